@@ -1,0 +1,23 @@
+"""The command line, ``lsconv``, and the reading and writing of pictures; uses the library's public names only.
+
+The photograph that ``lsconv demo`` restores, ``data/astronaut-256.png``, is a 256×256 crop of NASA's portrait of the
+astronaut Eileen Collins (public domain, as distributed with scikit-image).
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Entry point of the command ``lsconv``; says what to install where the ``app`` extra is missing."""
+    try:
+        from lsconv.app.cli import run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "lsconv":
+            raise
+        print(f"lsconv: the command line needs {error.name}; install it with: pip install 'lsconv[app]'", file=sys.stderr)
+        raise SystemExit(2) from None
+    run()
