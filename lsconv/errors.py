@@ -1,0 +1,70 @@
+"""Exceptions and warnings of lsconv.
+
+Every exception derives from :class:`LsconvError` and from the builtin that a caller would expect, so both
+``except lsconv.LsconvError`` and ``except ValueError`` catch a wrong shape.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "DeviceError",
+    "DtypeError",
+    "LsconvError",
+    "MethodError",
+    "NonFiniteError",
+    "PlanMemoryError",
+    "PreconditionerError",
+    "ShapeError",
+]
+
+
+class LsconvError(Exception):
+    """Base class of every error raised on purpose by lsconv."""
+
+
+class ArgumentError(LsconvError, ValueError):
+    """An argument has a value outside its domain (a negative damp, an unknown option)."""
+
+
+class ArgumentTypeError(LsconvError, TypeError):
+    """An argument has the wrong Python type (a list where a tensor is needed)."""
+
+
+class ShapeError(LsconvError, ValueError):
+    """A tensor's trailing dimensions are not the operator's ``in_shape`` or ``out_shape``, or shapes do not compose."""
+
+
+class DtypeError(LsconvError, TypeError):
+    """Two tensors or operators that must share a dtype do not, or a dtype cannot serve the computation."""
+
+
+class DeviceError(LsconvError, ValueError):
+    """Two tensors or operators that must share a device do not."""
+
+
+class NonFiniteError(LsconvError, ValueError):
+    """An input contains NaN or infinity; the message names the batch items."""
+
+
+class MethodError(LsconvError, ValueError):
+    """The method asked for cannot serve this operator; the message names one that can."""
+
+
+class PreconditionerError(LsconvError, ValueError):
+    """A preconditioner is not Hermitian positive definite, or its shapes do not fit."""
+
+
+class PlanMemoryError(LsconvError, MemoryError):
+    """A plan would need more memory than its limit; the message names the bytes and the alternatives."""
+
+
+class ConvergenceError(LsconvError, RuntimeError):
+    """A solve did not converge and ``raise_on_failure=True`` was given."""
+
+
+class ConvergenceWarning(UserWarning):
+    """A solve did not converge; ``Solution.status`` says why."""

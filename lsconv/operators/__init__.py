@@ -1,0 +1,1 @@
+"""What A is: linear operators between tensors, each with its exact adjoint."""

@@ -1,0 +1,348 @@
+"""LinearOperator: a linear map between tensors of fixed shape, with its exact adjoint.
+
+A maps ``in_shape`` to ``out_shape``. Both are shapes of *one* item: every tensor may carry any batch dimensions in
+front, and an operator built from one kernel per batch item has a ``batch_shape`` of its own, which broadcasts with
+them.
+The adjoint is taken in the standard inner product ``<u, v> = sum(conj(u) * v)`` over the item's dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentTypeError, DeviceError, DtypeError, NonFiniteError, ShapeError
+
+if TYPE_CHECKING:
+    import scipy.sparse.linalg as scipy_linalg
+    from typing_extensions import Self
+
+__all__ = ["LinearOperator"]
+
+
+class LinearOperator:
+    r"""A linear map ``y = A x`` between tensors, with its adjoint.
+
+    Subclasses implement :meth:`apply` and :meth:`adjoint`, which trust their argument; calling the operator,
+    ``A(x)``, checks it first. Tensors (and operators) held as attributes are found by :meth:`parameters`,
+    :meth:`with_parameters` and :meth:`to` without further code.
+
+    Args:
+        in_shape: shape of one input item, without batch dimensions.
+        out_shape: shape of one output item, without batch dimensions.
+        dtype: dtype of inputs and outputs.
+        device: device of inputs and outputs.
+        batch_shape: batch dimensions of the operator itself; broadcasts with those of the inputs.
+
+    Example:
+        >>> A = lsconv.FromFunctions((4,), (3,), lambda x: x[..., 1:] - x[..., :-1],
+        ...                          lambda y: torch.nn.functional.pad(-y, (0, 1)) + torch.nn.functional.pad(y, (1, 0)))
+        >>> A(torch.tensor([1.0, 2.0, 4.0, 7.0]))
+        tensor([1., 2., 3.])
+        >>> A.dot_test() < 1e-6
+        True
+    """
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    batch_shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    # numpy must leave `number * A` to __rmul__ instead of making an array of operators.
+    __array_ufunc__ = None
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        self.in_shape = _item_shape("in_shape", in_shape)
+        self.out_shape = _item_shape("out_shape", out_shape)
+        self.batch_shape = tuple(int(size) for size in batch_shape)
+        self.dtype = dtype
+        self.device = canonical_device(device)
+        if not (dtype.is_floating_point or dtype.is_complex):
+            raise DtypeError(f"dtype: expected a floating-point or complex dtype, got {dtype}")
+
+    # ------------------------------------------------------------------ what a subclass provides
+
+    def apply(self, x: Tensor) -> Tensor:
+        """``A x`` for ``x`` of shape ``(*batch, *in_shape)``, without checking ``x``."""
+        raise NotImplementedError
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """``A^H y`` for ``y`` of shape ``(*batch, *out_shape)``, without checking ``y``."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ use
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``A x``, after checking shape, dtype and device of ``x``."""
+        self.check_input(x)
+        return self.apply(x)
+
+    @property
+    def H(self) -> LinearOperator:  # noqa: N802 - the field's name for the adjoint
+        """The adjoint operator ``A^H``."""
+        from lsconv.operators.algebra import Adjoint
+
+        return Adjoint(self)
+
+    @property
+    def is_complex(self) -> bool:
+        """True when the operator maps complex tensors."""
+        return self.dtype.is_complex
+
+    @property
+    def in_numel(self) -> int:
+        """Number of unknowns of one item, ``n``."""
+        return math.prod(self.in_shape)
+
+    @property
+    def out_numel(self) -> int:
+        """Number of equations of one item, ``m``."""
+        return math.prod(self.out_shape)
+
+    def check_input(self, x: Any, name: str = "x", *, finite: bool = False) -> tuple[int, ...]:
+        """Check ``x`` against ``in_shape``, dtype and device, and return its batch dimensions."""
+        return self._check(x, name, "in_shape", finite)
+
+    def check_output(self, y: Any, name: str = "y", *, finite: bool = False) -> tuple[int, ...]:
+        """Check ``y`` against ``out_shape``, dtype and device, and return its batch dimensions."""
+        return self._check(y, name, "out_shape", finite)
+
+    def _check(self, tensor: Any, name: str, which: str, finite: bool) -> tuple[int, ...]:
+        item_shape: tuple[int, ...] = getattr(self, which)
+        if not isinstance(tensor, Tensor):
+            raise ArgumentTypeError(f"{name}: expected a torch.Tensor of shape (*batch, {_inside(item_shape)}), "
+                                    f"got {type(tensor).__name__}")  # fmt: skip
+        split = tensor.ndim - len(item_shape)
+        if split < 0 or tuple(tensor.shape[split:]) != item_shape:
+            batch_text = (
+                "too few dimensions" if split < 0 else f"batch dimensions understood: {tuple(tensor.shape[:split])}"
+            )
+            raise ShapeError(
+                f"{name}: shape {tuple(tensor.shape)} does not end with {which} {item_shape} ({batch_text})"
+            )
+        if tensor.dtype != self.dtype:
+            raise DtypeError(f"{name}: dtype {tensor.dtype} differs from the operator's {self.dtype}; "
+                             f"convert with {name}.to({self.dtype}) or A.to(dtype=...)")  # fmt: skip
+        if tensor.device != self.device:
+            raise DeviceError(f"{name}: device {tensor.device} differs from the operator's {self.device}; "
+                              f"move one with .to(device)")  # fmt: skip
+        batch = tuple(tensor.shape[:split])
+        if self.batch_shape:
+            try:
+                torch.broadcast_shapes(batch, self.batch_shape)
+            except RuntimeError:
+                raise ShapeError(f"{name}: batch dimensions {batch} do not broadcast with the operator's own "
+                                 f"batch_shape {self.batch_shape}") from None  # fmt: skip
+        if finite:
+            require_finite(tensor, name, len(item_shape))
+        return batch
+
+    # ------------------------------------------------------------------ tests and conversions
+
+    def dot_test(self, *, generator: torch.Generator | None = None) -> float:
+        r"""Relative error of the adjoint identity on random tensors.
+
+        .. math:: |\langle y, Ax\rangle - \langle A^H y, x\rangle| / (\|Ax\|\,\|y\|)
+
+        Returns a number of the order of the dtype's epsilon (times the square root of the size at worst) when
+        :meth:`adjoint` is the exact adjoint of :meth:`apply`, and of order one when it is not.
+
+        Args:
+            generator: source of the random tensors, on the operator's device.
+
+        Example:
+            >>> weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+            >>> lsconv.Conv2d(weight, in_size=(8, 9), padding=1, padding_mode="reflect").dot_test() < 1e-12
+            True
+        """
+        x = self._random(self.in_shape, generator)
+        y = self._random(self.out_shape, generator)
+        with torch.no_grad():
+            ax, ahy = self(x), self.H(y)
+            left = torch.sum(y.conj() * ax)
+            right = torch.sum(ahy.conj() * x)
+            scale = torch.linalg.vector_norm(ax) * torch.linalg.vector_norm(y)
+        return float((left - right).abs() / scale.clamp_min(torch.finfo(self.dtype).tiny))
+
+    def _random(self, item_shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        shape = (*self.batch_shape, *item_shape)
+        return torch.randn(shape, dtype=self.dtype, device=self.device, generator=generator)
+
+    def to_dense(self) -> Tensor:
+        """The matrix of A, of shape ``(*batch_shape, out_numel, in_numel)``; for small operators and tests.
+
+        Example:
+            >>> lsconv.Conv1d(torch.tensor([[[1.0, 10.0]]]), in_size=(3,)).to_dense()
+            tensor([[ 1., 10.,  0.],
+                    [ 0.,  1., 10.]])
+        """
+        n = self.in_numel
+        basis = torch.eye(n, dtype=self.dtype, device=self.device)
+        basis = basis.reshape(n, *(1 for _ in self.batch_shape), *self.in_shape)
+        columns = self.apply(basis.expand(n, *self.batch_shape, *self.in_shape))
+        return columns.reshape(n, *self.batch_shape, self.out_numel).movedim(0, -1)
+
+    def to_scipy(self) -> scipy_linalg.LinearOperator:
+        """This operator as a ``scipy.sparse.linalg.LinearOperator`` on flattened numpy vectors."""
+        from lsconv.operators.scipy import to_scipy
+
+        return to_scipy(self)
+
+    # ------------------------------------------------------------------ the tensors an operator is built from
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The floating-point and complex tensors this operator is built from, in a fixed order."""
+        found: list[Tensor] = []
+
+        def collect(tensor: Tensor) -> Tensor:
+            if tensor.is_floating_point() or tensor.is_complex():
+                found.append(tensor)
+            return tensor
+
+        self._map(collect)
+        return tuple(found)
+
+    def with_parameters(self, parameters: Sequence[Tensor]) -> Self:
+        """The same operator built from other tensors, given in the order of :meth:`parameters`."""
+        expected = self.parameters()
+        if len(parameters) != len(expected):
+            raise ArgumentTypeError(f"parameters: expected {len(expected)} tensors, got {len(parameters)}")
+        for index, (new, old) in enumerate(zip(parameters, expected, strict=True)):
+            if (new.shape, new.dtype, new.device) != (old.shape, old.dtype, old.device):
+                raise ShapeError(
+                    f"parameters[{index}]: expected {old.dtype} {tuple(old.shape)} on {old.device}, "
+                    f"got {new.dtype} {tuple(new.shape)} on {new.device}"
+                )
+        replacements = iter(parameters)
+        return self._map(lambda t: next(replacements) if t.is_floating_point() or t.is_complex() else t)
+
+    def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The same operator on another device, or in another dtype, or both.
+
+        A complex operator stays complex: ``dtype`` must then be a complex dtype.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        target_dtype = self.dtype if dtype is None else dtype
+        target_device = self.device if device is None else canonical_device(device)
+        if self.dtype.is_complex and not target_dtype.is_complex:
+            raise DtypeError(f"dtype: a complex operator ({self.dtype}) cannot be converted to {target_dtype}")
+
+        def convert(tensor: Tensor) -> Tensor:
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                return tensor.to(target_device)
+            return tensor.to(target_device, target_dtype)
+
+        return self._map(convert, target_dtype, target_device)
+
+    def _map(
+        self,
+        function: Callable[[Tensor], Tensor],
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Self:
+        """A copy with ``function`` applied to every tensor held, here and in the operators this one is made of."""
+
+        def convert(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, LinearOperator):
+                return value._map(function, dtype, device)
+            if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, LinearOperator)) for v in value):
+                return type(value)(convert(v) for v in value)
+            return value
+
+        clone = copy.copy(self)
+        clone.__dict__ = {
+            name: convert(value) for name, value in self.__dict__.items() if not name.startswith("_cached")
+        }
+        if dtype is not None:
+            clone.dtype = dtype
+        if device is not None:
+            clone.device = device
+        return clone
+
+    # ------------------------------------------------------------------ algebra
+
+    def __add__(self, other: Any) -> LinearOperator:
+        from lsconv.operators.algebra import Sum
+
+        return Sum([self, other]) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __sub__(self, other: Any) -> LinearOperator:
+        return self + (-other) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __neg__(self) -> LinearOperator:
+        return -1 * self
+
+    def __mul__(self, scalar: Any) -> LinearOperator:
+        from lsconv.operators.algebra import Scaled
+
+        return Scaled(self, scalar) if isinstance(scalar, (numbers.Number, Tensor)) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scalar: Any) -> LinearOperator:
+        return self * (1 / scalar) if isinstance(scalar, (numbers.Number, Tensor)) else NotImplemented
+
+    def __matmul__(self, other: Any) -> Any:
+        from lsconv.operators.algebra import Product
+
+        if isinstance(other, Tensor):
+            return self(other)
+        return Product([self, other]) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __repr__(self) -> str:
+        batch = f", batch_shape={self.batch_shape}" if self.batch_shape else ""
+        return f"{type(self).__name__}({self.in_shape} -> {self.out_shape}, {self.dtype}, {self.device}{batch})"
+
+
+def canonical_device(device: torch.device | str) -> torch.device:
+    """``device`` as tensors report it: ``cuda`` becomes ``cuda:<current>``."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def require_finite(tensor: Tensor, name: str, item_ndim: int) -> None:
+    """Raise :class:`NonFiniteError` naming the batch items of ``tensor`` that hold NaN or infinity.
+
+    The last ``item_ndim`` dimensions are the item's, those before them are batch dimensions.
+    """
+    finite = torch.isfinite(tensor)
+    if bool(finite.all()):
+        return
+    batch_ndim = tensor.ndim - item_ndim
+    if batch_ndim == 0:
+        raise NonFiniteError(f"{name}: contains NaN or infinity")
+    bad = (~finite.reshape(*tensor.shape[:batch_ndim], -1).all(-1)).nonzero().tolist()
+    shown = ", ".join(str(tuple(index) if batch_ndim > 1 else index[0]) for index in bad[:8])
+    more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+    raise NonFiniteError(f"{name}: contains NaN or infinity in batch item(s) {shown}{more}")
+
+
+def _item_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(int(size) for size in shape)
+    if any(size <= 0 for size in sizes):
+        raise ShapeError(f"{name}: every size must be positive, got {sizes}")
+    return sizes
+
+
+def _inside(shape: tuple[int, ...]) -> str:
+    return ", ".join(str(size) for size in shape)
