@@ -237,7 +237,7 @@ class LinearOperator:
         A complex operator stays complex: ``dtype`` must then be a complex dtype.
         """
         if isinstance(device, torch.dtype):
-            device, dtype = None, device
+            return self.to(dtype=device)
         target_dtype = self.dtype if dtype is None else dtype
         target_device = self.device if device is None else canonical_device(device)
         if self.dtype.is_complex and not target_dtype.is_complex:
@@ -293,12 +293,12 @@ class LinearOperator:
     def __mul__(self, scalar: Any) -> LinearOperator:
         from lsconv.operators.algebra import Scaled
 
-        return Scaled(self, scalar) if isinstance(scalar, (numbers.Number, Tensor)) else NotImplemented
+        return Scaled(self, scalar) if _is_scalar(scalar) else NotImplemented
 
     __rmul__ = __mul__
 
     def __truediv__(self, scalar: Any) -> LinearOperator:
-        return self * (1 / scalar) if isinstance(scalar, (numbers.Number, Tensor)) else NotImplemented
+        return self * (1 / scalar) if _is_scalar(scalar) else NotImplemented
 
     def __matmul__(self, other: Any) -> Any:
         from lsconv.operators.algebra import Product
@@ -342,6 +342,10 @@ def _item_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     if any(size <= 0 for size in sizes):
         raise ShapeError(f"{name}: every size must be positive, got {sizes}")
     return sizes
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (numbers.Number, Tensor))
 
 
 def _inside(shape: tuple[int, ...]) -> str:
