@@ -314,10 +314,11 @@ class LinearOperator:
 
 def canonical_device(device: torch.device | str) -> torch.device:
     """``device`` as tensors report it: ``cuda`` becomes ``cuda:<current>``."""
-    device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
+    canonical = torch.device(device)
+    index: int | None = canonical.index
+    if canonical.type == "cuda" and index is None:
         return torch.device("cuda", torch.cuda.current_device())
-    return device
+    return canonical
 
 
 def require_finite(tensor: Tensor, name: str, item_ndim: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -208,7 +209,7 @@ class Dense(LinearOperator):
             expected = "(m, n)" if sparse else "(*batch, m, n)"
             raise ShapeError(f"matrix: expected shape {expected}, got {tuple(matrix.shape)}")
         if sparse:
-            matrix = matrix.to_sparse_csr()
+            matrix = _to_csr(matrix)
         m, n = matrix.shape[-2:]
         super().__init__(
             (n,) if in_shape is None else in_shape,
@@ -222,7 +223,8 @@ class Dense(LinearOperator):
                 f"matrix: shape {tuple(matrix.shape)} does not map in_shape {self.in_shape} ({self.in_numel} entries) "
                 f"to out_shape {self.out_shape} ({self.out_numel} entries)"
             )
-        require_finite(matrix.values() if sparse else matrix, "matrix", 1 if sparse else 2)
+        # Detached, because a complex view of a sparse tensor's values asks for the strides that it does not have.
+        require_finite(matrix.values().detach() if sparse else matrix, "matrix", 1 if sparse else 2)
         self.matrix = matrix
         self.is_sparse = sparse
 
@@ -247,8 +249,7 @@ class Dense(LinearOperator):
     def _sparse_adjoint(self) -> Tensor:
         cached: Tensor | None = self.__dict__.get("_cached_adjoint")
         if cached is None:
-            coordinates = self.matrix.to_sparse_coo()
-            cached = coordinates.transpose(0, 1).conj().to_sparse_csr()
+            cached = _to_csr(self.matrix.to_sparse_coo().transpose(0, 1).conj())
             if not self.matrix.requires_grad:
                 self._cached_adjoint = cached
         return cached
@@ -313,6 +314,12 @@ class FromFunctions(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         """The function ``adjoint`` on ``y``."""
         return self._adjoint_function(y, *self._tensors)
+
+
+def _to_csr(matrix: Tensor) -> Tensor:
+    with warnings.catch_warnings():  # torch calls its CSR tensors beta, once a process; nothing for a caller to act on
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return matrix.to_sparse_csr()
 
 
 def _split_shape(name: str, tensor: Any, batch_ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
