@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
 from lsconv.operators.base import LinearOperator, require_finite
+from lsconv.operators.fft_convolution import FrequencyGrid
 from lsconv.operators.padding import Pairs, check_pairs, normalise_pairs, pad, pad_adjoint
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = ["Conv1d", "Conv2d", "Conv3d", "Convolution"]
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _CONV_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+_BACKENDS = ("auto", "direct", "fft")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
@@ -98,6 +100,7 @@ class Convolution(LinearOperator):
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         padding_mode: str = "zeros",
+        backend: str = "auto",
         *,
         check_finite: bool = True,
     ) -> None:
@@ -107,6 +110,9 @@ class Convolution(LinearOperator):
         self.dilation = _positive_ints("dilation", dilation, self.ndim)
         (self.groups,) = _positive_ints("groups", groups, 1)
         self.padding_mode = padding_mode
+        if backend not in _BACKENDS:
+            raise ArgumentError(f"backend: expected one of {', '.join(map(repr, _BACKENDS))}, got {backend!r}")
+        self.backend = backend
         _check_weight(weight, self.ndim, self.groups, check_finite)
         self.weight = weight
         self.kernel_size = tuple(weight.shape[-self.ndim :])
@@ -166,12 +172,14 @@ class Convolution(LinearOperator):
     def apply(self, x: Tensor) -> Tensor:
         """The convolution of ``x``."""
         items, batch = self._items_to_channels(x, self.in_shape)
-        return self._channels_to_items(self._direct(items), batch, self.out_shape)
+        y = self._grid.apply(items, self._spectrum()) if self._uses_fft else self._direct(items)
+        return self._channels_to_items(y, batch, self.out_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The transposed convolution of ``y``, of the inputs' size, and the adjoint of the padding."""
         items, batch = self._items_to_channels(y, self.out_shape)
-        return self._channels_to_items(self._direct_adjoint(items), batch, self.in_shape)
+        x = self._grid.adjoint(items, self._spectrum()) if self._uses_fft else self._direct_adjoint(items)
+        return self._channels_to_items(x, batch, self.in_shape)
 
     def _direct(self, x: Tensor) -> Tensor:
         """Torch's convolution of ``(items, kernels * c_in, *spatial_in)``, a group of channels for every kernel."""
@@ -205,6 +213,34 @@ class Convolution(LinearOperator):
         symmetric = tuple(min(pair) for pair in self.padding)
         return symmetric, tuple((left - s, right - s) for (left, right), s in zip(self.padding, symmetric, strict=True))
 
+    # ------------------------------------------------------------------ the FFT backend
+
+    @property
+    def _grid(self) -> FrequencyGrid:
+        grid: FrequencyGrid | None = self.__dict__.get("_cached_grid")
+        if grid is None:
+            grid = FrequencyGrid.of(
+                self.spatial_in, self.kernel_extent, self.padding, self.padding_mode, self.stride, self.dilation
+            )
+            self._cached_grid = grid
+        return grid
+
+    @property
+    def _uses_fft(self) -> bool:
+        return self.backend == "fft"
+
+    def _spectrum(self) -> Tensor:
+        """The symbol of the kernels, kept until the weight changes."""
+        weight, groups = self._grouped_weight()
+        weight = weight.reshape(groups, self.c_out // self.groups, *weight.shape[1:])
+        if not _may_cache(self.weight):
+            return self._grid.spectrum(weight)
+        cached: tuple[Tensor, int, Tensor] | None = self.__dict__.get("_cached_spectrum")
+        if cached is None or cached[0] is not self.weight or cached[1] != self.weight._version:
+            cached = (self.weight, self.weight._version, self._grid.spectrum(weight))
+            self._cached_spectrum = cached
+        return cached[2]
+
     # ------------------------------------------------------------------ a kernel per batch item
 
     def _grouped_weight(self) -> tuple[Tensor, int]:
@@ -228,7 +264,7 @@ class Convolution(LinearOperator):
         shared, own = self._batch_order(len(batch))
         if own:
             x = x.permute(*shared, *own, *range(len(batch), x.ndim))
-        items, kernels = math.prod(batch[dim] for dim in shared), math.prod(batch[dim] for dim in own)
+        items, kernels = math.prod([batch[dim] for dim in shared]), math.prod([batch[dim] for dim in own])
         return x.reshape(items, kernels * item_shape[0], *item_shape[1:]), batch
 
     def _channels_to_items(self, y: Tensor, batch: tuple[int, ...], item_shape: tuple[int, ...]) -> Tensor:
@@ -348,6 +384,19 @@ def _check_weight(weight: Any, ndim: int, groups: int, check_finite: bool) -> No
         )
     if check_finite:
         require_finite(weight, "weight", ndim + 2)
+
+
+def _may_cache(weight: Tensor) -> bool:
+    """Whether what is computed from ``weight`` now may be used again.
+
+    Not while autograd follows the weight, nor for inference tensors, which do not count their changes and cannot
+    enter a graph later, nor while torch.compile traces, which cannot see either.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if weight.requires_grad and torch.is_grad_enabled():
+        return False
+    return not (weight.is_inference() or torch.is_inference_mode_enabled())
 
 
 def _resolve_padding(padding: Any, extent: tuple[int, ...], stride: tuple[int, ...]) -> Pairs:

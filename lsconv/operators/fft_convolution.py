@@ -1,0 +1,195 @@
+r"""Convolution by FFT: the backend for large kernels.
+
+A convolution is a circulant on a periodic grid, seen through two crops (Reeves 2005 calls the cells outside them the
+border). With the dilated kernel placed at the cells (d t - l) mod N of a grid of N cells per axis,
+
+    y = crop_out F^-1 conj(F K) F crop_in^T x,          x = crop_in F^-1 (F K)^T F crop_out^T y   (the adjoint),
+
+exact when N >= n_in + max(left, right) and N >= n_in + left + right - extent + 1, so that a read that wraps around the
+grid lands on a zero. Stride keeps every s-th output. Periodic padding needs no zeros: N = n_in. The other padding
+modes are padded first and then convolved without padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.operators.padding import Pairs, pad, pad_adjoint
+
+__all__ = ["FrequencyGrid", "fft_cost", "good_fft_length"]
+
+# Channels up to which the per-frequency products are summed channel by channel; above, one small matrix product per
+# frequency is faster (measured, see benchmarks/convolution_backend.py).
+_FEW_CHANNELS = 4
+
+
+def good_fft_length(n: int) -> int:
+    """The smallest length of at least ``n`` that the FFT likes: even, with no prime factor above 7.
+
+    Measured with one thread on MKL (real transforms of 120 to 1060 squared): lengths with factors up to 13 are all
+    within 1.5 times of the best per cell, others cost 3 to 6 times as much, and odd lengths cost up to twice an even
+    one in float32. cuFFT's fast radices are also 2, 3, 5 and 7.
+
+    Args:
+        n: the length needed, at least 1.
+
+    Example:
+        >>> from lsconv.operators.fft_convolution import good_fft_length
+        >>> [good_fft_length(n) for n in (1, 7, 127, 257, 1021)]
+        [1, 8, 128, 270, 1024]
+    """
+    if n <= 2:
+        return max(n, 1)
+    length = n + n % 2
+    while _without_factors(length, (2, 3, 5, 7)) != 1:
+        length += 2
+    return length
+
+
+def fft_cost(grid: Sequence[int]) -> float:
+    """Relative cost of one FFT on ``grid``: cells times log2 of the cells, times 5 along lengths with large factors."""
+    cells = math.prod(grid)
+    return cells * sum(math.log2(n) * (1.0 if _without_factors(n, (2, 3, 5, 7, 11, 13)) == 1 else 5.0) for n in grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrequencyGrid:
+    """Where the inputs, the outputs and the kernel of one convolution lie on the periodic grid.
+
+    Attributes:
+        grid: cells per axis.
+        source: size of the tensor that is transformed: the inputs' size, or that of the padded inputs.
+        before: padding done before the transform, ``(left, right)`` per axis.
+        mode: mode of the padding done before.
+        shift: left padding per axis that the grid does by itself.
+        dense: outputs per axis at stride 1.
+        stride: step between outputs.
+        dilation: step between the taps of the kernel.
+    """
+
+    grid: tuple[int, ...]
+    source: tuple[int, ...]
+    before: Pairs
+    mode: str
+    shift: tuple[int, ...]
+    dense: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        spatial_in: tuple[int, ...],
+        extent: tuple[int, ...],
+        padding: Pairs,
+        mode: str,
+        stride: tuple[int, ...],
+        dilation: tuple[int, ...],
+    ) -> FrequencyGrid:
+        """The cheapest grid for a convolution of these sizes."""
+        nothing = ((0, 0),) * len(spatial_in)
+        left = tuple(pair[0] for pair in padding)
+        padded = tuple(n + sum(pair) for n, pair in zip(spatial_in, padding, strict=True))
+        dense = tuple(n - e + 1 for n, e in zip(padded, extent, strict=True))
+        if mode == "zeros":
+            # The last bound keeps two taps of a kernel wider than the inputs from falling on the same cell.
+            needed = [
+                max(n + max(pair), d, e) for n, pair, d, e in zip(spatial_in, padding, dense, extent, strict=True)
+            ]
+            grid = tuple(map(good_fft_length, needed))
+            return cls(grid, spatial_in, nothing, mode, left, dense, stride, dilation)
+        before = cls(
+            tuple(map(good_fft_length, padded)), padded, padding, mode, (0,) * len(left), dense, stride, dilation
+        )
+        if mode == "circular" and all(max(d, e) <= n for d, e, n in zip(dense, extent, spatial_in, strict=True)):
+            exact = cls(spatial_in, spatial_in, nothing, mode, left, dense, stride, dilation)
+            return min(exact, before, key=lambda choice: fft_cost(choice.grid))
+        return before
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        return tuple(range(-len(self.grid), 0))
+
+    def spectrum(self, weight: Tensor) -> Tensor:
+        """The symbol of every kernel on the grid.
+
+        Args:
+            weight: kernels of shape ``(groups, c_out / groups, c_in / groups, *kernel_size)``.
+
+        Returns:
+            ``(groups, c_out / groups, c_in / groups, *frequencies)``; real kernels keep half of the last axis.
+        """
+        lead = weight.shape[: -len(self.grid)]
+        extent = [d * (k - 1) + 1 for d, k in zip(self.dilation, weight.shape[-len(self.grid) :], strict=True)]
+        if any(d > 1 for d in self.dilation):
+            dilated = weight.new_zeros(*lead, *extent)
+            dilated[_window(extent, self.dilation)] = weight
+            weight = dilated
+        placed = pad(weight, [(0, n - e) for n, e in zip(self.grid, extent, strict=True)])
+        placed = torch.roll(placed, [-s for s in self.shift], self._axes)
+        return self._transform(placed.conj().resolve_conj()).conj().resolve_conj()
+
+    def apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
+        """The convolution of ``x``, of shape ``(items, groups * c_in, *spatial_in)``."""
+        groups, c_out, c_in = spectrum.shape[:3]
+        x = pad(x, self.before, self.mode)
+        frequencies = self._transform(x.reshape(x.shape[0], groups, c_in, *self.source))
+        dense = self._invert(_multiply(spectrum, frequencies), not x.is_complex())
+        y = dense[_window(self.dense, self.stride)]
+        return y.reshape(x.shape[0], groups * c_out, *y.shape[3:])
+
+    def adjoint(self, y: Tensor, spectrum: Tensor) -> Tensor:
+        """The adjoint on ``y``, of shape ``(items, groups * c_out, *spatial_out)``."""
+        groups, c_out, c_in = spectrum.shape[:3]
+        if any(s > 1 for s in self.stride):
+            dense = y.new_zeros(*y.shape[:2], *self.dense)
+            dense[_window(self.dense, self.stride)] = y
+            y = dense
+        frequencies = self._transform(y.reshape(y.shape[0], groups, c_out, *self.dense))
+        x = self._invert(_multiply(spectrum.conj().transpose(1, 2), frequencies), not y.is_complex())
+        x = x[_window(self.source, (1,) * len(self.source))]
+        x = x.reshape(y.shape[0], groups * c_in, *self.source)
+        return pad_adjoint(x, self.before, self.mode)
+
+    def _transform(self, x: Tensor) -> Tensor:
+        transform = torch.fft.fftn if x.is_complex() else torch.fft.rfftn
+        result: Tensor = transform(x, s=self.grid, dim=self._axes)
+        return result
+
+    def _invert(self, frequencies: Tensor, real: bool) -> Tensor:
+        transform = torch.fft.irfftn if real else torch.fft.ifftn
+        result: Tensor = transform(frequencies, s=self.grid, dim=self._axes)
+        return result
+
+
+def _window(sizes: Sequence[int], steps: Sequence[int]) -> tuple[Any, ...]:
+    """The index of every step-th of the first cells of the last axes."""
+    return (Ellipsis, *(slice(0, size, step) for size, step in zip(sizes, steps, strict=True)))
+
+
+def _multiply(spectrum: Tensor, x: Tensor) -> Tensor:
+    """``sum_c spectrum[g, o, c, f] x[e, g, c, f]`` for every item e, group g and frequency f."""
+    channels = x.shape[2]
+    if channels <= _FEW_CHANNELS:
+        total = spectrum[:, :, 0] * x[:, :, :1]
+        for channel in range(1, channels):
+            total = total + spectrum[:, :, channel] * x[:, :, channel : channel + 1]
+        return total
+    frequencies = x.shape[3:]
+    matrices = spectrum.flatten(3).permute(0, 3, 1, 2)
+    columns = x.flatten(3).permute(1, 3, 2, 0)
+    product = (matrices @ columns).permute(3, 0, 2, 1)
+    return product.reshape(*product.shape[:3], *frequencies)
+
+
+def _without_factors(n: int, primes: Sequence[int]) -> int:
+    for prime in primes:
+        while n % prime == 0:
+            n //= prime
+    return n
