@@ -1,0 +1,202 @@
+r"""A convolution as a truncated block-circulant operator on a periodic grid.
+
+Along every axis the input index is split into a phase and a position, ``u = s q + phi`` (``s`` the stride), so that a
+strided convolution becomes a stride-1 convolution of ``s`` times as many channels, the polyphase channels,
+
+.. math:: y[i] = \sum_{\phi,\tau} K_\phi[\tau]\, x_\phi[i + \tau].
+
+On a periodic grid of ``N`` positions that is long enough for no read to wrap onto an input cell,
+
+.. math:: A = R_{out}\, C\, R_{in}^T,
+
+with C block-circulant and the R's cropping the grid to the outputs and to the inputs. Groups, and kernels per batch
+item, are independent blocks of the same C.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.fft_convolution import good_fft_length
+
+__all__ = ["Axis", "Embedding"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One spatial axis of a convolution on a periodic grid of ``grid`` positions.
+
+    Attributes:
+        grid: number of grid positions, ``N``.
+        stride: number of phases.
+        n_in: number of inputs, all phases together.
+        n_out: number of outputs; they are the grid positions ``0 .. n_out - 1``.
+        taps: the (phase, tau) of every kernel tap.
+        constrained: True when outputs read grid cells that are not inputs (zero padding): those cells must hold zeros.
+    """
+
+    grid: int
+    stride: int
+    n_in: int
+    n_out: int
+    taps: tuple[tuple[int, int], ...]
+    constrained: bool
+
+    def inputs(self, phase: int) -> int:
+        """Number of inputs of one phase; they are the positions ``0 .. inputs(phase) - 1``."""
+        return -(-(self.n_in - phase) // self.stride)
+
+    def border_in(self, phase: int) -> list[int]:
+        """The positions of one phase that hold a zero by constraint."""
+        return list(range(self.inputs(phase), self.grid)) if self.constrained else []
+
+    def border_out(self) -> list[int]:
+        """The positions that are not outputs although they read an input."""
+        if not self.constrained:
+            return list(range(self.n_out, self.grid))
+        return [
+            i
+            for i in range(self.n_out, self.grid)
+            if any((i + tau) % self.grid < self.inputs(phase) for phase, tau in self.taps)
+        ]
+
+
+def _axis(convolution: Convolution, a: int, grid: int | None) -> Axis:
+    n_in, n_out = convolution.spatial_in[a], convolution.spatial_out[a]
+    stride, dilation = convolution.stride[a], convolution.dilation[a]
+    left = convolution.padding[a][0]
+    taps = tuple(
+        ((dilation * t - left) % stride, (dilation * t - left) // stride) for t in range(convolution.kernel_size[a])
+    )
+    if convolution.padding_mode == "circular":
+        return Axis(n_in // stride, stride, n_in, n_out, taps, constrained=False)
+    axis = Axis(1, stride, n_in, n_out, taps, constrained=False)
+    before = max(max(-tau for _, tau in taps), 0)
+    after = max(max(n_out + tau - axis.inputs(phase) for phase, tau in taps), 0)
+    # without overhang every read is an input and the inputs may fill the grid; otherwise the cells on both sides of
+    # the inputs are kept apart (N = n + 2p), which costs a longer border but fewer iterations than N = n + p
+    needed = max(axis.inputs(0) + before + after, n_out)
+    length = good_fft_length(needed) if grid is None else max(grid, needed)
+    return Axis(length, stride, n_in, n_out, taps, constrained=before > 0 or after > 0)
+
+
+class Embedding:
+    """The periodic grid of a convolution, and the way of its tensors to and from it.
+
+    On the grid a tensor has shape ``(rest, blocks, channels, *grid)``: ``blocks`` are the independent symbols (kernels
+    per batch item times groups) and ``rest`` the remaining batch items.
+
+    Args:
+        convolution: the operator; padding mode "zeros" or "circular" (then the stride must divide every input size
+            and the outputs must fit the grid).
+        grid: grid sizes to use instead of the next good FFT lengths; raised where they are too small.
+    """
+
+    def __init__(self, convolution: Convolution, grid: tuple[int, ...] | None = None) -> None:
+        self.ndim = convolution.ndim
+        self.axes = tuple(_axis(convolution, a, None if grid is None else grid[a]) for a in range(self.ndim))
+        self.grid = tuple(axis.grid for axis in self.axes)
+        self.stride = convolution.stride
+        self.groups = convolution.groups
+        self.kernel_size = convolution.kernel_size
+        self.batch_shape = convolution.batch_shape
+        self.blocks = math.prod(self.batch_shape) * self.groups
+        self.in_shape, self.out_shape = convolution.in_shape, convolution.out_shape
+        self.phases = tuple(product(*(range(s) for s in self.stride)))
+        self.in_channels = self.in_shape[0] // self.groups * len(self.phases)
+        self.out_channels = self.out_shape[0] // self.groups
+
+    @staticmethod
+    def exists(convolution: Convolution) -> bool:
+        """True when the convolution is a truncated block-circulant operator."""
+        if convolution.padding_mode == "zeros":
+            return True
+        return convolution.padding_mode == "circular" and all(
+            n % s == 0 and m <= n // s
+            for n, m, s in zip(convolution.spatial_in, convolution.spatial_out, convolution.stride, strict=True)
+        )
+
+    @property
+    def is_circulant(self) -> bool:
+        """True when nothing is cropped: the operator is the block-circulant operator itself."""
+        return all(not axis.constrained and axis.n_out == axis.grid for axis in self.axes)
+
+    # ------------------------------------------------------------------ tensors
+
+    def rest(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        """The batch dimensions after broadcasting with the operator's own, and the number of items beyond those."""
+        full = torch.broadcast_shapes(batch, self.batch_shape)
+        return tuple(full), math.prod(full[: len(full) - len(self.batch_shape)])
+
+    def inputs_to_grid(self, x: Tensor) -> Tensor:
+        """``(*batch, *in_shape)`` to ``(rest, blocks, in_channels, *grid)``, zero outside the inputs."""
+        x = self._blocks(x, self.in_shape)
+        pad = [size for axis in reversed(self.axes) for size in (0, axis.grid * axis.stride - axis.n_in)]
+        x = torch.nn.functional.pad(x, pad)
+        if len(self.phases) == 1:
+            return x
+        x = x.reshape(*x.shape[:3], *(size for axis in self.axes for size in (axis.grid, axis.stride)))
+        positions, phases = range(3, 3 + 2 * self.ndim, 2), range(4, 4 + 2 * self.ndim, 2)
+        return x.permute(0, 1, 2, *phases, *positions).reshape(*x.shape[:2], self.in_channels, *self.grid)
+
+    def inputs_from_grid(self, z: Tensor, batch: tuple[int, ...]) -> Tensor:
+        """The inverse of :meth:`inputs_to_grid`, cropping to the inputs; ``batch`` as :meth:`rest` returned it."""
+        if len(self.phases) > 1:
+            z = z.reshape(*z.shape[:2], -1, *self.stride, *self.grid)
+            order = [d for a in range(self.ndim) for d in (3 + self.ndim + a, 3 + a)]
+            z = z.permute(0, 1, 2, *order)
+            z = z.reshape(*z.shape[:3], *(axis.grid * axis.stride for axis in self.axes))
+        z = z[(..., *(slice(axis.n_in) for axis in self.axes))]
+        return z.reshape(*batch, *self.in_shape)
+
+    def outputs_to_grid(self, y: Tensor) -> Tensor:
+        """``(*batch, *out_shape)`` to ``(rest, blocks, out_channels, *grid)``, zero outside the outputs."""
+        y = self._blocks(y, self.out_shape)
+        pad = [size for axis in reversed(self.axes) for size in (0, axis.grid - axis.n_out)]
+        return torch.nn.functional.pad(y, pad)
+
+    def outputs_from_grid(self, z: Tensor, batch: tuple[int, ...]) -> Tensor:
+        """The inverse of :meth:`outputs_to_grid`, cropping to the outputs; ``batch`` as :meth:`rest` returned it."""
+        return z[(..., *(slice(axis.n_out) for axis in self.axes))].reshape(*batch, *self.out_shape)
+
+    def _blocks(self, tensor: Tensor, item_shape: tuple[int, ...]) -> Tensor:
+        batch, rest = self.rest(tuple(tensor.shape[: tensor.ndim - len(item_shape)]))
+        channels = item_shape[0] // self.groups
+        return tensor.expand(*batch, *item_shape).reshape(rest, self.blocks, channels, *item_shape[1:])
+
+    # ------------------------------------------------------------------ kernel and border
+
+    def kernel_to_grid(self, weight: Tensor) -> Tensor:
+        """``weight`` as the first block column of C: ``(blocks, out_channels, in_channels, *grid)``.
+
+        The entry at position ``tau`` (modulo the grid) multiplies ``x[i + tau]`` in ``y[i]``.
+        """
+        k = weight.reshape(self.blocks, self.out_channels, weight.shape[-self.ndim - 1], *self.kernel_size)
+        for a, axis in enumerate(self.axes):
+            index = torch.tensor([phase * axis.grid + tau % axis.grid for phase, tau in axis.taps], device=k.device)
+            shape = list(k.shape)
+            shape[3 + a] = axis.stride * axis.grid
+            k = k.new_zeros(shape).index_add(3 + a, index, k)
+        if len(self.phases) == 1:
+            return k
+        k = k.reshape(*k.shape[:3], *(size for axis in self.axes for size in (axis.stride, axis.grid)))
+        phases, positions = range(3, 3 + 2 * self.ndim, 2), range(4, 4 + 2 * self.ndim, 2)
+        return k.permute(0, 1, 2, *phases, *positions).reshape(
+            self.blocks, self.out_channels, self.in_channels, *self.grid
+        )
+
+    def output_border(self) -> list[list[list[int]]]:
+        """Border positions per output channel and axis."""
+        positions = [axis.border_out() for axis in self.axes]
+        return [positions for _ in range(self.out_channels)]
+
+    def input_border(self) -> list[list[list[int]]]:
+        """Border positions per polyphase input channel and axis."""
+        per_phase = [[axis.border_in(phase) for axis, phase in zip(self.axes, p, strict=True)] for p in self.phases]
+        return per_phase * (self.in_channels // len(self.phases))
