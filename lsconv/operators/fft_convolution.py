@@ -24,17 +24,13 @@ from lsconv.operators.padding import Pairs, pad, pad_adjoint
 
 __all__ = ["FrequencyGrid", "fft_cost", "good_fft_length"]
 
-# Channels up to which the per-frequency products are summed channel by channel; above, one small matrix product per
-# frequency is faster (measured, see benchmarks/convolution_backend.py).
-_FEW_CHANNELS = 4
-
 
 def good_fft_length(n: int) -> int:
-    """The smallest length of at least ``n`` that the FFT likes: even, with no prime factor above 7.
+    """The smallest length of at least ``n`` that the FFT likes: a multiple of 4 with no prime factor above 7.
 
-    Measured with one thread on MKL (real transforms of 120 to 1060 squared): lengths with factors up to 13 are all
-    within 1.5 times of the best per cell, others cost 3 to 6 times as much, and odd lengths cost up to twice an even
-    one in float32. cuFFT's fast radices are also 2, 3, 5 and 7.
+    Measured with one thread on MKL, per cell and against the best length nearby: factors up to 13 cost at most 1.5
+    times as much, larger ones 3 to 6 times; in float32 an odd length costs up to twice an even one, and beyond 2^15
+    cells twice an odd number costs 2 to 4 times as much as a multiple of 4. cuFFT's fast radices are 2, 3, 5 and 7.
 
     Args:
         n: the length needed, at least 1.
@@ -42,13 +38,14 @@ def good_fft_length(n: int) -> int:
     Example:
         >>> from lsconv.operators.fft_convolution import good_fft_length
         >>> [good_fft_length(n) for n in (1, 7, 127, 257, 1021)]
-        [1, 8, 128, 270, 1024]
+        [1, 8, 128, 280, 1024]
     """
     if n <= 2:
         return max(n, 1)
-    length = n + n % 2
+    step = 2 if n <= 16 else 4
+    length = -(-n // step) * step
     while _without_factors(length, (2, 3, 5, 7)) != 1:
-        length += 2
+        length += step
     return length
 
 
@@ -175,17 +172,12 @@ def _window(sizes: Sequence[int], steps: Sequence[int]) -> tuple[Any, ...]:
 
 def _multiply(spectrum: Tensor, x: Tensor) -> Tensor:
     """``sum_c spectrum[g, o, c, f] x[e, g, c, f]`` for every item e, group g and frequency f."""
-    channels = x.shape[2]
-    if channels <= _FEW_CHANNELS:
-        total = spectrum[:, :, 0] * x[:, :, :1]
-        for channel in range(1, channels):
-            total = total + spectrum[:, :, channel] * x[:, :, channel : channel + 1]
-        return total
-    frequencies = x.shape[3:]
-    matrices = spectrum.flatten(3).permute(0, 3, 1, 2)
-    columns = x.flatten(3).permute(1, 3, 2, 0)
-    product = (matrices @ columns).permute(3, 0, 2, 1)
-    return product.reshape(*product.shape[:3], *frequencies)
+    # One pass per channel, summed in place: faster than a small matrix product per frequency up to 32 channels and as
+    # fast at 64, because batches of tiny complex products are slow and want both factors reordered.
+    total = spectrum[:, :, 0] * x[:, :, :1]
+    for channel in range(1, x.shape[2]):
+        total.addcmul_(spectrum[:, :, channel], x[:, :, channel : channel + 1])
+    return total
 
 
 def _without_factors(n: int, primes: Sequence[int]) -> int:
