@@ -1,0 +1,1 @@
+"""How min ||Ax - y|| is iterated: knows LinearOperator, no convolution."""

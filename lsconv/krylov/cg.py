@@ -1,0 +1,129 @@
+r"""Conjugate gradients for Hermitian positive definite A.
+
+.. math:: A x = b, \qquad x_k = \arg\min_{x \in x_0 + K_k} \|x - x^*\|_A
+
+Hestenes and Stiefel, "Methods of conjugate gradients for solving linear systems", J. Res. Natl. Bur. Stand. 49 (1952).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.krylov.batch import binary_unit, divide
+from lsconv.krylov.iteration import iterate
+from lsconv.krylov.method import CURVATURE, KERNEL, Method
+from lsconv.krylov.options import IterationState, Options
+from lsconv.krylov.problem import Problem, prepare
+from lsconv.krylov.solution import Solution
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["cg"]
+
+
+def cg(
+    A: Any,
+    b: Tensor,
+    *,
+    M: LinearOperator | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    max_iter: int | None = None,
+    x0: Tensor | None = None,
+    callback: Callable[[IterationState], bool | None] | None = None,
+    progress: bool = False,
+    check_every: int | None = None,
+    raise_on_failure: bool = False,
+    check_finite: bool = True,
+) -> Solution:
+    r"""Solve ``A x = b`` with A Hermitian positive definite, every batch item on its own.
+
+    Only the residual decides about convergence: ``||b - A x|| <= max(rtol ||b||, atol)``. A direction of negative (or
+    no) curvature ends the item with :attr:`Status.NEGATIVE_CURVATURE`; ``minres`` serves such operators.
+
+    Args:
+        A: a LinearOperator with ``in_shape == out_shape``; or a dense tensor, a sparse tensor, a scipy LinearOperator.
+        b: right-hand side ``(*batch, *out_shape)``.
+        M: inverse preconditioner, Hermitian positive definite, :math:`M \approx A^{-1}`. It never changes the answer.
+        rtol: relative tolerance; None: ``10 eps^0.75`` of the dtype.
+        atol: absolute tolerance on the residual norm, in the units of b.
+        max_iter: iteration limit per item; None: ``4 n``, at least 100 and at most 10000.
+        x0: where to start, ``(*batch, *in_shape)``.
+        callback: called with an :class:`IterationState` every ``check_every`` iterations; returning True stops.
+        progress: show a progress bar (needs tqdm).
+        check_every: how often the host looks at the device; None: 1 on the CPU, 10 on a GPU. It does not change the
+            answer.
+        raise_on_failure: raise instead of warning when an item does not converge.
+        check_finite: refuse NaN and infinity in b and x0; False gives such items :attr:`Status.NON_FINITE`.
+
+    Returns:
+        A :class:`Solution`.
+
+    Raises:
+        LsconvError: for arguments that do not fit (ShapeError, DtypeError, DeviceError, ArgumentError, ...).
+        PreconditionerError: when M shows itself not to be positive definite.
+        ConvergenceError: with ``raise_on_failure``.
+
+    Example:
+        >>> A = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+        >>> lsconv.cg(A, torch.tensor([3.0, 3.0])).x
+        tensor([1., 1.])
+    """
+    problem = prepare(A, b, M=M, x0=x0, check_finite=check_finite, square=True)
+    options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
+                         progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
+    return iterate(problem, options, lambda x, running: _CG(problem, x, running), square=True, name="cg")
+
+
+class _CG(Method):
+    """The iteration, scaled: x and r are in units of the first residual, p of the newest one: float32 has a range."""
+
+    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
+        self.A, self.M, self.space = problem.A, problem.M, problem.domain
+        active = running.to(self.space.scalar)
+        r = problem.residual(x, running)
+        self.unit = binary_unit(self.space.safe_norm(r))
+        self.r = r.mul_(self.space.spread(1 / self.unit))
+        self.x = problem.start(x).mul_(self.space.spread(1 / self.unit))
+        self.trouble: Tensor = torch.zeros_like(running, dtype=torch.int64)
+        r_norm = self.space.norm(self.r)
+        self.residual = r_norm * self.unit
+        z, self.root = self._precondition(r_norm)
+        self.p = z * self.space.spread(divide(active, self.root))
+        self.operator_norm = self.carried = torch.zeros_like(self.unit)
+
+    def solution(self) -> Tensor:
+        return self.x * self.space.spread(self.unit)
+
+    def step(self, running: Tensor) -> None:
+        active = running.to(self.space.scalar)
+        q = self.A.apply(self.p)
+        delta = self.space.inner(self.p, q)
+        if self.M is None:
+            # A diagonal entry of the Lanczos matrix of A, whose norm it cannot exceed.
+            self.operator_norm = torch.maximum(self.operator_norm, delta + self.carried)
+        indefinite = (delta <= 0) & (active > 0)
+        self.trouble = self.trouble | indefinite * CURVATURE
+        step = divide(active * ~indefinite, delta)
+        self.x.addcmul_(self.p, self.space.spread(step * self.root))
+        self.r.addcmul_(q, self.space.spread(-step * self.root))
+        r_norm = self.space.norm(self.r)
+        self.residual = r_norm * self.unit
+        previous = self.root
+        z, self.root = self._precondition(r_norm)
+        ratio = divide(self.root, previous)
+        self.carried = ratio * ratio * delta
+        self.p.mul_(self.space.spread(ratio * active)).addcmul_(z, self.space.spread(divide(active, self.root)))
+
+    def _precondition(self, r_norm: Tensor) -> tuple[Tensor, Tensor]:
+        """``M r`` and the square root of ``r^H M r``."""
+        if self.M is None:
+            return self.r, r_norm
+        z = self.M.apply(self.r)
+        square = self.space.inner(self.r, z)
+        small = torch.finfo(self.space.dtype).eps * r_norm * self.space.norm(z)
+        self.trouble = self.trouble | ((square <= small) & (r_norm > 0)) * KERNEL
+        return z, square.clamp_min(0).sqrt()

@@ -1,0 +1,186 @@
+r"""CGLS: conjugate gradients on the normal equations, without forming them.
+
+.. math:: \min_x \|Ax - b\|^2 + \mathrm{damp}^2 \|x\|^2
+
+The residual r and the gradient s = A^H r - damp^2 x are carried as vectors, so a start x0 and damping need nothing
+special. Hestenes and Stiefel, "Methods of conjugate gradients for solving linear systems", J. Res. Natl. Bur. Stand. 49
+(1952), section 10; this form is algorithm 7.4.1 of Björck, "Numerical Methods for Least Squares Problems", SIAM (1996).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.krylov.batch import ItemSpace, binary_unit, divide
+from lsconv.krylov.iteration import iterate
+from lsconv.krylov.method import KERNEL, Method
+from lsconv.krylov.options import IterationState, Options
+from lsconv.krylov.problem import Problem, prepare
+from lsconv.krylov.solution import Solution
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["cgls"]
+
+
+def cgls(
+    A: Any,
+    b: Tensor,
+    *,
+    damp: float | Tensor = 0.0,
+    M: LinearOperator | None = None,
+    N: LinearOperator | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    max_iter: int | None = None,
+    x0: Tensor | None = None,
+    callback: Callable[[IterationState], bool | None] | None = None,
+    progress: bool = False,
+    check_every: int | None = None,
+    raise_on_failure: bool = False,
+    check_finite: bool = True,
+) -> Solution:
+    r"""Least squares by CGLS, every batch item on its own.
+
+    .. math:: \min_x \|Ax - b\|^2 + \mathrm{damp}^2 \|x\|^2
+
+    Without damping and from ``x0 = 0`` the answer is the minimum-norm solution :math:`A^+ b`; from another x0 it is
+    :math:`A^+ b` plus the null-space part of x0. With damping the answer does not depend on x0.
+
+    Args:
+        A: a LinearOperator; or a dense tensor, a sparse tensor, a scipy LinearOperator.
+        b: right-hand side ``(*batch, *out_shape)``.
+        damp: the damping, a number or a tensor with one per batch item.
+        M: inverse preconditioner on the residual side, Hermitian positive definite, :math:`M \approx (AA^H)^{-1}`.
+            The answer is unchanged when :math:`Ax = b` has a solution or damp > 0; otherwise M reweights the equations.
+        N: inverse preconditioner on the solution side, Hermitian positive definite, :math:`N \approx (A^HA)^{-1}`.
+            The answer is unchanged when A has full column rank or damp > 0; otherwise another least-squares solution
+            is found.
+        rtol: tolerance, relative (see :mod:`lsconv.krylov.stopping`); None: ``10 eps^0.75`` of the dtype.
+        atol: absolute tolerance on the residual norm, in the units of b.
+        max_iter: iteration limit per item; None: ``4 min(m, n)``, at least 100 and at most 10000.
+        x0: where to start, ``(*batch, *in_shape)``.
+        callback: called with an :class:`IterationState` every ``check_every`` iterations; returning True stops.
+        progress: show a progress bar (needs tqdm).
+        check_every: how often the host looks at the device; None: 1 on the CPU, 10 on a GPU. It does not change the
+            answer.
+        raise_on_failure: raise instead of warning when an item does not converge.
+        check_finite: refuse NaN and infinity in b and x0; False gives such items :attr:`Status.NON_FINITE`.
+
+    Returns:
+        A :class:`Solution`.
+
+    Raises:
+        LsconvError: for arguments that do not fit (ShapeError, DtypeError, DeviceError, ArgumentError, ...).
+        PreconditionerError: when M or N shows itself not to be positive definite.
+        ConvergenceError: with ``raise_on_failure``.
+
+    Example:
+        >>> A = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
+        >>> lsconv.cgls(A, torch.tensor([1.0, 2.0, 3.0])).x
+        tensor([1.0000, 1.0000])
+    """
+    problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite)
+    options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
+                         progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
+    if problem.damp is not None and problem.M is not None:
+        beside, collapse = problem.beside()
+        start = lambda z, running: _CGLS(beside, z, running)
+        return iterate(problem, options, start, collapse=collapse, name="cgls")
+    return iterate(problem, options, lambda x, running: _CGLS(problem, x, running), name="cgls")
+
+
+class _CGLS(Method):
+    """The iteration, scaled: x and r are in units of the first residual, p of the newest gradient.
+
+    The textbook vectors p and A p have lengths of the order of ||A||, ||A||^2 times that of b, whose squares leave the
+    range of float32 long before A and b do.
+    """
+
+    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
+        self.A, self.M, self.N, self.damp = problem.A, problem.M, problem.N, problem.damp
+        self.domain, self.codomain = problem.domain, problem.codomain
+        active = running.to(self.domain.scalar)
+        r = problem.residual(x, running)
+        self.unit = binary_unit(self.codomain.safe_norm(r))
+        self.r = r.mul_(self.codomain.spread(1 / self.unit))
+        self.x = problem.start(x).mul_(self.domain.spread(1 / self.unit))
+        self.trouble = None if self.M is None and self.N is None else torch.zeros_like(running, dtype=torch.int64)
+        self.operator_norm = torch.zeros_like(self.unit)
+        self.weighted_norm = torch.zeros_like(self.unit)
+        self.carried = torch.zeros_like(self.unit)
+        g, self.root = self._gradient()
+        self.p = g * self.domain.spread(divide(active, self.root))
+        self._estimates(self.codomain.norm(self.r))
+
+    def solution(self) -> Tensor:
+        return self.x * self.domain.spread(self.unit)
+
+    def step(self, running: Tensor) -> None:
+        active = running.to(self.domain.scalar)
+        q = self.A.apply(self.p)
+        delta = self._curvature(q)
+        step = divide(active, delta)
+        self.r.addcmul_(q, self.codomain.spread(-step * self.root))
+        self.x.addcmul_(self.p, self.domain.spread(step * self.root))
+        previous = self.root
+        g, self.root = self._gradient()
+        ratio = divide(self.root, previous)
+        self.carried = ratio * ratio * delta
+        self.p.mul_(self.domain.spread(ratio * active)).addcmul_(g, self.domain.spread(divide(active, self.root)))
+        self._estimates(self.codomain.norm(self.r))
+
+    def _curvature(self, q: Tensor) -> Tensor:
+        """``p^H (A^H M A + damp^2) p``, and what it tells about the norm of A."""
+        q_norm = self.codomain.norm(q)
+        delta = q_norm * q_norm if self.M is None else self.codomain.inner(q, self.M.apply(q))
+        if self.damp is not None or self.trouble is not None:
+            p_norm = self.domain.norm(self.p)
+            if self.damp is not None:
+                delta = delta + (self.damp * p_norm) ** 2
+            bound = divide(q_norm, p_norm) if self.damp is None else torch.hypot(divide(q_norm, p_norm), self.damp)
+            self.operator_norm = torch.maximum(self.operator_norm, bound)
+        # A diagonal entry of the Lanczos matrix of A^H M A + damp^2, whose norm it cannot exceed.
+        self.weighted_norm = torch.maximum(self.weighted_norm, (delta + self.carried).clamp_min(0).sqrt())
+        if self.trouble is None:
+            self.operator_norm = self.weighted_norm
+        return delta
+
+    def _gradient(self) -> tuple[Tensor, Tensor]:
+        """``N s`` with ``s = A^H M r - damp^2 x``, and the square root of ``s^H N s``."""
+        weighted = self.r if self.M is None else self.M.apply(self.r)
+        s = self.A.adjoint(weighted)
+        self.weighted_r: Tensor | None = None
+        if self.M is not None:
+            self.weighted_r = self._root(self.r, weighted, self.codomain)
+            bound = divide(self.domain.norm(s), self.codomain.norm(weighted))
+            self.operator_norm = torch.maximum(self.operator_norm, bound)
+        if self.damp is not None:
+            s = torch.addcmul(s, self.x, self.domain.spread(-self.damp * self.damp))
+        self.s_norm = self.domain.norm(s)
+        if self.N is None:
+            return s, self.s_norm
+        g = self.N.apply(s)
+        return g, self._root(s, g, self.domain)
+
+    def _root(self, v: Tensor, image: Tensor, space: ItemSpace) -> Tensor:
+        """The length of v in the inner product of a preconditioner whose image of v is given."""
+        square, norm = space.inner(v, image), space.norm(v)
+        if self.trouble is not None:
+            small = torch.finfo(space.dtype).eps * norm * space.norm(image)
+            self.trouble |= ((square <= small) & (norm > 0)) * KERNEL
+        return square.clamp_min(0).sqrt()
+
+    def _estimates(self, r_norm: Tensor) -> None:
+        if self.damp is not None:
+            r_norm = torch.hypot(r_norm, self.damp * self.domain.norm(self.x))
+        self.residual = r_norm * self.unit
+        self.gradient = self.s_norm * self.unit
+        if self.weighted_r is not None:
+            # The weighted gradient, relative to its own norms: the plain one does not vanish where M reweights.
+            self.weighted_norm = torch.maximum(self.weighted_norm, divide(self.root, self.weighted_r))
+            relative = divide(self.root, self.weighted_norm * self.weighted_r)
+            self.gradient = relative * self.operator_norm * self.residual

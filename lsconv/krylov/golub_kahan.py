@@ -1,0 +1,126 @@
+r"""The Golub-Kahan process that lsqr, lsmr, craig and hybrid share.
+
+.. math:: \beta_{k+1} u_{k+1} = A v_k - \alpha_k u_k, \qquad \alpha_{k+1} v_{k+1} = A^H u_{k+1} - \beta_{k+1} v_k.
+
+With preconditioners the ``u`` are orthonormal in the inner product of M and the ``v`` in that of N: with
+:math:`u = M \tilde u`, :math:`v = N \tilde v`,
+
+.. math:: \beta \tilde u_{k+1} = A v_k - \alpha \tilde u_k, \quad \|\tilde u\|_M = 1, \qquad
+          \alpha \tilde v_{k+1} = A^H u_{k+1} - \beta \tilde v_k, \quad \|\tilde v\|_N = 1.
+
+Golub and Kahan, "Calculating the singular values and pseudo-inverse of a matrix", SIAM J. Numer. Anal. B 2 (1965); the
+preconditioned form as in Arioli and Orban, "Iterative Solution of Symmetric Quasi-Definite Linear
+Systems", SIAM (2017).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lsconv.krylov.batch import ItemSpace, divide
+from lsconv.krylov.method import KERNEL
+from lsconv.krylov.problem import Problem
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["GolubKahan", "unit"]
+
+
+class GolubKahan:
+    """One Golub-Kahan process per batch item, held in one m-vector and one n-vector (twice that with M, with N).
+
+    Items that are not running have ``u = v = 0`` and stay there: their iterates cannot move, and cannot overflow.
+
+    Attributes:
+        alpha, beta: the newest entries of the bidiagonal, ``batch``.
+        u, v: what A^H and A are applied to.
+        raw_u, raw_v: u and v before preconditioning (the same tensors without one).
+        v_norm, u_norm: Euclidean norms of raw_v and raw_u; 1 without a preconditioner.
+        operator_norm: a lower bound of ``||A||``.
+        weighted_norm: a lower bound of the norm of A between the inner products of M and N.
+        trouble: items where M or N showed itself not to be positive definite.
+    """
+
+    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
+        self.A, self.M, self.N = problem.A, problem.M, problem.N
+        self.domain, self.codomain = problem.domain, problem.codomain
+        self.plain = self.M is None and self.N is None
+        active = running.to(self.domain.scalar)
+        r = problem.residual(x, running)
+        self.r_norm = self.codomain.safe_norm(r)
+        # Normalise first: in float32 the squares inside an inner product with M r could leave the range.
+        self.raw_u = r.mul_(self.codomain.spread(divide(active, self.r_norm)))
+        self.u = self.raw_u
+        self.trouble: Tensor | None = None if self.plain else torch.zeros_like(running, dtype=torch.int64)
+        self.one = torch.ones_like(active)
+        self.u_norm = self.v_norm = self.one
+        scale, self.u, self.u_norm = unit(self.raw_u, self.one, active, self.M, self.codomain, self.trouble)
+        self.beta = self.r_norm * scale
+        ahu = self.A.adjoint(self.u)
+        self.raw_v = torch.empty_like(ahu, memory_format=torch.contiguous_format).copy_(ahu)
+        norm = self.domain.safe_norm(self.raw_v)
+        self.operator_norm = norm if self.plain else divide(norm, self.codomain.norm(self.u))
+        self.raw_v.mul_(self.domain.spread(divide(active, norm)))
+        scale, self.v, self.v_norm = unit(self.raw_v, self.one, active, self.N, self.domain, self.trouble)
+        self.alpha = norm * scale
+        self.weighted_norm = self.alpha
+
+    def step(self, active: Tensor) -> None:
+        """Next ``beta, u, alpha, v``; items with ``active = 0`` become and stay zero."""
+        av = self.A.apply(self.v)
+        torch.addcmul(av, self.raw_u, self.codomain.spread(-self.alpha), out=self.raw_u)
+        alpha = self.alpha
+        if self.M is None:
+            self.beta = self.codomain.norm(self.raw_u)
+            self.raw_u.mul_(self.codomain.spread(divide(active, self.beta)))
+            self.u = self.raw_u
+        else:
+            self.beta, self.u, self.u_norm = unit(self.raw_u, None, active, self.M, self.codomain, self.trouble)
+        ahu = self.A.adjoint(self.u)
+        # (alpha, beta) is a column of the bidiagonal, whose norm is ||A|| at most (without preconditioners).
+        self.weighted_norm = torch.maximum(self.weighted_norm, torch.hypot(alpha, self.beta))
+        if self.plain:
+            self.operator_norm = self.weighted_norm
+        else:
+            bound = divide(self.domain.norm(ahu), self.codomain.norm(self.u))
+            self.operator_norm = torch.maximum(self.operator_norm, bound)
+        torch.addcmul(ahu, self.raw_v, self.domain.spread(-self.beta), out=self.raw_v)
+        if self.N is None:
+            self.alpha = self.domain.norm(self.raw_v)
+            self.raw_v.mul_(self.domain.spread(divide(active, self.alpha)))
+            self.v = self.raw_v
+        else:
+            self.alpha, self.v, self.v_norm = unit(self.raw_v, None, active, self.N, self.domain, self.trouble)
+
+
+def unit(
+    raw: Tensor,
+    norm: Tensor | None,
+    active: Tensor,
+    P: LinearOperator | None,
+    space: ItemSpace,
+    trouble: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale ``raw`` in place to length 1 in the inner product of P.
+
+    Returns:
+        The length that it had, P applied to the scaled vector, and the scaled vector's Euclidean norm (``norm`` is the
+        one before scaling, where it is known).
+    """
+    if P is None:
+        length = space.norm(raw) if norm is None else norm
+        if norm is None:
+            raw.mul_(space.spread(divide(active, length)))
+        return length, raw, torch.ones_like(active)
+    norm = space.norm(raw)
+    image = P.apply(raw)
+    square = space.inner(raw, image)
+    length = square.clamp_min(0).sqrt()
+    if trouble is not None:
+        # Zero and negative lengths of nonzero vectors cannot come from a positive definite P; allow for rounding.
+        small = torch.finfo(space.dtype).eps * norm * space.norm(image)
+        trouble.bitwise_or_(((square <= small) & (norm > 0) & (active > 0)) * KERNEL)
+    scale = divide(active, length)
+    factor = space.spread(scale)
+    raw.mul_(factor)
+    return length, image * factor, norm * scale

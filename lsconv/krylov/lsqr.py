@@ -1,0 +1,177 @@
+r"""LSQR: least squares by Golub-Kahan bidiagonalisation.
+
+.. math:: \min_x \|Ax - b\|^2 + \mathrm{damp}^2 \|x\|^2
+
+In exact arithmetic the same iterates as CGLS, that is as conjugate gradients on the normal equations; better behaved
+when A is ill conditioned.
+Paige and Saunders, "LSQR: An algorithm for sparse linear equations and sparse least squares",
+ACM Trans. Math. Softw. 8 (1982), 43-71; the names below are the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.krylov.batch import divide, rotation
+from lsconv.krylov.golub_kahan import GolubKahan
+from lsconv.krylov.iteration import iterate
+from lsconv.krylov.method import Method
+from lsconv.krylov.options import IterationState, Options
+from lsconv.krylov.problem import Problem, prepare
+from lsconv.krylov.solution import Solution
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["folded", "lsqr"]
+
+
+def lsqr(
+    A: Any,
+    b: Tensor,
+    *,
+    damp: float | Tensor = 0.0,
+    M: LinearOperator | None = None,
+    N: LinearOperator | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    conlim: float | None = None,
+    max_iter: int | None = None,
+    x0: Tensor | None = None,
+    callback: Callable[[IterationState], bool | None] | None = None,
+    progress: bool = False,
+    check_every: int | None = None,
+    raise_on_failure: bool = False,
+    check_finite: bool = True,
+) -> Solution:
+    r"""Least squares by LSQR, every batch item on its own.
+
+    .. math:: \min_x \|Ax - b\|^2 + \mathrm{damp}^2 \|x\|^2
+
+    Without damping and from ``x0 = 0`` the answer is the minimum-norm solution :math:`A^+ b`; from another x0 it is
+    :math:`A^+ b` plus the null-space part of x0. With damping the answer does not depend on x0.
+
+    Args:
+        A: a LinearOperator; or a dense tensor, a sparse tensor, a scipy LinearOperator.
+        b: right-hand side ``(*batch, *out_shape)``.
+        damp: the damping, a number or a tensor with one per batch item.
+        M: inverse preconditioner on the residual side, Hermitian positive definite, :math:`M \approx (AA^H)^{-1}`.
+            The answer is unchanged when :math:`Ax = b` has a solution or damp > 0; otherwise M reweights the equations.
+        N: inverse preconditioner on the solution side, Hermitian positive definite, :math:`N \approx (A^HA)^{-1}`.
+            The answer is unchanged when A has full column rank or damp > 0; otherwise another least-squares solution
+            is found.
+        rtol: tolerance, relative (see :mod:`lsconv.krylov.stopping`); None: ``10 eps^0.75`` of the dtype.
+        atol: absolute tolerance on the residual norm, in the units of b.
+        conlim: stop when the estimated condition number of A passes this; None: ``0.1 / eps``.
+        max_iter: iteration limit per item; None: ``4 min(m, n)``, at least 100 and at most 10000.
+        x0: where to start, ``(*batch, *in_shape)``.
+        callback: called with an :class:`IterationState` every ``check_every`` iterations; returning True stops.
+        progress: show a progress bar (needs tqdm).
+        check_every: how often the host looks at the device; None: 1 on the CPU, 10 on a GPU. It does not change the
+            answer.
+        raise_on_failure: raise instead of warning when an item does not converge.
+        check_finite: refuse NaN and infinity in b and x0; False gives such items :attr:`Status.NON_FINITE`.
+
+    Returns:
+        A :class:`Solution`.
+
+    Raises:
+        LsconvError: for arguments that do not fit (ShapeError, DtypeError, DeviceError, ArgumentError, ...).
+        PreconditionerError: when M or N shows itself not to be positive definite.
+        ConvergenceError: with ``raise_on_failure``.
+
+    Example:
+        >>> A = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
+        >>> lsconv.lsqr(A, torch.tensor([1.0, 2.0, 3.0])).x
+        tensor([1.0000, 1.0000])
+    """
+    problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite)
+    options = Options.of(problem, rtol=rtol, atol=atol, conlim=conlim, max_iter=max_iter, check_every=check_every,
+                         callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
+    start, collapse = folded(problem, _LSQR)
+    return iterate(problem, options, start, collapse=collapse, name="lsqr")
+
+
+def folded(
+    problem: Problem, method: Callable[[Problem, Tensor | None, Tensor], Method]
+) -> tuple[Callable[[Tensor | None, Tensor], Method], Callable[[Tensor], Tensor]]:
+    """How a Golub-Kahan method meets damping together with M, N or a start: which folded problem it is given.
+
+    The bidiagonalisation of A serves ``damp`` by itself only from a zero start and without preconditioners; in the
+    other cases the damping goes into the operator, so that neither a start nor a preconditioner moves the answer.
+    """
+    if problem.damp is not None and problem.M is not None:
+        beside, collapse = problem.beside()
+        return lambda z, running: method(beside, z, running), collapse
+    if problem.damp is not None:
+        below = problem.below()
+
+        def start(x: Tensor | None, running: Tensor) -> Method:
+            return method(problem if x is None and problem.N is None else below, x, running)
+
+        return start, lambda z: z
+    return lambda z, running: method(problem, z, running), lambda z: z
+
+
+class _LSQR(Method):
+    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
+        self.process = GolubKahan(problem, x, running)
+        self.domain, self.damp = problem.domain, problem.damp
+        self.trouble = self.process.trouble
+        self.x = problem.start(x)
+        self.w = self.process.v.clone()
+        self.rhobar, self.phibar = self.process.alpha, self.process.beta
+        self.damped_away = torch.zeros_like(self.phibar)
+        self.largest = torch.zeros_like(self.phibar)
+        self.smallest = torch.full_like(self.phibar, torch.inf)
+        # r itself, known only up to scale: with M the recurrence's norm is M's, and the tests want the plain one.
+        self.r = None if problem.M is None else self.process.raw_u.clone()
+        self.residual = self.process.r_norm
+        self.gradient = self._gradient(self.phibar * self.process.alpha)
+
+    def solution(self) -> Tensor:
+        return self.x
+
+    def step(self, running: Tensor) -> None:
+        active = running.to(self.domain.scalar)
+        process = self.process
+        process.step(active)
+        rhobar = self.rhobar
+        phibar = self.phibar
+        if self.damp is not None:
+            c1, s1, rhobar = rotation(rhobar, self.damp)
+            self.damped_away = torch.hypot(self.damped_away, s1 * phibar)
+            phibar = c1 * phibar
+        c, s, rho = rotation(rhobar, process.beta)
+        theta = s * process.alpha
+        self.rhobar = -c * process.alpha
+        phi = c * phibar
+        self.phibar = s * phibar
+        inverse = divide(active, rho)
+        self.x.addcmul_(self.w, self.domain.spread(phi * inverse))
+        torch.addcmul(process.v, self.w, self.domain.spread(-theta * inverse), out=self.w)
+        self._estimates(c, s, rho, phi)
+
+    def _estimates(self, c: Tensor, s: Tensor, rho: Tensor, phi: Tensor) -> None:
+        process = self.process
+        self.largest = torch.maximum(self.largest, rho)
+        self.smallest = torch.minimum(self.smallest, rho)
+        self.condition = self.largest / self.smallest
+        self.residual = self.phibar if self.damp is None else torch.hypot(self.phibar, self.damped_away)
+        if self.r is not None:
+            # r_k = phibar_{k+1} d_k with d_k = s d_{k-1} - c u_{k+1}: the last column of U_{k+1} Q_k^T.
+            space = process.codomain
+            self.r.mul_(space.spread(s)).addcmul_(process.raw_u, space.spread(-c))
+            self.residual = self.phibar * space.norm(self.r)
+        self.gradient = self._gradient(process.alpha * (s * phi).abs())
+
+    def _gradient(self, gradient: Tensor) -> Tensor:
+        process = self.process
+        norm = process.operator_norm
+        self.operator_norm = norm if self.damp is None else torch.hypot(norm, self.damp)
+        if process.M is not None:
+            # The weighted gradient, relative to its own norms: the plain one does not vanish where M reweights.
+            return divide(gradient, process.weighted_norm * self.phibar) * self.operator_norm * self.residual
+        return gradient if process.N is None else gradient * process.v_norm

@@ -1,0 +1,36 @@
+"""What the loop needs of a method: one step, an iterate, and estimates to compare with the tolerances."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["CURVATURE", "KERNEL", "STUCK", "Method"]
+
+# Why an item cannot go on, as bits of ``Method.trouble``; the loop keeps bits of its own below these.
+CURVATURE, KERNEL, STUCK = 16, 32, 64
+
+
+class Method:
+    """The iteration of one method on a batch of items; all scalars are tensors of shape ``batch``.
+
+    Attributes:
+        residual: estimate of the (damped) residual norm.
+        gradient: estimate of the gradient norm, or None where the method has none.
+        operator_norm: a lower bound of ``||A||``.
+        condition: an estimate of the condition number from below, or None.
+        trouble: None, or bits of :data:`CURVATURE`, :data:`KERNEL`, :data:`STUCK` for items that cannot go on.
+    """
+
+    residual: Tensor
+    gradient: Tensor | None = None
+    operator_norm: Tensor
+    condition: Tensor | None = None
+    trouble: Tensor | None = None
+
+    def step(self, running: Tensor) -> None:
+        """One iteration of the items where ``running`` is True; the others stand still, whatever they contain."""
+        raise NotImplementedError
+
+    def solution(self) -> Tensor:
+        """The iterate."""
+        raise NotImplementedError

@@ -1,0 +1,270 @@
+"""The arguments of a solve, checked once and broadcast to one batch; and the two ways damping is folded into A."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError, ArgumentTypeError, DeviceError, DtypeError, PreconditionerError, ShapeError
+from lsconv.krylov.batch import ItemSpace, scalar_dtype
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["Problem", "as_operator", "prepare"]
+
+
+def as_operator(A: Any, b: Any = None) -> LinearOperator:
+    """``A`` as a LinearOperator.
+
+    Args:
+        A: a LinearOperator; a dense tensor ``(*batch, m, n)``; a sparse (CSR, CSC, COO) tensor ``(m, n)``; or a
+            ``scipy.sparse.linalg.LinearOperator`` (so also a PyLops operator), a scipy.sparse or a numpy matrix, which
+            is applied on the host.
+        b: the right-hand side, which tells the dtype and device that a scipy operator is to work in.
+
+    Raises:
+        ArgumentTypeError: for anything else.
+
+    Example:
+        >>> as_operator(torch.ones(3, 2))
+        Dense((2,) -> (3,), torch.float32, cpu)
+    """
+    if isinstance(A, LinearOperator):
+        return A
+    if isinstance(A, Tensor):
+        from lsconv.operators.elementary import Dense
+
+        return Dense(A)
+    if hasattr(A, "shape") and (hasattr(A, "matvec") or hasattr(A, "dot")):
+        from lsconv.operators.scipy import from_scipy
+
+        operator: LinearOperator = (
+            from_scipy(A, dtype=b.dtype, device=b.device) if isinstance(b, Tensor) else from_scipy(A)
+        )
+        return operator
+    raise ArgumentTypeError(
+        f"A: expected a LinearOperator, a dense or sparse tensor, or a scipy LinearOperator, got {type(A).__name__}"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One solve: every tensor has the full batch dimensions.
+
+    Attributes:
+        A: the operator.
+        y: ``(*batch, *out_shape)``; zero for the items that cannot be solved.
+        x0: ``(*batch, *in_shape)`` or None for zero.
+        damp: ``batch``, or None when every entry is zero.
+        M: inverse preconditioner on the residual side.
+        N: inverse preconditioner on the solution side.
+        batch: the batch dimensions.
+        broken: items whose data are not finite.
+        zero: items whose right-hand side is zero.
+    """
+
+    A: LinearOperator
+    y: Tensor
+    x0: Tensor | None
+    damp: Tensor | None
+    M: LinearOperator | None
+    N: LinearOperator | None
+    batch: torch.Size
+    broken: Tensor
+    zero: Tensor
+
+    @property
+    def domain(self) -> ItemSpace:
+        """Arithmetic on tensors shaped like x."""
+        return ItemSpace(self.A.in_shape, self.A.dtype, self.A.device)
+
+    @property
+    def codomain(self) -> ItemSpace:
+        """Arithmetic on tensors shaped like y."""
+        return ItemSpace(self.A.out_shape, self.A.dtype, self.A.device)
+
+    def residual(self, x: Tensor | None, running: Tensor) -> Tensor:
+        """``y - A x``, and zero for the items that are not running."""
+        r = self.y if x is None else self.y - self.A.apply(x)
+        return r * self.codomain.spread(running)
+
+    def start(self, x: Tensor | None) -> Tensor:
+        """A tensor of its own to iterate on: a copy of ``x``, or zeros."""
+        if x is None:
+            return torch.zeros(*self.batch, *self.A.in_shape, dtype=self.A.dtype, device=self.A.device)
+        return x.clone(memory_format=torch.contiguous_format)
+
+    def below(self) -> Problem:
+        r"""The same problem as :math:`\min \|[A; \mathrm{damp}\,I]\,x - [y; 0]\|`: damping folded into the operator.
+
+        From any start x0 its answer is that of the damped problem; and a preconditioner on the solution side changes
+        the path only.
+        """
+        assert self.damp is not None
+        zeros = self.start(None).flatten(len(self.batch))
+        y = torch.cat([self.y.flatten(len(self.batch)), zeros], -1)
+        return replace(self, A=_Below(self.A, self.damp), y=y, damp=None)
+
+    def beside(self) -> tuple[Problem, Callable[[Tensor], Tensor]]:
+        r"""The same problem as the least-norm solution of :math:`[A, \mathrm{damp}\,I]\,(x, s) = y`.
+
+        That system is consistent, and a consistent system keeps its solution when its equations are reweighted: a
+        preconditioner on the residual side changes the path only. Items without damping keep ``s = 0``.
+
+        Returns:
+            The problem for ``(x, s)``, and the function that takes x out of it.
+
+        Raises:
+            ArgumentError: with N, or with a start: both choose another of the many ``(x, s)``.
+        """
+        if self.x0 is not None or self.N is not None:
+            raise ArgumentError(
+                "M: with damp > 0 it cannot be combined with x0 or N; precondition by N instead, or drop x0"
+            )
+        assert self.damp is not None
+        folded = _Beside(self.A, self.damp)
+        return replace(self, A=folded, damp=None), lambda z: folded.first(z).clone()
+
+
+class _Folded(LinearOperator):
+    """A with ``damp I`` joined to it; the joined side is flattened, one vector per item."""
+
+    def __init__(self, A: LinearOperator, damp: Tensor, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
+        batch_shape = torch.broadcast_shapes(A.batch_shape, damp.shape)
+        super().__init__(in_shape, out_shape, dtype=A.dtype, device=A.device, batch_shape=batch_shape)
+        self.operator = A
+        self.damp = damp
+
+    def _scaled(self, v: Tensor, item_shape: tuple[int, ...]) -> Tensor:
+        scaled: Tensor = v * ItemSpace(item_shape, self.dtype, self.device).spread(self.damp)
+        return scaled
+
+
+class _Below(_Folded):
+    """``x -> (A x, damp x)``."""
+
+    def __init__(self, A: LinearOperator, damp: Tensor) -> None:
+        self.split = math.prod(A.out_shape)
+        super().__init__(A, damp, A.in_shape, (self.split + math.prod(A.in_shape),))
+
+    def apply(self, x: Tensor) -> Tensor:
+        ax, dx = self.operator.apply(x), self._scaled(x, self.in_shape)
+        return torch.cat(
+            [ax.flatten(ax.ndim - len(self.operator.out_shape)), dx.flatten(dx.ndim - len(self.in_shape))], -1
+        )
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        upper, lower = y[..., : self.split], y[..., self.split :]
+        upper = upper.unflatten(-1, self.operator.out_shape)
+        return self.operator.adjoint(upper) + self._scaled(lower.unflatten(-1, self.in_shape), self.in_shape)
+
+
+class _Beside(_Folded):
+    """``(x, s) -> A x + damp s``."""
+
+    def __init__(self, A: LinearOperator, damp: Tensor) -> None:
+        self.split = math.prod(A.in_shape)
+        super().__init__(A, damp, (self.split + math.prod(A.out_shape),), A.out_shape)
+
+    def first(self, z: Tensor) -> Tensor:
+        """The ``x`` of ``(x, s)``."""
+        x: Tensor = z[..., : self.split].unflatten(-1, self.operator.in_shape)
+        return x
+
+    def apply(self, x: Tensor) -> Tensor:
+        s = x[..., self.split :].unflatten(-1, self.out_shape)
+        return self.operator.apply(self.first(x)) + self._scaled(s, self.out_shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        ahy, dy = self.operator.adjoint(y), self._scaled(y, self.out_shape)
+        return torch.cat(
+            [ahy.flatten(ahy.ndim - len(self.operator.in_shape)), dy.flatten(dy.ndim - len(self.out_shape))], -1
+        )
+
+
+def prepare(
+    A: Any,
+    b: Any,
+    *,
+    damp: float | Tensor = 0.0,
+    M: LinearOperator | None = None,
+    N: LinearOperator | None = None,
+    x0: Tensor | None = None,
+    check_finite: bool = True,
+    square: bool = False,
+) -> Problem:
+    """Check the arguments of a solver and broadcast them to one batch.
+
+    Raises:
+        ArgumentError: for a negative or non-finite damp.
+        ArgumentTypeError: for an argument of the wrong type.
+        DtypeError, DeviceError, ShapeError: when A, b, x0, M, N or damp do not fit together.
+        NonFiniteError: for NaN or infinity in b or x0, unless ``check_finite=False``.
+        PreconditionerError: when M or N do not have the right shapes.
+    """
+    A = as_operator(A, b)
+    if square and A.in_shape != A.out_shape:
+        raise ShapeError(f"A: this method needs a square operator, got {A.in_shape} -> {A.out_shape}; use lsconv.lsmr")
+    if A.dtype in (torch.float16, torch.bfloat16):
+        raise DtypeError(f"A: {A.dtype} is too coarse to iterate in; convert with A.to(dtype=torch.float32)")
+    shapes = [A.check_output(b, "b", finite=check_finite), A.batch_shape]
+    if x0 is not None:
+        shapes.append(A.check_input(x0, "x0", finite=check_finite))
+    for name, P, shape in (("M", M, A.out_shape), ("N", N, A.in_shape)):
+        if P is not None:
+            _check_preconditioner(name, P, shape, A)
+            shapes.append(P.batch_shape)
+    damping = _damping(damp, A)
+    try:
+        batch = torch.broadcast_shapes(*shapes, damping.shape)
+    except RuntimeError:
+        raise ShapeError(f"b: the batch dimensions of b, x0, damp, M, N and the operator do not broadcast: "
+                         f"{[tuple(shape) for shape in shapes]} and damp {tuple(damping.shape)}") from None  # fmt: skip
+    if 0 in batch:
+        raise ShapeError(f"b: the batch {tuple(batch)} is empty")
+    y = b.detach().expand(*batch, *A.out_shape)
+    codomain, domain = (ItemSpace(shape, A.dtype, A.device) for shape in (A.out_shape, A.in_shape))
+    broken = torch.zeros(batch, dtype=torch.bool, device=A.device)
+    if x0 is not None:
+        x0 = x0.detach().expand(*batch, *A.in_shape)
+    if not check_finite:
+        broken = ~_finite(y, codomain)
+        if x0 is not None:
+            broken = broken | ~_finite(x0, domain)
+            x0 = x0.masked_fill(domain.spread(broken).bool(), 0)
+        y = y.masked_fill(codomain.spread(broken).bool(), 0)
+    zero = (codomain.safe_norm(y) == 0) & ~broken
+    damped = damping.expand(batch) if bool((damping > 0).any()) else None
+    return Problem(A, y, x0, damped, M, N, torch.Size(batch), broken, zero)
+
+
+def _check_preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator) -> None:
+    if not isinstance(P, LinearOperator):
+        raise ArgumentTypeError(f"{name}: expected a LinearOperator that applies the inverse, got {type(P).__name__}")
+    if P.in_shape != shape or P.out_shape != shape:
+        raise PreconditionerError(f"{name}: expected a map of {shape} to itself, got {P.in_shape} -> {P.out_shape}")
+    if P.dtype != A.dtype:
+        raise DtypeError(f"{name}: dtype {P.dtype} differs from the operator's {A.dtype}")
+    if P.device != A.device:
+        raise DeviceError(f"{name}: device {P.device} differs from the operator's {A.device}")
+
+
+def _damping(damp: Any, A: LinearOperator) -> Tensor:
+    if not isinstance(damp, (numbers.Real, Tensor)):
+        raise ArgumentTypeError(f"damp: expected a number or a tensor with one value per batch item, got {damp!r}")
+    if isinstance(damp, Tensor) and (damp.is_complex() or damp.dtype == torch.bool):
+        raise DtypeError(f"damp: expected real numbers, got {damp.dtype}")
+    damping = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device).detach()
+    if not bool(((damping >= 0) & torch.isfinite(damping)).all()):
+        raise ArgumentError(f"damp: expected finite numbers >= 0, got {damp}")
+    return damping
+
+
+def _finite(v: Tensor, space: ItemSpace) -> Tensor:
+    finite = torch.isfinite(v)
+    return finite.flatten(v.ndim - len(space.item_shape)).all(-1) if space.item_shape else finite

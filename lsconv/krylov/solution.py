@@ -1,0 +1,205 @@
+"""Solution: what every solver returns, with the reason it stopped, the history, and a recomputed certificate."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ConvergenceError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["History", "Solution", "Status"]
+
+
+class Status(enum.Enum):
+    """Why the solve of one batch item ended; ``status.sentence`` says it in words.
+
+    Example:
+        >>> Status.ZERO.sentence
+        'The right-hand side is zero, so x = 0 is the answer.'
+    """
+
+    RESIDUAL = (0, "The residual y - Ax meets the tolerance.")
+    GRADIENT = (1, "The gradient of the least-squares problem meets the tolerance.")
+    ZERO = (2, "The right-hand side is zero, so x = 0 is the answer.")
+    CONDITION_LIMIT = (
+        3,
+        "The estimated condition number passed its limit; going on would follow rounding.",
+    )
+    ITERATION_LIMIT = (4, "The iteration limit was reached before the tolerance was met.")
+    STAGNATION = (5, "Iterating no longer improves the recomputed residual or gradient: in this precision, or with "
+                     "this preconditioner, the tolerance is out of reach.")  # fmt: skip
+    NON_FINITE = (6, "The data contain NaN or infinity, or the iteration overflowed; x is NaN.")
+    NEGATIVE_CURVATURE = (7, "A direction p with p^H A p <= 0 was met: the operator is not positive definite.")
+    CALLBACK = (8, "The callback asked to stop.")
+
+    def __init__(self, code: int, sentence: str) -> None:
+        self.code = code
+        self.sentence = sentence
+
+    @classmethod
+    def from_code(cls, code: int) -> Status:
+        """The member whose ``code`` is given."""
+        return _BY_CODE[code]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"Status.{self.name}"
+
+
+_BY_CODE = {status.code: status for status in Status}
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """The method's own estimates, iteration by iteration (row 0 is the start), NaN after an item has stopped.
+
+    Attributes:
+        residual_norm: ``(iterations + 1, *batch)``, the (damped) residual norm.
+        gradient_norm: ``(iterations + 1, *batch)``, the norm of the gradient.
+        operator_norm: ``(iterations + 1, *batch)``, a lower bound of ``||A||``, growing.
+    """
+
+    residual_norm: Tensor
+    gradient_norm: Tensor
+    operator_norm: Tensor
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw residual and gradient norms, relative to their start, against the iteration.
+
+        Args:
+            ax: matplotlib axes to draw into; new ones by default.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: when matplotlib is not installed.
+        """
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.subplots()[1]
+        for label, values, style in (("residual", self.residual_norm, "-"), ("gradient", self.gradient_norm, "--")):
+            curves = values.reshape(values.shape[0], -1).cpu()
+            curves = curves / curves[:1].clamp_min(torch.finfo(curves.dtype).tiny)
+            for item, curve in enumerate(curves.T):
+                text = label if curves.shape[1] == 1 else f"{label} [{item}]"
+                ax.plot(curve.numpy(), style, label=text)
+        ax.set_yscale("log")
+        ax.set_xlabel("iteration")
+        ax.set_ylabel("norm relative to the start")
+        if values[0].numel() <= 8:
+            ax.legend()
+        return ax
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    r"""The answer to :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|x\|^2`, an entry per batch item in every field.
+
+    Attributes:
+        x: the solution, ``(*batch, *in_shape)``.
+        codes: ``status`` as integers, ``batch``.
+        converged: True where the *recomputed* residual or gradient meets the tolerance, ``batch``.
+        iterations: iterations done, ``batch``.
+        residual_norm: recomputed :math:`\|y - Ax\|`, ``batch``.
+        gradient_norm: recomputed :math:`\|A^H(y - Ax) - \mathrm{damp}^2 x\|`, ``batch``.
+        damp: the damping used, ``batch``.
+        history: the method's estimates per iteration, or None for a direct method.
+        selection: how the damping was chosen, or None when it was given.
+
+    Example:
+        >>> solution = lsconv.cgls(torch.eye(3), torch.tensor([1.0, 2.0, 3.0]))
+        >>> solution.status, bool(solution.converged), solution.x
+        (Status.RESIDUAL, True, tensor([1., 2., 3.]))
+    """
+
+    x: Tensor
+    codes: Tensor
+    converged: Tensor
+    iterations: Tensor
+    residual_norm: Tensor
+    gradient_norm: Tensor
+    damp: Tensor
+    history: History | None = None
+    selection: Any = None
+
+    @property
+    def status(self) -> Any:
+        """A :class:`Status`, or nested lists of them shaped like the batch."""
+        return _statuses(self.codes.tolist())
+
+    def raise_for_status(self) -> Solution:
+        """Return self when every item converged.
+
+        Raises:
+            ConvergenceError: names the items that did not, and why.
+        """
+        if not bool(self.converged.all()):
+            raise ConvergenceError(self.failure_text())
+        return self
+
+    def failure_text(self) -> str:
+        """One sentence per cause of not converging, with the batch items it struck."""
+        failed: Counter[int] = Counter()
+        places: dict[int, list[str]] = {}
+        codes, converged = self.codes.reshape(-1).tolist(), self.converged.reshape(-1).tolist()
+        for index, (code, good) in enumerate(zip(codes, converged, strict=True)):
+            if not good:
+                failed[code] += 1
+                places.setdefault(code, []).append(_index_text(index, tuple(self.codes.shape)))
+        parts = []
+        for code, count in failed.most_common():
+            where = f" (batch item(s) {_shortened(places[code])})" if self.codes.ndim else ""
+            parts.append(f"{Status.from_code(code).sentence}{where}")
+            del count
+        return " ".join(parts)
+
+    def __str__(self) -> str:
+        head = f"Solution: {tuple(self.x.shape)}, {self.x.dtype}, {self.x.device}"
+        names = ("item", "status", "converged", "iterations", "residual", "gradient", "damp")
+        columns = (self.codes, self.converged, self.iterations, self.residual_norm, self.gradient_norm, self.damp)
+        lists = [column.reshape(-1)[:8].tolist() for column in columns]
+        rows = [names]
+        for index, (code, good, count, residual, gradient, damp) in enumerate(zip(*lists, strict=True)):
+            place = _index_text(index, tuple(self.codes.shape))
+            rows.append((place, str(Status.from_code(code)), "yes" if good else "no", str(count),
+                         f"{residual:.3e}", f"{gradient:.3e}", f"{damp:.3g}"))  # fmt: skip
+        widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        more = self.codes.numel() - 8
+        tail = [f"... and {more} more items"] if more > 0 else []
+        return "\n".join([head, *lines, *tail])
+
+    def __repr__(self) -> str:
+        good, total = int(self.converged.sum()), self.converged.numel()
+        return f"Solution({tuple(self.x.shape)}, {self.x.dtype}, converged {good} of {total})"
+
+
+def _statuses(codes: Any) -> Any:
+    return [_statuses(code) for code in codes] if isinstance(codes, list) else Status.from_code(codes)
+
+
+def _index_text(index: int, batch: tuple[int, ...]) -> str:
+    if len(batch) <= 1:
+        return str(index) if batch else "-"
+    place = []
+    for size in reversed(batch):
+        index, last = divmod(index, size)
+        place.append(last)
+    return str(tuple(reversed(place)))
+
+
+def _shortened(places: list[str]) -> str:
+    more = f" and {len(places) - 8} more" if len(places) > 8 else ""
+    return ", ".join(places[:8]) + more
