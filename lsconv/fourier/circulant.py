@@ -1,0 +1,286 @@
+r"""The inverse of a block-circulant operator: one small matrix per frequency, inverted once.
+
+A convolution with circular padding whose outputs fill the grid is block-circulant,
+:math:`A = F^{-1} \operatorname{diag}(S(\omega)) F`, and so is every function of it:
+
+.. math:: A^+ = F^{-1} \operatorname{diag}(S^+) F, \qquad
+          (A^H A + \lambda^2)^{-1} A^H = F^{-1} \operatorname{diag}((S^H S + \lambda^2)^{-1} S^H) F.
+
+Strides, dilation, groups and a kernel per batch item are in the symbol (:mod:`lsconv.fourier.symbol`). The setup
+computes in double precision whatever the operator's dtype, so that a float32 answer carries float32 rounding only once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse, symbol
+from lsconv.operators.convolution import Convolution
+
+__all__ = [
+    "CirculantPlan",
+    "block_circulant",
+    "double_symbol",
+    "per_block",
+    "real_dtype",
+    "singular_values_by_frequency",
+]
+
+# The Cholesky factor of S^H S + damp^2 loses a factor sigma_max^2 / damp^2 of the double precision of the setup. Beyond
+# this ratio the filter is built from a singular value decomposition, which loses only its root but costs seven times as
+# much.
+_CHOLESKY_RATIO = {torch.float32: 1e9, torch.float64: 1e5}
+_CHUNK_BYTES = 2**27
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of norms and singular values: float32 or float64.
+
+    Raises:
+        DtypeError: for half precision, which torch's FFTs and factorisations do not serve.
+    """
+    if dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
+        raise DtypeError(f"dtype: {dtype} operators can be applied, not inverted; convert with A.to(torch.float32)")
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def block_circulant(A: Any, batch_shape: tuple[int, ...] = (), *, what: str = "fourier") -> Embedding:
+    """The grid on which the convolution A is block-circulant, nothing cropped.
+
+    Args:
+        A: the operator.
+        batch_shape: further batch dimensions whose items get blocks of their own.
+        what: the name to begin an error message with.
+
+    Raises:
+        MethodError: A is no convolution, or not block-circulant; the message names what serves it.
+    """
+    if not isinstance(A, Convolution):
+        raise MethodError(
+            f"{what}: needs a convolution, got {type(A).__name__}; "
+            "use a Krylov method (lsqr, lsmr), which takes any operator"
+        )
+    if Embedding.exists(A):
+        for grid in (None, (1,) * A.ndim):  # a pointwise convolution needs no grid of a good FFT length
+            embedding = Embedding(A, grid, batch_shape)
+            if embedding.is_circulant:
+                return embedding
+    raise MethodError(_why_not(A, what))
+
+
+def _why_not(A: Convolution, what: str) -> str:
+    if A.padding_mode == "zeros":
+        return (
+            f"{what}: {A!r} is not block-circulant: with zero padding the outputs at the edges differ from those "
+            "inside; method 'border' serves zero padding of every kind exactly"
+        )
+    if A.padding_mode != "circular":
+        return f"{what}: padding_mode={A.padding_mode!r} is not block-circulant; use a Krylov method (lsqr, lsmr)"
+    periodic = tuple(-(-n // s) for n, s in zip(A.spatial_in, A.stride, strict=True))
+    return (
+        f"{what}: a circular convolution is block-circulant when stride {A.stride} divides the input sizes "
+        f"{A.spatial_in} and the padding makes the outputs fill the grid, {periodic} (here {A.spatial_out}); otherwise "
+        "use a Krylov method (lsqr, lsmr)"
+    )
+
+
+@torch.no_grad()
+def double_symbol(A: Convolution, embedding: Embedding) -> FrequencyMatrices:
+    """The symbol of A on the grid of ``embedding``, in double precision, one block per block of the embedding."""
+    double = torch.complex128 if A.is_complex else torch.float64
+    matrices = symbol(A.to(dtype=double), embedding).matrices
+    if matrices.shape[0] != embedding.blocks:  # one kernel for all: the same groups for every batch item
+        matrices = matrices.repeat(embedding.blocks // matrices.shape[0], *(1 for _ in matrices.shape[1:]))
+    return FrequencyMatrices(Grid(embedding.grid, real=not A.is_complex), matrices)
+
+
+def per_block(values: Tensor, embedding: Embedding) -> Tensor:
+    """Values per batch item, of a shape that broadcasts to ``embedding.batch_shape``, as one per block."""
+    return values.expand(embedding.batch_shape).reshape(-1, 1).expand(-1, embedding.groups).reshape(-1)
+
+
+def singular_values_by_frequency(matrices: Tensor) -> Tensor:
+    """``(..., rows, columns)`` to ``(..., min(rows, columns))``, descending."""
+    column = min(matrices.shape[-2:]) == 1
+    norms: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1)) if column else torch.linalg.svdvals(matrices)
+    return norms.unsqueeze(-1) if column else norms
+
+
+class CirculantPlan:
+    r"""Solves a block-circulant least-squares problem exactly, for any number of right-hand sides.
+
+    .. math:: \min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|Lx\|^2, \qquad
+              x(\omega) = (S^H S + \mathrm{damp}^2 P^H P)^{-1} S^H\, y(\omega)
+
+    with P the symbol of L. Without damping x is the minimum-norm least-squares solution, :math:`x = A^+ y`. All work on
+    the matrices is done here, in the constructor, without gradients; :meth:`solve` is one FFT, one small matrix product
+    per frequency and one inverse FFT, differentiable with respect to ``y``.
+
+    Args:
+        A: a convolution for which :func:`block_circulant` holds.
+        damp: the damping, a number or a tensor with one per batch item (its shape broadcasts with the batch dimensions
+            of ``y``; every entry has matrices of its own).
+        rcond: where damp is 0, singular values of at most ``rcond`` times the largest one of the same batch item count
+            as zero. None: ``4 eps max(rows, columns) log2(2 N)`` of the operator's dtype, with the symbol's rows and
+            columns and the N grid positions: what rounding leaves of an exact zero of a spectrum.
+        penalty: the symbol P of L on the same grid (``symbol(L)``); None: the identity.
+
+    Attributes:
+        A: the operator.
+        damp: the damping, as a tensor.
+        batch_shape: batch dimensions of the plan, those of A and of damp; they broadcast with those of ``y``.
+        inverse: the matrices per frequency.
+        nbytes: bytes held.
+
+    Raises:
+        MethodError: A is not block-circulant, or A and L vanish on a common subspace.
+        ArgumentError: a negative damp or rcond, or a penalty with damp 0.
+        ShapeError: a penalty on another grid, or damp does not broadcast with A's batch dimensions.
+        DtypeError: A is in half precision.
+
+    Source:
+        Hansen, Nagy, O'Leary, "Deblurring Images: Matrices, Spectra, and Filtering" (2006), chapter 4, for one channel.
+
+    Example:
+        >>> from lsconv.fourier.circulant import CirculantPlan
+        >>> A = lsconv.Conv1d(torch.tensor([[[1.0, 2.0, 3.0]]]), in_size=6, padding=1, padding_mode="circular")
+        >>> x = torch.arange(6.0).reshape(1, 6)
+        >>> torch.allclose(CirculantPlan(A).solve(A(x)), x, atol=1e-5)
+        True
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        A: Convolution,
+        damp: float | Tensor = 0.0,
+        *,
+        rcond: float | None = None,
+        penalty: FrequencyMatrices | None = None,
+    ) -> None:
+        self.A = A
+        self.damp = torch.as_tensor(damp, dtype=real_dtype(A.dtype), device=A.device)
+        if not bool((self.damp >= 0).all()) or not bool(torch.isfinite(self.damp).all()):
+            raise ArgumentError(f"damp: expected finite numbers >= 0, got {damp}")
+        try:
+            self.embedding = block_circulant(A, tuple(self.damp.shape))
+        except RuntimeError as error:
+            raise ShapeError(
+                f"damp: shape {tuple(self.damp.shape)} does not broadcast with A's batch_shape {A.batch_shape}"
+            ) from error
+        self.batch_shape = self.embedding.batch_shape
+        S = double_symbol(A, self.embedding)
+        mu = per_block(self.damp.double().square(), self.embedding)
+        if penalty is not None:
+            inverse = _with_penalty(S, mu, penalty)
+        else:
+            inverse = _filter(S.matrices, mu, self._rcond(rcond, S), self.embedding.groups, real_dtype(A.dtype))
+        dtype = torch.complex128 if real_dtype(A.dtype) == torch.float64 else torch.complex64
+        self.inverse = FrequencyMatrices(S.grid, inverse.to(dtype))
+        self._inverse_adjoint: FrequencyMatrices | None = None
+
+    def _rcond(self, rcond: float | None, S: FrequencyMatrices) -> float:
+        if rcond is None:
+            eps = torch.finfo(self.A.dtype).eps
+            return 4 * eps * max(S.rows, S.columns) * (1 + math.log2(math.prod(self.embedding.grid)))
+        if not 0 <= rcond < 1:
+            raise ArgumentError(f"rcond: expected a number in [0, 1), got {rcond}")
+        return rcond
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrices held."""
+        return self.inverse.nbytes + (0 if self._inverse_adjoint is None else self._inverse_adjoint.nbytes)
+
+    def solve(self, y: Tensor) -> Tensor:
+        """The solutions ``(*batch, *in_shape)`` for right-hand sides ``(*batch, *out_shape)``."""
+        self.A.check_output(y)
+        batch, _ = self.embedding.rest(tuple(y.shape[: y.ndim - len(self.A.out_shape)]))
+        return self.embedding.inputs_from_grid(self.inverse.on_grid(self.embedding.outputs_to_grid(y)), batch)
+
+    def solve_adjoint(self, x: Tensor) -> Tensor:
+        """The adjoint of :meth:`solve`: ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``."""
+        self.A.check_input(x)
+        if self._inverse_adjoint is None:
+            self._inverse_adjoint = self.inverse.H
+        batch, _ = self.embedding.rest(tuple(x.shape[: x.ndim - len(self.A.in_shape)]))
+        return self.embedding.outputs_from_grid(self._inverse_adjoint.on_grid(self.embedding.inputs_to_grid(x)), batch)
+
+    def __repr__(self) -> str:
+        return f"CirculantPlan({self.A!r}, damp={self.damp.tolist()})"
+
+
+def _filter(S: Tensor, mu: Tensor, rcond: float, groups: int, accuracy: torch.dtype) -> Tensor:
+    """``(S^H S + mu)^-1 S^H``, and ``S^+`` where mu is 0, for S of shape ``(blocks, *frequencies, rows, columns)``."""
+    mu = mu.reshape(-1, *(1 for _ in S.shape[1:-1]))  # beside the singular values
+    power = S.abs().square().sum((-2, -1)).flatten(1).amax(1)
+    if bool((power > mu.flatten() * _CHOLESKY_RATIO[accuracy]).any()):
+        # the largest singular value of a batch item, over its frequencies and its groups
+        largest = singular_values_by_frequency(S).flatten(1).amax(1).reshape(-1, groups).amax(1)
+        cutoff = (rcond * largest).repeat_interleave(groups).reshape(mu.shape)
+        return _by_chunks(_spectral_filter, S, mu.expand(*S.shape[:-2], 1), torch.where(mu == 0, cutoff, -1.0))
+    return _by_chunks(_cholesky_filter, S, mu.expand(*S.shape[:-2], 1))
+
+
+def _by_chunks(function: Any, S: Tensor, *others: Tensor) -> Tensor:
+    """``function`` on a bounded number of matrices at a time; the others have one entry per matrix."""
+    rows, columns = S.shape[-2:]
+    flat = S.reshape(-1, rows, columns)
+    entries = [other.expand(*S.shape[:-2], 1).reshape(-1, 1) for other in others]
+    result = torch.empty(flat.shape[0], columns, rows, dtype=S.dtype, device=S.device)
+    chunk = max(1, _CHUNK_BYTES // (rows * columns * S.element_size()))
+    for start in range(0, flat.shape[0], chunk):
+        part = slice(start, start + chunk)
+        result[part] = function(flat[part], *(entry[part] for entry in entries))
+    return result.reshape(*S.shape[:-2], columns, rows)
+
+
+def _spectral_filter(S: Tensor, mu: Tensor, cutoff: Tensor) -> Tensor:
+    if min(S.shape[-2:]) == 1:  # the singular vectors are S itself and 1
+        s = singular_values_by_frequency(S)
+        return S.mH * _inverse_or_zero(s * s + mu, s > cutoff).unsqueeze(-1)
+    U, s, Vh = torch.linalg.svd(S, full_matrices=False)
+    factors = s * _inverse_or_zero(s * s + mu, s > cutoff)
+    inverse: Tensor = (Vh.mH * factors.unsqueeze(-2)) @ U.mH
+    return inverse
+
+
+def _inverse_or_zero(values: Tensor, keep: Tensor) -> Tensor:
+    keep = keep & (values > 0)
+    return torch.where(keep, values, 1).reciprocal() * keep
+
+
+def _cholesky_filter(S: Tensor, mu: Tensor) -> Tensor:
+    rows, columns = S.shape[-2:]
+    gram = S @ S.mH if rows <= columns else S.mH @ S
+    gram.diagonal(dim1=-2, dim2=-1).add_(mu)
+    inverse = hermitian_inverse(gram.contiguous())
+    return S.mH @ inverse if rows <= columns else inverse @ S.mH
+
+
+def _with_penalty(S: FrequencyMatrices, mu: Tensor, penalty: FrequencyMatrices) -> Tensor:
+    if penalty.grid.sizes != S.grid.sizes or penalty.grid.real != S.grid.real or penalty.columns != S.columns:
+        raise ShapeError(
+            f"penalty: {penalty.columns} columns on grid {penalty.grid.sizes} do not fit the symbol of A, "
+            f"{S.columns} columns on grid {S.grid.sizes} ({'real' if S.grid.real else 'complex'})"
+        )
+    if bool((mu == 0).any()):
+        raise ArgumentError("damp: a penalty needs damp > 0; without damping the answer does not depend on it")
+    P = penalty.matrices.to(S.matrices.dtype)
+    mu = mu.reshape(-1, *(1 for _ in S.matrices.shape[1:]))
+    normal = S.matrices.mH @ S.matrices + mu * (P.mH @ P)
+    scale = normal.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+    inverse = hermitian_inverse(normal.contiguous())
+    condition = scale * inverse.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+    if not bool((condition * torch.finfo(scale.dtype).eps < 1e-2).all()):
+        raise MethodError(
+            "penalty: A and L vanish on a common subspace (at some frequency both symbols do), so the minimiser is not "
+            "unique; add damping of the identity or use a Krylov method (lsqr), which gives the minimum-norm one"
+        )
+    return inverse @ S.matrices.mH

@@ -1,0 +1,295 @@
+r"""Norms, condition numbers, singular values and determinants: exact where the operator is block-circulant.
+
+The singular values of a block-circulant operator are those of its symbol, all frequencies together: Sedghi, Gupta,
+Long, "The singular values of convolutional layers", ICLR 2019. Sums over them give determinants and traces.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
+from lsconv.fourier.circulant import block_circulant, double_symbol, real_dtype, singular_values_by_frequency
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["cond", "gram_inverse_trace", "gram_logdet", "logdet", "norm", "singular_values"]
+
+# cond of an operator that is not block-circulant is computed from its matrix up to this many entries (a second or so).
+_DENSE_ENTRIES = 2**20
+
+
+@torch.no_grad()
+def singular_values(A: Convolution) -> Tensor:
+    r"""All singular values of a block-circulant convolution, exactly, descending.
+
+    They are :math:`\bigcup_\omega \sigma(S(\omega))`; for real kernels the frequencies of a conjugate pair count twice.
+    Computed in double precision; not differentiable.
+
+    Args:
+        A: a convolution with ``padding_mode="circular"`` whose stride divides the input and whose outputs fill the
+            grid.
+
+    Returns:
+        Real tensor ``(*A.batch_shape, min(A.out_numel, A.in_numel))``.
+
+    Raises:
+        MethodError: A is not block-circulant; ``torch.linalg.svdvals(A.to_dense())`` serves small operators.
+        DtypeError: A is in half precision.
+
+    Source:
+        Sedghi, Gupta, Long, ICLR 2019, theorem 6.
+
+    Example:
+        >>> A = lsconv.Conv1d(torch.tensor([[[1.0, 2.0, 1.0]]]), in_size=4, padding=1, padding_mode="circular")
+        >>> lsconv.singular_values(A)
+        tensor([4., 2., 2., 0.])
+    """
+    return _double_singular_values(A).to(real_dtype(A.dtype))
+
+
+def _double_singular_values(A: Convolution, what: str = "singular_values") -> Tensor:
+    embedding, S = _circulant(A, what)
+    values = singular_values_by_frequency(S.matrices).flatten(1, -2)  # blocks, frequencies, min(rows, columns)
+    weights = S.grid.weights(A.device, torch.float64).flatten().long()
+    values = values.repeat_interleave(weights, dim=1)
+    values = values.reshape(*embedding.batch_shape, -1).sort(dim=-1, descending=True).values
+    # grid cells of a strided pointwise convolution that are no inputs give zeros of their own
+    return values[..., : min(A.out_numel, A.in_numel)]
+
+
+def _circulant(A: Convolution, what: str) -> tuple[Embedding, FrequencyMatrices]:
+    real_dtype(A.dtype)
+    try:
+        embedding = block_circulant(A, what=what)
+    except MethodError as error:
+        raise MethodError(f"{error}; for a small operator there is also torch.linalg.svdvals(A.to_dense())") from None
+    return embedding, double_symbol(A, embedding)
+
+
+@torch.no_grad()
+def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -> Tensor:
+    r"""The spectral norm of A, its largest singular value.
+
+    Block-circulant convolutions: exact, from the symbol. Every other operator: the largest singular value of the
+    bidiagonal matrix of Golub and Kahan, from a fixed random start. It is a lower bound that grows to the norm; it
+    stops when the residual of its singular triplet, :math:`\|A^H u - \sigma v\|` with :math:`Av = \sigma u`, is at
+    most ``rtol * sigma``. A singular value then lies within that distance, and where the largest one stands apart by a
+    relative gap g the error is about ``rtol**2 / g``. Not differentiable.
+
+    Args:
+        A: any operator.
+        rtol: tolerance of the residual; None: ``eps ** (1/3)``, which is 6e-6 in float64 and 5e-3 in float32.
+        max_iter: limit on the applications of A and of its adjoint; when it is met, a ConvergenceWarning tells the
+            residual.
+
+    Returns:
+        Real tensor of shape ``A.batch_shape``.
+
+    Raises:
+        ArgumentError: ``rtol`` is not positive.
+        DtypeError: A is in half precision.
+
+    Source:
+        Golub and Kahan (1965); Kuczyński and Wozniakowski (1992) for the random start.
+
+    Example:
+        >>> A = lsconv.Conv1d(torch.tensor([[[1.0, 2.0, 1.0]]]), in_size=4, padding=1, padding_mode="circular")
+        >>> lsconv.norm(A)
+        tensor(4.)
+        >>> bool((lsconv.norm(lsconv.Dense(torch.diag(torch.tensor([1.0, 2.0, 5.0])))) - 5).abs() < 1e-4)
+        True
+    """
+    dtype = real_dtype(A.dtype)
+    rtol = torch.finfo(dtype).eps ** (1 / 3) if rtol is None else rtol
+    if not rtol > 0:
+        raise ArgumentError(f"rtol: expected a positive number, got {rtol}")
+    if _is_circulant(A):
+        assert isinstance(A, Convolution)
+        embedding, S = _circulant(A, "norm")
+        largest = singular_values_by_frequency(S.matrices).flatten(1).amax(1)
+        return largest.reshape(*embedding.batch_shape, -1).amax(-1).to(dtype)
+    return _golub_kahan_norm(A, rtol, max_iter).to(dtype)
+
+
+def _is_circulant(A: LinearOperator) -> bool:
+    try:
+        block_circulant(A)
+    except MethodError:
+        return False
+    return True
+
+
+def _golub_kahan_norm(A: LinearOperator, rtol: float, max_iter: int, check_every: int = 10) -> Tensor:
+    batch, item = A.batch_shape, tuple(range(len(A.batch_shape), len(A.batch_shape) + len(A.in_shape)))
+    out_item = tuple(range(len(batch), len(batch) + len(A.out_shape)))
+
+    def unit(z: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        size = torch.linalg.vector_norm(z, dim=dims, keepdim=True)
+        return z / size.clamp_min(torch.finfo(size.dtype).tiny), size.reshape(batch).double()
+
+    generator = torch.Generator().manual_seed(0)
+    v, _ = unit(torch.randn(*batch, *A.in_shape, dtype=A.dtype, generator=generator).to(A.device), item)
+    u, alpha = unit(A.apply(v), out_item)
+    alphas, betas = [alpha], []
+    sigma: Tensor = alpha
+    residual = torch.full_like(alpha, math.inf)
+    for k in range(1, max_iter + 1):
+        spread = alphas[-1].to(real_dtype(A.dtype))
+        v, beta = unit(A.adjoint(u) - spread.reshape(*batch, *(1 for _ in item)) * v, item)
+        betas.append(beta)
+        if k % check_every == 0 or k == max_iter or k >= min(A.in_numel, A.out_numel):
+            bidiagonal = torch.diag_embed(torch.stack(alphas, -1))
+            if k > 1:
+                bidiagonal = bidiagonal + torch.diag_embed(torch.stack(betas[:-1], -1), offset=1)
+            P, s, _ = torch.linalg.svd(bidiagonal)
+            sigma, residual = s[..., 0], beta * P[..., -1, 0].abs()
+            if bool((residual <= rtol * sigma).all()):
+                return sigma
+        spread = beta.to(real_dtype(A.dtype))
+        u, alpha = unit(A.apply(v) - spread.reshape(*batch, *(1 for _ in out_item)) * u, out_item)
+        alphas.append(alpha)
+    worst = float((residual / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)).max())
+    warnings.warn(
+        f"norm: after {max_iter} iterations the relative residual is {worst:.1e}, above rtol = {rtol:.1e}; the value "
+        "returned is a lower bound",
+        ConvergenceWarning,
+        stacklevel=4,
+    )
+    return sigma
+
+
+@torch.no_grad()
+def cond(A: LinearOperator) -> Tensor:
+    r"""The condition number :math:`\sigma_1 / \sigma_{\min(m, n)}`; infinity, or of the order of 1/eps, when A is
+    rank deficient.
+
+    Exact for block-circulant convolutions. Other operators are written out as a matrix, when it has at most 2**20
+    entries. Not differentiable.
+
+    Args:
+        A: a block-circulant convolution, or a small operator.
+
+    Returns:
+        Real tensor of shape ``A.batch_shape``.
+
+    Raises:
+        MethodError: A is neither block-circulant nor small.
+        DtypeError: A is in half precision.
+
+    Example:
+        >>> A = lsconv.Conv1d(torch.tensor([[[1.0, 3.0, 1.0]]]), in_size=4, padding=1, padding_mode="circular")
+        >>> lsconv.cond(A)
+        tensor(5.)
+    """
+    dtype = real_dtype(A.dtype)
+    if _is_circulant(A):
+        assert isinstance(A, Convolution)
+        values = _double_singular_values(A, "cond")
+    elif A.in_numel * A.out_numel <= _DENSE_ENTRIES:
+        values = torch.linalg.svdvals(A.to_dense())
+    else:
+        raise MethodError(
+            f"cond: {A!r} is not block-circulant, and its matrix of {A.out_numel} x {A.in_numel} is larger than the "
+            f"{_DENSE_ENTRIES} entries that are worked out densely; torch.linalg.svdvals(A.to_dense()) does it at your "
+            "risk, and cond of the same convolution with padding_mode='circular' is exact at any size"
+        )
+    return (values[..., 0] / values[..., -1]).to(dtype)
+
+
+@torch.no_grad()
+def logdet(A: Convolution) -> Tensor:
+    r""":math:`\log |\det A|` of a square block-circulant convolution, :math:`\sum_\omega \log |\det S(\omega)|`.
+
+    Args:
+        A: a block-circulant convolution with ``in_numel == out_numel``.
+
+    Returns:
+        Real tensor of shape ``A.batch_shape``; -inf when A is singular (up to rounding).
+
+    Raises:
+        MethodError: A is not block-circulant, or not square.
+
+    Source:
+        Hoogeboom, van den Berg, Welling, "Emerging convolutions for generative normalizing flows", ICML 2019, section
+        3.2.
+
+    Example:
+        >>> A = lsconv.Conv1d(torch.tensor([[[0.0, 2.0, 0.0]]]), in_size=4, padding=1, padding_mode="circular")
+        >>> lsconv.fourier.spectrum.logdet(A).exp()
+        tensor(16.)
+    """
+    embedding, S = _circulant(A, "logdet")
+    if S.rows != S.columns or A.in_numel != A.out_numel:
+        raise MethodError(
+            f"logdet: A maps {A.in_numel} to {A.out_numel} numbers, it has no determinant; use gram_logdet(A, damp)"
+        )
+    weights = S.grid.weights(A.device, torch.float64)
+    values: Tensor = torch.linalg.slogdet(S.matrices).logabsdet * weights
+    return values.reshape(*embedding.batch_shape, -1).sum(-1).to(real_dtype(A.dtype))
+
+
+@torch.no_grad()
+def gram_logdet(A: Convolution, damp: float | Tensor) -> Tensor:
+    r""":math:`\log\det(AA^H + \mathrm{damp}^2 I)` of a block-circulant convolution.
+
+    Args:
+        A: a block-circulant convolution.
+        damp: positive, a number or a tensor that broadcasts with ``A.batch_shape``.
+
+    Returns:
+        Real tensor, the broadcast shape of ``A.batch_shape`` and damp.
+
+    Raises:
+        MethodError: A is not block-circulant.
+        ArgumentError: damp is not positive.
+
+    Example:
+        >>> A = lsconv.Conv1d(torch.tensor([[[0.0, 2.0, 0.0]]]), in_size=4, padding=1, padding_mode="circular")
+        >>> lsconv.fourier.spectrum.gram_logdet(A, damp=1.0).exp()
+        tensor(625.)
+    """
+    values, missing = _gram_eigenvalues(A, damp)
+    return (values.log().sum(-1) + missing.log() * (A.out_numel - values.shape[-1])).to(real_dtype(A.dtype))
+
+
+@torch.no_grad()
+def gram_inverse_trace(A: Convolution, damp: float | Tensor) -> Tensor:
+    r""":math:`\operatorname{tr} (AA^H + \mathrm{damp}^2 I)^{-1}` of a block-circulant convolution.
+
+    With it the trace of the Tikhonov influence matrix is :math:`m - \mathrm{damp}^2 \operatorname{tr}(AA^H +
+    \mathrm{damp}^2)^{-1}`, which is what generalised cross-validation needs.
+
+    Args:
+        A: a block-circulant convolution.
+        damp: positive, a number or a tensor that broadcasts with ``A.batch_shape``.
+
+    Returns:
+        Real tensor, the broadcast shape of ``A.batch_shape`` and damp.
+
+    Raises:
+        MethodError: A is not block-circulant.
+        ArgumentError: damp is not positive.
+
+    Example:
+        >>> A = lsconv.Conv1d(torch.tensor([[[0.0, 2.0, 0.0]]]), in_size=4, padding=1, padding_mode="circular")
+        >>> lsconv.fourier.spectrum.gram_inverse_trace(A, damp=1.0)
+        tensor(0.8000)
+    """
+    values, missing = _gram_eigenvalues(A, damp)
+    return (values.reciprocal().sum(-1) + (A.out_numel - values.shape[-1]) / missing).to(real_dtype(A.dtype))
+
+
+def _gram_eigenvalues(A: Convolution, damp: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvalues ``sigma^2 + damp^2``, and ``damp^2``, the eigenvalue where A A^H has none."""
+    mu = torch.as_tensor(damp, dtype=torch.float64, device=A.device).square()
+    if not bool((mu > 0).all()):
+        raise ArgumentError(f"damp: expected positive numbers, got {damp}")
+    values = _double_singular_values(A, "gram").square()
+    return values + mu.unsqueeze(-1), mu
