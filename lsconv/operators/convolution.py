@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
 from lsconv.operators.base import LinearOperator, require_finite
-from lsconv.operators.fft_convolution import FrequencyGrid
+from lsconv.operators.fft_convolution import FrequencyGrid, direct_cost, fft_cost
 from lsconv.operators.padding import Pairs, check_pairs, normalise_pairs, pad, pad_adjoint
 
 if TYPE_CHECKING:
@@ -30,8 +30,11 @@ __all__ = ["Conv1d", "Conv2d", "Conv3d", "Convolution"]
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _CONV_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+# The FFT is chosen when the model says that torch's convolution takes this many times as long.
+_FFT_MARGIN = 1.3
 _BACKENDS = ("auto", "direct", "fft")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+_HALF = (torch.float16, torch.bfloat16)
+_DTYPES = (*_HALF, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 class Convolution(LinearOperator):
@@ -43,7 +46,8 @@ class Convolution(LinearOperator):
     .. math:: y[o, i] = \sum_c \sum_t K[o, c, t]\, x[c, s\,i + d\,t - l]
 
     with stride s, dilation d and left padding l on every axis. ``A(x)`` equals ``torch.nn.functional.conv*`` on the
-    same arguments bit for bit, and ``A.H`` is its exact adjoint. Both are ordinary torch operations, differentiable
+    same arguments, bit for bit where the backend is direct and to rounding where it is the FFT; ``A.H`` is its exact
+    adjoint. Both are ordinary torch operations, differentiable
     with respect to their argument and to ``weight``. float16 and bfloat16 weights can be applied, not inverted.
 
     Args:
@@ -56,6 +60,9 @@ class Convolution(LinearOperator):
         dilation: step between the taps of the kernel, an int or one per axis.
         groups: number of blocks into which the channels are split.
         padding_mode: ``"zeros"``, ``"circular"``, ``"reflect"`` or ``"replicate"``.
+        backend: ``"direct"`` (torch's convolution), ``"fft"`` (for large kernels), or ``"auto"``, which takes the FFT
+            where a measured cost model says that it is clearly faster, for the operator and its adjoint separately.
+            float16 and bfloat16 are always direct.
         check_finite: refuse a weight that contains NaN or infinity.
 
     Attributes:
@@ -172,13 +179,15 @@ class Convolution(LinearOperator):
     def apply(self, x: Tensor) -> Tensor:
         """The convolution of ``x``."""
         items, batch = self._items_to_channels(x, self.in_shape)
-        y = self._grid.apply(items, self._spectrum()) if self._uses_fft else self._direct(items)
+        by_fft = self._uses_fft(len(items), transposed=False)
+        y = self._grid.apply(items, self._spectrum()) if by_fft else self._direct(items)
         return self._channels_to_items(y, batch, self.out_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The transposed convolution of ``y``, of the inputs' size, and the adjoint of the padding."""
         items, batch = self._items_to_channels(y, self.out_shape)
-        x = self._grid.adjoint(items, self._spectrum()) if self._uses_fft else self._direct_adjoint(items)
+        by_fft = self._uses_fft(len(items), transposed=True)
+        x = self._grid.adjoint(items, self._spectrum()) if by_fft else self._direct_adjoint(items)
         return self._channels_to_items(x, batch, self.in_shape)
 
     def _direct(self, x: Tensor) -> Tensor:
@@ -225,9 +234,24 @@ class Convolution(LinearOperator):
             self._cached_grid = grid
         return grid
 
-    @property
-    def _uses_fft(self) -> bool:
-        return self.backend == "fft"
+    def _uses_fft(self, items: int, transposed: bool) -> bool:
+        """Whether the FFT serves ``items`` batch items, by request or because it should be clearly faster."""
+        if self.backend == "direct" or self.dtype in _HALF:
+            return False
+        if self.backend == "fft":
+            return True
+        key = (items, transposed, _may_cache(self.weight))
+        choices: dict[tuple[int, bool, bool], bool] = self.__dict__.setdefault("_cached_choices", {})
+        if key not in choices:
+            groups = math.prod(self.batch_shape) * self.groups
+            c_out, c_in = self.c_out // self.groups, self.c_in // self.groups
+            # The model was measured on CPUs. Elsewhere float32's constants, the ones that favour torch, stand for all.
+            dtype = self.dtype if self.device.type == "cpu" else torch.float32
+            taps, cells = math.prod(self.kernel_size), math.prod(self.spatial_out)
+            direct = direct_cost(dtype, groups, c_out, c_in, taps, cells, items, transposed)
+            by_fft = fft_cost(dtype, groups, c_out, c_in, self._grid.grid, items, kernels_too=not key[2])
+            choices[key] = by_fft * _FFT_MARGIN < direct
+        return choices[key]
 
     def _spectrum(self) -> Tensor:
         """The symbol of the kernels, kept until the weight changes."""

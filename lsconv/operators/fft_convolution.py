@@ -22,7 +22,27 @@ from torch import Tensor
 
 from lsconv.operators.padding import Pairs, pad, pad_adjoint
 
-__all__ = ["FrequencyGrid", "fft_cost", "good_fft_length"]
+__all__ = ["FrequencyGrid", "direct_cost", "fft_cost", "good_fft_length", "transform_cost"]
+
+# The cost model behind backend="auto": nanoseconds on one core of a 2024 x86 server (AVX-512, torch 2.13, MKL and
+# oneDNN), fitted by hand to the table that benchmarks/convolution_backend.py prints. It has to be right about the
+# winner where the two differ by much; constants are rounded towards torch's own convolution where they scatter.
+#
+# Direct, per tap and output cell: `gather` for every channel read, `multiply` for every pair of channels. float64 runs
+# as im2col and a matrix product, and once the columns outgrow malloc's largest reusable block every call pays the page
+# faults of fresh memory. float32 runs in oneDNN, whose transposed kernels are slower, most of all without channels to
+# vectorise over. Complex is three real convolutions.
+_GATHER = {torch.float32: (0.3, 0.5), torch.float64: (0.6, 1.5)}  # (forward, transposed)
+_GATHER_LONE_CHANNEL = {torch.float32: (0.8, 2.0), torch.float64: (0.6, 1.5)}
+_GATHER_FRESH_MEMORY = 7.5
+_FRESH_MEMORY_BYTES = 32 * 2**20
+_MULTIPLY = {torch.float32: 0.015, torch.float64: 0.06}
+# FFT, per cell: `transform` for every channel and factor log2(cells), `product` for every pair of channels.
+_TRANSFORM = {torch.float32: 0.3, torch.float64: 0.4}
+_PRODUCT = {torch.float32: 0.5, torch.float64: 1.5}
+# Per call.
+_DIRECT_CALL = 25e3
+_FFT_CALL = 90e3
 
 
 def good_fft_length(n: int) -> int:
@@ -49,10 +69,64 @@ def good_fft_length(n: int) -> int:
     return length
 
 
-def fft_cost(grid: Sequence[int]) -> float:
-    """Relative cost of one FFT on ``grid``: cells times log2 of the cells, times 5 along lengths with large factors."""
-    cells = math.prod(grid)
-    return cells * sum(math.log2(n) * (1.0 if _without_factors(n, (2, 3, 5, 7, 11, 13)) == 1 else 5.0) for n in grid)
+def transform_cost(grid: Sequence[int]) -> float:
+    """Relative cost of one FFT on ``grid``: cells times log2 of the cells, more along lengths that the FFT dislikes.
+
+    Prime factors above 13 cost 5 times as much, lines that leave the cache (above 2^13 cells) 2.5 times.
+    """
+    levels = 0.0
+    for n in grid:
+        factor = 1.0 if _without_factors(n, (2, 3, 5, 7, 11, 13)) == 1 else 5.0
+        levels += math.log2(n) * factor * (2.5 if n > 2**13 else 1.0)
+    return math.prod(grid) * levels
+
+
+def direct_cost(
+    dtype: torch.dtype, groups: int, c_out: int, c_in: int, taps: int, cells: int, items: int, transposed: bool
+) -> float:
+    """Nanoseconds that torch's convolution takes, by the model above.
+
+    Args:
+        dtype: float32, float64, complex64 or complex128.
+        groups: number of groups, all kernels counted.
+        c_out: output channels of a group.
+        c_in: input channels of a group.
+        taps: taps of a kernel.
+        cells: output cells of a channel.
+        items: batch items.
+        transposed: for the adjoint.
+    """
+    real = dtype.to_real()
+    gather = (_GATHER_LONE_CHANNEL if c_out == c_in == 1 else _GATHER)[real][transposed]
+    channels = c_in
+    if real == torch.float64:
+        if groups == 1 and c_in * taps * cells * real.itemsize > _FRESH_MEMORY_BYTES:
+            gather = _GATHER_FRESH_MEMORY
+    elif transposed:
+        channels = max(c_out, c_in)
+    nanoseconds = items * groups * taps * cells * (channels * gather + c_out * c_in * _MULTIPLY[real])
+    return (nanoseconds + _DIRECT_CALL) * (3 if dtype.is_complex else 1)
+
+
+def fft_cost(
+    dtype: torch.dtype, groups: int, c_out: int, c_in: int, grid: Sequence[int], items: int, kernels_too: bool
+) -> float:
+    """Nanoseconds that the FFT takes, by the model above.
+
+    Args:
+        dtype: float32, float64, complex64 or complex128.
+        groups: number of groups, all kernels counted.
+        c_out: output channels of a group.
+        c_in: input channels of a group.
+        grid: cells per axis.
+        items: batch items.
+        kernels_too: whether the kernels are transformed in every call, as they are while autograd follows them.
+    """
+    real = dtype.to_real()
+    transforms = items * groups * (c_out + c_in) + (groups * c_out * c_in if kernels_too else 0)
+    products = items * groups * c_out * c_in * math.prod(grid)
+    nanoseconds = transforms * transform_cost(grid) * _TRANSFORM[real] + products * _PRODUCT[real]
+    return nanoseconds * (2 if dtype.is_complex else 1) + _FFT_CALL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +180,7 @@ class FrequencyGrid:
         )
         if mode == "circular" and all(max(d, e) <= n for d, e, n in zip(dense, extent, spatial_in, strict=True)):
             exact = cls(spatial_in, spatial_in, nothing, mode, left, dense, stride, dilation)
-            return min(exact, before, key=lambda choice: fft_cost(choice.grid))
+            return min(exact, before, key=lambda choice: transform_cost(choice.grid))
         return before
 
     @property
