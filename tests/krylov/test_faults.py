@@ -10,12 +10,13 @@ import torch
 from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, NonFiniteError, ShapeError
 from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
+from lsconv.krylov.gmres import gmres
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.solution import Solution, Status
 
 Solver = Callable[..., Solution]
 LEAST_SQUARES = [cgls, lsqr]
-SQUARE = [cg]
+SQUARE = [cg, gmres]
 
 every_solver = pytest.mark.parametrize("solver", LEAST_SQUARES + SQUARE)
 every_least_squares = pytest.mark.parametrize("solver", LEAST_SQUARES)
