@@ -3,8 +3,9 @@ r"""GMRES for square A, restarted, flexible, preconditioned from the right.
 .. math:: A x = b, \qquad x_k = \arg\min_{x \in x_0 + Z_k} \|b - A x\|, \qquad A Z_k = V_{k+1} H_k,\ z_j = M_j v_j
 
 The preconditioner acts on the solution side, so the residual minimised is the plain one, and it may differ from step to
-step. Saad and Schultz, "GMRES: A generalized minimal residual algorithm for solving nonsymmetric linear systems", SIAM J.
-Sci. Stat. Comput. 7 (1986); Saad, "A flexible inner-outer preconditioned GMRES algorithm", SIAM J. Sci. Comput. 14 (1993).
+step. Saad and Schultz, "GMRES: A generalized minimal residual algorithm for solving nonsymmetric linear systems", SIAM
+J. Sci. Stat. Comput. 7 (1986); Saad, "A flexible inner-outer preconditioned GMRES algorithm", SIAM J. Sci. Comput. 14
+(1993).
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def gmres(
 ) -> Solution:
     r"""Solve ``A x = b`` with any square A, every batch item on its own.
 
-    Only the residual decides about convergence: ``||b - A x|| <= max(rtol ||b||, atol)``. The basis takes ``restart + 1``
-    vectors like x, and as many again with a preconditioner.
+    Only the residual decides about convergence: ``||b - A x|| <= max(rtol ||b||, atol)``. The basis takes
+    ``restart + 1`` vectors like x, and as many again with a preconditioner.
 
     Args:
         A: a LinearOperator with ``in_shape == out_shape``; or a dense tensor, a sparse tensor, a scipy LinearOperator.

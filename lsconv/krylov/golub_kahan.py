@@ -15,15 +15,17 @@ Systems", SIAM (2017).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from lsconv.krylov.batch import ItemSpace, divide
-from lsconv.krylov.method import KERNEL
+from lsconv.krylov.method import KERNEL, Method
 from lsconv.krylov.problem import Problem
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["GolubKahan", "unit"]
+__all__ = ["GolubKahan", "folded", "unit"]
 
 
 class GolubKahan:
@@ -38,13 +40,16 @@ class GolubKahan:
         v_norm, u_norm: Euclidean norms of raw_v and raw_u; 1 without a preconditioner.
         operator_norm: a lower bound of ``||A||``.
         weighted_norm: a lower bound of the norm of A between the inner products of M and N.
+        av: with ``keep_av``, a copy of the newest ``A v``.
         trouble: items where M or N showed itself not to be positive definite.
     """
 
-    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
+    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor, *, keep_av: bool = False) -> None:
         self.A, self.M, self.N = problem.A, problem.M, problem.N
         self.domain, self.codomain = problem.domain, problem.codomain
         self.plain = self.M is None and self.N is None
+        self.keep_av = keep_av
+        self.av: Tensor | None = None
         active = running.to(self.domain.scalar)
         r = problem.residual(x, running)
         self.r_norm = self.codomain.safe_norm(r)
@@ -68,6 +73,8 @@ class GolubKahan:
     def step(self, active: Tensor) -> None:
         """Next ``beta, u, alpha, v``; items with ``active = 0`` become and stay zero."""
         av = self.A.apply(self.v)
+        if self.keep_av:
+            self.av = av.clone()
         torch.addcmul(av, self.raw_u, self.codomain.spread(-self.alpha), out=self.raw_u)
         alpha = self.alpha
         if self.M is None:
@@ -124,3 +131,24 @@ def unit(
     factor = space.spread(scale)
     raw.mul_(factor)
     return length, image * factor, norm * scale
+
+
+def folded(
+    problem: Problem, method: Callable[[Problem, Tensor | None, Tensor], Method]
+) -> tuple[Callable[[Tensor | None, Tensor], Method], Callable[[Tensor], Tensor]]:
+    """How a Golub-Kahan method meets damping together with M, N or a start: which folded problem it is given.
+
+    The bidiagonalisation of A serves ``damp`` by itself only from a zero start and without preconditioners; in the
+    other cases the damping goes into the operator, so that neither a start nor a preconditioner moves the answer.
+    """
+    if problem.damp is not None and problem.M is not None:
+        beside, collapse = problem.beside()
+        return lambda z, running: method(beside, z, running), collapse
+    if problem.damp is not None:
+        below = problem.below()
+
+        def start(x: Tensor | None, running: Tensor) -> Method:
+            return method(problem if x is None and problem.N is None else below, x, running)
+
+        return start, lambda z: z
+    return lambda z, running: method(problem, z, running), lambda z: z

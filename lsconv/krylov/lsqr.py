@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.batch import divide, rotation
-from lsconv.krylov.golub_kahan import GolubKahan
+from lsconv.krylov.golub_kahan import GolubKahan, folded
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import Method
 from lsconv.krylov.options import IterationState, Options
@@ -25,7 +25,7 @@ from lsconv.krylov.problem import Problem, prepare
 from lsconv.krylov.solution import Solution
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["folded", "lsqr"]
+__all__ = ["lsqr"]
 
 
 def lsqr(
@@ -92,27 +92,6 @@ def lsqr(
                          callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
     start, collapse = folded(problem, _LSQR)
     return iterate(problem, options, start, collapse=collapse, name="lsqr")
-
-
-def folded(
-    problem: Problem, method: Callable[[Problem, Tensor | None, Tensor], Method]
-) -> tuple[Callable[[Tensor | None, Tensor], Method], Callable[[Tensor], Tensor]]:
-    """How a Golub-Kahan method meets damping together with M, N or a start: which folded problem it is given.
-
-    The bidiagonalisation of A serves ``damp`` by itself only from a zero start and without preconditioners; in the
-    other cases the damping goes into the operator, so that neither a start nor a preconditioner moves the answer.
-    """
-    if problem.damp is not None and problem.M is not None:
-        beside, collapse = problem.beside()
-        return lambda z, running: method(beside, z, running), collapse
-    if problem.damp is not None:
-        below = problem.below()
-
-        def start(x: Tensor | None, running: Tensor) -> Method:
-            return method(problem if x is None and problem.N is None else below, x, running)
-
-        return start, lambda z: z
-    return lambda z, running: method(problem, z, running), lambda z: z
 
 
 class _LSQR(Method):

@@ -19,13 +19,13 @@ __all__ = ["Problem", "as_operator", "prepare"]
 
 
 def as_operator(A: Any, b: Any = None) -> LinearOperator:
-    """``A`` as a LinearOperator.
+    """``A`` as a LinearOperator, on the device of the right-hand side.
 
     Args:
         A: a LinearOperator; a dense tensor ``(*batch, m, n)``; a sparse (CSR, CSC, COO) tensor ``(m, n)``; or a
-            ``scipy.sparse.linalg.LinearOperator`` (so also a PyLops operator), a scipy.sparse or a numpy matrix, which
-            is applied on the host.
-        b: the right-hand side, which tells the dtype and device that a scipy operator is to work in.
+            ``scipy.sparse.linalg.LinearOperator`` (so also a PyLops operator) or scipy.sparse matrix, which is applied
+            on the host.
+        b: the right-hand side.
 
     Raises:
         ArgumentTypeError: for anything else.
@@ -36,20 +36,10 @@ def as_operator(A: Any, b: Any = None) -> LinearOperator:
     """
     if isinstance(A, LinearOperator):
         return A
-    if isinstance(A, Tensor):
-        from lsconv.operators.elementary import Dense
+    from lsconv.operators import scipy
 
-        return Dense(A)
-    if hasattr(A, "shape") and (hasattr(A, "matvec") or hasattr(A, "dot")):
-        from lsconv.operators.scipy import from_scipy
-
-        operator: LinearOperator = (
-            from_scipy(A, dtype=b.dtype, device=b.device) if isinstance(b, Tensor) else from_scipy(A)
-        )
-        return operator
-    raise ArgumentTypeError(
-        f"A: expected a LinearOperator, a dense or sparse tensor, or a scipy LinearOperator, got {type(A).__name__}"
-    )
+    operator = scipy.as_operator(A)
+    return operator.to(b.device) if isinstance(b, Tensor) and not isinstance(A, Tensor) else operator
 
 
 @dataclass(frozen=True, eq=False)

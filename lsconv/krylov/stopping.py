@@ -102,6 +102,7 @@ def certify(
     tolerances: Tolerances,
     operator_norm: Tensor | None = None,
     square: bool = False,
+    rounding: float = 0.0,
 ) -> Certificate:
     r"""Recompute residual and gradient of ``x`` by A itself and judge them.
 
@@ -114,6 +115,8 @@ def certify(
         operator_norm: a lower bound of ``||A||`` per item where one is known; it is raised by what A and its adjoint
             do to the vectors met here.
         square: for a square system that has a solution, only the residual decides.
+        rounding: relative rounding error that x carries whatever the method (the epsilon of the dtype it is stored in):
+            a gradient below ``2 rounding ||A||^2 ||x||`` is that of the nearest representable x.
 
     Returns:
         A :class:`Certificate`. Non-finite x converges nowhere.
@@ -144,6 +147,7 @@ def certify(
     )
     total = torch.hypot(r_norm, damp * x_norm)
     r_bound, g_bound = tolerances.residual_bound(y_norm), tolerances.gradient_bound(norm_a, total)
+    g_bound = torch.maximum(g_bound, 2 * rounding * norm_a**2 * x_norm)
     finite = torch.isfinite(x_norm)
     residual_ok = (total <= r_bound) & finite
     gradient_ok = (g_norm <= g_bound) & finite & (not square)
@@ -176,6 +180,7 @@ def certified(
     history: History | None = None,
     selection: object = None,
     otherwise: Status = Status.STAGNATION,
+    rounding: float = 0.0,
 ) -> Solution:
     """A :class:`Solution` around an ``x`` found by any means (a direct method), with its certificate.
 
@@ -190,8 +195,9 @@ def certified(
         history: estimates per iteration, when there are some.
         selection: how the damping was chosen.
         otherwise: status of items that do not meet the tolerance.
+        rounding: as in :func:`certify`.
     """
-    certificate = certify(A, x, y, damp, tolerances=tolerances, operator_norm=operator_norm)
+    certificate = certify(A, x, y, damp, tolerances=tolerances, operator_norm=operator_norm, rounding=rounding)
     batch = certificate.residual_norm.shape
     zero = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(y).expand(batch) == 0
     codes = torch.full(batch, otherwise.code, dtype=torch.int64, device=A.device)

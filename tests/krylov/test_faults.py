@@ -11,11 +11,12 @@ from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, N
 from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
 from lsconv.krylov.gmres import gmres
+from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.solution import Solution, Status
 
 Solver = Callable[..., Solution]
-LEAST_SQUARES = [cgls, lsqr]
+LEAST_SQUARES = [cgls, lsqr, lsmr]
 SQUARE = [cg, gmres]
 
 every_solver = pytest.mark.parametrize("solver", LEAST_SQUARES + SQUARE)

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from lsconv.errors import ArgumentError, PreconditionerError
 from lsconv.krylov.cgls import cgls
+from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.solution import Solution
 from lsconv.operators.elementary import Dense, Diagonal
 
 Solver = Callable[..., Solution]
-SOLVERS = [cgls, lsqr]
+SOLVERS = [cgls, lsqr, lsmr]
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 ACCURACY = {torch.float32: 2e-3, torch.complex64: 2e-3, torch.float64: 1e-8, torch.complex128: 1e-8}
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.operators.elementary import FromFunctions
 
 PUBLISHED = json.loads((pathlib.Path(__file__).parent / "paige-saunders.json").read_text())
-SOLVERS = {"lsqr": lsqr}
+SOLVERS = {"lsqr": lsqr, "lsmr": lsmr}
 # "4 pi" as the published programs had it: a float32 constant in LSQR's, a float64 one in LSMR's.
 FOUR_PI = {"lsqr": float(np.float32(4 * 3.141592)), "lsmr": 4 * 3.141592}
 
@@ -45,6 +46,17 @@ def paige_saunders(case: dict[str, Any], angle: float) -> tuple[FromFunctions, t
     return A, householder(h_y, r) + apply(x), x
 
 
+def published_rounding(method: str, case: dict[str, Any]) -> list[float]:
+    """How far the published x(1) are off by the rounding of the published program itself.
+
+    The rows beyond n of a tall problem are orthogonal to the range of A, so in exact arithmetic the problem with m = n
+    has the same iterates x. Where the two tables differ in x(1), they differ by rounding.
+    """
+    twins = [t for t in PUBLISHED[method] if all(t[key] == case[key] for key in ("n", "nd", "npower", "damp"))]
+    columns = zip(*([row[1] for row in twin["iterates"]] for twin in twins), strict=True)
+    return [max(column) - min(column) for column in columns]
+
+
 CASES = [(method, case) for method in SOLVERS for case in PUBLISHED[method]]
 
 
@@ -59,10 +71,11 @@ def test_iterates_are_the_published_ones(method: str, case: dict[str, Any]) -> N
         A, b, damp=case["damp"], rtol=0, max_iter=11, check_every=1,
         callback=lambda state: seen.append((state.iteration, float(state.x[0]), float(state.residual_norm))),
     )  # fmt: skip
+    printed = published_rounding(method, case)
     # Later iterates of the steeper problems amplify rounding: no two correct programs agree on them.
     last = 10 if case["npower"] <= 4 else 5
     for (k, x1, rnorm), published in zip(seen[: last + 1], case["iterates"], strict=False):
         assert k == published[0]
-        assert x1 == pytest.approx(published[1], rel=2e-9, abs=1e-9)
+        assert x1 == pytest.approx(published[1], rel=2e-9, abs=1e-9 + 2 * printed[k])
         assert rnorm == pytest.approx(published[2], rel=2e-9)
     assert len(seen) > last

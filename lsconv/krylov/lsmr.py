@@ -1,0 +1,225 @@
+r"""LSMR: least squares by Golub-Kahan bidiagonalisation, with a gradient that falls monotonically.
+
+.. math:: \min_x \|Ax - b\|^2 + \mathrm{damp}^2 \|x\|^2
+
+In exact arithmetic the same iterates as MINRES on the normal equations, where LSQR's are those of conjugate gradients
+on them. Since the gradient norm never rises, stopping early is safest here.
+Fong and Saunders, "LSMR: An iterative algorithm for sparse least-squares problems", SIAM J. Sci. Comput. 33 (2011),
+2950-2971; the names below are the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.krylov.batch import divide, rotation
+from lsconv.krylov.golub_kahan import GolubKahan, folded
+from lsconv.krylov.iteration import iterate
+from lsconv.krylov.method import Method
+from lsconv.krylov.options import IterationState, Options
+from lsconv.krylov.problem import Problem, prepare
+from lsconv.krylov.solution import Solution
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["lsmr"]
+
+
+def lsmr(
+    A: Any,
+    b: Tensor,
+    *,
+    damp: float | Tensor = 0.0,
+    M: LinearOperator | None = None,
+    N: LinearOperator | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    conlim: float | None = None,
+    max_iter: int | None = None,
+    x0: Tensor | None = None,
+    callback: Callable[[IterationState], bool | None] | None = None,
+    progress: bool = False,
+    check_every: int | None = None,
+    raise_on_failure: bool = False,
+    check_finite: bool = True,
+) -> Solution:
+    r"""Least squares by LSMR, every batch item on its own.
+
+    .. math:: \min_x \|Ax - b\|^2 + \mathrm{damp}^2 \|x\|^2
+
+    Without damping and from ``x0 = 0`` the answer is the minimum-norm solution :math:`A^+ b`; from another x0 it is
+    :math:`A^+ b` plus the null-space part of x0. With damping the answer does not depend on x0.
+
+    Args:
+        A: a LinearOperator; or a dense tensor, a sparse tensor, a scipy LinearOperator.
+        b: right-hand side ``(*batch, *out_shape)``.
+        damp: the damping, a number or a tensor with one per batch item.
+        M: inverse preconditioner on the residual side, Hermitian positive definite, :math:`M \approx (AA^H)^{-1}`.
+            The answer is unchanged when :math:`Ax = b` has a solution or damp > 0; otherwise M reweights the equations.
+        N: inverse preconditioner on the solution side, Hermitian positive definite, :math:`N \approx (A^HA)^{-1}`.
+            The answer is unchanged when A has full column rank or damp > 0; otherwise another least-squares solution
+            is found.
+        rtol: tolerance, relative (see :mod:`lsconv.krylov.stopping`); None: ``10 eps^0.75`` of the dtype.
+        atol: absolute tolerance on the residual norm, in the units of b.
+        conlim: stop when the estimated condition number of A passes this; None: ``0.1 / eps``.
+        max_iter: iteration limit per item; None: ``4 min(m, n)``, at least 100 and at most 10000.
+        x0: where to start, ``(*batch, *in_shape)``.
+        callback: called with an :class:`IterationState` every ``check_every`` iterations; returning True stops.
+        progress: show a progress bar (needs tqdm).
+        check_every: how often the host looks at the device; None: 1 on the CPU, 10 on a GPU. It does not change the
+            answer.
+        raise_on_failure: raise instead of warning when an item does not converge.
+        check_finite: refuse NaN and infinity in b and x0; False gives such items :attr:`Status.NON_FINITE`.
+
+    Returns:
+        A :class:`Solution`.
+
+    Raises:
+        LsconvError: for arguments that do not fit (ShapeError, DtypeError, DeviceError, ArgumentError, ...).
+        PreconditionerError: when M or N shows itself not to be positive definite.
+        ConvergenceError: with ``raise_on_failure``.
+
+    Example:
+        >>> A = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
+        >>> lsconv.lsmr(A, torch.tensor([1.0, 2.0, 3.0])).x
+        tensor([1.0000, 1.0000])
+    """
+    problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite)
+    options = Options.of(problem, rtol=rtol, atol=atol, conlim=conlim, max_iter=max_iter, check_every=check_every,
+                         callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
+    start, collapse = folded(problem, _LSMR)
+    return iterate(problem, options, start, collapse=collapse, name="lsmr")
+
+
+class _LSMR(Method):
+    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
+        self.process = process = GolubKahan(problem, x, running, keep_av=problem.M is not None)
+        self.domain, self.damp = problem.domain, problem.damp
+        self.trouble = process.trouble
+        self.x = problem.start(x)
+        self.h = process.v.clone()
+        self.hbar = torch.zeros_like(self.h)
+        zero, one = torch.zeros_like(process.alpha), torch.ones_like(process.alpha)
+        self.zetabar, self.alphabar = process.alpha * process.beta, process.alpha
+        self.rho, self.rhobar, self.cbar, self.sbar = one, one, one, zero
+        self.largest, self.smallest = zero, torch.full_like(zero, torch.inf)
+        self.damped = None if problem.damp is None else problem.damp.expand_as(zero)
+        self.estimate = _ResidualEstimate(process.beta)
+        self.image = None if problem.M is None else _Image(process, problem.residual(x, running))
+        self.residual = process.r_norm
+        self._norms()
+
+    def solution(self) -> Tensor:
+        return self.x
+
+    def step(self, running: Tensor) -> None:
+        active = running.to(self.domain.scalar)
+        process, spread = self.process, self.domain.spread
+        process.step(active)
+        chat, shat, alphahat = None, None, self.alphabar
+        if self.damped is not None:
+            chat, shat, alphahat = rotation(self.alphabar, self.damped)
+        c, s, rho = rotation(alphahat, process.beta)
+        thetanew = s * process.alpha
+        self.alphabar = c * process.alpha
+        thetabar, rhotemp = self.sbar * rho, self.cbar * rho
+        cbar, sbar, rhobar = rotation(rhotemp, thetanew)
+        zeta = cbar * self.zetabar
+        self.zetabar = -sbar * self.zetabar
+        back = -divide(thetabar * rho * active, self.rho * self.rhobar)
+        forward = divide(zeta * active, rho * rhobar)
+        along = -divide(thetanew * active, rho)
+        torch.addcmul(self.h, self.hbar, spread(back), out=self.hbar)
+        self.x.addcmul_(self.hbar, spread(forward))
+        torch.addcmul(process.v, self.h, spread(along), out=self.h)
+        # The newest diagonal entry of R-bar is rhotemp until the next rotation; the initial rhobar = 1 is not one.
+        self.condition = torch.maximum(self.largest, rhotemp) / torch.minimum(self.smallest, rhotemp)
+        self.largest, self.smallest = torch.maximum(self.largest, rhobar), torch.minimum(self.smallest, rhobar)
+        self.rho, self.rhobar, self.cbar, self.sbar = rho, rhobar, cbar, sbar
+        if self.image is None:
+            self.residual = self.estimate.update(chat, shat, c, s, thetabar, rhobar, zeta)
+        else:
+            self.residual = self.image.update(back, forward, along)
+        self._norms()
+
+    def _norms(self) -> None:
+        process = self.process
+        norm = process.operator_norm
+        self.operator_norm = norm if self.damp is None else torch.hypot(norm, self.damp)
+        self.gradient = self.zetabar.abs()
+        if process.M is not None:
+            # The weighted gradient, relative to its own norms: the plain one does not vanish where M reweights.
+            weighted = self.estimate.value if self.image is None else self.image.weighted
+            self.gradient = divide(self.gradient, process.weighted_norm * weighted) * self.operator_norm * self.residual
+        elif process.N is not None:
+            self.gradient = self.gradient * process.v_norm
+
+
+class _ResidualEstimate:
+    """The norm of the damped residual by a third QR factorisation (section 5.1 of the paper)."""
+
+    def __init__(self, beta: Tensor) -> None:
+        zero = torch.zeros_like(beta)
+        self.betadd, self.betad, self.thetatilde, self.tautilde, self.zeta, self.lost = (
+            beta,
+            zero,
+            zero,
+            zero,
+            zero,
+            zero,
+        )
+        self.rhod = torch.ones_like(beta)
+        self.value = beta
+
+    def update(
+        self,
+        chat: Tensor | None,
+        shat: Tensor | None,
+        c: Tensor,
+        s: Tensor,
+        thetabar: Tensor,
+        rhobar: Tensor,
+        zeta: Tensor,
+    ) -> Tensor:
+        betaacute = self.betadd
+        if chat is not None and shat is not None:
+            self.lost = torch.hypot(self.lost, shat * self.betadd)
+            betaacute = chat * self.betadd
+        betahat = c * betaacute
+        self.betadd = -s * betaacute
+        thetatildeold = self.thetatilde
+        ctilde, stilde, rhotilde = rotation(self.rhod, thetabar)
+        self.thetatilde = stilde * rhobar
+        self.rhod = ctilde * rhobar
+        self.betad = -stilde * self.betad + ctilde * betahat
+        self.tautilde = divide(self.zeta - thetatildeold * self.tautilde, rhotilde)
+        taud = divide(zeta - self.thetatilde * self.tautilde, self.rhod)
+        self.zeta = zeta
+        self.value = torch.hypot(torch.hypot(self.lost, self.betad - taud), self.betadd)
+        return self.value
+
+
+class _Image:
+    """With M: the residual itself, kept in step with x, because the recurrences know only its norm in M."""
+
+    def __init__(self, process: GolubKahan, r: Tensor) -> None:
+        self.process, self.space, self.r = process, process.codomain, r
+        self.h = torch.zeros_like(r)
+        self.hbar = torch.zeros_like(r)
+        self.along = torch.zeros_like(process.alpha)
+        self.weighted = process.beta
+
+    def update(self, back: Tensor, forward: Tensor, along: Tensor) -> Tensor:
+        spread = self.space.spread
+        assert self.process.av is not None
+        # A h_k = A v_k + along_{k-1} A h_{k-1}, and so on: the images follow the vectors.
+        torch.addcmul(self.process.av, self.h, spread(self.along), out=self.h)
+        torch.addcmul(self.h, self.hbar, spread(back), out=self.hbar)
+        self.r.addcmul_(self.hbar, spread(-forward))
+        self.along = along
+        assert self.process.M is not None
+        self.weighted = self.space.inner(self.r, self.process.M.apply(self.r)).clamp_min(0).sqrt()
+        return self.space.norm(self.r)
