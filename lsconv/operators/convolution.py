@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
-from lsconv.operators.base import LinearOperator, require_finite
+from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
+from lsconv.operators.arguments import check_weight, positive_ints, resolve_padding, spatial_dimensions
+from lsconv.operators.base import LinearOperator
 from lsconv.operators.fft_convolution import FrequencyGrid, direct_cost, fft_cost
-from lsconv.operators.padding import Pairs, check_pairs, normalise_pairs, pad, pad_adjoint
+from lsconv.operators.padding import Pairs, check_pairs, pad, pad_adjoint
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,7 +35,6 @@ _CONV_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2
 _FFT_MARGIN = 1.3
 _BACKENDS = ("auto", "direct", "fft")
 _HALF = (torch.float16, torch.bfloat16)
-_DTYPES = (*_HALF, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 class Convolution(LinearOperator):
@@ -111,20 +111,20 @@ class Convolution(LinearOperator):
         *,
         check_finite: bool = True,
     ) -> None:
-        self.ndim = _spatial_dimensions(self._dimensions, in_size)
-        self.spatial_in = _positive_ints("in_size", in_size, self.ndim, ShapeError)
-        self.stride = _positive_ints("stride", stride, self.ndim)
-        self.dilation = _positive_ints("dilation", dilation, self.ndim)
-        (self.groups,) = _positive_ints("groups", groups, 1)
+        self.ndim = spatial_dimensions(self._dimensions, in_size)
+        self.spatial_in = positive_ints("in_size", in_size, self.ndim, ShapeError)
+        self.stride = positive_ints("stride", stride, self.ndim)
+        self.dilation = positive_ints("dilation", dilation, self.ndim)
+        (self.groups,) = positive_ints("groups", groups, 1)
         self.padding_mode = padding_mode
         if backend not in _BACKENDS:
             raise ArgumentError(f"backend: expected one of {', '.join(map(repr, _BACKENDS))}, got {backend!r}")
         self.backend = backend
-        _check_weight(weight, self.ndim, self.groups, check_finite)
+        check_weight(weight, self.ndim, self.groups, check_finite)
         self.weight = weight
         self.kernel_size = tuple(weight.shape[-self.ndim :])
         self.kernel_extent = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
-        self.padding = _resolve_padding(padding, self.kernel_extent, self.stride)
+        self.padding = resolve_padding(padding, self.kernel_extent, self.stride)
         check_pairs(self.padding, self.spatial_in, padding_mode)
         self.spatial_out = self._output_size()
         self.c_out = int(weight.shape[-self.ndim - 2])
@@ -370,46 +370,6 @@ class Conv3d(Convolution):
     _dimensions = 3
 
 
-def _spatial_dimensions(fixed: int | None, in_size: Any) -> int:
-    if fixed is not None:
-        return fixed
-    ndim = len(in_size) if isinstance(in_size, Sequence) else 0
-    if ndim not in _CONV:
-        raise ArgumentTypeError(f"in_size: expected a tuple of 1, 2 or 3 ints, got {in_size!r}")
-    return ndim
-
-
-def _positive_ints(name: str, value: Any, count: int, error: type[Exception] = ArgumentError) -> tuple[int, ...]:
-    """``value``, an int or a sequence of them, as ``count`` positive ints."""
-    entries = [value] if isinstance(value, int) else value
-    if not isinstance(entries, Sequence) or not all(isinstance(v, int) and not isinstance(v, bool) for v in entries):
-        raise ArgumentTypeError(f"{name}: expected an int or {count} ints, got {value!r}")
-    if len(entries) == 1 and (name != "in_size" or isinstance(value, int)):
-        entries = list(entries) * count
-    if len(entries) != count:
-        raise ArgumentError(f"{name}: expected an int or {count} ints, got {value!r}")
-    if min(entries) < 1:
-        raise error(f"{name}: expected positive ints, got {value!r}")
-    return tuple(int(v) for v in entries)
-
-
-def _check_weight(weight: Any, ndim: int, groups: int, check_finite: bool) -> None:
-    layout = f"(*batch, c_out, c_in // groups, {', '.join(['kernel'] * ndim)})"
-    if not isinstance(weight, Tensor):
-        raise ArgumentTypeError(f"weight: expected a torch.Tensor of shape {layout}, got {type(weight).__name__}")
-    if weight.dtype not in _DTYPES:
-        raise DtypeError(f"weight: expected a floating-point or complex dtype, got {weight.dtype}")
-    if weight.ndim < ndim + 2 or weight.numel() == 0:
-        raise ShapeError(f"weight: expected a non-empty tensor of shape {layout}, got shape {tuple(weight.shape)}")
-    c_out = weight.shape[-ndim - 2]
-    if c_out % groups:
-        raise ArgumentError(
-            f"groups: {groups} does not divide the {c_out} output channels of weight {tuple(weight.shape)}"
-        )
-    if check_finite:
-        require_finite(weight, "weight", ndim + 2)
-
-
 def _may_cache(weight: Tensor) -> bool:
     """Whether what is computed from ``weight`` now may be used again.
 
@@ -421,15 +381,3 @@ def _may_cache(weight: Tensor) -> bool:
     if weight.requires_grad and torch.is_grad_enabled():
         return False
     return not (weight.is_inference() or torch.is_inference_mode_enabled())
-
-
-def _resolve_padding(padding: Any, extent: tuple[int, ...], stride: tuple[int, ...]) -> Pairs:
-    if padding == "valid":
-        return ((0, 0),) * len(extent)
-    if padding == "same":
-        if any(s != 1 for s in stride):
-            raise ArgumentError(f"padding: 'same' needs stride 1, got stride {stride}")
-        return tuple(((size - 1) // 2, size - 1 - (size - 1) // 2) for size in extent)
-    if isinstance(padding, str):
-        raise ArgumentError(f"padding: expected 'valid', 'same', ints or (left, right) pairs, got {padding!r}")
-    return normalise_pairs(padding, len(extent))

@@ -6,6 +6,7 @@ Padding is separable: along one axis of length n it is a matrix P of shape (left
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["MODES", "Pad", "check_pairs", "normalise_pairs", "pad", "pad_adjoint"]
+__all__ = ["MODES", "Pad", "check_pairs", "is_int", "normalise_pairs", "pad", "pad_adjoint"]
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -109,18 +110,18 @@ def normalise_pairs(padding: Any, axes: int) -> Pairs:
         ((1, 1), (2, 3))
     """
     expected = f"an int, {axes} int(s), or {axes} (left, right) pair(s)"
-    entries = [padding] * axes if _is_int(padding) else padding
+    entries = [padding] * axes if is_int(padding) else padding
     if isinstance(entries, str) or not isinstance(entries, Sequence):
         raise ArgumentTypeError(f"padding: expected {expected}, got {padding!r}")
-    if len(entries) == 1 and _is_int(entries[0]):
+    if len(entries) == 1 and is_int(entries[0]):
         entries = list(entries) * axes
     if len(entries) != axes:
         hint = f"; an asymmetric padding of one axis is written (({entries[0]}, {entries[1]}),)" if axes == 1 else ""
         raise ArgumentError(f"padding: expected {expected}, got {padding!r}{hint if len(entries) == 2 else ''}")
     pairs = []
     for entry in entries:
-        pair = (entry, entry) if _is_int(entry) else entry
-        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(map(_is_int, pair))):
+        pair = (entry, entry) if is_int(entry) else entry
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(map(is_int, pair))):
             raise ArgumentTypeError(f"padding: expected {expected}, got {padding!r}")
         if min(pair) < 0:
             raise ArgumentError(f"padding: amounts must not be negative, got {padding!r}")
@@ -187,7 +188,7 @@ class Pad(LinearOperator):
         device: torch.device | str = "cpu",
     ) -> None:
         shape = tuple(int(size) for size in shape)
-        axes = len(shape) if _is_int(padding) else len(padding) if isinstance(padding, Sequence) else 1
+        axes = len(shape) if is_int(padding) else len(padding) if isinstance(padding, Sequence) else 1
         if not 1 <= axes <= len(shape):
             raise ShapeError(f"padding: {axes} padded axes do not fit shape {shape}, got padding {padding!r}")
         pairs = normalise_pairs(padding, axes)
@@ -216,5 +217,6 @@ class Pad(LinearOperator):
         return pad_adjoint(y, self.padding, self.mode)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_int(value: Any) -> bool:
+    """Whether ``value`` is an integer, Python's or numpy's, and not a bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

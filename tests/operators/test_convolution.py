@@ -1,0 +1,244 @@
+"""Convolution against torch.nn.functional and dense matrices, over every argument of its signature."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution
+
+CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+DOUBLE = (torch.float64, torch.complex128)
+KERNEL_BATCHES = ((2,), (3, 1), (2, 3), (1,))
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Rounding of a few hundred additions."""
+    return 300 * torch.finfo(dtype).eps
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """The arguments of one convolution that has an output."""
+
+    weight: torch.Tensor
+    in_size: tuple[int, ...]
+    arguments: dict[str, Any]
+    batch: tuple[int, ...]
+
+    def operator(self, **changes: Any) -> Convolution:
+        return Convolution(self.weight, self.in_size, **{**self.arguments, **changes})
+
+    def pairs(self) -> list[tuple[int, int]]:
+        return [(p, p) if isinstance(p, int) else p for p in self.arguments["padding"]]
+
+    def reference(self, x: torch.Tensor) -> torch.Tensor:
+        """Torch's result for one kernel and a batch of inputs."""
+        a = self.arguments
+        rest = (a["stride"], a["padding"], a["dilation"], a["groups"])
+        conv = CONV[len(self.in_size)]
+        if a["padding_mode"] == "zeros" and all(isinstance(p, int) for p in a["padding"]):
+            return conv(x, self.weight, None, *rest)
+        amounts = [amount for pair in reversed(self.pairs()) for amount in pair]
+        mode = "constant" if a["padding_mode"] == "zeros" else a["padding_mode"]
+        padded = functional.pad(x, amounts, mode) if any(amounts) else x
+        return conv(padded, self.weight, None, a["stride"], 0, a["dilation"], a["groups"])
+
+
+@st.composite
+def convolutions(
+    draw: st.DrawFn,
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+    kernel_batches: tuple[tuple[int, ...], ...] = ((),),
+    modes: tuple[str, ...] = ("zeros", "circular", "reflect", "replicate"),
+    asymmetric: bool = True,
+) -> Case:
+    ndim = draw(st.sampled_from([1, 2, 2, 2, 3]))
+    mode = draw(st.sampled_from(modes))
+    sizes, kernels, strides, dilations, paddings = [], [], [], [], []
+    for _ in range(ndim):
+        size = draw(st.integers(1, 9 if ndim < 3 else 5))
+        widest = {"zeros": 5, "replicate": 5, "circular": size, "reflect": size - 1}[mode]
+        left = draw(st.integers(0, min(widest, 5)))
+        right = draw(st.integers(0, min(widest, 5))) if asymmetric and draw(st.booleans()) else left
+        dilation = draw(st.integers(1, 3))
+        kernels.append(draw(st.integers(1, min(5, (size + left + right - 1) // dilation + 1))))
+        sizes.append(size)
+        dilations.append(dilation)
+        strides.append(draw(st.integers(1, 4)))
+        paddings.append(left if left == right else (left, right))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    c_out, c_in = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    kernel_batch = draw(st.sampled_from(kernel_batches))
+    dtype = draw(st.sampled_from(dtypes))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    weight = torch.randn(*kernel_batch, groups * c_out, c_in, *kernels, dtype=dtype, generator=generator)
+    arguments = {
+        "stride": tuple(strides),
+        "padding": tuple(paddings),
+        "dilation": tuple(dilations),
+        "groups": groups,
+        "padding_mode": mode,
+    }
+    return Case(weight, tuple(sizes), arguments, draw(st.sampled_from([(), (2,), (2, 3)])))
+
+
+def random(*shape: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.randn(*shape, dtype=like.dtype)
+
+
+@given(convolutions())
+@settings(max_examples=150)
+def test_forward_is_torchs_convolution_bit_for_bit(case: Case) -> None:
+    A = case.operator(backend="direct")
+    x = random(2, *A.in_shape, like=case.weight)
+    expected = case.reference(x)
+    if case.arguments["padding_mode"] != "zeros" or all(isinstance(p, int) for p in case.arguments["padding"]):
+        assert torch.equal(A(x), expected)
+    else:  # torch has no asymmetric padding of its own: rounding may differ from padding first
+        torch.testing.assert_close(A(x), expected, rtol=0, atol=tolerance(case.weight.dtype) * 10)
+
+
+@given(convolutions(DOUBLE, ((), *KERNEL_BATCHES)))
+@settings(max_examples=150)
+def test_adjoint_is_exact(case: Case) -> None:
+    assert case.operator(backend="direct").dot_test() <= 1e-12
+
+
+@given(convolutions(DOUBLE, asymmetric=False), st.booleans())
+@settings(max_examples=60)
+def test_dense_matrix_is_that_of_torchs_convolution(case: Case, by_fft: bool) -> None:
+    A = case.operator(backend="fft" if by_fft else "direct")
+    basis = torch.eye(A.in_numel, dtype=A.dtype).reshape(-1, *A.in_shape)
+    matrix = case.reference(basis).reshape(A.in_numel, A.out_numel).mT
+    torch.testing.assert_close(A.to_dense(), matrix, rtol=0, atol=1e-12)
+    torch.testing.assert_close(A.H.to_dense(), matrix.mH, rtol=0, atol=1e-12)
+
+
+@given(convolutions(kernel_batches=((), *KERNEL_BATCHES)))
+@settings(max_examples=150)
+def test_backends_agree(case: Case) -> None:
+    direct, by_fft = case.operator(backend="direct"), case.operator(backend="fft")
+    x = random(*case.batch, *direct.batch_shape, *direct.in_shape, like=case.weight)
+    y = random(*case.batch, *direct.batch_shape, *direct.out_shape, like=case.weight)
+    scale = float(case.weight.abs().square().sum().sqrt()) * 10
+    bound = {"rtol": 0, "atol": tolerance(case.weight.dtype) * scale}
+    torch.testing.assert_close(by_fft(x), direct(x), **bound)
+    torch.testing.assert_close(by_fft.H(y), direct.H(y), **bound)
+
+
+@given(convolutions(DOUBLE, KERNEL_BATCHES), st.booleans())
+@settings(max_examples=100)
+def test_a_kernel_per_item_is_a_loop_over_items(case: Case, by_fft: bool) -> None:
+    A = case.operator(backend="fft" if by_fft else "direct")
+    x = random(*case.batch, *A.batch_shape, *A.in_shape, like=case.weight)
+    y = random(*case.batch, *A.batch_shape, *A.out_shape, like=case.weight)
+    ax, ahy = A(x), A.H(y)
+    for index in torch.cartesian_prod(*map(torch.arange, (*A.batch_shape, 1)))[:, :-1].tolist():
+        single = Convolution(case.weight[tuple(index)], case.in_size, **case.arguments)
+        here = (slice(None),) * len(case.batch) + tuple(index)
+        torch.testing.assert_close(ax[here], single(x[here]), rtol=0, atol=1e-11)
+        torch.testing.assert_close(ahy[here], single.H(y[here]), rtol=0, atol=1e-11)
+
+
+def test_batch_dimensions_broadcast_with_the_kernels() -> None:
+    A = Conv2d(torch.randn(2, 1, 4, 3, 3, 3), (6, 7))
+    x = torch.randn(5, 1, 3, 3, 6, 7)
+    assert A(x).shape == (5, 2, 3, *A.out_shape)
+    torch.testing.assert_close(A(x)[4, 1, 2], functional.conv2d(x[4, 0, 2], A.weight[1, 0]))
+    assert A(x[0, 0, 0]).shape == (2, 1, *A.out_shape)
+
+
+def test_empty_batch_gives_empty_batch() -> None:
+    A = Conv2d(torch.randn(4, 3, 3, 3), (6, 7))
+    assert A(torch.zeros(0, 3, 6, 7)).shape == (0, *A.out_shape)
+    assert A.H(torch.zeros(2, 0, *A.out_shape)).shape == (2, 0, *A.in_shape)
+
+
+@pytest.mark.parametrize("backend", ["direct", "fft"])
+def test_memory_layout_of_the_input_does_not_matter(backend: str) -> None:
+    A = Conv2d(torch.randn(4, 3, 5, 5, dtype=torch.float64), (16, 18), stride=2, padding=2, backend=backend)
+    x = torch.randn(2, 3, 16, 18, dtype=torch.float64)
+    strided = torch.randn(2, 3, 32, 54, dtype=torch.float64)[:, :, ::2, ::3].copy_(x)
+    for same in (x.to(memory_format=torch.channels_last), strided, x.mT.contiguous().mT):
+        assert not same.is_contiguous()
+        torch.testing.assert_close(A(same), A(x), rtol=0, atol=1e-12)
+    y = A(x).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(A.H(y), A.H(y.contiguous()), rtol=0, atol=1e-12)
+
+
+@given(convolutions((torch.float16, torch.bfloat16)))
+@settings(max_examples=40)
+def test_half_precision_applies(case: Case) -> None:
+    A = case.operator(backend="fft")  # half types are direct whatever is asked for
+    x = random(2, *A.in_shape, like=case.weight)
+    if case.arguments["padding_mode"] != "zeros" or all(isinstance(p, int) for p in case.arguments["padding"]):
+        assert torch.equal(A(x), case.reference(x))
+    exact = Convolution(case.weight.double(), case.in_size, **case.arguments)
+    y = random(2, *A.out_shape, like=case.weight)
+    bound = 40 * torch.finfo(case.weight.dtype).eps
+    torch.testing.assert_close(A.H(y).double(), exact.H(y.double()), rtol=bound, atol=bound)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's own, of the reference
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("kernel", [(3, 4), (2, 5), (1, 6)])
+def test_padding_by_name_is_torchs(kernel: tuple[int, int], padding: str) -> None:
+    weight, x = torch.randn(2, 3, *kernel), torch.randn(4, 3, 9, 13)
+    A = Conv2d(weight, (9, 13), padding=padding, dilation=(2, 1))
+    assert torch.equal(A(x), functional.conv2d(x, weight, padding=padding, dilation=(2, 1)))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("padding", [1, "same", (1, 0)])
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
+def test_from_module_is_the_module_without_its_bias(mode: str, padding: int | str | tuple[int, int]) -> None:
+    module = torch.nn.Conv2d(4, 6, (3, 2), padding=padding, groups=2, padding_mode=mode, dilation=(1, 2))
+    x = torch.randn(2, 4, 8, 9)
+    A = Conv2d.from_module(module, (8, 9))
+    assert A.weight is module.weight
+    torch.testing.assert_close(A(x), module(x) - module.bias[:, None, None])
+    A(x).sum().backward()
+    assert module.weight.grad is not None
+
+
+def test_from_module_takes_the_class_of_its_dimension_only() -> None:
+    assert Conv1d.from_module(torch.nn.Conv1d(1, 2, 3), 9).out_shape == (2, 7)
+    assert Conv3d.from_module(torch.nn.Conv3d(1, 2, 3), (5, 5, 5)).out_shape == (2, 3, 3, 3)
+    assert Convolution.from_module(torch.nn.Conv1d(1, 2, 3), (9,)).out_shape == (2, 7)
+    with pytest.raises(TypeError, match=r"module: expected a torch.nn.Conv2d, got Conv1d"):
+        Conv2d.from_module(torch.nn.Conv1d(1, 2, 3), (9, 9))
+    with pytest.raises(TypeError, match=r"module: .* got Linear"):
+        Convolution.from_module(torch.nn.Linear(2, 2), (9, 9))
+
+
+@given(convolutions(DOUBLE, ((), (2,))), st.booleans())
+@settings(max_examples=15)
+def test_gradients_reach_input_and_weight(case: Case, by_fft: bool) -> None:
+    A = case.operator(backend="fft" if by_fft else "direct")
+    x = random(*A.batch_shape, *A.in_shape, like=case.weight).requires_grad_()
+    y = random(*A.batch_shape, *A.out_shape, like=case.weight).requires_grad_()
+    weight = case.weight.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, w: A.with_parameters([w])(x), (x, weight), fast_mode=True)
+    assert torch.autograd.gradcheck(lambda y, w: A.with_parameters([w]).H(y), (y, weight), fast_mode=True)
+
+
+def test_conversion_converts_the_weight() -> None:
+    A = Conv2d(torch.randn(2, 1, 3, 3), (5, 5))
+    assert A.to(torch.complex128).weight.dtype == A.to(dtype=torch.complex128).dtype == torch.complex128
+    assert A.weight.dtype == torch.float32
+
+
+def test_repr_names_what_differs_from_the_default() -> None:
+    A = Conv2d(torch.randn(4, 2, 3, 3), (8, 8), stride=2, padding=(1, 2), groups=2, padding_mode="circular")
+    assert repr(A) == (
+        "Conv2d((4, 8, 8) -> (4, 4, 5), kernel=(3, 3), stride=(2, 2), padding=(1, 2), groups=2, "
+        "padding_mode='circular', torch.float32, cpu)"
+    )
