@@ -1,0 +1,226 @@
+r"""What an operator made of operators has of convolution: a chain of windows, one core, and weights.
+
+Preconditioning needs no exact structure, only a good likeness of :math:`A A^H`. So A is read as
+
+.. math:: A = L_1 L_2 \cdots K \cdots E,
+
+windows L on the output side (crops, masks, diagonals) that are kept as they are, a core K whose Gram operator
+:math:`K K^H` is replaced by a block-circulant one, and factors E on the input side of which only the mean square
+counts. Reading :math:`A^H` in the same way gives the likeness of :math:`A^H A`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import MethodError
+from lsconv.fourier.circulant import double_symbol, per_block
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.operators.algebra import Adjoint, HStack, Product, Scaled, VStack
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.difference import Gradient, Laplacian
+from lsconv.operators.elementary import Crop, Diagonal, Identity, Mask
+from lsconv.operators.padding import Pad
+
+__all__ = ["Chain", "Factor", "gram", "read"]
+
+SUPPORTED = (
+    "supported are convolutions, scaled, adjoint, multiplied by Crop, Mask, Diagonal and Pad, and stacked (vstack on "
+    "the solution side, hstack on the residual side) with other convolutions, Gradient, Laplacian and Identity"
+)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One operator of a product, or its adjoint.
+
+    Attributes:
+        operator: the operator.
+        adjoint: True when its adjoint stands in the product.
+    """
+
+    operator: LinearOperator
+    adjoint: bool
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The factor applied to ``x``."""
+        return self.operator.adjoint(x) if self.adjoint else self.operator.apply(x)
+
+    def apply_adjoint(self, y: Tensor) -> Tensor:
+        """The adjoint of the factor applied to ``y``."""
+        return self.operator.apply(y) if self.adjoint else self.operator.adjoint(y)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """An operator read as windows, a core and a weight.
+
+    Attributes:
+        windows: the factors on the output side, the outermost first.
+        core: the factor whose Gram operator is replaced.
+        weight: mean square of everything else, a real tensor that broadcasts with the batch dimensions.
+    """
+
+    windows: list[Factor] = field(default_factory=list)
+    core: Factor | None = None
+    weight: Tensor | None = None
+
+
+def read(A: LinearOperator, adjoint: bool) -> Chain:
+    """A (or its adjoint) as a chain.
+
+    Raises:
+        MethodError: there is no convolution in A, or something stands where its structure is of no help.
+    """
+    factors, weight = _factors(A, adjoint)
+    cores = [i for i, factor in enumerate(factors) if isinstance(factor.operator, (Convolution, VStack, HStack))]
+    if not cores:
+        cores = [i for i, factor in enumerate(factors) if isinstance(factor.operator, (Gradient, Laplacian, Identity))]
+    if not cores:
+        raise MethodError(f"CirculantPreconditioner: there is no convolution in {A!r}; {SUPPORTED}")
+    core = cores[0]
+    for factor in factors[:core]:
+        good = isinstance(factor.operator, (Crop, Mask, Diagonal, Identity))
+        if isinstance(factor.operator, Pad):
+            good = factor.adjoint or factor.operator.mode == "zeros"
+        if not good:
+            raise MethodError(
+                f"CirculantPreconditioner: {factor.operator!r} stands between the convolution and the side that is "
+                f"preconditioned; {SUPPORTED}"
+            )
+    for factor in factors[core + 1 :]:
+        weight = weight * _mean_square(factor.operator)
+    return Chain(factors[:core], factors[core], weight)
+
+
+def _factors(A: LinearOperator, adjoint: bool) -> tuple[list[Factor], Tensor]:
+    """The factors of a product, the outermost first, and the square of the scalars in it."""
+    one = torch.ones((), dtype=torch.float64, device=A.device)
+    if isinstance(A, Adjoint):
+        return _factors(A.operator, not adjoint)
+    if isinstance(A, Scaled):
+        factors, weight = _factors(A.operator, adjoint)
+        return factors, weight * A.alpha.detach().abs().double().square()
+    if isinstance(A, Product):
+        parts = [_factors(part, adjoint) for part in (reversed(A.operators) if adjoint else A.operators)]
+        for _, part_weight in parts:
+            one = one * part_weight
+        return [factor for factors, _ in parts for factor in factors], one
+    return [Factor(A, adjoint)], one
+
+
+def _mean_square(operator: LinearOperator) -> Tensor | float:
+    if isinstance(operator, (Crop, Identity, Pad)):
+        return 1.0
+    if isinstance(operator, (Mask, Diagonal)):
+        entries = operator.mask if isinstance(operator, Mask) else operator.diagonal.detach()
+        return entries.abs().double().square().mean(tuple(range(-len(operator.in_shape), 0)))
+    raise MethodError(
+        f"CirculantPreconditioner: {operator!r} stands on the other side of the convolution, and only the mean square "
+        f"of a Crop, Mask, Diagonal or Pad is accounted for there; {SUPPORTED}"
+    )
+
+
+@torch.no_grad()
+def gram(chain: Chain, batch_shape: tuple[int, ...]) -> tuple[FrequencyMatrices, Embedding]:
+    """The block-circulant likeness of ``core core^H``, weighted, in double precision, and the grid it lives on.
+
+    Args:
+        chain: what :func:`read` found.
+        batch_shape: batch dimensions whose items get blocks of their own.
+
+    Raises:
+        MethodError: a stack whose parts do not share a grid.
+    """
+    terms = _terms(chain)
+    convolutions = [term for term, _ in terms if isinstance(term.operator, Convolution)]
+    if not convolutions:
+        raise MethodError(f"CirculantPreconditioner: there is no convolution in {chain.core!r}; {SUPPORTED}")
+    grids = [_embedding(factor.operator).grid for factor in convolutions]
+    common = tuple(max(sizes) for sizes in zip(*grids, strict=True))
+    embeddings = [_embedding(factor.operator, common, batch_shape) for factor in convolutions]
+    first, adjoint = embeddings[0], convolutions[0].adjoint
+    if any(e.grid != first.grid or e.groups != first.groups or (adjoint and e.stride != first.stride)
+           for e in embeddings):  # fmt: skip
+        raise MethodError("CirculantPreconditioner: stacked convolutions must have equal groups, and equal strides and "
+                          "boundaries on the side that they share")  # fmt: skip
+    total: Tensor | None = None
+    remaining = iter(embeddings)
+    real = not convolutions[0].operator.is_complex
+    for factor, weight in terms:
+        if isinstance(factor.operator, Convolution):
+            S = double_symbol(_block_circulant_likeness(factor.operator), next(remaining)).matrices
+            part = S.mH @ S if adjoint else S @ S.mH
+        else:
+            part = _channelwise(factor.operator, first, adjoint)
+        part = part * per_block(weight, first).reshape(-1, *(1 for _ in part.shape[1:]))
+        total = part if total is None else total + part
+    assert total is not None
+    return FrequencyMatrices(Grid(first.grid, real=real), total), first
+
+
+def _terms(chain: Chain) -> list[tuple[Factor, Tensor]]:
+    """The operators whose Gram operators add up to the core's, with their weights."""
+    core, weight = chain.core, chain.weight
+    assert core is not None
+    assert weight is not None
+    if not isinstance(core.operator, (VStack, HStack)):
+        return [(core, weight)]
+    if isinstance(core.operator, VStack) != core.adjoint:
+        kind, side = ("vstack", "solution") if isinstance(core.operator, VStack) else ("hstack", "residual")
+        raise MethodError(f"CirculantPreconditioner: a {kind} can be preconditioned on the {side} side: side={side!r}")
+    terms = []
+    for operator in core.operator.operators:
+        inner = read(operator, core.adjoint)
+        assert inner.core is not None
+        assert inner.weight is not None
+        if inner.windows or isinstance(inner.core.operator, (VStack, HStack)):
+            raise MethodError(
+                f"CirculantPreconditioner: {operator!r} in a stack has no convolution facing the side that is "
+                f"preconditioned; {SUPPORTED}"
+            )
+        terms.append((inner.core, inner.weight * weight))
+    return terms
+
+
+def _embedding(A: LinearOperator, grid: tuple[int, ...] | None = None, batch_shape: tuple[int, ...] = ()) -> Embedding:
+    assert isinstance(A, Convolution)
+    return Embedding(_block_circulant_likeness(A), grid, batch_shape)
+
+
+def _block_circulant_likeness(A: Convolution) -> Convolution:
+    """A, or where it is not a truncated block-circulant operator, the same convolution with zero padding."""
+    if Embedding.exists(A):
+        return A
+    return Convolution(A.weight, A.spatial_in, A.stride, A.padding, A.dilation, A.groups)
+
+
+def _channelwise(A: LinearOperator, embedding: Embedding, adjoint: bool) -> Tensor:
+    """The Gram matrices of an operator that treats every channel alike, on the polyphase channels of a grid."""
+    channels = embedding.in_channels if adjoint else embedding.out_channels
+    dtype = torch.complex128
+    if isinstance(A, Identity):
+        return torch.eye(channels, dtype=dtype, device=A.device)[(None,) * (1 + embedding.ndim)]
+    if not isinstance(A, (Gradient, Laplacian)) or not adjoint or A.ndim != embedding.ndim:
+        raise MethodError(f"CirculantPreconditioner: {A!r} cannot stand beside a convolution here; {SUPPORTED}")
+    # One output per phase, the kernel shifted by it, makes the stride-1 kernel a convolution of the grid's stride.
+    kernels = A.kernels.detach()
+    size = [k + s - 1 for k, s in zip(kernels.shape[1:], embedding.stride, strict=True)]
+    weight = kernels.new_zeros(len(embedding.phases), kernels.shape[0], *size)
+    for own, phase in zip(weight, embedding.phases, strict=True):
+        window = [slice(f, f + k) for f, k in zip(phase, kernels.shape[1:], strict=True)]
+        place = (slice(None), *window)
+        own[place] = kernels
+    fine = tuple(n * s for n, s in zip(embedding.grid, embedding.stride, strict=True))
+    periodic = Convolution(weight.flatten(0, 1).unsqueeze(1).double(), fine, embedding.stride,
+                           tuple((0, k - 1) for k in size), padding_mode="circular")  # fmt: skip
+    S = symbol(periodic).matrices
+    one = S.mH @ S
+    eye = torch.eye(channels // len(embedding.phases), dtype=dtype, device=A.device)
+    spread: Tensor = torch.einsum("ij,...kl->...ikjl", eye, one)
+    return spread.flatten(-4, -3).flatten(-2, -1)
