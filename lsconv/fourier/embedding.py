@@ -95,17 +95,24 @@ class Embedding:
     Args:
         convolution: the operator; padding mode "zeros" or "circular" (then the stride must divide every input size
             and the outputs must fit the grid).
+        batch_shape: more batch dimensions whose items get blocks of their own (one damp per item), broadcast with the
+            operator's.
         grid: grid sizes to use instead of the next good FFT lengths; raised where they are too small.
     """
 
-    def __init__(self, convolution: Convolution, grid: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self,
+        convolution: Convolution,
+        grid: tuple[int, ...] | None = None,
+        batch_shape: tuple[int, ...] = (),
+    ) -> None:
         self.ndim = convolution.ndim
         self.axes = tuple(_axis(convolution, a, None if grid is None else grid[a]) for a in range(self.ndim))
         self.grid = tuple(axis.grid for axis in self.axes)
         self.stride = convolution.stride
         self.groups = convolution.groups
         self.kernel_size = convolution.kernel_size
-        self.batch_shape = convolution.batch_shape
+        self.batch_shape = tuple(torch.broadcast_shapes(convolution.batch_shape, batch_shape))
         self.blocks = math.prod(self.batch_shape) * self.groups
         self.in_shape, self.out_shape = convolution.in_shape, convolution.out_shape
         self.phases = tuple(product(*(range(s) for s in self.stride)))
@@ -131,8 +138,15 @@ class Embedding:
 
     def rest(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         """The batch dimensions after broadcasting with the operator's own, and the number of items beyond those."""
-        full = torch.broadcast_shapes(batch, self.batch_shape)
-        return tuple(full), math.prod(full[: len(full) - len(self.batch_shape)])
+        full = tuple(torch.broadcast_shapes(batch, self.batch_shape))
+        shared, _ = self._batch_order(len(full))
+        return full, math.prod(full[dim] for dim in shared)
+
+    def _batch_order(self, batch_ndim: int) -> tuple[list[int], list[int]]:
+        """The batch dimensions that share their blocks, and those along which the blocks differ."""
+        first = batch_ndim - len(self.batch_shape)
+        own = [first + dim for dim, size in enumerate(self.batch_shape) if size > 1]
+        return [dim for dim in range(batch_ndim) if dim not in own], own
 
     def inputs_to_grid(self, x: Tensor) -> Tensor:
         """``(*batch, *in_shape)`` to ``(rest, blocks, in_channels, *grid)``, zero outside the inputs."""
@@ -153,7 +167,7 @@ class Embedding:
             z = z.permute(0, 1, 2, *order)
             z = z.reshape(*z.shape[:3], *(axis.grid * axis.stride for axis in self.axes))
         z = z[(..., *(slice(axis.n_in) for axis in self.axes))]
-        return z.reshape(*batch, *self.in_shape)
+        return self._items(z, batch, self.in_shape)
 
     def outputs_to_grid(self, y: Tensor) -> Tensor:
         """``(*batch, *out_shape)`` to ``(rest, blocks, out_channels, *grid)``, zero outside the outputs."""
@@ -163,21 +177,35 @@ class Embedding:
 
     def outputs_from_grid(self, z: Tensor, batch: tuple[int, ...]) -> Tensor:
         """The inverse of :meth:`outputs_to_grid`, cropping to the outputs; ``batch`` as :meth:`rest` returned it."""
-        return z[(..., *(slice(axis.n_out) for axis in self.axes))].reshape(*batch, *self.out_shape)
+        return self._items(z[(..., *(slice(axis.n_out) for axis in self.axes))], batch, self.out_shape)
 
     def _blocks(self, tensor: Tensor, item_shape: tuple[int, ...]) -> Tensor:
         batch, rest = self.rest(tuple(tensor.shape[: tensor.ndim - len(item_shape)]))
         channels = item_shape[0] // self.groups
-        return tensor.expand(*batch, *item_shape).reshape(rest, self.blocks, channels, *item_shape[1:])
+        shared, own = self._batch_order(len(batch))
+        tensor = tensor.expand(*batch, *item_shape)
+        tensor = tensor.permute(*shared, *own, *range(len(batch), tensor.ndim))
+        return tensor.reshape(rest, self.blocks, channels, *item_shape[1:])
+
+    def _items(self, z: Tensor, batch: tuple[int, ...], item_shape: tuple[int, ...]) -> Tensor:
+        """The inverse of :meth:`_blocks`."""
+        shared, own = self._batch_order(len(batch))
+        order = shared + own
+        z = z.reshape(*(batch[dim] for dim in order), *item_shape)
+        return z.permute(*(order.index(dim) for dim in range(len(batch))), *range(len(batch), z.ndim))
 
     # ------------------------------------------------------------------ kernel and border
 
     def kernel_to_grid(self, weight: Tensor) -> Tensor:
         """``weight`` as the first block column of C: ``(blocks, out_channels, in_channels, *grid)``.
 
+        A weight without batch dimensions gives one block per group, whatever ``batch_shape`` is.
+
         The entry at position ``tau`` (modulo the grid) multiplies ``x[i + tau]`` in ``y[i]``.
         """
-        k = weight.reshape(self.blocks, self.out_channels, weight.shape[-self.ndim - 1], *self.kernel_size)
+        own = weight.shape[: weight.ndim - self.ndim - 2]
+        weight = weight.expand(*(self.batch_shape if own else ()), *weight.shape[len(own) :])
+        k = weight.reshape(-1, self.out_channels, weight.shape[-self.ndim - 1], *self.kernel_size)
         for a, axis in enumerate(self.axes):
             index = torch.tensor([phase * axis.grid + tau % axis.grid for phase, tau in axis.taps], device=k.device)
             shape = list(k.shape)
@@ -187,9 +215,7 @@ class Embedding:
             return k
         k = k.reshape(*k.shape[:3], *(size for axis in self.axes for size in (axis.stride, axis.grid)))
         phases, positions = range(3, 3 + 2 * self.ndim, 2), range(4, 4 + 2 * self.ndim, 2)
-        return k.permute(0, 1, 2, *phases, *positions).reshape(
-            self.blocks, self.out_channels, self.in_channels, *self.grid
-        )
+        return k.permute(0, 1, 2, *phases, *positions).reshape(-1, self.out_channels, self.in_channels, *self.grid)
 
     def output_border(self) -> list[list[list[int]]]:
         """Border positions per output channel and axis."""

@@ -30,6 +30,9 @@ __all__ = ["Border", "Schwarz"]
 # A crossing is widened, up to the reach below, while its dense matrices stay under this many unknowns.
 _CROSSING_UNKNOWNS = 1024
 _CROSSING_REACH = 16
+# A border this small is one dense patch, whose inverse is exact; the second limit is on the entries of all blocks.
+_DENSE_UNKNOWNS = 1024
+_DENSE_ENTRIES = 2**22
 
 
 class Border:
@@ -136,14 +139,16 @@ class Schwarz:
         crossings: include the crossings of the slabs.
     """
 
-    def __init__(
-        self, matrices: FrequencyMatrices, border: Border, *, definite: bool, crossings: bool = True
-    ) -> None:
+    def __init__(self, matrices: FrequencyMatrices, border: Border, *, definite: bool, crossings: bool = True) -> None:
         kernel = matrices.kernel()
         numbering = border.numbering()
         real = matrices.grid.real
+        self.patches: list[_Patch] = []
+        if border.size <= _DENSE_UNKNOWNS and border.size**2 * kernel.shape[0] <= _DENSE_ENTRIES:
+            axes, cells = tuple(range(len(border.grid))), [tuple(cell) for cell in border.mask.nonzero().tolist()]
+            self.patches.append(_Patch(kernel, border, numbering, axes, cells, real=real, definite=definite))
+            return
         used = [a for a in range(len(border.grid)) if any(axes[a] for axes in border.positions)]
-        self.patches = []
         for count in range(1, len(used) + 1 if crossings else 2):
             for axes in combinations(used, count):
                 cells = self._cells(border, axes)

@@ -1,0 +1,74 @@
+"""lsconv inverts convolutions: least-squares, minimum-norm and regularised solutions of ``y = conv(x, K)`` in PyTorch."""
+
+# ruff: noqa: I001 - grouped as in the README
+
+# operators: what A is
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution
+from lsconv.operators.elementary import Crop, Dense, Diagonal, FromFunctions, Identity, Mask
+from lsconv.operators.padding import Pad
+from lsconv.operators.difference import Gradient, Laplacian
+from lsconv.operators.algebra import block_diag, hstack, vstack
+from lsconv.operators.scipy import from_scipy
+
+# solvers: how min ||Ax - y|| is iterated
+from lsconv.krylov.cg import cg
+from lsconv.krylov.minres import minres
+from lsconv.krylov.gmres import gmres
+from lsconv.krylov.cgls import cgls
+from lsconv.krylov.lsqr import lsqr
+from lsconv.krylov.lsmr import lsmr
+from lsconv.krylov.craig import craig
+from lsconv.krylov.solution import History, Solution, Status
+
+# the structure of convolution
+from lsconv.fourier.precondition import CirculantPreconditioner
+from lsconv.fourier.spectrum import cond, norm, singular_values
+
+# answers
+from lsconv.inverse.lstsq import lstsq, pinv
+
+# errors
+from lsconv.errors import ConvergenceError, ConvergenceWarning, LsconvError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CirculantPreconditioner",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "Convolution",
+    "Crop",
+    "Dense",
+    "Diagonal",
+    "FromFunctions",
+    "Gradient",
+    "History",
+    "Identity",
+    "Laplacian",
+    "LinearOperator",
+    "LsconvError",
+    "Mask",
+    "Pad",
+    "Solution",
+    "Status",
+    "block_diag",
+    "cg",
+    "cgls",
+    "cond",
+    "craig",
+    "from_scipy",
+    "gmres",
+    "hstack",
+    "lsmr",
+    "lsqr",
+    "lstsq",
+    "minres",
+    "norm",
+    "pinv",
+    "singular_values",
+    "vstack",
+]

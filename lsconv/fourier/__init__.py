@@ -1,0 +1,1 @@
+"""What the structure of convolution buys: symbols, block-circulant operators, the border method."""

@@ -1,0 +1,296 @@
+r"""The exact solve of a truncated convolution through its border: a plan, made once, for many right-hand sides.
+
+.. math:: \min_x \|Ax - y\|^2 + \mu \|x\|^2 \qquad (\mu = 0:\ \text{the minimum-norm least-squares solution})
+
+:class:`~lsconv.fourier.normal.NormalInverse` inverts :math:`AA^H + \mu'` or :math:`A^HA + \mu'` to the accuracy of its
+factors, with :math:`\mu' > \mu` where the symbol is nearly singular for the precision of the factors. An outer flexible
+conjugate gradient iteration, whose residuals A itself computes in float64, makes the answer that of the wanted
+:math:`\mu`: the regularisation of the factors changes the number of outer steps and nothing else. On the residual side the
+iteration runs in the data space, ``x = A^H z``, so that x is orthogonal to the null space of A by construction.
+
+Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000), for the outer iteration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import DtypeError, MethodError, PlanMemoryError
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.memory import free_bytes, plan_bytes
+from lsconv.fourier.normal import NormalInverse
+from lsconv.krylov.batch import ItemSpace, binary_unit, divide
+from lsconv.krylov.solution import Solution
+from lsconv.krylov.stopping import Tolerances, certified
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["BorderPlan"]
+
+_DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+# The least mu of the factors, relative to the largest singular value squared, and the relative residual to which the
+# border system is solved in every outer step. Smaller floors lose digits in the factors, larger ones and looser borders
+# cost outer steps (32 channels, 3x3, 128², float32 to 1e-6: floor 1e-6, 1e-5, 1e-4 took 210, 199, 379 border iterations).
+_FLOOR = {torch.float32: 1e-5, torch.float64: 1e-10}
+_BORDER_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+_OUTER_LIMIT = 40
+_PATIENCE = 5
+
+
+def direct_rtol(dtype: torch.dtype) -> float:
+    """The default relative tolerance of the direct methods: 1e-6 in float32, 1e-10 in float64."""
+    return 1e-6 if torch.finfo(dtype).bits == 32 else 1e-10
+
+
+class BorderPlan:
+    """Setup of the border method for one convolution and damp; :meth:`solve` answers right-hand sides.
+
+    Args:
+        A: a zero-padded convolution, or a circular one whose outputs are cropped; any stride, dilation and groups.
+        damp: the damping, a number or one per batch item.
+        memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
+
+    Raises:
+        MethodError: A is not a truncated block-circulant operator.
+        PlanMemoryError: the plan would need more than ``memory_limit``.
+
+    Example:
+        >>> A = lsconv.Conv2d(torch.randn(2, 3, 3, 3), in_size=(16, 16))
+        >>> plan = BorderPlan(A)
+        >>> bool(plan.solve(torch.randn(5, *A.out_shape)).converged.all())
+        True
+    """
+
+    def __init__(self, A: Convolution, damp: Tensor | float = 0.0, *, memory_limit: int | None = None) -> None:
+        if not (isinstance(A, Convolution) and Embedding.exists(A)):
+            raise MethodError(
+                f'method="border" needs a convolution with zero padding (or circular padding whose stride divides the '
+                f'sizes), got {A!r}; use method="lsmr"'
+            )
+        dtype = A.weight.real.dtype
+        if dtype not in _FLOOR:
+            raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
+        self.A = A
+        self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
+        self._check_memory(memory_limit)
+        with torch.no_grad():
+            weight = A.weight.detach()
+            unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1))
+            scaled = A.with_parameters([weight / unit.reshape(*unit.shape, *(1 for _ in range(A.ndim + 2)))])
+            self.inverse = NormalInverse(scaled, self.damp / unit, floor=_FLOOR[dtype])
+            self.precise = A.with_parameters([weight]).to(dtype=_DOUBLE.get(A.dtype, A.dtype))
+            scale = self.inverse.scale.to(unit).reshape(*(unit.shape or ()), A.groups).amax(-1)
+            self.norm_bound = scale.sqrt().double() * unit
+        self.border_tolerance = _BORDER_TOLERANCE[dtype]
+
+    # ------------------------------------------------------------------ answers
+
+    @torch.no_grad()
+    def solve(
+        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
+    ) -> Solution:
+        """The solution for ``y`` of shape ``(*batch, *out_shape)``, with a certificate computed in float64.
+
+        Args:
+            y: right-hand sides, finite.
+            rtol: relative tolerance of residual or gradient; None: 1e-6 in float32, 1e-10 in float64.
+            atol: absolute tolerance, in the units of y.
+            max_iter: limit on the border iterations of one outer step.
+        """
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
+        y = y.detach().to(self.precise.dtype)
+        outer = _Outer(self, y=y, tolerances=tolerances, max_iter=max_iter)
+        outer.run()
+        x = outer.x.to(self.A.dtype)
+        damp = self.damp.expand(outer.batch)
+        solution = certified(
+            self.precise,
+            x.to(self.precise.dtype),
+            y.expand(*outer.batch, *self.A.out_shape),
+            damp,
+            tolerances=tolerances,
+            operator_norm=outer.norm_a,
+            iterations=outer.iterations,
+            rounding=torch.finfo(self.A.dtype).eps,
+        )
+        return replace(solution, x=x)
+
+    @torch.no_grad()
+    def apply(self, y: Tensor) -> Tensor:
+        """``(A^H A + mu)^+ A^H y``, without the certificate."""
+        return self._run(y=y).x.to(self.A.dtype)
+
+    @torch.no_grad()
+    def adjoint(self, v: Tensor) -> Tensor:
+        """The adjoint of :meth:`apply`: ``A (A^H A + mu)^+ v`` for ``v`` of shape ``(*batch, *in_shape)``."""
+        return self._run(v=v).dual().to(self.A.dtype)
+
+    def _run(self, y: Tensor | None = None, v: Tensor | None = None) -> _Outer:
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype), 0.0)
+        y, v = (t if t is None else t.detach().to(self.precise.dtype) for t in (y, v))
+        outer = _Outer(self, y=y, v=v, tolerances=tolerances)
+        outer.run()
+        return outer
+
+    # ------------------------------------------------------------------ what it costs
+
+    def _check_memory(self, limit: int | None) -> None:
+        limit = int(0.6 * free_bytes(self.A.device)) if limit is None else limit
+        needed = plan_bytes(self.A, tuple(self.damp.shape))
+        if needed > limit:
+            raise PlanMemoryError(
+                f'method="border": the plan for {self.A!r} needs about {needed:.3g} bytes, and {limit:.3g} are allowed '
+                f'(memory_limit=). Use method="lsmr" with CirculantPreconditioner, which needs a few vectors, float32, '
+                f"or solve groups of channels apart."
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors kept."""
+        return self.inverse.nbytes
+
+    def __repr__(self) -> str:
+        inverse = self.inverse
+        unknowns = 0 if inverse.border is None else inverse.border.size
+        return (
+            f"BorderPlan({tuple(self.A.in_shape)} -> {tuple(self.A.out_shape)}, form={inverse.form!r}, side={inverse.side!r}, "
+            f"grid={inverse.embedding.grid}, border={unknowns} unknowns x {inverse.embedding.blocks} block(s), "
+            f"factors={self.A.dtype} {self.nbytes / 2**20:.1f} MiB on {self.A.device})"
+        )
+
+
+class _Outer:
+    r"""Flexible conjugate gradients on the normal equations of A, preconditioned by the border inverse.
+
+    Residual side: :math:`(AA^H + \mu) u = y` (or ``A v``), ``x = A^H u``. Solution side:
+    :math:`(A^HA + \mu) u = A^H y` (or ``v``), ``x = u``. ``image`` is ``A^H u`` or ``A u`` respectively; ``g`` is what
+    the normal equations leave.
+    """
+
+    def __init__(
+        self,
+        plan: BorderPlan,
+        *,
+        tolerances: Tolerances,
+        y: Tensor | None = None,
+        v: Tensor | None = None,
+        max_iter: int | None = None,
+    ) -> None:
+        self.plan, self.A, self.tolerances = plan, plan.precise, tolerances
+        self.max_iter = 1000 if max_iter is None else max_iter
+        self.residual_side = plan.inverse.side == "residual"
+        A = self.A
+        inputs, outputs = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
+        self.space, self.image_space = (outputs, inputs) if self.residual_side else (inputs, outputs)
+        given, shape = (y, A.out_shape) if y is not None else (v, A.in_shape)
+        own = plan.inverse.embedding.batch_shape
+        self.batch = torch.broadcast_shapes(given.shape[: given.ndim - len(shape)], own)
+        given = given.expand(*self.batch, *shape)
+        self.unit = binary_unit(ItemSpace(shape, A.dtype, A.device).norm(given))
+        given = given / self.unit.reshape(*self.unit.shape, *(1 for _ in shape))
+        self.y = given if y is not None else None
+        self.damp = plan.damp.expand(self.batch)
+        self.mu = self.damp**2
+        if y is not None:
+            self.f = given if self.residual_side else A.adjoint(given)
+            self.given_norm = outputs.norm(given)
+        else:
+            self.f = A.apply(given) if self.residual_side else given
+            self.given_norm = inputs.norm(given)
+        self.norm_a = torch.zeros_like(self.given_norm)
+        self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=A.device)
+
+    def run(self) -> None:
+        """Iterate until every item meets its target or no longer improves; ``u`` and ``image`` are the best found."""
+        space, mu = self.space, self.space.spread(self.mu)
+        self.u = torch.zeros_like(self.f)
+        self.image = self._image(self.u)
+        g = self.f.clone()
+        p = g_old = rho = None
+        u, image = self.u, self.image
+        best = torch.full_like(self.given_norm, torch.inf)
+        waited = torch.zeros_like(self.iterations)
+        for _ in range(_OUTER_LIMIT):
+            merit = self._merit(u, image, g)
+            better = merit < best
+            self.u = torch.where(self._mask(better, space), u, self.u)
+            self.image = torch.where(self._mask(better, self.image_space), image, self.image)
+            waited = torch.where(merit < 0.5 * best, 0, waited + 1)
+            best = torch.where(better, merit, best)
+            active = (best > 1) & (waited < _PATIENCE)
+            if not bool(active.any()):
+                break
+            d, count = self.plan.inverse(g.to(self.plan.A.dtype), self.plan.border_tolerance, self.max_iter)
+            d = d.to(self.A.dtype)
+            self.iterations += count * active
+            new_rho = space.inner(d, g)
+            if p is None:
+                p = d
+            else:
+                p = d + space.spread(divide(new_rho - space.inner(d, g_old), rho)) * p
+            p_image = self._image(p)
+            image_norm, p_norm = self.image_space.norm(p_image), space.norm(p)
+            self.norm_a = torch.fmax(self.norm_a, divide(image_norm, p_norm))
+            alpha = divide(space.inner(p, g), image_norm**2 + self.mu * p_norm**2) * active
+            u = u + space.spread(alpha) * p
+            image = image + self.image_space.spread(alpha) * p_image
+            g_old, rho = g, new_rho
+            g = self._remainder(image) - mu * u
+
+    def _image(self, u: Tensor) -> Tensor:
+        return self.A.adjoint(u) if self.residual_side else self.A.apply(u)
+
+    def _remainder(self, image: Tensor) -> Tensor:
+        """``f - A A^H u`` or ``f - A^H A u``; for data y as ``A^H (y - A u)``, which loses no digits to cancellation."""
+        if self.residual_side:
+            return self.f - self.A.apply(image)
+        if self.y is not None:
+            return self.A.adjoint(self.y - image)
+        return self.f - self.A.adjoint(image)
+
+    def _merit(self, u: Tensor, image: Tensor, g: Tensor) -> Tensor:
+        """The remainder in units of its target; at most 1 where the certificate will hold."""
+        g_norm, rtol = self.space.norm(g), self.tolerances.rtol
+        if self.y is None:
+            scale = self.given_norm * (torch.ones_like(g_norm) if not self.residual_side else self.norm_a)
+            return torch.where(g_norm == 0, 0, g_norm / (rtol * scale))
+        unit = torch.finfo(g_norm.dtype).tiny
+        u_norm, image_norm = self.space.norm(u), self.image_space.norm(image)
+        x_norm = image_norm if self.residual_side else u_norm
+        misfit = self.space.norm(g + self.space.spread(self.mu) * u) if self.residual_side else (
+            self.image_space.norm(self.y - image)
+        )  # fmt: skip
+        total = torch.hypot(misfit, self.damp * x_norm)
+        bound = torch.maximum(rtol * self.given_norm, self.tolerances.atol / self.unit)
+        by_residual = total / bound.clamp_min(unit)
+        rounding = 2 * torch.finfo(self.plan.A.dtype).eps * self.norm_a * x_norm
+        target = torch.maximum(rtol * total, rounding)
+        if not self.residual_side:
+            target = target * self.norm_a
+        else:
+            # the certificate judges A^H g, and norm_a is a lower bound of the norm that relates the two
+            target = torch.where(self.mu == 0, bound, target * self.norm_a / self.plan.norm_bound)
+        merit = torch.minimum(by_residual, g_norm / target.clamp_min(unit))
+        return torch.where(g_norm == 0, 0, merit)
+
+    @staticmethod
+    def _mask(items: Tensor, space: ItemSpace) -> Tensor:
+        return items.reshape(*items.shape, *(1 for _ in space.item_shape))
+
+    def _scaled_back(self, tensor: Tensor, space: ItemSpace) -> Tensor:
+        return tensor * space.spread(self.unit)
+
+    @property
+    def x(self) -> Tensor:
+        """The solution, in the units of y."""
+        if self.residual_side:
+            return self._scaled_back(self.image, self.image_space)
+        return self._scaled_back(self.u, self.space)
+
+    def dual(self) -> Tensor:
+        """``u`` on the residual side, ``A u`` on the solution side: what the adjoint of the inverse gives."""
+        if self.residual_side:
+            return self._scaled_back(self.u, self.space)
+        return self._scaled_back(self.image, self.image_space)

@@ -1,0 +1,160 @@
+r"""The two iterations on the border: conjugate gradients where its system is definite, GMRES where it is not.
+
+They solve to a loose tolerance inside an outer iteration that computes its own residuals, so they carry no certificate,
+no history and no restarts after an audit (the Krylov floor has these): a border iteration of a small image takes 0.3 ms,
+and this is about what they would cost. Every (rest, block) pair is an independent system with its own step lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["conjugate_gradients", "gmres"]
+
+_Map = Callable[[Tensor], Tensor]
+
+
+def conjugate_gradients(
+    apply: _Map, precondition: _Map, b: Tensor, tolerance: Tensor | float, max_iter: int, check_every: int
+) -> tuple[Tensor, Tensor]:
+    """Solve ``Q u = b`` for Hermitian positive definite Q; vectors are ``(rest, blocks, size)``.
+
+    Args:
+        apply: Q.
+        precondition: M^-1, Hermitian positive definite.
+        b: right-hand sides.
+        tolerance: relative residual at which a system is left as it is.
+        max_iter: limit on the iterations.
+        check_every: the host looks every so many iterations.
+
+    Returns:
+        The solutions, and the iterations of every system, ``(rest, blocks)``.
+    """
+    u, r = torch.zeros_like(b), b.clone()
+    bound = tolerance * _norm(b)
+    iterations = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
+    p: Tensor | None = None
+    rho = torch.ones_like(bound)
+    for k in range(max_iter):
+        active = _norm(r) > bound
+        if k % check_every == 0 and not bool(active.any()):
+            break
+        z = precondition(r)
+        rho_new = _inner(r, z)
+        p = z if p is None else z.addcmul_(p, _ratio(rho_new, rho))
+        q = apply(p)
+        alpha = _ratio(rho_new, _inner(p, q)) * active
+        u.addcmul_(p, alpha)
+        r.addcmul_(q, -alpha)
+        rho = rho_new
+        iterations += active[..., 0]
+    return u, iterations
+
+
+def gmres(
+    apply: _Map,
+    precondition: _Map,
+    b: Tensor,
+    tolerance: Tensor | float,
+    max_iter: int,
+    check_every: int,
+    restart: int = 100,
+) -> tuple[Tensor, Tensor]:
+    """Solve ``Q u = b`` for any square Q by GMRES with right preconditioning (Saad and Schultz 1986).
+
+    Arguments and result as in :func:`conjugate_gradients`; ``restart`` is the number of basis vectors kept.
+    """
+    u = torch.zeros_like(b)
+    bound = tolerance * _norm(b)
+    iterations = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
+    r, done = b, 0
+    while done < max_iter:
+        beta = _norm(r)
+        if not bool((beta > bound).any()):
+            break
+        correction, count = _cycle(apply, precondition, r, bound, min(restart, max_iter - done), check_every)
+        u = u + correction
+        iterations += count
+        done += int(count.max())
+        r = b - apply(u)
+        if not bool((_norm(r) < 0.5 * beta).any()):  # what a whole cycle does not halve is out of reach
+            break
+    return u, iterations
+
+
+def _cycle(
+    apply: _Map, precondition: _Map, r: Tensor, bound: Tensor, size: int, check_every: int
+) -> tuple[Tensor, Tensor]:
+    """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed."""
+    lead = r.shape[:2]
+    basis = r.new_zeros(*lead, size + 1, r.shape[-1])
+    hessenberg = r.new_zeros(*lead, size + 1, size)
+    rotated = r.new_zeros(*lead, size, size)  # the triangular factor of the Hessenberg matrix
+    rotations = torch.eye(size + 1, dtype=r.dtype, device=r.device).repeat(*lead, 1, 1)
+    beta = _norm(r)
+    basis[..., 0, :] = r * _ratio(torch.ones_like(beta), beta)
+    rhs = r.new_zeros(*lead, size + 1)
+    rhs[..., 0] = beta[..., 0]
+    count = torch.zeros(lead, dtype=torch.int64, device=r.device)
+    active = beta > bound
+    columns = 0
+    for j in range(size):
+        w = apply(precondition(basis[..., j, :]))
+        v = basis[..., : j + 1, :]
+        h = (v.conj() @ w.unsqueeze(-1)).squeeze(-1)
+        w = w - (h.unsqueeze(-2) @ v).squeeze(-2)
+        again = (v.conj() @ w.unsqueeze(-1)).squeeze(
+            -1
+        )  # classical Gram-Schmidt twice is as good as modified, and batched
+        w = w - (again.unsqueeze(-2) @ v).squeeze(-2)
+        norm = _norm(w)
+        basis[..., j + 1, :] = w * _ratio(torch.ones_like(norm), norm)
+        hessenberg[..., : j + 1, j] = h + again
+        hessenberg[..., j + 1, j] = norm[..., 0]
+        column = (rotations[..., : j + 2, : j + 2] @ hessenberg[..., : j + 2, j, None]).squeeze(-1)
+        _rotate(rotations, rhs, column, j)
+        rotated[..., : j + 1, j] = column[..., : j + 1]
+        count += active[..., 0]
+        columns = j + 1
+        active = active & (rhs[..., j + 1 : j + 2].abs() > bound) & (norm > 0)
+        if columns % check_every == 0 and not bool(active.any()):
+            break
+    # a system that finished earlier than its neighbours keeps the columns it had then
+    keep = torch.arange(columns, device=r.device) < count[..., None]
+    triangle = torch.where(keep[..., None, :] & keep[..., :, None], rotated[..., :columns, :columns], 0)
+    diagonal = triangle.diagonal(dim1=-2, dim2=-1)
+    diagonal.copy_(torch.where(diagonal == 0, 1, diagonal))
+    y = torch.linalg.solve_triangular(triangle, (rhs[..., :columns] * keep).unsqueeze(-1), upper=True).squeeze(-1)
+    y = torch.where(keep, y, 0)
+    return precondition((y.unsqueeze(-2) @ basis[..., :columns, :]).squeeze(-2)), count
+
+
+def _rotate(rotations: Tensor, rhs: Tensor, column: Tensor, j: int) -> None:
+    """Zero the subdiagonal of the newest column by a Givens rotation, and apply it to everything kept."""
+    a, b = column[..., j].clone(), column[..., j + 1].clone()
+    length = torch.sqrt(a.abs() ** 2 + b.abs() ** 2)
+    safe = torch.where(length == 0, 1, length)
+    c, s = torch.where(length == 0, 1, a / safe), torch.where(length == 0, 0, b / safe)
+    upper, lower = rotations[..., j, :].clone(), rotations[..., j + 1, :].clone()
+    rotations[..., j, :] = c.conj()[..., None] * upper + s.conj()[..., None] * lower
+    rotations[..., j + 1, :] = c[..., None] * lower - s[..., None] * upper
+    first, second = rhs[..., j].clone(), rhs[..., j + 1].clone()
+    rhs[..., j] = c.conj() * first + s.conj() * second
+    rhs[..., j + 1] = c * second - s * first
+    column[..., j] = length
+    column[..., j + 1] = 0
+
+
+def _norm(v: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+
+
+def _inner(u: Tensor, v: Tensor) -> Tensor:
+    return torch.linalg.vecdot(u, v, dim=-1).real.unsqueeze(-1)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator == 0, 0, numerator / denominator)

@@ -1,0 +1,48 @@
+"""How many bytes a plan needs, and how many a device has left."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+
+from lsconv.fourier.embedding import Embedding
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["free_bytes", "plan_bytes"]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a device, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> int:
+    """An estimate of the bytes at the peak of a border plan's setup: symbol, normal inverse, border system, patches."""
+    embedding = Embedding(convolution, batch_shape=damp_shape)
+    rows, columns = embedding.out_channels, embedding.in_channels
+    cells = math.prod(embedding.grid)
+    frequencies = cells if convolution.is_complex else cells // embedding.grid[-1] * (embedding.grid[-1] // 2 + 1)
+    item = torch.empty((), dtype=convolution.dtype).to(torch.complex64 if torch.finfo(convolution.dtype).bits == 32
+                                                       else torch.complex128).element_size()  # fmt: skip
+    out_border, in_border = embedding.output_border(), embedding.input_border()
+    has_out, has_in = (any(any(axes) for axes in border) for border in (out_border, in_border))
+    size = rows + columns if has_out and has_in else rows if has_out else columns
+    # symbol, inverse of the smaller normal operator with its work space, border system and the spatial kernel of it
+    entries = rows * columns + 2 * min(rows, columns) ** 2 + 3 * size**2
+    total = frequencies * entries
+    positions = (out_border if has_out else []) + (in_border if has_in else [])
+    for a, n in enumerate(embedding.grid):
+        cells_along = sum(len(axes[a]) for axes in positions)
+        total += 3 * cells_along**2 * (cells // n)
+    return embedding.blocks * total * item

@@ -1,0 +1,234 @@
+r"""The exact inverse of a truncated block-circulant operator, through its border.
+
+With :math:`A = R_{out} C R_{in}^T` (see :mod:`lsconv.fourier.embedding`) and :math:`\mu = damp^2` the normal operators
+of A are principal submatrices, or low-rank changes, of block-circulant ones:
+
+.. math::
+    AA^H + \mu  &= (CC^H + \mu)_{II}              && \text{no input cell is cropped ("valid")} \\
+    A^HA + \mu  &= (C^HC + \mu) - C_B^H C_B        && \text{the same, solved for x; B the cropped outputs} \\
+    A^HA + \mu  &= (C^HC + \mu)_{II}              && \text{no output cell is cropped ("full")} \\
+    AA^H + \mu  &= (CC^H + \mu) - C_B C_B^H        && \text{the same, solved for z} \\
+    \begin{pmatrix} -\sqrt\mu & A \\ A^H & \sqrt\mu \end{pmatrix}
+                &= \begin{pmatrix} -\sqrt\mu & C \\ C^H & \sqrt\mu \end{pmatrix}_{II} && \text{both ("mixed")}
+
+With P the inverse of the block-circulant operator (one small matrix per frequency), the inverse of a principal submatrix
+is :math:`P_{II} - P_{IB} (P_{BB})^{-1} P_{BI}`, and that of a low-rank change follows from the Woodbury identity with the
+capacitance matrix :math:`I - C_B P C_B^H`. Either way what remains to be solved is a system on the border, whose size
+does not grow with the area and whose iteration count hardly grows at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.inner import conjugate_gradients, gmres
+from lsconv.fourier.patches import Border, Schwarz
+from lsconv.fourier.symbol import FrequencyMatrices, hermitian_inverse, symbol
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["NormalInverse"]
+
+
+class NormalInverse:
+    r"""The inverse of a normal operator of A, regularised by ``mu``, to the accuracy of its border iteration.
+
+    ``side == "residual"``: :math:`f \mapsto (AA^H + \mu)^{-1} f` on outputs, for A with at least as many columns per
+    frequency as rows. ``side == "solution"``: :math:`g \mapsto (A^HA + \mu)^{-1} g` on inputs, for the others.
+
+    Args:
+        convolution: the operator, in the dtype to compute in.
+        damp: number, or tensor whose shape is (broadcastable to) a batch shape: one damp per batch item.
+        floor: relative to the largest singular value squared, the least mu: below it the factors would be singular.
+        side: None chooses by the numbers of rows and columns.
+        crossings: precondition also the crossings of the border's slabs.
+    """
+
+    def __init__(
+        self,
+        convolution: Convolution,
+        damp: Tensor | float = 0.0,
+        *,
+        floor: float,
+        side: str | None = None,
+        crossings: bool = True,
+    ) -> None:
+        damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
+        self.embedding = embedding = Embedding(convolution, batch_shape=tuple(damp.shape))
+        self.convolution = convolution
+        S = _per_block(symbol(convolution, embedding), embedding)
+        out_border, in_border = embedding.output_border(), embedding.input_border()
+        has_out, has_in = _any(out_border), _any(in_border)
+        self.form = _form(has_out, has_in)
+        rows, columns = S.rows, S.columns
+        self.side = side or self._choose_side(rows, columns)
+        squared = gram(S.matrices, "residual" if rows <= columns else "solution")
+        self.scale = _largest_eigenvalue(squared, len(embedding.grid))  # blocks
+        per_block = damp.expand(embedding.batch_shape).reshape(-1, 1).expand(-1, embedding.groups).reshape(-1)
+        wanted = per_block**2
+        self.mu = torch.maximum(wanted, floor * self.scale.to(wanted))
+        self.exact = bool((self.mu == wanted).all())
+        mu = self.mu.to(squared.real.dtype).reshape(-1, *(1 for _ in range(len(embedding.grid) + 2)))
+        # shaped to divide (rest, blocks, channels, *grid)
+        self.root = self.mu.sqrt().to(squared.real.dtype).reshape(1, -1, *(1 for _ in range(len(embedding.grid) + 1)))
+        self.outer: FrequencyMatrices | None = None
+        self.border: Border | None = None
+        self.schwarz: Schwarz | None = None
+        if self.form == "mixed":
+            self._mixed(S, squared, mu, in_border, out_border)
+        else:
+            self._definite(S, squared, mu, in_border, out_border)
+        if self.border is not None:
+            self.schwarz = Schwarz(self.system, self.border, definite=self.form != "mixed", crossings=crossings)
+
+    def _choose_side(self, rows: int, columns: int) -> str:
+        embedding = self.embedding
+        wide = math.prod(embedding.out_shape) <= math.prod(embedding.in_shape) and rows <= columns
+        if wide and self.form == "mixed" and math.prod(embedding.out_shape) == math.prod(embedding.in_shape):
+            # z of the saddle form is -r / sqrt(mu), whose digits cancel where A is nearly singular; a square A has no
+            # null space from which x would have to be kept away
+            return "solution"
+        return "residual" if wide else "solution"
+
+    def _definite(self, S: FrequencyMatrices, squared: Tensor, mu: Tensor, in_border: list, out_border: list) -> None:
+        factor = S if self.side == "residual" else S.H  # the normal operator is factor factor^H + mu
+        if (S.rows <= S.columns) != (self.side == "residual"):
+            squared = gram(S.matrices, self.side)
+        inverse = hermitian_inverse(_shift(squared, mu).contiguous())
+        self.inverse = FrequencyMatrices(S.grid, inverse)
+        if self.form == "circulant":
+            return
+        positions = out_border if self.form == "valid" else in_border
+        self.border = Border(self.embedding.grid, positions, self.convolution.device)
+        if (self.form == "valid") == (self.side == "residual"):
+            self.system = self.inverse
+            return
+        # capacitance: I - E P E^H with E = factor^H, the map from the solved side to the border's
+        self.outer = factor.H
+        E = self.outer.matrices
+        capacitance = -(E @ self.inverse.matrices @ E.mH)
+        capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
+        self.system = FrequencyMatrices(S.grid, capacitance)
+
+    def _mixed(self, S: FrequencyMatrices, squared: Tensor, mu: Tensor, in_border: list, out_border: list) -> None:
+        root = mu.sqrt()
+        rows, columns = S.rows, S.columns
+        if rows <= columns:
+            W = hermitian_inverse(_shift(squared, mu).contiguous())
+            WS = W @ S.matrices
+            V = -(S.matrices.mH @ WS)
+            V.diagonal(dim1=-2, dim2=-1).add_(1)
+            V = V / mu
+        else:
+            V = hermitian_inverse(_shift(squared, mu).contiguous())
+            WS = S.matrices @ V
+            W = -(WS @ S.matrices.mH)
+            W.diagonal(dim1=-2, dim2=-1).add_(1)
+            W = W / mu
+        saddle = S.matrices.new_empty(*W.shape[:-2], rows + columns, rows + columns)
+        saddle[..., :rows, :rows] = -root * W
+        saddle[..., :rows, rows:] = WS
+        saddle[..., rows:, :rows] = WS.mH
+        saddle[..., rows:, rows:] = root * V
+        self.inverse = self.system = FrequencyMatrices(S.grid, saddle)
+        self.border = Border(self.embedding.grid, out_border + in_border, self.convolution.device)
+
+    # ------------------------------------------------------------------ use
+
+    def __call__(self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000) -> tuple[Tensor, Tensor]:
+        """The inverse applied to ``f`` (outputs or inputs by ``side``), and the border iterations per batch item."""
+        embedding = self.embedding
+        residual = self.side == "residual"
+        item_ndim = embedding.ndim + 1
+        batch, _ = embedding.rest(tuple(f.shape[: f.ndim - item_ndim]))
+        t = embedding.outputs_to_grid(f) if residual else embedding.inputs_to_grid(f)
+        if self.form == "mixed":
+            z, iterations = self._saddle_solve(t, tolerance, max_iter)
+        else:
+            z, iterations = self._definite_solve(t, tolerance, max_iter)
+        z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
+        return z, iterations.reshape(*batch, embedding.groups).amax(-1)
+
+    def _definite_solve(self, f: Tensor, tolerance: Tensor | float, max_iter: int) -> tuple[Tensor, Tensor]:
+        grid = self.inverse.grid
+        spectrum = grid.transform(f)
+        t = self.inverse(spectrum)
+        if self.form == "circulant":
+            return grid.inverse(t), torch.zeros(f.shape[:2], dtype=torch.int64, device=f.device)
+        if self.outer is None:
+            b = -self.border.gather(grid.inverse(t))
+        else:
+            b = self.border.gather(grid.inverse(self.outer(t)))
+        u, iterations = conjugate_gradients(self._system, self.schwarz, b, tolerance, max_iter, self._check_every)
+        correction = grid.transform(self.border.scatter(u))
+        if self.outer is not None:
+            correction = self.outer.H(correction)
+        return grid.inverse(self.inverse(spectrum + correction)), iterations
+
+    def _saddle_solve(self, f: Tensor, tolerance: Tensor | float, max_iter: int) -> tuple[Tensor, Tensor]:
+        rows = self.embedding.out_channels
+        columns = self.embedding.in_channels
+        zero = f.new_zeros(*f.shape[:2], columns if self.side == "residual" else rows, *f.shape[3:])
+        # [f; 0] gives z = -r / sqrt(mu), r the first block; [0; g] gives x = second block / sqrt(mu)
+        whole = torch.cat([f, zero] if self.side == "residual" else [zero, f], dim=2)
+        grid = self.inverse.grid
+        spectrum = grid.transform(whole)
+        t = grid.inverse(self.inverse(spectrum))
+        b = -self.border.gather(t)
+        u, iterations = gmres(self._system, self.schwarz, b, tolerance, max_iter, self._check_every)
+        z = t + self.inverse.on_grid(self.border.scatter(u))
+        if self.side == "residual":
+            return -z[:, :, :rows] / self.root, iterations
+        return z[:, :, rows:] / self.root, iterations
+
+    def _system(self, u: Tensor) -> Tensor:
+        return self.border.gather(self.system.on_grid(self.border.scatter(u)))
+
+    @property
+    def _check_every(self) -> int:
+        return 1 if self.convolution.device.type == "cpu" else 10
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors kept."""
+        kept = {id(m): m.nbytes for m in (self.inverse, self.outer, getattr(self, "system", None)) if m is not None}
+        return sum(kept.values()) + (0 if self.schwarz is None else self.schwarz.nbytes)
+
+
+def _per_block(S: FrequencyMatrices, embedding: Embedding) -> FrequencyMatrices:
+    """Repeat the groups' symbols for every batch item; a single one broadcasts as it is."""
+    present = S.matrices.shape[0]
+    if present in (1, embedding.blocks):
+        return S
+    return S.map(lambda m: m.repeat(embedding.blocks // present, *(1 for _ in m.shape[1:])))
+
+
+def gram(S: Tensor, side: str) -> Tensor:
+    """``S S^H`` ("residual") or ``S^H S`` ("solution") per frequency."""
+    return S @ S.mH if side == "residual" else S.mH @ S
+
+
+def _shift(matrices: Tensor, mu: Tensor) -> Tensor:
+    shifted = matrices.expand(torch.broadcast_shapes(matrices.shape, (mu.shape[0], *matrices.shape[1:]))).clone()
+    shifted.diagonal(dim1=-2, dim2=-1).add_(mu[..., 0])
+    return shifted
+
+
+def _largest_eigenvalue(squared: Tensor, ndim: int) -> Tensor:
+    """An upper estimate of the largest eigenvalue over the frequencies, per block, within the fourth root of the size."""
+    square = squared @ squared if squared.shape[-1] > 1 else squared.abs() ** 2
+    return torch.linalg.matrix_norm(square).flatten(1).amax(-1).sqrt()
+
+
+def _form(has_out: bool, has_in: bool) -> str:
+    if has_out and has_in:
+        return "mixed"
+    return "valid" if has_out else "full" if has_in else "circulant"
+
+
+def _any(positions: Sequence[Sequence[Sequence[int]]]) -> bool:
+    return any(places for axes in positions for places in axes)

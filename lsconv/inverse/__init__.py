@@ -1,0 +1,1 @@
+"""What a user asks for: the (pseudo-)inverse of a convolution."""

@@ -1,0 +1,207 @@
+r"""lstsq and pinv: the (regularised) least-squares solution, and the pseudo-inverse as an operator."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ConvergenceError, ConvergenceWarning, MethodError
+from lsconv.inverse.route import KrylovPlan, Plan, route
+from lsconv.krylov.problem import as_operator, prepare
+from lsconv.krylov.solution import Solution, Status
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["PseudoInverse", "lstsq", "pinv"]
+
+
+def lstsq(
+    A: Any,
+    y: Tensor,
+    *,
+    damp: float | Tensor = 0.0,
+    method: str = "auto",
+    preconditioner: LinearOperator | str | None = "auto",
+    rtol: float | None = None,
+    atol: float = 0.0,
+    max_iter: int | None = None,
+    memory_limit: int | None = None,
+    raise_on_failure: bool = False,
+    check_finite: bool = True,
+    **options: Any,
+) -> Solution:
+    r"""The least-squares solution of ``A x = y`` of least norm, or its Tikhonov regularisation.
+
+    .. math:: \min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|x\|^2
+
+    With ``damp=0`` and several minimisers, x is the one of least norm, :math:`A^+ y`. Where floating point cannot tell
+    (a square convolution whose smallest singular values are below rounding) the status says so; it never regularises
+    silently.
+
+    Args:
+        A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
+        y: right-hand side, ``(*batch, *out_shape)``.
+        damp: the damping, in the units of A (a number, or a tensor with one per batch item).
+        method: "auto", "fourier" (exact; circular padding), "border" (exact; zero padding of any kind), or a Krylov
+            method: "lsmr", "lsqr", "cgls", "craig". See :func:`lsconv.inverse.route.route` for the choice of "auto".
+        preconditioner: for the Krylov methods: "auto", "circulant", None, or an operator.
+        rtol: relative tolerance on residual or gradient. None: 1e-6 in float32 and 1e-10 in float64 for the exact
+            methods, ``10 eps^0.75`` for the Krylov methods.
+        atol: absolute tolerance on the residual norm, in the units of y.
+        max_iter: limit on the iterations.
+        memory_limit: bytes the setup may use; None: 60 % of what is free on the device.
+        raise_on_failure: raise instead of warning when an item does not converge.
+        check_finite: refuse NaN and infinity in y; False gives such items :attr:`Status.NON_FINITE`.
+        options: further options of the Krylov methods (x0, callback, progress, check_every, conlim).
+
+    Returns:
+        A :class:`Solution`; residual and gradient in it are recomputed with A, in float64 for the exact methods.
+
+    Raises:
+        LsconvError: for arguments that do not fit (ShapeError, DtypeError, ArgumentError, MethodError, ...).
+        ConvergenceError: with ``raise_on_failure``.
+
+    Example:
+        >>> A = lsconv.Conv2d(torch.randn(4, 8, 3, 3), in_size=(32, 32))
+        >>> y = A(torch.randn(8, 32, 32))
+        >>> solution = lsconv.lstsq(A, y)
+        >>> bool(solution.converged), bool(torch.dist(A(solution.x), y) < 1e-4 * y.norm())
+        (True, True)
+    """
+    A = as_operator(A, y)
+    problem = prepare(A, y, damp=damp, check_finite=check_finite)
+    plan = route(A, damp, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
+    return solve(
+        plan,
+        problem.y,
+        problem.broken,
+        rtol=rtol,
+        atol=atol,
+        max_iter=max_iter,
+        raise_on_failure=raise_on_failure,
+        **options,
+    )
+
+
+def solve(plan: Plan, y: Tensor, broken: Tensor | None, *, raise_on_failure: bool = False, **options: Any) -> Solution:
+    """Solve with a plan, mark the items whose data are not finite, and report those that did not converge."""
+    if isinstance(plan, KrylovPlan):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            solution = plan.solve(y, **options)
+    else:
+        extra = sorted(set(options) - {"rtol", "atol", "max_iter"})
+        if extra:
+            raise MethodError(
+                f"{', '.join(extra)}: {plan!r} takes no such option; ask for method='lsmr' or another Krylov method"
+            )
+        solution = plan.solve(y, **options)
+    if broken is not None and bool(broken.any()):
+        solution = _without(solution, broken)
+    failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
+    if bool(failed.any()):
+        text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r}). {solution.failure_text()}"
+        if raise_on_failure:
+            raise ConvergenceError(text)
+        warnings.warn(text, ConvergenceWarning, stacklevel=3)
+    return solution
+
+
+def _without(solution: Solution, broken: Tensor) -> Solution:
+    """The solution with NaN and :attr:`Status.NON_FINITE` for the broken items."""
+    x = solution.x
+    return replace(
+        solution,
+        x=x.masked_fill(broken.reshape(*broken.shape, *(1 for _ in range(x.ndim - broken.ndim))), torch.nan),
+        codes=torch.where(broken, Status.NON_FINITE.code, solution.codes),
+        converged=solution.converged & ~broken,
+        residual_norm=solution.residual_norm.masked_fill(broken, torch.nan),
+        gradient_norm=solution.gradient_norm.masked_fill(broken, torch.nan),
+    )
+
+
+def pinv(
+    A: Any,
+    *,
+    damp: float | Tensor = 0.0,
+    method: str = "auto",
+    preconditioner: LinearOperator | str | None = "auto",
+    memory_limit: int | None = None,
+) -> PseudoInverse:
+    r"""The pseudo-inverse of A as an operator: ``pinv(A)(y)`` is the x of ``lstsq(A, y)``.
+
+    .. math:: A^+, \quad\text{or}\quad (A^H A + \mathrm{damp}^2)^{-1} A^H
+
+    The setup (symbols, factors) is done here, once, and kept; applying it costs the solve alone. ``pinv(A).H`` is its
+    adjoint, and :meth:`PseudoInverse.solve` gives the whole :class:`Solution`.
+
+    Args:
+        A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
+        damp: the damping, a number or a tensor with one per batch item.
+        method: as in :func:`lstsq`.
+        preconditioner: as in :func:`lstsq`.
+        memory_limit: as in :func:`lstsq`.
+
+    Returns:
+        An operator from ``A.out_shape`` to ``A.in_shape``.
+
+    Raises:
+        MethodError: the method cannot serve the operator.
+        PlanMemoryError: the setup would not fit.
+
+    Example:
+        >>> A = lsconv.Conv2d(torch.randn(4, 4, 3, 3, dtype=torch.float64), in_size=(16, 16))
+        >>> Ap = lsconv.pinv(A)
+        >>> y = torch.randn(10, 4, 14, 14, dtype=torch.float64)
+        >>> torch.allclose(A(Ap(y)), y)
+        True
+        >>> Ap.dot_test() < 1e-6
+        True
+    """
+    A = as_operator(A)
+    return PseudoInverse(
+        A, damp, route(A, damp, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
+    )
+
+
+class PseudoInverse(LinearOperator):
+    """The (regularised) pseudo-inverse of an operator, made by :func:`pinv`.
+
+    Attributes:
+        operator: the operator inverted.
+        plan: the setup.
+    """
+
+    def __init__(self, operator: LinearOperator, damp: float | Tensor, plan: Plan) -> None:
+        super().__init__(
+            operator.out_shape,
+            operator.in_shape,
+            dtype=operator.dtype,
+            device=operator.device,
+            batch_shape=torch.broadcast_shapes(operator.batch_shape, torch.as_tensor(damp).shape),
+        )
+        self.operator = operator
+        self.damp = damp
+        self.plan = plan
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.plan.apply(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.plan.adjoint(y)
+
+    def solve(
+        self, y: Tensor, *, check_finite: bool = True, raise_on_failure: bool = False, **options: Any
+    ) -> Solution:
+        """The solution for ``y`` with its certificate; ``options`` are rtol, atol and max_iter, as in :func:`lstsq`."""
+        problem = prepare(self.operator, y, damp=self.damp, check_finite=check_finite)
+        return solve(self.plan, problem.y, problem.broken, raise_on_failure=raise_on_failure, **options)
+
+    def _map(self, *args: Any, **kwargs: Any) -> PseudoInverse:
+        raise MethodError("pinv: a plan does not move; make pinv(A.to(...)) instead")
+
+    def __repr__(self) -> str:
+        return f"PseudoInverse({self.in_shape} -> {self.out_shape}, {self.plan!r})"

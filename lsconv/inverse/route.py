@@ -1,0 +1,202 @@
+"""Which method answers which (operator, damping): one table in one function, and the plans it hands out.
+
+A plan is the setup of a method for one operator and damping: ``solve`` gives a certified :class:`Solution`, ``apply`` and
+``adjoint`` the bare linear maps that ``pinv`` wears.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
+from lsconv.fourier.border import BorderPlan, direct_rtol
+from lsconv.fourier.circulant import CirculantPlan
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.precondition import CirculantPreconditioner
+from lsconv.krylov.cgls import cgls
+from lsconv.krylov.craig import craig
+from lsconv.krylov.lsmr import lsmr
+from lsconv.krylov.lsqr import lsqr
+from lsconv.krylov.solution import Solution
+from lsconv.krylov.stopping import Tolerances, certified
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["METHODS", "FourierPlan", "KrylovPlan", "Plan", "route"]
+
+_KRYLOV: dict[str, Callable[..., Solution]] = {"lsmr": lsmr, "lsqr": lsqr, "cgls": cgls, "craig": craig}
+METHODS = ("auto", "fourier", "border", *_KRYLOV)
+
+
+class Plan(Protocol):
+    """The setup of one method for one operator and damping."""
+
+    def solve(
+        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
+    ) -> Solution:
+        """The certified solution for ``y``."""
+
+    def apply(self, y: Tensor) -> Tensor:
+        """The solution for ``y``, bare."""
+
+    def adjoint(self, v: Tensor) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+
+
+def route(
+    A: LinearOperator,
+    damp: Tensor | float = 0.0,
+    *,
+    method: str = "auto",
+    preconditioner: LinearOperator | str | None = "auto",
+    memory_limit: int | None = None,
+) -> Plan:
+    r"""The plan that solves :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2\|x\|^2`.
+
+    With ``method="auto"``:
+
+    ==========================================================  ==================================================
+    operator                                                    method
+    ==========================================================  ==================================================
+    circular convolution that nothing crops                     "fourier"
+    convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit
+    any other operator                                          "lsmr", preconditioned where that is safe
+    ==========================================================  ==================================================
+
+    ``preconditioner="auto"`` gives the Krylov methods a :class:`CirculantPreconditioner` when ``damp > 0`` and A is made
+    of a convolution. Without damping none is used, because on a rank-deficient operator a preconditioner on the
+    solution side selects another solution than the minimum-norm one, and on the residual side weighs inconsistent data.
+
+    Raises:
+        MethodError: the method cannot serve the operator.
+        PlanMemoryError: ``method="border"`` was asked for and its plan would not fit.
+    """
+    if method not in METHODS:
+        raise ArgumentError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    if A.dtype in (torch.float16, torch.bfloat16):
+        raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
+    structured = isinstance(A, Convolution) and Embedding.exists(A)
+    if method == "fourier" or (method == "auto" and structured and Embedding(A).is_circulant):
+        return FourierPlan(A, damp)
+    if method == "border":
+        return BorderPlan(A, damp, memory_limit=memory_limit)
+    if method == "auto" and structured:
+        try:
+            return BorderPlan(A, damp, memory_limit=memory_limit)
+        except PlanMemoryError as error:
+            warnings.warn(f"falling back to LSMR. {error}", ConvergenceWarning, stacklevel=4)
+    name = "lsmr" if method == "auto" else method
+    return KrylovPlan(A, damp, name, _preconditioner(A, damp, preconditioner))
+
+
+def _preconditioner(
+    A: LinearOperator, damp: Tensor | float, preconditioner: LinearOperator | str | None
+) -> tuple[LinearOperator | None, LinearOperator | None]:
+    """M and N."""
+    if preconditioner is None:
+        return None, None
+    if isinstance(preconditioner, LinearOperator):
+        side = getattr(preconditioner, "side", None)
+        if side is None:
+            side = "solution" if preconditioner.in_shape == A.in_shape else "residual"
+        return (preconditioner, None) if side == "residual" else (None, preconditioner)
+    if preconditioner not in ("auto", "circulant"):
+        raise ArgumentTypeError(
+            f'preconditioner: expected "auto", "circulant", None or a LinearOperator, got {preconditioner!r}'
+        )
+    damping = torch.as_tensor(damp)
+    if preconditioner == "auto":
+        if not bool((damping > 0).all()):
+            return None, None
+        try:
+            circulant = CirculantPreconditioner(A, damp)
+        except MethodError:
+            return None, None
+    else:
+        circulant = CirculantPreconditioner(A, damp if bool((damping > 0).all()) else None)
+    return (circulant, None) if circulant.side == "residual" else (None, circulant)
+
+
+class FourierPlan:
+    """The exact inverse of a block-circulant operator (:class:`CirculantPlan`), with certificates."""
+
+    def __init__(self, A: LinearOperator, damp: Tensor | float = 0.0) -> None:
+        self.plan = CirculantPlan(A, damp)  # type: ignore[arg-type]
+        self.A = self.plan.A
+        self.precise = self.A.to(dtype=torch.complex128 if self.A.is_complex else torch.float64)
+
+    def solve(
+        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
+    ) -> Solution:
+        """The certified solution for ``y``; nothing iterates, so ``max_iter`` has no effect."""
+        x = self.plan.solve(y)
+        batch = x.shape[: x.ndim - len(self.A.in_shape)]
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
+        solution = certified(
+            self.precise,
+            x.to(self.precise.dtype),
+            y.to(self.precise.dtype).expand(*batch, *self.A.out_shape),
+            self.plan.damp.expand(batch),
+            tolerances=tolerances,
+            rounding=torch.finfo(self.A.dtype).eps,
+        )
+        return replace(solution, x=x)
+
+    def apply(self, y: Tensor) -> Tensor:
+        """The solution for ``y``."""
+        return self.plan.solve(y)
+
+    def adjoint(self, v: Tensor) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+        return self.plan.solve_adjoint(v)
+
+    def __repr__(self) -> str:
+        return f"FourierPlan(grid={self.plan.embedding.grid}, factors={self.plan.nbytes / 2**20:.1f} MiB on {self.A.device})"
+
+
+class KrylovPlan:
+    """A Krylov method with its preconditioner; the only setup is that of the preconditioner."""
+
+    def __init__(
+        self,
+        A: LinearOperator,
+        damp: Tensor | float,
+        method: str,
+        preconditioners: tuple[LinearOperator | None, LinearOperator | None] = (None, None),
+    ) -> None:
+        self.A, self.damp, self.method = A, damp, method
+        self.M, self.N = preconditioners
+
+    def solve(
+        self,
+        y: Tensor,
+        *,
+        rtol: float | None = None,
+        atol: float = 0.0,
+        max_iter: int | None = None,
+        **options: Any,
+    ) -> Solution:
+        """The certified solution for ``y``; ``options`` are those of the method."""
+        return _KRYLOV[self.method](
+            self.A, y, damp=self.damp, M=self.M, N=self.N, rtol=rtol, atol=atol, max_iter=max_iter, **options
+        )
+
+    def apply(self, y: Tensor) -> Tensor:
+        """The solution for ``y``."""
+        return self.solve(y).x
+
+    def adjoint(self, v: Tensor) -> Tensor:
+        """The adjoint of :meth:`apply`: the same problem for ``A^H``, with the preconditioners' sides exchanged."""
+        return _KRYLOV[self.method](self.A.H, v, damp=self.damp, M=self.N, N=self.M).x
+
+    def __repr__(self) -> str:
+        preconditioner = self.M if self.M is not None else self.N
+        return (
+            f"KrylovPlan({self.method!r}, preconditioner={type(preconditioner).__name__ if preconditioner else None})"
+        )
