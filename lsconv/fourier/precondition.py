@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CirculantPreconditioner"]
 
-# Times the norm. LSQR iterations on consistent systems without damping, delta / sigma = 0, 1e-3, 1e-2, 1e-1 (plain: over
+# Times the norm. LSQR iterations, consistent systems without damping, delta / sigma = 0, 1e-3, 1e-2, 1e-1 (plain: over
 # 1500, and 383): box 5x5 of 64², valid: 20, 79, 277, 821; random 4 -> 4 channels, 3x3 of 48², valid: 80, 79, 68, 99.
 _DEFAULT_DAMP = 1e-3
 _DIAGONAL_FLOOR = 1e-3  # times the largest entry
