@@ -1,0 +1,137 @@
+"""The symbol against the Fourier sum it stands for; frequency matrices against plain contractions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lsconv.errors import MethodError
+from lsconv.fourier import symbol as symbol_module
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse, symbol
+from lsconv.operators.convolution import Conv1d, Conv2d, Convolution
+
+
+def _fourier_sum(A: Convolution, grid: tuple[int, ...], frequency: tuple[int, ...]) -> torch.Tensor:
+    """S(w) = sum_t K[t] exp(i w (d t - l)) of a convolution with stride 1 and one group."""
+    S = torch.zeros(A.c_out, A.c_in, dtype=torch.complex128)
+    for taps in itertools.product(*(range(k) for k in A.kernel_size)):
+        phase = sum(
+            2 * math.pi * w / n * (d * t - left)
+            for w, n, d, t, (left, _) in zip(frequency, grid, A.dilation, taps, A.padding, strict=True)
+        )
+        S += A.weight[(slice(None), slice(None), *taps)] * torch.exp(torch.tensor(1j * phase, dtype=torch.complex128))
+    return S
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("padding_mode", ["circular", "zeros"])
+def test_symbol_is_the_fourier_sum_of_the_kernel(dtype: torch.dtype, padding_mode: str) -> None:
+    A = Conv2d(torch.randn(3, 2, 3, 2, dtype=dtype), in_size=(6, 5), padding=((1, 3), (1, 0)), dilation=(2, 1),
+               padding_mode=padding_mode)  # fmt: skip
+    S = symbol(A)
+    grid = Embedding(A).grid
+    assert S.matrices.shape == (1, *S.grid.frequencies, 3, 2)
+    for frequency in itertools.product(*(range(n) for n in S.grid.frequencies)):
+        expected = _fourier_sum(A, grid, frequency)
+        torch.testing.assert_close(S.matrices[(0, *frequency)], expected, rtol=1e-12, atol=1e-12)
+
+
+@given(data=st.data())
+def test_symbol_diagonalises_the_dense_matrix(circular_convolutions: Any, data: st.DataObject) -> None:
+    """Applying the adjoint after the operator, per frequency, is the dense A^H A."""
+    A = data.draw(circular_convolutions())
+    embedding, S = Embedding(A), symbol(A)
+    dense = A.to_dense()
+    gram = FrequencyMatrices(S.grid, S.matrices.mH @ S.matrices)
+    eye = torch.eye(A.in_numel, dtype=A.dtype).reshape(A.in_numel, *(1 for _ in A.batch_shape), *A.in_shape)
+    batch, _ = embedding.rest((A.in_numel, *(1 for _ in A.batch_shape)))
+    columns = embedding.inputs_from_grid(gram.on_grid(embedding.inputs_to_grid(eye)), batch).flatten(-A.ndim - 1)
+    torch.testing.assert_close(columns.movedim(0, -1), dense.mH @ dense, rtol=1e-10, atol=1e-10)
+
+
+def test_operators_without_a_periodic_grid_have_no_symbol() -> None:
+    A = Conv1d(torch.ones(1, 1, 3), in_size=8, padding=1, padding_mode="reflect")
+    with pytest.raises(MethodError, match="reflect"):
+        symbol(A)
+
+
+# ------------------------------------------------------------------ frequency matrices
+
+
+@pytest.mark.parametrize("real", [True, False])
+@pytest.mark.parametrize("rows, columns", [(1, 1), (3, 1), (1, 4), (2, 3), (5, 6)])  # elementwise, and batched products
+def test_frequency_matrices_multiply_like_einsum(rows: int, columns: int, real: bool) -> None:
+    grid = Grid((4, 5), real=real)
+    matrices = torch.randn(2, *grid.frequencies, rows, columns, dtype=torch.complex128)
+    spectra = torch.randn(3, 2, columns, *grid.frequencies, dtype=torch.complex128)
+    S = FrequencyMatrices(grid, matrices)
+    torch.testing.assert_close(S(spectra), torch.einsum("bxyij,rbjxy->rbixy", matrices, spectra))
+    back = torch.randn(3, 2, rows, *grid.frequencies, dtype=torch.complex128)
+    torch.testing.assert_close(S.H(back), torch.einsum("bxyij,rbixy->rbjxy", matrices.conj(), back))
+
+
+def test_real_matrices_multiply_complex_spectra() -> None:
+    grid = Grid((6,), real=True)
+    matrices = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    spectra = torch.randn(3, 2, 5, 4, dtype=torch.complex128)
+    expected = torch.einsum("bxij,rbjx->rbix", matrices.to(torch.complex128), spectra)
+    torch.testing.assert_close(FrequencyMatrices(grid, matrices)(spectra), expected)
+
+
+def test_kernel_is_the_first_block_column() -> None:
+    A = Conv1d(torch.randn(2, 3, 3, dtype=torch.float64), in_size=6, padding=1, padding_mode="circular")
+    kernel = symbol(A).kernel()
+    assert kernel.shape == (1, 2, 3, 6)
+    impulse = torch.zeros(3, 3, 6, dtype=torch.float64)
+    impulse[range(3), range(3), 0] = 1
+    torch.testing.assert_close(kernel[0].movedim(1, 0), A(impulse))
+
+
+@given(sizes=st.lists(st.integers(1, 7), min_size=1, max_size=3), real=st.booleans())
+def test_weights_count_every_frequency_once(sizes: list[int], real: bool) -> None:
+    """Parseval: the weighted energy of the kept frequencies is that of all of them."""
+    grid = Grid(tuple(sizes), real=real)
+    x = torch.randn(sizes, dtype=torch.float64 if real else torch.complex128)
+    weights = grid.weights(x.device, torch.float64)
+    assert float(weights.sum()) == math.prod(sizes)
+    energy = (grid.transform(x).abs() ** 2 * weights).sum() / math.prod(sizes)
+    torch.testing.assert_close(energy, x.abs().square().sum())
+    torch.testing.assert_close(grid.inverse(grid.transform(x)), x)
+
+
+# ------------------------------------------------------------------ Hermitian inverses
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("chunk_bytes", [1, 2**27])
+def test_hermitian_inverse_is_the_inverse(size: int, chunk_bytes: int) -> None:
+    root = torch.randn(3, 4, size, size, dtype=torch.complex128)
+    matrices = root @ root.mH + 0.1 * torch.eye(size)
+    expected = torch.linalg.inv(matrices)
+    torch.testing.assert_close(hermitian_inverse(matrices.clone(), chunk_bytes), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_hermitian_inverse_marks_matrices_that_are_not_definite_and_only_those() -> None:
+    matrices = torch.stack([torch.eye(3), torch.diag(torch.tensor([1.0, -1.0, 1.0])), 2 * torch.eye(3)])
+    inverse = hermitian_inverse(matrices.clone())
+    assert inverse[1].isnan().all()
+    torch.testing.assert_close(inverse[0], torch.eye(3))
+    torch.testing.assert_close(inverse[2], torch.eye(3) / 2)
+
+
+def test_both_multiplication_layouts_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = Conv2d(torch.randn(3, 4, 3, 3, dtype=torch.float64), in_size=(6, 6), padding=1, padding_mode="circular")
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    results = []
+    for entries in (0, 1000):
+        monkeypatch.setattr(symbol_module, "_ELEMENTWISE_ENTRIES", entries)
+        results.append(symbol(A).on_grid(x.unsqueeze(1)).squeeze(1))
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[0], A(x))
