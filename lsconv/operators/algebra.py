@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,12 +47,13 @@ class Scaled(LinearOperator):
     """``alpha A``, with ``alpha`` a number or a tensor with one value per batch item."""
 
     def __init__(self, operator: LinearOperator, alpha: complex | Tensor) -> None:
-        value = torch.as_tensor(alpha, device=operator.device)
-        if value.is_complex() and not operator.is_complex:
+        real = not alpha.is_complex() if isinstance(alpha, Tensor) else isinstance(alpha, numbers.Real)
+        if not (real or operator.is_complex):
             raise DtypeError(
                 f"alpha: a complex scalar times a real operator ({operator.dtype}); convert the operator first"
             )
-        value = value.to(operator.dtype)
+        # The dtype is given at once: a Python float would pass through torch's default dtype and lose its last digits.
+        value = torch.as_tensor(alpha, dtype=operator.dtype, device=operator.device)
         super().__init__(
             operator.in_shape,
             operator.out_shape,

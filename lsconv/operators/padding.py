@@ -188,7 +188,8 @@ class Pad(LinearOperator):
         device: torch.device | str = "cpu",
     ) -> None:
         shape = tuple(int(size) for size in shape)
-        axes = len(shape) if is_int(padding) else len(padding) if isinstance(padding, Sequence) else 1
+        counted = isinstance(padding, Sequence) and not isinstance(padding, str)
+        axes = len(padding) if counted else len(shape)
         if not 1 <= axes <= len(shape):
             raise ShapeError(f"padding: {axes} padded axes do not fit shape {shape}, got padding {padding!r}")
         pairs = normalise_pairs(padding, axes)
