@@ -188,8 +188,7 @@ class Pad(LinearOperator):
         device: torch.device | str = "cpu",
     ) -> None:
         shape = tuple(int(size) for size in shape)
-        counted = isinstance(padding, Sequence) and not isinstance(padding, str)
-        axes = len(padding) if counted else len(shape)
+        axes = len(padding) if isinstance(padding, (list, tuple)) else len(shape)
         if not 1 <= axes <= len(shape):
             raise ShapeError(f"padding: {axes} padded axes do not fit shape {shape}, got padding {padding!r}")
         pairs = normalise_pairs(padding, axes)
