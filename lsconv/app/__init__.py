@@ -18,6 +18,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "lsconv":
             raise
-        print(f"lsconv: the command line needs {error.name}; install it with: pip install 'lsconv[app]'", file=sys.stderr)
+        print(
+            f"lsconv: the command line needs {error.name}; install it with: pip install 'lsconv[app]'", file=sys.stderr
+        )
         raise SystemExit(2) from None
     run()

@@ -1,0 +1,220 @@
+"""The command ``lsconv``: ``demo`` and ``info``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import lsconv
+from lsconv.app import demo as demonstration
+from lsconv.app.image_io import ImageFileError
+from lsconv.app.plots import Panel, draw_comparison
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="lsconv",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+
+
+LEGEND = """
+residual: |Ax - y| / |y|. min-norm: distance of x to the minimum-norm solution.
+truth: distance of x to the x that y was made from. Both relative.
+iterations: * the tolerance was not met. seconds: with setup, after a warm-up."""
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done; the message is all they need to see."""
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code: 0, 1 (a solve failed), 2 (asked for wrongly).
+
+    Args:
+        arguments: the words after ``lsconv``; those of this process by default.
+    """
+    try:
+        code = app(
+            args=list(sys.argv[1:] if arguments is None else arguments), prog_name="lsconv", standalone_mode=False
+        )
+    except (UsageError, ImageFileError, lsconv.LsconvError, OSError) as error:
+        code = _complain(str(error))
+    except typer.Abort:
+        code = 130  # interrupted, as shells count it
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's and click's errors about the command line have it
+            raise
+        code = _complain(error.format_message())
+    raise SystemExit(code or 0)
+
+
+def _complain(message: str) -> int:
+    print("lsconv:", " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+@app.callback(invoke_without_command=True)
+def overview(context: typer.Context) -> None:
+    """Invert convolutions: least-squares, minimum-norm and regularised solutions of y = conv(x, K)."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def info() -> None:
+    """Print versions and devices."""
+    table = Table(box=None, show_header=False)
+    for package in ("lsconv", "torch", "numpy", "scipy"):
+        table.add_row(package, version(package))
+    table.add_row("python", platform.python_version())
+    table.add_row("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        table.add_row(f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    if torch.cuda.device_count() == 0:
+        table.add_row("cuda", "none")
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    device: DeviceOption = "cpu",
+    output: Annotated[Path, typer.Option(help="The picture to write, a .png file.")] = Path("lsconv-demo.png"),
+    quick: Annotated[bool, typer.Option("--quick", help="Small problems, seconds instead of a minute.")] = False,
+) -> None:
+    """Invert two convolutions three ways, print how well each did, and write a picture."""
+    place = _device(device)
+    _check_output(output)
+    console = Console()
+    problems = [
+        demonstration.question_problem(place, quick=quick),
+        demonstration.photograph_problem(place, quick=quick),
+    ]
+    answers = _solve(problems, console)
+    for problem, (reference, rows) in zip(problems, answers, strict=True):
+        console.print()
+        console.print(problem.title, style="bold", highlight=False)
+        console.print(_table(rows))
+        damping = f"damp = {problem.damp:g} where damped. " if problem.damp else ""
+        console.print(
+            f"{damping}Reference in float64: residual {reference.residual:.0e}, "
+            f"orthogonal to the rest of the truth to {reference.slant:.0e}.",
+            highlight=False,
+        )
+    console.print(LEGEND, highlight=False)
+    width, height = _draw(output, problems[1], answers[1][1])
+    console.print(f"\nPicture: {output} ({width}×{height})", highlight=False)
+    failures = [
+        f"{what} of '{problem.title}'"
+        for problem, (reference, rows) in zip(problems, answers, strict=True)
+        for what, good in (("reference", reference.verified), ("lsconv's answer", rows[-1].converged))
+        if not good
+    ]
+    if failures:
+        print("lsconv: not converged:", "; ".join(failures), file=sys.stderr)
+        raise typer.Exit(1)
+
+
+Answers = list[tuple[demonstration.Reference, list[demonstration.Answer]]]
+
+
+def _solve(problems: Sequence[demonstration.Problem], console: Console) -> Answers:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    steps = 1 + sum(1 + len(demonstration.solvers(problem)) for problem in problems)
+    answers: Answers = []
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("warming up", total=steps)
+        demonstration.warm_up(problems[0].y.device)
+        progress.advance(task)
+        for problem in problems:
+            progress.update(task, description="minimum-norm reference, float64")
+            reference = demonstration.solve_reference(problem)
+            progress.advance(task)
+            rows = []
+            for name, solve in demonstration.solvers(problem).items():
+                progress.update(task, description=name)
+                rows.append(demonstration.judge(problem, reference, name, solve))
+                progress.advance(task)
+            answers.append((reference, rows))
+    return answers
+
+
+def _table(rows: Sequence[demonstration.Answer]) -> Table:
+    table = Table(box=MARKDOWN, header_style="bold")
+    table.add_column("method", no_wrap=True)
+    for heading in ("residual", "min-norm", "truth", "iterations", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        figures = (f"{row.residual:.1e}", f"{row.distance:.1e}", f"{row.error:.1e}")
+        iterations = "-" if row.iterations is None else str(row.iterations)
+        if row.converged is False:
+            iterations += "*"
+        table.add_row(row.method, *figures, iterations, f"{row.seconds:.2f}")
+    return table
+
+
+def _draw(path: Path, problem: demonstration.Problem, rows: Sequence[demonstration.Answer]) -> tuple[int, int]:
+    """The photograph's panels, each with its PSNR on the pixels that the data cover."""
+    edge = (problem.weight.shape[-1] - 1) // 2
+    photograph = problem.truth + problem.offset
+    inner = photograph[..., edge:-edge, edge:-edge]
+
+    def panel(row: demonstration.Answer, name: str, closer: bool = False) -> Panel:
+        pixels = row.x + problem.offset
+        psnr = demonstration.peak_signal_to_noise(pixels[..., edge:-edge, edge:-edge], inner)
+        return Panel(name, f"PSNR {psnr:.1f} dB", pixels[:, 0], closer)
+
+    data = problem.y + problem.offset
+    blurred = torch.nn.functional.pad(data, (edge,) * 4, value=1.0)
+    psnr = demonstration.peak_signal_to_noise(data, inner)
+    height, width = photograph.shape[-2:]
+    panels = [
+        Panel("photograph", f"{width}×{height}", photograph[:, 0], closer=True),
+        Panel("blurred, cropped, 1% noise", f"PSNR {psnr:.1f} dB", blurred[:, 0]),
+        panel(rows[0], "circular pseudo-inverse"),
+        panel(rows[1], f"circular, damp={problem.damp:g}", closer=True),
+        panel(rows[-1], f"lsconv, damp={problem.damp:g}", closer=True),
+    ]
+    strip = (slice(0, height // 5), slice(0, width * 3 // 5))
+    caption = "PSNR against the photograph, on the middle pixels that the blurred picture covers."
+    return draw_comparison(path, panels, problem.weight[0, 0], strip, caption)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: not a device; try cpu or cuda") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UsageError(f"--device {name}: this machine and torch {torch.__version__} offer {found} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: only cpu and cuda are supported")
+    return device
+
+
+def _check_output(path: Path) -> None:
+    """Find out before minutes of work whether the picture can be written."""
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--output {path}: the picture is a PNG file, give a name that ends in .png")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"--output {path}: {'is a folder' if path.is_dir() else 'its folder does not exist'}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--output {path}: its folder cannot be written to")

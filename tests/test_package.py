@@ -1,0 +1,52 @@
+"""What installing and importing lsconv brings, and what it does not."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def in_a_new_process(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_import_loads_neither_matplotlib_nor_scipys_solvers() -> None:
+    code = "import sys, lsconv; print([n for n in sys.modules if n in ('matplotlib', 'scipy.sparse.linalg', 'tqdm')])"
+    assert in_a_new_process(code) == "[]"
+
+
+def test_the_import_takes_less_than_a_third_of_a_second_beyond_torchs_own() -> None:
+    code = "import time, torch; t = time.process_time(); import lsconv; print(time.process_time() - t)"
+    seconds = min(float(in_a_new_process(code)) for _ in range(3))
+    print(f"import lsconv, beyond torch: {seconds:.3f} s")
+    assert seconds < 0.3
+
+
+def test_types_and_data_are_in_the_package() -> None:
+    package = resources.files("lsconv")
+    assert (package / "py.typed").is_file()
+    assert (package / "app" / "data" / "astronaut-256.png").is_file()
+    assert "public domain" in (package / "app" / "data" / "README.md").read_text(encoding="utf-8")
+
+
+def test_citation_and_changelog_are_of_this_version() -> None:
+    found = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    assert found[1] == version("lsconv")
+    assert f"\n## {version('lsconv')} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_ci_script_runs_readmes_test_command() -> None:
+    readme, script = (
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        (ROOT / ".ci" / "run").read_text(encoding="utf-8"),
+    )
+    install = 'pip install -c constraints.txt -e ".[dev]"'
+    assert f"{install} && pytest\n" in readme
+    assert install in script
