@@ -220,7 +220,7 @@ def _filter(S: Tensor, mu: Tensor, rcond: float, groups: int, accuracy: torch.dt
     """``(S^H S + mu)^-1 S^H``, and ``S^+`` where mu is 0, for S of shape ``(blocks, *frequencies, rows, columns)``."""
     mu = mu.reshape(-1, *(1 for _ in S.shape[1:-1]))  # beside the singular values
     power = S.abs().square().sum((-2, -1)).flatten(1).amax(1)
-    if bool((power > mu.flatten() * _CHOLESKY_RATIO[accuracy]).any()):
+    if bool(((mu.flatten() == 0) | (power > mu.flatten() * _CHOLESKY_RATIO[accuracy])).any()):
         # the largest singular value of a batch item, over its frequencies and its groups
         largest = singular_values_by_frequency(S).flatten(1).amax(1).reshape(-1, groups).amax(1)
         cutoff = (rcond * largest).repeat_interleave(groups).reshape(mu.shape)

@@ -166,7 +166,8 @@ class Embedding:
             order = [d for a in range(self.ndim) for d in (3 + self.ndim + a, 3 + a)]
             z = z.permute(0, 1, 2, *order)
             z = z.reshape(*z.shape[:3], *(axis.grid * axis.stride for axis in self.axes))
-        z = z[(..., *(slice(axis.n_in) for axis in self.axes))]
+        for a, axis in enumerate(self.axes):
+            z = z.narrow(3 + a, 0, axis.n_in)
         return self._items(z, batch, self.in_shape)
 
     def outputs_to_grid(self, y: Tensor) -> Tensor:
@@ -177,7 +178,9 @@ class Embedding:
 
     def outputs_from_grid(self, z: Tensor, batch: tuple[int, ...]) -> Tensor:
         """The inverse of :meth:`outputs_to_grid`, cropping to the outputs; ``batch`` as :meth:`rest` returned it."""
-        return self._items(z[(..., *(slice(axis.n_out) for axis in self.axes))], batch, self.out_shape)
+        for a, axis in enumerate(self.axes):
+            z = z.narrow(3 + a, 0, axis.n_out)
+        return self._items(z, batch, self.out_shape)
 
     def _blocks(self, tensor: Tensor, item_shape: tuple[int, ...]) -> Tensor:
         batch, rest = self.rest(tuple(tensor.shape[: tensor.ndim - len(item_shape)]))

@@ -200,7 +200,8 @@ def cond(A: LinearOperator) -> Tensor:
             f"{_DENSE_ENTRIES} entries that are worked out densely; torch.linalg.svdvals(A.to_dense()) does it at your "
             "risk, and cond of the same convolution with padding_mode='circular' is exact at any size"
         )
-    return (values[..., 0] / values[..., -1]).to(dtype)
+    largest, smallest = values[..., 0], values[..., -1]
+    return torch.where(smallest > 0, largest / smallest, math.inf).to(dtype)
 
 
 @torch.no_grad()

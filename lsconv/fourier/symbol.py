@@ -57,7 +57,7 @@ class Grid:
         return torch.fft.ifftn(tensor, dim=self.dims)
 
     def weights(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """How many of all frequencies each kept frequency stands for (2 for a conjugate pair), shape ``frequencies``."""
+        """How many of all frequencies each kept one stands for (2 for a conjugate pair), shape ``frequencies``."""
         weights = torch.ones(self.frequencies, device=device, dtype=dtype)
         if self.real:
             weights[..., 1 : (self.sizes[-1] + 1) // 2] = 2
@@ -172,6 +172,8 @@ def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:
     for start in range(0, flat.shape[0], chunk):
         part = flat[start : start + chunk]
         factor, info = torch.linalg.cholesky_ex(part)
+        # cholesky_inverse raises where a factor is exactly singular
+        factor[info > 0] = torch.eye(size, dtype=factor.dtype, device=factor.device)
         part.copy_(torch.cholesky_inverse(factor))
         part[info > 0] = math.nan
     return matrices

@@ -119,9 +119,10 @@ def test_hermitian_inverse_is_the_inverse(size: int, chunk_bytes: int) -> None:
 
 
 def test_hermitian_inverse_marks_matrices_that_are_not_definite_and_only_those() -> None:
-    matrices = torch.stack([torch.eye(3), torch.diag(torch.tensor([1.0, -1.0, 1.0])), 2 * torch.eye(3)])
+    indefinite = torch.diag(torch.tensor([1.0, -1.0, 1.0]))
+    matrices = torch.stack([torch.eye(3), indefinite, 2 * torch.eye(3), torch.zeros(3, 3)])
     inverse = hermitian_inverse(matrices.clone())
-    assert inverse[1].isnan().all()
+    assert inverse[[1, 3]].isnan().all()
     torch.testing.assert_close(inverse[0], torch.eye(3))
     torch.testing.assert_close(inverse[2], torch.eye(3) / 2)
 
