@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.batch import ItemSpace, binary_unit, divide
+from lsconv.krylov.folding import beside
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import KERNEL, Method
 from lsconv.krylov.options import IterationState, Options
@@ -87,8 +88,7 @@ def cgls(
     options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
                          progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
     if problem.damp is not None and problem.M is not None:
-        beside, collapse = problem.beside()
-        start = lambda z, running: _CGLS(beside, z, running)
+        start, collapse = beside(problem, _CGLS)
         return iterate(problem, options, start, collapse=collapse, name="cgls")
     return iterate(problem, options, lambda x, running: _CGLS(problem, x, running), name="cgls")
 

@@ -15,17 +15,15 @@ Systems", SIAM (2017).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from lsconv.krylov.batch import ItemSpace, divide
-from lsconv.krylov.method import KERNEL, Method
+from lsconv.krylov.method import KERNEL
 from lsconv.krylov.problem import Problem
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["GolubKahan", "folded", "unit"]
+__all__ = ["GolubKahan", "unit"]
 
 
 class GolubKahan:
@@ -131,24 +129,3 @@ def unit(
     factor = space.spread(scale)
     raw.mul_(factor)
     return length, image * factor, norm * scale
-
-
-def folded(
-    problem: Problem, method: Callable[[Problem, Tensor | None, Tensor], Method]
-) -> tuple[Callable[[Tensor | None, Tensor], Method], Callable[[Tensor], Tensor]]:
-    """How a Golub-Kahan method meets damping together with M, N or a start: which folded problem it is given.
-
-    The bidiagonalisation of A serves ``damp`` by itself only from a zero start and without preconditioners; in the
-    other cases the damping goes into the operator, so that neither a start nor a preconditioner moves the answer.
-    """
-    if problem.damp is not None and problem.M is not None:
-        beside, collapse = problem.beside()
-        return lambda z, running: method(beside, z, running), collapse
-    if problem.damp is not None:
-        below = problem.below()
-
-        def start(x: Tensor | None, running: Tensor) -> Method:
-            return method(problem if x is None and problem.N is None else below, x, running)
-
-        return start, lambda z: z
-    return lambda z, running: method(problem, z, running), lambda z: z

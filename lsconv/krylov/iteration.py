@@ -128,6 +128,8 @@ class _Loop:
         if not self.square and method.gradient is not None:
             bound = self.operator_norm * (self.rtol * residual).clamp_min_(self.options.tolerances.atol)
             claim = claim | (gradient <= bound)
+        if method.settled is not None:
+            claim = claim | method.settled
         code = claim * _CLAIMED + ~torch.isfinite(residual + gradient + norm) * _OVERFLOW
         if method.condition is not None:
             code = code + (method.condition > self.options.tolerances.conlim) * _CONDITION

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.batch import divide, rotation
-from lsconv.krylov.golub_kahan import GolubKahan, folded
+from lsconv.krylov.folding import folded
+from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import Method
 from lsconv.krylov.options import IterationState, Options

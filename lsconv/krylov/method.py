@@ -18,6 +18,7 @@ class Method:
         gradient: estimate of the gradient norm, or None where the method has none.
         operator_norm: a lower bound of ``||A||``.
         condition: an estimate of the condition number from below, or None.
+        settled: None, or items that the method declares finished by a test of its own (to be audited like any claim).
         trouble: None, or bits of :data:`CURVATURE`, :data:`KERNEL`, :data:`STUCK` for items that cannot go on.
     """
 
@@ -25,6 +26,7 @@ class Method:
     gradient: Tensor | None = None
     operator_norm: Tensor
     condition: Tensor | None = None
+    settled: Tensor | None = None
     trouble: Tensor | None = None
 
     def step(self, running: Tensor) -> None:

@@ -1,11 +1,9 @@
-"""The arguments of a solve, checked once and broadcast to one batch; and the two ways damping is folded into A."""
+"""The arguments of a solve, checked once and broadcast to one batch."""
 
 from __future__ import annotations
 
-import math
 import numbers
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -88,93 +86,6 @@ class Problem:
         if x is None:
             return torch.zeros(*self.batch, *self.A.in_shape, dtype=self.A.dtype, device=self.A.device)
         return x.clone(memory_format=torch.contiguous_format)
-
-    def below(self) -> Problem:
-        r"""The same problem as :math:`\min \|[A; \mathrm{damp}\,I]\,x - [y; 0]\|`: damping folded into the operator.
-
-        From any start x0 its answer is that of the damped problem; and a preconditioner on the solution side changes
-        the path only.
-        """
-        assert self.damp is not None
-        zeros = self.start(None).flatten(len(self.batch))
-        y = torch.cat([self.y.flatten(len(self.batch)), zeros], -1)
-        return replace(self, A=_Below(self.A, self.damp), y=y, damp=None)
-
-    def beside(self) -> tuple[Problem, Callable[[Tensor], Tensor]]:
-        r"""The same problem as the least-norm solution of :math:`[A, \mathrm{damp}\,I]\,(x, s) = y`.
-
-        That system is consistent, and a consistent system keeps its solution when its equations are reweighted: a
-        preconditioner on the residual side changes the path only. Items without damping keep ``s = 0``.
-
-        Returns:
-            The problem for ``(x, s)``, and the function that takes x out of it.
-
-        Raises:
-            ArgumentError: with N, or with a start: both choose another of the many ``(x, s)``.
-        """
-        if self.x0 is not None or self.N is not None:
-            raise ArgumentError(
-                "M: with damp > 0 it cannot be combined with x0 or N; precondition by N instead, or drop x0"
-            )
-        assert self.damp is not None
-        folded = _Beside(self.A, self.damp)
-        return replace(self, A=folded, damp=None), lambda z: folded.first(z).clone()
-
-
-class _Folded(LinearOperator):
-    """A with ``damp I`` joined to it; the joined side is flattened, one vector per item."""
-
-    def __init__(self, A: LinearOperator, damp: Tensor, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
-        batch_shape = torch.broadcast_shapes(A.batch_shape, damp.shape)
-        super().__init__(in_shape, out_shape, dtype=A.dtype, device=A.device, batch_shape=batch_shape)
-        self.operator = A
-        self.damp = damp
-
-    def _scaled(self, v: Tensor, item_shape: tuple[int, ...]) -> Tensor:
-        scaled: Tensor = v * ItemSpace(item_shape, self.dtype, self.device).spread(self.damp)
-        return scaled
-
-
-class _Below(_Folded):
-    """``x -> (A x, damp x)``."""
-
-    def __init__(self, A: LinearOperator, damp: Tensor) -> None:
-        self.split = math.prod(A.out_shape)
-        super().__init__(A, damp, A.in_shape, (self.split + math.prod(A.in_shape),))
-
-    def apply(self, x: Tensor) -> Tensor:
-        ax, dx = self.operator.apply(x), self._scaled(x, self.in_shape)
-        return torch.cat(
-            [ax.flatten(ax.ndim - len(self.operator.out_shape)), dx.flatten(dx.ndim - len(self.in_shape))], -1
-        )
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        upper, lower = y[..., : self.split], y[..., self.split :]
-        upper = upper.unflatten(-1, self.operator.out_shape)
-        return self.operator.adjoint(upper) + self._scaled(lower.unflatten(-1, self.in_shape), self.in_shape)
-
-
-class _Beside(_Folded):
-    """``(x, s) -> A x + damp s``."""
-
-    def __init__(self, A: LinearOperator, damp: Tensor) -> None:
-        self.split = math.prod(A.in_shape)
-        super().__init__(A, damp, (self.split + math.prod(A.out_shape),), A.out_shape)
-
-    def first(self, z: Tensor) -> Tensor:
-        """The ``x`` of ``(x, s)``."""
-        x: Tensor = z[..., : self.split].unflatten(-1, self.operator.in_shape)
-        return x
-
-    def apply(self, x: Tensor) -> Tensor:
-        s = x[..., self.split :].unflatten(-1, self.out_shape)
-        return self.operator.apply(self.first(x)) + self._scaled(s, self.out_shape)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        ahy, dy = self.operator.adjoint(y), self._scaled(y, self.out_shape)
-        return torch.cat(
-            [ahy.flatten(ahy.ndim - len(self.operator.in_shape)), dy.flatten(dy.ndim - len(self.out_shape))], -1
-        )
 
 
 def prepare(

@@ -13,11 +13,12 @@ from lsconv.krylov.cgls import cgls
 from lsconv.krylov.gmres import gmres
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
+from lsconv.krylov.minres import minres
 from lsconv.krylov.solution import Solution, Status
 
 Solver = Callable[..., Solution]
 LEAST_SQUARES = [cgls, lsqr, lsmr]
-SQUARE = [cg, gmres]
+SQUARE = [cg, minres, gmres]
 
 every_solver = pytest.mark.parametrize("solver", LEAST_SQUARES + SQUARE)
 every_least_squares = pytest.mark.parametrize("solver", LEAST_SQUARES)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lsconv.errors import ConvergenceWarning, PreconditionerError, ShapeError
 from lsconv.krylov.cg import cg
 from lsconv.krylov.gmres import gmres
+from lsconv.krylov.minres import minres
 from lsconv.krylov.solution import Solution, Status
 from lsconv.operators.elementary import Dense, FromFunctions
 
@@ -99,13 +100,13 @@ def test_cg_says_that_an_operator_is_indefinite() -> None:
     assert solution.status == [Status.RESIDUAL, Status.NEGATIVE_CURVATURE]
 
 
-@pytest.mark.parametrize("solver", [cg, gmres])
+@pytest.mark.parametrize("solver", [cg, minres, gmres])
 def test_rectangular_operators_are_refused(solver: Solver) -> None:
     with pytest.raises(ShapeError, match="square"):
         solver(torch.ones(3, 2), torch.ones(3))
 
 
-@pytest.mark.parametrize("solver", [cg, gmres])
+@pytest.mark.parametrize("solver", [cg, minres, gmres])
 def test_start_near_the_answer_saves_iterations(solver: Solver) -> None:
     A, b = positive(20, torch.float64), vectors(20, dtype=torch.float64)
     x0 = torch.linalg.solve(A, b) + 1e-7 * vectors(20, dtype=torch.float64, seed=4)
@@ -176,3 +177,71 @@ def test_gmres_on_a_singular_inconsistent_system_ends() -> None:
         solution = gmres(A, torch.ones(3, dtype=torch.float64))
     assert solution.status is Status.STAGNATION
     assert solution.x.isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------- minres
+
+
+def hermitian(n: int, dtype: torch.dtype, seed: int = 0, kernel: int = 0) -> torch.Tensor:
+    """Indefinite, with ``kernel`` eigenvalues that are zero."""
+    q = torch.linalg.qr(vectors(n, n, dtype=wide(dtype), seed=seed))[0]
+    eigenvalues = torch.linspace(1, 3, n, dtype=torch.float64) * (-1) ** torch.arange(n)
+    eigenvalues[:kernel] = 0
+    A = (q * eigenvalues) @ q.mH
+    return ((A + A.mH) / 2).to(dtype)
+
+
+@given(
+    n=st.integers(1, 14),
+    dtype=st.sampled_from(DTYPES),
+    batch=st.sampled_from([(), (3,), (2, 2)]),
+    seed=st.integers(0, 100),
+)
+def test_minres_answer_is_that_of_dense_linear_algebra(
+    n: int, dtype: torch.dtype, batch: tuple[int, ...], seed: int
+) -> None:
+    A, b = hermitian(n, dtype, seed), vectors(*batch, n, dtype=dtype, seed=seed + 1)
+    solution = minres(A, b)
+    assert solution.converged.all()
+    assert error(solution, A, b) < ACCURACY[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_minres_preconditioner_keeps_the_answer(dtype: torch.dtype) -> None:
+    A, b = hermitian(10, dtype), vectors(3, 10, dtype=dtype)
+    assert error(minres(A, b, M=Dense(positive(10, dtype, 9))), A, b) < 1e-9
+
+
+def test_minres_refuses_a_preconditioner_with_a_kernel() -> None:
+    with pytest.raises(PreconditionerError):
+        minres(hermitian(5, torch.float64), torch.ones(5).double(), M=Dense(torch.zeros(5, 5, dtype=torch.float64)))
+
+
+def test_minres_residual_never_rises_and_is_never_above_that_of_cg() -> None:
+    A, b = positive(20, torch.float64), vectors(20, dtype=torch.float64)
+    ours, theirs = minres(A, b).history, cg(A, b).history
+    assert ours is not None
+    assert theirs is not None
+    assert (ours.residual_norm.diff() <= 0).all()
+    count = min(len(ours.residual_norm), len(theirs.residual_norm))
+    assert (ours.residual_norm[:count] <= theirs.residual_norm[:count] * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_minres_on_a_singular_consistent_system_finds_the_least_norm(dtype: torch.dtype) -> None:
+    A = hermitian(9, dtype, kernel=3)
+    b = vectors(2, 9, dtype=dtype) @ A.T
+    expected = b @ torch.linalg.pinv(A, rtol=1e-10).T
+    solution = minres(A, b)
+    assert solution.converged.all()
+    assert float((solution.x - expected).norm() / expected.norm()) < 1e-9
+
+
+@pytest.mark.parametrize("n", [9, 30])
+def test_minres_on_a_singular_inconsistent_system_finds_the_least_residual(n: int) -> None:
+    A, b = hermitian(n, torch.float64, kernel=3), vectors(2, n, dtype=torch.float64)
+    least = (b - b @ torch.linalg.pinv(A, rtol=1e-10).T @ A.T).norm(dim=-1)
+    solution = minres(A, b, rtol=1e-7)
+    assert solution.status == [Status.GRADIENT, Status.GRADIENT]
+    torch.testing.assert_close(solution.residual_norm, least, rtol=1e-12, atol=0)
+    assert (solution.x.norm(dim=-1) < 100 * b.norm(dim=-1)).all()

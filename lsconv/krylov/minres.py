@@ -1,0 +1,166 @@
+r"""MINRES for Hermitian A, indefinite or singular.
+
+.. math:: A x = b, \qquad x_k = \arg\min_{x \in x_0 + K_k} \|b - A x\|
+
+Lanczos' process with a QR factorisation of its tridiagonal matrix. Paige and Saunders, "Solution of sparse indefinite
+systems of linear equations", SIAM J. Numer. Anal. 12 (1975), 617-629; the preconditioned form as in Choi, Paige and
+Saunders, "MINRES-QLP: A Krylov subspace method for indefinite or singular symmetric systems", SIAM J. Sci. Comput. 33
+(2011).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.krylov.batch import divide, rotation
+from lsconv.krylov.golub_kahan import unit
+from lsconv.krylov.iteration import iterate
+from lsconv.krylov.method import Method
+from lsconv.krylov.options import IterationState, Options
+from lsconv.krylov.problem import Problem, prepare
+from lsconv.krylov.solution import Solution
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["minres"]
+
+
+def minres(
+    A: Any,
+    b: Tensor,
+    *,
+    M: LinearOperator | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    max_iter: int | None = None,
+    x0: Tensor | None = None,
+    callback: Callable[[IterationState], bool | None] | None = None,
+    progress: bool = False,
+    check_every: int | None = None,
+    raise_on_failure: bool = False,
+    check_finite: bool = True,
+) -> Solution:
+    r"""Solve ``A x = b``, or minimise ``||b - A x||``, with A Hermitian, every batch item on its own.
+
+    A may be indefinite, or singular. When ``A x = b`` has solutions, the one found from ``x0 = 0`` has the least norm.
+    When it has none, the item ends at a least-squares solution, by the test on the gradient ``A (b - A x)``; its
+    residual is the smallest possible, its norm in general is not. Its gradient is negligible only up to about
+    ``sqrt(eps) ||A|| ||r||``, which a smaller rtol does not accept: the status is then :attr:`Status.STAGNATION`.
+    (``lsmr`` has neither limit.)
+
+    Args:
+        A: a LinearOperator with ``in_shape == out_shape``; or a dense tensor, a sparse tensor, a scipy LinearOperator.
+        b: right-hand side ``(*batch, *out_shape)``.
+        M: inverse preconditioner, Hermitian positive definite, :math:`M \approx |A|^{-1}`. The answer is unchanged when
+            ``A x = b`` has one solution; otherwise another norm of the residual, or of x, is made least.
+        rtol: relative tolerance; None: ``10 eps^0.75`` of the dtype.
+        atol: absolute tolerance on the residual norm, in the units of b.
+        max_iter: iteration limit per item; None: ``4 n``, at least 100 and at most 10000.
+        x0: where to start, ``(*batch, *in_shape)``.
+        callback: called with an :class:`IterationState` every ``check_every`` iterations; returning True stops.
+        progress: show a progress bar (needs tqdm).
+        check_every: how often the host looks at the device; None: 1 on the CPU, 10 on a GPU. It does not change the
+            answer.
+        raise_on_failure: raise instead of warning when an item does not converge.
+        check_finite: refuse NaN and infinity in b and x0; False gives such items :attr:`Status.NON_FINITE`.
+
+    Returns:
+        A :class:`Solution`.
+
+    Raises:
+        LsconvError: for arguments that do not fit (ShapeError, DtypeError, DeviceError, ArgumentError, ...).
+        PreconditionerError: when M shows itself not to be positive definite.
+        ConvergenceError: with ``raise_on_failure``.
+
+    Example:
+        >>> A = torch.tensor([[0.0, 2.0], [2.0, 0.0]])
+        >>> lsconv.minres(A, torch.tensor([2.0, 4.0])).x
+        tensor([2.0000, 1.0000])
+    """
+    problem = prepare(A, b, M=M, x0=x0, check_finite=check_finite, square=True)
+    options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
+                         progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
+    return iterate(problem, options, lambda x, running: _MINRES(problem, x, running), name="minres")
+
+
+class _MINRES(Method):
+    """The three-term recurrences of Lanczos, of R and of the directions ``w``.
+
+    ``v`` is a unit vector in the inner product of M, ``raw`` the same before M is applied to it.
+    """
+
+    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
+        self.A, self.M, self.space = problem.A, problem.M, problem.domain
+        self.negligible = 4 * torch.finfo(self.A.dtype).eps ** 0.5
+        active = running.to(self.space.scalar)
+        self.x = problem.start(x)
+        r = problem.residual(x, running)
+        norm = self.space.safe_norm(r)
+        self.raw = r.mul_(self.space.spread(divide(active, norm)))
+        self.trouble = None if self.M is None else torch.zeros_like(running, dtype=torch.int64)
+        zero, one = torch.zeros_like(norm), torch.ones_like(norm)
+        scale, self.v, self.v_norm = unit(self.raw, one, active, self.M, self.space, self.trouble)
+        self.r = None if self.M is None else self.raw.clone()
+        self.previous = torch.zeros_like(self.raw)
+        self.w, self.w_previous = torch.zeros_like(self.raw), torch.zeros_like(self.raw)
+        self.beta, self.phibar = zero, norm * scale
+        self.dbar, self.epsilon, self.c, self.s = zero, zero, -one, zero
+        self.residual = norm
+        self.operator_norm = self.weighted_norm = zero
+
+    def solution(self) -> Tensor:
+        return self.x
+
+    def step(self, running: Tensor) -> None:
+        active, spread = running.to(self.space.scalar), self.space.spread
+        # Lanczos: A v = beta_k v_{k-1} + alpha v_k + beta_{k+1} v_{k+1}, in place of the oldest vector.
+        av = self.A.apply(self.v)
+        alpha = self.space.inner(self.v, av)
+        if self.M is not None:
+            bound = divide(self.space.norm(av), self.space.norm(self.v))
+            self.operator_norm = torch.maximum(self.operator_norm, bound)
+        torch.addcmul(av, self.previous, spread(-self.beta), out=self.previous)
+        self.previous.addcmul_(self.raw, spread(-alpha))
+        self.previous, self.raw = self.raw, self.previous
+        v, beta_before = self.v, self.beta
+        if self.M is None:
+            # The old v is needed once more, for w: it is what `previous` now holds.
+            v = self.previous
+        self.beta, self.v, self.v_norm = unit(self.raw, None, active, self.M, self.space, self.trouble)
+        column = torch.hypot(torch.hypot(beta_before, alpha), self.beta)
+        self.weighted_norm = torch.maximum(self.weighted_norm, column)
+        if self.M is None:
+            self.operator_norm = self.weighted_norm
+        self._advance(v, alpha, active)
+
+    def _advance(self, v: Tensor, alpha: Tensor, active: Tensor) -> None:
+        """One more column of R, one more direction, and the step along it."""
+        spread = self.space.spread
+        epsilon = self.epsilon
+        delta = self.c * self.dbar + self.s * alpha
+        gbar = self.s * self.dbar - self.c * alpha
+        self.epsilon = self.s * self.beta
+        self.dbar = -self.c * self.beta
+        root = torch.hypot(gbar, self.dbar)
+        # ||A r_{k-1}|| = phibar_{k-1} root. Where that is negligible r_{k-1} is a least-squares residual, and the step
+        # that is due would divide by the (nearly) singular pivot: x stays.
+        self.settled = done = root <= self.negligible * self.weighted_norm
+        self.c, self.s, gamma = rotation(gbar, self.beta)
+        inverse = divide(active, gamma)
+        self.w_previous.mul_(spread(-epsilon * inverse)).addcmul_(self.w, spread(-delta * inverse))
+        self.w_previous.addcmul_(v, spread(inverse))
+        self.w, self.w_previous = self.w_previous, self.w
+        moving = active * ~done
+        self.x.addcmul_(self.w, spread(self.c * self.phibar * moving))
+        self.gradient = divide(root, self.weighted_norm) * self.operator_norm * self.residual
+        self.phibar = torch.where(done, self.phibar, self.s * self.phibar)
+        if self.r is None:
+            self.residual = self.phibar
+        else:
+            # r_k = phibar_k d_k with d_k = s d_{k-1} - c v_{k+1}: the plain norm, where phibar is that of M.
+            moved = torch.where(done, 1.0, self.s)
+            self.r.mul_(spread(moved)).addcmul_(self.raw, spread(-self.c * ~done))
+            self.residual = self.phibar * self.space.norm(self.r)
