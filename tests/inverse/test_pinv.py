@@ -1,0 +1,154 @@
+"""pinv: the pseudo-inverse as an operator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lsconv
+
+pytestmark = pytest.mark.filterwarnings("ignore::lsconv.errors.ConvergenceWarning")
+
+KINDS = {
+    "valid 3->2": ((2, 3, 3, 3), 0, 1, 1, "zeros"),
+    "same 2->3": ((3, 2, 3, 3), 1, 1, 1, "zeros"),
+    "same 3->2": ((2, 3, 3, 3), 1, 1, 1, "zeros"),
+    "full 2->2": ((2, 2, 3, 3), 2, 1, 1, "zeros"),
+    "stride 2": ((2, 2, 3, 3), 1, 2, 1, "zeros"),
+    "groups": ((4, 1, 3, 3), 0, 1, 2, "zeros"),
+    "circular": ((2, 2, 3, 3), 1, 1, 1, "circular"),
+    "circular, cropped": ((2, 2, 3, 3), 0, 1, 1, "circular"),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def _operator(kind: str, dtype: torch.dtype = torch.float64, batch: tuple[int, ...] = ()) -> lsconv.Convolution:
+    shape, padding, stride, groups, mode = KINDS[kind]
+    weight = torch.randn(*batch, *shape, dtype=dtype)
+    return lsconv.Conv2d(weight, (8, 6), stride=stride, padding=padding, groups=groups, padding_mode=mode)
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_four_penrose_conditions(kind: str, dtype: torch.dtype) -> None:
+    A = _operator(kind, dtype)
+    plan = lsconv.pinv(A)
+    M = A.to_dense()
+    P = plan(torch.eye(M.shape[0], dtype=dtype).reshape(-1, *A.out_shape)).reshape(M.shape[0], -1).T
+    for left, right in ((M @ P @ M, M), (P @ M @ P, P), ((M @ P).mH, M @ P), ((P @ M).mH, P @ M)):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-8 * float(right.abs().max()))
+    torch.testing.assert_close(P, torch.linalg.pinv(M), rtol=0, atol=1e-8 * float(P.abs().max()))
+
+
+@every_kind
+@pytest.mark.parametrize("damp", [0.0, 0.3])
+def test_adjoint_is_the_adjoint_of_the_dense_pseudo_inverse(kind: str, damp: float) -> None:
+    A = _operator(kind, torch.complex128)
+    M = A.to_dense()
+    U, s, Vh = torch.linalg.svd(M, full_matrices=False)
+    factor = torch.where(s > 1e-10 * s[0], s / (s**2 + damp**2), 0).to(M.dtype)
+    v = torch.randn(3, *A.in_shape, dtype=A.dtype)
+    expected = (U * factor @ Vh @ v.reshape(3, -1, 1)).reshape(3, *A.out_shape)
+    actual = lsconv.pinv(A, damp=damp).H(v)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-8 * float(expected.abs().max()))
+
+
+@every_kind
+@pytest.mark.parametrize("damp", [0.0, 0.3])
+def test_forward_and_adjoint_are_adjoint_to_each_other(kind: str, damp: float) -> None:
+    assert lsconv.pinv(_operator(kind), damp=damp).dot_test() <= 1e-8
+
+
+@every_kind
+def test_equals_lstsq(kind: str) -> None:
+    A = _operator(kind)
+    y = torch.randn(3, *A.out_shape, dtype=A.dtype)
+    plan = lsconv.pinv(A)
+    expected = lsconv.lstsq(A, y).x
+    torch.testing.assert_close(plan(y), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+    assert torch.equal(plan.solve(y).x, expected)
+
+
+@every_kind
+def test_a_kept_plan_gives_identical_answers_again(kind: str) -> None:
+    A = _operator(kind)
+    plan = lsconv.pinv(A)
+    y = torch.randn(2, *A.out_shape, dtype=A.dtype)
+    first = plan.solve(y)
+    plan.solve(torch.randn(5, *A.out_shape, dtype=A.dtype))
+    again = plan.solve(y)
+    assert torch.equal(first.x, again.x)
+    assert torch.equal(first.residual_norm, again.residual_norm)
+
+
+@pytest.mark.parametrize("batch", [(2,), (2, 1), (1,)])
+@pytest.mark.parametrize("kind", ["valid 3->2", "same 2->3", "groups", "circular"])
+def test_kernels_per_item_are_the_plans_of_the_single_kernels(kind: str, batch: tuple[int, ...]) -> None:
+    A = _operator(kind, batch=batch)
+    y = torch.randn(*batch, *A.out_shape, dtype=A.dtype)
+    together = lsconv.pinv(A)(y)
+    assert together.shape == (*batch, *A.in_shape)
+    flat = A.weight.reshape(-1, *A.weight.shape[len(batch) :])
+    for item, x, right in zip(flat, together.reshape(-1, *A.in_shape), y.reshape(-1, *A.out_shape), strict=True):
+        single = lsconv.Conv2d(item, A.spatial_in, stride=A.stride, padding=A.padding, groups=A.groups,
+                               padding_mode=A.padding_mode)  # fmt: skip
+        torch.testing.assert_close(x, lsconv.pinv(single)(right), rtol=0, atol=1e-8 * float(x.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["valid 3->2", "same 2->3", "groups", "circular"])
+def test_damp_per_item_is_the_plan_of_each_damp(kind: str) -> None:
+    A = _operator(kind)
+    damp = torch.tensor([[0.0, 0.1, 2.0]], dtype=torch.float64)
+    y = torch.randn(1, 3, *A.out_shape, dtype=A.dtype)
+    together = lsconv.pinv(A, damp=damp)(y)
+    for item in range(3):
+        expected = lsconv.pinv(A, damp=float(damp[0, item]))(y[0, item])
+        torch.testing.assert_close(together[0, item], expected, rtol=0, atol=1e-8 * float(expected.abs().max()))
+
+
+@every_kind
+def test_answers_carry_no_gradient_graph(kind: str) -> None:
+    A = _operator(kind)
+    A = A.with_parameters([A.weight.clone().requires_grad_()])
+    y = torch.randn(A.out_shape, dtype=A.dtype, requires_grad=True)
+    plan = lsconv.pinv(A)
+    for x in (plan(y), plan.solve(y).x, plan.H(torch.randn(A.in_shape, dtype=A.dtype))):
+        assert not x.requires_grad
+        assert x.grad_fn is None
+
+
+def test_repr_tells_grid_border_memory_and_precision() -> None:
+    text = repr(lsconv.pinv(lsconv.Conv2d(torch.randn(2, 3, 3, 3), (16, 20))))
+    assert "grid=(16, 20)" in text
+    assert "border=136 unknowns" in text  # 2 channels x (2 rows x 20 + 2 columns x 14)
+    assert "MiB" in text
+    assert "float32" in text
+
+
+def test_a_zero_item_gives_a_zero_item() -> None:
+    A = _operator("same 2->3")
+    y = torch.randn(3, *A.out_shape, dtype=A.dtype)
+    y[1] = 0
+    x = lsconv.pinv(A)(y)
+    assert not x[1].any()
+    assert x[0].any()
+
+
+@pytest.mark.parametrize("kind", ["valid 3->2", "same 2->3", "circular"])
+def test_a_non_finite_item_is_never_answered_with_numbers(kind: str) -> None:
+    A = _operator(kind)
+    y = torch.randn(3, *A.out_shape, dtype=A.dtype)
+    y[1, 0, 0, 0] = float("nan")
+    try:
+        x = lsconv.pinv(A)(y)
+    except lsconv.LsconvError:
+        return
+    assert not x[1].isfinite().any()
+    assert x[0].isfinite().all()
+
+
+def test_composes_with_other_operators() -> None:
+    A = _operator("valid 3->2")
+    projection = A @ lsconv.pinv(A)
+    y = torch.randn(A.out_shape, dtype=A.dtype)
+    torch.testing.assert_close(projection(y), y)
