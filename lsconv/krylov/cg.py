@@ -70,7 +70,7 @@ def cg(
     Example:
         >>> A = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
         >>> lsconv.cg(A, torch.tensor([3.0, 3.0])).x
-        tensor([1., 1.])
+        tensor([1.0000, 1.0000])
     """
     problem = prepare(A, b, M=M, x0=x0, check_finite=check_finite, square=True)
     options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,

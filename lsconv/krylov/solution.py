@@ -121,7 +121,7 @@ class Solution:
     Example:
         >>> solution = lsconv.cgls(torch.eye(3), torch.tensor([1.0, 2.0, 3.0]))
         >>> solution.status, bool(solution.converged), solution.x
-        (Status.RESIDUAL, True, tensor([1., 2., 3.]))
+        (Status.RESIDUAL, True, tensor([1.0000, 2.0000, 3.0000]))
     """
 
     x: Tensor
