@@ -26,7 +26,7 @@ from lsconv.krylov.problem import Problem, prepare
 from lsconv.krylov.solution import Solution
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["lsmr"]
+__all__ = ["LSMR", "lsmr"]
 
 
 def lsmr(
@@ -91,11 +91,13 @@ def lsmr(
     problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite)
     options = Options.of(problem, rtol=rtol, atol=atol, conlim=conlim, max_iter=max_iter, check_every=check_every,
                          callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
-    start, collapse = folded(problem, _LSMR)
+    start, collapse = folded(problem, LSMR)
     return iterate(problem, options, start, collapse=collapse, name="lsmr")
 
 
-class _LSMR(Method):
+class LSMR(Method):
+    """The iteration, from any start; see :func:`lsmr`."""
+
     def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
         self.process = process = GolubKahan(problem, x, running, keep_av=problem.M is not None)
         self.domain, self.damp = problem.domain, problem.damp
@@ -114,9 +116,11 @@ class _LSMR(Method):
         self._norms()
 
     def solution(self) -> Tensor:
+        """The iterate."""
         return self.x
 
     def step(self, running: Tensor) -> None:
+        """One iteration; see :meth:`Method.step`."""
         active = running.to(self.domain.scalar)
         process, spread = self.process, self.domain.spread
         process.step(active)

@@ -1,0 +1,236 @@
+r"""Hybrid LSQR: the damping chosen on the projected problem, while the iteration runs.
+
+.. math:: \min_x \|Ax - b\|^2 + \mathrm{damp}^2 \|x\|^2, \qquad x = V_k y, \quad
+          \min_y \|B_k y - \beta_1 e_1\|^2 + \mathrm{damp}^2 \|y\|^2
+
+After k steps of Golub-Kahan, with full reorthogonalisation, the problem is one of k unknowns whose singular value
+decomposition is cheap, so every rule that needs one can be evaluated at every step.
+O'Leary and Simmons, "A bidiagonalization-regularization procedure for large scale discretizations of ill-posed
+problems", SIAM J. Sci. Stat. Comput. 2 (1981); the weighted GCV is that of Chung, Nagy and O'Leary, "A weighted-GCV
+method for Lanczos-hybrid regularization", Electron. Trans. Numer. Anal. 28 (2008).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError
+from lsconv.krylov.batch import ItemSpace, divide
+from lsconv.krylov.folding import below
+from lsconv.krylov.iteration import iterate
+from lsconv.krylov.lsmr import LSMR
+from lsconv.krylov.method import Method
+from lsconv.krylov.options import IterationState, Options
+from lsconv.krylov.problem import Problem, prepare
+from lsconv.krylov.projected import Projected
+from lsconv.krylov.solution import Solution
+from lsconv.krylov.stopping import default_rtol
+
+__all__ = ["HybridSelection", "hybrid"]
+
+
+@dataclass(frozen=True, eq=False)
+class HybridSelection:
+    """How :func:`hybrid` chose the damping.
+
+    Attributes:
+        rule: "gcv" or "discrepancy".
+        score: value of the weighted GCV function, or of the residual norm, at the damping chosen, ``batch``.
+        weight: omega of the weighted GCV, ``batch``; NaN for the discrepancy principle.
+    """
+
+    rule: str
+    score: Tensor
+    weight: Tensor
+
+
+def hybrid(
+    A: Any,
+    b: Tensor,
+    *,
+    rule: str = "gcv",
+    noise_std: float | Tensor | None = None,
+    safety: float = 1.0,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    max_iter: int | None = None,
+    callback: Callable[[IterationState], bool | None] | None = None,
+    progress: bool = False,
+    check_every: int | None = None,
+    raise_on_failure: bool = False,
+    check_finite: bool = True,
+) -> Solution:
+    r"""Damped least squares with the damping chosen on the way, every batch item on its own.
+
+    .. math:: \min_x \|Ax - b\|^2 + \mathrm{damp}^2 \|x\|^2
+
+    ``rule="gcv"`` minimises the weighted generalised cross validation function of the projected problem,
+
+    .. math:: G(\mathrm{damp}) = \frac{\|B_k y - \beta_1 e_1\|^2}{\bigl(k + 1 - \omega \sum_i f_i\bigr)^2},
+              \qquad f_i = \frac{\sigma_i^2}{\sigma_i^2 + \mathrm{damp}^2},
+
+    with the weight :math:`\omega` averaged over the steps as in the paper. ``rule="discrepancy"`` takes the damping
+    with :math:`\|Ax - b\| = \mathrm{safety} \cdot \mathrm{noise\_std} \sqrt m`. An item stops when x solves the damped
+    problem.
+
+    Memory is that of ``max_iter`` vectors like x and as many like b. On a GPU every step waits for a small SVD.
+
+    Args:
+        A: a LinearOperator; or a dense tensor, a sparse tensor, a scipy LinearOperator.
+        b: right-hand side ``(*batch, *out_shape)``.
+        rule: "gcv" or "discrepancy".
+        noise_std: standard deviation of the noise in each entry of b (of the whole complex number where b is complex),
+            a number or one per batch item; for the discrepancy principle.
+        safety: factor on the noise level of the discrepancy principle.
+        rtol: relative tolerance of the damped problem; None: 1e-6, or ``10 eps^0.75`` where that is more.
+        atol: absolute tolerance on the residual norm, in the units of b.
+        max_iter: iteration limit, at most ``min(m, n)``; None: 100.
+        callback: called with an :class:`IterationState` every ``check_every`` iterations; returning True stops.
+        progress: show a progress bar (needs tqdm).
+        check_every: how often the host looks at the device; None: 1 on the CPU, 10 on a GPU.
+        raise_on_failure: raise instead of warning when an item does not converge.
+        check_finite: refuse NaN and infinity in b; False gives such items :attr:`Status.NON_FINITE`.
+
+    Returns:
+        A :class:`Solution`; ``damp`` is the damping chosen, ``selection`` a :class:`HybridSelection`.
+
+    Raises:
+        LsconvError: for arguments that do not fit (ShapeError, DtypeError, DeviceError, ArgumentError, ...).
+        ConvergenceError: with ``raise_on_failure``.
+
+    Example:
+        >>> A = torch.diag(torch.logspace(0, -6, 20, dtype=torch.float64))
+        >>> b = A @ torch.ones(20, dtype=torch.float64) + 1e-3 * torch.randn(20, dtype=torch.float64)
+        >>> from lsconv.krylov.hybrid import hybrid
+        >>> solution = hybrid(A, b, rule="discrepancy", noise_std=1e-3)
+        >>> f"{float(solution.residual_norm / 20**0.5):.1e}"
+        '1.0e-03'
+    """
+    problem = prepare(A, b, check_finite=check_finite)
+    if rule not in ("gcv", "discrepancy"):
+        raise ArgumentError(f'rule: expected "gcv" or "discrepancy", got {rule!r}')
+    target = _target(problem, rule, noise_std, safety)
+    rtol = max(1e-6, default_rtol(problem.A.dtype)) if rtol is None else rtol
+    most = min(math.prod(problem.A.in_shape), math.prod(problem.A.out_shape))
+    max_iter = min(most, 100 if max_iter is None else max_iter)
+    options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
+                         progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
+    chosen: list[_Hybrid] = []
+
+    def start(x: Tensor | None, running: Tensor) -> Method:
+        if x is None:
+            chosen.append(_Hybrid(problem, running, max_iter, target))
+            return chosen[0]
+        # A restart keeps the damping: the choice is made, and what is left is an ordinary damped problem.
+        return LSMR(below(replace(problem, damp=chosen[0].damp)), x, running)
+
+    def selection() -> tuple[Tensor, HybridSelection]:
+        method = chosen[0]
+        return method.damp, HybridSelection(rule, method.score, method.weight)
+
+    return iterate(problem, options, start, selection=selection, name="hybrid")
+
+
+def _target(problem: Problem, rule: str, noise_std: float | Tensor | None, safety: float) -> Tensor | None:
+    """The residual norm that the discrepancy principle aims at."""
+    if rule == "gcv":
+        return None
+    if noise_std is None:
+        raise ArgumentError("noise_std: the discrepancy principle needs the standard deviation of the noise")
+    A = problem.A
+    noise = torch.as_tensor(noise_std, dtype=problem.domain.scalar, device=A.device)
+    if not bool((noise > 0).all()) or not safety > 0:
+        raise ArgumentError(f"noise_std, safety: expected positive numbers, got {noise_std} and {safety}")
+    return (safety * math.sqrt(math.prod(A.out_shape)) * noise).expand(problem.batch)
+
+
+class _Hybrid(Method):
+    """Golub-Kahan with both bases kept; the small problem is solved again at every step.
+
+    A frozen item keeps its damping, and its bidiagonal grows by zeros, which leave the projected solution as it is.
+    """
+
+    def __init__(self, problem: Problem, running: Tensor, steps: int, target: Tensor | None) -> None:
+        self.problem, self.A, self.target = problem, problem.A, target
+        A = problem.A
+        self.items, self.n, self.m = math.prod(problem.batch), math.prod(A.in_shape), math.prod(A.out_shape)
+        self.left = ItemSpace((self.m,), A.dtype, A.device)
+        self.right = ItemSpace((self.n,), A.dtype, A.device)
+        self.U = torch.empty(self.items, steps + 1, self.m, dtype=A.dtype, device=A.device)
+        self.V = torch.empty(self.items, steps + 1, self.n, dtype=A.dtype, device=A.device)
+        active = running.reshape(-1).to(self.left.scalar)
+        r = problem.residual(None, running)
+        self.beta_first = problem.codomain.safe_norm(r).reshape(-1)
+        self.U[:, 0].copy_(r.reshape(self.items, self.m)).mul_(self.left.spread(divide(active, self.beta_first)))
+        self.B = torch.zeros(self.items, steps + 1, steps, dtype=self.left.scalar, device=A.device)
+        self.k = 0
+        self.alpha = self._append(self.V, 0, self.A.adjoint(self._item(self.U, 0, A.out_shape)), self.right, active)
+        batch = problem.batch
+        self.damp = torch.zeros(batch, dtype=self.left.scalar, device=A.device)
+        self.score, self.weight = torch.full_like(self.damp, torch.nan), torch.full_like(self.damp, torch.nan)
+        self.weights = torch.zeros_like(self.damp)
+        self.residual = self.beta_first.reshape(batch)
+        self.gradient: Tensor = (self.alpha * self.beta_first).reshape(batch)
+        self.operator_norm = self.alpha.reshape(batch)
+
+    def _item(self, basis: Tensor, index: int, shape: tuple[int, ...]) -> Tensor:
+        return basis[:, index].reshape(*self.problem.batch, *shape)
+
+    def _append(self, basis: Tensor, index: int, image: Tensor, space: ItemSpace, active: Tensor) -> Tensor:
+        """Orthogonalise ``image`` against the basis, put it in its place at length one, and return its length."""
+        slot = basis[:, index : index + 1]
+        slot.copy_(image.reshape(slot.shape))
+        before = space.norm(slot[:, 0])
+        for _ in range(2 if index else 0):
+            slot.baddbmm_(torch.bmm(slot, basis[:, :index].mH), basis[:, :index], alpha=-1)
+        length = space.norm(slot[:, 0])
+        # Below the rounding of the projection nothing is left but rounding: the space is exhausted.
+        length = length * ~(length <= 10 * torch.finfo(space.dtype).eps * before)
+        slot.mul_(space.spread(divide(active, length)).unsqueeze(1))
+        return length * active
+
+    def step(self, running: Tensor) -> None:
+        k, active, A = self.k, running.reshape(-1).to(self.left.scalar), self.A
+        image = A.apply(self._item(self.V, k, A.in_shape))
+        beta = self._append(self.U, k + 1, image, self.left, active)
+        self.B[:, k, k], self.B[:, k + 1, k] = self.alpha * active, beta
+        column = torch.hypot(self.alpha, beta).reshape(self.problem.batch)
+        self.operator_norm = torch.maximum(self.operator_norm, column)
+        image = A.adjoint(self._item(self.U, k + 1, A.out_shape))
+        self.alpha = self._append(self.V, k + 1, image, self.right, active)
+        self.k = k + 1
+        self._choose(running)
+
+    def _choose(self, running: Tensor) -> None:
+        """Damping, residual and gradient of the projected problem."""
+        batch = self.problem.batch
+        small = Projected(self.B[:, : self.k + 1, : self.k], self.beta_first)
+        if self.target is None:
+            self.weights = self.weights + small.weight().reshape(batch)
+            weight = self.weights / self.k
+            damp, score = small.weighted_gcv(weight.reshape(-1))
+        else:
+            weight = self.weight
+            damp, score = small.discrepancy(self.target.reshape(-1))
+        self.damp = torch.where(running, damp.reshape(batch), self.damp)
+        self.score = torch.where(running, score.reshape(batch), self.score)
+        self.weight = torch.where(running, weight, self.weight)
+        self.y = small.solution(self.damp.reshape(-1))
+        r = -(self.B[:, : self.k + 1, : self.k] @ self.y.unsqueeze(-1))[..., 0]
+        r[:, 0] += self.beta_first
+        total = torch.hypot(torch.linalg.vector_norm(r, dim=-1), small.norm(self.damp.reshape(-1)))
+        # The gradient of the damped problem is what alpha carries beyond the basis.
+        self.residual = total.reshape(batch)
+        self.gradient = (self.alpha * r[:, -1].abs()).reshape(batch)
+
+    def solution(self) -> Tensor:
+        if self.k == 0:
+            return self.problem.start(None)
+        x = torch.bmm(self.y.to(self.V.dtype).unsqueeze(1), self.V[:, : self.k])
+        return x.reshape(*self.problem.batch, *self.A.in_shape)
