@@ -120,7 +120,7 @@ def test_weighted_gcv_finds_the_minimum_of_a_fine_grid() -> None:
 
 def test_weight_makes_the_smallest_singular_value_stationary() -> None:
     # Coefficients that decay, down to a residual: the shape of an ill-posed problem.
-    first = torch.tensor([1.0, 0.5, 0.2, 0.05, 0.02, 0.01, 0.05], dtype=torch.float64)
+    first = torch.tensor([1.0, 0.5, 0.2, 0.05, 0.02, 0.01, 0.5], dtype=torch.float64)
     q = torch.linalg.qr(torch.cat([first.unsqueeze(1), torch.eye(7, dtype=torch.float64)[:, 1:]], 1))[0]
     B = (q.T[:, :6] * torch.linspace(3, 1, 6, dtype=torch.float64)).unsqueeze(0)
     small = Projected(B, torch.ones(1, dtype=torch.float64))
