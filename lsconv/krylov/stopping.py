@@ -181,6 +181,7 @@ def certified(
     selection: object = None,
     otherwise: Status = Status.STAGNATION,
     rounding: float = 0.0,
+    square: bool = False,
 ) -> Solution:
     """A :class:`Solution` around an ``x`` found by any means (a direct method), with its certificate.
 
@@ -195,9 +196,11 @@ def certified(
         history: estimates per iteration, when there are some.
         selection: how the damping was chosen.
         otherwise: status of items that do not meet the tolerance.
-        rounding: as in :func:`certify`.
+        rounding, square: as in :func:`certify`.
     """
-    certificate = certify(A, x, y, damp, tolerances=tolerances, operator_norm=operator_norm, rounding=rounding)
+    certificate = certify(
+        A, x, y, damp, tolerances=tolerances, operator_norm=operator_norm, rounding=rounding, square=square
+    )
     batch = certificate.residual_norm.shape
     zero = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(y).expand(batch) == 0
     codes = torch.full(batch, otherwise.code, dtype=torch.int64, device=A.device)

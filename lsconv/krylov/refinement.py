@@ -1,0 +1,242 @@
+r"""Iterative refinement: a solver in low precision, residuals in float64, certificates of float64.
+
+.. math:: r = b - A x \ (\text{float64}), \qquad d \approx A^+ r \ (\text{low precision}), \qquad x \leftarrow x + t\, d
+
+For a least-squares problem r does not vanish, and correcting by :math:`A^+ r` would leave an error of the order of the
+low precision times :math:`\|r\|`. There the gradient :math:`g = A^H r`, which does vanish, is what is corrected for, by
+two solves of consistent systems: :math:`A^H w = g`, then :math:`A d = w`, so that :math:`d = (A^H A)^+ g`.
+For a least-norm solution no residual sees the part of d in the null space of A, so rounding there would stay: d is
+brought back into the range of :math:`A^H` by solving :math:`A^H z = d` and forming :math:`A^H z` in float64.
+The step t minimises the objective in float64, along d and former directions: a poor d costs time, never the answer.
+Wilkinson, "Rounding Errors in Algebraic Processes" (1963); for least squares, Björck, "Iterative refinement of linear
+least squares solutions I", BIT 7 (1967).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, DtypeError
+from lsconv.krylov.batch import binary_unit, divide
+from lsconv.krylov.folding import below
+from lsconv.krylov.lsmr import lsmr
+from lsconv.krylov.problem import Problem, prepare
+from lsconv.krylov.solution import Solution, Status
+from lsconv.krylov.stopping import Certificate, Tolerances, certified, certify
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["refine"]
+
+_LOWER = {torch.float64: torch.float32, torch.complex128: torch.complex64}
+# After so many steps that left more than this part of the residual or gradient, no further one is worth while.
+_PATIENCE, _PROGRESS = 3, 0.9
+# How many directions a step is taken in.
+_DIRECTIONS = 8
+# What one inner solve must leave of ||r|| at most for the system to be taken as consistent.
+_CONSISTENT = 0.1
+
+
+def refine(
+    A: Any,
+    b: Tensor,
+    *,
+    solver: Callable[..., Solution] = lsmr,
+    damp: float | Tensor = 0.0,
+    inner_dtype: torch.dtype | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    max_refinements: int = 20,
+    least_norm: bool | None = None,
+    x0: Tensor | None = None,
+    raise_on_failure: bool = False,
+    check_finite: bool = True,
+    **options: Any,
+) -> Solution:
+    r"""Solve in low precision, and correct until the float64 certificate is met; every batch item on its own.
+
+    .. math:: \min_x \|Ax - b\|^2 + \mathrm{damp}^2 \|x\|^2, \qquad\text{or } Ax = b \text{ with cg, minres, gmres}
+
+    The residuals are computed by A itself in float64 (complex128). The inner solver works on ``A.to(inner_dtype)``.
+
+    Args:
+        A: an operator in float64 or complex128: a LinearOperator, or a dense or sparse tensor.
+        b: right-hand side ``(*batch, *out_shape)``, in the same dtype.
+        solver: any solver of this package: lsmr, lsqr, cgls, craig, or for square systems cg, minres, gmres.
+        damp: the damping, a number or a tensor with one per batch item.
+        inner_dtype: dtype of the inner solves; None: float32 (complex64).
+        rtol: relative tolerance of the answer; None: ``10 eps^0.75`` of float64.
+        atol: absolute tolerance on the residual norm, in the units of b.
+        max_refinements: limit of refinement steps.
+        least_norm: keep rounding out of the null space of A, at one more inner solve a step, so that the answer is the
+            least-norm one to float64 accuracy. None: where A has more unknowns than equations and there is no damping;
+            give True for other operators without full column rank.
+        x0: where to start, ``(*batch, *in_shape)``.
+        raise_on_failure: raise instead of warning when an item does not converge.
+        check_finite: refuse NaN and infinity in b and x0; False gives such items :attr:`Status.NON_FINITE`.
+        options: for the inner solver (``rtol`` is the answer's; ``max_iter``, ``check_every``, ...). Preconditioners M
+            and N must be in the inner dtype, and M only with ``damp = 0``.
+
+    Returns:
+        A :class:`Solution` in float64; ``iterations`` counts those of the inner solves.
+
+    Raises:
+        DtypeError: when A is not in float64 or complex128.
+        LsconvError: for arguments that do not fit.
+        ConvergenceError: with ``raise_on_failure``.
+
+    Example:
+        >>> from lsconv.krylov.refinement import refine
+        >>> A = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+        >>> solution = refine(A, torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64))
+        >>> bool(solution.gradient_norm < 1e-10)
+        True
+    """
+    square = solver.__name__ in ("cg", "minres", "gmres")
+    problem = prepare(A, b, damp=damp, x0=x0, check_finite=check_finite, square=square)
+    if problem.A.dtype not in _LOWER:
+        raise DtypeError(f"A: refinement computes residuals in float64 or complex128, got {problem.A.dtype}")
+    if problem.damp is not None and (square or options.get("M") is not None):
+        raise ArgumentError("damp: not with a solver for square systems, nor together with M")
+    inner_dtype = _LOWER[problem.A.dtype] if inner_dtype is None else inner_dtype
+    tolerances = Tolerances.of(problem.A.dtype, rtol, atol)
+    if least_norm is None:
+        least_norm = math.prod(problem.A.in_shape) > math.prod(problem.A.out_shape)
+    least_norm = least_norm and problem.damp is None and not square
+    loop = _Refinement(problem, solver, inner_dtype, tolerances, square, least_norm, options)
+    with torch.no_grad():
+        solution = loop.run(max_refinements)
+    failed = ~solution.converged
+    if bool(failed.any()):
+        text = f"refine: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"
+        if raise_on_failure:
+            raise ConvergenceError(text)
+        warnings.warn(text, ConvergenceWarning, stacklevel=2)
+    return solution
+
+
+class _Refinement:
+    def __init__(
+        self,
+        problem: Problem,
+        solver: Callable[..., Solution],
+        inner_dtype: torch.dtype,
+        tolerances: Tolerances,
+        square: bool,
+        least_norm: bool,
+        options: dict[str, Any],
+    ) -> None:
+        self.problem, self.solver, self.tolerances, self.square, self.options = (
+            problem,
+            solver,
+            tolerances,
+            square,
+            options,
+        )
+        # With damping folded in, the loop knows one problem only: min ||A x - y||.
+        self.folded = problem if problem.damp is None else below(problem)
+        self.least_norm = least_norm
+        self.low: LinearOperator = self.folded.A.to(dtype=inner_dtype)
+        self.inner_dtype = inner_dtype
+        self.directions: list[tuple[Tensor, Tensor]] = []
+        self.iterations = torch.zeros(problem.batch, dtype=torch.int64, device=problem.A.device)
+
+    def run(self, max_refinements: int) -> Solution:
+        problem, folded = self.problem, self.folded
+        x = problem.start(problem.x0)
+        running = ~(problem.broken | problem.zero)
+        consistent = torch.ones_like(running)
+        certificate = self._certify(x)
+        running = running & ~certificate.converged
+        limit = torch.zeros_like(running)
+        idle, best = torch.zeros_like(self.iterations), certificate.merit
+        for step in range(max_refinements):
+            if not bool(running.any()):
+                break
+            r = folded.residual(x, running)
+            before = folded.codomain.safe_norm(r)
+            d = self._correction(r, running, consistent)
+            candidate = x + self._step(d, r, running)
+            new = self._certify(candidate)
+            after = folded.codomain.safe_norm(folded.residual(candidate, running))
+            # Far from the answer the objective tells what a step is worth, near to it only the certificate does.
+            better = running & ((new.merit < certificate.merit) | (after < (1 - 1e-8) * before))
+            x = torch.where(folded.domain.spread(better).bool(), candidate, x)
+            certificate = Certificate(*(torch.where(better, getattr(new, name), getattr(certificate, name))
+                                        for name in Certificate.__dataclass_fields__))  # fmt: skip
+            idle = torch.where(certificate.merit < _PROGRESS * best, 0, idle + 1)
+            best = torch.minimum(best, certificate.merit)
+            consistent = consistent & (after < _CONSISTENT * before)
+            running = running & ~certificate.converged & (idle < _PATIENCE)
+            limit = running & (step == max_refinements - 1)
+        return self._finish(x, limit)
+
+    def _step(self, d: Tensor, r: Tensor, running: Tensor) -> Tensor:
+        """The best step in float64 along d and the last few directions: generalised conjugate residuals.
+
+        Their images are kept orthogonal, so that one coefficient is left to find. An exact inner solve needs only d; an
+        inexact one gets from the former directions what a flexible Krylov method would get.
+        """
+        folded = self.folded
+        image = folded.A.apply(d)
+        for direction, direction_image in self.directions:
+            c = self._coefficient(direction_image, image)
+            d = d - folded.domain.spread(c) * direction
+            image = image - folded.codomain.spread(c) * direction_image
+        self.directions = [*self.directions[1 - _DIRECTIONS :], (d, image)]
+        return folded.domain.spread(self._coefficient(image, r) * running) * d
+
+    def _coefficient(self, q: Tensor, v: Tensor) -> Tensor:
+        """``<q, v> / <q, q>`` per item."""
+        dims = tuple(range(len(self.problem.batch), q.ndim))
+        product = (q.conj() * v).sum(dims)
+        return divide(product, (q.conj() * q).sum(dims))
+
+    def _certify(self, x: Tensor) -> Certificate:
+        problem = self.problem
+        damp = 0.0 if problem.damp is None else problem.damp
+        return certify(problem.A, x, problem.y, damp, tolerances=self.tolerances, square=self.square)
+
+    def _correction(self, r: Tensor, running: Tensor, consistent: Tensor) -> Tensor:
+        """``A^+ r`` for consistent items, ``(A^H A)^+ A^H r`` for the others, each by low-precision solves."""
+        folded = self.folded
+        two_stage = running & ~consistent
+        if not self.square and bool(two_stage.any()):
+            g = folded.A.adjoint(r) * folded.domain.spread(two_stage)
+            w = self._solve(self.low.H, g, folded.domain, two_stage, swap=True)
+            r = torch.where(folded.codomain.spread(two_stage).bool(), w, r)
+        d = self._solve(self.low, r, folded.codomain, running)
+        if self.least_norm:
+            d = folded.A.adjoint(self._solve(self.low.H, d, folded.domain, running, swap=True))
+        return d
+
+    def _solve(self, A: LinearOperator, y: Tensor, space: Any, running: Tensor, swap: bool = False) -> Tensor:
+        """One inner solve, in units of the right-hand side, so that nothing leaves the range of the low precision."""
+        unit = binary_unit(space.safe_norm(y))
+        options = dict(self.options)
+        if swap:
+            options["M"], options["N"] = options.pop("N", None), options.pop("M", None)
+        scaled = (y * space.spread(running / unit)).to(self.inner_dtype)
+        with warnings.catch_warnings():
+            # An inner solve need not converge; what it achieved is judged in float64.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            solution = self.solver(A, scaled, check_finite=False, **options)
+        self.iterations = self.iterations + solution.iterations
+        x = torch.nan_to_num(solution.x.to(y.dtype))
+        return x * unit.to(x.dtype).reshape(unit.shape + (1,) * (x.ndim - unit.ndim))
+
+    def _finish(self, x: Tensor, limit: Tensor) -> Solution:
+        problem = self.problem
+        x = x.masked_fill(problem.domain.spread(problem.zero).bool(), 0)
+        x = x.masked_fill(problem.domain.spread(problem.broken).bool(), torch.nan)
+        damp = 0.0 if problem.damp is None else problem.damp
+        solution = certified(problem.A, x, problem.y, damp, tolerances=self.tolerances, iterations=self.iterations,
+                             square=self.square)  # fmt: skip
+        codes = torch.where(limit & ~solution.converged, Status.ITERATION_LIMIT.code, solution.codes)
+        solution.codes.copy_(codes)
+        return solution
