@@ -121,12 +121,11 @@ def demo(
     console.print(LEGEND, highlight=False)
     width, height = _draw(output, problems[1], answers[1][1])
     console.print(f"\nPicture: {output} ({width}×{height})", highlight=False)
-    failures = [
-        f"{what} of '{problem.title}'"
-        for problem, (reference, rows) in zip(problems, answers, strict=True)
-        for what, good in (("reference", reference.verified), ("lsconv's answer", rows[-1].converged))
-        if not good
-    ]
+    failures = []
+    for problem, (reference, rows) in zip(problems, answers, strict=True):
+        failed = [] if reference.verified else ["reference"]
+        failed += [row.method for row in rows if row.method.startswith("lsconv") and not row.converged]
+        failures += [f"{what} of '{problem.title}'" for what in failed]
     if failures:
         print("lsconv: not converged:", "; ".join(failures), file=sys.stderr)
         raise typer.Exit(1)

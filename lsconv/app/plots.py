@@ -70,7 +70,7 @@ def draw_comparison(
     for index, panel in enumerate(closer):
         axes = figure.add_subplot(places[index])
         _show(axes, panel.pixels[:, strip[0], strip[1]])
-        axes.set_title(f"enlarged: {panel.name}", fontsize=9)
+        axes.set_title(f"enlarged: {panel.name}", fontsize=8)
     figure.text(0.5, 0.015, caption, ha="center", fontsize=8)
     with atomically(path) as file:
         figure.savefig(file, format="png")

@@ -68,7 +68,7 @@ def test_an_answer_that_did_not_converge_is_code_one(
 
     monkeypatch.setattr(demo, "judge", give_up)
     assert leave(["demo", "--quick", "--output", str(tmp_path / "picture.png")]) == 1
-    assert "lsconv's answer" in capsys.readouterr().err
+    assert "not converged: lsconv of 'The question" in capsys.readouterr().err
 
 
 def test_info_prints_the_versions_in_use(capsys: pytest.CaptureFixture[str]) -> None:
