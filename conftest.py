@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -10,8 +9,7 @@ import torch
 
 import lsconv
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # the workers share the cores; more threads than cores only wait for each other
+torch.set_num_threads(1)  # tests run side by side on all cores (pytest-xdist); threads on top would only wait
 
 
 def pytest_runtest_setup() -> None:
