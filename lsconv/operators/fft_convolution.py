@@ -24,7 +24,7 @@ from lsconv.operators.padding import Pairs, pad, pad_adjoint
 
 __all__ = ["FrequencyGrid", "direct_cost", "fft_cost", "good_fft_length", "transform_cost"]
 
-# The cost model behind backend="auto": nanoseconds on one core of a 2024 x86 server (AVX-512, torch 2.13, MKL and
+# The cost model behind backend="auto": nanoseconds on one core of an x86 server (AVX-512, torch 2.13, MKL and
 # oneDNN), fitted by hand to the table that benchmarks/convolution_backend.py prints. It has to be right about the
 # winner where the two differ by much; constants are rounded towards torch's own convolution where they scatter. Over
 # the 708 lines of the table auto takes 5.5 s, the faster backend of each line 4.8 s, torch's convolution 93 s; where
@@ -48,7 +48,7 @@ _FFT_CALL = 90e3
 
 
 def good_fft_length(n: int) -> int:
-    """The smallest length of at least ``n`` that the FFT likes: a multiple of 4 with no prime factor above 7.
+    """The smallest length of at least ``n`` that the FFT likes: a multiple of 4 (of 2 up to 16) without prime factors above 7.
 
     Measured with one thread on MKL, per cell and against the best length nearby: factors up to 13 cost at most 1.5
     times as much, larger ones 3 to 6 times; in float32 an odd length costs up to twice an even one, and beyond 2^15
