@@ -53,6 +53,10 @@ class CirculantPreconditioner(LinearOperator):
     rounding. (``sigma`` is the norm of the block-circulant operator, from above, within the eighth root of the number
     of channels.)
 
+    How much it saves depends on how much of A the periodic operator explains: most for zero padding, a factor of two
+    for blurs with reflect and replicate padding, and nothing where random kernels meet these, or a symbol that is
+    singular (square "same" convolutions with random kernels): such operators want damping first.
+
     Args:
         A: a convolution, or an operator made of one: scaled, adjoint, in a product with Crop, Mask, Diagonal, Pad, or
             in ``vstack`` (solution side) or ``hstack`` (residual side) with others, with Gradient, Laplacian, Identity.

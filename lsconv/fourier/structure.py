@@ -118,8 +118,8 @@ def _mean_square(operator: LinearOperator) -> Tensor | float:
     if isinstance(operator, (Crop, Identity, Pad)):
         return 1.0
     if isinstance(operator, (Mask, Diagonal)):
-        entries = operator.mask if isinstance(operator, Mask) else operator.diagonal.detach()
-        return entries.abs().double().square().mean(tuple(range(-len(operator.in_shape), 0)))
+        size = operator.mask.double() if isinstance(operator, Mask) else operator.diagonal.detach().abs().double()
+        return size.square().mean(tuple(range(-len(operator.in_shape), 0)))
     raise MethodError(
         f"CirculantPreconditioner: {operator!r} stands on the other side of the convolution, and only the mean square "
         f"of a Crop, Mask, Diagonal or Pad is accounted for there; {SUPPORTED}"
