@@ -77,6 +77,12 @@ def test_rcond_drops_singular_values_like_a_dense_pinv() -> None:
         torch.testing.assert_close(_matrix(CirculantPlan(A, rcond=rcond)), expected, rtol=1e-10, atol=1e-10)
 
 
+def test_rcond_drops_nothing_where_there_is_damping() -> None:
+    A = Conv2d(torch.randn(3, 2, 3, 3, dtype=torch.float64), (5, 4), padding=1, padding_mode="circular")
+    with_rcond = _matrix(CirculantPlan(A, 1e-4, rcond=0.5))
+    torch.testing.assert_close(with_rcond, _matrix(CirculantPlan(A, 1e-4)))
+
+
 def test_rcond_is_relative_to_the_largest_singular_value_of_the_item_not_of_its_neighbour() -> None:
     weight = torch.randn(2, 4, 2, 3, dtype=torch.float64) * torch.tensor([1.0, 1e-14]).reshape(2, 1, 1, 1)
     A = Conv1d(weight, 6, padding=1, padding_mode="circular", groups=2)

@@ -30,6 +30,15 @@ def test_singular_values_are_those_of_the_matrix_with_their_multiplicity(
     torch.testing.assert_close(norm(A), expected[..., 0], rtol=1e-12, atol=1e-12)
 
 
+def test_cells_of_the_grid_that_are_no_inputs_add_no_singular_values() -> None:
+    """Stride 3 over 7 inputs needs a grid of 9 cells."""
+    A = Conv1d(torch.randn(3, 1, 1, dtype=torch.float64), 7, stride=3)
+    expected = torch.linalg.svdvals(A.to_dense())
+    assert expected.shape == (7,)
+    torch.testing.assert_close(singular_values(A), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(cond(Conv1d(A.weight[:1], 7, stride=3)), torch.tensor(1.0, dtype=torch.float64))
+
+
 @given(data=st.data(), damp=st.sampled_from([0.01, 1.0, 30.0]))
 def test_gram_logdet_and_trace_are_those_of_the_matrix(
     circular_convolutions: Any, data: st.DataObject, damp: float
