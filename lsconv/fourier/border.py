@@ -18,12 +18,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lsconv.errors import DtypeError, MethodError, PlanMemoryError
+from lsconv.errors import ArgumentError, DtypeError, MethodError, PlanMemoryError
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import free_bytes, plan_bytes
 from lsconv.fourier.normal import NormalInverse
 from lsconv.krylov.batch import ItemSpace, binary_unit, divide
-from lsconv.krylov.solution import Solution
+from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.convolution import Convolution
 
@@ -33,8 +33,10 @@ _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 # The least mu of the factors, relative to the largest singular value squared, and the relative residual to which the
 # border system is solved in every outer step. Smaller floors lose digits in the factors, larger ones and looser borders
 # cost outer steps (32 channels, 3x3, 128², float32 to 1e-6: floor 1e-6, 1e-5, 1e-4 took 210, 199, 379 border iterations).
-_FLOOR = {torch.float32: 1e-5, torch.float64: 1e-10}
+_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-10}
 _BORDER_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+# The part of a random x that the inverse may lose before A counts as rank-deficient: above the border tolerance's effect.
+_LOST_PART = {torch.float32: 5e-2, torch.float64: 3e-4}
 _OUTER_LIMIT = 40
 _PATIENCE = 5
 
@@ -77,13 +79,28 @@ class BorderPlan:
         self._check_memory(memory_limit)
         with torch.no_grad():
             weight = A.weight.detach()
-            unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1))
-            scaled = A.with_parameters([weight / unit.reshape(*unit.shape, *(1 for _ in range(A.ndim + 2)))])
-            self.inverse = NormalInverse(scaled, self.damp / unit, floor=_FLOOR[dtype])
-            self.precise = A.with_parameters([weight]).to(dtype=_DOUBLE.get(A.dtype, A.dtype))
-            scale = self.inverse.scale.to(unit).reshape(*(unit.shape or ()), A.groups).amax(-1)
-            self.norm_bound = scale.sqrt().double() * unit
+            # everything is computed for A / unit, so that no Gram matrix overflows in float32
+            self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
+            scaled = A.with_parameters([weight / self.unit.to(weight.real.dtype).reshape(*self.unit.shape, *(1,) * (A.ndim + 2))])
+            self.scaled_damp = self.damp / self.unit
+            self.inverse = NormalInverse(scaled, self.scaled_damp, floor=_FLOOR[dtype])
+            double = _DOUBLE.get(A.dtype, A.dtype)
+            self.scaled = scaled.to(dtype=double)
+            self.precise = A.with_parameters([weight]).to(dtype=double)
         self.border_tolerance = _BORDER_TOLERANCE[dtype]
+        self._undetermined: Tensor | None = None
+        if bool((self.damp == 0).any()):
+            self._refuse_deficient()
+
+    def _refuse_deficient(self) -> None:
+        """Refuse operators whose null space (or that of the adjoint) the border system would have to resolve."""
+        inverse = self.inverse
+        reason = inverse.nullity()
+        if reason:
+            raise MethodError(
+                f'method="border" with damp=0: {reason}, so a solution found through the border need not be the one of '
+                f'minimum norm; use method="lsmr", or damp > 0 ({self.A!r})'
+            )
 
     # ------------------------------------------------------------------ answers
 
@@ -104,18 +121,35 @@ class BorderPlan:
         outer = _Outer(self, y=y, tolerances=tolerances, max_iter=max_iter)
         outer.run()
         x = outer.x.to(self.A.dtype)
-        damp = self.damp.expand(outer.batch)
         solution = certified(
             self.precise,
             x.to(self.precise.dtype),
             y.expand(*outer.batch, *self.A.out_shape),
-            damp,
+            self.damp.expand(outer.batch),
             tolerances=tolerances,
-            operator_norm=outer.norm_a,
+            operator_norm=outer.norm_a * self.unit,
             iterations=outer.iterations,
             rounding=torch.finfo(self.A.dtype).eps,
         )
-        return replace(solution, x=x)
+        return replace(solution, x=x, codes=self._with_rank(solution))
+
+    def _with_rank(self, solution: Solution) -> Tensor:
+        """The status codes, with :attr:`Status.RANK_DEFICIENT` where x is not certified to be of minimum norm."""
+        if self.inverse.side == "residual" or not bool((self.damp == 0).any()):
+            return solution.codes
+        if self._undetermined is None:
+            self._undetermined = self._sees_null_space()
+        met = (solution.codes == Status.RESIDUAL.code) | (solution.codes == Status.GRADIENT.code)
+        return torch.where(met & self._undetermined & (solution.damp == 0), Status.RANK_DEFICIENT.code, solution.codes)
+
+    def _sees_null_space(self) -> Tensor:
+        """Whether ``(A^H A + mu')^-1 A^H A`` loses a part of a random x: A is rank-deficient to the factors' precision."""
+        A, batch = self.scaled, self.inverse.embedding.batch_shape
+        generator = torch.Generator(device=A.device).manual_seed(0)
+        x = torch.randn(*batch, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
+        back, _ = self.inverse(A.adjoint(A.apply(x)).to(self.A.dtype), self.border_tolerance)
+        space = ItemSpace(A.in_shape, A.dtype, A.device)
+        return space.norm(back.to(A.dtype) - x) > _LOST_PART[self.A.weight.real.dtype] * space.norm(x)
 
     @torch.no_grad()
     def apply(self, y: Tensor) -> Tensor:
@@ -137,6 +171,8 @@ class BorderPlan:
     # ------------------------------------------------------------------ what it costs
 
     def _check_memory(self, limit: int | None) -> None:
+        if limit is not None and limit < 0:
+            raise ArgumentError(f"memory_limit: expected a number of bytes >= 0 or None, got {limit}")
         limit = int(0.6 * free_bytes(self.A.device)) if limit is None else limit
         needed = plan_bytes(self.A, tuple(self.damp.shape))
         if needed > limit:
@@ -178,8 +214,8 @@ class _Outer:
         v: Tensor | None = None,
         max_iter: int | None = None,
     ) -> None:
-        self.plan, self.A, self.tolerances = plan, plan.precise, tolerances
-        self.max_iter = 1000 if max_iter is None else max_iter
+        self.plan, self.A, self.tolerances = plan, plan.scaled, tolerances
+        self.max_iter = 1000 if max_iter is None else max_iter  # border iterations in all
         self.residual_side = plan.inverse.side == "residual"
         A = self.A
         inputs, outputs = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
@@ -191,7 +227,7 @@ class _Outer:
         self.unit = binary_unit(ItemSpace(shape, A.dtype, A.device).norm(given))
         given = given / self.unit.reshape(*self.unit.shape, *(1 for _ in shape))
         self.y = given if y is not None else None
-        self.damp = plan.damp.expand(self.batch)
+        self.damp = plan.scaled_damp.expand(self.batch)
         self.mu = self.damp**2
         if y is not None:
             self.f = given if self.residual_side else A.adjoint(given)
@@ -265,13 +301,13 @@ class _Outer:
         total = torch.hypot(misfit, self.damp * x_norm)
         bound = torch.maximum(rtol * self.given_norm, self.tolerances.atol / self.unit)
         by_residual = total / bound.clamp_min(unit)
-        rounding = 2 * torch.finfo(self.plan.A.dtype).eps * self.norm_a * x_norm
+        rounding = 4 * torch.finfo(self.plan.A.dtype).eps * (self.norm_a * x_norm + self.given_norm)
         target = torch.maximum(rtol * total, rounding)
         if not self.residual_side:
             target = target * self.norm_a
         else:
             # the certificate judges A^H g, and norm_a is a lower bound of the norm that relates the two
-            target = torch.where(self.mu == 0, bound, target * self.norm_a / self.plan.norm_bound)
+            target = torch.where(self.mu == 0, bound, target * self.norm_a / self.plan.inverse.norm_bound)
         merit = torch.minimum(by_residual, g_norm / target.clamp_min(unit))
         return torch.where(g_norm == 0, 0, merit)
 
@@ -280,7 +316,7 @@ class _Outer:
         return items.reshape(*items.shape, *(1 for _ in space.item_shape))
 
     def _scaled_back(self, tensor: Tensor, space: ItemSpace) -> Tensor:
-        return tensor * space.spread(self.unit)
+        return tensor * space.spread(self.unit / self.plan.unit)
 
     @property
     def x(self) -> Tensor:

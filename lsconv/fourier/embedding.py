@@ -97,6 +97,8 @@ class Embedding:
             and the outputs must fit the grid).
         batch_shape: more batch dimensions whose items get blocks of their own (one damp per item), broadcast with the
             operator's.
+        only_read: leave out the phases that no tap reads (stride beyond the kernel); their inputs are zero in every
+            least-norm answer.
         grid: grid sizes to use instead of the next good FFT lengths; raised where they are too small.
     """
 
@@ -105,6 +107,8 @@ class Embedding:
         convolution: Convolution,
         grid: tuple[int, ...] | None = None,
         batch_shape: tuple[int, ...] = (),
+        *,
+        only_read: bool = False,
     ) -> None:
         self.ndim = convolution.ndim
         self.axes = tuple(_axis(convolution, a, None if grid is None else grid[a]) for a in range(self.ndim))
@@ -115,7 +119,10 @@ class Embedding:
         self.batch_shape = tuple(torch.broadcast_shapes(convolution.batch_shape, batch_shape))
         self.blocks = math.prod(self.batch_shape) * self.groups
         self.in_shape, self.out_shape = convolution.in_shape, convolution.out_shape
-        self.phases = tuple(product(*(range(s) for s in self.stride)))
+        self.read = tuple(
+            tuple(sorted({phase for phase, _ in axis.taps}) if only_read else range(axis.stride)) for axis in self.axes
+        )
+        self.phases = tuple(product(*self.read))
         self.in_channels = self.in_shape[0] // self.groups * len(self.phases)
         self.out_channels = self.out_shape[0] // self.groups
 
@@ -153,16 +160,24 @@ class Embedding:
         x = self._blocks(x, self.in_shape)
         pad = [size for axis in reversed(self.axes) for size in (0, axis.grid * axis.stride - axis.n_in)]
         x = torch.nn.functional.pad(x, pad)
-        if len(self.phases) == 1:
+        if all(s == 1 for s in self.stride):
             return x
         x = x.reshape(*x.shape[:3], *(size for axis in self.axes for size in (axis.grid, axis.stride)))
+        for a, read in enumerate(self.read):
+            if len(read) < self.stride[a]:
+                x = x.index_select(4 + 2 * a, torch.tensor(read, device=x.device))
         positions, phases = range(3, 3 + 2 * self.ndim, 2), range(4, 4 + 2 * self.ndim, 2)
         return x.permute(0, 1, 2, *phases, *positions).reshape(*x.shape[:2], self.in_channels, *self.grid)
 
     def inputs_from_grid(self, z: Tensor, batch: tuple[int, ...]) -> Tensor:
         """The inverse of :meth:`inputs_to_grid`, cropping to the inputs; ``batch`` as :meth:`rest` returned it."""
-        if len(self.phases) > 1:
-            z = z.reshape(*z.shape[:2], -1, *self.stride, *self.grid)
+        if any(s > 1 for s in self.stride):
+            z = z.reshape(*z.shape[:2], -1, *(len(read) for read in self.read), *self.grid)
+            for a, read in enumerate(self.read):
+                if len(read) < self.stride[a]:
+                    shape = list(z.shape)
+                    shape[3 + a] = self.stride[a]
+                    z = z.new_zeros(shape).index_copy(3 + a, torch.tensor(read, device=z.device), z)
             order = [d for a in range(self.ndim) for d in (3 + self.ndim + a, 3 + a)]
             z = z.permute(0, 1, 2, *order)
             z = z.reshape(*z.shape[:3], *(axis.grid * axis.stride for axis in self.axes))
@@ -190,6 +205,10 @@ class Embedding:
         tensor = tensor.permute(*shared, *own, *range(len(batch), tensor.ndim))
         return tensor.reshape(rest, self.blocks, channels, *item_shape[1:])
 
+    def per_item(self, values: Tensor, batch: tuple[int, ...]) -> Tensor:
+        """``(rest, blocks)`` to ``(*batch, groups)``."""
+        return self._items(values, batch, (self.groups,))
+
     def _items(self, z: Tensor, batch: tuple[int, ...], item_shape: tuple[int, ...]) -> Tensor:
         """The inverse of :meth:`_blocks`."""
         shared, own = self._batch_order(len(batch))
@@ -214,9 +233,12 @@ class Embedding:
             shape = list(k.shape)
             shape[3 + a] = axis.stride * axis.grid
             k = k.new_zeros(shape).index_add(3 + a, index, k)
-        if len(self.phases) == 1:
+        if all(s == 1 for s in self.stride):
             return k
         k = k.reshape(*k.shape[:3], *(size for axis in self.axes for size in (axis.stride, axis.grid)))
+        for a, read in enumerate(self.read):
+            if len(read) < self.stride[a]:
+                k = k.index_select(3 + 2 * a, torch.tensor(read, device=k.device))
         phases, positions = range(3, 3 + 2 * self.ndim, 2), range(4, 4 + 2 * self.ndim, 2)
         return k.permute(0, 1, 2, *phases, *positions).reshape(-1, self.out_channels, self.in_channels, *self.grid)
 

@@ -29,7 +29,7 @@ def free_bytes(device: torch.device) -> int:
 
 def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> int:
     """An estimate of the bytes at the peak of a border plan's setup: symbol, normal inverse, border system, patches."""
-    embedding = Embedding(convolution, batch_shape=damp_shape)
+    embedding = Embedding(convolution, batch_shape=damp_shape, only_read=True)
     rows, columns = embedding.out_channels, embedding.in_channels
     cells = math.prod(embedding.grid)
     frequencies = cells if convolution.is_complex else cells // embedding.grid[-1] * (embedding.grid[-1] // 2 + 1)

@@ -58,20 +58,25 @@ class NormalInverse:
         crossings: bool = True,
     ) -> None:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
-        self.embedding = embedding = Embedding(convolution, batch_shape=tuple(damp.shape))
+        self.embedding = embedding = Embedding(convolution, batch_shape=tuple(damp.shape), only_read=True)
         self.convolution = convolution
         S = _per_block(symbol(convolution, embedding), embedding)
         out_border, in_border = embedding.output_border(), embedding.input_border()
         has_out, has_in = _any(out_border), _any(in_border)
         self.form = _form(has_out, has_in)
         rows, columns = S.rows, S.columns
+        self._rows, self._columns, self._rank_deficient = rows, columns, False
+        self._smaller = "residual" if rows <= columns else "solution"
         self.side = side or self._choose_side(rows, columns)
-        squared = gram(S.matrices, "residual" if rows <= columns else "solution")
+        squared = gram(S.matrices, self._smaller)
         self.scale = _largest_eigenvalue(squared, len(embedding.grid))  # blocks
         per_block = damp.expand(embedding.batch_shape).reshape(-1, 1).expand(-1, embedding.groups).reshape(-1)
         wanted = per_block**2
         self.mu = torch.maximum(wanted, floor * self.scale.to(wanted))
-        self.exact = bool((self.mu == wanted).all())
+        groups = self.scale.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
+        # an upper bound of ||A|| per batch item
+        self.norm_bound = groups.amax(-1).double().sqrt()
+        self._wanted = wanted
         mu = self.mu.to(squared.real.dtype).reshape(-1, *(1 for _ in range(len(embedding.grid) + 2)))
         # shaped to divide (rest, blocks, channels, *grid)
         self.root = self.mu.sqrt().to(squared.real.dtype).reshape(1, -1, *(1 for _ in range(len(embedding.grid) + 1)))
@@ -96,9 +101,11 @@ class NormalInverse:
 
     def _definite(self, S: FrequencyMatrices, squared: Tensor, mu: Tensor, in_border: list, out_border: list) -> None:
         factor = S if self.side == "residual" else S.H  # the normal operator is factor factor^H + mu
-        if (S.rows <= S.columns) != (self.side == "residual"):
+        if self.side != self._smaller:
             squared = gram(S.matrices, self.side)
         inverse = hermitian_inverse(_shift(squared, mu).contiguous())
+        if self.side == self._smaller:
+            self._note_rank(inverse)
         self.inverse = FrequencyMatrices(S.grid, inverse)
         if self.form == "circulant":
             return
@@ -119,12 +126,14 @@ class NormalInverse:
         rows, columns = S.rows, S.columns
         if rows <= columns:
             W = hermitian_inverse(_shift(squared, mu).contiguous())
+            self._note_rank(W)
             WS = W @ S.matrices
             V = -(S.matrices.mH @ WS)
             V.diagonal(dim1=-2, dim2=-1).add_(1)
             V = V / mu
         else:
             V = hermitian_inverse(_shift(squared, mu).contiguous())
+            self._note_rank(V)
             WS = S.matrices @ V
             W = -(WS @ S.matrices.mH)
             W.diagonal(dim1=-2, dim2=-1).add_(1)
@@ -136,6 +145,27 @@ class NormalInverse:
         saddle[..., rows:, rows:] = root * V
         self.inverse = self.system = FrequencyMatrices(S.grid, saddle)
         self.border = Border(self.embedding.grid, out_border + in_border, self.convolution.device)
+
+    def nullity(self) -> str:
+        """Why, without damping, A or its adjoint has a null space that grows from the structure; empty if it has none."""
+        embedding = self.embedding
+        excess = self._rows - self._columns
+        axes = sum(axis.grid > 1 and (bool(axis.border_out()) or bool(axis.border_in(0))) for axis in embedding.axes)
+        m, n = math.prod(embedding.out_shape), math.prod(embedding.in_shape)
+        # a generic (c + e) x c matrix polynomial in d variables loses rank somewhere when e < d
+        if self.form == "valid" and excess > 0 and (excess < axes or m <= n):
+            return f"A has {self._rows} rows and {self._columns} columns per frequency and therefore a null space"
+        if self.form == "full" and excess < 0 and (-excess < axes or n <= m):
+            return f"A has {self._rows} rows and {self._columns} columns per frequency and its adjoint therefore a null space"
+        if self._rank_deficient:
+            return "the symbol of A is rank-deficient at most frequencies"
+        return ""
+
+    def _note_rank(self, inverse: Tensor) -> None:
+        """Whether the smaller Gram matrix is singular at most frequencies, up to mu."""
+        mu = self.mu.to(inverse.real.dtype).reshape(-1, *(1 for _ in range(inverse.ndim - 3)))
+        share = (mu * torch.linalg.matrix_norm(inverse)).flatten(1).median(-1).values
+        self._rank_deficient = bool(((share > 0.1) & (self.mu > self._wanted)).any())
 
     # ------------------------------------------------------------------ use
 
@@ -151,7 +181,7 @@ class NormalInverse:
         else:
             z, iterations = self._definite_solve(t, tolerance, max_iter)
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
-        return z, iterations.reshape(*batch, embedding.groups).amax(-1)
+        return z, embedding.per_item(iterations, batch).amax(-1)
 
     def _definite_solve(self, f: Tensor, tolerance: Tensor | float, max_iter: int) -> tuple[Tensor, Tensor]:
         grid = self.inverse.grid

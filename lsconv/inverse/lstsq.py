@@ -3,19 +3,23 @@ r"""lstsq and pinv: the (regularised) least-squares solution, and the pseudo-inv
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceError, ConvergenceWarning, MethodError
+from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError
 from lsconv.inverse.route import KrylovPlan, Plan, route
-from lsconv.krylov.problem import as_operator, prepare
+from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["PseudoInverse", "lstsq", "pinv"]
+
+_COMMON = {"rtol", "atol", "max_iter"}
+_KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim"}
 
 
 def lstsq(
@@ -72,7 +76,7 @@ def lstsq(
         (True, True)
     """
     A = as_operator(A, y)
-    problem = prepare(A, y, damp=damp, check_finite=check_finite)
+    problem = prepare(A, y, damp=damp, check_finite=check_finite, name="y")
     plan = route(A, damp, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
     return solve(
         plan,
@@ -88,12 +92,18 @@ def lstsq(
 
 def solve(plan: Plan, y: Tensor, broken: Tensor | None, *, raise_on_failure: bool = False, **options: Any) -> Solution:
     """Solve with a plan, mark the items whose data are not finite, and report those that did not converge."""
+    max_iter = options.get("max_iter")
+    if max_iter is not None and (isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 0):
+        raise ArgumentError(f"max_iter: expected an integer >= 0 or None, got {max_iter!r}")
+    unknown = sorted(set(options) - _COMMON - _KRYLOV_ONLY)
+    if unknown:
+        raise ArgumentTypeError(f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | _KRYLOV_ONLY))}")
     if isinstance(plan, KrylovPlan):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             solution = plan.solve(y, **options)
     else:
-        extra = sorted(set(options) - {"rtol", "atol", "max_iter"})
+        extra = sorted(set(options) & _KRYLOV_ONLY)
         if extra:
             raise MethodError(
                 f"{', '.join(extra)}: {plan!r} takes no such option; ask for method='lsmr' or another Krylov method"
@@ -108,6 +118,18 @@ def solve(plan: Plan, y: Tensor, broken: Tensor | None, *, raise_on_failure: boo
             raise ConvergenceError(text)
         warnings.warn(text, ConvergenceWarning, stacklevel=3)
     return solution
+
+
+def _nan_items(
+    function: Callable[[Tensor], Tensor], given: Tensor, item: tuple[int, ...], result: tuple[int, ...]
+) -> Tensor:
+    """``function(given)``, where items that hold NaN or infinity give NaN and do not disturb the others."""
+    finite = torch.isfinite(given)
+    if bool(finite.all()):
+        return function(given)
+    good = finite.flatten(given.ndim - len(item)).all(-1)
+    answer = function(torch.where(good.reshape(*good.shape, *(1 for _ in item)), given, 0))
+    return torch.where(good.reshape(*good.shape, *(1 for _ in result)), answer, torch.nan)
 
 
 def _without(solution: Solution, broken: Tensor) -> Solution:
@@ -162,6 +184,7 @@ def pinv(
         True
     """
     A = as_operator(A)
+    check_damp(damp, A)
     return PseudoInverse(
         A, damp, route(A, damp, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
     )
@@ -188,16 +211,16 @@ class PseudoInverse(LinearOperator):
         self.plan = plan
 
     def apply(self, x: Tensor) -> Tensor:
-        return self.plan.apply(x)
+        return _nan_items(self.plan.apply, x.detach(), self.in_shape, self.out_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self.plan.adjoint(y)
+        return _nan_items(self.plan.adjoint, y.detach(), self.out_shape, self.in_shape)
 
     def solve(
         self, y: Tensor, *, check_finite: bool = True, raise_on_failure: bool = False, **options: Any
     ) -> Solution:
         """The solution for ``y`` with its certificate; ``options`` are rtol, atol and max_iter, as in :func:`lstsq`."""
-        problem = prepare(self.operator, y, damp=self.damp, check_finite=check_finite)
+        problem = prepare(self.operator, y, damp=self.damp, check_finite=check_finite, name="y")
         return solve(self.plan, problem.y, problem.broken, raise_on_failure=raise_on_failure, **options)
 
     def _map(self, *args: Any, **kwargs: Any) -> PseudoInverse:

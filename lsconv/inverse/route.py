@@ -65,7 +65,8 @@ def route(
     operator                                                    method
     ==========================================================  ==================================================
     circular convolution that nothing crops                     "fourier"
-    convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit
+    convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit, or where
+                                                                damp = 0 and the shapes imply a null space
     any other operator                                          "lsmr", preconditioned where that is safe
     ==========================================================  ==================================================
 
@@ -89,6 +90,8 @@ def route(
     if method == "auto" and structured:
         try:
             return BorderPlan(A, damp, memory_limit=memory_limit)
+        except MethodError:
+            pass  # a null space at damp = 0, which LSMR handles
         except PlanMemoryError as error:
             warnings.warn(f"falling back to LSMR. {error}", ConvergenceWarning, stacklevel=4)
     name = "lsmr" if method == "auto" else method

@@ -98,6 +98,7 @@ def prepare(
     x0: Tensor | None = None,
     check_finite: bool = True,
     square: bool = False,
+    name: str = "b",
 ) -> Problem:
     """Check the arguments of a solver and broadcast them to one batch.
 
@@ -113,21 +114,21 @@ def prepare(
         raise ShapeError(f"A: this method needs a square operator, got {A.in_shape} -> {A.out_shape}; use lsconv.lsmr")
     if A.dtype in (torch.float16, torch.bfloat16):
         raise DtypeError(f"A: {A.dtype} is too coarse to iterate in; convert with A.to(dtype=torch.float32)")
-    shapes = [A.check_output(b, "b", finite=check_finite), A.batch_shape]
+    shapes = [A.check_output(b, name, finite=check_finite), A.batch_shape]
     if x0 is not None:
         shapes.append(A.check_input(x0, "x0", finite=check_finite))
     for name, P, shape in (("M", M, A.out_shape), ("N", N, A.in_shape)):
         if P is not None:
             _check_preconditioner(name, P, shape, A)
             shapes.append(P.batch_shape)
-    damping = _damping(damp, A)
+    damping = check_damp(damp, A)
     try:
         batch = torch.broadcast_shapes(*shapes, damping.shape)
     except RuntimeError:
-        raise ShapeError(f"b: the batch dimensions of b, x0, damp, M, N and the operator do not broadcast: "
+        raise ShapeError(f"{name}: the batch dimensions of {name}, x0, damp, M, N and the operator do not broadcast: "
                          f"{[tuple(shape) for shape in shapes]} and damp {tuple(damping.shape)}") from None  # fmt: skip
     if 0 in batch:
-        raise ShapeError(f"b: the batch {tuple(batch)} is empty")
+        raise ShapeError(f"{name}: the batch {tuple(batch)} is empty")
     y = b.detach().expand(*batch, *A.out_shape)
     codomain, domain = (ItemSpace(shape, A.dtype, A.device) for shape in (A.out_shape, A.in_shape))
     broken = torch.zeros(batch, dtype=torch.bool, device=A.device)
@@ -155,7 +156,12 @@ def _check_preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOp
         raise DeviceError(f"{name}: device {P.device} differs from the operator's {A.device}")
 
 
-def _damping(damp: Any, A: LinearOperator) -> Tensor:
+def check_damp(damp: Any, A: LinearOperator) -> Tensor:
+    """``damp`` as a tensor on A's device.
+
+    Raises:
+        ArgumentTypeError, DtypeError, ArgumentError: damp is no real number, or negative or not finite.
+    """
     if not isinstance(damp, (numbers.Real, Tensor)):
         raise ArgumentTypeError(f"damp: expected a number or a tensor with one value per batch item, got {damp!r}")
     if isinstance(damp, Tensor) and (damp.is_complex() or damp.dtype == torch.bool):

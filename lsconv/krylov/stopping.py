@@ -116,7 +116,7 @@ def certify(
             do to the vectors met here.
         square: for a square system that has a solution, only the residual decides.
         rounding: relative rounding error that x carries whatever the method (the epsilon of the dtype it is stored in):
-            a gradient below ``2 rounding ||A||^2 ||x||`` is that of the nearest representable x.
+            a gradient below ``8 rounding ||A|| (||A|| ||x|| + ||y||)`` is rounding.
 
     Returns:
         A :class:`Certificate`. Non-finite x converges nowhere.
@@ -147,7 +147,7 @@ def certify(
     )
     total = torch.hypot(r_norm, damp * x_norm)
     r_bound, g_bound = tolerances.residual_bound(y_norm), tolerances.gradient_bound(norm_a, total)
-    g_bound = torch.maximum(g_bound, 2 * rounding * norm_a**2 * x_norm)
+    g_bound = torch.maximum(g_bound, 8 * rounding * norm_a * (norm_a * x_norm + y_norm))
     finite = torch.isfinite(x_norm)
     residual_ok = (total <= r_bound) & finite
     gradient_ok = (g_norm <= g_bound) & finite & (not square)
