@@ -11,6 +11,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+import lsconv
+from lsconv.errors import MethodError
 from lsconv.krylov.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -197,3 +199,17 @@ def assert_certified() -> Any:
         assert (by_residual | by_gradient)[solution.converged].all()
 
     return check
+
+
+@pytest.fixture(scope="session")
+def by_border() -> Any:
+    """``by_border(A, y, damp)``: lstsq by the border method, or by "auto" where the border method refuses A."""
+
+    def solve(A: LinearOperator, y: Tensor, damp: float | Tensor = 0.0, **options: Any) -> Solution:
+        try:
+            return lsconv.lstsq(A, y, damp=damp, method="border", **options)
+        except MethodError as refusal:
+            assert "null space" in str(refusal) or "rank-deficient" in str(refusal)
+            return lsconv.lstsq(A, y, damp=damp, **options)
+
+    return solve

@@ -26,7 +26,7 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 
 @pytest.fixture
-def A() -> lsconv.Convolution:
+def A() -> lsconv.Convolution:  # noqa: N802 - the field's name
     return lsconv.Conv2d(torch.randn(2, 3, 3, 3, dtype=torch.float64), (8, 7))
 
 
@@ -56,7 +56,7 @@ def test_wrong_dtype_names_both_dtypes(A: Any, y: torch.Tensor, method: str, dty
 
 @every_method
 def test_wrong_device_names_both_devices(A: Any, y: torch.Tensor, method: str) -> None:
-    with pytest.raises(DeviceError, match="meta.*cpu"):
+    with pytest.raises(DeviceError, match=r"meta.*cpu"):
         lsconv.lstsq(A, y.to("meta"), method=method)
 
 
@@ -136,7 +136,7 @@ def test_an_option_nobody_knows_is_named(A: Any, y: torch.Tensor, method: str) -
 
 
 def test_krylov_options_are_refused_by_the_border(A: Any, y: torch.Tensor) -> None:
-    with pytest.raises(LsconvError, match="x0.*lsmr"):
+    with pytest.raises(LsconvError, match=r"x0.*lsmr"):
         lsconv.lstsq(A, y, x0=torch.zeros(4, *A.in_shape, dtype=A.dtype))
 
 

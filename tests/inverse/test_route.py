@@ -71,7 +71,7 @@ def test_fourier_refuses_zero_padding_and_names_the_border() -> None:
 
 
 def test_unknown_method_is_refused_and_the_known_ones_are_named() -> None:
-    with pytest.raises(ArgumentError, match="border.*lsmr.*'newton'"):
+    with pytest.raises(ArgumentError, match=r"border.*lsmr.*'newton'"):
         route(conv(), method="newton")
 
 

@@ -1,0 +1,107 @@
+"""The border method: iteration counts that hardly grow with the image, and certificates that hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lsconv
+from lsconv.fourier import patches
+from lsconv.fourier.border import BorderPlan
+from lsconv.fourier.normal import NormalInverse
+
+ALLOWED = 1.2  # times the counts of the design's table
+
+
+def _gauss(size: int, sigma: float) -> torch.Tensor:
+    t = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    line = torch.exp(-(t**2) / (2 * sigma**2))
+    kernel = line[:, None] * line
+    return (kernel / kernel.sum())[None, None]
+
+
+def _iterations(weight: torch.Tensor, n: int, padding: int, damp: float, rtol: float) -> int:
+    A = lsconv.Conv2d(weight, (n, n), padding=padding)
+    y = A(torch.randn(A.in_shape, dtype=A.dtype))
+    solution = BorderPlan(A, damp).solve(y, rtol=rtol)
+    assert solution.converged
+    return int(solution.iterations)
+
+
+# name: weight, image size, padding, damp relative to the largest singular value, rtol, iterations of the table
+TABLE = {
+    "valid 8->8 3x3": (lambda: torch.randn(8, 8, 3, 3, dtype=torch.float64), 128, 0, 0.0, 1e-6, 70),
+    "valid 4->4 3x3": (lambda: torch.randn(4, 4, 3, 3, dtype=torch.float64), 64, 0, 0.0, 1e-6, 45),
+    "valid 1->1 9x9": (lambda: torch.randn(1, 1, 9, 9, dtype=torch.float64), 128, 0, 0.0, 1e-6, 37),
+    "valid gauss 15x15": (lambda: _gauss(15, 2.0), 256, 0, 1e-3, 1e-8, 19),
+    "valid box 9x9": (lambda: torch.ones(1, 1, 9, 9, dtype=torch.float64) / 81, 256, 0, 1e-3, 1e-8, 28),
+    "same 4->8 3x3": (lambda: torch.randn(8, 4, 3, 3, dtype=torch.float64), 64, 1, 1e-3, 1e-8, 35),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLE)
+def test_iterations_stay_within_the_table(name: str) -> None:
+    make, n, padding, relative, rtol, expected = TABLE[name]
+    weight = make()
+    norm = float(lsconv.norm(lsconv.Conv2d(weight, (n, n), padding="same", padding_mode="circular")))
+    damp = relative * norm
+    if not damp:
+        iterations = _iterations(weight, n, padding, damp, rtol)
+    else:  # the factors are exact: the table counts one solve of the border system
+        A = lsconv.Conv2d(weight, (n, n), padding=padding)
+        inverse = NormalInverse(A, damp, floor=1e-10)
+        y = A(torch.randn(A.in_shape, dtype=A.dtype))
+        iterations = int(inverse(y if inverse.side == "residual" else A.H(y), rtol)[1])
+    assert 0 < iterations <= ALLOWED * expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(64, 128, 256), (64, 512)])
+def test_iterations_hardly_grow_with_the_image(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
+    monkeypatch.setattr(patches, "_DENSE_UNKNOWNS", 0)
+    weight = torch.randn(8, 8, 3, 3, dtype=torch.float64)
+    counts = [_iterations(weight, n, 0, 0.0, 1e-6) for n in sizes]
+    assert max(counts) < 1.5 * min(counts)
+
+
+def test_iterations_hardly_grow_with_a_small_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patches, "_DENSE_UNKNOWNS", 0)
+    weight = torch.randn(3, 3, 3, 3, dtype=torch.float64)
+    counts = [_iterations(weight, n, 0, 0.0, 1e-6) for n in (32, 64, 128)]
+    assert max(counts) < 1.5 * min(counts)
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_single_precision_reaches_its_tolerance(padding: int) -> None:
+    A = lsconv.Conv2d(torch.randn(8, 8, 3, 3), (48, 48), padding=padding)
+    y = torch.randn(2, *A.out_shape)
+    solution = BorderPlan(A).solve(y)
+    assert solution.converged.all()
+    double = A.to(dtype=torch.float64)
+    residual = y.double() - double(solution.x.double())
+    torch.testing.assert_close(solution.residual_norm, residual.flatten(1).norm(dim=1), rtol=1e-10, atol=0)
+    if padding == 0:
+        assert (residual.flatten(1).norm(dim=1) <= 1e-6 * y.double().flatten(1).norm(dim=1)).all()
+
+
+def test_original_question_in_small_is_the_minimum_norm_solution() -> None:
+    A = lsconv.Conv2d(torch.randn(8, 8, 3, 3), (32, 32))
+    x_true = torch.randn(A.in_shape)
+    x = BorderPlan(A).solve(A(x_true)).x
+    double = A.to(dtype=torch.float64)
+    exact = BorderPlan(double).solve(double(x_true.double())).x
+    assert (x.double() - exact).norm() <= 1e-4 * exact.norm()
+    assert x.norm() < x_true.norm()
+
+
+@pytest.mark.parametrize("damp", [0.0, 1e-3])
+def test_an_answer_out_of_reach_is_called_that(damp: float) -> None:
+    A = lsconv.Conv2d(torch.randn(4, 4, 3, 3), (40, 40), padding=1)  # square, nearly singular, single precision
+    y = torch.randn(A.out_shape)
+    solution = BorderPlan(A, damp).solve(y, rtol=1e-15)
+    residual = y.double() - A.to(dtype=torch.float64)(solution.x.double())
+    torch.testing.assert_close(solution.residual_norm, residual.norm(), rtol=1e-9, atol=0)
+    if solution.converged:
+        gradient = A.to(dtype=torch.float64).H(residual) - damp**2 * solution.x.double()
+        assert gradient.norm() <= 1e-5 * y.double().norm() * lsconv.norm(A)
