@@ -1,4 +1,4 @@
-"""lsconv inverts convolutions: least-squares, minimum-norm and regularised solutions of ``y = conv(x, K)`` in PyTorch."""
+"""lsconv inverts convolutions: least-squares, minimum-norm and regularised solutions of ``y = conv(x, K)``."""
 
 # ruff: noqa: I001 - grouped as in the README
 
@@ -19,6 +19,8 @@ from lsconv.krylov.cgls import cgls
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.craig import craig
+from lsconv.krylov.hybrid import HybridSelection, hybrid
+from lsconv.krylov.refinement import refine
 from lsconv.krylov.solution import History, Solution, Status
 
 # the structure of convolution
@@ -47,6 +49,7 @@ __all__ = [
     "FromFunctions",
     "Gradient",
     "History",
+    "HybridSelection",
     "Identity",
     "Laplacian",
     "LinearOperator",
@@ -63,12 +66,14 @@ __all__ = [
     "from_scipy",
     "gmres",
     "hstack",
+    "hybrid",
     "lsmr",
     "lsqr",
     "lstsq",
     "minres",
     "norm",
     "pinv",
+    "refine",
     "singular_values",
     "vstack",
 ]

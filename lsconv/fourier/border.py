@@ -5,7 +5,8 @@ r"""The exact solve of a truncated convolution through its border: a plan, made 
 :class:`~lsconv.fourier.normal.NormalInverse` inverts :math:`AA^H + \mu'` or :math:`A^HA + \mu'` to the accuracy of its
 factors, with :math:`\mu' > \mu` where the symbol is nearly singular for the precision of the factors. An outer flexible
 conjugate gradient iteration, whose residuals A itself computes in float64, makes the answer that of the wanted
-:math:`\mu`: the regularisation of the factors changes the number of outer steps and nothing else. On the residual side the
+:math:`\mu`: the regularisation of the factors changes the number of outer steps and nothing else.
+On the residual side the
 iteration runs in the data space, ``x = A^H z``, so that x is orthogonal to the null space of A by construction.
 
 Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000), for the outer iteration.
@@ -25,6 +26,7 @@ from lsconv.fourier.normal import NormalInverse
 from lsconv.krylov.batch import ItemSpace, binary_unit, divide
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certified
+from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["BorderPlan"]
@@ -32,10 +34,12 @@ __all__ = ["BorderPlan"]
 _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 # The least mu of the factors, relative to the largest singular value squared, and the relative residual to which the
 # border system is solved in every outer step. Smaller floors lose digits in the factors, larger ones and looser borders
-# cost outer steps (32 channels, 3x3, 128², float32 to 1e-6: floor 1e-6, 1e-5, 1e-4 took 210, 199, 379 border iterations).
+# cost outer steps (32 channels, 3x3, 128², float32 to 1e-6: floors 1e-6 and 1e-5 took 161 and over 300 iterations).
 _FLOOR = {torch.float32: 1e-6, torch.float64: 1e-10}
+# With a damp the factors need no margin for an unknown smallest singular value.
+_DAMPED_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-13}
 _BORDER_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-# The part of a random x that the inverse may lose before A counts as rank-deficient: above the border tolerance's effect.
+# The part of a random x that the inverse may lose before A counts as rank-deficient: above what its tolerance does.
 _LOST_PART = {torch.float32: 5e-2, torch.float64: 3e-4}
 _OUTER_LIMIT = 40
 _PATIENCE = 5
@@ -65,7 +69,7 @@ class BorderPlan:
         True
     """
 
-    def __init__(self, A: Convolution, damp: Tensor | float = 0.0, *, memory_limit: int | None = None) -> None:
+    def __init__(self, A: LinearOperator, damp: Tensor | float = 0.0, *, memory_limit: int | None = None) -> None:
         if not (isinstance(A, Convolution) and Embedding.exists(A)):
             raise MethodError(
                 f'method="border" needs a convolution with zero padding (or circular padding whose stride divides the '
@@ -81,9 +85,12 @@ class BorderPlan:
             weight = A.weight.detach()
             # everything is computed for A / unit, so that no Gram matrix overflows in float32
             self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
-            scaled = A.with_parameters([weight / self.unit.to(weight.real.dtype).reshape(*self.unit.shape, *(1,) * (A.ndim + 2))])
+            scaled = A.with_parameters(
+                [weight / self.unit.to(weight.real.dtype).reshape(*self.unit.shape, *(1,) * (A.ndim + 2))]
+            )
             self.scaled_damp = self.damp / self.unit
-            self.inverse = NormalInverse(scaled, self.scaled_damp, floor=_FLOOR[dtype])
+            floor = (_DAMPED_FLOOR if bool((self.damp > 0).all()) else _FLOOR)[dtype]
+            self.inverse = NormalInverse(scaled, self.scaled_damp, floor=floor)
             double = _DOUBLE.get(A.dtype, A.dtype)
             self.scaled = scaled.to(dtype=double)
             self.precise = A.with_parameters([weight]).to(dtype=double)
@@ -130,8 +137,10 @@ class BorderPlan:
             operator_norm=outer.norm_a * self.unit,
             iterations=outer.iterations,
             rounding=torch.finfo(self.A.dtype).eps,
+            norm_bound=self.inverse.norm_bound * self.unit,
         )
-        return replace(solution, x=x, codes=self._with_rank(solution))
+        codes = self._with_rank(solution)
+        return replace(solution, x=x, codes=codes, converged=solution.converged & (codes != Status.RANK_DEFICIENT.code))
 
     def _with_rank(self, solution: Solution) -> Tensor:
         """The status codes, with :attr:`Status.RANK_DEFICIENT` where x is not certified to be of minimum norm."""
@@ -143,7 +152,7 @@ class BorderPlan:
         return torch.where(met & self._undetermined & (solution.damp == 0), Status.RANK_DEFICIENT.code, solution.codes)
 
     def _sees_null_space(self) -> Tensor:
-        """Whether ``(A^H A + mu')^-1 A^H A`` loses a part of a random x: A is rank-deficient to the factors' precision."""
+        """Whether ``(A^H A + mu')^-1 A^H A`` loses a part of a random x, so that A is rank-deficient."""
         A, batch = self.scaled, self.inverse.embedding.batch_shape
         generator = torch.Generator(device=A.device).manual_seed(0)
         x = torch.randn(*batch, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
@@ -189,9 +198,9 @@ class BorderPlan:
 
     def __repr__(self) -> str:
         inverse = self.inverse
-        unknowns = 0 if inverse.border is None else inverse.border.size
+        unknowns = 0 if inverse.form == "circulant" else inverse.border.size
         return (
-            f"BorderPlan({tuple(self.A.in_shape)} -> {tuple(self.A.out_shape)}, form={inverse.form!r}, side={inverse.side!r}, "
+            f"BorderPlan({self.A.in_shape} -> {self.A.out_shape}, form={inverse.form!r}, side={inverse.side!r}, "
             f"grid={inverse.embedding.grid}, border={unknowns} unknowns x {inverse.embedding.blocks} block(s), "
             f"factors={self.A.dtype} {self.nbytes / 2**20:.1f} MiB on {self.A.device})"
         )
@@ -221,6 +230,7 @@ class _Outer:
         inputs, outputs = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
         self.space, self.image_space = (outputs, inputs) if self.residual_side else (inputs, outputs)
         given, shape = (y, A.out_shape) if y is not None else (v, A.in_shape)
+        assert given is not None
         own = plan.inverse.embedding.batch_shape
         self.batch = torch.broadcast_shapes(given.shape[: given.ndim - len(shape)], own)
         given = given.expand(*self.batch, *shape)
@@ -244,7 +254,9 @@ class _Outer:
         self.u = torch.zeros_like(self.f)
         self.image = self._image(self.u)
         g = self.f.clone()
-        p = g_old = rho = None
+        p: Tensor | None = None
+        g_old: Tensor | None = None
+        rho: Tensor | None = None
         u, image = self.u, self.image
         best = torch.full_like(self.given_norm, torch.inf)
         waited = torch.zeros_like(self.iterations)
@@ -262,7 +274,7 @@ class _Outer:
             d = d.to(self.A.dtype)
             self.iterations += count * active
             new_rho = space.inner(d, g)
-            if p is None:
+            if p is None or rho is None or g_old is None:
                 p = d
             else:
                 p = d + space.spread(divide(new_rho - space.inner(d, g_old), rho)) * p
@@ -279,7 +291,7 @@ class _Outer:
         return self.A.adjoint(u) if self.residual_side else self.A.apply(u)
 
     def _remainder(self, image: Tensor) -> Tensor:
-        """``f - A A^H u`` or ``f - A^H A u``; for data y as ``A^H (y - A u)``, which loses no digits to cancellation."""
+        """``f - A A^H u`` or ``f - A^H A u``; for data y as ``A^H (y - A u)``, which cancels nothing."""
         if self.residual_side:
             return self.f - self.A.apply(image)
         if self.y is not None:
@@ -301,13 +313,14 @@ class _Outer:
         total = torch.hypot(misfit, self.damp * x_norm)
         bound = torch.maximum(rtol * self.given_norm, self.tolerances.atol / self.unit)
         by_residual = total / bound.clamp_min(unit)
-        rounding = 4 * torch.finfo(self.plan.A.dtype).eps * (self.norm_a * x_norm + self.given_norm)
-        target = torch.maximum(rtol * total, rounding)
-        if not self.residual_side:
-            target = target * self.norm_a
-        else:
-            # the certificate judges A^H g, and norm_a is a lower bound of the norm that relates the two
-            target = torch.where(self.mu == 0, bound, target * self.norm_a / self.plan.inverse.norm_bound)
+        norm = self.plan.inverse.norm_bound
+        # in float64 what rounding leaves; for float32 data, iterated in float64, well below the rounding of storing x
+        eps = torch.finfo(self.plan.A.dtype).eps * (4 if self.A.dtype == self.plan.A.dtype else 0.05)
+        rounding = eps * (norm * x_norm + self.given_norm)
+        # the certificate judges the gradient: g, or A^H g on the residual side, where norm bounds what A^H does to it
+        target = torch.maximum(rtol * total * self.norm_a, rounding * norm)
+        if self.residual_side:
+            target = torch.where(self.mu == 0, bound, target / norm)
         merit = torch.minimum(by_residual, g_norm / target.clamp_min(unit))
         return torch.where(g_norm == 0, 0, merit)
 

@@ -1,8 +1,8 @@
 r"""The two iterations on the border: conjugate gradients where its system is definite, GMRES where it is not.
 
 They solve to a loose tolerance inside an outer iteration that computes its own residuals, so they carry no certificate,
-no history and no restarts after an audit (the Krylov floor has these): a border iteration of a small image takes 0.3 ms,
-and this is about what they would cost. Every (rest, block) pair is an independent system with its own step lengths.
+no history and no restarts after an audit (the Krylov floor has these): on a small image these would cost as much as
+the iteration itself. Every (rest, block) pair is an independent system with its own step lengths.
 """
 
 from __future__ import annotations

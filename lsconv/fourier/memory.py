@@ -8,6 +8,7 @@ import os
 import torch
 
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.patches import dense_entries
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["free_bytes", "plan_bytes"]
@@ -41,6 +42,8 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> in
     # symbol, inverse of the smaller normal operator with its work space, border system and the spatial kernel of it
     entries = rows * columns + 2 * min(rows, columns) ** 2 + 3 * size**2
     total = frequencies * entries
+    # a small border, and otherwise the crossings, are dense patches: the inverse and the work space of making it
+    total += 3 * dense_entries(len(embedding.grid)) if has_out or has_in else 0
     positions = (out_border if has_out else []) + (in_border if has_in else [])
     for a, n in enumerate(embedding.grid):
         cells_along = sum(len(axes[a]) for axes in positions)

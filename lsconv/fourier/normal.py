@@ -11,8 +11,9 @@ of A are principal submatrices, or low-rank changes, of block-circulant ones:
     \begin{pmatrix} -\sqrt\mu & A \\ A^H & \sqrt\mu \end{pmatrix}
                 &= \begin{pmatrix} -\sqrt\mu & C \\ C^H & \sqrt\mu \end{pmatrix}_{II} && \text{both ("mixed")}
 
-With P the inverse of the block-circulant operator (one small matrix per frequency), the inverse of a principal submatrix
-is :math:`P_{II} - P_{IB} (P_{BB})^{-1} P_{BI}`, and that of a low-rank change follows from the Woodbury identity with the
+With P the inverse of the block-circulant operator (one small matrix per frequency), the inverse of a principal
+submatrix is :math:`P_{II} - P_{IB} (P_{BB})^{-1} P_{BI}`, and that of a low-rank change follows from the Woodbury
+identity with the
 capacitance matrix :math:`I - C_B P C_B^H`. Either way what remains to be solved is a system on the border, whose size
 does not grow with the area and whose iteration count hardly grows at all.
 """
@@ -33,6 +34,8 @@ from lsconv.operators.convolution import Convolution
 
 __all__ = ["NormalInverse"]
 
+_Positions = list[list[list[int]]]
+
 
 class NormalInverse:
     r"""The inverse of a normal operator of A, regularised by ``mu``, to the accuracy of its border iteration.
@@ -45,7 +48,8 @@ class NormalInverse:
         damp: number, or tensor whose shape is (broadcastable to) a batch shape: one damp per batch item.
         floor: relative to the largest singular value squared, the least mu: below it the factors would be singular.
         side: None chooses by the numbers of rows and columns.
-        crossings: precondition also the crossings of the border's slabs.
+        crossings: precondition also the crossings of the border's slabs; None: where the border system is definite. (On
+            the saddle form of a nearly singular A they were seen to multiply the iterations by five.)
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class NormalInverse:
         *,
         floor: float,
         side: str | None = None,
-        crossings: bool = True,
+        crossings: bool | None = None,
     ) -> None:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
         self.embedding = embedding = Embedding(convolution, batch_shape=tuple(damp.shape), only_read=True)
@@ -81,14 +85,16 @@ class NormalInverse:
         # shaped to divide (rest, blocks, channels, *grid)
         self.root = self.mu.sqrt().to(squared.real.dtype).reshape(1, -1, *(1 for _ in range(len(embedding.grid) + 1)))
         self.outer: FrequencyMatrices | None = None
-        self.border: Border | None = None
-        self.schwarz: Schwarz | None = None
+        self.border: Border  # and schwarz and system: absent on a circulant, which has no border
+        self.schwarz: Schwarz
         if self.form == "mixed":
             self._mixed(S, squared, mu, in_border, out_border)
         else:
             self._definite(S, squared, mu, in_border, out_border)
-        if self.border is not None:
-            self.schwarz = Schwarz(self.system, self.border, definite=self.form != "mixed", crossings=crossings)
+        if self.form != "circulant":
+            definite = self.form != "mixed"
+            crossings = definite if crossings is None else crossings
+            self.schwarz = Schwarz(self.system, self.border, definite=definite, crossings=crossings)
 
     def _choose_side(self, rows: int, columns: int) -> str:
         embedding = self.embedding
@@ -99,7 +105,9 @@ class NormalInverse:
             return "solution"
         return "residual" if wide else "solution"
 
-    def _definite(self, S: FrequencyMatrices, squared: Tensor, mu: Tensor, in_border: list, out_border: list) -> None:
+    def _definite(
+        self, S: FrequencyMatrices, squared: Tensor, mu: Tensor, in_border: _Positions, out_border: _Positions
+    ) -> None:
         factor = S if self.side == "residual" else S.H  # the normal operator is factor factor^H + mu
         if self.side != self._smaller:
             squared = gram(S.matrices, self.side)
@@ -121,7 +129,9 @@ class NormalInverse:
         capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
         self.system = FrequencyMatrices(S.grid, capacitance)
 
-    def _mixed(self, S: FrequencyMatrices, squared: Tensor, mu: Tensor, in_border: list, out_border: list) -> None:
+    def _mixed(
+        self, S: FrequencyMatrices, squared: Tensor, mu: Tensor, in_border: _Positions, out_border: _Positions
+    ) -> None:
         root = mu.sqrt()
         rows, columns = S.rows, S.columns
         if rows <= columns:
@@ -147,7 +157,7 @@ class NormalInverse:
         self.border = Border(self.embedding.grid, out_border + in_border, self.convolution.device)
 
     def nullity(self) -> str:
-        """Why, without damping, A or its adjoint has a null space that grows from the structure; empty if it has none."""
+        """Why, without damping, A or its adjoint has a null space by its structure; empty if it has none."""
         embedding = self.embedding
         excess = self._rows - self._columns
         axes = sum(axis.grid > 1 and (bool(axis.border_out()) or bool(axis.border_in(0))) for axis in embedding.axes)
@@ -156,7 +166,13 @@ class NormalInverse:
         if self.form == "valid" and excess > 0 and (excess < axes or m <= n):
             return f"A has {self._rows} rows and {self._columns} columns per frequency and therefore a null space"
         if self.form == "full" and excess < 0 and (-excess < axes or n <= m):
-            return f"A has {self._rows} rows and {self._columns} columns per frequency and its adjoint therefore a null space"
+            return (
+                f"A has {self._rows} rows and {self._columns} columns per frequency, its adjoint therefore a null space"
+            )
+        if self.side == "solution" and m < n:
+            return (
+                "A has fewer outputs than inputs, but more rows than columns per frequency, and therefore a null space"
+            )
         if self._rank_deficient:
             return "the symbol of A is rank-deficient at most frequencies"
         return ""
@@ -226,7 +242,7 @@ class NormalInverse:
     def nbytes(self) -> int:
         """Bytes of the factors kept."""
         kept = {id(m): m.nbytes for m in (self.inverse, self.outer, getattr(self, "system", None)) if m is not None}
-        return sum(kept.values()) + (0 if self.schwarz is None else self.schwarz.nbytes)
+        return sum(kept.values()) + (0 if self.form == "circulant" else self.schwarz.nbytes)
 
 
 def _per_block(S: FrequencyMatrices, embedding: Embedding) -> FrequencyMatrices:
@@ -249,7 +265,7 @@ def _shift(matrices: Tensor, mu: Tensor) -> Tensor:
 
 
 def _largest_eigenvalue(squared: Tensor, ndim: int) -> Tensor:
-    """An upper estimate of the largest eigenvalue over the frequencies, per block, within the fourth root of the size."""
+    """The largest eigenvalue over the frequencies, per block, from above within the fourth root of the size."""
     square = squared @ squared if squared.shape[-1] > 1 else squared.abs() ** 2
     return torch.linalg.matrix_norm(square).flatten(1).amax(-1).sqrt()
 

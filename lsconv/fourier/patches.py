@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse
 
-__all__ = ["Border", "Schwarz"]
+__all__ = ["Border", "Schwarz", "dense_entries"]
 
 # A crossing is widened, up to the reach below, while its dense matrices stay under this many unknowns.
 _CROSSING_UNKNOWNS = 1024
@@ -33,6 +33,11 @@ _CROSSING_REACH = 16
 # A border this small is one dense patch, whose inverse is exact; the second limit is on the entries of all blocks.
 _DENSE_UNKNOWNS = 1024
 _DENSE_ENTRIES = 2**22
+
+
+def dense_entries(ndim: int) -> int:
+    """An upper bound of the entries of the dense patches of one block on a grid of ``ndim`` dimensions."""
+    return max(_DENSE_UNKNOWNS, _CROSSING_UNKNOWNS * ndim) ** 2
 
 
 class Border:
@@ -113,12 +118,14 @@ class _Patch:
     ) -> None:
         table = torch.tensor(cells)
         channel, places = table[:, 0], table[:, 1:]
-        index = numbering.movedim([1 + a for a in axes], list(range(1, 1 + len(axes))))[(channel, *places.T)]
+        where = (channel, *places.T)
+        index = numbering.movedim([1 + a for a in axes], list(range(1, 1 + len(axes))))[where]
         self.shape = tuple(index.shape)  # cells, *other axes
         self.index = index.flatten().to(kernel.device)
         lags = [(p[:, None] - p[None, :]) % border.grid[a] for p, a in zip(places.T, axes, strict=True)]
         lead = kernel.movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
-        block = lead[(slice(None), channel[:, None], channel[None, :], *lags)]  # blocks, cells, cells, *other axes
+        pairs = (slice(None), channel[:, None], channel[None, :], *lags)
+        block = lead[pairs]  # blocks, cells, cells, *other axes
         others = Grid(tuple(n for a, n in enumerate(border.grid) if a not in axes), real=real)
         matrices = others.transform(block).movedim((1, 2), (-2, -1)).contiguous()
         inverses = hermitian_inverse(matrices) if definite else torch.linalg.inv(matrices)

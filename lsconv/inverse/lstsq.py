@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError
+from lsconv.fourier.border import BorderPlan
 from lsconv.inverse.route import KrylovPlan, Plan, route
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
@@ -18,6 +19,7 @@ from lsconv.operators.base import LinearOperator
 
 __all__ = ["PseudoInverse", "lstsq", "pinv"]
 
+_SECOND_OPINION_ITERATIONS = 500
 _COMMON = {"rtol", "atol", "max_iter"}
 _KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim"}
 
@@ -43,7 +45,8 @@ def lstsq(
 
     With ``damp=0`` and several minimisers, x is the one of least norm, :math:`A^+ y`. Where floating point cannot tell
     (a square convolution whose smallest singular values are below rounding) the status says so; it never regularises
-    silently.
+    silently. With ``method="auto"`` the items that the border method leaves in doubt get LSMR's answer where LSMR
+    converges within 500 iterations.
 
     Args:
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
@@ -78,26 +81,37 @@ def lstsq(
     A = as_operator(A, y)
     problem = prepare(A, y, damp=damp, check_finite=check_finite, name="y")
     plan = route(A, damp, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
-    return solve(
+    return _solve(
         plan,
         problem.y,
         problem.broken,
         rtol=rtol,
         atol=atol,
         max_iter=max_iter,
+        second=KrylovPlan(A, damp, "lsmr") if method == "auto" and isinstance(plan, BorderPlan) else None,
         raise_on_failure=raise_on_failure,
         **options,
     )
 
 
-def solve(plan: Plan, y: Tensor, broken: Tensor | None, *, raise_on_failure: bool = False, **options: Any) -> Solution:
+def _solve(
+    plan: Plan,
+    y: Tensor,
+    broken: Tensor,
+    *,
+    second: KrylovPlan | None = None,
+    raise_on_failure: bool = False,
+    **options: Any,
+) -> Solution:
     """Solve with a plan, mark the items whose data are not finite, and report those that did not converge."""
     max_iter = options.get("max_iter")
     if max_iter is not None and (isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 0):
         raise ArgumentError(f"max_iter: expected an integer >= 0 or None, got {max_iter!r}")
     unknown = sorted(set(options) - _COMMON - _KRYLOV_ONLY)
     if unknown:
-        raise ArgumentTypeError(f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | _KRYLOV_ONLY))}")
+        raise ArgumentTypeError(
+            f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | _KRYLOV_ONLY))}"
+        )
     if isinstance(plan, KrylovPlan):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -109,7 +123,9 @@ def solve(plan: Plan, y: Tensor, broken: Tensor | None, *, raise_on_failure: boo
                 f"{', '.join(extra)}: {plan!r} takes no such option; ask for method='lsmr' or another Krylov method"
             )
         solution = plan.solve(y, **options)
-    if broken is not None and bool(broken.any()):
+    if second is not None:
+        solution = _second_opinion(solution, second, y, options)
+    if bool(broken.any()):
         solution = _without(solution, broken)
     failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
     if bool(failed.any()):
@@ -118,6 +134,31 @@ def solve(plan: Plan, y: Tensor, broken: Tensor | None, *, raise_on_failure: boo
             raise ConvergenceError(text)
         warnings.warn(text, ConvergenceWarning, stacklevel=3)
     return solution
+
+
+def _second_opinion(solution: Solution, second: KrylovPlan, y: Tensor, options: dict[str, Any]) -> Solution:
+    """LSMR's answer for the items that the border left unconverged, or not certified to be of minimum norm.
+
+    A rank-deficient operator whose other singular values are well separated from zero is no trouble for LSMR; one whose
+    singular values fall to zero gradually is, and then the border's answer stays.
+    """
+    doubtful = ~solution.converged
+    if not bool(doubtful.any()):
+        return solution
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        other = second.solve(y, **{**options, "max_iter": _SECOND_OPINION_ITERATIONS})
+    better = doubtful & other.converged
+    items = better.reshape(*better.shape, *(1 for _ in second.A.in_shape))
+    return replace(
+        solution,
+        x=torch.where(items, other.x, solution.x),
+        codes=torch.where(better, other.codes, solution.codes),
+        converged=solution.converged | better,
+        iterations=torch.where(better, other.iterations, solution.iterations),
+        residual_norm=torch.where(better, other.residual_norm, solution.residual_norm),
+        gradient_norm=torch.where(better, other.gradient_norm, solution.gradient_norm),
+    )
 
 
 def _nan_items(
@@ -211,9 +252,11 @@ class PseudoInverse(LinearOperator):
         self.plan = plan
 
     def apply(self, x: Tensor) -> Tensor:
+        """The solution for ``x``; NaN for the items that are not finite."""
         return _nan_items(self.plan.apply, x.detach(), self.in_shape, self.out_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
+        """The adjoint of :meth:`apply`."""
         return _nan_items(self.plan.adjoint, y.detach(), self.out_shape, self.in_shape)
 
     def solve(
@@ -221,7 +264,7 @@ class PseudoInverse(LinearOperator):
     ) -> Solution:
         """The solution for ``y`` with its certificate; ``options`` are rtol, atol and max_iter, as in :func:`lstsq`."""
         problem = prepare(self.operator, y, damp=self.damp, check_finite=check_finite, name="y")
-        return solve(self.plan, problem.y, problem.broken, raise_on_failure=raise_on_failure, **options)
+        return _solve(self.plan, problem.y, problem.broken, raise_on_failure=raise_on_failure, **options)
 
     def _map(self, *args: Any, **kwargs: Any) -> PseudoInverse:
         raise MethodError("pinv: a plan does not move; make pinv(A.to(...)) instead")

@@ -1,7 +1,7 @@
 """Which method answers which (operator, damping): one table in one function, and the plans it hands out.
 
-A plan is the setup of a method for one operator and damping: ``solve`` gives a certified :class:`Solution`, ``apply`` and
-``adjoint`` the bare linear maps that ``pinv`` wears.
+A plan is the setup of a method for one operator and damping: ``solve`` gives a certified :class:`Solution`,
+``apply`` and ``adjoint`` the bare linear maps that ``pinv`` wears.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from lsconv.fourier.border import BorderPlan, direct_rtol
 from lsconv.fourier.circulant import CirculantPlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.precondition import CirculantPreconditioner
+from lsconv.fourier.spectrum import norm
 from lsconv.krylov.cgls import cgls
 from lsconv.krylov.craig import craig
 from lsconv.krylov.lsmr import lsmr
@@ -70,8 +71,8 @@ def route(
     any other operator                                          "lsmr", preconditioned where that is safe
     ==========================================================  ==================================================
 
-    ``preconditioner="auto"`` gives the Krylov methods a :class:`CirculantPreconditioner` when ``damp > 0`` and A is made
-    of a convolution. Without damping none is used, because on a rank-deficient operator a preconditioner on the
+    ``preconditioner="auto"`` gives the Krylov methods a :class:`CirculantPreconditioner` when ``damp > 0`` and A is
+    made of a convolution. Without damping none is used, because on a rank-deficient operator a preconditioner on the
     solution side selects another solution than the minimum-norm one, and on the residual side weighs inconsistent data.
 
     Raises:
@@ -82,14 +83,14 @@ def route(
         raise ArgumentError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     if A.dtype in (torch.float16, torch.bfloat16):
         raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
-    structured = isinstance(A, Convolution) and Embedding.exists(A)
-    if method == "fourier" or (method == "auto" and structured and Embedding(A).is_circulant):
+    structured = A if isinstance(A, Convolution) and Embedding.exists(A) else None
+    if method == "fourier" or (method == "auto" and structured is not None and Embedding(structured).is_circulant):
         return FourierPlan(A, damp)
     if method == "border":
         return BorderPlan(A, damp, memory_limit=memory_limit)
-    if method == "auto" and structured:
+    if method == "auto" and structured is not None:
         try:
-            return BorderPlan(A, damp, memory_limit=memory_limit)
+            return BorderPlan(structured, damp, memory_limit=memory_limit)
         except MethodError:
             pass  # a null space at damp = 0, which LSMR handles
         except PlanMemoryError as error:
@@ -133,12 +134,13 @@ class FourierPlan:
         self.plan = CirculantPlan(A, damp)  # type: ignore[arg-type]
         self.A = self.plan.A
         self.precise = self.A.to(dtype=torch.complex128 if self.A.is_complex else torch.float64)
+        self.norm = norm(self.A.with_parameters([self.A.weight.detach()])).double()
 
     def solve(
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
         """The certified solution for ``y``; nothing iterates, so ``max_iter`` has no effect."""
-        x = self.plan.solve(y)
+        x = self.plan.solve(y.detach())
         batch = x.shape[: x.ndim - len(self.A.in_shape)]
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
         solution = certified(
@@ -148,6 +150,7 @@ class FourierPlan:
             self.plan.damp.expand(batch),
             tolerances=tolerances,
             rounding=torch.finfo(self.A.dtype).eps,
+            norm_bound=self.norm,
         )
         return replace(solution, x=x)
 
@@ -160,7 +163,9 @@ class FourierPlan:
         return self.plan.solve_adjoint(v)
 
     def __repr__(self) -> str:
-        return f"FourierPlan(grid={self.plan.embedding.grid}, factors={self.plan.nbytes / 2**20:.1f} MiB on {self.A.device})"
+        return (
+            f"FourierPlan(grid={self.plan.embedding.grid}, factors={self.plan.nbytes / 2**20:.1f} MiB, {self.A.device})"
+        )
 
 
 class KrylovPlan:

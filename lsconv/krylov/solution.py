@@ -39,8 +39,8 @@ class Status(enum.Enum):
     NON_FINITE = (6, "The data contain NaN or infinity, or the iteration overflowed; x is NaN.")
     NEGATIVE_CURVATURE = (7, "A direction p with p^H A p <= 0 was met: the operator is not positive definite.")
     CALLBACK = (8, "The callback asked to stop.")
-    RANK_DEFICIENT = (9, "The tolerance is met, but A is rank-deficient to the precision of the method: x solves the "
-                         "problem and is not certified to be the solution of minimum norm; damp > 0 would be.")  # fmt: skip
+    RANK_DEFICIENT = (9, "Residual or gradient meet the tolerance, but A is rank-deficient to the method's precision, "
+                         "so x is not certified to be the minimum-norm solution; damp > 0 has only one.")  # fmt: skip
 
     def __init__(self, code: int, sentence: str) -> None:
         self.code = code

@@ -103,6 +103,7 @@ def certify(
     operator_norm: Tensor | None = None,
     square: bool = False,
     rounding: float = 0.0,
+    norm_bound: Tensor | None = None,
 ) -> Certificate:
     r"""Recompute residual and gradient of ``x`` by A itself and judge them.
 
@@ -115,8 +116,10 @@ def certify(
         operator_norm: a lower bound of ``||A||`` per item where one is known; it is raised by what A and its adjoint
             do to the vectors met here.
         square: for a square system that has a solution, only the residual decides.
-        rounding: relative rounding error that x carries whatever the method (the epsilon of the dtype it is stored in):
-            a gradient below ``8 rounding ||A|| (||A|| ||x|| + ||y||)`` is rounding.
+        rounding: epsilon of the dtype that x is stored in: a gradient below
+            ``8 rounding ||A|| (||A|| ||x|| + ||y||)`` is
+            that of the nearest representable x.
+        norm_bound: an upper bound of ``||A||`` for that, per item; None takes the lower bound.
 
     Returns:
         A :class:`Certificate`. Non-finite x converges nowhere.
@@ -147,7 +150,8 @@ def certify(
     )
     total = torch.hypot(r_norm, damp * x_norm)
     r_bound, g_bound = tolerances.residual_bound(y_norm), tolerances.gradient_bound(norm_a, total)
-    g_bound = torch.maximum(g_bound, 8 * rounding * norm_a * (norm_a * x_norm + y_norm))
+    upper = norm_a if norm_bound is None else norm_bound
+    g_bound = torch.maximum(g_bound, 8 * rounding * upper * (upper * x_norm + y_norm))
     finite = torch.isfinite(x_norm)
     residual_ok = (total <= r_bound) & finite
     gradient_ok = (g_norm <= g_bound) & finite & (not square)
@@ -181,6 +185,7 @@ def certified(
     selection: object = None,
     otherwise: Status = Status.STAGNATION,
     rounding: float = 0.0,
+    norm_bound: Tensor | None = None,
     square: bool = False,
 ) -> Solution:
     """A :class:`Solution` around an ``x`` found by any means (a direct method), with its certificate.
@@ -196,10 +201,18 @@ def certified(
         history: estimates per iteration, when there are some.
         selection: how the damping was chosen.
         otherwise: status of items that do not meet the tolerance.
-        rounding, square: as in :func:`certify`.
+        rounding, norm_bound, square: as in :func:`certify`.
     """
     certificate = certify(
-        A, x, y, damp, tolerances=tolerances, operator_norm=operator_norm, rounding=rounding, square=square
+        A,
+        x,
+        y,
+        damp,
+        tolerances=tolerances,
+        operator_norm=operator_norm,
+        rounding=rounding,
+        norm_bound=norm_bound,
+        square=square,
     )
     batch = certificate.residual_norm.shape
     zero = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(y).expand(batch) == 0
