@@ -35,8 +35,9 @@ def _check_against_dense(case: Any, reference: Any, method: str, by_border: Any,
     bound = (10 * RTOL[A.dtype] * dense.condition).clamp_min(TIGHT[A.dtype])
     if torch.finfo(A.dtype).bits == 32:
         # what the certificate's gradient g implies: the error is (A^H A + damp^2)^-1 g
-        x, norm = dense._norms(dense.x).clamp_min(1e-300), torch.hypot(dense.norm, dense.damp).clamp_min(1e-300)
-        bound = torch.maximum(bound, 1.01 * solution.gradient_norm * dense.condition**2 / (norm**2 * x))
+        smallest = torch.where(dense.damp > 0, dense.damp, dense.norm / dense.condition).clamp_min(1e-300)
+        x = dense._norms(dense.x).clamp_min(1e-300)
+        bound = torch.maximum(bound, 1.01 * solution.gradient_norm / (smallest**2 * x))
     right = dense.error(solution.x) <= bound
     if must_converge == "always":
         assert (solution.converged & right).all()
