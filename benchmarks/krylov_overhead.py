@@ -1,7 +1,7 @@
 """What an iteration of a Krylov method costs beyond the one A and the one A^H in it.
 
 ``python -m benchmarks.krylov_overhead`` prints, for 8 channels of 256×256 in float32, the median time of an iteration
-units of one application of A and one of its adjoint, everything interleaved in one run.
+in units of one application of A and one of its adjoint, everything interleaved in one run.
 """
 
 from __future__ import annotations
