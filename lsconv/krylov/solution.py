@@ -161,10 +161,9 @@ class Solution:
                 failed[code] += 1
                 places.setdefault(code, []).append(_index_text(index, tuple(self.codes.shape)))
         parts = []
-        for code, count in failed.most_common():
+        for code, _ in failed.most_common():
             where = f" (batch item(s) {_shortened(places[code])})" if self.codes.ndim else ""
             parts.append(f"{Status.from_code(code).sentence}{where}")
-            del count
         return " ".join(parts)
 
     def __str__(self) -> str:
