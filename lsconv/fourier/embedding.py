@@ -67,7 +67,7 @@ class Axis:
         ]
 
 
-def _axis(convolution: Convolution, a: int, grid: int | None) -> Axis:
+def _axis(convolution: Convolution, a: int, grid: int | None, held: bool) -> Axis:
     n_in, n_out = convolution.spatial_in[a], convolution.spatial_out[a]
     stride, dilation = convolution.stride[a], convolution.dilation[a]
     left = convolution.padding[a][0]
@@ -83,7 +83,7 @@ def _axis(convolution: Convolution, a: int, grid: int | None) -> Axis:
     # the inputs are kept apart (N = n + 2p), which costs a longer border but fewer iterations than N = n + p
     needed = max(axis.inputs(0) + before + after, n_out)
     length = good_fft_length(needed) if grid is None else max(grid, needed)
-    return Axis(length, stride, n_in, n_out, taps, constrained=before > 0 or after > 0)
+    return Axis(length, stride, n_in, n_out, taps, constrained=before > 0 or after > 0 or held)
 
 
 class Embedding:
@@ -100,6 +100,7 @@ class Embedding:
         only_read: leave out the phases that no tap reads (stride beyond the kernel); their inputs are zero in every
             least-norm answer.
         grid: grid sizes to use instead of the next good FFT lengths; raised where they are too small.
+        constrained: per axis, hold the grid cells beyond the inputs at zero even where no output reads them.
     """
 
     def __init__(
@@ -109,9 +110,11 @@ class Embedding:
         batch_shape: tuple[int, ...] = (),
         *,
         only_read: bool = False,
+        constrained: tuple[bool, ...] | None = None,
     ) -> None:
         self.ndim = convolution.ndim
-        self.axes = tuple(_axis(convolution, a, None if grid is None else grid[a]) for a in range(self.ndim))
+        held = constrained or (False,) * self.ndim
+        self.axes = tuple(_axis(convolution, a, None if grid is None else grid[a], held[a]) for a in range(self.ndim))
         self.grid = tuple(axis.grid for axis in self.axes)
         self.stride = convolution.stride
         self.groups = convolution.groups

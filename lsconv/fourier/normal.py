@@ -29,6 +29,7 @@ from torch import Tensor
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.inner import conjugate_gradients, gmres
 from lsconv.fourier.patches import Border, Schwarz
+from lsconv.fourier.penalty import Penalty
 from lsconv.fourier.symbol import FrequencyMatrices, hermitian_inverse, symbol
 from lsconv.operators.convolution import Convolution
 
@@ -48,6 +49,7 @@ class NormalInverse:
         damp: number, or tensor whose shape is (broadcastable to) a batch shape: one damp per batch item.
         floor: relative to the largest singular value squared, the least mu: below it the factors would be singular.
         side: None chooses by the numbers of rows and columns.
+        penalty: further rows ``damp L`` below A; then "solution" is the side.
         crossings: precondition also the crossings of the border's slabs; None: where the border system is definite. (On
             the saddle form of a nearly singular A they were seen to multiply the iterations by five.)
     """
@@ -60,12 +62,24 @@ class NormalInverse:
         floor: float,
         side: str | None = None,
         crossings: bool | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
-        self.embedding = embedding = Embedding(convolution, batch_shape=tuple(damp.shape), only_read=True)
         self.convolution = convolution
-        S = _per_block(symbol(convolution, embedding), embedding)
-        out_border, in_border = embedding.output_border(), embedding.input_border()
+        out_border: _Positions = []
+        if penalty is None:
+            self.embedding = embedding = Embedding(convolution, batch_shape=tuple(damp.shape), only_read=True)
+            S = _per_block(symbol(convolution, embedding), embedding)
+        else:
+            batch_shape = tuple(torch.broadcast_shapes(damp.shape, penalty.batch_shape))
+            self.embedding = embedding = Embedding(
+                convolution, penalty.grid, batch_shape, only_read=True, constrained=penalty.constrained
+            )
+            S = _per_block(symbol(convolution, embedding), embedding)
+            rows, blocks = penalty.rows(embedding).to(S.matrices.dtype), embedding.blocks
+            S = S.map(lambda m: torch.cat([part.expand(blocks, *part.shape[1:]) for part in (m, rows)], dim=-2))
+            out_border, side = penalty.border(embedding), "solution"
+        out_border, in_border = embedding.output_border() + out_border, embedding.input_border()
         has_out, has_in = _any(out_border), _any(in_border)
         self.form = _form(has_out, has_in)
         rows, columns = S.rows, S.columns
@@ -216,8 +230,7 @@ class NormalInverse:
         return grid.inverse(self.inverse(spectrum + correction)), iterations
 
     def _saddle_solve(self, f: Tensor, tolerance: Tensor | float, max_iter: int) -> tuple[Tensor, Tensor]:
-        rows = self.embedding.out_channels
-        columns = self.embedding.in_channels
+        rows, columns = self._rows, self._columns
         zero = f.new_zeros(*f.shape[:2], columns if self.side == "residual" else rows, *f.shape[3:])
         # [f; 0] gives z = -r / sqrt(mu), r the first block; [0; g] gives x = second block / sqrt(mu)
         whole = torch.cat([f, zero] if self.side == "residual" else [zero, f], dim=2)

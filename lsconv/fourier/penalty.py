@@ -1,0 +1,188 @@
+r"""A convolutional penalty beside a truncated convolution: ``[A; damp L]`` as one truncated block-circulant operator.
+
+The minimiser of :math:`\|Ax - y\|^2 + \mathrm{damp}^2 \|Lx\|^2` is the least-squares solution of the stacked system,
+and when L is made of convolutions the stack is again a circulant with cropped rows: more output channels, each with
+border positions of its own. Differences that stop at the image's edge (Neumann) are rows that the edge crops; zeros
+beyond the edge (Dirichlet, zero padding) are grid cells held at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import symbol
+from lsconv.operators.algebra import Scaled, VStack
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.difference import Gradient, Laplacian
+from lsconv.operators.elementary import Identity
+from lsconv.operators.fft_convolution import good_fft_length
+
+__all__ = ["Penalty", "as_convolutions"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One convolution of a penalty, with a factor that is a number or one per batch item."""
+
+    convolution: Convolution
+    factor: Tensor
+
+
+def as_convolutions(L: LinearOperator, spatial_ndim: int) -> list[Term] | None:
+    """L as convolutions stacked on one another (up to rows that are zero), or None where it is none.
+
+    Args:
+        L: the penalty, on inputs ``(channels, *spatial)``.
+        spatial_ndim: number of spatial axes.
+    """
+    one = torch.ones((), dtype=L.dtype, device=L.device)
+    if isinstance(L, Scaled):
+        inner = as_convolutions(L.operator, spatial_ndim)
+        return None if inner is None else [Term(term.convolution, term.factor * L.alpha) for term in inner]
+    if isinstance(L, VStack):
+        terms: list[Term] = []
+        for part in L.operators:
+            inner = as_convolutions(part, spatial_ndim)
+            if inner is None:
+                return None
+            terms += inner
+        return terms
+    if len(L.in_shape) != spatial_ndim + 1:
+        return None
+    if isinstance(L, Convolution):
+        served = all(s == 1 for s in L.stride) and L.padding_mode in ("zeros", "circular") and Embedding.exists(L)
+        return [Term(L, one)] if served else None
+    if isinstance(L, Identity):
+        weight = torch.ones(L.in_shape[0], *(1,) * (spatial_ndim + 1), dtype=L.dtype, device=L.device)
+        return [Term(Convolution(weight, L.in_shape[1:], groups=L.in_shape[0]), one)]
+    if isinstance(L, (Gradient, Laplacian)) and L.ndim == spatial_ndim:
+        return _differences(L, one)
+    return None
+
+
+def _differences(L: Gradient | Laplacian, one: Tensor) -> list[Term] | None:
+    if isinstance(L, Laplacian) and L.boundary == "neumann":
+        return None  # its rows at the edge are no crop of those inside
+    terms = []
+    for component, kernel in enumerate(L.kernels):
+        padding = L.padding
+        if isinstance(L, Gradient):  # the kernel reaches along one axis only
+            cell = tuple(slice(None) if axis == component else slice(0, 1) for axis in range(L.ndim))
+            kernel = kernel[cell]
+            padding = tuple(
+                (0, 1) if axis == component and L.boundary != "neumann" else (0, 0) for axis in range(L.ndim)
+            )
+        channels = L.in_shape[0]
+        weight = kernel.expand(channels, 1, *kernel.shape)
+        mode = "circular" if L.boundary == "periodic" else "zeros"
+        terms.append(
+            Term(Convolution(weight, L.in_shape[1:], padding=padding, groups=channels, padding_mode=mode), one)
+        )
+    return terms
+
+
+class Penalty:
+    """The rows that ``damp L`` adds to the symbol of A, and their border.
+
+    Args:
+        convolution: A; stride 1.
+        terms: L as :func:`as_convolutions` gives it.
+        damp: factor of L, a number or one per batch item.
+
+    Attributes:
+        grid: the grid sizes that serve A and L together.
+        constrained: per axis, whether the grid cells beyond the inputs must be held at zero.
+        batch_shape: the batch dimensions of the factors.
+    """
+
+    def __init__(self, convolution: Convolution, terms: Sequence[Term], damp: Tensor) -> None:
+        self.terms = [(term.convolution, term.factor * damp.to(term.factor.real.dtype)) for term in terms]
+        self.batch_shape = tuple(torch.broadcast_shapes(*(factor.shape for _, factor in self.terms)))
+        parts = [convolution, *(term.convolution for term in terms)]
+        grid, constrained = [], []
+        for a, n in enumerate(convolution.spatial_in):
+            reach = [_overhang(part, a) for part in parts]
+            before, after = max(b for b, _ in reach), max(b for _, b in reach)
+            held = before > 0 or after > 0
+            constrained.append(held)
+            # without overhang the inputs fill the grid: a free cell beyond them would be seen by no row
+            grid.append(good_fft_length(n + before + after) if held else n)
+        self.grid, self.constrained = tuple(grid), tuple(constrained)
+
+    @staticmethod
+    def serves(convolution: Convolution, terms: Sequence[Term]) -> bool:
+        """Whether A and L are crops of block-circulant operators on one grid and with the same blocks."""
+        if any(s != 1 for s in convolution.stride) or convolution.padding_mode not in ("zeros", "circular"):
+            return False
+        parts = [convolution, *(term.convolution for term in terms)]
+        if any(part.groups % convolution.groups for part in parts[1:]) or any(part.batch_shape for part in parts[1:]):
+            return False
+        for a, n in enumerate(convolution.spatial_in):
+            held = any(_overhang(part, a) != (0, 0) for part in parts)
+            wraps = any(part.padding_mode == "circular" and _wraps(part, a) for part in parts)
+            if (held and wraps) or (wraps and any(part.spatial_out[a] > n for part in parts)):
+                return False
+        return True
+
+    def rows(self, embedding: Embedding) -> Tensor:
+        """The symbol's rows, ``(blocks, *frequencies, rows, columns)``, for the embedding of A."""
+        parts = []
+        for convolution, factor in self.terms:
+            own = Embedding(convolution, embedding.grid)
+            matrices = symbol(convolution, own).matrices
+            groups, fine = embedding.groups, own.groups // embedding.groups
+            matrices = _block_diagonal(matrices.unflatten(0, (groups, fine)))
+            scale = factor.expand(embedding.batch_shape).reshape(-1, 1, *(1 for _ in matrices.shape[1:]))
+            parts.append((scale * matrices).flatten(0, 1))
+        blocks = max(part.shape[0] for part in parts)
+        return torch.cat([part.expand(blocks, *part.shape[1:]) for part in parts], dim=-2)
+
+    def border(self, embedding: Embedding) -> list[list[list[int]]]:
+        """Border positions per row and axis, in the order of :meth:`rows`."""
+        positions = []
+        for convolution, _ in self.terms:
+            axes = [self._outside(convolution, embedding, a) for a in range(embedding.ndim)]
+            positions += [axes] * (convolution.out_shape[0] // embedding.groups)
+        return positions
+
+    def _outside(self, convolution: Convolution, embedding: Embedding, a: int) -> list[int]:
+        n, size = convolution.spatial_in[a], embedding.grid[a]
+        places = range(convolution.spatial_out[a], size)
+        if not self.constrained[a]:
+            return list(places)
+        return [i for i in places if any((i + tau) % size < n for tau in _taps(convolution, a))]
+
+
+def _taps(convolution: Convolution, a: int) -> list[int]:
+    left, dilation = convolution.padding[a][0], convolution.dilation[a]
+    return [dilation * t - left for t in range(convolution.kernel_size[a])]
+
+
+def _overhang(convolution: Convolution, a: int) -> tuple[int, int]:
+    """How far zero-padded outputs read before and after the inputs."""
+    if convolution.padding_mode == "circular":
+        return 0, 0
+    taps = _taps(convolution, a)
+    return max(-min(taps), 0), max(convolution.spatial_out[a] - 1 + max(taps) - (convolution.spatial_in[a] - 1), 0)
+
+
+def _wraps(convolution: Convolution, a: int) -> bool:
+    taps = _taps(convolution, a)
+    return min(taps) < 0 or convolution.spatial_out[a] - 1 + max(taps) > convolution.spatial_in[a] - 1
+
+
+def _block_diagonal(matrices: Tensor) -> Tensor:
+    """``(groups, fine, *frequencies, rows, columns)`` to ``(groups, *frequencies, fine rows, fine columns)``."""
+    fine, rows, columns = matrices.shape[1], matrices.shape[-2], matrices.shape[-1]
+    if fine == 1:
+        return matrices[:, 0]
+    lead = (matrices.shape[0], *matrices.shape[2:-2])
+    whole = matrices.new_zeros(*lead, fine, rows, fine, columns)
+    whole.diagonal(dim1=-4, dim2=-2).copy_(matrices.movedim(1, -1))
+    return whole.reshape(*lead, fine * rows, fine * columns)
