@@ -1,4 +1,4 @@
-"""Pictures in files and as tensors; files are written whole or not at all."""
+"""Pictures read from files and written to them, whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,35 +6,16 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
-from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
-from torch import Tensor
 
-__all__ = ["ImageFileError", "Picture", "atomically", "read_picture", "write_picture"]
+from lsconv.app.formats import FORMATS, reader_of
+from lsconv.app.picture import ImageFileError, Metadata, Picture, quantised
 
-
-class ImageFileError(Exception):
-    """A file cannot be read or written as a picture; the message names the file and says why."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture and how its file stored it.
-
-    Attributes:
-        pixels: float64, ``(channels, height, width)``, 0 is black and 1 is the largest value the file can hold;
-            channels is 1 (grey), 2 (grey, opacity), 3 (red, green, blue) or 4 (red, green, blue, opacity).
-        bit_depth: bits per channel in the file, 8 or 16.
-    """
-
-    pixels: Tensor
-    bit_depth: int = 8
+__all__ = ["ImageFileError", "Metadata", "Picture", "atomically", "check_target", "read_picture", "write_picture"]
 
 
 @contextmanager
@@ -45,8 +26,9 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
     reader ever sees half a file.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(name, "w+b") as file:  # by its name, which tifffile asks for
             yield file
         os.chmod(name, 0o666 & ~_umask())  # mkstemp's 0600 would make the picture private
         os.replace(name, path)
@@ -56,74 +38,91 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_picture(path: Path) -> Picture:
-    """Read a PNG file of 8 or 16 bits per channel.
+    """Read a PNG, JPEG, TIFF or NPY file, recognised by its first bytes.
+
+    PNG: 1 to 16 bits, palettes come back as colour. TIFF: integers up to 32 bits and floating point, several pages as
+    a stack. NPY: ``(height, width)``, ``(height, width, up to 4 channels)``, ``(pages, height, width)`` or ``(pages,
+    height, width, channels)``; 2 and 4 channels mean that the last one is opacity.
 
     Args:
         path: the file.
 
     Returns:
-        The :class:`Picture`; palette and black-and-white files come back as colour and grey.
+        The :class:`Picture`.
 
     Raises:
-        ImageFileError: when the file is no PNG picture, or holds 16-bit colour, which Pillow would cut to 8 bits.
+        ImageFileError: when the file is no such picture, is damaged, or holds NaN or infinity.
         OSError: when the file cannot be opened.
     """
+    with open(path, "rb") as file:
+        head = file.read(12)
+    read = reader_of(head)
+    if read is None:
+        raise ImageFileError(f"{path}: not a PNG, JPEG, TIFF or NPY picture")
     try:
-        with PillowImage.open(path, formats=["PNG"]) as image:
-            depth = _png_bit_depth(path)
-            if depth == 16 and not image.mode.startswith("I"):
-                raise ImageFileError(f"{path}: 16-bit colour PNG is not supported (8-bit colour and 16-bit grey are)")
-            if image.mode in ("1", "P"):
-                image.load()
-                modern = "L" if image.mode == "1" else ("RGBA" if "transparency" in image.info else "RGB")
-                values = np.array(image.convert(modern))
-            else:
-                values = np.array(image)
-    except UnidentifiedImageError:
-        raise ImageFileError(f"{path}: not a PNG picture") from None
-    except (SyntaxError, ValueError) as error:  # Pillow's errors for damaged files
-        raise ImageFileError(f"{path}: damaged PNG file ({error})") from None
-    bit_depth = 16 if depth == 16 else 8
-    pixels = torch.from_numpy(values.astype(np.float64) / (2**bit_depth - 1))
-    return Picture(pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous(), bit_depth)
+        picture = read(path)
+    except (ImageFileError, MemoryError):
+        raise
+    except Exception as error:  # the readers raise all kinds of errors for damaged files
+        raise ImageFileError(f"{path}: damaged or unsupported file ({error})") from None
+    values = picture.values
+    if values.dtype.kind not in "iuf" or (values.dtype.kind in "iu" and values.dtype.itemsize > 4):
+        raise ImageFileError(f"{path}: values of type {values.dtype} are not supported")
+    if values.size == 0 or values.ndim not in (3, 4) or not 1 <= values.shape[-1] <= 4:
+        raise ImageFileError(f"{path}: an array of shape {values.shape} (with channels last) is not a picture")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ImageFileError(f"{path}: contains NaN or infinity")
+    return picture
+
+
+def check_target(path: Path, picture: Picture) -> None:
+    """Raise :class:`ImageFileError` unless a picture like this one can be written to a file of this name."""
+    target = FORMATS.get(path.suffix.lower())
+    if target is None:
+        raise ImageFileError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
+    if picture.values.ndim > 3 and not target.stacks:
+        raise ImageFileError(f"{path}: {target.name} cannot hold a stack of pictures; use .tif or .npy")
+    if picture.opacity and not target.opacity:
+        raise ImageFileError(f"{path}: {target.name} cannot hold opacity; use .png or .tif")
+    if target.depths is None or picture.values.dtype in target.depths:
+        return
+    if picture.values.dtype.kind == "f" and (picture.values.min() < 0 or picture.values.max() > 1):
+        raise ImageFileError(f"{path}: {target.name} cannot hold values outside [0, 1]; use .tif or .npy")
+    if picture.values.dtype.kind == "i":
+        raise ImageFileError(f"{path}: {target.name} cannot hold negative integers; use .tif or .npy")
 
 
 def write_picture(path: Path, picture: Picture) -> None:
-    """Write a PNG file, rounding to the nearest value the file can hold and cutting off below 0 and above 1.
+    """Write a picture in the format that the file's name says, replacing the file in one step.
+
+    PNG holds 8 and 16 bits, JPEG 8 (quality 95, colour at full resolution); deeper integers are rounded to what fits,
+    floating point becomes 16 bits in PNG and 8 in JPEG. TIFF and NPY hold everything. The metadata go where the format
+    has room for them.
 
     Args:
-        path: the file; replaced in one step where it exists.
-        picture: what to write; 16 bits for grey pictures only.
+        path: the file, ending in .png, .jpg, .jpeg, .tif, .tiff or .npy.
+        picture: what to write.
 
     Raises:
-        ImageFileError: when the picture has a shape or depth that PNG files written here do not have.
+        ImageFileError: when the format cannot hold the picture.
         OSError: when the file cannot be written.
 
     Example:
         >>> import pathlib, tempfile
+        >>> import numpy as np
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder) / "ramp.png"
-        ...     write_picture(path, Picture(torch.linspace(0, 1, 256).reshape(1, 16, 16)))
+        ...     write_picture(path, Picture(np.arange(256, dtype=np.uint8).reshape(16, 16, 1)))
         ...     read_picture(path).pixels[0, -1, -1].item()
         1.0
     """
-    channels = picture.pixels.shape[0] if picture.pixels.ndim == 3 else 0
-    if not 1 <= channels <= 4:
-        shape = tuple(picture.pixels.shape)
-        raise ImageFileError(f"{path}: expected pixels of shape (1 to 4 channels, height, width), got {shape}")
-    if picture.bit_depth not in (8, 16) or (picture.bit_depth == 16 and channels > 1):
-        raise ImageFileError(f"{path}: {picture.bit_depth} bits with {channels} channels is not supported")
-    top = 2**picture.bit_depth - 1
-    values = (picture.pixels.detach().to("cpu", torch.float64).clamp(0, 1) * top).round().permute(1, 2, 0).numpy()
-    values = values.astype(np.uint8 if picture.bit_depth == 8 else np.uint16)
-    image = PillowImage.fromarray(values[..., 0] if channels == 1 else values)
+    check_target(path, picture)
+    target = FORMATS[path.suffix.lower()]
+    if target.depths is not None and picture.values.dtype not in target.depths:
+        scale = np.iinfo(picture.values.dtype).max if picture.is_integer else 1
+        picture = replace(picture, values=quantised(picture.values / scale, target.depths[-1]))
     with atomically(path) as file:
-        image.save(file, format="PNG")
-
-
-def _png_bit_depth(path: Path) -> int:
-    with open(path, "rb") as file:
-        return file.read(25)[24]  # 8 bytes of signature, 4 + 4 of chunk head, 4 + 4 of size, then the depth
+        target.write(file, picture)
 
 
 def _umask() -> int:

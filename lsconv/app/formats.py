@@ -1,0 +1,256 @@
+"""The picture formats, one reader and one writer each; :mod:`lsconv.app.image_io` is the door to them."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import imagecodecs
+import numpy as np
+import tifffile
+from PIL import Image as PillowImage
+from PIL.PngImagePlugin import PngInfo
+
+from lsconv.app.picture import ImageFileError, Metadata, Picture
+
+__all__ = ["FORMATS", "Format", "reader_of"]
+
+_UINT8, _UINT16 = np.dtype(np.uint8), np.dtype(np.uint16)
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# What a PNG file says beside the pixels. Chunks about the coding of the pixels (PLTE, tRNS, sBIT, ...) are not among
+# them: they are no longer true of the file that is written.
+_KEPT_CHUNKS = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"pHYs", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
+# Descriptions that programs read the array's layout from: true only as long as the shape stays.
+_LAYOUTS = ("ImageJ=", "<?xml", "<OME")
+_OWN = '{"shape"'  # the description that tifffile writes where it is given none
+_UNITS = {1: "none", 2: "inch", 3: "cm"}
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a format can hold, and the function that writes it.
+
+    Attributes:
+        name: the format's name.
+        write: writes a picture that the format can hold.
+        depths: number types it can hold, the one for everything else last; None: all.
+        opacity: whether it holds opacity.
+        stacks: whether it holds several pages.
+    """
+
+    name: str
+    write: Callable[[BinaryIO, Picture], None]
+    depths: tuple[np.dtype[Any], ...] | None = None
+    opacity: bool = True
+    stacks: bool = True
+
+
+def reader_of(head: bytes) -> Callable[[Path], Picture] | None:
+    """The reader for a file that begins with these bytes, or None."""
+    if head.startswith(_PNG_SIGNATURE):
+        return _read_png
+    if head.startswith(b"\xff\xd8\xff"):
+        return _read_jpeg
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return _read_tiff
+    return _read_npy if head.startswith(b"\x93NUMPY") else None
+
+
+def _from_pillow(values: np.ndarray[Any, Any], metadata: Metadata) -> Picture:
+    values = values[..., None] if values.ndim == 2 else values
+    return Picture(values, values.shape[-1] in (2, 4), metadata)
+
+
+# ------------------------------------------------------------------------------------------------------- PNG, JPEG
+
+
+def _open(path: Path, name: str) -> PillowImage.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)  # large pictures are welcome
+        return PillowImage.open(path, formats=[name])
+
+
+def _read_png(path: Path) -> Picture:
+    data = path.read_bytes()
+    with _open(path, "PNG") as image:
+        image.load()
+        text = getattr(image, "text", {})
+        metadata = Metadata(
+            icc=image.info.get("icc_profile"),
+            exif=image.info.get("exif"),
+            resolution=image.info.get("dpi"),
+            description=text.get("Description"),
+            chunks=tuple(chunk for chunk in _chunks(data) if chunk[0] in _KEPT_CHUNKS),
+        )
+        if data[24] == 16:  # Pillow would cut 16-bit colour to 8 bits
+            values = np.asarray(imagecodecs.png_decode(data))
+        elif image.mode == "P" or "transparency" in image.info:
+            values = np.array(image.convert("RGBA" if "transparency" in image.info else "RGB"))
+        else:
+            values = np.array(image.convert("L") if image.mode == "1" else image)
+    return _from_pillow(values, metadata)
+
+
+def _read_jpeg(path: Path) -> Picture:
+    with _open(path, "JPEG") as image:
+        if image.mode not in ("L", "RGB"):
+            raise ImageFileError(f"{path}: JPEG pictures in {image.mode} are not supported, only grey and RGB are")
+        comment = image.info.get("comment")
+        metadata = Metadata(
+            icc=image.info.get("icc_profile"),
+            exif=image.info.get("exif"),
+            resolution=image.info.get("dpi"),
+            description=comment.decode("utf-8", "replace") if comment else None,
+        )
+        return _from_pillow(np.array(image), metadata)
+
+
+def _write_png(file: BinaryIO, picture: Picture) -> None:
+    values = np.ascontiguousarray(picture.values[..., 0] if picture.values.shape[-1] == 1 else picture.values)
+    data = bytes(imagecodecs.png_encode(values, level=6))
+    header = len(_PNG_SIGNATURE) + 25  # IHDR: 4 of length, 4 of name, 13 of data, 4 of checksum
+    file.write(data[:header])
+    for name, body in picture.metadata.chunks or _described(picture.metadata):
+        file.write(struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)))
+    file.write(data[header:])
+
+
+def _described(metadata: Metadata) -> list[tuple[bytes, bytes]]:
+    """The chunks for the metadata of another format: those of a picture of one pixel that Pillow writes with them."""
+    text = PngInfo()
+    if metadata.description and metadata.layout is None:
+        text.add_itxt("Description", metadata.description)
+    options: dict[str, Any] = {"icc_profile": metadata.icc, "exif": metadata.exif, "dpi": metadata.dpi}
+    buffer = io.BytesIO()
+    given = {name: value for name, value in options.items() if value is not None}
+    PillowImage.new("L", (1, 1)).save(buffer, format="PNG", pnginfo=text, **given)
+    return [chunk for chunk in _chunks(buffer.getvalue()) if chunk[0] in _KEPT_CHUNKS]
+
+
+def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Name and body of a PNG file's chunks, those with pixels left out."""
+    found, place = [], len(_PNG_SIGNATURE)
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        name = data[place + 4 : place + 8]
+        if name != b"IDAT":
+            found.append((name, data[place + 8 : place + 8 + length]))
+        place += 12 + length
+    return found
+
+
+def _write_jpeg(file: BinaryIO, picture: Picture) -> None:
+    values = np.ascontiguousarray(picture.values[..., 0] if picture.values.shape[-1] == 1 else picture.values)
+    metadata = picture.metadata
+    comment = None
+    if metadata.description and metadata.layout is None:
+        comment = metadata.description.encode("utf-8")
+    options: dict[str, Any] = {"icc_profile": metadata.icc, "exif": metadata.exif, "comment": comment}
+    if metadata.dpi is not None:
+        options["dpi"] = (round(metadata.dpi[0]), round(metadata.dpi[1]))  # JFIF holds whole numbers
+    given = {name: value for name, value in options.items() if value is not None}
+    PillowImage.fromarray(values).save(file, format="JPEG", quality=95, subsampling=0, **given)
+
+
+# ------------------------------------------------------------------------------------------------------------ TIFF
+
+
+def _read_tiff(path: Path) -> Picture:
+    with tifffile.TiffFile(path) as tiff:
+        if len(tiff.series) != 1:
+            raise ImageFileError(
+                f"{path}: holds {len(tiff.series)} pictures of different kinds, expected one or a stack"
+            )
+        series, page = tiff.series[0], tiff.pages.first
+        if page.photometric.name not in ("MINISBLACK", "MINISWHITE", "RGB"):
+            raise ImageFileError(f"{path}: TIFF pictures in {page.photometric.name} are not supported, use grey or RGB")
+        if page.bitspersample < 8:
+            raise ImageFileError(f"{path}: TIFF pictures of {page.bitspersample} bit(s) are not supported")
+        values, axes = series.asarray(), series.axes
+        description = page.description or None
+        if description is not None and description.startswith(_OWN):
+            description = None
+        moved = False
+        for name in "SC":  # channels within a page, or one a page
+            if name in axes and values.shape[axes.index(name)] <= 4:
+                moved = axes.index(name) != values.ndim - 1
+                values = np.moveaxis(values, axes.index(name), -1)
+                break
+        else:
+            values = values[..., None]
+        if page.photometric.name == "MINISWHITE" and values.dtype.kind == "u":
+            values = np.iinfo(values.dtype).max - values
+        tags = page.tags
+        resolution = [tags[name].value if name in tags else None for name in ("XResolution", "YResolution")]
+        metadata = Metadata(
+            icc=bytes(tags["InterColorProfile"].value) if "InterColorProfile" in tags else None,
+            resolution=_resolution(*resolution),
+            unit=_UNITS.get(int(tags["ResolutionUnit"].value), "none") if "ResolutionUnit" in tags else "inch",
+            description=description,
+        )
+    pages = values.reshape(-1, *values.shape[-3:]) if values.ndim > 4 else values
+    if description is not None and description.startswith(_LAYOUTS):
+        metadata = replace(metadata, layout=() if moved else pages.shape)
+    native = np.ascontiguousarray(pages).astype(pages.dtype.newbyteorder("="), copy=False)
+    return Picture(native, bool(page.extrasamples) and native.shape[-1] in (2, 4), metadata)
+
+
+def _resolution(x: Any, y: Any) -> tuple[float, float] | None:
+    if x is None or y is None or 0 in (*x, *y):
+        return None
+    return x[0] / x[1], y[0] / y[1]
+
+
+def _write_tiff(file: BinaryIO, picture: Picture) -> None:
+    values, metadata = picture.values, picture.metadata
+    colour = values.shape[-1] >= 3
+    values = values[..., 0] if values.shape[-1] == 1 else values
+    options: dict[str, Any] = {"photometric": "rgb" if colour else "minisblack"}
+    if picture.values.shape[-1] > 1:
+        options["planarconfig"] = "contig"
+    if picture.opacity:
+        options["extrasamples"] = ["unassalpha"]
+    if metadata.resolution is not None:
+        options.update(resolution=metadata.resolution, resolutionunit={v: k for k, v in _UNITS.items()}[metadata.unit])
+    if metadata.icc is not None:
+        options["iccprofile"] = metadata.icc
+    description = metadata.description_of(picture.values.shape)
+    # metadata=None: no description of tifffile's own. Text beyond ASCII it takes as bytes only.
+    options["description"] = description.encode("utf-8") if description else None
+    tifffile.imwrite(file, values, metadata=None, **options)
+
+
+# ------------------------------------------------------------------------------------------------------------- NPY
+
+
+def _read_npy(path: Path) -> Picture:
+    values = np.load(path, allow_pickle=False)
+    if values.ndim not in (2, 3, 4):
+        raise ImageFileError(f"{path}: an array of shape {values.shape} is not a picture or a stack of them")
+    channels = values.ndim > 2 and values.shape[-1] <= 4
+    if values.ndim == 4 and not channels:
+        raise ImageFileError(f"{path}: an array of shape {values.shape} is not a stack: it has more than 4 channels")
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return Picture(native if channels else native[..., None], channels and values.shape[-1] in (2, 4))
+
+
+def _write_npy(file: BinaryIO, picture: Picture) -> None:
+    np.save(file, picture.values[..., 0] if picture.values.shape[-1] == 1 else picture.values)
+
+
+_JPEG = Format("JPEG", _write_jpeg, (_UINT8,), opacity=False, stacks=False)
+_TIFF = Format("TIFF", _write_tiff)
+FORMATS = {
+    ".png": Format("PNG", _write_png, (_UINT8, _UINT16), stacks=False),
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".npy": Format("NPY", _write_npy),
+}

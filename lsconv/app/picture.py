@@ -1,0 +1,116 @@
+"""A picture in the number type of its file, with what the file says about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["ImageFileError", "Metadata", "Picture", "quantised"]
+
+
+class ImageFileError(Exception):
+    """A file cannot be read or written as a picture; the message names the file and says why."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a file says about its picture, apart from the pixels.
+
+    Attributes:
+        icc: the ICC colour profile.
+        exif: the EXIF block as PNG and JPEG hold it. An orientation in it stays true: pixels are read as stored.
+        resolution: pixels per ``unit`` along the width and the height.
+        unit: "inch", "cm" or "none" (only the ratio of the two resolutions means something).
+        description: TIFF's ImageDescription, PNG's text "Description", JPEG's comment.
+        layout: the shape of the array that the description tells the layout of (ImageJ's and OME's do); None for plain
+            words.
+        chunks: PNG's ancillary chunks, word for word, for a way from PNG to PNG.
+    """
+
+    icc: bytes | None = None
+    exif: bytes | None = None
+    resolution: tuple[float, float] | None = None
+    unit: str = "inch"
+    description: str | None = None
+    layout: tuple[int, ...] | None = None
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+
+    @property
+    def dpi(self) -> tuple[float, float] | None:
+        """Pixels per inch, or None where the resolution has no unit."""
+        if self.resolution is None or self.unit == "none":
+            return None
+        factor = 2.54 if self.unit == "cm" else 1.0
+        return self.resolution[0] * factor, self.resolution[1] * factor
+
+    def description_of(self, shape: tuple[int, ...]) -> str | None:
+        """The description, unless it tells the layout of an array of another shape."""
+        return self.description if self.layout in (None, shape) else None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, or a stack of them, in the number type of its file.
+
+    Attributes:
+        values: ``(height, width, channels)`` or ``(pages, height, width, channels)``, channels being 1 (grey) or 3,
+            and one more where there is opacity.
+        opacity: whether the last channel is opacity.
+        metadata: what else the file said.
+    """
+
+    values: np.ndarray[Any, Any]
+    opacity: bool = False
+    metadata: Metadata = field(default_factory=Metadata)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the values are integers, of which the largest possible is white."""
+        return np.issubdtype(self.values.dtype, np.integer)
+
+    @property
+    def pixels(self) -> Tensor:
+        """float64, ``(..., channels, height, width)``; integers scaled so that 1 is the largest possible."""
+        values = np.moveaxis(self.values, -1, -3).astype(np.float64)
+        return torch.from_numpy(values / np.iinfo(self.values.dtype).max if self.is_integer else values)
+
+    @property
+    def colours(self) -> Tensor:
+        """What :attr:`pixels` are without the opacity, float32, or float64 where the file holds 32 bits or more."""
+        values = np.moveaxis(self.values[..., :-1] if self.opacity else self.values, -1, -3)
+        wide = self.values.dtype.itemsize > 4 or (self.is_integer and self.values.dtype.itemsize == 4)
+        scaled = values.astype(np.float64 if wide else np.float32)
+        if self.is_integer:
+            scaled /= np.iinfo(self.values.dtype).max
+        return torch.from_numpy(np.ascontiguousarray(scaled))
+
+    def with_colours(self, colours: Tensor, crop: tuple[slice, ...] = (slice(None), slice(None))) -> Picture:
+        """The picture with other colours, rounded to its number type, and its opacity cut by ``crop``.
+
+        Args:
+            colours: ``(..., channels, height, width)``, on the scale of :attr:`colours`.
+            crop: rows and columns (before them pages) of this picture that the colours stand for.
+        """
+        values = np.moveaxis(colours.detach().cpu().numpy(), -3, -1)
+        values = quantised(values, self.values.dtype) if self.is_integer else values.astype(self.values.dtype)
+        if self.opacity:
+            place: tuple[Any, ...] = (Ellipsis, *crop, slice(-1, None))
+            values = np.concatenate([values, self.values[place]], axis=-1)
+        return replace(self, values=values)
+
+
+def quantised(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """``values``, 1 being the largest integer of the type, rounded and cut off.
+
+    Example:
+        >>> import numpy as np
+        >>> quantised(np.array([-0.5, 0.501 / 255, 2.0]), np.dtype(np.uint8)).tolist()
+        [0, 1, 255]
+    """
+    limits = np.iinfo(dtype)
+    wide = values.astype(np.float64) if dtype.itemsize >= 4 else values  # float32 has no 2^32 - 1
+    return np.clip(np.rint(wide * limits.max), limits.min, limits.max).astype(dtype)
