@@ -29,6 +29,7 @@ from lsconv.fourier.spectrum import cond, norm, singular_values
 
 # answers
 from lsconv.inverse.lstsq import lstsq, pinv
+from lsconv.inverse.tikhonov import tikhonov
 
 # errors
 from lsconv.errors import ConvergenceError, ConvergenceWarning, LsconvError
@@ -75,5 +76,6 @@ __all__ = [
     "pinv",
     "refine",
     "singular_values",
+    "tikhonov",
     "vstack",
 ]

@@ -76,8 +76,8 @@ class NormalInverse:
                 convolution, penalty.grid, batch_shape, only_read=True, constrained=penalty.constrained
             )
             S = _per_block(symbol(convolution, embedding), embedding)
-            rows, blocks = penalty.rows(embedding).to(S.matrices.dtype), embedding.blocks
-            S = S.map(lambda m: torch.cat([part.expand(blocks, *part.shape[1:]) for part in (m, rows)], dim=-2))
+            more, blocks = penalty.rows(embedding).to(S.matrices.dtype), embedding.blocks
+            S = S.map(lambda m: torch.cat([part.expand(blocks, *part.shape[1:]) for part in (m, more)], dim=-2))
             out_border, side = penalty.border(embedding), "solution"
         out_border, in_border = embedding.output_border() + out_border, embedding.input_border()
         has_out, has_in = _any(out_border), _any(in_border)

@@ -126,7 +126,7 @@ def _solve(
     if second is not None:
         solution = _second_opinion(solution, second, y, options)
     if bool(broken.any()):
-        solution = _without(solution, broken)
+        solution = without_items(solution, broken)
     failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
     if bool(failed.any()):
         text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r}). {solution.failure_text()}"
@@ -173,7 +173,7 @@ def _nan_items(
     return torch.where(good.reshape(*good.shape, *(1 for _ in result)), answer, torch.nan)
 
 
-def _without(solution: Solution, broken: Tensor) -> Solution:
+def without_items(solution: Solution, broken: Tensor) -> Solution:
     """The solution with NaN and :attr:`Status.NON_FINITE` for the broken items."""
     x = solution.x
     return replace(

@@ -1,0 +1,208 @@
+r"""The border method for a convolution with a convolutional penalty: the stacked system and its plan.
+
+.. math:: \min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|Lx\|^2
+          = \min_x \left\| \begin{pmatrix} A \\ \mathrm{damp}\, L \end{pmatrix} x
+                         - \begin{pmatrix} y \\ 0 \end{pmatrix} \right\|^2
+
+The stack is a truncated block-circulant operator too (:mod:`lsconv.fourier.penalty`), with more rows than columns per
+frequency, so :class:`~lsconv.fourier.normal.NormalInverse` inverts :math:`A^HA + \mathrm{damp}^2 L^HL` through its
+border, and the same outer iteration as for A alone, whose residuals A and L themselves compute, makes the answer exact.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError, MethodError
+from lsconv.fourier.border import _Outer, direct_rtol
+from lsconv.fourier.normal import NormalInverse
+from lsconv.fourier.penalty import Penalty, as_convolutions
+from lsconv.krylov.batch import ItemSpace, binary_unit
+from lsconv.krylov.solution import Solution, Status
+from lsconv.krylov.stopping import Tolerances, certify
+from lsconv.operators.algebra import VStack
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["StackedPlan", "stacked_data", "stacked_solution"]
+
+# The least mu added to the factors of the stacked normal operator, relative to its largest singular value squared.
+_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-13}
+
+
+class StackedPlan:
+    """Setup for one convolution, penalty and damp > 0; :meth:`solve` answers right-hand sides.
+
+    Args:
+        A: a convolution with stride 1, zero padding or circular.
+        L: the penalty: Gradient, Laplacian, Identity, stride-1 convolutions, scaled and stacked ones of these.
+        damp: the damping, positive, a number or one per batch item.
+
+    Raises:
+        MethodError: A and L are not crops of block-circulant operators on one grid.
+        ArgumentError: damp is not positive.
+
+    Example:
+        >>> from lsconv.fourier.stacked import StackedPlan
+        >>> A = lsconv.Conv2d(torch.rand(1, 1, 5, 5), in_size=(32, 32))
+        >>> plan = StackedPlan(A, lsconv.Gradient((1, 32, 32)), damp=0.1)
+        >>> bool(plan.solve(torch.randn(*A.out_shape)).converged)
+        True
+    """
+
+    @torch.no_grad()
+    def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
+        terms = as_convolutions(L, A.ndim) if isinstance(A, Convolution) else None
+        if not isinstance(A, Convolution) or terms is None or not Penalty.serves(A, terms):
+            raise MethodError(f"L: {L!r} and {A!r} are not convolutions on one grid; use method='lsmr'")
+        self.A, self.L = A, L
+        self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
+        if not bool((self.damp > 0).all()):
+            raise ArgumentError(f"damp: a penalty L needs damp > 0 in every item, got {damp}")
+        weight = A.weight.detach()
+        real = weight.real.dtype
+        self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
+        scaled = A.with_parameters([weight / self.unit.to(real).reshape(*self.unit.shape, *(1,) * (A.ndim + 2))])
+        penalty = Penalty(scaled, terms, self.damp / self.unit)
+        self.inverse = NormalInverse(scaled, 0.0, floor=_FLOOR[real], penalty=penalty)
+        double = torch.complex128 if A.is_complex else torch.float64
+        precise_L = L.to(dtype=double)
+        self.precise = VStack([A.with_parameters([weight]).to(dtype=double), precise_L * self.damp])
+        self.scaled = VStack([scaled.to(dtype=double), precise_L * (self.damp / self.unit)])
+        self.scaled_damp = torch.zeros_like(self.damp)
+        self.border_tolerance = {torch.float32: 1e-4, torch.float64: 1e-6}[real]
+
+    @torch.no_grad()
+    def solve(
+        self,
+        y: Tensor,
+        *,
+        x_prior: Tensor | None = None,
+        rtol: float | None = None,
+        atol: float = 0.0,
+        max_iter: int | None = None,
+    ) -> Solution:
+        """The certified solution for ``y`` of shape ``(*batch, *out_shape)``.
+
+        Args:
+            y: right-hand sides, finite.
+            x_prior: what the penalty pulls to, ``(*batch, *in_shape)``.
+            rtol: relative tolerance of residual or gradient; None: 1e-6 in float32, 1e-10 in float64.
+            atol: absolute tolerance, in the units of y.
+            max_iter: limit on the border iterations of one outer step.
+        """
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
+        data = stacked_data(self.precise, y, x_prior)
+        outer = _Outer(self, y=data, tolerances=tolerances, max_iter=max_iter)  # type: ignore[arg-type]
+        outer.run()
+        return stacked_solution(
+            self.precise,
+            outer.x,
+            y,
+            self.damp.expand(outer.batch),
+            x_prior=x_prior,
+            dtype=self.A.dtype,
+            tolerances=tolerances,
+            iterations=outer.iterations,
+            operator_norm=outer.norm_a * self.unit,
+            norm_bound=self.inverse.norm_bound * self.unit,
+        )
+
+    @torch.no_grad()
+    def normal_solve(self, g: Tensor) -> Tensor:
+        """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``."""
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype), 0.0)
+        outer = _Outer(self, v=g.detach().to(self.precise.dtype), tolerances=tolerances)  # type: ignore[arg-type]
+        outer.run()
+        return (outer.x / _spread(self.unit, self.A.in_shape)).to(self.A.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors kept."""
+        return self.inverse.nbytes
+
+    def __repr__(self) -> str:
+        inverse = self.inverse
+        unknowns = 0 if inverse.form == "circulant" else inverse.border.size
+        return (
+            f"StackedPlan({self.A.in_shape} -> {self.A.out_shape}, L={type(self.L).__name__}, form={inverse.form!r}, "
+            f"grid={inverse.embedding.grid}, border={unknowns} unknowns x {inverse.embedding.blocks} block(s), "
+            f"factors={self.A.dtype} {self.nbytes / 2**20:.1f} MiB on {self.A.device})"
+        )
+
+
+def stacked_data(stack: VStack, y: Tensor, x_prior: Tensor | None) -> Tensor:
+    """``[y - A x_prior; 0]``, in the dtype of the stack."""
+    A, L = stack.operators
+    y = y.detach().to(stack.dtype)
+    if x_prior is not None:
+        y = y - A.apply(x_prior.detach().to(stack.dtype))
+    batch = torch.broadcast_shapes(y.shape[: y.ndim - len(A.out_shape)], stack.batch_shape)
+    zero = y.new_zeros(()).expand(*batch, *L.out_shape)
+    return stack.blocks.join([y.expand(*batch, *A.out_shape), zero])
+
+
+def stacked_solution(
+    stack: VStack,
+    d: Tensor,
+    y: Tensor,
+    damp: Tensor,
+    *,
+    x_prior: Tensor | None,
+    dtype: torch.dtype,
+    tolerances: Tolerances,
+    iterations: Tensor,
+    operator_norm: Tensor | None = None,
+    norm_bound: Tensor | None = None,
+    otherwise: Tensor | None = None,
+) -> Solution:
+    r"""The solution ``x = x_prior + d`` of the penalised problem, with residual and gradient recomputed by A and L.
+
+    Args:
+        stack: ``[A; damp L]`` in the dtype to compute the certificate in.
+        d: solution of the stacked system.
+        y: the data.
+        damp: the damping, one per batch item.
+        x_prior: what the penalty pulls to.
+        dtype: dtype that x is returned in.
+        tolerances: from :meth:`Tolerances.of`.
+        iterations: per item.
+        operator_norm, norm_bound: bounds of the norm of the stack, as in :func:`certify`.
+        otherwise: status codes of the items that do not meet the tolerance; None: STAGNATION.
+    """
+    A = stack.operators[0]
+    prior = None if x_prior is None else x_prior.detach().to(stack.dtype)
+    x = (d if prior is None else prior + d).to(dtype)
+    stored = x.to(stack.dtype)
+    offset = stored if prior is None else stored - prior
+    certificate = certify(
+        stack,
+        offset,
+        stacked_data(stack, y, x_prior),
+        tolerances=tolerances,
+        operator_norm=operator_norm,
+        rounding=torch.finfo(dtype).eps,
+        norm_bound=norm_bound,
+    )
+    outputs = ItemSpace(A.out_shape, A.dtype, A.device)
+    residual_norm = outputs.safe_norm(y.detach().to(stack.dtype) - A.apply(stored))
+    batch = certificate.residual_norm.shape
+    codes = torch.full(batch, Status.STAGNATION.code, dtype=torch.int64, device=A.device)
+    codes = codes if otherwise is None else otherwise.expand(batch)
+    codes = torch.where(certificate.gradient_ok, Status.GRADIENT.code, codes)
+    codes = torch.where(certificate.residual_ok, Status.RESIDUAL.code, codes)
+    codes = torch.where(torch.isfinite(certificate.residual_norm), codes, Status.NON_FINITE.code)
+    return Solution(
+        x=x,
+        codes=codes,
+        converged=certificate.converged,
+        iterations=iterations.expand(batch),
+        residual_norm=residual_norm.expand(batch),
+        gradient_norm=certificate.gradient_norm,
+        damp=damp.expand(batch),
+    )
+
+
+def _spread(values: Tensor, item_shape: tuple[int, ...]) -> Tensor:
+    return values.reshape(*values.shape, *(1 for _ in item_shape))

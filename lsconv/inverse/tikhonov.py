@@ -1,0 +1,295 @@
+r"""tikhonov: regularised least squares with a general penalty and a prior."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ConvergenceError,
+    ConvergenceWarning,
+    DeviceError,
+    DtypeError,
+    MethodError,
+    ShapeError,
+)
+from lsconv.fourier.precondition import CirculantPreconditioner
+from lsconv.fourier.stacked import StackedPlan, stacked_data, stacked_solution
+from lsconv.inverse.lstsq import without_items
+from lsconv.inverse.route import KrylovPlan, Plan, route
+from lsconv.krylov.lsmr import lsmr
+from lsconv.krylov.problem import as_operator, check_damp, prepare
+from lsconv.krylov.solution import Solution, Status
+from lsconv.krylov.stopping import Tolerances, certified
+from lsconv.operators.algebra import VStack
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.elementary import Identity
+
+__all__ = ["KrylovStack", "penalty_plan", "tikhonov"]
+
+
+def tikhonov(
+    A: Any,
+    y: Tensor,
+    damp: float | Tensor | str,
+    *,
+    L: Any = None,
+    x_prior: Tensor | None = None,
+    noise_std: float | Tensor | None = None,
+    method: str = "auto",
+    x0: Tensor | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    max_iter: int | None = None,
+    memory_limit: int | None = None,
+    raise_on_failure: bool = False,
+    check_finite: bool = True,
+) -> Solution:
+    r"""Least squares with a quadratic penalty.
+
+    .. math:: \min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|L (x - x_{prior})\|^2
+
+    A convolution with a convolutional L (Gradient, Laplacian, Identity, stride-1 convolutions, scaled and stacked) is
+    solved exactly: in closed form when everything is circular, otherwise through the border. Everything else goes to
+    LSMR on the stacked operator ``[A; damp L]``, with an FFT-diagonal preconditioner where A and L have one. The
+    minimiser is unique when no x but 0 has ``A x = 0`` and ``L x = 0``; otherwise it is determined up to such x.
+
+    Args:
+        A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
+        y: data, ``(*batch, *out_shape)``.
+        damp: the damping, a number or a tensor with one per batch item (in units of A over L); or the rule that chooses
+            it: "gcv", "discrepancy" or "upre" (these two need ``noise_std``), "lcurve", "evidence". With ``damp=0`` the
+            answer is the least-squares solution nearest to ``x_prior``, whatever L is.
+        L: the penalty, an operator on ``A.in_shape``; None: the identity.
+        x_prior: what the penalty pulls to, ``(*batch, *in_shape)``; None: zero. It changes the answer.
+        noise_std: standard deviation of the noise in every entry of y, in the units of y.
+        method: "auto", or "fourier", "border", "lsmr" to insist on one.
+        x0: where the Krylov methods start. It does not change the answer; the exact methods have no use for it.
+        rtol: relative tolerance on residual or gradient; None: 1e-6 in float32 and 1e-10 in float64 for the exact
+            methods, ``10 eps^0.75`` for LSMR.
+        atol: absolute tolerance on the residual norm, in the units of y.
+        max_iter: limit on the iterations.
+        memory_limit: bytes the setup may use when L is None; None: 60 % of what is free on the device.
+        raise_on_failure: raise instead of warning when an item does not converge.
+        check_finite: refuse NaN and infinity in y; False gives such items :attr:`Status.NON_FINITE`.
+
+    Returns:
+        A :class:`Solution`: ``residual_norm`` is :math:`\|y - Ax\|`, ``gradient_norm``
+        :math:`\|A^H(y - Ax) - \mathrm{damp}^2 L^HL(x - x_{prior})\|`, ``damp`` the damping used, ``selection`` how it
+        was chosen.
+
+    Raises:
+        LsconvError: for arguments that do not fit (ShapeError, DtypeError, ArgumentError, MethodError, ...).
+        ConvergenceError: with ``raise_on_failure``.
+
+    Source:
+        Hansen, "Discrete Inverse Problems: Insight and Algorithms" (2010), chapter 8, for the general form.
+
+    Example:
+        >>> A = lsconv.Conv2d(torch.ones(1, 1, 5, 5) / 25, in_size=(32, 32))
+        >>> x = torch.linspace(0, 1, 32).expand(1, 32, 32)
+        >>> solution = lsconv.tikhonov(A, A(x), 1e-3, L=lsconv.Gradient((1, 32, 32)))
+        >>> bool(solution.converged), bool((solution.x - x).abs().max() < 1e-2)
+        (True, True)
+    """
+    A = as_operator(A, y)
+    selection = None
+    if isinstance(damp, str):
+        from lsconv.inverse.parameter import choose_damp
+
+        selection = choose_damp(A, y, damp, L=L, x_prior=x_prior, noise_std=noise_std)
+        strength: float | Tensor = selection.damp
+    else:
+        strength = damp
+    if selection is None and noise_std is not None:
+        raise ArgumentError('noise_std: only damp="discrepancy" and damp="upre" use it')
+    L = _check_penalty(L, A)
+    problem = prepare(A, y, damp=strength, x0=x0, check_finite=check_finite, name="y")
+    x_prior = _check_prior(x_prior, A)
+    damping = check_damp(strength, A)
+    options: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_iter": max_iter}
+    plan: Plan | StackedPlan | KrylovStack
+    if L is None or not bool((damping > 0).any()):
+        plan = route(A, damping, method=method, memory_limit=memory_limit)
+        if x0 is not None and isinstance(plan, KrylovPlan):
+            options["x0"] = x0 if x_prior is None else x0 - x_prior
+            if plan.M is not None:  # a damped problem takes a start only with its preconditioner on the solution side
+                plan = KrylovPlan(A, damping, plan.method, (None, CirculantPreconditioner(A, damping, side="solution")))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            solution = _with_prior(plan, A, problem.y, damping, x_prior, options)
+    else:
+        plan = penalty_plan(A, L, damping, method=method)
+        if isinstance(plan, KrylovStack):
+            options["x0"] = x0
+        solution = plan.solve(problem.y, x_prior=x_prior, **options)
+    if bool(problem.broken.any()):
+        solution = without_items(solution, problem.broken)
+    solution = replace(solution, selection=selection)
+    _report(solution, plan, raise_on_failure)
+    return solution
+
+
+def penalty_plan(
+    A: LinearOperator, L: LinearOperator, damp: Tensor | float, *, method: str = "auto"
+) -> StackedPlan | KrylovStack:
+    """The plan for a general L and damp > 0: exact where A and L are convolutions on one grid, otherwise LSMR.
+
+    Raises:
+        MethodError: the method asked for cannot serve A and L.
+        ArgumentError: an unknown method.
+    """
+    if method not in ("auto", "fourier", "border", "lsmr"):
+        raise ArgumentError(f'method: with L expected one of "auto", "fourier", "border", "lsmr", got {method!r}')
+    damping = torch.as_tensor(damp)
+    if method != "lsmr" and bool((damping > 0).all()):
+        try:
+            plan = StackedPlan(A, L, damp)
+        except MethodError:
+            if method != "auto":
+                raise
+        else:
+            if method == "fourier" and plan.inverse.form != "circulant":
+                raise MethodError(f'method: "fourier" needs A and L circular, here {plan!r}; use method="border"')
+            return plan
+    elif method in ("fourier", "border"):
+        raise MethodError(f'method: {method!r} with L needs damp > 0 in every item; use method="lsmr"')
+    return KrylovStack(A, L, damp)
+
+
+class KrylovStack:
+    """LSMR on ``[A; damp L]``, preconditioned where the stack has an FFT-diagonal likeness.
+
+    Args:
+        A: the operator.
+        L: the penalty.
+        damp: the damping, a number or one per batch item.
+    """
+
+    def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
+        self.A, self.L, self.damp = A, L, torch.as_tensor(damp, dtype=torch.float64, device=A.device)
+        self.stack = VStack([A, L * self.damp.to(A.dtype)])
+        self.preconditioner: LinearOperator | None = None
+        if bool((self.damp > 0).all()):
+            with contextlib.suppress(MethodError):
+                self.preconditioner = CirculantPreconditioner(self.stack, side="solution")
+
+    @torch.no_grad()
+    def solve(
+        self,
+        y: Tensor,
+        *,
+        x_prior: Tensor | None = None,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        atol: float = 0.0,
+        max_iter: int | None = None,
+    ) -> Solution:
+        """The certified solution for ``y``; see :func:`tikhonov`."""
+        data = stacked_data(self.stack, y, x_prior)
+        start = x0 if x0 is None or x_prior is None else x0 - x_prior
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = lsmr(self.stack, data, N=self.preconditioner, rtol=rtol, atol=atol, max_iter=max_iter, x0=start)
+        batch = found.converged.shape
+        solution = stacked_solution(
+            self.stack,
+            found.x,
+            y,
+            self.damp.expand(batch),
+            x_prior=x_prior,
+            dtype=self.A.dtype,
+            tolerances=Tolerances.of(self.A.dtype, rtol, atol),
+            iterations=found.iterations,
+            otherwise=torch.where(found.converged, Status.STAGNATION.code, found.codes),
+            operator_norm=None if found.history is None else found.history.operator_norm.nan_to_num().amax(0),
+        )
+        return replace(solution, history=found.history)
+
+    @torch.no_grad()
+    def normal_solve(self, g: Tensor) -> Tensor:
+        """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``."""
+        from lsconv.krylov.cg import cg
+
+        normal = self.stack.H @ self.stack
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return cg(normal, g, M=self.preconditioner).x
+
+    def __repr__(self) -> str:
+        return f"KrylovStack('lsmr', L={type(self.L).__name__}, preconditioner={self.preconditioner!r})"
+
+
+def _with_prior(
+    plan: Plan, A: LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None, options: dict[str, Any]
+) -> Solution:
+    """Solve for ``x - x_prior`` and certify ``x``."""
+    if x_prior is None:
+        return plan.solve(y, **options)
+    prior = x_prior.detach()
+    solution = plan.solve(y - A.apply(prior), **options)
+    x = prior + solution.x
+    precise = A.to(dtype=torch.complex128 if A.is_complex else torch.float64) if isinstance(A, Convolution) else A
+    stored = x.to(precise.dtype)
+    wide = prior.to(precise.dtype)
+    rest = y.to(precise.dtype) - precise.apply(wide)
+    judged = certified(
+        precise,
+        stored - wide,
+        rest.expand(*x.shape[: x.ndim - len(A.in_shape)], *A.out_shape),
+        damp.expand(x.shape[: x.ndim - len(A.in_shape)]),
+        tolerances=Tolerances.of(A.dtype, options["rtol"] or 1e-10 if A.dtype in (torch.float64, torch.complex128)
+                                 else options["rtol"] or 1e-6, options["atol"]),
+        iterations=solution.iterations,
+        history=solution.history,
+        rounding=torch.finfo(A.dtype).eps,
+    )  # fmt: skip
+    kept = ~solution.converged
+    codes = torch.where(kept, solution.codes, judged.codes)
+    return replace(
+        judged, x=x, codes=codes, converged=judged.converged & ~(kept & (codes == Status.RANK_DEFICIENT.code))
+    )
+
+
+def _check_penalty(L: Any, A: LinearOperator) -> LinearOperator | None:
+    if L is None or isinstance(L, Identity):
+        if isinstance(L, Identity) and L.in_shape != A.in_shape:
+            raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
+        return None
+    if not isinstance(L, LinearOperator):
+        L = as_operator(L)
+    if L.in_shape != A.in_shape:
+        raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
+    if L.dtype != A.dtype:
+        raise DtypeError(f"L: dtype {L.dtype} differs from that of A, {A.dtype}; convert with L.to(dtype=A.dtype)")
+    if L.device != A.device:
+        raise DeviceError(f"L: device {L.device} differs from that of A, {A.device}; move it with L.to(A.device)")
+    return L
+
+
+def _check_prior(x_prior: Any, A: LinearOperator) -> Tensor | None:
+    if x_prior is None:
+        return None
+    if not isinstance(x_prior, Tensor):
+        raise ArgumentTypeError(
+            f"x_prior: expected a torch.Tensor (*batch, {A.in_shape}), got {type(x_prior).__name__}"
+        )
+    A.check_input(x_prior, "x_prior", finite=True)
+    return x_prior.detach()
+
+
+def _report(solution: Solution, plan: object, raise_on_failure: bool) -> None:
+    failed = ~solution.converged
+    if bool(failed.any()):
+        text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r}). {solution.failure_text()}"
+        if raise_on_failure:
+            raise ConvergenceError(text)
+        warnings.warn(text, ConvergenceWarning, stacklevel=3)

@@ -1,0 +1,197 @@
+"""tikhonov against the dense normal equations in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import lsconv
+from lsconv.fourier.stacked import StackedPlan
+from lsconv.inverse.tikhonov import KrylovStack, penalty_plan
+
+DOUBLE = torch.float64
+
+
+def dense_solution(A, y: Tensor, damp: float | Tensor, L, x_prior: Tensor | None = None) -> Tensor:
+    """The solution of the normal equations, item by item."""
+    matrix, penalty = A.to_dense(), torch.eye(A.in_numel, dtype=A.dtype) if L is None else L.to_dense()
+    batch = torch.broadcast_shapes(y.shape[: y.ndim - len(A.out_shape)], torch.as_tensor(damp).shape)
+    damp = torch.as_tensor(damp, dtype=torch.float64).expand(batch)[..., None, None]
+    H = matrix.mH @ matrix + damp**2 * (penalty.mH @ penalty)
+    prior = torch.zeros(A.in_numel, dtype=A.dtype) if x_prior is None else x_prior.flatten(-len(A.in_shape))
+    rhs = y.flatten(y.ndim - len(A.out_shape)) @ matrix.conj()
+    pull = (damp[..., 0] ** 2) * (prior @ (penalty.mH @ penalty).mT)
+    return torch.linalg.solve(H, (rhs + pull).unsqueeze(-1)).squeeze(-1).reshape(*batch, *A.in_shape)
+
+
+def convolution(out: int, channels: int, size=(13, 15), kernel=5, dtype=DOUBLE, **options):
+    torch.manual_seed(3)
+    return lsconv.Conv2d(
+        torch.randn(out, channels // options.get("groups", 1), kernel, kernel, dtype=dtype), size, **options
+    )
+
+
+CASES = {
+    "valid, gradient": (convolution(1, 1), lambda A: lsconv.Gradient(A.in_shape, dtype=A.dtype)),
+    "same, gradient": (convolution(1, 1, padding=2), lambda A: lsconv.Gradient(A.in_shape, dtype=A.dtype)),
+    "full, Dirichlet Laplacian": (
+        convolution(1, 1, padding=4),
+        lambda A: lsconv.Laplacian(A.in_shape, boundary="dirichlet", dtype=A.dtype),
+    ),
+    "valid, periodic Laplacian": (
+        convolution(1, 1),
+        lambda A: lsconv.Laplacian(A.in_shape, boundary="periodic", dtype=A.dtype),
+    ),
+    "valid, Dirichlet gradient": (
+        convolution(1, 1),
+        lambda A: lsconv.Gradient(A.in_shape, boundary="dirichlet", dtype=A.dtype),
+    ),
+    "circular, Neumann gradient": (
+        convolution(1, 1, padding=2, padding_mode="circular"),
+        lambda A: lsconv.Gradient(A.in_shape, dtype=A.dtype),
+    ),
+    "circular, periodic gradient": (
+        convolution(2, 2, padding=2, padding_mode="circular"),
+        lambda A: lsconv.Gradient(A.in_shape, boundary="periodic", dtype=A.dtype),
+    ),
+    "channels mix": (convolution(3, 2), lambda A: lsconv.Gradient(A.in_shape, dtype=A.dtype)),
+    "channels mix, same": (convolution(3, 2, padding=2), lambda A: lsconv.Gradient(A.in_shape, dtype=A.dtype)),
+    "depthwise": (convolution(4, 4, groups=4), lambda A: lsconv.Gradient(A.in_shape, dtype=A.dtype)),
+    "groups, finer in L": (convolution(4, 4, groups=2), lambda A: lsconv.Gradient(A.in_shape, dtype=A.dtype)),
+    "dilated, asymmetric": (
+        convolution(1, 1, kernel=3, dilation=2, padding=((1, 3), (0, 2))),
+        lambda A: lsconv.Gradient(A.in_shape, dtype=A.dtype),
+    ),
+    "stack of a gradient and the identity": (
+        convolution(2, 3, padding=1),
+        lambda A: lsconv.vstack(
+            [lsconv.Gradient(A.in_shape, dtype=A.dtype), 0.3 * lsconv.Identity(A.in_shape, dtype=A.dtype)]
+        ),
+    ),
+    "a convolution as penalty": (
+        convolution(1, 1),
+        lambda A: lsconv.Conv2d(torch.tensor([[[[1.0, -2.0, 1.0]]]], dtype=A.dtype), A.in_shape[1:], padding=(0, 1)),
+    ),
+    "complex": (
+        convolution(1, 1, dtype=torch.complex128),
+        lambda A: lsconv.Gradient(A.in_shape, dtype=A.dtype),
+    ),
+}
+ELSEWHERE = {
+    "strided": (convolution(1, 1, kernel=3, stride=2), lambda A: lsconv.Gradient(A.in_shape, dtype=A.dtype)),
+    "reflect": (
+        convolution(1, 1, padding=2, padding_mode="reflect"),
+        lambda A: lsconv.Gradient(A.in_shape, dtype=A.dtype),
+    ),
+    "Neumann Laplacian": (
+        convolution(1, 1),
+        lambda A: lsconv.vstack(
+            [lsconv.Laplacian(A.in_shape, dtype=A.dtype), lsconv.Gradient(A.in_shape, dtype=A.dtype)]
+        ),
+    ),
+    "a penalty that is no convolution": (
+        convolution(1, 1),
+        lambda A: lsconv.Diagonal(torch.linspace(1, 2, A.in_numel, dtype=A.dtype).reshape(A.in_shape)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_convolutional_penalty_is_solved_exactly_through_the_border(name):
+    A, penalty = CASES[name][0], CASES[name][1](CASES[name][0])
+    damp = 0.05 * float(torch.linalg.matrix_norm(A.to_dense(), 2))
+    assert isinstance(penalty_plan(A, penalty, damp), StackedPlan)
+    y, prior = torch.randn(2, *A.out_shape, dtype=A.dtype), torch.randn(A.in_shape, dtype=A.dtype)
+    solution = lsconv.tikhonov(A, y, damp, L=penalty, x_prior=prior, rtol=1e-12)
+    expected = dense_solution(A, y, damp, penalty, prior)
+    assert torch.linalg.norm(solution.x - expected) <= 1e-8 * torch.linalg.norm(expected)
+    residual = torch.linalg.vector_norm((y - A(expected)).flatten(1), dim=1)
+    torch.testing.assert_close(solution.residual_norm, residual, rtol=1e-6, atol=0)
+    assert bool(solution.converged.all())
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_other_operators_and_penalties_go_to_lsmr_on_the_stack(name):
+    A, penalty = ELSEWHERE[name][0], ELSEWHERE[name][1](ELSEWHERE[name][0])
+    damp = 0.1 * float(torch.linalg.matrix_norm(A.to_dense(), 2))
+    assert isinstance(penalty_plan(A, penalty, damp), KrylovStack)
+    y = torch.randn(2, *A.out_shape, dtype=A.dtype)
+    solution = lsconv.tikhonov(A, y, damp, L=penalty, rtol=1e-13)
+    expected = dense_solution(A, y, damp, penalty)
+    assert torch.linalg.norm(solution.x - expected) <= 1e-6 * torch.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("penalised", [False, True])
+def test_damp_per_item_gives_every_item_its_own_answer(penalised):
+    A = convolution(1, 1)
+    L = lsconv.Gradient(A.in_shape, dtype=A.dtype) if penalised else None
+    damp = torch.tensor([0.1, 3.0, 40.0], dtype=DOUBLE)
+    y = torch.randn(2, 3, *A.out_shape, dtype=DOUBLE)
+    solution = lsconv.tikhonov(A, y, damp, L=L, rtol=1e-13)
+    expected = dense_solution(A, y, damp, L)
+    torch.testing.assert_close(solution.x, expected, rtol=0, atol=1e-8 * float(expected.abs().max()))
+    assert solution.damp.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "mode", [{}, {"padding": 2}, {"padding": 2, "padding_mode": "circular"}, {"padding": 2, "padding_mode": "reflect"}]
+)
+def test_prior_without_penalty_is_what_the_identity_pulls_to(mode):
+    A = convolution(1, 1, **mode)
+    y, prior = torch.randn(A.out_shape, dtype=DOUBLE), torch.randn(3, *A.in_shape, dtype=DOUBLE)
+    solution = lsconv.tikhonov(A, y, 2.0, x_prior=prior, rtol=1e-12)
+    for item in range(3):
+        expected = dense_solution(A, y, 2.0, None, prior[item])
+        assert torch.linalg.norm(solution.x[item] - expected) <= 1e-8 * torch.linalg.norm(expected)
+
+
+def test_a_warm_start_does_not_move_the_answer():
+    A, L = ELSEWHERE["reflect"][0], lsconv.Gradient((1, 13, 15), dtype=DOUBLE)
+    y = torch.randn(A.out_shape, dtype=DOUBLE)
+    far = 100 * torch.randn(A.in_shape, dtype=DOUBLE)
+    for penalty in (None, L):
+        cold = lsconv.tikhonov(A, y, 3.0, L=penalty, rtol=1e-12).x
+        warm = lsconv.tikhonov(A, y, 3.0, L=penalty, rtol=1e-12, x0=far).x
+        assert torch.linalg.norm(warm - cold) <= 1e-7 * torch.linalg.norm(cold)
+
+
+def test_without_damping_the_answer_is_the_least_squares_solution_nearest_to_the_prior():
+    A = convolution(1, 1)
+    y, prior = torch.randn(A.out_shape, dtype=DOUBLE), torch.randn(A.in_shape, dtype=DOUBLE)
+    solution = lsconv.tikhonov(A, y, 0.0, x_prior=prior, rtol=1e-12)
+    matrix = A.to_dense()
+    expected = prior.flatten() + torch.linalg.pinv(matrix) @ (y.flatten() - matrix @ prior.flatten())
+    assert torch.linalg.norm(solution.x.flatten() - expected) <= 1e-7 * torch.linalg.norm(expected)
+
+
+def test_float32_reaches_its_tolerance_on_a_hard_blur():
+    t = torch.arange(15.0) - 7
+    kernel = torch.exp(-(t**2) / 8)
+    weight = kernel[:, None] * kernel
+    weight = (weight / weight.sum())[None, None]
+    for padding in (0, 7):
+        A = lsconv.Conv2d(weight, (96, 100), padding=padding)
+        y = A(torch.rand(1, 96, 100))
+        solution = lsconv.tikhonov(A, y, 1e-3, L=lsconv.Gradient(A.in_shape))
+        x, precise, L = solution.x.double(), A.to(dtype=DOUBLE), lsconv.Gradient(A.in_shape, dtype=DOUBLE)
+        gradient = precise.H(y.double() - precise(x)) - 1e-6 * L.H(L(x))
+        assert bool(solution.converged)
+        assert gradient.norm() < 1e-5 * precise.H(y.double()).norm()
+
+
+def test_bad_arguments_are_named():
+    A = convolution(1, 1)
+    y = torch.randn(A.out_shape, dtype=DOUBLE)
+    with pytest.raises(lsconv.LsconvError, match="L: in_shape"):
+        lsconv.tikhonov(A, y, 1.0, L=lsconv.Gradient((1, 9, 9), dtype=DOUBLE))
+    with pytest.raises(lsconv.LsconvError, match="L: dtype"):
+        lsconv.tikhonov(A, y, 1.0, L=lsconv.Gradient(A.in_shape))
+    with pytest.raises(lsconv.LsconvError, match="x_prior"):
+        lsconv.tikhonov(A, y, 1.0, x_prior=torch.zeros(2, 2, dtype=DOUBLE))
+    with pytest.raises(lsconv.LsconvError, match="noise_std"):
+        lsconv.tikhonov(A, y, 1.0, noise_std=0.1)
+    with pytest.raises(lsconv.LsconvError, match="damp"):
+        lsconv.tikhonov(A, y, -1.0)
+    with pytest.raises(lsconv.LsconvError, match='method: "fourier"'):
+        lsconv.tikhonov(A, y, 1.0, L=lsconv.Gradient(A.in_shape, dtype=DOUBLE), method="fourier")
