@@ -85,16 +85,16 @@ def motion(length: float, angle: float = 0.0) -> Tensor:
     psf = torch.zeros(sizes[0] + 1, sizes[1] + 1, dtype=torch.float64)
     for down in (0, 1):
         for right in (0, 1):
-            light = 1.0
+            light = torch.ones(steps, dtype=torch.float64)
             for place, corner, step in zip(places, corners, (down, right), strict=True):
                 light = light * (place - corner if step else 1 - (place - corner))
-            psf.index_put_((corners[0] + down, corners[1] + right), torch.as_tensor(light), accumulate=True)
+            psf.index_put_((corners[0] + down, corners[1] + right), light, accumulate=True)
     psf = psf[: sizes[0], : sizes[1]]
     return psf / psf.sum()
 
 
 def box(size: int) -> Tensor:
-    """The mean over ``size`` by ``size`` pixels; of even size, it reaches one pixel further up and left than down and right.
+    """The mean over ``size`` by ``size`` pixels, of which an even number has its centre right and below of the middle.
 
     Example:
         >>> box(2)

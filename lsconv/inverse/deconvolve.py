@@ -1,0 +1,372 @@
+r"""deconvolve: the one call for pictures, from a blurred picture and its PSF to the restored one.
+
+The picture is the true convolution of the field with the PSF, plus noise,
+
+    y[i] = sum_j psf[j] x[i - j + c],   c = size // 2 per axis,
+
+so that a PSF with a single one at its centre c is the identity. In torch's convention (a cross-correlation) this is the
+flipped PSF with padding (size - 1) // 2 on the left and size // 2 on the right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, MethodError, NonFiniteError, ShapeError
+from lsconv.inverse.lstsq import pinv
+from lsconv.inverse.tikhonov import tikhonov
+from lsconv.krylov.solution import Solution
+from lsconv.operators.base import require_finite
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.difference import Gradient
+
+__all__ = ["blur_operator", "deconvolve"]
+
+Denoiser = Callable[[Tensor], Tensor]
+
+_PADDING_MODES = {"unknown": "zeros", "zero": "zeros", "periodic": "circular", "reflect": "reflect"}
+_DENOISER_ITERATIONS = 30
+
+
+def blur_operator(
+    psf: Tensor,
+    size: tuple[int, ...],
+    *,
+    boundary: str = "unknown",
+    channels: int = 1,
+    ndim: int | None = None,
+) -> Convolution:
+    r"""The blur of a picture by a PSF as an operator, from the field to a picture of the given size.
+
+    .. math:: y[i] = \sum_j \mathrm{psf}[j]\, x[i - j + c], \qquad c = \lfloor \mathrm{size}/2 \rfloor
+
+    a true convolution, the PSF's centre being its pixel ``size // 2`` on every axis; channels are blurred apart.
+
+    Args:
+        psf: ``(*size)``, or with ``ndim`` given ``(*batch, 1 or channels, *size)``; its scale is the operator's.
+        size: spatial size of the blurred picture.
+        boundary: what the field is beyond the picture: "unknown" (the field is larger than the picture by the PSF less
+            one, and nothing is assumed), "zero", "periodic" or "reflect" (mirrored about the border pixels).
+        channels: channels of picture and field.
+        ndim: number of spatial axes, the PSF's by default.
+
+    Returns:
+        A :class:`Convolution` from ``(channels, *field)`` to ``(channels, *size)``.
+
+    Raises:
+        ArgumentError: an unknown boundary.
+        ShapeError: shapes that do not fit, or a PSF larger than the picture.
+
+    Example:
+        >>> psf = torch.tensor([[0.5, 0.5, 0.0]])
+        >>> A = lsconv.blur_operator(psf, (1, 4), boundary="zero")
+        >>> A(torch.tensor([[[1.0, 2.0, 4.0, 8.0]]]))
+        tensor([[[1.5000, 3.0000, 6.0000, 4.0000]]])
+    """
+    if boundary not in _PADDING_MODES:
+        raise ArgumentError(f"boundary: expected one of {', '.join(map(repr, _PADDING_MODES))}, got {boundary!r}")
+    spatial = _spatial_axes(psf.ndim, ndim)
+    size = tuple(size)
+    if len(size) != spatial:
+        raise ShapeError(f"size: expected {spatial} numbers for a PSF of {spatial} axes, got {size}")
+    extent = tuple(psf.shape[-spatial:])
+    if any(k > n for k, n in zip(extent, size, strict=True)):
+        raise ShapeError(f"psf: its size {extent} exceeds that of the picture, {size}")
+    kernels = psf.shape[-spatial - 1] if psf.ndim > spatial else 1
+    if kernels not in (1, channels):
+        raise ShapeError(
+            f"psf: expected 1 or {channels} kernels before its {spatial} axes, got shape {tuple(psf.shape)}"
+        )
+    weight = psf.flip(tuple(range(-spatial, 0)))
+    if psf.ndim == spatial:
+        weight = weight[None]
+    weight = weight.unsqueeze(-spatial - 1).expand(*psf.shape[: -spatial - 1], channels, 1, *extent).contiguous()
+    known = boundary != "unknown"
+    return Convolution(
+        weight,
+        size if known else tuple(n + k - 1 for n, k in zip(size, extent, strict=True)),
+        padding=[((k - 1) // 2, k // 2) for k in extent] if known else 0,
+        groups=channels,
+        padding_mode=_PADDING_MODES[boundary],
+    )
+
+
+def deconvolve(
+    image: Tensor | np.ndarray[Any, Any],
+    psf: Tensor | np.ndarray[Any, Any],
+    *,
+    boundary: str = "unknown",
+    damp: float | Tensor | str = "gcv",
+    prior: str | Denoiser = "tikhonov",
+    weight: float | None = None,
+    bounds: tuple[float | None, float | None] | None = None,
+    channels: str | None = None,
+    ndim: int | None = None,
+    noise_std: float | None = None,
+    crop: bool = True,
+    **options: Any,
+) -> Solution:
+    r"""Restore a blurred picture.
+
+    .. math:: \min_x \|A x - y\|^2 + \mathrm{damp}^2 \|L (x - m)\|^2
+
+    with A the blur (:func:`blur_operator`: a true convolution, the PSF centred on its pixel ``size // 2``) and m the
+    constant that blurs to the picture's mean. ``prior`` says what L is: "tikhonov" the identity, "gradient" the forward
+    differences. "tv" is :func:`lsconv.total_variation`. A function is taken for a denoiser and alternated with the
+    data (ADMM, 30 rounds, or ``max_iter``); it gets and returns ``(*batch, channels, *field)``.
+
+    Integer pictures are divided by the largest value of their type, solved in [0, 1], and answered in their type,
+    rounded and cut off. float64 is solved in float64, everything else in float32.
+
+    Args:
+        image: a tensor or array, ``(*batch, *size)``, or with ``channels`` set ``(*batch, C, *size)`` or
+            ``(*batch, *size, C)``. Every batch item is restored apart, the channels of an item together.
+        psf: the point spread function, ``(*size)``, as many axes as the picture has spatial ones. With ``ndim`` given
+            it may have more in front: ``(*batch, *size)``, or ``(*batch, 1 or C, *size)`` where there are channels.
+        boundary: "unknown" (the picture shows a part of a larger scene), "zero", "periodic" or "reflect".
+        damp: the damping in units of the PSF's transfer function (a PSF of sum one passes the mean with factor one): a
+            number, a tensor with one per batch item, or the name of a rule for it (see :func:`lsconv.tikhonov`). Given
+            a denoiser, the square root of ADMM's penalty.
+        prior: "tikhonov", "gradient", "tv", or a denoiser.
+        weight: of the total variation, for ``prior="tv"``; in units of the picture, [0, 1] where it is integers.
+        bounds: lowest and highest value of x, None for none, for "tv" and denoisers; same units.
+        channels: "first", "last", or None where the picture has none.
+        ndim: number of spatial axes; those of the PSF by default.
+        noise_std: standard deviation of the noise, same units; some rules for damp need it.
+        crop: give back the picture's own pixels; False gives all of the field, which with boundary "unknown" is larger
+            by the PSF less one, ``(size - 1) // 2`` of it before the picture's first pixel.
+        options: further options of the solver behind it (rtol, max_iter, ...).
+
+    Returns:
+        A :class:`Solution`. ``x`` has the kind, the number type and the layout of the image; the certificates are those
+        of the problem as solved.
+
+    Raises:
+        ArgumentError, ArgumentTypeError, DtypeError, ShapeError, NonFiniteError: what was given does not fit together.
+        MethodError: this combination of prior and bounds or options is not served.
+
+    Source:
+        Hansen, Nagy and O'Leary, "Deblurring Images" (2006), for the boundary conditions; Venkatakrishnan, Bouman and
+        Wohlberg, "Plug-and-play priors for model based reconstruction" (2013), for denoisers as priors.
+
+    Example:
+        >>> scene = torch.rand(40, 40, dtype=torch.float64)
+        >>> psf = torch.tensor([[0.0, 0.1, 0.0], [0.1, 0.6, 0.2], [0.0, 0.0, 0.0]], dtype=torch.float64)
+        >>> image = lsconv.blur_operator(psf, (38, 38))(scene[None])[0]
+        >>> solution = lsconv.deconvolve(image, psf, damp=1e-6)
+        >>> solution.x.shape, bool((solution.x - scene[1:-1, 1:-1])[2:-2, 2:-2].abs().max() < 1e-2)
+        (torch.Size([38, 38]), True)
+    """
+    layout = _Layout.of(image, psf, channels, ndim)
+    y, kernel = layout.picture(image), layout.kernel(psf, image)
+    A = blur_operator(kernel, layout.size(y), boundary=boundary, channels=y.shape[-layout.ndim - 1], ndim=layout.ndim)
+    if isinstance(damp, Tensor):
+        damp = damp.to(y.device)
+    if not crop and boundary != "unknown":
+        crop = True  # the field is the picture
+    middle = _mean_level(A, y)
+    solve: dict[str, Any] = {"damp": damp, "noise_std": noise_std, **options}
+    if callable(prior):
+        solution = _with_denoiser(A, y, prior, middle, bounds, solve)
+    elif prior == "tv":
+        solution = _with_total_variation(A, y, weight, bounds, noise_std, options)
+    elif prior in ("tikhonov", "gradient"):
+        if bounds is not None:
+            raise MethodError(f'bounds: prior={prior!r} has no bounds; use prior="tv" or a denoiser')
+        solution = _with_quadratic(A, y, prior == "gradient", middle, solve)
+    else:
+        raise ArgumentError(f'prior: expected "tikhonov", "gradient", "tv" or a denoiser, got {prior!r}')
+    x = solution.x
+    if crop and boundary == "unknown":
+        for axis, (size, extent) in enumerate(zip(layout.size(y), A.kernel_size, strict=True), start=-layout.ndim):
+            x = x.narrow(axis, (extent - 1) // 2, size)
+    return replace(solution, x=layout.answer(x, image))
+
+
+# ---------------------------------------------------------------------------------------------------- the problems
+
+
+def _mean_level(A: Convolution, y: Tensor) -> Tensor:
+    """``(*batch, *in_shape)``: per channel the constant that blurs to the mean of y; zero where there is none."""
+    axes = tuple(range(-A.ndim, 0))
+    total = A.weight.sum(axes, keepdim=True).squeeze(-A.ndim - 1)
+    size = A.weight.abs().sum(axes, keepdim=True).squeeze(-A.ndim - 1)
+    has_mean = total.abs() > 1e-3 * size
+    level = torch.where(has_mean, y.mean(axes, keepdim=True) / torch.where(has_mean, total, 1), 0)
+    return level.expand(*level.shape[: -A.ndim], *A.spatial_in)
+
+
+def _gradient(A: Convolution) -> Gradient:
+    boundary = "periodic" if A.padding_mode == "circular" else "neumann"
+    return Gradient(A.in_shape, ndim=A.ndim, boundary=boundary, dtype=A.dtype, device=A.device)
+
+
+def _with_quadratic(A: Convolution, y: Tensor, gradient: bool, middle: Tensor, solve: dict[str, Any]) -> Solution:
+    if gradient:  # the penalty does not see constants
+        return tikhonov(A, y, L=_gradient(A), **solve)
+    # Where the constant alone explains the picture, what is left of it is rounding and meets no relative tolerance.
+    norms = torch.linalg.vector_norm(y.flatten(-A.ndim - 1), dim=-1)
+    solve.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.min()))
+    return tikhonov(A, y, x_prior=middle, **solve)
+
+
+def _with_total_variation(
+    A: Convolution,
+    y: Tensor,
+    weight: float | None,
+    bounds: tuple[float | None, float | None] | None,
+    noise_std: float | None,
+    options: dict[str, Any],
+) -> Solution:
+    try:
+        from lsconv.inverse.variation import total_variation
+    except ModuleNotFoundError:
+        raise MethodError('prior: "tv" is not part of this version; use prior="gradient"') from None
+    return total_variation(A, y, weight, bounds=bounds, **options)
+
+
+def _with_denoiser(
+    A: Convolution,
+    y: Tensor,
+    denoiser: Denoiser,
+    middle: Tensor,
+    bounds: tuple[float | None, float | None] | None,
+    solve: dict[str, Any],
+) -> Solution:
+    """ADMM, with the denoiser in the place of the prior's proximal operator and the setup of the data's step kept."""
+    rounds = solve.pop("max_iter", None) or _DENOISER_ITERATIONS
+    solution = _with_quadratic(A, y, False, middle, solve)  # the start; it chooses damp where that is a rule
+    filtered = pinv(A, damp=solution.damp)
+    z = _denoised(denoiser, solution.x, bounds)
+    u = solution.x - z
+    for _ in range(rounds - 1):
+        x = z - u + filtered.apply(y - A.apply(z - u))
+        z = _denoised(denoiser, x + u, bounds)
+        u = u + x - z
+    residual = torch.linalg.vector_norm((y - A.apply(z)).flatten(-A.ndim - 1).double(), dim=-1)
+    return replace(solution, x=z, residual_norm=residual, iterations=torch.full_like(solution.iterations, rounds))
+
+
+def _denoised(denoiser: Denoiser, x: Tensor, bounds: tuple[float | None, float | None] | None) -> Tensor:
+    z = denoiser(x)
+    if not isinstance(z, Tensor) or z.shape != x.shape:
+        got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        raise ShapeError(f"prior: the denoiser was given a tensor of shape {tuple(x.shape)} and returned {got}")
+    z = z.to(x)
+    return z if bounds is None else z.clamp(*bounds)
+
+
+# ------------------------------------------------------------------------------------------- layouts, kinds, types
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the axes and values of what the user gave become ``(*batch, channels, *size)`` in floating point."""
+
+    ndim: int
+    channels: str | None
+    scale: int | None
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, image: Any, psf: Any, channels: Any, ndim: int | None) -> _Layout:
+        for name, value in (("image", image), ("psf", psf)):
+            if not isinstance(value, (Tensor, np.ndarray)):
+                raise ArgumentTypeError(f"{name}: expected a torch.Tensor or a NumPy array, got {type(value).__name__}")
+            if isinstance(value, np.ndarray) and value.dtype.kind not in "iuf":
+                raise DtypeError(f"{name}: expected real numbers, got {value.dtype}")
+            if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
+                raise DtypeError(f"{name}: expected real numbers, got {value.dtype}")
+            if value.size == 0 if isinstance(value, np.ndarray) else value.numel() == 0:
+                raise ShapeError(f"{name}: is empty, of shape {tuple(value.shape)}")
+        if channels not in (None, "first", "last"):
+            raise ArgumentError(f'channels: expected None, "first" or "last", got {channels!r}')
+        spatial = _spatial_axes(psf.ndim, ndim)
+        if image.ndim < spatial + (channels is not None):
+            raise ShapeError(
+                f"image: expected {spatial} spatial axes{'' if channels is None else ' and one of channels'} for a PSF "
+                f"of shape {tuple(psf.shape)}, got shape {tuple(image.shape)}"
+            )
+        width, limit = _integer(image)
+        if width == 8:
+            raise DtypeError(f"image: 64-bit integers have no white; convert, got {image.dtype}")
+        double = width == 4 or _name(image.dtype) == "float64"
+        return cls(spatial, channels, limit, torch.float64 if double else torch.float32)
+
+    def picture(self, image: Any) -> Tensor:
+        """``(*batch, channels, *size)``."""
+        y = _tensor(image, self.dtype)
+        if self.scale is not None:
+            y = y / self.scale
+        if self.channels is None:
+            y = y.unsqueeze(-self.ndim - 1)
+        elif self.channels == "last":
+            y = y.movedim(-1, -self.ndim - 1)
+        require_finite(y, "image", self.ndim + 1)
+        return y.contiguous()
+
+    def kernel(self, psf: Any, image: Any) -> Tensor:
+        """``(*batch, 1 or channels, *size)`` or ``(*size)``."""
+        kernel = _tensor(psf, self.dtype)
+        if isinstance(image, Tensor):
+            kernel = kernel.to(image.device)
+        if not bool(torch.isfinite(kernel).all()):
+            raise NonFiniteError("psf: contains NaN or infinity")
+        if not bool(kernel.any()):
+            raise ArgumentError("psf: is zero everywhere")
+        has_channel_axis = self.channels is not None or kernel.ndim == self.ndim
+        return kernel if has_channel_axis else kernel.unsqueeze(-self.ndim - 1)
+
+    def size(self, y: Tensor) -> tuple[int, ...]:
+        """The spatial size of the picture."""
+        return tuple(y.shape[-self.ndim :])
+
+    def answer(self, x: Tensor, image: Any) -> Any:
+        """``x`` in the kind, type and layout of the image."""
+        if self.channels is None:
+            x = x.squeeze(-self.ndim - 1)
+        elif self.channels == "last":
+            x = x.movedim(-self.ndim - 1, -1)
+        if self.scale is not None:
+            limits = np.iinfo(_name(image.dtype))
+            x = (x * self.scale).round().clamp(limits.min, limits.max)
+        if isinstance(image, Tensor):
+            return x.to(image.dtype)
+        return x.cpu().numpy().astype(image.dtype.newbyteorder("="))
+
+
+def _spatial_axes(psf_ndim: int, ndim: int | None) -> int:
+    found = psf_ndim if ndim is None else ndim
+    if isinstance(found, bool) or found not in (1, 2, 3) or psf_ndim < found:
+        said = "" if ndim is None else f" and ndim={ndim!r}"
+        raise ShapeError(
+            f"psf: expected 1, 2 or 3 spatial axes (say ndim=2 for a PSF per channel or picture), got {psf_ndim}{said}"
+        )
+    return found
+
+
+def _integer(image: Any) -> tuple[int, int | None]:
+    """Bytes and largest value of an integer type; (0, None) of others."""
+    name = _name(image.dtype)
+    if "int" not in name:
+        return 0, None
+    limits = np.iinfo(name)
+    return limits.bits // 8, int(limits.max)
+
+
+def _name(dtype: Any) -> str:
+    """The name of a torch or NumPy type, the same in both, whatever the order of the bytes."""
+    return dtype.name if isinstance(dtype, np.dtype) else str(dtype).removeprefix("torch.")
+
+
+def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach().to(dtype)
+    wide = np.float64 if dtype == torch.float64 else np.float32
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=wide))

@@ -1,0 +1,276 @@
+"""deconvolve: where the PSF's centre is, what lies beyond the borders, and kinds, types and layouts that come back."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import lsconv
+from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, MethodError, NonFiniteError, ShapeError
+
+BOUNDARIES = ("unknown", "zero", "periodic", "reflect")
+
+
+def blurred_by_definition(field: np.ndarray, psf: np.ndarray, boundary: str) -> np.ndarray:
+    """``y[i] = sum_j psf[j] x[i - j + c]``, c = size // 2, pixel by pixel; "unknown": x's inner pixels only."""
+    centre = [size // 2 for size in psf.shape]
+    first = [(size - 1) // 2 if boundary == "unknown" else 0 for size in psf.shape]
+    sizes = [n - k + 1 if boundary == "unknown" else n for n, k in zip(field.shape, psf.shape, strict=True)]
+    y = np.zeros(sizes)
+    for place in np.ndindex(*sizes):
+        for tap in np.ndindex(*psf.shape):
+            read = [i + f - j + c for i, f, j, c in zip(place, first, tap, centre, strict=True)]
+            if boundary == "periodic":
+                read = [r % n for r, n in zip(read, field.shape, strict=True)]
+            elif boundary == "reflect":
+                read = [n - 1 - abs(n - 1 - abs(r)) for r, n in zip(read, field.shape, strict=True)]
+            elif any(not 0 <= r < n for r, n in zip(read, field.shape, strict=True)):
+                continue
+            y[place] += psf[tap] * field[tuple(read)]
+    return y
+
+
+def asymmetric(*shape: int) -> np.ndarray:
+    """A PSF with a strong centre at size // 2 (so that it can be inverted) and no symmetry, sum one."""
+    rng = np.random.default_rng(4)
+    psf = rng.random(shape)
+    psf[tuple(size // 2 for size in shape)] += psf.size
+    return psf / psf.sum()
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("shape", [(3, 5), (4, 2), (1, 4), (5,), (2, 3, 2)])
+def test_the_blur_is_the_true_convolution_about_pixel_size_over_two(boundary: str, shape: tuple[int, ...]) -> None:
+    psf = asymmetric(*shape)
+    field = np.random.default_rng(0).random((9, 10, 7)[: len(shape)])
+    expected = blurred_by_definition(field, psf, boundary)
+    A = lsconv.blur_operator(torch.from_numpy(psf), expected.shape, boundary=boundary)
+    assert A.in_shape == (1, *field.shape)
+    assert torch.allclose(A(torch.from_numpy(field)[None])[0], torch.from_numpy(expected), atol=1e-14)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("shape", [(5, 5), (4, 6), (3, 4)])
+def test_a_centred_delta_is_the_identity_even_where_the_psf_is_even(boundary: str, shape: tuple[int, int]) -> None:
+    psf = np.zeros(shape)
+    psf[shape[0] // 2, shape[1] // 2] = 1.0
+    image = np.random.default_rng(0).random((12, 11))
+    x = lsconv.deconvolve(image, psf, boundary=boundary, damp=1e-7).x
+    assert np.abs(x - image).max() < 1e-10
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("shape", [(3, 5), (4, 2), (2, 2)])
+def test_a_restored_picture_is_where_the_scene_was(boundary: str, shape: tuple[int, int]) -> None:
+    psf = asymmetric(*shape)
+    scene = np.random.default_rng(1).random((20, 21))
+    image = blurred_by_definition(scene, psf, boundary)
+    x = lsconv.deconvolve(image, psf, boundary=boundary, damp=1e-7).x
+    assert x.shape == image.shape
+    first = [(k - 1) // 2 if boundary == "unknown" else 0 for k in shape]
+    expected = scene[first[0] : first[0] + x.shape[0], first[1] : first[1] + x.shape[1]]
+    inner = (slice(4, -4),) * 2  # near an unknown border the data determine less
+    assert np.abs(x - expected)[inner].max() < (1e-2 if boundary == "unknown" else 1e-5)
+    shifts = {
+        shift: np.abs(x - np.roll(expected, shift, (0, 1)))[inner].max()
+        for shift in itertools.product((-1, 0, 1), repeat=2)
+    }
+    assert min(shifts, key=shifts.__getitem__) == (0, 0)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("prior", ["tikhonov", "gradient"])
+def test_the_answer_is_that_of_the_dense_normal_equations(boundary: str, prior: str) -> None:
+    psf, damp = torch.from_numpy(asymmetric(3, 4)), 0.3
+    image = torch.rand(8, 9, dtype=torch.float64)
+    A = lsconv.blur_operator(psf, (8, 9), boundary=boundary)
+    matrix = A.to_dense().reshape(72, -1)
+    n = matrix.shape[1]
+    height, width = A.spatial_in
+    if prior == "tikhonov":
+        L = torch.eye(n, dtype=torch.float64)
+        start = torch.full((n,), float(image.mean()), dtype=torch.float64)  # psf sums to one
+    else:
+        cells = torch.eye(n, dtype=torch.float64).reshape(n, height, width)
+        wrap = boundary == "periodic"
+        down = torch.cat([cells[:, 1:], cells[:, :1] if wrap else cells[:, -1:]], 1) - cells
+        right = torch.cat([cells[:, :, 1:], cells[:, :, :1] if wrap else cells[:, :, -1:]], 2) - cells
+        L = torch.cat([down.reshape(n, -1), right.reshape(n, -1)], 1).T
+        start = torch.zeros(n, dtype=torch.float64)
+    rest = image.flatten() - matrix @ start
+    expected = start + torch.linalg.solve(matrix.T @ matrix + damp**2 * L.T @ L, matrix.T @ rest)
+    solution = lsconv.deconvolve(image, psf, boundary=boundary, damp=damp, prior=prior, crop=False, rtol=1e-12)
+    assert torch.allclose(solution.x.flatten(), expected, atol=1e-8)
+
+
+def test_crop_gives_the_pictures_part_of_the_field() -> None:
+    image, psf = torch.rand(12, 13), torch.from_numpy(asymmetric(4, 5)).float()
+    whole = lsconv.deconvolve(image, psf, damp=0.1, crop=False).x
+    assert whole.shape == (15, 17)
+    assert torch.equal(lsconv.deconvolve(image, psf, damp=0.1).x, whole[1:13, 2:15])
+
+
+@pytest.mark.parametrize("damp", ["gcv", 0.1])
+def test_numpy_is_answered_with_numpy_and_torch_with_torch(damp: Any) -> None:
+    image, psf = np.random.default_rng(0).random((12, 12)), asymmetric(3, 3)
+    in_numpy = lsconv.deconvolve(image, psf, damp=damp).x
+    in_torch = lsconv.deconvolve(torch.from_numpy(image), torch.from_numpy(psf), damp=damp).x
+    assert isinstance(in_numpy, np.ndarray)
+    assert isinstance(in_torch, Tensor)
+    assert in_numpy.dtype == np.float64
+    assert np.array_equal(in_numpy, in_torch.numpy())
+
+
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "uint16", "int16", "uint32", "float16", "float32", "float64", ">u2"]
+)
+def test_numbers_keep_their_type_and_integers_are_rounded_and_cut_off(dtype: str) -> None:
+    kind = np.dtype(dtype)
+    image = np.random.default_rng(0).random((12, 12)) ** 0.1  # many pixels next to white: the answer overshoots
+    stored = (image * np.iinfo(kind).max).astype(kind) if kind.kind in "iu" else image.astype(kind)
+    x = lsconv.deconvolve(stored, asymmetric(3, 3), damp=1e-2).x
+    assert x.dtype == kind.newbyteorder("=")
+    scale = np.iinfo(kind).max if kind.kind in "iu" else 1
+    exact = lsconv.deconvolve(stored.astype(np.float64) / scale, asymmetric(3, 3), damp=1e-2).x
+    assert exact.max() > 1
+    if kind.kind in "iu":
+        expected = np.clip(np.rint(exact * scale), np.iinfo(kind).min, scale)
+        assert np.abs(x.astype(np.float64) - expected).max() <= max(1, 1e-6 * scale)
+        assert x.max() == scale
+    else:
+        assert np.abs(x - exact).max() < {2: 2e-3, 4: 1e-5, 8: 1e-12}[kind.itemsize]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.bfloat16])
+def test_tensors_keep_their_type_too(dtype: torch.dtype) -> None:
+    image = (torch.rand(12, 12) * 100).to(dtype)
+    x = lsconv.deconvolve(image, torch.from_numpy(asymmetric(3, 3)), damp=1e-5, boundary="zero").x
+    assert x.dtype == dtype
+    back = lsconv.blur_operator(torch.from_numpy(asymmetric(3, 3)).float(), (12, 12), boundary="zero")(x.float()[None])
+    assert (back[0] - image.float()).abs().max() < (8 if dtype is torch.bfloat16 else 50)
+
+
+def test_layouts_are_the_same_problem() -> None:
+    image, psf = torch.rand(2, 3, 12, 13, dtype=torch.float64), torch.from_numpy(asymmetric(3, 4))
+    first = lsconv.deconvolve(image, psf, channels="first", damp=0.1)
+    last = lsconv.deconvolve(image.movedim(1, -1), psf, channels="last", damp=0.1)
+    alone = lsconv.deconvolve(image[1, 2], psf, damp=0.1)
+    plain = lsconv.deconvolve(image, psf, damp=0.1)
+    assert first.damp.shape == (2,)
+    assert last.x.shape == (2, 12, 13, 3)
+    assert torch.allclose(last.x.movedim(-1, 1), first.x, atol=1e-12)
+    assert torch.allclose(first.x[1, 2], alone.x, atol=1e-9)
+    assert torch.allclose(plain.x, first.x, atol=1e-9)
+    assert plain.damp.shape == (2, 3)
+
+
+def test_a_psf_per_channel_and_per_picture_are_so_many_problems() -> None:
+    image = torch.rand(2, 3, 12, 13, dtype=torch.float64)
+    psf = (
+        torch.rand(2, 3, 3, 3, dtype=torch.float64)
+        + 9 * torch.eye(3, dtype=torch.float64)[1, :, None] * torch.eye(3)[1]
+    )
+    together = lsconv.deconvolve(image, psf, channels="first", ndim=2, damp=0.1).x
+    by_picture = lsconv.deconvolve(image[:, 0], psf[:, 0], ndim=2, damp=0.1).x
+    shared = lsconv.deconvolve(image, psf[:, :1], channels="first", ndim=2, damp=0.1).x
+    for item, channel in itertools.product(range(2), range(3)):
+        alone = lsconv.deconvolve(image[item, channel], psf[item, channel], damp=0.1).x
+        assert torch.allclose(together[item, channel], alone, atol=1e-9)
+    assert torch.allclose(by_picture, together[:, 0], atol=1e-9)
+    assert torch.allclose(shared[:, 0], together[:, 0], atol=1e-9)
+
+
+def test_stacks_and_lines_follow_the_psfs_axes() -> None:
+    stack = torch.rand(7, 8, 9)
+    psf = torch.from_numpy(asymmetric(2, 3, 3)).float()
+    assert lsconv.deconvolve(stack, psf, damp=0.1).damp.shape == ()
+    assert lsconv.deconvolve(stack, psf, damp=0.1, crop=False).x.shape == (8, 10, 11)
+    assert lsconv.deconvolve(stack, psf[0], damp=0.1).damp.shape == (7,)
+    assert lsconv.deconvolve(stack[0, 0], psf[0, 0], damp=0.1, crop=False).x.shape == (11,)
+
+
+def test_a_flat_picture_stays_flat_at_any_damp() -> None:
+    """The prior pulls to the mean, not to black, so damping alone darkens nothing, at unknown borders either."""
+    image = torch.full((16, 16), 0.7, dtype=torch.float64)
+    x = lsconv.deconvolve(image, torch.ones(5, 5, dtype=torch.float64) / 25, damp=10.0).x
+    assert (x - 0.7).abs().max() < 1e-12
+
+
+def test_damp_is_in_the_units_of_the_psf() -> None:
+    image, psf = torch.rand(12, 12, dtype=torch.float64), torch.from_numpy(asymmetric(3, 3))
+    x = lsconv.deconvolve(image, psf, damp=0.1).x
+    assert torch.allclose(lsconv.deconvolve(image, 5 * psf, damp=0.5).x * 5, x, atol=1e-10)
+
+
+def test_a_psf_of_sum_zero_is_served() -> None:
+    psf = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    assert bool(lsconv.deconvolve(torch.rand(8, 8, dtype=torch.float64), psf, damp=0.1).converged)
+
+
+def test_a_quadratic_denoiser_reaches_the_quadratic_answer() -> None:
+    """The proximal operator of |z - m|^2 as the denoiser: ADMM must end at the dense solution for that penalty."""
+    psf, image, damp = torch.from_numpy(asymmetric(3, 3)), torch.rand(8, 8, dtype=torch.float64), 0.5
+    strength = 0.2
+
+    def proximal(v: Tensor) -> Tensor:  # of strength |z|^2 at penalty damp^2 |z - v|^2
+        return v * damp**2 / (strength + damp**2)
+
+    matrix = lsconv.blur_operator(psf, (8, 8)).to_dense().reshape(64, 100)
+    expected = torch.linalg.solve(
+        matrix.T @ matrix + strength * torch.eye(100, dtype=torch.float64), matrix.T @ image.flatten()
+    )
+    solution = lsconv.deconvolve(image, psf, prior=proximal, damp=damp, crop=False, max_iter=200)
+    assert torch.allclose(solution.x.flatten(), expected, atol=1e-8)
+
+
+def test_bounds_hold_with_a_denoiser() -> None:
+    image = torch.rand(12, 12).round()
+    x = lsconv.deconvolve(image, torch.ones(3, 3) / 9, prior=lambda v: v, damp=0.1, bounds=(0.0, 1.0)).x
+    assert x.min() >= 0
+    assert x.max() <= 1
+
+
+GOOD: dict[str, Any] = {"image": torch.rand(8, 8), "psf": torch.ones(3, 3), "damp": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"psf": torch.ones(9, 3)}, ShapeError, "psf: its size .9, 3. exceeds that of the picture, .8, 8."),
+        ({"psf": torch.ones(3, 3, 3)}, ShapeError, "image: expected 3 spatial axes"),
+        ({"psf": torch.ones(1, 1, 3, 3)}, ShapeError, "psf: expected 1, 2 or 3 spatial axes"),
+        ({"psf": torch.tensor(1.0)}, ShapeError, "psf: expected"),
+        ({"psf": torch.ones(3, 3), "ndim": 3}, ShapeError, "ndim=3"),
+        (
+            {"psf": torch.ones(2, 3, 3), "ndim": 2, "channels": "first"},
+            ShapeError,
+            "image: expected 2 spatial axes and",
+        ),
+        ({"psf": torch.zeros(3, 3)}, ArgumentError, "psf: is zero"),
+        ({"psf": torch.full((3, 3), torch.nan)}, NonFiniteError, "psf: contains NaN"),
+        ({"psf": [[1.0]]}, ArgumentTypeError, "psf: expected a torch.Tensor or a NumPy array, got list"),
+        ({"psf": torch.ones(3, 3, dtype=torch.complex64)}, DtypeError, "psf: expected real"),
+        ({"image": torch.full((8, 8), torch.inf)}, NonFiniteError, "image: contains NaN or infinity"),
+        ({"image": torch.ones(8, 8, dtype=torch.bool)}, DtypeError, "image: expected real"),
+        ({"image": torch.ones(8, 8, dtype=torch.int64)}, DtypeError, "64-bit"),
+        ({"image": torch.ones(0, 8)}, ShapeError, "image: is empty"),
+        ({"image": "a.png"}, ArgumentTypeError, "image: expected"),
+        ({"damp": -1.0}, ArgumentError, "damp"),
+        ({"damp": "guess"}, ArgumentError, "damp"),
+        ({"boundary": "mirror"}, ArgumentError, "boundary: expected one of 'unknown', 'zero'"),
+        ({"prior": "ridge"}, ArgumentError, "prior: expected"),
+        ({"channels": "middle"}, ArgumentError, "channels: expected"),
+        ({"bounds": (0, 1)}, MethodError, "bounds"),
+        ({"prior": lambda v: v[..., 1:]}, ShapeError, "denoiser"),
+        ({"nonsense": 1}, TypeError, "nonsense"),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict[str, Any], error: type[Exception], says: str) -> None:
+    given = {**GOOD, **change}
+    with pytest.raises(error, match=says):
+        lsconv.deconvolve(given.pop("image"), given.pop("psf"), **given)
