@@ -30,6 +30,7 @@ from lsconv.fourier.spectrum import cond, norm, singular_values
 # answers
 from lsconv.inverse.lstsq import lstsq, pinv
 from lsconv.inverse.tikhonov import tikhonov
+from lsconv.inverse.deconvolve import blur_operator, deconvolve
 
 # errors
 from lsconv.errors import ConvergenceError, ConvergenceWarning, LsconvError
@@ -60,10 +61,12 @@ __all__ = [
     "Solution",
     "Status",
     "block_diag",
+    "blur_operator",
     "cg",
     "cgls",
     "cond",
     "craig",
+    "deconvolve",
     "from_scipy",
     "gmres",
     "hstack",
