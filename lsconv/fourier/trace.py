@@ -152,7 +152,8 @@ class ExactInfluence:
                          None if data is None else data[:, start : start + chunk], slope)
             for start in range(0, blocks, chunk)
         ]  # fmt: skip
-        trace, logdet = (torch.cat([part[k] for part in parts]).unsqueeze(0) for k in (0, 1))
+        trace = torch.cat([part[0] for part in parts]).unsqueeze(0)
+        logdet = torch.cat([part[1] for part in parts]).unsqueeze(0)
         rest = 1 if data is None else data.shape[0]
         values = [v.expand(rest, blocks) for v in (trace, logdet)]
         if data is None:

@@ -41,7 +41,7 @@ def assert_same(got: Influence, want: Influence, rtol: float = 1e-8) -> None:
         value, reference = getattr(got, name), getattr(want, name)
         # an operator that is zero has zeros everywhere
         torch.testing.assert_close(
-            value, reference.expand_as(value), rtol=rtol, atol=1e-11, msg=lambda m: f"{name}: {m}"
+            value, reference.expand_as(value), rtol=rtol, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}"
         )
 
 

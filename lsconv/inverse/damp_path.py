@@ -1,0 +1,301 @@
+r"""Damp paths: residual, penalty and influence trace of the Tikhonov solutions of one problem, for any damp.
+
+.. math:: x(\mu) = \arg\min_x \|Ax - y\|^2 + \mu \|Lx\|^2, \qquad \mu = \mathrm{damp}^2, \qquad
+          H(\mu) = A(A^HA + \mu L^HL)^{-1}A^H
+
+What the rules of :mod:`lsconv.inverse.parameter` need of a problem is the residual ``||A x - y||^2``, the penalty
+``||L x||^2``, the trace of the influence matrix H and, for some, a determinant or a derivative. A path computes them:
+
+=====================  ==============================================  =============================================
+path                   serves                                          trace
+=====================  ==============================================  =============================================
+:class:`ExactPath`     convolutions with a small border or none        exact, from the border
+:class:`FilterPath`    circular convolution with a circular L          exact, from the symbols
+:class:`BorderPath`    convolutions with any border, windows of them   stochastic, all probes in one border solve
+:class:`SolverPath`    everything else                                 stochastic, all probes in one solve
+=====================  ==============================================  =============================================
+
+Stochastic traces are Hutchinson's: with random signs v, :math:`\mathrm E\, v^H (I - H) v = m - \operatorname{tr} H`,
+and :math:`(I - H) v` is the residual of the data v. The same probes serve every damp, so the curves are smooth.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.fourier.circulant import block_circulant, double_symbol, per_block
+from lsconv.fourier.normal import NormalInverse
+from lsconv.fourier.penalty import Penalty, as_convolutions
+from lsconv.fourier.symbol import FrequencyMatrices, hermitian_inverse
+from lsconv.fourier.trace import ExactInfluence
+from lsconv.inverse.route import route
+from lsconv.krylov.batch import ItemSpace
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["BorderPath", "DampPath", "Evaluation", "ExactPath", "FilterPath", "SolverPath"]
+
+# Relative accuracy of the solves of stochastic paths: their traces are no better than 1e-3 either.
+_TOLERANCE = 1e-3
+_ITERATIONS = 300
+# Probes: as many as make (probes x data) this large, within the limits. The relative standard error of m - tr H is
+# then about sqrt(2 / (probes m)) or less.
+_PROBED_NUMBERS = 2**16
+_FEWEST, _MOST = 2, 64
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The Tikhonov solution at one damp, as the rules see it; tensors of shape ``batch``, float64.
+
+    Attributes:
+        residual_norm_sq: ``||A x - y||^2``.
+        penalty_norm_sq: ``||L x||^2``.
+        trace: of the influence matrix H.
+        trace_error: standard error of the trace; 0 where it is exact.
+        logdet: ``log det(A^H A + mu L^H L) - rank(L) log mu`` up to a constant; NaN where it is not known.
+        penalty_slope: derivative of the penalty with respect to mu; NaN unless asked for.
+    """
+
+    residual_norm_sq: Tensor
+    penalty_norm_sq: Tensor
+    trace: Tensor
+    trace_error: Tensor
+    logdet: Tensor
+    penalty_slope: Tensor
+
+
+class DampPath(Protocol):
+    """A problem, seen as a function of damp.
+
+    Attributes:
+        count: number of data, ``m``.
+        batch: batch dimensions.
+        scale: norm of A over that of L, up to a small factor: the unit of damp, ``batch``.
+        exact: True when the traces are.
+    """
+
+    count: int
+    batch: tuple[int, ...]
+    scale: Tensor
+    exact: bool
+
+    def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
+        """Everything at ``damp`` of shape ``batch``, or that of one for all items, ``(1,) * len(batch)``.
+
+        Args:
+            damp: positive.
+            slope: compute the derivative of the penalty.
+            trace: False spares a stochastic path its probes; the trace is then NaN.
+        """
+
+
+class ExactPath:
+    """A convolution with a small border or none, L the identity: see :class:`ExactInfluence`."""
+
+    exact = True
+
+    def __init__(self, influence: ExactInfluence, y: Tensor) -> None:
+        self.influence, self.y = influence, y
+        A = influence.A
+        self.count = A.out_numel
+        self.batch = tuple(torch.broadcast_shapes(y.shape[: y.ndim - len(A.out_shape)], A.batch_shape))
+        self.scale = influence.scale.expand(self.batch)
+
+    def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
+        """Everything at ``damp``; see :class:`DampPath`."""
+        found = self.influence.at(damp, self.y, slope=slope)
+        return Evaluation(
+            found.residual_norm_sq,
+            found.penalty_norm_sq,
+            found.trace.expand(self.batch),
+            torch.zeros_like(self.scale),
+            found.logdet.expand(self.batch),
+            found.penalty_slope,
+        )
+
+
+class FilterPath:
+    r"""A circular convolution with a circular L: one small matrix :math:`S^HS + \mu P^HP` per frequency."""
+
+    exact = True
+
+    def __init__(self, A: Convolution, y: Tensor, penalty: Tensor) -> None:
+        self.A = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+        self.y, self.count, self.P = y.to(self.A.dtype), A.out_numel, penalty
+        self.batch = tuple(torch.broadcast_shapes(y.shape[: y.ndim - len(A.out_shape)], A.batch_shape))
+        S, P = double_symbol(self.A, block_circulant(self.A)).matrices, self.P
+        norms = torch.linalg.matrix_norm(S).flatten(1).amax(1) / torch.linalg.matrix_norm(P).flatten(1).amax(1)
+        self.scale = norms.reshape(*A.batch_shape, -1).amax(-1).expand(self.batch)
+
+    @staticmethod
+    def penalty(A: LinearOperator, L: LinearOperator) -> Tensor | None:
+        """The symbol of L on the grid of A, or None where they are not circular together."""
+        terms = as_convolutions(L, A.ndim) if isinstance(A, Convolution) else None
+        if not isinstance(A, Convolution) or terms is None or not Penalty.serves(A, terms):
+            return None
+        embedding = block_circulant(A) if _is_circulant(A) else None
+        penalty = Penalty(A, terms, torch.ones((), dtype=torch.float64, device=A.device))
+        if embedding is None or penalty.grid != embedding.grid or any(map(any, penalty.border(embedding))):
+            return None
+        return penalty.rows(embedding).to(torch.complex128)
+
+    def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
+        """Everything at ``damp``; see :class:`DampPath`."""
+        embedding = block_circulant(self.A, tuple(damp.shape))
+        S = double_symbol(self.A, embedding)
+        P = (
+            self.P
+            if self.P.shape[0] == 1
+            else self.P.repeat(embedding.blocks // self.P.shape[0], *(1,) * (S.matrices.ndim - 1))
+        )
+        mu = per_block(damp.double().square(), embedding).reshape(-1, *(1 for _ in S.matrices.shape[1:]))
+        normal = S.matrices.mH @ S.matrices + mu * (P.mH @ P)
+        factor, _ = torch.linalg.cholesky_ex(normal)
+        inverse = hermitian_inverse(normal.contiguous())
+        influence = S.matrices @ inverse @ S.matrices.mH
+        weights = S.grid.weights(self.A.device, torch.float64)
+        freedom = (influence.diagonal(dim1=-2, dim2=-1).real.sum(-1) * weights).flatten(1).sum(1)
+        logdet = (2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1) * weights).flatten(1).sum(1)
+        ranked = (torch.linalg.matrix_rank(P, hermitian=False, rtol=1e-10) * weights).flatten(1).sum(1)
+        logdet = logdet - ranked * mu.flatten().log()
+        y = embedding.outputs_to_grid(self.y)
+        spectrum = S.grid.transform(y)
+        x = FrequencyMatrices(S.grid, inverse @ S.matrices.mH)(spectrum)
+        penalty = S.grid.inverse(FrequencyMatrices(S.grid, P.expand(embedding.blocks, *P.shape[1:]))(x))
+        predicted = FrequencyMatrices(S.grid, influence)
+        r = y - S.grid.inverse(predicted(spectrum))
+        pen, rss = _square(penalty.flatten(2)), _square(r.flatten(2))
+        derivative = torch.full_like(pen, torch.nan)
+        if slope:
+            derivative = -2 * _inner(r.flatten(2), predicted.on_grid(r).flatten(2)) / mu.flatten() ** 2
+        rest = rss.shape[0]
+        values = [rss, pen, *(v.expand(rest, -1) for v in (freedom, logdet)), derivative]
+        rss, pen, freedom, logdet, derivative = (embedding.per_item(v, self.batch).sum(-1) for v in values)
+        return Evaluation(rss, pen, freedom, torch.zeros_like(freedom), logdet, derivative)
+
+
+class _Probed:
+    """What the stochastic paths share: a map from data to residuals, and probes.
+
+    Args:
+        A: the operator.
+        y: data ``(windows, *batch, *out_shape)``, summed over the first dimension.
+    """
+
+    exact = False
+
+    def __init__(self, A: LinearOperator, y: Tensor) -> None:
+        self.A, self.y = A, y
+        self.space = ItemSpace(A.out_shape, A.dtype, A.device)
+        self.windows = y.shape[0]
+        self.count = A.out_numel * self.windows
+        self.batch = tuple(torch.broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
+        probes = min(_MOST, max(_FEWEST, -(-_PROBED_NUMBERS // A.out_numel)))
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, (probes, *A.out_shape), generator=generator) * 2 - 1
+        self.probes = signs.to(A.device, A.dtype).reshape(probes, *(1 for _ in self.batch), *A.out_shape)
+
+    def _solve(self, damp: Tensor, data: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Residual and ``||L x||^2`` for each of the data ``(many, *batch, *out_shape)``."""
+        raise NotImplementedError
+
+    def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
+        """Everything at ``damp``; see :class:`DampPath`."""
+        (r, penalty), *probed = self._solve(damp, [self.y, self.probes] if trace else [self.y])
+        influence = error = torch.full_like(penalty[0], torch.nan)
+        if probed:
+            ((rv, _),) = probed
+            free = self.space.inner(self.probes.expand_as(rv), rv).double()
+            influence = self.windows * (self.A.out_numel - free.mean(0))
+            error = self.windows * free.std(0) / free.shape[0] ** 0.5
+        derivative = torch.full_like(penalty[0], torch.nan)
+        if slope:
+            # d(I - H)/dlog mu = (I - H) H, so d||r||^2/dlog mu = 2 r^H H r, and d||Lx||^2/dmu = -that / mu^2
+            ((again, _),) = self._solve(damp, [r])
+            derivative = -2 * self.space.inner(r, r - again).double().sum(0) / damp.double() ** 4
+        values = (self.space.norm(r).double().square().sum(0), penalty.sum(0), influence, error)
+        nothing = torch.full(self.batch, torch.nan, dtype=torch.float64, device=self.A.device)
+        rss, penalty, influence, error = (v.expand(self.batch) for v in values)
+        return Evaluation(rss, penalty, influence, error, nothing, derivative.expand(self.batch))
+
+
+class BorderPath(_Probed):
+    """A truncated convolution, L the identity, solved through its border to a loose tolerance.
+
+    Computed for A's own dtype while ``damp**2`` is far enough above its rounding, in double precision below. The
+    regularisation of the factors is that of the wanted damp, never a floor.
+    """
+
+    def __init__(self, A: Convolution, y: Tensor, scale: Tensor) -> None:
+        super().__init__(A, y)
+        self.scale = scale.expand(self.batch)
+
+    def _solve(self, damp: Tensor, data: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        assert isinstance(self.A, Convolution)
+        single = torch.finfo(self.A.dtype).bits == 32
+        fine = not single or bool((damp**2 < 1e-5 * self.scale.square()).any())
+        A, double = self.A, torch.complex128 if self.A.is_complex else torch.float64
+        if fine:
+            A = A.to(dtype=double)
+        inverse = NormalInverse(A, damp, floor=0.0)
+        mu = damp.double().square().to(A.weight.real.dtype).reshape(*damp.shape, *(1 for _ in A.out_shape))
+        found = []
+        for y in data:
+            y = y.to(A.dtype)
+            if inverse.side == "residual":
+                z, _ = inverse(y, _TOLERANCE, _ITERATIONS)
+                x = A.adjoint(z)
+                r = mu * z
+            else:
+                x, _ = inverse(A.adjoint(y), _TOLERANCE, _ITERATIONS)
+                r = y - A.apply(x)
+            found.append((r.to(self.A.dtype), _norm_sq(x, A.in_shape)))
+        return found
+
+
+class SolverPath(_Probed):
+    """Any operator and penalty, by the plan that solves the damped problem, to a loose tolerance."""
+
+    def __init__(self, A: LinearOperator, y: Tensor, L: LinearOperator | None, scale: Tensor) -> None:
+        super().__init__(A, y)
+        self.L, self.scale = L, scale.expand(self.batch)
+
+    def _solve(self, damp: Tensor, data: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        from lsconv.inverse.tikhonov import penalty_plan  # tikhonov calls the rules, which call this
+
+        plan = route(self.A, damp) if self.L is None else penalty_plan(self.A, self.L, damp)
+        found = []
+        for y in data:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                x = plan.solve(y.expand(y.shape[0], *self.batch, *self.A.out_shape), rtol=0.1 * _TOLERANCE).x
+            Lx = x if self.L is None else self.L.apply(x)
+            found.append((y - self.A.apply(x), _norm_sq(Lx, self.A.in_shape if self.L is None else self.L.out_shape)))
+        return found
+
+
+def _is_circulant(A: Convolution) -> bool:
+    try:
+        block_circulant(A)
+    except MethodError:
+        return False
+    return True
+
+
+def _norm_sq(x: Tensor, item: tuple[int, ...]) -> Tensor:
+    return torch.linalg.vector_norm(x.flatten(x.ndim - len(item)), dim=-1).double().square()
+
+
+def _square(z: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(z, dim=-1).square()
+
+
+def _inner(u: Tensor, v: Tensor) -> Tensor:
+    return torch.linalg.vecdot(u, v, dim=-1).real
