@@ -1,4 +1,4 @@
-"""The command ``lsconv``: ``demo`` and ``info``."""
+"""The command ``lsconv``: ``deblur``, ``blur``, ``demo`` and ``info``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ import lsconv
 from lsconv.app import demo as demonstration
 from lsconv.app.image_io import ImageFileError
 from lsconv.app.plots import Panel, draw_comparison
+from lsconv.app.requests import BOUNDARIES, UsageError, check_plot, choose_device, choose_psf, plan_outputs
+from lsconv.app.restore import Blurring, Restoring, complain, for_each
 
 __all__ = ["app", "run"]
 
@@ -32,16 +34,27 @@ app = typer.Typer(
 )
 
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+ImagesArgument = Annotated[list[Path], typer.Argument(help="PNG, JPEG, TIFF or NPY pictures.", metavar="IMAGE...")]
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", help="The file to write, or a folder; its ending names the format.")
+]
+PsfOption = Annotated[Path | None, typer.Option(help="The blur: a picture or an NPY array; it is divided by its sum.")]
+GaussianOption = Annotated[float | None, typer.Option(help="The blur: a Gaussian of this sigma.", metavar="SIGMA")]
+DiskOption = Annotated[float | None, typer.Option(help="The blur: out of focus, this radius.", metavar="RADIUS")]
+MotionOption = Annotated[
+    str | None,
+    typer.Option(help="The blur: a straight movement, degrees from horizontal.", metavar="LENGTH,ANGLE"),
+]
+BoxOption = Annotated[int | None, typer.Option(help="The blur: the mean over K×K pixels.", metavar="K")]
+BoundaryOption = Annotated[
+    str, typer.Option(help=f"What lies beyond the picture: {', '.join(BOUNDARIES)}.", metavar="BOUNDARY")
+]
 
 
 LEGEND = """
 residual: |Ax - y| / |y|. min-norm: distance of x to the minimum-norm solution.
 truth: distance of x to the x that y was made from. Both relative.
 iterations: * the tolerance was not met. seconds: with setup, after a warm-up."""
-
-
-class UsageError(Exception):
-    """What the user asked for cannot be done; the message is all they need to see."""
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -66,7 +79,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def _complain(message: str) -> int:
-    print("lsconv:", " ".join(message.split()), file=sys.stderr)
+    complain(message)
     return 2
 
 
@@ -75,6 +88,79 @@ def overview(context: typer.Context) -> None:
     """Invert convolutions: least-squares, minimum-norm and regularised solutions of y = conv(x, K)."""
     if context.invoked_subcommand is None:
         print(context.get_help())
+
+
+@app.command()
+def deblur(
+    images: ImagesArgument,
+    output: OutputOption,
+    psf: PsfOption = None,
+    gaussian: GaussianOption = None,
+    disk: DiskOption = None,
+    motion: MotionOption = None,
+    box: BoxOption = None,
+    boundary: BoundaryOption = "unknown",
+    prior: Annotated[
+        str, typer.Option(help="What pictures are like: tikhonov, gradient, tv.", metavar="PRIOR")
+    ] = "tikhonov",
+    damp: Annotated[
+        str,
+        typer.Option(
+            help="A number, a rule (gcv, discrepancy, upre, lcurve, evidence), or auto: gcv, upre with --noise-std."
+        ),
+    ] = "auto",
+    weight: Annotated[float | None, typer.Option(help="Of the total variation; from the noise if not given.")] = None,
+    noise_std: Annotated[
+        float | None, typer.Option(help="Standard deviation of the noise; white is 1 in pictures of integers.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    plot: Annotated[Path | None, typer.Option(help="Write a report about the restoration, a .png file.")] = None,
+) -> None:
+    """Restore pictures whose blur is known.
+
+    Pixels are taken as stored, bit depth, colour, opacity and metadata are kept where the format has them. A PSF's
+    centre is its pixel size // 2. With boundary 'unknown' nothing is assumed about what lies beyond the picture.
+
+    \b
+    Example, with a picture photo.png:
+      lsconv blur photo.png --disk 3 --noise-std 0.01 -o blurred.png
+      lsconv deblur blurred.png --disk 3 -o restored.png --plot report.png
+    """  # noqa: D301 - a backspace, which tells click not to fill the lines
+    _check_boundary(boundary)
+    kernel = choose_psf(psf, gaussian, disk, motion, box)
+    check_plot(plot, images, output)
+    work = Restoring(kernel, boundary, prior, damp, weight, noise_std, choose_device(device), plot)
+    raise typer.Exit(for_each(work, images, plan_outputs(images, output)))
+
+
+@app.command()
+def blur(
+    images: ImagesArgument,
+    output: OutputOption,
+    psf: PsfOption = None,
+    gaussian: GaussianOption = None,
+    disk: DiskOption = None,
+    motion: MotionOption = None,
+    box: BoxOption = None,
+    boundary: BoundaryOption = "unknown",
+    noise_std: Annotated[
+        float, typer.Option(help="Standard deviation of the noise to add; white is 1 in pictures of integers.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the noise; the same gives the same.")] = 0,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Blur pictures and add noise, to try `lsconv deblur` on.
+
+    With boundary 'unknown' the result is smaller: the pixels that need nothing from beyond the picture.
+
+    \b
+    Example, with a picture photo.png:
+      lsconv blur photo.png --motion 15,30 --noise-std 0.01 --seed 1 -o blurred.png
+    """  # noqa: D301
+    _check_boundary(boundary)
+    kernel = choose_psf(psf, gaussian, disk, motion, box)
+    work = Blurring(kernel, boundary, noise_std, torch.Generator().manual_seed(seed), choose_device(device))
+    raise typer.Exit(for_each(work, images, plan_outputs(images, output)))
 
 
 @app.command()
@@ -100,7 +186,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Small problems, seconds instead of a minute.")] = False,
 ) -> None:
     """Invert two convolutions three ways, print how well each did, and write a picture."""
-    place = _device(device)
+    place = choose_device(device)
     _check_output(output)
     console = Console()
     problems = [
@@ -196,17 +282,9 @@ def _draw(path: Path, problem: demonstration.Problem, rows: Sequence[demonstrati
     return draw_comparison(path, panels, problem.weight[0, 0], strip, caption)
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device {name}: not a device; try cpu or cuda") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UsageError(f"--device {name}: this machine and torch {torch.__version__} offer {found} CUDA devices")
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name}: only cpu and cuda are supported")
-    return device
+def _check_boundary(boundary: str) -> None:
+    if boundary not in BOUNDARIES:
+        raise UsageError(f"--boundary {boundary}: expected one of {', '.join(BOUNDARIES)}")
 
 
 def _check_output(path: Path) -> None:
