@@ -1,0 +1,79 @@
+"""``python -m benchmarks [NAME ...] [--quick] [--output DIR] [--threads N]``: print and write tables."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import pkgutil
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import benchmarks
+import lsconv
+from benchmarks import runner
+
+_NO_QUESTION = {"__main__", "runner", "peers"}
+
+
+def names() -> list[str]:
+    """The files of this folder that a name on the command line can mean."""
+    return sorted(info.name for info in pkgutil.iter_modules(benchmarks.__path__) if info.name not in _NO_QUESTION)
+
+
+def run(name: str, *, quick: bool, output: Path) -> None:
+    """Run one benchmark; its tables are printed as they come, and written at the end."""
+    module = importlib.import_module(f"benchmarks.{name}")
+    question = (inspect.getdoc(module) or name).splitlines()[0]
+    print(f"\n## {question}\n", flush=True)
+    torch.manual_seed(0)
+    if not hasattr(module, "tables"):  # a script that prints a table of its own
+        module.main()
+        return
+    start, done = time.perf_counter(), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", lsconv.ConvergenceWarning)  # what was reached is measured and shown
+        for table in module.tables(quick=quick):
+            print(table.markdown(), flush=True)
+            done.append(table)
+    runner.write(name, question, done, output, quick=quick)
+    print(f"({name}: {time.perf_counter() - start:.0f} s)", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmarks named, or all that make tables; 1 where one of them could not run."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=benchmarks.__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which; all by default. Known: {', '.join(names())}")
+    parser.add_argument("--quick", action="store_true", help="small sizes, less than a minute in all")
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmarks/results"), help="folder of the JSON and Markdown"
+    )
+    parser.add_argument("--threads", type=int, help="threads of torch; its own choice by default")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.names) - set(names()))
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; known: {', '.join(names())}")
+    if options.threads is not None:
+        if options.threads < 1:
+            parser.error(f"--threads: expected a number >= 1, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    print(", ".join(f"{key} {value}" for key, value in runner.machine().items() if value is not None))
+    failed = False
+    for name in options.names or names():
+        try:
+            if not options.names and not hasattr(importlib.import_module(f"benchmarks.{name}"), "tables"):
+                continue
+            run(name, quick=options.quick, output=options.output)
+        except ImportError as error:
+            print(f"{name} left out: {error}; pip install -c constraints.txt -e '.[bench]'", file=sys.stderr)
+            failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
