@@ -121,6 +121,6 @@ def tables(quick: bool) -> Iterator[Table]:
         "Damped deblurring to a relative gradient of 1e-8 (float64) or 1e-6 (float32)",
         [measure(case, quick=quick) for case in cases(quick)],
         "The gradient is ‖Aᴴ(y − Ax) − damp²x‖ / ‖Aᴴy‖, measured in float64. Every method has the loosest tolerance "
-        "that meets the target. 'only': the limit came first, this was reached; '!': lsconv did not meet the target. Best "
-        "peer / lsconv counts setup and solve; CG's seconds count its preconditioner's setup.",
+        "that meets the target. 'only': the limit came first, this was reached; '!': lsconv did not meet the target. "
+        "Best peer / lsconv counts setup and solve; CG's seconds count its preconditioner's setup.",
     )
