@@ -101,7 +101,7 @@ class ItemSpace:
 
 def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """``numerator / denominator``, and exactly 0 where the denominator is 0: a finished item then stands still."""
-    return torch.where(denominator == 0, 0.0, numerator / denominator)
+    return (numerator / denominator).masked_fill_(denominator == 0, 0.0)
 
 
 def rotation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +114,8 @@ def rotation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (tensor(0.6000), tensor(0.8000), tensor(5.))
     """
     r = torch.hypot(a, b)
-    inverse = divide(torch.ones_like(r), r)
+    # Only 1 / 0 is meant; a NaN stays one.
+    inverse = r.reciprocal().nan_to_num_(nan=torch.nan, posinf=0.0)
     return a * inverse, b * inverse, r
 
 

@@ -73,7 +73,8 @@ class GolubKahan:
         av = self.A.apply(self.v)
         if self.keep_av:
             self.av = av.clone()
-        torch.addcmul(av, self.raw_u, self.codomain.spread(-self.alpha), out=self.raw_u)
+        torch.addcmul(av, self.raw_u, self.codomain.spread(self.alpha), value=-1, out=self.raw_u)
+        del av  # before A^H allocates its result: the two are never alive together
         alpha = self.alpha
         if self.M is None:
             self.beta = self.codomain.norm(self.raw_u)
@@ -89,7 +90,8 @@ class GolubKahan:
         else:
             bound = divide(self.domain.norm(ahu), self.codomain.norm(self.u))
             self.operator_norm = torch.maximum(self.operator_norm, bound)
-        torch.addcmul(ahu, self.raw_v, self.domain.spread(-self.beta), out=self.raw_v)
+        torch.addcmul(ahu, self.raw_v, self.domain.spread(self.beta), value=-1, out=self.raw_v)
+        del ahu
         if self.N is None:
             self.alpha = self.domain.norm(self.raw_v)
             self.raw_v.mul_(self.domain.spread(divide(active, self.alpha)))

@@ -126,19 +126,23 @@ class _Loop:
         gradient = residual if method.gradient is None else method.gradient
         claim = residual <= self.residual_bound
         if not self.square and method.gradient is not None:
-            bound = self.operator_norm * (self.rtol * residual).clamp_min_(self.options.tolerances.atol)
-            claim = claim | (gradient <= bound)
+            bound = self.rtol * residual
+            if self.options.tolerances.atol > 0:
+                bound.clamp_min_(self.options.tolerances.atol)
+            claim = claim | (gradient <= bound.mul_(self.operator_norm))
         if method.settled is not None:
             claim = claim | method.settled
-        code = claim * _CLAIMED + ~torch.isfinite(residual + gradient + norm) * _OVERFLOW
+        total = residual + gradient + norm
+        code = claim * _CLAIMED
+        code.add_(total.sub_(total).ne(0), alpha=_OVERFLOW)  # inf - inf and NaN are not 0
         if method.condition is not None:
-            code = code + (method.condition > self.options.tolerances.conlim) * _CONDITION
+            code.add_(method.condition > self.options.tolerances.conlim, alpha=_CONDITION)
         if method.trouble is not None:
-            code = code + method.trouble
-        code = code + (self.iterations >= self.options.max_iter) * _LIMIT
+            code.add_(method.trouble)
+        code.add_(self.iterations >= self.options.max_iter, alpha=_LIMIT)
         if record:
             self.rows.append((residual, gradient, self.operator_norm, self.running))
-        self.codes = self.codes + code * self.running
+        self.codes = torch.addcmul(self.codes, code, self.running.to(code.dtype))
         self.running = self.codes.eq(0) & self.running
 
     def _look(self, method: Method, step: int) -> bool:
