@@ -20,6 +20,7 @@ from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.craig import craig
 from lsconv.krylov.hybrid import HybridSelection, hybrid
+from lsconv.krylov.implicit import set_backward_failure_hook
 from lsconv.krylov.refinement import refine
 from lsconv.krylov.solution import History, Solution, Status
 
@@ -30,6 +31,7 @@ from lsconv.fourier.spectrum import cond, norm, singular_values
 # answers
 from lsconv.inverse.lstsq import lstsq, pinv
 from lsconv.inverse.tikhonov import tikhonov
+from lsconv.inverse.variation import plug_and_play, total_variation
 from lsconv.inverse.deconvolve import blur_operator, deconvolve
 
 # errors
@@ -77,8 +79,11 @@ __all__ = [
     "minres",
     "norm",
     "pinv",
+    "plug_and_play",
     "refine",
+    "set_backward_failure_hook",
     "singular_values",
     "tikhonov",
+    "total_variation",
     "vstack",
 ]

@@ -24,6 +24,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import free_bytes, plan_bytes
 from lsconv.fourier.normal import NormalInverse
 from lsconv.krylov.batch import ItemSpace, binary_unit, divide
+from lsconv.krylov.implicit import normal_by_adjoint
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
@@ -169,6 +170,17 @@ class BorderPlan:
     def adjoint(self, v: Tensor) -> Tensor:
         """The adjoint of :meth:`apply`: ``A (A^H A + mu)^+ v`` for ``v`` of shape ``(*batch, *in_shape)``."""
         return self._run(v=v).dual().to(self.A.dtype)
+
+    @torch.no_grad()
+    def normal_solve(self, g: Tensor) -> Tensor:
+        """``(A^H A + mu)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``, where ``damp > 0``."""
+        if self.inverse.side == "residual":
+            return normal_by_adjoint(self.precise, self.damp, self._adjoint, g.to(self.precise.dtype)).to(self.A.dtype)
+        space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
+        return (self._run(v=g).x * space.spread(1 / self.unit)).to(self.A.dtype)
+
+    def _adjoint(self, v: Tensor) -> Tensor:
+        return self._run(v=v).dual()
 
     def _run(self, y: Tensor | None = None, v: Tensor | None = None) -> _Outer:
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype), 0.0)

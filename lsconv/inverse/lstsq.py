@@ -13,6 +13,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError
 from lsconv.fourier.border import BorderPlan
 from lsconv.inverse.route import KrylovPlan, Plan, route
+from lsconv.krylov.implicit import adjoint_answer, attach, follows
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
 from lsconv.operators.base import LinearOperator
@@ -21,7 +22,7 @@ __all__ = ["PseudoInverse", "lstsq", "pinv"]
 
 _SECOND_OPINION_ITERATIONS = 500
 _COMMON = {"rtol", "atol", "max_iter"}
-_KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim"}
+_KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart", "rule", "noise_std", "safety"}
 
 
 def lstsq(
@@ -53,7 +54,8 @@ def lstsq(
         y: right-hand side, ``(*batch, *out_shape)``.
         damp: the damping, in the units of A (a number, or a tensor with one per batch item).
         method: "auto", "fourier" (exact; circular padding), "border" (exact; zero padding of any kind), or a Krylov
-            method: "lsmr", "lsqr", "cgls", "craig". See :func:`lsconv.inverse.route.route` for the choice of "auto".
+            method: "lsmr", "lsqr", "cgls", "craig"; "cg", "minres", "gmres" (square A, ``damp=0``); "hybrid" (which
+            chooses the damping). See :func:`lsconv.inverse.route.route` for the choice of "auto" and what each serves.
         preconditioner: for the Krylov methods: "auto", "circulant", None, or an operator.
         rtol: relative tolerance on residual or gradient. None: 1e-6 in float32 and 1e-10 in float64 for the exact
             methods, ``10 eps^0.75`` for the Krylov methods.
@@ -62,7 +64,8 @@ def lstsq(
         memory_limit: bytes the setup may use; None: 60 % of what is free on the device.
         raise_on_failure: raise instead of warning when an item does not converge.
         check_finite: refuse NaN and infinity in y; False gives such items :attr:`Status.NON_FINITE`.
-        options: further options of the Krylov methods (x0, callback, progress, check_every, conlim).
+        options: further options of the Krylov methods (x0, callback, progress, check_every, conlim; restart of
+            "gmres"; rule, noise_std and safety of "hybrid").
 
     Returns:
         A :class:`Solution`; residual and gradient in it are recomputed with A, in float64 for the exact methods.
@@ -78,20 +81,18 @@ def lstsq(
         >>> bool(solution.converged), bool(torch.dist(A(solution.x), y) < 1e-4 * y.norm())
         (True, True)
     """
+    options.update(rtol=rtol, atol=atol, max_iter=max_iter, raise_on_failure=raise_on_failure)
+
+    def run(A: LinearOperator, y: Tensor, damp: Any, *_: Any) -> tuple[Solution, Plan]:
+        problem = prepare(A, y, damp=damp, check_finite=check_finite, name="y")
+        plan = route(A, damp, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
+        second = KrylovPlan(A, damp, "lsmr") if method == "auto" and isinstance(plan, BorderPlan) else None
+        solution = _solve(plan, problem.y, problem.broken, second=second, **options)
+        return solution, second if second is not None and second.answered else plan
+
     A = as_operator(A, y)
-    problem = prepare(A, y, damp=damp, check_finite=check_finite, name="y")
-    plan = route(A, damp, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
-    return _solve(
-        plan,
-        problem.y,
-        problem.broken,
-        rtol=rtol,
-        atol=atol,
-        max_iter=max_iter,
-        second=KrylovPlan(A, damp, "lsmr") if method == "auto" and isinstance(plan, BorderPlan) else None,
-        raise_on_failure=raise_on_failure,
-        **options,
-    )
+    A.check_output(y, "y")
+    return attach(run, A, y, damp=damp)
 
 
 def _solve(
@@ -226,8 +227,13 @@ def pinv(
     """
     A = as_operator(A)
     check_damp(damp, A)
+    if method == "hybrid":
+        raise MethodError(
+            'method: "hybrid" chooses the damping by y, so it is no linear map; use lstsq, or "lsqr" here'
+        )
+    fixed = damp.detach() if isinstance(damp, Tensor) else damp
     return PseudoInverse(
-        A, damp, route(A, damp, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
+        A, damp, route(A, fixed, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
     )
 
 
@@ -253,18 +259,29 @@ class PseudoInverse(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         """The solution for ``x``; NaN for the items that are not finite."""
-        return _nan_items(self.plan.apply, x.detach(), self.in_shape, self.out_shape)
+
+        def run(A: LinearOperator, y: Tensor, *_: Any) -> tuple[Tensor, Plan]:
+            return _nan_items(self.plan.apply, y.detach(), self.in_shape, self.out_shape), self.plan
+
+        return attach(run, self.operator, x, damp=self.damp)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The adjoint of :meth:`apply`."""
+        if follows(self.operator, y, self.damp):
+            return adjoint_answer(self.plan, self.operator, y, self.damp)
         return _nan_items(self.plan.adjoint, y.detach(), self.out_shape, self.in_shape)
 
     def solve(
         self, y: Tensor, *, check_finite: bool = True, raise_on_failure: bool = False, **options: Any
     ) -> Solution:
         """The solution for ``y`` with its certificate; ``options`` are rtol, atol and max_iter, as in :func:`lstsq`."""
-        problem = prepare(self.operator, y, damp=self.damp, check_finite=check_finite, name="y")
-        return _solve(self.plan, problem.y, problem.broken, raise_on_failure=raise_on_failure, **options)
+
+        def run(A: LinearOperator, y: Tensor, damp: Any, *_: Any) -> tuple[Solution, Plan]:
+            problem = prepare(self.operator, y, damp=damp, check_finite=check_finite, name="y")
+            return _solve(self.plan, problem.y, problem.broken, raise_on_failure=raise_on_failure, **options), self.plan
+
+        self.operator.check_output(y, "y")
+        return attach(run, self.operator, y, damp=self.damp)
 
     def _map(self, *args: Any, **kwargs: Any) -> PseudoInverse:
         raise MethodError("pinv: a plan does not move; make pinv(A.to(...)) instead")

@@ -6,6 +6,7 @@ A plan is the setup of a method for one operator and damping: ``solve`` gives a 
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,10 +21,15 @@ from lsconv.fourier.circulant import CirculantPlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.spectrum import norm
+from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
 from lsconv.krylov.craig import craig
+from lsconv.krylov.gmres import gmres
+from lsconv.krylov.hybrid import hybrid
+from lsconv.krylov.implicit import normal_by_adjoint
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
+from lsconv.krylov.minres import minres
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
@@ -31,8 +37,11 @@ from lsconv.operators.convolution import Convolution
 
 __all__ = ["METHODS", "FourierPlan", "KrylovPlan", "Plan", "route"]
 
-_KRYLOV: dict[str, Callable[..., Solution]] = {"lsmr": lsmr, "lsqr": lsqr, "cgls": cgls, "craig": craig}
+_LEAST_SQUARES: dict[str, Callable[..., Solution]] = {"lsmr": lsmr, "lsqr": lsqr, "cgls": cgls, "craig": craig}
+_SQUARE: dict[str, Callable[..., Solution]] = {"cg": cg, "minres": minres, "gmres": gmres}
+_KRYLOV = {**_LEAST_SQUARES, **_SQUARE, "hybrid": hybrid}
 METHODS = ("auto", "fourier", "border", *_KRYLOV)
+_NOT_LINEAR = '"hybrid" chooses the damping by y, so its answer is not linear in y and has no adjoint; use "lsqr"'
 
 
 class Plan(Protocol):
@@ -48,6 +57,9 @@ class Plan(Protocol):
 
     def adjoint(self, v: Tensor) -> Tensor:
         """The adjoint of :meth:`apply`."""
+
+    def normal_solve(self, g: Tensor) -> Tensor:
+        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
 
 
 def route(
@@ -71,12 +83,26 @@ def route(
     any other operator                                          "lsmr", preconditioned where that is safe
     ==========================================================  ==================================================
 
-    ``preconditioner="auto"`` gives the Krylov methods a :class:`CirculantPreconditioner` when ``damp > 0`` and A is
+    A Krylov method is used as asked for, where it solves the problem posed:
+
+    =========================  ======================================================================================
+    method                     serves
+    =========================  ======================================================================================
+    "lsmr", "lsqr", "cgls"     every operator, every damping
+    "craig"                    consistent systems, and every operator with damping
+    "cg"                       square Hermitian positive definite A, ``damp = 0``
+    "minres"                   square Hermitian A, ``damp = 0``
+    "gmres"                    square A, ``damp = 0``
+    "hybrid"                   every operator; it chooses the damping itself, so none may be given
+    =========================  ======================================================================================
+
+    ``preconditioner="auto"`` gives the first four a :class:`CirculantPreconditioner` when ``damp > 0`` and A is
     made of a convolution. Without damping none is used, because on a rank-deficient operator a preconditioner on the
     solution side selects another solution than the minimum-norm one, and on the residual side weighs inconsistent data.
+    The square methods use an operator given as ``preconditioner`` as their M; "hybrid" takes none.
 
     Raises:
-        MethodError: the method cannot serve the operator.
+        MethodError: the method cannot serve the operator; the message names one that can.
         PlanMemoryError: ``method="border"`` was asked for and its plan would not fit.
     """
     if method not in METHODS:
@@ -96,7 +122,58 @@ def route(
         except PlanMemoryError as error:
             warnings.warn(f"falling back to LSMR. {error}", ConvergenceWarning, stacklevel=4)
     name = "lsmr" if method == "auto" else method
+    if name not in _LEAST_SQUARES:
+        _check_suits(A, damp, name)
+        return KrylovPlan(A, damp, name, _own_preconditioner(A, name, preconditioner))
     return KrylovPlan(A, damp, name, _preconditioner(A, damp, preconditioner))
+
+
+def _check_suits(A: LinearOperator, damp: Tensor | float, method: str) -> None:
+    """Refuse what a square method or hybrid would answer wrongly, and say what to use instead."""
+    if bool((torch.as_tensor(damp) > 0).any()):
+        if method == "hybrid":
+            raise MethodError('method: "hybrid" chooses the damping itself, got damp > 0; use "lsqr" or "lsmr" with it')
+        raise MethodError(f'method: "{method}" solves A x = y without damping, got damp > 0; use "lsmr" or "cgls"')
+    if method == "hybrid":
+        return
+    if A.in_shape != A.out_shape:
+        raise MethodError(f'method: "{method}" needs a square A, got {A.in_shape} -> {A.out_shape}; use "lsmr"')
+    if method in ("cg", "minres") and not _is_hermitian(A):
+        raise MethodError(f'method: "{method}" needs A = A^H, which a random vector refutes; use "gmres" or "lsmr"')
+
+
+def _is_hermitian(A: LinearOperator) -> bool:
+    """Whether A and A^H agree on a random vector up to rounding; True where there is no adjoint to compare with."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (*A.batch_shape, *A.in_shape)
+    v = torch.randn(shape, generator=generator, dtype=torch.promote_types(A.dtype, torch.float32)).to(A.device)
+    image = A.apply(v)
+    try:
+        mirrored = A.adjoint(v)
+    except NotImplementedError:
+        return True
+    tolerance = torch.finfo(A.dtype).eps ** 0.5
+    return bool(torch.dist(image, mirrored) <= tolerance * torch.linalg.vector_norm(image))
+
+
+def _own_preconditioner(
+    A: LinearOperator, method: str, preconditioner: LinearOperator | str | None
+) -> tuple[LinearOperator | None, None]:
+    """The M of a square method: the one given, or none."""
+    if preconditioner is None or preconditioner == "auto":
+        return None, None
+    if isinstance(preconditioner, LinearOperator) and method in _SQUARE:
+        return preconditioner, None
+    if isinstance(preconditioner, LinearOperator):
+        raise MethodError('preconditioner: "hybrid" takes none; use "lsqr" or "lsmr" with a damp of your own')
+    if preconditioner != "circulant":
+        raise ArgumentTypeError(
+            f'preconditioner: expected "auto", "circulant", None or a LinearOperator, got {preconditioner!r}'
+        )
+    raise MethodError(
+        f'preconditioner: "circulant" approximates (A^H A)^-1, which serves "lsmr", "lsqr", "cgls" and "craig"; '
+        f'"{method}" has no use for it'
+    )
 
 
 def _preconditioner(
@@ -162,6 +239,10 @@ class FourierPlan:
         """The adjoint of :meth:`apply`."""
         return self.plan.solve_adjoint(v)
 
+    def normal_solve(self, g: Tensor) -> Tensor:
+        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
+        return normal_by_adjoint(self.A, self.plan.damp, self.plan.solve_adjoint, g)
+
     def __repr__(self) -> str:
         return (
             f"FourierPlan(grid={self.plan.embedding.grid}, factors={self.plan.nbytes / 2**20:.1f} MiB, {self.A.device})"
@@ -180,6 +261,8 @@ class KrylovPlan:
     ) -> None:
         self.A, self.damp, self.method = A, damp, method
         self.M, self.N = preconditioners
+        self.rtol: float | None = None  # of the newest solve, for those of its gradient
+        self.answered = False
 
     def solve(
         self,
@@ -190,18 +273,37 @@ class KrylovPlan:
         max_iter: int | None = None,
         **options: Any,
     ) -> Solution:
-        """The certified solution for ``y``; ``options`` are those of the method."""
-        return _KRYLOV[self.method](
-            self.A, y, damp=self.damp, M=self.M, N=self.N, rtol=rtol, atol=atol, max_iter=max_iter, **options
-        )
+        """The certified solution for ``y``; ``options`` are those of the method.
+
+        Raises:
+            MethodError: an option that the method does not have.
+        """
+        method = _KRYLOV[self.method]
+        extra = sorted(set(options) - set(inspect.signature(method).parameters))
+        if extra:
+            raise MethodError(f'{", ".join(extra)}: method "{self.method}" has no such option')
+        self.rtol, self.answered = rtol, True
+        return method(self.A, y, rtol=rtol, atol=atol, max_iter=max_iter, **self._terms(self.M, self.N), **options)
+
+    def _terms(self, M: LinearOperator | None, N: LinearOperator | None) -> dict[str, Any]:
+        """What the method takes of damping and preconditioners."""
+        if self.method in _LEAST_SQUARES:
+            return {"damp": self.damp, "M": M, "N": N}
+        return {"M": M} if self.method in _SQUARE else {}
 
     def apply(self, y: Tensor) -> Tensor:
         """The solution for ``y``."""
-        return self.solve(y).x
+        return self.solve(y, rtol=self.rtol).x
 
     def adjoint(self, v: Tensor) -> Tensor:
         """The adjoint of :meth:`apply`: the same problem for ``A^H``, with the preconditioners' sides exchanged."""
-        return _KRYLOV[self.method](self.A.H, v, damp=self.damp, M=self.N, N=self.M).x
+        # craig wants a consistent system, and A^H u = v need not be one
+        method = lsmr if self.method == "craig" else _KRYLOV[self.method]
+        return method(self.A.H, v, damp=self.damp, M=self.N, N=self.M, rtol=self.rtol).x
+
+    def normal_solve(self, g: Tensor) -> Tensor:
+        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
+        return normal_by_adjoint(self.A, self.damp, self.adjoint, g, rtol=self.rtol)
 
     def __repr__(self) -> str:
         preconditioner = self.M if self.M is not None else self.N

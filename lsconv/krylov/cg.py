@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.batch import binary_unit, divide
+from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import CURVATURE, KERNEL, Method
 from lsconv.krylov.options import IterationState, Options
@@ -24,6 +25,7 @@ from lsconv.operators.base import LinearOperator
 __all__ = ["cg"]
 
 
+@differentiable(square=True)
 def cg(
     A: Any,
     b: Tensor,

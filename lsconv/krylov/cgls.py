@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lsconv.krylov.batch import ItemSpace, binary_unit, divide
 from lsconv.krylov.folding import beside
+from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import KERNEL, Method
 from lsconv.krylov.options import IterationState, Options
@@ -27,6 +28,7 @@ from lsconv.operators.base import LinearOperator
 __all__ = ["cgls"]
 
 
+@differentiable()
 def cgls(
     A: Any,
     b: Tensor,

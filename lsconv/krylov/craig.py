@@ -20,7 +20,9 @@ from torch import Tensor
 from lsconv.krylov.batch import divide
 from lsconv.krylov.folding import beside
 from lsconv.krylov.golub_kahan import GolubKahan
+from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
+from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.method import STUCK, Method
 from lsconv.krylov.options import IterationState, Options
 from lsconv.krylov.problem import Problem, prepare
@@ -30,6 +32,7 @@ from lsconv.operators.base import LinearOperator
 __all__ = ["craig"]
 
 
+@differentiable(transposed=lsmr)  # in the backward pass A^H u = g need not be consistent
 def craig(
     A: Any,
     b: Tensor,

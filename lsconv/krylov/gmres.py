@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError
 from lsconv.krylov.batch import ItemSpace, binary_unit, divide
+from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import STUCK, Method
 from lsconv.krylov.options import IterationState, Options
@@ -32,6 +33,7 @@ __all__ = ["gmres"]
 _STANDSTILL = 0.9999
 
 
+@differentiable(square=True)
 def gmres(
     A: Any,
     b: Tensor,

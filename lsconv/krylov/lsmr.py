@@ -19,6 +19,7 @@ from torch import Tensor
 from lsconv.krylov.batch import divide, rotation
 from lsconv.krylov.folding import folded
 from lsconv.krylov.golub_kahan import GolubKahan
+from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import Method
 from lsconv.krylov.options import IterationState, Options
@@ -29,6 +30,7 @@ from lsconv.operators.base import LinearOperator
 __all__ = ["LSMR", "lsmr"]
 
 
+@differentiable()
 def lsmr(
     A: Any,
     b: Tensor,

@@ -19,6 +19,7 @@ from torch import Tensor
 from lsconv.krylov.batch import divide, rotation
 from lsconv.krylov.folding import folded
 from lsconv.krylov.golub_kahan import GolubKahan
+from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import Method
 from lsconv.krylov.options import IterationState, Options
@@ -29,6 +30,7 @@ from lsconv.operators.base import LinearOperator
 __all__ = ["lsqr"]
 
 
+@differentiable()
 def lsqr(
     A: Any,
     b: Tensor,
@@ -131,7 +133,7 @@ class _LSQR(Method):
         self.phibar = s * phibar
         inverse = divide(active, rho)
         self.x.addcmul_(self.w, self.domain.spread(phi * inverse))
-        torch.addcmul(process.v, self.w, self.domain.spread(-theta * inverse), out=self.w)
+        torch.addcmul(process.v, self.w, self.domain.spread(theta * inverse), value=-1, out=self.w)
         self._estimates(c, s, rho, phi)
 
     def _estimates(self, c: Tensor, s: Tensor, rho: Tensor, phi: Tensor) -> None:

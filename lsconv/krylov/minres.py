@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lsconv.krylov.batch import divide, rotation
 from lsconv.krylov.golub_kahan import unit
+from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import Method
 from lsconv.krylov.options import IterationState, Options
@@ -28,6 +29,7 @@ from lsconv.operators.base import LinearOperator
 __all__ = ["minres"]
 
 
+@differentiable(square=True)
 def minres(
     A: Any,
     b: Tensor,
