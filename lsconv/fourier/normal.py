@@ -21,7 +21,7 @@ does not grow with the area and whose iteration count hardly grows at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -201,48 +201,71 @@ class NormalInverse:
 
     def __call__(self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000) -> tuple[Tensor, Tensor]:
         """The inverse applied to ``f`` (outputs or inputs by ``side``), and the border iterations per batch item."""
+        z, iterations, _ = self.continued(f, tolerance, max_iter)
+        return z, iterations
+
+    def continued(
+        self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As calling it, from the border unknowns ``start`` of an earlier call; returns also those of this one."""
         embedding = self.embedding
         residual = self.side == "residual"
         item_ndim = embedding.ndim + 1
         batch, _ = embedding.rest(tuple(f.shape[: f.ndim - item_ndim]))
         t = embedding.outputs_to_grid(f) if residual else embedding.inputs_to_grid(f)
-        if self.form == "mixed":
-            z, iterations = self._saddle_solve(t, tolerance, max_iter)
-        else:
-            z, iterations = self._definite_solve(t, tolerance, max_iter)
+        solve = self._saddle_solve if self.form == "mixed" else self._definite_solve
+        z, iterations, u = solve(t, tolerance, max_iter, start)
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
-        return z, embedding.per_item(iterations, batch).amax(-1)
+        return z, embedding.per_item(iterations, batch).amax(-1), u
 
-    def _definite_solve(self, f: Tensor, tolerance: Tensor | float, max_iter: int) -> tuple[Tensor, Tensor]:
+    def _definite_solve(
+        self, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         grid = self.inverse.grid
         spectrum = grid.transform(f)
         t = self.inverse(spectrum)
         if self.form == "circulant":
-            return grid.inverse(t), torch.zeros(f.shape[:2], dtype=torch.int64, device=f.device)
+            return grid.inverse(t), torch.zeros(f.shape[:2], dtype=torch.int64, device=f.device), None
         if self.outer is None:
             b = -self.border.gather(grid.inverse(t))
         else:
             b = self.border.gather(grid.inverse(self.outer(t)))
-        u, iterations = conjugate_gradients(self._system, self.schwarz, b, tolerance, max_iter, self._check_every)
+        u, iterations = self._border_solve(conjugate_gradients, b, tolerance, max_iter, start)
         correction = grid.transform(self.border.scatter(u))
         if self.outer is not None:
             correction = self.outer.H(correction)
-        return grid.inverse(self.inverse(spectrum + correction)), iterations
+        return grid.inverse(self.inverse(spectrum + correction)), iterations, u
 
-    def _saddle_solve(self, f: Tensor, tolerance: Tensor | float, max_iter: int) -> tuple[Tensor, Tensor]:
+    def _saddle_solve(
+        self, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         rows, columns = self._rows, self._columns
         zero = f.new_zeros(*f.shape[:2], columns if self.side == "residual" else rows, *f.shape[3:])
         # [f; 0] gives z = -r / sqrt(mu), r the first block; [0; g] gives x = second block / sqrt(mu)
         whole = torch.cat([f, zero] if self.side == "residual" else [zero, f], dim=2)
         grid = self.inverse.grid
-        spectrum = grid.transform(whole)
-        t = grid.inverse(self.inverse(spectrum))
-        b = -self.border.gather(t)
-        u, iterations = gmres(self._system, self.schwarz, b, tolerance, max_iter, self._check_every)
+        t = grid.inverse(self.inverse(grid.transform(whole)))
+        u, iterations = self._border_solve(gmres, -self.border.gather(t), tolerance, max_iter, start)
         z = t + self.inverse.on_grid(self.border.scatter(u))
         if self.side == "residual":
-            return -z[:, :, :rows] / self.root, iterations
-        return z[:, :, rows:] / self.root, iterations
+            return -z[:, :, :rows] / self.root, iterations, u
+        return z[:, :, rows:] / self.root, iterations, u
+
+    def _border_solve(
+        self,
+        method: Callable[..., tuple[Tensor, Tensor]],
+        b: Tensor,
+        tolerance: Tensor | float,
+        max_iter: int,
+        start: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        if start is None:
+            return method(self._system, self.schwarz, b, tolerance, max_iter, self._check_every)
+        r = b - self._system(start)
+        norms = [torch.linalg.vector_norm(v, dim=-1, keepdim=True) for v in (b, r)]
+        left = tolerance * norms[0] / norms[1].clamp_min(torch.finfo(b.dtype).tiny)
+        u, iterations = method(self._system, self.schwarz, r, left, max_iter, self._check_every)
+        return start + u, iterations
 
     def _system(self, u: Tensor) -> Tensor:
         return self.border.gather(self.system.on_grid(self.border.scatter(u)))

@@ -41,6 +41,10 @@ class Status(enum.Enum):
     CALLBACK = (8, "The callback asked to stop.")
     RANK_DEFICIENT = (9, "Residual or gradient meet the tolerance, but A is rank-deficient to the method's precision, "
                          "so x is not certified to be the minimum-norm solution; damp > 0 has only one.")  # fmt: skip
+    OPTIMALITY = (
+        10,
+        "The optimality conditions (stationarity, and agreement of the split variables) meet the tolerance.",
+    )
 
     def __init__(self, code: int, sentence: str) -> None:
         self.code = code
