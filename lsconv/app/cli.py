@@ -22,7 +22,7 @@ from lsconv.app import demo as demonstration
 from lsconv.app.image_io import ImageFileError
 from lsconv.app.plots import Panel, draw_comparison
 from lsconv.app.requests import BOUNDARIES, UsageError, check_plot, choose_device, choose_psf, plan_outputs
-from lsconv.app.restore import Blurring, Restoring, complain, for_each
+from lsconv.app.restore import Blurring, Restoring, complain, describe, for_each
 
 __all__ = ["app", "run"]
 
@@ -68,7 +68,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
             args=list(sys.argv[1:] if arguments is None else arguments), prog_name="lsconv", standalone_mode=False
         )
     except (UsageError, ImageFileError, lsconv.LsconvError, OSError) as error:
-        code = _complain(str(error))
+        code = _complain(describe(error))
     except typer.Abort:
         code = 130  # interrupted, as shells count it
     except Exception as error:

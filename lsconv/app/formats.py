@@ -165,7 +165,7 @@ def _read_tiff(path: Path) -> Picture:
     with tifffile.TiffFile(path) as tiff:
         if len(tiff.series) != 1:
             raise ImageFileError(
-                f"{path}: holds {len(tiff.series)} pictures of different kinds, expected one or a stack"
+                f"{path}: damaged, or {len(tiff.series)} pictures of different kinds; expected one or a stack"
             )
         series, page = tiff.series[0], tiff.pages.first
         if page.photometric.name not in ("MINISBLACK", "MINISWHITE", "RGB"):

@@ -20,7 +20,7 @@ from lsconv.app.image_io import ImageFileError, check_target, read_picture, writ
 from lsconv.app.report import draw_report
 from lsconv.app.requests import Kernel, UsageError
 
-__all__ = ["Blurring", "Restoring", "complain", "for_each"]
+__all__ = ["Blurring", "Restoring", "complain", "describe", "for_each"]
 
 _RULES = ("gcv", "discrepancy", "upre", "lcurve", "evidence")
 _PRIORS = ("tikhonov", "gradient", "tv")
@@ -206,10 +206,17 @@ def for_each(work: Callable[[Path, Path], tuple[str, bool]], images: Sequence[Pa
 def _about(image: Path, error: Exception) -> str:
     """The error with the picture's name before it, unless it is there already."""
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        return describe(error)
     if isinstance(error, (MemoryError, RuntimeError)) and not isinstance(error, lsconv.LsconvError):
         return f"{image}: not enough memory for a picture of this size"
     return str(error) if str(error).startswith(str(image)) else f"{image}: {error}"
+
+
+def describe(error: Exception) -> str:
+    """An error in words, a file's with the name first."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def complain(message: str) -> None:

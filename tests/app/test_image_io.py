@@ -1,84 +1,270 @@
-"""Pictures survive the way to a file and back, and a file is never left half written."""
+"""Pictures survive the way to a file and back, with all they say, and a file is never left half written."""
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
-from lsconv.app.image_io import ImageFileError, Picture, atomically, read_picture, write_picture
+from lsconv.app.image_io import (
+    ImageFileError,
+    Metadata,
+    Picture,
+    atomically,
+    check_target,
+    read_picture,
+    write_picture,
+)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_eight_bit_values_survive_exactly(tmp_path: Path, channels: int) -> None:
-    values = torch.randint(0, 256, (channels, 7, 9)).double() / 255
-    write_picture(tmp_path / "a.png", Picture(values))
-    back = read_picture(tmp_path / "a.png")
-    assert back.bit_depth == 8
-    assert torch.equal(back.pixels, values)
-
-
-def test_sixteen_bit_grey_survives_exactly(tmp_path: Path) -> None:
-    values = torch.randint(0, 65536, (1, 7, 9)).double() / 65535
-    write_picture(tmp_path / "a.png", Picture(values, bit_depth=16))
-    back = read_picture(tmp_path / "a.png")
-    assert back.bit_depth == 16
-    assert torch.equal(back.pixels, values)
-
-
-def test_channels_rows_and_columns_are_where_pillow_has_them(tmp_path: Path) -> None:
-    values = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    pixels = read_picture(tmp_path / "a.png").pixels
-    assert pixels.shape == (3, 5, 6)
-    assert pixels[2, 4, 1].item() == values[4, 1, 2] / 255
-
-
-def test_palette_and_black_and_white_become_colour_and_grey(tmp_path: Path) -> None:
-    colours = Image.new("RGB", (4, 3), (255, 0, 51))
-    colours.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
-    Image.new("1", (4, 3), 1).save(tmp_path / "white.png")
-    assert read_picture(tmp_path / "palette.png").pixels[:, 0, 0].tolist() == [1.0, 0.0, 0.2]
-    assert torch.equal(read_picture(tmp_path / "white.png").pixels, torch.ones(1, 3, 4, dtype=torch.float64))
-
-
-def test_values_are_rounded_and_cut_off(tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.png", Picture(torch.tensor([[[-0.5, 0.501 / 255, 0.499 / 255, 2.0]]])))
-    assert (read_picture(tmp_path / "a.png").pixels * 255).tolist() == [[[0.0, 1.0, 0.0, 255.0]]]
-
-
-def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"no picture at all")
-    with pytest.raises(ImageFileError, match=r"a\.png: not a PNG"):
-        read_picture(tmp_path / "a.png")
-
-
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.png", Picture(torch.rand(3, 40, 40)))
-    whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises((ImageFileError, OSError)):
-        read_picture(tmp_path / "a.png")
+def noise(dtype: Any, *shape: int) -> np.ndarray[Any, Any]:
+    rng = np.random.default_rng(0)
+    if np.dtype(dtype).kind == "f":
+        return (4 * rng.standard_normal(shape)).astype(dtype)
+    limits = np.iinfo(dtype)
+    return rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
 
 
 @pytest.mark.parametrize(
-    "picture",
+    ("ending", "dtype", "shape"),
     [
-        Picture(torch.zeros(5, 4, 4)),
-        Picture(torch.zeros(4, 4)),
-        Picture(torch.zeros(3, 4, 4), bit_depth=16),
-        Picture(torch.zeros(1, 4, 4), bit_depth=12),
+        *[(".png", dtype, (7, 9, c)) for dtype in ("uint8", "uint16") for c in (1, 2, 3, 4)],
+        *[(".tif", dtype, (7, 9, c)) for dtype in ("uint8", "uint16", "float32") for c in (1, 2, 3, 4)],
+        *[(".tiff", dtype, (7, 9, 1)) for dtype in ("int16", "uint32", "int32", "float16", "float64")],
+        *[(".tif", dtype, (5, 7, 9, c)) for dtype in ("uint8", "uint16", "float32") for c in (1, 3, 4)],
+        *[(".npy", dtype, (7, 9, c)) for dtype in ("uint8", "uint16", "float32", "float64", "int16") for c in (1, 3)],
+        (".npy", "float32", (5, 7, 9, 1)),
+        (".npy", "float32", (5, 7, 9, 3)),
+        (".npy", "uint8", (7, 9, 4)),
     ],
 )
-def test_what_a_file_cannot_hold_is_refused_and_no_file_appears(tmp_path: Path, picture: Picture) -> None:
-    with pytest.raises(ImageFileError):
-        write_picture(tmp_path / "a.png", picture)
+def test_values_type_and_layout_survive_exactly(
+    tmp_path: Path, ending: str, dtype: str, shape: tuple[int, ...]
+) -> None:
+    picture = Picture(noise(dtype, *shape), opacity=shape[-1] in (2, 4))
+    write_picture(tmp_path / f"a{ending}", picture)
+    back = read_picture(tmp_path / f"a{ending}")
+    assert back.values.dtype == picture.values.dtype
+    assert np.array_equal(back.values, picture.values)
+    assert back.opacity == picture.opacity
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_keeps_smooth_pictures_to_a_few_grey_levels(tmp_path: Path, channels: int) -> None:
+    ramp = np.linspace(0, 255, 32).astype(np.uint8)
+    values = np.repeat((ramp[:, None] // 2 + ramp // 2)[..., None], channels, -1)
+    write_picture(tmp_path / "a.jpg", Picture(values))
+    back = read_picture(tmp_path / "a.jpg")
+    assert back.values.shape == values.shape
+    assert np.abs(back.values.astype(int) - values).max() <= 4
+
+
+def test_16_bit_colour_png_is_what_other_programs_write_and_read(tmp_path: Path) -> None:
+    values = noise("uint16", 6, 5, 3)
+    write_picture(tmp_path / "a.png", Picture(values))
+    header = (tmp_path / "a.png").read_bytes()[:33]
+    assert (header[24], header[25]) == (16, 2)  # depth and colour type, from PNG's specification
+    with Image.open(tmp_path / "a.png") as image:  # Pillow reads the upper 8 bits
+        assert np.abs(np.array(image).astype(int) - (values >> 8)).max() <= 1
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".tif"])
+def test_profile_resolution_and_description_survive(tmp_path: Path, ending: str) -> None:
+    profile = _profile()
+    told = Metadata(icc=profile, resolution=(300.0, 150.0), unit="inch", description="Grüße, 3 µm")
+    write_picture(tmp_path / f"a{ending}", Picture(noise("uint8", 7, 9, 3), metadata=told))
+    back = read_picture(tmp_path / f"a{ending}").metadata
+    assert back.icc == profile
+    assert back.description == "Grüße, 3 µm"
+    assert back.dpi == pytest.approx((300, 150), abs=0.02)  # PNG counts pixels per metre
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg"])
+@pytest.mark.parametrize("source", [".png", ".jpg"])
+def test_exif_survives_with_its_orientation(tmp_path: Path, source: str, ending: str) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "A camera", 6
+    Image.fromarray(noise("uint8", 7, 9, 3)).save(tmp_path / f"a{source}", exif=exif)
+    write_picture(tmp_path / f"b{ending}", read_picture(tmp_path / f"a{source}"))
+    with Image.open(tmp_path / f"b{ending}") as image:
+        kept = image.getexif()
+        assert (kept[0x010F], kept[0x0112]) == ("A camera", 6)
+        assert image.size == (9, 7)
+
+
+def test_pngs_text_and_colour_chunks_survive_word_for_word(tmp_path: Path) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("Author", "someone")
+    info.add(b"gAMA", (45455).to_bytes(4, "big"))
+    Image.fromarray(noise("uint8", 7, 9)).save(tmp_path / "a.png", pnginfo=info)
+    write_picture(tmp_path / "b.png", read_picture(tmp_path / "a.png"))
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.text["Author"] == "someone"  # type: ignore[attr-defined]
+        assert image.info["gamma"] == pytest.approx(0.45455)
+
+
+def test_tiffs_unit_of_resolution_survives_and_becomes_dots_per_inch_elsewhere(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", noise("uint8", 7, 9), resolution=(100, 50), resolutionunit="CENTIMETER")
+    picture = read_picture(tmp_path / "a.tif")
+    write_picture(tmp_path / "b.tif", picture)
+    write_picture(tmp_path / "b.png", picture)
+    again = read_picture(tmp_path / "b.tif").metadata
+    assert (again.resolution, again.unit) == ((100.0, 50.0), "cm")
+    assert read_picture(tmp_path / "b.png").metadata.dpi == pytest.approx((254, 127), abs=0.01)
+
+
+def test_imagejs_description_is_kept_for_a_stack_of_its_shape_only(tmp_path: Path) -> None:
+    stack = noise("uint16", 5, 7, 9)
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, metadata={"axes": "ZYX", "spacing": 0.5, "unit": "um"})
+    picture = read_picture(tmp_path / "a.tif")
+    assert np.array_equal(picture.values[..., 0], stack)
+    write_picture(tmp_path / "same.tif", picture)
+    write_picture(tmp_path / "other.tif", Picture(picture.values[:, 1:-1], metadata=picture.metadata))
+    with tifffile.TiffFile(tmp_path / "same.tif") as tiff:
+        assert tiff.imagej_metadata is not None
+        assert tiff.imagej_metadata["spacing"] == 0.5
+        assert np.array_equal(tiff.asarray(), stack)
+    with tifffile.TiffFile(tmp_path / "other.tif") as tiff:
+        assert tiff.pages.first.description == ""
+        assert np.array_equal(tiff.asarray(), stack[:, 1:-1])
+
+
+def test_compressed_big_endian_planar_and_inverted_tiffs_are_read(tmp_path: Path) -> None:
+    colour = noise("uint16", 7, 9, 3)
+    tifffile.imwrite(tmp_path / "lzw.tif", colour, compression="lzw", photometric="rgb")
+    tifffile.imwrite(tmp_path / "big.tif", colour, byteorder=">", photometric="rgb")
+    planes = np.ascontiguousarray(np.moveaxis(colour, -1, 0))
+    tifffile.imwrite(tmp_path / "planes.tif", planes, photometric="rgb", planarconfig="separate")
+    for name in ("lzw", "big", "planes"):
+        values = read_picture(tmp_path / f"{name}.tif").values
+        assert np.array_equal(values, colour)
+        assert values.dtype.isnative
+    tifffile.imwrite(tmp_path / "white.tif", 255 - colour[..., 0].astype(np.uint8), photometric="miniswhite")
+    assert np.array_equal(read_picture(tmp_path / "white.tif").values[..., 0], colour[..., 0].astype(np.uint8))
+
+
+def test_palette_transparency_and_black_and_white_become_colour_opacity_and_grey(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 3), (255, 0, 51)).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
+    Image.new("1", (4, 3), 1).save(tmp_path / "white.png")
+    Image.new("L", (4, 3), 7).save(tmp_path / "clear.png", transparency=7)
+    assert read_picture(tmp_path / "palette.png").values[0, 0].tolist() == [255, 0, 51]
+    assert read_picture(tmp_path / "white.png").values.tolist() == [[[255]] * 4] * 3
+    clear = read_picture(tmp_path / "clear.png")
+    assert clear.opacity
+    assert clear.values[..., -1].max() == 0
+
+
+def test_a_picture_is_scaled_to_its_types_largest_value(tmp_path: Path) -> None:
+    values = np.array([[[0], [65535]]], dtype=np.uint16)
+    assert Picture(values).pixels.tolist() == [[[0.0, 1.0]]]
+    assert Picture(values).colours.dtype == torch.float32
+    assert Picture(values.astype(np.uint32)).colours.dtype == torch.float64
+    floating = np.array([[[-3.5], [2.0]]])
+    assert Picture(floating).colours.tolist() == [[[-3.5, 2.0]]]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+def test_every_integer_survives_the_way_through_floating_point(dtype: str) -> None:
+    limit = np.iinfo(dtype).max
+    values = np.unique(np.linspace(0, limit, 4096).astype(dtype)).reshape(1, -1, 1)
+    picture = Picture(values)
+    assert np.array_equal(picture.with_colours(picture.colours).values, values)
+    assert picture.with_colours(picture.colours * 0 + 1.5).values.max() == limit
+    assert picture.with_colours(picture.colours * 0 - 1.5).values.max() == 0
+
+
+def test_opacity_is_left_alone_and_cut_with_the_picture() -> None:
+    picture = Picture(noise("uint8", 7, 9, 4), opacity=True)
+    assert picture.colours.shape == (3, 7, 9)
+    cut = picture.with_colours(picture.colours[:, 1:5, 2:8], (slice(1, 5), slice(2, 8)))
+    assert np.array_equal(cut.values, picture.values[1:5, 2:8])
+
+
+def test_other_depths_are_rounded_to_what_the_format_holds(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", Picture(np.array([[[0.0], [0.25], [1.0]]], dtype=np.float32)))
+    assert read_picture(tmp_path / "a.png").values.reshape(-1).tolist() == [0, 16384, 65535]
+    write_picture(tmp_path / "a.jpg", Picture(np.full((16, 16, 1), 257 * 80, dtype=np.uint16)))
+    assert np.unique(read_picture(tmp_path / "a.jpg").values).tolist() == [80]
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "says"),
+    [
+        ("a.bmp", Picture(np.zeros((4, 4, 1), np.uint8)), "must end in one of .png"),
+        ("a", Picture(np.zeros((4, 4, 1), np.uint8)), "must end in"),
+        ("a.png", Picture(np.zeros((2, 4, 4, 1), np.uint8)), "PNG cannot hold a stack"),
+        ("a.jpg", Picture(np.zeros((4, 4, 4), np.uint8), opacity=True), "JPEG cannot hold opacity"),
+        ("a.png", Picture(np.full((4, 4, 1), 1.5)), "outside .0, 1."),
+        ("a.png", Picture(np.zeros((4, 4, 1), np.int16)), "negative integers"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused_and_no_file_appears(
+    tmp_path: Path, name: str, picture: Picture, says: str
+) -> None:
+    with pytest.raises(ImageFileError, match=says):
+        check_target(tmp_path / name, picture)
+    with pytest.raises(ImageFileError, match=says):
+        write_picture(tmp_path / name, picture)
     assert list(tmp_path.iterdir()) == []
+
+
+def _saved(save: Any) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.png", b"no picture at all", "not a PNG, JPEG, TIFF or NPY"),
+        ("empty.png", b"", "not a PNG, JPEG, TIFF or NPY"),
+        ("a.gif", b"GIF89a\x01\x00\x01\x00", "not a PNG"),
+        ("cut.npy", _saved(lambda f: np.save(f, np.ones((9, 9))))[:-9], "damaged"),
+        ("cut.tif", b"II*\0\x08\0\0\0", "damaged"),
+        ("cut.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF", "damaged"),
+        ("object.npy", _saved(lambda f: np.save(f, np.array([{}], dtype=object))), "damaged or unsupported"),
+        ("bool.npy", _saved(lambda f: np.save(f, np.ones((4, 4), bool))), "type bool"),
+        ("long.npy", _saved(lambda f: np.save(f, np.ones((4, 4), np.int64))), "type int64"),
+        ("line.npy", _saved(lambda f: np.save(f, np.ones(4))), "not a picture"),
+        ("wide.npy", _saved(lambda f: np.save(f, np.ones((2, 4, 4, 9)))), "more than 4 channels"),
+        ("none.npy", _saved(lambda f: np.save(f, np.ones((0, 4)))), "not a picture"),
+        ("nan.npy", _saved(lambda f: np.save(f, np.full((4, 4), np.nan))), "NaN"),
+        ("inf.tif", _saved(lambda f: tifffile.imwrite(f, np.full((4, 4), np.inf))), "infinity"),
+        ("cmyk.jpg", _saved(lambda f: Image.new("CMYK", (4, 4)).save(f, "JPEG")), "CMYK"),
+        (
+            "palette.tif",
+            _saved(lambda f: tifffile.imwrite(f, np.zeros((4, 4), np.uint8), photometric="palette",
+                                              colormap=np.zeros((3, 256), np.uint16))),
+            "PALETTE",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImageFileError, match=says) as caught:
+        read_picture(tmp_path / name)
+    assert str(caught.value).startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".jpg"])
+def test_a_damaged_file_is_refused(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    write_picture(path, Picture(noise("uint8", 40, 40, 3)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImageFileError, match="damaged"):
+        read_picture(path)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -97,3 +283,9 @@ def test_a_written_file_has_the_permissions_of_any_other(tmp_path: Path) -> None
     with atomically(tmp_path / "a.bin") as file:
         file.write(b"new")
     assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
+
+
+def _profile() -> bytes:
+    from PIL import ImageCms
+
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
