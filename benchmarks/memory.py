@@ -75,9 +75,10 @@ def tables(quick: bool) -> Iterator[Table]:
             (128, 32, 3, "float32"),
         ]
     rows = []
+    root = Path(__file__).parents[1]
     for case in cases:
         command = [sys.executable, "-m", "benchmarks.memory", json.dumps([*case, torch.get_num_threads()])]
-        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        rows.append(json.loads(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout))
     yield Table(
         "Peak resident memory that setup and one solve add",
         rows,

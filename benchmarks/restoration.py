@@ -107,7 +107,9 @@ def scenes(quick: bool) -> Iterator[Scene]:
 # ------------------------------------------------------------------ the best parameter
 
 
-def oracle(scene: Scene, restore: Callable[[float], Tensor | Array], low: float, high: float, steps: int) -> Any:
+def oracle(
+    scene: Scene, restore: Callable[[float], Tensor | Array], low: float, high: float, steps: int, halvings: int = 3
+) -> Any:
     """``(picture, parameter, seconds of one run)`` of the largest PSNR: a grid in logarithms, then a finer one."""
     found: dict[float, tuple[float, Any, float]] = {}
 
@@ -121,7 +123,7 @@ def oracle(scene: Scene, restore: Callable[[float], Tensor | Array], low: float,
     grid = np.linspace(math.log10(low), math.log10(high), steps)
     centre = max(grid, key=look)
     step = grid[1] - grid[0]
-    for _ in range(3):  # the best of three points, at half the distance every time
+    for _ in range(halvings):  # the best of three points, at half the distance every time
         step /= 2
         centre = max((centre - step, centre, centre + step), key=lambda v: found[v][0] if v in found else look(v))
     _, picture, seconds = found[centre]
@@ -218,7 +220,7 @@ def ours(scene: Scene, steps: int) -> dict[str, Any]:
         return scene.framed(lsconv.tikhonov(A, y, damp, L=gradient, rtol=1e-6).x[0])
 
     def variation(weight: float) -> Tensor:
-        return scene.framed(lsconv.total_variation(A, y, weight, rtol=1e-3).x[0])
+        return scene.framed(lsconv.total_variation(A, y, weight, rtol=1e-3, max_iter=100).x[0])
 
     found: dict[str, Any] = {}
     for name, method in (("lsconv tikhonov", identity), ("lsconv tikhonov, L=Gradient", smooth)):
@@ -227,7 +229,7 @@ def ours(scene: Scene, steps: int) -> dict[str, Any]:
         picture = method("gcv")
         found[f"{name} (gcv)"] = (picture, None, time.perf_counter() - start)
     if hasattr(lsconv, "total_variation"):
-        found["lsconv total variation (oracle)"] = oracle(scene, variation, 1e-5, 1e-2, 4)
+        found["lsconv total variation (oracle)"] = oracle(scene, variation, 3e-5, 3e-3, 3, 2)
     return found
 
 

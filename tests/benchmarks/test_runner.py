@@ -1,0 +1,126 @@
+"""The benchmarks' own claims: who is raced fairly, what a target means, and that every benchmark runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_a_race_takes_its_contestants_in_turn_and_forgets_the_warm_up() -> None:
+    from benchmarks.runner import race
+
+    order: list[str] = []
+    times = race({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3)
+    assert order == ["a", "b"] * 4
+    assert len(times["a"].samples) == len(times["b"].samples) == 3
+
+
+def test_a_slow_contestant_runs_once_and_the_others_go_on() -> None:
+    from benchmarks.runner import race
+
+    times = race({"slow": lambda: time.sleep(0.05), "fast": lambda: None}, repeats=4, patience=0.02)
+    assert len(times["slow"].samples) == 1
+    assert times["slow"].median >= 0.05
+    assert len(times["fast"].samples) == 4
+
+
+def test_reach_finds_the_loosest_decade_that_meets_the_measured_target() -> None:
+    from benchmarks.runner import Answer, reach
+
+    # this method claims ten times the accuracy that it has
+    arrival = reach(lambda tolerance, _: Answer(torch.tensor(10 * tolerance)), float, 1e-6)
+    assert arrival.arrived
+    assert arrival.tolerance == pytest.approx(1e-7)
+    assert float(arrival.run().x) == pytest.approx(1e-6)
+
+
+def test_a_method_that_stops_short_is_shown_with_what_it_reached() -> None:
+    from benchmarks.runner import Answer, reach
+
+    def stuck(tolerance: float, max_iter: int | None) -> Answer:
+        time.sleep(0.01)
+        return Answer(torch.tensor(0.3), max_iter)
+
+    arrival = reach(stuck, float, 1e-6, seconds=0.05)
+    assert not arrival.arrived
+    assert arrival.error == pytest.approx(0.3)
+
+
+def test_the_fitted_slope_is_the_exponent_of_a_power_law() -> None:
+    from benchmarks.runner import slope
+
+    assert slope([1.0, 2.0, 8.0], [3.0, 12.0, 192.0]) == pytest.approx(2.0)
+
+
+def test_all_peers_solve_the_damped_problem() -> None:
+    pytest.importorskip("pylops")
+    pytest.importorskip("threadpoolctl")
+    import lsconv
+    from benchmarks import peers
+
+    generator = torch.Generator().manual_seed(0)
+    A = lsconv.Conv2d(torch.randn(1, 1, 3, 3, dtype=torch.float64, generator=generator), in_size=(9, 10))
+    y = torch.randn(A.out_shape, dtype=torch.float64, generator=generator)
+    dense = A.to_dense()
+    expected = torch.linalg.solve(dense.T @ dense + 0.25 * torch.eye(90, dtype=torch.float64), dense.T @ y.flatten())
+    for peer in (peers.scipy_lsmr, peers.scipy_lsqr, peers.pylops_cgls, peers.pylops_lsqr, peers.normal_cg):
+        answer = peer(A, y, 0.5, 1e-12, 500)
+        torch.testing.assert_close(answer.x.flatten(), expected, rtol=1e-8, atol=1e-8)
+        assert peers.relative_gradient(A, y, 0.5, answer.x) < 1e-9
+        assert peers.relative_gradient(A, y, 0.5, answer.x + 1e-3) > 1e-4
+
+
+def test_scenes_are_not_shifted_and_the_oracle_finds_the_best_parameter() -> None:
+    pytest.importorskip("skimage")
+    from benchmarks.restoration import oracle, scenes
+
+    scene = next(scenes(quick=True))
+    blurred = scene.psnr(scene.y)
+    assert blurred > scene.psnr(scene.y.roll(1, 0))
+    assert blurred > scene.psnr(scene.y.roll(1, 1))
+    truth = scene.framed(scene.truth)
+    _, best, _ = oracle(scene, lambda value: truth + abs(value - 0.02), 1e-4, 1.0, 5)
+    assert best == pytest.approx(0.02, rel=0.3)
+
+
+def test_the_command_line_prints_and_writes_json_and_markdown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.__main__ import main
+
+    assert main(["memory", "--quick", "--output", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "memory.json").read_text())
+    assert content["machine"]["torch"] == torch.__version__
+    row = content["tables"][0]["rows"][0]
+    assert row["setup + solve peak MiB"] > row["picture MiB"]
+    assert (tmp_path / "memory.md").read_text().count("|") > 20
+    assert row["case"] in capsys.readouterr().out
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.__main__ import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main(["nonsense"])
+    assert "no benchmark nonsense; known:" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_benchmark_runs_in_quick_mode(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert {"deblurring.md", "scaling.md", "scaling-1.png"} <= {path.name for path in tmp_path.iterdir()}
