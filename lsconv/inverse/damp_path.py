@@ -46,8 +46,8 @@ _TOLERANCE = 1e-3
 _ITERATIONS = 300
 # Probes: as many as make (probes x data) this large, within the limits. The relative standard error of m - tr H is
 # then about sqrt(2 / (probes m)) or less.
-_PROBED_NUMBERS = 2**16
-_FEWEST, _MOST = 2, 64
+_PROBED_NUMBERS = 2**17
+_FEWEST, _MOST = 1, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +214,10 @@ class _Probed:
             ((rv, _),) = probed
             free = self.space.inner(self.probes.expand_as(rv), rv).double()
             influence = self.windows * (self.A.out_numel - free.mean(0))
-            error = self.windows * free.std(0) / free.shape[0] ** 0.5
+            if free.shape[0] > 1:
+                error = self.windows * free.std(0) / free.shape[0] ** 0.5
+            else:  # the variance is at most 2 ||I - H||_F^2, and the eigenvalues of I - H at most 1
+                error = self.windows * (2 * free[0].clamp_min(0)).sqrt()
         derivative = torch.full_like(penalty[0], torch.nan)
         if slope:
             # d(I - H)/dlog mu = (I - H) H, so d||r||^2/dlog mu = 2 r^H H r, and d||Lx||^2/dmu = -that / mu^2
@@ -244,7 +247,8 @@ class BorderPath(_Probed):
         A, double = self.A, torch.complex128 if self.A.is_complex else torch.float64
         if fine:
             A = A.to(dtype=double)
-        inverse = NormalInverse(A, damp, floor=0.0)
+        # dense patches of the crossings would cost more than the few iterations they save
+        inverse = NormalInverse(A, damp, floor=0.0, crossings=False)
         mu = damp.double().square().to(A.weight.real.dtype).reshape(*damp.shape, *(1 for _ in A.out_shape))
         found = []
         for y in data:

@@ -94,14 +94,37 @@ class Search:
         return index, rises.any(0)
 
     def best(self) -> Tensor:
-        """The best point of every item, ``batch``."""
+        """The best damp of every item by the parabola or the secant through its neighbours, ``batch``."""
         t, values, root = self._curve()
         if root is None:
-            return _at(t, values.argmin(0))
+            index = self._lowest(values)
+            vertex, usable = self._parabola(t, values, index, margin=0.0)
+            return torch.where(usable & (index > 0) & (index < len(t) - 1), vertex, _at(t, index))
         index, found = self._bracket(values, root)
-        below, above = _at(root, index), _at(root, (index + 1).clamp_max(len(t) - 1))
-        inside = torch.where(below.abs() < above.abs(), _at(t, index), _at(t, (index + 1).clamp_max(len(t) - 1)))
+        above = (index + 1).clamp_max(len(t) - 1)
+        inside = _at(t, index) + self._share(root, index, above) * (_at(t, above) - _at(t, index))
         return torch.where(found, inside, torch.where(root[0] >= 0, t[0], t[-1]))
+
+    def least(self) -> Tensor:
+        """The smallest point at which the criterion has a value, ``batch``."""
+        t, values, _ = self._curve()
+        return torch.where(torch.isfinite(values), t, torch.inf).amin(0).nan_to_num(posinf=0.0)
+
+    def settle(self) -> None:
+        """Look further where the points of a search around a damp have not enclosed the best one."""
+        t, values, root = self._curve()
+        index = self._lowest(values)
+        enclosed = self._bracket(values, root)[1] if root is not None else (index > 0) & (index < len(t) - 1)
+        if not bool(enclosed.all()):
+            self.refine(1)
+
+    def _lowest(self, values: Tensor) -> Tensor:
+        """Index of the lowest point; of a curvature, which tends to zero at both ends, of the lowest inner minimum."""
+        if not self.slope or len(values) < 3:
+            return values.argmin(0)
+        dip = (values[1:-1] <= values[:-2]) & (values[1:-1] <= values[2:]) & torch.isfinite(values[1:-1])
+        inner = torch.where(dip, values[1:-1], torch.inf).argmin(0) + 1
+        return torch.where(dip.any(0), inner, values.argmin(0))
 
     def refine(self, steps: int) -> None:
         """Add ``steps`` points where the best is expected."""
@@ -114,35 +137,50 @@ class Search:
 
     def _vertex(self, t: Tensor, values: Tensor) -> Tensor:
         """The vertex of the parabola through the best point and its neighbours; a golden section where it is no use."""
-        index = values.argmin(0)
+        index = self._lowest(values)
+        middle = index.clamp(1, len(t) - 2)
+        a, b, c = (_at(t, middle + k) for k in (-1, 0, 1))
+        vertex, usable = self._parabola(t, values, index, margin=0.02)
+        golden = torch.where(c - b > b - a, b + 0.382 * (c - b), b - 0.382 * (b - a))
+        vertex = torch.where(usable & ((vertex - b).abs() > 0.02 * (c - a)), vertex, golden)
+        down, up = self._beyond(t)
+        return torch.where(index == 0, down, torch.where(index == len(t) - 1, up, vertex))
+
+    @staticmethod
+    def _parabola(t: Tensor, values: Tensor, index: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+        """The vertex of the parabola around a point, and whether it lies between the neighbours."""
         middle = index.clamp(1, len(t) - 2)
         (a, b, c), (fa, fb, fc) = ([_at(z, middle + k) for k in (-1, 0, 1)] for z in (t, values))
+        # a positive function is steep on one side and flat on the other: its logarithm is more of a parabola
+        positive = (fa > 0) & (fb > 0) & (fc > 0)
+        fa, fb, fc = (torch.where(positive, f.clamp_min(1e-300).log(), f) for f in (fa, fb, fc))
         left, right = (fb - fa) / (b - a), (fc - fb) / (c - b)
         vertex = 0.5 * (a + b) - 0.5 * left * (c - a) / (right - left)
-        margin = 0.02 * (c - a)
-        golden = torch.where(c - b > b - a, b + 0.382 * (c - b), b - 0.382 * (b - a))
-        usable = (vertex > a + margin) & (vertex < c - margin) & ((vertex - b).abs() > margin)
-        vertex = torch.where(usable & torch.isfinite(vertex), vertex, golden)
-        if self.open:
-            down, up = torch.maximum(t[0] - _STEP, self.low), torch.minimum(t[-1] + _STEP, self.high)
-        else:
-            down, up = 0.5 * (t[0] + t[1]), 0.5 * (t[-1] + t[-2])
-        return torch.where(index == 0, down, torch.where(index == len(t) - 1, up, vertex))
+        usable = (vertex > a + margin * (c - a)) & (vertex < c - margin * (c - a)) & (right > left)
+        return vertex.nan_to_num(0.0, 0.0, 0.0), usable & torch.isfinite(vertex)
+
+    @staticmethod
+    def _share(root: Tensor, index: Tensor, above: Tensor) -> Tensor:
+        """Where between two points the secant is zero, from 0 to 1."""
+        below = _at(root, index)
+        return (-below / (_at(root, above) - below)).nan_to_num(0.5).clamp(0.0, 1.0)
 
     def _secant(self, t: Tensor, values: Tensor, root: Tensor, step: int) -> Tensor:
         """The secant's zero, kept off the ends of the bracket; every third step halves the bracket."""
         index, found = self._bracket(values, root)
         above = (index + 1).clamp_max(len(t) - 1)
-        (a, b), (fa, fb) = ([_at(z, i) for i in (index, above)] for z in (t, root))
-        share = (-fa / (fb - fa)).nan_to_num(0.5).clamp(0.02, 0.98)
+        share = self._share(root, index, above).clamp(0.02, 0.98)
         if step % 3 == 2:
             share = torch.full_like(share, 0.5)
-        inside = a + share * (b - a)
-        if self.open:
-            down, up = torch.maximum(t[0] - _STEP, self.low), torch.minimum(t[-1] + _STEP, self.high)
-        else:
-            down, up = 0.5 * (t[0] + t[1]), 0.5 * (t[-1] + t[-2])
+        inside = _at(t, index) + share * (_at(t, above) - _at(t, index))
+        down, up = self._beyond(t)
         return torch.where(found, inside, torch.where(root[0] >= 0, down, up))
+
+    def _beyond(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Where to look when the best point is the first or the last."""
+        if self.open:
+            return torch.maximum(t[0] - _STEP, self.low), torch.minimum(t[-1] + _STEP, self.high)
+        return 0.5 * (t[0] + t[1]), 0.5 * (t[-1] + t[-2])
 
 
 def _at(z: Tensor, index: Tensor) -> Tensor:

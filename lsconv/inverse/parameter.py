@@ -52,9 +52,13 @@ __all__ = ["RULES", "Selection", "choose_damp"]
 RULES = ("gcv", "discrepancy", "upre", "lcurve", "evidence")
 _WITH_NOISE = ("discrepancy", "upre")
 _WITH_TRACE = ("gcv", "upre", "evidence")
-# The range searched, in units of the norm of A over that of L. Below it damp**2 is lost in rounding beside A^H A.
-_LOW, _HIGH = 1e-6, 10.0
+# The range searched, in units of the norm of A over that of L. Below it m - tr H, which falls like damp**2, is lost in
+# the rounding of the border's factors, which grows like eps / damp**2.
+_LOW, _HIGH = 1e-5, 10.0
 _PER_DECADE = 2
+_CURVATURE_PER_DECADE = 5  # corners are sharp, and cost no trace
+# The share of the data's degrees of freedom below which m - tr H is rounding.
+_LEAST_FREEDOM = 1e-8
 # Border unknowns per block up to which the search is exact: about 20 dense factors, a second or two of one core.
 # trace="exact" goes on to lsconv.fourier.trace.EXACT_UNKNOWNS.
 _EXACT_UNKNOWNS = 1024
@@ -193,11 +197,12 @@ def choose_damp(
         path if coarse is None else coarse, criterion, needs_trace=rule in _WITH_TRACE, slope=rule == "lcurve"
     )
     low, high = (math.log(end) + search.path.scale.double().log() for end in (_LOW, _HIGH))
-    search.scan(low, high, points=1 + round(math.log10(_HIGH / _LOW) * _PER_DECADE))
+    density = _CURVATURE_PER_DECADE if rule == "lcurve" else _PER_DECADE
+    search.scan(low, high, points=1 + round(math.log10(_HIGH / _LOW) * density))
     search.refine(6 if coarse is None else 2)
     if coarse is not None:
         search = Search(path, criterion, needs_trace=rule in _WITH_TRACE, slope=rule == "lcurve", around=search)
-        search.refine(1)
+        search.settle()
     t, evaluations = search.sorted()
     values, _ = criterion(evaluations, t, path.count)
     chosen = torch.where(norm > 0, search.best(), high.expand(batch)).exp()
@@ -312,7 +317,10 @@ class _Criterion:
         return self._function(e, t, count)
 
     def _gcv(self, e: Evaluation, t: Tensor, count: int) -> tuple[Tensor, None]:
-        return count * e.residual_norm_sq / (count - e.trace) ** 2, None
+        free = count - e.trace
+        # where A fits the data almost exactly the trace's rounding is all that is left of the difference
+        free = torch.where(free > _LEAST_FREEDOM * count, free, torch.nan)
+        return count * e.residual_norm_sq / free**2, None
 
     def _upre(self, e: Evaluation, t: Tensor, count: int) -> tuple[Tensor, None]:
         assert self.noise is not None
@@ -351,7 +359,7 @@ def _message(
     parts = [f"{rule}: {search.count} damps, {how}" + (", searched on windows first" if coarse is not None else "")]
     t, zero = search.best(), norm == 0
     width = (high - low) * 1e-3
-    at_low, at_high = (t <= low + width) & ~zero, (t >= high - width) & ~zero
+    at_low, at_high = (t <= torch.maximum(low, search.least()) + width) & ~zero, (t >= high - width) & ~zero
     if bool(at_low.any()):
         why = " (noise_std is below what A can leave of y)" if rule == "discrepancy" else " (no noise to be seen)"
         parts.append(f"{int(at_low.sum())} item(s) at the smallest damp searched{why}")
