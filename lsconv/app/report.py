@@ -20,7 +20,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-import lsconv
 from lsconv.app.image_io import atomically
 from lsconv.app.requests import Kernel
 
@@ -119,7 +118,7 @@ def draw_report(
     _draw_residual(rows[1], panels[1], _middle(residual, kernel), judged)
     if curve:
         solution.selection.plot(panels[2])
-        panels[2].set_title(_damping(solution), fontsize=10)
+        panels[2].set_title(f"choice of damp by {solution.selection.rule}", fontsize=10)
         panels[2].tick_params(labelsize=8)
     with atomically(path) as file:
         figure.savefig(file, format="png")
@@ -164,13 +163,8 @@ def _draw_residual(figure: Any, axes: Any, residual: Tensor, judged: Whiteness) 
     drawn = axes.imshow(plane.numpy(), cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title("residual" + (" (mean of the channels)" if residual.shape[0] > 1 else ""), fontsize=10)
+    channels = ", mean of the channels" if residual.shape[0] > 1 else ""
+    axes.set_title(f"residual{channels}", fontsize=10)
     axes.set_xlabel(str(judged), fontsize=8)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
     bar.ax.tick_params(labelsize=8)
-
-
-def _damping(solution: lsconv.Solution) -> str:
-    damping = solution.damp.reshape(-1)
-    more = "" if len(damping) == 1 else f" to {float(damping.max()):.3g}"
-    return f"damp {float(damping.min()):.3g}{more}"

@@ -98,12 +98,12 @@ class Restoring:
         write_picture(target, picture.with_colours(self.kernel.pages_of(restored)))
         A = self._operator(data)
         residual = data - A(solution.x)
-        if self.plot is not None:
-            draw_report(self.plot, data, restored, self.kernel, residual, solution, f"{image.name}: {self._words()}")
         damping = solution.damp.reshape(-1)
         used = f"{damping.min():.3g}" if len(damping) == 1 else f"{damping.min():.3g} to {damping.max():.3g}"
-        name = "weight" if self.prior == "tv" else "damp"
-        line = f"{target}: {self._words()}, {name} {used}, residual rms {residual.square().mean().sqrt():.3g}"
+        line = f"{self._words()}, {'weight' if self.prior == 'tv' else 'damp'} {used}"
+        if self.plot is not None:
+            draw_report(self.plot, data, restored, self.kernel, residual, solution, f"{image.name}: {line}")
+        line = f"{target}: {line}, residual rms {residual.square().mean().sqrt():.3g}"
         return line, bool(solution.converged.all())
 
     def _operator(self, data: Tensor) -> Any:

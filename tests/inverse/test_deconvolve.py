@@ -235,6 +235,41 @@ def test_bounds_hold_with_a_denoiser() -> None:
     assert x.max() == pytest.approx(0.4)
 
 
+def edges_and_slopes(size: int) -> Tensor:
+    """A square, a disk and a slope: what total variation is for."""
+    row, column = torch.meshgrid(*[torch.arange(size, dtype=torch.float64)] * 2, indexing="ij")
+    disk = (row - 0.7 * size) ** 2 + (column - 0.6 * size) ** 2 < (0.2 * size) ** 2
+    square = (row > 0.15 * size) & (row < 0.45 * size) & (column > 0.2 * size) & (column < 0.6 * size)
+    return 0.2 + 0.3 * disk + 0.5 * square + 0.1 * row / size
+
+
+@pytest.mark.parametrize(("noise", "known"), [(0.01, True), (0.01, False), (0.03, False)])
+def test_the_automatic_weight_is_nearly_as_good_as_the_best(noise: float, known: bool) -> None:
+    scene = edges_and_slopes(48).float()
+    psf = torch.ones(5, 5) / 25
+    image = lsconv.blur_operator(psf, (44, 44))(scene[None])[0]
+    image = image + noise * torch.randn(image.shape)
+    truth = scene[2:-2, 2:-2]
+
+    def decibels(**options: Any) -> float:
+        x = lsconv.deconvolve(image, psf, prior="tv", rtol=1e-3, **options).x
+        return float(-10 * torch.log10(torch.mean((x - truth) ** 2)))
+
+    automatic = decibels(noise_std=noise if known else None)
+    best = max(decibels(weight=float(weight)) for weight in np.geomspace(0.1, 10, 9) * noise**1.5)
+    assert automatic > best - 1.0
+
+
+def test_total_variation_is_that_of_the_blur_operator_and_keeps_bounds() -> None:
+    image, psf = torch.rand(14, 14, dtype=torch.float64), torch.from_numpy(asymmetric(3, 4))
+    A = lsconv.blur_operator(psf, (14, 14), boundary="zero")
+    expected = lsconv.total_variation(A, image[None], 0.02, bounds=(0.3, 0.6), rtol=1e-6).x[0]
+    x = lsconv.deconvolve(image, psf, boundary="zero", prior="tv", weight=0.02, bounds=(0.3, 0.6), rtol=1e-6).x
+    assert torch.equal(x, expected)
+    assert x.min() >= 0.3
+    assert x.max() <= 0.6
+
+
 GOOD: dict[str, Any] = {"image": torch.rand(8, 8), "psf": torch.ones(3, 3), "damp": 0.1}
 
 
