@@ -41,6 +41,7 @@ _CHECK_EVERY = 5
 _BALANCE_EVERY = 10
 _BALANCE_RATIO = 4.0
 _REFACTORISATIONS = 6
+_BALANCES = 30  # where another rho needs no other factors
 # Relative residual of the border system in every quadratic step.
 _STEP_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
@@ -67,7 +68,7 @@ class SplittingHistory:
     Attributes:
         iterations: the iteration of every row.
         primal: ``||K x - z||`` relative to the larger of the two norms, ``(rows, *batch)``.
-        dual: ``rho ||K^H (z - z_old)||`` relative to ``||K^H rho u||``, ``(rows, *batch)``.
+        dual: ``rho ||K^H (z - z_old)||`` relative to the forces ``||K_j^H rho u_j||``, ``(rows, *batch)``.
         objective: the objective at x, ``(rows, *batch)``.
         rho: the penalty parameter, ``(rows, *batch)``.
     """
@@ -225,7 +226,7 @@ def admm(
         active = active & ~met & torch.isfinite(primal)
         if not bool(active.any()) or (callback is not None and callback(k, x)):
             break
-        if convex and k % _BALANCE_EVERY == 0 and refactored < _REFACTORISATIONS:
+        if convex and k % _BALANCE_EVERY == 0 and refactored < (_REFACTORISATIONS if A is not None else _BALANCES):
             ratio = (primal / dual.clamp_min(1e-30)).clamp(1e-2, 1e2)
             change = torch.where(active & ((ratio > _BALANCE_RATIO) | (ratio < 1 / _BALANCE_RATIO)), ratio.sqrt(), 1.0)
             if bool((change != 1).any()):
@@ -280,7 +281,8 @@ def _residuals(
     primal = norm([a - b for a, b in zip(images, z, strict=True)])
     size = torch.maximum(norm(images), norm(z))
     change = domain.norm(_sum([K.adjoint(a - b) for K, a, b in zip(operators, z, old, strict=True)]))
-    force = domain.norm(_sum([K.adjoint(v) for K, v in zip(operators, u, strict=True)]))
+    # the forces one by one: without a quadratic term they balance each other at the optimum
+    force = torch.stack([domain.norm(K.adjoint(v)) for K, v in zip(operators, u, strict=True)]).square().sum(0).sqrt()
     tiny = torch.finfo(primal.dtype).tiny
     # without any force (the terms are flat at the optimum) the change counts against the images themselves
     return primal / size.clamp_min(tiny), change / torch.maximum(force, 1e-3 * domain.norm(_sum(

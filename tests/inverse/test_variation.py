@@ -1,0 +1,176 @@
+"""total_variation and plug_and_play against an independent first-order method, run long on small problems."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import lsconv
+
+DOUBLE = torch.float64
+
+
+def primal_dual(A, y: Tensor, weight: float, *, group, huber=0.0, bounds=(None, None), L=None, steps=8000):
+    """The primal-dual method of Chambolle and Pock (2011) on dense matrices, with nothing of lsconv's solvers in it.
+
+    ``group(q)`` is the magnitude that the penalty measures, broadcastable to q.
+    """
+    penalty = lsconv.Gradient(A.in_shape, dtype=DOUBLE) if L is None else L
+    matrix, G = A.to_dense(), penalty.to_dense()
+    whole = torch.cat([matrix, G])
+    step = 0.99 / torch.linalg.matrix_norm(whole, 2)
+    x = torch.zeros(A.in_numel, dtype=DOUBLE)
+    bar, p, q = x, torch.zeros(A.out_numel, dtype=DOUBLE), torch.zeros(penalty.out_numel, dtype=DOUBLE)
+    data = y.flatten()
+    for _ in range(steps):
+        p = (p + step * (matrix @ bar - data)) / (1 + step)
+        q = q + step * (G @ bar)
+        q = q / (1 + step * huber / weight)
+        size = group(q.reshape(penalty.out_shape)) / weight
+        q = (q.reshape(penalty.out_shape) / size.clamp_min(1)).flatten()
+        new = (x - step * (matrix.mT @ p + G.mT @ q)).clamp(*bounds) if bounds != (None, None) else (
+            x - step * (matrix.mT @ p + G.mT @ q)
+        )  # fmt: skip
+        bar, x = 2 * new - x, new
+    return x.reshape(A.in_shape)
+
+
+def over_directions(q: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(q, dim=0, keepdim=True)
+
+
+def over_directions_and_channels(q: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(q, dim=(0, 1), keepdim=True)
+
+
+def problem(channels=1, **options):
+    torch.manual_seed(5)
+    A = lsconv.Conv2d(torch.rand(channels, 1, 3, 3, dtype=DOUBLE) / 5, (10, 11), groups=channels, **options)
+    x = torch.zeros(channels, 10, 11, dtype=DOUBLE)
+    x[:, 3:7, 4:9] = 1
+    return A, A(x) + 0.03 * torch.randn(A.out_shape, dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("padding", [{}, {"padding": 1}, {"padding": 1, "padding_mode": "circular"}])
+def test_isotropic_total_variation_reaches_the_optimum(padding):
+    A, y = problem(**padding)
+    solution = lsconv.total_variation(A, y, 0.05, rtol=1e-5)
+    expected = primal_dual(A, y, 0.05, group=over_directions)
+    assert bool(solution.converged)
+    torch.testing.assert_close(solution.x, expected, rtol=0, atol=5e-4)
+
+
+def test_anisotropic_total_variation_reaches_the_optimum():
+    A, y = problem()
+    solution = lsconv.total_variation(A, y, 0.05, isotropic=False, coupled=False, rtol=1e-5)
+    torch.testing.assert_close(solution.x, primal_dual(A, y, 0.05, group=torch.abs), rtol=0, atol=5e-4)
+
+
+def test_huber_total_variation_reaches_the_optimum():
+    A, y = problem()
+    solution = lsconv.total_variation(A, y, 0.05, huber=0.1, rtol=1e-5)
+    torch.testing.assert_close(solution.x, primal_dual(A, y, 0.05, huber=0.1, group=over_directions), rtol=0, atol=5e-4)
+
+
+@pytest.mark.slow
+def test_colour_channels_share_their_edges_when_coupled():
+    A, y = problem(channels=3)
+    solution = lsconv.total_variation(A, y, 0.05, rtol=1e-5)
+    expected = primal_dual(A, y, 0.05, group=over_directions_and_channels)
+    torch.testing.assert_close(solution.x, expected, rtol=0, atol=5e-4)
+
+
+def test_bounds_hold_and_the_bounded_optimum_is_reached():
+    A, y = problem()
+    solution = lsconv.total_variation(A, y, 0.02, bounds=(0.1, 0.8), rtol=1e-5)
+    assert float(solution.x.min()) >= 0.1
+    assert float(solution.x.max()) <= 0.8
+    expected = primal_dual(A, y, 0.02, group=over_directions, bounds=(0.1, 0.8))
+    torch.testing.assert_close(solution.x, expected, rtol=0, atol=5e-4)
+
+
+def test_sparsity_of_a_general_operator():
+    A, y = problem()
+    L = lsconv.Identity(A.in_shape, dtype=DOUBLE)
+    solution = lsconv.total_variation(A, y, 0.05, L=L, rtol=1e-5)
+    torch.testing.assert_close(solution.x, primal_dual(A, y, 0.05, group=torch.abs, L=L), rtol=0, atol=5e-4)
+
+
+@pytest.mark.slow
+def test_reflect_padding_is_served_by_conjugate_gradients():
+    A, y = problem(padding=1, padding_mode="reflect")
+    solution = lsconv.total_variation(A, y, 0.05, rtol=1e-5)
+    torch.testing.assert_close(solution.x, primal_dual(A, y, 0.05, group=over_directions), rtol=0, atol=5e-4)
+
+
+def test_every_item_of_a_batch_gets_the_answer_it_has_alone():
+    A, y = problem()
+    both = torch.stack([y, 20 * y.flip(-1)])
+    weights = torch.tensor([0.05, 0.4], dtype=DOUBLE)
+    together = lsconv.total_variation(A, both, weights, rtol=1e-5)
+    for item in range(2):
+        alone = lsconv.total_variation(A, both[item], float(weights[item]), rtol=1e-5)
+        torch.testing.assert_close(together.x[item], alone.x, rtol=0, atol=1e-3 * float(both[item].abs().max()))
+
+
+def test_poisson_data_reach_the_optimum_of_the_likelihood():
+    A, y = problem()
+    counts = (50 * y.clamp_min(0)).round()
+    solution = lsconv.total_variation(A, counts, 0.3, noise="poisson", background=2.0, bounds=(0, None), rtol=1e-5)
+    # directional derivatives of the objective at the optimum are not negative along any feasible direction tried
+    G = lsconv.Gradient(A.in_shape, dtype=DOUBLE)
+
+    def objective(x: Tensor) -> float:
+        t = A(x) + 2.0
+        return float((t - torch.xlogy(counts, t)).sum() + 0.3 * torch.linalg.vector_norm(G(x), dim=0).sum())
+
+    best = objective(solution.x)
+    assert bool(solution.converged)
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        other = (
+            solution.x + 10.0 ** (-(seed % 4)) * torch.randn(A.in_shape, dtype=DOUBLE, generator=generator)
+        ).clamp_min(0)
+        middle = solution.x + 0.05 * (other - solution.x)
+        assert objective(middle) >= best - 1e-6 * abs(best)
+    # and the smooth part is balanced: a uniform rescaling does not help either
+    assert min(objective(c * solution.x) for c in (0.99, 1.01)) >= best - 1e-6 * abs(best)
+
+
+def test_history_holds_objective_and_residuals_that_fall():
+    A, y = problem()
+    history = lsconv.total_variation(A, y, 0.05, rtol=1e-5).history
+    assert history.objective[-1] <= history.objective[0]
+    assert history.primal[-1] <= 1e-5
+    assert history.dual[-1] <= 1e-5
+    assert history.plot().get_ylabel() == "relative residual"
+
+
+def test_plug_and_play_with_a_proximal_denoiser_solves_its_problem():
+    A, y = problem()
+    rho, weight = 0.3, 0.05
+    solution = lsconv.plug_and_play(
+        A, y, lambda v: torch.nn.functional.softshrink(v, weight / rho), rho, rtol=1e-6, max_iter=3000
+    )
+    L = lsconv.Identity(A.in_shape, dtype=DOUBLE)
+    torch.testing.assert_close(solution.x, primal_dual(A, y, weight, group=torch.abs, L=L), rtol=0, atol=5e-4)
+
+
+def test_bad_arguments_are_named():
+    A, y = problem()
+    for match, options in [
+        ("weight", {"weight": -1.0}),
+        ("huber", {"huber": -1.0}),
+        ("bounds", {"bounds": (2.0, 1.0)}),
+        ("bounds", {"bounds": (None, None)}),
+        ("noise", {"noise": "salt"}),
+        ("counts", {"noise": "poisson"}),
+        ("L: in_shape", {"L": lsconv.Identity((1, 3, 3), dtype=DOUBLE)}),
+    ]:
+        with pytest.raises(lsconv.LsconvError, match=match):
+            lsconv.total_variation(A, y - 1, **{"weight": 0.1, **options})
+    with pytest.raises(lsconv.LsconvError, match="rho"):
+        lsconv.plug_and_play(A, y, lambda v: v, 0.0)
+    with pytest.raises(lsconv.LsconvError, match="denoiser"):
+        lsconv.plug_and_play(A, y, lambda v: v[..., 1:], 1.0)
