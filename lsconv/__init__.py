@@ -34,6 +34,9 @@ from lsconv.inverse.tikhonov import tikhonov
 from lsconv.inverse.variation import plug_and_play, total_variation
 from lsconv.inverse.deconvolve import blur_operator, deconvolve
 
+# modules for networks
+from lsconv import nn
+
 # errors
 from lsconv.errors import ConvergenceError, ConvergenceWarning, LsconvError
 
@@ -77,6 +80,7 @@ __all__ = [
     "lsqr",
     "lstsq",
     "minres",
+    "nn",
     "norm",
     "pinv",
     "plug_and_play",

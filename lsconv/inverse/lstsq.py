@@ -88,6 +88,8 @@ def lstsq(
         plan = route(A, damp, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
         second = KrylovPlan(A, damp, "lsmr") if method == "auto" and isinstance(plan, BorderPlan) else None
         solution = _solve(plan, problem.y, problem.broken, second=second, **options)
+        if method == "hybrid":  # the backward pass takes the damping as chosen
+            return solution, KrylovPlan(A, solution.damp, "lsmr")
         return solution, second if second is not None and second.answered else plan
 
     A = as_operator(A, y)

@@ -297,8 +297,10 @@ class KrylovPlan:
 
     def adjoint(self, v: Tensor) -> Tensor:
         """The adjoint of :meth:`apply`: the same problem for ``A^H``, with the preconditioners' sides exchanged."""
-        # craig wants a consistent system, and A^H u = v need not be one
-        method = lsmr if self.method == "craig" else _KRYLOV[self.method]
+        if self.method in _SQUARE:
+            return _KRYLOV[self.method](self.A.H, v, rtol=self.rtol, **self._terms(self.M and self.M.H, None)).x
+        # craig wants a consistent system, and A^H u = v need not be one; hybrid would choose another damping
+        method = lsmr if self.method in ("craig", "hybrid") else _LEAST_SQUARES[self.method]
         return method(self.A.H, v, damp=self.damp, M=self.N, N=self.M, rtol=self.rtol).x
 
     def normal_solve(self, g: Tensor) -> Tensor:

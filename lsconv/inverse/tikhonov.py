@@ -24,6 +24,7 @@ from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.stacked import StackedPlan, stacked_data, stacked_solution
 from lsconv.inverse.lstsq import without_items
 from lsconv.inverse.route import KrylovPlan, Plan, route
+from lsconv.krylov.implicit import Inverse, attach
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
@@ -112,30 +113,40 @@ def tikhonov(
     if selection is None and noise_std is not None:
         raise ArgumentError('noise_std: only damp="discrepancy" and damp="upre" use it')
     L = _check_penalty(L, A)
-    problem = prepare(A, y, damp=strength, x0=x0, check_finite=check_finite, name="y")
     x_prior = _check_prior(x_prior, A)
-    damping = check_damp(strength, A)
-    options: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_iter": max_iter}
-    plan: Plan | StackedPlan | KrylovStack
-    if L is None or not bool((damping > 0).any()):
-        plan = route(A, damping, method=method, memory_limit=memory_limit)
-        if x0 is not None and isinstance(plan, KrylovPlan):
-            options["x0"] = x0 if x_prior is None else x0 - x_prior
-            if plan.M is not None:  # a damped problem takes a start only with its preconditioner on the solution side
-                plan = KrylovPlan(A, damping, plan.method, (None, CirculantPreconditioner(A, damping, side="solution")))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            solution = _with_prior(plan, A, problem.y, damping, x_prior, options)
-    else:
-        plan = penalty_plan(A, L, damping, method=method)
-        if isinstance(plan, KrylovStack):
-            options["x0"] = x0
-        solution = plan.solve(problem.y, x_prior=x_prior, **options)
-    if bool(problem.broken.any()):
-        solution = without_items(solution, problem.broken)
-    solution = replace(solution, selection=selection)
-    _report(solution, plan, raise_on_failure)
-    return solution
+    A.check_output(y, "y")
+
+    def run(
+        A: LinearOperator, y: Tensor, strength: Any, L: LinearOperator | None, x_prior: Tensor | None
+    ) -> tuple[Solution, Inverse]:
+        problem = prepare(A, y, damp=strength, x0=x0, check_finite=check_finite, name="y")
+        damping = check_damp(strength, A)
+        options: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_iter": max_iter}
+        plan: Plan | StackedPlan | KrylovStack
+        if L is None or not bool((damping > 0).any()):
+            plan = route(A, damping, method=method, memory_limit=memory_limit)
+            if x0 is not None and isinstance(plan, KrylovPlan):
+                options["x0"] = x0 if x_prior is None else x0 - x_prior
+                if (
+                    plan.M is not None
+                ):  # a damped problem takes a start only with its preconditioner on the solution side
+                    side = CirculantPreconditioner(A, damping, side="solution")
+                    plan = KrylovPlan(A, damping, plan.method, (None, side))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                solution = _with_prior(plan, A, problem.y, damping, x_prior, options)
+        else:
+            plan = penalty_plan(A, L, damping, method=method)
+            if isinstance(plan, KrylovStack):
+                options["x0"] = x0
+            solution = plan.solve(problem.y, x_prior=x_prior, **options)
+        if bool(problem.broken.any()):
+            solution = without_items(solution, problem.broken)
+        solution = replace(solution, selection=selection)
+        _report(solution, plan, raise_on_failure)
+        return solution, _Backward(A, plan) if isinstance(plan, (StackedPlan, KrylovStack)) else plan
+
+    return attach(run, A, y, damp=strength, L=L, x_prior=x_prior)
 
 
 def penalty_plan(
@@ -228,6 +239,15 @@ class KrylovStack:
         return f"KrylovStack('lsmr', L={type(self.L).__name__}, preconditioner={self.preconditioner!r})"
 
 
+class _Backward:
+    """The backward pass of a penalised problem: L counts where ``damp > 0``, elsewhere A is alone."""
+
+    def __init__(self, A: LinearOperator, plan: StackedPlan | KrylovStack) -> None:
+        self.normal_solve = plan.normal_solve
+        alone = KrylovPlan(A, 0.0, "lsmr")
+        self.apply, self.adjoint = alone.apply, alone.adjoint
+
+
 def _with_prior(
     plan: Plan, A: LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None, options: dict[str, Any]
 ) -> Solution:
@@ -283,7 +303,7 @@ def _check_prior(x_prior: Any, A: LinearOperator) -> Tensor | None:
             f"x_prior: expected a torch.Tensor (*batch, {A.in_shape}), got {type(x_prior).__name__}"
         )
     A.check_input(x_prior, "x_prior", finite=True)
-    return x_prior.detach()
+    return x_prior
 
 
 def _report(solution: Solution, plan: object, raise_on_failure: bool) -> None:

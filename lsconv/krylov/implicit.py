@@ -219,7 +219,7 @@ class _System:
         given = self.damp_given if damp is None else damp.detach()
         with torch.no_grad(), _no_autocast(A):
             answer, self.inverse = self.run(A, y.detach(), given, L, prior)
-        self.look_at(given)
+        self.look_at(answer.damp if isinstance(answer, Solution) and damp is None else given)
         if isinstance(answer, Tensor):
             return (answer,)
         self.solution = answer

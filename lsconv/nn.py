@@ -1,0 +1,261 @@
+r"""Modules that invert a convolution module inside a network: pseudo-inverse, Tikhonov, range-null decomposition.
+
+Every module wraps a ``torch.nn.Conv1d``, ``Conv2d`` or ``Conv3d``, registers it as a submodule and follows its weight:
+gradients reach it by implicit differentiation, and the setup of the solve (the plan) is made again only when the
+weight, the damping, a size, the dtype or the device has changed. Writing through ``weight.data`` is a change that torch
+does not count: call ``refresh()`` after it.
+
+Solves run in float32 or better, whatever autocast says. Under torch.compile the solve is a graph break.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
+from lsconv.inverse.lstsq import PseudoInverse as _Operator
+from lsconv.inverse.lstsq import pinv
+from lsconv.inverse.route import Plan
+from lsconv.inverse.tikhonov import tikhonov
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["PseudoInverse", "RangeNull", "Tikhonov"]
+
+_KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+class _Inversion(nn.Module):
+    """What the modules share: the operator of a convolution module for data of a given size, and its plan."""
+
+    def __init__(self, conv: _Conv, in_size: int | Sequence[int] | None, method: str) -> None:
+        super().__init__()
+        if not isinstance(conv, _KINDS):
+            raise ArgumentTypeError(f"conv: expected a torch.nn.Conv1d, Conv2d or Conv3d, got {type(conv).__name__}")
+        self.conv = conv
+        self.method = method
+        dimensions = len(conv.kernel_size)
+        self.in_size: tuple[int, ...] | None = None
+        if in_size is not None:
+            self.in_size = (in_size,) * dimensions if isinstance(in_size, int) else tuple(in_size)
+            if len(self.in_size) != dimensions:
+                raise ShapeError(f"in_size: expected {dimensions} sizes, got {self.in_size}")
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Forget the plan; needed only after a change of the weight that torch does not count."""
+        self._kept: tuple[Any, tuple[Tensor, ...], Plan] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}  # copies and pickles make their own
+
+    def _operator(self, spatial_out: Sequence[int]) -> Convolution:
+        A = Convolution.from_module(self.conv, self._input_size(spatial_out))
+        if A.dtype in (torch.float16, torch.bfloat16):
+            A = A.to(dtype=torch.float32)
+        if A.spatial_out != tuple(spatial_out):
+            raise ShapeError(f"y: spatial size {tuple(spatial_out)} is not what {self.conv} makes of in_size "
+                             f"{A.spatial_in}, which is {A.spatial_out}")  # fmt: skip
+        return A
+
+    def _input_size(self, spatial_out: Sequence[int]) -> tuple[int, ...]:
+        """The smallest input that gives ``spatial_out``, as ``torch.nn.ConvTranspose`` takes it by default."""
+        if self.in_size is not None:
+            return self.in_size
+        conv = self.conv
+        if conv.padding == "same":
+            return tuple(spatial_out)
+        padding = (0,) * len(conv.kernel_size) if isinstance(conv.padding, str) else conv.padding
+        return tuple(
+            (size - 1) * stride + dilation * (kernel - 1) + 1 - 2 * pad
+            for size, stride, dilation, kernel, pad in zip(
+                spatial_out, conv.stride, conv.dilation, conv.kernel_size, padding, strict=True
+            )
+        )
+
+    def _data(self, y: Tensor, A: Convolution) -> Tensor:
+        """``y - bias``, in the dtype of the solve."""
+        y = y.to(A.dtype)
+        bias = self.conv.bias
+        return y if bias is None else y - bias.to(A.dtype).reshape(-1, *(1 for _ in A.spatial_out))
+
+    def _inverse(self, A: Convolution, damp: float | Tensor, *sources: Tensor) -> _Operator:
+        """The pseudo-inverse of A, with the plan kept from before where nothing has changed."""
+        sources = (self.conv.weight, *sources)
+        if any(not s.is_leaf or s.is_inference() for s in sources):
+            return pinv(A, damp=damp, method=self.method)  # a weight made anew every time, or one without a version
+        state = [(s.data_ptr(), s._version, s.dtype, s.device) for s in sources]
+        key = (state, A.spatial_in, A.dtype)
+        kept = self._kept
+        if kept is None or kept[0] != key or any(a is not b for a, b in zip(kept[1], sources, strict=True)):
+            # the sources stay alive with the plan, so that no other tensor can take their addresses
+            self._kept = kept = key, sources, pinv(A, damp=damp, method=self.method).plan
+        return _Operator(A, damp, kept[2])
+
+    def _result(self, x: Tensor, y: Tensor) -> Tensor:
+        """In the dtype of ``y``, unless autocast is at work, under which x keeps the dtype of the solve."""
+        return x if torch.is_autocast_enabled(y.device.type) else x.to(y.dtype)
+
+    def _spatial(self, y: Tensor) -> tuple[int, ...]:
+        dimensions = len(self.conv.kernel_size)
+        if not isinstance(y, Tensor):
+            raise ArgumentTypeError(f"y: expected a torch.Tensor, got {type(y).__name__}")
+        if y.ndim <= dimensions or y.shape[-dimensions - 1] != self.conv.out_channels:
+            raise ShapeError(f"y: expected (*batch, {self.conv.out_channels}, ...) with {dimensions} spatial "
+                             f"dimension(s), got {tuple(y.shape)}")  # fmt: skip
+        return tuple(y.shape[-dimensions:])
+
+
+class PseudoInverse(_Inversion):
+    r"""The minimum-norm least-squares solution of ``conv(x) = y``: :math:`x = A^+ (y - \mathrm{bias})`.
+
+    Args:
+        conv: the convolution module.
+        in_size: spatial size of x; None: the smallest that ``conv`` maps to the size of y.
+        method: as in :func:`lsconv.lstsq`.
+
+    Shape:
+        ``(*batch, c_out, *spatial_out)`` to ``(*batch, c_in, *in_size)``.
+
+    Raises:
+        ArgumentTypeError: ``conv`` is no convolution module.
+        ShapeError: y or ``in_size`` do not fit ``conv``.
+
+    Example:
+        >>> conv = torch.nn.Conv2d(4, 8, 3)
+        >>> x = torch.randn(2, 4, 16, 16)
+        >>> torch.allclose(lsconv.nn.PseudoInverse(conv)(conv(x)), x, atol=1e-3)
+        True
+    """
+
+    def __init__(self, conv: _Conv, in_size: int | Sequence[int] | None = None, *, method: str = "auto") -> None:
+        super().__init__(conv, in_size, method)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, y: Tensor) -> Tensor:
+        """The solution x for ``y``."""
+        with torch.autocast(y.device.type, enabled=False):
+            A = self._operator(self._spatial(y))
+            x = self._inverse(A, 0.0)(self._data(y, A))
+        return self._result(x, y)
+
+
+class Tikhonov(_Inversion):
+    r"""Regularised inversion with a damping that can be learned.
+
+    .. math:: \min_x \|\mathrm{conv}(x) - y\|^2 + \mathrm{damp}^2 \|L (x - x_{prior})\|^2
+
+    Args:
+        conv: the convolution module.
+        damp: the damping to begin with, > 0.
+        in_size: spatial size of x; None: the smallest that ``conv`` maps to the size of y.
+        L: the penalty: a convolution module without bias (whose weight is then learned), or a LinearOperator, or None
+            for the identity.
+        learnable: make the damping a parameter. It is ``log_damp``, the logarithm, so that it stays positive.
+        method: as in :func:`lsconv.lstsq`.
+
+    Shape:
+        ``(*batch, c_out, *spatial_out)`` to ``(*batch, c_in, *in_size)``.
+
+    Raises:
+        ArgumentError: ``damp`` is not positive, or L has a bias.
+        ArgumentTypeError: ``conv`` is no convolution module.
+        ShapeError: y or ``in_size`` do not fit ``conv``.
+
+    Example:
+        >>> layer = lsconv.nn.Tikhonov(torch.nn.Conv1d(2, 2, 5, padding=2), damp=0.1)
+        >>> layer(torch.randn(3, 2, 32)).sum().backward()
+        >>> layer.log_damp.grad is not None, layer.conv.weight.grad is not None
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        conv: _Conv,
+        damp: float = 0.1,
+        in_size: int | Sequence[int] | None = None,
+        *,
+        L: _Conv | LinearOperator | None = None,
+        learnable: bool = True,
+        method: str = "auto",
+    ) -> None:
+        super().__init__(conv, in_size, method)
+        if not (damp > 0 and math.isfinite(damp)):
+            raise ArgumentError(f"damp: expected a finite number > 0, got {damp}")
+        if isinstance(L, _KINDS) and L.bias is not None:
+            raise ArgumentError("L: expected a convolution without bias, got one with a bias (bias=False)")
+        self.L = L
+        self.log_damp = nn.Parameter(
+            torch.tensor(math.log(damp), dtype=torch.float32, device=conv.weight.device), requires_grad=learnable
+        )
+
+    @property
+    def damp(self) -> Tensor:
+        """The damping."""
+        return self.log_damp.exp()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, y: Tensor, x_prior: Tensor | None = None) -> Tensor:
+        """The solution x for ``y``, drawn towards ``x_prior``."""
+        with torch.autocast(y.device.type, enabled=False):
+            A = self._operator(self._spatial(y))
+            data, damp = self._data(y, A), self.damp
+            if self.L is None:
+                inverse = self._inverse(A, damp, self.log_damp)
+                prior = None if x_prior is None else x_prior.to(A.dtype)
+                x = inverse(data) if prior is None else prior + inverse(data - A(prior))
+            else:
+                L = self.L
+                operator = Convolution.from_module(L, A.spatial_in) if isinstance(L, _KINDS) else L
+                prior = None if x_prior is None else x_prior.to(A.dtype)
+                x = tikhonov(A, data, damp, L=operator.to(A.device, A.dtype), x_prior=prior).x
+        return self._result(x, y)
+
+
+class RangeNull(_Inversion):
+    r"""Range-null decomposition: the part of x that y determines, completed by the null-space part of z.
+
+    .. math:: x = A^+ (y - \mathrm{bias}) + (I - A^+ A) z = z + A^+ (y - \mathrm{bias} - A z)
+
+    Whatever z is, x reproduces y wherever ``conv`` can. Wang, Yu and Zhang, "Zero-shot image restoration using
+    denoising diffusion null-space model", ICLR (2023), for its use with generative models.
+
+    Args:
+        conv: the convolution module.
+        in_size: spatial size of x; None: that of z.
+        method: as in :func:`lsconv.lstsq`.
+
+    Shape:
+        y ``(*batch, c_out, *spatial_out)`` and z ``(*batch, c_in, *in_size)`` to ``(*batch, c_in, *in_size)``.
+
+    Raises:
+        ArgumentTypeError: ``conv`` is no convolution module.
+        ShapeError: y or z do not fit ``conv``.
+
+    Example:
+        >>> conv = torch.nn.Conv2d(3, 1, 3, stride=2, padding=1)
+        >>> y, z = torch.randn(2, 1, 8, 8), torch.randn(2, 3, 16, 16)
+        >>> torch.allclose(conv(lsconv.nn.RangeNull(conv)(y, z)), y, atol=1e-3)
+        True
+    """
+
+    def __init__(self, conv: _Conv, in_size: int | Sequence[int] | None = None, *, method: str = "auto") -> None:
+        super().__init__(conv, in_size, method)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        """``A^+ y + (I - A^+ A) z``."""
+        spatial = self._spatial(y)
+        with torch.autocast(y.device.type, enabled=False):
+            A = Convolution.from_module(self.conv, self.in_size or tuple(z.shape[-len(spatial) :]))
+            A = A.to(dtype=torch.float32) if A.dtype in (torch.float16, torch.bfloat16) else A
+            z = z.to(A.dtype)
+            A.check_input(z, "z")
+            x = z + self._inverse(A, 0.0)(self._data(y, A) - A.apply(z))
+        return self._result(x, y)
