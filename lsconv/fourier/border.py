@@ -23,7 +23,8 @@ from lsconv.errors import ArgumentError, DtypeError, MethodError, PlanMemoryErro
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import free_bytes, plan_bytes
 from lsconv.fourier.normal import NormalInverse
-from lsconv.krylov.batch import ItemSpace, binary_unit, divide
+from lsconv.fourier.outer import Outer
+from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.implicit import normal_by_adjoint
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certified
@@ -42,8 +43,6 @@ _DAMPED_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-13}
 _BORDER_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 # The part of a random x that the inverse may lose before A counts as rank-deficient: above what its tolerance does.
 _LOST_PART = {torch.float32: 5e-2, torch.float64: 3e-4}
-_OUTER_LIMIT = 40
-_PATIENCE = 5
 
 
 def direct_rtol(dtype: torch.dtype) -> float:
@@ -126,7 +125,7 @@ class BorderPlan:
         """
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
         y = y.detach().to(self.precise.dtype)
-        outer = _Outer(self, y=y, tolerances=tolerances, max_iter=max_iter)
+        outer = Outer(self, y=y, tolerances=tolerances, max_iter=max_iter)
         outer.run()
         x = outer.x.to(self.A.dtype)
         solution = certified(
@@ -182,10 +181,10 @@ class BorderPlan:
     def _adjoint(self, v: Tensor) -> Tensor:
         return self._run(v=v).dual()
 
-    def _run(self, y: Tensor | None = None, v: Tensor | None = None) -> _Outer:
+    def _run(self, y: Tensor | None = None, v: Tensor | None = None) -> Outer:
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype), 0.0)
         y, v = (t if t is None else t.detach().to(self.precise.dtype) for t in (y, v))
-        outer = _Outer(self, y=y, v=v, tolerances=tolerances)
+        outer = Outer(self, y=y, v=v, tolerances=tolerances)
         outer.run()
         return outer
 
@@ -216,142 +215,3 @@ class BorderPlan:
             f"grid={inverse.embedding.grid}, border={unknowns} unknowns x {inverse.embedding.blocks} block(s), "
             f"factors={self.A.dtype} {self.nbytes / 2**20:.1f} MiB on {self.A.device})"
         )
-
-
-class _Outer:
-    r"""Flexible conjugate gradients on the normal equations of A, preconditioned by the border inverse.
-
-    Residual side: :math:`(AA^H + \mu) u = y` (or ``A v``), ``x = A^H u``. Solution side:
-    :math:`(A^HA + \mu) u = A^H y` (or ``v``), ``x = u``. ``image`` is ``A^H u`` or ``A u`` respectively; ``g`` is what
-    the normal equations leave.
-    """
-
-    def __init__(
-        self,
-        plan: BorderPlan,
-        *,
-        tolerances: Tolerances,
-        y: Tensor | None = None,
-        v: Tensor | None = None,
-        max_iter: int | None = None,
-    ) -> None:
-        self.plan, self.A, self.tolerances = plan, plan.scaled, tolerances
-        self.max_iter = 1000 if max_iter is None else max_iter  # border iterations in all
-        self.residual_side = plan.inverse.side == "residual"
-        A = self.A
-        inputs, outputs = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
-        self.space, self.image_space = (outputs, inputs) if self.residual_side else (inputs, outputs)
-        given, shape = (y, A.out_shape) if y is not None else (v, A.in_shape)
-        assert given is not None
-        own = plan.inverse.embedding.batch_shape
-        self.batch = torch.broadcast_shapes(given.shape[: given.ndim - len(shape)], own)
-        given = given.expand(*self.batch, *shape)
-        self.unit = binary_unit(ItemSpace(shape, A.dtype, A.device).norm(given))
-        given = given / self.unit.reshape(*self.unit.shape, *(1 for _ in shape))
-        self.y = given if y is not None else None
-        self.damp = plan.scaled_damp.expand(self.batch)
-        self.mu = self.damp**2
-        if y is not None:
-            self.f = given if self.residual_side else A.adjoint(given)
-            self.given_norm = outputs.norm(given)
-        else:
-            self.f = A.apply(given) if self.residual_side else given
-            self.given_norm = inputs.norm(given)
-        self.norm_a = torch.zeros_like(self.given_norm)
-        self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=A.device)
-
-    def run(self) -> None:
-        """Iterate until every item meets its target or no longer improves; ``u`` and ``image`` are the best found."""
-        space, mu = self.space, self.space.spread(self.mu)
-        self.u = torch.zeros_like(self.f)
-        self.image = self._image(self.u)
-        g = self.f.clone()
-        p: Tensor | None = None
-        g_old: Tensor | None = None
-        rho: Tensor | None = None
-        u, image = self.u, self.image
-        best = torch.full_like(self.given_norm, torch.inf)
-        waited = torch.zeros_like(self.iterations)
-        for _ in range(_OUTER_LIMIT):
-            merit = self._merit(u, image, g)
-            better = merit < best
-            self.u = torch.where(self._mask(better, space), u, self.u)
-            self.image = torch.where(self._mask(better, self.image_space), image, self.image)
-            waited = torch.where(merit < 0.5 * best, 0, waited + 1)
-            best = torch.where(better, merit, best)
-            active = (best > 1) & (waited < _PATIENCE)
-            if not bool(active.any()):
-                break
-            d, count = self.plan.inverse(g.to(self.plan.A.dtype), self.plan.border_tolerance, self.max_iter)
-            d = d.to(self.A.dtype)
-            self.iterations += count * active
-            new_rho = space.inner(d, g)
-            if p is None or rho is None or g_old is None:
-                p = d
-            else:
-                p = d + space.spread(divide(new_rho - space.inner(d, g_old), rho)) * p
-            p_image = self._image(p)
-            image_norm, p_norm = self.image_space.norm(p_image), space.norm(p)
-            self.norm_a = torch.fmax(self.norm_a, divide(image_norm, p_norm))
-            alpha = divide(space.inner(p, g), image_norm**2 + self.mu * p_norm**2) * active
-            u = u + space.spread(alpha) * p
-            image = image + self.image_space.spread(alpha) * p_image
-            g_old, rho = g, new_rho
-            g = self._remainder(image) - mu * u
-
-    def _image(self, u: Tensor) -> Tensor:
-        return self.A.adjoint(u) if self.residual_side else self.A.apply(u)
-
-    def _remainder(self, image: Tensor) -> Tensor:
-        """``f - A A^H u`` or ``f - A^H A u``; for data y as ``A^H (y - A u)``, which cancels nothing."""
-        if self.residual_side:
-            return self.f - self.A.apply(image)
-        if self.y is not None:
-            return self.A.adjoint(self.y - image)
-        return self.f - self.A.adjoint(image)
-
-    def _merit(self, u: Tensor, image: Tensor, g: Tensor) -> Tensor:
-        """The remainder in units of its target; at most 1 where the certificate will hold."""
-        g_norm, rtol = self.space.norm(g), self.tolerances.rtol
-        if self.y is None:
-            scale = self.given_norm * (torch.ones_like(g_norm) if not self.residual_side else self.norm_a)
-            return torch.where(g_norm == 0, 0, g_norm / (rtol * scale))
-        unit = torch.finfo(g_norm.dtype).tiny
-        u_norm, image_norm = self.space.norm(u), self.image_space.norm(image)
-        x_norm = image_norm if self.residual_side else u_norm
-        misfit = self.space.norm(g + self.space.spread(self.mu) * u) if self.residual_side else (
-            self.image_space.norm(self.y - image)
-        )  # fmt: skip
-        total = torch.hypot(misfit, self.damp * x_norm)
-        bound = torch.maximum(rtol * self.given_norm, self.tolerances.atol / self.unit)
-        by_residual = total / bound.clamp_min(unit)
-        norm = self.plan.inverse.norm_bound
-        # in float64 what rounding leaves; for float32 data, iterated in float64, well below the rounding of storing x
-        eps = torch.finfo(self.plan.A.dtype).eps * (4 if self.A.dtype == self.plan.A.dtype else 0.05)
-        rounding = eps * (norm * x_norm + self.given_norm)
-        # the certificate judges the gradient: g, or A^H g on the residual side, where norm bounds what A^H does to it
-        target = torch.maximum(rtol * total * self.norm_a, rounding * norm)
-        if self.residual_side:
-            target = torch.where(self.mu == 0, bound, target / norm)
-        merit = torch.minimum(by_residual, g_norm / target.clamp_min(unit))
-        return torch.where(g_norm == 0, 0, merit)
-
-    @staticmethod
-    def _mask(items: Tensor, space: ItemSpace) -> Tensor:
-        return items.reshape(*items.shape, *(1 for _ in space.item_shape))
-
-    def _scaled_back(self, tensor: Tensor, space: ItemSpace) -> Tensor:
-        return tensor * space.spread(self.unit / self.plan.unit)
-
-    @property
-    def x(self) -> Tensor:
-        """The solution, in the units of y."""
-        if self.residual_side:
-            return self._scaled_back(self.image, self.image_space)
-        return self._scaled_back(self.u, self.space)
-
-    def dual(self) -> Tensor:
-        """``u`` on the residual side, ``A u`` on the solution side: what the adjoint of the inverse gives."""
-        if self.residual_side:
-            return self._scaled_back(self.u, self.space)
-        return self._scaled_back(self.image, self.image_space)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, MethodError
-from lsconv.fourier.border import _Outer, direct_rtol
+from lsconv.fourier.border import direct_rtol
 from lsconv.fourier.normal import NormalInverse
+from lsconv.fourier.outer import Outer
 from lsconv.fourier.penalty import Penalty, as_convolutions
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.solution import Solution, Status
@@ -94,7 +95,7 @@ class StackedPlan:
         """
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
         data = stacked_data(self.precise, y, x_prior)
-        outer = _Outer(self, y=data, tolerances=tolerances, max_iter=max_iter)  # type: ignore[arg-type]
+        outer = Outer(self, y=data, tolerances=tolerances, max_iter=max_iter)
         outer.run()
         return stacked_solution(
             self.precise,
@@ -113,7 +114,7 @@ class StackedPlan:
     def normal_solve(self, g: Tensor) -> Tensor:
         """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``."""
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype), 0.0)
-        outer = _Outer(self, v=g.detach().to(self.precise.dtype), tolerances=tolerances)  # type: ignore[arg-type]
+        outer = Outer(self, v=g.detach().to(self.precise.dtype), tolerances=tolerances)
         outer.run()
         return (outer.x / _spread(self.unit, self.A.in_shape)).to(self.A.dtype)
 
