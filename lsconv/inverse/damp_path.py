@@ -30,6 +30,7 @@ from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.fourier.circulant import block_circulant, double_symbol, per_block
+from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.penalty import Penalty, as_convolutions
 from lsconv.fourier.symbol import FrequencyMatrices, hermitian_inverse
@@ -230,25 +231,43 @@ class _Probed:
 
 
 class BorderPath(_Probed):
-    """A truncated convolution, L the identity, solved through its border to a loose tolerance.
+    """A truncated convolution, solved through its border to a loose tolerance; L is the identity or convolutional.
 
-    Computed for A's own dtype while ``damp**2`` is far enough above its rounding, in double precision below. The
-    regularisation of the factors is that of the wanted damp, never a floor.
+    Computed in A's own dtype while ``damp**2`` is far enough above its rounding, in double precision below and with
+    L. The regularisation of the factors is that of the wanted damp, never a floor (with L: one far below rounding).
+
+    Raises:
+        MethodError: A and L are not crops of block-circulant operators on one grid; see :meth:`serves`.
     """
 
-    def __init__(self, A: Convolution, y: Tensor, scale: Tensor) -> None:
+    def __init__(self, A: Convolution, y: Tensor, scale: Tensor, L: LinearOperator | None = None) -> None:
         super().__init__(A, y)
-        self.scale = scale.expand(self.batch)
+        self.scale, self.L = scale.expand(self.batch), L
+        if not self.serves(A, L):
+            raise MethodError(f"L: {L!r} and {A!r} are not convolutions on one grid")
+        double = torch.complex128 if A.is_complex else torch.float64
+        self.precise = A.to(dtype=double)
+        self.precise_L = None if L is None else L.to(dtype=double)
+        self.terms = None if self.precise_L is None else as_convolutions(self.precise_L, A.ndim)
+
+    @staticmethod
+    def serves(A: LinearOperator, L: LinearOperator | None) -> bool:
+        """Whether the border method does."""
+        if not isinstance(A, Convolution) or not Embedding.exists(A):
+            return False
+        terms = [] if L is None else as_convolutions(L, A.ndim)
+        return terms is not None and (L is None or Penalty.serves(A, terms))
 
     def _solve(self, damp: Tensor, data: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        assert isinstance(self.A, Convolution)
         single = torch.finfo(self.A.dtype).bits == 32
-        fine = not single or bool((damp**2 < 1e-5 * self.scale.square()).any())
-        A, double = self.A, torch.complex128 if self.A.is_complex else torch.float64
-        if fine:
-            A = A.to(dtype=double)
+        fine = not single or self.L is not None or bool((damp**2 < 1e-5 * self.scale.square()).any())
+        A = self.precise if fine or not isinstance(self.A, Convolution) else self.A
         # dense patches of the crossings would cost more than the few iterations they save
-        inverse = NormalInverse(A, damp, floor=0.0, crossings=False)
+        if self.terms is None:
+            inverse = NormalInverse(A, damp, floor=0.0, crossings=False)
+        else:
+            penalty = Penalty(A, self.terms, damp.double())
+            inverse = NormalInverse(A, 0.0, floor=1e-13, penalty=penalty, crossings=False)
         mu = damp.double().square().to(A.weight.real.dtype).reshape(*damp.shape, *(1 for _ in A.out_shape))
         found = []
         for y in data:
@@ -260,7 +279,10 @@ class BorderPath(_Probed):
             else:
                 x, _ = inverse(A.adjoint(y), _TOLERANCE, _ITERATIONS)
                 r = y - A.apply(x)
-            found.append((r.to(self.A.dtype), _norm_sq(x, A.in_shape)))
+            Lx, item = (
+                (x, A.in_shape) if self.precise_L is None else (self.precise_L.apply(x), self.precise_L.out_shape)
+            )
+            found.append((r.to(self.A.dtype), _norm_sq(Lx, item)))
         return found
 
 

@@ -280,8 +280,8 @@ def _stochastic(
 ) -> BorderPath | SolverPath:
     if scale is None:
         scale = _norm(A) if L is None else _norm(A) / _norm(L)
-    if L is None and isinstance(A, Convolution) and Embedding.exists(A):
-        return BorderPath(A, y, scale)
+    if isinstance(A, Convolution) and BorderPath.serves(A, L):
+        return BorderPath(A, y, scale, L)
     return SolverPath(A, y, L, scale)
 
 
@@ -355,7 +355,7 @@ class _Criterion:
 def _message(
     rule: str, path: DampPath, coarse: DampPath | None, search: Search, norm: Tensor, low: Tensor, high: Tensor
 ) -> str:
-    how = "exact" if path.exact or rule not in _WITH_TRACE else "stochastic traces"
+    how = "no traces needed" if rule not in _WITH_TRACE else "exact traces" if path.exact else "stochastic traces"
     parts = [f"{rule}: {search.count} damps, {how}" + (", searched on windows first" if coarse is not None else "")]
     t, zero = search.best(), norm == 0
     width = (high - low) * 1e-3

@@ -209,6 +209,22 @@ def test_border_path_agrees_with_dense_algebra_within_its_error(kind: str) -> No
         torch.testing.assert_close(e.penalty_slope, (more - less) / (2 * step * damp**2), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["valid", "same", "full"])
+@pytest.mark.parametrize("boundary", ["neumann", "dirichlet"])
+def test_border_path_with_a_penalty_agrees_with_dense_algebra(kind: str, boundary: str) -> None:
+    A, y = problem({"valid": 0, "same": 2, "full": 4}[kind], n=12)
+    L = lsconv.Gradient(A.in_shape, boundary=boundary, dtype=DOUBLE)
+    path, dense = BorderPath(A, y.unsqueeze(0), torch.tensor(1.0), L), Dense(A, y, L)
+    for damp in (0.03, 0.3):
+        e = path.evaluate(torch.tensor(damp, dtype=DOUBLE), slope=True)
+        rss, penalty, trace, _, _ = dense.parts(damp)
+        torch.testing.assert_close(e.residual_norm_sq, rss, rtol=1e-3, atol=0)
+        torch.testing.assert_close(e.penalty_norm_sq, penalty, rtol=1e-3, atol=0)
+        assert abs(float(e.trace - trace)) < 4 * float(e.trace_error) + 1e-3 * dense.m
+        more, less = (dense.parts(damp * math.sqrt(1 + s))[1] for s in (1e-4, -1e-4))
+        torch.testing.assert_close(e.penalty_slope, (more - less) / (2e-4 * damp**2), rtol=1e-2, atol=0)
+
+
 def test_one_probe_states_an_error_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(damp_path, "_MOST", 1)
     A, y = problem()
