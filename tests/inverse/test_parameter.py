@@ -170,6 +170,15 @@ def test_zero_data_leave_their_neighbours_alone() -> None:
     assert "1 item(s) are zero" in selection.message
 
 
+def test_data_that_are_not_finite_leave_their_neighbours_alone() -> None:
+    A, y = problem(batch=(2,))
+    alone = choose_damp(A, y[1], "gcv").damp
+    y[0, 0, 0, 0] = torch.nan
+    selection = choose_damp(A, y, "gcv")
+    assert bool(torch.isfinite(selection.damp).all())
+    torch.testing.assert_close(selection.damp[1], alone, rtol=1e-6, atol=0)
+
+
 def test_data_that_are_all_noise_get_the_largest_damp_of_the_discrepancy_principle() -> None:
     A, _ = problem()
     y = NOISE * torch.randn(A.out_shape, dtype=DOUBLE)
