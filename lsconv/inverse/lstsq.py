@@ -13,6 +13,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError
 from lsconv.fourier.border import BorderPlan
 from lsconv.inverse.route import KrylovPlan, Plan, route
+from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.implicit import adjoint_answer, attach, follows
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
@@ -143,7 +144,7 @@ def _second_opinion(solution: Solution, second: KrylovPlan, y: Tensor, options: 
     """LSMR's answer for the items that the border left unconverged, or not certified to be of minimum norm.
 
     A rank-deficient operator whose other singular values are well separated from zero is no trouble for LSMR; one whose
-    singular values fall to zero gradually is, and then the border's answer stays.
+    singular values fall to zero gradually is, and then the one that fits the data better stays.
     """
     doubtful = ~solution.converged
     if not bool(doubtful.any()):
@@ -151,13 +152,17 @@ def _second_opinion(solution: Solution, second: KrylovPlan, y: Tensor, options: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         other = second.solve(y, **{**options, "max_iter": _SECOND_OPINION_ITERATIONS})
-    better = doubtful & other.converged
+    objectives = [
+        torch.hypot(answer.residual_norm, answer.damp * ItemSpace(second.A.in_shape, y.dtype, y.device).norm(answer.x))
+        for answer in (solution, other)
+    ]
+    better = doubtful & (other.converged | (objectives[1] < objectives[0]))
     items = better.reshape(*better.shape, *(1 for _ in second.A.in_shape))
     return replace(
         solution,
         x=torch.where(items, other.x, solution.x),
         codes=torch.where(better, other.codes, solution.codes),
-        converged=solution.converged | better,
+        converged=solution.converged | (better & other.converged),
         iterations=torch.where(better, other.iterations, solution.iterations),
         residual_norm=torch.where(better, other.residual_norm, solution.residual_norm),
         gradient_norm=torch.where(better, other.gradient_norm, solution.gradient_norm),
