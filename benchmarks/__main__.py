@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import inspect
+import io
 import pkgutil
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ import lsconv
 from benchmarks import runner
 
 _NO_QUESTION = {"__main__", "runner", "peers"}
+_ONLY_WHEN_NAMED = {"convolution_backend"}  # it fits a cost model, and takes its time
 
 
 def names() -> list[str]:
@@ -32,21 +35,49 @@ def run(name: str, *, quick: bool, output: Path) -> None:
     question = (inspect.getdoc(module) or name).splitlines()[0]
     print(f"\n## {question}\n", flush=True)
     torch.manual_seed(0)
-    if not hasattr(module, "tables"):  # a script that prints a table of its own
-        module.main()
-        return
     start, done = time.perf_counter(), []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", lsconv.ConvergenceWarning)  # what was reached is measured and shown
-        for table in module.tables(quick=quick):
-            print(table.markdown(), flush=True)
-            done.append(table)
+        if hasattr(module, "tables"):
+            for table in module.tables(quick=quick):
+                print(table.markdown(), flush=True)
+                done.append(table)
+        else:
+            done = printed(module.main)
     runner.write(name, question, done, output, quick=quick)
     print(f"({name}: {time.perf_counter() - start:.0f} s)", flush=True)
 
 
+def printed(main: Callable[[], object]) -> list[runner.Table]:
+    """The Markdown tables that a script prints, each titled by the line of text before it."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        main()
+    print(output.getvalue(), flush=True)
+    tables: list[runner.Table] = []
+    title, columns, rows = "", [], []
+    for line in [*output.getvalue().splitlines(), ""]:
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+            if not columns:
+                columns = cells
+            elif set("".join(cells)) - set("-:"):  # not the rule under the head
+                rows.append(dict(zip(columns, cells, strict=True)))
+            continue
+        if rows:
+            tables.append(runner.Table(title, rows))
+        columns, rows = [], []
+        title = line.strip() or title
+    return tables
+
+
+def chosen(quick: bool) -> list[str]:
+    """What runs when nothing is named: all benchmarks, of which the quick round leaves out those that have none."""
+    found = [name for name in names() if name not in _ONLY_WHEN_NAMED]
+    return [name for name in found if not quick or hasattr(importlib.import_module(f"benchmarks.{name}"), "tables")]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmarks named, or all that make tables; 1 where one of them could not run."""
+    """Run the benchmarks named, or all; 1 where one of them could not run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=benchmarks.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which; all by default. Known: {', '.join(names())}")
     parser.add_argument("--quick", action="store_true", help="small sizes, less than a minute in all")
@@ -64,10 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     print(", ".join(f"{key} {value}" for key, value in runner.machine().items() if value is not None))
     failed = False
-    for name in options.names or names():
+    for name in options.names or chosen(options.quick):
         try:
-            if not options.names and not hasattr(importlib.import_module(f"benchmarks.{name}"), "tables"):
-                continue
             run(name, quick=options.quick, output=options.output)
         except ImportError as error:
             print(f"{name} left out: {error}; pip install -c constraints.txt -e '.[bench]'", file=sys.stderr)

@@ -1,7 +1,8 @@
 """What every benchmark shares: races in which all contestants are interleaved, and the tables made of them.
 
 A benchmark is a file of this folder with a function ``tables(quick: bool)`` that yields :class:`Table` objects; its
-docstring's first line is the question. ``python -m benchmarks`` finds it by that function and does the rest.
+docstring's first line is the question. ``python -m benchmarks`` finds it by that function and does the rest. A file
+that has only a ``main()`` is run too, outside the quick round; the Markdown tables that it prints are taken over.
 """
 
 from __future__ import annotations

@@ -65,6 +65,19 @@ def test_the_fitted_slope_is_the_exponent_of_a_power_law() -> None:
     assert slope([1.0, 2.0, 8.0], [3.0, 12.0, 192.0]) == pytest.approx(2.0)
 
 
+def test_tables_that_a_script_prints_are_taken_over() -> None:
+    from benchmarks.__main__ import printed
+
+    def script() -> None:
+        print(
+            "speed\n| method | s |\n|---|--:|\n| a | 1 |\n| b | 2 |\n\nmemory\n| method | MiB |\n|---|---|\n| a | 3 |"
+        )
+
+    speed, memory = printed(script)
+    assert (speed.title, speed.rows) == ("speed", [{"method": "a", "s": "1"}, {"method": "b", "s": "2"}])
+    assert (memory.title, memory.rows) == ("memory", [{"method": "a", "MiB": "3"}])
+
+
 def test_all_peers_solve_the_damped_problem() -> None:
     pytest.importorskip("pylops")
     pytest.importorskip("threadpoolctl")
