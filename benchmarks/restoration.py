@@ -229,7 +229,7 @@ def ours(scene: Scene, steps: int) -> dict[str, Any]:
         picture = method("gcv")
         found[f"{name} (gcv)"] = (picture, None, time.perf_counter() - start)
     if hasattr(lsconv, "total_variation"):
-        found["lsconv total variation (oracle)"] = oracle(scene, variation, 3e-5, 3e-3, 3, 2)
+        found["lsconv total variation (oracle)"] = oracle(scene, variation, 3e-6, 3e-3, 4, 2)
     return found
 
 
