@@ -16,7 +16,7 @@ __all__ = ["Windows", "as_windows"]
 
 # Data per window and channel, and the largest share of the data that windows may hold to be worth it.
 _DATA = 96**2
-_SHARE = 0.5
+_SHARE = 0.6
 
 
 @dataclass(frozen=True, eq=False)
