@@ -74,7 +74,7 @@ def test_learning_damping_and_penalty_lowers_the_loss() -> None:
         loss = (layer(y) - x).square().mean()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     assert layer.log_damp.grad is not None
     assert bool(penalty.weight.grad.abs().sum() > 0)
