@@ -243,6 +243,7 @@ def edges_and_slopes(size: int) -> Tensor:
     return 0.2 + 0.3 * disk + 0.5 * square + 0.1 * row / size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "known"), [(0.01, True), (0.01, False), (0.03, False)])
 def test_the_automatic_weight_is_nearly_as_good_as_the_best(noise: float, known: bool) -> None:
     scene = edges_and_slopes(48).float()
