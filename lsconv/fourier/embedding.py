@@ -221,6 +221,12 @@ class Embedding:
 
     # ------------------------------------------------------------------ kernel and border
 
+    def weight_blocks(self, weight: Tensor) -> Tensor:
+        """``weight`` as ``(blocks, out_channels, in_channels/groups, *kernel_size)``; one block per group if shared."""
+        own = weight.shape[: weight.ndim - self.ndim - 2]
+        weight = weight.expand(*(self.batch_shape if own else ()), *weight.shape[len(own) :])
+        return weight.reshape(-1, self.out_channels, weight.shape[-self.ndim - 1], *self.kernel_size)
+
     def kernel_to_grid(self, weight: Tensor) -> Tensor:
         """``weight`` as the first block column of C: ``(blocks, out_channels, in_channels, *grid)``.
 
@@ -228,9 +234,7 @@ class Embedding:
 
         The entry at position ``tau`` (modulo the grid) multiplies ``x[i + tau]`` in ``y[i]``.
         """
-        own = weight.shape[: weight.ndim - self.ndim - 2]
-        weight = weight.expand(*(self.batch_shape if own else ()), *weight.shape[len(own) :])
-        k = weight.reshape(-1, self.out_channels, weight.shape[-self.ndim - 1], *self.kernel_size)
+        k = self.weight_blocks(weight)
         for a, axis in enumerate(self.axes):
             index = torch.tensor([phase * axis.grid + tau % axis.grid for phase, tau in axis.taps], device=k.device)
             shape = list(k.shape)

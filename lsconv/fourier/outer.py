@@ -36,11 +36,15 @@ class Plan(Protocol):
     """What the outer iteration needs of a plan."""
 
     A: Convolution
-    scaled: LinearOperator
     scaled_damp: Tensor
     unit: Tensor
     inverse: NormalInverse
     border_tolerance: float
+
+    @property
+    def scaled(self) -> LinearOperator:
+        """The operator inverted, in float64, divided by ``unit``."""
+        ...
 
 
 class Outer:

@@ -33,6 +33,8 @@ _CROSSING_REACH = 16
 # A border this small is one dense patch, whose inverse is exact; the second limit is on the entries of all blocks.
 _DENSE_UNKNOWNS = 1024
 _DENSE_ENTRIES = 2**22
+# Up to this many lags, all axes together, are summed over the frequencies; more are read off the transformed kernel.
+_FEW_LAGS = 48
 
 
 def dense_entries(ndim: int) -> int:
@@ -107,13 +109,12 @@ class _Patch:
 
     def __init__(
         self,
-        kernel: Tensor,
+        Q: FrequencyMatrices,
         border: Border,
         numbering: Tensor,
         axes: tuple[int, ...],
         cells: list[tuple[int, ...]],
         *,
-        real: bool,
         definite: bool,
     ) -> None:
         table = torch.tensor(cells)
@@ -121,13 +122,20 @@ class _Patch:
         where = (channel, *places.T)
         index = numbering.movedim([1 + a for a in axes], list(range(1, 1 + len(axes))))[where]
         self.shape = tuple(index.shape)  # cells, *other axes
-        self.index = index.flatten().to(kernel.device)
+        self.index = index.flatten().to(Q.matrices.device)
         lags = [(p[:, None] - p[None, :]) % border.grid[a] for p, a in zip(places.T, axes, strict=True)]
-        lead = kernel.movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
-        pairs = (slice(None), channel[:, None], channel[None, :], *lags)
-        block = lead[pairs]  # blocks, cells, cells, *other axes
-        others = Grid(tuple(n for a, n in enumerate(border.grid) if a not in axes), real=real)
-        matrices = others.transform(block).movedim((1, 2), (-2, -1)).contiguous()
+        others = Grid(tuple(n for a, n in enumerate(border.grid) if a not in axes), real=Q.grid.real)
+        present, which = zip(*(lag.unique(return_inverse=True) for lag in lags), strict=True)
+        if not Q.elementwise and sum(len(p) for p in present) <= _FEW_LAGS:
+            lead = (slice(None),) * (1 + len(others.sizes))
+            pairs = (*lead, *which, channel[:, None], channel[None, :])
+            matrices = Q.at_lags(axes, list(present))[pairs]
+        else:
+            kernel = Q.kernel().movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
+            pairs = (slice(None), channel[:, None], channel[None, :], *lags)
+            block = kernel[pairs]  # blocks, cells, cells, *others
+            matrices = others.transform(block).movedim((1, 2), (-2, -1))
+        matrices = matrices.contiguous()
         inverses = hermitian_inverse(matrices) if definite else torch.linalg.inv(matrices)
         self.inverse = FrequencyMatrices(others, inverses)
 
@@ -147,20 +155,18 @@ class Schwarz:
     """
 
     def __init__(self, matrices: FrequencyMatrices, border: Border, *, definite: bool, crossings: bool = True) -> None:
-        kernel = matrices.kernel()
         numbering = border.numbering()
-        real = matrices.grid.real
         self.patches: list[_Patch] = []
-        if border.size <= _DENSE_UNKNOWNS and border.size**2 * kernel.shape[0] <= _DENSE_ENTRIES:
+        if border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES:
             axes, cells = tuple(range(len(border.grid))), [tuple(cell) for cell in border.mask.nonzero().tolist()]
-            self.patches.append(_Patch(kernel, border, numbering, axes, cells, real=real, definite=definite))
+            self.patches.append(_Patch(matrices, border, numbering, axes, cells, definite=definite))
             return
         used = [a for a in range(len(border.grid)) if any(axes[a] for axes in border.positions)]
         for count in range(1, len(used) + 1 if crossings else 2):
             for axes in combinations(used, count):
                 cells = self._cells(border, axes)
                 if cells:
-                    patch = _Patch(kernel, border, numbering, axes, cells, real=real, definite=definite)
+                    patch = _Patch(matrices, border, numbering, axes, cells, definite=definite)
                     self.patches.append(patch)
 
     @staticmethod

@@ -24,6 +24,9 @@ __all__ = ["FrequencyMatrices", "Grid", "hermitian_inverse", "symbol"]
 # batched matrix product after moving the channels last. Measured on one CPU core at 256² and 128² (ms, elementwise /
 # batched): 2x2 0.06 / 0.30, 4x4 0.08 / 0.15, 8x8 0.27 / 0.42, 32x32 46 / 12; for 8 vectors at once 8x8 is 20 / 1.
 _ELEMENTWISE_ENTRIES = 16
+# Up to this many taps an axis, a sum over the taps that writes frequencies first beats the transform of the grid and
+# the change of layout after it.
+_FEW_TAPS = 16
 
 
 class Grid:
@@ -118,6 +121,37 @@ class FrequencyMatrices:
         """Another operator whose matrices are a function of these."""
         return FrequencyMatrices(self.grid, function(self.matrices))
 
+    def at_lags(self, axes: tuple[int, ...], lags: list[Tensor]) -> Tensor:
+        """The first block column at some lags along ``axes``, still as frequencies along the other axes.
+
+        Returns:
+            ``(blocks, *other frequencies, *lags, rows, columns)``, the other frequencies halved as in the :class:`Grid`
+            of the other axes, and real where there are none and the grid is real.
+        """
+        grid, ndim = self.grid, len(self.grid.sizes)
+        others = [a for a in range(ndim) if a not in axes]
+        m = self.matrices.mT  # as they lie in memory
+        for a, places in zip(axes, lags, strict=True):
+            waves = _waves(places.cpu(), grid.sizes[a], grid.frequencies[a]) / grid.sizes[a]
+            if grid.real and a == ndim - 1:  # a conjugate pair is one term here, and added below
+                half = torch.ones(grid.frequencies[a], dtype=torch.float64)
+                half[0] = 0.5
+                if grid.sizes[a] % 2 == 0:
+                    half[-1] = 0.5
+                waves = waves * half
+            shape = list(m.shape)
+            m = waves.to(m) @ m.reshape(math.prod(shape[: 1 + a]), shape[1 + a], -1)
+            shape[1 + a] = len(places)
+            m = m.reshape(shape)
+        m = m.permute(0, *(1 + a for a in others), *(1 + a for a in axes), -1, -2)
+        if not grid.real or ndim - 1 not in axes:
+            return m
+        if not others:
+            return 2 * m.real
+        dims = [1 + d for d in range(len(others))]
+        m = m + m.flip(dims).roll([1] * len(dims), dims).conj()
+        return m.narrow(len(dims), 0, grid.sizes[others[-1]] // 2 + 1)
+
     def kernel(self) -> Tensor:
         """The first block column: ``(blocks, rows, columns, *grid.sizes)``."""
         return self.grid.inverse(self.matrices.movedim((-2, -1), (1, 2)))
@@ -153,16 +187,39 @@ def symbol(convolution: Convolution, embedding: Embedding | None = None) -> Freq
             )
         embedding = Embedding(convolution)
     grid = Grid(embedding.grid, real=not convolution.is_complex)
+    entries = embedding.out_channels * embedding.in_channels
+    if entries > _ELEMENTWISE_ENTRIES and set(embedding.stride) == {1} and max(embedding.kernel_size) <= _FEW_TAPS:
+        return FrequencyMatrices(grid, _from_taps(convolution, embedding, grid))
     kernel = embedding.kernel_to_grid(convolution.weight)
     # cross-correlation: the conjugate of the transform of the conjugate kernel
     matrices = grid.transform(kernel.conj().resolve_conj()).conj().resolve_conj()
     return FrequencyMatrices(grid, matrices.movedim((1, 2), (-2, -1)))
 
 
-def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:
-    """The inverses of Hermitian positive definite matrices, in place, a chunk at a time to bound the work memory.
+def _from_taps(convolution: Convolution, embedding: Embedding, grid: Grid) -> Tensor:
+    """The symbol of a stride-1 convolution, axis by axis as a sum over the few taps, frequencies first."""
+    k = embedding.weight_blocks(convolution.weight)
+    k = k.movedim((1, 2), (-2, -1)).to(k.dtype.to_complex()).contiguous()  # blocks, *taps, rows, columns
+    shape = list(k.shape)
+    for a in reversed(range(embedding.ndim)):
+        positions = torch.tensor([tau for _, tau in embedding.axes[a].taps])
+        waves = _waves(positions, embedding.grid[a], grid.frequencies[a]).mT.to(k)
+        k = waves @ k.reshape(math.prod(shape[: 1 + a]), shape[1 + a], -1)
+        shape[1 + a] = grid.frequencies[a]
+    return k.reshape(shape)
 
-    Matrices whose Cholesky factorisation breaks down come out as NaN.
+
+def _waves(positions: Tensor, n: int, frequencies: int) -> Tensor:
+    """``exp(2 pi i position frequency / n)`` in double precision: ``(positions, frequencies)``."""
+    turns = (positions[:, None].long() * torch.arange(frequencies)) % n
+    return torch.polar(torch.ones(turns.shape, dtype=torch.float64), turns.double() * (2 * math.pi / n))
+
+
+def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:
+    """The inverses of Hermitian positive definite matrices, a chunk at a time to bound the work memory.
+
+    They overwrite the storage of the matrices, transposed. Matrices whose Cholesky factorisation breaks down come out
+    as NaN.
     """
     size = matrices.shape[-1]
     if size == 1:
@@ -174,6 +231,6 @@ def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:
         factor, info = torch.linalg.cholesky_ex(part)
         # cholesky_inverse raises where a factor is exactly singular
         factor[info > 0] = torch.eye(size, dtype=factor.dtype, device=factor.device)
-        part.copy_(torch.cholesky_inverse(factor))
+        part.copy_(torch.cholesky_inverse(factor).mT)  # LAPACK's layout, which is also that of FrequencyMatrices
         part[info > 0] = math.nan
-    return matrices
+    return matrices.mT

@@ -136,3 +136,29 @@ def test_both_multiplication_layouts_agree(monkeypatch: pytest.MonkeyPatch) -> N
         results.append(symbol(A).on_grid(x.unsqueeze(1)).squeeze(1))
     torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(results[0], A(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize(("sizes", "axes"), [((9,), (0,)), ((8, 6), (1,)), ((7, 9), (0,)), ((8, 7), (0, 1)),
+                                             ((6, 5, 8), (2,)), ((4, 6, 7), (0, 2)), ((5, 4, 6), (0, 1))])  # fmt: skip
+def test_many_channels_take_the_same_symbol_and_kernel_without_a_transform_of_the_grid(
+    sizes: tuple[int, ...], axes: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(2, 5, 4, *(3 for _ in sizes), dtype=dtype)
+    A = Convolution(weight, in_size=sizes, padding=1, padding_mode="circular")
+    S = symbol(A)
+    grid = Grid(sizes, real=not dtype.is_complex)
+    kernel = Embedding(A).kernel_to_grid(weight)
+    plain = grid.transform(kernel.conj().resolve_conj()).conj().resolve_conj().movedim((1, 2), (-2, -1))
+    torch.testing.assert_close(S.matrices, plain, rtol=0, atol=1e-12)
+
+    lags = [torch.tensor([sizes[a] - 1, 0, 2]) for a in axes]
+    others = Grid(tuple(n for a, n in enumerate(sizes) if a not in axes), real=grid.real)
+    spatial = FrequencyMatrices(grid, plain).kernel()
+    for a, places in zip(axes, lags, strict=True):
+        spatial = spatial.index_select(3 + a, places)
+    spatial = spatial.movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
+    expected = others.transform(spatial).movedim((1, 2), (-2, -1))  # blocks, *lags, *others, rows, columns
+    expected = expected.movedim(list(range(1, 1 + len(axes))), list(range(-2 - len(axes), -2)))
+    torch.testing.assert_close(S.at_lags(axes, lags), expected, rtol=0, atol=1e-12)
