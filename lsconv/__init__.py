@@ -35,7 +35,6 @@ from lsconv.inverse.variation import plug_and_play, total_variation
 from lsconv.inverse.deconvolve import blur_operator, deconvolve
 
 # modules for networks
-from lsconv import nn
 
 # errors
 from lsconv.errors import ConvergenceError, ConvergenceWarning, LsconvError
@@ -91,3 +90,12 @@ __all__ = [
     "total_variation",
     "vstack",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """``lsconv.nn``, imported when first asked for: torch's compiler, which it names, takes a second to load."""
+    if name == "nn":
+        import importlib
+
+        return importlib.import_module("lsconv.nn")
+    raise AttributeError(f"module 'lsconv' has no attribute {name!r}")

@@ -177,8 +177,8 @@ def plug_and_play(
 
     Example:
         >>> A = lsconv.Conv2d(torch.ones(1, 1, 3, 3) / 9, in_size=(24, 24))
-        >>> soft = lambda v: v.clamp(0, 1)
-        >>> lsconv.plug_and_play(A, A(torch.rand(1, 24, 24)), soft, 1e-2).x.shape
+        >>> smooth = lambda v: torch.nn.functional.avg_pool2d(v, 3, 1, 1, count_include_pad=False)
+        >>> lsconv.plug_and_play(A, A(torch.rand(1, 24, 24)), smooth, 1e-1, max_iter=200).x.shape
         torch.Size([1, 24, 24])
     """
     A = as_operator(A, y)
