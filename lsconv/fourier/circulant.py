@@ -32,10 +32,10 @@ __all__ = [
     "singular_values_by_frequency",
 ]
 
-# The Cholesky factor of S^H S + damp^2 loses a factor sigma_max^2 / damp^2 of the double precision of the setup. Beyond
-# this ratio the filter is built from a singular value decomposition, which loses only its root but costs seven times as
-# much.
-_CHOLESKY_RATIO = {torch.float32: 1e9, torch.float64: 1e5}
+# The inverse of S^H S + damp^2 loses a factor sigma_max^2 / damp^2 of the double precision of the setup, and where S is
+# rank-deficient the gradient of the answer loses its square. Beyond this ratio the filter is built from a singular
+# value decomposition, which loses only its root but costs seven times as much.
+_CHOLESKY_RATIO = {torch.float32: 1e5, torch.float64: 1e3}
 _CHUNK_BYTES = 2**27
 
 

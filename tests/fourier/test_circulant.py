@@ -292,3 +292,12 @@ def test_nbytes_counts_the_matrices() -> None:
     plan = CirculantPlan(_blur((8, 6)))
     assert isinstance(plan.inverse, FrequencyMatrices)
     assert plan.nbytes == 8 * 4 * 16  # rfft keeps 4 of 6, complex128
+
+
+def test_a_rank_deficient_symbol_with_a_small_damp_keeps_the_gradient_small() -> None:
+    # stride 2 on a single cell leaves a column of zeros: sigma_max^2 / damp^2 = 1e5 is lost twice by a Gram matrix
+    torch.manual_seed(1990)
+    weight = torch.randn(2, 1, 1, 1, dtype=torch.complex128)
+    A = lsconv.Conv2d(weight * (3.1 / weight.norm()), in_size=(1, 1), stride=(1, 2))
+    y = torch.randn(2, 1, 1, dtype=torch.complex128)
+    assert bool(lsconv.lstsq(A, y, damp=0.01).converged)
