@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import lsconv
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
