@@ -20,7 +20,7 @@ from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.craig import craig
 from lsconv.krylov.hybrid import HybridSelection, hybrid
-from lsconv.krylov.implicit import set_backward_failure_hook
+from lsconv.krylov.backward import set_backward_failure_hook
 from lsconv.krylov.refinement import refine
 from lsconv.krylov.solution import History, Solution, Status
 

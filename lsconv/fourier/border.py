@@ -24,8 +24,8 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import free_bytes, plan_bytes
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.outer import Outer
+from lsconv.krylov.backward import normal_by_adjoint
 from lsconv.krylov.batch import ItemSpace, binary_unit
-from lsconv.krylov.implicit import normal_by_adjoint
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator

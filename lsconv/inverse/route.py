@@ -21,12 +21,12 @@ from lsconv.fourier.circulant import CirculantPlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.spectrum import norm
+from lsconv.krylov.backward import normal_by_adjoint
 from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
 from lsconv.krylov.craig import craig
 from lsconv.krylov.gmres import gmres
 from lsconv.krylov.hybrid import hybrid
-from lsconv.krylov.implicit import normal_by_adjoint
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres

@@ -24,7 +24,8 @@ from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.stacked import StackedPlan, stacked_data, stacked_solution
 from lsconv.inverse.lstsq import without_items
 from lsconv.inverse.route import KrylovPlan, Plan, route
-from lsconv.krylov.implicit import Inverse, attach
+from lsconv.krylov.backward import Inverse
+from lsconv.krylov.implicit import attach
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
