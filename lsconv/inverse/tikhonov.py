@@ -20,6 +20,7 @@ from lsconv.errors import (
     MethodError,
     ShapeError,
 )
+from lsconv.fourier.border import direct_rtol
 from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.stacked import StackedPlan, stacked_data, stacked_solution
 from lsconv.inverse.lstsq import without_items
@@ -259,6 +260,8 @@ def _with_prior(
     solution = plan.solve(y - A.apply(prior), **options)
     x = prior + solution.x
     precise = A.to(dtype=torch.complex128 if A.is_complex else torch.float64) if isinstance(A, Convolution) else A
+    # the default of the method that solved
+    rtol = direct_rtol(A.dtype) if options["rtol"] is None and not isinstance(plan, KrylovPlan) else options["rtol"]
     stored = x.to(precise.dtype)
     wide = prior.to(precise.dtype)
     rest = y.to(precise.dtype) - precise.apply(wide)
@@ -267,8 +270,7 @@ def _with_prior(
         stored - wide,
         rest.expand(*x.shape[: x.ndim - len(A.in_shape)], *A.out_shape),
         damp.expand(x.shape[: x.ndim - len(A.in_shape)]),
-        tolerances=Tolerances.of(A.dtype, options["rtol"] or 1e-10 if A.dtype in (torch.float64, torch.complex128)
-                                 else options["rtol"] or 1e-6, options["atol"]),
+        tolerances=Tolerances.of(A.dtype, rtol, options["atol"]),
         iterations=solution.iterations,
         history=solution.history,
         rounding=torch.finfo(A.dtype).eps,

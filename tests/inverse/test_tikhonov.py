@@ -146,6 +146,12 @@ def test_prior_without_penalty_is_what_the_identity_pulls_to(mode):
         assert torch.linalg.norm(solution.x[item] - expected) <= 1e-8 * torch.linalg.norm(expected)
 
 
+def test_a_prior_leaves_the_krylov_methods_their_own_default_tolerance():
+    A = convolution(1, 1, padding=2, padding_mode="reflect", dtype=torch.float32)
+    y, prior = torch.randn(A.out_shape), torch.randn(A.in_shape)
+    assert bool(lsconv.tikhonov(A, y, 2.0, x_prior=prior).converged)  # a warning is an error here
+
+
 def test_a_warm_start_does_not_move_the_answer():
     A, L = ELSEWHERE["reflect"][0], lsconv.Gradient((1, 13, 15), dtype=DOUBLE)
     y = torch.randn(A.out_shape, dtype=DOUBLE)
