@@ -208,10 +208,4 @@ class BorderPlan:
         return self.inverse.nbytes
 
     def __repr__(self) -> str:
-        inverse = self.inverse
-        unknowns = 0 if inverse.form == "circulant" else inverse.border.size
-        return (
-            f"BorderPlan({self.A.in_shape} -> {self.A.out_shape}, form={inverse.form!r}, side={inverse.side!r}, "
-            f"grid={inverse.embedding.grid}, border={unknowns} unknowns x {inverse.embedding.blocks} block(s), "
-            f"factors={self.A.dtype} {self.nbytes / 2**20:.1f} MiB on {self.A.device})"
-        )
+        return f"BorderPlan({self.A.in_shape} -> {self.A.out_shape}, {self.inverse.describe()})"

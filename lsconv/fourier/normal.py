@@ -277,6 +277,15 @@ class NormalInverse:
     def _check_every(self) -> int:
         return 1 if self.convolution.device.type == "cpu" else 10
 
+    def describe(self) -> str:
+        """Grid, border, memory and precision, for the ``repr`` of a plan."""
+        unknowns = 0 if self.form == "circulant" else self.border.size
+        return (
+            f"form={self.form!r}, side={self.side!r}, grid={self.embedding.grid}, border={unknowns} unknowns x "
+            f"{self.embedding.blocks} block(s), factors={self.convolution.dtype} {self.nbytes / 2**20:.1f} MiB on "
+            f"{self.convolution.device}"
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes of the factors kept."""

@@ -124,13 +124,8 @@ class StackedPlan:
         return self.inverse.nbytes
 
     def __repr__(self) -> str:
-        inverse = self.inverse
-        unknowns = 0 if inverse.form == "circulant" else inverse.border.size
-        return (
-            f"StackedPlan({self.A.in_shape} -> {self.A.out_shape}, L={type(self.L).__name__}, form={inverse.form!r}, "
-            f"grid={inverse.embedding.grid}, border={unknowns} unknowns x {inverse.embedding.blocks} block(s), "
-            f"factors={self.A.dtype} {self.nbytes / 2**20:.1f} MiB on {self.A.device})"
-        )
+        shapes = f"{self.A.in_shape} -> {self.A.out_shape}"
+        return f"StackedPlan({shapes}, L={type(self.L).__name__}, {self.inverse.describe()})"
 
 
 def stacked_data(stack: VStack, y: Tensor, x_prior: Tensor | None) -> Tensor:

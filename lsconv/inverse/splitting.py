@@ -150,8 +150,7 @@ class _QuadraticStep:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 return cg(self.normal, g, x0=x, max_iter=50).x
-        item = (1,) * (x.ndim - (x.ndim - len(self.stack.in_shape)))
-        g = g / self.square.reshape(*self.square.shape, *item).to(g.dtype)
+        g = g / self.square.reshape(*self.square.shape, *(1,) * len(self.stack.in_shape)).to(g.dtype)
         g = g + self._per_channel(self.mu, x) * x
         z, _, self.start = self.plan.inverse.continued(g, self.tolerance, 200, self.start)
         return z
