@@ -6,6 +6,10 @@ Every exception derives from :class:`LsconvError` and from the builtin that a ca
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
+
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
@@ -19,7 +23,11 @@ __all__ = [
     "PlanMemoryError",
     "PreconditionerError",
     "ShapeError",
+    "warn",
 ]
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_TRANSPARENT = ("torch.", "contextlib")  # what only passes calls on
 
 
 class LsconvError(Exception):
@@ -68,3 +76,15 @@ class ConvergenceError(LsconvError, RuntimeError):
 
 class ConvergenceWarning(UserWarning):
     """A solve did not converge; ``Solution.status`` says why."""
+
+
+def warn(message: str, category: type[Warning] = ConvergenceWarning) -> None:
+    """Warn at the line of the caller's own code, however deep in lsconv, or in torch's autograd, the cause lies."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and _is_inside(frame.f_code.co_filename, frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level - 1)
+
+
+def _is_inside(filename: str, module: str) -> bool:
+    return filename.startswith(_PACKAGE) or f"{module}.".startswith(_TRANSPARENT)

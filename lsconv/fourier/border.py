@@ -14,17 +14,18 @@ Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000), for the o
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, DtypeError, MethodError, PlanMemoryError
+from lsconv.errors import ArgumentError, ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import free_bytes, plan_bytes
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.outer import Outer
-from lsconv.krylov.backward import normal_by_adjoint
+from lsconv.krylov.backward import normal_by_apply
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certified
@@ -43,6 +44,9 @@ _DAMPED_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-13}
 _BORDER_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 # The part of a random x that the inverse may lose before A counts as rank-deficient: above what its tolerance does.
 _LOST_PART = {torch.float32: 5e-2, torch.float64: 3e-4}
+
+# What is left of a backward solve may exceed its target by this before the solve counts as failed.
+_BACKWARD_SLACK = 10
 
 
 def direct_rtol(dtype: torch.dtype) -> float:
@@ -161,28 +165,41 @@ class BorderPlan:
         return space.norm(back.to(A.dtype) - x) > _LOST_PART[self.A.weight.real.dtype] * space.norm(x)
 
     @torch.no_grad()
-    def apply(self, y: Tensor) -> Tensor:
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + mu)^+ A^H y``, without the certificate."""
-        return self._run(y=y).x.to(self.A.dtype)
+        return self._run(y=y, rtol=rtol).x.to(self.A.dtype)
 
     @torch.no_grad()
-    def adjoint(self, v: Tensor) -> Tensor:
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`: ``A (A^H A + mu)^+ v`` for ``v`` of shape ``(*batch, *in_shape)``."""
-        return self._run(v=v).dual().to(self.A.dtype)
+        return self._run(v=v, rtol=rtol).dual().to(self.A.dtype)
 
     @torch.no_grad()
-    def normal_solve(self, g: Tensor) -> Tensor:
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + mu)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``, where ``damp > 0``."""
         if self.inverse.side == "residual":
-            return normal_by_adjoint(self.precise, self.damp, self._adjoint, g.to(self.precise.dtype)).to(self.A.dtype)
+            rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
+            wide = g.to(self.precise.dtype)
+            v = normal_by_apply(self.precise, self.damp, lambda y: self._run(y=y, rtol=rtol).x, wide, rtol=rtol)
+            return v.to(self.A.dtype)
+        return self._normal(g, rtol)
+
+    @torch.no_grad()
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)`` where the plan works on inputs, else None."""
+        return None if self.inverse.side == "residual" else self._normal(g, rtol)
+
+    def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
+        outer = self._run(v=g, rtol=rtol)
+        failed = outer.merit > _BACKWARD_SLACK
+        if bool(failed.any()):
+            text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({self!r})"
+            warnings.warn(text, ConvergenceWarning, stacklevel=2)
         space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
-        return (self._run(v=g).x * space.spread(1 / self.unit)).to(self.A.dtype)
+        return (outer.x * space.spread(1 / self.unit)).to(self.A.dtype)
 
-    def _adjoint(self, v: Tensor) -> Tensor:
-        return self._run(v=v).dual()
-
-    def _run(self, y: Tensor | None = None, v: Tensor | None = None) -> Outer:
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype), 0.0)
+    def _run(self, y: Tensor | None = None, v: Tensor | None = None, rtol: float | None = None) -> Outer:
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, 0.0)
         y, v = (t if t is None else t.detach().to(self.precise.dtype) for t in (y, v))
         outer = Outer(self, y=y, v=v, tolerances=tolerances)
         outer.run()

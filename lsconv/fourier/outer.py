@@ -102,6 +102,7 @@ class Outer:
         u, g = torch.zeros_like(self.f), self.f
         image = g.new_zeros(*self.batch, *image_space.item_shape)
         self.u, self.image = u, image
+        self.merit: Tensor  # of the best found: what is left in units of the target
         p: Tensor | None = None
         g_old: Tensor | None = None
         rho: Tensor | None = None
@@ -115,6 +116,7 @@ class Outer:
                 self.image = torch.where(self._mask(better, self.image_space), image, self.image)
                 waited = torch.where(merit < 0.5 * best, 0, waited + 1)
                 best, start = torch.where(better, merit, best), merit
+                self.merit = best
                 active = (best > 1) & (waited < _PATIENCE)
                 if not bool(active.any()):
                     break

@@ -11,10 +11,12 @@ border, and the same outer iteration as for A alone, whose residuals A and L the
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, MethodError
+from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
 from lsconv.fourier.border import direct_rtol
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.outer import Outer
@@ -111,11 +113,21 @@ class StackedPlan:
         )
 
     @torch.no_grad()
-    def normal_solve(self, g: Tensor) -> Tensor:
-        """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``."""
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype), 0.0)
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``.
+
+        Args:
+            g: right-hand sides, finite.
+            rtol: relative tolerance of what is left of g; None: as in :meth:`solve`. Where ten times that is not
+                reached, a :class:`ConvergenceWarning` says so.
+        """
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, 0.0)
         outer = Outer(self, v=g.detach().to(self.precise.dtype), tolerances=tolerances)
         outer.run()
+        failed = outer.merit > 10
+        if bool(failed.any()):
+            text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({self!r})"
+            warnings.warn(text, ConvergenceWarning, stacklevel=2)
         return (outer.x / _spread(self.unit, self.A.in_shape)).to(self.A.dtype)
 
     @property

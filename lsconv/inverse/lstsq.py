@@ -95,7 +95,7 @@ def lstsq(
 
     A = as_operator(A, y)
     A.check_output(y, "y")
-    return attach(run, A, y, damp=damp)
+    return attach(run, A, y, damp=damp, rtol=rtol)
 
 
 def _solve(
@@ -288,7 +288,7 @@ class PseudoInverse(LinearOperator):
             return _solve(self.plan, problem.y, problem.broken, raise_on_failure=raise_on_failure, **options), self.plan
 
         self.operator.check_output(y, "y")
-        return attach(run, self.operator, y, damp=self.damp)
+        return attach(run, self.operator, y, damp=self.damp, rtol=options.get("rtol"))
 
     def _map(self, *args: Any, **kwargs: Any) -> PseudoInverse:
         raise MethodError("pinv: a plan does not move; make pinv(A.to(...)) instead")

@@ -21,7 +21,7 @@ from lsconv.fourier.circulant import CirculantPlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.spectrum import norm
-from lsconv.krylov.backward import normal_by_adjoint
+from lsconv.krylov.backward import gram_by_cg, normal_by_apply
 from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
 from lsconv.krylov.craig import craig
@@ -52,14 +52,17 @@ class Plan(Protocol):
     ) -> Solution:
         """The certified solution for ``y``."""
 
-    def apply(self, y: Tensor) -> Tensor:
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, bare."""
 
-    def adjoint(self, v: Tensor) -> Tensor:
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`."""
 
-    def normal_solve(self, g: Tensor) -> Tensor:
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g`` for A of full column rank; None where it would cost more than :meth:`adjoint`."""
 
 
 def route(
@@ -231,17 +234,21 @@ class FourierPlan:
         )
         return replace(solution, x=x)
 
-    def apply(self, y: Tensor) -> Tensor:
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``."""
         return self.plan.solve(y)
 
-    def adjoint(self, v: Tensor) -> Tensor:
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`."""
         return self.plan.solve_adjoint(v)
 
-    def normal_solve(self, g: Tensor) -> Tensor:
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
-        return normal_by_adjoint(self.A, self.plan.damp, self.plan.solve_adjoint, g)
+        return normal_by_apply(self.A, self.plan.damp, self.plan.solve, g, rtol=rtol)
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """None: applying twice costs next to nothing."""
+        return None
 
     def __repr__(self) -> str:
         return (
@@ -261,7 +268,6 @@ class KrylovPlan:
     ) -> None:
         self.A, self.damp, self.method = A, damp, method
         self.M, self.N = preconditioners
-        self.rtol: float | None = None  # of the newest solve, for those of its gradient
         self.answered = False
 
     def solve(
@@ -282,7 +288,7 @@ class KrylovPlan:
         extra = sorted(set(options) - set(inspect.signature(method).parameters))
         if extra:
             raise MethodError(f'{", ".join(extra)}: method "{self.method}" has no such option')
-        self.rtol, self.answered = rtol, True
+        self.answered = True
         return method(self.A, y, rtol=rtol, atol=atol, max_iter=max_iter, **self._terms(self.M, self.N), **options)
 
     def _terms(self, M: LinearOperator | None, N: LinearOperator | None) -> dict[str, Any]:
@@ -291,21 +297,25 @@ class KrylovPlan:
             return {"damp": self.damp, "M": M, "N": N}
         return {"M": M} if self.method in _SQUARE else {}
 
-    def apply(self, y: Tensor) -> Tensor:
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``."""
-        return self.solve(y, rtol=self.rtol).x
+        return self.solve(y, rtol=rtol).x
 
-    def adjoint(self, v: Tensor) -> Tensor:
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`: the same problem for ``A^H``, with the preconditioners' sides exchanged."""
         if self.method in _SQUARE:
-            return _KRYLOV[self.method](self.A.H, v, rtol=self.rtol, **self._terms(self.M and self.M.H, None)).x
+            return _KRYLOV[self.method](self.A.H, v, rtol=rtol, **self._terms(self.M and self.M.H, None)).x
         # craig wants a consistent system, and A^H u = v need not be one; hybrid would choose another damping
         method = lsmr if self.method in ("craig", "hybrid") else _LEAST_SQUARES[self.method]
-        return method(self.A.H, v, damp=self.damp, M=self.N, N=self.M, rtol=self.rtol).x
+        return method(self.A.H, v, damp=self.damp, M=self.N, N=self.M, rtol=rtol).x
 
-    def normal_solve(self, g: Tensor) -> Tensor:
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
-        return normal_by_adjoint(self.A, self.damp, self.adjoint, g, rtol=self.rtol)
+        return normal_by_apply(self.A, self.damp, lambda y: self.apply(y, rtol=rtol), g, rtol=rtol)
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g``."""
+        return None if self.method in _SQUARE else gram_by_cg(self.A, g, rtol=rtol, N=self.N)
 
     def __repr__(self) -> str:
         preconditioner = self.M if self.M is not None else self.N

@@ -148,7 +148,7 @@ def tikhonov(
         _report(solution, plan, raise_on_failure)
         return solution, _Backward(A, plan) if isinstance(plan, (StackedPlan, KrylovStack)) else plan
 
-    return attach(run, A, y, damp=strength, L=L, x_prior=x_prior)
+    return attach(run, A, y, damp=strength, L=L, x_prior=x_prior, rtol=rtol)
 
 
 def penalty_plan(
@@ -228,14 +228,11 @@ class KrylovStack:
         return replace(solution, history=found.history)
 
     @torch.no_grad()
-    def normal_solve(self, g: Tensor) -> Tensor:
-        """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``."""
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``; warns where it fails."""
         from lsconv.krylov.cg import cg
 
-        normal = self.stack.H @ self.stack
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            return cg(normal, g, M=self.preconditioner).x
+        return cg(self.stack.H @ self.stack, g, M=self.preconditioner, rtol=rtol).x
 
     def __repr__(self) -> str:
         return f"KrylovStack('lsmr', L={type(self.L).__name__}, preconditioner={self.preconditioner!r})"
@@ -247,7 +244,7 @@ class _Backward:
     def __init__(self, A: LinearOperator, plan: StackedPlan | KrylovStack) -> None:
         self.normal_solve = plan.normal_solve
         alone = KrylovPlan(A, 0.0, "lsmr")
-        self.apply, self.adjoint = alone.apply, alone.adjoint
+        self.apply, self.adjoint, self.gram_solve = alone.apply, alone.adjoint, alone.gram_solve
 
 
 def _with_prior(

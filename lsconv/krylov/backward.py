@@ -11,18 +11,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentTypeError, ConvergenceWarning
-from lsconv.krylov.batch import ItemSpace
+from lsconv.errors import ArgumentTypeError, ConvergenceWarning, warn
+from lsconv.krylov.batch import ItemSpace, divide
 from lsconv.krylov.problem import check_damp
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["Again", "Inverse", "normal_by_adjoint", "report_failure", "set_backward_failure_hook"]
+__all__ = ["Again", "Inverse", "gram_by_cg", "normal_by_apply", "report_failure", "set_backward_failure_hook"]
 
 Hook = Callable[[str], None]
 _hook: Hook | None = None
 _MOST_REFINEMENTS = 10
+# A recomputed residual may exceed by this what the recursion of the solver took for the tolerance.
+_SLACK = 10
 
 
 def set_backward_failure_hook(hook: Hook | None) -> Hook | None:
@@ -52,20 +54,23 @@ def report_failure(message: object) -> None:
     if _hook is not None:
         _hook(f"backward solve: {message}")
     else:
-        warnings.warn(f"backward solve: {message}", ConvergenceWarning, stacklevel=3)
+        warn(f"backward solve: {message}")
 
 
 class Inverse(Protocol):
-    """What a backward pass needs of a solver; none of these is followed by autograd."""
+    """What a backward pass needs of a solver; ``rtol`` is the forward's. None of these is followed by autograd."""
 
-    def apply(self, y: Tensor) -> Tensor:
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The answer for ``y``."""
 
-    def adjoint(self, v: Tensor) -> Tensor:
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`."""
 
-    def normal_solve(self, g: Tensor) -> Tensor:
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2 L^H L)^{-1} g``, for items with ``damp > 0``."""
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g`` for A of full column rank; None where it would cost more than :meth:`adjoint`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,77 +83,112 @@ class Again:
     damp: Any
     options: dict[str, Any]
 
-    def apply(self, y: Tensor) -> Tensor:
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The answer for ``y``."""
-        return self._run(self.method, self.A, y, self.options.get("M"), self.options.get("N"))
+        return self._run(self.method, self.A, y, rtol, self.options.get("M"), self.options.get("N"))
 
-    def adjoint(self, v: Tensor) -> Tensor:
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`."""
         M, N = self.options.get("M"), self.options.get("N")
         if "N" not in inspect.signature(self.method).parameters:
             if M is not None and not isinstance(M, LinearOperator):
                 M = None  # a function, whose adjoint nobody knows
-            return self._run(self.transposed, self.A.H, v, None if M is None else M.H, None)
-        return self._run(self.transposed, self.A.H, v, N, M)
+            return self._run(self.transposed, self.A.H, v, rtol, None if M is None else M.H, None)
+        return self._run(self.transposed, self.A.H, v, rtol, N, M)
 
-    def normal_solve(self, g: Tensor) -> Tensor:
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``."""
-        return normal_by_adjoint(self.A, self.damp, self.adjoint, g, rtol=self.options.get("rtol"))
+        return normal_by_apply(self.A, self.damp, lambda y: self.apply(y, rtol=rtol), g, rtol=rtol)
 
-    def _run(self, method: Callable[..., Solution], A: LinearOperator, b: Tensor, M: Any, N: Any) -> Tensor:
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g``."""
+        return gram_by_cg(self.A, g, rtol=rtol, N=self.options.get("N"), max_iter=self.options.get("max_iter"))
+
+    def _run(
+        self, method: Callable[..., Solution], A: LinearOperator, b: Tensor, rtol: float | None, M: Any, N: Any
+    ) -> Tensor:
+        known = inspect.signature(method).parameters
         kept = {
             n: v
             for n, v in self.options.items()
-            if n in ("rtol", "atol", "conlim", "max_iter", "check_every", "restart")
+            if n in ("atol", "conlim", "max_iter", "check_every", "restart") and n in known
         }
         kept |= {} if M is None else {"M": M}
         kept |= {} if N is None else {"N": N}
-        if "damp" in inspect.signature(method).parameters:
+        if "damp" in known:
             kept["damp"] = self.damp
-        return method(A, b, check_finite=False, **kept).x
+        return method(A, b, rtol=rtol, check_finite=False, **kept).x
 
 
-def normal_by_adjoint(
-    A: LinearOperator,
-    damp: Any,
-    adjoint: Callable[[Tensor], Tensor],
-    g: Tensor,
-    *,
-    rtol: float | None = None,
+def normal_by_apply(
+    A: LinearOperator, damp: Any, apply: Callable[[Tensor], Tensor], g: Tensor, *, rtol: float | None
 ) -> Tensor:
-    r"""``v = (A^H A + mu)^{-1} g`` from ``u = A (A^H A + mu)^{-1} g``, which a solve for ``A^H`` gives.
+    r"""``v = (A^H A + mu)^{-1} g`` by one more solve of the same kind: that for the data ``A g``.
 
-    :math:`v = (g - A^H u) / \mu` loses the digits that the division brings forward; refining with the same solver gets
-    them back: the residual :math:`g - (A^H A + \mu) v = A^H (u - A v)` is solved for again until it meets ``rtol``.
+    With H for :math:`A^HA + \mu`, :math:`H^{-1} A^H (A g) = g - \mu H^{-1} g`, so :math:`v = (g - x) / \mu` with x the
+    answer for ``A g``. What x leaves of its normal equations is :math:`\mu (H v - g)`: the test that stopped the
+    forward solve, :math:`\|A^H r - \mu x\| \le \mathrm{rtol} \|A\| \|(r, \mathrm{damp}\,x)\|`, reads for v
+
+    .. math:: \|g - H v\| \le \mathrm{rtol}\, \|A\|\, \|(A v,\ \mathrm{damp}\,(v - g / \mu))\| ,
+
+    and is made here of what A itself says, with at least half the digits of rtol asked for relative to g. An answer
+    that fails it is refined by the same solver.
     """
-    space = ItemSpace(A.in_shape, A.dtype, A.device)
+    domain, codomain = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
     damping = check_damp(damp, A)
-    mu = torch.where(damping > 0, damping, 1.0) ** 2
+    damping = torch.where(damping > 0, damping, 1.0)  # items without damping are asked for zero
+    mu = damping**2
     rtol = Tolerances.of(A.dtype, rtol, 0.0).rtol
-    bound = rtol * space.norm(g)
+    g_norm = domain.norm(g)
+    image = A.apply(g)
+    norm_a = torch.zeros_like(g_norm)
     v: Tensor | None = None
-    rest, size = g, torch.full_like(bound, torch.inf)
+    size, met = torch.full_like(g_norm + mu, torch.inf), torch.zeros_like(g_norm + mu, dtype=torch.bool)
+    rest = g
     for _ in range(_MOST_REFINEMENTS):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what counts is the residual below
-            u = adjoint(rest)
-        step = (rest - A.adjoint(u)) * space.spread(1 / mu)
+            x = apply(image)
+        step = (rest - x) * domain.spread(1 / mu)
         trial = step if v is None else v + step
-        left = g - A.adjoint(A.apply(trial)) - trial * space.spread(mu)
-        norm = space.norm(left)
-        better = norm < size
-        spread = space.spread(better).real.bool()
-        v = trial if v is None else torch.where(spread, trial, v)
-        rest = torch.where(spread, left, 0)
-        improving = better & (norm < 0.5 * size)
-        size = torch.where(better, norm, size)
-        if not bool(((size > bound) & improving).any()):
-            break
-        rest = rest * space.spread((size > bound) & improving)
-    assert v is not None
-    failed = size > 10 * bound.clamp_min(torch.finfo(bound.dtype).tiny)
-    if bool(failed.any()):
-        warnings.warn(
-            f"{int(failed.sum())} of {failed.numel()} item(s) did not converge", ConvergenceWarning, stacklevel=2
+        av = A.apply(trial)
+        back = A.adjoint(av)
+        left = g - back - trial * domain.spread(mu)
+        norm, av_norm = domain.norm(left), codomain.norm(av)
+        norm_a = torch.maximum(
+            norm_a, torch.fmax(divide(av_norm, domain.norm(trial)), divide(domain.norm(back), av_norm))
         )
+        total = torch.hypot(av_norm, damping * domain.norm(trial - g * domain.spread(1 / mu)))
+        bound = _SLACK * torch.minimum(rtol * torch.hypot(norm_a, damping) * total, rtol**0.5 * g_norm)
+        better = norm < size
+        spread = domain.spread(better).real.bool()
+        v = trial if v is None else torch.where(spread, trial, v)
+        met = torch.where(better, norm <= bound, met)
+        improving = better & (norm < 0.5 * size) & ~met
+        size = torch.where(better, norm, size)
+        if not bool(improving.any()):
+            break
+        rest = torch.where(spread, left, 0) * domain.spread(improving)
+        image = A.apply(rest)
+    assert v is not None
+    failed = ~met & (g_norm > 0)
+    if bool(failed.any()):
+        text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge"
+        warnings.warn(text, ConvergenceWarning, stacklevel=2)
     return v
+
+
+def gram_by_cg(
+    A: LinearOperator,
+    g: Tensor,
+    *,
+    rtol: float | None,
+    N: LinearOperator | None = None,
+    max_iter: int | None = None,
+) -> Tensor:
+    """``(A^H A)^{-1} g`` by conjugate gradients; it is for the caller to see whether it converged."""
+    from lsconv.krylov.cg import cg  # which takes its own gradients from here
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return cg(A.H @ A, g, M=N, rtol=rtol, max_iter=max_iter, check_finite=False).x

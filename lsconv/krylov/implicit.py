@@ -15,17 +15,11 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.backward import Again, Inverse
-from lsconv.krylov.derivatives import (
-    NormalSolve,
-    PseudoSolve,
-    Solve,
-    System,
-    any_followed,
-    no_autocast,
-    parameters_of,
-)
+from lsconv.krylov.derivatives import NormalSolve, PseudoSolve, Solve
+from lsconv.krylov.followed import any_followed, no_autocast, parameters_of
 from lsconv.krylov.problem import as_operator
 from lsconv.krylov.solution import Solution
+from lsconv.krylov.system import System
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["adjoint_answer", "attach", "differentiable", "follows"]
@@ -42,6 +36,7 @@ def attach(
     L: LinearOperator | None = None,
     x_prior: Tensor | None = None,
     square: bool = False,
+    rtol: float | None = None,
 ) -> Any:
     """``run(A, y, damp, L, x_prior)``, with the gradients of its x.
 
@@ -54,8 +49,9 @@ def attach(
         L: the penalty; its parameters receive gradients.
         x_prior: what the penalty pulls to; receives its gradient.
         square: A is square and regular, so that x is ``A^{-1} y``.
+        rtol: relative tolerance of the forward solve, which those of the backward pass take over.
     """
-    system = System(run, A, L, damp, square)
+    system = System(run, A, L, damp, square, rtol)
     params = (*parameters_of(A), *(() if L is None else parameters_of(L)))
     given = damp if isinstance(damp, Tensor) else None
     if not any_followed(y, given, x_prior, *params):
@@ -67,7 +63,7 @@ def attach(
 
 def adjoint_answer(inverse: Inverse, A: LinearOperator, v: Tensor, damp: Any) -> Tensor:
     """``A (A^H A + damp^2)^+ v``, the adjoint of ``inverse.apply``, with its gradients."""
-    system = System(None, A, None, damp, False)
+    system = System(None, A, None, damp, False, None)
     system.inverse = inverse
     system.look_at(damp)
     given, params = damp if isinstance(damp, Tensor) else None, parameters_of(A)
@@ -113,7 +109,14 @@ def differentiable(
                 damped = {} if given is None else {"damp": damp}
                 return method(A, b, **damped, **rest), Again(method, transposed or method, A, damp, rest)
 
-            return attach(run, as_operator(A, b), b, damp=0.0 if given is None else given, square=square)
+            return attach(
+                run,
+                as_operator(A, b),
+                b,
+                damp=0.0 if given is None else given,
+                square=square,
+                rtol=options.get("rtol"),
+            )
 
         wrapped.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
         return cast(_Function, wrapped)

@@ -1,0 +1,123 @@
+r"""What autograd follows in an operator: its tensors, and derivatives by them from applications of A alone.
+
+Parameters never meet the matrices of a derivative rule. :math:`\bar A = \sum_k c_k d_k^H` is the derivative of
+:math:`\sum_k \mathrm{Re}\langle c_k, A d_k\rangle` with c and d held fixed (:func:`pull`), :math:`dA\,d` that of
+:math:`A d` along the tangents of the parameters (:func:`push`): one application of A under autograd each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from lsconv.errors import MethodError
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["any_followed", "made_of", "no_autocast", "parameters_of", "pull", "push", "transforming"]
+
+
+def parameters_of(A: LinearOperator) -> tuple[Tensor, ...]:
+    """The tensors A is made of; none where it cannot be rebuilt from others."""
+    with suppress(MethodError):  # a pseudo-inverse as an operator cannot be rebuilt from other tensors
+        return A.parameters()
+    return ()
+
+
+def made_of(A: LinearOperator, params: Sequence[Tensor]) -> LinearOperator:
+    """A with other parameters."""
+    return A.with_parameters(params) if params else A
+
+
+def transforming() -> bool:
+    """Whether torch.func transforms are running, under which values are hidden and requires_grad says little."""
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return bool(active and active())
+
+
+def any_followed(*tensors: Tensor | None) -> bool:
+    """Whether autograd, in reverse or forward mode, or a torch.func transform follows any of the tensors."""
+    if transforming():
+        return True
+    given = [t for t in tensors if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        return True
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in given if t.is_floating_point() or t.is_complex())
+
+
+def no_autocast(A: LinearOperator) -> Any:
+    """A context in which A and the solves compute in their own dtype."""
+    return torch.autocast(A.device.type, enabled=False)
+
+
+def pull(
+    A: LinearOperator,
+    transposed: bool,
+    params: Sequence[Tensor],
+    needed: Sequence[bool],
+    directions: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+) -> list[Tensor | None]:
+    r"""Derivative of :math:`\sum_k \mathrm{Re}\langle c_k, A d_k\rangle` by the parameters, c and d held fixed.
+
+    Args:
+        A: the operator.
+        transposed: take its adjoint.
+        params: what it is made of.
+        needed: which of them.
+        directions: the d, of one shape.
+        cotangents: the c, of one shape; all pairs go through A as one batch.
+    """
+    places = [index for index, need in enumerate(needed) if need]
+    d, c = (torch.stack(torch.broadcast_tensors(*tensors)) for tensors in (directions, cotangents))
+
+    def image(*own: Tensor) -> Tensor:
+        everything = list(params)
+        for index, tensor in zip(places, own, strict=True):
+            everything[index] = tensor
+        B = A.with_parameters(everything)
+        return B.adjoint(d) if transposed else B.apply(d)
+
+    own = [params[index] for index in places]
+    with no_autocast(A):
+        if transforming():
+            bars = torch.func.vjp(image, *own)[1](c)
+        else:
+            again = torch.is_grad_enabled()
+            with torch.enable_grad():
+                # aliases: d and c may depend on the parameters as well, and are to be held fixed
+                alias = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in own]
+                bars = torch.autograd.grad(image(*alias), alias, c, create_graph=again, allow_unused=True)
+    result: list[Tensor | None] = [None] * len(params)
+    for index, bar in zip(places, bars, strict=True):
+        result[index] = bar
+    return result
+
+
+def push(
+    function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> Tensor | None:
+    """Derivative of ``function(*primals)`` along the tangents; None where there are none.
+
+    It is the pull-back of the pull-back, which is linear in its cotangent: so it needs no forward mode, which torch
+    does not nest, and works for operators whose torch functions have no forward mode of their own.
+    """
+    places = [index for index, tangent in enumerate(tangents) if tangent is not None]
+    if not places:
+        return None
+    own = [primals[index] for index in places]
+
+    def image(*moved: Tensor) -> Tensor:
+        everything = list(primals)
+        for index, tensor in zip(places, moved, strict=True):
+            everything[index] = tensor
+        return function(*everything)
+
+    zero = torch.zeros_like(function(*primals))
+    along = tuple(tangents[index] for index in places)
+    result: Tensor = torch.func.vjp(lambda c: torch.func.vjp(image, *own)[1](c), zero)[1](along)[0]
+    return result

@@ -1,0 +1,116 @@
+"""One solve as the derivative rules see it: how to run it, what it left behind, and the solves it offers to them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ConvergenceWarning
+from lsconv.krylov.backward import Inverse, report_failure
+from lsconv.krylov.batch import binary_unit, scalar_dtype
+from lsconv.krylov.followed import made_of, no_autocast, parameters_of
+from lsconv.krylov.problem import check_damp
+from lsconv.krylov.solution import Solution
+from lsconv.krylov.stopping import Tolerances
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["System", "spread_over"]
+
+_TENSORS = tuple(field.name for field in fields(Solution) if field.name not in ("history", "selection"))
+
+
+class System:
+    """What the derivative rules share about one solve; none of it is followed by autograd."""
+
+    def __init__(
+        self, run: Any, A: LinearOperator, L: LinearOperator | None, damp: Any, square: bool, rtol: float | None
+    ) -> None:
+        self.run, self.A, self.L, self.square, self.rtol = run, A, L, square, rtol
+        self.damp_given = damp
+        self.count = len(parameters_of(A))
+        self.inverse: Inverse | None = None
+        self.solution: Solution | None = None
+
+    def operators(self, params: Sequence[Tensor]) -> tuple[LinearOperator, LinearOperator | None]:
+        """A and L made of the tensors given."""
+        A = made_of(self.A, params[: self.count])
+        return A, None if self.L is None else made_of(self.L, params[self.count :])
+
+    def solve(self, y: Tensor, damp: Tensor | None, x_prior: Tensor | None, params: Sequence[Tensor]) -> Any:
+        """Run, keep what the backward needs, and return the tensors of the solution."""
+        A, L = self.operators([p.detach() for p in params])
+        prior = None if x_prior is None else x_prior.detach()
+        given = self.damp_given if damp is None else damp.detach()
+        with torch.no_grad(), no_autocast(A):
+            answer, self.inverse = self.run(A, y.detach(), given, L, prior)
+        chosen = isinstance(answer, Solution) and damp is None and bool((answer.damp != given).any())
+        self.look_at(answer.damp if chosen else given)
+        if isinstance(answer, Tensor):
+            return (answer,)
+        self.solution = answer
+        return tuple(getattr(answer, name) for name in _TENSORS)
+
+    def look_at(self, damp: Any) -> None:
+        """Keep the damping, and whether all or some items have one."""
+        self.damp = check_damp(damp, self.A)
+        self.some_damped = not self.square and bool((self.damp > 0).any())
+        self.all_damped = not self.square and bool((self.damp > 0).all())
+
+    def result(self, outputs: tuple[Tensor, ...]) -> Any:
+        """The outputs of :class:`Solve` as a :class:`Solution`, or bare."""
+        if self.solution is None:
+            return outputs[0]
+        return Solution(
+            **dict(zip(_TENSORS, outputs, strict=True)),
+            history=self.solution.history,
+            selection=self.solution.selection,
+        )
+
+    def only(self, g: Tensor, damped: bool, item_ndim: int | None = None) -> Tensor:
+        """``g`` with zeros for the items that are not damped, or for those that are."""
+        if self.all_damped == damped and (self.all_damped or not self.some_damped):
+            return g
+        mask = (self.damp > 0) == damped
+        return torch.where(spread_over(mask, len(self.A.in_shape) if item_ndim is None else item_ndim), g, 0)
+
+    def call(self, name: str, g: Tensor, item_ndim: int, result_ndim: int) -> Tensor | None:
+        """``inverse.name(g)``: scaled, so that a cotangent of 1e-30 keeps its digits; NaN stays in its item."""
+        with torch.no_grad(), no_autocast(self.A):
+            g = g.detach()
+            flat = g.flatten(g.ndim - item_ndim) if item_ndim else g.unsqueeze(-1)
+            finite = torch.isfinite(flat).all(-1)
+            size = torch.where(finite, flat.abs().amax(-1), 0).to(scalar_dtype(g.device))
+            unit = binary_unit(size).to(g.real.dtype)
+            scaled = torch.where(spread_over(finite, item_ndim), g / spread_over(unit, item_ndim), 0)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                answer: Tensor | None = getattr(self.inverse, name)(scaled, rtol=self.rtol)
+            if answer is None:
+                return None
+            if bool((size == 0).all()):
+                answer = torch.zeros_like(answer)
+            answer = answer * spread_over(unit, result_ndim)
+            answer = torch.where(spread_over(finite, result_ndim), answer, torch.nan)
+        for warning in caught:
+            if not issubclass(warning.category, ConvergenceWarning):
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+            else:
+                report_failure(warning.message)
+        return answer
+
+    def negligible(self, part: Tensor, whole: Tensor, item_ndim: int) -> bool:
+        """Whether ``part`` is what the tolerance leaves of ``whole``, in every item."""
+        dims = tuple(range(-item_ndim, 0))
+        size, scale = (torch.linalg.vector_norm(t.detach(), dim=dims) for t in (part, whole))
+        rtol = max(Tolerances.of(self.A.dtype, None, 0.0).rtol, self.rtol or 0.0)
+        return bool((size <= 10 * rtol * scale).all())
+
+
+def spread_over(values: Tensor, ndim: int) -> Tensor:
+    """One value per item, shaped to multiply items of ``ndim`` dimensions."""
+    return values.reshape(*values.shape, *(1 for _ in range(ndim)))
