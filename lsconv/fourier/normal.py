@@ -69,10 +69,11 @@ class NormalInverse:
     ) -> None:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
         self.convolution = convolution
-        out_border: _Positions = []
+        out_border: _Positions
         if penalty is None:
             self.embedding = embedding = Embedding(convolution, batch_shape=tuple(damp.shape), only_read=True)
             S = _per_block(symbol(convolution, embedding), embedding)
+            out_border = embedding.output_border()
         else:
             batch_shape = tuple(torch.broadcast_shapes(damp.shape, penalty.batch_shape))
             self.embedding = embedding = Embedding(
@@ -82,7 +83,7 @@ class NormalInverse:
             more, blocks = penalty.rows(embedding).to(S.matrices.dtype), embedding.blocks
             S = S.map(lambda m: torch.cat([part.expand(blocks, *part.shape[1:]) for part in (m, more)], dim=-2))
             out_border, side = penalty.border(embedding), "solution"
-        out_border, in_border = embedding.output_border() + out_border, embedding.input_border()
+        in_border = embedding.input_border()
         has_out, has_in = _any(out_border), _any(in_border)
         self.form = _form(has_out, has_in)
         rows, columns = S.rows, S.columns
@@ -98,6 +99,7 @@ class NormalInverse:
         # an upper bound of ||A|| per batch item
         self.norm_bound = groups.amax(-1).double().sqrt()
         self._wanted = wanted
+        self.exact = bool((self.mu == wanted).all())  # the factors are those of the wanted mu
         mu = self.mu.to(squared.real.dtype).reshape(-1, *(1 for _ in range(len(embedding.grid) + 2)))
         # shaped to divide (rest, blocks, channels, *grid)
         self.root = self.mu.sqrt().to(squared.real.dtype).reshape(1, -1, *(1 for _ in range(len(embedding.grid) + 1)))

@@ -201,3 +201,21 @@ def test_bad_arguments_are_named():
         lsconv.tikhonov(A, y, -1.0)
     with pytest.raises(lsconv.LsconvError, match='method: "fourier"'):
         lsconv.tikhonov(A, y, 1.0, L=lsconv.Gradient(A.in_shape, dtype=DOUBLE), method="fourier")
+
+
+@pytest.mark.parametrize("size", [(37, 37), (37, 12)])
+@pytest.mark.parametrize("kind", ["gradient", "convolution and identity"])
+def test_a_grid_longer_than_the_inputs_changes_nothing(size: tuple[int, int], kind: str) -> None:
+    """37 is a slow length: the grid grows to 40, and the cells beyond form a strip that no input row reads."""
+    A = lsconv.Conv2d(torch.randn(1, 1, 3, 2, dtype=DOUBLE), in_size=size)
+    L = lsconv.Gradient(A.in_shape, dtype=DOUBLE)
+    if kind != "gradient":
+        valid = lsconv.Conv2d(torch.randn(1, 1, 3, 3, dtype=DOUBLE), in_size=size)
+        L = lsconv.vstack([valid, 0.1 * lsconv.Identity(A.in_shape, dtype=DOUBLE)])
+    y = torch.randn(2, *A.out_shape, dtype=DOUBLE)
+    plan = StackedPlan(A, L, 0.3)
+    assert plan.inverse.embedding.grid[0] == 40
+    assert plan.inverse.form == "valid"
+    M, P = A.to_dense(), L.to_dense()
+    expected = torch.linalg.solve(M.T @ M + 0.09 * P.T @ P, M.T @ y.flatten(1).T).T.reshape(2, *A.in_shape)
+    torch.testing.assert_close(plan.solve(y, rtol=1e-12).x, expected, rtol=0, atol=1e-9)
