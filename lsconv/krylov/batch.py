@@ -3,21 +3,50 @@
 A vector is a tensor ``(*batch, *item_shape)``; a scalar of the method (a step length, a norm) is a tensor of shape
 ``batch``, in float64 whatever the dtype of the vectors: a scalar costs nothing, and a float32 norm over half a million
 entries is wrong in its sixth digit. Nothing here looks at a value on the host, so nothing here waits for a GPU.
+
+A single item in the memory of the host has nothing to wait for: its scalars may be Python numbers
+(:class:`OneItem`), which are fifty times cheaper than tensors of one entry. The functions below take either kind, so
+that a recurrence is written once.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["ItemSpace", "binary_unit", "divide", "rotation", "scalar_dtype"]
+__all__ = [
+    "ItemSpace",
+    "OneItem",
+    "Scalar",
+    "any_item",
+    "at_least",
+    "binary_unit",
+    "divide",
+    "hypot",
+    "maximum",
+    "minimum",
+    "quotient",
+    "root",
+    "rotation",
+    "scalar_dtype",
+    "unbounded",
+    "where",
+]
+
+# One number per batch item: a tensor of shape ``batch``, or a Python number for a single item on the CPU.
+Scalar: TypeAlias = Any
 
 # One row of the two-level reductions: short enough that a float32 sum over it is accurate, long enough to be fast.
 _ROW = 1024
 _SHORTEST_ROW = 64
+# Norms beyond these may have lost squares to the range of float32.
+_SMALL, _LARGE = 1e-15, 1e15
+# Its inverse is finite.
+_SMALLEST = 2.0**-1023
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:
@@ -51,6 +80,8 @@ class ItemSpace:
         self._rest_dims = tuple(range(-(len(self.item_shape) - rows), 0))
         self._chunked = bool(self.item_shape) and math.prod(self.item_shape[-rows:]) > 4 * _ROW
 
+    # ------------------------------------------------------------------ from vectors to scalars
+
     def norm(self, v: Tensor) -> Tensor:
         """Euclidean norm of every item."""
         if not self.item_shape:
@@ -60,32 +91,32 @@ class ItemSpace:
         rows: Tensor = torch.linalg.vector_norm(v, dim=self._row_dims)
         if not self._rest_dims:
             return rows.to(self.scalar)
-        total: Tensor = torch.linalg.vector_norm(rows.to(self.scalar), dim=self._rest_dims)
+        total: Tensor = torch.linalg.vector_norm(rows, dim=self._rest_dims, dtype=self.scalar)
         return total
 
     def _chunked_norm(self, flat: Tensor) -> Tensor:
         """Norm over one long dimension: float32 within rows, float64 across them."""
         count = flat.shape[-1] // _ROW
         body, tail = flat[..., : count * _ROW], flat[..., count * _ROW :]
-        rows = torch.linalg.vector_norm(body.unflatten(-1, (count, _ROW)), dim=-1).to(self.scalar)
-        total: Tensor = torch.linalg.vector_norm(rows, dim=-1)
+        rows = torch.linalg.vector_norm(body.unflatten(-1, (count, _ROW)), dim=-1)
+        total: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=self.scalar)
         if tail.shape[-1]:
             total = torch.hypot(total, torch.linalg.vector_norm(tail, dim=-1).to(self.scalar))
         return total
 
     def safe_norm(self, v: Tensor) -> Tensor:
         """Norm that neither overflows nor underflows in float32; it may wait for the device, so not inside a loop."""
-        norm = self.norm(v)
+        norm = ItemSpace.norm(self, v)
         if v.dtype in (torch.float64, torch.complex128):
             return norm
-        suspicious = (norm < 1e-15) | (norm > 1e15) | ~torch.isfinite(norm)
-        if not bool(suspicious.any()):
+        low, high = (float(extreme) for extreme in torch.aminmax(norm))
+        if low >= _SMALL and high <= _LARGE:
             return norm
         wide = v.to(torch.complex128 if v.is_complex() else torch.float64)
         dims = tuple(range(-len(self.item_shape), 0))
         precise = torch.linalg.vector_norm(wide, dim=dims) if dims else wide.abs()
         # Only where it is needed: an item's norm may not depend on its neighbours.
-        return torch.where(suspicious, precise.to(self.scalar), norm)
+        return torch.where((norm >= _SMALL) & (norm <= _LARGE), norm, precise.to(self.scalar))
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """Real part of ``<u, v> = sum(conj(u) v)`` of every item."""
@@ -94,17 +125,88 @@ class ItemSpace:
         rows: Tensor = torch.linalg.vecdot(u, v, dim=-1).real.to(self.scalar)
         return rows.sum(dim=tuple(range(1 - len(self.item_shape), 0))) if len(self.item_shape) > 1 else rows
 
+    # ------------------------------------------------------------------ from scalars to vectors
+
     def spread(self, scalar: Tensor) -> Tensor:
         """A scalar per item in the vectors' dtype, shaped to multiply them."""
         return scalar.to(self.dtype).reshape(scalar.shape + self._ones)
 
+    def add(self, a: Tensor, scalar: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        """``a + scalar b``; in ``out``, which may be a or b, or in a tensor of its own."""
+        return torch.addcmul(a, b, self.spread(scalar), out=out)
 
-def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    def scale(self, v: Tensor, scalar: Tensor) -> Tensor:
+        """``scalar v``, in place."""
+        return v.mul_(self.spread(scalar))
+
+    def active(self, running: Tensor) -> Tensor:
+        """1 for the items that are running and 0 for the others, to multiply scalars with."""
+        return running.to(self.scalar)
+
+
+class OneItem(ItemSpace):
+    """The same for a batch of one item on the CPU, with Python numbers for scalars.
+
+    Example:
+        >>> OneItem((2,), torch.float32, torch.device("cpu")).norm(torch.tensor([3.0, 4.0]))
+        5.0
+    """
+
+    def __init__(self, item_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(item_shape, dtype, device)
+        self._largest = torch.finfo(dtype).max
+
+    def norm(self, v: Tensor) -> Scalar:
+        """Euclidean norm."""
+        return super().norm(v).item()
+
+    def safe_norm(self, v: Tensor) -> Scalar:
+        """Norm that neither overflows nor underflows in float32."""
+        return super().safe_norm(v).item()
+
+    def inner(self, u: Tensor, v: Tensor) -> Scalar:
+        """Real part of the inner product."""
+        return super().inner(u, v).item()
+
+    def spread(self, scalar: Scalar) -> Scalar:
+        """The number itself; infinite where the vectors' dtype cannot hold it, which torch refuses in numbers."""
+        if -self._largest <= scalar <= self._largest or scalar != scalar:
+            return scalar
+        return math.copysign(math.inf, scalar)
+
+    def add(self, a: Tensor, scalar: Scalar, b: Tensor, out: Tensor | None = None) -> Tensor:
+        """``a + scalar b``."""
+        factor = self.spread(scalar)
+        return a.add_(b, alpha=factor) if out is a else torch.add(a, b, alpha=factor, out=out)
+
+    def active(self, running: Scalar) -> Scalar:
+        """1 while the item is running."""
+        return 1.0 if running else 0.0
+
+
+# ---------------------------------------------------------------------- scalars of either kind
+
+
+def divide(numerator: Scalar, denominator: Scalar) -> Scalar:
     """``numerator / denominator``, and exactly 0 where the denominator is 0: a finished item then stands still."""
-    return (numerator / denominator).masked_fill_(denominator == 0, 0.0)
+    if isinstance(denominator, Tensor):
+        return (numerator / denominator).masked_fill_(denominator == 0, 0.0)
+    return numerator / denominator if denominator != 0 else 0.0
 
 
-def rotation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quotient(numerator: Scalar, denominator: Scalar) -> Scalar:
+    """``numerator / denominator`` as tensors have it: infinite, or NaN, where the denominator is 0."""
+    if isinstance(denominator, Tensor) or denominator != 0:
+        return numerator / denominator
+    return math.nan if numerator == 0 or numerator != numerator else math.copysign(math.inf, numerator)
+
+
+def hypot(a: Scalar, b: Scalar) -> Scalar:
+    """``sqrt(a^2 + b^2)``."""
+    return torch.hypot(a, b) if isinstance(a, Tensor) else math.hypot(a, b)
+
+
+def rotation(a: Scalar, b: Scalar) -> tuple[Scalar, Scalar, Scalar]:
     """The Givens rotation ``(c, s, r)`` with ``c a + s b = r = hypot(a, b)`` and ``s a - c b = 0``, for real a, b.
 
     ``a = b = 0`` gives ``c = s = r = 0``, which stops an item that has broken down instead of making it NaN.
@@ -112,19 +214,73 @@ def rotation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Example:
         >>> rotation(torch.tensor(3.0), torch.tensor(4.0))
         (tensor(0.6000), tensor(0.8000), tensor(5.))
+        >>> rotation(0.0, 2.0)
+        (0.0, 1.0, 2.0)
     """
-    r = torch.hypot(a, b)
-    # Only 1 / 0 is meant; a NaN stays one.
-    inverse = r.reciprocal().nan_to_num_(nan=torch.nan, posinf=0.0)
+    r = hypot(a, b)
+    if isinstance(r, Tensor):
+        # Only 1 / 0 is meant; a NaN stays one.
+        inverse: Scalar = r.reciprocal().nan_to_num_(nan=torch.nan, posinf=0.0)
+    else:
+        inverse = 1 / r if r >= _SMALLEST else 0.0 * r
     return a * inverse, b * inverse, r
 
 
-def binary_unit(norm: Tensor) -> Tensor:
+def maximum(a: Scalar, b: Scalar) -> Scalar:
+    """The larger one; NaN when either is."""
+    if isinstance(a, Tensor):
+        return torch.maximum(a, b)
+    return b if b >= a or b != b else a
+
+
+def minimum(a: Scalar, b: Scalar) -> Scalar:
+    """The smaller one; NaN when either is."""
+    if isinstance(a, Tensor):
+        return torch.minimum(a, b)
+    return b if b <= a or b != b else a
+
+
+def at_least(a: Scalar, bound: float) -> Scalar:
+    """``max(a, bound)``; NaN stays one."""
+    if isinstance(a, Tensor):
+        return a.clamp_min(bound)
+    return bound if a < bound else a
+
+
+def root(square: Scalar) -> Scalar:
+    """The square root, and 0 of what rounding has made negative."""
+    if isinstance(square, Tensor):
+        return square.clamp_min(0).sqrt()
+    return 0.0 if square < 0 else math.sqrt(square)
+
+
+def where(condition: Any, a: Scalar, b: Scalar) -> Scalar:
+    """``a`` for the items where the condition holds, ``b`` for the others."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, a, b)
+    return a if condition else b
+
+
+def unbounded(a: Scalar) -> Any:
+    """Whether it is infinite or NaN."""
+    if isinstance(a, Tensor):
+        return (a - a).ne(0)  # inf - inf and NaN are not 0
+    return not math.isfinite(a)
+
+
+def any_item(items: Scalar) -> bool:
+    """Whether it holds for an item; the host waits for the device to know."""
+    return bool(items.any()) if isinstance(items, Tensor) else bool(items)
+
+
+def binary_unit(norm: Scalar) -> Scalar:
     """The power of two next above ``norm`` (1 for 0 and non-finite): dividing by it loses no digit.
 
     Example:
-        >>> binary_unit(torch.tensor([0.0, 3.0]))
-        tensor([1., 4.])
+        >>> binary_unit(torch.tensor([0.0, 3.0])), binary_unit(3.0)
+        (tensor([1., 4.]), 4.0)
     """
-    exponent = torch.frexp(norm).exponent
-    return torch.where((norm > 0) & torch.isfinite(norm), torch.ldexp(torch.ones_like(norm), exponent), 1.0)
+    if isinstance(norm, Tensor):
+        exponent = torch.frexp(norm).exponent
+        return torch.where((norm > 0) & torch.isfinite(norm), torch.ldexp(torch.ones_like(norm), exponent), 1.0)
+    return math.ldexp(1.0, min(math.frexp(norm)[1], 1023)) if norm > 0 and math.isfinite(norm) else 1.0

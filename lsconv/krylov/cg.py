@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.batch import binary_unit, divide
+from lsconv.krylov.batch import Scalar, binary_unit, divide, maximum, root
 from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import CURVATURE, KERNEL, Method
@@ -74,7 +74,7 @@ def cg(
         >>> lsconv.cg(A, torch.tensor([3.0, 3.0])).x
         tensor([1.0000, 1.0000])
     """
-    problem = prepare(A, b, M=M, x0=x0, check_finite=check_finite, square=True)
+    problem = prepare(A, b, M=M, x0=x0, check_finite=check_finite, square=True, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
                          progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
     return iterate(problem, options, lambda x, running: _CG(problem, x, running), square=True, name="cg")
@@ -83,44 +83,44 @@ def cg(
 class _CG(Method):
     """The iteration, scaled: x and r are in units of the first residual, p of the newest one: float32 has a range."""
 
-    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
+    def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.A, self.M, self.space = problem.A, problem.M, problem.domain
-        active = running.to(self.space.scalar)
+        space, active = self.space, self.space.active(running)
         r = problem.residual(x, running)
-        self.unit = binary_unit(self.space.safe_norm(r))
-        self.r = r.mul_(self.space.spread(1 / self.unit))
-        self.x = problem.start(x).mul_(self.space.spread(1 / self.unit))
-        self.trouble: Tensor = torch.zeros_like(running, dtype=torch.int64)
-        r_norm = self.space.norm(self.r)
+        self.unit: Scalar = binary_unit(space.safe_norm(r))
+        self.r = space.scale(r, 1 / self.unit)
+        self.x = space.scale(problem.start(x), 1 / self.unit)
+        self.trouble = (self.unit < 0) * CURVATURE
+        r_norm: Scalar = space.norm(self.r)
         self.residual = r_norm * self.unit
         z, self.root = self._precondition(r_norm)
-        self.p = z * self.space.spread(divide(active, self.root))
-        self.operator_norm = self.carried = torch.zeros_like(self.unit)
+        self.p = z * space.spread(divide(active, self.root))
+        self.operator_norm = self.carried = 0 * self.unit
 
     def solution(self) -> Tensor:
         return self.x * self.space.spread(self.unit)
 
-    def step(self, running: Tensor) -> None:
-        active = running.to(self.space.scalar)
+    def step(self, running: Scalar) -> None:
+        space, active = self.space, self.space.active(running)
         q = self.A.apply(self.p)
-        delta = self.space.inner(self.p, q)
+        delta: Scalar = space.inner(self.p, q)
         if self.M is None:
             # A diagonal entry of the Lanczos matrix of A, whose norm it cannot exceed.
-            self.operator_norm = torch.maximum(self.operator_norm, delta + self.carried)
+            self.operator_norm = maximum(self.operator_norm, delta + self.carried)
         indefinite = (delta <= 0) & (active > 0)
         self.trouble = self.trouble | indefinite * CURVATURE
-        step = divide(active * ~indefinite, delta)
-        self.x.addcmul_(self.p, self.space.spread(step * self.root))
-        self.r.addcmul_(q, self.space.spread(-step * self.root))
-        r_norm = self.space.norm(self.r)
+        step = divide(active * (indefinite == 0), delta) * self.root
+        space.add(self.x, step, self.p, out=self.x)
+        space.add(self.r, -step, q, out=self.r)
+        r_norm: Scalar = space.norm(self.r)
         self.residual = r_norm * self.unit
         previous = self.root
         z, self.root = self._precondition(r_norm)
         ratio = divide(self.root, previous)
         self.carried = ratio * ratio * delta
-        self.p.mul_(self.space.spread(ratio * active)).addcmul_(z, self.space.spread(divide(active, self.root)))
+        space.add(space.scale(self.p, ratio * active), divide(active, self.root), z, out=self.p)
 
-    def _precondition(self, r_norm: Tensor) -> tuple[Tensor, Tensor]:
+    def _precondition(self, r_norm: Scalar) -> tuple[Tensor, Scalar]:
         """``M r`` and the square root of ``r^H M r``."""
         if self.M is None:
             return self.r, r_norm
@@ -128,4 +128,4 @@ class _CG(Method):
         square = self.space.inner(self.r, z)
         small = torch.finfo(self.space.dtype).eps * r_norm * self.space.norm(z)
         self.trouble = self.trouble | ((square <= small) & (r_norm > 0)) * KERNEL
-        return z, square.clamp_min(0).sqrt()
+        return z, root(square)

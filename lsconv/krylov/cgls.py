@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.batch import ItemSpace, binary_unit, divide
+from lsconv.krylov.batch import ItemSpace, Scalar, binary_unit, divide, hypot, maximum, root
 from lsconv.krylov.folding import beside
 from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
@@ -86,7 +86,7 @@ def cgls(
         >>> lsconv.cgls(A, torch.tensor([1.0, 2.0, 3.0])).x
         tensor([1.0000, 1.0000])
     """
-    problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite)
+    problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
                          progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
     if problem.damp is not None and problem.M is not None:
@@ -102,18 +102,17 @@ class _CGLS(Method):
     range of float32 long before A and b do.
     """
 
-    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
-        self.A, self.M, self.N, self.damp = problem.A, problem.M, problem.N, problem.damp
+    def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
+        self.A, self.M, self.N = problem.A, problem.M, problem.N
+        self.damp: Scalar | None = None if problem.damp is None else problem.scalar(problem.damp)
         self.domain, self.codomain = problem.domain, problem.codomain
-        active = running.to(self.domain.scalar)
+        active = self.domain.active(running)
         r = problem.residual(x, running)
-        self.unit = binary_unit(self.codomain.safe_norm(r))
-        self.r = r.mul_(self.codomain.spread(1 / self.unit))
-        self.x = problem.start(x).mul_(self.domain.spread(1 / self.unit))
-        self.trouble = None if self.M is None and self.N is None else torch.zeros_like(running, dtype=torch.int64)
-        self.operator_norm = torch.zeros_like(self.unit)
-        self.weighted_norm = torch.zeros_like(self.unit)
-        self.carried = torch.zeros_like(self.unit)
+        self.unit: Scalar = binary_unit(self.codomain.safe_norm(r))
+        self.r = self.codomain.scale(r, 1 / self.unit)
+        self.x = self.domain.scale(problem.start(x), 1 / self.unit)
+        self.trouble = None if self.M is None and self.N is None else (self.unit < 0) * KERNEL
+        self.operator_norm = self.weighted_norm = self.carried = 0 * self.unit
         g, self.root = self._gradient()
         self.p = g * self.domain.spread(divide(active, self.root))
         self._estimates(self.codomain.norm(self.r))
@@ -121,68 +120,70 @@ class _CGLS(Method):
     def solution(self) -> Tensor:
         return self.x * self.domain.spread(self.unit)
 
-    def step(self, running: Tensor) -> None:
-        active = running.to(self.domain.scalar)
+    def step(self, running: Scalar) -> None:
+        domain, codomain = self.domain, self.codomain
+        active = domain.active(running)
         q = self.A.apply(self.p)
         delta = self._curvature(q)
-        step = divide(active, delta)
-        self.r.addcmul_(q, self.codomain.spread(-step * self.root))
-        self.x.addcmul_(self.p, self.domain.spread(step * self.root))
+        step = divide(active, delta) * self.root
+        codomain.add(self.r, -step, q, out=self.r)
+        domain.add(self.x, step, self.p, out=self.x)
         previous = self.root
         g, self.root = self._gradient()
         ratio = divide(self.root, previous)
         self.carried = ratio * ratio * delta
-        self.p.mul_(self.domain.spread(ratio * active)).addcmul_(g, self.domain.spread(divide(active, self.root)))
-        self._estimates(self.codomain.norm(self.r))
+        domain.add(domain.scale(self.p, ratio * active), divide(active, self.root), g, out=self.p)
+        self._estimates(codomain.norm(self.r))
 
-    def _curvature(self, q: Tensor) -> Tensor:
+    def _curvature(self, q: Tensor) -> Scalar:
         """``p^H (A^H M A + damp^2) p``, and what it tells about the norm of A."""
-        q_norm = self.codomain.norm(q)
+        q_norm: Scalar = self.codomain.norm(q)
         delta = q_norm * q_norm if self.M is None else self.codomain.inner(q, self.M.apply(q))
         if self.damp is not None or self.trouble is not None:
-            p_norm = self.domain.norm(self.p)
+            p_norm: Scalar = self.domain.norm(self.p)
+            bound = divide(q_norm, p_norm)
             if self.damp is not None:
-                delta = delta + (self.damp * p_norm) ** 2
-            bound = divide(q_norm, p_norm) if self.damp is None else torch.hypot(divide(q_norm, p_norm), self.damp)
-            self.operator_norm = torch.maximum(self.operator_norm, bound)
+                shift = self.damp * p_norm
+                delta, bound = delta + shift * shift, hypot(bound, self.damp)
+            self.operator_norm = maximum(self.operator_norm, bound)
         # A diagonal entry of the Lanczos matrix of A^H M A + damp^2, whose norm it cannot exceed.
-        self.weighted_norm = torch.maximum(self.weighted_norm, (delta + self.carried).clamp_min(0).sqrt())
+        self.weighted_norm = maximum(self.weighted_norm, root(delta + self.carried))
         if self.trouble is None:
             self.operator_norm = self.weighted_norm
         return delta
 
-    def _gradient(self) -> tuple[Tensor, Tensor]:
+    def _gradient(self) -> tuple[Tensor, Scalar]:
         """``N s`` with ``s = A^H M r - damp^2 x``, and the square root of ``s^H N s``."""
         weighted = self.r if self.M is None else self.M.apply(self.r)
         s = self.A.adjoint(weighted)
-        self.weighted_r: Tensor | None = None
+        self.weighted_r: Scalar | None = None
         if self.M is not None:
             self.weighted_r = self._root(self.r, weighted, self.codomain)
             bound = divide(self.domain.norm(s), self.codomain.norm(weighted))
-            self.operator_norm = torch.maximum(self.operator_norm, bound)
+            self.operator_norm = maximum(self.operator_norm, bound)
         if self.damp is not None:
-            s = torch.addcmul(s, self.x, self.domain.spread(-self.damp * self.damp))
-        self.s_norm = self.domain.norm(s)
+            s = self.domain.add(s, -self.damp * self.damp, self.x)
+        self.s_norm: Scalar = self.domain.norm(s)
         if self.N is None:
             return s, self.s_norm
         g = self.N.apply(s)
         return g, self._root(s, g, self.domain)
 
-    def _root(self, v: Tensor, image: Tensor, space: ItemSpace) -> Tensor:
+    def _root(self, v: Tensor, image: Tensor, space: ItemSpace) -> Scalar:
         """The length of v in the inner product of a preconditioner whose image of v is given."""
         square, norm = space.inner(v, image), space.norm(v)
         if self.trouble is not None:
             small = torch.finfo(space.dtype).eps * norm * space.norm(image)
-            self.trouble |= ((square <= small) & (norm > 0)) * KERNEL
-        return square.clamp_min(0).sqrt()
+            self.trouble = self.trouble | ((square <= small) & (norm > 0)) * KERNEL
+        return root(square)
 
-    def _estimates(self, r_norm: Tensor) -> None:
+    def _estimates(self, r_norm: Scalar) -> None:
         if self.damp is not None:
-            r_norm = torch.hypot(r_norm, self.damp * self.domain.norm(self.x))
+            r_norm = hypot(r_norm, self.damp * self.domain.norm(self.x))
         self.residual = r_norm * self.unit
         self.gradient = self.s_norm * self.unit
         if self.weighted_r is not None:
             # The weighted gradient, relative to its own norms: the plain one does not vanish where M reweights.
-            self.weighted_norm = torch.maximum(self.weighted_norm, divide(self.root, self.weighted_r))
+            self.weighted_norm = maximum(self.weighted_norm, divide(self.root, self.weighted_r))
             relative = divide(self.root, self.weighted_norm * self.weighted_r)
             self.gradient = relative * self.operator_norm * self.residual

@@ -11,13 +11,14 @@ LSQR and CRAIG", BIT 35 (1995), 588-604.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsconv.krylov.batch import divide
+from lsconv.krylov.batch import Scalar, divide, maximum, minimum, quotient, where
 from lsconv.krylov.folding import beside
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.implicit import differentiable
@@ -95,7 +96,7 @@ def craig(
         >>> lsconv.craig(A, torch.tensor([2.0])).x
         tensor([1.0000, 1.0000])
     """
-    problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite)
+    problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, conlim=conlim, max_iter=max_iter, check_every=check_every,
                          callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
     if problem.damp is not None:
@@ -107,36 +108,35 @@ def craig(
 class _CRAIG(Method):
     """Forward substitution with the bidiagonal: ``zeta_k = -(beta_k / alpha_k) zeta_{k-1}``, ``x += zeta_k v_k``."""
 
-    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
+    def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.process = process = GolubKahan(problem, x, running)
         self.space = problem.domain
         self.x = problem.start(x)
-        self.zeta = -torch.ones_like(process.alpha)
-        self.trouble: Tensor = torch.zeros_like(running, dtype=torch.int64)
-        self.largest = torch.zeros_like(process.alpha)
-        self.smallest = torch.full_like(process.alpha, torch.inf)
+        self.zeta = -process.one
+        self.largest, self.smallest = 0 * process.one, math.inf * process.one
         self.limit = 0.1 * torch.finfo(problem.A.dtype).eps ** -0.75 * process.beta
         self.residual = process.r_norm
         self.operator_norm = process.operator_norm
+        self.trouble = process.trouble
 
     def solution(self) -> Tensor:
         return self.x
 
-    def step(self, running: Tensor) -> None:
+    def step(self, running: Scalar) -> None:
         process = self.process
         zeta = -divide(process.beta, process.alpha) * self.zeta
         # ||x|| >= |zeta|. A step that only a condition number beyond this dtype could explain means that alpha is
         # rounding: the Krylov space is exhausted, and b has a part outside the range of A.
-        exhausted = running & ((process.alpha == 0) | (zeta.abs() * process.weighted_norm > self.limit))
-        active = (running & ~exhausted).to(self.space.scalar)
-        self.largest = torch.maximum(self.largest, process.alpha)
-        self.smallest = torch.minimum(self.smallest, process.alpha)
-        self.condition = self.largest / self.smallest
-        self.x.addcmul_(process.v, self.space.spread(zeta * active))
+        exhausted = running & ((process.alpha == 0) | (abs(zeta) * process.weighted_norm > self.limit))
+        active = self.space.active(running & (exhausted == 0))
+        self.largest = maximum(self.largest, process.alpha)
+        self.smallest = minimum(self.smallest, process.alpha)
+        self.condition = quotient(self.largest, self.smallest)
+        self.space.add(self.x, zeta * active, process.v, out=self.x)
         process.step(active)
         # r = -beta_{k+1} zeta_k u_{k+1}; u is a unit vector in the norm of M, and the test wants the plain norm.
-        residual = process.beta * zeta.abs() * process.u_norm
-        self.residual = torch.where(exhausted, self.residual, residual)
+        residual = process.beta * abs(zeta) * process.u_norm
+        self.residual = where(exhausted, self.residual, residual)
         self.zeta = zeta
         self.operator_norm = process.operator_norm
         self.trouble = exhausted * STUCK if process.trouble is None else process.trouble | exhausted * STUCK

@@ -17,19 +17,19 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError
-from lsconv.krylov.batch import ItemSpace
+from lsconv.krylov.batch import ItemSpace, Scalar, hypot
 from lsconv.krylov.method import Method
 from lsconv.krylov.problem import Problem
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["Build", "below", "beside", "folded"]
 
-Build = Callable[[Problem, "Tensor | None", Tensor], Method]
+Build = Callable[[Problem, "Tensor | None", Scalar], Method]
 
 
 def folded(
     problem: Problem, build: Build
-) -> tuple[Callable[[Tensor | None, Tensor], Method], Callable[[Tensor], Tensor]]:
+) -> tuple[Callable[[Tensor | None, Scalar], Method], Callable[[Tensor], Tensor]]:
     """How a Golub-Kahan method meets damping together with M, N or a start.
 
     The bidiagonalisation of A serves ``damp`` by itself only from a zero start and without preconditioners; in the
@@ -43,7 +43,7 @@ def folded(
     if problem.damp is not None:
         inner = below(problem)
 
-        def start(x: Tensor | None, running: Tensor) -> Method:
+        def start(x: Tensor | None, running: Scalar) -> Method:
             return build(problem if x is None and problem.N is None else inner, x, running)
 
         return start, lambda z: z
@@ -60,7 +60,7 @@ def below(problem: Problem) -> Problem:
 
 def beside(
     problem: Problem, build: Build
-) -> tuple[Callable[[Tensor | None, Tensor], Method], Callable[[Tensor], Tensor]]:
+) -> tuple[Callable[[Tensor | None, Scalar], Method], Callable[[Tensor], Tensor]]:
     """A method on the problem with ``damp I`` beside A; items without damping keep ``s = 0``.
 
     Raises:
@@ -71,11 +71,12 @@ def beside(
             "M: with damp > 0 it cannot be combined with x0 or N; precondition by N instead, or drop x0"
         )
     assert problem.damp is not None
+    damp = problem.scalar(problem.damp)
     operator = _Beside(problem.A, problem.damp)
     inner = replace(problem, A=operator, damp=None)
 
-    def start(z: Tensor | None, running: Tensor) -> Method:
-        return _BesideMethod(build(inner, z, running), inner, problem.damp)
+    def start(z: Tensor | None, running: Scalar) -> Method:
+        return _BesideMethod(build(inner, z, running), inner, damp)
 
     return start, lambda z: operator.first(z).clone()
 
@@ -87,23 +88,22 @@ class _BesideMethod(Method):
     damp ||(x, s)|| up to rho, and the gradient is A^H rho.
     """
 
-    def __init__(self, inner: Method, problem: Problem, damp: Tensor | None) -> None:
-        assert damp is not None
+    def __init__(self, inner: Method, problem: Problem, damp: Scalar) -> None:
         self.inner, self.space, self.damp = inner, problem.domain, damp
         self._read()
 
     def solution(self) -> Tensor:
         return self.inner.solution()
 
-    def step(self, running: Tensor) -> None:
+    def step(self, running: Scalar) -> None:
         self.inner.step(running)
         self._read()
 
     def _read(self) -> None:
         inner, rho = self.inner, self.inner.residual
-        self.operator_norm = torch.hypot(inner.operator_norm, self.damp)
+        self.operator_norm = hypot(inner.operator_norm, self.damp)
         self.condition, self.trouble, self.settled = inner.condition, inner.trouble, inner.settled
-        self.residual = torch.hypot(rho, self.damp * self.space.norm(inner.solution()))
+        self.residual = hypot(rho, self.damp * self.space.norm(inner.solution()))
         # operator_norm is ||A|| from below, mostly to a few per cent. Without a margin a claim fails its audit by that
         # much, and no restart mends it: the restarted estimate claims at once what the audit has just refused.
         self.gradient = 1.25 * self.operator_norm * rho

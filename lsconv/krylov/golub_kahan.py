@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.krylov.batch import ItemSpace, divide
+from lsconv.krylov.batch import ItemSpace, Scalar, divide, hypot, maximum, root
 from lsconv.krylov.method import KERNEL
 from lsconv.krylov.problem import Problem
 from lsconv.operators.base import LinearOperator
@@ -42,92 +42,89 @@ class GolubKahan:
         trouble: items where M or N showed itself not to be positive definite.
     """
 
-    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor, *, keep_av: bool = False) -> None:
+    def __init__(self, problem: Problem, x: Tensor | None, running: Scalar, *, keep_av: bool = False) -> None:
         self.A, self.M, self.N = problem.A, problem.M, problem.N
         self.domain, self.codomain = problem.domain, problem.codomain
         self.plain = self.M is None and self.N is None
         self.keep_av = keep_av
         self.av: Tensor | None = None
-        active = running.to(self.domain.scalar)
+        active = self.domain.active(running)
         r = problem.residual(x, running)
-        self.r_norm = self.codomain.safe_norm(r)
+        self.r_norm: Scalar = self.codomain.safe_norm(r)
         # Normalise first: in float32 the squares inside an inner product with M r could leave the range.
-        self.raw_u = r.mul_(self.codomain.spread(divide(active, self.r_norm)))
+        self.raw_u = self.codomain.scale(r, divide(active, self.r_norm))
         self.u = self.raw_u
-        self.trouble: Tensor | None = None if self.plain else torch.zeros_like(running, dtype=torch.int64)
-        self.one = torch.ones_like(active)
-        self.u_norm = self.v_norm = self.one
-        scale, self.u, self.u_norm = unit(self.raw_u, self.one, active, self.M, self.codomain, self.trouble)
+        self.trouble: Scalar | None = None if self.plain else (self.r_norm < 0) * KERNEL
+        self.u_norm = self.v_norm = self.one = active * 0 + 1
+        scale, self.u, self.u_norm = self._unit(self.raw_u, self.one, active, self.M, self.codomain)
         self.beta = self.r_norm * scale
         ahu = self.A.adjoint(self.u)
         self.raw_v = torch.empty_like(ahu, memory_format=torch.contiguous_format).copy_(ahu)
-        norm = self.domain.safe_norm(self.raw_v)
+        norm: Scalar = self.domain.safe_norm(self.raw_v)
         self.operator_norm = norm if self.plain else divide(norm, self.codomain.norm(self.u))
-        self.raw_v.mul_(self.domain.spread(divide(active, norm)))
-        scale, self.v, self.v_norm = unit(self.raw_v, self.one, active, self.N, self.domain, self.trouble)
+        self.domain.scale(self.raw_v, divide(active, norm))
+        scale, self.v, self.v_norm = self._unit(self.raw_v, self.one, active, self.N, self.domain)
         self.alpha = norm * scale
         self.weighted_norm = self.alpha
 
-    def step(self, active: Tensor) -> None:
+    def step(self, active: Scalar) -> None:
         """Next ``beta, u, alpha, v``; items with ``active = 0`` become and stay zero."""
+        alpha = self.alpha
         av = self.A.apply(self.v)
         if self.keep_av:
             self.av = av.clone()
-        torch.addcmul(av, self.raw_u, self.codomain.spread(self.alpha), value=-1, out=self.raw_u)
+        self.codomain.add(av, -alpha, self.raw_u, out=self.raw_u)
         del av  # before A^H allocates its result: the two are never alive together
-        alpha = self.alpha
-        if self.M is None:
-            self.beta = self.codomain.norm(self.raw_u)
-            self.raw_u.mul_(self.codomain.spread(divide(active, self.beta)))
-            self.u = self.raw_u
-        else:
-            self.beta, self.u, self.u_norm = unit(self.raw_u, None, active, self.M, self.codomain, self.trouble)
+        self.beta, self.u, self.u_norm = self._unit(self.raw_u, None, active, self.M, self.codomain)
         ahu = self.A.adjoint(self.u)
         # (alpha, beta) is a column of the bidiagonal, whose norm is ||A|| at most (without preconditioners).
-        self.weighted_norm = torch.maximum(self.weighted_norm, torch.hypot(alpha, self.beta))
+        self.weighted_norm = maximum(self.weighted_norm, hypot(alpha, self.beta))
         if self.plain:
             self.operator_norm = self.weighted_norm
         else:
             bound = divide(self.domain.norm(ahu), self.codomain.norm(self.u))
-            self.operator_norm = torch.maximum(self.operator_norm, bound)
-        torch.addcmul(ahu, self.raw_v, self.domain.spread(self.beta), value=-1, out=self.raw_v)
+            self.operator_norm = maximum(self.operator_norm, bound)
+        self.domain.add(ahu, -self.beta, self.raw_v, out=self.raw_v)
         del ahu
-        if self.N is None:
-            self.alpha = self.domain.norm(self.raw_v)
-            self.raw_v.mul_(self.domain.spread(divide(active, self.alpha)))
-            self.v = self.raw_v
-        else:
-            self.alpha, self.v, self.v_norm = unit(self.raw_v, None, active, self.N, self.domain, self.trouble)
+        self.alpha, self.v, self.v_norm = self._unit(self.raw_v, None, active, self.N, self.domain)
+
+    def _unit(
+        self, raw: Tensor, norm: Scalar | None, active: Scalar, P: LinearOperator | None, space: ItemSpace
+    ) -> tuple[Scalar, Tensor, Scalar]:
+        length, image, norm, kernel = unit(raw, norm, active, P, space)
+        if kernel is not None:
+            self.trouble = self.trouble | kernel
+        return length, image, self.one if norm is None else norm
 
 
 def unit(
-    raw: Tensor,
-    norm: Tensor | None,
-    active: Tensor,
-    P: LinearOperator | None,
-    space: ItemSpace,
-    trouble: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    raw: Tensor, norm: Scalar | None, active: Scalar, P: LinearOperator | None, space: ItemSpace
+) -> tuple[Scalar, Tensor, Scalar | None, Scalar | None]:
     """Scale ``raw`` in place to length 1 in the inner product of P.
 
+    Args:
+        raw: the vector.
+        norm: its Euclidean norm; None computes it where it is needed.
+        active: 0 for items whose vector is to become zero, 1 for the others.
+        P: the preconditioner; None for the identity.
+        space: where the vector lives.
+
     Returns:
-        The length that it had, P applied to the scaled vector, and the scaled vector's Euclidean norm (``norm`` is the
-        one before scaling, where it is known).
+        The length that it had; P applied to the scaled vector; the scaled vector's Euclidean norm, None for 1; and
+        :data:`KERNEL` for the items that show P not to be positive definite, None without P.
     """
     if P is None:
-        length = space.norm(raw) if norm is None else norm
         if norm is None:
-            raw.mul_(space.spread(divide(active, length)))
-        return length, raw, torch.ones_like(active)
+            norm = space.norm(raw)
+            space.scale(raw, divide(active, norm))
+        return norm, raw, None, None
     norm = space.norm(raw)
     image = P.apply(raw)
     square = space.inner(raw, image)
-    length = square.clamp_min(0).sqrt()
-    if trouble is not None:
-        # Zero and negative lengths of nonzero vectors cannot come from a positive definite P; allow for rounding.
-        small = torch.finfo(space.dtype).eps * norm * space.norm(image)
-        trouble.bitwise_or_(((square <= small) & (norm > 0) & (active > 0)) * KERNEL)
+    length = root(square)
+    # Zero and negative lengths of nonzero vectors cannot come from a positive definite P; allow for rounding.
+    small = torch.finfo(space.dtype).eps * norm * space.norm(image)
+    kernel = ((square <= small) & (norm > 0) & (active > 0)) * KERNEL
     scale = divide(active, length)
-    factor = space.spread(scale)
-    raw.mul_(factor)
-    return length, image * factor, norm * scale
+    space.scale(raw, scale)
+    return length, image * space.spread(scale), norm * scale, kernel

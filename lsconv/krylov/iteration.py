@@ -8,6 +8,7 @@ starts again from where it is, until the claim holds or restarting no longer hel
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,21 +17,21 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ConvergenceError, ConvergenceWarning, PreconditionerError
+from lsconv.krylov.batch import Scalar, any_item, at_least, unbounded, where
 from lsconv.krylov.method import CURVATURE, KERNEL, STUCK, Method
+from lsconv.krylov.monitor import CLAIMED, CONDITION, OVERFLOW, Monitor
 from lsconv.krylov.options import IterationState, Options
 from lsconv.krylov.problem import Problem
-from lsconv.krylov.solution import History, Solution, Status
+from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Certificate, certify
 
 __all__ = ["iterate"]
-
-_CLAIMED, _CONDITION, _OVERFLOW, _LIMIT = 1, 2, 4, 8
 
 
 def iterate(
     problem: Problem,
     options: Options,
-    start: Callable[[Tensor | None, Tensor], Method],
+    start: Callable[[Tensor | None, Scalar], Method],
     *,
     collapse: Callable[[Tensor], Tensor] = lambda z: z,
     square: bool = False,
@@ -56,7 +57,7 @@ class _Loop:
         self,
         problem: Problem,
         options: Options,
-        start: Callable[[Tensor | None, Tensor], Method],
+        start: Callable[[Tensor | None, Scalar], Method],
         collapse: Callable[[Tensor], Tensor],
         square: bool,
         selection: Callable[[], tuple[Tensor, Any]] | None,
@@ -64,95 +65,67 @@ class _Loop:
     ) -> None:
         self.problem, self.options, self.start, self.collapse = problem, options, start, collapse
         self.square, self.selection, self.name = square, selection, name
-        self.running = ~(problem.broken | problem.zero)
-        self.codes = torch.zeros(problem.batch, dtype=torch.int64, device=problem.A.device)
-        self.iterations = torch.zeros_like(self.codes)
-        self.y_norm = problem.codomain.safe_norm(problem.y)
-        tolerances = options.tolerances
-        # Below the rounding of the dtype an estimate is a number without a meaning, so there a claim is due anyway.
-        self.residual_bound = torch.maximum(tolerances.residual_bound(self.y_norm), tolerances.eps * self.y_norm)
-        self.rtol = max(tolerances.rtol, tolerances.eps)
-        self.operator_norm = torch.zeros_like(self.y_norm)
-        self.rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.y_norm: Scalar = problem.codomain.safe_norm(problem.y)
+        self.monitor = Monitor(problem, options, self.y_norm, square=square)
+        self.damp: Scalar = 0.0 if problem.damp is None else problem.scalar(problem.damp)
         self.stopped = False
         self.bar: Any = None
 
     @torch.no_grad()
     def run(self) -> Solution:
-        damp = 0.0 if self.problem.damp is None else self.problem.damp
-        z: Tensor | None = self.problem.x0
+        problem, monitor = self.problem, self.monitor
+        z: Tensor | None = problem.x0
         certificate: Certificate | None = None
         try:
             while True:
                 method = self._one_pass(z)
-                x_new, damp = method.solution(), self._damp(damp)
-                new = self._certify(self.collapse(x_new), damp)
+                x_new = method.solution()
+                if self.selection is not None:
+                    self.damp = self.selection()[0]
+                new = self._certify(self.collapse(x_new))
                 if z is None or certificate is None:
-                    z, certificate, improved = x_new, new, torch.ones_like(self.running)
+                    z, certificate, improved = x_new, new, new.merit == new.merit
                 else:
-                    better = ~(new.merit >= certificate.merit)
+                    worse = new.merit >= certificate.merit
                     improved = new.merit < 0.5 * certificate.merit
-                    keep = better.reshape(better.shape + (1,) * (x_new.ndim - better.ndim))
-                    z = torch.where(keep, x_new, z)
-                    certificate = _choose(better, new, certificate)
-                retry = (self.codes == _CLAIMED) & ~certificate.converged & improved & torch.isfinite(certificate.merit)
-                retry = retry & (self.iterations < self.options.max_iter)
-                if self.stopped or not bool(retry.any()):
+                    z = _chosen(worse, z, x_new)
+                    certificate = _choose(worse, certificate, new)
+                retry = (monitor.codes == CLAIMED) & (certificate.converged == 0) & improved
+                retry = retry & (unbounded(certificate.merit) == 0) & (monitor.iterations < self.options.max_iter)
+                if self.stopped or not any_item(retry):
                     break
-                self.running = retry
-                self.codes = torch.where(retry, 0, self.codes)
+                monitor.resume(retry)
+                del method, x_new, new  # before their successors are made: the two are never alive together
         finally:
             if self.bar is not None:
                 self.bar.close()
-        return self._finish(self.collapse(z), certificate, damp)
+        return self._finish(self.collapse(z), certificate)
 
     # ------------------------------------------------------------------ one pass: start, step, test
 
     def _one_pass(self, z: Tensor | None) -> Method:
-        method = self.start(z, self.running)
-        self._test(method, record=not self.rows)
+        monitor, every = self.monitor, self.options.check_every
+        method = self.start(z, monitor.running)
+        monitor.test(method, record=not monitor.rows)
         for step in range(self.options.max_iter + 1):
-            if step % self.options.check_every == 0 and not self._look(method, step):
+            if step % every == 0 and not self._look(method, step):
                 break
-            method.step(self.running)
-            self.iterations += self.running
-            self._test(method)
+            if monitor.running is False:  # known at once where the scalars are the host's
+                break
+            method.step(monitor.running)
+            monitor.count()
+            monitor.test(method)
         return method
-
-    def _test(self, method: Method, record: bool = True) -> None:
-        """Compare the estimates with the tolerances, item by item, on the device."""
-        residual, norm = method.residual, method.operator_norm
-        self.operator_norm = torch.fmax(self.operator_norm, norm)
-        gradient = residual if method.gradient is None else method.gradient
-        claim = residual <= self.residual_bound
-        if not self.square and method.gradient is not None:
-            bound = self.rtol * residual
-            if self.options.tolerances.atol > 0:
-                bound.clamp_min_(self.options.tolerances.atol)
-            claim = claim | (gradient <= bound.mul_(self.operator_norm))
-        if method.settled is not None:
-            claim = claim | method.settled
-        total = residual + gradient + norm
-        code = claim * _CLAIMED
-        code.add_(total.sub_(total).ne(0), alpha=_OVERFLOW)  # inf - inf and NaN are not 0
-        if method.condition is not None:
-            code.add_(method.condition > self.options.tolerances.conlim, alpha=_CONDITION)
-        if method.trouble is not None:
-            code.add_(method.trouble)
-        code.add_(self.iterations >= self.options.max_iter, alpha=_LIMIT)
-        if record:
-            self.rows.append((residual, gradient, self.operator_norm, self.running))
-        self.codes = torch.addcmul(self.codes, code, self.running.to(code.dtype))
-        self.running = self.codes.eq(0) & self.running
 
     def _look(self, method: Method, step: int) -> bool:
         """The only place where the host waits for the device: is anything still running?"""
-        running = bool(self.running.any())
+        running = any_item(self.monitor.running)
         if self.options.progress:
             self._show(method)
         if self.options.callback is not None and running:
-            residual, gradient = self.rows[-1][0], self.rows[-1][1]
-            state = IterationState(step, self.running, residual, gradient, lambda: self.collapse(method.solution()))
+            residual, gradient, _, _ = self.monitor.rows[-1]
+            now = [self.problem.tensor(scalar) for scalar in (self.monitor.running, residual, gradient)]
+            state = IterationState(step, now[0], now[1], now[2], lambda: self.collapse(method.solution()))
             if self.options.callback(state):
                 self.stopped = True
                 return False
@@ -163,74 +136,62 @@ class _Loop:
             from tqdm.auto import tqdm
 
             self.bar = tqdm(desc=self.name, unit=" it")
-        worst = (method.residual / self.y_norm.clamp_min(torch.finfo(self.y_norm.dtype).tiny))[self.running]
+        relative = method.residual / at_least(self.y_norm, torch.finfo(torch.float32).tiny)
+        worst = self.problem.tensor(relative)[self.problem.tensor(self.monitor.running)]
         if worst.numel():
             self.bar.set_postfix(residual=f"{float(worst.max()):.2e}", running=worst.numel(), refresh=False)
-        self.bar.update(int(self.iterations.max()) - self.bar.n)
+        self.bar.update(int(self.problem.tensor(self.monitor.iterations).max()) - self.bar.n)
 
     # ------------------------------------------------------------------ the certificate and the answer
 
-    def _damp(self, damp: Tensor | float) -> Tensor | float:
-        return damp if self.selection is None else self.selection()[0]
-
-    def _certify(self, x: Tensor, damp: Tensor | float) -> Certificate:
-        problem, tolerances = self.problem, self.options.tolerances
-        return certify(problem.A, x, problem.y, damp, tolerances=tolerances, operator_norm=self.operator_norm,
-                       square=self.square)  # fmt: skip
-
-    def _finish(self, x: Tensor, certificate: Certificate, damp: Tensor | float) -> Solution:
+    def _certify(self, x: Tensor) -> Certificate:
         problem = self.problem
-        if bool((self.codes & KERNEL).any()):
+        return certify(problem.A, x, problem.y, self.damp, tolerances=self.options.tolerances,
+                       operator_norm=self.monitor.operator_norm, square=self.square, single=problem.single)  # fmt: skip
+
+    def _finish(self, x: Tensor, certificate: Certificate) -> Solution:
+        problem, codes = self.problem, self.monitor.codes
+        if any_item(codes & KERNEL):
             raise PreconditionerError(
                 "M or N: the preconditioner is not Hermitian positive definite (p^H M p <= 0 for some p != 0). "
                 "A pseudo-inverse with a kernel cannot be one; add damping to it."
             )
-        unsolved = problem.broken | (self.codes & _OVERFLOW).bool()
-        x = x.masked_fill_(problem.domain.spread(problem.zero).bool(), 0)
-        x = x.masked_fill_(problem.domain.spread(unsolved).bool(), torch.nan)
-        status = torch.full_like(self.codes, Status.ITERATION_LIMIT.code)
+        zero, unsolved = problem.scalar(problem.zero), problem.scalar(problem.broken) | (codes & OVERFLOW != 0)
+        if any_item(zero | unsolved):
+            for items, value in ((zero, 0.0), (unsolved, torch.nan)):
+                x = _chosen(items, torch.full_like(x, value), x)
+        status: Scalar = 0 * codes + Status.ITERATION_LIMIT.code
         if self.stopped:
-            status = torch.where(self.codes == 0, Status.CALLBACK.code, status)
+            status = where(codes == 0, Status.CALLBACK.code, status)
         causes = [
-            (self.codes & (_CLAIMED | STUCK), Status.STAGNATION),
-            (self.codes & _CONDITION, Status.CONDITION_LIMIT),
-            (self.codes & CURVATURE, Status.NEGATIVE_CURVATURE),
+            (codes & (CLAIMED | STUCK), Status.STAGNATION),
+            (codes & CONDITION, Status.CONDITION_LIMIT),
+            (codes & CURVATURE, Status.NEGATIVE_CURVATURE),
             (certificate.gradient_ok, Status.GRADIENT),
             (certificate.residual_ok, Status.RESIDUAL),
-            (problem.zero, Status.ZERO),
+            (zero, Status.ZERO),
             (unsolved, Status.NON_FINITE),
         ]
         for happened, member in causes:
-            status = torch.where(happened.bool(), member.code, status)
-        converged = (certificate.converged | problem.zero) & ~unsolved
-        chosen = None if self.selection is None else self.selection()[1]
-        dtype = self.y_norm.dtype
+            status = where(happened != 0, member.code, status)
+        residual_norm, gradient_norm = (
+            where(unsolved, math.nan, where(zero, 0.0, norm))
+            for norm in (certificate.residual_norm, certificate.gradient_norm)
+        )
+        tensor = problem.tensor
         solution = Solution(
             x=x,
-            codes=status,
-            converged=converged,
-            iterations=self.iterations,
-            residual_norm=_nan_where(unsolved, certificate.residual_norm, problem.zero),
-            gradient_norm=_nan_where(unsolved, certificate.gradient_norm, problem.zero),
-            damp=torch.as_tensor(damp, dtype=dtype, device=x.device).expand(problem.batch),
-            history=self._history(),
-            selection=chosen,
+            codes=tensor(status),
+            converged=tensor((certificate.converged | zero) & (unsolved == 0)),
+            iterations=tensor(self.monitor.iterations),
+            residual_norm=tensor(residual_norm),
+            gradient_norm=tensor(gradient_norm),
+            damp=tensor(self.damp),
+            history=self.monitor.history(),
+            selection=None if self.selection is None else self.selection()[1],
         )
         self._report(solution)
         return solution
-
-    def _history(self) -> History:
-        """The rows of every item, closed up: an item that rested while another restarted has no gap."""
-        residual, gradient, norm, alive = (torch.stack(column) for column in zip(*self.rows, strict=True))
-        alive = alive.to(torch.bool)
-        order = torch.argsort((~alive).to(torch.int8), dim=0, stable=True)
-        length = int(alive.sum(0).max()) if alive.any() else 0
-
-        def close_up(values: Tensor) -> Tensor:
-            values = values.masked_fill(~alive, torch.nan)
-            return values.gather(0, order)[:length]
-
-        return History(close_up(residual), close_up(gradient), close_up(norm))
 
     def _report(self, solution: Solution) -> None:
         failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
@@ -244,10 +205,13 @@ class _Loop:
         warnings.warn(text, ConvergenceWarning, stacklevel=5)
 
 
-def _choose(better: Tensor, new: Certificate, old: Certificate) -> Certificate:
-    pairs = ((getattr(new, name), getattr(old, name)) for name in Certificate.__dataclass_fields__)
-    return Certificate(*(torch.where(better, a, b) for a, b in pairs))
+def _choose(items: Scalar, a: Certificate, b: Certificate) -> Certificate:
+    pairs = ((getattr(a, name), getattr(b, name)) for name in Certificate.__dataclass_fields__)
+    return Certificate(*(where(items, one, other) for one, other in pairs))
 
 
-def _nan_where(unsolved: Tensor, norm: Tensor, zero: Tensor) -> Tensor:
-    return torch.where(unsolved, torch.nan, torch.where(zero, 0.0, norm))
+def _chosen(items: Scalar, a: Tensor, b: Tensor) -> Tensor:
+    """The vectors a of the items, b of the others."""
+    if isinstance(items, Tensor):
+        return torch.where(items.reshape(items.shape + (1,) * (a.ndim - items.ndim)), a, b)
+    return a if items else b

@@ -10,13 +10,14 @@ Fong and Saunders, "LSMR: An iterative algorithm for sparse least-squares proble
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsconv.krylov.batch import divide, rotation
+from lsconv.krylov.batch import Scalar, divide, hypot, maximum, minimum, quotient, root, rotation
 from lsconv.krylov.folding import folded
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.implicit import differentiable
@@ -90,7 +91,7 @@ def lsmr(
         >>> lsconv.lsmr(A, torch.tensor([1.0, 2.0, 3.0])).x
         tensor([1.0000, 1.0000])
     """
-    problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite)
+    problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, conlim=conlim, max_iter=max_iter, check_every=check_every,
                          callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
     start, collapse = folded(problem, LSMR)
@@ -100,19 +101,18 @@ def lsmr(
 class LSMR(Method):
     """The iteration, from any start; see :func:`lsmr`."""
 
-    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
+    def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.process = process = GolubKahan(problem, x, running, keep_av=problem.M is not None)
-        self.domain, self.damp = problem.domain, problem.damp
-        self.trouble = process.trouble
+        self.domain = problem.domain
+        self.damp: Scalar | None = None if problem.damp is None else problem.scalar(problem.damp)
         self.x = problem.start(x)
         self.h = process.v.clone()
         self.hbar = torch.zeros_like(self.h)
-        zero, one = torch.zeros_like(process.alpha), torch.ones_like(process.alpha)
         self.zetabar, self.alphabar = process.alpha * process.beta, process.alpha
-        self.rho, self.rhobar, self.cbar, self.sbar = one, one, one, zero
-        self.largest, self.smallest = zero, torch.full_like(zero, torch.inf)
-        self.damped = None if problem.damp is None else problem.damp.expand_as(zero)
-        self.estimate = _ResidualEstimate(process.beta)
+        self.rho = self.rhobar = self.cbar = process.one
+        self.sbar = self.largest = 0 * process.one
+        self.smallest = math.inf * process.one
+        self.estimate = _ResidualEstimate(process)
         self.image = None if problem.M is None else _Image(process, problem.residual(x, running))
         self.residual = process.r_norm
         self._norms()
@@ -121,14 +121,14 @@ class LSMR(Method):
         """The iterate."""
         return self.x
 
-    def step(self, running: Tensor) -> None:
+    def step(self, running: Scalar) -> None:
         """One iteration; see :meth:`Method.step`."""
-        active = running.to(self.domain.scalar)
-        process, spread = self.process, self.domain.spread
+        process, domain = self.process, self.domain
+        active = domain.active(running)
         process.step(active)
         chat, shat, alphahat = None, None, self.alphabar
-        if self.damped is not None:
-            chat, shat, alphahat = rotation(self.alphabar, self.damped)
+        if self.damp is not None:
+            chat, shat, alphahat = rotation(self.alphabar, self.damp)
         c, s, rho = rotation(alphahat, process.beta)
         thetanew = s * process.alpha
         self.alphabar = c * process.alpha
@@ -139,12 +139,12 @@ class LSMR(Method):
         back = -divide(thetabar * rho * active, self.rho * self.rhobar)
         forward = divide(zeta * active, rho * rhobar)
         along = -divide(thetanew * active, rho)
-        torch.addcmul(self.h, self.hbar, spread(back), out=self.hbar)
-        self.x.addcmul_(self.hbar, spread(forward))
-        torch.addcmul(process.v, self.h, spread(along), out=self.h)
+        domain.add(self.h, back, self.hbar, out=self.hbar)
+        domain.add(self.x, forward, self.hbar, out=self.x)
+        domain.add(process.v, along, self.h, out=self.h)
         # The newest diagonal entry of R-bar is rhotemp until the next rotation; the initial rhobar = 1 is not one.
-        self.condition = torch.maximum(self.largest, rhotemp) / torch.minimum(self.smallest, rhotemp)
-        self.largest, self.smallest = torch.maximum(self.largest, rhobar), torch.minimum(self.smallest, rhobar)
+        self.condition = quotient(maximum(self.largest, rhotemp), minimum(self.smallest, rhotemp))
+        self.largest, self.smallest = maximum(self.largest, rhobar), minimum(self.smallest, rhobar)
         self.rho, self.rhobar, self.cbar, self.sbar = rho, rhobar, cbar, sbar
         if self.image is None:
             self.residual = self.estimate.update(chat, shat, c, s, thetabar, rhobar, zeta)
@@ -154,9 +154,10 @@ class LSMR(Method):
 
     def _norms(self) -> None:
         process = self.process
+        self.trouble = process.trouble
         norm = process.operator_norm
-        self.operator_norm = norm if self.damp is None else torch.hypot(norm, self.damp)
-        self.gradient = self.zetabar.abs()
+        self.operator_norm = norm if self.damp is None else hypot(norm, self.damp)
+        self.gradient = abs(self.zetabar)
         if process.M is not None:
             # The weighted gradient, relative to its own norms: the plain one does not vanish where M reweights.
             weighted = self.estimate.value if self.image is None else self.image.weighted
@@ -168,32 +169,24 @@ class LSMR(Method):
 class _ResidualEstimate:
     """The norm of the damped residual by a third QR factorisation (section 5.1 of the paper)."""
 
-    def __init__(self, beta: Tensor) -> None:
-        zero = torch.zeros_like(beta)
-        self.betadd, self.betad, self.thetatilde, self.tautilde, self.zeta, self.lost = (
-            beta,
-            zero,
-            zero,
-            zero,
-            zero,
-            zero,
-        )
-        self.rhod = torch.ones_like(beta)
-        self.value = beta
+    def __init__(self, process: GolubKahan) -> None:
+        self.value = self.betadd = process.beta
+        self.betad = self.thetatilde = self.tautilde = self.zeta = self.lost = 0 * process.one
+        self.rhod = process.one
 
     def update(
         self,
-        chat: Tensor | None,
-        shat: Tensor | None,
-        c: Tensor,
-        s: Tensor,
-        thetabar: Tensor,
-        rhobar: Tensor,
-        zeta: Tensor,
-    ) -> Tensor:
+        chat: Scalar | None,
+        shat: Scalar | None,
+        c: Scalar,
+        s: Scalar,
+        thetabar: Scalar,
+        rhobar: Scalar,
+        zeta: Scalar,
+    ) -> Scalar:
         betaacute = self.betadd
         if chat is not None and shat is not None:
-            self.lost = torch.hypot(self.lost, shat * self.betadd)
+            self.lost = hypot(self.lost, shat * self.betadd)
             betaacute = chat * self.betadd
         betahat = c * betaacute
         self.betadd = -s * betaacute
@@ -205,7 +198,7 @@ class _ResidualEstimate:
         self.tautilde = divide(self.zeta - thetatildeold * self.tautilde, rhotilde)
         taud = divide(zeta - self.thetatilde * self.tautilde, self.rhod)
         self.zeta = zeta
-        self.value = torch.hypot(torch.hypot(self.lost, self.betad - taud), self.betadd)
+        self.value = hypot(hypot(self.lost, self.betad - taud), self.betadd)
         return self.value
 
 
@@ -216,17 +209,17 @@ class _Image:
         self.process, self.space, self.r = process, process.codomain, r
         self.h = torch.zeros_like(r)
         self.hbar = torch.zeros_like(r)
-        self.along = torch.zeros_like(process.alpha)
+        self.along: Scalar = 0 * process.one
         self.weighted = process.beta
 
-    def update(self, back: Tensor, forward: Tensor, along: Tensor) -> Tensor:
-        spread = self.space.spread
-        assert self.process.av is not None
+    def update(self, back: Scalar, forward: Scalar, along: Scalar) -> Scalar:
+        space, process = self.space, self.process
+        assert process.av is not None
+        assert process.M is not None
         # A h_k = A v_k + along_{k-1} A h_{k-1}, and so on: the images follow the vectors.
-        torch.addcmul(self.process.av, self.h, spread(self.along), out=self.h)
-        torch.addcmul(self.h, self.hbar, spread(back), out=self.hbar)
-        self.r.addcmul_(self.hbar, spread(-forward))
+        space.add(process.av, self.along, self.h, out=self.h)
+        space.add(self.h, back, self.hbar, out=self.hbar)
+        space.add(self.r, -forward, self.hbar, out=self.r)
         self.along = along
-        assert self.process.M is not None
-        self.weighted = self.space.inner(self.r, self.process.M.apply(self.r)).clamp_min(0).sqrt()
-        return self.space.norm(self.r)
+        self.weighted = root(space.inner(self.r, process.M.apply(self.r)))
+        return space.norm(self.r)

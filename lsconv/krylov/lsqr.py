@@ -10,13 +10,13 @@ ACM Trans. Math. Softw. 8 (1982), 43-71; the names below are the paper's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lsconv.krylov.batch import divide, rotation
+from lsconv.krylov.batch import Scalar, divide, hypot, maximum, minimum, quotient, rotation
 from lsconv.krylov.folding import folded
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.implicit import differentiable
@@ -90,7 +90,7 @@ def lsqr(
         >>> lsconv.lsqr(A, torch.tensor([1.0, 2.0, 3.0])).x
         tensor([1.0000, 1.0000])
     """
-    problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite)
+    problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, conlim=conlim, max_iter=max_iter, check_every=check_every,
                          callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
     start, collapse = folded(problem, _LSQR)
@@ -98,33 +98,32 @@ def lsqr(
 
 
 class _LSQR(Method):
-    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
-        self.process = GolubKahan(problem, x, running)
-        self.domain, self.damp = problem.domain, problem.damp
-        self.trouble = self.process.trouble
+    def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
+        self.process = process = GolubKahan(problem, x, running)
+        self.domain = problem.domain
+        self.damp: Scalar | None = None if problem.damp is None else problem.scalar(problem.damp)
+        self.trouble = process.trouble
         self.x = problem.start(x)
-        self.w = self.process.v.clone()
-        self.rhobar, self.phibar = self.process.alpha, self.process.beta
-        self.damped_away = torch.zeros_like(self.phibar)
-        self.largest = torch.zeros_like(self.phibar)
-        self.smallest = torch.full_like(self.phibar, torch.inf)
+        self.w = process.v.clone()
+        self.rhobar, self.phibar = process.alpha, process.beta
+        self.damped_away = self.largest = 0 * process.one
+        self.smallest = math.inf * process.one
         # r itself, known only up to scale: with M the recurrence's norm is M's, and the tests want the plain one.
-        self.r = None if problem.M is None else self.process.raw_u.clone()
-        self.residual = self.process.r_norm
-        self.gradient = self._gradient(self.phibar * self.process.alpha)
+        self.r = None if problem.M is None else process.raw_u.clone()
+        self.residual = process.r_norm
+        self.gradient = self._gradient(self.phibar * process.alpha)
 
     def solution(self) -> Tensor:
         return self.x
 
-    def step(self, running: Tensor) -> None:
-        active = running.to(self.domain.scalar)
-        process = self.process
+    def step(self, running: Scalar) -> None:
+        active = self.domain.active(running)
+        process, domain = self.process, self.domain
         process.step(active)
-        rhobar = self.rhobar
-        phibar = self.phibar
+        rhobar, phibar = self.rhobar, self.phibar
         if self.damp is not None:
             c1, s1, rhobar = rotation(rhobar, self.damp)
-            self.damped_away = torch.hypot(self.damped_away, s1 * phibar)
+            self.damped_away = hypot(self.damped_away, s1 * phibar)
             phibar = c1 * phibar
         c, s, rho = rotation(rhobar, process.beta)
         theta = s * process.alpha
@@ -132,27 +131,27 @@ class _LSQR(Method):
         phi = c * phibar
         self.phibar = s * phibar
         inverse = divide(active, rho)
-        self.x.addcmul_(self.w, self.domain.spread(phi * inverse))
-        torch.addcmul(process.v, self.w, self.domain.spread(theta * inverse), value=-1, out=self.w)
+        domain.add(self.x, phi * inverse, self.w, out=self.x)
+        domain.add(process.v, -theta * inverse, self.w, out=self.w)
         self._estimates(c, s, rho, phi)
 
-    def _estimates(self, c: Tensor, s: Tensor, rho: Tensor, phi: Tensor) -> None:
+    def _estimates(self, c: Scalar, s: Scalar, rho: Scalar, phi: Scalar) -> None:
         process = self.process
-        self.largest = torch.maximum(self.largest, rho)
-        self.smallest = torch.minimum(self.smallest, rho)
-        self.condition = self.largest / self.smallest
-        self.residual = self.phibar if self.damp is None else torch.hypot(self.phibar, self.damped_away)
+        self.trouble = process.trouble
+        self.largest, self.smallest = maximum(self.largest, rho), minimum(self.smallest, rho)
+        self.condition = quotient(self.largest, self.smallest)
+        self.residual = self.phibar if self.damp is None else hypot(self.phibar, self.damped_away)
         if self.r is not None:
             # r_k = phibar_{k+1} d_k with d_k = s d_{k-1} - c u_{k+1}: the last column of U_{k+1} Q_k^T.
             space = process.codomain
-            self.r.mul_(space.spread(s)).addcmul_(process.raw_u, space.spread(-c))
+            space.add(space.scale(self.r, s), -c, process.raw_u, out=self.r)
             self.residual = self.phibar * space.norm(self.r)
-        self.gradient = self._gradient(process.alpha * (s * phi).abs())
+        self.gradient = self._gradient(process.alpha * abs(s * phi))
 
-    def _gradient(self, gradient: Tensor) -> Tensor:
+    def _gradient(self, gradient: Scalar) -> Scalar:
         process = self.process
         norm = process.operator_norm
-        self.operator_norm = norm if self.damp is None else torch.hypot(norm, self.damp)
+        self.operator_norm = norm if self.damp is None else hypot(norm, self.damp)
         if process.M is not None:
             # The weighted gradient, relative to its own norms: the plain one does not vanish where M reweights.
             return divide(gradient, process.weighted_norm * self.phibar) * self.operator_norm * self.residual

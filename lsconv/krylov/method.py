@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lsconv.krylov.batch import Scalar
+
 __all__ = ["CURVATURE", "KERNEL", "STUCK", "Method"]
 
 # Why an item cannot go on, as bits of ``Method.trouble``; the loop keeps bits of its own below these.
@@ -11,7 +13,7 @@ CURVATURE, KERNEL, STUCK = 16, 32, 64
 
 
 class Method:
-    """The iteration of one method on a batch of items; all scalars are tensors of shape ``batch``.
+    """The iteration of one method on a batch of items; all scalars are of the problem's kind, one per item.
 
     Attributes:
         residual: estimate of the (damped) residual norm.
@@ -22,14 +24,14 @@ class Method:
         trouble: None, or bits of :data:`CURVATURE`, :data:`KERNEL`, :data:`STUCK` for items that cannot go on.
     """
 
-    residual: Tensor
-    gradient: Tensor | None = None
-    operator_norm: Tensor
-    condition: Tensor | None = None
-    settled: Tensor | None = None
-    trouble: Tensor | None = None
+    residual: Scalar
+    gradient: Scalar | None = None
+    operator_norm: Scalar
+    condition: Scalar | None = None
+    settled: Scalar | None = None
+    trouble: Scalar | None = None
 
-    def step(self, running: Tensor) -> None:
+    def step(self, running: Scalar) -> None:
         """One iteration of the items where ``running`` is True; the others stand still, whatever they contain."""
         raise NotImplementedError
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.batch import divide, rotation
+from lsconv.krylov.batch import Scalar, divide, hypot, maximum, rotation, where
 from lsconv.krylov.golub_kahan import unit
 from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
@@ -82,7 +82,7 @@ def minres(
         >>> lsconv.minres(A, torch.tensor([2.0, 4.0])).x
         tensor([2.0000, 1.0000])
     """
-    problem = prepare(A, b, M=M, x0=x0, check_finite=check_finite, square=True)
+    problem = prepare(A, b, M=M, x0=x0, check_finite=check_finite, square=True, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
                          progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
     return iterate(problem, options, lambda x, running: _MINRES(problem, x, running), name="minres")
@@ -94,75 +94,77 @@ class _MINRES(Method):
     ``v`` is a unit vector in the inner product of M, ``raw`` the same before M is applied to it.
     """
 
-    def __init__(self, problem: Problem, x: Tensor | None, running: Tensor) -> None:
+    def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.A, self.M, self.space = problem.A, problem.M, problem.domain
         self.negligible = 4 * torch.finfo(self.A.dtype).eps ** 0.5
-        active = running.to(self.space.scalar)
+        active = self.space.active(running)
         self.x = problem.start(x)
         r = problem.residual(x, running)
-        norm = self.space.safe_norm(r)
-        self.raw = r.mul_(self.space.spread(divide(active, norm)))
-        self.trouble = None if self.M is None else torch.zeros_like(running, dtype=torch.int64)
-        zero, one = torch.zeros_like(norm), torch.ones_like(norm)
-        scale, self.v, self.v_norm = unit(self.raw, one, active, self.M, self.space, self.trouble)
+        norm: Scalar = self.space.safe_norm(r)
+        self.raw = self.space.scale(r, divide(active, norm))
+        zero, self.one = 0 * active, 0 * active + 1
+        scale, self.v, v_norm, self.trouble = unit(self.raw, self.one, active, self.M, self.space)
+        self.v_norm = self.one if v_norm is None else v_norm
         self.r = None if self.M is None else self.raw.clone()
         self.previous = torch.zeros_like(self.raw)
         self.w, self.w_previous = torch.zeros_like(self.raw), torch.zeros_like(self.raw)
         self.beta, self.phibar = zero, norm * scale
-        self.dbar, self.epsilon, self.c, self.s = zero, zero, -one, zero
+        self.dbar, self.epsilon, self.c, self.s = zero, zero, -self.one, zero
         self.residual = norm
         self.operator_norm = self.weighted_norm = zero
 
     def solution(self) -> Tensor:
         return self.x
 
-    def step(self, running: Tensor) -> None:
-        active, spread = running.to(self.space.scalar), self.space.spread
+    def step(self, running: Scalar) -> None:
+        space, active = self.space, self.space.active(running)
         # Lanczos: A v = beta_k v_{k-1} + alpha v_k + beta_{k+1} v_{k+1}, in place of the oldest vector.
         av = self.A.apply(self.v)
-        alpha = self.space.inner(self.v, av)
+        alpha: Scalar = space.inner(self.v, av)
         if self.M is not None:
-            bound = divide(self.space.norm(av), self.space.norm(self.v))
-            self.operator_norm = torch.maximum(self.operator_norm, bound)
-        torch.addcmul(av, self.previous, spread(-self.beta), out=self.previous)
-        self.previous.addcmul_(self.raw, spread(-alpha))
+            self.operator_norm = maximum(self.operator_norm, divide(space.norm(av), space.norm(self.v)))
+        space.add(av, -self.beta, self.previous, out=self.previous)
+        space.add(self.previous, -alpha, self.raw, out=self.previous)
         self.previous, self.raw = self.raw, self.previous
         v, beta_before = self.v, self.beta
         if self.M is None:
             # The old v is needed once more, for w: it is what `previous` now holds.
             v = self.previous
-        self.beta, self.v, self.v_norm = unit(self.raw, None, active, self.M, self.space, self.trouble)
-        column = torch.hypot(torch.hypot(beta_before, alpha), self.beta)
-        self.weighted_norm = torch.maximum(self.weighted_norm, column)
+        self.beta, self.v, v_norm, kernel = unit(self.raw, None, active, self.M, space)
+        self.v_norm = self.one if v_norm is None else v_norm
+        if kernel is not None:
+            self.trouble = kernel if self.trouble is None else self.trouble | kernel
+        column = hypot(hypot(beta_before, alpha), self.beta)
+        self.weighted_norm = maximum(self.weighted_norm, column)
         if self.M is None:
             self.operator_norm = self.weighted_norm
         self._advance(v, alpha, active)
 
-    def _advance(self, v: Tensor, alpha: Tensor, active: Tensor) -> None:
+    def _advance(self, v: Tensor, alpha: Scalar, active: Scalar) -> None:
         """One more column of R, one more direction, and the step along it."""
-        spread = self.space.spread
+        space = self.space
         epsilon = self.epsilon
         delta = self.c * self.dbar + self.s * alpha
         gbar = self.s * self.dbar - self.c * alpha
         self.epsilon = self.s * self.beta
         self.dbar = -self.c * self.beta
-        root = torch.hypot(gbar, self.dbar)
-        # ||A r_{k-1}|| = phibar_{k-1} root. Where that is negligible r_{k-1} is a least-squares residual, and the step
+        rest = hypot(gbar, self.dbar)
+        # ||A r_{k-1}|| = phibar_{k-1} rest. Where that is negligible r_{k-1} is a least-squares residual, and the step
         # that is due would divide by the (nearly) singular pivot: x stays.
-        self.settled = done = root <= self.negligible * self.weighted_norm
+        self.settled = done = rest <= self.negligible * self.weighted_norm
+        moving = active * (done == 0)
         self.c, self.s, gamma = rotation(gbar, self.beta)
         inverse = divide(active, gamma)
-        self.w_previous.mul_(spread(-epsilon * inverse)).addcmul_(self.w, spread(-delta * inverse))
-        self.w_previous.addcmul_(v, spread(inverse))
+        space.add(space.scale(self.w_previous, -epsilon * inverse), -delta * inverse, self.w, out=self.w_previous)
+        space.add(self.w_previous, inverse, v, out=self.w_previous)
         self.w, self.w_previous = self.w_previous, self.w
-        moving = active * ~done
-        self.x.addcmul_(self.w, spread(self.c * self.phibar * moving))
-        self.gradient = divide(root, self.weighted_norm) * self.operator_norm * self.residual
-        self.phibar = torch.where(done, self.phibar, self.s * self.phibar)
+        space.add(self.x, self.c * self.phibar * moving, self.w, out=self.x)
+        self.gradient = divide(rest, self.weighted_norm) * self.operator_norm * self.residual
+        self.phibar = where(done, self.phibar, self.s * self.phibar)
         if self.r is None:
             self.residual = self.phibar
         else:
             # r_k = phibar_k d_k with d_k = s d_{k-1} - c v_{k+1}: the plain norm, where phibar is that of M.
-            moved = torch.where(done, 1.0, self.s)
-            self.r.mul_(spread(moved)).addcmul_(self.raw, spread(-self.c * ~done))
-            self.residual = self.phibar * self.space.norm(self.r)
+            space.scale(self.r, where(done, self.one, self.s))
+            space.add(self.r, -self.c * (done == 0), self.raw, out=self.r)
+            self.residual = self.phibar * space.norm(self.r)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import numbers
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DeviceError, DtypeError, PreconditionerError, ShapeError
-from lsconv.krylov.batch import ItemSpace, scalar_dtype
+from lsconv.krylov.batch import ItemSpace, OneItem, Scalar, scalar_dtype
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["Problem", "as_operator", "prepare"]
@@ -54,6 +56,7 @@ class Problem:
         batch: the batch dimensions.
         broken: items whose data are not finite.
         zero: items whose right-hand side is zero.
+        single: there is one item, on the CPU, and the method's scalars are Python numbers.
     """
 
     A: LinearOperator
@@ -65,19 +68,31 @@ class Problem:
     batch: torch.Size
     broken: Tensor
     zero: Tensor
+    single: bool = False
 
-    @property
+    @functools.cached_property
     def domain(self) -> ItemSpace:
         """Arithmetic on tensors shaped like x."""
-        return ItemSpace(self.A.in_shape, self.A.dtype, self.A.device)
+        return (OneItem if self.single else ItemSpace)(self.A.in_shape, self.A.dtype, self.A.device)
 
-    @property
+    @functools.cached_property
     def codomain(self) -> ItemSpace:
         """Arithmetic on tensors shaped like y."""
-        return ItemSpace(self.A.out_shape, self.A.dtype, self.A.device)
+        return (OneItem if self.single else ItemSpace)(self.A.out_shape, self.A.dtype, self.A.device)
 
-    def residual(self, x: Tensor | None, running: Tensor) -> Tensor:
-        """``y - A x``, and zero for the items that are not running."""
+    def scalar(self, values: Tensor) -> Scalar:
+        """A tensor of shape ``batch`` as the methods' kind of scalar."""
+        return values.item() if self.single else values
+
+    def tensor(self, scalar: Scalar) -> Tensor:
+        """The inverse of :meth:`scalar`."""
+        if isinstance(scalar, Tensor):
+            return scalar.expand(self.batch)
+        dtype = self.domain.scalar if isinstance(scalar, float) else None
+        return torch.full(self.batch, scalar, dtype=dtype, device=self.A.device)
+
+    def residual(self, x: Tensor | None, running: Scalar) -> Tensor:
+        """``y - A x``, and zero for the items that are not running; a tensor of its own."""
         r = self.y if x is None else self.y - self.A.apply(x)
         return r * self.codomain.spread(running)
 
@@ -99,8 +114,11 @@ def prepare(
     check_finite: bool = True,
     square: bool = False,
     name: str = "b",
+    host_scalars: bool = False,
 ) -> Problem:
     """Check the arguments of a solver and broadcast them to one batch.
+
+    With ``host_scalars`` the problem of a single item on the CPU is :attr:`Problem.single`.
 
     Raises:
         ArgumentError: for a negative or non-finite damp.
@@ -142,7 +160,10 @@ def prepare(
         y = y.masked_fill(codomain.spread(broken).bool(), 0)
     zero = (codomain.safe_norm(y) == 0) & ~broken
     damped = damping.expand(batch) if bool((damping > 0).any()) else None
-    return Problem(A, y, x0, damped, M, N, torch.Size(batch), broken, zero)
+    # Reading a value costs nothing where the host holds it itself. It does of a tensor that is spread over devices
+    # (DTensor), and cannot be done under torch's function transforms.
+    single = host_scalars and A.device.type == "cpu" and math.prod(batch) == 1 and type(y) is Tensor
+    return Problem(A, y, x0, damped, M, N, torch.Size(batch), broken, zero, single)
 
 
 def _check_preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator) -> None:

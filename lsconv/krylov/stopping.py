@@ -12,13 +12,26 @@ number changes neither test (``atol`` is in the units of y).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError
-from lsconv.krylov.batch import ItemSpace, divide, scalar_dtype
+from lsconv.krylov.batch import (
+    ItemSpace,
+    OneItem,
+    Scalar,
+    any_item,
+    at_least,
+    divide,
+    hypot,
+    maximum,
+    minimum,
+    scalar_dtype,
+    unbounded,
+)
 from lsconv.krylov.solution import History, Solution, Status
 from lsconv.operators.base import LinearOperator
 
@@ -60,18 +73,18 @@ class Tolerances:
                 raise ArgumentError(f"{name}: expected a number >= 0, got {value}")
         return cls(rtol, float(atol), conlim, eps)
 
-    def residual_bound(self, y_norm: Tensor) -> Tensor:
+    def residual_bound(self, y_norm: Scalar) -> Scalar:
         """What the residual norm has to reach."""
-        return (self.rtol * y_norm).clamp_min(self.atol)
+        return at_least(self.rtol * y_norm, self.atol)
 
-    def gradient_bound(self, operator_norm: Tensor, residual: Tensor) -> Tensor:
+    def gradient_bound(self, operator_norm: Scalar, residual: Scalar) -> Scalar:
         """What the gradient norm has to reach."""
-        return operator_norm * (self.rtol * residual).clamp_min(self.atol)
+        return operator_norm * at_least(self.rtol * residual, self.atol)
 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What applying A once and its adjoint once to a finished x says about it; a tensor of shape ``batch`` each.
+    """What applying A once and its adjoint once to a finished x says about it; one scalar per item each.
 
     Attributes:
         residual_norm: ``||y - Ax||``.
@@ -81,14 +94,14 @@ class Certificate:
         merit: the smaller of the two norms in units of its bound; at most 1 where converged.
     """
 
-    residual_norm: Tensor
-    gradient_norm: Tensor
-    residual_ok: Tensor
-    gradient_ok: Tensor
-    merit: Tensor
+    residual_norm: Scalar
+    gradient_norm: Scalar
+    residual_ok: Scalar
+    gradient_ok: Scalar
+    merit: Scalar
 
     @property
-    def converged(self) -> Tensor:
+    def converged(self) -> Scalar:
         """True where either test is met."""
         return self.residual_ok | self.gradient_ok
 
@@ -97,13 +110,14 @@ def certify(
     A: LinearOperator,
     x: Tensor,
     y: Tensor,
-    damp: Tensor | float = 0.0,
+    damp: Scalar = 0.0,
     *,
     tolerances: Tolerances,
-    operator_norm: Tensor | None = None,
+    operator_norm: Scalar | None = None,
     square: bool = False,
     rounding: float = 0.0,
     norm_bound: Tensor | None = None,
+    single: bool = False,
 ) -> Certificate:
     r"""Recompute residual and gradient of ``x`` by A itself and judge them.
 
@@ -120,45 +134,50 @@ def certify(
             ``8 rounding ||A|| (||A|| ||x|| + ||y||)`` is
             that of the nearest representable x.
         norm_bound: an upper bound of ``||A||`` for that, per item; None takes the lower bound.
+        single: there is one item, and scalars are Python numbers, here and in the certificate.
 
     Returns:
         A :class:`Certificate`. Non-finite x converges nowhere.
     """
-    domain = ItemSpace(A.in_shape, A.dtype, A.device)
-    codomain = ItemSpace(A.out_shape, A.dtype, A.device)
+    space = OneItem if single else ItemSpace
+    domain, codomain = space(A.in_shape, A.dtype, A.device), space(A.out_shape, A.dtype, A.device)
     batch = torch.broadcast_shapes(
         x.shape[: x.ndim - len(A.in_shape)], y.shape[: y.ndim - len(A.out_shape)], A.batch_shape
     )
-    damp = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device).expand(batch)
-    y_norm = codomain.safe_norm(y).expand(batch)
-    x_norm = domain.safe_norm(x).expand(batch)
+
+    def spread_out(scalar: Scalar) -> Scalar:
+        return scalar if single else scalar.expand(batch)
+
+    if not single:
+        damp = spread_out(torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device))
+    y_norm, x_norm = spread_out(codomain.safe_norm(y)), spread_out(domain.safe_norm(x))
     ax = A.apply(x)
-    bound = divide(codomain.safe_norm(ax).expand(batch), x_norm)
+    bound = divide(spread_out(codomain.safe_norm(ax)), x_norm)
     residual = y - ax
     del ax
-    r_norm = codomain.safe_norm(residual).expand(batch)
+    r_norm = spread_out(codomain.safe_norm(residual))
     g = _adjoint(A, residual, square)
     if g is None:
-        g_norm = torch.full_like(r_norm, torch.nan)
+        g_norm = math.nan * r_norm
     else:
-        bound = torch.maximum(bound, divide(domain.safe_norm(g).expand(batch), r_norm))
-        if bool((damp > 0).any()):
-            g = g - domain.spread(damp * damp) * x
-        g_norm = domain.safe_norm(g).expand(batch)
-    norm_a = (
-        torch.hypot(bound, damp) if operator_norm is None else torch.maximum(torch.hypot(bound, damp), operator_norm)
-    )
-    total = torch.hypot(r_norm, damp * x_norm)
+        bound = maximum(bound, divide(spread_out(domain.safe_norm(g)), r_norm))
+        if any_item(damp > 0):
+            g = domain.add(g, -damp * damp, x)
+        g_norm = spread_out(domain.safe_norm(g))
+    norm_a = hypot(bound, damp)
+    if operator_norm is not None:
+        norm_a = maximum(norm_a, operator_norm)
+    total = hypot(r_norm, damp * x_norm)
     r_bound, g_bound = tolerances.residual_bound(y_norm), tolerances.gradient_bound(norm_a, total)
     upper = norm_a if norm_bound is None else norm_bound
-    g_bound = torch.maximum(g_bound, 8 * rounding * upper * (upper * x_norm + y_norm))
-    finite = torch.isfinite(x_norm)
+    g_bound = maximum(g_bound, 8 * rounding * upper * (upper * x_norm + y_norm))
+    finite = unbounded(x_norm) == 0
     residual_ok = (total <= r_bound) & finite
     gradient_ok = (g_norm <= g_bound) & finite & (not square)
-    smallest = torch.finfo(r_norm.dtype).tiny
-    merit = total / r_bound.clamp_min(smallest)
+    smallest = torch.finfo(scalar_dtype(A.device)).tiny
+    merit = total / at_least(r_bound, smallest)
     if not square:
-        merit = torch.minimum(merit, g_norm / g_bound.clamp_min(smallest))
+        merit = minimum(merit, g_norm / at_least(g_bound, smallest))
     return Certificate(r_norm, g_norm, residual_ok, gradient_ok, merit)
 
 

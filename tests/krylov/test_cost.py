@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
 from lsconv.krylov.craig import craig
+from lsconv.krylov.gmres import gmres
+from lsconv.krylov.hybrid import hybrid
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
+from lsconv.krylov.minres import minres
 from lsconv.krylov.solution import Solution
-from lsconv.operators.elementary import FromFunctions
+from lsconv.operators.elementary import Diagonal, FromFunctions
 
 pytestmark = pytest.mark.filterwarnings("ignore::lsconv.errors.ConvergenceWarning")
 
@@ -129,13 +133,17 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("solver", [cgls, lsqr, lsmr, craig])
+@pytest.mark.parametrize("solver", [cg, minres, gmres, cgls, lsqr, lsmr, craig, hybrid])
 def test_the_host_reads_once_per_check(solver: Solver) -> None:
+    """Of a batch, as on a GPU: the scalars of a single item on the CPU are the host's own."""
+    A = Diagonal(torch.logspace(0, -3, 200, dtype=torch.float64))
+    # Almost no noise, so almost no damping, which would end the iteration early.
+    options = {"rule": "discrepancy", "noise_std": 1e-9} if solver is hybrid else {}
     counts = []
     for iterations in (20, 40):
-        buffers = Buffers()
         with HostReads() as reads:
-            solver(buffers.operator, torch.linspace(1, 2, M), max_iter=iterations, rtol=0, check_every=10)
+            solver(A, torch.linspace(1, 2, 400, dtype=torch.float64).reshape(2, 200), max_iter=iterations, rtol=0,
+                   check_every=10, **options)  # fmt: skip
         counts.append(reads.count)
     assert counts[1] - counts[0] == 2
 
