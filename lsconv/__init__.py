@@ -31,7 +31,8 @@ from lsconv.fourier.spectrum import cond, norm, singular_values
 # answers
 from lsconv.inverse.lstsq import lstsq, pinv
 from lsconv.inverse.tikhonov import tikhonov
-from lsconv.inverse.variation import plug_and_play, total_variation
+from lsconv.inverse.plug_and_play import plug_and_play
+from lsconv.inverse.variation import total_variation
 from lsconv.inverse.deconvolve import blur_operator, deconvolve
 
 # modules for networks

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, MethodError, NonFiniteError, ShapeError
+from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.tikhonov import tikhonov
-from lsconv.inverse.variation import plug_and_play, total_variation
+from lsconv.inverse.variation import total_variation
 from lsconv.krylov.solution import Solution
 from lsconv.operators.base import require_finite
 from lsconv.operators.convolution import Convolution

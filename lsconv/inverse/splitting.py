@@ -1,86 +1,131 @@
-r"""ADMM: quadratic data or none, and convex terms of linear images of x.
+r"""ADMM: convex terms of linear images of x, split off one by one.
 
-.. math:: \min_x \tfrac12 \|Ax - y\|^2 + \sum_j g_j(K_j x)
+.. math:: \min_x \sum_j g_j(K_j x) \quad\text{as}\quad \min_{x, z} \sum_j g_j(z_j), \quad z_j = K_j x
 
-is split into :math:`z_j = K_j x` and solved by the alternating direction method of multipliers. Its quadratic step
+With the scaled multipliers u and :math:`s = z + u` an iteration is
 
-.. math:: (A^HA + \rho \sum_j K_j^H K_j)\, x = A^Hy + \rho \sum_j K_j^H (z_j - u_j)
+.. math::
+    x   &= \arg\min_x \textstyle\sum_j \rho_j \|K_j x - (2 z_j - s_j)\|^2 && \text{the quadratic step} \\
+    s_j &\leftarrow s_j + \alpha (K_j x - z_j)                             && \text{over-relaxed} \\
+    z_j &= \arg\min_z g_j(z) + \tfrac{\rho_j}{2}\|z - s_j\|^2              && \text{the proximal step}
 
-is the border solve of :mod:`lsconv.fourier.stacked` where A and the K are convolutions, with factors kept from step to
-step and border unknowns that start where the last step left them; conjugate gradients otherwise. The small mu that
-the factors need is compensated by a proximal term :math:`\tfrac{\mu}{2}\|x - x_k\|^2`, so that the limit is exact.
+and :math:`p_j = \rho_j (s_j - z_j)` are dual variables. The quadratic step is a division per frequency on an extended
+periodic grid (:mod:`lsconv.inverse.extended_grid`), or one of :mod:`lsconv.inverse.normal_step`. A certificate that is
+recomputed from x and p decides when to stop; the residuals of the iteration only balance the penalties.
 
 Boyd, Parikh, Chu, Peleato, Eckstein, "Distributed optimization and statistical learning via the alternating direction
-method of multipliers" (2011), sections 3.3 (stopping) and 3.4 (over-relaxation, residual balancing).
+method of multipliers" (2011), sections 3.3 (residuals) and 3.4 (over-relaxation, residual balancing); Eckstein and
+Bertsekas (1992) for the form in s.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning, MethodError
-from lsconv.fourier.stacked import StackedPlan
+from lsconv.inverse.proximal import Term
 from lsconv.krylov.batch import ItemSpace
-from lsconv.krylov.cg import cg
-from lsconv.operators.algebra import VStack
-from lsconv.operators.base import LinearOperator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["SplittingHistory", "SplittingResult", "Term", "admm"]
+__all__ = ["Image", "QuadraticStep", "SplittingHistory", "SplittingResult", "Verdict", "admm"]
 
-_RELAXATION = 1.6
-_CHECK_EVERY = 5
-_BALANCE_EVERY = 10
-_BALANCE_RATIO = 4.0
-_REFACTORISATIONS = 6
-_BALANCES = 30  # where another rho needs no other factors
-# Relative residual of the border system in every quadratic step.
-_STEP_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+# After these iterations the penalties are balanced; later they stay, so that the iteration converges.
+_BALANCE_AT = (10, 20, 40, 80, 160, 320)
+_BALANCE_RATIO = 3.0
+# A primal residual this much smaller than the dual one was the best balance on pictures.
+_PRIMAL_WEIGHT = 4.0
 
 
-@dataclass(frozen=True)
-class Term:
-    """One term ``g(K x)``.
+class Image(Protocol):
+    """One split image ``K_j x`` as the quadratic step lays it out."""
 
-    Attributes:
-        operator: K.
-        prox: ``prox(v, rho)``, the minimiser of ``g(z) + rho/2 ||z - v||^2``; rho is shaped to multiply v.
-        value: ``g`` of every item; None where it is an indicator or has no value.
-    """
+    def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
+        """The proximal step of ``s`` into ``out``."""
+        ...
 
-    operator: LinearOperator
-    prox: Callable[[Tensor, Tensor], Tensor]
-    value: Callable[[Tensor], Tensor] | None = None
+    def item(self, z: Tensor) -> Tensor:
+        """What the term's operator has of ``z``, ``(*batch, *K.out_shape)``."""
+        ...
+
+
+class QuadraticStep(Protocol):
+    """The quadratic step: the terms it splits, their images, and the minimiser."""
+
+    terms: list[Term]
+
+    @property
+    def images(self) -> Sequence[Image]:
+        """One for every term."""
+        ...
+
+    @property
+    def x(self) -> Tensor:
+        """The last minimiser, ``(*batch, *in_shape)``."""
+        ...
+
+    def set_penalties(self, rho: Sequence[Tensor]) -> None:
+        """Prepare for other penalties, one per term and batch item."""
+        ...
+
+    def step(self, reflected: Sequence[Tensor]) -> list[Tensor]:
+        """The images of the minimiser for ``2 z - s``, given half of that, which may be overwritten."""
+        ...
+
+
+class Verdict(Protocol):
+    """What a certificate says of x."""
+
+    @property
+    def stationarity(self) -> Tensor:
+        """What the conditions leave, relative to their terms."""
+        ...
+
+    @property
+    def complementarity(self) -> Tensor:
+        """The gaps, relative to the objective."""
+        ...
+
+    @property
+    def objective(self) -> Tensor:
+        """The objective at x."""
+        ...
+
+    def met(self, rtol: float) -> Tensor:
+        """Whether it meets the tolerance, per batch item."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class SplittingHistory:
-    """What ADMM saw, a row for every ``check_every`` iterations.
+    """What ADMM saw, a row for every look at it.
 
     Attributes:
         iterations: the iteration of every row.
-        primal: ``||K x - z||`` relative to the larger of the two norms, ``(rows, *batch)``.
-        dual: ``rho ||K^H (z - z_old)||`` relative to the forces ``||K_j^H rho u_j||``, ``(rows, *batch)``.
+        primal: ``||K_j x - z_j||`` relative to the larger of the two norms, of the worst term, ``(rows, *batch)``.
+        dual: the norm of ``sum_j rho_j K_j^H (z_j - z_j,old)`` relative to the largest force ``||K_j^H p_j||``.
+        stationarity: what the forces leave, relative to the largest (the certificate; of plug-and-play: the fixed-point
+            residual).
+        complementarity: the Fenchel-Young gaps relative to the objective (the certificate; of plug-and-play: 0).
         objective: the objective at x, ``(rows, *batch)``.
-        rho: the penalty parameter, ``(rows, *batch)``.
+        rho: the penalty of the sparsifying term, ``(rows, *batch)``.
     """
 
     iterations: Tensor
     primal: Tensor
     dual: Tensor
+    stationarity: Tensor
+    complementarity: Tensor
     objective: Tensor
     rho: Tensor
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the relative primal and dual residuals against the iteration.
+        """Draw the relative residuals and the certificate against the iteration.
 
         Args:
             ax: matplotlib axes to draw into; new ones by default.
@@ -89,7 +134,8 @@ class SplittingHistory:
             from matplotlib import pyplot
 
             ax = pyplot.subplots()[1]
-        for label, values, style in (("primal", self.primal, "-"), ("dual", self.dual, "--")):
+        for label, style in (("primal", "-"), ("dual", "--"), ("stationarity", "-."), ("complementarity", ":")):
+            values = getattr(self, label)
             for item, curve in enumerate(values.reshape(values.shape[0], -1).cpu().T):
                 text = label if values[0].numel() == 1 else f"{label} [{item}]"
                 ax.plot(self.iterations.cpu().numpy(), curve.numpy(), style, label=text)
@@ -103,194 +149,164 @@ class SplittingHistory:
 
 @dataclass(frozen=True, eq=False)
 class SplittingResult:
-    """The end of :func:`admm`: x, the split variables, the multipliers ``rho u``, and how it went."""
+    """The end of :func:`admm`: x, the dual variables, and how it went."""
 
     x: Tensor
-    z: list[Tensor]
-    multipliers: list[Tensor]
+    duals: list[Tensor]
     iterations: Tensor
-    converged: Tensor
+    met: Tensor
+    stopped: bool
     history: SplittingHistory
-
-
-class _QuadraticStep:
-    """``(A^H A + rho K^H K)^{-1}``, or without A ``(K^H K)^{-1}`` (then rho cancels and nothing is refactored)."""
-
-    def __init__(self, A: LinearOperator | None, operators: Sequence[LinearOperator], rho: Tensor) -> None:
-        self.A, self.operators = A, list(operators)
-        self.start: Tensor | None = None
-        self.set_penalty(rho)
-
-    def set_penalty(self, rho: Tensor) -> None:
-        """Factors for another rho."""
-        if self.A is None:
-            first, rest, damp = self.operators[0], self.operators[1:], torch.ones_like(rho)
-        else:
-            first, rest, damp = self.A, self.operators, rho.sqrt()
-        L = rest[0] if len(rest) == 1 else VStack(rest)
-        self.plan: StackedPlan | None = None
-        self.stack = VStack([first, L * damp.to(first.dtype)])
-        try:
-            self.plan = StackedPlan(first, L, damp)
-        except MethodError:
-            self.normal = self.stack.H @ self.stack
-            return
-        self.tolerance = _STEP_TOLERANCE[self.stack.operators[0].dtype.to_real()]
-        square = self.plan.unit.double() ** 2
-        self.square = square.to(self.plan.damp.dtype)
-        # mu of the factors in the units of A, one per batch item
-        inverse = self.plan.inverse
-        groups = inverse.embedding.groups
-        mu = inverse.mu.expand(inverse.embedding.blocks).reshape(*inverse.embedding.batch_shape, groups)
-        self.mu = mu  # per group, in scaled units
-
-    def solve(self, g: Tensor, x: Tensor) -> Tensor:
-        """The step for the right-hand side ``g`` from the last ``x``."""
-        if self.plan is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                return cg(self.normal, g, x0=x, max_iter=50).x
-        g = g / self.square.reshape(*self.square.shape, *(1,) * len(self.stack.in_shape)).to(g.dtype)
-        g = g + self._per_channel(self.mu, x) * x
-        z, _, self.start = self.plan.inverse.continued(g, self.tolerance, 200, self.start)
-        return z
-
-    def _per_channel(self, values: Tensor, x: Tensor) -> Tensor:
-        """``(*batch, groups)`` shaped to multiply x."""
-        channels = self.stack.in_shape[0]
-        spread = values.repeat_interleave(channels // values.shape[-1], dim=-1).to(x.dtype)
-        return spread.reshape(*spread.shape, *(1,) * (len(self.stack.in_shape) - 1))
 
 
 @torch.no_grad()
 def admm(
-    A: LinearOperator | None,
-    y: Tensor | None,
-    terms: Sequence[Term],
+    step: QuadraticStep,
+    images: Sequence[Tensor],
     *,
-    rho: Tensor,
+    rho: Sequence[Tensor],
     batch: tuple[int, ...],
-    x0: Tensor,
+    judge: Callable[[Tensor, list[Tensor]], Verdict],
+    answer: Callable[[Tensor, list[Tensor]], Tensor],
     rtol: float,
     max_iter: int,
-    objective: Callable[[Tensor, list[Tensor]], Tensor],
-    convex: bool = True,
+    relaxation: float = 1.8,
+    check_every: int = 10,
+    balance: bool = True,
     callback: Callable[[int, Tensor], bool | None] | None = None,
 ) -> SplittingResult:
-    """Run ADMM until the relative primal and dual residuals are below ``rtol`` in every batch item.
+    """Run ADMM until the certificate of every batch item meets ``rtol``.
 
     Args:
-        A: operator of the quadratic data term; None: there is none, and the first term's operator is a convolution.
-        y: its data.
-        terms: the other terms.
-        rho: the penalty to begin with, one per batch item.
+        step: the quadratic step.
+        images: of the x to begin with.
+        rho: the penalties to begin with, one per term and batch item.
         batch: the batch dimensions.
-        x0: where to start, ``(*batch, *in_shape)``.
+        judge: the certificate of ``(answer, dual variables)``.
+        answer: the x to answer with, of the minimiser and the split images ``z``.
         rtol: relative tolerance.
         max_iter: limit on the iterations.
-        objective: of ``x`` and the list of ``K x``.
-        convex: balance the penalty; with a denoiser as the prior it is part of the model and stays.
-        callback: called with the iteration and x every few iterations; returning True stops.
+        relaxation: the over-relaxation, in (0, 2).
+        check_every: iterations between two looks at the certificate.
+        balance: adapt the penalties of the balanced terms; with a denoiser as the prior they are part of the model.
+        callback: called with the iteration and x at every look; returning True stops.
     """
-    operators = [term.operator for term in terms]
-    spaces = [ItemSpace(K.out_shape, K.dtype, K.device) for K in operators]
-    domain = ItemSpace(operators[0].in_shape, x0.dtype, x0.device)
-    rho = rho.expand(batch).clone()
-    step = _QuadraticStep(A, operators, rho)
-    h = None if A is None or y is None else A.adjoint(y)
-    x = x0.expand(*batch, *x0.shape[x0.ndim - len(domain.item_shape) :]).clone()
-    z = [K.apply(x) for K in operators]
-    u = [torch.zeros_like(v) for v in z]
-    active = torch.ones(batch, dtype=torch.bool, device=x.device)
-    converged = torch.zeros_like(active)
-    iterations = torch.zeros(batch, dtype=torch.int64, device=x.device)
-    rows: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []
-    refactored = 0
+    terms, count = step.terms, len(step.terms)
+    rho = [value.expand(batch).clone() for value in rho]
+    step.set_penalties(rho)
+    s = [image.clone() for image in images]
+    z, old = [torch.empty_like(v) for v in s], [torch.empty_like(v) for v in s]
+    reflected = [torch.empty_like(v) for v in s]  # half of it, which is one pass over the data less
+
+    def proximal() -> None:
+        for j in range(count):
+            step.images[j].proximal(terms[j], s[j], _spread(rho[j], s[j]), z[j])
+
+    proximal()
+    active = torch.ones(batch, dtype=torch.bool, device=s[0].device)
+    met = torch.zeros_like(active)
+    iterations = torch.zeros(batch, dtype=torch.int64, device=s[0].device)
+    rows: list[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+    kept: tuple[Tensor, list[Tensor]] | None = None
+    stopped = False
     for k in range(1, max_iter + 1):
-        g = _sum([K.adjoint(v - w) for K, v, w in zip(operators, z, u, strict=True)])
-        if h is not None:
-            g = h + domain.spread(rho) * g
-        new_x = step.solve(g, x)
-        mask = domain.spread(active).bool()
-        x = torch.where(mask, new_x, x)
-        images = [K.apply(x) for K in operators]
-        old, z, u = z, *_split_step(terms, spaces, images, z, u, rho, active)
+        for j in range(count):
+            torch.sub(z[j], s[j], alpha=0.5, out=reflected[j])
+        images = step.step(reflected)
+        for j in range(count):
+            s[j].add_(images[j], alpha=relaxation).sub_(z[j], alpha=relaxation)
+        z, old = old, z
+        proximal()
         iterations += active
-        if k % _CHECK_EVERY and k != max_iter:
+        balancing = balance and k in _BALANCE_AT
+        if k % check_every and k != max_iter:
             continue
-        primal, dual = _residuals(operators, spaces, domain, images, z, old, u)
-        met = (primal <= rtol) & (dual <= rtol)
-        rows.append((k, primal, dual, objective(x, images), rho.clone()))
-        converged = converged | (met & active)
-        active = active & ~met & torch.isfinite(primal)
-        if not bool(active.any()) or (callback is not None and callback(k, x)):
+        split = [step.images[j].item(z[j]) for j in range(count)]
+        duals = [step.images[j].item(s[j]).sub(split[j]).mul_(_spread(rho[j], split[j])) for j in range(count)]
+        x = answer(step.x, split)
+        verdict = judge(x, duals)
+        changes = [now - step.images[j].item(old[j]) for j, now in enumerate(split)]
+        primal, dual = _residuals(terms, [step.images[j].item(images[j]) for j in range(count)], split, changes,
+                                  duals, rho)  # fmt: skip
+        now_met = verdict.met(rtol)
+        worst_dual = dual[-1]
+        rows.append((k, torch.stack(primal).amax(0), worst_dual, verdict.stationarity, verdict.complementarity,
+                     verdict.objective, _shown(terms, rho)))  # fmt: skip
+        kept = _keep(kept, (x, duals), active)
+        met = met | (now_met & active)
+        active = active & ~now_met & torch.isfinite(verdict.stationarity)
+        if callback is not None and callback(k, kept[0]):
+            stopped = bool(active.any())
             break
-        if convex and k % _BALANCE_EVERY == 0 and refactored < (_REFACTORISATIONS if A is not None else _BALANCES):
-            ratio = (primal / dual.clamp_min(1e-30)).clamp(1e-2, 1e2)
-            change = torch.where(active & ((ratio > _BALANCE_RATIO) | (ratio < 1 / _BALANCE_RATIO)), ratio.sqrt(), 1.0)
-            if bool((change != 1).any()):
-                rho = rho * change
-                u = [v / space.spread(change) for v, space in zip(u, spaces, strict=True)]
-                refactored += 1
-                if A is not None:
-                    step.set_penalty(rho)
-    count, primals, duals, objectives, rhos = zip(*rows, strict=True)
-    history = SplittingHistory(
-        torch.tensor(count), torch.stack(primals), torch.stack(duals), torch.stack(objectives), torch.stack(rhos)
-    )
-    multipliers = [space.spread(rho) * v for v, space in zip(u, spaces, strict=True)]
-    return SplittingResult(x, z, multipliers, iterations, converged, history)
+        if not bool(active.any()):
+            break
+        if balancing:
+            changed = False
+            for j, term in enumerate(terms):
+                if not term.balanced:
+                    continue
+                ratio = (_PRIMAL_WEIGHT * primal[j] / dual[j].clamp_min(1e-30)).clamp(1e-2, 1e2)
+                far = active & ((ratio > _BALANCE_RATIO) | (ratio < 1 / _BALANCE_RATIO))
+                change = torch.where(far, ratio.sqrt(), 1.0)
+                if bool(far.any()):
+                    rho[j] = rho[j] * change
+                    s[j].sub_(z[j]).div_(_spread(change, s[j])).add_(z[j])
+                    changed = True
+            if changed:
+                step.set_penalties(rho)
+    assert kept is not None
+    columns = list(zip(*rows, strict=True))
+    history = SplittingHistory(torch.tensor(columns[0]), *(torch.stack(column) for column in columns[1:]))
+    return SplittingResult(*kept, iterations, met, stopped, history)
 
 
-def _split_step(
-    terms: Sequence[Term],
-    spaces: Sequence[ItemSpace],
-    images: list[Tensor],
-    z: list[Tensor],
-    u: list[Tensor],
-    rho: Tensor,
-    active: Tensor,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The over-relaxed step of the split variables and multipliers; finished items stay."""
-    new_z, new_u = [], []
-    for term, space, image, before, multiplier in zip(terms, spaces, images, z, u, strict=True):
-        relaxed = _RELAXATION * image + (1 - _RELAXATION) * before
-        v = relaxed + multiplier
-        after = term.prox(v, space.spread(rho).real)
-        mask = space.spread(active).bool()
-        new_z.append(torch.where(mask, after, before))
-        new_u.append(torch.where(mask, v - after, multiplier))
-    return new_z, new_u
+def _spread(values: Tensor, tensor: Tensor) -> Tensor:
+    """One value per batch item, shaped to multiply."""
+    dtype = tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+    return values.to(dtype).reshape(*values.shape, *(1,) * (tensor.ndim - values.ndim))
+
+
+def _shown(terms: Sequence[Term], rho: Sequence[Tensor]) -> Tensor:
+    return next((value for term, value in zip(terms, rho, strict=True) if term.balanced), rho[-1]).clone()
+
+
+def _keep(
+    kept: tuple[Tensor, list[Tensor]] | None, found: tuple[Tensor, list[Tensor]], active: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """The state of the items that are still active; finished ones keep theirs."""
+    if kept is None or bool(active.all()):
+        return found[0].clone(), found[1]
+
+    def chosen(new: Tensor, before: Tensor) -> Tensor:
+        return torch.where(active.reshape(*active.shape, *(1,) * (new.ndim - active.ndim)), new, before)
+
+    return chosen(found[0], kept[0]), [chosen(new, before) for new, before in zip(found[1], kept[1], strict=True)]
 
 
 def _residuals(
-    operators: Sequence[LinearOperator],
-    spaces: Sequence[ItemSpace],
-    domain: ItemSpace,
-    images: list[Tensor],
-    z: list[Tensor],
-    old: list[Tensor],
-    u: list[Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Relative primal and dual residuals; rho cancels in the latter."""
-
-    def norm(parts: Sequence[Tensor]) -> Tensor:
-        return torch.stack([space.norm(part) for space, part in zip(spaces, parts, strict=True)]).square().sum(0).sqrt()
-
-    primal = norm([a - b for a, b in zip(images, z, strict=True)])
-    size = torch.maximum(norm(images), norm(z))
-    change = domain.norm(_sum([K.adjoint(a - b) for K, a, b in zip(operators, z, old, strict=True)]))
-    # the forces one by one: without a quadratic term they balance each other at the optimum
-    force = torch.stack([domain.norm(K.adjoint(v)) for K, v in zip(operators, u, strict=True)]).square().sum(0).sqrt()
-    tiny = torch.finfo(primal.dtype).tiny
-    # without any force (the terms are flat at the optimum) the change counts against the images themselves
-    return primal / size.clamp_min(tiny), change / torch.maximum(force, 1e-3 * domain.norm(_sum(
-        [K.adjoint(v) for K, v in zip(operators, images, strict=True)]
-    ))).clamp_min(tiny)  # fmt: skip
-
-
-def _sum(parts: Sequence[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+    terms: Sequence[Term],
+    images: Sequence[Tensor],
+    split: Sequence[Tensor],
+    changes: Sequence[Tensor],
+    duals: Sequence[Tensor],
+    rho: Sequence[Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Relative primal and dual residuals, term by term; the last dual one is that of all terms together."""
+    primal, dual = [], []
+    total: Tensor | None = None
+    largest: Tensor | None = None
+    domain = ItemSpace(terms[0].operator.in_shape, terms[0].operator.dtype, terms[0].operator.device)
+    for term, image, z, change, p, value in zip(terms, images, split, changes, duals, rho, strict=True):
+        K = term.operator
+        space = ItemSpace(K.out_shape, K.dtype, K.device)
+        tiny = torch.finfo(torch.float64).tiny
+        size = torch.maximum(space.norm(image), space.norm(z))
+        primal.append(space.norm(image - z) / size.clamp_min(tiny))
+        force, back = domain.norm(K.adjoint(p)), K.adjoint(_spread(value, change) * change)
+        dual.append(domain.norm(back) / force.clamp_min(tiny))
+        total = back if total is None else total + back
+        largest = force if largest is None else torch.maximum(largest, force)
+    assert total is not None
+    assert largest is not None
+    dual.append(domain.norm(total) / largest.clamp_min(torch.finfo(torch.float64).tiny))
+    return primal, dual

@@ -1,0 +1,120 @@
+r"""ADMM's quadratic step in the operators themselves: through the border, or by conjugate gradients.
+
+.. math:: (A^HA + \rho \textstyle\sum_j K_j^H K_j)\, x = A^Hy + \rho \sum_j K_j^H r_j
+
+keeps the quadratic data term whole, for operators that are no crops of block-circulant ones, and for plug-and-play,
+whose denoiser costs more than the step. Where A and the K are convolutions it is the border solve of
+:mod:`lsconv.fourier.stacked`, with factors kept from step to step and border unknowns that start where the last step
+left them; conjugate gradients otherwise. The small mu that the factors need is compensated by a proximal term
+:math:`\tfrac{\mu}{2}\|x - x_k\|^2`, so that the limit is exact.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.fourier.stacked import StackedPlan
+from lsconv.inverse.proximal import Term
+from lsconv.krylov.batch import ItemSpace
+from lsconv.krylov.cg import cg
+from lsconv.operators.algebra import VStack
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["NormalStep"]
+
+# Relative residual of the border system in every step.
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+
+
+class NormalStep:
+    """``(A^H A + rho K^H K)^{-1}``, or without A ``(K^H K)^{-1}`` (then rho cancels and nothing is refactored).
+
+    Args:
+        A: operator of the quadratic data term; None: there is none.
+        y: its data, ``(*batch, *out_shape)``.
+        terms: the terms split off; their penalties are all the same.
+        x: where to start, ``(*batch, *in_shape)``.
+    """
+
+    def __init__(self, A: LinearOperator | None, y: Tensor | None, terms: Sequence[Term], x: Tensor) -> None:
+        self.A, self.terms, self.x = A, list(terms), x
+        self.operators = [term.operator for term in terms]
+        self.images = [_Whole() for _ in terms]
+        self.h = None if A is None or y is None else A.adjoint(y)
+        self.start: Tensor | None = None
+        self.plan: StackedPlan | None = None
+
+    def begin(self) -> list[Tensor]:
+        """The images of the x to start from."""
+        return [K.apply(self.x) for K in self.operators]
+
+    def set_penalties(self, rho: Sequence[Tensor]) -> None:
+        """Factors for another rho."""
+        self.rho = rho[0]
+        if self.A is None:
+            first, rest, damp = self.operators[0], self.operators[1:], torch.ones_like(self.rho)
+        else:
+            first, rest, damp = self.A, self.operators, self.rho.sqrt()
+        L = rest[0] if len(rest) == 1 else VStack(rest)
+        self.stack = VStack([first, L * damp.to(first.dtype)])
+        self.plan = None
+        try:
+            self.plan = StackedPlan(first, L, damp)
+        except MethodError:
+            self.normal = self.stack.H @ self.stack
+            return
+        self.tolerance = _TOLERANCE[first.dtype.to_real()]
+        inverse = self.plan.inverse
+        groups = inverse.embedding.groups
+        mu = inverse.mu.expand(inverse.embedding.blocks).reshape(*inverse.embedding.batch_shape, groups)
+        self.mu = mu  # per batch item and group, in the units of the plan
+
+    def step(self, reflected: Sequence[Tensor]) -> list[Tensor]:
+        """The images of the minimiser, given half of the reflected images."""
+        g = 2 * _sum([K.adjoint(r) for K, r in zip(self.operators, reflected, strict=True)])
+        if self.h is not None:
+            space = ItemSpace(self.operators[0].in_shape, g.dtype, g.device)
+            g = self.h + space.spread(self.rho) * g
+        self.x = self._solve(g)
+        return [K.apply(self.x) for K in self.operators]
+
+    def _solve(self, g: Tensor) -> Tensor:
+        if self.plan is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                return cg(self.normal, g, x0=self.x, max_iter=50).x
+        square = self.plan.unit.double() ** 2
+        g = g / square.reshape(*square.shape, *(1,) * len(self.stack.in_shape)).to(g.dtype)
+        g = g + self._per_channel(self.mu, self.x) * self.x
+        x, _, self.start = self.plan.inverse.continued(g, self.tolerance, 200, self.start)
+        return x
+
+    def _per_channel(self, values: Tensor, x: Tensor) -> Tensor:
+        """``(*batch, groups)`` shaped to multiply x."""
+        channels = self.stack.in_shape[0]
+        spread = values.repeat_interleave(channels // values.shape[-1], dim=-1).to(x.dtype)
+        return spread.reshape(*spread.shape, *(1,) * (len(self.stack.in_shape) - 1))
+
+
+class _Whole:
+    """An image that is the operator's own."""
+
+    def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
+        """The proximal step of ``s`` into ``out``."""
+        term.prox(s, rho, out)
+
+    def item(self, z: Tensor) -> Tensor:
+        """All of it."""
+        return z
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

@@ -1,0 +1,181 @@
+r"""plug_and_play: reconstruction with a denoiser as the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError, ShapeError
+from lsconv.inverse.normal_step import NormalStep
+from lsconv.inverse.proximal import Term, box_term
+from lsconv.inverse.splitting import admm
+from lsconv.inverse.variation import Bounds, batch_of, check_bounds, reported
+from lsconv.krylov.batch import ItemSpace
+from lsconv.krylov.problem import as_operator, check_damp, prepare
+from lsconv.krylov.solution import Solution, Status
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.elementary import Identity
+
+__all__ = ["plug_and_play"]
+
+_RTOL = {torch.float32: 1e-3, torch.float64: 1e-5}
+
+
+def plug_and_play(
+    A: Any,
+    y: Tensor,
+    denoiser: Callable[[Tensor], Tensor],
+    rho: float | Tensor,
+    *,
+    bounds: tuple[float | None, float | None] | None = None,
+    x0: Tensor | None = None,
+    rtol: float | None = None,
+    max_iter: int = 100,
+    callback: Callable[[int, Tensor], bool | None] | None = None,
+    raise_on_failure: bool = False,
+) -> Solution:
+    r"""Reconstruction with a denoiser as the prior (plug-and-play ADMM).
+
+    Iterates :math:`x = (A^HA + \rho)^{-1}(A^Hy + \rho(z - u))`, ``z = denoiser(x + u)``, ``u = u + x - z``. Where the
+    denoiser is a proximal operator the limit minimises its penalty; otherwise the limit is an equilibrium, and rho is
+    part of the model. ``converged`` means that the fixed-point residual, recomputed from x alone,
+
+    .. math:: \|x - \mathrm{denoiser}(x + u)\|, \qquad u = A^H(y - Ax)/\rho,
+
+    is at most ``rtol`` :math:`\|x\|`. With bounds u is divided between the denoiser and the bounds as the iteration has
+    it, and the residual of the bounds, :math:`\|x - \Pi(x + u_2)\|`, must be as small.
+
+    Args:
+        A: an operator.
+        y: data, ``(*batch, *out_shape)``.
+        denoiser: maps ``(*batch, *in_shape)`` to the same shape.
+        rho: weight of the agreement with the denoiser, > 0, in the units of A squared; one per batch item, or a number.
+        bounds: ``(lowest, highest)``, each a number or None.
+        x0: where to start.
+        rtol: tolerance of the fixed-point residual relative to x; None: 1e-3 in float32, 1e-5 in float64.
+        max_iter: limit on the iterations.
+        callback: called with (iteration, x) every few iterations; returning True stops.
+        raise_on_failure: raise instead of warning when an item does not converge.
+
+    Returns:
+        A :class:`Solution`: ``gradient_norm`` is rho times the larger fixed-point residual, recomputed; ``damp`` the
+        square root of rho; ``history`` a :class:`~lsconv.inverse.splitting.SplittingHistory`.
+
+    Raises:
+        ArgumentError: rho is not positive.
+        ShapeError: the denoiser changes the shape.
+
+    Source:
+        Venkatakrishnan, Bouman, Wohlberg, "Plug-and-play priors for model based reconstruction" (2013).
+
+    Example:
+        >>> A = lsconv.Conv2d(torch.ones(1, 1, 3, 3) / 9, in_size=(24, 24))
+        >>> smooth = lambda v: torch.nn.functional.avg_pool2d(v, 3, 1, 1, count_include_pad=False)
+        >>> lsconv.plug_and_play(A, A(torch.rand(1, 24, 24)), smooth, 1e-1, max_iter=200).x.shape
+        torch.Size([1, 24, 24])
+    """
+    A = as_operator(A, y)
+    problem = prepare(A, y, x0=x0, name="y")
+    strength = check_damp(rho, A)
+    if not bool((strength > 0).all()):
+        raise ArgumentError(f"rho: expected numbers > 0, got {rho}")
+    if bounds is not None:
+        check_bounds(bounds, A)
+    batch = batch_of(problem.batch, strength, "rho")
+    strength = strength.expand(batch)
+    data = problem.y.expand(*batch, *A.out_shape)
+
+    def denoised(v: Tensor) -> Tensor:
+        z = denoiser(v)
+        if z.shape != v.shape:
+            raise ShapeError(f"denoiser: returned shape {tuple(z.shape)} for {tuple(v.shape)}")
+        return z.to(v.dtype)
+
+    identity = Identity(A.in_shape, dtype=A.dtype, device=A.device)
+    terms = [_denoiser_term(identity, denoised)]
+    if bounds is not None:
+        terms.append(box_term(identity, bounds))
+    start = problem.x0.expand(*batch, *A.in_shape).clone() if problem.x0 is not None else A.adjoint(data)
+    step = NormalStep(A, data, terms, start)
+
+    def judge(x: Tensor, duals: list[Tensor]) -> Equilibrium:
+        return equilibrium(A, data, denoised, strength, x, duals, bounds)
+
+    def answer(x: Tensor, split: list[Tensor]) -> Tensor:
+        return x if bounds is None else x.clamp(*bounds)
+
+    rtol = _RTOL[A.dtype.to_real()] if rtol is None else rtol
+    result = admm(step, step.begin(), rho=[strength] * len(terms), batch=tuple(batch), judge=judge, answer=answer,
+                  rtol=rtol, max_iter=max_iter, relaxation=1.6, check_every=5, balance=False,
+                  callback=callback)  # fmt: skip
+    verdict = equilibrium(A, data, denoised, strength, result.x, result.duals, bounds)
+    residual = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(data - A.apply(result.x))
+    met = verdict.met(rtol) & torch.isfinite(residual)
+    failed = Status.CALLBACK.code if result.stopped else Status.ITERATION_LIMIT.code
+    codes = torch.where(met, Status.OPTIMALITY.code, failed)
+    solution = Solution(
+        x=result.x,
+        codes=torch.where(torch.isfinite(residual), codes, Status.NON_FINITE.code),
+        converged=met,
+        iterations=result.iterations,
+        residual_norm=residual,
+        gradient_norm=verdict.gradient_norm,
+        damp=strength.sqrt(),
+        history=result.history,  # type: ignore[arg-type]
+    )
+    return reported(solution, problem.broken.expand(batch), "plug_and_play", raise_on_failure)
+
+
+@dataclass(frozen=True, eq=False)
+class Equilibrium:
+    """The fixed-point residual, relative to x and times rho, and the data term, per batch item."""
+
+    stationarity: Tensor
+    complementarity: Tensor
+    gradient_norm: Tensor
+    objective: Tensor
+
+    def met(self, rtol: float) -> Tensor:
+        """Whether the relative residual is at most ``rtol``."""
+        return self.stationarity <= rtol
+
+
+@torch.no_grad()
+def equilibrium(
+    A: LinearOperator,
+    y: Tensor,
+    denoiser: Callable[[Tensor], Tensor],
+    rho: Tensor,
+    x: Tensor,
+    duals: list[Tensor],
+    bounds: Bounds | None = None,
+) -> Equilibrium:
+    """The fixed-point residual of x; with bounds the first dual says which part of the force is the denoiser's."""
+    inputs, outputs = ItemSpace(A.in_shape, A.dtype, A.device), ItemSpace(A.out_shape, A.dtype, A.device)
+    r = y - A.apply(x)
+    u = A.adjoint(r) / inputs.spread(rho)
+    own = u if bounds is None else duals[0] / inputs.spread(rho)
+    left = inputs.norm(x - denoiser(x + own))
+    if bounds is not None:
+        left = torch.maximum(left, inputs.norm(x - (x + u - own).clamp(*bounds)))
+    size = inputs.norm(x).clamp_min(torch.finfo(torch.float64).tiny)
+    return Equilibrium(left / size, torch.zeros_like(left), rho * left, 0.5 * outputs.norm(r) ** 2)
+
+
+def _denoiser_term(identity: Identity, denoiser: Callable[[Tensor], Tensor]) -> Term:
+    """A prior without a value: only its step is known."""
+
+    def nothing(v: Tensor) -> Tensor:
+        return torch.zeros(v.shape[: v.ndim - len(identity.out_shape)], dtype=torch.float64, device=v.device)
+
+    return Term(
+        identity,
+        lambda v, rho, out: out.copy_(denoiser(v)),
+        value=nothing,
+        dual=lambda p, v: p,
+        gap=lambda v, p: nothing(v),
+    )
