@@ -224,7 +224,7 @@ def test_a_quadratic_denoiser_reaches_the_quadratic_answer() -> None:
     expected = torch.linalg.solve(
         matrix.T @ matrix + strength * torch.eye(100, dtype=torch.float64), matrix.T @ image.flatten()
     )
-    solution = lsconv.deconvolve(image, psf, prior=proximal, damp=damp, crop=False, max_iter=200)
+    solution = lsconv.deconvolve(image, psf, prior=proximal, damp=damp, crop=False, max_iter=200, rtol=1e-8)
     assert torch.allclose(solution.x.flatten(), expected, atol=1e-8)
 
 
