@@ -31,6 +31,7 @@ from lsconv.fourier.spectrum import cond, norm, singular_values
 # answers
 from lsconv.inverse.lstsq import lstsq, pinv
 from lsconv.inverse.tikhonov import tikhonov
+from lsconv.inverse.parameter import Selection, choose_damp
 from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.variation import total_variation
 from lsconv.inverse.deconvolve import blur_operator, deconvolve
@@ -63,12 +64,14 @@ __all__ = [
     "LsconvError",
     "Mask",
     "Pad",
+    "Selection",
     "Solution",
     "Status",
     "block_diag",
     "blur_operator",
     "cg",
     "cgls",
+    "choose_damp",
     "cond",
     "craig",
     "deconvolve",

@@ -184,6 +184,7 @@ def stacked_solution(
     x = (d if prior is None else prior + d).to(dtype)
     stored = x.to(stack.dtype)
     offset = stored if prior is None else stored - prior
+    inputs, outputs = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
     certificate = certify(
         stack,
         offset,
@@ -192,8 +193,8 @@ def stacked_solution(
         operator_norm=operator_norm,
         rounding=torch.finfo(dtype).eps,
         norm_bound=norm_bound,
+        stored=None if prior is None else (inputs.safe_norm(stored), outputs.safe_norm(y.detach().to(stack.dtype))),
     )
-    outputs = ItemSpace(A.out_shape, A.dtype, A.device)
     residual_norm = outputs.safe_norm(y.detach().to(stack.dtype) - A.apply(stored))
     batch = certificate.residual_norm.shape
     codes = torch.full(batch, Status.STAGNATION.code, dtype=torch.int64, device=A.device)

@@ -15,12 +15,15 @@ path                   serves                                          trace
 :class:`SolverPath`    everything else                                 stochastic, all probes in one solve
 =====================  ==============================================  =============================================
 
+All data have one dimension more than the batch, in front: channels or windows that share everything else, summed over.
+
 Stochastic traces are Hutchinson's: with random signs v, :math:`\mathrm E\, v^H (I - H) v = m - \operatorname{tr} H`,
 and :math:`(I - H) v` is the residual of the data v. The same probes serve every damp, so the curves are smooth.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,6 +48,8 @@ __all__ = ["BorderPath", "DampPath", "Evaluation", "ExactPath", "FilterPath", "S
 # Relative accuracy of the solves of stochastic paths: their traces are no better than 1e-3 either.
 _TOLERANCE = 1e-3
 _ITERATIONS = 300
+# The condition number of the factors up to which single precision is enough for that tolerance.
+_SINGLE = 2e4
 # Probes: as many as make (probes x data) this large, within the limits. The relative standard error of m - tr H is
 # then about sqrt(2 / (probes m)) or less.
 _PROBED_NUMBERS = 2**17
@@ -105,20 +110,22 @@ class ExactPath:
     def __init__(self, influence: ExactInfluence, y: Tensor) -> None:
         self.influence, self.y = influence, y
         A = influence.A
-        self.count = A.out_numel
-        self.batch = tuple(torch.broadcast_shapes(y.shape[: y.ndim - len(A.out_shape)], A.batch_shape))
+        self.together = y.shape[0]
+        self.count = A.out_numel * self.together
+        self.batch = tuple(torch.broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         self.scale = influence.scale.expand(self.batch)
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Everything at ``damp``; see :class:`DampPath`."""
         found = self.influence.at(damp, self.y, slope=slope)
+        all_data = (self.together, *self.batch)
         return Evaluation(
-            found.residual_norm_sq,
-            found.penalty_norm_sq,
-            found.trace.expand(self.batch),
+            found.residual_norm_sq.expand(all_data).sum(0),
+            found.penalty_norm_sq.expand(all_data).sum(0),
+            found.trace.expand(all_data).sum(0),
             torch.zeros_like(self.scale),
-            found.logdet.expand(self.batch),
-            found.penalty_slope,
+            found.logdet.expand(all_data).sum(0),
+            found.penalty_slope.expand(all_data).sum(0),
         )
 
 
@@ -129,8 +136,8 @@ class FilterPath:
 
     def __init__(self, A: Convolution, y: Tensor, penalty: Tensor) -> None:
         self.A = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
-        self.y, self.count, self.P = y.to(self.A.dtype), A.out_numel, penalty
-        self.batch = tuple(torch.broadcast_shapes(y.shape[: y.ndim - len(A.out_shape)], A.batch_shape))
+        self.y, self.count, self.P = y.to(self.A.dtype), A.out_numel * y.shape[0], penalty
+        self.batch = tuple(torch.broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         S, P = double_symbol(self.A, block_circulant(self.A)).matrices, self.P
         norms = torch.linalg.matrix_norm(S).flatten(1).amax(1) / torch.linalg.matrix_norm(P).flatten(1).amax(1)
         self.scale = norms.reshape(*A.batch_shape, -1).amax(-1).expand(self.batch)
@@ -178,7 +185,8 @@ class FilterPath:
             derivative = -2 * _inner(r.flatten(2), predicted.on_grid(r).flatten(2)) / mu.flatten() ** 2
         rest = rss.shape[0]
         values = [rss, pen, *(v.expand(rest, -1) for v in (freedom, logdet)), derivative]
-        rss, pen, freedom, logdet, derivative = (embedding.per_item(v, self.batch).sum(-1) for v in values)
+        all_data = (self.y.shape[0], *self.batch)
+        rss, pen, freedom, logdet, derivative = (embedding.per_item(v, all_data).sum(-1).sum(0) for v in values)
         return Evaluation(rss, pen, freedom, torch.zeros_like(freedom), logdet, derivative)
 
 
@@ -187,7 +195,7 @@ class _Probed:
 
     Args:
         A: the operator.
-        y: data ``(windows, *batch, *out_shape)``, summed over the first dimension.
+        y: data ``(together, *batch, *out_shape)``, summed over the first dimension.
     """
 
     exact = False
@@ -195,34 +203,50 @@ class _Probed:
     def __init__(self, A: LinearOperator, y: Tensor) -> None:
         self.A, self.y = A, y
         self.space = ItemSpace(A.out_shape, A.dtype, A.device)
-        self.windows = y.shape[0]
-        self.count = A.out_numel * self.windows
+        self.together = y.shape[0]
+        self.count = A.out_numel * self.together
         self.batch = tuple(torch.broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         probes = min(_MOST, max(_FEWEST, -(-_PROBED_NUMBERS // A.out_numel)))
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (probes, *A.out_shape), generator=generator) * 2 - 1
         self.probes = signs.to(A.device, A.dtype).reshape(probes, *(1 for _ in self.batch), *A.out_shape)
 
-    def _solve(self, damp: Tensor, data: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Residual and ``||L x||^2`` for each of the data ``(many, *batch, *out_shape)``."""
+    def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
+        """Residual and ``||L x||^2`` for each of the data ``(many, *batch, *out_shape)``.
+
+        Args:
+            damp: the damp.
+            data: data and probes.
+            keep: let later damps start from these solutions.
+        """
         raise NotImplementedError
+
+    def _both(self, damp: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Data and probes: as one batch where that costs no more."""
+        items = math.prod(self.batch)
+        if items > 1:
+            return self._solve(damp, [self.y, self.probes])
+        many = self.y.shape[0]
+        whole = torch.cat([self.y, self.probes.expand(-1, *self.batch, *self.A.out_shape)])
+        ((r, penalty),) = self._solve(damp, [whole])
+        return [(r[:many], penalty[:many]), (r[many:], penalty[many:])]
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Everything at ``damp``; see :class:`DampPath`."""
-        (r, penalty), *probed = self._solve(damp, [self.y, self.probes] if trace else [self.y])
+        (r, penalty), *probed = self._both(damp) if trace else self._solve(damp, [self.y])
         influence = error = torch.full_like(penalty[0], torch.nan)
         if probed:
             ((rv, _),) = probed
             free = self.space.inner(self.probes.expand_as(rv), rv).double()
-            influence = self.windows * (self.A.out_numel - free.mean(0))
+            influence = self.together * (self.A.out_numel - free.mean(0))
             if free.shape[0] > 1:
-                error = self.windows * free.std(0) / free.shape[0] ** 0.5
+                error = self.together * free.std(0) / free.shape[0] ** 0.5
             else:  # the variance is at most 2 ||I - H||_F^2, and the eigenvalues of I - H at most 1
-                error = self.windows * (2 * free[0].clamp_min(0)).sqrt()
+                error = self.together * (2 * free[0].clamp_min(0)).sqrt()
         derivative = torch.full_like(penalty[0], torch.nan)
         if slope:
             # d(I - H)/dlog mu = (I - H) H, so d||r||^2/dlog mu = 2 r^H H r, and d||Lx||^2/dmu = -that / mu^2
-            ((again, _),) = self._solve(damp, [r])
+            ((again, _),) = self._solve(damp, [r], keep=False)
             derivative = -2 * self.space.inner(r, r - again).double().sum(0) / damp.double() ** 4
         values = (self.space.norm(r).double().square().sum(0), penalty.sum(0), influence, error)
         nothing = torch.full(self.batch, torch.nan, dtype=torch.float64, device=self.A.device)
@@ -233,22 +257,40 @@ class _Probed:
 class BorderPath(_Probed):
     """A truncated convolution, solved through its border to a loose tolerance; L is the identity or convolutional.
 
-    Computed in A's own dtype while ``damp**2`` is far enough above its rounding, in double precision below and with
-    L. The regularisation of the factors is that of the wanted damp, never a floor (with L: one far below rounding).
+    Computed in A's own dtype while the factors are conditioned well enough for it, in double precision otherwise. The
+    regularisation of the factors is that of the wanted damp, never a floor (in double precision with L: one far below
+    rounding). Every damp starts from the border unknowns of the one before.
+
+    Args:
+        A: the convolution.
+        y: data ``(together, *batch, *out_shape)``.
+        scale: norm of A over that of L.
+        L: the penalty.
+        tolerance: relative residual of the border systems.
 
     Raises:
         MethodError: A and L are not crops of block-circulant operators on one grid; see :meth:`serves`.
     """
 
-    def __init__(self, A: Convolution, y: Tensor, scale: Tensor, L: LinearOperator | None = None) -> None:
+    def __init__(
+        self,
+        A: Convolution,
+        y: Tensor,
+        scale: Tensor,
+        L: LinearOperator | None = None,
+        tolerance: float = _TOLERANCE,
+    ) -> None:
         super().__init__(A, y)
+        self.tolerance = tolerance
         self.scale, self.L = scale.expand(self.batch), L
         if not self.serves(A, L):
             raise MethodError(f"L: {L!r} and {A!r} are not convolutions on one grid")
         double = torch.complex128 if A.is_complex else torch.float64
+        self.own: Convolution = A
         self.precise = A.to(dtype=double)
         self.precise_L = None if L is None else L.to(dtype=double)
-        self.terms = None if self.precise_L is None else as_convolutions(self.precise_L, A.ndim)
+        self.fine_below = 0.0  # damps up to this need double precision
+        self.starts: dict[int, Tensor] = {}
 
     @staticmethod
     def serves(A: LinearOperator, L: LinearOperator | None) -> bool:
@@ -258,32 +300,57 @@ class BorderPath(_Probed):
         terms = [] if L is None else as_convolutions(L, A.ndim)
         return terms is not None and (L is None or Penalty.serves(A, terms))
 
-    def _solve(self, damp: Tensor, data: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        single = torch.finfo(self.A.dtype).bits == 32
-        fine = not single or self.L is not None or bool((damp**2 < 1e-5 * self.scale.square()).any())
-        A = self.precise if fine or not isinstance(self.A, Convolution) else self.A
+    def _inverse(self, A: Convolution, L: LinearOperator | None, damp: Tensor) -> NormalInverse:
         # dense patches of the crossings would cost more than the few iterations they save
-        if self.terms is None:
-            inverse = NormalInverse(A, damp, floor=0.0, crossings=False)
-        else:
-            penalty = Penalty(A, self.terms, damp.double())
-            inverse = NormalInverse(A, 0.0, floor=1e-13, penalty=penalty, crossings=False)
+        if L is None:
+            return NormalInverse(A, damp, floor=0.0, crossings=False)
+        terms = as_convolutions(L, A.ndim)
+        assert terms is not None  # served
+        floor = 1e-13 if torch.finfo(A.dtype).bits == 64 else 0.0
+        return NormalInverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp.double()), crossings=False)
+
+    def _factors(self, damp: Tensor) -> tuple[Convolution, LinearOperator | None, NormalInverse]:
+        least = float(damp.min())
+        if torch.finfo(self.own.dtype).bits == 32 and least > self.fine_below:
+            if self.L is None:
+                enough = bool((damp**2 >= 1e-5 * self.scale.square()).all())
+                inverse = self._inverse(self.own, None, damp) if enough else None
+            else:
+                inverse = self._inverse(self.own, self.L, damp)
+                # what the definite forms invert; the saddle form's matrices say less
+                largest = torch.linalg.matrix_norm(inverse.inverse.matrices).amax()
+                enough = inverse.form != "mixed" and bool(largest * inverse.scale.amax() < _SINGLE)
+            if inverse is not None and enough:
+                return self.own, self.L, inverse
+            self.fine_below = least
+        return self.precise, self.precise_L, self._inverse(self.precise, self.precise_L, damp)
+
+    def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
+        A, L, inverse = self._factors(damp)
         mu = damp.double().square().to(A.weight.real.dtype).reshape(*damp.shape, *(1 for _ in A.out_shape))
         found = []
-        for y in data:
+        for number, y in enumerate(data):
             y = y.to(A.dtype)
-            if inverse.side == "residual":
-                z, _ = inverse(y, _TOLERANCE, _ITERATIONS)
-                x = A.adjoint(z)
-                r = mu * z
-            else:
-                x, _ = inverse(A.adjoint(y), _TOLERANCE, _ITERATIONS)
-                r = y - A.apply(x)
-            Lx, item = (
-                (x, A.in_shape) if self.precise_L is None else (self.precise_L.apply(x), self.precise_L.out_shape)
-            )
-            found.append((r.to(self.A.dtype), _norm_sq(Lx, item)))
+            residual = inverse.side == "residual"
+            f = y if residual else A.adjoint(y)
+            start = self.starts.get(number) if keep else None
+            z, _, u = self._continued(inverse, f, start)
+            if keep and u is not None:
+                self.starts[number] = u
+            x, r = (A.adjoint(z), mu * z) if residual else (z, y - A.apply(z))
+            Lx, item = (x, A.in_shape) if L is None else (L.apply(x), L.out_shape)
+            found.append((r.to(self.own.dtype), _norm_sq(Lx, item)))
         return found
+
+    def _continued(
+        self, inverse: NormalInverse, f: Tensor, start: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The inverse applied from a start that fits, or from none."""
+        if start is not None:
+            lead = inverse.embedding.rest(tuple(f.shape[: f.ndim - inverse.embedding.ndim - 1]))[1]
+            fits = start.shape[:2] == (lead, inverse.embedding.blocks) and start.dtype == f.dtype
+            start = start if fits else None
+        return inverse.continued(f, self.tolerance, _ITERATIONS, start)
 
 
 class SolverPath(_Probed):
@@ -293,7 +360,7 @@ class SolverPath(_Probed):
         super().__init__(A, y)
         self.L, self.scale = L, scale.expand(self.batch)
 
-    def _solve(self, damp: Tensor, data: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
         from lsconv.inverse.tikhonov import penalty_plan  # tikhonov calls the rules, which call this
 
         plan = route(self.A, damp) if self.L is None else penalty_plan(self.A, self.L, damp)

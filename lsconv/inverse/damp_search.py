@@ -15,7 +15,7 @@ __all__ = ["Search"]
 Criterion = Callable[[Evaluation, Tensor, int], tuple[Tensor, "Tensor | None"]]
 # A scan with a stochastic path, whose small damps are dear, ends so many points after every item has seen its best.
 _PATIENCE = 4
-_STEP = 0.7  # of log damp: the first bracket around a damp known roughly
+_STEP = 0.5  # of log damp: the first bracket around a damp known roughly
 
 
 class Search:
@@ -78,6 +78,10 @@ class Search:
         t, order = torch.stack(self.points).sort(0)
         stacked = (torch.stack([getattr(e, f.name) for e in self.evaluations]) for f in fields(Evaluation))
         return t, Evaluation(*(values.gather(0, order) for values in stacked))
+
+    def values(self) -> Tensor:
+        """The criterion at the points in ascending order."""
+        return self._curve()[1]
 
     def _curve(self) -> tuple[Tensor, Tensor, Tensor | None]:
         t, e = self.sorted()

@@ -1,35 +1,15 @@
 r"""The choice of damp: generalised cross-validation, discrepancy principle, UPRE, L-curve, marginal likelihood.
 
-With r the residual, :math:`\mu = damp^2`, H the influence matrix of :mod:`lsconv.inverse.damp_path` and m data:
-
-=================  ==================================================================================================
-rule               damp
-=================  ==================================================================================================
-``"gcv"``          minimises :math:`m \|r\|^2 / (m - \operatorname{tr} H)^2`
-``"discrepancy"``  solves :math:`\|r\|^2 = m\, \mathrm{noise\_std}^2`
-``"upre"``         minimises :math:`\|r\|^2 + 2\, \mathrm{noise\_std}^2 \operatorname{tr} H`
-``"lcurve"``       maximises the curvature of :math:`(\log\|r\|, \log\|Lx\|)`, which is computed from derivatives in
-                   closed form
-``"evidence"``     maximises the marginal likelihood of y under white noise and the Gaussian prior of precision
-                   :math:`L^HL`, both scales estimated: minimises :math:`m \log(\|r\|^2 + \mu \|Lx\|^2) +
-                   \log\det(I + AA^H/\mu)`, which is stationary where :math:`m \mu \|Lx\|^2 / (\|r\|^2 + \mu \|Lx\|^2)
-                   = \operatorname{tr} H`
-=================  ==================================================================================================
-
-Every rule is searched on a logarithmic grid over all damps that the arithmetic resolves, then refined around its best
-point. Large convolutions are searched on windows: any window of data that reads no padding is data of the same model,
-with a smaller unknown, so the same noise and the same prior ask for the same damp. The whole data then refine the
-choice.
-
-Golub, Heath, Wahba, "Generalized cross-validation as a method for choosing a good ridge parameter" (1979); Vogel,
-"Computational Methods for Inverse Problems" (2002), chapter 7; Hansen, "Discrete Inverse Problems" (2010), chapter 5.
+The rules are those of :mod:`lsconv.inverse.damp_rules`. Every one is searched on a logarithmic grid over all damps that
+the arithmetic resolves, then refined around its best point. Large convolutions are searched on a likeness first: the
+tapered data as a circular convolution (:mod:`lsconv.inverse.tapered`) or, where the symbols are matrices, windows of
+the data: any window that reads no padding is data of the same model, with a smaller unknown, so the same noise and the
+same prior ask for the same damp. The whole data then have the last word, at three or four damps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,8 +19,12 @@ from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeErro
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.trace import ExactInfluence
-from lsconv.inverse.damp_path import BorderPath, DampPath, Evaluation, ExactPath, FilterPath, SolverPath
+from lsconv.inverse.damp_path import BorderPath, DampPath, ExactPath, FilterPath, SolverPath
+from lsconv.inverse.damp_rules import RULES, WITH_NOISE, WITH_TRACE, Criterion
 from lsconv.inverse.damp_search import Search
+from lsconv.inverse.selection import Selection
+from lsconv.inverse.shared_groups import SharedGroups
+from lsconv.inverse.tapered import TaperedPath
 from lsconv.inverse.windows import as_windows
 from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.problem import as_operator, prepare
@@ -49,76 +33,17 @@ from lsconv.operators.convolution import Convolution
 
 __all__ = ["RULES", "Selection", "choose_damp"]
 
-RULES = ("gcv", "discrepancy", "upre", "lcurve", "evidence")
-_WITH_NOISE = ("discrepancy", "upre")
-_WITH_TRACE = ("gcv", "upre", "evidence")
 # The range searched, in units of the norm of A over that of L. Below it m - tr H, which falls like damp**2, is lost in
 # the rounding of the border's factors, which grows like eps / damp**2.
 _LOW, _HIGH = 1e-5, 10.0
 _PER_DECADE = 2
 _CURVATURE_PER_DECADE = 5  # corners are sharp, and cost no trace
-# The share of the data's degrees of freedom below which m - tr H is rounding.
-_LEAST_FREEDOM = 1e-8
 # Border unknowns per block up to which the search is exact: about 20 dense factors, a second or two of one core.
 # trace="exact" goes on to lsconv.fourier.trace.EXACT_UNKNOWNS.
 _EXACT_UNKNOWNS = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """How a damp was chosen.
-
-    Attributes:
-        rule: the rule.
-        damp: the damp chosen, ``batch``.
-        damps: the damps looked at, ascending, ``(points, *batch)``.
-        values: what the rule looked at there: the function minimised ("gcv", "upre", "evidence"), the residual norm
-            squared ("discrepancy"), or the curvature maximised ("lcurve"); ``(points, *batch)``.
-        trace_error: standard error of the influence trace, 0 where it is exact and NaN where the rule needs none;
-            ``(points, *batch)``.
-        message: what was done, and which items met an end of the range.
-    """
-
-    rule: str
-    damp: Tensor
-    damps: Tensor
-    values: Tensor
-    trace_error: Tensor
-    message: str
-
-    def plot(self, ax: Any = None) -> Any:
-        """Draw the curve of every batch item with the damp chosen; needs matplotlib.
-
-        Args:
-            ax: the axes to draw on; None: new ones.
-
-        Returns:
-            The axes.
-        """
-        if ax is None:
-            from matplotlib.figure import Figure
-
-            ax = Figure(figsize=(5, 3.5), layout="constrained").add_subplot()
-        points = self.damps.shape[0]
-        damps, values = (t.reshape(points, -1).T.tolist() for t in (self.damps, self.values))
-        for curve, value, chosen in zip(damps, values, self.damp.reshape(-1).tolist(), strict=True):
-            (line,) = ax.plot(curve, value, marker=".", linewidth=1)
-            ax.axvline(chosen, color=line.get_color(), linestyle="--", linewidth=1)
-        ax.set_xscale("log")
-        if self.rule in ("gcv", "discrepancy", "upre") and bool((self.values > 0).all()):
-            ax.set_yscale("log")
-        ax.set_xlabel("damp")
-        ax.set_ylabel(_LABELS[self.rule])
-        return ax
-
-
-_LABELS = {
-    "gcv": "generalised cross-validation",
-    "discrepancy": "squared residual norm",
-    "upre": "unbiased predictive risk",
-    "lcurve": "curvature of the L-curve",
-    "evidence": "-2 log marginal likelihood",
-}
+# Relative residual of the border systems of data large enough for a likeness, of which the border is a small part: the
+# damp chosen for a picture of 1024^2 moves by 0.1 % against 1e-3, by 1 % at 3e-2.
+_LARGE_TOLERANCE = 1e-2
 
 
 @torch.no_grad()
@@ -131,11 +56,12 @@ def choose_damp(
     x_prior: Tensor | None = None,
     noise_std: float | Tensor | None = None,
     trace: str = "auto",
-    windows: bool = True,
+    likeness: bool = True,
 ) -> Selection:
     r"""The damp of :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|L(x - x_{prior})\|^2` by a rule, per batch item.
 
-    See :mod:`lsconv.inverse.parameter` for the rules. Scaling y, or A, or both, scales the choice with them.
+    See :mod:`lsconv.inverse.damp_rules` for the rules. :func:`lsconv.tikhonov` and :func:`lsconv.deconvolve` take the
+    name of a rule as their damp and do this themselves. Scaling y, or A, or both, scales the choice with them.
     "lcurve" is a heuristic: it can fail on smooth solutions, and its damp does not converge to the best one with less
     noise.
 
@@ -150,7 +76,8 @@ def choose_damp(
             per batch item; for "discrepancy" and "upre".
         trace: "auto", "exact" or "stochastic". "auto" takes exact traces when they are cheap: circular convolutions,
             and borders of up to 1024 unknowns per block.
-        windows: search large convolutions on windows first, then refine on the whole.
+        likeness: search large convolutions on a likeness first (the tapered data, or windows), then refine on the
+            whole. False: on the whole alone.
 
     Returns:
         A :class:`Selection`.
@@ -167,8 +94,7 @@ def choose_damp(
         >>> A = lsconv.Conv2d(torch.ones(1, 1, 5, 5) / 25, in_size=(36, 36))
         >>> x = torch.randn(1, 36, 36)
         >>> y = A(x) + 0.01 * torch.randn(A.out_shape)
-        >>> from lsconv.inverse.parameter import choose_damp
-        >>> selection = choose_damp(A, y, "evidence")
+        >>> selection = lsconv.choose_damp(A, y, "evidence")
         >>> bool(0.005 < selection.damp < 0.02)  # the noise level over that of x
         True
     """
@@ -190,18 +116,25 @@ def choose_damp(
     norm = space.safe_norm(data).double()
     noise = _noise(rule, noise_std, batch, A)
     unit = torch.where(norm > 0, norm, 1)
-    data = data / space.spread(unit)
-    criterion = _Criterion(rule, None if noise is None else noise / unit, _nullity(L) if rule == "evidence" else 0)
-    path, coarse = _paths(A, data, L, trace, windows)
+    data = (data / space.spread(unit)).expand(*batch, *A.out_shape)
+    criterion = Criterion(rule, None if noise is None else noise / unit, _nullity(L) if rule == "evidence" else 0)
+    shared = SharedGroups.of(A, L)
+    if shared is not None:
+        A, L, data = shared.A, shared.L, shared.split(data)
+    else:
+        data = data.unsqueeze(0)
+    path, coarse = _paths(A, data, L, trace, likeness)
     search = Search(
-        path if coarse is None else coarse, criterion, needs_trace=rule in _WITH_TRACE, slope=rule == "lcurve"
+        path if coarse is None else coarse, criterion, needs_trace=rule in WITH_TRACE, slope=rule == "lcurve"
     )
     low, high = (math.log(end) + search.path.scale.double().log() for end in (_LOW, _HIGH))
     density = _CURVATURE_PER_DECADE if rule == "lcurve" else _PER_DECADE
     search.scan(low, high, points=1 + round(math.log10(_HIGH / _LOW) * density))
-    search.refine(6 if coarse is None else 2)
+    search.refine(6 if coarse is None or coarse.exact else 2)
+    seen = None
     if coarse is not None:
-        search = Search(path, criterion, needs_trace=rule in _WITH_TRACE, slope=rule == "lcurve", around=search)
+        seen = (search.sorted()[0].exp(), search.values() * (path.count / coarse.count * unit.square()))
+        search = Search(path, criterion, needs_trace=rule in WITH_TRACE, slope=rule == "lcurve", around=search)
         search.settle()
     t, evaluations = search.sorted()
     values, _ = criterion(evaluations, t, path.count)
@@ -218,16 +151,17 @@ def choose_damp(
         t.exp(),
         values,
         evaluations.trace_error,
+        seen if rule in ("gcv", "discrepancy", "upre") else None,
         _message(rule, path, coarse, search, norm, low, high),
     )
 
 
 def _noise(rule: str, noise_std: float | Tensor | None, batch: tuple[int, ...], A: LinearOperator) -> Tensor | None:
     if noise_std is None:
-        if rule in _WITH_NOISE:
+        if rule in WITH_NOISE:
             raise ArgumentError(f"noise_std: {rule!r} needs the standard deviation of the noise in y; 'gcv' does not")
         return None
-    if rule not in _WITH_NOISE:
+    if rule not in WITH_NOISE:
         raise ArgumentError(f"noise_std: {rule!r} estimates the noise itself; only 'discrepancy' and 'upre' use it")
     noise = torch.as_tensor(noise_std, dtype=torch.float64, device=A.device)
     if not bool((noise > 0).all()) or not bool(torch.isfinite(noise).all()):
@@ -249,9 +183,9 @@ def _nullity(L: LinearOperator | None) -> int:
 
 
 def _paths(
-    A: LinearOperator, y: Tensor, L: LinearOperator | None, trace: str, windows: bool
+    A: LinearOperator, y: Tensor, L: LinearOperator | None, trace: str, likeness: bool
 ) -> tuple[DampPath, DampPath | None]:
-    """The path of the whole data, and a cheaper one of some windows, or None where the whole is cheap."""
+    """The path of the whole data, and that of a likeness, or None where the whole is cheap."""
     embedded = isinstance(A, Convolution) and Embedding.exists(A)
     if trace != "stochastic" and L is None and embedded:
         try:
@@ -270,18 +204,29 @@ def _paths(
             f'trace: "exact" needs a convolution with zero or circular padding, and with L both circular; got {A!r} '
             f'and L={L!r}; use trace="stochastic"'
         )
-    small = as_windows(A, y, L) if windows and isinstance(A, Convolution) else None
-    coarse = None if small is None else _stochastic(small.A, small.y, small.L)
-    return _stochastic(A, y.unsqueeze(0), L, None if coarse is None else coarse.scale), coarse
+    coarse: DampPath | None = None
+    if likeness and isinstance(A, Convolution):
+        if TaperedPath.serves(A, L):
+            coarse = TaperedPath(A, y, L)
+        else:
+            small = as_windows(A, y, L)
+            coarse = None if small is None else _stochastic(small.A, small.y.flatten(0, 1), small.L)
+    if coarse is None:
+        return _stochastic(A, y, L), None
+    return _stochastic(A, y, L, coarse.scale, _LARGE_TOLERANCE), coarse
 
 
 def _stochastic(
-    A: LinearOperator, y: Tensor, L: LinearOperator | None, scale: Tensor | None = None
+    A: LinearOperator,
+    y: Tensor,
+    L: LinearOperator | None,
+    scale: Tensor | None = None,
+    tolerance: float = 1e-3,
 ) -> BorderPath | SolverPath:
     if scale is None:
         scale = _norm(A) if L is None else _norm(A) / _norm(L)
     if isinstance(A, Convolution) and BorderPath.serves(A, L):
-        return BorderPath(A, y, scale, L)
+        return BorderPath(A, y, scale, L, tolerance)
     return SolverPath(A, y, L, scale)
 
 
@@ -299,64 +244,11 @@ def _norm(A: LinearOperator) -> Tensor:
     return torch.where(size > 0, size, 1)
 
 
-class _Criterion:
-    """What a rule looks at: the function to minimise, and for some a function to find the zero of.
-
-    Args:
-        rule: the rule.
-        noise: standard deviation of the noise, ``batch``.
-        nullity: dimension of the null space of L, for the evidence.
-    """
-
-    def __init__(self, rule: str, noise: Tensor | None, nullity: int) -> None:
-        self.rule, self.noise, self.nullity = rule, noise, nullity
-        self._function: Callable[..., tuple[Tensor, Tensor | None]] = getattr(self, f"_{rule}")
-
-    def __call__(self, e: Evaluation, t: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
-        """Values and, for the root-finding rules, a function that rises through zero; ``t`` is log damp, ascending."""
-        return self._function(e, t, count)
-
-    def _gcv(self, e: Evaluation, t: Tensor, count: int) -> tuple[Tensor, None]:
-        free = count - e.trace
-        # where A fits the data almost exactly the trace's rounding is all that is left of the difference
-        free = torch.where(free > _LEAST_FREEDOM * count, free, torch.nan)
-        return count * e.residual_norm_sq / free**2, None
-
-    def _upre(self, e: Evaluation, t: Tensor, count: int) -> tuple[Tensor, None]:
-        assert self.noise is not None
-        return e.residual_norm_sq + 2 * self.noise**2 * e.trace, None
-
-    def _discrepancy(self, e: Evaluation, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        assert self.noise is not None
-        return e.residual_norm_sq, (e.residual_norm_sq / (count * self.noise**2)).clamp_min(1e-300).log()
-
-    def _lcurve(self, e: Evaluation, t: Tensor, count: int) -> tuple[Tensor, None]:
-        # With primes for d/dlog mu, X = log||r||, Y = log||Lx||: d||r||^2 = -mu d||Lx||^2, so X' = -q Y' with
-        # q = mu ||Lx||^2 / ||r||^2, and the curvature (X'Y'' - X''Y') / (X'^2 + Y'^2)^(3/2) needs q' alone, not Y''.
-        mu = (2 * t).exp()
-        q = mu * e.penalty_norm_sq / e.residual_norm_sq
-        slope = 0.5 * mu * e.penalty_slope / e.penalty_norm_sq
-        return -q * (1 + 2 * slope * (1 + q)) / ((1 + q * q) ** 1.5 * slope.abs()), None
-
-    def _evidence(self, e: Evaluation, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        dof = count - self.nullity
-        penalty = (2 * t).exp() * e.penalty_norm_sq
-        quadratic = e.residual_norm_sq + penalty
-        gained = e.trace - self.nullity
-        logdet = e.logdet
-        if bool(torch.isnan(logdet).any()) and t.shape[0] > 1:  # its derivative in log mu is -gained
-            steps = 0.5 * (gained[1:] + gained[:-1]) * 2 * (t[1:] - t[:-1])
-            tail = steps.flip(0).cumsum(0).flip(0)
-            logdet = torch.cat([tail, torch.zeros_like(tail[:1])])
-        root = (dof * penalty / quadratic).clamp_min(1e-300).log() - gained.clamp_min(1e-300).log()
-        return dof * (quadratic / dof).clamp_min(1e-300).log() + logdet, root
-
-
 def _message(
     rule: str, path: DampPath, coarse: DampPath | None, search: Search, norm: Tensor, low: Tensor, high: Tensor
 ) -> str:
-    how = "no traces needed" if rule not in _WITH_TRACE else "exact traces" if path.exact else "stochastic traces"
-    parts = [f"{rule}: {search.count} damps, {how}" + (", searched on windows first" if coarse is not None else "")]
+    how = "no traces needed" if rule not in WITH_TRACE else "exact traces" if path.exact else "stochastic traces"
+    parts = [f"{rule}: {search.count} damps, {how}" + (", searched on a likeness first" if coarse is not None else "")]
     t, zero = search.best(), norm == 0
     width = (high - low) * 1e-3
     at_low, at_high = (t <= torch.maximum(low, search.least()) + width) & ~zero, (t >= high - width) & ~zero

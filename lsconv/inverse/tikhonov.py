@@ -26,6 +26,7 @@ from lsconv.fourier.stacked import StackedPlan, stacked_data, stacked_solution
 from lsconv.inverse.lstsq import without_items
 from lsconv.inverse.route import KrylovPlan, Plan, route
 from lsconv.krylov.backward import Inverse
+from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.implicit import attach
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.problem import as_operator, check_damp, prepare
@@ -271,12 +272,27 @@ def _with_prior(
         iterations=solution.iterations,
         history=solution.history,
         rounding=torch.finfo(A.dtype).eps,
+        norm_bound=_norm_bound(A),
+        stored=(
+            ItemSpace(A.in_shape, precise.dtype, A.device).safe_norm(stored),
+            ItemSpace(A.out_shape, precise.dtype, A.device).safe_norm(y.to(precise.dtype)),
+        ),
     )  # fmt: skip
     kept = ~solution.converged
     codes = torch.where(kept, solution.codes, judged.codes)
     return replace(
         judged, x=x, codes=codes, converged=judged.converged & ~(kept & (codes == Status.RANK_DEFICIENT.code))
     )
+
+
+def _norm_bound(A: LinearOperator) -> Tensor | None:
+    """An upper bound of the norm of a convolution, by Hölder: the root of the largest row and column sums' product."""
+    if not isinstance(A, Convolution) or A.padding_mode not in ("zeros", "circular"):
+        return None
+    size = A.weight.detach().abs().double().flatten(-A.ndim).sum(-1)  # *batch, outputs, inputs of a group
+    rows = size.sum(-1).amax(-1)
+    columns = size.unflatten(-2, (A.groups, -1)).sum(-2).flatten(-2).amax(-1)
+    return (rows * columns).sqrt()
 
 
 def _check_penalty(L: Any, A: LinearOperator) -> LinearOperator | None:

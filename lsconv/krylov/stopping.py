@@ -117,6 +117,7 @@ def certify(
     square: bool = False,
     rounding: float = 0.0,
     norm_bound: Tensor | None = None,
+    stored: tuple[Tensor, Tensor] | None = None,
     single: bool = False,
 ) -> Certificate:
     r"""Recompute residual and gradient of ``x`` by A itself and judge them.
@@ -134,6 +135,8 @@ def certify(
             ``8 rounding ||A|| (||A|| ||x|| + ||y||)`` is
             that of the nearest representable x.
         norm_bound: an upper bound of ``||A||`` for that, per item; None takes the lower bound.
+        stored: norms of solution and data as stored, where x and y are what a prior leaves of them; rounding is
+            relative to these.
         single: there is one item, and scalars are Python numbers, here and in the certificate.
 
     Returns:
@@ -170,7 +173,11 @@ def certify(
     total = hypot(r_norm, damp * x_norm)
     r_bound, g_bound = tolerances.residual_bound(y_norm), tolerances.gradient_bound(norm_a, total)
     upper = norm_a if norm_bound is None else norm_bound
-    g_bound = maximum(g_bound, 8 * rounding * upper * (upper * x_norm + y_norm))
+    if stored is None:
+        g_bound = maximum(g_bound, 8 * rounding * upper * (upper * x_norm + y_norm))
+    else:
+        least = 8 * rounding * (upper * stored[0] + stored[1])
+        r_bound, g_bound = maximum(r_bound, least), maximum(g_bound, upper * least)
     finite = unbounded(x_norm) == 0
     residual_ok = (total <= r_bound) & finite
     gradient_ok = (g_norm <= g_bound) & finite & (not square)
@@ -205,6 +212,7 @@ def certified(
     otherwise: Status = Status.STAGNATION,
     rounding: float = 0.0,
     norm_bound: Tensor | None = None,
+    stored: tuple[Tensor, Tensor] | None = None,
     square: bool = False,
 ) -> Solution:
     """A :class:`Solution` around an ``x`` found by any means (a direct method), with its certificate.
@@ -220,7 +228,7 @@ def certified(
         history: estimates per iteration, when there are some.
         selection: how the damping was chosen.
         otherwise: status of items that do not meet the tolerance.
-        rounding, norm_bound, square: as in :func:`certify`.
+        rounding, norm_bound, stored, square: as in :func:`certify`.
     """
     certificate = certify(
         A,
@@ -231,6 +239,7 @@ def certified(
         operator_norm=operator_norm,
         rounding=rounding,
         norm_bound=norm_bound,
+        stored=stored,
         square=square,
     )
     batch = certificate.residual_norm.shape

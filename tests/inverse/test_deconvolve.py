@@ -12,6 +12,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, MethodError, NonFiniteError, ShapeError
+from lsconv.fourier.normal import NormalInverse
 
 BOUNDARIES = ("unknown", "zero", "periodic", "reflect")
 
@@ -66,11 +67,14 @@ def test_a_centred_delta_is_the_identity_even_where_the_psf_is_even(boundary: st
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 @pytest.mark.parametrize("shape", [(3, 5), (4, 2), (2, 2)])
-def test_a_restored_picture_is_where_the_scene_was(boundary: str, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("prior", "damp"), [("gradient", 1e-4), ("tikhonov", 1e-7)])
+def test_a_restored_picture_is_where_the_scene_was(
+    boundary: str, shape: tuple[int, int], prior: str, damp: float
+) -> None:
     psf = asymmetric(*shape)
     scene = np.random.default_rng(1).random((20, 21))
     image = blurred_by_definition(scene, psf, boundary)
-    x = lsconv.deconvolve(image, psf, boundary=boundary, damp=1e-7).x
+    x = lsconv.deconvolve(image, psf, boundary=boundary, prior=prior, damp=damp).x
     assert x.shape == image.shape
     first = [(k - 1) // 2 if boundary == "unknown" else 0 for k in shape]
     expected = scene[first[0] : first[0] + x.shape[0], first[1] : first[1] + x.shape[1]]
@@ -194,10 +198,11 @@ def test_stacks_and_lines_follow_the_psfs_axes() -> None:
     assert lsconv.deconvolve(stack[0, 0], psf[0, 0], damp=0.1, crop=False).x.shape == (11,)
 
 
-def test_a_flat_picture_stays_flat_at_any_damp() -> None:
+@pytest.mark.parametrize("prior", ["gradient", "tikhonov"])
+def test_a_flat_picture_stays_flat_at_any_damp(prior: str) -> None:
     """The prior pulls to the mean, not to black, so damping alone darkens nothing, at unknown borders either."""
     image = torch.full((16, 16), 0.7, dtype=torch.float64)
-    x = lsconv.deconvolve(image, torch.ones(5, 5, dtype=torch.float64) / 25, damp=10.0).x
+    x = lsconv.deconvolve(image, torch.ones(5, 5, dtype=torch.float64) / 25, prior=prior, damp=10.0).x
     assert (x - 0.7).abs().max() < 1e-12
 
 
@@ -207,9 +212,45 @@ def test_damp_is_in_the_units_of_the_psf() -> None:
     assert torch.allclose(lsconv.deconvolve(image, 5 * psf, damp=0.5).x * 5, x, atol=1e-10)
 
 
-def test_a_psf_of_sum_zero_is_served() -> None:
+@pytest.mark.parametrize("prior", ["gradient", "tikhonov"])
+def test_a_psf_of_sum_zero_is_served_with_the_mean_that_nothing_says_at_zero(prior: str) -> None:
     psf = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
-    assert bool(lsconv.deconvolve(torch.rand(8, 8, dtype=torch.float64), psf, damp=0.1).converged)
+    solution = lsconv.deconvolve(torch.rand(8, 8, dtype=torch.float64), psf, prior=prior, damp=0.1, crop=False)
+    assert bool(solution.converged)
+    assert abs(solution.x.mean()) < 1e-3 if prior == "gradient" else True
+
+
+@pytest.mark.parametrize("prior", ["gradient", "tikhonov"])
+def test_channels_under_one_psf_share_a_damp_and_the_certificates(prior: str) -> None:
+    """Three colours are solved as data of one operator: the answer is that of three operators side by side."""
+    scene, psf = torch.rand(2, 3, 14, 15, dtype=torch.float64), torch.from_numpy(asymmetric(3, 4))
+    apart = torch.stack([psf, psf, psf * (1 + 1e-12)])  # equal to rounding, not to the last bit
+    chosen = lsconv.deconvolve(scene, psf, channels="first", prior=prior)
+    chosen_beside = lsconv.deconvolve(scene, apart, channels="first", ndim=2, prior=prior)
+    assert chosen.damp.shape == chosen.converged.shape == chosen.selection.damp.shape == (2,)
+    # the gradient's trace is stochastic, by other probes
+    torch.testing.assert_close(chosen.damp, chosen_beside.damp, rtol=1e-6 if prior == "tikhonov" else 0.05, atol=0)
+    together = lsconv.deconvolve(scene, psf, channels="first", prior=prior, damp=chosen.damp)
+    beside = lsconv.deconvolve(scene, apart, channels="first", ndim=2, prior=prior, damp=chosen.damp)
+    assert bool(together.converged.all())
+    torch.testing.assert_close(together.x, beside.x, rtol=0, atol=1e-7)
+    torch.testing.assert_close(together.residual_norm, beside.residual_norm, rtol=1e-6, atol=0)
+
+
+def test_colour_costs_one_setup() -> None:
+    """Every factor made for a colour picture is that of one channel, for the choice of damp and for the answer."""
+    made: list[int] = []
+    original = NormalInverse.__init__
+
+    def counting(self: NormalInverse, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        made.append(self.embedding.blocks)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NormalInverse, "__init__", counting)
+        lsconv.deconvolve(torch.rand(3, 60, 61), torch.ones(3, 3) / 9, channels="first")
+    assert made
+    assert set(made) == {1}
 
 
 def test_a_quadratic_denoiser_reaches_the_quadratic_answer() -> None:

@@ -297,10 +297,10 @@ def test_a_window_of_data_is_the_data_of_the_windowed_operator(monkeypatch: pyte
 def test_large_data_searched_on_windows_choose_what_the_whole_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lsconv.inverse.windows._DATA", 20**2)
     A, y = problem(n=80, dtype=torch.float32)
-    whole = choose_damp(A, y, "gcv", trace="stochastic", windows=False)
+    whole = choose_damp(A, y, "gcv", trace="stochastic", likeness=False)
     quick = choose_damp(A, y, "gcv", trace="stochastic")
-    assert "on windows" in quick.message
-    assert "on windows" not in whole.message
+    assert "on a likeness" in quick.message
+    assert "on a likeness" not in whole.message
     torch.testing.assert_close(quick.damp, whole.damp, rtol=0.2, atol=0)
     assert quick.damp.dtype == torch.float32
 

@@ -219,3 +219,18 @@ def test_a_grid_longer_than_the_inputs_changes_nothing(size: tuple[int, int], ki
     M, P = A.to_dense(), L.to_dense()
     expected = torch.linalg.solve(M.T @ M + 0.09 * P.T @ P, M.T @ y.flatten(1).T).T.reshape(2, *A.in_shape)
     torch.testing.assert_close(plan.solve(y, rtol=1e-12).x, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("penalty", [False, True])
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 0.3])
+def test_a_prior_that_explains_the_data_is_no_stagnation(dtype: torch.dtype, penalty: bool, noise: float) -> None:
+    """What a prior leaves of y may be rounding: the tolerance is then that of storing x and y, not of their rest."""
+    A = lsconv.Conv2d(torch.ones(1, 1, 3, 3, dtype=dtype), in_size=(10, 10))
+    L = lsconv.Gradient(A.in_shape, dtype=dtype) if penalty else None
+    prior = 1 + torch.rand(20, *A.in_shape, dtype=dtype)
+    y = A(prior) + noise * torch.randn(20, *A.out_shape, dtype=dtype)
+    solution = lsconv.tikhonov(A, y, 0.1, L=L, x_prior=prior)
+    assert bool(solution.converged.all())
+    expected = dense_solution(A.to(dtype=DOUBLE), y.double(), 0.1, L and L.to(dtype=DOUBLE), prior.double())
+    torch.testing.assert_close(solution.x.double(), expected, rtol=0, atol=2e-4 if dtype == torch.float32 else 1e-8)

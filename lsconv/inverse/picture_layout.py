@@ -1,0 +1,124 @@
+"""How the axes, kinds and number types of a picture become ``(*batch, channels, *size)``, and come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, NonFiniteError, ShapeError
+from lsconv.operators.base import require_finite
+
+__all__ = ["Layout", "spatial_axes"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the axes and values of what the user gave become ``(*batch, channels, *size)`` in floating point."""
+
+    ndim: int
+    channels: str | None
+    scale: int | None
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, image: Any, psf: Any, channels: Any, ndim: int | None) -> Layout:
+        """The layout of what the user gave, checked."""
+        for name, value in (("image", image), ("psf", psf)):
+            if not isinstance(value, (Tensor, np.ndarray)):
+                raise ArgumentTypeError(f"{name}: expected a torch.Tensor or a NumPy array, got {type(value).__name__}")
+            if isinstance(value, np.ndarray) and value.dtype.kind not in "iuf":
+                raise DtypeError(f"{name}: expected real numbers, got {value.dtype}")
+            if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
+                raise DtypeError(f"{name}: expected real numbers, got {value.dtype}")
+            if value.size == 0 if isinstance(value, np.ndarray) else value.numel() == 0:
+                raise ShapeError(f"{name}: is empty, of shape {tuple(value.shape)}")
+        if channels not in (None, "first", "last"):
+            raise ArgumentError(f'channels: expected None, "first" or "last", got {channels!r}')
+        spatial = spatial_axes(psf.ndim, ndim)
+        if image.ndim < spatial + (channels is not None):
+            raise ShapeError(
+                f"image: expected {spatial} spatial axes{'' if channels is None else ' and one of channels'} for a PSF "
+                f"of shape {tuple(psf.shape)}, got shape {tuple(image.shape)}"
+            )
+        width, limit = _integer(image)
+        if width == 8:
+            raise DtypeError(f"image: 64-bit integers have no white; convert, got {image.dtype}")
+        double = width == 4 or _name(image.dtype) == "float64"
+        return cls(spatial, channels, limit, torch.float64 if double else torch.float32)
+
+    def picture(self, image: Any) -> Tensor:
+        """``(*batch, channels, *size)``."""
+        y = _tensor(image, self.dtype)
+        if self.scale is not None:
+            y = y / self.scale
+        if self.channels is None:
+            y = y.unsqueeze(-self.ndim - 1)
+        elif self.channels == "last":
+            y = y.movedim(-1, -self.ndim - 1)
+        require_finite(y, "image", self.ndim + 1)
+        return y.contiguous()
+
+    def kernel(self, psf: Any, image: Any) -> Tensor:
+        """``(*batch, 1 or channels, *size)`` or ``(*size)``."""
+        kernel = _tensor(psf, self.dtype)
+        if isinstance(image, Tensor):
+            kernel = kernel.to(image.device)
+        if not bool(torch.isfinite(kernel).all()):
+            raise NonFiniteError("psf: contains NaN or infinity")
+        if not bool(kernel.any()):
+            raise ArgumentError("psf: is zero everywhere")
+        has_channel_axis = self.channels is not None or kernel.ndim == self.ndim
+        return kernel if has_channel_axis else kernel.unsqueeze(-self.ndim - 1)
+
+    def size(self, y: Tensor) -> tuple[int, ...]:
+        """The spatial size of the picture."""
+        return tuple(y.shape[-self.ndim :])
+
+    def answer(self, x: Tensor, image: Any) -> Any:
+        """``x`` in the kind, type and layout of the image."""
+        if self.channels is None:
+            x = x.squeeze(-self.ndim - 1)
+        elif self.channels == "last":
+            x = x.movedim(-self.ndim - 1, -1)
+        if self.scale is not None:
+            limits = np.iinfo(_name(image.dtype))
+            x = (x * self.scale).round().clamp(limits.min, limits.max)
+        if isinstance(image, Tensor):
+            return x.to(image.dtype)
+        return x.cpu().numpy().astype(image.dtype.newbyteorder("="))
+
+
+def spatial_axes(psf_ndim: int, ndim: int | None) -> int:
+    """The number of spatial axes: ``ndim``, or all that the PSF has."""
+    found = psf_ndim if ndim is None else ndim
+    if isinstance(found, bool) or found not in (1, 2, 3) or psf_ndim < found:
+        said = "" if ndim is None else f" and ndim={ndim!r}"
+        raise ShapeError(
+            f"psf: expected 1, 2 or 3 spatial axes (say ndim=2 for a PSF per channel or picture), got {psf_ndim}{said}"
+        )
+    return found
+
+
+def _integer(image: Any) -> tuple[int, int | None]:
+    """Bytes and largest value of an integer type; (0, None) of others."""
+    name = _name(image.dtype)
+    if "int" not in name:
+        return 0, None
+    limits = np.iinfo(name)
+    return limits.bits // 8, int(limits.max)
+
+
+def _name(dtype: Any) -> str:
+    """The name of a torch or NumPy type, the same in both, whatever the order of the bytes."""
+    return dtype.name if isinstance(dtype, np.dtype) else str(dtype).removeprefix("torch.")
+
+
+def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach().to(dtype)
+    wide = np.float64 if dtype == torch.float64 else np.float32
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=wide))

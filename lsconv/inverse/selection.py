@@ -1,0 +1,77 @@
+"""Selection: the damp a rule chose, with the curve it was chosen on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Selection"]
+
+_LABELS = {
+    "gcv": "generalised cross-validation",
+    "discrepancy": "squared residual norm",
+    "upre": "unbiased predictive risk",
+    "lcurve": "curvature of the L-curve",
+    "evidence": "-2 log marginal likelihood",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """How a damp was chosen.
+
+    Attributes:
+        rule: the rule.
+        damp: the damp chosen, ``batch``.
+        damps: the damps looked at, ascending, ``(points, *batch)``.
+        values: what the rule looked at there: the function minimised ("gcv", "upre", "evidence"), the residual norm
+            squared ("discrepancy"), or the curvature maximised ("lcurve"); ``(points, *batch)``.
+        trace_error: standard error of the influence trace, 0 where it is exact and NaN where the rule needs none;
+            ``(points, *batch)``.
+        likeness: ``(damps, values)`` of the likeness that the search began with, or None.
+        message: what was done, and which items met an end of the range.
+    """
+
+    rule: str
+    damp: Tensor
+    damps: Tensor
+    values: Tensor
+    trace_error: Tensor
+    likeness: tuple[Tensor, Tensor] | None
+    message: str
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the curve of every batch item with the damp chosen, that of a likeness thin; needs matplotlib.
+
+        Args:
+            ax: the axes to draw on; None: new ones.
+
+        Returns:
+            The axes.
+        """
+        if ax is None:
+            from matplotlib.figure import Figure
+
+            ax = Figure(figsize=(5, 3.5), layout="constrained").add_subplot()
+        chosen = self.damp.reshape(-1).tolist()
+        for (curve, value), damp in zip(_curves(self.damps, self.values), chosen, strict=True):
+            (line,) = ax.plot(curve, value, marker=".", linewidth=1)
+            ax.axvline(damp, color=line.get_color(), linestyle="--", linewidth=1)
+        if self.likeness is not None:
+            for curve, value in _curves(*self.likeness):
+                ax.plot(curve, value, color="0.6", linewidth=0.8, zorder=1)
+        ax.set_xscale("log")
+        if self.rule in ("gcv", "discrepancy", "upre") and bool((self.values > 0).all()):
+            ax.set_yscale("log")
+        ax.set_xlabel("damp")
+        ax.set_ylabel(_LABELS[self.rule])
+        return ax
+
+
+def _curves(damps: Tensor, values: Tensor) -> list[tuple[list[float], list[float]]]:
+    """Of ``(points, *batch)`` both: the points of every item."""
+    points = damps.shape[0]
+    columns = (t.reshape(points, -1).T.tolist() for t in (damps, values))
+    return list(zip(*columns, strict=True))
