@@ -126,7 +126,8 @@ class Solve(torch.autograd.Function):
                 pulled = offset if L is None else L.adjoint(L.apply(offset))
                 return A.adjoint(y - A.apply(x)) - spread_over((damp**2).to(x.real.dtype), len(A.in_shape)) * pulled
 
-            damping, p = system.damp if damp is None else damp, torch.zeros_like(x) if prior is None else prior
+            damping: Tensor = system.damp if damp is None else damp
+            p = torch.zeros_like(x) if prior is None else prior
             rhs = push(left, [y, damping, p, *params], [dy, ddamp, dprior, *dparams])
             dx = 0 if rhs is None else NormalSolve.apply(system, system.only(rhs, True), damp, *params)
         if not system.all_damped:
