@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError
+from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError, warn
 from lsconv.fourier.border import BorderPlan
 from lsconv.inverse.route import KrylovPlan, Plan, route
 from lsconv.krylov.batch import ItemSpace
+from lsconv.krylov.followed import parameters_of
 from lsconv.krylov.implicit import adjoint_answer, attach, follows
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
-from lsconv.operators.base import LinearOperator
+from lsconv.operators.base import LinearOperator, hidden_by_vmap
 
 __all__ = ["PseudoInverse", "lstsq", "pinv"]
 
@@ -136,7 +137,7 @@ def _solve(
         text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r}). {solution.failure_text()}"
         if raise_on_failure:
             raise ConvergenceError(text)
-        warnings.warn(text, ConvergenceWarning, stacklevel=3)
+        warn(text)
     return solution
 
 
@@ -233,6 +234,11 @@ def pinv(
         True
     """
     A = as_operator(A)
+    if any(hidden_by_vmap(t) for t in (damp, *parameters_of(A)) if isinstance(t, Tensor)):
+        raise MethodError(
+            "pinv: vmap hides the values that the setup needs; use lstsq inside vmap, or make pinv outside of it with "
+            "a kernel or a damp per batch item"
+        )
     check_damp(damp, A)
     if method == "hybrid":
         raise MethodError(

@@ -7,7 +7,6 @@ A plan is the setup of a method for one operator and damping: ``solve`` gives a 
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
@@ -15,7 +14,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
+from lsconv.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DtypeError,
+    MethodError,
+    PlanMemoryError,
+    warn,
+)
 from lsconv.fourier.border import BorderPlan, direct_rtol
 from lsconv.fourier.circulant import CirculantPlan
 from lsconv.fourier.embedding import Embedding
@@ -123,7 +129,7 @@ def route(
         except MethodError:
             pass  # a null space at damp = 0, which LSMR handles
         except PlanMemoryError as error:
-            warnings.warn(f"falling back to LSMR. {error}", ConvergenceWarning, stacklevel=4)
+            warn(f"falling back to LSMR. {error}")
     name = "lsmr" if method == "auto" else method
     if name not in _LEAST_SQUARES:
         _check_suits(A, damp, name)

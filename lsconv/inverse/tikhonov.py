@@ -19,6 +19,7 @@ from lsconv.errors import (
     DtypeError,
     MethodError,
     ShapeError,
+    warn,
 )
 from lsconv.fourier.border import direct_rtol
 from lsconv.fourier.precondition import CirculantPreconditioner
@@ -328,4 +329,4 @@ def _report(solution: Solution, plan: object, raise_on_failure: bool) -> None:
         text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r}). {solution.failure_text()}"
         if raise_on_failure:
             raise ConvergenceError(text)
-        warnings.warn(text, ConvergenceWarning, stacklevel=3)
+        warn(text)

@@ -131,7 +131,7 @@ class Solve(torch.autograd.Function):
             rhs = push(left, [y, damping, p, *params], [dy, ddamp, dprior, *dparams])
             dx = 0 if rhs is None else NormalSolve.apply(system, system.only(rhs, True), damp, *params)
         if not system.all_damped:
-            A, _ = system.operators(params)
+            A = system.operators(params)[0]
             outputs = len(A.out_shape)
             # x is the prior plus the pseudo-inverse of what the prior leaves, y - A prior
             rest, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
@@ -329,7 +329,7 @@ def _pseudo_tangent(
 
     def image(v: Tensor, adjoint: bool = False) -> Tensor:
         def of(*own: Tensor) -> Tensor:
-            A = system.A.with_parameters(own)
+            A = made_of(system.A, own)
             return A.adjoint(v) if transposed != adjoint else A.apply(v)
 
         moved = push(of, own, tangents)

@@ -17,6 +17,8 @@ from torch.autograd import forward_ad
 
 from lsconv.errors import MethodError
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.elementary import Dense
 
 __all__ = ["any_followed", "made_of", "no_autocast", "parameters_of", "pull", "push", "transforming"]
 
@@ -29,7 +31,21 @@ def parameters_of(A: LinearOperator) -> tuple[Tensor, ...]:
 
 
 def made_of(A: LinearOperator, params: Sequence[Tensor]) -> LinearOperator:
-    """A with other parameters."""
+    """A with other parameters; a convolution or a matrix also with one more of them per batch item than it has."""
+    if isinstance(A, Convolution) and params[0].shape != A.weight.shape:
+        return type(A)(
+            params[0],
+            A.spatial_in,
+            A.stride,
+            A.padding,
+            A.dilation,
+            A.groups,
+            A.padding_mode,
+            A.backend,
+            check_finite=False,
+        )
+    if isinstance(A, Dense) and params[0].shape != A.matrix.shape:
+        return Dense(params[0], A.in_shape, A.out_shape)
     return A.with_parameters(params) if params else A
 
 
@@ -79,7 +95,7 @@ def pull(
         everything = list(params)
         for index, tensor in zip(places, own, strict=True):
             everything[index] = tensor
-        B = A.with_parameters(everything)
+        B = made_of(A, everything)
         return B.adjoint(d) if transposed else B.apply(d)
 
     own = [params[index] for index in places]

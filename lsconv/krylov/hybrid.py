@@ -23,6 +23,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError
 from lsconv.krylov.batch import ItemSpace, divide
 from lsconv.krylov.folding import below
+from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.lsmr import LSMR
 from lsconv.krylov.method import Method
@@ -50,6 +51,7 @@ class HybridSelection:
     weight: Tensor
 
 
+@differentiable(chooses_damp=True)
 def hybrid(
     A: Any,
     b: Tensor,
@@ -78,6 +80,8 @@ def hybrid(
     with the weight :math:`\omega` averaged over the steps as in the paper. ``rule="discrepancy"`` takes the damping
     with :math:`\|Ax - b\| = \mathrm{safety} \cdot \mathrm{noise\_std} \sqrt m`. An item stops when x solves the damped
     problem.
+
+    Gradients are those at the damping chosen, held fixed: how the choice depends on b and A is left out.
 
     Memory is that of ``max_iter`` vectors like x and as many like b. On a GPU every step waits for a small SVD.
 

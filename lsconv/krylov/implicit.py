@@ -81,13 +81,17 @@ def follows(A: LinearOperator, *values: Any) -> bool:
 
 
 def differentiable(
-    *, square: bool = False, transposed: Callable[..., Solution] | None = None
+    *,
+    square: bool = False,
+    transposed: Callable[..., Solution] | None = None,
+    chooses_damp: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Give a Krylov method, ``method(A, b, *, damp=, M=, N=, ...) -> Solution``, its gradients.
 
     Args:
         square: the method solves square regular systems.
         transposed: the method for ``A^H``, where the same one will not do; it takes the same arguments.
+        chooses_damp: the method chooses the damping, which the backward pass holds fixed; LSMR does its solves.
     """
 
     def decorate(method: _Function) -> _Function:
@@ -106,6 +110,11 @@ def differentiable(
             def run(
                 A: LinearOperator, b: Tensor, damp: Any, L: LinearOperator | None, x_prior: Tensor | None
             ) -> tuple[Solution, Inverse]:
+                if chooses_damp:
+                    from lsconv.krylov.lsmr import lsmr  # which takes its own gradients from here
+
+                    solution = method(A, b, **rest)
+                    return solution, Again(lsmr, lsmr, A, solution.damp, {})
                 damped = {} if given is None else {"damp": damp}
                 return method(A, b, **damped, **rest), Again(method, transposed or method, A, damp, rest)
 

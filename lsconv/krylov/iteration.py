@@ -9,14 +9,13 @@ starts again from where it is, until the claim holds or restarting no longer hel
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceError, ConvergenceWarning, PreconditionerError
+from lsconv.errors import ConvergenceError, PreconditionerError, warn
 from lsconv.krylov.batch import Scalar, any_item, at_least, unbounded, where
 from lsconv.krylov.method import CURVATURE, KERNEL, STUCK, Method
 from lsconv.krylov.monitor import CLAIMED, CONDITION, OVERFLOW, Monitor
@@ -202,7 +201,7 @@ class _Loop:
         )
         if self.options.raise_on_failure:
             raise ConvergenceError(text)
-        warnings.warn(text, ConvergenceWarning, stacklevel=5)
+        warn(text)
 
 
 def _choose(items: Scalar, a: Certificate, b: Certificate) -> Certificate:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, DtypeError
+from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, DtypeError, warn
 from lsconv.krylov.batch import binary_unit, divide
 from lsconv.krylov.folding import below
 from lsconv.krylov.lsmr import lsmr
@@ -116,7 +116,7 @@ def refine(
         text = f"refine: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"
         if raise_on_failure:
             raise ConvergenceError(text)
-        warnings.warn(text, ConvergenceWarning, stacklevel=2)
+        warn(text)
     return solution
 
 

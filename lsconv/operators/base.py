@@ -321,11 +321,23 @@ def canonical_device(device: torch.device | str) -> torch.device:
     return canonical
 
 
+def hidden_by_vmap(tensor: Tensor) -> bool:
+    """Whether ``torch.func.vmap`` maps over the tensor, so that nothing can depend on its values."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
 def require_finite(tensor: Tensor, name: str, item_ndim: int) -> None:
     """Raise :class:`NonFiniteError` naming the batch items of ``tensor`` that hold NaN or infinity.
 
     The last ``item_ndim`` dimensions are the item's, those before them are batch dimensions.
     """
+    if hidden_by_vmap(tensor):
+        return
     # NaN and infinity survive a sum: one pass clears nearly every tensor. The sum of finite numbers may overflow.
     if bool(torch.isfinite(tensor.detach().sum())):
         return
