@@ -19,7 +19,6 @@ multipliers", IEEE Trans. Image Processing 22 (2013).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +29,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.penalty import Penalty, as_convolutions
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse, symbol
 from lsconv.inverse.proximal import Term
+from lsconv.inverse.split_images import Differences, Filtered, GridLayout, Itself, SplitImage
 from lsconv.krylov.batch import ItemSpace
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
@@ -84,30 +84,29 @@ class ExtendedGrid:
             identity = Identity(A.in_shape, dtype=A.dtype, device=A.device)
             self.terms.append(_nothing(identity))
         embedding = Embedding(A, self.grid_sizes, batch, only_read=True, constrained=penalty.constrained)
-        self.embedding, self.groups = embedding, A.groups
         self.grid = Grid(self.grid_sizes, real=not A.is_complex)
-        self.blocks, self.channels = embedding.blocks, A.in_shape[0]
+        self.layout = GridLayout(self.grid, batch, A.in_shape[0], A.groups, A.spatial_in, A.dtype, A.device)
         self.images = [self._image(term, k, embedding) for k, term in enumerate(self.terms)]
         dtype = A.dtype.to_real()
         self.floor = _FLOOR[dtype]
-        shape = (*batch, self.channels, *self.grid_sizes)
+        shape = (*batch, self.layout.channels, *self.grid_sizes)
         self._x = torch.zeros(shape, dtype=A.dtype, device=A.device)
         self._spectrum: Tensor | None = None
 
-    def _image(self, term: Term, k: int, embedding: Embedding) -> _Image:
+    def _image(self, term: Term, k: int, embedding: Embedding) -> SplitImage:
         K = term.operator
         if k == 0:
-            return _Filtered(self, self.A, _repeated(symbol(self.A, embedding), embedding))
+            return Filtered(self.layout, self.A, _repeated(symbol(self.A, embedding), embedding))
         if isinstance(K, Identity):
-            return _Itself(self, held=self.held)
+            return Itself(self.layout, held=self.held)
         if isinstance(K, Gradient):
-            return _Differences(self, K)
+            return Differences(self.layout, K)
         found = as_convolutions(K, self.A.ndim)
         if found is None or len(found) != 1:
             raise MethodError(f"{K!r} is no single convolution")
         rows = Penalty(self.A, found, torch.ones((), dtype=torch.float64, device=self.A.device)).rows(embedding)
         matrices = FrequencyMatrices(self.grid, rows.to(self.A.dtype.to_complex()))
-        return _Filtered(self, found[0].convolution, _repeated(matrices, embedding))
+        return Filtered(self.layout, found[0].convolution, _repeated(matrices, embedding))
 
     # ------------------------------------------------------------------ the step
 
@@ -118,11 +117,11 @@ class ExtendedGrid:
         for image, value in zip(self.images, self.rho, strict=True):
             weights = self._per_block(value, len(self.grid_sizes) + 2)
             part = image.normal() * weights
-            if isinstance(image, _Filtered):
+            if isinstance(image, Filtered):
                 image.weigh(2 * weights)
             normal = part if normal is None else normal + part
         assert normal is not None
-        normal = normal.expand(self.blocks, *normal.shape[1:]).contiguous()
+        normal = normal.expand(self.layout.blocks, *normal.shape[1:]).contiguous()
         diagonal = normal.diagonal(dim1=-2, dim2=-1).real
         mu = self.floor * diagonal.sum(-1).flatten(1).amax(-1)
         self._mu = mu.reshape(1, -1, *(1,) * (len(self.grid_sizes) + 1)).to(self.A.dtype.to_complex())
@@ -134,14 +133,14 @@ class ExtendedGrid:
         spectrum: Tensor | None = None
         plain: Tensor | None = None
         for image, value, r in zip(self.images, self.rho, reflected, strict=True):
-            if isinstance(image, _Filtered):
+            if isinstance(image, Filtered):
                 part = image.adjoint_spectrum(r)
                 spectrum = part if spectrum is None else spectrum.add_(part)
             else:
                 back = image.adjoint(r).mul_(2 * value.reshape(*value.shape, *(1,) * (len(self.grid_sizes) + 1)))
                 plain = back if plain is None else plain.add_(back)
         if plain is not None:
-            part = self.grid.transform(self.blocked(plain))
+            part = self.grid.transform(self.layout.blocked(plain))
             spectrum = part if spectrum is None else spectrum.add_(part)
         assert spectrum is not None
         if self._spectrum is not None:
@@ -158,7 +157,7 @@ class ExtendedGrid:
         """The images of a first x: the one given, or the answer to quadratic terms with penalties ``rho``."""
         if x is not None:
             self._x = self._extended(x, self.A.in_shape)
-            self._spectrum = self.grid.transform(self.blocked(self._x))
+            self._spectrum = self.grid.transform(self.layout.blocked(self._x))
             return self._apply()
         data = self._extended(y, self.A.out_shape)
         self.set_penalties(rho)
@@ -168,31 +167,10 @@ class ExtendedGrid:
     @property
     def x(self) -> Tensor:
         """The last minimiser, ``(*batch, *in_shape)``."""
-        return self.window(self._x, self.A.spatial_in)
-
-    # ------------------------------------------------------------------ layouts
-
-    def window(self, tensor: Tensor, sizes: Sequence[int]) -> Tensor:
-        """A view of the cells that are there."""
-        for a, n in enumerate(sizes):
-            tensor = tensor.narrow(a - len(sizes), 0, n)
-        return tensor
-
-    def copy_outside(self, source: Tensor, target: Tensor, sizes: Sequence[int]) -> None:
-        """Copy the cells outside the window."""
-        ndim = len(sizes)
-        for a, n in enumerate(sizes):
-            beyond = source.shape[a - ndim] - n
-            if beyond:
-                target.narrow(a - ndim, n, beyond).copy_(source.narrow(a - ndim, n, beyond))
-                source, target = source.narrow(a - ndim, 0, n), target.narrow(a - ndim, 0, n)
-
-    def blocked(self, tensor: Tensor) -> Tensor:
-        """``(*batch, channels, *grid)`` as ``(1, blocks, channels/groups, *grid)``."""
-        return tensor.reshape(1, self.blocks, -1, *self.grid_sizes)
+        return self.layout.window(self._x, self.A.spatial_in)
 
     def _per_block(self, values: Tensor, ones: int, dim: int = 0) -> Tensor:
-        values = values.expand(self.batch).reshape(-1, 1).expand(-1, self.groups).reshape(-1)
+        values = values.expand(self.batch).reshape(-1, 1).expand(-1, self.layout.groups).reshape(-1)
         return values.reshape(*(1,) * dim, -1, *(1,) * ones)
 
     def _extended(self, values: Tensor, item_shape: tuple[int, ...]) -> Tensor:
@@ -212,168 +190,6 @@ class ExtendedGrid:
             ramp = torch.zeros_like(t) * last if self.held else last * (1 - t) + first * t
             values = torch.cat([values, ramp], dim=axis)
         return values.contiguous()
-
-
-# ---------------------------------------------------------------------- images
-
-
-class _Image:
-    """One split image ``C x`` of shape ``(*batch, *shape)``, and what of it the term's operator has."""
-
-    shape: tuple[int, ...]
-
-    def __init__(self, step: ExtendedGrid, sizes: Sequence[int]) -> None:
-        self.owner, self.sizes = step, tuple(sizes)
-
-    def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
-        """The proximal step of ``s`` into ``out``; cells that the operator does not have are free."""
-        window = self.owner.window
-        term.prox(window(s, self.sizes), rho, window(out, self.sizes))
-        self.owner.copy_outside(s, out, self.sizes)
-
-    def item(self, z: Tensor) -> Tensor:
-        """What the operator has of ``z``, ``(*batch, *K.out_shape)``."""
-        return self.owner.window(z, self.sizes)
-
-    def normal(self) -> Tensor:
-        """``C^H C`` per frequency: ``(blocks or 1, *frequencies, columns, columns)``."""
-        raise NotImplementedError
-
-    def apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
-        """``C x``."""
-        raise NotImplementedError
-
-    def adjoint(self, r: Tensor) -> Tensor:
-        """``C^H r`` on the grid; it may overwrite r."""
-        raise NotImplementedError
-
-
-class _Filtered(_Image):
-    """A convolution, through its symbol."""
-
-    def __init__(self, step: ExtendedGrid, convolution: Convolution, S: FrequencyMatrices) -> None:
-        super().__init__(step, convolution.spatial_out)
-        self.S = S
-        self.back = S  # 2 rho times its adjoint, as soon as there is a rho
-        self.shape = (convolution.out_shape[0], *step.grid_sizes)
-
-    def weigh(self, weights: Tensor) -> None:
-        """The factors of the adjoint."""
-        self.back = FrequencyMatrices(self.S.grid, weights * self.S.matrices.mH)
-
-    def normal(self) -> Tensor:
-        m = self.S.matrices
-        return m.abs().square().sum(-2, keepdim=True) if self.S.columns == 1 else m.mH @ m
-
-    def apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
-        return self.owner.grid.inverse(self.S(spectrum)).reshape(*self.owner.batch, *self.shape)
-
-    def adjoint_spectrum(self, r: Tensor) -> Tensor:
-        return self.back(self.owner.grid.transform(self.owner.blocked(r)))
-
-
-class _Itself(_Image):
-    """x, for bounds and for cells held at zero."""
-
-    def __init__(self, step: ExtendedGrid, *, held: bool) -> None:
-        super().__init__(step, step.A.spatial_in)
-        self.held = held
-        self.shape = (step.channels, *step.grid_sizes)
-
-    def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
-        if not self.held:
-            return super().proximal(term, s, rho, out)
-        window = self.owner.window
-        term.prox(window(s, self.sizes), rho, window(out.zero_(), self.sizes))
-        return None
-
-    def normal(self) -> Tensor:
-        return _scalar_matrices(self.owner, 1.0)
-
-    def apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
-        return x
-
-    def adjoint(self, r: Tensor) -> Tensor:
-        return r.clone()
-
-
-class _Differences(_Image):
-    """Periodic forward differences; those that a Neumann edge does not have are free."""
-
-    def __init__(self, step: ExtendedGrid, gradient: Gradient) -> None:
-        super().__init__(step, step.A.spatial_in)
-        self.spacing, self.ndim = gradient.spacing, gradient.ndim
-        self.free = gradient.boundary == "neumann"
-        self.shape = (gradient.ndim, step.channels, *step.grid_sizes)
-
-    def normal(self) -> Tensor:
-        sizes = self.owner.grid_sizes
-        total = torch.zeros(sizes, dtype=torch.float64, device=self.owner.A.device)
-        for a, (n, h) in enumerate(zip(sizes, self.spacing, strict=True)):
-            angle = torch.arange(n, dtype=torch.float64, device=self.owner.A.device) * (math.pi / n)
-            shape = [1] * len(sizes)
-            shape[a] = n
-            total = total + ((2 * torch.sin(angle) / h) ** 2).reshape(shape)
-        return _scalar_matrices(self.owner, total[..., : self.owner.grid.frequencies[-1]])
-
-    def apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
-        out = x.new_empty(*self.owner.batch, *self.shape)
-        for a, h in enumerate(self.spacing):
-            axis, part = a - self.ndim, out.select(-self.ndim - 2, a)
-            n = x.shape[axis]
-            torch.sub(x.narrow(axis, 1, n - 1), x.narrow(axis, 0, n - 1), out=part.narrow(axis, 0, n - 1))
-            torch.sub(x.narrow(axis, 0, 1), x.narrow(axis, n - 1, 1), out=part.narrow(axis, n - 1, 1))
-            if h != 1:
-                part.div_(h)
-        return out
-
-    def adjoint(self, r: Tensor) -> Tensor:
-        total: Tensor | None = None
-        for a, h in enumerate(self.spacing):
-            axis, part = a - self.ndim, r.select(-self.ndim - 2, a)
-            n = part.shape[axis]
-            if h != 1:
-                part.div_(h)
-            total = part.neg() if total is None else total.sub_(part)
-            total.narrow(axis, 1, n - 1).add_(part.narrow(axis, 0, n - 1))
-            total.narrow(axis, 0, 1).add_(part.narrow(axis, n - 1, 1))
-        assert total is not None
-        return total
-
-    def _edges(self, window: Tensor) -> list[Tensor]:
-        """The last difference along every axis, which a Neumann edge does not have."""
-        parts = [window.select(-self.ndim - 2, a) for a in range(self.ndim)]
-        return [part.narrow(a - self.ndim, part.shape[a - self.ndim] - 1, 1) for a, part in enumerate(parts)]
-
-    def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
-        if not self.free:
-            return super().proximal(term, s, rho, out)
-        edges = self._edges(self.owner.window(s, self.sizes))
-        given = [edge.clone() for edge in edges]
-        for edge in edges:
-            edge.zero_()
-        super().proximal(term, s, rho, out)
-        for edge, other, value in zip(edges, self._edges(self.owner.window(out, self.sizes)), given, strict=True):
-            edge.copy_(value)
-            other.copy_(value)
-        return None
-
-    def item(self, z: Tensor) -> Tensor:
-        window = self.owner.window(z, self.sizes)
-        if self.free:
-            window = window.clone()
-            for edge in self._edges(window):
-                edge.zero_()
-        return window
-
-
-def _scalar_matrices(step: ExtendedGrid, values: Tensor | float) -> Tensor:
-    """``values`` times the identity, per frequency."""
-    columns = step.channels // step.groups
-    dtype = step.A.dtype.to_real() if columns == 1 else step.A.dtype.to_complex()
-    eye = torch.eye(columns, dtype=dtype, device=step.A.device)
-    scale = torch.as_tensor(values, device=step.A.device).to(step.A.dtype.to_real()).expand(step.grid.frequencies)
-    return (scale[..., None, None] * eye)[None]
 
 
 def _repeated(S: FrequencyMatrices, embedding: Embedding) -> FrequencyMatrices:

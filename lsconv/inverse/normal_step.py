@@ -11,6 +11,7 @@ left them; conjugate gradients otherwise. The small mu that the factors need is 
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.stacked import StackedPlan
 from lsconv.inverse.proximal import Term
 from lsconv.krylov.batch import ItemSpace
@@ -27,6 +29,8 @@ from lsconv.operators.base import LinearOperator
 
 __all__ = ["NormalStep"]
 
+# By how much conjugate gradients reduce what the last x leaves in every step.
+_REDUCTION = 1e-2
 # Relative residual of the border system in every step.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
@@ -67,6 +71,9 @@ class NormalStep:
             self.plan = StackedPlan(first, L, damp)
         except MethodError:
             self.normal = self.stack.H @ self.stack
+            self.preconditioner: LinearOperator | None = None
+            with contextlib.suppress(MethodError):
+                self.preconditioner = CirculantPreconditioner(self.stack, side="solution")
             return
         self.tolerance = _TOLERANCE[first.dtype.to_real()]
         inverse = self.plan.inverse
@@ -87,7 +94,8 @@ class NormalStep:
         if self.plan is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                return cg(self.normal, g, x0=self.x, max_iter=50).x
+                rest = g - self.normal.apply(self.x)
+                return self.x + cg(self.normal, rest, M=self.preconditioner, rtol=_REDUCTION, max_iter=50).x
         square = self.plan.unit.double() ** 2
         g = g / square.reshape(*square.shape, *(1,) * len(self.stack.in_shape)).to(g.dtype)
         g = g + self._per_channel(self.mu, self.x) * self.x

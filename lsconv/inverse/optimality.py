@@ -17,13 +17,14 @@ the primal-dual gap. With bounds the part of s that they can hold is no remainde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lsconv.inverse.proximal import Term
+from lsconv.inverse.proximal import Bounds, Term
 from lsconv.krylov.batch import ItemSpace, divide
 from lsconv.operators.base import LinearOperator
 
@@ -58,7 +59,7 @@ def optimality(
     duals: Sequence[Tensor],
     x: Tensor,
     *,
-    bounds: tuple[float | None, float | None] | None = None,
+    bounds: Bounds | None = None,
     norms: Sequence[float],
     rounding: float,
 ) -> Optimality:
@@ -87,7 +88,8 @@ def optimality(
         total = total + force
         objective, gap = objective + term.value(v), gap + term.gap(v, p)
         forces = torch.maximum(forces, inputs.norm(force))
-        p_norm = outputs.norm(p)
+        # of a flat image the value itself is rounding: the largest dual variable says how large
+        p_norm = outputs.norm(p) if term.weight is None else term.weight.double() * math.sqrt(term.entries)
         allowed_gap = allowed_gap + rounding * norm * size * p_norm
         allowed_force = allowed_force + rounding * norm * (norm * size if not term.balanced else p_norm)
     if bounds is not None:
@@ -105,18 +107,20 @@ def optimality(
     )
 
 
-def operator_norm(K: LinearOperator) -> float:
-    """The norm of K within a factor of about two, from two steps of the power method."""
-    generator = torch.Generator(device=K.device).manual_seed(0)
-    v = torch.randn(K.in_shape, dtype=K.dtype, device=K.device, generator=generator)
+def operator_norm(K: LinearOperator, start: Tensor | None = None) -> float:
+    """The norm of K within a factor of about two, from below: two steps of the power method.
+
+    Args:
+        K: the operator.
+        start: a tensor ``(*batch, *in_shape)`` that K is thought to enlarge as much as any; a random one by default.
+    """
     inputs, outputs = ItemSpace(K.in_shape, K.dtype, K.device), ItemSpace(K.out_shape, K.dtype, K.device)
+    if start is None or not bool(inputs.norm(start).any()):
+        generator = torch.Generator(device=K.device).manual_seed(0)
+        start = torch.randn(K.in_shape, dtype=K.dtype, device=K.device, generator=generator)
     largest = 0.0
     for _ in range(2):
-        image = K.apply(v)
-        v = K.adjoint(image)
-        image_norm = float(outputs.norm(image).amax())
-        if image_norm == 0:
-            return largest
-        largest = max(largest, float(inputs.norm(v).amax()) / image_norm)
-        v = v if v.ndim == len(K.in_shape) else v.reshape(-1, *K.in_shape)[0]
+        image = K.apply(start)
+        start = K.adjoint(image)
+        largest = max(largest, float(divide(inputs.norm(start), outputs.norm(image)).amax()))
     return largest

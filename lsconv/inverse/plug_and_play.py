@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ShapeError
 from lsconv.inverse.normal_step import NormalStep
-from lsconv.inverse.proximal import Term, box_term
+from lsconv.inverse.proximal import Bounds, Term, box_term
 from lsconv.inverse.splitting import admm
-from lsconv.inverse.variation import Bounds, batch_of, check_bounds, reported
+from lsconv.inverse.variation import batch_of, check_bounds, reported
 from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status

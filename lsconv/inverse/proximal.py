@@ -21,7 +21,10 @@ from torch import Tensor
 from lsconv.krylov.batch import ItemSpace
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["Term", "box_term", "gaussian_term", "poisson_term", "sparsity_term"]
+__all__ = ["Bounds", "Term", "box_term", "gaussian_term", "poisson_term", "sparsity_term"]
+
+# The lowest and the highest value; None: none.
+Bounds = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def sparsity_term(L: LinearOperator, weight: Tensor, groups: tuple[int, ...] = (
                 weight=weight)  # fmt: skip
 
 
-def box_term(identity: LinearOperator, bounds: tuple[float | None, float | None]) -> Term:
+def box_term(identity: LinearOperator, bounds: Bounds) -> Term:
     """``lowest <= x <= highest``. The certificate of the bounds is in the stationarity, so value and gap are zero."""
     ndim = len(identity.out_shape)
 

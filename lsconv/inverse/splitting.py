@@ -38,6 +38,7 @@ __all__ = ["Image", "QuadraticStep", "SplittingHistory", "SplittingResult", "Ver
 # After these iterations the penalties are balanced; later they stay, so that the iteration converges.
 _BALANCE_AT = (10, 20, 40, 80, 160, 320)
 _BALANCE_RATIO = 3.0
+_BALANCE_RANGE = 100.0
 # A primal residual this much smaller than the dual one was the best balance on pictures.
 _PRIMAL_WEIGHT = 4.0
 
@@ -193,6 +194,7 @@ def admm(
     """
     terms, count = step.terms, len(step.terms)
     rho = [value.expand(batch).clone() for value in rho]
+    first = [value.clone() for value in rho]
     step.set_penalties(rho)
     s = [image.clone() for image in images]
     z, old = [torch.empty_like(v) for v in s], [torch.empty_like(v) for v in s]
@@ -247,7 +249,8 @@ def admm(
                     continue
                 ratio = (_PRIMAL_WEIGHT * primal[j] / dual[j].clamp_min(1e-30)).clamp(1e-2, 1e2)
                 far = active & ((ratio > _BALANCE_RATIO) | (ratio < 1 / _BALANCE_RATIO))
-                change = torch.where(far, ratio.sqrt(), 1.0)
+                bounded = (rho[j] * ratio.sqrt()).clamp(first[j] / _BALANCE_RANGE, first[j] * _BALANCE_RANGE) / rho[j]
+                change = torch.where(far, bounded, 1.0)
                 if bool(far.any()):
                     rho[j] = rho[j] * change
                     s[j].sub_(z[j]).div_(_spread(change, s[j])).add_(z[j])

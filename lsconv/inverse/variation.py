@@ -3,42 +3,26 @@ r"""total_variation: edge-preserving reconstruction with total variation, sparsi
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, MethodError, ShapeError
+from lsconv.errors import ArgumentError, ConvergenceError, ShapeError, warn
 from lsconv.fourier.penalty import as_convolutions
-from lsconv.inverse.extended_grid import ExtendedGrid
 from lsconv.inverse.lstsq import without_items
-from lsconv.inverse.normal_step import NormalStep
-from lsconv.inverse.optimality import Optimality, operator_norm, optimality
-from lsconv.inverse.proximal import Term, box_term, gaussian_term, poisson_term, sparsity_term
-from lsconv.inverse.splitting import Image, SplittingResult, admm
-from lsconv.krylov.batch import ItemSpace
+from lsconv.inverse.proximal import Bounds, Term, gaussian_term, poisson_term, sparsity_term
+from lsconv.inverse.sparse_problem import SparseProblem
 from lsconv.krylov.problem import as_operator, check_damp, prepare
-from lsconv.krylov.solution import Solution, Status
+from lsconv.krylov.solution import Solution
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
-from lsconv.operators.elementary import Identity
 
 __all__ = ["total_variation"]
 
-Bounds = tuple[float | None, float | None]
-
 _RTOL = {torch.float32: 2e-3, torch.float64: 1e-4}
-# The penalty of the data's image in units of its curvature, and those of bounds and of cells held at zero relative to
-# it. Three times more or less cost up to twice the iterations on photographs under four blurs.
-_DATA_PENALTY = 0.1
-_BOX_PENALTY = 0.3
-_HELD_PENALTY = 1.0
-# The first threshold of the differences, in units of their root mean square.
-_FIRST_THRESHOLD = 0.7
 
 
 def total_variation(
@@ -138,132 +122,10 @@ def total_variation(
         return [first, *_penalties(A, L, strength, isotropic, coupled, huber)]
 
     start = None if problem.x0 is None else problem.x0.expand(*batch, *A.in_shape)
-    splitting = _Splitting(A, data, terms, bounds, noise == "gaussian", start)
+    sparse = SparseProblem(A, data, terms, bounds=bounds, gaussian=noise == "gaussian", x0=start)
     rtol = _RTOL[A.dtype.to_real()] if rtol is None else rtol
-    result = splitting.run(rtol, max_iter, callback)
-    solution = splitting.solution(result, rtol, strength)
+    solution = sparse.solution(sparse.run(rtol, max_iter, callback), rtol, strength)
     return reported(solution, problem.broken.expand(batch), "total_variation", raise_on_failure)
-
-
-class _Splitting:
-    """One problem: its terms, its quadratic step, and its certificate in the precision of the data and in double."""
-
-    def __init__(
-        self,
-        A: LinearOperator,
-        y: Tensor,
-        terms: Callable[[LinearOperator, Tensor], list[Term]],
-        bounds: Bounds | None,
-        gaussian: bool,
-        x0: Tensor | None,
-    ) -> None:
-        self.A, self.y, self.bounds, self.gaussian = A, y, bounds, gaussian
-        self.batch = tuple(y.shape[: y.ndim - len(A.out_shape)])
-        self.terms = terms(A, y)
-        wide = torch.complex128 if A.is_complex else torch.float64
-        self.precise = self.terms if A.dtype == wide else terms(A.to(dtype=wide), y.to(wide))
-        self.norms = [operator_norm(term.operator) for term in self.terms]
-        split = list(self.terms)
-        self.box: int | None = None
-        if bounds is not None:
-            self.box = len(split)
-            split.append(box_term(Identity(A.in_shape, dtype=A.dtype, device=A.device), bounds))
-        self.step: ExtendedGrid | NormalStep
-        try:
-            if not isinstance(A, Convolution):
-                raise MethodError(f"{A!r} is no convolution")
-            self.step = ExtendedGrid(A, split, self.batch)
-            self.images = self.step.begin(x0, y, [self._first(term) for term in self.step.terms])
-            self.skipped = 0
-        except MethodError:
-            x = torch.zeros(*self.batch, *A.in_shape, dtype=A.dtype, device=A.device) if x0 is None else x0.clone()
-            if x0 is None:
-                x = A.adjoint(y) / max(self.norms[0], torch.finfo(A.dtype).tiny) ** 2
-            self.skipped = int(gaussian)  # the quadratic data term stays whole
-            self.step = NormalStep(A if gaussian else None, y, split[self.skipped :], x)
-            self.images = self.step.begin()
-            self.box = None if self.box is None else self.box - self.skipped
-
-    def _curvature(self) -> Tensor:
-        """The second derivative of the data term by ``Ax``, about."""
-        if self.gaussian:
-            return torch.ones(self.batch, dtype=torch.float64, device=self.A.device)
-        mean = self.y.double().flatten(self.y.ndim - len(self.A.out_shape)).mean(-1)
-        return torch.where(mean > 0, 1 / mean, 1.0)
-
-    def _first(self, term: Term) -> Tensor:
-        """The penalties of the quadratic problem whose answer is the start."""
-        data = _DATA_PENALTY * self._curvature()
-        square = max(self.norms[0], torch.finfo(torch.float32).tiny) ** 2
-        if term.balanced:
-            return data * 0.2 * square / self.norms[self.terms.index(term)] ** 2
-        return data if term is self.terms[0] else data * 1e-3 * square
-
-    def _penalties(self) -> list[Tensor]:
-        """The penalties to begin with: thresholds of the size of the images."""
-        data = _DATA_PENALTY * self._curvature()
-        square = max(self.norms[0], torch.finfo(torch.float32).tiny) ** 2
-        rho: list[Tensor] = []
-        views: Sequence[Image] = self.step.images
-        for term, view, image in zip(self.step.terms, views, self.images, strict=True):
-            if term.weight is not None:
-                K = term.operator
-                size = ItemSpace(K.out_shape, K.dtype, K.device).norm(view.item(image)) / math.sqrt(term.entries)
-                usual = data * square / self.norms[self.terms.index(term)] ** 2
-                value = term.weight / (_FIRST_THRESHOLD * size)
-                value = torch.where(torch.isfinite(value) & (value > 0), value, usual)
-                rho.append(torch.clamp(value, 1e-4 * usual, 1e4 * usual))
-            elif term is self.terms[0]:
-                rho.append(data)
-            else:
-                held = isinstance(self.step, ExtendedGrid) and self.step.held
-                rho.append(data * (_HELD_PENALTY if held else _BOX_PENALTY) * square)
-        if isinstance(self.step, NormalStep):
-            chosen = next(value for value, term in zip(rho, self.step.terms, strict=True) if term.balanced)
-            rho = [chosen for _ in rho]
-        return rho
-
-    def run(self, rtol: float, max_iter: int, callback: Callable[[int, Tensor], bool | None] | None) -> SplittingResult:
-        """ADMM until the certificate meets ``rtol``, in double precision too."""
-
-        def judge(x: Tensor, duals: list[Tensor]) -> Optimality:
-            verdict = self.certificate(x, duals, self.terms)
-            if self.precise is not self.terms and bool(verdict.met(rtol).any()):
-                verdict = self.certificate(x, duals, self.precise)
-            return verdict
-
-        def answer(x: Tensor, split: list[Tensor]) -> Tensor:
-            return x if self.box is None else split[self.box]
-
-        return admm(self.step, self.images, rho=self._penalties(), batch=self.batch, judge=judge, answer=answer,
-                    rtol=rtol, max_iter=max_iter, balance=True, callback=callback)  # fmt: skip
-
-    def certificate(self, x: Tensor, duals: list[Tensor], terms: list[Term]) -> Optimality:
-        """The certificate of x in the precision of ``terms``."""
-        dtype = terms[0].operator.dtype
-        kept = [torch.zeros_like(self.y)] * self.skipped + duals
-        return optimality(terms, [p.to(dtype) for p in kept[: len(terms)]], x.to(dtype), bounds=self.bounds,
-                          norms=self.norms, rounding=torch.finfo(self.A.dtype).eps)  # fmt: skip
-
-    def solution(self, result: SplittingResult, rtol: float, weight: Tensor) -> Solution:
-        """The answer, with everything that is reported recomputed from it in double precision."""
-        verdict = self.certificate(result.x, result.duals, self.precise)
-        data = self.precise[0].operator
-        outputs = ItemSpace(data.out_shape, data.dtype, data.device)
-        residual = outputs.safe_norm(self.y.to(data.dtype) - data.apply(result.x.to(data.dtype)))
-        met = verdict.met(rtol) & torch.isfinite(residual)
-        failed = Status.CALLBACK.code if result.stopped else Status.ITERATION_LIMIT.code
-        codes = torch.where(met, Status.OPTIMALITY.code, failed)
-        return Solution(
-            x=result.x,
-            codes=torch.where(torch.isfinite(residual), codes, Status.NON_FINITE.code),
-            converged=met,
-            iterations=result.iterations,
-            residual_norm=residual,
-            gradient_norm=verdict.gradient_norm,
-            damp=weight,
-            history=result.history,  # type: ignore[arg-type]
-        )
 
 
 # ---------------------------------------------------------------------- arguments and results
@@ -325,5 +187,5 @@ def reported(solution: Solution, broken: Tensor, name: str, raise_on_failure: bo
         text = f"{failed} of {solution.converged.numel()} item(s) did not converge ({name}). {solution.failure_text()}"
         if raise_on_failure:
             raise ConvergenceError(text)
-        warnings.warn(text, ConvergenceWarning, stacklevel=3)
+        warn(text)
     return solution
