@@ -177,7 +177,9 @@ class BorderPlan:
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + mu)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``, where ``damp > 0``."""
-        if self.inverse.side == "residual":
+        embedding = self.inverse.embedding
+        unread = any(len(phases) < step for phases, step in zip(embedding.read, embedding.stride, strict=True))
+        if self.inverse.side == "residual" or unread:  # inputs that no output reads are not on the grid
             rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
             wide = g.to(self.precise.dtype)
             v = normal_by_apply(self.precise, self.damp, lambda y: self._run(y=y, rtol=rtol).x, wide, rtol=rtol)
