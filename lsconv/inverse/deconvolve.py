@@ -227,7 +227,7 @@ def _with_quadratic(A: Convolution, y: Tensor, gradient: bool, middle: Tensor, s
         return _together(replace(apart, x=shared.join(apart.x)))
     # Where the constant alone explains the picture, what is left of it is rounding and meets no relative tolerance.
     norms = torch.linalg.vector_norm(y.flatten(-A.ndim - 1), dim=-1)
-    solve.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.min()))
+    solve.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))
     # differences do not see the constant m; it keeps its digits all the same
     return tikhonov(A, y, L=_gradient(A) if gradient else None, x_prior=middle, **solve)
 

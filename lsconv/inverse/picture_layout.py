@@ -89,7 +89,7 @@ class Layout:
             x = (x * self.scale).round().clamp(limits.min, limits.max)
         if isinstance(image, Tensor):
             return x.to(image.dtype)
-        return x.cpu().numpy().astype(image.dtype.newbyteorder("="))
+        return x.detach().cpu().numpy().astype(image.dtype.newbyteorder("="))
 
 
 def spatial_axes(psf_ndim: int, ndim: int | None) -> int:
@@ -119,6 +119,6 @@ def _name(dtype: Any) -> str:
 
 def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
     if isinstance(values, Tensor):
-        return values.detach().to(dtype)
+        return values.to(dtype)
     wide = np.float64 if dtype == torch.float64 else np.float32
     return torch.from_numpy(np.ascontiguousarray(values, dtype=wide))
