@@ -160,6 +160,7 @@ def normal_by_apply(
         )
         total = torch.hypot(av_norm, damping * domain.norm(trial - g * domain.spread(1 / mu)))
         bound = _SLACK * torch.minimum(rtol * torch.hypot(norm_a, damping) * total, rtol**0.5 * g_norm)
+        bound = torch.maximum(bound, 8 * torch.finfo(A.dtype).eps * g_norm)
         better = norm < size
         spread = domain.spread(better).real.bool()
         v = trial if v is None else torch.where(spread, trial, v)
