@@ -45,6 +45,8 @@ class NormalStep:
         x: where to start, ``(*batch, *in_shape)``.
     """
 
+    one_penalty = True
+
     def __init__(self, A: LinearOperator | None, y: Tensor | None, terms: Sequence[Term], x: Tensor) -> None:
         self.A, self.terms, self.x = A, list(terms), x
         self.operators = [term.operator for term in terms]

@@ -38,6 +38,7 @@ class Term:
         dual: ``dual(p, v)``: the dual variable to certify v with, made of p, in the domain of g*.
         gap: the Fenchel-Young gap of ``(v, p)`` of every item, in float64.
         balanced: whether the penalty of this term is adapted as the iteration goes on.
+        follows: whether its penalty rises with that of the balanced term.
         entries: how many magnitudes an item has.
         weight: what they are multiplied by, per batch item.
     """
@@ -48,6 +49,7 @@ class Term:
     dual: Callable[[Tensor, Tensor], Tensor]
     gap: Callable[[Tensor, Tensor], Tensor]
     balanced: bool = False
+    follows: bool = False
     entries: int = 1
     weight: Tensor | None = None
 
@@ -180,4 +182,5 @@ def box_term(identity: LinearOperator, bounds: Bounds) -> Term:
         value=nothing,
         dual=lambda p, v: torch.zeros_like(p),
         gap=lambda v, p: nothing(v),
+        follows=True,
     )

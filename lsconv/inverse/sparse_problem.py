@@ -26,11 +26,11 @@ from lsconv.operators.elementary import Identity
 
 __all__ = ["SparseProblem"]
 
-# The penalty of the data's image in units of its curvature, and those of bounds and of cells held at zero relative to
-# it. Three times more or less cost up to twice the iterations on photographs under four blurs.
+# The penalty of the data's image in units of its curvature. Three times more or less cost up to twice the iterations on
+# photographs under four blurs.
 _DATA_PENALTY = {"gaussian": 0.1, "poisson": 2.0}
+# That of bounds and of cells held at zero, relative to the largest curvature that another term adds.
 _BOX_PENALTY = 0.3
-_HELD_PENALTY = 1.0
 # The first threshold of the differences, in units of their root mean square.
 _FIRST_THRESHOLD = 0.7
 
@@ -108,6 +108,7 @@ class SparseProblem:
         data = self._data_penalty()
         square = max(self.norms[0], torch.finfo(torch.float32).tiny) ** 2
         rho: list[Tensor] = []
+        pull = torch.zeros_like(data)  # the largest curvature that a sparsifying term adds
         views: Sequence[Image] = self.step.images
         inputs = ItemSpace(self.A.in_shape, self.A.dtype, self.A.device)
         for term, view, image in zip(self.step.terms, views, self.images, strict=True):
@@ -121,11 +122,11 @@ class SparseProblem:
                 value = term.weight / (_FIRST_THRESHOLD * size)
                 value = torch.where(torch.isfinite(value) & (value > 0), value, usual)
                 rho.append(torch.clamp(value, 1e-4 * usual, 1e3 * usual))
+                pull = torch.maximum(pull, rho[-1] * self.norms[self.terms.index(term)] ** 2)
             elif term is self.terms[0]:
                 rho.append(data)
             else:
-                held = isinstance(self.step, ExtendedGrid) and self.step.held
-                rho.append(data * (_HELD_PENALTY if held else _BOX_PENALTY) * square)
+                rho.append(_BOX_PENALTY * torch.maximum(data * square, pull))
         if isinstance(self.step, NormalStep):
             chosen = next(value for value, term in zip(rho, self.step.terms, strict=True) if term.balanced)
             rho = [chosen for _ in rho]

@@ -59,6 +59,8 @@ class QuadraticStep(Protocol):
     """The quadratic step: the terms it splits, their images, and the minimiser."""
 
     terms: list[Term]
+    one_penalty: bool
+    """Whether all terms must have the same penalty."""
 
     @property
     def images(self) -> Sequence[Image]:
@@ -243,24 +245,45 @@ def admm(
         if not bool(active.any()):
             break
         if balancing:
-            changed = False
-            for j, term in enumerate(terms):
-                if not term.balanced:
-                    continue
-                ratio = (_PRIMAL_WEIGHT * primal[j] / dual[j].clamp_min(1e-30)).clamp(1e-2, 1e2)
-                far = active & ((ratio > _BALANCE_RATIO) | (ratio < 1 / _BALANCE_RATIO))
-                bounded = (rho[j] * ratio.sqrt()).clamp(first[j] / _BALANCE_RANGE, first[j] * _BALANCE_RANGE) / rho[j]
-                change = torch.where(far, bounded, 1.0)
-                if bool(far.any()):
-                    rho[j] = rho[j] * change
-                    s[j].sub_(z[j]).div_(_spread(change, s[j])).add_(z[j])
-                    changed = True
-            if changed:
-                step.set_penalties(rho)
+            _balance(terms, rho, first, primal, dual, active, s, z, step.one_penalty)
+            step.set_penalties(rho)
     assert kept is not None
     columns = list(zip(*rows, strict=True))
     history = SplittingHistory(torch.tensor(columns[0]), *(torch.stack(column) for column in columns[1:]))
     return SplittingResult(*kept, iterations, met, stopped, history)
+
+
+def _balance(
+    terms: Sequence[Term],
+    rho: list[Tensor],
+    first: Sequence[Tensor],
+    primal: Sequence[Tensor],
+    dual: Sequence[Tensor],
+    active: Tensor,
+    s: Sequence[Tensor],
+    z: Sequence[Tensor],
+    one_penalty: bool,
+) -> None:
+    """Other penalties where the residuals of a term are far apart; ``rho`` and ``s = z + u`` are changed in place."""
+    common = torch.ones_like(rho[0])
+
+    def scale(j: int, change: Tensor) -> None:
+        rho[j] = rho[j] * change
+        s[j].sub_(z[j]).div_(_spread(change, s[j])).add_(z[j])
+
+    for j, term in enumerate(terms):
+        if term.balanced:
+            ratio = (_PRIMAL_WEIGHT * primal[j] / dual[j].clamp_min(1e-30)).clamp(1e-2, 1e2)
+            far = active & ((ratio > _BALANCE_RATIO) | (ratio < 1 / _BALANCE_RATIO))
+            bounded = (rho[j] * ratio.sqrt()).clamp(first[j] / _BALANCE_RANGE, first[j] * _BALANCE_RANGE) / rho[j]
+            change = torch.where(far, bounded, 1.0)
+            common = rho[j] * change / first[j]
+            if not one_penalty:  # bounds and held cells need no less than they began with
+                common = common.clamp_min(1)
+            scale(j, change)
+    for j, term in enumerate(terms):
+        if term.follows:
+            scale(j, torch.where(active, common * first[j] / rho[j], 1.0))
 
 
 def _spread(values: Tensor, tensor: Tensor) -> Tensor:

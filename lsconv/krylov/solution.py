@@ -43,7 +43,7 @@ class Status(enum.Enum):
                          "so x is not certified to be the minimum-norm solution; damp > 0 has only one.")  # fmt: skip
     OPTIMALITY = (
         10,
-        "The recomputed optimality conditions (stationarity and complementarity, or the fixed point) meet the tolerance.",
+        "The recomputed optimality conditions (stationarity and complementarity) meet the tolerance.",
     )
 
     def __init__(self, code: int, sentence: str) -> None:
