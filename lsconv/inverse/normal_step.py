@@ -101,8 +101,9 @@ class NormalStep:
         square = self.plan.unit.double() ** 2
         g = g / square.reshape(*square.shape, *(1,) * len(self.stack.in_shape)).to(g.dtype)
         g = g + self._per_channel(self.mu, self.x) * self.x
-        x, _, self.start = self.plan.inverse.continued(g, self.tolerance, 200, self.start)
-        return x
+        inverse = self.plan.inverse  # whose factors may be more precise than the data
+        x, _, self.start = inverse.continued(g.to(inverse.convolution.dtype), self.tolerance, 200, self.start)
+        return x.to(g.dtype)
 
     def _per_channel(self, values: Tensor, x: Tensor) -> Tensor:
         """``(*batch, groups)`` shaped to multiply x."""
