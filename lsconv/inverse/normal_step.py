@@ -36,19 +36,18 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
 class NormalStep:
-    """``(A^H A + rho K^H K)^{-1}``, or without A ``(K^H K)^{-1}`` (then rho cancels and nothing is refactored).
+    """``(A^H A + rho sum K_j^H K_j)^{-1}``, or without A ``(sum rho_j K_j^H K_j)^{-1}``.
 
     Args:
         A: operator of the quadratic data term; None: there is none.
         y: its data, ``(*batch, *out_shape)``.
-        terms: the terms split off; their penalties are all the same.
+        terms: the terms split off; beside A their penalties are all the same.
         x: where to start, ``(*batch, *in_shape)``.
     """
 
-    one_penalty = True
-
     def __init__(self, A: LinearOperator | None, y: Tensor | None, terms: Sequence[Term], x: Tensor) -> None:
         self.A, self.terms, self.x = A, list(terms), x
+        self.one_penalty = A is not None
         self.operators = [term.operator for term in terms]
         self.images = [_Whole() for _ in terms]
         self.h = None if A is None or y is None else A.adjoint(y)
@@ -61,23 +60,22 @@ class NormalStep:
 
     def set_penalties(self, rho: Sequence[Tensor]) -> None:
         """Factors for another rho."""
-        self.rho = rho[0]
+        self.rho, self.plan = list(rho), None
+        roots = [value.sqrt().to(K.dtype) for value, K in zip(rho, self.operators, strict=True)]
         if self.A is None:
-            first, rest, damp = self.operators[0], self.operators[1:], torch.ones_like(self.rho)
+            self.stack = VStack([K * root for K, root in zip(self.operators, roots, strict=True)])
         else:
-            first, rest, damp = self.A, self.operators, self.rho.sqrt()
-        L = rest[0] if len(rest) == 1 else VStack(rest)
-        self.stack = VStack([first, L * damp.to(first.dtype)])
-        self.plan = None
-        try:
-            self.plan = StackedPlan(first, L, damp)
-        except MethodError:
+            L = self.operators[0] if len(self.operators) == 1 else VStack(self.operators)
+            self.stack = VStack([self.A, L * roots[0]])
+            with contextlib.suppress(MethodError):
+                self.plan = StackedPlan(self.A, L, rho[0].sqrt())
+        if self.plan is None:
             self.normal = self.stack.H @ self.stack
             self.preconditioner: LinearOperator | None = None
             with contextlib.suppress(MethodError):
                 self.preconditioner = CirculantPreconditioner(self.stack, side="solution")
             return
-        self.tolerance = _TOLERANCE[first.dtype.to_real()]
+        self.tolerance = _TOLERANCE[self.plan.A.dtype.to_real()]
         inverse = self.plan.inverse
         groups = inverse.embedding.groups
         mu = inverse.mu.expand(inverse.embedding.blocks).reshape(*inverse.embedding.batch_shape, groups)
@@ -85,10 +83,10 @@ class NormalStep:
 
     def step(self, reflected: Sequence[Tensor]) -> list[Tensor]:
         """The images of the minimiser, given half of the reflected images."""
-        g = 2 * _sum([K.adjoint(r) for K, r in zip(self.operators, reflected, strict=True)])
-        if self.h is not None:
-            space = ItemSpace(self.operators[0].in_shape, g.dtype, g.device)
-            g = self.h + space.spread(self.rho) * g
+        space = ItemSpace(self.operators[0].in_shape, self.x.dtype, self.x.device)
+        g = torch.zeros_like(self.x) if self.h is None else self.h
+        for K, rho, r in zip(self.operators, self.rho, reflected, strict=True):
+            g = g + space.spread(2 * rho) * K.adjoint(r)
         self.x = self._solve(g)
         return [K.apply(self.x) for K in self.operators]
 
@@ -122,10 +120,3 @@ class _Whole:
     def item(self, z: Tensor) -> Tensor:
         """All of it."""
         return z
-
-
-def _sum(parts: Sequence[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total

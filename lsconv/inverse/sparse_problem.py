@@ -127,7 +127,7 @@ class SparseProblem:
                 rho.append(data)
             else:
                 rho.append(_BOX_PENALTY * torch.maximum(data * square, pull))
-        if isinstance(self.step, NormalStep):
+        if self.step.one_penalty:
             chosen = next(value for value, term in zip(rho, self.step.terms, strict=True) if term.balanced)
             rho = [chosen for _ in rho]
         return rho
