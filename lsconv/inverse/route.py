@@ -250,7 +250,7 @@ class FourierPlan:
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
-        return normal_by_apply(self.A, self.plan.damp, self.plan.solve, g, rtol=rtol)
+        return normal_by_apply(self.A, self.plan.damp, lambda y, _: self.plan.solve(y), g, rtol=rtol)
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """None: applying twice costs next to nothing."""
@@ -317,7 +317,7 @@ class KrylovPlan:
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
-        return normal_by_apply(self.A, self.damp, lambda y: self.apply(y, rtol=rtol), g, rtol=rtol)
+        return normal_by_apply(self.A, self.damp, lambda y, rtol: self.apply(y, rtol=rtol), g, rtol=rtol)
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^{-1} g``."""

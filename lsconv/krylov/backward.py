@@ -98,7 +98,7 @@ class Again:
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``."""
-        return normal_by_apply(self.A, self.damp, lambda y: self.apply(y, rtol=rtol), g, rtol=rtol)
+        return normal_by_apply(self.A, self.damp, lambda y, rtol: self.apply(y, rtol=rtol), g, rtol=rtol)
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^{-1} g``."""
@@ -121,7 +121,13 @@ class Again:
 
 
 def normal_by_apply(
-    A: LinearOperator, damp: Any, apply: Callable[[Tensor], Tensor], g: Tensor, *, rtol: float | None
+    A: LinearOperator,
+    damp: Any,
+    apply: Callable[[Tensor, float], Tensor],
+    g: Tensor,
+    *,
+    rtol: float | None,
+    share: float = 0.5,
 ) -> Tensor:
     r"""``v = (A^H A + mu)^{-1} g`` by one more solve of the same kind: that for the data ``A g``.
 
@@ -131,8 +137,17 @@ def normal_by_apply(
 
     .. math:: \|g - H v\| \le \mathrm{rtol}\, \|A\|\, \|(A v,\ \mathrm{damp}\,(v - g / \mu))\| ,
 
-    and is made here of what A itself says, with at least half the digits of rtol asked for relative to g. An answer
-    that fails it is refined by the same solver.
+    and is made here of what A itself says. Relative to g the right side is up to ``rtol ||A|| / damp``, more than a
+    forward solve with a small r leaves: ``share`` of these digits are asked for in addition. An answer that fails the
+    test is refined by the same solver.
+
+    Args:
+        A: the operator.
+        damp: the damping.
+        apply: the answer for data, to a relative tolerance.
+        g: right-hand sides.
+        rtol: the forward's relative tolerance.
+        share: 1 for a residual of ``rtol ||g||``, 0 for the forward's test as it is.
     """
     domain, codomain = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
     damping = check_damp(damp, A)
@@ -141,14 +156,15 @@ def normal_by_apply(
     rtol = Tolerances.of(A.dtype, rtol, 0.0).rtol
     g_norm = domain.norm(g)
     image = A.apply(g)
-    norm_a = torch.zeros_like(g_norm)
+    norm_a = divide(codomain.norm(image), g_norm)
+    rtol *= float((damping / torch.hypot(norm_a, damping)).min()) ** share
     v: Tensor | None = None
     size, met = torch.full_like(g_norm + mu, torch.inf), torch.zeros_like(g_norm + mu, dtype=torch.bool)
     rest = g
     for _ in range(_MOST_REFINEMENTS):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what counts is the residual below
-            x = apply(image)
+            x = apply(image, rtol)
         step = (rest - x) * domain.spread(1 / mu)
         trial = step if v is None else v + step
         av = A.apply(trial)

@@ -85,7 +85,7 @@ def test_damped_gradients_equal_the_dense_ones(cases: Any, reference: Any, name:
     _damped(cases, reference, data, name)
 
 
-@every_method
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "tikhonov"])
 @few
 @given(data=st.data())
 def test_undamped_gradients_equal_the_dense_ones(cases: Any, reference: Any, name: str, data: Any) -> None:
@@ -97,7 +97,7 @@ def test_undamped_gradients_equal_the_dense_ones(cases: Any, reference: Any, nam
 @thorough
 @given(data=st.data())
 def test_gradients_equal_the_dense_ones_thorough(cases: Any, reference: Any, name: str, data: Any) -> None:
-    (_damped if data.draw(st.booleans()) else _undamped)(cases, reference, data, name)
+    (_damped if name == "tikhonov" or data.draw(st.booleans()) else _undamped)(cases, reference, data, name)
 
 
 @few
