@@ -181,10 +181,11 @@ class BorderPlan:
         unread = any(len(phases) < step for phases, step in zip(embedding.read, embedding.stride, strict=True))
         if self.inverse.side == "residual" or unread:  # inputs that no output reads are not on the grid
             rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
-            # a gradient by damp sees v in the row space only, whose part outside of it may be (norm / damp)^2 larger
-            rtol *= float((self.damp / torch.hypot(self.damp, self.inverse.norm_bound * self.unit))[self.damp > 0].min())
             wide = g.to(self.precise.dtype)
-            v = normal_by_apply(self.precise, self.damp, lambda y: self._run(y=y, rtol=rtol).x, wide, rtol=rtol)
+            # share: a gradient by damp sees v in the row space only, outside of which it may be (norm / damp)^2 larger
+            v = normal_by_apply(
+                self.precise, self.damp, lambda y, rtol: self._run(y=y, rtol=rtol).x, wide, rtol=rtol, share=1.0
+            )
             return v.to(self.A.dtype)
         return self._normal(g, rtol)
 
