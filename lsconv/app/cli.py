@@ -101,8 +101,8 @@ def deblur(
     box: BoxOption = None,
     boundary: BoundaryOption = "unknown",
     prior: Annotated[
-        str, typer.Option(help="What pictures are like: tikhonov, gradient, tv.", metavar="PRIOR")
-    ] = "tikhonov",
+        str, typer.Option(help="What pictures are like: gradient, tikhonov, tv.", metavar="PRIOR")
+    ] = "gradient",
     damp: Annotated[
         str,
         typer.Option(

@@ -23,7 +23,7 @@ from lsconv.app.requests import Kernel, UsageError
 __all__ = ["Blurring", "Restoring", "complain", "describe", "for_each"]
 
 _RULES = ("gcv", "discrepancy", "upre", "lcurve", "evidence")
-_PRIORS = ("tikhonov", "gradient", "tv")
+_PRIORS = ("gradient", "tikhonov", "tv")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Restoring:
     Attributes:
         kernel: the blur.
         boundary: what lies beyond the picture.
-        prior: "tikhonov", "gradient" or "tv".
+        prior: "gradient", "tikhonov" or "tv".
         damp: "auto", a rule's name or a number.
         weight: of the total variation, or None for the one that suits the noise.
         noise_std: standard deviation of the noise, 1 being white in pictures of integers; None: not known.

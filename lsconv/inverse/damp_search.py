@@ -15,7 +15,7 @@ __all__ = ["Search"]
 Criterion = Callable[[Evaluation, Tensor, int], tuple[Tensor, "Tensor | None"]]
 # A scan with a stochastic path, whose small damps are dear, ends so many points after every item has seen its best.
 _PATIENCE = 4
-_STEP = 0.5  # of log damp: the first bracket around a damp known roughly
+_STEP = 0.3  # of log damp: the first bracket around a damp known roughly
 
 
 class Search:

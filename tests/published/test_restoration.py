@@ -1,0 +1,91 @@
+"""Restoration of the classical scenarios: what deconvolve chooses by itself against what the truth would choose."""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import lsconv
+from lsconv.app import psf
+
+_SQUARE = (torch.arange(15, dtype=torch.float64) - 7) ** 2
+_FADING = 1 / (1 + _SQUARE[:, None] + _SQUARE)
+# blur, and the noise: a standard deviation, or a BSNR in decibels
+SCENARIOS = {
+    "box 9x9, BSNR 40 dB": (psf.box(9), 40.0),
+    "Gaussian of sigma 1.6, noise 2/255": (psf.gaussian(1.6), 2 / 255),
+    "1/(1+i^2+j^2), noise sqrt(2)/255": (_FADING / _FADING.sum(), math.sqrt(2) / 255),
+    "motion, BSNR 30 dB": (psf.motion(15, 30), 30.0),
+}
+
+
+def photograph() -> Tensor:
+    image = pytest.importorskip("PIL.Image")
+    source = importlib.resources.files("lsconv.app") / "data" / "astronaut-256.png"
+    with importlib.resources.as_file(source) as path:
+        return torch.from_numpy(np.asarray(image.open(path).convert("L"), dtype=np.float32) / 255)
+
+
+def blurred(truth: Tensor, kernel: Tensor, noise: float) -> Tensor:
+    size = tuple(n - k + 1 for n, k in zip(truth.shape, kernel.shape, strict=True))
+    y = lsconv.blur_operator(kernel, size)(truth.double()[None])[0]
+    std = float(y.std()) * 10 ** (-noise / 20) if noise > 1 else noise
+    return (y + std * torch.randn(y.shape, dtype=torch.float64)).float()
+
+
+def decibels(x: Tensor, truth: Tensor, kernel: Tensor) -> float:
+    inner = truth[tuple(slice((k - 1) // 2, (k - 1) // 2 + n) for n, k in zip(x.shape, kernel.shape, strict=True))]
+    return float(-10 * torch.log10((x - inner).square().mean()))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param((slice(64, 192), slice(64, 192)), id="middle"),
+        *(
+            pytest.param((slice(i, i + 128), slice(j, j + 128)), id=f"corner {i},{j}", marks=pytest.mark.slow)
+            for i in (0, 128)
+            for j in (0, 128)
+        ),
+    ],
+)
+def test_the_automatic_damp_is_within_0_3_db_of_the_best(scenario: str, place: tuple[slice, slice]) -> None:
+    kernel, noise = SCENARIOS[scenario]
+    truth = photograph()[place]
+    y = blurred(truth, kernel, noise)
+    automatic = decibels(lsconv.deconvolve(y, kernel.float()).x, truth, kernel)
+    best = max(
+        decibels(lsconv.deconvolve(y, kernel.float(), damp=float(damp), rtol=1e-4).x, truth, kernel)
+        for damp in np.geomspace(0.01, 0.3, 8)
+    )
+    assert automatic > best - 0.3
+    assert automatic > decibels(y, truth, kernel) + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_nothing_chosen_beats_the_wiener_filter_and_richardson_lucy_at_their_best(scenario: str) -> None:
+    restoration = pytest.importorskip("skimage.restoration")
+    kernel, noise = SCENARIOS[scenario]
+    truth = photograph()
+    y = blurred(truth, kernel, noise)
+    ours = decibels(lsconv.deconvolve(y, kernel.float(), prior="tv").x, truth, kernel)
+    picture, k = y.double().numpy(), kernel.numpy()
+    doubled = np.pad(picture, [(0, n) for n in picture.shape], mode="symmetric")
+    margin = 3 * max(k.shape)
+    mirrored = np.pad(picture, margin, mode="symmetric").clip(1e-6)
+    height, width = picture.shape
+    theirs = [
+        restoration.wiener(doubled, k, float(balance), clip=False)[:height, :width]
+        for balance in np.geomspace(1e-4, 1, 9)
+    ] + [
+        restoration.richardson_lucy(mirrored, k, num_iter=count, clip=False)[margin:-margin, margin:-margin]
+        for count in (10, 30, 60, 120)
+    ]
+    assert ours > max(decibels(torch.from_numpy(x).float(), truth, kernel) for x in theirs)
