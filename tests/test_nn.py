@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
+from collections.abc import Callable
 
+import pytest
 import torch
 
 import lsconv
@@ -78,3 +81,112 @@ def test_learning_damping_and_penalty_lowers_the_loss() -> None:
     assert losses[-1] < 0.8 * losses[0]
     assert layer.log_damp.grad is not None
     assert bool(penalty.weight.grad.abs().sum() > 0)
+
+
+MODULES: dict[str, Callable[[torch.nn.Module], torch.nn.Module]] = {
+    "PseudoInverse": lambda conv: lsconv.nn.PseudoInverse(conv),
+    "Tikhonov": lambda conv: lsconv.nn.Tikhonov(conv, damp=0.3),
+    "Tikhonov with L": lambda conv: lsconv.nn.Tikhonov(
+        conv, damp=0.3, L=torch.nn.Conv1d(1, 2, 3, padding=1, bias=False, dtype=conv.weight.dtype)
+    ),
+    "RangeNull": lambda conv: lsconv.nn.RangeNull(conv),
+}
+every_module = pytest.mark.parametrize("name", MODULES)
+
+
+def _module(name: str, dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Module, list[torch.Tensor]]:
+    torch.manual_seed(0)
+    layer = MODULES[name](torch.nn.Conv1d(1, 2, 3, padding=2, dtype=dtype))
+    inputs = [torch.randn(2, 2, 10, dtype=dtype)]
+    return layer, [*inputs, torch.randn(2, 1, 8, dtype=dtype)] if name == "RangeNull" else inputs
+
+
+@every_module
+def test_gradients_of_parameters_and_inputs_agree_with_differences(name: str) -> None:
+    layer, inputs = _module(name, torch.float64)
+    names, values = zip(*layer.named_parameters(), strict=True)
+
+    def answer(*tensors: torch.Tensor) -> torch.Tensor:
+        # copies: gradcheck writes through .data, a change that torch does not count
+        parameters = {key: tensor.clone() for key, tensor in zip(names, tensors, strict=False)}
+        return torch.func.functional_call(layer, parameters, tensors[len(names) :])
+
+    everything = [t.detach().clone().requires_grad_() for t in (*values, *inputs)]
+    # log_damp is float32: its differences are too coarse
+    everything = [t.double() if t.dtype != torch.float64 else t for t in everything]
+    assert torch.autograd.gradcheck(answer, everything, fast_mode=True)
+
+
+@every_module
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")  # by torch
+def test_torch_compile_around_a_module_changes_nothing(name: str) -> None:
+    layer, inputs = _module(name)
+    network = torch.nn.Sequential(torch.nn.Conv1d(2, 2, 1), torch.nn.ReLU())
+
+    def run(y: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        return layer(network(y), *rest).square() + 1
+
+    compiled = torch.compile(run, backend="aot_eager")
+    expected = run(*inputs)
+    torch.testing.assert_close(compiled(*inputs), expected)
+    parameters = [*layer.parameters(), *network.parameters()]
+    found = torch.autograd.grad(compiled(*inputs).sum(), parameters, allow_unused=True)
+    for one, other in zip(found, torch.autograd.grad(expected.sum(), parameters, allow_unused=True), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")  # by torch
+def test_torch_compile_with_inductor() -> None:
+    layer, (y,) = _module("Tikhonov")
+    compiled = torch.compile(lambda y: layer(torch.sin(y)).square())
+    torch.testing.assert_close(compiled(y), layer(torch.sin(y)).square())
+
+
+@every_module
+@pytest.mark.parametrize("coarse", [torch.bfloat16, torch.float16])
+def test_training_under_autocast_solves_in_float32(name: str, coarse: torch.dtype) -> None:
+    layer, inputs = _module(name)
+    expected = torch.autograd.grad(layer(*inputs).sum(), list(layer.parameters()), allow_unused=True)
+    with torch.autocast("cpu", dtype=coarse):
+        x = layer(*(t.to(coarse).float() for t in inputs))
+        assert x.dtype == torch.float32
+        x = layer(*inputs)
+    found = torch.autograd.grad(x.sum(), list(layer.parameters()), allow_unused=True)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@every_module
+def test_copies_pickles_and_dtypes_of_every_module(name: str) -> None:
+    layer, inputs = _module(name)
+    x = layer(*inputs)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        torch.testing.assert_close(other(*inputs), x)
+        other.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(other(*inputs), x)
+    wide = layer.to(torch.float64)(*(t.double() for t in inputs))
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(wide.float(), x, rtol=1e-4, atol=1e-4)
+
+
+def test_learned_damping_makes_a_new_plan_after_a_step_and_only_then() -> None:
+    layer, (y,) = _module("Tikhonov")
+    layer(y)
+    plan = layer._kept[2]
+    layer(y).sum().backward()  # a backward pass changes no weight
+    layer(2 * y)
+    assert layer._kept[2] is plan
+    torch.optim.SGD([layer.log_damp], lr=0.1).step()
+    expected = lsconv.lstsq(
+        lsconv.Conv1d(layer.conv.weight.detach(), in_size=8, padding=2),
+        y - layer.conv.bias.detach()[:, None],
+        damp=layer.damp.item(),
+    ).x
+    torch.testing.assert_close(layer(y), expected, rtol=1e-4, atol=1e-5)
+    assert layer._kept[2] is not plan
