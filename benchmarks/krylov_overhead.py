@@ -1,96 +1,192 @@
-"""What an iteration of a Krylov method costs beyond the one A and the one A^H in it, and beside SciPy's.
+"""What does an iteration cost beyond its A and A^H, beside SciPy's loop, and with many right-hand sides?
 
-``python -m benchmarks.krylov_overhead`` prints, for 8 channels in float32, the median CPU time of an iteration over
-that of one application of A and one of its adjoint, and the time of a whole solve in units of SciPy's lsqr and lsmr on
-the same torch operator, everything interleaved in one run, single-threaded. Below 1 is faster than SciPy.
+All times are CPU times of one thread, which other work on the machine does not lengthen, and ratios are taken within a
+round: medians over rounds in which the contestants take turns. Operators are float32, 8 channels to 8, 'same'.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
-import scipy.sparse.linalg
 import torch
+from torch import Tensor
 
 import lsconv
+from benchmarks.peers import one_blas_thread
+from benchmarks.runner import Table
 
-ITERATIONS = 20
-ROUNDS = 5
+METHODS = {"cgls": lsconv.cgls, "lsqr": lsconv.lsqr, "lsmr": lsconv.lsmr}
+
+
+def tables(quick: bool) -> Iterator[Table]:
+    """Overhead of an iteration, whole solves beside SciPy's, and batches beside single solves."""
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the iteration limit is meant
+            yield overhead(quick)
+            yield beside_scipy(quick)
+            yield right_hand_sides(quick)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def convolution(kernel: int, size: int) -> lsconv.Conv2d:
+    """8 channels to 8 channels, 'same'."""
+    return lsconv.Conv2d(torch.randn(8, 8, kernel, kernel) / kernel, in_size=(size, size), padding=kernel // 2)
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """The CPU time of one call, which other work on the machine does not lengthen."""
+    """The CPU time of one call."""
     start = time.thread_time()
     function()
     return time.thread_time() - start
 
 
-def convolution(kernel: int, size: int = 256) -> lsconv.Conv2d:
-    """8 channels to 8 channels, 'same'."""
-    return lsconv.Conv2d(torch.randn(8, 8, kernel, kernel), in_size=(size, size), padding=kernel // 2)
+# ---------------------------------------------------------------------- an iteration
 
 
-def overhead(kernel: int) -> dict[str, float]:
-    """Overhead over A and A^H per method, 0.1 meaning 10 %: the median over rounds of ratios within a round."""
-    A = convolution(kernel)
-    x, y = torch.randn(A.in_shape), torch.randn(A.out_shape)
-    methods = {"cgls": lsconv.cgls, "lsqr": lsconv.lsqr, "lsmr": lsconv.lsmr}
-    ratios: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(ROUNDS):
-        for name, method in methods.items():
-            looks: list[float] = []
-            method(A, y, max_iter=ITERATIONS, rtol=0.0, callback=lambda _, at=looks: at.append(time.thread_time()))
-            iteration = statistics.median(b - a for a, b in itertools.pairwise(looks))
-            pair = statistics.median(seconds(lambda: (A.apply(x), A.adjoint(y))) for _ in range(ITERATIONS))
-            ratios[name].append(iteration / pair)
-    return {name: statistics.median(values) - 1 for name, values in ratios.items()}
+class Timed:
+    """An operator that adds up the time spent in it."""
+
+    def __init__(self, A: lsconv.LinearOperator) -> None:
+        self.A, self.spent = A, 0.0
+        self.operator = lsconv.FromFunctions(A.in_shape, A.out_shape, self._apply, self._adjoint)
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return self._timed(self.A.apply, x)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._timed(self.A.adjoint, y)
+
+    def _timed(self, function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+        start = time.thread_time()
+        result = function(v)
+        self.spent += time.thread_time() - start
+        return result
 
 
-def against_scipy(kernel: int, size: int) -> dict[str, float]:
-    """Time of a solve of ``ITERATIONS`` iterations over that of SciPy's, on the same torch operator."""
-    A = convolution(kernel, size)
-    y = torch.randn(A.out_shape)
-    m = math.prod(A.out_shape)
+def iteration(method: Callable[..., Any], A: lsconv.LinearOperator, y: Tensor, count: int) -> tuple[float, float]:
+    """Seconds of an iteration, and those of A and A^H in it: medians over the iterations of a solve."""
+    timed = Timed(A)
+    looks: list[tuple[float, float]] = []
+    method(timed.operator, y, max_iter=count, rtol=0.0,
+           callback=lambda _: looks.append((time.thread_time(), timed.spent)))  # fmt: skip
+    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(looks)]
+    return statistics.median(step[0] for step in steps), statistics.median(step[1] for step in steps)
+
+
+def overhead(quick: bool) -> Table:
+    """What an iteration takes beyond the A and the A^H that it contains, which are timed where they happen."""
+    size, rounds, rows = 128 if quick else 256, 2 if quick else 7, []
+    for kernel in (3, 7) if quick else (3, 5, 7, 15):
+        A = convolution(kernel, size)
+        y = torch.randn(A.out_shape)
+        samples: dict[str, list[tuple[float, float]]] = {name: [] for name in METHODS}
+        for _ in range(rounds):
+            for name, method in METHODS.items():
+                samples[name].append(iteration(method, A, y, 20))
+        row: dict[str, Any] = {"kernel": f"{kernel}x{kernel}"}
+        row["A and A^H ms"] = 1e3 * statistics.median(inside for _, inside in samples["lsmr"])
+        for name, pairs in samples.items():
+            row[f"{name} %"] = 100 * statistics.median((whole - inside) / inside for whole, inside in pairs)
+            whole, inside = min(pairs)
+            row[f"{name} % quiet"] = 100 * (whole - inside) / inside
+        rows.append(row)
+    return Table(
+        f"Overhead of an iteration over its A and A^H, {size} x {size}",
+        rows,
+        "Medians of the rounds, and the fastest round: what an iteration adds is bound by memory, which a busy machine "
+        "shares out.",
+    )
+
+
+# ---------------------------------------------------------------------- beside SciPy
+
+
+def beside_scipy(quick: bool) -> Table:
+    """Time of our solve over that of SciPy's, same number of iterations, same operator, our certificate included."""
+    count, rows = 20 if quick else 100, []
+    for size, kernel in itertools.product((64, 128) if quick else (64, 128, 256, 512), (3, 7)):
+        A = convolution(kernel, size)
+        y = torch.randn(A.out_shape)
+        row: dict[str, Any] = {"size": f"{size}x{size}", "kernel": f"{kernel}x{kernel}"}
+        for name in ("lsqr", "lsmr"):
+            # fewer iterations of the large ones: there the fixed costs do not count
+            n = count if size <= 128 else max(10, count // 4)
+            theirs = scipy_solve(name, A, y, n)
+            ratios = []
+            with one_blas_thread():
+                for _ in range(3 if quick or size > 256 else 7):
+                    ratios.append(seconds(partial(METHODS[name], A, y, max_iter=n, rtol=0.0)) / seconds(theirs))
+            row[name] = statistics.median(ratios)
+        rows.append(row)
+    return Table(
+        "Time of a solve, in units of SciPy's on the same torch operator",
+        rows,
+        f"{count} iterations, a quarter of that above 128 x 128; below 1 lsconv is faster. Our certificate, one more "
+        "A and A^H, is in it.",
+    )
+
+
+def scipy_solve(name: str, A: lsconv.Conv2d, y: Tensor, iterations: int) -> Callable[[], object]:
+    """SciPy's loop around A at its leanest: no copies, no checks beyond SciPy's own."""
+    import scipy.sparse.linalg
+
+    n = A.in_numel
     operator = scipy.sparse.linalg.LinearOperator(
-        (m, m),
+        (n, n),
         matvec=lambda v: A.apply(torch.from_numpy(v).view(A.in_shape)).numpy().ravel(),
         rmatvec=lambda v: A.adjoint(torch.from_numpy(v).view(A.out_shape)).numpy().ravel(),
         dtype=np.float32,
     )
+    limit = {"iter_lim" if name == "lsqr" else "maxiter": iterations}
     b = y.numpy().ravel()
-    ratios: dict[str, list[float]] = {"lsqr": [], "lsmr": []}
-    options = {"atol": 0.0, "btol": 0.0, "conlim": 0.0}
-    for _ in range(ROUNDS):
-        for name in ratios:
-            ours = seconds(lambda n=name: getattr(lsconv, n)(A, y, max_iter=ITERATIONS, rtol=0.0))  # type: ignore[misc]
-            limit = {"iter_lim" if name == "lsqr" else "maxiter": ITERATIONS}
-            theirs = seconds(lambda n=name, k=limit: getattr(scipy.sparse.linalg, n)(operator, b, **options, **k))  # type: ignore[misc]
-            ratios[name].append(ours / theirs)
-    return {name: statistics.median(values) for name, values in ratios.items()}
+    return lambda: getattr(scipy.sparse.linalg, name)(operator, b, atol=0.0, btol=0.0, conlim=0.0, **limit)
 
 
-def main() -> None:
-    """Print the tables."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    print(f"8 channels, 256x256, float32, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print("| kernel | cgls | lsqr | lsmr |\n|--------|------|------|------|")
-    for kernel in (3, 5, 7, 15):
-        print(f"| {kernel}x{kernel} | " + " | ".join(f"{100 * v:.0f} %" for v in overhead(kernel).values()) + " |")
-    print(f"\nTime over SciPy {scipy.__version__}'s, {ITERATIONS} iterations, certificate included")
-    print("| size | kernel | lsqr | lsmr |\n|------|--------|------|------|")
-    for size in (64, 128, 256):
-        for kernel in (3, 7):
-            ratios = " | ".join(f"{v:.2f}" for v in against_scipy(kernel, size).values())
-            print(f"| {size}x{size} | {kernel}x{kernel} | {ratios} |", flush=True)
+# ---------------------------------------------------------------------- many right-hand sides
 
 
-if __name__ == "__main__":
-    main()
+def right_hand_sides(quick: bool) -> Table:
+    """Time of one solve of a batch of 32 over that of 32 solves, and of one of them 32 times."""
+    items, count, rows = 32, 20, []
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device, size, kernel in itertools.product(devices, (16, 32) if quick else (8, 16, 32, 64), (3, 7)):
+        A = convolution(kernel, size).to(device)
+        y = torch.randn(items, *A.out_shape, device=device)
+        row: dict[str, Any] = {"device": device, "size": f"{size}x{size}", "kernel": f"{kernel}x{kernel}"}
+        for name in ("lsqr", "lsmr"):
+            method, ratios = METHODS[name], []
+            for _ in range(2 if quick else 5):
+                solve = partial(method, A, max_iter=count, rtol=0.0)
+                ratios.append(wall_or_cpu(partial(solve, y), device) / wall_or_cpu(partial(each, solve, y), device))
+            row[name] = statistics.median(ratios)
+        rows.append(row)
+    return Table(f"{items} right-hand sides as one batch, in units of {items} single solves", rows)
+
+
+def each(solve: Callable[[Tensor], object], items: Tensor) -> None:
+    """One solve after the other."""
+    for item in items:
+        solve(item)
+
+
+def wall_or_cpu(function: Callable[[], object], device: str) -> float:
+    """CPU time on the CPU; on a GPU the time until it has finished."""
+    if device == "cpu":
+        return seconds(function)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -19,7 +19,15 @@ from torch import Tensor
 import lsconv
 from benchmarks.runner import Answer
 
-__all__ = ["normal_cg", "pylops_cgls", "pylops_lsqr", "relative_gradient", "scipy_lsmr", "scipy_lsqr"]
+__all__ = [
+    "normal_cg",
+    "one_blas_thread",
+    "pylops_cgls",
+    "pylops_lsqr",
+    "relative_gradient",
+    "scipy_lsmr",
+    "scipy_lsqr",
+]
 
 _MANY = 100_000
 
@@ -32,7 +40,7 @@ def relative_gradient(A: lsconv.Convolution, y: Tensor, damp: float, x: Tensor) 
 
 
 @contextlib.contextmanager
-def _one_blas_thread() -> Any:
+def one_blas_thread() -> Any:
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
@@ -48,7 +56,7 @@ def scipy_lsmr(A: lsconv.Convolution, y: Tensor, damp: float, tolerance: float, 
     """``scipy.sparse.linalg.lsmr``."""
     from scipy.sparse.linalg import lsmr
 
-    with _one_blas_thread():
+    with one_blas_thread():
         x, _, iterations, *_ = lsmr(
             A.to_scipy(), y.flatten().numpy(), damp, tolerance, tolerance, conlim=0, maxiter=max_iter or _MANY
         )
@@ -59,7 +67,7 @@ def scipy_lsqr(A: lsconv.Convolution, y: Tensor, damp: float, tolerance: float, 
     """``scipy.sparse.linalg.lsqr``."""
     from scipy.sparse.linalg import lsqr
 
-    with _one_blas_thread():
+    with one_blas_thread():
         x, _, iterations, *_ = lsqr(
             A.to_scipy(), y.flatten().numpy(), damp, tolerance, tolerance, conlim=0, iter_lim=max_iter or _MANY
         )
@@ -72,7 +80,7 @@ def pylops_cgls(A: lsconv.Convolution, y: Tensor, damp: float, tolerance: float,
 
     operator = pylops.aslinearoperator(A.to_scipy())
     scale = float(torch.linalg.vector_norm(A.adjoint(y)))
-    with _one_blas_thread():
+    with one_blas_thread():
         x, _, iterations, *_ = pylops.cgls(
             operator, y.flatten().numpy(), niter=max_iter or _MANY, damp=damp, tol=(tolerance * scale) ** 2
         )
@@ -84,7 +92,7 @@ def pylops_lsqr(A: lsconv.Convolution, y: Tensor, damp: float, tolerance: float,
     import pylops
 
     operator = pylops.aslinearoperator(A.to_scipy())
-    with _one_blas_thread(), contextlib.redirect_stdout(io.StringIO()):
+    with one_blas_thread(), contextlib.redirect_stdout(io.StringIO()):
         x, _, iterations, *_ = pylops.lsqr(
             operator, y.flatten().numpy(), damp=damp, atol=tolerance, btol=tolerance, conlim=0, niter=max_iter or _MANY
         )

@@ -27,6 +27,7 @@ __all__ = [
     "binary_unit",
     "divide",
     "hypot",
+    "in_units",
     "maximum",
     "minimum",
     "quotient",
@@ -155,10 +156,16 @@ class OneItem(ItemSpace):
     def __init__(self, item_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(item_shape, dtype, device)
         self._largest = torch.finfo(dtype).max
+        count = math.prod(self.item_shape)
+        # Any row of about the right length serves a contiguous vector, wherever the item's dimensions end.
+        self._row = next((row for row in range(_ROW, _ROW // 4, -1) if count % row == 0), None)
 
     def norm(self, v: Tensor) -> Scalar:
         """Euclidean norm."""
-        return super().norm(v).item()
+        if self._row is None:
+            return super().norm(v).item()
+        rows = torch.linalg.vector_norm(v.reshape(-1, self._row), dim=-1)
+        return torch.linalg.vector_norm(rows, dtype=self.scalar).item()
 
     def safe_norm(self, v: Tensor) -> Scalar:
         """Norm that neither overflows nor underflows in float32."""
@@ -199,6 +206,11 @@ def quotient(numerator: Scalar, denominator: Scalar) -> Scalar:
     if isinstance(denominator, Tensor) or denominator != 0:
         return numerator / denominator
     return math.nan if numerator == 0 or numerator != numerator else math.copysign(math.inf, numerator)
+
+
+def in_units(scalar: Scalar, given: float, wanted: float) -> Scalar:
+    """``scalar given / wanted``, at no cost where the two are the same."""
+    return scalar if given == wanted else scalar * (given / wanted)
 
 
 def hypot(a: Scalar, b: Scalar) -> Scalar:

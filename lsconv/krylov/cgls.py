@@ -59,6 +59,7 @@ def cgls(
         damp: the damping, a number or a tensor with one per batch item.
         M: inverse preconditioner on the residual side, Hermitian positive definite, :math:`M \approx (AA^H)^{-1}`.
             The answer is unchanged when :math:`Ax = b` has a solution or damp > 0; otherwise M reweights the equations.
+            Where it has none, a damp below about ``eps^0.25 ||A|| / 10`` is beyond the dtype; N serves there.
         N: inverse preconditioner on the solution side, Hermitian positive definite, :math:`N \approx (A^HA)^{-1}`.
             The answer is unchanged when A has full column rank or damp > 0; otherwise another least-squares solution
             is found.

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.batch import Scalar, divide, maximum, minimum, quotient, where
+from lsconv.krylov.batch import Scalar, divide, in_units, maximum, minimum, quotient, where
 from lsconv.krylov.folding import beside
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.implicit import differentiable
@@ -132,7 +132,7 @@ class _CRAIG(Method):
         self.largest = maximum(self.largest, process.alpha)
         self.smallest = minimum(self.smallest, process.alpha)
         self.condition = quotient(self.largest, self.smallest)
-        self.space.add(self.x, zeta * active, process.v, out=self.x)
+        self.space.add(self.x, in_units(zeta * active, 1.0, process.v_length), process.v, out=self.x)
         process.step(active)
         # r = -beta_{k+1} zeta_k u_{k+1}; u is a unit vector in the norm of M, and the test wants the plain norm.
         residual = process.beta * abs(zeta) * process.u_norm

@@ -24,6 +24,11 @@ from lsconv.operators.base import LinearOperator
 
 __all__ = ["Build", "below", "beside", "folded"]
 
+# Over the lower bound of ||A|| that stands for it in the estimate of a gradient. Any number above their ratio will do,
+# which is mostly 1.0 to 1.2: a larger one costs the few iterations that gain its factor, a smaller one a claim that its
+# audit refuses, and then a restart with tighter bounds (Monitor.resume).
+_MARGIN = 1.25
+
 Build = Callable[[Problem, "Tensor | None", Scalar], Method]
 
 
@@ -85,11 +90,16 @@ class _BesideMethod(Method):
     """A method on (x, s), with the estimates of the problem in x alone.
 
     With rho = y - A x - damp s, in the row space of [A, damp I], the residual (y - A x, damp x) has the norm
-    damp ||(x, s)|| up to rho, and the gradient is A^H rho.
+    damp ||(x, s)|| up to rho, and the gradient is A^H rho, at most ||A|| ||rho||.
+
+    Where y is inconsistent s is as large as ||y - A x|| / damp, and rho does not fall below its rounding, of
+    eps ||A|| ||(x, s)||. Below ``damp = eps^0.25 ||A|| / 10`` or so the default tolerance is therefore out of reach,
+    of any method that takes M: the item is declared finished there, and its audit says what was reached.
     """
 
     def __init__(self, inner: Method, problem: Problem, damp: Scalar) -> None:
         self.inner, self.space, self.damp = inner, problem.domain, damp
+        self.eps = torch.finfo(problem.A.dtype).eps
         self._read()
 
     def solution(self) -> Tensor:
@@ -101,12 +111,12 @@ class _BesideMethod(Method):
 
     def _read(self) -> None:
         inner, rho = self.inner, self.inner.residual
-        self.operator_norm = hypot(inner.operator_norm, self.damp)
-        self.condition, self.trouble, self.settled = inner.condition, inner.trouble, inner.settled
-        self.residual = hypot(rho, self.damp * self.space.norm(inner.solution()))
-        # operator_norm is ||A|| from below, mostly to a few per cent. Without a margin a claim fails its audit by that
-        # much, and no restart mends it: the restarted estimate claims at once what the audit has just refused.
-        self.gradient = 1.25 * self.operator_norm * rho
+        z_norm: Scalar = self.space.norm(inner.solution())
+        self.operator_norm = inner.operator_norm
+        self.condition, self.trouble = inner.condition, inner.trouble
+        self.residual = hypot(rho, self.damp * z_norm)
+        self.gradient = _MARGIN * self.operator_norm * rho
+        self.settled = 2 * rho <= self.eps * self.operator_norm * z_norm
 
 
 class _Folded(LinearOperator):

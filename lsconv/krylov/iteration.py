@@ -93,7 +93,7 @@ class _Loop:
                 retry = retry & (unbounded(certificate.merit) == 0) & (monitor.iterations < self.options.max_iter)
                 if self.stopped or not any_item(retry):
                     break
-                monitor.resume(retry)
+                monitor.resume(retry, certificate.merit)
                 del method, x_new, new  # before their successors are made: the two are never alive together
         finally:
             if self.bar is not None:

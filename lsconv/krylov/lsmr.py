@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.batch import Scalar, divide, hypot, maximum, minimum, quotient, root, rotation
+from lsconv.krylov.batch import Scalar, divide, hypot, in_units, maximum, minimum, quotient, root, rotation
 from lsconv.krylov.folding import folded
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.implicit import differentiable
@@ -63,6 +63,7 @@ def lsmr(
         damp: the damping, a number or a tensor with one per batch item.
         M: inverse preconditioner on the residual side, Hermitian positive definite, :math:`M \approx (AA^H)^{-1}`.
             The answer is unchanged when :math:`Ax = b` has a solution or damp > 0; otherwise M reweights the equations.
+            Where it has none, a damp below about ``eps^0.25 ||A|| / 10`` is beyond the dtype; N serves there.
         N: inverse preconditioner on the solution side, Hermitian positive definite, :math:`N \approx (A^HA)^{-1}`.
             The answer is unchanged when A has full column rank or damp > 0; otherwise another least-squares solution
             is found.
@@ -106,7 +107,7 @@ class LSMR(Method):
         self.domain = problem.domain
         self.damp: Scalar | None = None if problem.damp is None else problem.scalar(problem.damp)
         self.x = problem.start(x)
-        self.h = process.v.clone()
+        self.h, self.h_length, self.hbar_length = process.v.clone(), process.v_length, 1.0
         self.hbar = torch.zeros_like(self.h)
         self.zetabar, self.alphabar = process.alpha * process.beta, process.alpha
         self.rho = self.rhobar = self.cbar = process.one
@@ -139,9 +140,12 @@ class LSMR(Method):
         back = -divide(thetabar * rho * active, self.rho * self.rhobar)
         forward = divide(zeta * active, rho * rhobar)
         along = -divide(thetanew * active, rho)
-        domain.add(self.h, back, self.hbar, out=self.hbar)
-        domain.add(self.x, forward, self.hbar, out=self.x)
-        domain.add(process.v, along, self.h, out=self.h)
+        # As with v, what is held is h_length h and hbar_length hbar.
+        domain.add(self.h, in_units(back, self.h_length, self.hbar_length), self.hbar, out=self.hbar)
+        self.hbar_length = self.h_length
+        domain.add(self.x, in_units(forward, 1.0, self.hbar_length), self.hbar, out=self.x)
+        domain.add(process.v, in_units(along, process.v_length, self.h_length), self.h, out=self.h)
+        self.h_length = process.v_length
         # The newest diagonal entry of R-bar is rhotemp until the next rotation; the initial rhobar = 1 is not one.
         self.condition = quotient(maximum(self.largest, rhotemp), minimum(self.smallest, rhotemp))
         self.largest, self.smallest = maximum(self.largest, rhobar), minimum(self.smallest, rhobar)

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lsconv.krylov.batch import Scalar, divide, hypot, maximum, minimum, quotient, rotation
+from lsconv.krylov.batch import Scalar, divide, hypot, in_units, maximum, minimum, quotient, rotation
 from lsconv.krylov.folding import folded
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.implicit import differentiable
@@ -62,6 +62,7 @@ def lsqr(
         damp: the damping, a number or a tensor with one per batch item.
         M: inverse preconditioner on the residual side, Hermitian positive definite, :math:`M \approx (AA^H)^{-1}`.
             The answer is unchanged when :math:`Ax = b` has a solution or damp > 0; otherwise M reweights the equations.
+            Where it has none, a damp below about ``eps^0.25 ||A|| / 10`` is beyond the dtype; N serves there.
         N: inverse preconditioner on the solution side, Hermitian positive definite, :math:`N \approx (A^HA)^{-1}`.
             The answer is unchanged when A has full column rank or damp > 0; otherwise another least-squares solution
             is found.
@@ -104,7 +105,7 @@ class _LSQR(Method):
         self.damp: Scalar | None = None if problem.damp is None else problem.scalar(problem.damp)
         self.trouble = process.trouble
         self.x = problem.start(x)
-        self.w = process.v.clone()
+        self.w, self.w_length = process.v.clone(), process.v_length
         self.rhobar, self.phibar = process.alpha, process.beta
         self.damped_away = self.largest = 0 * process.one
         self.smallest = math.inf * process.one
@@ -131,8 +132,9 @@ class _LSQR(Method):
         phi = c * phibar
         self.phibar = s * phibar
         inverse = divide(active, rho)
-        domain.add(self.x, phi * inverse, self.w, out=self.x)
-        domain.add(process.v, -theta * inverse, self.w, out=self.w)
+        domain.add(self.x, in_units(phi * inverse, 1.0, self.w_length), self.w, out=self.x)
+        domain.add(process.v, in_units(-theta * inverse, process.v_length, self.w_length), self.w, out=self.w)
+        self.w_length = process.v_length
         self._estimates(c, s, rho, phi)
 
     def _estimates(self, c: Scalar, s: Scalar, rho: Scalar, phi: Scalar) -> None:

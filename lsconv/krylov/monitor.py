@@ -32,18 +32,32 @@ class Monitor:
     def __init__(self, problem: Problem, options: Options, y_norm: Scalar, *, square: bool) -> None:
         self.problem, self.max_iter, self.square = problem, options.max_iter, square
         tolerances = options.tolerances
-        self.atol, self.conlim = tolerances.atol, tolerances.conlim
+        self.atol: Scalar = tolerances.atol
+        self.has_atol, self.conlim = tolerances.atol > 0, tolerances.conlim
         # Below the rounding of the dtype an estimate is a number without a meaning, so there a claim is due anyway.
-        self.residual_bound = maximum(tolerances.residual_bound(y_norm), tolerances.eps * y_norm)
-        self.rtol = max(tolerances.rtol, tolerances.eps)
+        self.eps, self.y_norm = tolerances.eps, y_norm
+        self.residual_bound = maximum(tolerances.residual_bound(y_norm), self.eps * y_norm)
+        self.rtol: Scalar = max(tolerances.rtol, self.eps)
         self.running = problem.scalar(~(problem.broken | problem.zero))
         self.codes, self.iterations = 0 * self.running, 0 * self.running
         self.operator_norm = 0 * y_norm
         self.rows: list[tuple[Scalar, Scalar, Scalar, Scalar]] = []
 
-    def resume(self, items: Scalar) -> None:
-        """Let ``items``, and no others, go on."""
+    def resume(self, items: Scalar, merit: Scalar) -> None:
+        """Let ``items``, whose claim was refused, and no others, go on, until they can claim more.
+
+        The audit knows A better than the estimates do, which have ``||A||`` from below only. With the same bounds an
+        item would claim at once what has just been refused.
+
+        Args:
+            items: which.
+            merit: by how much they missed, of the certificate; more than 1.
+        """
         self.codes, self.running = where(items, 0, self.codes), items
+        tighter = where(items, at_least(0.9 / merit, 0.5), 1.0)
+        self.rtol = maximum(self.rtol * tighter, self.eps + 0 * tighter)
+        self.residual_bound = maximum(self.residual_bound * tighter, self.eps * self.y_norm)
+        self.atol = self.atol * tighter
 
     def count(self) -> None:
         """One iteration more for the items that are running."""
@@ -56,7 +70,10 @@ class Monitor:
         self.operator_norm = _raised(self.operator_norm, norm)
         claim = residual <= self.residual_bound
         if not self.square and method.gradient is not None:
-            claim = claim | (gradient <= at_least(self.rtol * residual, self.atol) * self.operator_norm)
+            bound = self.rtol * residual
+            if self.has_atol:
+                bound = maximum(bound, self.atol + 0 * bound)
+            claim = claim | (gradient <= bound * self.operator_norm)
         if method.settled is not None:
             claim = claim | method.settled
         code = claim * CLAIMED + unbounded(residual + gradient + norm) * OVERFLOW

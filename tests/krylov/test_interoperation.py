@@ -11,6 +11,8 @@ import scipy.sparse.linalg
 import torch
 
 import lsconv
+from lsconv.krylov.hybrid import hybrid
+from lsconv.krylov.refinement import refine
 from lsconv.krylov.solution import Solution
 
 Solver = Callable[..., Solution]
@@ -35,6 +37,36 @@ def test_scipy_operators_and_matrices_are_solved(solver: Solver) -> None:
         torch.testing.assert_close(solver(A, b).x, expected, rtol=1e-9, atol=1e-9)
 
 
+KINDS = ["operator", "dense", "csr", "scipy operator", "scipy csr"]
+
+
+def as_kind(matrix: torch.Tensor, kind: str) -> object:
+    """The matrix in one of the forms that every solver takes."""
+    if kind == "operator":
+        return lsconv.Dense(matrix)
+    if kind == "csr":
+        return matrix.to_sparse_csr()
+    if kind == "scipy operator":
+        return scipy.sparse.linalg.aslinearoperator(matrix.numpy())
+    return scipy.sparse.csr_array(matrix.numpy()) if kind == "scipy csr" else matrix
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "solver", [*LEAST_SQUARES, lsconv.craig, lsconv.cg, lsconv.minres, lsconv.gmres, hybrid, refine]
+)
+def test_every_solver_takes_every_kind_of_matrix(solver: Solver, kind: str) -> None:
+    root = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = root @ root.mT / 6 + torch.eye(6, dtype=torch.float64)
+    expected = torch.linspace(1, 2, 6, dtype=torch.float64)
+    options = {"rule": "discrepancy", "noise_std": 1e-8} if solver is hybrid else {}
+    solution = solver(as_kind(matrix, kind), matrix @ expected, **options)
+    assert solution.converged
+    accuracy = 1e-5 if solver is hybrid else 1e-8
+    torch.testing.assert_close(solution.x, expected, rtol=accuracy, atol=accuracy)
+
+
 @pytest.mark.parametrize("theirs", [scipy.sparse.linalg.lsqr, scipy.sparse.linalg.lsmr])
 def test_convolutions_are_solved_by_scipy(theirs: Callable[..., tuple[np.ndarray, ...]]) -> None:
     A = convolution()
@@ -53,12 +85,14 @@ def test_pylops_operators_are_solved(solver: Solver) -> None:
     torch.testing.assert_close(solver(pylops.MatrixMult(matrix), b).x, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_convolutions_are_solved_by_pylops() -> None:
+@pytest.mark.parametrize("theirs", ["cgls", "lsqr"])
+def test_convolutions_are_solved_by_pylops(theirs: str) -> None:
     pylops = pytest.importorskip("pylops")
     A = convolution()
     b = right_hand_side(A)
     operator = pylops.aslinearoperator(A.to_scipy())
-    found = pylops.cgls(operator, b.numpy().ravel(), niter=400, tol=1e-15)[0]
+    limits = {"tol": 1e-15} if theirs == "cgls" else {"atol": 1e-14, "btol": 1e-14, "conlim": 0}
+    found = getattr(pylops, theirs)(operator, b.numpy().ravel(), niter=400, **limits)[0]
     ours = lsconv.lsmr(A, b, rtol=1e-13).x
     torch.testing.assert_close(torch.from_numpy(found).reshape(A.in_shape), ours, rtol=1e-7, atol=1e-7)
 
