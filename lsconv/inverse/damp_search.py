@@ -39,11 +39,33 @@ class Search:
         self.count: int = 0 if around is None else around.count
         self.low = self.high = torch.zeros(())
         self.open = around is not None
+        self.predicted: tuple[Tensor, Tensor] | None = None
         if around is not None:
             self.low, self.high = around.low, around.high
             start = around.best().expand(path.batch)
-            for step in (-_STEP, 0.0, _STEP):
-                self.add(start + step)
+            self.add(start - _STEP)
+            self.add(start + _STEP)
+            if around.seeks_zero() or slope:
+                self.add(start)
+            else:
+                self.predicted = start, self._predict(around, start)
+
+    def seeks_zero(self) -> bool:
+        """Whether the criterion looks for a zero rather than for a minimum."""
+        return self._curve()[2] is not None
+
+    def _predict(self, around: Search, start: Tensor) -> Tensor:
+        """The value between the two points at hand, whose ratios to the likeness's values hold there on the average.
+
+        The likeness has the curvature of the whole: its first value more would be the dearest and the least telling.
+        """
+        t = torch.stack([start - _STEP, start, start + _STEP])
+        parts = [around.path.evaluate(damp, slope=self.slope, trace=self.needs_trace) for damp in t.exp()]
+        stacked = (torch.stack([getattr(e, f.name) for e in parts]) for f in fields(Evaluation))
+        likeness, _ = self.criterion(Evaluation(*stacked), t, around.path.count)
+        t, e = self.sorted()
+        values, _ = self.criterion(e, t, self.path.count)
+        return likeness[1] * (values / likeness[::2]).clamp_min(1e-300).log().mean(0).exp()
 
     def add(self, t: Tensor) -> None:
         """Evaluate at ``t`` of shape ``batch``; damps equal for all items share their factors."""
@@ -86,6 +108,9 @@ class Search:
     def _curve(self) -> tuple[Tensor, Tensor, Tensor | None]:
         t, e = self.sorted()
         values, root = self.criterion(e, t, self.path.count)
+        if self.predicted is not None:
+            t, order = torch.cat([t, self.predicted[0].unsqueeze(0)]).sort(0)
+            values = torch.cat([values, self.predicted[1].unsqueeze(0)]).gather(0, order)
         values = torch.where(torch.isfinite(values), values, torch.inf)
         return t, values, None if root is None else root.nan_to_num(0.0)
 

@@ -4,7 +4,7 @@ The rules are those of :mod:`lsconv.inverse.damp_rules`. Every one is searched o
 the arithmetic resolves, then refined around its best point. Large convolutions are searched on a likeness first: the
 tapered data as a circular convolution (:mod:`lsconv.inverse.tapered`) or, where the symbols are matrices, windows of
 the data: any window that reads no padding is data of the same model, with a smaller unknown, so the same noise and the
-same prior ask for the same damp. The whole data then have the last word, at three or four damps.
+same prior ask for the same damp. The whole data then have the last word, at two to four damps.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeErro
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.trace import ExactInfluence
-from lsconv.inverse.damp_path import BorderPath, DampPath, ExactPath, FilterPath, SolverPath
+from lsconv.inverse.damp_path import DampPath, ExactPath, FilterPath
 from lsconv.inverse.damp_rules import RULES, WITH_NOISE, WITH_TRACE, Criterion
 from lsconv.inverse.damp_search import Search
 from lsconv.inverse.selection import Selection
 from lsconv.inverse.shared_groups import SharedGroups
+from lsconv.inverse.stochastic_path import BorderPath, SolverPath
 from lsconv.inverse.tapered import TaperedPath
 from lsconv.inverse.windows import as_windows
 from lsconv.krylov.batch import ItemSpace

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import lsconv
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeError
-from lsconv.inverse import damp_path
-from lsconv.inverse.damp_path import BorderPath, SolverPath
+from lsconv.inverse import stochastic_path
 from lsconv.inverse.parameter import RULES, Selection, choose_damp
+from lsconv.inverse.stochastic_path import BorderPath, SolverPath
 from lsconv.inverse.windows import as_windows
 from lsconv.operators.base import LinearOperator
 
@@ -235,7 +235,7 @@ def test_border_path_with_a_penalty_agrees_with_dense_algebra(kind: str, boundar
 
 
 def test_one_probe_states_an_error_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(damp_path, "_MOST", 1)
+    monkeypatch.setattr(stochastic_path, "_MOST", 1)
     A, y = problem()
     path, dense = BorderPath(A, y.unsqueeze(0), torch.tensor(1.0)), Dense(A, y)
     for damp in (0.01, 0.1, 1.0):

@@ -101,8 +101,7 @@ def test_its_minimum_is_near_that_of_the_whole_data(scene: str, penalty: bool) -
     damps, values = quick.likeness
     near = float(damps[values.argmin()])
     assert near == pytest.approx(float(quick.damp), rel=0.35)
-    # the exact curve of the whole is no lower anywhere around
-    assert float(quick.values.min()) == float(quick.values[1:-1].min())
+    assert quick.damps.shape[0] <= 4  # looks at the whole are dear
     whole = choose_damp(A, y, "gcv", L=L, x_prior=prior, likeness=False)
     torch.testing.assert_close(quick.damp, whole.damp, rtol=0.05, atol=0)
 
