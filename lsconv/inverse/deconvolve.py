@@ -25,6 +25,7 @@ from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.shared_groups import SharedGroups
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.inverse.variation import total_variation
+from lsconv.krylov.followed import any_followed
 from lsconv.krylov.solution import Solution
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
@@ -132,6 +133,9 @@ def deconvolve(
     Integer pictures are divided by the largest value of their type, solved in [0, 1], and answered in their type,
     rounded and cut off. float64 is solved in float64, everything else in float32.
 
+    With "tikhonov" and "gradient" x is differentiable with respect to image, psf and a damp given as a tensor (one that
+    a rule chose is held fixed); with the other priors it is not.
+
     Args:
         image: a tensor or array, ``(*batch, *size)``, or with ``channels`` set ``(*batch, C, *size)`` or
             ``(*batch, *size, C)``. Every batch item is restored apart, the channels of an item together.
@@ -159,7 +163,7 @@ def deconvolve(
 
     Raises:
         ArgumentError, ArgumentTypeError, DtypeError, ShapeError, NonFiniteError: what was given does not fit together.
-        MethodError: this combination of prior and bounds or options is not served.
+        MethodError: this combination of prior and bounds or options is not served, or has no gradient.
 
     Source:
         Hansen, Nagy and O'Leary, "Deblurring Images" (2006), for the boundary conditions; Venkatakrishnan, Bouman and
@@ -182,6 +186,10 @@ def deconvolve(
         crop = True  # the field is the picture
     middle = _mean_level(A, y)
     solve: dict[str, Any] = {"damp": damp, "noise_std": noise_std, **options}
+    if (callable(prior) or prior == "tv") and any_followed(y, kernel):
+        raise MethodError(
+            f'prior: {prior!r} has no gradient by image or psf; use "gradient" or "tikhonov", or torch.no_grad()'
+        )
     if callable(prior):
         solution = _with_denoiser(A, y, prior, middle, bounds, solve)
     elif prior == "tv":

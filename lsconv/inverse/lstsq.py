@@ -51,6 +51,13 @@ def lstsq(
     silently. With ``method="auto"`` the items that the border method leaves in doubt get LSMR's answer where LSMR
     converges within 500 iterations.
 
+    x is differentiable with respect to y, damp and every tensor A is made of (in reverse and in forward mode, under
+    torch.func too) by implicit differentiation: one more solve of the same kind, to the same rtol, and memory that does
+    not depend on the iterations. With ``damp=0`` the gradient is that of Golub and Pereyra, for changes of A that keep
+    its rank. Where the symbol of A has zeros a change of the kernel turns singular values that are zero into small
+    ones, :math:`A^+` jumps, and the gradient does not know: use ``damp > 0``, with which x is smooth in everything.
+    A damping chosen by "hybrid" is held fixed.
+
     Args:
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
         y: right-hand side, ``(*batch, *out_shape)``.
@@ -75,6 +82,9 @@ def lstsq(
     Raises:
         LsconvError: for arguments that do not fit (ShapeError, DtypeError, ArgumentError, MethodError, ...).
         ConvergenceError: with ``raise_on_failure``.
+
+    Source:
+        Golub and Pereyra, SIAM J. Numer. Anal. 10 (1973), for the gradient without damping.
 
     Example:
         >>> A = lsconv.Conv2d(torch.randn(4, 8, 3, 3), in_size=(32, 32))
@@ -209,6 +219,11 @@ def pinv(
 
     The setup (symbols, factors) is done here, once, and kept; applying it costs the solve alone. ``pinv(A).H`` is its
     adjoint, and :meth:`PseudoInverse.solve` gives the whole :class:`Solution`.
+
+    Both are differentiable as :func:`lstsq` is. With ``damp=0`` that is for changes of A that keep its rank (Golub and
+    Pereyra); where the symbol of A has zeros they do not, :math:`A^+` jumps, and ``damp > 0`` is what has a gradient.
+    The plan holds the values that A and damp had when it was made: after a step on a parameter make another
+    (:mod:`lsconv.nn` does it by itself).
 
     Args:
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.

@@ -67,6 +67,11 @@ def tikhonov(
     LSMR on the stacked operator ``[A; damp L]``, with an FFT-diagonal preconditioner where A and L have one. The
     minimiser is unique when no x but 0 has ``A x = 0`` and ``L x = 0``; otherwise it is determined up to such x.
 
+    x is differentiable with respect to y, damp, x_prior and every tensor A and L are made of, once and again, by one
+    more solve with the same plan. A damp chosen by a rule is held fixed. With ``damp=0`` the gradient is that for
+    changes of A that keep its rank (see :func:`lstsq`): where the symbol of A has zeros there is none; use
+    ``damp > 0``.
+
     Args:
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
         y: data, ``(*batch, *out_shape)``.

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lsconv
+from lsconv.errors import MethodError
 
 D = torch.float64
 few = hypothesis.settings(max_examples=12)
@@ -185,6 +186,15 @@ def test_deconvolve_with_a_rule_holds_the_chosen_damp_fixed() -> None:
     g = torch.randn_like(image)
     found, expected = (torch.autograd.grad(solution.x, image, g)[0] for solution in (chosen, fixed))
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_deconvolve_says_which_priors_have_no_gradient() -> None:
+    image, psf = torch.rand(8, 8, requires_grad=True), torch.ones(3, 3) / 9
+    for prior in ("tv", lambda x: x):
+        with pytest.raises(MethodError, match="has no gradient by image or psf"):
+            lsconv.deconvolve(image, psf, damp=0.1, prior=prior)
+    with torch.no_grad():
+        assert not lsconv.deconvolve(image, psf, damp=0.1, prior=lambda x: x).x.requires_grad
 
 
 def test_number_of_solves_is_the_forward_one_and_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
