@@ -18,7 +18,7 @@ from lsconv.inverse.normal_step import NormalStep
 from lsconv.inverse.optimality import Optimality, operator_norm, optimality
 from lsconv.inverse.proximal import Bounds, Term, box_term
 from lsconv.inverse.splitting import Image, SplittingResult, admm
-from lsconv.krylov.batch import ItemSpace
+from lsconv.krylov.batch import ItemSpace, divide
 from lsconv.krylov.solution import Solution, Status
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -46,6 +46,8 @@ class SparseProblem:
         bounds: lowest and highest value of x.
         gaussian: whether the data term is quadratic.
         x0: where to start, ``(*batch, *in_shape)``.
+        centred: the penalties do not see constants, so that the iteration may leave them out: in float32 a nearly flat
+            picture has few digits beside its level.
         extended: take the quadratic step on an extended grid where A and the penalties are convolutions; otherwise in
             the operators themselves.
     """
@@ -60,6 +62,7 @@ class SparseProblem:
         gaussian: bool = True,
         x0: Tensor | None = None,
         extended: bool = True,
+        centred: bool = False,
     ) -> None:
         self.A, self.y, self.bounds, self.gaussian = A, y, bounds, gaussian
         self.batch = tuple(y.shape[: y.ndim - len(A.out_shape)])
@@ -68,6 +71,12 @@ class SparseProblem:
         self.precise = self.terms if A.dtype == wide else terms(A.to(dtype=wide), y.to(wide))
         self.norms = [operator_norm(A, A.adjoint(y)), *(operator_norm(term.operator) for term in self.terms[1:])]
         split = list(self.terms)
+        self.level = self._level() if centred and gaussian and bounds is None else None
+        if self.level is not None:
+            y = y - A.apply(self.level)
+            split[0] = terms(A, y)[0]
+            x0 = x0 if x0 is None else x0 - self.level
+        self.data = split[0]
         self.box: int | None = None
         if bounds is not None:
             self.box = len(split)
@@ -88,6 +97,14 @@ class SparseProblem:
             self.images = self.step.begin()
             self.box = None if self.box is None else self.box - self.skipped
 
+    def _level(self) -> Tensor:
+        """``(*batch, *in_shape)``: per item the constant that explains most of y."""
+        outputs = ItemSpace(self.A.out_shape, self.A.dtype, self.A.device)
+        one = torch.ones(*self.batch, *self.A.in_shape, dtype=self.A.dtype, device=self.A.device)
+        image = self.A.apply(one)
+        inputs = ItemSpace(self.A.in_shape, self.A.dtype, self.A.device)
+        return inputs.spread(divide(outputs.inner(image, self.y), outputs.norm(image) ** 2)) * one
+
     def _data_penalty(self) -> Tensor:
         """The penalty of the data's image: a part of the second derivative of the data term by ``Ax``, about."""
         if self.gaussian:
@@ -101,7 +118,7 @@ class SparseProblem:
         square = max(self.norms[0], torch.finfo(torch.float32).tiny) ** 2
         if term.balanced:
             return data * 0.2 * square / self.norms[self.terms.index(term)] ** 2
-        return data if term is self.terms[0] else data * 1e-3 * square
+        return data if term is self.data else data * 1e-3 * square
 
     def _penalties(self) -> list[Tensor]:
         """The penalties to begin with: thresholds of the size of the images."""
@@ -116,14 +133,15 @@ class SparseProblem:
                 K = term.operator
                 image_norm = ItemSpace(K.out_shape, K.dtype, K.device).norm(view.item(image))
                 # what is flat up to rounding has no size
-                noise = 1e-4 * self.norms[self.terms.index(term)] * inputs.norm(self.step.x)
+                whole = self.step.x if self.level is None else self.step.x + self.level
+                noise = 1e-4 * self.norms[self.terms.index(term)] * inputs.norm(whole)
                 size = torch.where(image_norm > noise, image_norm, torch.nan) / math.sqrt(term.entries)
                 usual = data * square / self.norms[self.terms.index(term)] ** 2
                 value = term.weight / (_FIRST_THRESHOLD * size)
                 value = torch.where(torch.isfinite(value) & (value > 0), value, usual)
                 rho.append(torch.clamp(value, 1e-4 * usual, 1e3 * usual))
                 pull = torch.maximum(pull, rho[-1] * self.norms[self.terms.index(term)] ** 2)
-            elif term is self.terms[0]:
+            elif term is self.data:
                 rho.append(data)
             else:
                 rho.append(_BOX_PENALTY * torch.maximum(data * square, pull))
@@ -142,6 +160,8 @@ class SparseProblem:
             return verdict
 
         def answer(x: Tensor, split: list[Tensor]) -> Tensor:
+            if self.level is not None:
+                return x + self.level
             return x if self.box is None else split[self.box]
 
         return admm(self.step, self.images, rho=self._penalties(), batch=self.batch, judge=judge, answer=answer,

@@ -122,7 +122,7 @@ def total_variation(
         return [first, *_penalties(A, L, strength, isotropic, coupled, huber)]
 
     start = None if problem.x0 is None else problem.x0.expand(*batch, *A.in_shape)
-    sparse = SparseProblem(A, data, terms, bounds=bounds, gaussian=noise == "gaussian", x0=start)
+    sparse = SparseProblem(A, data, terms, bounds=bounds, gaussian=noise == "gaussian", x0=start, centred=L is None)
     rtol = _RTOL[A.dtype.to_real()] if rtol is None else rtol
     solution = sparse.solution(sparse.run(rtol, max_iter, callback), rtol, strength)
     return reported(solution, problem.broken.expand(batch), "total_variation", raise_on_failure)

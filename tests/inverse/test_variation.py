@@ -119,6 +119,22 @@ def test_flat_and_zero_pictures_stay_what_they_are():
         assert float((solution.x - level).abs().max()) <= 1e-5
 
 
+def test_a_nearly_flat_picture_converges_in_float32():
+    """Beside its level it has few digits; the iteration must not spend them on the level."""
+    row, column = torch.meshgrid(torch.arange(36.0), torch.arange(36.0), indexing="ij")
+    A = lsconv.blur_operator(torch.ones(5, 5) / 25, (32, 32))
+    scene = 0.8 + 0.01 * torch.sin(row / 12) * torch.cos(column / 9)
+    y = A(scene[None]) + 0.005 * torch.randn(A.out_shape, generator=torch.Generator().manual_seed(0))
+    assert bool(lsconv.total_variation(A, y, 0.05).converged)
+
+
+def test_poisson_data_of_a_strided_convolution_are_served():
+    generator = torch.Generator().manual_seed(0)
+    A = lsconv.Conv2d(torch.rand(1, 1, 3, 3, generator=generator) / 9, (13, 13), stride=2)
+    counts = torch.poisson(5 * torch.rand(1, 6, 6, generator=generator))
+    assert bool(lsconv.total_variation(A, counts, 0.1, noise="poisson", bounds=(0, None)).converged)
+
+
 def test_where_it_starts_does_not_change_the_answer():
     A, y = problem()
     one = lsconv.total_variation(A, y, 0.05, rtol=1e-6).x
