@@ -10,8 +10,8 @@ leaves a quadratic step that is diagonal in Fourier,
 .. math:: \Big(\sum_j \rho_j C_j^H C_j\Big) x = \sum_j \rho_j C_j^H r_j,
 
 and the crop goes into the proximal step, where it costs nothing: cells without data are free there. Input cells that
-the padding holds at zero are one more term. The alternative, an exact border solve in every iteration, takes about two
-thirds of the iterations and five times as many Fourier transforms in each (``python -m benchmarks total_variation``).
+the padding holds at zero are one more term. The alternative, an exact border solve in every iteration, takes 0.6 to
+1 times the iterations and five times as many Fourier transforms in each (``python -m benchmarks total_variation``).
 
 Almeida and Figueiredo, "Deconvolving images with unknown boundaries using the alternating direction method of
 multipliers", IEEE Trans. Image Processing 22 (2013).
