@@ -228,7 +228,7 @@ def _stochastic(
         scale = _norm(A) if L is None else _norm(A) / _norm(L)
     if isinstance(A, Convolution) and BorderPath.serves(A, L):
         return BorderPath(A, y, scale, L, tolerance)
-    return SolverPath(A, y, L, scale)
+    return SolverPath(A, y, L, scale, tolerance)
 
 
 def _norm(A: LinearOperator) -> Tensor:

@@ -201,8 +201,11 @@ class BorderPath(_Probed):
 class SolverPath(_Probed):
     """Any operator and penalty, by the plan that solves the damped problem, to a loose tolerance."""
 
-    def __init__(self, A: LinearOperator, y: Tensor, L: LinearOperator | None, scale: Tensor) -> None:
+    def __init__(
+        self, A: LinearOperator, y: Tensor, L: LinearOperator | None, scale: Tensor, tolerance: float = _TOLERANCE
+    ) -> None:
         super().__init__(A, y)
+        self.tolerance = tolerance
         self.L, self.scale = L, scale.expand(self.batch)
 
     def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
@@ -213,7 +216,7 @@ class SolverPath(_Probed):
         for y in data:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                x = plan.solve(y.expand(y.shape[0], *self.batch, *self.A.out_shape), rtol=0.1 * _TOLERANCE).x
+                x = plan.solve(y.expand(y.shape[0], *self.batch, *self.A.out_shape), rtol=0.1 * self.tolerance).x
             Lx = x if self.L is None else self.L.apply(x)
             found.append((y - self.A.apply(x), _norm_sq(Lx, self.A.in_shape if self.L is None else self.L.out_shape)))
         return found
