@@ -85,6 +85,9 @@ class ItemSpace:
 
     def norm(self, v: Tensor) -> Tensor:
         """Euclidean norm of every item."""
+        return _whole(self._norm(v))
+
+    def _norm(self, v: Tensor) -> Tensor:
         if not self.item_shape:
             return v.abs().to(self.scalar)
         if self._chunked:
@@ -121,6 +124,9 @@ class ItemSpace:
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """Real part of ``<u, v> = sum(conj(u) v)`` of every item."""
+        return _whole(self._inner(u, v))
+
+    def _inner(self, u: Tensor, v: Tensor) -> Tensor:
         if not self.item_shape:
             return (u.conj() * v).real.to(self.scalar)
         rows: Tensor = torch.linalg.vecdot(u, v, dim=-1).real.to(self.scalar)
@@ -189,6 +195,12 @@ class OneItem(ItemSpace):
     def active(self, running: Scalar) -> Scalar:
         """1 while the item is running."""
         return 1.0 if running else 0.0
+
+
+def _whole(scalars: Tensor) -> Tensor:
+    """The scalars as every device needs them: a reduction over a vector in parts (DTensor) is one in parts itself."""
+    gather = getattr(scalars, "full_tensor", None)
+    return scalars if gather is None else gather()
 
 
 # ---------------------------------------------------------------------- scalars of either kind

@@ -98,6 +98,8 @@ class Problem:
 
     def start(self, x: Tensor | None) -> Tensor:
         """A tensor of its own to iterate on: a copy of ``x``, or zeros."""
+        if x is None and type(self.y) is not Tensor:  # in parts on several devices, as only A knows
+            return torch.zeros_like(self.A.adjoint(self.y), memory_format=torch.contiguous_format)
         if x is None:
             return torch.zeros(*self.batch, *self.A.in_shape, dtype=self.A.dtype, device=self.A.device)
         return x.clone(memory_format=torch.contiguous_format)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from lsconv.krylov.craig import craig
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.operators.elementary import FromFunctions
@@ -79,3 +80,49 @@ def test_iterates_are_the_published_ones(method: str, case: dict[str, Any]) -> N
         assert x1 == pytest.approx(published[1], rel=2e-9, abs=1e-9 + 2 * printed[k])
         assert rnorm == pytest.approx(published[2], rel=2e-9)
     assert len(seen) > last
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.filterwarnings("ignore::lsconv.errors.ConvergenceWarning")
+def test_printed_norms_are_those_of_the_iterates(method: str) -> None:
+    """What the programs print beside x(1): the norms of the damped residual and of its gradient, step by step."""
+    case = {"m": 200, "n": 100, "nd": 4, "npower": 2, "damp": 1e-2}
+    A, b, _ = paige_saunders(case, FOUR_PI[method])
+    rows: list[tuple[float, float, float, float]] = []
+
+    def look(state: Any) -> None:
+        r = b - A(state.x)
+        gradient = A.H(r) - case["damp"] ** 2 * state.x
+        rows.append((float(torch.hypot(r.norm(), case["damp"] * state.x.norm())), float(state.residual_norm),
+                     float(gradient.norm()), float(state.gradient_norm)))  # fmt: skip
+
+    SOLVERS[method](A, b, damp=case["damp"], rtol=0, max_iter=15, check_every=1, callback=look)
+    assert len(rows) >= 15
+    for r_true, r_printed, g_true, g_printed in rows:
+        assert r_printed == pytest.approx(r_true, rel=1e-9)
+        assert g_printed == pytest.approx(g_true, rel=1e-7)
+
+
+@pytest.mark.parametrize("solver", [lsqr, lsmr, craig])
+def test_wide_problem_ends_at_its_least_norm_solution(solver: Any) -> None:
+    """P(m, n) with m < n: x is first projected onto the row space of A."""
+    m, n = 60, 90
+    angle = FOUR_PI["lsmr"]
+    i_m, i_n = torch.arange(1, m + 1, dtype=torch.float64), torch.arange(1, n + 1, dtype=torch.float64)
+    h_y, h_z = -torch.sin(i_m * angle / m), -torch.cos(i_n * angle / n)
+    h_y, h_z = h_y / h_y.norm(), h_z / h_z.norm()
+    d = (torch.div(i_m - 1 + 4, 4, rounding_mode="floor") * 4 / m) ** 2
+
+    def apply(x: torch.Tensor) -> torch.Tensor:
+        return householder(h_y, d * householder(h_z, x)[..., :m])
+
+    def adjoint(y: torch.Tensor) -> torch.Tensor:
+        return householder(h_z, torch.nn.functional.pad(d * householder(h_y, y), (0, n - m)))
+
+    A = FromFunctions((n,), (m,), apply, adjoint, dtype=torch.float64)
+    x = householder(h_z, 0.1 * i_n)
+    x[m:] = 0
+    x = householder(h_z, x)
+    solution = solver(A, A(x), rtol=1e-13, conlim=1e12)
+    assert solution.converged
+    assert torch.dist(solution.x, x) < 1e-8 * x.norm()
