@@ -1,7 +1,8 @@
 """Gradients of every answer by implicit differentiation: one more solve of the same kind, no graph through iterations.
 
 The entry points: :func:`attach` for a solve made of anything, :func:`differentiable` for a Krylov method. The
-mathematics is in :mod:`lsconv.krylov.derivatives`, the backward's solves in :mod:`lsconv.krylov.backward`.
+mathematics is in :mod:`lsconv.krylov.derivatives`, derivatives by what an operator is made of in
+:mod:`lsconv.krylov.followed`, the backward's solves in :mod:`lsconv.krylov.backward`.
 """
 
 from __future__ import annotations
