@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lsconv.errors import ArgumentError, ConvergenceWarning
 from lsconv.krylov.hybrid import hybrid
@@ -43,6 +45,37 @@ def test_x_solves_the_problem_with_the_chosen_damp(rule: str, dtype: torch.dtype
     expected = damped(A, b, solution.damp)
     assert float((solution.x - expected).norm() / expected.norm()) < 1e-2
     assert solution.selection.rule == rule
+
+
+@given(
+    m=st.integers(1, 12),
+    n=st.integers(1, 12),
+    rank=st.integers(1, 12),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.complex64, torch.complex128]),
+    batch=st.sampled_from([(), (3,), (2, 2)]),
+    rule=st.sampled_from(["gcv", "discrepancy"]),
+    seed=st.integers(0, 100),
+)
+@pytest.mark.filterwarnings("ignore::lsconv.errors.ConvergenceWarning")
+def test_any_answer_is_that_of_dense_linear_algebra_at_its_damp(
+    m: int, n: int, rank: int, dtype: torch.dtype, batch: tuple[int, ...], rule: str, seed: int
+) -> None:
+    """Whatever the damping: tall, square, wide, rank-deficient, one by one."""
+    g = torch.Generator().manual_seed(seed)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    A = torch.randn(m, min(m, n, rank), generator=g, dtype=wide) @ torch.randn(
+        min(m, n, rank), n, generator=g, dtype=wide
+    )
+    b = torch.randn(*batch, m, generator=g, dtype=wide)
+    solution = hybrid(A.to(dtype), b.to(dtype), rule=rule, noise_std=0.1 if rule == "discrepancy" else None)
+    u, s, vh = torch.linalg.svd(A, full_matrices=False)
+    filters = torch.where(s > 1e-5 * s[0], s / (s**2 + solution.damp.unsqueeze(-1) ** 2), 0.0)
+    expected = ((b @ u.conj()) * filters) @ vh.conj()
+    error = torch.linalg.vector_norm(solution.x.to(wide) - expected, dim=-1) / torch.linalg.vector_norm(
+        expected, dim=-1
+    )
+    assert solution.converged.all()
+    assert (error < (1e-2 if dtype in (torch.float32, torch.complex64) else 1e-4)).all()
 
 
 def test_discrepancy_reaches_the_noise_level() -> None:

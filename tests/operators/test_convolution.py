@@ -242,3 +242,28 @@ def test_repr_names_what_differs_from_the_default() -> None:
         "Conv2d((4, 8, 8) -> (4, 4, 5), kernel=(3, 3), stride=(2, 2), padding=(1, 2), groups=2, "
         "padding_mode='circular', torch.float32, cpu)"
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float64])
+@pytest.mark.parametrize("c_in, c_out, groups", [(4, 2, 1), (2, 4, 1), (4, 6, 2)])
+def test_adjoint_by_flipped_kernels_is_the_transposed_convolution(
+    dtype: torch.dtype, c_in: int, c_out: int, groups: int
+) -> None:
+    """Which of the two serves depends on channels and dtype; neither stride nor too much padding may be flipped."""
+    weight = torch.randn(c_out, c_in // groups, 3, 2, dtype=dtype)
+    for stride, padding in ((1, 0), (1, 1), (1, (5, 4)), (2, 1)):
+        A = Conv2d(weight, (7, 6), stride=stride, padding=padding, groups=groups, backend="direct")
+        y = torch.randn(A.out_shape, dtype=dtype)
+        matrix = A.to_dense()
+        bound = tolerance(dtype)
+        torch.testing.assert_close(A.H(y).flatten(), matrix.mH @ y.flatten(), rtol=bound, atol=bound)
+        assert A._flips == (stride == 1 and padding != (5, 4) and (dtype != torch.float64 or c_out <= c_in))
+
+
+def test_flipped_kernels_are_forgotten_when_the_weight_changes() -> None:
+    weight = torch.randn(1, 2, 3, 3)
+    A = Conv2d(weight, (6, 6), backend="direct")
+    y = torch.randn(A.out_shape)
+    before = A.H(y)
+    weight.mul_(2)
+    torch.testing.assert_close(A.H(y), 2 * before)
