@@ -140,7 +140,7 @@ def tables(quick: bool) -> Iterator[Table]:
     warnings.simplefilter("ignore", lsconv.ConvergenceWarning)
     size, batch, rounds = (32, 1, 1) if quick else (64, 4, 5)
     chosen = [
-        case for case in cases() if not quick or case.name.startswith("lstsq, border") and "same" not in case.name
+        case for case in cases() if not quick or (case.name.startswith("lstsq, border") and "same" not in case.name)
     ]
     yield Table(
         "Time of the backward pass",
