@@ -22,9 +22,11 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.memory import free_bytes, plan_bytes
+from lsconv.fourier.free import free_bytes
+from lsconv.fourier.memory import plan_bytes
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.outer import Outer
+from lsconv.fourier.precision import double, needs_double
 from lsconv.krylov.backward import normal_by_apply
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.solution import Solution, Status
@@ -34,7 +36,6 @@ from lsconv.operators.convolution import Convolution
 
 __all__ = ["BorderPlan"]
 
-_DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 # The least mu of the factors, relative to the largest singular value squared, and the relative residual to which the
 # border system is solved in every outer step. Smaller floors lose digits in the factors, larger ones and looser borders
 # cost outer steps (32 channels, 3x3, 128², float32 to 1e-6: floors 1e-6 and 1e-5 took 161 and over 300 iterations).
@@ -84,8 +85,8 @@ class BorderPlan:
             raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
         self.A = A
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
-        self._check_memory(memory_limit)
         with torch.no_grad():
+            self.factors = self._factor_dtype(dtype, memory_limit)
             weight = A.weight.detach()
             # everything is computed for A / unit, so that no Gram matrix overflows in float32
             self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
@@ -93,12 +94,12 @@ class BorderPlan:
                 [weight / self.unit.to(weight.real.dtype).reshape(*self.unit.shape, *(1,) * (A.ndim + 2))]
             )
             self.scaled_damp = self.damp / self.unit
-            floor = (_DAMPED_FLOOR if bool((self.damp > 0).all()) else _FLOOR)[dtype]
-            self.inverse = NormalInverse(scaled, self.scaled_damp, floor=floor)
-            double = _DOUBLE.get(A.dtype, A.dtype)
-            self.scaled = scaled.to(dtype=double)
-            self.precise = A.with_parameters([weight]).to(dtype=double)
-        self.border_tolerance = _BORDER_TOLERANCE[dtype]
+            floor = (_DAMPED_FLOOR if bool((self.damp > 0).all()) else _FLOOR)[self.factors]
+            self.scaled = scaled.to(dtype=double(A.dtype))
+            self.precise = A.with_parameters([weight]).to(dtype=double(A.dtype))
+            factored = scaled if self.factors == dtype else self.scaled
+            self.inverse = NormalInverse(factored, self.scaled_damp, floor=floor)
+        self.border_tolerance = _BORDER_TOLERANCE[self.factors]
         self._undetermined: Tensor | None = None
         if bool((self.damp == 0).any()):
             self._refuse_deficient()
@@ -160,7 +161,7 @@ class BorderPlan:
         A, batch = self.scaled, self.inverse.embedding.batch_shape
         generator = torch.Generator(device=A.device).manual_seed(0)
         x = torch.randn(*batch, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
-        back, _ = self.inverse(A.adjoint(A.apply(x)).to(self.A.dtype), self.border_tolerance)
+        back, _ = self.inverse(A.adjoint(A.apply(x)).to(self.inverse.convolution.dtype), self.border_tolerance)
         space = ItemSpace(A.in_shape, A.dtype, A.device)
         return space.norm(back.to(A.dtype) - x) > _LOST_PART[self.A.weight.real.dtype] * space.norm(x)
 
@@ -212,17 +213,26 @@ class BorderPlan:
 
     # ------------------------------------------------------------------ what it costs
 
-    def _check_memory(self, limit: int | None) -> None:
+    def _factor_dtype(self, dtype: torch.dtype, limit: int | None) -> torch.dtype:
+        """The real dtype of the factors, such that the plan fits into the memory allowed."""
         if limit is not None and limit < 0:
             raise ArgumentError(f"memory_limit: expected a number of bytes >= 0 or None, got {limit}")
-        limit = int(0.6 * free_bytes(self.A.device)) if limit is None else limit
-        needed = plan_bytes(self.A, tuple(self.damp.shape))
+        A, shape = self.A, tuple(self.damp.shape)
+        limit = int(0.6 * free_bytes(A.device)) if limit is None else limit
+        if (
+            double(dtype) != dtype
+            and needs_double(A, self.damp)
+            and plan_bytes(A.to(dtype=double(A.dtype)), shape) <= limit
+        ):
+            return double(dtype)
+        needed = plan_bytes(A, shape)
         if needed > limit:
             raise PlanMemoryError(
-                f'method="border": the plan for {self.A!r} needs about {needed:.3g} bytes, and {limit:.3g} are allowed '
+                f'method="border": the plan for {A!r} needs about {needed:.3g} bytes, and {limit:.3g} are allowed '
                 f'(memory_limit=). Use method="lsmr" with CirculantPreconditioner, which needs a few vectors, float32, '
                 f"or solve groups of channels apart."
             )
+        return dtype
 
     @property
     def nbytes(self) -> int:

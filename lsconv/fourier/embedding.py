@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.fft_convolution import good_fft_length
+from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
 
 __all__ = ["Axis", "Embedding"]
 
@@ -67,7 +67,7 @@ class Axis:
         ]
 
 
-def _axis(convolution: Convolution, a: int, grid: int | None, held: bool) -> Axis:
+def _axis(convolution: Convolution, a: int, grid: int | None, held: bool, apart: bool) -> Axis:
     n_in, n_out = convolution.spatial_in[a], convolution.spatial_out[a]
     stride, dilation = convolution.stride[a], convolution.dilation[a]
     left = convolution.padding[a][0]
@@ -79,10 +79,16 @@ def _axis(convolution: Convolution, a: int, grid: int | None, held: bool) -> Axi
     axis = Axis(1, stride, n_in, n_out, taps, constrained=False)
     before = max(max(-tau for _, tau in taps), 0)
     after = max(max(n_out + tau - axis.inputs(phase) for phase, tau in taps), 0)
-    # without overhang every read is an input and the inputs may fill the grid; otherwise the cells on both sides of
-    # the inputs are kept apart (N = n + 2p), which costs a longer border but fewer iterations than N = n + p
-    needed = max(axis.inputs(0) + before + after, n_out)
-    length = good_fft_length(needed) if grid is None else max(grid, needed)
+    # without overhang every read is an input and the inputs may fill the grid; otherwise both ends read the same zeros
+    # (N = n + p): every cell more is border, and iterations (Gaussian 15x15, "same", 256², damp 1e-3 of sigma_max, to a
+    # gradient of 1e-8: 7 at 264, 15 at 270 = n + 2p, 70 at 280)
+    needed = max(axis.inputs(0) + max(before, after), n_out)
+    if grid is not None:
+        length = max(grid, needed)
+    elif apart:
+        length = good_fft_length(max(axis.inputs(0) + before + after, n_out))
+    else:
+        length = short_fft_length(needed)
     return Axis(length, stride, n_in, n_out, taps, constrained=before > 0 or after > 0 or held)
 
 
@@ -101,6 +107,8 @@ class Embedding:
             least-norm answer.
         grid: grid sizes to use instead of the next good FFT lengths; raised where they are too small.
         constrained: per axis, hold the grid cells beyond the inputs at zero even where no output reads them.
+        apart: without ``grid``, a longer one on which the outputs of the two ends read zeros of their own (N = n + 2p),
+            for those who use the block-circulant operator without its border.
     """
 
     def __init__(
@@ -111,10 +119,13 @@ class Embedding:
         *,
         only_read: bool = False,
         constrained: tuple[bool, ...] | None = None,
+        apart: bool = False,
     ) -> None:
         self.ndim = convolution.ndim
         held = constrained or (False,) * self.ndim
-        self.axes = tuple(_axis(convolution, a, None if grid is None else grid[a], held[a]) for a in range(self.ndim))
+        self.axes = tuple(
+            _axis(convolution, a, None if grid is None else grid[a], held[a], apart) for a in range(self.ndim)
+        )
         self.grid = tuple(axis.grid for axis in self.axes)
         self.stride = convolution.stride
         self.groups = convolution.groups

@@ -1,9 +1,8 @@
-"""How many bytes a plan needs, and how many a device has left."""
+"""How many bytes a plan needs."""
 
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 
@@ -11,21 +10,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.patches import dense_entries
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["free_bytes", "plan_bytes"]
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory of a device, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+__all__ = ["plan_bytes"]
 
 
 def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> int:

@@ -21,14 +21,14 @@ does not grow with the area and whose iteration count hardly grows at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.inner import conjugate_gradients, gmres
-from lsconv.fourier.patches import Border, Schwarz
+from lsconv.fourier.patches import Border, Schwarz, crossing_unknowns
 from lsconv.fourier.penalty import Penalty
 from lsconv.fourier.symbol import FrequencyMatrices, hermitian_inverse, symbol
 from lsconv.operators.convolution import Convolution
@@ -39,6 +39,13 @@ _Positions = list[list[list[int]]]
 # The vectors that look for the frequencies of the largest singular values, and how many of these are looked at closely.
 _PROBES = 4
 _CANDIDATES = 64
+# A floor of the stacked operator that is rounding.
+_NEGLIGIBLE = 1e-12
+# Basis vectors of GMRES, and the iterations that a solve has before wider crossings are considered.
+_RESTART = 100
+_PATIENCE = 20
+# The first crossings are as wide as may be made in the time of so many border iterations.
+_CROSSING_WORK = 15
 
 
 class NormalInverse:
@@ -53,8 +60,7 @@ class NormalInverse:
         floor: relative to the largest singular value squared, the least mu: below it the factors would be singular.
         side: None chooses by the numbers of rows and columns.
         penalty: further rows ``damp L`` below A; then "solution" is the side.
-        crossings: precondition also the crossings of the border's slabs; None: where the border system is definite. (On
-            the saddle form of a nearly singular A they were seen to multiply the iterations by five.)
+        crossings: precondition also the crossings of the border's slabs.
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class NormalInverse:
         *,
         floor: float,
         side: str | None = None,
-        crossings: bool | None = None,
+        crossings: bool = True,
         penalty: Penalty | None = None,
     ) -> None:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
@@ -99,7 +105,8 @@ class NormalInverse:
         # an upper bound of ||A|| per batch item
         self.norm_bound = groups.amax(-1).double().sqrt()
         self._wanted = wanted
-        self.exact = bool((self.mu == wanted).all())  # the factors are those of the wanted mu
+        # the factors are those of the wanted operator, up to rounding
+        self.exact = bool((self.mu == wanted).all()) or (penalty is not None and floor <= _NEGLIGIBLE)
         mu = self.mu.to(squared.real.dtype).reshape(-1, *(1 for _ in range(len(embedding.grid) + 2)))
         # shaped to divide (rest, blocks, channels, *grid)
         self.root = self.mu.sqrt().to(squared.real.dtype).reshape(1, -1, *(1 for _ in range(len(embedding.grid) + 1)))
@@ -112,8 +119,15 @@ class NormalInverse:
             self._definite(S, squared, mu, in_border, out_border)
         if self.form != "circulant":
             definite = self.form != "mixed"
-            crossings = definite if crossings is None else crossings
-            self.schwarz = Schwarz(self.system, self.border, definite=definite, crossings=crossings)
+            self.schwarz = Schwarz(
+                self.system,
+                self.border,
+                definite=definite,
+                crossings=crossings,
+                restricted=crossings and (self.exact or not definite),
+                unknowns=crossing_unknowns(_CROSSING_WORK * self._iteration_work(1) / self._crossing_work(1)),
+            )
+            self._spent = 0.0  # on border iterations, in the units of _work
 
     def _choose_side(self, rows: int, columns: int) -> str:
         embedding = self.embedding
@@ -235,7 +249,7 @@ class NormalInverse:
             b = -self.border.gather(grid.inverse(t))
         else:
             b = self.border.gather(grid.inverse(self.outer(t)))
-        u, iterations = self._border_solve(conjugate_gradients, b, tolerance, max_iter, start)
+        u, iterations = self._border_solve(b, tolerance, max_iter, start)
         correction = grid.transform(self.border.scatter(u))
         if self.outer is not None:
             correction = self.outer.H(correction)
@@ -250,27 +264,60 @@ class NormalInverse:
         whole = torch.cat([f, zero] if self.side == "residual" else [zero, f], dim=2)
         grid = self.inverse.grid
         t = grid.inverse(self.inverse(grid.transform(whole)))
-        u, iterations = self._border_solve(gmres, -self.border.gather(t), tolerance, max_iter, start)
+        u, iterations = self._border_solve(-self.border.gather(t), tolerance, max_iter, start)
         z = t + self.inverse.on_grid(self.border.scatter(u))
         if self.side == "residual":
             return -z[:, :, :rows] / self.root, iterations, u
         return z[:, :, rows:] / self.root, iterations, u
 
     def _border_solve(
-        self,
-        method: Callable[..., tuple[Tensor, Tensor]],
-        b: Tensor,
-        tolerance: Tensor | float,
-        max_iter: int,
-        start: Tensor | None,
+        self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if start is None:
-            return method(self._system, self.schwarz, b, tolerance, max_iter, self._check_every)
-        r = b - self._system(start)
-        norms = [torch.linalg.vector_norm(v, dim=-1, keepdim=True) for v in (b, r)]
-        left = tolerance * norms[0] / norms[1].clamp_min(torch.finfo(b.dtype).tiny)
-        u, iterations = method(self._system, self.schwarz, r, left, max_iter, self._check_every)
-        return start + u, iterations
+        """The border unknowns to a relative residual of ``tolerance``, from ``start``, and the iterations.
+
+        Where a solve turns out slow the crossings of the preconditioner are widened, for good: as soon as the work
+        spent on iterations equals that of making them, so that no plan costs more than twice what it would have, had
+        it known.
+        """
+        r = b if start is None else b - self._system(start)
+        u = start
+        bound = tolerance * torch.linalg.vector_norm(b, dim=-1, keepdim=True)
+        done = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
+        while True:
+            norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
+            left = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
+            limit = remaining = max_iter - int(done.max())
+            if not self.schwarz.restricted:
+                method = conjugate_gradients if self.form != "mixed" else gmres
+                step, count = method(self._system, self.schwarz, r, left, limit, self._check_every)
+                return (step if u is None else u + step), done + count
+            iteration, stronger = self._iteration_work(b.shape[0]), self.schwarz.stronger_unknowns
+            if stronger:
+                affordable = (self._crossing_work(stronger) - self._spent) / iteration
+                limit = min(remaining, max(_PATIENCE, int(affordable)))
+            step, count = gmres(self._system, self.schwarz, r, left, limit, self._check_every, _RESTART)
+            u, done = (step if u is None else u + step), done + count
+            taken = int(count.max())
+            self._spent += taken * iteration
+            if taken < min(limit, _RESTART) or taken >= remaining:
+                return u, done
+            r = b - self._system(u)
+            if not bool((torch.linalg.vector_norm(r, dim=-1, keepdim=True) > bound).any()):
+                return u, done
+            if self.schwarz.strengthen():
+                self._spent = 0.0
+            elif taken < limit:  # GMRES gave up
+                return u, done
+
+    def _iteration_work(self, rest: int) -> float:
+        """The work of a border iteration, in the flops that a factorisation does meanwhile (fitted on a CPU)."""
+        cells, channels = math.prod(self.system.grid.sizes), self.system.rows
+        weight = 3 if self.form == "mixed" else 1
+        return float(weight * rest * self.embedding.blocks * cells * channels * (20 * math.log2(cells) + 16 * channels))
+
+    def _crossing_work(self, unknowns: int) -> float:
+        """The flops of inverting a crossing of so many unknowns."""
+        return float(self.embedding.blocks * unknowns**3 * (2 if self.form == "mixed" else 1))
 
     def _system(self, u: Tensor) -> Tensor:
         return self.border.gather(self.system.on_grid(self.border.scatter(u)))

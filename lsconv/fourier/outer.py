@@ -30,6 +30,12 @@ _PATIENCE = 5
 # once every item has fallen by this factor.
 _RECURSION_STEPS = 5
 _RECURSION_FALL = 1e-4
+# What a step is to leave, in units of the target, and the limits of the border residual that it is given for that.
+_MARGIN = 0.3
+_LEAST_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
+_LOOSEST = 0.1
+# The first step shows more than the later ones leave (10 to 20 times their tolerance): the misfit falls in it.
+_FIRST_GAIN = 30.0
 
 
 class Plan(Protocol):
@@ -39,6 +45,7 @@ class Plan(Protocol):
     scaled_damp: Tensor
     unit: Tensor
     inverse: NormalInverse
+    factors: torch.dtype
     border_tolerance: float
 
     @property
@@ -92,7 +99,7 @@ class Outer:
     def run(self) -> None:
         """Iterate until every item meets its target or no longer improves; ``u`` and ``image`` are the best found."""
         A, space, image_space = self.A, self.space, self.image_space
-        narrow = self.plan.A.dtype
+        narrow = self.plan.inverse.convolution.dtype
         # Steps in the dtype of the data, remainders replaced now and then. What rounding adds to g in the null space of
         # A the factors amplify into x, without a residual to show it: not where x itself is iterated on undamped.
         fast = narrow != A.dtype and (self.residual_side or bool((self.mu > 0).all()))
@@ -108,6 +115,7 @@ class Outer:
         rho: Tensor | None = None
         merit = self._merit(u, image, g)
         best, start = torch.full_like(merit, torch.inf), merit
+        gain = 0.0  # what a step leaves of the remainder, in units of its border tolerance
         waited, since = torch.zeros_like(self.iterations), 0  # steps without halving; steps since g was computed
         for _ in range(_OUTER_LIMIT):
             if since == 0:
@@ -124,7 +132,8 @@ class Outer:
                     fast, A, space, image_space = False, self.A, self.space, self.image_space
                     p = p if p is None else p.to(A.dtype)
             g = g.to(space.dtype)
-            d, count = self.plan.inverse(g.to(narrow), self.plan.border_tolerance, self.max_iter)
+            tolerance, before = self._border_tolerance(merit, active, gain), merit
+            d, count = self.plan.inverse(g.to(narrow), tolerance, self.max_iter)
             d = d.to(space.dtype)
             self.iterations += count * active
             new_rho = space.inner(d, g)
@@ -150,6 +159,20 @@ class Outer:
                 image = self._image(self.A, u)
             g, since = self._remainder(image) - self.space.spread(self.mu) * u, 0
             merit = self._merit(u, image, g)
+            seen = float((merit / (before * tolerance)).where(active & (before > 0), 0).amax())
+            gain = max(gain, min(seen, _FIRST_GAIN) if gain == 0 else seen, 1.0)
+
+    def _border_tolerance(self, merit: Tensor, active: Tensor, gain: float) -> float:
+        """The relative residual of the border system that this step needs.
+
+        Where the factors are those of the wanted operator: what takes the worst item to its target, a step leaving
+        ``gain`` times as much as its border system. Where they are not, a step that the difference limits anyway has
+        the plan's.
+        """
+        if not self.plan.inverse.exact:
+            return self.plan.border_tolerance
+        needed = _MARGIN / (max(gain, 1.0) * float(torch.where(active, merit, 0).amax()))
+        return min(max(needed, _LEAST_TOLERANCE[self.plan.factors]), _LOOSEST)
 
     def _image(self, A: LinearOperator, u: Tensor) -> Tensor:
         return A.adjoint(u) if self.residual_side else A.apply(u)

@@ -9,10 +9,18 @@ the same from cell to cell, so a block-circulant operator Q restricted to
 is block-circulant along the remaining axes: an FFT along these leaves one dense matrix per frequency, inverted once.
 The preconditioner adds the inverses of all of them,
 
-.. math:: M^{-1} = \sum_T R_T^T\, Q_{TT}^{-1} R_T, \quad T \text{ over the non-empty subsets of axes.}
+.. math:: M^{-1} = \sum_T R_T^T D_T\, Q_{TT}^{-1} R_T, \quad T \text{ over the non-empty subsets of axes.}
 
 Slabs alone leave the coupling around the crossings, which is what the iteration then spends its time on: with the
-corners, half of the iterations remain.
+corners, half of the iterations remain. With :math:`D_T = I` (*additive*) :math:`M^{-1}` is Hermitian, which conjugate
+gradients need, and overlapping corrections are counted more than once. *Restricted*, the :math:`D_T` are a partition of
+the border: every cell takes its correction from one patch, a crossing's cells from the crossing as far as half of its
+reach. That halves the iterations again where the crossings decide about them, and is what makes the corners work for an
+indefinite Q, whose overlapping corrections cancel (Gaussian 9x9, "same", 64², damp 1e-3 of sigma_max, to 1e-9: 24
+iterations additive without corners, 9 restricted with them; for asymmetric motion at 1e-2, 224 and 59).
+
+Cai and Sarkis, "A restricted additive Schwarz preconditioner for general sparse linear systems", SIAM J. Sci. Comput.
+21 (1999).
 """
 
 from __future__ import annotations
@@ -23,13 +31,16 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from lsconv.fourier.free import free_bytes
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse
 
-__all__ = ["Border", "Schwarz", "dense_entries"]
+__all__ = ["Border", "Schwarz", "crossing_unknowns", "dense_entries"]
 
-# A crossing is widened, up to the reach below, while its dense matrices stay under this many unknowns.
-_CROSSING_UNKNOWNS = 1024
-_CROSSING_REACH = 16
+# A crossing is widened, up to the reach below, while its dense matrices stay under a limit of unknowns between these;
+# when a solve turns out to be slow, up to twice as many, and so on to the most.
+_LEAST_UNKNOWNS = 1024
+_MOST_UNKNOWNS = 4096
+_CROSSING_REACH = 32
 # A border this small is one dense patch, whose inverse is exact; the second limit is on the entries of all blocks.
 _DENSE_UNKNOWNS = 1024
 _DENSE_ENTRIES = 2**22
@@ -39,7 +50,15 @@ _FEW_LAGS = 48
 
 def dense_entries(ndim: int) -> int:
     """An upper bound of the entries of the dense patches of one block on a grid of ``ndim`` dimensions."""
-    return max(_DENSE_UNKNOWNS, _CROSSING_UNKNOWNS * ndim) ** 2
+    return max(_DENSE_UNKNOWNS, _LEAST_UNKNOWNS * ndim) ** 2
+
+
+def crossing_unknowns(work: float) -> int:
+    """How many unknowns a crossing may have so that inverting it takes no more than ``work`` flops."""
+    unknowns = _LEAST_UNKNOWNS
+    while unknowns < _MOST_UNKNOWNS and (2 * unknowns) ** 3 <= work:
+        unknowns *= 2
+    return unknowns
 
 
 class Border:
@@ -53,12 +72,15 @@ class Border:
 
     def __init__(self, grid: tuple[int, ...], positions: list[list[list[int]]], device: torch.device) -> None:
         self.grid = grid
-        self.positions = positions
         self.channels = len(positions)
-        mask = torch.zeros(self.channels, *grid, dtype=torch.bool)
+        # whether a position along an axis makes a cell a border cell, per channel
+        self.members = [torch.zeros(self.channels, n, dtype=torch.bool) for n in grid]
         for channel, axes in enumerate(positions):
             for a, places in enumerate(axes):
-                mask[channel].movedim(a, 0)[places] = True
+                self.members[a][channel, places] = True
+        mask = torch.zeros(self.channels, *grid, dtype=torch.bool)
+        for a, members in enumerate(self.members):
+            mask |= members.reshape(self.channels, *(n if e == a else 1 for e, n in enumerate(grid)))
         index = mask.flatten().nonzero().flatten()
         self.mask = mask
         self.size = index.numel()
@@ -79,29 +101,19 @@ class Border:
         numbers[self.mask.flatten()] = torch.arange(self.size)
         return numbers.reshape(self.mask.shape)
 
-    def crossing(self, axes: tuple[int, ...], reach: int) -> list[tuple[int, ...]]:
-        """The border cells (channel, *positions along axes) within ``reach`` of a crossing of the slabs of ``axes``."""
-        cells: list[tuple[int, ...]] = []
+    def crossing(self, axes: tuple[int, ...], reach: int) -> Tensor:
+        """The border cells within ``reach`` of a crossing of the slabs of ``axes``: rows of channel, *positions*."""
         windows = [self._window(a, reach if len(axes) > 1 else 0) for a in axes]
-        sizes = [len(w) for w in windows]
-        for channel, places in enumerate(self.positions):
-            flags = torch.zeros(sizes, dtype=torch.bool)
-            for d, (a, window) in enumerate(zip(axes, windows, strict=True)):
-                inside = torch.isin(torch.tensor(window), torch.tensor(places[a], dtype=torch.long))
-                flags |= inside.reshape([-1 if e == d else 1 for e in range(len(axes))])
-            cells += [
-                (channel, *(window[i] for window, i in zip(windows, cell, strict=True)))
-                for cell in flags.nonzero().tolist()
-            ]
-        return cells
+        flags = torch.zeros(self.channels, *(len(w) for w in windows), dtype=torch.bool)
+        for d, (a, window) in enumerate(zip(axes, windows, strict=True)):
+            flags |= self.members[a][:, window].reshape(self.channels, *(-1 if e == d else 1 for e in range(len(axes))))
+        cells = flags.nonzero()
+        return torch.stack([cells[:, 0], *(w[cells[:, 1 + d]] for d, w in enumerate(windows))], dim=1)
 
-    def _window(self, a: int, reach: int) -> list[int]:
+    def _window(self, a: int, reach: int) -> Tensor:
         """The positions along axis ``a`` within ``reach`` of the border's, on the circle."""
-        places = sorted({p for axes in self.positions for p in axes[a]})
-        if not places:
-            return []
-        n = self.grid[a]
-        return sorted({(p + d) % n for p in places for d in range(-reach, reach + 1)})
+        places = self.members[a].any(0).nonzero().flatten()
+        return ((places[:, None] + torch.arange(-reach, reach + 1)) % self.grid[a]).unique()
 
 
 class _Patch:
@@ -109,77 +121,162 @@ class _Patch:
 
     def __init__(
         self,
-        Q: FrequencyMatrices,
+        kernel: _Kernel,
         border: Border,
         numbering: Tensor,
         axes: tuple[int, ...],
-        cells: list[tuple[int, ...]],
+        cells: Tensor,
         *,
         definite: bool,
     ) -> None:
-        table = torch.tensor(cells)
-        channel, places = table[:, 0], table[:, 1:]
-        where = (channel, *places.T)
-        index = numbering.movedim([1 + a for a in axes], list(range(1, 1 + len(axes))))[where]
+        self.axes = axes
+        index = border_index(numbering, axes, cells)
         self.shape = tuple(index.shape)  # cells, *other axes
-        self.index = index.flatten().to(Q.matrices.device)
-        lags = [(p[:, None] - p[None, :]) % border.grid[a] for p, a in zip(places.T, axes, strict=True)]
-        others = Grid(tuple(n for a, n in enumerate(border.grid) if a not in axes), real=Q.grid.real)
-        present, which = zip(*(lag.unique(return_inverse=True) for lag in lags), strict=True)
-        if not Q.elementwise and sum(len(p) for p in present) <= _FEW_LAGS:
-            lead = (slice(None),) * (1 + len(others.sizes))
-            pairs = (*lead, *which, channel[:, None], channel[None, :])
-            matrices = Q.at_lags(axes, list(present))[pairs]
-        else:
-            kernel = Q.kernel().movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
-            pairs = (slice(None), channel[:, None], channel[None, :], *lags)
-            block = kernel[pairs]  # blocks, cells, cells, *others
-            matrices = others.transform(block).movedim((1, 2), (-2, -1))
-        matrices = matrices.contiguous()
+        self.index = index.flatten().to(kernel.Q.matrices.device)
+        matrices = kernel.between(axes, cells).contiguous()
         inverses = hermitian_inverse(matrices) if definite else torch.linalg.inv(matrices)
+        others = Grid(tuple(n for a, n in enumerate(border.grid) if a not in axes), real=kernel.Q.grid.real)
         self.inverse = FrequencyMatrices(others, inverses)
+        self.kept: Tensor | None = None  # positions in index of the cells that take their correction from this patch
+        self.kept_index = self.index
+
+    def keep(self, owned: Tensor) -> None:
+        """Restrict the correction to the cells of ``index`` marked in ``owned``."""
+        self.kept = owned.nonzero().flatten().to(self.index.device)
+        self.kept_index = self.index[self.kept]
 
     def __call__(self, r: Tensor) -> Tensor:
+        """The correction of the cells ``kept_index``."""
         cells = r.index_select(-1, self.index).reshape(*r.shape[:2], *self.shape)
-        return self.inverse.on_grid(cells).flatten(2)
+        z = self.inverse.on_grid(cells).flatten(2)
+        return z if self.kept is None else z.index_select(-1, self.kept)
+
+
+def border_index(numbering: Tensor, axes: tuple[int, ...], cells: Tensor) -> Tensor:
+    """The numbers of ``cells`` over the whole of the other axes: ``(cells, *other axes)``."""
+    return numbering.movedim([1 + a for a in axes], list(range(1, 1 + len(axes))))[cells.unbind(1)]
+
+
+class _Kernel:
+    """The entries of a block-circulant Q between border cells."""
+
+    def __init__(self, Q: FrequencyMatrices, grid: tuple[int, ...]) -> None:
+        self.Q, self.grid = Q, grid
+        self._whole: Tensor | None = None
+
+    def between(self, axes: tuple[int, ...], cells: Tensor) -> Tensor:
+        """One matrix per frequency of the other axes: ``(blocks, *other frequencies, cells, cells)``."""
+        Q = self.Q
+        channel, *places = cells.unbind(1)
+        # few positions lie along an axis, however many cells
+        distinct, which = zip(*(p.unique(return_inverse=True) for p in places), strict=True)
+        tables = [(p[:, None] - p[None, :]) % self.grid[a] for p, a in zip(distinct, axes, strict=True)]
+        present, numbers = zip(*(table.unique(return_inverse=True) for table in tables), strict=True)
+        if not Q.elementwise and sum(len(p) for p in present) <= _FEW_LAGS:
+            lags = [table[w[:, None], w[None, :]] for table, w in zip(numbers, which, strict=True)]
+            lead = (slice(None),) * (1 + len(self.grid) - len(axes))
+            pairs = (*lead, *lags, channel[:, None], channel[None, :])
+            return Q.at_lags(axes, list(present))[pairs]
+        if self._whole is None:
+            self._whole = Q.kernel()
+        kernel = self._whole.movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
+        lags = [table[w[:, None], w[None, :]] for table, w in zip(tables, which, strict=True)]
+        pairs = (slice(None), channel[:, None], channel[None, :], *lags)
+        block = kernel[pairs]  # blocks, cells, cells, *others
+        others = Grid(tuple(n for a, n in enumerate(self.grid) if a not in axes), real=Q.grid.real)
+        return others.transform(block).movedim((1, 2), (-2, -1))
 
 
 class Schwarz:
-    """The additive Schwarz preconditioner of ``Q`` restricted to a border.
+    """The Schwarz preconditioner of ``Q`` restricted to a border.
 
     Args:
         matrices: the block-circulant operator Q, Hermitian.
         border: the cells it is restricted to.
-        definite: True when Q is positive definite on the border; the preconditioner then is too.
+        definite: True when Q is positive definite on the border; the additive preconditioner then is too.
         crossings: include the crossings of the slabs.
+        restricted: every cell takes its correction from one patch; False: additive.
+        unknowns: limit of the unknowns of a crossing.
     """
 
-    def __init__(self, matrices: FrequencyMatrices, border: Border, *, definite: bool, crossings: bool = True) -> None:
-        numbering = border.numbering()
+    def __init__(
+        self,
+        matrices: FrequencyMatrices,
+        border: Border,
+        *,
+        definite: bool,
+        crossings: bool = True,
+        restricted: bool = False,
+        unknowns: int = _LEAST_UNKNOWNS,
+    ) -> None:
+        self.matrices, self.border = matrices, border
+        self.definite, self.restricted = definite, restricted
         self.patches: list[_Patch] = []
-        if border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES:
-            axes, cells = tuple(range(len(border.grid))), [tuple(cell) for cell in border.mask.nonzero().tolist()]
-            self.patches.append(_Patch(matrices, border, numbering, axes, cells, definite=definite))
+        self.limit = unknowns
+        self.whole = border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES
+        self._numbering = border.numbering()
+        kernel = _Kernel(matrices, border.grid)
+        if self.whole:
+            self._add(kernel, tuple(range(len(border.grid))), border.mask.nonzero())
             return
-        used = [a for a in range(len(border.grid)) if any(axes[a] for axes in border.positions)]
-        for count in range(1, len(used) + 1 if crossings else 2):
-            for axes in combinations(used, count):
-                cells = self._cells(border, axes)
-                if cells:
-                    patch = _Patch(matrices, border, numbering, axes, cells, definite=definite)
-                    self.patches.append(patch)
+        used = [a for a, members in enumerate(border.members) if members.any()]
+        for a in used:
+            self._add(kernel, (a,), border.crossing((a,), 0))
+        self._crossings = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if crossings else []
+        self._reaches: dict[tuple[int, ...], int] = {}
+        self._cross(kernel)
 
-    @staticmethod
-    def _cells(border: Border, axes: tuple[int, ...]) -> list[tuple[int, ...]]:
-        if len(axes) == 1:
-            return border.crossing(axes, 0)
-        reach = min(_CROSSING_REACH, min(border.grid[a] for a in axes) // 4)
-        while reach > 0:
-            cells = border.crossing(axes, reach)
-            if len(cells) <= _CROSSING_UNKNOWNS:
-                return cells
-            reach //= 2
-        return []
+    def _add(self, kernel: _Kernel, axes: tuple[int, ...], cells: Tensor) -> None:
+        self.patches.append(_Patch(kernel, self.border, self._numbering, axes, cells, definite=self.definite))
+
+    def _cross(self, kernel: _Kernel) -> None:
+        """Make the crossings as wide as the limit allows, and share out the cells."""
+        reaches = {axes: self._reach(axes) for axes in self._crossings}
+        self.patches = [patch for patch in self.patches if len(patch.axes) == 1]
+        for axes, reach in reaches.items():
+            if reach:
+                self._add(kernel, axes, self.border.crossing(axes, reach))
+        self._reaches = reaches
+        if self.restricted:
+            self._share()
+
+    def _reach(self, axes: tuple[int, ...]) -> int:
+        reach = min(_CROSSING_REACH, min(self.border.grid[a] for a in axes) // 4)
+        others = math.prod(n for a, n in enumerate(self.border.grid) if a not in axes)
+        most = min(self.limit, 2 * self.limit // math.isqrt(others))
+        while reach > 0 and len(self.border.crossing(axes, reach)) > most:
+            reach -= max(1, reach // 8)
+        return reach
+
+    def _share(self) -> None:
+        """A cell belongs to the last crossing within half of whose reach it lies, or else to its first slab."""
+        owner = torch.full((self.border.size,), -1)
+        for number, patch in enumerate(self.patches):
+            if len(patch.axes) == 1:
+                index = patch.index.cpu()
+                owner[index] = torch.where(owner[index] < 0, number, owner[index])
+            else:
+                cells = self.border.crossing(patch.axes, self._reaches[patch.axes] // 2)
+                owner[border_index(self._numbering, patch.axes, cells).flatten()] = number
+        for number, patch in enumerate(self.patches):
+            patch.keep(owner[patch.index.cpu()] == number)
+
+    def strengthen(self) -> bool:
+        """Widen the crossings to twice the unknowns; False where they are as wide as they get, or memory is short."""
+        matrices, unknowns = self.matrices.matrices, self.stronger_unknowns
+        needed = 4 * unknowns**2 * matrices.shape[0] * matrices.element_size()
+        if not unknowns or needed > 0.6 * free_bytes(matrices.device):
+            return False
+        self.limit = unknowns
+        if all(self._reach(axes) == reach for axes, reach in self._reaches.items()):
+            return False
+        self._cross(_Kernel(self.matrices, self.border.grid))
+        return True
+
+    @property
+    def stronger_unknowns(self) -> int:
+        """The unknowns of the crossings that :meth:`strengthen` would make, at most; 0 where it would make none."""
+        return 0 if self.whole or not self._crossings or self.limit >= _MOST_UNKNOWNS else 2 * self.limit
 
     @property
     def nbytes(self) -> int:
@@ -188,8 +285,13 @@ class Schwarz:
 
     def __call__(self, r: Tensor) -> Tensor:
         """``M^{-1} r`` for border vectors ``(rest, blocks, size)``."""
-        if len(self.patches) == 1 and self.patches[0].index.numel() == r.shape[-1]:
+        if self.whole:
             return torch.empty_like(r).index_copy_(-1, self.patches[0].index, self.patches[0](r))
+        if self.restricted:
+            z = torch.empty_like(r)
+            for patch in self.patches:
+                z.index_copy_(-1, patch.kept_index, patch(r))
+            return z
         z = torch.zeros_like(r)
         for patch in self.patches:
             z.index_add_(-1, patch.index, patch(r))

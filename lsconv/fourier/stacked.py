@@ -21,6 +21,7 @@ from lsconv.fourier.border import direct_rtol
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.outer import Outer
 from lsconv.fourier.penalty import Penalty, as_convolutions
+from lsconv.fourier.precision import double, needs_double
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certify
@@ -67,14 +68,15 @@ class StackedPlan:
         real = weight.real.dtype
         self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
         scaled = A.with_parameters([weight / self.unit.to(real).reshape(*self.unit.shape, *(1,) * (A.ndim + 2))])
-        penalty = Penalty(scaled, terms, self.damp / self.unit)
-        self.inverse = NormalInverse(scaled, 0.0, floor=_FLOOR[real], penalty=penalty)
-        double = torch.complex128 if A.is_complex else torch.float64
-        precise_L = L.to(dtype=double)
-        self.precise = VStack([A.with_parameters([weight]).to(dtype=double), precise_L * self.damp])
-        self.scaled = VStack([scaled.to(dtype=double), precise_L * (self.damp / self.unit)])
+        self.factors = double(real) if needs_double(A, self.damp) else real
+        factored = scaled if self.factors == real else scaled.to(dtype=double(A.dtype))
+        penalty = Penalty(factored, terms, self.damp / self.unit)
+        self.inverse = NormalInverse(factored, 0.0, floor=_FLOOR[self.factors], penalty=penalty)
+        precise_L = L.to(dtype=double(A.dtype))
+        self.precise = VStack([A.with_parameters([weight]).to(dtype=double(A.dtype)), precise_L * self.damp])
+        self.scaled = VStack([scaled.to(dtype=double(A.dtype)), precise_L * (self.damp / self.unit)])
         self.scaled_damp = torch.zeros_like(self.damp)
-        self.border_tolerance = {torch.float32: 1e-4, torch.float64: 1e-6}[real]
+        self.border_tolerance = {torch.float32: 1e-4, torch.float64: 1e-6}[self.factors]
 
     @torch.no_grad()
     def solve(

@@ -80,10 +80,39 @@ def test_preconditioner_of_a_definite_border_is_hermitian_positive_definite(
     monkeypatch: pytest.MonkeyPatch, name: str, crossings: bool
 ) -> None:
     monkeypatch.setattr(patches, "_DENSE_UNKNOWNS", 0)
-    inverse = _inverse(name, crossings=crossings)
-    M = _matrix(inverse.schwarz, inverse.border.size)
+    inverse = _inverse(name)
+    additive = patches.Schwarz(inverse.system, inverse.border, definite=True, crossings=crossings)
+    M = _matrix(additive, inverse.border.size)
     torch.testing.assert_close(M, M.T, rtol=0, atol=1e-9 * float(M.abs().max()))
     assert torch.linalg.eigvalsh(M)[0] > 0
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_restricted_every_cell_takes_its_correction_from_one_patch(
+    monkeypatch: pytest.MonkeyPatch, padding: int
+) -> None:
+    monkeypatch.setattr(patches, "_DENSE_UNKNOWNS", 0)
+    A = lsconv.Conv2d(torch.randn(2, 2, 3, 3, dtype=torch.float64), (24, 20), padding=padding)
+    schwarz = NormalInverse(A, 0.1, floor=1e-10).schwarz
+    assert schwarz.restricted
+    assert len(schwarz.patches) == 3
+    kept = torch.cat([patch.kept_index for patch in schwarz.patches])
+    assert torch.equal(kept.sort().values, torch.arange(schwarz.border.size))
+
+
+def test_a_slow_solve_widens_the_crossings_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    # asymmetric motion, truncated on both sides: nearly singular without its damp, and all of it at the crossings
+    kernel = torch.eye(9, dtype=torch.float64) * torch.exp(-torch.arange(9.0) / 3)
+    A = lsconv.Conv2d(kernel[None, None], (96, 96), padding=4)
+    monkeypatch.setattr(patches, "_LEAST_UNKNOWNS", 256)
+    inverse = NormalInverse(A, 1e-3, floor=1e-13)
+    assert inverse.schwarz.limit == 256
+    f = torch.randn(A.in_shape, dtype=torch.float64)
+    first, slow = inverse(f, 1e-9)
+    assert inverse.schwarz.limit > 256
+    again, fast = inverse(f, 1e-9)
+    assert 2 * fast < slow
+    torch.testing.assert_close(first, again, rtol=0, atol=1e-5 * float(first.norm()))
 
 
 def _iterations(A: lsconv.Convolution, damp: float, crossings: bool) -> int:
