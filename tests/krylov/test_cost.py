@@ -149,7 +149,7 @@ def test_the_host_reads_once_per_check(solver: Solver) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("solver", [cgls, lsqr, lsmr])
+@pytest.mark.parametrize("solver", [cg, minres, gmres, cgls, lsqr, lsmr, craig])
 def test_no_synchronisation_inside_a_block_on_a_gpu(solver: Solver) -> None:
     """The callback runs where the host has just looked; from there on the next look is the first thing that waits."""
     diagonal = torch.logspace(0, -2, N, device="cuda")
