@@ -132,7 +132,8 @@ class NormalInverse:
     def _choose_side(self, rows: int, columns: int) -> str:
         embedding = self.embedding
         wide = math.prod(embedding.out_shape) <= math.prod(embedding.in_shape) and rows <= columns
-        if wide and self.form == "mixed" and math.prod(embedding.out_shape) == math.prod(embedding.in_shape):
+        square = rows == columns and math.prod(embedding.out_shape) == math.prod(embedding.in_shape)
+        if wide and self.form == "mixed" and square:
             # z of the saddle form is -r / sqrt(mu), whose digits cancel where A is nearly singular; a square A has no
             # null space from which x would have to be kept away
             return "solution"

@@ -105,3 +105,15 @@ def test_an_answer_out_of_reach_is_called_that(damp: float) -> None:
     if solution.converged:
         gradient = A.to(dtype=torch.float64).H(residual) - damp**2 * solution.x.double()
         assert gradient.norm() <= 1e-5 * y.double().norm() * lsconv.norm(A)
+
+
+def test_square_operator_with_unread_phases_is_solved_without_damp() -> None:
+    # as many inputs as outputs, but twice as many columns as rows per frequency: A^H A + mu would be inverted where the
+    # symbol has a null space at every frequency
+    weight = torch.randn(2, 2, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    A = lsconv.Convolution(weight, (1, 2, 1), stride=(1, 1, 2), padding=((0, 0), (0, 1), (0, 1)))
+    assert torch.linalg.cond(A.to_dense()) < 10
+    x = torch.randn(A.in_shape, dtype=torch.float64)
+    solution = BorderPlan(A).solve(A(x))
+    assert bool(solution.converged)
+    torch.testing.assert_close(solution.x, x, rtol=0, atol=1e-9)
