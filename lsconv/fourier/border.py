@@ -176,6 +176,13 @@ class BorderPlan:
         return self._run(v=v, rtol=rtol).dual().to(self.A.dtype)
 
     @torch.no_grad()
+    def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``, and which items missed the tolerance."""
+        outer = self._run(y=y, v=v)
+        answer = outer.x if y is not None else outer.dual()
+        return answer.to(self.A.dtype), outer.merit > 1
+
+    @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + mu)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``, where ``damp > 0``."""
         embedding = self.inverse.embedding

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError, warn
-from lsconv.fourier.border import BorderPlan
+from lsconv.fourier.border import BorderPlan, direct_rtol
 from lsconv.inverse.route import KrylovPlan, Plan, route
 from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.followed import parameters_of
@@ -260,9 +260,8 @@ def pinv(
             'method: "hybrid" chooses the damping by y, so it is no linear map; use lstsq, or "lsqr" here'
         )
     fixed = damp.detach() if isinstance(damp, Tensor) else damp
-    return PseudoInverse(
-        A, damp, route(A, fixed, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
-    )
+    plan = route(A, fixed, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
+    return PseudoInverse(A, damp, plan, doubtful=method == "auto" and isinstance(plan, BorderPlan))
 
 
 class PseudoInverse(LinearOperator):
@@ -271,9 +270,11 @@ class PseudoInverse(LinearOperator):
     Attributes:
         operator: the operator inverted.
         plan: the setup.
+        doubtful: whether LSMR is asked about the items that the plan leaves unconverged (a rank-deficient A), as in
+            :func:`lstsq`.
     """
 
-    def __init__(self, operator: LinearOperator, damp: float | Tensor, plan: Plan) -> None:
+    def __init__(self, operator: LinearOperator, damp: float | Tensor, plan: Plan, *, doubtful: bool = False) -> None:
         super().__init__(
             operator.out_shape,
             operator.in_shape,
@@ -284,12 +285,15 @@ class PseudoInverse(LinearOperator):
         self.operator = operator
         self.damp = damp
         self.plan = plan
+        self.doubtful = doubtful
 
     def apply(self, x: Tensor) -> Tensor:
         """The solution for ``x``; NaN for the items that are not finite."""
 
         def run(A: LinearOperator, y: Tensor, *_: Any) -> tuple[Tensor, Plan]:
-            return _nan_items(self.plan.apply, y.detach(), self.in_shape, self.out_shape), self.plan
+            second = self._second()
+            x = _nan_items(lambda y: self._forward(y, second), y.detach(), self.in_shape, self.out_shape)
+            return x, self._answered(second)
 
         return attach(run, self.operator, x, damp=self.damp)
 
@@ -297,7 +301,35 @@ class PseudoInverse(LinearOperator):
         """The adjoint of :meth:`apply`."""
         if follows(self.operator, y, self.damp):
             return adjoint_answer(self.plan, self.operator, y, self.damp)
-        return _nan_items(self.plan.adjoint, y.detach(), self.out_shape, self.in_shape)
+        return _nan_items(self._backward, y.detach(), self.out_shape, self.in_shape)
+
+    def _forward(self, y: Tensor, second: KrylovPlan | None) -> Tensor:
+        if second is None or not isinstance(self.plan, BorderPlan):
+            return self.plan.apply(y)
+        x, missed = self.plan.attempt(y=y)
+        if not bool(missed.any()):
+            return x
+        healthy = torch.zeros(missed.shape, dtype=torch.bool, device=missed.device)
+        return _solve(self.plan, y, healthy, second=second).x
+
+    def _backward(self, v: Tensor) -> Tensor:
+        second = self._second()
+        if second is None or not isinstance(self.plan, BorderPlan):
+            return self.plan.adjoint(v)
+        y, missed = self.plan.attempt(v=v)
+        if not bool(missed.any()):
+            return y
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            other = second.adjoint(v, rtol=direct_rtol(self.dtype))
+        return torch.where(missed.reshape(*missed.shape, *(1 for _ in self.out_shape)), other, y)
+
+    def _second(self) -> KrylovPlan | None:
+        damp = self.damp.detach() if isinstance(self.damp, Tensor) else self.damp
+        return KrylovPlan(self.operator, damp, "lsmr") if self.doubtful else None
+
+    def _answered(self, second: KrylovPlan | None) -> Plan:
+        return second if second is not None and second.answered else self.plan
 
     def solve(
         self, y: Tensor, *, check_finite: bool = True, raise_on_failure: bool = False, **options: Any
@@ -306,7 +338,10 @@ class PseudoInverse(LinearOperator):
 
         def run(A: LinearOperator, y: Tensor, damp: Any, *_: Any) -> tuple[Solution, Plan]:
             problem = prepare(self.operator, y, damp=damp, check_finite=check_finite, name="y")
-            return _solve(self.plan, problem.y, problem.broken, raise_on_failure=raise_on_failure, **options), self.plan
+            options.update(raise_on_failure=raise_on_failure)
+            second = self._second()
+            solution = _solve(self.plan, problem.y, problem.broken, second=second, **options)
+            return solution, self._answered(second)
 
         self.operator.check_output(y, "y")
         return attach(run, self.operator, y, damp=self.damp, rtol=options.get("rtol"))

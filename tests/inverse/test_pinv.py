@@ -151,3 +151,13 @@ def test_composes_with_other_operators() -> None:
     projection = A @ lsconv.pinv(A)
     y = torch.randn(A.out_shape, dtype=A.dtype)
     torch.testing.assert_close(projection(y), y)
+
+
+def test_a_rank_deficient_border_is_no_silent_error() -> None:
+    # A A^H is singular: border and factors see no solution, and the operator must not answer as if they did
+    A = lsconv.Conv2d(torch.randn(2, 1, 3, 3, dtype=torch.float64), (6, 6), stride=2, padding=2)
+    exact = torch.linalg.pinv(A.to_dense(), rtol=1e-12)
+    Ap = lsconv.pinv(A)
+    y, v = torch.randn(A.out_shape, dtype=torch.float64), torch.randn(A.in_shape, dtype=torch.float64)
+    for answer, matrix, given in ((Ap(y), exact, y), (Ap.H(v), exact.mT, v), (Ap.solve(y).x, exact, y)):
+        torch.testing.assert_close(answer.flatten(), matrix @ given.flatten(), rtol=0, atol=1e-9)
