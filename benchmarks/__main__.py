@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME ...] [--quick] [--output DIR] [--threads N]``: print and write tables."""
+"""``python -m benchmarks [NAME ...] [--quick] [--output DIR] [--threads N] [--readme]``: print and write tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import io
 import pkgutil
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,9 +19,10 @@ import torch
 
 import benchmarks
 import lsconv
-from benchmarks import runner
+from benchmarks import readme, runner
 
-_NO_QUESTION = {"__main__", "runner", "peers"}
+_NO_QUESTION = {"__main__", "runner", "peers", "readme"}
+_FIRST = ("question", "deblurring", "scaling", "border_iteration")  # what matters most comes first
 _ONLY_WHEN_NAMED = {"convolution_backend"}  # it fits a cost model, and takes its time
 
 
@@ -30,21 +32,28 @@ def names() -> list[str]:
 
 
 def run(name: str, *, quick: bool, output: Path) -> None:
-    """Run one benchmark; its tables are printed as they come, and written at the end."""
+    """Run one benchmark; its tables are printed and written as they come."""
     module = importlib.import_module(f"benchmarks.{name}")
     question = (inspect.getdoc(module) or name).splitlines()[0]
     print(f"\n## {question}\n", flush=True)
     torch.manual_seed(0)
-    start, done = time.perf_counter(), []
+    start = time.perf_counter()
+    done: list[runner.Table] = []
+
+    def write(complete: bool) -> None:
+        seconds = time.perf_counter() - start
+        runner.write(name, question, done, output, quick=quick, seconds=seconds, complete=complete)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", lsconv.ConvergenceWarning)  # what was reached is measured and shown
         if hasattr(module, "tables"):
             for table in module.tables(quick=quick):
                 print(table.markdown(), flush=True)
                 done.append(table)
+                write(complete=False)
         else:
-            done = printed(module.main)
-    runner.write(name, question, done, output, quick=quick)
+            done.extend(printed(module.main))
+    write(complete=True)
     print(f"({name}: {time.perf_counter() - start:.0f} s)", flush=True)
 
 
@@ -73,6 +82,7 @@ def printed(main: Callable[[], object]) -> list[runner.Table]:
 def chosen(quick: bool) -> list[str]:
     """What runs when nothing is named: all benchmarks, of which the quick round leaves out those that have none."""
     found = [name for name in names() if name not in _ONLY_WHEN_NAMED]
+    found.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     return [name for name in found if not quick or hasattr(importlib.import_module(f"benchmarks.{name}"), "tables")]
 
 
@@ -85,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output", type=Path, default=Path("benchmarks/results"), help="folder of the JSON and Markdown"
     )
     parser.add_argument("--threads", type=int, help="threads of torch; its own choice by default")
+    parser.add_argument(
+        "--readme", action="store_true", help="run nothing: fill README.md's tables from the results in --output"
+    )
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.names) - set(names()))
     if unknown:
@@ -93,13 +106,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.threads < 1:
             parser.error(f"--threads: expected a number >= 1, got {options.threads}")
         torch.set_num_threads(options.threads)
-    print(", ".join(f"{key} {value}" for key, value in runner.machine().items() if value is not None))
+    if options.readme:
+        file = Path(__file__).parents[1] / "README.md"
+        file.write_text(readme.filled(file.read_text(), options.output))
+        return 0
+    print(runner.described(runner.machine()))
     failed = False
     for name in options.names or chosen(options.quick):
         try:
             run(name, quick=options.quick, output=options.output)
         except ImportError as error:
             print(f"{name} left out: {error}; pip install -c constraints.txt -e '.[bench]'", file=sys.stderr)
+            failed = True
+        except Exception:  # the others still run, and what this one has measured is written
+            traceback.print_exc()
+            print(f"{name} failed", file=sys.stderr)
             failed = True
     return int(failed)
 

@@ -8,8 +8,11 @@ torch's fight, which made SciPy's LSQR up to 25 times slower.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import io
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,10 @@ import lsconv
 from benchmarks.runner import Answer
 
 __all__ = [
+    "FOREIGN",
+    "Peer",
+    "foreign",
+    "lineax_lsmr",
     "normal_cg",
     "one_blas_thread",
     "pylops_cgls",
@@ -30,6 +37,8 @@ __all__ = [
 ]
 
 _MANY = 100_000
+
+Peer = Callable[[lsconv.Convolution, Tensor, float, float, int | None], Answer]
 
 
 def relative_gradient(A: lsconv.Convolution, y: Tensor, damp: float, x: Tensor) -> float:
@@ -99,6 +108,54 @@ def pylops_lsqr(A: lsconv.Convolution, y: Tensor, damp: float, tolerance: float,
     return Answer(_back(A, x), int(iterations))
 
 
+@functools.cache
+def _compiled_lsmr() -> Any:
+    """Lineax's LSMR on ``[A; damp]`` for one channel and stride 1, its products by JAX's FFT, compiled once a shape."""
+    import jax
+    import lineax
+    from jax import numpy as jnp
+
+    @functools.partial(jax.jit, static_argnames=("before", "grid", "in_size", "out_size"))
+    def solve(kernel: Any, y: Any, damp: Any, tolerance: Any, max_iter: Any, *, before: Any, grid: Any,
+              in_size: Any, out_size: Any) -> Any:  # fmt: skip
+        symbol = jnp.conj(jnp.fft.rfft2(kernel, grid))
+
+        def product(x: Any) -> Any:
+            shifted = jnp.pad(x, [(p, 0) for p in before])
+            y = jnp.fft.irfft2(jnp.fft.rfft2(shifted, grid) * symbol, grid)
+            return y[: out_size[0], : out_size[1]], damp * x
+
+        operator = lineax.FunctionLinearOperator(product, jax.ShapeDtypeStruct(in_size, y.dtype))
+        solver = lineax.LSMR(rtol=tolerance, atol=0.0 * tolerance, conlim=float("inf"), max_steps=max_iter)
+        solution = lineax.linear_solve(operator, (y, jnp.zeros(in_size, y.dtype)), solver, throw=False)
+        return solution.value, solution.stats["num_steps"]
+
+    return solve
+
+
+def lineax_lsmr(A: lsconv.Convolution, y: Tensor, damp: float, tolerance: float, max_iter: int | None) -> Answer:
+    """``lineax.LSMR`` under ``jax.jit``, compiled before it is timed; one channel and stride 1 only."""
+    import jax
+    from scipy.fft import next_fast_len
+
+    ends = [size + before + after for size, (before, after) in zip(A.spatial_in, A.padding, strict=True)]
+    solve = _compiled_lsmr()
+    scalar = y.numpy().dtype.type
+    jax.config.update("jax_enable_x64", A.dtype == torch.float64)  # in its float64 mode it refuses float32
+    x, iterations = solve(
+        A.weight[0, 0].numpy(),
+        y[0].numpy(),
+        scalar(damp),
+        scalar(tolerance),
+        max_iter or _MANY,
+        before=tuple(before for before, _ in A.padding),
+        grid=tuple(next_fast_len(end, real=True) for end in ends),
+        in_size=tuple(A.spatial_in),
+        out_size=tuple(A.spatial_out),
+    )
+    return Answer(torch.from_numpy(np.array(x)).reshape(A.in_shape), int(iterations))
+
+
 def normal_cg(A: lsconv.Convolution, y: Tensor, damp: float, tolerance: float, max_iter: int | None) -> Answer:
     """CG on the normal equations of the smaller side with the FFT-diagonal preconditioner, its setup included."""
     M = lsconv.CirculantPreconditioner(A, damp)
@@ -109,3 +166,17 @@ def normal_cg(A: lsconv.Convolution, y: Tensor, damp: float, tolerance: float, m
     gram = A.H @ A + damp**2 * lsconv.Identity(A.in_shape, dtype=A.dtype)
     solution = lsconv.cg(gram, A.adjoint(y), M=M, rtol=tolerance, max_iter=max_iter or _MANY)
     return Answer(solution.x, int(solution.iterations))
+
+
+# The methods of other packages; :func:`normal_cg` is lsconv's own, with lsconv's preconditioner.
+FOREIGN: dict[str, Peer] = {
+    "scipy lsmr": scipy_lsmr,
+    "scipy lsqr": scipy_lsqr,
+    "pylops cgls": pylops_cgls,
+    "lineax lsmr": lineax_lsmr,
+}
+
+
+def foreign() -> dict[str, Peer]:
+    """:data:`FOREIGN`, less what is not installed."""
+    return {name: peer for name, peer in FOREIGN.items() if importlib.util.find_spec(name.split()[0])}

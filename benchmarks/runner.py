@@ -7,6 +7,7 @@ that has only a ``main()`` is run too, outside the quick round; the Markdown tab
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import statistics
@@ -20,7 +21,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Answer", "Arrival", "Table", "Timing", "machine", "race", "reach", "slope", "write"]
+__all__ = [
+    "Answer",
+    "Arrival",
+    "Table",
+    "Timing",
+    "described",
+    "machine",
+    "race",
+    "reach",
+    "reached",
+    "run_times",
+    "shown",
+    "slope",
+    "timed",
+    "times_faster",
+    "write",
+]
 
 T = TypeVar("T")
 
@@ -97,6 +114,7 @@ class Arrival:
     arrived: bool
     answer: Answer
     tolerance: float
+    seconds: float
     run: Callable[[], Answer]
 
 
@@ -128,14 +146,48 @@ def reach(
         most = max(few, int(seconds * few / spent))
     tolerance = 10 * target
     for _ in range(decades):
-        answer = solve(tolerance, most)
+        took, answer = timed(functools.partial(solve, tolerance, most))
         measured = error(answer.x)
+        if seconds is not None and measured > target and _stopped(answer, most) and took < 0.7 * seconds:
+            most = int(most * seconds / took)  # a few iterations had cost more than their share
+            took, answer = timed(functools.partial(solve, tolerance, most))
+            measured = error(answer.x)
         # at the limit a tighter tolerance changes nothing
-        if measured <= target or (most is not None and (answer.iterations or 0) >= most):
+        if measured <= target or _stopped(answer, most):
             break
         tolerance /= 10
     final = tolerance
-    return Arrival(measured, measured <= target, answer, final, lambda: solve(final, most))
+    return Arrival(measured, measured <= target, answer, final, took, lambda: solve(final, most))
+
+
+def _stopped(answer: Answer, most: int | None) -> bool:
+    return most is not None and (answer.iterations or 0) >= most
+
+
+def run_times(
+    arrivals: Mapping[str, Arrival], others: Mapping[str, Callable[[], Any]] | None = None, **how: Any
+) -> dict[str, float]:
+    """Median seconds of ``others`` and of all that arrived, raced as :func:`race` does with the options ``how``.
+
+    What did not arrive has had its run, and is not raced again.
+    """
+    runs = {name: arrival.run for name, arrival in arrivals.items() if arrival.arrived}
+    times = race({**(others or {}), **runs}, **how)
+    return {name: arrival.seconds for name, arrival in arrivals.items()} | {name: t.median for name, t in times.items()}
+
+
+def reached(seconds: float, arrival: Arrival) -> str:
+    """A peer's cell: seconds and iterations, and for one that did not arrive the error that it had by then."""
+    text = f"{shown(seconds)} s, {arrival.answer.iterations} its"
+    return text if arrival.arrived else f"{text}, only {arrival.error:.0e}"
+
+
+def times_faster(arrivals: Mapping[str, Arrival], times: Mapping[str, float], own: float) -> str:
+    """The time of the best that arrived over ``own``; where none did, ``>`` and the longest that one was given."""
+    arrived = [times[name] for name, arrival in arrivals.items() if arrival.arrived]
+    if arrived:
+        return f"{min(arrived) / own:.1f}"
+    return f"> {max(times[name] for name in arrivals) / own:.0f}"
 
 
 def slope(x: list[float], y: list[float]) -> float:
@@ -205,22 +257,38 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(name: str, question: str, tables: list[Table], output: Path, *, quick: bool) -> None:
-    """Write ``name.json``, ``name.md`` and the plots into the folder ``output``."""
+def described(host: Mapping[str, Any]) -> str:
+    """The machine in one line."""
+    return ", ".join(f"{key} {value}" for key, value in host.items() if value is not None)
+
+
+def write(
+    name: str, question: str, tables: list[Table], output: Path, *, quick: bool, seconds: float, complete: bool
+) -> None:
+    """Write ``name.json``, ``name.md`` and the plots into the folder ``output``.
+
+    Called after every table, so that what was measured outlives a later failure; ``complete`` says whether all tables
+    are there.
+    """
     output.mkdir(parents=True, exist_ok=True)
     host = machine()
     content = {
         "benchmark": name,
         "question": question,
         "quick": quick,
+        "complete": complete,
+        "seconds": round(seconds),
         "machine": host,
         "tables": [{"title": t.title, "note": t.note, "columns": t.columns, "rows": t.rows} for t in tables],
     }
-    (output / f"{name}.json").write_text(json.dumps(content, indent=1, default=float) + "\n")
-    described = ", ".join(f"{key} {value}" for key, value in host.items() if value is not None)
-    parts = [f"## {question}\n", *(table.markdown() for table in tables)]
-    parts.append(f"`python -m benchmarks {name}{' --quick' if quick else ''}` on {described}.\n")
-    (output / f"{name}.md").write_text("\n".join(parts))
+    (output / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False, default=float) + "\n")
+    parts = [f"## {question}\n"]
     for number, table in enumerate(tables):
+        parts.append(table.markdown())
         if table.plot is not None:
             table.plot(output / f"{name}-{number + 1}.png")
+            parts.append(f"![{table.title}]({name}-{number + 1}.png)\n")
+    if not complete:
+        parts.append("Stopped before its end: tables are missing.\n")
+    parts.append(f"`python -m benchmarks {name}{' --quick' if quick else ''}`, {seconds:.0f} s on {described(host)}.\n")
+    (output / f"{name}.md").write_text("\n".join(parts))
