@@ -1,5 +1,125 @@
-"""placeholder"""
+"""README's tables, made from the results that ``python -m benchmarks`` has written.
+
+A block of README.md between ``<!-- table: NAME -->`` and ``<!-- end -->`` holds the tables that :data:`BLOCKS` makes of
+``NAME.json``, and below them how they were measured. Nothing in a block is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.runner import Table, described, slope
+
+__all__ = ["BLOCKS", "block", "filled"]
+
+Content = Mapping[str, Any]  # of a JSON file
+Row = Mapping[str, Any]
+
+_BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def filled(text, folder):
-    return text
+def filled(text: str, results: Path) -> str:
+    """The text of a README with all its blocks made anew from the JSON files in the folder ``results``."""
+
+    def anew(match: re.Match[str]) -> str:
+        name = match[2]
+        if name not in BLOCKS:
+            raise ValueError(f"README.md: no table {name!r}; known: {', '.join(sorted(BLOCKS))}")
+        return f"{match[1]}{block(json.loads((results / f'{name}.json').read_text()))}{match[3]}"
+
+    return _BLOCK.sub(anew, text)
+
+
+def block(content: Content) -> str:
+    """The Markdown of one benchmark's block."""
+    tables = BLOCKS[content["benchmark"]](content)
+    command = f"python -m benchmarks {content['benchmark']}{' --quick' if content['quick'] else ''}"
+    stopped = "" if content["complete"] else "; stopped before its end"
+    measured = f"`{command}`{stopped}; {described(content['machine'])}.\n"
+    return "\n".join([*(table.markdown("**{}**") for table in tables), measured])
+
+
+# ------------------------------------------------------------------ what a block shows
+
+
+def _chosen(rows: Iterable[Row], columns: Sequence[str]) -> list[dict[str, Any]]:
+    return [{name: row.get(name) for name in columns} for row in rows]
+
+
+def _question(content: Content) -> list[Table]:
+    valid = ("method", "seconds", "/ circular fft2", "/ circular rfft2", "/ lsconv", "residual", "null-space part")
+    padded = ("method", "seconds", "iterations", "residual", "error of x", "lsconv's status")
+    return [
+        Table(t["title"], _chosen(t["rows"], padded if "padding=1" in t["title"] else valid))
+        for t in content["tables"]
+        if "padding=1" not in t["title"] or "float64, damp 0" in t["title"]
+    ]
+
+
+def _deblurring(content: Content) -> list[Table]:
+    columns = (
+        "case",
+        "damp/σ",
+        "setup s",
+        "solve s",
+        "gradient",
+        "best foreign peer",
+        "peer / lsconv",
+        "own CG / lsconv",
+    )
+    heats, *cross = content["tables"]
+    rows = [row for t in cross for row in t["rows"] if row["damp/σ"] in ("1e-01", "1e-03")]
+    return [
+        Table("Damped deblurring to a gradient of 1e-8 in float64, 1e-6 in float32", _chosen(rows, columns)),
+        Table("The heats that the best foreign peer has won", list(heats["rows"])),
+    ]
+
+
+def _scaling(content: Content) -> list[Table]:
+    rows = []
+    for table in content["tables"]:
+        lines = table["rows"]
+        values = [float(row["value"]) for row in lines]
+        rows.append(
+            {
+                "cost against the": table["title"].removeprefix("Cost against the "),
+                "values": " ".join(str(row["value"]) for row in lines),
+                "setup ~": f"value^{slope(values, [row['setup s'] for row in lines]):.2f}",
+                "solve ~": f"value^{slope(values, [row['solve s'] for row in lines]):.2f}",
+                "solve s": f"{lines[0]['solve s']:.3g} to {lines[-1]['solve s']:.3g}",
+                "per unit, last / first": float(lines[-1]["against the first"]),
+            }
+        )
+    return [Table("How the time grows", rows)]
+
+
+def _overhead(content: Content) -> list[Table]:
+    return [Table(t["title"], list(t["rows"])) for t in content["tables"] if "SciPy" in t["title"]]
+
+
+def _gradients(content: Content) -> list[Table]:
+    table = content["tables"][0]
+    return [Table(table["title"], _chosen(table["rows"], ("solve", "forward ms", "backward ms", "backward / forward")))]
+
+
+def _restoration(content: Content) -> list[Table]:
+    columns = ("scene", "blurred", "skimage", "PyLops", "gradient, automatic", "TV, automatic", "TV, oracle")
+    return [
+        Table("Restored pictures, PSNR in dB; skimage and PyLops at the parameter that the truth shows to be best",
+              _chosen(t["rows"], columns))
+        for t in content["tables"] if t["title"].startswith("In short")
+    ]  # fmt: skip
+
+
+BLOCKS: dict[str, Callable[[Content], list[Table]]] = {
+    "question": _question,
+    "deblurring": _deblurring,
+    "scaling": _scaling,
+    "krylov_overhead": _overhead,
+    "gradients": _gradients,
+    "restoration": _restoration,
+}

@@ -212,7 +212,7 @@ class Table:
         """The names of the columns, in the order of their first appearance."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
-    def markdown(self) -> str:
+    def markdown(self, heading: str = "### {}") -> str:
         """The table in Markdown, its columns aligned so that it reads as plain text too."""
         cells = [self.columns, *([shown(row.get(name)) for name in self.columns] for row in self.rows)]
         widths = [max(len(line[c]) for line in cells) for c in range(len(self.columns))]
@@ -222,7 +222,7 @@ class Table:
             for line in cells
         ]  # fmt: skip
         lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-        return "\n".join([f"### {self.title}", "", *lines, *(["", self.note] if self.note else [])]) + "\n"
+        return "\n".join([heading.format(self.title), "", *lines, *(["", self.note] if self.note else [])]) + "\n"
 
 
 def shown(value: Any) -> str:

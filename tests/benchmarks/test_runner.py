@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +58,38 @@ def test_a_method_that_stops_short_is_shown_with_what_it_reached() -> None:
     arrival = reach(stuck, float, 1e-6, seconds=0.05)
     assert not arrival.arrived
     assert arrival.error == pytest.approx(0.3)
+    assert arrival.seconds >= 0.01
+
+
+def test_only_what_arrived_is_raced_again_and_the_lead_over_the_others_is_a_bound() -> None:
+    from benchmarks.runner import Answer, Arrival, run_times, times_faster
+
+    runs: list[str] = []
+
+    def arrival(name: str, arrived: bool, seconds: float) -> Arrival:
+        answer = Answer(torch.tensor(0.0), 7)
+        return Arrival(1e-3, arrived, answer, 1e-6, seconds, lambda: (runs.append(name), answer)[1])
+
+    arrivals = {"there": arrival("there", True, 9.0), "not": arrival("not", False, 5.0)}
+    times = run_times(arrivals, {"other": lambda: runs.append("other")}, repeats=2)
+    assert runs == ["other", "there"] * 3
+    assert times["not"] == 5.0
+    assert times["there"] < 1
+    assert times_faster({"not": arrivals["not"]}, times, 0.5) == "> 10"
+    assert times_faster(arrivals, {"there": 2.0, "not": 5.0}, 0.5) == "4.0"
+
+
+def test_a_limit_in_seconds_is_used_up_where_the_first_iterations_cost_more_than_their_share() -> None:
+    from benchmarks.runner import Answer, reach
+
+    def slow_start(tolerance: float, max_iter: int | None) -> Answer:
+        assert max_iter is not None
+        time.sleep(0.1 + 0.001 * max_iter)
+        return Answer(torch.tensor(1.0 / max_iter), max_iter)
+
+    arrival = reach(slow_start, float, 1e-9, seconds=0.4)
+    assert not arrival.arrived
+    assert arrival.seconds > 0.2
 
 
 def test_the_fitted_slope_is_the_exponent_of_a_power_law() -> None:
@@ -89,11 +122,38 @@ def test_all_peers_solve_the_damped_problem() -> None:
     y = torch.randn(A.out_shape, dtype=torch.float64, generator=generator)
     dense = A.to_dense()
     expected = torch.linalg.solve(dense.T @ dense + 0.25 * torch.eye(90, dtype=torch.float64), dense.T @ y.flatten())
-    for peer in (peers.scipy_lsmr, peers.scipy_lsqr, peers.pylops_cgls, peers.pylops_lsqr, peers.normal_cg):
+    for peer in (*peers.foreign().values(), peers.pylops_lsqr, peers.normal_cg):
         answer = peer(A, y, 0.5, 1e-12, 500)
         torch.testing.assert_close(answer.x.flatten(), expected, rtol=1e-8, atol=1e-8)
         assert peers.relative_gradient(A, y, 0.5, answer.x) < 1e-9
         assert peers.relative_gradient(A, y, 0.5, answer.x + 1e-3) > 1e-4
+
+
+def test_lineax_pads_as_the_operator_does_in_both_precisions() -> None:
+    pytest.importorskip("lineax")
+    import lsconv
+    from benchmarks import peers
+
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        generator = torch.Generator().manual_seed(0)
+        kernel = torch.randn(1, 1, 4, 3, dtype=torch.float64, generator=generator).to(dtype)
+        A = lsconv.Conv2d(kernel, in_size=(11, 8), padding=(2, 1))
+        y = torch.randn(A.out_shape, dtype=torch.float64, generator=generator).to(dtype)
+        answer = peers.lineax_lsmr(A, y, 0.5, tolerance / 100, 500)
+        assert answer.x.dtype == dtype
+        assert peers.relative_gradient(A, y, 0.5, answer.x) < tolerance
+
+
+def test_the_circular_pseudo_inverse_inverts_a_circular_convolution_by_all_or_half_of_the_frequencies() -> None:
+    import lsconv
+    from benchmarks.question import circular_pinv
+
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, 2, 3, 3, dtype=torch.float64, generator=generator)
+    x = torch.randn(2, 12, 12, dtype=torch.float64, generator=generator)
+    A = lsconv.Conv2d(weight, in_size=(12, 12), padding=1, padding_mode="circular")
+    for half in (False, True):
+        assert torch.dist(circular_pinv(weight, A(x), 12, padding=1, half=half), x) < 1e-9 * x.norm()
 
 
 def test_scenes_are_not_shifted_and_the_oracle_finds_the_best_parameter() -> None:
@@ -123,6 +183,28 @@ def test_the_command_line_prints_and_writes_json_and_markdown(
     assert row["case"] in capsys.readouterr().out
 
 
+def test_what_was_measured_outlives_a_failure_and_the_others_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import memory, scaling
+    from benchmarks.__main__ import main
+    from benchmarks.runner import Table
+
+    def failing(quick: bool) -> Any:
+        yield Table("first", [{"a": 1}])
+        raise RuntimeError("the second table")
+
+    monkeypatch.setattr(scaling, "tables", failing)
+    monkeypatch.setattr(memory, "tables", lambda quick: [Table("other", [{"b": 2}])])
+    assert main(["scaling", "memory", "--quick", "--output", str(tmp_path)]) == 1
+    content = json.loads((tmp_path / "scaling.json").read_text())
+    assert content["tables"][0]["rows"] == [{"a": 1}]
+    assert not content["complete"]
+    assert "tables are missing" in (tmp_path / "scaling.md").read_text()
+    assert json.loads((tmp_path / "memory.json").read_text())["complete"]
+    assert "the second table" in capsys.readouterr().err
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     from benchmarks.__main__ import main
 
@@ -136,4 +218,6 @@ def test_every_benchmark_runs_in_quick_mode(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert {"deblurring.md", "scaling.md", "scaling-1.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"question.json", "deblurring.md", "border_iteration.md", "scaling.md", "scaling-1.png"} <= {
+        path.name for path in tmp_path.iterdir()
+    }

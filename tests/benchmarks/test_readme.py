@@ -1,0 +1,43 @@
+"""README's tables are what the results say, nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_every_table_of_the_readme_equals_what_the_results_generate() -> None:
+    from benchmarks.readme import BLOCKS, filled
+
+    text = (ROOT / "README.md").read_text()
+    assert re.findall("<!-- table: (\\w+) -->", text) == list(BLOCKS)
+    assert filled(text, RESULTS) == text
+
+
+def test_a_figure_changed_by_hand_is_undone_and_the_rest_of_the_text_stays() -> None:
+    from benchmarks.readme import filled
+
+    text = "before 1.5\n<!-- table: scaling -->\n| forged |\n<!-- end -->\nafter | 2 |\n"
+    new = filled(text, RESULTS)
+    assert new.startswith("before 1.5\n<!-- table: scaling -->\n**")
+    assert new.endswith("<!-- end -->\nafter | 2 |\n")
+    assert "forged" not in new
+    assert "`python -m benchmarks scaling" in new
+    assert filled(new, RESULTS) == new
+
+
+def test_an_unknown_table_is_refused() -> None:
+    from benchmarks.readme import filled
+
+    with pytest.raises(ValueError, match="no table 'nonsense'; known: deblurring"):
+        filled("<!-- table: nonsense -->\n<!-- end -->", RESULTS)
