@@ -74,6 +74,7 @@ class NormalInverse:
         penalty: Penalty | None = None,
     ) -> None:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
+        convolution = convolution if penalty is None else penalty.convolution
         self.convolution = convolution
         out_border: _Positions
         if penalty is None:

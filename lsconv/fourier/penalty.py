@@ -26,7 +26,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient, Laplacian
 from lsconv.operators.elementary import Identity
-from lsconv.operators.fft_convolution import good_fft_length
+from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
 
 __all__ = ["Penalty", "as_convolutions"]
 
@@ -105,13 +105,15 @@ class Penalty:
         damp: factor of L, a number or one per batch item.
 
     Attributes:
+        convolution: A, as a crop of a block-circulant operator on that grid.
         grid: the grid sizes that serve A and L together.
         constrained: per axis, whether the grid cells beyond the inputs must be held at zero.
         batch_shape: the batch dimensions of the factors.
     """
 
     def __init__(self, convolution: Convolution, terms: Sequence[Term], damp: Tensor) -> None:
-        self.convolution = convolution
+        self.convolution = convolution = _unwrapped(convolution)
+        terms = [Term(_unwrapped(term.convolution), term.factor) for term in terms]
         self.terms = [(term.convolution, term.factor * damp.to(term.factor.real.dtype)) for term in terms]
         self.batch_shape = tuple(torch.broadcast_shapes(*(factor.shape for _, factor in self.terms)))
         parts = [convolution, *(term.convolution for term in terms)]
@@ -121,10 +123,10 @@ class Penalty:
             before, after = max(b for b, _ in reach), max(b for _, b in reach)
             held = before > 0 or after > 0
             constrained.append(held)
-            longer = good_fft_length(n + max(part.kernel_extent[a] for part in parts))
+            longer = short_fft_length(n + max(part.kernel_extent[a] for part in parts))
             if held:
                 grid.append(good_fft_length(n + before + after))
-            elif _largest_factor(n) <= _FAST_FACTOR or longer > (1 + _GROWTH) * n or any(_wraps(p, a) for p in parts):
+            elif _largest_factor(n) <= _FAST_FACTOR or longer > (1 + _GROWTH) * n or any(map(_is_circular, parts)):
                 grid.append(n)
             else:
                 grid.append(longer)
@@ -135,12 +137,12 @@ class Penalty:
         """Whether A and L are crops of block-circulant operators on one grid and with the same blocks."""
         if any(s != 1 for s in convolution.stride) or convolution.padding_mode not in ("zeros", "circular"):
             return False
-        parts = [convolution, *(term.convolution for term in terms)]
+        parts = [_unwrapped(part) for part in (convolution, *(term.convolution for term in terms))]
         if any(part.groups % convolution.groups for part in parts[1:]) or any(part.batch_shape for part in parts[1:]):
             return False
         for a, n in enumerate(convolution.spatial_in):
             held = any(_overhang(part, a) != (0, 0) for part in parts)
-            wraps = any(part.padding_mode == "circular" and _wraps(part, a) for part in parts)
+            wraps = any(_is_circular(part) for part in parts)  # then n is the period, of every axis
             if (held and wraps) or (wraps and any(part.spatial_out[a] > n for part in parts)):
                 return False
         return True
@@ -185,6 +187,20 @@ def _overhang(convolution: Convolution, a: int) -> tuple[int, int]:
         return 0, 0
     taps = _taps(convolution, a)
     return max(-min(taps), 0), max(convolution.spatial_out[a] - 1 + max(taps) - (convolution.spatial_in[a] - 1), 0)
+
+
+def _is_circular(convolution: Convolution) -> bool:
+    return convolution.padding_mode == "circular"
+
+
+def _unwrapped(convolution: Convolution) -> Convolution:
+    """A circular convolution that reads across no edge, as the one without padding that it is."""
+    if not _is_circular(convolution) or any(_wraps(convolution, a) for a in range(convolution.ndim)):
+        return convolution
+    return Convolution(
+        convolution.weight, convolution.spatial_in, convolution.stride, convolution.padding, convolution.dilation,
+        convolution.groups, backend=convolution.backend, check_finite=False,
+    )  # fmt: skip
 
 
 def _largest_factor(n: int) -> int:

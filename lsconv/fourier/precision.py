@@ -21,8 +21,8 @@ def double(dtype: torch.dtype) -> torch.dtype:
     return _DOUBLE.get(dtype, dtype)
 
 
-def needs_double(A: Convolution, damp: Tensor) -> bool:
-    """Whether a damped problem with float32 data is better served by factors in float64."""
+def needs_double(A: Convolution, damp: Tensor, least: float = _LEAST_DAMP) -> bool:
+    """Whether a damped problem with float32 data is better served by factors in float64: ``damp < least ||A||``."""
     weight = A.weight.detach().abs().double().flatten(-A.ndim)
     bound = torch.sqrt(weight.sum((-2, -1)).amax(-1) * weight.sum((-3, -1)).amax(-1))  # of ||A||, Schur's test
-    return bool(((damp > 0) & (damp < _LEAST_DAMP * bound)).any() and (damp > 0).all())
+    return bool(((damp > 0) & (damp < least * bound)).any() and (damp > 0).all())

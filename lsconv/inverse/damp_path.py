@@ -50,7 +50,9 @@ class Evaluation:
         trace: of the influence matrix H.
         trace_error: standard error of the trace; 0 where it is exact.
         logdet: ``log det(A^H A + mu L^H L) - rank(L) log mu`` up to a constant; NaN where it is not known.
-        penalty_slope: derivative of the penalty with respect to mu; NaN unless asked for.
+        penalty_slope: derivative of the penalty with respect to mu; NaN unless asked for. That of the residual is
+            ``-mu`` times as much.
+        trace_slope: derivative of the trace with respect to log mu; NaN where it is not known.
     """
 
     residual_norm_sq: Tensor
@@ -59,6 +61,7 @@ class Evaluation:
     trace_error: Tensor
     logdet: Tensor
     penalty_slope: Tensor
+    trace_slope: Tensor
 
 
 class DampPath(Protocol):
@@ -110,6 +113,7 @@ class ExactPath:
             torch.zeros_like(self.scale),
             found.logdet.expand(all_data).sum(0),
             found.penalty_slope.expand(all_data).sum(0),
+            torch.full_like(self.scale, torch.nan),
         )
 
 
@@ -171,7 +175,8 @@ class FilterPath:
         values = [rss, pen, *(v.expand(rest, -1) for v in (freedom, logdet)), derivative]
         all_data = (self.y.shape[0], *self.batch)
         rss, pen, freedom, logdet, derivative = (embedding.per_item(v, all_data).sum(-1).sum(0) for v in values)
-        return Evaluation(rss, pen, freedom, torch.zeros_like(freedom), logdet, derivative)
+        unknown = torch.full_like(freedom, torch.nan)
+        return Evaluation(rss, pen, freedom, torch.zeros_like(freedom), logdet, derivative, unknown)
 
 
 def _is_circulant(A: Convolution) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ Criterion = Callable[[Evaluation, Tensor, int], tuple[Tensor, "Tensor | None"]]
 # A scan with a stochastic path, whose small damps are dear, ends so many points after every item has seen its best.
 _PATIENCE = 4
 _STEP = 0.3  # of log damp: the first bracket around a damp known roughly
+_LOOKS = 3  # the most that follow a first one that the likeness led astray
 
 
 class Search:
@@ -39,42 +40,59 @@ class Search:
         self.count: int = 0 if around is None else around.count
         self.low = self.high = torch.zeros(())
         self.open = around is not None
-        self.predicted: tuple[Tensor, Tensor] | None = None
+        self.around = around
+        self.predicted: list[tuple[Tensor, Tensor]] = []
         if around is not None:
             self.low, self.high = around.low, around.high
             start = around.best().expand(path.batch)
-            self.add(start - _STEP)
-            self.add(start + _STEP)
             if around.seeks_zero() or slope:
-                self.add(start)
+                for step in (-_STEP, _STEP, 0.0):
+                    self.add(start + step)
             else:
-                self.predicted = start, self._predict(around, start)
+                self._look(start)
 
     def seeks_zero(self) -> bool:
         """Whether the criterion looks for a zero rather than for a minimum."""
         return self._curve()[2] is not None
 
-    def _predict(self, around: Search, start: Tensor) -> Tensor:
-        """The value between the two points at hand, whose ratios to the likeness's values hold there on the average.
+    def _look(self, t: Tensor) -> None:
+        r"""Evaluate at ``t`` with derivatives, and predict the values on either side.
 
-        The likeness has the curvature of the whole: its first value more would be the dearest and the least telling.
+        The likeness has the curvature of the whole, its other values would be dear and tell little: the logarithms of
+        residual and of :math:`m - \operatorname{tr} H` are those of the likeness but for a constant and a slope.
         """
-        t = torch.stack([start - _STEP, start, start + _STEP])
-        parts = [around.path.evaluate(damp, slope=self.slope, trace=self.needs_trace) for damp in t.exp()]
-        stacked = (torch.stack([getattr(e, f.name) for e in parts]) for f in fields(Evaluation))
-        likeness, _ = self.criterion(Evaluation(*stacked), t, around.path.count)
-        t, e = self.sorted()
-        values, _ = self.criterion(e, t, self.path.count)
-        return likeness[1] * (values / likeness[::2]).clamp_min(1e-300).log().mean(0).exp()
+        assert self.around is not None
+        self.add(t, slope=True)
+        likeness = self.around.path
+        here, centre = self.evaluations[-1], likeness.evaluate(t.exp(), slope=True)
+        counts = (self.path.count, likeness.count)
+        (residual, residual_rise), (free, free_rise) = (
+            _log_ratio(*pair)
+            for pair in (
+                [(e.residual_norm_sq, -(4 * t).exp() * e.penalty_slope) for e in (here, centre)],
+                [(m - e.trace, -e.trace_slope) for m, e in zip(counts, (here, centre), strict=True)],
+            )
+        )
+        self.predicted = []
+        for step in (-_STEP, _STEP):
+            beside = likeness.evaluate((t + step).exp())
+            e = replace(
+                beside,
+                residual_norm_sq=beside.residual_norm_sq * (residual + 2 * step * residual_rise).exp(),
+                trace=counts[0] - (counts[1] - beside.trace) * (free + 2 * step * free_rise).exp(),
+            )
+            one = Evaluation(*(getattr(e, f.name).expand(self.path.batch).unsqueeze(0) for f in fields(Evaluation)))
+            value, _ = self.criterion(one, (t + step).unsqueeze(0), counts[0])
+            self.predicted.append((t + step, value[0]))
 
-    def add(self, t: Tensor) -> None:
+    def add(self, t: Tensor, *, slope: bool = False) -> None:
         """Evaluate at ``t`` of shape ``batch``; damps equal for all items share their factors."""
         batch = self.path.batch
         t = t.expand(batch)
         damp = t.exp()
         if batch and bool((damp == damp.flatten()[0]).all()):
             damp = damp.flatten()[0].reshape((1,) * len(batch))
-        e = self.path.evaluate(damp, slope=self.slope, trace=self.needs_trace)
+        e = self.path.evaluate(damp, slope=self.slope or slope, trace=self.needs_trace)
         self.points.append(t)
         self.evaluations.append(Evaluation(*(getattr(e, f.name).expand(batch) for f in fields(Evaluation))))
         self.count += 1
@@ -108,9 +126,10 @@ class Search:
     def _curve(self) -> tuple[Tensor, Tensor, Tensor | None]:
         t, e = self.sorted()
         values, root = self.criterion(e, t, self.path.count)
-        if self.predicted is not None:
-            t, order = torch.cat([t, self.predicted[0].unsqueeze(0)]).sort(0)
-            values = torch.cat([values, self.predicted[1].unsqueeze(0)]).gather(0, order)
+        if self.predicted:
+            more, expected = (torch.stack(parts) for parts in zip(*self.predicted, strict=True))
+            t, order = torch.cat([t, more]).sort(0)
+            values = torch.cat([values, expected]).gather(0, order)
         values = torch.where(torch.isfinite(values), values, torch.inf)
         return t, values, None if root is None else root.nan_to_num(0.0)
 
@@ -143,6 +162,14 @@ class Search:
         """Look further where the points of a search around a damp have not enclosed the best one."""
         t, values, root = self._curve()
         index = self._lowest(values)
+        if self.predicted:
+            for _ in range(_LOOKS):
+                if bool(((index > 0) & (index < len(t) - 1)).all()):
+                    return
+                self._look(torch.maximum(torch.minimum(self.best(), self.high), self.low))
+                t, values, _ = self._curve()
+                index = self._lowest(values)
+            return
         enclosed = self._bracket(values, root)[1] if root is not None else (index > 0) & (index < len(t) - 1)
         if not bool(enclosed.all()):
             self.refine(1)
@@ -214,3 +241,9 @@ class Search:
 
 def _at(z: Tensor, index: Tensor) -> Tensor:
     return z.gather(0, index.unsqueeze(0))[0]
+
+
+def _log_ratio(here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The logarithm of the ratio of two positive functions, given with their derivatives, and its derivative."""
+    (a, da), (b, db) = here, there
+    return (a / b).log(), da / a - db / b

@@ -79,11 +79,13 @@ class _Probed:
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Everything at ``damp``; see :class:`DampPath`."""
         (r, penalty), *probed = self._both(damp) if trace else self._solve(damp, [self.y])
-        influence = error = torch.full_like(penalty[0], torch.nan)
+        influence = error = change = torch.full_like(penalty[0], torch.nan)
         if probed:
             ((rv, _),) = probed
             free = self.space.inner(self.probes.expand_as(rv), rv).double()
             influence = self.together * (self.A.out_numel - free.mean(0))
+            # d(I - H)/dlog mu = (I - H) - (I - H)^2
+            change = self.together * (self.space.norm(rv).double().square() - free).mean(0)
             if free.shape[0] > 1:
                 error = self.together * free.std(0) / free.shape[0] ** 0.5
             else:  # the variance is at most 2 ||I - H||_F^2, and the eigenvalues of I - H at most 1
@@ -95,8 +97,10 @@ class _Probed:
             derivative = -2 * self.space.inner(r, r - again).double().sum(0) / damp.double() ** 4
         values = (self.space.norm(r).double().square().sum(0), penalty.sum(0), influence, error)
         nothing = torch.full(self.batch, torch.nan, dtype=torch.float64, device=self.A.device)
-        rss, penalty, influence, error = (v.expand(self.batch) for v in values)
-        return Evaluation(rss, penalty, influence, error, nothing, derivative.expand(self.batch))
+        rss, penalty, influence, error, derivative, change = (
+            v.expand(self.batch) for v in (*values, derivative, change)
+        )
+        return Evaluation(rss, penalty, influence, error, nothing, derivative, change)
 
 
 class BorderPath(_Probed):
@@ -136,6 +140,7 @@ class BorderPath(_Probed):
         self.precise_L = None if L is None else L.to(dtype=double)
         self.fine_below = 0.0  # damps up to this need double precision
         self.starts: dict[int, Tensor] = {}
+        self.latest: tuple[Tensor, tuple[Convolution, LinearOperator | None, NormalInverse]] | None = None
 
     @staticmethod
     def serves(A: LinearOperator, L: LinearOperator | None) -> bool:
@@ -146,13 +151,12 @@ class BorderPath(_Probed):
         return terms is not None and (L is None or Penalty.serves(A, terms))
 
     def _inverse(self, A: Convolution, L: LinearOperator | None, damp: Tensor) -> NormalInverse:
-        # dense patches of the crossings would cost more than the few iterations they save
         if L is None:
-            return NormalInverse(A, damp, floor=0.0, crossings=False)
+            return NormalInverse(A, damp, floor=0.0)
         terms = as_convolutions(L, A.ndim)
         assert terms is not None  # served
         floor = 1e-13 if torch.finfo(A.dtype).bits == 64 else 0.0
-        return NormalInverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp.double()), crossings=False)
+        return NormalInverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp.double()))
 
     def _factors(self, damp: Tensor) -> tuple[Convolution, LinearOperator | None, NormalInverse]:
         least = float(damp.min())
@@ -171,7 +175,10 @@ class BorderPath(_Probed):
         return self.precise, self.precise_L, self._inverse(self.precise, self.precise_L, damp)
 
     def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
-        A, L, inverse = self._factors(damp)
+        if self.latest is None or not torch.equal(self.latest[0], damp):
+            self.latest = None  # the factors of one damp at a time
+            self.latest = damp, self._factors(damp)
+        A, L, inverse = self.latest[1]
         mu = damp.double().square().to(A.weight.real.dtype).reshape(*damp.shape, *(1 for _ in A.out_shape))
         found = []
         for number, y in enumerate(data):

@@ -37,6 +37,9 @@ __all__ = ["TaperedPath"]
 
 # The share of the data, at both ends of every axis together, over which they fade.
 _TAPER = 0.25
+# The values of q = s / p that many frequencies are added up at, and their range in units of the largest: beyond it a
+# damp that is searched fits everything or nothing.
+_CELLS, _RANGE = 2**16, (1e-15, 1e10)
 # The least size of an axis: this many data, and this many times the kernel.
 _LEAST_DATA, _LEAST_KERNELS = 48, 4
 
@@ -77,10 +80,10 @@ class TaperedPath:
         one = torch.ones((), dtype=torch.float64, device=power.device)
         penalty = one if L is None else self._power(L, A.ndim, grid)
         assert penalty is not None
-        self.s, self.p, self.power, self.weights = found, penalty, power, weights
         self.together, self.ndim = y.shape[0], ndim
+        self._sort(found, penalty, power, weights)
         self.count = y.shape[0] * A.out_shape[0] * math.prod(grid)
-        scale = (self.s.flatten(-ndim - 1).amax(-1) / self.p.amax()).sqrt()
+        scale = (found.flatten(-ndim - 1).amax(-1) / penalty.amax()).sqrt()
         self.scale = scale.expand(self.batch)
 
     @classmethod
@@ -125,33 +128,57 @@ class TaperedPath:
             return _transform(kernel, grid, dims, real=real).abs().square()
         return None
 
+    def _sort(self, s: Tensor, p: Tensor, power: Tensor, weights: Tensor) -> None:
+        """Everything depends on ``q = s / p`` alone: the frequencies are added up by it, once for all damps.
+
+        Few frequencies stay as they are; many are shared among the two nearest of fixed q, whose distance w = 9e-4 of
+        log q makes an error of ``w^2 / 8`` times a second derivative: of 1e-6 of each sum at most.
+        """
+        ndim = self.ndim
+        shape = (*self.batch, *power.shape[-ndim - 1 :])
+        s, p = (t.expand(*t.shape[: -ndim - 1], *shape[-ndim - 1 :]).flatten(-ndim - 1) for t in (s, p))
+        constant = torch.where(p > 0, p, torch.where(s > 0, s, 1)).log()
+        self.constant = (constant * weights.expand(shape[-ndim - 1 :]).flatten()).sum(-1)  # of the determinant
+        power = (power * weights).expand(shape).flatten(-ndim - 1)
+        number = weights.expand(shape[-ndim - 1 :]).flatten()
+        unit = torch.where(p > 0, s, 0).amax(-1, keepdim=True) / p.amax(-1, keepdim=True)
+        low, high = _RANGE
+        # where L sees nothing every damp fits the data, which no function of q says of the determinant
+        q = (s / p).nan_to_num(0.0, torch.inf).clamp(low * unit, high * unit)
+        number, seen = (t.expand(q.shape) for t in (number, number * (p > 0)))
+        if q.shape[-1] <= _CELLS:
+            self.q, self.power, self.number, self.seen = q, power, number, seen
+            return
+        place = (q / (low * unit)).log_() * ((_CELLS - 1) / math.log(high / low))
+        below = place.floor().clamp_(0, _CELLS - 2)
+        share, index = place - below, below.long()
+
+        def added(values: Tensor) -> Tensor:
+            where, part = index.expand(values.shape), share * values
+            whole = values.new_zeros(*values.shape[:-1], _CELLS)
+            return whole.scatter_add_(-1, where, values - part).scatter_add_(-1, where + 1, part)
+
+        steps = torch.linspace(math.log(low), math.log(high), _CELLS, dtype=torch.float64, device=q.device).exp()
+        self.q, self.power, self.number, self.seen = steps * unit, added(power), added(number), added(seen)
+
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Everything at ``damp``; see :class:`~lsconv.inverse.damp_path.DampPath`."""
-        mu = damp.double().square().reshape(*damp.shape, *(1 for _ in range(self.ndim + 1)))
-        penalty = mu * self.p
-        normal = self.s + penalty
-        normal = torch.where(normal > 0, normal, 1)
-        f = torch.where(self.s + penalty > 0, penalty / normal, 1)
+        mu = damp.double().square().unsqueeze(-1)
+        f = mu / (self.q + mu)
+        fitted = self.power * self.q / (self.q + mu).square()
 
         def total(values: Tensor) -> Tensor:
-            whole = (values * self.weights).expand(
-                *values.shape[: values.ndim - self.ndim - 1], *self.power.shape[-self.ndim - 1 :]
-            )
-            return whole.flatten(-self.ndim - 1).sum(-1).expand(self.batch)
+            return values.sum(-1).expand(self.batch)
 
-        fitted = self.power * self.s / normal.square()
-        derivative = torch.full(self.batch, torch.nan, dtype=torch.float64, device=self.power.device)
-        if slope:
-            derivative = total(-2 * self.p.square() * fitted / normal)
-        seen = self.p > 0
-        logdet = torch.where(seen, (normal / torch.where(seen, mu, 1)).log(), normal.log())
+        nothing = torch.full(self.batch, torch.nan, dtype=torch.float64, device=self.q.device)
         return Evaluation(
             total(self.power * f.square()),
-            total(fitted * self.p),
-            self.together * total(1 - f),
-            torch.zeros(self.batch, dtype=torch.float64, device=self.power.device),
-            self.together * total(logdet),
-            derivative,
+            total(fitted),
+            self.together * total(self.number * (1 - f)),
+            torch.zeros_like(nothing),
+            self.together * (self.constant + total(self.seen * torch.log1p(self.q / mu))),
+            total(-2 * fitted / (self.q + mu)) if slope else nothing,
+            self.together * total(-self.number * f * (1 - f)),
         )
 
 

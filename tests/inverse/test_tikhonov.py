@@ -234,3 +234,36 @@ def test_a_prior_that_explains_the_data_is_no_stagnation(dtype: torch.dtype, pen
     assert bool(solution.converged.all())
     expected = dense_solution(A.to(dtype=DOUBLE), y.double(), 0.1, L and L.to(dtype=DOUBLE), prior.double())
     torch.testing.assert_close(solution.x.double(), expected, rtol=0, atol=2e-4 if dtype == torch.float32 else 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "kind"),
+    [
+        ((1, 3), {"kernel": (1, 3)}, "held"),  # A circular by name, reading across no edge
+        ((7, 9), {"kernel": (3, 4)}, "held"),
+        ((7, 9), {"kernel": (3, 4)}, "cropped"),
+        ((7, 9), {"kernel": (3, 4)}, "gradient"),
+        ((7, 9), {"kernel": (3, 1), "padding": (1, 0)}, "across"),  # A wraps along one axis, L is held along the other
+        ((7, 9), {"kernel": (3, 3), "padding": (1, 0)}, "gradient"),
+        ((7, 107), {"kernel": (3, 3), "padding": (1, 0)}, "gradient"),  # 107: a prime that zero padding goes around
+        ((7, 107), {"kernel": (3, 3)}, "gradient"),
+    ],
+)
+@pytest.mark.parametrize("prior", [False, True])
+def test_a_circular_convolution_with_any_penalty_is_dense_algebra(size, options, kind, prior) -> None:
+    torch.manual_seed(5)
+    kernel, padding = options["kernel"], options.get("padding", 0)
+    A = lsconv.Conv2d(torch.randn(2, 1, *kernel, dtype=DOUBLE), size, padding=padding, padding_mode="circular")
+    L = {
+        "held": lambda: lsconv.Conv2d(torch.randn(1, 1, 1, 2, dtype=DOUBLE), size, padding=[(0, 0), (0, 1)]),
+        "cropped": lambda: lsconv.Conv2d(torch.randn(1, 1, 2, 3, dtype=DOUBLE), size, padding_mode="circular"),
+        "across": lambda: lsconv.Conv2d(torch.randn(1, 1, 1, 3, dtype=DOUBLE), size, padding=(0, 2)),
+        "gradient": lambda: lsconv.Gradient(A.in_shape, dtype=DOUBLE),
+    }[kind]()
+    y = torch.randn(3, *A.out_shape, dtype=DOUBLE)
+    x_prior = torch.randn(*A.in_shape, dtype=DOUBLE) if prior else None
+    damp = torch.tensor([0.3, 1.0, 2.0], dtype=DOUBLE)
+    expected = dense_solution(A, y, damp, L, x_prior)
+    solution = lsconv.tikhonov(A, y, damp, L=L, x_prior=x_prior)
+    assert bool(solution.converged.all())
+    torch.testing.assert_close(solution.x, expected, rtol=1e-8, atol=1e-8)
