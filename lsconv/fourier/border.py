@@ -157,13 +157,18 @@ class BorderPlan:
         return torch.where(met & self._undetermined & (solution.damp == 0), Status.RANK_DEFICIENT.code, solution.codes)
 
     def _sees_null_space(self) -> Tensor:
-        """Whether ``(A^H A + mu')^-1 A^H A`` loses a part of a random x, so that A is rank-deficient."""
+        """Whether a part of a random x is lost on the way through A and back, so that A is rank-deficient."""
         A, batch = self.scaled, self.inverse.embedding.batch_shape
         generator = torch.Generator(device=A.device).manual_seed(0)
         x = torch.randn(*batch, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
-        back, _ = self.inverse(A.adjoint(A.apply(x)).to(self.inverse.convolution.dtype), self.border_tolerance)
-        space = ItemSpace(A.in_shape, A.dtype, A.device)
-        return space.norm(back.to(A.dtype) - x) > _LOST_PART[self.A.weight.real.dtype] * space.norm(x)
+        space, part = ItemSpace(A.in_shape, A.dtype, A.device), _LOST_PART[self.A.weight.real.dtype]
+        image = A.apply(x)
+        # the factors alone lose what is below their mu' too; where they do, the whole iteration says which it was
+        back, _ = self.inverse(A.adjoint(image).to(self.inverse.convolution.dtype), self.border_tolerance)
+        lost = space.norm(back.to(A.dtype) - x) > part * space.norm(x)
+        if bool(lost.any()):
+            lost = lost & (space.norm(self._run(y=image * space.spread(self.unit)).x - x) > part * space.norm(x))
+        return lost
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
