@@ -212,17 +212,17 @@ def ours(scene: Scene, steps: int) -> dict[str, Any]:
     """What lsconv gives in float32: every prior at its best parameter, and with the one that it chooses itself."""
     y, kernel = scene.y.float(), scene.kernel.float()
 
-    def deconvolved(prior: str, rtol: float, **options: Any) -> Callable[..., Tensor]:
+    def deconvolved(prior: str, rtol: float) -> Callable[..., Tensor]:
         def restore(value: float | None = None) -> Tensor:
-            parameter = {} if value is None else {"weight" if prior == "tv" else "damp": value}
-            return lsconv.deconvolve(y, kernel, prior=prior, rtol=rtol, **parameter, **options).x
+            parameter: dict[str, Any] = {} if value is None else {"weight" if prior == "tv" else "damp": value}
+            return lsconv.deconvolve(y, kernel, prior=prior, rtol=rtol, **parameter).x
 
         return restore
 
     methods = {
         "identity": (deconvolved("tikhonov", 1e-5), (1e-2, 5e-1, steps)),
         "gradient, the default": (deconvolved("gradient", 1e-5), (1e-2, 5e-1, steps)),
-        "total variation": (deconvolved("tv", 1e-3, max_iter=150), (2e-5, 2e-3, 4)),
+        "total variation": (deconvolved("tv", 1e-3), (2e-5, 2e-3, 4)),
     }
     found: dict[str, Any] = {}
     for name, (method, (low, high, points)) in methods.items():

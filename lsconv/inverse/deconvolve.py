@@ -274,7 +274,7 @@ def _variation_weight(A: Convolution, y: Tensor, noise_std: float | None) -> Ten
     r"""``0.5 * variance of the noise / mean |gradient|``, per item.
 
     The maximum a posteriori estimate under white noise and Laplace distributed differences has this weight but for the
-    factor, which is measured: differences of pictures have heavier tails, and ten pictures of scikit-image (none of
+    factor, which is measured: differences of pictures have heavier tails, and eight pictures of scikit-image (none of
     those of ``python -m benchmarks restoration``) under three blurs were restored best with 0.1 to 0.9 times it, and
     half of it lost 0.24 dB on the average. The mean is that of the gradient prior's answer by GCV. Noise that is not
     given is measured on the mixed differences of y, where a blurred picture has next to nothing, by their median

@@ -13,7 +13,7 @@ from lsconv.errors import ArgumentError, ShapeError
 from lsconv.inverse.normal_step import NormalStep
 from lsconv.inverse.proximal import Bounds, Term, box_term
 from lsconv.inverse.splitting import admm
-from lsconv.inverse.variation import batch_of, check_bounds, reported
+from lsconv.inverse.variation import batch_of, check_bounds, refuse_gradient, reported
 from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
@@ -47,7 +47,8 @@ def plug_and_play(
     .. math:: \|x - \mathrm{denoiser}(x + u)\|, \qquad u = A^H(y - Ax)/\rho,
 
     is at most ``rtol`` :math:`\|x\|`. With bounds u is divided between the denoiser and the bounds as the iteration has
-    it, and the residual of the bounds, :math:`\|x - \Pi(x + u_2)\|`, must be as small.
+    it, and the residual of the bounds, :math:`\|x - \Pi(x + u_2)\|`, must be as small. x is not differentiable, nor by
+    the parameters of the denoiser, which is called without autograd.
 
     Args:
         A: an operator.
@@ -66,6 +67,7 @@ def plug_and_play(
         square root of rho; ``history`` a :class:`~lsconv.inverse.splitting.SplittingHistory`.
 
     Raises:
+        MethodError: gradients are enabled, and y, rho or A require grad.
         ArgumentError: rho is not positive.
         ShapeError: the denoiser changes the shape.
 
@@ -79,6 +81,7 @@ def plug_and_play(
         torch.Size([1, 24, 24])
     """
     A = as_operator(A, y)
+    refuse_gradient("plug_and_play", A, None, {"y": y, "rho": rho})
     problem = prepare(A, y, x0=x0, name="y")
     strength = check_damp(rho, A)
     if not bool((strength > 0).all()):

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ConvergenceError, ShapeError, warn
+from lsconv.errors import ArgumentError, ConvergenceError, MethodError, ShapeError, warn
 from lsconv.fourier.penalty import as_convolutions
 from lsconv.inverse.lstsq import without_items
 from lsconv.inverse.proximal import Bounds, Term, gaussian_term, poisson_term, sparsity_term
 from lsconv.inverse.sparse_problem import SparseProblem
+from lsconv.krylov.followed import any_followed, parameters_of
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution
 from lsconv.operators.algebra import Scaled, VStack
@@ -54,7 +55,7 @@ def total_variation(
     directions at every pixel, ``coupled`` also over the channels, anisotropic the absolute value of every difference.
     Solved by ADMM (:mod:`lsconv.inverse.splitting`) whose quadratic step, for convolutions, is one division per
     frequency on a periodic grid that has the unknown or zero surroundings in it
-    (:mod:`lsconv.inverse.extended_grid`).
+    (:mod:`lsconv.inverse.extended_grid`). x is not differentiable (:func:`lsconv.tikhonov`'s is).
 
     ``converged`` is decided by a certificate recomputed from x and dual variables p, whatever the iteration believed
     (:mod:`lsconv.inverse.optimality`): the stationarity :math:`\|A^H(Ax - y) + L^H p\|` (beside what the bounds hold)
@@ -85,6 +86,7 @@ def total_variation(
         and dual residuals, certificate, objective); ``damp`` the weight.
 
     Raises:
+        MethodError: gradients are enabled, and y, weight, A or L require grad.
         LsconvError: for arguments that do not fit.
         ConvergenceError: with ``raise_on_failure``.
 
@@ -101,6 +103,7 @@ def total_variation(
         (True, True)
     """
     A = as_operator(A, y)
+    refuse_gradient("total_variation", A, L, {"y": y, "weight": weight})
     problem = prepare(A, y, x0=x0, check_finite=check_finite, name="y")
     strength = _weight(weight, A)
     if huber < 0 or not math.isfinite(huber):
@@ -129,6 +132,17 @@ def total_variation(
 
 
 # ---------------------------------------------------------------------- arguments and results
+
+
+def refuse_gradient(name: str, A: LinearOperator, L: LinearOperator | None, values: dict[str, Any]) -> None:
+    """Raise where autograd would follow what the answer of ``name`` depends on, and get nothing."""
+    followed = [key for key, value in values.items() if isinstance(value, Tensor) and any_followed(value)]
+    followed += [key for key, op in (("A", A), ("L", L)) if op is not None and any_followed(*parameters_of(op))]
+    if followed:
+        raise MethodError(
+            f"{', '.join(followed)}: autograd follows it, and {name} has no gradient; call it under torch.no_grad() or "
+            f"with detached tensors, or use tikhonov, which is differentiable"
+        )
 
 
 def _penalties(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import lsconv
+from lsconv.errors import MethodError
 
 DOUBLE = torch.float64
 
@@ -252,3 +253,50 @@ def test_bad_arguments_are_named():
         lsconv.plug_and_play(A, y, lambda v: v, 0.0)
     with pytest.raises(lsconv.LsconvError, match="denoiser"):
         lsconv.plug_and_play(A, y, lambda v: v[..., 1:], 1.0)
+
+
+@pytest.mark.parametrize("followed", ["y", "weight", "A", "L"])
+def test_total_variation_refuses_a_gradient_that_it_does_not_have(followed: str) -> None:
+    given = {
+        "y": torch.rand(1, 6, 6),
+        "weight": torch.tensor(0.1),
+        "A": torch.rand(1, 1, 3, 3),
+        "L": torch.rand(1, 1, 2, 2),
+    }
+    given[followed].requires_grad_()
+
+    def solve() -> lsconv.Solution:
+        A = lsconv.Conv2d(given["A"], in_size=(8, 8))
+        L = lsconv.Conv2d(given["L"], in_size=(8, 8))
+        return lsconv.total_variation(A, given["y"], given["weight"], L=L, rtol=0.1)
+
+    with pytest.raises(MethodError, match=rf"^{followed}: .*torch.no_grad\(\).*detached.*tikhonov"):
+        solve()
+    with torch.no_grad():
+        assert not solve().x.requires_grad
+    given[followed] = given[followed].detach()
+    assert not solve().x.requires_grad
+
+
+@pytest.mark.parametrize("followed", ["y", "rho", "A"])
+def test_plug_and_play_refuses_a_gradient_that_it_does_not_have(followed: str) -> None:
+    given = {"y": torch.rand(1, 6, 6), "rho": torch.tensor(0.1), "A": torch.rand(1, 1, 3, 3)}
+    given[followed].requires_grad_()
+
+    def solve() -> lsconv.Solution:
+        A = lsconv.Conv2d(given["A"], in_size=(8, 8))
+        return lsconv.plug_and_play(A, given["y"], lambda v: 0.5 * v, given["rho"], rtol=0.1)
+
+    with pytest.raises(MethodError, match=rf"^{followed}: .*torch.no_grad\(\).*detached.*tikhonov"):
+        solve()
+    with torch.no_grad():
+        assert not solve().x.requires_grad
+
+
+def test_plug_and_play_takes_a_network_whose_parameters_require_grad() -> None:
+    network = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    torch.nn.init.constant_(network.weight, 1 / 9)
+    A = lsconv.Conv2d(torch.rand(1, 1, 3, 3) / 9, in_size=(8, 8))
+    solution = lsconv.plug_and_play(A, torch.rand(2, 1, 6, 6), network, 0.1, max_iter=500)
+    assert bool(solution.converged.all())
+    assert not solution.x.requires_grad

@@ -89,3 +89,39 @@ def test_nothing_chosen_beats_the_wiener_filter_and_richardson_lucy_at_their_bes
         for count in (10, 30, 60, 120)
     ]
     assert ours > max(decibels(torch.from_numpy(x).float(), truth, kernel) for x in theirs)
+
+
+@pytest.mark.parametrize("size", [(40, 48), (37, 41)])
+@pytest.mark.parametrize("kernel", ["symmetric", "even", "asymmetric"])
+@pytest.mark.parametrize("penalty", ["laplacian", "identity", "convolution"])
+def test_circular_tikhonov_is_the_wiener_filter_of_scikit_image(
+    size: tuple[int, int], kernel: str, penalty: str
+) -> None:
+    """Its ``balance`` is damp squared, its ``reg`` the penalty; by default the Laplacian."""
+    restoration = pytest.importorskip("skimage.restoration")
+    k = {
+        "symmetric": psf.box(5),
+        "even": torch.rand(4, 6, dtype=torch.float64),
+        "asymmetric": torch.rand(5, 3, dtype=torch.float64),
+    }[kernel]
+    k = k / k.sum()
+    A = lsconv.blur_operator(k, size, boundary="periodic")
+    y = A(torch.rand(1, *size, dtype=torch.float64)) + 0.01 * torch.randn(1, *size, dtype=torch.float64)
+    reg = torch.randn(3, 3, dtype=torch.float64)
+    reg = reg + reg.flip(0, 1)  # of other transfer functions scikit-image takes the real part
+    reg[1, 1] += 20  # no zeros, which those of the box blur would come near
+    L, given = {
+        "laplacian": (lsconv.Laplacian(A.in_shape, boundary="periodic", dtype=torch.float64), None),
+        "identity": (None, np.ones((1, 1))),
+        "convolution": (lsconv.blur_operator(reg, size, boundary="periodic"), reg.numpy()),
+    }[penalty]
+    for balance in (1e-3, 0.1):
+        theirs = restoration.wiener(y[0].numpy(), k.numpy(), balance, reg=given, clip=False)
+        ours = lsconv.tikhonov(A, y, math.sqrt(balance), L=L, method="fourier").x[0]
+        torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=1e-10, atol=1e-10)
+        if penalty != "identity":  # for which deconvolve pulls to the mean instead of zero
+            continue
+        mean = y.mean()
+        theirs = restoration.wiener((y[0] - mean).numpy(), k.numpy(), balance, reg=given, clip=False)
+        ours = lsconv.deconvolve(y[0], k, boundary="periodic", prior="tikhonov", damp=math.sqrt(balance)).x
+        torch.testing.assert_close(ours - mean, torch.from_numpy(theirs), rtol=1e-10, atol=1e-10)
