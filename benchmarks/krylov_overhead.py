@@ -87,7 +87,7 @@ def iteration(method: Callable[..., Any], A: lsconv.LinearOperator, y: Tensor, c
 
 def overhead(quick: bool) -> Table:
     """What an iteration takes beyond the A and the A^H that it contains, which are timed where they happen."""
-    size, rounds, rows = 128 if quick else 256, 2 if quick else 7, []
+    size, rounds, rows = 128 if quick else 256, 2 if quick else 5, []
     for kernel in (3, 7) if quick else (3, 5, 7, 15):
         A = convolution(kernel, size)
         y = torch.randn(A.out_shape)
@@ -126,7 +126,7 @@ def beside_scipy(quick: bool) -> Table:
             theirs = scipy_solve(name, A, y, n)
             ratios = []
             with one_blas_thread():
-                for _ in range(3 if quick or size > 256 else 7):
+                for _ in range(3 if quick or size > 128 else 5):
                     ratios.append(seconds(partial(METHODS[name], A, y, max_iter=n, rtol=0.0)) / seconds(theirs))
             row[name] = statistics.median(ratios)
         rows.append(row)
@@ -167,7 +167,7 @@ def right_hand_sides(quick: bool) -> Table:
         row: dict[str, Any] = {"device": device, "size": f"{size}x{size}", "kernel": f"{kernel}x{kernel}"}
         for name in ("lsqr", "lsmr"):
             method, ratios = METHODS[name], []
-            for _ in range(2 if quick else 5):
+            for _ in range(2 if quick or size > 64 else 3):
                 solve = partial(method, A, max_iter=count, rtol=0.0)
                 ratios.append(wall_or_cpu(partial(solve, y), device) / wall_or_cpu(partial(each, solve, y), device))
             row[name] = statistics.median(ratios)
