@@ -77,7 +77,7 @@ def measure(values: Sequence[int], make: Make, units: Callable[[int], float], un
         plan = BorderPlan(A, damp)
         runs[f"setup {value}"] = lambda A=A, damp=damp: BorderPlan(A, damp)
         runs[f"solve {value}"] = lambda plan=plan, y=y: plan.solve(y)
-    times = race(runs, repeats=2 if quick else 5, patience=1 if quick else 10)
+    times = race(runs, repeats=2 if quick else 3, patience=1 if quick else 3)
     rows, first = [], times[f"solve {values[0]}"].median / units(values[0])
     for value in values:
         setup, solve = times[f"setup {value}"], times[f"solve {value}"]
