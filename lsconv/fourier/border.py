@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,23 +87,30 @@ class BorderPlan:
         self.A = A
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
         with torch.no_grad():
-            self.factors = self._factor_dtype(dtype, memory_limit)
             weight = A.weight.detach()
             # everything is computed for A / unit, so that no Gram matrix overflows in float32
             self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
-            scaled = A.with_parameters(
+            self._narrow = A.with_parameters(
                 [weight / self.unit.to(weight.real.dtype).reshape(*self.unit.shape, *(1,) * (A.ndim + 2))]
             )
             self.scaled_damp = self.damp / self.unit
-            floor = (_DAMPED_FLOOR if bool((self.damp > 0).all()) else _FLOOR)[self.factors]
-            self.scaled = scaled.to(dtype=double(A.dtype))
+            self.scaled = self._narrow.to(dtype=double(A.dtype))
             self.precise = A.with_parameters([weight]).to(dtype=double(A.dtype))
-            factored = scaled if self.factors == dtype else self.scaled
-            self.inverse = NormalInverse(factored, self.scaled_damp, floor=floor)
-        self.border_tolerance = _BORDER_TOLERANCE[self.factors]
+        self._memory_limit = memory_limit
+        self._factor(self._factor_dtype(dtype))
         self._undetermined: Tensor | None = None
         if bool((self.damp == 0).any()):
             self._refuse_deficient()
+
+    @torch.no_grad()
+    def _factor(self, dtype: torch.dtype) -> None:
+        """Make the factors, in this real dtype."""
+        self.factors, self.border_tolerance = dtype, _BORDER_TOLERANCE[dtype]
+        floor = (_DAMPED_FLOOR if bool((self.damp > 0).all()) else _FLOOR)[dtype]
+        scaled = self._narrow if dtype == self.A.weight.real.dtype else self.scaled
+        self.inverse = NormalInverse(scaled, self.scaled_damp, floor=floor)
+        read = self.inverse.embedding.read_inputs()
+        self.read = None if read is None else read.to(self.A.device)
 
     def _refuse_deficient(self) -> None:
         """Refuse operators whose null space (or that of the adjoint) the border system would have to resolve."""
@@ -126,12 +134,11 @@ class BorderPlan:
             y: right-hand sides, finite.
             rtol: relative tolerance of residual or gradient; None: 1e-6 in float32, 1e-10 in float64.
             atol: absolute tolerance, in the units of y.
-            max_iter: limit on the border iterations of one outer step.
+            max_iter: limit on the border iterations, all together; a step that was begun is finished.
         """
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
         y = y.detach().to(self.precise.dtype)
-        outer = Outer(self, y=y, tolerances=tolerances, max_iter=max_iter)
-        outer.run()
+        outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter)
         x = outer.x.to(self.A.dtype)
         solution = certified(
             self.precise,
@@ -223,32 +230,44 @@ class BorderPlan:
     def _run(self, y: Tensor | None = None, v: Tensor | None = None, rtol: float | None = None) -> Outer:
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, 0.0)
         y, v = (t if t is None else t.detach().to(self.precise.dtype) for t in (y, v))
-        outer = Outer(self, y=y, v=v, tolerances=tolerances)
+        return self._outer(y=y, v=v, tolerances=tolerances)
+
+    def _outer(self, **options: Any) -> Outer:
+        """The outer iteration, once more with factors in float64, for good, where those in float32 did not do."""
+        outer = Outer(self, **options)
         outer.run()
+        precise = double(self.factors)
+        if self.factors != precise and bool((outer.merit > 1).any()) and self._needed(precise) <= self._allowed():
+            self._factor(precise)
+            outer = Outer(self, **options)
+            outer.run()
         return outer
 
     # ------------------------------------------------------------------ what it costs
 
-    def _factor_dtype(self, dtype: torch.dtype, limit: int | None) -> torch.dtype:
+    def _factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The real dtype of the factors, such that the plan fits into the memory allowed."""
-        if limit is not None and limit < 0:
-            raise ArgumentError(f"memory_limit: expected a number of bytes >= 0 or None, got {limit}")
-        A, shape = self.A, tuple(self.damp.shape)
-        limit = int(0.6 * free_bytes(A.device)) if limit is None else limit
-        if (
-            double(dtype) != dtype
-            and needs_double(A, self.damp)
-            and plan_bytes(A.to(dtype=double(A.dtype)), shape) <= limit
-        ):
-            return double(dtype)
-        needed = plan_bytes(A, shape)
-        if needed > limit:
+        allowed, precise = self._allowed(), double(dtype)
+        if precise != dtype and needs_double(self.A, self.damp) and self._needed(precise) <= allowed:
+            return precise
+        needed = self._needed(dtype)
+        if needed > allowed:
             raise PlanMemoryError(
-                f'method="border": the plan for {A!r} needs about {needed:.3g} bytes, and {limit:.3g} are allowed '
-                f'(memory_limit=). Use method="lsmr" with CirculantPreconditioner, which needs a few vectors, float32, '
-                f"or solve groups of channels apart."
+                f'method="border": the plan for {self.A!r} needs about {needed:.3g} bytes, and {allowed:.3g} are '
+                f'allowed (memory_limit=). Use method="lsmr" with CirculantPreconditioner, which needs a few vectors, '
+                f"float32, or solve groups of channels apart."
             )
         return dtype
+
+    def _needed(self, dtype: torch.dtype) -> int:
+        A = self.A if dtype == self.A.weight.real.dtype else self.precise
+        return plan_bytes(A, tuple(self.damp.shape))
+
+    def _allowed(self) -> int:
+        limit = self._memory_limit
+        if limit is not None and limit < 0:
+            raise ArgumentError(f"memory_limit: expected a number of bytes >= 0 or None, got {limit}")
+        return int(0.6 * free_bytes(self.A.device)) if limit is None else limit
 
     @property
     def nbytes(self) -> int:

@@ -155,6 +155,20 @@ class Embedding:
         """True when nothing is cropped: the operator is the block-circulant operator itself."""
         return all(not axis.constrained and axis.n_out == axis.grid for axis in self.axes)
 
+    def read_inputs(self) -> Tensor | None:
+        """Which inputs some output reads, of the spatial input shape; None when all are read.
+
+        A stride beyond the kernel, or one that does not divide, leaves some out; x is zero there in every answer.
+        """
+        mask = torch.ones((), dtype=torch.bool)
+        for axis in self.axes:
+            reads = torch.zeros(axis.n_in, dtype=torch.bool)
+            for phase, tau in axis.taps:
+                index = (torch.arange(axis.n_out) + tau) * axis.stride + phase
+                reads[index[(index >= 0) & (index < axis.n_in)]] = True
+            mask = mask.unsqueeze(-1) & reads
+        return None if bool(mask.all()) else mask
+
     # ------------------------------------------------------------------ tensors
 
     def rest(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], int]:

@@ -30,6 +30,8 @@ _PATIENCE = 5
 # once every item has fallen by this factor.
 _RECURSION_STEPS = 5
 _RECURSION_FALL = 1e-4
+# What the recursion must claim, in units of the target, before the remainder is computed to see.
+_CLAIMED = 0.9
 # What a step is to leave, in units of the target, and the limits of the border residual that it is given for that.
 _MARGIN = 0.3
 _LEAST_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
@@ -46,6 +48,7 @@ class Plan(Protocol):
     unit: Tensor
     inverse: NormalInverse
     factors: torch.dtype
+    read: Tensor | None
     border_tolerance: float
 
     @property
@@ -152,8 +155,8 @@ class Outer:
                 back = A.apply(p_image) if self.residual_side else A.adjoint(p_image)
                 g = g - space.spread(alpha) * (back + space.spread(self.mu) * p)
                 merit, since = self._merit(u, image, g.to(self.A.dtype)), since + 1
-                going = merit > torch.clamp(_RECURSION_FALL * start, min=0.5)
-                active = active & (merit > 0.5)
+                going = merit > torch.clamp(_RECURSION_FALL * start, min=_CLAIMED)
+                active = active & (merit > _CLAIMED)
                 if since < _RECURSION_STEPS and bool((active & going).any()):
                     continue
                 image = self._image(self.A, u)
@@ -223,7 +226,8 @@ class Outer:
         """The solution, in the units of y."""
         if self.residual_side:
             return self._scaled_back(self.image, self.image_space)
-        return self._scaled_back(self.u, self.space)
+        x = self._scaled_back(self.u, self.space)
+        return x if self.y is None or self.plan.read is None else x * self.plan.read
 
     def dual(self) -> Tensor:
         """``u`` on the residual side, ``A u`` on the solution side: what the adjoint of the inverse gives."""

@@ -43,7 +43,7 @@ _MOST_UNKNOWNS = 4096
 _CROSSING_REACH = 32
 # A border this small is one dense patch, whose inverse is exact; the second limit is on the entries of all blocks.
 _DENSE_UNKNOWNS = 1024
-_DENSE_ENTRIES = 2**22
+_DENSE_ENTRIES = 2**23
 # Up to this many lags, all axes together, are summed over the frequencies; more are read off the transformed kernel.
 _FEW_LAGS = 48
 
@@ -216,15 +216,22 @@ class Schwarz:
         self.whole = border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES
         self._numbering = border.numbering()
         kernel = _Kernel(matrices, border.grid)
+        self._crossings: list[tuple[int, ...]] = []
         if self.whole:
-            self._add(kernel, tuple(range(len(border.grid))), border.mask.nonzero())
+            self._make_whole(kernel)
             return
         used = [a for a, members in enumerate(border.members) if members.any()]
         for a in used:
             self._add(kernel, (a,), border.crossing((a,), 0))
-        self._crossings = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if crossings else []
+        if crossings:
+            self._crossings = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)]
         self._reaches: dict[tuple[int, ...], int] = {}
         self._cross(kernel)
+
+    def _make_whole(self, kernel: _Kernel) -> None:
+        """One dense patch, the exact inverse."""
+        self.patches, self.whole = [], True
+        self._add(kernel, tuple(range(len(self.border.grid))), self.border.mask.nonzero())
 
     def _add(self, kernel: _Kernel, axes: tuple[int, ...], cells: Tensor) -> None:
         self.patches.append(_Patch(kernel, self.border, self._numbering, axes, cells, definite=self.definite))
@@ -256,7 +263,8 @@ class Schwarz:
                 index = patch.index.cpu()
                 owner[index] = torch.where(owner[index] < 0, number, owner[index])
             else:
-                cells = self.border.crossing(patch.axes, self._reaches[patch.axes] // 2)
+                reach = self._reaches[patch.axes]
+                cells = self.border.crossing(patch.axes, reach // 2 if reach > 1 else reach)
                 owner[border_index(self._numbering, patch.axes, cells).flatten()] = number
         for number, patch in enumerate(self.patches):
             patch.keep(owner[patch.index.cpu()] == number)
@@ -268,6 +276,9 @@ class Schwarz:
         if not unknowns or needed > 0.6 * free_bytes(matrices.device):
             return False
         self.limit = unknowns
+        if self.border.size <= unknowns:
+            self._make_whole(_Kernel(self.matrices, self.border.grid))
+            return True
         if all(self._reach(axes) == reach for axes, reach in self._reaches.items()):
             return False
         self._cross(_Kernel(self.matrices, self.border.grid))

@@ -79,6 +79,7 @@ class StackedPlan:
         self.precise = VStack([A.with_parameters([weight]).to(dtype=double(A.dtype)), precise_L * self.damp])
         self.scaled = VStack([scaled.to(dtype=double(A.dtype)), precise_L * (self.damp / self.unit)])
         self.scaled_damp = torch.zeros_like(self.damp)
+        self.read: Tensor | None = None  # L reads every input
         self.border_tolerance = {torch.float32: 1e-4, torch.float64: 1e-6}[self.factors]
 
     def _factor(self, scaled: Convolution, terms: Sequence[Term]) -> tuple[torch.dtype, NormalInverse]:

@@ -95,7 +95,6 @@ def test_a_short_budget_is_never_called_converged_wrongly(name: str, monkeypatch
             assert torch.dist(solution.x[item], exact[item]) <= 1e-7 * exact[item].norm()
 
 
-@known
 @pytest.mark.parametrize("size", [33, 401])
 def test_an_input_that_no_output_reads_is_zero_or_not_certified(size: int) -> None:
     for seed in range(6):
@@ -105,7 +104,6 @@ def test_an_input_that_no_output_reads_is_zero_or_not_certified(size: int) -> No
         assert not solution.converged or abs(float(solution.x[0, -1])) <= 1e-4 * float(solution.x.norm())
 
 
-@known
 def test_more_columns_than_rows_but_more_outputs_than_inputs_is_solved() -> None:
     for seed in range(6):
         A = lsconv.Convolution(
