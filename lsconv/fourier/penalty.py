@@ -82,6 +82,8 @@ def _differences(L: Gradient | Laplacian, one: Tensor) -> list[Term] | None:
     for component, kernel in enumerate(L.kernels):
         padding = L.padding
         if isinstance(L, Gradient):  # the kernel reaches along one axis only
+            if L.boundary == "neumann" and L.in_shape[1 + component] == 1:
+                continue  # one cell has no neighbour: rows of zeros
             cell = tuple(slice(None) if axis == component else slice(0, 1) for axis in range(L.ndim))
             kernel = kernel[cell]
             padding = tuple(
@@ -93,7 +95,7 @@ def _differences(L: Gradient | Laplacian, one: Tensor) -> list[Term] | None:
         terms.append(
             Term(Convolution(weight, L.in_shape[1:], padding=padding, groups=channels, padding_mode=mode), one)
         )
-    return terms
+    return terms or None
 
 
 class Penalty:

@@ -157,7 +157,7 @@ def gram(chain: Chain, batch_shape: tuple[int, ...]) -> tuple[FrequencyMatrices,
             S = double_symbol(_block_circulant_likeness(factor.operator), next(remaining)).matrices
             part = S.mH @ S if adjoint else S @ S.mH
         else:
-            part = _channelwise(factor.operator, first, adjoint)
+            part = _channelwise(factor.operator, first, adjoint, real)
         part = part * per_block(weight, first).reshape(-1, *(1 for _ in part.shape[1:]))
         total = part if total is None else total + part
     assert total is not None
@@ -200,7 +200,7 @@ def _block_circulant_likeness(A: Convolution) -> Convolution:
     return Convolution(A.weight, A.spatial_in, A.stride, A.padding, A.dilation, A.groups)
 
 
-def _channelwise(A: LinearOperator, embedding: Embedding, adjoint: bool) -> Tensor:
+def _channelwise(A: LinearOperator, embedding: Embedding, adjoint: bool, real: bool) -> Tensor:
     """The Gram matrices of an operator that treats every channel alike, on the polyphase channels of a grid."""
     channels = embedding.in_channels if adjoint else embedding.out_channels
     dtype = torch.complex128
@@ -208,6 +208,7 @@ def _channelwise(A: LinearOperator, embedding: Embedding, adjoint: bool) -> Tens
         return torch.eye(channels, dtype=dtype, device=A.device)[(None,) * (1 + embedding.ndim)]
     if not isinstance(A, (Gradient, Laplacian)) or not adjoint or A.ndim != embedding.ndim:
         raise MethodError(f"CirculantPreconditioner: {A!r} cannot stand beside a convolution here; {SUPPORTED}")
+    fine = tuple(n * s for n, s in zip(embedding.grid, embedding.stride, strict=True))
     # One output per phase, the kernel shifted by it, makes the stride-1 kernel a convolution of the grid's stride.
     kernels = A.kernels.detach()
     size = [k + s - 1 for k, s in zip(kernels.shape[1:], embedding.stride, strict=True)]
@@ -216,8 +217,10 @@ def _channelwise(A: LinearOperator, embedding: Embedding, adjoint: bool) -> Tens
         window = [slice(f, f + k) for f, k in zip(phase, kernels.shape[1:], strict=True)]
         place = (slice(None), *window)
         own[place] = kernels
-    fine = tuple(n * s for n, s in zip(embedding.grid, embedding.stride, strict=True))
-    periodic = Convolution(weight.flatten(0, 1).unsqueeze(1).double(), fine, embedding.stride,
+    if any(k > n for k, n in zip(size, fine, strict=True)):
+        raise MethodError(f"CirculantPreconditioner: {A!r} reaches beyond a grid of {fine}")
+    weight = weight.flatten(0, 1).unsqueeze(1).to(torch.float64 if real else dtype)
+    periodic = Convolution(weight, fine, embedding.stride,
                            tuple((0, k - 1) for k in size), padding_mode="circular")  # fmt: skip
     S = symbol(periodic).matrices
     one = S.mH @ S

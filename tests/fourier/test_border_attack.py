@@ -13,7 +13,6 @@ from lsconv.fourier import normal, patches
 from lsconv.fourier.border import BorderPlan
 
 SHAPES = {"valid": ((20, 19), 0), "full": ((11, 12), 2), "same": ((14, 13), 1)}
-known = pytest.mark.xfail(reason="reported, the border method is being repaired", strict=False)
 
 
 def _convolution(name: str, dtype: torch.dtype = torch.float64) -> lsconv.Convolution:
@@ -113,7 +112,6 @@ def test_more_columns_than_rows_but_more_outputs_than_inputs_is_solved() -> None
             assert BorderPlan(A, 1e-6).solve(torch.randn(A.out_shape, dtype=torch.float64)).converged
 
 
-@known
 @pytest.mark.parametrize("penalty", [lsconv.Gradient, lsconv.Laplacian])
 def test_penalty_on_an_axis_of_one_pixel(penalty: type) -> None:
     A = lsconv.Conv2d(torch.randn(2, 2, 1, 5, dtype=torch.float64), (1, 20), padding=(0, 2))
@@ -121,7 +119,6 @@ def test_penalty_on_an_axis_of_one_pixel(penalty: type) -> None:
     assert lsconv.tikhonov(A, y, 0.1, L=penalty(A.in_shape, dtype=torch.float64)).converged
 
 
-@known
 def test_complex_laplacian_serves_as_a_penalty() -> None:
     A = _convolution("valid", torch.complex128)
     y = torch.randn(A.out_shape, dtype=torch.complex128)
