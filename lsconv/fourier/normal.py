@@ -131,7 +131,9 @@ class NormalInverse:
                 definite=definite,
                 crossings=crossings,
                 restricted=crossings and (self.exact or not definite),
-                unknowns=crossing_unknowns(_CROSSING_WORK * self._iteration_work(1) / self._crossing_work(1)),
+                unknowns=crossing_unknowns(
+                    _CROSSING_WORK * self._iteration_work(1) / self._crossing_work(1), definite=definite
+                ),
             )
             self._spent = 0.0  # on border iterations, in the units of _work
 

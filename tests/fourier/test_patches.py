@@ -104,7 +104,7 @@ def test_a_slow_solve_widens_the_crossings_for_good(monkeypatch: pytest.MonkeyPa
     # asymmetric motion, truncated on both sides: nearly singular without its damp, and all of it at the crossings
     kernel = torch.eye(9, dtype=torch.float64) * torch.exp(-torch.arange(9.0) / 3)
     A = lsconv.Conv2d(kernel[None, None], (96, 96), padding=4)
-    monkeypatch.setattr(patches, "_LEAST_UNKNOWNS", 256)
+    monkeypatch.setattr(patches, "_LEAST_UNKNOWNS", 160)
     inverse = NormalInverse(A, 1e-3, floor=1e-13)
     assert inverse.schwarz.limit == 256
     f = torch.randn(A.in_shape, dtype=torch.float64)
