@@ -164,8 +164,8 @@ class Embedding:
         for axis in self.axes:
             reads = torch.zeros(axis.n_in, dtype=torch.bool)
             for phase, tau in axis.taps:
-                index = (torch.arange(axis.n_out) + tau) * axis.stride + phase
-                reads[index[(index >= 0) & (index < axis.n_in)]] = True
+                index = (torch.arange(axis.n_out) + tau) % axis.grid * axis.stride + phase
+                reads[index[index < axis.n_in]] = True
             mask = mask.unsqueeze(-1) & reads
         return None if bool(mask.all()) else mask
 

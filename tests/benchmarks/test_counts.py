@@ -43,7 +43,7 @@ def random(c_out: int, c_in: int, dtype: torch.dtype, padding: int) -> lsconv.Co
 # (operator, damp, FFTs of the setup, FFTs and convolutions of the first solve, its border iterations), measured with
 # torch 2.13; the first is one picture, the second has borders on both sides, the third the minimum norm.
 CASES = {
-    "gaussian 15x15, valid, float64": (gaussian, 1e-3, 4, 106, 0, 12),
+    "gaussian 15x15, valid, float64": (gaussian, 1e-3, 4, 178, 0, 24),
     "8 channels, same, float32": (lambda: random(8, 8, torch.float32, 1), 0.5, 1, 116, 7, 16),
     "4 from 8 channels, valid, float64": (lambda: random(4, 8, torch.float64, 0), 0.0, 1, 12, 6, 2),
 }

@@ -190,3 +190,21 @@ def test_batch_shape_gives_items_blocks_of_their_own(batch_shape: tuple[int, ...
     y = torch.randn(2, 3, *A.out_shape)
     grid = embedding.outputs_to_grid(y[:, :1] if batch_shape == (2, 1) else y[:, 0])
     assert grid.shape[1] == embedding.blocks
+
+
+@given(data=st.data())
+def test_read_inputs_are_those_that_outputs_read(
+    zero_padded_convolutions: Any, circular_convolutions: Any, data: st.DataObject
+) -> None:
+    A = data.draw(st.one_of(zero_padded_convolutions(), circular_convolutions()))
+    ones = A.with_parameters([torch.ones_like(A.weight)])
+    counts = ones.H(torch.ones(*A.batch_shape, *A.out_shape, dtype=A.dtype)).real.flatten(0, -A.ndim - 1)
+    read = Embedding(A).read_inputs()
+    assert torch.equal(counts.amax(0) > 0.5, torch.ones(A.spatial_in, dtype=torch.bool) if read is None else read)
+
+
+def test_read_inputs_of_a_cropped_circle_wrap() -> None:
+    A = Conv1d(torch.ones(1, 1, 3), in_size=3, padding=1, dilation=2, padding_mode="circular")
+    assert A.out_shape == (1, 1)
+    read = Embedding(A).read_inputs()
+    assert read is None or torch.equal(read, A.H(torch.ones(A.out_shape))[0] > 0)
