@@ -22,6 +22,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from lsconv.operators.batch_layout import batch_order, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
 
@@ -174,14 +175,8 @@ class Embedding:
     def rest(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         """The batch dimensions after broadcasting with the operator's own, and the number of items beyond those."""
         full = tuple(torch.broadcast_shapes(batch, self.batch_shape))
-        shared, _ = self._batch_order(len(full))
+        shared, _ = batch_order(len(full), self.batch_shape)
         return full, math.prod(full[dim] for dim in shared)
-
-    def _batch_order(self, batch_ndim: int) -> tuple[list[int], list[int]]:
-        """The batch dimensions that share their blocks, and those along which the blocks differ."""
-        first = batch_ndim - len(self.batch_shape)
-        own = [first + dim for dim, size in enumerate(self.batch_shape) if size > 1]
-        return [dim for dim in range(batch_ndim) if dim not in own], own
 
     def inputs_to_grid(self, x: Tensor) -> Tensor:
         """``(*batch, *in_shape)`` to ``(rest, blocks, in_channels, *grid)``, zero outside the inputs."""
@@ -211,7 +206,7 @@ class Embedding:
             z = z.reshape(*z.shape[:3], *(axis.grid * axis.stride for axis in self.axes))
         for a, axis in enumerate(self.axes):
             z = z.narrow(3 + a, 0, axis.n_in)
-        return self._items(z, batch, self.in_shape)
+        return in_items(z, batch, self.in_shape, self.batch_shape)
 
     def outputs_to_grid(self, y: Tensor) -> Tensor:
         """``(*batch, *out_shape)`` to ``(rest, blocks, out_channels, *grid)``, zero outside the outputs."""
@@ -223,26 +218,16 @@ class Embedding:
         """The inverse of :meth:`outputs_to_grid`, cropping to the outputs; ``batch`` as :meth:`rest` returned it."""
         for a, axis in enumerate(self.axes):
             z = z.narrow(3 + a, 0, axis.n_out)
-        return self._items(z, batch, self.out_shape)
+        return in_items(z, batch, self.out_shape, self.batch_shape)
 
     def _blocks(self, tensor: Tensor, item_shape: tuple[int, ...]) -> Tensor:
-        batch, rest = self.rest(tuple(tensor.shape[: tensor.ndim - len(item_shape)]))
-        channels = item_shape[0] // self.groups
-        shared, own = self._batch_order(len(batch))
-        tensor = tensor.expand(*batch, *item_shape)
-        tensor = tensor.permute(*shared, *own, *range(len(batch), tensor.ndim))
-        return tensor.reshape(rest, self.blocks, channels, *item_shape[1:])
+        tensor, batch = in_blocks(tensor, len(item_shape), self.batch_shape)
+        _, rest = self.rest(batch)
+        return tensor.reshape(rest, self.blocks, item_shape[0] // self.groups, *item_shape[1:])
 
     def per_item(self, values: Tensor, batch: tuple[int, ...]) -> Tensor:
         """``(rest, blocks)`` to ``(*batch, groups)``."""
-        return self._items(values, batch, (self.groups,))
-
-    def _items(self, z: Tensor, batch: tuple[int, ...], item_shape: tuple[int, ...]) -> Tensor:
-        """The inverse of :meth:`_blocks`."""
-        shared, own = self._batch_order(len(batch))
-        order = shared + own
-        z = z.reshape(*(batch[dim] for dim in order), *item_shape)
-        return z.permute(*(order.index(dim) for dim in range(len(batch))), *range(len(batch), z.ndim))
+        return in_items(values, batch, (self.groups,), self.batch_shape)
 
     # ------------------------------------------------------------------ kernel and border
 

@@ -135,7 +135,7 @@ class NormalInverse:
                     _CROSSING_WORK * self._iteration_work(1) / self._crossing_work(1), definite=definite
                 ),
             )
-            self._spent = 0.0  # on border iterations, in the units of _work
+            self._spent = 0.0  # on border iterations, in flops of a factorisation
 
     def _choose_side(self, rows: int, columns: int) -> str:
         embedding = self.embedding

@@ -11,26 +11,25 @@ kernel, of exactly the input's size, followed by the adjoint of the padding.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
 from lsconv.operators.arguments import check_weight, positive_ints, resolve_padding, spatial_dimensions
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import batch_order, in_blocks, in_items
+from lsconv.operators.direct_convolution import DirectConvolution
 from lsconv.operators.fft_convolution import FrequencyGrid, direct_cost, fft_cost
-from lsconv.operators.padding import Pairs, check_pairs, pad, pad_adjoint
+from lsconv.operators.padding import check_pairs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "Convolution"]
 
-_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-_CONV_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 # The FFT is chosen when the model says that torch's convolution takes this many times as long.
 _FFT_MARGIN = 1.3
 _BACKENDS = ("auto", "direct", "fft")
@@ -129,6 +128,9 @@ class Convolution(LinearOperator):
         self.spatial_out = self._output_size()
         self.c_out = int(weight.shape[-self.ndim - 2])
         self.c_in = int(weight.shape[-self.ndim - 1]) * self.groups
+        self._direct = DirectConvolution(
+            self.spatial_in, self.kernel_extent, self.padding, padding_mode, self.stride, self.dilation
+        )
         super().__init__(
             (self.c_in, *self.spatial_in),
             (self.c_out, *self.spatial_out),
@@ -179,87 +181,30 @@ class Convolution(LinearOperator):
     def apply(self, x: Tensor) -> Tensor:
         """The convolution of ``x``."""
         items, batch = self._items_to_channels(x, self.in_shape)
-        by_fft = self._uses_fft(len(items), transposed=False)
-        y = self._grid.apply(items, self._spectrum()) if by_fft else self._direct(items)
-        return self._channels_to_items(y, batch, self.out_shape)
+        if self._uses_fft(len(items), transposed=False):
+            y = self._grid.apply(items, self._spectrum())
+        else:
+            y = self._direct.apply(items, *self._grouped_weight())
+        return in_items(y, batch, self.out_shape, self.batch_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The transposed convolution of ``y``, of the inputs' size, and the adjoint of the padding."""
         items, batch = self._items_to_channels(y, self.out_shape)
-        by_fft = self._uses_fft(len(items), transposed=True)
-        x = self._grid.adjoint(items, self._spectrum()) if by_fft else self._direct_adjoint(items)
-        return self._channels_to_items(x, batch, self.in_shape)
-
-    def _direct(self, x: Tensor) -> Tensor:
-        """Torch's convolution of ``(items, kernels * c_in, *spatial_in)``, a group of channels for every kernel."""
-        symmetric, extra = self._split_padding()
-        x = pad(x, extra, self.padding_mode)
         weight, groups = self._grouped_weight()
-        return _CONV[self.ndim](x, weight, None, self.stride, symmetric, self.dilation, groups)
+        if self._uses_fft(len(items), transposed=True):
+            x = self._grid.adjoint(items, self._spectrum())
+        elif self._flips:
+            flipped = self._kept("flipped", lambda: self._direct.flipped(weight, groups))
+            x = self._direct.adjoint_by_flipped(items, flipped, groups)
+        else:
+            x = self._direct.adjoint(items, weight, groups)
+        return in_items(x, batch, self.in_shape, self.batch_shape)
 
-    def _direct_adjoint(self, y: Tensor) -> Tensor:
-        symmetric, extra = self._split_padding()
-        if self._flips:
-            margins = tuple(e - 1 - p for e, p in zip(self.kernel_extent, symmetric, strict=True))
-            weight, groups = self._flipped_weight()
-            x = _CONV[self.ndim](y, weight, None, 1, margins, self.dilation, groups)
-            return pad_adjoint(x, extra, self.padding_mode)
-        # Several input sizes give the same output size when stride > 1; output_padding restores the one we have.
-        output_padding = [
-            (size + left + right - extent) % stride
-            for size, (left, right), extent, stride in zip(
-                self.spatial_in, self.padding, self.kernel_extent, self.stride, strict=True
-            )
-        ]
-        weight, groups = self._grouped_weight()
-        x = _CONV_TRANSPOSE[self.ndim](
-            y, weight.conj(), None, self.stride, symmetric, output_padding, groups, self.dilation
-        )
-        return pad_adjoint(x, extra, self.padding_mode)
+    # ------------------------------------------------------------------ the choice of backend
 
     @property
     def _flips(self) -> bool:
-        """Whether the adjoint is better written as a convolution with the flipped kernels.
-
-        At stride 1 the two are the same sums. On CPUs torch's convolution is the faster one, by 1.5 to 10 times, as
-        long as the channels to be gathered are few (measured by benchmarks/convolution_backend.py): float64 gathers
-        them in memory, and so does everything in three dimensions.
-        """
-        symmetric, _ = self._split_padding()
-        return (
-            self.device.type == "cpu"
-            and self.ndim <= 2
-            and all(step == 1 for step in self.stride)
-            and all(p < e for p, e in zip(symmetric, self.kernel_extent, strict=True))
-            and (self.dtype.to_real() != torch.float64 or self.c_out <= self.c_in)
-        )
-
-    def _flipped_weight(self) -> tuple[Tensor, int]:
-        """The kernels of the adjoint as a convolution, kept until the weight changes."""
-        may_cache = _may_cache(self.weight)
-        cached: tuple[Tensor, int, Tensor] | None = self.__dict__.get("_cached_flipped") if may_cache else None
-        weight, groups = self._grouped_weight()
-        if cached is None or cached[0] is not self.weight or cached[1] != self.weight._version:
-            size = weight.shape[2:]
-            flipped = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flip(tuple(range(-self.ndim, 0)))
-            flipped = flipped.conj().resolve_conj().reshape(groups * weight.shape[1], -1, *size)
-            if not may_cache:
-                return flipped, groups
-            cached = (self.weight, self.weight._version, flipped)
-            self._cached_flipped = cached
-        return cached[2], groups
-
-    def _split_padding(self) -> tuple[tuple[int, ...], Pairs]:
-        """The padding that torch's convolution does itself, and what is left to be done before it.
-
-        The split is the one of torch, whose result depends on it in the last bit.
-        """
-        if self.padding_mode != "zeros":
-            return (0,) * self.ndim, self.padding
-        symmetric = tuple(min(pair) for pair in self.padding)
-        return symmetric, tuple((left - s, right - s) for (left, right), s in zip(self.padding, symmetric, strict=True))
-
-    # ------------------------------------------------------------------ the FFT backend
+        return self._direct.flips(self.dtype, self.device, self.c_out, self.c_in)
 
     @property
     def _grid(self) -> FrequencyGrid:
@@ -294,15 +239,20 @@ class Convolution(LinearOperator):
         return choices[key]
 
     def _spectrum(self) -> Tensor:
-        """The symbol of the kernels, kept until the weight changes."""
+        """The symbol of the kernels."""
         weight, groups = self._grouped_weight()
         weight = weight.reshape(groups, self.c_out // self.groups, *weight.shape[1:])
+        return self._kept("spectrum", lambda: self._grid.spectrum(weight))
+
+    def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make`` computes from the weight, kept under ``name`` until the weight changes."""
         if not _may_cache(self.weight):
-            return self._grid.spectrum(weight)
-        cached: tuple[Tensor, int, Tensor] | None = self.__dict__.get("_cached_spectrum")
+            return make()
+        name = f"_cached_{name}"
+        cached: tuple[Tensor, int, Tensor] | None = self.__dict__.get(name)
         if cached is None or cached[0] is not self.weight or cached[1] != self.weight._version:
-            cached = (self.weight, self.weight._version, self._grid.spectrum(weight))
-            self._cached_spectrum = cached
+            cached = (self.weight, self.weight._version, make())
+            self.__dict__[name] = cached
         return cached[2]
 
     # ------------------------------------------------------------------ a kernel per batch item
@@ -313,32 +263,12 @@ class Convolution(LinearOperator):
         weight = self.weight.reshape(kernels * self.c_out, *self.weight.shape[-self.ndim - 1 :])
         return weight, kernels * self.groups
 
-    def _batch_order(self, batch_ndim: int) -> tuple[list[int], list[int]]:
-        """The batch dimensions that share their kernels, and those along which the kernels differ."""
-        first = batch_ndim - len(self.batch_shape)
-        own = [first + dim for dim, size in enumerate(self.batch_shape) if size > 1]
-        return [dim for dim in range(batch_ndim) if dim not in own], own
-
     def _items_to_channels(self, x: Tensor, item_shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
         """``(*batch, c, *spatial)`` as ``(items, kernels * c, *spatial)``, and the broadcast batch dimensions."""
-        batch = tuple(x.shape[: x.ndim - len(item_shape)])
-        if self.batch_shape:
-            batch = tuple(torch.broadcast_shapes(batch, self.batch_shape))
-            x = x.expand(*batch, *item_shape)
-        shared, own = self._batch_order(len(batch))
-        if own:
-            x = x.permute(*shared, *own, *range(len(batch), x.ndim))
+        x, batch = in_blocks(x, len(item_shape), self.batch_shape)
+        shared, own = batch_order(len(batch), self.batch_shape)
         items, kernels = math.prod([batch[dim] for dim in shared]), math.prod([batch[dim] for dim in own])
         return x.reshape(items, kernels * item_shape[0], *item_shape[1:]), batch
-
-    def _channels_to_items(self, y: Tensor, batch: tuple[int, ...], item_shape: tuple[int, ...]) -> Tensor:
-        """The inverse of :meth:`_items_to_channels`."""
-        shared, own = self._batch_order(len(batch))
-        order = shared + own
-        y = y.reshape(*(batch[dim] for dim in order), *item_shape)
-        if not own:
-            return y
-        return y.permute(*(order.index(dim) for dim in range(len(batch))), *range(len(batch), y.ndim))
 
     # ------------------------------------------------------------------ sizes and text
 

@@ -67,11 +67,7 @@ def good_fft_length(n: int) -> int:
     """
     if n <= 2:
         return max(n, 1)
-    step = 2 if n <= 16 else 4
-    length = -(-n // step) * step
-    while _without_factors(length, (2, 3, 5, 7)) != 1:
-        length += step
-    return length
+    return _smooth_length(n, 2 if n <= 16 else 4, (2, 3, 5, 7))
 
 
 def short_fft_length(n: int) -> int:
@@ -87,10 +83,7 @@ def short_fft_length(n: int) -> int:
         >>> [short_fft_length(n) for n in (1, 7, 127, 257, 1021)]
         [1, 8, 128, 260, 1024]
     """
-    length = n + n % 2 if n > 1 else 1
-    while _without_factors(length, (2, 3, 5, 7, 11, 13)) != 1:
-        length += 2
-    return length
+    return _smooth_length(n, 2, (2, 3, 5, 7, 11, 13)) if n > 1 else 1
 
 
 def transform_cost(grid: Sequence[int]) -> float:
@@ -278,6 +271,14 @@ def _multiply(spectrum: Tensor, x: Tensor) -> Tensor:
     for channel in range(1, x.shape[2]):
         total = torch.addcmul(total, spectrum[:, :, channel], x[:, :, channel : channel + 1])
     return total
+
+
+def _smooth_length(n: int, step: int, primes: Sequence[int]) -> int:
+    """The smallest multiple of ``step`` that is at least ``n`` and has no other prime factors than ``primes``."""
+    length = -(-n // step) * step
+    while _without_factors(length, primes) != 1:
+        length += step
+    return length
 
 
 def _without_factors(n: int, primes: Sequence[int]) -> int:

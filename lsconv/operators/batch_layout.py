@@ -1,0 +1,52 @@
+"""Where the batch items of operators with parameters per item lie.
+
+An operator's own batch dimensions broadcast with those of its arguments. Items along dimensions that the operator
+lacks, or in which it has size one, share its parameters; the others have parameters of their own. Computations want the
+sharing items first and the others, one block each, behind them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["batch_order", "in_blocks", "in_items"]
+
+_Shape = tuple[int, ...]
+
+
+def batch_order(batch_ndim: int, own_shape: _Shape) -> tuple[list[int], list[int]]:
+    """The batch dimensions that share the parameters, and those along which these differ.
+
+    Args:
+        batch_ndim: number of batch dimensions after broadcasting.
+        own_shape: the operator's batch shape.
+    """
+    first = batch_ndim - len(own_shape)
+    own = [first + dim for dim, size in enumerate(own_shape) if size > 1]
+    return [dim for dim in range(batch_ndim) if dim not in own], own
+
+
+def in_blocks(x: Tensor, item_ndim: int, own_shape: _Shape) -> tuple[Tensor, _Shape]:
+    """``(*batch, *item)`` as ``(*sharing, *own, *item)``, and the broadcast batch dimensions.
+
+    Args:
+        x: the tensor; broadcast with ``own_shape``.
+        item_ndim: number of dimensions of an item.
+        own_shape: the operator's batch shape.
+    """
+    batch = tuple(x.shape[: x.ndim - item_ndim])
+    if own_shape:
+        item = x.shape[x.ndim - item_ndim :]
+        batch = tuple(torch.broadcast_shapes(batch, own_shape))
+        x = x.expand(*batch, *item)
+    shared, own = batch_order(len(batch), own_shape)
+    return (x.permute(*shared, *own, *range(len(batch), x.ndim)) if own else x), batch
+
+
+def in_items(z: Tensor, batch: _Shape, item_shape: _Shape, own_shape: _Shape) -> Tensor:
+    """The inverse of :func:`in_blocks`; the leading dimensions of ``z`` may be flattened in any way."""
+    shared, own = batch_order(len(batch), own_shape)
+    order = shared + own
+    z = z.reshape(*(batch[dim] for dim in order), *item_shape)
+    return z.permute(*(order.index(dim) for dim in range(len(batch))), *range(len(batch), z.ndim)) if own else z

@@ -1,0 +1,98 @@
+"""torch's own convolution as a backend: what it pads itself, and its adjoint, transposed or by flipped kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lsconv.operators.padding import Pairs, pad, pad_adjoint
+
+__all__ = ["DirectConvolution"]
+
+_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_CONV_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectConvolution:
+    """torch's convolution and its adjoint, on tensors ``(items, channels, *spatial)``.
+
+    Attributes:
+        spatial_in: spatial size of the inputs.
+        extent: cells that the dilated kernel spans, per axis.
+        padding: ``(left, right)`` per axis.
+        mode: mode of the padding.
+        stride: step between outputs.
+        dilation: step between the taps of the kernel.
+    """
+
+    spatial_in: tuple[int, ...]
+    extent: tuple[int, ...]
+    padding: Pairs
+    mode: str
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @property
+    def split_padding(self) -> tuple[tuple[int, ...], Pairs]:
+        """The padding that torch's convolution does itself, and what is left to be done before it.
+
+        The split is the one of torch, whose result depends on it in the last bit.
+        """
+        if self.mode != "zeros":
+            return (0,) * len(self.padding), self.padding
+        symmetric = tuple(min(pair) for pair in self.padding)
+        return symmetric, tuple((left - s, right - s) for (left, right), s in zip(self.padding, symmetric, strict=True))
+
+    def apply(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """The convolution of ``x``, bit for bit torch's."""
+        symmetric, extra = self.split_padding
+        x = pad(x, extra, self.mode)
+        return _CONV[len(self.stride)](x, weight, None, self.stride, symmetric, self.dilation, groups)
+
+    def adjoint(self, y: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """The adjoint on ``y``, by torch's transposed convolution."""
+        symmetric, extra = self.split_padding
+        # Several input sizes give the same output size when stride > 1; output_padding restores the one we have.
+        output_padding = [
+            (size + left + right - extent) % stride
+            for size, (left, right), extent, stride in zip(
+                self.spatial_in, self.padding, self.extent, self.stride, strict=True
+            )
+        ]
+        x = _CONV_TRANSPOSE[len(self.stride)](
+            y, weight.conj(), None, self.stride, symmetric, output_padding, groups, self.dilation
+        )
+        return pad_adjoint(x, extra, self.mode)
+
+    def flips(self, dtype: torch.dtype, device: torch.device, c_out: int, c_in: int) -> bool:
+        """Whether the adjoint is better written as a convolution with the flipped kernels.
+
+        At stride 1 the two are the same sums. On CPUs torch's convolution is the faster one, by 1.5 to 10 times, as
+        long as the channels to be gathered are few (measured by benchmarks/convolution_backend.py): float64 gathers
+        them in memory, and so does everything in three dimensions.
+        """
+        symmetric, _ = self.split_padding
+        return (
+            device.type == "cpu"
+            and len(self.stride) <= 2
+            and all(step == 1 for step in self.stride)
+            and all(p < e for p, e in zip(symmetric, self.extent, strict=True))
+            and (dtype.to_real() != torch.float64 or c_out <= c_in)
+        )
+
+    def flipped(self, weight: Tensor, groups: int) -> Tensor:
+        """The kernels of the adjoint as a convolution."""
+        axes = tuple(range(-len(self.stride), 0))
+        kernels = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flip(axes)
+        return kernels.conj().resolve_conj().reshape(groups * weight.shape[1], -1, *weight.shape[2:])
+
+    def adjoint_by_flipped(self, y: Tensor, flipped: Tensor, groups: int) -> Tensor:
+        """The adjoint on ``y``, by the kernels that :meth:`flipped` gives; where :meth:`flips` says so."""
+        symmetric, extra = self.split_padding
+        margins = tuple(e - 1 - p for e, p in zip(self.extent, symmetric, strict=True))
+        x = _CONV[len(self.stride)](y, flipped, None, 1, margins, self.dilation, groups)
+        return pad_adjoint(x, extra, self.mode)
