@@ -108,7 +108,8 @@ class BorderPlan:
         self.factors, self.border_tolerance = dtype, _BORDER_TOLERANCE[dtype]
         floor = (_DAMPED_FLOOR if bool((self.damp > 0).all()) else _FLOOR)[dtype]
         scaled = self._narrow if dtype == self.A.weight.real.dtype else self.scaled
-        self.inverse = NormalInverse(scaled, self.scaled_damp, floor=floor)
+        spare = None if self._memory_limit is None else self._memory_limit - self._needed(dtype)
+        self.inverse = NormalInverse(scaled, self.scaled_damp, floor=floor, spare_bytes=spare)
         read = self.inverse.embedding.read_inputs()
         self.read = None if read is None else read.to(self.A.device)
 

@@ -64,6 +64,7 @@ class NormalInverse:
         side: None chooses by the numbers of rows and columns.
         penalty: further rows ``damp L`` below A; then "solution" is the side.
         crossings: precondition also the crossings of the border's slabs.
+        spare_bytes: what wider crossings may take where a solve is slow; None: 60 % of what is free then.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class NormalInverse:
         side: str | None = None,
         crossings: bool = True,
         penalty: Penalty | None = None,
+        spare_bytes: int | None = None,
     ) -> None:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
         convolution = convolution if penalty is None else penalty.convolution
@@ -134,6 +136,7 @@ class NormalInverse:
                 unknowns=crossing_unknowns(
                     _CROSSING_WORK * self._iteration_work(1) / self._crossing_work(1), definite=definite
                 ),
+                spare_bytes=spare_bytes,
             )
             self._spent = 0.0  # on border iterations, in flops of a factorisation
 

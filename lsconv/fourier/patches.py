@@ -60,7 +60,7 @@ def crossing_unknowns(work: float, *, definite: bool) -> int:
     indefinite system gets 1024, its cells being those of inputs and outputs.
     """
     unknowns = _LEAST_UNKNOWNS if definite else 8 * _LEAST_UNKNOWNS // 5
-    while unknowns < _MOST_UNKNOWNS and (2 * unknowns) ** 3 <= work:
+    while 2 * unknowns <= _MOST_UNKNOWNS and (2 * unknowns) ** 3 <= work:
         unknowns *= 2
     return unknowns
 
@@ -201,6 +201,7 @@ class Schwarz:
         crossings: include the crossings of the slabs.
         restricted: every cell takes its correction from one patch; False: additive.
         unknowns: limit of the unknowns of a crossing.
+        spare_bytes: what wider crossings may take, later; None: 60 % of what is free on the device then.
     """
 
     def __init__(
@@ -212,7 +213,9 @@ class Schwarz:
         crossings: bool = True,
         restricted: bool = False,
         unknowns: int = 1024,
+        spare_bytes: int | None = None,
     ) -> None:
+        self.spare_bytes = spare_bytes
         self.matrices, self.border = matrices, border
         self.definite, self.restricted = definite, restricted
         self.patches: list[_Patch] = []
@@ -277,7 +280,8 @@ class Schwarz:
         """Widen the crossings to twice the unknowns; False where they are as wide as they get, or memory is short."""
         matrices, unknowns = self.matrices.matrices, self.stronger_unknowns
         needed = 4 * unknowns**2 * matrices.shape[0] * matrices.element_size()
-        if not unknowns or needed > 0.6 * free_bytes(matrices.device):
+        spare = 0.6 * free_bytes(matrices.device) if self.spare_bytes is None else self.spare_bytes
+        if not unknowns or needed > spare:
             return False
         self.limit = unknowns
         if self.border.size <= unknowns:
@@ -291,7 +295,9 @@ class Schwarz:
     @property
     def stronger_unknowns(self) -> int:
         """The unknowns of the crossings that :meth:`strengthen` would make, at most; 0 where it would make none."""
-        return 0 if self.whole or not self._crossings or self.limit >= _MOST_UNKNOWNS else 2 * self.limit
+        if self.whole or not self._crossings or self.limit >= _MOST_UNKNOWNS:
+            return 0
+        return min(2 * self.limit, _MOST_UNKNOWNS)
 
     @property
     def nbytes(self) -> int:

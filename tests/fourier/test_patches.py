@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 import lsconv
 from lsconv.fourier import patches
+from lsconv.fourier.border import BorderPlan
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.memory import plan_bytes
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.patches import Border
 
@@ -100,10 +102,14 @@ def test_restricted_every_cell_takes_its_correction_from_one_patch(
     assert torch.equal(kept.sort().values, torch.arange(schwarz.border.size))
 
 
-def test_a_slow_solve_widens_the_crossings_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    # asymmetric motion, truncated on both sides: nearly singular without its damp, and all of it at the crossings
+def _braking_motion() -> lsconv.Convolution:
+    """Asymmetric, truncated on both sides: nearly singular without damp, and all of it at the crossings."""
     kernel = torch.eye(9, dtype=torch.float64) * torch.exp(-torch.arange(9.0) / 3)
-    A = lsconv.Conv2d(kernel[None, None], (96, 96), padding=4)
+    return lsconv.Conv2d(kernel[None, None], (96, 96), padding=4)
+
+
+def test_a_slow_solve_widens_the_crossings_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = _braking_motion()
     monkeypatch.setattr(patches, "_LEAST_UNKNOWNS", 160)
     inverse = NormalInverse(A, 1e-3, floor=1e-13)
     assert inverse.schwarz.limit == 256
@@ -113,6 +119,19 @@ def test_a_slow_solve_widens_the_crossings_for_good(monkeypatch: pytest.MonkeyPa
     again, fast = inverse(f, 1e-9)
     assert 2 * fast < slow
     torch.testing.assert_close(first, again, rtol=0, atol=1e-5 * float(first.norm()))
+
+
+def test_crossings_widen_only_into_the_memory_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = _braking_motion()
+    monkeypatch.setattr(patches, "_LEAST_UNKNOWNS", 160)
+    y = torch.randn(A.out_shape, dtype=torch.float64)
+    limits = {}
+    for spare in (0, 2**28):
+        plan = BorderPlan(A, 1e-3, memory_limit=plan_bytes(A) + spare)
+        plan.solve(y, rtol=1e-8)
+        limits[spare] = plan.inverse.schwarz.limit
+    assert limits[0] == 256
+    assert limits[2**28] > 256
 
 
 def _iterations(A: lsconv.Convolution, damp: float, crossings: bool) -> int:
