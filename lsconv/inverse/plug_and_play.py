@@ -12,11 +12,11 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ShapeError
 from lsconv.inverse.normal_step import NormalStep
 from lsconv.inverse.proximal import Bounds, Term, box_term
-from lsconv.inverse.splitting import admm
+from lsconv.inverse.splitting import admm, judged
 from lsconv.inverse.variation import batch_of, check_bounds, refuse_gradient, reported
 from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.problem import as_operator, check_damp, prepare
-from lsconv.krylov.solution import Solution, Status
+from lsconv.krylov.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Identity
 
@@ -117,19 +117,7 @@ def plug_and_play(
                   callback=callback)  # fmt: skip
     verdict = equilibrium(A, data, denoised, strength, result.x, result.duals, bounds)
     residual = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(data - A.apply(result.x))
-    met = verdict.met(rtol) & torch.isfinite(residual)
-    failed = Status.CALLBACK.code if result.stopped else Status.ITERATION_LIMIT.code
-    codes = torch.where(met, Status.OPTIMALITY.code, failed)
-    solution = Solution(
-        x=result.x,
-        codes=torch.where(torch.isfinite(residual), codes, Status.NON_FINITE.code),
-        converged=met,
-        iterations=result.iterations,
-        residual_norm=residual,
-        gradient_norm=verdict.gradient_norm,
-        damp=strength.sqrt(),
-        history=result.history,  # type: ignore[arg-type]
-    )
+    solution = judged(result, verdict, residual, rtol, strength.sqrt())
     return reported(solution, problem.broken.expand(batch), "plug_and_play", raise_on_failure)
 
 

@@ -17,9 +17,9 @@ from lsconv.inverse.extended_grid import ExtendedGrid
 from lsconv.inverse.normal_step import NormalStep
 from lsconv.inverse.optimality import Optimality, operator_norm, optimality
 from lsconv.inverse.proximal import Bounds, Term, box_term
-from lsconv.inverse.splitting import Image, SplittingResult, admm
+from lsconv.inverse.splitting import Image, SplittingResult, admm, judged
 from lsconv.krylov.batch import ItemSpace, divide
-from lsconv.krylov.solution import Solution, Status
+from lsconv.krylov.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.elementary import Identity
@@ -182,16 +182,4 @@ class SparseProblem:
         data = self.precise[0].operator
         outputs = ItemSpace(data.out_shape, data.dtype, data.device)
         residual = outputs.safe_norm(self.y.to(data.dtype) - data.apply(result.x.to(data.dtype)))
-        met = verdict.met(rtol) & torch.isfinite(residual)
-        failed = Status.CALLBACK.code if result.stopped else Status.ITERATION_LIMIT.code
-        codes = torch.where(met, Status.OPTIMALITY.code, failed)
-        return Solution(
-            x=result.x,
-            codes=torch.where(torch.isfinite(residual), codes, Status.NON_FINITE.code),
-            converged=met,
-            iterations=result.iterations,
-            residual_norm=residual,
-            gradient_norm=verdict.gradient_norm,
-            damp=weight,
-            history=result.history,  # type: ignore[arg-type]
-        )
+        return judged(result, verdict, residual, rtol, weight)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lsconv.inverse.proximal import Term
 from lsconv.krylov.batch import ItemSpace
+from lsconv.krylov.solution import Solution, Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,6 +100,11 @@ class Verdict(Protocol):
         """The objective at x."""
         ...
 
+    @property
+    def gradient_norm(self) -> Tensor:
+        """What the conditions leave, in the units of the gradient."""
+        ...
+
     def met(self, rtol: float) -> Tensor:
         """Whether it meets the tolerance, per batch item."""
         ...
@@ -160,6 +166,32 @@ class SplittingResult:
     met: Tensor
     stopped: bool
     history: SplittingHistory
+
+
+def judged(result: SplittingResult, verdict: Verdict, residual: Tensor, rtol: float, damp: Tensor) -> Solution:
+    """The solution that ADMM ended with; what is reported of it is recomputed, and the verdict alone decides.
+
+    Args:
+        result: the end of :func:`admm`.
+        verdict: on ``result.x``.
+        residual: norm of ``y - A x``, per batch item.
+        rtol: the tolerance.
+        damp: the strength of the prior.
+    """
+    finite = torch.isfinite(residual)
+    met = verdict.met(rtol) & finite
+    failed = Status.CALLBACK.code if result.stopped else Status.ITERATION_LIMIT.code
+    codes = torch.where(met, Status.OPTIMALITY.code, failed)
+    return Solution(
+        x=result.x,
+        codes=torch.where(finite, codes, Status.NON_FINITE.code),
+        converged=met,
+        iterations=result.iterations,
+        residual_norm=residual,
+        gradient_norm=verdict.gradient_norm,
+        damp=damp,
+        history=result.history,  # type: ignore[arg-type]
+    )
 
 
 @torch.no_grad()

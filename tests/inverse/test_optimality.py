@@ -127,17 +127,22 @@ def test_the_certificate_does_not_depend_on_units() -> None:
     torch.testing.assert_close(large.complementarity, once.complementarity)
 
 
+def term_of(kind: str, L: lsconv.Identity, data: Tensor) -> Term:
+    weight = torch.tensor(0.7, dtype=DOUBLE)
+    return {
+        "gaussian": gaussian_term(L, data),
+        "sparsity": sparsity_term(L, weight, (0,)),
+        "huber": sparsity_term(L, weight, (0,), 0.5),
+        "poisson": poisson_term(L, data, 0.3),
+    }[kind]
+
+
 @pytest.mark.parametrize("kind", ["sparsity", "huber", "poisson"])
 def test_fenchel_young_gaps_are_never_negative_and_vanish_at_the_subgradient(kind: str) -> None:
     generator = torch.Generator().manual_seed(1)
     L = lsconv.Identity((2, 1, 4, 4), dtype=DOUBLE)
     counts = torch.poisson(3 * torch.rand(L.out_shape, dtype=DOUBLE, generator=generator))
-    weight = torch.tensor(0.7, dtype=DOUBLE)
-    term = {
-        "sparsity": sparsity_term(L, weight, (0,)),
-        "huber": sparsity_term(L, weight, (0,), 0.5),
-        "poisson": poisson_term(L, counts, 0.3),
-    }[kind]
+    term = term_of(kind, L, counts)
     v = torch.rand(L.out_shape, dtype=DOUBLE, generator=generator).requires_grad_()
     (subgradient,) = torch.autograd.grad(term.value(v), v)
     assert float(term.gap(v.detach(), term.dual(subgradient, v.detach()))) == pytest.approx(0, abs=1e-12)
@@ -151,13 +156,7 @@ def test_proximal_steps_minimise(kind: str) -> None:
     generator = torch.Generator().manual_seed(2)
     L = lsconv.Identity((2, 1, 3, 3), dtype=DOUBLE)
     data = torch.poisson(3 * torch.rand(L.out_shape, dtype=DOUBLE, generator=generator))
-    weight = torch.tensor(0.7, dtype=DOUBLE)
-    term = {
-        "gaussian": gaussian_term(L, data),
-        "sparsity": sparsity_term(L, weight, (0,)),
-        "huber": sparsity_term(L, weight, (0,), 0.5),
-        "poisson": poisson_term(L, data, 0.3),
-    }[kind]
+    term = term_of(kind, L, data)
     v = torch.randn(L.out_shape, dtype=DOUBLE, generator=generator)
     rho = torch.tensor(1.3, dtype=DOUBLE)
     z = torch.empty_like(v)
