@@ -238,7 +238,8 @@ class BorderPlan:
         outer = Outer(self, **options)
         outer.run()
         precise = double(self.factors)
-        if self.factors != precise and bool((outer.merit > 1).any()) and self._needed(precise) <= self._allowed():
+        out_of_reach = bool(((outer.merit > 1) & (outer.iterations < outer.max_iter)).any())
+        if self.factors != precise and out_of_reach and self._needed(precise) <= self._allowed():
             self._factor(precise)
             outer = Outer(self, **options)
             outer.run()

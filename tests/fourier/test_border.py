@@ -120,3 +120,10 @@ def test_square_operator_with_unread_phases_is_solved_without_damp() -> None:
     solution = BorderPlan(A).solve(A(x))
     assert bool(solution.converged)
     torch.testing.assert_close(solution.x, x, rtol=0, atol=1e-9)
+
+
+def test_a_limit_on_the_iterations_is_no_reason_for_other_factors() -> None:
+    A = lsconv.Conv2d(torch.randn(8, 8, 3, 3), (48, 48))
+    plan = BorderPlan(A)
+    assert not plan.solve(torch.randn(A.out_shape), max_iter=1).converged
+    assert plan.factors == torch.float32
