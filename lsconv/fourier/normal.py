@@ -127,6 +127,7 @@ class NormalInverse:
             self._definite(S, squared, mu, in_border, out_border)
         if self.form != "circulant":
             definite = self.form != "mixed"
+            self._cells = math.prod(self.system.grid.sizes)  # that a product transforms, per channel
             self.schwarz = Schwarz(
                 self.system,
                 self.border,
@@ -138,6 +139,8 @@ class NormalInverse:
                 ),
                 spare_bytes=spare_bytes,
             )
+            if self.schwarz.strips is not None:
+                self._cells = max(2, self.schwarz.strips.work // self.system.rows)
             self._spent = 0.0  # on border iterations, in flops of a factorisation
 
     def _choose_side(self, rows: int, columns: int) -> str:
@@ -323,7 +326,7 @@ class NormalInverse:
 
     def _iteration_work(self, rest: int) -> float:
         """The work of a border iteration, in the flops that a factorisation does meanwhile (fitted on a CPU)."""
-        cells, channels = math.prod(self.system.grid.sizes), self.system.rows
+        cells, channels = self._cells, self.system.rows
         weight = 3 if self.form == "mixed" else 1
         return float(weight * rest * self.embedding.blocks * cells * channels * (20 * math.log2(cells) + 16 * channels))
 
@@ -332,6 +335,8 @@ class NormalInverse:
         return float(self.embedding.blocks * unknowns**3 * (2 if self.form == "mixed" else 1))
 
     def _system(self, u: Tensor) -> Tensor:
+        if self.schwarz.strips is not None:
+            return self.schwarz.strips(u)
         return self.border.gather(self.system.on_grid(self.border.scatter(u)))
 
     @property

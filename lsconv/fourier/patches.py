@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.free import free_bytes
+from lsconv.fourier.strips import Slab, Strips
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse
 
 __all__ = ["Border", "Schwarz", "crossing_unknowns", "dense_entries"]
@@ -132,14 +133,19 @@ class _Patch:
         cells: Tensor,
         *,
         definite: bool,
+        product: bool = False,
     ) -> None:
         self.axes = axes
         index = border_index(numbering, axes, cells)
         self.shape = tuple(index.shape)  # cells, *other axes
         self.index = index.flatten().to(kernel.Q.matrices.device)
         matrices = kernel.between(axes, cells).contiguous()
-        inverses = hermitian_inverse(matrices) if definite else torch.linalg.inv(matrices)
         others = Grid(tuple(n for a, n in enumerate(border.grid) if a not in axes), real=kernel.Q.grid.real)
+        # of the products too, before the inverse overwrites them
+        self.slab = (
+            Slab(self.index.reshape(self.shape), FrequencyMatrices(others, matrices.clone())) if product else None
+        )
+        inverses = hermitian_inverse(matrices) if definite else torch.linalg.inv(matrices)
         self.inverse = FrequencyMatrices(others, inverses)
         self.kept: Tensor | None = None  # positions in index of the cells that take their correction from this patch
         self.kept_index = self.index
@@ -168,6 +174,12 @@ class _Kernel:
         self.Q, self.grid = Q, grid
         self._whole: Tensor | None = None
 
+    def whole(self) -> Tensor:
+        """The first block column, ``(blocks, channels, channels, *grid)``."""
+        if self._whole is None:
+            self._whole = self.Q.kernel()
+        return self._whole
+
     def between(self, axes: tuple[int, ...], cells: Tensor) -> Tensor:
         """One matrix per frequency of the other axes: ``(blocks, *other frequencies, cells, cells)``."""
         Q = self.Q
@@ -181,9 +193,7 @@ class _Kernel:
             lead = (slice(None),) * (1 + len(self.grid) - len(axes))
             pairs = (*lead, *lags, channel[:, None], channel[None, :])
             return Q.at_lags(axes, list(present))[pairs]
-        if self._whole is None:
-            self._whole = Q.kernel()
-        kernel = self._whole.movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
+        kernel = self.whole().movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
         lags = [table[w[:, None], w[None, :]] for table, w in zip(tables, which, strict=True)]
         pairs = (slice(None), channel[:, None], channel[None, :], *lags)
         block = kernel[pairs]  # blocks, cells, cells, *others
@@ -221,6 +231,7 @@ class Schwarz:
         self.patches: list[_Patch] = []
         self.limit = unknowns
         self.whole = border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES
+        self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
         self._numbering = border.numbering()
         kernel = _Kernel(matrices, border.grid)
         self._crossings: list[tuple[int, ...]] = []
@@ -228,8 +239,11 @@ class Schwarz:
             self._make_whole(kernel)
             return
         used = [a for a, members in enumerate(border.members) if members.any()]
+        product = matrices.elementwise and len(border.grid) == 2
         for a in used:
-            self._add(kernel, (a,), border.crossing((a,), 0))
+            self._add(kernel, (a,), border.crossing((a,), 0), product=product)
+        if product:
+            self._find_strips(kernel)
         if crossings:
             self._crossings = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)]
         self._reaches: dict[tuple[int, ...], int] = {}
@@ -240,8 +254,21 @@ class Schwarz:
         self.patches, self.whole = [], True
         self._add(kernel, tuple(range(len(self.border.grid))), self.border.mask.nonzero())
 
-    def _add(self, kernel: _Kernel, axes: tuple[int, ...], cells: Tensor) -> None:
-        self.patches.append(_Patch(kernel, self.border, self._numbering, axes, cells, definite=self.definite))
+    def _add(self, kernel: _Kernel, axes: tuple[int, ...], cells: Tensor, *, product: bool = False) -> None:
+        self.patches.append(
+            _Patch(kernel, self.border, self._numbering, axes, cells, definite=self.definite, product=product)
+        )
+
+    def _find_strips(self, kernel: _Kernel) -> None:
+        """The product along the strips, which makes iterations cheap and wide crossings a waste."""
+        slabs = [patch.slab for patch in self.patches if patch.slab is not None]
+        for patch in self.patches:
+            patch.slab = None
+        self.strips = Strips.of(
+            kernel.whole(), self._numbering, self.border.members, slabs, real=self.matrices.grid.real
+        )
+        if self.strips is not None:
+            self.limit = min(self.limit, crossing_unknowns(0.0, definite=self.definite))
 
     def _cross(self, kernel: _Kernel) -> None:
         """Make the crossings as wide as the limit allows, and share out the cells."""
@@ -302,7 +329,8 @@ class Schwarz:
     @property
     def nbytes(self) -> int:
         """Bytes of the inverses."""
-        return sum(patch.inverse.nbytes for patch in self.patches)
+        product = 0 if self.strips is None else self.strips.nbytes
+        return product + sum(patch.inverse.nbytes for patch in self.patches)
 
     def __call__(self, r: Tensor) -> Tensor:
         """``M^{-1} r`` for border vectors ``(rest, blocks, size)``."""
