@@ -86,6 +86,8 @@ class CirculantPreconditioner(LinearOperator):
         >>> solution = lsconv.lsqr(A, y, damp=0.1, M=M)
     """
 
+    _only_torch = True
+
     @torch.no_grad()
     def __init__(self, A: LinearOperator, damp: float | Tensor | None = None, *, side: str | None = None) -> None:
         if not isinstance(A, LinearOperator):

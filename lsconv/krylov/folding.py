@@ -99,6 +99,7 @@ class _BesideMethod(Method):
 
     def __init__(self, inner: Method, problem: Problem, damp: Scalar) -> None:
         self.inner, self.space, self.damp = inner, problem.domain, damp
+        self.uniform = inner.uniform
         self.eps = torch.finfo(problem.A.dtype).eps
         self._read()
 
@@ -136,6 +137,8 @@ class _Folded(LinearOperator):
 class _Below(_Folded):
     """``x -> (A x, damp x)``."""
 
+    _only_torch = True
+
     def __init__(self, A: LinearOperator, damp: Tensor) -> None:
         self.split = math.prod(A.out_shape)
         super().__init__(A, damp, A.in_shape, (self.split + math.prod(A.in_shape),))
@@ -154,6 +157,8 @@ class _Below(_Folded):
 
 class _Beside(_Folded):
     """``(x, s) -> A x + damp s``."""
+
+    _only_torch = True
 
     def __init__(self, A: LinearOperator, damp: Tensor) -> None:
         self.split = math.prod(A.in_shape)

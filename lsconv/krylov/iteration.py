@@ -21,6 +21,7 @@ from lsconv.krylov.method import CURVATURE, KERNEL, STUCK, Method
 from lsconv.krylov.monitor import CLAIMED, CONDITION, OVERFLOW, Monitor
 from lsconv.krylov.options import IterationState, Options
 from lsconv.krylov.problem import Problem
+from lsconv.krylov.replay import Recorded, recorder_for
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Certificate, certify
 
@@ -106,14 +107,22 @@ class _Loop:
         monitor, every = self.monitor, self.options.check_every
         method = self.start(z, monitor.running)
         monitor.test(method, record=not monitor.rows)
+
+        def iterate_once() -> None:
+            method.step(monitor.running)
+            monitor.count()
+            monitor.test(method)
+
+        advance: Callable[[], None] = iterate_once
         for step in range(self.options.max_iter + 1):
             if step % every == 0 and not self._look(method, step):
                 break
             if monitor.running is False:  # known at once where the scalars are the host's
                 break
-            method.step(monitor.running)
-            monitor.count()
-            monitor.test(method)
+            if step == every:
+                recorder = recorder_for(self.problem, method)
+                advance = advance if recorder is None else Recorded(advance, method, monitor, recorder)
+            advance()
         return method
 
     def _look(self, method: Method, step: int) -> bool:
@@ -123,8 +132,9 @@ class _Loop:
             self._show(method)
         if self.options.callback is not None and running:
             residual, gradient, _, _ = self.monitor.rows[-1]
-            now = [self.problem.tensor(scalar) for scalar in (self.monitor.running, residual, gradient)]
-            state = IterationState(step, now[0], now[1], now[2], lambda: self.collapse(method.solution()))
+            # copies: a callback may keep them, and replayed iterations write where the last ones did
+            now = [self.problem.tensor(scalar).clone() for scalar in (self.monitor.running, residual, gradient)]
+            state = IterationState(step, now[0], now[1], now[2], lambda: self.collapse(method.solution()).clone())
             if self.options.callback(state):
                 self.stopped = True
                 return False

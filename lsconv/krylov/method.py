@@ -22,7 +22,12 @@ class Method:
         condition: an estimate of the condition number from below, or None.
         settled: None, or items that the method declares finished by a test of its own (to be audited like any claim).
         trouble: None, or bits of :data:`CURVATURE`, :data:`KERNEL`, :data:`STUCK` for items that cannot go on.
+        uniform: every step after the first does the same operations on tensors of the same shapes, and all that
+            changes is in tensors, in attributes of the method or of objects there: a recording may then stand for it
+            (:mod:`lsconv.krylov.replay`).
     """
+
+    uniform: bool = False
 
     residual: Scalar
     gradient: Scalar | None = None

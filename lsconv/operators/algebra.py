@@ -19,6 +19,8 @@ __all__ = ["Adjoint", "BlockDiagonal", "HStack", "Product", "Scaled", "Sum", "VS
 class Adjoint(LinearOperator):
     """``A^H``; made by ``A.H``, and ``A.H.H is A``."""
 
+    _only_torch = True
+
     def __init__(self, operator: LinearOperator) -> None:
         super().__init__(
             operator.out_shape,
@@ -45,6 +47,8 @@ class Adjoint(LinearOperator):
 
 class Scaled(LinearOperator):
     """``alpha A``, with ``alpha`` a number or a tensor with one value per batch item."""
+
+    _only_torch = True
 
     def __init__(self, operator: LinearOperator, alpha: complex | Tensor) -> None:
         real = not alpha.is_complex() if isinstance(alpha, Tensor) else isinstance(alpha, numbers.Real)
@@ -80,6 +84,8 @@ class Scaled(LinearOperator):
 class Sum(LinearOperator):
     """``A + B + ...``, all with the same shapes."""
 
+    _only_torch = True
+
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
         self.operators = tuple(_flatten(operators, Sum))
         first = self.operators[0]
@@ -102,6 +108,8 @@ class Sum(LinearOperator):
 
 class Product(LinearOperator):
     """``A B ...``: the last operator acts first."""
+
+    _only_torch = True
 
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
         self.operators = tuple(_flatten(operators, Product))
@@ -162,6 +170,8 @@ class _Blocks:
 class VStack(LinearOperator):
     """``[A; B; ...]``: one input, the outputs side by side (see :func:`vstack`)."""
 
+    _only_torch = True
+
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
         self.operators = _operators("vstack", operators)
         for other in self.operators[1:]:
@@ -189,6 +199,8 @@ class VStack(LinearOperator):
 class HStack(LinearOperator):
     """``[A, B, ...]``: the inputs side by side, outputs added (see :func:`hstack`)."""
 
+    _only_torch = True
+
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
         self.operators = _operators("hstack", operators)
         for other in self.operators[1:]:
@@ -215,6 +227,8 @@ class HStack(LinearOperator):
 
 class BlockDiagonal(LinearOperator):
     """``diag(A, B, ...)``: inputs side by side, outputs side by side (see :func:`block_diag`)."""
+
+    _only_torch = True
 
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
         self.operators = _operators("block_diag", operators)

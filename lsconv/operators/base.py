@@ -12,7 +12,7 @@ import copy
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -54,6 +54,9 @@ class LinearOperator:
     batch_shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+
+    # Whether apply and adjoint of this very class may be recorded; see `capturable`.
+    _only_torch: ClassVar[bool] = False
 
     # numpy must leave `number * A` to __rmul__ instead of making an array of operators.
     __array_ufunc__ = None
@@ -103,6 +106,41 @@ class LinearOperator:
     def is_complex(self) -> bool:
         """True when the operator maps complex tensors."""
         return self.dtype.is_complex
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph may be recorded from :meth:`apply` and :meth:`adjoint`, and replayed in their stead.
+
+        A graph repeats the kernels that were launched while it was recorded, on the same memory. So both must launch
+        the same operations of torch whenever they are called, never wait for a value on the host, and do nothing else
+        that counts (such as counting). lsconv's operators made of tensors do, and so do those composed of such; what
+        functions, SciPy, sparse matrices or a class from elsewhere do is not known: False, unless it is set to True.
+
+        Example:
+            >>> A = lsconv.Conv2d(torch.randn(1, 1, 3, 3), in_size=(8, 8))
+            >>> half = lsconv.FromFunctions(A.out_shape, A.out_shape, lambda y: y / 2, lambda y: y / 2)
+            >>> A.capturable, (half @ A).capturable
+            (True, False)
+            >>> half.capturable = True
+            >>> (half @ A).capturable
+            True
+        """
+        given: bool | None = self.__dict__.get("_capturable")
+        if given is not None:
+            return given
+        # Looked up in the class itself: what a subclass overrides is not known.
+        return type(self).__dict__.get("_only_torch", False) and all(part.capturable for part in self._parts())
+
+    @capturable.setter
+    def capturable(self, value: bool) -> None:
+        self._capturable = bool(value)
+
+    def _parts(self) -> list[LinearOperator]:
+        """The operators that this one is made of."""
+        held: list[Any] = []
+        for value in self.__dict__.values():
+            held.extend(value if isinstance(value, (list, tuple)) else (value,))
+        return [value for value in held if isinstance(value, LinearOperator)]
 
     @property
     def in_numel(self) -> int:

@@ -96,6 +96,7 @@ class Convolution(LinearOperator):
     """
 
     _dimensions: ClassVar[int | None] = None
+    _only_torch = True
 
     def __init__(
         self,
@@ -314,6 +315,7 @@ class Conv1d(Convolution):
     """
 
     _dimensions = 1
+    _only_torch = True
 
 
 class Conv2d(Convolution):
@@ -327,6 +329,7 @@ class Conv2d(Convolution):
     """
 
     _dimensions = 2
+    _only_torch = True
 
 
 class Conv3d(Convolution):
@@ -338,6 +341,7 @@ class Conv3d(Convolution):
     """
 
     _dimensions = 3
+    _only_torch = True
 
 
 def _may_cache(weight: Tensor) -> bool:

@@ -112,6 +112,8 @@ class Gradient(_Difference):
                  [2., 3., 0.]]])
     """
 
+    _only_torch = True
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -193,6 +195,8 @@ class Laplacian(_Difference):
                 [ 0.,  1., -2.,  1.],
                 [ 0.,  0.,  1., -2.]])
     """
+
+    _only_torch = True
 
     def __init__(
         self,

@@ -31,6 +31,8 @@ class Identity(LinearOperator):
         tensor([2., 2., 2.])
     """
 
+    _only_torch = True
+
     def __init__(
         self, shape: Sequence[int], dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
     ) -> None:
@@ -63,6 +65,8 @@ class Diagonal(LinearOperator):
         tensor([[1., 2., 3.],
                 [1., 2., 3.]])
     """
+
+    _only_torch = True
 
     def __init__(self, diagonal: Tensor, batch_ndim: int = 0) -> None:
         shape, batch_shape = _split_shape("diagonal", diagonal, batch_ndim)
@@ -99,6 +103,8 @@ class Mask(LinearOperator):
         >>> M(torch.tensor([1.0, float("nan"), 3.0]))
         tensor([1., 0., 3.])
     """
+
+    _only_torch = True
 
     def __init__(self, mask: Tensor, batch_ndim: int = 0, *, dtype: torch.dtype | None = None) -> None:
         shape, batch_shape = _split_shape("mask", mask, batch_ndim)
@@ -137,6 +143,8 @@ class Crop(LinearOperator):
         >>> R.H(torch.ones(3))
         tensor([0., 1., 1., 1., 0.])
     """
+
+    _only_torch = True
 
     def __init__(
         self,
@@ -199,6 +207,8 @@ class Dense(LinearOperator):
         tensor([ 3.,  7., 11.])
     """
 
+    _only_torch = True
+
     def __init__(
         self, matrix: Tensor, in_shape: Sequence[int] | None = None, out_shape: Sequence[int] | None = None
     ) -> None:
@@ -227,6 +237,8 @@ class Dense(LinearOperator):
         require_finite(matrix.values().detach() if sparse else matrix, "matrix", 1 if sparse else 2)
         self.matrix = matrix
         self.is_sparse = sparse
+        if sparse:
+            self.capturable = False  # what torch's sparse products do on the host is its own affair
 
     def apply(self, x: Tensor) -> Tensor:
         """``M x``."""
@@ -270,6 +282,7 @@ class FromFunctions(LinearOperator):
         device: device of inputs and outputs.
         parameters: tensors that the operator depends on. They are passed to both functions, and are what gradients
             of a solve reach and what ``A.to`` converts; tensors hidden in a closure are neither.
+        capturable: promise that a CUDA graph may be recorded from both functions; see :attr:`capturable`.
 
     Raises:
         ArgumentTypeError: ``apply`` or ``adjoint`` cannot be called, or a parameter is no tensor.
@@ -293,6 +306,7 @@ class FromFunctions(LinearOperator):
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         parameters: Sequence[Tensor] = (),
+        capturable: bool = False,
     ) -> None:
         for name, function in (("apply", apply), ("adjoint", adjoint)):
             if not callable(function):
@@ -306,6 +320,7 @@ class FromFunctions(LinearOperator):
         self._apply_function = apply
         self._adjoint_function = adjoint
         self._tensors = tuple(parameters)
+        self.capturable = capturable
 
     def apply(self, x: Tensor) -> Tensor:
         """The function ``apply`` on ``x``."""

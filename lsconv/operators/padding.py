@@ -178,6 +178,8 @@ class Pad(LinearOperator):
         tensor([2., 1., 2., 2.])
     """
 
+    _only_torch = True
+
     def __init__(
         self,
         shape: Sequence[int],
