@@ -21,7 +21,10 @@ so that with :math:`u = A^{+H} g`, :math:`q = A^+ u`, :math:`w = g - A^H u` and 
 .. math:: \bar y = u, \qquad \bar A = -u x^H + r q^H + z w^H .
 
 The second term vanishes with the residual (full row rank), the third with w (full column rank), and the solve for it is
-then left out. Where the rank does change (a zero of the symbol), :math:`A^+` is not even continuous: use damp > 0.
+then left out. So is that for z where the forward solve has found it along with x (:mod:`lsconv.krylov.multipliers`):
+LSQR and LSMR do for fewer rows than columns, and one solve is left, that for u.
+
+Where the rank does change (a zero of the symbol), :math:`A^+` is not even continuous: use damp > 0.
 
 In forward mode dx is the answer of the first equation for the tangents, or that of Golub and Pereyra applied to y.
 Parameters meet these matrices in applications of A alone (:mod:`lsconv.krylov.followed`). Every rule is made of
@@ -50,7 +53,7 @@ __all__ = ["NormalSolve", "PseudoSolve", "Solve"]
 
 
 class Solve(torch.autograd.Function):
-    """The answer, and the tensors of its certificate, as a function of y, damp, x_prior and the parameters."""
+    """The answer, the tensors of its certificate and its multipliers, of y, damp, x_prior and the parameters."""
 
     @staticmethod
     def forward(system: System, y: Tensor, damp: Tensor | None, x_prior: Tensor | None, *params: Tensor) -> Any:
@@ -62,15 +65,16 @@ class Solve(torch.autograd.Function):
         """Keep what the backward needs."""
         ctx.system, *tensors = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(output[0], *tensors)
-        ctx.save_for_forward(output[0], *tensors)
+        z = output[-1] if ctx.system.has_multipliers else None
+        ctx.save_for_backward(output[0], z, *tensors)
+        ctx.save_for_forward(output[0], z, *tensors)
         ctx.outputs = len(output)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Any) -> Any:
         """The cotangents of the inputs."""
         system: System = ctx.system
-        x, y, damp, prior, *params = ctx.saved_tensors
+        x, z, y, damp, prior, *params = ctx.saved_tensors
         needed = ctx.needs_input_grad[4:]
         A, L = system.operators(params)
         y_bar: Any = 0
@@ -99,7 +103,7 @@ class Solve(torch.autograd.Function):
             # undamped: x is the prior plus the pseudo-inverse of what the prior leaves, y - A prior
             gu = system.only(g, False)
             left, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
-            u, more = _pseudo_backward(system, False, left, part, gu, params, needed)
+            u, more = _pseudo_backward(system, False, left, part, gu, params, needed, z)
             y_bar = y_bar + u
             bars[: system.count] = _plus(bars[: system.count], more)
             if prior is not None:
@@ -116,7 +120,7 @@ class Solve(torch.autograd.Function):
     ) -> Any:
         """The tangent of x; the certificate has none."""
         system: System = ctx.system
-        x, y, damp, prior, *params = ctx.saved_tensors
+        x, z, y, damp, prior, *params = ctx.saved_tensors
         dx: Any = 0
         if system.some_damped:
 
@@ -152,6 +156,7 @@ class Solve(torch.autograd.Function):
                 system.only(moved, False, outputs),
                 params,
                 dparams,
+                z,
             )
         return (dx if isinstance(dx, Tensor) else torch.zeros_like(x), *(None for _ in range(ctx.outputs - 1)))
 
@@ -234,8 +239,10 @@ class PseudoSolve(torch.autograd.Function):
     """``A^+ y``, or ``A^{+H} y`` when ``transposed``, for the items without damping."""
 
     @staticmethod
-    def forward(system: System, transposed: bool, y: Tensor, *params: Tensor) -> Tensor:
-        """Solve."""
+    def forward(system: System, transposed: bool, known: Tensor | None, y: Tensor, *params: Tensor) -> Tensor:
+        """Solve, unless the answer is known."""
+        if known is not None:
+            return known.clone()
         given, found = len(system.A.out_shape), len(system.A.in_shape)
         if transposed:
             given, found = found, given
@@ -246,7 +253,7 @@ class PseudoSolve(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep what the backward needs."""
-        ctx.system, ctx.transposed, *tensors = inputs
+        ctx.system, ctx.transposed, _, *tensors = inputs
         ctx.save_for_backward(output, *tensors)
         ctx.save_for_forward(output, *tensors)
 
@@ -254,11 +261,11 @@ class PseudoSolve(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         """The cotangents of the inputs."""
         x, y, *params = ctx.saved_tensors
-        y_bar, bars = _pseudo_backward(ctx.system, ctx.transposed, y, x, g, params, ctx.needs_input_grad[3:])
-        return (None, None, _fit(y_bar, y), *bars)
+        y_bar, bars = _pseudo_backward(ctx.system, ctx.transposed, y, x, g, params, ctx.needs_input_grad[4:])
+        return (None, None, None, _fit(y_bar, y), *bars)
 
     @staticmethod
-    def jvp(ctx: Any, _: None, __: None, dy: Tensor | None, *dparams: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, _: None, __: None, ___: None, dy: Tensor | None, *dparams: Tensor | None) -> Tensor:
         """The tangent of the result."""
         x, y, *params = ctx.saved_tensors
         moved = torch.zeros_like(y) if dy is None else dy
@@ -266,23 +273,40 @@ class PseudoSolve(torch.autograd.Function):
         return dx
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], system: System, transposed: bool, y: Tensor, *params: Any) -> Any:
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], system: System, transposed: bool, known: Any, y: Tensor, *params: Any
+    ) -> Any:
         """The mapped dimension becomes a batch dimension."""
-        ndim = len(system.A.in_shape if transposed else system.A.out_shape)
-        moved, own = front(system, info.batch_size, (y,), [ndim], params, in_dims[2:])
-        return PseudoSolve.apply(system, transposed, *moved, *own), 0
+        ndims = [len(system.A.out_shape), len(system.A.in_shape)]
+        known = None if in_dims[2] is None else known
+        moved, own = front(
+            system,
+            info.batch_size,
+            (y, known),
+            ndims[::-1] if transposed else ndims,
+            params,
+            (in_dims[3], in_dims[2], *in_dims[4:]),
+        )
+        return PseudoSolve.apply(system, transposed, moved[1], moved[0], *own), 0
 
 
 # -------------------------------------------------------------------------------- the rule without damping
 
 
 def _pseudo_backward(
-    system: System, transposed: bool, y: Tensor, x: Tensor, g: Tensor, params: Sequence[Tensor], needed: Sequence[bool]
+    system: System,
+    transposed: bool,
+    y: Tensor,
+    x: Tensor,
+    g: Tensor,
+    params: Sequence[Tensor],
+    needed: Sequence[bool],
+    z: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Cotangents of y and of A's parameters in ``x = A^+ y`` (of ``A^H`` when ``transposed``)."""
+    """Cotangents of y and of A's parameters in ``x = A^+ y`` (of ``A^H`` when ``transposed``); z where it is known."""
     own, needed = params[: system.count], needed[: system.count]
     if not any(needed):
-        return PseudoSolve.apply(system, not transposed, g, *own), [None] * system.count
+        return PseudoSolve.apply(system, not transposed, None, g, *own), [None] * system.count
     A = made_of(system.A, own)
     B = A.H if transposed else A
     outputs, inputs = len(B.out_shape), len(B.in_shape)
@@ -295,16 +319,16 @@ def _pseudo_backward(
         u = None if q is None else A.apply(q)
         if u is not None and q is not None and system.negligible(g - A.adjoint(u), g, inputs):
             return u, pull(system.A, False, own, needed, [x, q], torch.broadcast_tensors(-u, r))
-    u = PseudoSolve.apply(system, not transposed, g, *own)
+    u = PseudoSolve.apply(system, not transposed, None, g, *own)
     directions, cotangents = [x], [-u]
     if r is not None:
         if not fits:
-            directions.append(PseudoSolve.apply(system, transposed, u, *own))
+            directions.append(PseudoSolve.apply(system, transposed, None, u, *own))
             cotangents.append(r)
         w = g - B.adjoint(u)
         if probing or not system.negligible(w, g, inputs):
             directions.append(w)
-            cotangents.append(PseudoSolve.apply(system, not transposed, x, *own))
+            cotangents.append(PseudoSolve.apply(system, not transposed, z, x, *own))
     return u, pull(system.A, transposed, own, needed, directions, cotangents)
 
 
@@ -316,12 +340,13 @@ def _pseudo_tangent(
     dy: Tensor,
     params: Sequence[Tensor],
     tangents: Sequence[Tensor | None],
+    z: Tensor | None = None,
 ) -> Tensor:
-    """Tangent of ``x = A^+ y`` (of ``A^H`` when ``transposed``)."""
+    """Tangent of ``x = A^+ y`` (of ``A^H`` when ``transposed``); z where it is known."""
     own, tangents = params[: system.count], tangents[: system.count]
 
-    def inverse(right: Tensor, adjoint: bool = False) -> Tensor:
-        answer: Tensor = PseudoSolve.apply(system, transposed != adjoint, right, *own)
+    def inverse(right: Tensor, adjoint: bool = False, known: Tensor | None = None) -> Tensor:
+        answer: Tensor = PseudoSolve.apply(system, transposed != adjoint, known, right, *own)
         return answer
 
     if all(tangent is None for tangent in tangents):
@@ -341,9 +366,11 @@ def _pseudo_tangent(
         return inverse(dy)
     A = made_of(system.A, own)
     B = A.H if transposed else A
-    residual_part = inverse(image(y - B.apply(x), adjoint=True), adjoint=True)
-    null_part = image(inverse(x, adjoint=True), adjoint=True)
-    return inverse(dy + residual_part - B.apply(null_part)) + null_part
+    r = y - B.apply(x)
+    if transforming() or not system.negligible(r, y, len(B.out_shape)):
+        dy = dy + inverse(image(r, adjoint=True), adjoint=True)
+    null_part = image(inverse(x, adjoint=True, known=z), adjoint=True)
+    return inverse(dy - B.apply(null_part)) + null_part
 
 
 # ------------------------------------------------------------------------------------------------- pieces

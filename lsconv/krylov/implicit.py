@@ -72,7 +72,7 @@ def adjoint_answer(inverse: Inverse, A: LinearOperator, v: Tensor, damp: Any) ->
     if system.some_damped:
         answer = A.apply(NormalSolve.apply(system, system.only(v, True), given, *params))
     if not system.all_damped:
-        answer = answer + PseudoSolve.apply(system, True, system.only(v, False), *params)
+        answer = answer + PseudoSolve.apply(system, True, None, system.only(v, False), *params)
     return answer
 
 

@@ -19,6 +19,7 @@ from lsconv.errors import ConvergenceError, PreconditionerError, warn
 from lsconv.krylov.batch import Scalar, any_item, at_least, unbounded, where
 from lsconv.krylov.method import CURVATURE, KERNEL, STUCK, Method
 from lsconv.krylov.monitor import CLAIMED, CONDITION, OVERFLOW, Monitor
+from lsconv.krylov.multipliers import keep
 from lsconv.krylov.options import IterationState, Options
 from lsconv.krylov.problem import Problem
 from lsconv.krylov.replay import Recorded, recorder_for
@@ -75,31 +76,38 @@ class _Loop:
     def run(self) -> Solution:
         problem, monitor = self.problem, self.monitor
         z: Tensor | None = problem.x0
+        carried: Tensor | None = None
         certificate: Certificate | None = None
         try:
             while True:
                 method = self._one_pass(z)
-                x_new = method.solution()
+                x_new, carried_new = method.solution(), method.multipliers()
+                if carried is not None and carried_new is not None:
+                    carried_new = carried + carried_new
                 if self.selection is not None:
                     self.damp = self.selection()[0]
                 new = self._certify(self.collapse(x_new))
                 if z is None or certificate is None:
                     z, certificate, improved = x_new, new, new.merit == new.merit
+                    carried = carried_new
                 else:
                     worse = new.merit >= certificate.merit
                     improved = new.merit < 0.5 * certificate.merit
                     z = _chosen(worse, z, x_new)
+                    if carried is not None and carried_new is not None:
+                        carried = _chosen(worse, carried, carried_new)
                     certificate = _choose(worse, certificate, new)
                 retry = (monitor.codes == CLAIMED) & (certificate.converged == 0) & improved
                 retry = retry & (unbounded(certificate.merit) == 0) & (monitor.iterations < self.options.max_iter)
                 if self.stopped or not any_item(retry):
                     break
                 monitor.resume(retry, certificate.merit)
-                del method, x_new, new  # before their successors are made: the two are never alive together
+                # before their successors are made: the two are never alive together
+                del method, x_new, carried_new, new
         finally:
             if self.bar is not None:
                 self.bar.close()
-        return self._finish(self.collapse(z), certificate)
+        return self._finish(self.collapse(z), certificate, carried)
 
     # ------------------------------------------------------------------ one pass: start, step, test
 
@@ -158,7 +166,7 @@ class _Loop:
         return certify(problem.A, x, problem.y, self.damp, tolerances=self.options.tolerances,
                        operator_norm=self.monitor.operator_norm, square=self.square, single=problem.single)  # fmt: skip
 
-    def _finish(self, x: Tensor, certificate: Certificate) -> Solution:
+    def _finish(self, x: Tensor, certificate: Certificate, carried: Tensor | None) -> Solution:
         problem, codes = self.problem, self.monitor.codes
         if any_item(codes & KERNEL):
             raise PreconditionerError(
@@ -199,6 +207,8 @@ class _Loop:
             history=self.monitor.history(),
             selection=None if self.selection is None else self.selection()[1],
         )
+        if carried is not None and not any_item((certificate.residual_ok | zero | unsolved) == 0):
+            keep(problem.A, x, carried, self.options.tolerances.rtol)
         self._report(solution)
         return solution
 

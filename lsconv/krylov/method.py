@@ -43,3 +43,7 @@ class Method:
     def solution(self) -> Tensor:
         """The iterate."""
         raise NotImplementedError
+
+    def multipliers(self) -> Tensor | None:
+        """Find z with ``A^H z`` the way from the start to the iterate; None where the method does not find it."""
+        return None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DeviceError, DtypeError, PreconditionerError, ShapeError
 from lsconv.krylov.batch import ItemSpace, OneItem, Scalar, scalar_dtype
+from lsconv.krylov.multipliers import wanted
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["Problem", "as_operator", "prepare"]
@@ -57,6 +58,7 @@ class Problem:
         broken: items whose data are not finite.
         zero: items whose right-hand side is zero.
         single: there is one item, on the CPU, and the method's scalars are Python numbers.
+        multipliers: the method is to find z with ``x = A^H z`` as well (:mod:`lsconv.krylov.multipliers`).
     """
 
     A: LinearOperator
@@ -69,6 +71,7 @@ class Problem:
     broken: Tensor
     zero: Tensor
     single: bool = False
+    multipliers: bool = False
 
     @functools.cached_property
     def domain(self) -> ItemSpace:
@@ -165,7 +168,8 @@ def prepare(
     # Reading a value costs nothing where the host holds it itself. It does of a tensor that is spread over devices
     # (DTensor), and cannot be done under torch's function transforms.
     single = host_scalars and A.device.type == "cpu" and math.prod(batch) == 1 and type(y) is Tensor
-    return Problem(A, y, x0, damped, M, N, torch.Size(batch), broken, zero, single)
+    plain = damped is None and M is None and N is None and x0 is None
+    return Problem(A, y, x0, damped, M, N, torch.Size(batch), broken, zero, single, plain and wanted(A))
 
 
 def _check_preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from lsconv.errors import ConvergenceWarning
 from lsconv.krylov.backward import Inverse, report_failure
 from lsconv.krylov.batch import binary_unit, scalar_dtype
-from lsconv.krylov.followed import made_of, no_autocast, parameters_of
+from lsconv.krylov.followed import any_followed, made_of, no_autocast, parameters_of
+from lsconv.krylov.multipliers import keeping
 from lsconv.krylov.problem import check_damp
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.stopping import Tolerances
@@ -21,7 +22,8 @@ from lsconv.operators.base import LinearOperator
 
 __all__ = ["System", "spread_over"]
 
-_TENSORS = tuple(field.name for field in fields(Solution) if field.name not in ("history", "selection"))
+# What there is of it always; the rest, None by default, is about the values of this solve and has no derivatives.
+_TENSORS = tuple(field.name for field in fields(Solution) if field.default is MISSING)
 
 
 class System:
@@ -32,9 +34,11 @@ class System:
     ) -> None:
         self.run, self.A, self.L, self.square, self.rtol = run, A, L, square, rtol
         self.damp_given = damp
-        self.count = len(parameters_of(A))
+        own = parameters_of(A)
+        self.count, self.varies = len(own), any_followed(*own)
         self.inverse: Inverse | None = None
         self.solution: Solution | None = None
+        self.has_multipliers = False
 
     def operators(self, params: Sequence[Tensor]) -> tuple[LinearOperator, LinearOperator | None]:
         """A and L made of the tensors given."""
@@ -42,18 +46,21 @@ class System:
         return A, None if self.L is None else made_of(self.L, params[self.count :])
 
     def solve(self, y: Tensor, damp: Tensor | None, x_prior: Tensor | None, params: Sequence[Tensor]) -> Any:
-        """Run, keep what the backward needs, and return the tensors of the solution."""
+        """Run, keep what the backward needs, and return the tensors of the solution, then its multipliers if found."""
         A, L = self.operators([p.detach() for p in params])
         prior = None if x_prior is None else x_prior.detach()
         given = self.damp_given if damp is None else damp.detach()
-        with torch.no_grad(), no_autocast(A):
+        with torch.no_grad(), no_autocast(A), keeping(self.varies and prior is None) as kept:
             answer, self.inverse = self.run(A, y.detach(), given, L, prior)
         chosen = isinstance(answer, Solution) and damp is None and bool((answer.damp != given).any())
         self.look_at(answer.damp if chosen else given)
+        z = kept.of(answer if isinstance(answer, Tensor) else answer.x)
+        self.has_multipliers = z is not None
+        more = () if z is None else (z,)
         if isinstance(answer, Tensor):
-            return (answer,)
+            return answer, *more
         self.solution = answer
-        return tuple(getattr(answer, name) for name in _TENSORS)
+        return *(getattr(answer, name) for name in _TENSORS), *more
 
     def look_at(self, damp: Any) -> None:
         """Keep the damping, and whether all or some items have one."""
@@ -65,11 +72,8 @@ class System:
         """The outputs of :class:`Solve` as a :class:`Solution`, or bare."""
         if self.solution is None:
             return outputs[0]
-        return Solution(
-            **dict(zip(_TENSORS, outputs, strict=True)),
-            history=self.solution.history,
-            selection=self.solution.selection,
-        )
+        found: dict[str, Any] = dict(zip(_TENSORS, outputs[: len(_TENSORS)], strict=True))
+        return replace(self.solution, **found)
 
     def only(self, g: Tensor, damped: bool, item_ndim: int | None = None) -> Tensor:
         """``g`` with zeros for the items that are not damped, or for those that are."""
