@@ -90,7 +90,7 @@ def _cycle(
 ) -> tuple[Tensor, Tensor]:
     """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed."""
     lead = r.shape[:2]
-    basis = r.new_zeros(*lead, size + 1, r.shape[-1])
+    basis = r.new_empty(*lead, size + 1, r.shape[-1])  # as much of it as iterations are taken is touched
     hessenberg = r.new_zeros(*lead, size + 1, size)
     rotated = r.new_zeros(*lead, size, size)  # the triangular factor of the Hessenberg matrix
     rotations = torch.eye(size + 1, dtype=r.dtype, device=r.device).repeat(*lead, 1, 1)

@@ -49,6 +49,9 @@ _RESTART = 100
 _PATIENCE = 20
 # The first crossings are as wide as may be made in the time of so many border iterations.
 _CROSSING_WORK = 15
+# Bytes of the work arrays of right-hand sides solved for together, on a CPU: larger ones (glibc: above 32 MiB) are
+# mapped and unmapped page by page on every use.
+_WORK_BYTES = 2**24
 
 
 class NormalInverse:
@@ -248,9 +251,26 @@ class NormalInverse:
         batch, _ = embedding.rest(tuple(f.shape[: f.ndim - item_ndim]))
         t = embedding.outputs_to_grid(f) if residual else embedding.inputs_to_grid(f)
         solve = self._saddle_solve if self.form == "mixed" else self._definite_solve
-        z, iterations, u = solve(t, tolerance, max_iter, start)
+        many = self._together(t)
+        if many < t.shape[0] and isinstance(tolerance, float):
+            starts: Sequence[Tensor | None] = [None] * t.shape[0]
+            if start is not None:
+                starts = start.split(many)
+            found = [solve(part, tolerance, max_iter, u) for part, u in zip(t.split(many), starts, strict=False)]
+            z, iterations = torch.cat([part[0] for part in found]), torch.cat([part[1] for part in found])
+            u = None if self.form == "circulant" else torch.cat([part[2] for part in found if part[2] is not None])
+        else:
+            z, iterations, u = solve(t, tolerance, max_iter, start)
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
         return z, embedding.per_item(iterations, batch).amax(-1), u
+
+    def _together(self, t: Tensor) -> int:
+        """How many right-hand sides are solved for at once, on a CPU: what its allocator reuses."""
+        if t.device.type != "cpu":
+            return t.shape[0]
+        channels = max(self._rows, self._columns) if self.form != "mixed" else self._rows + self._columns
+        one = self.embedding.blocks * channels * math.prod(self.embedding.grid) * t.element_size()
+        return max(1, _WORK_BYTES // one)
 
     def _definite_solve(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None

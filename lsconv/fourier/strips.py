@@ -87,9 +87,9 @@ class Strips:
         work = sum(slab.index.numel() for slab in slabs)
         if len(slabs) == 1:
             return cls(slabs, None, work)
-        windows = []
+        windows, strength = [], torch.linalg.vector_norm(kernel, dim=(1, 2)).square()
         for a in range(2):
-            reach = _reach(kernel, 3 + a)
+            reach = _reach(strength.sum(2 - a, dtype=torch.float64), kernel.dtype)
             window = None if reach is None else _window(members[a].any(0), reach)
             if window is None:
                 return None
@@ -153,20 +153,23 @@ class _Crossing:
         return out
 
 
-def _reach(kernel: Tensor, dim: int) -> int | None:
-    """The distance along a dimension beyond which the kernel is rounding; None where it reaches half way round."""
-    dims = tuple(d for d in range(1, kernel.ndim) if d != dim)
-    profile = torch.linalg.vector_norm(kernel, dim=dims).double().square()  # blocks, positions
+def _reach(profile: Tensor, dtype: torch.dtype) -> int | None:
+    """The distance beyond which a kernel is rounding; None where it reaches half way round.
+
+    Args:
+        profile: the kernel's sum of squares along an axis, ``(blocks, positions)``.
+        dtype: of the kernel.
+    """
     n = profile.shape[1]
     whole = profile.sum(1, keepdim=True)
-    eps = torch.finfo(kernel.dtype).eps
+    eps = torch.finfo(dtype).eps
     floor = profile.amin(1, keepdim=True)
     if bool((floor * n > (_ROUNDING * eps) ** 2 * whole).any()):
         return None
     distance = torch.minimum(torch.arange(n), n - torch.arange(n)).to(profile.device)
     folded = profile.new_zeros(profile.shape[0], n // 2 + 1).index_add_(1, distance, (profile - 4 * floor).clamp_min(0))
     beyond = folded.flip(1).cumsum(1).flip(1)  # at the distance or farther
-    far = beyond > _LEFT_OUT[kernel.dtype.to_real()] ** 2 * whole
+    far = beyond > _LEFT_OUT[dtype.to_real()] ** 2 * whole
     reach = int(far.sum(1).amax())
     return reach if reach < n // 2 else None
 

@@ -42,10 +42,9 @@ _CURVATURE_PER_DECADE = 5  # corners are sharp, and cost no trace
 # Border unknowns per block up to which the search is exact: about 20 dense factors, a second or two of one core.
 # trace="exact" goes on to lsconv.fourier.trace.EXACT_UNKNOWNS.
 _EXACT_UNKNOWNS = 1024
-# Relative residual of the border systems of data large enough for a likeness, of which the border is a small part: the
-# damps that GCV chooses for pictures of 256^2 and 1024^2 are those of 1e-4 to four digits (at 1e-1 to 0.2 %), those of
-# the other rules at 512^2 to 1.5 %.
-_LARGE_TOLERANCE = 3e-2
+# Relative residual of the border systems of data large enough for a likeness: the damps that GCV chooses for pictures
+# of 1024^2 are those of 1e-5 to four digits (at 3e-2 to 2 %, and with the identity as penalty to 15 %).
+_LARGE_TOLERANCE = 1e-3
 
 
 @torch.no_grad()

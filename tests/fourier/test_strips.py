@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import lsconv
+from lsconv.fourier import normal
 from lsconv.fourier.border import BorderPlan
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.penalty import Penalty, as_convolutions
@@ -77,3 +78,22 @@ def test_a_plan_with_strips_has_the_solution_of_one_without(rtol: float, monkeyp
     expected = whole.solve(y, rtol=1e-12)
     assert bool(x.converged.all())
     assert torch.linalg.vector_norm(x.x - expected.x) < 10 * rtol * torch.linalg.vector_norm(expected.x)
+
+
+@pytest.mark.parametrize("case", ["valid", "gradient", "same"])
+def test_right_hand_sides_solved_apart_have_the_answers_of_all_together(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inverse = inverse_of(case, torch.float64)
+    A = inverse.convolution
+    f = torch.randn(3, *(A.in_shape if inverse.side == "solution" else A.out_shape), dtype=torch.float64)
+    together, _, u = inverse.continued(f, 1e-12)
+    monkeypatch.setattr(normal, "_WORK_BYTES", 1)
+    apart, iterations, v = inverse.continued(f, 1e-12)
+    assert u is not None
+    assert v is not None
+    assert iterations.shape == (3,)
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-10 * float(together.abs().max()))
+    again, iterations, _ = inverse.continued(f, 1e-9, start=v)
+    assert int(iterations.max()) == 0
+    torch.testing.assert_close(again, together, rtol=0, atol=1e-10 * float(together.abs().max()))

@@ -10,7 +10,9 @@ from torch import Tensor
 
 import lsconv
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeError
-from lsconv.inverse import stochastic_path
+from lsconv.fourier import normal
+from lsconv.fourier.strips import Strips
+from lsconv.inverse import parameter, stochastic_path
 from lsconv.inverse.parameter import RULES, Selection, choose_damp
 from lsconv.inverse.stochastic_path import BorderPath, SolverPath
 from lsconv.inverse.windows import as_windows
@@ -337,3 +339,36 @@ def test_what_does_not_fit_is_named() -> None:
         choose_damp(lsconv.Dense(torch.eye(4)), torch.ones(4), trace="exact")
     with pytest.raises(PlanMemoryError, match="unknowns per block"):
         choose_damp(lsconv.Conv2d(torch.ones(1, 1, 9, 9), in_size=(300, 300)), torch.ones(1, 292, 292), trace="exact")
+
+
+@pytest.mark.parametrize("prior", ["gradient", "tikhonov"])
+def test_damp_and_restoration_are_those_of_precise_looks_on_the_whole_grid(
+    prior: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The strips, the tolerance of the looks and data solved apart are for speed alone."""
+    rows, columns = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (474, 440))
+    scene = 0.5 + 0.3 * torch.sin(9 * rows[:, None] * columns) + 0.2 * (rows[:, None] ** 2 + columns**2 < 0.4)
+    profile = torch.exp(-0.5 * (torch.arange(-7, 8, dtype=torch.float64) / 2.5) ** 2)
+    psf = profile[:, None] * profile / profile.sum() ** 2
+    clean = lsconv.blur_operator(psf, (460, 426))(scene[None])[0]
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    image = (clean + 0.01 * noise).float()
+
+    def psnr(x: torch.Tensor) -> float:
+        return -10 * math.log10(float((x - scene[7:-7, 7:-7]).square().mean()))
+
+    found: list[Strips | None] = []
+    of = Strips.of
+    monkeypatch.setattr(Strips, "of", lambda *given, **options: found.append(of(*given, **options)) or found[-1])
+    quick = lsconv.deconvolve(image, psf.float(), prior=prior)
+    assert found
+    assert None not in found
+    monkeypatch.setattr(parameter, "_LARGE_TOLERANCE", 1e-6)
+    monkeypatch.setattr(normal, "_WORK_BYTES", 2**40)
+    monkeypatch.setattr(Strips, "of", lambda *_, **__: None)
+    precise = lsconv.deconvolve(image, psf.float(), prior=prior)
+    torch.testing.assert_close(quick.damp, precise.damp, rtol=2e-3, atol=0)
+    assert abs(psnr(quick.x) - psnr(precise.x)) < 0.02  # dB
+    assert bool(quick.converged)
+    assert bool(precise.converged)
+    torch.testing.assert_close(quick.residual_norm, precise.residual_norm, rtol=1e-4, atol=0)
