@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
+from lsconv.errors import ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.free import free_bytes
-from lsconv.fourier.memory import plan_bytes
+from lsconv.fourier.memory import allowed_bytes, plan_bytes
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.outer import Outer
-from lsconv.fourier.precision import double, needs_double
+from lsconv.fourier.precision import direct_rtol, double, needs_double
 from lsconv.krylov.backward import normal_by_apply
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.solution import Solution, Status
@@ -49,11 +48,6 @@ _LOST_PART = {torch.float32: 5e-2, torch.float64: 3e-4}
 
 # What is left of a backward solve may exceed its target by this before the solve counts as failed.
 _BACKWARD_SLACK = 10
-
-
-def direct_rtol(dtype: torch.dtype) -> float:
-    """The default relative tolerance of the direct methods: 1e-6 in float32, 1e-10 in float64."""
-    return 1e-6 if torch.finfo(dtype).bits == 32 else 1e-10
 
 
 class BorderPlan:
@@ -266,10 +260,7 @@ class BorderPlan:
         return plan_bytes(A, tuple(self.damp.shape))
 
     def _allowed(self) -> int:
-        limit = self._memory_limit
-        if limit is not None and limit < 0:
-            raise ArgumentError(f"memory_limit: expected a number of bytes >= 0 or None, got {limit}")
-        return int(0.6 * free_bytes(self.A.device)) if limit is None else limit
+        return allowed_bytes(self._memory_limit, self.A.device)
 
     @property
     def nbytes(self) -> int:

@@ -6,11 +6,13 @@ import math
 
 import torch
 
+from lsconv.errors import ArgumentError
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.free import free_bytes
 from lsconv.fourier.patches import dense_entries
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["plan_bytes"]
+__all__ = ["allowed_bytes", "plan_bytes"]
 
 
 def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> int:
@@ -34,3 +36,14 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> in
         cells_along = sum(len(axes[a]) for axes in positions)
         total += 3 * cells_along**2 * (cells // n)
     return embedding.blocks * total * item
+
+
+def allowed_bytes(limit: int | None, device: torch.device) -> int:
+    """What a plan may use: ``limit``, or 60 % of what is free on the device.
+
+    Raises:
+        ArgumentError: the limit is negative.
+    """
+    if limit is not None and limit < 0:
+        raise ArgumentError(f"memory_limit: expected a number of bytes >= 0 or None, got {limit}")
+    return int(0.6 * free_bytes(device)) if limit is None else limit

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
-from lsconv.fourier.border import direct_rtol
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.outer import Outer
 from lsconv.fourier.penalty import Penalty, Term, as_convolutions
-from lsconv.fourier.precision import double, needs_double
+from lsconv.fourier.precision import direct_rtol, double, needs_double
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certify

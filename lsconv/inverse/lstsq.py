@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError, warn
-from lsconv.fourier.border import BorderPlan, direct_rtol
-from lsconv.inverse.route import KrylovPlan, Plan, route
+from lsconv.fourier.precision import direct_rtol
+from lsconv.inverse.route import BORDER_PLANS, KrylovPlan, Plan, route
 from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.followed import parameters_of
 from lsconv.krylov.implicit import adjoint_answer, attach, follows
@@ -98,7 +98,7 @@ def lstsq(
     def run(A: LinearOperator, y: Tensor, damp: Any, *_: Any) -> tuple[Solution, Plan]:
         problem = prepare(A, y, damp=damp, check_finite=check_finite, name="y")
         plan = route(A, damp, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
-        second = KrylovPlan(A, damp, "lsmr") if method == "auto" and isinstance(plan, BorderPlan) else None
+        second = KrylovPlan(A, damp, "lsmr") if method == "auto" and isinstance(plan, BORDER_PLANS) else None
         solution = _solve(plan, problem.y, problem.broken, second=second, **options)
         if method == "hybrid":  # the backward pass takes the damping as chosen
             return solution, KrylovPlan(A, solution.damp, "lsmr")
@@ -261,7 +261,7 @@ def pinv(
         )
     fixed = damp.detach() if isinstance(damp, Tensor) else damp
     plan = route(A, fixed, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
-    return PseudoInverse(A, damp, plan, doubtful=method == "auto" and isinstance(plan, BorderPlan))
+    return PseudoInverse(A, damp, plan, doubtful=method == "auto" and isinstance(plan, BORDER_PLANS))
 
 
 class PseudoInverse(LinearOperator):
@@ -304,7 +304,7 @@ class PseudoInverse(LinearOperator):
         return _nan_items(self._backward, y.detach(), self.out_shape, self.in_shape)
 
     def _forward(self, y: Tensor, second: KrylovPlan | None) -> Tensor:
-        if second is None or not isinstance(self.plan, BorderPlan):
+        if second is None or not isinstance(self.plan, BORDER_PLANS):
             return self.plan.apply(y)
         x, missed = self.plan.attempt(y=y)
         if not bool(missed.any()):
@@ -314,7 +314,7 @@ class PseudoInverse(LinearOperator):
 
     def _backward(self, v: Tensor) -> Tensor:
         second = self._second()
-        if second is None or not isinstance(self.plan, BorderPlan):
+        if second is None or not isinstance(self.plan, BORDER_PLANS):
             return self.plan.adjoint(v)
         y, missed = self.plan.attempt(v=v)
         if not bool(missed.any()):

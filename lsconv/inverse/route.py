@@ -22,9 +22,11 @@ from lsconv.errors import (
     PlanMemoryError,
     warn,
 )
-from lsconv.fourier.border import BorderPlan, direct_rtol
+from lsconv.fourier.border import BorderPlan
+from lsconv.fourier.capacitance import CapacitancePlan
 from lsconv.fourier.circulant import CirculantPlan
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.precision import direct_rtol
 from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.spectrum import norm
 from lsconv.krylov.backward import gram_by_cg, normal_by_apply
@@ -41,12 +43,13 @@ from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["METHODS", "FourierPlan", "KrylovPlan", "Plan", "route"]
+__all__ = ["BORDER_PLANS", "METHODS", "FourierPlan", "KrylovPlan", "Plan", "route"]
 
 _LEAST_SQUARES: dict[str, Callable[..., Solution]] = {"lsmr": lsmr, "lsqr": lsqr, "cgls": cgls, "craig": craig}
 _SQUARE: dict[str, Callable[..., Solution]] = {"cg": cg, "minres": minres, "gmres": gmres}
 _KRYLOV = {**_LEAST_SQUARES, **_SQUARE, "hybrid": hybrid}
 METHODS = ("auto", "fourier", "border", *_KRYLOV)
+BORDER_PLANS = (BorderPlan, CapacitancePlan)
 _NOT_LINEAR = '"hybrid" chooses the damping by y, so its answer is not linear in y and has no adjoint; use "lsqr"'
 
 
@@ -92,6 +95,9 @@ def route(
     any other operator                                          "lsmr", preconditioned where that is safe
     ==========================================================  ==================================================
 
+    "border" is direct (:class:`CapacitancePlan`) for ``damp = 0`` and a square operator whose border can be factorised
+    in the time of some two hundred iterations, and otherwise iterates on the border (:class:`BorderPlan`).
+
     A Krylov method is used as asked for, where it solves the problem posed:
 
     =========================  ======================================================================================
@@ -122,10 +128,10 @@ def route(
     if method == "fourier" or (method == "auto" and structured is not None and Embedding(structured).is_circulant):
         return FourierPlan(A, damp)
     if method == "border":
-        return BorderPlan(A, damp, memory_limit=memory_limit)
+        return _border(A, damp, memory_limit)
     if method == "auto" and structured is not None:
         try:
-            return BorderPlan(structured, damp, memory_limit=memory_limit)
+            return _border(structured, damp, memory_limit)
         except MethodError:
             pass  # a null space at damp = 0, which LSMR handles
         except PlanMemoryError as error:
@@ -135,6 +141,17 @@ def route(
         _check_suits(A, damp, name)
         return KrylovPlan(A, damp, name, _own_preconditioner(A, name, preconditioner))
     return KrylovPlan(A, damp, name, _preconditioner(A, damp, preconditioner))
+
+
+def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> BorderPlan | CapacitancePlan:
+    """The border method: direct where it can be and that is worth it, else by iteration."""
+    damping = torch.as_tensor(damp)
+    if bool((damping == 0).all()):
+        try:
+            return CapacitancePlan(A, tuple(damping.shape), memory_limit=memory_limit, worth=True)
+        except (MethodError, PlanMemoryError):
+            pass  # the iteration needs neither a square symbol nor the memory of a dense matrix
+    return BorderPlan(A, damp, memory_limit=memory_limit)
 
 
 def _check_suits(A: LinearOperator, damp: Tensor | float, method: str) -> None:

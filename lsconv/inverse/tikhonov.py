@@ -21,7 +21,7 @@ from lsconv.errors import (
     ShapeError,
     warn,
 )
-from lsconv.fourier.border import direct_rtol
+from lsconv.fourier.precision import direct_rtol
 from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.stacked import StackedPlan, stacked_data, stacked_solution
 from lsconv.inverse.lstsq import without_items

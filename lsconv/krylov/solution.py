@@ -123,6 +123,7 @@ class Solution:
         damp: the damping used, ``batch``.
         history: the method's estimates per iteration, or None for a direct method.
         selection: how the damping was chosen, or None when it was given.
+        nullity: how many singular values of A a direct method took for zero, ``batch``; None where it does not tell.
 
     Example:
         >>> solution = lsconv.cgls(torch.eye(3), torch.tensor([1.0, 2.0, 3.0]))
@@ -139,6 +140,7 @@ class Solution:
     damp: Tensor
     history: History | None = None
     selection: Any = None
+    nullity: Tensor | None = None
 
     @property
     def status(self) -> Any:
@@ -184,6 +186,9 @@ class Solution:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         more = self.codes.numel() - 8
         tail = [f"... and {more} more items"] if more > 0 else []
+        if self.nullity is not None and bool((self.nullity > 0).any()):
+            tail.append(f"{int(self.nullity.max())} singular values of A are zero to the precision of the method; x is of "
+                        f"minimum norm with respect to them")  # fmt: skip
         return "\n".join([head, *lines, *tail])
 
     def __repr__(self) -> str:

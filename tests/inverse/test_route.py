@@ -8,6 +8,7 @@ import torch
 import lsconv
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
 from lsconv.fourier.border import BorderPlan
+from lsconv.fourier.capacitance import CapacitancePlan
 from lsconv.inverse.route import FourierPlan, KrylovPlan, route
 
 
@@ -21,7 +22,19 @@ def conv(padding: object = 0, mode: str = "zeros", stride: int = 1, size: int = 
 def test_zero_padding_goes_to_the_border(padding: object, stride: int) -> None:
     if padding == "same" and stride == 2:
         pytest.skip("torch has no strided 'same'")
-    assert isinstance(route(conv(padding, stride=stride)), BorderPlan)
+    square = padding in (1, "same") and stride == 1
+    for damp in (0.0, 0.1):
+        assert isinstance(
+            route(conv(padding, stride=stride), damp), CapacitancePlan if square and damp == 0 else BorderPlan
+        )
+
+
+def test_a_square_operator_is_iterated_on_where_factorising_costs_more() -> None:
+    weight = torch.zeros(1, 1, 31, 31)
+    weight[..., 15, 15], weight[..., 0, 0] = 4.0, 1.0
+    A = lsconv.Conv2d(weight, (900, 900), padding=15)
+    with pytest.raises(MethodError, match="cost more to factorise"):
+        CapacitancePlan(A, worth=True)
 
 
 def test_uncropped_circular_goes_to_fourier_and_cropped_to_the_border() -> None:
@@ -113,5 +126,5 @@ def test_factors_kept_fit_the_estimate_the_limit_is_held_against(padding: int, s
 
     A = conv(padding, size=size)
     plan = route(A, method="border")
-    assert isinstance(plan, BorderPlan)
+    assert isinstance(plan, CapacitancePlan if padding == 1 else BorderPlan)
     assert plan.nbytes <= plan_bytes(A)
