@@ -3,8 +3,8 @@
 An iteration launches a hundred small kernels, 4 us each on the host, whatever they do. While the vectors are short the
 device waits for the host; a graph is one launch. It repeats the recorded kernels on the recorded memory, so the state
 of the method has to stay where it is: :class:`Recorded` gives every tensor of it a fixed place and lets the recorded
-iteration end by copying what is new into the places. (Vectors are updated in place already: nothing is copied for
-them, except two where MINRES swaps two pairs.)
+iteration end by copying what is new into the places. (Vectors are updated in place already, so none is copied but the
+two pairs that MINRES swaps, and what preconditioners return.)
 
 An iteration is recorded only where nothing can be lost:
 
@@ -128,15 +128,11 @@ class Recorded:
         """An iteration as it is, which shows what changes in it."""
         before = self._state()
         self.advance()
-        after = self._state()
-        if not _alike(before, after):
-            self.next = self.advance
-            return
-        self._fix(before, after)
+        self._fix(before, self._state())
         self.next = self._warm_up
 
     def _warm_up(self) -> None:
-        """The iteration that ends in the fixed places: once to see that it does, once to record it."""
+        """The iteration that ends in the fixed places: once to see that it does, then once to record it."""
         try:
             self.recorder.warm_up(self._in_place)
         except _IrregularError:
@@ -174,7 +170,7 @@ class Recorded:
         groups: dict[tuple[int, int], list[tuple[int, str]]] = {}
         for key, value in after.items():
             if isinstance(value, Tensor):
-                groups.setdefault((id(before[key]), id(value)), []).append(key)
+                groups.setdefault((id(before.get(key)), id(value)), []).append(key)
         self.places: list[tuple[list[tuple[int, str]], Tensor]] = []
         self.kept: list[bool] = []
         for (old, new), keys in groups.items():
