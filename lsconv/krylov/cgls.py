@@ -20,6 +20,7 @@ from lsconv.krylov.folding import beside
 from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import KERNEL, Method
+from lsconv.krylov.multipliers import CGLSMultipliers
 from lsconv.krylov.options import IterationState, Options
 from lsconv.krylov.problem import Problem, prepare
 from lsconv.krylov.solution import Solution
@@ -118,10 +119,16 @@ class _CGLS(Method):
         self.operator_norm = self.weighted_norm = self.carried = 0 * self.unit
         g, self.root = self._gradient()
         self.p = g * self.domain.spread(divide(active, self.root))
+        self.dual = CGLSMultipliers(self.r, self.codomain) if problem.multipliers else None
+        if self.dual is not None:
+            self.dual.turn(0 * self.root, divide(active, self.root), self.r)
         self._estimates(self.codomain.norm(self.r))
 
     def solution(self) -> Tensor:
         return self.x * self.domain.spread(self.unit)
+
+    def multipliers(self) -> Tensor | None:
+        return None if self.dual is None else self.dual.z * self.codomain.spread(self.unit)
 
     def step(self, running: Scalar) -> None:
         domain, codomain = self.domain, self.codomain
@@ -131,11 +138,15 @@ class _CGLS(Method):
         step = divide(active, delta) * self.root
         codomain.add(self.r, -step, q, out=self.r)
         domain.add(self.x, step, self.p, out=self.x)
+        if self.dual is not None:
+            self.dual.step(step)
         previous = self.root
         g, self.root = self._gradient()
         ratio = divide(self.root, previous)
         self.carried = ratio * ratio * delta
         domain.add(domain.scale(self.p, ratio * active), divide(active, self.root), g, out=self.p)
+        if self.dual is not None:
+            self.dual.turn(ratio * active, divide(active, self.root), self.r)
         self._estimates(codomain.norm(self.r))
 
     def _curvature(self, q: Tensor) -> Scalar:

@@ -25,6 +25,7 @@ from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.method import STUCK, Method
+from lsconv.krylov.multipliers import CRAIGMultipliers
 from lsconv.krylov.options import IterationState, Options
 from lsconv.krylov.problem import Problem, prepare
 from lsconv.krylov.solution import Solution
@@ -117,12 +118,16 @@ class _CRAIG(Method):
         self.zeta = -process.one
         self.largest, self.smallest = 0 * process.one, math.inf * process.one
         self.limit = 0.1 * torch.finfo(problem.A.dtype).eps ** -0.75 * process.beta
+        self.dual = CRAIGMultipliers(process.u, process.codomain) if problem.multipliers else None
         self.residual = process.r_norm
         self.operator_norm = process.operator_norm
         self.trouble = process.trouble
 
     def solution(self) -> Tensor:
         return self.x
+
+    def multipliers(self) -> Tensor | None:
+        return None if self.dual is None else self.dual.z
 
     def step(self, running: Scalar) -> None:
         process = self.process
@@ -135,6 +140,8 @@ class _CRAIG(Method):
         self.smallest = minimum(self.smallest, process.alpha)
         self.condition = quotient(self.largest, self.smallest)
         self.space.add(self.x, in_units(zeta * active, 1.0, process.v_length), process.v, out=self.x)
+        if self.dual is not None:
+            self.dual.step(zeta, process.beta, divide(active, process.alpha), process.u, process.u_length)
         process.step(active)
         # r = -beta_{k+1} zeta_k u_{k+1}; u is a unit vector in the norm of M, and the test wants the plain norm.
         residual = process.beta * abs(zeta) * process.u_norm

@@ -22,7 +22,7 @@ so that with :math:`u = A^{+H} g`, :math:`q = A^+ u`, :math:`w = g - A^H u` and 
 
 The second term vanishes with the residual (full row rank), the third with w (full column rank), and the solve for it is
 then left out. So is that for z where the forward solve has found it along with x (:mod:`lsconv.krylov.multipliers`):
-LSQR and LSMR do for fewer rows than columns, and one solve is left, that for u.
+LSQR, LSMR, CGLS and CRAIG do for fewer rows than columns, and one solve is left, that for u.
 
 Where the rank does change (a zero of the symbol), :math:`A^+` is not even continuous: use damp > 0.
 

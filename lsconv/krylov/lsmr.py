@@ -119,9 +119,9 @@ class LSMR(Method):
         self.estimate = _ResidualEstimate(process)
         self.image = None if problem.M is None else _Image(process, problem.residual(x, running))
         self.residual = process.r_norm
-        self.carried: LSMRMultipliers | None = None
+        self.dual: LSMRMultipliers | None = None
         if problem.multipliers:
-            self.carried = LSMRMultipliers(process.u, process.u_length, process.codomain, process.beta)
+            self.dual = LSMRMultipliers(process.u, process.u_length, process.codomain, process.beta)
         self._norms()
 
     def solution(self) -> Tensor:
@@ -130,7 +130,7 @@ class LSMR(Method):
 
     def multipliers(self) -> Tensor | None:
         """What A^H makes x of."""
-        return None if self.carried is None else self.carried.z
+        return None if self.dual is None else self.dual.z
 
     def step(self, running: Scalar) -> None:
         """One iteration; see :meth:`Method.step`."""
@@ -150,9 +150,9 @@ class LSMR(Method):
         back = -divide(thetabar * rho * active, self.rho * self.rhobar)
         forward = divide(zeta * active, rho * rhobar)
         along = -divide(thetanew * active, rho)
-        if self.carried is not None:
-            self.carried.step(back, divide(cbar * active, rho * rhobar), divide(process.beta, rhobar))
-            self.carried.turn(c, s, divide(process.alpha, rho), process.u, process.u_length)
+        if self.dual is not None:
+            self.dual.step(back, divide(cbar * active, rho * rhobar), divide(process.beta, rhobar))
+            self.dual.turn(c, s, divide(process.alpha, rho), process.u, process.u_length)
         # As with v, what is held is h_length h and hbar_length hbar.
         domain.add(self.h, in_units(back, self.h_length, self.hbar_length), self.hbar, out=self.hbar)
         self.hbar_length = self.h_length

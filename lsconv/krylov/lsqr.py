@@ -22,7 +22,7 @@ from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.implicit import differentiable
 from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import Method
-from lsconv.krylov.multipliers import Multipliers
+from lsconv.krylov.multipliers import LSQRMultipliers
 from lsconv.krylov.options import IterationState, Options
 from lsconv.krylov.problem import Problem, prepare
 from lsconv.krylov.solution import Solution
@@ -116,13 +116,13 @@ class _LSQR(Method):
         self.r = None if problem.M is None else process.raw_u.clone()
         self.residual = process.r_norm
         self.gradient = self._gradient(self.phibar * process.alpha)
-        self.carried = Multipliers(process.u, process.u_length, process.codomain) if problem.multipliers else None
+        self.dual = LSQRMultipliers(process.u, process.u_length, process.codomain) if problem.multipliers else None
 
     def solution(self) -> Tensor:
         return self.x
 
     def multipliers(self) -> Tensor | None:
-        return None if self.carried is None else self.carried.z
+        return None if self.dual is None else self.dual.z
 
     def step(self, running: Scalar) -> None:
         active = self.domain.active(running)
@@ -139,9 +139,9 @@ class _LSQR(Method):
         phi = c * phibar
         self.phibar = s * phibar
         inverse = divide(active, rho)
-        if self.carried is not None:
-            self.carried.step(phibar, inverse)
-            self.carried.turn(c, s, divide(process.alpha, rho), process.u, process.u_length)
+        if self.dual is not None:
+            self.dual.step(phibar, inverse)
+            self.dual.turn(c, s, divide(process.alpha, rho), process.u, process.u_length)
         domain.add(self.x, in_units(phi * inverse, 1.0, self.w_length), self.w, out=self.x)
         domain.add(process.v, in_units(-theta * inverse, process.v_length, self.w_length), self.w, out=self.w)
         self.w_length = process.v_length

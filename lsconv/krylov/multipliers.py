@@ -25,6 +25,10 @@ LSMR's h is this w. The directions of its x are :math:`\bar h_k = h_k + b_k \bar
 :math:`z_k = z_{k-1} + (\bar c_k \psi_k / \rho_k \bar\rho_k)\, \bar\tau_k`. No :math:`\rho` is smaller than the smallest
 positive singular value of A, so z is as accurate as x.
 
+CGLS and CRAIG have it simpler: the directions of CGLS are made of gradients :math:`A^H r`, those of z of the same r;
+in CRAIG's :math:`x_k = x_{k-1} + \zeta_k v_k` each :math:`v_k` is :math:`A^H p_k` with
+:math:`\alpha_k p_k = u_k - \beta_k p_{k-1}`.
+
 What of y is outside the range of A would enter z, and grows there: of an answer with a residual nothing is kept, and a
 solve has to find its z. Neither is a z that misses x, which :func:`keep` finds out by one application of :math:`A^H`.
 """
@@ -43,7 +47,16 @@ from torch import Tensor
 from lsconv.krylov.batch import ItemSpace, Scalar, in_units
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["Kept", "LSMRMultipliers", "Multipliers", "keep", "keeping", "wanted"]
+__all__ = [
+    "CGLSMultipliers",
+    "CRAIGMultipliers",
+    "Kept",
+    "LSMRMultipliers",
+    "LSQRMultipliers",
+    "keep",
+    "keeping",
+    "wanted",
+]
 
 # Of what rounding leaves of x - A^H z, in units of ||x||; a user's tolerance may be below it.
 _ROUNDING = 200
@@ -92,7 +105,7 @@ def keep(A: LinearOperator, x: Tensor, z: Tensor, rtol: float) -> None:
 
 
 class _Multipliers:
-    """z in step with x, item by item; see the head of this file.
+    """z in step with x by the rotations of LSQR, item by item; see the head of this file.
 
     Args:
         u: the first u, held in units of ``u_length``.
@@ -113,7 +126,7 @@ class _Multipliers:
         space.add(self.e, s * ratio * ratio, self.tau, out=self.tau)
 
 
-class Multipliers(_Multipliers):
+class LSQRMultipliers(_Multipliers):
     """Those of LSQR."""
 
     def step(self, phibar: Scalar, inverse: Scalar) -> None:
@@ -140,3 +153,31 @@ class LSMRMultipliers(_Multipliers):
         """As for LSQR."""
         super().turn(-c, -s, ratio, u, u_length)
         self.ratio = ratio
+
+
+class CGLSMultipliers:
+    """Those of CGLS: z goes along t with ``A^H t = p``."""
+
+    def __init__(self, r: Tensor, space: ItemSpace) -> None:
+        self.space, self.t, self.z = space, torch.zeros_like(r), torch.zeros_like(r)
+
+    def step(self, step: Scalar) -> None:
+        """``z_k``."""
+        self.space.add(self.z, step, self.t, out=self.z)
+
+    def turn(self, ratio: Scalar, scale: Scalar, r: Tensor) -> None:
+        """``ratio t + scale r``, as p is made of itself and ``A^H r``."""
+        self.space.add(self.space.scale(self.t, ratio), scale, r, out=self.t)
+
+
+class CRAIGMultipliers:
+    """Those of CRAIG: z goes along p with ``A^H p = v``."""
+
+    def __init__(self, u: Tensor, space: ItemSpace) -> None:
+        self.space, self.p, self.z = space, torch.zeros_like(u), torch.zeros_like(u)
+
+    def step(self, zeta: Scalar, beta: Scalar, inverse: Scalar, u: Tensor, u_length: Scalar) -> None:
+        """``p_k`` and ``z_k``; of ``1 / alpha``, or 0 for an item that rests."""
+        space = self.space
+        space.add(space.scale(self.p, -beta * inverse), in_units(inverse, 1.0, u_length), u, out=self.p)
+        space.add(self.z, zeta, self.p, out=self.z)
