@@ -17,8 +17,9 @@ from lsconv.fourier.symbol import FrequencyMatrices, Grid
 from lsconv.inverse.proximal import Term
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
+from lsconv.operators.padding import Pairs, pad, pad_adjoint
 
-__all__ = ["Differences", "Filtered", "GridLayout", "Itself", "SplitImage"]
+__all__ = ["Copies", "Differences", "Filtered", "GridLayout", "Itself", "SplitImage"]
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,32 @@ class Itself(SplitImage):
     def adjoint(self, r: Tensor) -> Tensor:
         """``C^H r``."""
         return r.clone()
+
+
+class Copies(Itself):
+    r"""x, where cells beyond its edge are copies of others, as reflecting and replicating padding P makes them.
+
+    The nearest x of which ``s`` would be the padding is the mean over the copies, :math:`(P^H P)^{-1} P^H s`, which the
+    term's proximal step, that of a set, then takes. Cells of the grid that are no copies either are free.
+    """
+
+    def __init__(self, layout: GridLayout, pairs: Pairs, mode: str) -> None:
+        super().__init__(layout, held=True)
+        self.pairs, self.mode = pairs, mode
+        self.axes = tuple(range(-len(pairs), 0))
+        self.shifts = tuple(left for left, _ in pairs)
+        self.padded = tuple(left + n + right for n, (left, right) in zip(self.sizes, pairs, strict=True))
+        ones = torch.ones(self.padded, dtype=layout.dtype, device=layout.device)
+        self.share = pad_adjoint(ones, pairs, mode).reciprocal()
+
+    def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
+        """As in :class:`SplitImage`, for the copies together."""
+        rolled = s.roll(self.shifts, self.axes)
+        window = self.layout.window(rolled, self.padded)
+        mean = pad_adjoint(window, self.pairs, self.mode) * self.share
+        term.prox(mean, rho, mean)
+        window.copy_(pad(mean, self.pairs, self.mode))
+        out.copy_(rolled.roll([-shift for shift in self.shifts], self.axes))
 
 
 class Differences(SplitImage):

@@ -16,7 +16,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["MODES", "Pad", "check_pairs", "is_int", "normalise_pairs", "pad", "pad_adjoint"]
+__all__ = ["MODES", "Pad", "Pairs", "check_pairs", "is_int", "normalise_pairs", "pad", "pad_adjoint"]
 
 Pairs = tuple[tuple[int, int], ...]
 

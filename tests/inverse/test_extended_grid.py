@@ -29,6 +29,13 @@ OPERATORS = {
     "three groups": lambda: lsconv.Conv2d(kernel(3, 1, 3, 3), (7, 6), groups=3),
     "one dimension": lambda: lsconv.Conv1d(kernel(1, 1, 4), (20,)),
     "three dimensions": lambda: lsconv.Conv3d(kernel(1, 1, 2, 2, 2), (4, 5, 4)),
+    "reflect": lambda: lsconv.Convolution(kernel(1, 1, 3, 4), (8, 9), padding=[(1, 1), (1, 2)], padding_mode="reflect"),
+    "replicate": lambda: lsconv.Convolution(
+        kernel(1, 1, 3, 4), (8, 9), padding=[(2, 0), (1, 2)], padding_mode="replicate"
+    ),
+    "reflect, one axis, three groups": lambda: lsconv.Convolution(
+        kernel(3, 1, 3, 3), (7, 8), padding=[(0, 0), (2, 2)], groups=3, padding_mode="reflect"
+    ),
     "a kernel per item": lambda: lsconv.Conv2d(kernel(2, 1, 1, 3, 3), (7, 7)),
 }
 
@@ -165,3 +172,56 @@ def test_a_picture_takes_at_most_two_hundred_iterations(blur: str) -> None:
     solution = lsconv.total_variation(A, y, 2e-3)
     assert bool(solution.converged)
     assert int(solution.iterations) <= 200
+
+
+@pytest.mark.parametrize("bounds", [(0.2, 0.8), (None, 0.7)])
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+def test_bounds_hold_where_the_padding_repeats_cells(mode: str, bounds: tuple[float | None, float]) -> None:
+    """The cells of a copy count once: the objective is that of an iteration on the operators themselves."""
+    A = lsconv.Convolution(kernel(1, 1, 3, 4), (8, 9), padding=[(1, 1), (1, 2)], padding_mode=mode)
+    generator = torch.Generator().manual_seed(2)
+    y = A(torch.rand(A.in_shape, dtype=DOUBLE, generator=generator))
+    L = lsconv.Gradient(A.in_shape, dtype=DOUBLE)
+
+    def terms(A: lsconv.LinearOperator, y: Tensor) -> list[Term]:
+        return [gaussian_term(A, y), sparsity_term(L, torch.tensor(0.01, dtype=DOUBLE), (0, 1))]
+
+    problems = [SparseProblem(A, y, terms, bounds=bounds, extended=extended) for extended in (True, False)]
+    assert isinstance(problems[0].step, ExtendedGrid)
+    results = [problem.run(1e-5, 5000, None) for problem in problems]
+    ours, other = (
+        problem.certificate(result.x, result.duals, problem.precise).objective
+        for problem, result in zip(problems, results, strict=True)
+    )
+    assert all(bool(result.met) for result in results)
+    torch.testing.assert_close(ours, other, rtol=1e-5, atol=0)
+    low, high = bounds
+    assert float(results[0].x.max()) <= high
+    assert low is None or float(results[0].x.min()) >= low
+
+
+def test_entries_that_have_copies_count_once() -> None:
+    A = OPERATORS["reflect"]()
+    problems = both(A, lsconv.Identity(A.in_shape, dtype=DOUBLE))
+    assert isinstance(problems[0].step, ExtendedGrid)
+    results = [problem.run(1e-5, 5000, None) for problem in problems]
+    assert all(bool(result.met) for result in results)
+    ours, other = (
+        problem.certificate(result.x, result.duals, problem.precise).objective
+        for problem, result in zip(problems, results, strict=True)
+    )
+    torch.testing.assert_close(ours, other, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda shape: lsconv.Laplacian(shape, boundary="dirichlet", dtype=DOUBLE),
+        lambda shape: lsconv.Gradient(shape, boundary="periodic", dtype=DOUBLE),
+    ],
+    ids=["Laplacian", "periodic gradient"],
+)
+def test_penalties_that_read_something_else_beyond_the_edge_are_left_to_the_operators(make) -> None:
+    A = OPERATORS["reflect"]()
+    problem, _ = both(A, make(A.in_shape))
+    assert not isinstance(problem.step, ExtendedGrid)
