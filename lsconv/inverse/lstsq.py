@@ -15,7 +15,7 @@ from lsconv.fourier.precision import direct_rtol
 from lsconv.inverse.route import BORDER_PLANS, KrylovPlan, Plan, route
 from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.followed import parameters_of
-from lsconv.krylov.implicit import adjoint_answer, attach, follows
+from lsconv.krylov.implicit import adjoint_answer, attach, follows, start_as_prior
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
 from lsconv.operators.base import LinearOperator, hidden_by_vmap
@@ -95,8 +95,12 @@ def lstsq(
     """
     options.update(rtol=rtol, atol=atol, max_iter=max_iter, raise_on_failure=raise_on_failure)
 
-    def run(A: LinearOperator, y: Tensor, damp: Any, *_: Any) -> tuple[Solution, Plan]:
+    def run(
+        A: LinearOperator, y: Tensor, damp: Any, _: LinearOperator | None, start: Tensor | None
+    ) -> tuple[Solution, Plan]:
         problem = prepare(A, y, damp=damp, check_finite=check_finite, name="y")
+        if start is not None:
+            options["x0"] = start
         plan = route(A, damp, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
         second = KrylovPlan(A, damp, "lsmr") if method == "auto" and isinstance(plan, BORDER_PLANS) else None
         solution = _solve(plan, problem.y, problem.broken, second=second, **options)
@@ -106,7 +110,7 @@ def lstsq(
 
     A = as_operator(A, y)
     A.check_output(y, "y")
-    return attach(run, A, y, damp=damp, rtol=rtol)
+    return attach(run, A, y, damp=damp, x_prior=start_as_prior(A, damp, options.get("x0")), rtol=rtol)
 
 
 def _solve(
@@ -336,7 +340,11 @@ class PseudoInverse(LinearOperator):
     ) -> Solution:
         """The solution for ``y`` with its certificate; ``options`` are rtol, atol and max_iter, as in :func:`lstsq`."""
 
-        def run(A: LinearOperator, y: Tensor, damp: Any, *_: Any) -> tuple[Solution, Plan]:
+        def run(
+            A: LinearOperator, y: Tensor, damp: Any, _: LinearOperator | None, start: Tensor | None
+        ) -> tuple[Solution, Plan]:
+            if start is not None:
+                options["x0"] = start
             problem = prepare(self.operator, y, damp=damp, check_finite=check_finite, name="y")
             options.update(raise_on_failure=raise_on_failure)
             second = self._second()
@@ -344,7 +352,8 @@ class PseudoInverse(LinearOperator):
             return solution, self._answered(second)
 
         self.operator.check_output(y, "y")
-        return attach(run, self.operator, y, damp=self.damp, rtol=options.get("rtol"))
+        start = start_as_prior(self.operator, self.damp, options.get("x0"))
+        return attach(run, self.operator, y, damp=self.damp, x_prior=start, rtol=options.get("rtol"))
 
     def _map(self, *args: Any, **kwargs: Any) -> PseudoInverse:
         raise MethodError("pinv: a plan does not move; make pinv(A.to(...)) instead")

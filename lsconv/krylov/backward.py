@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -73,23 +72,27 @@ class Inverse(Protocol):
         """``(A^H A)^{-1} g`` for A of full column rank; None where it would cost more than :meth:`adjoint`."""
 
 
-@dataclass(frozen=True, eq=False)
 class Again:
     """The backward solves of a Krylov method: by the same method, with the preconditioners' sides exchanged."""
 
-    method: Callable[..., Solution]
-    transposed: Callable[..., Solution]
-    A: LinearOperator
-    damp: Any
-    options: dict[str, Any]
+    def __init__(
+        self,
+        method: Callable[..., Solution],
+        transposed: Callable[..., Solution],
+        A: LinearOperator,
+        damp: Any,
+        options: dict[str, Any],
+    ) -> None:
+        self.method, self.transposed, self.A, self.damp, self.options = method, transposed, A, damp, options
+        self.M, self.N = options.get("M"), options.get("N")
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The answer for ``y``."""
-        return self._run(self.method, self.A, y, rtol, self.options.get("M"), self.options.get("N"))
+        return self._run(self.method, self.A, y, rtol, self.M, self.N)
 
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`."""
-        M, N = self.options.get("M"), self.options.get("N")
+        M, N = self.M, self.N
         if "N" not in inspect.signature(self.method).parameters:
             if M is not None and not isinstance(M, LinearOperator):
                 M = None  # a function, whose adjoint nobody knows
@@ -102,7 +105,7 @@ class Again:
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^{-1} g``."""
-        return gram_by_cg(self.A, g, rtol=rtol, N=self.options.get("N"), max_iter=self.options.get("max_iter"))
+        return gram_by_cg(self.A, g, rtol=rtol, N=self.N, max_iter=self.options.get("max_iter"))
 
     def _run(
         self, method: Callable[..., Solution], A: LinearOperator, b: Tensor, rtol: float | None, M: Any, N: Any

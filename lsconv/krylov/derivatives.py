@@ -112,6 +112,8 @@ class Solve(torch.autograd.Function):
                 if any(needed[: system.count]):
                     own = pull(A, False, params[: system.count], needed[: system.count], [prior.expand_as(x)], [-u])
                     bars[: system.count] = _plus(bars[: system.count], own)
+        if damp is not None and damp_bar is None:
+            damp_bar = torch.zeros_like(damp)  # x depends on its square
         return (None, _fit(y_bar, y), _fit(damp_bar, damp), _fit(prior_bar, prior), *bars)
 
     @staticmethod
@@ -307,6 +309,7 @@ def _pseudo_backward(
     own, needed = params[: system.count], needed[: system.count]
     if not any(needed):
         return PseudoSolve.apply(system, not transposed, None, g, *own), [None] * system.count
+    system.check_unweighted()
     A = made_of(system.A, own)
     B = A.H if transposed else A
     outputs, inputs = len(B.out_shape), len(B.in_shape)
@@ -351,6 +354,7 @@ def _pseudo_tangent(
 
     if all(tangent is None for tangent in tangents):
         return inverse(dy)
+    system.check_unweighted()
 
     def image(v: Tensor, adjoint: bool = False) -> Tensor:
         def of(*own: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from lsconv.krylov.derivatives import NormalSolve, PseudoSolve, Solve
 from lsconv.krylov.followed import any_followed, no_autocast, parameters_of
 from lsconv.krylov.problem import as_operator
 from lsconv.krylov.solution import Solution
-from lsconv.krylov.system import System
-from lsconv.operators.base import LinearOperator
+from lsconv.krylov.system import System, spread_over
+from lsconv.operators.base import LinearOperator, hidden_by_vmap
 
-__all__ = ["adjoint_answer", "attach", "differentiable", "follows"]
+__all__ = ["adjoint_answer", "attach", "differentiable", "follows", "start_as_prior"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Solution])
 
@@ -76,6 +76,24 @@ def adjoint_answer(inverse: Inverse, A: LinearOperator, v: Tensor, damp: Any) ->
     return answer
 
 
+def start_as_prior(A: LinearOperator, damp: Any, x0: Any) -> Tensor | None:
+    """The part of a start that stays in the answer, and so has a gradient: x0 for the items without damping.
+
+    Their answer is ``x0 + A^+ (y - A x0)``, with x0 for the prior; that of the others does not depend on x0.
+
+    Returns:
+        ``x_prior`` for :func:`attach`; None where there is no such item.
+    """
+    if not isinstance(x0, Tensor):
+        return None
+    if not isinstance(damp, Tensor):
+        return x0 if damp == 0 else None
+    undamped = damp.detach() == 0
+    if not (hidden_by_vmap(undamped) or bool(undamped.any())):
+        return None
+    return torch.where(spread_over(undamped, len(A.in_shape)), x0, 0)
+
+
 def follows(A: LinearOperator, *values: Any) -> bool:
     """Whether autograd, or a torch.func transform, follows any of the tensors given or those that A is made of."""
     return any_followed(*(value for value in values if isinstance(value, Tensor)), *parameters_of(A))
@@ -100,13 +118,15 @@ def differentiable(
         def wrapped(A: Any, b: Tensor, **options: Any) -> Solution:
             if not (isinstance(A, (LinearOperator, Tensor)) and isinstance(b, Tensor)):
                 return method(A, b, **options)
-            given = options.get("damp")
-            tensors = [t for t in (b, A, given) if isinstance(t, Tensor)]
+            given, x0 = options.get("damp"), options.get("x0")
+            tensors = [t for t in (b, A, given, x0) if isinstance(t, Tensor)]
             if isinstance(A, LinearOperator):
                 tensors += parameters_of(A)
             if not any_followed(*tensors):
                 return method(A, b, **options)
             rest = {name: value for name, value in options.items() if name != "damp"}
+            operator, damping = as_operator(A, b), 0.0 if given is None else given
+            prior = None if square or chooses_damp else start_as_prior(operator, damping, x0)
 
             def run(
                 A: LinearOperator, b: Tensor, damp: Any, L: LinearOperator | None, x_prior: Tensor | None
@@ -117,13 +137,15 @@ def differentiable(
                     solution = method(A, b, **rest)
                     return solution, Again(lsmr, lsmr, A, solution.damp, {})
                 damped = {} if given is None else {"damp": damp}
-                return method(A, b, **damped, **rest), Again(method, transposed or method, A, damp, rest)
+                start = {} if x_prior is None else {"x0": x_prior}
+                return method(A, b, **damped, **{**rest, **start}), Again(method, transposed or method, A, damp, rest)
 
             return attach(
                 run,
-                as_operator(A, b),
+                operator,
                 b,
-                damp=0.0 if given is None else given,
+                damp=damping,
+                x_prior=prior,
                 square=square,
                 rtol=options.get("rtol"),
             )

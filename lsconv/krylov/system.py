@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning
+from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.krylov.backward import Inverse, report_failure
 from lsconv.krylov.batch import binary_unit, scalar_dtype
 from lsconv.krylov.followed import any_followed, made_of, no_autocast, parameters_of
@@ -106,6 +106,20 @@ class System:
             else:
                 report_failure(warning.message)
         return answer
+
+    def check_unweighted(self) -> None:
+        """Refuse what Golub and Pereyra do not cover: a preconditioner that chooses among the answers.
+
+        Raises:
+            MethodError: M with more rows than columns, or N with fewer.
+        """
+        A, inverse = self.A, self.inverse
+        for name, more, fewer in (("M", A.out_numel, A.in_numel), ("N", A.in_numel, A.out_numel)):
+            if more > fewer and getattr(inverse, name, None) is not None:
+                raise MethodError(
+                    f"{name}: without damping it chooses the answer, where A is {A.in_shape} -> {A.out_shape}, and "
+                    f"there is no gradient by what A is made of (by the data there is); use damp > 0, or drop {name}"
+                )
 
     def negligible(self, part: Tensor, whole: Tensor, item_ndim: int) -> bool:
         """Whether ``part`` is what the tolerance leaves of ``whole``, in every item."""
