@@ -29,6 +29,7 @@ from lsconv.krylov.followed import any_followed
 from lsconv.krylov.solution import Solution
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
+from lsconv.operators.untraced import untraced
 
 __all__ = ["blur_operator", "deconvolve"]
 
@@ -102,6 +103,7 @@ def blur_operator(
     )
 
 
+@untraced
 def deconvolve(
     image: Tensor | np.ndarray[Any, Any],
     psf: Tensor | np.ndarray[Any, Any],

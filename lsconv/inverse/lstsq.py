@@ -19,6 +19,7 @@ from lsconv.krylov.implicit import adjoint_answer, attach, follows, start_as_pri
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
 from lsconv.operators.base import LinearOperator, hidden_by_vmap
+from lsconv.operators.untraced import untraced
 
 __all__ = ["PseudoInverse", "lstsq", "pinv"]
 
@@ -27,6 +28,7 @@ _COMMON = {"rtol", "atol", "max_iter"}
 _KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart", "rule", "noise_std", "safety"}
 
 
+@untraced
 def lstsq(
     A: Any,
     y: Tensor,
@@ -209,6 +211,7 @@ def without_items(solution: Solution, broken: Tensor) -> Solution:
     )
 
 
+@untraced
 def pinv(
     A: Any,
     *,
@@ -291,6 +294,7 @@ class PseudoInverse(LinearOperator):
         self.plan = plan
         self.doubtful = doubtful
 
+    @untraced
     def apply(self, x: Tensor) -> Tensor:
         """The solution for ``x``; NaN for the items that are not finite."""
 
@@ -301,6 +305,7 @@ class PseudoInverse(LinearOperator):
 
         return attach(run, self.operator, x, damp=self.damp)
 
+    @untraced
     def adjoint(self, y: Tensor) -> Tensor:
         """The adjoint of :meth:`apply`."""
         if follows(self.operator, y, self.damp):
@@ -335,6 +340,7 @@ class PseudoInverse(LinearOperator):
     def _answered(self, second: KrylovPlan | None) -> Plan:
         return second if second is not None and second.answered else self.plan
 
+    @untraced
     def solve(
         self, y: Tensor, *, check_finite: bool = True, raise_on_failure: bool = False, **options: Any
     ) -> Solution:

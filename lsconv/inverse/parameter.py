@@ -31,6 +31,7 @@ from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.problem import as_operator, prepare
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.untraced import untraced
 
 __all__ = ["RULES", "Selection", "choose_damp"]
 
@@ -48,6 +49,7 @@ _LARGE_TOLERANCE = 1e-3
 
 
 @torch.no_grad()
+@untraced
 def choose_damp(
     A: Any,
     y: Tensor,

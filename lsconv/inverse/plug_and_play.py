@@ -19,12 +19,14 @@ from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Identity
+from lsconv.operators.untraced import untraced
 
 __all__ = ["plug_and_play"]
 
 _RTOL = {torch.float32: 1e-3, torch.float64: 1e-5}
 
 
+@untraced
 def plug_and_play(
     A: Any,
     y: Tensor,

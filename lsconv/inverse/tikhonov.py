@@ -37,10 +37,12 @@ from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.elementary import Identity
+from lsconv.operators.untraced import untraced
 
 __all__ = ["KrylovStack", "penalty_plan", "tikhonov"]
 
 
+@untraced
 def tikhonov(
     A: Any,
     y: Tensor,

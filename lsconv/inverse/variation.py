@@ -20,12 +20,14 @@ from lsconv.krylov.solution import Solution
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.difference import Gradient
+from lsconv.operators.untraced import untraced
 
 __all__ = ["total_variation"]
 
 _RTOL = {torch.float32: 2e-3, torch.float64: 1e-4}
 
 
+@untraced
 def total_variation(
     A: Any,
     y: Tensor,

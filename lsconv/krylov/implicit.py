@@ -22,6 +22,7 @@ from lsconv.krylov.problem import as_operator
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.system import System, spread_over
 from lsconv.operators.base import LinearOperator, hidden_by_vmap
+from lsconv.operators.untraced import untraced
 
 __all__ = ["adjoint_answer", "attach", "differentiable", "follows", "start_as_prior"]
 
@@ -114,6 +115,7 @@ def differentiable(
     """
 
     def decorate(method: _Function) -> _Function:
+        @untraced
         @functools.wraps(method)
         def wrapped(A: Any, b: Tensor, **options: Any) -> Solution:
             if not (isinstance(A, (LinearOperator, Tensor)) and isinstance(b, Tensor)):

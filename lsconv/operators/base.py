@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentTypeError, DeviceError, DtypeError, NonFiniteError, ShapeError
+from lsconv.operators.untraced import untraced
 
 if TYPE_CHECKING:
     import scipy.sparse.linalg as scipy_linalg
@@ -369,6 +370,7 @@ def hidden_by_vmap(tensor: Tensor) -> bool:
     return False
 
 
+@untraced
 def require_finite(tensor: Tensor, name: str, item_ndim: int) -> None:
     """Raise :class:`NonFiniteError` naming the batch items of ``tensor`` that hold NaN or infinity.
 
