@@ -11,19 +11,22 @@ Solves run in float32 or better, whatever autocast says. Under torch.compile the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
 from lsconv.inverse.lstsq import PseudoInverse as _Operator
-from lsconv.inverse.lstsq import pinv
-from lsconv.inverse.route import Plan
+from lsconv.inverse.lstsq import lstsq, pinv
+from lsconv.inverse.penalised import penalised_inverse
 from lsconv.inverse.tikhonov import tikhonov
+from lsconv.krylov.followed import parameters_of
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.untraced import untraced
 
 __all__ = ["PseudoInverse", "RangeNull", "Tikhonov"]
 
@@ -50,7 +53,7 @@ class _Inversion(nn.Module):
 
     def refresh(self) -> None:
         """Forget the plan; needed only after a change of the weight that torch does not count."""
-        self._kept: tuple[Any, tuple[Tensor, ...], Plan] | None = None
+        self._kept: tuple[Any, tuple[Tensor, ...], Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}  # copies and pickles make their own
@@ -85,18 +88,31 @@ class _Inversion(nn.Module):
         bias = self.conv.bias
         return y if bias is None else y - bias.to(A.dtype).reshape(-1, *(1 for _ in A.spatial_out))
 
-    def _inverse(self, A: Convolution, damp: float | Tensor, *sources: Tensor) -> _Operator:
-        """The pseudo-inverse of A, with the plan kept from before where nothing has changed."""
+    def _inverse(self, A: Convolution, y: Tensor, damp: float | Tensor, *sources: Tensor) -> Tensor:
+        """The answer for y, with the plan kept from before where nothing has changed."""
         sources = (self.conv.weight, *sources)
+        if any(map(is_functorch_wrapped_tensor, sources)):
+            return lstsq(A, y, damp=damp, method=self.method, check_finite=False).x  # values that nothing can look at
+        fixed = damp.detach() if isinstance(damp, Tensor) else damp
+        made = self._plan(A, sources, lambda: pinv(A, damp=fixed, method=self.method))
+        return _Operator(A, damp, made.plan, doubtful=made.doubtful)(y)
+
+    def _plan(self, A: Convolution, sources: tuple[Tensor, ...], make: Callable[[], Any], L: Any = None) -> Any:
+        """What ``make`` made for these sources, the last time if nothing has changed since."""
         if any(not s.is_leaf or s.is_inference() for s in sources):
-            return pinv(A, damp=damp, method=self.method)  # a weight made anew every time, or one without a version
+            return make()  # a weight made anew every time, or one without a version
         state = [(s.data_ptr(), s._version, s.dtype, s.device) for s in sources]
-        key = (state, A.spatial_in, A.dtype)
+        key = (state, A.spatial_in, A.dtype, self.method, L)
         kept = self._kept
-        if kept is None or kept[0] != key or any(a is not b for a, b in zip(kept[1], sources, strict=True)):
+        if (
+            kept is None
+            or kept[0] != key
+            or len(kept[1]) != len(sources)
+            or any(a is not b for a, b in zip(kept[1], sources, strict=True))
+        ):
             # the sources stay alive with the plan, so that no other tensor can take their addresses
-            self._kept = kept = key, sources, pinv(A, damp=damp, method=self.method).plan
-        return _Operator(A, damp, kept[2])
+            self._kept = kept = key, sources, make()
+        return kept[2]
 
     def _result(self, x: Tensor, y: Tensor) -> Tensor:
         """In the dtype of ``y``, unless autocast is at work, under which x keeps the dtype of the solve."""
@@ -137,12 +153,12 @@ class PseudoInverse(_Inversion):
     def __init__(self, conv: _Conv, in_size: int | Sequence[int] | None = None, *, method: str = "auto") -> None:
         super().__init__(conv, in_size, method)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def forward(self, y: Tensor) -> Tensor:
         """The solution x for ``y``."""
         with torch.autocast(y.device.type, enabled=False):
             A = self._operator(self._spatial(y))
-            x = self._inverse(A, 0.0)(self._data(y, A))
+            x = self._inverse(A, self._data(y, A), 0.0)
         return self._result(x, y)
 
 
@@ -200,22 +216,32 @@ class Tikhonov(_Inversion):
         """The damping."""
         return self.log_damp.exp()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def forward(self, y: Tensor, x_prior: Tensor | None = None) -> Tensor:
         """The solution x for ``y``, drawn towards ``x_prior``."""
         with torch.autocast(y.device.type, enabled=False):
             A = self._operator(self._spatial(y))
             data, damp = self._data(y, A), self.damp
             if self.L is None:
-                inverse = self._inverse(A, damp, self.log_damp)
                 prior = None if x_prior is None else x_prior.to(A.dtype)
-                x = inverse(data) if prior is None else prior + inverse(data - A(prior))
+                x = self._inverse(A, data if prior is None else data - A(prior), damp, self.log_damp)
+                x = x if prior is None else prior + x
             else:
-                L = self.L
-                operator = Convolution.from_module(L, A.spatial_in) if isinstance(L, _KINDS) else L
                 prior = None if x_prior is None else x_prior.to(A.dtype)
-                x = tikhonov(A, data, damp, L=operator.to(A.device, A.dtype), x_prior=prior).x
+                x = self._penalised(A, self.L, data, damp, prior)
         return self._result(x, y)
+
+    def _penalised(
+        self, A: Convolution, L: _Conv | LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None
+    ) -> Tensor:
+        given = Convolution.from_module(L, A.spatial_in) if isinstance(L, _KINDS) else L
+        operator = given.to(A.device, A.dtype)
+        sources = (self.conv.weight, self.log_damp, *([L.weight] if isinstance(L, _KINDS) else parameters_of(L)))
+        if any(map(is_functorch_wrapped_tensor, sources)):
+            return tikhonov(A, y, damp, L=operator, x_prior=x_prior, method=self.method).x
+        solve = self._plan(A, sources, lambda: penalised_inverse(A, operator, damp, method=self.method), L)
+        x: Tensor = solve(A, operator, y, damp, x_prior)
+        return x
 
 
 class RangeNull(_Inversion):
@@ -248,7 +274,7 @@ class RangeNull(_Inversion):
     def __init__(self, conv: _Conv, in_size: int | Sequence[int] | None = None, *, method: str = "auto") -> None:
         super().__init__(conv, in_size, method)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
         """``A^+ y + (I - A^+ A) z``."""
         spatial = self._spatial(y)
@@ -257,5 +283,5 @@ class RangeNull(_Inversion):
             A = A.to(dtype=torch.float32) if A.dtype in (torch.float16, torch.bfloat16) else A
             z = z.to(A.dtype)
             A.check_input(z, "z")
-            x = z + self._inverse(A, 0.0)(self._data(y, A) - A.apply(z))
+            x = z + self._inverse(A, self._data(y, A) - A.apply(z), 0.0)
         return self._result(x, y)

@@ -190,3 +190,78 @@ def test_learned_damping_makes_a_new_plan_after_a_step_and_only_then() -> None:
     ).x
     torch.testing.assert_close(layer(y), expected, rtol=1e-4, atol=1e-5)
     assert layer._kept[2] is not plan
+
+
+def test_plan_of_a_penalty_is_made_again_only_when_something_changed() -> None:
+    penalty = torch.nn.Conv1d(1, 2, 3, padding=1, bias=False)
+    layer = lsconv.nn.Tikhonov(torch.nn.Conv1d(1, 2, 3), damp=0.3, L=penalty)
+    y, prior = torch.randn(2, 2, 10), torch.randn(1, 12)
+
+    def expected() -> torch.Tensor:
+        A = lsconv.Conv1d(layer.conv.weight.detach(), in_size=12)
+        L = lsconv.Conv1d(penalty.weight.detach(), in_size=12, padding=1)
+        data = y - layer.conv.bias.detach()[:, None]
+        return lsconv.tikhonov(A, data, layer.damp.detach(), L=L, x_prior=prior).x
+
+    torch.testing.assert_close(layer(y, prior), expected(), rtol=1e-4, atol=1e-5)
+    plan = layer._kept[2]
+    layer(2 * y).sum().backward()
+    assert layer._kept[2] is plan
+    for change in (penalty.weight, layer.conv.weight, layer.log_damp):
+        with torch.no_grad():
+            change.mul_(1.5)
+        torch.testing.assert_close(layer(y, prior), expected(), rtol=1e-4, atol=1e-5)
+        assert layer._kept[2] is not plan
+        plan = layer._kept[2]
+
+
+def test_another_penalty_without_tensors_is_another_plan() -> None:
+    layer, y = lsconv.nn.Tikhonov(torch.nn.Conv1d(1, 2, 3), L=lsconv.Gradient((1, 12), ndim=1)), torch.randn(2, 10)
+    first = layer(y)
+    layer.L = lsconv.Laplacian((1, 12), ndim=1)
+    second = layer(y)
+    assert not torch.allclose(first, second, atol=1e-3)
+    layer.refresh()
+    torch.testing.assert_close(layer(y), second)
+
+
+def test_method_of_a_module_is_that_of_its_penalised_solve() -> None:
+    penalty = torch.nn.Conv1d(1, 2, 3, padding=1, bias=False)
+    layer = lsconv.nn.Tikhonov(torch.nn.Conv1d(1, 2, 3), L=penalty, method="fourier")
+    with pytest.raises(lsconv.errors.MethodError, match="fourier"):  # neither is circular
+        layer(torch.randn(2, 10))
+
+
+def test_a_rank_deficient_module_gets_the_answer_of_pinv() -> None:
+    conv = torch.nn.Conv1d(2, 2, 3, dtype=torch.float64, bias=False)
+    with torch.no_grad():
+        conv.weight[1] = 2 * conv.weight[0]
+    y = conv(torch.randn(2, 20, dtype=torch.float64)).detach()
+    expected = torch.linalg.pinv(lsconv.Conv1d(conv.weight.detach(), in_size=20).to_dense(), rtol=1e-9) @ y.flatten()
+    torch.testing.assert_close(lsconv.nn.PseudoInverse(conv)(y).flatten(), expected, rtol=1e-6, atol=1e-7)
+
+
+@every_module
+def test_ensembles_and_gradients_per_sample_by_torch_func(name: str) -> None:
+    layers = [_module(name, torch.float64)[0] for _ in range(2)]
+    with torch.no_grad():
+        layers[1].conv.weight.mul_(1.5)
+    _, inputs = _module(name, torch.float64)
+    parameters, buffers = torch.func.stack_module_state(layers)
+
+    def answer(parameters: dict[str, torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layers[0], (parameters, buffers), inputs)
+
+    found = torch.func.vmap(answer, in_dims=(0, *(None for _ in inputs)))(parameters, *inputs)
+    torch.testing.assert_close(found, torch.stack([layer(*inputs) for layer in layers]), rtol=1e-7, atol=1e-7)
+
+    def loss(parameters: dict[str, torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+        return answer(parameters, *inputs).square().sum()
+
+    own = {key: value.detach() for key, value in layers[0].named_parameters()}
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, *(0 for _ in inputs)))(own, *inputs)
+    for sample in range(2):
+        layers[0].zero_grad()
+        layers[0](*(t[sample] for t in inputs)).square().sum().backward()
+        for key, value in layers[0].named_parameters():
+            torch.testing.assert_close(gradients[key][sample], value.grad, rtol=1e-6, atol=1e-6)

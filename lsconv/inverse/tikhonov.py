@@ -39,7 +39,7 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.elementary import Identity
 from lsconv.operators.untraced import untraced
 
-__all__ = ["KrylovStack", "penalty_plan", "tikhonov"]
+__all__ = ["KrylovStack", "PenalisedBackward", "penalty_plan", "report", "tikhonov"]
 
 
 @untraced
@@ -154,8 +154,8 @@ def tikhonov(
         if bool(problem.broken.any()):
             solution = without_items(solution, problem.broken)
         solution = replace(solution, selection=selection)
-        _report(solution, plan, raise_on_failure)
-        return solution, _Backward(A, plan) if isinstance(plan, (StackedPlan, KrylovStack)) else plan
+        report(solution, plan, raise_on_failure)
+        return solution, PenalisedBackward(A, plan) if isinstance(plan, (StackedPlan, KrylovStack)) else plan
 
     return attach(run, A, y, damp=strength, L=L, x_prior=x_prior, rtol=rtol)
 
@@ -247,7 +247,7 @@ class KrylovStack:
         return f"KrylovStack('lsmr', L={type(self.L).__name__}, preconditioner={self.preconditioner!r})"
 
 
-class _Backward:
+class PenalisedBackward:
     """The backward pass of a penalised problem: L counts where ``damp > 0``, elsewhere A is alone."""
 
     def __init__(self, A: LinearOperator, plan: StackedPlan | KrylovStack) -> None:
@@ -330,7 +330,7 @@ def _check_prior(x_prior: Any, A: LinearOperator) -> Tensor | None:
     return x_prior
 
 
-def _report(solution: Solution, plan: object, raise_on_failure: bool) -> None:
+def report(solution: Solution, plan: object, raise_on_failure: bool) -> None:
     failed = ~solution.converged
     if bool(failed.any()):
         text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r}). {solution.failure_text()}"

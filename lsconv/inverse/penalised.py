@@ -1,0 +1,49 @@
+"""Tikhonov regularisation with a penalty by a plan that is kept: what ``pinv`` is where the penalty is the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.inverse.tikhonov import PenalisedBackward, penalty_plan, report
+from lsconv.krylov.backward import Inverse
+from lsconv.krylov.followed import made_of, parameters_of
+from lsconv.krylov.implicit import attach
+from lsconv.krylov.solution import Solution
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["penalised_inverse"]
+
+Apply = Callable[[LinearOperator, LinearOperator, Tensor, Tensor, "Tensor | None"], Tensor]
+
+
+def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, method: str = "auto") -> Apply:
+    """The answers of ``tikhonov(A, y, damp, L=L, x_prior=x_prior)``, the setup done once.
+
+    Args:
+        A: the operator.
+        L: the penalty.
+        damp: the damping, > 0.
+        method: as in :func:`lsconv.tikhonov`.
+
+    Returns:
+        A function of A, L, y, damp and x_prior, differentiable in all of them. A, L and damp have to have the values
+        that the setup was made for; what autograd follows may have changed.
+    """
+    fixed_A, fixed_L = (made_of(operator, [p.detach() for p in parameters_of(operator)]) for operator in (A, L))
+    with torch.no_grad():
+        plan = penalty_plan(fixed_A, fixed_L, damp.detach(), method=method)
+
+    def run(_: LinearOperator, y: Tensor, __: Any, ___: Any, x_prior: Tensor | None) -> tuple[Tensor, Inverse]:
+        solution: Solution = plan.solve(y, x_prior=x_prior)
+        report(solution, plan, False)
+        return solution.x, PenalisedBackward(fixed_A, plan)
+
+    def apply(A: LinearOperator, L: LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None = None) -> Tensor:
+        x: Tensor = attach(run, A, y, damp=damp, L=L, x_prior=x_prior)
+        return x
+
+    return apply
