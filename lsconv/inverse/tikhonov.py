@@ -331,6 +331,7 @@ def _check_prior(x_prior: Any, A: LinearOperator) -> Tensor | None:
 
 
 def report(solution: Solution, plan: object, raise_on_failure: bool) -> None:
+    """Warn of the items that did not converge, or raise."""
     failed = ~solution.converged
     if bool(failed.any()):
         text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r}). {solution.failure_text()}"
