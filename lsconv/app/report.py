@@ -100,7 +100,7 @@ def draw_report(
         The residual's whiteness.
     """
     judged = whiteness(residual)
-    curve = solution.selection is not None and hasattr(solution.selection, "plot")
+    last = next((each for each in (solution.selection, solution.history) if hasattr(each, "plot")), None)
     height, width = data.shape[-2:]
     upper = 5.0 * min(max(height / width, 0.4), 1.6)
     figure = Figure(figsize=(10.4, upper + 4.0), dpi=100, facecolor="white", layout="constrained")
@@ -113,13 +113,18 @@ def draw_report(
     for axes, picture, name in zip(pair, shown, ("data", "restoration"), strict=True):
         _show(axes, (picture - low) / (high - low))
         axes.set_title(name, fontsize=10)
-    panels = rows[1].subplots(1, 3 if curve else 2)
+    panels = rows[1].subplots(1, 2 if last is None else 3)
     _draw_psf(figure, panels[0], kernel)
     _draw_residual(rows[1], panels[1], _middle(residual, kernel), judged)
-    if curve:
-        solution.selection.plot(panels[2])
-        panels[2].set_title(f"choice of damp by {solution.selection.rule}", fontsize=10)
-        panels[2].tick_params(labelsize=8)
+    if last is not None:
+        last.plot(panels[2])
+        chosen = last is solution.selection
+        panels[2].set_title(f"choice of damp by {last.rule}" if chosen else "convergence", fontsize=10)
+        panels[2].tick_params(which="both", labelsize=8)
+        for label in (panels[2].xaxis.label, panels[2].yaxis.label):
+            label.set_fontsize(9)
+        if panels[2].get_legend() is not None:
+            panels[2].legend(fontsize=8)
     with atomically(path) as file:
         figure.savefig(file, format="png")
     return judged

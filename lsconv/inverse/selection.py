@@ -45,6 +45,8 @@ class Selection:
     def plot(self, ax: Any = None) -> Any:
         """Draw the curve of every batch item with the damp chosen, that of a likeness thin; needs matplotlib.
 
+        Where there is one item a legend names them.
+
         Args:
             ax: the axes to draw on; None: new ones.
 
@@ -57,16 +59,18 @@ class Selection:
             ax = Figure(figsize=(5, 3.5), layout="constrained").add_subplot()
         chosen = self.damp.reshape(-1).tolist()
         for (curve, value), damp in zip(_curves(self.damps, self.values), chosen, strict=True):
-            (line,) = ax.plot(curve, value, marker=".", linewidth=1)
-            ax.axvline(damp, color=line.get_color(), linestyle="--", linewidth=1)
+            (line,) = ax.plot(curve, value, marker=".", linewidth=1, label="the data")
+            ax.axvline(damp, color=line.get_color(), linestyle="--", linewidth=1, label=f"chosen: {damp:.3g}")
         if self.likeness is not None:
             for curve, value in _curves(*self.likeness):
-                ax.plot(curve, value, color="0.6", linewidth=0.8, zorder=1)
+                ax.plot(curve, value, color="0.6", linewidth=0.8, zorder=1, label="quick likeness")
         ax.set_xscale("log")
         if self.rule in ("gcv", "discrepancy", "upre") and bool((self.values > 0).all()):
             ax.set_yscale("log")
         ax.set_xlabel("damp")
         ax.set_ylabel(_LABELS[self.rule])
+        if len(chosen) == 1:
+            ax.legend(fontsize="small")
         return ax
 
 

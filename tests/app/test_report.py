@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import lsconv
@@ -69,3 +70,18 @@ def test_a_report_is_a_picture_with_the_residuals_verdict(
     with Image.open(tmp_path / "r.png") as image:
         assert min(image.size) > 500
         assert np.array(image.convert("L")).std() > 10
+
+
+@pytest.mark.parametrize(("options", "title"), [({}, "choice of damp by gcv"), ({"prior": "tv"}, "convergence")])
+def test_the_last_panel_shows_how_damp_was_chosen_or_how_the_iteration_went(
+    tmp_path: Path, options: dict[str, str], title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    psf, data = torch.ones(3, 3) / 9, torch.rand(20, 24)
+    solution = lsconv.deconvolve(data, psf, **options)
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    draw_report(tmp_path / "r.png", data[None], solution.x[None], Kernel(psf, 2), 0.1 * data[None], solution, "a title")
+    panel = drawn[0].axes[-1] if drawn[0].axes[-1].get_title() else drawn[0].axes[-2]
+    assert panel.get_title() == title
+    labels = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert f"chosen: {float(solution.damp):.3g}" in labels if not options else "stationarity" in labels

@@ -317,6 +317,10 @@ def test_the_selection_draws_its_curves() -> None:
         ax = choose_damp(A, y, rule, noise_std=noise_of(rule)).plot()
         assert len(ax.lines) == 4
         assert ax.get_xlabel() == "damp"
+        assert ax.get_legend() is None
+    alone = choose_damp(A, y[0], "gcv")
+    ax = alone.plot()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["the data", f"chosen: {float(alone.damp):.3g}"]
 
 
 def test_what_does_not_fit_is_named() -> None:
