@@ -176,7 +176,7 @@ class NormalInverse:
         # capacitance: I - E P E^H with E = factor^H, the map from the solved side to the border's
         self.outer = factor.H
         E = self.outer.matrices
-        capacitance = -(E @ self.inverse.matrices @ E.mH)
+        capacitance = _product(_product(E, self.inverse.matrices), E.mH).neg_()
         capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
         self.system = FrequencyMatrices(S.grid, capacitance)
 
@@ -390,6 +390,11 @@ def _per_block(S: FrequencyMatrices, embedding: Embedding) -> FrequencyMatrices:
 def gram(S: Tensor, side: str) -> Tensor:
     """``S S^H`` ("residual") or ``S^H S`` ("solution") per frequency."""
     return S @ S.mH if side == "residual" else S.mH @ S
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` per frequency; without a batched product where that only scales."""
+    return a * b if a.shape[-1] == 1 else a @ b
 
 
 def _shift(matrices: Tensor, mu: Tensor) -> Tensor:
