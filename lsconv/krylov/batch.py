@@ -146,6 +146,10 @@ class ItemSpace:
         """``scalar v``, in place."""
         return v.mul_(self.spread(scalar))
 
+    def combine(self, v: Tensor, factor: Tensor, scalar: Tensor, b: Tensor) -> Tensor:
+        """``factor v + scalar b``, in v."""
+        return self.add(self.scale(v, factor), scalar, b, out=v)
+
     def active(self, running: Tensor) -> Tensor:
         """1 for the items that are running and 0 for the others, to multiply scalars with."""
         return running.to(self.scalar)
@@ -162,6 +166,7 @@ class OneItem(ItemSpace):
     def __init__(self, item_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(item_shape, dtype, device)
         self._largest = torch.finfo(dtype).max
+        self._one = torch.ones(1, dtype=dtype)
         count = math.prod(self.item_shape)
         # Any row of about the right length serves a contiguous vector, wherever the item's dimensions end.
         self._row = next((row for row in range(_ROW, _ROW // 4, -1) if count % row == 0), None)
@@ -191,6 +196,15 @@ class OneItem(ItemSpace):
         """``a + scalar b``."""
         factor = self.spread(scalar)
         return a.add_(b, alpha=factor) if out is a else torch.add(a, b, alpha=factor, out=out)
+
+    def combine(self, v: Tensor, factor: Scalar, scalar: Scalar, b: Tensor) -> Tensor:
+        """``factor v + scalar b``, in v."""
+        if not (v.is_contiguous() and b.is_contiguous()):
+            return super().combine(v, factor, scalar, b)
+        # The outer product with a vector of one entry is the only sum of two scaled vectors that torch makes in one
+        # pass over memory.
+        v.view(-1, 1).addr_(b.view(-1), self._one, beta=self.spread(factor), alpha=self.spread(scalar))
+        return v
 
     def active(self, running: Scalar) -> Scalar:
         """1 while the item is running."""

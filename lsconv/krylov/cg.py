@@ -120,7 +120,7 @@ class _CG(Method):
         z, self.root = self._precondition(r_norm)
         ratio = divide(self.root, previous)
         self.carried = ratio * ratio * delta
-        space.add(space.scale(self.p, ratio * active), divide(active, self.root), z, out=self.p)
+        space.combine(self.p, ratio * active, divide(active, self.root), z)
 
     def _precondition(self, r_norm: Scalar) -> tuple[Tensor, Scalar]:
         """``M r`` and the square root of ``r^H M r``."""

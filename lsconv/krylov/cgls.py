@@ -144,7 +144,7 @@ class _CGLS(Method):
         g, self.root = self._gradient()
         ratio = divide(self.root, previous)
         self.carried = ratio * ratio * delta
-        domain.add(domain.scale(self.p, ratio * active), divide(active, self.root), g, out=self.p)
+        domain.combine(self.p, ratio * active, divide(active, self.root), g)
         if self.dual is not None:
             self.dual.turn(ratio * active, divide(active, self.root), self.r)
         self._estimates(codomain.norm(self.r))

@@ -156,7 +156,7 @@ class _LSQR(Method):
         if self.r is not None:
             # r_k = phibar_{k+1} d_k with d_k = s d_{k-1} - c u_{k+1}: the last column of U_{k+1} Q_k^T.
             space = process.codomain
-            space.add(space.scale(self.r, s), -c, process.raw_u, out=self.r)
+            space.combine(self.r, s, -c, process.raw_u)
             self.residual = self.phibar * space.norm(self.r)
         self.gradient = self._gradient(process.alpha * abs(s * phi))
 

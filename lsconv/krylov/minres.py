@@ -157,7 +157,7 @@ class _MINRES(Method):
         moving = active * (done == 0)
         self.c, self.s, gamma = rotation(gbar, self.beta)
         inverse = divide(active, gamma)
-        space.add(space.scale(self.w_previous, -epsilon * inverse), -delta * inverse, self.w, out=self.w_previous)
+        space.combine(self.w_previous, -epsilon * inverse, -delta * inverse, self.w)
         space.add(self.w_previous, inverse, v, out=self.w_previous)
         self.w, self.w_previous = self.w_previous, self.w
         space.add(self.x, self.c * self.phibar * moving, self.w, out=self.x)
@@ -167,6 +167,5 @@ class _MINRES(Method):
             self.residual = self.phibar
         else:
             # r_k = phibar_k d_k with d_k = s d_{k-1} - c v_{k+1}: the plain norm, where phibar is that of M.
-            space.scale(self.r, where(done, self.one, self.s))
-            space.add(self.r, -self.c * (done == 0), self.raw, out=self.r)
+            space.combine(self.r, where(done, self.one, self.s), -self.c * (done == 0), self.raw)
             self.residual = self.phibar * space.norm(self.r)

@@ -73,7 +73,7 @@ def test_a_small_damp_with_a_preconditioner_on_the_residual_does_not_end_in_stag
     for seed in range(3):
         A, b, root = normal(m, n, seed=seed), normal(m, seed=seed + 50), normal(m, m, seed=seed + 99)
         M = Dense(root @ root.mT / m + 0.3 * torch.eye(m))
-        solution = solver(A, b, damp=damp, M=M)
+        solution = solver(A, b, damp=damp, M=M, max_iter=200)  # the least damp takes about 100, the default limit
         answer = torch.linalg.lstsq(
             torch.cat([A, damp * torch.eye(n)]), torch.cat([b, torch.zeros(n)])[:, None]
         ).solution[:, 0]

@@ -74,7 +74,9 @@ def test_any_answer_is_that_of_dense_linear_algebra_at_its_damp(
     error = torch.linalg.vector_norm(solution.x.to(wide) - expected, dim=-1) / torch.linalg.vector_norm(
         expected, dim=-1
     )
-    assert solution.converged.all()
+    # In single precision the tolerance may be below the gradient of the nearest x that can be stored.
+    size = s[0] * (s[0] * torch.linalg.vector_norm(expected, dim=-1) + torch.linalg.vector_norm(b, dim=-1))
+    assert (solution.converged | (solution.gradient_norm <= torch.finfo(dtype).eps * size)).all()
     assert (error < (1e-2 if dtype in (torch.float32, torch.complex64) else 1e-4)).all()
 
 

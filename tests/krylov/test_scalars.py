@@ -55,6 +55,22 @@ def test_a_number_beyond_float32_becomes_infinite_as_in_a_tensor() -> None:
     assert space.scale(torch.ones(2), -1e300).tolist() == [-math.inf, -math.inf]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_two_scaled_vectors_are_added_in_the_first_of_them(dtype: torch.dtype) -> None:
+    """Whatever lies between their entries; an infinite factor does what it does to a tensor."""
+    space = batch.OneItem((3, 4), dtype, torch.device("cpu"))
+    for a, b in ((normal(3, 4, seed=0, dtype=dtype), normal(3, 4, seed=1, dtype=dtype)),
+                 (normal(4, 3, seed=0, dtype=dtype).mT, normal(3, 4, seed=1, dtype=dtype)),
+                 (normal(3, 4, seed=0, dtype=dtype), normal(6, 4, seed=1, dtype=dtype)[::2])):  # fmt: skip
+        expected, v = 0.75 * a - 1.5 * b, a.clone(memory_format=torch.preserve_format)
+        assert space.combine(v, 0.75, -1.5, b) is v
+        torch.testing.assert_close(v, expected)
+
+    if not dtype.is_complex:
+        big = space.combine(torch.ones(3, 4, dtype=dtype), 1.0, 1e300, torch.ones(3, 4, dtype=dtype))
+        assert torch.equal(big, torch.full_like(big, 1e300 if dtype == torch.float64 else math.inf))
+
+
 def same_iterates(solver: Solver, A: torch.Tensor, b: torch.Tensor, **options: Any) -> None:
     """One item alone, and the first of two: after five iterations answer and history agree to rounding."""
     alone = solver(Dense(A), b, rtol=0, max_iter=5, **options)
