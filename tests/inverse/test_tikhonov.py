@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import lsconv
+from lsconv.fourier import stacked
 from lsconv.fourier.stacked import StackedPlan
 from lsconv.inverse.tikhonov import KrylovStack, penalty_plan
 
@@ -267,3 +268,30 @@ def test_a_circular_convolution_with_any_penalty_is_dense_algebra(size, options,
     solution = lsconv.tikhonov(A, y, damp, L=L, x_prior=x_prior)
     assert bool(solution.converged.all())
     torch.testing.assert_close(solution.x, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_items_solved_one_by_one_have_the_answers_of_all_together(
+    with_prior: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    A = lsconv.Conv2d(torch.rand(1, 1, 3, 3, dtype=torch.float64), in_size=(12, 11))
+    plan = StackedPlan(A, lsconv.Gradient(A.in_shape, dtype=torch.float64), torch.tensor([0.1, 0.3]))
+    y = torch.randn(3, 1, *A.out_shape, dtype=torch.float64)
+    prior = torch.randn(2, *A.in_shape, dtype=torch.float64) if with_prior else None
+    together = plan.solve(y, x_prior=prior, rtol=1e-12)
+    monkeypatch.setattr(stacked, "_APART_BYTES", 0)
+    calls = 0
+    run = stacked.Outer.run
+
+    def counted(outer: stacked.Outer) -> None:
+        nonlocal calls
+        calls += 1
+        run(outer)
+
+    monkeypatch.setattr(stacked.Outer, "run", counted)
+    apart = plan.solve(y, x_prior=prior, rtol=1e-12)
+    assert calls == 3
+    for name in ("x", "residual_norm", "damp"):
+        torch.testing.assert_close(getattr(apart, name), getattr(together, name), rtol=1e-10, atol=1e-10)
+    assert torch.equal(apart.converged, torch.ones(3, 2, dtype=torch.bool))
+    assert apart.iterations.shape == apart.codes.shape == apart.gradient_norm.shape == (3, 2)
