@@ -31,12 +31,13 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError, PlanMemoryError
+from lsconv.fourier.border_cells import Border
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import allowed_bytes
 from lsconv.fourier.near_null import small_singular_vectors, static_lu
-from lsconv.fourier.patches import Border
 from lsconv.fourier.precision import direct_rtol, double
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.whole_border import restricted
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.stopping import Tolerances, certified
@@ -166,7 +167,7 @@ class CapacitancePlan:
         self.norm_bound = norms[0]
         forward = FrequencyMatrices(matrices.grid, inverse)
         kernel = forward.kernel()
-        self.factors, self.pivots = static_lu(_capacitance(kernel, inner, outer), kernel.abs().flatten(1).amax(-1))
+        self.factors, self.pivots = static_lu(restricted(kernel, inner, outer), kernel.abs().flatten(1).amax(-1))
         del kernel
         none = inverse.new_zeros(0)
         zero = [border.mask.to(inverse.device) for border in (inner, outer)]
@@ -366,39 +367,3 @@ def _is_complement(inner: Border, outer: Border, embedding: Embedding) -> bool:
         inner.size + channels * inputs == embedding.in_channels * cells
         and outer.size + embedding.out_channels * outputs == embedding.out_channels * cells
     )
-
-
-def _capacitance(kernel: Tensor, inner: Border, outer: Border) -> Tensor:
-    """S, ``(blocks, size, size)``, of the first block column of C^-1, ``(blocks, rows, columns, *grid)``.
-
-    Channels with the same border positions (all, unless a stride splits them) read the kernel at the same lags.
-    """
-    transposed = kernel.new_empty(len(kernel), outer.size, inner.size)
-    for columns, q, to in _alike(outer):
-        for rows, p, at in _alike(inner):
-            lags = torch.zeros((), dtype=torch.int64)
-            for a, n in enumerate(inner.grid):
-                lags = lags * n + (p[:, a] - q[:, a, None]) % n
-            lags = lags.flatten().to(kernel.device)
-            for column, start in zip(columns.tolist(), to.tolist(), strict=True):
-                part = kernel[:, rows.to(kernel.device), column].flatten(2)[..., lags]
-                part = part.unflatten(-1, (len(q), len(p))).transpose(1, 2)  # blocks, q, rows, p
-                target = transposed[:, start : start + len(q)]
-                if len(rows) == inner.channels:
-                    target.unflatten(-1, (len(rows), len(p))).copy_(part)
-                else:
-                    where = (at[:, None] + torch.arange(len(p))).flatten().to(kernel.device)
-                    target.index_copy_(-1, where, part.flatten(2))
-    return transposed.mT
-
-
-def _alike(border: Border) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Channels with the same border: their numbers, the positions ``(cells, axes)``, the numbers of the first cells."""
-    flat = border.mask.flatten(1)
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), flat.sum(1).cumsum(0)[:-1]])
-    kinds, kind = torch.unique(flat, dim=0, return_inverse=True)
-    groups = []
-    for number, mask in enumerate(kinds):
-        channels = (kind == number).nonzero().flatten()
-        groups.append((channels, mask.reshape(border.grid).nonzero(), starts[channels]))
-    return groups

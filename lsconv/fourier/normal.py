@@ -20,15 +20,19 @@ does not grow with the area and whose iteration count hardly grows at all.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lsconv.fourier.border_cells import Border
+from lsconv.fourier.effort import Effort, border_cells
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.free import free_bytes
 from lsconv.fourier.inner import conjugate_gradients, gmres
-from lsconv.fourier.patches import Border, Schwarz, crossing_unknowns
+from lsconv.fourier.patches import Schwarz, crossing_unknowns
 from lsconv.fourier.penalty import Penalty
 from lsconv.fourier.symbol import FrequencyMatrices, hermitian_inverse, symbol
 from lsconv.operators.convolution import Convolution
@@ -47,8 +51,6 @@ _DEFICIENT_FLOOR = 1e-7
 # Basis vectors of GMRES, and the iterations that a solve has before wider crossings are considered.
 _RESTART = 100
 _PATIENCE = 20
-# The first crossings are as wide as may be made in the time of so many border iterations.
-_CROSSING_WORK = 15
 # Bytes of the work arrays of right-hand sides solved for together, on a CPU: larger ones (glibc: above 32 MiB) are
 # mapped and unmapped page by page on every use.
 _WORK_BYTES = 2**24
@@ -67,7 +69,9 @@ class NormalInverse:
         side: None chooses by the numbers of rows and columns.
         penalty: further rows ``damp L`` below A; then "solution" is the side.
         crossings: precondition also the crossings of the border's slabs.
-        spare_bytes: what wider crossings may take where a solve is slow; None: 60 % of what is free then.
+        spare_bytes: what wider crossings, or the factors of the whole border, may take where a solve is slow; None:
+            60 % of what is free then.
+        direct: factorise the border, on the shortest grid, instead of iterating on it.
     """
 
     def __init__(
@@ -80,13 +84,18 @@ class NormalInverse:
         crossings: bool = True,
         penalty: Penalty | None = None,
         spare_bytes: int | None = None,
+        direct: bool = False,
     ) -> None:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
+        self._again = functools.partial(NormalInverse, convolution, damp, floor=floor, penalty=penalty)
+        self._direct: NormalInverse | None = None  # what has taken the place of the iteration
+        self._spare_bytes = spare_bytes
         convolution = convolution if penalty is None else penalty.convolution
         self.convolution = convolution
         out_border: _Positions
         if penalty is None:
-            self.embedding = embedding = Embedding(convolution, batch_shape=tuple(damp.shape), only_read=True)
+            shortest = (1,) * convolution.ndim if direct else None
+            self.embedding = embedding = Embedding(convolution, shortest, tuple(damp.shape), only_read=True)
             S = _per_block(symbol(convolution, embedding), embedding)
             out_border = embedding.output_border()
         else:
@@ -102,6 +111,7 @@ class NormalInverse:
         has_out, has_in = _any(out_border), _any(in_border)
         self.form = _form(has_out, has_in)
         rows, columns = S.rows, S.columns
+        self._penalized = penalty is not None
         self._rows, self._columns, self._rank_deficient = rows, columns, False
         self._smaller = "residual" if rows <= columns else "solution"
         self.side = side or self._choose_side(rows, columns)
@@ -130,21 +140,20 @@ class NormalInverse:
             self._definite(S, squared, mu, in_border, out_border)
         if self.form != "circulant":
             definite = self.form != "mixed"
-            self._cells = math.prod(self.system.grid.sizes)  # that a product transforms, per channel
+            cells = math.prod(self.system.grid.sizes)
+            self.effort = Effort(embedding.blocks, cells, self.system.rows, definite=definite)
             self.schwarz = Schwarz(
                 self.system,
                 self.border,
                 definite=definite,
                 crossings=crossings,
                 restricted=crossings and (self.exact or not definite),
-                unknowns=crossing_unknowns(
-                    _CROSSING_WORK * self._iteration_work(1) / self._crossing_work(1), definite=definite
-                ),
+                unknowns=crossing_unknowns(self.effort.first_crossing, definite=definite),
                 spare_bytes=spare_bytes,
+                whole=direct,
             )
             if self.schwarz.strips is not None:
-                self._cells = max(2, self.schwarz.strips.work // self.system.rows)
-            self._spent = 0.0  # on border iterations, in flops of a factorisation
+                self.effort.cells = max(2, self.schwarz.strips.work // self.system.rows)
 
     def _choose_side(self, rows: int, columns: int) -> str:
         embedding = self.embedding
@@ -245,8 +254,12 @@ class NormalInverse:
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """As calling it, from the border unknowns ``start`` of an earlier call; returns also those of this one."""
+        if self._direct is not None:
+            return self._direct.continued(f, tolerance, max_iter, start)
         embedding = self.embedding
         residual = self.side == "residual"
+        if start is not None and self.form != "circulant" and start.shape[-1] != self.border.size:
+            start = None  # the unknowns of another grid
         item_ndim = embedding.ndim + 1
         batch, _ = embedding.rest(tuple(f.shape[: f.ndim - item_ndim]))
         t = embedding.outputs_to_grid(f) if residual else embedding.inputs_to_grid(f)
@@ -261,8 +274,16 @@ class NormalInverse:
             u = None if self.form == "circulant" else torch.cat([part[2] for part in found if part[2] is not None])
         else:
             z, iterations, u = solve(t, tolerance, max_iter, start)
+        successor = self._gave_way()
+        if successor is not None:
+            z, more, u = successor.continued(f, tolerance, max_iter)
+            return z, embedding.per_item(iterations, batch).amax(-1) + more, u
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
         return z, embedding.per_item(iterations, batch).amax(-1), u
+
+    def _gave_way(self) -> NormalInverse | None:
+        """What the iteration has handed over to meanwhile: the factors of the border."""
+        return self._direct
 
     def _together(self, t: Tensor) -> int:
         """How many right-hand sides are solved for at once, on a CPU: what its allocator reuses."""
@@ -310,49 +331,61 @@ class NormalInverse:
     ) -> tuple[Tensor, Tensor]:
         """The border unknowns to a relative residual of ``tolerance``, from ``start``, and the iterations.
 
-        Where a solve turns out slow the crossings of the preconditioner are widened, for good: as soon as the work
-        spent on iterations equals that of making them, so that no plan costs more than twice what it would have, had
-        it known.
+        Where a solve turns out slow the crossings of the preconditioner are widened, or the whole border factorised,
+        for good (:mod:`lsconv.fourier.effort`).
         """
         r = b if start is None else b - self._system(start)
         u = start
         bound = tolerance * torch.linalg.vector_norm(b, dim=-1, keepdim=True)
         done = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
+        effort, iteration = self.effort, self.effort.iteration(b.shape[0])
         while True:
             norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
             left = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
             limit = remaining = max_iter - int(done.max())
-            if not self.schwarz.restricted:
-                method = conjugate_gradients if self.form != "mixed" else gmres
-                step, count = method(self._system, self.schwarz, r, left, limit, self._check_every)
-                return (step if u is None else u + step), done + count
-            iteration, stronger = self._iteration_work(b.shape[0]), self.schwarz.stronger_unknowns
-            if stronger:
-                affordable = (self._crossing_work(stronger) - self._spent) / iteration
-                limit = min(remaining, max(_PATIENCE, int(affordable)))
-            step, count = gmres(self._system, self.schwarz, r, left, limit, self._check_every, _RESTART)
+            stronger, factors = self.schwarz.stronger_unknowns, self._factors_work
+            costs = [cost for cost in (effort.crossing(stronger) if stronger else 0.0, factors) if cost]
+            if costs:
+                limit = min(remaining, max(_PATIENCE, int((min(costs) - effort.spent) / iteration)))
+            if self.schwarz.restricted or self.form == "mixed":
+                step, count = gmres(self._system, self.schwarz, r, left, limit, self._check_every, _RESTART)
+            else:
+                step, count = conjugate_gradients(self._system, self.schwarz, r, left, limit, self._check_every)
             u, done = (step if u is None else u + step), done + count
             taken = int(count.max())
-            self._spent += taken * iteration
+            effort.spent += taken * iteration
             if taken < min(limit, _RESTART) or taken >= remaining:
                 return u, done
             r = b - self._system(u)
             if not bool((torch.linalg.vector_norm(r, dim=-1, keepdim=True) > bound).any()):
                 return u, done
-            if self.schwarz.strengthen():
-                self._spent = 0.0
+            if factors and factors <= min(costs) and effort.spent >= factors:
+                self._direct = self._again(side=self.side, spare_bytes=self._spare_bytes, direct=True)
+                return u, done
+            if effort.spent >= (costs[0] if stronger else 0.0) and self.schwarz.strengthen():
+                effort.spent = 0.0
             elif taken < limit:  # GMRES gave up
                 return u, done
 
-    def _iteration_work(self, rest: int) -> float:
-        """The work of a border iteration, in the flops that a factorisation does meanwhile (fitted on a CPU)."""
-        cells, channels = self._cells, self.system.rows
-        weight = 3 if self.form == "mixed" else 1
-        return float(weight * rest * self.embedding.blocks * cells * channels * (20 * math.log2(cells) + 16 * channels))
+    @functools.cached_property
+    def _factors_unknowns(self) -> int:
+        """The unknowns of the border on the shortest grid."""
+        embedding = self.embedding
+        if self._penalized:
+            return self.border.size
+        shortest = Embedding(self.convolution, (1,) * embedding.ndim, embedding.batch_shape, only_read=True)
+        positions = shortest.output_border() if self.form != "full" else []
+        return border_cells(shortest, positions + (shortest.input_border() if self.form != "valid" else []))
 
-    def _crossing_work(self, unknowns: int) -> float:
-        """The flops of inverting a crossing of so many unknowns."""
-        return float(self.embedding.blocks * unknowns**3 * (2 if self.form == "mixed" else 1))
+    @property
+    def _factors_work(self) -> float:
+        """What the factors of the whole border would cost; 0 where they are there, or memory is short for them."""
+        if self.schwarz.whole:
+            return 0.0
+        unknowns, item = self._factors_unknowns, self.system.matrices.element_size()
+        spare = 0.6 * free_bytes(self.convolution.device) if self._spare_bytes is None else self._spare_bytes
+        needed = 3 * self.embedding.blocks * unknowns**2 * item + 2 * self.nbytes
+        return self.effort.factors(unknowns) if needed <= spare else 0.0
 
     def _system(self, u: Tensor) -> Tensor:
         if self.schwarz.strips is not None:
@@ -365,6 +398,8 @@ class NormalInverse:
 
     def describe(self) -> str:
         """Grid, border, memory and precision, for the ``repr`` of a plan."""
+        if self._direct is not None:
+            return self._direct.describe()
         unknowns = 0 if self.form == "circulant" else self.border.size
         return (
             f"form={self.form!r}, side={self.side!r}, grid={self.embedding.grid}, border={unknowns} unknowns x "
@@ -375,8 +410,9 @@ class NormalInverse:
     @property
     def nbytes(self) -> int:
         """Bytes of the factors kept."""
+        own = 0 if self._direct is None else self._direct.nbytes
         kept = {id(m): m.nbytes for m in (self.inverse, self.outer, getattr(self, "system", None)) if m is not None}
-        return sum(kept.values()) + (0 if self.form == "circulant" else self.schwarz.nbytes)
+        return own + sum(kept.values()) + (0 if self.form == "circulant" else self.schwarz.nbytes)
 
 
 def _per_block(S: FrequencyMatrices, embedding: Embedding) -> FrequencyMatrices:

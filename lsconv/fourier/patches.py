@@ -31,11 +31,13 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from lsconv.fourier.border_cells import Border
 from lsconv.fourier.free import free_bytes
 from lsconv.fourier.strips import Slab, Strips
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse
+from lsconv.fourier.whole_border import WholeBorder
 
-__all__ = ["Border", "Schwarz", "crossing_unknowns", "dense_entries"]
+__all__ = ["Schwarz", "crossing_unknowns", "dense_entries"]
 
 # A crossing is widened, up to the reach below, while its dense matrices stay under a limit of unknowns between these;
 # when a solve turns out to be slow, up to twice as many, and so on to the most.
@@ -64,61 +66,6 @@ def crossing_unknowns(work: float, *, definite: bool) -> int:
     while 2 * unknowns <= _MOST_UNKNOWNS and (2 * unknowns) ** 3 <= work:
         unknowns *= 2
     return unknowns
-
-
-class Border:
-    """The border cells of a periodic grid, numbered one after the other.
-
-    Args:
-        grid: sizes of the periodic grid.
-        positions: border positions per channel and axis; a cell is on the border when it is so along any axis.
-        device: where the index tensors live.
-    """
-
-    def __init__(self, grid: tuple[int, ...], positions: list[list[list[int]]], device: torch.device) -> None:
-        self.grid = grid
-        self.channels = len(positions)
-        # whether a position along an axis makes a cell a border cell, per channel
-        self.members = [torch.zeros(self.channels, n, dtype=torch.bool) for n in grid]
-        for channel, axes in enumerate(positions):
-            for a, places in enumerate(axes):
-                self.members[a][channel, places] = True
-        mask = torch.zeros(self.channels, *grid, dtype=torch.bool)
-        for a, members in enumerate(self.members):
-            mask |= members.reshape(self.channels, *(n if e == a else 1 for e, n in enumerate(grid)))
-        index = mask.flatten().nonzero().flatten()
-        self.mask = mask
-        self.size = index.numel()
-        self.index = index.to(device)
-
-    def scatter(self, b: Tensor) -> Tensor:
-        """``(rest, blocks, size)`` to ``(rest, blocks, channels, *grid)``, zero off the border."""
-        z = b.new_zeros(*b.shape[:2], self.channels * math.prod(self.grid))
-        return z.index_copy_(-1, self.index, b).reshape(*b.shape[:2], self.channels, *self.grid)
-
-    def gather(self, z: Tensor) -> Tensor:
-        """``(rest, blocks, channels, *grid)`` to ``(rest, blocks, size)``."""
-        return z.flatten(2).index_select(-1, self.index)
-
-    def numbering(self) -> Tensor:
-        """The number of every border cell, -1 elsewhere: ``(channels, *grid)`` on the CPU."""
-        numbers = torch.full((self.mask.numel(),), -1)
-        numbers[self.mask.flatten()] = torch.arange(self.size)
-        return numbers.reshape(self.mask.shape)
-
-    def crossing(self, axes: tuple[int, ...], reach: int) -> Tensor:
-        """The border cells within ``reach`` of a crossing of the slabs of ``axes``: rows of channel, *positions*."""
-        windows = [self._window(a, reach if len(axes) > 1 else 0) for a in axes]
-        flags = torch.zeros(self.channels, *(len(w) for w in windows), dtype=torch.bool)
-        for d, (a, window) in enumerate(zip(axes, windows, strict=True)):
-            flags |= self.members[a][:, window].reshape(self.channels, *(-1 if e == d else 1 for e in range(len(axes))))
-        cells = flags.nonzero()
-        return torch.stack([cells[:, 0], *(w[cells[:, 1 + d]] for d, w in enumerate(windows))], dim=1)
-
-    def _window(self, a: int, reach: int) -> Tensor:
-        """The positions along axis ``a`` within ``reach`` of the border's, on the circle."""
-        places = self.members[a].any(0).nonzero().flatten()
-        return ((places[:, None] + torch.arange(-reach, reach + 1)) % self.grid[a]).unique()
 
 
 class _Patch:
@@ -212,6 +159,7 @@ class Schwarz:
         restricted: every cell takes its correction from one patch; False: additive.
         unknowns: limit of the unknowns of a crossing.
         spare_bytes: what wider crossings may take, later; None: 60 % of what is free on the device then.
+        whole: invert Q on the whole border, whatever its size.
     """
 
     def __init__(
@@ -224,17 +172,23 @@ class Schwarz:
         restricted: bool = False,
         unknowns: int = 1024,
         spare_bytes: int | None = None,
+        whole: bool = False,
     ) -> None:
         self.spare_bytes = spare_bytes
         self.matrices, self.border = matrices, border
         self.definite, self.restricted = definite, restricted
         self.patches: list[_Patch] = []
         self.limit = unknowns
-        self.whole = border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES
+        small = border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES
+        self.whole = whole or small
+        self.factors: WholeBorder | None = None
         self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
         self._numbering = border.numbering()
         kernel = _Kernel(matrices, border.grid)
         self._crossings: list[tuple[int, ...]] = []
+        if self.whole and not small:
+            self.factors = WholeBorder(kernel.whole(), border, definite=definite)
+            return
         if self.whole:
             self._make_whole(kernel)
             return
@@ -329,11 +283,13 @@ class Schwarz:
     @property
     def nbytes(self) -> int:
         """Bytes of the inverses."""
-        product = 0 if self.strips is None else self.strips.nbytes
-        return product + sum(patch.inverse.nbytes for patch in self.patches)
+        more = sum(part.nbytes for part in (self.strips, self.factors) if part is not None)
+        return more + sum(patch.inverse.nbytes for patch in self.patches)
 
     def __call__(self, r: Tensor) -> Tensor:
         """``M^{-1} r`` for border vectors ``(rest, blocks, size)``."""
+        if self.factors is not None:
+            return self.factors(r)
         if self.whole:
             return torch.empty_like(r).index_copy_(-1, self.patches[0].index, self.patches[0](r))
         if self.restricted:

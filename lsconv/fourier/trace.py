@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError
+from lsconv.fourier.border_cells import Border
 from lsconv.fourier.border_factor import BorderFactor, spectral_function, thin_svd
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.patches import Border
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 import lsconv
 from lsconv.fourier import patches
 from lsconv.fourier.border import BorderPlan
+from lsconv.fourier.border_cells import Border
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import plan_bytes
 from lsconv.fourier.normal import NormalInverse
-from lsconv.fourier.patches import Border
 
 
 @st.composite

@@ -1,0 +1,65 @@
+"""The border of a periodic grid: the cells (channel, position) that a truncation removes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["Border"]
+
+
+class Border:
+    """The border cells of a periodic grid, numbered one after the other.
+
+    Args:
+        grid: sizes of the periodic grid.
+        positions: border positions per channel and axis; a cell is on the border when it is so along any axis.
+        device: where the index tensors live.
+    """
+
+    def __init__(self, grid: tuple[int, ...], positions: list[list[list[int]]], device: torch.device) -> None:
+        self.grid = grid
+        self.channels = len(positions)
+        # whether a position along an axis makes a cell a border cell, per channel
+        self.members = [torch.zeros(self.channels, n, dtype=torch.bool) for n in grid]
+        for channel, axes in enumerate(positions):
+            for a, places in enumerate(axes):
+                self.members[a][channel, places] = True
+        mask = torch.zeros(self.channels, *grid, dtype=torch.bool)
+        for a, members in enumerate(self.members):
+            mask |= members.reshape(self.channels, *(n if e == a else 1 for e, n in enumerate(grid)))
+        index = mask.flatten().nonzero().flatten()
+        self.mask = mask
+        self.size = index.numel()
+        self.index = index.to(device)
+
+    def scatter(self, b: Tensor) -> Tensor:
+        """``(rest, blocks, size)`` to ``(rest, blocks, channels, *grid)``, zero off the border."""
+        z = b.new_zeros(*b.shape[:2], self.channels * math.prod(self.grid))
+        return z.index_copy_(-1, self.index, b).reshape(*b.shape[:2], self.channels, *self.grid)
+
+    def gather(self, z: Tensor) -> Tensor:
+        """``(rest, blocks, channels, *grid)`` to ``(rest, blocks, size)``."""
+        return z.flatten(2).index_select(-1, self.index)
+
+    def numbering(self) -> Tensor:
+        """The number of every border cell, -1 elsewhere: ``(channels, *grid)`` on the CPU."""
+        numbers = torch.full((self.mask.numel(),), -1)
+        numbers[self.mask.flatten()] = torch.arange(self.size)
+        return numbers.reshape(self.mask.shape)
+
+    def crossing(self, axes: tuple[int, ...], reach: int) -> Tensor:
+        """The border cells within ``reach`` of a crossing of the slabs of ``axes``: rows of channel, *positions*."""
+        windows = [self._window(a, reach if len(axes) > 1 else 0) for a in axes]
+        flags = torch.zeros(self.channels, *(len(w) for w in windows), dtype=torch.bool)
+        for d, (a, window) in enumerate(zip(axes, windows, strict=True)):
+            flags |= self.members[a][:, window].reshape(self.channels, *(-1 if e == d else 1 for e in range(len(axes))))
+        cells = flags.nonzero()
+        return torch.stack([cells[:, 0], *(w[cells[:, 1 + d]] for d, w in enumerate(windows))], dim=1)
+
+    def _window(self, a: int, reach: int) -> Tensor:
+        """The positions along axis ``a`` within ``reach`` of the border's, on the circle."""
+        places = self.members[a].any(0).nonzero().flatten()
+        return ((places[:, None] + torch.arange(-reach, reach + 1)) % self.grid[a]).unique()

@@ -1,0 +1,61 @@
+"""What the ways of solving a border system cost, and when a plan changes from one to the next.
+
+An iteration is charged the flops that a factorisation does in the same time. As soon as the iterations of a plan have
+cost what the next stronger way would (wider crossings of the preconditioner, or the factors of the whole border), the
+plan takes it, for good: so none costs more than twice what it would have, had it known.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lsconv.fourier.embedding import Embedding
+
+__all__ = ["Effort", "border_cells"]
+
+# The first crossings are as wide as may be made in the time of so many border iterations.
+_CROSSING_WORK = 15
+
+
+class Effort:
+    """The work that a border system has cost, and that it would.
+
+    Args:
+        blocks: independent systems.
+        cells: grid cells, per channel, that one product with the system transforms.
+        channels: its channels.
+        definite: whether it is definite: half of the factorisation, and of the rest a third.
+
+    Attributes:
+        spent: on iterations since the last change of way.
+    """
+
+    def __init__(self, blocks: int, cells: int, channels: int, *, definite: bool) -> None:
+        self.blocks, self.cells, self.channels, self.definite = blocks, cells, channels, definite
+        self.spent = 0.0
+
+    def iteration(self, rest: int) -> float:
+        """One border iteration for ``rest`` right-hand sides a block (fitted on a CPU)."""
+        weight, channels = 1 if self.definite else 3, self.channels
+        return float(weight * rest * self.blocks * self.cells * channels * (20 * math.log2(self.cells) + 16 * channels))
+
+    def crossing(self, unknowns: int) -> float:
+        """Inverting a crossing of so many unknowns."""
+        return float(self.blocks * unknowns**3 * (1 if self.definite else 2))
+
+    def factors(self, unknowns: int) -> float:
+        """Factorising a border of so many unknowns."""
+        return self.blocks * unknowns**3 * (1 if self.definite else 2) / 3
+
+    @property
+    def first_crossing(self) -> float:
+        """What the first crossings may cost, on the whole grid."""
+        return _CROSSING_WORK * self.iteration(1) / self.crossing(1)
+
+
+def border_cells(embedding: Embedding, positions: list[list[list[int]]]) -> int:
+    """How many cells lie on the border of these positions per channel and axis."""
+    cells = math.prod(embedding.grid)
+    return sum(
+        cells - math.prod(n - len(places) for n, places in zip(embedding.grid, axes, strict=True)) for axes in positions
+    )

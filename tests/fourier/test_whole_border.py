@@ -1,0 +1,94 @@
+"""The factors of a whole border, and the change to them where iterating has cost as much."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lsconv
+from lsconv.fourier.border import BorderPlan
+from lsconv.fourier.border_cells import Border
+from lsconv.fourier.effort import Effort, border_cells
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.whole_border import WholeBorder, restricted
+
+F64 = torch.float64
+
+
+def symbol_of(A: lsconv.Convolution) -> tuple[FrequencyMatrices, Embedding]:
+    embedding = Embedding(A)
+    return symbol(A, embedding), embedding
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [F64, torch.complex128])
+def test_restricted_is_the_block_of_the_circulant_matrix(stride: int, dtype: torch.dtype) -> None:
+    A = lsconv.Conv2d(torch.randn(3, 2, 3, 3, dtype=dtype), (7, 6), padding=1, stride=stride)
+    C, embedding = symbol_of(A)
+    outer = Border(embedding.grid, embedding.output_border(), A.device)
+    inner = Border(embedding.grid, embedding.input_border(), A.device)
+    unit = torch.eye(inner.size, dtype=dtype).unsqueeze(1)
+    expected = outer.gather(C.on_grid(inner.scatter(unit))).squeeze(1).mT
+    torch.testing.assert_close(restricted(C.kernel(), outer, inner)[0], expected)
+    assert border_cells(embedding, embedding.output_border()) == outer.size
+
+
+@pytest.mark.parametrize("definite", [True, False])
+def test_factors_invert_a_hermitian_operator_on_the_border(definite: bool) -> None:
+    A = lsconv.Conv2d(torch.randn(2, 2, 3, 3, dtype=F64), (9, 8), padding=1)
+    C, embedding = symbol_of(A)
+    Q = C.map(lambda m: m @ m.mH if definite else m + m.mH)
+    border = Border(embedding.grid, embedding.output_border(), A.device)
+    inverse = WholeBorder(Q.kernel(), border, definite=definite)
+    assert (inverse.pivots is None) == definite
+    u = torch.randn(3, 1, border.size, dtype=F64)
+    torch.testing.assert_close(inverse(border.gather(Q.on_grid(border.scatter(u)))), u, rtol=1e-8, atol=1e-8)
+
+
+def slow() -> tuple[lsconv.Convolution, float]:
+    """Square, random and hardly damped: the border iteration takes thousands of steps, or does not arrive."""
+    A = lsconv.Conv2d(
+        torch.randn(8, 8, 3, 3, dtype=F64, generator=torch.Generator().manual_seed(0)), (40, 40), padding=1
+    )
+    return A, 18e-4
+
+
+def test_a_slow_plan_goes_over_to_the_factors_for_good() -> None:
+    A, damp = slow()
+    plan = BorderPlan(A, damp)
+    assert "grid=(42, 42)" in repr(plan)
+    y = torch.randn(2, *A.out_shape, dtype=F64)
+    first = plan.solve(y)
+    assert bool(first.converged.all())
+    assert "grid=(41, 41)" in repr(plan)
+    again = plan.solve(y)
+    assert int(again.iterations.max()) < 20 < int(first.iterations.max())
+    gradient = A.adjoint(y - A(again.x)) - damp**2 * again.x
+    assert bool((gradient.flatten(1).norm(dim=1) < 1e-9 * A.adjoint(y).flatten(1).norm(dim=1)).all())
+    adjoint = plan.adjoint(y)
+    assert abs(torch.vdot(adjoint.flatten(), y.flatten()) - torch.vdot(y.flatten(), again.x.flatten())) < 1e-9 * (
+        adjoint.norm() * y.norm()
+    )
+
+
+def test_factors_that_memory_is_short_for_are_not_made() -> None:
+    A, damp = slow()
+    plan = BorderPlan(A, damp)
+    limited = BorderPlan(A, damp, memory_limit=plan._needed(F64) + 2**20)
+    limited.solve(torch.randn(A.out_shape, dtype=F64), max_iter=150)
+    assert "grid=(42, 42)" in repr(limited)
+
+
+def test_a_quick_plan_keeps_its_iteration() -> None:
+    A, _ = slow()
+    plan = BorderPlan(A, 2.0)
+    for _ in range(3):
+        plan.solve(torch.randn(A.out_shape, dtype=F64))
+    assert "grid=(42, 42)" in repr(plan)
+
+
+def test_definite_systems_cost_less() -> None:
+    definite, mixed = (Effort(2, 100, 3, definite=flag) for flag in (True, False))
+    assert definite.factors(50) * 2 == mixed.factors(50)
+    assert definite.iteration(4) == 4 * definite.iteration(1) < mixed.iteration(4)
