@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -262,7 +263,8 @@ def stacked_solution(
 def _stacked(parts: Sequence[Solution]) -> Solution:
     """Solutions of a direct method as one, along a new first dimension."""
     names = ("x", "codes", "converged", "iterations", "residual_norm", "gradient_norm", "damp")
-    return replace(parts[0], **{name: torch.stack([getattr(part, name) for part in parts]) for name in names})
+    fields: dict[str, Any] = {name: torch.stack([getattr(part, name) for part in parts]) for name in names}
+    return replace(parts[0], **fields)
 
 
 def _spread(values: Tensor, item_shape: tuple[int, ...]) -> Tensor:
