@@ -2,7 +2,8 @@
 
 An iteration is charged the flops that a factorisation does in the same time. As soon as the iterations of a plan have
 cost what the next stronger way would (wider crossings of the preconditioner, or the factors of the whole border), the
-plan takes it, for good: so none costs more than twice what it would have, had it known.
+plan takes it, for good: so none costs more than twice what it would have, had it known. Where an iteration gives up
+the factors may cost a few times what it has.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ __all__ = ["Effort", "border_cells"]
 
 # The first crossings are as wide as may be made in the time of so many border iterations.
 _CROSSING_WORK = 15
+# Where iterating does not arrive the factors may cost this many times what was spent on it.
+_LAST_RESORT = 4
 
 
 class Effort:
@@ -28,16 +31,22 @@ class Effort:
 
     Attributes:
         spent: on iterations since the last change of way.
+        total: on iterations in all.
     """
 
     def __init__(self, blocks: int, cells: int, channels: int, *, definite: bool) -> None:
         self.blocks, self.cells, self.channels, self.definite = blocks, cells, channels, definite
-        self.spent = 0.0
+        self.spent = self.total = 0.0
 
     def iteration(self, rest: int) -> float:
         """One border iteration for ``rest`` right-hand sides a block (fitted on a CPU)."""
         weight, channels = 1 if self.definite else 3, self.channels
         return float(weight * rest * self.blocks * self.cells * channels * (20 * math.log2(self.cells) + 16 * channels))
+
+    def charge(self, work: float) -> None:
+        """Count work as spent."""
+        self.spent += work
+        self.total += work
 
     def crossing(self, unknowns: int) -> float:
         """Inverting a crossing of so many unknowns."""
@@ -46,6 +55,10 @@ class Effort:
     def factors(self, unknowns: int) -> float:
         """Factorising a border of so many unknowns."""
         return self.blocks * unknowns**3 * (1 if self.definite else 2) / 3
+
+    def worth(self, factors: float) -> bool:
+        """Whether factors of this cost are the way to go on where the iteration has given up."""
+        return 0 < factors <= _LAST_RESORT * self.total
 
     @property
     def first_crossing(self) -> float:

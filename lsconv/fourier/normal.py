@@ -353,13 +353,14 @@ class NormalInverse:
                 step, count = conjugate_gradients(self._system, self.schwarz, r, left, limit, self._check_every)
             u, done = (step if u is None else u + step), done + count
             taken = int(count.max())
-            effort.spent += taken * iteration
+            effort.charge(taken * iteration)
             if taken < min(limit, _RESTART) or taken >= remaining:
                 return u, done
             r = b - self._system(u)
             if not bool((torch.linalg.vector_norm(r, dim=-1, keepdim=True) > bound).any()):
                 return u, done
-            if factors and factors <= min(costs) and effort.spent >= factors:
+            due = factors and factors <= min(costs) and effort.spent >= factors
+            if due or (taken < limit and not stronger and effort.worth(factors)):
                 self._direct = self._again(side=self.side, spare_bytes=self._spare_bytes, direct=True)
                 return u, done
             if effort.spent >= (costs[0] if stronger else 0.0) and self.schwarz.strengthen():

@@ -187,8 +187,8 @@ class Solution:
         more = self.codes.numel() - 8
         tail = [f"... and {more} more items"] if more > 0 else []
         if self.nullity is not None and bool((self.nullity > 0).any()):
-            tail.append(f"{int(self.nullity.max())} singular values of A are zero to the precision of the method; x is of "
-                        f"minimum norm with respect to them")  # fmt: skip
+            count = int(self.nullity.max())
+            tail.append(f"{count} singular value(s) of A count as zero; x is of minimum norm with respect to them")
         return "\n".join([head, *lines, *tail])
 
     def __repr__(self) -> str:
