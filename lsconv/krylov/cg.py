@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.krylov.apart import plainly, solve
 from lsconv.krylov.batch import Scalar, binary_unit, divide, maximum, root
 from lsconv.krylov.implicit import differentiable
-from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import CURVATURE, KERNEL, Method
 from lsconv.krylov.options import IterationState, Options
 from lsconv.krylov.problem import Problem, prepare
@@ -77,7 +77,7 @@ def cg(
     problem = prepare(A, b, M=M, x0=x0, check_finite=check_finite, square=True, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
                          progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
-    return iterate(problem, options, lambda x, running: _CG(problem, x, running), square=True, name="cg")
+    return solve(problem, options, plainly(_CG), square=True, name="cg")
 
 
 class _CG(Method):

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.krylov.apart import plainly, solve
 from lsconv.krylov.batch import ItemSpace, Scalar, binary_unit, divide, hypot, maximum, root
 from lsconv.krylov.folding import beside
 from lsconv.krylov.implicit import differentiable
-from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import KERNEL, Method
 from lsconv.krylov.multipliers import CGLSMultipliers
 from lsconv.krylov.options import IterationState, Options
@@ -91,10 +91,8 @@ def cgls(
     problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
                          progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
-    if problem.damp is not None and problem.M is not None:
-        start, collapse = beside(problem, _CGLS)
-        return iterate(problem, options, start, collapse=collapse, name="cgls")
-    return iterate(problem, options, lambda x, running: _CGLS(problem, x, running), name="cgls")
+    folds = problem.damp is not None and problem.M is not None
+    return solve(problem, options, (lambda part: beside(part, _CGLS)) if folds else plainly(_CGLS), name="cgls")
 
 
 class _CGLS(Method):

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.krylov.apart import plainly, solve
 from lsconv.krylov.batch import Scalar, divide, in_units, maximum, minimum, quotient, where
 from lsconv.krylov.folding import beside
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.implicit import differentiable
-from lsconv.krylov.iteration import iterate
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.method import STUCK, Method
 from lsconv.krylov.multipliers import CRAIGMultipliers
@@ -100,10 +100,11 @@ def craig(
     problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, conlim=conlim, max_iter=max_iter, check_every=check_every,
                          callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
-    if problem.damp is not None:
-        start, collapse = beside(problem, _CRAIG)
-        return iterate(problem, options, start, collapse=collapse, name="craig")
-    return iterate(problem, options, lambda x, running: _CRAIG(problem, x, running), name="craig")
+
+    def build(part: Problem) -> Any:
+        return plainly(_CRAIG)(part) if part.damp is None else beside(part, _CRAIG)
+
+    return solve(problem, options, build, name="craig")
 
 
 class _CRAIG(Method):

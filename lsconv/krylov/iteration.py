@@ -26,7 +26,7 @@ from lsconv.krylov.replay import Recorded, recorder_for
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Certificate, certify
 
-__all__ = ["iterate"]
+__all__ = ["iterate", "report"]
 
 
 def iterate(
@@ -38,6 +38,7 @@ def iterate(
     square: bool = False,
     selection: Callable[[], tuple[Tensor, Any]] | None = None,
     name: str = "",
+    quiet: bool = False,
 ) -> Solution:
     """Run a method on a problem until every item has stopped, and certify the answer.
 
@@ -49,8 +50,27 @@ def iterate(
         square: only the residual decides.
         selection: the damping that the method chose, and what to report about it.
         name: of the method, for messages.
+        quiet: leave it to the caller to :func:`report` what did not converge.
     """
-    return _Loop(problem, options, start, collapse, square, selection, name).run()
+    solution = _Loop(problem, options, start, collapse, square, selection, name).run()
+    if not quiet:
+        report(solution, options, name)
+    return solution
+
+
+def report(solution: Solution, options: Options, name: str) -> None:
+    """Warn of the items that did not converge, or raise if that is wanted.
+
+    Raises:
+        ConvergenceError: with ``raise_on_failure``.
+    """
+    failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
+    if not bool(failed.any()):
+        return
+    text = f"{name}: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"
+    if options.raise_on_failure:
+        raise ConvergenceError(text)
+    warn(text)
 
 
 class _Loop:
@@ -209,19 +229,7 @@ class _Loop:
         )
         if carried is not None and not any_item((certificate.residual_ok | zero | unsolved) == 0):
             keep(problem.A, x, carried, self.options.tolerances.rtol)
-        self._report(solution)
         return solution
-
-    def _report(self, solution: Solution) -> None:
-        failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
-        if not bool(failed.any()):
-            return
-        text = (
-            f"{self.name}: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"
-        )
-        if self.options.raise_on_failure:
-            raise ConvergenceError(text)
-        warn(text)
 
 
 def _choose(items: Scalar, a: Certificate, b: Certificate) -> Certificate:

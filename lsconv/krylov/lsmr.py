@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.krylov.apart import solve
 from lsconv.krylov.batch import Scalar, divide, hypot, in_units, maximum, minimum, quotient, root, rotation
 from lsconv.krylov.folding import folded
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.implicit import differentiable
-from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import Method
 from lsconv.krylov.multipliers import LSMRMultipliers
 from lsconv.krylov.options import IterationState, Options
@@ -96,8 +96,7 @@ def lsmr(
     problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, conlim=conlim, max_iter=max_iter, check_every=check_every,
                          callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
-    start, collapse = folded(problem, LSMR)
-    return iterate(problem, options, start, collapse=collapse, name="lsmr")
+    return solve(problem, options, lambda part: folded(part, LSMR), name="lsmr")
 
 
 class LSMR(Method):

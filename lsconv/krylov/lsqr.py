@@ -16,11 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
+from lsconv.krylov.apart import solve
 from lsconv.krylov.batch import Scalar, divide, hypot, in_units, maximum, minimum, quotient, rotation
 from lsconv.krylov.folding import folded
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.implicit import differentiable
-from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import Method
 from lsconv.krylov.multipliers import LSQRMultipliers
 from lsconv.krylov.options import IterationState, Options
@@ -95,8 +95,7 @@ def lsqr(
     problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, conlim=conlim, max_iter=max_iter, check_every=check_every,
                          callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
-    start, collapse = folded(problem, _LSQR)
-    return iterate(problem, options, start, collapse=collapse, name="lsqr")
+    return solve(problem, options, lambda part: folded(part, _LSQR), name="lsqr")
 
 
 class _LSQR(Method):

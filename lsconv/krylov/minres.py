@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.krylov.apart import plainly, solve
 from lsconv.krylov.batch import Scalar, divide, hypot, maximum, rotation, where
 from lsconv.krylov.golub_kahan import unit
 from lsconv.krylov.implicit import differentiable
-from lsconv.krylov.iteration import iterate
 from lsconv.krylov.method import Method
 from lsconv.krylov.options import IterationState, Options
 from lsconv.krylov.problem import Problem, prepare
@@ -85,7 +85,7 @@ def minres(
     problem = prepare(A, b, M=M, x0=x0, check_finite=check_finite, square=True, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
                          progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
-    return iterate(problem, options, lambda x, running: _MINRES(problem, x, running), name="minres")
+    return solve(problem, options, plainly(_MINRES), name="minres")
 
 
 class _MINRES(Method):
