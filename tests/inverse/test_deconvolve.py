@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import lsconv
+from lsconv.app.psf import motion
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, MethodError, NonFiniteError, ShapeError
 from lsconv.fourier.normal import NormalInverse
 
@@ -351,3 +352,18 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], error: type[Exceptio
     given = {**GOOD, **change}
     with pytest.raises(error, match=says):
         lsconv.deconvolve(given.pop("image"), given.pop("psf"), **given)
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 1e-4])
+def test_a_damp_chosen_under_motion_is_one_that_the_solve_converges_at(noise_std: float) -> None:
+    """Without noise the choice is next to nothing, and the border system at its hardest."""
+    rows, columns = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (114, 124))
+    scene = 0.5 + 0.3 * torch.sin(6 * rows[:, None] * columns + columns) + 0.1 * rows[:, None]
+    psf = torch.as_tensor(motion(15, 45), dtype=torch.float64)
+    image = lsconv.blur_operator(psf, (102, 112))(scene[None])[0]
+    image = image + noise_std * torch.randn(
+        image.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    solution = lsconv.deconvolve(image.float(), psf.float())
+    assert bool(solution.converged)
+    assert float(solution.damp) < (1e-5 if noise_std == 0 else 0.2)
