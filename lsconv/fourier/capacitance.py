@@ -36,7 +36,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import allowed_bytes
 from lsconv.fourier.near_null import small_singular_vectors, static_lu
 from lsconv.fourier.precision import direct_rtol, double
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.symbol import FrequencyMatrices, frobenius, symbol
 from lsconv.fourier.whole_border import restricted
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.solution import Solution
@@ -160,7 +160,7 @@ class CapacitancePlan:
 
     def _factor(self, matrices: FrequencyMatrices, inner: Border, outer: Border) -> None:
         inverse, info = torch.linalg.inv_ex(matrices.matrices)
-        norms = [torch.linalg.matrix_norm(m).flatten(1).amax(-1) for m in (matrices.matrices, inverse)]
+        norms = [frobenius(m).flatten(1).amax(-1) for m in (matrices.matrices, inverse)]
         condition = norms[0] * norms[1]
         if bool((info > 0).any()) or not bool((condition <= _WORST_CONDITION).all()):
             raise MethodError(f"{self.A!r}: the symbol is singular, or nearly so (condition {condition.max():.1e})")

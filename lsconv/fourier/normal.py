@@ -34,7 +34,7 @@ from lsconv.fourier.free import free_bytes
 from lsconv.fourier.inner import conjugate_gradients, gmres
 from lsconv.fourier.patches import Schwarz, crossing_unknowns
 from lsconv.fourier.penalty import Penalty
-from lsconv.fourier.symbol import FrequencyMatrices, hermitian_inverse, symbol
+from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse, symbol
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["NormalInverse"]
@@ -240,7 +240,7 @@ class NormalInverse:
     def _note_rank(self, inverse: Tensor) -> None:
         """Whether the smaller Gram matrix is singular at most frequencies, up to mu."""
         mu = self.mu.to(inverse.real.dtype).reshape(-1, *(1 for _ in range(inverse.ndim - 3)))
-        share = (mu * torch.linalg.matrix_norm(inverse)).flatten(1).median(-1).values
+        share = (mu * frobenius(inverse)).flatten(1).median(-1).values
         self._rank_deficient = bool(((share > 0.1) & (self.mu > self._wanted)).any())
 
     # ------------------------------------------------------------------ use
@@ -451,13 +451,11 @@ def _largest_eigenvalue(squared: Tensor, ndim: int) -> Tensor:
         probe = torch.randn(_PROBES, size, generator=generator, dtype=torch.float64).to(flat)
         once = probe @ flat.mT
         twice = once @ flat.mT
-        growth = torch.linalg.matrix_norm(twice) / torch.linalg.matrix_norm(once).clamp_min(
-            torch.finfo(flat.real.dtype).tiny
-        )
+        growth = frobenius(twice) / frobenius(once).clamp_min(torch.finfo(flat.real.dtype).tiny)
         index = growth.topk(_CANDIDATES, dim=-1).indices
         flat = flat.gather(1, index[..., None, None].expand(-1, -1, size, size))
     square = flat @ flat if size > 1 else flat.abs() ** 2
-    return torch.linalg.matrix_norm(square).amax(-1).sqrt()
+    return frobenius(square).amax(-1).sqrt()
 
 
 def _form(has_out: bool, has_in: bool) -> str:

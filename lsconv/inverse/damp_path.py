@@ -32,7 +32,7 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.fourier.circulant import block_circulant, double_symbol, per_block
 from lsconv.fourier.penalty import Penalty, as_convolutions
-from lsconv.fourier.symbol import FrequencyMatrices, hermitian_inverse
+from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
 from lsconv.fourier.trace import ExactInfluence
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -127,7 +127,7 @@ class FilterPath:
         self.y, self.count, self.P = y.to(self.A.dtype), A.out_numel * y.shape[0], penalty
         self.batch = tuple(torch.broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         S, P = double_symbol(self.A, block_circulant(self.A)).matrices, self.P
-        norms = torch.linalg.matrix_norm(S).flatten(1).amax(1) / torch.linalg.matrix_norm(P).flatten(1).amax(1)
+        norms = frobenius(S).flatten(1).amax(1) / frobenius(P).flatten(1).amax(1)
         self.scale = norms.reshape(*A.batch_shape, -1).amax(-1).expand(self.batch)
 
     @staticmethod

@@ -16,6 +16,7 @@ from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.penalty import Penalty, as_convolutions
+from lsconv.fourier.symbol import frobenius
 from lsconv.inverse.damp_path import Evaluation
 from lsconv.inverse.route import route
 from lsconv.krylov.batch import ItemSpace
@@ -167,7 +168,7 @@ class BorderPath(_Probed):
             else:
                 inverse = self._inverse(self.own, self.L, damp)
                 # what the definite forms invert; the saddle form's matrices say less
-                largest = torch.linalg.matrix_norm(inverse.inverse.matrices).amax()
+                largest = frobenius(inverse.inverse.matrices).amax()
                 enough = inverse.form != "mixed" and bool(largest * inverse.scale.amax() < _SINGLE)
             if inverse is not None and enough:
                 return self.own, self.L, inverse
