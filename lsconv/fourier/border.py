@@ -180,7 +180,9 @@ class BorderPlan:
     @torch.no_grad()
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`: ``A (A^H A + mu)^+ v`` for ``v`` of shape ``(*batch, *in_shape)``."""
-        return self._run(v=v, rtol=rtol).dual().to(self.A.dtype)
+        outer = self._run(v=v, rtol=rtol)
+        self._warn_of(outer)
+        return outer.dual().to(self.A.dtype)
 
     @torch.no_grad()
     def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -215,12 +217,15 @@ class BorderPlan:
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
         outer = self._run(v=g, rtol=rtol)
+        self._warn_of(outer)
+        space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
+        return (outer.x * space.spread(1 / self.unit)).to(self.A.dtype)
+
+    def _warn_of(self, outer: Outer) -> None:
         failed = outer.merit > _BACKWARD_SLACK
         if bool(failed.any()):
             text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({self!r})"
-            warnings.warn(text, ConvergenceWarning, stacklevel=2)
-        space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
-        return (outer.x * space.spread(1 / self.unit)).to(self.A.dtype)
+            warnings.warn(text, ConvergenceWarning, stacklevel=3)
 
     def _run(self, y: Tensor | None = None, v: Tensor | None = None, rtol: float | None = None) -> Outer:
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, 0.0)

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from lsconv.errors import MethodError
 from lsconv.krylov.batch import scalar_dtype
-from lsconv.krylov.followed import made_of, pull, push, transforming
+from lsconv.krylov.followed import any_followed, made_of, pull, push, transforming
 from lsconv.krylov.mapping import front
 from lsconv.krylov.system import System, spread_over
 from lsconv.operators.base import LinearOperator
@@ -76,6 +76,13 @@ class Solve(torch.autograd.Function):
         system: System = ctx.system
         x, z, y, damp, prior, *params = ctx.saved_tensors
         needed = ctx.needs_input_grad[4:]
+        if system.L is None and not any(ctx.needs_input_grad[2:]) and not any_followed(damp, prior, *params):
+            # of y alone x is a linear function, damped or not, and the plans know its adjoint
+            return (
+                None,
+                _fit(PseudoSolve.apply(system, True, None, g, *params), y),
+                *(None for _ in range(2 + len(params))),
+            )
         A, L = system.operators(params)
         y_bar: Any = 0
         damp_bar = prior_bar = None
@@ -238,7 +245,10 @@ class NormalSolve(torch.autograd.Function):
 
 
 class PseudoSolve(torch.autograd.Function):
-    """``A^+ y``, or ``A^{+H} y`` when ``transposed``, for the items without damping."""
+    """``A^+ y``, or ``A^{+H} y`` when ``transposed``, for the items without damping.
+
+    As a function of y alone, the parameters and damp held fixed, it is right for the others too.
+    """
 
     @staticmethod
     def forward(system: System, transposed: bool, known: Tensor | None, y: Tensor, *params: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.krylov.backward import Inverse, report_failure
-from lsconv.krylov.batch import binary_unit, scalar_dtype
+from lsconv.krylov.batch import ItemSpace, binary_unit, scalar_dtype
 from lsconv.krylov.followed import any_followed, made_of, no_autocast, parameters_of
 from lsconv.krylov.multipliers import keeping
 from lsconv.krylov.problem import check_damp
@@ -123,8 +123,10 @@ class System:
 
     def negligible(self, part: Tensor, whole: Tensor, item_ndim: int) -> bool:
         """Whether ``part`` is what the tolerance leaves of ``whole``, in every item."""
-        dims = tuple(range(-item_ndim, 0))
-        size, scale = (torch.linalg.vector_norm(t.detach(), dim=dims) for t in (part, whole))
+        # safe: the squares of a cotangent of 1e-30 are beyond float32
+        size, scale = (
+            ItemSpace(t.shape[t.ndim - item_ndim :], t.dtype, t.device).safe_norm(t.detach()) for t in (part, whole)
+        )
         rtol = max(Tolerances.of(self.A.dtype, None, 0.0).rtol, self.rtol or 0.0)
         return bool((size <= 10 * rtol * scale).all())
 

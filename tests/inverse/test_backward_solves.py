@@ -43,6 +43,7 @@ PATHS: dict[str, Callable[[Tensor], tuple[lsconv.LinearOperator, Callable[[Any, 
     "lsqr": lambda w: (_conv(w), lambda A, y: lsconv.lsqr(A, y, damp=0.5).x),
     "lsmr": lambda w: (_conv(w), lambda A, y: lsconv.lsmr(A, y, damp=0.5).x),
     "lsmr, undamped": lambda w: (_conv(w, padding=2), lambda A, y: lsconv.lsmr(A, y).x),
+    "lsmr, undamped, wide": lambda w: (_conv(w[:1]), lambda A, y: lsconv.lsmr(A, y).x),
     "cg": lambda w: (_conv(w, padding=1).H @ _conv(w, padding=1), lambda A, y: lsconv.cg(A, y).x),
 }
 
@@ -119,7 +120,7 @@ def test_failures_of_every_kind_of_backward_solve_reach_the_hook(monkeypatch: py
     heard: list[str] = []
     previous = lsconv.set_backward_failure_hook(heard.append)
     try:
-        for path in ("border, outputs", "border, inputs", "stacked", "stacked, LSMR", "lsmr"):
+        for path in ("border, outputs", "border, inputs", "border, undamped", "stacked", "stacked, LSMR", "lsmr"):
             A, solve = PATHS[path](torch.randn(2, 1, 3, 3, dtype=D))
             y = torch.randn(A.out_shape, dtype=D, requires_grad=True)
             x = solve(A, y)
@@ -184,3 +185,48 @@ def test_inputs_that_no_output_reads_receive_their_prior_back() -> None:
     inputs.append(torch.randn(1, 9, dtype=D))
     assert torch.autograd.gradcheck(answer, [t.requires_grad_() for t in inputs])
     assert torch.autograd.gradgradcheck(answer, inputs)
+
+
+@pytest.mark.parametrize("damp", [0.0, 0.7, torch.tensor([0.0, 0.7], dtype=D)])
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular", "reflect"])
+def test_gradient_by_the_data_alone_is_the_adjoint_of_the_solve(padding_mode: str, damp: Any) -> None:
+    weight = torch.randn(1, 2, 3, 3, dtype=D)
+    A = lsconv.Conv2d(weight, in_size=(5, 4), padding=1, padding_mode=padding_mode)
+    y = torch.randn(2, *A.out_shape, dtype=D, requires_grad=True)
+    answers = {
+        "lstsq": lambda y: lsconv.lstsq(A, y, damp=damp, rtol=1e-12).x,
+        "tikhonov": lambda y: lsconv.tikhonov(A, y, damp, rtol=1e-12).x,
+        "lsqr": lambda y: lsconv.lsqr(A, y, damp=damp, rtol=1e-12).x,
+        "craig": lambda y: lsconv.craig(A, y, damp=damp, rtol=1e-12).x,
+        "pinv": lsconv.pinv(A, damp=damp),
+    }
+    matrix = A.to_dense()
+    mu = torch.as_tensor(damp, dtype=D).square().expand(2)[:, None, None]
+    inverse = matrix.mT @ torch.linalg.inv(matrix @ matrix.mT + mu * torch.eye(A.out_numel, dtype=D))
+    g = torch.randn(2, *A.in_shape, dtype=D)
+    expected = (inverse.mT @ g.reshape(2, -1, 1)).reshape(y.shape)
+    for name, answer in answers.items():
+        (found,) = torch.autograd.grad(answer(y), y, g)
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8, msg=name)
+        loss = answer(y).pow(3).sum()  # and it has a derivative of its own
+        (first,) = torch.autograd.grad(loss, y, create_graph=True)
+        v = torch.randn_like(y)
+        (second,) = torch.autograd.grad(first, y, v)
+        x = (inverse @ y.detach().reshape(2, -1, 1)).reshape(g.shape)
+        along = (inverse @ v.reshape(2, -1, 1)).reshape(g.shape)
+        product = (inverse.mT @ (6 * x * along).reshape(2, -1, 1)).reshape(y.shape)
+        torch.testing.assert_close(second, product, rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_gradient_by_the_data_alone_costs_one_solve_and_no_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lsconv.fourier.circulant import CirculantPlan
+
+    A = lsconv.Conv2d(torch.randn(2, 2, 3, 3, dtype=D), in_size=(8, 8), padding=1, padding_mode="circular")
+    y = torch.randn(A.out_shape, dtype=D, requires_grad=True)
+    x = lsconv.pinv(A, damp=0.1)(y)
+    calls: list[str] = []
+    for owner, name in ((CirculantPlan, "solve"), (CirculantPlan, "solve_adjoint"), (lsconv.Convolution, "apply")):
+        method = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, name=name, method=method: (calls.append(name), method(*args))[1])
+    x.sum().backward()
+    assert calls == ["solve_adjoint"]
