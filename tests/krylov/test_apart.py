@@ -38,6 +38,7 @@ def data(*batch: int) -> Tensor:
 def groups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups that are smaller than a batch."""
     monkeypatch.setattr(apart, "GROUP_BYTES", request.param)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
 
 def together(monkeypatch: pytest.MonkeyPatch, solve: Callable[[], Any]) -> Any:
@@ -131,11 +132,13 @@ def count(A: Any, y: Tensor, callback: Any = None, **arguments: Any) -> int:
     return apart.at_once(problem, options)
 
 
-def test_a_group_is_what_the_caches_hold() -> None:
-    """Two large items are not worth a group."""
-    for side, expected in ((32, 32), (64, 8), (96, 3), (128, 1), (192, 1)):
-        A = lsconv.Conv2d(torch.ones(8, 8, 3, 3), in_size=(side, side), padding=1)
-        assert count(A, torch.zeros(1, *A.out_shape).expand(32, *A.out_shape)) == expected
+def test_a_group_is_what_the_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of all threads; two large items are not worth a group."""
+    for threads, counts in ((1, (32, 8, 3, 1, 1)), (2, (32, 16, 7, 4, 1)), (64, (32, 32, 14, 8, 3))):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        for side, expected in zip((32, 64, 96, 128, 192), counts, strict=True):
+            A = lsconv.Conv2d(torch.ones(8, 8, 3, 3), in_size=(side, side), padding=1)
+            assert count(A, torch.zeros(1, *A.out_shape).expand(32, *A.out_shape)) == expected
 
 
 def test_what_is_read_once_for_a_batch_keeps_it_together(monkeypatch: pytest.MonkeyPatch) -> None:
