@@ -36,8 +36,8 @@ from lsconv.krylov.solution import History, Solution
 __all__ = ["GROUP_BYTES", "Setup", "at_once", "plainly", "solve"]
 
 # What the x (or the y) of the items solved at once may take for every thread, up to four: each has a cache of its own,
-# but they share the allocator. With two threads such groups take 0.7 of the time of the batch at 128^2, 0.4 of it at 192^2,
-# and as long as it at 64^2.
+# but they share the allocator. With two threads such groups take 0.7 of the time of the batch at 128^2, 0.4 of it at
+# 192^2, and as long as it at 64^2.
 GROUP_BYTES = 2**20
 _MOST_THREADS = 4
 
