@@ -292,6 +292,7 @@ class KrylovPlan:
         self.A, self.damp, self.method = A, damp, method
         self.M, self.N = preconditioners
         self.answered = False
+        self.spent: int | None = None
 
     def solve(
         self,
@@ -312,7 +313,10 @@ class KrylovPlan:
         if extra:
             raise MethodError(f'{", ".join(extra)}: method "{self.method}" has no such option')
         self.answered = True
-        return method(self.A, y, rtol=rtol, atol=atol, max_iter=max_iter, **self._terms(self.M, self.N), **options)
+        terms = self._terms(self.M, self.N)
+        solution = method(self.A, y, rtol=rtol, atol=atol, max_iter=max_iter, **terms, **options)
+        self.spent = int(solution.iterations.max())
+        return solution
 
     def _terms(self, M: LinearOperator | None, N: LinearOperator | None) -> dict[str, Any]:
         """What the method takes of damping and preconditioners."""
@@ -338,7 +342,7 @@ class KrylovPlan:
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^{-1} g``."""
-        return None if self.method in _SQUARE else gram_by_cg(self.A, g, rtol=rtol, N=self.N)
+        return None if self.method in _SQUARE else gram_by_cg(self.A, g, rtol=rtol, N=self.N, spent=self.spent)
 
     def __repr__(self) -> str:
         preconditioner = self.M if self.M is not None else self.N

@@ -85,6 +85,7 @@ class Again:
     ) -> None:
         self.method, self.transposed, self.A, self.damp, self.options = method, transposed, A, damp, options
         self.M, self.N = options.get("M"), options.get("N")
+        self.spent: int | None = None  # iterations of the forward solve
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The answer for ``y``."""
@@ -105,7 +106,7 @@ class Again:
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^{-1} g``."""
-        return gram_by_cg(self.A, g, rtol=rtol, N=self.N, max_iter=self.options.get("max_iter"))
+        return gram_by_cg(self.A, g, rtol=rtol, N=self.N, spent=self.spent, max_iter=self.options.get("max_iter"))
 
     def _run(
         self, method: Callable[..., Solution], A: LinearOperator, b: Tensor, rtol: float | None, M: Any, N: Any
@@ -204,11 +205,18 @@ def gram_by_cg(
     *,
     rtol: float | None,
     N: LinearOperator | None = None,
+    spent: int | None = None,
     max_iter: int | None = None,
 ) -> Tensor:
-    """``(A^H A)^{-1} g`` by conjugate gradients; it is for the caller to see whether it converged."""
+    """``(A^H A)^{-1} g`` by conjugate gradients; it is for the caller to see whether it converged.
+
+    Where A turns out not to have full column rank there is nothing to converge to. A solve takes about as many
+    iterations as the forward one (``spent``) and is given up after twice as many: the caller has another way.
+    """
     from lsconv.krylov.cg import cg  # which takes its own gradients from here
 
+    if spent is not None:
+        max_iter = min(2 * spent + 20, 10_000 if max_iter is None else max_iter)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return cg(A.H @ A, g, M=N, rtol=rtol, max_iter=max_iter, check_finite=False).x

@@ -326,7 +326,8 @@ def _pseudo_backward(
     probing = transforming()  # under a transform values cannot be looked at
     r = None if system.square else y - B.apply(x)
     fits = r is None or (not probing and system.negligible(r, y, outputs))
-    if not (fits or probing or transposed or torch.is_grad_enabled()) and B.out_numel >= B.in_numel:
+    # a square A that leaves a residual is singular
+    if not (fits or probing or transposed or torch.is_grad_enabled()) and B.out_numel > B.in_numel:
         # u = A q with q = (A^H A)^-1 g: one solve for what takes two otherwise
         q = system.call("gram_solve", g, inputs, inputs)
         u = None if q is None else A.apply(q)

@@ -140,7 +140,10 @@ def differentiable(
                     return solution, Again(lsmr, lsmr, A, solution.damp, {})
                 damped = {} if given is None else {"damp": damp}
                 start = {} if x_prior is None else {"x0": x_prior}
-                return method(A, b, **damped, **{**rest, **start}), Again(method, transposed or method, A, damp, rest)
+                solution = method(A, b, **damped, **{**rest, **start})
+                inverse = Again(method, transposed or method, A, damp, rest)
+                inverse.spent = int(solution.iterations.max())
+                return solution, inverse
 
             return attach(
                 run,

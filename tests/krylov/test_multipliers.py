@@ -198,3 +198,23 @@ def test_they_are_forgotten_with_the_graph_and_do_not_grow_with_the_iterations(n
         del x
         gc.collect()
     assert sizes[1] <= sizes[0] + 12 * 8
+
+
+@pytest.mark.parametrize("name", ["lsqr", "lsmr", "cgls", "lstsq"])
+@pytest.mark.parametrize(("rows", "solves"), [(40, 3), (60, 5)])
+def test_backward_of_a_singular_operator_does_not_search_for_an_inverse_without_end(
+    name: str, rows: int, solves: int
+) -> None:
+    left, right = torch.randn(rows, 12, dtype=D), torch.randn(12, 40, dtype=D)
+    counted, y = Counted(left @ right), torch.randn(rows, dtype=D, requires_grad=True)
+    x = SOLVES[name](counted.A, y)
+    forward = counted.count()
+    (found,) = torch.autograd.grad(x, counted.parameter, g := torch.randn_like(x))
+    assert counted.count() <= 1.5 * solves * forward
+    matrix = left @ right
+    pinv = torch.linalg.pinv(matrix, rtol=1e-9)
+    x, u = pinv @ y.detach(), pinv.mT @ g
+    q, z = pinv @ u, pinv.mT @ x
+    r, w = y.detach() - matrix @ x, g - matrix.mT @ u
+    expected = -torch.outer(u, x) + torch.outer(r, q) + torch.outer(z, w)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
