@@ -29,6 +29,7 @@ from lsconv.krylov.batch import Scalar
 from lsconv.krylov.followed import transforming
 from lsconv.krylov.iteration import iterate, report
 from lsconv.krylov.method import Method
+from lsconv.krylov.multipliers import hand_over, keeping
 from lsconv.krylov.options import Options
 from lsconv.krylov.problem import Problem
 from lsconv.krylov.solution import History, Solution
@@ -61,12 +62,17 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     if size >= items:
         start, collapse = build(problem)
         return iterate(problem, options, start, collapse=collapse, square=square, name=name)
-    solutions = []
+    solutions, multipliers = [], []
     for first in range(0, items, size):
         part = _part(problem, first, min(first + size, items))
         start, collapse = build(part)
-        solutions.append(iterate(part, options, start, collapse=collapse, square=square, name=name, quiet=True))
+        with keeping(problem.multipliers) as kept:
+            solutions.append(iterate(part, options, start, collapse=collapse, square=square, name=name, quiet=True))
+        multipliers.append(kept.of(solutions[-1].x))
     solution = _joined(solutions, problem.batch)
+    found = [z for z in multipliers if z is not None]
+    if len(found) == len(solutions):
+        hand_over(solution.x, torch.cat(found).reshape(*problem.batch, *problem.A.out_shape))
     report(solution, options, name)
     return solution
 
@@ -78,7 +84,7 @@ def at_once(problem: Problem, options: Options) -> int:
     limit = GROUP_BYTES * min(torch.get_num_threads(), _MOST_THREADS)
     if A.device.type != "cpu" or items == 1 or numel * A.dtype.itemsize * items <= limit:
         return items
-    if options.callback is not None or options.progress or problem.multipliers or type(problem.y) is not Tensor:
+    if options.callback is not None or options.progress or type(problem.y) is not Tensor:
         return items
     if problem.M is not None or problem.N is not None or transforming() or torch.compiler.is_compiling():
         return items

@@ -53,6 +53,7 @@ __all__ = [
     "Kept",
     "LSMRMultipliers",
     "LSQRMultipliers",
+    "hand_over",
     "keep",
     "keeping",
     "wanted",
@@ -98,10 +99,19 @@ def keep(A: LinearOperator, x: Tensor, z: Tensor, rtol: float) -> None:
     kept = _kept.get()
     if kept is None:
         return
+    kept.x = kept.z = None
     space = ItemSpace(A.in_shape, A.dtype, A.device)
     missed, size = space.safe_norm(x - A.adjoint(z)), space.safe_norm(x)
     good = missed <= max(rtol, _ROUNDING * torch.finfo(A.dtype).eps) * size
-    kept.x, kept.z = (x, z) if bool((good | ~torch.isfinite(size)).all()) else (None, None)
+    if bool((good | ~torch.isfinite(size)).all()):
+        hand_over(x, z)
+
+
+def hand_over(x: Tensor, z: Tensor) -> None:
+    """``z`` is what belongs to the answer ``x``."""
+    kept = _kept.get()
+    if kept is not None:
+        kept.x, kept.z = x, z
 
 
 class _Multipliers:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import lsconv
+from lsconv.krylov import apart
 from lsconv.krylov.multipliers import keeping
 
 D = torch.float64
@@ -218,3 +219,22 @@ def test_backward_of_a_singular_operator_does_not_search_for_an_inverse_without_
     r, w = y.detach() - matrix @ x, g - matrix.mT @ u
     expected = -torch.outer(u, x) + torch.outer(r, q) + torch.outer(z, w)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+@every_method
+def test_a_batch_solved_in_groups_has_them_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    A = lsconv.Conv1d(torch.randn(1, 2, 3, dtype=D) + torch.tensor([0.0, 4.0, 0.0], dtype=D), in_size=40)
+    y = torch.randn(2, 3, *A.out_shape, dtype=D)
+    matrix, iterate = A.to_dense(), apart.iterate
+    exact = torch.linalg.solve(matrix @ matrix.mT, y.flatten(2)[..., None]).reshape(y.shape)
+    for size, groups in ((2**20, 1), (8, 6)):
+        runs: list[int] = []
+        monkeypatch.setattr(apart, "GROUP_BYTES", size)
+        monkeypatch.setattr(
+            apart, "iterate", lambda *args, r=runs, **options: (r.append(1), iterate(*args, **options))[1]
+        )
+        with keeping(True) as kept:
+            z = kept.of(getattr(lsconv, name)(A, y).x)
+        assert len(runs) == groups
+        assert z is not None
+        torch.testing.assert_close(z, exact, rtol=1e-8, atol=1e-9)
