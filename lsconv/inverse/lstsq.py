@@ -58,7 +58,8 @@ def lstsq(
     not depend on the iterations. With ``damp=0`` the gradient is that of Golub and Pereyra, for changes of A that keep
     its rank. Where the symbol of A has zeros a change of the kernel turns singular values that are zero into small
     ones, :math:`A^+` jumps, and the gradient does not know: use ``damp > 0``, with which x is smooth in everything.
-    A damping chosen by "hybrid" is held fixed.
+    A damping chosen by "hybrid" is held fixed. A preconditioner that chooses among several answers (``damp=0``; M with
+    more rows than columns, N with fewer) leaves the gradient by y only. torch.compile does not look into the solve.
 
     Args:
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
