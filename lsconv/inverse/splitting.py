@@ -21,7 +21,7 @@ Bertsekas (1992) for the form in s.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -34,7 +34,7 @@ from lsconv.krylov.solution import Solution, Status
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Image", "QuadraticStep", "SplittingHistory", "SplittingResult", "Verdict", "admm"]
+__all__ = ["Image", "QuadraticStep", "SplittingHistory", "SplittingResult", "Verdict", "admm", "joined", "judged"]
 
 # After these iterations the penalties are balanced; later they stay, so that the iteration converges.
 _BALANCE_AT = (10, 20, 40, 80, 160, 320)
@@ -166,6 +166,33 @@ class SplittingResult:
     met: Tensor
     stopped: bool
     history: SplittingHistory
+
+
+def joined(first: SplittingResult, second: SplittingResult, done: int) -> SplittingResult:
+    """One result of two runs on the same terms: items that the first one has solved keep its answer.
+
+    Args:
+        first: after ``done`` iterations.
+        second: that of a run from there; it may have fewer dual variables, the first ones.
+        done: iterations of the first run.
+    """
+
+    def chosen(before: Tensor, after: Tensor) -> Tensor:
+        return torch.where(first.met.reshape(*first.met.shape, *(1,) * (after.ndim - first.met.ndim)), before, after)
+
+    rows = {
+        field.name: torch.cat([getattr(first.history, field.name), getattr(second.history, field.name)])
+        for field in fields(SplittingHistory)
+        if field.name != "iterations"
+    }
+    return SplittingResult(
+        chosen(first.x, second.x),
+        [chosen(before, after) for before, after in zip(first.duals, second.duals, strict=False)],
+        first.iterations + torch.where(first.met, 0, second.iterations),
+        first.met | second.met,
+        second.stopped,
+        SplittingHistory(torch.cat([first.history.iterations, done + second.history.iterations]), **rows),
+    )
 
 
 def judged(result: SplittingResult, verdict: Verdict, residual: Tensor, rtol: float, damp: Tensor) -> Solution:

@@ -225,3 +225,42 @@ def test_penalties_that_read_something_else_beyond_the_edge_are_left_to_the_oper
     A = OPERATORS["reflect"]()
     problem, _ = both(A, make(A.in_shape))
     assert not isinstance(problem.step, ExtendedGrid)
+
+
+@pytest.mark.parametrize("bounds", [None, (0.1, 0.9)])
+def test_items_that_copies_keep_from_converging_are_finished_by_the_operators(
+    bounds: tuple[float, float] | None,
+) -> None:
+    """Half of the limit each; an item that the first half has solved keeps its answer."""
+    A = OPERATORS["reflect"]()
+    generator = torch.Generator().manual_seed(2)
+    y = A(torch.rand(2, *A.in_shape, dtype=DOUBLE, generator=generator))
+    weight = torch.tensor([1.0, 0.01], dtype=DOUBLE)
+    L = lsconv.Gradient(A.in_shape, dtype=DOUBLE)
+
+    def terms(A: lsconv.LinearOperator, y: Tensor) -> list[Term]:
+        return [gaussian_term(A, y), sparsity_term(L, weight, (0, 1))]
+
+    alone = SparseProblem(A, y, terms, bounds=bounds)._run(1e-4, 40, None)
+    assert not bool(alone.met.all())
+    problem = SparseProblem(A, y, terms, bounds=bounds)
+    seen: list[int] = []
+    result = problem.run(1e-4, 2 * 40, lambda k, x: seen.append(k))
+    assert seen == list(range(10, 10 * len(seen) + 1, 10))
+    assert len(seen) > 4
+    assert result.history.iterations.tolist() == seen
+    assert result.history.objective.shape == (len(seen), 2)
+    verdict = problem.certificate(result.x, result.duals, problem.precise)
+    assert bool((verdict.met(1e-4) | ~result.met).all())
+    kept = alone.met
+    assert torch.equal(result.x[kept], alone.x[kept])
+    if bounds is not None:  # which are slow to an optimum
+        assert float(result.x.min()) >= bounds[0]
+        assert float(result.x.max()) <= bounds[1]
+        return
+    finished = problem.run(1e-3, 1000, None)
+    assert bool(finished.met.all())
+    reference = SparseProblem(A, y, terms, bounds=bounds, extended=False).run(1e-3, 1000, None)
+    ours = problem.certificate(finished.x, finished.duals, problem.precise).objective
+    other = problem.certificate(reference.x, [torch.zeros_like(y), *reference.duals], problem.precise).objective
+    torch.testing.assert_close(ours, other, rtol=2e-3, atol=0)
