@@ -69,16 +69,21 @@ def distance(x: torch.Tensor, reference: torch.Tensor) -> float:
     batch=st.sampled_from([(), (3,), (2, 2)]),
     seed=st.integers(0, 100),
 )
+@pytest.mark.filterwarnings("ignore::lsconv.errors.ConvergenceWarning")
 def test_answer_is_that_of_dense_linear_algebra(
     solver: Solver, m: int, n: int, deficiency: int, dtype: torch.dtype, damp: float, batch: tuple[int, ...], seed: int
 ) -> None:
     A = matrix(m, n, max(1, min(m, n) - deficiency), dtype, seed)
     b = vectors(*batch, m, dtype=dtype, seed=seed + 1)
-    solution = solver(A, b, damp=damp)
-    assert solution.converged.all()
+    solution, answer = solver(A, b, damp=damp), dense_answer(A, b, damp)
+    # Where b is nearly in the range of A, ||r|| is small, and the bound on the gradient, relative to it, may be below
+    # what the gradient of the nearest x that can be stored is. (7 x 6, float32, seed 7.)
+    norm = torch.linalg.matrix_norm(A, 2).double()
+    size = norm * (norm * torch.linalg.vector_norm(answer, dim=-1) + torch.linalg.vector_norm(b, dim=-1))
+    assert (solution.converged | (solution.gradient_norm <= torch.finfo(dtype).eps * size)).all()
     assert solution.x.shape == (*batch, n)
     assert solution.x.dtype == dtype
-    assert distance(solution.x, dense_answer(A, b, damp)) < ACCURACY[dtype]
+    assert distance(solution.x, answer) < ACCURACY[dtype]
 
 
 @every_solver
