@@ -12,31 +12,15 @@ For a cotangent g let :math:`v = H^{-1} g`. Then :math:`\mathrm{Re}\langle g, dx
           \overline{\mathrm{damp}} = -2\,\mathrm{damp}\,\mathrm{Re}\langle L v, L (x - p)\rangle, \quad
           \bar p = \mu L^H L v, \quad \bar L = -\mu\,(L v (x - p)^H + L (x - p) v^H).
 
-Without damping :math:`x = A^+ y`, and for perturbations that keep the rank of A (Golub and Pereyra)
-
-.. math:: dA^+ = -A^+ dA\,A^+ + A^+ A^{+H} dA^H (I - A A^+) + (I - A^+ A) dA^H A^{+H} A^+ ,
-
-so that with :math:`u = A^{+H} g`, :math:`q = A^+ u`, :math:`w = g - A^H u` and :math:`z = A^{+H} x`
-
-.. math:: \bar y = u, \qquad \bar A = -u x^H + r q^H + z w^H .
-
-The second term vanishes with the residual (full row rank), the third with w (full column rank), and the solve for it is
-then left out. So is that for z where the forward solve has found it along with x (:mod:`lsconv.krylov.multipliers`):
-LSQR, LSMR, CGLS and CRAIG do for fewer rows than columns, and one solve is left, that for u.
-
-Where the rank does change (a zero of the symbol), :math:`A^+` is not even continuous: use damp > 0.
+Without damping the rule is that of Golub and Pereyra (:mod:`lsconv.krylov.undamped`).
 
 In forward mode dx is the answer of the first equation for the tangents, or that of Golub and Pereyra applied to y.
 Parameters meet these matrices in applications of A alone (:mod:`lsconv.krylov.followed`). Every rule is made of
 differentiable pieces, so it has derivatives of its own.
-
-Golub and Pereyra, "The differentiation of pseudo-inverses and nonlinear least squares problems whose variables
-separate", SIAM J. Numer. Anal. 10 (1973), 413-432.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,12 +28,13 @@ from torch import Tensor
 
 from lsconv.errors import MethodError
 from lsconv.krylov.batch import scalar_dtype
-from lsconv.krylov.followed import any_followed, made_of, pull, push, transforming
+from lsconv.krylov.followed import any_followed, made_of, pull, push
 from lsconv.krylov.mapping import front
 from lsconv.krylov.system import System, spread_over
+from lsconv.krylov.undamped import PseudoSolve, fit, plus, pseudo_backward, pseudo_tangent
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["NormalSolve", "PseudoSolve", "Solve"]
+__all__ = ["NormalSolve", "Solve"]
 
 
 class Solve(torch.autograd.Function):
@@ -80,7 +65,7 @@ class Solve(torch.autograd.Function):
             # of y alone x is a linear function, damped or not, and the plans know its adjoint
             return (
                 None,
-                _fit(PseudoSolve.apply(system, True, None, g, *params), y),
+                fit(PseudoSolve.apply(system, True, None, g, *params), y),
                 *(None for _ in range(2 + len(params))),
             )
         A, L = system.operators(params)
@@ -110,18 +95,18 @@ class Solve(torch.autograd.Function):
             # undamped: x is the prior plus the pseudo-inverse of what the prior leaves, y - A prior
             gu = system.only(g, False)
             left, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
-            u, more = _pseudo_backward(system, False, left, part, gu, params, needed, z)
+            u, more = pseudo_backward(system, False, left, part, gu, params, needed, z)
             y_bar = y_bar + u
-            bars[: system.count] = _plus(bars[: system.count], more)
+            bars[: system.count] = plus(bars[: system.count], more)
             if prior is not None:
                 down = gu - A.adjoint(u)
                 prior_bar = down if prior_bar is None else prior_bar + down
                 if any(needed[: system.count]):
                     own = pull(A, False, params[: system.count], needed[: system.count], [prior.expand_as(x)], [-u])
-                    bars[: system.count] = _plus(bars[: system.count], own)
+                    bars[: system.count] = plus(bars[: system.count], own)
         if damp is not None and damp_bar is None:
             damp_bar = torch.zeros_like(damp)  # x depends on its square
-        return (None, _fit(y_bar, y), _fit(damp_bar, damp), _fit(prior_bar, prior), *bars)
+        return (None, fit(y_bar, y), fit(damp_bar, damp), fit(prior_bar, prior), *bars)
 
     @staticmethod
     def jvp(
@@ -157,7 +142,7 @@ class Solve(torch.autograd.Function):
                 )
                 moved = moved if drest is None else moved + drest
                 dx = dx if dprior is None else dx + system.only(dprior.expand_as(x), False)
-            dx = dx + _pseudo_tangent(
+            dx = dx + pseudo_tangent(
                 system,
                 False,
                 system.only(rest, False, outputs),
@@ -217,7 +202,7 @@ class NormalSolve(torch.autograd.Function):
         if L is not None and any(needed[count:]):
             scale = -spread_over(mu, len(L.out_shape))
             bars[count:] = pull(L, False, params[count:], needed[count:], [v, w], [scale * lw, scale * lv])
-        return (None, w, _fit(damp_bar, damp), *bars)
+        return (None, w, fit(damp_bar, damp), *bars)
 
     @staticmethod
     def jvp(ctx: Any, _: None, dg: Tensor | None, ddamp: Tensor | None, *dparams: Tensor | None) -> Tensor:
@@ -244,150 +229,6 @@ class NormalSolve(torch.autograd.Function):
         return NormalSolve.apply(system, *moved, *own), 0
 
 
-class PseudoSolve(torch.autograd.Function):
-    """``A^+ y``, or ``A^{+H} y`` when ``transposed``, for the items without damping.
-
-    As a function of y alone, the parameters and damp held fixed, it is right for the others too.
-    """
-
-    @staticmethod
-    def forward(system: System, transposed: bool, known: Tensor | None, y: Tensor, *params: Tensor) -> Tensor:
-        """Solve, unless the answer is known."""
-        if known is not None:
-            return known.clone()
-        given, found = len(system.A.out_shape), len(system.A.in_shape)
-        if transposed:
-            given, found = found, given
-        answer = system.call("adjoint" if transposed else "apply", y, given, found)
-        assert answer is not None
-        return answer
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep what the backward needs."""
-        ctx.system, ctx.transposed, _, *tensors = inputs
-        ctx.save_for_backward(output, *tensors)
-        ctx.save_for_forward(output, *tensors)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        """The cotangents of the inputs."""
-        x, y, *params = ctx.saved_tensors
-        y_bar, bars = _pseudo_backward(ctx.system, ctx.transposed, y, x, g, params, ctx.needs_input_grad[4:])
-        return (None, None, None, _fit(y_bar, y), *bars)
-
-    @staticmethod
-    def jvp(ctx: Any, _: None, __: None, ___: None, dy: Tensor | None, *dparams: Tensor | None) -> Tensor:
-        """The tangent of the result."""
-        x, y, *params = ctx.saved_tensors
-        moved = torch.zeros_like(y) if dy is None else dy
-        dx: Tensor = _pseudo_tangent(ctx.system, ctx.transposed, y, x, moved, params, dparams)
-        return dx
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], system: System, transposed: bool, known: Any, y: Tensor, *params: Any
-    ) -> Any:
-        """The mapped dimension becomes a batch dimension."""
-        ndims = [len(system.A.out_shape), len(system.A.in_shape)]
-        known = None if in_dims[2] is None else known
-        moved, own = front(
-            system,
-            info.batch_size,
-            (y, known),
-            ndims[::-1] if transposed else ndims,
-            params,
-            (in_dims[3], in_dims[2], *in_dims[4:]),
-        )
-        return PseudoSolve.apply(system, transposed, moved[1], moved[0], *own), 0
-
-
-# -------------------------------------------------------------------------------- the rule without damping
-
-
-def _pseudo_backward(
-    system: System,
-    transposed: bool,
-    y: Tensor,
-    x: Tensor,
-    g: Tensor,
-    params: Sequence[Tensor],
-    needed: Sequence[bool],
-    z: Tensor | None = None,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Cotangents of y and of A's parameters in ``x = A^+ y`` (of ``A^H`` when ``transposed``); z where it is known."""
-    own, needed = params[: system.count], needed[: system.count]
-    if not any(needed):
-        return PseudoSolve.apply(system, not transposed, None, g, *own), [None] * system.count
-    system.check_unweighted()
-    A = made_of(system.A, own)
-    B = A.H if transposed else A
-    outputs, inputs = len(B.out_shape), len(B.in_shape)
-    probing = transforming()  # under a transform values cannot be looked at
-    r = None if system.square else y - B.apply(x)
-    fits = r is None or (not probing and system.negligible(r, y, outputs))
-    # a square A that leaves a residual is singular
-    if not (fits or probing or transposed or torch.is_grad_enabled()) and B.out_numel > B.in_numel:
-        # u = A q with q = (A^H A)^-1 g: one solve for what takes two otherwise
-        q = system.call("gram_solve", g, inputs, inputs)
-        u = None if q is None else A.apply(q)
-        if u is not None and q is not None and system.negligible(g - A.adjoint(u), g, inputs):
-            return u, pull(system.A, False, own, needed, [x, q], torch.broadcast_tensors(-u, r))
-    u = PseudoSolve.apply(system, not transposed, None, g, *own)
-    directions, cotangents = [x], [-u]
-    if r is not None:
-        if not fits:
-            directions.append(PseudoSolve.apply(system, transposed, None, u, *own))
-            cotangents.append(r)
-        w = g - B.adjoint(u)
-        if probing or not system.negligible(w, g, inputs):
-            directions.append(w)
-            cotangents.append(PseudoSolve.apply(system, not transposed, z, x, *own))
-    return u, pull(system.A, transposed, own, needed, directions, cotangents)
-
-
-def _pseudo_tangent(
-    system: System,
-    transposed: bool,
-    y: Tensor,
-    x: Tensor,
-    dy: Tensor,
-    params: Sequence[Tensor],
-    tangents: Sequence[Tensor | None],
-    z: Tensor | None = None,
-) -> Tensor:
-    """Tangent of ``x = A^+ y`` (of ``A^H`` when ``transposed``); z where it is known."""
-    own, tangents = params[: system.count], tangents[: system.count]
-
-    def inverse(right: Tensor, adjoint: bool = False, known: Tensor | None = None) -> Tensor:
-        answer: Tensor = PseudoSolve.apply(system, transposed != adjoint, known, right, *own)
-        return answer
-
-    if all(tangent is None for tangent in tangents):
-        return inverse(dy)
-    system.check_unweighted()
-
-    def image(v: Tensor, adjoint: bool = False) -> Tensor:
-        def of(*own: Tensor) -> Tensor:
-            A = made_of(system.A, own)
-            return A.adjoint(v) if transposed != adjoint else A.apply(v)
-
-        moved = push(of, own, tangents)
-        assert moved is not None
-        return moved
-
-    dy = dy - image(x)
-    if system.square:
-        return inverse(dy)
-    A = made_of(system.A, own)
-    B = A.H if transposed else A
-    r = y - B.apply(x)
-    if transforming() or not system.negligible(r, y, len(B.out_shape)):
-        dy = dy + inverse(image(r, adjoint=True), adjoint=True)
-    null_part = image(inverse(x, adjoint=True, known=z), adjoint=True)
-    return inverse(dy - B.apply(null_part)) + null_part
-
-
 # ------------------------------------------------------------------------------------------------- pieces
 
 
@@ -397,14 +238,3 @@ def _damp_bar(damp: Tensor, lv: Tensor, lo: Tensor, L: LinearOperator) -> tuple[
     product = (lv.conj() * lo).real.to(scalar_dtype(lv.device))
     inner = product.flatten(product.ndim - ndim).sum(-1) if ndim else product
     return -2 * damp * inner, (damp**2).to(lv.real.dtype)
-
-
-def _fit(bar: Any, tensor: Tensor | None) -> Tensor | None:
-    """A cotangent summed over the dimensions that broadcasting made, in the dtype of its tensor."""
-    if bar is None or tensor is None:
-        return None
-    return bar.sum_to_size(tensor.shape).to(tensor.dtype)
-
-
-def _plus(left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor | None]:
-    return [b if a is None else a if b is None else a + b for a, b in zip(left, right, strict=True)]

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.backward import Again, Inverse
-from lsconv.krylov.derivatives import NormalSolve, PseudoSolve, Solve
+from lsconv.krylov.derivatives import NormalSolve, Solve
 from lsconv.krylov.followed import any_followed, no_autocast, parameters_of
 from lsconv.krylov.problem import as_operator
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.system import System, spread_over
+from lsconv.krylov.undamped import PseudoSolve
 from lsconv.operators.base import LinearOperator, hidden_by_vmap
 from lsconv.operators.untraced import untraced
 

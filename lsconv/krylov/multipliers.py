@@ -1,7 +1,7 @@
 r"""The multipliers of a least-norm answer, found along with it: ``z = A^{+H} x``, in the range of A; ``x = A^H z``.
 
 They are the Lagrange multipliers of :math:`\min \|x\|^2` such that :math:`Ax = AA^+ y`, and the derivative of
-:math:`A^+ y` by A needs them (:mod:`lsconv.krylov.derivatives`). A solve for them costs as much as that for x. But x is
+:math:`A^+ y` by A needs them (:mod:`lsconv.krylov.undamped`). A solve for them costs as much as that for x. But x is
 a combination of the :math:`v_k`, each of which is :math:`A^H` of a combination of the :math:`u_k`: the same recurrences
 run once more, in vectors of y's size and without an application of A.
 
