@@ -32,12 +32,12 @@ from torch import Tensor
 
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.fourier.border_cells import Border
+from lsconv.fourier.dense_border import between_borders
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import allowed_bytes
 from lsconv.fourier.near_null import small_singular_vectors, static_lu
 from lsconv.fourier.precision import direct_rtol, double
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, symbol
-from lsconv.fourier.whole_border import restricted
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.stopping import Tolerances, certified
@@ -167,7 +167,7 @@ class CapacitancePlan:
         self.norm_bound = norms[0]
         forward = FrequencyMatrices(matrices.grid, inverse)
         kernel = forward.kernel()
-        self.factors, self.pivots = static_lu(restricted(kernel, inner, outer), kernel.abs().flatten(1).amax(-1))
+        self.factors, self.pivots = static_lu(between_borders(kernel, inner, outer), kernel.abs().flatten(1).amax(-1))
         del kernel
         none = inverse.new_zeros(0)
         zero = [border.mask.to(inverse.device) for border in (inner, outer)]

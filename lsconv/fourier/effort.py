@@ -15,7 +15,9 @@ from lsconv.fourier.embedding import Embedding
 __all__ = ["Effort", "border_cells"]
 
 # The first crossings are as wide as may be made in the time of so many border iterations.
-_CROSSING_WORK = 15
+_CROSSING_WORK = 5
+# Factors end the iteration, wider crossings may shorten it: they may cost this many times as much.
+_CERTAINTY = 3
 # Where iterating does not arrive the factors may cost this many times what was spent on it.
 _LAST_RESORT = 4
 
@@ -27,7 +29,7 @@ class Effort:
         blocks: independent systems.
         cells: grid cells, per channel, that one product with the system transforms.
         channels: its channels.
-        definite: whether it is definite: half of the factorisation, and of the rest a third.
+        definite: whether it is definite: half of a factorisation, and a third of an iteration.
 
     Attributes:
         spent: on iterations since the last change of way.
@@ -48,13 +50,20 @@ class Effort:
         self.spent += work
         self.total += work
 
-    def crossing(self, unknowns: int) -> float:
-        """Inverting a crossing of so many unknowns."""
-        return float(self.blocks * unknowns**3 * (1 if self.definite else 2))
-
     def factors(self, unknowns: int) -> float:
-        """Factorising a border of so many unknowns."""
+        """Factorising so many unknowns, of a crossing or of the whole border."""
         return self.blocks * unknowns**3 * (1 if self.definite else 2) / 3
+
+    def next_way(self, crossing: int, border: int) -> tuple[float, bool]:
+        """What comes after iterating as now: its cost, and whether that is to factorise the whole border.
+
+        Args:
+            crossing: unknowns of the next wider crossing, 0 for none.
+            border: unknowns of the whole border, 0 where its factors cannot be made.
+        """
+        wider, whole = self.factors(crossing), self.factors(border)
+        factorise = border > 0 and (crossing == 0 or whole <= _CERTAINTY * wider)
+        return (whole, True) if factorise else (wider, False)
 
     def worth(self, factors: float) -> bool:
         """Whether factors of this cost are the way to go on where the iteration has given up."""
@@ -63,7 +72,7 @@ class Effort:
     @property
     def first_crossing(self) -> float:
         """What the first crossings may cost, on the whole grid."""
-        return _CROSSING_WORK * self.iteration(1) / self.crossing(1)
+        return _CROSSING_WORK * self.iteration(1) / self.factors(1)
 
 
 def border_cells(embedding: Embedding, positions: list[list[list[int]]]) -> int:

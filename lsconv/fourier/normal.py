@@ -148,7 +148,7 @@ class NormalInverse:
                 definite=definite,
                 crossings=crossings,
                 restricted=crossings and (self.exact or not definite),
-                unknowns=crossing_unknowns(self.effort.first_crossing, definite=definite),
+                unknowns=crossing_unknowns(self.effort.first_crossing),
                 spare_bytes=spare_bytes,
                 whole=direct,
             )
@@ -343,10 +343,9 @@ class NormalInverse:
             norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
             left = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
             limit = remaining = max_iter - int(done.max())
-            stronger, factors = self.schwarz.stronger_unknowns, self._factors_work
-            costs = [cost for cost in (effort.crossing(stronger) if stronger else 0.0, factors) if cost]
-            if costs:
-                limit = min(remaining, max(_PATIENCE, int((min(costs) - effort.spent) / iteration)))
+            cost, factorise = effort.next_way(self.schwarz.stronger_unknowns, self._affordable_unknowns)
+            if cost:
+                limit = min(remaining, max(_PATIENCE, int((cost - effort.spent) / iteration)))
             if self.schwarz.restricted or self.form == "mixed":
                 step, count = gmres(self._system, self.schwarz, r, left, limit, self._check_every, _RESTART)
             else:
@@ -359,13 +358,13 @@ class NormalInverse:
             r = b - self._system(u)
             if not bool((torch.linalg.vector_norm(r, dim=-1, keepdim=True) > bound).any()):
                 return u, done
-            due = factors and factors <= min(costs) and effort.spent >= factors
-            if due or (taken < limit and not stronger and effort.worth(factors)):
+            gave_up = taken < limit
+            if factorise and (not gave_up or effort.worth(cost)):
                 self._direct = self._again(side=self.side, spare_bytes=self._spare_bytes, direct=True)
                 return u, done
-            if effort.spent >= (costs[0] if stronger else 0.0) and self.schwarz.strengthen():
+            if not factorise and self.schwarz.strengthen():
                 effort.spent = 0.0
-            elif taken < limit:  # GMRES gave up
+            elif gave_up:
                 return u, done
 
     @functools.cached_property
@@ -379,14 +378,14 @@ class NormalInverse:
         return border_cells(shortest, positions + (shortest.input_border() if self.form != "valid" else []))
 
     @property
-    def _factors_work(self) -> float:
-        """What the factors of the whole border would cost; 0 where they are there, or memory is short for them."""
+    def _affordable_unknowns(self) -> int:
+        """The unknowns of the whole border, if its factors are still to be made and memory is not short for them."""
         if self.schwarz.whole:
-            return 0.0
+            return 0
         unknowns, item = self._factors_unknowns, self.system.matrices.element_size()
         spare = 0.6 * free_bytes(self.convolution.device) if self._spare_bytes is None else self._spare_bytes
         needed = 3 * self.embedding.blocks * unknowns**2 * item + 2 * self.nbytes
-        return self.effort.factors(unknowns) if needed <= spare else 0.0
+        return unknowns if needed <= spare else 0
 
     def _system(self, u: Tensor) -> Tensor:
         if self.schwarz.strips is not None:

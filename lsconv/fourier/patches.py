@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
+from lsconv.fourier.dense_border import DenseInverse, between_borders
 from lsconv.fourier.free import free_bytes
 from lsconv.fourier.strips import Slab, Strips
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse
-from lsconv.fourier.whole_border import WholeBorder
 
 __all__ = ["Schwarz", "crossing_unknowns", "dense_entries"]
 
@@ -56,13 +56,12 @@ def dense_entries(ndim: int) -> int:
     return max(_DENSE_UNKNOWNS, 2 * _LEAST_UNKNOWNS * ndim) ** 2
 
 
-def crossing_unknowns(work: float, *, definite: bool) -> int:
-    """How many unknowns a crossing may have so that inverting it takes no more than ``work`` flops.
+def crossing_unknowns(work: float) -> int:
+    """How many unknowns a crossing may have so that factorising it costs no more than ``work``, per cube.
 
-    At least 640, which are inverted in 11 ms (1024: 49 ms, float64, one core) for up to twice the iterations; an
-    indefinite system gets 1024, its cells being those of inputs and outputs.
+    At least 640, which are factorised in a few milliseconds.
     """
-    unknowns = _LEAST_UNKNOWNS if definite else 8 * _LEAST_UNKNOWNS // 5
+    unknowns = _LEAST_UNKNOWNS
     while 2 * unknowns <= _MOST_UNKNOWNS and (2 * unknowns) ** 3 <= work:
         unknowns *= 2
     return unknowns
@@ -92,8 +91,12 @@ class _Patch:
         self.slab = (
             Slab(self.index.reshape(self.shape), FrequencyMatrices(others, matrices.clone())) if product else None
         )
-        inverses = hermitian_inverse(matrices) if definite else torch.linalg.inv(matrices)
-        self.inverse = FrequencyMatrices(others, inverses)
+        self.inverse: DenseInverse | FrequencyMatrices
+        if others.sizes:
+            inverses = hermitian_inverse(matrices) if definite else torch.linalg.inv(matrices)
+            self.inverse = FrequencyMatrices(others, inverses)
+        else:
+            self.inverse = DenseInverse(matrices, definite=definite)
         self.kept: Tensor | None = None  # positions in index of the cells that take their correction from this patch
         self.kept_index = self.index
 
@@ -105,7 +108,7 @@ class _Patch:
     def __call__(self, r: Tensor) -> Tensor:
         """The correction of the cells ``kept_index``."""
         cells = r.index_select(-1, self.index).reshape(*r.shape[:2], *self.shape)
-        z = self.inverse.on_grid(cells).flatten(2)
+        z = self.inverse(cells) if isinstance(self.inverse, DenseInverse) else self.inverse.on_grid(cells).flatten(2)
         return z if self.kept is None else z.index_select(-1, self.kept)
 
 
@@ -181,13 +184,13 @@ class Schwarz:
         self.limit = unknowns
         small = border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES
         self.whole = whole or small
-        self.factors: WholeBorder | None = None
+        self.factors: DenseInverse | None = None
         self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
         self._numbering = border.numbering()
         kernel = _Kernel(matrices, border.grid)
         self._crossings: list[tuple[int, ...]] = []
         if self.whole and not small:
-            self.factors = WholeBorder(kernel.whole(), border, definite=definite)
+            self.factors = DenseInverse(between_borders(kernel.whole(), border, border), definite=definite)
             return
         if self.whole:
             self._make_whole(kernel)
@@ -222,7 +225,7 @@ class Schwarz:
             kernel.whole(), self._numbering, self.border.members, slabs, real=self.matrices.grid.real
         )
         if self.strips is not None:
-            self.limit = min(self.limit, crossing_unknowns(0.0, definite=self.definite))
+            self.limit = min(self.limit, crossing_unknowns(0.0))
 
     def _cross(self, kernel: _Kernel) -> None:
         """Make the crossings as wide as the limit allows, and share out the cells."""

@@ -112,10 +112,11 @@ def test_a_slow_solve_widens_the_crossings_for_good(monkeypatch: pytest.MonkeyPa
     A = _braking_motion()
     monkeypatch.setattr(patches, "_LEAST_UNKNOWNS", 160)
     inverse = NormalInverse(A, 1e-3, floor=1e-13)
-    assert inverse.schwarz.limit == 256
+    limit = inverse.schwarz.limit
+    assert limit < inverse.border.size / 10
     f = torch.randn(A.in_shape, dtype=torch.float64)
     first, slow = inverse(f, 1e-9)
-    assert inverse.schwarz.limit > 256
+    assert inverse.schwarz.limit > limit
     again, fast = inverse(f, 1e-9)
     assert 2 * fast < slow
     torch.testing.assert_close(first, again, rtol=0, atol=1e-5 * float(first.norm()))
@@ -128,10 +129,11 @@ def test_crossings_widen_only_into_the_memory_allowed(monkeypatch: pytest.Monkey
     limits = {}
     for spare in (0, 2**28):
         plan = BorderPlan(A, 1e-3, memory_limit=plan_bytes(A) + spare)
+        before = plan.inverse.schwarz.limit
         plan.solve(y, rtol=1e-8)
         limits[spare] = plan.inverse.schwarz.limit
-    assert limits[0] == 256
-    assert limits[2**28] > 256
+    assert limits[0] == before
+    assert limits[2**28] > before
 
 
 def _iterations(A: lsconv.Convolution, damp: float, crossings: bool) -> int:
