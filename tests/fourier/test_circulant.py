@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -40,6 +40,8 @@ def _blur(size: tuple[int, int] = (8, 6), dtype: torch.dtype = torch.float64) ->
 def test_the_four_penrose_conditions_hold(circular_convolutions: Any, data: st.DataObject) -> None:
     A = data.draw(circular_convolutions())
     X, D = _matrix(CirculantPlan(A)), A.to_dense()
+    # taps that fall on one cell and cancel leave a rounding, which the plan rightly takes for zero
+    assume(float(D.abs().max()) > 1e-12 * float(A.weight.abs().sum()))
     for left, right, scale in (
         (D @ X @ D, D, D),
         (X @ D @ X, X, X),

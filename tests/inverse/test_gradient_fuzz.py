@@ -119,13 +119,12 @@ def test_gradients_with_penalty_and_prior_equal_the_dense_ones(cases: Any, refer
     L = lsconv.Convolution(kernel, A.spatial_in, padding=[(0, padding * (k - 1)) for k in kernel.shape[2:]],
                            groups=A.c_in)  # fmt: skip
     prior = torch.randn(*A.in_shape, generator=generator, dtype=D).requires_grad_()
-    x = lsconv.tikhonov(A, y, damp, L=L, x_prior=prior, rtol=1e-12).x
     matrix, penalty = A.to_dense(), L.to_dense()
-    batch = x.shape[: x.ndim - len(A.in_shape)]
-    mu = damp.expand(batch)[..., None, None] ** 2
-    rest = (y - A(prior)).expand(*batch, *A.out_shape).reshape(*batch, -1, 1)
-    H = matrix.mH @ matrix + mu * (penalty.mT @ penalty)
+    H = matrix.mH @ matrix + damp[..., None, None] ** 2 * (penalty.mT @ penalty)
     assume(bool((torch.linalg.cond(H.detach()) < 1e4).all()))
+    x = lsconv.tikhonov(A, y, damp, L=L, x_prior=prior, rtol=1e-12).x
+    batch = x.shape[: x.ndim - len(A.in_shape)]
+    rest = (y - A(prior)).expand(*batch, *A.out_shape).reshape(*batch, -1, 1)
     expected = prior + torch.linalg.solve(H, matrix.mH @ rest).reshape(x.shape)
     _compare(x, expected, [y, damp, prior, kernel, A.weight])
 
