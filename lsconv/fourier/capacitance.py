@@ -35,7 +35,7 @@ from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import between_borders
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import allowed_bytes
-from lsconv.fourier.near_null import small_singular_vectors, static_lu
+from lsconv.fourier.near_null import nearest_null, small_singular_vectors, static_lu
 from lsconv.fourier.precision import direct_rtol, double
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, symbol
 from lsconv.krylov.batch import ItemSpace, binary_unit
@@ -56,7 +56,6 @@ _WORST_CONDITION = 1e8
 # (8224 unknowns are factorised in 5 s, an iteration of that problem takes 0.1 s, on two cores).
 _WORTH_ITERATIONS = 200
 _TRANSFORM_WEIGHT, _PRODUCT_WEIGHT = 20, 10
-_CHUNK_BYTES = 2**26
 # How many small singular values are looked for at first; four times as many while all are too small.
 _FIRST_VECTORS = 8
 _REFINEMENTS = 4
@@ -169,60 +168,48 @@ class CapacitancePlan:
         kernel = forward.kernel()
         self.factors, self.pivots = static_lu(between_borders(kernel, inner, outer), kernel.abs().flatten(1).amax(-1))
         del kernel
-        none = inverse.new_zeros(0)
+        none = self.factors[..., :0]
         zero = [border.mask.to(inverse.device) for border in (inner, outer)]
         self._ways = (
             _Way(forward, inner, outer, zero[0], none, none),
             _Way(forward.H, outer, inner, zero[1], none, none),
         )
-        self._find_null_space()
+        self._find_null_space(norms[1])
 
     # ------------------------------------------------------------------ null space
 
-    def _find_null_space(self) -> None:
+    def _find_null_space(self, inverse_norm: Tensor) -> None:
         """The null spaces of A and A^H to ``rank_tolerance``, as coordinates on the border."""
-        size = self.factors.shape[-1]
+        size, limit = self.factors.shape[-1], 10 * self.rank_tolerance
         count = min(_FIRST_VECTORS, size)
+        sigma, *vectors = small_singular_vectors(self._lu_solve, self.factors, count)
+        self.nullity = torch.zeros(len(sigma), dtype=torch.int64, device=sigma.device)
+        if bool((sigma[:, 0] > limit * inverse_norm).all()):  # no lift is longer than the norm of C^-1
+            return
+        overlaps = [self._overlap(back) for back in reversed(self._ways)]
         while True:
-            sigma, left, right = small_singular_vectors(self._lu_solve, self.factors, count)
-            found = [self._lifted(way, v, sigma) for way, v in zip(self._ways, (right, left), strict=True)]
-            # sigma bounds ||A x||: A lift(v) = -R_out C B_in^T S v
-            beyond = all(bool((ratio.amax(-1) > 10 * self.rank_tolerance).all()) for ratio, _ in found)
-            if beyond or count == size:
+            pairs = zip(overlaps, reversed(vectors), strict=True)
+            found = [nearest_null(sigma, v, v.mH @ (overlap @ v)) for overlap, v in pairs]
+            if count == size or all(bool((ratio.amax(-1) > limit).all()) for ratio, _ in found):
                 break
             count = min(4 * count, size)
+            sigma, *vectors = small_singular_vectors(self._lu_solve, self.factors, count)
         kept = [ratio < self.rank_tolerance for ratio, _ in found]
         self.nullity = torch.stack([k.sum(-1) for k in kept]).amax(0)
         most = int(self.nullity.max())
         null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, kept, strict=True)]
-        ways = [replace(way, null=v) for way, v in zip(self._ways, null, strict=True)]
+        # B C^-1 R^T R C^-H B^T is the overlap less S S^H, which is nothing next to it on null
+        reach = [overlap @ v for overlap, v in zip(overlaps, null, strict=True)]
+        forward, adjoint = self._ways
         self._ways = (
-            replace(ways[0], reach=self._reach(ways[0], ways[1])),
-            replace(ways[1], reach=self._reach(ways[1], ways[0])),
+            replace(forward, null=null[0], reach=reach[1]),
+            replace(adjoint, null=null[1], reach=reach[0]),
         )
 
-    def _columns(self, columns: Tensor) -> list[Tensor]:
-        """``(blocks, size, k)`` as pieces ``(some k, blocks, size)`` that are not too large on the grid."""
-        item = self._ways[0].inverse.rows * math.prod(self.embedding.grid) * columns.element_size() * len(columns)
-        return list(columns.movedim(-1, 0).split(max(1, _CHUNK_BYTES // item)))
-
-    def _lifted(self, way: _Way, v: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates of orthonormal lifts in the span of those of ``v``, by falling nearness to the null space.
-
-        Returns:
-            For each, a bound of ``||A x|| / (||C|| ||x||)``, smallest first; and the coordinates.
-        """
-        lifts = torch.cat([way.lift(part).flatten(2) for part in self._columns(v)]).movedim(0, 1)  # blocks, k, cells
-        values, vectors = torch.linalg.eigh(lifts.conj() @ lifts.mT)
-        whiten = vectors * values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt().unsqueeze(-2)
-        _, ratio, rows = torch.linalg.svd(sigma.unsqueeze(-1) * whiten)
-        return ratio.flip(-1), (v @ (whiten @ rows.mH)).flip(-1)
-
-    def _reach(self, way: _Way, other: _Way) -> Tensor:
-        if other.null.shape[-1] == 0:
-            return other.null
-        parts = [way.held.gather(way.inverse.on_grid(other.lift(part))) for part in self._columns(other.null)]
-        return torch.cat(parts).movedim(0, -1)
+    def _overlap(self, way: _Way) -> Tensor:
+        """``B C^-1 C^-H B^T`` on ``held``: the inner products of the lifts back from there, cropped nowhere."""
+        kernel = way.inverse.map(lambda m: m @ m.mH).kernel()
+        return between_borders(kernel, way.held, way.held)
 
     # ------------------------------------------------------------------ answers
 

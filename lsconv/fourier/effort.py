@@ -1,25 +1,38 @@
 """What the ways of solving a border system cost, and when a plan changes from one to the next.
 
 An iteration is charged the flops that a factorisation does in the same time. As soon as the iterations of a plan have
-cost what the next stronger way would (wider crossings of the preconditioner, or the factors of the whole border), the
-plan takes it, for good: so none costs more than twice what it would have, had it known. Where an iteration gives up
-the factors may cost a few times what it has.
+cost what wider crossings of the preconditioner would, it widens them; as soon as its slow solves have cost what the
+factors of the whole border would, it makes these, for good. So none costs more than twice what it would have, had it
+known; and a plan whose solves are quick iterates however many there are, without a pause for factors that no one asked
+for. Where an iteration gives up the factors may cost a few times what it has.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 
 from lsconv.fourier.embedding import Embedding
 
-__all__ = ["Effort", "border_cells"]
+__all__ = ["Effort", "Way", "border_cells"]
 
 # The first crossings are as wide as may be made in the time of so many border iterations.
 _CROSSING_WORK = 5
+# The iterations that a solve has before wider crossings are considered; and after which it counts as slow.
+_PATIENCE = 20
+_SLOW = 100
 # Factors end the iteration, wider crossings may shorten it: they may cost this many times as much.
 _CERTAINTY = 3
 # Where iterating does not arrive the factors may cost this many times what was spent on it.
 _LAST_RESORT = 4
+
+
+class Way(enum.Enum):
+    """What a plan does when iterating has become too dear."""
+
+    NONE = "go on"
+    CROSSING = "widen the crossings"
+    WHOLE = "factorise the whole border"
 
 
 class Effort:
@@ -32,46 +45,55 @@ class Effort:
         definite: whether it is definite: half of a factorisation, and a third of an iteration.
 
     Attributes:
-        spent: on iterations since the last change of way.
-        total: on iterations in all.
+        spent: on iterations since the crossings were last widened.
+        slow: on iterations of slow solves.
     """
 
     def __init__(self, blocks: int, cells: int, channels: int, *, definite: bool) -> None:
         self.blocks, self.cells, self.channels, self.definite = blocks, cells, channels, definite
-        self.spent = self.total = 0.0
+        self.spent = self.slow = 0.0
+        self._costs = {Way.NONE: math.inf, Way.CROSSING: math.inf, Way.WHOLE: math.inf}
 
     def iteration(self, rest: int) -> float:
         """One border iteration for ``rest`` right-hand sides a block (fitted on a CPU)."""
         weight, channels = 1 if self.definite else 3, self.channels
         return float(weight * rest * self.blocks * self.cells * channels * (20 * math.log2(self.cells) + 16 * channels))
 
-    def charge(self, work: float) -> None:
-        """Count work as spent."""
-        self.spent += work
-        self.total += work
-
     def factors(self, unknowns: int) -> float:
         """Factorising so many unknowns, of a crossing or of the whole border."""
         return self.blocks * unknowns**3 * (1 if self.definite else 2) / 3
 
-    def next_way(self, crossing: int, border: int) -> tuple[float, bool]:
-        """What comes after iterating as now: its cost, and whether that is to factorise the whole border.
+    def remember(self, iterations: int, rest: int) -> None:
+        """Take note of a solve that has ended."""
+        if iterations >= _SLOW:
+            self.slow += iterations * self.iteration(rest)
+
+    def next_way(self, crossing: int, border: int) -> Way:
+        """What comes after iterating as now.
 
         Args:
             crossing: unknowns of the next wider crossing, 0 for none.
             border: unknowns of the whole border, 0 where its factors cannot be made.
         """
-        wider, whole = self.factors(crossing), self.factors(border)
-        factorise = border > 0 and (crossing == 0 or whole <= _CERTAINTY * wider)
-        return (whole, True) if factorise else (wider, False)
+        self._costs[Way.CROSSING], self._costs[Way.WHOLE] = self.factors(crossing), self.factors(border)
+        if border and (not crossing or self._costs[Way.WHOLE] <= _CERTAINTY * self._costs[Way.CROSSING]):
+            return Way.WHOLE
+        return Way.CROSSING if crossing else Way.NONE
 
-    def worth(self, factors: float) -> bool:
-        """Whether factors of this cost are the way to go on where the iteration has given up."""
-        return 0 < factors <= _LAST_RESORT * self.total
+    def iterations(self, way: Way, already: int, rest: int) -> float:
+        """How many iterations may be done before ``way`` is due, ``already`` done in this solve."""
+        cost, each = self._costs[way], self.iteration(rest)
+        if way is Way.CROSSING:
+            return max(_PATIENCE, (cost - self.spent) / each)
+        return max(_SLOW - already, _PATIENCE, (cost - self.slow) / each - already)
+
+    def worth(self, border: int, already: int, rest: int) -> bool:
+        """Whether the factors of the whole border are the way to go on where the iteration has given up."""
+        return self.factors(border) <= _LAST_RESORT * (self.slow + already * self.iteration(rest))
 
     @property
     def first_crossing(self) -> float:
-        """What the first crossings may cost, on the whole grid."""
+        """What the first crossings may cost, per cube of their unknowns."""
         return _CROSSING_WORK * self.iteration(1) / self.factors(1)
 
 

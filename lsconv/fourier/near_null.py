@@ -1,4 +1,4 @@
-"""The small singular values of a matrix that has been factorised, and their singular vectors."""
+"""The small singular values of a factorised capacitance matrix S, their vectors, and the null space these stand for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["small_singular_vectors", "static_lu"]
+__all__ = ["nearest_null", "small_singular_vectors", "static_lu"]
 
 _STEPS = 2
 
@@ -52,3 +52,22 @@ def small_singular_vectors(solve: _Solve, factors: Tensor, count: int) -> tuple[
             v = torch.linalg.qr(solve(v, adjoint=adjoint)).Q
     left, inverse, rows = torch.linalg.svd(solve(v, adjoint=True), full_matrices=False)
     return inverse.reciprocal(), left, v @ rows.mH
+
+
+def nearest_null(sigma: Tensor, v: Tensor, overlap: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates of orthonormal lifts in the span of singular vectors of S, by falling nearness to the null space.
+
+    Args:
+        sigma: singular values of S, ``(blocks, k)``.
+        v: their right (or left) vectors, ``(blocks, size, k)``.
+        overlap: the inner products of their lifts, cropped nowhere.
+
+    Returns:
+        For each a bound of ``||A x|| / (||C|| ||x||)``, smallest first, as A lift(v) = -R_out C B_in^T S v; and the
+        coordinates.
+    """
+    squares = overlap - torch.diag_embed(sigma**2).to(overlap.dtype)  # what the crop takes away is S v
+    values, vectors = torch.linalg.eigh(squares)
+    whiten = vectors * values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt().unsqueeze(-2)
+    _, ratio, rows = torch.linalg.svd(sigma.unsqueeze(-1) * whiten)
+    return ratio.flip(-1), (v @ (whiten @ rows.mH)).flip(-1)

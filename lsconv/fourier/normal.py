@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
-from lsconv.fourier.effort import Effort, border_cells
+from lsconv.fourier.effort import Effort, Way, border_cells
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.free import free_bytes
 from lsconv.fourier.inner import conjugate_gradients, gmres
@@ -48,9 +48,8 @@ _NEGLIGIBLE = 1e-12
 # The floor where the normal operator of the side is singular at every frequency: its inverse is 1 / mu there, next to
 # which the digits of all else are lost (cond(A) = 3 and 5, float64: with 1e-10 no digit of x, with 1e-8 all of them).
 _DEFICIENT_FLOOR = 1e-7
-# Basis vectors of GMRES, and the iterations that a solve has before wider crossings are considered.
+# Basis vectors of GMRES.
 _RESTART = 100
-_PATIENCE = 20
 # Bytes of the work arrays of right-hand sides solved for together, on a CPU: larger ones (glibc: above 32 MiB) are
 # mapped and unmapped page by page on every use.
 _WORK_BYTES = 2**24
@@ -334,35 +333,42 @@ class NormalInverse:
         Where a solve turns out slow the crossings of the preconditioner are widened, or the whole border factorised,
         for good (:mod:`lsconv.fourier.effort`).
         """
+        u, iterations = self._iterate(b, tolerance, max_iter, start)
+        self.effort.remember(int(iterations.max()), b.shape[0])
+        return u, iterations
+
+    def _iterate(
+        self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         r = b if start is None else b - self._system(start)
         u = start
         bound = tolerance * torch.linalg.vector_norm(b, dim=-1, keepdim=True)
         done = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
-        effort, iteration = self.effort, self.effort.iteration(b.shape[0])
+        effort, rest = self.effort, b.shape[0]
         while True:
             norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
             left = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
-            limit = remaining = max_iter - int(done.max())
-            cost, factorise = effort.next_way(self.schwarz.stronger_unknowns, self._affordable_unknowns)
-            if cost:
-                limit = min(remaining, max(_PATIENCE, int((cost - effort.spent) / iteration)))
+            already = int(done.max())
+            remaining = max_iter - already
+            way = effort.next_way(self.schwarz.stronger_unknowns, self._affordable_unknowns)
+            limit = int(min(remaining, effort.iterations(way, already, rest)))
             if self.schwarz.restricted or self.form == "mixed":
                 step, count = gmres(self._system, self.schwarz, r, left, limit, self._check_every, _RESTART)
             else:
                 step, count = conjugate_gradients(self._system, self.schwarz, r, left, limit, self._check_every)
             u, done = (step if u is None else u + step), done + count
             taken = int(count.max())
-            effort.charge(taken * iteration)
+            effort.spent += taken * effort.iteration(rest)
             if taken < min(limit, _RESTART) or taken >= remaining:
                 return u, done
             r = b - self._system(u)
             if not bool((torch.linalg.vector_norm(r, dim=-1, keepdim=True) > bound).any()):
                 return u, done
             gave_up = taken < limit
-            if factorise and (not gave_up or effort.worth(cost)):
+            if way is Way.WHOLE and (not gave_up or effort.worth(self._factors_unknowns, int(done.max()), rest)):
                 self._direct = self._again(side=self.side, spare_bytes=self._spare_bytes, direct=True)
                 return u, done
-            if not factorise and self.schwarz.strengthen():
+            if way is Way.CROSSING and self.schwarz.strengthen():
                 effort.spent = 0.0
             elif gave_up:
                 return u, done

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.fourier import normal, patches
+from lsconv.fourier import effort, patches
 from lsconv.fourier.border import BorderPlan
 
 SHAPES = {"valid": ((20, 19), 0), "full": ((11, 12), 2), "same": ((14, 13), 1)}
@@ -30,13 +30,18 @@ def _dense(A: lsconv.Convolution, y: Tensor, damp: float) -> Tensor:
     return (y.flatten(1) @ inverse.mT).reshape(-1, *A.in_shape)
 
 
-@pytest.fixture(params=["dense border", "small crossings that widen"])
+@pytest.fixture(params=["dense border", "small crossings that widen", "factors as soon as may be"])
 def _border(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "dense border":
         monkeypatch.setattr(patches, "_DENSE_UNKNOWNS", 0)
         monkeypatch.setattr(patches, "_LEAST_UNKNOWNS", 16)
         monkeypatch.setattr(patches, "_MOST_UNKNOWNS", 256)
-        monkeypatch.setattr(normal, "_PATIENCE", 3)
+        monkeypatch.setattr(effort, "_PATIENCE", 3)
+    if request.param == "factors as soon as may be":
+        monkeypatch.setattr(effort, "_SLOW", 1)
+        monkeypatch.setattr(effort, "_PATIENCE", 1)
+        monkeypatch.setattr(effort, "_CERTAINTY", 1e9)
+        monkeypatch.setattr(effort.Effort, "factors", lambda *_: 1.0)
 
 
 @pytest.mark.usefixtures("_border")

@@ -141,6 +141,23 @@ def test_strides_are_polyphase_channels() -> None:
     assert torch.dist(got, x) < 1e-14 * condition * x.norm()
 
 
+def test_a_null_space_of_many_dimensions() -> None:
+    # one channel: a third of the border; the answer still fits, and has no part in what A does not see
+    A = same(1, (96, 96), seed=1)
+    plan = CapacitancePlan(A)
+    assert 20 < int(plan.nullity) < 97
+    y = A(torch.randn(1, 96, 96, dtype=F64))
+    solution = plan.solve(y)
+    assert bool(solution.converged)
+    assert torch.dist(A(solution.x), y) < 1e-11 * y.norm()
+    forward, _ = plan._ways
+    lifts = forward.lift(forward.null.movedim(-1, 0))[:, 0, :, :96, :96].flatten(1)
+    assert torch.dist(lifts @ lifts.mT, torch.eye(len(lifts), dtype=F64)) < 1e-6
+    assert float((lifts @ solution.x.flatten()).norm()) < 1e-6 * float(solution.x.norm())
+    images = torch.stack([A(part).flatten() for part in lifts.reshape(-1, 1, 96, 96)])
+    assert float(torch.linalg.matrix_norm(images, 2)) < 1e-11 * float(A.weight.abs().sum())
+
+
 def test_gradients_are_those_of_the_dense_inverse() -> None:
     A = same(2, (6, 5), seed=4)
     weight = A.weight.detach().clone().requires_grad_()

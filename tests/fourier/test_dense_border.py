@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ import lsconv
 from lsconv.fourier.border import BorderPlan
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import DenseInverse, between_borders
-from lsconv.fourier.effort import Effort, border_cells
+from lsconv.fourier.effort import Effort, Way, border_cells
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 
@@ -95,6 +97,29 @@ def test_a_quick_plan_keeps_its_iteration() -> None:
     for _ in range(3):
         plan.solve(torch.randn(A.out_shape, dtype=F64))
     assert "grid=(42, 42)" in repr(plan)
+
+
+def test_many_quick_solves_do_not_end_in_factors_and_a_few_slow_ones_do() -> None:
+    effort = Effort(1, 10_000, 4, definite=True)
+    border = 2000
+    each = effort.iteration(1)
+    for _ in range(1000):
+        effort.remember(30, 1)
+    assert effort.next_way(0, border) is Way.WHOLE
+    assert effort.iterations(Way.WHOLE, 0, 1) == pytest.approx(max(100, effort.factors(border) / each))
+    for _ in range(math.ceil(effort.factors(border) / each / 150)):
+        effort.remember(150, 1)
+    assert effort.iterations(Way.WHOLE, 0, 1) == 100
+    assert effort.iterations(Way.WHOLE, 90, 1) == 20
+    assert effort.iterations(Way.NONE, 0, 1) == math.inf
+
+
+def test_the_way_that_ends_the_iteration_may_cost_more_than_the_one_that_shortens_it() -> None:
+    effort = Effort(1, 100, 3, definite=True)
+    assert effort.next_way(1000, 1400) is Way.WHOLE
+    assert effort.next_way(1000, 1500) is Way.CROSSING
+    assert effort.next_way(0, 10**6) is Way.WHOLE
+    assert effort.next_way(0, 0) is Way.NONE
 
 
 def test_definite_systems_cost_less() -> None:
