@@ -126,7 +126,7 @@ def own_lsmr(A: lsconv.Convolution, y: Tensor, damp: float, tolerance: float, ma
 
 
 def with_padding(channels: int, size: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """One row a method: the circular recipe, lsconv as called, and what Krylov methods reach in a multiple of its seconds."""
+    """One row a method: the circular recipe, lsconv as called, and Krylov methods with a multiple of its seconds."""
     weight = torch.randn(channels, channels, 3, 3).to(dtype)
     A = lsconv.Conv2d(weight, in_size=(size, size), padding=1)
     x = torch.randn(A.in_shape).to(dtype)
