@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["Border"]
+from lsconv.fourier.embedding import Embedding
+
+__all__ = ["Border", "border_cells"]
 
 
 class Border:
@@ -63,3 +65,11 @@ class Border:
         """The positions along axis ``a`` within ``reach`` of the border's, on the circle."""
         places = self.members[a].any(0).nonzero().flatten()
         return ((places[:, None] + torch.arange(-reach, reach + 1)) % self.grid[a]).unique()
+
+
+def border_cells(embedding: Embedding, positions: list[list[list[int]]]) -> int:
+    """How many cells lie on the border of these positions per channel and axis."""
+    cells = math.prod(embedding.grid)
+    return sum(
+        cells - math.prod(n - len(places) for n, places in zip(embedding.grid, axes, strict=True)) for axes in positions
+    )

@@ -12,9 +12,7 @@ from __future__ import annotations
 import enum
 import math
 
-from lsconv.fourier.embedding import Embedding
-
-__all__ = ["Effort", "Way", "border_cells"]
+__all__ = ["Effort", "Way"]
 
 # The first crossings are as wide as may be made in the time of so many border iterations.
 _CROSSING_WORK = 5
@@ -95,11 +93,3 @@ class Effort:
     def first_crossing(self) -> float:
         """What the first crossings may cost, per cube of their unknowns."""
         return _CROSSING_WORK * self.iteration(1) / self.factors(1)
-
-
-def border_cells(embedding: Embedding, positions: list[list[list[int]]]) -> int:
-    """How many cells lie on the border of these positions per channel and axis."""
-    cells = math.prod(embedding.grid)
-    return sum(
-        cells - math.prod(n - len(places) for n, places in zip(embedding.grid, axes, strict=True)) for axes in positions
-    )

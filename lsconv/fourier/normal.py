@@ -27,12 +27,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lsconv.fourier.border_cells import Border
-from lsconv.fourier.effort import Effort, Way, border_cells
+from lsconv.fourier.border_cells import Border, border_cells
+from lsconv.fourier.border_system import BorderSystem
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.free import free_bytes
-from lsconv.fourier.inner import conjugate_gradients, gmres
-from lsconv.fourier.patches import Schwarz, crossing_unknowns
+from lsconv.fourier.gram import gram, largest_eigenvalue, product, shifted
+from lsconv.fourier.patches import Schwarz
 from lsconv.fourier.penalty import Penalty
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse, symbol
 from lsconv.operators.convolution import Convolution
@@ -40,16 +39,11 @@ from lsconv.operators.convolution import Convolution
 __all__ = ["NormalInverse"]
 
 _Positions = list[list[list[int]]]
-# The vectors that look for the frequencies of the largest singular values, and how many of these are looked at closely.
-_PROBES = 4
-_CANDIDATES = 64
 # A floor of the stacked operator that is rounding.
 _NEGLIGIBLE = 1e-12
 # The floor where the normal operator of the side is singular at every frequency: its inverse is 1 / mu there, next to
 # which the digits of all else are lost (cond(A) = 3 and 5, float64: with 1e-10 no digit of x, with 1e-8 all of them).
 _DEFICIENT_FLOOR = 1e-7
-# Basis vectors of GMRES.
-_RESTART = 100
 # Bytes of the work arrays of right-hand sides solved for together, on a CPU: larger ones (glibc: above 32 MiB) are
 # mapped and unmapped page by page on every use.
 _WORK_BYTES = 2**24
@@ -110,12 +104,11 @@ class NormalInverse:
         has_out, has_in = _any(out_border), _any(in_border)
         self.form = _form(has_out, has_in)
         rows, columns = S.rows, S.columns
-        self._penalized = penalty is not None
         self._rows, self._columns, self._rank_deficient = rows, columns, False
         self._smaller = "residual" if rows <= columns else "solution"
         self.side = side or self._choose_side(rows, columns)
         squared = gram(S.matrices, self._smaller)
-        self.scale = _largest_eigenvalue(squared, len(embedding.grid))  # blocks
+        self.scale = largest_eigenvalue(squared, len(embedding.grid))  # blocks
         per_block = damp.expand(embedding.batch_shape).reshape(-1, 1).expand(-1, embedding.groups).reshape(-1)
         wanted = per_block**2
         if rows != columns and self.side != self._smaller:
@@ -131,28 +124,36 @@ class NormalInverse:
         # shaped to divide (rest, blocks, channels, *grid)
         self.root = self.mu.sqrt().to(squared.real.dtype).reshape(1, -1, *(1 for _ in range(len(embedding.grid) + 1)))
         self.outer: FrequencyMatrices | None = None
-        self.border: Border  # and schwarz and system: absent on a circulant, which has no border
-        self.schwarz: Schwarz
+        self.border: Border  # and system and on_border: absent on a circulant, which has no border
+        self.on_border: BorderSystem
         if self.form == "mixed":
             self._mixed(S, squared, mu, in_border, out_border)
         else:
             self._definite(S, squared, mu, in_border, out_border)
         if self.form != "circulant":
             definite = self.form != "mixed"
-            cells = math.prod(self.system.grid.sizes)
-            self.effort = Effort(embedding.blocks, cells, self.system.rows, definite=definite)
-            self.schwarz = Schwarz(
+            self.on_border = BorderSystem(
                 self.system,
                 self.border,
+                blocks=embedding.blocks,
                 definite=definite,
                 crossings=crossings,
                 restricted=crossings and (self.exact or not definite),
-                unknowns=crossing_unknowns(self.effort.first_crossing),
                 spare_bytes=spare_bytes,
-                whole=direct,
+                direct=direct,
+                shortest=lambda: self.border.size if penalty is not None else self._shortest_border(),
             )
-            if self.schwarz.strips is not None:
-                self.effort.cells = max(2, self.schwarz.strips.work // self.system.rows)
+
+    def _shortest_border(self) -> int:
+        """The unknowns of the border on the shortest grid."""
+        shortest = Embedding(self.convolution, (1,) * self.embedding.ndim, self.embedding.batch_shape, only_read=True)
+        positions = shortest.output_border() if self.form != "full" else []
+        return border_cells(shortest, positions + (shortest.input_border() if self.form != "valid" else []))
+
+    @property
+    def schwarz(self) -> Schwarz:
+        """The preconditioner of the border system."""
+        return self.on_border.schwarz
 
     def _choose_side(self, rows: int, columns: int) -> str:
         embedding = self.embedding
@@ -170,7 +171,7 @@ class NormalInverse:
         factor = S if self.side == "residual" else S.H  # the normal operator is factor factor^H + mu
         if self.side != self._smaller:
             squared = gram(S.matrices, self.side)
-        inverse = hermitian_inverse(_shift(squared, mu).contiguous())
+        inverse = hermitian_inverse(shifted(squared, mu).contiguous())
         if self.side == self._smaller:
             self._note_rank(inverse)
         self.inverse = FrequencyMatrices(S.grid, inverse)
@@ -184,7 +185,7 @@ class NormalInverse:
         # capacitance: I - E P E^H with E = factor^H, the map from the solved side to the border's
         self.outer = factor.H
         E = self.outer.matrices
-        capacitance = _product(_product(E, self.inverse.matrices), E.mH).neg_()
+        capacitance = product(product(E, self.inverse.matrices), E.mH).neg_()
         capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
         self.system = FrequencyMatrices(S.grid, capacitance)
 
@@ -194,14 +195,14 @@ class NormalInverse:
         root = mu.sqrt()
         rows, columns = S.rows, S.columns
         if rows <= columns:
-            W = hermitian_inverse(_shift(squared, mu).contiguous())
+            W = hermitian_inverse(shifted(squared, mu).contiguous())
             self._note_rank(W)
             WS = W @ S.matrices
             V = -(S.matrices.mH @ WS)
             V.diagonal(dim1=-2, dim2=-1).add_(1)
             V = V / mu
         else:
-            V = hermitian_inverse(_shift(squared, mu).contiguous())
+            V = hermitian_inverse(shifted(squared, mu).contiguous())
             self._note_rank(V)
             WS = S.matrices @ V
             W = -(WS @ S.matrices.mH)
@@ -273,16 +274,12 @@ class NormalInverse:
             u = None if self.form == "circulant" else torch.cat([part[2] for part in found if part[2] is not None])
         else:
             z, iterations, u = solve(t, tolerance, max_iter, start)
-        successor = self._gave_way()
-        if successor is not None:
-            z, more, u = successor.continued(f, tolerance, max_iter)
+        if self.form != "circulant" and self.on_border.outgrown:
+            self._direct = self._again(side=self.side, spare_bytes=self._spare_bytes, direct=True)
+            z, more, u = self._direct.continued(f, tolerance, max_iter)
             return z, embedding.per_item(iterations, batch).amax(-1) + more, u
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
         return z, embedding.per_item(iterations, batch).amax(-1), u
-
-    def _gave_way(self) -> NormalInverse | None:
-        """What the iteration has handed over to meanwhile: the factors of the border."""
-        return self._direct
 
     def _together(self, t: Tensor) -> int:
         """How many right-hand sides are solved for at once, on a CPU: what its allocator reuses."""
@@ -304,7 +301,7 @@ class NormalInverse:
             b = -self.border.gather(grid.inverse(t))
         else:
             b = self.border.gather(grid.inverse(self.outer(t)))
-        u, iterations = self._border_solve(b, tolerance, max_iter, start)
+        u, iterations = self.on_border.solve(b, tolerance, max_iter, start)
         correction = grid.transform(self.border.scatter(u))
         if self.outer is not None:
             correction = self.outer.H(correction)
@@ -319,88 +316,11 @@ class NormalInverse:
         whole = torch.cat([f, zero] if self.side == "residual" else [zero, f], dim=2)
         grid = self.inverse.grid
         t = grid.inverse(self.inverse(grid.transform(whole)))
-        u, iterations = self._border_solve(-self.border.gather(t), tolerance, max_iter, start)
+        u, iterations = self.on_border.solve(-self.border.gather(t), tolerance, max_iter, start)
         z = t + self.inverse.on_grid(self.border.scatter(u))
         if self.side == "residual":
             return -z[:, :, :rows] / self.root, iterations, u
         return z[:, :, rows:] / self.root, iterations, u
-
-    def _border_solve(
-        self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The border unknowns to a relative residual of ``tolerance``, from ``start``, and the iterations.
-
-        Where a solve turns out slow the crossings of the preconditioner are widened, or the whole border factorised,
-        for good (:mod:`lsconv.fourier.effort`).
-        """
-        u, iterations = self._iterate(b, tolerance, max_iter, start)
-        self.effort.remember(int(iterations.max()), b.shape[0])
-        return u, iterations
-
-    def _iterate(
-        self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        r = b if start is None else b - self._system(start)
-        u = start
-        bound = tolerance * torch.linalg.vector_norm(b, dim=-1, keepdim=True)
-        done = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
-        effort, rest = self.effort, b.shape[0]
-        while True:
-            norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
-            left = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
-            already = int(done.max())
-            remaining = max_iter - already
-            way = effort.next_way(self.schwarz.stronger_unknowns, self._affordable_unknowns)
-            limit = int(min(remaining, effort.iterations(way, already, rest)))
-            if self.schwarz.restricted or self.form == "mixed":
-                step, count = gmres(self._system, self.schwarz, r, left, limit, self._check_every, _RESTART)
-            else:
-                step, count = conjugate_gradients(self._system, self.schwarz, r, left, limit, self._check_every)
-            u, done = (step if u is None else u + step), done + count
-            taken = int(count.max())
-            effort.spent += taken * effort.iteration(rest)
-            if taken < min(limit, _RESTART) or taken >= remaining:
-                return u, done
-            r = b - self._system(u)
-            if not bool((torch.linalg.vector_norm(r, dim=-1, keepdim=True) > bound).any()):
-                return u, done
-            gave_up = taken < limit
-            if way is Way.WHOLE and (not gave_up or effort.worth(self._factors_unknowns, int(done.max()), rest)):
-                self._direct = self._again(side=self.side, spare_bytes=self._spare_bytes, direct=True)
-                return u, done
-            if way is Way.CROSSING and self.schwarz.strengthen():
-                effort.spent = 0.0
-            elif gave_up:
-                return u, done
-
-    @functools.cached_property
-    def _factors_unknowns(self) -> int:
-        """The unknowns of the border on the shortest grid."""
-        embedding = self.embedding
-        if self._penalized:
-            return self.border.size
-        shortest = Embedding(self.convolution, (1,) * embedding.ndim, embedding.batch_shape, only_read=True)
-        positions = shortest.output_border() if self.form != "full" else []
-        return border_cells(shortest, positions + (shortest.input_border() if self.form != "valid" else []))
-
-    @property
-    def _affordable_unknowns(self) -> int:
-        """The unknowns of the whole border, if its factors are still to be made and memory is not short for them."""
-        if self.schwarz.whole:
-            return 0
-        unknowns, item = self._factors_unknowns, self.system.matrices.element_size()
-        spare = 0.6 * free_bytes(self.convolution.device) if self._spare_bytes is None else self._spare_bytes
-        needed = 3 * self.embedding.blocks * unknowns**2 * item + 2 * self.nbytes
-        return unknowns if needed <= spare else 0
-
-    def _system(self, u: Tensor) -> Tensor:
-        if self.schwarz.strips is not None:
-            return self.schwarz.strips(u)
-        return self.border.gather(self.system.on_grid(self.border.scatter(u)))
-
-    @property
-    def _check_every(self) -> int:
-        return 1 if self.convolution.device.type == "cpu" else 10
 
     def describe(self) -> str:
         """Grid, border, memory and precision, for the ``repr`` of a plan."""
@@ -427,40 +347,6 @@ def _per_block(S: FrequencyMatrices, embedding: Embedding) -> FrequencyMatrices:
     if present in (1, embedding.blocks):
         return S
     return S.map(lambda m: m.repeat(embedding.blocks // present, *(1 for _ in m.shape[1:])))
-
-
-def gram(S: Tensor, side: str) -> Tensor:
-    """``S S^H`` ("residual") or ``S^H S`` ("solution") per frequency."""
-    return S @ S.mH if side == "residual" else S.mH @ S
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` per frequency; without a batched product where that only scales."""
-    return a * b if a.shape[-1] == 1 else a @ b
-
-
-def _shift(matrices: Tensor, mu: Tensor) -> Tensor:
-    shifted = matrices.expand(torch.broadcast_shapes(matrices.shape, (mu.shape[0], *matrices.shape[1:]))).clone()
-    shifted.diagonal(dim1=-2, dim2=-1).add_(mu[..., 0])
-    return shifted
-
-
-def _largest_eigenvalue(squared: Tensor, ndim: int) -> Tensor:
-    """The largest eigenvalue over the frequencies, per block, from above within the fourth root of the size.
-
-    Squaring every matrix would be a fifth of the setup: two products with a few vectors say which ones are worth it.
-    """
-    size, flat = squared.shape[-1], squared.flatten(1, -3)
-    if size >= 4 * _PROBES and flat.shape[1] > 4 * _CANDIDATES:
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(_PROBES, size, generator=generator, dtype=torch.float64).to(flat)
-        once = probe @ flat.mT
-        twice = once @ flat.mT
-        growth = frobenius(twice) / frobenius(once).clamp_min(torch.finfo(flat.real.dtype).tiny)
-        index = growth.topk(_CANDIDATES, dim=-1).indices
-        flat = flat.gather(1, index[..., None, None].expand(-1, -1, size, size))
-    square = flat @ flat if size > 1 else flat.abs() ** 2
-    return frobenius(square).amax(-1).sqrt()
 
 
 def _form(has_out: bool, has_in: bool) -> str:

@@ -18,7 +18,8 @@ from lsconv.krylov.followed import parameters_of
 from lsconv.krylov.implicit import adjoint_answer, attach, follows, start_as_prior
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
-from lsconv.operators.base import LinearOperator, hidden_by_vmap
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.finiteness import hidden_by_vmap
 from lsconv.operators.untraced import untraced
 
 __all__ = ["PseudoInverse", "lstsq", "pinv"]

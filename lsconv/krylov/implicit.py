@@ -22,7 +22,8 @@ from lsconv.krylov.problem import as_operator
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.system import System, spread_over
 from lsconv.krylov.undamped import PseudoSolve
-from lsconv.operators.base import LinearOperator, hidden_by_vmap
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.finiteness import hidden_by_vmap
 from lsconv.operators.untraced import untraced
 
 __all__ = ["adjoint_answer", "attach", "differentiable", "follows", "start_as_prior"]

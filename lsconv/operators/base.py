@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentTypeError, DeviceError, DtypeError, NonFiniteError, ShapeError
-from lsconv.operators.untraced import untraced
+from lsconv.errors import ArgumentTypeError, DeviceError, DtypeError, ShapeError
+from lsconv.operators.finiteness import require_finite
 
 if TYPE_CHECKING:
     import scipy.sparse.linalg as scipy_linalg
@@ -358,39 +358,6 @@ def canonical_device(device: torch.device | str) -> torch.device:
     if canonical.type == "cuda" and index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return canonical
-
-
-def hidden_by_vmap(tensor: Tensor) -> bool:
-    """Whether ``torch.func.vmap`` maps over the tensor, so that nothing can depend on its values."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return True
-        tensor = functorch.get_unwrapped(tensor)
-    return False
-
-
-@untraced
-def require_finite(tensor: Tensor, name: str, item_ndim: int) -> None:
-    """Raise :class:`NonFiniteError` naming the batch items of ``tensor`` that hold NaN or infinity.
-
-    The last ``item_ndim`` dimensions are the item's, those before them are batch dimensions.
-    """
-    if hidden_by_vmap(tensor):
-        return
-    # NaN and infinity survive a sum: one pass clears nearly every tensor. The sum of finite numbers may overflow.
-    if bool(torch.isfinite(tensor.detach().sum())):
-        return
-    finite = torch.isfinite(tensor)
-    if bool(finite.all()):
-        return
-    batch_ndim = tensor.ndim - item_ndim
-    if batch_ndim == 0:
-        raise NonFiniteError(f"{name}: contains NaN or infinity")
-    bad = (~finite.reshape(*tensor.shape[:batch_ndim], -1).all(-1)).nonzero().tolist()
-    shown = ", ".join(str(tuple(index) if batch_ndim > 1 else index[0]) for index in bad[:8])
-    more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
-    raise NonFiniteError(f"{name}: contains NaN or infinity in batch item(s) {shown}{more}")
 
 
 def _item_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentTypeError, DtypeError, ShapeError
-from lsconv.operators.base import LinearOperator, require_finite
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.finiteness import require_finite
 
 __all__ = ["Crop", "Dense", "Diagonal", "FromFunctions", "Identity", "Mask"]
 

@@ -9,9 +9,9 @@ import torch
 
 import lsconv
 from lsconv.fourier.border import BorderPlan
-from lsconv.fourier.border_cells import Border
+from lsconv.fourier.border_cells import Border, border_cells
 from lsconv.fourier.dense_border import DenseInverse, between_borders
-from lsconv.fourier.effort import Effort, Way, border_cells
+from lsconv.fourier.effort import Effort, Way
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 

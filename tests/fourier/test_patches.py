@@ -72,7 +72,7 @@ def _matrix(function: Any, n: int) -> torch.Tensor:
 def test_a_small_border_is_inverted_exactly(name: str) -> None:
     inverse = _inverse(name)
     n = inverse.border.size
-    product = _matrix(inverse._system, n) @ _matrix(inverse.schwarz, n)
+    product = _matrix(inverse.on_border, n) @ _matrix(inverse.schwarz, n)
     torch.testing.assert_close(product, torch.eye(n, dtype=torch.float64), rtol=0, atol=1e-7)
 
 

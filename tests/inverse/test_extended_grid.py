@@ -53,6 +53,16 @@ def both(A: lsconv.Convolution, L: lsconv.LinearOperator | None = None, weight: 
     return [SparseProblem(A, y, terms, extended=extended) for extended in (True, False)]
 
 
+def agree(problems, results) -> None:
+    """Both runs are certified, and at the same objective."""
+    assert all(bool(result.met.all()) for result in results)
+    ours, other = (
+        problem.certificate(result.x, result.duals, problem.precise).objective
+        for problem, result in zip(problems, results, strict=True)
+    )
+    torch.testing.assert_close(ours, other, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_the_extended_grid_reaches_the_optimum_of_the_uncropped_problem(name: str) -> None:
     """Objectives of two certified answers, whose quadratic steps have nothing in common."""
@@ -60,12 +70,7 @@ def test_the_extended_grid_reaches_the_optimum_of_the_uncropped_problem(name: st
     assert isinstance(problems[0].step, ExtendedGrid)
     assert not isinstance(problems[1].step, ExtendedGrid)
     results = [problem.run(1e-5, 3000, None) for problem in problems]
-    assert all(bool(result.met.all()) for result in results)
-    ours, other = (
-        problem.certificate(result.x, result.duals, problem.precise).objective
-        for problem, result in zip(problems, results, strict=True)
-    )
-    torch.testing.assert_close(ours, other, rtol=1e-5, atol=0)
+    agree(problems, results)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +89,7 @@ def test_penalties_of_every_kind_are_served(make) -> None:
     problems = both(A, make(A.in_shape))
     assert isinstance(problems[0].step, ExtendedGrid)
     results = [problem.run(1e-5, 5000, None) for problem in problems]
-    assert all(bool(result.met) for result in results)
-    ours, other = (
-        problem.certificate(result.x, result.duals, problem.precise).objective
-        for problem, result in zip(problems, results, strict=True)
-    )
-    torch.testing.assert_close(ours, other, rtol=1e-5, atol=0)
+    agree(problems, results)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -205,12 +205,7 @@ def test_entries_that_have_copies_count_once() -> None:
     problems = both(A, lsconv.Identity(A.in_shape, dtype=DOUBLE))
     assert isinstance(problems[0].step, ExtendedGrid)
     results = [problem.run(1e-5, 5000, None) for problem in problems]
-    assert all(bool(result.met) for result in results)
-    ours, other = (
-        problem.certificate(result.x, result.duals, problem.precise).objective
-        for problem, result in zip(problems, results, strict=True)
-    )
-    torch.testing.assert_close(ours, other, rtol=1e-5, atol=0)
+    agree(problems, results)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""A block-circulant operator restricted to a border, solved the way that has been the cheapest so far.
+
+By iteration, conjugate gradients or GMRES with the Schwarz preconditioner of :mod:`lsconv.fourier.patches`; where a
+solve turns out slow the crossings of the preconditioner are widened, for good, and where the factors of the whole
+border would have cost no more the system says that it has been outgrown (:mod:`lsconv.fourier.effort`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lsconv.fourier.border_cells import Border
+from lsconv.fourier.effort import Effort, Way
+from lsconv.fourier.inner import conjugate_gradients, gmres
+from lsconv.fourier.memory import allowed_bytes
+from lsconv.fourier.patches import Schwarz, crossing_unknowns
+from lsconv.fourier.symbol import FrequencyMatrices
+
+__all__ = ["BorderSystem"]
+
+# Basis vectors of GMRES.
+_RESTART = 100
+
+
+class BorderSystem:
+    """The system on the border.
+
+    Args:
+        matrices: the block-circulant operator, Hermitian.
+        border: the cells it is restricted to.
+        blocks: independent systems, also where one block of ``matrices`` serves all.
+        definite: whether it is positive definite on the border.
+        crossings: precondition also the crossings of the border's slabs.
+        restricted: precondition by the restricted Schwarz method, which needs GMRES.
+        spare_bytes: what wider crossings and factors may take; None: 60 % of what is free then.
+        direct: factorise the whole border instead of iterating.
+        shortest: how many unknowns the border has on the shortest grid, on which it would be factorised.
+
+    Attributes:
+        outgrown: whether the factors of the whole border are the way to go on.
+    """
+
+    def __init__(
+        self,
+        matrices: FrequencyMatrices,
+        border: Border,
+        *,
+        blocks: int,
+        definite: bool,
+        crossings: bool,
+        restricted: bool,
+        spare_bytes: int | None,
+        direct: bool,
+        shortest: Callable[[], int],
+    ) -> None:
+        self.matrices, self.border, self.outgrown = matrices, border, False
+        self._definite, self._spare_bytes = definite, spare_bytes
+        self.effort = Effort(blocks, math.prod(matrices.grid.sizes), matrices.rows, definite=definite)
+        self.schwarz = Schwarz(
+            matrices,
+            border,
+            definite=definite,
+            crossings=crossings,
+            restricted=restricted,
+            unknowns=crossing_unknowns(self.effort.first_crossing),
+            spare_bytes=spare_bytes,
+            whole=direct,
+        )
+        if self.schwarz.strips is not None:
+            self.effort.cells = max(2, self.schwarz.strips.work // matrices.rows)
+        self._whole_unknowns = 0 if self.schwarz.whole else shortest()
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The operator times border vectors ``(rest, blocks, size)``."""
+        if self.schwarz.strips is not None:
+            return self.schwarz.strips(u)
+        return self.border.gather(self.matrices.on_grid(self.border.scatter(u)))
+
+    def solve(self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The border unknowns to a relative residual of ``tolerance``, from ``start``, and the iterations."""
+        u, iterations = self._iterate(b, tolerance, max_iter, start)
+        self.effort.remember(int(iterations.max()), b.shape[0])
+        return u, iterations
+
+    def _iterate(
+        self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        r = b if start is None else b - self(start)
+        u = start
+        bound = tolerance * torch.linalg.vector_norm(b, dim=-1, keepdim=True)
+        done = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
+        effort, rest = self.effort, b.shape[0]
+        check_every = 1 if b.device.type == "cpu" else 10
+        while True:
+            norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
+            left = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
+            already = int(done.max())
+            remaining = max_iter - already
+            way = effort.next_way(self.schwarz.stronger_unknowns, self._whole_unknowns)
+            limit = int(min(remaining, effort.iterations(way, already, rest)))
+            if self.schwarz.restricted or not self._definite:
+                step, count = gmres(self, self.schwarz, r, left, limit, check_every, _RESTART)
+            else:
+                step, count = conjugate_gradients(self, self.schwarz, r, left, limit, check_every)
+            u, done = (step if u is None else u + step), done + count
+            taken = int(count.max())
+            effort.spent += taken * effort.iteration(rest)
+            if taken < min(limit, _RESTART) or taken >= remaining:
+                return u, done
+            r = b - self(u)
+            if not bool((torch.linalg.vector_norm(r, dim=-1, keepdim=True) > bound).any()):
+                return u, done
+            gave_up = taken < limit
+            if way is Way.WHOLE and (not gave_up or effort.worth(self._whole_unknowns, int(done.max()), rest)):
+                self.outgrown = self._fits()
+                if self.outgrown:
+                    return u, done
+                self._whole_unknowns = 0
+            elif way is Way.CROSSING and self.schwarz.strengthen():
+                effort.spent = 0.0
+            elif gave_up:
+                return u, done
+
+    def _fits(self) -> bool:
+        """Whether there is memory for the factors of the whole border and what goes with them."""
+        item = self.matrices.matrices.element_size()
+        needed = 3 * self.effort.blocks * self._whole_unknowns**2 * item + 4 * self.nbytes
+        return needed <= allowed_bytes(self._spare_bytes, self.matrices.matrices.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the operator and of what preconditions it."""
+        return self.matrices.nbytes + self.schwarz.nbytes
