@@ -45,14 +45,14 @@ def measure(channels: int, size: int, dtype: torch.dtype, relative_damp: float, 
 
     def iterate() -> Any:  # to no tolerance, so that all the steps are taken
         if flexible:
-            return gmres(inverse._system, schwarz, b, 0.0 * b[..., :1], _STEPS, 1, 100)
-        return conjugate_gradients(inverse._system, schwarz, b, 0.0, _STEPS, 1)
+            return gmres(inverse.on_border, schwarz, b, 0.0 * b[..., :1], _STEPS, 1, 100)
+        return conjugate_gradients(inverse.on_border, schwarz, b, 0.0, _STEPS, 1)
 
     parts: dict[str, Callable[[], Any]] = {
         "forward": lambda: grid.transform(image),
         "inverse": lambda: grid.inverse(spectrum),
         "product": lambda: system(spectrum),
-        "system": lambda: inverse._system(b),
+        "system": lambda: inverse.on_border(b),
         "preconditioner": lambda: schwarz(b),
         "iterations": iterate,
         "solve": lambda: plan.solve(y),
