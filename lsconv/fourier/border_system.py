@@ -34,6 +34,7 @@ class BorderSystem:
         border: the cells it is restricted to.
         blocks: independent systems, also where one block of ``matrices`` serves all.
         definite: whether it is positive definite on the border.
+        damp: the least damping of ``matrices``, relative to sigma_max.
         crossings: precondition also the crossings of the border's slabs.
         restricted: precondition by the restricted Schwarz method, which needs GMRES.
         spare_bytes: what wider crossings and factors may take; None: 60 % of what is free then.
@@ -51,6 +52,7 @@ class BorderSystem:
         *,
         blocks: int,
         definite: bool,
+        damp: float,
         crossings: bool,
         restricted: bool,
         spare_bytes: int | None,
@@ -59,11 +61,12 @@ class BorderSystem:
     ) -> None:
         self.matrices, self.border, self.outgrown = matrices, border, False
         self._definite, self._spare_bytes = definite, spare_bytes
-        self.effort = Effort(blocks, math.prod(matrices.grid.sizes), matrices.rows, definite=definite)
+        self.effort = Effort(blocks, math.prod(matrices.grid.sizes), matrices.rows, definite=definite, damp=damp)
         self.schwarz = Schwarz(
             matrices,
             border,
             definite=definite,
+            condition=damp ** (-2 if definite else -1) if damp > 0 else math.inf,
             crossings=crossings,
             restricted=restricted,
             unknowns=crossing_unknowns(self.effort.first_crossing),

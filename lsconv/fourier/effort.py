@@ -14,8 +14,11 @@ import math
 
 __all__ = ["Effort", "Way"]
 
-# The first crossings are as wide as may be made in the time of so many border iterations.
+# The first crossings are as wide as may be made in the time of so many border iterations; of one where few are to be
+# expected, for damp of at least this part of sigma_max. ("same", 512², damp 1e-1, box and disk, float64: 7 iterations
+# instead of 5, and 0.16 s instead of 0.22 in all.)
 _CROSSING_WORK = 5
+_STRONG_DAMP = 0.03
 # The iterations that a solve has before wider crossings are considered; and after which it counts as slow.
 _PATIENCE = 20
 _SLOW = 100
@@ -41,14 +44,16 @@ class Effort:
         cells: grid cells, per channel, that one product with the system transforms.
         channels: its channels.
         definite: whether it is definite: half of a factorisation, and a third of an iteration.
+        damp: the least damping, relative to sigma_max.
 
     Attributes:
         spent: on iterations since the crossings were last widened.
         slow: on iterations of slow solves.
     """
 
-    def __init__(self, blocks: int, cells: int, channels: int, *, definite: bool) -> None:
+    def __init__(self, blocks: int, cells: int, channels: int, *, definite: bool, damp: float = 0.0) -> None:
         self.blocks, self.cells, self.channels, self.definite = blocks, cells, channels, definite
+        self._crossing_work = 1 if damp >= _STRONG_DAMP else _CROSSING_WORK
         self.spent = self.slow = 0.0
         self._costs = {Way.NONE: math.inf, Way.CROSSING: math.inf, Way.WHOLE: math.inf}
 
@@ -92,4 +97,4 @@ class Effort:
     @property
     def first_crossing(self) -> float:
         """What the first crossings may cost, per cube of their unknowns."""
-        return _CROSSING_WORK * self.iteration(1) / self.factors(1)
+        return self._crossing_work * self.iteration(1) / self.factors(1)

@@ -63,9 +63,9 @@ def gmres(
     check_every: int,
     restart: int = 100,
 ) -> tuple[Tensor, Tensor]:
-    """Solve ``Q u = b`` for any square Q by GMRES with right preconditioning (Saad and Schultz 1986).
+    """Solve ``Q u = b`` for any square Q by flexible GMRES (Saad 1993): what rounding does to M^-1 is in the basis.
 
-    Arguments and result as in :func:`conjugate_gradients`; ``restart`` is the number of basis vectors kept.
+    Arguments and result as in :func:`conjugate_gradients`; ``restart`` is the number of basis vectors kept, twice.
     """
     u = torch.zeros_like(b)
     bound = tolerance * _norm(b)
@@ -75,10 +75,13 @@ def gmres(
         beta = _norm(r)
         if not bool((beta > bound).any()):
             break
-        correction, count = _cycle(apply, precondition, r, bound, min(restart, max_iter - done), check_every)
+        size = min(restart, max_iter - done)
+        correction, count = _cycle(apply, precondition, r, bound, size, check_every)
         u = u + correction
         iterations += count
         done += int(count.max())
+        if int(count.max()) < size:  # by its recursion, which the outer iteration verifies
+            break
         r = b - apply(u)
         if not bool((_norm(r) < 0.5 * beta).any()):  # what a whole cycle does not halve is out of reach
             break
@@ -91,6 +94,7 @@ def _cycle(
     """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed."""
     lead = r.shape[:2]
     basis = r.new_empty(*lead, size + 1, r.shape[-1])  # as much of it as iterations are taken is touched
+    preconditioned = r.new_empty(*lead, size, r.shape[-1])
     hessenberg = r.new_zeros(*lead, size + 1, size)
     rotated = r.new_zeros(*lead, size, size)  # the triangular factor of the Hessenberg matrix
     rotations = torch.eye(size + 1, dtype=r.dtype, device=r.device).repeat(*lead, 1, 1)
@@ -102,7 +106,9 @@ def _cycle(
     active = beta > bound
     columns = 0
     for j in range(size):
-        w = apply(precondition(basis[..., j, :]))
+        z = precondition(basis[..., j, :])
+        preconditioned[..., j, :] = z
+        w = apply(z)
         v = basis[..., : j + 1, :]
         h = (v.conj() @ w.unsqueeze(-1)).squeeze(-1)
         w = w - (h.unsqueeze(-2) @ v).squeeze(-2)
@@ -129,7 +135,7 @@ def _cycle(
     diagonal.copy_(torch.where(diagonal == 0, 1, diagonal))
     y = torch.linalg.solve_triangular(triangle, (rhs[..., :columns] * keep).unsqueeze(-1), upper=True).squeeze(-1)
     y = torch.where(keep, y, 0)
-    return precondition((y.unsqueeze(-2) @ basis[..., :columns, :]).squeeze(-2)), count
+    return (y.unsqueeze(-2) @ preconditioned[..., :columns, :]).squeeze(-2), count
 
 
 def _rotate(rotations: Tensor, rhs: Tensor, column: Tensor, j: int) -> None:

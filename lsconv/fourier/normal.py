@@ -137,6 +137,7 @@ class NormalInverse:
                 self.border,
                 blocks=embedding.blocks,
                 definite=definite,
+                damp=float((self.mu / self.scale.to(self.mu)).amin().sqrt()),
                 crossings=crossings,
                 restricted=crossings and (self.exact or not definite),
                 spare_bytes=spare_bytes,
@@ -310,17 +311,13 @@ class NormalInverse:
     def _saddle_solve(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        rows, columns = self._rows, self._columns
-        zero = f.new_zeros(*f.shape[:2], columns if self.side == "residual" else rows, *f.shape[3:])
         # [f; 0] gives z = -r / sqrt(mu), r the first block; [0; g] gives x = second block / sqrt(mu)
-        whole = torch.cat([f, zero] if self.side == "residual" else [zero, f], dim=2)
-        grid = self.inverse.grid
-        t = grid.inverse(self.inverse(grid.transform(whole)))
+        every, residual = slice(None), self.side == "residual"
+        own = slice(0, self._rows) if residual else slice(self._rows, None)
+        t = self.inverse.block(every, own).on_grid(f)
         u, iterations = self.on_border.solve(-self.border.gather(t), tolerance, max_iter, start)
-        z = t + self.inverse.on_grid(self.border.scatter(u))
-        if self.side == "residual":
-            return -z[:, :, :rows] / self.root, iterations, u
-        return z[:, :, rows:] / self.root, iterations, u
+        z = self.inverse.block(own, every).on_grid(self.border.scatter(u)).add_(t[:, :, own])
+        return z.div_(-self.root if residual else self.root), iterations, u
 
     def describe(self) -> str:
         """Grid, border, memory and precision, for the ``repr`` of a plan."""

@@ -47,6 +47,8 @@ _CROSSING_REACH = 32
 # A border this small is one dense patch, whose inverse is exact; the second limit is on the entries of all blocks.
 _DENSE_UNKNOWNS = 1024
 _DENSE_ENTRIES = 2**23
+# Up to this condition number float32 factors invert to some digits.
+_FLOAT32_CONDITION = 1e5
 # Up to this many lags, all axes together, are summed over the frequencies; more are read off the transformed kernel.
 _FEW_LAGS = 48
 
@@ -79,6 +81,7 @@ class _Patch:
         cells: Tensor,
         *,
         definite: bool,
+        dtype: torch.dtype,
         product: bool = False,
     ) -> None:
         self.axes = axes
@@ -96,7 +99,7 @@ class _Patch:
             inverses = hermitian_inverse(matrices) if definite else torch.linalg.inv(matrices)
             self.inverse = FrequencyMatrices(others, inverses)
         else:
-            self.inverse = DenseInverse(matrices, definite=definite)
+            self.inverse = DenseInverse(_cast(matrices, dtype), definite=definite)
         self.kept: Tensor | None = None  # positions in index of the cells that take their correction from this patch
         self.kept_index = self.index
 
@@ -108,8 +111,15 @@ class _Patch:
     def __call__(self, r: Tensor) -> Tensor:
         """The correction of the cells ``kept_index``."""
         cells = r.index_select(-1, self.index).reshape(*r.shape[:2], *self.shape)
-        z = self.inverse(cells) if isinstance(self.inverse, DenseInverse) else self.inverse.on_grid(cells).flatten(2)
+        if isinstance(self.inverse, DenseInverse):
+            z = _converted(self.inverse, cells)
+        else:
+            z = self.inverse.on_grid(cells).flatten(2)
         return z if self.kept is None else z.index_select(-1, self.kept)
+
+
+def _converted(inverse: DenseInverse, r: Tensor) -> Tensor:
+    return inverse(r.to(inverse.factors.dtype)).to(r.dtype)
 
 
 def border_index(numbering: Tensor, axes: tuple[int, ...], cells: Tensor) -> Tensor:
@@ -143,12 +153,45 @@ class _Kernel:
             lead = (slice(None),) * (1 + len(self.grid) - len(axes))
             pairs = (*lead, *lags, channel[:, None], channel[None, :])
             return Q.at_lags(axes, list(present))[pairs]
+        if len(axes) == len(self.grid):
+            return self._dense(cells)
         kernel = self.whole().movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
         lags = [table[w[:, None], w[None, :]] for table, w in zip(tables, which, strict=True)]
         pairs = (slice(None), channel[:, None], channel[None, :], *lags)
         block = kernel[pairs]  # blocks, cells, cells, *others
         others = Grid(tuple(n for a, n in enumerate(self.grid) if a not in axes), real=Q.grid.real)
         return others.transform(block).movedim((1, 2), (-2, -1))
+
+    def _dense(self, cells: Tensor) -> Tensor:
+        """All entries between the cells: ``(blocks, cells, cells)``.
+
+        An entry's place in the part of the kernel around lag zero is a difference of one number per cell.
+        """
+        kernel, device = self.whole(), self.whole().device
+        channel, *places = cells.unbind(1)
+        row, column = channel * kernel.shape[2], channel.clone()
+        for a, (p, n) in enumerate(zip(places, self.grid, strict=True)):
+            p = _unrolled(p, n)
+            reach = int(p.amax())
+            kernel = kernel.index_select(3 + a, (torch.arange(-reach, reach + 1) % n).to(device))
+            row, column = row * (2 * reach + 1) + reach + p, column * (2 * reach + 1) - p
+        lags = (row[:, None] + column[None, :]).flatten().to(device)
+        return kernel.flatten(1).index_select(1, lags).unflatten(1, (len(cells), len(cells)))
+
+
+def _cast(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    return matrices.to(dtype if matrices.is_complex() else dtype.to_real())
+
+
+def _single(dtype: torch.dtype) -> torch.dtype:
+    return {torch.float64: torch.float32, torch.complex128: torch.complex64}.get(dtype, dtype)
+
+
+def _unrolled(places: Tensor, n: int) -> Tensor:
+    """Positions on a circle of n, counted from the end of their widest gap."""
+    distinct = places.unique()
+    gaps = torch.diff(distinct, prepend=distinct[-1:] - n)
+    return (places - distinct[gaps.argmax()]) % n
 
 
 class Schwarz:
@@ -158,6 +201,8 @@ class Schwarz:
         matrices: the block-circulant operator Q, Hermitian.
         border: the cells it is restricted to.
         definite: True when Q is positive definite on the border; the additive preconditioner then is too.
+        condition: of Q; where float32 bears it the dense matrices are factorised in float32, which serves a
+            preconditioner as well and takes half as long, to make and to use.
         crossings: include the crossings of the slabs.
         restricted: every cell takes its correction from one patch; False: additive.
         unknowns: limit of the unknowns of a crossing.
@@ -171,6 +216,7 @@ class Schwarz:
         border: Border,
         *,
         definite: bool,
+        condition: float = math.inf,
         crossings: bool = True,
         restricted: bool = False,
         unknowns: int = 1024,
@@ -182,6 +228,8 @@ class Schwarz:
         self.definite, self.restricted = definite, restricted
         self.patches: list[_Patch] = []
         self.limit = unknowns
+        own = matrices.matrices.dtype
+        self._dense_dtype = _single(own) if condition <= _FLOAT32_CONDITION else own
         small = border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES
         self.whole = whole or small
         self.factors: DenseInverse | None = None
@@ -190,7 +238,8 @@ class Schwarz:
         kernel = _Kernel(matrices, border.grid)
         self._crossings: list[tuple[int, ...]] = []
         if self.whole and not small:
-            self.factors = DenseInverse(between_borders(kernel.whole(), border, border), definite=definite)
+            dense = between_borders(kernel.whole(), border, border)
+            self.factors = DenseInverse(_cast(dense, self._dense_dtype), definite=definite)
             return
         if self.whole:
             self._make_whole(kernel)
@@ -208,12 +257,21 @@ class Schwarz:
 
     def _make_whole(self, kernel: _Kernel) -> None:
         """One dense patch, the exact inverse."""
-        self.patches, self.whole = [], True
+        self.patches, self.whole, self._dense_dtype = [], True, self.matrices.matrices.dtype
         self._add(kernel, tuple(range(len(self.border.grid))), self.border.mask.nonzero())
 
     def _add(self, kernel: _Kernel, axes: tuple[int, ...], cells: Tensor, *, product: bool = False) -> None:
         self.patches.append(
-            _Patch(kernel, self.border, self._numbering, axes, cells, definite=self.definite, product=product)
+            _Patch(
+                kernel,
+                self.border,
+                self._numbering,
+                axes,
+                cells,
+                definite=self.definite,
+                dtype=self._dense_dtype,
+                product=product,
+            )
         )
 
     def _find_strips(self, kernel: _Kernel) -> None:
@@ -292,7 +350,7 @@ class Schwarz:
     def __call__(self, r: Tensor) -> Tensor:
         """``M^{-1} r`` for border vectors ``(rest, blocks, size)``."""
         if self.factors is not None:
-            return self.factors(r)
+            return _converted(self.factors, r)
         if self.whole:
             return torch.empty_like(r).index_copy_(-1, self.patches[0].index, self.patches[0](r))
         if self.restricted:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.inverse_transform import inverse_transform
 
 __all__ = ["FrequencyMatrices", "Grid", "frobenius", "hermitian_inverse", "symbol"]
 
@@ -53,11 +54,7 @@ class Grid:
 
     def inverse(self, tensor: Tensor) -> Tensor:
         """Frequencies to grid."""
-        if not self.sizes:
-            return tensor
-        if self.real:
-            return torch.fft.irfftn(tensor, s=self.sizes, dim=self.dims)
-        return torch.fft.ifftn(tensor, dim=self.dims)
+        return inverse_transform(tensor, self.sizes, real=self.real)
 
     def weights(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """How many of all frequencies each kept one stands for (2 for a conjugate pair), shape ``frequencies``."""
@@ -99,11 +96,10 @@ class FrequencyMatrices:
         """The matrices times ``spectra`` of shape ``(rest, blocks, columns, *frequencies)``."""
         if self.elementwise:
             factors = self.matrices.movedim((-2, -1), (1, 2))  # blocks, rows, columns, *frequencies
-            if self.columns == 1:
-                return factors[:, :, 0] * spectra
-            if self.rows == 1:
-                return (factors[:, 0] * spectra).sum(2, keepdim=True)
-            return (factors * spectra.unsqueeze(2)).sum(3)
+            product = factors[:, :, 0] * spectra[:, :, :1]
+            for column in range(1, self.columns):  # few: in place, where one sum would write all the products first
+                product.addcmul_(factors[:, :, column], spectra[:, :, column : column + 1])
+            return product
         vectors = spectra.movedim(0, -1).movedim(1, -1).contiguous()  # blocks, *frequencies, rest, columns
         if vectors.is_complex() and not self.matrices.is_complex():
             pairs = torch.view_as_real(vectors).movedim(-1, -2).flatten(-3, -2)
@@ -116,6 +112,13 @@ class FrequencyMatrices:
     def on_grid(self, tensor: Tensor) -> Tensor:
         """The operator applied to a tensor ``(rest, blocks, columns, *grid.sizes)``."""
         return self.grid.inverse(self(self.grid.transform(tensor)))
+
+    def block(self, rows: slice, columns: slice) -> FrequencyMatrices:
+        """Some rows and columns of the matrices, as a view of them."""
+        part = FrequencyMatrices.__new__(FrequencyMatrices)
+        part.grid, part.elementwise, part.matrices = self.grid, self.elementwise, self.matrices[..., rows, columns]
+        part.rows, part.columns = part.matrices.shape[-2:]
+        return part
 
     def map(self, function: Callable[[Tensor], Tensor]) -> FrequencyMatrices:
         """Another operator whose matrices are a function of these."""

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.operators.inverse_transform import inverse_transform
 from lsconv.operators.padding import Pairs, pad, pad_adjoint
 
 __all__ = ["FrequencyGrid", "direct_cost", "fft_cost", "good_fft_length", "short_fft_length", "transform_cost"]
@@ -229,7 +230,7 @@ class FrequencyGrid:
         groups, c_out, c_in = spectrum.shape[:3]
         x = pad(x, self.before, self.mode)
         frequencies = self._transform(x.reshape(x.shape[0], groups, c_in, *self.source))
-        dense = self._invert(_multiply(spectrum, frequencies), not x.is_complex())
+        dense = inverse_transform(_multiply(spectrum, frequencies), self.grid, real=not x.is_complex())
         y = dense[_window(self.dense, self.stride)]
         return y.reshape(x.shape[0], groups * c_out, *y.shape[3:])
 
@@ -241,7 +242,9 @@ class FrequencyGrid:
             dense[_window(self.dense, self.stride)] = y
             y = dense
         frequencies = self._transform(y.reshape(y.shape[0], groups, c_out, *self.dense))
-        x = self._invert(_multiply(spectrum.conj().transpose(1, 2), frequencies), not y.is_complex())
+        x = inverse_transform(
+            _multiply(spectrum.conj().transpose(1, 2), frequencies), self.grid, real=not y.is_complex()
+        )
         x = x[_window(self.source, (1,) * len(self.source))]
         x = x.reshape(y.shape[0], groups * c_in, *self.source)
         return pad_adjoint(x, self.before, self.mode)
@@ -249,11 +252,6 @@ class FrequencyGrid:
     def _transform(self, x: Tensor) -> Tensor:
         transform = torch.fft.fftn if x.is_complex() else torch.fft.rfftn
         result: Tensor = transform(x, s=self.grid, dim=self._axes)
-        return result
-
-    def _invert(self, frequencies: Tensor, real: bool) -> Tensor:
-        transform = torch.fft.irfftn if real else torch.fft.ifftn
-        result: Tensor = transform(frequencies, s=self.grid, dim=self._axes)
         return result
 
 
