@@ -35,7 +35,7 @@ from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import between_borders
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import allowed_bytes
-from lsconv.fourier.near_null import nearest_null, small_singular_vectors, static_lu
+from lsconv.fourier.near_null import Overlap, nearest_null, small_singular_vectors, static_lu
 from lsconv.fourier.precision import direct_rtol, double
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, symbol
 from lsconv.krylov.batch import ItemSpace, binary_unit
@@ -166,7 +166,8 @@ class CapacitancePlan:
         self.norm_bound = norms[0]
         forward = FrequencyMatrices(matrices.grid, inverse)
         kernel = forward.kernel()
-        self.factors, self.pivots = static_lu(between_borders(kernel, inner, outer), kernel.abs().flatten(1).amax(-1))
+        largest = torch.linalg.vector_norm(kernel.flatten(1), math.inf, dim=-1)
+        self.factors, self.pivots = static_lu(between_borders(kernel, inner, outer), largest)
         del kernel
         none = self.factors[..., :0]
         zero = [border.mask.to(inverse.device) for border in (inner, outer)]
@@ -186,10 +187,10 @@ class CapacitancePlan:
         self.nullity = torch.zeros(len(sigma), dtype=torch.int64, device=sigma.device)
         if bool((sigma[:, 0] > limit * inverse_norm).all()):  # no lift is longer than the norm of C^-1
             return
-        overlaps = [self._overlap(back) for back in reversed(self._ways)]
+        overlaps = [Overlap(way.inverse, way.freed) for way in self._ways]
         while True:
             pairs = zip(overlaps, reversed(vectors), strict=True)
-            found = [nearest_null(sigma, v, v.mH @ (overlap @ v)) for overlap, v in pairs]
+            found = [nearest_null(sigma, v, overlap.between(v)) for overlap, v in pairs]
             if count == size or all(bool((ratio.amax(-1) > limit).all()) for ratio, _ in found):
                 break
             count = min(4 * count, size)
@@ -197,19 +198,16 @@ class CapacitancePlan:
         kept = [ratio < self.rank_tolerance for ratio, _ in found]
         self.nullity = torch.stack([k.sum(-1) for k in kept]).amax(0)
         most = int(self.nullity.max())
+        if not most:
+            return
         null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, kept, strict=True)]
         # B C^-1 R^T R C^-H B^T is the overlap less S S^H, which is nothing next to it on null
-        reach = [overlap @ v for overlap, v in zip(overlaps, null, strict=True)]
+        reach = [overlap(v) for overlap, v in zip(overlaps, null, strict=True)]
         forward, adjoint = self._ways
         self._ways = (
             replace(forward, null=null[0], reach=reach[1]),
             replace(adjoint, null=null[1], reach=reach[0]),
         )
-
-    def _overlap(self, way: _Way) -> Tensor:
-        """``B C^-1 C^-H B^T`` on ``held``: the inner products of the lifts back from there, cropped nowhere."""
-        kernel = way.inverse.map(lambda m: m @ m.mH).kernel()
-        return between_borders(kernel, way.held, way.held)
 
     # ------------------------------------------------------------------ answers
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["nearest_null", "small_singular_vectors", "static_lu"]
+from lsconv.fourier.border_cells import Border
+from lsconv.fourier.dense_border import between_borders
+from lsconv.fourier.symbol import FrequencyMatrices
+
+__all__ = ["Overlap", "nearest_null", "small_singular_vectors", "static_lu"]
 
 _STEPS = 2
 
@@ -17,12 +22,14 @@ class _Solve(Protocol):
 
 
 def static_lu(matrices: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The LU factors and pivots of matrices ``(blocks, size, size)``, which may be singular.
+    """The LU factors and pivots of matrices ``(blocks, size, size)``, which may be singular, in their storage.
 
     Pivots below the rounding of ``scale``, one per block, are raised to it (static pivoting), so that a solve with a
     singular matrix ends in large numbers along its null vectors, which is how these are found, and not in infinity.
     """
-    factors, pivots, _ = torch.linalg.lu_factor_ex(matrices)
+    # in place of the matrices, where they lie column by column as LAPACK has them
+    pivots, info = (torch.empty(0, dtype=torch.int32, device=matrices.device) for _ in range(2))
+    factors, pivots, _ = torch.linalg.lu_factor_ex(matrices, out=(matrices, pivots, info))
     diagonal = factors.diagonal(dim1=-2, dim2=-1)
     size = diagonal.abs()
     least = torch.finfo(factors.dtype).eps * scale[:, None]
@@ -52,6 +59,50 @@ def small_singular_vectors(solve: _Solve, factors: Tensor, count: int) -> tuple[
             v = torch.linalg.qr(solve(v, adjoint=adjoint)).Q
     left, inverse, rows = torch.linalg.svd(solve(v, adjoint=True), full_matrices=False)
     return inverse.reciprocal(), left, v @ rows.mH
+
+
+class Overlap:
+    r"""The inner products of the lifts of border vectors, cropped nowhere: :math:`P = B C^{-H} C^{-1} B^T`.
+
+    By Parseval those of few vectors V need one transform each and no picture,
+
+    .. math:: V^H P V = \frac{1}{N} \sum_\omega \hat L(\omega)^H \hat L(\omega), \qquad
+              \hat L(\omega) = S(\omega)^{-1} (F B^T V)(\omega) .
+
+    For more of them than there are channels, whose kernel takes as many transforms, P itself is made. (32 channels,
+    3x3, 96², 8 vectors, on one core: 0.15 s, and 2.6 s by P.)
+
+    Args:
+        inverse: C^-1.
+        border: the cells lifted from.
+    """
+
+    def __init__(self, inverse: FrequencyMatrices, border: Border) -> None:
+        self.inverse, self.border = inverse, border
+        self._dense: Tensor | None = None
+
+    def between(self, v: Tensor) -> Tensor:
+        """``V^H P V`` for ``(blocks, size, k)``."""
+        grid, k = self.inverse.grid, v.shape[-1]
+        if k > self.border.channels:
+            return v.mH @ self(v)
+        spectra = self.inverse(grid.transform(self.border.scatter(v.movedim(-1, 0))))
+        weights = grid.weights(v.device, v.real.dtype).div_(math.prod(grid.sizes)).sqrt_()
+        lifts = (spectra * weights).movedim(0, 1).flatten(2)  # blocks, k, rows and frequencies
+        if grid.real:  # the pairs of frequencies add up to twice the real part
+            lifts = torch.view_as_real(lifts).flatten(2)
+        return lifts.conj() @ lifts.mT
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """``P V``."""
+        if self._dense is None and v.shape[-1] > self.border.channels:
+            kernel = self.inverse.map(lambda m: m.mH @ m).kernel()
+            self._dense = between_borders(kernel, self.border, self.border)
+        if self._dense is not None:
+            return self._dense @ v
+        lifts = self.inverse(self.inverse.grid.transform(self.border.scatter(v.movedim(-1, 0))))
+        back = self.inverse.grid.inverse(self.inverse.H(lifts))
+        return self.border.gather(back).movedim(0, -1)
 
 
 def nearest_null(sigma: Tensor, v: Tensor, overlap: Tensor) -> tuple[Tensor, Tensor]:
