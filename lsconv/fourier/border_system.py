@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.effort import Effort, Way
-from lsconv.fourier.inner import conjugate_gradients, gmres
+from lsconv.fourier.inner import Pause, conjugate_gradients, gmres
 from lsconv.fourier.memory import allowed_bytes
 from lsconv.fourier.patches import Schwarz, crossing_unknowns
 from lsconv.fourier.symbol import FrequencyMatrices
@@ -98,26 +98,33 @@ class BorderSystem:
         done = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
         effort, rest = self.effort, b.shape[0]
         check_every = 1 if b.device.type == "cpu" else 10
+        if effort.due(self._way()) and self.schwarz.strengthen():
+            effort.spent = 0.0
         while True:
             norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
             left = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
             already = int(done.max())
             remaining = max_iter - already
-            way = effort.next_way(self.schwarz.stronger_unknowns, self._whole_unknowns)
-            limit = int(min(remaining, effort.iterations(way, already, rest)))
-            if self.schwarz.restricted or not self._definite:
-                step, count = gmres(self, self.schwarz, r, left, limit, check_every, _RESTART)
+            way = self._way()
+            limit, pause = remaining, None
+            if way is Way.CROSSING:
+                pause = Pause(int(effort.iterations(way, already, rest)), lambda expected: effort.pays(expected, rest))
             else:
-                step, count = conjugate_gradients(self, self.schwarz, r, left, limit, check_every)
+                limit = int(min(remaining, effort.iterations(way, already, rest)))
+            if self.schwarz.restricted or not self._definite:
+                step, count = gmres(self, self.schwarz, r, left, limit, check_every, _RESTART, pause)
+            else:
+                step, count = conjugate_gradients(self, self.schwarz, r, left, limit, check_every, pause)
             u, done = (step if u is None else u + step), done + count
             taken = int(count.max())
             effort.spent += taken * effort.iteration(rest)
-            if taken < min(limit, _RESTART) or taken >= remaining:
+            paused = pause is not None and pause.ended
+            if (taken < min(limit, _RESTART) and not paused) or taken >= remaining:
                 return u, done
             r = b - self(u)
             if not bool((torch.linalg.vector_norm(r, dim=-1, keepdim=True) > bound).any()):
                 return u, done
-            gave_up = taken < limit
+            gave_up = taken < limit and not paused
             if way is Way.WHOLE and (not gave_up or effort.worth(self._whole_unknowns, int(done.max()), rest)):
                 self.outgrown = self._fits()
                 if self.outgrown:
@@ -127,6 +134,9 @@ class BorderSystem:
                 effort.spent = 0.0
             elif gave_up:
                 return u, done
+
+    def _way(self) -> Way:
+        return self.effort.next_way(self.schwarz.stronger_unknowns, self._whole_unknowns)
 
     def _fits(self) -> bool:
         """Whether there is memory for the factors of the whole border and what goes with them."""

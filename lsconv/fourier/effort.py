@@ -1,10 +1,11 @@
 """What the ways of solving a border system cost, and when a plan changes from one to the next.
 
 An iteration is charged the flops that a factorisation does in the same time. As soon as the iterations of a plan have
-cost what wider crossings of the preconditioner would, it widens them; as soon as its slow solves have cost what the
-factors of the whole border would, it makes these, for good. So none costs more than twice what it would have, had it
-known; and a plan whose solves are quick iterates however many there are, without a pause for factors that no one asked
-for. Where an iteration gives up the factors may cost a few times what it has.
+cost what wider crossings of the preconditioner would, it widens them: within a solve where those to come cost as much
+again, or else before the next solve. As soon as its slow solves have cost what the factors of the whole border would,
+it makes these, for good. So none costs more than twice what it would have, had it known; and a plan whose solves are
+quick iterates however many there are, without a pause for factors that no one asked for. Where an iteration gives up
+the factors may cost a few times what it has.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ _STRONG_DAMP = 0.03
 # The iterations that a solve has before wider crossings are considered; and after which it counts as slow.
 _PATIENCE = 20
 _SLOW = 100
+# The part of the iterations that wider crossings spare.
+_SPARED = 0.5
+# Before a solve the crossings are widened when those before have cost this many times as much.
+_EARNED = 3
 # Factors end the iteration, wider crossings may shorten it: they may cost this many times as much.
 _CERTAINTY = 3
 # Where iterating does not arrive the factors may cost this many times what was spent on it.
@@ -49,12 +54,14 @@ class Effort:
     Attributes:
         spent: on iterations since the crossings were last widened.
         slow: on iterations of slow solves.
+        latest: the iterations of the latest solve.
     """
 
     def __init__(self, blocks: int, cells: int, channels: int, *, definite: bool, damp: float = 0.0) -> None:
         self.blocks, self.cells, self.channels, self.definite = blocks, cells, channels, definite
         self._crossing_work = 1 if damp >= _STRONG_DAMP else _CROSSING_WORK
         self.spent = self.slow = 0.0
+        self.latest = 0
         self._costs = {Way.NONE: math.inf, Way.CROSSING: math.inf, Way.WHOLE: math.inf}
 
     def iteration(self, rest: int) -> float:
@@ -68,6 +75,7 @@ class Effort:
 
     def remember(self, iterations: int, rest: int) -> None:
         """Take note of a solve that has ended."""
+        self.latest = iterations
         if iterations >= _SLOW:
             self.slow += iterations * self.iteration(rest)
 
@@ -89,6 +97,14 @@ class Effort:
         if way is Way.CROSSING:
             return max(_PATIENCE, (cost - self.spent) / each)
         return max(_SLOW - already, _PATIENCE, (cost - self.slow) / each - already)
+
+    def due(self, way: Way) -> bool:
+        """Whether, before a solve, wider crossings have been earned by the solves until now."""
+        return way is Way.CROSSING and self.latest >= _PATIENCE and self.spent >= _EARNED * self._costs[way]
+
+    def pays(self, iterations: float, rest: int) -> bool:
+        """Whether wider crossings cost less than what they spare of so many ``iterations``."""
+        return _SPARED * iterations * self.iteration(rest) >= self._costs[Way.CROSSING]
 
     def worth(self, border: int, already: int, rest: int) -> bool:
         """Whether the factors of the whole border are the way to go on where the iteration has given up."""

@@ -3,22 +3,60 @@ r"""The two iterations on the border: conjugate gradients where its system is de
 They solve to a loose tolerance inside an outer iteration that computes its own residuals, so they carry no certificate,
 no history and no restarts after an audit (the Krylov floor has these): on a small image these would cost as much as
 the iteration itself. Every (rest, block) pair is an independent system with its own step lengths.
+
+Either may be interrupted, once: after a number of iterations the caller is told how many more are to be expected, by
+how fast the residual has fallen so far, and may have the iteration end there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["conjugate_gradients", "gmres"]
+__all__ = ["Pause", "conjugate_gradients", "gmres"]
 
 _Map = Callable[[Tensor], Tensor]
 
 
+@dataclass
+class Pause:
+    """When the caller is asked whether to end the iteration.
+
+    Args:
+        after: so many iterations; then after twice as many, and so on.
+        end: whether to, given how many more iterations are to be expected.
+
+    Attributes:
+        ended: whether it was ended.
+    """
+
+    after: int
+    end: Callable[[float], bool]
+    ended: bool = False
+
+    def __call__(self, done: int, since: int, start: Tensor, now: Tensor, bound: Tensor) -> bool:
+        """Whether to end after ``done`` iterations, the last ``since`` of which took residuals ``start`` to ``now``."""
+        if done < self.after or since == 0:
+            return False
+        self.after *= 2
+        fall = torch.log(start / now).clamp_min(0)
+        expected = torch.where(now > bound, since * torch.log(now / bound) / fall, 0).amax()
+        self.ended = self.end(math.inf if bool(expected.isnan()) else float(expected))
+        return self.ended
+
+
 def conjugate_gradients(
-    apply: _Map, precondition: _Map, b: Tensor, tolerance: Tensor | float, max_iter: int, check_every: int
+    apply: _Map,
+    precondition: _Map,
+    b: Tensor,
+    tolerance: Tensor | float,
+    max_iter: int,
+    check_every: int,
+    pause: Pause | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Solve ``Q u = b`` for Hermitian positive definite Q; vectors are ``(rest, blocks, size)``.
 
@@ -29,18 +67,22 @@ def conjugate_gradients(
         tolerance: relative residual at which a system is left as it is.
         max_iter: limit on the iterations.
         check_every: the host looks every so many iterations.
+        pause: when to ask whether to go on.
 
     Returns:
         The solutions, and the iterations of every system, ``(rest, blocks)``.
     """
-    u, r = torch.zeros_like(b), b.clone()
-    bound = tolerance * _norm(b)
+    u, r, start = torch.zeros_like(b), b.clone(), _norm(b)
+    bound = tolerance * start
     iterations = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
     p: Tensor | None = None
     rho = torch.ones_like(bound)
     for k in range(max_iter):
-        active = _norm(r) > bound
+        norm = _norm(r)
+        active = norm > bound
         if k % check_every == 0 and not bool(active.any()):
+            break
+        if pause is not None and pause(k, k, start, norm, bound):
             break
         z = precondition(r)
         rho_new = _inner(r, z)
@@ -62,6 +104,7 @@ def gmres(
     max_iter: int,
     check_every: int,
     restart: int = 100,
+    pause: Pause | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Solve ``Q u = b`` for any square Q by flexible GMRES (Saad 1993): what rounding does to M^-1 is in the basis.
 
@@ -76,7 +119,7 @@ def gmres(
         if not bool((beta > bound).any()):
             break
         size = min(restart, max_iter - done)
-        correction, count = _cycle(apply, precondition, r, bound, size, check_every)
+        correction, count = _cycle(apply, precondition, r, bound, size, check_every, pause, done)
         u = u + correction
         iterations += count
         done += int(count.max())
@@ -89,9 +132,19 @@ def gmres(
 
 
 def _cycle(
-    apply: _Map, precondition: _Map, r: Tensor, bound: Tensor, size: int, check_every: int
+    apply: _Map,
+    precondition: _Map,
+    r: Tensor,
+    bound: Tensor,
+    size: int,
+    check_every: int,
+    pause: Pause | None,
+    before: int,
 ) -> tuple[Tensor, Tensor]:
-    """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed."""
+    """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed.
+
+    ``before`` iterations were done in the cycles before.
+    """
     lead = r.shape[:2]
     basis = r.new_empty(*lead, size + 1, r.shape[-1])  # as much of it as iterations are taken is touched
     preconditioned = r.new_empty(*lead, size, r.shape[-1])
@@ -127,6 +180,8 @@ def _cycle(
         columns = j + 1
         active = active & (rhs[..., j + 1 : j + 2].abs() > bound) & (norm > 0)
         if columns % check_every == 0 and not bool(active.any()):
+            break
+        if pause is not None and pause(before + columns, columns, beta, rhs[..., j + 1 : j + 2].abs(), bound):
             break
     # a system that finished earlier than its neighbours keeps the columns it had then
     keep = torch.arange(columns, device=r.device) < count[..., None]
