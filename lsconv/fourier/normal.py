@@ -118,6 +118,8 @@ class NormalInverse:
         # an upper bound of ||A|| per batch item
         self.norm_bound = groups.amax(-1).double().sqrt()
         self._wanted = wanted
+        # the least damping of the factors, relative to the largest singular value
+        self.relative_damp = float((self.mu / self.scale.to(self.mu)).amin().sqrt())
         # the factors are those of the wanted operator, up to rounding
         self.exact = bool((self.mu == wanted).all()) or (penalty is not None and floor <= _NEGLIGIBLE)
         mu = self.mu.to(squared.real.dtype).reshape(-1, *(1 for _ in range(len(embedding.grid) + 2)))
@@ -137,7 +139,7 @@ class NormalInverse:
                 self.border,
                 blocks=embedding.blocks,
                 definite=definite,
-                damp=float((self.mu / self.scale.to(self.mu)).amin().sqrt()),
+                damp=self.relative_damp,
                 crossings=crossings,
                 restricted=crossings and (self.exact or not definite),
                 spare_bytes=spare_bytes,
