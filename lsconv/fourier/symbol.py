@@ -19,7 +19,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.inverse_transform import inverse_transform
 
-__all__ = ["FrequencyMatrices", "Grid", "frobenius", "hermitian_inverse", "symbol"]
+__all__ = ["FrequencyMatrices", "Grid", "frobenius", "hermitian_inverse", "plane_waves", "symbol"]
 
 # Up to this many entries a matrix per frequency is multiplied elementwise in the layout of the FFT; above it, as a
 # batched matrix product after moving the channels last. Measured on one CPU core at 256² and 128² (ms, elementwise /
@@ -95,11 +95,7 @@ class FrequencyMatrices:
     def __call__(self, spectra: Tensor) -> Tensor:
         """The matrices times ``spectra`` of shape ``(rest, blocks, columns, *frequencies)``."""
         if self.elementwise:
-            factors = self.matrices.movedim((-2, -1), (1, 2))  # blocks, rows, columns, *frequencies
-            product = factors[:, :, 0] * spectra[:, :, :1]
-            for column in range(1, self.columns):  # few: in place, where one sum would write all the products first
-                product.addcmul_(factors[:, :, column], spectra[:, :, column : column + 1])
-            return product
+            return self.multiply(spectra)
         vectors = spectra.movedim(0, -1).movedim(1, -1).contiguous()  # blocks, *frequencies, rest, columns
         if vectors.is_complex() and not self.matrices.is_complex():
             pairs = torch.view_as_real(vectors).movedim(-1, -2).flatten(-3, -2)
@@ -108,6 +104,14 @@ class FrequencyMatrices:
         else:
             product = vectors @ self.matrices.mT
         return product.movedim(-1, 1).movedim(-1, 0)
+
+    def multiply(self, spectra: Tensor, out: Tensor | None = None) -> Tensor:
+        """The same entry by entry, in the layout of the transforms; into ``out`` where it is given."""
+        factors = self.matrices.movedim((-2, -1), (1, 2))  # blocks, rows, columns, *frequencies
+        product = torch.mul(factors[:, :, 0], spectra[:, :, :1], out=out)
+        for column in range(1, self.columns):  # few: in place, where one sum would write all the products first
+            product.addcmul_(factors[:, :, column], spectra[:, :, column : column + 1])
+        return product
 
     def on_grid(self, tensor: Tensor) -> Tensor:
         """The operator applied to a tensor ``(rest, blocks, columns, *grid.sizes)``."""
@@ -135,7 +139,7 @@ class FrequencyMatrices:
         others = [a for a in range(ndim) if a not in axes]
         m = self.matrices.mT  # as they lie in memory
         for a, places in zip(axes, lags, strict=True):
-            waves = _waves(places.cpu(), grid.sizes[a], grid.frequencies[a]) / grid.sizes[a]
+            waves = plane_waves(places.cpu(), grid.sizes[a], grid.frequencies[a]) / grid.sizes[a]
             if grid.real and a == ndim - 1:  # a conjugate pair is one term here, and added below
                 half = torch.ones(grid.frequencies[a], dtype=torch.float64)
                 half[0] = 0.5
@@ -206,13 +210,13 @@ def _from_taps(convolution: Convolution, embedding: Embedding, grid: Grid) -> Te
     shape = list(k.shape)
     for a in reversed(range(embedding.ndim)):
         positions = torch.tensor([tau for _, tau in embedding.axes[a].taps])
-        waves = _waves(positions, embedding.grid[a], grid.frequencies[a]).mT.to(k)
+        waves = plane_waves(positions, embedding.grid[a], grid.frequencies[a]).mT.to(k)
         k = waves @ k.reshape(math.prod(shape[: 1 + a]), shape[1 + a], -1)
         shape[1 + a] = grid.frequencies[a]
     return k.reshape(shape)
 
 
-def _waves(positions: Tensor, n: int, frequencies: int) -> Tensor:
+def plane_waves(positions: Tensor, n: int, frequencies: int) -> Tensor:
     """``exp(2 pi i position frequency / n)`` in double precision: ``(positions, frequencies)``."""
     turns = (positions[:, None].long() * torch.arange(frequencies)) % n
     return torch.polar(torch.ones(turns.shape, dtype=torch.float64), turns.double() * (2 * math.pi / n))
