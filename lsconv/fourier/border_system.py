@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
+from lsconv.fourier.border_product import BorderProduct
 from lsconv.fourier.effort import Effort, Way
 from lsconv.fourier.inner import Pause, conjugate_gradients, gmres
 from lsconv.fourier.memory import allowed_bytes
@@ -61,6 +62,7 @@ class BorderSystem:
     ) -> None:
         self.matrices, self.border, self.outgrown = matrices, border, False
         self._definite, self._spare_bytes = definite, spare_bytes
+        self._whole = BorderProduct(matrices, border)
         self.effort = Effort(blocks, math.prod(matrices.grid.sizes), matrices.rows, definite=definite, damp=damp)
         self.schwarz = Schwarz(
             matrices,
@@ -81,7 +83,7 @@ class BorderSystem:
         """The operator times border vectors ``(rest, blocks, size)``."""
         if self.schwarz.strips is not None:
             return self.schwarz.strips(u)
-        return self.border.gather(self.matrices.on_grid(self.border.scatter(u)))
+        return self._whole(u)
 
     def solve(self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """The border unknowns to a relative residual of ``tolerance``, from ``start``, and the iterations."""
@@ -147,4 +149,4 @@ class BorderSystem:
     @property
     def nbytes(self) -> int:
         """Bytes of the operator and of what preconditions it."""
-        return self.matrices.nbytes + self.schwarz.nbytes
+        return self.matrices.nbytes + self.schwarz.nbytes + self._whole.nbytes

@@ -30,9 +30,6 @@ _PATIENCE = 5
 # once every item has fallen by this factor.
 _RECURSION_STEPS = 5
 _RECURSION_FALL = 1e-4
-# What rounding makes of a step's length stays along its direction, to which the next one would be conjugate: after so
-# deep a fall that is most of what is left, and the next direction is the preconditioner's alone.
-_DEEP_FALL = 1e-4
 # What the recursion must claim, in units of the target, before the remainder is computed to see.
 _CLAIMED = 0.9
 # What a step is to leave, in units of the target, and the limits of the border residual that it is given for that.
@@ -111,7 +108,8 @@ class Outer:
         narrow = self.plan.inverse.convolution.dtype
         # Steps in the dtype of the data, remainders replaced now and then. What rounding adds to g in the null space of
         # A the factors amplify into x, without a residual to show it: not where x itself is iterated on undamped.
-        # Nor where a step goes deeper than such a recursion is good for: with the factors of the wanted operator.
+        # Nor with the factors of the wanted operator, whose steps go deeper than such products are good for: what their
+        # rounding makes of a step's length stays along its direction, to which the next one is conjugate.
         fast = narrow != A.dtype and not self.plan.inverse.exact
         fast = fast and (self.residual_side or bool((self.mu > 0).all()))
         if fast:
@@ -172,7 +170,6 @@ class Outer:
             merit = self._merit(u, image, g)
             seen = float((merit / (before * tolerance)).where(active & (before > 0), 0).amax())
             gain = max(gain, min(seen, _FIRST_GAIN) if gain == 0 else seen, 1.0)
-            rho = torch.where(merit > _DEEP_FALL * before, rho, 0)
 
     def _border_tolerance(self, merit: Tensor, active: Tensor, gain: float) -> float:
         """The relative residual of the border system that this step needs.

@@ -43,8 +43,8 @@ def random(c_out: int, c_in: int, dtype: torch.dtype, padding: int) -> lsconv.Co
 # (operator, damp, FFTs of the setup, FFTs and convolutions of the first solve, its border iterations), measured with
 # torch 2.13; the first is one picture, the second has borders on both sides, the third the minimum norm.
 CASES = {
-    "gaussian 15x15, valid, float64": (gaussian, 1e-3, 4, 178, 0, 24),
-    "8 channels, same, float32": (lambda: random(8, 8, torch.float32, 1), 0.5, 1, 158, 7, 23),
+    "gaussian 15x15, valid, float64": (gaussian, 1e-3, 4, 160, 0, 23),
+    "8 channels, same, float32": (lambda: random(8, 8, torch.float32, 1), 0.5, 1, 124, 5, 20),
     "4 from 8 channels, valid, float64": (lambda: random(4, 8, torch.float64, 0), 0.0, 1, 12, 6, 2),
 }
 # Other processors round otherwise, which moves the last iterations; one outer step more would be far beyond this.

@@ -127,3 +127,19 @@ def test_a_limit_on_the_iterations_is_no_reason_for_other_factors() -> None:
     plan = BorderPlan(A)
     assert not plan.solve(torch.randn(A.out_shape), max_iter=1).converged
     assert plan.factors == torch.float32
+
+
+@pytest.mark.parametrize("padding", [0, 7])
+def test_float32_data_need_one_step_after_the_first(padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # with the length of the first step from products in float32, what that leaves along its direction takes a third
+    profile = torch.exp(-0.5 * ((torch.arange(15) - 7) / 2) ** 2)
+    kernel = profile[:, None] * profile
+    A = lsconv.Conv2d((kernel / kernel.sum())[None, None], in_size=(256, 256), padding=padding)
+    y = torch.nn.functional.interpolate(torch.rand(1, 1, 16, 16), size=A.out_shape[1:], mode="nearest")[0]
+    plan = BorderPlan(A, 0.1)
+    steps = []
+    solve = NormalInverse.continued
+    monkeypatch.setattr(NormalInverse, "continued", lambda *args: steps.append(0) or solve(*args))
+    solution = plan.solve(y)
+    assert solution.converged.all()
+    assert len(steps) == 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lsconv.fourier.inner import conjugate_gradients, gmres
+from lsconv.fourier.inner import Pause, conjugate_gradients, gmres
 
 DTYPES = [torch.float64, torch.complex128]
 every_iteration = pytest.mark.parametrize("iteration", [conjugate_gradients, gmres])
@@ -132,3 +132,37 @@ def test_gmres_ends_finite_on_a_singular_inconsistent_system() -> None:
     u, _ = gmres(_map(A), _same, b, 1e-10, 50, 1)
     assert u.isfinite().all()
     assert (b - _map(A)(u)).norm() <= 1.001 * b.norm()
+
+
+def test_gmres_keeps_its_promise_with_a_preconditioner_in_float32() -> None:
+    Q, b = _system(torch.float64, 60, definite=False)
+    rough = torch.linalg.inv(Q + 0.05 * torch.randn(60, 60, dtype=torch.float64)).float()
+    u, _ = gmres(_map(Q), lambda v: (v.float().unsqueeze(-2) @ rough.mT).squeeze(-2).double(), b, 1e-11, 100, 1)
+    left = torch.linalg.vector_norm(b - _map(Q)(u), dim=-1) / torch.linalg.vector_norm(b, dim=-1)
+    assert float(left.max()) < 1.1e-11
+
+
+@every_iteration
+def test_a_pause_tells_how_many_iterations_are_left(iteration: Any) -> None:
+    # distinct eigenvalues and a steady fall
+    values = torch.linspace(1, 30, 400, dtype=torch.float64)
+    b = torch.ones(1, 1, 400, dtype=torch.float64)
+    _, whole = iteration(lambda v: values * v, _same, b, 1e-8, 400, 1)
+    asked: list[float] = []
+    pause = Pause(12, lambda expected: bool(asked.append(expected)) or len(asked) == 2)
+    _, count = iteration(lambda v: values * v, _same, b, 1e-8, 400, 1, pause=pause)
+    assert pause.ended
+    assert int(count) == 24
+    assert asked[0] == pytest.approx(int(whole) - 12, rel=0.2)
+    assert asked[1] == pytest.approx(int(whole) - 24, rel=0.2)
+
+
+@every_iteration
+def test_an_iteration_that_gets_nowhere_is_expected_to_take_for_ever(iteration: Any) -> None:
+    b = torch.zeros(1, 1, 50, dtype=torch.float64)
+    b[..., 0] = 1
+    shift = torch.roll(torch.eye(50, dtype=torch.float64), 1, 0)  # no Krylov method sees the solution before the end
+    asked: list[float] = []
+    pause = Pause(5, lambda expected: bool(asked.append(expected)) or True)
+    iteration(lambda v: v @ shift.mT, _same, b, 1e-8, 40, 1, pause=pause)
+    assert asked == [float("inf")]

@@ -161,3 +161,19 @@ def test_one_axis_needs_no_iteration_worth_the_name(monkeypatch: pytest.MonkeyPa
     A = lsconv.Conv1d(torch.randn(3, 4, 9, dtype=torch.float64), 300)
     assert Embedding(A).axes[0].border_out()
     assert _iterations(A, 0.0, True) <= 2
+
+
+def test_crossings_in_float32_where_the_condition_bears_it_cost_no_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = lsconv.Conv2d(torch.ones(1, 1, 9, 9, dtype=torch.float64) / 81, in_size=(96, 96), padding=4)
+    y = torch.randn(A.out_shape, dtype=torch.float64)
+    plan = BorderPlan(A, 1e-2)
+    solution = plan.solve(y)
+    monkeypatch.setattr(patches, "_FLOAT32_CONDITION", 0.0)
+    precise = BorderPlan(A, 1e-2)
+    kinds = [{patch.inverse.factors.dtype for patch in p.inverse.schwarz.patches if len(patch.axes) == 2}
+             for p in (plan, precise)]  # fmt: skip
+    assert kinds == [{torch.float32}, {torch.float64}]
+    expected = precise.solve(y)
+    assert solution.converged.all()
+    assert abs(int(solution.iterations) - int(expected.iterations)) <= 1
+    torch.testing.assert_close(solution.x, expected.x, rtol=0, atol=1e-8 * float(expected.x.abs().max()))
