@@ -3,12 +3,22 @@
 All times are CPU times of one thread, which other work on the machine does not lengthen, and ratios are taken within a
 round: medians over rounds in which the contestants take turns. Operators are float32, 8 channels to 8, 'same'.
 
-What an iteration adds is 14 (LSQR), 17 (LSMR), 12 (CGLS) passes over memory and 30 us of Python. Tried and not kept:
-passes in blocks of 64 to 512 KB (10 to 80 % slower: the calls cost more than the cache gives), norms by dot products (a
-quarter faster, wrong in the sixth digit) and by matrix products (slower), matrix-vector products for sums of scaled
-vectors (slower than two passes), a convolution that accumulates into its output by oneDNN (65 us less for each, but a
-private operator of torch, and a kernel rounded anew at every step). Torch's switch THP_MEM_ALLOC_ENABLE=1 takes a third
-off: 24 to 16 % for LSQR, 27 to 19 % for LSMR at 3x3, 11 to 8.6 % and 13 to 10 % at 5x5, in turns.
+What an iteration adds is passes over memory: 14 vectors read or written by LSQR, 17 by LSMR, 11 by CGLS (and 1 more
+every eighth time), of 2 MB each at 256 x 256, and 20 us of Python. The column "passes" is a floor: the same additions
+and norms as bare calls of torch between the same A and A^H, with no method around them. At 3x3 they alone take more
+than 10 %. Nor would one pass for every group of additions that share a vector, which torch does not have, take much
+less: its fused step of stochastic gradient descent happens to be LSQR's x and w, reads and writes five vectors in
+place of six, and takes 0.95 of the time. Vectors that the last A has driven out of the nearest cache come back at 60
+to 80 GB/s.
+
+Tried and not kept: passes in blocks of 64 KB to 1 MB (as fast at 1 MB, 10 to 80 % slower below: the calls cost more
+than the cache gives), backwards too; norms by dot products (a quarter faster, wrong in the sixth digit) and by matrix
+products (slower), norms of longer rows (no faster); matrix-vector products for sums of scaled vectors (slower than two
+passes); hence also x from several w at once, or x and w from several v (1.4 to 1.7 times the time of x and w, and up
+to 8 vectors more); a convolution that accumulates into its output by oneDNN (65 us less for each, but a private
+operator of torch, and a kernel rounded anew at every step); u, v, w and x in huge pages (1 %). Torch's switch
+THP_MEM_ALLOC_ENABLE=1, which gives huge pages to what A allocates too, has taken a third off where the system had such
+pages, and cost 1000 page faults an iteration where it had none.
 """
 
 from __future__ import annotations
@@ -62,58 +72,105 @@ def seconds(function: Callable[[], object]) -> float:
 # ---------------------------------------------------------------------- an iteration
 
 
-class Timed:
-    """An operator that adds up the time spent in it."""
+class Timed(lsconv.LinearOperator):
+    """An operator that keeps when it was called and for how long; nobody else has to watch the iteration."""
 
     def __init__(self, A: lsconv.LinearOperator) -> None:
-        self.A, self.spent = A, 0.0
-        self.operator = lsconv.FromFunctions(A.in_shape, A.out_shape, self._apply, self._adjoint)
+        super().__init__(A.in_shape, A.out_shape, dtype=A.dtype, device=A.device)
+        self.A = A
+        self.calls: list[tuple[float, float]] = []
 
-    def _apply(self, x: Tensor) -> Tensor:
+    def apply(self, x: Tensor) -> Tensor:
+        """``A x``."""
         return self._timed(self.A.apply, x)
 
-    def _adjoint(self, y: Tensor) -> Tensor:
+    def adjoint(self, y: Tensor) -> Tensor:
+        """``A^H y``."""
         return self._timed(self.A.adjoint, y)
 
     def _timed(self, function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
         start = time.thread_time()
         result = function(v)
-        self.spent += time.thread_time() - start
+        self.calls.append((start, time.thread_time()))
         return result
 
 
 def iteration(method: Callable[..., Any], A: lsconv.LinearOperator, y: Tensor, count: int) -> tuple[float, float]:
     """Seconds of an iteration, and those of A and A^H in it: medians over the iterations of a solve."""
     timed = Timed(A)
-    looks: list[tuple[float, float]] = []
-    method(timed.operator, y, max_iter=count, rtol=0.0,
-           callback=lambda _: looks.append((time.thread_time(), timed.spent)))  # fmt: skip
-    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(looks)]
+    method(timed, y, max_iter=count, rtol=0.0)
+    # A^H once before the first iteration; a few iterations to warm up; the certificate's A and A^H after the last one.
+    calls = timed.calls[5 : 2 * count]
+    steps = [(third[0] - first[0], first[1] - first[0] + second[1] - second[0])
+             for first, second, third in zip(calls[::2], calls[1::2], calls[2::2], strict=False)]  # fmt: skip
     return statistics.median(step[0] for step in steps), statistics.median(step[1] for step in steps)
+
+
+def passes(name: str) -> Callable[..., None]:
+    """The passes over memory of a method's iterations around A and A^H, and nothing else: a floor, and no solver."""
+
+    def solve(A: lsconv.LinearOperator, y: Tensor, max_iter: int, rtol: float) -> None:
+        del rtol
+        u, v, w, x, h = (torch.randn_like(y) / y.numel() ** 0.5 for _ in range(5))
+        A.adjoint(u)
+        for _ in range(max_iter):
+            av = A.apply(v)
+            if name == "cgls":
+                norm(av)
+            torch.add(u, av, alpha=1e-3, out=u)
+            del av
+            if name == "cgls":
+                torch.add(x, v, alpha=1e-3, out=x)
+            else:
+                norm(u)
+            ahu = A.adjoint(u)
+            if name == "cgls":
+                norm(ahu)
+            torch.add(v, ahu, alpha=1e-3, out=v)
+            del ahu
+            if name == "cgls":
+                continue
+            norm(v)
+            if name == "lsmr":
+                torch.add(h, w, alpha=0.5, out=h)
+                torch.add(x, h, alpha=1e-3, out=x)
+            else:
+                torch.add(x, w, alpha=1e-3, out=x)
+            torch.add(v, w, alpha=0.5, out=w)
+
+    return solve
+
+
+def norm(v: Tensor) -> float:
+    """As the methods take it."""
+    rows = torch.linalg.vector_norm(v.view(-1, 1024) if v.is_contiguous() else v, dim=-1)
+    return float(torch.linalg.vector_norm(rows, dtype=torch.float64))
 
 
 def overhead(quick: bool) -> Table:
     """What an iteration takes beyond the A and the A^H that it contains, which are timed where they happen."""
-    size, rounds, rows = 128 if quick else 256, 2 if quick else 5, []
+    size, rounds, rows = 128 if quick else 256, 2 if quick else 9, []
+    contestants: dict[str, Callable[..., Any]] = {**METHODS, **{f"{name} passes": passes(name) for name in METHODS}}
     for kernel in (3, 7) if quick else (3, 5, 7, 15):
         A = convolution(kernel, size)
         y = torch.randn(A.out_shape)
-        samples: dict[str, list[tuple[float, float]]] = {name: [] for name in METHODS}
+        samples: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
         for _ in range(rounds):
-            for name, method in METHODS.items():
+            for name, method in contestants.items():
                 samples[name].append(iteration(method, A, y, 20))
         row: dict[str, Any] = {"kernel": f"{kernel}x{kernel}"}
         row["A and A^H ms"] = 1e3 * statistics.median(inside for _, inside in samples["lsmr"])
-        for name, pairs in samples.items():
-            row[f"{name} %"] = 100 * statistics.median((whole - inside) / inside for whole, inside in pairs)
-            whole, inside = min(pairs)
-            row[f"{name} % quiet"] = 100 * (whole - inside) / inside
+        for name in METHODS:
+            shares = [100 * (whole - inside) / inside for whole, inside in samples[name]]
+            floor = [100 * (whole - inside) / inside for whole, inside in samples[f"{name} passes"]]
+            row[f"{name} %"], row[f"{name} % least"] = statistics.median(shares), min(shares)
+            row[f"{name} passes %"] = statistics.median(floor)
         rows.append(row)
     return Table(
         f"Overhead of an iteration over its A and A^H, {size} x {size}",
         rows,
-        "Medians of the rounds, and the fastest round: what an iteration adds is bound by memory, which a busy machine "
-        "shares out.",
+        "Medians of the rounds, and the least: what an iteration adds is bound by memory, which a busy machine shares "
+        "out. Passes: the additions and norms alone, as bare calls of torch.",
     )
 
 

@@ -173,7 +173,7 @@ class OneItem(ItemSpace):
 
     def norm(self, v: Tensor) -> Scalar:
         """Euclidean norm."""
-        if self._row is None:
+        if self._row is None or not v.is_contiguous():  # a result cut out of a longer one would be copied into rows
             return super().norm(v).item()
         rows = torch.linalg.vector_norm(v.reshape(-1, self._row), dim=-1)
         return torch.linalg.vector_norm(rows, dtype=self.scalar).item()

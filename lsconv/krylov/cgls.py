@@ -9,6 +9,7 @@ special. Hestenes and Stiefel, "Methods of conjugate gradients for solving linea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -120,7 +121,9 @@ class _CGLS(Method):
         self.dual = CGLSMultipliers(self.r, self.codomain) if problem.multipliers else None
         if self.dual is not None:
             self.dual.turn(0 * self.root, divide(active, self.root), self.r)
-        self._estimates(self.codomain.norm(self.r))
+        # With M the residual falls in the norm of M, and its plain norm is not known from that.
+        self.known_fall = _Fall() if problem.single and self.M is None else None
+        self._estimates(0.0)
 
     def solution(self) -> Tensor:
         return self.x * self.domain.spread(self.unit)
@@ -145,7 +148,7 @@ class _CGLS(Method):
         domain.combine(self.p, ratio * active, divide(active, self.root), g)
         if self.dual is not None:
             self.dual.turn(ratio * active, divide(active, self.root), self.r)
-        self._estimates(codomain.norm(self.r))
+        self._estimates(step * previous)
 
     def _curvature(self, q: Tensor) -> Scalar:
         """``p^H (A^H M A + damp^2) p``, and what it tells about the norm of A."""
@@ -189,13 +192,49 @@ class _CGLS(Method):
             self.trouble = self.trouble | ((square <= small) & (norm > 0)) * KERNEL
         return root(square)
 
-    def _estimates(self, r_norm: Scalar) -> None:
-        if self.damp is not None:
-            r_norm = hypot(r_norm, self.damp * self.domain.norm(self.x))
-        self.residual = r_norm * self.unit
+    def _residual_norm(self) -> Scalar:
+        """``||(r, damp x)||``, measured."""
+        r_norm: Scalar = self.codomain.norm(self.r)
+        return r_norm if self.damp is None else hypot(r_norm, self.damp * self.domain.norm(self.x))
+
+    def _estimates(self, decrease: Scalar) -> None:
+        """After a step that has taken ``decrease`` from ``||r||^2 + damp^2 ||x||^2``."""
+        fall = self.known_fall
+        norm = self._residual_norm() if fall is None else fall.norm(decrease, self._residual_norm)
+        self.residual = norm * self.unit
         self.gradient = self.s_norm * self.unit
         if self.weighted_r is not None:
             # The weighted gradient, relative to its own norms: the plain one does not vanish where M reweights.
             self.weighted_norm = maximum(self.weighted_norm, divide(self.root, self.weighted_r))
             relative = divide(self.root, self.weighted_norm * self.weighted_r)
             self.gradient = relative * self.operator_norm * self.residual
+
+
+class _Fall:
+    r"""The residual norm of one item without a pass over r (and x) at most iterations.
+
+    The residual after a step is orthogonal to the step that it took, so that
+
+    .. math:: \|\bar r_{k+1}\|^2 = \|\bar r_k\|^2 - \|\bar A p_k\|^2 \mathrm{step}_k^2 .
+
+    A difference loses the digits by which it is smaller than what it was taken from, and in rounded arithmetic the
+    orthogonality is lost slowly. So the norm is measured again where a quarter of the square is left, and now and then
+    anyway.
+    """
+
+    _LEFT, _STEPS = 0.25, 8
+
+    def __init__(self) -> None:
+        self.measured = self.square = 0.0
+        self.steps = 0
+
+    def norm(self, decrease: float, measure: Callable[[], Scalar]) -> Scalar:
+        """The norm after a step that has taken ``decrease`` from its square."""
+        self.square -= decrease
+        self.steps += 1
+        if self.square > self._LEFT * self.measured and self.steps < self._STEPS:
+            return math.sqrt(self.square)
+        norm: Scalar = measure()
+        self.measured = self.square = norm * norm
+        self.steps = 0
+        return norm

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lsconv.errors import ConvergenceError, PreconditionerError, warn
 from lsconv.krylov.batch import Scalar, any_item, at_least, unbounded, where
+from lsconv.krylov.heap import keep_pages
 from lsconv.krylov.method import CURVATURE, KERNEL, STUCK, Method
 from lsconv.krylov.monitor import CLAIMED, CONDITION, OVERFLOW, Monitor
 from lsconv.krylov.multipliers import keep
@@ -95,6 +96,8 @@ class _Loop:
     @torch.no_grad()
     def run(self) -> Solution:
         problem, monitor = self.problem, self.monitor
+        if problem.A.device.type == "cpu":
+            keep_pages()
         z: Tensor | None = problem.x0
         carried: Tensor | None = None
         certificate: Certificate | None = None

@@ -71,6 +71,20 @@ def test_two_scaled_vectors_are_added_in_the_first_of_them(dtype: torch.dtype) -
         assert torch.equal(big, torch.full_like(big, 1e300 if dtype == torch.float64 else math.inf))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
+def test_a_norm_of_a_result_cut_out_of_a_longer_one_copies_nothing(dtype: torch.dtype) -> None:
+    """As convolutions by FFT return it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    whole = normal(3, 80, 100, seed=0, dtype=dtype)
+    cut = whole[:, :64, :96]
+    space = batch.OneItem(cut.shape, dtype, torch.device("cpu"))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        norm = space.norm(cut)
+    assert norm == pytest.approx(float(torch.linalg.vector_norm(cut.to(torch.complex128))), rel=1e-7)
+    assert max(event.cpu_memory_usage for event in record.events()) < cut.numel() * cut.element_size() // 10
+
+
 def same_iterates(solver: Solver, A: torch.Tensor, b: torch.Tensor, **options: Any) -> None:
     """One item alone, and the first of two: after five iterations answer and history agree to rounding."""
     alone = solver(Dense(A), b, rtol=0, max_iter=5, **options)
