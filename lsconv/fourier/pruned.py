@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
-from lsconv.fourier.symbol import FrequencyMatrices, plane_waves
+from lsconv.fourier.symbol import FrequencyMatrices, per_frequency, plane_waves
 
 __all__ = ["PrunedProduct"]
 
@@ -86,7 +86,7 @@ class PrunedProduct:
 
     def __call__(self, u: Tensor) -> Tensor:
         """``(Q u)`` on the border, of ``(rest, blocks, size)``."""
-        matrices = self.matrices.matrices.mT
+        matrices = self.matrices.matrices
         if len(matrices) < u.shape[1]:  # one block serves all
             return self(u.flatten(0, 1).unsqueeze(1)).reshape(u.shape)
         (rest, blocks), (n1, f2) = u.shape[:2], self.grid.frequencies
@@ -99,10 +99,10 @@ class PrunedProduct:
             spectrum = waves[0][part].expand(rows[some].shape[0], -1, p) @ rows[some]
             m = spectrum.shape[0] * spectrum.shape[1]
             spectrum = spectrum.view(m, f2, -1).baddbmm_(waves[1].expand(m, f2, q), columns[some, part].flatten(0, 1))
-            product = spectrum.view(m * f2, rest, -1) @ matrices[some, part].flatten(0, 2)
+            product = per_frequency(matrices[some, part].flatten(0, 2), spectrum.view(m * f2, rest, -1))
             along = back[0][:, part].expand(rows[some].shape[0], p, -1)
-            rows_out[some].baddbmm_(along, product.view(len(along), along.shape[-1], -1))
-            columns_out[some, part] = (back[1] @ product.view(m, f2, -1)).view_as(columns_out[some, part])
+            rows_out[some].baddbmm_(along, product.reshape(len(along), along.shape[-1], -1))
+            columns_out[some, part] = (back[1] @ product.reshape(m, f2, -1)).view_as(columns_out[some, part])
         return self._on_border(rows_out.view(blocks, p, f2, rest, -1), columns_out.view(blocks, n1, q, rest, -1))
 
     def _parts(self, u: Tensor) -> list[tuple[slice, slice]]:

@@ -19,12 +19,17 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.inverse_transform import inverse_transform
 
-__all__ = ["FrequencyMatrices", "Grid", "frobenius", "hermitian_inverse", "plane_waves", "symbol"]
+__all__ = ["FrequencyMatrices", "Grid", "frobenius", "hermitian_inverse", "per_frequency", "plane_waves", "symbol"]
 
 # Up to this many entries a matrix per frequency is multiplied elementwise in the layout of the FFT; above it, as a
 # batched matrix product after moving the channels last. Measured on one CPU core at 256² and 128² (ms, elementwise /
 # batched): 2x2 0.06 / 0.30, 4x4 0.08 / 0.15, 8x8 0.27 / 0.42, 32x32 46 / 12; for 8 vectors at once 8x8 is 20 / 1.
 _ELEMENTWISE_ENTRIES = 16
+# Few vectors are multiplied as columns where the rows of the matrices are at least so long, and otherwise as rows. (One
+# CPU core, 8320 frequencies, ms a vector as rows / as columns: 32 channels, complex128, one 25 / 8, three 12 / 7, four
+# 6 / 7, complex64, one 3.5 / 5.2; 24, complex128, one 5.4 / 4.8; 64, 2112 frequencies, complex64, one 9.2 / 5.2.)
+_WIDE_ROW_BYTES = 384
+_FEW_VECTORS = {torch.complex64: 1, torch.complex128: 3}
 # Up to this many taps an axis, a sum over the taps that writes frequencies first beats the transform of the grid and
 # the change of layout after it.
 _FEW_TAPS = 16
@@ -78,8 +83,8 @@ class FrequencyMatrices:
         self.elementwise = self.rows * self.columns <= _ELEMENTWISE_ENTRIES
         if self.elementwise:  # the entries of one (row, column) contiguous over the frequencies
             matrices = matrices.movedim((-2, -1), (1, 2)).contiguous().movedim((1, 2), (-2, -1))
-        else:  # transposed: a row vector times a matrix takes half the time (2.8 of 6.4 ms)
-            matrices = matrices.mT.contiguous().mT
+        else:  # row by row; a conjugate that is put off would be made for every product
+            matrices = matrices.contiguous().resolve_conj()
         self.matrices = matrices
 
     @property
@@ -102,7 +107,7 @@ class FrequencyMatrices:
             product = (pairs @ self.matrices.mT).unflatten(-2, (-1, 2)).movedim(-2, -1).contiguous()
             product = torch.view_as_complex(product)
         else:
-            product = vectors @ self.matrices.mT
+            product = per_frequency(self.matrices, vectors)
         return product.movedim(-1, 1).movedim(-1, 0)
 
     def multiply(self, spectra: Tensor, out: Tensor | None = None) -> Tensor:
@@ -137,7 +142,7 @@ class FrequencyMatrices:
         """
         grid, ndim = self.grid, len(self.grid.sizes)
         others = [a for a in range(ndim) if a not in axes]
-        m = self.matrices.mT  # as they lie in memory
+        m = self.matrices
         for a, places in zip(axes, lags, strict=True):
             waves = plane_waves(places.cpu(), grid.sizes[a], grid.frequencies[a]) / grid.sizes[a]
             if grid.real and a == ndim - 1:  # a conjugate pair is one term here, and added below
@@ -150,7 +155,7 @@ class FrequencyMatrices:
             m = waves.to(m) @ m.reshape(math.prod(shape[: 1 + a]), shape[1 + a], -1)
             shape[1 + a] = len(places)
             m = m.reshape(shape)
-        m = m.permute(0, *(1 + a for a in others), *(1 + a for a in axes), -1, -2)
+        m = m.permute(0, *(1 + a for a in others), *(1 + a for a in axes), -2, -1)
         if not grid.real or ndim - 1 not in axes:
             return m
         if not others:
@@ -222,6 +227,14 @@ def plane_waves(positions: Tensor, n: int, frequencies: int) -> Tensor:
     return torch.polar(torch.ones(turns.shape, dtype=torch.float64), turns.double() * (2 * math.pi / n))
 
 
+def per_frequency(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Matrices ``(..., rows, columns)``, row by row in memory, times vectors ``(..., rest, columns)``."""
+    rest, wide = vectors.shape[-2], matrices.shape[-1] * matrices.element_size() >= _WIDE_ROW_BYTES
+    if wide and rest <= _FEW_VECTORS.get(matrices.dtype, 0):
+        return (matrices @ vectors.mT).mT
+    return vectors @ matrices.mT
+
+
 def frobenius(matrices: Tensor) -> Tensor:
     """The Frobenius norms of matrices, as one reduction over the memory of each (torch's takes 70 times as long)."""
     if not matrices.is_contiguous():
@@ -234,7 +247,7 @@ def frobenius(matrices: Tensor) -> Tensor:
 def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:
     """The inverses of Hermitian positive definite matrices, a chunk at a time to bound the work memory.
 
-    They overwrite the storage of the matrices, transposed. Matrices whose Cholesky factorisation breaks down come out
+    They overwrite the matrices. Matrices whose Cholesky factorisation breaks down come out
     as NaN.
     """
     size = matrices.shape[-1]
@@ -247,6 +260,6 @@ def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:
         factor, info = torch.linalg.cholesky_ex(part)
         # cholesky_inverse raises where a factor is exactly singular
         factor[info > 0] = torch.eye(size, dtype=factor.dtype, device=factor.device)
-        part.copy_(torch.cholesky_inverse(factor).mT)  # LAPACK's layout, which is also that of FrequencyMatrices
+        part.copy_(torch.cholesky_inverse(factor).mT.conj())  # the same again, read along LAPACK's columns
         part[info > 0] = math.nan
-    return matrices.mT
+    return matrices
