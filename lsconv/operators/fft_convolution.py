@@ -48,6 +48,10 @@ _PRODUCT = {torch.float32: 0.5, torch.float64: 1.5}
 _DIRECT_CALL = 25e3
 _FFT_CALL = 90e3
 
+# The most bytes of the spectra of items transformed together on a CPU: malloc maps larger arrays anew for every step (8
+# items of 32 channels, 128², float64: 86 ms each, and 19 ms in groups).
+_WORK_BYTES = 2**24
+
 
 def good_fft_length(n: int) -> int:
     """The smallest length of at least ``n`` that the FFT likes.
@@ -227,6 +231,8 @@ class FrequencyGrid:
 
     def apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
         """The convolution of ``x``, of shape ``(items, groups * c_in, *spatial_in)``."""
+        if len(parts := _parts(x, spectrum)) > 1:
+            return torch.cat([self.apply(part, spectrum) for part in parts])
         groups, c_out, c_in = spectrum.shape[:3]
         x = pad(x, self.before, self.mode)
         frequencies = self._transform(x.reshape(x.shape[0], groups, c_in, *self.source))
@@ -236,6 +242,8 @@ class FrequencyGrid:
 
     def adjoint(self, y: Tensor, spectrum: Tensor) -> Tensor:
         """The adjoint on ``y``, of shape ``(items, groups * c_out, *spatial_out)``."""
+        if len(parts := _parts(y, spectrum)) > 1:
+            return torch.cat([self.adjoint(part, spectrum) for part in parts])
         groups, c_out, c_in = spectrum.shape[:3]
         if any(s > 1 for s in self.stride):
             dense = y.new_zeros(*y.shape[:2], *self.dense)
@@ -258,6 +266,15 @@ class FrequencyGrid:
 def _window(sizes: Sequence[int], steps: Sequence[int]) -> tuple[Any, ...]:
     """The index of every step-th of the first cells of the last axes."""
     return (Ellipsis, *(slice(0, size, step) for size, step in zip(sizes, steps, strict=True)))
+
+
+def _parts(items: Tensor, spectrum: Tensor) -> Sequence[Tensor]:
+    """The items in groups, on a CPU, whose spectra its allocator reuses."""
+    groups, c_out, c_in, *grid = spectrum.shape
+    one = groups * max(c_out, c_in) * math.prod(grid) * spectrum.element_size()
+    if items.device.type != "cpu" or items.shape[0] * one <= _WORK_BYTES:
+        return (items,)
+    return items.split(max(1, _WORK_BYTES // one))
 
 
 def _multiply(spectrum: Tensor, x: Tensor) -> Tensor:

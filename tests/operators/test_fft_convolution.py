@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsconv.errors import LsconvError
+from lsconv.operators import fft_convolution
 from lsconv.operators.convolution import Conv1d, Conv2d, Convolution
 from lsconv.operators.fft_convolution import FrequencyGrid, good_fft_length
 
@@ -120,3 +121,12 @@ def test_prime_circular_grid_is_exact_too() -> None:
 def test_unknown_backend_is_an_lsconv_error() -> None:
     with pytest.raises(LsconvError, match="backend"):
         Conv1d(torch.ones(1, 1, 1), 3, backend="winograd")
+
+
+def test_items_in_groups_are_what_they_are_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = Conv2d(torch.randn(4, 3, 3, 3, dtype=torch.float64), (10, 9), stride=2, padding=1, backend="fft")
+    x = torch.randn(7, *A.in_shape, dtype=torch.float64)
+    together, back = A.apply(x), A.adjoint(A.apply(x))
+    monkeypatch.setattr(fft_convolution, "_WORK_BYTES", 2**13)  # two items
+    torch.testing.assert_close(A.apply(x), together)
+    torch.testing.assert_close(A.adjoint(together), back)
