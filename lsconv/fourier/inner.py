@@ -196,7 +196,7 @@ def _cycle(
 def _rotate(rotations: Tensor, rhs: Tensor, column: Tensor, j: int) -> None:
     """Zero the subdiagonal of the newest column by a Givens rotation, and apply it to everything kept."""
     a, b = column[..., j].clone(), column[..., j + 1].clone()
-    length = torch.sqrt(a.abs() ** 2 + b.abs() ** 2)
+    length = torch.hypot(a.abs(), b.abs())
     safe = torch.where(length == 0, 1, length)
     c, s = torch.where(length == 0, 1, a / safe), torch.where(length == 0, 0, b / safe)
     upper, lower = rotations[..., j, :].clone(), rotations[..., j + 1, :].clone()
