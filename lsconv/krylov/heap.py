@@ -1,6 +1,6 @@
 """The memory of a solve on a CPU: pages that are given back to the system after every application of A are lost time.
 
-A convolution of a 2 MB vector takes some 8 MB for its result and for the layouts in between, and frees them; the next
+A convolution of a 2 MB vector takes some 10 MB for its result and for the layouts in between, and frees them; the next
 one takes them again. glibc's malloc gives the free end of its heap back to the system as soon as it is longer than a
 threshold, and then every page comes back through a page fault, zeroed: an iteration takes twice its time (8 channels
 of 256 x 256, 3x3: 2000 faults, 7.7 ms in place of 3.7), or not, as the layout of the heap has it.
