@@ -24,6 +24,7 @@ from torch import Tensor
 from lsconv.errors import ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import allowed_bytes, plan_bytes
+from lsconv.fourier.mirrored import Mirror
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.outer import Outer
 from lsconv.fourier.precision import direct_rtol, double, needs_double
@@ -54,12 +55,13 @@ class BorderPlan:
     """Setup of the border method for one convolution and damp; :meth:`solve` answers right-hand sides.
 
     Args:
-        A: a zero-padded convolution, or a circular one whose outputs are cropped; any stride, dilation and groups.
+        A: a zero-padded convolution, or a circular one whose outputs are cropped; any stride, dilation and groups. With
+            damp > 0 also one of stride 1 with reflect or replicate padding (:mod:`lsconv.fourier.mirrored`).
         damp: the damping, a number or one per batch item.
         memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
 
     Raises:
-        MethodError: A is not a truncated block-circulant operator.
+        MethodError: A is no such convolution.
         PlanMemoryError: the plan would need more than ``memory_limit``.
 
     Example:
@@ -70,16 +72,19 @@ class BorderPlan:
     """
 
     def __init__(self, A: LinearOperator, damp: Tensor | float = 0.0, *, memory_limit: int | None = None) -> None:
-        if not (isinstance(A, Convolution) and Embedding.exists(A)):
+        if not (isinstance(A, Convolution) and (Embedding.exists(A) or Mirror.exists(A))):
             raise MethodError(
                 f'method="border" needs a convolution with zero padding (or circular padding whose stride divides the '
-                f'sizes), got {A!r}; use method="lsmr"'
+                f'sizes, or reflect or replicate padding of stride 1), got {A!r}; use method="lsmr"'
             )
         dtype = A.weight.real.dtype
         if dtype not in _FLOOR:
             raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
         self.A = A
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
+        self._mirrored = Mirror.exists(A)
+        if self._mirrored and bool((self.damp == 0).any()):
+            raise MethodError(f'method="border" with padding_mode={A.padding_mode!r} needs damp > 0; use method="lsmr"')
         with torch.no_grad():
             weight = A.weight.detach()
             # everything is computed for A / unit, so that no Gram matrix overflows in float32
@@ -103,8 +108,9 @@ class BorderPlan:
         floor = (_DAMPED_FLOOR if bool((self.damp > 0).all()) else _FLOOR)[dtype]
         scaled = self._narrow if dtype == self.A.weight.real.dtype else self.scaled
         spare = None if self._memory_limit is None else self._memory_limit - self._needed(dtype)
-        self.inverse = NormalInverse(scaled, self.scaled_damp, floor=floor, spare_bytes=spare)
-        read = self.inverse.embedding.read_inputs()
+        mirror = Mirror(scaled) if self._mirrored else None
+        self.inverse = NormalInverse(scaled, self.scaled_damp, floor=floor, spare_bytes=spare, mirror=mirror)
+        read = None if self._mirrored else self.inverse.embedding.read_inputs()
         self.read = None if read is None else read.to(self.A.device)
 
     def _refuse_deficient(self) -> None:

@@ -19,7 +19,12 @@ class Border:
         grid: sizes of the periodic grid.
         positions: border positions per channel and axis; a cell is on the border when it is so along any axis.
         device: where the index tensors live.
+
+    Attributes:
+        diagonal: what an operator restricted to the border has on its diagonal besides; None for nothing.
     """
+
+    diagonal: Tensor | None = None
 
     def __init__(self, grid: tuple[int, ...], positions: list[list[list[int]]], device: torch.device) -> None:
         self.grid = grid

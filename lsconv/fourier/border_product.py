@@ -43,11 +43,16 @@ class BorderProduct:
 
     def __call__(self, u: Tensor) -> Tensor:
         """The product."""
+        product = self._product(u)
+        return product if self.border.diagonal is None else product.addcmul_(self.border.diagonal, u)
+
+    def _product(self, u: Tensor) -> Tensor:
         grid, channels = self.matrices.grid, self.border.channels
         lead = (*u.shape[:2], channels)
         cells = u.shape[0] * u.shape[1] * channels * self.border.mask[0].numel()
         large = u.device.type == "cpu" and cells * u.element_size() >= _KEPT_BYTES
-        if not (large and self.matrices.elementwise and len(grid.sizes) == 2):
+        plain = type(self.border) is Border
+        if not (large and plain and self.matrices.elementwise and len(grid.sizes) == 2):
             return self.border.gather(self.matrices.on_grid(self.border.scatter(u)))
         # taken out while in use: another thread makes its own
         arrays = self._kept.pop(lead, None) or self._arrays(u, lead)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
+from lsconv.fourier.border_kernel import Kernel
 from lsconv.fourier.border_product import BorderProduct
 from lsconv.fourier.effort import Effort, Way
 from lsconv.fourier.inner import Pause, conjugate_gradients, gmres
@@ -41,6 +42,7 @@ class BorderSystem:
         spare_bytes: what wider crossings and factors may take; None: 60 % of what is free then.
         direct: factorise the whole border instead of iterating.
         shortest: how many unknowns the border has on the shortest grid, on which it would be factorised.
+        kernels: what knows the entries of the system.
 
     Attributes:
         outgrown: whether the factors of the whole border are the way to go on.
@@ -59,6 +61,7 @@ class BorderSystem:
         spare_bytes: int | None,
         direct: bool,
         shortest: Callable[[], int],
+        kernels: type[Kernel] = Kernel,
     ) -> None:
         self.matrices, self.border, self.outgrown = matrices, border, False
         self._definite, self._spare_bytes = definite, spare_bytes
@@ -74,6 +77,7 @@ class BorderSystem:
             unknowns=crossing_unknowns(self.effort.first_crossing),
             spare_bytes=spare_bytes,
             whole=direct,
+            kernels=kernels,
         )
         if self.schwarz.strips is not None:
             self.effort.cells = max(2, self.schwarz.strips.work // matrices.rows)

@@ -28,9 +28,11 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.border_cells import Border, border_cells
+from lsconv.fourier.border_kernel import Kernel
 from lsconv.fourier.border_system import BorderSystem
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.gram import gram, largest_eigenvalue, product, shifted
+from lsconv.fourier.mirrored import Mirror, MirroredKernel
 from lsconv.fourier.patches import Schwarz
 from lsconv.fourier.penalty import Penalty
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse, symbol
@@ -61,6 +63,7 @@ class NormalInverse:
         floor: relative to the largest singular value squared, the least mu: below it the factors would be singular.
         side: None chooses by the numbers of rows and columns.
         penalty: further rows ``damp L`` below A; then "solution" is the side.
+        mirror: that of ``convolution``, whose padding is not zeros; then "solution" is the side, and damp > 0.
         crossings: precondition also the crossings of the border's slabs.
         spare_bytes: what wider crossings, or the factors of the whole border, may take where a solve is slow; None:
             60 % of what is free then.
@@ -76,19 +79,25 @@ class NormalInverse:
         side: str | None = None,
         crossings: bool = True,
         penalty: Penalty | None = None,
+        mirror: Mirror | None = None,
         spare_bytes: int | None = None,
         direct: bool = False,
     ) -> None:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
-        self._again = functools.partial(NormalInverse, convolution, damp, floor=floor, penalty=penalty)
+        self._again = functools.partial(NormalInverse, convolution, damp, floor=floor, penalty=penalty, mirror=mirror)
         self._direct: NormalInverse | None = None  # what has taken the place of the iteration
         self._spare_bytes = spare_bytes
+        self.mirror = mirror
         convolution = convolution if penalty is None else penalty.convolution
+        convolution = convolution if mirror is None else mirror.convolution
         self.convolution = convolution
         out_border: _Positions
         if penalty is None:
             shortest = (1,) * convolution.ndim if direct else None
-            self.embedding = embedding = Embedding(convolution, shortest, tuple(damp.shape), only_read=True)
+            held = None if mirror is None else (True,) * convolution.ndim
+            self.embedding = embedding = Embedding(
+                convolution, shortest, tuple(damp.shape), only_read=True, constrained=held
+            )
             S = _per_block(symbol(convolution, embedding), embedding)
             out_border = embedding.output_border()
         else:
@@ -102,11 +111,12 @@ class NormalInverse:
             out_border, side = penalty.border(embedding), "solution"
         in_border = embedding.input_border()
         has_out, has_in = _any(out_border), _any(in_border)
-        self.form = _form(has_out, has_in)
+        margin = mirror is not None and any(mirror.margin)
+        self.form = "mixed" if margin or (mirror is not None and has_out) else _form(has_out, has_in)
         rows, columns = S.rows, S.columns
         self._rows, self._columns, self._rank_deficient = rows, columns, False
         self._smaller = "residual" if rows <= columns else "solution"
-        self.side = side or self._choose_side(rows, columns)
+        self.side = side or ("solution" if mirror is not None else self._choose_side(rows, columns))
         squared = gram(S.matrices, self._smaller)
         self.scale = largest_eigenvalue(squared, len(embedding.grid))  # blocks
         per_block = damp.expand(embedding.batch_shape).reshape(-1, 1).expand(-1, embedding.groups).reshape(-1)
@@ -116,7 +126,7 @@ class NormalInverse:
         self.mu = torch.maximum(wanted, floor * self.scale.to(wanted))
         groups = self.scale.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
         # an upper bound of ||A|| per batch item
-        self.norm_bound = groups.amax(-1).double().sqrt()
+        self.norm_bound = groups.amax(-1).double().sqrt() * (1 if mirror is None else mirror.gain)
         self._wanted = wanted
         # the least damping of the factors, relative to the largest singular value
         self.relative_damp = float((self.mu / self.scale.to(self.mu)).amin().sqrt())
@@ -144,7 +154,8 @@ class NormalInverse:
                 restricted=crossings and (self.exact or not definite),
                 spare_bytes=spare_bytes,
                 direct=direct,
-                shortest=lambda: self.border.size if penalty is not None else self._shortest_border(),
+                shortest=self._shortest_border if penalty is None and mirror is None else lambda: self.border.size,
+                kernels=Kernel if mirror is None else MirroredKernel,
             )
 
     def _shortest_border(self) -> int:
@@ -217,7 +228,10 @@ class NormalInverse:
         saddle[..., rows:, :rows] = WS.mH
         saddle[..., rows:, rows:] = root * V
         self.inverse = self.system = FrequencyMatrices(S.grid, saddle)
-        self.border = Border(self.embedding.grid, out_border + in_border, self.convolution.device)
+        if self.mirror is None:
+            self.border = Border(self.embedding.grid, out_border + in_border, self.convolution.device)
+        else:
+            self.border = self.mirror.border(self.embedding, root.flatten())
 
     def nullity(self) -> str:
         """Why, without damping, A or its adjoint has a null space by its structure; empty if it has none."""
@@ -265,7 +279,8 @@ class NormalInverse:
             start = None  # the unknowns of another grid
         item_ndim = embedding.ndim + 1
         batch, _ = embedding.rest(tuple(f.shape[: f.ndim - item_ndim]))
-        t = embedding.outputs_to_grid(f) if residual else embedding.inputs_to_grid(f)
+        f_whole = f if self.mirror is None else self.mirror.padded(f)
+        t = embedding.outputs_to_grid(f) if residual else embedding.inputs_to_grid(f_whole)
         solve = self._saddle_solve if self.form == "mixed" else self._definite_solve
         many = self._together(t)
         if many < t.shape[0] and isinstance(tolerance, float):
@@ -282,6 +297,7 @@ class NormalInverse:
             z, more, u = self._direct.continued(f, tolerance, max_iter)
             return z, embedding.per_item(iterations, batch).amax(-1) + more, u
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
+        z = z if self.mirror is None else self.mirror.cropped(z)
         return z, embedding.per_item(iterations, batch).amax(-1), u
 
     def _together(self, t: Tensor) -> int:

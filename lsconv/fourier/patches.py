@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
-from lsconv.fourier.dense_border import DenseInverse, between_borders
+from lsconv.fourier.border_kernel import Kernel
+from lsconv.fourier.dense_border import DenseInverse
 from lsconv.fourier.free import free_bytes
 from lsconv.fourier.strips import Slab, Strips
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse
@@ -49,8 +50,6 @@ _DENSE_UNKNOWNS = 1024
 _DENSE_ENTRIES = 2**23
 # Up to this condition number float32 factors invert to some digits.
 _FLOAT32_CONDITION = 1e5
-# Up to this many lags, all axes together, are summed over the frequencies; more are read off the transformed kernel.
-_FEW_LAGS = 48
 
 
 def dense_entries(ndim: int) -> int:
@@ -74,7 +73,7 @@ class _Patch:
 
     def __init__(
         self,
-        kernel: _Kernel,
+        kernel: Kernel,
         border: Border,
         numbering: Tensor,
         axes: tuple[int, ...],
@@ -127,71 +126,12 @@ def border_index(numbering: Tensor, axes: tuple[int, ...], cells: Tensor) -> Ten
     return numbering.movedim([1 + a for a in axes], list(range(1, 1 + len(axes))))[cells.unbind(1)]
 
 
-class _Kernel:
-    """The entries of a block-circulant Q between border cells."""
-
-    def __init__(self, Q: FrequencyMatrices, grid: tuple[int, ...]) -> None:
-        self.Q, self.grid = Q, grid
-        self._whole: Tensor | None = None
-
-    def whole(self) -> Tensor:
-        """The first block column, ``(blocks, channels, channels, *grid)``."""
-        if self._whole is None:
-            self._whole = self.Q.kernel()
-        return self._whole
-
-    def between(self, axes: tuple[int, ...], cells: Tensor) -> Tensor:
-        """One matrix per frequency of the other axes: ``(blocks, *other frequencies, cells, cells)``."""
-        Q = self.Q
-        channel, *places = cells.unbind(1)
-        # few positions lie along an axis, however many cells
-        distinct, which = zip(*(p.unique(return_inverse=True) for p in places), strict=True)
-        tables = [(p[:, None] - p[None, :]) % self.grid[a] for p, a in zip(distinct, axes, strict=True)]
-        present, numbers = zip(*(table.unique(return_inverse=True) for table in tables), strict=True)
-        if not Q.elementwise and sum(len(p) for p in present) <= _FEW_LAGS:
-            lags = [table[w[:, None], w[None, :]] for table, w in zip(numbers, which, strict=True)]
-            lead = (slice(None),) * (1 + len(self.grid) - len(axes))
-            pairs = (*lead, *lags, channel[:, None], channel[None, :])
-            return Q.at_lags(axes, list(present))[pairs]
-        if len(axes) == len(self.grid):
-            return self._dense(cells)
-        kernel = self.whole().movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
-        lags = [table[w[:, None], w[None, :]] for table, w in zip(tables, which, strict=True)]
-        pairs = (slice(None), channel[:, None], channel[None, :], *lags)
-        block = kernel[pairs]  # blocks, cells, cells, *others
-        others = Grid(tuple(n for a, n in enumerate(self.grid) if a not in axes), real=Q.grid.real)
-        return others.transform(block).movedim((1, 2), (-2, -1))
-
-    def _dense(self, cells: Tensor) -> Tensor:
-        """All entries between the cells: ``(blocks, cells, cells)``.
-
-        An entry's place in the part of the kernel around lag zero is a difference of one number per cell.
-        """
-        kernel, device = self.whole(), self.whole().device
-        channel, *places = cells.unbind(1)
-        row, column = channel * kernel.shape[2], channel.clone()
-        for a, (p, n) in enumerate(zip(places, self.grid, strict=True)):
-            p = _unrolled(p, n)
-            reach = int(p.amax())
-            kernel = kernel.index_select(3 + a, (torch.arange(-reach, reach + 1) % n).to(device))
-            row, column = row * (2 * reach + 1) + reach + p, column * (2 * reach + 1) - p
-        lags = (row[:, None] + column[None, :]).flatten().to(device)
-        return kernel.flatten(1).index_select(1, lags).unflatten(1, (len(cells), len(cells)))
-
-
 def _cast(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return matrices.to(dtype if matrices.is_complex() else dtype.to_real())
 
 
 def _single(dtype: torch.dtype) -> torch.dtype:
     return {torch.float64: torch.float32, torch.complex128: torch.complex64}.get(dtype, dtype)
-
-
-def _unrolled(places: Tensor, n: int) -> Tensor:
-    """Positions on a circle of n, counted from the end of their widest gap."""
-    distinct = places.unique()
-    gaps = torch.diff(distinct, prepend=distinct[-1:] - n)
-    return (places - distinct[gaps.argmax()]) % n
 
 
 class Schwarz:
@@ -208,6 +148,7 @@ class Schwarz:
         unknowns: limit of the unknowns of a crossing.
         spare_bytes: what wider crossings may take, later; None: 60 % of what is free on the device then.
         whole: invert Q on the whole border, whatever its size.
+        kernels: what knows the entries of Q between border cells.
     """
 
     def __init__(
@@ -222,7 +163,9 @@ class Schwarz:
         unknowns: int = 1024,
         spare_bytes: int | None = None,
         whole: bool = False,
+        kernels: type[Kernel] = Kernel,
     ) -> None:
+        self._kernels = kernels
         self.spare_bytes = spare_bytes
         self.matrices, self.border = matrices, border
         self.definite, self.restricted = definite, restricted
@@ -235,17 +178,16 @@ class Schwarz:
         self.factors: DenseInverse | None = None
         self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
         self._numbering = border.numbering()
-        kernel = _Kernel(matrices, border.grid)
+        kernel = self._kernel()
         self._crossings: list[tuple[int, ...]] = []
         if self.whole and not small:
-            dense = between_borders(kernel.whole(), border, border)
-            self.factors = DenseInverse(_cast(dense, self._dense_dtype), definite=definite)
+            self.factors = DenseInverse(_cast(kernel.dense(border), self._dense_dtype), definite=definite)
             return
         if self.whole:
             self._make_whole(kernel)
             return
         used = [a for a, members in enumerate(border.members) if members.any()]
-        product = matrices.elementwise and len(border.grid) == 2
+        product = matrices.elementwise and len(border.grid) == 2 and kernels is Kernel
         for a in used:
             self._add(kernel, (a,), border.crossing((a,), 0), product=product)
         if product:
@@ -255,12 +197,15 @@ class Schwarz:
         self._reaches: dict[tuple[int, ...], int] = {}
         self._cross(kernel)
 
-    def _make_whole(self, kernel: _Kernel) -> None:
+    def _kernel(self) -> Kernel:
+        return self._kernels(self.matrices, self.border)
+
+    def _make_whole(self, kernel: Kernel) -> None:
         """One dense patch, the exact inverse."""
         self.patches, self.whole, self._dense_dtype = [], True, self.matrices.matrices.dtype
         self._add(kernel, tuple(range(len(self.border.grid))), self.border.mask.nonzero())
 
-    def _add(self, kernel: _Kernel, axes: tuple[int, ...], cells: Tensor, *, product: bool = False) -> None:
+    def _add(self, kernel: Kernel, axes: tuple[int, ...], cells: Tensor, *, product: bool = False) -> None:
         self.patches.append(
             _Patch(
                 kernel,
@@ -274,7 +219,7 @@ class Schwarz:
             )
         )
 
-    def _find_strips(self, kernel: _Kernel) -> None:
+    def _find_strips(self, kernel: Kernel) -> None:
         """The product along the strips, which makes iterations cheap and wide crossings a waste."""
         slabs = [patch.slab for patch in self.patches if patch.slab is not None]
         for patch in self.patches:
@@ -285,7 +230,7 @@ class Schwarz:
         if self.strips is not None:
             self.limit = min(self.limit, crossing_unknowns(0.0))
 
-    def _cross(self, kernel: _Kernel) -> None:
+    def _cross(self, kernel: Kernel) -> None:
         """Make the crossings as wide as the limit allows, and share out the cells."""
         reaches = {axes: self._reach(axes) for axes in self._crossings}
         self.patches = [patch for patch in self.patches if len(patch.axes) == 1]
@@ -327,11 +272,11 @@ class Schwarz:
             return False
         self.limit = unknowns
         if self.border.size <= unknowns:
-            self._make_whole(_Kernel(self.matrices, self.border.grid))
+            self._make_whole(self._kernel())
             return True
         if all(self._reach(axes) == reach for axes, reach in self._reaches.items()):
             return False
-        self._cross(_Kernel(self.matrices, self.border.grid))
+        self._cross(self._kernel())
         return True
 
     @property

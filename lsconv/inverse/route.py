@@ -26,6 +26,7 @@ from lsconv.fourier.border import BorderPlan
 from lsconv.fourier.capacitance import CapacitancePlan
 from lsconv.fourier.circulant import CirculantPlan
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.mirrored import Mirror
 from lsconv.fourier.precision import direct_rtol
 from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.spectrum import norm
@@ -92,6 +93,7 @@ def route(
     circular convolution that nothing crops                     "fourier"
     convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit, or where
                                                                 damp = 0 and the shapes imply a null space
+    convolution of stride 1, reflect or replicate padding       "border" with damp > 0; LSMR without
     any other operator                                          "lsmr", preconditioned where that is safe
     ==========================================================  ==================================================
 
@@ -129,9 +131,10 @@ def route(
         return FourierPlan(A, damp)
     if method == "border":
         return _border(A, damp, memory_limit)
-    if method == "auto" and structured is not None:
+    bordered = structured is not None or (Mirror.exists(A) and bool((torch.as_tensor(damp) > 0).all()))
+    if method == "auto" and bordered:
         try:
-            return _border(structured, damp, memory_limit)
+            return _border(A, damp, memory_limit)
         except MethodError:
             pass  # a null space at damp = 0, which LSMR handles
         except PlanMemoryError as error:
