@@ -30,6 +30,7 @@ from lsconv.fourier.outer import Outer
 from lsconv.fourier.precision import direct_rtol, double, needs_double
 from lsconv.krylov.backward import normal_by_apply
 from lsconv.krylov.batch import ItemSpace, binary_unit
+from lsconv.krylov.heap import keep_pages
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
@@ -80,6 +81,8 @@ class BorderPlan:
         dtype = A.weight.real.dtype
         if dtype not in _FLOOR:
             raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
+        if A.device.type == "cpu":
+            keep_pages()
         self.A = A
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
         self._mirrored = Mirror.exists(A)

@@ -20,6 +20,7 @@ from lsconv.fourier.effort import Effort, Way
 from lsconv.fourier.inner import Pause, conjugate_gradients, gmres
 from lsconv.fourier.memory import allowed_bytes
 from lsconv.fourier.patches import Schwarz, crossing_unknowns
+from lsconv.fourier.pruned import PrunedProduct
 from lsconv.fourier.symbol import FrequencyMatrices
 
 __all__ = ["BorderSystem"]
@@ -71,7 +72,7 @@ class BorderSystem:
             matrices,
             border,
             definite=definite,
-            condition=damp ** (-2 if definite else -1) if damp > 0 else math.inf,
+            condition=damp**-2 if damp > 0 else math.inf,
             crossings=crossings,
             restricted=restricted,
             unknowns=crossing_unknowns(self.effort.first_crossing),
@@ -81,12 +82,16 @@ class BorderSystem:
         )
         if self.schwarz.strips is not None:
             self.effort.cells = max(2, self.schwarz.strips.work // matrices.rows)
+        plain = self.schwarz.strips is None and kernels is Kernel
+        self._pruned = PrunedProduct.of(matrices, border) if plain else None
         self._whole_unknowns = 0 if self.schwarz.whole else shortest()
 
     def __call__(self, u: Tensor) -> Tensor:
         """The operator times border vectors ``(rest, blocks, size)``."""
         if self.schwarz.strips is not None:
             return self.schwarz.strips(u)
+        if self._pruned is not None and self._pruned.pays(u.shape[0]):
+            return self._pruned(u)
         return self._whole(u)
 
     def solve(self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -153,4 +158,5 @@ class BorderSystem:
     @property
     def nbytes(self) -> int:
         """Bytes of the operator and of what preconditions it."""
-        return self.matrices.nbytes + self.schwarz.nbytes + self._whole.nbytes
+        parts = (self.matrices, self.schwarz, self._whole, self._pruned)
+        return sum(part.nbytes for part in parts if part is not None)

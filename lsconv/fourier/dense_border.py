@@ -8,7 +8,7 @@ from torch import Tensor
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.symbol import hermitian_inverse
 
-__all__ = ["DenseInverse", "between_borders"]
+__all__ = ["DenseInverse", "between_borders", "indefinite_inverse"]
 
 # Smaller matrices are inverted, and so are those on a GPU, which waits for every row of a triangular solve; beyond the
 # second limit that is still better than twice the memory. (1024 unknowns, float64, one CPU core, in ms: inverse 100,
@@ -30,7 +30,7 @@ class DenseInverse:
         self.pivots: Tensor | None = None
         self.kind = "inverse"
         if size < _LEAST_FACTORED or (on_gpu and size <= _LARGEST_INVERTED):
-            self.factors = hermitian_inverse(matrices) if definite else torch.linalg.inv(matrices)
+            self.factors = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
             return
         if definite:
             self.factors, info = torch.linalg.cholesky_ex(matrices)
@@ -58,6 +58,14 @@ class DenseInverse:
     def nbytes(self) -> int:
         """Bytes of the factors."""
         return self.factors.numel() * self.factors.element_size()
+
+
+def indefinite_inverse(matrices: Tensor) -> Tensor:
+    """The inverses; of singular ones what a preconditioner can use."""
+    inverses, info = torch.linalg.inv_ex(matrices)
+    if bool((info > 0).any()):
+        inverses[info > 0] = torch.linalg.pinv(matrices[info > 0], hermitian=True)
+    return inverses
 
 
 def between_borders(kernel: Tensor, inner: Border, outer: Border) -> Tensor:

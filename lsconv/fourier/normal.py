@@ -48,7 +48,7 @@ _NEGLIGIBLE = 1e-12
 _DEFICIENT_FLOOR = 1e-7
 # Bytes of the work arrays of right-hand sides solved for together, on a CPU: larger ones (glibc: above 32 MiB) are
 # mapped and unmapped page by page on every use.
-_WORK_BYTES = 2**24
+_WORK_BYTES = 2**25
 
 
 class NormalInverse:

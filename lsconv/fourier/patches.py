@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.border_kernel import Kernel
-from lsconv.fourier.dense_border import DenseInverse
+from lsconv.fourier.dense_border import DenseInverse, indefinite_inverse
 from lsconv.fourier.free import free_bytes
 from lsconv.fourier.strips import Slab, Strips
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse
@@ -48,8 +48,9 @@ _CROSSING_REACH = 32
 # A border this small is one dense patch, whose inverse is exact; the second limit is on the entries of all blocks.
 _DENSE_UNKNOWNS = 1024
 _DENSE_ENTRIES = 2**23
-# Up to this condition number float32 factors invert to some digits.
-_FLOAT32_CONDITION = 1e5
+# Up to this bound of the condition number, by definiteness, float32 factors invert to some digits. For the indefinite
+# systems it is far from reached: at 1e6 their factors cost no iteration more than those in float64.
+_FLOAT32_CONDITION = {True: 1e5, False: 1e7}
 
 
 def dense_entries(ndim: int) -> int:
@@ -95,7 +96,7 @@ class _Patch:
         )
         self.inverse: DenseInverse | FrequencyMatrices
         if others.sizes:
-            inverses = hermitian_inverse(matrices) if definite else torch.linalg.inv(matrices)
+            inverses = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
             self.inverse = FrequencyMatrices(others, inverses)
         else:
             self.inverse = DenseInverse(_cast(matrices, dtype), definite=definite)
@@ -141,8 +142,8 @@ class Schwarz:
         matrices: the block-circulant operator Q, Hermitian.
         border: the cells it is restricted to.
         definite: True when Q is positive definite on the border; the additive preconditioner then is too.
-        condition: of Q; where float32 bears it the dense matrices are factorised in float32, which serves a
-            preconditioner as well and takes half as long, to make and to use.
+        condition: a bound of that of Q on the border; where float32 bears it the dense matrices are factorised in
+            float32, which serves a preconditioner as well and takes half as long, to make and to use.
         crossings: include the crossings of the slabs.
         restricted: every cell takes its correction from one patch; False: additive.
         unknowns: limit of the unknowns of a crossing.
@@ -172,7 +173,7 @@ class Schwarz:
         self.patches: list[_Patch] = []
         self.limit = unknowns
         own = matrices.matrices.dtype
-        self._dense_dtype = _single(own) if condition <= _FLOAT32_CONDITION else own
+        self._dense_dtype = _single(own) if condition <= _FLOAT32_CONDITION[definite] else own
         small = border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES
         self.whole = whole or small
         self.factors: DenseInverse | None = None

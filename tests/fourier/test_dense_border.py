@@ -126,3 +126,13 @@ def test_definite_systems_cost_less() -> None:
     definite, mixed = (Effort(2, 100, 3, definite=flag) for flag in (True, False))
     assert definite.factors(50) * 2 == mixed.factors(50)
     assert definite.iteration(4) == 4 * definite.iteration(1) < mixed.iteration(4)
+
+
+def test_the_inverse_of_a_singular_matrix_is_a_pseudo_inverse() -> None:
+    g = torch.Generator().manual_seed(0)
+    M = torch.randn(3, 6, 6, dtype=F64, generator=g)
+    M = M + M.mT
+    M[1, 4], M[1, :, 4] = 0.0, 0.0
+    r = torch.randn(2, 3, 6, dtype=F64, generator=g)
+    expected = torch.stack([r[:, b] @ torch.linalg.pinv(M[b]).mT for b in range(3)], dim=1)
+    torch.testing.assert_close(DenseInverse(M.clone(), definite=False)(r), expected)

@@ -168,7 +168,7 @@ def test_crossings_in_float32_where_the_condition_bears_it_cost_no_iterations(mo
     y = torch.randn(A.out_shape, dtype=torch.float64)
     plan = BorderPlan(A, 1e-2)
     solution = plan.solve(y)
-    monkeypatch.setattr(patches, "_FLOAT32_CONDITION", 0.0)
+    monkeypatch.setattr(patches, "_FLOAT32_CONDITION", {True: 0.0, False: 0.0})
     precise = BorderPlan(A, 1e-2)
     kinds = [{patch.inverse.factors.dtype for patch in p.inverse.schwarz.patches if len(patch.axes) == 2}
              for p in (plan, precise)]  # fmt: skip

@@ -57,7 +57,7 @@ def test_no_preconditioner_without_damping_because_it_would_change_the_answer() 
     assert isinstance(plan, KrylovPlan)
     assert plan.M is None
     assert plan.N is None
-    damped = route(conv(1, "reflect"), 0.1)
+    damped = route(conv(1, "reflect", stride=2), 0.1)
     assert isinstance(damped, KrylovPlan)
     assert (damped.M is None) != (damped.N is None)
 
