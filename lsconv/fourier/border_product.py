@@ -50,7 +50,9 @@ class BorderProduct:
         grid, channels = self.matrices.grid, self.border.channels
         lead = (*u.shape[:2], channels)
         cells = u.shape[0] * u.shape[1] * channels * self.border.mask[0].numel()
-        large = u.device.type == "cpu" and cells * u.element_size() >= _KEPT_BYTES
+        large = (
+            u.device.type == "cpu" and not torch.is_inference_mode_enabled() and cells * u.element_size() >= _KEPT_BYTES
+        )
         plain = type(self.border) is Border
         if not (large and plain and self.matrices.elementwise and len(grid.sizes) == 2):
             return self.border.gather(self.matrices.on_grid(self.border.scatter(u)))
@@ -61,9 +63,9 @@ class BorderProduct:
         transform(arrays.grid, dim=grid.dims, out=arrays.spectra)
         self.matrices.multiply(arrays.spectra, out=arrays.product)
         _invert(arrays.product, arrays.result)
-        self._kept.clear()  # one shape at a time
-        self._kept[lead] = arrays
-        return self.border.gather(arrays.result)
+        product = self.border.gather(arrays.result)  # before the arrays are there for another thread
+        self._kept = {lead: arrays}  # one shape at a time
+        return product
 
     def _arrays(self, u: Tensor, lead: tuple[int, ...]) -> _Arrays:
         grid = self.matrices.grid
@@ -74,7 +76,7 @@ class BorderProduct:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays kept."""
-        return sum(t.nbytes for arrays in self._kept.values() for t in vars(arrays).values())
+        return sum(t.nbytes for arrays in list(self._kept.values()) for t in vars(arrays).values())
 
 
 def _invert(spectra: Tensor, result: Tensor) -> None:

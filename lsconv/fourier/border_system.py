@@ -111,12 +111,13 @@ class BorderSystem:
         check_every = 1 if b.device.type == "cpu" else 10
         if effort.due(self._way()) and self.schwarz.strengthen():
             effort.spent = 0.0
+        refused = False
         while True:
             norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
             left = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
             already = int(done.max())
             remaining = max_iter - already
-            way = self._way()
+            way = Way.NONE if refused else self._way()
             limit, pause = remaining, None
             if way is Way.CROSSING:
                 pause = Pause(int(effort.iterations(way, already, rest)), lambda expected: effort.pays(expected, rest))
@@ -143,6 +144,10 @@ class BorderSystem:
                 self._whole_unknowns = 0
             elif way is Way.CROSSING and self.schwarz.strengthen():
                 effort.spent = 0.0
+            elif way is Way.CROSSING:
+                refused = True  # for lack of memory, or of more border: no more pauses, each of which is a restart
+                if gave_up:
+                    return u, done
             elif gave_up:
                 return u, done
 

@@ -11,25 +11,35 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.free import free_bytes
 from lsconv.fourier.mirrored import Mirror
 from lsconv.fourier.patches import dense_entries
+from lsconv.fourier.penalty import Penalty
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["allowed_bytes", "plan_bytes"]
 
 
-def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> int:
-    """An estimate of the bytes at the peak of a border plan's setup: symbol, normal inverse, border system, patches."""
+def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penalty: Penalty | None = None) -> int:
+    """An estimate of the bytes at the peak of a border plan's setup: symbol, normal inverse, border system, patches.
+
+    Args:
+        convolution: the operator, in the dtype of the factors.
+        damp_shape: the shape of the damping.
+        penalty: further rows below the convolution.
+    """
     mirror = Mirror(convolution) if Mirror.exists(convolution) else None
-    held = None if mirror is None else (True,) * convolution.ndim
-    inner = convolution if mirror is None else mirror.convolution
-    embedding = Embedding(inner, batch_shape=damp_shape, only_read=True, constrained=held)
-    rows, columns = embedding.out_channels, embedding.in_channels
+    if penalty is not None:
+        embedding = penalty.embedding(damp_shape)
+        out_border = penalty.border(embedding)
+    else:
+        held = None if mirror is None else (True,) * convolution.ndim
+        inner = convolution if mirror is None else mirror.convolution
+        embedding = Embedding(inner, batch_shape=damp_shape, only_read=True, constrained=held)
+        out_border = embedding.output_border()
+    rows, columns = len(out_border), embedding.in_channels
     cells = math.prod(embedding.grid)
     frequencies = cells if convolution.is_complex else cells // embedding.grid[-1] * (embedding.grid[-1] // 2 + 1)
     item = torch.empty((), dtype=convolution.dtype).to(torch.complex64 if torch.finfo(convolution.dtype).bits == 32
                                                        else torch.complex128).element_size()  # fmt: skip
-    out_border, in_border = embedding.output_border(), embedding.input_border()
-    if mirror is not None:
-        in_border = 2 * [mirror.margin for _ in range(columns)]
+    in_border = embedding.input_border() if mirror is None else 2 * [mirror.margin for _ in range(columns)]
     has_out, has_in = (any(any(axes) for axes in border) for border in (out_border, in_border))
     size = rows + columns if (has_out and has_in) or mirror is not None else rows if has_out else columns
     # symbol, inverse of the smaller normal operator with its work space, border system and the spatial kernel of it

@@ -13,8 +13,9 @@ is not damped, which takes :math:`\zeta = z_B` as unknowns of their own:
     r_T = 0, \quad z_{s(B)} - z_B = 0, \quad z_B - \zeta = 0.
 
 With Q the inverse of the block-circulant left side and F the map from :math:`(u, \lambda, \zeta)` to the right side,
-scaled to be symmetric, what remains is :math:`(F^T Q F - \mu^{-1/2} E_\zeta)\, w = -F^T Q (y, 0)`: three unknowns per
-cell of the border instead of one, one product with Q an iteration, as for zero padding.
+scaled to be symmetric, what remains is :math:`(F^T Q F - \mu^{-1/2} E_\zeta)\, w = -F^T Q (y, 0)`: one unknown per
+cropped output and two per cell of the margin, one product with Q an iteration, as for zero padding. Grid cells beyond
+the padded picture are read by no output that is kept; they are damped and come out as zeros.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Mirror:
         margin: the positions of the margin per axis.
         sources: for every position of the padded picture the one that it copies, per axis.
         gain: the norm of the padding.
+        bound: of the norm of A per batch item, the root of its largest row sum times its largest column sum.
     """
 
     def __init__(self, A: Convolution) -> None:
@@ -62,6 +64,13 @@ class Mirror:
             self.margin.append([*range(left), *range(left + n, left + n + right)])
             copies *= int(source.bincount().max())
         self.gain = math.sqrt(copies)
+        sizes_of = A.with_parameters([A.weight.detach().abs().to(A.dtype)])
+        item = tuple(range(-A.ndim - 1, 0))
+        rows, columns = (
+            f(A.weight.new_ones(shape)).abs().double().amax(item)
+            for f, shape in ((sizes_of.apply, A.in_shape), (sizes_of.adjoint, A.out_shape))
+        )
+        self.bound = (rows * columns).sqrt()
 
     @staticmethod
     def exists(A: LinearOperator) -> bool:

@@ -101,10 +101,7 @@ class NormalInverse:
             S = _per_block(symbol(convolution, embedding), embedding)
             out_border = embedding.output_border()
         else:
-            batch_shape = tuple(torch.broadcast_shapes(damp.shape, penalty.batch_shape))
-            self.embedding = embedding = Embedding(
-                convolution, penalty.grid, batch_shape, only_read=True, constrained=penalty.constrained
-            )
+            self.embedding = embedding = penalty.embedding(tuple(damp.shape))
             S = _per_block(symbol(convolution, embedding), embedding)
             more, blocks = penalty.rows(embedding).to(S.matrices.dtype), embedding.blocks
             S = S.map(lambda m: torch.cat([part.expand(blocks, *part.shape[1:]) for part in (m, more)], dim=-2))
@@ -126,10 +123,14 @@ class NormalInverse:
         self.mu = torch.maximum(wanted, floor * self.scale.to(wanted))
         groups = self.scale.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
         # an upper bound of ||A|| per batch item
-        self.norm_bound = groups.amax(-1).double().sqrt() * (1 if mirror is None else mirror.gain)
+        self.norm_bound = groups.amax(-1).double().sqrt()
+        if mirror is not None:
+            self.norm_bound = torch.minimum(mirror.gain * self.norm_bound, mirror.bound)
         self._wanted = wanted
         # the least damping of the factors, relative to the largest singular value
         self.relative_damp = float((self.mu / self.scale.to(self.mu)).amin().sqrt())
+        # whether that is the damping of A, and not a floor under a penalty
+        self.damped = penalty is None and self.relative_damp > 0
         # the factors are those of the wanted operator, up to rounding
         self.exact = bool((self.mu == wanted).all()) or (penalty is not None and floor <= _NEGLIGIBLE)
         mu = self.mu.to(squared.real.dtype).reshape(-1, *(1 for _ in range(len(embedding.grid) + 2)))
@@ -353,7 +354,7 @@ class NormalInverse:
         """Bytes of the factors kept."""
         own = 0 if self._direct is None else self._direct.nbytes
         kept = {id(m): m.nbytes for m in (self.inverse, self.outer, getattr(self, "system", None)) if m is not None}
-        return own + sum(kept.values()) + (0 if self.form == "circulant" else self.schwarz.nbytes)
+        return own + sum(kept.values()) + (0 if self.form == "circulant" else self.on_border.nbytes)
 
 
 def _per_block(S: FrequencyMatrices, embedding: Embedding) -> FrequencyMatrices:

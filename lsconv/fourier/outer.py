@@ -180,7 +180,7 @@ class Outer:
         """
         if not self.plan.inverse.exact:
             return self.plan.border_tolerance
-        if gain == 0 and self.plan.inverse.relative_damp > 0:
+        if gain == 0 and self.plan.inverse.damped:
             gain = _FIRST_GUESS / self.plan.inverse.relative_damp
         needed = _MARGIN / (max(gain, 1.0) * float(torch.where(active, merit, 0).amax()))
         return min(max(needed, _LEAST_TOLERANCE[self.plan.factors]), _LOOSEST)

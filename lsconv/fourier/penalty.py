@@ -134,6 +134,11 @@ class Penalty:
                 grid.append(longer)
         self.grid, self.constrained = tuple(grid), tuple(constrained)
 
+    def embedding(self, batch_shape: tuple[int, ...]) -> Embedding:
+        """The grid of A and L; ``batch_shape`` are more batch dimensions whose items get blocks of their own."""
+        batch_shape = tuple(torch.broadcast_shapes(batch_shape, self.batch_shape))
+        return Embedding(self.convolution, self.grid, batch_shape, only_read=True, constrained=self.constrained)
+
     @staticmethod
     def serves(convolution: Convolution, terms: Sequence[Term]) -> bool:
         """Whether A and L are crops of block-circulant operators on one grid and with the same blocks."""

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
+from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError, PlanMemoryError
+from lsconv.fourier.memory import allowed_bytes, plan_bytes
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.outer import Outer
 from lsconv.fourier.penalty import Penalty, Term, as_convolutions
@@ -54,10 +55,12 @@ class StackedPlan:
         A: a convolution with stride 1, zero padding or circular.
         L: the penalty: Gradient, Laplacian, Identity, stride-1 convolutions, scaled and stacked ones of these.
         damp: the damping, positive, a number or one per batch item.
+        memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
 
     Raises:
         MethodError: A and L are not crops of block-circulant operators on one grid.
         ArgumentError: damp is not positive.
+        PlanMemoryError: the plan would need more than ``memory_limit``.
 
     Example:
         >>> from lsconv.fourier.stacked import StackedPlan
@@ -68,7 +71,9 @@ class StackedPlan:
     """
 
     @torch.no_grad()
-    def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
+    def __init__(
+        self, A: LinearOperator, L: LinearOperator, damp: Tensor | float, *, memory_limit: int | None = None
+    ) -> None:
         terms = as_convolutions(L, A.ndim) if isinstance(A, Convolution) else None
         if not isinstance(A, Convolution) or terms is None or not Penalty.serves(A, terms):
             raise MethodError(f"L: {L!r} and {A!r} are not convolutions on one grid; use method='lsmr'")
@@ -80,6 +85,7 @@ class StackedPlan:
         real = weight.real.dtype
         self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
         scaled = A.with_parameters([weight / self.unit.to(real).reshape(*self.unit.shape, *(1,) * (A.ndim + 2))])
+        self._memory_limit = memory_limit
         self.factors, self.inverse = self._factor(scaled, terms)
         precise_L = L.to(dtype=double(A.dtype))
         self.precise = VStack([A.with_parameters([weight]).to(dtype=double(A.dtype)), precise_L * self.damp])
@@ -91,19 +97,31 @@ class StackedPlan:
     def _factor(self, scaled: Convolution, terms: Sequence[Term]) -> tuple[torch.dtype, NormalInverse]:
         """The factors, and their real dtype: double where single precision would lose too much."""
         real, damp = scaled.weight.real.dtype, self.damp / self.unit
+        allowed = allowed_bytes(self._memory_limit, self.A.device)
         penalty = Penalty(scaled, terms, damp)
+        needed = plan_bytes(scaled, penalty=penalty)
+        if needed > allowed:
+            raise PlanMemoryError(
+                f'method="border": the plan for {self.A!r} with {self.L!r} needs about {needed:.3g} bytes, and '
+                f'{allowed:.3g} are allowed (memory_limit=). Use method="lsmr", which needs a few vectors, float32, or '
+                f"solve groups of channels apart."
+            )
+        spare = None if self._memory_limit is None else self._memory_limit - needed
         if double(real) == real:
-            return real, NormalInverse(scaled, 0.0, floor=_FLOOR[real], penalty=penalty)
-        if any(penalty.constrained):  # the saddle form cannot do without a floor
-            if not needs_double(scaled, damp):
-                return real, NormalInverse(scaled, 0.0, floor=_FLOOR[real], penalty=penalty)
-        elif not needs_double(scaled, damp, _SINGLE**-0.5 / 10):
-            inverse = NormalInverse(scaled, 0.0, floor=0.0, penalty=penalty)
-            if bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() < _SINGLE):
-                return real, inverse
+            return real, NormalInverse(scaled, 0.0, floor=_FLOOR[real], penalty=penalty, spare_bytes=spare)
         wide = scaled.to(dtype=double(scaled.dtype))
-        real = double(real)
-        return real, NormalInverse(wide, 0.0, floor=_FLOOR[real], penalty=Penalty(wide, terms, damp))
+        wide_penalty = Penalty(wide, terms, damp)
+        needed = plan_bytes(wide, penalty=wide_penalty)
+        too_much = needed > allowed
+        if any(penalty.constrained):  # the saddle form cannot do without a floor
+            if too_much or not needs_double(scaled, damp):
+                return real, NormalInverse(scaled, 0.0, floor=_FLOOR[real], penalty=penalty, spare_bytes=spare)
+        elif too_much or not needs_double(scaled, damp, _SINGLE**-0.5 / 10):
+            inverse = NormalInverse(scaled, 0.0, floor=0.0, penalty=penalty, spare_bytes=spare)
+            if too_much or bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() < _SINGLE):
+                return real, inverse
+        real, spare = double(real), None if self._memory_limit is None else self._memory_limit - needed
+        return real, NormalInverse(wide, 0.0, floor=_FLOOR[real], penalty=wide_penalty, spare_bytes=spare)
 
     @torch.no_grad()
     def solve(

@@ -66,7 +66,7 @@ def lstsq(
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
         y: right-hand side, ``(*batch, *out_shape)``.
         damp: the damping, in the units of A (a number, or a tensor with one per batch item).
-        method: "auto", "fourier" (exact; circular padding), "border" (exact; zero padding of any kind), or a Krylov
+        method: "auto", "fourier" (exact; circular padding), "border" (exact; any but circular padding), or a Krylov
             method: "lsmr", "lsqr", "cgls", "craig"; "cg", "minres", "gmres" (square A, ``damp=0``); "hybrid" (which
             chooses the damping). See :func:`lsconv.inverse.route.route` for the choice of "auto" and what each serves.
         preconditioner: for the Krylov methods: "auto", "circulant", None, or an operator.

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.errors import ConvergenceWarning, MethodError, PlanMemoryError
 from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.stacked import StackedPlan
 from lsconv.inverse.proximal import Term
@@ -67,7 +67,7 @@ class NormalStep:
         else:
             L = self.operators[0] if len(self.operators) == 1 else VStack(self.operators)
             self.stack = VStack([self.A, L * roots[0]])
-            with contextlib.suppress(MethodError):
+            with contextlib.suppress(MethodError, PlanMemoryError):
                 self.plan = StackedPlan(self.A, L, rho[0].sqrt())
         if self.plan is None:
             self.normal = self.stack.H @ self.stack

@@ -18,6 +18,7 @@ from lsconv.errors import (
     DeviceError,
     DtypeError,
     MethodError,
+    PlanMemoryError,
     ShapeError,
     warn,
 )
@@ -89,7 +90,7 @@ def tikhonov(
             methods, ``10 eps^0.75`` for LSMR.
         atol: absolute tolerance on the residual norm, in the units of y.
         max_iter: limit on the iterations.
-        memory_limit: bytes the setup may use when L is None; None: 60 % of what is free on the device.
+        memory_limit: bytes the setup may use; None: 60 % of what is free on the device.
         raise_on_failure: raise instead of warning when an item does not converge.
         check_finite: refuse NaN and infinity in y; False gives such items :attr:`Status.NON_FINITE`.
 
@@ -147,7 +148,7 @@ def tikhonov(
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 solution = _with_prior(plan, A, problem.y, damping, x_prior, options)
         else:
-            plan = penalty_plan(A, L, damping, method=method)
+            plan = penalty_plan(A, L, damping, method=method, memory_limit=memory_limit)
             if isinstance(plan, KrylovStack):
                 options["x0"] = x0
             solution = plan.solve(problem.y, x_prior=x_prior, **options)
@@ -161,23 +162,31 @@ def tikhonov(
 
 
 def penalty_plan(
-    A: LinearOperator, L: LinearOperator, damp: Tensor | float, *, method: str = "auto"
+    A: LinearOperator,
+    L: LinearOperator,
+    damp: Tensor | float,
+    *,
+    method: str = "auto",
+    memory_limit: int | None = None,
 ) -> StackedPlan | KrylovStack:
     """The plan for a general L and damp > 0: exact where A and L are convolutions on one grid, otherwise LSMR.
 
     Raises:
         MethodError: the method asked for cannot serve A and L.
         ArgumentError: an unknown method.
+        PlanMemoryError: ``method="border"`` or "fourier" was asked for and the plan would not fit.
     """
     if method not in ("auto", "fourier", "border", "lsmr"):
         raise ArgumentError(f'method: with L expected one of "auto", "fourier", "border", "lsmr", got {method!r}')
     damping = torch.as_tensor(damp)
     if method != "lsmr" and bool((damping > 0).all()):
         try:
-            plan = StackedPlan(A, L, damp)
-        except MethodError:
+            plan = StackedPlan(A, L, damp, memory_limit=memory_limit)
+        except (MethodError, PlanMemoryError) as error:
             if method != "auto":
                 raise
+            if isinstance(error, PlanMemoryError):
+                warn(f"falling back to LSMR. {error}")
         else:
             if method == "fourier" and plan.inverse.form != "circulant":
                 raise MethodError(f'method: "fourier" needs A and L circular, here {plan!r}; use method="border"')

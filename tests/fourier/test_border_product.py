@@ -55,3 +55,11 @@ def test_a_small_grid_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     product = _product(1, torch.float64)
     product(torch.randn(1, 2, product.border.size, dtype=torch.float64))
     assert product.nbytes == 0
+
+
+def test_arrays_made_in_inference_mode_are_not_kept() -> None:
+    product = _product(1, torch.float64)
+    with torch.inference_mode():
+        product(torch.randn(1, 2, product.border.size, dtype=torch.float64))
+    u = torch.randn(1, 2, product.border.size, dtype=torch.float64)
+    torch.testing.assert_close(product(u), product.border.gather(product.matrices.on_grid(product.border.scatter(u))))

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 import lsconv
+from lsconv.errors import ConvergenceWarning, PlanMemoryError
 from lsconv.fourier import stacked
+from lsconv.fourier.memory import plan_bytes
+from lsconv.fourier.penalty import Penalty, as_convolutions
 from lsconv.fourier.stacked import StackedPlan
 from lsconv.inverse.tikhonov import KrylovStack, penalty_plan
 
@@ -295,3 +298,37 @@ def test_items_solved_one_by_one_have_the_answers_of_all_together(
         torch.testing.assert_close(getattr(apart, name), getattr(together, name), rtol=1e-10, atol=1e-10)
     assert torch.equal(apart.converged, torch.ones(3, 2, dtype=torch.bool))
     assert apart.iterations.shape == apart.codes.shape == apart.gradient_norm.shape == (3, 2)
+
+
+def test_a_plan_with_a_penalty_keeps_to_the_memory_allowed() -> None:
+    A = lsconv.Conv2d(torch.rand(1, 1, 5, 5, dtype=torch.float64), in_size=(40, 40))
+    L = lsconv.Gradient(A.in_shape, dtype=torch.float64)
+    y = torch.randn(A.out_shape, dtype=torch.float64)
+    expected = lsconv.tikhonov(A, y, 0.5, L=L)
+    with pytest.raises(PlanMemoryError, match=r"bytes.*lsmr"):
+        lsconv.tikhonov(A, y, 0.5, L=L, method="border", memory_limit=1000)
+    with pytest.warns(ConvergenceWarning, match="falling back to LSMR"):
+        solution = lsconv.tikhonov(A, y, 0.5, L=L, memory_limit=1000, rtol=1e-12)
+    torch.testing.assert_close(solution.x, expected.x, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_estimate_of_a_plan_with_a_penalty_covers_what_it_keeps(padding: int, dtype: torch.dtype) -> None:
+    A = lsconv.Conv2d(torch.rand(2, 2, 5, 5, dtype=dtype), in_size=(90, 80), padding=padding)
+    L = lsconv.Gradient(A.in_shape, dtype=dtype)
+    plan = StackedPlan(A, L, 0.5)
+    terms = as_convolutions(L, 2)
+    assert terms is not None
+    factors = A.to(dtype=plan.factors)
+    assert plan.inverse.nbytes <= plan_bytes(factors, penalty=Penalty(factors, terms, plan.damp))
+
+
+def test_float32_data_have_float32_factors_where_those_in_float64_would_not_fit() -> None:
+    A = lsconv.Conv2d(torch.rand(1, 1, 5, 5) / 25, in_size=(64, 64))
+    L = lsconv.Gradient(A.in_shape)
+    assert StackedPlan(A, L, 1e-4).factors == torch.float64
+    terms = as_convolutions(L, 2)
+    assert terms is not None
+    needed = plan_bytes(A, penalty=Penalty(A, terms, torch.tensor(1e-4)))
+    assert StackedPlan(A, L, 1e-4, memory_limit=needed).factors == torch.float32
