@@ -101,10 +101,6 @@ def _overhead(content: Content) -> list[Table]:
     return [Table(t["title"], list(t["rows"])) for t in content["tables"] if "SciPy" in t["title"]]
 
 
-def _mirrored(content: Content) -> list[Table]:
-    return [Table(t["title"], list(t["rows"])) for t in content["tables"]]
-
-
 def _gradients(content: Content) -> list[Table]:
     table = content["tables"][0]
     return [Table(table["title"], _chosen(table["rows"], ("solve", "forward ms", "backward ms", "backward / forward")))]
@@ -122,7 +118,6 @@ def _restoration(content: Content) -> list[Table]:
 BLOCKS: dict[str, Callable[[Content], list[Table]]] = {
     "question": _question,
     "deblurring": _deblurring,
-    "mirrored": _mirrored,
     "scaling": _scaling,
     "krylov_overhead": _overhead,
     "gradients": _gradients,
