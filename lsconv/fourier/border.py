@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
+from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.memory import allowed_bytes, plan_bytes
+from lsconv.fourier.memory import allowed_bytes, check_fits, plan_bytes
 from lsconv.fourier.mirrored import Mirror
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.outer import Outer
@@ -260,13 +260,7 @@ class BorderPlan:
         allowed, precise = self._allowed(), double(dtype)
         if precise != dtype and needs_double(self.A, self.damp) and self._needed(precise) <= allowed:
             return precise
-        needed = self._needed(dtype)
-        if needed > allowed:
-            raise PlanMemoryError(
-                f'method="border": the plan for {self.A!r} needs about {needed:.3g} bytes, and {allowed:.3g} are '
-                f'allowed (memory_limit=). Use method="lsmr" with CirculantPreconditioner, which needs a few vectors, '
-                f"float32, or solve groups of channels apart."
-            )
+        check_fits(self._needed(dtype), allowed, repr(self.A))
         return dtype
 
     def _needed(self, dtype: torch.dtype) -> int:

@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from lsconv.fourier.border_kernel import Kernel
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices
 
 __all__ = ["Border", "border_cells"]
 
@@ -21,9 +23,11 @@ class Border:
         device: where the index tensors live.
 
     Attributes:
+        cellwise: whether every unknown is the value of one cell.
         diagonal: what an operator restricted to the border has on its diagonal besides; None for nothing.
     """
 
+    cellwise = True
     diagonal: Tensor | None = None
 
     def __init__(self, grid: tuple[int, ...], positions: list[list[list[int]]], device: torch.device) -> None:
@@ -50,6 +54,10 @@ class Border:
     def gather(self, z: Tensor) -> Tensor:
         """``(rest, blocks, channels, *grid)`` to ``(rest, blocks, size)``."""
         return z.flatten(2).index_select(-1, self.index)
+
+    def kernel(self, Q: FrequencyMatrices) -> Kernel:
+        """The entries of a block-circulant operator between the unknowns."""
+        return Kernel(Q, self)
 
     def numbering(self) -> Tensor:
         """The number of every border cell, -1 elsewhere: ``(channels, *grid)`` on the CPU."""

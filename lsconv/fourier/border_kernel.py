@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import between_borders
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
+
+if TYPE_CHECKING:  # the border asks for its kernel, which asks about the border
+    from lsconv.fourier.border_cells import Border
 
 __all__ = ["Kernel"]
 

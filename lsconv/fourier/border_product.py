@@ -53,14 +53,12 @@ class BorderProduct:
         large = (
             u.device.type == "cpu" and not torch.is_inference_mode_enabled() and cells * u.element_size() >= _KEPT_BYTES
         )
-        plain = type(self.border) is Border
-        if not (large and plain and self.matrices.elementwise and len(grid.sizes) == 2):
+        if not (large and self.border.cellwise and self.matrices.elementwise and len(grid.sizes) == 2):
             return self.border.gather(self.matrices.on_grid(self.border.scatter(u)))
         # taken out while in use: another thread makes its own
         arrays = self._kept.pop(lead, None) or self._arrays(u, lead)
         arrays.grid.flatten(2).index_copy_(-1, self.border.index, u)
-        transform = torch.fft.rfftn if grid.real else torch.fft.fftn
-        transform(arrays.grid, dim=grid.dims, out=arrays.spectra)
+        grid.transform(arrays.grid, out=arrays.spectra)
         self.matrices.multiply(arrays.spectra, out=arrays.product)
         _invert(arrays.product, arrays.result)
         product = self.border.gather(arrays.result)  # before the arrays are there for another thread

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
-from lsconv.fourier.border_kernel import Kernel
 from lsconv.fourier.border_product import BorderProduct
 from lsconv.fourier.effort import Effort, Way
 from lsconv.fourier.inner import Pause, conjugate_gradients, gmres
@@ -43,7 +42,6 @@ class BorderSystem:
         spare_bytes: what wider crossings and factors may take; None: 60 % of what is free then.
         direct: factorise the whole border instead of iterating.
         shortest: how many unknowns the border has on the shortest grid, on which it would be factorised.
-        kernels: what knows the entries of the system.
 
     Attributes:
         outgrown: whether the factors of the whole border are the way to go on.
@@ -62,11 +60,10 @@ class BorderSystem:
         spare_bytes: int | None,
         direct: bool,
         shortest: Callable[[], int],
-        kernels: type[Kernel] = Kernel,
     ) -> None:
         self.matrices, self.border, self.outgrown = matrices, border, False
         self._definite, self._spare_bytes = definite, spare_bytes
-        self._whole = BorderProduct(matrices, border)
+        self._over_grid = BorderProduct(matrices, border)
         self.effort = Effort(blocks, math.prod(matrices.grid.sizes), matrices.rows, definite=definite, damp=damp)
         self.schwarz = Schwarz(
             matrices,
@@ -78,12 +75,10 @@ class BorderSystem:
             unknowns=crossing_unknowns(self.effort.first_crossing),
             spare_bytes=spare_bytes,
             whole=direct,
-            kernels=kernels,
         )
         if self.schwarz.strips is not None:
             self.effort.cells = max(2, self.schwarz.strips.work // matrices.rows)
-        plain = self.schwarz.strips is None and kernels is Kernel
-        self._pruned = PrunedProduct.of(matrices, border) if plain else None
+        self._pruned = PrunedProduct.of(matrices, border) if self.schwarz.strips is None else None
         self._whole_unknowns = 0 if self.schwarz.whole else shortest()
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -92,7 +87,7 @@ class BorderSystem:
             return self.schwarz.strips(u)
         if self._pruned is not None and self._pruned.pays(u.shape[0]):
             return self._pruned(u)
-        return self._whole(u)
+        return self._over_grid(u)
 
     def solve(self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """The border unknowns to a relative residual of ``tolerance``, from ``start``, and the iterations."""
@@ -163,5 +158,5 @@ class BorderSystem:
     @property
     def nbytes(self) -> int:
         """Bytes of the operator and of what preconditions it."""
-        parts = (self.matrices, self.schwarz, self._whole, self._pruned)
+        parts = (self.matrices, self.schwarz, self._over_grid, self._pruned)
         return sum(part.nbytes for part in parts if part is not None)

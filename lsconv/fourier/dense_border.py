@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from lsconv.fourier.border_cells import Border
 from lsconv.fourier.symbol import hermitian_inverse
+
+if TYPE_CHECKING:  # the border asks for its kernel, which asks about the border
+    from lsconv.fourier.border_cells import Border
 
 __all__ = ["DenseInverse", "between_borders", "indefinite_inverse"]
 
@@ -15,6 +19,7 @@ __all__ = ["DenseInverse", "between_borders", "indefinite_inverse"]
 # LU 29, Cholesky 12; applied 0.32 and 0.27.)
 _LEAST_FACTORED = 256
 _LARGEST_INVERTED = 4096
+_SINGLE = {torch.float64: torch.float32, torch.complex128: torch.complex64}
 
 
 class DenseInverse:
@@ -23,9 +28,12 @@ class DenseInverse:
     Args:
         matrices: ``(blocks, size, size)``; may be overwritten.
         definite: whether they are positive definite.
+        single: keep them in single precision, whatever that of the matrices and of the vectors.
     """
 
-    def __init__(self, matrices: Tensor, *, definite: bool) -> None:
+    def __init__(self, matrices: Tensor, *, definite: bool, single: bool = False) -> None:
+        if single:
+            matrices = matrices.to(_SINGLE.get(matrices.dtype, matrices.dtype))
         size, on_gpu = matrices.shape[-1], matrices.device.type != "cpu"
         self.pivots: Tensor | None = None
         self.kind = "inverse"
@@ -42,7 +50,7 @@ class DenseInverse:
 
     def __call__(self, r: Tensor) -> Tensor:
         """The inverses times ``r`` of shape ``(rest, blocks, size)``."""
-        b = r.movedim(0, -1)
+        b = r.movedim(0, -1).to(self.factors.dtype)
         if self.kind == "inverse":
             z = self.factors @ b
         elif self.kind == "cholesky":
@@ -52,7 +60,7 @@ class DenseInverse:
         else:
             assert self.pivots is not None
             z = torch.linalg.lu_solve(self.factors, self.pivots, b)
-        return z.movedim(-1, 0)
+        return z.movedim(-1, 0).to(r.dtype)
 
     @property
     def nbytes(self) -> int:

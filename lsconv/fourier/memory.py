@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from lsconv.errors import ArgumentError
+from lsconv.errors import ArgumentError, PlanMemoryError
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.free import free_bytes
 from lsconv.fourier.mirrored import Mirror
@@ -14,7 +14,7 @@ from lsconv.fourier.patches import dense_entries
 from lsconv.fourier.penalty import Penalty
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["allowed_bytes", "plan_bytes"]
+__all__ = ["allowed_bytes", "check_fits", "plan_bytes"]
 
 
 def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penalty: Penalty | None = None) -> int:
@@ -52,6 +52,25 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
         cells_along = sum(len(axes[a]) for axes in positions)
         total += 3 * cells_along**2 * (cells // n)
     return embedding.blocks * total * item
+
+
+def check_fits(needed: int, allowed: int, what: str) -> None:
+    """Refuse a plan that needs more bytes than are allowed.
+
+    Args:
+        needed: bytes of the plan.
+        allowed: bytes that it may use.
+        what: the plan is for.
+
+    Raises:
+        PlanMemoryError: it does.
+    """
+    if needed > allowed:
+        raise PlanMemoryError(
+            f'method="border": the plan for {what} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed '
+            f'(memory_limit=). Use method="lsmr" with CirculantPreconditioner, which needs a few vectors, float32, or '
+            f"solve groups of channels apart."
+        )
 
 
 def allowed_bytes(limit: int | None, device: torch.device) -> int:

@@ -25,7 +25,6 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.errors import MethodError
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.border_kernel import Kernel
 from lsconv.fourier.embedding import Embedding
@@ -77,17 +76,6 @@ class Mirror:
         """Whether A is of the kind that is served."""
         return isinstance(A, Convolution) and A.padding_mode in ("reflect", "replicate") and set(A.stride) == {1}
 
-    @classmethod
-    def of(cls, A: LinearOperator) -> Mirror:
-        """The mirror of A.
-
-        Raises:
-            MethodError: A is not of the kind that is served.
-        """
-        if not (isinstance(A, Convolution) and cls.exists(A)):
-            raise MethodError(f"A: expected a convolution of stride 1 with reflect or replicate padding, got {A!r}")
-        return cls(A)
-
     def border(self, embedding: Embedding, root: Tensor) -> MirroredBorder:
         """The unknowns on the grid of V; ``root`` is the square root of mu per block."""
         margins = [self.margin for _ in range(embedding.in_channels)]
@@ -118,6 +106,8 @@ class MirroredBorder(Border):
     Attributes:
         diagonal: what the system has on its diagonal besides ``F^T Q F``, ``(blocks, size)``.
     """
+
+    cellwise = False
 
     def __init__(
         self,
@@ -158,6 +148,10 @@ class MirroredBorder(Border):
         own = torch.cat([real[:, None], cells[:, 1:]], dim=1)
         return own, copied, torch.where(multiplier, -1.0, 1.0).double()
 
+    def kernel(self, Q: FrequencyMatrices) -> Kernel:
+        """The entries of the system between the unknowns."""
+        return MirroredKernel(Q, self)
+
     def _numbers(self, cells: Tensor) -> Tensor:
         numbers = cells[:, 0]
         for d, n in enumerate(self.grid):
@@ -182,9 +176,8 @@ class MirroredBorder(Border):
 class MirroredKernel(Kernel):
     """The entries of the system between unknowns; along a slab as if nothing were copied across its ends."""
 
-    def __init__(self, Q: FrequencyMatrices, border: Border) -> None:
+    def __init__(self, Q: FrequencyMatrices, border: MirroredBorder) -> None:
         super().__init__(Q, border)
-        assert isinstance(border, MirroredBorder)
         self.border = border
 
     def between(self, axes: tuple[int, ...], cells: Tensor) -> Tensor:

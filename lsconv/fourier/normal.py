@@ -28,11 +28,10 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.border_cells import Border, border_cells
-from lsconv.fourier.border_kernel import Kernel
 from lsconv.fourier.border_system import BorderSystem
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.gram import gram, largest_eigenvalue, product, shifted
-from lsconv.fourier.mirrored import Mirror, MirroredKernel
+from lsconv.fourier.mirrored import Mirror
 from lsconv.fourier.patches import Schwarz
 from lsconv.fourier.penalty import Penalty
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse, symbol
@@ -156,7 +155,6 @@ class NormalInverse:
                 spare_bytes=spare_bytes,
                 direct=direct,
                 shortest=self._shortest_border if penalty is None and mirror is None else lambda: self.border.size,
-                kernels=Kernel if mirror is None else MirroredKernel,
             )
 
     def _shortest_border(self) -> int:
@@ -280,8 +278,10 @@ class NormalInverse:
             start = None  # the unknowns of another grid
         item_ndim = embedding.ndim + 1
         batch, _ = embedding.rest(tuple(f.shape[: f.ndim - item_ndim]))
-        f_whole = f if self.mirror is None else self.mirror.padded(f)
-        t = embedding.outputs_to_grid(f) if residual else embedding.inputs_to_grid(f_whole)
+        if self.mirror is None:
+            t = embedding.outputs_to_grid(f) if residual else embedding.inputs_to_grid(f)
+        else:
+            t = embedding.inputs_to_grid(self.mirror.padded(f))
         solve = self._saddle_solve if self.form == "mixed" else self._definite_solve
         many = self._together(t)
         if many < t.shape[0] and isinstance(tolerance, float):

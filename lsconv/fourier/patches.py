@@ -81,7 +81,7 @@ class _Patch:
         cells: Tensor,
         *,
         definite: bool,
-        dtype: torch.dtype,
+        single: bool,
         product: bool = False,
     ) -> None:
         self.axes = axes
@@ -99,7 +99,7 @@ class _Patch:
             inverses = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
             self.inverse = FrequencyMatrices(others, inverses)
         else:
-            self.inverse = DenseInverse(_cast(matrices, dtype), definite=definite)
+            self.inverse = DenseInverse(matrices, definite=definite, single=single)
         self.kept: Tensor | None = None  # positions in index of the cells that take their correction from this patch
         self.kept_index = self.index
 
@@ -111,28 +111,13 @@ class _Patch:
     def __call__(self, r: Tensor) -> Tensor:
         """The correction of the cells ``kept_index``."""
         cells = r.index_select(-1, self.index).reshape(*r.shape[:2], *self.shape)
-        if isinstance(self.inverse, DenseInverse):
-            z = _converted(self.inverse, cells)
-        else:
-            z = self.inverse.on_grid(cells).flatten(2)
+        z = self.inverse(cells) if isinstance(self.inverse, DenseInverse) else self.inverse.on_grid(cells).flatten(2)
         return z if self.kept is None else z.index_select(-1, self.kept)
-
-
-def _converted(inverse: DenseInverse, r: Tensor) -> Tensor:
-    return inverse(r.to(inverse.factors.dtype)).to(r.dtype)
 
 
 def border_index(numbering: Tensor, axes: tuple[int, ...], cells: Tensor) -> Tensor:
     """The numbers of ``cells`` over the whole of the other axes: ``(cells, *other axes)``."""
     return numbering.movedim([1 + a for a in axes], list(range(1, 1 + len(axes))))[cells.unbind(1)]
-
-
-def _cast(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    return matrices.to(dtype if matrices.is_complex() else dtype.to_real())
-
-
-def _single(dtype: torch.dtype) -> torch.dtype:
-    return {torch.float64: torch.float32, torch.complex128: torch.complex64}.get(dtype, dtype)
 
 
 class Schwarz:
@@ -149,7 +134,6 @@ class Schwarz:
         unknowns: limit of the unknowns of a crossing.
         spare_bytes: what wider crossings may take, later; None: 60 % of what is free on the device then.
         whole: invert Q on the whole border, whatever its size.
-        kernels: what knows the entries of Q between border cells.
     """
 
     def __init__(
@@ -164,31 +148,28 @@ class Schwarz:
         unknowns: int = 1024,
         spare_bytes: int | None = None,
         whole: bool = False,
-        kernels: type[Kernel] = Kernel,
     ) -> None:
-        self._kernels = kernels
         self.spare_bytes = spare_bytes
         self.matrices, self.border = matrices, border
         self.definite, self.restricted = definite, restricted
         self.patches: list[_Patch] = []
         self.limit = unknowns
-        own = matrices.matrices.dtype
-        self._dense_dtype = _single(own) if condition <= _FLOAT32_CONDITION[definite] else own
+        self._single = condition <= _FLOAT32_CONDITION[definite]
         small = border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES
         self.whole = whole or small
         self.factors: DenseInverse | None = None
         self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
         self._numbering = border.numbering()
-        kernel = self._kernel()
+        kernel = border.kernel(matrices)
         self._crossings: list[tuple[int, ...]] = []
         if self.whole and not small:
-            self.factors = DenseInverse(_cast(kernel.dense(border), self._dense_dtype), definite=definite)
+            self.factors = DenseInverse(kernel.dense(border), definite=definite, single=self._single)
             return
         if self.whole:
             self._make_whole(kernel)
             return
         used = [a for a, members in enumerate(border.members) if members.any()]
-        product = matrices.elementwise and len(border.grid) == 2 and kernels is Kernel
+        product = matrices.elementwise and len(border.grid) == 2 and border.cellwise
         for a in used:
             self._add(kernel, (a,), border.crossing((a,), 0), product=product)
         if product:
@@ -198,15 +179,14 @@ class Schwarz:
         self._reaches: dict[tuple[int, ...], int] = {}
         self._cross(kernel)
 
-    def _kernel(self) -> Kernel:
-        return self._kernels(self.matrices, self.border)
-
     def _make_whole(self, kernel: Kernel) -> None:
         """One dense patch, the exact inverse."""
-        self.patches, self.whole, self._dense_dtype = [], True, self.matrices.matrices.dtype
-        self._add(kernel, tuple(range(len(self.border.grid))), self.border.mask.nonzero())
+        self.patches, self.whole = [], True
+        self._add(kernel, tuple(range(len(self.border.grid))), self.border.mask.nonzero(), single=False)
 
-    def _add(self, kernel: Kernel, axes: tuple[int, ...], cells: Tensor, *, product: bool = False) -> None:
+    def _add(
+        self, kernel: Kernel, axes: tuple[int, ...], cells: Tensor, *, single: bool = False, product: bool = False
+    ) -> None:
         self.patches.append(
             _Patch(
                 kernel,
@@ -215,7 +195,7 @@ class Schwarz:
                 axes,
                 cells,
                 definite=self.definite,
-                dtype=self._dense_dtype,
+                single=single,
                 product=product,
             )
         )
@@ -237,7 +217,7 @@ class Schwarz:
         self.patches = [patch for patch in self.patches if len(patch.axes) == 1]
         for axes, reach in reaches.items():
             if reach:
-                self._add(kernel, axes, self.border.crossing(axes, reach))
+                self._add(kernel, axes, self.border.crossing(axes, reach), single=self._single)
         self._reaches = reaches
         if self.restricted:
             self._share()
@@ -273,11 +253,11 @@ class Schwarz:
             return False
         self.limit = unknowns
         if self.border.size <= unknowns:
-            self._make_whole(self._kernel())
+            self._make_whole(self.border.kernel(self.matrices))
             return True
         if all(self._reach(axes) == reach for axes, reach in self._reaches.items()):
             return False
-        self._cross(self._kernel())
+        self._cross(self.border.kernel(self.matrices))
         return True
 
     @property
@@ -296,7 +276,7 @@ class Schwarz:
     def __call__(self, r: Tensor) -> Tensor:
         """``M^{-1} r`` for border vectors ``(rest, blocks, size)``."""
         if self.factors is not None:
-            return _converted(self.factors, r)
+            return self.factors(r)
         if self.whole:
             return torch.empty_like(r).index_copy_(-1, self.patches[0].index, self.patches[0](r))
         if self.restricted:

@@ -72,7 +72,7 @@ class PrunedProduct:
     def of(cls, matrices: FrequencyMatrices, border: Border) -> PrunedProduct | None:
         """The product, or None where it would not be the cheaper way."""
         positions = [int(members.any(0).sum()) for members in border.members]
-        if len(positions) != 2 or not all(positions) or sum(positions) > _MOST_POSITIONS:
+        if not border.cellwise or len(positions) != 2 or not all(positions) or sum(positions) > _MOST_POSITIONS:
             return None
         small = math.prod(matrices.grid.frequencies) * border.channels < _LEAST_ENTRIES
         if small or matrices.elementwise or not matrices.matrices.is_complex():

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError, PlanMemoryError
-from lsconv.fourier.memory import allowed_bytes, plan_bytes
+from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
+from lsconv.fourier.memory import allowed_bytes, check_fits, plan_bytes
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.outer import Outer
 from lsconv.fourier.penalty import Penalty, Term, as_convolutions
@@ -100,12 +100,7 @@ class StackedPlan:
         allowed = allowed_bytes(self._memory_limit, self.A.device)
         penalty = Penalty(scaled, terms, damp)
         needed = plan_bytes(scaled, penalty=penalty)
-        if needed > allowed:
-            raise PlanMemoryError(
-                f'method="border": the plan for {self.A!r} with {self.L!r} needs about {needed:.3g} bytes, and '
-                f'{allowed:.3g} are allowed (memory_limit=). Use method="lsmr", which needs a few vectors, float32, or '
-                f"solve groups of channels apart."
-            )
+        check_fits(needed, allowed, f"{self.A!r} with {self.L!r}")
         spare = None if self._memory_limit is None else self._memory_limit - needed
         if double(real) == real:
             return real, NormalInverse(scaled, 0.0, floor=_FLOOR[real], penalty=penalty, spare_bytes=spare)

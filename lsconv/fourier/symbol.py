@@ -49,13 +49,13 @@ class Grid:
         self.dims = tuple(range(-len(sizes), 0))
         self.frequencies = (*sizes[:-1], sizes[-1] // 2 + 1) if real and sizes else sizes
 
-    def transform(self, tensor: Tensor) -> Tensor:
-        """Grid to frequencies."""
+    def transform(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
+        """Grid to frequencies; into ``out`` where it is given."""
         if not self.sizes:
             return tensor
         if self.real:
-            return torch.fft.rfftn(tensor, dim=self.dims)
-        return torch.fft.fftn(tensor, dim=self.dims)
+            return torch.fft.rfftn(tensor, dim=self.dims, out=out)
+        return torch.fft.fftn(tensor, dim=self.dims, out=out)
 
     def inverse(self, tensor: Tensor) -> Tensor:
         """Frequencies to grid."""

@@ -109,7 +109,7 @@ def test_the_route_takes_it_with_damping_and_lsmr_without() -> None:
     strided = lsconv.Conv2d(torch.randn(2, 2, 3, 3), in_size=(12, 12), padding=1, stride=2, padding_mode="reflect")
     assert isinstance(route(strided, 0.1), KrylovPlan)
     with pytest.raises(MethodError, match="of stride 1"):
-        Mirror.of(strided)
+        BorderPlan(strided, 0.1)
     with pytest.raises(PlanMemoryError, match="bytes"):
         BorderPlan(A, 0.1, memory_limit=1000)
 
