@@ -138,7 +138,7 @@ class BorderPlan:
             y: right-hand sides, finite.
             rtol: relative tolerance of residual or gradient; None: 1e-6 in float32, 1e-10 in float64.
             atol: absolute tolerance, in the units of y.
-            max_iter: limit on the border iterations, all together; a step that was begun is finished.
+            max_iter: limit on the border iterations, all together.
         """
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
         y = y.detach().to(self.precise.dtype)
@@ -246,7 +246,7 @@ class BorderPlan:
         outer = Outer(self, **options)
         outer.run()
         precise = double(self.factors)
-        out_of_reach = bool(((outer.merit > 1) & (outer.iterations < outer.max_iter)).any())
+        out_of_reach = bool((outer.merit > 1).any()) and not outer.exhausted
         if self.factors != precise and out_of_reach and self._needed(precise) <= self._allowed():
             self._factor(precise)
             outer = Outer(self, **options)

@@ -90,7 +90,12 @@ class BorderSystem:
         return self._over_grid(u)
 
     def solve(self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The border unknowns to a relative residual of ``tolerance``, from ``start``, and the iterations."""
+        """The border unknowns to a relative residual of ``tolerance``, from ``start``, and the iterations.
+
+        None of them where the system is :attr:`outgrown`.
+        """
+        if self.outgrown:
+            return torch.zeros_like(b), torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
         u, iterations = self._iterate(b, tolerance, max_iter, start)
         self.effort.remember(int(iterations.max()), b.shape[0])
         return u, iterations

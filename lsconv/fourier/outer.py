@@ -26,6 +26,8 @@ __all__ = ["Outer", "Plan"]
 
 _OUTER_LIMIT = 40
 _PATIENCE = 5
+# The border iterations of a step, where no limit is given on those of all of them.
+_STEP_LIMIT = 1000
 # A recursion in float32 loses digits against the remainder it started from: it is replaced after this many steps, or
 # once every item has fallen by this factor.
 _RECURSION_STEPS = 5
@@ -78,7 +80,7 @@ class Outer:
         max_iter: int | None = None,
     ) -> None:
         self.plan, self.A, self.tolerances = plan, plan.scaled, tolerances
-        self.max_iter = 1000 if max_iter is None else max_iter  # border iterations in all
+        self.max_iter = max_iter  # border iterations in all
         self.residual_side = plan.inverse.side == "residual"
         A = self.A
         inputs, outputs = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
@@ -135,14 +137,15 @@ class Outer:
                 best, start = torch.where(better, merit, best), merit
                 self.merit = best
                 active = (best > 1) & (waited < _PATIENCE)
-                if not bool(active.any()):
+                if not bool(active.any()) or self.exhausted:
                     break
                 if fast and bool((waited > 0).logical_and(active).any()):
                     fast, A, space, image_space = False, self.A, self.space, self.image_space
                     p = p if p is None else p.to(A.dtype)
             g = g.to(space.dtype)
             tolerance, before = self._border_tolerance(merit, active, gain), merit
-            d, count = self.plan.inverse(g.to(narrow), tolerance, self.max_iter)
+            limit = _STEP_LIMIT if self.max_iter is None else self.max_iter - int(self.iterations.max())
+            d, count = self.plan.inverse(g.to(narrow), tolerance, limit)
             d = d.to(space.dtype)
             self.iterations += count * active
             new_rho = space.inner(d, g)
@@ -163,13 +166,18 @@ class Outer:
                 merit, since = self._merit(u, image, g.to(self.A.dtype)), since + 1
                 going = merit > torch.clamp(_RECURSION_FALL * start, min=_CLAIMED)
                 active = active & (merit > _CLAIMED)
-                if since < _RECURSION_STEPS and bool((active & going).any()):
+                if since < _RECURSION_STEPS and bool((active & going).any()) and not self.exhausted:
                     continue
                 image = self._image(self.A, u)
             g, since = self._remainder(image) - self.space.spread(self.mu) * u, 0
             merit = self._merit(u, image, g)
             seen = float((merit / (before * tolerance)).where(active & (before > 0), 0).amax())
             gain = max(gain, min(seen, _FIRST_GAIN) if gain == 0 else seen, 1.0)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the limit on the border iterations has been reached."""
+        return self.max_iter is not None and int(self.iterations.max()) >= self.max_iter
 
     def _border_tolerance(self, merit: Tensor, active: Tensor, gain: float) -> float:
         """The relative residual of the border system that this step needs.

@@ -25,6 +25,7 @@ Cai and Sarkis, "A restricted additive Schwarz preconditioner for general sparse
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import combinations
 
@@ -170,8 +171,7 @@ class Schwarz:
             return
         used = [a for a, members in enumerate(border.members) if members.any()]
         product = matrices.elementwise and len(border.grid) == 2 and border.cellwise
-        for a in used:
-            self._add(kernel, (a,), border.crossing((a,), 0), product=product)
+        self.patches = [self._patch(kernel, (a,), border.crossing((a,), 0), product=product) for a in used]
         if product:
             self._find_strips(kernel)
         if crossings:
@@ -181,23 +181,21 @@ class Schwarz:
 
     def _make_whole(self, kernel: Kernel) -> None:
         """One dense patch, the exact inverse."""
-        self.patches, self.whole = [], True
-        self._add(kernel, tuple(range(len(self.border.grid))), self.border.mask.nonzero(), single=False)
+        self.patches = [self._patch(kernel, tuple(range(len(self.border.grid))), self.border.mask.nonzero())]
+        self.whole = True
 
-    def _add(
+    def _patch(
         self, kernel: Kernel, axes: tuple[int, ...], cells: Tensor, *, single: bool = False, product: bool = False
-    ) -> None:
-        self.patches.append(
-            _Patch(
-                kernel,
-                self.border,
-                self._numbering,
-                axes,
-                cells,
-                definite=self.definite,
-                single=single,
-                product=product,
-            )
+    ) -> _Patch:
+        return _Patch(
+            kernel,
+            self.border,
+            self._numbering,
+            axes,
+            cells,
+            definite=self.definite,
+            single=single,
+            product=product,
         )
 
     def _find_strips(self, kernel: Kernel) -> None:
@@ -213,14 +211,15 @@ class Schwarz:
 
     def _cross(self, kernel: Kernel) -> None:
         """Make the crossings as wide as the limit allows, and share out the cells."""
-        reaches = {axes: self._reach(axes) for axes in self._crossings}
-        self.patches = [patch for patch in self.patches if len(patch.axes) == 1]
-        for axes, reach in reaches.items():
+        self._reaches = {axes: self._reach(axes) for axes in self._crossings}
+        # copies, in a new list: another thread may be solving with the old ones
+        patches = [copy.copy(patch) for patch in self.patches if len(patch.axes) == 1]
+        for axes, reach in self._reaches.items():
             if reach:
-                self._add(kernel, axes, self.border.crossing(axes, reach), single=self._single)
-        self._reaches = reaches
+                patches.append(self._patch(kernel, axes, self.border.crossing(axes, reach), single=self._single))
         if self.restricted:
-            self._share()
+            self._share(patches)
+        self.patches = patches
 
     def _reach(self, axes: tuple[int, ...]) -> int:
         reach = min(_CROSSING_REACH, min(self.border.grid[a] for a in axes) // 4)
@@ -230,10 +229,10 @@ class Schwarz:
             reach -= max(1, reach // 8)
         return reach
 
-    def _share(self) -> None:
+    def _share(self, patches: list[_Patch]) -> None:
         """A cell belongs to the last crossing within half of whose reach it lies, or else to its first slab."""
         owner = torch.full((self.border.size,), -1)
-        for number, patch in enumerate(self.patches):
+        for number, patch in enumerate(patches):
             if len(patch.axes) == 1:
                 index = patch.index.cpu()
                 owner[index] = torch.where(owner[index] < 0, number, owner[index])
@@ -241,7 +240,7 @@ class Schwarz:
                 reach = self._reaches[patch.axes]
                 cells = self.border.crossing(patch.axes, reach // 2 if reach > 1 else reach)
                 owner[border_index(self._numbering, patch.axes, cells).flatten()] = number
-        for number, patch in enumerate(self.patches):
+        for number, patch in enumerate(patches):
             patch.keep(owner[patch.index.cpu()] == number)
 
     def strengthen(self) -> bool:

@@ -72,6 +72,8 @@ class PrunedProduct:
     def of(cls, matrices: FrequencyMatrices, border: Border) -> PrunedProduct | None:
         """The product, or None where it would not be the cheaper way."""
         positions = [int(members.any(0).sum()) for members in border.members]
+        if matrices.matrices.device.type != "cpu":  # measured on CPUs alone
+            return None
         if not border.cellwise or len(positions) != 2 or not all(positions) or sum(positions) > _MOST_POSITIONS:
             return None
         small = math.prod(matrices.grid.frequencies) * border.channels < _LEAST_ENTRIES

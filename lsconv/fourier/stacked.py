@@ -135,7 +135,7 @@ class StackedPlan:
             x_prior: what the penalty pulls to, ``(*batch, *in_shape)``.
             rtol: relative tolerance of residual or gradient; None: 1e-6 in float32, 1e-10 in float64.
             atol: absolute tolerance, in the units of y.
-            max_iter: limit on the border iterations of one outer step.
+            max_iter: limit on the border iterations, all together.
         """
         batch = torch.broadcast_shapes(
             y.shape[: y.ndim - len(self.A.out_shape)],

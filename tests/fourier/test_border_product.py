@@ -21,13 +21,13 @@ def _keep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(border_product, "_PART_BYTES", 2000)  # a few columns at a time
 
 
-def _product(channels: int, dtype: torch.dtype, blocks: int = 2) -> BorderProduct:
-    grid = Grid(GRID, real=not dtype.is_complex)
+def _product(channels: int, dtype: torch.dtype, sizes: tuple[int, int] = GRID, blocks: int = 2) -> BorderProduct:
+    grid = Grid(sizes, real=not dtype.is_complex)
     matrices = FrequencyMatrices(
         grid, torch.randn(blocks, *grid.frequencies, channels, channels, dtype=dtype.to_complex())
     )
     positions = [[[0, 1, 19], [28, 29]], [[2, 3], [0]]][:channels]
-    return BorderProduct(matrices, Border(GRID, positions, torch.device("cpu")))
+    return BorderProduct(matrices, Border(sizes, positions, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
@@ -42,8 +42,8 @@ def test_it_is_the_operator_between_scatter_and_gather(channels: int, dtype: tor
 
 
 def test_threads_do_not_share_the_arrays() -> None:
-    product = _product(2, torch.float64)
-    us = [torch.randn(1, 2, product.border.size, dtype=torch.float64) for _ in range(64)]
+    product = _product(2, torch.float64, (128, 128))  # long enough for threads to meet
+    us = [torch.randn(1, 2, product.border.size, dtype=torch.float64) for _ in range(200)]
     expected = [product.border.gather(product.matrices.on_grid(product.border.scatter(u))) for u in us]
     with ThreadPoolExecutor(8) as pool:
         for found, wanted in zip(pool.map(product, us), expected, strict=True):
