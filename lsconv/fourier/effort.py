@@ -20,13 +20,15 @@ __all__ = ["Effort", "Way"]
 # instead of 5, and 0.16 s instead of 0.22 in all.)
 _CROSSING_WORK = 5
 _STRONG_DAMP = 0.03
-# The iterations that a solve has before wider crossings are considered; and after which it counts as slow.
+# The iterations that a solve has before wider crossings are considered; those after which, in hindsight, they are; and
+# after which a solve counts as slow.
+_GLANCE = 12
 _PATIENCE = 20
 _SLOW = 100
-# The part of the iterations that wider crossings spare.
+# The part of the iterations that wider crossings spare, until some have shown it.
 _SPARED = 0.5
 # Before a solve the crossings are widened when those before have cost this many times as much.
-_EARNED = 3
+_EARNED = 6
 # Factors end the iteration, wider crossings may shorten it: they may cost this many times as much.
 _CERTAINTY = 3
 # Where iterating does not arrive the factors may cost this many times what was spent on it.
@@ -50,18 +52,26 @@ class Effort:
         channels: its channels.
         definite: whether it is definite: half of a factorisation, and a third of an iteration.
         damp: the least damping, relative to sigma_max.
+        single: whether factors are made in single precision, which takes half as long.
 
     Attributes:
         spent: on iterations since the crossings were last widened.
         slow: on iterations of slow solves.
         latest: the iterations of the latest solve.
+        spared: the part of the iterations that wider crossings are expected to spare.
     """
 
-    def __init__(self, blocks: int, cells: int, channels: int, *, definite: bool, damp: float = 0.0) -> None:
+    def __init__(
+        self, blocks: int, cells: int, channels: int, *, definite: bool, damp: float = 0.0, single: bool = False
+    ) -> None:
         self.blocks, self.cells, self.channels, self.definite = blocks, cells, channels, definite
+        self._share = 0.5 if single else 1.0
         self._crossing_work = 1 if damp >= _STRONG_DAMP else _CROSSING_WORK
         self.spent = self.slow = 0.0
         self.latest = 0
+        self.spared = _SPARED
+        self._rate: float | None = None  # latest seen, and that before the crossings were widened
+        self._before: float | None = None
         self._costs = {Way.NONE: math.inf, Way.CROSSING: math.inf, Way.WHOLE: math.inf}
 
     def iteration(self, rest: int) -> float:
@@ -71,7 +81,7 @@ class Effort:
 
     def factors(self, unknowns: int) -> float:
         """Factorising so many unknowns, of a crossing or of the whole border."""
-        return self.blocks * unknowns**3 * (1 if self.definite else 2) / 3
+        return self._share * self.blocks * unknowns**3 * (1 if self.definite else 2) / 3
 
     def remember(self, iterations: int, rest: int) -> None:
         """Take note of a solve that has ended."""
@@ -95,16 +105,30 @@ class Effort:
         """How many iterations may be done before ``way`` is due, ``already`` done in this solve."""
         cost, each = self._costs[way], self.iteration(rest)
         if way is Way.CROSSING:
-            return max(_PATIENCE, (cost - self.spent) / each)
+            return max(_GLANCE, (cost - self.spent) / each)
         return max(_SLOW - already, _PATIENCE, (cost - self.slow) / each - already)
 
     def due(self, way: Way) -> bool:
         """Whether, before a solve, wider crossings have been earned by the solves until now."""
-        return way is Way.CROSSING and self.latest >= _PATIENCE and self.spent >= _EARNED * self._costs[way]
+        earned = self.spared * self.spent >= _SPARED * _EARNED * self._costs[way]
+        return way is Way.CROSSING and self.latest >= _PATIENCE and earned
 
-    def pays(self, iterations: float, rest: int) -> bool:
-        """Whether wider crossings cost less than what they spare of so many ``iterations``."""
-        return _SPARED * iterations * self.iteration(rest) >= self._costs[Way.CROSSING]
+    def pays(self, rest: int, iterations: float, rate: float) -> bool:
+        """Whether wider crossings cost less than what they spare of so many ``iterations``.
+
+        Args:
+            rest: right-hand sides a block.
+            iterations: expected.
+            rate: by which the logarithm of the residual has fallen in one.
+        """
+        if self._before is not None:  # what the latest widening has spared is what the next one will
+            self.spared, self._before = max(0.0, 1 - self._before / rate) if rate > 0 else 0.0, None
+        self._rate = rate
+        return self.spared * iterations * self.iteration(rest) >= self._costs[Way.CROSSING]
+
+    def widened(self) -> None:
+        """Take note that the crossings have been widened."""
+        self.spent, self._before = 0.0, self._rate
 
     def worth(self, border: int, already: int, rest: int) -> bool:
         """Whether the factors of the whole border are the way to go on where the iteration has given up."""
@@ -113,4 +137,4 @@ class Effort:
     @property
     def first_crossing(self) -> float:
         """What the first crossings may cost, per cube of their unknowns."""
-        return self._crossing_work * self.iteration(1) / self.factors(1)
+        return self._crossing_work * self.iteration(1) / (self.factors(1) / self._share)

@@ -28,14 +28,15 @@ class Pause:
 
     Args:
         after: so many iterations; then after twice as many, and so on.
-        end: whether to, given how many more iterations are to be expected.
+        end: whether to, given how many more iterations are to be expected, and by which the logarithm of the residual
+            of the system that needs most of them has fallen in one.
 
     Attributes:
         ended: whether it was ended.
     """
 
     after: int
-    end: Callable[[float], bool]
+    end: Callable[[float, float], bool]
     ended: bool = False
 
     def __call__(self, done: int, since: int, start: Tensor, now: Tensor, bound: Tensor) -> bool:
@@ -43,9 +44,11 @@ class Pause:
         if done < self.after or since == 0:
             return False
         self.after *= 2
-        fall = torch.log(start / now).clamp_min(0)
-        expected = torch.where(now > bound, since * torch.log(now / bound) / fall, 0).amax()
-        self.ended = self.end(math.inf if bool(expected.isnan()) else float(expected))
+        rate = torch.log(start / now).clamp_min(0) / since
+        expected = torch.where(now > bound, torch.log(now / bound) / rate, 0).flatten()
+        expected = torch.where(expected.isnan(), math.inf, expected)
+        most = expected.argmax()
+        self.ended = self.end(float(expected[most]), float(rate.flatten()[most]))
         return self.ended
 
 

@@ -136,3 +136,24 @@ def test_the_inverse_of_a_singular_matrix_is_a_pseudo_inverse() -> None:
     r = torch.randn(2, 3, 6, dtype=F64, generator=g)
     expected = torch.stack([r[:, b] @ torch.linalg.pinv(M[b]).mT for b in range(3)], dim=1)
     torch.testing.assert_close(DenseInverse(M.clone(), definite=False)(r), expected)
+
+
+def test_what_one_widening_spared_decides_about_the_next() -> None:
+    efforts = [Effort(1, 10_000, 2, definite=False) for _ in range(2)]
+    for effort, rate in zip(efforts, (0.11, 0.9), strict=True):  # the fall after the widening, before it 0.1
+        crossing = 1000
+        effort.next_way(crossing, 0)
+        its = 3 * effort.factors(crossing) / effort.iteration(1)
+        assert effort.pays(1, its, 0.1)
+        effort.widened()
+        assert effort.spent == 0
+        assert effort.pays(1, its, rate) is (rate == 0.9)
+        assert effort.spared == pytest.approx(1 - 0.1 / rate)
+        effort.latest, effort.spent = 50, 7 * effort.factors(crossing)
+        assert effort.due(Way.CROSSING) is (rate == 0.9)
+
+
+def test_factors_in_single_precision_take_half_as_long() -> None:
+    precise, single = (Effort(1, 100, 3, definite=True, single=flag) for flag in (False, True))
+    assert single.factors(50) * 2 == precise.factors(50)
+    assert single.first_crossing == precise.first_crossing

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lsconv
-from lsconv.fourier import patches
+from lsconv.fourier import border_system, patches
 from lsconv.fourier.border import BorderPlan
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.embedding import Embedding
@@ -168,7 +168,7 @@ def test_crossings_in_float32_where_the_condition_bears_it_cost_no_iterations(mo
     y = torch.randn(A.out_shape, dtype=torch.float64)
     plan = BorderPlan(A, 1e-2)
     solution = plan.solve(y)
-    monkeypatch.setattr(patches, "_FLOAT32_CONDITION", {True: 0.0, False: 0.0})
+    monkeypatch.setattr(border_system, "_LEAST_DAMP_IN_SINGLE", {True: 1.0, False: 1.0})
     precise = BorderPlan(A, 1e-2)
     kinds = [{patch.inverse.factors.dtype for patch in p.inverse.schwarz.patches if len(patch.axes) == 2}
              for p in (plan, precise)]  # fmt: skip
