@@ -21,6 +21,7 @@ from lsconv.fourier.inner import Pause, conjugate_gradients, gmres
 from lsconv.fourier.memory import allowed_bytes
 from lsconv.fourier.patches import Schwarz, crossing_unknowns
 from lsconv.fourier.pruned import PrunedProduct
+from lsconv.fourier.recycling import Recycling
 from lsconv.fourier.symbol import FrequencyMatrices
 
 __all__ = ["BorderSystem"]
@@ -86,6 +87,9 @@ class BorderSystem:
         if self.schwarz.strips is not None:
             self.effort.cells = max(2, self.schwarz.strips.work // matrices.rows)
         self._pruned = PrunedProduct.of(matrices, border) if self.schwarz.strips is None else None
+        item = matrices.matrices.element_size() // (2 if matrices.grid.real else 1)
+        fits = spare_bytes is None or 2 * _RESTART * blocks * border.size * item <= spare_bytes
+        self._recycling = Recycling(_RESTART if fits else 0)
         self._whole_unknowns = 0 if self.schwarz.whole else shortest()
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -131,7 +135,7 @@ class BorderSystem:
             else:
                 limit = int(min(remaining, effort.iterations(way, already, rest)))
             if self.schwarz.restricted or not self._definite:
-                step, count = gmres(self, self.schwarz, r, left, limit, check_every, _RESTART, pause)
+                step, count = gmres(self, self.schwarz, r, left, limit, check_every, _RESTART, pause, self._recycling)
             else:
                 step, count = conjugate_gradients(self, self.schwarz, r, left, limit, check_every, pause)
             u, done = (step if u is None else u + step), done + count
@@ -170,5 +174,5 @@ class BorderSystem:
     @property
     def nbytes(self) -> int:
         """Bytes of the operator and of what preconditions it."""
-        parts = (self.matrices, self.schwarz, self._over_grid, self._pruned)
+        parts = (self.matrices, self.schwarz, self._over_grid, self._pruned, self._recycling)
         return sum(part.nbytes for part in parts if part is not None)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lsconv.fourier.recycling import Recycling, deflate
+
 __all__ = ["Pause", "conjugate_gradients", "gmres"]
 
 _Map = Callable[[Tensor], Tensor]
@@ -108,10 +110,12 @@ def gmres(
     check_every: int,
     restart: int = 100,
     pause: Pause | None = None,
+    recycling: Recycling | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Solve ``Q u = b`` for any square Q by flexible GMRES (Saad 1993): what rounding does to M^-1 is in the basis.
 
-    Arguments and result as in :func:`conjugate_gradients`; ``restart`` is the number of basis vectors kept, twice.
+    Arguments and result as in :func:`conjugate_gradients`; ``restart`` is the number of basis vectors kept, twice, and
+    ``recycling`` what earlier systems with the same Q have left.
     """
     u = torch.zeros_like(b)
     bound = tolerance * _norm(b)
@@ -122,7 +126,7 @@ def gmres(
         if not bool((beta > bound).any()):
             break
         size = min(restart, max_iter - done)
-        correction, count = _cycle(apply, precondition, r, bound, size, check_every, pause, done)
+        correction, count = _cycle(apply, precondition, r, bound, size, check_every, pause, done, recycling)
         u = u + correction
         iterations += count
         done += int(count.max())
@@ -143,29 +147,42 @@ def _cycle(
     check_every: int,
     pause: Pause | None,
     before: int,
+    recycling: Recycling | None,
 ) -> tuple[Tensor, Tensor]:
     """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed.
 
     ``before`` iterations were done in the cycles before.
     """
     lead = r.shape[:2]
-    basis = r.new_empty(*lead, size + 1, r.shape[-1])  # as much of it as iterations are taken is touched
+    known = None if recycling is None else recycling.pair
+    m = 0
+    whole = _norm(r)
+    if known is not None:
+        m = known[1].shape[1]
+        u, r = deflate(known, r)
+        if not bool((_norm(r) > bound).any()):
+            return u, torch.zeros(lead, dtype=torch.int64, device=r.device)
+    # as much of it as iterations are taken is touched; first the images that were kept
+    basis = r.new_empty(*lead, m + size + 1, r.shape[-1])
     preconditioned = r.new_empty(*lead, size, r.shape[-1])
     hessenberg = r.new_zeros(*lead, size + 1, size)
     rotated = r.new_zeros(*lead, size, size)  # the triangular factor of the Hessenberg matrix
     rotations = torch.eye(size + 1, dtype=r.dtype, device=r.device).repeat(*lead, 1, 1)
+    if known is not None:
+        basis[..., :m, :] = known[1]
+    deflated = r.new_zeros(*lead, m, size)
     beta = _norm(r)
-    basis[..., 0, :] = r * _ratio(torch.ones_like(beta), beta)
+    basis[..., m, :] = r * _ratio(torch.ones_like(beta), beta)
     rhs = r.new_zeros(*lead, size + 1)
     rhs[..., 0] = beta[..., 0]
     count = torch.zeros(lead, dtype=torch.int64, device=r.device)
     active = beta > bound
     columns = 0
     for j in range(size):
-        z = precondition(basis[..., j, :])
+        z = precondition(basis[..., m + j, :])
         preconditioned[..., j, :] = z
         w = apply(z)
-        v = basis[..., : j + 1, :]
+        v = basis[..., : m + j + 1, :]
         h = (v.conj() @ w.unsqueeze(-1)).squeeze(-1)
         w = w - (h.unsqueeze(-2) @ v).squeeze(-2)
         again = (v.conj() @ w.unsqueeze(-1)).squeeze(
@@ -173,8 +190,10 @@ def _cycle(
         )  # classical Gram-Schmidt twice is as good as modified, and batched
         w = w - (again.unsqueeze(-2) @ v).squeeze(-2)
         norm = _norm(w)
-        basis[..., j + 1, :] = w * _ratio(torch.ones_like(norm), norm)
-        hessenberg[..., : j + 1, j] = h + again
+        basis[..., m + j + 1, :] = w * _ratio(torch.ones_like(norm), norm)
+        h = h + again
+        deflated[..., j] = h[..., :m]
+        hessenberg[..., : j + 1, j] = h[..., m:]
         hessenberg[..., j + 1, j] = norm[..., 0]
         column = (rotations[..., : j + 2, : j + 2] @ hessenberg[..., : j + 2, j, None]).squeeze(-1)
         _rotate(rotations, rhs, column, j)
@@ -193,7 +212,23 @@ def _cycle(
     diagonal.copy_(torch.where(diagonal == 0, 1, diagonal))
     y = torch.linalg.solve_triangular(triangle, (rhs[..., :columns] * keep).unsqueeze(-1), upper=True).squeeze(-1)
     y = torch.where(keep, y, 0)
-    return (y.unsqueeze(-2) @ preconditioned[..., :columns, :]).squeeze(-2), count
+    correction = (y.unsqueeze(-2) @ preconditioned[..., :columns, :]).squeeze(-2)
+    if known is not None:
+        parts = (deflated[..., :columns] @ y.unsqueeze(-1)).squeeze(-1)  # rest, blocks, m
+        correction = u + correction - (known[0].mT @ parts.movedim(0, -1)).movedim(-1, 0)
+    if recycling is not None and not (pause is not None and pause.ended):
+        # a rotation splits the residual into what stays in rhs and what the next one has
+        residuals = rhs[0, :, : columns + 1].abs().square().flip(-1).cumsum(-1).flip(-1).sqrt()
+        recycling.learn(
+            known,
+            deflated[0, :, :, :columns],
+            preconditioned[0, :, :columns],
+            basis[0, :, m : m + columns + 1],
+            rotated[0, :, :columns, :columns],
+            rotations[0, :, : columns + 1, : columns + 1],
+            torch.cat([whole[0], residuals[:, 1:]], dim=-1) / whole[0],
+        )
+    return correction, count
 
 
 def _rotate(rotations: Tensor, rhs: Tensor, column: Tensor, j: int) -> None:
