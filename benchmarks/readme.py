@@ -79,6 +79,10 @@ def _deblurring(content: Content) -> list[Table]:
     ]
 
 
+def _mirrored(content: Content) -> list[Table]:
+    return [Table(t["title"], list(t["rows"])) for t in content["tables"]]
+
+
 def _scaling(content: Content) -> list[Table]:
     rows = []
     for table in content["tables"]:
@@ -118,6 +122,7 @@ def _restoration(content: Content) -> list[Table]:
 BLOCKS: dict[str, Callable[[Content], list[Table]]] = {
     "question": _question,
     "deblurring": _deblurring,
+    "mirrored": _mirrored,
     "scaling": _scaling,
     "krylov_overhead": _overhead,
     "gradients": _gradients,

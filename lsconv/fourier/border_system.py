@@ -28,6 +28,8 @@ __all__ = ["BorderSystem"]
 
 # Basis vectors of GMRES.
 _RESTART = 100
+# An iteration that claims to have met its bound may have missed it by this factor.
+_ROUNDING = 2.0
 # From this damping on, by definiteness, dense matrices factorised in float32 cost no iteration more. The condition of
 # the definite systems is damp^-2, of the others damp^-1.
 _LEAST_DAMP_IN_SINGLE = {True: 3e-3, False: 1e-5}
@@ -67,7 +69,7 @@ class BorderSystem:
         shortest: Callable[[], int],
     ) -> None:
         self.matrices, self.border, self.outgrown = matrices, border, False
-        self._definite, self._spare_bytes = definite, spare_bytes
+        self._spare_bytes = spare_bytes
         self._over_grid = BorderProduct(matrices, border)
         single = damp >= _LEAST_DAMP_IN_SINGLE[definite] and torch.finfo(matrices.matrices.dtype).bits == 64
         self.effort = Effort(
@@ -86,8 +88,10 @@ class BorderSystem:
         )
         if self.schwarz.strips is not None:
             self.effort.cells = max(2, self.schwarz.strips.work // matrices.rows)
+        self._flexible = self.schwarz.restricted or not definite  # by GMRES
         self._pruned = PrunedProduct.of(matrices, border) if self.schwarz.strips is None else None
-        item = matrices.matrices.element_size() // (2 if matrices.grid.real else 1)
+        dtype = matrices.matrices.dtype
+        item = (dtype.to_real() if matrices.grid.real else dtype.to_complex()).itemsize
         fits = spare_bytes is None or 2 * _RESTART * blocks * border.size * item <= spare_bytes
         self._recycling = Recycling(_RESTART if fits else 0)
         self._whole_unknowns = 0 if self.schwarz.whole else shortest()
@@ -134,7 +138,7 @@ class BorderSystem:
                 pause = Pause(int(effort.iterations(way, already, rest)), functools.partial(effort.pays, rest))
             else:
                 limit = int(min(remaining, effort.iterations(way, already, rest)))
-            if self.schwarz.restricted or not self._definite:
+            if self._flexible:
                 step, count = gmres(self, self.schwarz, r, left, limit, check_every, _RESTART, pause, self._recycling)
             else:
                 step, count = conjugate_gradients(self, self.schwarz, r, left, limit, check_every, pause)
@@ -145,7 +149,7 @@ class BorderSystem:
             if (taken < min(limit, _RESTART) and not paused) or taken >= remaining:
                 return u, done
             r = b - self(u)
-            if not bool((torch.linalg.vector_norm(r, dim=-1, keepdim=True) > bound).any()):
+            if not bool((torch.linalg.vector_norm(r, dim=-1, keepdim=True) > _ROUNDING * bound).any()):
                 return u, done
             gave_up = taken < limit and not paused
             if way is Way.WHOLE and (not gave_up or effort.worth(self._whole_unknowns, int(done.max()), rest)):
@@ -161,6 +165,11 @@ class BorderSystem:
                     return u, done
             elif gave_up:
                 return u, done
+
+    @property
+    def work_vectors(self) -> int:
+        """How many border vectors an iteration keeps for a right-hand side."""
+        return 2 * _RESTART if self._flexible else 4
 
     def _way(self) -> Way:
         return self.effort.next_way(self.schwarz.stronger_unknowns, self._whole_unknowns)

@@ -12,7 +12,9 @@ __all__ = ["free_bytes"]
 def free_bytes(device: torch.device) -> int:
     """Free memory of a device, in bytes."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # and what torch holds without using it
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     try:
         with open("/proc/meminfo") as lines:
             for line in lines:

@@ -16,6 +16,9 @@ submatrix is :math:`P_{II} - P_{IB} (P_{BB})^{-1} P_{BI}`, and that of a low-ran
 identity with the
 capacitance matrix :math:`I - C_B P C_B^H`. Either way what remains to be solved is a system on the border, whose size
 does not grow with the area and whose iteration count hardly grows at all.
+
+Where the input is padded by reflected or replicated cells, the copies are further unknowns, held to what they copy by
+multipliers: the mixed form, with a border of its own (:mod:`lsconv.fourier.mirrored`).
 """
 
 from __future__ import annotations
@@ -29,17 +32,19 @@ from torch import Tensor
 
 from lsconv.fourier.border_cells import Border, border_cells
 from lsconv.fourier.border_system import BorderSystem
+from lsconv.fourier.embedded import Embedded, embedded
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.free import free_bytes
 from lsconv.fourier.gram import gram, largest_eigenvalue, product, shifted
 from lsconv.fourier.mirrored import Mirror
 from lsconv.fourier.patches import Schwarz
 from lsconv.fourier.penalty import Penalty
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse, symbol
+from lsconv.fourier.saddle import saddle_inverse
+from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["NormalInverse"]
 
-_Positions = list[list[list[int]]]
 # A floor of the stacked operator that is rounding.
 _NEGLIGIBLE = 1e-12
 # The floor where the normal operator of the side is singular at every frequency: its inverse is 1 / mu there, next to
@@ -48,6 +53,8 @@ _DEFICIENT_FLOOR = 1e-7
 # Bytes of the work arrays of right-hand sides solved for together, on a CPU: larger ones (glibc: above 32 MiB) are
 # mapped and unmapped page by page on every use.
 _WORK_BYTES = 2**25
+# Work arrays of a right-hand side that there are at a time.
+_WORK_ARRAYS = 6
 
 
 class NormalInverse:
@@ -87,32 +94,14 @@ class NormalInverse:
         self._direct: NormalInverse | None = None  # what has taken the place of the iteration
         self._spare_bytes = spare_bytes
         self.mirror = mirror
-        convolution = convolution if penalty is None else penalty.convolution
-        convolution = convolution if mirror is None else mirror.convolution
-        self.convolution = convolution
-        out_border: _Positions
-        if penalty is None:
-            shortest = (1,) * convolution.ndim if direct else None
-            held = None if mirror is None else (True,) * convolution.ndim
-            self.embedding = embedding = Embedding(
-                convolution, shortest, tuple(damp.shape), only_read=True, constrained=held
-            )
-            S = _per_block(symbol(convolution, embedding), embedding)
-            out_border = embedding.output_border()
-        else:
-            self.embedding = embedding = penalty.embedding(tuple(damp.shape))
-            S = _per_block(symbol(convolution, embedding), embedding)
-            more, blocks = penalty.rows(embedding).to(S.matrices.dtype), embedding.blocks
-            S = S.map(lambda m: torch.cat([part.expand(blocks, *part.shape[1:]) for part in (m, more)], dim=-2))
-            out_border, side = penalty.border(embedding), "solution"
-        in_border = embedding.input_border()
-        has_out, has_in = _any(out_border), _any(in_border)
-        margin = mirror is not None and any(mirror.margin)
-        self.form = "mixed" if margin or (mirror is not None and has_out) else _form(has_out, has_in)
+        what = embedded(convolution, tuple(damp.shape), penalty, mirror, shortest=direct)
+        self.convolution, self.embedding, self.form = what.convolution, what.embedding, what.form
+        embedding, S = what.embedding, what.symbol
         rows, columns = S.rows, S.columns
         self._rows, self._columns, self._rank_deficient = rows, columns, False
         self._smaller = "residual" if rows <= columns else "solution"
-        self.side = side or ("solution" if mirror is not None else self._choose_side(rows, columns))
+        stacked = penalty is not None or mirror is not None
+        self.side = "solution" if stacked else side or self._choose_side(rows, columns)
         squared = gram(S.matrices, self._smaller)
         self.scale = largest_eigenvalue(squared, len(embedding.grid))  # blocks
         per_block = damp.expand(embedding.batch_shape).reshape(-1, 1).expand(-1, embedding.groups).reshape(-1)
@@ -139,9 +128,9 @@ class NormalInverse:
         self.border: Border  # and system and on_border: absent on a circulant, which has no border
         self.on_border: BorderSystem
         if self.form == "mixed":
-            self._mixed(S, squared, mu, in_border, out_border)
+            self._mixed(what, squared, mu)
         else:
-            self._definite(S, squared, mu, in_border, out_border)
+            self._definite(what, squared, mu)
         if self.form != "circulant":
             definite = self.form != "mixed"
             self.on_border = BorderSystem(
@@ -154,7 +143,7 @@ class NormalInverse:
                 restricted=crossings and (self.exact or not definite),
                 spare_bytes=spare_bytes,
                 direct=direct,
-                shortest=self._shortest_border if penalty is None and mirror is None else lambda: self.border.size,
+                shortest=(lambda: self.border.size) if stacked else self._shortest_border,
             )
 
     def _shortest_border(self) -> int:
@@ -178,9 +167,8 @@ class NormalInverse:
             return "solution"
         return "residual" if wide else "solution"
 
-    def _definite(
-        self, S: FrequencyMatrices, squared: Tensor, mu: Tensor, in_border: _Positions, out_border: _Positions
-    ) -> None:
+    def _definite(self, what: Embedded, squared: Tensor, mu: Tensor) -> None:
+        S = what.symbol
         factor = S if self.side == "residual" else S.H  # the normal operator is factor factor^H + mu
         if self.side != self._smaller:
             squared = gram(S.matrices, self.side)
@@ -190,7 +178,7 @@ class NormalInverse:
         self.inverse = FrequencyMatrices(S.grid, inverse)
         if self.form == "circulant":
             return
-        positions = out_border if self.form == "valid" else in_border
+        positions = what.out_border if self.form == "valid" else what.in_border
         self.border = Border(self.embedding.grid, positions, self.convolution.device)
         if (self.form == "valid") == (self.side == "residual"):
             self.system = self.inverse
@@ -202,35 +190,15 @@ class NormalInverse:
         capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
         self.system = FrequencyMatrices(S.grid, capacitance)
 
-    def _mixed(
-        self, S: FrequencyMatrices, squared: Tensor, mu: Tensor, in_border: _Positions, out_border: _Positions
-    ) -> None:
-        root = mu.sqrt()
-        rows, columns = S.rows, S.columns
-        if rows <= columns:
-            W = hermitian_inverse(shifted(squared, mu).contiguous())
-            self._note_rank(W)
-            WS = W @ S.matrices
-            V = -(S.matrices.mH @ WS)
-            V.diagonal(dim1=-2, dim2=-1).add_(1)
-            V = V / mu
-        else:
-            V = hermitian_inverse(shifted(squared, mu).contiguous())
-            self._note_rank(V)
-            WS = S.matrices @ V
-            W = -(WS @ S.matrices.mH)
-            W.diagonal(dim1=-2, dim2=-1).add_(1)
-            W = W / mu
-        saddle = S.matrices.new_empty(*W.shape[:-2], rows + columns, rows + columns)
-        saddle[..., :rows, :rows] = -root * W
-        saddle[..., :rows, rows:] = WS
-        saddle[..., rows:, :rows] = WS.mH
-        saddle[..., rows:, rows:] = root * V
+    def _mixed(self, what: Embedded, squared: Tensor, mu: Tensor) -> None:
+        S = what.symbol
+        saddle, smaller = saddle_inverse(S.matrices, squared, mu)
+        self._note_rank(smaller)
         self.inverse = self.system = FrequencyMatrices(S.grid, saddle)
         if self.mirror is None:
-            self.border = Border(self.embedding.grid, out_border + in_border, self.convolution.device)
+            self.border = Border(self.embedding.grid, what.out_border + what.in_border, self.convolution.device)
         else:
-            self.border = self.mirror.border(self.embedding, root.flatten())
+            self.border = self.mirror.border(self.embedding, mu.sqrt().flatten())
 
     def nullity(self) -> str:
         """Why, without damping, A or its adjoint has a null space by its structure; empty if it has none."""
@@ -302,12 +270,11 @@ class NormalInverse:
         return z, embedding.per_item(iterations, batch).amax(-1), u
 
     def _together(self, t: Tensor) -> int:
-        """How many right-hand sides are solved for at once, on a CPU: what its allocator reuses."""
-        if t.device.type != "cpu":
-            return t.shape[0]
+        """How many right-hand sides are solved for at once."""
         channels = max(self._rows, self._columns) if self.form != "mixed" else self._rows + self._columns
         one = self.embedding.blocks * channels * math.prod(self.embedding.grid) * t.element_size()
-        return max(1, _WORK_BYTES // one)
+        vectors = 0 if self.form == "circulant" else self.on_border.work_vectors * self.border.size
+        return _together(one, self.embedding.blocks * vectors * t.element_size(), t.device)
 
     def _definite_solve(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
@@ -357,19 +324,16 @@ class NormalInverse:
         return own + sum(kept.values()) + (0 if self.form == "circulant" else self.on_border.nbytes)
 
 
-def _per_block(S: FrequencyMatrices, embedding: Embedding) -> FrequencyMatrices:
-    """Repeat the groups' symbols for every batch item; a single one broadcasts as it is."""
-    present = S.matrices.shape[0]
-    if present in (1, embedding.blocks):
-        return S
-    return S.map(lambda m: m.repeat(embedding.blocks // present, *(1 for _ in m.shape[1:])))
+def _together(arrays: int, vectors: int, device: torch.device) -> int:
+    """How many right-hand sides are solved for at once.
 
+    On a CPU as many as have arrays that its allocator reuses, elsewhere as many as half of the free memory holds.
 
-def _form(has_out: bool, has_in: bool) -> str:
-    if has_out and has_in:
-        return "mixed"
-    return "valid" if has_out else "full" if has_in else "circulant"
-
-
-def _any(positions: Sequence[Sequence[Sequence[int]]]) -> bool:
-    return any(places for axes in positions for places in axes)
+    Args:
+        arrays: bytes of a work array of one of them.
+        vectors: bytes of the border vectors that its iteration keeps.
+        device: where they are.
+    """
+    if device.type == "cpu":
+        return max(1, _WORK_BYTES // arrays)
+    return max(1, free_bytes(device) // 2 // (_WORK_ARRAYS * arrays + vectors))
