@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lsconv.fourier.lu import lu_factor
+
 __all__ = ["BorderFactor", "spectral_function", "thin_svd"]
 
 
@@ -17,7 +19,9 @@ class BorderFactor:
             self.cholesky = torch.linalg.cholesky(sign * dense)
             self.logdet = 2 * self.cholesky.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
         else:
-            self.LU, self.pivots = torch.linalg.lu_factor(dense)
+            self.LU, self.pivots, info = lu_factor(dense)
+            if bool((info > 0).any()):
+                raise torch.linalg.LinAlgError("the operator on the border is singular")  # type: ignore[attr-defined]
             self.logdet = self.LU.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
 
     def solve(self, b: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError, PlanMemoryError
+from lsconv.fourier import lu
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import between_borders
 from lsconv.fourier.embedding import Embedding
@@ -158,7 +159,7 @@ class CapacitancePlan:
             )
 
     def _factor(self, matrices: FrequencyMatrices, inner: Border, outer: Border) -> None:
-        inverse, info = torch.linalg.inv_ex(matrices.matrices)
+        inverse, info = lu.inverse(matrices.matrices)
         norms = [frobenius(m).flatten(1).amax(-1) for m in (matrices.matrices, inverse)]
         condition = norms[0] * norms[1]
         if bool((info > 0).any()) or not bool((condition <= _WORST_CONDITION).all()):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lsconv.fourier import lu
 from lsconv.fourier.symbol import hermitian_inverse
 
 if TYPE_CHECKING:  # the border asks for its kernel, which asks about the border
@@ -45,7 +46,7 @@ class DenseInverse:
             if not bool((info > 0).any()):
                 self.kind = "cholesky"
                 return
-        self.factors, self.pivots, _ = torch.linalg.lu_factor_ex(matrices)
+        self.factors, self.pivots, _ = lu.lu_factor(matrices)
         self.kind = "lu"
 
     def __call__(self, r: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class DenseInverse:
 
 def indefinite_inverse(matrices: Tensor) -> Tensor:
     """The inverses; of singular ones what a preconditioner can use."""
-    inverses, info = torch.linalg.inv_ex(matrices)
+    inverses, info = lu.inverse(matrices)
     if bool((info > 0).any()):
         inverses[info > 0] = torch.linalg.pinv(matrices[info > 0], hermitian=True)
     return inverses

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import between_borders
+from lsconv.fourier.lu import lu_factor_in_place
 from lsconv.fourier.symbol import FrequencyMatrices
 
 __all__ = ["Overlap", "nearest_null", "small_singular_vectors", "static_lu"]
@@ -27,9 +28,7 @@ def static_lu(matrices: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     Pivots below the rounding of ``scale``, one per block, are raised to it (static pivoting), so that a solve with a
     singular matrix ends in large numbers along its null vectors, which is how these are found, and not in infinity.
     """
-    # in place of the matrices, where they lie column by column as LAPACK has them
-    pivots, info = (torch.empty(0, dtype=torch.int32, device=matrices.device) for _ in range(2))
-    factors, pivots, _ = torch.linalg.lu_factor_ex(matrices, out=(matrices, pivots, info))
+    factors, pivots, _ = lu_factor_in_place(matrices)
     diagonal = factors.diagonal(dim1=-2, dim2=-1)
     size = diagonal.abs()
     least = torch.finfo(factors.dtype).eps * scale[:, None]

@@ -15,6 +15,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
 from lsconv.fourier.circulant import block_circulant, double_symbol, real_dtype, singular_values_by_frequency
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.lu import log_abs_det
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -232,7 +233,7 @@ def logdet(A: Convolution) -> Tensor:
             f"logdet: A maps {A.in_numel} to {A.out_numel} numbers, it has no determinant; use gram_logdet(A, damp)"
         )
     weights = S.grid.weights(A.device, torch.float64)
-    values: Tensor = torch.linalg.slogdet(S.matrices).logabsdet * weights
+    values: Tensor = log_abs_det(S.matrices) * weights
     return values.reshape(*embedding.batch_shape, -1).sum(-1).to(real_dtype(A.dtype))
 
 

@@ -106,6 +106,9 @@ def test_the_route_takes_it_with_damping_and_lsmr_without() -> None:
     assert isinstance(route(A, torch.tensor([0.0, 0.1])), KrylovPlan)
     with pytest.raises(MethodError, match="needs damp > 0"):
         route(A, 0.0, method="border")
+    volume = lsconv.Conv3d(torch.randn(1, 1, 3, 3, 3), in_size=(9, 9, 9), padding=1, padding_mode="reflect")
+    assert isinstance(route(volume, 0.1), KrylovPlan)
+    assert isinstance(route(volume, 0.1, method="border"), BorderPlan)
     strided = lsconv.Conv2d(torch.randn(2, 2, 3, 3), in_size=(12, 12), padding=1, stride=2, padding_mode="reflect")
     assert isinstance(route(strided, 0.1), KrylovPlan)
     with pytest.raises(MethodError, match="of stride 1"):
