@@ -9,7 +9,9 @@ import torch
 
 import lsconv
 
-torch.set_num_threads(1)  # tests run side by side on all cores (pytest-xdist); threads on top would only wait
+# Tests run side by side on all cores (pytest-xdist); threads on top would only wait. On several torch's batched solves,
+# which the oracles use, are wrong besides (lsconv/fourier/lu.py).
+torch.set_num_threads(1)
 
 
 def pytest_runtest_setup() -> None:
