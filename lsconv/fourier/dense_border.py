@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier import lu
+from lsconv.fourier.precision import single as single_precision
 from lsconv.fourier.symbol import hermitian_inverse
 
 if TYPE_CHECKING:  # the border asks for its kernel, which asks about the border
@@ -20,7 +21,6 @@ __all__ = ["DenseInverse", "between_borders", "indefinite_inverse"]
 # LU 29, Cholesky 12; applied 0.32 and 0.27.)
 _LEAST_FACTORED = 256
 _LARGEST_INVERTED = 4096
-_SINGLE = {torch.float64: torch.float32, torch.complex128: torch.complex64}
 
 
 class DenseInverse:
@@ -34,7 +34,7 @@ class DenseInverse:
 
     def __init__(self, matrices: Tensor, *, definite: bool, single: bool = False) -> None:
         if single:
-            matrices = matrices.to(_SINGLE.get(matrices.dtype, matrices.dtype))
+            matrices = matrices.to(single_precision(matrices.dtype))
         size, on_gpu = matrices.shape[-1], matrices.device.type != "cpu"
         self.pivots: Tensor | None = None
         self.kind = "inverse"

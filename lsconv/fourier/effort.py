@@ -81,7 +81,10 @@ class Effort:
 
     def factors(self, unknowns: int) -> float:
         """Factorising so many unknowns, of a crossing or of the whole border."""
-        return self._share * self.blocks * unknowns**3 * (1 if self.definite else 2) / 3
+        return self._share * self._flops(unknowns)
+
+    def _flops(self, unknowns: int) -> float:
+        return self.blocks * unknowns**3 * (1 if self.definite else 2) / 3
 
     def remember(self, iterations: int, rest: int) -> None:
         """Take note of a solve that has ended."""
@@ -137,4 +140,4 @@ class Effort:
     @property
     def first_crossing(self) -> float:
         """What the first crossings may cost, per cube of their unknowns."""
-        return self._crossing_work * self.iteration(1) / (self.factors(1) / self._share)
+        return self._crossing_work * self.iteration(1) / self._flops(1)

@@ -185,9 +185,8 @@ def _cycle(
         v = basis[..., : m + j + 1, :]
         h = (v.conj() @ w.unsqueeze(-1)).squeeze(-1)
         w = w - (h.unsqueeze(-2) @ v).squeeze(-2)
-        again = (v.conj() @ w.unsqueeze(-1)).squeeze(
-            -1
-        )  # classical Gram-Schmidt twice is as good as modified, and batched
+        # classical Gram-Schmidt twice is as good as modified, and batched
+        again = (v.conj() @ w.unsqueeze(-1)).squeeze(-1)
         w = w - (again.unsqueeze(-2) @ v).squeeze(-2)
         norm = _norm(w)
         basis[..., m + j + 1, :] = w * _ratio(torch.ones_like(norm), norm)
@@ -205,13 +204,7 @@ def _cycle(
             break
         if pause is not None and pause(before + columns, columns, beta, rhs[..., j + 1 : j + 2].abs(), bound):
             break
-    # a system that finished earlier than its neighbours keeps the columns it had then
-    keep = torch.arange(columns, device=r.device) < count[..., None]
-    triangle = torch.where(keep[..., None, :] & keep[..., :, None], rotated[..., :columns, :columns], 0)
-    diagonal = triangle.diagonal(dim1=-2, dim2=-1)
-    diagonal.copy_(torch.where(diagonal == 0, 1, diagonal))
-    y = torch.linalg.solve_triangular(triangle, (rhs[..., :columns] * keep).unsqueeze(-1), upper=True).squeeze(-1)
-    y = torch.where(keep, y, 0)
+    y = _coefficients(rotated[..., :columns, :columns], rhs[..., :columns], count)
     correction = (y.unsqueeze(-2) @ preconditioned[..., :columns, :]).squeeze(-2)
     if known is not None:
         parts = (deflated[..., :columns] @ y.unsqueeze(-1)).squeeze(-1)  # rest, blocks, m
@@ -229,6 +222,16 @@ def _cycle(
             torch.cat([whole[0], residuals[:, 1:]], dim=-1) / whole[0],
         )
     return correction, count
+
+
+def _coefficients(rotated: Tensor, rhs: Tensor, count: Tensor) -> Tensor:
+    """Of the basis vectors; a system that finished earlier than its neighbours has the columns it had then."""
+    keep = torch.arange(rhs.shape[-1], device=rhs.device) < count[..., None]
+    triangle = torch.where(keep[..., None, :] & keep[..., :, None], rotated, 0)
+    diagonal = triangle.diagonal(dim1=-2, dim2=-1)
+    diagonal.copy_(torch.where(diagonal == 0, 1, diagonal))
+    y = torch.linalg.solve_triangular(triangle, (rhs * keep).unsqueeze(-1), upper=True).squeeze(-1)
+    return torch.where(keep, y, 0)
 
 
 def _rotate(rotations: Tensor, rhs: Tensor, column: Tensor, j: int) -> None:

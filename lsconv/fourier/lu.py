@@ -51,7 +51,7 @@ def inverse(matrices: Tensor) -> tuple[Tensor, Tensor]:
     if not _one_by_one(matrices):
         inverses, info = torch.linalg.inv_ex(matrices)
         return inverses, info
-    inverses, info = torch.empty_like(matrices), matrices.new_empty(matrices.shape[:-2], dtype=torch.int32)
+    inverses, info = matrices.new_empty(matrices.shape), matrices.new_empty(matrices.shape[:-2], dtype=torch.int32)
     flat = zip(matrices.flatten(0, -3), inverses.view(-1, *matrices.shape[-2:]), info.view(-1), strict=True)
     for matrix, its_inverse, its_info in flat:
         found, i = torch.linalg.inv_ex(matrix)

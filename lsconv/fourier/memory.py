@@ -37,8 +37,7 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
     rows, columns = len(out_border), embedding.in_channels
     cells = math.prod(embedding.grid)
     frequencies = cells if convolution.is_complex else cells // embedding.grid[-1] * (embedding.grid[-1] // 2 + 1)
-    item = torch.empty((), dtype=convolution.dtype).to(torch.complex64 if torch.finfo(convolution.dtype).bits == 32
-                                                       else torch.complex128).element_size()  # fmt: skip
+    item = convolution.dtype.to_complex().itemsize
     in_border = embedding.input_border() if mirror is None else 2 * [mirror.margin for _ in range(columns)]
     has_out, has_in = (any(any(axes) for axes in border) for border in (out_border, in_border))
     size = rows + columns if (has_out and has_in) or mirror is not None else rows if has_out else columns

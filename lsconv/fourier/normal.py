@@ -251,7 +251,7 @@ class NormalInverse:
         else:
             t = embedding.inputs_to_grid(self.mirror.padded(f))
         solve = self._saddle_solve if self.form == "mixed" else self._definite_solve
-        many = self._together(t)
+        many = self._at_once(t)
         if many < t.shape[0] and isinstance(tolerance, float):
             starts: Sequence[Tensor | None] = [None] * t.shape[0]
             if start is not None:
@@ -269,7 +269,7 @@ class NormalInverse:
         z = z if self.mirror is None else self.mirror.cropped(z)
         return z, embedding.per_item(iterations, batch).amax(-1), u
 
-    def _together(self, t: Tensor) -> int:
+    def _at_once(self, t: Tensor) -> int:
         """How many right-hand sides are solved for at once."""
         channels = max(self._rows, self._columns) if self.form != "mixed" else self._rows + self._columns
         one = self.embedding.blocks * channels * math.prod(self.embedding.grid) * t.element_size()

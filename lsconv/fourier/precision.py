@@ -7,9 +7,10 @@ from torch import Tensor
 
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["direct_rtol", "double", "needs_double"]
+__all__ = ["direct_rtol", "double", "needs_double", "single"]
 
 _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+_SINGLE = {wide: narrow for narrow, wide in _DOUBLE.items()}
 # Factors in float32 lose a factor sigma_max^2 / damp^2 of their seven digits. Where damp is below this part of
 # sigma_max they make so many more steps that factors in float64, for the same float32 data, are faster. (Gaussian
 # 15x15, valid, 128², to 1e-6: at 1e-1 60 transforms against 41 in float64, at 1e-3 539 against 100.)
@@ -24,6 +25,11 @@ def direct_rtol(dtype: torch.dtype) -> float:
 def double(dtype: torch.dtype) -> torch.dtype:
     """The double-precision dtype of the same kind."""
     return _DOUBLE.get(dtype, dtype)
+
+
+def single(dtype: torch.dtype) -> torch.dtype:
+    """The single-precision dtype of the same kind."""
+    return _SINGLE.get(dtype, dtype)
 
 
 def needs_double(A: Convolution, damp: Tensor, least: float = _LEAST_DAMP) -> bool:
