@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
 from lsconv.fourier.border_kernel import Kernel
-from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices
 
-__all__ = ["Border", "border_cells"]
+__all__ = ["Border"]
 
 
 class Border:
@@ -74,15 +74,33 @@ class Border:
         cells = flags.nonzero()
         return torch.stack([cells[:, 0], *(w[cells[:, 1 + d]] for d, w in enumerate(windows))], dim=1)
 
+    def crossing_size(self, axes: tuple[int, ...], reach: int) -> int:
+        """How many cells :meth:`crossing` has."""
+        reach = reach if len(axes) > 1 else 0
+        windows = [sum(1 + min(gap, 2 * reach) for gap in self._gaps[a]) for a in axes]
+        inside = zip(*([w - m for m in self._counts[a]] for w, a in zip(windows, axes, strict=True)), strict=True)
+        return self.channels * math.prod(windows) - sum(math.prod(lengths) for lengths in inside)
+
+    @functools.cached_property
+    def _gaps(self) -> list[list[int]]:
+        """How many cells follow on each border position, of any channel, before the next one; for every axis."""
+        gaps = []
+        for members, n in zip(self.members, self.grid, strict=True):
+            places = members.any(0).nonzero().flatten().tolist()
+            gaps.append(
+                [
+                    after - place - 1
+                    for place, after in zip(places, places[1:] + [p + n for p in places[:1]], strict=True)
+                ]
+            )
+        return gaps
+
+    @functools.cached_property
+    def _counts(self) -> list[list[int]]:
+        """The border positions of every channel, for every axis."""
+        return [members.sum(1).tolist() for members in self.members]
+
     def _window(self, a: int, reach: int) -> Tensor:
         """The positions along axis ``a`` within ``reach`` of the border's, on the circle."""
         places = self.members[a].any(0).nonzero().flatten()
         return ((places[:, None] + torch.arange(-reach, reach + 1)) % self.grid[a]).unique()
-
-
-def border_cells(embedding: Embedding, positions: list[list[list[int]]]) -> int:
-    """How many cells lie on the border of these positions per channel and axis."""
-    cells = math.prod(embedding.grid)
-    return sum(
-        cells - math.prod(n - len(places) for n, places in zip(embedding.grid, axes, strict=True)) for axes in positions
-    )

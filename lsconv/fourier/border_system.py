@@ -16,13 +16,14 @@ from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.border_product import BorderProduct
-from lsconv.fourier.effort import Effort, Way
+from lsconv.fourier.effort import GLANCE, Effort, Way
 from lsconv.fourier.inner import Pause, conjugate_gradients, gmres
 from lsconv.fourier.memory import allowed_bytes
 from lsconv.fourier.patches import Schwarz, crossing_unknowns
 from lsconv.fourier.pruned import PrunedProduct
 from lsconv.fourier.recycling import Recycling
 from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.whole_border import Cost, whole_cost
 
 __all__ = ["BorderSystem"]
 
@@ -33,6 +34,8 @@ _ROUNDING = 2.0
 # From this damping on, by definiteness, dense matrices factorised in float32 cost no iteration more. The condition of
 # the definite systems is damp^-2, of the others damp^-1.
 _LEAST_DAMP_IN_SINGLE = {True: 3e-3, False: 1e-5}
+# Of factors that cannot be made.
+_NEVER = Cost(0.0, 0.0, 0)
 
 
 class BorderSystem:
@@ -48,7 +51,7 @@ class BorderSystem:
         restricted: precondition by the restricted Schwarz method, which needs GMRES.
         spare_bytes: what wider crossings and factors may take; None: 60 % of what is free then.
         direct: factorise the whole border instead of iterating.
-        shortest: how many unknowns the border has on the shortest grid, on which it would be factorised.
+        shortest: the border on the shortest grid, on which it would be factorised.
 
     Attributes:
         outgrown: whether the factors of the whole border are the way to go on.
@@ -66,7 +69,7 @@ class BorderSystem:
         restricted: bool,
         spare_bytes: int | None,
         direct: bool,
-        shortest: Callable[[], int],
+        shortest: Callable[[], Border],
     ) -> None:
         self.matrices, self.border, self.outgrown = matrices, border, False
         self._spare_bytes = spare_bytes
@@ -94,7 +97,10 @@ class BorderSystem:
         item = (dtype.to_real() if matrices.grid.real else dtype.to_complex()).itemsize
         fits = spare_bytes is None or 2 * _RESTART * blocks * border.size * item <= spare_bytes
         self._recycling = Recycling(_RESTART if fits else 0)
-        self._whole_unknowns = 0 if self.schwarz.whole else shortest()
+        self._shortest, self._definite = shortest, definite
+        # what the factors of the whole border cost; None until an iteration takes long enough to ask
+        self._whole = _NEVER if self.schwarz.whole else None
+        self._turn = Way.NONE  # what a pause has been ended for
 
     def __call__(self, u: Tensor) -> Tensor:
         """The operator times border vectors ``(rest, blocks, size)``."""
@@ -133,30 +139,31 @@ class BorderSystem:
             already = int(done.max())
             remaining = max_iter - already
             way = Way.NONE if refused else self._way()
-            limit, pause = remaining, None
-            if way is Way.CROSSING:
-                pause = Pause(int(effort.iterations(way, already, rest)), functools.partial(effort.pays, rest))
-            else:
-                limit = int(min(remaining, effort.iterations(way, already, rest)))
+            pause = None
+            if not refused and (way is not Way.NONE or self._whole is None):
+                pause = Pause(GLANCE, functools.partial(self._consider, rest, already))
             if self._flexible:
-                step, count = gmres(self, self.schwarz, r, left, limit, check_every, _RESTART, pause, self._recycling)
+                step, count = gmres(
+                    self, self.schwarz, r, left, remaining, check_every, _RESTART, pause, self._recycling
+                )
             else:
-                step, count = conjugate_gradients(self, self.schwarz, r, left, limit, check_every, pause)
+                step, count = conjugate_gradients(self, self.schwarz, r, left, remaining, check_every, pause)
             u, done = (step if u is None else u + step), done + count
             taken = int(count.max())
             effort.spent += taken * effort.iteration(rest)
             paused = pause is not None and pause.ended
-            if (taken < min(limit, _RESTART) and not paused) or taken >= remaining:
+            if (taken < min(remaining, _RESTART) and not paused) or taken >= remaining:
                 return u, done
             r = b - self(u)
             if not bool((torch.linalg.vector_norm(r, dim=-1, keepdim=True) > _ROUNDING * bound).any()):
                 return u, done
-            gave_up = taken < limit and not paused
-            if way is Way.WHOLE and (not gave_up or effort.worth(self._whole_unknowns, int(done.max()), rest)):
+            gave_up = not paused
+            way = self._turn if paused else self._way()
+            if way is Way.WHOLE and (not gave_up or effort.worth(int(done.max()), rest)):
                 self.outgrown = self._fits()
                 if self.outgrown:
                     return u, done
-                self._whole_unknowns = 0
+                self._whole = _NEVER
             elif way is Way.CROSSING and self.schwarz.strengthen():
                 effort.widened()
             elif way is Way.CROSSING:
@@ -166,19 +173,31 @@ class BorderSystem:
             elif gave_up:
                 return u, done
 
+    def _consider(self, rest: int, already: int, done: int, expected: float, rate: float) -> bool:
+        """Whether the iteration ends for another way, which is noted."""
+        if self._whole is None:
+            self._whole = whole_cost(self.matrices, self.border, self._shortest(), definite=self._definite)
+            self._way()
+        self._turn = self.effort.choose(rest, already + done, expected, rate)
+        return self._turn is not Way.NONE
+
     @property
     def work_vectors(self) -> int:
         """How many border vectors an iteration keeps for a right-hand side."""
         return 2 * _RESTART if self._flexible else 4
 
     def _way(self) -> Way:
-        return self.effort.next_way(self.schwarz.stronger_unknowns, self._whole_unknowns)
+        """What comes after the iteration as it is."""
+        return self.effort.next_way(
+            self.schwarz.stronger_unknowns, 0.0 if self._whole is None else self.effort.whole(self._whole)
+        )
 
     def _fits(self) -> bool:
         """Whether there is memory for the factors of the whole border and what goes with them."""
-        item = self.matrices.matrices.element_size()
-        needed = 3 * self.effort.blocks * self._whole_unknowns**2 * item + 4 * self.nbytes
-        return needed <= allowed_bytes(self._spare_bytes, self.matrices.matrices.device)
+        matrices = self.matrices.matrices
+        assert self._whole is not None
+        needed = len(matrices) * self._whole.entries * matrices.element_size() + 4 * self.nbytes
+        return needed <= allowed_bytes(self._spare_bytes, matrices.device)
 
     @property
     def nbytes(self) -> int:

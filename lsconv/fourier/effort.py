@@ -1,38 +1,50 @@
 """What the ways of solving a border system cost, and when a plan changes from one to the next.
 
-An iteration is charged the flops that a factorisation does in the same time. As soon as the iterations of a plan have
-cost what wider crossings of the preconditioner would, it widens them: within a solve where those to come cost as much
-again, or else before the next solve. As soon as its slow solves have cost what the factors of the whole border would,
-it makes these, for good. So none costs more than twice what it would have, had it known; and a plan whose solves are
-quick iterates however many there are, without a pause for factors that no one asked for. Where an iteration gives up
-the factors may cost a few times what it has.
+An iteration is charged the flops that a factorisation does in the same time. After a few iterations of a solve the fall
+of its residual says how many are to come. If these cost more than the factors of the whole border the plan makes the
+factors, for good, unless they are many times what it has seen of the iteration; if wider crossings of the
+preconditioner cost less than what they would spare, and no more than what has been spent, it widens them. What a solve
+does not foretell its past decides: as soon as the slow solves of a plan have cost what the factors would, it makes
+these, and before a solve it widens the crossings that those until now have earned. A plan whose solves are quick
+iterates however many there are, without a pause for factors that no one asked for. Where an iteration gives up the
+factors may cost a few times what it has.
 """
 
 from __future__ import annotations
 
 import enum
 import math
+from typing import TYPE_CHECKING
 
-__all__ = ["Effort", "Way"]
+if TYPE_CHECKING:
+    from lsconv.fourier.whole_border import Cost
 
+__all__ = ["GLANCE", "Effort", "Way"]
+
+# The iterations that a solve has before another way is considered; then twice as many, and so on.
+GLANCE = 12
 # The first crossings are as wide as may be made in the time of so many border iterations; of one where few are to be
 # expected, for damp of at least this part of sigma_max. ("same", 512², damp 1e-1, box and disk, float64: 7 iterations
 # instead of 5, and 0.16 s instead of 0.22 in all.)
 _CROSSING_WORK = 5
 _STRONG_DAMP = 0.03
-# The iterations that a solve has before wider crossings are considered; those after which, in hindsight, they are; and
-# after which a solve counts as slow.
-_GLANCE = 12
+# The iterations after which a solve counts as slow, and after which, in hindsight, wider crossings are considered.
+_SLOW = 8 * GLANCE
 _PATIENCE = 20
-_SLOW = 100
 # The part of the iterations that wider crossings spare, until some have shown it.
 _SPARED = 0.5
 # Before a solve the crossings are widened when those before have cost this many times as much.
 _EARNED = 6
 # Factors end the iteration, wider crossings may shorten it: they may cost this many times as much.
 _CERTAINTY = 3
+# Where iterations are foretold that cost as much, the factors may cost this many times what the solve has.
+_LEAP = 2.5
+# The solves with the border that an answer takes, each of which is foretold by itself.
+_STEPS = 2
 # Where iterating does not arrive the factors may cost this many times what was spent on it.
 _LAST_RESORT = 4
+# Flops in the time that it takes to make room for, gather and add up a number of the factors (one CPU core and two).
+_ENTRY_WORK = 250
 
 
 class Way(enum.Enum):
@@ -70,6 +82,7 @@ class Effort:
         self.spent = self.slow = 0.0
         self.latest = 0
         self.spared = _SPARED
+        self._expected = math.inf  # to come, when last asked
         self._rate: float | None = None  # latest seen, and that before the crossings were widened
         self._before: float | None = None
         self._costs = {Way.NONE: math.inf, Way.CROSSING: math.inf, Way.WHOLE: math.inf}
@@ -80,7 +93,7 @@ class Effort:
         return float(weight * rest * self.blocks * self.cells * channels * (20 * math.log2(self.cells) + 16 * channels))
 
     def factors(self, unknowns: int) -> float:
-        """Factorising so many unknowns, of a crossing or of the whole border."""
+        """Factorising so many unknowns of a crossing."""
         return self._share * self._flops(unknowns)
 
     def _flops(self, unknowns: int) -> float:
@@ -92,50 +105,63 @@ class Effort:
         if iterations >= _SLOW:
             self.slow += iterations * self.iteration(rest)
 
-    def next_way(self, crossing: int, border: int) -> Way:
+    def whole(self, cost: Cost) -> float:
+        """Factorising the whole border, at this cost for each of ``blocks``."""
+        return self.blocks * (self._share * (cost.factors + cost.products) + _ENTRY_WORK * cost.entries)
+
+    def next_way(self, crossing: int, whole: float) -> Way:
         """What comes after iterating as now.
 
         Args:
             crossing: unknowns of the next wider crossing, 0 for none.
-            border: unknowns of the whole border, 0 where its factors cannot be made.
+            whole: what the factors of the whole border cost, 0 where they cannot be made.
         """
-        self._costs[Way.CROSSING], self._costs[Way.WHOLE] = self.factors(crossing), self.factors(border)
-        if border and (not crossing or self._costs[Way.WHOLE] <= _CERTAINTY * self._costs[Way.CROSSING]):
+        self._costs[Way.CROSSING] = self.factors(crossing) if crossing else math.inf
+        self._costs[Way.WHOLE] = whole or math.inf
+        if whole and (not crossing or whole <= _CERTAINTY * self._costs[Way.CROSSING]):
             return Way.WHOLE
         return Way.CROSSING if crossing else Way.NONE
-
-    def iterations(self, way: Way, already: int, rest: int) -> float:
-        """How many iterations may be done before ``way`` is due, ``already`` done in this solve."""
-        cost, each = self._costs[way], self.iteration(rest)
-        if way is Way.CROSSING:
-            return max(_GLANCE, (cost - self.spent) / each)
-        return max(_SLOW - already, _PATIENCE, (cost - self.slow) / each - already)
 
     def due(self, way: Way) -> bool:
         """Whether, before a solve, wider crossings have been earned by the solves until now."""
         earned = self.spared * self.spent >= _SPARED * _EARNED * self._costs[way]
         return way is Way.CROSSING and self.latest >= _PATIENCE and earned
 
-    def pays(self, rest: int, iterations: float, rate: float) -> bool:
-        """Whether wider crossings cost less than what they spare of so many ``iterations``.
+    def choose(self, rest: int, done: int, expected: float, rate: float) -> Way:
+        """The way that costs least, where a solve has done some iterations.
 
         Args:
             rest: right-hand sides a block.
-            iterations: expected.
+            done: iterations, in this solve.
+            expected: iterations to come.
             rate: by which the logarithm of the residual has fallen in one.
         """
         if self._before is not None:  # what the latest widening has spared is what the next one will
             self.spared, self._before = max(0.0, 1 - self._before / rate) if rate > 0 else 0.0, None
         self._rate = rate
-        return self.spared * iterations * self.iteration(rest) >= self._costs[Way.CROSSING]
+        each = self.iteration(rest)
+        to_come, spent, crossing, whole = (
+            expected * each,
+            done * each,
+            self._costs[Way.CROSSING],
+            self._costs[Way.WHOLE],
+        )
+        due = self.spent + spent >= crossing and self.spared > 0 and self.spared * to_come >= crossing
+        left = (1 - self.spared) * to_come + crossing if due else to_come
+        faster = done > GLANCE and expected < self._expected / 2
+        self._expected = expected
+        slow = done >= _SLOW and self.slow + spent >= whole
+        if slow or (whole <= min(_STEPS * left, _LEAP * spent) and not faster):
+            return Way.WHOLE
+        return Way.CROSSING if due else Way.NONE
 
     def widened(self) -> None:
         """Take note that the crossings have been widened."""
         self.spent, self._before = 0.0, self._rate
 
-    def worth(self, border: int, already: int, rest: int) -> bool:
+    def worth(self, already: int, rest: int) -> bool:
         """Whether the factors of the whole border are the way to go on where the iteration has given up."""
-        return self.factors(border) <= _LAST_RESORT * (self.slow + already * self.iteration(rest))
+        return self._costs[Way.WHOLE] <= _LAST_RESORT * (self.slow + already * self.iteration(rest))
 
     @property
     def first_crossing(self) -> float:

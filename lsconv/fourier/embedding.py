@@ -164,9 +164,9 @@ class Embedding:
         mask = torch.ones((), dtype=torch.bool)
         for axis in self.axes:
             reads = torch.zeros(axis.n_in, dtype=torch.bool)
-            for phase, tau in axis.taps:
-                index = (torch.arange(axis.n_out) + tau) % axis.grid * axis.stride + phase
-                reads[index[index < axis.n_in]] = True
+            phase, tau = torch.tensor(axis.taps).mT.unsqueeze(-1)
+            index = (torch.arange(axis.n_out) + tau) % axis.grid * axis.stride + phase
+            reads[index[index < axis.n_in]] = True
             mask = mask.unsqueeze(-1) & reads
         return None if bool(mask.all()) else mask
 

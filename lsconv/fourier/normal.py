@@ -30,7 +30,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lsconv.fourier.border_cells import Border, border_cells
+from lsconv.fourier.border_cells import Border
 from lsconv.fourier.border_system import BorderSystem
 from lsconv.fourier.embedded import Embedded, embedded
 from lsconv.fourier.embedding import Embedding
@@ -143,14 +143,15 @@ class NormalInverse:
                 restricted=crossings and (self.exact or not definite),
                 spare_bytes=spare_bytes,
                 direct=direct,
-                shortest=(lambda: self.border.size) if stacked else self._shortest_border,
+                shortest=(lambda: self.border) if stacked else self._shortest_border,
             )
 
-    def _shortest_border(self) -> int:
-        """The unknowns of the border on the shortest grid."""
+    def _shortest_border(self) -> Border:
+        """The border on the shortest grid."""
         shortest = Embedding(self.convolution, (1,) * self.embedding.ndim, self.embedding.batch_shape, only_read=True)
         positions = shortest.output_border() if self.form != "full" else []
-        return border_cells(shortest, positions + (shortest.input_border() if self.form != "valid" else []))
+        positions = positions + (shortest.input_border() if self.form != "valid" else [])
+        return Border(shortest.grid, positions, self.convolution.device)
 
     @property
     def schwarz(self) -> Schwarz:

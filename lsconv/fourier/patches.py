@@ -38,6 +38,7 @@ from lsconv.fourier.dense_border import DenseInverse, indefinite_inverse
 from lsconv.fourier.free import free_bytes
 from lsconv.fourier.strips import Slab, Strips
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse
+from lsconv.fourier.whole_border import WholeBorder
 
 __all__ = ["Schwarz", "crossing_unknowns", "dense_entries"]
 
@@ -155,14 +156,14 @@ class Schwarz:
         self._single = single
         small = border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES
         self.whole = whole or small
-        self.factors: DenseInverse | None = None
+        self.factors: WholeBorder | None = None
         self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
-        self._numbering = border.numbering()
-        kernel = border.kernel(matrices)
         self._crossings: list[tuple[int, ...]] = []
         if self.whole and not small:
-            self.factors = DenseInverse(kernel.dense(border), definite=definite, single=self._single)
+            self.factors = WholeBorder(matrices, border, definite=definite, single=self._single)
             return
+        self._numbering = border.numbering()
+        kernel = border.kernel(matrices)
         if self.whole:
             self._make_whole(kernel)
             return
@@ -222,7 +223,7 @@ class Schwarz:
         reach = min(_CROSSING_REACH, min(self.border.grid[a] for a in axes) // 4)
         others = math.prod(n for a, n in enumerate(self.border.grid) if a not in axes)
         most = min(self.limit, 2 * self.limit // math.isqrt(others))
-        while reach > 0 and len(self.border.crossing(axes, reach)) > most:
+        while reach > 0 and self.border.crossing_size(axes, reach) > most:
             reach -= max(1, reach // 8)
         return reach
 

@@ -9,11 +9,12 @@ import torch
 
 import lsconv
 from lsconv.fourier.border import BorderPlan
-from lsconv.fourier.border_cells import Border, border_cells
+from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import DenseInverse, between_borders
 from lsconv.fourier.effort import Effort, Way
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.whole_border import Cost
 
 F64 = torch.float64
 
@@ -33,7 +34,6 @@ def test_restricted_is_the_block_of_the_circulant_matrix(stride: int, dtype: tor
     unit = torch.eye(inner.size, dtype=dtype).unsqueeze(1)
     expected = outer.gather(C.on_grid(inner.scatter(unit))).squeeze(1).mT
     torch.testing.assert_close(between_borders(C.kernel(), outer, inner)[0], expected)
-    assert border_cells(embedding, embedding.output_border()) == outer.size
 
 
 @pytest.mark.parametrize(("definite", "size", "kind"), [(True, 9, "inverse"), (False, 9, "inverse"),
@@ -99,26 +99,54 @@ def test_a_quick_plan_keeps_its_iteration() -> None:
     assert "grid=(42, 42)" in repr(plan)
 
 
+def _dense(unknowns: int) -> Cost:
+    return Cost(2 / 3 * unknowns**3, 0.0, 0)
+
+
 def test_many_quick_solves_do_not_end_in_factors_and_a_few_slow_ones_do() -> None:
-    effort = Effort(1, 10_000, 4, definite=True)
-    border = 2000
+    effort = Effort(1, 10_000, 4, definite=False)
+    whole = effort.whole(_dense(6000))
     each = effort.iteration(1)
+    assert whole > 4 * 96 * each
     for _ in range(1000):
         effort.remember(30, 1)
-    assert effort.next_way(0, border) is Way.WHOLE
-    assert effort.iterations(Way.WHOLE, 0, 1) == pytest.approx(max(100, effort.factors(border) / each))
-    for _ in range(math.ceil(effort.factors(border) / each / 150)):
+    assert effort.next_way(0, whole) is Way.WHOLE
+    assert effort.choose(1, 96, 50, 0.1) is Way.NONE
+    for _ in range(math.ceil(whole / each / 150)):
         effort.remember(150, 1)
-    assert effort.iterations(Way.WHOLE, 0, 1) == 100
-    assert effort.iterations(Way.WHOLE, 90, 1) == 20
-    assert effort.iterations(Way.NONE, 0, 1) == math.inf
+    assert effort.choose(1, 48, 50, 0.1) is Way.NONE
+    assert effort.choose(1, 96, 50, 0.1) is Way.WHOLE
+
+
+def test_factors_that_the_iterations_to_come_would_cost_are_made_unless_they_leap_ahead() -> None:
+    effort = Effort(1, 10_000, 4, definite=False)
+    each = effort.iteration(1)
+    effort.next_way(0, 24 * each)
+    assert effort.choose(1, 12, 13, 0.1) is Way.WHOLE
+    assert effort.choose(1, 12, 10, 0.1) is Way.NONE
+    effort.next_way(0, 40 * each)
+    assert effort.choose(1, 12, 1000, 0.1) is Way.NONE
+    assert effort.choose(1, 24, 400, 0.1) is Way.NONE  # it gets faster
+    assert effort.choose(1, 48, 300, 0.1) is Way.WHOLE
+
+
+def test_crossings_are_widened_before_the_factors_are_made_where_that_is_cheaper() -> None:
+    effort = Effort(1, 10_000, 4, definite=False)
+    each = effort.iteration(1)
+    crossing = int((3 / 2 * 5 * each) ** (1 / 3))
+    effort.next_way(crossing, 30 * each)
+    assert effort.choose(1, 12, 18, 0.1) is Way.CROSSING
+    assert effort.choose(1, 12, 100, 0.1) is Way.WHOLE
+    effort.next_way(crossing, 200 * each)
+    assert effort.choose(1, 12, 100, 0.1) is Way.CROSSING
+    assert effort.choose(1, 12, 8, 0.1) is Way.NONE
 
 
 def test_the_way_that_ends_the_iteration_may_cost_more_than_the_one_that_shortens_it() -> None:
-    effort = Effort(1, 100, 3, definite=True)
-    assert effort.next_way(1000, 1400) is Way.WHOLE
-    assert effort.next_way(1000, 1500) is Way.CROSSING
-    assert effort.next_way(0, 10**6) is Way.WHOLE
+    effort = Effort(1, 100, 3, definite=False)
+    assert effort.next_way(1000, effort.whole(_dense(1400))) is Way.WHOLE
+    assert effort.next_way(1000, effort.whole(_dense(1500))) is Way.CROSSING
+    assert effort.next_way(0, effort.whole(_dense(10**6))) is Way.WHOLE
     assert effort.next_way(0, 0) is Way.NONE
 
 
@@ -144,10 +172,10 @@ def test_what_one_widening_spared_decides_about_the_next() -> None:
         crossing = 1000
         effort.next_way(crossing, 0)
         its = 3 * effort.factors(crossing) / effort.iteration(1)
-        assert effort.pays(1, its, 0.1)
+        assert effort.choose(1, int(its), its, 0.1) is Way.CROSSING
         effort.widened()
         assert effort.spent == 0
-        assert effort.pays(1, its, rate) is (rate == 0.9)
+        assert (effort.choose(1, int(its), its, rate) is Way.CROSSING) is (rate == 0.9)
         assert effort.spared == pytest.approx(1 - 0.1 / rate)
         effort.latest, effort.spent = 50, 7 * effort.factors(crossing)
         assert effort.due(Way.CROSSING) is (rate == 0.9)
@@ -156,4 +184,5 @@ def test_what_one_widening_spared_decides_about_the_next() -> None:
 def test_factors_in_single_precision_take_half_as_long() -> None:
     precise, single = (Effort(1, 100, 3, definite=True, single=flag) for flag in (False, True))
     assert single.factors(50) * 2 == precise.factors(50)
+    assert single.whole(_dense(50)) * 2 == precise.whole(_dense(50))
     assert single.first_crossing == precise.first_crossing
