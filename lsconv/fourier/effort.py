@@ -43,6 +43,8 @@ _LEAP = 2.5
 _STEPS = 2
 # Where iterating does not arrive the factors may cost this many times what was spent on it.
 _LAST_RESORT = 4
+# The setup of another grid takes as long as so many border iterations.
+_GRID_WORK = 5
 # Flops in the time that it takes to make room for, gather and add up a number of the factors (one CPU core and two).
 _ENTRY_WORK = 250
 
@@ -106,8 +108,9 @@ class Effort:
             self.slow += iterations * self.iteration(rest)
 
     def whole(self, cost: Cost) -> float:
-        """Factorising the whole border, at this cost for each of ``blocks``."""
-        return self.blocks * (self._share * (cost.factors + cost.products) + _ENTRY_WORK * cost.entries)
+        """Factorising the whole border, at this cost for each of ``blocks``, on a grid of its own."""
+        work = self.blocks * (self._share * (cost.factors + cost.products) + _ENTRY_WORK * cost.entries)
+        return work + _GRID_WORK * self.iteration(1) if work else 0.0
 
     def next_way(self, crossing: int, whole: float) -> Way:
         """What comes after iterating as now.

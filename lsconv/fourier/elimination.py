@@ -28,7 +28,7 @@ from torch import Tensor
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import DenseInverse, indefinite_inverse
 from lsconv.fourier.precision import single as single_precision
-from lsconv.fourier.reflection import Folding, reflection_sums
+from lsconv.fourier.reflection import Folding, exchange_sums, reflection_sums
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse, plane_waves
 
 __all__ = ["Elimination", "turned"]
@@ -49,16 +49,18 @@ class Elimination:
         self, matrices: FrequencyMatrices, border: Border, kernel: Tensor, *, definite: bool, single: bool = False
     ) -> None:
         self._real, device = matrices.grid.real, kernel.device
-        sums = reflection_sums(matrices, border)
+        sums, exchanged = reflection_sums(matrices, border), exchange_sums(matrices, border)
         members, numbers = border.members, border.numbering()
         if turned(border):  # so that the strip to eliminate runs along the last axis
             sums, members, numbers, kernel = sums[::-1], members[::-1], numbers.mT, kernel.mT
+            exchanged = None if exchanged is None else exchanged[::-1]
         self._strip, self._rows = Folding(members[0], sums[0]), Folding(~members[0], sums[0])
         self._columns = Folding(members[1], sums[1])
         self._along = Grid(tuple(kernel.shape[-1:]), real=self._real)
         # positions along the strip are counted from the reflection, or from where the channel's columns begin
         self._even = sums[1] is not None
         twice_from = 2 * _starts(members[1]) if sums[1] is None else sums[1]
+        self._exchange = None if exchanged is None else _Exchange(self._rows, self._columns, exchanged, kernel)
         self._number(numbers, device)
         self._wave(twice_from, kernel)
 
@@ -117,46 +119,56 @@ class Elimination:
         """The Schur complement for every sign of the columns, ``(blocks * signs, size, size)``."""
         rows, columns, (n,) = self._rows, self._columns, self._along.sizes
         channels = kernel.shape[1]
+        # of an operator with an exchange the entries in the range of the first channel say everything
+        outer = 1 if self._exchange is not None else channels
         # twice the distance of columns (channel, place) and (channel, place or mirrored)
         twice = [2 * places - twice_from[:, None] for places in _both(columns)]
-        distances = torch.stack([(twice[0][:, :, None, None] - t) % (2 * n) for t in twice])
+        distances = torch.stack([(twice[0][:outer, :, None, None] - t) % (2 * n) for t in twice])
         absolute = torch.minimum(distances, 2 * n - distances)
-        lags, index = absolute.unique(return_inverse=True)
-        T = self._lagged(X, lags, single=single)
+        adjoint = not self._even and outer == channels  # T at the opposite distance
+        lags, index = (absolute if self._even or adjoint else distances).unique(return_inverse=True)
+        T = self._lagged(X, lags, outer * rows.pairs, single=single)
         self._add_kernel(T, kernel, lags, twice_from)
-        if not self._even:  # a distance and its opposite
+        if adjoint:
             T = torch.cat([T, T.mH], dim=1)
             index = torch.where(distances == absolute, index, index + len(lags))
-        T = T.unflatten(-1, (channels, -1)).unflatten(-3, (channels, -1))
+        T = T.unflatten(-1, (channels, -1)).unflatten(-3, (outer, -1))
         c, index = torch.arange(channels).to(T.device), index.to(T.device)
         for s, sign in enumerate(columns.signs):
             pairs = columns.pairs_of(s)
             own, image = (i[:, :pairs, :, :pairs] for i in index)
-            S = T[:, own, c[:, None, None, None], :, c[:, None], :]  # channels, columns, the same, lead, rows, rows
+            S = T[
+                :, own, c[:outer, None, None, None], :, c[:, None], :
+            ]  # channels, columns, the same, lead, rows, rows
             if sign:
-                S.add_(T[:, image, c[:, None, None, None], :, c[:, None], :], alpha=sign)
+                S.add_(T[:, image, c[:outer, None, None, None], :, c[:, None], :], alpha=sign)
             scale = columns.scale[s, :, :pairs].to(T)
-            S *= (scale[:, :, None, None] * scale)[..., None, None, None]
-            S = S.permute(4, 0, 1, 5, 2, 3, 6).reshape(len(T), -1, channels * pairs * rows.pairs)
-            present = rows.present[:, :, None, :] * columns.present[s, :, :pairs, None]
+            S *= (scale[:outer, :, None, None] * scale)[..., None, None, None]
+            S = S.permute(4, 0, 1, 5, 2, 3, 6).reshape(len(T), outer * pairs * rows.pairs, -1)
+            if self._exchange is not None:
+                S = self._exchange.merged(S, s)
+            present = rows.present[:, :outer, None, :] * columns.present[s, :outer, :pairs, None]
             absent = (1 - present).flatten(1).to(S)
             S.diagonal(dim1=-2, dim2=-1).add_(absent.repeat(len(S) // len(absent), 1))
             yield S
 
-    def _lagged(self, X: Tensor, lags: Tensor, *, single: bool) -> Tensor:
-        """Minus the sum over the frequencies: ``(blocks * signs, lags, channels * rows, the same)``."""
+    def _lagged(self, X: Tensor, lags: Tensor, outer: int, *, single: bool) -> Tensor:
+        """Minus the sum over the frequencies: ``(blocks * signs, lags, channels * rows, the same)``.
+
+        In the range the first ``outer`` rows.
+        """
         (n,), (f,) = self._along.sizes, self._along.frequencies
         dtype = single_precision(X.dtype) if single else X.dtype
         Y, X = (
             t.flatten(0, 1).transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
-            for t in (self._coupling, X)
+            for t in (self._coupling[..., :outer, :], X)
         )
         waves = plane_waves(lags, 2 * n, f) * self._along.weights(torch.device("cpu"), torch.float64) / -n
         waves = (waves.real if self._even else waves).to(Y)
         # of a complex product of real functions the real part, that of the vectors of real and imaginary parts
         apart = self._real and not self._even
         X = (torch.view_as_real(X) if apart else X).flatten(2)
-        T = X.new_empty(len(X), len(lags), X.shape[1], X.shape[1])
+        T = X.new_empty(len(X), len(lags), outer, X.shape[1])
         for number, wave in enumerate(waves):
             shifted = Y * wave[:, None]
             torch.matmul((torch.view_as_real(shifted) if apart else shifted).flatten(2), X.mH, out=T[:, number])
@@ -169,17 +181,19 @@ class Elimination:
         # between channels whose columns are half a cell apart half of the lags are none: whatever is there is not read
         along = ((lags[:, None, None] + twice_from[:, None] - twice_from) // 2 % n).to(device)
         c = torch.arange(kernel.shape[1], device=device)
-        T = T.view(-1, len(rows.signs), *T.shape[1:]).unflatten(-1, (len(c), -1)).unflatten(-3, (len(c), -1))
-        across = [(rows.places[:, :, None, None] - places).to(device) % n0 for places in _both(rows)]
+        outer = T.shape[-2] // rows.pairs
+        T = T.view(-1, len(rows.signs), *T.shape[1:]).unflatten(-1, (len(c), -1)).unflatten(-3, (outer, -1))
+        across = [(rows.places[:outer, :, None, None] - places).to(device) % n0 for places in _both(rows)]
+        along = along[:, :outer]
         # blocks, lags, channels, rows, channels, rows
         parts = [
-            kernel[:, c[:, None, None, None], c[:, None], lag, along[:, :, None, :, None]]
+            kernel[:, c[:outer, None, None, None], c[:, None], lag, along[:, :, None, :, None]]
             for lag in across[: len(rows.signs)]
         ]
         for s, sign in enumerate(rows.signs):
             scale = rows.scale[s].to(T)
             part = torch.add(*parts, alpha=sign) if sign else parts[0]
-            T[:, s] += (part * (scale[:, :, None, None] * scale)).to(T.dtype)
+            T[:, s] += (part * (scale[:outer, :, None, None] * scale)).to(T.dtype)
 
     # ------------------------------------------------------------------ use
 
@@ -201,7 +215,11 @@ class Elimination:
         u = torch.zeros_like(g)
         for s, schur in enumerate(self._schur):
             part = g[:, :, :, s, :, : self._columns.pairs_of(s)]
-            solved = schur(part.flatten(1, 2).flatten(2)).reshape(part.shape)
+            if self._exchange is None:
+                solved = schur(part.flatten(1, 2).flatten(2)).reshape(part.shape)
+            else:
+                z = self._exchange.toward(part, s)
+                solved = self._exchange.back(schur(z.flatten(1, 2).flatten(2)).reshape(z.shape), s)
             u[:, :, :, s, :, : part.shape[-2]] = solved
         strip_back, rows_back, columns_back = self._back
         u = (u.unsqueeze(3) * columns_back[..., None]).sum(4)  # rest, blocks, signs, 2, channels, columns, rows
@@ -224,6 +242,51 @@ class Elimination:
     def nbytes(self) -> int:
         """Bytes of the factors."""
         return sum(schur.nbytes for schur in self._schur) + self._coupling.nbytes + self._inverse.nbytes
+
+
+class _Exchange:
+    """The second component of a saddle operator as the imaginary part of the first.
+
+    Args:
+        rows: the pairs of rows.
+        columns: those of columns.
+        sums: of a place and its image in the other channel, across the strip and along it.
+        like: a tensor whose dtype and device the signs get.
+    """
+
+    def __init__(self, rows: Folding, columns: Folding, sums: list[int], like: Tensor) -> None:
+        self._columns = columns
+        (row, row_signs), (column, column_signs) = rows.exchanged(sums[0]), columns.exchanged(sums[1])
+        self._row, self._column, self._inverse_row, self._inverse_column = (
+            number.to(like.device) for number in (row, column, row.argsort(), column.argsort())
+        )
+        # of the columns, signs of the rows, columns, rows
+        self._signs = (column_signs[:, None, :, None] * row_signs[:, None]).to(like)
+
+    def _reversed(self, x: Tensor, s: int) -> Tensor:
+        """What is over the pairs of the second channel, ``(..., signs, columns, rows)``, over those of the first."""
+        pairs = x.shape[-2]
+        x = x.index_select(-2, self._column[:pairs]).index_select(-1, self._row)
+        return x * self._signs[s, :, :pairs].to(x.dtype)
+
+    def merged(self, S: Tensor, s: int) -> Tensor:
+        """The complex matrices ``(blocks * signs, size, size)`` of ``(blocks * signs, size, 2 * size)``."""
+        pairs, signs = self._columns.pairs_of(s), self._signs.shape[1]
+        parts = S.unflatten(-1, (2, pairs, -1)).unflatten(0, (-1, signs)).movedim(1, -3)
+        other = self._reversed(parts[:, :, 1], s).movedim(-3, 1).flatten(-2).flatten(0, 1)
+        return torch.complex(S[..., : S.shape[-2]].contiguous(), other.contiguous())
+
+    def toward(self, u: Tensor, s: int) -> Tensor:
+        """``r + i xi`` of ``(rest, blocks, signs, channels, columns, rows)``."""
+        first, second = u.unbind(-3)
+        return torch.complex(first, self._reversed(second, s))
+
+    def back(self, z: Tensor, s: int) -> Tensor:
+        """The two components of the conjugate, as :meth:`toward` takes them."""
+        pairs = z.shape[-2]
+        xi = -z.imag * self._signs[s, :, :pairs]
+        second = xi.index_select(-2, self._inverse_column[:pairs]).index_select(-1, self._inverse_row)
+        return torch.stack([z.real, second], dim=-3)
 
 
 def turned(border: Border) -> bool:

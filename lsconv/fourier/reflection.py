@@ -8,6 +8,16 @@ the operator to itself as well,
 
 and in the coordinates :math:`(u_x \pm u_{\sigma x}) / \sqrt 2` the operator has one block for each sign: a system half
 as large twice, whose factors cost a quarter.
+
+The saddle operator of one channel, :math:`((-a, b), (b^H, a))` with an even a, has another one, whatever the kernel: a
+reflection :math:`\varphi` along all axes takes the border of its first component to that of the second. Read backwards
+through it, the second component :math:`\xi_p = x_{\varphi(p)}` meets the first one as the imaginary part meets the
+real one,
+
+.. math:: Q (r, x) = (f, g) \iff (-a + i h)\, \overline{(r + i \xi)} = f + i\, g_{\varphi},
+          \qquad h_{pq} = b(p - \varphi(q)) = h_{qp},
+
+a complex system of half the size, whose factors cost half.
 """
 
 from __future__ import annotations
@@ -18,7 +28,7 @@ from torch import Tensor
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.symbol import FrequencyMatrices, plane_waves
 
-__all__ = ["Folding", "reflection", "reflection_sums"]
+__all__ = ["Folding", "exchange", "exchange_sums", "reflection", "reflection_sums"]
 
 # An operator this much off symmetry, relative to its norm, is taken for symmetric: a transform's rounding, divided by
 # the damping, is. Whoever inverts the symmetric one makes an error of that size.
@@ -46,13 +56,49 @@ def reflection(members: Tensor) -> Tensor | None:
         places = marked.nonzero().flatten()
         if len(places) in (0, n):
             return None
-        gaps = torch.diff(places, append=places[:1] + n)
-        last = int(gaps.argmax())
-        s = (int(places[last]) + int(places[(last + 1) % len(places)])) % n
+        s = sum(_ends(marked)) % n
         if not bool(marked[(s - places) % n].all()):
             return None
         sums.append(s)
     return torch.tensor(sums)
+
+
+def exchange_sums(matrices: FrequencyMatrices, border: Border) -> list[int] | None:
+    """The sums of the reflection along every axis that takes the first component of a saddle operator to the second.
+
+    None where there is none, or where the operator is no such one.
+
+    Args:
+        matrices: the operator, Hermitian.
+        border: its border.
+    """
+    m = matrices.matrices
+    if not matrices.grid.real or matrices.rows != 2:
+        return None
+    if not bool((_norms(m[..., 0, 0] + m[..., 1, 1]) <= _ROUNDING[m.dtype.to_real()] * _norms(m[..., 1, 1])).all()):
+        return None
+    return exchange(border.members)
+
+
+def exchange(members: list[Tensor]) -> list[int] | None:
+    """The sums that take the runs of marked positions of the first of two channels to those of the second, per axis."""
+    sums = []
+    for first, second in members:
+        if not bool(first.any()) or not bool(second.any()):
+            return None
+        t = (_ends(first)[0] + _ends(second)[1]) % len(first)
+        places = torch.arange(len(first))
+        if not bool((second[(t - places) % len(first)] == first).all()):
+            return None
+        sums.append(t)
+    return sums
+
+
+def _ends(marked: Tensor) -> tuple[int, int]:
+    """The first and the last of a run of marked positions, around the circle."""
+    places = marked.nonzero().flatten()
+    last = int(torch.diff(places, append=places[:1] + len(marked)).argmax())
+    return int(places[(last + 1) % len(places)]), int(places[last])
 
 
 def _symmetric(matrices: FrequencyMatrices, axis: int, sums: Tensor) -> bool:
@@ -91,6 +137,7 @@ class Folding:
         places: positions, ``(channels, pairs)``, 0 where there are none.
         mirrored: what they are reflected to.
         there: which of ``places`` there are, ``(channels, pairs)``.
+        length: n.
         twice: which of them have an image other than themselves.
         present: which pairs there are, ``(signs, channels, pairs)``, as 0 and 1.
         scale: what an entry of an operator between pairs has for each of them: ``scale[x] scale[y]`` times
@@ -99,6 +146,7 @@ class Folding:
 
     def __init__(self, marked: Tensor, sums: Tensor | None) -> None:
         channels, n = marked.shape
+        self.length = n
         positions = torch.arange(n).expand(channels, n)
         mirrored = positions if sums is None else (sums[:, None] - positions) % n
         chosen = marked & (positions <= mirrored)
@@ -126,6 +174,23 @@ class Folding:
     def pairs_of(self, sign: int) -> int:
         """As many as the sign of this number has; they are the first ones."""
         return int(self.present[sign].any(0).sum())
+
+    def exchanged(self, t: int) -> tuple[Tensor, Tensor]:
+        """Where the pairs of the first channel are among those of the second, reflected, and their signs there.
+
+        Args:
+            t: the sum of a place and its image in the other channel.
+
+        Returns:
+            Numbers ``(pairs,)`` and signs ``(signs, pairs)``.
+        """
+        image = (t - self.places[0]) % self.length
+        same, turned = ((image[:, None] == there) & self.there[1] for there in (self.places[1], self.mirrored[1]))
+        found = self.there[0]
+        number = torch.where(found, (same | turned).long().argmax(1), torch.arange(self.pairs))
+        backwards = found & ~same.any(1)
+        signs = torch.tensor(self.signs, dtype=torch.float64)[:, None]
+        return number, torch.where(backwards, signs, 1.0)
 
     def toward(self) -> Tensor:
         """From the values at ``places`` and ``mirrored`` to those of the pairs: ``(2, signs, channels, pairs)``."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import DenseInverse
 from lsconv.fourier.elimination import Elimination, turned
-from lsconv.fourier.reflection import Folding, reflection, reflection_sums
+from lsconv.fourier.reflection import Folding, exchange, exchange_sums, reflection, reflection_sums
 from lsconv.fourier.symbol import FrequencyMatrices
 
 __all__ = ["Cost", "WholeBorder", "whole_cost"]
@@ -76,13 +76,17 @@ def whole_cost(matrices: FrequencyMatrices, border: Border, onto: Border, *, def
     if turned(onto):
         sums, members, grid = sums[::-1], members[::-1], grid[::-1]
     strip, rows, columns = Folding(members[0], sums[0]), Folding(~members[0], sums[0]), Folding(members[1], sums[1])
+    halved = exchange_sums(matrices, border) is not None and exchange(onto.members) is not None
     signs, g, h = len(rows.signs), onto.channels * rows.pairs, onto.channels * strip.pairs
     sizes = [onto.channels * columns.pairs_of(s) * rows.pairs for s in range(len(columns.signs))]
     lags = int(members[1].sum(1).amax())
     parts = 1 if sums[1] is not None else 2
     products = 2.0 * signs * lags * g**2 * (grid[1] // 2 + 1) * h * parts
     entries = signs * (3 * sum(n**2 for n in sizes) + parts * (lags * g**2 + 2 * g * h * grid[1]))
-    return Cost(third * signs * sum(n**3 for n in sizes), products, entries)
+    factors = third * signs * sum(n**3 for n in sizes)
+    if halved:  # complex ones of half the size, from half of the products where opposite distances come together
+        return Cost(factors / 2, products / (2 if parts == 1 else 1), entries // 2)
+    return Cost(factors, products, entries)
 
 
 def _crossed(border: Border) -> bool:

@@ -13,6 +13,7 @@ import lsconv
 from lsconv.fourier import border_system, patches
 from lsconv.fourier.border import BorderPlan
 from lsconv.fourier.border_cells import Border
+from lsconv.fourier.effort import Effort
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import plan_bytes
 from lsconv.fourier.normal import NormalInverse
@@ -109,6 +110,7 @@ def _braking_motion() -> lsconv.Convolution:
 
 
 def test_a_slow_solve_widens_the_crossings_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Effort, "whole", lambda self, cost: 0.0)  # which would be cheaper
     A = _braking_motion()
     monkeypatch.setattr(patches, "_LEAST_UNKNOWNS", 160)
     inverse = NormalInverse(A, 1e-3, floor=1e-13)
@@ -122,6 +124,7 @@ def test_a_slow_solve_widens_the_crossings_for_good(monkeypatch: pytest.MonkeyPa
 
 
 def test_crossings_widen_only_into_the_memory_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Effort, "whole", lambda self, cost: 0.0)  # which would be cheaper
     A = _braking_motion()
     monkeypatch.setattr(patches, "_LEAST_UNKNOWNS", 160)
     y = torch.randn(A.out_shape, dtype=torch.float64)
