@@ -21,11 +21,16 @@ def test_the_import_loads_neither_matplotlib_nor_scipys_solvers() -> None:
     assert in_a_new_process(code) == "[]"
 
 
-def test_the_import_takes_less_than_a_third_of_a_second_beyond_torchs_own() -> None:
-    code = "import time, torch; t = time.process_time(); import lsconv; print(time.process_time() - t)"
-    seconds = min(float(in_a_new_process(code)) for _ in range(3))
-    print(f"import lsconv, beyond torch: {seconds:.3f} s")
-    assert seconds < 0.3
+def test_the_import_takes_less_than_a_third_of_torchs_own() -> None:
+    """0.2 to 0.3 s; a slow machine is as slow for torch."""
+    code = (
+        "import time; t = time.process_time(); import torch; u = time.process_time(); import lsconv; "
+        "print(u - t, time.process_time() - u)"
+    )
+    times = [[float(part) for part in in_a_new_process(code).split()] for _ in range(3)]
+    torchs, ours = (min(part) for part in zip(*times, strict=True))
+    print(f"import torch: {torchs:.3f} s, lsconv beyond it: {ours:.3f} s")
+    assert ours < torchs / 3
 
 
 def test_types_and_data_are_in_the_package() -> None:

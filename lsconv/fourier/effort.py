@@ -38,7 +38,7 @@ _EARNED = 6
 # Factors end the iteration, wider crossings may shorten it: they may cost this many times as much.
 _CERTAINTY = 3
 # Where iterations are foretold that cost as much, the factors may cost this many times what the solve has.
-_LEAP = 2.5
+_LEAP = 2
 # The solves with the border that an answer takes, each of which is foretold by itself.
 _STEPS = 2
 # Where iterating does not arrive the factors may cost this many times what was spent on it.
@@ -46,7 +46,7 @@ _LAST_RESORT = 4
 # The setup of another grid takes as long as so many border iterations.
 _GRID_WORK = 5
 # Flops in the time that it takes to make room for, gather and add up a number of the factors (one CPU core and two).
-_ENTRY_WORK = 250
+_ENTRY_WORK = 150
 
 
 class Way(enum.Enum):

@@ -134,8 +134,8 @@ def test_crossings_are_widened_before_the_factors_are_made_where_that_is_cheaper
     effort = Effort(1, 10_000, 4, definite=False)
     each = effort.iteration(1)
     crossing = int((3 / 2 * 5 * each) ** (1 / 3))
-    effort.next_way(crossing, 30 * each)
-    assert effort.choose(1, 12, 18, 0.1) is Way.CROSSING
+    effort.next_way(crossing, 24 * each)
+    assert effort.choose(1, 12, 13, 0.1) is Way.CROSSING
     assert effort.choose(1, 12, 100, 0.1) is Way.WHOLE
     effort.next_way(crossing, 200 * each)
     assert effort.choose(1, 12, 100, 0.1) is Way.CROSSING

@@ -167,6 +167,7 @@ def test_one_axis_needs_no_iteration_worth_the_name(monkeypatch: pytest.MonkeyPa
 
 
 def test_crossings_in_float32_where_the_condition_bears_it_cost_no_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Effort, "whole", lambda self, cost: 0.0)
     A = lsconv.Conv2d(torch.ones(1, 1, 9, 9, dtype=torch.float64) / 81, in_size=(96, 96), padding=4)
     y = torch.randn(A.out_shape, dtype=torch.float64)
     plan = BorderPlan(A, 1e-2)
