@@ -38,6 +38,25 @@ _LEAST_DAMP_IN_SINGLE = {True: 3e-3, False: 1e-5}
 _NEVER = Cost(0.0, 0.0, 0)
 
 
+class _Turn:
+    """Ends an iteration for another way.
+
+    Args:
+        choose: the way, given how many iterations have been done, how many are to come, and their rate.
+
+    Attributes:
+        way: for which it was ended.
+    """
+
+    def __init__(self, choose: Callable[[int, float, float], Way]) -> None:
+        self._choose, self.way = choose, Way.NONE
+
+    def __call__(self, done: int, expected: float, rate: float) -> bool:
+        """Whether it ends."""
+        self.way = self._choose(done, expected, rate)
+        return self.way is not Way.NONE
+
+
 class BorderSystem:
     """The system on the border.
 
@@ -100,7 +119,6 @@ class BorderSystem:
         self._shortest, self._definite = shortest, definite
         # what the factors of the whole border cost; None until an iteration takes long enough to ask
         self._whole = _NEVER if self.schwarz.whole else None
-        self._turn = Way.NONE  # what a pause has been ended for
 
     def __call__(self, u: Tensor) -> Tensor:
         """The operator times border vectors ``(rest, blocks, size)``."""
@@ -132,16 +150,14 @@ class BorderSystem:
         check_every = 1 if b.device.type == "cpu" else 10
         if effort.due(self._way()) and self.schwarz.strengthen():
             effort.widened()
-        refused = False
+        widens = True  # until a widening is refused, for lack of memory or of more border
         while True:
             norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
             left = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
             already = int(done.max())
             remaining = max_iter - already
-            way = Way.NONE if refused else self._way()
-            pause = None
-            if not refused and (way is not Way.NONE or self._whole is None):
-                pause = Pause(GLANCE, functools.partial(self._consider, rest, already))
+            turn = _Turn(functools.partial(self._choose, rest, already, widens))
+            pause = Pause(GLANCE, turn) if self._whole is None or self._way(widens) is not Way.NONE else None
             if self._flexible:
                 step, count = gmres(
                     self, self.schwarz, r, left, remaining, check_every, _RESTART, pause, self._recycling
@@ -151,46 +167,43 @@ class BorderSystem:
             u, done = (step if u is None else u + step), done + count
             taken = int(count.max())
             effort.spent += taken * effort.iteration(rest)
-            paused = pause is not None and pause.ended
+            paused = turn.way is not Way.NONE
             if (taken < min(remaining, _RESTART) and not paused) or taken >= remaining:
                 return u, done
             r = b - self(u)
             if not bool((torch.linalg.vector_norm(r, dim=-1, keepdim=True) > _ROUNDING * bound).any()):
                 return u, done
-            gave_up = not paused
-            way = self._turn if paused else self._way()
-            if way is Way.WHOLE and (not gave_up or effort.worth(int(done.max()), rest)):
+            way = turn.way if paused else self._way(widens)
+            if way is Way.WHOLE and (paused or effort.worth(int(done.max()), rest)):
                 self.outgrown = self._fits()
                 if self.outgrown:
                     return u, done
                 self._whole = _NEVER
-            elif way is Way.CROSSING and self.schwarz.strengthen():
-                effort.widened()
             elif way is Way.CROSSING:
-                refused = True  # for lack of memory, or of more border: no more pauses, each of which is a restart
-                if gave_up:
+                widens = self.schwarz.strengthen()
+                if widens:
+                    effort.widened()
+                elif not paused:
                     return u, done
-            elif gave_up:
+            elif not paused:
                 return u, done
 
-    def _consider(self, rest: int, already: int, done: int, expected: float, rate: float) -> bool:
-        """Whether the iteration ends for another way, which is noted."""
+    def _choose(self, rest: int, already: int, widens: bool, done: int, expected: float, rate: float) -> Way:
+        """The way from here, ``done`` iterations after the ``already`` ones of this solve."""
         if self._whole is None:
             self._whole = whole_cost(self.matrices, self.border, self._shortest(), definite=self._definite)
-            self._way()
-        self._turn = self.effort.choose(rest, already + done, expected, rate)
-        return self._turn is not Way.NONE
+        self._way(widens)
+        return self.effort.choose(rest, already, done, expected, rate)
 
     @property
     def work_vectors(self) -> int:
         """How many border vectors an iteration keeps for a right-hand side."""
         return 2 * _RESTART if self._flexible else 4
 
-    def _way(self) -> Way:
+    def _way(self, widens: bool = True) -> Way:
         """What comes after the iteration as it is."""
-        return self.effort.next_way(
-            self.schwarz.stronger_unknowns, 0.0 if self._whole is None else self.effort.whole(self._whole)
-        )
+        whole = 0.0 if self._whole is None else self.effort.whole(self._whole)
+        return self.effort.next_way(self.schwarz.stronger_unknowns if widens else 0, whole)
 
     def _fits(self) -> bool:
         """Whether there is memory for the factors of the whole border and what goes with them."""

@@ -130,12 +130,13 @@ class Effort:
         earned = self.spared * self.spent >= _SPARED * _EARNED * self._costs[way]
         return way is Way.CROSSING and self.latest >= _PATIENCE and earned
 
-    def choose(self, rest: int, done: int, expected: float, rate: float) -> Way:
+    def choose(self, rest: int, already: int, done: int, expected: float, rate: float) -> Way:
         """The way that costs least, where a solve has done some iterations.
 
         Args:
             rest: right-hand sides a block.
-            done: iterations, in this solve.
+            already: iterations of this solve before it last went another way.
+            done: those since.
             expected: iterations to come.
             rate: by which the logarithm of the residual has fallen in one.
         """
@@ -143,17 +144,13 @@ class Effort:
             self.spared, self._before = max(0.0, 1 - self._before / rate) if rate > 0 else 0.0, None
         self._rate = rate
         each = self.iteration(rest)
-        to_come, spent, crossing, whole = (
-            expected * each,
-            done * each,
-            self._costs[Way.CROSSING],
-            self._costs[Way.WHOLE],
-        )
-        due = self.spent + spent >= crossing and self.spared > 0 and self.spared * to_come >= crossing
+        to_come, spent = expected * each, (already + done) * each
+        crossing, whole = self._costs[Way.CROSSING], self._costs[Way.WHOLE]
+        due = self.spent + done * each >= crossing and self.spared > 0 and self.spared * to_come >= crossing
         left = (1 - self.spared) * to_come + crossing if due else to_come
-        faster = done > GLANCE and expected < self._expected / 2
+        faster = already + done > GLANCE and expected < self._expected / 2
         self._expected = expected
-        slow = done >= _SLOW and self.slow + spent >= whole
+        slow = already + done >= _SLOW and self.slow + spent >= whole
         if slow or (whole <= min(_STEPS * left, _LEAP * spent) and not faster):
             return Way.WHOLE
         return Way.CROSSING if due else Way.NONE

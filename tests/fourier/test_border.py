@@ -160,7 +160,11 @@ def test_a_refused_widening_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -
     A = lsconv.Conv2d(torch.ones(1, 1, 9, 7, dtype=torch.float64) / 63, (256, 256), padding=(4, 3))
     asked, solves = [], []
     monkeypatch.setattr(patches.Schwarz, "strengthen", lambda self: bool(asked.append(0)))
-    monkeypatch.setattr(Effort, "choose", lambda *args: Way.CROSSING)
+    monkeypatch.setattr(Effort, "whole", lambda self, cost: 0.0)
+    ways: list[Way] = []
+    following = Effort.next_way
+    monkeypatch.setattr(Effort, "next_way", lambda *args: ways.append(following(*args)) or ways[-1])
+    monkeypatch.setattr(Effort, "choose", lambda *args: ways[-1])
     monkeypatch.setattr(Effort, "due", lambda *args: False)
     solve = BorderSystem.solve
     monkeypatch.setattr(BorderSystem, "solve", lambda *args: solves.append(0) or solve(*args))

@@ -111,23 +111,23 @@ def test_many_quick_solves_do_not_end_in_factors_and_a_few_slow_ones_do() -> Non
     for _ in range(1000):
         effort.remember(30, 1)
     assert effort.next_way(0, whole) is Way.WHOLE
-    assert effort.choose(1, 96, 50, 0.1) is Way.NONE
+    assert effort.choose(1, 0, 96, 50, 0.1) is Way.NONE
     for _ in range(math.ceil(whole / each / 150)):
         effort.remember(150, 1)
-    assert effort.choose(1, 48, 50, 0.1) is Way.NONE
-    assert effort.choose(1, 96, 50, 0.1) is Way.WHOLE
+    assert effort.choose(1, 0, 48, 50, 0.1) is Way.NONE
+    assert effort.choose(1, 0, 96, 50, 0.1) is Way.WHOLE
 
 
 def test_factors_that_the_iterations_to_come_would_cost_are_made_unless_they_leap_ahead() -> None:
     effort = Effort(1, 10_000, 4, definite=False)
     each = effort.iteration(1)
     effort.next_way(0, 24 * each)
-    assert effort.choose(1, 12, 13, 0.1) is Way.WHOLE
-    assert effort.choose(1, 12, 10, 0.1) is Way.NONE
+    assert effort.choose(1, 0, 12, 13, 0.1) is Way.WHOLE
+    assert effort.choose(1, 0, 12, 10, 0.1) is Way.NONE
     effort.next_way(0, 40 * each)
-    assert effort.choose(1, 12, 1000, 0.1) is Way.NONE
-    assert effort.choose(1, 24, 400, 0.1) is Way.NONE  # it gets faster
-    assert effort.choose(1, 48, 300, 0.1) is Way.WHOLE
+    assert effort.choose(1, 0, 12, 1000, 0.1) is Way.NONE
+    assert effort.choose(1, 0, 24, 400, 0.1) is Way.NONE  # it gets faster
+    assert effort.choose(1, 0, 48, 300, 0.1) is Way.WHOLE
 
 
 def test_crossings_are_widened_before_the_factors_are_made_where_that_is_cheaper() -> None:
@@ -135,11 +135,11 @@ def test_crossings_are_widened_before_the_factors_are_made_where_that_is_cheaper
     each = effort.iteration(1)
     crossing = int((3 / 2 * 5 * each) ** (1 / 3))
     effort.next_way(crossing, 24 * each)
-    assert effort.choose(1, 12, 13, 0.1) is Way.CROSSING
-    assert effort.choose(1, 12, 100, 0.1) is Way.WHOLE
+    assert effort.choose(1, 0, 12, 13, 0.1) is Way.CROSSING
+    assert effort.choose(1, 0, 12, 100, 0.1) is Way.WHOLE
     effort.next_way(crossing, 200 * each)
-    assert effort.choose(1, 12, 100, 0.1) is Way.CROSSING
-    assert effort.choose(1, 12, 8, 0.1) is Way.NONE
+    assert effort.choose(1, 0, 12, 100, 0.1) is Way.CROSSING
+    assert effort.choose(1, 0, 12, 8, 0.1) is Way.NONE
 
 
 def test_the_way_that_ends_the_iteration_may_cost_more_than_the_one_that_shortens_it() -> None:
@@ -172,10 +172,10 @@ def test_what_one_widening_spared_decides_about_the_next() -> None:
         crossing = 1000
         effort.next_way(crossing, 0)
         its = 3 * effort.factors(crossing) / effort.iteration(1)
-        assert effort.choose(1, int(its), its, 0.1) is Way.CROSSING
+        assert effort.choose(1, 0, int(its), its, 0.1) is Way.CROSSING
         effort.widened()
         assert effort.spent == 0
-        assert (effort.choose(1, int(its), its, rate) is Way.CROSSING) is (rate == 0.9)
+        assert (effort.choose(1, 0, int(its), its, rate) is Way.CROSSING) is (rate == 0.9)
         assert effort.spared == pytest.approx(1 - 0.1 / rate)
         effort.latest, effort.spent = 50, 7 * effort.factors(crossing)
         assert effort.due(Way.CROSSING) is (rate == 0.9)
