@@ -51,7 +51,7 @@ class Kernel:
             pairs = (*lead, *lags, channel[:, None], channel[None, :])
             return Q.at_lags(axes, list(present))[pairs]
         if len(axes) == len(self.grid):
-            return self._dense(cells)
+            return self.within(cells)
         kernel = self.whole().movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
         lags = [table[w[:, None], w[None, :]] for table, w in zip(tables, which, strict=True)]
         pairs = (slice(None), channel[:, None], channel[None, :], *lags)
@@ -63,8 +63,8 @@ class Kernel:
         """All entries between the cells of a border: ``(blocks, size, size)``."""
         return between_borders(self.whole(), border, border)
 
-    def _dense(self, cells: Tensor) -> Tensor:
-        """All entries between the cells: ``(blocks, cells, cells)``.
+    def within(self, cells: Tensor, outer: Tensor | None = None) -> Tensor:
+        """The entries between cells, or only the rows of these numbers of them: ``(blocks, outer, cells)``.
 
         An entry's place in the part of the kernel around lag zero is a difference of one number per cell.
         """
@@ -76,8 +76,9 @@ class Kernel:
             reach = int(p.amax())
             kernel = kernel.index_select(3 + a, (torch.arange(-reach, reach + 1) % n).to(device))
             row, column = row * (2 * reach + 1) + reach + p, column * (2 * reach + 1) - p
+        row = row if outer is None else row[outer]
         lags = (row[:, None] + column[None, :]).flatten().to(device)
-        return kernel.flatten(1).index_select(1, lags).unflatten(1, (len(cells), len(cells)))
+        return kernel.flatten(1).index_select(1, lags).unflatten(1, (len(row), len(cells)))
 
 
 def _unrolled(places: Tensor, n: int) -> Tensor:

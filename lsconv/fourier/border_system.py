@@ -71,6 +71,7 @@ class BorderSystem:
         spare_bytes: what wider crossings and factors may take; None: 60 % of what is free then.
         direct: factorise the whole border instead of iterating.
         shortest: the border on the shortest grid, on which it would be factorised.
+        exchange: the sums of the reflection that takes the first component of ``matrices`` to the second.
 
     Attributes:
         outgrown: whether the factors of the whole border are the way to go on.
@@ -89,13 +90,20 @@ class BorderSystem:
         spare_bytes: int | None,
         direct: bool,
         shortest: Callable[[], Border],
+        exchange: list[int] | None = None,
     ) -> None:
         self.matrices, self.border, self.outgrown = matrices, border, False
         self._spare_bytes = spare_bytes
         self._over_grid = BorderProduct(matrices, border)
         single = damp >= _LEAST_DAMP_IN_SINGLE[definite] and torch.finfo(matrices.matrices.dtype).bits == 64
         self.effort = Effort(
-            blocks, math.prod(matrices.grid.sizes), matrices.rows, definite=definite, damp=damp, single=single
+            blocks,
+            math.prod(matrices.grid.sizes),
+            matrices.rows,
+            definite=definite,
+            damp=damp,
+            single=single,
+            exchanged=exchange is not None,
         )
         self.schwarz = Schwarz(
             matrices,
@@ -107,6 +115,7 @@ class BorderSystem:
             unknowns=crossing_unknowns(self.effort.first_crossing),
             spare_bytes=spare_bytes,
             whole=direct,
+            exchange=exchange,
         )
         if self.schwarz.strips is not None:
             self.effort.cells = max(2, self.schwarz.strips.work // matrices.rows)

@@ -14,7 +14,7 @@ from lsconv.fourier.symbol import hermitian_inverse
 if TYPE_CHECKING:  # the border asks for its kernel, which asks about the border
     from lsconv.fourier.border_cells import Border
 
-__all__ = ["DenseInverse", "between_borders", "indefinite_inverse"]
+__all__ = ["DenseInverse", "ExchangedInverse", "between_borders", "indefinite_inverse"]
 
 # Smaller matrices are inverted, and so are those on a GPU, which waits for every row of a triangular solve; beyond the
 # second limit that is still better than twice the memory. (1024 unknowns, float64, one CPU core, in ms: inverse 100,
@@ -67,6 +67,43 @@ class DenseInverse:
     def nbytes(self) -> int:
         """Bytes of the factors."""
         return self.factors.numel() * self.factors.element_size()
+
+
+class ExchangedInverse:
+    r"""The inverse of a saddle operator of one channel as that of a complex symmetric matrix of half the size.
+
+    See :mod:`lsconv.fourier.reflection`.
+
+    Args:
+        matrices: the rows of the first component, ``(blocks, size / 2, size)``.
+        first: the numbers of the cells of the first component.
+        second: those of what they are reflected to, in the second component.
+        single: as for :class:`DenseInverse`.
+    """
+
+    def __init__(self, matrices: Tensor, first: Tensor, second: Tensor, *, single: bool = False) -> None:
+        self.cells = torch.cat([first, second]).to(matrices.device)
+        self.place = self.cells.argsort()
+        real, imaginary = matrices.index_select(-1, self.cells).chunk(2, dim=-1)
+        self.inverse = DenseInverse(
+            torch.complex(real.contiguous(), imaginary.contiguous()), definite=False, single=single
+        )
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """The inverses times ``r`` of shape ``(rest, blocks, size)``."""
+        real, imaginary = r.index_select(-1, self.cells).chunk(2, dim=-1)
+        z = self.inverse(torch.complex(real, imaginary))
+        return torch.cat([z.real, -z.imag], dim=-1).index_select(-1, self.place)
+
+    @property
+    def factors(self) -> Tensor:
+        """Those of the complex matrices."""
+        return self.inverse.factors
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors."""
+        return self.inverse.nbytes
 
 
 def indefinite_inverse(matrices: Tensor) -> Tensor:

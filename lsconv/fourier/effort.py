@@ -67,6 +67,7 @@ class Effort:
         definite: whether it is definite: half of a factorisation, and a third of an iteration.
         damp: the least damping, relative to sigma_max.
         single: whether factors are made in single precision, which takes half as long.
+        exchanged: whether those of crossings are of complex matrices of half the size, which takes half as long too.
 
     Attributes:
         spent: on iterations since the crossings were last widened.
@@ -76,10 +77,19 @@ class Effort:
     """
 
     def __init__(
-        self, blocks: int, cells: int, channels: int, *, definite: bool, damp: float = 0.0, single: bool = False
+        self,
+        blocks: int,
+        cells: int,
+        channels: int,
+        *,
+        definite: bool,
+        damp: float = 0.0,
+        single: bool = False,
+        exchanged: bool = False,
     ) -> None:
         self.blocks, self.cells, self.channels, self.definite = blocks, cells, channels, definite
         self._share = 0.5 if single else 1.0
+        self._crossing_share = self._share * (0.5 if exchanged else 1.0)
         self._crossing_work = 1 if damp >= _STRONG_DAMP else _CROSSING_WORK
         self.spent = self.slow = 0.0
         self.latest = 0
@@ -96,7 +106,7 @@ class Effort:
 
     def factors(self, unknowns: int) -> float:
         """Factorising so many unknowns of a crossing."""
-        return self._share * self._flops(unknowns)
+        return self._crossing_share * self._flops(unknowns)
 
     def _flops(self, unknowns: int) -> float:
         return self.blocks * unknowns**3 * (1 if self.definite else 2) / 3

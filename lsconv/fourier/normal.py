@@ -39,6 +39,7 @@ from lsconv.fourier.gram import gram, largest_eigenvalue, product, shifted
 from lsconv.fourier.mirrored import Mirror
 from lsconv.fourier.patches import Schwarz
 from lsconv.fourier.penalty import Penalty
+from lsconv.fourier.reflection import exchange
 from lsconv.fourier.saddle import saddle_inverse
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
 from lsconv.operators.convolution import Convolution
@@ -133,6 +134,7 @@ class NormalInverse:
             self._definite(what, squared, mu)
         if self.form != "circulant":
             definite = self.form != "mixed"
+            exchanged = not (definite or stacked) and rows == columns == 1 and S.grid.real
             self.on_border = BorderSystem(
                 self.system,
                 self.border,
@@ -144,6 +146,7 @@ class NormalInverse:
                 spare_bytes=spare_bytes,
                 direct=direct,
                 shortest=(lambda: self.border) if stacked else self._shortest_border,
+                exchange=exchange(self.border.members) if exchanged else None,
             )
 
     def _shortest_border(self) -> Border:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.border_kernel import Kernel
-from lsconv.fourier.dense_border import DenseInverse, indefinite_inverse
+from lsconv.fourier.dense_border import DenseInverse, ExchangedInverse, indefinite_inverse
 from lsconv.fourier.free import free_bytes
 from lsconv.fourier.strips import Slab, Strips
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse
@@ -82,26 +82,34 @@ class _Patch:
         *,
         definite: bool,
         single: bool,
+        exchange: list[int] | None = None,
         product: bool = False,
     ) -> None:
         self.axes = axes
         index = border_index(numbering, axes, cells)
         self.shape = tuple(index.shape)  # cells, *other axes
         self.index = index.flatten().to(kernel.Q.matrices.device)
+        self.slab: Slab | None = None
+        self.inverse: DenseInverse | ExchangedInverse | FrequencyMatrices
+        self.kept: Tensor | None = None  # positions in index of the cells that take their correction from this patch
+        self.kept_index = self.index
+        if exchange is not None and len(axes) == len(border.grid):
+            first = (cells[:, 0] == 0).nonzero().flatten()
+            image = [(t - p) % n for t, p, n in zip(exchange, cells[first, 1:].T, border.grid, strict=True)]
+            numbers, order = index.sort()
+            second = order[torch.searchsorted(numbers, numbering[1][tuple(image)])]
+            self.inverse = ExchangedInverse(kernel.within(cells, first), first, second, single=single)
+            return
         matrices = kernel.between(axes, cells).contiguous()
         others = Grid(tuple(n for a, n in enumerate(border.grid) if a not in axes), real=kernel.Q.grid.real)
         # of the products too, before the inverse overwrites them
-        self.slab = (
-            Slab(self.index.reshape(self.shape), FrequencyMatrices(others, matrices.clone())) if product else None
-        )
-        self.inverse: DenseInverse | FrequencyMatrices
+        if product:
+            self.slab = Slab(self.index.reshape(self.shape), FrequencyMatrices(others, matrices.clone()))
         if others.sizes:
             inverses = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
             self.inverse = FrequencyMatrices(others, inverses)
         else:
             self.inverse = DenseInverse(matrices, definite=definite, single=single)
-        self.kept: Tensor | None = None  # positions in index of the cells that take their correction from this patch
-        self.kept_index = self.index
 
     def keep(self, owned: Tensor) -> None:
         """Restrict the correction to the cells of ``index`` marked in ``owned``."""
@@ -111,7 +119,8 @@ class _Patch:
     def __call__(self, r: Tensor) -> Tensor:
         """The correction of the cells ``kept_index``."""
         cells = r.index_select(-1, self.index).reshape(*r.shape[:2], *self.shape)
-        z = self.inverse(cells) if isinstance(self.inverse, DenseInverse) else self.inverse.on_grid(cells).flatten(2)
+        inverse = self.inverse
+        z = inverse.on_grid(cells).flatten(2) if isinstance(inverse, FrequencyMatrices) else inverse(cells)
         return z if self.kept is None else z.index_select(-1, self.kept)
 
 
@@ -133,6 +142,8 @@ class Schwarz:
         unknowns: limit of the unknowns of a crossing.
         spare_bytes: what wider crossings may take, later; None: 60 % of what is free on the device then.
         whole: invert Q on the whole border, whatever its size.
+        exchange: the sums of the reflection that takes the first component of Q to the second
+            (:mod:`lsconv.fourier.reflection`); None where there is none.
     """
 
     def __init__(
@@ -147,8 +158,9 @@ class Schwarz:
         unknowns: int = 1024,
         spare_bytes: int | None = None,
         whole: bool = False,
+        exchange: list[int] | None = None,
     ) -> None:
-        self.spare_bytes = spare_bytes
+        self.spare_bytes, self._exchange = spare_bytes, exchange
         self.matrices, self.border = matrices, border
         self.definite, self.restricted = definite, restricted
         self.patches: list[_Patch] = []
@@ -193,6 +205,7 @@ class Schwarz:
             cells,
             definite=self.definite,
             single=single,
+            exchange=self._exchange,
             product=product,
         )
 

@@ -13,6 +13,7 @@ import lsconv
 from lsconv.fourier import border_system, patches
 from lsconv.fourier.border import BorderPlan
 from lsconv.fourier.border_cells import Border
+from lsconv.fourier.dense_border import ExchangedInverse
 from lsconv.fourier.effort import Effort
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import plan_bytes
@@ -176,8 +177,28 @@ def test_crossings_in_float32_where_the_condition_bears_it_cost_no_iterations(mo
     precise = BorderPlan(A, 1e-2)
     kinds = [{patch.inverse.factors.dtype for patch in p.inverse.schwarz.patches if len(patch.axes) == 2}
              for p in (plan, precise)]  # fmt: skip
-    assert kinds == [{torch.float32}, {torch.float64}]
+    assert kinds == [{torch.complex64}, {torch.complex128}]
     expected = precise.solve(y)
     assert solution.converged.all()
     assert abs(int(solution.iterations) - int(expected.iterations)) <= 1
     torch.testing.assert_close(solution.x, expected.x, rtol=0, atol=1e-8 * float(expected.x.abs().max()))
+
+
+@pytest.mark.parametrize("size", [(60, 60), (61, 48)])
+@pytest.mark.parametrize("padding", [(2, 2), (1, 3), (0, 2)])
+def test_a_crossing_of_a_saddle_operator_is_inverted_in_complex_numbers(
+    size: tuple[int, int], padding: tuple[int, int]
+) -> None:
+    A = lsconv.Conv2d(torch.randn(1, 1, 5, 5, dtype=torch.float64), in_size=size, padding=padding)
+    inverse = NormalInverse(A, 0.1, floor=1e-13)
+    border, schwarz = inverse.border, inverse.schwarz
+    kernel = border.kernel(inverse.on_border.matrices)
+    exchanged = padding == (2, 2)  # elsewhere the components have different borders
+    for patch in schwarz.patches:
+        if len(patch.axes) < 2 and not schwarz.whole:
+            continue
+        assert isinstance(patch.inverse, ExchangedInverse) == exchanged
+        cells = border.mask.nonzero() if schwarz.whole else border.crossing((0, 1), schwarz._reaches[0, 1])
+        r = torch.randn(2, 1, len(cells), dtype=torch.float64)
+        want = torch.linalg.solve(kernel.within(cells), r.mT).mT
+        torch.testing.assert_close(patch.inverse(r), want, rtol=1e-6, atol=1e-8)
