@@ -15,6 +15,7 @@ from lsconv.fourier.dense_border import DenseInverse, between_borders
 from lsconv.fourier.elimination import Elimination
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.reflection import reflection_sums
+from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.fourier.whole_border import WholeBorder, whole_cost
 
 F64 = torch.float64
@@ -75,6 +76,33 @@ def test_the_border_of_any_channels_is_inverted(
     inverse = NormalInverse(A, 0.1, floor=1e-13)
     if inverse.form != "circulant" and all(bool(members.any()) for members in inverse.border.members):
         assert error(A) < 1e-12
+
+
+@pytest.mark.parametrize("padding", [0, 2, (1, 2)])
+def test_it_does_not_matter_where_on_the_circle_the_border_of_a_channel_lies(padding: int | tuple[int, int]) -> None:
+    inverse = NormalInverse(lsconv.Conv2d(symmetric(2, 3), in_size=(12, 13), padding=padding), 0.1, floor=1e-13)
+    grid, channels, definite = inverse.on_border.matrices.grid, inverse.border.channels, inverse.form != "mixed"
+    kernel = inverse.border.kernel(inverse.on_border.matrices).whole()
+    for shift in range(max(grid.sizes)):
+        along = [shift * (1 + c) for c in range(channels)]
+        positions = [
+            [members[c].roll(along[c]).nonzero().flatten().tolist() for members in inverse.border.members]
+            for c in range(channels)
+        ]
+        border = Border(grid.sizes, positions, torch.device("cpu"))
+        rolled = torch.stack(
+            [
+                torch.stack([kernel[:, c, d].roll([along[c] - along[d]] * 2, (-2, -1)) for d in range(channels)], dim=1)
+                for c in range(channels)
+            ],
+            dim=1,
+        )
+        matrices = FrequencyMatrices(grid, grid.transform(rolled).movedim((1, 2), (-2, -1)))
+        assert all(s is not None for s in reflection_sums(matrices, border)) or padding == (1, 2)
+        r = torch.randn(1, 1, border.size, dtype=F64)
+        want = torch.linalg.solve(between_borders(rolled, border, border), r.mT).mT
+        eliminated = Elimination(matrices, border, rolled, definite=definite)
+        torch.testing.assert_close(eliminated(r), want, rtol=1e-7, atol=1e-9)
 
 
 def test_groups_are_blocks_and_one_block_serves_many() -> None:
