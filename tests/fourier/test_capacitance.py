@@ -172,7 +172,8 @@ def test_gradients_are_those_of_the_dense_inverse() -> None:
 def test_an_operator_of_zeros_and_its_batch() -> None:
     weight = torch.stack([torch.ones(1, 1, 2, dtype=F64), torch.zeros(1, 1, 2, dtype=F64)])
     A = lsconv.Conv1d(weight[0], in_size=1, padding=1, dilation=2)  # every tap reads padding
-    assert torch.equal(CapacitancePlan(A).apply(torch.ones(1, 1, dtype=F64)), torch.zeros(1, 1, dtype=F64))
+    # as zero as the rounding of C^-1, whose norm is one here
+    assert float(CapacitancePlan(A).apply(torch.ones(1, 1, dtype=F64)).abs()) < 10 * torch.finfo(F64).eps
     with pytest.raises(MethodError, match="symbol is singular"):
         CapacitancePlan(lsconv.Conv1d(weight, in_size=4, padding="same"))
 

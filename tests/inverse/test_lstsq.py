@@ -52,10 +52,11 @@ def _check_against_dense(case: Any, reference: Any, method: str, by_border: Any,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_operator_that_is_zero_has_the_answer_zero(dtype: torch.dtype) -> None:
-    # dilation 2 and padding 1 on a single cell: every tap reads padding
+    # dilation 2 and padding 1 on a single cell: every tap reads padding. The circulant operator around it is not zero,
+    # and what its elimination leaves is rounding in double precision, which differs between processors.
     A = lsconv.Conv1d(torch.ones(1, 1, 2, dtype=dtype), in_size=1, padding=1, dilation=2)
     for y in (torch.zeros(1, 1, dtype=dtype), torch.ones(1, 1, dtype=dtype)):
-        assert torch.equal(lsconv.lstsq(A, y).x, torch.zeros(1, 1, dtype=dtype))
+        assert float(lsconv.lstsq(A, y).x.abs()) < 10 * torch.finfo(torch.float64).eps
 
 
 @every_method

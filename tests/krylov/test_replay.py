@@ -149,12 +149,11 @@ def test_nan_in_one_item_is_replayed_without_touching_the_others(emulator: Any) 
 
 
 def test_a_restart_records_anew(emulator: Any) -> None:
-    """In float32 a claim is refused and the solve goes on from there, with a new state: a new recording."""
+    """A tolerance below the rounding of float32: its claims are refused, and the solve goes on with a new state."""
     M = Dense(definite(40, torch.float32) + 0.1 * torch.eye(40))
     b = torch.randn(2, 40, generator=torch.Generator().manual_seed(2))
-    solve = lambda: cg(Dense(definite(40, torch.float32)), b, M=M, check_every=2, rtol=1e-5)
+    solve = lambda: cg(Dense(definite(40, torch.float32)), b, M=M, check_every=2, rtol=1e-7)
     solution = solve()
-    assert solution.converged.all()
     assert emulator.records > 1
     emulator.assert_unchanged(solution, solve)
 
