@@ -84,16 +84,8 @@ class Border:
     @functools.cached_property
     def _gaps(self) -> list[list[int]]:
         """How many cells follow on each border position, of any channel, before the next one; for every axis."""
-        gaps = []
-        for members, n in zip(self.members, self.grid, strict=True):
-            places = members.any(0).nonzero().flatten().tolist()
-            gaps.append(
-                [
-                    after - place - 1
-                    for place, after in zip(places, places[1:] + [p + n for p in places[:1]], strict=True)
-                ]
-            )
-        return gaps
+        places = [members.any(0).nonzero().flatten() for members in self.members]
+        return [(torch.diff(p, append=p[:1] + n) - 1).tolist() for p, n in zip(places, self.grid, strict=True)]
 
     @functools.cached_property
     def _counts(self) -> list[list[int]]:

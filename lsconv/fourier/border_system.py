@@ -125,7 +125,7 @@ class BorderSystem:
         item = (dtype.to_real() if matrices.grid.real else dtype.to_complex()).itemsize
         fits = spare_bytes is None or 2 * _RESTART * blocks * border.size * item <= spare_bytes
         self._recycling = Recycling(_RESTART if fits else 0)
-        self._shortest, self._definite = shortest, definite
+        self._shortest, self._definite, self._exchanged = shortest, definite, exchange is not None
         # what the factors of the whole border cost; None until an iteration takes long enough to ask
         self._whole = _NEVER if self.schwarz.whole else None
 
@@ -200,7 +200,9 @@ class BorderSystem:
     def _choose(self, rest: int, already: int, widens: bool, done: int, expected: float, rate: float) -> Way:
         """The way from here, ``done`` iterations after the ``already`` ones of this solve."""
         if self._whole is None:
-            self._whole = whole_cost(self.matrices, self.border, self._shortest(), definite=self._definite)
+            self._whole = whole_cost(
+                self.matrices, self.border, self._shortest(), definite=self._definite, exchanged=self._exchanged
+            )
         self._way(widens)
         return self.effort.choose(rest, already, done, expected, rate)
 

@@ -29,10 +29,38 @@ from torch import Tensor
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import DenseInverse, indefinite_inverse
 from lsconv.fourier.precision import single as single_precision
-from lsconv.fourier.reflection import Folding, exchange_sums, reflection_sums
+from lsconv.fourier.reflection import Folding, reflection_sums, run_ends
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse, plane_waves
 
-__all__ = ["Elimination", "turned"]
+__all__ = ["Elimination", "Layout"]
+
+
+class Layout:
+    """A border as the strip that is eliminated and the rows and columns that are left.
+
+    Args:
+        border: cells in rows and columns of a plane.
+        sums: the reflections along its axes.
+
+    Attributes:
+        turned: whether the strip, which is the one of more cells and runs along the last axis, is of columns.
+        strip: the rows of the strip.
+        rows: all others.
+        columns: the columns of the rest.
+        even: whether there is a reflection along the strip.
+        twice_from: twice the positions from which places along the strip are counted, for each channel: the middle of
+            its columns where there is a reflection, else the first of them.
+    """
+
+    def __init__(self, border: Border, sums: list[Tensor | None]) -> None:
+        by_rows, by_columns = (float(m.sum()) / m.shape[1] for m in border.members)
+        self.turned = by_columns > by_rows
+        step = -1 if self.turned else 1
+        (across, along), (over, at) = sums[::step], border.members[::step]
+        self.strip, self.rows, self.columns = Folding(over, across), Folding(~over, across), Folding(at, along)
+        self.even = along is not None
+        first = torch.tensor([run_ends(marked)[0] if bool(marked.any()) else 0 for marked in at])
+        self.twice_from = 2 * first if along is None else along
 
 
 class Elimination:
@@ -44,24 +72,28 @@ class Elimination:
         kernel: the first block column of Q.
         definite: whether it is positive definite.
         single: keep the factors of the Schur complement in single precision.
+        exchange: the sums of the reflection that takes the first component of a saddle operator to the second.
     """
 
     def __init__(
-        self, matrices: FrequencyMatrices, border: Border, kernel: Tensor, *, definite: bool, single: bool = False
+        self,
+        matrices: FrequencyMatrices,
+        border: Border,
+        kernel: Tensor,
+        *,
+        definite: bool,
+        single: bool = False,
+        exchange: list[int] | None = None,
     ) -> None:
         self._real, device = matrices.grid.real, kernel.device
-        sums, exchanged = reflection_sums(matrices, border), exchange_sums(matrices, border)
-        members, numbers = border.members, border.numbering()
-        if turned(border):  # so that the strip to eliminate runs along the last axis
-            sums, members, numbers, kernel = sums[::-1], members[::-1], numbers.mT, kernel.mT
-            exchanged = None if exchanged is None else exchanged[::-1]
-        self._strip, self._rows = Folding(members[0], sums[0]), Folding(~members[0], sums[0])
-        self._columns = Folding(members[1], sums[1])
-        self._along = Grid(tuple(kernel.shape[-1:]), real=self._real)
-        # positions along the strip are counted from the reflection, or from where the channel's columns begin
-        self._even = sums[1] is not None
-        twice_from = 2 * _starts(members[1]) if sums[1] is None else sums[1]
-        self._exchange = None if exchanged is None else _Exchange(self._rows, self._columns, exchanged, kernel)
+        layout = Layout(border, reflection_sums(matrices, border))
+        self._strip, self._rows, self._columns = layout.strip, layout.rows, layout.columns
+        numbers = border.numbering()
+        if layout.turned:
+            numbers, kernel, exchange = numbers.mT, kernel.mT, None if exchange is None else exchange[::-1]
+        self._along, self._even = Grid(tuple(kernel.shape[-1:]), real=self._real), layout.even
+        twice_from = layout.twice_from
+        self._exchange = None if exchange is None else _Exchange(self._rows, self._columns, exchange, kernel)
         self._number(numbers, device)
         self._wave(twice_from, kernel)
 
@@ -290,12 +322,6 @@ class _Exchange:
         return torch.stack([z.real, second], dim=-3)
 
 
-def turned(border: Border) -> bool:
-    """Whether the columns have more cells than the rows."""
-    rows, columns = (float(m.sum()) / m.shape[1] for m in border.members)
-    return columns > rows
-
-
 def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
     """The product of matrices with complex vectors, in real numbers where the matrices are."""
     if matrices.is_complex():
@@ -311,16 +337,6 @@ def _both(folding: Folding) -> tuple[Tensor, Tensor]:
 def _there(folding: Folding) -> Tensor:
     """Which of the places, and which of their images elsewhere: ``(2, channels, pairs)``."""
     return torch.stack([folding.there, folding.twice])
-
-
-def _starts(members: Tensor) -> Tensor:
-    """Where the run of marked positions of each channel starts, around the circle; 0 where there is none."""
-    starts = []
-    for marked in members:
-        places = marked.nonzero().flatten()
-        gaps = torch.diff(places, prepend=places[-1:] - len(marked))
-        starts.append(int(places[gaps.argmax()]) if len(places) else 0)
-    return torch.tensor(starts)
 
 
 def _between(spectrum: Tensor, outer: Folding, inner: Folding) -> Tensor:

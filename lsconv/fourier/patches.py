@@ -172,7 +172,7 @@ class Schwarz:
         self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
         self._crossings: list[tuple[int, ...]] = []
         if self.whole and not small:
-            self.factors = WholeBorder(matrices, border, definite=definite, single=self._single)
+            self.factors = WholeBorder(matrices, border, definite=definite, single=single, exchange=exchange)
             return
         self._numbering = border.numbering()
         kernel = border.kernel(matrices)

@@ -28,7 +28,7 @@ from torch import Tensor
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.symbol import FrequencyMatrices, plane_waves
 
-__all__ = ["Folding", "exchange", "exchange_sums", "reflection", "reflection_sums"]
+__all__ = ["Folding", "exchange", "reflection", "reflection_sums", "run_ends"]
 
 # An operator this much off symmetry, relative to its norm, is taken for symmetric: a transform's rounding, divided by
 # the damping, is. Whoever inverts the symmetric one makes an error of that size.
@@ -56,37 +56,23 @@ def reflection(members: Tensor) -> Tensor | None:
         places = marked.nonzero().flatten()
         if len(places) in (0, n):
             return None
-        s = sum(_ends(marked)) % n
+        s = sum(run_ends(marked)) % n
         if not bool(marked[(s - places) % n].all()):
             return None
         sums.append(s)
     return torch.tensor(sums)
 
 
-def exchange_sums(matrices: FrequencyMatrices, border: Border) -> list[int] | None:
-    """The sums of the reflection along every axis that takes the first component of a saddle operator to the second.
-
-    None where there is none, or where the operator is no such one.
-
-    Args:
-        matrices: the operator, Hermitian.
-        border: its border.
-    """
-    m = matrices.matrices
-    if not matrices.grid.real or matrices.rows != 2:
-        return None
-    if not bool((_norms(m[..., 0, 0] + m[..., 1, 1]) <= _ROUNDING[m.dtype.to_real()] * _norms(m[..., 1, 1])).all()):
-        return None
-    return exchange(border.members)
-
-
 def exchange(members: list[Tensor]) -> list[int] | None:
-    """The sums that take the runs of marked positions of the first of two channels to those of the second, per axis."""
+    """The sums of the reflection that takes the border of the first of two channels to that of the second, per axis.
+
+    None where their runs of marked positions differ in length.
+    """
     sums = []
     for first, second in members:
         if not bool(first.any()) or not bool(second.any()):
             return None
-        t = (_ends(first)[0] + _ends(second)[1]) % len(first)
+        t = (run_ends(first)[0] + run_ends(second)[1]) % len(first)
         places = torch.arange(len(first))
         if not bool((second[(t - places) % len(first)] == first).all()):
             return None
@@ -94,7 +80,7 @@ def exchange(members: list[Tensor]) -> list[int] | None:
     return sums
 
 
-def _ends(marked: Tensor) -> tuple[int, int]:
+def run_ends(marked: Tensor) -> tuple[int, int]:
     """The first and the last of a run of marked positions, around the circle."""
     places = marked.nonzero().flatten()
     last = int(torch.diff(places, append=places[:1] + len(marked)).argmax())
@@ -138,6 +124,7 @@ class Folding:
         mirrored: what they are reflected to.
         there: which of ``places`` there are, ``(channels, pairs)``.
         length: n.
+        longest: the most positions that a channel has.
         twice: which of them have an image other than themselves.
         present: which pairs there are, ``(signs, channels, pairs)``, as 0 and 1.
         scale: what an entry of an operator between pairs has for each of them: ``scale[x] scale[y]`` times
@@ -146,7 +133,7 @@ class Folding:
 
     def __init__(self, marked: Tensor, sums: Tensor | None) -> None:
         channels, n = marked.shape
-        self.length = n
+        self.length, self.longest = n, int(marked.sum(1).amax())
         positions = torch.arange(n).expand(channels, n)
         mirrored = positions if sums is None else (sums[:, None] - positions) % n
         chosen = marked & (positions <= mirrored)

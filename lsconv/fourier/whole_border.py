@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import DenseInverse
-from lsconv.fourier.elimination import Elimination, turned
-from lsconv.fourier.reflection import Folding, exchange, exchange_sums, reflection, reflection_sums
+from lsconv.fourier.elimination import Elimination, Layout
+from lsconv.fourier.reflection import reflection, reflection_sums
 from lsconv.fourier.symbol import FrequencyMatrices
 
 __all__ = ["Cost", "WholeBorder", "whole_cost"]
@@ -23,13 +23,24 @@ class WholeBorder:
         border: the cells it is restricted to.
         definite: whether it is positive definite.
         single: keep dense factors in single precision.
+        exchange: as for :class:`~lsconv.fourier.elimination.Elimination`.
     """
 
-    def __init__(self, matrices: FrequencyMatrices, border: Border, *, definite: bool, single: bool) -> None:
+    def __init__(
+        self,
+        matrices: FrequencyMatrices,
+        border: Border,
+        *,
+        definite: bool,
+        single: bool,
+        exchange: list[int] | None = None,
+    ) -> None:
         kernel = border.kernel(matrices)
         self._inverse: Elimination | DenseInverse
         if _crossed(border):
-            self._inverse = Elimination(matrices, border, kernel.whole(), definite=definite, single=single)
+            self._inverse = Elimination(
+                matrices, border, kernel.whole(), definite=definite, single=single, exchange=exchange
+            )
         else:
             self._inverse = DenseInverse(kernel.dense(border), definite=definite, single=single)
 
@@ -58,7 +69,9 @@ class Cost:
     entries: int
 
 
-def whole_cost(matrices: FrequencyMatrices, border: Border, onto: Border, *, definite: bool) -> Cost:
+def whole_cost(
+    matrices: FrequencyMatrices, border: Border, onto: Border, *, definite: bool, exchanged: bool = False
+) -> Cost:
     """The cost of a :class:`WholeBorder` on ``onto``, for each block of the matrices.
 
     Args:
@@ -66,25 +79,24 @@ def whole_cost(matrices: FrequencyMatrices, border: Border, onto: Border, *, def
         border: its border.
         onto: the border of the same operator on a grid of other sizes.
         definite: whether it is positive definite.
+        exchanged: whether an exchange halves it.
     """
     third = (1 if definite else 2) / 3
     if not _crossed(onto):
         return Cost(third * onto.size**3, 0.0, 3 * onto.size**2)
     reflected = reflection_sums(matrices, border)
-    sums = [None if s is None else reflection(members) for s, members in zip(reflected, onto.members, strict=True)]
-    members, grid = onto.members, onto.grid
-    if turned(onto):
-        sums, members, grid = sums[::-1], members[::-1], grid[::-1]
-    strip, rows, columns = Folding(members[0], sums[0]), Folding(~members[0], sums[0]), Folding(members[1], sums[1])
-    halved = exchange_sums(matrices, border) is not None and exchange(onto.members) is not None
+    layout = Layout(
+        onto, [None if s is None else reflection(members) for s, members in zip(reflected, onto.members, strict=True)]
+    )
+    strip, rows, columns, length = layout.strip, layout.rows, layout.columns, layout.columns.length
     signs, g, h = len(rows.signs), onto.channels * rows.pairs, onto.channels * strip.pairs
     sizes = [onto.channels * columns.pairs_of(s) * rows.pairs for s in range(len(columns.signs))]
-    lags = int(members[1].sum(1).amax())
-    parts = 1 if sums[1] is not None else 2
-    products = 2.0 * signs * lags * g**2 * (grid[1] // 2 + 1) * h * parts
-    entries = signs * (3 * sum(n**2 for n in sizes) + parts * (lags * g**2 + 2 * g * h * grid[1]))
+    lags = columns.longest
+    parts = 1 if layout.even else 2
+    products = 2.0 * signs * lags * g**2 * (length // 2 + 1) * h * parts
+    entries = signs * (3 * sum(n**2 for n in sizes) + parts * (lags * g**2 + 2 * g * h * length))
     factors = third * signs * sum(n**3 for n in sizes)
-    if halved:  # complex ones of half the size, from half of the products where opposite distances come together
+    if exchanged:  # complex ones of half the size, from half of the products where opposite distances come together
         return Cost(factors / 2, products / (2 if parts == 1 else 1), entries // 2)
     return Cost(factors, products, entries)
 

@@ -14,7 +14,7 @@ from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import DenseInverse, between_borders
 from lsconv.fourier.elimination import Elimination
 from lsconv.fourier.normal import NormalInverse
-from lsconv.fourier.reflection import reflection_sums
+from lsconv.fourier.reflection import exchange, reflection_sums
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.fourier.whole_border import WholeBorder, whole_cost
 
@@ -28,12 +28,19 @@ def of(A: lsconv.Convolution, damp: float) -> tuple[NormalInverse, Tensor]:
     return inverse, between_borders(border.kernel(inverse.on_border.matrices).whole(), border, border)
 
 
+def exchange_of(inverse: NormalInverse, border: Border | None = None) -> list[int] | None:
+    """The reflection between the components of a saddle operator of one real channel."""
+    matrices = inverse.on_border.matrices
+    single = inverse.form == "mixed" and matrices.rows == 2 and matrices.grid.real
+    return exchange((border or inverse.border).members) if single else None
+
+
 def error(A: lsconv.Convolution, damp: float = 0.1, blocks: int | None = None) -> float:
     """Of the eliminated inverse, relative to the condition of the dense matrix."""
     inverse, dense = of(A, damp)
     border, matrices = inverse.border, inverse.on_border.matrices
     kernel = border.kernel(matrices).whole()
-    eliminated = Elimination(matrices, border, kernel, definite=inverse.form != "mixed")
+    eliminated = Elimination(matrices, border, kernel, definite=inverse.form != "mixed", exchange=exchange_of(inverse))
     r = torch.randn(3, blocks or len(kernel), border.size, dtype=kernel.dtype)
     want = torch.linalg.solve(dense.unsqueeze(0), r.unsqueeze(-1)).squeeze(-1)
     off = torch.linalg.vector_norm(eliminated(r) - want) / torch.linalg.vector_norm(want)
@@ -101,7 +108,7 @@ def test_it_does_not_matter_where_on_the_circle_the_border_of_a_channel_lies(pad
         assert all(s is not None for s in reflection_sums(matrices, border)) or padding == (1, 2)
         r = torch.randn(1, 1, border.size, dtype=F64)
         want = torch.linalg.solve(between_borders(rolled, border, border), r.mT).mT
-        eliminated = Elimination(matrices, border, rolled, definite=definite)
+        eliminated = Elimination(matrices, border, rolled, definite=definite, exchange=exchange_of(inverse, border))
         torch.testing.assert_close(eliminated(r), want, rtol=1e-7, atol=1e-9)
 
 
@@ -113,9 +120,9 @@ def test_groups_are_blocks_and_one_block_serves_many() -> None:
 def test_single_precision_is_kept_in_the_factors_alone() -> None:
     inverse, dense = of(lsconv.Conv2d(symmetric(2, 3), in_size=(20, 20), padding=2), 0.5)
     border, matrices = inverse.border, inverse.on_border.matrices
+    kernel, halved = border.kernel(matrices).whole(), exchange_of(inverse)
     single, double = (
-        Elimination(matrices, border, border.kernel(matrices).whole(), definite=False, single=flag)
-        for flag in (True, False)
+        Elimination(matrices, border, kernel, definite=False, single=flag, exchange=halved) for flag in (True, False)
     )
     assert single.nbytes < double.nbytes
     r = torch.randn(1, 1, border.size, dtype=F64)
@@ -127,7 +134,9 @@ def test_single_precision_is_kept_in_the_factors_alone() -> None:
 def cost_of(A: lsconv.Convolution, damp: float) -> tuple[float, int]:
     inverse = NormalInverse(A, damp, floor=1e-13)
     matrices, border = inverse.on_border.matrices, inverse.border
-    return whole_cost(matrices, border, border, definite=inverse.form != "mixed").factors, border.size
+    halved = exchange_of(inverse) is not None
+    cost = whole_cost(matrices, border, border, definite=inverse.form != "mixed", exchanged=halved)
+    return cost.factors, border.size
 
 
 def test_the_cost_is_that_of_the_factors_that_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +154,9 @@ def test_the_cost_is_that_of_the_factors_that_are_made(monkeypatch: pytest.Monke
         inverse = NormalInverse(A, 0.1, floor=1e-13)
         definite = inverse.form != "mixed"
         made.clear()
-        WholeBorder(inverse.on_border.matrices, inverse.border, definite=definite, single=False)
+        WholeBorder(
+            inverse.on_border.matrices, inverse.border, definite=definite, single=False, exchange=exchange_of(inverse)
+        )
         flops = sum(made)
         assert cost_of(A, 0.1)[0] == pytest.approx(flops)
 
