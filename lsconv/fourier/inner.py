@@ -153,101 +153,135 @@ def _cycle(
 
     ``before`` iterations were done in the cycles before.
     """
-    lead = r.shape[:2]
     known = None if recycling is None else recycling.pair
-    m = 0
     whole = _norm(r)
+    count = torch.zeros(r.shape[:2], dtype=torch.int64, device=r.device)
     if known is not None:
-        m = known[1].shape[1]
         u, r = deflate(known, r)
         if not bool((_norm(r) > bound).any()):
-            return u, torch.zeros(lead, dtype=torch.int64, device=r.device)
-    # as much of it as iterations are taken is touched; first the images that were kept
-    basis = r.new_empty(*lead, m + size + 1, r.shape[-1])
-    preconditioned = r.new_empty(*lead, size, r.shape[-1])
-    hessenberg = r.new_zeros(*lead, size + 1, size)
-    rotated = r.new_zeros(*lead, size, size)  # the triangular factor of the Hessenberg matrix
-    rotations = torch.eye(size + 1, dtype=r.dtype, device=r.device).repeat(*lead, 1, 1)
-    if known is not None:
-        basis[..., :m, :] = known[1]
-    deflated = r.new_zeros(*lead, m, size)
-    beta = _norm(r)
-    basis[..., m, :] = r * _ratio(torch.ones_like(beta), beta)
-    rhs = r.new_zeros(*lead, size + 1)
-    rhs[..., 0] = beta[..., 0]
-    count = torch.zeros(lead, dtype=torch.int64, device=r.device)
-    active = beta > bound
-    columns = 0
-    for j in range(size):
-        z = precondition(basis[..., m + j, :])
-        preconditioned[..., j, :] = z
-        w = apply(z)
-        v = basis[..., : m + j + 1, :]
-        h = (v.conj() @ w.unsqueeze(-1)).squeeze(-1)
-        w = w - (h.unsqueeze(-2) @ v).squeeze(-2)
-        # classical Gram-Schmidt twice is as good as modified, and batched
-        again = (v.conj() @ w.unsqueeze(-1)).squeeze(-1)
-        w = w - (again.unsqueeze(-2) @ v).squeeze(-2)
-        norm = _norm(w)
-        basis[..., m + j + 1, :] = w * _ratio(torch.ones_like(norm), norm)
-        h = h + again
-        deflated[..., j] = h[..., :m]
-        hessenberg[..., : j + 1, j] = h[..., m:]
-        hessenberg[..., j + 1, j] = norm[..., 0]
-        column = (rotations[..., : j + 2, : j + 2] @ hessenberg[..., : j + 2, j, None]).squeeze(-1)
-        _rotate(rotations, rhs, column, j)
-        rotated[..., : j + 1, j] = column[..., : j + 1]
+            return u, count
+    space = _Arnoldi(r, size, None if known is None else known[1])
+    residual = space.beta
+    active = residual > bound
+    for done in range(1, size + 1):
+        growth = space.extend(apply, precondition)
         count += active[..., 0]
-        columns = j + 1
-        active = active & (rhs[..., j + 1 : j + 2].abs() > bound) & (norm > 0)
-        if columns % check_every == 0 and not bool(active.any()):
+        residual = space.residual
+        active = active & (residual > bound) & (growth > 0)
+        if done % check_every == 0 and not bool(active.any()):
             break
-        if pause is not None and pause(before + columns, columns, beta, rhs[..., j + 1 : j + 2].abs(), bound):
+        if pause is not None and pause(before + done, done, space.beta, residual, bound):
             break
-    y = _coefficients(rotated[..., :columns, :columns], rhs[..., :columns], count)
-    correction = (y.unsqueeze(-2) @ preconditioned[..., :columns, :]).squeeze(-2)
+    Q, R = space.factors()
+    y = _coefficients(R, Q[..., 0, :].conj() * space.beta, count)
+    correction = (y.unsqueeze(-2) @ space.searched).squeeze(-2)
     if known is not None:
-        parts = (deflated[..., :columns] @ y.unsqueeze(-1)).squeeze(-1)  # rest, blocks, m
+        parts = (space.deflated @ y.unsqueeze(-1)).squeeze(-1)  # rest, blocks, vectors
         correction = u + correction - (known[0].mT @ parts.movedim(0, -1)).movedim(-1, 0)
     if recycling is not None and not (pause is not None and pause.ended):
-        # a rotation splits the residual into what stays in rhs and what the next one has
-        residuals = rhs[0, :, : columns + 1].abs().square().flip(-1).cumsum(-1).flip(-1).sqrt()
-        recycling.learn(
-            known,
-            deflated[0, :, :, :columns],
-            preconditioned[0, :, :columns],
-            basis[0, :, m : m + columns + 1],
-            rotated[0, :, :columns, :columns],
-            rotations[0, :, : columns + 1, : columns + 1],
-            torch.cat([whole[0], residuals[:, 1:]], dim=-1) / whole[0],
-        )
+        residuals = torch.cat([whole, space.residuals[..., 1:]], dim=-1) / whole
+        recycling.learn(known, space.deflated[0], space.searched[0], space.basis[0], Q[0], R[0], residuals[0])
     return correction, count
 
 
-def _coefficients(rotated: Tensor, rhs: Tensor, count: Tensor) -> Tensor:
+class _Arnoldi:
+    r"""``Q Z = C D + V H``, a column at a time: orthonormal V, the images C that were kept of earlier systems, any Z.
+
+    The residual of :math:`\min_y \|\beta e_1 - Hy\|` needs no factors of H. Its rows but the first are an upper
+    triangle, so that :math:`t^HH = 0` and :math:`t_0 = 1` determine t, one entry a column,
+
+    .. math:: t_{k+1} = -\frac{\sum_{i \le k} \bar h_{ik} t_i}{h_{k+1,k}},
+
+    and the residual, the part of :math:`\beta e_1` along t, is :math:`\beta / \|t\|`. (Givens rotations, which give it
+    too, are thirty calls a column, as long as a transform of 256².)
+
+    Args:
+        r: what the first vector is made of, ``(rest, blocks, n)``.
+        size: columns, at most.
+        images: C, ``(blocks, vectors, n)``.
+    """
+
+    def __init__(self, r: Tensor, size: int, images: Tensor | None) -> None:
+        self.lead, self.k = r.shape[:2], 0
+        self.m = 0 if images is None else images.shape[1]
+        systems, n = self.lead.numel(), r.shape[-1]
+        # as much of it as columns are made is touched
+        self._basis = r.new_empty(systems, self.m + size + 1, n)
+        self._searched = r.new_empty(systems, size, n)
+        self._coefficients = r.new_zeros(systems, self.m + size + 1, size)
+        self._t = r.new_zeros(systems, size + 1)
+        self._t[:, 0] = 1
+        if images is not None:
+            self._basis.unflatten(0, self.lead)[:, :, : self.m] = images
+        self.beta = _norm(r)
+        self._basis[:, self.m] = (r / self.beta.clamp_min(_tiny(r))).flatten(0, 1)
+
+    def extend(self, apply: _Map, precondition: _Map) -> Tensor:
+        """One column more; the length that is left of its image, ``(rest, blocks, 1)``."""
+        k, last = self.k, self.m + self.k
+        z = precondition(self._basis[:, last].unflatten(0, self.lead))
+        self._searched[:, k] = z.flatten(0, 1)
+        w = apply(z).flatten(0, 1).unsqueeze(-1)
+        basis = self._basis[:, : last + 1]
+        # classical Gram-Schmidt twice is as good as modified, and batched
+        h = (basis @ w.conj()).conj()
+        w = torch.baddbmm(w, basis.mT, h, alpha=-1)
+        more = (basis @ w.conj()).conj()
+        w = torch.baddbmm(w, basis.mT, more, alpha=-1)
+        length = torch.linalg.vector_norm(w, dim=1)
+        self._basis[:, last + 1] = w.squeeze(-1) / length.clamp_min(_tiny(w))
+        column = self._coefficients[..., k]
+        column[:, : last + 1] = (h + more).squeeze(-1)
+        column[:, last + 1] = length.squeeze(-1)
+        left = torch.linalg.vecdot(column[:, self.m : last + 1], self._t[:, : k + 1]).unsqueeze(-1)
+        self._t[:, k + 1 : k + 2] = -left / length
+        self.k = k + 1
+        return length.unflatten(0, self.lead)
+
+    @property
+    def residual(self) -> Tensor:
+        """The norm of what is left of r, ``(rest, blocks, 1)``."""
+        return self.beta / _norm(self._t[:, : self.k + 1].unflatten(0, self.lead))
+
+    @property
+    def residuals(self) -> Tensor:
+        """The same before every column and after the last one, ``(rest, blocks, columns + 1)``."""
+        t = self._t[:, : self.k + 1].unflatten(0, self.lead)
+        return self.beta / t.abs().square().cumsum(-1).sqrt()
+
+    @property
+    def basis(self) -> Tensor:
+        """V, its vectors in rows."""
+        return self._basis[:, self.m : self.m + self.k + 1].unflatten(0, self.lead)
+
+    @property
+    def searched(self) -> Tensor:
+        """Z, its vectors in rows."""
+        return self._searched[:, : self.k].unflatten(0, self.lead)
+
+    @property
+    def deflated(self) -> Tensor:
+        """D."""
+        return self._coefficients[:, : self.m, : self.k].unflatten(0, self.lead)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The factors of H, of as many columns as it."""
+        Q, R = torch.linalg.qr(self._coefficients[:, self.m : self.m + self.k + 1, : self.k])
+        return Q.unflatten(0, self.lead), R.unflatten(0, self.lead)
+
+
+def _coefficients(triangle: Tensor, rhs: Tensor, count: Tensor) -> Tensor:
     """Of the basis vectors; a system that finished earlier than its neighbours has the columns it had then."""
     keep = torch.arange(rhs.shape[-1], device=rhs.device) < count[..., None]
-    triangle = torch.where(keep[..., None, :] & keep[..., :, None], rotated, 0)
+    triangle = torch.where(keep[..., None, :] & keep[..., :, None], triangle, 0)
     diagonal = triangle.diagonal(dim1=-2, dim2=-1)
     diagonal.copy_(torch.where(diagonal == 0, 1, diagonal))
     y = torch.linalg.solve_triangular(triangle, (rhs * keep).unsqueeze(-1), upper=True).squeeze(-1)
     return torch.where(keep, y, 0)
 
 
-def _rotate(rotations: Tensor, rhs: Tensor, column: Tensor, j: int) -> None:
-    """Zero the subdiagonal of the newest column by a Givens rotation, and apply it to everything kept."""
-    a, b = column[..., j].clone(), column[..., j + 1].clone()
-    length = torch.hypot(a.abs(), b.abs())
-    safe = torch.where(length == 0, 1, length)
-    c, s = torch.where(length == 0, 1, a / safe), torch.where(length == 0, 0, b / safe)
-    upper, lower = rotations[..., j, :].clone(), rotations[..., j + 1, :].clone()
-    rotations[..., j, :] = c.conj()[..., None] * upper + s.conj()[..., None] * lower
-    rotations[..., j + 1, :] = c[..., None] * lower - s[..., None] * upper
-    first, second = rhs[..., j].clone(), rhs[..., j + 1].clone()
-    rhs[..., j] = c.conj() * first + s.conj() * second
-    rhs[..., j + 1] = c * second - s * first
-    column[..., j] = length
-    column[..., j + 1] = 0
+def _tiny(v: Tensor) -> float:
+    return torch.finfo(v.dtype).tiny
 
 
 def _norm(v: Tensor) -> Tensor:

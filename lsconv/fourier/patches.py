@@ -25,7 +25,6 @@ Cai and Sarkis, "A restricted additive Schwarz preconditioner for general sparse
 
 from __future__ import annotations
 
-import copy
 import math
 from itertools import combinations
 
@@ -36,6 +35,7 @@ from lsconv.fourier.border_cells import Border
 from lsconv.fourier.border_kernel import Kernel
 from lsconv.fourier.dense_border import DenseInverse, ExchangedInverse, indefinite_inverse
 from lsconv.fourier.free import free_bytes
+from lsconv.fourier.patch_sum import Correction, PatchSum
 from lsconv.fourier.strips import Slab, Strips
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse
 from lsconv.fourier.whole_border import WholeBorder
@@ -69,7 +69,7 @@ def crossing_unknowns(work: float) -> int:
     return unknowns
 
 
-class _Patch:
+class _Patch(Correction):
     """One term of the Schwarz sum: a set of border cells on which Q is block-circulant, and the inverse there."""
 
     def __init__(
@@ -86,42 +86,27 @@ class _Patch:
         product: bool = False,
     ) -> None:
         self.axes = axes
-        index = border_index(numbering, axes, cells)
-        self.shape = tuple(index.shape)  # cells, *other axes
-        self.index = index.flatten().to(kernel.Q.matrices.device)
         self.slab: Slab | None = None
-        self.inverse: DenseInverse | ExchangedInverse | FrequencyMatrices
-        self.kept: Tensor | None = None  # positions in index of the cells that take their correction from this patch
-        self.kept_index = self.index
+        index = border_index(numbering, axes, cells)
+        inverse: DenseInverse | ExchangedInverse | FrequencyMatrices
         if exchange is not None and len(axes) == len(border.grid):
             first = (cells[:, 0] == 0).nonzero().flatten()
             image = [(t - p) % n for t, p, n in zip(exchange, cells[first, 1:].T, border.grid, strict=True)]
             numbers, order = index.sort()
             second = order[torch.searchsorted(numbers, numbering[1][tuple(image)])]
-            self.inverse = ExchangedInverse(kernel.within(cells, first), first, second, single=single)
-            return
-        matrices = kernel.between(axes, cells).contiguous()
-        others = Grid(tuple(n for a, n in enumerate(border.grid) if a not in axes), real=kernel.Q.grid.real)
-        # of the products too, before the inverse overwrites them
-        if product:
-            self.slab = Slab(self.index.reshape(self.shape), FrequencyMatrices(others, matrices.clone()))
-        if others.sizes:
-            inverses = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
-            self.inverse = FrequencyMatrices(others, inverses)
+            inverse = ExchangedInverse(kernel.within(cells, first), first, second, single=single)
         else:
-            self.inverse = DenseInverse(matrices, definite=definite, single=single)
-
-    def keep(self, owned: Tensor) -> None:
-        """Restrict the correction to the cells of ``index`` marked in ``owned``."""
-        self.kept = owned.nonzero().flatten().to(self.index.device)
-        self.kept_index = self.index[self.kept]
-
-    def __call__(self, r: Tensor) -> Tensor:
-        """The correction of the cells ``kept_index``."""
-        cells = r.index_select(-1, self.index).reshape(*r.shape[:2], *self.shape)
-        inverse = self.inverse
-        z = inverse.on_grid(cells).flatten(2) if isinstance(inverse, FrequencyMatrices) else inverse(cells)
-        return z if self.kept is None else z.index_select(-1, self.kept)
+            matrices = kernel.between(axes, cells).contiguous()
+            others = Grid(tuple(n for a, n in enumerate(border.grid) if a not in axes), real=kernel.Q.grid.real)
+            # of the products too, before the inverse overwrites them
+            if product:
+                self.slab = Slab(index.to(matrices.device), FrequencyMatrices(others, matrices.clone()))
+            if others.sizes:
+                inverses = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
+                inverse = FrequencyMatrices(others, inverses)
+            else:
+                inverse = DenseInverse(matrices, definite=definite, single=single)
+        super().__init__(index.flatten().to(kernel.Q.matrices.device), tuple(index.shape), inverse)
 
 
 def border_index(numbering: Tensor, axes: tuple[int, ...], cells: Tensor) -> Tensor:
@@ -192,6 +177,7 @@ class Schwarz:
     def _make_whole(self, kernel: Kernel) -> None:
         """One dense patch, the exact inverse."""
         self.patches = [self._patch(kernel, tuple(range(len(self.border.grid))), self.border.mask.nonzero())]
+        self._sum = PatchSum(self.patches, self.border.size, torch.zeros(self.border.size, dtype=torch.int64))
         self.whole = True
 
     def _patch(
@@ -223,14 +209,13 @@ class Schwarz:
     def _cross(self, kernel: Kernel) -> None:
         """Make the crossings as wide as the limit allows, and share out the cells."""
         self._reaches = {axes: self._reach(axes) for axes in self._crossings}
-        # copies, in a new list: another thread may be solving with the old ones
-        patches = [copy.copy(patch) for patch in self.patches if len(patch.axes) == 1]
+        patches = [patch for patch in self.patches if len(patch.axes) == 1]
         for axes, reach in self._reaches.items():
             if reach:
                 patches.append(self._patch(kernel, axes, self.border.crossing(axes, reach), single=self._single))
-        if self.restricted:
-            self._share(patches)
         self.patches = patches
+        # a new one: another thread may be solving with the old one
+        self._sum = PatchSum(patches, self.border.size, self._owners(patches) if self.restricted else None)
 
     def _reach(self, axes: tuple[int, ...]) -> int:
         reach = min(_CROSSING_REACH, min(self.border.grid[a] for a in axes) // 4)
@@ -240,7 +225,7 @@ class Schwarz:
             reach -= max(1, reach // 8)
         return reach
 
-    def _share(self, patches: list[_Patch]) -> None:
+    def _owners(self, patches: list[_Patch]) -> Tensor:
         """A cell belongs to the last crossing within half of whose reach it lies, or else to its first slab."""
         owner = torch.full((self.border.size,), -1)
         for number, patch in enumerate(patches):
@@ -251,8 +236,7 @@ class Schwarz:
                 reach = self._reaches[patch.axes]
                 cells = self.border.crossing(patch.axes, reach // 2 if reach > 1 else reach)
                 owner[border_index(self._numbering, patch.axes, cells).flatten()] = number
-        for number, patch in enumerate(patches):
-            patch.keep(owner[patch.index.cpu()] == number)
+        return owner
 
     def strengthen(self) -> bool:
         """Widen the crossings to twice the unknowns; False where they are as wide as they get, or memory is short."""
@@ -287,14 +271,4 @@ class Schwarz:
         """``M^{-1} r`` for border vectors ``(rest, blocks, size)``."""
         if self.factors is not None:
             return self.factors(r)
-        if self.whole:
-            return torch.empty_like(r).index_copy_(-1, self.patches[0].index, self.patches[0](r))
-        if self.restricted:
-            z = torch.empty_like(r)
-            for patch in self.patches:
-                z.index_copy_(-1, patch.kept_index, patch(r))
-            return z
-        z = torch.zeros_like(r)
-        for patch in self.patches:
-            z.index_add_(-1, patch.index, patch(r))
-        return z
+        return self._sum(r)

@@ -53,8 +53,8 @@ class Recycling:
         deflated: Tensor,
         preconditioned: Tensor,
         basis: Tensor,
+        unitary: Tensor,
         triangle: Tensor,
-        rotations: Tensor,
         residuals: Tensor,
     ) -> None:
         """Keep a cycle if it is worth it.
@@ -64,8 +64,8 @@ class Recycling:
             deflated: the coefficients of ``Q Z`` on the images of that, ``(blocks, vectors, k)``.
             preconditioned: ``Z``, ``(blocks, k, size)``.
             basis: ``V`` with ``Q Z = V H``, up to these images, ``(blocks, k + 1, size)``.
-            triangle: ``R`` of ``H = G^H [R; 0]``, ``(blocks, k, k)``.
-            rotations: ``G``, ``(blocks, k + 1, k + 1)``.
+            unitary: ``G`` of ``H = G R``, ``(blocks, k + 1, k)``.
+            triangle: ``R``, ``(blocks, k, k)``.
             residuals: relative, before the cycle's iterations and after the last, ``(blocks, k + 1)``.
         """
         k = triangle.shape[-1]
@@ -85,7 +85,7 @@ class Recycling:
         if known is not None:
             preconditioned = preconditioned - deflated.mT @ known[0]
         vectors = torch.linalg.solve_triangular(triangle.mT, preconditioned, upper=False)
-        images = rotations[:, :k].conj() @ basis
+        images = unitary.mT @ basis
         if known is not None:
             vectors, images = (torch.cat(both, dim=1) for both in zip(known, (vectors, images), strict=True))
         else:

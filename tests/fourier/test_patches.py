@@ -100,8 +100,11 @@ def test_restricted_every_cell_takes_its_correction_from_one_patch(
     schwarz = NormalInverse(A, 0.1, floor=1e-10).schwarz
     assert schwarz.restricted
     assert len(schwarz.patches) == 3
-    kept = torch.cat([patch.kept_index for patch in schwarz.patches])
-    assert torch.equal(kept.sort().values, torch.arange(schwarz.border.size))
+    owner, r = schwarz._owners(schwarz.patches), torch.randn(2, 1, schwarz.border.size, dtype=torch.float64)
+    own = [torch.full_like(r, torch.nan).index_copy_(-1, p.index, p(r[..., p.index])) for p in schwarz.patches]
+    assert owner.unique().tolist() == [0, 1, 2]
+    want = torch.stack(own).gather(0, owner.expand(1, *r.shape))[0]
+    torch.testing.assert_close(schwarz(r), want, rtol=1e-12, atol=0)
 
 
 def _braking_motion() -> lsconv.Convolution:
