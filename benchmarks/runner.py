@@ -124,7 +124,7 @@ def reach(
     target: float,
     *,
     seconds: float | None = None,
-    decades: int = 4,
+    decades: int = 6,
 ) -> Arrival:
     """The loosest tolerance, by decades, with which ``solve(tolerance, max_iter)`` meets ``error(x) <= target``.
 
@@ -136,7 +136,8 @@ def reach(
         error: the benchmark's own measure of an answer.
         target: what the error has to fall to.
         seconds: limit for one run, turned into a limit on the iterations by timing a few; None: no limit.
-        decades: how many tolerances below ten times the target are tried.
+        decades: how many tolerances are tried, from a thousand times the target downwards: many are relative to a
+            residual that noise keeps from falling.
     """
     most = None
     if seconds is not None:
@@ -144,7 +145,7 @@ def reach(
         solve(target * 1e-6, few)
         spent, _ = timed(lambda: solve(target * 1e-6, few))
         most = max(few, int(seconds * few / spent))
-    tolerance = 10 * target
+    tolerance = 1e3 * target
     for _ in range(decades):
         took, answer = timed(functools.partial(solve, tolerance, most))
         measured = error(answer.x)

@@ -142,10 +142,15 @@ class BorderSystem:
 
         None of them where the system is :attr:`outgrown`.
         """
+        way = self._way()
+        if self.effort.overdue:
+            self._outgrow()
         if self.outgrown:
             return torch.zeros_like(b), torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
+        if self.effort.due(way) and self.schwarz.strengthen():
+            self.effort.widened()
         u, iterations = self._iterate(b, tolerance, max_iter, start)
-        self.effort.remember(int(iterations.max()), b.shape[0])
+        self.effort.remember(int(iterations.max()), b.shape[0], self._whole)
         return u, iterations
 
     def _iterate(
@@ -157,8 +162,6 @@ class BorderSystem:
         done = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
         effort, rest = self.effort, b.shape[0]
         check_every = 1 if b.device.type == "cpu" else 10
-        if effort.due(self._way()) and self.schwarz.strengthen():
-            effort.widened()
         widens = True  # until a widening is refused, for lack of memory or of more border
         while True:
             norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
@@ -184,10 +187,9 @@ class BorderSystem:
                 return u, done
             way = turn.way if paused else self._way(widens)
             if way is Way.WHOLE and (paused or effort.worth(int(done.max()), rest)):
-                self.outgrown = self._fits()
+                self._outgrow()
                 if self.outgrown:
                     return u, done
-                self._whole = _NEVER
             elif way is Way.CROSSING:
                 widens = self.schwarz.strengthen()
                 if widens:
@@ -216,12 +218,14 @@ class BorderSystem:
         whole = 0.0 if self._whole is None else self.effort.whole(self._whole)
         return self.effort.next_way(self.schwarz.stronger_unknowns if widens else 0, whole)
 
-    def _fits(self) -> bool:
-        """Whether there is memory for the factors of the whole border and what goes with them."""
+    def _outgrow(self) -> None:
+        """Go over to the factors of the whole border, if there is memory for them and what goes with them."""
         matrices = self.matrices.matrices
         assert self._whole is not None
         needed = len(matrices) * self._whole.entries * matrices.element_size() + 4 * self.nbytes
-        return needed <= allowed_bytes(self._spare_bytes, matrices.device)
+        self.outgrown = needed <= allowed_bytes(self._spare_bytes, matrices.device)
+        if not self.outgrown:
+            self._whole = _NEVER
 
     @property
     def nbytes(self) -> int:

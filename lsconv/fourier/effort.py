@@ -4,10 +4,10 @@ An iteration is charged the flops that a factorisation does in the same time. Af
 of its residual says how many are to come. If these cost more than the factors of the whole border the plan makes the
 factors, for good, unless they are many times what it has seen of the iteration; if wider crossings of the
 preconditioner cost less than what they would spare, and no more than what has been spent, it widens them. What a solve
-does not foretell its past decides: as soon as the slow solves of a plan have cost what the factors would, it makes
-these, and before a solve it widens the crossings that those until now have earned. A plan whose solves are quick
-iterates however many there are, without a pause for factors that no one asked for. Where an iteration gives up the
-factors may cost a few times what it has.
+does not foretell its past decides: as soon as a plan would have been spared what the factors cost, had it had them from
+the beginning, it makes them, and before a solve it widens the crossings that those until now have earned. A plan whose
+solves are as quick as with factors iterates however many there are. Where an iteration gives up the factors may cost a
+few times what it has.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ GLANCE = 12
 # instead of 5, and 0.16 s instead of 0.22 in all.)
 _CROSSING_WORK = 5
 _STRONG_DAMP = 0.03
-# The iterations after which a solve counts as slow, and after which, in hindsight, wider crossings are considered.
+# The iterations after which a solve that has not foretold them is slow, and after which, in hindsight, wider crossings
+# are considered.
 _SLOW = 8 * GLANCE
 _PATIENCE = 20
 # The part of the iterations that wider crossings spare, until some have shown it.
@@ -47,6 +48,13 @@ _LAST_RESORT = 4
 _GRID_WORK = 5
 # Flops in the time that it takes to make room for, gather and add up a number of the factors (one CPU core and two).
 _ENTRY_WORK = 150
+# The same for reading one in a solve with them, which takes the transforms of so many iterations besides; an answer
+# takes so many of these. What they spare counts where iterating takes so many times as long. (Motion, "same", 512²,
+# damp 1e-3: 11 iterations, 87 ms, and 113 ms by factors. Disk, valid: 119, 400 ms, and 23 ms.)
+_READ_WORK = 12
+_READ_ITERATIONS = 2
+_REFINED = 3
+_CLEARLY = 2
 
 
 class Way(enum.Enum):
@@ -71,7 +79,7 @@ class Effort:
 
     Attributes:
         spent: on iterations since the crossings were last widened.
-        slow: on iterations of slow solves.
+        missed: what factors of the whole border would have spared the solves until now.
         latest: the iterations of the latest solve.
         spared: the part of the iterations that wider crossings are expected to spare.
     """
@@ -91,7 +99,7 @@ class Effort:
         self._share = 0.5 if single else 1.0
         self._crossing_share = self._share * (0.5 if exchanged else 1.0)
         self._crossing_work = 1 if damp >= _STRONG_DAMP else _CROSSING_WORK
-        self.spent = self.slow = 0.0
+        self.spent = self.missed = 0.0
         self.latest = 0
         self.spared = _SPARED
         self._expected = math.inf  # to come, when last asked
@@ -111,11 +119,13 @@ class Effort:
     def _flops(self, unknowns: int) -> float:
         return self.blocks * unknowns**3 * (1 if self.definite else 2) / 3
 
-    def remember(self, iterations: int, rest: int) -> None:
-        """Take note of a solve that has ended."""
+    def remember(self, iterations: int, rest: int, whole: Cost | None) -> None:
+        """Take note of a solve that has ended; ``whole`` are the factors that it could have had."""
         self.latest = iterations
-        if iterations >= _SLOW:
-            self.slow += iterations * self.iteration(rest)
+        if whole is not None:
+            by_factors = _REFINED * (self.blocks * _READ_WORK * whole.entries + _READ_ITERATIONS * self.iteration(rest))
+            by_iterations = iterations * self.iteration(rest)
+            self.missed += by_iterations - by_factors if by_iterations > _CLEARLY * by_factors else 0.0
 
     def whole(self, cost: Cost) -> float:
         """Factorising the whole border, at this cost for each of ``blocks``, on a grid of its own."""
@@ -140,6 +150,11 @@ class Effort:
         earned = self.spared * self.spent >= _SPARED * _EARNED * self._costs[way]
         return way is Way.CROSSING and self.latest >= _PATIENCE and earned
 
+    @property
+    def overdue(self) -> bool:
+        """Whether, before a solve, those until now have earned the factors of the whole border."""
+        return self.missed >= self._costs[Way.WHOLE]
+
     def choose(self, rest: int, already: int, done: int, expected: float, rate: float) -> Way:
         """The way that costs least, where a solve has done some iterations.
 
@@ -160,7 +175,7 @@ class Effort:
         left = (1 - self.spared) * to_come + crossing if due else to_come
         faster = already + done > GLANCE and expected < self._expected / 2
         self._expected = expected
-        slow = already + done >= _SLOW and self.slow + spent >= whole
+        slow = already + done >= _SLOW and self.missed + spent >= whole
         if slow or (whole <= min(_STEPS * left, _LEAP * spent) and not faster):
             return Way.WHOLE
         return Way.CROSSING if due else Way.NONE
@@ -171,7 +186,7 @@ class Effort:
 
     def worth(self, already: int, rest: int) -> bool:
         """Whether the factors of the whole border are the way to go on where the iteration has given up."""
-        return self._costs[Way.WHOLE] <= _LAST_RESORT * (self.slow + already * self.iteration(rest))
+        return self._costs[Way.WHOLE] <= _LAST_RESORT * (self.missed + already * self.iteration(rest))
 
     @property
     def first_crossing(self) -> float:

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 import lsconv
+from lsconv.app import psf
 from lsconv.fourier.border import BorderPlan
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import DenseInverse, between_borders
 from lsconv.fourier.effort import Effort, Way
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.fourier.whole_border import Cost
 
@@ -103,19 +105,37 @@ def _dense(unknowns: int) -> Cost:
     return Cost(2 / 3 * unknowns**3, 0.0, 0)
 
 
-def test_many_quick_solves_do_not_end_in_factors_and_a_few_slow_ones_do() -> None:
+def test_solves_end_in_factors_that_would_have_spared_what_they_cost() -> None:
     effort = Effort(1, 10_000, 4, definite=False)
-    whole = effort.whole(_dense(6000))
-    each = effort.iteration(1)
+    whole, each = effort.whole(_dense(6000)), effort.iteration(1)
     assert whole > 4 * 96 * each
-    for _ in range(1000):
-        effort.remember(30, 1)
-    assert effort.next_way(0, whole) is Way.WHOLE
-    assert effort.choose(1, 0, 96, 50, 0.1) is Way.NONE
-    for _ in range(math.ceil(whole / each / 150)):
-        effort.remember(150, 1)
-    assert effort.choose(1, 0, 48, 50, 0.1) is Way.NONE
-    assert effort.choose(1, 0, 96, 50, 0.1) is Way.WHOLE
+    effort.next_way(0, whole)
+    longer, shorter = (Cost(0.0, 0.0, round(part * (30 / 2 / 3 - 2) * each / 12)) for part in (1.1, 0.9))
+    for _ in range(1000):  # less than twice as fast by factors, which have to be read, three times
+        effort.remember(30, 1, longer)
+    assert effort.missed == 0
+    for _ in range(math.ceil(whole / (15.9 * each))):
+        assert not effort.overdue
+        assert effort.choose(1, 0, 48, 50, 0.1) is Way.NONE
+        effort.remember(30, 1, None)  # factors that no one has asked for
+        effort.remember(30, 1, shorter)
+    assert effort.overdue
+    effort.missed = whole - 90 * each
+    assert not effort.overdue
+    assert effort.choose(1, 0, 96, 50, 0.1) is Way.WHOLE  # together with the solve under way
+
+
+@pytest.mark.parametrize("spare", [None, 0])
+def test_a_plan_that_is_used_again_and_again_goes_over_to_factors_before_a_solve(
+    monkeypatch: pytest.MonkeyPatch, spare: int | None
+) -> None:
+    monkeypatch.setattr(Effort, "choose", lambda *_: Way.NONE)  # no solve is a reason by itself
+    A = lsconv.Conv2d(psf.disk(3)[None, None], in_size=(96, 96))
+    inverse = NormalInverse(A, 1e-3 * float(lsconv.norm(A)), floor=1e-13, spare_bytes=spare)
+    f = torch.randn(A.out_shape, dtype=F64)
+    counts = [int(inverse(f, 1e-8)[1]) for _ in range(40)]
+    assert counts[0] > 12
+    assert counts[-1] == (0 if spare is None else counts[0])
 
 
 def test_factors_that_the_iterations_to_come_would_cost_are_made_unless_they_leap_ahead() -> None:

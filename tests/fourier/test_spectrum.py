@@ -137,9 +137,11 @@ def test_cond_is_that_of_the_matrix(circular_convolutions: Any, data: st.DataObj
     A = data.draw(circular_convolutions())
     values = torch.linalg.svdvals(A.to_dense())
     actual, expected = cond(A), torch.where(values[..., -1] > 0, values[..., 0] / values[..., -1], torch.inf)
-    reliable = expected < 1e10  # beyond, both are the rounding of a zero
+    # taps that cancel are a zero, or its rounding
+    some = values[..., 0] > 1e-12 * A.weight.abs().flatten(-A.ndim - 2).sum(-1)
+    reliable = some & (expected < 1e10)  # beyond, both are the rounding of a zero
     torch.testing.assert_close(actual[reliable], expected[reliable], rtol=1e-4, atol=0)
-    assert bool((actual[~reliable] > 1e9).all())
+    assert bool((actual[some & ~reliable] > 1e9).all())
 
 
 def test_cond_of_small_operators_is_dense_and_of_large_ones_refused() -> None:
