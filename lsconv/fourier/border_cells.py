@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.border_kernel import Kernel
+from lsconv.fourier.indexing import gathered, scattered
 from lsconv.fourier.symbol import FrequencyMatrices
 
 __all__ = ["Border"]
@@ -48,12 +49,12 @@ class Border:
 
     def scatter(self, b: Tensor) -> Tensor:
         """``(rest, blocks, size)`` to ``(rest, blocks, channels, *grid)``, zero off the border."""
-        z = b.new_zeros(*b.shape[:2], self.channels * math.prod(self.grid))
-        return z.index_copy_(-1, self.index, b).reshape(*b.shape[:2], self.channels, *self.grid)
+        z = scattered(b, self.index, self.channels * math.prod(self.grid))
+        return z.reshape(*b.shape[:2], self.channels, *self.grid)
 
     def gather(self, z: Tensor) -> Tensor:
         """``(rest, blocks, channels, *grid)`` to ``(rest, blocks, size)``."""
-        return z.flatten(2).index_select(-1, self.index)
+        return gathered(z.flatten(2), self.index)
 
     def kernel(self, Q: FrequencyMatrices) -> Kernel:
         """The entries of a block-circulant operator between the unknowns."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier import lu
+from lsconv.fourier.indexing import gathered
 from lsconv.fourier.precision import single as single_precision
 from lsconv.fourier.symbol import hermitian_inverse
 
@@ -91,9 +92,9 @@ class ExchangedInverse:
 
     def __call__(self, r: Tensor) -> Tensor:
         """The inverses times ``r`` of shape ``(rest, blocks, size)``."""
-        real, imaginary = r.index_select(-1, self.cells).chunk(2, dim=-1)
+        real, imaginary = gathered(r, self.cells).chunk(2, dim=-1)
         z = self.inverse(torch.complex(real, imaginary))
-        return torch.cat([z.real, -z.imag], dim=-1).index_select(-1, self.place)
+        return gathered(torch.cat([z.real, -z.imag], dim=-1), self.place)
 
     @property
     def factors(self) -> Tensor:

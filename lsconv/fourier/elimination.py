@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import DenseInverse, indefinite_inverse
+from lsconv.fourier.indexing import gathered
 from lsconv.fourier.precision import single as single_precision
 from lsconv.fourier.reflection import Folding, reflection_sums, run_ends
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse, plane_waves
@@ -235,7 +236,7 @@ class Elimination:
         if len(self._coupling) < r.shape[1]:  # one block serves all
             return self(r.flatten(0, 1).unsqueeze(1)).reshape(r.shape)
         rest = r.shape[0]
-        cells = torch.nn.functional.pad(r, (0, 1)).index_select(-1, self._cells)
+        cells = gathered(torch.nn.functional.pad(r, (0, 1)), self._cells)
         of_strip, of_rest = cells.split([math.prod(shape) for shape in self._shapes], dim=-1)
         strip_to, rows_to, columns_to = self._toward
         f = (of_strip.unflatten(-1, self._shapes[0]).unsqueeze(3) * strip_to[..., None]).sum(2)
@@ -262,7 +263,7 @@ class Elimination:
         f = f.unflatten(3, (-1, self._strip.pairs)).permute(5, 0, 1, 3, 4, 2) * self._shift.conj()[:, None]
         f = (self._along.inverse(f).unsqueeze(2) * strip_back[..., None]).sum(3)
         u = (u.unsqueeze(2) * rows_back[:, :, None, :, None]).sum(3)
-        return torch.cat([f.flatten(2), u.flatten(2)], dim=-1).index_select(-1, self._place)
+        return gathered(torch.cat([f.flatten(2), u.flatten(2)], dim=-1), self._place)
 
     def _columns_of(self, spectrum: Tensor, rest: int) -> Tensor:
         """The values at the columns, of ``(blocks, signs, channels, frequencies, rows * rest)``."""

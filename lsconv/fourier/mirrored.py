@@ -28,6 +28,7 @@ from torch import Tensor
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.border_kernel import Kernel
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.indexing import gathered
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -168,8 +169,8 @@ class MirroredBorder(Border):
     def gather(self, z: Tensor) -> Tensor:
         """F^T: ``(rest, blocks, rows + columns, *grid)`` to ``(rest, blocks, size)``."""
         z = z.flatten(2)
-        b = z.index_select(-1, self._own).mul_(self._sign)
-        b[..., self._multipliers] += z.index_select(-1, self._source)
+        b = gathered(z, self._own).mul_(self._sign)
+        b[..., self._multipliers] += gathered(z, self._source)
         return b
 
 

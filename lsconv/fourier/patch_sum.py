@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.dense_border import DenseInverse, ExchangedInverse
+from lsconv.fourier.indexing import gathered
 from lsconv.fourier.symbol import FrequencyMatrices
 
 __all__ = ["Correction", "PatchSum"]
@@ -66,10 +67,10 @@ class PatchSum:
 
     def __call__(self, r: Tensor) -> Tensor:
         """The sum for border vectors ``(rest, blocks, size)``."""
-        cells = r.index_select(-1, self._index).split(self._lengths, dim=-1)
+        cells = gathered(r, self._index).split(self._lengths, dim=-1)
         z = torch.cat([part(own) for part, own in zip(self._parts, cells, strict=True)], dim=-1)
         if self._places is not None:
-            return z.index_select(-1, self._places)
+            return gathered(z, self._places)
         return torch.zeros_like(r).index_add_(-1, self._index, z)
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.border_cells import Border
+from lsconv.fourier.indexing import gathered
 from lsconv.fourier.symbol import FrequencyMatrices, per_frequency, plane_waves
 
 __all__ = ["PrunedProduct"]
@@ -119,7 +120,7 @@ class PrunedProduct:
         """Border vectors as spectra of rows ``(blocks, p, -1)`` and of columns ``(blocks, n1, q, -1)``."""
         rest, blocks = u.shape[:2]
         (p, n2, channels), (n1, q, _) = self.shapes
-        cells = torch.nn.functional.pad(u.movedim(0, 1), (0, 1)).index_select(-1, self.index)
+        cells = gathered(torch.nn.functional.pad(u.movedim(0, 1), (0, 1)), self.index)
         rows, columns = cells.split([p * n2 * channels, n1 * q * channels], dim=-1)
         rows = rows.reshape(blocks, rest, p, n2, channels)
         rows = torch.fft.rfft(rows, dim=3) if self.grid.real else torch.fft.fft(rows, dim=3)
@@ -135,7 +136,7 @@ class PrunedProduct:
         else:
             rows, columns = torch.fft.ifft(rows, dim=2), torch.fft.ifft(columns, dim=1)
         cells = [part.permute(3, 0, 1, 2, 4).flatten(2) for part in (rows, columns)]
-        return torch.cat(cells, dim=-1).index_select(-1, self.place)
+        return gathered(torch.cat(cells, dim=-1), self.place)
 
     @property
     def nbytes(self) -> int:

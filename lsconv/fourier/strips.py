@@ -26,6 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lsconv.fourier.indexing import gathered
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
 from lsconv.operators.fft_convolution import good_fft_length
 
@@ -52,7 +53,7 @@ class Slab:
 
     def __call__(self, u: Tensor) -> Tensor:
         """Q on the cells, of ``(rest, blocks, size)``."""
-        cells = u.index_select(-1, self.index.flatten()).reshape(*u.shape[:2], *self.index.shape)
+        cells = gathered(u, self.index.flatten()).reshape(*u.shape[:2], *self.index.shape)
         return self.matrices.on_grid(cells).flatten(2)
 
 
@@ -146,10 +147,10 @@ class _Crossing:
         rest = u.shape[0]
         z = u.new_zeros(2 * rest, u.shape[1], math.prod(self.shape))
         for half, (numbers, places) in enumerate(self.only):
-            z[half * rest : (half + 1) * rest].index_copy_(-1, places, u.index_select(-1, numbers))
+            z[half * rest : (half + 1) * rest].index_copy_(-1, places, gathered(u, numbers))
         z = self.matrices.on_grid(z.unflatten(-1, self.shape)).flatten(2)
         for half, (numbers, places) in enumerate(self.to):
-            out.index_add_(-1, numbers, z[half * rest : (half + 1) * rest].index_select(-1, places))
+            out.index_add_(-1, numbers, gathered(z[half * rest : (half + 1) * rest], places))
         return out
 
 
