@@ -44,6 +44,9 @@ _LEAP = 2
 _STEPS = 2
 # Where iterating does not arrive the factors may cost this many times what was spent on it.
 _LAST_RESORT = 4
+# Flops in the time of the calls of an iteration, whatever they compute. (Disk, valid, 256², damp 1e-3, float64, in all:
+# 80 ms, and 207 ms with 0, by which factors seemed too dear.)
+_CALL_WORK = 3e7
 # The setup of another grid takes as long as so many border iterations.
 _GRID_WORK = 5
 # Flops in the time that it takes to make room for, gather and add up a number of the factors (one CPU core and two).
@@ -110,7 +113,9 @@ class Effort:
     def iteration(self, rest: int) -> float:
         """One border iteration for ``rest`` right-hand sides a block (fitted on a CPU)."""
         weight, channels = 1 if self.definite else 3, self.channels
-        return float(weight * rest * self.blocks * self.cells * channels * (20 * math.log2(self.cells) + 16 * channels))
+        return 3e7 + float(
+            weight * rest * self.blocks * self.cells * channels * (20 * math.log2(self.cells) + 16 * channels)
+        )
 
     def factors(self, unknowns: int) -> float:
         """Factorising so many unknowns of a crossing."""

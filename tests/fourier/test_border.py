@@ -15,6 +15,13 @@ from lsconv.fourier.normal import NormalInverse
 ALLOWED = 1.2  # times the counts of the design's table
 
 
+@pytest.fixture
+def iterating(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans go on iterating, whatever factors would cost."""
+    monkeypatch.setattr(Effort, "choose", lambda *_: Way.NONE)
+    monkeypatch.setattr(Effort, "overdue", False)
+
+
 def _gauss(size: int, sigma: float) -> torch.Tensor:
     t = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     line = torch.exp(-(t**2) / (2 * sigma**2))
@@ -42,6 +49,7 @@ TABLE = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("iterating")
 @pytest.mark.parametrize("name", TABLE)
 def test_iterations_stay_within_the_table(name: str) -> None:
     make, n, padding, relative, rtol, expected = TABLE[name]
@@ -59,6 +67,7 @@ def test_iterations_stay_within_the_table(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("iterating")
 @pytest.mark.parametrize("sizes", [(64, 128, 256), (64, 512)])
 def test_iterations_hardly_grow_with_the_image(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
     monkeypatch.setattr(patches, "_DENSE_UNKNOWNS", 0)
@@ -67,6 +76,7 @@ def test_iterations_hardly_grow_with_the_image(monkeypatch: pytest.MonkeyPatch, 
     assert max(counts) < 1.5 * min(counts)
 
 
+@pytest.mark.usefixtures("iterating")
 def test_iterations_hardly_grow_with_a_small_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patches, "_DENSE_UNKNOWNS", 0)
     weight = torch.randn(3, 3, 3, 3, dtype=torch.float64)

@@ -135,7 +135,7 @@ def test_a_plan_that_is_used_again_and_again_goes_over_to_factors_before_a_solve
     f = torch.randn(A.out_shape, dtype=F64)
     counts = [int(inverse(f, 1e-8)[1]) for _ in range(40)]
     assert counts[0] > 12
-    assert counts[-1] == (0 if spare is None else counts[0])
+    assert counts[-1] == counts[0] if spare == 0 else counts[-1] <= 1
 
 
 def test_factors_that_the_iterations_to_come_would_cost_are_made_unless_they_leap_ahead() -> None:
@@ -173,7 +173,9 @@ def test_the_way_that_ends_the_iteration_may_cost_more_than_the_one_that_shorten
 def test_definite_systems_cost_less() -> None:
     definite, mixed = (Effort(2, 100, 3, definite=flag) for flag in (True, False))
     assert definite.factors(50) * 2 == mixed.factors(50)
-    assert definite.iteration(4) == 4 * definite.iteration(1) < mixed.iteration(4)
+    first, fourth = definite.iteration(2) - definite.iteration(1), definite.iteration(5) - definite.iteration(4)
+    assert first == pytest.approx(fourth)
+    assert 0 < first < definite.iteration(1) < mixed.iteration(1)
 
 
 def test_the_inverse_of_a_singular_matrix_is_a_pseudo_inverse() -> None:

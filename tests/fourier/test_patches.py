@@ -14,7 +14,7 @@ from lsconv.fourier import border_system, patches
 from lsconv.fourier.border import BorderPlan
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import ExchangedInverse
-from lsconv.fourier.effort import Effort
+from lsconv.fourier.effort import Effort, Way
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import plan_bytes
 from lsconv.fourier.normal import NormalInverse
@@ -157,6 +157,7 @@ def test_crossings_save_iterations(
     monkeypatch: pytest.MonkeyPatch, channels: tuple[int, int], padding: int, damp: float, form: str
 ) -> None:
     monkeypatch.setattr(patches, "_DENSE_UNKNOWNS", 0)
+    monkeypatch.setattr(Effort, "choose", lambda *_: Way.NONE)
     A = lsconv.Conv2d(torch.randn(*channels, 3, 3, dtype=torch.float64), (32, 32), padding=padding)
     assert NormalInverse(A, damp, floor=1e-10).form == form
     with_crossings, slabs_only = _iterations(A, damp, True), _iterations(A, damp, False)
