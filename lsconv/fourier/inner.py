@@ -224,9 +224,9 @@ class _Arnoldi:
         w = apply(z).flatten(0, 1).unsqueeze(-1)
         basis = self._basis[:, : last + 1]
         # classical Gram-Schmidt twice is as good as modified, and batched
-        h = (basis @ w.conj()).conj()
+        h = torch.bmm(basis, w.conj()).conj()
         w = torch.baddbmm(w, basis.mT, h, alpha=-1)
-        more = (basis @ w.conj()).conj()
+        more = torch.bmm(basis, w.conj()).conj()
         w = torch.baddbmm(w, basis.mT, more, alpha=-1)
         length = torch.linalg.vector_norm(w, dim=1)
         self._basis[:, last + 1] = w.squeeze(-1) / length.clamp_min(_tiny(w))
