@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +22,12 @@ from lsconv.fourier.inner import Pause, conjugate_gradients, gmres
 from lsconv.fourier.memory import allowed_bytes
 from lsconv.fourier.patches import Schwarz, crossing_unknowns
 from lsconv.fourier.pruned import PrunedProduct
+from lsconv.fourier.recorded import RecordedMap, recorder_for
 from lsconv.fourier.recycling import Recycling
+from lsconv.fourier.strips import Strips
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.fourier.whole_border import Cost, whole_cost
+from lsconv.krylov.replay import Recorder
 
 __all__ = ["BorderSystem"]
 
@@ -55,6 +59,42 @@ class _Turn:
         """Whether it ends."""
         self.way = self._choose(done, expected, rate)
         return self.way is not Way.NONE
+
+
+class _Product:
+    """The operator times border vectors ``(rest, blocks, size)``, the cheapest way."""
+
+    def __init__(self, matrices: FrequencyMatrices, border: Border, strips: Strips | None) -> None:
+        self._strips, self._over_grid = strips, BorderProduct(matrices, border)
+        self._pruned = PrunedProduct.of(matrices, border) if strips is None else None
+
+    def __call__(self, u: Tensor) -> Tensor:
+        if self._strips is not None:
+            return self._strips(u)
+        if self._pruned is not None and self._pruned.pays(u.shape[0]):
+            return self._pruned(u)
+        return self._over_grid(u)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it keeps, strips apart, which are the preconditioner's."""
+        return self._over_grid.nbytes + (0 if self._pruned is None else self._pruned.nbytes)
+
+
+class _Maps:
+    """The operator and its preconditioner, recorded where that pays.
+
+    Args:
+        product: the operator.
+        schwarz: the preconditioner.
+        recorder: what records; None: nothing does.
+    """
+
+    def __init__(self, product: _Product, schwarz: Schwarz, recorder: Recorder | None) -> None:
+        self.sum = schwarz.sum
+        self.recorded = recorder is not None
+        self.apply: Callable[[Tensor], Tensor] = product if recorder is None else RecordedMap(product, recorder)
+        self.precondition: Callable[[Tensor], Tensor] = schwarz if recorder is None else RecordedMap(schwarz, recorder)
 
 
 class BorderSystem:
@@ -94,7 +134,6 @@ class BorderSystem:
     ) -> None:
         self.matrices, self.border, self.outgrown = matrices, border, False
         self._spare_bytes = spare_bytes
-        self._over_grid = BorderProduct(matrices, border)
         single = damp >= _LEAST_DAMP_IN_SINGLE[definite] and torch.finfo(matrices.matrices.dtype).bits == 64
         self.effort = Effort(
             blocks,
@@ -120,22 +159,19 @@ class BorderSystem:
         if self.schwarz.strips is not None:
             self.effort.cells = max(2, self.schwarz.strips.work // matrices.rows)
         self._flexible = self.schwarz.restricted or not definite  # by GMRES
-        self._pruned = PrunedProduct.of(matrices, border) if self.schwarz.strips is None else None
+        self._product = _Product(matrices, border, self.schwarz.strips)
         dtype = matrices.matrices.dtype
         item = (dtype.to_real() if matrices.grid.real else dtype.to_complex()).itemsize
         fits = spare_bytes is None or 2 * _RESTART * blocks * border.size * item <= spare_bytes
         self._recycling = Recycling(_RESTART if fits else 0)
         self._shortest, self._definite, self._exchanged = shortest, definite, exchange is not None
+        self._maps: dict[torch.Size, _Maps] = {}  # recorded, of one shape at a time
         # what the factors of the whole border cost; None until an iteration takes long enough to ask
         self._whole = _NEVER if self.schwarz.whole else None
 
     def __call__(self, u: Tensor) -> Tensor:
         """The operator times border vectors ``(rest, blocks, size)``."""
-        if self.schwarz.strips is not None:
-            return self.schwarz.strips(u)
-        if self._pruned is not None and self._pruned.pays(u.shape[0]):
-            return self._pruned(u)
-        return self._over_grid(u)
+        return self._product(u)
 
     def solve(self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """The border unknowns to a relative residual of ``tolerance``, from ``start``, and the iterations.
@@ -160,7 +196,7 @@ class BorderSystem:
         u = start
         bound = tolerance * torch.linalg.vector_norm(b, dim=-1, keepdim=True)
         done = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
-        effort, rest = self.effort, b.shape[0]
+        effort, rest, maps = self.effort, b.shape[0], self._take_maps(b)
         check_every = 1 if b.device.type == "cpu" else 10
         widens = True  # until a widening is refused, for lack of memory or of more border
         while True:
@@ -172,32 +208,41 @@ class BorderSystem:
             pause = Pause(GLANCE, turn) if self._whole is None or self._way(widens) is not Way.NONE else None
             if self._flexible:
                 step, count = gmres(
-                    self, self.schwarz, r, left, remaining, check_every, _RESTART, pause, self._recycling
+                    maps.apply, maps.precondition, r, left, remaining, check_every, _RESTART, pause, self._recycling
                 )
             else:
-                step, count = conjugate_gradients(self, self.schwarz, r, left, remaining, check_every, pause)
+                step, count = conjugate_gradients(maps.apply, maps.precondition, r, left, remaining, check_every, pause)
             u, done = (step if u is None else u + step), done + count
             taken = int(count.max())
             effort.spent += taken * effort.iteration(rest)
             paused = turn.way is not Way.NONE
             if (taken < min(remaining, _RESTART) and not paused) or taken >= remaining:
-                return u, done
+                break
             r = b - self(u)
             if not bool((torch.linalg.vector_norm(r, dim=-1, keepdim=True) > _ROUNDING * bound).any()):
-                return u, done
+                break
             way = turn.way if paused else self._way(widens)
             if way is Way.WHOLE and (paused or effort.worth(int(done.max()), rest)):
                 self._outgrow()
                 if self.outgrown:
-                    return u, done
+                    break
             elif way is Way.CROSSING:
                 widens = self.schwarz.strengthen()
                 if widens:
                     effort.widened()
+                    maps = self._take_maps(b, maps)
                 elif not paused:
-                    return u, done
+                    break
             elif not paused:
-                return u, done
+                break
+        if maps.recorded:
+            self._maps = {b.shape: maps}
+        return u, done
+
+    def maps(self, b: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """The operator and its preconditioner as an iteration on vectors like ``b`` calls them; the caller's own."""
+        maps = self._take_maps(b)
+        return maps.apply, maps.precondition
 
     def _choose(self, rest: int, already: int, widens: bool, done: int, expected: float, rate: float) -> Way:
         """The way from here, ``done`` iterations after the ``already`` ones of this solve."""
@@ -207,6 +252,20 @@ class BorderSystem:
             )
         self._way(widens)
         return self.effort.choose(rest, already, done, expected, rate)
+
+    def _take_maps(self, b: Tensor, kept: _Maps | None = None) -> _Maps:
+        """What an iteration on ``b`` calls, by one thread at a time; ``kept`` if that is it still."""
+        cells = self.matrices.rows * math.prod(self.matrices.grid.sizes)
+        recorder = recorder_for(b, b.shape[0] * b.shape[1] * cells * b.element_size())
+        if recorder is not None:
+            kept = kept or self._maps.pop(b.shape, None)
+            if kept is not None and kept.sum is self.schwarz.sum:
+                return kept
+        return _Maps(self._product, self.schwarz, recorder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but recordings, which cannot be copied."""
+        return {**self.__dict__, "_maps": {}}
 
     @property
     def work_vectors(self) -> int:
@@ -230,5 +289,4 @@ class BorderSystem:
     @property
     def nbytes(self) -> int:
         """Bytes of the operator and of what preconditions it."""
-        parts = (self.matrices, self.schwarz, self._over_grid, self._pruned, self._recycling)
-        return sum(part.nbytes for part in parts if part is not None)
+        return sum(part.nbytes for part in (self.matrices, self.schwarz, self._product, self._recycling))

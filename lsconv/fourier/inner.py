@@ -91,7 +91,8 @@ def conjugate_gradients(
             break
         z = precondition(r)
         rho_new = _inner(r, z)
-        p = z if p is None else z.addcmul_(p, _ratio(rho_new, rho))
+        # not in the memory of z, which is the preconditioner's
+        p = z.clone() if p is None else torch.addcmul(z, p, _ratio(rho_new, rho))
         q = apply(p)
         alpha = _ratio(rho_new, _inner(p, q)) * active
         u.addcmul_(p, alpha)

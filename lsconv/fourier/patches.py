@@ -149,6 +149,7 @@ class Schwarz:
         self.matrices, self.border = matrices, border
         self.definite, self.restricted = definite, restricted
         self.patches: list[_Patch] = []
+        self.sum: PatchSum | None = None  # of their corrections; a new one with wider crossings
         self.limit = unknowns
         self._single = single
         small = border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES
@@ -177,7 +178,7 @@ class Schwarz:
     def _make_whole(self, kernel: Kernel) -> None:
         """One dense patch, the exact inverse."""
         self.patches = [self._patch(kernel, tuple(range(len(self.border.grid))), self.border.mask.nonzero())]
-        self._sum = PatchSum(self.patches, self.border.size, torch.zeros(self.border.size, dtype=torch.int64))
+        self.sum = PatchSum(self.patches, self.border.size, torch.zeros(self.border.size, dtype=torch.int64))
         self.whole = True
 
     def _patch(
@@ -215,7 +216,7 @@ class Schwarz:
                 patches.append(self._patch(kernel, axes, self.border.crossing(axes, reach), single=self._single))
         self.patches = patches
         # a new one: another thread may be solving with the old one
-        self._sum = PatchSum(patches, self.border.size, self._owners(patches) if self.restricted else None)
+        self.sum = PatchSum(patches, self.border.size, self._owners(patches) if self.restricted else None)
 
     def _reach(self, axes: tuple[int, ...]) -> int:
         reach = min(_CROSSING_REACH, min(self.border.grid[a] for a in axes) // 4)
@@ -271,4 +272,5 @@ class Schwarz:
         """``M^{-1} r`` for border vectors ``(rest, blocks, size)``."""
         if self.factors is not None:
             return self.factors(r)
-        return self._sum(r)
+        assert self.sum is not None
+        return self.sum(r)

@@ -213,6 +213,17 @@ def test_an_unknown_name_is_refused_with_the_known_ones(capsys: pytest.CaptureFi
     assert "no benchmark nonsense; known:" in capsys.readouterr().err
 
 
+def test_an_iteration_is_compared_with_the_traffic_of_its_device() -> None:
+    from benchmarks.border_iteration import traffic
+
+    row = traffic((1, 48, torch.float32, 1e-2), 1, batch=3, device="cpu")
+    assert row["case"] == "3 × 1 × 48², float32"
+    grid = 3 * 48**2 * 8  # factors in float64
+    assert row["moved MiB"] * 2**20 == pytest.approx(6 * grid, rel=0.5)
+    assert row["iteration / traffic"] == pytest.approx(row["iteration ms"] / row["traffic ms"])
+    assert row["iteration / traffic"] > 1
+
+
 @pytest.mark.slow
 def test_every_benchmark_runs_in_quick_mode(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path)]

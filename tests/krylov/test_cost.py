@@ -116,32 +116,15 @@ def test_an_iteration_applies_each_operator_once(solver: Solver) -> None:
     assert (counts[1][0] - counts[0][0], counts[1][1] - counts[0][1]) == (20, 20)
 
 
-class HostReads(TorchDispatchMode):
-    """Counts the operations that make the host wait for a device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        waits = (
-            torch.ops.aten._local_scalar_dense.default,
-            torch.ops.aten.nonzero.default,
-            torch.ops.aten.equal.default,
-        )
-        self.count += func in waits
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("solver", [cg, minres, gmres, cgls, lsqr, lsmr, craig, hybrid])
-def test_the_host_reads_once_per_check(solver: Solver) -> None:
+def test_the_host_reads_once_per_check(solver: Solver, host_reads: Any) -> None:
     """Of a batch, as on a GPU: the scalars of a single item on the CPU are the host's own."""
     A = Diagonal(torch.logspace(0, -3, 200, dtype=torch.float64))
     # Almost no noise, so almost no damping, which would end the iteration early.
     options = {"rule": "discrepancy", "noise_std": 1e-9} if solver is hybrid else {}
     counts = []
     for iterations in (20, 40):
-        with HostReads() as reads:
+        with host_reads() as reads:
             solver(A, torch.linspace(1, 2, 400, dtype=torch.float64).reshape(2, 200), max_iter=iterations, rtol=0,
                    check_every=10, **options)  # fmt: skip
         counts.append(reads.count)
