@@ -22,12 +22,11 @@ from lsconv.fourier.inner import Pause, conjugate_gradients, gmres
 from lsconv.fourier.memory import allowed_bytes
 from lsconv.fourier.patches import Schwarz, crossing_unknowns
 from lsconv.fourier.pruned import PrunedProduct
-from lsconv.fourier.recorded import RecordedMap, recorder_for
+from lsconv.fourier.recorded import RecordedMap, recordable
 from lsconv.fourier.recycling import Recycling
 from lsconv.fourier.strips import Strips
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.fourier.whole_border import Cost, whole_cost
-from lsconv.krylov.replay import Recorder
 
 __all__ = ["BorderSystem"]
 
@@ -38,6 +37,8 @@ _ROUNDING = 2.0
 # From this damping on, by definiteness, dense matrices factorised in float32 cost no iteration more. The condition of
 # the definite systems is damp^-2, of the others damp^-1.
 _LEAST_DAMP_IN_SINGLE = {True: 3e-3, False: 1e-5}
+# Shapes of vectors for which recordings of the iteration are kept.
+_SHAPES = 2
 # Of factors that cannot be made.
 _NEVER = Cost(0.0, 0.0, 0)
 
@@ -86,15 +87,14 @@ class _Maps:
 
     Args:
         product: the operator.
-        schwarz: the preconditioner.
-        recorder: what records; None: nothing does.
+        preconditioner: as it is now: wider crossings are another one.
+        record: whether to record them.
     """
 
-    def __init__(self, product: _Product, schwarz: Schwarz, recorder: Recorder | None) -> None:
-        self.sum = schwarz.sum
-        self.recorded = recorder is not None
-        self.apply: Callable[[Tensor], Tensor] = product if recorder is None else RecordedMap(product, recorder)
-        self.precondition: Callable[[Tensor], Tensor] = schwarz if recorder is None else RecordedMap(schwarz, recorder)
+    def __init__(self, product: _Product, preconditioner: Callable[[Tensor], Tensor], *, record: bool) -> None:
+        self.current = preconditioner
+        self.apply: Callable[[Tensor], Tensor] = RecordedMap(product) if record else product
+        self.precondition = RecordedMap(preconditioner) if record else preconditioner
 
 
 class BorderSystem:
@@ -165,7 +165,7 @@ class BorderSystem:
         fits = spare_bytes is None or 2 * _RESTART * blocks * border.size * item <= spare_bytes
         self._recycling = Recycling(_RESTART if fits else 0)
         self._shortest, self._definite, self._exchanged = shortest, definite, exchange is not None
-        self._maps: dict[torch.Size, _Maps] = {}  # recorded, of one shape at a time
+        self._maps: dict[torch.Size, _Maps] = {}  # recorded, by the shape of the vectors, the latest last
         # what the factors of the whole border cost; None until an iteration takes long enough to ask
         self._whole = _NEVER if self.schwarz.whole else None
 
@@ -235,8 +235,7 @@ class BorderSystem:
                     break
             elif not paused:
                 break
-        if maps.recorded:
-            self._maps = {b.shape: maps}
+        self._keep_maps(b, maps)
         return u, done
 
     def maps(self, b: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -256,12 +255,19 @@ class BorderSystem:
     def _take_maps(self, b: Tensor, kept: _Maps | None = None) -> _Maps:
         """What an iteration on ``b`` calls, by one thread at a time; ``kept`` if that is it still."""
         cells = self.matrices.rows * math.prod(self.matrices.grid.sizes)
-        recorder = recorder_for(b, b.shape[0] * b.shape[1] * cells * b.element_size())
-        if recorder is not None:
+        record = recordable(b, b.shape[0] * b.shape[1] * cells * b.element_size())
+        preconditioner = self.schwarz.current
+        if record:
             kept = kept or self._maps.pop(b.shape, None)
-            if kept is not None and kept.sum is self.schwarz.sum:
+            if kept is not None and kept.current is preconditioner:
                 return kept
-        return _Maps(self._product, self.schwarz, recorder)
+        return _Maps(self._product, preconditioner, record=record)
+
+    def _keep_maps(self, b: Tensor, maps: _Maps) -> None:
+        """For the next vectors of that shape."""
+        if isinstance(maps.apply, RecordedMap):
+            others = [(shape, other) for shape, other in self._maps.items() if shape != b.shape]
+            self._maps = dict([*others, (b.shape, maps)][-_SHAPES:])
 
     def __getstate__(self) -> dict[str, Any]:
         """All but recordings, which cannot be copied."""

@@ -51,9 +51,9 @@ _CALL_WORK = 3e7
 _GRID_WORK = 5
 # Flops in the time that it takes to make room for, gather and add up a number of the factors (one CPU core and two).
 _ENTRY_WORK = 150
-# The same for reading one in a solve with them, which takes the transforms of so many iterations besides; an answer
-# takes so many of these. What they spare counts where iterating takes so many times as long. (Motion, "same", 512²,
-# damp 1e-3: 11 iterations, 87 ms, and 113 ms by factors. Disk, valid: 119, 400 ms, and 23 ms.)
+# The same for reading one in a solve with them, which takes the transforms of so many iterations besides. What is found
+# in one solve by iterating may take so many with factors; what they spare counts where it takes so many times as long.
+# (Motion, "same", 512², damp 1e-3: 11 iterations, 87 ms, and 113 ms by factors. Disk, valid: 119, 400 ms, and 23 ms.)
 _READ_WORK = 12
 _READ_ITERATIONS = 2
 _REFINED = 3
@@ -113,9 +113,8 @@ class Effort:
     def iteration(self, rest: int) -> float:
         """One border iteration for ``rest`` right-hand sides a block (fitted on a CPU)."""
         weight, channels = 1 if self.definite else 3, self.channels
-        return 3e7 + float(
-            weight * rest * self.blocks * self.cells * channels * (20 * math.log2(self.cells) + 16 * channels)
-        )
+        each = channels * (20 * math.log2(self.cells) + 16 * channels)
+        return _CALL_WORK + float(weight * rest * self.blocks * self.cells * each)
 
     def factors(self, unknowns: int) -> float:
         """Factorising so many unknowns of a crossing."""

@@ -241,14 +241,14 @@ class _Arnoldi:
 
     @property
     def residual(self) -> Tensor:
-        """The norm of what is left of r, ``(rest, blocks, 1)``."""
-        return self.beta / _norm(self._t[:, : self.k + 1].unflatten(0, self.lead))
+        """The norm of what is left of r, ``(rest, blocks, 1)``; zero after a column of no length."""
+        return (self.beta / _norm(self._t[:, : self.k + 1].unflatten(0, self.lead))).nan_to_num(nan=0.0)
 
     @property
     def residuals(self) -> Tensor:
         """The same before every column and after the last one, ``(rest, blocks, columns + 1)``."""
         t = self._t[:, : self.k + 1].unflatten(0, self.lead)
-        return self.beta / t.abs().square().cumsum(-1).sqrt()
+        return (self.beta / t.abs().square().cumsum(-1).sqrt()).nan_to_num(nan=0.0)
 
     @property
     def basis(self) -> Tensor:

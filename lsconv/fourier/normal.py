@@ -145,16 +145,11 @@ class NormalInverse:
                 restricted=crossings and (self.exact or not definite),
                 spare_bytes=spare_bytes,
                 direct=direct,
-                shortest=(lambda: self.border) if stacked else self._shortest_border,
+                shortest=functools.partial(
+                    _shortest_border, embedding, self.form, None if stacked else what.convolution, self.border
+                ),
                 exchange=exchange(self.border.members) if exchanged else None,
             )
-
-    def _shortest_border(self) -> Border:
-        """The border on the shortest grid."""
-        shortest = Embedding(self.convolution, (1,) * self.embedding.ndim, self.embedding.batch_shape, only_read=True)
-        positions = shortest.output_border() if self.form != "full" else []
-        positions = positions + (shortest.input_border() if self.form != "valid" else [])
-        return Border(shortest.grid, positions, self.convolution.device)
 
     @property
     def schwarz(self) -> Schwarz:
@@ -326,6 +321,16 @@ class NormalInverse:
         own = 0 if self._direct is None else self._direct.nbytes
         kept = {id(m): m.nbytes for m in (self.inverse, self.outer, getattr(self, "system", None)) if m is not None}
         return own + sum(kept.values()) + (0 if self.form == "circulant" else self.on_border.nbytes)
+
+
+def _shortest_border(embedding: Embedding, form: str, convolution: Convolution | None, border: Border) -> Border:
+    """The border on the shortest grid; that of this one, ``border``, without a convolution to embed again."""
+    if convolution is None:
+        return border
+    shortest = Embedding(convolution, (1,) * embedding.ndim, embedding.batch_shape, only_read=True)
+    positions = shortest.output_border() if form != "full" else []
+    positions = positions + (shortest.input_border() if form != "valid" else [])
+    return Border(shortest.grid, positions, convolution.device)
 
 
 def _together(arrays: int, vectors: int, device: torch.device) -> int:

@@ -65,6 +65,12 @@ class PatchSum:
             self._parts[:2] = [_Pair(patches[0], patches[1])]
             self._lengths[:2] = [sum(self._lengths[:2])]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its indices, and of slabs that it keeps a second time."""
+        pairs = sum(part.inverse.nbytes for part in self._parts if isinstance(part, _Pair))
+        return pairs + self._index.nbytes + (0 if self._places is None else self._places.nbytes)
+
     def __call__(self, r: Tensor) -> Tensor:
         """The sum for border vectors ``(rest, blocks, size)``."""
         cells = gathered(r, self._index).split(self._lengths, dim=-1)

@@ -26,6 +26,7 @@ Cai and Sarkis, "A restricted additive Schwarz preconditioner for general sparse
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import combinations
 
 import torch
@@ -264,13 +265,17 @@ class Schwarz:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the inverses."""
-        more = sum(part.nbytes for part in (self.strips, self.factors) if part is not None)
+        """Bytes of the inverses and of what goes with them."""
+        more = sum(part.nbytes for part in (self.strips, self.factors, self.sum) if part is not None)
         return more + sum(patch.inverse.nbytes for patch in self.patches)
+
+    @property
+    def current(self) -> Callable[[Tensor], Tensor]:
+        """The preconditioner as it is until the crossings are widened."""
+        current = self.sum if self.factors is None else self.factors
+        assert current is not None
+        return current
 
     def __call__(self, r: Tensor) -> Tensor:
         """``M^{-1} r`` for border vectors ``(rest, blocks, size)``."""
-        if self.factors is not None:
-            return self.factors(r)
-        assert self.sum is not None
-        return self.sum(r)
+        return self.current(r)

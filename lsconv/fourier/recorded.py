@@ -1,8 +1,8 @@
 """The maps of a border iteration without their launches.
 
 An iteration applies two maps, the preconditioner and the operator on the border: thirty kernels, launched one by one
-however little they compute. On a GPU each is recorded as a CUDA graph (:mod:`lsconv.krylov.replay`) when it is called
-for the second time, and replayed from then on: two launches, and two copies into the recorded memory.
+however little they compute. On a GPU each is recorded as a CUDA graph (:mod:`lsconv.krylov.replay`) when it has been
+called a few times, and replayed from then on: two launches, and two copies into the recorded memory.
 """
 
 from __future__ import annotations
@@ -15,62 +15,62 @@ from torch import Tensor
 from lsconv.krylov import replay
 from lsconv.krylov.followed import transforming
 
-__all__ = ["RecordedMap", "recorder_for"]
+__all__ = ["RecordedMap", "recordable"]
+
+# Calls before a map is recorded. A recording waits for the device and costs some milliseconds, a hundred or so calls
+# without launches: not for one quick solve. (Reckoned, not measured.)
+_CALLS = 20
 
 
-def recorder_for(v: Tensor, work_bytes: int) -> replay.Recorder | None:
-    """A recorder for maps of vectors like ``v``, where these may be and are worth being replayed.
+def recordable(v: Tensor, work_bytes: int) -> bool:
+    """Whether maps of vectors like ``v`` may be, and are worth being, replayed.
 
     Args:
         v: a vector.
         work_bytes: of the arrays that a map makes of it; large ones outlast their launches.
     """
-    make = replay.RECORDERS.get(v.device.type)
-    if make is None or work_bytes > replay.LARGEST or type(v) is not Tensor:
-        return None
-    if transforming() or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-        return None
-    return make(v.device)
+    if v.device.type not in replay.RECORDERS or work_bytes > replay.LARGEST or type(v) is not Tensor:
+        return False
+    return not (transforming() or torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
 
 
 class RecordedMap:
-    """A map of tensors of one shape, recorded when it is called again. A call overwrites the result of the one before.
+    """A map of tensors of one shape, recorded after some calls. A call overwrites the result of the one before.
 
     Args:
-        function: the map, of operations on its device alone.
-        recorder: what records.
+        function: the map, of operations on its device alone, on memory that it keeps.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], recorder: replay.Recorder) -> None:
-        self.function, self._recorder = function, recorder
-        self._next: Callable[[Tensor], Tensor] = self._first
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function, self._calls = function, 0
         self._given: Tensor
         self._result: Tensor
-        self._replay: Callable[[], object]
+        self._replay: Callable[[], object] | None = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether it is replayed."""
+        return self._replay is not None
 
     def __call__(self, v: Tensor) -> Tensor:
         """The image of ``v``."""
-        return self._next(v)
-
-    def _first(self, v: Tensor) -> Tensor:
-        self._next = self._record
-        return self.function(v)
-
-    def _record(self, v: Tensor) -> Tensor:
-        self._given = v.clone()
-        try:
-            self._recorder.warm_up(self._body)
-            self._replay = self._recorder.record(self._body)
-        except RuntimeError:  # what CUDA refuses in a recording
-            self._next = self.function
+        self._calls += 1
+        if self._calls == _CALLS:
+            self._record(v)
+        if self._replay is None:
             return self.function(v)
-        self._next = self._repeat
-        return self._repeat(v)
-
-    def _repeat(self, v: Tensor) -> Tensor:
         self._given.copy_(v)
         self._replay()
         return self._result
+
+    def _record(self, v: Tensor) -> None:
+        self._given = v.clone()
+        recorder = replay.RECORDERS[v.device.type](v.device)
+        try:
+            recorder.warm_up(self._body)
+            self._replay = recorder.record(self._body)
+        except RuntimeError:  # what CUDA refuses in a recording
+            del self._given
 
     def _body(self) -> None:
         self._result = self.function(self._given)

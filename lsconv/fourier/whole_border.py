@@ -9,6 +9,7 @@ from torch import Tensor
 from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import DenseInverse
 from lsconv.fourier.elimination import Elimination, Layout
+from lsconv.fourier.reflection import exchange as exchange_of
 from lsconv.fourier.reflection import reflection, reflection_sums
 from lsconv.fourier.symbol import FrequencyMatrices
 
@@ -79,7 +80,7 @@ def whole_cost(
         border: its border.
         onto: the border of the same operator on a grid of other sizes.
         definite: whether it is positive definite.
-        exchanged: whether an exchange halves it.
+        exchanged: whether an exchange halves it, where the border of the other grid has one too.
     """
     third = (1 if definite else 2) / 3
     if not _crossed(onto):
@@ -96,7 +97,8 @@ def whole_cost(
     products = 2.0 * signs * lags * g**2 * (length // 2 + 1) * h * parts
     entries = signs * (3 * sum(n**2 for n in sizes) + parts * (lags * g**2 + 2 * g * h * length))
     factors = third * signs * sum(n**3 for n in sizes)
-    if exchanged:  # complex ones of half the size, from half of the products where opposite distances come together
+    if exchanged and exchange_of(onto.members) is not None:
+        # complex ones of half the size, from half of the products where opposite distances come together
         return Cost(factors / 2, products / (2 if parts == 1 else 1), entries // 2)
     return Cost(factors, products, entries)
 

@@ -23,6 +23,7 @@ or changes a shape, goes on unrecorded. So does one whose recording fails. The i
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -39,6 +40,10 @@ __all__ = ["LARGEST", "RECORDERS", "CudaGraph", "Recorded", "Recorder", "recorde
 # Bytes of all x and all y together. Reckoned, not measured: about ten passes over them at 2 TB/s take as long as the
 # launches of an iteration, 0.4 ms.
 LARGEST = 64 * 2**20
+
+
+# One recording at a time: the beginning of another would synchronise the device, which the first forbids.
+_RECORDING = threading.Lock()
 
 
 class Recorder(Protocol):
@@ -71,6 +76,7 @@ class CudaGraph:
         graph = torch.cuda.CUDAGraph()
         # The outer context returns to the caller's stream after a recording that failed too, torch.cuda.graph does not.
         with (
+            _RECORDING,
             torch.cuda.device(self.device),
             torch.cuda.stream(self.stream),
             torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),

@@ -59,7 +59,8 @@ class System:
         more = () if z is None else (z,)
         if isinstance(answer, Tensor):
             return answer, *more
-        self.solution = answer
+        # without the tensors that autograd follows: these lead to what holds this, which would live until a collection
+        self.solution = replace(answer, **dict.fromkeys(_TENSORS))
         return *(getattr(answer, name) for name in _TENSORS), *more
 
     def look_at(self, damp: Any) -> None:

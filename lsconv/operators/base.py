@@ -296,19 +296,11 @@ class LinearOperator:
         device: torch.device | None = None,
     ) -> Self:
         """A copy with ``function`` applied to every tensor held, here and in the operators this one is made of."""
-
-        def convert(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return function(value)
-            if isinstance(value, LinearOperator):
-                return value._map(function, dtype, device)
-            if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, LinearOperator)) for v in value):
-                return type(value)(convert(v) for v in value)
-            return value
-
         clone = copy.copy(self)
         clone.__dict__ = {
-            name: convert(value) for name, value in self.__dict__.items() if not name.startswith("_cached")
+            name: _converted(value, function, dtype, device)
+            for name, value in self.__dict__.items()
+            if not name.startswith("_cached")
         }
         if dtype is not None:
             clone.dtype = dtype
@@ -373,3 +365,16 @@ def _is_scalar(value: Any) -> bool:
 
 def _inside(shape: tuple[int, ...]) -> str:
     return ", ".join(str(size) for size in shape)
+
+
+def _converted(
+    value: Any, function: Callable[[Tensor], Tensor], dtype: torch.dtype | None, device: torch.device | None
+) -> Any:
+    """An attribute of an operator with ``function`` applied to every tensor in it."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, LinearOperator):
+        return value._map(function, dtype, device)
+    if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, LinearOperator)) for v in value):
+        return type(value)(_converted(v, function, dtype, device) for v in value)
+    return value
