@@ -165,10 +165,10 @@ def _cycle(
     residual = space.beta
     active = residual > bound
     for done in range(1, size + 1):
-        growth = space.extend(apply, precondition)
+        going = space.extend(apply, precondition)
         count += active[..., 0]
         residual = space.residual
-        active = active & (residual > bound) & (growth > 0)
+        active = active & (residual > bound) & going
         if done % check_every == 0 and not bool(active.any()):
             break
         if pause is not None and pause(before + done, done, space.beta, residual, bound):
@@ -215,10 +215,10 @@ class _Arnoldi:
         if images is not None:
             self._basis.unflatten(0, self.lead)[:, :, : self.m] = images
         self.beta = _norm(r)
-        self._basis[:, self.m] = (r / self.beta.clamp_min(_tiny(r))).flatten(0, 1)
+        self._basis[:, self.m] = (r / _divisor(self.beta)).flatten(0, 1)
 
     def extend(self, apply: _Map, precondition: _Map) -> Tensor:
-        """One column more; the length that is left of its image, ``(rest, blocks, 1)``."""
+        """One column more; whether anything is left of its image, ``(rest, blocks, 1)``."""
         k, last = self.k, self.m + self.k
         z = precondition(self._basis[:, last].unflatten(0, self.lead))
         self._searched[:, k] = z.flatten(0, 1)
@@ -230,14 +230,15 @@ class _Arnoldi:
         more = torch.bmm(basis, w.conj()).conj()
         w = torch.baddbmm(w, basis.mT, more, alpha=-1)
         length = torch.linalg.vector_norm(w, dim=1)
-        self._basis[:, last + 1] = w.squeeze(-1) / length.clamp_min(_tiny(w))
+        divisor = _divisor(length)
+        self._basis[:, last + 1] = w.squeeze(-1) / divisor
         column = self._coefficients[..., k]
         column[:, : last + 1] = (h + more).squeeze(-1)
         column[:, last + 1] = length.squeeze(-1)
         left = torch.linalg.vecdot(column[:, self.m : last + 1], self._t[:, : k + 1]).unsqueeze(-1)
         self._t[:, k + 1 : k + 2] = -left / length
         self.k = k + 1
-        return length.unflatten(0, self.lead)
+        return divisor.isfinite().unflatten(0, self.lead)
 
     @property
     def residual(self) -> Tensor:
@@ -281,8 +282,9 @@ def _coefficients(triangle: Tensor, rhs: Tensor, count: Tensor) -> Tensor:
     return torch.where(keep, y, 0)
 
 
-def _tiny(v: Tensor) -> float:
-    return torch.finfo(v.dtype).tiny
+def _divisor(length: Tensor) -> Tensor:
+    """What normalises a vector of that norm; infinity, which makes it zero, where squares have underflowed in it."""
+    return torch.where(length > math.sqrt(torch.finfo(length.dtype).tiny), length, math.inf)
 
 
 def _norm(v: Tensor) -> Tensor:

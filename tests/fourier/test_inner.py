@@ -134,6 +134,19 @@ def test_gmres_ends_finite_on_a_singular_inconsistent_system() -> None:
     assert (b - _map(A)(u)).norm() <= 1.001 * b.norm()
 
 
+@pytest.mark.parametrize("scale", [1e-5, 1e-6, 1e-8])
+@pytest.mark.parametrize("check_every", [1, 5, 10])
+def test_gmres_stays_finite_after_its_systems_have_ended(scale: float, check_every: int) -> None:
+    """Then a column leaves nothing but rounding, whose squares float32 does not hold."""
+    g = torch.Generator().manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(2, 3, 3, generator=g))[0]
+    A = (Q * torch.tensor([1.0, 0.3, 0.1])) @ Q.mT * scale
+    b = torch.stack([Q[..., 0], torch.randn(2, 3, generator=g), torch.zeros(2, 3)])
+    u, count = gmres(_map(A), _same, b, 1e-2, 60, check_every, restart=7)
+    assert count.tolist() == [[1, 1], [3, 3], [0, 0]]
+    assert ((b - _map(A)(u)).norm(dim=-1) <= 1.01e-2 * b.norm(dim=-1)).all()
+
+
 def test_gmres_keeps_its_promise_with_a_preconditioner_in_float32() -> None:
     Q, b = _system(torch.float64, 60, definite=False)
     rough = torch.linalg.inv(Q + 0.05 * torch.randn(60, 60, dtype=torch.float64)).float()
