@@ -86,6 +86,11 @@ class _Way:
         """``(rest, blocks, size)`` on ``freed`` to the grid, zero on ``held``."""
         return self.solution(self.freed.scatter(coordinates))
 
+    def cut(self, vectors: Tensor) -> Tensor:
+        """S times vectors on ``freed``, ``(blocks, size, k)``: what zeros on ``held`` take from their lifts."""
+        lifts = self.inverse.on_grid(self.freed.scatter(vectors.movedim(-1, 0)))
+        return self.held.gather(lifts).movedim(0, -1)
+
     def solution(self, image: Tensor) -> Tensor:
         """C^-1 times an image on the grid, zero on ``held``."""
         return self.inverse.on_grid(image).masked_fill_(self.zero, 0)
@@ -190,8 +195,8 @@ class CapacitancePlan:
             return
         overlaps = [Overlap(way.inverse, way.freed) for way in self._ways]
         while True:
-            pairs = zip(overlaps, reversed(vectors), strict=True)
-            found = [nearest_null(sigma, v, overlap.between(v)) for overlap, v in pairs]
+            parts = zip(self._ways, overlaps, reversed(vectors), strict=True)
+            found = [nearest_null(way.cut(v), v, overlap.between(v)) for way, overlap, v in parts]
             if count == size or all(bool((ratio.amax(-1) > limit).all()) for ratio, _ in found):
                 break
             count = min(4 * count, size)

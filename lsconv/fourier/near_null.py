@@ -16,6 +16,9 @@ from lsconv.fourier.symbol import FrequencyMatrices
 __all__ = ["Overlap", "nearest_null", "small_singular_vectors", "static_lu"]
 
 _STEPS = 2
+# Below so many eps of the largest an eigenvalue is taken for the rounding of zero.
+_ROUNDING = 1e3
+_FREE = 1e-10
 
 
 class _Solve(Protocol):
@@ -104,20 +107,28 @@ class Overlap:
         return self.border.gather(back).movedim(0, -1)
 
 
-def nearest_null(sigma: Tensor, v: Tensor, overlap: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of orthonormal lifts in the span of singular vectors of S, by falling nearness to the null space.
+def nearest_null(images: Tensor, v: Tensor, overlap: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates of orthonormal lifts in the span of vectors, by falling nearness to the null space.
 
     Args:
-        sigma: singular values of S, ``(blocks, k)``.
-        v: their right (or left) vectors, ``(blocks, size, k)``.
+        images: ``S v``, ``(blocks, rows, k)``. Not from singular values of S^-1: next to those of null vectors the
+            others are rounding, and with them everything below.
+        v: orthonormal vectors on the border, ``(blocks, size, k)``.
         overlap: the inner products of their lifts, cropped nowhere.
 
     Returns:
         For each a bound of ``||A x|| / (||C|| ||x||)``, smallest first, as A lift(v) = -R_out C B_in^T S v; and the
         coordinates.
     """
-    squares = overlap - torch.diag_embed(sigma**2).to(overlap.dtype)  # what the crop takes away is S v
-    values, vectors = torch.linalg.eigh(squares)
-    whiten = vectors * values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt().unsqueeze(-2)
-    _, ratio, rows = torch.linalg.svd(sigma.unsqueeze(-1) * whiten)
+    values, vectors = torch.linalg.eigh(overlap - images.mH @ images)  # what the crop takes away is S v
+    # of some directions the crop leaves nothing but rounding: added to others they change S v and no lift
+    left = (values > _ROUNDING * torch.finfo(values.dtype).eps * values[..., -1:]).unsqueeze(-2)
+    whiten = vectors * torch.where(left, values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt().unsqueeze(-2), 0)
+    free = vectors * ~left
+    moved = images @ free
+    whiten = whiten - free @ (torch.linalg.pinv(moved, rtol=_FREE) @ (images @ whiten))
+    cropped = images @ whiten
+    far = (1 + torch.linalg.matrix_norm(cropped))[..., None, None] * ~left  # the free ones are no null vectors
+    far = torch.diag_embed(far.squeeze(-2)).to(cropped)
+    _, ratio, rows = torch.linalg.svd(torch.cat([cropped, far], dim=-2), full_matrices=False)
     return ratio.flip(-1), (v @ (whiten @ rows.mH)).flip(-1)

@@ -169,6 +169,21 @@ def test_gradients_are_those_of_the_dense_inverse() -> None:
     assert torch.autograd.gradcheck(solve, (weight, y), atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_more_null_vectors_than_are_looked_for_at_first(seed: int) -> None:
+    """Eight and as many of its adjoint: next to those of S^-1 the other singular values are rounding."""
+    weight = torch.randn(2, 1, 2, 3, 1, dtype=F64, generator=torch.Generator().manual_seed(seed))
+    A = lsconv.Convolution(weight, (3, 2, 4), stride=(1, 2, 1), padding=(1, 1, 0), dilation=(2, 1, 1))
+    y = torch.randn(A.out_shape, dtype=F64)
+    matrix = A.to_dense()
+    assert int(torch.linalg.matrix_rank(matrix, rtol=1e-10)) == 16
+    solution = CapacitancePlan(A).solve(y)
+    assert bool(solution.converged)
+    assert int(solution.nullity) == 8
+    expected = torch.linalg.pinv(matrix, rtol=1e-10) @ y.flatten()
+    torch.testing.assert_close(solution.x.flatten(), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+
+
 def test_an_operator_of_zeros_and_its_batch() -> None:
     weight = torch.stack([torch.ones(1, 1, 2, dtype=F64), torch.zeros(1, 1, 2, dtype=F64)])
     A = lsconv.Conv1d(weight[0], in_size=1, padding=1, dilation=2)  # every tap reads padding
