@@ -200,7 +200,7 @@ class CapacitancePlan:
             if count == size or all(bool((ratio.amax(-1) > limit).all()) for ratio, _ in found):
                 break
             count = min(4 * count, size)
-            sigma, *vectors = small_singular_vectors(self._lu_solve, self.factors, count)
+            _, *vectors = small_singular_vectors(self._lu_solve, self.factors, count)
         kept = [ratio < self.rank_tolerance for ratio, _ in found]
         self.nullity = torch.stack([k.sum(-1) for k in kept]).amax(0)
         most = int(self.nullity.max())

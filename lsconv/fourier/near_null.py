@@ -18,7 +18,8 @@ __all__ = ["Overlap", "nearest_null", "small_singular_vectors", "static_lu"]
 _STEPS = 2
 # Below so many eps of the largest an eigenvalue is taken for the rounding of zero.
 _ROUNDING = 1e3
-_FREE = 1e-10
+# Relative to the largest, the least singular value of S on the directions that no lift shows.
+_LEAST_MOVED = 1e-10
 
 
 class _Solve(Protocol):
@@ -126,7 +127,7 @@ def nearest_null(images: Tensor, v: Tensor, overlap: Tensor) -> tuple[Tensor, Te
     whiten = vectors * torch.where(left, values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt().unsqueeze(-2), 0)
     free = vectors * ~left
     moved = images @ free
-    whiten = whiten - free @ (torch.linalg.pinv(moved, rtol=_FREE) @ (images @ whiten))
+    whiten = whiten - free @ (torch.linalg.pinv(moved, rtol=_LEAST_MOVED) @ (images @ whiten))
     cropped = images @ whiten
     far = (1 + torch.linalg.matrix_norm(cropped))[..., None, None] * ~left  # the free ones are no null vectors
     far = torch.diag_embed(far.squeeze(-2)).to(cropped)
