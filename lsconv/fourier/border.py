@@ -27,7 +27,7 @@ from lsconv.fourier.memory import allowed_bytes, check_fits, plan_bytes
 from lsconv.fourier.mirrored import Mirror
 from lsconv.fourier.normal import NormalInverse
 from lsconv.fourier.outer import Outer
-from lsconv.fourier.precision import direct_rtol, double, needs_double
+from lsconv.fourier.precision import default_rcond, direct_rtol, double, needs_double
 from lsconv.krylov.backward import normal_by_apply
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.heap import keep_pages
@@ -59,6 +59,7 @@ class BorderPlan:
         A: a zero-padded convolution, or a circular one whose outputs are cropped; any stride, dilation and groups. With
             damp > 0 also one of stride 1 with reflect or replicate padding (:mod:`lsconv.fourier.mirrored`).
         damp: the damping, a number or one per batch item.
+        rcond: singular values up to ``rcond ||A||`` count as zero where ``damp = 0``; None: :func:`default_rcond`.
         memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
 
     Raises:
@@ -72,7 +73,14 @@ class BorderPlan:
         True
     """
 
-    def __init__(self, A: LinearOperator, damp: Tensor | float = 0.0, *, memory_limit: int | None = None) -> None:
+    def __init__(
+        self,
+        A: LinearOperator,
+        damp: Tensor | float = 0.0,
+        *,
+        rcond: float | None = None,
+        memory_limit: int | None = None,
+    ) -> None:
         if not (isinstance(A, Convolution) and (Embedding.exists(A) or Mirror.exists(A))):
             raise MethodError(
                 f'method="border" needs a convolution with zero padding (or circular padding whose stride divides the '
@@ -84,6 +92,7 @@ class BorderPlan:
         if A.device.type == "cpu":
             keep_pages()
         self.A = A
+        self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
         self._mirrored = Mirror.exists(A)
         if self._mirrored and bool((self.damp == 0).any()):
@@ -143,20 +152,21 @@ class BorderPlan:
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
         y = y.detach().to(self.precise.dtype)
         outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter)
-        x = outer.x.to(self.A.dtype)
         solution = certified(
             self.precise,
-            x.to(self.precise.dtype),
+            outer.x,
             y.expand(*outer.batch, *self.A.out_shape),
             self.damp.expand(outer.batch),
             tolerances=tolerances,
-            operator_norm=outer.norm_a * self.unit,
+            dtype=self.A.dtype,
             iterations=outer.iterations,
-            rounding=torch.finfo(self.A.dtype).eps,
+            operator_norm=outer.norm_a * self.unit,
             norm_bound=self.inverse.norm_bound * self.unit,
+            rcond=self.rcond,
+            rounding=torch.finfo(self.precise.dtype).eps,
         )
         codes = self._with_rank(solution)
-        return replace(solution, x=x, codes=codes, converged=solution.converged & (codes != Status.RANK_DEFICIENT.code))
+        return replace(solution, codes=codes, converged=solution.converged & (codes != Status.RANK_DEFICIENT.code))
 
     def _with_rank(self, solution: Solution) -> Tensor:
         """The status codes, with :attr:`Status.RANK_DEFICIENT` where x is not certified to be of minimum norm."""

@@ -13,7 +13,7 @@ time here: wherever the determinant of the symbol of one axis winds around zero 
 exponentially with n, and they are singular values of S. A direct solve does not mind them, and finds them: the singular
 vectors of S of small singular value are the border of vectors that A maps to nearly nothing.
 
-Those whose singular value of A is provably below ``rank_tolerance * ||C||`` count as its null space, on both sides.
+Those whose singular value of A is provably below ``rcond * ||C||`` count as its null space, on both sides.
 The answer is then the minimum-norm least-squares solution of the operator that is A without them,
 :math:`(I - ZZ^H) A (I - XX^H)`, which differs from A by no more than that.
 
@@ -37,7 +37,7 @@ from lsconv.fourier.dense_border import between_borders
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import allowed_bytes
 from lsconv.fourier.near_null import Overlap, nearest_null, small_singular_vectors, static_lu
-from lsconv.fourier.precision import direct_rtol, double
+from lsconv.fourier.precision import default_rcond, direct_rtol, double
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, symbol
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.solution import Solution
@@ -47,9 +47,6 @@ from lsconv.operators.convolution import Convolution
 
 __all__ = ["CapacitancePlan"]
 
-# Singular values below this part of ||C|| count as zero. In float32 rounding of y is 6e-8 of it, and what a smaller
-# singular value made of that would drown the rest of x; in float64 the capacitance matrix itself is not known better.
-_RANK_TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-12}
 # A symbol worse than this loses the digits of its inverse, and with them those of S.
 _WORST_CONDITION = 1e8
 # A factorisation may cost as much as this many iterations would. One of them moves memory at a part of the rate of
@@ -102,6 +99,7 @@ class CapacitancePlan:
     Args:
         A: a convolution with as many rows as columns per frequency and an input border as large as the output border.
         damp_shape: more batch dimensions, of a damping that is zero everywhere.
+        rcond: singular values up to this part of ``||C||`` count as zero; None: :func:`default_rcond`.
         memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
         worth: refuse where an iteration on the border is expected to be the cheaper way.
 
@@ -125,6 +123,7 @@ class CapacitancePlan:
         A: LinearOperator,
         damp_shape: tuple[int, ...] = (),
         *,
+        rcond: float | None = None,
         memory_limit: int | None = None,
         worth: bool = False,
     ) -> None:
@@ -136,7 +135,7 @@ class CapacitancePlan:
         outer = Border(embedding.grid, embedding.output_border(), device)
         self._check(inner, outer, memory_limit, worth)
         self.damp = torch.zeros(damp_shape, dtype=torch.float64, device=device)
-        self.rank_tolerance = _RANK_TOLERANCE[A.weight.real.dtype]
+        self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         with torch.no_grad():
             weight = A.weight.detach()
             self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
@@ -186,8 +185,8 @@ class CapacitancePlan:
     # ------------------------------------------------------------------ null space
 
     def _find_null_space(self, inverse_norm: Tensor) -> None:
-        """The null spaces of A and A^H to ``rank_tolerance``, as coordinates on the border."""
-        size, limit = self.factors.shape[-1], 10 * self.rank_tolerance
+        """The null spaces of A and A^H to ``rcond``, as coordinates on the border."""
+        size, limit = self.factors.shape[-1], 10 * self.rcond
         count = min(_FIRST_VECTORS, size)
         sigma, *vectors = small_singular_vectors(self._lu_solve, self.factors, count)
         self.nullity = torch.zeros(len(sigma), dtype=torch.int64, device=sigma.device)
@@ -201,7 +200,7 @@ class CapacitancePlan:
                 break
             count = min(4 * count, size)
             _, *vectors = small_singular_vectors(self._lu_solve, self.factors, count)
-        kept = [ratio < self.rank_tolerance for ratio, _ in found]
+        kept = [ratio < self.rcond for ratio, _ in found]
         self.nullity = torch.stack([k.sum(-1) for k in kept]).amax(0)
         most = int(self.nullity.max())
         if not most:
@@ -269,20 +268,21 @@ class CapacitancePlan:
     ) -> Solution:
         """The certified solution for ``y`` of shape ``(*batch, *out_shape)``; ``max_iter`` has no effect."""
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
-        x = self._refined(y, False, tolerances.rtol).to(self.A.dtype)
+        x = self._refined(y, False, tolerances.rtol)
         batch = torch.broadcast_shapes(x.shape[: x.ndim - len(self.A.in_shape)], self.damp.shape)
-        x = x.expand(*batch, *self.A.in_shape)
         solution = certified(
             self.precise,
-            x.to(self.precise.dtype),
+            x.expand(*batch, *self.A.in_shape),
             y.detach().to(self.precise.dtype).expand(*batch, *self.A.out_shape),
             self.damp.expand(batch),
             tolerances=tolerances,
-            rounding=torch.finfo(self.A.dtype).eps,
+            dtype=self.A.dtype,
             norm_bound=self.norm_bound.reshape(*self.unit.shape, -1).amax(-1) * self.unit,
+            rcond=self.rcond,
+            rounding=torch.finfo(self.precise.dtype).eps,
         )
         nullity = self.nullity.reshape(*self.embedding.batch_shape, -1).sum(-1).expand(batch)
-        return replace(solution, x=x, nullity=nullity)
+        return replace(solution, nullity=nullity)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
@@ -326,7 +326,7 @@ class CapacitancePlan:
 
     def __repr__(self) -> str:
         size, most = self.factors.shape[-1], int(self.nullity.max())
-        zeros = f", {most} singular values below {self.rank_tolerance:g} ||A|| taken for zero" if most else ""
+        zeros = f", {most} singular values below {self.rcond:g} ||A|| taken for zero" if most else ""
         return (
             f"CapacitancePlan({self.A.in_shape} -> {self.A.out_shape}, grid={self.embedding.grid}, border={size}"
             f"{zeros}, factors={self.nbytes / 2**20:.1f} MiB in {self.factors.dtype}, {self.A.device})"
@@ -335,7 +335,9 @@ class CapacitancePlan:
 
 def _square_embedding(A: LinearOperator) -> Embedding:
     """The shortest grid of a convolution whose symbol is square."""
-    if not (isinstance(A, Convolution) and Embedding.exists(A) and A.weight.real.dtype in _RANK_TOLERANCE):
+    if not (
+        isinstance(A, Convolution) and Embedding.exists(A) and A.weight.real.dtype in (torch.float32, torch.float64)
+    ):
         raise MethodError(f"{A!r} is no truncated block-circulant operator")
     embedding = Embedding(A, (1,) * A.ndim, only_read=True)
     if embedding.in_channels != embedding.out_channels:

@@ -220,14 +220,13 @@ class Outer:
         bound = torch.maximum(rtol * self.given_norm, self.tolerances.atol / self.unit)
         by_residual = total / bound.clamp_min(unit)
         norm = self.plan.inverse.norm_bound
-        # in float64 what rounding leaves; for float32 data, iterated in float64, well below the rounding of storing x
-        eps = torch.finfo(self.plan.A.dtype).eps * (4 if self.A.dtype == self.plan.A.dtype else 0.05)
-        rounding = eps * (norm * x_norm + self.given_norm)
+        rounding = 4 * torch.finfo(self.A.dtype).eps * (norm * x_norm + self.given_norm)
         # the certificate judges the gradient: g, or A^H g on the residual side, where norm bounds what A^H does to it
         target = torch.maximum(rtol * total * self.norm_a, rounding * norm)
         if self.residual_side:
             target = torch.where(self.mu == 0, bound, target / norm)
-        merit = torch.minimum(by_residual, g_norm / target.clamp_min(unit))
+        downhill = total / ((1 + self.tolerances.eps**0.5) * self.given_norm).clamp_min(unit)  # from x = 0
+        merit = torch.minimum(by_residual, torch.maximum(g_norm / target.clamp_min(unit), downhill))
         return torch.where(g_norm == 0, 0, merit)
 
     @staticmethod

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["direct_rtol", "double", "needs_double", "single"]
+__all__ = ["default_rcond", "direct_rtol", "double", "needs_double", "single"]
 
 _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 _SINGLE = {wide: narrow for narrow, wide in _DOUBLE.items()}
@@ -20,6 +20,15 @@ _LEAST_DAMP = 0.03
 def direct_rtol(dtype: torch.dtype) -> float:
     """The default relative tolerance of the direct methods: 1e-6 in float32, 1e-10 in float64."""
     return 1e-6 if torch.finfo(dtype).bits == 32 else 1e-10
+
+
+def default_rcond(dtype: torch.dtype) -> float:
+    """The part of ``||A||`` up to which singular values count as zero: 1e-7 in float32, 1e-12 in float64.
+
+    Rounding the data to float32 changes them by 6e-8: what a smaller singular value makes of that would drown the rest
+    of x. In float64 the factors themselves are not known better.
+    """
+    return 1e-7 if torch.finfo(dtype).bits == 32 else 1e-12
 
 
 def double(dtype: torch.dtype) -> torch.dtype:

@@ -29,7 +29,7 @@ from lsconv.fourier.precision import direct_rtol, double, needs_double
 from lsconv.fourier.symbol import frobenius
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.solution import Solution, Status
-from lsconv.krylov.stopping import Tolerances, certify
+from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -241,37 +241,24 @@ def stacked_solution(
         otherwise: status codes of the items that do not meet the tolerance; None: STAGNATION.
     """
     A = stack.operators[0]
-    prior = None if x_prior is None else x_prior.detach().to(stack.dtype)
-    x = (d if prior is None else prior + d).to(dtype)
-    stored = x.to(stack.dtype)
-    offset = stored if prior is None else stored - prior
-    inputs, outputs = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
-    certificate = certify(
+    solution = certified(
         stack,
-        offset,
+        d,
         stacked_data(stack, y, x_prior),
         tolerances=tolerances,
+        dtype=dtype,
+        prior=None if x_prior is None else x_prior.detach().to(stack.dtype),
+        iterations=iterations,
+        otherwise=Status.STAGNATION if otherwise is None else otherwise,
         operator_norm=operator_norm,
-        rounding=torch.finfo(dtype).eps,
         norm_bound=norm_bound,
-        stored=None if prior is None else (inputs.safe_norm(stored), outputs.safe_norm(y.detach().to(stack.dtype))),
+        rounding=torch.finfo(stack.dtype).eps,
     )
-    residual_norm = outputs.safe_norm(y.detach().to(stack.dtype) - A.apply(stored))
-    batch = certificate.residual_norm.shape
-    codes = torch.full(batch, Status.STAGNATION.code, dtype=torch.int64, device=A.device)
-    codes = codes if otherwise is None else otherwise.expand(batch)
-    codes = torch.where(certificate.gradient_ok, Status.GRADIENT.code, codes)
-    codes = torch.where(certificate.residual_ok, Status.RESIDUAL.code, codes)
-    codes = torch.where(torch.isfinite(certificate.residual_norm), codes, Status.NON_FINITE.code)
-    return Solution(
-        x=x,
-        codes=codes,
-        converged=certificate.converged,
-        iterations=iterations.expand(batch),
-        residual_norm=residual_norm.expand(batch),
-        gradient_norm=certificate.gradient_norm,
-        damp=damp.expand(batch),
+    misfit = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(
+        y.detach().to(stack.dtype) - A.apply(solution.x.to(stack.dtype))
     )
+    batch = solution.codes.shape
+    return replace(solution, residual_norm=misfit.expand(batch), damp=damp.expand(batch))
 
 
 def _stacked(parts: Sequence[Solution]) -> Solution:

@@ -273,33 +273,27 @@ def _with_prior(
         return plan.solve(y, **options)
     prior = x_prior.detach()
     solution = plan.solve(y - A.apply(prior), **options)
-    x = prior + solution.x
     precise = A.to(dtype=torch.complex128 if A.is_complex else torch.float64) if isinstance(A, Convolution) else A
     # the default of the method that solved
     rtol = direct_rtol(A.dtype) if options["rtol"] is None and not isinstance(plan, KrylovPlan) else options["rtol"]
-    stored = x.to(precise.dtype)
-    wide = prior.to(precise.dtype)
+    wide, batch = prior.to(precise.dtype), solution.codes.shape
     rest = y.to(precise.dtype) - precise.apply(wide)
     judged = certified(
         precise,
-        stored - wide,
-        rest.expand(*x.shape[: x.ndim - len(A.in_shape)], *A.out_shape),
-        damp.expand(x.shape[: x.ndim - len(A.in_shape)]),
+        solution.x.to(precise.dtype),
+        rest.expand(*batch, *A.out_shape),
+        damp.expand(batch),
         tolerances=Tolerances.of(A.dtype, rtol, options["atol"]),
+        dtype=A.dtype,
+        prior=wide,
         iterations=solution.iterations,
         history=solution.history,
-        rounding=torch.finfo(A.dtype).eps,
+        rounding=torch.finfo(precise.dtype).eps,
         norm_bound=_norm_bound(A),
-        stored=(
-            ItemSpace(A.in_shape, precise.dtype, A.device).safe_norm(stored),
-            ItemSpace(A.out_shape, precise.dtype, A.device).safe_norm(y.to(precise.dtype)),
-        ),
-    )  # fmt: skip
+    )
     kept = ~solution.converged
     codes = torch.where(kept, solution.codes, judged.codes)
-    return replace(
-        judged, x=x, codes=codes, converged=judged.converged & ~(kept & (codes == Status.RANK_DEFICIENT.code))
-    )
+    return replace(judged, codes=codes, converged=judged.converged & ~(kept & (codes == Status.RANK_DEFICIENT.code)))
 
 
 def _norm_bound(A: LinearOperator) -> Tensor | None:

@@ -41,6 +41,12 @@ class Status(enum.Enum):
     CALLBACK = (8, "The callback asked to stop.")
     RANK_DEFICIENT = (9, "Residual or gradient meet the tolerance, but A is rank-deficient to the method's precision, "
                          "so x is not certified to be the minimum-norm solution; damp > 0 has only one.")  # fmt: skip
+    ROUNDED = (
+        11,
+        "The solution meets the tolerance in double precision; what is left is the rounding of x to its dtype.",
+    )
+    RANK_UNDECIDED = (12, "Singular values of A stand on the threshold rcond: which of them count as zero is a matter of "
+                          "rounding, and x depends on it; another rcond decides, or damp > 0.")  # fmt: skip
     OPTIMALITY = (
         10,
         "The recomputed optimality conditions (stationarity and complementarity) meet the tolerance.",

@@ -4,16 +4,19 @@ With :math:`r = y - Ax`, :math:`g = A^H r - \mathrm{damp}^2 x` and :math:`\bar r
 converged when
 
 .. math:: \|\bar r\| \le \max(\mathrm{rtol}\,\|y\|, \mathrm{atol})
-          \quad\text{or}\quad \|g\| \le \|A\| \max(\mathrm{rtol}\,\|\bar r\|, \mathrm{atol}),
+          \quad\text{or}\quad \|g\| \le \|A\| \max(\mathrm{rtol}\,\|\bar r\|, \mathrm{atol})
+          \ \text{and}\ \|\bar r\| \le \|y\|,
 
-where :math:`\|A\|` is a lower bound, so that the second test is never laxer than it says. Multiplying A, y or both by a
-number changes neither test (``atol`` is in the units of y).
+where :math:`\|A\|` is a lower bound, so that the second test is never laxer than it says. A minimiser is no worse than
+x = 0, whose :math:`\|\bar r\|` is :math:`\|y\|`: the last condition refuses an x whose small gradient only says that it
+lies along small singular values. Multiplying A, y or both by a number changes no test (``atol`` is in the units of y).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +93,8 @@ class Certificate:
         residual_norm: ``||y - Ax||``.
         gradient_norm: ``||A^H (y - Ax) - damp^2 x||``.
         residual_ok: the residual meets the tolerance.
-        gradient_ok: the gradient meets the tolerance.
+        gradient_ok: the gradient meets the tolerance, and the objective is no worse than at x = 0.
+        no_worse: the objective is no worse than at x = 0.
         merit: the smaller of the two norms in units of its bound; at most 1 where converged.
     """
 
@@ -98,6 +102,7 @@ class Certificate:
     gradient_norm: Scalar
     residual_ok: Scalar
     gradient_ok: Scalar
+    no_worse: Scalar
     merit: Scalar
 
     @property
@@ -117,7 +122,8 @@ def certify(
     square: bool = False,
     rounding: float = 0.0,
     norm_bound: Tensor | None = None,
-    stored: tuple[Tensor, Tensor] | None = None,
+    rcond: float = 0.0,
+    prior_norm: Tensor | None = None,
     single: bool = False,
 ) -> Certificate:
     r"""Recompute residual and gradient of ``x`` by A itself and judge them.
@@ -131,12 +137,12 @@ def certify(
         operator_norm: a lower bound of ``||A||`` per item where one is known; it is raised by what A and its adjoint
             do to the vectors met here.
         square: for a square system that has a solution, only the residual decides.
-        rounding: epsilon of the dtype that x is stored in: a gradient below
-            ``8 rounding ||A|| (||A|| ||x|| + ||y||)`` is
-            that of the nearest representable x.
+        rounding: epsilon of the arithmetic that found x: a gradient below
+            ``8 rounding ||A|| (||A|| ||x|| + ||y||)`` is zero to that arithmetic.
         norm_bound: an upper bound of ``||A||`` for that, per item; None takes the lower bound.
-        stored: norms of solution and data as stored, where x and y are what a prior leaves of them; rounding is
-            relative to these.
+        rcond: singular values up to ``rcond ||A||`` count as zero, so that no solution is longer than
+            ``||y|| / (rcond ||A||)``, and no longer x makes the rounding larger.
+        prior_norm: norm of the prior, where x and y are what a prior leaves of them: they carry its rounding.
         single: there is one item, and scalars are Python numbers, here and in the certificate.
 
     Returns:
@@ -173,19 +179,22 @@ def certify(
     total = hypot(r_norm, damp * x_norm)
     r_bound, g_bound = tolerances.residual_bound(y_norm), tolerances.gradient_bound(norm_a, total)
     upper = norm_a if norm_bound is None else norm_bound
-    if stored is None:
-        g_bound = maximum(g_bound, 8 * rounding * upper * (upper * x_norm + y_norm))
-    else:
-        least = 8 * rounding * (upper * stored[0] + stored[1])
-        r_bound, g_bound = maximum(r_bound, least), maximum(g_bound, upper * least)
+    least = at_least(maximum(rcond * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny)
+    left = 8 * rounding * (upper * minimum(x_norm, y_norm / least) + y_norm)
+    highest = (1 + math.sqrt(tolerances.eps)) * y_norm
+    if prior_norm is not None:
+        left = left + 16 * tolerances.eps * upper * prior_norm
+        r_bound, highest = maximum(r_bound, left), highest + left
+    g_bound = maximum(g_bound, upper * left)
     finite = unbounded(x_norm) == 0
+    no_worse = (total <= highest) & finite
     residual_ok = (total <= r_bound) & finite
-    gradient_ok = (g_norm <= g_bound) & finite & (not square)
+    gradient_ok = (g_norm <= g_bound) & no_worse & (not square)
     smallest = torch.finfo(scalar_dtype(A.device)).tiny
     merit = total / at_least(r_bound, smallest)
     if not square:
-        merit = minimum(merit, g_norm / at_least(g_bound, smallest))
-    return Certificate(r_norm, g_norm, residual_ok, gradient_ok, merit)
+        merit = minimum(merit, maximum(g_norm / at_least(g_bound, smallest), total / at_least(highest, smallest)))
+    return Certificate(r_norm, g_norm, residual_ok, gradient_ok, no_worse, merit)
 
 
 def _adjoint(A: LinearOperator, residual: Tensor, square: bool) -> Tensor | None:
@@ -205,54 +214,58 @@ def certified(
     damp: Tensor | float = 0.0,
     *,
     tolerances: Tolerances,
-    operator_norm: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    prior: Tensor | None = None,
     iterations: Tensor | int = 0,
     history: History | None = None,
     selection: object = None,
-    otherwise: Status = Status.STAGNATION,
-    rounding: float = 0.0,
-    norm_bound: Tensor | None = None,
-    stored: tuple[Tensor, Tensor] | None = None,
-    square: bool = False,
+    otherwise: Status | Tensor = Status.STAGNATION,
+    **options: Any,
 ) -> Solution:
-    """A :class:`Solution` around an ``x`` found by any means (a direct method), with its certificate.
+    """Make a :class:`Solution` of an ``x`` found by any means, with its certificate.
+
+    The certificate is that of x as it is returned. Where rounding x to ``dtype`` is all that keeps it from meeting the
+    tolerance, the x before rounding meets it, and the objective stays no worse than at x = 0, the status is
+    :attr:`Status.ROUNDED`.
 
     Args:
-        A: the operator.
-        x: ``(*batch, *in_shape)``.
-        y: ``(*batch, *out_shape)``.
+        A: the operator, in the dtype to certify in.
+        x: ``(*batch, *in_shape)``, without the prior.
+        y: ``(*batch, *out_shape)``, without the prior's part.
         damp: the damping, a number or one per batch item.
         tolerances: from :meth:`Tolerances.of`.
-        operator_norm: a lower bound of ``||A||`` per item where one is known.
+        dtype: dtype that the solution is returned in; None: that of x.
+        prior: what is added to x, ``(*batch, *in_shape)``.
         iterations: per item, when the direct method iterated inside.
         history: estimates per iteration, when there are some.
         selection: how the damping was chosen.
-        otherwise: status of items that do not meet the tolerance.
-        rounding, norm_bound, stored, square: as in :func:`certify`.
+        otherwise: status of items that do not meet the tolerance, one for all or a code per item.
+        options: operator_norm, norm_bound, rcond, rounding and square, as in :func:`certify`.
     """
-    certificate = certify(
-        A,
-        x,
-        y,
-        damp,
-        tolerances=tolerances,
-        operator_norm=operator_norm,
-        rounding=rounding,
-        norm_bound=norm_bound,
-        stored=stored,
-        square=square,
-    )
+    space = ItemSpace(A.in_shape, A.dtype, A.device)
+    answer = x if prior is None else prior + x
+    answer = answer if dtype is None else answer.to(dtype)
+    stored = answer.to(x.dtype) if prior is None else answer.to(x.dtype) - prior
+    if prior is not None:
+        options["prior_norm"] = space.safe_norm(prior)
+    certificate = certify(A, stored, y, damp, tolerances=tolerances, **options)
     batch = certificate.residual_norm.shape
-    zero = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(y).expand(batch) == 0
-    codes = torch.full(batch, otherwise.code, dtype=torch.int64, device=A.device)
+    converged, rounded = certificate.converged, torch.zeros(batch, dtype=torch.bool, device=A.device)
+    if answer.dtype != x.dtype and not bool(converged.all()):
+        wide = certify(A, x, y, damp, tolerances=tolerances, **options)
+        rounded = wide.converged & certificate.no_worse & ~converged
+    code = otherwise.code if isinstance(otherwise, Status) else otherwise
+    codes = torch.as_tensor(code, dtype=torch.int64, device=A.device).expand(batch)
+    codes = torch.where(rounded, Status.ROUNDED.code, codes)
     codes = torch.where(certificate.gradient_ok, Status.GRADIENT.code, codes)
     codes = torch.where(certificate.residual_ok, Status.RESIDUAL.code, codes)
-    codes = torch.where(zero & certificate.converged, Status.ZERO.code, codes)
+    zero = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(y).expand(batch) == 0
+    codes = torch.where(zero & converged, Status.ZERO.code, codes)
     codes = torch.where(torch.isfinite(certificate.residual_norm), codes, Status.NON_FINITE.code)
     return Solution(
-        x=x,
+        x=answer.expand(*batch, *A.in_shape),
         codes=codes,
-        converged=certificate.converged,
+        converged=converged | rounded,
         iterations=torch.as_tensor(iterations, device=A.device).expand(batch),
         residual_norm=certificate.residual_norm,
         gradient_norm=certificate.gradient_norm,
