@@ -56,6 +56,10 @@ _WORTH_ITERATIONS = 200
 _TRANSFORM_WEIGHT, _PRODUCT_WEIGHT = 20, 10
 # How many small singular values are looked for at first; four times as many while all are too small.
 _FIRST_VECTORS = 8
+# The part of a random vector whose loss on the way through A and back means a null vector: rounding loses less.
+_LOST = 1e-3
+# So many eps of ||C|| times its condition is what rounding leaves of a singular value of A.
+_ROUNDING = 8
 _REFINEMENTS = 4
 
 
@@ -88,6 +92,11 @@ class _Way:
         lifts = self.inverse.on_grid(self.freed.scatter(vectors.movedim(-1, 0)))
         return self.held.gather(lifts).movedim(0, -1)
 
+    def null_part(self, x: Tensor, back: _Way) -> Tensor:
+        """The orthogonal projection of x, on the grid, on the null space; ``back`` is the way of the adjoint."""
+        part = self.null.mH @ back.held.gather(back.inverse.on_grid(x)).movedim(0, -1)
+        return self.lift((self.null @ part).movedim(-1, 0))
+
     def solution(self, image: Tensor) -> Tensor:
         """C^-1 times an image on the grid, zero on ``held``."""
         return self.inverse.on_grid(image).masked_fill_(self.zero, 0)
@@ -105,6 +114,7 @@ class CapacitancePlan:
 
     Attributes:
         nullity: how many singular values of each block count as zero.
+        undecided: the blocks one of whose singular values stands on the threshold, up to rounding.
 
     Raises:
         MethodError: A is not of that kind, its symbol is singular, or the factorisation would not be worth its time.
@@ -141,7 +151,7 @@ class CapacitancePlan:
             self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
             self.precise = A.with_parameters([weight]).to(dtype=dtype)
             wide = weight.to(dtype) / self.unit.reshape(*self.unit.shape, *(1,) * (A.ndim + 2))
-            self._factor(symbol(self.precise.with_parameters([wide]), embedding), inner, outer)
+            self._factor(symbol(self.precise.with_parameters([wide]), embedding), inner, outer, rcond is not None)
 
     def _check(self, inner: Border, outer: Border, memory_limit: int | None, worth: bool) -> None:
         embedding = self.embedding
@@ -162,13 +172,17 @@ class CapacitancePlan:
                 f"(memory_limit=)"
             )
 
-    def _factor(self, matrices: FrequencyMatrices, inner: Border, outer: Border) -> None:
+    def _factor(self, matrices: FrequencyMatrices, inner: Border, outer: Border, chosen: bool) -> None:
         inverse, info = lu.inverse(matrices.matrices)
         norms = [frobenius(m).flatten(1).amax(-1) for m in (matrices.matrices, inverse)]
         condition = norms[0] * norms[1]
-        if bool((info > 0).any()) or not bool((condition <= _WORST_CONDITION).all()):
+        worst = _WORST_CONDITION
+        if chosen:  # a singular value that counts as zero has to be one of the border, not of C
+            worst = min(worst, 0.1 / max(self.rcond, torch.finfo(norms[0].dtype).eps))
+        if bool((info > 0).any()) or not bool((condition <= worst).all()):
             raise MethodError(f"{self.A!r}: the symbol is singular, or nearly so (condition {condition.max():.1e})")
         self.norm_bound = norms[0]
+        self._rounding = torch.finfo(norms[0].dtype).eps * condition
         forward = FrequencyMatrices(matrices.grid, inverse)
         kernel = forward.kernel()
         largest = torch.linalg.vector_norm(kernel.flatten(1), math.inf, dim=-1)
@@ -180,16 +194,21 @@ class CapacitancePlan:
             _Way(forward, inner, outer, zero[0], none, none),
             _Way(forward.H, outer, inner, zero[1], none, none),
         )
-        self._find_null_space(norms[1])
+        self._find_null_space(matrices, norms[1])
 
     # ------------------------------------------------------------------ null space
 
-    def _find_null_space(self, inverse_norm: Tensor) -> None:
-        """The null spaces of A and A^H to ``rcond``, as coordinates on the border."""
+    def _find_null_space(self, symbol: FrequencyMatrices, inverse_norm: Tensor) -> None:
+        """The null spaces of A and A^H to ``rcond``, as coordinates on the border.
+
+        Candidates are the singular vectors of the smallest singular values of S, and then what random vectors lose on
+        the way through A and back beyond the null space found, until they lose nothing.
+        """
         size, limit = self.factors.shape[-1], 10 * self.rcond
         count = min(_FIRST_VECTORS, size)
         sigma, *vectors = small_singular_vectors(self._lu_solve, self.factors, count)
         self.nullity = torch.zeros(len(sigma), dtype=torch.int64, device=sigma.device)
+        self.undecided = torch.zeros_like(self.nullity, dtype=torch.bool)
         if bool((sigma[:, 0] > limit * inverse_norm).all()):  # no lift is longer than the norm of C^-1
             return
         overlaps = [Overlap(way.inverse, way.freed) for way in self._ways]
@@ -200,11 +219,26 @@ class CapacitancePlan:
                 break
             count = min(4 * count, size)
             _, *vectors = small_singular_vectors(self._lu_solve, self.factors, count)
+        candidates = list(reversed(vectors))
+        while self._take_null(found, overlaps) and candidates[0].shape[-1] < size:
+            lost = [self._lost(C, adjoint) for C, adjoint in ((symbol, False), (symbol.H, True))]
+            if not any(bool(v.any()) for v in lost):
+                break
+            candidates = [
+                torch.linalg.qr(torch.cat([v, more], dim=-1)).Q for v, more in zip(candidates, lost, strict=True)
+            ]
+            parts = zip(self._ways, overlaps, candidates, strict=True)
+            found = [nearest_null(way.cut(v), v, overlap.between(v)) for way, overlap, v in parts]
+
+    def _take_null(self, found: list[tuple[Tensor, Tensor]], overlaps: list[Overlap]) -> bool:
+        """Keep those of the vectors found that belong to the null spaces; say whether these have grown."""
         kept = [ratio < self.rcond for ratio, _ in found]
-        self.nullity = torch.stack([k.sum(-1) for k in kept]).amax(0)
-        most = int(self.nullity.max())
-        if not most:
-            return
+        near = [(ratio - self.rcond).abs() <= _ROUNDING * self._rounding.unsqueeze(-1) for ratio, _ in found]
+        self.undecided = torch.stack([n.any(-1) for n in near]).any(0)
+        nullity = torch.stack([k.sum(-1) for k in kept]).amax(0)
+        if not bool((nullity > self.nullity).any()):
+            return False
+        self.nullity, most = nullity, int(nullity.max())
         null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, kept, strict=True)]
         # B C^-1 R^T R C^-H B^T is the overlap less S S^H, which is nothing next to it on null
         reach = [overlap(v) for overlap, v in zip(overlaps, null, strict=True)]
@@ -213,6 +247,26 @@ class CapacitancePlan:
             replace(forward, null=null[0], reach=reach[1]),
             replace(adjoint, null=null[1], reach=reach[0]),
         )
+        return True
+
+    def _lost(self, C: FrequencyMatrices, adjoint: bool) -> Tensor:
+        """What random vectors lose through A and back beyond the null space found, on the border; zero where nothing.
+
+        Args:
+            C: the circulant that A, or A^H, is a part of.
+            adjoint: the way of A^H.
+        """
+        way, back = reversed(self._ways) if adjoint else self._ways
+        blocks, size = self.factors.shape[:2]
+        generator = torch.Generator().manual_seed(int(self.nullity.max()))
+        shape = (min(_FIRST_VECTORS, size), blocks, self.embedding.in_channels, *self.embedding.grid)
+        w = torch.randn(shape, generator=generator, dtype=self.factors.dtype).to(self.factors.device)
+        w = w.masked_fill_(way.zero, 0)
+        d = w - self._on_grid(C.on_grid(w).masked_fill_(back.zero, 0), adjoint)
+        d = d - way.null_part(d, back)
+        lost = torch.linalg.vector_norm(d.flatten(2), dim=-1) > _LOST * torch.linalg.vector_norm(w.flatten(2), dim=-1)
+        v = way.freed.gather(C.on_grid(d)) * lost.unsqueeze(-1)
+        return torch.nn.functional.normalize(v, dim=-1).movedim(0, -1)
 
     # ------------------------------------------------------------------ answers
 
@@ -231,8 +285,7 @@ class CapacitancePlan:
         w = -self._lu_solve(b, adjoint=adjoint).movedim(-1, 0)
         x = way.solution(data + way.freed.scatter(w))
         if way.null.shape[-1]:  # of all solutions the one that is orthogonal to the null space
-            part = way.null.mH @ back.held.gather(back.inverse.on_grid(x)).movedim(0, -1)
-            x = x - way.lift((way.null @ part).movedim(-1, 0))
+            x = x - way.null_part(x, back)
         return x
 
     def _once(self, data: Tensor, adjoint: bool) -> Tensor:
@@ -281,8 +334,9 @@ class CapacitancePlan:
             rcond=self.rcond,
             rounding=torch.finfo(self.precise.dtype).eps,
         )
-        nullity = self.nullity.reshape(*self.embedding.batch_shape, -1).sum(-1).expand(batch)
-        return replace(solution, nullity=nullity)
+        items = self.embedding.batch_shape
+        nullity, undecided = self.nullity.reshape(*items, -1).sum(-1), self.undecided.reshape(*items, -1).any(-1)
+        return solution.with_rank(self.A.out_numel - nullity, undecided)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:

@@ -12,7 +12,6 @@ computes in double precision whatever the operator's dtype, so that a float32 an
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse, symbol
+from lsconv.fourier.precision import default_rcond, double
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, hermitian_inverse, symbol
 from lsconv.operators.convolution import Convolution
 
 __all__ = [
@@ -37,6 +37,10 @@ __all__ = [
 # value decomposition, which loses only its root but costs seven times as much.
 _CHOLESKY_RATIO = {torch.float32: 1e5, torch.float64: 1e3}
 _CHUNK_BYTES = 2**27
+# Single precision keeps seven digits, of which a condition beyond this leaves fewer than an answer to 1e-6 needs.
+_SINGLE_CONDITION = 4.0
+# So many eps of the largest singular value is what computing one may be off by.
+_ROUNDING = 8
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -127,15 +131,17 @@ class CirculantPlan:
         damp: the damping, a number or a tensor with one per batch item (its shape broadcasts with the batch dimensions
             of ``y``; every entry has matrices of its own).
         rcond: where damp is 0, singular values of at most ``rcond`` times the largest one of the same batch item count
-            as zero. None: ``4 eps max(rows, columns) log2(2 N)`` of the operator's dtype, with the symbol's rows and
-            columns and the N grid positions: what rounding leaves of an exact zero of a spectrum.
+            as zero; None: :func:`~lsconv.fourier.precision.default_rcond` of the operator's dtype.
         penalty: the symbol P of L on the same grid (``symbol(L)``); None: the identity.
 
     Attributes:
         A: the operator.
         damp: the damping, as a tensor.
         batch_shape: batch dimensions of the plan, those of A and of damp; they broadcast with those of ``y``.
-        inverse: the matrices per frequency.
+        inverse: the matrices per frequency, in double precision where single would lose digits of the answer.
+        rcond: the threshold of the rank, relative to the largest singular value.
+        rank: how many singular values of A exceed it, per batch item; None where there is damping everywhere.
+        undecided: the batch items where rounding decides that, as a singular value stands on the threshold.
         nbytes: bytes held.
 
     Raises:
@@ -175,23 +181,39 @@ class CirculantPlan:
                 f"damp: shape {tuple(self.damp.shape)} does not broadcast with A's batch_shape {A.batch_shape}"
             ) from error
         self.batch_shape = self.embedding.batch_shape
+        if not (rcond is None or 0 <= rcond < 1):
+            raise ArgumentError(f"rcond: expected a number in [0, 1), got {rcond}")
+        self.rcond = default_rcond(A.dtype) if rcond is None else rcond
+        self.rank: Tensor | None = None
+        self.undecided = torch.zeros(self.batch_shape, dtype=torch.bool, device=A.device)
         S = double_symbol(A, self.embedding)
         mu = per_block(self.damp.double().square(), self.embedding)
-        if penalty is not None:
-            inverse = _with_penalty(S, mu, penalty)
-        else:
-            inverse = _filter(S.matrices, mu, self._rcond(rcond, S), self.embedding.groups, real_dtype(A.dtype))
-        dtype = torch.complex128 if real_dtype(A.dtype) == torch.float64 else torch.complex64
-        self.inverse = FrequencyMatrices(S.grid, inverse.to(dtype))
+        inverse = self._filter(S, mu) if penalty is None else _with_penalty(S, mu, penalty)
+        largest = frobenius(S.matrices).flatten(1).amax(1) * frobenius(inverse).flatten(1).amax(1)
+        single = real_dtype(A.dtype) == torch.float32 and bool((largest <= _SINGLE_CONDITION).all())
+        self.inverse = FrequencyMatrices(S.grid, inverse.to(torch.complex64 if single else torch.complex128))
         self._inverse_adjoint: FrequencyMatrices | None = None
 
-    def _rcond(self, rcond: float | None, S: FrequencyMatrices) -> float:
-        if rcond is None:
-            eps = torch.finfo(self.A.dtype).eps
-            return 4 * eps * max(S.rows, S.columns) * (1 + math.log2(math.prod(self.embedding.grid)))
-        if not 0 <= rcond < 1:
-            raise ArgumentError(f"rcond: expected a number in [0, 1), got {rcond}")
-        return rcond
+    def _filter(self, S: FrequencyMatrices, mu: Tensor) -> Tensor:
+        """``(S^H S + mu)^-1 S^H``, and ``S^+`` where mu is 0; notes the rank there."""
+        matrices, groups, accuracy = S.matrices, self.embedding.groups, real_dtype(self.A.dtype)
+        power = matrices.abs().square().sum((-2, -1)).flatten(1).amax(1)
+        undamped = mu == 0
+        mu = mu.reshape(-1, *(1 for _ in matrices.shape[1:-1]))  # beside the singular values
+        if not bool((undamped | (power > mu.flatten() * _CHOLESKY_RATIO[accuracy])).any()):
+            return _by_chunks(_cholesky_filter, matrices, mu.expand(*matrices.shape[:-2], 1))
+        values = singular_values_by_frequency(matrices)
+        # the largest singular value of a batch item, over its frequencies and its groups
+        largest = values.flatten(1).amax(1).reshape(-1, groups).amax(1).repeat_interleave(groups).reshape(mu.shape)
+        cutoff = self.rcond * largest
+        if bool(undamped.any()):
+            counts = S.grid.weights(values.device, values.dtype).unsqueeze(-1) * (values > cutoff)
+            near = ((values - cutoff).abs() <= _ROUNDING * torch.finfo(values.dtype).eps * largest) & (largest > 0)
+            items, zero = (*self.batch_shape, groups), (mu == 0) & (cutoff > 0)
+            self.rank = counts.flatten(1).sum(1).reshape(items).sum(-1).long()
+            self.undecided = (near & zero).flatten(1).any(1).reshape(items).any(-1)
+        cutoff = torch.where(mu == 0, cutoff, -1.0)
+        return _by_chunks(_spectral_filter, matrices, mu.expand(*matrices.shape[:-2], 1), cutoff)
 
     @property
     def nbytes(self) -> int:
@@ -199,10 +221,20 @@ class CirculantPlan:
         return self.inverse.nbytes + (0 if self._inverse_adjoint is None else self._inverse_adjoint.nbytes)
 
     def solve(self, y: Tensor) -> Tensor:
-        """The solutions ``(*batch, *in_shape)`` for right-hand sides ``(*batch, *out_shape)``."""
+        """The solutions ``(*batch, *in_shape)`` for right-hand sides ``(*batch, *out_shape)``, in the dtype of A."""
         self.A.check_output(y)
+        return self.solve_unrounded(y).to(self.A.dtype)
+
+    def solve_unrounded(self, y: Tensor) -> Tensor:
+        """:meth:`solve` in the precision of the matrices, for y of A's dtype or of double precision."""
         batch, _ = self.embedding.rest(tuple(y.shape[: y.ndim - len(self.A.out_shape)]))
+        y = y.to(self.dtype)
         return self.embedding.inputs_from_grid(self.inverse.on_grid(self.embedding.outputs_to_grid(y)), batch)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the arithmetic: that of A, or double precision."""
+        return double(self.A.dtype) if self.inverse.matrices.real.dtype == torch.float64 else self.A.dtype
 
     def solve_adjoint(self, x: Tensor) -> Tensor:
         """The adjoint of :meth:`solve`: ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``."""
@@ -210,22 +242,11 @@ class CirculantPlan:
         if self._inverse_adjoint is None:
             self._inverse_adjoint = self.inverse.H
         batch, _ = self.embedding.rest(tuple(x.shape[: x.ndim - len(self.A.in_shape)]))
-        return self.embedding.outputs_from_grid(self._inverse_adjoint.on_grid(self.embedding.inputs_to_grid(x)), batch)
+        on_grid = self._inverse_adjoint.on_grid(self.embedding.inputs_to_grid(x.to(self.dtype)))
+        return self.embedding.outputs_from_grid(on_grid, batch).to(self.A.dtype)
 
     def __repr__(self) -> str:
         return f"CirculantPlan({self.A!r}, damp={self.damp.tolist()})"
-
-
-def _filter(S: Tensor, mu: Tensor, rcond: float, groups: int, accuracy: torch.dtype) -> Tensor:
-    """``(S^H S + mu)^-1 S^H``, and ``S^+`` where mu is 0, for S of shape ``(blocks, *frequencies, rows, columns)``."""
-    mu = mu.reshape(-1, *(1 for _ in S.shape[1:-1]))  # beside the singular values
-    power = S.abs().square().sum((-2, -1)).flatten(1).amax(1)
-    if bool(((mu.flatten() == 0) | (power > mu.flatten() * _CHOLESKY_RATIO[accuracy])).any()):
-        # the largest singular value of a batch item, over its frequencies and its groups
-        largest = singular_values_by_frequency(S).flatten(1).amax(1).reshape(-1, groups).amax(1)
-        cutoff = (rcond * largest).repeat_interleave(groups).reshape(mu.shape)
-        return _by_chunks(_spectral_filter, S, mu.expand(*S.shape[:-2], 1), torch.where(mu == 0, cutoff, -1.0))
-    return _by_chunks(_cholesky_filter, S, mu.expand(*S.shape[:-2], 1))
 
 
 def _by_chunks(function: Any, S: Tensor, *others: Tensor) -> Tensor:

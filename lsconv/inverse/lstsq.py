@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError, warn
+from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.precision import direct_rtol
-from lsconv.inverse.route import BORDER_PLANS, KrylovPlan, Plan, route
+from lsconv.inverse.route import BORDER_PLANS, KrylovPlan, Plan, fallback, route
 from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.followed import parameters_of
 from lsconv.krylov.implicit import adjoint_answer, attach, follows, start_as_prior
@@ -40,6 +41,7 @@ def lstsq(
     rtol: float | None = None,
     atol: float = 0.0,
     max_iter: int | None = None,
+    rcond: float | None = None,
     memory_limit: int | None = None,
     raise_on_failure: bool = False,
     check_finite: bool = True,
@@ -51,8 +53,16 @@ def lstsq(
 
     With ``damp=0`` and several minimisers, x is the one of least norm, :math:`A^+ y`. Where floating point cannot tell
     (a square convolution whose smallest singular values are below rounding) the status says so; it never regularises
-    silently. With ``method="auto"`` the items that the border method leaves in doubt get LSMR's answer where LSMR
-    converges within 500 iterations.
+    silently. With ``method="auto"`` the items that the method chosen leaves in doubt get the answer of a dense singular
+    value decomposition where A is small, else that of LSMR where LSMR converges within 500 iterations.
+
+    ``solution.converged`` promises, of every item for which it is True, what A itself says of x in double precision:
+    the residual is within ``rtol`` of zero, or the gradient is within ``rtol``, or within rounding, of zero and the
+    objective no larger than at x = 0. With damping x is then the minimiser, up to what these tolerances leave. Without,
+    it is the shortest minimiser for the A whose singular values up to ``rcond ||A||`` are zero; where a direct method
+    has decided that rank, ``solution.rank`` and ``solution.nullity`` tell it. An x that may have a part in the null
+    space (:attr:`Status.RANK_DEFICIENT`), or depends on singular values that stand on the threshold
+    (:attr:`Status.RANK_UNDECIDED`), is not converged.
 
     x is differentiable with respect to y, damp and every tensor A is made of (in reverse and in forward mode, under
     torch.func too) by implicit differentiation: one more solve of the same kind, to the same rtol, and memory that does
@@ -66,14 +76,18 @@ def lstsq(
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
         y: right-hand side, ``(*batch, *out_shape)``.
         damp: the damping, in the units of A (a number, or a tensor with one per batch item).
-        method: "auto", "fourier" (exact; circular padding), "border" (exact; any but circular padding), or a Krylov
-            method: "lsmr", "lsqr", "cgls", "craig"; "cg", "minres", "gmres" (square A, ``damp=0``); "hybrid" (which
-            chooses the damping). See :func:`lsconv.inverse.route.route` for the choice of "auto" and what each serves.
+        method: "auto", "fourier" (exact; circular padding), "border" (exact; any but circular padding), "svd" (exact;
+            any small operator, by its dense matrix), or a Krylov method: "lsmr", "lsqr", "cgls", "craig"; "cg",
+            "minres", "gmres" (square A, ``damp=0``); "hybrid" (which chooses the damping). See
+            :func:`lsconv.inverse.route.route` for the choice of "auto" and what each serves.
         preconditioner: for the Krylov methods: "auto", "circulant", None, or an operator.
         rtol: relative tolerance on residual or gradient. None: 1e-6 in float32 and 1e-10 in float64 for the exact
             methods, ``10 eps^0.75`` for the Krylov methods.
         atol: absolute tolerance on the residual norm, in the units of y.
         max_iter: limit on the iterations.
+        rcond: singular values of A up to ``rcond ||A||`` count as zero where ``damp = 0``, as in
+            ``torch.linalg.lstsq``; None: 1e-7 in float32, 1e-12 in float64. One of your own is for "auto", "fourier",
+            "border" where that is direct (square convolutions) and "svd"; the iterations decide no rank.
         memory_limit: bytes the setup may use; None: 60 % of what is free on the device.
         raise_on_failure: raise instead of warning when an item does not converge.
         check_finite: refuse NaN and infinity in y; False gives such items :attr:`Status.NON_FINITE`.
@@ -105,12 +119,15 @@ def lstsq(
         problem = prepare(A, y, damp=damp, check_finite=check_finite, name="y")
         if start is not None:
             options["x0"] = start
-        plan = route(A, damp, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
-        second = KrylovPlan(A, damp, "lsmr") if method == "auto" and isinstance(plan, BORDER_PLANS) else None
+        plan = route(A, damp, method=method, preconditioner=preconditioner, memory_limit=memory_limit, rcond=rcond)
+        # a start stays in the answer, and who limits the iterations or watches them wants these
+        own = {name for name in ("x0", "callback", "max_iter") if options.get(name) is not None}
+        asked = method == "auto" and (not own or isinstance(plan, BORDER_PLANS))
+        second = Fallback(A, damp, plan) if asked else None
         solution = _solve(plan, problem.y, problem.broken, second=second, **options)
         if method == "hybrid":  # the backward pass takes the damping as chosen
             return solution, KrylovPlan(A, solution.damp, "lsmr")
-        return solution, second if second is not None and second.answered else plan
+        return solution, plan if second is None else second.answering
 
     A = as_operator(A, y)
     A.check_output(y, "y")
@@ -122,7 +139,7 @@ def _solve(
     y: Tensor,
     broken: Tensor,
     *,
-    second: KrylovPlan | None = None,
+    second: Fallback | None = None,
     raise_on_failure: bool = False,
     **options: Any,
 ) -> Solution:
@@ -159,8 +176,8 @@ def _solve(
     return solution
 
 
-def _second_opinion(solution: Solution, second: KrylovPlan, y: Tensor, options: dict[str, Any]) -> Solution:
-    """LSMR's answer for the items that the border left unconverged, or not certified to be of minimum norm.
+def _second_opinion(solution: Solution, second: Fallback, y: Tensor, options: dict[str, Any]) -> Solution:
+    """The fallback's answer for the items that the plan left unconverged, or not certified to be of minimum norm.
 
     A rank-deficient operator whose other singular values are well separated from zero is no trouble for LSMR; one whose
     singular values fall to zero gradually is, and then the one that fits the data better stays.
@@ -168,15 +185,24 @@ def _second_opinion(solution: Solution, second: KrylovPlan, y: Tensor, options: 
     doubtful = ~solution.converged
     if not bool(doubtful.any()):
         return solution
+    plan = second.plan()
+    if plan is None:
+        return solution
+    limit = {"max_iter": _SECOND_OPINION_ITERATIONS} if isinstance(plan, KrylovPlan) else {}
+    asked = {name: value for name, value in options.items() if name in _COMMON}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        other = second.solve(y, **{**options, "max_iter": _SECOND_OPINION_ITERATIONS})
+        other = plan.solve(y, **{**asked, **limit})
     objectives = [
         torch.hypot(answer.residual_norm, answer.damp * ItemSpace(second.A.in_shape, y.dtype, y.device).norm(answer.x))
         for answer in (solution, other)
     ]
-    better = doubtful & (other.converged | (objectives[1] < objectives[0]))
+    undecided = other.codes == Status.RANK_UNDECIDED.code
+    better = doubtful & (other.converged | undecided | (objectives[1] < objectives[0]))
     items = better.reshape(*better.shape, *(1 for _ in second.A.in_shape))
+    rank = solution.rank
+    if other.rank is not None:
+        rank = other.rank if rank is None else torch.where(better, other.rank, rank)
     return replace(
         solution,
         x=torch.where(items, other.x, solution.x),
@@ -185,7 +211,33 @@ def _second_opinion(solution: Solution, second: KrylovPlan, y: Tensor, options: 
         iterations=torch.where(better, other.iterations, solution.iterations),
         residual_norm=torch.where(better, other.residual_norm, solution.residual_norm),
         gradient_norm=torch.where(better, other.gradient_norm, solution.gradient_norm),
+        rank=rank,
     )
+
+
+class Fallback:
+    """The plan of :func:`~lsconv.inverse.route.fallback`, made when an item first needs it.
+
+    Args:
+        A: the operator.
+        damp: the damping.
+        first: the plan whose unconverged items it answers.
+    """
+
+    def __init__(self, A: LinearOperator, damp: float | Tensor, first: Plan) -> None:
+        self.A, self.damp, self.first = A, damp, first
+        self._plan: KrylovPlan | SingularValuePlan | None = None
+
+    def plan(self) -> KrylovPlan | SingularValuePlan | None:
+        """The plan; None where there is no other way."""
+        if self._plan is None:
+            self._plan = fallback(self.A, self.damp, self.first)
+        return self._plan
+
+    @property
+    def answering(self) -> Plan:
+        """The plan whose answer there is: the fallback where it was asked, else the first."""
+        return self.first if self._plan is None else self._plan
 
 
 def _nan_items(
@@ -220,6 +272,7 @@ def pinv(
     damp: float | Tensor = 0.0,
     method: str = "auto",
     preconditioner: LinearOperator | str | None = "auto",
+    rcond: float | None = None,
     memory_limit: int | None = None,
 ) -> PseudoInverse:
     r"""The pseudo-inverse of A as an operator: ``pinv(A)(y)`` is the x of ``lstsq(A, y)``.
@@ -239,6 +292,7 @@ def pinv(
         damp: the damping, a number or a tensor with one per batch item.
         method: as in :func:`lstsq`.
         preconditioner: as in :func:`lstsq`.
+        rcond: as in :func:`lstsq`.
         memory_limit: as in :func:`lstsq`.
 
     Returns:
@@ -269,7 +323,7 @@ def pinv(
             'method: "hybrid" chooses the damping by y, so it is no linear map; use lstsq, or "lsqr" here'
         )
     fixed = damp.detach() if isinstance(damp, Tensor) else damp
-    plan = route(A, fixed, method=method, preconditioner=preconditioner, memory_limit=memory_limit)
+    plan = route(A, fixed, method=method, preconditioner=preconditioner, memory_limit=memory_limit, rcond=rcond)
     return PseudoInverse(A, damp, plan, doubtful=method == "auto" and isinstance(plan, BORDER_PLANS))
 
 
@@ -279,8 +333,8 @@ class PseudoInverse(LinearOperator):
     Attributes:
         operator: the operator inverted.
         plan: the setup.
-        doubtful: whether LSMR is asked about the items that the plan leaves unconverged (a rank-deficient A), as in
-            :func:`lstsq`.
+        doubtful: whether :func:`~lsconv.inverse.route.fallback` is asked about the items that the plan leaves
+            unconverged, as in :func:`lstsq`.
     """
 
     def __init__(self, operator: LinearOperator, damp: float | Tensor, plan: Plan, *, doubtful: bool = False) -> None:
@@ -303,7 +357,7 @@ class PseudoInverse(LinearOperator):
         def run(A: LinearOperator, y: Tensor, *_: Any) -> tuple[Tensor, Plan]:
             second = self._second()
             x = _nan_items(lambda y: self._forward(y, second), y.detach(), self.in_shape, self.out_shape)
-            return x, self._answered(second)
+            return x, self.plan if second is None else second.answering
 
         return attach(run, self.operator, x, damp=self.damp)
 
@@ -314,7 +368,7 @@ class PseudoInverse(LinearOperator):
             return adjoint_answer(self.plan, self.operator, y, self.damp)
         return _nan_items(self._backward, y.detach(), self.out_shape, self.in_shape)
 
-    def _forward(self, y: Tensor, second: KrylovPlan | None) -> Tensor:
+    def _forward(self, y: Tensor, second: Fallback | None) -> Tensor:
         if second is None or not isinstance(self.plan, BORDER_PLANS):
             return self.plan.apply(y)
         x, missed = self.plan.attempt(y=y)
@@ -328,19 +382,17 @@ class PseudoInverse(LinearOperator):
         if second is None or not isinstance(self.plan, BORDER_PLANS):
             return self.plan.adjoint(v)
         y, missed = self.plan.attempt(v=v)
-        if not bool(missed.any()):
+        plan = second.plan() if bool(missed.any()) else None
+        if plan is None:
             return y
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            other = second.adjoint(v, rtol=direct_rtol(self.dtype))
+            other = plan.adjoint(v, rtol=direct_rtol(self.dtype))
         return torch.where(missed.reshape(*missed.shape, *(1 for _ in self.out_shape)), other, y)
 
-    def _second(self) -> KrylovPlan | None:
+    def _second(self) -> Fallback | None:
         damp = self.damp.detach() if isinstance(self.damp, Tensor) else self.damp
-        return KrylovPlan(self.operator, damp, "lsmr") if self.doubtful else None
-
-    def _answered(self, second: KrylovPlan | None) -> Plan:
-        return second if second is not None and second.answered else self.plan
+        return Fallback(self.operator, damp, self.plan) if self.doubtful else None
 
     @untraced
     def solve(
@@ -357,7 +409,7 @@ class PseudoInverse(LinearOperator):
             options.update(raise_on_failure=raise_on_failure)
             second = self._second()
             solution = _solve(self.plan, problem.y, problem.broken, second=second, **options)
-            return solution, self._answered(second)
+            return solution, self.plan if second is None else second.answering
 
         self.operator.check_output(y, "y")
         start = start_as_prior(self.operator, self.damp, options.get("x0"))

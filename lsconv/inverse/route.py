@@ -7,8 +7,8 @@ A plan is the setup of a method for one operator and damping: ``solve`` gives a 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -22,12 +22,14 @@ from lsconv.errors import (
     PlanMemoryError,
     warn,
 )
+from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.border import BorderPlan
 from lsconv.fourier.capacitance import CapacitancePlan
 from lsconv.fourier.circulant import CirculantPlan
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.memory import allowed_bytes
 from lsconv.fourier.mirrored import Mirror
-from lsconv.fourier.precision import direct_rtol
+from lsconv.fourier.precision import default_rcond, direct_rtol
 from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.spectrum import norm
 from lsconv.krylov.backward import gram_by_cg, normal_by_apply
@@ -44,16 +46,18 @@ from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["BORDER_PLANS", "METHODS", "FourierPlan", "KrylovPlan", "Plan", "route"]
+__all__ = ["BORDER_PLANS", "METHODS", "FourierPlan", "KrylovPlan", "Plan", "fallback", "route"]
 
 _LEAST_SQUARES: dict[str, Callable[..., Solution]] = {"lsmr": lsmr, "lsqr": lsqr, "cgls": cgls, "craig": craig}
 _SQUARE: dict[str, Callable[..., Solution]] = {"cg": cg, "minres": minres, "gmres": gmres}
 _KRYLOV = {**_LEAST_SQUARES, **_SQUARE, "hybrid": hybrid}
-METHODS = ("auto", "fourier", "border", *_KRYLOV)
+METHODS = ("auto", "fourier", "border", "svd", *_KRYLOV)
 BORDER_PLANS = (BorderPlan, CapacitancePlan)
 # Of random 5x5 kernels, 8 to 8 channels, 64², float32, damp 0.1, the border takes four times as long as LSMR. In three
 # dimensions, damp 1e-2, 16³, its iteration gets stuck.
 _MIRRORED_CHANNELS = 4
+# Unknowns or equations up to which the dense decomposition, of about a second, answers what other methods leave open.
+_SMALL = 512
 _NOT_LINEAR = '"hybrid" chooses the damping by y, so its answer is not linear in y and has no adjoint; use "lsqr"'
 
 
@@ -85,6 +89,7 @@ def route(
     method: str = "auto",
     preconditioner: LinearOperator | str | None = "auto",
     memory_limit: int | None = None,
+    rcond: float | None = None,
 ) -> Plan:
     r"""The plan that solves :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2\|x\|^2`.
 
@@ -101,6 +106,10 @@ def route(
                                                                 otherwise LSMR
     any other operator                                          "lsmr", preconditioned where that is safe
     ==========================================================  ==================================================
+
+    An ``rcond`` of the user's goes to "fourier", to "border" where that is direct, and else to "svd", the dense
+    decomposition (:class:`SingularValuePlan`); the iterations decide no rank. For small problems "svd" also gives the
+    answers that the others are not sure of (:func:`fallback`).
 
     "border" is direct (:class:`CapacitancePlan`) for ``damp = 0`` and a square operator whose border can be factorised
     in the time of some two hundred iterations, and otherwise iterates on the border (:class:`BorderPlan`).
@@ -131,9 +140,14 @@ def route(
         raise ArgumentError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     if A.dtype in (torch.float16, torch.bfloat16):
         raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
+    chosen = _check_rcond(rcond, damp, method)
     structured = A if isinstance(A, Convolution) and Embedding.exists(A) else None
     if method == "fourier" or (method == "auto" and structured is not None and Embedding(structured).is_circulant):
-        return FourierPlan(A, damp)
+        return FourierPlan(A, damp, rcond=rcond)
+    if method == "svd" or (chosen and method == "auto" and structured is None):
+        return _svd(A, damp, memory_limit, rcond)
+    if chosen:
+        return _with_rcond(A, damp, memory_limit, rcond, method)
     if method == "border":
         return _border(A, damp, memory_limit)
     bordered = structured is not None or _mirrors_well(A, damp)
@@ -156,6 +170,62 @@ def _mirrors_well(A: LinearOperator, damp: Tensor | float) -> bool:
     if not (isinstance(A, Convolution) and Mirror.exists(A) and bool((torch.as_tensor(damp) > 0).all())):
         return False
     return A.ndim <= 2 and (A.c_in + A.c_out) // A.groups <= _MIRRORED_CHANNELS
+
+
+def _check_rcond(rcond: Any, damp: Tensor | float, method: str) -> bool:
+    """Whether there is a rank to decide and the user's threshold for it."""
+    if rcond is None:
+        return False
+    if isinstance(rcond, bool) or not isinstance(rcond, (int, float)) or not 0 <= rcond < 1:
+        raise ArgumentError(f"rcond: expected a number in [0, 1) or None, got {rcond!r}")
+    chosen = bool((torch.as_tensor(damp) == 0).any())
+    if chosen and method in _KRYLOV:
+        raise MethodError(
+            f'rcond: method "{method}" decides no rank; use method="auto", "fourier", "border" or "svd", or damp > 0'
+        )
+    return chosen
+
+
+def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None) -> SingularValuePlan:
+    """The dense decomposition."""
+    return SingularValuePlan(
+        A,
+        damp,
+        rcond=default_rcond(A.dtype) if rcond is None else float(rcond),
+        rtol=direct_rtol(A.dtype),
+        allowed=allowed_bytes(memory_limit, A.device),
+    )
+
+
+def _with_rcond(
+    A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None, method: str
+) -> CapacitancePlan | SingularValuePlan:
+    """A plan that takes the user's threshold: the direct border, else the dense decomposition."""
+    damping = torch.as_tensor(damp)
+    try:
+        if bool((damping == 0).all()):
+            return CapacitancePlan(A, tuple(damping.shape), memory_limit=memory_limit, rcond=rcond)
+        raise MethodError("some items have damp > 0")
+    except (MethodError, PlanMemoryError) as error:
+        if method == "border":
+            raise MethodError(
+                f'rcond: method="border" decides a rank where it is direct, and here it is not ({error}); use '
+                f'method="svd", or damp > 0'
+            ) from None
+    return _svd(A, damp, memory_limit, rcond)
+
+
+def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan) -> KrylovPlan | SingularValuePlan | None:
+    """The plan that is asked about the items that "auto" leaves unconverged; None where there is no other way.
+
+    A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.
+    """
+    if isinstance(plan, SingularValuePlan):
+        return None
+    small = min(A.in_numel, A.out_numel) <= _SMALL and max(A.in_numel, A.out_numel) <= 4 * _SMALL
+    if small and math.prod(A.batch_shape) * A.in_numel * A.out_numel <= 4 * _SMALL**2:
+        return _svd(A, damp, None, None)
+    return KrylovPlan(A, damp, "lsmr") if isinstance(plan, BORDER_PLANS) else None
 
 
 def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> BorderPlan | CapacitancePlan:
@@ -248,8 +318,8 @@ def _preconditioner(
 class FourierPlan:
     """The exact inverse of a block-circulant operator (:class:`CirculantPlan`), with certificates."""
 
-    def __init__(self, A: LinearOperator, damp: Tensor | float = 0.0) -> None:
-        self.plan = CirculantPlan(A, damp)  # type: ignore[arg-type]
+    def __init__(self, A: LinearOperator, damp: Tensor | float = 0.0, *, rcond: float | None = None) -> None:
+        self.plan = CirculantPlan(A, damp, rcond=rcond)  # type: ignore[arg-type]
         self.A = self.plan.A
         self.precise = self.A.to(dtype=torch.complex128 if self.A.is_complex else torch.float64)
         self.norm = norm(self.A.with_parameters([self.A.weight.detach()])).double()
@@ -258,19 +328,24 @@ class FourierPlan:
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
         """The certified solution for ``y``; nothing iterates, so ``max_iter`` has no effect."""
-        x = self.plan.solve(y.detach())
-        batch = x.shape[: x.ndim - len(self.A.in_shape)]
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
+        plan, A = self.plan, self.A
+        x = plan.solve_unrounded(y.detach())
+        batch = x.shape[: x.ndim - len(A.in_shape)]
+        tolerances = Tolerances.of(A.dtype, direct_rtol(A.dtype) if rtol is None else rtol, atol)
         solution = certified(
             self.precise,
             x.to(self.precise.dtype),
-            y.to(self.precise.dtype).expand(*batch, *self.A.out_shape),
-            self.plan.damp.expand(batch),
+            y.to(self.precise.dtype).expand(*batch, *A.out_shape),
+            plan.damp.expand(batch),
             tolerances=tolerances,
-            rounding=torch.finfo(self.A.dtype).eps,
+            dtype=A.dtype,
             norm_bound=self.norm,
+            rcond=plan.rcond,
+            rounding=torch.finfo(plan.dtype).eps,
         )
-        return replace(solution, x=x)
+        if plan.rank is None:
+            return solution
+        return solution.with_rank(plan.rank, plan.undecided)
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``."""
@@ -306,7 +381,6 @@ class KrylovPlan:
     ) -> None:
         self.A, self.damp, self.method = A, damp, method
         self.M, self.N = preconditioners
-        self.answered = False
         self.spent: int | None = None
 
     def solve(
@@ -327,7 +401,6 @@ class KrylovPlan:
         extra = sorted(set(options) - set(inspect.signature(method).parameters))
         if extra:
             raise MethodError(f'{", ".join(extra)}: method "{self.method}" has no such option')
-        self.answered = True
         terms = self._terms(self.M, self.N)
         solution = method(self.A, y, rtol=rtol, atol=atol, max_iter=max_iter, **terms, **options)
         self.spent = int(solution.iterations.max())

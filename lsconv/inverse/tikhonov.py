@@ -28,7 +28,6 @@ from lsconv.fourier.stacked import StackedPlan, stacked_data, stacked_solution
 from lsconv.inverse.lstsq import without_items
 from lsconv.inverse.route import KrylovPlan, Plan, route
 from lsconv.krylov.backward import Inverse
-from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.implicit import attach
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.problem import as_operator, check_damp, prepare

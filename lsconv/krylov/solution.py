@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,12 +42,10 @@ class Status(enum.Enum):
     CALLBACK = (8, "The callback asked to stop.")
     RANK_DEFICIENT = (9, "Residual or gradient meet the tolerance, but A is rank-deficient to the method's precision, "
                          "so x is not certified to be the minimum-norm solution; damp > 0 has only one.")  # fmt: skip
-    ROUNDED = (
-        11,
-        "The solution meets the tolerance in double precision; what is left is the rounding of x to its dtype.",
-    )
-    RANK_UNDECIDED = (12, "Singular values of A stand on the threshold rcond: which of them count as zero is a matter of "
-                          "rounding, and x depends on it; another rcond decides, or damp > 0.")  # fmt: skip
+    ROUNDED = (11, "The solution meets the tolerance in double precision; what is left is the rounding of x to its "
+                   "dtype.")  # fmt: skip
+    RANK_UNDECIDED = (12, "Singular values of A stand on the threshold rcond: rounding decides which of them count as "
+                          "zero, and x depends on it; another rcond decides, or damp > 0.")  # fmt: skip
     OPTIMALITY = (
         10,
         "The recomputed optimality conditions (stationarity and complementarity) meet the tolerance.",
@@ -129,7 +128,8 @@ class Solution:
         damp: the damping used, ``batch``.
         history: the method's estimates per iteration, or None for a direct method.
         selection: how the damping was chosen, or None when it was given.
-        nullity: how many singular values of A a direct method took for zero, ``batch``; None where it does not tell.
+        rank: how many singular values of A exceed ``rcond ||A||``, ``batch``; None where the method decides no rank
+            (the Krylov methods, the iteration on the border, and damping, which needs none).
 
     Example:
         >>> solution = lsconv.cgls(torch.eye(3), torch.tensor([1.0, 2.0, 3.0]))
@@ -146,7 +146,18 @@ class Solution:
     damp: Tensor
     history: History | None = None
     selection: Any = None
-    nullity: Tensor | None = None
+    rank: Tensor | None = None
+
+    @property
+    def nullity(self) -> Tensor | None:
+        """The dimension of the null space of A at this rank, which x is orthogonal to, ``batch``; None as for rank."""
+        return None if self.rank is None else math.prod(self.x.shape[self.codes.ndim :]) - self.rank
+
+    def with_rank(self, rank: Tensor, undecided: Tensor) -> Solution:
+        """The same with the rank of A, and :attr:`Status.RANK_UNDECIDED` where that is undecided and damp is zero."""
+        undecided = undecided & (self.damp == 0) & self.converged
+        codes = torch.where(undecided, Status.RANK_UNDECIDED.code, self.codes)
+        return replace(self, codes=codes, converged=self.converged & ~undecided, rank=rank.expand(codes.shape))
 
     @property
     def status(self) -> Any:
@@ -192,9 +203,9 @@ class Solution:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         more = self.codes.numel() - 8
         tail = [f"... and {more} more items"] if more > 0 else []
-        if self.nullity is not None and bool((self.nullity > 0).any()):
-            count = int(self.nullity.max())
-            tail.append(f"{count} singular value(s) of A count as zero; x is of minimum norm with respect to them")
+        nullity = self.nullity
+        if nullity is not None and bool((nullity > 0).any()):
+            tail.append(f"A has a null space of {int(nullity.max())} dimension(s); x is the shortest of the solutions")
         return "\n".join([head, *lines, *tail])
 
     def __repr__(self) -> str:
