@@ -1,7 +1,7 @@
 """Which certified answers are wrong? Problems drawn from the whole signature, each answer held against a dense oracle.
 
 ``python -m benchmarks fuzz --cases N --seed S [--jobs J]`` searches; ``--only SEED`` replays one problem and says what
-is wrong. A *case* is one batch item solved by one way; a problem, drawn from one integer, has up to twelve items and is
+is wrong. A *case* is one batch item solved by one way; a problem, drawn from one integer, has up to 24 items and is
 solved by several ways. What is right, well-posed and minimum-norm is defined in :mod:`benchmarks.certificates.judge`.
 
 The columns: *certified wrong* are converged and right at no rank; *uncertified well-posed* did not converge although
@@ -42,7 +42,9 @@ def problem_cases(seed: int, *, every_way: bool = False) -> list[Case]:
     serving = [name for name, way in WAYS.items() if way.serves(problem)]
     rng = np.random.default_rng([seed, 1])
     if not every_way and len(serving) > _WAYS_EACH:
-        serving = [serving[i] for i in sorted(rng.choice(len(serving), _WAYS_EACH, replace=False))]
+        weights = np.array([WAYS[name].weight for name in serving])
+        chosen = rng.choice(len(serving), _WAYS_EACH, replace=False, p=weights / weights.sum())
+        serving = [serving[i] for i in sorted(chosen)]
     return [case for name in serving for case in solve(problem, name)]
 
 

@@ -74,11 +74,17 @@ def _over(a: Array, b: Array) -> NDArray[np.float64]:
 class Dense:
     """A dense matrix with its singular value decomposition, which judges any number of answers."""
 
-    def __init__(self, matrix: Array) -> None:
+    def __init__(self, matrix: Array, parts: tuple[Array, Array, Array] | None = None) -> None:
         self.matrix = matrix
-        self.U, self.s, Vh = np.linalg.svd(matrix, full_matrices=False)
-        self.V = Vh.conj().T
+        if parts is None:
+            U, s, Vh = np.linalg.svd(matrix, full_matrices=False)
+            parts = U, s, Vh.conj().T
+        self.U, self.s, self.V = parts
         self.norm = float(self.s[0]) if self.s.size else 0.0
+
+    def normal(self) -> Dense:
+        """A^H A, whose singular vectors are those of A."""
+        return Dense(self.matrix.conj().T @ self.matrix, (self.V, self.s**2, self.V))
 
     def cuts(self, bits: int) -> list[int]:
         """The plausible ranks, the largest first."""

@@ -39,6 +39,7 @@ class Problem:
         rtol: the tolerance asked for; None: the method's own.
         matrix: the dense matrix, in double precision.
         prior: where the penalty pulls to, or None.
+        stacks: decompositions of [A; damp L], by penalty and damping.
     """
 
     seed: int
@@ -52,6 +53,7 @@ class Problem:
     matrix: NDArray[Any]
     prior: Tensor | None
     dense: Dense = field(repr=False)
+    stacks: dict[tuple[str, float], Dense] = field(default_factory=dict, repr=False)
 
     @property
     def bits(self) -> int:
@@ -80,7 +82,7 @@ def draw(seed: int) -> Problem | None:
         A = lsconv.Mask(mask, dtype=dtype) @ A
         matrix = matrix * mask.flatten().numpy()[:, None]
     dense = Dense(matrix)
-    many = int(rng.choice([1, 4, 8, 12], p=(0.1, 0.2, 0.4, 0.3)))
+    many = int(rng.choice([1, 4, 12, 24], p=(0.1, 0.2, 0.4, 0.3)))
     y, items = _data(rng, dense, many, dtype)
     damp = _damp(rng, dense.norm, many)
     single = torch.finfo(dtype).bits == 32
@@ -114,7 +116,7 @@ def _convolution(rng: np.random.Generator, dtype: torch.dtype) -> tuple[Tensor, 
         c_in, c_out = pairs[1 + rng.choice(6)]
     plain = rng.random() < 0.5  # stride and dilation of one
     size, kernel, stride, dilation, padding = [], [], [], [], []
-    cells = _MOST // (c_in * groups)
+    cells = int(2 ** rng.uniform(3, math.log2(_MOST))) // (c_in * groups)
     spelling = str(rng.choice(["valid", "same", "full", "causal", "any", "wider"], p=(0.2, 0.4, 0.08, 0.08, 0.16, 0.08)))
     for axis in range(ndim):
         most = max(1, int(round(cells ** (1 / (ndim - axis)))))
@@ -288,7 +290,7 @@ def _damp(rng: np.random.Generator, norm: float, many: int) -> float | Tensor:
         return 0.0
     if kind < 0.85 or many == 1:
         return float(values[1 + rng.choice(5)])
-    some = values if rng.random() < 0.4 else values[1:]
+    some = (values if rng.random() < 0.4 else values[1:])[:: 1 if rng.random() < 0.5 else 2]
     return torch.tensor([some[i] for i in rng.choice(len(some), many)], dtype=torch.float64)
 
 

@@ -72,6 +72,7 @@ class Way:
         penalty: makes the penalty, of a problem.
         normal: it solves ``A^H A x = A^H y``.
         only_residual: promised is a small residual, not the shortest x.
+        weight: how often it is chosen, next to the others.
     """
 
     run: Callable[..., Any]
@@ -81,6 +82,7 @@ class Way:
     penalty: Callable[[Problem], lsconv.LinearOperator] | None = None
     normal: bool = False
     only_residual: bool = False
+    weight: float = 1.0
 
     def tolerance(self, problem: Problem, name: str) -> float:
         """The rtol that a certificate of this way speaks of."""
@@ -182,7 +184,9 @@ def _normal(method: str) -> Callable[[Problem], Any]:
 
 
 def _refine(p: Problem) -> Any:
-    return lsconv.refine(p.A, p.y, damp=p.damp, rtol=p.rtol, check_finite=False)
+    # its documentation asks for least_norm where A has no full column rank
+    deficient = _undamped(p) and p.dense.cuts(64)[-1] < p.matrix.shape[1]
+    return lsconv.refine(p.A, p.y, damp=p.damp, rtol=p.rtol, check_finite=False, least_norm=deficient or None)
 
 
 def _gradient(p: Problem) -> lsconv.LinearOperator:
@@ -205,7 +209,7 @@ def _any_damp(p: Problem) -> bool:
 
 
 WAYS: dict[str, Way] = {
-    "auto": Way(_lstsq("auto")),
+    "auto": Way(_lstsq("auto"), weight=3.0),
     "pinv(A)(y)": Way(_pinv, serves=lambda p: p.rtol is None),
     "fourier": Way(_lstsq("fourier"), direct=True, serves=lambda p: _convolution(p) and p.A.padding_mode == "circular"),
     "border": Way(_lstsq("border"), direct=True, serves=_convolution),
@@ -231,13 +235,13 @@ WAYS: dict[str, Way] = {
     "cg, normal": Way(_normal("cg"), normal=True, serves=_undamped),
     "minres, normal": Way(_normal("minres"), normal=True, serves=_undamped),
     "hybrid": Way(_lstsq("hybrid"), serves=_undamped),
-    "refine": Way(_refine, serves=_double),
+    "refine": Way(_refine, serves=_double, weight=0.3),
     "tikhonov": Way(_tikhonov("auto"), prior=True),
     "tikhonov, lsmr": Way(_tikhonov("lsmr"), prior=True),
     "tikhonov, border": Way(_tikhonov("border"), prior=True, direct=True, serves=_convolution),
-    "tikhonov, Gradient": Way(_tikhonov("auto"), prior=True, penalty=_gradient, serves=_any_damp),
+    "tikhonov, Gradient": Way(_tikhonov("auto"), prior=True, penalty=_gradient, serves=_any_damp, weight=0.5),
     "tikhonov, Laplacian": Way(_tikhonov("auto"), prior=True, penalty=_laplacian, serves=_any_damp),
-    "tikhonov, lsmr, Gradient": Way(_tikhonov("lsmr"), prior=True, penalty=_gradient, serves=_any_damp),
+    "tikhonov, lsmr, Gradient": Way(_tikhonov("lsmr"), prior=True, penalty=_gradient, serves=_any_damp, weight=0.5),
     "tikhonov, border, Laplacian": Way(
         _tikhonov("border"), prior=True, direct=True, penalty=_laplacian, serves=lambda p: _any_damp(p) and _convolution(p)
     ),
@@ -323,7 +327,7 @@ def _judged(problem: Problem, way: Way, name: str, L: lsconv.LinearOperator | No
     if way.normal:
         y64 = problem.A.H(problem.y).flatten(1).to(double).numpy()
         y64 = np.where(np.isfinite(y64).all(1)[:, None], y64, 0)
-        dense = Dense(problem.matrix.conj().T @ problem.matrix)
+        dense = dense.normal()
     if way.only_residual:
         options["minimum_norm"] = False
     if way.prior and problem.prior is not None:
@@ -349,7 +353,10 @@ def _penalised(
     for damp in np.unique(damps):
         chosen = damps == damp
         some = {key: value[chosen] if isinstance(value, np.ndarray) else value for key, value in options.items()}
-        stack = Dense(np.vstack([problem.matrix, damp * D])) if damp > 0 else problem.dense
+        key = (type(L).__name__, float(damp))
+        if damp > 0 and key not in problem.stacks:
+            problem.stacks[key] = Dense(np.vstack([problem.matrix, damp * D]))
+        stack = problem.stacks[key] if damp > 0 else problem.dense
         data = np.hstack([y[chosen], np.zeros((int(chosen.sum()), len(D)))]) if damp > 0 else y[chosen]
         parts.append((np.flatnonzero(chosen), stack.judge(x[chosen], data, tol=tol, bits=problem.bits, **some)))
     order = np.argsort(np.concatenate([places for places, _ in parts]))
