@@ -137,10 +137,14 @@ def _print_bad(bad: Sequence[Case], most: int) -> None:
     for title, found in groups.items():
         if found:
             print(f"\n{title}: {len(found)}")
-        for case in sorted(found, key=lambda c: -c.merit if np.isfinite(c.merit) else -1e300)[:most]:
-            print(f"  --only {case.seed}  {case.way}, item {case.item}, {case.kind}: {case.text}")
-        if len(found) > most:
-            print(f"  and {len(found) - most} more")
+        together: dict[tuple[int, str], list[Case]] = {}
+        for case in found:
+            together.setdefault((case.seed, case.way), []).append(case)
+        for (seed, way), some in list(together.items())[:most]:
+            worst = max(some, key=lambda case: case.merit)
+            print(f"  --only {seed}  {way}, {worst.kind}, {len(some)} item(s), {worst.item}: {worst.text[:150]}")
+        if len(together) > most:
+            print(f"  and {len(together) - most} more")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -150,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the lane; 0 by default")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--only", type=int, metavar="SEED", help="replay the problem of this seed, by every way")
-    parser.add_argument("--show", type=int, default=40, help="how many faults of each sort are listed")
+    parser.add_argument("--show", type=int, default=40, help="how many faults of each sort are listed, a problem and a way on each line")
     parser.add_argument("--output", type=Path, help="folder for the tables as JSON and Markdown")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

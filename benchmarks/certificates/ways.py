@@ -282,7 +282,7 @@ def solve(problem: Problem, name: str) -> list[Case]:
     cases = []
     for i in range(count):
         if not bool(finite[i]):
-            if planned:
+            if planned or way.normal:  # A^H ignores what a mask or a stride leaves out
                 continue
             right = bool(x[i].isnan().all()) and not (bool(converged[i]) and not bare)
             outcome = "uncertified" if right else "certified"
@@ -358,7 +358,10 @@ def _penalised(
             problem.stacks[key] = Dense(np.vstack([problem.matrix, damp * D]))
         stack = problem.stacks[key] if damp > 0 else problem.dense
         data = np.hstack([y[chosen], np.zeros((int(chosen.sum()), len(D)))]) if damp > 0 else y[chosen]
-        parts.append((np.flatnonzero(chosen), stack.judge(x[chosen], data, tol=tol, bits=problem.bits, **some)))
+        unique = damp == 0 or stack.cuts(problem.bits)[-1] == x.shape[1]  # else determined up to what both A and L map to 0
+        judged = stack.judge(x[chosen], data, tol=tol, bits=problem.bits, minimum_norm=unique, **some)
+        judged.well_posed[:] &= unique
+        parts.append((np.flatnonzero(chosen), judged))
     order = np.argsort(np.concatenate([places for places, _ in parts]))
     fields = {
         key: np.concatenate([getattr(part, key) for _, part in parts])[order]
