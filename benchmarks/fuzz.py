@@ -55,14 +55,14 @@ def cases(count: int, seed: int, jobs: int = 1) -> Iterator[list[Case]]:
     if jobs == 1:
         for part in map(problem_cases, seeds):
             yield part
-            done += len(part)
+            done += sum(case.outcome != "refused" for case in part)
             if done >= count:
                 return
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         for part in pool.imap(problem_cases, seeds, chunksize=4):
             yield part
-            done += len(part)
+            done += sum(case.outcome != "refused" for case in part)
             if done >= count:
                 pool.terminate()
                 return
@@ -79,7 +79,12 @@ def search(count: int, seed: int, jobs: int = 1) -> tuple[list[runner.Table], li
             for counts in (rows.setdefault((case.way, case.damping), Counter()),
                            kinds.setdefault((case.kind, case.damping), Counter())):  # fmt: skip
                 _count(counts, case)
-            if case.wrong or case.false_alarm or case.outcome == "crash" or (case.well_posed and case.outcome == "uncertified"):
+            if (
+                case.wrong
+                or case.false_alarm
+                or case.outcome == "crash"
+                or (case.well_posed and case.outcome == "uncertified")
+            ):
                 bad.append(case)
     total = sum((counts for counts in rows.values()), Counter())
     seconds = time.perf_counter() - start
@@ -89,7 +94,9 @@ def search(count: int, seed: int, jobs: int = 1) -> tuple[list[runner.Table], li
     by_kind = [_row(dict(kernel=kind, damping=damping), kinds[kind, damping]) for kind, damping in sorted(kinds)]
     note = f"{total['cases'] / seconds:.0f} cases/s, {seconds:.0f} s, {jobs} process(es) of one thread."
     return [
-        runner.Table(f"{total['cases']} cases of seed {seed}, by method", [*by_way, _row(dict(way="all"), total)], note),
+        runner.Table(
+            f"{total['cases']} cases of seed {seed}, by method", [*by_way, _row(dict(way="all"), total)], note
+        ),
         runner.Table("The same, by kernel", by_kind),
     ], bad
 
@@ -154,7 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the lane; 0 by default")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--only", type=int, metavar="SEED", help="replay the problem of this seed, by every way")
-    parser.add_argument("--show", type=int, default=40, help="how many faults of each sort are listed, a problem and a way on each line")
+    parser.add_argument(
+        "--show", type=int, default=40, help="how many faults of each sort are listed, a problem and a way on each line"
+    )
     parser.add_argument("--output", type=Path, help="folder for the tables as JSON and Markdown")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -117,7 +117,9 @@ def _convolution(rng: np.random.Generator, dtype: torch.dtype) -> tuple[Tensor, 
     plain = rng.random() < 0.5  # stride and dilation of one
     size, kernel, stride, dilation, padding = [], [], [], [], []
     cells = int(2 ** rng.uniform(3, math.log2(_MOST))) // (c_in * groups)
-    spelling = str(rng.choice(["valid", "same", "full", "causal", "any", "wider"], p=(0.2, 0.4, 0.08, 0.08, 0.16, 0.08)))
+    spelling = str(
+        rng.choice(["valid", "same", "full", "causal", "any", "wider"], p=(0.2, 0.4, 0.08, 0.08, 0.16, 0.08))
+    )
     for axis in range(ndim):
         most = max(1, int(round(cells ** (1 / (ndim - axis)))))
         n = int(rng.integers(min(2, most), min(most, {1: 150, 2: 14, 3: 6}[ndim]) + 1))

@@ -128,9 +128,7 @@ def _lstsq(method: str, **more: Any) -> Callable[[Problem], Any]:
 
 def _tikhonov(method: str) -> Callable[..., Any]:
     def run(p: Problem, L: lsconv.LinearOperator | None = None) -> Any:
-        return lsconv.tikhonov(
-            p.A, p.y, p.damp, L=L, x_prior=p.prior, method=method, rtol=p.rtol, check_finite=False
-        )
+        return lsconv.tikhonov(p.A, p.y, p.damp, L=L, x_prior=p.prior, method=method, rtol=p.rtol, check_finite=False)
 
     return run
 
@@ -358,7 +356,9 @@ def _penalised(
             problem.stacks[key] = Dense(np.vstack([problem.matrix, damp * D]))
         stack = problem.stacks[key] if damp > 0 else problem.dense
         data = np.hstack([y[chosen], np.zeros((int(chosen.sum()), len(D)))]) if damp > 0 else y[chosen]
-        unique = damp == 0 or stack.cuts(problem.bits)[-1] == x.shape[1]  # else determined up to what both A and L map to 0
+        unique = (
+            damp == 0 or stack.cuts(problem.bits)[-1] == x.shape[1]
+        )  # else determined up to what both A and L map to 0
         judged = stack.judge(x[chosen], data, tol=tol, bits=problem.bits, minimum_norm=unique, **some)
         judged.well_posed[:] &= unique
         parts.append((np.flatnonzero(chosen), judged))
