@@ -1,9 +1,16 @@
-"""What every test and doctest starts from: a fixed seed, and the names that the examples use."""
+"""What every test and doctest starts from: fixed seeds, no random search, and the names that the examples use.
+
+``pytest`` draws the same examples every time. ``pytest --hypothesis-profile=search`` is the lane that looks for new
+ones: random, and five times as many; a failure is red by what it found, and is turned into a test of its own.
+"""
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import hypothesis
+import numpy as np
 import pytest
 import torch
 
@@ -13,9 +20,22 @@ import lsconv
 # which the oracles use, are wrong besides (lsconv/fourier/lu.py).
 torch.set_num_threads(1)
 
+hypothesis.settings.register_profile("fixed", deadline=None, max_examples=40, derandomize=True, database=None)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=200, print_blob=True)
+hypothesis.settings.load_profile("fixed")
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - some test may use it
+    torch.manual_seed(0)
+
+
+_seed()  # data made while test files are imported
+
 
 def pytest_runtest_setup() -> None:
-    torch.manual_seed(0)
+    _seed()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -19,11 +19,11 @@ import torch
 
 import benchmarks
 import lsconv
-from benchmarks import readme, runner
+from benchmarks import fuzz, readme, runner
 
-_NO_QUESTION = {"__main__", "runner", "peers", "readme"}
+_NO_QUESTION = {"__main__", "certificates", "runner", "peers", "readme"}
 _FIRST = ("question", "deblurring", "scaling", "border_iteration")  # what matters most comes first
-_ONLY_WHEN_NAMED = {"convolution_backend"}  # it fits a cost model, and takes its time
+_ONLY_WHEN_NAMED = {"convolution_backend", "fuzz"}  # a cost model that is fitted, and a search: both take their time
 
 
 def names() -> list[str]:
@@ -88,6 +88,9 @@ def chosen(quick: bool) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks named, or all; 1 where one of them could not run."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["fuzz"]:  # a search has options of its own
+        return fuzz.main(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=benchmarks.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which; all by default. Known: {', '.join(names())}")
     parser.add_argument("--quick", action="store_true", help="small sizes, less than a minute in all")

@@ -9,11 +9,9 @@ but what has been computed in it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-import hypothesis
 import pytest
 import torch
 from torch import Tensor
@@ -22,10 +20,6 @@ from torch.utils._pytree import tree_flatten
 
 from lsconv.krylov import replay
 from lsconv.krylov.solution import Solution
-
-hypothesis.settings.register_profile("lsconv", deadline=None, max_examples=40)
-hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("lsconv"), derandomize=True)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "lsconv")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

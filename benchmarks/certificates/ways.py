@@ -1,0 +1,371 @@
+"""Every way to solve a problem, with the tolerance that it promises and the problem that it solves."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import lsconv
+from benchmarks.certificates.judge import Dense, Judgement
+from benchmarks.certificates.problems import Problem
+from lsconv.errors import MethodError, PlanMemoryError, PreconditionerError
+from lsconv.fourier import effort, patches
+from lsconv.fourier.border import BorderPlan
+from lsconv.fourier.capacitance import CapacitancePlan
+from lsconv.fourier.precision import direct_rtol
+from lsconv.krylov.stopping import default_rtol
+
+__all__ = ["WAYS", "Case", "Way", "solve"]
+
+_KRYLOV = ("lsmr", "lsqr", "cgls", "craig", "cg", "minres", "gmres")
+_REFUSALS = (MethodError, PlanMemoryError, PreconditionerError)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One item solved by one way.
+
+    Attributes:
+        way, item, kind: which.
+        damping: "undamped", "damped" or "penalty".
+        outcome: "certified", "uncertified", "refused" or "crash".
+        right: the judge's word; None where there is no answer to judge.
+        well_posed: the problem is.
+        false_alarm: unconverged, or a warning, although a well-posed item's merit is at most one.
+        text: details.
+    """
+
+    seed: int
+    way: str
+    item: int
+    kind: str
+    damping: str
+    outcome: str
+    right: bool | None = None
+    well_posed: bool = False
+    false_alarm: bool = False
+    merit: float = 0.0
+    text: str = ""
+
+    @property
+    def wrong(self) -> bool:
+        """Certified, and no solution."""
+        return self.outcome == "certified" and self.right is False
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to solve: ``run(problem)`` gives a Solution, or an x that is silently promised.
+
+    Attributes:
+        direct: the tolerance by default is that of the direct methods.
+        serves: the problems that it is asked to solve.
+        prior: it takes ``x_prior``.
+        penalty: makes the penalty, of a problem.
+        normal: it solves ``A^H A x = A^H y``.
+        only_residual: promised is a small residual, not the shortest x.
+        weight: how often it is chosen, next to the others.
+    """
+
+    run: Callable[..., Any]
+    direct: bool = False
+    serves: Callable[[Problem], bool] = lambda problem: True
+    prior: bool = False
+    penalty: Callable[[Problem], lsconv.LinearOperator] | None = None
+    normal: bool = False
+    only_residual: bool = False
+    weight: float = 1.0
+
+    def tolerance(self, problem: Problem, name: str) -> float:
+        """The rtol that a certificate of this way speaks of."""
+        if problem.rtol is not None:
+            return problem.rtol
+        dtype = problem.A.dtype
+        if self.direct:
+            return direct_rtol(dtype)
+        return max(default_rtol(dtype), direct_rtol(dtype) if name.startswith(("auto", "pinv", "tikhonov")) else 0.0)
+
+
+def _damped(problem: Problem) -> bool:
+    return bool((torch.as_tensor(problem.damp) > 0).all())
+
+
+def _undamped(problem: Problem) -> bool:
+    return not bool((torch.as_tensor(problem.damp) > 0).any())
+
+
+def _square(problem: Problem) -> bool:
+    return _undamped(problem) and problem.A.in_shape == problem.A.out_shape
+
+
+def _hermitian(problem: Problem) -> bool:
+    M = problem.matrix
+    return _square(problem) and float(np.abs(M - M.conj().T).max()) <= 1e-6 * problem.dense.norm
+
+
+def _convolution(problem: Problem) -> bool:
+    return isinstance(problem.A, lsconv.Convolution)
+
+
+def _double(problem: Problem) -> bool:
+    return problem.bits == 64
+
+
+def _lstsq(method: str, **more: Any) -> Callable[[Problem], Any]:
+    def run(p: Problem) -> Any:
+        return lsconv.lstsq(p.A, p.y, damp=p.damp, method=method, rtol=p.rtol, check_finite=False, **more)
+
+    return run
+
+
+def _tikhonov(method: str) -> Callable[..., Any]:
+    def run(p: Problem, L: lsconv.LinearOperator | None = None) -> Any:
+        return lsconv.tikhonov(p.A, p.y, p.damp, L=L, x_prior=p.prior, method=method, rtol=p.rtol, check_finite=False)
+
+    return run
+
+
+def _plan(make: Callable[..., Any], *patched: Callable[[], Any]) -> Callable[[Problem], Any]:
+    def run(p: Problem) -> Any:
+        with contextlib.ExitStack() as stack:
+            for patch in patched:
+                stack.enter_context(patch())
+            finite = torch.isfinite(p.y).flatten(1).all(1)
+            y = p.y.masked_fill(~finite.reshape(-1, *(1,) * (p.y.ndim - 1)), 0)
+            return make(p).solve(y, rtol=p.rtol)
+
+    return run
+
+
+@contextlib.contextmanager
+def _iterated() -> Iterator[None]:
+    """The border is iterated on, from corners that overlap, as it is for large images."""
+    with (
+        mock.patch.object(patches, "_DENSE_UNKNOWNS", 0),
+        mock.patch.object(patches, "_LEAST_UNKNOWNS", 16),
+        mock.patch.object(patches, "_MOST_UNKNOWNS", 256),
+        mock.patch.object(effort, "_PATIENCE", 3),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _factored() -> Iterator[None]:
+    """The whole border is factorised as soon as may be."""
+    with (
+        mock.patch.object(effort, "_SLOW", 1),
+        mock.patch.object(effort, "_PATIENCE", 1),
+        mock.patch.object(effort, "_CERTAINTY", 1e9),
+        mock.patch.object(effort.Effort, "factors", lambda *_: 1.0),
+    ):
+        yield
+
+
+def _pinv(p: Problem) -> Any:
+    return lsconv.pinv(p.A, damp=p.damp)(p.y)
+
+
+def _normal(method: str) -> Callable[[Problem], Any]:
+    def run(p: Problem) -> Any:
+        solver = getattr(lsconv, method)
+        return solver(p.A.H @ p.A, p.A.H(p.y), rtol=p.rtol, check_finite=False)
+
+    return run
+
+
+def _refine(p: Problem) -> Any:
+    # its documentation asks for least_norm where A has no full column rank
+    deficient = _undamped(p) and p.dense.cuts(64)[-1] < p.matrix.shape[1]
+    return lsconv.refine(p.A, p.y, damp=p.damp, rtol=p.rtol, check_finite=False, least_norm=deficient or None)
+
+
+def _gradient(p: Problem) -> lsconv.LinearOperator:
+    boundary = ("neumann", "periodic", "dirichlet")[p.seed % 3]
+    return lsconv.Gradient(p.A.in_shape, ndim=len(p.A.in_shape) - 1, boundary=boundary, dtype=p.A.dtype)
+
+
+def _laplacian(p: Problem) -> lsconv.LinearOperator:
+    boundary = ("neumann", "periodic", "dirichlet")[p.seed % 3]
+    return lsconv.Laplacian(p.A.in_shape, ndim=len(p.A.in_shape) - 1, boundary=boundary, dtype=p.A.dtype)
+
+
+def _full_rank_square(p: Problem) -> bool:
+    s = p.dense.s
+    return _square(p) and s.size > 0 and bool(s[-1] > 1e-3 * s[0])
+
+
+def _any_damp(p: Problem) -> bool:
+    return not _undamped(p)
+
+
+WAYS: dict[str, Way] = {
+    "auto": Way(_lstsq("auto"), weight=3.0),
+    "pinv(A)(y)": Way(_pinv, serves=lambda p: p.rtol is None),
+    "fourier": Way(_lstsq("fourier"), direct=True, serves=lambda p: _convolution(p) and p.A.padding_mode == "circular"),
+    "border": Way(_lstsq("border"), direct=True, serves=_convolution),
+    "border, plan": Way(_plan(lambda p: BorderPlan(p.A, p.damp)), direct=True, serves=_convolution),
+    "border, iterated": Way(_plan(lambda p: BorderPlan(p.A, p.damp), _iterated), direct=True, serves=_convolution),
+    "border, factored": Way(
+        _plan(lambda p: BorderPlan(p.A, p.damp), _iterated, _factored), direct=True, serves=_convolution
+    ),
+    "capacitance": Way(
+        _plan(lambda p: CapacitancePlan(p.A)), direct=True, serves=lambda p: _convolution(p) and _square(p)
+    ),
+    "lsmr": Way(_lstsq("lsmr", preconditioner=None)),
+    "lsqr": Way(_lstsq("lsqr", preconditioner=None)),
+    "cgls": Way(_lstsq("cgls", preconditioner=None)),
+    "craig": Way(_lstsq("craig", preconditioner=None)),
+    "lsmr, circulant": Way(_lstsq("lsmr", preconditioner="circulant"), serves=lambda p: _damped(p) or _full_rank_square(p)),
+    "lsqr, circulant": Way(_lstsq("lsqr", preconditioner="circulant"), serves=lambda p: _damped(p) or _full_rank_square(p)),
+    "cgls, circulant": Way(_lstsq("cgls", preconditioner="circulant"), serves=lambda p: _damped(p) or _full_rank_square(p)),
+    "craig, circulant": Way(_lstsq("craig", preconditioner="circulant"), serves=lambda p: _damped(p)),
+    "cg": Way(_lstsq("cg"), serves=_hermitian),
+    "minres": Way(_lstsq("minres"), serves=_hermitian),
+    "gmres": Way(_lstsq("gmres"), serves=_square, only_residual=True),
+    "cg, normal": Way(_normal("cg"), normal=True, serves=_undamped),
+    "minres, normal": Way(_normal("minres"), normal=True, serves=_undamped),
+    "hybrid": Way(_lstsq("hybrid"), serves=_undamped),
+    "refine": Way(_refine, serves=_double, weight=0.3),
+    "tikhonov": Way(_tikhonov("auto"), prior=True),
+    "tikhonov, lsmr": Way(_tikhonov("lsmr"), prior=True),
+    "tikhonov, border": Way(_tikhonov("border"), prior=True, direct=True, serves=_convolution),
+    "tikhonov, Gradient": Way(_tikhonov("auto"), prior=True, penalty=_gradient, serves=_any_damp, weight=0.5),
+    "tikhonov, Laplacian": Way(_tikhonov("auto"), prior=True, penalty=_laplacian, serves=_any_damp),
+    "tikhonov, lsmr, Gradient": Way(_tikhonov("lsmr"), prior=True, penalty=_gradient, serves=_any_damp, weight=0.5),
+    "tikhonov, border, Laplacian": Way(
+        _tikhonov("border"), prior=True, direct=True, penalty=_laplacian, serves=lambda p: _any_damp(p) and _convolution(p)
+    ),
+}  # fmt: skip
+
+
+def solve(problem: Problem, name: str) -> list[Case]:
+    """The cases of one problem and one way, an item each."""
+    way = WAYS[name]
+    count = len(problem.items)
+    L = None if way.penalty is None else way.penalty(problem)
+    damps = np.broadcast_to(np.asarray(problem.damp, float), (count,))
+    damping = ["penalty" if L is not None else "damped" if d > 0 else "undamped" for d in damps]
+
+    def all_items(outcome: str, text: str) -> list[Case]:
+        return [Case(problem.seed, name, i, problem.kind, damping[i], outcome, text=text) for i in range(count)]
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        try:
+            found = way.run(problem) if L is None else way.run(problem, L)
+        except _REFUSALS as error:
+            return all_items("refused", str(error))
+        except Exception as error:  # any other is a fault, and counted
+            return all_items("crash", f"{type(error).__name__}: {error}")
+    warned = [str(w.message) for w in seen if issubclass(w.category, lsconv.ConvergenceWarning)]
+    strange = [str(w.message) for w in seen if not issubclass(w.category, lsconv.ConvergenceWarning)]
+    bare = isinstance(found, Tensor)
+    x = (found if bare else found.x).reshape(count, -1)
+    converged = torch.full((count,), not warned) if bare else found.converged.expand(count)
+    statuses = ["silent" if bare else str(s) for s in (["-"] * count if bare else found.status)]
+    if name == "hybrid":
+        damps = np.broadcast_to(found.damp.numpy(), (count,))
+    judged = _judged(problem, way, name, L, x, damps)
+    finite = torch.isfinite(problem.y).flatten(1).all(1)
+    planned = name.startswith(("border, ", "capacitance"))  # a bare plan takes finite data only
+    alarm = bool(warned) and bool(converged.all())
+    cases = []
+    for i in range(count):
+        if not bool(finite[i]):
+            if planned or way.normal:  # A^H ignores what a mask or a stride leaves out
+                continue
+            right = bool(x[i].isnan().all()) and not (bool(converged[i]) and not bare)
+            outcome = "uncertified" if right else "certified"
+            cases.append(Case(problem.seed, name, i, problem.kind, damping[i], outcome, right, text=statuses[i]))
+            continue
+        certified = bool(converged[i])
+        others = bare and count > 1 and not certified  # one warning speaks of the whole batch
+        well_posed = bool(judged.well_posed[i]) and not others and _serves_item(name, problem, i)
+        text = (f"{statuses[i]}, {problem.items[i]}: merit {judged.merit[i]:.1e} at rank {judged.rank[i]} ({judged.why[i]}), "
+                f"error {judged.error[i]:.1e}, damp {damps[i]:.1e}")  # fmt: skip
+        false_alarm = well_posed and ((not certified and judged.merit[i] <= 1) or (certified and alarm))
+        cases.append(
+            Case(problem.seed, name, i, problem.kind, damping[i], "certified" if certified else "uncertified",
+                 bool(judged.right[i]), well_posed, bool(false_alarm), float(judged.merit[i]),
+                 text + ("; " + strange[0] if strange else ""))
+        )  # fmt: skip
+    return cases
+
+
+def _serves_item(name: str, problem: Problem, item: int) -> bool:
+    """Whether the method promises to solve this item: those for consistent systems solve no other."""
+    base = name.split(",")[0]
+    if base in ("craig", "cg", "gmres") and name != "cg, normal" and _undamped(problem):
+        s = problem.dense.s
+        return _square(problem) and bool(s[-1] > 1e-3 * s[0]) and (base != "cg" or _positive(problem))
+    return base != "hybrid"
+
+
+def _positive(problem: Problem) -> bool:
+    return bool(np.linalg.eigvalsh(problem.matrix)[0] > 0)
+
+
+def _judged(problem: Problem, way: Way, name: str, L: lsconv.LinearOperator | None, x: Tensor, damps: Any) -> Judgement:
+    double = torch.complex128 if x.is_complex() else torch.float64
+    x64, y64 = x.to(double).numpy(), problem.y.flatten(1).to(double).numpy()
+    broken = ~np.isfinite(y64).all(1)
+    x64, y64 = np.where(broken[:, None], 0, x64), np.where(broken[:, None], 0, y64)
+    bad = ~np.isfinite(x64).all(1)
+    x64 = np.where(bad[:, None], 0, x64)
+    tol, bits = way.tolerance(problem, name), problem.bits
+    dense, options = problem.dense, {}
+    if way.normal:
+        y64 = problem.A.H(problem.y).flatten(1).to(double).numpy()
+        y64 = np.where(np.isfinite(y64).all(1)[:, None], y64, 0)
+        dense = dense.normal()
+    if way.only_residual:
+        options["minimum_norm"] = False
+    if way.prior and problem.prior is not None:
+        prior = problem.prior.flatten().to(double).numpy()
+        options["data_norm"] = np.linalg.norm(y64, axis=1) + dense.norm * np.linalg.norm(prior)
+        options["stored"] = np.linalg.norm(x64, axis=1) + np.linalg.norm(prior)
+        x64, y64 = x64 - prior, y64 - dense.matrix @ prior
+    if L is None:
+        judged = dense.judge(x64, y64, tol=tol, bits=bits, damp=damps, **options)
+    else:
+        judged = _penalised(problem, L, x64, y64, damps, tol, options)
+    judged.merit[bad], judged.right[bad] = np.inf, False
+    return judged
+
+
+def _penalised(
+    problem: Problem, L: lsconv.LinearOperator, x: Any, y: Any, damps: Any, tol: float, options: dict[str, Any]
+) -> Judgement:
+    """Judge against [A; damp L], one decomposition for each damping there is."""
+    D = L.to(dtype=torch.complex128 if L.dtype.is_complex else torch.float64).to_dense()
+    D = D.reshape(-1, x.shape[1]).numpy()
+    parts: list[tuple[Any, Judgement]] = []
+    for damp in np.unique(damps):
+        chosen = damps == damp
+        some = {key: value[chosen] if isinstance(value, np.ndarray) else value for key, value in options.items()}
+        key = (type(L).__name__, float(damp))
+        if damp > 0 and key not in problem.stacks:
+            problem.stacks[key] = Dense(np.vstack([problem.matrix, damp * D]))
+        stack = problem.stacks[key] if damp > 0 else problem.dense
+        data = np.hstack([y[chosen], np.zeros((int(chosen.sum()), len(D)))]) if damp > 0 else y[chosen]
+        unique = (
+            damp == 0 or stack.cuts(problem.bits)[-1] == x.shape[1]
+        )  # else determined up to what both A and L map to 0
+        judged = stack.judge(x[chosen], data, tol=tol, bits=problem.bits, minimum_norm=unique, **some)
+        judged.well_posed[:] &= unique
+        parts.append((np.flatnonzero(chosen), judged))
+    order = np.argsort(np.concatenate([places for places, _ in parts]))
+    fields = {
+        key: np.concatenate([getattr(part, key) for _, part in parts])[order]
+        for key in ("merit", "right", "well_posed", "error", "rank")
+    }
+    why = [word for _, part in parts for word in part.why]
+    return Judgement(**fields, why=[why[i] for i in order])
