@@ -74,10 +74,12 @@ class SingularValuePlan:
         self.A, self.rcond, self.rtol = A, rcond, rtol
         self.damp = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device)
         self.precise = _in_double(A)
-        self.U, self.values, self.Vh = torch.linalg.svd(
-            self.precise.to_dense().to(_DOUBLE.get(A.dtype, A.dtype)), full_matrices=False
-        )
+        matrix = self.precise.to_dense().to(_DOUBLE.get(A.dtype, A.dtype))
+        self.U, self.values, self.Vh = torch.linalg.svd(matrix, full_matrices=False)
         largest = self.values.amax(-1, keepdim=True) if self.values.shape[-1] else self.values
+        # a zero comes out as rounding, of which a tiny damp would make much
+        noise = max(matrix.shape[-2:]) * torch.finfo(self.values.dtype).eps * largest
+        self.values = torch.where(self.values > noise, self.values, 0.0)
         self.kept = self.values > rcond * largest
         self.rank = self.kept.sum(-1)
         rounding = _ROUNDING * torch.finfo(self.values.dtype).eps * largest
@@ -92,7 +94,7 @@ class SingularValuePlan:
         return _ARRAYS * itemsize * math.prod(A.batch_shape) * A.in_numel * A.out_numel
 
     def _filtered(self, coefficients: Tensor, power: int) -> Tensor:
-        """``values^power / (values^2 + damp^2)`` times coefficients ``(*batch, k)``; what is kept, where damp = 0."""
+        """``values^power / (values^2 + damp^2)`` times coefficients ``(*batch, k)``; zero for what counts as zero."""
         mu = self.damp.square().unsqueeze(-1)
         keep = (mu > 0) | self.kept
         filtered = torch.where(keep, self.values**power / torch.where(keep, self.values.square() + mu, 1.0), 0.0)

@@ -164,13 +164,14 @@ class BorderPlan:
             rcond=self.rcond,
             rounding=torch.finfo(self.precise.dtype).eps,
             strays=self._strays(outer.batch),
+            of_form=self.inverse.side == "residual",
             sees_null_space=self._sees_null_space,
         )
 
-    def _strays(self, batch: torch.Size) -> Tensor | None:
-        """The items that are iterated on in x itself, where A may have a null space; None for none."""
+    def _strays(self, batch: torch.Size) -> Tensor:
+        """The items whose x may have a part in the null space of A: all but those of ``x = A^H z`` undamped."""
         if self.inverse.side == "residual":
-            return None
+            return (self.damp > 0).expand(batch)
         return ((self.damp == 0) | (self.A.out_numel < self.A.in_numel)).expand(batch)
 
     def _sees_null_space(self) -> Tensor:

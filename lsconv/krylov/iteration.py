@@ -213,10 +213,13 @@ class _Loop:
         status: Scalar = 0 * codes + Status.ITERATION_LIMIT.code
         if self.stopped:
             status = where(codes == 0, Status.CALLBACK.code, status)
-        # a start or N takes the iterates out of the range of A^H, rounding those of craig past the end of its space
-        strays = problem.x0 is not None or problem.N is not None or self.name == "craig"
+        # a start or N takes the iterates out of the range of A^H, and [A, damp I] their rounding where s is large
         met = certificate.converged & (problem.scalar(problem.zero) == 0)
-        doubtful = met & (certificate.in_range == 0) if strays else 0 * met
+        doubtful = 0 * met
+        if problem.x0 is not None or problem.N is not None:
+            doubtful = met & (certificate.in_range == 0)
+        elif problem.M is not None or self.name == "craig":
+            doubtful = met & ((certificate.in_range | certificate.in_form) == 0)
         causes = [
             (codes & (CLAIMED | STUCK), Status.STAGNATION),
             (codes & CONDITION, Status.CONDITION_LIMIT),

@@ -105,7 +105,8 @@ class Certificate:
         gradient_ok: the gradient meets the tolerance, and the objective is no worse than at x = 0.
         no_worse: the objective is no worse than at x = 0.
         in_range: with damping, the gradient, where a part delta of x in the null space of A stands as
-            ``damp^2 delta``, shows that this part is within the tolerance. For methods that leave the range of ``A^H``.
+            ``damp^2 delta``, shows that this part is within the tolerance.
+        in_form: the rounding of ``A^H z``, z = (y - Ax) / damp^2, is within that tolerance too.
         merit: the smaller of the two norms in units of its bound; at most 1 where converged.
     """
 
@@ -115,6 +116,7 @@ class Certificate:
     gradient_ok: Scalar
     no_worse: Scalar
     in_range: Scalar
+    in_form: Scalar
     merit: Scalar
 
     @property
@@ -209,7 +211,8 @@ def certify(
     # rounding y by rtol moves x by rtol ||y|| / ||A|| at the least
     share = _NULL_SHARE * max(tolerances.rtol, tolerances.eps) * (x_norm + divide(y_norm, norm_a))
     in_range = (g_norm <= damp * damp * share) | (damp == 0)
-    return Certificate(r_norm, g_norm, residual_ok, gradient_ok, no_worse, in_range, merit)
+    in_form = (tolerances.eps * norm_a * r_norm <= damp * damp * share) | (damp == 0)
+    return Certificate(r_norm, g_norm, residual_ok, gradient_ok, no_worse, in_range, in_form, merit)
 
 
 def _adjoint(A: LinearOperator, residual: Tensor, square: bool) -> Tensor | None:
@@ -236,6 +239,7 @@ def certified(
     selection: object = None,
     otherwise: Status | Tensor = Status.STAGNATION,
     strays: Tensor | None = None,
+    of_form: bool = False,
     sees_null_space: Callable[[], Tensor] | None = None,
     **options: Any,
 ) -> Solution:
@@ -257,7 +261,8 @@ def certified(
         history: estimates per iteration, when there are some.
         selection: how the damping was chosen.
         otherwise: status of items that do not meet the tolerance, one for all or a code per item.
-        strays: items whose x may have left the range of ``A^H`` by the way it was found.
+        strays: items whose x may have left the range of ``A^H`` by the way it was found: None for no item, or with
+            ``of_form`` those whose x is computed as ``A^H z``, up to rounding.
         sees_null_space: the items of which A may have a null space; asked about those that stray where the gradient
             does not show that they are orthogonal to it.
         options: operator_norm, norm_bound, rcond, rounding and square, as in :func:`certify`.
@@ -276,6 +281,7 @@ def certified(
         unrounded = certify(A, x, y, damp, tolerances=tolerances, **options)
         rounded = unrounded.converged & certificate.no_worse & ~converged
         in_range = in_range | unrounded.in_range
+    in_range = in_range | certificate.in_form if of_form else in_range
     damping = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device).expand(batch)
     zero = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(y).expand(batch) == 0
     doubtful = torch.zeros_like(converged)
