@@ -19,6 +19,7 @@ from lsconv.krylov.implicit import adjoint_answer, attach, follows, start_as_pri
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.finiteness import hidden_by_vmap
 from lsconv.operators.untraced import untraced
 
@@ -289,7 +290,7 @@ class PseudoInverse(LinearOperator):
             operator.in_shape,
             dtype=operator.dtype,
             device=operator.device,
-            batch_shape=torch.broadcast_shapes(operator.batch_shape, torch.as_tensor(damp).shape),
+            batch_shape=broadcast_shapes(operator.batch_shape, torch.as_tensor(damp).shape),
         )
         self.operator = operator
         self.damp = damp

@@ -19,6 +19,7 @@ from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.difference import Gradient
 from lsconv.operators.untraced import untraced
 
@@ -187,7 +188,7 @@ def _weight(weight: float | Tensor, A: LinearOperator) -> Tensor:
 def batch_of(batch: torch.Size, values: Tensor, name: str) -> torch.Size:
     """The batch of the data and of one value per item."""
     try:
-        return torch.broadcast_shapes(batch, values.shape)
+        return broadcast_shapes(batch, values.shape)
     except RuntimeError:
         raise ShapeError(
             f"{name}: shape {tuple(values.shape)} does not broadcast with the batch {tuple(batch)}"

@@ -15,6 +15,7 @@ from lsconv.errors import ArgumentError, ArgumentTypeError, DeviceError, DtypeEr
 from lsconv.krylov.batch import ItemSpace, OneItem, Scalar, scalar_dtype
 from lsconv.krylov.multipliers import wanted
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 
 __all__ = ["Problem", "as_operator", "prepare"]
 
@@ -146,7 +147,7 @@ def prepare(
             shapes.append(P.batch_shape)
     damping = check_damp(damp, A)
     try:
-        batch = torch.broadcast_shapes(*shapes, damping.shape)
+        batch = broadcast_shapes(*shapes, damping.shape)
     except RuntimeError:
         raise ShapeError(f"{name}: the batch dimensions of {name}, x0, damp, M, N and the operator do not broadcast: "
                          f"{[tuple(shape) for shape in shapes]} and damp {tuple(damping.shape)}") from None  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentTypeError, DeviceError, DtypeError, ShapeError
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 
 __all__ = ["Adjoint", "BlockDiagonal", "HStack", "Product", "Scaled", "Sum", "VStack", "block_diag", "hstack", "vstack"]
 
@@ -151,7 +152,7 @@ class _Blocks:
             self.shape = (sum(self.sizes),)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        batch = torch.broadcast_shapes(
+        batch = broadcast_shapes(
             *(part.shape[: part.ndim - len(shape)] for part, shape in zip(parts, self.shapes, strict=True))
         )
         parts = [part.expand(*batch, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
@@ -332,7 +333,7 @@ def _common(where: str, operators: Sequence[LinearOperator]) -> dict[str, Any]:
 
 def _broadcast(where: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     try:
-        return tuple(torch.broadcast_shapes(*shapes))
+        return tuple(broadcast_shapes(*shapes))
     except RuntimeError:
         raise ShapeError(f"{where}: batch dimensions {list(shapes)} do not broadcast") from None
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentTypeError, DeviceError, DtypeError, ShapeError
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.finiteness import require_finite
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class LinearOperator:
         batch = tuple(tensor.shape[:split])
         if self.batch_shape:
             try:
-                torch.broadcast_shapes(batch, self.batch_shape)
+                broadcast_shapes(batch, self.batch_shape)
             except RuntimeError:
                 raise ShapeError(f"{name}: batch dimensions {batch} do not broadcast with the operator's own "
                                  f"batch_shape {self.batch_shape}") from None  # fmt: skip

@@ -7,12 +7,37 @@ sharing items first and the others, one block each, behind them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["batch_order", "in_blocks", "in_items"]
+__all__ = ["batch_order", "broadcast_shapes", "in_blocks", "in_items"]
 
 _Shape = tuple[int, ...]
+
+
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """The shape that tensors of these shapes broadcast to.
+
+    ``torch.broadcast_shapes`` does the same, but imports SymPy when it is first called.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast.
+
+    Example:
+        >>> from lsconv.operators.batch_layout import broadcast_shapes
+        >>> broadcast_shapes((2,), (3, 1), ())
+        torch.Size([3, 2])
+    """
+    sizes = [1] * max(map(len, shapes), default=0)
+    for shape in shapes:
+        for index, size in enumerate(reversed(shape), start=1):
+            if size not in (1, sizes[-index]):
+                if sizes[-index] != 1:
+                    raise RuntimeError(f"shapes {[tuple(shape) for shape in shapes]} do not broadcast")
+                sizes[-index] = size
+    return torch.Size(sizes)
 
 
 def batch_order(batch_ndim: int, own_shape: _Shape) -> tuple[list[int], list[int]]:
@@ -38,7 +63,7 @@ def in_blocks(x: Tensor, item_ndim: int, own_shape: _Shape) -> tuple[Tensor, _Sh
     batch = tuple(x.shape[: x.ndim - item_ndim])
     if own_shape:
         item = x.shape[x.ndim - item_ndim :]
-        batch = tuple(torch.broadcast_shapes(batch, own_shape))
+        batch = tuple(broadcast_shapes(batch, own_shape))
         x = x.expand(*batch, *item)
     shared, own = batch_order(len(batch), own_shape)
     return (x.permute(*shared, *own, *range(len(batch), x.ndim)) if own else x), batch
