@@ -25,6 +25,7 @@ from lsconv.inverse.penalised import penalised_inverse
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.krylov.followed import parameters_of
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import on_parts
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.untraced import untraced
 
@@ -83,8 +84,8 @@ class _Inversion(nn.Module):
         )
 
     def _data(self, y: Tensor, A: Convolution) -> Tensor:
-        """``y - bias``, in the dtype of the solve."""
-        y = y.to(A.dtype)
+        """``y - bias``, in the precision of the solve."""
+        y = _in_precision(y, A)
         bias = self.conv.bias
         return y if bias is None else y - bias.to(A.dtype).reshape(-1, *(1 for _ in A.spatial_out))
 
@@ -116,7 +117,9 @@ class _Inversion(nn.Module):
 
     def _result(self, x: Tensor, y: Tensor) -> Tensor:
         """In the dtype of ``y``, unless autocast is at work, under which x keeps the dtype of the solve."""
-        return x if torch.is_autocast_enabled(y.device.type) else x.to(y.dtype)
+        if torch.is_autocast_enabled(y.device.type):
+            return x
+        return x.to(y.dtype.to_complex() if x.is_complex() and not y.is_complex() else y.dtype)
 
     def _spatial(self, y: Tensor) -> tuple[int, ...]:
         dimensions = len(self.conv.kernel_size)
@@ -126,6 +129,11 @@ class _Inversion(nn.Module):
             raise ShapeError(f"y: expected (*batch, {self.conv.out_channels}, ...) with {dimensions} spatial "
                              f"dimension(s), got {tuple(y.shape)}")  # fmt: skip
         return tuple(y.shape[-dimensions:])
+
+
+def _in_precision(t: Tensor, A: LinearOperator) -> Tensor:
+    """The tensor in the precision of A; complex stays complex."""
+    return t.to(A.dtype.to_complex() if t.is_complex() else A.dtype)
 
 
 class PseudoInverse(_Inversion):
@@ -222,17 +230,22 @@ class Tikhonov(_Inversion):
         with torch.autocast(y.device.type, enabled=False):
             A = self._operator(self._spatial(y))
             data, damp = self._data(y, A), self.damp
-            if self.L is None:
-                prior = None if x_prior is None else x_prior.to(A.dtype)
-                x = self._inverse(A, data if prior is None else data - A(prior), damp, self.log_damp)
-                x = x if prior is None else prior + x
-            else:
-                prior = None if x_prior is None else x_prior.to(A.dtype)
+            prior = None if x_prior is None else _in_precision(x_prior, A)
+            over_complex = not A.is_complex and any(t is not None and t.is_complex() for t in (data, prior))
+            if self.L is not None and not over_complex:
                 x = self._penalised(A, self.L, data, damp, prior)
+            else:
+                rest = data if prior is None else data - A(prior)
+                if self.L is None:
+                    x = self._inverse(A, rest, damp, self.log_damp)
+                else:
+                    L = self.L
+                    x = on_parts(lambda part: self._penalised(A, L, part, damp), rest, len(A.out_shape), A.batch_shape)
+                x = x if prior is None else prior + x
         return self._result(x, y)
 
     def _penalised(
-        self, A: Convolution, L: _Conv | LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None
+        self, A: Convolution, L: _Conv | LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None = None
     ) -> Tensor:
         given = Convolution.from_module(L, A.spatial_in) if isinstance(L, _KINDS) else L
         operator = given.to(A.device, A.dtype)
@@ -281,7 +294,6 @@ class RangeNull(_Inversion):
         with torch.autocast(y.device.type, enabled=False):
             A = Convolution.from_module(self.conv, self.in_size or tuple(z.shape[-len(spatial) :]))
             A = A.to(dtype=torch.float32) if A.dtype in (torch.float16, torch.bfloat16) else A
-            z = z.to(A.dtype)
-            A.check_input(z, "z")
-            x = z + self._inverse(A, self._data(y, A) - A.apply(z), 0.0)
+            z = _in_precision(z, A)
+            x = z + self._inverse(A, self._data(y, A) - A(z), 0.0)
         return self._result(x, y)

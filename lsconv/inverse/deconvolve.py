@@ -26,7 +26,7 @@ from lsconv.inverse.shared_groups import SharedGroups
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.inverse.variation import total_variation
 from lsconv.krylov.followed import any_followed
-from lsconv.krylov.solution import Solution
+from lsconv.krylov.solution import Solution, together
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
 from lsconv.operators.untraced import untraced
@@ -139,8 +139,8 @@ def deconvolve(
     a rule chose is held fixed); with the other priors it is not.
 
     Args:
-        image: a tensor or array, ``(*batch, *size)``, or with ``channels`` set ``(*batch, C, *size)`` or
-            ``(*batch, *size, C)``. Every batch item is restored apart, the channels of an item together.
+        image: a tensor or array, real or complex, ``(*batch, *size)``, or with ``channels`` set ``(*batch, C, *size)``
+            or ``(*batch, *size, C)``. Every batch item is restored apart, the channels of an item together.
         psf: the point spread function, ``(*size)``, as many axes as the picture has spatial ones. With ``ndim`` given
             it may have more in front: ``(*batch, *size)``, or ``(*batch, 1 or C, *size)`` where there are channels.
         boundary: "unknown" (the picture shows a part of a larger scene), "zero", "periodic" or "reflect".
@@ -236,27 +236,12 @@ def _with_quadratic(A: Convolution, y: Tensor, gradient: bool, middle: Tensor, s
     shared = SharedGroups.of(A)
     if shared is not None:
         apart = _with_quadratic(shared.A, shared.split(y), gradient, shared.split(middle), solve)
-        return _together(replace(apart, x=shared.join(apart.x)))
+        return together(replace(apart, x=shared.join(apart.x)))
     # Where the constant alone explains the picture, what is left of it is rounding and meets no relative tolerance.
     norms = torch.linalg.vector_norm(y.flatten(-A.ndim - 1), dim=-1)
     solve.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))
     # differences do not see the constant m; it keeps its digits all the same
     return tikhonov(A, y, L=_gradient(A) if gradient else None, x_prior=middle, **solve)
-
-
-def _together(apart: Solution) -> Solution:
-    """The certificates of channels, the first dimension, as one; ``x`` is joined already."""
-    worst = (~apart.converged).to(torch.int64).argmax(0, keepdim=True)
-    return replace(
-        apart,
-        codes=apart.codes.gather(0, worst)[0],
-        converged=apart.converged.all(0),
-        iterations=apart.iterations.amax(0),
-        residual_norm=torch.linalg.vector_norm(apart.residual_norm, dim=0),
-        gradient_norm=torch.linalg.vector_norm(apart.gradient_norm, dim=0),
-        damp=apart.damp[0],
-        history=None,
-    )
 
 
 def _with_total_variation(
@@ -289,7 +274,7 @@ def _variation_weight(A: Convolution, y: Tensor, noise_std: float | None) -> Ten
         variance = (fine.abs().flatten(-A.ndim - 1).median(-1).values / 0.6745) ** 2
         variance = variance / 2 ** sum(size > 1 for size in A.spatial_out)
     else:
-        variance = torch.as_tensor(noise_std, dtype=y.dtype, device=y.device) ** 2
+        variance = torch.as_tensor(noise_std, dtype=y.real.dtype, device=y.device) ** 2
     x = _with_quadratic(A, y, True, _mean_level(A, y), {"damp": "gcv", "noise_std": None}).x
     slope = torch.linalg.vector_norm(_gradient(A)(x), dim=(-A.ndim - 2, -A.ndim - 1)).flatten(-A.ndim).mean(-1)
     weight: Tensor = _WEIGHT_SHARE * variance / slope.clamp_min(torch.finfo(y.dtype).tiny)

@@ -16,10 +16,10 @@ from lsconv.inverse.route import BORDER_PLANS, KrylovPlan, Plan, route
 from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.followed import parameters_of
 from lsconv.krylov.implicit import adjoint_answer, attach, follows, start_as_prior
-from lsconv.krylov.problem import as_operator, check_damp, prepare
-from lsconv.krylov.solution import Solution, Status
+from lsconv.krylov.problem import as_complex, as_operator, check_damp, prepare
+from lsconv.krylov.solution import Solution, Status, together
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, on_parts
 from lsconv.operators.finiteness import hidden_by_vmap
 from lsconv.operators.untraced import untraced
 
@@ -115,6 +115,8 @@ def lstsq(
 
     A = as_operator(A, y)
     A.check_output(y, "y")
+    if "x0" in options:
+        options["x0"] = as_complex(options["x0"], A)
     return attach(run, A, y, damp=damp, x_prior=start_as_prior(A, damp, options.get("x0")), rtol=rtol)
 
 
@@ -348,6 +350,8 @@ class PseudoInverse(LinearOperator):
         self, y: Tensor, *, check_finite: bool = True, raise_on_failure: bool = False, **options: Any
     ) -> Solution:
         """The solution for ``y`` with its certificate; ``options`` are rtol, atol and max_iter, as in :func:`lstsq`."""
+        if isinstance(y, Tensor) and y.is_complex() and not self.is_complex:
+            return self._solve_parts(y, check_finite=check_finite, raise_on_failure=raise_on_failure, **options)
 
         def run(
             A: LinearOperator, y: Tensor, damp: Any, _: LinearOperator | None, start: Tensor | None
@@ -363,6 +367,20 @@ class PseudoInverse(LinearOperator):
         self.operator.check_output(y, "y")
         start = start_as_prior(self.operator, self.damp, options.get("x0"))
         return attach(run, self.operator, y, damp=self.damp, x_prior=start, rtol=options.get("rtol"))
+
+    def _solve_parts(self, y: Tensor, **options: Any) -> Solution:
+        """The solution of complex data under a real operator."""
+        if options.get("x0") is not None:
+            raise MethodError("x0: a real plan takes none for complex y; use lstsq")
+        parts: list[Solution] = []
+
+        def solve(part: Tensor) -> Tensor:
+            parts.append(self.solve(part, **options))
+            return parts[0].x
+
+        self.for_dtype(y.dtype).check_input(y, "y")
+        x = on_parts(solve, y, len(self.in_shape), self.batch_shape)
+        return together(replace(parts[0], x=x))
 
     def _map(self, *args: Any, **kwargs: Any) -> PseudoInverse:
         raise MethodError("pinv: a plan does not move; make pinv(A.to(...)) instead")

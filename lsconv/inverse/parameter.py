@@ -108,7 +108,7 @@ def choose_damp(
     A = as_operator(A, y)
     problem = prepare(A, y, check_finite=False, name="y")
     data, batch = problem.y, tuple(problem.batch)
-    L = None if L is None else as_operator(L)
+    L = None if L is None else as_operator(L).for_dtype(A.dtype)
     if L is not None and L.in_shape != A.in_shape:
         raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
     if x_prior is not None:

@@ -14,6 +14,8 @@ from lsconv.operators.finiteness import require_finite
 
 __all__ = ["Layout", "spatial_axes"]
 
+_REAL = ("int", "uint", "float", "bfloat")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -30,10 +32,10 @@ class Layout:
         for name, value in (("image", image), ("psf", psf)):
             if not isinstance(value, (Tensor, np.ndarray)):
                 raise ArgumentTypeError(f"{name}: expected a torch.Tensor or a NumPy array, got {type(value).__name__}")
-            if isinstance(value, np.ndarray) and value.dtype.kind not in "iuf":
-                raise DtypeError(f"{name}: expected real numbers, got {value.dtype}")
-            if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
-                raise DtypeError(f"{name}: expected real numbers, got {value.dtype}")
+            number = _name(value.dtype)
+            if not number.startswith((*_REAL, "complex") if name == "image" else _REAL):
+                wanted = "real or complex numbers" if name == "image" else "real numbers"
+                raise DtypeError(f"{name}: expected {wanted}, got {value.dtype}")
             if value.size == 0 if isinstance(value, np.ndarray) else value.numel() == 0:
                 raise ShapeError(f"{name}: is empty, of shape {tuple(value.shape)}")
         if channels not in (None, "first", "last"):
@@ -47,8 +49,9 @@ class Layout:
         width, limit = _integer(image)
         if width == 8:
             raise DtypeError(f"image: 64-bit integers have no white; convert, got {image.dtype}")
-        double = width == 4 or _name(image.dtype) == "float64"
-        return cls(spatial, channels, limit, torch.float64 if double else torch.float32)
+        number = _name(image.dtype)
+        real = torch.float64 if width == 4 or number in ("float64", "complex128") else torch.float32
+        return cls(spatial, channels, limit, real.to_complex() if number.startswith("complex") else real)
 
     def picture(self, image: Any) -> Tensor:
         """``(*batch, channels, *size)``."""
@@ -64,7 +67,7 @@ class Layout:
 
     def kernel(self, psf: Any, image: Any) -> Tensor:
         """``(*batch, 1 or channels, *size)`` or ``(*size)``."""
-        kernel = _tensor(psf, self.dtype)
+        kernel = _tensor(psf, self.dtype.to_real())
         if isinstance(image, Tensor):
             kernel = kernel.to(image.device)
         if not bool(torch.isfinite(kernel).all()):
@@ -120,5 +123,4 @@ def _name(dtype: Any) -> str:
 def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
     if isinstance(values, Tensor):
         return values.to(dtype)
-    wide = np.float64 if dtype == torch.float64 else np.float32
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=wide))
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=str(dtype).removeprefix("torch.")))

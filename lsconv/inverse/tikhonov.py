@@ -31,12 +31,13 @@ from lsconv.krylov.backward import Inverse
 from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.implicit import attach
 from lsconv.krylov.lsmr import lsmr
-from lsconv.krylov.problem import as_operator, check_damp, prepare
+from lsconv.krylov.problem import as_complex, as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import remedy
 from lsconv.operators.elementary import Identity
 from lsconv.operators.untraced import untraced
 
@@ -114,6 +115,8 @@ def tikhonov(
         (True, True)
     """
     A = as_operator(A, y)
+    L = _check_penalty(L, A)
+    x_prior, x0 = _check_prior(as_complex(x_prior, A), A), as_complex(x0, A)
     selection = None
     if isinstance(damp, str):
         from lsconv.inverse.parameter import choose_damp
@@ -124,8 +127,6 @@ def tikhonov(
         strength = damp
     if selection is None and noise_std is not None:
         raise ArgumentError('noise_std: only damp="discrepancy" and damp="upre" use it')
-    L = _check_penalty(L, A)
-    x_prior = _check_prior(x_prior, A)
     A.check_output(y, "y")
 
     def run(
@@ -317,12 +318,11 @@ def _check_penalty(L: Any, A: LinearOperator) -> LinearOperator | None:
         if isinstance(L, Identity) and L.in_shape != A.in_shape:
             raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
         return None
-    if not isinstance(L, LinearOperator):
-        L = as_operator(L)
+    L = as_operator(L).for_dtype(A.dtype)
     if L.in_shape != A.in_shape:
         raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
     if L.dtype != A.dtype:
-        raise DtypeError(f"L: dtype {L.dtype} differs from that of A, {A.dtype}; convert with L.to(dtype=A.dtype)")
+        raise DtypeError(f"L: dtype {L.dtype} differs from that of A, {A.dtype}; {remedy('L', L.dtype, 'A', A.dtype)}")
     if L.device != A.device:
         raise DeviceError(f"L: device {L.device} differs from that of A, {A.device}; move it with L.to(A.device)")
     return L

@@ -18,7 +18,7 @@ from torch import Tensor
 from lsconv.krylov.backward import Again, Inverse
 from lsconv.krylov.derivatives import NormalSolve, Solve
 from lsconv.krylov.followed import any_followed, no_autocast, parameters_of
-from lsconv.krylov.problem import as_operator
+from lsconv.krylov.problem import as_complex, as_operator
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.system import System, spread_over
 from lsconv.krylov.undamped import PseudoSolve
@@ -130,6 +130,7 @@ def differentiable(
                 return method(A, b, **options)
             rest = {name: value for name, value in options.items() if name != "damp"}
             operator, damping = as_operator(A, b), 0.0 if given is None else given
+            x0 = as_complex(x0, operator)
             prior = None if square or chooses_damp else start_as_prior(operator, damping, x0)
 
             def run(

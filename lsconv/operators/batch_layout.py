@@ -7,12 +7,12 @@ sharing items first and the others, one block each, behind them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["batch_order", "broadcast_shapes", "in_blocks", "in_items"]
+__all__ = ["batch_order", "broadcast_shapes", "in_blocks", "in_items", "on_parts"]
 
 _Shape = tuple[int, ...]
 
@@ -38,6 +38,21 @@ def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
                     raise RuntimeError(f"shapes {[tuple(shape) for shape in shapes]} do not broadcast")
                 sizes[-index] = size
     return torch.Size(sizes)
+
+
+def on_parts(function: Callable[[Tensor], Tensor], x: Tensor, item_ndim: int, own_shape: _Shape) -> Tensor:
+    """A real linear function of complex ``x``: of its real and imaginary parts, as one batch.
+
+    Args:
+        function: of real tensors ``(*batch, *item)``.
+        x: complex, ``(*batch, *item)``.
+        item_ndim: number of dimensions of an item.
+        own_shape: the operator's batch shape.
+    """
+    missing = max(len(own_shape) - (x.ndim - item_ndim), 0)
+    parts = torch.stack([x.real, x.imag])
+    real, imaginary = function(parts.reshape(2, *(1 for _ in range(missing)), *x.shape)).unbind(0)
+    return torch.complex(real, imaginary)
 
 
 def batch_order(batch_ndim: int, own_shape: _Shape) -> tuple[list[int], list[int]]:

@@ -159,7 +159,7 @@ class Pad(LinearOperator):
             ``(left, right)`` pair. ``shape=(3, 8, 8), padding=(1, 2)`` pads the last two axes.
         mode: ``"zeros"``, ``"circular"`` (at most the size), ``"reflect"`` (at most the size minus one) or
             ``"replicate"``.
-        dtype: dtype of inputs and outputs; torch's default when omitted.
+        dtype: dtype of inputs and outputs; when omitted that of what it meets, and torch's default until then.
         device: device of inputs and outputs.
 
     Raises:
@@ -204,7 +204,7 @@ class Pad(LinearOperator):
         super().__init__(
             shape,
             (*shape[: -len(pairs)], *padded),
-            dtype=torch.get_default_dtype() if dtype is None else dtype,
+            dtype=dtype,
             device=device,
         )
         self.padding = pairs
