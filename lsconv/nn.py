@@ -253,7 +253,7 @@ class Tikhonov(_Inversion):
         if any(map(is_functorch_wrapped_tensor, sources)):
             return tikhonov(A, y, damp, L=operator, x_prior=x_prior, method=self.method).x
         solve = self._plan(A, sources, lambda: penalised_inverse(A, operator, damp, method=self.method), L)
-        x: Tensor = solve(A, operator, y, damp, x_prior)
+        x: Tensor = solve(A, y, operator, damp, x_prior)
         return x
 
 

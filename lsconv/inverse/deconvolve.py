@@ -25,6 +25,7 @@ from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.shared_groups import SharedGroups
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.inverse.variation import total_variation
+from lsconv.krylov.empty import cut, filled
 from lsconv.krylov.followed import any_followed
 from lsconv.krylov.solution import Solution, together
 from lsconv.operators.convolution import Convolution
@@ -181,6 +182,11 @@ def deconvolve(
     """
     layout = Layout.of(image, psf, channels, ndim)
     y, kernel = layout.picture(image), layout.kernel(psf, image)
+    batch = y.shape[: -layout.ndim - 1]
+    if 0 in batch:  # solved with an item of zeros, which is cut away in the end
+        y = filled(y, len(batch))
+        damp = filled(damp, damp.ndim, 1) if isinstance(damp, Tensor) else damp
+        weight = filled(weight, weight.ndim, 1) if isinstance(weight, Tensor) else weight
     A = blur_operator(kernel, layout.size(y), boundary=boundary, channels=y.shape[-layout.ndim - 1], ndim=layout.ndim)
     if isinstance(damp, Tensor):
         damp = damp.to(y.device)
@@ -206,7 +212,8 @@ def deconvolve(
     if crop and boundary == "unknown":
         for axis, (size, extent) in enumerate(zip(layout.size(y), A.kernel_size, strict=True), start=-layout.ndim):
             x = x.narrow(axis, (extent - 1) // 2, size)
-    return replace(solution, x=layout.answer(x, image))
+    solution = replace(solution, x=layout.answer(x, image))
+    return cut(solution, batch) if 0 in batch else solution
 
 
 # ---------------------------------------------------------------------------------------------------- the problems

@@ -14,6 +14,7 @@ from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, Co
 from lsconv.fourier.precision import direct_rtol
 from lsconv.inverse.route import BORDER_PLANS, KrylovPlan, Plan, route
 from lsconv.krylov.batch import ItemSpace
+from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.followed import parameters_of
 from lsconv.krylov.implicit import adjoint_answer, attach, follows, start_as_prior
 from lsconv.krylov.problem import as_complex, as_operator, check_damp, prepare
@@ -31,6 +32,7 @@ _KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart"
 
 
 @untraced
+@serves_empty_batches()
 def lstsq(
     A: Any,
     y: Tensor,
@@ -300,6 +302,7 @@ class PseudoInverse(LinearOperator):
         self.doubtful = doubtful
 
     @untraced
+    @serves_empty_batches(lambda inverse: inverse.in_shape)
     def apply(self, x: Tensor) -> Tensor:
         """The solution for ``x``; NaN for the items that are not finite."""
 
@@ -311,6 +314,7 @@ class PseudoInverse(LinearOperator):
         return attach(run, self.operator, x, damp=self.damp)
 
     @untraced
+    @serves_empty_batches()
     def adjoint(self, y: Tensor) -> Tensor:
         """The adjoint of :meth:`apply`."""
         if follows(self.operator, y, self.damp):
@@ -346,6 +350,7 @@ class PseudoInverse(LinearOperator):
         return second if second is not None and second.answered else self.plan
 
     @untraced
+    @serves_empty_batches(lambda inverse: inverse.in_shape)
     def solve(
         self, y: Tensor, *, check_finite: bool = True, raise_on_failure: bool = False, **options: Any
     ) -> Solution:

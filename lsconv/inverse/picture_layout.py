@@ -36,8 +36,8 @@ class Layout:
             if not number.startswith((*_REAL, "complex") if name == "image" else _REAL):
                 wanted = "real or complex numbers" if name == "image" else "real numbers"
                 raise DtypeError(f"{name}: expected {wanted}, got {value.dtype}")
-            if value.size == 0 if isinstance(value, np.ndarray) else value.numel() == 0:
-                raise ShapeError(f"{name}: is empty, of shape {tuple(value.shape)}")
+            if name == "psf" and 0 in value.shape:
+                raise ShapeError(f"psf: is empty, of shape {tuple(value.shape)}")
         if channels not in (None, "first", "last"):
             raise ArgumentError(f'channels: expected None, "first" or "last", got {channels!r}')
         spatial = spatial_axes(psf.ndim, ndim)
@@ -46,6 +46,8 @@ class Layout:
                 f"image: expected {spatial} spatial axes{'' if channels is None else ' and one of channels'} for a PSF "
                 f"of shape {tuple(psf.shape)}, got shape {tuple(image.shape)}"
             )
+        if 0 in image.shape[image.ndim - spatial - (channels is not None) :]:
+            raise ShapeError(f"image: is empty, of shape {tuple(image.shape)}")
         width, limit = _integer(image)
         if width == 8:
             raise DtypeError(f"image: 64-bit integers have no white; convert, got {image.dtype}")

@@ -29,6 +29,7 @@ from lsconv.inverse.lstsq import without_items
 from lsconv.inverse.route import KrylovPlan, Plan, route
 from lsconv.krylov.backward import Inverse
 from lsconv.krylov.batch import ItemSpace
+from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.implicit import attach
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.problem import as_complex, as_operator, check_damp, prepare
@@ -45,6 +46,7 @@ __all__ = ["KrylovStack", "PenalisedBackward", "penalty_plan", "report", "tikhon
 
 
 @untraced
+@serves_empty_batches()
 def tikhonov(
     A: Any,
     y: Tensor,
@@ -232,6 +234,8 @@ class KrylovStack:
             warnings.simplefilter("ignore", ConvergenceWarning)
             found = lsmr(self.stack, data, N=self.preconditioner, rtol=rtol, atol=atol, max_iter=max_iter, x0=start)
         batch = found.converged.shape
+        # no row where no item had anything to iterate on
+        norms = None if found.history is None else found.history.operator_norm.nan_to_num()
         solution = stacked_solution(
             self.stack,
             found.x,
@@ -242,7 +246,7 @@ class KrylovStack:
             tolerances=Tolerances.of(self.A.dtype, rtol, atol),
             iterations=found.iterations,
             otherwise=torch.where(found.converged, Status.STAGNATION.code, found.codes),
-            operator_norm=None if found.history is None else found.history.operator_norm.nan_to_num().amax(0),
+            operator_norm=norms.amax(0) if norms is not None and len(norms) else None,
         )
         return replace(solution, history=found.history)
 

@@ -14,6 +14,7 @@ from lsconv.fourier.penalty import as_convolutions
 from lsconv.inverse.lstsq import without_items
 from lsconv.inverse.proximal import Bounds, Term, gaussian_term, poisson_term, sparsity_term
 from lsconv.inverse.sparse_problem import SparseProblem
+from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.followed import any_followed, parameters_of
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution
@@ -29,6 +30,7 @@ _RTOL = {torch.float32: 2e-3, torch.float64: 1e-4}
 
 
 @untraced
+@serves_empty_batches()
 def total_variation(
     A: Any,
     y: Tensor,

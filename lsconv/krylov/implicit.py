@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lsconv.krylov.backward import Again, Inverse
 from lsconv.krylov.derivatives import NormalSolve, Solve
+from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.followed import any_followed, no_autocast, parameters_of
 from lsconv.krylov.problem import as_complex, as_operator
 from lsconv.krylov.solution import Solution
@@ -118,6 +119,7 @@ def differentiable(
 
     def decorate(method: _Function) -> _Function:
         @untraced
+        @serves_empty_batches()
         @functools.wraps(method)
         def wrapped(A: Any, b: Tensor, **options: Any) -> Solution:
             if not (isinstance(A, (LinearOperator, Tensor)) and isinstance(b, Tensor)):

@@ -162,8 +162,6 @@ def prepare(
     except RuntimeError:
         raise ShapeError(f"{name}: the batch dimensions of {name}, x0, damp, M, N and the operator do not broadcast: "
                          f"{[tuple(shape) for shape in shapes]} and damp {tuple(damping.shape)}") from None  # fmt: skip
-    if 0 in batch:
-        raise ShapeError(f"{name}: the batch {tuple(batch)} is empty")
     y = b.detach().expand(*batch, *A.out_shape)
     codomain, domain = (ItemSpace(shape, A.dtype, A.device) for shape in (A.out_shape, A.in_shape))
     broken = torch.zeros(batch, dtype=torch.bool, device=A.device)

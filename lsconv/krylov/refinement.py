@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, DtypeError, warn
 from lsconv.krylov.batch import binary_unit, divide
+from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.folding import below
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.problem import Problem, prepare
@@ -42,6 +43,7 @@ _DIRECTIONS = 8
 _CONSISTENT = 0.1
 
 
+@serves_empty_batches()
 def refine(
     A: Any,
     b: Tensor,

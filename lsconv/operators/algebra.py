@@ -199,7 +199,9 @@ class _Blocks:
         parts = [part.expand(*batch, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
         if self.along_first:
             return torch.cat(parts, dim=-len(self.shape))
-        return torch.cat([part.reshape(*batch, -1) for part in parts], dim=-1)
+        return torch.cat(
+            [part.flatten(len(batch)) if part.ndim > len(batch) else part[..., None] for part in parts], -1
+        )
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         parts = tensor.split(self.sizes, dim=-len(self.shape))

@@ -45,7 +45,7 @@ def pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str = "zeros") -> Ten
     if not any(map(any, pairs)):
         return x
     flat_pairs = [amount for pair in reversed(pairs) for amount in pair]
-    if mode == "zeros":
+    if mode == "zeros" or x.numel() == 0:  # torch's other modes refuse an empty batch
         return torch.nn.functional.pad(x, flat_pairs)
     axes = len(pairs)
     # The other modes of torch take exactly one batch and one channel dimension in front of the padded axes.
