@@ -24,9 +24,10 @@ from lsconv.inverse.picture_layout import Layout, spatial_axes
 from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.shared_groups import SharedGroups
 from lsconv.inverse.tikhonov import tikhonov
-from lsconv.inverse.variation import total_variation
+from lsconv.inverse.variation import check_options, total_variation
 from lsconv.krylov.empty import cut, filled
 from lsconv.krylov.followed import any_followed
+from lsconv.krylov.numbers import checks_numbers
 from lsconv.krylov.solution import Solution, together
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
@@ -105,6 +106,7 @@ def blur_operator(
 
 
 @untraced
+@checks_numbers
 def deconvolve(
     image: Tensor | np.ndarray[Any, Any],
     psf: Tensor | np.ndarray[Any, Any],
@@ -140,8 +142,9 @@ def deconvolve(
     a rule chose is held fixed); with the other priors it is not.
 
     Args:
-        image: a tensor or array, real or complex, ``(*batch, *size)``, or with ``channels`` set ``(*batch, C, *size)``
-            or ``(*batch, *size, C)``. Every batch item is restored apart, the channels of an item together.
+        image: a tensor or array without missing pixels, real or complex, ``(*batch, *size)``, or with ``channels`` set
+            ``(*batch, C, *size)`` or ``(*batch, *size, C)``. Every batch item is restored apart, the channels of an
+            item together.
         psf: the point spread function, ``(*size)``, as many axes as the picture has spatial ones. With ``ndim`` given
             it may have more in front: ``(*batch, *size)``, or ``(*batch, 1 or C, *size)`` where there are channels.
         boundary: "unknown" (the picture shows a part of a larger scene), "zero", "periodic" or "reflect".
@@ -201,7 +204,7 @@ def deconvolve(
     if callable(prior):
         solution = _with_denoiser(A, y, prior, middle, bounds, solve)
     elif prior == "tv":
-        solution = _with_total_variation(A, y, weight, bounds, noise_std, options)
+        solution = _with_total_variation(A, y, weight, noise_std, {"bounds": bounds, **options})
     elif prior in ("tikhonov", "gradient"):
         if bounds is not None:
             raise MethodError(f'bounds: prior={prior!r} has no bounds; use prior="tv" or a denoiser')
@@ -255,13 +258,13 @@ def _with_total_variation(
     A: Convolution,
     y: Tensor,
     weight: float | Tensor | None,
-    bounds: Bounds | None,
     noise_std: float | None,
     options: dict[str, Any],
 ) -> Solution:
+    check_options(A, y, "image", options)  # before the weight is sought, which takes time
     if weight is None:
         weight = _variation_weight(A, y, noise_std)
-    return total_variation(A, y, weight, bounds=bounds, **options)
+    return total_variation(A, y, weight, **options)
 
 
 def _variation_weight(A: Convolution, y: Tensor, noise_std: float | None) -> Tensor:

@@ -17,6 +17,7 @@ from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.followed import parameters_of
 from lsconv.krylov.implicit import adjoint_answer, attach, follows, start_as_prior
+from lsconv.krylov.numbers import checks_numbers
 from lsconv.krylov.problem import as_complex, as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status, together
 from lsconv.operators.base import LinearOperator
@@ -32,6 +33,7 @@ _KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart"
 
 
 @untraced
+@checks_numbers
 @serves_empty_batches()
 def lstsq(
     A: Any,
@@ -219,6 +221,7 @@ def without_items(solution: Solution, broken: Tensor) -> Solution:
 
 
 @untraced
+@checks_numbers
 def pinv(
     A: Any,
     *,
@@ -350,6 +353,7 @@ class PseudoInverse(LinearOperator):
         return second if second is not None and second.answered else self.plan
 
     @untraced
+    @checks_numbers
     @serves_empty_batches(lambda inverse: inverse.in_shape)
     def solve(
         self, y: Tensor, *, check_finite: bool = True, raise_on_failure: bool = False, **options: Any

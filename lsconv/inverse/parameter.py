@@ -29,6 +29,7 @@ from lsconv.inverse.tapered import TaperedPath
 from lsconv.inverse.windows import as_windows
 from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.empty import serves_empty_batches
+from lsconv.krylov.numbers import checks_numbers
 from lsconv.krylov.problem import as_operator, prepare
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -51,6 +52,7 @@ _LARGE_TOLERANCE = 1e-3
 
 @torch.no_grad()
 @untraced
+@checks_numbers
 @serves_empty_batches()
 def choose_damp(
     A: Any,

@@ -14,6 +14,10 @@ from lsconv.operators.finiteness import require_finite
 
 __all__ = ["Layout", "spatial_axes"]
 
+_MISSING = (
+    "for missing pixels solve lsconv.tikhonov(lsconv.Mask(keep) @ A, y, damp, L=lsconv.Gradient(A.in_shape)) with "
+    "A = lsconv.blur_operator(psf, size) and y = image[None] as a tensor, keep being False where a pixel is missing"
+)
 _REAL = ("int", "uint", "float", "bfloat")
 
 
@@ -30,6 +34,9 @@ class Layout:
     def of(cls, image: Any, psf: Any, channels: Any, ndim: int | None) -> Layout:
         """The layout of what the user gave, checked."""
         for name, value in (("image", image), ("psf", psf)):
+            if np.ma.is_masked(value):
+                raise ArgumentTypeError(f"{name}: is an array with masked entries, which would be taken for data; "
+                                        f"{_MISSING}")  # fmt: skip
             if not isinstance(value, (Tensor, np.ndarray)):
                 raise ArgumentTypeError(f"{name}: expected a torch.Tensor or a NumPy array, got {type(value).__name__}")
             number = _name(value.dtype)
@@ -64,7 +71,10 @@ class Layout:
             y = y.unsqueeze(-self.ndim - 1)
         elif self.channels == "last":
             y = y.movedim(-1, -self.ndim - 1)
-        require_finite(y, "image", self.ndim + 1)
+        try:
+            require_finite(y, "image", self.ndim + 1)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}; {_MISSING}") from None
         return y.contiguous()
 
     def kernel(self, psf: Any, image: Any) -> Tensor:

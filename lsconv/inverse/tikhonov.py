@@ -32,6 +32,7 @@ from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.implicit import attach
 from lsconv.krylov.lsmr import lsmr
+from lsconv.krylov.numbers import checks_numbers
 from lsconv.krylov.problem import as_complex, as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certified
@@ -46,6 +47,7 @@ __all__ = ["KrylovStack", "PenalisedBackward", "penalty_plan", "report", "tikhon
 
 
 @untraced
+@checks_numbers
 @serves_empty_batches()
 def tikhonov(
     A: Any,

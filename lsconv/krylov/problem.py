@@ -17,6 +17,7 @@ from lsconv.krylov.multipliers import wanted
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import remedy
+from lsconv.operators.observed import observed
 
 __all__ = ["Problem", "as_complex", "as_operator", "prepare"]
 
@@ -150,6 +151,8 @@ def prepare(
         raise ShapeError(f"A: this method needs a square operator, got {A.in_shape} -> {A.out_shape}; use lsconv.lsmr")
     if A.dtype in (torch.float16, torch.bfloat16):
         raise DtypeError(f"A: {A.dtype} is too coarse to iterate in; convert with A.to(dtype=torch.float32)")
+    A.check_output(b, name)
+    b = observed(A, b)
     shapes = [A.check_output(b, name, finite=check_finite), A.batch_shape]
     if x0 is not None:
         x0 = as_complex(x0, A)

@@ -173,6 +173,8 @@ class LinearOperator:
         item_shape: tuple[int, ...] = getattr(self, which)
         if not isinstance(tensor, Tensor):
             hint = f"; convert with torch.from_numpy({name})" if _is_numpy(tensor) else ""
+            if hasattr(tensor, "mask"):
+                hint = f"; convert {name}.data, and give lsconv.Mask(~mask) @ A for A, so that the mask is not lost"
             raise ArgumentTypeError(f"{name}: expected a torch.Tensor of shape (*batch, {_inside(item_shape)}), "
                                     f"got {type(tensor).__name__}{hint}")  # fmt: skip
         split = tensor.ndim - len(item_shape)

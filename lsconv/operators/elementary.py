@@ -89,7 +89,7 @@ class Mask(LinearOperator):
     """Multiplication by a 0/1 mask: entries where ``mask`` is False become zero. An orthogonal projection.
 
     Entries are *selected*, not multiplied, so whatever stands where the mask is False (NaN for missing data) is
-    ignored.
+    ignored; in the data of a solve with ``Mask @ A`` too, where it counts neither in x nor in the residual.
 
     Args:
         mask: bool tensor of shape ``(*batch_shape, *shape)``, True where entries are kept.
