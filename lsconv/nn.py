@@ -11,6 +11,7 @@ Solves run in float32 or better, whatever autocast says. Under torch.compile the
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,13 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
+from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, ShapeError, warn
 from lsconv.inverse.lstsq import PseudoInverse as _Operator
 from lsconv.inverse.lstsq import lstsq, pinv
 from lsconv.inverse.penalised import penalised_inverse
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.krylov.followed import parameters_of
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import on_parts
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.untraced import untraced
 
@@ -32,6 +34,9 @@ __all__ = ["PseudoInverse", "RangeNull", "Tikhonov"]
 
 _KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+# Without damping x is linear in the weight only within changes of 1 / condition of it, and a step of training is not
+# much smaller than this part of it.
+_MOST_CONDITION = 1e3
 
 
 class _Inversion(nn.Module):
@@ -49,6 +54,7 @@ class _Inversion(nn.Module):
             self.in_size = (in_size,) * dimensions if isinstance(in_size, int) else tuple(in_size)
             if len(self.in_size) != dimensions:
                 raise ShapeError(f"in_size: expected {dimensions} sizes, got {self.in_size}")
+        self._plans, self._warned = 0, False
         self.refresh()
 
     def refresh(self) -> None:
@@ -83,8 +89,8 @@ class _Inversion(nn.Module):
         )
 
     def _data(self, y: Tensor, A: Convolution) -> Tensor:
-        """``y - bias``, in the dtype of the solve."""
-        y = y.to(A.dtype)
+        """``y - bias``, in the precision of the solve."""
+        y = _in_precision(y, A)
         bias = self.conv.bias
         return y if bias is None else y - bias.to(A.dtype).reshape(-1, *(1 for _ in A.spatial_out))
 
@@ -94,15 +100,41 @@ class _Inversion(nn.Module):
         if any(map(is_functorch_wrapped_tensor, sources)):
             return lstsq(A, y, damp=damp, method=self.method, check_finite=False).x  # values that nothing can look at
         fixed = damp.detach() if isinstance(damp, Tensor) else damp
-        made = self._plan(A, sources, lambda: pinv(A, damp=fixed, method=self.method))
+        undamped = not isinstance(damp, Tensor) and damp == 0
+        trained = undamped and self.conv.weight.requires_grad and torch.is_grad_enabled()
+
+        def make() -> _Operator:
+            inverse = pinv(A, damp=fixed, method=self.method)
+            if trained:
+                self._watch(A, inverse)
+            return inverse
+
+        made = self._plan(A, sources, make, trained)
         return _Operator(A, damp, made.plan, doubtful=made.doubtful)(y)
 
-    def _plan(self, A: Convolution, sources: tuple[Tensor, ...], make: Callable[[], Any], L: Any = None) -> Any:
+    @torch.no_grad()
+    def _watch(self, A: Convolution, inverse: _Operator) -> None:
+        """Warn once, where the smallest singular value kept makes the gradient by the weight meaningless."""
+        self._plans += 1
+        if self._warned or self._plans & (self._plans - 1):  # at plans 1, 2, 4, 8, ... as training goes on
+            return
+        condition = _condition(A, inverse)
+        if condition > _MOST_CONDITION:
+            self._warned = True
+            warn(
+                f"{type(self).__name__}: the smallest singular value that is inverted is {1 / condition:.0e} of the "
+                f"largest. Without damping the gradient by conv.weight grows with the square of their ratio and holds "
+                f"for changes of the weight below it alone: training follows noise. Train with lsconv.nn.Tikhonov, "
+                f"whose damp= of 1e-2 to 1e-1 of the largest singular value keeps it tame, or under torch.no_grad()",
+                UserWarning,
+            )
+
+    def _plan(self, A: Convolution, sources: tuple[Tensor, ...], make: Callable[[], Any], more: Any = None) -> Any:
         """What ``make`` made for these sources, the last time if nothing has changed since."""
         if any(not s.is_leaf or s.is_inference() for s in sources):
             return make()  # a weight made anew every time, or one without a version
         state = [(s.data_ptr(), s._version, s.dtype, s.device) for s in sources]
-        key = (state, A.spatial_in, A.dtype, self.method, L)
+        key = (state, A.spatial_in, A.dtype, self.method, more)
         kept = self._kept
         if (
             kept is None
@@ -116,7 +148,9 @@ class _Inversion(nn.Module):
 
     def _result(self, x: Tensor, y: Tensor) -> Tensor:
         """In the dtype of ``y``, unless autocast is at work, under which x keeps the dtype of the solve."""
-        return x if torch.is_autocast_enabled(y.device.type) else x.to(y.dtype)
+        if torch.is_autocast_enabled(y.device.type):
+            return x
+        return x.to(y.dtype.to_complex() if x.is_complex() and not y.is_complex() else y.dtype)
 
     def _spatial(self, y: Tensor) -> tuple[int, ...]:
         dimensions = len(self.conv.kernel_size)
@@ -128,8 +162,35 @@ class _Inversion(nn.Module):
         return tuple(y.shape[-dimensions:])
 
 
+def _condition(A: Convolution, inverse: _Operator) -> float:
+    """``||A|| ||A^+||`` from below: within a third where the smallest singular value stands alone, by two solves."""
+    generator = torch.Generator().manual_seed(0)
+
+    def largest(B: LinearOperator, applications: int) -> float:
+        v = torch.randn(*B.batch_shape, *B.in_shape, dtype=B.dtype, generator=generator).to(B.device)
+        size = 0.0
+        for _ in range(applications):
+            v = B(v / torch.linalg.vector_norm(v).clamp_min(torch.finfo(B.dtype).tiny))
+            size, B = float(torch.linalg.vector_norm(v)), B.H
+        return size
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return largest(A, 6) * largest(inverse, 2)
+
+
+def _in_precision(t: Tensor, A: LinearOperator) -> Tensor:
+    """The tensor in the precision of A; complex stays complex."""
+    return t.to(A.dtype.to_complex() if t.is_complex() else A.dtype)
+
+
 class PseudoInverse(_Inversion):
     r"""The minimum-norm least-squares solution of ``conv(x) = y``: :math:`x = A^+ (y - \mathrm{bias})`.
+
+    It is for weights that are fixed, or whose convolution is well conditioned (fewer outputs than inputs, or more).
+    Square convolutions ("same" padding, as many channels) have singular values that fall to next to nothing; noise in y
+    is multiplied by their inverse, the gradient by the weight by its square. The module warns once when it is to be
+    trained with one whose condition exceeds 1000: use :class:`Tikhonov` there.
 
     Args:
         conv: the convolution module.
@@ -163,7 +224,10 @@ class PseudoInverse(_Inversion):
 
 
 class Tikhonov(_Inversion):
-    r"""Regularised inversion with a damping that can be learned.
+    r"""Regularised inversion with a damping that can be learned: the one to train through, whatever the weight.
+
+    Singular values below damp are not inverted, so that x and its gradients are bounded by ``1 / damp`` and its square.
+    With damp well below the smallest singular value it is :class:`PseudoInverse`.
 
     .. math:: \min_x \|\mathrm{conv}(x) - y\|^2 + \mathrm{damp}^2 \|L (x - x_{prior})\|^2
 
@@ -222,17 +286,22 @@ class Tikhonov(_Inversion):
         with torch.autocast(y.device.type, enabled=False):
             A = self._operator(self._spatial(y))
             data, damp = self._data(y, A), self.damp
-            if self.L is None:
-                prior = None if x_prior is None else x_prior.to(A.dtype)
-                x = self._inverse(A, data if prior is None else data - A(prior), damp, self.log_damp)
-                x = x if prior is None else prior + x
-            else:
-                prior = None if x_prior is None else x_prior.to(A.dtype)
+            prior = None if x_prior is None else _in_precision(x_prior, A)
+            over_complex = not A.is_complex and any(t is not None and t.is_complex() for t in (data, prior))
+            if self.L is not None and not over_complex:
                 x = self._penalised(A, self.L, data, damp, prior)
+            else:
+                rest = data if prior is None else data - A(prior)
+                if self.L is None:
+                    x = self._inverse(A, rest, damp, self.log_damp)
+                else:
+                    L = self.L
+                    x = on_parts(lambda part: self._penalised(A, L, part, damp), rest, len(A.out_shape), A.batch_shape)
+                x = x if prior is None else prior + x
         return self._result(x, y)
 
     def _penalised(
-        self, A: Convolution, L: _Conv | LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None
+        self, A: Convolution, L: _Conv | LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None = None
     ) -> Tensor:
         given = Convolution.from_module(L, A.spatial_in) if isinstance(L, _KINDS) else L
         operator = given.to(A.device, A.dtype)
@@ -240,7 +309,7 @@ class Tikhonov(_Inversion):
         if any(map(is_functorch_wrapped_tensor, sources)):
             return tikhonov(A, y, damp, L=operator, x_prior=x_prior, method=self.method).x
         solve = self._plan(A, sources, lambda: penalised_inverse(A, operator, damp, method=self.method), L)
-        x: Tensor = solve(A, operator, y, damp, x_prior)
+        x: Tensor = solve(A, y, operator, damp, x_prior)
         return x
 
 
@@ -249,7 +318,8 @@ class RangeNull(_Inversion):
 
     .. math:: x = A^+ (y - \mathrm{bias}) + (I - A^+ A) z = z + A^+ (y - \mathrm{bias} - A z)
 
-    Whatever z is, x reproduces y wherever ``conv`` can. Wang, Yu and Zhang, "Zero-shot image restoration using
+    Whatever z is, x reproduces y wherever ``conv`` can. Nothing is damped: it warns as :class:`PseudoInverse` does when
+    the weight is to be trained and is badly conditioned. Wang, Yu and Zhang, "Zero-shot image restoration using
     denoising diffusion null-space model", ICLR (2023), for its use with generative models.
 
     Args:
@@ -281,7 +351,6 @@ class RangeNull(_Inversion):
         with torch.autocast(y.device.type, enabled=False):
             A = Convolution.from_module(self.conv, self.in_size or tuple(z.shape[-len(spatial) :]))
             A = A.to(dtype=torch.float32) if A.dtype in (torch.float16, torch.bfloat16) else A
-            z = z.to(A.dtype)
-            A.check_input(z, "z")
-            x = z + self._inverse(A, self._data(y, A) - A.apply(z), 0.0)
+            z = _in_precision(z, A)
+            x = z + self._inverse(A, self._data(y, A) - A(z), 0.0)
         return self._result(x, y)

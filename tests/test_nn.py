@@ -265,3 +265,48 @@ def test_ensembles_and_gradients_per_sample_by_torch_func(name: str) -> None:
         layers[0](*(t[sample] for t in inputs)).square().sum().backward()
         for key, value in layers[0].named_parameters():
             torch.testing.assert_close(gradients[key][sample], value.grad, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("module", [lsconv.nn.PseudoInverse, lsconv.nn.RangeNull])
+def test_undamped_training_of_a_badly_conditioned_convolution_warns_once(module: type[torch.nn.Module]) -> None:
+    torch.manual_seed(1)
+    conv = torch.nn.Conv2d(4, 4, 3, padding=1)
+    layer, y = module(conv), torch.randn(2, 4, 16, 16)
+    more = (y,) if module is lsconv.nn.RangeNull else ()
+    with torch.no_grad():
+        layer(y, *more)  # nothing is trained
+    with pytest.warns(UserWarning, match=rf"^{module.__name__}: .*conv.weight .*lsconv.nn.Tikhonov.*damp=") as caught:
+        layer(y, *more).sum().backward()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    for _ in range(3):
+        with torch.no_grad():
+            conv.weight.mul_(1.01)
+        layer(y, *more)
+
+
+def test_a_convolution_that_training_makes_worse_is_noticed() -> None:
+    conv = torch.nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular", bias=False)
+    layer, y = lsconv.nn.PseudoInverse(conv), torch.randn(1, 16)
+    for edge in (0.0, 0.1, 0.2, 0.3, 0.4, 0.49, 0.4999):
+        with torch.no_grad():
+            conv.weight.copy_(torch.tensor([[[edge, 1.0, edge]]]))
+        layer(y)
+    with torch.no_grad():
+        conv.weight.mul_(2)
+    with pytest.warns(UserWarning, match="^PseudoInverse: the smallest singular value"):
+        layer(y)
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 3, 1, 1), (2, 6, 3, 2, 1), (3, 3, 1, 1, 0)])
+def test_well_conditioned_or_damped_or_fixed_ones_do_not_warn(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    outputs, inputs, kernel, stride, padding = shape
+    conv = torch.nn.Conv2d(inputs, outputs, kernel, stride, padding)
+    y = conv(torch.randn(2, inputs, 16, 16)).detach()
+    lsconv.nn.PseudoInverse(conv, in_size=(16, 16))(y).sum().backward()
+    torch.manual_seed(1)
+    bad = torch.nn.Conv2d(4, 4, 3, padding=1)
+    y = torch.randn(2, 4, 16, 16)
+    lsconv.nn.Tikhonov(bad, damp=0.1)(y).sum().backward()
+    lsconv.nn.PseudoInverse(bad.requires_grad_(False))(y)

@@ -7,12 +7,13 @@ astronaut Eileen Collins (public domain, as distributed with scikit-image).
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
-__all__ = ["main"]
+__all__ = ["command_line", "main"]
 
 
-def main() -> None:
-    """Entry point of the command ``lsconv``; says what to install where the ``app`` extra is missing."""
+def command_line() -> Callable[[], None]:
+    """Import the command line; says what to install where the ``app`` extra is missing."""
     try:
         from lsconv.app.cli import run
     except ModuleNotFoundError as error:
@@ -22,4 +23,9 @@ def main() -> None:
             f"lsconv: the command line needs {error.name}; install it with: pip install 'lsconv[app]'", file=sys.stderr
         )
         raise SystemExit(2) from None
-    run()
+    return run
+
+
+def main() -> None:
+    """Run the command line as ``lsconv`` does."""
+    command_line()()

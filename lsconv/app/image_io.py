@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,15 +25,14 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
     It lies in the folder of ``path`` until then, so that the final renaming is one step of the file system and no
     reader ever sees half a file.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(descriptor)
+    # Named before it is made, so that an interruption at any moment leaves none behind.
+    name = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
-        with open(name, "w+b") as file:  # by its name, which tifffile asks for
+        with open(str(name), "x+b") as file:  # by its name, which tifffile asks for
             yield file
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's 0600 would make the picture private
         os.replace(name, path)
     except BaseException:
-        os.unlink(name)
+        name.unlink(missing_ok=True)
         raise
 
 
@@ -123,9 +122,3 @@ def write_picture(path: Path, picture: Picture) -> None:
         picture = replace(picture, values=quantised(picture.values / scale, target.depths[-1]))
     with atomically(path) as file:
         target.write(file, picture)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

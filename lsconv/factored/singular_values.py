@@ -21,6 +21,7 @@ from lsconv.krylov.batch import scalar_dtype
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 
 __all__ = ["SingularValuePlan"]
 
@@ -120,7 +121,7 @@ class SingularValuePlan:
         """The certified solution for ``y`` of shape ``(*batch, *out_shape)``; ``max_iter`` has no effect."""
         precise = self.precise
         x = self._solution(y.detach()).to(precise.dtype)
-        batch = torch.broadcast_shapes(x.shape[: x.ndim - len(self.A.in_shape)], self.damp.shape)
+        batch = broadcast_shapes(x.shape[: x.ndim - len(self.A.in_shape)], self.damp.shape)
         solution = certified(
             precise,
             x.expand(*batch, *self.A.in_shape),

@@ -43,6 +43,7 @@ from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["CapacitancePlan"]
@@ -300,7 +301,7 @@ class CapacitancePlan:
         A = self.precise.H if adjoint else self.precise
         data = data.detach().to(self.precise.dtype)
         space = ItemSpace(A.in_shape, A.dtype, A.device)
-        shape = torch.broadcast_shapes(self.unit.shape, self.A.batch_shape)
+        shape = broadcast_shapes(self.unit.shape, self.A.batch_shape)
         scale = space.spread((1 / self.unit).expand(shape))
         x = self._once(data, adjoint) * scale
         last = torch.full((), math.inf, dtype=torch.float64, device=data.device)
@@ -321,7 +322,7 @@ class CapacitancePlan:
         """The certified solution for ``y`` of shape ``(*batch, *out_shape)``; ``max_iter`` has no effect."""
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
         x = self._refined(y, False, tolerances.rtol)
-        batch = torch.broadcast_shapes(x.shape[: x.ndim - len(self.A.in_shape)], self.damp.shape)
+        batch = broadcast_shapes(x.shape[: x.ndim - len(self.A.in_shape)], self.damp.shape)
         solution = certified(
             self.precise,
             x.expand(*batch, *self.A.in_shape),

@@ -22,7 +22,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from lsconv.operators.batch_layout import batch_order, in_blocks, in_items
+from lsconv.operators.batch_layout import batch_order, broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
 
@@ -131,7 +131,7 @@ class Embedding:
         self.stride = convolution.stride
         self.groups = convolution.groups
         self.kernel_size = convolution.kernel_size
-        self.batch_shape = tuple(torch.broadcast_shapes(convolution.batch_shape, batch_shape))
+        self.batch_shape = tuple(broadcast_shapes(convolution.batch_shape, batch_shape))
         self.blocks = math.prod(self.batch_shape) * self.groups
         self.in_shape, self.out_shape = convolution.in_shape, convolution.out_shape
         self.read = tuple(
@@ -174,7 +174,7 @@ class Embedding:
 
     def rest(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         """The batch dimensions after broadcasting with the operator's own, and the number of items beyond those."""
-        full = tuple(torch.broadcast_shapes(batch, self.batch_shape))
+        full = tuple(broadcast_shapes(batch, self.batch_shape))
         shared, _ = batch_order(len(full), self.batch_shape)
         return full, math.prod(full[dim] for dim in shared)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lsconv.fourier.symbol import frobenius
+from lsconv.operators.batch_layout import broadcast_shapes
 
 __all__ = ["gram", "largest_eigenvalue", "product", "shifted"]
 
@@ -26,7 +27,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def shifted(matrices: Tensor, mu: Tensor) -> Tensor:
     """``matrices + mu I``, as a copy."""
-    shifted = matrices.expand(torch.broadcast_shapes(matrices.shape, (mu.shape[0], *matrices.shape[1:]))).clone()
+    shifted = matrices.expand(broadcast_shapes(matrices.shape, (mu.shape[0], *matrices.shape[1:]))).clone()
     shifted.diagonal(dim1=-2, dim2=-1).add_(mu[..., 0])
     return shifted
 

@@ -20,6 +20,7 @@ from lsconv.fourier.normal import NormalInverse
 from lsconv.krylov.batch import ItemSpace, binary_unit, divide
 from lsconv.krylov.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["Outer", "Plan"]
@@ -88,7 +89,7 @@ class Outer:
         given, shape = (y, A.out_shape) if y is not None else (v, A.in_shape)
         assert given is not None
         own = plan.inverse.embedding.batch_shape
-        self.batch = torch.broadcast_shapes(given.shape[: given.ndim - len(shape)], own)
+        self.batch = broadcast_shapes(given.shape[: given.ndim - len(shape)], own)
         given = given.expand(*self.batch, *shape)
         self.unit = binary_unit(ItemSpace(shape, A.dtype, A.device).norm(given))
         given = given / self.unit.reshape(*self.unit.shape, *(1 for _ in shape))

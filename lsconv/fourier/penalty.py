@@ -23,6 +23,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import symbol
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient, Laplacian
 from lsconv.operators.elementary import Identity
@@ -117,7 +118,7 @@ class Penalty:
         self.convolution = convolution = _unwrapped(convolution)
         terms = [Term(_unwrapped(term.convolution), term.factor) for term in terms]
         self.terms = [(term.convolution, term.factor * damp.to(term.factor.real.dtype)) for term in terms]
-        self.batch_shape = tuple(torch.broadcast_shapes(*(factor.shape for _, factor in self.terms)))
+        self.batch_shape = tuple(broadcast_shapes(*(factor.shape for _, factor in self.terms)))
         parts = [convolution, *(term.convolution for term in terms)]
         grid, constrained = [], []
         for a, n in enumerate(convolution.spatial_in):
@@ -136,7 +137,7 @@ class Penalty:
 
     def embedding(self, batch_shape: tuple[int, ...]) -> Embedding:
         """The grid of A and L; ``batch_shape`` are more batch dimensions whose items get blocks of their own."""
-        batch_shape = tuple(torch.broadcast_shapes(batch_shape, self.batch_shape))
+        batch_shape = tuple(broadcast_shapes(batch_shape, self.batch_shape))
         return Embedding(self.convolution, self.grid, batch_shape, only_read=True, constrained=self.constrained)
 
     @staticmethod

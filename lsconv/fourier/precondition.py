@@ -24,6 +24,7 @@ from lsconv.fourier.structure import Factor, gram, read
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
 from lsconv.operators.algebra import HStack, VStack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.elementary import Crop, Diagonal
 from lsconv.operators.padding import Pad
 
@@ -100,7 +101,7 @@ class CirculantPreconditioner(LinearOperator):
         if wanted is not None and not bool((torch.isfinite(wanted) & (wanted >= 0)).all()):
             raise ArgumentError(f"damp: expected finite numbers >= 0, got {damp}")
         try:
-            batch_shape = torch.broadcast_shapes(A.batch_shape, () if wanted is None else wanted.shape)
+            batch_shape = broadcast_shapes(A.batch_shape, () if wanted is None else wanted.shape)
         except RuntimeError:
             raise ShapeError(
                 f"damp: shape {tuple(torch.as_tensor(damp).shape)} does not broadcast with the operator's batch_shape "

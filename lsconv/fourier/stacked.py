@@ -32,6 +32,7 @@ from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["StackedPlan", "stacked_data", "stacked_solution"]
@@ -137,7 +138,7 @@ class StackedPlan:
             atol: absolute tolerance, in the units of y.
             max_iter: limit on the border iterations, all together.
         """
-        batch = torch.broadcast_shapes(
+        batch = broadcast_shapes(
             y.shape[: y.ndim - len(self.A.out_shape)],
             () if x_prior is None else x_prior.shape[: x_prior.ndim - len(self.A.in_shape)],
             self.inverse.embedding.batch_shape,
@@ -207,7 +208,7 @@ def stacked_data(stack: VStack, y: Tensor, x_prior: Tensor | None) -> Tensor:
     y = y.detach().to(stack.dtype)
     if x_prior is not None:
         y = y - A.apply(x_prior.detach().to(stack.dtype))
-    batch = torch.broadcast_shapes(y.shape[: y.ndim - len(A.out_shape)], stack.batch_shape)
+    batch = broadcast_shapes(y.shape[: y.ndim - len(A.out_shape)], stack.batch_shape)
     zero = y.new_zeros(()).expand(*batch, *L.out_shape)
     return stack.blocks.join([y.expand(*batch, *A.out_shape), zero])
 

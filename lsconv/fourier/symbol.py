@@ -120,6 +120,8 @@ class FrequencyMatrices:
 
     def on_grid(self, tensor: Tensor) -> Tensor:
         """The operator applied to a tensor ``(rest, blocks, columns, *grid.sizes)``."""
+        if tensor.numel() == 0:  # which some FFTs refuse
+            return tensor.new_zeros(*tensor.shape[:2], self.rows, *self.grid.sizes)
         return self.grid.inverse(self(self.grid.transform(tensor)))
 
     def block(self, rows: slice, columns: slice) -> FrequencyMatrices:

@@ -35,6 +35,7 @@ from lsconv.fourier.penalty import Penalty, as_convolutions
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
 from lsconv.fourier.trace import ExactInfluence
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["DampPath", "Evaluation", "ExactPath", "FilterPath"]
@@ -99,7 +100,7 @@ class ExactPath:
         A = influence.A
         self.together = y.shape[0]
         self.count = A.out_numel * self.together
-        self.batch = tuple(torch.broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
+        self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         self.scale = influence.scale.expand(self.batch)
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
@@ -125,7 +126,7 @@ class FilterPath:
     def __init__(self, A: Convolution, y: Tensor, penalty: Tensor) -> None:
         self.A = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
         self.y, self.count, self.P = y.to(self.A.dtype), A.out_numel * y.shape[0], penalty
-        self.batch = tuple(torch.broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
+        self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         S, P = double_symbol(self.A, block_circulant(self.A)).matrices, self.P
         norms = frobenius(S).flatten(1).amax(1) / frobenius(P).flatten(1).amax(1)
         self.scale = norms.reshape(*A.batch_shape, -1).amax(-1).expand(self.batch)

@@ -24,9 +24,11 @@ from lsconv.inverse.picture_layout import Layout, spatial_axes
 from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.shared_groups import SharedGroups
 from lsconv.inverse.tikhonov import tikhonov
-from lsconv.inverse.variation import total_variation
+from lsconv.inverse.variation import check_options, total_variation
+from lsconv.krylov.empty import cut, filled
 from lsconv.krylov.followed import any_followed
-from lsconv.krylov.solution import Solution
+from lsconv.krylov.numbers import checks_numbers
+from lsconv.krylov.solution import Solution, together
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
 from lsconv.operators.untraced import untraced
@@ -104,6 +106,7 @@ def blur_operator(
 
 
 @untraced
+@checks_numbers
 def deconvolve(
     image: Tensor | np.ndarray[Any, Any],
     psf: Tensor | np.ndarray[Any, Any],
@@ -139,8 +142,9 @@ def deconvolve(
     a rule chose is held fixed); with the other priors it is not.
 
     Args:
-        image: a tensor or array, ``(*batch, *size)``, or with ``channels`` set ``(*batch, C, *size)`` or
-            ``(*batch, *size, C)``. Every batch item is restored apart, the channels of an item together.
+        image: a tensor or array without missing pixels, real or complex, ``(*batch, *size)``, or with ``channels`` set
+            ``(*batch, C, *size)`` or ``(*batch, *size, C)``. Every batch item is restored apart, the channels of an
+            item together.
         psf: the point spread function, ``(*size)``, as many axes as the picture has spatial ones. With ``ndim`` given
             it may have more in front: ``(*batch, *size)``, or ``(*batch, 1 or C, *size)`` where there are channels.
         boundary: "unknown" (the picture shows a part of a larger scene), "zero", "periodic" or "reflect".
@@ -181,6 +185,11 @@ def deconvolve(
     """
     layout = Layout.of(image, psf, channels, ndim)
     y, kernel = layout.picture(image), layout.kernel(psf, image)
+    batch = y.shape[: -layout.ndim - 1]
+    if 0 in batch:  # solved with an item of zeros, which is cut away in the end
+        y = filled(y, len(batch))
+        damp = filled(damp, damp.ndim, 1) if isinstance(damp, Tensor) else damp
+        weight = filled(weight, weight.ndim, 1) if isinstance(weight, Tensor) else weight
     A = blur_operator(kernel, layout.size(y), boundary=boundary, channels=y.shape[-layout.ndim - 1], ndim=layout.ndim)
     if isinstance(damp, Tensor):
         damp = damp.to(y.device)
@@ -195,7 +204,7 @@ def deconvolve(
     if callable(prior):
         solution = _with_denoiser(A, y, prior, middle, bounds, solve)
     elif prior == "tv":
-        solution = _with_total_variation(A, y, weight, bounds, noise_std, options)
+        solution = _with_total_variation(A, y, weight, noise_std, {"bounds": bounds, **options})
     elif prior in ("tikhonov", "gradient"):
         if bounds is not None:
             raise MethodError(f'bounds: prior={prior!r} has no bounds; use prior="tv" or a denoiser')
@@ -206,7 +215,8 @@ def deconvolve(
     if crop and boundary == "unknown":
         for axis, (size, extent) in enumerate(zip(layout.size(y), A.kernel_size, strict=True), start=-layout.ndim):
             x = x.narrow(axis, (extent - 1) // 2, size)
-    return replace(solution, x=layout.answer(x, image))
+    solution = replace(solution, x=layout.answer(x, image))
+    return cut(solution, batch) if 0 in batch else solution
 
 
 # ---------------------------------------------------------------------------------------------------- the problems
@@ -236,7 +246,7 @@ def _with_quadratic(A: Convolution, y: Tensor, gradient: bool, middle: Tensor, s
     shared = SharedGroups.of(A)
     if shared is not None:
         apart = _with_quadratic(shared.A, shared.split(y), gradient, shared.split(middle), solve)
-        return _together(replace(apart, x=shared.join(apart.x)))
+        return together(replace(apart, x=shared.join(apart.x)))
     # Where the constant alone explains the picture, what is left of it is rounding and meets no relative tolerance.
     norms = torch.linalg.vector_norm(y.flatten(-A.ndim - 1), dim=-1)
     solve.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))
@@ -244,32 +254,17 @@ def _with_quadratic(A: Convolution, y: Tensor, gradient: bool, middle: Tensor, s
     return tikhonov(A, y, L=_gradient(A) if gradient else None, x_prior=middle, **solve)
 
 
-def _together(apart: Solution) -> Solution:
-    """The certificates of channels, the first dimension, as one; ``x`` is joined already."""
-    worst = (~apart.converged).to(torch.int64).argmax(0, keepdim=True)
-    return replace(
-        apart,
-        codes=apart.codes.gather(0, worst)[0],
-        converged=apart.converged.all(0),
-        iterations=apart.iterations.amax(0),
-        residual_norm=torch.linalg.vector_norm(apart.residual_norm, dim=0),
-        gradient_norm=torch.linalg.vector_norm(apart.gradient_norm, dim=0),
-        damp=apart.damp[0],
-        history=None,
-    )
-
-
 def _with_total_variation(
     A: Convolution,
     y: Tensor,
     weight: float | Tensor | None,
-    bounds: Bounds | None,
     noise_std: float | None,
     options: dict[str, Any],
 ) -> Solution:
+    check_options(A, y, "image", options)  # before the weight is sought, which takes time
     if weight is None:
         weight = _variation_weight(A, y, noise_std)
-    return total_variation(A, y, weight, bounds=bounds, **options)
+    return total_variation(A, y, weight, **options)
 
 
 def _variation_weight(A: Convolution, y: Tensor, noise_std: float | None) -> Tensor:
@@ -289,7 +284,7 @@ def _variation_weight(A: Convolution, y: Tensor, noise_std: float | None) -> Ten
         variance = (fine.abs().flatten(-A.ndim - 1).median(-1).values / 0.6745) ** 2
         variance = variance / 2 ** sum(size > 1 for size in A.spatial_out)
     else:
-        variance = torch.as_tensor(noise_std, dtype=y.dtype, device=y.device) ** 2
+        variance = torch.as_tensor(noise_std, dtype=y.real.dtype, device=y.device) ** 2
     x = _with_quadratic(A, y, True, _mean_level(A, y), {"damp": "gcv", "noise_std": None}).x
     slope = torch.linalg.vector_norm(_gradient(A)(x), dim=(-A.ndim - 2, -A.ndim - 1)).flatten(-A.ndim).mean(-1)
     weight: Tensor = _WEIGHT_SHARE * variance / slope.clamp_min(torch.finfo(y.dtype).tiny)

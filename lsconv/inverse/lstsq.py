@@ -15,11 +15,14 @@ from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.precision import direct_rtol
 from lsconv.inverse.route import BORDER_PLANS, KrylovPlan, Plan, fallback, route
 from lsconv.krylov.batch import ItemSpace
+from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.followed import parameters_of
 from lsconv.krylov.implicit import adjoint_answer, attach, follows, start_as_prior
-from lsconv.krylov.problem import as_operator, check_damp, prepare
-from lsconv.krylov.solution import Solution, Status
+from lsconv.krylov.numbers import checks_numbers
+from lsconv.krylov.problem import as_complex, as_operator, check_damp, prepare
+from lsconv.krylov.solution import Solution, Status, together
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes, on_parts
 from lsconv.operators.finiteness import hidden_by_vmap
 from lsconv.operators.untraced import untraced
 
@@ -31,6 +34,8 @@ _KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart"
 
 
 @untraced
+@checks_numbers
+@serves_empty_batches()
 def lstsq(
     A: Any,
     y: Tensor,
@@ -131,6 +136,8 @@ def lstsq(
 
     A = as_operator(A, y)
     A.check_output(y, "y")
+    if "x0" in options:
+        options["x0"] = as_complex(options["x0"], A)
     return attach(run, A, y, damp=damp, x_prior=start_as_prior(A, damp, options.get("x0")), rtol=rtol)
 
 
@@ -266,6 +273,7 @@ def without_items(solution: Solution, broken: Tensor) -> Solution:
 
 
 @untraced
+@checks_numbers
 def pinv(
     A: Any,
     *,
@@ -343,7 +351,7 @@ class PseudoInverse(LinearOperator):
             operator.in_shape,
             dtype=operator.dtype,
             device=operator.device,
-            batch_shape=torch.broadcast_shapes(operator.batch_shape, torch.as_tensor(damp).shape),
+            batch_shape=broadcast_shapes(operator.batch_shape, torch.as_tensor(damp).shape),
         )
         self.operator = operator
         self.damp = damp
@@ -351,6 +359,7 @@ class PseudoInverse(LinearOperator):
         self.doubtful = doubtful
 
     @untraced
+    @serves_empty_batches(lambda inverse: inverse.in_shape)
     def apply(self, x: Tensor) -> Tensor:
         """The solution for ``x``; NaN for the items that are not finite."""
 
@@ -362,6 +371,7 @@ class PseudoInverse(LinearOperator):
         return attach(run, self.operator, x, damp=self.damp)
 
     @untraced
+    @serves_empty_batches()
     def adjoint(self, y: Tensor) -> Tensor:
         """The adjoint of :meth:`apply`."""
         if follows(self.operator, y, self.damp):
@@ -395,10 +405,14 @@ class PseudoInverse(LinearOperator):
         return Fallback(self.operator, damp, self.plan) if self.doubtful else None
 
     @untraced
+    @checks_numbers
+    @serves_empty_batches(lambda inverse: inverse.in_shape)
     def solve(
         self, y: Tensor, *, check_finite: bool = True, raise_on_failure: bool = False, **options: Any
     ) -> Solution:
         """The solution for ``y`` with its certificate; ``options`` are rtol, atol and max_iter, as in :func:`lstsq`."""
+        if isinstance(y, Tensor) and y.is_complex() and not self.is_complex:
+            return self._solve_parts(y, check_finite=check_finite, raise_on_failure=raise_on_failure, **options)
 
         def run(
             A: LinearOperator, y: Tensor, damp: Any, _: LinearOperator | None, start: Tensor | None
@@ -414,6 +428,20 @@ class PseudoInverse(LinearOperator):
         self.operator.check_output(y, "y")
         start = start_as_prior(self.operator, self.damp, options.get("x0"))
         return attach(run, self.operator, y, damp=self.damp, x_prior=start, rtol=options.get("rtol"))
+
+    def _solve_parts(self, y: Tensor, **options: Any) -> Solution:
+        """The solution of complex data under a real operator."""
+        if options.get("x0") is not None:
+            raise MethodError("x0: a real plan takes none for complex y; use lstsq")
+        parts: list[Solution] = []
+
+        def solve(part: Tensor) -> Tensor:
+            parts.append(self.solve(part, **options))
+            return parts[0].x
+
+        self.for_dtype(y.dtype).check_input(y, "y")
+        x = on_parts(solve, y, len(self.in_shape), self.batch_shape)
+        return together(replace(parts[0], x=x))
 
     def _map(self, *args: Any, **kwargs: Any) -> PseudoInverse:
         raise MethodError("pinv: a plan does not move; make pinv(A.to(...)) instead")

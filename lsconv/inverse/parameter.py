@@ -28,6 +28,8 @@ from lsconv.inverse.stochastic_path import BorderPath, SolverPath
 from lsconv.inverse.tapered import TaperedPath
 from lsconv.inverse.windows import as_windows
 from lsconv.krylov.batch import ItemSpace
+from lsconv.krylov.empty import serves_empty_batches
+from lsconv.krylov.numbers import checks_numbers
 from lsconv.krylov.problem import as_operator, prepare
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -50,6 +52,8 @@ _LARGE_TOLERANCE = 1e-3
 
 @torch.no_grad()
 @untraced
+@checks_numbers
+@serves_empty_batches()
 def choose_damp(
     A: Any,
     y: Tensor,
@@ -108,7 +112,7 @@ def choose_damp(
     A = as_operator(A, y)
     problem = prepare(A, y, check_finite=False, name="y")
     data, batch = problem.y, tuple(problem.batch)
-    L = None if L is None else as_operator(L)
+    L = None if L is None else as_operator(L).for_dtype(A.dtype)
     if L is not None and L.in_shape != A.in_shape:
         raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
     if x_prior is not None:

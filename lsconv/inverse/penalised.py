@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lsconv.inverse.tikhonov import PenalisedBackward, penalty_plan, report
 from lsconv.krylov.backward import Inverse
+from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.followed import made_of, parameters_of
 from lsconv.krylov.implicit import attach
 from lsconv.krylov.solution import Solution
@@ -17,7 +18,7 @@ from lsconv.operators.base import LinearOperator
 
 __all__ = ["penalised_inverse"]
 
-Apply = Callable[[LinearOperator, LinearOperator, Tensor, Tensor, "Tensor | None"], Tensor]
+Apply = Callable[[LinearOperator, Tensor, LinearOperator, Tensor, "Tensor | None"], Tensor]
 
 
 def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, method: str = "auto") -> Apply:
@@ -30,7 +31,7 @@ def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, met
         method: as in :func:`lsconv.tikhonov`.
 
     Returns:
-        A function of A, L, y, damp and x_prior, differentiable in all of them. A, L and damp have to have the values
+        A function of A, y, L, damp and x_prior, differentiable in all of them. A, L and damp have to have the values
         that the setup was made for; what autograd follows may have changed.
     """
     fixed_A, fixed_L = (made_of(operator, [p.detach() for p in parameters_of(operator)]) for operator in (A, L))
@@ -42,7 +43,8 @@ def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, met
         report(solution, plan, False)
         return solution.x, PenalisedBackward(fixed_A, plan)
 
-    def apply(A: LinearOperator, L: LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None = None) -> Tensor:
+    @serves_empty_batches()
+    def apply(A: LinearOperator, y: Tensor, L: LinearOperator, damp: Tensor, x_prior: Tensor | None = None) -> Tensor:
         x: Tensor = attach(run, A, y, damp=damp, L=L, x_prior=x_prior)
         return x
 

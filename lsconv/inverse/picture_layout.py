@@ -14,6 +14,12 @@ from lsconv.operators.finiteness import require_finite
 
 __all__ = ["Layout", "spatial_axes"]
 
+_MISSING = (
+    "for missing pixels solve lsconv.tikhonov(lsconv.Mask(keep) @ A, y, damp, L=lsconv.Gradient(A.in_shape)) with "
+    "A = lsconv.blur_operator(psf, size) and y = image[None] as a tensor, keep being False where a pixel is missing"
+)
+_REAL = ("int", "uint", "float", "bfloat")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -28,14 +34,17 @@ class Layout:
     def of(cls, image: Any, psf: Any, channels: Any, ndim: int | None) -> Layout:
         """The layout of what the user gave, checked."""
         for name, value in (("image", image), ("psf", psf)):
+            if np.ma.is_masked(value):
+                raise ArgumentTypeError(f"{name}: is an array with masked entries, which would be taken for data; "
+                                        f"{_MISSING}")  # fmt: skip
             if not isinstance(value, (Tensor, np.ndarray)):
                 raise ArgumentTypeError(f"{name}: expected a torch.Tensor or a NumPy array, got {type(value).__name__}")
-            if isinstance(value, np.ndarray) and value.dtype.kind not in "iuf":
-                raise DtypeError(f"{name}: expected real numbers, got {value.dtype}")
-            if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
-                raise DtypeError(f"{name}: expected real numbers, got {value.dtype}")
-            if value.size == 0 if isinstance(value, np.ndarray) else value.numel() == 0:
-                raise ShapeError(f"{name}: is empty, of shape {tuple(value.shape)}")
+            number = _name(value.dtype)
+            if not number.startswith((*_REAL, "complex") if name == "image" else _REAL):
+                wanted = "real or complex numbers" if name == "image" else "real numbers"
+                raise DtypeError(f"{name}: expected {wanted}, got {value.dtype}")
+            if name == "psf" and 0 in value.shape:
+                raise ShapeError(f"psf: is empty, of shape {tuple(value.shape)}")
         if channels not in (None, "first", "last"):
             raise ArgumentError(f'channels: expected None, "first" or "last", got {channels!r}')
         spatial = spatial_axes(psf.ndim, ndim)
@@ -44,11 +53,14 @@ class Layout:
                 f"image: expected {spatial} spatial axes{'' if channels is None else ' and one of channels'} for a PSF "
                 f"of shape {tuple(psf.shape)}, got shape {tuple(image.shape)}"
             )
+        if 0 in image.shape[image.ndim - spatial - (channels is not None) :]:
+            raise ShapeError(f"image: is empty, of shape {tuple(image.shape)}")
         width, limit = _integer(image)
         if width == 8:
             raise DtypeError(f"image: 64-bit integers have no white; convert, got {image.dtype}")
-        double = width == 4 or _name(image.dtype) == "float64"
-        return cls(spatial, channels, limit, torch.float64 if double else torch.float32)
+        number = _name(image.dtype)
+        real = torch.float64 if width == 4 or number in ("float64", "complex128") else torch.float32
+        return cls(spatial, channels, limit, real.to_complex() if number.startswith("complex") else real)
 
     def picture(self, image: Any) -> Tensor:
         """``(*batch, channels, *size)``."""
@@ -59,12 +71,15 @@ class Layout:
             y = y.unsqueeze(-self.ndim - 1)
         elif self.channels == "last":
             y = y.movedim(-1, -self.ndim - 1)
-        require_finite(y, "image", self.ndim + 1)
+        try:
+            require_finite(y, "image", self.ndim + 1)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}; {_MISSING}") from None
         return y.contiguous()
 
     def kernel(self, psf: Any, image: Any) -> Tensor:
         """``(*batch, 1 or channels, *size)`` or ``(*size)``."""
-        kernel = _tensor(psf, self.dtype)
+        kernel = _tensor(psf, self.dtype.to_real())
         if isinstance(image, Tensor):
             kernel = kernel.to(image.device)
         if not bool(torch.isfinite(kernel).all()):
@@ -120,5 +135,4 @@ def _name(dtype: Any) -> str:
 def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
     if isinstance(values, Tensor):
         return values.to(dtype)
-    wide = np.float64 if dtype == torch.float64 else np.float32
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=wide))
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=str(dtype).removeprefix("torch.")))

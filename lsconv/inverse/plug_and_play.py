@@ -15,6 +15,8 @@ from lsconv.inverse.proximal import Bounds, Term, box_term
 from lsconv.inverse.splitting import admm, judged
 from lsconv.inverse.variation import batch_of, check_bounds, refuse_gradient, reported
 from lsconv.krylov.batch import ItemSpace
+from lsconv.krylov.empty import serves_empty_batches
+from lsconv.krylov.numbers import checks_numbers
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution
 from lsconv.operators.base import LinearOperator
@@ -27,6 +29,8 @@ _RTOL = {torch.float32: 1e-3, torch.float64: 1e-5}
 
 
 @untraced
+@checks_numbers
+@serves_empty_batches()
 def plug_and_play(
     A: Any,
     y: Tensor,

@@ -21,6 +21,7 @@ from lsconv.inverse.damp_path import Evaluation
 from lsconv.inverse.route import route
 from lsconv.krylov.batch import ItemSpace
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["BorderPath", "SolverPath"]
@@ -51,7 +52,7 @@ class _Probed:
         self.space = ItemSpace(A.out_shape, A.dtype, A.device)
         self.together = y.shape[0]
         self.count = A.out_numel * self.together
-        self.batch = tuple(torch.broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
+        self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         probes = min(_MOST, max(_FEWEST, -(-_PROBED_NUMBERS // A.out_numel)))
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (probes, *A.out_shape), generator=generator) * 2 - 1

@@ -28,6 +28,7 @@ from torch import Tensor
 from lsconv.inverse.damp_path import Evaluation
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient, Laplacian
 from lsconv.operators.elementary import Identity
@@ -58,7 +59,7 @@ class TaperedPath:
     @torch.no_grad()
     def __init__(self, A: Convolution, y: Tensor, L: LinearOperator | None) -> None:
         ndim = A.ndim
-        self.batch = tuple(torch.broadcast_shapes(y.shape[1 : y.ndim - ndim - 1], A.batch_shape))
+        self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - ndim - 1], A.batch_shape))
         inner = y
         for axis, (first, count) in enumerate(_without_padding(A), start=-ndim):
             inner = inner.narrow(axis, first, count)

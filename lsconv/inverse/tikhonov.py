@@ -28,14 +28,17 @@ from lsconv.fourier.stacked import StackedPlan, stacked_data, stacked_solution
 from lsconv.inverse.lstsq import without_items
 from lsconv.inverse.route import KrylovPlan, Plan, route
 from lsconv.krylov.backward import Inverse
+from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.implicit import attach
 from lsconv.krylov.lsmr import lsmr
-from lsconv.krylov.problem import as_operator, check_damp, prepare
+from lsconv.krylov.numbers import checks_numbers
+from lsconv.krylov.problem import as_complex, as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import remedy
 from lsconv.operators.elementary import Identity
 from lsconv.operators.untraced import untraced
 
@@ -43,6 +46,8 @@ __all__ = ["KrylovStack", "PenalisedBackward", "penalty_plan", "report", "tikhon
 
 
 @untraced
+@checks_numbers
+@serves_empty_batches()
 def tikhonov(
     A: Any,
     y: Tensor,
@@ -113,6 +118,8 @@ def tikhonov(
         (True, True)
     """
     A = as_operator(A, y)
+    L = _check_penalty(L, A)
+    x_prior, x0 = _check_prior(as_complex(x_prior, A), A), as_complex(x0, A)
     selection = None
     if isinstance(damp, str):
         from lsconv.inverse.parameter import choose_damp
@@ -123,8 +130,6 @@ def tikhonov(
         strength = damp
     if selection is None and noise_std is not None:
         raise ArgumentError('noise_std: only damp="discrepancy" and damp="upre" use it')
-    L = _check_penalty(L, A)
-    x_prior = _check_prior(x_prior, A)
     A.check_output(y, "y")
 
     def run(
@@ -230,6 +235,8 @@ class KrylovStack:
             warnings.simplefilter("ignore", ConvergenceWarning)
             found = lsmr(self.stack, data, N=self.preconditioner, rtol=rtol, atol=atol, max_iter=max_iter, x0=start)
         batch = found.converged.shape
+        # no row where no item had anything to iterate on
+        norms = None if found.history is None else found.history.operator_norm.nan_to_num()
         solution = stacked_solution(
             self.stack,
             found.x,
@@ -240,7 +247,7 @@ class KrylovStack:
             tolerances=Tolerances.of(self.A.dtype, rtol, atol),
             iterations=found.iterations,
             otherwise=torch.where(found.converged, Status.STAGNATION.code, found.codes),
-            operator_norm=None if found.history is None else found.history.operator_norm.nan_to_num().amax(0),
+            operator_norm=norms.amax(0) if norms is not None and len(norms) else None,
         )
         return replace(solution, history=found.history)
 
@@ -310,12 +317,11 @@ def _check_penalty(L: Any, A: LinearOperator) -> LinearOperator | None:
         if isinstance(L, Identity) and L.in_shape != A.in_shape:
             raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
         return None
-    if not isinstance(L, LinearOperator):
-        L = as_operator(L)
+    L = as_operator(L).for_dtype(A.dtype)
     if L.in_shape != A.in_shape:
         raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
     if L.dtype != A.dtype:
-        raise DtypeError(f"L: dtype {L.dtype} differs from that of A, {A.dtype}; convert with L.to(dtype=A.dtype)")
+        raise DtypeError(f"L: dtype {L.dtype} differs from that of A, {A.dtype}; {remedy('L', L.dtype, 'A', A.dtype)}")
     if L.device != A.device:
         raise DeviceError(f"L: device {L.device} differs from that of A, {A.device}; move it with L.to(A.device)")
     return L

@@ -2,6 +2,7 @@ r"""total_variation: edge-preserving reconstruction with total variation, sparsi
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ConvergenceError, MethodError, ShapeError, warn
+from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, MethodError, ShapeError, warn
 from lsconv.fourier.penalty import as_convolutions
 from lsconv.inverse.lstsq import without_items
 from lsconv.inverse.proximal import Bounds, Term, gaussian_term, poisson_term, sparsity_term
 from lsconv.inverse.sparse_problem import SparseProblem
+from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.followed import any_followed, parameters_of
+from lsconv.krylov.numbers import checks_numbers
 from lsconv.krylov.problem import as_operator, check_damp, prepare
 from lsconv.krylov.solution import Solution
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.difference import Gradient
 from lsconv.operators.untraced import untraced
 
@@ -28,6 +32,8 @@ _RTOL = {torch.float32: 2e-3, torch.float64: 1e-4}
 
 
 @untraced
+@checks_numbers
+@serves_empty_batches()
 def total_variation(
     A: Any,
     y: Tensor,
@@ -74,7 +80,7 @@ def total_variation(
         huber: below this magnitude the penalty is quadratic (Huber), in the units of ``L x``; 0: none.
         bounds: ``(lowest, highest)``, each a number or None.
         noise: "gaussian" or "poisson".
-        background: the b of the Poisson likelihood, >= 0, in counts.
+        background: the b of the Poisson likelihood, a number >= 0, in counts.
         x0: where to start; it does not change the answer.
         rtol: tolerance of stationarity and complementarity; None: 2e-3 in float32, 1e-4 in float64.
         max_iter: limit on the ADMM iterations.
@@ -105,21 +111,14 @@ def total_variation(
         (True, True)
     """
     A = as_operator(A, y)
+    L = None if L is None else as_operator(L).for_dtype(A.dtype)
     refuse_gradient("total_variation", A, L, {"y": y, "weight": weight})
     problem = prepare(A, y, x0=x0, check_finite=check_finite, name="y")
     strength = _weight(weight, A)
-    if huber < 0 or not math.isfinite(huber):
-        raise ArgumentError(f"huber: expected a finite number >= 0, got {huber}")
-    if noise not in ("gaussian", "poisson"):
-        raise ArgumentError(f'noise: expected "gaussian" or "poisson", got {noise!r}')
-    if L is not None and L.in_shape != A.in_shape:
-        raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
-    if bounds is not None:
-        check_bounds(bounds, A)
+    given = {"huber": huber, "noise": noise, "background": background, "bounds": bounds, "L": L}
+    check_options(A, problem.y, "y", given)
     batch = batch_of(problem.batch, strength, "weight")
     data = problem.y.expand(*batch, *A.out_shape)
-    if noise == "poisson" and (bool((data < 0).any()) or background < 0):
-        raise ArgumentError("y: counts must be >= 0 for Poisson noise, and so must background")
     strength = strength.expand(batch)
 
     def terms(A: LinearOperator, data: Tensor) -> list[Term]:
@@ -134,6 +133,32 @@ def total_variation(
 
 
 # ---------------------------------------------------------------------- arguments and results
+
+
+def check_options(A: LinearOperator, y: Tensor, name: str, options: dict[str, Any]) -> None:
+    """Refuse options of :func:`total_variation` that do not fit A and the data.
+
+    Args:
+        A: the operator.
+        y: the data.
+        name: what the user calls them.
+        options: some of the options.
+    """
+    unknown = sorted(set(options) - set(inspect.signature(total_variation).parameters))
+    if unknown:
+        raise ArgumentTypeError(f"{', '.join(unknown)}: total variation takes no such option")
+    huber, noise, L = options.get("huber", 0.0), options.get("noise", "gaussian"), options.get("L")
+    if not math.isfinite(huber):
+        raise ArgumentError(f"huber: expected a finite number >= 0, got {huber}")
+    if noise not in ("gaussian", "poisson"):
+        raise ArgumentError(f'noise: expected "gaussian" or "poisson", got {noise!r}')
+    if L is not None and L.in_shape != A.in_shape:
+        raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
+    if options.get("bounds") is not None:
+        check_bounds(options["bounds"], A)
+    if noise == "poisson" and (y.is_complex() or bool((y < 0).any())):
+        raise ArgumentError(f"{name}: counts must be >= 0 for Poisson noise; add back what was subtracted, and give it "
+                            f"as background=")  # fmt: skip
 
 
 def refuse_gradient(name: str, A: LinearOperator, L: LinearOperator | None, values: dict[str, Any]) -> None:
@@ -187,7 +212,7 @@ def _weight(weight: float | Tensor, A: LinearOperator) -> Tensor:
 def batch_of(batch: torch.Size, values: Tensor, name: str) -> torch.Size:
     """The batch of the data and of one value per item."""
     try:
-        return torch.broadcast_shapes(batch, values.shape)
+        return broadcast_shapes(batch, values.shape)
     except RuntimeError:
         raise ShapeError(
             f"{name}: shape {tuple(values.shape)} does not broadcast with the batch {tuple(batch)}"

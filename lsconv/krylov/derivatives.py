@@ -29,7 +29,7 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.krylov.batch import scalar_dtype
 from lsconv.krylov.followed import any_followed, made_of, pull, push
-from lsconv.krylov.mapping import front
+from lsconv.krylov.mapping import front, under_old_vmap
 from lsconv.krylov.system import System, spread_over
 from lsconv.krylov.undamped import PseudoSolve, fit, plus, pseudo_backward, pseudo_tangent
 from lsconv.operators.base import LinearOperator
@@ -56,6 +56,7 @@ class Solve(torch.autograd.Function):
         ctx.outputs = len(output)
 
     @staticmethod
+    @under_old_vmap
     def backward(ctx: Any, g: Tensor, *_: Any) -> Any:
         """The cotangents of the inputs."""
         system: System = ctx.system
@@ -109,6 +110,7 @@ class Solve(torch.autograd.Function):
         return (None, fit(y_bar, y), fit(damp_bar, damp), fit(prior_bar, prior), *bars)
 
     @staticmethod
+    @under_old_vmap
     def jvp(
         ctx: Any, _: None, dy: Tensor | None, ddamp: Tensor | None, dprior: Tensor | None, *dparams: Tensor | None
     ) -> Any:
@@ -187,6 +189,7 @@ class NormalSolve(torch.autograd.Function):
         ctx.save_for_forward(output, *tensors)
 
     @staticmethod
+    @under_old_vmap
     def backward(ctx: Any, h: Tensor) -> Any:
         """The cotangents of the inputs."""
         system: System = ctx.system
@@ -205,6 +208,7 @@ class NormalSolve(torch.autograd.Function):
         return (None, w, fit(damp_bar, damp), *bars)
 
     @staticmethod
+    @under_old_vmap
     def jvp(ctx: Any, _: None, dg: Tensor | None, ddamp: Tensor | None, *dparams: Tensor | None) -> Tensor:
         """``H^{-1} (dg - dH v)``."""
         system: System = ctx.system

@@ -21,6 +21,7 @@ from lsconv.krylov.batch import ItemSpace, Scalar, hypot
 from lsconv.krylov.method import Method
 from lsconv.krylov.problem import Problem
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 
 __all__ = ["Build", "below", "beside", "folded"]
 
@@ -124,7 +125,7 @@ class _Folded(LinearOperator):
     """A with ``damp I`` joined to it; the joined side is flattened, one vector per item."""
 
     def __init__(self, A: LinearOperator, damp: Tensor, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
-        batch_shape = torch.broadcast_shapes(A.batch_shape, damp.shape)
+        batch_shape = broadcast_shapes(A.batch_shape, damp.shape)
         super().__init__(in_shape, out_shape, dtype=A.dtype, device=A.device, batch_shape=batch_shape)
         self.operator = A
         self.damp = damp

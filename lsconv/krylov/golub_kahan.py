@@ -150,5 +150,6 @@ def unit(
     small = torch.finfo(space.dtype).eps * norm * space.norm(image)
     kernel = ((square <= small) & (norm > 0) & (active > 0)) * KERNEL
     scale = divide(active, length)
+    image = image * space.spread(scale)  # first: P may have given back its argument
     space.scale(raw, scale)
-    return length, image * space.spread(scale), norm * scale, kernel
+    return length, image, norm * scale, kernel

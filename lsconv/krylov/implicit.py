@@ -17,13 +17,16 @@ from torch import Tensor
 
 from lsconv.krylov.backward import Again, Inverse
 from lsconv.krylov.derivatives import NormalSolve, Solve
+from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.followed import any_followed, no_autocast, parameters_of
-from lsconv.krylov.problem import as_operator
+from lsconv.krylov.numbers import checks_numbers
+from lsconv.krylov.problem import as_complex, as_operator
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.system import System, spread_over
 from lsconv.krylov.undamped import PseudoSolve
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.finiteness import hidden_by_vmap
+from lsconv.operators.observed import observed
 from lsconv.operators.untraced import untraced
 
 __all__ = ["adjoint_answer", "attach", "differentiable", "follows", "start_as_prior"]
@@ -56,6 +59,7 @@ def attach(
         rtol: relative tolerance of the forward solve, which those of the backward pass take over.
     """
     system = System(run, A, L, damp, square, rtol)
+    y = observed(A, y)  # the rules below would multiply what is not
     params = (*parameters_of(A), *(() if L is None else parameters_of(L)))
     given = damp if isinstance(damp, Tensor) else None
     if not any_followed(y, given, x_prior, *params):
@@ -118,6 +122,8 @@ def differentiable(
 
     def decorate(method: _Function) -> _Function:
         @untraced
+        @checks_numbers
+        @serves_empty_batches()
         @functools.wraps(method)
         def wrapped(A: Any, b: Tensor, **options: Any) -> Solution:
             if not (isinstance(A, (LinearOperator, Tensor)) and isinstance(b, Tensor)):
@@ -130,6 +136,7 @@ def differentiable(
                 return method(A, b, **options)
             rest = {name: value for name, value in options.items() if name != "damp"}
             operator, damping = as_operator(A, b), 0.0 if given is None else given
+            x0 = as_complex(x0, operator)
             prior = None if square or chooses_damp else start_as_prior(operator, damping, x0)
 
             def run(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
 from lsconv.krylov.system import System
 
-__all__ = ["front"]
+__all__ = ["front", "under_old_vmap"]
+
+_OLD_VMAP = torch._C._parse_dispatch_key("Batched")
+_DEEPEST = 8  # nesting of torch's older vmap that is looked into
 
 
 def front(
@@ -72,3 +77,55 @@ def _kernel_per_item(system: System, plain: list[Tensor], index: int, param: Ten
             "can be mapped over; a Convolution or a Dense operator takes them"
         )
     return param
+
+
+def under_old_vmap(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a ``backward`` or ``jvp`` of an autograd function serve ``is_grads_batched`` and ``vectorize=True``.
+
+    torch.autograd runs these under its older vmap, which knows few operations and no vmap rule of a function. Here
+    its tensors are unwrapped, and the rule runs under torch.func.vmap.
+
+    Args:
+        rule: takes the context, then tensors or None; returns tensors and None.
+    """
+
+    @functools.wraps(rule)
+    def run(ctx: Any, *given: Tensor | None) -> Any:
+        level = max(map(_level, given), default=0)
+        if level == 0:
+            return rule(ctx, *given)
+        mapped = [_level(t) == level for t in given]
+        plain: list[Any] = [
+            torch._remove_batch_dim(t, level, 1, 0) if t is not None and is_mapped else t
+            for t, is_mapped in zip(given, mapped, strict=True)
+        ]
+        places = [index for index, is_mapped in enumerate(mapped) if is_mapped]
+        found: Any = None
+
+        def tensors(*moved: Tensor) -> tuple[Tensor, ...]:
+            nonlocal found
+            everything = list(plain)
+            for index, tensor in zip(places, moved, strict=True):
+                everything[index] = tensor
+            found = rule(ctx, *everything)
+            return tuple(t for t in (found if isinstance(found, tuple) else (found,)) if t is not None)
+
+        answers = iter(torch.func.vmap(tensors)(*(plain[index] for index in places)))
+        if not isinstance(found, tuple):
+            return torch._add_batch_dim(next(answers), 0, level)
+        return tuple(None if t is None else torch._add_batch_dim(next(answers), 0, level) for t in found)
+
+    return run
+
+
+def _level(tensor: Tensor | None) -> int:
+    """The deepest level at which torch's older vmap maps over the tensor; 0 for none."""
+    if tensor is None or _OLD_VMAP is None or not torch._C._dispatch_keys(tensor).has(_OLD_VMAP):
+        return 0
+    # Without its level a tensor has one dimension more, of the batch's size; a level that it lacks adds one of the size
+    # named here.
+    return max(
+        level
+        for level in range(1, _DEEPEST + 1)
+        if len({torch._remove_batch_dim(tensor, level, size, 0).shape[0] for size in (1, 2)}) == 1
+    )

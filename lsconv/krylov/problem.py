@@ -15,12 +15,15 @@ from lsconv.errors import ArgumentError, ArgumentTypeError, DeviceError, DtypeEr
 from lsconv.krylov.batch import ItemSpace, OneItem, Scalar, scalar_dtype
 from lsconv.krylov.multipliers import wanted
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.dtypes import remedy
+from lsconv.operators.observed import observed
 
-__all__ = ["Problem", "as_operator", "prepare"]
+__all__ = ["Problem", "as_complex", "as_operator", "prepare"]
 
 
 def as_operator(A: Any, b: Any = None) -> LinearOperator:
-    """``A`` as a LinearOperator, on the device of the right-hand side.
+    """``A`` as a LinearOperator, on the device of the right-hand side, complex where that is.
 
     Args:
         A: a LinearOperator; a dense tensor ``(*batch, m, n)``; a sparse (CSR, CSC, COO) tensor ``(m, n)``; or a
@@ -30,17 +33,28 @@ def as_operator(A: Any, b: Any = None) -> LinearOperator:
 
     Raises:
         ArgumentTypeError: for anything else.
+        DeviceError: A is on the meta device.
 
     Example:
         >>> as_operator(torch.ones(3, 2))
         Dense((2,) -> (3,), torch.float32, cpu)
     """
-    if isinstance(A, LinearOperator):
-        return A
     from lsconv.operators import scipy
 
     operator = scipy.as_operator(A)
-    return operator.to(b.device) if isinstance(b, Tensor) and not isinstance(A, Tensor) else operator
+    if operator.device.type == "meta":
+        raise DeviceError(f"A: {operator!r} is on the meta device, which holds no values; solving needs them")
+    if not isinstance(b, Tensor):
+        return operator
+    if not isinstance(A, (LinearOperator, Tensor)):
+        operator = operator.to(b.device)
+    return operator.for_dtype(b.dtype)
+
+
+def as_complex(tensor: Any, A: LinearOperator) -> Any:
+    """A real tensor in the complex dtype of A, where that is of the same precision; anything else as it is."""
+    fits = isinstance(tensor, Tensor) and A.is_complex and tensor.dtype == A.dtype.to_real()
+    return tensor.to(A.dtype) if fits else tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,21 +151,20 @@ def prepare(
         raise ShapeError(f"A: this method needs a square operator, got {A.in_shape} -> {A.out_shape}; use lsconv.lsmr")
     if A.dtype in (torch.float16, torch.bfloat16):
         raise DtypeError(f"A: {A.dtype} is too coarse to iterate in; convert with A.to(dtype=torch.float32)")
+    A.check_output(b, name)
+    b = observed(A, b)
     shapes = [A.check_output(b, name, finite=check_finite), A.batch_shape]
     if x0 is not None:
+        x0 = as_complex(x0, A)
         shapes.append(A.check_input(x0, "x0", finite=check_finite))
-    for name, P, shape in (("M", M, A.out_shape), ("N", N, A.in_shape)):
-        if P is not None:
-            _check_preconditioner(name, P, shape, A)
-            shapes.append(P.batch_shape)
+    M, N = _preconditioner("M", M, A.out_shape, A), _preconditioner("N", N, A.in_shape, A)
+    shapes.extend(P.batch_shape for P in (M, N) if P is not None)
     damping = check_damp(damp, A)
     try:
-        batch = torch.broadcast_shapes(*shapes, damping.shape)
+        batch = broadcast_shapes(*shapes, damping.shape)
     except RuntimeError:
         raise ShapeError(f"{name}: the batch dimensions of {name}, x0, damp, M, N and the operator do not broadcast: "
                          f"{[tuple(shape) for shape in shapes]} and damp {tuple(damping.shape)}") from None  # fmt: skip
-    if 0 in batch:
-        raise ShapeError(f"{name}: the batch {tuple(batch)} is empty")
     y = b.detach().expand(*batch, *A.out_shape)
     codomain, domain = (ItemSpace(shape, A.dtype, A.device) for shape in (A.out_shape, A.in_shape))
     broken = torch.zeros(batch, dtype=torch.bool, device=A.device)
@@ -172,15 +185,20 @@ def prepare(
     return Problem(A, y, x0, damped, M, N, torch.Size(batch), broken, zero, single, plain and wanted(A))
 
 
-def _check_preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator) -> None:
+def _preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator) -> LinearOperator | None:
+    if P is None:
+        return None
     if not isinstance(P, LinearOperator):
         raise ArgumentTypeError(f"{name}: expected a LinearOperator that applies the inverse, got {type(P).__name__}")
     if P.in_shape != shape or P.out_shape != shape:
         raise PreconditionerError(f"{name}: expected a map of {shape} to itself, got {P.in_shape} -> {P.out_shape}")
+    P = P.for_dtype(A.dtype)
     if P.dtype != A.dtype:
-        raise DtypeError(f"{name}: dtype {P.dtype} differs from the operator's {A.dtype}")
+        raise DtypeError(f"{name}: dtype {P.dtype} differs from the operator's {A.dtype}; "
+                         f"{remedy(name, P.dtype, 'A', A.dtype)}")  # fmt: skip
     if P.device != A.device:
-        raise DeviceError(f"{name}: device {P.device} differs from the operator's {A.device}")
+        raise DeviceError(f"{name}: device {P.device} differs from the operator's {A.device}; move it with .to(device)")
+    return P
 
 
 def check_damp(damp: Any, A: LinearOperator) -> Tensor:

@@ -25,9 +25,11 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, DtypeError, warn
 from lsconv.krylov.batch import binary_unit, divide
+from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.folding import below
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.null_space import cleared
+from lsconv.krylov.numbers import checks_numbers
 from lsconv.krylov.problem import Problem, prepare
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Certificate, Tolerances, certified, certify
@@ -44,6 +46,8 @@ _DIRECTIONS = 8
 _CONSISTENT = 0.1
 
 
+@checks_numbers
+@serves_empty_batches()
 def refine(
     A: Any,
     b: Tensor,

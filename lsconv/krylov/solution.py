@@ -16,7 +16,7 @@ from lsconv.errors import ConvergenceError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["History", "Solution", "Status"]
+__all__ = ["History", "Solution", "Status", "together"]
 
 
 class Status(enum.Enum):
@@ -230,3 +230,22 @@ def _index_text(index: int, batch: tuple[int, ...]) -> str:
 def _shortened(places: list[str]) -> str:
     more = f" and {len(places) - 8} more" if len(places) > 8 else ""
     return ", ".join(places[:8]) + more
+
+
+def together(parts: Solution) -> Solution:
+    """The solution of problems that are one: their certificates, along the first dimension, joined.
+
+    Args:
+        parts: the solution of all parts, with the ``x`` of the whole.
+    """
+    worst = (~parts.converged).to(torch.int64).argmax(0, keepdim=True)
+    return replace(
+        parts,
+        codes=parts.codes.gather(0, worst)[0],
+        converged=parts.converged.all(0),
+        iterations=parts.iterations.amax(0),
+        residual_norm=torch.linalg.vector_norm(parts.residual_norm, dim=0),
+        gradient_norm=torch.linalg.vector_norm(parts.gradient_norm, dim=0),
+        damp=parts.damp[0],
+        history=None,
+    )

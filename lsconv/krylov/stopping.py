@@ -38,6 +38,7 @@ from lsconv.krylov.batch import (
 )
 from lsconv.krylov.solution import History, Solution, Status
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 
 __all__ = ["Certificate", "Tolerances", "certified", "certify", "default_rtol"]
 
@@ -164,9 +165,7 @@ def certify(
     """
     space = OneItem if single else ItemSpace
     domain, codomain = space(A.in_shape, A.dtype, A.device), space(A.out_shape, A.dtype, A.device)
-    batch = torch.broadcast_shapes(
-        x.shape[: x.ndim - len(A.in_shape)], y.shape[: y.ndim - len(A.out_shape)], A.batch_shape
-    )
+    batch = broadcast_shapes(x.shape[: x.ndim - len(A.in_shape)], y.shape[: y.ndim - len(A.out_shape)], A.batch_shape)
 
     def spread_out(scalar: Scalar) -> Scalar:
         return scalar if single else scalar.expand(batch)

@@ -13,12 +13,14 @@ from torch import Tensor
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.krylov.backward import Inverse, report_failure
 from lsconv.krylov.batch import ItemSpace, binary_unit, scalar_dtype
+from lsconv.krylov.empty import cut, filled
 from lsconv.krylov.followed import any_followed, made_of, no_autocast, parameters_of
 from lsconv.krylov.multipliers import keeping
 from lsconv.krylov.problem import check_damp
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 
 __all__ = ["System", "spread_over"]
 
@@ -51,7 +53,10 @@ class System:
         prior = None if x_prior is None else x_prior.detach()
         given = self.damp_given if damp is None else damp.detach()
         with torch.no_grad(), no_autocast(A), keeping(self.varies and prior is None) as kept:
-            answer, self.inverse = self.run(A, y.detach(), given, L, prior)
+            if y.numel() == 0:  # torch.func.vmap over nothing
+                answer, self.inverse = self._solve_nothing(A, y, given, L, prior)
+            else:
+                answer, self.inverse = self.run(A, y.detach(), given, L, prior)
         chosen = isinstance(answer, Solution) and damp is None and bool((answer.damp != given).any())
         self.look_at(answer.damp if chosen else given)
         z = kept.of(answer if isinstance(answer, Tensor) else answer.x)
@@ -62,6 +67,13 @@ class System:
         # without the tensors that autograd follows: these lead to what holds this, which would live until a collection
         self.solution = replace(answer, **dict.fromkeys(_TENSORS))
         return *(getattr(answer, name) for name in _TENSORS), *more
+
+    def _solve_nothing(self, A: LinearOperator, y: Tensor, damp: Any, L: LinearOperator | None, prior: Any) -> Any:
+        data = [(y, len(A.out_shape)), (damp, 0), (prior, len(A.in_shape))]
+        batches = [t.shape[: t.ndim - ndim] for t, ndim in data if isinstance(t, Tensor)]
+        y, damp, prior = (filled(t, t.ndim - ndim) if isinstance(t, Tensor) else t for t, ndim in data)
+        answer, inverse = self.run(A, y, damp, L, prior)
+        return cut(answer, broadcast_shapes(A.batch_shape, *batches)), inverse
 
     def look_at(self, damp: Any) -> None:
         """Keep the damping, and whether all or some items have one."""
@@ -85,6 +97,9 @@ class System:
 
     def call(self, name: str, g: Tensor, item_ndim: int, result_ndim: int) -> Tensor | None:
         """``inverse.name(g)``: scaled, so that a cotangent of 1e-30 keeps its digits; NaN stays in its item."""
+        if g.numel() == 0:
+            batch = broadcast_shapes(g.shape[: g.ndim - item_ndim], self.A.batch_shape, self.damp.shape)
+            return g.new_zeros(*batch, *(self.A.out_shape if name == "adjoint" else self.A.in_shape))
         with torch.no_grad(), no_autocast(self.A):
             g = g.detach()
             flat = g.flatten(g.ndim - item_ndim) if item_ndim else g.unsqueeze(-1)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.followed import made_of, pull, push, transforming
-from lsconv.krylov.mapping import front
+from lsconv.krylov.mapping import front, under_old_vmap
 from lsconv.krylov.system import System
 
 __all__ = ["PseudoSolve", "fit", "plus", "pseudo_backward", "pseudo_tangent"]
@@ -61,6 +61,7 @@ class PseudoSolve(torch.autograd.Function):
         ctx.save_for_forward(output, *tensors)
 
     @staticmethod
+    @under_old_vmap
     def backward(ctx: Any, g: Tensor) -> Any:
         """The cotangents of the inputs."""
         x, y, *params = ctx.saved_tensors
@@ -68,6 +69,7 @@ class PseudoSolve(torch.autograd.Function):
         return (None, None, None, fit(y_bar, y), *bars)
 
     @staticmethod
+    @under_old_vmap
     def jvp(ctx: Any, _: None, __: None, ___: None, dy: Tensor | None, *dparams: Tensor | None) -> Tensor:
         """The tangent of the result."""
         x, y, *params = ctx.saved_tensors

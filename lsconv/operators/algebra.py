@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentTypeError, DeviceError, DtypeError, ShapeError
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes, on_parts
+from lsconv.operators.dtypes import adopts_dtype, of_one_dtype
 
-__all__ = ["Adjoint", "BlockDiagonal", "HStack", "Product", "Scaled", "Sum", "VStack", "block_diag", "hstack", "vstack"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# fmt: off
+__all__ = ["Adjoint", "BlockDiagonal", "Complexified", "HStack", "Product", "Scaled", "Sum", "VStack", "block_diag",
+           "hstack", "vstack"]
+# fmt: on
 
 
 class Adjoint(LinearOperator):
@@ -45,6 +53,38 @@ class Adjoint(LinearOperator):
         return self.operator
 
 
+class Complexified(LinearOperator):
+    """A real operator on complex tensors, ``A (u + iv) = A u + i A v``, whatever it is made of."""
+
+    _only_torch = True
+
+    def __init__(self, operator: LinearOperator) -> None:
+        super().__init__(
+            operator.in_shape,
+            operator.out_shape,
+            dtype=operator.dtype.to_complex(),
+            device=operator.device,
+            batch_shape=operator.batch_shape,
+        )
+        self.operator = operator
+
+    def apply(self, x: Tensor) -> Tensor:
+        """``A u + i A v`` for ``x = u + i v``."""
+        return on_parts(self.operator.apply, x, len(self.in_shape), self.batch_shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """``A^H u + i A^H v`` for ``y = u + i v``."""
+        return on_parts(self.operator.adjoint, y, len(self.out_shape), self.batch_shape)
+
+    def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The same operator on another device, or in another complex dtype, or both."""
+        if isinstance(device, torch.dtype):
+            return self.to(dtype=device)
+        if dtype is not None and not dtype.is_complex:
+            return super().to(dtype=dtype)  # which refuses
+        return type(self)(self.operator.to(device, None if dtype is None else dtype.to_real()))
+
+
 class Scaled(LinearOperator):
     """``alpha A``, with ``alpha`` a number or a tensor with one value per batch item."""
 
@@ -57,7 +97,9 @@ class Scaled(LinearOperator):
                 f"alpha: a complex scalar times a real operator ({operator.dtype}); convert the operator first"
             )
         # The dtype is given at once: a Python float would pass through torch's default dtype and lose its last digits.
-        value = torch.as_tensor(alpha, dtype=operator.dtype, device=operator.device)
+        # It keeps all of them beside an operator whose dtype is still to come.
+        dtype = operator.dtype if operator.is_complex or not adopts_dtype(operator) else torch.float64
+        value = torch.as_tensor(alpha, dtype=dtype, device=operator.device)
         super().__init__(
             operator.in_shape,
             operator.out_shape,
@@ -78,7 +120,7 @@ class Scaled(LinearOperator):
 
     @staticmethod
     def _scale(alpha: Tensor, tensor: Tensor, item_shape: tuple[int, ...]) -> Tensor:
-        return alpha.reshape(*alpha.shape, *(1 for _ in item_shape)) * tensor
+        return alpha.to(tensor.dtype).reshape(*alpha.shape, *(1 for _ in item_shape)) * tensor
 
 
 class Sum(LinearOperator):
@@ -87,7 +129,7 @@ class Sum(LinearOperator):
     _only_torch = True
 
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
-        self.operators = tuple(_flatten(operators, Sum))
+        self.operators = _flatten(operators, Sum)
         first = self.operators[0]
         for other in self.operators[1:]:
             if (other.in_shape, other.out_shape) != (first.in_shape, first.out_shape):
@@ -112,7 +154,7 @@ class Product(LinearOperator):
     _only_torch = True
 
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
-        self.operators = tuple(_flatten(operators, Product))
+        self.operators = _flatten(operators, Product)
         for left, right in zip(self.operators[:-1], self.operators[1:], strict=True):
             if left.in_shape != right.out_shape:
                 raise ShapeError(
@@ -151,13 +193,15 @@ class _Blocks:
             self.shape = (sum(self.sizes),)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        batch = torch.broadcast_shapes(
+        batch = broadcast_shapes(
             *(part.shape[: part.ndim - len(shape)] for part, shape in zip(parts, self.shapes, strict=True))
         )
         parts = [part.expand(*batch, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
         if self.along_first:
             return torch.cat(parts, dim=-len(self.shape))
-        return torch.cat([part.reshape(*batch, -1) for part in parts], dim=-1)
+        return torch.cat(
+            [part.flatten(len(batch)) if part.ndim > len(batch) else part[..., None] for part in parts], -1
+        )
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         parts = tensor.split(self.sizes, dim=-len(self.shape))
@@ -308,22 +352,20 @@ def _operators(where: str, operators: Sequence[LinearOperator]) -> tuple[LinearO
     for index, operator in enumerate(operators):
         if not isinstance(operator, LinearOperator):
             raise ArgumentTypeError(f"{where}: item {index} is {type(operator).__name__}, expected a LinearOperator")
-    return operators
+    return of_one_dtype(where, operators)
 
 
-def _flatten(operators: Sequence[LinearOperator], kind: type[Sum] | type[Product]) -> list[LinearOperator]:
+def _flatten(operators: Sequence[LinearOperator], kind: type[Sum] | type[Product]) -> tuple[LinearOperator, ...]:
     flat: list[LinearOperator] = []
-    for operator in _operators(kind.__name__.lower(), operators):
+    for operator in operators:
         flat.extend(operator.operators if isinstance(operator, kind) else [operator])
-    return flat
+    return _operators(kind.__name__.lower(), flat)
 
 
 def _common(where: str, operators: Sequence[LinearOperator]) -> dict[str, Any]:
     """dtype, device and batch_shape that the operators share."""
     first = operators[0]
     for other in operators[1:]:
-        if other.dtype != first.dtype:
-            raise DtypeError(f"{where}: operators have different dtypes, {first.dtype} and {other.dtype}")
         if other.device != first.device:
             raise DeviceError(f"{where}: operators live on different devices, {first.device} and {other.device}")
     batch_shape = _broadcast(where, [operator.batch_shape for operator in operators])
@@ -332,7 +374,7 @@ def _common(where: str, operators: Sequence[LinearOperator]) -> dict[str, Any]:
 
 def _broadcast(where: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     try:
-        return tuple(torch.broadcast_shapes(*shapes))
+        return tuple(broadcast_shapes(*shapes))
     except RuntimeError:
         raise ShapeError(f"{where}: batch dimensions {list(shapes)} do not broadcast") from None
 

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentTypeError, DeviceError, DtypeError, ShapeError
+from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.dtypes import canonical_device, for_dtype, remedy
 from lsconv.operators.finiteness import require_finite
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ class LinearOperator:
     Args:
         in_shape: shape of one input item, without batch dimensions.
         out_shape: shape of one output item, without batch dimensions.
-        dtype: dtype of inputs and outputs.
+        dtype: dtype of inputs and outputs; None: that of what the operator meets (see :meth:`for_dtype`), and torch's
+            default until then.
         device: device of inputs and outputs.
         batch_shape: batch dimensions of the operator itself; broadcasts with those of the inputs.
 
@@ -59,6 +62,8 @@ class LinearOperator:
     # Whether apply and adjoint of this very class may be recorded; see `capturable`.
     _only_torch: ClassVar[bool] = False
 
+    _dtype_omitted: bool = False  # see `for_dtype`
+
     # numpy must leave `number * A` to __rmul__ instead of making an array of operators.
     __array_ufunc__ = None
 
@@ -67,14 +72,15 @@ class LinearOperator:
         in_shape: Sequence[int],
         out_shape: Sequence[int],
         *,
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
         device: torch.device | str,
         batch_shape: Sequence[int] = (),
     ) -> None:
         self.in_shape = _item_shape("in_shape", in_shape)
         self.out_shape = _item_shape("out_shape", out_shape)
         self.batch_shape = tuple(int(size) for size in batch_shape)
-        self.dtype = dtype
+        self._dtype_omitted = dtype is None
+        self.dtype = dtype = torch.get_default_dtype() if dtype is None else dtype
         self.device = canonical_device(device)
         if not (dtype.is_floating_point or dtype.is_complex):
             raise DtypeError(f"dtype: expected a floating-point or complex dtype, got {dtype}")
@@ -92,7 +98,9 @@ class LinearOperator:
     # ------------------------------------------------------------------ use
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``A x``, after checking shape, dtype and device of ``x``."""
+        """``A x``, after checking shape, dtype and device of ``x``; a real operator takes complex ``x`` too."""
+        if isinstance(x, Tensor) and x.dtype != self.dtype:
+            self = for_dtype(self, x.dtype, once=True)
         self.check_input(x)
         return self.apply(x)
 
@@ -164,29 +172,28 @@ class LinearOperator:
     def _check(self, tensor: Any, name: str, which: str, finite: bool) -> tuple[int, ...]:
         item_shape: tuple[int, ...] = getattr(self, which)
         if not isinstance(tensor, Tensor):
+            hint = f"; convert with torch.from_numpy({name})" if _is_numpy(tensor) else ""
+            if hasattr(tensor, "mask"):
+                hint = f"; convert {name}.data, and give lsconv.Mask(~mask) @ A for A, so that the mask is not lost"
             raise ArgumentTypeError(f"{name}: expected a torch.Tensor of shape (*batch, {_inside(item_shape)}), "
-                                    f"got {type(tensor).__name__}")  # fmt: skip
+                                    f"got {type(tensor).__name__}{hint}")  # fmt: skip
         split = tensor.ndim - len(item_shape)
         if split < 0 or tuple(tensor.shape[split:]) != item_shape:
-            batch_text = (
-                "too few dimensions" if split < 0 else f"batch dimensions understood: {tuple(tensor.shape[:split])}"
-            )
-            raise ShapeError(
-                f"{name}: shape {tuple(tensor.shape)} does not end with {which} {item_shape} ({batch_text})"
-            )
+            found = "too few dimensions" if split < 0 else f"batch dimensions understood: {tuple(tensor.shape[:split])}"
+            raise ShapeError(f"{name}: shape {tuple(tensor.shape)} does not end with {which} {item_shape} ({found})")
         if tensor.dtype != self.dtype:
             raise DtypeError(f"{name}: dtype {tensor.dtype} differs from the operator's {self.dtype}; "
-                             f"convert with {name}.to({self.dtype}) or A.to(dtype=...)")  # fmt: skip
+                             f"{remedy(name, tensor.dtype, 'A', self.dtype)}")  # fmt: skip
         if tensor.device != self.device:
-            raise DeviceError(f"{name}: device {tensor.device} differs from the operator's {self.device}; "
-                              f"move one with .to(device)")  # fmt: skip
+            text = f"{name}: device {tensor.device} differs from the operator's {self.device}"
+            raise DeviceError(f"{text}; move one with .to(device)")
         batch = tuple(tensor.shape[:split])
         if self.batch_shape:
             try:
-                torch.broadcast_shapes(batch, self.batch_shape)
+                broadcast_shapes(batch, self.batch_shape)
             except RuntimeError:
-                raise ShapeError(f"{name}: batch dimensions {batch} do not broadcast with the operator's own "
-                                 f"batch_shape {self.batch_shape}") from None  # fmt: skip
+                text = f"{name}: batch dimensions {batch} do not broadcast with the operator's own batch_shape "
+                raise ShapeError(text + str(self.batch_shape)) from None
         if finite:
             require_finite(tensor, name, len(item_shape))
         return batch
@@ -289,6 +296,18 @@ class LinearOperator:
 
         return self._map(convert, target_dtype, target_device)
 
+    def for_dtype(self, dtype: torch.dtype) -> LinearOperator:
+        """The operator for tensors of ``dtype``, where that loses nothing; otherwise itself.
+
+        One made without a dtype (Identity, Mask, Gradient, ... and what is made of these alone) takes that of what it
+        meets. A real operator becomes the same map on complex tensors of its precision.
+
+        Example:
+            >>> lsconv.Identity((3,)).for_dtype(torch.float64)
+            Identity((3,) -> (3,), torch.float64, cpu)
+        """
+        return for_dtype(self, dtype)
+
     def _map(
         self,
         function: Callable[[Tensor], Tensor],
@@ -303,7 +322,7 @@ class LinearOperator:
             if not name.startswith("_cached")
         }
         if dtype is not None:
-            clone.dtype = dtype
+            clone.dtype, clone._dtype_omitted = dtype, False
         if device is not None:
             clone.device = device
         return clone
@@ -334,22 +353,18 @@ class LinearOperator:
     def __matmul__(self, other: Any) -> Any:
         from lsconv.operators.algebra import Product
 
-        if isinstance(other, Tensor):
+        if isinstance(other, Tensor) or _is_numpy(other):
             return self(other)
         return Product([self, other]) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __rmatmul__(self, other: Any) -> Any:
+        if isinstance(other, Tensor) or _is_numpy(other):
+            raise ArgumentTypeError("x @ A: an operator stands on the left; write (A.H @ x.conj()).conj()")
+        return NotImplemented
 
     def __repr__(self) -> str:
         batch = f", batch_shape={self.batch_shape}" if self.batch_shape else ""
         return f"{type(self).__name__}({self.in_shape} -> {self.out_shape}, {self.dtype}, {self.device}{batch})"
-
-
-def canonical_device(device: torch.device | str) -> torch.device:
-    """``device`` as tensors report it: ``cuda`` becomes ``cuda:<current>``."""
-    canonical = torch.device(device)
-    index: int | None = canonical.index
-    if canonical.type == "cuda" and index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return canonical
 
 
 def _item_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
@@ -361,6 +376,10 @@ def _item_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
 
 def _is_scalar(value: Any) -> bool:
     return isinstance(value, (numbers.Number, Tensor))
+
+
+def _is_numpy(value: Any) -> bool:
+    return type(value).__module__.split(".")[0] == "numpy"
 
 
 def _inside(shape: tuple[int, ...]) -> str:

@@ -7,12 +7,52 @@ sharing items first and the others, one block each, behind them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["batch_order", "in_blocks", "in_items"]
+__all__ = ["batch_order", "broadcast_shapes", "in_blocks", "in_items", "on_parts"]
 
 _Shape = tuple[int, ...]
+
+
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """The shape that tensors of these shapes broadcast to.
+
+    ``torch.broadcast_shapes`` does the same, but imports SymPy when it is first called.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast.
+
+    Example:
+        >>> from lsconv.operators.batch_layout import broadcast_shapes
+        >>> broadcast_shapes((2,), (3, 1), ())
+        torch.Size([3, 2])
+    """
+    sizes = [1] * max(map(len, shapes), default=0)
+    for shape in shapes:
+        for index, size in enumerate(reversed(shape), start=1):
+            if size not in (1, sizes[-index]):
+                if sizes[-index] != 1:
+                    raise RuntimeError(f"shapes {[tuple(shape) for shape in shapes]} do not broadcast")
+                sizes[-index] = size
+    return torch.Size(sizes)
+
+
+def on_parts(function: Callable[[Tensor], Tensor], x: Tensor, item_ndim: int, own_shape: _Shape) -> Tensor:
+    """A real linear function of complex ``x``: of its real and imaginary parts, as one batch.
+
+    Args:
+        function: of real tensors ``(*batch, *item)``.
+        x: complex, ``(*batch, *item)``.
+        item_ndim: number of dimensions of an item.
+        own_shape: the operator's batch shape.
+    """
+    missing = max(len(own_shape) - (x.ndim - item_ndim), 0)
+    parts = torch.stack([x.real, x.imag])
+    real, imaginary = function(parts.reshape(2, *(1 for _ in range(missing)), *x.shape)).unbind(0)
+    return torch.complex(real, imaginary)
 
 
 def batch_order(batch_ndim: int, own_shape: _Shape) -> tuple[list[int], list[int]]:
@@ -38,7 +78,7 @@ def in_blocks(x: Tensor, item_ndim: int, own_shape: _Shape) -> tuple[Tensor, _Sh
     batch = tuple(x.shape[: x.ndim - item_ndim])
     if own_shape:
         item = x.shape[x.ndim - item_ndim :]
-        batch = tuple(torch.broadcast_shapes(batch, own_shape))
+        batch = tuple(broadcast_shapes(batch, own_shape))
         x = x.expand(*batch, *item)
     shared, own = batch_order(len(batch), own_shape)
     return (x.permute(*shared, *own, *range(len(batch), x.ndim)) if own else x), batch

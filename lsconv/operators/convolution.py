@@ -20,7 +20,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
 from lsconv.operators.arguments import check_weight, positive_ints, resolve_padding, spatial_dimensions
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import batch_order, in_blocks, in_items
+from lsconv.operators.batch_layout import batch_order, in_blocks, in_items, on_parts
 from lsconv.operators.direct_convolution import DirectConvolution
 from lsconv.operators.fft_convolution import FrequencyGrid, direct_cost, fft_cost
 from lsconv.operators.padding import check_pairs
@@ -181,6 +181,8 @@ class Convolution(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         """The convolution of ``x``."""
+        if x.is_complex() and not self.is_complex:
+            return on_parts(self.apply, x, len(self.in_shape), self.batch_shape)
         items, batch = self._items_to_channels(x, self.in_shape)
         if self._uses_fft(len(items), transposed=False):
             y = self._grid.apply(items, self._spectrum())
@@ -190,6 +192,8 @@ class Convolution(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The transposed convolution of ``y``, of the inputs' size, and the adjoint of the padding."""
+        if y.is_complex() and not self.is_complex:
+            return on_parts(self.adjoint, y, len(self.out_shape), self.batch_shape)
         items, batch = self._items_to_channels(y, self.out_shape)
         weight, groups = self._grouped_weight()
         if self._uses_fft(len(items), transposed=True):
@@ -219,7 +223,7 @@ class Convolution(LinearOperator):
 
     def _uses_fft(self, items: int, transposed: bool) -> bool:
         """Whether the FFT serves ``items`` batch items, by request or because it should be clearly faster."""
-        if self.backend == "direct" or self.dtype in _HALF:
+        if self.backend == "direct" or self.dtype in _HALF or items == 0:  # FFTs of nothing are refused by some
             return False
         if self.backend == "fft":
             return True

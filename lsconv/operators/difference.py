@@ -44,7 +44,7 @@ class _Difference(LinearOperator):
         super().__init__(
             shape,
             (*components, *shape),
-            dtype=torch.get_default_dtype() if dtype is None else dtype,
+            dtype=dtype,
             device=device,
         )
         self.ndim = ndim
@@ -87,7 +87,7 @@ class Gradient(_Difference):
         ndim: number of spatial axes, the last ones of ``shape``.
         boundary: ``"neumann"``, ``"periodic"`` or ``"dirichlet"``.
         spacing: distance h of neighbouring cells, a number or one per spatial axis.
-        dtype: dtype of inputs and outputs; torch's default when omitted.
+        dtype: dtype of inputs and outputs; when omitted that of what it meets, and torch's default until then.
         device: device of inputs and outputs.
 
     Attributes:
@@ -173,7 +173,7 @@ class Laplacian(_Difference):
         ndim: number of spatial axes, the last ones of ``shape``.
         boundary: ``"neumann"``, ``"periodic"`` or ``"dirichlet"``.
         spacing: distance h of neighbouring cells, a number or one per spatial axis.
-        dtype: dtype of inputs and outputs; torch's default when omitted.
+        dtype: dtype of inputs and outputs; when omitted that of what it meets, and torch's default until then.
         device: device of inputs and outputs.
 
     Attributes:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentTypeError, DtypeError, ShapeError
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import on_parts
 from lsconv.operators.finiteness import require_finite
 
 __all__ = ["Crop", "Dense", "Diagonal", "FromFunctions", "Identity", "Mask"]
@@ -24,7 +25,7 @@ class Identity(LinearOperator):
 
     Args:
         shape: shape of one item.
-        dtype: dtype of inputs and outputs; torch's default when omitted.
+        dtype: dtype of inputs and outputs; when omitted that of what it meets, and torch's default until then.
         device: device of inputs and outputs.
 
     Example:
@@ -37,7 +38,7 @@ class Identity(LinearOperator):
     def __init__(
         self, shape: Sequence[int], dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
     ) -> None:
-        super().__init__(shape, shape, dtype=torch.get_default_dtype() if dtype is None else dtype, device=device)
+        super().__init__(shape, shape, dtype=dtype, device=device)
 
     def apply(self, x: Tensor) -> Tensor:
         """``x``."""
@@ -88,12 +89,12 @@ class Mask(LinearOperator):
     """Multiplication by a 0/1 mask: entries where ``mask`` is False become zero. An orthogonal projection.
 
     Entries are *selected*, not multiplied, so whatever stands where the mask is False (NaN for missing data) is
-    ignored.
+    ignored; in the data of a solve with ``Mask @ A`` too, where it counts neither in x nor in the residual.
 
     Args:
         mask: bool tensor of shape ``(*batch_shape, *shape)``, True where entries are kept.
         batch_ndim: how many leading dimensions of ``mask`` are batch dimensions.
-        dtype: dtype of inputs and outputs; torch's default when omitted.
+        dtype: dtype of inputs and outputs; when omitted that of what it meets, and torch's default until then.
 
     Raises:
         ArgumentTypeError: ``mask`` is no tensor.
@@ -111,7 +112,6 @@ class Mask(LinearOperator):
         shape, batch_shape = _split_shape("mask", mask, batch_ndim)
         if mask.dtype != torch.bool:
             raise DtypeError(f"mask: expected dtype torch.bool, got {mask.dtype}; write mask != 0")
-        dtype = torch.get_default_dtype() if dtype is None else dtype
         super().__init__(shape, shape, dtype=dtype, device=mask.device, batch_shape=batch_shape)
         self.mask = mask
 
@@ -131,7 +131,7 @@ class Crop(LinearOperator):
         shape: shape of one input item.
         start: first cell kept, one int per cropped axis (counted from the last), or one int for all axes of ``shape``.
         size: number of cells kept, in the same way.
-        dtype: dtype of inputs and outputs; torch's default when omitted.
+        dtype: dtype of inputs and outputs; when omitted that of what it meets, and torch's default until then.
         device: device of inputs and outputs.
 
     Raises:
@@ -169,7 +169,7 @@ class Crop(LinearOperator):
         super().__init__(
             shape,
             (*shape[:-axes], *sizes),
-            dtype=torch.get_default_dtype() if dtype is None else dtype,
+            dtype=dtype,
             device=device,
         )
         self.start = starts
@@ -252,6 +252,9 @@ class Dense(LinearOperator):
         return self._multiply(self.matrix.mH, y, self.out_shape, self.in_shape)
 
     def _multiply(self, matrix: Tensor, x: Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
+        if x.is_complex() and not self.is_complex:
+            by_parts = lambda part: self._multiply(matrix, part, source, target)
+            return on_parts(by_parts, x, len(source), self.batch_shape)
         batch = x.shape[: x.ndim - len(source)]
         # Batch dimensions beyond the matrix's own become the columns of one matrix product.
         extra = max(len(batch) - len(self.batch_shape), 0)

@@ -27,7 +27,7 @@ def require_finite(tensor: Tensor, name: str, item_ndim: int) -> None:
 
     The last ``item_ndim`` dimensions are the item's, those before them are batch dimensions.
     """
-    if hidden_by_vmap(tensor):
+    if hidden_by_vmap(tensor) or tensor.is_meta:
         return
     # NaN and infinity survive a sum: one pass clears nearly every tensor. The sum of finite numbers may overflow.
     if bool(torch.isfinite(tensor.detach().sum())):

@@ -45,7 +45,7 @@ def pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str = "zeros") -> Ten
     if not any(map(any, pairs)):
         return x
     flat_pairs = [amount for pair in reversed(pairs) for amount in pair]
-    if mode == "zeros":
+    if mode == "zeros" or x.numel() == 0:  # torch's other modes refuse an empty batch
         return torch.nn.functional.pad(x, flat_pairs)
     axes = len(pairs)
     # The other modes of torch take exactly one batch and one channel dimension in front of the padded axes.
@@ -159,7 +159,7 @@ class Pad(LinearOperator):
             ``(left, right)`` pair. ``shape=(3, 8, 8), padding=(1, 2)`` pads the last two axes.
         mode: ``"zeros"``, ``"circular"`` (at most the size), ``"reflect"`` (at most the size minus one) or
             ``"replicate"``.
-        dtype: dtype of inputs and outputs; torch's default when omitted.
+        dtype: dtype of inputs and outputs; when omitted that of what it meets, and torch's default until then.
         device: device of inputs and outputs.
 
     Raises:
@@ -204,7 +204,7 @@ class Pad(LinearOperator):
         super().__init__(
             shape,
             (*shape[: -len(pairs)], *padded),
-            dtype=torch.get_default_dtype() if dtype is None else dtype,
+            dtype=dtype,
             device=device,
         )
         self.padding = pairs

@@ -48,7 +48,7 @@ def test_messages_name_the_argument_as_the_caller_knows_it(A: Any, y: torch.Tens
 
 
 @every_method
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.int64])
 def test_wrong_dtype_names_both_dtypes(A: Any, y: torch.Tensor, method: str, dtype: torch.dtype) -> None:
     with pytest.raises(DtypeError, match=rf"{dtype}.*torch.float64"):
         lsconv.lstsq(A, y.to(dtype), method=method)
@@ -64,12 +64,6 @@ def test_wrong_device_names_both_devices(A: Any, y: torch.Tensor, method: str) -
 def test_a_list_is_not_a_tensor(A: Any, method: str) -> None:
     with pytest.raises(ArgumentTypeError, match="list"):
         lsconv.lstsq(A, [1.0, 2.0], method=method)
-
-
-@every_method
-def test_an_empty_batch_is_refused(A: Any, y: torch.Tensor, method: str) -> None:
-    with pytest.raises(ShapeError, match="empty"):
-        lsconv.lstsq(A, y[:0], method=method)
 
 
 @every_method

@@ -196,7 +196,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(lsconv.LsconvError, match="L: in_shape"):
         lsconv.tikhonov(A, y, 1.0, L=lsconv.Gradient((1, 9, 9), dtype=DOUBLE))
     with pytest.raises(lsconv.LsconvError, match="L: dtype"):
-        lsconv.tikhonov(A, y, 1.0, L=lsconv.Gradient(A.in_shape))
+        lsconv.tikhonov(A, y, 1.0, L=lsconv.Gradient(A.in_shape, dtype=torch.float32))
     with pytest.raises(lsconv.LsconvError, match="x_prior"):
         lsconv.tikhonov(A, y, 1.0, x_prior=torch.zeros(2, 2, dtype=DOUBLE))
     with pytest.raises(lsconv.LsconvError, match="noise_std"):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+import lsconv
 from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, NonFiniteError, ShapeError
 from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
@@ -227,3 +228,18 @@ def test_inputs_are_left_alone(solver: Solver) -> None:
     copies = A.clone(), b.clone(), x0.clone()
     solver(A, b, x0=x0)
     assert all(torch.equal(tensor, copy) for tensor, copy in zip((A, b, x0), copies, strict=True))
+
+
+@pytest.mark.parametrize("method", [lsconv.lsmr, lsconv.lsqr, lsconv.cgls, lsconv.craig])
+@pytest.mark.parametrize("side", ["M", "N"])
+def test_the_identity_as_preconditioner_changes_nothing(method, side):
+    """It gives back its argument, which was then scaled twice."""
+    A = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    A = A if side == "N" else A.T
+    b = torch.ones(len(A), dtype=torch.float64)
+    if method is lsconv.craig:
+        A, b = A[:4, :4], b[:4]
+    plain = method(A, b)
+    found = method(A, b, **{side: lsconv.Identity((len(b) if side == "M" else A.shape[1],))})
+    assert found.iterations <= plain.iterations + 1
+    assert torch.allclose(found.x, plain.x)

@@ -1,0 +1,82 @@
+"""Dtype and device of an operator beside those of what it meets: adopted, made complex, or refused with advice."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from lsconv.errors import DtypeError
+
+if TYPE_CHECKING:
+    from lsconv.operators.base import LinearOperator
+
+__all__ = ["adopts_dtype", "canonical_device", "for_dtype", "of_one_dtype", "remedy"]
+
+
+def for_dtype(A: LinearOperator, dtype: torch.dtype, *, once: bool = False) -> LinearOperator:
+    """A for tensors of ``dtype``; see :meth:`LinearOperator.for_dtype`.
+
+    Args:
+        A: the operator.
+        dtype: of the tensors.
+        once: it is for one application, so that a copy of its tensors in a complex dtype is not worth it.
+    """
+    from lsconv.operators.algebra import Complexified
+
+    if dtype == A.dtype or not (dtype.is_floating_point or dtype.is_complex):
+        return A
+    if adopts_dtype(A):
+        return A.to(dtype=dtype)
+    if A.is_complex or not dtype.is_complex or dtype.to_real() != A.dtype:
+        return A
+    return A.to(dtype=dtype) if _converts(A) and not once else Complexified(A)
+
+
+def adopts_dtype(A: LinearOperator) -> bool:
+    """Whether A, or all that it is made of, was made without a dtype."""
+    parts = A._parts()
+    return A._dtype_omitted or (bool(parts) and all(map(adopts_dtype, parts)))
+
+
+def _converts(A: LinearOperator) -> bool:
+    """Whether ``A.to`` gives what acts on complex tensors; functions and classes from elsewhere may not."""
+    known = type(A).__dict__.get("_only_torch", False) and type(A)._map.__qualname__ == "LinearOperator._map"
+    return known and all(map(_converts, A._parts()))
+
+
+def of_one_dtype(where: str, operators: Sequence[LinearOperator]) -> tuple[LinearOperator, ...]:
+    """The operators in the dtype of those that have one of their own, which real ones beside complex ones share."""
+    own = [operator.dtype for operator in operators if not adopts_dtype(operator)]
+    if not own:
+        return tuple(operators)
+    dtype = functools.reduce(torch.promote_types, own)
+    result = tuple(operator.for_dtype(dtype) for operator in operators)
+    for operator in result:
+        if operator.dtype != dtype:
+            others = " and ".join(dict.fromkeys(map(str, own)))
+            raise DtypeError(
+                f"{where}: operators have different dtypes, {others}; convert {operator!r} with .to(dtype={dtype})"
+            )
+    return result
+
+
+def remedy(name: str, given: torch.dtype, other: str, own: torch.dtype) -> str:
+    """Advice about two dtypes that differ, by which no digit and no imaginary part is lost."""
+    both = torch.promote_types(given, own)
+    if both == own:
+        return f"convert with {name}.to(dtype={both})"
+    if both == given:
+        return f"convert the operator with {other}.to(dtype={both})"
+    return f"convert both, with {name}.to(dtype={both}) and {other}.to(dtype={both})"
+
+
+def canonical_device(device: torch.device | str) -> torch.device:
+    """``device`` as tensors report it: ``cuda`` becomes ``cuda:<current>``."""
+    canonical = torch.device(device)
+    index: int | None = canonical.index
+    if canonical.type == "cuda" and index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return canonical
