@@ -10,27 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError, warn
-from lsconv.factored.singular_values import SingularValuePlan
+from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.fourier.precision import direct_rtol
-from lsconv.inverse.route import BORDER_PLANS, KrylovPlan, Plan, fallback, route
-from lsconv.krylov.batch import ItemSpace
+from lsconv.inverse.route import BORDER_PLANS, KrylovPlan, Plan, route
+from lsconv.inverse.solve import Fallback, solve
 from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.followed import parameters_of
 from lsconv.krylov.implicit import adjoint_answer, attach, follows, start_as_prior
 from lsconv.krylov.numbers import checks_numbers
 from lsconv.krylov.problem import as_complex, as_operator, check_damp, prepare
-from lsconv.krylov.solution import Solution, Status, together
+from lsconv.krylov.solution import Solution, together
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, on_parts
 from lsconv.operators.finiteness import hidden_by_vmap
 from lsconv.operators.untraced import untraced
 
 __all__ = ["PseudoInverse", "lstsq", "pinv"]
-
-_SECOND_OPINION_ITERATIONS = 500
-_COMMON = {"rtol", "atol", "max_iter"}
-_KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart", "rule", "noise_std", "safety"}
 
 
 @untraced
@@ -129,7 +124,7 @@ def lstsq(
         own = {name for name in ("x0", "callback", "max_iter") if options.get(name) is not None}
         asked = method == "auto" and (not own or isinstance(plan, BORDER_PLANS))
         second = Fallback(A, damp, plan) if asked else None
-        solution = _solve(plan, problem.y, problem.broken, second=second, **options)
+        solution = solve(plan, problem.y, problem.broken, second=second, **options)
         if method == "hybrid":  # the backward pass takes the damping as chosen
             return solution, KrylovPlan(A, solution.damp, "lsmr")
         return solution, plan if second is None else second.answering
@@ -139,112 +134,6 @@ def lstsq(
     if "x0" in options:
         options["x0"] = as_complex(options["x0"], A)
     return attach(run, A, y, damp=damp, x_prior=start_as_prior(A, damp, options.get("x0")), rtol=rtol)
-
-
-def _solve(
-    plan: Plan,
-    y: Tensor,
-    broken: Tensor,
-    *,
-    second: Fallback | None = None,
-    raise_on_failure: bool = False,
-    **options: Any,
-) -> Solution:
-    """Solve with a plan, mark the items whose data are not finite, and report those that did not converge."""
-    max_iter = options.get("max_iter")
-    if max_iter is not None and (isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 0):
-        raise ArgumentError(f"max_iter: expected an integer >= 0 or None, got {max_iter!r}")
-    unknown = sorted(set(options) - _COMMON - _KRYLOV_ONLY)
-    if unknown:
-        raise ArgumentTypeError(
-            f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | _KRYLOV_ONLY))}"
-        )
-    if isinstance(plan, KrylovPlan):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            solution = plan.solve(y, **options)
-    else:
-        extra = sorted(set(options) & _KRYLOV_ONLY)
-        if extra:
-            raise MethodError(
-                f"{', '.join(extra)}: {plan!r} takes no such option; ask for method='lsmr' or another Krylov method"
-            )
-        solution = plan.solve(y, **options)
-    if second is not None:
-        solution = _second_opinion(solution, second, y, options)
-    if bool(broken.any()):
-        solution = without_items(solution, broken)
-    failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
-    if bool(failed.any()):
-        text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r}). {solution.failure_text()}"
-        if raise_on_failure:
-            raise ConvergenceError(text)
-        warn(text)
-    return solution
-
-
-def _second_opinion(solution: Solution, second: Fallback, y: Tensor, options: dict[str, Any]) -> Solution:
-    """The fallback's answer for the items that the plan left unconverged, or not certified to be of minimum norm.
-
-    A rank-deficient operator whose other singular values are well separated from zero is no trouble for LSMR; one whose
-    singular values fall to zero gradually is, and then the one that fits the data better stays.
-    """
-    doubtful = ~solution.converged
-    if not bool(doubtful.any()):
-        return solution
-    plan = second.plan()
-    if plan is None:
-        return solution
-    limit = {"max_iter": _SECOND_OPINION_ITERATIONS} if isinstance(plan, KrylovPlan) else {}
-    asked = {name: value for name, value in options.items() if name in _COMMON}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        other = plan.solve(y, **{**asked, **limit})
-    objectives = [
-        torch.hypot(answer.residual_norm, answer.damp * ItemSpace(second.A.in_shape, y.dtype, y.device).norm(answer.x))
-        for answer in (solution, other)
-    ]
-    undecided = other.codes == Status.RANK_UNDECIDED.code
-    better = doubtful & (other.converged | undecided | (objectives[1] < objectives[0]))
-    items = better.reshape(*better.shape, *(1 for _ in second.A.in_shape))
-    rank = solution.rank
-    if other.rank is not None:
-        rank = other.rank if rank is None else torch.where(better, other.rank, rank)
-    return replace(
-        solution,
-        x=torch.where(items, other.x, solution.x),
-        codes=torch.where(better, other.codes, solution.codes),
-        converged=solution.converged | (better & other.converged),
-        iterations=torch.where(better, other.iterations, solution.iterations),
-        residual_norm=torch.where(better, other.residual_norm, solution.residual_norm),
-        gradient_norm=torch.where(better, other.gradient_norm, solution.gradient_norm),
-        rank=rank,
-    )
-
-
-class Fallback:
-    """The plan of :func:`~lsconv.inverse.route.fallback`, made when an item first needs it.
-
-    Args:
-        A: the operator.
-        damp: the damping.
-        first: the plan whose unconverged items it answers.
-    """
-
-    def __init__(self, A: LinearOperator, damp: float | Tensor, first: Plan) -> None:
-        self.A, self.damp, self.first = A, damp, first
-        self._plan: KrylovPlan | SingularValuePlan | None = None
-
-    def plan(self) -> KrylovPlan | SingularValuePlan | None:
-        """The plan; None where there is no other way."""
-        if self._plan is None:
-            self._plan = fallback(self.A, self.damp, self.first)
-        return self._plan
-
-    @property
-    def answering(self) -> Plan:
-        """The plan whose answer there is: the fallback where it was asked, else the first."""
-        return self.first if self._plan is None else self._plan
 
 
 def _nan_items(
@@ -257,19 +146,6 @@ def _nan_items(
     good = finite.flatten(given.ndim - len(item)).all(-1)
     answer = function(torch.where(good.reshape(*good.shape, *(1 for _ in item)), given, 0))
     return torch.where(good.reshape(*good.shape, *(1 for _ in result)), answer, torch.nan)
-
-
-def without_items(solution: Solution, broken: Tensor) -> Solution:
-    """The solution with NaN and :attr:`Status.NON_FINITE` for the broken items."""
-    x = solution.x
-    return replace(
-        solution,
-        x=x.masked_fill(broken.reshape(*broken.shape, *(1 for _ in range(x.ndim - broken.ndim))), torch.nan),
-        codes=torch.where(broken, Status.NON_FINITE.code, solution.codes),
-        converged=solution.converged & ~broken,
-        residual_norm=solution.residual_norm.masked_fill(broken, torch.nan),
-        gradient_norm=solution.gradient_norm.masked_fill(broken, torch.nan),
-    )
 
 
 @untraced
@@ -385,7 +261,7 @@ class PseudoInverse(LinearOperator):
         if not bool(missed.any()):
             return x
         healthy = torch.zeros(missed.shape, dtype=torch.bool, device=missed.device)
-        return _solve(self.plan, y, healthy, second=second).x
+        return solve(self.plan, y, healthy, second=second).x
 
     def _backward(self, v: Tensor) -> Tensor:
         second = self._second()
@@ -422,7 +298,7 @@ class PseudoInverse(LinearOperator):
             problem = prepare(self.operator, y, damp=damp, check_finite=check_finite, name="y")
             options.update(raise_on_failure=raise_on_failure)
             second = self._second()
-            solution = _solve(self.plan, problem.y, problem.broken, second=second, **options)
+            solution = solve(self.plan, problem.y, problem.broken, second=second, **options)
             return solution, self.plan if second is None else second.answering
 
         self.operator.check_output(y, "y")

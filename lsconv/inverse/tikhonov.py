@@ -13,7 +13,6 @@ from torch import Tensor
 from lsconv.errors import (
     ArgumentError,
     ArgumentTypeError,
-    ConvergenceError,
     ConvergenceWarning,
     DeviceError,
     DtypeError,
@@ -25,8 +24,8 @@ from lsconv.errors import (
 from lsconv.fourier.precision import direct_rtol
 from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.stacked import StackedPlan, stacked_data, stacked_solution
-from lsconv.inverse.lstsq import without_items
 from lsconv.inverse.route import KrylovPlan, Plan, route
+from lsconv.inverse.solve import Fallback, report, second_opinion, without_items
 from lsconv.krylov.backward import Inverse
 from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.implicit import attach
@@ -150,7 +149,11 @@ def tikhonov(
                     plan = KrylovPlan(A, damping, plan.method, (None, side))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                solution = _with_prior(plan, A, problem.y, damping, x_prior, options)
+                # a start stays in the answer, and who limits the iterations wants these
+                asked = method == "auto" and x0 is None and max_iter is None
+                second = Fallback(A, damping, plan) if asked else None
+                solution = _with_prior(plan, A, problem.y, damping, x_prior, options, second)
+                plan = plan if second is None else second.answering
         else:
             plan = penalty_plan(A, L, damping, method=method, memory_limit=memory_limit)
             if isinstance(plan, KrylovStack):
@@ -272,13 +275,22 @@ class PenalisedBackward:
 
 
 def _with_prior(
-    plan: Plan, A: LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None, options: dict[str, Any]
+    plan: Plan,
+    A: LinearOperator,
+    y: Tensor,
+    damp: Tensor,
+    x_prior: Tensor | None,
+    options: dict[str, Any],
+    second: Fallback | None,
 ) -> Solution:
     """Solve for ``x - x_prior`` and certify ``x``."""
-    if x_prior is None:
-        return plan.solve(y, **options)
-    prior = x_prior.detach()
-    solution = plan.solve(y - A.apply(prior), **options)
+    prior = None if x_prior is None else x_prior.detach()
+    data = y if prior is None else y - A.apply(prior)
+    solution = plan.solve(data, **options)
+    if second is not None:
+        solution = second_opinion(solution, second, data, options)
+    if prior is None:
+        return solution
     precise = A.to(dtype=torch.complex128 if A.is_complex else torch.float64) if isinstance(A, Convolution) else A
     # the default of the method that solved
     rtol = direct_rtol(A.dtype) if options["rtol"] is None and not isinstance(plan, KrylovPlan) else options["rtol"]
@@ -336,13 +348,3 @@ def _check_prior(x_prior: Any, A: LinearOperator) -> Tensor | None:
         )
     A.check_input(x_prior, "x_prior", finite=True)
     return x_prior
-
-
-def report(solution: Solution, plan: object, raise_on_failure: bool) -> None:
-    """Warn of the items that did not converge, or raise."""
-    failed = ~solution.converged
-    if bool(failed.any()):
-        text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r}). {solution.failure_text()}"
-        if raise_on_failure:
-            raise ConvergenceError(text)
-        warn(text)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, MethodError, ShapeError, warn
 from lsconv.fourier.penalty import as_convolutions
-from lsconv.inverse.lstsq import without_items
 from lsconv.inverse.proximal import Bounds, Term, gaussian_term, poisson_term, sparsity_term
+from lsconv.inverse.solve import without_items
 from lsconv.inverse.sparse_problem import SparseProblem
 from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.followed import any_followed, parameters_of

@@ -1,0 +1,152 @@
+"""One solve with a plan, as every function of this folder does it: the fallback for what stays open, and the report."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError, warn
+from lsconv.factored.singular_values import SingularValuePlan
+from lsconv.inverse.route import KrylovPlan, Plan, fallback
+from lsconv.krylov.batch import ItemSpace
+from lsconv.krylov.solution import Solution, Status
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["Fallback", "report", "second_opinion", "solve", "without_items"]
+
+# Iterations that LSMR has for an item that the border leaves open.
+_SECOND_OPINION_ITERATIONS = 500
+_COMMON = {"rtol", "atol", "max_iter"}
+_KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart", "rule", "noise_std", "safety"}
+
+
+def solve(
+    plan: Plan,
+    y: Tensor,
+    broken: Tensor,
+    *,
+    second: Fallback | None = None,
+    raise_on_failure: bool = False,
+    **options: Any,
+) -> Solution:
+    """Solve with a plan, mark the items whose data are not finite, and report those that did not converge."""
+    max_iter = options.get("max_iter")
+    if max_iter is not None and (isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 0):
+        raise ArgumentError(f"max_iter: expected an integer >= 0 or None, got {max_iter!r}")
+    unknown = sorted(set(options) - _COMMON - _KRYLOV_ONLY)
+    if unknown:
+        raise ArgumentTypeError(
+            f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | _KRYLOV_ONLY))}"
+        )
+    if isinstance(plan, KrylovPlan):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            solution = plan.solve(y, **options)
+    else:
+        extra = sorted(set(options) & _KRYLOV_ONLY)
+        if extra:
+            raise MethodError(
+                f"{', '.join(extra)}: {plan!r} takes no such option; ask for method='lsmr' or another Krylov method"
+            )
+        solution = plan.solve(y, **options)
+    if second is not None:
+        solution = second_opinion(solution, second, y, options)
+    if bool(broken.any()):
+        solution = without_items(solution, broken)
+    report(solution, plan, raise_on_failure)
+    return solution
+
+
+def report(solution: Solution, plan: object, raise_on_failure: bool) -> None:
+    """Warn of the items that did not converge, or raise.
+
+    Raises:
+        ConvergenceError: with ``raise_on_failure``.
+    """
+    failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
+    if bool(failed.any()):
+        text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r}). {solution.failure_text()}"
+        if raise_on_failure:
+            raise ConvergenceError(text)
+        warn(text)
+
+
+def second_opinion(solution: Solution, second: Fallback, y: Tensor, options: dict[str, Any]) -> Solution:
+    """The fallback's answer for the items that the plan left unconverged, or not certified to be of minimum norm.
+
+    A rank-deficient operator whose other singular values are well separated from zero is no trouble for LSMR; one whose
+    singular values fall to zero gradually is, and then the one that fits the data better stays.
+    """
+    doubtful = ~solution.converged
+    if not bool(doubtful.any()):
+        return solution
+    plan = second.plan()
+    if plan is None:
+        return solution
+    limit = {"max_iter": _SECOND_OPINION_ITERATIONS} if isinstance(plan, KrylovPlan) else {}
+    asked = {name: value for name, value in options.items() if name in _COMMON}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        other = plan.solve(y, **{**asked, **limit})
+    objectives = [
+        torch.hypot(answer.residual_norm, answer.damp * ItemSpace(second.A.in_shape, y.dtype, y.device).norm(answer.x))
+        for answer in (solution, other)
+    ]
+    undecided = other.codes == Status.RANK_UNDECIDED.code
+    better = doubtful & (other.converged | undecided | (objectives[1] < objectives[0]))
+    items = better.reshape(*better.shape, *(1 for _ in second.A.in_shape))
+    rank = solution.rank
+    if other.rank is not None:
+        rank = other.rank if rank is None else torch.where(better, other.rank, rank)
+    return replace(
+        solution,
+        x=torch.where(items, other.x, solution.x),
+        codes=torch.where(better, other.codes, solution.codes),
+        converged=solution.converged | (better & other.converged),
+        iterations=torch.where(better, other.iterations, solution.iterations),
+        residual_norm=torch.where(better, other.residual_norm, solution.residual_norm),
+        gradient_norm=torch.where(better, other.gradient_norm, solution.gradient_norm),
+        rank=rank,
+    )
+
+
+class Fallback:
+    """The plan of :func:`~lsconv.inverse.route.fallback`, made when an item first needs it.
+
+    Args:
+        A: the operator.
+        damp: the damping.
+        first: the plan whose unconverged items it answers.
+    """
+
+    def __init__(self, A: LinearOperator, damp: float | Tensor, first: Plan) -> None:
+        self.A, self.damp, self.first = A, damp, first
+        self._plan: KrylovPlan | SingularValuePlan | None = None
+
+    def plan(self) -> KrylovPlan | SingularValuePlan | None:
+        """The plan; None where there is no other way."""
+        if self._plan is None:
+            self._plan = fallback(self.A, self.damp, self.first)
+        return self._plan
+
+    @property
+    def answering(self) -> Plan:
+        """The plan whose answer there is: the fallback where it was asked, else the first."""
+        return self.first if self._plan is None else self._plan
+
+
+def without_items(solution: Solution, broken: Tensor) -> Solution:
+    """The solution with NaN and :attr:`Status.NON_FINITE` for the broken items."""
+    x = solution.x
+    return replace(
+        solution,
+        x=x.masked_fill(broken.reshape(*broken.shape, *(1 for _ in range(x.ndim - broken.ndim))), torch.nan),
+        codes=torch.where(broken, Status.NON_FINITE.code, solution.codes),
+        converged=solution.converged & ~broken,
+        residual_norm=solution.residual_norm.masked_fill(broken, torch.nan),
+        gradient_norm=solution.gradient_norm.masked_fill(broken, torch.nan),
+    )
