@@ -113,6 +113,7 @@ class Dense:
         cuts = (LEAST_CUT, _MOST_CUT[bits]) if rcond is None else (rcond - ON_THE_CUT, rcond + ON_THE_CUT)
         return np.stack([(self.s > max(cut, 0.0) * self.norm[:, None]).sum(-1) for cut in cuts])
 
+    @np.errstate(over="ignore")
     def judge(
         self,
         x: Array,
@@ -167,7 +168,9 @@ class Dense:
         row = _norms(_over(np.where(kept, np.abs(p - exact), 0), tol * allowed))
         cut = np.hypot(_norms(np.where(kept, 0, p)), outside_x)
         # the decomposition itself is known to eps of float64 only, which a small damp magnifies
-        own = np.where(damp > 0, 100 * _EPS * _over(s1 * rest, damp * damp), 10 * eps * _over(yn, s1))
+        own = np.where(
+            damp > 0, 100 * _EPS * _over(s1 * rest, damp * damp), 10 * eps * np.where(s1 > 0, _over(yn, s1), 0)
+        )
         null = np.where(shortest, _over(cut, tol * (size + s1 * z) + own), 0)
         excess = objective > yn * (1 + 10 * tol) + 10 * eps * s1 * size
         error = _over(np.hypot(_norms(np.where(kept, p - exact, 0)), cut), length)

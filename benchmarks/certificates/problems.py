@@ -16,11 +16,12 @@ from benchmarks.certificates.judge import Dense
 
 __all__ = ["KINDS", "Problem", "draw"]
 
-KINDS = ("random", "blur", "symbol zeros", "polynomial", "nearly deficient", "equal channels", "null directions",
-         "badly scaled", "one tap", "pointwise", "zero", "whole image")  # fmt: skip
-_CHANCES = (0.13, 0.12, 0.1, 0.2, 0.11, 0.07, 0.07, 0.09, 0.04, 0.02, 0.01, 0.04)
-_ZEROS = (-0.3, 0.3, -1, 1, 1.1, -1.1, 0.5, -2, 0.9, 0.05, 20, 1 + 1e-3, 1 - 1e-3, 1 + 1e-6, -1 - 1e-8, 1j, 0.6 + 0.8j)
-_MOST = 150
+KINDS = ("random", "blur", "symbol zeros", "polynomial", "square polynomial", "nearly deficient", "equal channels",
+         "null directions", "badly scaled", "one tap", "pointwise", "zero", "whole image")  # fmt: skip
+_CHANCES = (0.1, 0.09, 0.09, 0.08, 0.25, 0.1, 0.06, 0.06, 0.08, 0.03, 0.02, 0.01, 0.03)
+_ZEROS = (-0.3, 0.3, -1, 1, 1.1, -1.1, 0.5, -2, 0.9, 0.05, 20, 1 + 1e-3, 1 - 1e-3, 1 + 1e-6, -1 - 1e-8)
+_COMPLEX = (1j, 0.6 + 0.8j)
+_MOST = 110
 _MOST_OWN = 50  # where each item has a kernel of its own
 
 
@@ -71,12 +72,15 @@ def draw(seed: int) -> Problem | None:
     """The problem of this seed; None where the kernel cancels itself, so that the matrix is all rounding."""
     rng = np.random.default_rng(seed)
     dtype = (torch.float32, torch.float64, torch.complex64, torch.complex128)[rng.choice(4, p=(0.4, 0.4, 0.1, 0.1))]
-    many = int(rng.choice([1, 4, 12, 24], p=(0.1, 0.2, 0.4, 0.3)))
-    own = many > 1 and bool(rng.random() < 0.2)
+    many = int(rng.choice([1, 6, 24, 48], p=(0.1, 0.2, 0.4, 0.3)))
     kind = KINDS[rng.choice(len(KINDS), p=_CHANCES)]
+    own = many > 1 and bool(rng.random() < (0.1 if kind == "square polynomial" else 0.15))
+    many = min(many, 24) if own else many
     kernel, groups, layout = _layout(rng, kind, _MOST_OWN if own else _MOST)
     # a kind that has decided the layout, and others of the same shape beside it
-    kinds = [kind, *(KINDS[i] for i in rng.choice(len(KINDS), many - 1, p=_CHANCES))] if own else [kind] * many
+    kinds = [kind] * many
+    if own and kind != "square polynomial":
+        kinds[1:] = (KINDS[i] for i in rng.choice(len(KINDS), many - 1, p=_CHANCES))
     weight = torch.stack([_weight(rng, one, kernel, groups, dtype) for one in (kinds if own else kinds[:1])])
     matrices = np.stack([_matrix(one, layout) for one in weight])
     A: lsconv.LinearOperator = lsconv.Convolution(weight if own else weight[0], **layout)
@@ -91,7 +95,7 @@ def draw(seed: int) -> Problem | None:
         matrices = matrices * mask.flatten().numpy()[:, None]
     dense = Dense(matrices)
     y, items = _data(rng, dense, many, dtype)
-    damp = _damp(rng, dense.norm, many, 0.75 if kind in ("polynomial", "null directions") else 0.45)
+    damp = _damp(rng, dense.norm, many, {"square polynomial": 0.85, "null directions": 0.7}.get(kind, 0.45))
     single = torch.finfo(dtype).bits == 32
     rtol = None if rng.random() < 0.7 else float(10 ** rng.uniform(*((-5.5, -2) if single else (-11, -3))))
     prior = _numbers(rng, (1, *A.in_shape), dtype) if rng.random() < 0.3 else None
@@ -122,11 +126,12 @@ def _layout(rng: np.random.Generator, kind: str, unknowns: int) -> tuple[tuple[i
     c_in, c_out = pairs[rng.choice(7, p=(0.5, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05))]
     if kind == "equal channels":
         c_in, c_out = pairs[1 + rng.choice(6)]
-    plain = rng.random() < (0.85 if kind == "polynomial" else 0.5)  # stride and dilation of one
+    plain = rng.random() < 0.5  # stride and dilation of one
     paddings = ("square", "same", "valid", "full", "causal", "one-sided", "any", "wider")
-    square = 0.55 if kind == "polynomial" else 0.2
-    chances = np.array((square, 0.23, 0.15, 0.07, 0.07, 0.08, 0.13, 0.07))
-    padding = paddings[rng.choice(8, p=chances / chances.sum())]
+    padding = paddings[rng.choice(8, p=(0.2, 0.22, 0.15, 0.07, 0.07, 0.08, 0.14, 0.07))]
+    if kind == "square polynomial":  # where singular values go to zero at every rate
+        ndim, mode, groups, plain, padding = 1 + int(rng.random() < 0.1), "zeros", 1, True, "square"
+        c_in = c_out = 1 + int(rng.random() < 0.25)
     cells = int(2 ** rng.uniform(3, math.log2(unknowns))) // (c_in * groups)
     axes = []
     for axis in range(ndim):
@@ -138,6 +143,12 @@ def _layout(rng: np.random.Generator, kind: str, unknowns: int) -> tuple[tuple[i
         k = int(rng.integers(1, {1: 8, 2: 6, 3: 4}[ndim]))
         if kind in ("polynomial", "null directions"):
             k = int(rng.integers(2, 6 if ndim < 3 else 4))
+        if kind == "square polynomial":
+            n, k = (
+                (int(rng.integers(10, 31)), int(rng.choice([3, 4, 5, 6], p=(0.1, 0.2, 0.4, 0.3))))
+                if ndim == 1
+                else (int(rng.integers(4, 8)), 3)
+            )
         d, s = (1, 1) if plain else (int(rng.choice([1, 2, 3], p=(0.6, 0.3, 0.1))), int(rng.choice([1, 2, 3])))
         if kind == "whole image":
             k, d = n, 1
@@ -201,6 +212,10 @@ def _kernel(rng: np.random.Generator, kind: str, shape: tuple[int, ...], groups:
         if rng.random() < 0.5:
             return random - random.mean(tuple(range(2, random.ndim)), keepdims=True)
         return random[(..., *(slice(0, 1),) * len(taps))] * _outer([_unit_zeros(rng, k) for k in taps])
+    if kind == "square polynomial":
+        pairs = [_outer([_polynomial(rng, k) for k in taps]) for _ in range(c_out * c_in)]
+        scale = 10.0 ** rng.uniform(-6, 0, (c_out, c_in)) if rng.random() < 0.5 else np.ones((c_out, c_in))
+        return np.stack(pairs).reshape(shape) * scale.reshape(c_out, c_in, *(1,) * len(taps))
     if kind == "polynomial":
         return random[(..., *(slice(0, 1),) * len(taps))] * _outer([_polynomial(rng, k) for k in taps])
     if kind in ("nearly deficient", "equal channels"):
@@ -255,11 +270,11 @@ def _unit_zeros(rng: np.random.Generator, k: int) -> NDArray[Any]:
 
 def _polynomial(rng: np.random.Generator, k: int) -> NDArray[Any]:
     """Taps with given zeros, on the unit circle, near to it, and off it."""
-    zeros: list[complex] = []
-    while len(zeros) < k - 1:
-        zero = complex(_ZEROS[rng.choice(len(_ZEROS))])
-        zeros += [zero] if zero.imag == 0 or len(zeros) == k - 2 else [zero, zero.conjugate()]
-    return np.atleast_1d(np.real(np.poly([z if abs(np.imag(sum(zeros))) < 1e-12 else z.real or 0.5 for z in zeros])))
+    zeros = list(rng.choice(_ZEROS, k - 1))
+    if k > 2 and rng.random() < 0.2:
+        zero = _COMPLEX[rng.choice(len(_COMPLEX))]
+        zeros[:2] = [zero, zero.conjugate()]
+    return np.atleast_1d(np.real(np.poly(zeros)))
 
 
 def _matrix(weight: Tensor, layout: dict[str, Any]) -> NDArray[Any]:
@@ -317,12 +332,13 @@ def _data(rng: np.random.Generator, dense: Dense, many: int, dtype: torch.dtype)
 
 
 def _damp(rng: np.random.Generator, norms: NDArray[np.float64], many: int, undamped: float) -> float | Tensor:
-    kind = rng.random()
-    scale = float(norms.max()) or 1.0
-    values = [0.0, *(scale * 10 ** rng.uniform(-13, 0) for _ in range(3)), scale * 10 ** rng.uniform(-3, 0), scale]
-    if kind < undamped:
+    """Zero, one damping or one per item, from zero to the norm; with kernels of its own each in the units of its A."""
+    scales = np.where(norms > 0, norms, 1.0)
+    values = [0.0, *10 ** rng.uniform(-13, 0, 3), 10 ** rng.uniform(-3, 0), 1.0]
+    if rng.random() < undamped:
         return 0.0
     if many == 1 or rng.random() < 0.6:
-        return float(values[1 + rng.choice(5)])
+        value = values[1 + rng.choice(5)]
+        return float(value * scales[0]) if len(scales) == 1 else torch.from_numpy(value * scales)
     some = (values if rng.random() < 0.4 else values[1:])[:: 1 if rng.random() < 0.5 else 2]
-    return torch.tensor([some[i] for i in rng.choice(len(some), many)], dtype=torch.float64)
+    return torch.from_numpy(np.array(some)[rng.choice(len(some), many)] * scales)

@@ -95,6 +95,8 @@ class Way:
         if problem.rtol is not None:
             return problem.rtol
         dtype = problem.A.dtype
+        if name == "hybrid":
+            return max(1e-6, default_rtol(dtype))
         if self.direct:
             return direct_rtol(dtype)
         return max(default_rtol(dtype), direct_rtol(dtype) if name.startswith(("auto", "pinv", "tikhonov")) else 0.0)
