@@ -15,7 +15,6 @@ Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000), for the o
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from lsconv.fourier.precision import default_rcond, direct_rtol, double, needs_d
 from lsconv.krylov.backward import normal_by_apply
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.heap import keep_pages
-from lsconv.krylov.solution import Solution, Status
+from lsconv.krylov.solution import Solution
 from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -152,7 +151,7 @@ class BorderPlan:
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
         y = y.detach().to(self.precise.dtype)
         outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter)
-        solution = certified(
+        return certified(
             self.precise,
             outer.x,
             y.expand(*outer.batch, *self.A.out_shape),
@@ -164,21 +163,23 @@ class BorderPlan:
             norm_bound=self.inverse.norm_bound * self.unit,
             rcond=self.rcond,
             rounding=torch.finfo(self.precise.dtype).eps,
+            strays=self._strays(outer.batch),
+            sees_null_space=self._sees_null_space,
         )
-        codes = self._with_rank(solution)
-        return replace(solution, codes=codes, converged=solution.converged & (codes != Status.RANK_DEFICIENT.code))
 
-    def _with_rank(self, solution: Solution) -> Tensor:
-        """The status codes, with :attr:`Status.RANK_DEFICIENT` where x is not certified to be of minimum norm."""
-        if self.inverse.side == "residual" or not bool((self.damp == 0).any()):
-            return solution.codes
-        if self._undetermined is None:
-            self._undetermined = self._sees_null_space()
-        met = (solution.codes == Status.RESIDUAL.code) | (solution.codes == Status.GRADIENT.code)
-        return torch.where(met & self._undetermined & (solution.damp == 0), Status.RANK_DEFICIENT.code, solution.codes)
+    def _strays(self, batch: torch.Size) -> Tensor | None:
+        """The items that are iterated on in x itself, where A may have a null space; None for none."""
+        if self.inverse.side == "residual":
+            return None
+        return ((self.damp == 0) | (self.A.out_numel < self.A.in_numel)).expand(batch)
 
     def _sees_null_space(self) -> Tensor:
-        """Whether a part of a random x is lost on the way through A and back, so that A is rank-deficient."""
+        """The items in which a part of a random x is lost on the way through A and back: A is rank-deficient there."""
+        if self._undetermined is None:
+            self._undetermined = self._loses_part()
+        return self._undetermined
+
+    def _loses_part(self) -> Tensor:
         A, batch = self.scaled, self.inverse.embedding.batch_shape
         generator = torch.Generator(device=A.device).manual_seed(0)
         x = torch.randn(*batch, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)

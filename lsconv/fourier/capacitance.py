@@ -58,7 +58,7 @@ _TRANSFORM_WEIGHT, _PRODUCT_WEIGHT = 20, 10
 _FIRST_VECTORS = 8
 # The part of a random vector whose loss on the way through A and back means a null vector: rounding loses less.
 _LOST = 1e-3
-# So many eps of ||C|| times its condition is what rounding leaves of a singular value of A.
+# Within so many eps of ||C|| a singular value stands on the threshold of the rank.
 _ROUNDING = 8
 _REFINEMENTS = 4
 
@@ -182,7 +182,6 @@ class CapacitancePlan:
         if bool((info > 0).any()) or not bool((condition <= worst).all()):
             raise MethodError(f"{self.A!r}: the symbol is singular, or nearly so (condition {condition.max():.1e})")
         self.norm_bound = norms[0]
-        self._rounding = torch.finfo(norms[0].dtype).eps * condition
         forward = FrequencyMatrices(matrices.grid, inverse)
         kernel = forward.kernel()
         largest = torch.linalg.vector_norm(kernel.flatten(1), math.inf, dim=-1)
@@ -233,8 +232,8 @@ class CapacitancePlan:
     def _take_null(self, found: list[tuple[Tensor, Tensor]], overlaps: list[Overlap]) -> bool:
         """Keep those of the vectors found that belong to the null spaces; say whether these have grown."""
         kept = [ratio < self.rcond for ratio, _ in found]
-        near = [(ratio - self.rcond).abs() <= _ROUNDING * self._rounding.unsqueeze(-1) for ratio, _ in found]
-        self.undecided = torch.stack([n.any(-1) for n in near]).any(0)
+        near = [(r - self.rcond).abs() <= _ROUNDING * torch.finfo(r.dtype).eps for r, _ in found if self.rcond > 0]
+        self.undecided = sum((n.any(-1) for n in near), self.undecided)
         nullity = torch.stack([k.sum(-1) for k in kept]).amax(0)
         if not bool((nullity > self.nullity).any()):
             return False

@@ -69,6 +69,7 @@ class CirculantPreconditioner(LinearOperator):
     Attributes:
         side: ``"residual"`` or ``"solution"``.
         damp: ``delta``, the damping used, per batch item.
+        norm: ``sigma``, per batch item.
 
     Raises:
         MethodError: A has no convolution in it, or has one behind something that hides its structure; the message
@@ -129,6 +130,7 @@ class CirculantPreconditioner(LinearOperator):
         norm = squared.expand(self._embedding.blocks).reshape(*self.batch_shape, -1).amax(-1).sqrt()
         if not bool((norm > 0).all()):
             norm = torch.where(norm > 0, norm, 1)  # the zero operator: any definite matrix serves
+        self.norm = norm
         floor = 10 * torch.finfo(self.dtype).eps ** 0.5
         return torch.maximum(norm * _DEFAULT_DAMP if wanted is None else wanted, norm * floor)
 

@@ -42,7 +42,7 @@ from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
 from lsconv.krylov.solution import Solution
-from lsconv.krylov.stopping import Tolerances, certified
+from lsconv.krylov.stopping import Tolerances, certified, default_rtol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
@@ -162,7 +162,7 @@ def route(
     if name not in _LEAST_SQUARES:
         _check_suits(A, damp, name)
         return KrylovPlan(A, damp, name, _own_preconditioner(A, name, preconditioner))
-    return KrylovPlan(A, damp, name, _preconditioner(A, damp, preconditioner))
+    return KrylovPlan(A, damp, name, _preconditioner(A, damp, preconditioner, name))
 
 
 def _mirrors_well(A: LinearOperator, damp: Tensor | float) -> bool:
@@ -288,7 +288,7 @@ def _own_preconditioner(
 
 
 def _preconditioner(
-    A: LinearOperator, damp: Tensor | float, preconditioner: LinearOperator | str | None
+    A: LinearOperator, damp: Tensor | float, preconditioner: LinearOperator | str | None, method: str
 ) -> tuple[LinearOperator | None, LinearOperator | None]:
     """M and N."""
     if preconditioner is None:
@@ -303,15 +303,21 @@ def _preconditioner(
             f'preconditioner: expected "auto", "circulant", None or a LinearOperator, got {preconditioner!r}'
         )
     damping = torch.as_tensor(damp)
+    # craig's damped problem is that of [A, damp I], which knows no N
+    side = "residual" if method == "craig" and bool((damping > 0).any()) else None
     if preconditioner == "auto":
         if not bool((damping > 0).all()):
             return None, None
         try:
-            circulant = CirculantPreconditioner(A, damp)
+            circulant = CirculantPreconditioner(A, damp, side=side)
         except MethodError:
             return None, None
+        # N moves x into the null space of A, and below this damping the gradient does not show that it has come back
+        least = (torch.finfo(A.dtype).eps / default_rtol(A.dtype)) ** 0.5 * circulant.norm
+        if circulant.side == "solution" and not bool((damping >= least).all()):
+            return None, None
     else:
-        circulant = CirculantPreconditioner(A, damp if bool((damping > 0).all()) else None)
+        circulant = CirculantPreconditioner(A, damp if bool((damping > 0).all()) else None, side=side)
     return (circulant, None) if circulant.side == "residual" else (None, circulant)
 
 

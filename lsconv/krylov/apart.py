@@ -30,6 +30,7 @@ from lsconv.krylov.followed import transforming
 from lsconv.krylov.iteration import iterate, report
 from lsconv.krylov.method import Method
 from lsconv.krylov.multipliers import hand_over, keeping
+from lsconv.krylov.null_space import cleared
 from lsconv.krylov.options import Options
 from lsconv.krylov.problem import Problem
 from lsconv.krylov.solution import History, Solution
@@ -61,7 +62,10 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     size, items = at_once(problem, options), math.prod(problem.batch)
     if size >= items:
         start, collapse = build(problem)
-        return iterate(problem, options, start, collapse=collapse, square=square, name=name)
+        solution = iterate(problem, options, start, collapse=collapse, square=square, name=name, quiet=True)
+        solution = cleared(solution, problem.A, lambda y: _unwatched(problem, options, build, y, square))
+        report(solution, options, name)
+        return solution
     solutions, multipliers = [], []
     for first in range(0, items, size):
         part = _part(problem, first, min(first + size, items))
@@ -75,6 +79,15 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
         hand_over(solution.x, torch.cat(found).reshape(*problem.batch, *problem.A.out_shape))
     report(solution, options, name)
     return solution
+
+
+def _unwatched(problem: Problem, options: Options, build: Setup, y: Tensor, square: bool) -> Tensor:
+    """The answer of the same method for other data, from zero and in silence."""
+    nothing = torch.zeros_like(problem.zero)
+    other = replace(problem, y=y, x0=None, zero=nothing, broken=nothing, multipliers=False)
+    start, collapse = build(other)
+    silent = replace(options, callback=None, progress=False)
+    return iterate(other, silent, start, collapse=collapse, square=square, quiet=True).x
 
 
 def at_once(problem: Problem, options: Options) -> int:

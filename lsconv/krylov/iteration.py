@@ -185,9 +185,19 @@ class _Loop:
     # ------------------------------------------------------------------ the certificate and the answer
 
     def _certify(self, x: Tensor) -> Certificate:
-        problem = self.problem
-        return certify(problem.A, x, problem.y, self.damp, tolerances=self.options.tolerances,
-                       operator_norm=self.monitor.operator_norm, square=self.square, single=problem.single)  # fmt: skip
+        problem, tolerances = self.problem, self.options.tolerances
+        return certify(
+            problem.A,
+            x,
+            problem.y,
+            self.damp,
+            tolerances=tolerances,
+            operator_norm=self.monitor.operator_norm,
+            square=self.square,
+            rounding=tolerances.rounding,
+            rcond=1 / max(tolerances.conlim, 1.0),
+            single=problem.single,
+        )
 
     def _finish(self, x: Tensor, certificate: Certificate, carried: Tensor | None) -> Solution:
         problem, codes = self.problem, self.monitor.codes
@@ -203,12 +213,17 @@ class _Loop:
         status: Scalar = 0 * codes + Status.ITERATION_LIMIT.code
         if self.stopped:
             status = where(codes == 0, Status.CALLBACK.code, status)
+        # a start or N takes the iterates out of the range of A^H, rounding those of craig past the end of its space
+        strays = problem.x0 is not None or problem.N is not None or self.name == "craig"
+        met = certificate.converged & (problem.scalar(problem.zero) == 0)
+        doubtful = met & (certificate.in_range == 0) if strays else 0 * met
         causes = [
             (codes & (CLAIMED | STUCK), Status.STAGNATION),
             (codes & CONDITION, Status.CONDITION_LIMIT),
             (codes & CURVATURE, Status.NEGATIVE_CURVATURE),
             (certificate.gradient_ok, Status.GRADIENT),
             (certificate.residual_ok, Status.RESIDUAL),
+            (doubtful, Status.RANK_DEFICIENT),
             (zero, Status.ZERO),
             (unsolved, Status.NON_FINITE),
         ]
@@ -222,7 +237,7 @@ class _Loop:
         solution = Solution(
             x=x,
             codes=tensor(status),
-            converged=tensor((certificate.converged | zero) & (unsolved == 0)),
+            converged=tensor((certificate.converged | zero) & (unsolved == 0) & (doubtful == 0)),
             iterations=tensor(self.monitor.iterations),
             residual_norm=tensor(residual_norm),
             gradient_norm=tensor(gradient_norm),

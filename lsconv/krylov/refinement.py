@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, D
 from lsconv.krylov.batch import binary_unit, divide
 from lsconv.krylov.folding import below
 from lsconv.krylov.lsmr import lsmr
+from lsconv.krylov.null_space import cleared
 from lsconv.krylov.problem import Problem, prepare
 from lsconv.krylov.solution import Solution, Status
 from lsconv.krylov.stopping import Certificate, Tolerances, certified, certify
@@ -110,7 +112,9 @@ def refine(
     least_norm = least_norm and problem.damp is None and not square
     loop = _Refinement(problem, solver, inner_dtype, tolerances, square, least_norm, options)
     with torch.no_grad():
-        solution = loop.run(max_refinements)
+        solution = cleared(
+            loop.run(max_refinements), problem.A, lambda y: loop.for_other_data(y).run(max_refinements).x
+        )
     failed = ~solution.converged
     if bool(failed.any()):
         text = f"refine: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"
@@ -143,8 +147,23 @@ class _Refinement:
         self.least_norm = least_norm
         self.low: LinearOperator = self.folded.A.to(dtype=inner_dtype)
         self.inner_dtype = inner_dtype
+        eps = tolerances.eps
+        # what the inner solves round away lies in the null space of A too
+        self.how: dict[str, Any] = {
+            "square": square,
+            "rounding": tolerances.rounding,
+            "rcond": 10 * eps,
+        }
         self.directions: list[tuple[Tensor, Tensor]] = []
         self.iterations = torch.zeros(problem.batch, dtype=torch.int64, device=problem.A.device)
+
+    def for_other_data(self, y: Tensor) -> _Refinement:
+        """The same refinement of another right-hand side, from zero."""
+        nothing = torch.zeros_like(self.problem.zero)
+        problem = replace(self.problem, y=y, x0=None, zero=nothing, broken=nothing)
+        return _Refinement(
+            problem, self.solver, self.inner_dtype, self.tolerances, self.square, self.least_norm, self.options
+        )
 
     def run(self, max_refinements: int) -> Solution:
         problem, folded = self.problem, self.folded
@@ -200,7 +219,7 @@ class _Refinement:
     def _certify(self, x: Tensor) -> Certificate:
         problem = self.problem
         damp = 0.0 if problem.damp is None else problem.damp
-        return certify(problem.A, x, problem.y, damp, tolerances=self.tolerances, square=self.square)
+        return certify(problem.A, x, problem.y, damp, tolerances=self.tolerances, **self.how)
 
     def _correction(self, r: Tensor, running: Tensor, consistent: Tensor) -> Tensor:
         """``A^+ r`` for consistent items, ``(A^H A)^+ A^H r`` for the others, each by low-precision solves."""
@@ -235,8 +254,17 @@ class _Refinement:
         x = x.masked_fill(problem.domain.spread(problem.zero).bool(), 0)
         x = x.masked_fill(problem.domain.spread(problem.broken).bool(), torch.nan)
         damp = 0.0 if problem.damp is None else problem.damp
-        solution = certified(problem.A, x, problem.y, damp, tolerances=self.tolerances, iterations=self.iterations,
-                             square=self.square)  # fmt: skip
+        solution = certified(
+            problem.A,
+            x,
+            problem.y,
+            damp,
+            tolerances=self.tolerances,
+            iterations=self.iterations,
+            # the inner solves round into the null space of A
+            strays=None if problem.damp is None else problem.damp > 0,
+            **self.how,
+        )
         codes = torch.where(limit & ~solution.converged, Status.ITERATION_LIMIT.code, solution.codes)
         solution.codes.copy_(codes)
         return solution

@@ -15,6 +15,7 @@ lies along small singular values. Multiplying A, y or both by a number changes n
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,9 @@ from lsconv.krylov.solution import History, Solution, Status
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["Certificate", "Tolerances", "certified", "certify", "default_rtol"]
+
+# The part of x in the null space of A, in units of rtol, that a damped answer may have.
+_NULL_SHARE = 10.0
 
 
 def default_rtol(dtype: torch.dtype) -> float:
@@ -76,6 +80,11 @@ class Tolerances:
                 raise ArgumentError(f"{name}: expected a number >= 0, got {value}")
         return cls(rtol, float(atol), conlim, eps)
 
+    @property
+    def rounding(self) -> float:
+        """The rounding that excuses an iteration: a quarter of eps; none to who asks for more than the dtype holds."""
+        return 0.25 * self.eps if self.rtol >= 10 * self.eps else 0.0
+
     def residual_bound(self, y_norm: Scalar) -> Scalar:
         """What the residual norm has to reach."""
         return at_least(self.rtol * y_norm, self.atol)
@@ -95,6 +104,8 @@ class Certificate:
         residual_ok: the residual meets the tolerance.
         gradient_ok: the gradient meets the tolerance, and the objective is no worse than at x = 0.
         no_worse: the objective is no worse than at x = 0.
+        in_range: with damping, the gradient, where a part delta of x in the null space of A stands as
+            ``damp^2 delta``, shows that this part is within the tolerance. For methods that leave the range of ``A^H``.
         merit: the smaller of the two norms in units of its bound; at most 1 where converged.
     """
 
@@ -103,6 +114,7 @@ class Certificate:
     residual_ok: Scalar
     gradient_ok: Scalar
     no_worse: Scalar
+    in_range: Scalar
     merit: Scalar
 
     @property
@@ -194,7 +206,10 @@ def certify(
     merit = total / at_least(r_bound, smallest)
     if not square:
         merit = minimum(merit, maximum(g_norm / at_least(g_bound, smallest), total / at_least(highest, smallest)))
-    return Certificate(r_norm, g_norm, residual_ok, gradient_ok, no_worse, merit)
+    # rounding y by rtol moves x by rtol ||y|| / ||A|| at the least
+    share = _NULL_SHARE * max(tolerances.rtol, tolerances.eps) * (x_norm + divide(y_norm, norm_a))
+    in_range = (g_norm <= damp * damp * share) | (damp == 0)
+    return Certificate(r_norm, g_norm, residual_ok, gradient_ok, no_worse, in_range, merit)
 
 
 def _adjoint(A: LinearOperator, residual: Tensor, square: bool) -> Tensor | None:
@@ -220,6 +235,8 @@ def certified(
     history: History | None = None,
     selection: object = None,
     otherwise: Status | Tensor = Status.STAGNATION,
+    strays: Tensor | None = None,
+    sees_null_space: Callable[[], Tensor] | None = None,
     **options: Any,
 ) -> Solution:
     """Make a :class:`Solution` of an ``x`` found by any means, with its certificate.
@@ -240,6 +257,9 @@ def certified(
         history: estimates per iteration, when there are some.
         selection: how the damping was chosen.
         otherwise: status of items that do not meet the tolerance, one for all or a code per item.
+        strays: items whose x may have left the range of ``A^H`` by the way it was found.
+        sees_null_space: the items of which A may have a null space; asked about those that stray where the gradient
+            does not show that they are orthogonal to it.
         options: operator_norm, norm_bound, rcond, rounding and square, as in :func:`certify`.
     """
     space = ItemSpace(A.in_shape, A.dtype, A.device)
@@ -251,25 +271,34 @@ def certified(
     certificate = certify(A, stored, y, damp, tolerances=tolerances, **options)
     batch = certificate.residual_norm.shape
     converged, rounded = certificate.converged, torch.zeros(batch, dtype=torch.bool, device=A.device)
-    if answer.dtype != x.dtype and not bool(converged.all()):
-        wide = certify(A, x, y, damp, tolerances=tolerances, **options)
-        rounded = wide.converged & certificate.no_worse & ~converged
+    in_range = torch.ones_like(converged) if strays is None else certificate.in_range
+    if answer.dtype != x.dtype and not bool((converged & in_range).all()):
+        unrounded = certify(A, x, y, damp, tolerances=tolerances, **options)
+        rounded = unrounded.converged & certificate.no_worse & ~converged
+        in_range = in_range | unrounded.in_range
+    damping = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device).expand(batch)
+    zero = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(y).expand(batch) == 0
+    doubtful = torch.zeros_like(converged)
+    if strays is not None:
+        doubtful = (converged | rounded) & ~zero & strays & ((damping == 0) | ~in_range)
+        if sees_null_space is not None and bool(doubtful.any()):
+            doubtful = doubtful & sees_null_space()
     code = otherwise.code if isinstance(otherwise, Status) else otherwise
     codes = torch.as_tensor(code, dtype=torch.int64, device=A.device).expand(batch)
     codes = torch.where(rounded, Status.ROUNDED.code, codes)
     codes = torch.where(certificate.gradient_ok, Status.GRADIENT.code, codes)
     codes = torch.where(certificate.residual_ok, Status.RESIDUAL.code, codes)
-    zero = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(y).expand(batch) == 0
+    codes = torch.where(doubtful, Status.RANK_DEFICIENT.code, codes)
     codes = torch.where(zero & converged, Status.ZERO.code, codes)
     codes = torch.where(torch.isfinite(certificate.residual_norm), codes, Status.NON_FINITE.code)
     return Solution(
         x=answer.expand(*batch, *A.in_shape),
         codes=codes,
-        converged=converged | rounded,
+        converged=(converged | rounded) & ~doubtful,
         iterations=torch.as_tensor(iterations, device=A.device).expand(batch),
         residual_norm=certificate.residual_norm,
         gradient_norm=certificate.gradient_norm,
-        damp=torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device).expand(batch),
+        damp=damping,
         history=history,
         selection=selection,
     )

@@ -1,0 +1,50 @@
+r"""Whether a method leaves a part of x in the null space of A, where the certificate cannot tell.
+
+With damping the gradient shows a null-space part :math:`\delta` as :math:`\mathrm{damp}^2 \delta`, which for a small
+damp is below its rounding. A method whose iterates leave the range of :math:`A^H` (a preconditioner on the solution
+side, a start) then has to be asked in another way: of a random w with the data A w it gives back all but the part that
+A does not see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lsconv.krylov.batch import ItemSpace
+from lsconv.krylov.solution import Solution, Status
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["cleared", "loses_part"]
+
+# The part of the share that one null vector has of a random vector which counts as lost.
+_SEEN = 0.01
+
+
+def loses_part(A: LinearOperator, batch: torch.Size, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    """The items in which a part of a random vector does not come back from A, ``batch``.
+
+    Args:
+        A: the operator.
+        batch: the batch dimensions.
+        solve: the method, from data to x.
+    """
+    generator = torch.Generator(device=A.device).manual_seed(0)
+    w = torch.randn(*batch, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
+    space = ItemSpace(A.in_shape, A.dtype, A.device)
+    lost = space.norm(solve(A.apply(w)) - w)
+    return ~(lost <= _SEEN / math.sqrt(A.in_numel) * space.norm(w))
+
+
+def cleared(solution: Solution, A: LinearOperator, solve: Callable[[Tensor], Tensor]) -> Solution:
+    """The solution, converged also in the items that are in doubt of a null-space part where A has no null space."""
+    doubtful = solution.codes == Status.RANK_DEFICIENT.code
+    if not bool(doubtful.any()):
+        return solution
+    clear = doubtful & ~loses_part(A, solution.codes.shape, solve)
+    codes = torch.where(clear, Status.GRADIENT.code, solution.codes)
+    return replace(solution, codes=codes, converged=solution.converged | clear)
