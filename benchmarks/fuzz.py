@@ -89,14 +89,12 @@ def search(count: int, seed: int, jobs: int = 1) -> tuple[list[runner.Table], li
     total = sum((counts for counts in rows.values()), Counter())
     seconds = time.perf_counter() - start
     order = list(WAYS)
-    by_way = [_row(dict(way=way, damping=damping), rows[way, damping])
+    by_way = [_row({"way": way, "damping": damping}, rows[way, damping])
               for way, damping in sorted(rows, key=lambda key: (order.index(key[0]), key[1]))]  # fmt: skip
-    by_kind = [_row(dict(kernel=kind, damping=damping), kinds[kind, damping]) for kind, damping in sorted(kinds)]
+    by_kind = [_row({"kernel": kind, "damping": damping}, kinds[kind, damping]) for kind, damping in sorted(kinds)]
     note = f"{total['cases'] / seconds:.0f} cases/s, {seconds:.0f} s, {jobs} process(es) of one thread."
     return [
-        runner.Table(
-            f"{total['cases']} cases of seed {seed}, by method", [*by_way, _row(dict(way="all"), total)], note
-        ),
+        runner.Table(f"{total['cases']} cases of seed {seed}, by method", [*by_way, _row({"way": "all"}, total)], note),
         runner.Table("The same, by kernel", by_kind),
     ], bad
 
@@ -171,8 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = draw(options.only)
         print(problem)
         if problem is not None:
-            s = problem.dense.s / (problem.dense.norm or 1)
-            print("singular values:", " ".join(f"{v:.1e}" for v in (s if s.size < 25 else [*s[:5], *s[-20:]])))
+            for s in problem.dense.s / np.where(problem.dense.norm > 0, problem.dense.norm, 1)[:, None]:
+                print("singular values:", " ".join(f"{v:.1e}" for v in (s if s.size < 25 else [*s[:5], *s[-20:]])))
         found = problem_cases(options.only, every_way=True)
         for case in found:
             mark = "WRONG" if case.wrong else "alarm" if case.false_alarm else case.outcome

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +16,13 @@ from benchmarks.certificates.judge import Dense
 
 __all__ = ["KINDS", "Problem", "draw"]
 
-KINDS = ("random", "blur", "symbol zeros", "polynomial", "nearly deficient", "equal channels", "badly scaled", "one tap",
-         "zero", "whole image")  # fmt: skip
-_CHANCES = (0.16, 0.14, 0.12, 0.18, 0.12, 0.08, 0.09, 0.05, 0.01, 0.05)
-_ZEROS = (-0.3, 0.3, -1, 1, 1.1, -1.1, 0.5, -2, 0.9, 0.05, 20, 1 + 1e-3, 1 - 1e-3, 1 + 1e-6, -1 - 1e-8, 1j, 0.6 + 0.8j)
-_MOST = 150
+KINDS = ("random", "blur", "symbol zeros", "polynomial", "square polynomial", "nearly deficient", "equal channels",
+         "null directions", "badly scaled", "one tap", "pointwise", "zero", "whole image")  # fmt: skip
+_CHANCES = (0.1, 0.09, 0.09, 0.08, 0.25, 0.1, 0.06, 0.06, 0.08, 0.03, 0.02, 0.01, 0.03)
+_ZEROS = (-0.3, 0.3, -1, 1, 1.1, -1.1, 0.5, -2, 0.9, 0.05, 20, 1 + 1e-3, 1 - 1e-3, 1 + 1e-6, -1 - 1e-8)
+_COMPLEX = (1j, 0.6 + 0.8j)
+_MOST = 110
+_MOST_OWN = 50  # where each item has a kernel of its own
 
 
 @dataclass
@@ -31,29 +32,30 @@ class Problem:
     Attributes:
         seed: the integer it is drawn from.
         A: the operator.
-        kind: the kind of its kernel.
+        kinds: the kind of the kernel, per item.
+        own: each item has a kernel of its own.
         masked: the outputs are masked.
         y: the data, ``(items, *out_shape)``.
         items: the kind of each item.
         damp: the damping, a number or a tensor with one per item.
         rtol: the tolerance asked for; None: the method's own.
-        matrix: the dense matrix, in double precision.
         prior: where the penalty pulls to, or None.
-        stacks: decompositions of [A; damp L], by penalty and damping.
+        dense: the dense matrices, in double precision.
+        stacks: decompositions of [A; damp L], by penalty.
     """
 
     seed: int
     A: lsconv.LinearOperator
-    kind: str
+    kinds: list[str]
+    own: bool
     masked: bool
     y: Tensor
     items: list[str]
     damp: float | Tensor
     rtol: float | None
-    matrix: NDArray[Any]
     prior: Tensor | None
     dense: Dense = field(repr=False)
-    stacks: dict[tuple[str, float], Dense] = field(default_factory=dict, repr=False)
+    stacks: dict[str, Dense] = field(default_factory=dict, repr=False)
 
     @property
     def bits(self) -> int:
@@ -62,37 +64,47 @@ class Problem:
 
     def __str__(self) -> str:
         damp = self.damp if isinstance(self.damp, float) else [f"{d:.1e}" for d in self.damp.tolist()]
-        return f"seed {self.seed}, {self.kind}: {self.A!r}, damp={damp}, rtol={self.rtol}, items {self.items}"
+        kinds = ", ".join(self.kinds if self.own else self.kinds[:1])
+        return f"seed {self.seed}, {kinds}: {self.A!r}, damp={damp}, rtol={self.rtol}, items {self.items}"
 
 
 def draw(seed: int) -> Problem | None:
     """The problem of this seed; None where the kernel cancels itself, so that the matrix is all rounding."""
     rng = np.random.default_rng(seed)
     dtype = (torch.float32, torch.float64, torch.complex64, torch.complex128)[rng.choice(4, p=(0.4, 0.4, 0.1, 0.1))]
-    weight, kind, layout = _convolution(rng, dtype)
-    A: lsconv.LinearOperator = lsconv.Convolution(weight, **layout)
-    matrix = _matrix(weight, layout)
-    largest = float(np.abs(matrix).max(initial=0))
-    taps = float(weight.abs().max())
-    if taps > 0 and largest < 1e-6 * taps:
+    many = int(rng.choice([1, 6, 24, 48], p=(0.1, 0.2, 0.4, 0.3)))
+    kind = KINDS[rng.choice(len(KINDS), p=_CHANCES)]
+    own = many > 1 and bool(rng.random() < (0.1 if kind == "square polynomial" else 0.15))
+    many = min(many, 24) if own else many
+    kernel, groups, layout = _layout(rng, kind, _MOST_OWN if own else _MOST)
+    # a kind that has decided the layout, and others of the same shape beside it
+    kinds = [kind] * many
+    if own and kind != "square polynomial":
+        kinds[1:] = (KINDS[i] for i in rng.choice(len(KINDS), many - 1, p=_CHANCES))
+    weight = torch.stack([_weight(rng, one, kernel, groups, dtype) for one in (kinds if own else kinds[:1])])
+    matrices = np.stack([_matrix(one, layout) for one in weight])
+    A: lsconv.LinearOperator = lsconv.Convolution(weight if own else weight[0], **layout)
+    largest = np.abs(matrices).max((1, 2), initial=0)
+    taps = weight.abs().flatten(1).amax(1).double().numpy()
+    if bool(((taps > 0) & (largest < 1e-6 * taps)).any()):
         return None
     masked = bool(rng.random() < 0.1)
     if masked:
         mask = torch.from_numpy(rng.random(A.out_shape) > rng.choice([0.1, 0.3, 0.7]))
         A = lsconv.Mask(mask, dtype=dtype) @ A
-        matrix = matrix * mask.flatten().numpy()[:, None]
-    dense = Dense(matrix)
-    many = int(rng.choice([1, 4, 12, 24], p=(0.1, 0.2, 0.4, 0.3)))
+        matrices = matrices * mask.flatten().numpy()[:, None]
+    dense = Dense(matrices)
     y, items = _data(rng, dense, many, dtype)
-    damp = _damp(rng, dense.norm, many)
+    damp = _damp(rng, dense.norm, many, {"square polynomial": 0.85, "null directions": 0.7}.get(kind, 0.45))
     single = torch.finfo(dtype).bits == 32
     rtol = None if rng.random() < 0.7 else float(10 ** rng.uniform(*((-5.5, -2) if single else (-11, -3))))
     prior = _numbers(rng, (1, *A.in_shape), dtype) if rng.random() < 0.3 else None
-    if prior is not None and dense.norm > 0:
-        prior = prior * float(np.linalg.norm(y[0].numpy()) / dense.norm / math.sqrt(prior.numel()))
+    norm = float(dense.norm[0])
+    if prior is not None and norm > 0:
+        prior = prior * float(np.linalg.norm(y[0].numpy()) / norm / math.sqrt(prior.numel()))
         if not bool(torch.isfinite(prior).all()):
             prior = None
-    return Problem(seed, A, kind, masked, y.reshape(many, *A.out_shape), items, damp, rtol, matrix, prior, dense)
+    return Problem(seed, A, kinds, own, masked, y.reshape(many, *A.out_shape), items, damp, rtol, prior, dense)
 
 
 def _numbers(rng: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -105,63 +117,85 @@ def _numbers(rng: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtyp
 # ------------------------------------------------------------------ the operator
 
 
-def _convolution(rng: np.random.Generator, dtype: torch.dtype) -> tuple[Tensor, str, dict[str, Any]]:
+def _layout(rng: np.random.Generator, kind: str, unknowns: int) -> tuple[tuple[int, ...], int, dict[str, Any]]:
+    """Shape of the kernel, groups and all else that a convolution of at most so many unknowns is made of."""
     ndim = int(rng.choice([1, 2, 3], p=(0.5, 0.35, 0.15)))
-    mode = str(rng.choice(["zeros", "circular", "reflect", "replicate"], p=(0.56, 0.2, 0.12, 0.12)))
+    mode = str(rng.choice(["zeros", "circular", "reflect", "replicate"], p=(0.6, 0.18, 0.11, 0.11)))
     groups = 2 if rng.random() < 0.15 else 1
     pairs = [(1, 1), (2, 2), (1, 2), (2, 1), (3, 2), (2, 3), (3, 3)]
     c_in, c_out = pairs[rng.choice(7, p=(0.5, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05))]
-    kind = KINDS[rng.choice(len(KINDS), p=_CHANCES)]
     if kind == "equal channels":
         c_in, c_out = pairs[1 + rng.choice(6)]
     plain = rng.random() < 0.5  # stride and dilation of one
-    size, kernel, stride, dilation, padding = [], [], [], [], []
-    cells = int(2 ** rng.uniform(3, math.log2(_MOST))) // (c_in * groups)
-    spelling = str(
-        rng.choice(["valid", "same", "full", "causal", "any", "wider"], p=(0.2, 0.4, 0.08, 0.08, 0.16, 0.08))
-    )
+    paddings = ("square", "same", "valid", "full", "causal", "one-sided", "any", "wider")
+    padding = paddings[rng.choice(8, p=(0.2, 0.22, 0.15, 0.07, 0.07, 0.08, 0.14, 0.07))]
+    if kind == "square polynomial":  # where singular values go to zero at every rate
+        ndim, mode, groups, plain, padding = 1 + int(rng.random() < 0.1), "zeros", 1, True, "square"
+        c_in = c_out = 1 + int(rng.random() < 0.25)
+    cells = int(2 ** rng.uniform(3, math.log2(unknowns))) // (c_in * groups)
+    axes = []
     for axis in range(ndim):
-        most = max(1, int(round(cells ** (1 / (ndim - axis)))))
+        most = max(1, round(cells ** (1 / (ndim - axis))))
         n = int(rng.integers(min(2, most), min(most, {1: 150, 2: 14, 3: 6}[ndim]) + 1))
         if ndim == 1:
             n = max(4, min(n, int(rng.choice([20, 40, 150]))))
         cells //= n
         k = int(rng.integers(1, {1: 8, 2: 6, 3: 4}[ndim]))
-        if kind == "polynomial":
+        if kind in ("polynomial", "null directions"):
             k = int(rng.integers(2, 6 if ndim < 3 else 4))
+        if kind == "square polynomial":
+            n, k = (
+                (int(rng.integers(10, 31)), int(rng.choice([3, 4, 5, 6], p=(0.1, 0.2, 0.4, 0.3))))
+                if ndim == 1
+                else (int(rng.integers(4, 8)), 3)
+            )
         d, s = (1, 1) if plain else (int(rng.choice([1, 2, 3], p=(0.6, 0.3, 0.1))), int(rng.choice([1, 2, 3])))
         if kind == "whole image":
             k, d = n, 1
-        if kind == "one tap" and rng.random() < 0.5:
+        if kind == "pointwise" or (kind == "one tap" and rng.random() < 0.5):
             k = 1
-        if spelling == "same":
-            s = 1
-        extent = d * (k - 1) + 1
-        left, right = {
-            "valid": (0, 0),
-            "same": ((extent - 1) // 2, extent - 1 - (extent - 1) // 2),
-            "full": (extent - 1, extent - 1),
-            "causal": (extent - 1, 0),
-            "any": (int(rng.integers(extent)), int(rng.integers(extent))),
-            "wider": (extent + int(rng.integers(3)), extent + int(rng.integers(3))),
-        }[spelling]
-        limit = {"zeros": 10**6, "replicate": 10**6, "circular": n, "reflect": n - 1}[mode]
-        left, right = min(left, limit), min(right, limit)
-        if n + left + right < extent:
-            d = 1
-            k = extent = min(k, n)
-            left, right = min(left, k), min(right, k)
-        for values, value in zip((size, kernel, stride, dilation, padding), (n, k, s, d, (left, right)), strict=True):
-            values.append(value)
-    weight = _kernel(rng, kind, (groups * c_out, c_in, *kernel), groups)
+        axes.append(_axis(rng, mode, padding, n, k, s, d))
+    size, taps, stride, dilation, sides = zip(*axes, strict=True)
+    layout = {"in_size": size, "stride": stride, "padding": sides, "dilation": dilation, "groups": groups,
+              "padding_mode": mode}  # fmt: skip
+    return (groups * c_out, c_in, *taps), groups, layout
+
+
+def _axis(
+    rng: np.random.Generator, mode: str, padding: str, n: int, k: int, s: int, d: int
+) -> tuple[int, int, int, int, tuple[int, int]]:
+    """Size, taps, stride, dilation and padding of an axis, mended where they do not go together."""
+    if padding in ("same", "square"):
+        s = 1
+    extent = d * (k - 1) + 1
+    some, more = int(rng.integers(extent)), int(rng.integers(extent))
+    left, right = {
+        "valid": (0, 0),
+        "same": ((extent - 1) // 2, extent - 1 - (extent - 1) // 2),
+        "square": (some, extent - 1 - some),
+        "full": (extent - 1, extent - 1),
+        "causal": (extent - 1, 0),
+        "one-sided": (0, some) if more % 2 else (some, 0),
+        "any": (some, more),
+        "wider": (extent + some % 3, extent + more % 3),
+    }[padding]
+    limit = {"zeros": 10**6, "replicate": 10**6, "circular": n, "reflect": n - 1}[mode]
+    left, right = min(left, limit), min(right, limit)
+    if n + left + right < extent:
+        d = 1
+        k = extent = min(k, n)
+        left, right = min(left, k), min(right, k)
+    return n, k, s, d, (left, right)
+
+
+def _weight(rng: np.random.Generator, kind: str, shape: tuple[int, ...], groups: int, dtype: torch.dtype) -> Tensor:
+    weight = _kernel(rng, kind, shape, groups)
     weight = weight * float(10 ** rng.uniform(-2, 2)) if rng.random() < 0.5 else weight
     if not dtype.is_complex:
         weight = weight.real
     elif rng.random() < 0.7:
-        weight = weight * np.exp(2j * np.pi * rng.random(weight.shape[:2])).reshape(*weight.shape[:2], *(1,) * ndim)
-    layout = {"in_size": tuple(size), "stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation),
-              "groups": groups, "padding_mode": mode}  # fmt: skip
-    return torch.from_numpy(np.ascontiguousarray(weight)).to(dtype), kind, layout
+        weight = weight * np.exp(2j * np.pi * rng.random(shape[:2])).reshape(*shape[:2], *(1,) * len(shape[2:]))
+    return torch.from_numpy(np.ascontiguousarray(weight)).to(dtype)
 
 
 def _kernel(rng: np.random.Generator, kind: str, shape: tuple[int, ...], groups: int) -> NDArray[Any]:
@@ -178,6 +212,10 @@ def _kernel(rng: np.random.Generator, kind: str, shape: tuple[int, ...], groups:
         if rng.random() < 0.5:
             return random - random.mean(tuple(range(2, random.ndim)), keepdims=True)
         return random[(..., *(slice(0, 1),) * len(taps))] * _outer([_unit_zeros(rng, k) for k in taps])
+    if kind == "square polynomial":
+        pairs = [_outer([_polynomial(rng, k) for k in taps]) for _ in range(c_out * c_in)]
+        scale = 10.0 ** rng.uniform(-6, 0, (c_out, c_in)) if rng.random() < 0.5 else np.ones((c_out, c_in))
+        return np.stack(pairs).reshape(shape) * scale.reshape(c_out, c_in, *(1,) * len(taps))
     if kind == "polynomial":
         return random[(..., *(slice(0, 1),) * len(taps))] * _outer([_polynomial(rng, k) for k in taps])
     if kind in ("nearly deficient", "equal channels"):
@@ -191,10 +229,18 @@ def _kernel(rng: np.random.Generator, kind: str, shape: tuple[int, ...], groups:
         return random[(..., *(slice(0, 1),) * len(taps))] * _outer(
             [np.poly([zero * rng.choice([-1, 1]), *rng.choice([0.3, -0.3, 2, -2], max(k - 2, 0))])[:k] for k in taps]
         )
+    if kind == "null directions":  # one axis maps several vectors to zero, and with each of them all of the others
+        factors = [rng.standard_normal(k) for k in taps]
+        axis = int(rng.choice(len(taps)))
+        factors[axis] = np.zeros(taps[axis])
+        factors[axis][[0, -1]] = 1, rng.choice([-1, 1])
+        if rng.random() < 0.3:
+            factors[axis][0] = 0
+        return random[(..., *(slice(0, 1),) * len(taps))] * _outer(factors)
     if kind == "badly scaled":
-        if rng.random() < 0.5:
+        if rng.random() < 0.4:
             return random * 10.0 ** rng.choice([-12, 12])
-        powers = 10.0 ** rng.uniform(-6, 6, (c_out, 1) if rng.random() < 0.5 else (1, c_in))
+        powers = 10.0 ** rng.uniform(-6, 6, ((c_out, 1), (1, c_in), (c_out, c_in))[rng.choice(3)])
         return random * powers.reshape(*powers.shape, *(1,) * len(taps))
     if kind == "one tap":
         place = tuple(int(rng.integers(k)) for k in taps)
@@ -212,7 +258,7 @@ def _outer(factors: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _unit_zeros(rng: np.random.Generator, k: int) -> NDArray[Any]:
-    """k taps with zeros on the unit circle, of any order."""
+    """Taps with zeros on the unit circle, of any order."""
     angles = rng.choice([0, np.pi, np.pi / 2, 2 * np.pi / 3, rng.uniform(0, np.pi)], k)
     kernel = np.ones(1)
     for angle in angles:
@@ -223,12 +269,12 @@ def _unit_zeros(rng: np.random.Generator, k: int) -> NDArray[Any]:
 
 
 def _polynomial(rng: np.random.Generator, k: int) -> NDArray[Any]:
-    """k taps with given zeros, on the unit circle, near to it, and off it."""
-    zeros: list[complex] = []
-    while len(zeros) < k - 1:
-        zero = complex(_ZEROS[rng.choice(len(_ZEROS))])
-        zeros += [zero] if zero.imag == 0 or len(zeros) == k - 2 else [zero, zero.conjugate()]
-    return np.real(np.poly([z if abs(np.imag(sum(zeros))) < 1e-12 else z.real or 0.5 for z in zeros]))
+    """Taps with given zeros, on the unit circle, near to it, and off it."""
+    zeros = list(rng.choice(_ZEROS, k - 1))
+    if k > 2 and rng.random() < 0.2:
+        zero = _COMPLEX[rng.choice(len(_COMPLEX))]
+        zeros[:2] = [zero, zero.conjugate()]
+    return np.atleast_1d(np.real(np.poly(zeros)))
 
 
 def _matrix(weight: Tensor, layout: dict[str, Any]) -> NDArray[Any]:
@@ -249,28 +295,29 @@ def _matrix(weight: Tensor, layout: dict[str, Any]) -> NDArray[Any]:
 
 
 def _data(rng: np.random.Generator, dense: Dense, many: int, dtype: torch.dtype) -> tuple[Tensor, list[str]]:
-    rows, columns = dense.matrix.shape
-    scale = dense.norm or 1.0
+    rows, columns = dense.matrices.shape[1:]
     kinds = ("consistent", "random", "noisy", "left null", "zero", "huge", "tiny", "spike", "near", "not finite")
     chances = np.array((0.27, 0.27, 0.12, 0.08, 0.04, 0.06, 0.06, 0.04, 0.04, 0.02 * (many > 1)))
     big = 10.0 if torch.finfo(dtype).bits == 32 else 60.0
     items, data = [], []
-    for _ in range(many):
+    for item in range(many):
+        which = item % len(dense)
+        matrix, U, scale = dense.matrices[which], dense.U[which], float(dense.norm[which]) or 1.0
         kind = kinds[rng.choice(len(kinds), p=chances / chances.sum())]
         x, noise = (_numbers(rng, (n,), torch.complex128 if dtype.is_complex else torch.float64).numpy()
                     for n in (columns, rows))  # fmt: skip
         y = noise
         if kind == "consistent":
-            y = dense.matrix @ x
+            y = matrix @ x
         elif kind in ("noisy", "near"):
-            y = dense.matrix @ x
+            y = matrix @ x
             y = y + 10 ** rng.uniform(-12, -1) * scale * noise
         elif kind == "left null":
-            y = noise - dense.U @ (dense.U.conj().T @ noise)
+            y = noise - U @ (U.conj().T @ noise)
         elif kind == "zero":
             y = 0 * noise
         elif kind in ("huge", "tiny"):
-            y = noise if rng.random() < 0.5 else dense.matrix @ x / scale
+            y = noise if rng.random() < 0.5 else matrix @ x / scale
             y = y * 10 ** (big if kind == "huge" else -big)
         elif kind == "spike":
             y = 0 * noise
@@ -284,18 +331,14 @@ def _data(rng: np.random.Generator, dense: Dense, many: int, dtype: torch.dtype)
     return torch.from_numpy(np.stack(data)).to(dtype), items
 
 
-def _damp(rng: np.random.Generator, norm: float, many: int) -> float | Tensor:
-    kind = rng.random()
-    scale = norm or 1.0
-    values = [0.0, *(scale * 10 ** rng.uniform(-13, 0) for _ in range(3)), scale * 10 ** rng.uniform(-3, 0), scale]
-    if kind < 0.5:
+def _damp(rng: np.random.Generator, norms: NDArray[np.float64], many: int, undamped: float) -> float | Tensor:
+    """Zero, one damping or one per item, from zero to the norm; with kernels of its own each in the units of its A."""
+    scales = np.where(norms > 0, norms, 1.0)
+    values = [0.0, *10 ** rng.uniform(-13, 0, 3), 10 ** rng.uniform(-3, 0), 1.0]
+    if rng.random() < undamped:
         return 0.0
-    if kind < 0.85 or many == 1:
-        return float(values[1 + rng.choice(5)])
+    if many == 1 or rng.random() < 0.6:
+        value = values[1 + rng.choice(5)]
+        return float(value * scales[0]) if len(scales) == 1 else torch.from_numpy(value * scales)
     some = (values if rng.random() < 0.4 else values[1:])[:: 1 if rng.random() < 0.5 else 2]
-    return torch.tensor([some[i] for i in rng.choice(len(some), many)], dtype=torch.float64)
-
-
-def first(seed: int) -> itertools.count[int]:
-    """The seeds of the problems of a lane: a million apart from the next lane's."""
-    return itertools.count(seed * 1_000_000)
+    return torch.from_numpy(np.array(some)[rng.choice(len(some), many)] * scales)

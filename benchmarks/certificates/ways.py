@@ -20,7 +20,7 @@ from lsconv.errors import MethodError, PlanMemoryError, PreconditionerError
 from lsconv.fourier import effort, patches
 from lsconv.fourier.border import BorderPlan
 from lsconv.fourier.capacitance import CapacitancePlan
-from lsconv.fourier.precision import direct_rtol
+from lsconv.fourier.precision import default_rcond, direct_rtol
 from lsconv.krylov.stopping import default_rtol
 
 __all__ = ["WAYS", "Case", "Way", "solve"]
@@ -72,6 +72,7 @@ class Way:
         penalty: makes the penalty, of a problem.
         normal: it solves ``A^H A x = A^H y``.
         only_residual: promised is a small residual, not the shortest x.
+        rcond: the threshold of the rank that is promised, or "default"; None where the method decides no rank.
         weight: how often it is chosen, next to the others.
     """
 
@@ -82,13 +83,20 @@ class Way:
     penalty: Callable[[Problem], lsconv.LinearOperator] | None = None
     normal: bool = False
     only_residual: bool = False
+    rcond: float | str | None = None
     weight: float = 1.0
+
+    def threshold(self, problem: Problem) -> float | None:
+        """The singular values, relative to the largest, up to which A counts as singular."""
+        return default_rcond(problem.A.dtype) if isinstance(self.rcond, str) else self.rcond
 
     def tolerance(self, problem: Problem, name: str) -> float:
         """The rtol that a certificate of this way speaks of."""
         if problem.rtol is not None:
             return problem.rtol
         dtype = problem.A.dtype
+        if name == "hybrid":
+            return max(1e-6, default_rtol(dtype))
         if self.direct:
             return direct_rtol(dtype)
         return max(default_rtol(dtype), direct_rtol(dtype) if name.startswith(("auto", "pinv", "tikhonov")) else 0.0)
@@ -107,8 +115,10 @@ def _square(problem: Problem) -> bool:
 
 
 def _hermitian(problem: Problem) -> bool:
-    M = problem.matrix
-    return _square(problem) and float(np.abs(M - M.conj().T).max()) <= 1e-6 * problem.dense.norm
+    M = problem.dense.matrices
+    if not _square(problem):
+        return False
+    return bool((np.abs(M - M.conj().swapaxes(1, 2)).max((1, 2)) <= 1e-6 * problem.dense.norm).all())
 
 
 def _convolution(problem: Problem) -> bool:
@@ -119,8 +129,10 @@ def _double(problem: Problem) -> bool:
     return problem.bits == 64
 
 
-def _lstsq(method: str, **more: Any) -> Callable[[Problem], Any]:
+def _lstsq(method: str, rcond: float | str | None = None, **more: Any) -> Callable[[Problem], Any]:
     def run(p: Problem) -> Any:
+        if rcond is not None:
+            more["rcond"] = default_rcond(p.A.dtype) if isinstance(rcond, str) else rcond
         return lsconv.lstsq(p.A, p.y, damp=p.damp, method=method, rtol=p.rtol, check_finite=False, **more)
 
     return run
@@ -164,7 +176,7 @@ def _factored() -> Iterator[None]:
         mock.patch.object(effort, "_SLOW", 1),
         mock.patch.object(effort, "_PATIENCE", 1),
         mock.patch.object(effort, "_CERTAINTY", 1e9),
-        mock.patch.object(effort.Effort, "factors", lambda *_: 1.0),
+        mock.patch.object(effort.Effort, "factors", return_value=1.0),
     ):
         yield
 
@@ -183,7 +195,7 @@ def _normal(method: str) -> Callable[[Problem], Any]:
 
 def _refine(p: Problem) -> Any:
     # its documentation asks for least_norm where A has no full column rank
-    deficient = _undamped(p) and p.dense.cuts(64)[-1] < p.matrix.shape[1]
+    deficient = _undamped(p) and bool((p.dense.ranks(64)[1] < p.dense.matrices.shape[2]).any())
     return lsconv.refine(p.A, p.y, damp=p.damp, rtol=p.rtol, check_finite=False, least_norm=deficient or None)
 
 
@@ -199,7 +211,19 @@ def _laplacian(p: Problem) -> lsconv.LinearOperator:
 
 def _full_rank_square(p: Problem) -> bool:
     s = p.dense.s
-    return _square(p) and s.size > 0 and bool(s[-1] > 1e-3 * s[0])
+    return _square(p) and s.size > 0 and bool((s[:, -1] > 1e-3 * s[:, 0]).all())
+
+
+def _preconditioned(p: Problem) -> bool:
+    return _damped(p) or _full_rank_square(p)
+
+
+def _circular(p: Problem) -> bool:
+    return _convolution(p) and p.A.padding_mode == "circular" and all(a == 1 for a in p.A.stride)
+
+
+def _some_undamped(p: Problem) -> bool:
+    return bool((torch.as_tensor(p.damp) == 0).any())
 
 
 def _any_damp(p: Problem) -> bool:
@@ -208,8 +232,16 @@ def _any_damp(p: Problem) -> bool:
 
 WAYS: dict[str, Way] = {
     "auto": Way(_lstsq("auto"), weight=3.0),
+    "auto, rcond default": Way(_lstsq("auto", "default"), rcond="default", serves=_some_undamped),
+    "auto, rcond 1e-3": Way(_lstsq("auto", 1e-3), rcond=1e-3, serves=_some_undamped),
+    "svd": Way(_lstsq("svd"), direct=True, rcond="default"),
+    "svd, rcond 1e-3": Way(_lstsq("svd", 1e-3), direct=True, rcond=1e-3, serves=_some_undamped),
     "pinv(A)(y)": Way(_pinv, serves=lambda p: p.rtol is None),
-    "fourier": Way(_lstsq("fourier"), direct=True, serves=lambda p: _convolution(p) and p.A.padding_mode == "circular"),
+    "fourier": Way(_lstsq("fourier"), direct=True, rcond="default", serves=_circular, weight=3.0),
+    "fourier, rcond 1e-3": Way(
+        _lstsq("fourier", 1e-3), direct=True, rcond=1e-3, serves=lambda p: _circular(p) and _some_undamped(p),
+        weight=3.0,
+    ),
     "border": Way(_lstsq("border"), direct=True, serves=_convolution),
     "border, plan": Way(_plan(lambda p: BorderPlan(p.A, p.damp)), direct=True, serves=_convolution),
     "border, iterated": Way(_plan(lambda p: BorderPlan(p.A, p.damp), _iterated), direct=True, serves=_convolution),
@@ -223,10 +255,10 @@ WAYS: dict[str, Way] = {
     "lsqr": Way(_lstsq("lsqr", preconditioner=None)),
     "cgls": Way(_lstsq("cgls", preconditioner=None)),
     "craig": Way(_lstsq("craig", preconditioner=None)),
-    "lsmr, circulant": Way(_lstsq("lsmr", preconditioner="circulant"), serves=lambda p: _damped(p) or _full_rank_square(p)),
-    "lsqr, circulant": Way(_lstsq("lsqr", preconditioner="circulant"), serves=lambda p: _damped(p) or _full_rank_square(p)),
-    "cgls, circulant": Way(_lstsq("cgls", preconditioner="circulant"), serves=lambda p: _damped(p) or _full_rank_square(p)),
-    "craig, circulant": Way(_lstsq("craig", preconditioner="circulant"), serves=lambda p: _damped(p)),
+    "lsmr, circulant": Way(_lstsq("lsmr", preconditioner="circulant"), serves=_preconditioned),
+    "lsqr, circulant": Way(_lstsq("lsqr", preconditioner="circulant"), serves=_preconditioned),
+    "cgls, circulant": Way(_lstsq("cgls", preconditioner="circulant"), serves=_preconditioned),
+    "craig, circulant": Way(_lstsq("craig", preconditioner="circulant"), serves=_damped),
     "cg": Way(_lstsq("cg"), serves=_hermitian),
     "minres": Way(_lstsq("minres"), serves=_hermitian),
     "gmres": Way(_lstsq("gmres"), serves=_square, only_residual=True),
@@ -241,7 +273,8 @@ WAYS: dict[str, Way] = {
     "tikhonov, Laplacian": Way(_tikhonov("auto"), prior=True, penalty=_laplacian, serves=_any_damp),
     "tikhonov, lsmr, Gradient": Way(_tikhonov("lsmr"), prior=True, penalty=_gradient, serves=_any_damp, weight=0.5),
     "tikhonov, border, Laplacian": Way(
-        _tikhonov("border"), prior=True, direct=True, penalty=_laplacian, serves=lambda p: _any_damp(p) and _convolution(p)
+        _tikhonov("border"), prior=True, direct=True, penalty=_laplacian,
+        serves=lambda p: _any_damp(p) and _convolution(p),
     ),
 }  # fmt: skip
 
@@ -255,7 +288,7 @@ def solve(problem: Problem, name: str) -> list[Case]:
     damping = ["penalty" if L is not None else "damped" if d > 0 else "undamped" for d in damps]
 
     def all_items(outcome: str, text: str) -> list[Case]:
-        return [Case(problem.seed, name, i, problem.kind, damping[i], outcome, text=text) for i in range(count)]
+        return [Case(problem.seed, name, i, problem.kinds[i], damping[i], outcome, text=text) for i in range(count)]
 
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -274,6 +307,7 @@ def solve(problem: Problem, name: str) -> list[Case]:
     if name == "hybrid":
         damps = np.broadcast_to(found.damp.numpy(), (count,))
     judged = _judged(problem, way, name, L, x, damps)
+    reported = None if bare or found.rank is None else found.rank.expand(count)
     finite = torch.isfinite(problem.y).flatten(1).all(1)
     planned = name.startswith(("border, ", "capacitance"))  # a bare plan takes finite data only
     alarm = bool(warned) and bool(converged.all())
@@ -284,17 +318,22 @@ def solve(problem: Problem, name: str) -> list[Case]:
                 continue
             right = bool(x[i].isnan().all()) and not (bool(converged[i]) and not bare)
             outcome = "uncertified" if right else "certified"
-            cases.append(Case(problem.seed, name, i, problem.kind, damping[i], outcome, right, text=statuses[i]))
+            cases.append(Case(problem.seed, name, i, problem.kinds[i], damping[i], outcome, right, text=statuses[i]))
             continue
         certified = bool(converged[i])
+        right, why = bool(judged.right[i]), judged.why[i]
+        if certified and reported is not None and damps[i] == 0 and way.rcond is not None:
+            low, high = judged.ranks[1, i], judged.ranks[0, i]
+            if not low <= reported[i] <= high:
+                right, why = False, f"rank {int(reported[i])} is reported"
         others = bare and count > 1 and not certified  # one warning speaks of the whole batch
         well_posed = bool(judged.well_posed[i]) and not others and _serves_item(name, problem, i)
-        text = (f"{statuses[i]}, {problem.items[i]}: merit {judged.merit[i]:.1e} at rank {judged.rank[i]} ({judged.why[i]}), "
+        text = (f"{statuses[i]}, {problem.items[i]}: merit {judged.merit[i]:.1e} at rank {judged.rank[i]} ({why}), "
                 f"error {judged.error[i]:.1e}, damp {damps[i]:.1e}")  # fmt: skip
         false_alarm = well_posed and ((not certified and judged.merit[i] <= 1) or (certified and alarm))
         cases.append(
-            Case(problem.seed, name, i, problem.kind, damping[i], "certified" if certified else "uncertified",
-                 bool(judged.right[i]), well_posed, bool(false_alarm), float(judged.merit[i]),
+            Case(problem.seed, name, i, problem.kinds[i], damping[i], "certified" if certified else "uncertified",
+                 right, well_posed, bool(false_alarm), float(judged.merit[i]),
                  text + ("; " + strange[0] if strange else ""))
         )  # fmt: skip
     return cases
@@ -304,13 +343,11 @@ def _serves_item(name: str, problem: Problem, item: int) -> bool:
     """Whether the method promises to solve this item: those for consistent systems solve no other."""
     base = name.split(",")[0]
     if base in ("craig", "cg", "gmres") and name != "cg, normal" and _undamped(problem):
-        s = problem.dense.s
-        return _square(problem) and bool(s[-1] > 1e-3 * s[0]) and (base != "cg" or _positive(problem))
+        which = item % len(problem.dense)
+        s = problem.dense.s[which]
+        definite = base != "cg" or np.linalg.eigvalsh(problem.dense.matrices[which])[0] > 0
+        return _square(problem) and bool(s[-1] > 1e-3 * s[0]) and bool(definite)
     return base != "hybrid"
-
-
-def _positive(problem: Problem) -> bool:
-    return bool(np.linalg.eigvalsh(problem.matrix)[0] > 0)
 
 
 def _judged(problem: Problem, way: Way, name: str, L: lsconv.LinearOperator | None, x: Tensor, damps: Any) -> Judgement:
@@ -321,7 +358,7 @@ def _judged(problem: Problem, way: Way, name: str, L: lsconv.LinearOperator | No
     bad = ~np.isfinite(x64).all(1)
     x64 = np.where(bad[:, None], 0, x64)
     tol, bits = way.tolerance(problem, name), problem.bits
-    dense, options = problem.dense, {}
+    dense, options = problem.dense, {"rcond": way.threshold(problem)}
     if way.normal:
         y64 = problem.A.H(problem.y).flatten(1).to(double).numpy()
         y64 = np.where(np.isfinite(y64).all(1)[:, None], y64, 0)
@@ -330,42 +367,32 @@ def _judged(problem: Problem, way: Way, name: str, L: lsconv.LinearOperator | No
         options["minimum_norm"] = False
     if way.prior and problem.prior is not None:
         prior = problem.prior.flatten().to(double).numpy()
-        options["data_norm"] = np.linalg.norm(y64, axis=1) + dense.norm * np.linalg.norm(prior)
+        options["data_norm"] = np.linalg.norm(y64, axis=1) + dense.norm.max() * np.linalg.norm(prior)
         options["stored"] = np.linalg.norm(x64, axis=1) + np.linalg.norm(prior)
-        x64, y64 = x64 - prior, y64 - dense.matrix @ prior
-    if L is None:
-        judged = dense.judge(x64, y64, tol=tol, bits=bits, damp=damps, **options)
-    else:
-        judged = _penalised(problem, L, x64, y64, damps, tol, options)
+        x64, y64 = x64 - prior, y64 - dense.matrices @ prior
+    if L is not None:
+        dense = _stack(problem, L, damps)
+        y64 = np.hstack([y64, np.zeros((len(y64), dense.matrices.shape[1] - y64.shape[1]))])
+        # else determined up to what both A and L map to 0
+        unique = (damps == 0) | (dense.ranks(bits)[1] == x64.shape[1])
+        options["minimum_norm"], damps = unique, np.zeros(1)
+    judged = dense.judge(x64, y64, tol=tol, bits=bits, damp=damps, **options)
+    if L is not None:
+        judged.well_posed[:] &= unique
     judged.merit[bad], judged.right[bad] = np.inf, False
     return judged
 
 
-def _penalised(
-    problem: Problem, L: lsconv.LinearOperator, x: Any, y: Any, damps: Any, tol: float, options: dict[str, Any]
-) -> Judgement:
-    """Judge against [A; damp L], one decomposition for each damping there is."""
-    D = L.to(dtype=torch.complex128 if L.dtype.is_complex else torch.float64).to_dense()
-    D = D.reshape(-1, x.shape[1]).numpy()
-    parts: list[tuple[Any, Judgement]] = []
-    for damp in np.unique(damps):
-        chosen = damps == damp
-        some = {key: value[chosen] if isinstance(value, np.ndarray) else value for key, value in options.items()}
-        key = (type(L).__name__, float(damp))
-        if damp > 0 and key not in problem.stacks:
-            problem.stacks[key] = Dense(np.vstack([problem.matrix, damp * D]))
-        stack = problem.stacks[key] if damp > 0 else problem.dense
-        data = np.hstack([y[chosen], np.zeros((int(chosen.sum()), len(D)))]) if damp > 0 else y[chosen]
-        unique = (
-            damp == 0 or stack.cuts(problem.bits)[-1] == x.shape[1]
-        )  # else determined up to what both A and L map to 0
-        judged = stack.judge(x[chosen], data, tol=tol, bits=problem.bits, minimum_norm=unique, **some)
-        judged.well_posed[:] &= unique
-        parts.append((np.flatnonzero(chosen), judged))
-    order = np.argsort(np.concatenate([places for places, _ in parts]))
-    fields = {
-        key: np.concatenate([getattr(part, key) for _, part in parts])[order]
-        for key in ("merit", "right", "well_posed", "error", "rank")
-    }
-    why = [word for _, part in parts for word in part.why]
-    return Judgement(**fields, why=[why[i] for i in order])
+def _stack(problem: Problem, L: lsconv.LinearOperator, damps: Any) -> Dense:
+    """[A; damp L] of each item, decomposed once for each damping and kernel there is."""
+    name = type(L).__name__
+    if name not in problem.stacks:
+        D = L.to(dtype=torch.complex128 if L.dtype.is_complex else torch.float64).to_dense()
+        D = D.reshape(-1, problem.dense.matrices.shape[2]).numpy()
+        values, places = np.unique(damps, return_inverse=True)
+        if problem.own:
+            values, places = damps, np.arange(len(damps))
+        A = np.broadcast_to(problem.dense.matrices, (len(values), *problem.dense.matrices.shape[1:]))
+        stacks = Dense(np.concatenate([A, values[:, None, None] * D], axis=1))
+        problem.stacks[name] = stacks.take(places) if len(values) > 1 else stacks
+    return problem.stacks[name]

@@ -11,11 +11,6 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.fixture(autouse=True)
-def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-
-
 def test_every_table_of_the_readme_equals_what_the_results_generate() -> None:
     from benchmarks.readme import BLOCKS, filled
 

@@ -15,11 +15,6 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-
-
 def test_a_race_takes_its_contestants_in_turn_and_forgets_the_warm_up() -> None:
     from benchmarks.runner import race
 
