@@ -110,7 +110,7 @@ class _Inversion(nn.Module):
             return inverse
 
         made = self._plan(A, sources, make, trained)
-        return _Operator(A, damp, made.plan, doubtful=made.doubtful)(y)
+        return _Operator(A, damp, made.plan, fallback=made.fallback)(y)
 
     @torch.no_grad()
     def _watch(self, A: Convolution, inverse: _Operator) -> None:

@@ -15,7 +15,8 @@ x_k), and x is at most ten times as long as the longest plausible solution. An a
 most ``SLACK``.
 
 With damping the same holds of the stacked matrix [A; damp I], where s_i becomes h_i = sqrt(s_i^2 + damp^2) and r the
-stacked residual; x lies in the range of A^H, so the part outside is held to the same tol s_1 ||z||.
+stacked residual; x lies in the range of A^H, so the part outside is held to the same tol s_1 ||z||, and to what eps of
+the dtype leaves of A^H r in the null space, 10 eps s_1 ||r|| / damp^2.
 
 tol is the larger of the method's rtol and eps of the dtype. A problem is *well-posed* when no rank is plausible but
 one, the condition number of what is kept is below ``0.01 / sqrt(eps)``, and ||y|| is not almost all noise (the part of
@@ -167,9 +168,11 @@ class Dense:
         allowed = (yn + h1 * size)[..., None] / h + (h1 * rest)[..., None] / h / h + size[..., None]
         row = _norms(_over(np.where(kept, np.abs(p - exact), 0), tol * allowed))
         cut = np.hypot(_norms(np.where(kept, 0, p)), outside_x)
-        # the decomposition itself is known to eps of float64 only, which a small damp magnifies
+        # A is known to eps of its dtype only, and the decomposition to that of float64: what that changes of A^H r lies
+        # in the null space of A too, and is divided by damp^2
+        rounding = max(100 * _EPS, 10 * eps)
         own = np.where(
-            damp > 0, 100 * _EPS * _over(s1 * rest, damp * damp), 10 * eps * np.where(s1 > 0, _over(yn, s1), 0)
+            damp > 0, rounding * _over(s1 * rest, damp * damp), 10 * eps * np.where(s1 > 0, _over(yn, s1), 0)
         )
         null = np.where(shortest, _over(cut, tol * (size + s1 * z) + own), 0)
         excess = objective > yn * (1 + 10 * tol) + 10 * eps * s1 * size

@@ -325,7 +325,8 @@ def _data(rng: np.random.Generator, dense: Dense, many: int, dtype: torch.dtype)
         if kind not in ("zero", "huge", "tiny") and rng.random() < 0.2:
             y = y * 10 ** rng.uniform(-4, 4)
         if kind == "not finite":
-            y[rng.integers(rows)] = rng.choice([np.nan, np.inf])
+            measured = np.flatnonzero(np.abs(dense.matrices).max((0, 2)))  # NaN under a mask is none
+            y[rng.choice(measured) if len(measured) else 0] = rng.choice([np.nan, np.inf])
         items.append(kind)
         data.append(y)
     return torch.from_numpy(np.stack(data)).to(dtype), items

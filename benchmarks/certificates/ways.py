@@ -185,6 +185,11 @@ def _pinv(p: Problem) -> Any:
     return lsconv.pinv(p.A, damp=p.damp)(p.y)
 
 
+def _normal_fits(p: Problem) -> bool:
+    """Without damping, and where the squares of the singular values stay in the range of the dtype."""
+    return _undamped(p) and bool(((p.dense.norm > 1e-9) & (p.dense.norm < 1e9)).all())
+
+
 def _normal(method: str) -> Callable[[Problem], Any]:
     def run(p: Problem) -> Any:
         solver = getattr(lsconv, method)
@@ -262,8 +267,8 @@ WAYS: dict[str, Way] = {
     "cg": Way(_lstsq("cg"), serves=_hermitian),
     "minres": Way(_lstsq("minres"), serves=_hermitian),
     "gmres": Way(_lstsq("gmres"), serves=_square, only_residual=True),
-    "cg, normal": Way(_normal("cg"), normal=True, serves=_undamped),
-    "minres, normal": Way(_normal("minres"), normal=True, serves=_undamped),
+    "cg, normal": Way(_normal("cg"), normal=True, serves=_normal_fits),
+    "minres, normal": Way(_normal("minres"), normal=True, serves=_normal_fits),
     "hybrid": Way(_lstsq("hybrid"), serves=_undamped),
     "refine": Way(_refine, serves=_double, weight=0.3),
     "tikhonov": Way(_tikhonov("auto"), prior=True),
@@ -362,6 +367,8 @@ def _judged(problem: Problem, way: Way, name: str, L: lsconv.LinearOperator | No
     if way.normal:
         y64 = problem.A.H(problem.y).flatten(1).to(double).numpy()
         y64 = np.where(np.isfinite(y64).all(1)[:, None], y64, 0)
+        # what rounds A^H y is relative to ||A|| ||y||
+        options["data_norm"] = dense.norm * np.linalg.norm(np.where(broken[:, None], 0, problem.y.flatten(1)), axis=1)
         dense = dense.normal()
     if way.only_residual:
         options["minimum_norm"] = False

@@ -30,6 +30,7 @@ from lsconv.fourier.precision import default_rcond, direct_rtol, double, needs_d
 from lsconv.krylov.backward import normal_by_apply
 from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.heap import keep_pages
+from lsconv.krylov.null_space import loses_part
 from lsconv.krylov.solution import Solution
 from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
@@ -181,6 +182,8 @@ class BorderPlan:
         return self._undetermined
 
     def _loses_part(self) -> Tensor:
+        if self.inverse.side == "residual":
+            return loses_part(self.precise, torch.Size(self.inverse.embedding.batch_shape), lambda y: self._run(y=y).x)
         A, batch = self.scaled, self.inverse.embedding.batch_shape
         generator = torch.Generator(device=A.device).manual_seed(0)
         x = torch.randn(*batch, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)

@@ -36,7 +36,7 @@ from lsconv.fourier.border_cells import Border
 from lsconv.fourier.dense_border import between_borders
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.memory import allowed_bytes
-from lsconv.fourier.near_null import Overlap, nearest_null, small_singular_vectors, static_lu
+from lsconv.fourier.near_null import Overlap, nearest_null, orthonormalised, small_singular_vectors, static_lu
 from lsconv.fourier.precision import default_rcond, direct_rtol, double
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, symbol
 from lsconv.krylov.batch import ItemSpace, binary_unit
@@ -240,6 +240,8 @@ class CapacitancePlan:
             return False
         self.nullity, most = nullity, int(nullity.max())
         null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, kept, strict=True)]
+        # again by themselves: beside the lifts of the other candidates, much longer ones, theirs were rounding
+        null = [orthonormalised(v, overlap.between(v)) for v, overlap in zip(null, overlaps, strict=True)]
         # B C^-1 R^T R C^-H B^T is the overlap less S S^H, which is nothing next to it on null
         reach = [overlap(v) for overlap, v in zip(overlaps, null, strict=True)]
         forward, adjoint = self._ways

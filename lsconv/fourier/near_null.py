@@ -13,7 +13,7 @@ from lsconv.fourier.dense_border import between_borders
 from lsconv.fourier.lu import lu_factor_in_place
 from lsconv.fourier.symbol import FrequencyMatrices
 
-__all__ = ["Overlap", "nearest_null", "small_singular_vectors", "static_lu"]
+__all__ = ["Overlap", "nearest_null", "orthonormalised", "small_singular_vectors", "static_lu"]
 
 _STEPS = 2
 # Below so many eps of the largest an eigenvalue is taken for the rounding of zero.
@@ -133,3 +133,16 @@ def nearest_null(images: Tensor, v: Tensor, overlap: Tensor) -> tuple[Tensor, Te
     far = torch.diag_embed(far.squeeze(-2)).to(cropped)
     _, ratio, rows = torch.linalg.svd(torch.cat([cropped, far], dim=-2), full_matrices=False)
     return ratio.flip(-1), (v @ (whiten @ rows.mH)).flip(-1)
+
+
+def orthonormalised(v: Tensor, gram: Tensor) -> Tensor:
+    """Combinations of vectors whose inner products are the identity, and zero for those of length zero.
+
+    Args:
+        v: vectors, ``(blocks, size, k)``.
+        gram: their inner products, ``(blocks, k, k)``.
+    """
+    values, vectors = torch.linalg.eigh(gram)
+    left = values > _ROUNDING * torch.finfo(values.dtype).eps * values[..., -1:]
+    root = torch.where(left, torch.where(left, values, 1.0).rsqrt(), 0.0)
+    return v @ (vectors * root.unsqueeze(-2)) @ vectors.mH

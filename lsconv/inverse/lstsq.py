@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.fourier.precision import direct_rtol
-from lsconv.inverse.route import BORDER_PLANS, KrylovPlan, Plan, route
+from lsconv.inverse.route import BORDER_PLANS, FourierPlan, KrylovPlan, Plan, route
 from lsconv.inverse.solve import Fallback, solve
 from lsconv.krylov.empty import serves_empty_batches
 from lsconv.krylov.followed import parameters_of
@@ -123,7 +123,7 @@ def lstsq(
         # a start stays in the answer, and who limits the iterations or watches them wants these
         own = {name for name in ("x0", "callback", "max_iter") if options.get(name) is not None}
         asked = method == "auto" and (not own or isinstance(plan, BORDER_PLANS))
-        second = Fallback(A, damp, plan) if asked else None
+        second = Fallback(A, damp, plan, rcond) if asked else None
         solution = solve(plan, problem.y, problem.broken, second=second, **options)
         if method == "hybrid":  # the backward pass takes the damping as chosen
             return solution, KrylovPlan(A, solution.damp, "lsmr")
@@ -208,7 +208,7 @@ def pinv(
         )
     fixed = damp.detach() if isinstance(damp, Tensor) else damp
     plan = route(A, fixed, method=method, preconditioner=preconditioner, memory_limit=memory_limit, rcond=rcond)
-    return PseudoInverse(A, damp, plan, doubtful=method == "auto" and isinstance(plan, BORDER_PLANS))
+    return PseudoInverse(A, damp, plan, Fallback(A, fixed, plan, rcond) if method == "auto" else None)
 
 
 class PseudoInverse(LinearOperator):
@@ -217,11 +217,12 @@ class PseudoInverse(LinearOperator):
     Attributes:
         operator: the operator inverted.
         plan: the setup.
-        doubtful: whether :func:`~lsconv.inverse.route.fallback` is asked about the items that the plan leaves
-            unconverged, as in :func:`lstsq`.
+        fallback: answers the items that the plan leaves unconverged, as in :func:`lstsq`; None: nothing does.
     """
 
-    def __init__(self, operator: LinearOperator, damp: float | Tensor, plan: Plan, *, doubtful: bool = False) -> None:
+    def __init__(
+        self, operator: LinearOperator, damp: float | Tensor, plan: Plan, fallback: Fallback | None = None
+    ) -> None:
         super().__init__(
             operator.out_shape,
             operator.in_shape,
@@ -232,7 +233,7 @@ class PseudoInverse(LinearOperator):
         self.operator = operator
         self.damp = damp
         self.plan = plan
-        self.doubtful = doubtful
+        self.fallback = fallback
 
     @untraced
     @serves_empty_batches(lambda inverse: inverse.in_shape)
@@ -255,12 +256,13 @@ class PseudoInverse(LinearOperator):
         return _nan_items(self._backward, y.detach(), self.out_shape, self.in_shape)
 
     def _forward(self, y: Tensor, second: Fallback | None) -> Tensor:
-        if second is None or not isinstance(self.plan, BORDER_PLANS):
+        if second is None or isinstance(self.plan, FourierPlan):
             return self.plan.apply(y)
-        x, missed = self.plan.attempt(y=y)
-        if not bool(missed.any()):
-            return x
-        healthy = torch.zeros(missed.shape, dtype=torch.bool, device=missed.device)
+        if isinstance(self.plan, BORDER_PLANS):
+            x, missed = self.plan.attempt(y=y)
+            if not bool(missed.any()):
+                return x
+        healthy = torch.zeros(y.shape[: y.ndim - len(self.in_shape)], dtype=torch.bool, device=y.device)
         return solve(self.plan, y, healthy, second=second).x
 
     def _backward(self, v: Tensor) -> Tensor:
@@ -277,8 +279,7 @@ class PseudoInverse(LinearOperator):
         return torch.where(missed.reshape(*missed.shape, *(1 for _ in self.out_shape)), other, y)
 
     def _second(self) -> Fallback | None:
-        damp = self.damp.detach() if isinstance(self.damp, Tensor) else self.damp
-        return Fallback(self.operator, damp, self.plan) if self.doubtful else None
+        return None if self.fallback is None else self.fallback.for_another_solve()
 
     @untraced
     @checks_numbers

@@ -215,7 +215,9 @@ def _with_rcond(
     return _svd(A, damp, memory_limit, rcond)
 
 
-def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan) -> KrylovPlan | SingularValuePlan | None:
+def fallback(
+    A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None
+) -> KrylovPlan | SingularValuePlan | None:
     """The plan that is asked about the items that "auto" leaves unconverged; None where there is no other way.
 
     A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.
@@ -224,8 +226,8 @@ def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan) -> KrylovPlan 
         return None
     small = min(A.in_numel, A.out_numel) <= _SMALL and max(A.in_numel, A.out_numel) <= 4 * _SMALL
     if small and math.prod(A.batch_shape) * A.in_numel * A.out_numel <= 4 * _SMALL**2:
-        return _svd(A, damp, None, None)
-    return KrylovPlan(A, damp, "lsmr") if isinstance(plan, BORDER_PLANS) else None
+        return _svd(A, damp, None, rcond)
+    return KrylovPlan(A, damp, "lsmr") if isinstance(plan, BORDER_PLANS) and rcond is None else None
 
 
 def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> BorderPlan | CapacitancePlan:

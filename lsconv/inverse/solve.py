@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -117,26 +118,33 @@ def second_opinion(solution: Solution, second: Fallback, y: Tensor, options: dic
 class Fallback:
     """The plan of :func:`~lsconv.inverse.route.fallback`, made when an item first needs it.
 
+    Attributes:
+        answering: the plan whose answer there is, for the backward pass.
+
     Args:
         A: the operator.
         damp: the damping.
         first: the plan whose unconverged items it answers.
+        rcond: the user's threshold of the rank.
     """
 
-    def __init__(self, A: LinearOperator, damp: float | Tensor, first: Plan) -> None:
-        self.A, self.damp, self.first = A, damp, first
-        self._plan: KrylovPlan | SingularValuePlan | None = None
+    def __init__(self, A: LinearOperator, damp: float | Tensor, first: Plan, rcond: float | None = None) -> None:
+        self.A, self.damp, self.first, self.rcond = A, damp, first, rcond
+        self._made: list[KrylovPlan | SingularValuePlan | None] = []
+        self.answering: Plan = first
 
     def plan(self) -> KrylovPlan | SingularValuePlan | None:
-        """The plan; None where there is no other way."""
-        if self._plan is None:
-            self._plan = fallback(self.A, self.damp, self.first)
-        return self._plan
+        """The plan, which from now on is :attr:`answering`; None where there is no other way."""
+        if not self._made:
+            self._made.append(fallback(self.A, self.damp, self.first, self.rcond))
+        self.answering = self._made[0] or self.first
+        return self._made[0]
 
-    @property
-    def answering(self) -> Plan:
-        """The plan whose answer there is: the fallback where it was asked, else the first."""
-        return self.first if self._plan is None else self._plan
+    def for_another_solve(self) -> Fallback:
+        """The same, answering with the first plan; both make the fallback's plan once."""
+        other = copy.copy(self)
+        other.answering = self.first
+        return other
 
 
 def without_items(solution: Solution, broken: Tensor) -> Solution:

@@ -155,8 +155,8 @@ def certify(
         rounding: epsilon of the arithmetic that found x: a gradient below
             ``8 rounding ||A|| (||A|| ||x|| + ||y||)`` is zero to that arithmetic.
         norm_bound: an upper bound of ``||A||`` for that, per item; None takes the lower bound.
-        rcond: singular values up to ``rcond ||A||`` count as zero, so that no solution is longer than
-            ``||y|| / (rcond ||A||)``, and no longer x makes the rounding larger.
+        rcond: singular values up to ``rcond ||A||`` count as zero: they may leave ``rcond ||A|| ||r||`` of a gradient,
+            and no solution is longer than ``||y|| / (rcond ||A||)``, so that no longer x makes the rounding larger.
         prior_norm: norm of the prior, where x and y are what a prior leaves of them: they carry its rounding.
         single: there is one item, and scalars are Python numbers, here and in the certificate.
 
@@ -198,7 +198,7 @@ def certify(
     if prior_norm is not None:
         left = left + 16 * tolerances.eps * upper * prior_norm
         r_bound, highest = maximum(r_bound, left), highest + left
-    g_bound = maximum(g_bound, upper * left)
+    g_bound = maximum(maximum(g_bound, upper * left), rcond * norm_a * r_norm)
     finite = unbounded(x_norm) == 0
     no_worse = (total <= highest) & finite
     residual_ok = (total <= r_bound) & finite
