@@ -153,6 +153,9 @@ class CapacitancePlan:
             self.precise = A.with_parameters([weight]).to(dtype=dtype)
             wide = weight.to(dtype) / self.unit.reshape(*self.unit.shape, *(1,) * (A.ndim + 2))
             self._factor(symbol(self.precise.with_parameters([wide]), embedding), inner, outer, rcond is not None)
+        if rcond is not None and self._largest_zero > default_rcond(torch.float64):
+            # the vectors found span the null space of A next to it, not the singular vectors that the threshold cuts
+            raise MethodError(f"{A!r}: singular values up to {self._largest_zero:.1e} ||A|| would count as zero")
 
     def _check(self, inner: Border, outer: Border, memory_limit: int | None, worth: bool) -> None:
         embedding = self.embedding
@@ -209,6 +212,7 @@ class CapacitancePlan:
         sigma, *vectors = small_singular_vectors(self._lu_solve, self.factors, count)
         self.nullity = torch.zeros(len(sigma), dtype=torch.int64, device=sigma.device)
         self.undecided = torch.zeros_like(self.nullity, dtype=torch.bool)
+        self._largest_zero = 0.0
         if bool((sigma[:, 0] > limit * inverse_norm).all()):  # no lift is longer than the norm of C^-1
             return
         overlaps = [Overlap(way.inverse, way.freed) for way in self._ways]
@@ -236,6 +240,7 @@ class CapacitancePlan:
         near = [(r - self.rcond).abs() <= _ROUNDING * torch.finfo(r.dtype).eps for r, _ in found if self.rcond > 0]
         self.undecided = sum((n.any(-1) for n in near), self.undecided)
         nullity = torch.stack([k.sum(-1) for k in kept]).amax(0)
+        self._largest_zero = max(float(torch.where(k, r, 0).amax()) for (r, _), k in zip(found, kept, strict=True))
         if not bool((nullity > self.nullity).any()):
             return False
         self.nullity, most = nullity, int(nullity.max())

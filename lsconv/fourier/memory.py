@@ -44,9 +44,10 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
     # symbol, inverse of the smaller normal operator with its work space, border system and the spatial kernel of it
     entries = rows * columns + 2 * min(rows, columns) ** 2 + 3 * size**2
     total = frequencies * entries
-    # a small border, and otherwise the crossings, are dense patches: the inverse and the work space of making it
-    total += 3 * dense_entries(len(embedding.grid)) if has_out or has_in else 0
     positions = (out_border if has_out else []) + (in_border if has_in else [])
+    # a small border, and otherwise the crossings, are dense patches: the inverse and the work space of making it
+    inside = [math.prod(n - len(along) for n, along in zip(embedding.grid, axes, strict=True)) for axes in positions]
+    total += 3 * min(dense_entries(len(embedding.grid)), sum(cells - n for n in inside) ** 2)
     for a, n in enumerate(embedding.grid):
         cells_along = sum(len(axes[a]) for axes in positions)
         total += 3 * cells_along**2 * (cells // n)

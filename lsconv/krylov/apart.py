@@ -63,7 +63,8 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     if size >= items:
         start, collapse = build(problem)
         solution = iterate(problem, options, start, collapse=collapse, square=square, name=name, quiet=True)
-        solution = cleared(solution, problem.A, lambda y: _unwatched(problem, options, build, y, square))
+        rtol = options.tolerances.rtol
+        solution = cleared(solution, problem.A, rtol, lambda y: _shortest(problem, options, build, y))
         report(solution, options, name)
         return solution
     solutions, multipliers = [], []
@@ -81,13 +82,14 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     return solution
 
 
-def _unwatched(problem: Problem, options: Options, build: Setup, y: Tensor, square: bool) -> Tensor:
-    """The answer of the same method for other data, from zero and in silence."""
-    nothing = torch.zeros_like(problem.zero)
-    other = replace(problem, y=y, x0=None, zero=nothing, broken=nothing, multipliers=False)
-    start, collapse = build(other)
+def _shortest(problem: Problem, options: Options, build: Setup, y: Tensor) -> Tensor:
+    """The least-norm solution for consistent data, by the same method without damping, preconditioner and start."""
+    zero, none = problem.codomain.safe_norm(y) == 0, torch.zeros_like(problem.broken)
+    plain = replace(problem, y=y, damp=None, M=None, N=None, x0=None, zero=problem.tensor(zero), broken=none,
+                    multipliers=False)  # fmt: skip
+    start, collapse = build(plain)
     silent = replace(options, callback=None, progress=False)
-    return iterate(other, silent, start, collapse=collapse, square=square, quiet=True).x
+    return iterate(plain, silent, start, collapse=collapse, quiet=True).x
 
 
 def at_once(problem: Problem, options: Options) -> int:

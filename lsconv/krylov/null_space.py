@@ -1,9 +1,9 @@
 r"""Whether a method leaves a part of x in the null space of A, where the certificate cannot tell.
 
 With damping the gradient shows a null-space part :math:`\delta` as :math:`\mathrm{damp}^2 \delta`, which for a small
-damp is below its rounding. A method whose iterates leave the range of :math:`A^H` (a preconditioner on the solution
-side, a start) then has to be asked in another way: of a random w with the data A w it gives back all but the part that
-A does not see.
+damp is below its rounding. The answer of a method whose iterates leave the range of :math:`A^H` (a preconditioner on
+the solution side, a start) is then compared with the shortest solution for the same :math:`Ax`, and a plan with what
+it gives back of a random vector.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lsconv.krylov.batch import ItemSpace
 from lsconv.krylov.solution import Solution, Status
+from lsconv.krylov.stopping import NULL_SHARE
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["cleared", "loses_part"]
@@ -40,11 +41,20 @@ def loses_part(A: LinearOperator, batch: torch.Size, solve: Callable[[Tensor], T
     return ~(lost <= _SEEN / math.sqrt(A.in_numel) * space.norm(w))
 
 
-def cleared(solution: Solution, A: LinearOperator, solve: Callable[[Tensor], Tensor]) -> Solution:
-    """The solution, converged also in the items that are in doubt of a null-space part where A has no null space."""
+def cleared(solution: Solution, A: LinearOperator, rtol: float, shortest: Callable[[Tensor], Tensor]) -> Solution:
+    """The solution, converged also in the items in doubt that are next to the shortest solution of ``A x' = A x``.
+
+    Args:
+        solution: items in doubt have the status :attr:`Status.RANK_DEFICIENT`.
+        A: the operator.
+        rtol: the tolerance of the solve.
+        shortest: the least-norm solution for consistent data, by a method that stays in the range of ``A^H``.
+    """
     doubtful = solution.codes == Status.RANK_DEFICIENT.code
     if not bool(doubtful.any()):
         return solution
-    clear = doubtful & ~loses_part(A, solution.codes.shape, solve)
+    space = ItemSpace(A.in_shape, A.dtype, A.device)
+    x = torch.where(space.spread(doubtful).bool(), solution.x, 0)
+    clear = doubtful & (space.norm(shortest(A.apply(x)) - x) <= NULL_SHARE * rtol * space.norm(x))
     codes = torch.where(clear, Status.GRADIENT.code, solution.codes)
     return replace(solution, codes=codes, converged=solution.converged | clear)

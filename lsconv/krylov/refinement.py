@@ -116,9 +116,8 @@ def refine(
     least_norm = least_norm and problem.damp is None and not square
     loop = _Refinement(problem, solver, inner_dtype, tolerances, square, least_norm, options)
     with torch.no_grad():
-        solution = cleared(
-            loop.run(max_refinements), problem.A, lambda y: loop.for_other_data(y).run(max_refinements).x
-        )
+        solution = loop.run(max_refinements)
+        solution = cleared(solution, problem.A, tolerances.rtol, lambda y: loop.shortest(y).run(max_refinements).x)
     failed = ~solution.converged
     if bool(failed.any()):
         text = f"refine: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"
@@ -161,13 +160,11 @@ class _Refinement:
         self.directions: list[tuple[Tensor, Tensor]] = []
         self.iterations = torch.zeros(problem.batch, dtype=torch.int64, device=problem.A.device)
 
-    def for_other_data(self, y: Tensor) -> _Refinement:
-        """The same refinement of another right-hand side, from zero."""
-        nothing = torch.zeros_like(self.problem.zero)
-        problem = replace(self.problem, y=y, x0=None, zero=nothing, broken=nothing)
-        return _Refinement(
-            problem, self.solver, self.inner_dtype, self.tolerances, self.square, self.least_norm, self.options
-        )
+    def shortest(self, y: Tensor) -> _Refinement:
+        """The refinement to the least-norm solution for consistent data, without damping and from zero."""
+        zero, none = self.problem.codomain.safe_norm(y) == 0, torch.zeros_like(self.problem.broken)
+        problem = replace(self.problem, y=y, damp=None, x0=None, zero=zero, broken=none)
+        return _Refinement(problem, self.solver, self.inner_dtype, self.tolerances, self.square, True, self.options)
 
     def run(self, max_refinements: int) -> Solution:
         problem, folded = self.problem, self.folded

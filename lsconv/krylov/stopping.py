@@ -40,10 +40,10 @@ from lsconv.krylov.solution import History, Solution, Status
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
-__all__ = ["Certificate", "Tolerances", "certified", "certify", "default_rtol"]
+__all__ = ["NULL_SHARE", "Certificate", "Tolerances", "certified", "certify", "default_rtol"]
 
 # The part of x in the null space of A, in units of rtol, that a damped answer may have.
-_NULL_SHARE = 10.0
+NULL_SHARE = 10.0
 
 
 def default_rtol(dtype: torch.dtype) -> float:
@@ -198,7 +198,7 @@ def certify(
     if prior_norm is not None:
         left = left + 16 * tolerances.eps * upper * prior_norm
         r_bound, highest = maximum(r_bound, left), highest + left
-    g_bound = maximum(maximum(g_bound, upper * left), rcond * norm_a * r_norm)
+    g_bound = maximum(maximum(g_bound, upper * left), rcond * upper * r_norm)
     finite = unbounded(x_norm) == 0
     no_worse = (total <= highest) & finite
     residual_ok = (total <= r_bound) & finite
@@ -208,7 +208,7 @@ def certify(
     if not square:
         merit = minimum(merit, maximum(g_norm / at_least(g_bound, smallest), total / at_least(highest, smallest)))
     # rounding y by rtol moves x by rtol ||y|| / ||A|| at the least
-    share = _NULL_SHARE * max(tolerances.rtol, tolerances.eps) * (x_norm + divide(y_norm, norm_a))
+    share = NULL_SHARE * max(tolerances.rtol, tolerances.eps) * (x_norm + divide(y_norm, norm_a))
     in_range = (g_norm <= damp * damp * share) | (damp == 0)
     in_form = (tolerances.eps * norm_a * r_norm <= damp * damp * share) | (damp == 0)
     return Certificate(r_norm, g_norm, residual_ok, gradient_ok, no_worse, in_range, in_form, merit)
