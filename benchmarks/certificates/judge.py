@@ -97,13 +97,16 @@ class Dense:
             parts = U, s, Vh.conj().swapaxes(1, 2)
         self.U, self.s, self.V = parts
         self.norm = self.s.max(-1, initial=0)
+        self.least_cut = LEAST_CUT
 
     def __len__(self) -> int:
         return len(self.matrices)
 
     def normal(self) -> Dense:
         """A^H A, whose singular vectors are those of A."""
-        return Dense(self.matrices.conj().swapaxes(1, 2) @ self.matrices, (self.V, self.s**2, self.V))
+        normal = Dense(self.matrices.conj().swapaxes(1, 2) @ self.matrices, (self.V, self.s**2, self.V))
+        normal.least_cut = _EPS
+        return normal
 
     def take(self, places: Array) -> Dense:
         """The matrices at these places, with their decompositions."""
@@ -111,7 +114,7 @@ class Dense:
 
     def ranks(self, bits: int, rcond: float | None = None) -> NDArray[np.int64]:
         """The largest and the smallest plausible rank of each matrix, in two rows."""
-        cuts = (LEAST_CUT, _MOST_CUT[bits]) if rcond is None else (rcond - ON_THE_CUT, rcond + ON_THE_CUT)
+        cuts = (self.least_cut, _MOST_CUT[bits]) if rcond is None else (rcond - ON_THE_CUT, rcond + ON_THE_CUT)
         return np.stack([(self.s > max(cut, 0.0) * self.norm[:, None]).sum(-1) for cut in cuts])
 
     @np.errstate(over="ignore")

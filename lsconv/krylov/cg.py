@@ -98,6 +98,7 @@ class _CG(Method):
         z, self.root = self._precondition(r_norm)
         self.p = z * space.spread(divide(active, self.root))
         self.operator_norm = self.carried = 0 * self.unit
+        self.least = torch.finfo(problem.A.dtype).eps ** 2
 
     def solution(self) -> Tensor:
         return self.x * self.space.spread(self.unit)
@@ -109,7 +110,8 @@ class _CG(Method):
         if self.M is None:
             # A diagonal entry of the Lanczos matrix of A, whose norm it cannot exceed.
             self.operator_norm = maximum(self.operator_norm, delta + self.carried)
-        indefinite = (delta <= 0) & (active > 0)
+        # a curvature below the square of rounding is none, and the step that it asks for would overflow
+        indefinite = (delta <= self.least * self.operator_norm) & (active > 0)
         self.trouble = self.trouble | indefinite * CURVATURE
         step = divide(active * (indefinite == 0), delta) * self.root
         space.add(self.x, step, self.p, out=self.x)

@@ -92,8 +92,11 @@ def cgls(
     problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
                          progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
-    folds = problem.damp is not None and problem.M is not None
-    return solve(problem, options, (lambda part: beside(part, _CGLS)) if folds else plainly(_CGLS), name="cgls")
+
+    def build(part: Problem) -> Any:
+        return beside(part, _CGLS) if part.damp is not None and part.M is not None else plainly(_CGLS)(part)
+
+    return solve(problem, options, build, name="cgls")
 
 
 class _CGLS(Method):

@@ -58,7 +58,8 @@ class Tolerances:
     Args:
         rtol: relative tolerance; None takes :func:`default_rtol` of the dtype.
         atol: absolute tolerance on the residual, in the units of y.
-        conlim: limit of the condition number; None takes ``0.1 / eps`` of the dtype.
+        conlim: limit of the condition number; None takes ``0.1 / eps`` of the dtype, at most 1e12: the
+            direct methods take smaller singular values for zero too.
     """
 
     rtol: float
@@ -75,7 +76,7 @@ class Tolerances:
         """
         eps = float(torch.finfo(dtype).eps)
         rtol = default_rtol(dtype) if rtol is None else float(rtol)
-        conlim = 0.1 / eps if conlim is None else float(conlim)
+        conlim = min(0.1 / eps, 1e12) if conlim is None else float(conlim)
         for name, value in (("rtol", rtol), ("atol", float(atol)), ("conlim", conlim)):
             if not value >= 0:
                 raise ArgumentError(f"{name}: expected a number >= 0, got {value}")
