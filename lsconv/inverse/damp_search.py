@@ -12,7 +12,7 @@ from lsconv.inverse.damp_path import DampPath, Evaluation
 
 __all__ = ["Search"]
 
-Criterion = Callable[[Evaluation, Tensor, int], tuple[Tensor, "Tensor | None"]]
+Criterion = Callable[[Evaluation, Tensor, "int | Tensor"], tuple[Tensor, "Tensor | None"]]
 # A scan with a stochastic path, whose small damps are dear, ends so many points after every item has seen its best.
 _PATIENCE = 4
 _STEP = 0.3  # of log damp: the first bracket around a damp known roughly

@@ -42,15 +42,16 @@ class _Probed:
     Args:
         A: the operator.
         y: data ``(together, *batch, *out_shape)``, summed over the first dimension.
+        count: number of measured data, ``batch``; None: all.
     """
 
     exact = False
 
-    def __init__(self, A: LinearOperator, y: Tensor) -> None:
+    def __init__(self, A: LinearOperator, y: Tensor, count: Tensor | None = None) -> None:
         self.A, self.y = A, y
         self.space = ItemSpace(A.out_shape, A.dtype, A.device)
         self.together = y.shape[0]
-        self.count = A.out_numel * self.together
+        self.count: int | Tensor = A.out_numel * self.together if count is None else count
         self.batch = tuple(torch.broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         probes = min(_MOST, max(_FEWEST, -(-_PROBED_NUMBERS // A.out_numel)))
         generator = torch.Generator().manual_seed(0)
@@ -117,6 +118,7 @@ class BorderPath(_Probed):
         scale: norm of A over that of L.
         L: the penalty.
         tolerance: relative residual of the border systems.
+        count: number of measured data, ``batch``; None: all.
 
     Raises:
         MethodError: A and L are not crops of block-circulant operators on one grid; see :meth:`serves`.
@@ -129,8 +131,9 @@ class BorderPath(_Probed):
         scale: Tensor,
         L: LinearOperator | None = None,
         tolerance: float = _TOLERANCE,
+        count: Tensor | None = None,
     ) -> None:
-        super().__init__(A, y)
+        super().__init__(A, y, count)
         self.tolerance = tolerance
         self.scale, self.L = scale.expand(self.batch), L
         if not self.serves(A, L):
@@ -210,9 +213,15 @@ class SolverPath(_Probed):
     """Any operator and penalty, by the plan that solves the damped problem, to a loose tolerance."""
 
     def __init__(
-        self, A: LinearOperator, y: Tensor, L: LinearOperator | None, scale: Tensor, tolerance: float = _TOLERANCE
+        self,
+        A: LinearOperator,
+        y: Tensor,
+        L: LinearOperator | None,
+        scale: Tensor,
+        tolerance: float = _TOLERANCE,
+        count: Tensor | None = None,
     ) -> None:
-        super().__init__(A, y)
+        super().__init__(A, y, count)
         self.tolerance = tolerance
         self.L, self.scale = L, scale.expand(self.batch)
 
