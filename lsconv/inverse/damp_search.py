@@ -151,7 +151,13 @@ class Search:
         index, found = self._bracket(values, root)
         above = (index + 1).clamp_max(len(t) - 1)
         inside = _at(t, index) + self._share(root, index, above) * (_at(t, above) - _at(t, index))
-        return torch.where(found, inside, torch.where(root[0] >= 0, t[0], t[-1]))
+        # A function with several minima may be lowest at an end that it falls towards.
+        low, high = (root[0] >= 0) & torch.isfinite(values[0]), root[-1] < 0
+        lowest = torch.where(found, torch.minimum(_at(values, index), _at(values, above)), torch.inf)
+        low, high = low & (values[0] < lowest), high & (values[-1] < lowest)
+        low, high = low & ~(high & (values[-1] < values[0])), high & ~(low & (values[0] <= values[-1]))
+        neither = torch.where(found, inside, torch.where(root[0] >= 0, t[0], t[-1]))
+        return torch.where(low, t[0], torch.where(high, t[-1], neither))
 
     def least(self) -> Tensor:
         """The smallest point at which the criterion has a value, ``batch``."""
