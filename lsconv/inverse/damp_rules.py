@@ -56,10 +56,35 @@ class Criterion:
         """Values and, for the root-finding rules, a function that rises through zero; ``t`` is log damp, ascending."""
         return self._function(e, t, count)
 
+    @property
+    def needs_slope(self) -> bool:
+        """Whether :meth:`rise` looks at the slopes of an evaluation."""
+        return self.rule in ("gcv", "upre")
+
+    def rise(self, e: Evaluation, t: Tensor, count: int | Tensor) -> Tensor:
+        """The derivative of the logarithm of what is minimised (of the likelihood's mth root), or of the residual's
+        distance from the noise: the function whose zero is sought; needs the slopes of ``e``.
+        """
+        mu = (2 * t).exp()
+        residual_rise = -2 * mu.square() * e.penalty_slope
+        if self.rule == "gcv":
+            value, _ = self._gcv(e, t, count)
+            free = torch.where(torch.isfinite(value), count - e.trace, torch.nan)
+            return residual_rise / e.residual_norm_sq + 4 * e.trace_slope / free
+        if self.rule == "upre":
+            assert self.noise is not None
+            value, _ = self._upre(e, t, count)
+            return (residual_rise + 4 * self.noise**2 * e.trace_slope) / value
+        if self.rule == "evidence":
+            penalty, dof = mu * e.penalty_norm_sq, count - self.nullity
+            return 2 * penalty / (e.residual_norm_sq + penalty) - 2 * (e.trace - self.nullity) / dof
+        root: Tensor = self._discrepancy(e, t, count)[1]
+        return root
+
     def _gcv(self, e: Evaluation, t: Tensor, count: int | Tensor) -> tuple[Tensor, None]:
         free = count - e.trace
-        # where A fits the data almost exactly the trace's rounding is all that is left of the difference
-        free = torch.where(free > _LEAST_FREEDOM * count, free, torch.nan)
+        # where A fits the data almost exactly the trace's error is all that is left of the difference
+        free = torch.where((free > _LEAST_FREEDOM * count) & (free > 4 * e.trace_error), free, torch.nan)
         return count * e.residual_norm_sq / free**2, None
 
     def _upre(self, e: Evaluation, t: Tensor, count: int | Tensor) -> tuple[Tensor, None]:
@@ -88,5 +113,6 @@ class Criterion:
             steps = 0.5 * (gained[1:] + gained[:-1]) * 2 * (t[1:] - t[:-1])
             tail = steps.flip(0).cumsum(0).flip(0)
             logdet = torch.cat([tail, torch.zeros_like(tail[:1])])
+        logdet = logdet.nan_to_num()  # one damp alone: a constant is free
         root = (dof * penalty / quadratic).clamp_min(1e-300).log() - gained.clamp_min(1e-300).log()
         return dof * (quadratic / dof).clamp_min(1e-300).log() + logdet, root

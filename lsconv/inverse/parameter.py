@@ -21,7 +21,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.trace import EXACT_UNKNOWNS, ExactInfluence
 from lsconv.inverse.damp_path import DampPath, ExactPath, FilterPath
 from lsconv.inverse.damp_rules import RULES, WITH_NOISE, WITH_TRACE, Criterion
-from lsconv.inverse.damp_search import Search
+from lsconv.inverse.damp_search import LocalSearch, Search
 from lsconv.inverse.dense_path import DensePath
 from lsconv.inverse.measured import zero_rows
 from lsconv.inverse.selection import Selection
@@ -148,7 +148,11 @@ def choose_damp(
     seen = None
     if coarse is not None:
         seen = (search.sorted()[0].exp(), search.values() * (path.count / coarse.count * unit.square()))
-        search = Search(path, criterion, needs_trace=rule in WITH_TRACE, slope=rule == "lcurve", around=search)
+        if rule == "lcurve":
+            search = Search(path, criterion, needs_trace=False, slope=True, around=search)
+        else:
+            shift = coarse.shift if isinstance(coarse, TaperedPath) else 0.0
+            search = LocalSearch(path, criterion, needs_trace=rule in WITH_TRACE, around=search, shift=shift)
         search.settle()
     t, evaluations = search.sorted()
     values, _ = criterion(evaluations, t, path.count)
@@ -246,7 +250,7 @@ def _paths(
             coarse = None if small is None else _stochastic(small.A, small.y.flatten(0, 1), small.L)
     if coarse is None:
         return _stochastic(A, y, L, count=count), None
-    return _stochastic(A, y, L, coarse.scale, _LARGE_TOLERANCE, count), coarse
+    return _stochastic(A, y, L, coarse.scale, _LARGE_TOLERANCE, count, local=True), coarse
 
 
 def _stochastic(
@@ -256,12 +260,13 @@ def _stochastic(
     scale: Tensor | None = None,
     tolerance: float = 1e-3,
     count: Tensor | None = None,
+    local: bool = False,
 ) -> BorderPath | SolverPath:
     if scale is None:
         scale = _scale(A, L)
     if isinstance(A, Convolution) and BorderPath.serves(A, L):
-        return BorderPath(A, y, scale, L, tolerance, count)
-    return SolverPath(A, y, L, scale, tolerance, count)
+        return BorderPath(A, y, scale, L, tolerance, count, local)
+    return SolverPath(A, y, L, scale, tolerance, count, local)
 
 
 def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:
