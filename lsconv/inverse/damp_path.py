@@ -16,8 +16,8 @@ path                   serves                                          trace
 :class:`SolverPath`    everything else                                 stochastic, all probes in one solve
 =====================  ==============================================  =============================================
 
-The third is in :mod:`lsconv.inverse.dense_path`, the last two are in :mod:`lsconv.inverse.stochastic_path`. A likeness of large data, for finding where to look, is
-:class:`~lsconv.inverse.tapered.TaperedPath`.
+The third is in :mod:`lsconv.inverse.dense_path`, the last two are in :mod:`lsconv.inverse.stochastic_path`. A likeness
+of large data, for finding where to look, is :class:`~lsconv.inverse.tapered.TaperedPath`.
 
 All data have one dimension more than the batch, in front: channels or windows that share everything else, summed over.
 """

@@ -1,7 +1,7 @@
 """The search for a damp, every batch item on its own.
 
-:class:`Search` scans a logarithmic grid, then refines by parabolas or secants. :class:`LocalSearch` starts from the damp
-that a likeness chose, with Newton's steps towards the zero of a derivative and secants once the zero is enclosed.
+:class:`Search` scans a logarithmic grid, then refines by parabolas or secants. :class:`LocalSearch` starts from the
+damp that a likeness chose, with Newton's steps towards the zero of a derivative and secants once it is enclosed.
 """
 
 from __future__ import annotations

@@ -67,7 +67,9 @@ class DensePath:
             U, s, Qh = torch.linalg.svd(M @ T, full_matrices=False)
             p = torch.linalg.vector_norm(P @ (T @ Qh.mH), dim=-2).square()
             weighted = c.squeeze(-1).square() * p
-            self.p = torch.where(weighted > _UNPENALISED * (s.square() + weighted), p, 0)
+            directions = s.square() + weighted > 0.5  # it is 1, and 0 for what is left out
+            s = torch.where(directions, s, 0)
+            self.p = torch.where(directions & (weighted > _UNPENALISED), p, 0)
         self.w = s.square()
         items = y.reshape(self.together, *y.shape[1 : y.ndim - len(A.out_shape)], -1, 1).to(double)
         beta = U.mH @ items

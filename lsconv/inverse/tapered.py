@@ -205,9 +205,7 @@ def _without_padding(A: Convolution) -> list[tuple[int, int]]:
 def _large(A: Convolution, data: int, kernels: int) -> bool:
     """Whether every axis has so many outputs that read no padding, and so many times the kernel's."""
     inner = _without_padding(A)
-    return all(
-        count >= max(data, kernels * extent) for (_, count), extent in zip(inner, A.kernel_extent, strict=True)
-    )
+    return all(count >= max(data, kernels * extent) for (_, count), extent in zip(inner, A.kernel_extent, strict=True))
 
 
 def _taper(sizes: tuple[int, ...], A: Convolution) -> Tensor:
