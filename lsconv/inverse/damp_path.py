@@ -96,7 +96,8 @@ class ExactPath:
     exact = True
 
     def __init__(self, influence: ExactInfluence, y: Tensor, count: Tensor) -> None:
-        self.influence, self.y, self.count = influence, y, count
+        self.influence, self.y = influence, y
+        self.count: int | Tensor = count
         A = influence.A
         self.together = y.shape[0]
         self.batch = tuple(torch.broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
@@ -124,7 +125,8 @@ class FilterPath:
 
     def __init__(self, A: Convolution, y: Tensor, penalty: Tensor, count: Tensor) -> None:
         self.A = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
-        self.y, self.count, self.P = y.to(self.A.dtype), count, penalty
+        self.y, self.P = y.to(self.A.dtype), penalty
+        self.count: int | Tensor = count
         self.batch = tuple(torch.broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         S, P = double_symbol(self.A, block_circulant(self.A)).matrices, self.P
         norms = frobenius(S).flatten(1).amax(1) / frobenius(P).flatten(1).amax(1)

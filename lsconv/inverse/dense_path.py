@@ -51,7 +51,8 @@ class DensePath:
     @torch.no_grad()
     def __init__(self, A: LinearOperator, y: Tensor, L: LinearOperator | None, scale: Tensor, count: Tensor) -> None:
         double = torch.complex128 if A.is_complex else torch.float64
-        self.together, self.count = y.shape[0], count
+        self.together = y.shape[0]
+        self.count: int | Tensor = count
         self.batch = tuple(torch.broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         self.scale = scale.expand(self.batch)
         M = A.to_dense().to(double)
@@ -79,11 +80,12 @@ class DensePath:
         self.nullity = self.together * ((self.p == 0) & (self.w > 0)).sum(-1).expand(self.batch)
 
     @staticmethod
-    def serves(A: LinearOperator, unknowns: int) -> bool:
+    def serves(A: LinearOperator, L: LinearOperator | None, unknowns: int) -> bool:
         """Whether decomposing A's matrices, one per own batch item, costs no more than one of so many unknowns."""
-        items = math.prod(A.batch_shape)
-        larger = max(A.in_numel, A.out_numel)
-        return items * A.in_numel**2 * larger <= unknowns**3 and items * A.in_numel * larger <= _NUMBERS
+        items, m, n = math.prod(A.batch_shape), A.out_numel, A.in_numel
+        rows = m if L is None else max(m, n, L.out_numel // 8)  # the products with L are fast
+        smaller = min(m, n) if L is None else n
+        return items * n * smaller * rows <= unknowns**3 and items * n * rows <= _NUMBERS
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Everything at ``damp``; see :class:`~lsconv.inverse.damp_path.DampPath`."""

@@ -29,9 +29,15 @@ def zero_rows(A: LinearOperator) -> Tensor | None:
         True
     """
     generator = torch.Generator().manual_seed(0)
-    shape = (2, *A.batch_shape, *A.in_shape)
-    # Away from zero: a row of the identity is none. Two of them: one may cancel in a row such as (1, -1).
-    probes = torch.rand(shape, dtype=torch.float64, generator=generator) + 1
-    probes = torch.where(torch.rand(shape, generator=generator) < 0.5, -probes, probes)
-    zero = (A.apply(probes.to(A.device, A.dtype)) == 0).all(0)
-    return zero.expand(*A.batch_shape, *A.out_shape) if bool(zero.any()) else None
+    shape, real = (*A.batch_shape, *A.in_shape), torch.empty(0, dtype=A.dtype).real.dtype
+    zero: Tensor | None = None
+    for _ in range(2):  # one x may cancel in a row such as (1, -1)
+        # Away from zero: a row of the identity is none.
+        x = torch.rand(shape, dtype=real, generator=generator).add_(1)
+        x = torch.where(torch.randint(2, shape, generator=generator, dtype=torch.bool), x, -x)
+        found = A.apply(x.to(A.device, A.dtype)) == 0
+        zero = found if zero is None else zero & found
+        if not bool(zero.any()):
+            return None
+    assert zero is not None
+    return zero.expand(*A.batch_shape, *A.out_shape)

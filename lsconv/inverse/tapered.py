@@ -90,7 +90,7 @@ class TaperedPath:
         assert penalty is not None
         self.together, self.ndim = y.shape[0], ndim
         self._sort(found, penalty, power, weights)
-        self.count = y.shape[0] * A.out_shape[0] * math.prod(grid)
+        self.count: int | Tensor = y.shape[0] * A.out_shape[0] * math.prod(grid)
         scale = (found.flatten(-ndim - 1).amax(-1) / penalty.amax()).sqrt()
         self.scale = scale.expand(self.batch)
 
