@@ -4,8 +4,8 @@ The rules are those of :mod:`lsconv.inverse.damp_rules`. Every one is searched o
 the arithmetic resolves, then refined around its best point. Large convolutions are searched on a likeness first: the
 tapered data as a circular convolution (:mod:`lsconv.inverse.tapered`) or, where the symbols are matrices, windows of
 the data: any window that reads no padding is data of the same model, with a smaller unknown, so the same noise and the
-same prior ask for the same damp. The whole data then have the last word, at one to eight damps: the search ends where less
-than half a per cent of the criterion is to be gained. Problems of few unknowns are decomposed
+same prior ask for the same damp. The whole data then have the last word, at one to eight damps: the search ends where
+next to nothing of the criterion is to be gained. Problems of few unknowns are decomposed
 (:mod:`lsconv.inverse.dense_path`).
 """
 
@@ -48,7 +48,8 @@ _CURVATURE_PER_DECADE = 5  # corners are sharp, and cost no trace
 # trace="exact" goes on to lsconv.fourier.trace.EXACT_UNKNOWNS.
 _EXACT_UNKNOWNS = 1024
 # Unknowns up to which the matrices are decomposed. That takes about 50 n^3 operations, at the speed of matrix products;
-# the stochastic search 16 damps times 2^17 / m solves, which a border makes cheap, and LSMR does not.
+# the stochastic search takes 16 damps times 2^17 / m solves. A border makes these cheap, but not that of a small volume,
+# which has as many unknowns.
 _DENSE_UNKNOWNS, _DENSE_WITHOUT_BORDER = 1024, 2048
 # Relative residual of the border systems of data large enough for a likeness: the damps that GCV chooses for pictures
 # of 1024^2 are those of 1e-5 to four digits (at 3e-2 to 2 %, and with the identity as penalty to 15 %).
@@ -88,8 +89,8 @@ def choose_damp(
         noise_std: standard deviation of the noise in every entry of y (of the whole complex number), a number or one
             per batch item; for "discrepancy" and "upre".
         trace: "auto", "exact" or "stochastic". "auto" takes exact traces when they are cheap: circular convolutions,
-            borders of up to 1024 unknowns per block, and problems of up to 1024 unknowns (2048 where there is no
-            border), whose matrices are decomposed. "exact" goes on to 4096.
+            borders of up to 1024 unknowns per block, and problems of up to 1024 unknowns (2048 of volumes
+            and where there is no border), whose matrices are decomposed. "exact" goes on to 4096.
         likeness: search large convolutions on a likeness first (the tapered data, or windows), then refine on the
             whole. False: on the whole alone.
 
@@ -238,7 +239,7 @@ def _paths(
             return FilterPath(A, y, penalty, count), None
     border = isinstance(A, Convolution) and BorderPath.serves(A, L)
     if trace != "stochastic":
-        unknowns = _DENSE_UNKNOWNS if border else _DENSE_WITHOUT_BORDER
+        unknowns = _DENSE_UNKNOWNS if border and len(A.in_shape) < 4 else _DENSE_WITHOUT_BORDER
         if DensePath.serves(A, L, EXACT_UNKNOWNS if trace == "exact" else unknowns):
             return DensePath(A, y, L, _scale(A, L), count), None
     if trace == "exact":

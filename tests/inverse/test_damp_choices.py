@@ -151,7 +151,7 @@ def test_a_stack_of_few_slices_is_searched_in_few_looks(
     padding: Any, noise: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its likeness, whose edges weigh, only says where to begin."""
-    monkeypatch.setattr("lsconv.inverse.parameter._DENSE_UNKNOWNS", 0)
+    monkeypatch.setattr("lsconv.inverse.parameter._DENSE_WITHOUT_BORDER", 0)
     profile = torch.exp(-((torch.arange(5, dtype=DOUBLE) - 2) ** 2) / 2)
     kernel = profile[1:4, None, None] * profile[:, None] * profile
     A = lsconv.Conv3d(kernel[None, None] / kernel.sum(), (8, 10, 10), padding=padding)
