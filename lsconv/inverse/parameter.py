@@ -48,8 +48,8 @@ _CURVATURE_PER_DECADE = 5  # corners are sharp, and cost no trace
 # trace="exact" goes on to lsconv.fourier.trace.EXACT_UNKNOWNS.
 _EXACT_UNKNOWNS = 1024
 # Unknowns up to which the matrices are decomposed. That takes about 50 n^3 operations, at the speed of matrix products;
-# the stochastic search takes 16 damps times 2^17 / m solves. A border makes these cheap, but not that of a small volume,
-# which has as many unknowns.
+# the stochastic search takes 16 damps times 2^17 / m solves. A border makes these cheap, but not that of a small
+# volume, which has as many unknowns.
 _DENSE_UNKNOWNS, _DENSE_WITHOUT_BORDER = 1024, 2048
 # Relative residual of the border systems of data large enough for a likeness: the damps that GCV chooses for pictures
 # of 1024^2 are those of 1e-5 to four digits (at 3e-2 to 2 %, and with the identity as penalty to 15 %).

@@ -145,8 +145,7 @@ def test_200_choices_are_within_one_per_cent_of_the_dense_minimum(first: int) ->
     check(range(first, first + 25))
 
 
-@pytest.mark.parametrize("padding", [0, (1, 2, 2)])
-@pytest.mark.parametrize("noise", [0.05, 0.2])
+@pytest.mark.parametrize(("padding", "noise"), [(0, 0.2), ((1, 2, 2), 0.05)])
 def test_a_stack_of_few_slices_is_searched_in_few_looks(
     padding: Any, noise: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,6 @@ from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeErro
 from lsconv.fourier import normal
 from lsconv.fourier.strips import Strips
 from lsconv.inverse import parameter, stochastic_path
-from lsconv.inverse.dense_path import DensePath
 from lsconv.inverse.parameter import RULES, Selection, choose_damp
 from lsconv.inverse.stochastic_path import BorderPath, SolverPath
 from lsconv.inverse.windows import as_windows
@@ -146,20 +145,6 @@ def test_a_small_problem_of_any_kind_is_exact(rule: str, kind: str) -> None:
     selection = choose_damp(A, y, rule, L=L, noise_std=noise_of(rule), trace="exact")
     if rule != "lcurve" or kind in ("reflect", "zeros"):  # the matrices' curves have no corner
         Dense(A, y, L).check(selection, rtol=1e-6)
-
-
-def test_what_neither_operator_nor_penalty_sees_is_left_out() -> None:
-    A = lsconv.Dense(torch.cat([torch.randn(30, 20, dtype=DOUBLE), torch.zeros(30, 3, dtype=DOUBLE)], 1))
-    L = lsconv.Dense(torch.eye(23, dtype=DOUBLE)[:20].diff(dim=0))
-    y = A(torch.randn(23, dtype=DOUBLE)) + NOISE * torch.randn(30, dtype=DOUBLE)
-    B, P = (lsconv.Dense(operator.matrix[:, :20]) for operator in (A, L))
-    one, all_rows = torch.ones((), dtype=DOUBLE), torch.tensor(30.0, dtype=DOUBLE)
-    whole, seen = (DensePath(op, y[None], D, one, all_rows) for op, D in ((A, L), (B, P)))
-    assert int(whole.nullity) == 1
-    for damp in (1e-4, 0.1, 10.0):
-        e, expected = (path.evaluate(torch.tensor(damp, dtype=DOUBLE)) for path in (whole, seen))
-        for name in ("residual_norm_sq", "penalty_norm_sq", "trace", "penalty_slope", "trace_slope"):
-            torch.testing.assert_close(getattr(e, name), getattr(expected, name), rtol=1e-6, atol=1e-12)
 
 
 def test_complex_data_and_strides_are_served_exactly() -> None:
