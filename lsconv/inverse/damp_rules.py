@@ -50,11 +50,11 @@ class Criterion:
 
     def __init__(self, rule: str, noise: Tensor | None, nullity: int | Tensor) -> None:
         self.rule, self.noise, self.nullity = rule, noise, nullity
-        self._function: Callable[..., tuple[Tensor, Tensor | None]] = getattr(self, f"_{rule}")
 
     def __call__(self, e: Evaluation, t: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor | None]:
         """Values and, for the root-finding rules, a function that rises through zero; ``t`` is log damp, ascending."""
-        return self._function(e, t, count)
+        function: Callable[..., tuple[Tensor, Tensor | None]] = getattr(self, f"_{self.rule}")
+        return function(e, t, count)
 
     @property
     def needs_slope(self) -> bool:
