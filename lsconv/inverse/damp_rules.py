@@ -62,8 +62,10 @@ class Criterion:
         return self.rule in ("gcv", "upre")
 
     def rise(self, e: Evaluation, t: Tensor, count: int | Tensor) -> Tensor:
-        """The derivative of the logarithm of what is minimised (of the likelihood's mth root), or of the residual's
-        distance from the noise: the function whose zero is sought; needs the slopes of ``e``.
+        """The function of log damp whose zero is sought; needs the slopes of ``e``.
+
+        It is the derivative of the logarithm of what is minimised (of the evidence: of the likelihood's mth root), and
+        of the discrepancy principle the logarithm of what its equation compares.
         """
         mu = (2 * t).exp()
         residual_rise = -2 * mu.square() * e.penalty_slope
