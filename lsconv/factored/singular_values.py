@@ -131,6 +131,7 @@ class SingularValuePlan:
             dtype=self.A.dtype,
             norm_bound=self.norm,
             rcond=self.rcond,
+            truncated=True,
             rounding=torch.finfo(precise.dtype).eps,
         )
         return solution.with_rank(self.rank, self.undecided)

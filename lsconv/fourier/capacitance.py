@@ -339,6 +339,7 @@ class CapacitancePlan:
             dtype=self.A.dtype,
             norm_bound=self.norm_bound.reshape(*self.unit.shape, -1).amax(-1) * self.unit,
             rcond=self.rcond,
+            truncated=True,
             rounding=torch.finfo(self.precise.dtype).eps,
         )
         items = self.embedding.batch_shape

@@ -11,12 +11,13 @@ path                   serves                                          trace
 =====================  ==============================================  =============================================
 :class:`ExactPath`     convolutions with a small border or none        exact, from the border
 :class:`FilterPath`    circular convolution with a circular L          exact, from the symbols
+:class:`DensePath`     everything with few unknowns                    exact, from the matrices
 :class:`BorderPath`    convolutions with any border, windows of them   stochastic, all probes in one border solve
 :class:`SolverPath`    everything else                                 stochastic, all probes in one solve
 =====================  ==============================================  =============================================
 
-The last two are in :mod:`lsconv.inverse.stochastic_path`. A likeness of large data, for finding where to look, is
-:class:`~lsconv.inverse.tapered.TaperedPath`.
+The third is in :mod:`lsconv.inverse.dense_path`, the last two are in :mod:`lsconv.inverse.stochastic_path`. A likeness
+of large data, for finding where to look, is :class:`~lsconv.inverse.tapered.TaperedPath`.
 
 All data have one dimension more than the batch, in front: channels or windows that share everything else, summed over.
 """
@@ -69,13 +70,13 @@ class DampPath(Protocol):
     """A problem, seen as a function of damp.
 
     Attributes:
-        count: number of data, ``m``.
+        count: number of measured data, ``m``, a number or ``batch``; where A has a zero row there is none.
         batch: batch dimensions.
         scale: norm of A over that of L, up to a small factor: the unit of damp, ``batch``.
         exact: True when the traces are.
     """
 
-    count: int
+    count: int | Tensor
     batch: tuple[int, ...]
     scale: Tensor
     exact: bool
@@ -95,11 +96,11 @@ class ExactPath:
 
     exact = True
 
-    def __init__(self, influence: ExactInfluence, y: Tensor) -> None:
+    def __init__(self, influence: ExactInfluence, y: Tensor, count: Tensor) -> None:
         self.influence, self.y = influence, y
+        self.count: int | Tensor = count
         A = influence.A
         self.together = y.shape[0]
-        self.count = A.out_numel * self.together
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         self.scale = influence.scale.expand(self.batch)
 
@@ -123,9 +124,10 @@ class FilterPath:
 
     exact = True
 
-    def __init__(self, A: Convolution, y: Tensor, penalty: Tensor) -> None:
+    def __init__(self, A: Convolution, y: Tensor, penalty: Tensor, count: Tensor) -> None:
         self.A = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
-        self.y, self.count, self.P = y.to(self.A.dtype), A.out_numel * y.shape[0], penalty
+        self.y, self.P = y.to(self.A.dtype), penalty
+        self.count: int | Tensor = count
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         S, P = double_symbol(self.A, block_circulant(self.A)).matrices, self.P
         norms = frobenius(S).flatten(1).amax(1) / frobenius(P).flatten(1).amax(1)

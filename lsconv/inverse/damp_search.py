@@ -1,22 +1,29 @@
-"""The search for a damp: a scan of a logarithmic grid, then parabolas or secants, every batch item on its own."""
+"""The search for a damp, every batch item on its own.
+
+:class:`Search` scans a logarithmic grid, then refines by parabolas or secants. :class:`LocalSearch` starts from the
+damp that a likeness chose, with Newton's steps towards the zero of a derivative and secants once it is enclosed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from lsconv.inverse.damp_path import DampPath, Evaluation
+from lsconv.inverse.damp_rules import Criterion
 
-__all__ = ["Search"]
+__all__ = ["LocalSearch", "Search"]
 
-Criterion = Callable[[Evaluation, Tensor, int], tuple[Tensor, "Tensor | None"]]
 # A scan with a stochastic path, whose small damps are dear, ends so many points after every item has seen its best.
 _PATIENCE = 4
 _STEP = 0.3  # of log damp: the first bracket around a damp known roughly
-_LOOKS = 3  # the most that follow a first one that the likeness led astray
+_LONGEST = 1.1  # the longest step of a local search: a factor of three
+_WIDER = 0.25
+_LOOKS = 8  # the most of a local search
+# Where the logarithm of a criterion is predicted to fall by less, the search ends: a fifth of a per cent.
+_GAIN = 2e-3
 
 
 class Search:
@@ -40,50 +47,10 @@ class Search:
         self.count: int = 0 if around is None else around.count
         self.low = self.high = torch.zeros(())
         self.open = around is not None
-        self.around = around
-        self.predicted: list[tuple[Tensor, Tensor]] = []
         if around is not None:
             self.low, self.high = around.low, around.high
-            start = around.best().expand(path.batch)
-            if around.seeks_zero() or slope:
-                for step in (-_STEP, _STEP, 0.0):
-                    self.add(start + step)
-            else:
-                self._look(start)
-
-    def seeks_zero(self) -> bool:
-        """Whether the criterion looks for a zero rather than for a minimum."""
-        return self._curve()[2] is not None
-
-    def _look(self, t: Tensor) -> None:
-        r"""Evaluate at ``t`` with derivatives, and predict the values on either side.
-
-        The likeness has the curvature of the whole, its other values would be dear and tell little: the logarithms of
-        residual and of :math:`m - \operatorname{tr} H` are those of the likeness but for a constant and a slope.
-        """
-        assert self.around is not None
-        self.add(t, slope=True)
-        likeness = self.around.path
-        here, centre = self.evaluations[-1], likeness.evaluate(t.exp(), slope=True)
-        counts = (self.path.count, likeness.count)
-        (residual, residual_rise), (free, free_rise) = (
-            _log_ratio(*pair)
-            for pair in (
-                [(e.residual_norm_sq, -(4 * t).exp() * e.penalty_slope) for e in (here, centre)],
-                [(m - e.trace, -e.trace_slope) for m, e in zip(counts, (here, centre), strict=True)],
-            )
-        )
-        self.predicted = []
-        for step in (-_STEP, _STEP):
-            beside = likeness.evaluate((t + step).exp())
-            e = replace(
-                beside,
-                residual_norm_sq=beside.residual_norm_sq * (residual + 2 * step * residual_rise).exp(),
-                trace=counts[0] - (counts[1] - beside.trace) * (free + 2 * step * free_rise).exp(),
-            )
-            one = Evaluation(*(getattr(e, f.name).expand(self.path.batch).unsqueeze(0) for f in fields(Evaluation)))
-            value, _ = self.criterion(one, (t + step).unsqueeze(0), counts[0])
-            self.predicted.append((t + step, value[0]))
+            for step in (-_STEP, _STEP, 0.0):
+                self.add(around.best().expand(path.batch) + step)
 
     def add(self, t: Tensor, *, slope: bool = False) -> None:
         """Evaluate at ``t`` of shape ``batch``; damps equal for all items share their factors."""
@@ -126,10 +93,6 @@ class Search:
     def _curve(self) -> tuple[Tensor, Tensor, Tensor | None]:
         t, e = self.sorted()
         values, root = self.criterion(e, t, self.path.count)
-        if self.predicted:
-            more, expected = (torch.stack(parts) for parts in zip(*self.predicted, strict=True))
-            t, order = torch.cat([t, more]).sort(0)
-            values = torch.cat([values, expected]).gather(0, order)
         values = torch.where(torch.isfinite(values), values, torch.inf)
         return t, values, None if root is None else root.nan_to_num(0.0)
 
@@ -151,7 +114,13 @@ class Search:
         index, found = self._bracket(values, root)
         above = (index + 1).clamp_max(len(t) - 1)
         inside = _at(t, index) + self._share(root, index, above) * (_at(t, above) - _at(t, index))
-        return torch.where(found, inside, torch.where(root[0] >= 0, t[0], t[-1]))
+        # A function with several minima may be lowest at an end that it falls towards.
+        low, high = (root[0] >= 0) & torch.isfinite(values[0]), root[-1] < 0
+        lowest = torch.where(found, torch.minimum(_at(values, index), _at(values, above)), torch.inf)
+        low, high = low & (values[0] < lowest), high & (values[-1] < lowest)
+        low, high = low & ~(high & (values[-1] < values[0])), high & ~(low & (values[0] <= values[-1]))
+        neither = torch.where(found, inside, torch.where(root[0] >= 0, t[0], t[-1]))
+        return torch.where(low, t[0], torch.where(high, t[-1], neither))
 
     def least(self) -> Tensor:
         """The smallest point at which the criterion has a value, ``batch``."""
@@ -162,14 +131,6 @@ class Search:
         """Look further where the points of a search around a damp have not enclosed the best one."""
         t, values, root = self._curve()
         index = self._lowest(values)
-        if self.predicted:
-            for _ in range(_LOOKS):
-                if bool(((index > 0) & (index < len(t) - 1)).all()):
-                    return
-                self._look(torch.maximum(torch.minimum(self.best(), self.high), self.low))
-                t, values, _ = self._curve()
-                index = self._lowest(values)
-            return
         enclosed = self._bracket(values, root)[1] if root is not None else (index > 0) & (index < len(t) - 1)
         if not bool(enclosed.all()):
             self.refine(1)
@@ -239,11 +200,79 @@ class Search:
         return 0.5 * (t[0] + t[1]), 0.5 * (t[-1] + t[-2])
 
 
+class LocalSearch(Search):
+    """The zero of :meth:`Criterion.rise` near the damp that a likeness chose.
+
+    Args:
+        path: the problem.
+        criterion: the rule, any but the L-curve's.
+        needs_trace: whether the criterion looks at the trace.
+        around: the search of the likeness.
+        shift: how far beyond its damp to start, in the logarithm.
+    """
+
+    def __init__(
+        self, path: DampPath, criterion: Criterion, *, needs_trace: bool, around: Search, shift: float = 0.0
+    ) -> None:
+        super().__init__(path, criterion, needs_trace=needs_trace, slope=False)
+        self.low, self.high, self.count = around.low, around.high, around.count
+        self.rises: list[Tensor] = []
+        self.aim = torch.minimum(around.best() + shift, around.high).expand(path.batch)
+        # The likeness has the curvature of the whole, but for one that needs a shift: its valleys are narrower.
+        before, after = (self._rise_of(around.path, self.aim + step) for step in (-_STEP, _STEP))
+        self.curvature = (after - before) / (2 * _STEP) * (_WIDER if shift and criterion.rule != "discrepancy" else 1)
+
+    def _rise_of(self, path: DampPath, t: Tensor) -> Tensor:
+        e = path.evaluate(t.exp(), slope=True, trace=self.needs_trace)
+        return self.criterion.rise(e, t, path.count).expand(self.path.batch)
+
+    def settle(self) -> None:
+        """Look until nothing is to be gained."""
+        for _ in range(_LOOKS):
+            self.add(self.aim, slope=self.criterion.needs_slope)
+            self.rises.append(self.criterion.rise(self.evaluations[-1], self.points[-1], self.path.count))
+            zero = self.evaluations[0].residual_norm_sq == 0  # every damp is the same to data that are zero
+            if bool((zero | (self._next() <= _GAIN)).all()):
+                return
+
+    def _next(self) -> Tensor:
+        """Aim at the zero, and predict how much the criterion gains there; ``batch``."""
+        t, order = torch.stack(self.points).sort(0)
+        rises = torch.stack(self.rises).gather(0, order)
+        # a damp at which m - tr H is lost in its error is too small
+        rises = torch.where(torch.isfinite(rises), rises, -torch.inf)
+        above = (rises >= 0).to(torch.int64).argmax(0)  # the first that rises
+        above = torch.where((rises >= 0).any(0), above, len(t))
+        high, low = above.clamp_max(len(t) - 1), (above - 1).clamp_min(0)
+        enclosed = (above > 0) & (above < len(t))
+        share = self._share(rises, low, high)
+        share = torch.where(torch.isinf(_at(rises, low)), 0.5, share)
+        inside = _at(t, low) + share * (_at(t, high) - _at(t, low))
+        nearest = torch.where(share < 0.5, low, high)
+        outer = torch.where(above > 0, len(t) - 1, 0)  # falling everywhere, or rising everywhere
+        if len(t) > 1:
+            beside = torch.where(above > 0, len(t) - 2, 1)
+            secant = (_at(rises, outer) - _at(rises, beside)) / (_at(t, outer) - _at(t, beside))
+            self.curvature = torch.where(torch.isfinite(secant) & ~enclosed, secant, self.curvature)
+        newton = -_at(rises, outer) / self.curvature
+        onwards = torch.where(above > 0, 1.0, -1.0)
+        step = torch.where((self.curvature > 0) & torch.isfinite(newton), newton, _LONGEST * onwards)
+        outside = _at(t, outer) + step.clamp(-_LONGEST, _LONGEST)
+        outside = torch.maximum(torch.minimum(outside, self.high), self.low)
+        self.aim = torch.where(enclosed, inside, outside)
+        last = torch.where(enclosed, nearest, outer)
+        rise, distance = _at(rises, last).abs(), (self.aim - _at(t, last)).abs()
+        gain = 0.5 * rise * (distance if self.criterion.rule != "discrepancy" else 1)
+        return torch.where(distance > 0, gain, 0)
+
+    def best(self) -> Tensor:
+        """The best damp of every item, ``batch``."""
+        return self.aim
+
+    def least(self) -> Tensor:
+        """The smallest damp that would have been looked at, ``batch``."""
+        return self.low
+
+
 def _at(z: Tensor, index: Tensor) -> Tensor:
     return z.gather(0, index.unsqueeze(0))[0]
-
-
-def _log_ratio(here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The logarithm of the ratio of two positive functions, given with their derivatives, and its derivative."""
-    (a, da), (b, db) = here, there
-    return (a / b).log(), da / a - db / b

@@ -4,7 +4,9 @@ The rules are those of :mod:`lsconv.inverse.damp_rules`. Every one is searched o
 the arithmetic resolves, then refined around its best point. Large convolutions are searched on a likeness first: the
 tapered data as a circular convolution (:mod:`lsconv.inverse.tapered`) or, where the symbols are matrices, windows of
 the data: any window that reads no padding is data of the same model, with a smaller unknown, so the same noise and the
-same prior ask for the same damp. The whole data then have the last word, at one to four damps.
+same prior ask for the same damp. The whole data then have the last word, at one to eight damps: the search ends where
+next to nothing of the criterion is to be gained. Problems of few unknowns are decomposed
+(:mod:`lsconv.inverse.dense_path`).
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeError
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.trace import ExactInfluence
+from lsconv.fourier.trace import EXACT_UNKNOWNS, ExactInfluence
 from lsconv.inverse.damp_path import DampPath, ExactPath, FilterPath
 from lsconv.inverse.damp_rules import RULES, WITH_NOISE, WITH_TRACE, Criterion
-from lsconv.inverse.damp_search import Search
+from lsconv.inverse.damp_search import LocalSearch, Search
+from lsconv.inverse.dense_path import DensePath
+from lsconv.inverse.measured import zero_rows
 from lsconv.inverse.selection import Selection
 from lsconv.inverse.shared_groups import SharedGroups
 from lsconv.inverse.stochastic_path import BorderPath, SolverPath
@@ -45,6 +49,10 @@ _CURVATURE_PER_DECADE = 5  # corners are sharp, and cost no trace
 # Border unknowns per block up to which the search is exact: about 20 dense factors, a second or two of one core.
 # trace="exact" goes on to lsconv.fourier.trace.EXACT_UNKNOWNS.
 _EXACT_UNKNOWNS = 1024
+# Unknowns up to which the matrices are decomposed. That takes about 50 n^3 operations, at the speed of matrix products;
+# the stochastic search takes 16 damps times 2^17 / m solves. A border makes these cheap, but not that of a small
+# volume, which has as many unknowns.
+_DENSE_UNKNOWNS, _DENSE_WITHOUT_BORDER = 1024, 2048
 # Relative residual of the border systems of data large enough for a likeness: the damps that GCV chooses for pictures
 # of 1024^2 are those of 1e-5 to four digits (at 3e-2 to 2 %, and with the identity as penalty to 15 %).
 _LARGE_TOLERANCE = 1e-3
@@ -74,15 +82,19 @@ def choose_damp(
 
     Args:
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
-        y: data ``(*batch, *out_shape)``; items that are not finite are treated as zero.
+        y: data ``(*batch, *out_shape)``; items that are not finite are treated as zero. Where A has a zero row (under a
+            Mask, beside what a padding or the adjoint of a Crop fills in) nothing is measured: what stands there is not
+            read, and not counted.
         rule: "gcv", "discrepancy", "upre", "lcurve" or "evidence".
-        L: the penalty, an operator on ``A.in_shape``; None: the identity. For "evidence" its null space is taken to be
-            the constants of every channel or nothing, whichever its action on a constant shows.
+        L: the penalty, an operator on ``A.in_shape``; None: the identity. For "evidence" its null space is computed
+            where the problem is small, and otherwise taken to be what is constant along its last axes, or nothing,
+            whichever its action shows.
         x_prior: what the penalty pulls to, ``(*batch, *in_shape)``.
         noise_std: standard deviation of the noise in every entry of y (of the whole complex number), a number or one
             per batch item; for "discrepancy" and "upre".
         trace: "auto", "exact" or "stochastic". "auto" takes exact traces when they are cheap: circular convolutions,
-            and borders of up to 1024 unknowns per block.
+            borders of up to 1024 unknowns per block, and problems of up to 1024 unknowns (2048 of volumes
+            and where there is no border), whose matrices are decomposed. "exact" goes on to 4096.
         likeness: search large convolutions on a likeness first (the tapered data, or windows), then refine on the
             whole. False: on the whole alone.
 
@@ -111,6 +123,9 @@ def choose_damp(
         raise ArgumentError(f'trace: expected "auto", "exact" or "stochastic", got {trace!r}')
     A = as_operator(A, y)
     problem = prepare(A, y, check_finite=False, name="y")
+    zero = zero_rows(A)
+    if zero is not None:
+        problem = prepare(A, torch.where(zero, 0, y), check_finite=False, name="y")
     data, batch = problem.y, tuple(problem.batch)
     L = None if L is None else as_operator(L).for_dtype(A.dtype)
     if L is not None and L.in_shape != A.in_shape:
@@ -124,13 +139,15 @@ def choose_damp(
     noise = _noise(rule, noise_std, batch, A)
     unit = torch.where(norm > 0, norm, 1)
     data = (data / space.spread(unit)).expand(*batch, *A.out_shape)
-    criterion = Criterion(rule, None if noise is None else noise / unit, _nullity(L) if rule == "evidence" else 0)
+    count = _count(A, zero).expand(batch)
     shared = SharedGroups.of(A, L)
     if shared is not None:
         A, L, data = shared.A, shared.L, shared.split(data)
     else:
         data = data.unsqueeze(0)
-    path, coarse = _paths(A, data, L, trace, likeness)
+    path, coarse = _paths(A, data, L, trace, likeness, count)
+    nullity = path.nullity if isinstance(path, DensePath) else _nullity(L) * len(data) if rule == "evidence" else 0
+    criterion = Criterion(rule, None if noise is None else noise / unit, nullity)
     search = Search(
         path if coarse is None else coarse, criterion, needs_trace=rule in WITH_TRACE, slope=rule == "lcurve"
     )
@@ -141,7 +158,11 @@ def choose_damp(
     seen = None
     if coarse is not None:
         seen = (search.sorted()[0].exp(), search.values() * (path.count / coarse.count * unit.square()))
-        search = Search(path, criterion, needs_trace=rule in WITH_TRACE, slope=rule == "lcurve", around=search)
+        if rule == "lcurve":
+            search = Search(path, criterion, needs_trace=False, slope=True, around=search)
+        else:
+            shift = coarse.shift if isinstance(coarse, TaperedPath) else 0.0
+            search = LocalSearch(path, criterion, needs_trace=rule in WITH_TRACE, around=search, shift=shift)
         search.settle()
     t, evaluations = search.sorted()
     values, _ = criterion(evaluations, t, path.count)
@@ -179,25 +200,39 @@ def _noise(rule: str, noise_std: float | Tensor | None, batch: tuple[int, ...], 
         raise ShapeError(f"noise_std: shape {tuple(noise.shape)} does not broadcast to the batch {batch}") from None
 
 
+def _count(A: LinearOperator, zero: Tensor | None) -> Tensor:
+    """The number of measured data, ``A.batch_shape``."""
+    if zero is None:
+        return torch.tensor(float(A.out_numel), dtype=torch.float64, device=A.device)
+    return (~zero).flatten(len(A.batch_shape)).sum(-1).double()
+
+
 def _nullity(L: LinearOperator | None) -> int:
+    """Dimension of the null space of L: the tensors that are constant along its last axes, or none."""
     if L is None:
         return 0
-    one = torch.ones(*L.batch_shape, *L.in_shape, dtype=L.dtype, device=L.device)
-    probe = one.clone()
-    probe[..., ::2] = -1
-    size, constant = torch.linalg.vector_norm(L.apply(probe)), torch.linalg.vector_norm(L.apply(one))
-    return L.in_shape[0] if bool(constant <= 1e-5 * size) else 0
+    generator = torch.Generator().manual_seed(0)
+
+    def constant_beyond(axes: int) -> Tensor:
+        x = torch.randn(*L.in_shape[:axes], *(1 for _ in L.in_shape[axes:]), dtype=L.dtype, generator=generator)
+        return x.to(L.device).expand(*L.batch_shape, *L.in_shape)
+
+    size = torch.linalg.vector_norm(L.apply(constant_beyond(len(L.in_shape))))
+    for axes in reversed(range(len(L.in_shape))):
+        if bool(torch.linalg.vector_norm(L.apply(constant_beyond(axes))) <= 1e-5 * size):
+            return math.prod(L.in_shape[:axes])
+    return 0
 
 
 def _paths(
-    A: LinearOperator, y: Tensor, L: LinearOperator | None, trace: str, likeness: bool
+    A: LinearOperator, y: Tensor, L: LinearOperator | None, trace: str, likeness: bool, count: Tensor
 ) -> tuple[DampPath, DampPath | None]:
     """The path of the whole data, and that of a likeness, or None where the whole is cheap."""
     embedded = isinstance(A, Convolution) and Embedding.exists(A)
     if trace != "stochastic" and L is None and embedded:
         try:
             most = {} if trace == "exact" else {"max_unknowns": _EXACT_UNKNOWNS}
-            return ExactPath(ExactInfluence(A, **most), y), None
+            return ExactPath(ExactInfluence(A, **most), y, count), None
         except PlanMemoryError:
             if trace == "exact":
                 raise
@@ -205,11 +240,16 @@ def _paths(
         penalty = FilterPath.penalty(A, L)
         if penalty is not None:
             assert isinstance(A, Convolution)
-            return FilterPath(A, y, penalty), None
+            return FilterPath(A, y, penalty, count), None
+    border = isinstance(A, Convolution) and BorderPath.serves(A, L)
+    if trace != "stochastic":
+        unknowns = _DENSE_UNKNOWNS if border and len(A.in_shape) < 4 else _DENSE_WITHOUT_BORDER
+        if DensePath.serves(A, L, EXACT_UNKNOWNS if trace == "exact" else unknowns):
+            return DensePath(A, y, L, _scale(A, L), count), None
     if trace == "exact":
         raise MethodError(
-            f'trace: "exact" needs a convolution with zero or circular padding, and with L both circular; got {A!r} '
-            f'and L={L!r}; use trace="stochastic"'
+            f'trace: "exact" needs at most {EXACT_UNKNOWNS} unknowns, or a convolution with zero or circular padding, '
+            f'and with L both circular; got {A!r} and L={L!r}; use trace="stochastic"'
         )
     coarse: DampPath | None = None
     if likeness and isinstance(A, Convolution):
@@ -219,8 +259,8 @@ def _paths(
             small = as_windows(A, y, L)
             coarse = None if small is None else _stochastic(small.A, small.y.flatten(0, 1), small.L)
     if coarse is None:
-        return _stochastic(A, y, L), None
-    return _stochastic(A, y, L, coarse.scale, _LARGE_TOLERANCE), coarse
+        return _stochastic(A, y, L, count=count), None
+    return _stochastic(A, y, L, coarse.scale, _LARGE_TOLERANCE, count, local=True), coarse
 
 
 def _stochastic(
@@ -229,12 +269,18 @@ def _stochastic(
     L: LinearOperator | None,
     scale: Tensor | None = None,
     tolerance: float = 1e-3,
+    count: Tensor | None = None,
+    local: bool = False,
 ) -> BorderPath | SolverPath:
     if scale is None:
-        scale = _norm(A) if L is None else _norm(A) / _norm(L)
+        scale = _scale(A, L)
     if isinstance(A, Convolution) and BorderPath.serves(A, L):
-        return BorderPath(A, y, scale, L, tolerance)
-    return SolverPath(A, y, L, scale, tolerance)
+        return BorderPath(A, y, scale, L, tolerance, count, local)
+    return SolverPath(A, y, L, scale, tolerance, count, local)
+
+
+def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:
+    return _norm(A) if L is None else _norm(A) / _norm(L)
 
 
 def _norm(A: LinearOperator) -> Tensor:

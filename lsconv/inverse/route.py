@@ -349,6 +349,7 @@ class FourierPlan:
             dtype=A.dtype,
             norm_bound=self.norm,
             rcond=plan.rcond,
+            truncated=True,
             rounding=torch.finfo(plan.dtype).eps,
         )
         if plan.rank is None:

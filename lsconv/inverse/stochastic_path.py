@@ -34,7 +34,12 @@ _SINGLE = 2e4
 # Probes: as many as make (probes x data) this large, within the limits. The relative standard error of m - tr H is
 # then about sqrt(2 / (probes m)) or less.
 _PROBED_NUMBERS = 2**17
-_FEWEST, _MOST = 1, 64
+_FEWEST, _MOST = 1, 128
+# A local search needs slopes, not differences of values, and a fourth of the numbers; up to as many more where they
+# leave a standard error above this share of m - tr H.
+_LOCAL_NUMBERS, _MOST_NUMBERS, _ERROR = 2**15, 2**19, 0.01
+# Fewer samples than this have no standard deviation to speak of.
+_SAMPLES = 8
 
 
 class _Probed:
@@ -43,20 +48,27 @@ class _Probed:
     Args:
         A: the operator.
         y: data ``(together, *batch, *out_shape)``, summed over the first dimension.
+        count: number of measured data, ``batch``; None: all.
+        local: the path serves a local search.
     """
 
     exact = False
 
-    def __init__(self, A: LinearOperator, y: Tensor) -> None:
+    def __init__(self, A: LinearOperator, y: Tensor, count: Tensor | None = None, local: bool = False) -> None:
         self.A, self.y = A, y
         self.space = ItemSpace(A.out_shape, A.dtype, A.device)
         self.together = y.shape[0]
-        self.count = A.out_numel * self.together
+        self.count: int | Tensor = A.out_numel * self.together if count is None else count
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
-        probes = min(_MOST, max(_FEWEST, -(-_PROBED_NUMBERS // A.out_numel)))
+        self.local = local
+        self._draw(_LOCAL_NUMBERS if local else _PROBED_NUMBERS)
+
+    def _draw(self, numbers: int) -> None:
+        """Make so many signs into probes."""
+        probes = min(_MOST, max(_FEWEST, -(-numbers // self.A.out_numel)))
         generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, (probes, *A.out_shape), generator=generator) * 2 - 1
-        self.probes = signs.to(A.device, A.dtype).reshape(probes, *(1 for _ in self.batch), *A.out_shape)
+        signs = torch.randint(0, 2, (probes, *self.A.out_shape), generator=generator) * 2 - 1
+        self.probes = signs.to(self.A.device, self.A.dtype).reshape(-1, *(1 for _ in self.batch), *self.A.out_shape)
 
     def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
         """Residual and ``||L x||^2`` for each of the data ``(many, *batch, *out_shape)``.
@@ -88,10 +100,16 @@ class _Probed:
             influence = self.together * (self.A.out_numel - free.mean(0))
             # d(I - H)/dlog mu = (I - H) - (I - H)^2
             change = self.together * (self.space.norm(rv).double().square() - free).mean(0)
-            if free.shape[0] > 1:
+            if free.shape[0] >= _SAMPLES:
                 error = self.together * free.std(0) / free.shape[0] ** 0.5
             else:  # the variance is at most 2 ||I - H||_F^2, and the eigenvalues of I - H at most 1
-                error = self.together * (2 * free[0].clamp_min(0)).sqrt()
+                error = self.together * (2 * free.mean(0).clamp_min(0) / free.shape[0]).sqrt()
+            probes = free.shape[0]
+            if self.local and probes < _MOST and 2 * probes * self.A.out_numel <= _MOST_NUMBERS:
+                vague = error > _ERROR * (self.count - influence)
+                if bool((vague & (self.space.norm(self.y).amax(0) > 0)).any()):
+                    self._draw(2 * probes * self.A.out_numel)
+                    return self.evaluate(damp, slope=slope, trace=trace)
         derivative = torch.full_like(penalty[0], torch.nan)
         if slope:
             # d(I - H)/dlog mu = (I - H) H, so d||r||^2/dlog mu = 2 r^H H r, and d||Lx||^2/dmu = -that / mu^2
@@ -118,6 +136,8 @@ class BorderPath(_Probed):
         scale: norm of A over that of L.
         L: the penalty.
         tolerance: relative residual of the border systems.
+        count: number of measured data, ``batch``; None: all.
+        local: the path serves a local search.
 
     Raises:
         MethodError: A and L are not crops of block-circulant operators on one grid; see :meth:`serves`.
@@ -130,8 +150,10 @@ class BorderPath(_Probed):
         scale: Tensor,
         L: LinearOperator | None = None,
         tolerance: float = _TOLERANCE,
+        count: Tensor | None = None,
+        local: bool = False,
     ) -> None:
-        super().__init__(A, y)
+        super().__init__(A, y, count, local)
         self.tolerance = tolerance
         self.scale, self.L = scale.expand(self.batch), L
         if not self.serves(A, L):
@@ -211,9 +233,16 @@ class SolverPath(_Probed):
     """Any operator and penalty, by the plan that solves the damped problem, to a loose tolerance."""
 
     def __init__(
-        self, A: LinearOperator, y: Tensor, L: LinearOperator | None, scale: Tensor, tolerance: float = _TOLERANCE
+        self,
+        A: LinearOperator,
+        y: Tensor,
+        L: LinearOperator | None,
+        scale: Tensor,
+        tolerance: float = _TOLERANCE,
+        count: Tensor | None = None,
+        local: bool = False,
     ) -> None:
-        super().__init__(A, y)
+        super().__init__(A, y, count, local)
         self.tolerance = tolerance
         self.L, self.scale = L, scale.expand(self.batch)
 

@@ -139,6 +139,7 @@ def certify(
     rounding: float = 0.0,
     norm_bound: Tensor | None = None,
     rcond: float = 0.0,
+    truncated: bool = False,
     prior_norm: Tensor | None = None,
     single: bool = False,
 ) -> Certificate:
@@ -156,8 +157,9 @@ def certify(
         rounding: epsilon of the arithmetic that found x: a gradient below
             ``8 rounding ||A|| (||A|| ||x|| + ||y||)`` is zero to that arithmetic.
         norm_bound: an upper bound of ``||A||`` for that, per item; None takes the lower bound.
-        rcond: singular values up to ``rcond ||A||`` count as zero: they may leave ``rcond ||A|| ||r||`` of a gradient,
-            and no solution is longer than ``||y|| / (rcond ||A||)``, so that no longer x makes the rounding larger.
+        rcond: singular values up to ``rcond ||A||`` count as zero, so that no solution is longer than
+            ``||y|| / (rcond ||A||)``, and no longer x makes the rounding larger.
+        truncated: these singular values are cut off: they may leave ``rcond ||A|| ||r||`` of a gradient.
         prior_norm: norm of the prior, where x and y are what a prior leaves of them: they carry its rounding.
         single: there is one item, and scalars are Python numbers, here and in the certificate.
 
@@ -199,7 +201,9 @@ def certify(
     if prior_norm is not None:
         left = left + 16 * tolerances.eps * upper * prior_norm
         r_bound, highest = maximum(r_bound, left), highest + left
-    g_bound = maximum(maximum(g_bound, upper * left), rcond * upper * r_norm)
+    g_bound = maximum(g_bound, upper * left)
+    if truncated:
+        g_bound = maximum(g_bound, rcond * upper * r_norm)
     finite = unbounded(x_norm) == 0
     no_worse = (total <= highest) & finite
     residual_ok = (total <= r_bound) & finite

@@ -130,6 +130,23 @@ def test_a_circular_penalty_is_exact_too(rule: str) -> None:
     Dense(A, y, L).check(choose_damp(A, y, rule, L=L, noise_std=noise_of(rule)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kind", ["reflect", "wide", "tall", "zeros"])
+def test_a_small_problem_of_any_kind_is_exact(rule: str, kind: str) -> None:
+    """Other paddings, matrices, penalties that with A leave something free: one decomposition serves all damps."""
+    if kind in ("reflect", "zeros"):
+        A: LinearOperator
+        A, y = problem(2 if kind == "reflect" else 0, kind, n=10)
+        L: LinearOperator = lsconv.Laplacian((1, 10, 10), dtype=DOUBLE)
+    else:
+        A = lsconv.Dense(torch.randn(*((30, 40) if kind == "wide" else (60, 40)), dtype=DOUBLE))
+        y = A(torch.randn(40, dtype=DOUBLE)) + NOISE * torch.randn(A.out_shape, dtype=DOUBLE)
+        L = lsconv.Dense(torch.eye(40, dtype=DOUBLE).diff(dim=0))
+    selection = choose_damp(A, y, rule, L=L, noise_std=noise_of(rule), trace="exact")
+    if rule != "lcurve" or kind in ("reflect", "zeros"):  # the matrices' curves have no corner
+        Dense(A, y, L).check(selection, rtol=1e-6)
+
+
 def test_complex_data_and_strides_are_served_exactly() -> None:
     A = lsconv.Conv1d(torch.randn(2, 1, 4, dtype=torch.complex128), in_size=40, stride=2)
     y = A(torch.randn(1, 40, dtype=torch.complex128))
@@ -340,7 +357,7 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ShapeError, match="L: maps"):
         choose_damp(A, y, L=lsconv.Identity((3,)))
     with pytest.raises(MethodError, match='trace: "exact" needs'):
-        choose_damp(lsconv.Dense(torch.eye(4)), torch.ones(4), trace="exact")
+        choose_damp(lsconv.Diagonal(torch.ones(5000)), torch.ones(5000), L=lsconv.Identity((5000,)), trace="exact")
     with pytest.raises(PlanMemoryError, match="unknowns per block"):
         choose_damp(lsconv.Conv2d(torch.ones(1, 1, 9, 9), in_size=(300, 300)), torch.ones(1, 292, 292), trace="exact")
 
