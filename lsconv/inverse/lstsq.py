@@ -74,7 +74,7 @@ def lstsq(
 
     Args:
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
-        y: right-hand side, ``(*batch, *out_shape)``.
+        y: right-hand side, ``(*batch, *out_shape)``; it may be complex where A is real, and the batch empty.
         damp: the damping, in the units of A (a number, or a tensor with one per batch item).
         method: "auto", "fourier" (exact; circular padding), "border" (exact; any but circular padding), "svd" (exact;
             any small operator, by its dense matrix), or a Krylov method: "lsmr", "lsqr", "cgls", "craig"; "cg",

@@ -80,7 +80,7 @@ def tikhonov(
 
     Args:
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
-        y: data, ``(*batch, *out_shape)``.
+        y: data, ``(*batch, *out_shape)``; it may be complex where A is real, and the batch empty.
         damp: the damping, a number or a tensor with one per batch item (in units of A over L); or the rule that chooses
             it: "gcv", "discrepancy" or "upre" (these two need ``noise_std``), "lcurve", "evidence". With ``damp=0`` the
             answer is the least-squares solution nearest to ``x_prior``, whatever L is.

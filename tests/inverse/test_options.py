@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -121,8 +122,15 @@ def test_what_stands_under_a_mask_does_not_count(name: str, under: float) -> Non
         assert torch.equal(found.x, expected.x)
         assert bool(found.converged.all())
         assert torch.equal(found.residual_norm, expected.residual_norm)
-    assert torch.equal(lsconv.pinv(B, damp=0.3)(garbage), lsconv.pinv(B, damp=0.3)(zeros))
-    assert torch.equal(lsconv.choose_damp(B, garbage).damp, lsconv.choose_damp(B, zeros).damp)
+    with warnings.catch_warnings():  # LSMR may miss its default tolerance by a hair, of both
+        warnings.simplefilter("ignore", lsconv.ConvergenceWarning)
+        assert torch.equal(lsconv.pinv(B, damp=0.3)(garbage), lsconv.pinv(B, damp=0.3)(zeros))
+
+
+def test_damps_are_chosen_without_what_stands_under_a_mask() -> None:
+    B, y = lsconv.Mask(KEEP) @ A, Y[0]
+    found = [lsconv.choose_damp(B, torch.where(KEEP, y, under), "lcurve").damp for under in (torch.nan, 0)]
+    assert torch.equal(*found)
 
 
 def test_gradients_do_not_see_what_is_missing() -> None:
