@@ -45,8 +45,8 @@ _FLOOR = {torch.float32: 1e-6, torch.float64: 1e-10}
 # With a damp the factors need no margin for an unknown smallest singular value.
 _DAMPED_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-13}
 _BORDER_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-# The part of a random x that the inverse may lose before A counts as rank-deficient: above what its tolerance does.
-_LOST_PART = {torch.float32: 5e-2, torch.float64: 3e-4}
+# How exactly a random x is sought again: its share of one null vector is to stand out against the rest.
+_PROBE_RTOL = 1e-10
 
 # What is left of a backward solve may exceed its target by this before the solve counts as failed.
 _BACKWARD_SLACK = 10
@@ -178,23 +178,9 @@ class BorderPlan:
     def _sees_null_space(self) -> Tensor:
         """The items in which a part of a random x is lost on the way through A and back: A is rank-deficient there."""
         if self._undetermined is None:
-            self._undetermined = self._loses_part()
+            batch = torch.Size(self.inverse.embedding.batch_shape)
+            self._undetermined = loses_part(self.precise, batch, lambda y: self._run(y=y, rtol=_PROBE_RTOL).x)
         return self._undetermined
-
-    def _loses_part(self) -> Tensor:
-        if self.inverse.side == "residual":
-            return loses_part(self.precise, torch.Size(self.inverse.embedding.batch_shape), lambda y: self._run(y=y).x)
-        A, batch = self.scaled, self.inverse.embedding.batch_shape
-        generator = torch.Generator(device=A.device).manual_seed(0)
-        x = torch.randn(*batch, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
-        space, part = ItemSpace(A.in_shape, A.dtype, A.device), _LOST_PART[self.A.weight.real.dtype]
-        image = A.apply(x)
-        # the factors alone lose what is below their mu' too; where they do, the whole iteration says which it was
-        back, _ = self.inverse(A.adjoint(image).to(self.inverse.convolution.dtype), self.border_tolerance)
-        lost = space.norm(back.to(A.dtype) - x) > part * space.norm(x)
-        if bool(lost.any()):
-            lost = lost & (space.norm(self._run(y=image * space.spread(self.unit)).x - x) > part * space.norm(x))
-        return lost
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:

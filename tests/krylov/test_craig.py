@@ -117,7 +117,9 @@ def test_inconsistent_system_is_reported_and_x_does_not_blow_up() -> None:
     b[1] = A @ torch.ones(5, dtype=torch.float64)
     with pytest.warns(ConvergenceWarning):
         solution = craig(A, b)
-    assert solution.status == [Status.STAGNATION, Status.RESIDUAL, Status.STAGNATION]
+    refused = (Status.STAGNATION, Status.CONDITION_LIMIT)
+    assert [status in refused for status in solution.status] == [True, False, True]
+    assert solution.converged.tolist() == [False, True, False]
     assert (solution.x.norm(dim=-1) < 1e3).all()
 
 
