@@ -326,7 +326,10 @@ def _data(rng: np.random.Generator, dense: Dense, many: int, dtype: torch.dtype)
             y = y * 10 ** rng.uniform(-4, 4)
         if kind == "not finite":
             measured = np.flatnonzero(np.abs(dense.matrices).max((0, 2)))  # NaN under a mask is none
-            y[rng.choice(measured) if len(measured) else 0] = rng.choice([np.nan, np.inf])
+            if len(measured):
+                y[rng.choice(measured)] = rng.choice([np.nan, np.inf])
+            else:
+                kind, y = "zero", 0 * y
         items.append(kind)
         data.append(y)
     return torch.from_numpy(np.stack(data)).to(dtype), items

@@ -32,7 +32,7 @@ from lsconv.krylov.batch import ItemSpace, binary_unit
 from lsconv.krylov.heap import keep_pages
 from lsconv.krylov.null_space import loses_part
 from lsconv.krylov.solution import Solution
-from lsconv.krylov.stopping import Tolerances, certified
+from lsconv.krylov.stopping import NULL_SHARE, Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
@@ -45,6 +45,10 @@ _FLOOR = {torch.float32: 1e-6, torch.float64: 1e-10}
 # With a damp the factors need no margin for an unknown smallest singular value.
 _DAMPED_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-13}
 _BORDER_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+# The part in the null space of an A that is not wide which the gradient has to exclude.
+_SQUARE_SHARE = 0.1
+# Below this part of ||A|| a damping, or none, leaves a part in the null space unseen by the iteration.
+_TINY_DAMP = 1e-4
 # How exactly a random x is sought again: its share of one null vector is to stand out against the rest.
 _PROBE_RTOL = 1e-10
 
@@ -161,19 +165,23 @@ class BorderPlan:
             dtype=self.A.dtype,
             iterations=outer.iterations,
             operator_norm=outer.norm_a * self.unit,
-            norm_bound=self.inverse.norm_bound * self.unit,
+            norm_bound=self._norm,
             rcond=self.rcond,
             rounding=torch.finfo(self.precise.dtype).eps,
-            strays=self._strays(outer.batch),
+            null_share=self._null_share(outer.batch, tolerances),
             of_form=self.inverse.side == "residual",
             sees_null_space=self._sees_null_space,
         )
 
-    def _strays(self, batch: torch.Size) -> Tensor:
-        """The items whose x may have a part in the null space of A: all but those of ``x = A^H z`` undamped."""
+    def _null_share(self, batch: torch.Size, tolerances: Tolerances) -> Tensor:
+        """The part in the null space of A that x may have: none where only the certificate excludes one."""
+        share = NULL_SHARE * max(tolerances.rtol, tolerances.eps)
+        damped = self.damp > 0
         if self.inverse.side == "residual":
-            return (self.damp > 0).expand(batch)
-        return ((self.damp == 0) | (self.A.out_numel < self.A.in_numel)).expand(batch)
+            return torch.where(damped, share, torch.inf).expand(batch)
+        # where A has as many outputs as inputs, errors along small singular values are of the same size
+        share = share if self.A.out_numel < self.A.in_numel else _SQUARE_SHARE
+        return torch.where(damped, share, 0.0).expand(batch)
 
     def _sees_null_space(self) -> Tensor:
         """The items in which a part of a random x is lost on the way through A and back: A is rank-deficient there."""
@@ -197,9 +205,17 @@ class BorderPlan:
     @torch.no_grad()
     def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``, and which items missed the tolerance."""
+        if y is not None and self.inverse.side == "solution" and bool((self.damp < _TINY_DAMP * self._norm).any()):
+            solution = self.solve(y)  # the merit does not see the null space
+            return solution.x, ~solution.converged
         outer = self._run(y=y, v=v)
         answer = outer.x if y is not None else outer.dual()
         return answer.to(self.A.dtype), outer.merit > 1
+
+    @property
+    def _norm(self) -> Tensor:
+        """An upper bound of ``||A||``, per item."""
+        return self.inverse.norm_bound * self.unit
 
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:

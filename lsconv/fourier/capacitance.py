@@ -147,12 +147,13 @@ class CapacitancePlan:
         self._check(inner, outer, memory_limit, worth)
         self.damp = torch.zeros(damp_shape, dtype=torch.float64, device=device)
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
+        self._chosen = rcond is not None  # anywhere in the spectrum, which the bounds know within a factor of two
         with torch.no_grad():
             weight = A.weight.detach()
             self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
             self.precise = A.with_parameters([weight]).to(dtype=dtype)
             wide = weight.to(dtype) / self.unit.reshape(*self.unit.shape, *(1,) * (A.ndim + 2))
-            self._factor(symbol(self.precise.with_parameters([wide]), embedding), inner, outer, rcond is not None)
+            self._factor(symbol(self.precise.with_parameters([wide]), embedding), inner, outer)
         if rcond is not None and self._largest_zero > default_rcond(torch.float64):
             # the vectors found span the null space of A next to it, not the singular vectors that the threshold cuts
             raise MethodError(f"{A!r}: singular values up to {self._largest_zero:.1e} ||A|| would count as zero")
@@ -176,12 +177,12 @@ class CapacitancePlan:
                 f"(memory_limit=)"
             )
 
-    def _factor(self, matrices: FrequencyMatrices, inner: Border, outer: Border, chosen: bool) -> None:
+    def _factor(self, matrices: FrequencyMatrices, inner: Border, outer: Border) -> None:
         inverse, info = lu.inverse(matrices.matrices)
         norms = [frobenius(m).flatten(1).amax(-1) for m in (matrices.matrices, inverse)]
         condition = norms[0] * norms[1]
         worst = _WORST_CONDITION
-        if chosen:  # a singular value that counts as zero has to be one of the border, not of C
+        if self._chosen:  # a singular value that counts as zero has to be one of the border, not of C
             worst = min(worst, 0.1 / max(self.rcond, torch.finfo(norms[0].dtype).eps))
         if bool((info > 0).any()) or not bool((condition <= worst).all()):
             raise MethodError(f"{self.A!r}: the symbol is singular, or nearly so (condition {condition.max():.1e})")
@@ -237,7 +238,8 @@ class CapacitancePlan:
     def _take_null(self, found: list[tuple[Tensor, Tensor]], overlaps: list[Overlap]) -> bool:
         """Keep those of the vectors found that belong to the null spaces; say whether these have grown."""
         kept = [ratio < self.rcond for ratio, _ in found]
-        near = [(r - self.rcond).abs() <= _ROUNDING * torch.finfo(r.dtype).eps for r, _ in found if self.rcond > 0]
+        band = max(_ROUNDING * torch.finfo(torch.float64).eps, self.rcond / 2 if self._chosen else 0.0)
+        near = [(r - self.rcond).abs() <= band for r, _ in found if self.rcond > 0]
         self.undecided = sum((n.any(-1) for n in near), self.undecided)
         nullity = torch.stack([k.sum(-1) for k in kept]).amax(0)
         self._largest_zero = max(float(torch.where(k, r, 0).amax()) for (r, _), k in zip(found, kept, strict=True))

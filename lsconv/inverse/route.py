@@ -200,7 +200,9 @@ def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcon
 def _with_rcond(
     A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None, method: str
 ) -> CapacitancePlan | SingularValuePlan:
-    """A plan that takes the user's threshold: the direct border, else the dense decomposition."""
+    """A plan that takes the user's threshold: the dense decomposition of a small A, the direct border, or the former."""
+    if method == "auto" and _is_small(A):
+        return _svd(A, damp, memory_limit, rcond)
     damping = torch.as_tensor(damp)
     try:
         if bool((damping == 0).all()):
@@ -215,6 +217,12 @@ def _with_rcond(
     return _svd(A, damp, memory_limit, rcond)
 
 
+def _is_small(A: LinearOperator) -> bool:
+    """Tell whether the dense decomposition of A, and of all items of its batch, takes a second or less."""
+    small = min(A.in_numel, A.out_numel) <= _SMALL and max(A.in_numel, A.out_numel) <= 4 * _SMALL
+    return small and math.prod(A.batch_shape) * A.in_numel * A.out_numel <= 4 * _SMALL**2
+
+
 def fallback(
     A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None
 ) -> KrylovPlan | SingularValuePlan | None:
@@ -224,8 +232,7 @@ def fallback(
     """
     if isinstance(plan, SingularValuePlan):
         return None
-    small = min(A.in_numel, A.out_numel) <= _SMALL and max(A.in_numel, A.out_numel) <= 4 * _SMALL
-    if small and math.prod(A.batch_shape) * A.in_numel * A.out_numel <= 4 * _SMALL**2:
+    if _is_small(A):
         return _svd(A, damp, None, rcond)
     return KrylovPlan(A, damp, "lsmr") if isinstance(plan, BORDER_PLANS) and rcond is None else None
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ConvergenceError, PreconditionerError, warn
-from lsconv.krylov.batch import Scalar, any_item, at_least, unbounded, where
+from lsconv.krylov.batch import Scalar, any_item, at_least, minimum, unbounded, where
 from lsconv.krylov.heap import keep_pages
 from lsconv.krylov.method import CURVATURE, KERNEL, STUCK, Method
 from lsconv.krylov.monitor import CLAIMED, CONDITION, OVERFLOW, Monitor
@@ -25,7 +25,7 @@ from lsconv.krylov.options import IterationState, Options
 from lsconv.krylov.problem import Problem
 from lsconv.krylov.replay import Recorded, recorder_for
 from lsconv.krylov.solution import Solution, Status
-from lsconv.krylov.stopping import Certificate, certify
+from lsconv.krylov.stopping import NULL_SHARE, Certificate, certify
 
 __all__ = ["iterate", "report"]
 
@@ -216,10 +216,12 @@ class _Loop:
         # a start or N takes the iterates out of the range of A^H, and [A, damp I] their rounding where s is large
         met = certificate.converged & (problem.scalar(problem.zero) == 0)
         doubtful = 0 * met
+        share, damped = NULL_SHARE * max(self.options.tolerances.rtol, self.options.tolerances.eps), self.damp > 0
         if problem.x0 is not None or problem.N is not None:
-            doubtful = met & (certificate.in_range == 0)
+            doubtful = met & (certificate.null_part > share) & damped
         elif problem.M is not None or self.name == "craig":
-            doubtful = met & ((certificate.in_range | certificate.in_form) == 0)
+            part = minimum(certificate.null_part, certificate.null_rounding)
+            doubtful = met & (part > share) & damped
         causes = [
             (codes & (CLAIMED | STUCK), Status.STAGNATION),
             (codes & CONDITION, Status.CONDITION_LIMIT),

@@ -32,7 +32,7 @@ from lsconv.krylov.null_space import cleared
 from lsconv.krylov.numbers import checks_numbers
 from lsconv.krylov.problem import Problem, prepare
 from lsconv.krylov.solution import Solution, Status
-from lsconv.krylov.stopping import Certificate, Tolerances, certified, certify
+from lsconv.krylov.stopping import NULL_SHARE, Certificate, Tolerances, certified, certify
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["refine"]
@@ -255,6 +255,7 @@ class _Refinement:
         x = x.masked_fill(problem.domain.spread(problem.zero).bool(), 0)
         x = x.masked_fill(problem.domain.spread(problem.broken).bool(), torch.nan)
         damp = 0.0 if problem.damp is None else problem.damp
+        share = NULL_SHARE * max(self.tolerances.rtol, self.tolerances.eps)
         solution = certified(
             problem.A,
             x,
@@ -263,7 +264,7 @@ class _Refinement:
             tolerances=self.tolerances,
             iterations=self.iterations,
             # the inner solves round into the null space of A
-            strays=None if problem.damp is None else problem.damp > 0,
+            null_share=None if problem.damp is None else torch.where(problem.damp > 0, share, torch.inf),
             **self.how,
         )
         codes = torch.where(limit & ~solution.converged, Status.ITERATION_LIMIT.code, solution.codes)

@@ -33,6 +33,7 @@ from lsconv.krylov.batch import (
     hypot,
     maximum,
     minimum,
+    quotient,
     scalar_dtype,
     unbounded,
 )
@@ -106,9 +107,9 @@ class Certificate:
         residual_ok: the residual meets the tolerance.
         gradient_ok: the gradient meets the tolerance, and the objective is no worse than at x = 0.
         no_worse: the objective is no worse than at x = 0.
-        in_range: with damping, the gradient, where a part delta of x in the null space of A stands as
-            ``damp^2 delta``, shows that this part is within the tolerance.
-        in_form: the rounding of ``A^H z``, z = (y - Ax) / damp^2, is within that tolerance too.
+        null_part: a bound of the part of x in the null space of A, which stands in the gradient times ``damp^2``,
+            relative to ``||x|| + ||y|| / ||A||``; infinity without damping.
+        null_rounding: the same of the rounding of ``A^H z``, z = (y - Ax) / damp^2, where x is computed so.
         merit: the smaller of the two norms in units of its bound; at most 1 where converged.
     """
 
@@ -117,8 +118,8 @@ class Certificate:
     residual_ok: Scalar
     gradient_ok: Scalar
     no_worse: Scalar
-    in_range: Scalar
-    in_form: Scalar
+    null_part: Scalar
+    null_rounding: Scalar
     merit: Scalar
 
     @property
@@ -212,11 +213,10 @@ def certify(
     merit = total / at_least(r_bound, smallest)
     if not square:
         merit = minimum(merit, maximum(g_norm / at_least(g_bound, smallest), total / at_least(highest, smallest)))
-    # rounding y by rtol moves x by rtol ||y|| / ||A|| at the least
-    share = NULL_SHARE * max(tolerances.rtol, tolerances.eps) * (x_norm + divide(y_norm, norm_a))
-    in_range = (g_norm <= damp * damp * share) | (damp == 0)
-    in_form = (tolerances.eps * norm_a * r_norm <= damp * damp * share) | (damp == 0)
-    return Certificate(r_norm, g_norm, residual_ok, gradient_ok, no_worse, in_range, in_form, merit)
+    # y is known to rtol at best, and moves x by rtol ||y|| / ||A|| at least
+    unit = damp * damp * (x_norm + divide(y_norm, norm_a))
+    null_part, null_rounding = quotient(g_norm, unit), quotient(tolerances.eps * norm_a * r_norm, unit)
+    return Certificate(r_norm, g_norm, residual_ok, gradient_ok, no_worse, null_part, null_rounding, merit)
 
 
 def _adjoint(A: LinearOperator, residual: Tensor, square: bool) -> Tensor | None:
@@ -242,7 +242,7 @@ def certified(
     history: History | None = None,
     selection: object = None,
     otherwise: Status | Tensor = Status.STAGNATION,
-    strays: Tensor | None = None,
+    null_share: Tensor | None = None,
     of_form: bool = False,
     sees_null_space: Callable[[], Tensor] | None = None,
     **options: Any,
@@ -265,10 +265,10 @@ def certified(
         history: estimates per iteration, when there are some.
         selection: how the damping was chosen.
         otherwise: status of items that do not meet the tolerance, one for all or a code per item.
-        strays: items whose x may have left the range of ``A^H`` by the way it was found: None for no item, or with
-            ``of_form`` those whose x is computed as ``A^H z``, up to rounding.
-        sees_null_space: the items of which A may have a null space; asked about those that stray where the gradient
-            does not show that they are orthogonal to it.
+        null_share: the part in the null space of A that x may have, as :attr:`Certificate.null_part`, where the way it
+            was found does not exclude one, and infinity elsewhere; None: nowhere.
+        of_form: x is computed as ``A^H z``: only rounding leads into the null space.
+        sees_null_space: the items of which A may have a null space; asked where the share is exceeded.
         options: operator_norm, norm_bound, rcond, rounding and square, as in :func:`certify`.
     """
     space = ItemSpace(A.in_shape, A.dtype, A.device)
@@ -280,17 +280,21 @@ def certified(
     certificate = certify(A, stored, y, damp, tolerances=tolerances, **options)
     batch = certificate.residual_norm.shape
     converged, rounded = certificate.converged, torch.zeros(batch, dtype=torch.bool, device=A.device)
-    in_range = torch.ones_like(converged) if strays is None else certificate.in_range
-    if answer.dtype != x.dtype and not bool((converged & in_range).all()):
-        unrounded = certify(A, x, y, damp, tolerances=tolerances, **options)
-        rounded = unrounded.converged & certificate.no_worse & ~converged
-        in_range = in_range | unrounded.in_range
-    in_range = in_range | certificate.in_form if of_form else in_range
+    unrounded = certificate
+    if answer.dtype != x.dtype:
+        strays = null_share is not None and bool(
+            (torch.isfinite(null_share) & ~(certificate.null_part <= null_share)).any()
+        )
+        if strays or not bool(converged.all()):
+            unrounded = certify(A, x, y, damp, tolerances=tolerances, **options)
+            rounded = unrounded.converged & certificate.no_worse & ~converged
     damping = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device).expand(batch)
     zero = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(y).expand(batch) == 0
     doubtful = torch.zeros_like(converged)
-    if strays is not None:
-        doubtful = (converged | rounded) & ~zero & strays & ((damping == 0) | ~in_range)
+    if null_share is not None:
+        part = unrounded.null_part
+        part = torch.minimum(part, unrounded.null_rounding) if of_form else part
+        doubtful = (converged | rounded) & ~zero & torch.isfinite(null_share) & ~(part <= null_share)
         if sees_null_space is not None and bool(doubtful.any()):
             doubtful = doubtful & sees_null_space()
     code = otherwise.code if isinstance(otherwise, Status) else otherwise
