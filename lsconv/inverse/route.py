@@ -200,7 +200,7 @@ def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcon
 def _with_rcond(
     A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None, method: str
 ) -> CapacitancePlan | SingularValuePlan:
-    """A plan that takes the user's threshold: the dense decomposition of a small A, the direct border, or the former."""
+    """A plan that takes the user's threshold: the dense decomposition of a small A, else the direct border."""
     if method == "auto" and _is_small(A):
         return _svd(A, damp, memory_limit, rcond)
     damping = torch.as_tensor(damp)
