@@ -17,7 +17,7 @@ import torch
 import lsconv
 
 # Tests run side by side on all cores (pytest-xdist); threads on top would only wait. On several torch's batched solves,
-# which the oracles use, are wrong besides (lsconv/fourier/lu.py).
+# which the oracles use, are wrong besides (lsconv/fourier/batched_linalg.py).
 torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("fixed", deadline=None, max_examples=40, derandomize=True, database=None)

@@ -17,8 +17,8 @@ import torch
 import lsconv
 from benchmarks import deblurring
 from benchmarks.runner import Table, race
-from lsconv.fourier.border import BorderPlan
-from lsconv.fourier.inner import conjugate_gradients, gmres
+from lsconv.border.plan import BorderPlan
+from lsconv.border.system.krylov import conjugate_gradients, gmres
 
 _STEPS = 20
 

@@ -19,7 +19,7 @@ import lsconv
 from benchmarks import peers
 from benchmarks.runner import Answer, Arrival, Table, reach, reached, run_times, times_faster
 from lsconv.app import psf
-from lsconv.fourier.border import BorderPlan
+from lsconv.border.plan import BorderPlan
 
 # float32 cannot store an x whose gradient is 1e-8.
 TARGET = {torch.float64: 1e-8, torch.float32: 1e-6}

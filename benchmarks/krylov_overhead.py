@@ -17,8 +17,8 @@ products (slower), norms of longer rows (no faster); matrix-vector products for 
 passes); hence also x from several w at once, or x and w from several v (1.4 to 1.7 times the time of x and w, and up
 to 8 vectors more); a convolution that accumulates into its output by oneDNN (65 us less for each, but a private
 operator of torch, and a kernel rounded anew at every step); u, v, w and x in huge pages (1 %). Torch's switch
-THP_MEM_ALLOC_ENABLE=1 once took a third off; now that freed pages are kept (lsconv/krylov/heap.py), it takes nothing.
-Fewer scalings of u and v, by a wider range of their lengths (0.2 of a point, and other roundings).
+THP_MEM_ALLOC_ENABLE=1 once took a third off; now that freed pages are kept (lsconv/krylov/loop/malloc.py), it takes
+nothing. Fewer scalings of u and v, by a wider range of their lengths (0.2 of a point, and other roundings).
 """
 
 from __future__ import annotations

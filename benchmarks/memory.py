@@ -15,8 +15,8 @@ import torch
 import lsconv
 from benchmarks.runner import Table
 from benchmarks.scaling import smoothing
-from lsconv.fourier.border import BorderPlan
-from lsconv.fourier.memory import plan_bytes
+from lsconv.border.memory import plan_bytes
+from lsconv.border.plan import BorderPlan
 
 _MIB = 2**20
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import lsconv
 from benchmarks import peers
 from benchmarks.runner import Answer, Arrival, Table, race, reach, timed
-from lsconv.fourier.border import BorderPlan
+from lsconv.border.plan import BorderPlan
 
 BATCH = 8
 TARGET = {torch.float32: 1e-6, torch.float64: 1e-10}

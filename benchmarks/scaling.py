@@ -12,7 +12,7 @@ import torch
 import lsconv
 from benchmarks.deblurring import kernels
 from benchmarks.runner import Table, race, slope
-from lsconv.fourier.border import BorderPlan
+from lsconv.border.plan import BorderPlan
 
 Make = Callable[[int], tuple[lsconv.Convolution, tuple[int, ...], float]]  # operator, batch shape, damp / σ_max
 

@@ -12,7 +12,7 @@ import torch
 import lsconv
 from benchmarks import deblurring, peers
 from benchmarks.runner import Answer, Table, reach, run_times
-from lsconv.fourier.border import BorderPlan
+from lsconv.border.plan import BorderPlan
 
 BATCH = 16
 

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 import lsconv
 from benchmarks.restoration import Scene, scenarios
 from benchmarks.runner import Table, race, timed
-from lsconv.inverse.proximal import Term, gaussian_term, sparsity_term
-from lsconv.inverse.sparse_problem import SparseProblem
+from lsconv.inverse.admm.proximal import Term, gaussian_term, sparsity_term
+from lsconv.inverse.admm.sparse_problem import SparseProblem
 
 _TRANSFORMS = {torch.fft.rfftn, torch.fft.irfftn, torch.fft.fftn, torch.fft.ifftn, torch.fft.rfft, torch.fft.irfft}
 

@@ -20,20 +20,20 @@ from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.craig import craig
 from lsconv.krylov.hybrid import HybridSelection, hybrid
-from lsconv.krylov.backward import set_backward_failure_hook
+from lsconv.krylov.gradients.backward_solves import set_backward_failure_hook
 from lsconv.krylov.refinement import refine
-from lsconv.krylov.solution import History, Solution, Status
+from lsconv.krylov.loop.solution import History, Solution, Status
 
 # the structure of convolution
-from lsconv.fourier.precondition import CirculantPreconditioner
+from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.spectrum import cond, norm, singular_values
 
 # answers
 from lsconv.inverse.lstsq import lstsq, pinv
 from lsconv.inverse.tikhonov import tikhonov
-from lsconv.inverse.parameter import Selection, choose_damp
+from lsconv.inverse.damping.choose_damp import Selection, choose_damp
 from lsconv.inverse.plug_and_play import plug_and_play
-from lsconv.inverse.variation import total_variation
+from lsconv.inverse.total_variation import total_variation
 from lsconv.inverse.deconvolve import blur_operator, deconvolve
 
 # modules for networks

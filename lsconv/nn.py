@@ -24,11 +24,11 @@ from lsconv.inverse.lstsq import PseudoInverse as _Operator
 from lsconv.inverse.lstsq import lstsq, pinv
 from lsconv.inverse.penalised import penalised_inverse
 from lsconv.inverse.tikhonov import tikhonov
-from lsconv.krylov.followed import parameters_of
+from lsconv.krylov.gradients.parameters import parameters_of
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import on_parts
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.untraced import untraced
+from lsconv.operators.transforms import untraced
 
 __all__ = ["PseudoInverse", "RangeNull", "Tikhonov"]
 

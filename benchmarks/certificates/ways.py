@@ -16,12 +16,12 @@ from torch import Tensor
 import lsconv
 from benchmarks.certificates.judge import Dense, Judgement
 from benchmarks.certificates.problems import Problem
+from lsconv.border.capacitance_plan import CapacitancePlan
+from lsconv.border.plan import BorderPlan
+from lsconv.border.system import cost_model, schwarz
 from lsconv.errors import MethodError, PlanMemoryError, PreconditionerError
-from lsconv.fourier import effort, patches
-from lsconv.fourier.border import BorderPlan
-from lsconv.fourier.capacitance import CapacitancePlan
-from lsconv.fourier.precision import default_rcond, direct_rtol
-from lsconv.krylov.stopping import default_rtol
+from lsconv.fourier.dtypes import default_rcond, direct_rtol
+from lsconv.krylov.loop.stopping import default_rtol
 
 __all__ = ["WAYS", "Case", "Way", "solve"]
 
@@ -161,10 +161,10 @@ def _plan(make: Callable[..., Any], *patched: Callable[[], Any]) -> Callable[[Pr
 def _iterated() -> Iterator[None]:
     """The border is iterated on, from corners that overlap, as it is for large images."""
     with (
-        mock.patch.object(patches, "_DENSE_UNKNOWNS", 0),
-        mock.patch.object(patches, "_LEAST_UNKNOWNS", 16),
-        mock.patch.object(patches, "_MOST_UNKNOWNS", 256),
-        mock.patch.object(effort, "_PATIENCE", 3),
+        mock.patch.object(schwarz, "_DENSE_UNKNOWNS", 0),
+        mock.patch.object(schwarz, "_LEAST_UNKNOWNS", 16),
+        mock.patch.object(schwarz, "_MOST_UNKNOWNS", 256),
+        mock.patch.object(cost_model, "_PATIENCE", 3),
     ):
         yield
 
@@ -173,10 +173,10 @@ def _iterated() -> Iterator[None]:
 def _factored() -> Iterator[None]:
     """The whole border is factorised as soon as may be."""
     with (
-        mock.patch.object(effort, "_SLOW", 1),
-        mock.patch.object(effort, "_PATIENCE", 1),
-        mock.patch.object(effort, "_CERTAINTY", 1e9),
-        mock.patch.object(effort.Effort, "factors", return_value=1.0),
+        mock.patch.object(cost_model, "_SLOW", 1),
+        mock.patch.object(cost_model, "_PATIENCE", 1),
+        mock.patch.object(cost_model, "_CERTAINTY", 1e9),
+        mock.patch.object(cost_model.Effort, "factors", return_value=1.0),
     ):
         yield
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import PlanMemoryError
-from lsconv.krylov.batch import scalar_dtype
-from lsconv.krylov.solution import Solution
-from lsconv.krylov.stopping import Tolerances, certified
+from lsconv.krylov.loop.batched_scalars import scalar_dtype
+from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 

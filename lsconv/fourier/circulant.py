@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
+from lsconv.fourier.dtypes import default_rcond, double
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.precision import default_rcond, double
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, hermitian_inverse, symbol
 from lsconv.operators.convolution import Convolution
 
@@ -131,7 +131,7 @@ class CirculantPlan:
         damp: the damping, a number or a tensor with one per batch item (its shape broadcasts with the batch dimensions
             of ``y``; every entry has matrices of its own).
         rcond: where damp is 0, singular values of at most ``rcond`` times the largest one of the same batch item count
-            as zero; None: :func:`~lsconv.fourier.precision.default_rcond` of the operator's dtype.
+            as zero; None: :func:`~lsconv.fourier.dtypes.default_rcond` of the operator's dtype.
         penalty: the symbol P of L on the same grid (``symbol(L)``); None: the identity.
 
     Attributes:

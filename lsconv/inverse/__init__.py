@@ -1,1 +1,6 @@
-"""What a user asks for: the (pseudo-)inverse of a convolution."""
+"""What a user asks for: the (pseudo-)inverse of a convolution.
+
+``lstsq`` (with ``pinv``), ``tikhonov``, ``total_variation`` and ``plug_and_play`` are the questions; ``deconvolve``
+asks them for pictures (``image_layout``, ``identical_groups``). ``route`` finds the method that answers, and makes its
+plan; ``penalised`` is a kept plan with a penalty. ``damping`` chooses damp; ``admm`` iterates what is not quadratic.
+"""

@@ -19,19 +19,19 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, MethodError, ShapeError
-from lsconv.inverse.parameter import choose_damp
-from lsconv.inverse.picture_layout import Layout, spatial_axes
+from lsconv.inverse.damping.choose_damp import choose_damp
+from lsconv.inverse.identical_groups import SharedGroups
+from lsconv.inverse.image_layout import Layout, spatial_axes
 from lsconv.inverse.plug_and_play import plug_and_play
-from lsconv.inverse.shared_groups import SharedGroups
 from lsconv.inverse.tikhonov import tikhonov
-from lsconv.inverse.variation import check_options, total_variation
-from lsconv.krylov.empty import cut, filled
-from lsconv.krylov.followed import any_followed
-from lsconv.krylov.numbers import checks_numbers
-from lsconv.krylov.solution import Solution, together
+from lsconv.inverse.total_variation import check_options, total_variation
+from lsconv.krylov.gradients.parameters import any_followed
+from lsconv.krylov.loop.empty_batch import cut, filled
+from lsconv.krylov.loop.scalar_options import checks_numbers
+from lsconv.krylov.loop.solution import Solution, together
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
-from lsconv.operators.untraced import untraced
+from lsconv.operators.transforms import untraced
 
 __all__ = ["blur_operator", "deconvolve"]
 

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning, MethodError
-from lsconv.fourier.precision import direct_rtol
+from lsconv.fourier.dtypes import direct_rtol
 from lsconv.inverse.route import BORDER_PLANS, FourierPlan, KrylovPlan, Plan, route
 from lsconv.inverse.solve import Fallback, solve
-from lsconv.krylov.empty import serves_empty_batches
-from lsconv.krylov.followed import parameters_of
-from lsconv.krylov.implicit import adjoint_answer, attach, follows, start_as_prior
-from lsconv.krylov.numbers import checks_numbers
-from lsconv.krylov.problem import as_complex, as_operator, check_damp, prepare
-from lsconv.krylov.solution import Solution, together
+from lsconv.krylov.gradients.attach import adjoint_answer, attach, follows, start_as_prior
+from lsconv.krylov.gradients.parameters import parameters_of
+from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.problem import as_complex, as_operator, check_damp, prepare
+from lsconv.krylov.loop.scalar_options import checks_numbers
+from lsconv.krylov.loop.solution import Solution, together
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, on_parts
 from lsconv.operators.finiteness import hidden_by_vmap
-from lsconv.operators.untraced import untraced
+from lsconv.operators.transforms import untraced
 
 __all__ = ["PseudoInverse", "lstsq", "pinv"]
 

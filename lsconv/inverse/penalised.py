@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lsconv.inverse.tikhonov import PenalisedBackward, penalty_plan, report
-from lsconv.krylov.backward import Inverse
-from lsconv.krylov.empty import serves_empty_batches
-from lsconv.krylov.followed import made_of, parameters_of
-from lsconv.krylov.implicit import attach
-from lsconv.krylov.solution import Solution
+from lsconv.krylov.gradients.attach import attach
+from lsconv.krylov.gradients.backward_solves import Inverse
+from lsconv.krylov.gradients.parameters import made_of, parameters_of
+from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["penalised_inverse"]

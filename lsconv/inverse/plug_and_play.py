@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ShapeError
-from lsconv.inverse.normal_step import NormalStep
-from lsconv.inverse.proximal import Bounds, Term, box_term
-from lsconv.inverse.splitting import admm, judged
-from lsconv.inverse.variation import batch_of, check_bounds, refuse_gradient, reported
-from lsconv.krylov.batch import ItemSpace
-from lsconv.krylov.empty import serves_empty_batches
-from lsconv.krylov.numbers import checks_numbers
-from lsconv.krylov.problem import as_operator, check_damp, prepare
-from lsconv.krylov.solution import Solution
+from lsconv.inverse.admm.iteration import admm, judged
+from lsconv.inverse.admm.operator_step import NormalStep
+from lsconv.inverse.admm.proximal import Bounds, Term, box_term
+from lsconv.inverse.total_variation import batch_of, check_bounds, refuse_gradient, reported
+from lsconv.krylov.loop.batched_scalars import ItemSpace
+from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.problem import as_operator, check_damp, prepare
+from lsconv.krylov.loop.scalar_options import checks_numbers
+from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Identity
-from lsconv.operators.untraced import untraced
+from lsconv.operators.transforms import untraced
 
 __all__ = ["plug_and_play"]
 
@@ -70,7 +70,7 @@ def plug_and_play(
 
     Returns:
         A :class:`Solution`: ``gradient_norm`` is rho times the larger fixed-point residual, recomputed; ``damp`` the
-        square root of rho; ``history`` a :class:`~lsconv.inverse.splitting.SplittingHistory`.
+        square root of rho; ``history`` a :class:`~lsconv.inverse.admm.iteration.SplittingHistory`.
 
     Raises:
         MethodError: gradients are enabled, and y, rho or A require grad.

@@ -14,6 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lsconv.border.capacitance_plan import CapacitancePlan
+from lsconv.border.memory import allowed_bytes
+from lsconv.border.plan import BorderPlan
+from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -23,26 +27,22 @@ from lsconv.errors import (
     warn,
 )
 from lsconv.factored.singular_values import SingularValuePlan
-from lsconv.fourier.border import BorderPlan
-from lsconv.fourier.capacitance import CapacitancePlan
 from lsconv.fourier.circulant import CirculantPlan
+from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
+from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.memory import allowed_bytes
-from lsconv.fourier.mirrored import Mirror
-from lsconv.fourier.precision import default_rcond, direct_rtol
-from lsconv.fourier.precondition import CirculantPreconditioner
 from lsconv.fourier.spectrum import norm
-from lsconv.krylov.backward import gram_by_cg, normal_by_apply
 from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
 from lsconv.krylov.craig import craig
 from lsconv.krylov.gmres import gmres
+from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
 from lsconv.krylov.hybrid import hybrid
+from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.stopping import Tolerances, certified, default_rtol
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
-from lsconv.krylov.solution import Solution
-from lsconv.krylov.stopping import Tolerances, certified, default_rtol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError, warn
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.inverse.route import KrylovPlan, Plan, fallback
-from lsconv.krylov.batch import ItemSpace
-from lsconv.krylov.solution import Solution, Status
+from lsconv.krylov.loop.batched_scalars import ItemSpace
+from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["Fallback", "report", "second_opinion", "solve", "without_items"]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.border.stacked_plan import StackedPlan, stacked_data, stacked_solution
 from lsconv.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -21,25 +22,24 @@ from lsconv.errors import (
     ShapeError,
     warn,
 )
-from lsconv.fourier.precision import direct_rtol
-from lsconv.fourier.precondition import CirculantPreconditioner
-from lsconv.fourier.stacked import StackedPlan, stacked_data, stacked_solution
+from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
+from lsconv.fourier.dtypes import direct_rtol
 from lsconv.inverse.route import KrylovPlan, Plan, route
 from lsconv.inverse.solve import Fallback, report, second_opinion, without_items
-from lsconv.krylov.backward import Inverse
-from lsconv.krylov.empty import serves_empty_batches
-from lsconv.krylov.implicit import attach
+from lsconv.krylov.gradients.attach import attach
+from lsconv.krylov.gradients.backward_solves import Inverse
+from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.problem import as_complex, as_operator, check_damp, prepare
+from lsconv.krylov.loop.scalar_options import checks_numbers
+from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.krylov.lsmr import lsmr
-from lsconv.krylov.numbers import checks_numbers
-from lsconv.krylov.problem import as_complex, as_operator, check_damp, prepare
-from lsconv.krylov.solution import Solution, Status
-from lsconv.krylov.stopping import Tolerances, certified
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import remedy
 from lsconv.operators.elementary import Identity
-from lsconv.operators.untraced import untraced
+from lsconv.operators.transforms import untraced
 
 __all__ = ["KrylovStack", "PenalisedBackward", "penalty_plan", "report", "tikhonov"]
 
@@ -121,7 +121,7 @@ def tikhonov(
     x_prior, x0 = _check_prior(as_complex(x_prior, A), A), as_complex(x0, A)
     selection = None
     if isinstance(damp, str):
-        from lsconv.inverse.parameter import choose_damp
+        from lsconv.inverse.damping.choose_damp import choose_damp
 
         selection = choose_damp(A, y, damp, L=L, x_prior=x_prior, noise_std=noise_std)
         strength: float | Tensor = selection.damp

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.apart import plainly, solve
-from lsconv.krylov.batch import Scalar, binary_unit, divide, maximum, root
-from lsconv.krylov.implicit import differentiable
-from lsconv.krylov.method import CURVATURE, KERNEL, Method
-from lsconv.krylov.options import IterationState, Options
-from lsconv.krylov.problem import Problem, prepare
-from lsconv.krylov.solution import Solution
+from lsconv.krylov.gradients.attach import differentiable
+from lsconv.krylov.loop.batch_groups import plainly, solve
+from lsconv.krylov.loop.batched_scalars import Scalar, binary_unit, divide, maximum, root
+from lsconv.krylov.loop.method import CURVATURE, KERNEL, Method
+from lsconv.krylov.loop.options import IterationState, Options
+from lsconv.krylov.loop.problem import Problem, prepare
+from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["cg"]

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.apart import plainly, solve
-from lsconv.krylov.batch import ItemSpace, Scalar, binary_unit, divide, hypot, maximum, root
-from lsconv.krylov.folding import beside
-from lsconv.krylov.implicit import differentiable
-from lsconv.krylov.method import KERNEL, Method
-from lsconv.krylov.multipliers import CGLSMultipliers
-from lsconv.krylov.options import IterationState, Options
-from lsconv.krylov.problem import Problem, prepare
-from lsconv.krylov.solution import Solution
+from lsconv.krylov.gradients.attach import differentiable
+from lsconv.krylov.loop.batch_groups import plainly, solve
+from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, binary_unit, divide, hypot, maximum, root
+from lsconv.krylov.loop.damping import beside
+from lsconv.krylov.loop.lagrange_multipliers import CGLSMultipliers
+from lsconv.krylov.loop.method import KERNEL, Method
+from lsconv.krylov.loop.options import IterationState, Options
+from lsconv.krylov.loop.problem import Problem, prepare
+from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["cgls"]
@@ -65,7 +65,7 @@ def cgls(
         N: inverse preconditioner on the solution side, Hermitian positive definite, :math:`N \approx (A^HA)^{-1}`.
             The answer is unchanged when A has full column rank or damp > 0; otherwise another least-squares solution
             is found.
-        rtol: tolerance, relative (see :mod:`lsconv.krylov.stopping`); None: ``10 eps^0.75`` of the dtype.
+        rtol: tolerance, relative (see :mod:`lsconv.krylov.loop.stopping`); None: ``10 eps^0.75`` of the dtype.
         atol: absolute tolerance on the residual norm, in the units of b.
         max_iter: iteration limit per item; None: ``4 min(m, n)``, at least 100 and at most 10000.
         x0: where to start, ``(*batch, *in_shape)``.

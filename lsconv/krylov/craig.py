@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.apart import plainly, solve
-from lsconv.krylov.batch import Scalar, divide, in_units, maximum, minimum, quotient, where
-from lsconv.krylov.folding import beside
 from lsconv.krylov.golub_kahan import GolubKahan
-from lsconv.krylov.implicit import differentiable
+from lsconv.krylov.gradients.attach import differentiable
+from lsconv.krylov.loop.batch_groups import plainly, solve
+from lsconv.krylov.loop.batched_scalars import Scalar, divide, in_units, maximum, minimum, quotient, where
+from lsconv.krylov.loop.damping import beside
+from lsconv.krylov.loop.lagrange_multipliers import CRAIGMultipliers
+from lsconv.krylov.loop.method import STUCK, Method
+from lsconv.krylov.loop.options import IterationState, Options
+from lsconv.krylov.loop.problem import Problem, prepare
+from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.lsmr import lsmr
-from lsconv.krylov.method import STUCK, Method
-from lsconv.krylov.multipliers import CRAIGMultipliers
-from lsconv.krylov.options import IterationState, Options
-from lsconv.krylov.problem import Problem, prepare
-from lsconv.krylov.solution import Solution
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["craig"]
@@ -72,7 +72,7 @@ def craig(
         N: inverse preconditioner on the solution side, Hermitian positive definite, :math:`N \approx (A^HA)^{-1}`.
             The answer is unchanged when A has full column rank; otherwise :math:`x^H N^{-1} x` is made least instead of
             :math:`\|x\|`. Not together with damp > 0.
-        rtol: tolerance, relative (see :mod:`lsconv.krylov.stopping`); None: ``10 eps^0.75`` of the dtype.
+        rtol: tolerance, relative (see :mod:`lsconv.krylov.loop.stopping`); None: ``10 eps^0.75`` of the dtype.
         atol: absolute tolerance on the residual norm, in the units of b.
         conlim: stop when the estimated condition number of A passes this; None: ``0.1 / eps``, at most 1e12.
         max_iter: iteration limit per item; None: ``4 min(m, n)``, at least 100 and at most 10000.

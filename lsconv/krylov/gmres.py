@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError
-from lsconv.krylov.batch import ItemSpace, binary_unit, divide
-from lsconv.krylov.implicit import differentiable
-from lsconv.krylov.iteration import iterate
-from lsconv.krylov.method import STUCK, Method
-from lsconv.krylov.options import IterationState, Options
-from lsconv.krylov.problem import Problem, prepare
-from lsconv.krylov.solution import Solution
+from lsconv.krylov.gradients.attach import differentiable
+from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.iteration import iterate
+from lsconv.krylov.loop.method import STUCK, Method
+from lsconv.krylov.loop.options import IterationState, Options
+from lsconv.krylov.loop.problem import Problem, prepare
+from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["gmres"]

@@ -18,9 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.krylov.batch import ItemSpace, Scalar, divide, hypot, in_units, maximum, root
-from lsconv.krylov.method import KERNEL
-from lsconv.krylov.problem import Problem
+from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, divide, hypot, in_units, maximum, root
+from lsconv.krylov.loop.method import KERNEL
+from lsconv.krylov.loop.problem import Problem
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["GolubKahan", "unit"]

@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError
-from lsconv.krylov.batch import ItemSpace, divide
-from lsconv.krylov.folding import below
-from lsconv.krylov.implicit import differentiable
-from lsconv.krylov.iteration import iterate
+from lsconv.krylov.gradients.attach import differentiable
+from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
+from lsconv.krylov.loop.damping import below
+from lsconv.krylov.loop.iteration import iterate
+from lsconv.krylov.loop.method import Method
+from lsconv.krylov.loop.options import IterationState, Options
+from lsconv.krylov.loop.problem import Problem, prepare
+from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.krylov.lsmr import LSMR
-from lsconv.krylov.method import Method
-from lsconv.krylov.options import IterationState, Options
-from lsconv.krylov.problem import Problem, prepare
 from lsconv.krylov.projected import Projected
-from lsconv.krylov.solution import Solution
-from lsconv.krylov.stopping import default_rtol
 
 __all__ = ["HybridSelection", "hybrid"]
 

@@ -17,16 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.apart import solve
-from lsconv.krylov.batch import Scalar, divide, hypot, in_units, maximum, minimum, quotient, root, rotation
-from lsconv.krylov.folding import folded
 from lsconv.krylov.golub_kahan import GolubKahan
-from lsconv.krylov.implicit import differentiable
-from lsconv.krylov.method import Method
-from lsconv.krylov.multipliers import LSMRMultipliers
-from lsconv.krylov.options import IterationState, Options
-from lsconv.krylov.problem import Problem, prepare
-from lsconv.krylov.solution import Solution
+from lsconv.krylov.gradients.attach import differentiable
+from lsconv.krylov.loop.batch_groups import solve
+from lsconv.krylov.loop.batched_scalars import (
+    Scalar,
+    divide,
+    hypot,
+    in_units,
+    maximum,
+    minimum,
+    quotient,
+    root,
+    rotation,
+)
+from lsconv.krylov.loop.damping import folded
+from lsconv.krylov.loop.lagrange_multipliers import LSMRMultipliers
+from lsconv.krylov.loop.method import Method
+from lsconv.krylov.loop.options import IterationState, Options
+from lsconv.krylov.loop.problem import Problem, prepare
+from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["LSMR", "lsmr"]
@@ -68,7 +78,7 @@ def lsmr(
         N: inverse preconditioner on the solution side, Hermitian positive definite, :math:`N \approx (A^HA)^{-1}`.
             The answer is unchanged when A has full column rank or damp > 0; otherwise another least-squares solution
             is found.
-        rtol: tolerance, relative (see :mod:`lsconv.krylov.stopping`); None: ``10 eps^0.75`` of the dtype.
+        rtol: tolerance, relative (see :mod:`lsconv.krylov.loop.stopping`); None: ``10 eps^0.75`` of the dtype.
         atol: absolute tolerance on the residual norm, in the units of b.
         conlim: stop when the estimated condition number of A passes this; None: ``0.1 / eps``, at most 1e12.
         max_iter: iteration limit per item; None: ``4 min(m, n)``, at least 100 and at most 10000.

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.apart import plainly, solve
-from lsconv.krylov.batch import Scalar, divide, hypot, maximum, rotation, where
 from lsconv.krylov.golub_kahan import unit
-from lsconv.krylov.implicit import differentiable
-from lsconv.krylov.method import Method
-from lsconv.krylov.options import IterationState, Options
-from lsconv.krylov.problem import Problem, prepare
-from lsconv.krylov.solution import Solution
+from lsconv.krylov.gradients.attach import differentiable
+from lsconv.krylov.loop.batch_groups import plainly, solve
+from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, rotation, where
+from lsconv.krylov.loop.method import Method
+from lsconv.krylov.loop.options import IterationState, Options
+from lsconv.krylov.loop.problem import Problem, prepare
+from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["minres"]

@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, DtypeError, warn
-from lsconv.krylov.batch import binary_unit, divide
-from lsconv.krylov.empty import serves_empty_batches
-from lsconv.krylov.folding import below
+from lsconv.krylov.loop.batched_scalars import binary_unit, divide
+from lsconv.krylov.loop.damping import below
+from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.null_space import cleared
+from lsconv.krylov.loop.problem import Problem, prepare
+from lsconv.krylov.loop.scalar_options import checks_numbers
+from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.stopping import NULL_SHARE, Certificate, Tolerances, certified, certify
 from lsconv.krylov.lsmr import lsmr
-from lsconv.krylov.null_space import cleared
-from lsconv.krylov.numbers import checks_numbers
-from lsconv.krylov.problem import Problem, prepare
-from lsconv.krylov.solution import Solution, Status
-from lsconv.krylov.stopping import NULL_SHARE, Certificate, Tolerances, certified, certify
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["refine"]

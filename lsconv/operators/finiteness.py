@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import NonFiniteError
-from lsconv.operators.untraced import untraced
+from lsconv.operators.transforms import untraced
 
 __all__ = ["hidden_by_vmap", "require_finite"]
 

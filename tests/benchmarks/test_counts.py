@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lsconv
-from lsconv.fourier.border import BorderPlan
+from lsconv.border.plan import BorderPlan
 
 
 class Calls(TorchDispatchMode):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.errors import MethodError
-from lsconv.krylov.solution import Solution
+from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import lsconv
+from lsconv.border.outer_iteration import Outer
 from lsconv.errors import ConvergenceWarning
-from lsconv.fourier.outer import Outer
-from lsconv.krylov import backward
-from lsconv.krylov.options import Options
+from lsconv.krylov.gradients import backward_solves
+from lsconv.krylov.loop.options import Options
 
 D = torch.float64
 
@@ -125,8 +125,8 @@ def test_failures_of_every_kind_of_backward_solve_reach_the_hook(monkeypatch: py
             y = torch.randn(A.out_shape, dtype=D, requires_grad=True)
             x = solve(A, y)
             with monkeypatch.context() as patch:
-                patch.setattr("lsconv.fourier.outer._OUTER_LIMIT", 1)
-                patch.setattr(backward, "_MOST_REFINEMENTS", 1)
+                patch.setattr("lsconv.border.outer_iteration._OUTER_LIMIT", 1)
+                patch.setattr(backward_solves, "_MOST_REFINEMENTS", 1)
                 options = Options.of
                 patch.setattr(Options, "of", lambda *a, of=options, **o: of(*a, **{**o, "max_iter": 1}))
                 heard.clear()

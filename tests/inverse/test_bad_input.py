@@ -19,7 +19,7 @@ from lsconv.errors import (
     NonFiniteError,
     ShapeError,
 )
-from lsconv.krylov.solution import Status
+from lsconv.krylov.loop.solution import Status
 
 METHODS = ("auto", "border", "lsmr")
 every_method = pytest.mark.parametrize("method", METHODS)

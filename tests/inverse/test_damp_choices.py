@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.inverse.damp_rules import RULES, WITH_NOISE
-from lsconv.inverse.parameter import choose_damp
+from lsconv.inverse.damping.choose_damp import choose_damp
+from lsconv.inverse.damping.rules import RULES, WITH_NOISE
 from lsconv.operators.base import LinearOperator
 
 DOUBLE = torch.float64
@@ -150,7 +150,7 @@ def test_a_stack_of_few_slices_is_searched_in_few_looks(
     padding: Any, noise: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its likeness, whose edges weigh, only says where to begin."""
-    monkeypatch.setattr("lsconv.inverse.parameter._DENSE_WITHOUT_BORDER", 0)
+    monkeypatch.setattr("lsconv.inverse.damping.choose_damp._DENSE_WITHOUT_BORDER", 0)
     profile = torch.exp(-((torch.arange(5, dtype=DOUBLE) - 2) ** 2) / 2)
     kernel = profile[1:4, None, None] * profile[:, None] * profile
     A = lsconv.Conv3d(kernel[None, None] / kernel.sum(), (8, 10, 10), padding=padding)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import lsconv
 from lsconv.app.psf import motion
+from lsconv.border.normal_inverse import NormalInverse
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, MethodError, NonFiniteError, ShapeError
-from lsconv.fourier.normal import NormalInverse
 
 BOUNDARIES = ("unknown", "zero", "periodic", "reflect")
 

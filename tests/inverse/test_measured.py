@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.inverse.damp_rules import RULES, WITH_NOISE
-from lsconv.inverse.measured import zero_rows
-from lsconv.inverse.parameter import Selection, choose_damp
+from lsconv.inverse.damping.choose_damp import Selection, choose_damp
+from lsconv.inverse.damping.measured import zero_rows
+from lsconv.inverse.damping.rules import RULES, WITH_NOISE
 from lsconv.operators.base import LinearOperator
 
 DOUBLE = torch.float64

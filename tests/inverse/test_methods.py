@@ -10,7 +10,7 @@ import torch
 import lsconv
 from lsconv.errors import ArgumentTypeError, MethodError
 from lsconv.inverse.route import METHODS
-from lsconv.krylov.solution import Status
+from lsconv.krylov.loop.solution import Status
 
 KRYLOV = ("lsmr", "lsqr", "cgls", "craig", "cg", "minres", "gmres", "hybrid")
 ACCURACY = {torch.float32: 2e-3, torch.float64: 1e-8, torch.complex128: 1e-8}

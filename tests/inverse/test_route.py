@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import lsconv
+from lsconv.border.capacitance_plan import CapacitancePlan
+from lsconv.border.plan import BorderPlan
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
-from lsconv.fourier.border import BorderPlan
-from lsconv.fourier.capacitance import CapacitancePlan
 from lsconv.inverse.route import FourierPlan, KrylovPlan, route
 
 
@@ -122,7 +122,7 @@ def test_auto_falls_back_to_lsmr_with_a_warning_and_the_same_answer() -> None:
 @pytest.mark.parametrize("padding", [0, 1, 2])
 @pytest.mark.parametrize("size", [16, 40])
 def test_factors_kept_fit_the_estimate_the_limit_is_held_against(padding: int, size: int) -> None:
-    from lsconv.fourier.memory import plan_bytes
+    from lsconv.border.memory import plan_bytes
 
     A = conv(padding, size=size)
     plan = route(A, method="border")

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 import lsconv
+from lsconv.border import stacked_plan
+from lsconv.border.memory import plan_bytes
+from lsconv.border.penalty import Penalty, as_convolutions
+from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import ConvergenceWarning, PlanMemoryError
-from lsconv.fourier import stacked
-from lsconv.fourier.memory import plan_bytes
-from lsconv.fourier.penalty import Penalty, as_convolutions
-from lsconv.fourier.stacked import StackedPlan
 from lsconv.inverse.tikhonov import KrylovStack, penalty_plan
 
 DOUBLE = torch.float64
@@ -282,16 +282,16 @@ def test_items_solved_one_by_one_have_the_answers_of_all_together(
     y = torch.randn(3, 1, *A.out_shape, dtype=torch.float64)
     prior = torch.randn(2, *A.in_shape, dtype=torch.float64) if with_prior else None
     together = plan.solve(y, x_prior=prior, rtol=1e-12)
-    monkeypatch.setattr(stacked, "_APART_BYTES", 0)
+    monkeypatch.setattr(stacked_plan, "_APART_BYTES", 0)
     calls = 0
-    run = stacked.Outer.run
+    run = stacked_plan.Outer.run
 
-    def counted(outer: stacked.Outer) -> None:
+    def counted(outer: stacked_plan.Outer) -> None:
         nonlocal calls
         calls += 1
         run(outer)
 
-    monkeypatch.setattr(stacked.Outer, "run", counted)
+    monkeypatch.setattr(stacked_plan.Outer, "run", counted)
     apart = plan.solve(y, x_prior=prior, rtol=1e-12)
     assert calls == 3
     for name in ("x", "residual_norm", "damp"):

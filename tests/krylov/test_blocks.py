@@ -20,10 +20,10 @@ from lsconv.krylov.cgls import cgls
 from lsconv.krylov.craig import craig
 from lsconv.krylov.gmres import gmres
 from lsconv.krylov.hybrid import hybrid
+from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
-from lsconv.krylov.solution import Solution
 from lsconv.operators.elementary import Diagonal, FromFunctions
 
 Solver = Callable[..., Solution]
@@ -175,7 +175,7 @@ def test_a_step_is_captured_as_a_cuda_graph(build: str) -> None:
     """Capturing forbids every synchronisation and every allocation outside the graph's pool."""
     from lsconv.krylov import lsmr as lsmr_module
     from lsconv.krylov import lsqr as lsqr_module
-    from lsconv.krylov.problem import prepare
+    from lsconv.krylov.loop.problem import prepare
 
     method_class: Any = lsqr_module._LSQR if build == "lsqr" else lsmr_module.LSMR
     diagonal = torch.logspace(0, -2, 500, device="cuda", dtype=torch.float64)

@@ -14,10 +14,10 @@ from lsconv.krylov.cgls import cgls
 from lsconv.krylov.craig import craig
 from lsconv.krylov.gmres import gmres
 from lsconv.krylov.hybrid import hybrid
+from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
-from lsconv.krylov.solution import Solution
 from lsconv.operators.elementary import Diagonal, FromFunctions
 
 pytestmark = pytest.mark.filterwarnings("ignore::lsconv.errors.ConvergenceWarning")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from lsconv.errors import ArgumentError, ConvergenceWarning
 from lsconv.krylov.craig import craig
+from lsconv.krylov.loop.solution import Status
 from lsconv.krylov.lsqr import lsqr
-from lsconv.krylov.solution import Status
 from lsconv.operators.elementary import Dense
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]

@@ -12,10 +12,10 @@ from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, N
 from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
 from lsconv.krylov.gmres import gmres
+from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
-from lsconv.krylov.solution import Solution, Status
 
 Solver = Callable[..., Solution]
 LEAST_SQUARES = [cgls, lsqr, lsmr]

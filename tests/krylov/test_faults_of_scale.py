@@ -9,9 +9,9 @@ import torch
 
 import lsconv
 from lsconv.krylov.cgls import cgls
+from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
-from lsconv.krylov.solution import Solution, Status
 from lsconv.operators.elementary import Dense
 
 Solver = Callable[..., Solution]

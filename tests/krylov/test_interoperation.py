@@ -12,8 +12,8 @@ import torch
 
 import lsconv
 from lsconv.krylov.hybrid import hybrid
+from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.refinement import refine
-from lsconv.krylov.solution import Solution
 
 Solver = Callable[..., Solution]
 LEAST_SQUARES = [lsconv.cgls, lsconv.lsqr, lsconv.lsmr]

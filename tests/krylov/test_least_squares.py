@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from lsconv.errors import ArgumentError, PreconditionerError
 from lsconv.krylov.cgls import cgls
+from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
-from lsconv.krylov.solution import Solution
 from lsconv.operators.elementary import Dense, Diagonal
 
 Solver = Callable[..., Solution]

@@ -10,8 +10,8 @@ import torch
 
 import lsconv
 from lsconv.errors import ArgumentError, ConvergenceWarning, DtypeError
+from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.refinement import refine
-from lsconv.krylov.solution import Solution, Status
 
 Solver = Callable[..., Solution]
 LEAST_SQUARES = [lsconv.lsmr, lsconv.lsqr, lsconv.cgls]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from lsconv.errors import ConvergenceWarning, PreconditionerError, ShapeError
 from lsconv.krylov.cg import cg
 from lsconv.krylov.gmres import gmres
+from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.minres import minres
-from lsconv.krylov.solution import Solution, Status
 from lsconv.operators.elementary import Dense, FromFunctions
 
 Solver = Callable[..., Solution]

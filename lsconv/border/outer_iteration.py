@@ -1,0 +1,252 @@
+r"""The outer iteration of the border method: flexible conjugate gradients on the normal equations of A.
+
+The border inverse, at the precision and the regularisation of its factors, preconditions them; A itself, in float64,
+says what they leave. For float32 data most steps need not ask A that precisely: conjugate gradients carry their
+remainder along by a recursion, which float32 products serve at a fifth of the price, and only where the recursion
+claims a target is the remainder computed, in float64 and from the solution itself. Where the two disagree the
+iteration goes on from the computed one; where that stops helping every step is taken in float64.
+
+Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lsconv.border.normal_inverse import NormalInverse
+from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["Outer", "Plan"]
+
+_OUTER_LIMIT = 40
+_PATIENCE = 5
+# The border iterations of a step, where no limit is given on those of all of them.
+_STEP_LIMIT = 1000
+# A recursion in float32 loses digits against the remainder it started from: it is replaced after this many steps, or
+# once every item has fallen by this factor.
+_RECURSION_STEPS = 5
+_RECURSION_FALL = 1e-4
+# What the recursion must claim, in units of the target, before the remainder is computed to see.
+_CLAIMED = 0.9
+# What a step is to leave, in units of the target, and the limits of the border residual that it is given for that.
+_MARGIN = 0.3
+_LEAST_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
+_LOOSEST = 0.1
+# The first step shows more than the later ones leave (10 to 20 times their tolerance): the misfit falls in it.
+_FIRST_GAIN = 30.0
+# What the first step is expected to leave, in units of its tolerance, times damp / sigma_max. (Disk, "same", 512², damp
+# 1e-3, float32: 63 border iterations instead of 105 with 1; a gain of 1 / damp costs more than it spares.)
+_FIRST_GUESS = 0.1
+
+
+class Plan(Protocol):
+    """What the outer iteration needs of a plan."""
+
+    A: Convolution
+    scaled_damp: Tensor
+    unit: Tensor
+    inverse: NormalInverse
+    factors: torch.dtype
+    read: Tensor | None
+    border_tolerance: float
+
+    @property
+    def scaled(self) -> LinearOperator:
+        """The operator inverted, in float64, divided by ``unit``."""
+        ...
+
+
+class Outer:
+    r"""Flexible conjugate gradients on the normal equations of A, preconditioned by the border inverse.
+
+    Residual side: :math:`(AA^H + \mu) u = y` (or ``A v``), ``x = A^H u``. Solution side:
+    :math:`(A^HA + \mu) u = A^H y` (or ``v``), ``x = u``. ``image`` is ``A^H u`` or ``A u`` respectively; ``g`` is what
+    the normal equations leave.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        tolerances: Tolerances,
+        y: Tensor | None = None,
+        v: Tensor | None = None,
+        max_iter: int | None = None,
+    ) -> None:
+        self.plan, self.A, self.tolerances = plan, plan.scaled, tolerances
+        self.max_iter = max_iter  # border iterations in all
+        self.residual_side = plan.inverse.side == "residual"
+        A = self.A
+        inputs, outputs = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
+        self.space, self.image_space = (outputs, inputs) if self.residual_side else (inputs, outputs)
+        given, shape = (y, A.out_shape) if y is not None else (v, A.in_shape)
+        assert given is not None
+        own = plan.inverse.embedding.batch_shape
+        self.batch = broadcast_shapes(given.shape[: given.ndim - len(shape)], own)
+        given = given.expand(*self.batch, *shape)
+        self.unit = binary_unit(ItemSpace(shape, A.dtype, A.device).norm(given))
+        given = given / self.unit.reshape(*self.unit.shape, *(1 for _ in shape))
+        self.y = given if y is not None else None
+        self.damp = plan.scaled_damp.expand(self.batch)
+        self.mu = self.damp**2
+        if y is not None:
+            self.f = given if self.residual_side else A.adjoint(given)
+            self.given_norm = outputs.norm(given)
+        else:
+            self.f = A.apply(given) if self.residual_side else given
+            self.given_norm = inputs.norm(given)
+        self.norm_a = torch.zeros_like(self.given_norm)
+        self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=A.device)
+
+    def run(self) -> None:
+        """Iterate until every item meets its target or no longer improves; ``u`` and ``image`` are the best found."""
+        A, space, image_space = self.A, self.space, self.image_space
+        narrow = self.plan.inverse.convolution.dtype
+        # Steps in the dtype of the data, remainders replaced now and then. What rounding adds to g in the null space of
+        # A the factors amplify into x, without a residual to show it: not where x itself is iterated on undamped.
+        # Nor with the factors of the wanted operator, whose steps go deeper than such products are good for: what their
+        # rounding makes of a step's length stays along its direction, to which the next one is conjugate.
+        fast = narrow != A.dtype and not self.plan.inverse.exact
+        fast = fast and (self.residual_side or bool((self.mu > 0).all()))
+        if fast:
+            A = A.to(dtype=narrow)
+            space, image_space = (ItemSpace(s.item_shape, narrow, A.device) for s in (space, image_space))
+        u, g = torch.zeros_like(self.f), self.f
+        image = g.new_zeros(*self.batch, *image_space.item_shape)
+        self.u, self.image = u, image
+        self.merit: Tensor  # of the best found: what is left in units of the target
+        p: Tensor | None = None
+        g_old: Tensor | None = None
+        rho: Tensor | None = None
+        merit = self._merit(u, image, g)
+        best, start = torch.full_like(merit, torch.inf), merit
+        gain = 0.0  # what a step leaves of the remainder, in units of its border tolerance
+        waited, since = torch.zeros_like(self.iterations), 0  # steps without halving; steps since g was computed
+        for _ in range(_OUTER_LIMIT):
+            if since == 0:
+                better = merit < best
+                self.u = torch.where(self._mask(better, self.space), u, self.u)
+                self.image = torch.where(self._mask(better, self.image_space), image, self.image)
+                waited = torch.where(merit < 0.5 * best, 0, waited + 1)
+                best, start = torch.where(better, merit, best), merit
+                self.merit = best
+                active = (best > 1) & (waited < _PATIENCE)
+                if not bool(active.any()) or self.exhausted:
+                    break
+                if fast and bool((waited > 0).logical_and(active).any()):
+                    fast, A, space, image_space = False, self.A, self.space, self.image_space
+                    p = p if p is None else p.to(A.dtype)
+            g = g.to(space.dtype)
+            tolerance, before = self._border_tolerance(merit, active, gain), merit
+            limit = _STEP_LIMIT if self.max_iter is None else self.max_iter - int(self.iterations.max())
+            d, count = self.plan.inverse(g.to(narrow), tolerance, limit)
+            d = d.to(space.dtype)
+            self.iterations += count * active
+            new_rho = space.inner(d, g)
+            if p is None or rho is None or g_old is None:
+                p = d
+            else:
+                p = d + space.spread(divide(new_rho - space.inner(d, g_old.to(space.dtype)), rho)) * p
+            p_image = self._image(A, p)
+            image_norm, p_norm = image_space.norm(p_image), space.norm(p)
+            self.norm_a = torch.fmax(self.norm_a, divide(image_norm, p_norm))
+            alpha = divide(space.inner(p, g), image_norm**2 + self.mu * p_norm**2) * active
+            u = u + self.space.spread(alpha) * p
+            image = image + self.image_space.spread(alpha) * p_image
+            g_old, rho = g, new_rho
+            if fast:
+                back = A.apply(p_image) if self.residual_side else A.adjoint(p_image)
+                g = g - space.spread(alpha) * (back + space.spread(self.mu) * p)
+                merit, since = self._merit(u, image, g.to(self.A.dtype)), since + 1
+                going = merit > torch.clamp(_RECURSION_FALL * start, min=_CLAIMED)
+                active = active & (merit > _CLAIMED)
+                if since < _RECURSION_STEPS and bool((active & going).any()) and not self.exhausted:
+                    continue
+                image = self._image(self.A, u)
+            g, since = self._remainder(image) - self.space.spread(self.mu) * u, 0
+            merit = self._merit(u, image, g)
+            seen = float((merit / (before * tolerance)).where(active & (before > 0), 0).amax())
+            gain = max(gain, min(seen, _FIRST_GAIN) if gain == 0 else seen, 1.0)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the limit on the border iterations has been reached."""
+        return self.max_iter is not None and int(self.iterations.max()) >= self.max_iter
+
+    def _border_tolerance(self, merit: Tensor, active: Tensor, gain: float) -> float:
+        """The relative residual of the border system that this step needs.
+
+        Where the factors are those of the wanted operator: what takes the worst item to its target, a step leaving
+        ``gain`` times as much as its border system. Where they are not, a step that the difference limits anyway has
+        the plan's.
+        """
+        if not self.plan.inverse.exact:
+            return self.plan.border_tolerance
+        if gain == 0 and self.plan.inverse.damped:
+            gain = _FIRST_GUESS / self.plan.inverse.relative_damp
+        needed = _MARGIN / (max(gain, 1.0) * float(torch.where(active, merit, 0).amax()))
+        return min(max(needed, _LEAST_TOLERANCE[self.plan.factors]), _LOOSEST)
+
+    def _image(self, A: LinearOperator, u: Tensor) -> Tensor:
+        return A.adjoint(u) if self.residual_side else A.apply(u)
+
+    def _remainder(self, image: Tensor) -> Tensor:
+        """``f - A A^H u`` or ``f - A^H A u``; for data y as ``A^H (y - A u)``, which cancels nothing."""
+        if self.residual_side:
+            return self.f - self.A.apply(image)
+        if self.y is not None:
+            return self.A.adjoint(self.y - image)
+        return self.f - self.A.adjoint(image)
+
+    def _merit(self, u: Tensor, image: Tensor, g: Tensor) -> Tensor:
+        """The remainder in units of its target; at most 1 where the certificate will hold."""
+        g_norm, rtol = self.space.norm(g), self.tolerances.rtol
+        if self.y is None:
+            scale = self.given_norm * (torch.ones_like(g_norm) if not self.residual_side else self.norm_a)
+            return torch.where(g_norm == 0, 0, g_norm / (rtol * scale))
+        unit = torch.finfo(g_norm.dtype).tiny
+        u_norm, image_norm = self.space.norm(u), self.image_space.norm(image)
+        x_norm = image_norm if self.residual_side else u_norm
+        misfit = self.space.norm(g + self.space.spread(self.mu) * u) if self.residual_side else (
+            self.image_space.norm(self.y - image)
+        )  # fmt: skip
+        total = torch.hypot(misfit, self.damp * x_norm)
+        bound = torch.maximum(rtol * self.given_norm, self.tolerances.atol / self.unit)
+        by_residual = total / bound.clamp_min(unit)
+        norm = self.plan.inverse.norm_bound
+        rounding = 4 * torch.finfo(self.A.dtype).eps * (norm * x_norm + self.given_norm)
+        # the certificate judges the gradient: g, or A^H g on the residual side, where norm bounds what A^H does to it
+        target = torch.maximum(rtol * total * self.norm_a, rounding * norm)
+        if self.residual_side:
+            target = torch.where(self.mu == 0, bound, target / norm)
+        downhill = total / ((1 + self.tolerances.eps**0.5) * self.given_norm).clamp_min(unit)  # from x = 0
+        merit = torch.minimum(by_residual, torch.maximum(g_norm / target.clamp_min(unit), downhill))
+        return torch.where(g_norm == 0, 0, merit)
+
+    @staticmethod
+    def _mask(items: Tensor, space: ItemSpace) -> Tensor:
+        return items.reshape(*items.shape, *(1 for _ in space.item_shape))
+
+    def _scaled_back(self, tensor: Tensor, space: ItemSpace) -> Tensor:
+        return tensor * space.spread(self.unit / self.plan.unit)
+
+    @property
+    def x(self) -> Tensor:
+        """The solution, in the units of y."""
+        if self.residual_side:
+            return self._scaled_back(self.image, self.image_space)
+        x = self._scaled_back(self.u, self.space)
+        return x if self.y is None or self.plan.read is None else x * self.plan.read
+
+    def dual(self) -> Tensor:
+        """``u`` on the residual side, ``A u`` on the solution side: what the adjoint of the inverse gives."""
+        if self.residual_side:
+            return self._scaled_back(self.u, self.space)
+        return self._scaled_back(self.image, self.image_space)

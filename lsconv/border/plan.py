@@ -1,0 +1,296 @@
+r"""The exact solve of a truncated convolution through its border: a plan, made once, for many right-hand sides.
+
+.. math:: \min_x \|Ax - y\|^2 + \mu \|x\|^2 \qquad (\mu = 0:\ \text{the minimum-norm least-squares solution})
+
+:class:`~lsconv.border.normal_inverse.NormalInverse` inverts :math:`AA^H + \mu'` or :math:`A^HA + \mu'` to the accuracy
+of its factors, with :math:`\mu' > \mu` where the symbol is nearly singular for the precision of the factors. An outer
+flexible conjugate gradient iteration, whose residuals A itself computes in float64, makes the answer that of the wanted
+:math:`\mu`: the regularisation of the factors changes the number of outer steps and nothing else.
+On the residual side the
+iteration runs in the data space, ``x = A^H z``, so that x is orthogonal to the null space of A by construction.
+
+Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000), for the outer iteration.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.border.memory import allowed_bytes, check_fits, plan_bytes
+from lsconv.border.normal_inverse import NormalInverse
+from lsconv.border.outer_iteration import Outer
+from lsconv.border.reflected_padding import Mirror
+from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
+from lsconv.fourier.dtypes import default_rcond, direct_rtol, double, needs_double
+from lsconv.fourier.embedding import Embedding
+from lsconv.krylov.gradients.backward_solves import normal_by_apply
+from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.malloc import keep_pages
+from lsconv.krylov.loop.null_space import loses_part
+from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.stopping import NULL_SHARE, Tolerances, certified
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["BorderPlan"]
+
+# The least mu of the factors, relative to the largest singular value squared, and the relative residual to which the
+# border system is solved in every outer step. Smaller floors lose digits in the factors, larger ones and looser borders
+# cost outer steps (32 channels, 3x3, 128², float32 to 1e-6: floors 1e-6 and 1e-5 took 161 and over 300 iterations).
+_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-10}
+# With a damp the factors need no margin for an unknown smallest singular value.
+_DAMPED_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-13}
+_BORDER_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+# The part in the null space of an A that is not wide which the gradient has to exclude.
+_SQUARE_SHARE = 0.1
+# Below this part of ||A|| a damping, or none, leaves a part in the null space unseen by the iteration.
+_TINY_DAMP = 1e-4
+# How exactly a random x is sought again: its share of one null vector is to stand out against the rest.
+_PROBE_RTOL = 1e-10
+
+# What is left of a backward solve may exceed its target by this before the solve counts as failed.
+_BACKWARD_SLACK = 10
+
+
+class BorderPlan:
+    """Setup of the border method for one convolution and damp; :meth:`solve` answers right-hand sides.
+
+    Args:
+        A: a zero-padded convolution, or a circular one whose outputs are cropped; any stride, dilation and groups. With
+            damp > 0 also one of stride 1 with reflect or replicate padding (:mod:`lsconv.border.reflected_padding`).
+        damp: the damping, a number or one per batch item.
+        rcond: singular values up to ``rcond ||A||`` count as zero where ``damp = 0``; None: :func:`default_rcond`.
+        memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
+
+    Raises:
+        MethodError: A is no such convolution.
+        PlanMemoryError: the plan would need more than ``memory_limit``.
+
+    Example:
+        >>> A = lsconv.Conv2d(torch.randn(2, 3, 3, 3), in_size=(16, 16))
+        >>> plan = BorderPlan(A)
+        >>> bool(plan.solve(torch.randn(5, *A.out_shape)).converged.all())
+        True
+    """
+
+    def __init__(
+        self,
+        A: LinearOperator,
+        damp: Tensor | float = 0.0,
+        *,
+        rcond: float | None = None,
+        memory_limit: int | None = None,
+    ) -> None:
+        if not (isinstance(A, Convolution) and (Embedding.exists(A) or Mirror.exists(A))):
+            raise MethodError(
+                f'method="border" needs a convolution with zero padding (or circular padding whose stride divides the '
+                f'sizes, or reflect or replicate padding of stride 1), got {A!r}; use method="lsmr"'
+            )
+        dtype = A.weight.real.dtype
+        if dtype not in _FLOOR:
+            raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
+        if A.device.type == "cpu":
+            keep_pages()
+        self.A = A
+        self.rcond = default_rcond(A.dtype) if rcond is None else rcond
+        self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
+        self._mirrored = Mirror.exists(A)
+        if self._mirrored and bool((self.damp == 0).any()):
+            raise MethodError(f'method="border" with padding_mode={A.padding_mode!r} needs damp > 0; use method="lsmr"')
+        with torch.no_grad():
+            weight = A.weight.detach()
+            # everything is computed for A / unit, so that no Gram matrix overflows in float32
+            self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
+            self._narrow = A.with_parameters(
+                [weight / self.unit.to(weight.real.dtype).reshape(*self.unit.shape, *(1,) * (A.ndim + 2))]
+            )
+            self.scaled_damp = self.damp / self.unit
+            self.scaled = self._narrow.to(dtype=double(A.dtype))
+            self.precise = A.with_parameters([weight]).to(dtype=double(A.dtype))
+        self._memory_limit = memory_limit
+        self._factor(self._factor_dtype(dtype))
+        self._undetermined: Tensor | None = None
+        if bool((self.damp == 0).any()):
+            self._refuse_deficient()
+
+    @torch.no_grad()
+    def _factor(self, dtype: torch.dtype) -> None:
+        """Make the factors, in this real dtype."""
+        self.factors, self.border_tolerance = dtype, _BORDER_TOLERANCE[dtype]
+        floor = (_DAMPED_FLOOR if bool((self.damp > 0).all()) else _FLOOR)[dtype]
+        scaled = self._narrow if dtype == self.A.weight.real.dtype else self.scaled
+        spare = None if self._memory_limit is None else self._memory_limit - self._needed(dtype)
+        mirror = Mirror(scaled) if self._mirrored else None
+        self.inverse = NormalInverse(scaled, self.scaled_damp, floor=floor, spare_bytes=spare, mirror=mirror)
+        read = None if self._mirrored else self.inverse.embedding.read_inputs()
+        self.read = None if read is None else read.to(self.A.device)
+
+    def _refuse_deficient(self) -> None:
+        """Refuse operators whose null space (or that of the adjoint) the border system would have to resolve."""
+        inverse = self.inverse
+        reason = inverse.nullity()
+        if reason:
+            raise MethodError(
+                f'method="border" with damp=0: {reason}, so a solution found through the border need not be the one of '
+                f'minimum norm; use method="lsmr", or damp > 0 ({self.A!r})'
+            )
+
+    # ------------------------------------------------------------------ answers
+
+    @torch.no_grad()
+    def solve(
+        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
+    ) -> Solution:
+        """The solution for ``y`` of shape ``(*batch, *out_shape)``, with a certificate computed in float64.
+
+        Args:
+            y: right-hand sides, finite.
+            rtol: relative tolerance of residual or gradient; None: 1e-6 in float32, 1e-10 in float64.
+            atol: absolute tolerance, in the units of y.
+            max_iter: limit on the border iterations, all together.
+        """
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
+        y = y.detach().to(self.precise.dtype)
+        outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter)
+        return certified(
+            self.precise,
+            outer.x,
+            y.expand(*outer.batch, *self.A.out_shape),
+            self.damp.expand(outer.batch),
+            tolerances=tolerances,
+            dtype=self.A.dtype,
+            iterations=outer.iterations,
+            operator_norm=outer.norm_a * self.unit,
+            norm_bound=self._norm,
+            rcond=self.rcond,
+            rounding=torch.finfo(self.precise.dtype).eps,
+            null_share=self._null_share(outer.batch, tolerances),
+            of_form=self.inverse.side == "residual",
+            sees_null_space=self._sees_null_space,
+        )
+
+    def _null_share(self, batch: torch.Size, tolerances: Tolerances) -> Tensor:
+        """The part in the null space of A that x may have: none where only the certificate excludes one."""
+        share = NULL_SHARE * max(tolerances.rtol, tolerances.eps)
+        damped = self.damp > 0
+        if self.inverse.side == "residual":
+            return torch.where(damped, share, torch.inf).expand(batch)
+        # where A has as many outputs as inputs, errors along small singular values are of the same size
+        share = share if self.A.out_numel < self.A.in_numel else _SQUARE_SHARE
+        return torch.where(damped, share, 0.0).expand(batch)
+
+    def _sees_null_space(self) -> Tensor:
+        """The items in which a part of a random x is lost on the way through A and back: A is rank-deficient there."""
+        if self._undetermined is None:
+            batch = torch.Size(self.inverse.embedding.batch_shape)
+            self._undetermined = loses_part(self.precise, batch, lambda y: self._run(y=y, rtol=_PROBE_RTOL).x)
+        return self._undetermined
+
+    @torch.no_grad()
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + mu)^+ A^H y``, without the certificate."""
+        return self._run(y=y, rtol=rtol).x.to(self.A.dtype)
+
+    @torch.no_grad()
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`: ``A (A^H A + mu)^+ v`` for ``v`` of shape ``(*batch, *in_shape)``."""
+        outer = self._run(v=v, rtol=rtol)
+        self._warn_of(outer)
+        return outer.dual().to(self.A.dtype)
+
+    @torch.no_grad()
+    def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``, and which items missed the tolerance."""
+        if y is not None and self.inverse.side == "solution" and bool((self.damp < _TINY_DAMP * self._norm).any()):
+            solution = self.solve(y)  # the merit does not see the null space
+            return solution.x, ~solution.converged
+        outer = self._run(y=y, v=v)
+        answer = outer.x if y is not None else outer.dual()
+        return answer.to(self.A.dtype), outer.merit > 1
+
+    @property
+    def _norm(self) -> Tensor:
+        """An upper bound of ``||A||``, per item."""
+        return self.inverse.norm_bound * self.unit
+
+    @torch.no_grad()
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + mu)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``, where ``damp > 0``."""
+        embedding = self.inverse.embedding
+        unread = any(len(phases) < step for phases, step in zip(embedding.read, embedding.stride, strict=True))
+        if self.inverse.side == "residual" or unread:  # inputs that no output reads are not on the grid
+            rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
+            wide = g.to(self.precise.dtype)
+            # share: a gradient by damp sees v in the row space only, outside of which it may be (norm / damp)^2 larger
+            v = normal_by_apply(
+                self.precise, self.damp, lambda y, rtol: self._run(y=y, rtol=rtol).x, wide, rtol=rtol, share=1.0
+            )
+            return v.to(self.A.dtype)
+        return self._normal(g, rtol)
+
+    @torch.no_grad()
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)`` where the plan works on inputs, else None."""
+        if self.inverse.side == "residual":
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the caller looks at what is left, and has another way
+            return self._normal(g, rtol)
+
+    def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
+        outer = self._run(v=g, rtol=rtol)
+        self._warn_of(outer)
+        space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
+        return (outer.x * space.spread(1 / self.unit)).to(self.A.dtype)
+
+    def _warn_of(self, outer: Outer) -> None:
+        failed = outer.merit > _BACKWARD_SLACK
+        if bool(failed.any()):
+            text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({self!r})"
+            warnings.warn(text, ConvergenceWarning, stacklevel=3)
+
+    def _run(self, y: Tensor | None = None, v: Tensor | None = None, rtol: float | None = None) -> Outer:
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, 0.0)
+        y, v = (t if t is None else t.detach().to(self.precise.dtype) for t in (y, v))
+        return self._outer(y=y, v=v, tolerances=tolerances)
+
+    def _outer(self, **options: Any) -> Outer:
+        """The outer iteration, once more with factors in float64, for good, where those in float32 did not do."""
+        outer = Outer(self, **options)
+        outer.run()
+        precise = double(self.factors)
+        out_of_reach = bool((outer.merit > 1).any()) and not outer.exhausted
+        if self.factors != precise and out_of_reach and self._needed(precise) <= self._allowed():
+            self._factor(precise)
+            outer = Outer(self, **options)
+            outer.run()
+        return outer
+
+    # ------------------------------------------------------------------ what it costs
+
+    def _factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The real dtype of the factors, such that the plan fits into the memory allowed."""
+        allowed, precise = self._allowed(), double(dtype)
+        if precise != dtype and needs_double(self.A, self.damp) and self._needed(precise) <= allowed:
+            return precise
+        check_fits(self._needed(dtype), allowed, repr(self.A))
+        return dtype
+
+    def _needed(self, dtype: torch.dtype) -> int:
+        A = self.A if dtype == self.A.weight.real.dtype else self.precise
+        return plan_bytes(A, tuple(self.damp.shape))
+
+    def _allowed(self) -> int:
+        return allowed_bytes(self._memory_limit, self.A.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors kept."""
+        return self.inverse.nbytes
+
+    def __repr__(self) -> str:
+        return f"BorderPlan({self.A.in_shape} -> {self.A.out_shape}, {self.inverse.describe()})"

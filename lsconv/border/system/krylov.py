@@ -1,0 +1,299 @@
+r"""The two iterations on the border: conjugate gradients where its system is definite, GMRES where it is not.
+
+They solve to a loose tolerance inside an outer iteration that computes its own residuals, so they carry no certificate,
+no history and no restarts after an audit (the Krylov floor has these): on a small image these would cost as much as
+the iteration itself. Every (rest, block) pair is an independent system with its own step lengths.
+
+Either may be interrupted, once: after a number of iterations the caller is told how many more are to be expected, by
+how fast the residual has fallen so far, and may have the iteration end there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsconv.border.system.recycling import Recycling, deflate
+
+__all__ = ["Pause", "conjugate_gradients", "gmres"]
+
+_Map = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Pause:
+    """When the caller is asked whether to end the iteration.
+
+    Args:
+        after: so many iterations; then after twice as many, and so on.
+        end: whether to, given how many iterations have been done, how many more are to be expected, and by which the
+            logarithm of the residual of the system that needs most of them has fallen in one.
+
+    Attributes:
+        ended: whether it was ended.
+    """
+
+    after: int
+    end: Callable[[int, float, float], bool]
+    ended: bool = False
+
+    def __call__(self, done: int, since: int, start: Tensor, now: Tensor, bound: Tensor) -> bool:
+        """Whether to end after ``done`` iterations, the last ``since`` of which took residuals ``start`` to ``now``."""
+        if done < self.after or since == 0:
+            return False
+        self.after *= 2
+        rate = torch.log(start / now).clamp_min(0) / since
+        expected = torch.where(now > bound, torch.log(now / bound) / rate, 0).flatten()
+        expected = torch.where(expected.isnan(), math.inf, expected)
+        most = expected.argmax()
+        self.ended = self.end(done, float(expected[most]), float(rate.flatten()[most]))
+        return self.ended
+
+
+def conjugate_gradients(
+    apply: _Map,
+    precondition: _Map,
+    b: Tensor,
+    tolerance: Tensor | float,
+    max_iter: int,
+    check_every: int,
+    pause: Pause | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Solve ``Q u = b`` for Hermitian positive definite Q; vectors are ``(rest, blocks, size)``.
+
+    Args:
+        apply: Q.
+        precondition: M^-1, Hermitian positive definite.
+        b: right-hand sides.
+        tolerance: relative residual at which a system is left as it is.
+        max_iter: limit on the iterations.
+        check_every: the host looks every so many iterations.
+        pause: when to ask whether to go on.
+
+    Returns:
+        The solutions, and the iterations of every system, ``(rest, blocks)``.
+    """
+    u, r, start = torch.zeros_like(b), b.clone(), _norm(b)
+    bound = tolerance * start
+    iterations = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
+    p: Tensor | None = None
+    rho = torch.ones_like(bound)
+    for k in range(max_iter):
+        norm = _norm(r)
+        active = norm > bound
+        if k % check_every == 0 and not bool(active.any()):
+            break
+        if pause is not None and pause(k, k, start, norm, bound):
+            break
+        z = precondition(r)
+        rho_new = _inner(r, z)
+        # not in the memory of z, which is the preconditioner's
+        p = z.clone() if p is None else torch.addcmul(z, p, _ratio(rho_new, rho))
+        q = apply(p)
+        alpha = _ratio(rho_new, _inner(p, q)) * active
+        u.addcmul_(p, alpha)
+        r.addcmul_(q, -alpha)
+        rho = rho_new
+        iterations += active[..., 0]
+    return u, iterations
+
+
+def gmres(
+    apply: _Map,
+    precondition: _Map,
+    b: Tensor,
+    tolerance: Tensor | float,
+    max_iter: int,
+    check_every: int,
+    restart: int = 100,
+    pause: Pause | None = None,
+    recycling: Recycling | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Solve ``Q u = b`` for any square Q by flexible GMRES (Saad 1993): what rounding does to M^-1 is in the basis.
+
+    Arguments and result as in :func:`conjugate_gradients`; ``restart`` is the number of basis vectors kept, twice, and
+    ``recycling`` what earlier systems with the same Q have left.
+    """
+    u = torch.zeros_like(b)
+    bound = tolerance * _norm(b)
+    iterations = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
+    r, done = b, 0
+    while done < max_iter:
+        beta = _norm(r)
+        if not bool((beta > bound).any()):
+            break
+        size = min(restart, max_iter - done)
+        correction, count = _cycle(apply, precondition, r, bound, size, check_every, pause, done, recycling)
+        u = u + correction
+        iterations += count
+        done += int(count.max())
+        if int(count.max()) < size:  # by its recursion, which the outer iteration verifies
+            break
+        r = b - apply(u)
+        if not bool((_norm(r) < 0.5 * beta).any()):  # what a whole cycle does not halve is out of reach
+            break
+    return u, iterations
+
+
+def _cycle(
+    apply: _Map,
+    precondition: _Map,
+    r: Tensor,
+    bound: Tensor,
+    size: int,
+    check_every: int,
+    pause: Pause | None,
+    before: int,
+    recycling: Recycling | None,
+) -> tuple[Tensor, Tensor]:
+    """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed.
+
+    ``before`` iterations were done in the cycles before.
+    """
+    known = None if recycling is None else recycling.pair
+    whole = _norm(r)
+    count = torch.zeros(r.shape[:2], dtype=torch.int64, device=r.device)
+    if known is not None:
+        u, r = deflate(known, r)
+        if not bool((_norm(r) > bound).any()):
+            return u, count
+    space = _Arnoldi(r, size, None if known is None else known[1])
+    residual = space.beta
+    active = residual > bound
+    for done in range(1, size + 1):
+        going = space.extend(apply, precondition)
+        count += active[..., 0]
+        residual = space.residual
+        active = active & (residual > bound) & going
+        if done % check_every == 0 and not bool(active.any()):
+            break
+        if pause is not None and pause(before + done, done, space.beta, residual, bound):
+            break
+    Q, R = space.factors()
+    y = _coefficients(R, Q[..., 0, :].conj() * space.beta, count)
+    correction = (y.unsqueeze(-2) @ space.searched).squeeze(-2)
+    if known is not None:
+        parts = (space.deflated @ y.unsqueeze(-1)).squeeze(-1)  # rest, blocks, vectors
+        correction = u + correction - (known[0].mT @ parts.movedim(0, -1)).movedim(-1, 0)
+    if recycling is not None and not (pause is not None and pause.ended):
+        residuals = torch.cat([whole, space.residuals[..., 1:]], dim=-1) / whole
+        recycling.learn(known, space.deflated[0], space.searched[0], space.basis[0], Q[0], R[0], residuals[0])
+    return correction, count
+
+
+class _Arnoldi:
+    r"""``Q Z = C D + V H``, a column at a time: orthonormal V, the images C that were kept of earlier systems, any Z.
+
+    The residual of :math:`\min_y \|\beta e_1 - Hy\|` needs no factors of H. Its rows but the first are an upper
+    triangle, so that :math:`t^HH = 0` and :math:`t_0 = 1` determine t, one entry a column,
+
+    .. math:: t_{k+1} = -\frac{\sum_{i \le k} \bar h_{ik} t_i}{h_{k+1,k}},
+
+    and the residual, the part of :math:`\beta e_1` along t, is :math:`\beta / \|t\|`. (Givens rotations, which give it
+    too, are thirty calls a column, as long as a transform of 256².)
+
+    Args:
+        r: what the first vector is made of, ``(rest, blocks, n)``.
+        size: columns, at most.
+        images: C, ``(blocks, vectors, n)``.
+    """
+
+    def __init__(self, r: Tensor, size: int, images: Tensor | None) -> None:
+        self.lead, self.k = r.shape[:2], 0
+        self.m = 0 if images is None else images.shape[1]
+        systems, n = self.lead.numel(), r.shape[-1]
+        # as much of it as columns are made is touched
+        self._basis = r.new_empty(systems, self.m + size + 1, n)
+        self._searched = r.new_empty(systems, size, n)
+        self._coefficients = r.new_zeros(systems, self.m + size + 1, size)
+        self._t = r.new_zeros(systems, size + 1)
+        self._t[:, 0] = 1
+        if images is not None:
+            self._basis.unflatten(0, self.lead)[:, :, : self.m] = images
+        self.beta = _norm(r)
+        self._basis[:, self.m] = (r / _divisor(self.beta)).flatten(0, 1)
+
+    def extend(self, apply: _Map, precondition: _Map) -> Tensor:
+        """One column more; whether anything is left of its image, ``(rest, blocks, 1)``."""
+        k, last = self.k, self.m + self.k
+        z = precondition(self._basis[:, last].unflatten(0, self.lead))
+        self._searched[:, k] = z.flatten(0, 1)
+        w = apply(z).flatten(0, 1).unsqueeze(-1)
+        basis = self._basis[:, : last + 1]
+        # classical Gram-Schmidt twice is as good as modified, and batched
+        h = torch.bmm(basis, w.conj()).conj()
+        w = torch.baddbmm(w, basis.mT, h, alpha=-1)
+        more = torch.bmm(basis, w.conj()).conj()
+        w = torch.baddbmm(w, basis.mT, more, alpha=-1)
+        length = torch.linalg.vector_norm(w, dim=1)
+        divisor = _divisor(length)
+        self._basis[:, last + 1] = w.squeeze(-1) / divisor
+        column = self._coefficients[..., k]
+        column[:, : last + 1] = (h + more).squeeze(-1)
+        column[:, last + 1] = length.squeeze(-1)
+        left = torch.linalg.vecdot(column[:, self.m : last + 1], self._t[:, : k + 1]).unsqueeze(-1)
+        self._t[:, k + 1 : k + 2] = -left / length
+        self.k = k + 1
+        return divisor.isfinite().unflatten(0, self.lead)
+
+    @property
+    def residual(self) -> Tensor:
+        """The norm of what is left of r, ``(rest, blocks, 1)``; zero after a column of no length."""
+        return (self.beta / _norm(self._t[:, : self.k + 1].unflatten(0, self.lead))).nan_to_num(nan=0.0)
+
+    @property
+    def residuals(self) -> Tensor:
+        """The same before every column and after the last one, ``(rest, blocks, columns + 1)``."""
+        t = self._t[:, : self.k + 1].unflatten(0, self.lead)
+        return (self.beta / t.abs().square().cumsum(-1).sqrt()).nan_to_num(nan=0.0)
+
+    @property
+    def basis(self) -> Tensor:
+        """V, its vectors in rows."""
+        return self._basis[:, self.m : self.m + self.k + 1].unflatten(0, self.lead)
+
+    @property
+    def searched(self) -> Tensor:
+        """Z, its vectors in rows."""
+        return self._searched[:, : self.k].unflatten(0, self.lead)
+
+    @property
+    def deflated(self) -> Tensor:
+        """D."""
+        return self._coefficients[:, : self.m, : self.k].unflatten(0, self.lead)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The factors of H, of as many columns as it."""
+        Q, R = torch.linalg.qr(self._coefficients[:, self.m : self.m + self.k + 1, : self.k])
+        return Q.unflatten(0, self.lead), R.unflatten(0, self.lead)
+
+
+def _coefficients(triangle: Tensor, rhs: Tensor, count: Tensor) -> Tensor:
+    """Of the basis vectors; a system that finished earlier than its neighbours has the columns it had then."""
+    keep = torch.arange(rhs.shape[-1], device=rhs.device) < count[..., None]
+    triangle = torch.where(keep[..., None, :] & keep[..., :, None], triangle, 0)
+    diagonal = triangle.diagonal(dim1=-2, dim2=-1)
+    diagonal.copy_(torch.where(diagonal == 0, 1, diagonal))
+    y = torch.linalg.solve_triangular(triangle, (rhs * keep).unsqueeze(-1), upper=True).squeeze(-1)
+    return torch.where(keep, y, 0)
+
+
+def _divisor(length: Tensor) -> Tensor:
+    """What normalises a vector of that norm; infinity, which makes it zero, where squares have underflowed in it."""
+    return torch.where(length > math.sqrt(torch.finfo(length.dtype).tiny), length, math.inf)
+
+
+def _norm(v: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+
+
+def _inner(u: Tensor, v: Tensor) -> Tensor:
+    return torch.linalg.vecdot(u, v, dim=-1).real.unsqueeze(-1)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator == 0, 0, numerator / denominator)

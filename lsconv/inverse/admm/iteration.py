@@ -1,0 +1,398 @@
+r"""ADMM: convex terms of linear images of x, split off one by one.
+
+.. math:: \min_x \sum_j g_j(K_j x) \quad\text{as}\quad \min_{x, z} \sum_j g_j(z_j), \quad z_j = K_j x
+
+With the scaled multipliers u and :math:`s = z + u` an iteration is
+
+.. math::
+    x   &= \arg\min_x \textstyle\sum_j \rho_j \|K_j x - (2 z_j - s_j)\|^2 && \text{the quadratic step} \\
+    s_j &\leftarrow s_j + \alpha (K_j x - z_j)                             && \text{over-relaxed} \\
+    z_j &= \arg\min_z g_j(z) + \tfrac{\rho_j}{2}\|z - s_j\|^2              && \text{the proximal step}
+
+and :math:`p_j = \rho_j (s_j - z_j)` are dual variables. The quadratic step is a division per frequency on an extended
+periodic grid (:mod:`lsconv.inverse.admm.fourier_step`), or one of :mod:`lsconv.inverse.admm.operator_step`. A
+certificate that is recomputed from x and p decides when to stop; the residuals of the iteration only balance the
+penalties.
+
+Boyd, Parikh, Chu, Peleato, Eckstein, "Distributed optimization and statistical learning via the alternating direction
+method of multipliers" (2011), sections 3.3 (residuals) and 3.4 (over-relaxation, residual balancing); Eckstein and
+Bertsekas (1992) for the form in s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from lsconv.inverse.admm.proximal import Term
+from lsconv.krylov.loop.batched_scalars import ItemSpace
+from lsconv.krylov.loop.solution import Solution, Status
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Image", "QuadraticStep", "SplittingHistory", "SplittingResult", "Verdict", "admm", "joined", "judged"]
+
+# After these iterations the penalties are balanced; later they stay, so that the iteration converges.
+_BALANCE_AT = (10, 20, 40, 80, 160, 320)
+_BALANCE_RATIO = 3.0
+_BALANCE_RANGE = 100.0
+# A primal residual this much smaller than the dual one was the best balance on pictures.
+_PRIMAL_WEIGHT = 4.0
+
+
+class Image(Protocol):
+    """One split image ``K_j x`` as the quadratic step lays it out."""
+
+    def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
+        """The proximal step of ``s`` into ``out``."""
+        ...
+
+    def item(self, z: Tensor) -> Tensor:
+        """What the term's operator has of ``z``, ``(*batch, *K.out_shape)``."""
+        ...
+
+
+class QuadraticStep(Protocol):
+    """The quadratic step: the terms it splits, their images, and the minimiser."""
+
+    terms: list[Term]
+    one_penalty: bool
+    """Whether all terms must have the same penalty."""
+
+    @property
+    def images(self) -> Sequence[Image]:
+        """One for every term."""
+        ...
+
+    @property
+    def x(self) -> Tensor:
+        """The last minimiser, ``(*batch, *in_shape)``."""
+        ...
+
+    def set_penalties(self, rho: Sequence[Tensor]) -> None:
+        """Prepare for other penalties, one per term and batch item."""
+        ...
+
+    def step(self, reflected: Sequence[Tensor]) -> list[Tensor]:
+        """The images of the minimiser for ``2 z - s``, given half of that, which may be overwritten."""
+        ...
+
+
+class Verdict(Protocol):
+    """What a certificate says of x."""
+
+    @property
+    def stationarity(self) -> Tensor:
+        """What the conditions leave, relative to their terms."""
+        ...
+
+    @property
+    def complementarity(self) -> Tensor:
+        """The gaps, relative to the objective."""
+        ...
+
+    @property
+    def objective(self) -> Tensor:
+        """The objective at x."""
+        ...
+
+    @property
+    def gradient_norm(self) -> Tensor:
+        """What the conditions leave, in the units of the gradient."""
+        ...
+
+    def met(self, rtol: float) -> Tensor:
+        """Whether it meets the tolerance, per batch item."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class SplittingHistory:
+    """What ADMM saw, a row for every look at it.
+
+    Attributes:
+        iterations: the iteration of every row.
+        primal: ``||K_j x - z_j||`` relative to the larger of the two norms, of the worst term, ``(rows, *batch)``.
+        dual: the norm of ``sum_j rho_j K_j^H (z_j - z_j,old)`` relative to the largest force ``||K_j^H p_j||``.
+        stationarity: what the forces leave, relative to the largest (the certificate; of plug-and-play: the fixed-point
+            residual).
+        complementarity: the Fenchel-Young gaps relative to the objective (the certificate; of plug-and-play: 0).
+        objective: the objective at x, ``(rows, *batch)``.
+        rho: the penalty of the sparsifying term, ``(rows, *batch)``.
+    """
+
+    iterations: Tensor
+    primal: Tensor
+    dual: Tensor
+    stationarity: Tensor
+    complementarity: Tensor
+    objective: Tensor
+    rho: Tensor
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the relative residuals and the certificate against the iteration.
+
+        Args:
+            ax: matplotlib axes to draw into; new ones by default.
+        """
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.subplots()[1]
+        for label, style in (("primal", "-"), ("dual", "--"), ("stationarity", "-."), ("complementarity", ":")):
+            values = getattr(self, label)
+            for item, curve in enumerate(values.reshape(values.shape[0], -1).cpu().T):
+                text = label if values[0].numel() == 1 else f"{label} [{item}]"
+                ax.plot(self.iterations.cpu().numpy(), curve.numpy(), style, label=text)
+        ax.set_yscale("log")
+        ax.set_xlabel("iteration")
+        ax.set_ylabel("relative residual")
+        if self.primal[0].numel() <= 8:
+            ax.legend()
+        return ax
+
+
+@dataclass(frozen=True, eq=False)
+class SplittingResult:
+    """The end of :func:`admm`: x, the dual variables, and how it went."""
+
+    x: Tensor
+    duals: list[Tensor]
+    iterations: Tensor
+    met: Tensor
+    stopped: bool
+    history: SplittingHistory
+
+
+def joined(first: SplittingResult, second: SplittingResult, done: int) -> SplittingResult:
+    """One result of two runs on the same terms: items that the first one has solved keep its answer.
+
+    Args:
+        first: after ``done`` iterations.
+        second: that of a run from there; it may have fewer dual variables, the first ones.
+        done: iterations of the first run.
+    """
+
+    def chosen(before: Tensor, after: Tensor) -> Tensor:
+        return torch.where(first.met.reshape(*first.met.shape, *(1,) * (after.ndim - first.met.ndim)), before, after)
+
+    rows = {
+        field.name: torch.cat([getattr(first.history, field.name), getattr(second.history, field.name)])
+        for field in fields(SplittingHistory)
+        if field.name != "iterations"
+    }
+    return SplittingResult(
+        chosen(first.x, second.x),
+        [chosen(before, after) for before, after in zip(first.duals, second.duals, strict=False)],
+        first.iterations + torch.where(first.met, 0, second.iterations),
+        first.met | second.met,
+        second.stopped,
+        SplittingHistory(torch.cat([first.history.iterations, done + second.history.iterations]), **rows),
+    )
+
+
+def judged(result: SplittingResult, verdict: Verdict, residual: Tensor, rtol: float, damp: Tensor) -> Solution:
+    """The solution that ADMM ended with; what is reported of it is recomputed, and the verdict alone decides.
+
+    Args:
+        result: the end of :func:`admm`.
+        verdict: on ``result.x``.
+        residual: norm of ``y - A x``, per batch item.
+        rtol: the tolerance.
+        damp: the strength of the prior.
+    """
+    finite = torch.isfinite(residual)
+    met = verdict.met(rtol) & finite
+    failed = Status.CALLBACK.code if result.stopped else Status.ITERATION_LIMIT.code
+    codes = torch.where(met, Status.OPTIMALITY.code, failed)
+    return Solution(
+        x=result.x,
+        codes=torch.where(finite, codes, Status.NON_FINITE.code),
+        converged=met,
+        iterations=result.iterations,
+        residual_norm=residual,
+        gradient_norm=verdict.gradient_norm,
+        damp=damp,
+        history=result.history,  # type: ignore[arg-type]
+    )
+
+
+@torch.no_grad()
+def admm(
+    step: QuadraticStep,
+    images: Sequence[Tensor],
+    *,
+    rho: Sequence[Tensor],
+    batch: tuple[int, ...],
+    judge: Callable[[Tensor, list[Tensor]], Verdict],
+    answer: Callable[[Tensor, list[Tensor]], Tensor],
+    rtol: float,
+    max_iter: int,
+    relaxation: float = 1.8,
+    check_every: int = 10,
+    balance: bool = True,
+    callback: Callable[[int, Tensor], bool | None] | None = None,
+) -> SplittingResult:
+    """Run ADMM until the certificate of every batch item meets ``rtol``.
+
+    Args:
+        step: the quadratic step.
+        images: of the x to begin with.
+        rho: the penalties to begin with, one per term and batch item.
+        batch: the batch dimensions.
+        judge: the certificate of ``(answer, dual variables)``.
+        answer: the x to answer with, of the minimiser and the split images ``z``.
+        rtol: relative tolerance.
+        max_iter: limit on the iterations.
+        relaxation: the over-relaxation, in (0, 2).
+        check_every: iterations between two looks at the certificate.
+        balance: adapt the penalties of the balanced terms; with a denoiser as the prior they are part of the model.
+        callback: called with the iteration and x at every look; returning True stops.
+    """
+    terms, count = step.terms, len(step.terms)
+    rho = [value.expand(batch).clone() for value in rho]
+    first = [value.clone() for value in rho]
+    step.set_penalties(rho)
+    s = [image.clone() for image in images]
+    z, old = [torch.empty_like(v) for v in s], [torch.empty_like(v) for v in s]
+    reflected = [torch.empty_like(v) for v in s]  # half of it, which is one pass over the data less
+
+    def proximal() -> None:
+        for j in range(count):
+            step.images[j].proximal(terms[j], s[j], _spread(rho[j], s[j]), z[j])
+
+    proximal()
+    active = torch.ones(batch, dtype=torch.bool, device=s[0].device)
+    met = torch.zeros_like(active)
+    iterations = torch.zeros(batch, dtype=torch.int64, device=s[0].device)
+    rows: list[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+    kept: tuple[Tensor, list[Tensor]] | None = None
+    stopped = False
+    for k in range(1, max_iter + 1):
+        for j in range(count):
+            torch.sub(z[j], s[j], alpha=0.5, out=reflected[j])
+        images = step.step(reflected)
+        for j in range(count):
+            s[j].add_(images[j], alpha=relaxation).sub_(z[j], alpha=relaxation)
+        z, old = old, z
+        proximal()
+        iterations += active
+        balancing = balance and k in _BALANCE_AT
+        if k % check_every and k != max_iter:
+            continue
+        split = [step.images[j].item(z[j]) for j in range(count)]
+        duals = [step.images[j].item(s[j]).sub(split[j]).mul_(_spread(rho[j], split[j])) for j in range(count)]
+        x = answer(step.x, split)
+        verdict = judge(x, duals)
+        changes = [now - step.images[j].item(old[j]) for j, now in enumerate(split)]
+        primal, dual = _residuals(terms, [step.images[j].item(images[j]) for j in range(count)], split, changes,
+                                  duals, rho)  # fmt: skip
+        now_met = verdict.met(rtol)
+        worst_dual = dual[-1]
+        rows.append((k, torch.stack(primal).amax(0), worst_dual, verdict.stationarity, verdict.complementarity,
+                     verdict.objective, _shown(terms, rho)))  # fmt: skip
+        kept = _keep(kept, (x, duals), active)
+        met = met | (now_met & active)
+        active = active & ~now_met & torch.isfinite(verdict.stationarity)
+        if callback is not None and callback(k, kept[0]):
+            stopped = bool(active.any())
+            break
+        if not bool(active.any()):
+            break
+        if balancing:
+            _balance(terms, rho, first, primal, dual, active, s, z, step.one_penalty)
+            step.set_penalties(rho)
+    assert kept is not None
+    columns = list(zip(*rows, strict=True))
+    history = SplittingHistory(torch.tensor(columns[0]), *(torch.stack(column) for column in columns[1:]))
+    return SplittingResult(*kept, iterations, met, stopped, history)
+
+
+def _balance(
+    terms: Sequence[Term],
+    rho: list[Tensor],
+    first: Sequence[Tensor],
+    primal: Sequence[Tensor],
+    dual: Sequence[Tensor],
+    active: Tensor,
+    s: Sequence[Tensor],
+    z: Sequence[Tensor],
+    one_penalty: bool,
+) -> None:
+    """Other penalties where the residuals of a term are far apart; ``rho`` and ``s = z + u`` are changed in place."""
+    common = torch.ones_like(rho[0])
+
+    def scale(j: int, change: Tensor) -> None:
+        rho[j] = rho[j] * change
+        s[j].sub_(z[j]).div_(_spread(change, s[j])).add_(z[j])
+
+    for j, term in enumerate(terms):
+        if term.balanced:
+            ratio = (_PRIMAL_WEIGHT * primal[j] / dual[j].clamp_min(1e-30)).clamp(1e-2, 1e2)
+            far = active & ((ratio > _BALANCE_RATIO) | (ratio < 1 / _BALANCE_RATIO))
+            bounded = (rho[j] * ratio.sqrt()).clamp(first[j] / _BALANCE_RANGE, first[j] * _BALANCE_RANGE) / rho[j]
+            change = torch.where(far, bounded, 1.0)
+            common = rho[j] * change / first[j]
+            if not one_penalty:  # bounds and held cells need no less than they began with
+                common = common.clamp_min(1)
+            scale(j, change)
+    for j, term in enumerate(terms):
+        if term.follows:
+            scale(j, torch.where(active, common * first[j] / rho[j], 1.0))
+
+
+def _spread(values: Tensor, tensor: Tensor) -> Tensor:
+    """One value per batch item, shaped to multiply."""
+    dtype = tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+    return values.to(dtype).reshape(*values.shape, *(1,) * (tensor.ndim - values.ndim))
+
+
+def _shown(terms: Sequence[Term], rho: Sequence[Tensor]) -> Tensor:
+    return next((value for term, value in zip(terms, rho, strict=True) if term.balanced), rho[-1]).clone()
+
+
+def _keep(
+    kept: tuple[Tensor, list[Tensor]] | None, found: tuple[Tensor, list[Tensor]], active: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """The state of the items that are still active; finished ones keep theirs."""
+    if kept is None or bool(active.all()):
+        return found[0].clone(), found[1]
+
+    def chosen(new: Tensor, before: Tensor) -> Tensor:
+        return torch.where(active.reshape(*active.shape, *(1,) * (new.ndim - active.ndim)), new, before)
+
+    return chosen(found[0], kept[0]), [chosen(new, before) for new, before in zip(found[1], kept[1], strict=True)]
+
+
+def _residuals(
+    terms: Sequence[Term],
+    images: Sequence[Tensor],
+    split: Sequence[Tensor],
+    changes: Sequence[Tensor],
+    duals: Sequence[Tensor],
+    rho: Sequence[Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Relative primal and dual residuals, term by term; the last dual one is that of all terms together."""
+    primal, dual = [], []
+    total: Tensor | None = None
+    largest: Tensor | None = None
+    domain = ItemSpace(terms[0].operator.in_shape, terms[0].operator.dtype, terms[0].operator.device)
+    for term, image, z, change, p, value in zip(terms, images, split, changes, duals, rho, strict=True):
+        K = term.operator
+        space = ItemSpace(K.out_shape, K.dtype, K.device)
+        tiny = torch.finfo(torch.float64).tiny
+        size = torch.maximum(space.norm(image), space.norm(z))
+        primal.append(space.norm(image - z) / size.clamp_min(tiny))
+        force, back = domain.norm(K.adjoint(p)), K.adjoint(_spread(value, change) * change)
+        dual.append(domain.norm(back) / force.clamp_min(tiny))
+        total = back if total is None else total + back
+        largest = force if largest is None else torch.maximum(largest, force)
+    assert total is not None
+    assert largest is not None
+    dual.append(domain.norm(total) / largest.clamp_min(torch.finfo(torch.float64).tiny))
+    return primal, dual

@@ -1,0 +1,122 @@
+r"""ADMM's quadratic step in the operators themselves: through the border, or by conjugate gradients.
+
+.. math:: (A^HA + \rho \textstyle\sum_j K_j^H K_j)\, x = A^Hy + \rho \sum_j K_j^H r_j
+
+keeps the quadratic data term whole, for operators that are no crops of block-circulant ones, and for plug-and-play,
+whose denoiser costs more than the step. Where A and the K are convolutions it is the border solve of
+:mod:`lsconv.border.stacked_plan`, with factors kept from step to step and border unknowns that start where the last
+step left them; conjugate gradients otherwise. The small mu that the factors need is compensated by a proximal term
+:math:`\tfrac{\mu}{2}\|x - x_k\|^2`, so that the limit is exact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lsconv.border.stacked_plan import StackedPlan
+from lsconv.errors import ConvergenceWarning, MethodError, PlanMemoryError
+from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
+from lsconv.inverse.admm.proximal import Term
+from lsconv.krylov.cg import cg
+from lsconv.krylov.loop.batched_scalars import ItemSpace
+from lsconv.operators.algebra import VStack
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["NormalStep"]
+
+# By how much conjugate gradients reduce what the last x leaves in every step.
+_REDUCTION = 1e-2
+# Relative residual of the border system in every step.
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+
+
+class NormalStep:
+    """``(A^H A + rho sum K_j^H K_j)^{-1}``, or without A ``(sum rho_j K_j^H K_j)^{-1}``.
+
+    Args:
+        A: operator of the quadratic data term; None: there is none.
+        y: its data, ``(*batch, *out_shape)``.
+        terms: the terms split off; beside A their penalties are all the same.
+        x: where to start, ``(*batch, *in_shape)``.
+    """
+
+    def __init__(self, A: LinearOperator | None, y: Tensor | None, terms: Sequence[Term], x: Tensor) -> None:
+        self.A, self.terms, self.x = A, list(terms), x
+        self.one_penalty = A is not None
+        self.operators = [term.operator for term in terms]
+        self.images = [_Whole() for _ in terms]
+        self.h = None if A is None or y is None else A.adjoint(y)
+        self.start: Tensor | None = None
+        self.plan: StackedPlan | None = None
+
+    def begin(self) -> list[Tensor]:
+        """The images of the x to start from."""
+        return [K.apply(self.x) for K in self.operators]
+
+    def set_penalties(self, rho: Sequence[Tensor]) -> None:
+        """Factors for another rho."""
+        self.rho, self.plan = list(rho), None
+        roots = [value.sqrt().to(K.dtype) for value, K in zip(rho, self.operators, strict=True)]
+        if self.A is None:
+            self.stack = VStack([K * root for K, root in zip(self.operators, roots, strict=True)])
+        else:
+            L = self.operators[0] if len(self.operators) == 1 else VStack(self.operators)
+            self.stack = VStack([self.A, L * roots[0]])
+            with contextlib.suppress(MethodError, PlanMemoryError):
+                self.plan = StackedPlan(self.A, L, rho[0].sqrt())
+        if self.plan is None:
+            self.normal = self.stack.H @ self.stack
+            self.preconditioner: LinearOperator | None = None
+            with contextlib.suppress(MethodError):
+                self.preconditioner = CirculantPreconditioner(self.stack, side="solution")
+            return
+        self.tolerance = _TOLERANCE[self.plan.A.dtype.to_real()]
+        inverse = self.plan.inverse
+        groups = inverse.embedding.groups
+        mu = inverse.mu.expand(inverse.embedding.blocks).reshape(*inverse.embedding.batch_shape, groups)
+        self.mu = mu  # per batch item and group, in the units of the plan
+
+    def step(self, reflected: Sequence[Tensor]) -> list[Tensor]:
+        """The images of the minimiser, given half of the reflected images."""
+        space = ItemSpace(self.operators[0].in_shape, self.x.dtype, self.x.device)
+        g = torch.zeros_like(self.x) if self.h is None else self.h
+        for K, rho, r in zip(self.operators, self.rho, reflected, strict=True):
+            g = g + space.spread(2 * rho) * K.adjoint(r)
+        self.x = self._solve(g)
+        return [K.apply(self.x) for K in self.operators]
+
+    def _solve(self, g: Tensor) -> Tensor:
+        if self.plan is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                rest = g - self.normal.apply(self.x)
+                return self.x + cg(self.normal, rest, M=self.preconditioner, rtol=_REDUCTION, max_iter=50).x
+        square = self.plan.unit.double() ** 2
+        g = g / square.reshape(*square.shape, *(1,) * len(self.stack.in_shape)).to(g.dtype)
+        g = g + self._per_channel(self.mu, self.x) * self.x
+        inverse = self.plan.inverse  # whose factors may be more precise than the data
+        x, _, self.start = inverse.continued(g.to(inverse.convolution.dtype), self.tolerance, 200, self.start)
+        return x.to(g.dtype)
+
+    def _per_channel(self, values: Tensor, x: Tensor) -> Tensor:
+        """``(*batch, groups)`` shaped to multiply x."""
+        channels = self.stack.in_shape[0]
+        spread = values.repeat_interleave(channels // values.shape[-1], dim=-1).to(x.dtype)
+        return spread.reshape(*spread.shape, *(1,) * (len(self.stack.in_shape) - 1))
+
+
+class _Whole:
+    """An image that is the operator's own."""
+
+    def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
+        """The proximal step of ``s`` into ``out``."""
+        term.prox(s, rho, out)
+
+    def item(self, z: Tensor) -> Tensor:
+        """All of it."""
+        return z

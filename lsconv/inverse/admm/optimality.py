@@ -1,0 +1,126 @@
+r"""The certificate of a convex reconstruction, recomputed from x and dual variables whatever method found them.
+
+For :math:`\min_{lo \le x \le hi} \sum_j g_j(K_j x)` and dual variables :math:`p_j` in the domains of the conjugates,
+
+.. math::
+    s &= \textstyle\sum_j K_j^H p_j                             && \text{stationarity} \\
+    c &= \textstyle\sum_j g_j(K_j x) + g_j^*(p_j) - \langle p_j, K_j x\rangle \ge 0 && \text{complementarity}
+
+both vanish exactly at a minimiser (Karush, Kuhn and Tucker), and for any feasible x' the objective F obeys
+
+.. math:: F(x) - F(x') \le c + \langle s, x - x'\rangle,
+
+the primal-dual gap. With bounds the part of s that they can hold is no remainder: what counts is the natural residual
+:math:`(x - \Pi(x - t s))/t`, Π cutting off to the bounds, with t the size of x over that of the forces
+:math:`K_j^H p_j`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsconv.inverse.admm.proximal import Bounds, Term
+from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["Optimality", "operator_norm", "optimality"]
+
+
+@dataclass(frozen=True, eq=False)
+class Optimality:
+    """How far x is from optimal, an entry per batch item.
+
+    Attributes:
+        stationarity: norm of what the forces leave, relative to the largest force ``||K_j^H p_j||``.
+        complementarity: the Fenchel-Young gaps, relative to the objective.
+        gradient_norm: the norm of what the forces leave.
+        objective: the objective at x (of the Poisson likelihood: the divergence).
+        forces: the largest ``||K_j^H p_j||``.
+    """
+
+    stationarity: Tensor
+    complementarity: Tensor
+    gradient_norm: Tensor
+    objective: Tensor
+    forces: Tensor
+
+    def met(self, rtol: float) -> Tensor:
+        """Whether stationarity and complementarity are at most ``rtol``."""
+        return (self.stationarity <= rtol) & (self.complementarity <= rtol)
+
+
+def optimality(
+    terms: Sequence[Term],
+    duals: Sequence[Tensor],
+    x: Tensor,
+    *,
+    bounds: Bounds | None = None,
+    norms: Sequence[float],
+    rounding: float,
+) -> Optimality:
+    """The certificate of x, computed in the dtype of the terms' operators.
+
+    Args:
+        terms: all terms but the bounds.
+        duals: a dual variable for every term, ``(*batch, *K.out_shape)``; the term makes it one of its domain.
+        x: inside the bounds.
+        bounds: lowest and highest value.
+        norms: the norm of every K, up to a small factor.
+        rounding: the relative rounding error x was stored with: what that alone leaves is forgiven.
+    """
+    first = terms[0].operator
+    inputs = ItemSpace(first.in_shape, first.dtype, first.device)
+    size = inputs.norm(x)
+    total = torch.zeros_like(x)
+    objective, gap = torch.zeros_like(size), torch.zeros_like(size)
+    forces, allowed_gap, allowed_force = torch.zeros_like(size), torch.zeros_like(size), torch.zeros_like(size)
+    for term, p, norm in zip(terms, duals, norms, strict=True):
+        K = term.operator
+        outputs = ItemSpace(K.out_shape, K.dtype, K.device)
+        v = K.apply(x)
+        p = term.dual(p, v)
+        force = K.adjoint(p)
+        total = total + force
+        objective, gap = objective + term.value(v), gap + term.gap(v, p)
+        forces = torch.maximum(forces, inputs.norm(force))
+        # of a flat image the value itself is rounding: the largest dual variable says how large
+        p_norm = outputs.norm(p) if term.weight is None else term.weight.double() * math.sqrt(term.entries)
+        allowed_gap = allowed_gap + rounding * norm * size * p_norm
+        allowed_force = allowed_force + rounding * norm * (norm * size if not term.balanced else p_norm)
+    if bounds is not None:
+        t = divide(size, forces)
+        step = inputs.spread(torch.where(t > 0, t, 1.0)).to(x.dtype)
+        total = (x - (x - step * total).clamp(*bounds)) / step
+    left = inputs.norm(total)
+    tiny = torch.finfo(torch.float64).tiny
+    return Optimality(
+        stationarity=(left - allowed_force).clamp_min(0) / forces.clamp_min(tiny),
+        complementarity=(gap - allowed_gap).clamp_min(0) / objective.clamp_min(tiny),
+        gradient_norm=left,
+        objective=objective,
+        forces=forces,
+    )
+
+
+def operator_norm(K: LinearOperator, start: Tensor | None = None) -> float:
+    """The norm of K within a factor of about two, from below: two steps of the power method.
+
+    Args:
+        K: the operator.
+        start: a tensor ``(*batch, *in_shape)`` that K is thought to enlarge as much as any; a random one by default.
+    """
+    inputs, outputs = ItemSpace(K.in_shape, K.dtype, K.device), ItemSpace(K.out_shape, K.dtype, K.device)
+    if start is None or not bool(inputs.norm(start).any()):
+        generator = torch.Generator(device=K.device).manual_seed(0)
+        start = torch.randn(K.in_shape, dtype=K.dtype, device=K.device, generator=generator)
+    largest = 0.0
+    for _ in range(2):
+        image = K.apply(start)
+        start = K.adjoint(image)
+        largest = max(largest, float(divide(inputs.norm(start), outputs.norm(image)).amax()))
+    return largest

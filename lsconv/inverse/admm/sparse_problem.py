@@ -1,0 +1,208 @@
+r"""A convex problem with sparsifying terms, as :func:`~lsconv.inverse.admm.iteration.admm` wants it.
+
+The penalties decide how fast ADMM is, not where it ends. That of the data's image is a fraction of the data term's
+curvature; that of a sparsifying term puts its first threshold at the size of its image, and is balanced from there.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import MethodError
+from lsconv.inverse.admm.fourier_step import ExtendedGrid
+from lsconv.inverse.admm.iteration import Image, SplittingResult, admm, joined, judged
+from lsconv.inverse.admm.operator_step import NormalStep
+from lsconv.inverse.admm.optimality import Optimality, operator_norm, optimality
+from lsconv.inverse.admm.proximal import Bounds, Term, box_term
+from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
+from lsconv.krylov.loop.solution import Solution
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.elementary import Identity
+
+__all__ = ["SparseProblem"]
+
+# The penalty of the data's image in units of its curvature. Three times more or less cost up to twice the iterations on
+# photographs under four blurs.
+_DATA_PENALTY = {"gaussian": 0.1, "poisson": 2.0}
+# That of bounds and of cells held at zero, relative to the largest curvature that another term adds.
+_BOX_PENALTY = 0.3
+# The first threshold of the differences, in units of their root mean square.
+_FIRST_THRESHOLD = 0.7
+
+
+class SparseProblem:
+    """One problem: its terms, its quadratic step, its first penalties, and its certificate.
+
+    Args:
+        A: the operator.
+        y: its data, ``(*batch, *out_shape)``.
+        terms: makes the terms of an operator and its data, that of the data first; asked again in double precision,
+            for the certificate.
+        bounds: lowest and highest value of x.
+        gaussian: whether the data term is quadratic.
+        x0: where to start, ``(*batch, *in_shape)``.
+        centred: the penalties do not see constants, so that the iteration may leave them out: in float32 a nearly flat
+            picture has few digits beside its level.
+        extended: take the quadratic step on an extended grid where A and the penalties are convolutions; otherwise in
+            the operators themselves.
+    """
+
+    def __init__(
+        self,
+        A: LinearOperator,
+        y: Tensor,
+        terms: Callable[[LinearOperator, Tensor], list[Term]],
+        *,
+        bounds: Bounds | None = None,
+        gaussian: bool = True,
+        x0: Tensor | None = None,
+        extended: bool = True,
+        centred: bool = False,
+    ) -> None:
+        self.A, self.y, self.bounds, self.gaussian = A, y, bounds, gaussian
+        self._again = functools.partial(
+            SparseProblem, A, y, terms, bounds=bounds, gaussian=gaussian, centred=centred, extended=False
+        )
+        self.batch = tuple(y.shape[: y.ndim - len(A.out_shape)])
+        self.terms = terms(A, y)
+        wide = torch.complex128 if A.is_complex else torch.float64
+        self.precise = self.terms if A.dtype == wide else terms(A.to(dtype=wide), y.to(wide))
+        self.norms = [operator_norm(A, A.adjoint(y)), *(operator_norm(term.operator) for term in self.terms[1:])]
+        split = list(self.terms)
+        self.level = self._level() if centred and gaussian and bounds is None else None
+        if self.level is not None:
+            y = y - A.apply(self.level)
+            split[0] = terms(A, y)[0]
+            x0 = x0 if x0 is None else x0 - self.level
+        self.data = split[0]
+        self.box: int | None = None
+        if bounds is not None:
+            self.box = len(split)
+            split.append(box_term(Identity(A.in_shape, dtype=A.dtype, device=A.device), bounds))
+        self.step: ExtendedGrid | NormalStep
+        try:
+            if not (extended and isinstance(A, Convolution)):
+                raise MethodError(f"{A!r} is no convolution")
+            self.step = ExtendedGrid(A, split, self.batch)
+            self.images = self.step.begin(x0, y, [self._first(term) for term in self.step.terms])
+            self.skipped = 0
+        except MethodError:
+            x = torch.zeros(*self.batch, *A.in_shape, dtype=A.dtype, device=A.device) if x0 is None else x0.clone()
+            if x0 is None:
+                x = A.adjoint(y) / max(self.norms[0], torch.finfo(A.dtype).tiny) ** 2
+            self.skipped = int(gaussian)  # the quadratic data term stays whole
+            self.step = NormalStep(A if gaussian else None, y, split[self.skipped :], x)
+            self.images = self.step.begin()
+            self.box = None if self.box is None else self.box - self.skipped
+
+    def _level(self) -> Tensor:
+        """``(*batch, *in_shape)``: per item the constant that explains most of y."""
+        outputs = ItemSpace(self.A.out_shape, self.A.dtype, self.A.device)
+        one = torch.ones(*self.batch, *self.A.in_shape, dtype=self.A.dtype, device=self.A.device)
+        image = self.A.apply(one)
+        inputs = ItemSpace(self.A.in_shape, self.A.dtype, self.A.device)
+        return inputs.spread(divide(outputs.inner(image, self.y), outputs.norm(image) ** 2)) * one
+
+    def _data_penalty(self) -> Tensor:
+        """The penalty of the data's image: a part of the second derivative of the data term by ``Ax``, about."""
+        if self.gaussian:
+            return torch.full(self.batch, _DATA_PENALTY["gaussian"], dtype=torch.float64, device=self.A.device)
+        mean = self.y.double().flatten(self.y.ndim - len(self.A.out_shape)).mean(-1)
+        return _DATA_PENALTY["poisson"] * torch.where(mean > 0, 1 / mean, 1.0)
+
+    def _first(self, term: Term) -> Tensor:
+        """The penalties of the quadratic problem whose answer is the start."""
+        data = self._data_penalty()
+        square = max(self.norms[0], torch.finfo(torch.float32).tiny) ** 2
+        if term.balanced:
+            return data * 0.2 * square / self.norms[self.terms.index(term)] ** 2
+        return data if term is self.data else data * 1e-3 * square
+
+    def _penalties(self) -> list[Tensor]:
+        """The penalties to begin with: thresholds of the size of the images."""
+        data = self._data_penalty()
+        square = max(self.norms[0], torch.finfo(torch.float32).tiny) ** 2
+        rho: list[Tensor] = []
+        pull = torch.zeros_like(data)  # the largest curvature that a sparsifying term adds
+        views: Sequence[Image] = self.step.images
+        inputs = ItemSpace(self.A.in_shape, self.A.dtype, self.A.device)
+        for term, view, image in zip(self.step.terms, views, self.images, strict=True):
+            if term.weight is not None:
+                K = term.operator
+                image_norm = ItemSpace(K.out_shape, K.dtype, K.device).norm(view.item(image))
+                # what is flat up to rounding has no size
+                whole = self.step.x if self.level is None else self.step.x + self.level
+                noise = 1e-4 * self.norms[self.terms.index(term)] * inputs.norm(whole)
+                size = torch.where(image_norm > noise, image_norm, torch.nan) / math.sqrt(term.entries)
+                usual = data * square / self.norms[self.terms.index(term)] ** 2
+                value = term.weight / (_FIRST_THRESHOLD * size)
+                value = torch.where(torch.isfinite(value) & (value > 0), value, usual)
+                rho.append(torch.clamp(value, 1e-4 * usual, 1e3 * usual))
+                pull = torch.maximum(pull, rho[-1] * self.norms[self.terms.index(term)] ** 2)
+            elif term is self.data:
+                rho.append(data)
+            else:
+                rho.append(_BOX_PENALTY * torch.maximum(data * square, pull))
+        if self.step.one_penalty:
+            chosen = next(value for value, term in zip(rho, self.step.terms, strict=True) if term.balanced)
+            rho = [chosen for _ in rho]
+        return rho
+
+    def run(self, rtol: float, max_iter: int, callback: Callable[[int, Tensor], bool | None] | None) -> SplittingResult:
+        """ADMM until the certificate meets ``rtol``, in double precision too.
+
+        With copied cells the extended grid is three times as fast as the operators themselves, but on nearly flat
+        pictures it may take longer than any limit: the second half of the iterations is theirs.
+        """
+        if not (isinstance(self.step, ExtendedGrid) and self.step.repeated is not None and max_iter > 1):
+            return self._run(rtol, max_iter, callback)
+        first = self._run(rtol, max_iter // 2, callback)
+        if first.stopped or bool(first.met.all()):
+            return first
+        done = max_iter // 2
+        other = self._again(x0=first.x)
+        second = other.run(rtol, max_iter - done, callback and (lambda k, x: callback(k + done, x)))
+        duals = [torch.zeros_like(self.y)] * other.skipped + second.duals
+        return joined(first, replace(second, duals=duals), done)
+
+    def _run(
+        self, rtol: float, max_iter: int, callback: Callable[[int, Tensor], bool | None] | None
+    ) -> SplittingResult:
+
+        def judge(x: Tensor, duals: list[Tensor]) -> Optimality:
+            verdict = self.certificate(x, duals, self.terms)
+            if self.precise is not self.terms and bool(verdict.met(rtol).any()):
+                verdict = self.certificate(x, duals, self.precise)
+            return verdict
+
+        def answer(x: Tensor, split: list[Tensor]) -> Tensor:
+            if self.level is not None:
+                return x + self.level
+            return x if self.box is None else split[self.box]
+
+        return admm(self.step, self.images, rho=self._penalties(), batch=self.batch, judge=judge, answer=answer,
+                    rtol=rtol, max_iter=max_iter, balance=True, callback=callback)  # fmt: skip
+
+    def certificate(self, x: Tensor, duals: list[Tensor], terms: list[Term]) -> Optimality:
+        """The certificate of x in the precision of ``terms``."""
+        dtype = terms[0].operator.dtype
+        # the arithmetic of a float32 certificate rounds as well; it only says when to ask the other one
+        rounding = torch.finfo(self.A.dtype).eps * (2 if terms is self.precise else 16)
+        kept = [torch.zeros_like(self.y)] * self.skipped + duals
+        return optimality(terms, [p.to(dtype) for p in kept[: len(terms)]], x.to(dtype), bounds=self.bounds,
+                          norms=self.norms, rounding=rounding)  # fmt: skip
+
+    def solution(self, result: SplittingResult, rtol: float, weight: Tensor) -> Solution:
+        """The answer, with everything that is reported recomputed from it in double precision."""
+        verdict = self.certificate(result.x, result.duals, self.precise)
+        data = self.precise[0].operator
+        outputs = ItemSpace(data.out_shape, data.dtype, data.device)
+        residual = outputs.safe_norm(self.y.to(data.dtype) - data.apply(result.x.to(data.dtype)))
+        return judged(result, verdict, residual, rtol, weight)

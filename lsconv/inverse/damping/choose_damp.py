@@ -1,0 +1,316 @@
+r"""The choice of damp: generalised cross-validation, discrepancy principle, UPRE, L-curve, marginal likelihood.
+
+The rules are those of :mod:`lsconv.inverse.damping.rules`. Every one is searched on a logarithmic grid over all damps
+that the arithmetic resolves, then refined around its best point. Large convolutions are searched on a likeness first:
+the tapered data as a circular convolution (:mod:`lsconv.inverse.damping.surrogate`) or, where the symbols are matrices,
+windows of the data: any window that reads no padding is data of the same model, with a smaller unknown, so the same
+noise and the same prior ask for the same damp. The whole data then have the last word, at one to eight damps: the
+search ends where next to nothing of the criterion is to be gained. Problems of few unknowns are decomposed
+(:mod:`lsconv.inverse.damping.dense_path`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.border.influence import EXACT_UNKNOWNS, ExactInfluence
+from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeError
+from lsconv.fourier.circulant import real_dtype
+from lsconv.fourier.embedding import Embedding
+from lsconv.inverse.damping.dense_path import DensePath
+from lsconv.inverse.damping.measured import zero_rows
+from lsconv.inverse.damping.paths import DampPath, ExactPath, FilterPath
+from lsconv.inverse.damping.rules import RULES, WITH_NOISE, WITH_TRACE, Criterion
+from lsconv.inverse.damping.search import LocalSearch, Search
+from lsconv.inverse.damping.selection import Selection
+from lsconv.inverse.damping.stochastic_paths import BorderPath, SolverPath
+from lsconv.inverse.damping.subimages import as_windows
+from lsconv.inverse.damping.surrogate import TaperedPath
+from lsconv.inverse.identical_groups import SharedGroups
+from lsconv.krylov.loop.batched_scalars import ItemSpace
+from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.problem import as_operator, prepare
+from lsconv.krylov.loop.scalar_options import checks_numbers
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.transforms import untraced
+
+__all__ = ["RULES", "Selection", "choose_damp"]
+
+# The range searched, in units of the norm of A over that of L. Below it m - tr H, which falls like damp**2, is lost in
+# the rounding of the border's factors, which grows like eps / damp**2.
+_LOW, _HIGH = 1e-5, 10.0
+_PER_DECADE = 2
+_CURVATURE_PER_DECADE = 5  # corners are sharp, and cost no trace
+# Border unknowns per block up to which the search is exact: about 20 dense factors, a second or two of one core.
+# trace="exact" goes on to lsconv.border.influence.EXACT_UNKNOWNS.
+_EXACT_UNKNOWNS = 1024
+# Unknowns up to which the matrices are decomposed. That takes about 50 n^3 operations, at the speed of matrix products;
+# the stochastic search takes 16 damps times 2^17 / m solves. A border makes these cheap, but not that of a small
+# volume, which has as many unknowns.
+_DENSE_UNKNOWNS, _DENSE_WITHOUT_BORDER = 1024, 2048
+# Relative residual of the border systems of data large enough for a likeness: the damps that GCV chooses for pictures
+# of 1024^2 are those of 1e-5 to four digits (at 3e-2 to 2 %, and with the identity as penalty to 15 %).
+_LARGE_TOLERANCE = 1e-3
+
+
+@torch.no_grad()
+@untraced
+@checks_numbers
+@serves_empty_batches()
+def choose_damp(
+    A: Any,
+    y: Tensor,
+    rule: str = "gcv",
+    *,
+    L: Any = None,
+    x_prior: Tensor | None = None,
+    noise_std: float | Tensor | None = None,
+    trace: str = "auto",
+    likeness: bool = True,
+) -> Selection:
+    r"""The damp of :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|L(x - x_{prior})\|^2` by a rule, per batch item.
+
+    See :mod:`lsconv.inverse.damping.rules` for the rules. :func:`lsconv.tikhonov` and :func:`lsconv.deconvolve` take
+    the name of a rule as their damp and do this themselves. Scaling y, or A, or both, scales the choice with them.
+    "lcurve" is a heuristic: it can fail on smooth solutions, and its damp does not converge to the best one with less
+    noise.
+
+    Args:
+        A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
+        y: data ``(*batch, *out_shape)``; items that are not finite are treated as zero. Where A has a zero row (under a
+            Mask, beside what a padding or the adjoint of a Crop fills in) nothing is measured: what stands there is not
+            read, and not counted.
+        rule: "gcv", "discrepancy", "upre", "lcurve" or "evidence".
+        L: the penalty, an operator on ``A.in_shape``; None: the identity. For "evidence" its null space is computed
+            where the problem is small, and otherwise taken to be what is constant along its last axes, or nothing,
+            whichever its action shows.
+        x_prior: what the penalty pulls to, ``(*batch, *in_shape)``.
+        noise_std: standard deviation of the noise in every entry of y (of the whole complex number), a number or one
+            per batch item; for "discrepancy" and "upre".
+        trace: "auto", "exact" or "stochastic". "auto" takes exact traces when they are cheap: circular convolutions,
+            borders of up to 1024 unknowns per block, and problems of up to 1024 unknowns (2048 of volumes
+            and where there is no border), whose matrices are decomposed. "exact" goes on to 4096.
+        likeness: search large convolutions on a likeness first (the tapered data, or windows), then refine on the
+            whole. False: on the whole alone.
+
+    Returns:
+        A :class:`Selection`.
+
+    Raises:
+        ArgumentError: an unknown rule or trace; ``noise_std`` missing, not positive, or given to a rule without it.
+        MethodError, PlanMemoryError: exact traces are asked for where there are none.
+        LsconvError: for tensors that do not fit.
+
+    Source:
+        The books and papers named in the module; Hutchinson (1990) for stochastic traces.
+
+    Example:
+        >>> A = lsconv.Conv2d(torch.ones(1, 1, 5, 5) / 25, in_size=(36, 36))
+        >>> x = torch.randn(1, 36, 36)
+        >>> y = A(x) + 0.01 * torch.randn(A.out_shape)
+        >>> selection = lsconv.choose_damp(A, y, "evidence")
+        >>> bool(0.005 < selection.damp < 0.02)  # the noise level over that of x
+        True
+    """
+    if rule not in RULES:
+        raise ArgumentError(f"damp: expected a number or one of the rules {', '.join(map(repr, RULES))}, got {rule!r}")
+    if trace not in ("auto", "exact", "stochastic"):
+        raise ArgumentError(f'trace: expected "auto", "exact" or "stochastic", got {trace!r}')
+    A = as_operator(A, y)
+    problem = prepare(A, y, check_finite=False, name="y")
+    zero = zero_rows(A)
+    if zero is not None:
+        problem = prepare(A, torch.where(zero, 0, y), check_finite=False, name="y")
+    data, batch = problem.y, tuple(problem.batch)
+    L = None if L is None else as_operator(L).for_dtype(A.dtype)
+    if L is not None and L.in_shape != A.in_shape:
+        raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
+    if x_prior is not None:
+        A.check_input(x_prior, "x_prior")
+        data = data - A.apply(x_prior.detach())
+        batch = tuple(data.shape[: data.ndim - len(A.out_shape)])
+    space = ItemSpace(A.out_shape, A.dtype, A.device)
+    norm = space.safe_norm(data).double()
+    noise = _noise(rule, noise_std, batch, A)
+    unit = torch.where(norm > 0, norm, 1)
+    data = (data / space.spread(unit)).expand(*batch, *A.out_shape)
+    count = _count(A, zero).expand(batch)
+    shared = SharedGroups.of(A, L)
+    if shared is not None:
+        A, L, data = shared.A, shared.L, shared.split(data)
+    else:
+        data = data.unsqueeze(0)
+    path, coarse = _paths(A, data, L, trace, likeness, count)
+    nullity = path.nullity if isinstance(path, DensePath) else _nullity(L) * len(data) if rule == "evidence" else 0
+    criterion = Criterion(rule, None if noise is None else noise / unit, nullity)
+    search = Search(
+        path if coarse is None else coarse, criterion, needs_trace=rule in WITH_TRACE, slope=rule == "lcurve"
+    )
+    low, high = (math.log(end) + search.path.scale.double().log() for end in (_LOW, _HIGH))
+    density = _CURVATURE_PER_DECADE if rule == "lcurve" else _PER_DECADE
+    search.scan(low, high, points=1 + round(math.log10(_HIGH / _LOW) * density))
+    search.refine(6 if coarse is None or coarse.exact else 2)
+    seen = None
+    if coarse is not None:
+        seen = (search.sorted()[0].exp(), search.values() * (path.count / coarse.count * unit.square()))
+        if rule == "lcurve":
+            search = Search(path, criterion, needs_trace=False, slope=True, around=search)
+        else:
+            shift = coarse.shift if isinstance(coarse, TaperedPath) else 0.0
+            search = LocalSearch(path, criterion, needs_trace=rule in WITH_TRACE, around=search, shift=shift)
+        search.settle()
+    t, evaluations = search.sorted()
+    values, _ = criterion(evaluations, t, path.count)
+    chosen = torch.where(norm > 0, search.best(), high.expand(batch)).exp()
+    if rule == "lcurve":
+        values = -values
+    elif rule != "evidence":
+        values = values * unit.square()
+    else:  # dimensions of y^2 under the logarithm
+        values = values + (path.count - criterion.nullity) * 2 * unit.log()
+    return Selection(
+        rule,
+        chosen.to(real_dtype(A.dtype)),
+        t.exp(),
+        values,
+        evaluations.trace_error,
+        seen if rule in ("gcv", "discrepancy", "upre") else None,
+        _message(rule, path, coarse, search, norm, low, high),
+    )
+
+
+def _noise(rule: str, noise_std: float | Tensor | None, batch: tuple[int, ...], A: LinearOperator) -> Tensor | None:
+    if noise_std is None:
+        if rule in WITH_NOISE:
+            raise ArgumentError(f"noise_std: {rule!r} needs the standard deviation of the noise in y; 'gcv' does not")
+        return None
+    if rule not in WITH_NOISE:
+        raise ArgumentError(f"noise_std: {rule!r} estimates the noise itself; only 'discrepancy' and 'upre' use it")
+    noise = torch.as_tensor(noise_std, dtype=torch.float64, device=A.device)
+    if not bool((noise > 0).all()) or not bool(torch.isfinite(noise).all()):
+        raise ArgumentError(f"noise_std: expected positive numbers, got {noise_std}")
+    try:
+        return noise.expand(batch)
+    except RuntimeError:
+        raise ShapeError(f"noise_std: shape {tuple(noise.shape)} does not broadcast to the batch {batch}") from None
+
+
+def _count(A: LinearOperator, zero: Tensor | None) -> Tensor:
+    """The number of measured data, ``A.batch_shape``."""
+    if zero is None:
+        return torch.tensor(float(A.out_numel), dtype=torch.float64, device=A.device)
+    return (~zero).flatten(len(A.batch_shape)).sum(-1).double()
+
+
+def _nullity(L: LinearOperator | None) -> int:
+    """Dimension of the null space of L: the tensors that are constant along its last axes, or none."""
+    if L is None:
+        return 0
+    generator = torch.Generator().manual_seed(0)
+
+    def constant_beyond(axes: int) -> Tensor:
+        x = torch.randn(*L.in_shape[:axes], *(1 for _ in L.in_shape[axes:]), dtype=L.dtype, generator=generator)
+        return x.to(L.device).expand(*L.batch_shape, *L.in_shape)
+
+    size = torch.linalg.vector_norm(L.apply(constant_beyond(len(L.in_shape))))
+    for axes in reversed(range(len(L.in_shape))):
+        if bool(torch.linalg.vector_norm(L.apply(constant_beyond(axes))) <= 1e-5 * size):
+            return math.prod(L.in_shape[:axes])
+    return 0
+
+
+def _paths(
+    A: LinearOperator, y: Tensor, L: LinearOperator | None, trace: str, likeness: bool, count: Tensor
+) -> tuple[DampPath, DampPath | None]:
+    """The path of the whole data, and that of a likeness, or None where the whole is cheap."""
+    embedded = isinstance(A, Convolution) and Embedding.exists(A)
+    if trace != "stochastic" and L is None and embedded:
+        try:
+            most = {} if trace == "exact" else {"max_unknowns": _EXACT_UNKNOWNS}
+            return ExactPath(ExactInfluence(A, **most), y, count), None
+        except PlanMemoryError:
+            if trace == "exact":
+                raise
+    if trace != "stochastic" and L is not None:
+        penalty = FilterPath.penalty(A, L)
+        if penalty is not None:
+            assert isinstance(A, Convolution)
+            return FilterPath(A, y, penalty, count), None
+    border = isinstance(A, Convolution) and BorderPath.serves(A, L)
+    if trace != "stochastic":
+        unknowns = _DENSE_UNKNOWNS if border and len(A.in_shape) < 4 else _DENSE_WITHOUT_BORDER
+        if DensePath.serves(A, L, EXACT_UNKNOWNS if trace == "exact" else unknowns):
+            return DensePath(A, y, L, _scale(A, L), count), None
+    if trace == "exact":
+        raise MethodError(
+            f'trace: "exact" needs at most {EXACT_UNKNOWNS} unknowns, or a convolution with zero or circular padding, '
+            f'and with L both circular; got {A!r} and L={L!r}; use trace="stochastic"'
+        )
+    coarse: DampPath | None = None
+    if likeness and isinstance(A, Convolution):
+        if TaperedPath.serves(A, L):
+            coarse = TaperedPath(A, y, L)
+        else:
+            small = as_windows(A, y, L)
+            coarse = None if small is None else _stochastic(small.A, small.y.flatten(0, 1), small.L)
+    if coarse is None:
+        return _stochastic(A, y, L, count=count), None
+    return _stochastic(A, y, L, coarse.scale, _LARGE_TOLERANCE, count, local=True), coarse
+
+
+def _stochastic(
+    A: LinearOperator,
+    y: Tensor,
+    L: LinearOperator | None,
+    scale: Tensor | None = None,
+    tolerance: float = 1e-3,
+    count: Tensor | None = None,
+    local: bool = False,
+) -> BorderPath | SolverPath:
+    if scale is None:
+        scale = _scale(A, L)
+    if isinstance(A, Convolution) and BorderPath.serves(A, L):
+        return BorderPath(A, y, scale, L, tolerance, count, local)
+    return SolverPath(A, y, L, scale, tolerance, count, local)
+
+
+def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:
+    return _norm(A) if L is None else _norm(A) / _norm(L)
+
+
+def _norm(A: LinearOperator) -> Tensor:
+    """The norm of A from below, within a few per cent: a dozen steps of the power method on A^H A."""
+    space = ItemSpace(A.in_shape, A.dtype, A.device)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(*A.batch_shape, *A.in_shape, dtype=A.dtype, generator=generator).to(A.device)
+    size = torch.ones(A.batch_shape, dtype=torch.float64, device=A.device)
+    for _ in range(12):
+        v = v / space.spread(space.safe_norm(v).clamp_min(torch.finfo(A.dtype).tiny))
+        image = A.apply(v)
+        size = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(image).double()
+        v = A.adjoint(image)
+    return torch.where(size > 0, size, 1)
+
+
+def _message(
+    rule: str, path: DampPath, coarse: DampPath | None, search: Search, norm: Tensor, low: Tensor, high: Tensor
+) -> str:
+    how = "no traces needed" if rule not in WITH_TRACE else "exact traces" if path.exact else "stochastic traces"
+    parts = [f"{rule}: {search.count} damps, {how}" + (", searched on a likeness first" if coarse is not None else "")]
+    t, zero = search.best(), norm == 0
+    width = (high - low) * 1e-3
+    at_low, at_high = (t <= torch.maximum(low, search.least()) + width) & ~zero, (t >= high - width) & ~zero
+    if bool(at_low.any()):
+        why = " (noise_std is below what A can leave of y)" if rule == "discrepancy" else " (no noise to be seen)"
+        parts.append(f"{int(at_low.sum())} item(s) at the smallest damp searched{why}")
+    if bool(at_high.any()):
+        why = " (noise_std explains all of y)" if rule == "discrepancy" else " (no signal to be seen)"
+        parts.append(f"{int(at_high.sum())} item(s) at the largest damp searched{why}")
+    if bool(zero.any()):
+        parts.append(f"{int(zero.sum())} item(s) are zero, where every damp gives the same answer")
+    return "; ".join(parts)

@@ -1,0 +1,112 @@
+r"""The damp path of a small problem, from one decomposition of its matrices.
+
+With :math:`S = A^HA + c^2 L^HL = W \Sigma W^H`, :math:`T = W \Sigma^{-1/2}` and the singular value decomposition
+:math:`A T = U \operatorname{diag}(\sqrt w)\, Q^H`, the columns of :math:`X = T Q` are orthogonal for A and for L at
+once: :math:`X^HA^HAX = \operatorname{diag}(w)` and :math:`X^HL^HLX = \operatorname{diag}(p)`. With
+:math:`\beta = U^Hy` everything is a sum,
+
+.. math::
+    \|r\|^2 = \|y - U\beta\|^2 + \sum (1 - f)^2 |\beta|^2, \quad \operatorname{tr} H = \sum f, \quad
+    \|Lx\|^2 = \sum \frac{p w |\beta|^2}{(w + \mu p)^2}, \qquad f = \frac{w}{w + \mu p}.
+
+Directions that neither A nor L sees are left out. Without L the decomposition is the singular value decomposition of A.
+
+Golub and Van Loan, "Matrix Computations" (2013), section 8.7.4, for the pair of matrices.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lsconv.inverse.damping.paths import Evaluation
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+
+__all__ = ["DensePath"]
+
+# The share of p in w + c^2 p up to which a direction is taken to lie in the null space of L: rounding makes less.
+_UNPENALISED = 1e-15
+# The most numbers of all matrices, 128 MiB in double precision.
+_NUMBERS = 2**24
+
+
+class DensePath:
+    """Any operator and penalty with few unknowns, exactly.
+
+    Args:
+        A: the operator.
+        y: data ``(together, *batch, *out_shape)``, summed over the first dimension; zero where A has a zero row.
+        L: the penalty; None: the identity.
+        scale: norm of A over that of L, the c above.
+        count: number of measured data.
+
+    Attributes:
+        nullity: dimension of the null space of L as far as A sees it, ``batch``.
+    """
+
+    exact = True
+
+    @torch.no_grad()
+    def __init__(self, A: LinearOperator, y: Tensor, L: LinearOperator | None, scale: Tensor, count: Tensor) -> None:
+        double = torch.complex128 if A.is_complex else torch.float64
+        self.together = y.shape[0]
+        self.count: int | Tensor = count
+        self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
+        self.scale = scale.expand(self.batch)
+        M = A.to_dense().to(double)
+        if L is None:
+            U, s, _ = torch.linalg.svd(M, full_matrices=False)
+            self.p = torch.ones_like(s)
+        else:
+            P = L.to_dense().to(double)
+            c = scale.double().reshape(*scale.shape, 1, 1)
+            sigma, W = torch.linalg.eigh(M.mH @ M + c.square() * (P.mH @ P))
+            seen = sigma > sigma.shape[-1] * torch.finfo(sigma.dtype).eps * sigma[..., -1:]
+            T = W * torch.where(seen, sigma, torch.inf).rsqrt().unsqueeze(-2)
+            U, s, Qh = torch.linalg.svd(M @ T, full_matrices=False)
+            p = torch.linalg.vector_norm(P @ (T @ Qh.mH), dim=-2).square()
+            weighted = c.squeeze(-1).square() * p
+            directions = s.square() + weighted > 0.5  # it is 1, and 0 for what is left out
+            s = torch.where(directions, s, 0)
+            self.p = torch.where(directions & (weighted > _UNPENALISED), p, 0)
+        self.w = s.square()
+        items = y.reshape(self.together, *y.shape[1 : y.ndim - len(A.out_shape)], -1, 1).to(double)
+        beta = U.mH @ items
+        outside = torch.linalg.vector_norm(items - U @ beta, dim=-2).square()
+        self.outside = outside.squeeze(-1).sum(0)
+        self.beta = beta.squeeze(-1).abs().square().sum(0)
+        self.nullity = self.together * ((self.p == 0) & (self.w > 0)).sum(-1).expand(self.batch)
+
+    @staticmethod
+    def serves(A: LinearOperator, L: LinearOperator | None, unknowns: int) -> bool:
+        """Whether decomposing A's matrices, one per own batch item, costs no more than one of so many unknowns."""
+        items, m, n = math.prod(A.batch_shape), A.out_numel, A.in_numel
+        rows = m if L is None else max(m, n, L.out_numel // 8)  # the products with L are fast
+        smaller = min(m, n) if L is None else n
+        return items * n * smaller * rows <= unknowns**3 and items * n * rows <= _NUMBERS
+
+    def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
+        """Everything at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""
+        mu = damp.double().square().unsqueeze(-1)
+        w, p = self.w, self.p
+        both = w + mu * p
+        seen = both > 0
+        both = torch.where(seen, both, 1)
+        f, fitted = w / both, p * w * self.beta / both.square()
+
+        def total(values: Tensor) -> Tensor:
+            return values.sum(-1).expand(self.batch)
+
+        logdet = torch.where(seen, both.log(), 0) - torch.where(p > 0, mu.log(), 0)
+        return Evaluation(
+            self.outside.expand(self.batch) + total((1 - f).square() * self.beta),
+            total(fitted),
+            self.together * total(f),
+            torch.zeros(self.batch, dtype=torch.float64, device=w.device),
+            self.together * total(logdet),
+            -2 * total(p * fitted / both),
+            -self.together * total(f * (1 - f)),
+        )

@@ -1,0 +1,43 @@
+"""Rows of an operator that are zero: what stands there in the data is no measurement."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["zero_rows"]
+
+
+def zero_rows(A: LinearOperator) -> Tensor | None:
+    """Find the outputs that are zero whatever x is: what a Mask, a padding, or a zero on a diagonal leaves.
+
+    They are the exact zeros of ``A x`` for two random x. So the rows are found of whatever A is composed of, products,
+    stacks, sums and adjoints, functions and SciPy operators alike. Not found are those that A computes as rounding
+    errors, as a convolution by FFT does where it reads nothing but zeros.
+
+    Returns:
+        A bool tensor ``(*A.batch_shape, *A.out_shape)``, or None where there are none.
+
+    Example:
+        >>> from lsconv.inverse.damping.measured import zero_rows
+        >>> A = lsconv.Conv1d(torch.ones(1, 1, 3), in_size=6)
+        >>> zero_rows(lsconv.Mask(torch.tensor([[True, False, True, True]])) @ A)
+        tensor([[False,  True, False, False]])
+        >>> zero_rows(A) is None
+        True
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape, real = (*A.batch_shape, *A.in_shape), torch.empty(0, dtype=A.dtype).real.dtype
+    zero: Tensor | None = None
+    for _ in range(2):  # one x may cancel in a row such as (1, -1)
+        # Away from zero: a row of the identity is none.
+        x = torch.rand(shape, dtype=real, generator=generator).add_(1)
+        x = torch.where(torch.randint(2, shape, generator=generator, dtype=torch.bool), x, -x)
+        found = A.apply(x.to(A.device, A.dtype)) == 0
+        zero = found if zero is None else zero & found
+        if not bool(zero.any()):
+            return None
+    assert zero is not None
+    return zero.expand(*A.batch_shape, *A.out_shape)

@@ -1,0 +1,200 @@
+r"""Damp paths: residual, penalty and influence trace of the Tikhonov solutions of one problem, for any damp.
+
+.. math:: x(\mu) = \arg\min_x \|Ax - y\|^2 + \mu \|Lx\|^2, \qquad \mu = \mathrm{damp}^2, \qquad
+          H(\mu) = A(A^HA + \mu L^HL)^{-1}A^H
+
+What the rules of :mod:`lsconv.inverse.damping.choose_damp` need of a problem is the residual ``||A x - y||^2``, the
+penalty ``||L x||^2``, the trace of the influence matrix H and, for some, a determinant or a derivative. A path computes
+them:
+
+=====================  ==============================================  =============================================
+path                   serves                                          trace
+=====================  ==============================================  =============================================
+:class:`ExactPath`     convolutions with a small border or none        exact, from the border
+:class:`FilterPath`    circular convolution with a circular L          exact, from the symbols
+:class:`DensePath`     everything with few unknowns                    exact, from the matrices
+:class:`BorderPath`    convolutions with any border, windows of them   stochastic, all probes in one border solve
+:class:`SolverPath`    everything else                                 stochastic, all probes in one solve
+=====================  ==============================================  =============================================
+
+The third is in :mod:`lsconv.inverse.damping.dense_path`, the last two are in
+:mod:`lsconv.inverse.damping.stochastic_paths`. A likeness of large data, for finding where to look, is
+:class:`~lsconv.inverse.damping.surrogate.TaperedPath`.
+
+All data have one dimension more than the batch, in front: channels or windows that share everything else, summed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lsconv.border.influence import ExactInfluence
+from lsconv.border.penalty import Penalty, as_convolutions
+from lsconv.errors import MethodError
+from lsconv.fourier.circulant import block_circulant, double_symbol, per_block
+from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["DampPath", "Evaluation", "ExactPath", "FilterPath"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The Tikhonov solution at one damp, as the rules see it; tensors of shape ``batch``, float64.
+
+    Attributes:
+        residual_norm_sq: ``||A x - y||^2``.
+        penalty_norm_sq: ``||L x||^2``.
+        trace: of the influence matrix H.
+        trace_error: standard error of the trace; 0 where it is exact.
+        logdet: ``log det(A^H A + mu L^H L) - rank(L) log mu`` up to a constant; NaN where it is not known.
+        penalty_slope: derivative of the penalty with respect to mu; NaN unless asked for. That of the residual is
+            ``-mu`` times as much.
+        trace_slope: derivative of the trace with respect to log mu; NaN where it is not known.
+    """
+
+    residual_norm_sq: Tensor
+    penalty_norm_sq: Tensor
+    trace: Tensor
+    trace_error: Tensor
+    logdet: Tensor
+    penalty_slope: Tensor
+    trace_slope: Tensor
+
+
+class DampPath(Protocol):
+    """A problem, seen as a function of damp.
+
+    Attributes:
+        count: number of measured data, ``m``, a number or ``batch``; where A has a zero row there is none.
+        batch: batch dimensions.
+        scale: norm of A over that of L, up to a small factor: the unit of damp, ``batch``.
+        exact: True when the traces are.
+    """
+
+    count: int | Tensor
+    batch: tuple[int, ...]
+    scale: Tensor
+    exact: bool
+
+    def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
+        """Everything at ``damp`` of shape ``batch``, or that of one for all items, ``(1,) * len(batch)``.
+
+        Args:
+            damp: positive.
+            slope: compute the derivative of the penalty.
+            trace: False spares a stochastic path its probes; the trace is then NaN.
+        """
+
+
+class ExactPath:
+    """A convolution with a small border or none, L the identity: see :class:`ExactInfluence`."""
+
+    exact = True
+
+    def __init__(self, influence: ExactInfluence, y: Tensor, count: Tensor) -> None:
+        self.influence, self.y = influence, y
+        self.count: int | Tensor = count
+        A = influence.A
+        self.together = y.shape[0]
+        self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
+        self.scale = influence.scale.expand(self.batch)
+
+    def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
+        """Everything at ``damp``; see :class:`DampPath`."""
+        found = self.influence.at(damp, self.y, slope=slope)
+        all_data = (self.together, *self.batch)
+        return Evaluation(
+            found.residual_norm_sq.expand(all_data).sum(0),
+            found.penalty_norm_sq.expand(all_data).sum(0),
+            found.trace.expand(all_data).sum(0),
+            torch.zeros_like(self.scale),
+            found.logdet.expand(all_data).sum(0),
+            found.penalty_slope.expand(all_data).sum(0),
+            torch.full_like(self.scale, torch.nan),
+        )
+
+
+class FilterPath:
+    r"""A circular convolution with a circular L: one small matrix :math:`S^HS + \mu P^HP` per frequency."""
+
+    exact = True
+
+    def __init__(self, A: Convolution, y: Tensor, penalty: Tensor, count: Tensor) -> None:
+        self.A = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+        self.y, self.P = y.to(self.A.dtype), penalty
+        self.count: int | Tensor = count
+        self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
+        S, P = double_symbol(self.A, block_circulant(self.A)).matrices, self.P
+        norms = frobenius(S).flatten(1).amax(1) / frobenius(P).flatten(1).amax(1)
+        self.scale = norms.reshape(*A.batch_shape, -1).amax(-1).expand(self.batch)
+
+    @staticmethod
+    def penalty(A: LinearOperator, L: LinearOperator) -> Tensor | None:
+        """The symbol of L on the grid of A, or None where they are not circular together."""
+        terms = as_convolutions(L, A.ndim) if isinstance(A, Convolution) else None
+        if not isinstance(A, Convolution) or terms is None or not Penalty.serves(A, terms):
+            return None
+        embedding = block_circulant(A) if _is_circulant(A) else None
+        penalty = Penalty(A, terms, torch.ones((), dtype=torch.float64, device=A.device))
+        if embedding is None or penalty.grid != embedding.grid or any(map(any, penalty.border(embedding))):
+            return None
+        return penalty.rows(embedding).to(torch.complex128)
+
+    def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
+        """Everything at ``damp``; see :class:`DampPath`."""
+        embedding = block_circulant(self.A, tuple(damp.shape))
+        S = double_symbol(self.A, embedding)
+        P = (
+            self.P
+            if self.P.shape[0] == 1
+            else self.P.repeat(embedding.blocks // self.P.shape[0], *(1,) * (S.matrices.ndim - 1))
+        )
+        mu = per_block(damp.double().square(), embedding).reshape(-1, *(1 for _ in S.matrices.shape[1:]))
+        normal = S.matrices.mH @ S.matrices + mu * (P.mH @ P)
+        factor, _ = torch.linalg.cholesky_ex(normal)
+        inverse = hermitian_inverse(normal.contiguous())
+        influence = S.matrices @ inverse @ S.matrices.mH
+        weights = S.grid.weights(self.A.device, torch.float64)
+        freedom = (influence.diagonal(dim1=-2, dim2=-1).real.sum(-1) * weights).flatten(1).sum(1)
+        logdet = (2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1) * weights).flatten(1).sum(1)
+        ranked = (torch.linalg.matrix_rank(P, hermitian=False, rtol=1e-10) * weights).flatten(1).sum(1)
+        logdet = logdet - ranked * mu.flatten().log()
+        y = embedding.outputs_to_grid(self.y)
+        spectrum = S.grid.transform(y)
+        x = FrequencyMatrices(S.grid, inverse @ S.matrices.mH)(spectrum)
+        penalty = S.grid.inverse(FrequencyMatrices(S.grid, P.expand(embedding.blocks, *P.shape[1:]))(x))
+        predicted = FrequencyMatrices(S.grid, influence)
+        r = y - S.grid.inverse(predicted(spectrum))
+        pen, rss = _square(penalty.flatten(2)), _square(r.flatten(2))
+        derivative = torch.full_like(pen, torch.nan)
+        if slope:
+            derivative = -2 * _inner(r.flatten(2), predicted.on_grid(r).flatten(2)) / mu.flatten() ** 2
+        rest = rss.shape[0]
+        values = [rss, pen, *(v.expand(rest, -1) for v in (freedom, logdet)), derivative]
+        all_data = (self.y.shape[0], *self.batch)
+        rss, pen, freedom, logdet, derivative = (embedding.per_item(v, all_data).sum(-1).sum(0) for v in values)
+        unknown = torch.full_like(freedom, torch.nan)
+        return Evaluation(rss, pen, freedom, torch.zeros_like(freedom), logdet, derivative, unknown)
+
+
+def _is_circulant(A: Convolution) -> bool:
+    try:
+        block_circulant(A)
+    except MethodError:
+        return False
+    return True
+
+
+def _square(z: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(z, dim=-1).square()
+
+
+def _inner(u: Tensor, v: Tensor) -> Tensor:
+    return torch.linalg.vecdot(u, v, dim=-1).real

@@ -1,0 +1,278 @@
+"""The search for a damp, every batch item on its own.
+
+:class:`Search` scans a logarithmic grid, then refines by parabolas or secants. :class:`LocalSearch` starts from the
+damp that a likeness chose, with Newton's steps towards the zero of a derivative and secants once it is enclosed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from lsconv.inverse.damping.paths import DampPath, Evaluation
+from lsconv.inverse.damping.rules import Criterion
+
+__all__ = ["LocalSearch", "Search"]
+
+# A scan with a stochastic path, whose small damps are dear, ends so many points after every item has seen its best.
+_PATIENCE = 4
+_STEP = 0.3  # of log damp: the first bracket around a damp known roughly
+_LONGEST = 1.1  # the longest step of a local search: a factor of three
+_WIDER = 0.25
+_LOOKS = 8  # the most of a local search
+# Where the logarithm of a criterion is predicted to fall by less, the search ends: a fifth of a per cent.
+_GAIN = 2e-3
+
+
+class Search:
+    """Points on the curve of a criterion, and where its best one is; ``t`` is log damp.
+
+    Args:
+        path: the problem.
+        criterion: values to minimise, and optionally a function that rises through the zero to find.
+        needs_trace: whether the criterion looks at the trace.
+        slope: whether it looks at the derivative of the penalty.
+        around: an earlier search of a problem alike, whose best damp to start from.
+    """
+
+    def __init__(
+        self, path: DampPath, criterion: Criterion, *, needs_trace: bool, slope: bool, around: Search | None = None
+    ) -> None:
+        self.path, self.criterion = path, criterion
+        self.needs_trace, self.slope = needs_trace, slope
+        self.points: list[Tensor] = []
+        self.evaluations: list[Evaluation] = []
+        self.count: int = 0 if around is None else around.count
+        self.low = self.high = torch.zeros(())
+        self.open = around is not None
+        if around is not None:
+            self.low, self.high = around.low, around.high
+            for step in (-_STEP, _STEP, 0.0):
+                self.add(around.best().expand(path.batch) + step)
+
+    def add(self, t: Tensor, *, slope: bool = False) -> None:
+        """Evaluate at ``t`` of shape ``batch``; damps equal for all items share their factors."""
+        batch = self.path.batch
+        t = t.expand(batch)
+        damp = t.exp()
+        if batch and bool((damp == damp.flatten()[0]).all()):
+            damp = damp.flatten()[0].reshape((1,) * len(batch))
+        e = self.path.evaluate(damp, slope=self.slope or slope, trace=self.needs_trace)
+        self.points.append(t)
+        self.evaluations.append(Evaluation(*(getattr(e, f.name).expand(batch) for f in fields(Evaluation))))
+        self.count += 1
+
+    def scan(self, low: Tensor, high: Tensor, points: int) -> None:
+        """Evaluate a grid from ``high`` down to ``low``."""
+        self.low, self.high = low.expand(self.path.batch), high.expand(self.path.batch)
+        for step in torch.linspace(1, 0, points, dtype=torch.float64).tolist():
+            self.add(self.low + step * (self.high - self.low))
+            if not self.path.exact and not self.slope and len(self.points) > _PATIENCE and self._is_past():
+                break
+
+    def _is_past(self) -> bool:
+        """Whether every item's best lies well above the smallest damp seen."""
+        t, values, root = self._curve()
+        if root is not None:
+            below = root < 0
+            return bool((below & (t < t[_PATIENCE])).any(0).all()) if len(t) > _PATIENCE else False
+        return bool((values.argmin(0) >= _PATIENCE).all())
+
+    def sorted(self) -> tuple[Tensor, Evaluation]:
+        """Points in ascending order, ``(points, *batch)``."""
+        t, order = torch.stack(self.points).sort(0)
+        stacked = (torch.stack([getattr(e, f.name) for e in self.evaluations]) for f in fields(Evaluation))
+        return t, Evaluation(*(values.gather(0, order) for values in stacked))
+
+    def values(self) -> Tensor:
+        """The criterion at the points in ascending order."""
+        return self._curve()[1]
+
+    def _curve(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        t, e = self.sorted()
+        values, root = self.criterion(e, t, self.path.count)
+        values = torch.where(torch.isfinite(values), values, torch.inf)
+        return t, values, None if root is None else root.nan_to_num(0.0)
+
+    def _bracket(self, values: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the root function rises through zero: the index below, and whether there is such a place."""
+        rises = (root[:-1] < 0) & (root[1:] >= 0)
+        lowest = torch.where(rises, torch.minimum(values[:-1], values[1:]), torch.inf)
+        # values may be infinite or NaN at a crossing that is the only one
+        index = torch.where(rises.any(0), torch.where(rises, lowest.nan_to_num(1e300, 1e300), torch.inf).argmin(0), 0)
+        return index, rises.any(0)
+
+    def best(self) -> Tensor:
+        """The best damp of every item by the parabola or the secant through its neighbours, ``batch``."""
+        t, values, root = self._curve()
+        if root is None:
+            index = self._lowest(values)
+            vertex, usable = self._parabola(t, values, index, margin=0.0)
+            return torch.where(usable & (index > 0) & (index < len(t) - 1), vertex, _at(t, index))
+        index, found = self._bracket(values, root)
+        above = (index + 1).clamp_max(len(t) - 1)
+        inside = _at(t, index) + self._share(root, index, above) * (_at(t, above) - _at(t, index))
+        # A function with several minima may be lowest at an end that it falls towards.
+        low, high = (root[0] >= 0) & torch.isfinite(values[0]), root[-1] < 0
+        lowest = torch.where(found, torch.minimum(_at(values, index), _at(values, above)), torch.inf)
+        low, high = low & (values[0] < lowest), high & (values[-1] < lowest)
+        low, high = low & ~(high & (values[-1] < values[0])), high & ~(low & (values[0] <= values[-1]))
+        neither = torch.where(found, inside, torch.where(root[0] >= 0, t[0], t[-1]))
+        return torch.where(low, t[0], torch.where(high, t[-1], neither))
+
+    def least(self) -> Tensor:
+        """The smallest point at which the criterion has a value, ``batch``."""
+        t, values, _ = self._curve()
+        return torch.where(torch.isfinite(values), t, torch.inf).amin(0).nan_to_num(posinf=0.0)
+
+    def settle(self) -> None:
+        """Look further where the points of a search around a damp have not enclosed the best one."""
+        t, values, root = self._curve()
+        index = self._lowest(values)
+        enclosed = self._bracket(values, root)[1] if root is not None else (index > 0) & (index < len(t) - 1)
+        if not bool(enclosed.all()):
+            self.refine(1)
+
+    def _lowest(self, values: Tensor) -> Tensor:
+        """Index of the lowest point; of a curvature, which tends to zero at both ends, of the lowest inner minimum."""
+        if not self.slope or len(values) < 3:
+            return values.argmin(0)
+        dip = (values[1:-1] <= values[:-2]) & (values[1:-1] <= values[2:]) & torch.isfinite(values[1:-1])
+        inner = torch.where(dip, values[1:-1], torch.inf).argmin(0) + 1
+        return torch.where(dip.any(0), inner, values.argmin(0))
+
+    def refine(self, steps: int) -> None:
+        """Add ``steps`` points where the best is expected."""
+        for step in range(steps):
+            t, values, root = self._curve()
+            if root is None:
+                self.add(self._vertex(t, values))
+            else:
+                self.add(self._secant(t, values, root, step))
+
+    def _vertex(self, t: Tensor, values: Tensor) -> Tensor:
+        """The vertex of the parabola through the best point and its neighbours; a golden section where it is no use."""
+        index = self._lowest(values)
+        middle = index.clamp(1, len(t) - 2)
+        a, b, c = (_at(t, middle + k) for k in (-1, 0, 1))
+        vertex, usable = self._parabola(t, values, index, margin=0.02)
+        golden = torch.where(c - b > b - a, b + 0.382 * (c - b), b - 0.382 * (b - a))
+        vertex = torch.where(usable & ((vertex - b).abs() > 0.02 * (c - a)), vertex, golden)
+        down, up = self._beyond(t)
+        return torch.where(index == 0, down, torch.where(index == len(t) - 1, up, vertex))
+
+    @staticmethod
+    def _parabola(t: Tensor, values: Tensor, index: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+        """The vertex of the parabola around a point, and whether it lies between the neighbours."""
+        middle = index.clamp(1, len(t) - 2)
+        (a, b, c), (fa, fb, fc) = ([_at(z, middle + k) for k in (-1, 0, 1)] for z in (t, values))
+        # a positive function is steep on one side and flat on the other: its logarithm is more of a parabola
+        positive = (fa > 0) & (fb > 0) & (fc > 0)
+        fa, fb, fc = (torch.where(positive, f.clamp_min(1e-300).log(), f) for f in (fa, fb, fc))
+        left, right = (fb - fa) / (b - a), (fc - fb) / (c - b)
+        vertex = 0.5 * (a + b) - 0.5 * left * (c - a) / (right - left)
+        usable = (vertex > a + margin * (c - a)) & (vertex < c - margin * (c - a)) & (right > left)
+        return vertex.nan_to_num(0.0, 0.0, 0.0), usable & torch.isfinite(vertex)
+
+    @staticmethod
+    def _share(root: Tensor, index: Tensor, above: Tensor) -> Tensor:
+        """Where between two points the secant is zero, from 0 to 1."""
+        below = _at(root, index)
+        return (-below / (_at(root, above) - below)).nan_to_num(0.5).clamp(0.0, 1.0)
+
+    def _secant(self, t: Tensor, values: Tensor, root: Tensor, step: int) -> Tensor:
+        """The secant's zero, kept off the ends of the bracket; every third step halves the bracket."""
+        index, found = self._bracket(values, root)
+        above = (index + 1).clamp_max(len(t) - 1)
+        share = self._share(root, index, above).clamp(0.02, 0.98)
+        if step % 3 == 2:
+            share = torch.full_like(share, 0.5)
+        inside = _at(t, index) + share * (_at(t, above) - _at(t, index))
+        down, up = self._beyond(t)
+        return torch.where(found, inside, torch.where(root[0] >= 0, down, up))
+
+    def _beyond(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Where to look when the best point is the first or the last."""
+        if self.open:
+            return torch.maximum(t[0] - _STEP, self.low), torch.minimum(t[-1] + _STEP, self.high)
+        return 0.5 * (t[0] + t[1]), 0.5 * (t[-1] + t[-2])
+
+
+class LocalSearch(Search):
+    """The zero of :meth:`Criterion.rise` near the damp that a likeness chose.
+
+    Args:
+        path: the problem.
+        criterion: the rule, any but the L-curve's.
+        needs_trace: whether the criterion looks at the trace.
+        around: the search of the likeness.
+        shift: how far beyond its damp to start, in the logarithm.
+    """
+
+    def __init__(
+        self, path: DampPath, criterion: Criterion, *, needs_trace: bool, around: Search, shift: float = 0.0
+    ) -> None:
+        super().__init__(path, criterion, needs_trace=needs_trace, slope=False)
+        self.low, self.high, self.count = around.low, around.high, around.count
+        self.rises: list[Tensor] = []
+        self.aim = torch.minimum(around.best() + shift, around.high).expand(path.batch)
+        # The likeness has the curvature of the whole, but for one that needs a shift: its valleys are narrower.
+        before, after = (self._rise_of(around.path, self.aim + step) for step in (-_STEP, _STEP))
+        self.curvature = (after - before) / (2 * _STEP) * (_WIDER if shift and criterion.rule != "discrepancy" else 1)
+
+    def _rise_of(self, path: DampPath, t: Tensor) -> Tensor:
+        e = path.evaluate(t.exp(), slope=True, trace=self.needs_trace)
+        return self.criterion.rise(e, t, path.count).expand(self.path.batch)
+
+    def settle(self) -> None:
+        """Look until nothing is to be gained."""
+        for _ in range(_LOOKS):
+            self.add(self.aim, slope=self.criterion.needs_slope)
+            self.rises.append(self.criterion.rise(self.evaluations[-1], self.points[-1], self.path.count))
+            zero = self.evaluations[0].residual_norm_sq == 0  # every damp is the same to data that are zero
+            if bool((zero | (self._next() <= _GAIN)).all()):
+                return
+
+    def _next(self) -> Tensor:
+        """Aim at the zero, and predict how much the criterion gains there; ``batch``."""
+        t, order = torch.stack(self.points).sort(0)
+        rises = torch.stack(self.rises).gather(0, order)
+        # a damp at which m - tr H is lost in its error is too small
+        rises = torch.where(torch.isfinite(rises), rises, -torch.inf)
+        above = (rises >= 0).to(torch.int64).argmax(0)  # the first that rises
+        above = torch.where((rises >= 0).any(0), above, len(t))
+        high, low = above.clamp_max(len(t) - 1), (above - 1).clamp_min(0)
+        enclosed = (above > 0) & (above < len(t))
+        share = self._share(rises, low, high)
+        share = torch.where(torch.isinf(_at(rises, low)), 0.5, share)
+        inside = _at(t, low) + share * (_at(t, high) - _at(t, low))
+        nearest = torch.where(share < 0.5, low, high)
+        outer = torch.where(above > 0, len(t) - 1, 0)  # falling everywhere, or rising everywhere
+        if len(t) > 1:
+            beside = torch.where(above > 0, len(t) - 2, 1)
+            secant = (_at(rises, outer) - _at(rises, beside)) / (_at(t, outer) - _at(t, beside))
+            self.curvature = torch.where(torch.isfinite(secant) & ~enclosed, secant, self.curvature)
+        newton = -_at(rises, outer) / self.curvature
+        onwards = torch.where(above > 0, 1.0, -1.0)
+        step = torch.where((self.curvature > 0) & torch.isfinite(newton), newton, _LONGEST * onwards)
+        outside = _at(t, outer) + step.clamp(-_LONGEST, _LONGEST)
+        outside = torch.maximum(torch.minimum(outside, self.high), self.low)
+        self.aim = torch.where(enclosed, inside, outside)
+        last = torch.where(enclosed, nearest, outer)
+        rise, distance = _at(rises, last).abs(), (self.aim - _at(t, last)).abs()
+        gain = 0.5 * rise * (distance if self.criterion.rule != "discrepancy" else 1)
+        return torch.where(distance > 0, gain, 0)
+
+    def best(self) -> Tensor:
+        """The best damp of every item, ``batch``."""
+        return self.aim
+
+    def least(self) -> Tensor:
+        """The smallest damp that would have been looked at, ``batch``."""
+        return self.low
+
+
+def _at(z: Tensor, index: Tensor) -> Tensor:
+    return z.gather(0, index.unsqueeze(0))[0]

@@ -1,0 +1,264 @@
+r"""Damp paths whose influence traces are estimated with random probes, for every operator and penalty.
+
+Stochastic traces are Hutchinson's: with random signs v, :math:`\mathrm E\, v^H (I - H) v = m - \operatorname{tr} H`,
+and :math:`(I - H) v` is the residual of the data v. The same probes serve every damp, so the curves are smooth.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from lsconv.border.normal_inverse import NormalInverse
+from lsconv.border.penalty import Penalty, as_convolutions
+from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import frobenius
+from lsconv.inverse.damping.paths import Evaluation
+from lsconv.inverse.route import route
+from lsconv.krylov.loop.batched_scalars import ItemSpace
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["BorderPath", "SolverPath"]
+
+# Relative accuracy of the solves of stochastic paths: their traces are no better than 1e-3 either.
+_TOLERANCE = 1e-3
+_ITERATIONS = 300
+# The condition number of the factors up to which single precision is enough for that tolerance.
+_SINGLE = 2e4
+# Probes: as many as make (probes x data) this large, within the limits. The relative standard error of m - tr H is
+# then about sqrt(2 / (probes m)) or less.
+_PROBED_NUMBERS = 2**17
+_FEWEST, _MOST = 1, 128
+# A local search needs slopes, not differences of values, and a fourth of the numbers; up to as many more where they
+# leave a standard error above this share of m - tr H.
+_LOCAL_NUMBERS, _MOST_NUMBERS, _ERROR = 2**15, 2**19, 0.01
+# Fewer samples than this have no standard deviation to speak of.
+_SAMPLES = 8
+
+
+class _Probed:
+    """What the stochastic paths share: a map from data to residuals, and probes.
+
+    Args:
+        A: the operator.
+        y: data ``(together, *batch, *out_shape)``, summed over the first dimension.
+        count: number of measured data, ``batch``; None: all.
+        local: the path serves a local search.
+    """
+
+    exact = False
+
+    def __init__(self, A: LinearOperator, y: Tensor, count: Tensor | None = None, local: bool = False) -> None:
+        self.A, self.y = A, y
+        self.space = ItemSpace(A.out_shape, A.dtype, A.device)
+        self.together = y.shape[0]
+        self.count: int | Tensor = A.out_numel * self.together if count is None else count
+        self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
+        self.local = local
+        self._draw(_LOCAL_NUMBERS if local else _PROBED_NUMBERS)
+
+    def _draw(self, numbers: int) -> None:
+        """Make so many signs into probes."""
+        probes = min(_MOST, max(_FEWEST, -(-numbers // self.A.out_numel)))
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, (probes, *self.A.out_shape), generator=generator) * 2 - 1
+        self.probes = signs.to(self.A.device, self.A.dtype).reshape(-1, *(1 for _ in self.batch), *self.A.out_shape)
+
+    def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
+        """Residual and ``||L x||^2`` for each of the data ``(many, *batch, *out_shape)``.
+
+        Args:
+            damp: the damp.
+            data: data and probes.
+            keep: let later damps start from these solutions.
+        """
+        raise NotImplementedError
+
+    def _both(self, damp: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Data and probes: as one batch where that costs no more."""
+        items = math.prod(self.batch)
+        if items > 1:
+            return self._solve(damp, [self.y, self.probes])
+        many = self.y.shape[0]
+        whole = torch.cat([self.y, self.probes.expand(-1, *self.batch, *self.A.out_shape)])
+        ((r, penalty),) = self._solve(damp, [whole])
+        return [(r[:many], penalty[:many]), (r[many:], penalty[many:])]
+
+    def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
+        """Everything at ``damp``; see :class:`DampPath`."""
+        (r, penalty), *probed = self._both(damp) if trace else self._solve(damp, [self.y])
+        influence = error = change = torch.full_like(penalty[0], torch.nan)
+        if probed:
+            ((rv, _),) = probed
+            free = self.space.inner(self.probes.expand_as(rv), rv).double()
+            influence = self.together * (self.A.out_numel - free.mean(0))
+            # d(I - H)/dlog mu = (I - H) - (I - H)^2
+            change = self.together * (self.space.norm(rv).double().square() - free).mean(0)
+            if free.shape[0] >= _SAMPLES:
+                error = self.together * free.std(0) / free.shape[0] ** 0.5
+            else:  # the variance is at most 2 ||I - H||_F^2, and the eigenvalues of I - H at most 1
+                error = self.together * (2 * free.mean(0).clamp_min(0) / free.shape[0]).sqrt()
+            probes = free.shape[0]
+            if self.local and probes < _MOST and 2 * probes * self.A.out_numel <= _MOST_NUMBERS:
+                vague = error > _ERROR * (self.count - influence)
+                if bool((vague & (self.space.norm(self.y).amax(0) > 0)).any()):
+                    self._draw(2 * probes * self.A.out_numel)
+                    return self.evaluate(damp, slope=slope, trace=trace)
+        derivative = torch.full_like(penalty[0], torch.nan)
+        if slope:
+            # d(I - H)/dlog mu = (I - H) H, so d||r||^2/dlog mu = 2 r^H H r, and d||Lx||^2/dmu = -that / mu^2
+            ((again, _),) = self._solve(damp, [r], keep=False)
+            derivative = -2 * self.space.inner(r, r - again).double().sum(0) / damp.double() ** 4
+        values = (self.space.norm(r).double().square().sum(0), penalty.sum(0), influence, error)
+        nothing = torch.full(self.batch, torch.nan, dtype=torch.float64, device=self.A.device)
+        rss, penalty, influence, error, derivative, change = (
+            v.expand(self.batch) for v in (*values, derivative, change)
+        )
+        return Evaluation(rss, penalty, influence, error, nothing, derivative, change)
+
+
+class BorderPath(_Probed):
+    """A truncated convolution, solved through its border to a loose tolerance; L is the identity or convolutional.
+
+    Computed in A's own dtype while the factors are conditioned well enough for it, in double precision otherwise. The
+    regularisation of the factors is that of the wanted damp, never a floor (in double precision with L: one far below
+    rounding). Every damp starts from the border unknowns of the one before.
+
+    Args:
+        A: the convolution.
+        y: data ``(together, *batch, *out_shape)``.
+        scale: norm of A over that of L.
+        L: the penalty.
+        tolerance: relative residual of the border systems.
+        count: number of measured data, ``batch``; None: all.
+        local: the path serves a local search.
+
+    Raises:
+        MethodError: A and L are not crops of block-circulant operators on one grid; see :meth:`serves`.
+    """
+
+    def __init__(
+        self,
+        A: Convolution,
+        y: Tensor,
+        scale: Tensor,
+        L: LinearOperator | None = None,
+        tolerance: float = _TOLERANCE,
+        count: Tensor | None = None,
+        local: bool = False,
+    ) -> None:
+        super().__init__(A, y, count, local)
+        self.tolerance = tolerance
+        self.scale, self.L = scale.expand(self.batch), L
+        if not self.serves(A, L):
+            raise MethodError(f"L: {L!r} and {A!r} are not convolutions on one grid")
+        double = torch.complex128 if A.is_complex else torch.float64
+        self.own: Convolution = A
+        self.precise = A.to(dtype=double)
+        self.precise_L = None if L is None else L.to(dtype=double)
+        self.fine_below = 0.0  # damps up to this need double precision
+        self.starts: dict[int, Tensor] = {}
+        self.latest: tuple[Tensor, tuple[Convolution, LinearOperator | None, NormalInverse]] | None = None
+
+    @staticmethod
+    def serves(A: LinearOperator, L: LinearOperator | None) -> bool:
+        """Whether the border method does."""
+        if not isinstance(A, Convolution) or not Embedding.exists(A):
+            return False
+        terms = [] if L is None else as_convolutions(L, A.ndim)
+        return terms is not None and (L is None or Penalty.serves(A, terms))
+
+    def _inverse(self, A: Convolution, L: LinearOperator | None, damp: Tensor) -> NormalInverse:
+        if L is None:
+            return NormalInverse(A, damp, floor=0.0)
+        terms = as_convolutions(L, A.ndim)
+        assert terms is not None  # served
+        floor = 1e-13 if torch.finfo(A.dtype).bits == 64 else 0.0
+        return NormalInverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp.double()))
+
+    def _factors(self, damp: Tensor) -> tuple[Convolution, LinearOperator | None, NormalInverse]:
+        least = float(damp.min())
+        if torch.finfo(self.own.dtype).bits == 32 and least > self.fine_below:
+            if self.L is None:
+                enough = bool((damp**2 >= 1e-5 * self.scale.square()).all())
+                inverse = self._inverse(self.own, None, damp) if enough else None
+            else:
+                inverse = self._inverse(self.own, self.L, damp)
+                # what the definite forms invert; the saddle form's matrices say less
+                largest = frobenius(inverse.inverse.matrices).amax()
+                enough = inverse.form != "mixed" and bool(largest * inverse.scale.amax() < _SINGLE)
+            if inverse is not None and enough:
+                return self.own, self.L, inverse
+            self.fine_below = least
+        return self.precise, self.precise_L, self._inverse(self.precise, self.precise_L, damp)
+
+    def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
+        if self.latest is None or not torch.equal(self.latest[0], damp):
+            self.latest = None  # the factors of one damp at a time
+            self.latest = damp, self._factors(damp)
+        A, L, inverse = self.latest[1]
+        mu = damp.double().square().to(A.weight.real.dtype).reshape(*damp.shape, *(1 for _ in A.out_shape))
+        found = []
+        for number, y in enumerate(data):
+            y = y.to(A.dtype)
+            residual = inverse.side == "residual"
+            f = y if residual else A.adjoint(y)
+            start = self.starts.get(number) if keep else None
+            z, _, u = self._continued(inverse, f, start)
+            if keep and u is not None:
+                self.starts[number] = u
+            x, r = (A.adjoint(z), mu * z) if residual else (z, y - A.apply(z))
+            Lx, item = (x, A.in_shape) if L is None else (L.apply(x), L.out_shape)
+            found.append((r.to(self.own.dtype), _norm_sq(Lx, item)))
+        return found
+
+    def _continued(
+        self, inverse: NormalInverse, f: Tensor, start: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The inverse applied from a start that fits, or from none."""
+        if start is not None:
+            lead = inverse.embedding.rest(tuple(f.shape[: f.ndim - inverse.embedding.ndim - 1]))[1]
+            fits = start.shape[:2] == (lead, inverse.embedding.blocks) and start.dtype == f.dtype
+            start = start if fits else None
+        return inverse.continued(f, self.tolerance, _ITERATIONS, start)
+
+
+class SolverPath(_Probed):
+    """Any operator and penalty, by the plan that solves the damped problem, to a loose tolerance."""
+
+    def __init__(
+        self,
+        A: LinearOperator,
+        y: Tensor,
+        L: LinearOperator | None,
+        scale: Tensor,
+        tolerance: float = _TOLERANCE,
+        count: Tensor | None = None,
+        local: bool = False,
+    ) -> None:
+        super().__init__(A, y, count, local)
+        self.tolerance = tolerance
+        self.L, self.scale = L, scale.expand(self.batch)
+
+    def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
+        from lsconv.inverse.tikhonov import penalty_plan  # tikhonov calls the rules, which call this
+
+        plan = route(self.A, damp) if self.L is None else penalty_plan(self.A, self.L, damp)
+        found = []
+        for y in data:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                x = plan.solve(y.expand(y.shape[0], *self.batch, *self.A.out_shape), rtol=0.1 * self.tolerance).x
+            Lx = x if self.L is None else self.L.apply(x)
+            found.append((y - self.A.apply(x), _norm_sq(Lx, self.A.in_shape if self.L is None else self.L.out_shape)))
+        return found
+
+
+def _norm_sq(x: Tensor, item: tuple[int, ...]) -> Tensor:
+    return torch.linalg.vector_norm(x.flatten(x.ndim - len(item)), dim=-1).double().square()

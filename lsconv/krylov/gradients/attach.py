@@ -1,0 +1,170 @@
+"""Gradients of every answer by implicit differentiation: one more solve of the same kind, no graph through iterations.
+
+The entry points: :func:`attach` for a solve made of anything, :func:`differentiable` for a Krylov method. The
+mathematics is in :mod:`lsconv.krylov.gradients.damped_rule`, derivatives by what an operator is made of in
+:mod:`lsconv.krylov.gradients.parameters`, the backward's solves in :mod:`lsconv.krylov.gradients.backward_solves`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from lsconv.krylov.gradients.backward_solves import Again, Inverse
+from lsconv.krylov.gradients.damped_rule import NormalSolve, Solve
+from lsconv.krylov.gradients.parameters import any_followed, no_autocast, parameters_of
+from lsconv.krylov.gradients.pseudo_inverse_rule import PseudoSolve
+from lsconv.krylov.gradients.solve_record import System, spread_over
+from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.problem import as_complex, as_operator
+from lsconv.krylov.loop.scalar_options import checks_numbers
+from lsconv.krylov.loop.solution import Solution
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.finiteness import hidden_by_vmap
+from lsconv.operators.observed import observed
+from lsconv.operators.transforms import untraced
+
+__all__ = ["adjoint_answer", "attach", "differentiable", "follows", "start_as_prior"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Solution])
+
+
+def attach(
+    run: Callable[[LinearOperator, Tensor, Any, LinearOperator | None, Tensor | None], tuple[Any, Inverse]],
+    A: LinearOperator,
+    y: Tensor,
+    *,
+    damp: Any = 0.0,
+    L: LinearOperator | None = None,
+    x_prior: Tensor | None = None,
+    square: bool = False,
+    rtol: float | None = None,
+) -> Any:
+    """``run(A, y, damp, L, x_prior)``, with the gradients of its x.
+
+    Args:
+        run: solves, and returns the answer, a :class:`Solution` or a bare tensor, and an :class:`Inverse` for the
+            backward pass. It is called with grad mode off, on operators and tensors that autograd does not follow.
+        A: the operator; its parameters that require grad receive gradients.
+        y: the data.
+        damp: the damping; a tensor that requires grad receives its gradient.
+        L: the penalty; its parameters receive gradients.
+        x_prior: what the penalty pulls to; receives its gradient.
+        square: A is square and regular, so that x is ``A^{-1} y``.
+        rtol: relative tolerance of the forward solve, which those of the backward pass take over.
+    """
+    system = System(run, A, L, damp, square, rtol)
+    y = observed(A, y)  # the rules below would multiply what is not
+    params = (*parameters_of(A), *(() if L is None else parameters_of(L)))
+    given = damp if isinstance(damp, Tensor) else None
+    if not any_followed(y, given, x_prior, *params):
+        with torch.no_grad(), no_autocast(A):
+            return run(A, y, damp, L, x_prior)[0]
+    outputs = Solve.apply(system, y, given, x_prior, *params)
+    return system.result(outputs)
+
+
+def adjoint_answer(inverse: Inverse, A: LinearOperator, v: Tensor, damp: Any) -> Tensor:
+    """``A (A^H A + damp^2)^+ v``, the adjoint of ``inverse.apply``, with its gradients."""
+    system = System(None, A, None, damp, False, None)
+    system.inverse = inverse
+    system.look_at(damp)
+    given, params = damp if isinstance(damp, Tensor) else None, parameters_of(A)
+    answer: Any = 0
+    if system.some_damped:
+        answer = A.apply(NormalSolve.apply(system, system.only(v, True), given, *params))
+    if not system.all_damped:
+        answer = answer + PseudoSolve.apply(system, True, None, system.only(v, False), *params)
+    return answer
+
+
+def start_as_prior(A: LinearOperator, damp: Any, x0: Any) -> Tensor | None:
+    """The part of a start that stays in the answer, and so has a gradient: x0 for the items without damping.
+
+    Their answer is ``x0 + A^+ (y - A x0)``, with x0 for the prior; that of the others does not depend on x0.
+
+    Returns:
+        ``x_prior`` for :func:`attach`; None where there is no such item.
+    """
+    if not isinstance(x0, Tensor):
+        return None
+    if not isinstance(damp, Tensor):
+        return x0 if damp == 0 else None
+    undamped = damp.detach() == 0
+    if not (hidden_by_vmap(undamped) or bool(undamped.any())):
+        return None
+    return torch.where(spread_over(undamped, len(A.in_shape)), x0, 0)
+
+
+def follows(A: LinearOperator, *values: Any) -> bool:
+    """Whether autograd, or a torch.func transform, follows any of the tensors given or those that A is made of."""
+    return any_followed(*(value for value in values if isinstance(value, Tensor)), *parameters_of(A))
+
+
+def differentiable(
+    *,
+    square: bool = False,
+    transposed: Callable[..., Solution] | None = None,
+    chooses_damp: bool = False,
+) -> Callable[[_Function], _Function]:
+    """Give a Krylov method, ``method(A, b, *, damp=, M=, N=, ...) -> Solution``, its gradients.
+
+    Args:
+        square: the method solves square regular systems.
+        transposed: the method for ``A^H``, where the same one will not do; it takes the same arguments.
+        chooses_damp: the method chooses the damping, which the backward pass holds fixed; LSMR does its solves.
+    """
+
+    def decorate(method: _Function) -> _Function:
+        @untraced
+        @checks_numbers
+        @serves_empty_batches()
+        @functools.wraps(method)
+        def wrapped(A: Any, b: Tensor, **options: Any) -> Solution:
+            if not (isinstance(A, (LinearOperator, Tensor)) and isinstance(b, Tensor)):
+                return method(A, b, **options)
+            given, x0 = options.get("damp"), options.get("x0")
+            tensors = [t for t in (b, A, given, x0) if isinstance(t, Tensor)]
+            if isinstance(A, LinearOperator):
+                tensors += parameters_of(A)
+            if not any_followed(*tensors):
+                return method(A, b, **options)
+            rest = {name: value for name, value in options.items() if name != "damp"}
+            operator, damping = as_operator(A, b), 0.0 if given is None else given
+            x0 = as_complex(x0, operator)
+            prior = None if square or chooses_damp else start_as_prior(operator, damping, x0)
+
+            def run(
+                A: LinearOperator, b: Tensor, damp: Any, L: LinearOperator | None, x_prior: Tensor | None
+            ) -> tuple[Solution, Inverse]:
+                if chooses_damp:
+                    from lsconv.krylov.lsmr import lsmr  # which takes its own gradients from here
+
+                    solution = method(A, b, **rest)
+                    return solution, Again(lsmr, lsmr, A, solution.damp, {})
+                damped = {} if given is None else {"damp": damp}
+                start = {} if x_prior is None else {"x0": x_prior}
+                solution = method(A, b, **damped, **{**rest, **start})
+                inverse = Again(method, transposed or method, A, damp, rest)
+                inverse.spent = int(solution.iterations.max())
+                return solution, inverse
+
+            return attach(
+                run,
+                operator,
+                b,
+                damp=damping,
+                x_prior=prior,
+                square=square,
+                rtol=options.get("rtol"),
+            )
+
+        wrapped.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+        return cast(_Function, wrapped)
+
+    return decorate

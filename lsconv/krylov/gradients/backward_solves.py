@@ -1,0 +1,222 @@
+"""The solves of a backward pass: what a method must offer for it, and who hears when one did not converge."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentTypeError, ConvergenceWarning, warn
+from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
+from lsconv.krylov.loop.problem import check_damp
+from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["Again", "Inverse", "gram_by_cg", "normal_by_apply", "report_failure", "set_backward_failure_hook"]
+
+Hook = Callable[[str], None]
+_hook: Hook | None = None
+_MOST_REFINEMENTS = 10
+# A recomputed residual may exceed by this what the recursion of the solver took for the tolerance.
+_SLACK = 10
+
+
+def set_backward_failure_hook(hook: Hook | None) -> Hook | None:
+    """Say who hears of a backward solve that did not converge, and return who heard of it before.
+
+    Args:
+        hook: called with one sentence per failed solve; None: a :class:`ConvergenceWarning`, the default.
+
+    Raises:
+        ArgumentTypeError: ``hook`` cannot be called.
+
+    Example:
+        >>> heard = []
+        >>> previous = lsconv.set_backward_failure_hook(heard.append)
+        >>> lsconv.set_backward_failure_hook(previous) == heard.append
+        True
+    """
+    global _hook
+    if hook is not None and not callable(hook):
+        raise ArgumentTypeError(f"hook: expected a function of one string or None, got {type(hook).__name__}")
+    previous, _hook = _hook, hook
+    return previous
+
+
+def report_failure(message: object) -> None:
+    """Tell the hook, or warn, that a backward solve did not converge."""
+    if _hook is not None:
+        _hook(f"backward solve: {message}")
+    else:
+        warn(f"backward solve: {message}")
+
+
+class Inverse(Protocol):
+    """What a backward pass needs of a solver; ``rtol`` is the forward's. None of these is followed by autograd."""
+
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The answer for ``y``."""
+
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2 L^H L)^{-1} g``, for items with ``damp > 0``."""
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g`` for A of full column rank; None where it would cost more than :meth:`adjoint`."""
+
+
+class Again:
+    """The backward solves of a Krylov method: by the same method, with the preconditioners' sides exchanged."""
+
+    def __init__(
+        self,
+        method: Callable[..., Solution],
+        transposed: Callable[..., Solution],
+        A: LinearOperator,
+        damp: Any,
+        options: dict[str, Any],
+    ) -> None:
+        self.method, self.transposed, self.A, self.damp, self.options = method, transposed, A, damp, options
+        self.M, self.N = options.get("M"), options.get("N")
+        self.spent: int | None = None  # iterations of the forward solve
+
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The answer for ``y``."""
+        return self._run(self.method, self.A, y, rtol, self.M, self.N)
+
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+        M, N = self.M, self.N
+        if "N" not in inspect.signature(self.method).parameters:
+            if M is not None and not isinstance(M, LinearOperator):
+                M = None  # a function, whose adjoint nobody knows
+            return self._run(self.transposed, self.A.H, v, rtol, None if M is None else M.H, None)
+        return self._run(self.transposed, self.A.H, v, rtol, N, M)
+
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2)^{-1} g``."""
+        return normal_by_apply(self.A, self.damp, lambda y, rtol: self.apply(y, rtol=rtol), g, rtol=rtol)
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g``."""
+        return gram_by_cg(self.A, g, rtol=rtol, N=self.N, spent=self.spent, max_iter=self.options.get("max_iter"))
+
+    def _run(
+        self, method: Callable[..., Solution], A: LinearOperator, b: Tensor, rtol: float | None, M: Any, N: Any
+    ) -> Tensor:
+        known = inspect.signature(method).parameters
+        kept = {
+            n: v
+            for n, v in self.options.items()
+            if n in ("atol", "conlim", "max_iter", "check_every", "restart") and n in known
+        }
+        kept |= {} if M is None else {"M": M}
+        kept |= {} if N is None else {"N": N}
+        if "damp" in known:
+            kept["damp"] = self.damp
+        return method(A, b, rtol=rtol, check_finite=False, **kept).x
+
+
+def normal_by_apply(
+    A: LinearOperator,
+    damp: Any,
+    apply: Callable[[Tensor, float], Tensor],
+    g: Tensor,
+    *,
+    rtol: float | None,
+    share: float = 0.5,
+) -> Tensor:
+    r"""``v = (A^H A + mu)^{-1} g`` by one more solve of the same kind: that for the data ``A g``.
+
+    With H for :math:`A^HA + \mu`, :math:`H^{-1} A^H (A g) = g - \mu H^{-1} g`, so :math:`v = (g - x) / \mu` with x the
+    answer for ``A g``. What x leaves of its normal equations is :math:`\mu (H v - g)`: the test that stopped the
+    forward solve, :math:`\|A^H r - \mu x\| \le \mathrm{rtol} \|A\| \|(r, \mathrm{damp}\,x)\|`, reads for v
+
+    .. math:: \|g - H v\| \le \mathrm{rtol}\, \|A\|\, \|(A v,\ \mathrm{damp}\,(v - g / \mu))\| ,
+
+    and is made here of what A itself says. Relative to g the right side is up to ``rtol ||A|| / damp``, more than a
+    forward solve with a small r leaves: ``share`` of these digits are asked for in addition. An answer that fails the
+    test is refined by the same solver.
+
+    Args:
+        A: the operator.
+        damp: the damping.
+        apply: the answer for data, to a relative tolerance.
+        g: right-hand sides.
+        rtol: the forward's relative tolerance.
+        share: 1 for a residual of ``rtol ||g||``, 0 for the forward's test as it is.
+    """
+    domain, codomain = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
+    damping = check_damp(damp, A)
+    damping = torch.where(damping > 0, damping, 1.0)  # items without damping are asked for zero
+    mu = damping**2
+    rtol = Tolerances.of(A.dtype, rtol, 0.0).rtol
+    g_norm = domain.norm(g)
+    image = A.apply(g)
+    norm_a = divide(codomain.norm(image), g_norm)
+    rtol *= float((damping / torch.hypot(norm_a, damping)).min()) ** share
+    v: Tensor | None = None
+    size, met = torch.full_like(g_norm + mu, torch.inf), torch.zeros_like(g_norm + mu, dtype=torch.bool)
+    rest = g
+    for _ in range(_MOST_REFINEMENTS):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # what counts is the residual below
+            x = apply(image, rtol)
+        step = (rest - x) * domain.spread(1 / mu)
+        trial = step if v is None else v + step
+        av = A.apply(trial)
+        back = A.adjoint(av)
+        left = g - back - trial * domain.spread(mu)
+        norm, av_norm = domain.norm(left), codomain.norm(av)
+        norm_a = torch.maximum(
+            norm_a, torch.fmax(divide(av_norm, domain.norm(trial)), divide(domain.norm(back), av_norm))
+        )
+        total = torch.hypot(av_norm, damping * domain.norm(trial - g * domain.spread(1 / mu)))
+        bound = _SLACK * torch.minimum(rtol * torch.hypot(norm_a, damping) * total, rtol**0.5 * g_norm)
+        bound = torch.maximum(bound, 8 * torch.finfo(A.dtype).eps * g_norm)
+        better = norm < size
+        spread = domain.spread(better).real.bool()
+        v = trial if v is None else torch.where(spread, trial, v)
+        met = torch.where(better, norm <= bound, met)
+        improving = better & (norm < 0.5 * size) & ~met
+        size = torch.where(better, norm, size)
+        if not bool(improving.any()):
+            break
+        rest = torch.where(spread, left, 0) * domain.spread(improving)
+        image = A.apply(rest)
+    assert v is not None
+    failed = ~met & (g_norm > 0)
+    if bool(failed.any()):
+        text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge"
+        warnings.warn(text, ConvergenceWarning, stacklevel=2)
+    return v
+
+
+def gram_by_cg(
+    A: LinearOperator,
+    g: Tensor,
+    *,
+    rtol: float | None,
+    N: LinearOperator | None = None,
+    spent: int | None = None,
+    max_iter: int | None = None,
+) -> Tensor:
+    """``(A^H A)^{-1} g`` by conjugate gradients; it is for the caller to see whether it converged.
+
+    Where A turns out not to have full column rank there is nothing to converge to. A solve takes about as many
+    iterations as the forward one (``spent``) and is given up after twice as many: the caller has another way.
+    """
+    from lsconv.krylov.cg import cg  # which takes its own gradients from here
+
+    if spent is not None:
+        max_iter = min(2 * spent + 20, 10_000 if max_iter is None else max_iter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return cg(A.H @ A, g, M=N, rtol=rtol, max_iter=max_iter, check_finite=False).x

@@ -1,0 +1,197 @@
+r"""The derivative rule without damping, that of Golub and Pereyra, as an autograd function.
+
+Without damping :math:`x = A^+ y`, and for perturbations that keep the rank of A (Golub and Pereyra)
+
+.. math:: dA^+ = -A^+ dA\,A^+ + A^+ A^{+H} dA^H (I - A A^+) + (I - A^+ A) dA^H A^{+H} A^+ ,
+
+so that with :math:`u = A^{+H} g`, :math:`q = A^+ u`, :math:`w = g - A^H u` and :math:`z = A^{+H} x`
+
+.. math:: \bar y = u, \qquad \bar A = -u x^H + r q^H + z w^H .
+
+The second term vanishes with the residual (full row rank), the third with w (full column rank), and the solve for it is
+then left out. So is that for z where the forward solve has found it along with x
+(:mod:`lsconv.krylov.loop.lagrange_multipliers`): LSQR, LSMR, CGLS and CRAIG do for fewer rows than columns, and one
+solve is left, that for u.
+
+Where the rank does change (a zero of the symbol), :math:`A^+` is not even continuous: use damp > 0.
+
+In forward mode dx is this, applied to y.
+
+Golub and Pereyra, "The differentiation of pseudo-inverses and nonlinear least squares problems whose variables
+separate", SIAM J. Numer. Anal. 10 (1973), 413-432.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.krylov.gradients.parameters import made_of, pull, push, transforming
+from lsconv.krylov.gradients.solve_record import System
+from lsconv.krylov.gradients.vmap import front, under_old_vmap
+
+__all__ = ["PseudoSolve", "fit", "plus", "pseudo_backward", "pseudo_tangent"]
+
+
+class PseudoSolve(torch.autograd.Function):
+    """``A^+ y``, or ``A^{+H} y`` when ``transposed``, for the items without damping.
+
+    As a function of y alone, the parameters and damp held fixed, it is right for the others too.
+    """
+
+    @staticmethod
+    def forward(system: System, transposed: bool, known: Tensor | None, y: Tensor, *params: Tensor) -> Tensor:
+        """Solve, unless the answer is known."""
+        if known is not None:
+            return known.clone()
+        given, found = len(system.A.out_shape), len(system.A.in_shape)
+        if transposed:
+            given, found = found, given
+        answer = system.call("adjoint" if transposed else "apply", y, given, found)
+        assert answer is not None
+        return answer
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep what the backward needs."""
+        ctx.system, ctx.transposed, _, *tensors = inputs
+        ctx.save_for_backward(output, *tensors)
+        ctx.save_for_forward(output, *tensors)
+
+    @staticmethod
+    @under_old_vmap
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """The cotangents of the inputs."""
+        x, y, *params = ctx.saved_tensors
+        y_bar, bars = pseudo_backward(ctx.system, ctx.transposed, y, x, g, params, ctx.needs_input_grad[4:])
+        return (None, None, None, fit(y_bar, y), *bars)
+
+    @staticmethod
+    @under_old_vmap
+    def jvp(ctx: Any, _: None, __: None, ___: None, dy: Tensor | None, *dparams: Tensor | None) -> Tensor:
+        """The tangent of the result."""
+        x, y, *params = ctx.saved_tensors
+        moved = torch.zeros_like(y) if dy is None else dy
+        dx: Tensor = pseudo_tangent(ctx.system, ctx.transposed, y, x, moved, params, dparams)
+        return dx
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], system: System, transposed: bool, known: Any, y: Tensor, *params: Any
+    ) -> Any:
+        """The mapped dimension becomes a batch dimension."""
+        ndims = [len(system.A.out_shape), len(system.A.in_shape)]
+        known = None if in_dims[2] is None else known
+        moved, own = front(
+            system,
+            info.batch_size,
+            (y, known),
+            ndims[::-1] if transposed else ndims,
+            params,
+            (in_dims[3], in_dims[2], *in_dims[4:]),
+        )
+        return PseudoSolve.apply(system, transposed, moved[1], moved[0], *own), 0
+
+
+# ---------------------------------------------------------------------------------------------- the rule
+
+
+def pseudo_backward(
+    system: System,
+    transposed: bool,
+    y: Tensor,
+    x: Tensor,
+    g: Tensor,
+    params: Sequence[Tensor],
+    needed: Sequence[bool],
+    z: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Cotangents of y and of A's parameters in ``x = A^+ y`` (of ``A^H`` when ``transposed``); z where it is known."""
+    own, needed = params[: system.count], needed[: system.count]
+    if not any(needed):
+        return PseudoSolve.apply(system, not transposed, None, g, *own), [None] * system.count
+    system.check_unweighted()
+    A = made_of(system.A, own)
+    B = A.H if transposed else A
+    outputs, inputs = len(B.out_shape), len(B.in_shape)
+    probing = transforming()  # under a transform values cannot be looked at
+    r = None if system.square else y - B.apply(x)
+    fits = r is None or (not probing and system.negligible(r, y, outputs))
+    # a square A that leaves a residual is singular
+    if not (fits or probing or transposed or torch.is_grad_enabled()) and B.out_numel > B.in_numel:
+        # u = A q with q = (A^H A)^-1 g: one solve for what takes two otherwise
+        q = system.call("gram_solve", g, inputs, inputs)
+        u = None if q is None else A.apply(q)
+        if u is not None and q is not None and system.negligible(g - A.adjoint(u), g, inputs):
+            return u, pull(system.A, False, own, needed, [x, q], torch.broadcast_tensors(-u, r))
+    u = PseudoSolve.apply(system, not transposed, None, g, *own)
+    directions, cotangents = [x], [-u]
+    if r is not None:
+        if not fits:
+            directions.append(PseudoSolve.apply(system, transposed, None, u, *own))
+            cotangents.append(r)
+        w = g - B.adjoint(u)
+        if probing or not system.negligible(w, g, inputs):
+            directions.append(w)
+            cotangents.append(PseudoSolve.apply(system, not transposed, z, x, *own))
+    return u, pull(system.A, transposed, own, needed, directions, cotangents)
+
+
+def pseudo_tangent(
+    system: System,
+    transposed: bool,
+    y: Tensor,
+    x: Tensor,
+    dy: Tensor,
+    params: Sequence[Tensor],
+    tangents: Sequence[Tensor | None],
+    z: Tensor | None = None,
+) -> Tensor:
+    """Tangent of ``x = A^+ y`` (of ``A^H`` when ``transposed``); z where it is known."""
+    own, tangents = params[: system.count], tangents[: system.count]
+
+    def inverse(right: Tensor, adjoint: bool = False, known: Tensor | None = None) -> Tensor:
+        answer: Tensor = PseudoSolve.apply(system, transposed != adjoint, known, right, *own)
+        return answer
+
+    if all(tangent is None for tangent in tangents):
+        return inverse(dy)
+    system.check_unweighted()
+
+    def image(v: Tensor, adjoint: bool = False) -> Tensor:
+        def of(*own: Tensor) -> Tensor:
+            A = made_of(system.A, own)
+            return A.adjoint(v) if transposed != adjoint else A.apply(v)
+
+        moved = push(of, own, tangents)
+        assert moved is not None
+        return moved
+
+    dy = dy - image(x)
+    if system.square:
+        return inverse(dy)
+    A = made_of(system.A, own)
+    B = A.H if transposed else A
+    r = y - B.apply(x)
+    if transforming() or not system.negligible(r, y, len(B.out_shape)):
+        dy = dy + inverse(image(r, adjoint=True), adjoint=True)
+    null_part = image(inverse(x, adjoint=True, known=z), adjoint=True)
+    return inverse(dy - B.apply(null_part)) + null_part
+
+
+# ------------------------------------------------------------------------------------------------- pieces
+
+
+def fit(bar: Any, tensor: Tensor | None) -> Tensor | None:
+    """A cotangent summed over the dimensions that broadcasting made, in the dtype of its tensor."""
+    if bar is None or tensor is None:
+        return None
+    return bar.sum_to_size(tensor.shape).to(tensor.dtype)
+
+
+def plus(left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor | None]:
+    """Sums, where None is zero."""
+    return [b if a is None else a if b is None else a + b for a, b in zip(left, right, strict=True)]

@@ -1,0 +1,152 @@
+"""One solve as the derivative rules see it: how to run it, what it left behind, and the solves it offers to them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.krylov.gradients.backward_solves import Inverse, report_failure
+from lsconv.krylov.gradients.parameters import any_followed, made_of, no_autocast, parameters_of
+from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, scalar_dtype
+from lsconv.krylov.loop.empty_batch import cut, filled
+from lsconv.krylov.loop.lagrange_multipliers import keeping
+from lsconv.krylov.loop.problem import check_damp
+from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+
+__all__ = ["System", "spread_over"]
+
+# What there is of it always; the rest, None by default, is about the values of this solve and has no derivatives.
+_TENSORS = tuple(field.name for field in fields(Solution) if field.default is MISSING)
+
+
+class System:
+    """What the derivative rules share about one solve; none of it is followed by autograd."""
+
+    def __init__(
+        self, run: Any, A: LinearOperator, L: LinearOperator | None, damp: Any, square: bool, rtol: float | None
+    ) -> None:
+        self.run, self.A, self.L, self.square, self.rtol = run, A, L, square, rtol
+        self.damp_given = damp
+        own = parameters_of(A)
+        self.count, self.varies = len(own), any_followed(*own)
+        self.inverse: Inverse | None = None
+        self.solution: Solution | None = None
+        self.has_multipliers = False
+
+    def operators(self, params: Sequence[Tensor]) -> tuple[LinearOperator, LinearOperator | None]:
+        """A and L made of the tensors given."""
+        A = made_of(self.A, params[: self.count])
+        return A, None if self.L is None else made_of(self.L, params[self.count :])
+
+    def solve(self, y: Tensor, damp: Tensor | None, x_prior: Tensor | None, params: Sequence[Tensor]) -> Any:
+        """Run, keep what the backward needs, and return the tensors of the solution, then its multipliers if found."""
+        A, L = self.operators([p.detach() for p in params])
+        prior = None if x_prior is None else x_prior.detach()
+        given = self.damp_given if damp is None else damp.detach()
+        with torch.no_grad(), no_autocast(A), keeping(self.varies and prior is None) as kept:
+            if y.numel() == 0:  # torch.func.vmap over nothing
+                answer, self.inverse = self._solve_nothing(A, y, given, L, prior)
+            else:
+                answer, self.inverse = self.run(A, y.detach(), given, L, prior)
+        chosen = isinstance(answer, Solution) and damp is None and bool((answer.damp != given).any())
+        self.look_at(answer.damp if chosen else given)
+        z = kept.of(answer if isinstance(answer, Tensor) else answer.x)
+        self.has_multipliers = z is not None
+        more = () if z is None else (z,)
+        if isinstance(answer, Tensor):
+            return answer, *more
+        # without the tensors that autograd follows: these lead to what holds this, which would live until a collection
+        self.solution = replace(answer, **dict.fromkeys(_TENSORS))
+        return *(getattr(answer, name) for name in _TENSORS), *more
+
+    def _solve_nothing(self, A: LinearOperator, y: Tensor, damp: Any, L: LinearOperator | None, prior: Any) -> Any:
+        data = [(y, len(A.out_shape)), (damp, 0), (prior, len(A.in_shape))]
+        batches = [t.shape[: t.ndim - ndim] for t, ndim in data if isinstance(t, Tensor)]
+        y, damp, prior = (filled(t, t.ndim - ndim) if isinstance(t, Tensor) else t for t, ndim in data)
+        answer, inverse = self.run(A, y, damp, L, prior)
+        return cut(answer, broadcast_shapes(A.batch_shape, *batches)), inverse
+
+    def look_at(self, damp: Any) -> None:
+        """Keep the damping, and whether all or some items have one."""
+        self.damp = check_damp(damp, self.A)
+        self.some_damped = not self.square and bool((self.damp > 0).any())
+        self.all_damped = not self.square and bool((self.damp > 0).all())
+
+    def result(self, outputs: tuple[Tensor, ...]) -> Any:
+        """The outputs of :class:`Solve` as a :class:`Solution`, or bare."""
+        if self.solution is None:
+            return outputs[0]
+        found: dict[str, Any] = dict(zip(_TENSORS, outputs[: len(_TENSORS)], strict=True))
+        return replace(self.solution, **found)
+
+    def only(self, g: Tensor, damped: bool, item_ndim: int | None = None) -> Tensor:
+        """``g`` with zeros for the items that are not damped, or for those that are."""
+        if self.all_damped == damped and (self.all_damped or not self.some_damped):
+            return g
+        mask = (self.damp > 0) == damped
+        return torch.where(spread_over(mask, len(self.A.in_shape) if item_ndim is None else item_ndim), g, 0)
+
+    def call(self, name: str, g: Tensor, item_ndim: int, result_ndim: int) -> Tensor | None:
+        """``inverse.name(g)``: scaled, so that a cotangent of 1e-30 keeps its digits; NaN stays in its item."""
+        if g.numel() == 0:
+            batch = broadcast_shapes(g.shape[: g.ndim - item_ndim], self.A.batch_shape, self.damp.shape)
+            return g.new_zeros(*batch, *(self.A.out_shape if name == "adjoint" else self.A.in_shape))
+        with torch.no_grad(), no_autocast(self.A):
+            g = g.detach()
+            flat = g.flatten(g.ndim - item_ndim) if item_ndim else g.unsqueeze(-1)
+            finite = torch.isfinite(flat).all(-1)
+            size = torch.where(finite, flat.abs().amax(-1), 0).to(scalar_dtype(g.device))
+            unit = binary_unit(size).to(g.real.dtype)
+            scaled = torch.where(spread_over(finite, item_ndim), g / spread_over(unit, item_ndim), 0)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                answer: Tensor | None = getattr(self.inverse, name)(scaled, rtol=self.rtol)
+            if answer is None:
+                return None
+            if bool((size == 0).all()):
+                answer = torch.zeros_like(answer)
+            answer = answer * spread_over(unit, result_ndim)
+            answer = torch.where(spread_over(finite, result_ndim), answer, torch.nan)
+        for warning in caught:
+            if not issubclass(warning.category, ConvergenceWarning):
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+            else:
+                report_failure(warning.message)
+        return answer
+
+    def check_unweighted(self) -> None:
+        """Refuse what Golub and Pereyra do not cover: a preconditioner that chooses among the answers.
+
+        Raises:
+            MethodError: M with more rows than columns, or N with fewer.
+        """
+        A, inverse = self.A, self.inverse
+        for name, more, fewer in (("M", A.out_numel, A.in_numel), ("N", A.in_numel, A.out_numel)):
+            if more > fewer and getattr(inverse, name, None) is not None:
+                raise MethodError(
+                    f"{name}: without damping it chooses the answer, where A is {A.in_shape} -> {A.out_shape}, and "
+                    f"there is no gradient by what A is made of (by the data there is); use damp > 0, or drop {name}"
+                )
+
+    def negligible(self, part: Tensor, whole: Tensor, item_ndim: int) -> bool:
+        """Whether ``part`` is what the tolerance leaves of ``whole``, in every item."""
+        # safe: the squares of a cotangent of 1e-30 are beyond float32
+        size, scale = (
+            ItemSpace(t.shape[t.ndim - item_ndim :], t.dtype, t.device).safe_norm(t.detach()) for t in (part, whole)
+        )
+        rtol = max(Tolerances.of(self.A.dtype, None, 0.0).rtol, self.rtol or 0.0)
+        return bool((size <= 10 * rtol * scale).all())
+
+
+def spread_over(values: Tensor, ndim: int) -> Tensor:
+    """One value per item, shaped to multiply items of ``ndim`` dimensions."""
+    return values.reshape(*values.shape, *(1 for _ in range(ndim)))

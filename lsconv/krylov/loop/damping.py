@@ -1,0 +1,181 @@
+r"""The two ways to fold damping into the operator, so that neither a start nor a preconditioner moves the answer.
+
+*Below*: :math:`\min \|[A; \mathrm{damp}\,I]\,x - [y; 0]\|`. From any start, and with any preconditioner on the solution
+side, its answer is that of the damped problem.
+
+*Beside*: the least-norm solution of :math:`[A, \mathrm{damp}\,I]\,(x, s) = y`. It is the same x, the system is
+consistent, and a consistent system keeps its solution when a preconditioner on the residual side reweights it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError
+from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, hypot
+from lsconv.krylov.loop.method import Method
+from lsconv.krylov.loop.problem import Problem
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+
+__all__ = ["Build", "below", "beside", "folded"]
+
+# Over the lower bound of ||A|| that stands for it in the estimate of a gradient. Any number above their ratio will do,
+# which is mostly 1.0 to 1.2: a larger one costs the few iterations that gain its factor, a smaller one a claim that its
+# audit refuses, and then a restart with tighter bounds (Monitor.resume).
+_MARGIN = 1.25
+
+Build = Callable[[Problem, "Tensor | None", Scalar], Method]
+
+
+def folded(
+    problem: Problem, build: Build
+) -> tuple[Callable[[Tensor | None, Scalar], Method], Callable[[Tensor], Tensor]]:
+    """How a Golub-Kahan method meets damping together with M, N or a start.
+
+    The bidiagonalisation of A serves ``damp`` by itself only from a zero start and without preconditioners; in the
+    other cases the method gets a folded problem.
+
+    Returns:
+        What builds the method at a start, and what takes x out of its iterate.
+    """
+    if problem.damp is not None and problem.M is not None:
+        return beside(problem, build)
+    if problem.damp is not None:
+        inner = below(problem)
+
+        def start(x: Tensor | None, running: Scalar) -> Method:
+            return build(problem if x is None and problem.N is None else inner, x, running)
+
+        return start, lambda z: z
+    return lambda x, running: build(problem, x, running), lambda z: z
+
+
+def below(problem: Problem) -> Problem:
+    """The problem with ``damp I`` below A; needs damping."""
+    assert problem.damp is not None
+    zeros = problem.start(None).flatten(len(problem.batch))
+    y = torch.cat([problem.y.flatten(len(problem.batch)), zeros], -1)
+    return replace(problem, A=_Below(problem.A, problem.damp), y=y, damp=None)
+
+
+def beside(
+    problem: Problem, build: Build
+) -> tuple[Callable[[Tensor | None, Scalar], Method], Callable[[Tensor], Tensor]]:
+    """A method on the problem with ``damp I`` beside A; items without damping keep ``s = 0``.
+
+    Raises:
+        ArgumentError: with N, or with a start: both choose another of the many ``(x, s)``.
+    """
+    if problem.x0 is not None or problem.N is not None:
+        raise ArgumentError(
+            "M: with damp > 0 it cannot be combined with x0 or N; precondition by N instead, or drop x0"
+        )
+    assert problem.damp is not None
+    damp = problem.scalar(problem.damp)
+    operator = _Beside(problem.A, problem.damp)
+    inner = replace(problem, A=operator, damp=None)
+
+    def start(z: Tensor | None, running: Scalar) -> Method:
+        return _BesideMethod(build(inner, z, running), inner, damp)
+
+    return start, lambda z: operator.first(z).clone()
+
+
+class _BesideMethod(Method):
+    """A method on (x, s), with the estimates of the problem in x alone.
+
+    With rho = y - A x - damp s, in the row space of [A, damp I], the residual (y - A x, damp x) has the norm
+    damp ||(x, s)|| up to rho, and the gradient is A^H rho, at most ||A|| ||rho||.
+
+    Where y is inconsistent s is as large as ||y - A x|| / damp, and rho does not fall below its rounding, of
+    eps ||A|| ||(x, s)||. Below ``damp = eps^0.25 ||A|| / 10`` or so the default tolerance is therefore out of reach,
+    of any method that takes M: the item is declared finished there, and its audit says what was reached.
+    """
+
+    def __init__(self, inner: Method, problem: Problem, damp: Scalar) -> None:
+        self.inner, self.space, self.damp = inner, problem.domain, damp
+        self.uniform = inner.uniform
+        self.eps = torch.finfo(problem.A.dtype).eps
+        self._read()
+
+    def solution(self) -> Tensor:
+        return self.inner.solution()
+
+    def step(self, running: Scalar) -> None:
+        self.inner.step(running)
+        self._read()
+
+    def _read(self) -> None:
+        inner, rho = self.inner, self.inner.residual
+        z_norm: Scalar = self.space.norm(inner.solution())
+        self.operator_norm = inner.operator_norm
+        self.condition, self.trouble = inner.condition, inner.trouble
+        self.residual = hypot(rho, self.damp * z_norm)
+        self.gradient = _MARGIN * self.operator_norm * rho
+        self.settled = 2 * rho <= self.eps * self.operator_norm * z_norm
+
+
+class _Folded(LinearOperator):
+    """A with ``damp I`` joined to it; the joined side is flattened, one vector per item."""
+
+    def __init__(self, A: LinearOperator, damp: Tensor, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
+        batch_shape = broadcast_shapes(A.batch_shape, damp.shape)
+        super().__init__(in_shape, out_shape, dtype=A.dtype, device=A.device, batch_shape=batch_shape)
+        self.operator = A
+        self.damp = damp
+
+    def _scaled(self, v: Tensor, item_shape: tuple[int, ...]) -> Tensor:
+        scaled: Tensor = v * ItemSpace(item_shape, self.dtype, self.device).spread(self.damp)
+        return scaled
+
+
+class _Below(_Folded):
+    """``x -> (A x, damp x)``."""
+
+    _only_torch = True
+
+    def __init__(self, A: LinearOperator, damp: Tensor) -> None:
+        self.split = math.prod(A.out_shape)
+        super().__init__(A, damp, A.in_shape, (self.split + math.prod(A.in_shape),))
+
+    def apply(self, x: Tensor) -> Tensor:
+        ax, dx = self.operator.apply(x), self._scaled(x, self.in_shape)
+        return torch.cat(
+            [ax.flatten(ax.ndim - len(self.operator.out_shape)), dx.flatten(dx.ndim - len(self.in_shape))], -1
+        )
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        upper, lower = y[..., : self.split], y[..., self.split :]
+        upper = upper.unflatten(-1, self.operator.out_shape)
+        return self.operator.adjoint(upper) + self._scaled(lower.unflatten(-1, self.in_shape), self.in_shape)
+
+
+class _Beside(_Folded):
+    """``(x, s) -> A x + damp s``."""
+
+    _only_torch = True
+
+    def __init__(self, A: LinearOperator, damp: Tensor) -> None:
+        self.split = math.prod(A.in_shape)
+        super().__init__(A, damp, (self.split + math.prod(A.out_shape),), A.out_shape)
+
+    def first(self, z: Tensor) -> Tensor:
+        """The ``x`` of ``(x, s)``."""
+        x: Tensor = z[..., : self.split].unflatten(-1, self.operator.in_shape)
+        return x
+
+    def apply(self, x: Tensor) -> Tensor:
+        s = x[..., self.split :].unflatten(-1, self.out_shape)
+        return self.operator.apply(self.first(x)) + self._scaled(s, self.out_shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        ahy, dy = self.operator.adjoint(y), self._scaled(y, self.out_shape)
+        return torch.cat(
+            [ahy.flatten(ahy.ndim - len(self.operator.in_shape)), dy.flatten(dy.ndim - len(self.out_shape))], -1
+        )

@@ -1,0 +1,104 @@
+"""An empty batch gives an empty answer: that for a batch of one item of zeros, without the item.
+
+So the arguments are checked, and shapes, dtypes and what an answer consists of are those of any batch, in one place.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ConvergenceWarning
+from lsconv.krylov.loop.problem import as_operator
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+
+__all__ = ["cut", "filled", "serves_empty_batches"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_LIKE_X = ("x0", "x_prior")
+_ABOUT_ITEMS = ("callback", "progress", "raise_on_failure")  # there is nothing to watch or to fail
+
+
+def serves_empty_batches(
+    item: Callable[[LinearOperator], tuple[int, ...]] = lambda A: A.out_shape,
+) -> Callable[[_Function], _Function]:
+    """Give a function ``(A, y, ...)`` an empty answer for an empty batch, with its gradients.
+
+    Args:
+        item: the shape of an item of the second argument, of the operator.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        signature = inspect.signature(function)
+        first, second = list(signature.parameters)[:2]
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            empty = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.numel() == 0]
+            if not empty:
+                return function(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
+            options = given.pop("options", {})
+            given |= options
+            A, y = given[first], given[second]
+            A = filled(A, A.ndim - 2) if isinstance(A, Tensor) else A
+            operator = as_operator(A, y)
+            shapes = {n: t.shape for n, t in given.items() if isinstance(t, Tensor) and n != first}
+            shapes.pop("L", None)
+            ndims = {n: len(operator.in_shape) if n in _LIKE_X else 0 for n in shapes} | {second: len(item(operator))}
+            own = given[first].shape[:-2] if isinstance(given[first], Tensor) else operator.batch_shape
+            try:
+                batch = broadcast_shapes(own, *(shape[: len(shape) - ndims[n]] for n, shape in shapes.items()))
+            except RuntimeError:
+                return function(*args, **kwargs)  # which refuses them
+            if 0 not in batch or tuple(y.shape[y.ndim - ndims[second] :]) != item(operator):
+                return function(*args, **kwargs)
+            for n in shapes:
+                given[n] = filled(given[n], given[n].ndim - ndims[n], 0 if ndims[n] else 1)
+            given = {n: value for n, value in given.items() if n not in _ABOUT_ITEMS}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                return cut(function(**{**given, first: A}), batch)
+
+        return cast(_Function, run)
+
+    return decorate
+
+
+def filled(tensor: Tensor, batch_ndim: int, value: float = 0) -> Tensor:
+    """A tensor with an item of ``value`` joined to every empty batch dimension; autograd follows."""
+    for dim in range(batch_ndim):
+        if tensor.shape[dim] == 0:
+            item = tensor.new_full((*tensor.shape[:dim], 1, *tensor.shape[dim + 1 :]), value)
+            tensor = torch.cat([tensor, item], dim)
+    return tensor
+
+
+def cut(answer: Any, batch: Sequence[int], *, of_items: bool = True) -> Any:
+    """The part of an answer for :func:`filled` data that an empty batch has.
+
+    Args:
+        answer: a tensor or an array, or what holds some.
+        batch: the batch dimensions.
+        of_items: tensors are vectors behind the batch dimensions; else scalars, or rows of scalars.
+    """
+    if hasattr(answer, "shape"):
+        rows = 0 if of_items else answer.ndim - len(batch)
+        if rows not in (0, 1):
+            return answer
+        where = [slice(None)] * rows + [slice(0, size) for size in batch]
+        return answer[tuple(where)]
+    if isinstance(answer, tuple):
+        return tuple(cut(value, batch, of_items=of_items) for value in answer)
+    if is_dataclass(answer) and not isinstance(answer, type):
+        parts = {f.name: cut(getattr(answer, f.name), batch, of_items=f.name == "x") for f in fields(answer)}
+        return replace(answer, **parts)
+    return answer

@@ -1,0 +1,267 @@
+"""The loop around every method: masks, stopping tests, restarts after a failed audit, callback, progress, history.
+
+A method is an object with one ``step``. It never decides when to stop; it keeps three estimates, and the loop compares
+them on the device at every iteration, so that an item stops at the same iteration whatever ``check_every`` is. What the
+estimates claim is then checked by A itself. Where the claim was wrong (rounding, or a preconditioned norm) the item
+starts again from where it is, until the claim holds or restarting no longer helps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ConvergenceError, PreconditionerError, warn
+from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, minimum, unbounded, where
+from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
+from lsconv.krylov.loop.lagrange_multipliers import keep
+from lsconv.krylov.loop.malloc import keep_pages
+from lsconv.krylov.loop.method import CURVATURE, KERNEL, STUCK, Method
+from lsconv.krylov.loop.monitor import CLAIMED, CONDITION, OVERFLOW, Monitor
+from lsconv.krylov.loop.options import IterationState, Options
+from lsconv.krylov.loop.problem import Problem
+from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.stopping import NULL_SHARE, Certificate, certify
+
+__all__ = ["iterate", "report"]
+
+
+def iterate(
+    problem: Problem,
+    options: Options,
+    start: Callable[[Tensor | None, Scalar], Method],
+    *,
+    collapse: Callable[[Tensor], Tensor] = lambda z: z,
+    square: bool = False,
+    selection: Callable[[], tuple[Tensor, Any]] | None = None,
+    name: str = "",
+    quiet: bool = False,
+) -> Solution:
+    """Run a method on a problem until every item has stopped, and certify the answer.
+
+    Args:
+        problem: the problem as the user posed it; the certificate is about this one.
+        options: limits, tolerances and who watches.
+        start: builds the method at a start (None for zero) for the items that are running.
+        collapse: from the method's iterate to x, where the method works on a folded problem.
+        square: only the residual decides.
+        selection: the damping that the method chose, and what to report about it.
+        name: of the method, for messages.
+        quiet: leave it to the caller to :func:`report` what did not converge.
+    """
+    solution = _Loop(problem, options, start, collapse, square, selection, name).run()
+    if not quiet:
+        report(solution, options, name)
+    return solution
+
+
+def report(solution: Solution, options: Options, name: str) -> None:
+    """Warn of the items that did not converge, or raise if that is wanted.
+
+    Raises:
+        ConvergenceError: with ``raise_on_failure``.
+    """
+    failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
+    if not bool(failed.any()):
+        return
+    text = f"{name}: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"
+    if options.raise_on_failure:
+        raise ConvergenceError(text)
+    warn(text)
+
+
+class _Loop:
+    def __init__(
+        self,
+        problem: Problem,
+        options: Options,
+        start: Callable[[Tensor | None, Scalar], Method],
+        collapse: Callable[[Tensor], Tensor],
+        square: bool,
+        selection: Callable[[], tuple[Tensor, Any]] | None,
+        name: str,
+    ) -> None:
+        self.problem, self.options, self.start, self.collapse = problem, options, start, collapse
+        self.square, self.selection, self.name = square, selection, name
+        self.y_norm: Scalar = problem.codomain.safe_norm(problem.y)
+        self.monitor = Monitor(problem, options, self.y_norm, square=square)
+        self.damp: Scalar = 0.0 if problem.damp is None else problem.scalar(problem.damp)
+        self.stopped = False
+        self.bar: Any = None
+
+    @torch.no_grad()
+    def run(self) -> Solution:
+        problem, monitor = self.problem, self.monitor
+        if problem.A.device.type == "cpu":
+            keep_pages()
+        z: Tensor | None = problem.x0
+        carried: Tensor | None = None
+        certificate: Certificate | None = None
+        try:
+            while True:
+                method = self._one_pass(z)
+                x_new, carried_new = method.solution(), method.multipliers()
+                if carried is not None and carried_new is not None:
+                    carried_new = carried + carried_new
+                if self.selection is not None:
+                    self.damp = self.selection()[0]
+                new = self._certify(self.collapse(x_new))
+                if z is None or certificate is None:
+                    z, certificate, improved = x_new, new, new.merit == new.merit
+                    carried = carried_new
+                else:
+                    worse = new.merit >= certificate.merit
+                    improved = new.merit < 0.5 * certificate.merit
+                    z = _chosen(worse, z, x_new)
+                    if carried is not None and carried_new is not None:
+                        carried = _chosen(worse, carried, carried_new)
+                    certificate = _choose(worse, certificate, new)
+                retry = (monitor.codes == CLAIMED) & (certificate.converged == 0) & improved
+                retry = retry & (unbounded(certificate.merit) == 0) & (monitor.iterations < self.options.max_iter)
+                if self.stopped or not any_item(retry):
+                    break
+                monitor.resume(retry, certificate.merit)
+                # before their successors are made: the two are never alive together
+                del method, x_new, carried_new, new
+        finally:
+            if self.bar is not None:
+                self.bar.close()
+        return self._finish(self.collapse(z), certificate, carried)
+
+    # ------------------------------------------------------------------ one pass: start, step, test
+
+    def _one_pass(self, z: Tensor | None) -> Method:
+        monitor, every = self.monitor, self.options.check_every
+        method = self.start(z, monitor.running)
+        monitor.test(method, record=not monitor.rows)
+
+        def iterate_once() -> None:
+            method.step(monitor.running)
+            monitor.count()
+            monitor.test(method)
+
+        advance: Callable[[], None] = iterate_once
+        for step in range(self.options.max_iter + 1):
+            if step % every == 0 and not self._look(method, step):
+                break
+            if monitor.running is False:  # known at once where the scalars are the host's
+                break
+            if step == every:
+                recorder = recorder_for(self.problem, method)
+                advance = advance if recorder is None else Recorded(advance, method, monitor, recorder)
+            advance()
+        return method
+
+    def _look(self, method: Method, step: int) -> bool:
+        """The only place where the host waits for the device: is anything still running?"""
+        running = any_item(self.monitor.running)
+        if self.options.progress:
+            self._show(method)
+        if self.options.callback is not None and running:
+            residual, gradient, _, _ = self.monitor.rows[-1]
+            # copies: a callback may keep them, and replayed iterations write where the last ones did
+            now = [self.problem.tensor(scalar).clone() for scalar in (self.monitor.running, residual, gradient)]
+            state = IterationState(step, now[0], now[1], now[2], lambda: self.collapse(method.solution()).clone())
+            if self.options.callback(state):
+                self.stopped = True
+                return False
+        return running
+
+    def _show(self, method: Method) -> None:
+        if self.bar is None:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(desc=self.name, unit=" it")
+        relative = method.residual / at_least(self.y_norm, torch.finfo(torch.float32).tiny)
+        worst = self.problem.tensor(relative)[self.problem.tensor(self.monitor.running)]
+        if worst.numel():
+            self.bar.set_postfix(residual=f"{float(worst.max()):.2e}", running=worst.numel(), refresh=False)
+        self.bar.update(int(self.problem.tensor(self.monitor.iterations).max()) - self.bar.n)
+
+    # ------------------------------------------------------------------ the certificate and the answer
+
+    def _certify(self, x: Tensor) -> Certificate:
+        problem, tolerances = self.problem, self.options.tolerances
+        return certify(
+            problem.A,
+            x,
+            problem.y,
+            self.damp,
+            tolerances=tolerances,
+            operator_norm=self.monitor.operator_norm,
+            square=self.square,
+            rounding=tolerances.rounding,
+            rcond=1 / max(tolerances.conlim, 1.0),
+            single=problem.single,
+        )
+
+    def _finish(self, x: Tensor, certificate: Certificate, carried: Tensor | None) -> Solution:
+        problem, codes = self.problem, self.monitor.codes
+        if any_item(codes & KERNEL):
+            raise PreconditionerError(
+                "M or N: the preconditioner is not Hermitian positive definite (p^H M p <= 0 for some p != 0). "
+                "A pseudo-inverse with a kernel cannot be one; add damping to it."
+            )
+        zero, unsolved = problem.scalar(problem.zero), problem.scalar(problem.broken) | (codes & OVERFLOW != 0)
+        if any_item(zero | unsolved):
+            for items, value in ((zero, 0.0), (unsolved, torch.nan)):
+                x = _chosen(items, torch.full_like(x, value), x)
+        status: Scalar = 0 * codes + Status.ITERATION_LIMIT.code
+        if self.stopped:
+            status = where(codes == 0, Status.CALLBACK.code, status)
+        # a start or N takes the iterates out of the range of A^H, and [A, damp I] their rounding where s is large
+        met = certificate.converged & (problem.scalar(problem.zero) == 0)
+        doubtful = 0 * met
+        share, damped = NULL_SHARE * max(self.options.tolerances.rtol, self.options.tolerances.eps), self.damp > 0
+        if problem.x0 is not None or problem.N is not None:
+            doubtful = met & (certificate.null_part > share) & damped
+        elif problem.M is not None or self.name == "craig":
+            part = minimum(certificate.null_part, certificate.null_rounding)
+            doubtful = met & (part > share) & damped
+        causes = [
+            (codes & (CLAIMED | STUCK), Status.STAGNATION),
+            (codes & CONDITION, Status.CONDITION_LIMIT),
+            (codes & CURVATURE, Status.NEGATIVE_CURVATURE),
+            (certificate.gradient_ok, Status.GRADIENT),
+            (certificate.residual_ok, Status.RESIDUAL),
+            (doubtful, Status.RANK_DEFICIENT),
+            (zero, Status.ZERO),
+            (unsolved, Status.NON_FINITE),
+        ]
+        for happened, member in causes:
+            status = where(happened != 0, member.code, status)
+        residual_norm, gradient_norm = (
+            where(unsolved, math.nan, where(zero, 0.0, norm))
+            for norm in (certificate.residual_norm, certificate.gradient_norm)
+        )
+        tensor = problem.tensor
+        solution = Solution(
+            x=x,
+            codes=tensor(status),
+            converged=tensor((certificate.converged | zero) & (unsolved == 0) & (doubtful == 0)),
+            iterations=tensor(self.monitor.iterations),
+            residual_norm=tensor(residual_norm),
+            gradient_norm=tensor(gradient_norm),
+            damp=tensor(self.damp),
+            history=self.monitor.history(),
+            selection=None if self.selection is None else self.selection()[1],
+        )
+        if carried is not None and not any_item((certificate.residual_ok | zero | unsolved) == 0):
+            keep(problem.A, x, carried, self.options.tolerances.rtol)
+        return solution
+
+
+def _choose(items: Scalar, a: Certificate, b: Certificate) -> Certificate:
+    pairs = ((getattr(a, name), getattr(b, name)) for name in Certificate.__dataclass_fields__)
+    return Certificate(*(where(items, one, other) for one, other in pairs))
+
+
+def _chosen(items: Scalar, a: Tensor, b: Tensor) -> Tensor:
+    """The vectors a of the items, b of the others."""
+    if isinstance(items, Tensor):
+        return torch.where(items.reshape(items.shape + (1,) * (a.ndim - items.ndim)), a, b)
+    return a if items else b

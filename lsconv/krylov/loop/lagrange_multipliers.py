@@ -1,0 +1,193 @@
+r"""The multipliers of a least-norm answer, found along with it: ``z = A^{+H} x``, in the range of A; ``x = A^H z``.
+
+They are the Lagrange multipliers of :math:`\min \|x\|^2` such that :math:`Ax = AA^+ y`, and the derivative of
+:math:`A^+ y` by A needs them (:mod:`lsconv.krylov.gradients.pseudo_inverse_rule`). A solve for them costs as much as
+that for x. But x is a combination of the :math:`v_k`, each of which is :math:`A^H` of a combination of the :math:`u_k`:
+the same recurrences run once more, in vectors of y's size and without an application of A.
+
+With the rotations c, s and the diagonal :math:`\rho` of LSQR, :math:`A^H u_{k+1} = \alpha_{k+1} v_{k+1} +
+\beta_{k+1} v_k` makes of :math:`e_k`, the residual scaled to length 1, a multiple of the next v:
+
+.. math:: e_0 = u_1, \quad e_k = s_k e_{k-1} - c_k u_{k+1}, \qquad A^H e_k = \bar\rho_{k+1} v_{k+1} .
+
+Dividing by :math:`\bar\rho`, which vanishes with the gradient, is not necessary. Where the directions of x are
+:math:`w_{k+1} = v_{k+1} - (s_k \alpha_{k+1} / \rho_k) w_k`, those of z, kept as
+:math:`A^H \tau_k = \bar\rho_k w_k`, follow from :math:`\bar\rho_{k+1} = -c_k \alpha_{k+1}`,
+:math:`c_k = \bar\rho_k / \rho_k`:
+
+.. math:: \tau_1 = e_0, \quad \tau_{k+1} = e_k + (s_k \alpha_{k+1}^2 / \rho_k^2)\, \tau_k, \qquad
+          z_k = z_{k-1} + (\bar\phi_k / \rho_k^2)\, \tau_k \quad\text{as}\quad x_k = x_{k-1} + (\phi_k / \rho_k)\, w_k .
+
+LSMR's h is this w. The directions of its x are :math:`\bar h_k = h_k + b_k \bar h_{k-1}`, hence
+:math:`\bar\tau_k = \tau_k + b_k (\alpha_k / \rho_{k-1})\, \bar\tau_{k-1}` has
+:math:`A^H \bar\tau_k = \bar\alpha_k \bar h_k`, and with :math:`\psi_k = \bar\zeta_k / \bar\alpha_k`, which is
+:math:`\beta_1` first and :math:`-(\beta_{k+1} / \bar\rho_k)\, \psi_k` next,
+:math:`z_k = z_{k-1} + (\bar c_k \psi_k / \rho_k \bar\rho_k)\, \bar\tau_k`. No :math:`\rho` is smaller than the smallest
+positive singular value of A, so z is as accurate as x.
+
+CGLS and CRAIG have it simpler: the directions of CGLS are made of gradients :math:`A^H r`, those of z of the same r;
+in CRAIG's :math:`x_k = x_{k-1} + \zeta_k v_k` each :math:`v_k` is :math:`A^H p_k` with
+:math:`\alpha_k p_k = u_k - \beta_k p_{k-1}`.
+
+What of y is outside the range of A would enter z, and grows there: of an answer with a residual nothing is kept, and a
+solve has to find its z. Neither is a z that misses x, which :func:`keep` finds out by one application of :math:`A^H`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, in_units
+from lsconv.operators.base import LinearOperator
+
+__all__ = [
+    "CGLSMultipliers",
+    "CRAIGMultipliers",
+    "Kept",
+    "LSMRMultipliers",
+    "LSQRMultipliers",
+    "hand_over",
+    "keep",
+    "keeping",
+    "wanted",
+]
+
+# Of what rounding leaves of x - A^H z, in units of ||x||; a user's tolerance may be below it.
+_ROUNDING = 200
+
+
+@dataclass
+class Kept:
+    """The last answer found without damping from zero, and its multipliers; None where there are none."""
+
+    x: Tensor | None = None
+    z: Tensor | None = None
+
+    def of(self, x: Tensor) -> Tensor | None:
+        """The multipliers of just this tensor."""
+        return self.z if x is self.x else None
+
+
+_kept: ContextVar[Kept | None] = ContextVar("_kept", default=None)
+
+
+@contextmanager
+def keeping(wanted: bool) -> Iterator[Kept]:
+    """Within it the methods that can find multipliers do, where ``wanted``, and the last ones are kept."""
+    kept = Kept()
+    token = _kept.set(kept if wanted else None)
+    try:
+        yield kept
+    finally:
+        _kept.reset(token)
+
+
+def wanted(A: LinearOperator) -> bool:
+    """Whether somebody is :func:`keeping` them. Of full column rank, A has derivatives that need none."""
+    return _kept.get() is not None and math.prod(A.out_shape) < math.prod(A.in_shape)
+
+
+def keep(A: LinearOperator, x: Tensor, z: Tensor, rtol: float) -> None:
+    """Hand over ``z``, found along with the answer x of a consistent system, if ``A^H z`` is x to the tolerance."""
+    kept = _kept.get()
+    if kept is None:
+        return
+    kept.x = kept.z = None
+    space = ItemSpace(A.in_shape, A.dtype, A.device)
+    missed, size = space.safe_norm(x - A.adjoint(z)), space.safe_norm(x)
+    good = missed <= max(rtol, _ROUNDING * torch.finfo(A.dtype).eps) * size
+    if bool((good | ~torch.isfinite(size)).all()):
+        hand_over(x, z)
+
+
+def hand_over(x: Tensor, z: Tensor) -> None:
+    """``z`` is what belongs to the answer ``x``."""
+    kept = _kept.get()
+    if kept is not None:
+        kept.x, kept.z = x, z
+
+
+class _Multipliers:
+    """z in step with x by the rotations of LSQR, item by item; see the head of this file.
+
+    Args:
+        u: the first u, held in units of ``u_length``.
+        u_length: its length.
+        space: where it lives.
+    """
+
+    def __init__(self, u: Tensor, u_length: Scalar, space: ItemSpace) -> None:
+        self.space = space
+        self.e = u / u_length
+        self.tau = self.e.clone()
+        self.z = torch.zeros_like(self.e)
+
+    def turn(self, c: Scalar, s: Scalar, ratio: Scalar, u: Tensor, u_length: Scalar) -> None:
+        """``e_k`` and ``tau_{k+1}``; of the newest u, and ``ratio`` of the newest alpha to rho."""
+        space = self.space
+        space.add(space.scale(self.e, s), in_units(-c, 1.0, u_length), u, out=self.e)
+        space.add(self.e, s * ratio * ratio, self.tau, out=self.tau)
+
+
+class LSQRMultipliers(_Multipliers):
+    """Those of LSQR."""
+
+    def step(self, phibar: Scalar, inverse: Scalar) -> None:
+        """``z_k``; of ``phibar`` before the rotation, and ``1 / rho``, or 0 for an item that rests."""
+        self.space.add(self.z, phibar * inverse * inverse, self.tau, out=self.z)
+
+
+class LSMRMultipliers(_Multipliers):
+    """Those of LSMR, whose rotations have the other sign."""
+
+    def __init__(self, u: Tensor, u_length: Scalar, space: ItemSpace, beta: Scalar) -> None:
+        super().__init__(u, u_length, space)
+        self.psi, self.ratio = beta, 0 * beta
+        self.taubar = torch.zeros_like(self.e)
+
+    def step(self, back: Scalar, forward: Scalar, growth: Scalar) -> None:
+        """``z_k``; of the factors of hbar, ``cbar / (rho rhobar)`` or 0, and ``beta / rhobar``."""
+        space = self.space
+        space.add(self.tau, back * self.ratio, self.taubar, out=self.taubar)
+        space.add(self.z, forward * self.psi, self.taubar, out=self.z)
+        self.psi = -growth * self.psi
+
+    def turn(self, c: Scalar, s: Scalar, ratio: Scalar, u: Tensor, u_length: Scalar) -> None:
+        """As for LSQR."""
+        super().turn(-c, -s, ratio, u, u_length)
+        self.ratio = ratio
+
+
+class CGLSMultipliers:
+    """Those of CGLS: z goes along t with ``A^H t = p``."""
+
+    def __init__(self, r: Tensor, space: ItemSpace) -> None:
+        self.space, self.t, self.z = space, torch.zeros_like(r), torch.zeros_like(r)
+
+    def step(self, step: Scalar) -> None:
+        """``z_k``."""
+        self.space.add(self.z, step, self.t, out=self.z)
+
+    def turn(self, ratio: Scalar, scale: Scalar, r: Tensor) -> None:
+        """``ratio t + scale r``, as p is made of itself and ``A^H r``."""
+        self.space.add(self.space.scale(self.t, ratio), scale, r, out=self.t)
+
+
+class CRAIGMultipliers:
+    """Those of CRAIG: z goes along p with ``A^H p = v``."""
+
+    def __init__(self, u: Tensor, space: ItemSpace) -> None:
+        self.space, self.p, self.z = space, torch.zeros_like(u), torch.zeros_like(u)
+
+    def step(self, zeta: Scalar, beta: Scalar, inverse: Scalar, u: Tensor, u_length: Scalar) -> None:
+        """``p_k`` and ``z_k``; of ``1 / alpha``, or 0 for an item that rests."""
+        space = self.space
+        space.add(space.scale(self.p, -beta * inverse), in_units(inverse, 1.0, u_length), u, out=self.p)
+        space.add(self.z, zeta, self.p, out=self.z)

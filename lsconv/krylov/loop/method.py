@@ -1,0 +1,49 @@
+"""What the loop needs of a method: one step, an iterate, and estimates to compare with the tolerances."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lsconv.krylov.loop.batched_scalars import Scalar
+
+__all__ = ["CURVATURE", "KERNEL", "STUCK", "Method"]
+
+# Why an item cannot go on, as bits of ``Method.trouble``; the loop keeps bits of its own below these.
+CURVATURE, KERNEL, STUCK = 16, 32, 64
+
+
+class Method:
+    """The iteration of one method on a batch of items; all scalars are of the problem's kind, one per item.
+
+    Attributes:
+        residual: estimate of the (damped) residual norm.
+        gradient: estimate of the gradient norm, or None where the method has none.
+        operator_norm: a lower bound of ``||A||``.
+        condition: an estimate of the condition number from below, or None.
+        settled: None, or items that the method declares finished by a test of its own (to be audited like any claim).
+        trouble: None, or bits of :data:`CURVATURE`, :data:`KERNEL`, :data:`STUCK` for items that cannot go on.
+        uniform: every step after the first does the same operations on tensors of the same shapes, and all that
+            changes is in tensors, in attributes of the method or of objects there: a recording may then stand for it
+            (:mod:`lsconv.krylov.loop.cuda_graph`).
+    """
+
+    uniform: bool = False
+
+    residual: Scalar
+    gradient: Scalar | None = None
+    operator_norm: Scalar
+    condition: Scalar | None = None
+    settled: Scalar | None = None
+    trouble: Scalar | None = None
+
+    def step(self, running: Scalar) -> None:
+        """One iteration of the items where ``running`` is True; the others stand still, whatever they contain."""
+        raise NotImplementedError
+
+    def solution(self) -> Tensor:
+        """The iterate."""
+        raise NotImplementedError
+
+    def multipliers(self) -> Tensor | None:
+        """Find z with ``A^H z`` the way from the start to the iterate; None where the method does not find it."""
+        return None

@@ -1,0 +1,111 @@
+"""The stopping tests of one solve, item by item and on the device, and the record of what was compared."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lsconv.krylov.loop.batched_scalars import Scalar, at_least, maximum, unbounded, where
+from lsconv.krylov.loop.method import Method
+from lsconv.krylov.loop.options import Options
+from lsconv.krylov.loop.problem import Problem
+from lsconv.krylov.loop.solution import History
+
+__all__ = ["CLAIMED", "CONDITION", "LIMIT", "OVERFLOW", "Monitor"]
+
+# Why an item stopped, as bits of its code; :mod:`lsconv.krylov.loop.method` has those above.
+CLAIMED, CONDITION, OVERFLOW, LIMIT = 1, 2, 4, 8
+
+
+class Monitor:
+    """Compares a method's estimates with the tolerances at every iteration.
+
+    All state is one scalar per item, of the kind that the problem's methods use: nothing here waits for a device.
+
+    Attributes:
+        running: the items that iterate.
+        codes: why the others stopped, bits.
+        iterations: how many each has done.
+        operator_norm: the largest lower bound of ``||A||`` met.
+    """
+
+    def __init__(self, problem: Problem, options: Options, y_norm: Scalar, *, square: bool) -> None:
+        self.problem, self.max_iter, self.square = problem, options.max_iter, square
+        tolerances = options.tolerances
+        self.atol: Scalar = tolerances.atol
+        self.has_atol, self.conlim = tolerances.atol > 0, tolerances.conlim
+        # Below the rounding of the dtype an estimate is a number without a meaning, so there a claim is due anyway.
+        self.eps, self.y_norm = tolerances.eps, y_norm
+        self.residual_bound = maximum(tolerances.residual_bound(y_norm), self.eps * y_norm)
+        self.rtol: Scalar = max(tolerances.rtol, self.eps)
+        self.running = problem.scalar(~(problem.broken | problem.zero))
+        self.codes, self.iterations = 0 * self.running, 0 * self.running
+        self.operator_norm = 0 * y_norm
+        self.rows: list[tuple[Scalar, Scalar, Scalar, Scalar]] = []
+
+    def resume(self, items: Scalar, merit: Scalar) -> None:
+        """Let ``items``, whose claim was refused, and no others, go on, until they can claim more.
+
+        The audit knows A better than the estimates do, which have ``||A||`` from below only. With the same bounds an
+        item would claim at once what has just been refused.
+
+        Args:
+            items: which.
+            merit: by how much they missed, of the certificate; more than 1.
+        """
+        self.codes, self.running = where(items, 0, self.codes), items
+        tighter = where(items, at_least(0.9 / merit, 0.5), 1.0)
+        self.rtol = maximum(self.rtol * tighter, self.eps + 0 * tighter)
+        self.residual_bound = maximum(self.residual_bound * tighter, self.eps * self.y_norm)
+        self.atol = self.atol * tighter
+
+    def count(self) -> None:
+        """One iteration more for the items that are running."""
+        self.iterations += self.running
+
+    def test(self, method: Method, record: bool = True) -> None:
+        """Find out which items are still running."""
+        residual, norm = method.residual, method.operator_norm
+        gradient = residual if method.gradient is None else method.gradient
+        self.operator_norm = _raised(self.operator_norm, norm)
+        claim = residual <= self.residual_bound
+        if not self.square and method.gradient is not None:
+            bound = self.rtol * residual
+            if self.has_atol:
+                bound = maximum(bound, self.atol + 0 * bound)
+            claim = claim | (gradient <= bound * self.operator_norm)
+        if method.settled is not None:
+            claim = claim | method.settled
+        code = claim * CLAIMED + unbounded(residual + gradient + norm) * OVERFLOW
+        if method.condition is not None:
+            code = code + (method.condition > self.conlim) * CONDITION
+        if method.trouble is not None:
+            code = code + method.trouble
+        code = code + (self.iterations >= self.max_iter) * LIMIT
+        if record:
+            self.rows.append((residual, gradient, self.operator_norm, self.running))
+        self.codes = self.codes + code * self.running
+        self.running = (self.codes == 0) & self.running
+
+    def history(self) -> History:
+        """The rows of every item, closed up: an item that rested while another restarted has no gap."""
+        problem = self.problem
+        if problem.single:
+            rows = torch.tensor([row[:3] for row in self.rows if row[3]], dtype=problem.domain.scalar).reshape(-1, 3)
+            return History(*(column.reshape(-1, *problem.batch) for column in rows.unbind(-1)))
+        residual, gradient, norm, alive = (torch.stack(column) for column in zip(*self.rows, strict=True))
+        order = torch.argsort((~alive).to(torch.int8), dim=0, stable=True)
+        length = int(alive.sum(0).max()) if alive.any() else 0
+
+        def close_up(values: Tensor) -> Tensor:
+            values = values.masked_fill(~alive, torch.nan)
+            return values.gather(0, order)[:length]
+
+        return History(close_up(residual), close_up(gradient), close_up(norm))
+
+
+def _raised(bound: Scalar, other: Scalar) -> Scalar:
+    """The larger one, and the other one where one is NaN."""
+    if isinstance(bound, Tensor):
+        return torch.fmax(bound, other)
+    return other if other > bound else bound

@@ -1,0 +1,181 @@
+"""The two iterations on the border, against dense solves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lsconv.border.system.krylov import Pause, conjugate_gradients, gmres
+
+DTYPES = [torch.float64, torch.complex128]
+every_iteration = pytest.mark.parametrize("iteration", [conjugate_gradients, gmres])
+
+
+def _system(dtype: torch.dtype, n: int = 12, *, definite: bool = True, seed: int = 3) -> tuple[Tensor, Tensor]:
+    """Matrices ``(2 blocks, n, n)``, definite or Hermitian indefinite, and right-hand sides ``(3, 2 blocks, n)``."""
+    g = torch.Generator().manual_seed(seed)
+    Q = torch.linalg.qr(torch.randn(2, n, n, generator=g, dtype=dtype))[0]
+    values = torch.linspace(0.5, 4, n, dtype=torch.float64)
+    if not definite:
+        values = values * torch.tensor([1.0, -1.0]).repeat(n // 2)
+    return (Q * values) @ Q.mH, torch.randn(3, 2, n, generator=g, dtype=dtype)
+
+
+def _map(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+    # one product per system, so that what a system sees does not depend on how many there are
+    return lambda v: torch.stack([torch.stack([m @ x for m, x in zip(matrix, row, strict=True)]) for row in v])
+
+
+def _same(v: Tensor) -> Tensor:
+    return v.clone()
+
+
+@every_iteration
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("check_every", [1, 5])
+def test_solves_the_dense_system(iteration: Any, dtype: torch.dtype, check_every: int) -> None:
+    A, b = _system(dtype)
+    u, count = iteration(_map(A), _same, b, 1e-11, 100, check_every)
+    torch.testing.assert_close(u, torch.linalg.solve(A, b.unsqueeze(-1)).squeeze(-1), rtol=1e-9, atol=1e-9)
+    assert count.shape == (3, 2)
+    assert (count <= 13).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gmres_solves_indefinite_and_unsymmetric_systems(dtype: torch.dtype) -> None:
+    A, b = _system(dtype, definite=False)
+    for matrix in (A, A + 0.3 * torch.randn(A.shape, dtype=dtype).triu(1)):
+        u, _ = gmres(_map(matrix), _same, b, 1e-11, 100, 1)
+        torch.testing.assert_close(u, torch.linalg.solve(matrix, b.unsqueeze(-1)).squeeze(-1), rtol=1e-8, atol=1e-8)
+
+
+@every_iteration
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_preconditioner_changes_the_iterations_and_not_the_solution(iteration: Any, dtype: torch.dtype) -> None:
+    A, b = _system(dtype, 40)
+    scale = torch.logspace(0, 3, 40, dtype=torch.float64)
+    A = scale[:, None] * A * scale
+    plain, slow = iteration(_map(A), _same, b, 1e-10, 400, 1)
+    better, fast = iteration(_map(A), lambda r: r / scale**2, b, 1e-10, 400, 1)
+    expected = torch.linalg.solve(A, b.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(better, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+    assert (fast < slow).all()
+    assert plain.isfinite().all()
+
+
+@every_iteration
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
+def test_leaves_the_relative_residual_at_the_tolerance(iteration: Any, tolerance: float) -> None:
+    A, b = _system(torch.float64, 40)
+    u, count = iteration(_map(A), _same, b, tolerance, 400, 1)
+    residual = (b - _map(A)(u)).norm(dim=-1) / b.norm(dim=-1)
+    assert (residual <= 1.01 * tolerance).all()
+    assert (count < 40).all()
+
+
+@every_iteration
+def test_zero_right_hand_side_takes_no_iterations(iteration: Any) -> None:
+    A, b = _system(torch.float64)
+    u, count = iteration(_map(A), _same, torch.zeros_like(b), 1e-8, 50, 1)
+    assert not u.any()
+    assert not count.any()
+
+
+@every_iteration
+@pytest.mark.parametrize("check_every", [1, 4])
+@pytest.mark.parametrize("content", ["zero", "nan", "easy", "huge"])
+def test_systems_do_not_see_their_neighbours(iteration: Any, content: str, check_every: int) -> None:
+    A, b = _system(torch.float64, 24)
+    before, count = iteration(_map(A), _same, b, 1e-9, 60, check_every)
+    odd = b.clone()
+    if content == "easy":  # an eigenvector: done after one iteration
+        odd[1] = torch.linalg.eigh(A)[1][..., 0]
+    else:
+        odd[1] = {"zero": 0.0, "nan": float("nan"), "huge": 1e120}[content]
+    after, count_after = iteration(_map(A), _same, odd, 1e-9, 60, check_every)
+    for row in (0, 2):
+        assert torch.equal(before[row], after[row])
+        assert torch.equal(count[row], count_after[row])
+
+
+@every_iteration
+def test_eigenvector_is_solved_in_one_iteration_without_breakdown(iteration: Any) -> None:
+    A, _ = _system(torch.float64)
+    b = torch.linalg.eigh(A)[1][..., 3].expand(3, 2, 12).contiguous()
+    u, count = iteration(_map(A), _same, b, 1e-10, 50, 7)
+    assert (count == 1).all()
+    torch.testing.assert_close(_map(A)(u), b)
+
+
+def test_gmres_restarts() -> None:
+    A, b = _system(torch.float64, 60)
+    u, count = gmres(_map(A), _same, b, 1e-8, 400, 1, restart=10)
+    assert ((b - _map(A)(u)).norm(dim=-1) <= 1.01e-8 * b.norm(dim=-1)).all()
+    assert (count > 10).all()
+
+
+@every_iteration
+@pytest.mark.parametrize("limit", [1, 3, 7])
+def test_iteration_limit_is_kept(iteration: Any, limit: int) -> None:
+    A, b = _system(torch.float64, 40)
+    _, count = iteration(_map(A), _same, b, 1e-14, limit, 1)
+    assert (count == limit).all()
+
+
+def test_gmres_ends_finite_on_a_singular_inconsistent_system() -> None:
+    A = torch.diag(torch.tensor([1.0, 2.0, 3.0, 0.0], dtype=torch.float64)).expand(2, 4, 4)
+    b = torch.ones(1, 2, 4, dtype=torch.float64)
+    u, _ = gmres(_map(A), _same, b, 1e-10, 50, 1)
+    assert u.isfinite().all()
+    assert (b - _map(A)(u)).norm() <= 1.001 * b.norm()
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-6, 1e-8])
+@pytest.mark.parametrize("check_every", [1, 5, 10])
+def test_gmres_stays_finite_after_its_systems_have_ended(scale: float, check_every: int) -> None:
+    """Then a column leaves nothing but rounding, whose squares float32 does not hold."""
+    g = torch.Generator().manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(2, 3, 3, generator=g))[0]
+    A = (Q * torch.tensor([1.0, 0.3, 0.1])) @ Q.mT * scale
+    b = torch.stack([Q[..., 0], torch.randn(2, 3, generator=g), torch.zeros(2, 3)])
+    u, count = gmres(_map(A), _same, b, 1e-2, 60, check_every, restart=7)
+    assert count.tolist() == [[1, 1], [3, 3], [0, 0]]
+    assert ((b - _map(A)(u)).norm(dim=-1) <= 1.01e-2 * b.norm(dim=-1)).all()
+
+
+def test_gmres_keeps_its_promise_with_a_preconditioner_in_float32() -> None:
+    Q, b = _system(torch.float64, 60, definite=False)
+    rough = torch.linalg.inv(Q + 0.05 * torch.randn(60, 60, dtype=torch.float64)).float()
+    u, _ = gmres(_map(Q), lambda v: (v.float().unsqueeze(-2) @ rough.mT).squeeze(-2).double(), b, 1e-11, 100, 1)
+    left = torch.linalg.vector_norm(b - _map(Q)(u), dim=-1) / torch.linalg.vector_norm(b, dim=-1)
+    assert float(left.max()) < 1.1e-11
+
+
+@every_iteration
+def test_a_pause_tells_how_many_iterations_are_left(iteration: Any) -> None:
+    # distinct eigenvalues and a steady fall
+    values = torch.linspace(1, 30, 400, dtype=torch.float64)
+    b = torch.ones(1, 1, 400, dtype=torch.float64)
+    _, whole = iteration(lambda v: values * v, _same, b, 1e-8, 400, 1)
+    asked: list[float] = []
+    pause = Pause(12, lambda done, expected, rate: bool(asked.append(expected)) or len(asked) == 2)
+    _, count = iteration(lambda v: values * v, _same, b, 1e-8, 400, 1, pause=pause)
+    assert pause.ended
+    assert int(count) == 24
+    assert asked[0] == pytest.approx(int(whole) - 12, rel=0.2)
+    assert asked[1] == pytest.approx(int(whole) - 24, rel=0.2)
+
+
+@every_iteration
+def test_an_iteration_that_gets_nowhere_is_expected_to_take_for_ever(iteration: Any) -> None:
+    b = torch.zeros(1, 1, 50, dtype=torch.float64)
+    b[..., 0] = 1
+    shift = torch.roll(torch.eye(50, dtype=torch.float64), 1, 0)  # no Krylov method sees the solution before the end
+    asked: list[float] = []
+    pause = Pause(5, lambda done, expected, rate: bool(asked.append(expected)) or True)
+    iteration(lambda v: v @ shift.mT, _same, b, 1e-8, 40, 1, pause=pause)
+    assert asked == [float("inf")]

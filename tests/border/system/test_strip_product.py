@@ -1,0 +1,99 @@
+"""A block-circulant operator on a border, applied along its strips, against transforms of the whole grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import lsconv
+from lsconv.border import normal_inverse
+from lsconv.border.normal_inverse import NormalInverse
+from lsconv.border.penalty import Penalty, as_convolutions
+from lsconv.border.plan import BorderPlan
+from lsconv.border.system.strip_product import Strips
+
+
+def inverse_of(case: str, dtype: torch.dtype, n: tuple[int, int] = (230, 190), damp: float = 4.0) -> NormalInverse:
+    torch.manual_seed(0)
+    real = dtype.to_real() if dtype.is_complex else dtype
+    if case == "gradient":
+        A = lsconv.Conv2d(torch.rand(1, 1, 3, 4, dtype=dtype), in_size=n)
+        terms = as_convolutions(lsconv.Gradient(A.in_shape, dtype=dtype), 2)
+        assert terms is not None
+        penalty = Penalty(A, terms, torch.tensor(damp, dtype=torch.float64))
+        return NormalInverse(A, 0.0, floor=0.0, penalty=penalty)
+    shape, padding = {
+        "valid": ((1, 1, 5, 3), 0),
+        "valid, two channels": ((2, 2, 3, 3), 0),
+        "full": ((1, 1, 3, 4), 3),
+        "same": ((1, 1, 3, 5), (1, 2)),
+        "groups": ((3, 1, 3, 3), 0),
+        "one axis": ((1, 1, 1, 5), 0),
+    }[case]
+    A = lsconv.Conv2d(torch.randn(shape, dtype=dtype), in_size=n, padding=padding, groups=3 if case == "groups" else 1)
+    damps = torch.tensor([3 * damp, 5 * damp], dtype=real) if case == "groups" else 3 * damp
+    return NormalInverse(A, damps, floor=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+@pytest.mark.parametrize("case", ["valid", "valid, two channels", "full", "same", "groups", "gradient", "one axis"])
+def test_product_along_the_strips_is_that_of_the_whole_grid(case: str, dtype: torch.dtype) -> None:
+    inverse = inverse_of(case, dtype)
+    strips = inverse.schwarz.strips
+    assert strips is not None
+    u = torch.randn(2, inverse.embedding.blocks, inverse.border.size, dtype=dtype)
+    expected = inverse.border.gather(inverse.system.on_grid(inverse.border.scatter(u)))
+    error = torch.linalg.vector_norm(strips(u) - expected) / torch.linalg.vector_norm(expected)
+    assert error < (2e-6 if dtype == torch.float32 else 1e-11)
+
+
+def test_a_kernel_that_reaches_across_the_grid_has_no_strips() -> None:
+    torch.manual_seed(0)
+    A = lsconv.Conv2d(torch.ones(1, 1, 9, 9) / 81, in_size=(150, 150))
+    assert NormalInverse(A, 1e-5, floor=0.0).schwarz.strips is None
+
+
+def test_a_border_next_to_a_wide_kernel_leaves_nothing_to_save() -> None:
+    assert (
+        NormalInverse(lsconv.Conv2d(torch.rand(1, 1, 40, 40), in_size=(90, 90)), 50.0, floor=0.0).schwarz.strips is None
+    )
+
+
+@pytest.mark.parametrize("rtol", [1e-6, 1e-9])
+def test_a_plan_with_strips_has_the_solution_of_one_without(rtol: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    A = lsconv.Conv2d(torch.rand(1, 1, 5, 5, dtype=torch.float64), in_size=(220, 190))
+    y = torch.randn(2, *A.out_shape, dtype=torch.float64)
+    plan = BorderPlan(A, 20.0)
+    assert plan.inverse.schwarz.strips is not None
+    x = plan.solve(y, rtol=rtol)
+
+    def none(*_: Any, **__: Any) -> None:
+        return None
+
+    monkeypatch.setattr(Strips, "of", none)
+    whole = BorderPlan(A, 20.0)
+    assert whole.inverse.schwarz.strips is None
+    expected = whole.solve(y, rtol=1e-12)
+    assert bool(x.converged.all())
+    assert torch.linalg.vector_norm(x.x - expected.x) < 10 * rtol * torch.linalg.vector_norm(expected.x)
+
+
+@pytest.mark.parametrize("case", ["valid", "gradient", "same"])
+def test_right_hand_sides_solved_apart_have_the_answers_of_all_together(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inverse = inverse_of(case, torch.float64)
+    A = inverse.convolution
+    f = torch.randn(3, *(A.in_shape if inverse.side == "solution" else A.out_shape), dtype=torch.float64)
+    together, _, u = inverse.continued(f, 1e-12)
+    monkeypatch.setattr(normal_inverse, "_WORK_BYTES", 1)
+    apart, iterations, v = inverse.continued(f, 1e-12)
+    assert u is not None
+    assert v is not None
+    assert iterations.shape == (3,)
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-10 * float(together.abs().max()))
+    again, iterations, _ = inverse.continued(f, 1e-9, start=v)
+    assert int(iterations.max()) == 0
+    torch.testing.assert_close(again, together, rtol=0, atol=1e-10 * float(together.abs().max()))

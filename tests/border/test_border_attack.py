@@ -1,0 +1,130 @@
+"""The border method against dense algebra where it is easiest to break: shapes, scales, small crossings, budgets."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+import lsconv
+from lsconv.border.plan import BorderPlan
+from lsconv.border.system import cost_model, schwarz
+
+SHAPES = {"valid": ((20, 19), 0), "full": ((11, 12), 2), "same": ((14, 13), 1)}
+
+
+def _convolution(name: str, dtype: torch.dtype = torch.float64) -> lsconv.Convolution:
+    size, padding = SHAPES[name]
+    weight = 0.2 * torch.randn(2, 2, 3, 3, dtype=torch.float64)
+    for channel in range(2):
+        weight[channel, channel, 1, 1] += 2
+    return lsconv.Conv2d(weight.to(dtype), size, padding=padding)
+
+
+def _dense(A: lsconv.Convolution, y: Tensor, damp: float) -> Tensor:
+    M = A.to_dense()
+    eye = torch.eye(M.shape[1], dtype=M.dtype)
+    inverse = torch.linalg.pinv(M) if damp == 0 else torch.linalg.solve(M.mH @ M + damp**2 * eye, M.mH)
+    return (y.flatten(1) @ inverse.mT).reshape(-1, *A.in_shape)
+
+
+@pytest.fixture(params=["dense border", "small crossings that widen", "factors as soon as may be"])
+def _border(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param != "dense border":
+        monkeypatch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
+        monkeypatch.setattr(schwarz, "_LEAST_UNKNOWNS", 16)
+        monkeypatch.setattr(schwarz, "_MOST_UNKNOWNS", 256)
+        monkeypatch.setattr(cost_model, "_PATIENCE", 3)
+    if request.param == "factors as soon as may be":
+        monkeypatch.setattr(cost_model, "_SLOW", 1)
+        monkeypatch.setattr(cost_model, "_PATIENCE", 1)
+        monkeypatch.setattr(cost_model, "_CERTAINTY", 1e9)
+        monkeypatch.setattr(cost_model.Effort, "factors", lambda *_: 1.0)
+
+
+@pytest.mark.usefixtures("_border")
+@pytest.mark.parametrize("damp", [0.0, 1e-3, 0.1])
+@pytest.mark.parametrize("name", SHAPES)
+def test_answers_repeat_and_are_those_of_dense_algebra(name: str, damp: float) -> None:
+    A = _convolution(name)
+    y = torch.randn(2, *A.out_shape, dtype=torch.float64)
+    plan, exact = BorderPlan(A, damp), _dense(A, y, damp)
+    for _ in range(3):  # crossings are widened by the first of them
+        solution = plan.solve(y)
+        assert solution.converged.all()
+        torch.testing.assert_close(solution.x, exact, rtol=0, atol=1e-8 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_scales_do_not_matter(name: str) -> None:
+    A = _convolution(name)
+    y = torch.randn(3, *A.out_shape, dtype=torch.float64)
+    exact = BorderPlan(A, 0.1).solve(y).x
+    for of_y, of_A in itertools.product((1e-30, 1e30), repeat=2):
+        solution = BorderPlan(A.with_parameters([A.weight * of_A]), 0.1 * of_A).solve(y * of_y)
+        assert solution.converged.all()
+        torch.testing.assert_close(solution.x / (of_y / of_A), exact, rtol=0, atol=1e-8)
+    scale = torch.tensor([1e-30, 1.0, 1e30], dtype=torch.float64)[:, None, None, None]  # side by side in a batch
+    torch.testing.assert_close(BorderPlan(A, 0.1).solve(y * scale).x / scale, exact, rtol=0, atol=1e-8)
+
+
+@pytest.mark.usefixtures("_border")
+@pytest.mark.parametrize("name", SHAPES)
+def test_broken_and_zero_items_leave_their_neighbours_alone(name: str) -> None:
+    A = _convolution(name)
+    y = torch.randn(3, *A.out_shape, dtype=torch.float64)
+    y[0] = 0
+    broken = y.clone()
+    broken[1, 0, 2, 2] = torch.nan
+    solution = lsconv.lstsq(A, y, method="border")
+    assert solution.status[0] == lsconv.Status.ZERO
+    assert not solution.x[0].any()
+    with pytest.warns(lsconv.ConvergenceWarning):
+        other = lsconv.lstsq(A, broken, method="border", check_finite=False)
+    assert other.converged.tolist() == [True, False, True]
+    torch.testing.assert_close(other.x[2], solution.x[2], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_short_budget_is_never_called_converged_wrongly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
+    A = _convolution(name)
+    y = torch.randn(2, *A.out_shape, dtype=torch.float64)
+    exact = _dense(A, y, 0.0)
+    for max_iter in (0, 1, 2, 5):
+        solution = BorderPlan(A).solve(y, max_iter=max_iter)
+        for item in solution.converged.nonzero().flatten():
+            assert torch.dist(solution.x[item], exact[item]) <= 1e-7 * exact[item].norm()
+
+
+@pytest.mark.parametrize("size", [33, 401])
+def test_an_input_that_no_output_reads_is_zero_or_not_certified(size: int) -> None:
+    for seed in range(6):
+        torch.manual_seed(seed)
+        A = lsconv.Convolution(torch.randn(3, 1, 2), (size,), stride=2)
+        solution = BorderPlan(A).solve(torch.randn(A.out_shape))
+        assert not solution.converged or abs(float(solution.x[0, -1])) <= 1e-4 * float(solution.x.norm())
+
+
+def test_more_columns_than_rows_but_more_outputs_than_inputs_is_solved() -> None:
+    for seed in range(6):
+        A = lsconv.Convolution(
+            torch.randn(1, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), (1,), padding=3
+        )
+        if torch.linalg.cond(A.to_dense()) < 100:
+            assert BorderPlan(A, 1e-6).solve(torch.randn(A.out_shape, dtype=torch.float64)).converged
+
+
+@pytest.mark.parametrize("penalty", [lsconv.Gradient, lsconv.Laplacian])
+def test_penalty_on_an_axis_of_one_pixel(penalty: type) -> None:
+    A = lsconv.Conv2d(torch.randn(2, 2, 1, 5, dtype=torch.float64), (1, 20), padding=(0, 2))
+    y = torch.randn(A.out_shape, dtype=torch.float64)
+    assert lsconv.tikhonov(A, y, 0.1, L=penalty(A.in_shape, dtype=torch.float64)).converged
+
+
+def test_complex_laplacian_serves_as_a_penalty() -> None:
+    A = _convolution("valid", torch.complex128)
+    y = torch.randn(A.out_shape, dtype=torch.complex128)
+    assert lsconv.tikhonov(A, y, 0.1, L=lsconv.Laplacian(A.in_shape, dtype=torch.complex128)).converged

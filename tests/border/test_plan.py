@@ -1,0 +1,183 @@
+"""The border method: iteration counts that hardly grow with the image, and certificates that hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lsconv
+from lsconv.border.normal_inverse import NormalInverse
+from lsconv.border.plan import BorderPlan
+from lsconv.border.system import schwarz
+from lsconv.border.system.border_system import BorderSystem
+from lsconv.border.system.cost_model import Effort, Way
+
+ALLOWED = 1.2  # times the counts of the design's table
+
+
+@pytest.fixture
+def iterating(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans go on iterating, whatever factors would cost."""
+    monkeypatch.setattr(Effort, "choose", lambda *_: Way.NONE)
+    monkeypatch.setattr(Effort, "overdue", False)
+
+
+def _gauss(size: int, sigma: float) -> torch.Tensor:
+    t = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    line = torch.exp(-(t**2) / (2 * sigma**2))
+    kernel = line[:, None] * line
+    return (kernel / kernel.sum())[None, None]
+
+
+def _iterations(weight: torch.Tensor, n: int, padding: int, damp: float, rtol: float) -> int:
+    A = lsconv.Conv2d(weight, (n, n), padding=padding)
+    y = A(torch.randn(A.in_shape, dtype=A.dtype))
+    solution = BorderPlan(A, damp).solve(y, rtol=rtol)
+    assert solution.converged
+    return int(solution.iterations)
+
+
+# name: weight, image size, padding, damp relative to the largest singular value, rtol, iterations of the table
+TABLE = {
+    "valid 8->8 3x3": (lambda: torch.randn(8, 8, 3, 3, dtype=torch.float64), 128, 0, 0.0, 1e-6, 70),
+    "valid 4->4 3x3": (lambda: torch.randn(4, 4, 3, 3, dtype=torch.float64), 64, 0, 0.0, 1e-6, 45),
+    "valid 1->1 9x9": (lambda: torch.randn(1, 1, 9, 9, dtype=torch.float64), 128, 0, 0.0, 1e-6, 37),
+    "valid gauss 15x15": (lambda: _gauss(15, 2.0), 256, 0, 1e-3, 1e-8, 19),
+    "valid box 9x9": (lambda: torch.ones(1, 1, 9, 9, dtype=torch.float64) / 81, 256, 0, 1e-3, 1e-8, 28),
+    "same 4->8 3x3": (lambda: torch.randn(8, 4, 3, 3, dtype=torch.float64), 64, 1, 1e-3, 1e-8, 35),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("iterating")
+@pytest.mark.parametrize("name", TABLE)
+def test_iterations_stay_within_the_table(name: str) -> None:
+    make, n, padding, relative, rtol, expected = TABLE[name]
+    weight = make()
+    norm = float(lsconv.norm(lsconv.Conv2d(weight, (n, n), padding="same", padding_mode="circular")))
+    damp = relative * norm
+    if not damp:
+        iterations = _iterations(weight, n, padding, damp, rtol)
+    else:  # the factors are exact: the table counts one solve of the border system
+        A = lsconv.Conv2d(weight, (n, n), padding=padding)
+        inverse = NormalInverse(A, damp, floor=1e-10)
+        y = A(torch.randn(A.in_shape, dtype=A.dtype))
+        iterations = int(inverse(y if inverse.side == "residual" else A.H(y), rtol)[1])
+    assert 0 < iterations <= ALLOWED * expected
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("iterating")
+@pytest.mark.parametrize("sizes", [(64, 128, 256), (64, 512)])
+def test_iterations_hardly_grow_with_the_image(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
+    monkeypatch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
+    weight = torch.randn(8, 8, 3, 3, dtype=torch.float64)
+    counts = [_iterations(weight, n, 0, 0.0, 1e-6) for n in sizes]
+    assert max(counts) < 1.5 * min(counts)
+
+
+@pytest.mark.usefixtures("iterating")
+def test_iterations_hardly_grow_with_a_small_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
+    weight = torch.randn(3, 3, 3, 3, dtype=torch.float64)
+    counts = [_iterations(weight, n, 0, 0.0, 1e-6) for n in (32, 64, 128)]
+    assert max(counts) < 1.5 * min(counts)
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_single_precision_reaches_its_tolerance(padding: int) -> None:
+    A = lsconv.Conv2d(torch.randn(8, 8, 3, 3), (48, 48), padding=padding)
+    y = torch.randn(2, *A.out_shape)
+    solution = BorderPlan(A).solve(y)
+    assert solution.converged.all()
+    double = A.to(dtype=torch.float64)
+    residual = y.double() - double(solution.x.double())
+    torch.testing.assert_close(solution.residual_norm, residual.flatten(1).norm(dim=1), rtol=1e-10, atol=0)
+    if padding == 0:
+        assert (residual.flatten(1).norm(dim=1) <= 1e-6 * y.double().flatten(1).norm(dim=1)).all()
+
+
+def test_original_question_in_small_is_the_minimum_norm_solution() -> None:
+    A = lsconv.Conv2d(torch.randn(8, 8, 3, 3), (32, 32))
+    x_true = torch.randn(A.in_shape)
+    x = BorderPlan(A).solve(A(x_true)).x
+    double = A.to(dtype=torch.float64)
+    exact = BorderPlan(double).solve(double(x_true.double())).x
+    assert (x.double() - exact).norm() <= 1e-4 * exact.norm()
+    assert x.norm() < x_true.norm()
+
+
+@pytest.mark.parametrize("damp", [0.0, 1e-3])
+def test_an_answer_out_of_reach_is_called_that(damp: float) -> None:
+    A = lsconv.Conv2d(torch.randn(4, 4, 3, 3), (40, 40), padding=1)  # square, nearly singular, single precision
+    y = torch.randn(A.out_shape)
+    solution = BorderPlan(A, damp).solve(y, rtol=1e-15)
+    residual = y.double() - A.to(dtype=torch.float64)(solution.x.double())
+    torch.testing.assert_close(solution.residual_norm, residual.norm(), rtol=1e-9, atol=0)
+    if solution.converged:
+        gradient = A.to(dtype=torch.float64).H(residual) - damp**2 * solution.x.double()
+        # x may be so large that storing it in float32 leaves more than the data's rounding
+        norm, eps = float(lsconv.norm(A)), torch.finfo(torch.float32).eps
+        bound = max(1e-5 * float(y.norm()) * norm, eps * norm**2 * float(solution.x.norm()))
+        assert float(gradient.norm()) <= bound, (float(gradient.norm()), bound, float(solution.x.norm()))
+
+
+def test_square_operator_with_unread_phases_is_solved_without_damp() -> None:
+    # as many inputs as outputs, but twice as many columns as rows per frequency: A^H A + mu would be inverted where the
+    # symbol has a null space at every frequency
+    weight = torch.randn(2, 2, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    A = lsconv.Convolution(weight, (1, 2, 1), stride=(1, 1, 2), padding=((0, 0), (0, 1), (0, 1)))
+    assert torch.linalg.cond(A.to_dense()) < 10
+    x = torch.randn(A.in_shape, dtype=torch.float64)
+    solution = BorderPlan(A).solve(A(x))
+    assert bool(solution.converged)
+    torch.testing.assert_close(solution.x, x, rtol=0, atol=1e-9)
+
+
+def test_a_limit_on_the_iterations_is_no_reason_for_other_factors() -> None:
+    A = lsconv.Conv2d(torch.randn(8, 8, 3, 3), (48, 48))
+    plan = BorderPlan(A)
+    assert not plan.solve(torch.randn(A.out_shape), max_iter=1).converged
+    assert plan.factors == torch.float32
+
+
+@pytest.mark.parametrize("padding", [0, 7])
+def test_float32_data_need_one_step_after_the_first(padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # with the length of the first step from products in float32, what that leaves along its direction takes a third
+    profile = torch.exp(-0.5 * ((torch.arange(15) - 7) / 2) ** 2)
+    kernel = profile[:, None] * profile
+    A = lsconv.Conv2d((kernel / kernel.sum())[None, None], in_size=(256, 256), padding=padding)
+    y = torch.nn.functional.interpolate(torch.rand(1, 1, 16, 16), size=A.out_shape[1:], mode="nearest")[0]
+    plan = BorderPlan(A, 0.1)
+    steps = []
+    solve = NormalInverse.continued
+    monkeypatch.setattr(NormalInverse, "continued", lambda *args: steps.append(0) or solve(*args))
+    solution = plan.solve(y)
+    assert solution.converged.all()
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize("most", [1, 7, 12])
+def test_the_limit_on_the_iterations_is_on_all_of_them(most: int) -> None:
+    A = lsconv.Conv2d(_gauss(9, 2.0), (64, 64), padding=4)
+    plan = BorderPlan(A, 1e-4)
+    solution = plan.solve(torch.randn(A.out_shape, dtype=torch.float64), max_iter=most)
+    assert 0 < int(solution.iterations) <= most
+    assert not solution.converged
+
+
+def test_a_refused_widening_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = lsconv.Conv2d(torch.ones(1, 1, 9, 7, dtype=torch.float64) / 63, (256, 256), padding=(4, 3))
+    asked, solves = [], []
+    monkeypatch.setattr(schwarz.Schwarz, "strengthen", lambda self: bool(asked.append(0)))
+    monkeypatch.setattr(Effort, "whole", lambda self, cost: 0.0)
+    ways: list[Way] = []
+    following = Effort.next_way
+    monkeypatch.setattr(Effort, "next_way", lambda *args: ways.append(following(*args)) or ways[-1])
+    monkeypatch.setattr(Effort, "choose", lambda *args: ways[-1])
+    monkeypatch.setattr(Effort, "due", lambda *args: False)
+    solve = BorderSystem.solve
+    monkeypatch.setattr(BorderSystem, "solve", lambda *args: solves.append(0) or solve(*args))
+    solution = BorderPlan(A, 1e-4).solve(torch.randn(A.out_shape, dtype=torch.float64))
+    assert solution.converged
+    assert 0 < len(asked) <= len(solves)

@@ -1,0 +1,155 @@
+"""Large right-hand sides solved in groups have the answers that they have together, and one report."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lsconv
+from lsconv.krylov.loop import batch_groups
+from lsconv.krylov.loop.options import Options
+from lsconv.krylov.loop.problem import prepare
+from lsconv.krylov.loop.solution import Solution, Status
+
+Solver = Callable[..., Solution]
+# 2 x 6 x 5 numbers in float64.
+ITEM = 480
+
+
+def convolution() -> lsconv.Conv2d:
+    """Symmetric, and definite: every method can solve with it."""
+    weight = torch.zeros(2, 2, 3, 3, dtype=torch.float64)
+    weight[0, 0, 1, 1], weight[1, 1, 1, 1] = 3.0, 5.0
+    weight[0, 1, 1, 1] = weight[1, 0, 1, 1] = 0.5
+    weight[0, 0, 0, 1] = weight[0, 0, 2, 1] = -0.7
+    return lsconv.Conv2d(weight, in_size=(6, 5), padding=1)
+
+
+def data(*batch: int) -> Tensor:
+    return torch.randn(*batch, 2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=[1, 3 * ITEM], ids=["one by one", "threes"])
+def groups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that are smaller than a batch."""
+    monkeypatch.setattr(batch_groups, "GROUP_BYTES", request.param)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
+def together(monkeypatch: pytest.MonkeyPatch, solve: Callable[[], Any]) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_groups, "GROUP_BYTES", 2**40)
+        return solve()
+
+
+def assert_close(one: Solution, other: Solution) -> None:
+    assert one.status == other.status
+    assert one.converged.equal(other.converged)
+    assert one.iterations.equal(other.iterations)
+    assert one.damp.equal(other.damp)
+    torch.testing.assert_close(one.x, other.x, rtol=1e-9, atol=1e-11, equal_nan=True)
+    assert one.history is not None
+    assert other.history is not None
+    for name in ("residual_norm", "gradient_norm", "operator_norm"):
+        first, second = getattr(one.history, name), getattr(other.history, name)
+        torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-11, equal_nan=True)
+
+
+@pytest.mark.parametrize("solver", [lsconv.cg, lsconv.minres, lsconv.cgls, lsconv.lsqr, lsconv.lsmr, lsconv.craig])
+def test_groups_have_the_answers_of_the_whole_batch(
+    solver: Solver, groups: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a zero item, which needs no iteration, and one that is not finite."""
+    y = data(2, 4)
+    y[0, 1], y[1, 2, 0, 0, 0] = 0, torch.nan
+    solve = lambda: solver(convolution(), y, check_finite=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        solution = solve()
+        assert_close(solution, together(monkeypatch, solve))
+    assert solution.x.shape == y.shape
+    assert solution.status[0][1] is Status.ZERO
+    assert solution.status[1][2] is Status.NON_FINITE
+
+
+@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize("solver", [lsconv.cgls, lsconv.lsqr, lsconv.lsmr])
+def test_groups_have_their_own_damping_and_start(
+    solver: Solver, start: bool, groups: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damp = torch.tensor([[0.0, 0.1, 0.0, 0.5], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+    x0 = 3 * data(4) if start else None
+    solve = lambda: solver(convolution(), data(2, 4), damp=damp, x0=x0, rtol=1e-12)
+    solution, whole = solve(), together(monkeypatch, solve)
+    assert solution.damp.equal(whole.damp)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.x, whole.x, rtol=1e-9, atol=1e-10)
+
+
+def test_groups_of_craig_have_their_own_damping(groups: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    solve = lambda: lsconv.craig(convolution(), data(4), damp=torch.tensor([0.0, 0.1, 0.0, 0.5]), rtol=1e-12)
+    torch.testing.assert_close(solve().x, together(monkeypatch, solve).x, rtol=1e-9, atol=1e-10)
+
+
+def test_there_is_one_report_of_all_groups(groups: None) -> None:
+    """And it counts the items of the whole batch."""
+    y = data(5)
+    y[1] = 0
+    with pytest.warns(
+        lsconv.ConvergenceWarning, match=r"lsqr: 4 of 5 item\(s\).*\(batch item\(s\) 0, 2, 3, 4\)"
+    ) as seen:
+        lsconv.lsqr(convolution(), y, max_iter=2)
+    assert len(seen) == 1
+    with pytest.raises(lsconv.ConvergenceError, match="4 of 5"):
+        lsconv.lsqr(convolution(), y, max_iter=2, raise_on_failure=True)
+
+
+def test_derivatives_of_groups_are_those_of_the_whole_batch(groups: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradients() -> tuple[Tensor, Tensor]:
+        y, weight = data(5).requires_grad_(), convolution().weight.clone().requires_grad_()
+        A = lsconv.Conv2d(weight, in_size=(6, 5), padding=1)
+        lsconv.lsqr(A, y, damp=0.1, rtol=1e-13).x.square().sum().backward()
+        assert y.grad is not None
+        assert weight.grad is not None
+        return y.grad, weight.grad
+
+    for one, other in zip(gradients(), together(monkeypatch, gradients), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
+
+
+# ---------------------------------------------------------------------- what is solved at once
+
+
+def count(A: Any, y: Tensor, callback: Any = None, **arguments: Any) -> int:
+    problem = prepare(A, y, **arguments)
+    options = Options.of(problem, rtol=None, atol=0.0, max_iter=None, check_every=None, callback=callback,
+                         progress=False, raise_on_failure=False)  # fmt: skip
+    return batch_groups.at_once(problem, options)
+
+
+def test_a_group_is_what_the_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of all threads; two large items are not worth a group."""
+    for threads, counts in ((1, (32, 8, 3, 1, 1)), (2, (32, 16, 7, 4, 1)), (64, (32, 32, 14, 8, 3))):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        for side, expected in zip((32, 64, 96, 128, 192), counts, strict=True):
+            A = lsconv.Conv2d(torch.ones(8, 8, 3, 3), in_size=(side, side), padding=1)
+            assert count(A, torch.zeros(1, *A.out_shape).expand(32, *A.out_shape)) == expected
+
+
+def test_what_is_read_once_for_a_batch_keeps_it_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix, a preconditioner, what a function may hide, kernels of their own; and whoever watches."""
+    monkeypatch.setattr(batch_groups, "GROUP_BYTES", 1)
+    A, y = convolution(), data(5)
+    assert count(A, y) == 1
+    hidden = lsconv.FromFunctions(A.in_shape, A.out_shape, A.apply, A.adjoint, dtype=A.dtype)
+    matrix = lsconv.Dense(A.to_dense(), A.in_shape, A.out_shape)
+    kernels = lsconv.Conv2d(A.weight.expand(5, *A.weight.shape), in_size=(6, 5), padding=1)
+    P = lsconv.Diagonal(torch.ones(A.out_shape, dtype=A.dtype))
+    for together in (count(hidden, y), count(matrix, y), count(kernels, y), count(A, y, M=P), count(A, y, N=P)):
+        assert together == 5
+    assert count(A, y, callback=lambda state: None) == 5
