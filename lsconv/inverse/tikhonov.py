@@ -309,9 +309,15 @@ def _with_prior(
         rounding=torch.finfo(precise.dtype).eps,
         norm_bound=_norm_bound(A),
     )
-    kept = ~solution.converged
-    codes = torch.where(kept, solution.codes, judged.codes)
-    return replace(judged, codes=codes, converged=judged.converged & ~(kept & (codes == Status.RANK_DEFICIENT.code)))
+    # next to its prior x may be at rounding where what is added to it is not; without damping that shows no null space
+    ranks = (solution.codes == Status.RANK_DEFICIENT.code) | (solution.codes == Status.RANK_UNDECIDED.code)
+    kept = ~solution.converged & (ranks | (judged.damp == 0) | ~judged.converged)
+    return replace(
+        judged,
+        codes=torch.where(kept, solution.codes, judged.codes),
+        converged=judged.converged & ~kept,
+        rank=solution.rank,
+    )
 
 
 def _norm_bound(A: LinearOperator) -> Tensor | None:

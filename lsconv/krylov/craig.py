@@ -104,7 +104,7 @@ def craig(
     def build(part: Problem) -> Any:
         return plainly(_CRAIG)(part) if part.damp is None else beside(part, _CRAIG)
 
-    return solve(problem, options, build, square=problem.damp is None, name="craig")
+    return solve(problem, options, build, name="craig")
 
 
 class _CRAIG(Method):

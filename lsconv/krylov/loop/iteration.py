@@ -214,7 +214,10 @@ class _Loop:
         if self.stopped:
             status = where(codes == 0, Status.CALLBACK.code, status)
         # a start or N takes the iterates out of the range of A^H, and [A, damp I] their rounding where s is large
-        met = certificate.converged & (problem.scalar(problem.zero) == 0)
+        gradient_ok = certificate.gradient_ok
+        if self.name == "craig":  # an inconsistent system without damping has no least-norm solution
+            gradient_ok = gradient_ok & (self.damp > 0)
+        met = (certificate.residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
         doubtful = 0 * met
         share, damped = NULL_SHARE * max(self.options.tolerances.rtol, self.options.tolerances.eps), self.damp > 0
         if problem.x0 is not None or problem.N is not None:
@@ -226,7 +229,7 @@ class _Loop:
             (codes & (CLAIMED | STUCK), Status.STAGNATION),
             (codes & CONDITION, Status.CONDITION_LIMIT),
             (codes & CURVATURE, Status.NEGATIVE_CURVATURE),
-            (certificate.gradient_ok, Status.GRADIENT),
+            (gradient_ok, Status.GRADIENT),
             (certificate.residual_ok, Status.RESIDUAL),
             (doubtful, Status.RANK_DEFICIENT),
             (zero, Status.ZERO),
@@ -242,7 +245,7 @@ class _Loop:
         solution = Solution(
             x=x,
             codes=tensor(status),
-            converged=tensor((certificate.converged | zero) & (unsolved == 0) & (doubtful == 0)),
+            converged=tensor((certificate.residual_ok | gradient_ok | zero) & (unsolved == 0) & (doubtful == 0)),
             iterations=tensor(self.monitor.iterations),
             residual_norm=tensor(residual_norm),
             gradient_norm=tensor(gradient_norm),
