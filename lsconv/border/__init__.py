@@ -9,7 +9,7 @@ itself certifies. In the order in which a right-hand side passes:
 * ``outer_iteration``: flexible conjugate gradients with A in float64;
 * ``truncated_circulant``: what is inverted, with ``penalty`` stacked below or ``reflected_padding`` as constraints;
 * ``normal_inverse``: the inverse by Fourier and border, of matrices from ``gram`` and ``saddle``;
-* ``border_cells``, ``border_kernel``, ``indexing``: the cells of the border, the entries between them, gathers;
+* ``border_set``: the cells of the border, vectors on them, the entries of an operator between them;
 * ``system``: the system on the border by iteration; ``direct``: by factors;
 * ``influence`` and ``border_factor``: exact traces and determinants; ``memory`` and ``free_memory``: what fits.
 """

@@ -30,8 +30,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lsconv.border.border_cells import Border
-from lsconv.border.direct.dense_inverse import between_borders
+from lsconv.border.border_set import Border, between_borders
 from lsconv.border.memory import allowed_bytes
 from lsconv.border.null_space import Overlap, nearest_null, orthonormalised, small_singular_vectors, static_lu
 from lsconv.errors import MethodError, PlanMemoryError

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.border.border_cells import Border
 from lsconv.border.border_factor import BorderFactor, spectral_function, thin_svd
+from lsconv.border.border_set import Border
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lsconv.border.border_cells import Border
+from lsconv.border.border_set import Border
 from lsconv.border.direct.reflection_symmetry import exchange
 from lsconv.border.free_memory import free_bytes
 from lsconv.border.gram import gram, largest_eigenvalue, product, shifted

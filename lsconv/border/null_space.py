@@ -8,8 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lsconv.border.border_cells import Border
-from lsconv.border.direct.dense_inverse import between_borders
+from lsconv.border.border_set import Border, between_borders
 from lsconv.fourier.batched_linalg import lu_factor_in_place
 from lsconv.fourier.symbol import FrequencyMatrices
 

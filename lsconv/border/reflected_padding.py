@@ -25,9 +25,7 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.border.border_cells import Border
-from lsconv.border.border_kernel import Kernel
-from lsconv.border.indexing import gathered
+from lsconv.border.border_set import Border, Kernel, gathered
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.base import LinearOperator

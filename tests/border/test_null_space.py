@@ -11,7 +11,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.border import capacitance_plan, null_space
-from lsconv.border.border_cells import Border
+from lsconv.border.border_set import Border
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.null_space import Overlap, static_lu
 from lsconv.fourier.embedding import Embedding

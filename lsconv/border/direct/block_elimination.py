@@ -26,10 +26,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lsconv.border.border_cells import Border
+from lsconv.border.border_set import Border, gathered
 from lsconv.border.direct.dense_inverse import DenseInverse, indefinite_inverse
 from lsconv.border.direct.reflection_symmetry import Folding, reflection_sums, run_ends
-from lsconv.border.indexing import gathered
 from lsconv.fourier.dtypes import single as single_precision
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse, plane_waves
 

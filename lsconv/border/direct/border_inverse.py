@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lsconv.border.border_cells import Border
+from lsconv.border.border_set import Border
 from lsconv.border.direct.block_elimination import Elimination, Layout
 from lsconv.border.direct.dense_inverse import DenseInverse
 from lsconv.border.direct.reflection_symmetry import exchange as exchange_of

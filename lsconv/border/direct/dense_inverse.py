@@ -1,21 +1,16 @@
-"""A block-circulant operator restricted to border cells as one dense matrix, and the inverse of that."""
+"""The inverses of dense matrices: of a block-circulant operator between border cells, or on the whole border."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lsconv.border.indexing import gathered
+from lsconv.border.border_set import gathered
 from lsconv.fourier import batched_linalg
 from lsconv.fourier.dtypes import single as single_precision
 from lsconv.fourier.symbol import hermitian_inverse
 
-if TYPE_CHECKING:  # the border asks for its kernel, which asks about the border
-    from lsconv.border.border_cells import Border
-
-__all__ = ["DenseInverse", "ExchangedInverse", "between_borders", "indefinite_inverse"]
+__all__ = ["DenseInverse", "ExchangedInverse", "indefinite_inverse"]
 
 # Smaller matrices are inverted, and so are those on a GPU, which waits for every row of a triangular solve; beyond the
 # second limit that is still better than twice the memory. (1024 unknowns, float64, one CPU core, in ms: inverse 100,
@@ -113,44 +108,3 @@ def indefinite_inverse(matrices: Tensor) -> Tensor:
     if bool((info > 0).any()):
         inverses[info > 0] = torch.linalg.pinv(matrices[info > 0], hermitian=True)
     return inverses
-
-
-def between_borders(kernel: Tensor, inner: Border, outer: Border) -> Tensor:
-    """A block-circulant operator between two borders, ``(blocks, inner.size, outer.size)``.
-
-    Channels with the same border positions (all, unless a stride splits them) read the kernel at the same lags.
-
-    Args:
-        kernel: its first block column, ``(blocks, rows, columns, *grid)``.
-        inner: the border in its range.
-        outer: the border in its domain.
-    """
-    transposed = kernel.new_empty(len(kernel), outer.size, inner.size)
-    for columns, q, to in _alike(outer):
-        for rows, p, at in _alike(inner):
-            lags = torch.zeros((), dtype=torch.int64)
-            for a, n in enumerate(inner.grid):
-                lags = lags * n + (p[:, a] - q[:, a, None]) % n
-            lags = lags.flatten().to(kernel.device)
-            for column, start in zip(columns.tolist(), to.tolist(), strict=True):
-                part = kernel[:, rows.to(kernel.device), column].flatten(2)[..., lags]
-                part = part.unflatten(-1, (len(q), len(p))).transpose(1, 2)  # blocks, q, rows, p
-                target = transposed[:, start : start + len(q)]
-                if len(rows) == inner.channels:
-                    target.unflatten(-1, (len(rows), len(p))).copy_(part)
-                else:
-                    where = (at[:, None] + torch.arange(len(p))).flatten().to(kernel.device)
-                    target.index_copy_(-1, where, part.flatten(2))
-    return transposed.mT
-
-
-def _alike(border: Border) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Channels with the same border: their numbers, the positions ``(cells, axes)``, the numbers of the first cells."""
-    flat = border.mask.flatten(1)
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), flat.sum(1).cumsum(0)[:-1]])
-    kinds, kind = torch.unique(flat, dim=0, return_inverse=True)
-    groups = []
-    for number, mask in enumerate(kinds):
-        channels = (kind == number).nonzero().flatten()
-        groups.append((channels, mask.reshape(border.grid).nonzero(), starts[channels]))
-    return groups

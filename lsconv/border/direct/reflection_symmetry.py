@@ -25,7 +25,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.border.border_cells import Border
+from lsconv.border.border_set import Border
 from lsconv.fourier.symbol import FrequencyMatrices, plane_waves
 
 __all__ = ["Folding", "exchange", "reflection", "reflection_sums", "run_ends"]

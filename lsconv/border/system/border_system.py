@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.border_cells import Border
+from lsconv.border.border_set import Border
 from lsconv.border.direct.border_inverse import Cost, whole_cost
 from lsconv.border.memory import allowed_bytes
 from lsconv.border.system.cost_model import GLANCE, Effort, Way

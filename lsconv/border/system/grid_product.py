@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.border.border_cells import Border
+from lsconv.border.border_set import Border
 from lsconv.fourier.symbol import FrequencyMatrices
 
 __all__ = ["BorderProduct"]

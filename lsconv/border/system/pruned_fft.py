@@ -21,8 +21,7 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.border.border_cells import Border
-from lsconv.border.indexing import gathered
+from lsconv.border.border_set import Border, gathered
 from lsconv.fourier.symbol import FrequencyMatrices, per_frequency, plane_waves
 
 __all__ = ["PrunedProduct"]

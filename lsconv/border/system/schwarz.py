@@ -32,8 +32,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from lsconv.border.border_cells import Border
-from lsconv.border.border_kernel import Kernel
+from lsconv.border.border_set import Border, Kernel
 from lsconv.border.direct.border_inverse import WholeBorder
 from lsconv.border.direct.dense_inverse import DenseInverse, ExchangedInverse, indefinite_inverse
 from lsconv.border.free_memory import free_bytes

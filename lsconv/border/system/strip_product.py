@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lsconv.border.indexing import gathered
+from lsconv.border.border_set import gathered
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
 from lsconv.operators.fft_convolution import good_fft_length
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lsconv.border.border_set import gathered
 from lsconv.border.direct.dense_inverse import DenseInverse, ExchangedInverse
-from lsconv.border.indexing import gathered
 from lsconv.fourier.symbol import FrequencyMatrices
 
 __all__ = ["Correction", "PatchSum"]

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lsconv
-from lsconv.border.border_cells import Border
+from lsconv.border.border_set import Border, between_borders
 from lsconv.border.direct.block_elimination import Elimination
 from lsconv.border.direct.border_inverse import WholeBorder, whole_cost
-from lsconv.border.direct.dense_inverse import DenseInverse, between_borders
+from lsconv.border.direct.dense_inverse import DenseInverse
 from lsconv.border.direct.reflection_symmetry import exchange, reflection_sums
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.border.plan import BorderPlan

@@ -9,9 +9,9 @@ import torch
 
 import lsconv
 from lsconv.app import psf
-from lsconv.border.border_cells import Border
+from lsconv.border.border_set import Border, between_borders
 from lsconv.border.direct.border_inverse import Cost
-from lsconv.border.direct.dense_inverse import DenseInverse, between_borders
+from lsconv.border.direct.dense_inverse import DenseInverse
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.border.plan import BorderPlan
 from lsconv.border.system.cost_model import Effort, Way

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from lsconv.border.border_cells import Border
+from lsconv.border.border_set import Border
 from lsconv.border.system import grid_product
 from lsconv.border.system.grid_product import BorderProduct
 from lsconv.fourier.symbol import FrequencyMatrices, Grid

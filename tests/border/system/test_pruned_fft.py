@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.border.border_cells import Border
+from lsconv.border.border_set import Border
 from lsconv.border.system import pruned_fft
 from lsconv.border.system.pruned_fft import PrunedProduct
 from lsconv.fourier.embedding import Embedding

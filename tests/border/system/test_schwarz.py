@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lsconv
-from lsconv.border.border_cells import Border
+from lsconv.border.border_set import Border
 from lsconv.border.direct.dense_inverse import ExchangedInverse
 from lsconv.border.memory import plan_bytes
 from lsconv.border.normal_inverse import NormalInverse
