@@ -22,8 +22,7 @@ from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution, together
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, on_parts
-from lsconv.operators.finiteness import hidden_by_vmap
-from lsconv.operators.transforms import untraced
+from lsconv.operators.transforms import hidden_by_vmap, untraced
 
 __all__ = ["PseudoInverse", "lstsq", "pinv"]
 

@@ -263,8 +263,14 @@ class LinearOperator:
         self._map(collect)
         return tuple(found)
 
-    def with_parameters(self, parameters: Sequence[Tensor]) -> Self:
-        """The same operator built from other tensors, given in the order of :meth:`parameters`."""
+    def with_parameters(self, parameters: Sequence[Tensor], *, per_item: bool = False) -> Self:
+        """The same operator built from other tensors, given in the order of :meth:`parameters`.
+
+        Args:
+            parameters: tensors of the shapes, dtypes and devices of its own.
+            per_item: let them have further leading dimensions, one value per batch item, where the operator takes that;
+                a :class:`Convolution` and a :class:`Dense` do.
+        """
         expected = self.parameters()
         if len(parameters) != len(expected):
             raise ArgumentTypeError(f"parameters: expected {len(expected)} tensors, got {len(parameters)}")

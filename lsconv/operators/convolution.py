@@ -262,6 +262,15 @@ class Convolution(LinearOperator):
 
     # ------------------------------------------------------------------ a kernel per batch item
 
+    def with_parameters(self, parameters: Sequence[Tensor], *, per_item: bool = False) -> Self:
+        """The same convolution with another weight; ``per_item`` lets it have other batch dimensions."""
+        kernel = self.weight.shape[-self.ndim - 2 :]
+        same = [p.shape[-self.ndim - 2 :] for p in parameters] == [kernel]
+        if not (per_item and same) or parameters[0].shape == self.weight.shape:
+            return super().with_parameters(parameters)
+        geometry = (self.spatial_in, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+        return type(self)(parameters[0], *geometry, self.backend, check_finite=False)
+
     def _grouped_weight(self) -> tuple[Tensor, int]:
         """All kernels in one weight, one behind the other, and the number of groups that keeps them apart."""
         kernels = math.prod(self.batch_shape)

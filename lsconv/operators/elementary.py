@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from lsconv.errors import ArgumentTypeError, DtypeError, ShapeError
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import on_parts
 from lsconv.operators.finiteness import require_finite
+
+if TYPE_CHECKING:
+    # In typing from Python 3.11 on; the checker has its own copy.
+    from typing_extensions import Self
 
 __all__ = ["Crop", "Dense", "Diagonal", "FromFunctions", "Identity", "Mask"]
 
@@ -250,6 +254,13 @@ class Dense(LinearOperator):
         if self.is_sparse:
             return self._multiply(self._sparse_adjoint(), y, self.out_shape, self.in_shape)
         return self._multiply(self.matrix.mH, y, self.out_shape, self.in_shape)
+
+    def with_parameters(self, parameters: Sequence[Tensor], *, per_item: bool = False) -> Self:
+        """The operator of another matrix; ``per_item`` lets it have other batch dimensions."""
+        same = [p.shape[-2:] for p in parameters] == [self.matrix.shape[-2:]]
+        if not (per_item and same) or parameters[0].shape == self.matrix.shape:
+            return super().with_parameters(parameters)
+        return type(self)(parameters[0], self.in_shape, self.out_shape)
 
     def _multiply(self, matrix: Tensor, x: Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
         if x.is_complex() and not self.is_complex:

@@ -6,19 +6,9 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import NonFiniteError
-from lsconv.operators.transforms import untraced
+from lsconv.operators.transforms import hidden_by_vmap, untraced
 
-__all__ = ["hidden_by_vmap", "require_finite"]
-
-
-def hidden_by_vmap(tensor: Tensor) -> bool:
-    """Whether ``torch.func.vmap`` maps over the tensor, so that nothing can depend on its values."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return True
-        tensor = functorch.get_unwrapped(tensor)
-    return False
+__all__ = ["require_finite"]
 
 
 @untraced

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -215,7 +214,6 @@ def test_number_of_solves_is_the_forward_one_and_one_more(monkeypatch: pytest.Mo
         for damp in (0.5, 0.0):
             A = lsconv.Conv2d(torch.randn(weight_shape, dtype=D, requires_grad=True), in_size=(9, 9))
             y = torch.randn(A.out_shape, dtype=D, requires_grad=True)
-            wide = math.prod(A.in_shape) > math.prod(A.out_shape)
             runs.clear()
             x = lsconv.lstsq(A, y, damp=damp, method="border").x
             torch.autograd.grad(x, [y, A.weight], torch.randn_like(x))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from lsconv.errors import ShapeError
 from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution
 
 CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -267,3 +268,16 @@ def test_flipped_kernels_are_forgotten_when_the_weight_changes() -> None:
     before = A.H(y)
     weight.mul_(2)
     torch.testing.assert_close(A.H(y), 2 * before)
+
+
+def test_kernels_are_replaced_by_one_per_item_only_where_that_is_asked_for() -> None:
+    A = Conv2d(torch.randn(4, 1, 3, 3, dtype=torch.float64), (7, 6), 2, 1, groups=2, padding_mode="reflect")
+    weights = torch.randn(5, 4, 1, 3, 3, dtype=torch.float64)
+    B = A.with_parameters([weights], per_item=True)
+    assert type(B) is Conv2d
+    assert (B.batch_shape, B.in_shape, B.out_shape) == ((5,), A.in_shape, A.out_shape)
+    for matrix, weight in zip(B.to_dense(), weights, strict=True):
+        torch.testing.assert_close(matrix, A.with_parameters([weight]).to_dense())
+    for other, per_item in ((weights, False), (weights[..., 1:], True)):
+        with pytest.raises(ShapeError, match=r"parameters\[0\]"):
+            A.with_parameters([other], per_item=per_item)

@@ -110,3 +110,14 @@ def test_refusals() -> None:
         FromFunctions((1,), (1,), lambda x: x, None)  # type: ignore[arg-type]
     with pytest.raises(ArgumentTypeError, match=r"parameters\[0\]: expected a torch.Tensor, got float"):
         FromFunctions((1,), (1,), lambda x, s: x, lambda y, s: y, parameters=(1.0,))  # type: ignore[arg-type]
+
+
+def test_a_matrix_is_replaced_by_one_per_item_only_where_that_is_asked_for() -> None:
+    A = Dense(torch.randn(4, 6, dtype=torch.float64), (2, 3), (4,))
+    matrices = torch.randn(5, 4, 6, dtype=torch.float64)
+    B = A.with_parameters([matrices], per_item=True)
+    assert (B.batch_shape, B.in_shape, B.out_shape) == ((5,), (2, 3), (4,))
+    torch.testing.assert_close(B.to_dense(), matrices)
+    for given, per_item in ((matrices, False), (matrices.mT, True)):
+        with pytest.raises(ShapeError, match=r"parameters\[0\]"):
+            A.with_parameters([given], per_item=per_item)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lsconv.krylov.gradients.parameters import transforming
 from lsconv.krylov.loop import cuda_graph
+from lsconv.operators.transforms import transforming
 
 __all__ = ["RecordedMap", "recordable"]
 

@@ -25,9 +25,8 @@ from lsconv.krylov.loop.problem import as_complex, as_operator
 from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.finiteness import hidden_by_vmap
 from lsconv.operators.observed import observed
-from lsconv.operators.transforms import untraced
+from lsconv.operators.transforms import hidden_by_vmap, untraced
 
 __all__ = ["adjoint_answer", "attach", "differentiable", "follows", "start_as_prior"]
 

@@ -17,10 +17,9 @@ from torch.autograd import forward_ad
 
 from lsconv.errors import MethodError
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.convolution import Convolution
-from lsconv.operators.elementary import Dense
+from lsconv.operators.transforms import transforming
 
-__all__ = ["any_followed", "made_of", "no_autocast", "parameters_of", "pull", "push", "transforming"]
+__all__ = ["any_followed", "made_of", "no_autocast", "parameters_of", "pull", "push"]
 
 
 def parameters_of(A: LinearOperator) -> tuple[Tensor, ...]:
@@ -31,28 +30,8 @@ def parameters_of(A: LinearOperator) -> tuple[Tensor, ...]:
 
 
 def made_of(A: LinearOperator, params: Sequence[Tensor]) -> LinearOperator:
-    """A with other parameters; a convolution or a matrix also with one more of them per batch item than it has."""
-    if isinstance(A, Convolution) and params[0].shape != A.weight.shape:
-        return type(A)(
-            params[0],
-            A.spatial_in,
-            A.stride,
-            A.padding,
-            A.dilation,
-            A.groups,
-            A.padding_mode,
-            A.backend,
-            check_finite=False,
-        )
-    if isinstance(A, Dense) and params[0].shape != A.matrix.shape:
-        return Dense(params[0], A.in_shape, A.out_shape)
-    return A.with_parameters(params) if params else A
-
-
-def transforming() -> bool:
-    """Whether torch.func transforms are running, under which values are hidden and requires_grad says little."""
-    active = getattr(torch._C, "_are_functorch_transforms_active", None)
-    return bool(active and active())
+    """A with other parameters, one per batch item where it takes that; A itself where it is made of none."""
+    return A.with_parameters(params, per_item=True) if params else A
 
 
 def any_followed(*tensors: Tensor | None) -> bool:

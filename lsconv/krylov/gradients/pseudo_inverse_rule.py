@@ -29,9 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.gradients.parameters import made_of, pull, push, transforming
+from lsconv.krylov.gradients.parameters import made_of, pull, push
 from lsconv.krylov.gradients.solve_record import System
 from lsconv.krylov.gradients.vmap import front, under_old_vmap
+from lsconv.operators.transforms import transforming
 
 __all__ = ["PseudoSolve", "fit", "plus", "pseudo_backward", "pseudo_tangent"]
 

@@ -25,7 +25,6 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from lsconv.krylov.gradients.parameters import transforming
 from lsconv.krylov.loop.batched_scalars import Scalar
 from lsconv.krylov.loop.iteration import iterate, report
 from lsconv.krylov.loop.lagrange_multipliers import hand_over, keeping
@@ -34,6 +33,7 @@ from lsconv.krylov.loop.null_space import cleared
 from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import History, Solution
+from lsconv.operators.transforms import transforming
 
 __all__ = ["GROUP_BYTES", "Setup", "at_once", "plainly", "solve"]
 

@@ -30,10 +30,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lsconv.krylov.gradients.parameters import transforming
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.monitor import Monitor
 from lsconv.krylov.loop.problem import Problem
+from lsconv.operators.transforms import transforming
 
 __all__ = ["LARGEST", "RECORDERS", "CudaGraph", "Recorded", "Recorder", "recorder_for"]
 
