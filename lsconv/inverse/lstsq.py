@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.fourier.dtypes import direct_rtol
-from lsconv.inverse.route import BORDER_PLANS, FourierPlan, KrylovPlan, Plan, route
+from lsconv.inverse.plans import FourierPlan, KrylovPlan, Plan
+from lsconv.inverse.route import BORDER_PLANS, route
 from lsconv.inverse.solve import Fallback, solve
 from lsconv.krylov.gradients.attach import adjoint_answer, attach, follows, start_as_prior
 from lsconv.krylov.gradients.parameters import parameters_of

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.inverse.tikhonov import PenalisedBackward, penalty_plan, report
+from lsconv.inverse.plans import PenalisedBackward
+from lsconv.inverse.route import penalty_plan
+from lsconv.inverse.tikhonov import report
 from lsconv.krylov.gradients.attach import attach
 from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.parameters import made_of, parameters_of

@@ -1,15 +1,9 @@
-"""Which method answers which (operator, damping): one table in one function, and the plans it hands out.
-
-A plan is the setup of a method for one operator and damping: ``solve`` gives a certified :class:`Solution`,
-``apply`` and ``adjoint`` the bare linear maps that ``pinv`` wears.
-"""
+"""Which method answers which (operator, damping): one table in one function, and one for problems with a penalty."""
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +12,7 @@ from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.memory import allowed_bytes
 from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
+from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -27,31 +22,25 @@ from lsconv.errors import (
     warn,
 )
 from lsconv.factored.singular_values import SingularValuePlan
-from lsconv.fourier.circulant import CirculantPlan
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.spectrum import norm
-from lsconv.krylov.cg import cg
-from lsconv.krylov.cgls import cgls
-from lsconv.krylov.craig import craig
-from lsconv.krylov.gmres import gmres
-from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
-from lsconv.krylov.hybrid import hybrid
-from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances, certified, default_rtol
-from lsconv.krylov.lsmr import lsmr
-from lsconv.krylov.lsqr import lsqr
-from lsconv.krylov.minres import minres
+from lsconv.inverse.plans import (
+    KRYLOV,
+    LEAST_SQUARES,
+    SQUARE,
+    FourierPlan,
+    KrylovPlan,
+    KrylovStack,
+    Plan,
+)
+from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["BORDER_PLANS", "METHODS", "FourierPlan", "KrylovPlan", "Plan", "fallback", "route"]
+__all__ = ["BORDER_PLANS", "METHODS", "fallback", "penalty_plan", "route"]
 
-_LEAST_SQUARES: dict[str, Callable[..., Solution]] = {"lsmr": lsmr, "lsqr": lsqr, "cgls": cgls, "craig": craig}
-_SQUARE: dict[str, Callable[..., Solution]] = {"cg": cg, "minres": minres, "gmres": gmres}
-_KRYLOV = {**_LEAST_SQUARES, **_SQUARE, "hybrid": hybrid}
-METHODS = ("auto", "fourier", "border", "svd", *_KRYLOV)
+METHODS = ("auto", "fourier", "border", "svd", *KRYLOV)
 BORDER_PLANS = (BorderPlan, CapacitancePlan)
 # Of random 5x5 kernels, 8 to 8 channels, 64², float32, damp 0.1, the border takes four times as long as LSMR. In three
 # dimensions, damp 1e-2, 16³, its iteration gets stuck.
@@ -59,27 +48,6 @@ _MIRRORED_CHANNELS = 4
 # Unknowns or equations up to which the dense decomposition, of about a second, answers what other methods leave open.
 _SMALL = 512
 _NOT_LINEAR = '"hybrid" chooses the damping by y, so its answer is not linear in y and has no adjoint; use "lsqr"'
-
-
-class Plan(Protocol):
-    """The setup of one method for one operator and damping."""
-
-    def solve(
-        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
-    ) -> Solution:
-        """The certified solution for ``y``."""
-
-    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``, bare."""
-
-    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The adjoint of :meth:`apply`."""
-
-    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
-
-    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
-        """``(A^H A)^{-1} g`` for A of full column rank; None where it would cost more than :meth:`adjoint`."""
 
 
 def route(
@@ -159,10 +127,45 @@ def route(
         except PlanMemoryError as error:
             warn(f"falling back to LSMR. {error}")
     name = "lsmr" if method == "auto" else method
-    if name not in _LEAST_SQUARES:
+    if name not in LEAST_SQUARES:
         _check_suits(A, damp, name)
         return KrylovPlan(A, damp, name, _own_preconditioner(A, name, preconditioner))
     return KrylovPlan(A, damp, name, _preconditioner(A, damp, preconditioner, name))
+
+
+def penalty_plan(
+    A: LinearOperator,
+    L: LinearOperator,
+    damp: Tensor | float,
+    *,
+    method: str = "auto",
+    memory_limit: int | None = None,
+) -> StackedPlan | KrylovStack:
+    """The plan for a general L and damp > 0: exact where A and L are convolutions on one grid, otherwise LSMR.
+
+    Raises:
+        MethodError: the method asked for cannot serve A and L.
+        ArgumentError: an unknown method.
+        PlanMemoryError: ``method="border"`` or "fourier" was asked for and the plan would not fit.
+    """
+    if method not in ("auto", "fourier", "border", "lsmr"):
+        raise ArgumentError(f'method: with L expected one of "auto", "fourier", "border", "lsmr", got {method!r}')
+    damping = torch.as_tensor(damp)
+    if method != "lsmr" and bool((damping > 0).all()):
+        try:
+            plan = StackedPlan(A, L, damp, memory_limit=memory_limit)
+        except (MethodError, PlanMemoryError) as error:
+            if method != "auto":
+                raise
+            if isinstance(error, PlanMemoryError):
+                warn(f"falling back to LSMR. {error}")
+        else:
+            if method == "fourier" and plan.inverse.form != "circulant":
+                raise MethodError(f'method: "fourier" needs A and L circular, here {plan!r}; use method="border"')
+            return plan
+    elif method in ("fourier", "border"):
+        raise MethodError(f'method: {method!r} with L needs damp > 0 in every item; use method="lsmr"')
+    return KrylovStack(A, L, damp)
 
 
 def _mirrors_well(A: LinearOperator, damp: Tensor | float) -> bool:
@@ -179,7 +182,7 @@ def _check_rcond(rcond: Any, damp: Tensor | float, method: str) -> bool:
     if isinstance(rcond, bool) or not isinstance(rcond, (int, float)) or not 0 <= rcond < 1:
         raise ArgumentError(f"rcond: expected a number in [0, 1) or None, got {rcond!r}")
     chosen = bool((torch.as_tensor(damp) == 0).any())
-    if chosen and method in _KRYLOV:
+    if chosen and method in KRYLOV:
         raise MethodError(
             f'rcond: method "{method}" decides no rank; use method="auto", "fourier", "border" or "svd", or damp > 0'
         )
@@ -282,7 +285,7 @@ def _own_preconditioner(
     """The M of a square method: the one given, or none."""
     if preconditioner is None or preconditioner == "auto":
         return None, None
-    if isinstance(preconditioner, LinearOperator) and method in _SQUARE:
+    if isinstance(preconditioner, LinearOperator) and method in SQUARE:
         return preconditioner, None
     if isinstance(preconditioner, LinearOperator):
         raise MethodError('preconditioner: "hybrid" takes none; use "lsqr" or "lsmr" with a damp of your own')
@@ -328,128 +331,3 @@ def _preconditioner(
     else:
         circulant = CirculantPreconditioner(A, damp if bool((damping > 0).all()) else None, side=side)
     return (circulant, None) if circulant.side == "residual" else (None, circulant)
-
-
-class FourierPlan:
-    """The exact inverse of a block-circulant operator (:class:`CirculantPlan`), with certificates."""
-
-    def __init__(self, A: LinearOperator, damp: Tensor | float = 0.0, *, rcond: float | None = None) -> None:
-        self.plan = CirculantPlan(A, damp, rcond=rcond)  # type: ignore[arg-type]
-        self.A = self.plan.A
-        self.precise = self.A.to(dtype=torch.complex128 if self.A.is_complex else torch.float64)
-        self.norm = norm(self.A.with_parameters([self.A.weight.detach()])).double()
-
-    def solve(
-        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
-    ) -> Solution:
-        """The certified solution for ``y``; nothing iterates, so ``max_iter`` has no effect."""
-        plan, A = self.plan, self.A
-        x = plan.solve_unrounded(y.detach())
-        batch = x.shape[: x.ndim - len(A.in_shape)]
-        tolerances = Tolerances.of(A.dtype, direct_rtol(A.dtype) if rtol is None else rtol, atol)
-        solution = certified(
-            self.precise,
-            x.to(self.precise.dtype),
-            y.to(self.precise.dtype).expand(*batch, *A.out_shape),
-            plan.damp.expand(batch),
-            tolerances=tolerances,
-            dtype=A.dtype,
-            norm_bound=self.norm,
-            rcond=plan.rcond,
-            truncated=True,
-            rounding=torch.finfo(plan.dtype).eps,
-        )
-        if plan.rank is None:
-            return solution
-        return solution.with_rank(plan.rank, plan.undecided)
-
-    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``."""
-        return self.plan.solve(y)
-
-    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The adjoint of :meth:`apply`."""
-        return self.plan.solve_adjoint(v)
-
-    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
-        return normal_by_apply(self.A, self.plan.damp, lambda y, _: self.plan.solve(y), g, rtol=rtol)
-
-    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
-        """None: applying twice costs next to nothing."""
-        return None
-
-    def __repr__(self) -> str:
-        return (
-            f"FourierPlan(grid={self.plan.embedding.grid}, factors={self.plan.nbytes / 2**20:.1f} MiB, {self.A.device})"
-        )
-
-
-class KrylovPlan:
-    """A Krylov method with its preconditioner; the only setup is that of the preconditioner."""
-
-    def __init__(
-        self,
-        A: LinearOperator,
-        damp: Tensor | float,
-        method: str,
-        preconditioners: tuple[LinearOperator | None, LinearOperator | None] = (None, None),
-    ) -> None:
-        self.A, self.damp, self.method = A, damp, method
-        self.M, self.N = preconditioners
-        self.spent: int | None = None
-
-    def solve(
-        self,
-        y: Tensor,
-        *,
-        rtol: float | None = None,
-        atol: float = 0.0,
-        max_iter: int | None = None,
-        **options: Any,
-    ) -> Solution:
-        """The certified solution for ``y``; ``options`` are those of the method.
-
-        Raises:
-            MethodError: an option that the method does not have.
-        """
-        method = _KRYLOV[self.method]
-        extra = sorted(set(options) - set(inspect.signature(method).parameters))
-        if extra:
-            raise MethodError(f'{", ".join(extra)}: method "{self.method}" has no such option')
-        terms = self._terms(self.M, self.N)
-        solution = method(self.A, y, rtol=rtol, atol=atol, max_iter=max_iter, **terms, **options)
-        self.spent = int(solution.iterations.max())
-        return solution
-
-    def _terms(self, M: LinearOperator | None, N: LinearOperator | None) -> dict[str, Any]:
-        """What the method takes of damping and preconditioners."""
-        if self.method in _LEAST_SQUARES:
-            return {"damp": self.damp, "M": M, "N": N}
-        return {"M": M} if self.method in _SQUARE else {}
-
-    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``."""
-        return self.solve(y, rtol=rtol).x
-
-    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The adjoint of :meth:`apply`: the same problem for ``A^H``, with the preconditioners' sides exchanged."""
-        if self.method in _SQUARE:
-            return _KRYLOV[self.method](self.A.H, v, rtol=rtol, **self._terms(self.M and self.M.H, None)).x
-        # craig wants a consistent system, and A^H u = v need not be one; hybrid would choose another damping
-        method = lsmr if self.method in ("craig", "hybrid") else _LEAST_SQUARES[self.method]
-        return method(self.A.H, v, damp=self.damp, M=self.N, N=self.M, rtol=rtol).x
-
-    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
-        return normal_by_apply(self.A, self.damp, lambda y, rtol: self.apply(y, rtol=rtol), g, rtol=rtol)
-
-    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
-        """``(A^H A)^{-1} g``."""
-        return None if self.method in _SQUARE else gram_by_cg(self.A, g, rtol=rtol, N=self.N, spent=self.spent)
-
-    def __repr__(self) -> str:
-        preconditioner = self.M if self.M is not None else self.N
-        return (
-            f"KrylovPlan({self.method!r}, preconditioner={type(preconditioner).__name__ if preconditioner else None})"
-        )

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError, warn
 from lsconv.factored.singular_values import SingularValuePlan
-from lsconv.inverse.route import KrylovPlan, Plan, fallback
+from lsconv.inverse.plans import KrylovPlan, Plan
+from lsconv.inverse.route import fallback
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.operators.base import LinearOperator

@@ -2,7 +2,6 @@ r"""tikhonov: regularised least squares with a general penalty and a prior."""
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -10,21 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.stacked_plan import StackedPlan, stacked_data, stacked_solution
+from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import (
     ArgumentError,
     ArgumentTypeError,
     ConvergenceWarning,
     DeviceError,
     DtypeError,
-    MethodError,
-    PlanMemoryError,
     ShapeError,
-    warn,
 )
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.dtypes import direct_rtol
-from lsconv.inverse.route import KrylovPlan, Plan, route
+from lsconv.inverse.damping.choose_damp import choose_damp
+from lsconv.inverse.plans import (
+    KrylovPlan,
+    KrylovStack,
+    PenalisedBackward,
+    Plan,
+)
+from lsconv.inverse.route import penalty_plan, route
 from lsconv.inverse.solve import Fallback, report, second_opinion, without_items
 from lsconv.krylov.gradients.attach import attach
 from lsconv.krylov.gradients.backward_solves import Inverse
@@ -33,15 +36,13 @@ from lsconv.krylov.loop.problem import as_complex, as_operator, check_damp, prep
 from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import Tolerances, certified
-from lsconv.krylov.lsmr import lsmr
-from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import remedy
 from lsconv.operators.elementary import Identity
 from lsconv.operators.transforms import untraced
 
-__all__ = ["KrylovStack", "PenalisedBackward", "penalty_plan", "report", "tikhonov"]
+__all__ = ["report", "tikhonov"]
 
 
 @untraced
@@ -121,8 +122,6 @@ def tikhonov(
     x_prior, x0 = _check_prior(as_complex(x_prior, A), A), as_complex(x0, A)
     selection = None
     if isinstance(damp, str):
-        from lsconv.inverse.damping.choose_damp import choose_damp
-
         selection = choose_damp(A, y, damp, L=L, x_prior=x_prior, noise_std=noise_std)
         strength: float | Tensor = selection.damp
     else:
@@ -166,112 +165,6 @@ def tikhonov(
         return solution, PenalisedBackward(A, plan) if isinstance(plan, (StackedPlan, KrylovStack)) else plan
 
     return attach(run, A, y, damp=strength, L=L, x_prior=x_prior, rtol=rtol)
-
-
-def penalty_plan(
-    A: LinearOperator,
-    L: LinearOperator,
-    damp: Tensor | float,
-    *,
-    method: str = "auto",
-    memory_limit: int | None = None,
-) -> StackedPlan | KrylovStack:
-    """The plan for a general L and damp > 0: exact where A and L are convolutions on one grid, otherwise LSMR.
-
-    Raises:
-        MethodError: the method asked for cannot serve A and L.
-        ArgumentError: an unknown method.
-        PlanMemoryError: ``method="border"`` or "fourier" was asked for and the plan would not fit.
-    """
-    if method not in ("auto", "fourier", "border", "lsmr"):
-        raise ArgumentError(f'method: with L expected one of "auto", "fourier", "border", "lsmr", got {method!r}')
-    damping = torch.as_tensor(damp)
-    if method != "lsmr" and bool((damping > 0).all()):
-        try:
-            plan = StackedPlan(A, L, damp, memory_limit=memory_limit)
-        except (MethodError, PlanMemoryError) as error:
-            if method != "auto":
-                raise
-            if isinstance(error, PlanMemoryError):
-                warn(f"falling back to LSMR. {error}")
-        else:
-            if method == "fourier" and plan.inverse.form != "circulant":
-                raise MethodError(f'method: "fourier" needs A and L circular, here {plan!r}; use method="border"')
-            return plan
-    elif method in ("fourier", "border"):
-        raise MethodError(f'method: {method!r} with L needs damp > 0 in every item; use method="lsmr"')
-    return KrylovStack(A, L, damp)
-
-
-class KrylovStack:
-    """LSMR on ``[A; damp L]``, preconditioned where the stack has an FFT-diagonal likeness.
-
-    Args:
-        A: the operator.
-        L: the penalty.
-        damp: the damping, a number or one per batch item.
-    """
-
-    def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
-        self.A, self.L, self.damp = A, L, torch.as_tensor(damp, dtype=torch.float64, device=A.device)
-        self.stack = VStack([A, L * self.damp.to(A.dtype)])
-        self.preconditioner: LinearOperator | None = None
-        if bool((self.damp > 0).all()):
-            with contextlib.suppress(MethodError):
-                self.preconditioner = CirculantPreconditioner(self.stack, side="solution")
-
-    @torch.no_grad()
-    def solve(
-        self,
-        y: Tensor,
-        *,
-        x_prior: Tensor | None = None,
-        x0: Tensor | None = None,
-        rtol: float | None = None,
-        atol: float = 0.0,
-        max_iter: int | None = None,
-    ) -> Solution:
-        """The certified solution for ``y``; see :func:`tikhonov`."""
-        data = stacked_data(self.stack, y, x_prior)
-        start = x0 if x0 is None or x_prior is None else x0 - x_prior
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            found = lsmr(self.stack, data, N=self.preconditioner, rtol=rtol, atol=atol, max_iter=max_iter, x0=start)
-        batch = found.converged.shape
-        # no row where no item had anything to iterate on
-        norms = None if found.history is None else found.history.operator_norm.nan_to_num()
-        solution = stacked_solution(
-            self.stack,
-            found.x,
-            y,
-            self.damp.expand(batch),
-            x_prior=x_prior,
-            dtype=self.A.dtype,
-            tolerances=Tolerances.of(self.A.dtype, rtol, atol),
-            iterations=found.iterations,
-            otherwise=torch.where(found.converged, Status.STAGNATION.code, found.codes),
-            operator_norm=norms.amax(0) if norms is not None and len(norms) else None,
-        )
-        return replace(solution, history=found.history)
-
-    @torch.no_grad()
-    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``; warns where it fails."""
-        from lsconv.krylov.cg import cg
-
-        return cg(self.stack.H @ self.stack, g, M=self.preconditioner, rtol=rtol).x
-
-    def __repr__(self) -> str:
-        return f"KrylovStack('lsmr', L={type(self.L).__name__}, preconditioner={self.preconditioner!r})"
-
-
-class PenalisedBackward:
-    """The backward pass of a penalised problem: L counts where ``damp > 0``, elsewhere A is alone."""
-
-    def __init__(self, A: LinearOperator, plan: StackedPlan | KrylovStack) -> None:
-        self.normal_solve = plan.normal_solve
-        alone = KrylovPlan(A, 0.0, "lsmr")
-        self.apply, self.adjoint, self.gram_solve = alone.apply, alone.adjoint, alone.gram_solve
 
 
 def _with_prior(

@@ -15,7 +15,8 @@ from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.system import schwarz
 from lsconv.errors import MethodError, PlanMemoryError
-from lsconv.inverse.route import KrylovPlan, route
+from lsconv.inverse.plans import KrylovPlan
+from lsconv.inverse.route import route
 
 MODES = ("reflect", "replicate")
 

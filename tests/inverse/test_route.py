@@ -9,7 +9,8 @@ import lsconv
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.plan import BorderPlan
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
-from lsconv.inverse.route import FourierPlan, KrylovPlan, route
+from lsconv.inverse.plans import FourierPlan, KrylovPlan
+from lsconv.inverse.route import route
 
 
 def conv(padding: object = 0, mode: str = "zeros", stride: int = 1, size: int = 8) -> lsconv.Convolution:

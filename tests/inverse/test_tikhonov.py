@@ -12,7 +12,8 @@ from lsconv.border.memory import plan_bytes
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import ConvergenceWarning, PlanMemoryError
-from lsconv.inverse.tikhonov import KrylovStack, penalty_plan
+from lsconv.inverse.plans import KrylovStack
+from lsconv.inverse.route import penalty_plan
 
 DOUBLE = torch.float64
 

@@ -18,7 +18,7 @@ from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import frobenius
 from lsconv.inverse.damping.paths import Evaluation
-from lsconv.inverse.route import route
+from lsconv.inverse.route import penalty_plan, route
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -247,8 +247,6 @@ class SolverPath(_Probed):
         self.L, self.scale = L, scale.expand(self.batch)
 
     def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
-        from lsconv.inverse.tikhonov import penalty_plan  # tikhonov calls the rules, which call this
-
         plan = route(self.A, damp) if self.L is None else penalty_plan(self.A, self.L, damp)
         found = []
         for y in data:

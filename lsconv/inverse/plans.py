@@ -1,0 +1,260 @@
+"""The plans of the methods: the setup of one method for one operator and damping.
+
+``solve`` gives a certified :class:`Solution`, ``apply`` and ``adjoint`` the bare linear maps that ``pinv`` wears.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lsconv.border.stacked_plan import StackedPlan, stacked_data, stacked_solution
+from lsconv.errors import (
+    ConvergenceWarning,
+    MethodError,
+)
+from lsconv.fourier.circulant import CirculantPlan
+from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
+from lsconv.fourier.dtypes import direct_rtol
+from lsconv.fourier.spectrum import norm
+from lsconv.krylov.cg import cg
+from lsconv.krylov.cgls import cgls
+from lsconv.krylov.craig import craig
+from lsconv.krylov.gmres import gmres
+from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
+from lsconv.krylov.hybrid import hybrid
+from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.krylov.lsmr import lsmr
+from lsconv.krylov.lsqr import lsqr
+from lsconv.krylov.minres import minres
+from lsconv.operators.algebra import VStack
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["KRYLOV", "LEAST_SQUARES", "SQUARE", "FourierPlan", "KrylovPlan", "KrylovStack", "PenalisedBackward", "Plan"]
+
+LEAST_SQUARES: dict[str, Callable[..., Solution]] = {"lsmr": lsmr, "lsqr": lsqr, "cgls": cgls, "craig": craig}
+SQUARE: dict[str, Callable[..., Solution]] = {"cg": cg, "minres": minres, "gmres": gmres}
+KRYLOV = {**LEAST_SQUARES, **SQUARE, "hybrid": hybrid}
+
+
+class Plan(Protocol):
+    """The setup of one method for one operator and damping."""
+
+    def solve(
+        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
+    ) -> Solution:
+        """The certified solution for ``y``."""
+
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The solution for ``y``, bare."""
+
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g`` for A of full column rank; None where it would cost more than :meth:`adjoint`."""
+
+
+class FourierPlan:
+    """The exact inverse of a block-circulant operator (:class:`CirculantPlan`), with certificates."""
+
+    def __init__(self, A: LinearOperator, damp: Tensor | float = 0.0, *, rcond: float | None = None) -> None:
+        self.plan = CirculantPlan(A, damp, rcond=rcond)  # type: ignore[arg-type]
+        self.A = self.plan.A
+        self.precise = self.A.to(dtype=torch.complex128 if self.A.is_complex else torch.float64)
+        self.norm = norm(self.A.with_parameters([self.A.weight.detach()])).double()
+
+    def solve(
+        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
+    ) -> Solution:
+        """The certified solution for ``y``; nothing iterates, so ``max_iter`` has no effect."""
+        plan, A = self.plan, self.A
+        x = plan.solve_unrounded(y.detach())
+        batch = x.shape[: x.ndim - len(A.in_shape)]
+        tolerances = Tolerances.of(A.dtype, direct_rtol(A.dtype) if rtol is None else rtol, atol)
+        solution = certified(
+            self.precise,
+            x.to(self.precise.dtype),
+            y.to(self.precise.dtype).expand(*batch, *A.out_shape),
+            plan.damp.expand(batch),
+            tolerances=tolerances,
+            dtype=A.dtype,
+            norm_bound=self.norm,
+            rcond=plan.rcond,
+            truncated=True,
+            rounding=torch.finfo(plan.dtype).eps,
+        )
+        if plan.rank is None:
+            return solution
+        return solution.with_rank(plan.rank, plan.undecided)
+
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The solution for ``y``."""
+        return self.plan.solve(y)
+
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+        return self.plan.solve_adjoint(v)
+
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
+        return normal_by_apply(self.A, self.plan.damp, lambda y, _: self.plan.solve(y), g, rtol=rtol)
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """None: applying twice costs next to nothing."""
+        return None
+
+    def __repr__(self) -> str:
+        return (
+            f"FourierPlan(grid={self.plan.embedding.grid}, factors={self.plan.nbytes / 2**20:.1f} MiB, {self.A.device})"
+        )
+
+
+class KrylovPlan:
+    """A Krylov method with its preconditioner; the only setup is that of the preconditioner."""
+
+    def __init__(
+        self,
+        A: LinearOperator,
+        damp: Tensor | float,
+        method: str,
+        preconditioners: tuple[LinearOperator | None, LinearOperator | None] = (None, None),
+    ) -> None:
+        self.A, self.damp, self.method = A, damp, method
+        self.M, self.N = preconditioners
+        self.spent: int | None = None
+
+    def solve(
+        self,
+        y: Tensor,
+        *,
+        rtol: float | None = None,
+        atol: float = 0.0,
+        max_iter: int | None = None,
+        **options: Any,
+    ) -> Solution:
+        """The certified solution for ``y``; ``options`` are those of the method.
+
+        Raises:
+            MethodError: an option that the method does not have.
+        """
+        method = KRYLOV[self.method]
+        extra = sorted(set(options) - set(inspect.signature(method).parameters))
+        if extra:
+            raise MethodError(f'{", ".join(extra)}: method "{self.method}" has no such option')
+        terms = self._terms(self.M, self.N)
+        solution = method(self.A, y, rtol=rtol, atol=atol, max_iter=max_iter, **terms, **options)
+        self.spent = int(solution.iterations.max())
+        return solution
+
+    def _terms(self, M: LinearOperator | None, N: LinearOperator | None) -> dict[str, Any]:
+        """What the method takes of damping and preconditioners."""
+        if self.method in LEAST_SQUARES:
+            return {"damp": self.damp, "M": M, "N": N}
+        return {"M": M} if self.method in SQUARE else {}
+
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The solution for ``y``."""
+        return self.solve(y, rtol=rtol).x
+
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`: the same problem for ``A^H``, with the preconditioners' sides exchanged."""
+        if self.method in SQUARE:
+            return KRYLOV[self.method](self.A.H, v, rtol=rtol, **self._terms(self.M and self.M.H, None)).x
+        # craig wants a consistent system, and A^H u = v need not be one; hybrid would choose another damping
+        method = lsmr if self.method in ("craig", "hybrid") else LEAST_SQUARES[self.method]
+        return method(self.A.H, v, damp=self.damp, M=self.N, N=self.M, rtol=rtol).x
+
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
+        return normal_by_apply(self.A, self.damp, lambda y, rtol: self.apply(y, rtol=rtol), g, rtol=rtol)
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g``."""
+        return None if self.method in SQUARE else gram_by_cg(self.A, g, rtol=rtol, N=self.N, spent=self.spent)
+
+    def __repr__(self) -> str:
+        preconditioner = self.M if self.M is not None else self.N
+        return (
+            f"KrylovPlan({self.method!r}, preconditioner={type(preconditioner).__name__ if preconditioner else None})"
+        )
+
+
+class KrylovStack:
+    """LSMR on ``[A; damp L]``, preconditioned where the stack has an FFT-diagonal likeness.
+
+    Args:
+        A: the operator.
+        L: the penalty.
+        damp: the damping, a number or one per batch item.
+    """
+
+    def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
+        self.A, self.L, self.damp = A, L, torch.as_tensor(damp, dtype=torch.float64, device=A.device)
+        self.stack = VStack([A, L * self.damp.to(A.dtype)])
+        self.preconditioner: LinearOperator | None = None
+        if bool((self.damp > 0).all()):
+            with contextlib.suppress(MethodError):
+                self.preconditioner = CirculantPreconditioner(self.stack, side="solution")
+
+    @torch.no_grad()
+    def solve(
+        self,
+        y: Tensor,
+        *,
+        x_prior: Tensor | None = None,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        atol: float = 0.0,
+        max_iter: int | None = None,
+    ) -> Solution:
+        """The certified solution for ``y``; see :func:`tikhonov`."""
+        data = stacked_data(self.stack, y, x_prior)
+        start = x0 if x0 is None or x_prior is None else x0 - x_prior
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = lsmr(self.stack, data, N=self.preconditioner, rtol=rtol, atol=atol, max_iter=max_iter, x0=start)
+        batch = found.converged.shape
+        # no row where no item had anything to iterate on
+        norms = None if found.history is None else found.history.operator_norm.nan_to_num()
+        solution = stacked_solution(
+            self.stack,
+            found.x,
+            y,
+            self.damp.expand(batch),
+            x_prior=x_prior,
+            dtype=self.A.dtype,
+            tolerances=Tolerances.of(self.A.dtype, rtol, atol),
+            iterations=found.iterations,
+            otherwise=torch.where(found.converged, Status.STAGNATION.code, found.codes),
+            operator_norm=norms.amax(0) if norms is not None and len(norms) else None,
+        )
+        return replace(solution, history=found.history)
+
+    @torch.no_grad()
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``; warns where it fails."""
+        return cg(self.stack.H @ self.stack, g, M=self.preconditioner, rtol=rtol).x
+
+    def __repr__(self) -> str:
+        return f"KrylovStack('lsmr', L={type(self.L).__name__}, preconditioner={self.preconditioner!r})"
+
+
+class PenalisedBackward:
+    """The backward pass of a penalised problem: L counts where ``damp > 0``, elsewhere A is alone."""
+
+    def __init__(self, A: LinearOperator, plan: StackedPlan | KrylovStack) -> None:
+        self.normal_solve = plan.normal_solve
+        alone = KrylovPlan(A, 0.0, "lsmr")
+        self.apply, self.adjoint, self.gram_solve = alone.apply, alone.adjoint, alone.gram_solve
