@@ -12,14 +12,8 @@ from lsconv.operators.algebra import block_diag, hstack, vstack
 from lsconv.operators.scipy import from_scipy
 
 # solvers: how min ||Ax - y|| is iterated
-from lsconv.krylov.cg import cg
-from lsconv.krylov.minres import minres
-from lsconv.krylov.gmres import gmres
-from lsconv.krylov.cgls import cgls
-from lsconv.krylov.lsqr import lsqr
-from lsconv.krylov.lsmr import lsmr
-from lsconv.krylov.craig import craig
-from lsconv.krylov.hybrid import HybridSelection, hybrid
+from lsconv.krylov.gradients.methods import cg, cgls, craig, gmres, hybrid, lsmr, lsqr, minres
+from lsconv.krylov.hybrid import HybridSelection
 from lsconv.krylov.gradients.backward_solves import set_backward_failure_hook
 from lsconv.krylov.refinement import refine
 from lsconv.krylov.loop.solution import History, Solution, Status

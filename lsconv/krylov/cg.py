@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.gradients.attach import differentiable
 from lsconv.krylov.loop.batch_groups import plainly, solve
 from lsconv.krylov.loop.batched_scalars import Scalar, binary_unit, divide, maximum, root
 from lsconv.krylov.loop.method import CURVATURE, KERNEL, Method
@@ -25,7 +24,6 @@ from lsconv.operators.base import LinearOperator
 __all__ = ["cg"]
 
 
-@differentiable(square=True)
 def cg(
     A: Any,
     b: Tensor,

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.gradients.attach import differentiable
 from lsconv.krylov.loop.batch_groups import plainly, solve
 from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, binary_unit, divide, hypot, maximum, root
 from lsconv.krylov.loop.damping import beside
@@ -30,7 +29,6 @@ from lsconv.operators.base import LinearOperator
 __all__ = ["cgls"]
 
 
-@differentiable()
 def cgls(
     A: Any,
     b: Tensor,

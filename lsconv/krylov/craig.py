@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.golub_kahan import GolubKahan
-from lsconv.krylov.gradients.attach import differentiable
 from lsconv.krylov.loop.batch_groups import plainly, solve
 from lsconv.krylov.loop.batched_scalars import Scalar, divide, in_units, maximum, minimum, quotient, where
 from lsconv.krylov.loop.damping import beside
@@ -28,13 +27,11 @@ from lsconv.krylov.loop.method import STUCK, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.lsmr import lsmr
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["craig"]
 
 
-@differentiable(transposed=lsmr)  # in the backward pass A^H u = g need not be consistent
 def craig(
     A: Any,
     b: Tensor,

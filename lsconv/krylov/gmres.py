@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError
-from lsconv.krylov.gradients.attach import differentiable
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.method import STUCK, Method
@@ -33,7 +32,6 @@ __all__ = ["gmres"]
 _STANDSTILL = 0.9999
 
 
-@differentiable(square=True)
 def gmres(
     A: Any,
     b: Tensor,

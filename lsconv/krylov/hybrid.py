@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError
-from lsconv.krylov.gradients.attach import differentiable
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
 from lsconv.krylov.loop.damping import below
 from lsconv.krylov.loop.iteration import iterate
@@ -51,7 +50,6 @@ class HybridSelection:
     weight: Tensor
 
 
-@differentiable(chooses_damp=True)
 def hybrid(
     A: Any,
     b: Tensor,

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.golub_kahan import GolubKahan
-from lsconv.krylov.gradients.attach import differentiable
 from lsconv.krylov.loop.batch_groups import solve
 from lsconv.krylov.loop.batched_scalars import (
     Scalar,
@@ -42,7 +41,6 @@ from lsconv.operators.base import LinearOperator
 __all__ = ["LSMR", "lsmr"]
 
 
-@differentiable()
 def lsmr(
     A: Any,
     b: Tensor,

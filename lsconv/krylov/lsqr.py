@@ -17,7 +17,6 @@ from typing import Any
 from torch import Tensor
 
 from lsconv.krylov.golub_kahan import GolubKahan
-from lsconv.krylov.gradients.attach import differentiable
 from lsconv.krylov.loop.batch_groups import solve
 from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, in_units, maximum, minimum, quotient, rotation
 from lsconv.krylov.loop.damping import folded
@@ -31,7 +30,6 @@ from lsconv.operators.base import LinearOperator
 __all__ = ["lsqr"]
 
 
-@differentiable()
 def lsqr(
     A: Any,
     b: Tensor,

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.golub_kahan import unit
-from lsconv.krylov.gradients.attach import differentiable
 from lsconv.krylov.loop.batch_groups import plainly, solve
 from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, rotation, where
 from lsconv.krylov.loop.method import Method
@@ -29,7 +28,6 @@ from lsconv.operators.base import LinearOperator
 __all__ = ["minres"]
 
 
-@differentiable(square=True)
 def minres(
     A: Any,
     b: Tensor,

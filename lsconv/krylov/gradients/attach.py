@@ -1,36 +1,28 @@
 """Gradients of every answer by implicit differentiation: one more solve of the same kind, no graph through iterations.
 
-The entry points: :func:`attach` for a solve made of anything, :func:`differentiable` for a Krylov method. The
-mathematics is in :mod:`lsconv.krylov.gradients.damped_rule`, derivatives by what an operator is made of in
+:func:`attach` is the entry point, for a solve made of anything. The mathematics is in
+:mod:`lsconv.krylov.gradients.damped_rule`, derivatives by what an operator is made of in
 :mod:`lsconv.krylov.gradients.parameters`, the backward's solves in :mod:`lsconv.krylov.gradients.backward_solves`.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsconv.krylov.gradients.backward_solves import Again, Inverse
+from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.damped_rule import NormalSolve, Solve
 from lsconv.krylov.gradients.parameters import any_followed, no_autocast, parameters_of
 from lsconv.krylov.gradients.pseudo_inverse_rule import PseudoSolve
 from lsconv.krylov.gradients.solve_record import System, spread_over
-from lsconv.krylov.loop.empty_batch import serves_empty_batches
-from lsconv.krylov.loop.problem import as_complex, as_operator
-from lsconv.krylov.loop.scalar_options import checks_numbers
-from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.observed import observed
-from lsconv.operators.transforms import hidden_by_vmap, untraced
+from lsconv.operators.transforms import hidden_by_vmap
 
-__all__ = ["adjoint_answer", "attach", "differentiable", "follows", "start_as_prior"]
-
-_Function = TypeVar("_Function", bound=Callable[..., Solution])
+__all__ = ["adjoint_answer", "attach", "follows", "start_as_prior"]
 
 
 def attach(
@@ -103,67 +95,3 @@ def start_as_prior(A: LinearOperator, damp: Any, x0: Any) -> Tensor | None:
 def follows(A: LinearOperator, *values: Any) -> bool:
     """Whether autograd, or a torch.func transform, follows any of the tensors given or those that A is made of."""
     return any_followed(*(value for value in values if isinstance(value, Tensor)), *parameters_of(A))
-
-
-def differentiable(
-    *,
-    square: bool = False,
-    transposed: Callable[..., Solution] | None = None,
-    chooses_damp: bool = False,
-) -> Callable[[_Function], _Function]:
-    """Give a Krylov method, ``method(A, b, *, damp=, M=, N=, ...) -> Solution``, its gradients.
-
-    Args:
-        square: the method solves square regular systems.
-        transposed: the method for ``A^H``, where the same one will not do; it takes the same arguments.
-        chooses_damp: the method chooses the damping, which the backward pass holds fixed; LSMR does its solves.
-    """
-
-    def decorate(method: _Function) -> _Function:
-        @untraced
-        @checks_numbers
-        @serves_empty_batches()
-        @functools.wraps(method)
-        def wrapped(A: Any, b: Tensor, **options: Any) -> Solution:
-            if not (isinstance(A, (LinearOperator, Tensor)) and isinstance(b, Tensor)):
-                return method(A, b, **options)
-            given, x0 = options.get("damp"), options.get("x0")
-            tensors = [t for t in (b, A, given, x0) if isinstance(t, Tensor)]
-            if isinstance(A, LinearOperator):
-                tensors += parameters_of(A)
-            if not any_followed(*tensors):
-                return method(A, b, **options)
-            rest = {name: value for name, value in options.items() if name != "damp"}
-            operator, damping = as_operator(A, b), 0.0 if given is None else given
-            x0 = as_complex(x0, operator)
-            prior = None if square or chooses_damp else start_as_prior(operator, damping, x0)
-
-            def run(
-                A: LinearOperator, b: Tensor, damp: Any, L: LinearOperator | None, x_prior: Tensor | None
-            ) -> tuple[Solution, Inverse]:
-                if chooses_damp:
-                    from lsconv.krylov.lsmr import lsmr  # which takes its own gradients from here
-
-                    solution = method(A, b, **rest)
-                    return solution, Again(lsmr, lsmr, A, solution.damp, {})
-                damped = {} if given is None else {"damp": damp}
-                start = {} if x_prior is None else {"x0": x_prior}
-                solution = method(A, b, **damped, **{**rest, **start})
-                inverse = Again(method, transposed or method, A, damp, rest)
-                inverse.spent = int(solution.iterations.max())
-                return solution, inverse
-
-            return attach(
-                run,
-                operator,
-                b,
-                damp=damping,
-                x_prior=prior,
-                square=square,
-                rtol=options.get("rtol"),
-            )
-
-        wrapped.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
-        return cast(_Function, wrapped)
-
-    return decorate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -11,13 +10,13 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentTypeError, ConvergenceWarning, warn
+from lsconv.krylov.cg import cg
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
 from lsconv.krylov.loop.problem import check_damp
-from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["Again", "Inverse", "gram_by_cg", "normal_by_apply", "report_failure", "set_backward_failure_hook"]
+__all__ = ["Inverse", "gram_by_cg", "normal_by_apply", "report_failure", "set_backward_failure_hook"]
 
 Hook = Callable[[str], None]
 _hook: Hook | None = None
@@ -70,58 +69,6 @@ class Inverse(Protocol):
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^{-1} g`` for A of full column rank; None where it would cost more than :meth:`adjoint`."""
-
-
-class Again:
-    """The backward solves of a Krylov method: by the same method, with the preconditioners' sides exchanged."""
-
-    def __init__(
-        self,
-        method: Callable[..., Solution],
-        transposed: Callable[..., Solution],
-        A: LinearOperator,
-        damp: Any,
-        options: dict[str, Any],
-    ) -> None:
-        self.method, self.transposed, self.A, self.damp, self.options = method, transposed, A, damp, options
-        self.M, self.N = options.get("M"), options.get("N")
-        self.spent: int | None = None  # iterations of the forward solve
-
-    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The answer for ``y``."""
-        return self._run(self.method, self.A, y, rtol, self.M, self.N)
-
-    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The adjoint of :meth:`apply`."""
-        M, N = self.M, self.N
-        if "N" not in inspect.signature(self.method).parameters:
-            if M is not None and not isinstance(M, LinearOperator):
-                M = None  # a function, whose adjoint nobody knows
-            return self._run(self.transposed, self.A.H, v, rtol, None if M is None else M.H, None)
-        return self._run(self.transposed, self.A.H, v, rtol, N, M)
-
-    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2)^{-1} g``."""
-        return normal_by_apply(self.A, self.damp, lambda y, rtol: self.apply(y, rtol=rtol), g, rtol=rtol)
-
-    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
-        """``(A^H A)^{-1} g``."""
-        return gram_by_cg(self.A, g, rtol=rtol, N=self.N, spent=self.spent, max_iter=self.options.get("max_iter"))
-
-    def _run(
-        self, method: Callable[..., Solution], A: LinearOperator, b: Tensor, rtol: float | None, M: Any, N: Any
-    ) -> Tensor:
-        known = inspect.signature(method).parameters
-        kept = {
-            n: v
-            for n, v in self.options.items()
-            if n in ("atol", "conlim", "max_iter", "check_every", "restart") and n in known
-        }
-        kept |= {} if M is None else {"M": M}
-        kept |= {} if N is None else {"N": N}
-        if "damp" in known:
-            kept["damp"] = self.damp
-        return method(A, b, rtol=rtol, check_finite=False, **kept).x
 
 
 def normal_by_apply(
@@ -213,8 +160,6 @@ def gram_by_cg(
     Where A turns out not to have full column rank there is nothing to converge to. A solve takes about as many
     iterations as the forward one (``spent``) and is given up after twice as many: the caller has another way.
     """
-    from lsconv.krylov.cg import cg  # which takes its own gradients from here
-
     if spent is not None:
         max_iter = min(2 * spent + 20, 10_000 if max_iter is None else max_iter)
     with warnings.catch_warnings():

@@ -29,6 +29,9 @@ from lsconv.krylov.loop.stopping import NULL_SHARE, Certificate, certify
 
 __all__ = ["iterate", "report"]
 
+# Within so many tolerances of solvable a system counts as consistent for craig's gradient.
+_CONSISTENT = 100.0
+
 
 def iterate(
     problem: Problem,
@@ -215,8 +218,9 @@ class _Loop:
             status = where(codes == 0, Status.CALLBACK.code, status)
         # a start or N takes the iterates out of the range of A^H, and [A, damp I] their rounding where s is large
         gradient_ok = certificate.gradient_ok
-        if self.name == "craig":  # an inconsistent system without damping has no least-norm solution
-            gradient_ok = gradient_ok & (self.damp > 0)
+        if self.name == "craig":  # without damping, and far from consistent, a system has no least-norm solution
+            near = certificate.residual_norm <= _CONSISTENT * self.monitor.residual_bound
+            gradient_ok = gradient_ok & ((self.damp > 0) | near)
         met = (certificate.residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
         doubtful = 0 * met
         share, damped = NULL_SHARE * max(self.options.tolerances.rtol, self.options.tolerances.eps), self.damp > 0

@@ -210,7 +210,7 @@ def test_the_derivative_of_a_replayed_solve_is_that_of_the_solve(emulator: Any) 
 
     def gradients() -> tuple[Tensor, ...]:
         matrix_leaf, y_leaf = A.clone().requires_grad_(), y.clone().requires_grad_()
-        lsmr(Dense(matrix_leaf), y_leaf, check_every=2).x.square().sum().backward()
+        lsconv.lsmr(Dense(matrix_leaf), y_leaf, check_every=2).x.square().sum().backward()
         assert matrix_leaf.grad is not None
         assert y_leaf.grad is not None
         return matrix_leaf.grad, y_leaf.grad
