@@ -54,7 +54,7 @@ def test_rounding_alone_excuses_what_float64_meets() -> None:
 
 
 def test_rounding_excuses_no_objective_above_that_at_zero() -> None:
-    """x is exact in float64 and so long that its rounding alone is worse than x = 0."""
+    """The exact x of float64 is so long that its rounding alone is worse than x = 0."""
     matrix, v = graded(torch.float64, 1e-12)
     A, exact = Dense(matrix), 1e12 * v + torch.linspace(0, 1, 8, dtype=torch.float64)
     y = matrix @ exact
