@@ -55,12 +55,14 @@ def one_direction(solve: Any, factors: Tensor, count: int) -> tuple[Tensor, Tens
     return sigma, left, right
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("channels", [1, 2, 3])
 def test_candidates_that_show_one_direction_are_completed(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every eighth cell is a chain of its own, and two chains of odd length have a null vector in each channel."""
     monkeypatch.setattr(capacitance, "small_singular_vectors", one_direction)
-    A = equal_channels(channels)
+    weight = equal_channels(channels).weight
+    A = lsconv.Conv1d(weight, 34, padding=8, dilation=8)
     plan = CapacitancePlan(A)
-    assert plan.nullity.tolist() == [channels]
+    assert plan.nullity.tolist() == [2 * channels]
     assert_shortest(A, plan, 1e-11)
 
 
