@@ -8,7 +8,7 @@ import torch
 import lsconv
 from lsconv.errors import PlanMemoryError
 from lsconv.factored.singular_values import SingularValuePlan
-from lsconv.krylov.solution import Status
+from lsconv.krylov.loop.solution import Status
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 SHAPES = ((6, 9), (9, 6), (7, 7))

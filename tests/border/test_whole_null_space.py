@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.fourier import capacitance
-from lsconv.fourier.border import BorderPlan
-from lsconv.fourier.capacitance import CapacitancePlan
-from lsconv.fourier.memory import plan_bytes
-from lsconv.fourier.near_null import small_singular_vectors
-from lsconv.krylov.solution import Status
+from lsconv.border import capacitance_plan
+from lsconv.border.capacitance_plan import CapacitancePlan
+from lsconv.border.memory import plan_bytes
+from lsconv.border.null_space import small_singular_vectors
+from lsconv.border.plan import BorderPlan
+from lsconv.krylov.loop.solution import Status
 
 F64 = torch.float64
 
@@ -58,7 +58,7 @@ def one_direction(solve: Any, factors: Tensor, count: int) -> tuple[Tensor, Tens
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_candidates_that_show_one_direction_are_completed(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every eighth cell is a chain of its own, and two chains of odd length have a null vector in each channel."""
-    monkeypatch.setattr(capacitance, "small_singular_vectors", one_direction)
+    monkeypatch.setattr(capacitance_plan, "small_singular_vectors", one_direction)
     weight = equal_channels(channels).weight
     A = lsconv.Conv1d(weight, 34, padding=8, dilation=8)
     plan = CapacitancePlan(A)
