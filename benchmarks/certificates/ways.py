@@ -376,6 +376,8 @@ def _judged(problem: Problem, way: Way, name: str, L: lsconv.LinearOperator | No
         dense = dense.normal()
     if way.only_residual:
         options["minimum_norm"] = False
+    if name.startswith("minres"):  # the least norm is promised where there is a solution
+        options["minimum_norm"] = np.isin(problem.items, ("consistent", "zero"))
     if way.prior and problem.prior is not None:
         prior = problem.prior.flatten().to(double).numpy()
         options["data_norm"] = np.linalg.norm(y64, axis=1) + dense.norm.max() * np.linalg.norm(prior)
