@@ -200,7 +200,8 @@ def _normal(method: str) -> Callable[[Problem], Any]:
 
 def _refine(p: Problem) -> Any:
     # its documentation asks for least_norm where A has no full column rank
-    deficient = _undamped(p) and bool((p.dense.ranks(64)[1] < p.dense.matrices.shape[2]).any())
+    undamped = bool((torch.as_tensor(p.damp) == 0).any())
+    deficient = undamped and bool((p.dense.ranks(64)[1] < p.dense.matrices.shape[2]).any())
     return lsconv.refine(p.A, p.y, damp=p.damp, rtol=p.rtol, check_finite=False, least_norm=deficient or None)
 
 
@@ -376,6 +377,8 @@ def _judged(problem: Problem, way: Way, name: str, L: lsconv.LinearOperator | No
         dense = dense.normal()
     if way.only_residual:
         options["minimum_norm"] = False
+    if name.startswith("minres"):  # the least norm is promised where there is a solution
+        options["minimum_norm"] = np.isin(problem.items, ("consistent", "zero"))
     if name.startswith("minres"):  # the least norm is promised where there is a solution
         options["minimum_norm"] = np.isin(problem.items, ("consistent", "zero"))
     if way.prior and problem.prior is not None:
