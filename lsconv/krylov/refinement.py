@@ -14,6 +14,7 @@ least squares solutions I", BIT 7 (1967).
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -79,8 +80,8 @@ def refine(
         atol: absolute tolerance on the residual norm, in the units of b.
         max_refinements: limit of refinement steps.
         least_norm: keep rounding out of the null space of A, at one more inner solve a step, so that the answer is the
-            least-norm one to float64 accuracy. None: wherever there is no damping; False spares that solve where A is
-            known to have full column rank.
+            least-norm one to float64 accuracy. None: where A has more unknowns than equations and there is no damping;
+            give True for other operators without full column rank.
         x0: where to start, ``(*batch, *in_shape)``.
         raise_on_failure: raise instead of warning when an item does not converge.
         check_finite: refuse NaN and infinity in b and x0; False gives such items :attr:`Status.NON_FINITE`.
@@ -110,7 +111,10 @@ def refine(
         raise ArgumentError("damp: not with a solver for square systems, nor together with M")
     inner_dtype = _LOWER[problem.A.dtype] if inner_dtype is None else inner_dtype
     tolerances = Tolerances.of(problem.A.dtype, rtol, atol)
-    least_norm = (least_norm is None or least_norm) and problem.damp is None and not square
+    if least_norm is None:
+        least_norm = math.prod(problem.A.in_shape) > math.prod(problem.A.out_shape)
+    undamped = problem.damp is None or bool((problem.damp == 0).any())
+    least_norm = least_norm and undamped and not square
     loop = _Refinement(problem, solver, inner_dtype, tolerances, square, least_norm, options)
     with torch.no_grad():
         solution = loop.run(max_refinements)
