@@ -179,8 +179,10 @@ class BorderPlan:
         damped = self.damp > 0
         if self.inverse.side == "residual":
             return torch.where(damped, share, torch.inf).expand(batch)
-        # where A has as many outputs as inputs, errors along small singular values are of the same size
-        share = share if self.A.out_numel < self.A.in_numel else _SQUARE_SHARE
+        # Where A has as many outputs as inputs, errors along small singular values are of the same size. Factors with a
+        # floor above damp^2 take less of the null space away in every step.
+        wide = self.A.out_numel < self.A.in_numel
+        share = share if wide or not self.inverse.exact else _SQUARE_SHARE
         return torch.where(damped, share, 0.0).expand(batch)
 
     def _sees_null_space(self) -> Tensor:

@@ -40,6 +40,9 @@ from lsconv.operators.transforms import untraced
 
 __all__ = ["tikhonov"]
 
+# Up to this factor adding the prior leaves residual and gradient as they were.
+_SAME = 1.1
+
 
 @untraced
 @checks_numbers
@@ -219,10 +222,15 @@ def _with_prior(
     # next to its prior x may be at rounding where what is added to it is not; without damping that shows no null space
     ranks = (solution.codes == Status.RANK_DEFICIENT.code) | (solution.codes == Status.RANK_UNDECIDED.code)
     kept = ~solution.converged & (ranks | (judged.damp == 0) | ~judged.converged)
+    # the solve knew a better bound of ||A||, and adding the prior has changed nothing
+    same = (judged.residual_norm <= _SAME * solution.residual_norm) & (
+        judged.gradient_norm <= _SAME * solution.gradient_norm
+    )
+    same = same & solution.converged & ~judged.converged
     return replace(
         judged,
-        codes=torch.where(kept, solution.codes, judged.codes),
-        converged=judged.converged & ~kept,
+        codes=torch.where(kept | same, solution.codes, judged.codes),
+        converged=(judged.converged & ~kept) | same,
         rank=solution.rank,
     )
 

@@ -61,7 +61,7 @@ class Convolution(LinearOperator):
         padding_mode: ``"zeros"``, ``"circular"``, ``"reflect"`` or ``"replicate"``.
         backend: ``"direct"`` (torch's convolution), ``"fft"`` (for large kernels), or ``"auto"``, which takes the FFT
             where a measured cost model says that it is clearly faster, for the operator and its adjoint separately.
-            float16 and bfloat16 are always direct.
+            float16 and bfloat16 are always direct, on the CPU computed in float32 and rounded.
         check_finite: refuse a weight that contains NaN or infinity.
 
     Attributes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,10 +50,10 @@ class DirectConvolution:
         return symmetric, tuple((left - s, right - s) for (left, right), s in zip(self.padding, symmetric, strict=True))
 
     def apply(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
-        """The convolution of ``x``, bit for bit torch's."""
+        """The convolution of ``x``, bit for bit torch's but for half precision on the CPU."""
         symmetric, extra = self.split_padding
         x = pad(x, extra, self.mode)
-        return _CONV[len(self.stride)](x, weight, None, self.stride, symmetric, self.dilation, groups)
+        return _whole(_CONV[len(self.stride)], x, weight, self.stride, symmetric, self.dilation, groups)
 
     def adjoint(self, y: Tensor, weight: Tensor, groups: int) -> Tensor:
         """The adjoint on ``y``, by torch's transposed convolution."""
@@ -63,9 +65,8 @@ class DirectConvolution:
                 self.spatial_in, self.padding, self.extent, self.stride, strict=True
             )
         ]
-        x = _CONV_TRANSPOSE[len(self.stride)](
-            y, weight.conj(), None, self.stride, symmetric, output_padding, groups, self.dilation
-        )
+        function = _CONV_TRANSPOSE[len(self.stride)]
+        x = _whole(function, y, weight.conj(), self.stride, symmetric, output_padding, groups, self.dilation)
         return pad_adjoint(x, extra, self.mode)
 
     def flips(self, dtype: torch.dtype, device: torch.device, c_out: int, c_in: int) -> bool:
@@ -94,5 +95,13 @@ class DirectConvolution:
         """The adjoint on ``y``, by the kernels that :meth:`flipped` gives; where :meth:`flips` says so."""
         symmetric, extra = self.split_padding
         margins = tuple(e - 1 - p for e, p in zip(self.extent, symmetric, strict=True))
-        x = _CONV[len(self.stride)](y, flipped, None, 1, margins, self.dilation, groups)
+        x = _whole(_CONV[len(self.stride)], y, flipped, 1, margins, self.dilation, groups)
         return pad_adjoint(x, extra, self.mode)
+
+
+def _whole(function: Callable[..., Tensor], x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    """``function(x, weight, None, *arguments)``; half precision on the CPU is computed in float32 and rounded."""
+    # oneDNN's half-precision convolutions on processors with AMX give garbage for some small inputs, or crash.
+    if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
+        return function(x.float(), weight.float(), None, *arguments).to(x.dtype)
+    return function(x, weight, None, *arguments)

@@ -175,17 +175,38 @@ def test_memory_layout_of_the_input_does_not_matter(backend: str) -> None:
     torch.testing.assert_close(A.H(y), A.H(y.contiguous()), rtol=0, atol=1e-12)
 
 
+# On a processor with AMX oneDNN 3.12 crashes on the first two and gives garbage for the third.
+HALF_PRECISION_FAULTS = [
+    ((2, 3, 1, 8), (3, 3, 2, 3), (1, 1), (2, 4), (3, 3), 1, torch.bfloat16),
+    ((2, 3, 4, 1), (3, 3, 3, 3), (4, 2), (1, 5), (1, 2), 1, torch.float16),
+    ((2, 6, 9, 2), (9, 2, 1, 4), (1, 4), (0, 3), (3, 2), 3, torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize(("shape", "kernel", "stride", "padding", "dilation", "groups", "dtype"), HALF_PRECISION_FAULTS)
+def test_half_precision_is_right_where_onednn_is_not(
+    shape: tuple[int, ...], kernel: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: int, dtype: Any
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(*s, generator=generator).to(dtype) for s in (kernel, shape))
+    A = Convolution(weight, shape[2:], stride=stride, padding=padding, dilation=dilation, groups=groups)
+    exact = functional.conv2d(x.double(), weight.double(), None, stride, padding, dilation, groups)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(A(x).double(), exact, rtol=eps, atol=1e-5)
+    y = exact.to(dtype)
+    torch.testing.assert_close(A.H(y).double(), A.to(dtype=torch.float64).H(y.double()), rtol=eps, atol=1e-5)
+
+
 @given(convolutions((torch.float16, torch.bfloat16)))
 @settings(max_examples=40)
-def test_half_precision_applies(case: Case) -> None:
+def test_half_precision_is_rounded_once(case: Case) -> None:
     A = case.operator(backend="fft")  # half types are direct whatever is asked for
-    x = random(2, *A.in_shape, like=case.weight)
-    if case.arguments["padding_mode"] != "zeros" or all(isinstance(p, int) for p in case.arguments["padding"]):
-        assert torch.equal(A(x), case.reference(x))
+    x, y = (random(2, *shape, like=case.weight) for shape in (A.in_shape, A.out_shape))
     exact = Convolution(case.weight.double(), case.in_size, **case.arguments)
-    y = random(2, *A.out_shape, like=case.weight)
-    bound = 40 * torch.finfo(case.weight.dtype).eps
-    torch.testing.assert_close(A.H(y).double(), exact.H(y.double()), rtol=bound, atol=bound)
+    eps = torch.finfo(case.weight.dtype).eps
+    torch.testing.assert_close(A(x).double(), exact(x.double()), rtol=eps, atol=1e-4)
+    # the adjoint of the padding adds up what has been rounded
+    torch.testing.assert_close(A.H(y).double(), exact.H(y.double()), rtol=40 * eps, atol=40 * eps)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's own, of the reference

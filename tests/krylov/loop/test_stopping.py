@@ -1,0 +1,101 @@
+"""The certificate: an x that is no minimiser is not certified, however small its gradient is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lsconv
+from lsconv.krylov.loop.solution import Status
+from lsconv.krylov.loop.stopping import Tolerances, certified, certify
+from lsconv.operators.elementary import Dense
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def graded(dtype: torch.dtype, smallest: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A symmetric matrix of singular values from 1 to ``smallest``, and the vector of the smallest."""
+    generator = torch.Generator().manual_seed(0)
+    Q, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64))
+    sigma = torch.logspace(0, -2, 8, dtype=torch.float64)
+    sigma[-1] = smallest
+    return (Q @ torch.diag(sigma) @ Q.mT).to(dtype), Q[:, -1].to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("power", [1, 3, 6])
+def test_length_excuses_no_objective_above_that_at_zero(power: int, dtype: torch.dtype) -> None:
+    eps = torch.finfo(dtype).eps
+    sigma = eps / 4
+    matrix, v = graded(torch.float64, sigma)
+    A = Dense(matrix)
+    exact = torch.linspace(1, 2, 8, dtype=torch.float64)
+    y = matrix @ exact
+    x = exact + 10.0**power / sigma * v
+    tolerances = Tolerances.of(dtype, None, 0.0)
+    assert float((A(x) - y).norm()) > float(y.norm())
+    certificate = certify(A, x, y, tolerances=tolerances, rounding=eps, norm_bound=torch.tensor(1.0).double())
+    assert not bool(certificate.no_worse)
+    assert not bool(certificate.converged)
+    assert bool(certify(A, exact, y, tolerances=tolerances, rounding=eps).converged)
+
+
+def test_rounding_alone_excuses_what_float64_meets() -> None:
+    matrix, _ = graded(torch.float64, 1e-3)
+    exact = torch.linspace(1, 2, 8, dtype=torch.float64) / 3
+    y = matrix @ exact
+    tolerances = Tolerances.of(torch.float32, 1e-9, 0.0)
+    rounded = certified(Dense(matrix), exact, y, tolerances=tolerances, dtype=torch.float32)
+    assert rounded.status == Status.ROUNDED
+    assert bool(rounded.converged)
+    assert certified(Dense(matrix), exact, y, tolerances=tolerances).status == Status.RESIDUAL
+    off = certified(Dense(matrix), exact + 1e-4, y, tolerances=tolerances, dtype=torch.float32)
+    assert not bool(off.converged)
+
+
+def test_rounding_excuses_no_objective_above_that_at_zero() -> None:
+    """The exact x of float64 is so long that its rounding alone is worse than x = 0."""
+    matrix, v = graded(torch.float64, 1e-12)
+    A, exact = Dense(matrix), 1e12 * v + torch.linspace(0, 1, 8, dtype=torch.float64)
+    y = matrix @ exact
+    tolerances = Tolerances.of(torch.float32, None, 0.0)
+    assert bool(certified(A, exact, y, tolerances=tolerances).converged)
+    solution = certified(A, exact, y, tolerances=tolerances, dtype=torch.float32)
+    assert float(solution.residual_norm) > float(y.norm())
+    assert not bool(solution.converged)
+    assert solution.status == Status.STAGNATION
+
+
+def test_singular_values_cut_off_may_leave_their_gradient() -> None:
+    A = Dense(torch.diag(torch.tensor([1.0, 1e-3], dtype=torch.float64)))
+    y, x = torch.tensor([1.0, 1.0]).double(), torch.tensor([1.0, 0.0]).double()  # right at rank 1
+    tolerances = Tolerances.of(torch.float64, None, 0.0)
+    assert bool(certify(A, x, y, tolerances=tolerances, rcond=1e-2, truncated=True).converged)
+    assert not bool(certify(A, x, y, tolerances=tolerances, rcond=1e-2).converged)
+    assert not bool(certify(A, x, y, tolerances=tolerances, rcond=1e-4, truncated=True).converged)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_who_asks_for_more_than_the_dtype_holds_is_not_excused(dtype: torch.dtype) -> None:
+    eps = torch.finfo(dtype).eps
+    assert Tolerances.of(dtype, 11 * eps, 0.0).rounding > 0
+    assert Tolerances.of(dtype, 9 * eps, 0.0).rounding == 0
+    assert Tolerances.of(dtype, 0.0, 0.0).rounding == 0
+    matrix = torch.randn(9, 5, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    with pytest.warns(lsconv.ConvergenceWarning):
+        solution = lsconv.lsqr(matrix, torch.ones(9, dtype=dtype), rtol=1e-3 * eps, max_iter=50)
+    assert not bool(solution.converged)
+
+
+def test_a_part_in_the_null_space_is_seen_at_large_damping_only() -> None:
+    A = Dense(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    y = torch.ones(1, dtype=torch.float64)
+    tolerances = Tolerances.of(torch.float64, 1e-8, 0.0)
+    for damp in (1e-6, 1e-3, 1.0):
+        exact = torch.tensor([1 / (1 + damp**2), 0.0], dtype=torch.float64)
+        share = torch.tensor(1e-7, dtype=torch.float64)
+        assert bool(certify(A, exact, y, damp, tolerances=tolerances).null_part <= share) == (damp > 1e-4)
+        wrong = exact + torch.tensor([0.0, 1e-3])
+        assert certify(A, wrong, y, damp, tolerances=tolerances).null_part > share
+        solution = certified(A, wrong, y, damp, tolerances=tolerances, null_share=share)
+        assert not bool(solution.converged)
