@@ -1,4 +1,4 @@
-"""lstsq where A has a null space, or may have one: the answer is the one of minimum norm, or the status says why not."""
+"""lstsq where A has a null space, or may have one: the answer of minimum norm, or a status that says why not."""
 
 from __future__ import annotations
 
