@@ -23,7 +23,8 @@ from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.spectrum import cond, norm, singular_values
 
 # answers
-from lsconv.inverse.lstsq import lstsq, pinv
+from lsconv.inverse.lstsq import lstsq
+from lsconv.inverse.pseudo_inverse import pinv
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.inverse.damping.choose_damp import Selection, choose_damp
 from lsconv.inverse.plug_and_play import plug_and_play

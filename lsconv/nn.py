@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, ShapeError, warn
-from lsconv.inverse.lstsq import PseudoInverse as _Operator
-from lsconv.inverse.lstsq import lstsq, pinv
+from lsconv.inverse.lstsq import lstsq
 from lsconv.inverse.penalised import penalised_inverse
+from lsconv.inverse.pseudo_inverse import PseudoInverse as _Operator
+from lsconv.inverse.pseudo_inverse import pinv
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.krylov.gradients.parameters import parameters_of
 from lsconv.operators.base import LinearOperator

@@ -25,14 +25,14 @@ for their solution", AMS (1974), for the winding.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border, between_borders
+from lsconv.border.capacitance import Capacitance, Way, static_lu
 from lsconv.border.memory import allowed_bytes
-from lsconv.border.null_space import Overlap, nearest_null, orthonormalised, small_singular_vectors, static_lu
+from lsconv.border.null_space import NullSpaces
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.fourier import batched_linalg
 from lsconv.fourier.dtypes import default_rcond, direct_rtol, double
@@ -54,52 +54,7 @@ _WORST_CONDITION = 1e8
 # (8224 unknowns are factorised in 5 s, an iteration of that problem takes 0.1 s, on two cores).
 _WORTH_ITERATIONS = 200
 _TRANSFORM_WEIGHT, _PRODUCT_WEIGHT = 20, 10
-# How many small singular values are looked for at first; four times as many while all are too small.
-_FIRST_VECTORS = 8
-# The part of a random vector whose loss on the way through A and back means a null vector: rounding loses less.
-_LOST = 1e-3
-# Within so many eps of ||C|| a singular value stands on the threshold of the rank.
-_ROUNDING = 8
 _REFINEMENTS = 4
-
-
-@dataclass(frozen=True)
-class _Way:
-    """One way through the operator: from data to solution, or, for the adjoint, back.
-
-    Attributes:
-        inverse: C^-1, or its adjoint.
-        held: the border where the solution is zero.
-        freed: the border where the image under C is unknown.
-        zero: the mask of ``held`` on the grid.
-        null: coordinates on ``freed`` whose lifts, R C^-1 B^T null, are an orthonormal basis of the null space.
-        reach: B_held C^-1 of the basis of the other side's null space, which the data lose.
-    """
-
-    inverse: FrequencyMatrices
-    held: Border
-    freed: Border
-    zero: Tensor
-    null: Tensor
-    reach: Tensor
-
-    def lift(self, coordinates: Tensor) -> Tensor:
-        """``(rest, blocks, size)`` on ``freed`` to the grid, zero on ``held``."""
-        return self.solution(self.freed.scatter(coordinates))
-
-    def cut(self, vectors: Tensor) -> Tensor:
-        """S times vectors on ``freed``, ``(blocks, size, k)``: what zeros on ``held`` take from their lifts."""
-        lifts = self.inverse.on_grid(self.freed.scatter(vectors.movedim(-1, 0)))
-        return self.held.gather(lifts).movedim(0, -1)
-
-    def null_part(self, x: Tensor, back: _Way) -> Tensor:
-        """The orthogonal projection of x, on the grid, on the null space; ``back`` is the way of the adjoint."""
-        part = self.null.mH @ back.held.gather(back.inverse.on_grid(x)).movedim(0, -1)
-        return self.lift((self.null @ part).movedim(-1, 0))
-
-    def solution(self, image: Tensor) -> Tensor:
-        """C^-1 times an image on the grid, zero on ``held``."""
-        return self.inverse.on_grid(image).masked_fill_(self.zero, 0)
 
 
 class CapacitancePlan:
@@ -146,16 +101,16 @@ class CapacitancePlan:
         self._check(inner, outer, memory_limit, worth)
         self.damp = torch.zeros(damp_shape, dtype=torch.float64, device=device)
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
-        self._chosen = rcond is not None  # anywhere in the spectrum, which the bounds know within a factor of two
         with torch.no_grad():
             weight = A.weight.detach()
             self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
             self.precise = A.with_parameters([weight]).to(dtype=dtype)
             wide = weight.to(dtype) / self.unit.reshape(*self.unit.shape, *(1,) * (A.ndim + 2))
-            self._factor(symbol(self.precise.with_parameters([wide]), embedding), inner, outer)
-        if rcond is not None and self._largest_zero > default_rcond(torch.float64):
+            found = self._find(symbol(self.precise.with_parameters([wide]), embedding), inner, outer, rcond is not None)
+        self.capacitance, self.nullity, self.undecided = found.capacitance, found.nullity, found.undecided
+        if rcond is not None and found.largest > default_rcond(torch.float64):
             # the vectors found span the null space of A next to it, not the singular vectors that the threshold cuts
-            raise MethodError(f"{A!r}: singular values up to {self._largest_zero:.1e} ||A|| would count as zero")
+            raise MethodError(f"{A!r}: singular values up to {found.largest:.1e} ||A|| would count as zero")
 
     def _check(self, inner: Border, outer: Border, memory_limit: int | None, worth: bool) -> None:
         embedding = self.embedding
@@ -176,12 +131,12 @@ class CapacitancePlan:
                 f"(memory_limit=)"
             )
 
-    def _factor(self, matrices: FrequencyMatrices, inner: Border, outer: Border) -> None:
+    def _find(self, matrices: FrequencyMatrices, inner: Border, outer: Border, chosen: bool) -> NullSpaces:
         inverse, info = batched_linalg.inverse(matrices.matrices)
         norms = [frobenius(m).flatten(1).amax(-1) for m in (matrices.matrices, inverse)]
         condition = norms[0] * norms[1]
         worst = _WORST_CONDITION
-        if self._chosen:  # a singular value that counts as zero has to be one of the border, not of C
+        if chosen:  # a singular value that counts as zero has to be one of the border, not of C
             worst = min(worst, 0.1 / max(self.rcond, torch.finfo(norms[0].dtype).eps))
         if bool((info > 0).any()) or not bool((condition <= worst).all()):
             raise MethodError(f"{self.A!r}: the symbol is singular, or nearly so (condition {condition.max():.1e})")
@@ -189,122 +144,24 @@ class CapacitancePlan:
         forward = FrequencyMatrices(matrices.grid, inverse)
         kernel = forward.kernel()
         largest = torch.linalg.vector_norm(kernel.flatten(1), math.inf, dim=-1)
-        self.factors, self.pivots = static_lu(between_borders(kernel, inner, outer), largest)
+        factors, pivots = static_lu(between_borders(kernel, inner, outer), largest)
         del kernel
-        none = self.factors[..., :0]
+        none = factors[..., :0]
         zero = [border.mask.to(inverse.device) for border in (inner, outer)]
-        self._ways = (
-            _Way(forward, inner, outer, zero[0], none, none),
-            _Way(forward.H, outer, inner, zero[1], none, none),
+        ways = (
+            Way(forward, inner, outer, zero[0], none, none),
+            Way(forward.H, outer, inner, zero[1], none, none),
         )
-        self._find_null_space(matrices, norms[1])
-
-    # ------------------------------------------------------------------ null space
-
-    def _find_null_space(self, symbol: FrequencyMatrices, inverse_norm: Tensor) -> None:
-        """The null spaces of A and A^H to ``rcond``, as coordinates on the border.
-
-        Candidates are the singular vectors of the smallest singular values of S, and then what random vectors lose on
-        the way through A and back beyond the null space found, until they lose nothing.
-        """
-        size, limit = self.factors.shape[-1], 10 * self.rcond
-        count = min(_FIRST_VECTORS, size)
-        sigma, *vectors = small_singular_vectors(self._lu_solve, self.factors, count)
-        self.nullity = torch.zeros(len(sigma), dtype=torch.int64, device=sigma.device)
-        self.undecided = torch.zeros_like(self.nullity, dtype=torch.bool)
-        self._largest_zero = 0.0
-        if bool((sigma[:, 0] > limit * inverse_norm).all()):  # no lift is longer than the norm of C^-1
-            return
-        overlaps = [Overlap(way.inverse, way.freed) for way in self._ways]
-        while True:
-            parts = zip(self._ways, overlaps, reversed(vectors), strict=True)
-            found = [nearest_null(way.cut(v), v, overlap.between(v)) for way, overlap, v in parts]
-            if count == size or all(bool((ratio.amax(-1) > limit).all()) for ratio, _ in found):
-                break
-            count = min(4 * count, size)
-            _, *vectors = small_singular_vectors(self._lu_solve, self.factors, count)
-        candidates = list(reversed(vectors))
-        while self._take_null(found, overlaps) and candidates[0].shape[-1] < size:
-            lost = [self._lost(C, adjoint) for C, adjoint in ((symbol, False), (symbol.H, True))]
-            if not any(bool(v.any()) for v in lost):
-                break
-            candidates = [
-                torch.linalg.qr(torch.cat([v, more], dim=-1)).Q for v, more in zip(candidates, lost, strict=True)
-            ]
-            parts = zip(self._ways, overlaps, candidates, strict=True)
-            found = [nearest_null(way.cut(v), v, overlap.between(v)) for way, overlap, v in parts]
-
-    def _take_null(self, found: list[tuple[Tensor, Tensor]], overlaps: list[Overlap]) -> bool:
-        """Keep those of the vectors found that belong to the null spaces; say whether these have grown."""
-        kept = [ratio < self.rcond for ratio, _ in found]
-        band = max(_ROUNDING * torch.finfo(torch.float64).eps, self.rcond / 2 if self._chosen else 0.0)
-        near = [(r - self.rcond).abs() <= band for r, _ in found if self.rcond > 0]
-        self.undecided = sum((n.any(-1) for n in near), self.undecided)
-        nullity = torch.stack([k.sum(-1) for k in kept]).amax(0)
-        self._largest_zero = max(float(torch.where(k, r, 0).amax()) for (r, _), k in zip(found, kept, strict=True))
-        if not bool((nullity > self.nullity).any()):
-            return False
-        self.nullity, most = nullity, int(nullity.max())
-        null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, kept, strict=True)]
-        # again by themselves: beside the lifts of the other candidates, much longer ones, theirs were rounding
-        null = [orthonormalised(v, overlap.between(v)) for v, overlap in zip(null, overlaps, strict=True)]
-        # B C^-1 R^T R C^-H B^T is the overlap less S S^H, which is nothing next to it on null
-        reach = [overlap(v) for overlap, v in zip(overlaps, null, strict=True)]
-        forward, adjoint = self._ways
-        self._ways = (
-            replace(forward, null=null[0], reach=reach[1]),
-            replace(adjoint, null=null[1], reach=reach[0]),
-        )
-        return True
-
-    def _lost(self, C: FrequencyMatrices, adjoint: bool) -> Tensor:
-        """What random vectors lose through A and back beyond the null space found, on the border; zero where nothing.
-
-        Args:
-            C: the circulant that A, or A^H, is a part of.
-            adjoint: the way of A^H.
-        """
-        way, back = reversed(self._ways) if adjoint else self._ways
-        blocks, size = self.factors.shape[:2]
-        generator = torch.Generator().manual_seed(int(self.nullity.max()))
-        shape = (min(_FIRST_VECTORS, size), blocks, self.embedding.in_channels, *self.embedding.grid)
-        w = torch.randn(shape, generator=generator, dtype=self.factors.dtype).to(self.factors.device)
-        w = w.masked_fill_(way.zero, 0)
-        d = w - self._on_grid(C.on_grid(w).masked_fill_(back.zero, 0), adjoint)
-        d = d - way.null_part(d, back)
-        lost = torch.linalg.vector_norm(d.flatten(2), dim=-1) > _LOST * torch.linalg.vector_norm(w.flatten(2), dim=-1)
-        v = way.freed.gather(C.on_grid(d)) * lost.unsqueeze(-1)
-        return torch.nn.functional.normalize(v, dim=-1).movedim(0, -1)
+        return NullSpaces(Capacitance(factors, pivots, ways), matrices, norms[1], self.rcond, chosen=chosen)
 
     # ------------------------------------------------------------------ answers
-
-    def _lu_solve(self, b: Tensor, *, adjoint: bool) -> Tensor:
-        """S^-1, or S^-H, times ``b`` of shape ``(blocks, size, columns)``."""
-        return torch.linalg.lu_solve(self.factors, self.pivots, b, adjoint=adjoint)
-
-    def _on_grid(self, data: Tensor, adjoint: bool) -> Tensor:
-        """The solution on the grid for data on the grid, both ``(rest, blocks, channels, *grid)``."""
-        way, back = reversed(self._ways) if adjoint else self._ways
-        b = way.held.gather(way.inverse.on_grid(data)).movedim(0, -1)
-        if back.null.shape[-1]:  # the part of the data in the null space of the adjoint has no solution
-            lost = back.null.mH @ b
-            b = b - way.reach @ lost
-            data = data - back.lift((back.null @ lost).movedim(-1, 0))
-        w = -self._lu_solve(b, adjoint=adjoint).movedim(-1, 0)
-        x = way.solution(data + way.freed.scatter(w))
-        if way.null.shape[-1]:  # of all solutions the one that is orthogonal to the null space
-            x = x - way.null_part(x, back)
-            x = x - way.null_part(
-                x, back
-            )  # the LU factors of a singular S leave a part so large that its rounding counts
-        return x
 
     def _once(self, data: Tensor, adjoint: bool) -> Tensor:
         embedding = self.embedding
         batch, _ = embedding.rest(tuple(data.shape[: data.ndim - len(self.A.in_shape)]))
         if adjoint:
-            return embedding.outputs_from_grid(self._on_grid(embedding.inputs_to_grid(data), True), batch)
-        return embedding.inputs_from_grid(self._on_grid(embedding.outputs_to_grid(data), False), batch)
+            return embedding.outputs_from_grid(self.capacitance.on_grid(embedding.inputs_to_grid(data), True), batch)
+        return embedding.inputs_from_grid(self.capacitance.on_grid(embedding.outputs_to_grid(data), False), batch)
 
     def _refined(self, data: Tensor, adjoint: bool, rtol: float | None) -> Tensor:
         """The solution in double precision, refined with the operator itself until it no longer changes."""
@@ -387,15 +244,14 @@ class CapacitancePlan:
     @property
     def nbytes(self) -> int:
         """Bytes of the factors kept."""
-        tensors = [self.factors, *(t for way in self._ways for t in (way.null, way.reach))]
-        return sum(way.inverse.nbytes for way in self._ways) + sum(t.numel() * t.element_size() for t in tensors)
+        return self.capacitance.nbytes
 
     def __repr__(self) -> str:
-        size, most = self.factors.shape[-1], int(self.nullity.max())
+        size, most = self.capacitance.size, int(self.nullity.max())
         zeros = f", {most} singular values below {self.rcond:g} ||A|| taken for zero" if most else ""
         return (
             f"CapacitancePlan({self.A.in_shape} -> {self.A.out_shape}, grid={self.embedding.grid}, border={size}"
-            f"{zeros}, factors={self.nbytes / 2**20:.1f} MiB in {self.factors.dtype}, {self.A.device})"
+            f"{zeros}, factors={self.nbytes / 2**20:.1f} MiB in {self.capacitance.factors.dtype}, {self.A.device})"
         )
 
 

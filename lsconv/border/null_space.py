@@ -1,50 +1,135 @@
-"""The small singular values of a factorised capacitance matrix S, their vectors, and the null space these stand for."""
+"""The small singular values of a factorised capacitance matrix S, their vectors, and the null spaces they show."""
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border, between_borders
-from lsconv.fourier.batched_linalg import lu_factor_in_place
+from lsconv.border.capacitance import Capacitance
 from lsconv.fourier.symbol import FrequencyMatrices
 
-__all__ = ["Overlap", "nearest_null", "orthonormalised", "small_singular_vectors", "static_lu"]
+__all__ = ["NullSpaces", "Overlap"]
 
 _STEPS = 2
 # Below so many eps of the largest an eigenvalue is taken for the rounding of zero.
 _ROUNDING = 1e3
 # Relative to the largest, the least singular value of S on the directions that no lift shows.
 _LEAST_MOVED = 1e-10
+# How many small singular values are looked for at first; four times as many while all are too small.
+_FIRST_VECTORS = 8
+# The part of a random vector whose loss on the way through A and back means a null vector: rounding loses less.
+_LOST = 1e-3
+# Within so many eps of ||C|| a singular value stands on the threshold of the rank.
+_UNDECIDED = 8
 
 
-class _Solve(Protocol):
-    def __call__(self, b: Tensor, *, adjoint: bool) -> Tensor: ...
+class NullSpaces:
+    """The null spaces of A and A^H to ``rcond``, as coordinates on the border.
 
+    Candidates are the singular vectors of the smallest singular values of S, and then what random vectors lose on the
+    way through A and back beyond the null space found, until they lose nothing.
 
-def static_lu(matrices: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The LU factors and pivots of matrices ``(blocks, size, size)``, which may be singular, in their storage.
+    Args:
+        capacitance: the capacitance matrix, on whose ways no null vector is known.
+        symbol: the symbol of C.
+        inverse_norm: a bound of ``||C^-1||``, one per block.
+        rcond: singular values up to this part of ``||C||`` count as zero.
+        chosen: rcond is the user's and lies anywhere in the spectrum, which the bounds know within a factor of two.
 
-    Pivots below the rounding of ``scale``, one per block, are raised to it (static pivoting), so that a solve with a
-    singular matrix ends in large numbers along its null vectors, which is how these are found, and not in infinity.
+    Attributes:
+        capacitance: the capacitance matrix, with the null vectors found on its ways.
+        nullity: how many singular values of each block count as zero.
+        undecided: the blocks one of whose singular values stands on the threshold, up to rounding.
+        largest: the largest singular value that counts as zero, as a part of ``||C||``.
     """
-    factors, pivots, _ = lu_factor_in_place(matrices)
-    diagonal = factors.diagonal(dim1=-2, dim2=-1)
-    size = diagonal.abs()
-    least = torch.finfo(factors.dtype).eps * scale[:, None]
-    diagonal.copy_(torch.where(size < least, least.to(diagonal.dtype), diagonal))
-    return factors, pivots
+
+    def __init__(
+        self,
+        capacitance: Capacitance,
+        symbol: FrequencyMatrices,
+        inverse_norm: Tensor,
+        rcond: float,
+        *,
+        chosen: bool,
+    ) -> None:
+        self.capacitance, self.rcond, self._chosen = capacitance, rcond, chosen
+        size, limit = capacitance.size, 10 * rcond
+        count = min(_FIRST_VECTORS, size)
+        sigma, *vectors = small_singular_vectors(capacitance, count)
+        self.nullity = torch.zeros(len(sigma), dtype=torch.int64, device=sigma.device)
+        self.undecided = torch.zeros_like(self.nullity, dtype=torch.bool)
+        self.largest = 0.0
+        if bool((sigma[:, 0] > limit * inverse_norm).all()):  # no lift is longer than the norm of C^-1
+            return
+        overlaps = [Overlap(way.inverse, way.freed) for way in self.capacitance.ways]
+        while True:
+            parts = zip(self.capacitance.ways, overlaps, reversed(vectors), strict=True)
+            found = [nearest_null(way.cut(v), v, overlap.between(v)) for way, overlap, v in parts]
+            if count == size or all(bool((ratio.amax(-1) > limit).all()) for ratio, _ in found):
+                break
+            count = min(4 * count, size)
+            _, *vectors = small_singular_vectors(capacitance, count)
+        candidates = list(reversed(vectors))
+        while self._take(found, overlaps) and candidates[0].shape[-1] < size:
+            lost = [self._lost(C, adjoint) for C, adjoint in ((symbol, False), (symbol.H, True))]
+            if not any(bool(v.any()) for v in lost):
+                break
+            candidates = [
+                torch.linalg.qr(torch.cat([v, more], dim=-1)).Q for v, more in zip(candidates, lost, strict=True)
+            ]
+            parts = zip(self.capacitance.ways, overlaps, candidates, strict=True)
+            found = [nearest_null(way.cut(v), v, overlap.between(v)) for way, overlap, v in parts]
+
+    def _take(self, found: list[tuple[Tensor, Tensor]], overlaps: list[Overlap]) -> bool:
+        """Keep those of the vectors found that belong to the null spaces; say whether these have grown."""
+        kept = [ratio < self.rcond for ratio, _ in found]
+        band = max(_UNDECIDED * torch.finfo(torch.float64).eps, self.rcond / 2 if self._chosen else 0.0)
+        near = [(r - self.rcond).abs() <= band for r, _ in found if self.rcond > 0]
+        self.undecided = sum((n.any(-1) for n in near), self.undecided)
+        nullity = torch.stack([k.sum(-1) for k in kept]).amax(0)
+        self.largest = max(float(torch.where(k, r, 0).amax()) for (r, _), k in zip(found, kept, strict=True))
+        if not bool((nullity > self.nullity).any()):
+            return False
+        self.nullity, most = nullity, int(nullity.max())
+        null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, kept, strict=True)]
+        # again by themselves: beside the lifts of the other candidates, much longer ones, theirs were rounding
+        null = [orthonormalised(v, overlap.between(v)) for v, overlap in zip(null, overlaps, strict=True)]
+        # B C^-1 R^T R C^-H B^T is the overlap less S S^H, which is nothing next to it on null
+        reach = [overlap(v) for overlap, v in zip(overlaps, null, strict=True)]
+        forward, adjoint = self.capacitance.ways
+        ways = replace(forward, null=null[0], reach=reach[1]), replace(adjoint, null=null[1], reach=reach[0])
+        self.capacitance = replace(self.capacitance, ways=ways)
+        return True
+
+    def _lost(self, C: FrequencyMatrices, adjoint: bool) -> Tensor:
+        """What random vectors lose through A and back beyond the null space found, on the border; zero where nothing.
+
+        Args:
+            C: the circulant that A, or A^H, is a part of.
+            adjoint: the way of A^H.
+        """
+        way, back = reversed(self.capacitance.ways) if adjoint else self.capacitance.ways
+        factors = self.capacitance.factors
+        generator = torch.Generator().manual_seed(int(self.nullity.max()))
+        shape = (min(_FIRST_VECTORS, self.capacitance.size), len(factors), *way.zero.shape)
+        w = torch.randn(shape, generator=generator, dtype=factors.dtype).to(factors.device)
+        w = w.masked_fill_(way.zero, 0)
+        d = w - self.capacitance.on_grid(C.on_grid(w).masked_fill_(back.zero, 0), adjoint)
+        d = d - way.null_part(d, back)
+        lost = torch.linalg.vector_norm(d.flatten(2), dim=-1) > _LOST * torch.linalg.vector_norm(w.flatten(2), dim=-1)
+        v = way.freed.gather(C.on_grid(d)) * lost.unsqueeze(-1)
+        return torch.nn.functional.normalize(v, dim=-1).movedim(0, -1)
 
 
-def small_singular_vectors(solve: _Solve, factors: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def small_singular_vectors(capacitance: Capacitance, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``count`` smallest singular values, by block inverse iteration with :math:`(S^H S)^{-1}`.
 
     Args:
-        solve: :math:`S^{-1} b`, or :math:`S^{-H} b`, for ``b`` of shape ``(blocks, size, count)``.
-        factors: a tensor ``(blocks, size, size)`` of the dtype and device of S.
+        capacitance: S, factorised.
         count: how many; those at the end are the least accurate.
 
     Returns:
@@ -53,13 +138,14 @@ def small_singular_vectors(solve: _Solve, factors: Tensor, count: int) -> tuple[
     Source:
         Golub and Van Loan, Matrix Computations, 4th ed., section 8.2 (orthogonal iteration), on the inverse.
     """
+    factors = capacitance.factors
     blocks, size = factors.shape[:2]
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(blocks, size, count, generator=generator, dtype=factors.dtype).to(factors.device)
     for _ in range(_STEPS):
         for adjoint in (True, False):
-            v = torch.linalg.qr(solve(v, adjoint=adjoint)).Q
-    left, inverse, rows = torch.linalg.svd(solve(v, adjoint=True), full_matrices=False)
+            v = torch.linalg.qr(capacitance.solve(v, adjoint=adjoint)).Q
+    left, inverse, rows = torch.linalg.svd(capacitance.solve(v, adjoint=True), full_matrices=False)
     return inverse.reciprocal(), left, v @ rows.mH
 
 

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lsconv.inverse.plans import PenalisedBackward
+from lsconv.border.stacked_plan import StackedPlan
+from lsconv.inverse.plans import KrylovStack, PenalisedBackward
 from lsconv.inverse.route import penalty_plan
-from lsconv.inverse.tikhonov import report
-from lsconv.krylov.gradients.attach import attach
+from lsconv.inverse.solve import report
+from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.parameters import made_of, parameters_of
 from lsconv.krylov.loop.empty_batch import serves_empty_batches
-from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["penalised_inverse"]
 
 Apply = Callable[[LinearOperator, Tensor, LinearOperator, Tensor, "Tensor | None"], Tensor]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A plan that is kept, for the values of A, L and damp that it was made for."""
+
+    A: LinearOperator
+    plan: StackedPlan | KrylovStack
+
+    def answer(self, problem: LeastSquares) -> tuple[Tensor, Inverse]:
+        """The x for the data and the prior of the problem."""
+        solution = self.plan.solve(problem.y, x_prior=problem.x_prior)
+        report(solution, self.plan, False)
+        return solution.x, PenalisedBackward(self.A, self.plan)
 
 
 def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, method: str = "auto") -> Apply:
@@ -40,14 +54,11 @@ def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, met
     with torch.no_grad():
         plan = penalty_plan(fixed_A, fixed_L, damp.detach(), method=method)
 
-    def run(_: LinearOperator, y: Tensor, __: Any, ___: Any, x_prior: Tensor | None) -> tuple[Tensor, Inverse]:
-        solution: Solution = plan.solve(y, x_prior=x_prior)
-        report(solution, plan, False)
-        return solution.x, PenalisedBackward(fixed_A, plan)
+    solver = _Kept(fixed_A, plan)
 
     @serves_empty_batches()
     def apply(A: LinearOperator, y: Tensor, L: LinearOperator, damp: Tensor, x_prior: Tensor | None = None) -> Tensor:
-        x: Tensor = attach(run, A, y, damp=damp, L=L, x_prior=x_prior)
+        x: Tensor = attach(solver, LeastSquares(A, y, damp, L, x_prior))
         return x
 
     return apply

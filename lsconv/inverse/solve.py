@@ -14,11 +14,12 @@ from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, Co
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.inverse.route import fallback
+from lsconv.krylov.gradients.attach import LeastSquares
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["Fallback", "report", "second_opinion", "solve", "without_items"]
+__all__ = ["Fallback", "report", "second_opinion", "solve", "started", "without_items"]
 
 # Iterations that LSMR has for an item that the border leaves open.
 _SECOND_OPINION_ITERATIONS = 500
@@ -61,6 +62,11 @@ def solve(
         solution = without_items(solution, broken)
     report(solution, plan, raise_on_failure)
     return solution
+
+
+def started(options: dict[str, Any], problem: LeastSquares) -> dict[str, Any]:
+    """The options with the start that stays in the answer."""
+    return options if problem.x_prior is None else {**options, "x0": problem.x_prior}
 
 
 def report(solution: Solution, plan: object, raise_on_failure: bool) -> None:

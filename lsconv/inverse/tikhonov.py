@@ -3,7 +3,7 @@ r"""tikhonov: regularised least squares with a general penalty and a prior."""
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,15 +21,11 @@ from lsconv.errors import (
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.dtypes import direct_rtol
 from lsconv.inverse.damping.choose_damp import choose_damp
-from lsconv.inverse.plans import (
-    KrylovPlan,
-    KrylovStack,
-    PenalisedBackward,
-    Plan,
-)
+from lsconv.inverse.damping.selection import Selection
+from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, Plan
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.inverse.solve import Fallback, report, second_opinion, without_items
-from lsconv.krylov.gradients.attach import attach
+from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.loop.empty_batch import serves_empty_batches
 from lsconv.krylov.loop.problem import as_complex, as_operator, check_damp, prepare
@@ -42,7 +38,7 @@ from lsconv.operators.dtypes import remedy
 from lsconv.operators.elementary import Identity
 from lsconv.operators.transforms import untraced
 
-__all__ = ["report", "tikhonov"]
+__all__ = ["tikhonov"]
 
 # Up to this factor adding the prior leaves residual and gradient as they were.
 _SAME = 1.1
@@ -133,41 +129,59 @@ def tikhonov(
         raise ArgumentError('noise_std: only damp="discrepancy" and damp="upre" use it')
     A.check_output(y, "y")
 
-    def run(
-        A: LinearOperator, y: Tensor, strength: Any, L: LinearOperator | None, x_prior: Tensor | None
-    ) -> tuple[Solution, Inverse]:
-        problem = prepare(A, y, damp=strength, x0=x0, check_finite=check_finite, name="y")
-        damping = check_damp(strength, A)
-        options: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_iter": max_iter}
+    options = {"rtol": rtol, "atol": atol, "max_iter": max_iter}
+    solver = _Routed(method, memory_limit, x0, check_finite, raise_on_failure, selection, options)
+    return attach(solver, LeastSquares(A, y, strength, L, x_prior), rtol=rtol)
+
+
+@dataclass(frozen=True)
+class _Routed:
+    """The plan that :func:`route` or :func:`penalty_plan` finds, made for the problem and solved with once."""
+
+    method: str
+    memory_limit: int | None
+    x0: Tensor | None
+    check_finite: bool
+    raise_on_failure: bool
+    selection: Selection | None
+    options: dict[str, Any]
+
+    def answer(self, problem: LeastSquares) -> tuple[Solution, Inverse]:
+        """The solution, and the plan that gave it as the backward pass wants it."""
+        A, L, x_prior = problem.A, problem.L, problem.x_prior
+        data = prepare(A, problem.y, damp=problem.damp, x0=self.x0, check_finite=self.check_finite, name="y")
+        damping = check_damp(problem.damp, A)
         plan: Plan | StackedPlan | KrylovStack
+        inverse: Inverse
         if L is None or not bool((damping > 0).any()):
-            plan = route(A, damping, method=method, memory_limit=memory_limit)
-            if x0 is not None and isinstance(plan, KrylovPlan):
-                options["x0"] = x0 if x_prior is None else x0 - x_prior
-                if (
-                    plan.M is not None
-                ):  # a damped problem takes a start only with its preconditioner on the solution side
-                    side = CirculantPreconditioner(A, damping, side="solution")
-                    plan = KrylovPlan(A, damping, plan.method, (None, side))
+            plan = self._plan(A, damping)
+            options = self.options
+            if self.x0 is not None and isinstance(plan, KrylovPlan):
+                options = {**options, "x0": self.x0 if x_prior is None else self.x0 - x_prior}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 # a start stays in the answer, and who limits the iterations wants these
-                asked = method == "auto" and x0 is None and max_iter is None
+                asked = self.method == "auto" and self.x0 is None and options["max_iter"] is None
                 second = Fallback(A, damping, plan) if asked else None
-                solution = _with_prior(plan, A, problem.y, damping, x_prior, options, second)
-                plan = plan if second is None else second.answering
+                solution = _with_prior(plan, A, data.y, damping, x_prior, options, second)
+                inverse = plan = plan if second is None else second.answering
         else:
-            plan = penalty_plan(A, L, damping, method=method, memory_limit=memory_limit)
-            if isinstance(plan, KrylovStack):
-                options["x0"] = x0
-            solution = plan.solve(problem.y, x_prior=x_prior, **options)
-        if bool(problem.broken.any()):
-            solution = without_items(solution, problem.broken)
-        solution = replace(solution, selection=selection)
-        report(solution, plan, raise_on_failure)
-        return solution, PenalisedBackward(A, plan) if isinstance(plan, (StackedPlan, KrylovStack)) else plan
+            plan = penalty_plan(A, L, damping, method=self.method, memory_limit=self.memory_limit)
+            start: dict[str, Any] = {"x0": self.x0} if isinstance(plan, KrylovStack) else {}
+            solution = plan.solve(data.y, x_prior=x_prior, **self.options, **start)
+            inverse = PenalisedBackward(A, plan)
+        if bool(data.broken.any()):
+            solution = without_items(solution, data.broken)
+        solution = replace(solution, selection=self.selection)
+        report(solution, plan, self.raise_on_failure)
+        return solution, inverse
 
-    return attach(run, A, y, damp=strength, L=L, x_prior=x_prior, rtol=rtol)
+    def _plan(self, A: LinearOperator, damping: Tensor) -> Plan:
+        """The plan without a penalty; a damped start needs the preconditioner on the solution side."""
+        plan = route(A, damping, method=self.method, memory_limit=self.memory_limit)
+        if self.x0 is None or not isinstance(plan, KrylovPlan) or plan.M is None:
+            return plan
+        return KrylovPlan(A, damping, plan.method, (None, CirculantPreconditioner(A, damping, side="solution")))
 
 
 def _with_prior(

@@ -150,7 +150,7 @@ def test_a_null_space_of_many_dimensions() -> None:
     solution = plan.solve(y)
     assert bool(solution.converged)
     assert torch.dist(A(solution.x), y) < 1e-11 * y.norm()
-    forward, _ = plan._ways
+    forward, _ = plan.capacitance.ways
     lifts = forward.lift(forward.null.movedim(-1, 0))[:, 0, :, :96, :96].flatten(1)
     assert torch.dist(lifts @ lifts.mT, torch.eye(len(lifts), dtype=F64)) < 1e-6
     assert float((lifts @ solution.x.flatten()).norm()) < 1e-6 * float(solution.x.norm())

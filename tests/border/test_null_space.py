@@ -12,8 +12,9 @@ from torch import Tensor
 import lsconv
 from lsconv.border import capacitance_plan, null_space
 from lsconv.border.border_set import Border
+from lsconv.border.capacitance import Capacitance, static_lu
 from lsconv.border.capacitance_plan import CapacitancePlan
-from lsconv.border.null_space import Overlap, static_lu
+from lsconv.border.null_space import Overlap
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 
@@ -118,9 +119,7 @@ def test_factors_of_a_singular_matrix_are_finite_and_find_its_null_vector() -> N
     S = basis @ torch.diag_embed(values) @ basis.mT
     factors, pivots = static_lu(S.clone(), torch.full((2,), 3.0, dtype=F64))
     assert bool(factors.isfinite().all())
-    sigma, left, right = null_space.small_singular_vectors(
-        lambda b, *, adjoint: torch.linalg.lu_solve(factors, pivots, b, adjoint=adjoint), factors, 2
-    )
+    sigma, left, right = null_space.small_singular_vectors(Capacitance(factors, pivots, ways=()), 2)
     assert bool((sigma[:, 0] < 1e-13).all())
     torch.testing.assert_close(sigma[:, 1], values[4].expand(2), rtol=0.05, atol=0)
     for vectors in (left, right):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.border import capacitance_plan
+from lsconv.border import null_space
+from lsconv.border.capacitance import Capacitance
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.memory import plan_bytes
 from lsconv.border.null_space import small_singular_vectors
@@ -44,9 +43,9 @@ def assert_shortest(A: lsconv.Convolution, plan: CapacitancePlan, bound: float) 
     torch.testing.assert_close(solution.x, exact, rtol=0, atol=bound * float(exact.norm()))
 
 
-def one_direction(solve: Any, factors: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def one_direction(capacitance: Capacitance, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The vectors of the smallest singular value, and random ones in place of the others."""
-    sigma, *vectors = small_singular_vectors(solve, factors, count)
+    sigma, *vectors = small_singular_vectors(capacitance, count)
     generator = torch.Generator().manual_seed(3)
     others = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in vectors]
     left, right = (
@@ -58,7 +57,7 @@ def one_direction(solve: Any, factors: Tensor, count: int) -> tuple[Tensor, Tens
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_candidates_that_show_one_direction_are_completed(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every eighth cell is a chain of its own, and two chains of odd length have a null vector in each channel."""
-    monkeypatch.setattr(capacitance_plan, "small_singular_vectors", one_direction)
+    monkeypatch.setattr(null_space, "small_singular_vectors", one_direction)
     weight = equal_channels(channels).weight
     A = lsconv.Conv1d(weight, 34, padding=8, dilation=8)
     plan = CapacitancePlan(A)

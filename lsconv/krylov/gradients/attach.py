@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,52 +17,37 @@ from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.damped_rule import NormalSolve, Solve
 from lsconv.krylov.gradients.parameters import any_followed, no_autocast, parameters_of
 from lsconv.krylov.gradients.pseudo_inverse_rule import PseudoSolve
-from lsconv.krylov.gradients.solve_record import System, spread_over
+from lsconv.krylov.gradients.solve_record import LeastSquares, Solver, System, spread_over
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.observed import observed
 from lsconv.operators.transforms import hidden_by_vmap
 
-__all__ = ["adjoint_answer", "attach", "follows", "start_as_prior"]
+__all__ = ["LeastSquares", "Solver", "adjoint_answer", "attach", "follows", "start_as_prior"]
 
 
-def attach(
-    run: Callable[[LinearOperator, Tensor, Any, LinearOperator | None, Tensor | None], tuple[Any, Inverse]],
-    A: LinearOperator,
-    y: Tensor,
-    *,
-    damp: Any = 0.0,
-    L: LinearOperator | None = None,
-    x_prior: Tensor | None = None,
-    square: bool = False,
-    rtol: float | None = None,
-) -> Any:
-    """``run(A, y, damp, L, x_prior)``, with the gradients of its x.
+def attach(solver: Solver, problem: LeastSquares, *, square: bool = False, rtol: float | None = None) -> Any:
+    """The answer of a solver, with the gradients of its x.
 
     Args:
-        run: solves, and returns the answer, a :class:`Solution` or a bare tensor, and an :class:`Inverse` for the
-            backward pass. It is called with grad mode off, on operators and tensors that autograd does not follow.
-        A: the operator; its parameters that require grad receive gradients.
-        y: the data.
-        damp: the damping; a tensor that requires grad receives its gradient.
-        L: the penalty; its parameters receive gradients.
-        x_prior: what the penalty pulls to; receives its gradient.
+        solver: answers, and says how the backward pass solves.
+        problem: the problem; y, damp, x_prior and the parameters of A and L receive gradients where they require them.
         square: A is square and regular, so that x is ``A^{-1} y``.
         rtol: relative tolerance of the forward solve, which those of the backward pass take over.
     """
-    system = System(run, A, L, damp, square, rtol)
-    y = observed(A, y)  # the rules below would multiply what is not
-    params = (*parameters_of(A), *(() if L is None else parameters_of(L)))
-    given = damp if isinstance(damp, Tensor) else None
-    if not any_followed(y, given, x_prior, *params):
-        with torch.no_grad(), no_autocast(A):
-            return run(A, y, damp, L, x_prior)[0]
-    outputs = Solve.apply(system, y, given, x_prior, *params)
+    problem = replace(problem, y=observed(problem.A, problem.y))  # the rules below would multiply what is not
+    params = (*parameters_of(problem.A), *(() if problem.L is None else parameters_of(problem.L)))
+    damp = problem.damp if isinstance(problem.damp, Tensor) else None
+    if not any_followed(problem.y, damp, problem.x_prior, *params):
+        with torch.no_grad(), no_autocast(problem.A):
+            return solver.answer(problem)[0]
+    system = System(solver, problem, square, rtol)
+    outputs = Solve.apply(system, problem.y, damp, problem.x_prior, *params)
     return system.result(outputs)
 
 
 def adjoint_answer(inverse: Inverse, A: LinearOperator, v: Tensor, damp: Any) -> Tensor:
     """``A (A^H A + damp^2)^+ v``, the adjoint of ``inverse.apply``, with its gradients."""
-    system = System(None, A, None, damp, False, None)
+    system = System(None, LeastSquares(A, v, damp), False, None)
     system.inverse = inverse
     system.look_at(damp)
     given, params = damp if isinstance(damp, Tensor) else None, parameters_of(A)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
@@ -20,7 +21,7 @@ from lsconv.krylov import hybrid as _hybrid
 from lsconv.krylov import lsmr as _lsmr
 from lsconv.krylov import lsqr as _lsqr
 from lsconv.krylov import minres as _minres
-from lsconv.krylov.gradients.attach import attach, start_as_prior
+from lsconv.krylov.gradients.attach import LeastSquares, attach, start_as_prior
 from lsconv.krylov.gradients.backward_solves import Inverse, gram_by_cg, normal_by_apply
 from lsconv.krylov.gradients.parameters import any_followed, parameters_of
 from lsconv.krylov.loop.empty_batch import serves_empty_batches
@@ -87,6 +88,27 @@ class Again:
         return method(A, b, rtol=rtol, check_finite=False, **kept).x
 
 
+@dataclass(frozen=True)
+class _MethodSolver:
+    method: Callable[..., Solution]
+    transposed: Callable[..., Solution]
+    takes_damp: bool
+    chooses_damp: bool
+    options: dict[str, Any]
+
+    def answer(self, problem: LeastSquares) -> tuple[Solution, Inverse]:
+        """The method's solution; an undamped item starts at the prior, its x0, which stays in the answer."""
+        if self.chooses_damp:
+            solution = self.method(problem.A, problem.y, **self.options)
+            return solution, Again(_lsmr.lsmr, _lsmr.lsmr, problem.A, solution.damp, {})
+        damped = {"damp": problem.damp} if self.takes_damp else {}
+        start = {} if problem.x_prior is None else {"x0": problem.x_prior}
+        solution = self.method(problem.A, problem.y, **damped, **{**self.options, **start})
+        inverse = Again(self.method, self.transposed, problem.A, problem.damp, self.options)
+        inverse.spent = int(solution.iterations.max())
+        return solution, inverse
+
+
 def differentiable(
     method: _Function,
     *,
@@ -120,29 +142,9 @@ def differentiable(
         operator, damping = as_operator(A, b), 0.0 if given is None else given
         x0 = as_complex(x0, operator)
         prior = None if square or chooses_damp else start_as_prior(operator, damping, x0)
-
-        def run(
-            A: LinearOperator, b: Tensor, damp: Any, L: LinearOperator | None, x_prior: Tensor | None
-        ) -> tuple[Solution, Inverse]:
-            if chooses_damp:
-                solution = method(A, b, **rest)
-                return solution, Again(_lsmr.lsmr, _lsmr.lsmr, A, solution.damp, {})
-            damped = {} if given is None else {"damp": damp}
-            start = {} if x_prior is None else {"x0": x_prior}
-            solution = method(A, b, **damped, **{**rest, **start})
-            inverse = Again(method, transposed or method, A, damp, rest)
-            inverse.spent = int(solution.iterations.max())
-            return solution, inverse
-
-        return attach(
-            run,
-            operator,
-            b,
-            damp=damping,
-            x_prior=prior,
-            square=square,
-            rtol=options.get("rtol"),
-        )
+        solver = _MethodSolver(method, transposed or method, given is not None, chooses_damp, rest)
+        problem = LeastSquares(operator, b, damping, x_prior=prior)
+        return attach(solver, problem, square=square, rtol=options.get("rtol"))
 
     wrapped.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
     return cast(_Function, wrapped)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, replace
-from typing import Any
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,21 +22,40 @@ from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
-__all__ = ["System", "spread_over"]
+__all__ = ["LeastSquares", "Solver", "System", "spread_over"]
 
 # What there is of it always; the rest, None by default, is about the values of this solve and has no derivatives.
 _TENSORS = tuple(field.name for field in fields(Solution) if field.default is MISSING)
 
 
+@dataclass(frozen=True)
+class LeastSquares:
+    """The problem ``min ||A x - y||^2 + damp^2 ||L (x - x_prior)||^2``, L the identity and x_prior zero where None."""
+
+    A: LinearOperator
+    y: Tensor
+    damp: Any = 0.0
+    L: LinearOperator | None = None
+    x_prior: Tensor | None = None
+
+
+class Solver(Protocol):
+    """The solver of a problem, with the options of one call."""
+
+    def answer(self, problem: LeastSquares) -> tuple[Any, Inverse]:
+        """The answer, a :class:`Solution` or a bare tensor, and the solves for the backward pass.
+
+        It is called with grad mode off, on operators and tensors that autograd does not follow.
+        """
+
+
 class System:
     """What the derivative rules share about one solve; none of it is followed by autograd."""
 
-    def __init__(
-        self, run: Any, A: LinearOperator, L: LinearOperator | None, damp: Any, square: bool, rtol: float | None
-    ) -> None:
-        self.run, self.A, self.L, self.square, self.rtol = run, A, L, square, rtol
-        self.damp_given = damp
-        own = parameters_of(A)
+    def __init__(self, solver: Solver | None, problem: LeastSquares, square: bool, rtol: float | None) -> None:
+        self.solver, self.A, self.L, self.square, self.rtol = solver, problem.A, problem.L, square, rtol
+        self.damp_given = problem.damp
+        own = parameters_of(self.A)
         self.count, self.varies = len(own), any_followed(*own)
         self.inverse: Inverse | None = None
         self.solution: Solution | None = None
@@ -49,14 +68,16 @@ class System:
 
     def solve(self, y: Tensor, damp: Tensor | None, x_prior: Tensor | None, params: Sequence[Tensor]) -> Any:
         """Run, keep what the backward needs, and return the tensors of the solution, then its multipliers if found."""
+        assert self.solver is not None
         A, L = self.operators([p.detach() for p in params])
         prior = None if x_prior is None else x_prior.detach()
         given = self.damp_given if damp is None else damp.detach()
         with torch.no_grad(), no_autocast(A), keeping(self.varies and prior is None) as kept:
+            problem = LeastSquares(A, y.detach(), given, L, prior)
             if y.numel() == 0:  # torch.func.vmap over nothing
-                answer, self.inverse = self._solve_nothing(A, y, given, L, prior)
+                answer, self.inverse = _answer_nothing(self.solver, problem)
             else:
-                answer, self.inverse = self.run(A, y.detach(), given, L, prior)
+                answer, self.inverse = self.solver.answer(problem)
         chosen = isinstance(answer, Solution) and damp is None and bool((answer.damp != given).any())
         self.look_at(answer.damp if chosen else given)
         z = kept.of(answer if isinstance(answer, Tensor) else answer.x)
@@ -67,13 +88,6 @@ class System:
         # without the tensors that autograd follows: these lead to what holds this, which would live until a collection
         self.solution = replace(answer, **dict.fromkeys(_TENSORS))
         return *(getattr(answer, name) for name in _TENSORS), *more
-
-    def _solve_nothing(self, A: LinearOperator, y: Tensor, damp: Any, L: LinearOperator | None, prior: Any) -> Any:
-        data = [(y, len(A.out_shape)), (damp, 0), (prior, len(A.in_shape))]
-        batches = [t.shape[: t.ndim - ndim] for t, ndim in data if isinstance(t, Tensor)]
-        y, damp, prior = (filled(t, t.ndim - ndim) if isinstance(t, Tensor) else t for t, ndim in data)
-        answer, inverse = self.run(A, y, damp, L, prior)
-        return cut(answer, broadcast_shapes(A.batch_shape, *batches)), inverse
 
     def look_at(self, damp: Any) -> None:
         """Keep the damping, and whether all or some items have one."""
@@ -150,3 +164,12 @@ class System:
 def spread_over(values: Tensor, ndim: int) -> Tensor:
     """One value per item, shaped to multiply items of ``ndim`` dimensions."""
     return values.reshape(*values.shape, *(1 for _ in range(ndim)))
+
+
+def _answer_nothing(solver: Solver, problem: LeastSquares) -> tuple[Any, Inverse]:
+    A = problem.A
+    data: list[tuple[Any, int]] = [(problem.y, len(A.out_shape)), (problem.damp, 0), (problem.x_prior, len(A.in_shape))]
+    batches = [t.shape[: t.ndim - ndim] for t, ndim in data if isinstance(t, Tensor)]
+    y, damp, x_prior = (filled(t, t.ndim - ndim) if isinstance(t, Tensor) else t for t, ndim in data)
+    answer, inverse = solver.answer(LeastSquares(A, y, damp, problem.L, x_prior))
+    return cut(answer, broadcast_shapes(A.batch_shape, *batches)), inverse

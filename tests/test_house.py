@@ -1,0 +1,148 @@
+"""The house as its imports draw it, lazy ones and those for type checking included: floors, and no circles."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# The recursion that is meant: A + B makes a Sum, and a real A on complex data a Complexified, so the interface of an
+# operator imports the operators made of others.
+RECURSION = {f"lsconv.operators.{name}" for name in ("base", "algebra", "dtypes", "elementary", "scipy")}
+# A folder imports from those that come after it.
+FLOORS = ("app", "nn", "inverse", "border", "fourier", "factored", "krylov", "operators", "errors")
+ROOMS = (
+    ("lsconv.krylov.gradients", "lsconv.krylov.loop"),
+    ("lsconv.border.system", "lsconv.border.direct"),
+    ("lsconv.inverse.damping", "lsconv.inverse.admm"),
+)
+# Tuning, flags and tables. The number falls as mechanisms go.
+MOST_CONSTANTS = 207
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for path in sorted((ROOT / "lsconv").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of the package that a file imports, wherever in the file it does."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if inner in known else str(node.module))
+    return names & set(known)
+
+
+def graph() -> dict[str, set[str]]:
+    known = modules()
+    return {name: imports(path, known) - {name} for name, path in known.items()}
+
+
+def circles(edges: dict[str, set[str]]) -> list[set[str]]:
+    """The strongly connected components of more than one module (Tarjan 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[set[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in sorted(edges[name]):
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            component = set(stack[stack.index(name) :])
+            del stack[stack.index(name) :]
+            if len(component) > 1:
+                found.append(component)
+
+    for name in edges:
+        if name not in index:
+            visit(name)
+    return found
+
+
+def floor(name: str) -> int:
+    parts = name.split(".")
+    return FLOORS.index(parts[1]) if len(parts) > 1 else -1
+
+
+def numbers(path: Path) -> Iterator[str]:
+    """The names at the top of a file that stand for numbers, alone or in a tuple or table."""
+    plain = (ast.Constant, ast.Name, ast.Attribute, ast.BinOp, ast.UnaryOp, ast.Tuple, ast.List, ast.Set, ast.Dict)
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+            continue
+        inside = [n for n in ast.walk(node.value) if isinstance(n, ast.expr)]
+        values = [n.value for n in inside if isinstance(n, ast.Constant)]
+        if all(isinstance(n, plain) for n in inside) and any(type(value) in (int, float) for value in values):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
+
+
+def test_the_only_circle_is_the_recursion_of_the_operators() -> None:
+    found = circles(graph())
+    assert found == [RECURSION], [sorted(c) for c in found]
+
+
+def test_a_file_imports_from_its_own_floor_or_a_floor_below() -> None:
+    upwards = [
+        f"{name} imports {other}"
+        for name, others in graph().items()
+        for other in others
+        if floor(name) >= 0 and 0 <= floor(other) < floor(name)
+    ]
+    assert not upwards
+
+
+def test_the_iterations_know_no_convolution() -> None:
+    """They know the interface of an operator, and none that has a kernel."""
+    kernels = {f"lsconv.operators.{n}" for n in ("convolution", "fft_convolution", "direct_convolution", "difference")}
+    known = {name: others & kernels for name, others in graph().items() if name.startswith("lsconv.krylov")}
+    assert not {name: others for name, others in known.items() if others}
+
+
+def test_a_method_knows_nothing_of_its_gradients() -> None:
+    methods = [f"lsconv.krylov.{m}" for m in ("cg", "cgls", "craig", "gmres", "hybrid", "lsmr", "lsqr", "minres")]
+    edges = graph()
+    assert not [(m, o) for m in methods for o in edges[m] if o.startswith("lsconv.krylov.gradients")]
+
+
+@pytest.mark.parametrize("upper, lower", ROOMS)
+def test_a_room_knows_nothing_of_the_one_above(upper: str, lower: str) -> None:
+    assert not [n for n, others in graph().items() if n.startswith(lower) for o in others if o.startswith(upper)]
+
+
+def test_the_constants_are_counted() -> None:
+    """Numbers at the top of files, the app aside: each is a decision that someone has to understand."""
+    counts = {n: list(numbers(p)) for n, p in modules().items() if not n.startswith("lsconv.app")}
+    total = sum(map(len, counts.values()))
+    for name, found in sorted(counts.items(), key=lambda item: -len(item[1]))[:12]:
+        print(f"{len(found):4} {name}: {', '.join(found)}")
+    print(f"{total:4} in all")
+    assert total <= MOST_CONSTANTS
+
+
+def test_a_circle_is_found_wherever_the_import_stands(tmp_path: Path) -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}
+    assert circles(edges) == [{"a", "b", "c"}]
+    file = tmp_path / "a.py"
+    file.write_text("if False:\n    from p import b\n\n\ndef f():\n    import p.c\n    from p.d import g\n")
+    assert imports(file, dict.fromkeys(("p.b", "p.c", "p.d", "p"), file)) == {"p.b", "p.c", "p.d"}
