@@ -135,10 +135,12 @@ class CapacitancePlan:
         inverse, info = batched_linalg.inverse(matrices.matrices)
         norms = [frobenius(m).flatten(1).amax(-1) for m in (matrices.matrices, inverse)]
         condition = norms[0] * norms[1]
-        worst = _WORST_CONDITION
-        if chosen:  # a singular value that counts as zero has to be one of the border, not of C
-            worst = min(worst, 0.1 / max(self.rcond, torch.finfo(norms[0].dtype).eps))
-        if bool((info > 0).any()) or not bool((condition <= worst).all()):
+        # a group of channels that is faint beside the others of its item has smaller singular values that count as zero
+        groups = self.embedding.groups
+        faint = norms[0].reshape(-1, groups).amax(1).repeat_interleave(groups) / norms[0]
+        # and such a singular value has to be one of the border, not of C
+        served = (condition <= _WORST_CONDITION) & (self.rcond * faint * condition <= 1)
+        if bool((info > 0).any()) or not bool(served.all()):
             raise MethodError(f"{self.A!r}: the symbol is singular, or nearly so (condition {condition.max():.1e})")
         self.norm_bound = norms[0]
         forward = FrequencyMatrices(matrices.grid, inverse)
@@ -152,7 +154,7 @@ class CapacitancePlan:
             Way(forward, inner, outer, zero[0], none, none),
             Way(forward.H, outer, inner, zero[1], none, none),
         )
-        return NullSpaces(Capacitance(factors, pivots, ways), matrices, norms[1], self.rcond, chosen=chosen)
+        return NullSpaces(Capacitance(factors, pivots, ways), matrices, norms[1], self.rcond * faint, chosen=chosen)
 
     # ------------------------------------------------------------------ answers
 

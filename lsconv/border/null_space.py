@@ -37,7 +37,7 @@ class NullSpaces:
         capacitance: the capacitance matrix, on whose ways no null vector is known.
         symbol: the symbol of C.
         inverse_norm: a bound of ``||C^-1||``, one per block.
-        rcond: singular values up to this part of ``||C||`` count as zero.
+        rcond: singular values up to this part of ``||C||`` count as zero, one per block.
         chosen: rcond is the user's and lies anywhere in the spectrum, which the bounds know within a factor of two.
 
     Attributes:
@@ -52,11 +52,11 @@ class NullSpaces:
         capacitance: Capacitance,
         symbol: FrequencyMatrices,
         inverse_norm: Tensor,
-        rcond: float,
+        rcond: Tensor,
         *,
         chosen: bool,
     ) -> None:
-        self.capacitance, self.rcond, self._chosen = capacitance, rcond, chosen
+        self.capacitance, self.rcond, self._chosen = capacitance, rcond.unsqueeze(-1), chosen
         size, limit = capacitance.size, 10 * rcond
         count = min(_FIRST_VECTORS, size)
         sigma, *vectors = small_singular_vectors(capacitance, count)
@@ -87,8 +87,10 @@ class NullSpaces:
     def _take(self, found: list[tuple[Tensor, Tensor]], overlaps: list[Overlap]) -> bool:
         """Keep those of the vectors found that belong to the null spaces; say whether these have grown."""
         kept = [ratio < self.rcond for ratio, _ in found]
-        band = max(_UNDECIDED * torch.finfo(torch.float64).eps, self.rcond / 2 if self._chosen else 0.0)
-        near = [(r - self.rcond).abs() <= band for r, _ in found if self.rcond > 0]
+        band = (self.rcond / 2 if self._chosen else 0 * self.rcond).clamp_min(
+            _UNDECIDED * torch.finfo(torch.float64).eps
+        )
+        near = [((r - self.rcond).abs() <= band) & (self.rcond > 0) for r, _ in found]
         self.undecided = sum((n.any(-1) for n in near), self.undecided)
         nullity = torch.stack([k.sum(-1) for k in kept]).amax(0)
         self.largest = max(float(torch.where(k, r, 0).amax()) for (r, _), k in zip(found, kept, strict=True))
