@@ -132,8 +132,10 @@ def _golub_kahan_norm(A: LinearOperator, rtol: float, max_iter: int, check_every
     out_item = tuple(range(len(batch), len(batch) + len(A.out_shape)))
 
     def unit(z: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        largest = z.abs().amax(dims, keepdim=True)  # by which squares neither overflow nor underflow
+        z = z / torch.where(largest > 0, largest, 1)
         size = torch.linalg.vector_norm(z, dim=dims, keepdim=True)
-        return z / size.clamp_min(torch.finfo(size.dtype).tiny), size.reshape(batch).double()
+        return z / torch.where(size > 0, size, 1), (size.double() * largest.double()).reshape(batch)
 
     generator = torch.Generator().manual_seed(0)
     v, _ = unit(torch.randn(*batch, *A.in_shape, dtype=A.dtype, generator=generator).to(A.device), item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -179,7 +180,7 @@ def _check_rcond(rcond: Any, damp: Tensor | float, method: str) -> bool:
     """Whether there is a rank to decide and the user's threshold for it."""
     if rcond is None:
         return False
-    if isinstance(rcond, bool) or not isinstance(rcond, (int, float)) or not 0 <= rcond < 1:
+    if isinstance(rcond, bool) or not isinstance(rcond, numbers.Real) or not 0 <= float(rcond) < 1:
         raise ArgumentError(f"rcond: expected a number in [0, 1) or None, got {rcond!r}")
     chosen = bool((torch.as_tensor(damp) == 0).any())
     if chosen and method in KRYLOV:

@@ -31,7 +31,7 @@ from lsconv.krylov.loop.null_space import cleared
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import NULL_SHARE, Certificate, Tolerances, certified, certify
+from lsconv.krylov.loop.stopping import EXCUSED, NULL_SHARE, Certificate, Tolerances, certified, certify
 from lsconv.krylov.lsmr import lsmr
 from lsconv.operators.base import LinearOperator
 
@@ -151,12 +151,11 @@ class _Refinement:
         self.least_norm = least_norm
         self.low: LinearOperator = self.folded.A.to(dtype=inner_dtype)
         self.inner_dtype = inner_dtype
-        eps = tolerances.eps
         # what the inner solves round away lies in the null space of A too
         self.how: dict[str, Any] = {
             "square": square,
             "rounding": tolerances.rounding,
-            "rcond": 10 * eps,
+            "rcond": EXCUSED,
         }
         self.directions: list[tuple[Tensor, Tensor]] = []
         self.iterations = torch.zeros(problem.batch, dtype=torch.int64, device=problem.A.device)

@@ -25,7 +25,7 @@ from lsconv.krylov.loop.monitor import CLAIMED, CONDITION, OVERFLOW, Monitor
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import NULL_SHARE, Certificate, certify
+from lsconv.krylov.loop.stopping import EXCUSED, NULL_SHARE, Certificate, certify
 
 __all__ = ["iterate", "report"]
 
@@ -198,7 +198,7 @@ class _Loop:
             operator_norm=self.monitor.operator_norm,
             square=self.square,
             rounding=tolerances.rounding,
-            rcond=1 / max(tolerances.conlim, 1.0),
+            rcond=EXCUSED,
             single=problem.single,
         )
 

@@ -155,7 +155,10 @@ class Solution:
 
     def with_rank(self, rank: Tensor, undecided: Tensor) -> Solution:
         """The same with the rank of A, and :attr:`Status.RANK_UNDECIDED` where that is undecided and damp is zero."""
-        undecided = undecided & (self.damp == 0) & self.converged
+        if bool((self.damp > 0).all()):
+            return self
+        answered = (self.codes != Status.ZERO.code) & (self.codes != Status.NON_FINITE.code)
+        undecided = undecided & (self.damp == 0) & answered
         codes = torch.where(undecided, Status.RANK_UNDECIDED.code, self.codes)
         return replace(self, codes=codes, converged=self.converged & ~undecided, rank=rank.expand(codes.shape))
 
@@ -204,8 +207,11 @@ class Solution:
         more = self.codes.numel() - 8
         tail = [f"... and {more} more items"] if more > 0 else []
         nullity = self.nullity
-        if nullity is not None and bool((nullity > 0).any()):
-            tail.append(f"A has a null space of {int(nullity.max())} dimension(s); x is the shortest of the solutions")
+        if nullity is not None and bool((shortest := (nullity > 0) & (self.damp == 0) & self.converged).any()):
+            most = int(torch.where(shortest, nullity, 0).max())
+            tail.append(
+                f"A has a null space of {most} dimension(s); without damping x is the shortest of the solutions"
+            )
         return "\n".join([head, *lines, *tail])
 
     def __repr__(self) -> str:
