@@ -45,8 +45,8 @@ from lsconv.operators.batch_layout import broadcast_shapes
 
 __all__ = ["EXCUSED", "NULL_SHARE", "Certificate", "Tolerances", "certified", "certify", "default_rtol"]
 
-# An x longer than ||y|| / ||A|| by more than the inverse of this shows small singular values, where an error hides in the
-# rounding of the gradient: that excuses no longer x.
+# An x longer than ||y|| / ||A|| by more than the inverse of this shows small singular values, where an error hides in
+# the rounding of the gradient: that excuses no longer x.
 EXCUSED = 0.03
 # The part of x in the null space of A, in units of rtol, that a damped answer may have.
 NULL_SHARE = 10.0
