@@ -14,6 +14,7 @@ Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000), for the o
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -30,9 +31,10 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.malloc import keep_pages
-from lsconv.krylov.loop.null_space import loses_part
+from lsconv.krylov.loop.null_space import cleared, loses_part
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import NULL_SHARE, Tolerances, certified
+from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.krylov.lsqr import lsqr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
@@ -156,11 +158,11 @@ class BorderPlan:
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
         y = y.detach().to(self.precise.dtype)
         outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter)
-        return certified(
+        judge = functools.partial(
+            certified,
             self.precise,
-            outer.x,
-            y.expand(*outer.batch, *self.A.out_shape),
-            self.damp.expand(outer.batch),
+            y=y.expand(*outer.batch, *self.A.out_shape),
+            damp=self.damp.expand(outer.batch),
             tolerances=tolerances,
             dtype=self.A.dtype,
             iterations=outer.iterations,
@@ -168,14 +170,24 @@ class BorderPlan:
             norm_bound=self._norm,
             rcond=self.rcond,
             rounding=torch.finfo(self.precise.dtype).eps,
+        )
+        solution = judge(
+            outer.x,
             null_share=self._null_share(outer.batch, tolerances),
             of_form=self.inverse.side == "residual",
             sees_null_space=self._sees_null_space,
         )
+        return cleared(solution, outer.x, self.precise, tolerances, self._shortest, judge)
+
+    def _shortest(self, y: Tensor, rtol: float) -> Tensor:
+        """The least-norm solution for consistent data, by an iteration that stays in the range of ``A^H``."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return lsqr(self.precise, y, rtol=rtol, max_iter=500).x
 
     def _null_share(self, batch: torch.Size, tolerances: Tolerances) -> Tensor:
         """The part in the null space of A that x may have: none where only the certificate excludes one."""
-        share = NULL_SHARE * max(tolerances.rtol, tolerances.eps)
+        share = tolerances.null_share
         damped = self.damp > 0
         if self.inverse.side == "residual":
             return torch.where(damped, share, torch.inf).expand(batch)

@@ -14,6 +14,7 @@ least squares solutions I", BIT 7 (1967).
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from lsconv.krylov.loop.null_space import cleared
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import EXCUSED, NULL_SHARE, Certificate, Tolerances, certified, certify
+from lsconv.krylov.loop.stopping import EXCUSED, Certificate, Tolerances, certified, certify
 from lsconv.krylov.lsmr import lsmr
 from lsconv.operators.base import LinearOperator
 
@@ -118,7 +119,8 @@ def refine(
     loop = _Refinement(problem, solver, inner_dtype, tolerances, square, least_norm, options)
     with torch.no_grad():
         solution = loop.run(max_refinements)
-        solution = cleared(solution, problem.A, tolerances.rtol, lambda y: loop.shortest(y).run(max_refinements).x)
+        shortest = functools.partial(loop.shortest, max_refinements=max_refinements)
+        solution = cleared(solution, solution.x, problem.A, tolerances, shortest, loop.judge)
     failed = ~solution.converged
     if bool(failed.any()):
         text = f"refine: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"
@@ -160,11 +162,13 @@ class _Refinement:
         self.directions: list[tuple[Tensor, Tensor]] = []
         self.iterations = torch.zeros(problem.batch, dtype=torch.int64, device=problem.A.device)
 
-    def shortest(self, y: Tensor) -> _Refinement:
+    def shortest(self, y: Tensor, rtol: float, max_refinements: int) -> Tensor:
         """The refinement to the least-norm solution for consistent data, without damping and from zero."""
         zero, none = self.problem.codomain.safe_norm(y) == 0, torch.zeros_like(self.problem.broken)
         problem = replace(self.problem, y=y, damp=None, x0=None, zero=zero, broken=none)
-        return _Refinement(problem, self.solver, self.inner_dtype, self.tolerances, self.square, True, self.options)
+        exact = replace(self.tolerances, rtol=rtol, atol=0.0)
+        loop = _Refinement(problem, self.solver, self.inner_dtype, exact, self.square, True, self.options)
+        return loop.run(max_refinements).x
 
     def run(self, max_refinements: int) -> Solution:
         problem, folded = self.problem, self.folded
@@ -254,19 +258,25 @@ class _Refinement:
         problem = self.problem
         x = x.masked_fill(problem.domain.spread(problem.zero).bool(), 0)
         x = x.masked_fill(problem.domain.spread(problem.broken).bool(), torch.nan)
+        share = self.tolerances.null_share
+        # the inner solves round into the null space of A
+        part = None if problem.damp is None else torch.where(problem.damp > 0, share, torch.inf)
+        solution = self.judge(x, null_share=part)
+        codes = torch.where(limit & ~solution.converged, Status.ITERATION_LIMIT.code, solution.codes)
+        solution.codes.copy_(codes)
+        return solution
+
+    def judge(self, x: Tensor, **options: Any) -> Solution:
+        """The solution that x is."""
+        problem = self.problem
         damp = 0.0 if problem.damp is None else problem.damp
-        share = NULL_SHARE * max(self.tolerances.rtol, self.tolerances.eps)
-        solution = certified(
+        return certified(
             problem.A,
             x,
             problem.y,
             damp,
             tolerances=self.tolerances,
             iterations=self.iterations,
-            # the inner solves round into the null space of A
-            null_share=None if problem.damp is None else torch.where(problem.damp > 0, share, torch.inf),
             **self.how,
+            **options,
         )
-        codes = torch.where(limit & ~solution.converged, Status.ITERATION_LIMIT.code, solution.codes)
-        solution.codes.copy_(codes)
-        return solution

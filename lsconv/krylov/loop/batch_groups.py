@@ -18,6 +18,7 @@ preconditioner) is read once for a whole batch, so there the batch stays togethe
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -33,6 +34,7 @@ from lsconv.krylov.loop.null_space import cleared
 from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import History, Solution
+from lsconv.krylov.loop.stopping import EXCUSED, certified
 from lsconv.operators.transforms import transforming
 
 __all__ = ["GROUP_BYTES", "Setup", "at_once", "plainly", "solve"]
@@ -63,8 +65,7 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     if size >= items:
         start, collapse = build(problem)
         solution = iterate(problem, options, start, collapse=collapse, square=square, name=name, quiet=True)
-        rtol = options.tolerances.rtol
-        solution = cleared(solution, problem.A, rtol, lambda y: _shortest(problem, options, build, y))
+        solution = _settled(solution, problem, options, build)
         report(solution, options, name)
         return solution
     solutions, multipliers = [], []
@@ -78,17 +79,36 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     found = [z for z in multipliers if z is not None]
     if len(found) == len(solutions):
         hand_over(solution.x, torch.cat(found).reshape(*problem.batch, *problem.A.out_shape))
+    solution = _settled(solution, problem, options, build)
     report(solution, options, name)
     return solution
 
 
-def _shortest(problem: Problem, options: Options, build: Setup, y: Tensor) -> Tensor:
+def _settled(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
+    """The solution, with its doubts about the null space of A settled."""
+    tolerances = options.tolerances
+    judge = functools.partial(
+        certified,
+        problem.A,
+        y=problem.y,
+        damp=solution.damp,
+        tolerances=tolerances,
+        iterations=solution.iterations,
+        rounding=tolerances.rounding,
+        rcond=EXCUSED,
+    )
+    shortest = functools.partial(_shortest, problem, options, build)
+    return cleared(solution, solution.x, problem.A, tolerances, shortest, judge)
+
+
+def _shortest(problem: Problem, options: Options, build: Setup, y: Tensor, rtol: float) -> Tensor:
     """The least-norm solution for consistent data, by the same method without damping, preconditioner and start."""
     zero, none = problem.codomain.safe_norm(y) == 0, torch.zeros_like(problem.broken)
     plain = replace(problem, y=y, damp=None, M=None, N=None, x0=None, zero=problem.tensor(zero), broken=none,
                     multipliers=False)  # fmt: skip
     start, collapse = build(plain)
-    silent = replace(options, callback=None, progress=False)
+    exact = replace(options.tolerances, rtol=rtol, atol=0.0)
+    silent = replace(options, tolerances=exact, callback=None, progress=False)
     return iterate(plain, silent, start, collapse=collapse, quiet=True).x
 
 

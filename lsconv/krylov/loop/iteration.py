@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ConvergenceError, PreconditionerError, warn
-from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, minimum, unbounded, where
+from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, unbounded, where
 from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
 from lsconv.krylov.loop.lagrange_multipliers import keep
 from lsconv.krylov.loop.malloc import keep_pages
@@ -25,7 +25,7 @@ from lsconv.krylov.loop.monitor import CLAIMED, CONDITION, OVERFLOW, Monitor
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import EXCUSED, NULL_SHARE, Certificate, certify
+from lsconv.krylov.loop.stopping import EXCUSED, Certificate, certify, strays
 
 __all__ = ["iterate", "report"]
 
@@ -222,13 +222,10 @@ class _Loop:
             near = certificate.residual_norm <= _CONSISTENT * self.monitor.residual_bound
             gradient_ok = gradient_ok & ((self.damp > 0) | near)
         met = (certificate.residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
-        doubtful = 0 * met
-        share, damped = NULL_SHARE * max(self.options.tolerances.rtol, self.options.tolerances.eps), self.damp > 0
-        if problem.x0 is not None or problem.N is not None:
-            doubtful = met & (certificate.null_part > share) & damped
-        elif problem.M is not None or self.name == "craig":
-            part = minimum(certificate.null_part, certificate.null_rounding)
-            doubtful = met & (part > share) & damped
+        doubtful, outside = 0 * met, problem.x0 is not None or problem.N is not None
+        if outside or problem.M is not None or self.name == "craig":
+            share = where(self.damp > 0, self.options.tolerances.null_share, math.inf)
+            doubtful = met & strays(certificate, share, of_form=not outside)
         causes = [
             (codes & (CLAIMED | STUCK), Status.STAGNATION),
             (codes & CONDITION, Status.CONDITION_LIMIT),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import NULL_SHARE
+from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["cleared", "loses_part"]
@@ -42,20 +42,42 @@ def loses_part(A: LinearOperator, batch: torch.Size, solve: Callable[[Tensor], T
     return ~(lost <= _SEEN / math.sqrt(A.in_numel) * space.norm(w)).all(0)
 
 
-def cleared(solution: Solution, A: LinearOperator, rtol: float, shortest: Callable[[Tensor], Tensor]) -> Solution:
-    """The solution, converged also in the items in doubt that are next to the shortest solution of ``A x' = A x``.
+def cleared(
+    solution: Solution,
+    x: Tensor,
+    A: LinearOperator,
+    tolerances: Tolerances,
+    shortest: Callable[[Tensor, float], Tensor],
+    judge: Callable[[Tensor], Solution],
+) -> Solution:
+    """The solution, with the items in doubt settled by the shortest solution of ``A x' = A x``.
+
+    An item next to it has converged as it is. Where x' is another vector, it takes the place of x if it converged.
 
     Args:
         solution: items in doubt have the status :attr:`Status.RANK_DEFICIENT`.
+        x: what it was made of, in the dtype of A.
         A: the operator.
-        rtol: the tolerance of the solve.
-        shortest: the least-norm solution for consistent data, by a method that stays in the range of ``A^H``.
+        tolerances: of the solve.
+        shortest: the least-norm solution for consistent data, to a tolerance, by a method that stays in the range of
+            ``A^H``.
+        judge: the certified solution that an x is.
     """
     doubtful = solution.codes == Status.RANK_DEFICIENT.code
     if not bool(doubtful.any()):
         return solution
     space = ItemSpace(A.in_shape, A.dtype, A.device)
-    x = torch.where(space.spread(doubtful).bool(), solution.x, 0)
-    clear = doubtful & (space.norm(shortest(A.apply(x)) - x) <= NULL_SHARE * rtol * space.norm(x))
-    codes = torch.where(clear, Status.GRADIENT.code, solution.codes)
-    return replace(solution, codes=codes, converged=solution.converged | clear)
+    x = torch.where(space.spread(doubtful).bool(), x, 0)
+    # going on to rounding would fit the rounding of A x
+    other = shortest(A.apply(x), 0.1 * tolerances.rtol)
+    clear = doubtful & (space.safe_norm(other - x) <= tolerances.null_share * space.safe_norm(x))
+    answer = judge(other)
+    replaced = doubtful & ~clear & answer.converged
+    return replace(
+        solution,
+        x=torch.where(space.spread(replaced).bool(), answer.x, solution.x),
+        codes=torch.where(clear, Status.GRADIENT.code, torch.where(replaced, answer.codes, solution.codes)),
+        converged=solution.converged | clear | replaced,
+        residual_norm=torch.where(replaced, answer.residual_norm, solution.residual_norm),
+        gradient_norm=torch.where(replaced, answer.gradient_norm, solution.gradient_norm),
+    )

@@ -43,13 +43,13 @@ from lsconv.krylov.loop.solution import History, Solution, Status
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
-__all__ = ["EXCUSED", "NULL_SHARE", "Certificate", "Tolerances", "certified", "certify", "default_rtol"]
+__all__ = ["EXCUSED", "Certificate", "Tolerances", "certified", "certify", "default_rtol", "strays"]
 
 # An x longer than ||y|| / ||A|| by more than the inverse of this shows small singular values, where an error hides in
 # the rounding of the gradient: that excuses no longer x.
 EXCUSED = 0.03
 # The part of x in the null space of A, in units of rtol, that a damped answer may have.
-NULL_SHARE = 10.0
+_NULL_SHARE = 10.0
 
 
 def default_rtol(dtype: torch.dtype) -> float:
@@ -92,6 +92,11 @@ class Tolerances:
     def rounding(self) -> float:
         """The rounding that excuses an iteration: a quarter of eps; none to who asks for more than the dtype holds."""
         return 0.25 * self.eps if self.rtol >= 10 * self.eps else 0.0
+
+    @property
+    def null_share(self) -> float:
+        """The part in the null space of A that x may have, relative to x."""
+        return _NULL_SHARE * max(self.rtol, self.eps)
 
     def residual_bound(self, y_norm: Scalar) -> Scalar:
         """What the residual norm has to reach."""
@@ -148,6 +153,7 @@ def certify(
     truncated: bool = False,
     prior_norm: Tensor | None = None,
     single: bool = False,
+    sharpen: bool = True,
 ) -> Certificate:
     r"""Recompute residual and gradient of ``x`` by A itself and judge them.
 
@@ -168,6 +174,7 @@ def certify(
         truncated: these singular values are cut off: they may leave ``rcond ||A|| ||r||`` of a gradient.
         prior_norm: norm of the prior, where x and y are what a prior leaves of them: they carry its rounding.
         single: there is one item, and scalars are Python numbers, here and in the certificate.
+        sharpen: find a better bound of ``||A||`` where that may decide.
 
     Returns:
         A :class:`Certificate`. Non-finite x converges nowhere.
@@ -203,9 +210,16 @@ def certify(
         norm_a = maximum(norm_a, operator_norm)
     total = hypot(r_norm, damp * x_norm)
     r_bound, g_bound = tolerances.residual_bound(y_norm), tolerances.gradient_bound(norm_a, total)
+    # a gradient that is close to its bound may lack no more than a better bound of ||A||
+    close = (g_norm > g_bound) & (g_norm <= 30 * g_bound) & (total > r_bound)
+    if sharpen and not square and type(y) is Tensor and any_item(close):
+        norm_a = maximum(norm_a, hypot(spread_out(_norm_from_below(A, domain, codomain)), damp))
+        g_bound = tolerances.gradient_bound(norm_a, total)
     upper = norm_a if norm_bound is None else norm_bound
     least = at_least(maximum(rcond * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny)
-    left = 8 * rounding * (upper * minimum(x_norm, y_norm / least) + y_norm)
+    # where the equations are met, damp alone decides, and x is only as good as its rounding
+    excused = where(r_norm <= r_bound, x_norm, minimum(x_norm, y_norm / least))
+    left = 8 * rounding * (upper * excused + y_norm)
     highest = (1 + math.sqrt(tolerances.eps)) * y_norm
     if prior_norm is not None:
         left = left + 16 * tolerances.eps * upper * prior_norm
@@ -227,6 +241,16 @@ def certify(
     return Certificate(r_norm, g_norm, residual_ok, gradient_ok, no_worse, null_part, null_rounding, merit)
 
 
+def _norm_from_below(A: LinearOperator, domain: ItemSpace, codomain: ItemSpace) -> Scalar:
+    """A lower bound of ``||A||`` by a few steps of the power method from random numbers."""
+    generator = torch.Generator(device=A.device).manual_seed(0)
+    v = torch.randn(*A.batch_shape, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
+    for _ in range(6):
+        image = A.apply(v * domain.spread(divide(1.0, domain.safe_norm(v))))
+        v = A.adjoint(image)
+    return codomain.safe_norm(image)
+
+
 def _adjoint(A: LinearOperator, residual: Tensor, square: bool) -> Tensor | None:
     """``A^H residual``; a square system's operator may come without an adjoint."""
     try:
@@ -235,6 +259,19 @@ def _adjoint(A: LinearOperator, residual: Tensor, square: bool) -> Tensor | None
         if square:
             return None
         raise
+
+
+def strays(certificate: Certificate, share: Scalar, *, of_form: bool = False) -> Scalar:
+    """The items whose x may have a larger part in the null space of A.
+
+    Args:
+        certificate: that of x.
+        share: the part that x may have, as :attr:`Certificate.null_part`, where the way it was found does not exclude
+            one, and infinity elsewhere.
+        of_form: x is computed as ``A^H z``: only rounding leads into the null space.
+    """
+    part = minimum(certificate.null_part, certificate.null_rounding) if of_form else certificate.null_part
+    return (unbounded(share) == 0) & ((part <= share) == 0)
 
 
 def certified(
@@ -273,9 +310,7 @@ def certified(
         history: estimates per iteration, when there are some.
         selection: how the damping was chosen.
         otherwise: status of items that do not meet the tolerance, one for all or a code per item.
-        null_share: the part in the null space of A that x may have, as :attr:`Certificate.null_part`, where the way it
-            was found does not exclude one, and infinity elsewhere; None: nowhere.
-        of_form: x is computed as ``A^H z``: only rounding leads into the null space.
+        null_share, of_form: as in :func:`strays`; None: no item may.
         sees_null_space: the items of which A may have a null space; asked where the share is exceeded.
         options: operator_norm, norm_bound, rcond, rounding and square, as in :func:`certify`.
     """
@@ -288,25 +323,21 @@ def certified(
     how = options
     if answer.dtype != x.dtype:  # storing an x that is not long rounds its gradient, and excuses that
         rcond = max(options.get("rcond", 0.0), EXCUSED)
-        how = {**options, "rounding": tolerances.eps, "rcond": rcond, "truncated": False}
+        how = {**options, "rounding": tolerances.eps, "rcond": rcond, "truncated": False, "sharpen": False}
     certificate = certify(A, stored, y, damp, tolerances=tolerances, **how)
     batch = certificate.residual_norm.shape
     converged, rounded = certificate.converged, torch.zeros(batch, dtype=torch.bool, device=A.device)
     unrounded = certificate
     if answer.dtype != x.dtype:
-        strays = null_share is not None and bool(
-            (torch.isfinite(null_share) & ~(certificate.null_part <= null_share)).any()
-        )
-        if strays or not bool(converged.all()):
+        doubts = null_share is not None and bool(strays(certificate, null_share).any())
+        if doubts or not bool(converged.all()):
             unrounded = certify(A, x, y, damp, tolerances=tolerances, **options)
             rounded = unrounded.converged & certificate.no_worse & ~converged
     damping = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device).expand(batch)
     zero = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(y).expand(batch) == 0
     doubtful = torch.zeros_like(converged)
     if null_share is not None:
-        part = unrounded.null_part
-        part = torch.minimum(part, unrounded.null_rounding) if of_form else part
-        doubtful = (converged | rounded) & ~zero & torch.isfinite(null_share) & ~(part <= null_share)
+        doubtful = (converged | rounded) & ~zero & strays(unrounded, null_share, of_form=of_form)
         if sees_null_space is not None and bool(doubtful.any()):
             doubtful = doubtful & sees_null_space()
     code = otherwise.code if isinstance(otherwise, Status) else otherwise
