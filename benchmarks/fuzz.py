@@ -5,8 +5,10 @@ is wrong. A *case* is one batch item solved by one way; a problem, drawn from on
 solved by several ways. What is right, well-posed and minimum-norm is defined in :mod:`benchmarks.certificates.judge`.
 
 The columns: *certified wrong* are converged and right at no rank; *uncertified well-posed* did not converge although
-the problem has one solution that its dtype can tell; *false alarms* are those of them whose answer meets the tolerance,
-and warnings about answers that all converged; *crashes* are exceptions other than a refusal of a method by name.
+the problem has one solution that its dtype can tell and the method promises to find, and *beyond reach* those that it
+does not promise to find (:mod:`benchmarks.certificates.reach`); *false alarms* are uncertified well-posed ones whose
+answer meets the tolerance, and warnings about answers that all converged; *crashes* are exceptions other than a refusal
+of a method by name.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 
 from benchmarks import runner
 from benchmarks.certificates.problems import draw
+from benchmarks.certificates.reach import BARE_PLANS, NOTE
 from benchmarks.certificates.ways import WAYS, Case, solve
 
 __all__ = ["cases", "main", "problem_cases", "search", "tables"]
@@ -87,14 +90,19 @@ def search(count: int, seed: int, jobs: int = 1) -> tuple[list[runner.Table], li
             ):
                 bad.append(case)
     total = sum((counts for counts in rows.values()), Counter())
+    whole = sum((counts for (way, _), counts in rows.items() if way not in BARE_PLANS), Counter())
     seconds = time.perf_counter() - start
     order = list(WAYS)
     by_way = [_row({"way": way, "damping": damping}, rows[way, damping])
               for way, damping in sorted(rows, key=lambda key: (order.index(key[0]), key[1]))]  # fmt: skip
     by_kind = [_row({"kernel": kind, "damping": damping}, kinds[kind, damping]) for kind, damping in sorted(kinds)]
-    note = f"{total['cases'] / seconds:.0f} cases/s, {seconds:.0f} s, {jobs} process(es) of one thread."
+    note = f"{total['cases'] / seconds:.0f} cases/s, {seconds:.0f} s, {jobs} process(es) of one thread. {NOTE}"
     return [
-        runner.Table(f"{total['cases']} cases of seed {seed}, by method", [*by_way, _row({"way": "all"}, total)], note),
+        runner.Table(
+            f"{total['cases']} cases of seed {seed}, by method",
+            [*by_way, _row({"way": "all but bare plans"}, whole), _row({"way": "all"}, total)],
+            note,
+        ),
         runner.Table("The same, by kernel", by_kind),
     ], bad
 
@@ -109,6 +117,7 @@ def _count(counts: Counter[str], case: Case) -> None:
     counts["wrong"] += case.wrong
     counts["well-posed"] += case.well_posed
     counts["missed"] += case.well_posed and case.outcome == "uncertified"
+    counts["beyond"] += case.posed and not case.well_posed and case.outcome == "uncertified"
     counts["alarm"] += case.false_alarm
 
 
@@ -122,6 +131,7 @@ def _row(head: dict[str, str], counts: Counter[str]) -> dict[str, object]:
         "well-posed": counts["well-posed"],
         "uncertified well-posed": counts["missed"],
         "false alarms": counts["alarm"],
+        "beyond reach": counts["beyond"],
         "crashes": counts["crash"],
         "refused": counts["refused"],
     }

@@ -6,14 +6,14 @@ With perturbations of A, by tol ||A|| at most, and of y, by tol ||y||, that solu
     along v_i, kept:   tol (||y|| + s_1 ||x_k||) / s_i + tol s_1 ||r_k|| / s_i^2
     along all others:  tol s_1 ||z_k||,    z_k = A_k^{+H} x_k,
 
-and storing x moves it by tol ||x_k||; to second order, where x_k is zero to working precision too, y moves x by
-tol ||y|| / s_1 and A that out of the row space by tol^2 ||y|| / s_1. The *merit* of an answer for the rank k is the larger of the two parts of
-x - x_k, each in units of these. It is the least over all ranks that are plausible: those that cut the spectrum
-anywhere between ``LEAST_CUT`` and the ``_MOST_CUT`` of the precision, relative to s_1; where the threshold ``rcond``
-is promised, the rank alone that cuts there, or both beside a singular value that stands on it up to ``ON_THE_CUT``. For
-that rank two things are asked for besides: the objective at x is not above the objective at x = 0 (beyond rounding of
-x_k), and x is at most ten times as long as the longest plausible solution. An answer is *right* when its merit is at
-most ``SLACK``.
+and storing x moves it by tol ||x_k||; to second order, which counts where x_k is next to nothing, y moves x by
+tol ||y|| / s_1 and A that out of the row space by tol^2 ||y|| / s_1. The *merit* of an answer for the rank k is the
+larger of the two parts of x - x_k, each in units of these. It is the least over all ranks that are plausible: those
+that cut the spectrum anywhere between ``LEAST_CUT`` and the ``_MOST_CUT`` of the precision, relative to s_1; where the
+threshold ``rcond`` is promised, the rank alone that cuts there, or both beside a singular value that stands on it up to
+``ON_THE_CUT``. For that rank two things are asked for besides: the objective at x is not above the objective at x = 0
+(beyond rounding of x_k), and x is at most ten times as long as the longest plausible solution. An answer is *right*
+when its merit is at most ``SLACK``.
 
 With damping the same holds of the stacked matrix [A; damp I], where s_i becomes h_i = sqrt(s_i^2 + damp^2) and r the
 stacked residual; x lies in the range of A^H, so the part outside is held to the same tol s_1 ||z||, and to what eps of
@@ -51,6 +51,8 @@ class Judgement:
         merit: the error in units of what a perturbation by tol explains; infinity where x is no solution at any rank.
         right: the merit is at most :data:`SLACK`.
         well_posed: the problem has one plausible rank, and is well enough conditioned for its dtype.
+        condition: the condition number of what is kept.
+        inconsistent: what of y is out of reach at that rank, relative to y.
         error: the distance from the nearest plausible solution, relative to its norm.
         rank: the rank of that solution.
         ranks: the largest and the smallest plausible rank, in two rows.
@@ -60,6 +62,8 @@ class Judgement:
     merit: NDArray[np.float64]
     right: NDArray[np.bool_]
     well_posed: NDArray[np.bool_]
+    condition: NDArray[np.float64]
+    inconsistent: NDArray[np.float64]
     error: NDArray[np.float64]
     rank: NDArray[np.int64]
     ranks: NDArray[np.int64]
@@ -206,6 +210,8 @@ class Dense:
             merit=least,
             right=least <= SLACK,
             well_posed=well_posed,
+            condition=_over(h1, h_least),
+            inconsistent=_over(np.hypot(_norms(np.where(kept[0], 0, c)), outside_y), yn),
             error=error[best, every],
             rank=ranks[best, every],
             ranks=bounds,

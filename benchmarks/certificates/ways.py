@@ -16,6 +16,7 @@ from torch import Tensor
 import lsconv
 from benchmarks.certificates.judge import Dense, Judgement
 from benchmarks.certificates.problems import Problem
+from benchmarks.certificates.reach import within_reach
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.plan import BorderPlan
 from lsconv.border.system import cost_model, schwarz
@@ -38,9 +39,10 @@ class Case:
         damping: "undamped", "damped" or "penalty".
         outcome: "certified", "uncertified", "refused" or "crash".
         right: the judge's word; None where there is no answer to judge.
-        well_posed: the problem is.
+        well_posed: the problem is, and within reach of the way.
         false_alarm: unconverged, or a warning, although a well-posed item's merit is at most one.
         text: details.
+        posed: the problem is well-posed, whatever the way.
     """
 
     seed: int
@@ -54,6 +56,7 @@ class Case:
     false_alarm: bool = False
     merit: float = 0.0
     text: str = ""
+    posed: bool = False
 
     @property
     def wrong(self) -> bool:
@@ -333,31 +336,19 @@ def solve(problem: Problem, name: str) -> list[Case]:
             if not low <= reported[i] <= high:
                 right, why = False, f"rank {int(reported[i])} is reported"
         others = bare and count > 1 and not certified  # one warning speaks of the whole batch
-        served = _serves_item(name, problem, i)
-        right = right or (way.normal and not served)
-        well_posed = bool(judged.well_posed[i]) and not others and served
+        posed = bool(judged.well_posed[i]) and not others
+        well_posed = posed and within_reach(name, problem, i, float(damps[i]), way.tolerance(problem, name), judged)
+        right = right or (way.normal and problem.items[i] == "left null")  # of which A^H leaves rounding
         text = (f"{statuses[i]}, {problem.items[i]}: merit {judged.merit[i]:.1e} at rank {judged.rank[i]} ({why}), "
-                f"error {judged.error[i]:.1e}, damp {damps[i]:.1e}")  # fmt: skip
+                f"error {judged.error[i]:.1e}, damp {damps[i]:.1e}, condition {judged.condition[i]:.0e}, "
+                f"inconsistent {judged.inconsistent[i]:.0e}")  # fmt: skip
         false_alarm = well_posed and ((not certified and judged.merit[i] <= 1) or (certified and alarm))
         cases.append(
             Case(problem.seed, name, i, problem.kinds[i], damping[i], "certified" if certified else "uncertified",
                  right, well_posed, bool(false_alarm), float(judged.merit[i]),
-                 text + ("; " + strange[0] if strange else ""))
+                 text + ("; " + strange[0] if strange else ""), posed)
         )  # fmt: skip
     return cases
-
-
-def _serves_item(name: str, problem: Problem, item: int) -> bool:
-    """Whether the method promises to solve this item: those for consistent systems solve no other."""
-    base = name.split(",")[0]
-    if WAYS[name].normal and problem.items[item] == "left null":
-        return False  # of which A^H leaves rounding
-    if base in ("craig", "cg", "gmres") and name != "cg, normal" and _undamped(problem):
-        which = item % len(problem.dense)
-        s = problem.dense.s[which]
-        definite = base != "cg" or np.linalg.eigvalsh(problem.dense.matrices[which])[0] > 0
-        return _square(problem) and bool(s[-1] > 1e-3 * s[0]) and bool(definite)
-    return base != "hybrid"
 
 
 def _judged(problem: Problem, way: Way, name: str, L: lsconv.LinearOperator | None, x: Tensor, damps: Any) -> Judgement:
@@ -377,8 +368,6 @@ def _judged(problem: Problem, way: Way, name: str, L: lsconv.LinearOperator | No
         dense = dense.normal()
     if way.only_residual:
         options["minimum_norm"] = False
-    if name.startswith("minres"):  # the least norm is promised where there is a solution
-        options["minimum_norm"] = np.isin(problem.items, ("consistent", "zero"))
     if name.startswith("minres"):  # the least norm is promised where there is a solution
         options["minimum_norm"] = np.isin(problem.items, ("consistent", "zero"))
     if way.prior and problem.prior is not None:

@@ -46,8 +46,8 @@ def lstsq(
 
     With ``damp=0`` and several minimisers, x is the one of least norm, :math:`A^+ y`. Where floating point cannot tell
     (a square convolution whose smallest singular values are below rounding) the status says so; it never regularises
-    silently. With ``method="auto"`` the items that the method chosen leaves in doubt get the answer of a dense singular
-    value decomposition where A is small, else that of LSMR where LSMR converges within 500 iterations.
+    silently. With ``method="auto"`` and "border" the items that the method leaves in doubt get the answer of a dense
+    singular value decomposition where A is small, else that of LSMR where LSMR converges within 500 iterations.
 
     ``solution.converged`` promises, of every item for which it is True, what A itself says of x in double precision:
     the residual is within ``rtol`` of zero, or the gradient is within ``rtol``, or within rounding, of zero and the
@@ -139,7 +139,9 @@ class _Routed:
         )
         # a start stays in the answer, and who limits the iterations or watches them wants these
         own = {name for name in ("x0", "callback", "max_iter") if options.get(name) is not None}
-        asked = self.method == "auto" and (not own or isinstance(plan, BORDER_PLANS))
+        asked = self.method in ("auto", "border") and (
+            not own or (self.method == "auto" and isinstance(plan, BORDER_PLANS))
+        )
         second = Fallback(A, damp, plan, self.rcond) if asked else None
         solution = solve(plan, data.y, data.broken, second=second, **options)
         if self.method == "hybrid":  # the backward pass takes the damping as chosen

@@ -88,7 +88,8 @@ def pinv(
         )
     fixed = damp.detach() if isinstance(damp, Tensor) else damp
     plan = route(A, fixed, method=method, preconditioner=preconditioner, memory_limit=memory_limit, rcond=rcond)
-    return PseudoInverse(A, damp, plan, Fallback(A, fixed, plan, rcond) if method == "auto" else None)
+    fallback = Fallback(A, fixed, plan, rcond) if method in ("auto", "border") else None
+    return PseudoInverse(A, damp, plan, fallback)
 
 
 class PseudoInverse(LinearOperator):

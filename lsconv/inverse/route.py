@@ -315,9 +315,10 @@ def _preconditioner(
         raise ArgumentTypeError(
             f'preconditioner: expected "auto", "circulant", None or a LinearOperator, got {preconditioner!r}'
         )
-    damping = torch.as_tensor(damp)
+    damping = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
     # craig's damped problem is that of [A, damp I], which knows no N
     side = "residual" if method == "craig" and bool((damping > 0).any()) else None
+    share = torch.finfo(A.dtype).eps / default_rtol(A.dtype)
     if preconditioner == "auto":
         if not bool((damping > 0).all()):
             return None, None
@@ -326,9 +327,13 @@ def _preconditioner(
         except MethodError:
             return None, None
         # N moves x into the null space of A, and below this damping the gradient does not show that it has come back
-        least = (torch.finfo(A.dtype).eps / default_rtol(A.dtype)) ** 0.5 * circulant.norm
-        if circulant.side == "solution" and not bool((damping >= least).all()):
+        # M leaves the residual's part beside the range of A divided by damp, with its rounding
+        least = (share**0.5 if circulant.side == "solution" else share) * circulant.norm
+        if not bool((damping >= least).all()):
             return None, None
     else:
-        circulant = CirculantPreconditioner(A, damp if bool((damping > 0).all()) else None, side=side)
+        damped = bool((damping > 0).all())
+        circulant = CirculantPreconditioner(A, damp if damped else None, side=side)
+        if side is None and damped and not bool((damping >= share * circulant.norm).all()):
+            circulant = CirculantPreconditioner(A, damp, side="solution")
     return (circulant, None) if circulant.side == "residual" else (None, circulant)

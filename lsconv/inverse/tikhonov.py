@@ -161,7 +161,7 @@ class _Routed:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 # a start stays in the answer, and who limits the iterations wants these
-                asked = self.method == "auto" and self.x0 is None and options["max_iter"] is None
+                asked = self.method in ("auto", "border") and self.x0 is None and options["max_iter"] is None
                 second = Fallback(A, damping, plan) if asked else None
                 solution = _with_prior(plan, A, data.y, damping, x_prior, options, second)
                 inverse = plan = plan if second is None else second.answering

@@ -37,7 +37,7 @@ def gmres(
     b: Tensor,
     *,
     M: LinearOperator | Callable[[Tensor], Tensor] | None = None,
-    restart: int = 30,
+    restart: int | None = None,
     rtol: float | None = None,
     atol: float = 0.0,
     max_iter: int | None = None,
@@ -58,7 +58,7 @@ def gmres(
         b: right-hand side ``(*batch, *out_shape)``.
         M: inverse preconditioner, :math:`M \approx A^{-1}`: a LinearOperator, or a function of ``(*batch, *in_shape)``
             that may act differently at each call (an iteration of its own). It need not be Hermitian, nor positive.
-        restart: iterations before the basis is given up.
+        restart: iterations before the basis is given up; None: 30, or n up to 200 unknowns.
         rtol: relative tolerance; None: ``10 eps^0.75`` of the dtype.
         atol: absolute tolerance on the residual norm, in the units of b.
         max_iter: iteration limit per item (of single, not of restart, iterations); None: ``4 n``, at least 100 and at
@@ -87,9 +87,12 @@ def gmres(
     function = M.apply if isinstance(M, LinearOperator) else M
     operator = M if isinstance(M, LinearOperator) else None
     problem = prepare(A, b, M=operator, x0=x0, check_finite=check_finite, square=True)
+    unknowns = math.prod(problem.A.in_shape)
+    if restart is None:
+        restart = unknowns if unknowns <= 200 else 30
     if restart < 1:
         raise ArgumentError(f"restart: expected a number >= 1, got {restart}")
-    restart = min(int(restart), math.prod(problem.A.in_shape))
+    restart = min(int(restart), unknowns)
     options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
                          progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
     start = lambda x, running: _GMRES(problem, x, running, function, restart)

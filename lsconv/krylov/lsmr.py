@@ -124,6 +124,7 @@ class LSMR(Method):
         self.sbar = self.largest = 0 * process.one
         self.smallest = math.inf * process.one
         self.estimate = _ResidualEstimate(process)
+        self.v_norm = process.v_norm
         self.image = None if problem.M is None else _Image(process, problem.residual(x, running))
         self.residual = process.r_norm
         self.dual: LSMRMultipliers | None = None
@@ -187,7 +188,9 @@ class LSMR(Method):
             weighted = self.estimate.value if self.image is None else self.image.weighted
             self.gradient = divide(self.gradient, process.weighted_norm * weighted) * self.operator_norm * self.residual
         elif process.N is not None:
-            self.gradient = self.gradient * process.v_norm
+            # The gradient is a sum of all v, whose lengths differ where N is what makes them orthogonal.
+            self.v_norm = maximum(self.v_norm, process.v_norm)
+            self.gradient = self.gradient * self.v_norm
 
 
 class _ResidualEstimate:

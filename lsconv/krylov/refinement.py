@@ -191,6 +191,9 @@ class _Refinement:
             # Far from the answer the objective tells what a step is worth, near to it only the certificate does.
             better = running & ((new.merit < certificate.merit) | (after < (1 - 1e-8) * before))
             x = torch.where(folded.domain.spread(better).bool(), candidate, x)
+            # r keeps what it has along a direction that was not taken
+            d, image = self.directions[-1]
+            self.directions[-1] = d * folded.domain.spread(better), image * folded.codomain.spread(better)
             certificate = Certificate(*(torch.where(better, getattr(new, name), getattr(certificate, name))
                                         for name in Certificate.__dataclass_fields__))  # fmt: skip
             idle = torch.where(certificate.merit < _PROGRESS * best, 0, idle + 1)
