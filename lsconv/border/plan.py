@@ -192,10 +192,11 @@ class BorderPlan:
         if self.inverse.side == "residual":
             return torch.where(damped, share, torch.inf).expand(batch)
         # Where A has as many outputs as inputs, errors along small singular values are of the same size. Factors with a
-        # floor above damp^2 take less of the null space away in every step.
+        # floor above damp^2 take less of the null space away in every step, and so do all where damp is tiny.
         wide = self.A.out_numel < self.A.in_numel
-        share = share if wide or not self.inverse.exact else _SQUARE_SHARE
-        return torch.where(damped, share, 0.0).expand(batch)
+        strict = wide or not self.inverse.exact
+        shares = torch.where(strict | (self.damp < _TINY_DAMP * self._norm), share, _SQUARE_SHARE)
+        return torch.where(damped, shares, 0.0).expand(batch)
 
     def _sees_null_space(self) -> Tensor:
         """The items in which a part of a random x is lost on the way through A and back: A is rank-deficient there."""

@@ -253,7 +253,7 @@ def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:
     as NaN.
     """
     size = matrices.shape[-1]
-    if size == 1:
+    if size <= 1:
         return matrices.reciprocal_()
     flat = matrices.view(-1, size, size)
     chunk = max(1, chunk_bytes // (size * size * matrices.element_size()))

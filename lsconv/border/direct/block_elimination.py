@@ -177,7 +177,7 @@ class Elimination:
                 S.add_(T[:, image, c[:outer, None, None, None], :, c[:, None], :], alpha=sign)
             scale = columns.scale[s, :, :pairs].to(T)
             S *= (scale[:outer, :, None, None] * scale)[..., None, None, None]
-            S = S.permute(4, 0, 1, 5, 2, 3, 6).reshape(len(T), outer * pairs * rows.pairs, -1)
+            S = S.permute(4, 0, 1, 5, 2, 3, 6).flatten(4, 6).flatten(1, 3)
             if self._exchange is not None:
                 S = self._exchange.merged(S, s)
             present = rows.present[:, :outer, None, :] * columns.present[s, :outer, :pairs, None]

@@ -118,7 +118,7 @@ class Certificate:
         gradient_ok: the gradient meets the tolerance, and the objective is no worse than at x = 0.
         no_worse: the objective is no worse than at x = 0.
         null_part: a bound of the part of x in the null space of A, which stands in the gradient times ``damp^2``,
-            relative to ``||x|| + ||y|| / ||A||``; infinity without damping.
+            relative to ``||x|| + rtol ||y|| / ||A||``; infinity without damping.
         null_rounding: the same of the rounding of ``A^H z``, z = (y - Ax) / damp^2, where x is computed so.
         merit: the smaller of the two norms in units of its bound; at most 1 where converged.
     """
@@ -229,14 +229,16 @@ def certify(
         g_bound = maximum(g_bound, rcond * upper * r_norm)
     finite = unbounded(x_norm) == 0
     no_worse = (total <= highest) & finite
-    residual_ok = (total <= r_bound) & finite
+    # of an x that is too long for the tolerance y - A x is rounding, and small by chance
+    known = tolerances.eps * norm_a * x_norm <= 30 * r_bound
+    residual_ok = (total <= r_bound) & finite & known
     gradient_ok = (g_norm <= g_bound) & no_worse & (not square)
     smallest = torch.finfo(scalar_dtype(A.device)).tiny
     merit = total / at_least(r_bound, smallest)
     if not square:
         merit = minimum(merit, maximum(g_norm / at_least(g_bound, smallest), total / at_least(highest, smallest)))
     # y is known to rtol at best, and moves x by rtol ||y|| / ||A|| at least
-    unit = damp * damp * (x_norm + divide(y_norm, norm_a))
+    unit = damp * damp * (x_norm + tolerances.rtol * divide(y_norm, norm_a))
     null_part, null_rounding = quotient(g_norm, unit), quotient(tolerances.eps * norm_a * r_norm, unit)
     return Certificate(r_norm, g_norm, residual_ok, gradient_ok, no_worse, null_part, null_rounding, merit)
 
