@@ -6,9 +6,9 @@ With perturbations of A, by tol ||A|| at most, and of y, by tol ||y||, that solu
     along v_i, kept:   tol (||y|| + s_1 ||x_k||) / s_i + tol s_1 ||r_k|| / s_i^2
     along all others:  tol s_1 ||z_k||,    z_k = A_k^{+H} x_k,
 
-and storing x moves it by tol ||x_k||; to second order, which counts where x_k is next to nothing, y moves x by
-tol ||y|| / s_1 and A that out of the row space by tol^2 ||y|| / s_1. The *merit* of an answer for the rank k is the
-larger of the two parts of x - x_k, each in units of these. It is the least over all ranks that are plausible: those
+and storing x moves it by tol ||x_k||, or by eps ||x||. To second order, which counts where x_k is next to nothing, z_k is that of the
+answer's own part along the v_i. The *merit* of an answer for the rank k is the larger of the two parts of x - x_k, each
+in units of these. It is the least over all ranks that are plausible: those
 that cut the spectrum anywhere between ``LEAST_CUT`` and the ``_MOST_CUT`` of the precision, relative to s_1; where the
 threshold ``rcond`` is promised, the rank alone that cuts there, or both beside a singular value that stands on it up to
 ``ON_THE_CUT``. For that rank two things are asked for besides: the objective at x is not above the objective at x = 0
@@ -174,7 +174,7 @@ class Dense:
         h1 = np.hypot(s1, damp)
         size = length + eps / tol * np.asarray(stored)
         allowed = (yn + h1 * size)[..., None] / h + (h1 * rest)[..., None] / h / h + size[..., None]
-        row = _norms(_over(np.where(kept, np.abs(p - exact), 0), tol * allowed))
+        row = _norms(_over(np.where(kept, np.abs(p - exact), 0), tol * allowed + 10 * eps * xn[:, None]))
         cut = np.hypot(_norms(np.where(kept, 0, p)), outside_x)
         # A is known to eps of its dtype only, and the decomposition to that of float64: what that changes of A^H r lies
         # in the null space of A too, and is divided by damp^2
@@ -182,8 +182,7 @@ class Dense:
         own = np.where(
             damp > 0, rounding * _over(s1 * rest, damp * damp), 10 * eps * np.where(s1 > 0, _over(yn, s1), 0)
         )
-        # to second order: y moves x by tol ||y|| / s_1 at least, and A that out of its row space
-        own = own + np.where(s1 > 0, tol * tol * _over(yn, s1), 0)
+        z = np.maximum(z, _norms(np.where(kept, p / h, 0)))  # to second order
         null = np.where(shortest, _over(cut, tol * (size + s1 * z) + own), 0)
         excess = objective > yn * (1 + 10 * tol) + 10 * eps * s1 * size
         error = _over(np.hypot(_norms(np.where(kept, p - exact, 0)), cut), length)

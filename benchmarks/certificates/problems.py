@@ -86,7 +86,7 @@ def draw(seed: int) -> Problem | None:
     A: lsconv.LinearOperator = lsconv.Convolution(weight if own else weight[0], **layout)
     largest = np.abs(matrices).max((1, 2), initial=0)
     taps = weight.abs().flatten(1).amax(1).double().numpy()
-    if bool(((taps > 0) & (largest < 1e-6 * taps)).any()):
+    if bool(((taps > 0) & (largest < 1e-3 * taps)).any()):
         return None
     masked = bool(rng.random() < 0.1)
     if masked:

@@ -62,6 +62,7 @@ class NullSpaces:
         sigma, *vectors = small_singular_vectors(capacitance, count)
         self.nullity = torch.zeros(len(sigma), dtype=torch.int64, device=sigma.device)
         self.undecided = torch.zeros_like(self.nullity, dtype=torch.bool)
+        self._counts = torch.zeros(2, len(sigma), dtype=torch.int64, device=sigma.device)
         self.largest = 0.0
         if bool((sigma[:, 0] > limit * inverse_norm).all()):  # no lift is longer than the norm of C^-1
             return
@@ -92,10 +93,12 @@ class NullSpaces:
         )
         near = [((r - self.rcond).abs() <= band) & (self.rcond > 0) for r, _ in found]
         self.undecided = sum((n.any(-1) for n in near), self.undecided)
-        nullity = torch.stack([k.sum(-1) for k in kept]).amax(0)
+        counts = torch.stack([k.sum(-1) for k in kept])
+        nullity = counts.amax(0)
         self.largest = max(float(torch.where(k, r, 0).amax()) for (r, _), k in zip(found, kept, strict=True))
-        if not bool((nullity > self.nullity).any()):
+        if not bool((counts > self._counts).any()):  # of either: the null space of A^H may be found before that of A
             return False
+        self._counts = counts
         self.nullity, most = nullity, int(nullity.max())
         null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, kept, strict=True)]
         # again by themselves: beside the lifts of the other candidates, much longer ones, theirs were rounding
