@@ -6,11 +6,11 @@ With perturbations of A, by tol ||A|| at most, and of y, by tol ||y||, that solu
     along v_i, kept:   tol (||y|| + s_1 ||x_k||) / s_i + tol s_1 ||r_k|| / s_i^2
     along all others:  tol s_1 ||z_k||,    z_k = A_k^{+H} x_k,
 
-and storing x moves it by tol ||x_k||, or by eps ||x||. To second order, which counts where x_k is next to nothing, z_k is that of the
-answer's own part along the v_i. The *merit* of an answer for the rank k is the larger of the two parts of x - x_k, each
-in units of these. It is the least over all ranks that are plausible: those
-that cut the spectrum anywhere between ``LEAST_CUT`` and the ``_MOST_CUT`` of the precision, relative to s_1; where the
-threshold ``rcond`` is promised, the rank alone that cuts there, or both beside a singular value that stands on it up to
+and storing x moves it by tol ||x_k||, or by eps ||x||. To second order, which counts where x_k is next to nothing,
+z_k is that of the answer's own part along the v_i. The *merit* of an answer for the rank k is the larger of the two
+parts of x - x_k, each in units of these. It is the least over all ranks that are plausible: those that cut the
+spectrum anywhere between ``LEAST_CUT`` and the ``_MOST_CUT`` of the precision, relative to s_1; where the threshold
+``rcond`` is promised, the rank alone that cuts there, or both beside a singular value that stands on it up to
 ``ON_THE_CUT``. For that rank two things are asked for besides: the objective at x is not above the objective at x = 0
 (beyond rounding of x_k), and x is at most ten times as long as the longest plausible solution. An answer is *right*
 when its merit is at most ``SLACK``.

@@ -54,20 +54,21 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
     return embedding.blocks * total * item
 
 
-def check_fits(needed: int, allowed: int, what: str) -> None:
+def check_fits(needed: int, allowed: int, what: str, method: str = "border") -> None:
     """Refuse a plan that needs more bytes than are allowed.
 
     Args:
         needed: bytes of the plan.
         allowed: bytes that it may use.
         what: the plan is for.
+        method: the method is.
 
     Raises:
         PlanMemoryError: it does.
     """
     if needed > allowed:
         raise PlanMemoryError(
-            f'method="border": the plan for {what} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed '
+            f'method="{method}": the plan for {what} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed '
             f'(memory_limit=). Use method="lsmr" with CirculantPreconditioner, which needs a few vectors, float32, or '
             f"solve groups of channels apart."
         )

@@ -49,8 +49,9 @@ def lstsq(
     silently. With ``method="auto"`` and "border" the items that the method leaves in doubt get the answer of a dense
     singular value decomposition where A is small, else that of LSMR where LSMR converges within 500 iterations.
 
-    ``solution.converged`` promises, of every item for which it is True, what A itself says of x in double precision:
-    the residual is within ``rtol`` of zero, or the gradient is within ``rtol``, or within rounding, of zero and the
+    ``solution.converged`` promises, of every item for which it is True, what A itself says of x, applied in double
+    precision by the exact methods and in the dtype of the data by the Krylov methods, with norms in float64: the
+    residual is within ``rtol`` of zero, or the gradient is within ``rtol``, or within rounding, of zero and the
     objective no larger than at x = 0. With damping x is then the minimiser, up to what these tolerances leave. Without,
     it is the shortest minimiser for the A whose singular values up to ``rcond ||A||`` are zero; where a direct method
     has decided that rank, ``solution.rank`` and ``solution.nullity`` tell it. An x that may have a part in the null

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.capacitance_plan import CapacitancePlan
-from lsconv.border.memory import allowed_bytes
+from lsconv.border.memory import allowed_bytes, check_fits
 from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.stacked_plan import StackedPlan
@@ -23,6 +23,7 @@ from lsconv.errors import (
     warn,
 )
 from lsconv.factored.singular_values import SingularValuePlan
+from lsconv.fourier.circulant import block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.fourier.embedding import Embedding
@@ -112,7 +113,13 @@ def route(
     chosen = _check_rcond(rcond, damp, method)
     structured = A if isinstance(A, Convolution) and Embedding.exists(A) else None
     if method == "fourier" or (method == "auto" and structured is not None and Embedding(structured).is_circulant):
-        return FourierPlan(A, damp, rcond=rcond)
+        try:
+            return _fourier(A, damp, memory_limit, rcond)
+        except PlanMemoryError as error:
+            if method == "fourier" or chosen:
+                raise
+            warn(f"falling back to LSMR. {error}")
+            return KrylovPlan(A, damp, "lsmr")
     if method == "svd" or (chosen and method == "auto" and structured is None):
         return _svd(A, damp, memory_limit, rcond)
     if chosen:
@@ -190,6 +197,14 @@ def _check_rcond(rcond: Any, damp: Tensor | float, method: str) -> bool:
     return chosen
 
 
+def _fourier(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None) -> FourierPlan:
+    """The division in Fourier space, whose symbol, inverse and work space fit."""
+    embedding = block_circulant(A, tuple(torch.as_tensor(damp).shape))
+    entries = embedding.blocks * math.prod(embedding.grid) * embedding.in_channels * embedding.out_channels
+    check_fits(3 * 16 * entries, allowed_bytes(memory_limit, A.device), repr(A), "fourier")
+    return FourierPlan(A, damp, rcond=rcond)
+
+
 def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None) -> SingularValuePlan:
     """The dense decomposition."""
     return SingularValuePlan(
@@ -214,9 +229,10 @@ def _with_rcond(
         raise MethodError("some items have damp > 0")
     except (MethodError, PlanMemoryError) as error:
         if method == "border":
+            circulant = isinstance(A, Convolution) and Embedding.exists(A) and Embedding(A).is_circulant
             raise MethodError(
                 f'rcond: method="border" decides a rank where it is direct, and here it is not ({error}); use '
-                f'method="svd", or damp > 0'
+                f'method="{"fourier" if circulant else "svd"}", or damp > 0'
             ) from None
     return _svd(A, damp, memory_limit, rcond)
 

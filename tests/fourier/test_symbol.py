@@ -109,7 +109,7 @@ def test_weights_count_every_frequency_once(sizes: list[int], real: bool) -> Non
 # ------------------------------------------------------------------ Hermitian inverses
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
 @pytest.mark.parametrize("chunk_bytes", [1, 2**27])
 def test_hermitian_inverse_is_the_inverse(size: int, chunk_bytes: int) -> None:
     root = torch.randn(3, 4, size, size, dtype=torch.complex128)

@@ -36,6 +36,13 @@ OPERATORS = {
 }
 
 
+def test_border_names_what_decides_the_rank_where_it_does_not() -> None:
+    circulant, wide_one = circular(torch.float64), wide(torch.float64)
+    for A, other in ((circulant, "fourier"), (wide_one, "svd")):
+        with pytest.raises(MethodError, match=f'use method="{other}"'):
+            lsconv.lstsq(A, torch.ones(A.out_shape, dtype=torch.float64), method="border", rcond=1e-2)
+
+
 def assert_shortest(A: lsconv.LinearOperator, rcond: float, method: str) -> None:
     """The answer is that of the dense pseudo-inverse at rcond, and says its rank."""
     matrix = A.to(dtype=torch.float64).to_dense()

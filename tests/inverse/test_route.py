@@ -111,8 +111,19 @@ def test_a_plan_that_does_not_fit_names_the_bytes_and_the_alternatives() -> None
     assert isinstance(caught.value, MemoryError)
 
 
-def test_auto_falls_back_to_lsmr_with_a_warning_and_the_same_answer() -> None:
+def test_fourier_keeps_to_the_memory_limit() -> None:
+    A = lsconv.Conv1d(torch.randn(1, 1, 3), 8, padding=1, padding_mode="circular")
+    with pytest.raises(PlanMemoryError, match=r'method="fourier".*100 are allowed'):
+        route(A, method="fourier", memory_limit=100)
+    assert isinstance(route(A, memory_limit=10_000), FourierPlan)
+
+
+@pytest.mark.parametrize("circular", [False, True])
+def test_auto_falls_back_to_lsmr_with_a_warning_and_the_same_answer(circular: bool) -> None:
     A = conv()
+    if circular:
+        weight = torch.tensor([[[4.0, 1.0, -1.0]]], dtype=A.dtype)
+        A = lsconv.Conv1d(weight, 40, padding=1, padding_mode="circular")
     y = torch.randn(A.out_shape, dtype=A.dtype)
     expected = lsconv.lstsq(A, y).x
     with pytest.warns(ConvergenceWarning, match="falling back to LSMR"):

@@ -176,6 +176,11 @@ def test_gmres_that_stands_still_says_so() -> None:
     assert gmres(A, b, restart=8).converged.all()
 
 
+def test_gmres_is_not_restarted_up_to_200_unknowns() -> None:
+    A = torch.eye(200, dtype=torch.float64).roll(1, 0)
+    assert gmres(A, A[3]).converged
+
+
 def test_gmres_on_a_singular_inconsistent_system_ends() -> None:
     A = torch.diag(torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
     with pytest.warns(ConvergenceWarning):

@@ -109,18 +109,23 @@ class ItemSpace:
         return total
 
     def safe_norm(self, v: Tensor) -> Tensor:
-        """Norm that neither overflows nor underflows in float32; it may wait for the device, so not inside a loop."""
+        """Norm that neither overflows nor underflows; it may wait for the device, so not inside a loop."""
         norm = ItemSpace.norm(self, v)
-        if v.dtype in (torch.float64, torch.complex128):
+        if norm.numel() == 0:
             return norm
+        double = v.dtype in (torch.float64, torch.complex128)
+        smallest, largest = (torch.finfo(torch.float64).tiny ** 0.45, 1e138) if double else (_SMALL, _LARGE)
         low, high = (float(extreme) for extreme in torch.aminmax(norm))
-        if low >= _SMALL and high <= _LARGE:
+        if low >= smallest and high <= largest:
             return norm
         wide = v.to(torch.complex128 if v.is_complex() else torch.float64)
         dims = tuple(range(-len(self.item_shape), 0))
-        precise = torch.linalg.vector_norm(wide, dim=dims) if dims else wide.abs()
+        size = wide.abs().amax(dims) if dims else wide.abs()
+        unit = binary_unit(torch.where(torch.isfinite(size), size, 1.0))
+        wide = wide / unit.reshape(*unit.shape, *self._ones)
+        precise = (torch.linalg.vector_norm(wide, dim=dims) if dims else wide.abs()) * unit
         # Only where it is needed: an item's norm may not depend on its neighbours.
-        return torch.where((norm >= _SMALL) & (norm <= _LARGE), norm, precise.to(self.scalar))
+        return torch.where((norm >= smallest) & (norm <= largest), norm, precise.to(self.scalar))
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """Real part of ``<u, v> = sum(conj(u) v)`` of every item."""

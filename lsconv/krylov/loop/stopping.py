@@ -217,8 +217,10 @@ def certify(
         g_bound = tolerances.gradient_bound(norm_a, total)
     upper = norm_a if norm_bound is None else norm_bound
     least = at_least(maximum(rcond * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny)
+    # of an x that is too long for the tolerance y - A x is rounding, and small by chance
+    known = torch.finfo(A.dtype).eps * norm_a * x_norm <= 30 * r_bound
     # where the equations are met, damp alone decides, and x is only as good as its rounding
-    excused = where(r_norm <= r_bound, x_norm, minimum(x_norm, y_norm / least))
+    excused = where((r_norm <= r_bound) & known, x_norm, minimum(x_norm, y_norm / least))
     left = 8 * rounding * (upper * excused + y_norm)
     highest = (1 + math.sqrt(tolerances.eps)) * y_norm
     if prior_norm is not None:
@@ -229,8 +231,6 @@ def certify(
         g_bound = maximum(g_bound, rcond * upper * r_norm)
     finite = unbounded(x_norm) == 0
     no_worse = (total <= highest) & finite
-    # of an x that is too long for the tolerance y - A x is rounding, and small by chance
-    known = tolerances.eps * norm_a * x_norm <= 30 * r_bound
     residual_ok = (total <= r_bound) & finite & known
     gradient_ok = (g_norm <= g_bound) & no_worse & (not square)
     smallest = torch.finfo(scalar_dtype(A.device)).tiny

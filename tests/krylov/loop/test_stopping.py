@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -100,3 +102,39 @@ def test_a_part_in_the_null_space_is_seen_at_large_damping_only() -> None:
         assert certify(A, wrong, y, damp, tolerances=tolerances).null_part > share
         solution = certified(A, wrong, y, damp, tolerances=tolerances, null_share=share)
         assert not bool(solution.converged)
+
+
+def test_a_residual_is_not_small_by_chance() -> None:
+    """Of so long an x the residual is rounding, whatever number comes out."""
+    matrix = torch.diag(torch.tensor([1.0, 1e-14], dtype=torch.float64))
+    y = torch.ones(2, dtype=torch.float64)
+    tolerances = Tolerances.of(torch.float64, None, 0.0)
+    long = certify(Dense(matrix), torch.tensor([1.0, 1e14]).double(), y, tolerances=tolerances)
+    assert float(long.residual_norm) == 0
+    assert not bool(long.residual_ok)
+    matrix[1, 1] = 1e-3
+    assert bool(certify(Dense(matrix), torch.tensor([1.0, 1e3]).double(), y, tolerances=tolerances).residual_ok)
+
+
+def test_a_gradient_near_its_bound_gets_a_better_bound_of_the_norm() -> None:
+    """From an x and a residual along small singular values ||A|| looks as small as these."""
+    A = Dense(torch.diag(torch.tensor([1.0, 1e-2, 1e-2], dtype=torch.float64)))
+    y, x = torch.tensor([0.0, 1.5, 1.0]).double(), torch.tensor([0.0, 100.0, 99.0]).double()
+    tolerances = Tolerances.of(torch.float64, 2e-2, 0.0)  # and the gradient is a hundredth of the residual
+    assert bool(certify(A, x, y, tolerances=tolerances).gradient_ok)
+    assert not bool(certify(A, x, y, tolerances=tolerances, sharpen=False).gradient_ok)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e170, 1e300])
+@pytest.mark.parametrize("method", ["auto", "svd", "lsmr", "lsqr", "cgls", "craig", "gmres"])
+def test_float64_is_served_in_all_its_range(method: str, scale: float) -> None:
+    weight = torch.tensor([[[1.0, 3.0, 0.5]]], dtype=torch.float64)
+    A = lsconv.Conv1d(weight, 8, padding=1)
+    y = torch.linspace(-1, 2, 8, dtype=torch.float64).reshape(1, 8)
+    exact = torch.linalg.solve(A.to_dense().reshape(8, 8), y.flatten())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        solution = lsconv.lstsq(A, scale * y, method=method)
+    torch.testing.assert_close(solution.x.flatten() / scale, exact, rtol=1e-9, atol=1e-9)
+    assert bool(solution.converged) or scale == 1e-300  # there the residual leaves the range
+    assert solution.status != Status.ZERO

@@ -1,0 +1,49 @@
+"""What the search has found stays mended: no answer of these problems is certified and wrong, none is in doubt."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.filterwarnings("ignore::lsconv.ConvergenceWarning")
+
+# the seed of a problem, and the ways that had it wrong, missed it, or raised a false alarm
+FAULTS = [
+    (40000097, "cgls"),  # the equations are met to rounding, which the gradient of a tiny damping is not
+    (40000193, "craig"),
+    (31000164, "refine"),  # ||A|| is not known from an x along small singular values
+    (40000060, "cgls, circulant"),  # nor from few iterations
+    (40000181, "tikhonov, Gradient"),  # the gradient of LSMR is no multiple of its last vector
+    (40000193, "border, plan"),  # x is in the range of A^H, which the gradient does not show
+    (40000163, "border, plan"),
+    (40000268, "border, factored"),  # x is not in the range of A^H, and is brought there
+    (40000243, "refine"),
+    (40000350, "border"),  # a border that fails has a fallback
+    (40000160, "border"),
+    (40000054, "tikhonov, border"),
+    (40000066, "tikhonov, lsmr"),  # M divides the residual by a damping below its rounding
+    (31000024, "refine"),  # directions that were not taken
+    (40000286, "gmres"),  # restarted where there was no need
+    (40000320, "border, factored"),  # an empty block
+    (30000108, "craig"),  # a residual that is small by chance
+    (30000245, "cg, normal"),
+    (20000518, "border"),  # a null part beside a tiny damping
+    (10000845, "auto"),
+    (33000065, "auto"),  # the null space of A^H was whole, that of A was not
+    (33000142, "svd"),  # data beside the range of A, where the judge was wrong
+]
+
+
+@pytest.mark.parametrize(("seed", "way"), FAULTS)
+def test_a_fault_of_the_search_stays_mended(seed: int, way: str) -> None:
+    from benchmarks.certificates.problems import draw
+    from benchmarks.certificates.ways import solve
+
+    torch.manual_seed(seed)
+    problem = draw(seed)
+    assert problem is not None
+    cases = solve(problem, way)
+    assert [case.text for case in cases if case.outcome == "crash"] == []
+    assert [case.text for case in cases if case.wrong] == []
+    assert [case.text for case in cases if case.well_posed and case.outcome != "certified"] == []
+    assert any(case.outcome == "certified" for case in cases)
