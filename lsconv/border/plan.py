@@ -177,7 +177,7 @@ class BorderPlan:
             of_form=self.inverse.side == "residual",
             sees_null_space=self._sees_null_space,
         )
-        return cleared(solution, outer.x, self.precise, tolerances, self._shortest, judge)
+        return cleared(solution, outer.x, y, self.precise, tolerances, self._shortest, judge)
 
     def _shortest(self, y: Tensor, rtol: float) -> Tensor:
         """The least-norm solution for consistent data, by an iteration that stays in the range of ``A^H``."""

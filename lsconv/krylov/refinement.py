@@ -120,7 +120,7 @@ def refine(
     with torch.no_grad():
         solution = loop.run(max_refinements)
         shortest = functools.partial(loop.shortest, max_refinements=max_refinements)
-        solution = cleared(solution, solution.x, problem.A, tolerances, shortest, loop.judge)
+        solution = cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, loop.judge)
     failed = ~solution.converged
     if bool(failed.any()):
         text = f"refine: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"

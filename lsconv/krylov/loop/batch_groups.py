@@ -98,7 +98,7 @@ def _settled(solution: Solution, problem: Problem, options: Options, build: Setu
         rcond=EXCUSED,
     )
     shortest = functools.partial(_shortest, problem, options, build)
-    return cleared(solution, solution.x, problem.A, tolerances, shortest, judge)
+    return cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, judge)
 
 
 def _shortest(problem: Problem, options: Options, build: Setup, y: Tensor, rtol: float) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lsconv.krylov.loop.batched_scalars import ItemSpace
+from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
@@ -45,6 +45,7 @@ def loses_part(A: LinearOperator, batch: torch.Size, solve: Callable[[Tensor], T
 def cleared(
     solution: Solution,
     x: Tensor,
+    y: Tensor,
     A: LinearOperator,
     tolerances: Tolerances,
     shortest: Callable[[Tensor, float], Tensor],
@@ -53,10 +54,13 @@ def cleared(
     """The solution, with the items in doubt settled by the shortest solution of ``A x' = A x``.
 
     An item next to it has converged as it is. Where x' is another vector, it takes the place of x if it converged.
+    With damping the null-space part of x is also that of ``d = x - A^H (y - A x) / damp^2``, which is next to nothing,
+    so that fewer digits of the shortest solution of ``A d' = A d`` do.
 
     Args:
         solution: items in doubt have the status :attr:`Status.RANK_DEFICIENT`.
         x: what it was made of, in the dtype of A.
+        y: the data.
         A: the operator.
         tolerances: of the solve.
         shortest: the least-norm solution for consistent data, to a tolerance, by a method that stays in the range of
@@ -68,9 +72,19 @@ def cleared(
         return solution
     space = ItemSpace(A.in_shape, A.dtype, A.device)
     x = torch.where(space.spread(doubtful).bool(), x, 0)
+    allowed = tolerances.null_share * space.safe_norm(x)
+    clear = torch.zeros_like(doubtful)
+    damped = doubtful & (solution.damp > 0)
+    if bool(damped.any()):
+        mu = space.spread(torch.where(damped, solution.damp.square(), 1.0))
+        d = torch.where(space.spread(damped).bool(), x - A.adjoint(y - A.apply(x)) / mu, 0)
+        digits = torch.where(damped, divide(allowed, space.safe_norm(d)), 1.0).amin()
+        d = d - shortest(A.apply(d), min(max(0.1 * float(digits), 10 * tolerances.eps), 0.1))
+        clear = damped & (space.safe_norm(d) <= allowed)
+    x = torch.where(space.spread(clear).bool(), 0, x)
     # going on to rounding would fit the rounding of A x
-    other = shortest(A.apply(x), 0.1 * tolerances.rtol)
-    clear = doubtful & (space.safe_norm(other - x) <= tolerances.null_share * space.safe_norm(x))
+    other = x if bool((clear == doubtful).all()) else shortest(A.apply(x), 0.1 * tolerances.rtol)
+    clear = clear | (doubtful & (space.safe_norm(other - x) <= allowed))
     answer = judge(other)
     replaced = doubtful & ~clear & answer.converged
     return replace(

@@ -106,14 +106,15 @@ def test_a_part_in_the_null_space_is_seen_at_large_damping_only() -> None:
 
 def test_a_residual_is_not_small_by_chance() -> None:
     """Of so long an x the residual is rounding, whatever number comes out."""
-    matrix = torch.diag(torch.tensor([1.0, 1e-14], dtype=torch.float64))
+    matrix = torch.diag(torch.tensor([1.0, 2.0**-46], dtype=torch.float64))
     y = torch.ones(2, dtype=torch.float64)
     tolerances = Tolerances.of(torch.float64, None, 0.0)
-    long = certify(Dense(matrix), torch.tensor([1.0, 1e14]).double(), y, tolerances=tolerances)
+    long = certify(Dense(matrix), torch.tensor([1.0, 2.0**46]).double(), y, tolerances=tolerances)
     assert float(long.residual_norm) == 0
     assert not bool(long.residual_ok)
     matrix[1, 1] = 1e-3
-    assert bool(certify(Dense(matrix), torch.tensor([1.0, 1e3]).double(), y, tolerances=tolerances).residual_ok)
+    x = torch.tensor([1.0, 1e3], dtype=torch.float64)
+    assert bool(certify(Dense(matrix), x, y, tolerances=tolerances).residual_ok)
 
 
 def test_a_gradient_near_its_bound_gets_a_better_bound_of_the_norm() -> None:
