@@ -14,6 +14,7 @@ of a method by name.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import time
@@ -71,13 +72,13 @@ def cases(count: int, seed: int, jobs: int = 1) -> Iterator[list[Case]]:
                 return
 
 
-def search(count: int, seed: int, jobs: int = 1) -> tuple[list[runner.Table], list[Case]]:
-    """The tables of ``count`` cases, and the cases that are wrong, false alarms or crashes."""
+def search(count: int, *seeds: int, jobs: int = 1) -> tuple[list[runner.Table], list[Case]]:
+    """The tables of ``count`` cases of each seed, and the cases that are wrong, false alarms or crashes."""
     start = time.perf_counter()
     rows: dict[tuple[str, str], Counter[str]] = {}
     kinds: dict[tuple[str, str], Counter[str]] = {}
     bad: list[Case] = []
-    for part in cases(count, seed, jobs):
+    for part in itertools.chain.from_iterable(cases(count, seed, jobs) for seed in seeds):
         for case in part:
             for counts in (rows.setdefault((case.way, case.damping), Counter()),
                            kinds.setdefault((case.kind, case.damping), Counter())):  # fmt: skip
@@ -96,10 +97,11 @@ def search(count: int, seed: int, jobs: int = 1) -> tuple[list[runner.Table], li
     by_way = [_row({"way": way, "damping": damping}, rows[way, damping])
               for way, damping in sorted(rows, key=lambda key: (order.index(key[0]), key[1]))]  # fmt: skip
     by_kind = [_row({"kernel": kind, "damping": damping}, kinds[kind, damping]) for kind, damping in sorted(kinds)]
+    listed = ", ".join(map(str, seeds))
     note = f"{total['cases'] / seconds:.0f} cases/s, {seconds:.0f} s, {jobs} process(es) of one thread. {NOTE}"
     return [
         runner.Table(
-            f"{total['cases']} cases of seed {seed}, by method",
+            f"{total['cases']} cases of seed {listed}, by method",
             [*by_way, _row({"way": "all but bare plans"}, whole), _row({"way": "all"}, total)],
             note,
         ),
@@ -139,7 +141,7 @@ def _row(head: dict[str, str], counts: Counter[str]) -> dict[str, object]:
 
 def tables(quick: bool) -> Iterator[runner.Table]:
     """The tables of one lane."""
-    yield from search(2_000 if quick else 20_000, 0, len(os.sched_getaffinity(0)))[0]
+    yield from search(2_000 if quick else 20_000, 0, jobs=len(os.sched_getaffinity(0)))[0]
 
 
 def _print_bad(bad: Sequence[Case], most: int) -> None:
@@ -165,8 +167,8 @@ def _print_bad(bad: Sequence[Case], most: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Search, or replay one problem; 1 where an answer was certified and wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks fuzz", description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=20_000, help="how many, at least; 20000 by default")
-    parser.add_argument("--seed", type=int, default=0, help="the lane; 0 by default")
+    parser.add_argument("--cases", type=int, default=20_000, help="how many of a seed, at least; 20000 by default")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="the lanes; 0 by default")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--only", type=int, metavar="SEED", help="replay the problem of this seed, by every way")
     parser.add_argument(
@@ -188,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{mark:12} {case.way}, item {case.item}{posed}: {case.text}")
         return int(any(case.wrong for case in found))
     start = time.perf_counter()
-    done, bad = search(options.cases, options.seed, options.jobs)
+    done, bad = search(options.cases, *options.seed, jobs=options.jobs)
     for table in done:
         print(table.markdown())
     _print_bad(bad, options.show)
