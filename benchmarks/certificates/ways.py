@@ -128,10 +128,6 @@ def _convolution(problem: Problem) -> bool:
     return isinstance(problem.A, lsconv.Convolution)
 
 
-def _double(problem: Problem) -> bool:
-    return problem.bits == 64
-
-
 def _lstsq(method: str, rcond: float | str | None = None, **more: Any) -> Callable[[Problem], Any]:
     def run(p: Problem) -> Any:
         if rcond is not None:
@@ -274,7 +270,7 @@ WAYS: dict[str, Way] = {
     "cg, normal": Way(_normal("cg"), normal=True, serves=_normal_fits),
     "minres, normal": Way(_normal("minres"), normal=True, serves=_normal_fits),
     "hybrid": Way(_lstsq("hybrid"), serves=_undamped),
-    "refine": Way(_refine, serves=_double, weight=0.3),
+    "refine": Way(_refine, serves=lambda p: p.bits == 64, weight=0.3),
     "tikhonov": Way(_tikhonov("auto"), prior=True),
     "tikhonov, lsmr": Way(_tikhonov("lsmr"), prior=True),
     "tikhonov, border": Way(_tikhonov("border"), prior=True, direct=True, serves=_convolution),

@@ -97,9 +97,10 @@ def route(
     "hybrid"                   every operator; it chooses the damping itself, so none may be given
     =========================  ======================================================================================
 
-    ``preconditioner="auto"`` gives the first four a :class:`CirculantPreconditioner` when ``damp > 0`` and A is
-    made of a convolution. Without damping none is used, because on a rank-deficient operator a preconditioner on the
-    solution side selects another solution than the minimum-norm one, and on the residual side weighs inconsistent data.
+    ``preconditioner="auto"`` gives the first four a :class:`CirculantPreconditioner` when A is made of a convolution
+    and damp is not too small for its side in this dtype; "circulant" takes the solution side where M is not served.
+    Without damping none is used, because on a rank-deficient operator a preconditioner on the solution side selects
+    another solution than the minimum-norm one, and on the residual side weighs inconsistent data.
     The square methods use an operator given as ``preconditioner`` as their M; "hybrid" takes none.
 
     Raises:
