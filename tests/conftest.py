@@ -9,6 +9,7 @@ come out of it but what has been computed in it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from lsconv.border import normal_inverse
 from lsconv.krylov.loop import cuda_graph
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.convolution import Convolution
@@ -238,3 +240,16 @@ def circular_convolutions() -> Strategy:
 def zero_padded_convolutions() -> Strategy:
     """Zero-padded convolutions with any stride, dilation, groups and (asymmetric) padding."""
     return _zero_padded
+
+
+@pytest.fixture
+def iterated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans that iterate on their border until it has taken too long."""
+    monkeypatch.setattr(normal_inverse, "AT_ONCE", 0)
+
+
+@pytest.fixture(params=["iterated", "factorised"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Plans that iterate on their border until it has taken too long, or factorise it first."""
+    monkeypatch.setattr(normal_inverse, "AT_ONCE", 0 if request.param == "iterated" else math.inf)
+    return str(request.param)

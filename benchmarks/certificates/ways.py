@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import lsconv
 from benchmarks.certificates.judge import Dense, Judgement
 from benchmarks.certificates.problems import Problem
 from benchmarks.certificates.reach import within_reach
+from lsconv.border import normal_inverse
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.plan import BorderPlan
 from lsconv.border.system import cost_model, schwarz
@@ -161,22 +163,17 @@ def _iterated() -> Iterator[None]:
     """The border is iterated on, from corners that overlap, as it is for large images."""
     with (
         mock.patch.object(schwarz, "_DENSE_UNKNOWNS", 0),
-        mock.patch.object(schwarz, "_LEAST_UNKNOWNS", 16),
-        mock.patch.object(schwarz, "_MOST_UNKNOWNS", 256),
-        mock.patch.object(cost_model, "_PATIENCE", 3),
+        mock.patch.object(schwarz, "_CROSSING_UNKNOWNS", 16),
+        mock.patch.object(normal_inverse, "AT_ONCE", 0),
+        mock.patch.object(cost_model.Effort, "ends", return_value=False),
     ):
         yield
 
 
 @contextlib.contextmanager
 def _factored() -> Iterator[None]:
-    """The whole border is factorised as soon as may be."""
-    with (
-        mock.patch.object(cost_model, "_SLOW", 1),
-        mock.patch.object(cost_model, "_PATIENCE", 1),
-        mock.patch.object(cost_model, "_CERTAINTY", 1e9),
-        mock.patch.object(cost_model.Effort, "factors", return_value=1.0),
-    ):
+    """The whole border is factorised before any iteration."""
+    with mock.patch.object(normal_inverse, "AT_ONCE", math.inf):
         yield
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border, between_borders
 from lsconv.border.capacitance import Capacitance, Way, static_lu
-from lsconv.border.memory import allowed_bytes
+from lsconv.border.free_memory import allowed_bytes
 from lsconv.border.null_space import NullSpaces
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.fourier import batched_linalg

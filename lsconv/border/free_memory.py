@@ -6,7 +6,9 @@ import os
 
 import torch
 
-__all__ = ["free_bytes"]
+from lsconv.errors import ArgumentError
+
+__all__ = ["allowed_bytes", "free_bytes"]
 
 
 def free_bytes(device: torch.device) -> int:
@@ -23,3 +25,14 @@ def free_bytes(device: torch.device) -> int:
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def allowed_bytes(limit: int | None, device: torch.device) -> int:
+    """What a plan may use: ``limit``, or 60 % of what is free on the device.
+
+    Raises:
+        ArgumentError: the limit is negative.
+    """
+    if limit is not None and limit < 0:
+        raise ArgumentError(f"memory_limit: expected a number of bytes >= 0 or None, got {limit}")
+    return int(0.6 * free_bytes(device)) if limit is None else limit

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 
-import torch
-
-from lsconv.border.free_memory import free_bytes
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.system.schwarz import dense_entries
-from lsconv.errors import ArgumentError, PlanMemoryError
+from lsconv.errors import PlanMemoryError
 from lsconv.fourier.embedding import Embedding
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["allowed_bytes", "check_fits", "plan_bytes"]
+__all__ = ["check_fits", "plan_bytes"]
 
 
 def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penalty: Penalty | None = None) -> int:
@@ -72,14 +69,3 @@ def check_fits(needed: int, allowed: int, what: str, method: str = "border") -> 
             f'(memory_limit=). Use method="lsmr" with CirculantPreconditioner, which needs a few vectors, float32, or '
             f"solve groups of channels apart."
         )
-
-
-def allowed_bytes(limit: int | None, device: torch.device) -> int:
-    """What a plan may use: ``limit``, or 60 % of what is free on the device.
-
-    Raises:
-        ArgumentError: the limit is negative.
-    """
-    if limit is not None and limit < 0:
-        raise ArgumentError(f"memory_limit: expected a number of bytes >= 0 or None, got {limit}")
-    return int(0.6 * free_bytes(device)) if limit is None else limit

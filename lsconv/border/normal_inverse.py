@@ -25,22 +25,24 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border
-from lsconv.border.direct.reflection_symmetry import exchange
-from lsconv.border.free_memory import free_bytes
+from lsconv.border.direct.direct_pass import DirectInverse
+from lsconv.border.factor_choice import cheapest_grid, whole_cost
+from lsconv.border.free_memory import allowed_bytes, free_bytes
 from lsconv.border.gram import gram, largest_eigenvalue, product, shifted
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.saddle import saddle_inverse
+from lsconv.border.strongest_wave import StrongestWave
 from lsconv.border.system.border_system import BorderSystem
+from lsconv.border.system.cost_model import Effort
 from lsconv.border.system.schwarz import Schwarz
 from lsconv.border.truncated_circulant import Embedded, embedded
-from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
 from lsconv.operators.convolution import Convolution
 
@@ -51,6 +53,11 @@ _NEGLIGIBLE = 1e-12
 # The floor where the normal operator of the side is singular at every frequency: its inverse is 1 / mu there, next to
 # which the digits of all else are lost (cond(A) = 3 and 5, float64: with 1e-10 no digit of x, with 1e-8 all of them).
 _DEFICIENT_FLOOR = 1e-7
+# The floor of the factors in double precision that take the place of the iteration, by whether every item is damped; of
+# a penalty the same as of a damping.
+_DIRECT_FLOOR = {True: 1e-15, False: 1e-10}
+# Factors that cost no more than so many iterations are made before any iteration.
+AT_ONCE = 8
 # Bytes of the work arrays of right-hand sides solved for together, on a CPU: larger ones (glibc: above 32 MiB) are
 # mapped and unmapped page by page on every use.
 _WORK_BYTES = 2**25
@@ -75,6 +82,9 @@ class NormalInverse:
         spare_bytes: what wider crossings, or the factors of the whole border, may take where a solve is slow; None:
             60 % of what is free then.
         direct: factorise the border, on the shortest grid, instead of iterating on it.
+
+    Attributes:
+        direct: the factors that have taken the place of the iteration, where they have.
     """
 
     def __init__(
@@ -91,9 +101,7 @@ class NormalInverse:
         direct: bool = False,
     ) -> None:
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
-        self._again = functools.partial(NormalInverse, convolution, damp, floor=floor, penalty=penalty, mirror=mirror)
-        self._direct: NormalInverse | None = None  # what has taken the place of the iteration
-        self._spare_bytes = spare_bytes
+        self.direct: NormalInverse | DirectInverse | None = None
         self.mirror = mirror
         what = embedded(convolution, tuple(damp.shape), penalty, mirror, shortest=direct)
         self.convolution, self.embedding, self.form = what.convolution, what.embedding, what.form
@@ -105,8 +113,7 @@ class NormalInverse:
         self.side = "solution" if stacked else side or self._choose_side(rows, columns)
         squared = gram(S.matrices, self._smaller)
         self.scale = largest_eigenvalue(squared, len(embedding.grid))  # blocks
-        per_block = damp.expand(embedding.batch_shape).reshape(-1, 1).expand(-1, embedding.groups).reshape(-1)
-        wanted = per_block**2
+        wanted = embedding.per_block(damp) ** 2
         if rows != columns and self.side != self._smaller:
             floor = max(floor, _DEFICIENT_FLOOR)
         self.mu = torch.maximum(wanted, floor * self.scale.to(wanted))
@@ -115,41 +122,90 @@ class NormalInverse:
         self.norm_bound = groups.amax(-1).double().sqrt()
         if mirror is not None:
             self.norm_bound = torch.minimum(mirror.gain * self.norm_bound, mirror.bound)
-        self._wanted = wanted
+        self._wanted, self._strongest = wanted, StrongestWave.of(S, squared)
         # the least damping of the factors, relative to the largest singular value
         self.relative_damp = float((self.mu / self.scale.to(self.mu)).amin().sqrt())
         # whether that is the damping of A, and not a floor under a penalty
         self.damped = penalty is None and self.relative_damp > 0
-        # the factors are those of the wanted operator, up to rounding
-        self.exact = bool((self.mu == wanted).all()) or (penalty is not None and floor <= _NEGLIGIBLE)
+        self._exact = bool((self.mu == wanted).all()) or (penalty is not None and floor <= _NEGLIGIBLE)
         mu = self.mu.to(squared.real.dtype).reshape(-1, *(1 for _ in range(len(embedding.grid) + 2)))
         # shaped to divide (rest, blocks, channels, *grid)
         self.root = self.mu.sqrt().to(squared.real.dtype).reshape(1, -1, *(1 for _ in range(len(embedding.grid) + 1)))
         self.outer: FrequencyMatrices | None = None
-        self.border: Border  # and system and on_border: absent on a circulant, which has no border
-        self.on_border: BorderSystem
+        self.border: Border  # and system: absent on a circulant, which has no border
         if self.form == "mixed":
             self._mixed(what, squared, mu)
         else:
             self._definite(what, squared, mu)
-        if self.form != "circulant":
-            definite = self.form != "mixed"
-            exchanged = not (definite or stacked) and rows == columns == 1 and S.grid.real
-            self.on_border = BorderSystem(
-                self.system,
-                self.border,
-                blocks=embedding.blocks,
-                definite=definite,
-                damp=self.relative_damp,
-                crossings=crossings,
-                restricted=crossings and (self.exact or not definite),
-                spare_bytes=spare_bytes,
-                direct=direct,
-                shortest=functools.partial(
-                    _shortest_border, embedding, self.form, None if stacked else what.convolution, self.border
-                ),
-                exchange=exchange(self.border.members) if exchanged else None,
+        if self.form == "circulant":
+            return
+        definite = self.form != "mixed"
+        effort = Effort(
+            embedding.blocks,
+            math.prod(embedding.grid),
+            self.system.rows,
+            definite=definite,
+        )
+        # the factors that may take the place of the iteration, and what they cost
+        self._factors: Callable[[], NormalInverse | DirectInverse]
+        if mirror is None and not direct and DirectInverse.serves(what.convolution):
+            condition = max(self.relative_damp, 1e-3) ** (-2 if definite else -1)
+            shortest, cost = cheapest_grid(what, self.system, penalty, effort, condition)
+            least = _DIRECT_FLOOR[penalty is not None or bool((damp > 0).all())]
+            self._factors = functools.partial(
+                DirectInverse,
+                convolution,
+                damp,
+                floor=least,
+                side=self.side,
+                penalty=penalty,
+                shortest=shortest,
             )
+        else:
+            onto = None if stacked else what.convolution
+            cost = whole_cost(embedding, self.form, onto, self.border)
+            self._factors = functools.partial(
+                NormalInverse,
+                convolution,
+                damp,
+                floor=floor,
+                side=self.side,
+                penalty=penalty,
+                mirror=mirror,
+                spare_bytes=spare_bytes,
+                direct=True,
+            )
+        self._effort, self._cost, self._spare_bytes = effort, cost, spare_bytes
+        self._system = functools.partial(
+            BorderSystem,
+            self.system,
+            self.border,
+            effort,
+            crossings=crossings,
+            restricted=crossings and (self.exact or not definite),
+            spare_bytes=spare_bytes,
+            direct=direct,
+            cost=cost,
+        )
+
+    def strongest(self) -> Tensor:
+        """Inputs that A makes longest, nearly: the wave of the largest singular value, ``(*batch, *in_shape)``."""
+        return self._strongest.inputs(self.embedding, real=not self.convolution.is_complex)
+
+    @functools.cached_property
+    def on_border(self) -> BorderSystem:
+        """The system on the border; absent on a circulant."""
+        return self._system()
+
+    @property
+    def shift(self) -> Tensor:
+        """The shift of the normal operator, per block."""
+        return self.direct.mu if isinstance(self.direct, DirectInverse) else self.mu
+
+    @property
+    def exact(self) -> bool:
+        """Whether the factors are those of the wanted operator, up to rounding."""
+        return self._exact or (isinstance(self.direct, DirectInverse) and self.direct.exact)
 
     @property
     def schwarz(self) -> Schwarz:
@@ -237,8 +293,8 @@ class NormalInverse:
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """As calling it, from the border unknowns ``start`` of an earlier call; returns also those of this one."""
-        if self._direct is not None:
-            return self._direct.continued(f, tolerance, max_iter, start)
+        if self.direct is not None:
+            return self.direct.continued(f, tolerance, max_iter, start)
         embedding = self.embedding
         residual = self.side == "residual"
         if start is not None and self.form != "circulant" and start.shape[-1] != self.border.size:
@@ -261,12 +317,32 @@ class NormalInverse:
         else:
             z, iterations, u = solve(t, tolerance, max_iter, start)
         if self.form != "circulant" and self.on_border.outgrown:
-            self._direct = self._again(side=self.side, spare_bytes=self._spare_bytes, direct=True)
-            z, more, u = self._direct.continued(f, tolerance, max_iter)
+            self.go_direct()
+            z, more, u = self.continued(f, tolerance, max_iter)
             return z, embedding.per_item(iterations, batch).amax(-1) + more, u
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
         z = z if self.mirror is None else self.mirror.cropped(z)
         return z, embedding.per_item(iterations, batch).amax(-1), u
+
+    def go_direct(self) -> None:
+        """Factorise the border, for good."""
+        self.__dict__.pop("on_border", None)  # and what preconditions it
+        self.direct = self._factors()
+
+    def expect(self, batch: tuple[int, ...]) -> DirectInverse | None:
+        """The factors for right-hand sides of this batch shape, which are made where they cost next to nothing."""
+        if self.form != "circulant" and self.direct is None and "on_border" not in self.__dict__:
+            _, rest = self.embedding.rest(batch)
+            effort, cost = self._effort, self._cost
+            cheap = effort.factors(cost) <= AT_ONCE * effort.iteration(rest)
+            if cheap and effort.bytes(cost) <= allowed_bytes(self._spare_bytes, self.convolution.device):
+                self.go_direct()
+        return self.direct if isinstance(self.direct, DirectInverse) else None
+
+    def iterate(self) -> None:
+        """Do without factors, which have lost too many digits, for good."""
+        self.direct = None
+        self.on_border.refuse_factors()
 
     def _at_once(self, t: Tensor) -> int:
         """How many right-hand sides are solved for at once."""
@@ -306,8 +382,8 @@ class NormalInverse:
 
     def describe(self) -> str:
         """Grid, border, memory and precision, for the ``repr`` of a plan."""
-        if self._direct is not None:
-            return self._direct.describe()
+        if self.direct is not None:
+            return self.direct.describe()
         unknowns = 0 if self.form == "circulant" else self.border.size
         return (
             f"form={self.form!r}, side={self.side!r}, grid={self.embedding.grid}, border={unknowns} unknowns x "
@@ -318,19 +394,9 @@ class NormalInverse:
     @property
     def nbytes(self) -> int:
         """Bytes of the factors kept."""
-        own = 0 if self._direct is None else self._direct.nbytes
+        own = 0 if self.direct is None else self.direct.nbytes
         kept = {id(m): m.nbytes for m in (self.inverse, self.outer, getattr(self, "system", None)) if m is not None}
-        return own + sum(kept.values()) + (0 if self.form == "circulant" else self.on_border.nbytes)
-
-
-def _shortest_border(embedding: Embedding, form: str, convolution: Convolution | None, border: Border) -> Border:
-    """The border on the shortest grid; that of this one, ``border``, without a convolution to embed again."""
-    if convolution is None:
-        return border
-    shortest = Embedding(convolution, (1,) * embedding.ndim, embedding.batch_shape, only_read=True)
-    positions = shortest.output_border() if form != "full" else []
-    positions = positions + (shortest.input_border() if form != "valid" else [])
-    return Border(shortest.grid, positions, convolution.device)
+        return own + sum(kept.values()) + (self.on_border.nbytes if "on_border" in self.__dict__ else 0)
 
 
 def _together(arrays: int, vectors: int, device: torch.device) -> int:

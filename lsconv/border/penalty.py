@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lsconv.fourier.dtypes import double
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import symbol
 from lsconv.operators.algebra import Scaled, VStack
@@ -106,6 +107,7 @@ class Penalty:
         convolution: A; stride 1.
         terms: L as :func:`as_convolutions` gives it.
         damp: factor of L, a number or one per batch item.
+        tight: keep the grid so short that the cropped rows are the last ones of every axis.
 
     Attributes:
         convolution: A, as a crop of a block-circulant operator on that grid.
@@ -114,7 +116,8 @@ class Penalty:
         batch_shape: the batch dimensions of the factors.
     """
 
-    def __init__(self, convolution: Convolution, terms: Sequence[Term], damp: Tensor) -> None:
+    def __init__(self, convolution: Convolution, terms: Sequence[Term], damp: Tensor, *, tight: bool = False) -> None:
+        self._given = convolution, terms, damp
         self.convolution = convolution = _unwrapped(convolution)
         terms = [Term(_unwrapped(term.convolution), term.factor) for term in terms]
         self.terms = [(term.convolution, term.factor * damp.to(term.factor.real.dtype)) for term in terms]
@@ -128,12 +131,28 @@ class Penalty:
             constrained.append(held)
             longer = short_fft_length(n + max(part.kernel_extent[a] for part in parts))
             if held:
-                grid.append(good_fft_length(n + before + after))
-            elif _largest_factor(n) <= _FAST_FACTOR or longer > (1 + _GROWTH) * n or any(map(_is_circular, parts)):
+                grid.append(short_fft_length(n + max(before, after)) if tight else good_fft_length(n + before + after))
+            elif (
+                tight
+                or _largest_factor(n) <= _FAST_FACTOR
+                or longer > (1 + _GROWTH) * n
+                or any(map(_is_circular, parts))
+            ):
                 grid.append(n)
             else:
                 grid.append(longer)
         self.grid, self.constrained = tuple(grid), tuple(constrained)
+
+    def precise(self) -> Penalty:
+        """The same in double precision, on a tight grid."""
+        convolution, terms, damp = self._given
+        wide = double(convolution.dtype)
+        return Penalty(
+            convolution.to(dtype=wide),
+            [Term(term.convolution.to(dtype=wide), term.factor.to(double(term.factor.dtype))) for term in terms],
+            damp,
+            tight=True,
+        )
 
     def embedding(self, batch_shape: tuple[int, ...]) -> Embedding:
         """The grid of A and L; ``batch_shape`` are more batch dimensions whose items get blocks of their own."""

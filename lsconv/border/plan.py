@@ -15,13 +15,16 @@ Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000), for the o
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsconv.border.memory import allowed_bytes, check_fits, plan_bytes
+from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
+from lsconv.border.free_memory import allowed_bytes
+from lsconv.border.memory import check_fits, plan_bytes
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.border.outer_iteration import Outer
 from lsconv.border.reflected_padding import Mirror
@@ -29,7 +32,7 @@ from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
 from lsconv.fourier.dtypes import default_rcond, direct_rtol, double, needs_double
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
-from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.malloc import keep_pages
 from lsconv.krylov.loop.null_space import cleared, loses_part
 from lsconv.krylov.loop.solution import Solution
@@ -116,6 +119,8 @@ class BorderPlan:
         self._memory_limit = memory_limit
         self._factor(self._factor_dtype(dtype))
         self._undetermined: Tensor | None = None
+        self._probed: DirectInverse | None = None
+        self._precise_enough = False
         if bool((self.damp == 0).any()):
             self._refuse_deficient()
 
@@ -157,33 +162,69 @@ class BorderPlan:
         """
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
         y = y.detach().to(self.precise.dtype)
+        factors = self._factors(y, self.A.out_shape)
+        if factors is not None and tolerances.rtol >= ONE_PASS:
+            solution = self._certified(y, self._scaled_back(factors.solution(y)), tolerances)
+            if bool(solution.converged.all()):
+                return solution
         outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter)
+        return self._certified(y, outer.x, tolerances, outer)
+
+    def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: Outer | None = None) -> Solution:
+        batch = x.shape[: x.ndim - len(self.A.in_shape)]
         judge = functools.partial(
             certified,
             self.precise,
-            y=y.expand(*outer.batch, *self.A.out_shape),
-            damp=self.damp.expand(outer.batch),
+            y=y.expand(*batch, *self.A.out_shape),
+            damp=self.damp.expand(batch),
             tolerances=tolerances,
             dtype=self.A.dtype,
-            iterations=outer.iterations,
-            operator_norm=outer.norm_a * self.unit,
+            iterations=0 if outer is None else outer.iterations,
+            operator_norm=self._least_norm
+            if outer is None
+            else torch.maximum(outer.norm_a * self.unit, self._least_norm),
             norm_bound=self._norm,
             rcond=self.rcond,
             rounding=torch.finfo(self.precise.dtype).eps,
         )
         solution = judge(
-            outer.x,
-            null_share=self._null_share(outer.batch, tolerances),
+            x,
+            null_share=self._null_share(batch, tolerances),
             of_form=self.inverse.side == "residual",
             sees_null_space=self._sees_null_space,
         )
-        return cleared(solution, outer.x, y, self.precise, tolerances, self._shortest, judge)
+        if outer is None:  # what this does not certify is iterated for
+            return solution
+        return cleared(solution, x, y, self.precise, tolerances, self._shortest, judge)
 
     def _shortest(self, y: Tensor, rtol: float) -> Tensor:
         """The least-norm solution for consistent data, by an iteration that stays in the range of ``A^H``."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             return lsqr(self.precise, y, rtol=rtol, max_iter=500).x
+
+    def _factors(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
+        """The factors of the border that solve the problem itself, for data of this shape; None to iterate."""
+        factors = self.inverse.expect(tuple(given.shape[: given.ndim - len(item_shape)]))
+        return factors if factors is not None and factors.exact else None
+
+    def _trusted(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
+        """These factors, if the certificate of a right-hand side like noise says that they are precise enough."""
+        factors = self._factors(given, item_shape)
+        if factors is None or not bool((self.damp > 0).all()):
+            return None
+        if self._probed is not factors:
+            shape = (*self.inverse.embedding.batch_shape, *self.A.out_shape)
+            numbers = torch.arange(math.prod(shape), dtype=torch.float64, device=self.A.device)
+            y = torch.sin(numbers * numbers).reshape(shape).to(self.precise.dtype)  # vmap refuses random numbers
+            tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype), 0.0)
+            certified = self._certified(y, self._scaled_back(factors.solution(y)), tolerances)
+            self._probed, self._precise_enough = factors, bool(certified.converged.all())
+        return factors if self._precise_enough else None
+
+    def _scaled_back(self, scaled: Tensor) -> Tensor:
+        """What the factors of A / unit give, in units of A."""
+        return scaled / self.unit.reshape(*self.unit.shape, *(1 for _ in self.A.in_shape))
 
     def _null_share(self, batch: torch.Size, tolerances: Tolerances) -> Tensor:
         """The part in the null space of A that x may have: none where only the certificate excludes one."""
@@ -208,11 +249,20 @@ class BorderPlan:
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + mu)^+ A^H y``, without the certificate."""
-        return self._run(y=y, rtol=rtol).x.to(self.A.dtype)
+        return self._applied(y.detach().to(self.precise.dtype), rtol).to(self.A.dtype)
+
+    def _applied(self, y: Tensor, rtol: float | None) -> Tensor:
+        """:meth:`apply` in double precision."""
+        factors = self._trusted(y, self.A.out_shape)
+        return self._run(y=y, rtol=rtol).x if factors is None else self._scaled_back(factors.solution(y))
 
     @torch.no_grad()
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`: ``A (A^H A + mu)^+ v`` for ``v`` of shape ``(*batch, *in_shape)``."""
+        wide = v.detach().to(self.precise.dtype)
+        factors = self._trusted(wide, self.A.in_shape)
+        if factors is not None:
+            return self._scaled_back(factors.dual(wide)).to(self.A.dtype)
         outer = self._run(v=v, rtol=rtol)
         self._warn_of(outer)
         return outer.dual().to(self.A.dtype)
@@ -223,9 +273,26 @@ class BorderPlan:
         if y is not None and self.inverse.side == "solution" and bool((self.damp < _TINY_DAMP * self._norm).any()):
             solution = self.solve(y)  # the merit does not see the null space
             return solution.x, ~solution.converged
+        given, item_shape = (v, self.A.in_shape) if y is None else (y, self.A.out_shape)
+        assert given is not None
+        if self._trusted(given, item_shape) is not None:
+            answer = self.apply(given) if v is None else self.adjoint(given)
+            batch = answer.shape[: answer.ndim - len(item_shape)]
+            return answer, torch.zeros(batch, dtype=torch.bool, device=answer.device)
         outer = self._run(y=y, v=v)
         answer = outer.x if y is not None else outer.dual()
         return answer.to(self.A.dtype), outer.merit > 1
+
+    @functools.cached_property
+    def _least_norm(self) -> Tensor:
+        """A lower bound of ``||A||``, per item: what A does to the wave that its symbol makes longest."""
+        domain, codomain = (
+            ItemSpace(s, self.precise.dtype, self.A.device) for s in (self.A.in_shape, self.A.out_shape)
+        )
+        if self._mirrored:
+            return torch.zeros((), dtype=torch.float64, device=self.A.device)
+        wave = self.inverse.strongest().to(self.precise.dtype)
+        return divide(codomain.norm(self.precise.apply(wave)), domain.norm(wave))
 
     @property
     def _norm(self) -> Tensor:
@@ -241,10 +308,12 @@ class BorderPlan:
             rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
             wide = g.to(self.precise.dtype)
             # share: a gradient by damp sees v in the row space only, outside of which it may be (norm / damp)^2 larger
-            v = normal_by_apply(
-                self.precise, self.damp, lambda y, rtol: self._run(y=y, rtol=rtol).x, wide, rtol=rtol, share=1.0
-            )
+            v = normal_by_apply(self.precise, self.damp, self._applied, wide, rtol=rtol, share=1.0)
             return v.to(self.A.dtype)
+        wide = g.detach().to(self.precise.dtype)
+        factors = self._trusted(wide, self.A.in_shape)
+        if factors is not None:
+            return self._scaled_back(self._scaled_back(factors.normal(wide))).to(self.A.dtype)
         return self._normal(g, rtol)
 
     @torch.no_grad()
@@ -277,6 +346,10 @@ class BorderPlan:
         """The outer iteration, once more with factors in float64, for good, where those in float32 did not do."""
         outer = Outer(self, **options)
         outer.run()
+        if isinstance(self.inverse.direct, DirectInverse) and bool((outer.merit > 1).any()) and not outer.exhausted:
+            self.inverse.iterate()
+            outer = Outer(self, **options)
+            outer.run()
         precise = double(self.factors)
         out_of_reach = bool((outer.merit > 1).any()) and not outer.exhausted
         if self.factors != precise and out_of_reach and self._needed(precise) <= self._allowed():

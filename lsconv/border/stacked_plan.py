@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.memory import allowed_bytes, check_fits, plan_bytes
+from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
+from lsconv.border.free_memory import allowed_bytes
+from lsconv.border.memory import check_fits, plan_bytes
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.border.outer_iteration import Outer
 from lsconv.border.penalty import Penalty, Term, as_convolutions
@@ -153,18 +155,40 @@ class StackedPlan:
             ])  # fmt: skip
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
         data = stacked_data(self.precise, y, x_prior)
-        outer = Outer(self, y=data, tolerances=tolerances, max_iter=max_iter)
+        factors = self.inverse.expect(tuple(batch))
+        if factors is not None and tolerances.rtol >= ONE_PASS:
+            own = self.precise.blocks.split(data)[0] if x_prior is not None else y.detach().to(self.precise.dtype)
+            x = factors.solution(own) / _spread(self.unit, self.A.in_shape)
+            solution = self._certified(y, x, x_prior, tolerances)
+            if bool(solution.converged.all()):
+                return solution
+        outer = self._outer(y=data, tolerances=tolerances, max_iter=max_iter)
+        return self._certified(y, outer.x, x_prior, tolerances, outer)
+
+    def _outer(self, **options: Any) -> Outer:
+        """The outer iteration, once more without factors that have lost too many digits."""
+        outer = Outer(self, **options)
         outer.run()
+        if isinstance(self.inverse.direct, DirectInverse) and bool((outer.merit > 1).any()) and not outer.exhausted:
+            self.inverse.iterate()
+            outer = Outer(self, **options)
+            outer.run()
+        return outer
+
+    def _certified(
+        self, y: Tensor, x: Tensor, x_prior: Tensor | None, tolerances: Tolerances, outer: Outer | None = None
+    ) -> Solution:
+        batch = x.shape[: x.ndim - len(self.A.in_shape)]
         return stacked_solution(
             self.precise,
-            outer.x,
+            x,
             y,
-            self.damp.expand(outer.batch),
+            self.damp.expand(batch),
             x_prior=x_prior,
             dtype=self.A.dtype,
             tolerances=tolerances,
-            iterations=outer.iterations,
-            operator_norm=outer.norm_a * self.unit,
+            iterations=torch.zeros(batch, dtype=torch.int64) if outer is None else outer.iterations,
+            operator_norm=None if outer is None else outer.norm_a * self.unit,
             norm_bound=self.inverse.norm_bound * self.unit,
         )
 
@@ -185,8 +209,8 @@ class StackedPlan:
                 reached, a :class:`ConvergenceWarning` says so.
         """
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, 0.0)
-        outer = Outer(self, v=g.detach().to(self.precise.dtype), tolerances=tolerances)
-        outer.run()
+        wide = g.detach().to(self.precise.dtype)
+        outer = self._outer(v=wide, tolerances=tolerances)
         failed = outer.merit > 10
         if bool(failed.any()):
             text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({self!r})"

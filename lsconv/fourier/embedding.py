@@ -229,6 +229,10 @@ class Embedding:
         """``(rest, blocks)`` to ``(*batch, groups)``."""
         return in_items(values, batch, (self.groups,), self.batch_shape)
 
+    def per_block(self, values: Tensor) -> Tensor:
+        """Values that broadcast with the batch dimensions, one per block."""
+        return values.expand(self.batch_shape).reshape(-1, 1).expand(-1, self.groups).reshape(-1)
+
     # ------------------------------------------------------------------ kernel and border
 
     def weight_blocks(self, weight: Tensor) -> Tensor:

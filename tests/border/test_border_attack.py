@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
 import lsconv
+from lsconv.border import normal_inverse
 from lsconv.border.plan import BorderPlan
-from lsconv.border.system import cost_model, schwarz
+from lsconv.border.system import border_system, cost_model, schwarz
 
 SHAPES = {"valid": ((20, 19), 0), "full": ((11, 12), 2), "same": ((14, 13), 1)}
 
@@ -30,17 +32,14 @@ def _dense(A: lsconv.Convolution, y: Tensor, damp: float) -> Tensor:
     return (y.flatten(1) @ inverse.mT).reshape(-1, *A.in_shape)
 
 
-@pytest.fixture(params=["dense border", "small crossings that widen", "factors as soon as may be"])
+@pytest.fixture(params=["dense border", "small crossings", "factors after an iteration", "factors"])
 def _border(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(normal_inverse, "AT_ONCE", math.inf if request.param == "factors" else 0)
     if request.param != "dense border":
         monkeypatch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
-        monkeypatch.setattr(schwarz, "_LEAST_UNKNOWNS", 16)
-        monkeypatch.setattr(schwarz, "_MOST_UNKNOWNS", 256)
-        monkeypatch.setattr(cost_model, "_PATIENCE", 3)
-    if request.param == "factors as soon as may be":
-        monkeypatch.setattr(cost_model, "_SLOW", 1)
-        monkeypatch.setattr(cost_model, "_PATIENCE", 1)
-        monkeypatch.setattr(cost_model, "_CERTAINTY", 1e9)
+        monkeypatch.setattr(schwarz, "_CROSSING_UNKNOWNS", 16)
+    if request.param == "factors after an iteration":
+        monkeypatch.setattr(border_system, "FIRST_LOOK", 1)
         monkeypatch.setattr(cost_model.Effort, "factors", lambda *_: 1.0)
 
 
@@ -51,12 +50,13 @@ def test_answers_repeat_and_are_those_of_dense_algebra(name: str, damp: float) -
     A = _convolution(name)
     y = torch.randn(2, *A.out_shape, dtype=torch.float64)
     plan, exact = BorderPlan(A, damp), _dense(A, y, damp)
-    for _ in range(3):  # crossings are widened by the first of them
+    for _ in range(3):  # the first may end in factors
         solution = plan.solve(y)
         assert solution.converged.all()
         torch.testing.assert_close(solution.x, exact, rtol=0, atol=1e-8 * float(exact.abs().max()))
 
 
+@pytest.mark.usefixtures("_border")
 @pytest.mark.parametrize("name", SHAPES)
 def test_scales_do_not_matter(name: str) -> None:
     A = _convolution(name)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import lsconv
+from lsconv.border import normal_inverse
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.border.plan import BorderPlan
 from lsconv.border.system import schwarz
-from lsconv.border.system.border_system import BorderSystem
-from lsconv.border.system.cost_model import Effort, Way
+from lsconv.border.system.cost_model import Effort
 
 ALLOWED = 1.2  # times the counts of the design's table
 
@@ -18,8 +18,9 @@ ALLOWED = 1.2  # times the counts of the design's table
 @pytest.fixture
 def iterating(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans go on iterating, whatever factors would cost."""
-    monkeypatch.setattr(Effort, "choose", lambda *_: Way.NONE)
-    monkeypatch.setattr(Effort, "overdue", False)
+    monkeypatch.setattr(normal_inverse, "AT_ONCE", 0)
+    monkeypatch.setattr(Effort, "ends", lambda *_: False)
+    monkeypatch.setattr(Effort, "overdue", lambda *_: False)
 
 
 def _gauss(size: int, sigma: float) -> torch.Tensor:
@@ -157,6 +158,7 @@ def test_float32_data_need_one_step_after_the_first(padding: int, monkeypatch: p
     assert len(steps) == 2
 
 
+@pytest.mark.usefixtures("iterating")
 @pytest.mark.parametrize("most", [1, 7, 12])
 def test_the_limit_on_the_iterations_is_on_all_of_them(most: int) -> None:
     A = lsconv.Conv2d(_gauss(9, 2.0), (64, 64), padding=4)
@@ -164,20 +166,3 @@ def test_the_limit_on_the_iterations_is_on_all_of_them(most: int) -> None:
     solution = plan.solve(torch.randn(A.out_shape, dtype=torch.float64), max_iter=most)
     assert 0 < int(solution.iterations) <= most
     assert not solution.converged
-
-
-def test_a_refused_widening_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    A = lsconv.Conv2d(torch.ones(1, 1, 9, 7, dtype=torch.float64) / 63, (256, 256), padding=(4, 3))
-    asked, solves = [], []
-    monkeypatch.setattr(schwarz.Schwarz, "strengthen", lambda self: bool(asked.append(0)))
-    monkeypatch.setattr(Effort, "whole", lambda self, cost: 0.0)
-    ways: list[Way] = []
-    following = Effort.next_way
-    monkeypatch.setattr(Effort, "next_way", lambda *args: ways.append(following(*args)) or ways[-1])
-    monkeypatch.setattr(Effort, "choose", lambda *args: ways[-1])
-    monkeypatch.setattr(Effort, "due", lambda *args: False)
-    solve = BorderSystem.solve
-    monkeypatch.setattr(BorderSystem, "solve", lambda *args: solves.append(0) or solve(*args))
-    solution = BorderPlan(A, 1e-4).solve(torch.randn(A.out_shape, dtype=torch.float64))
-    assert solution.converged
-    assert 0 < len(asked) <= len(solves)

@@ -101,6 +101,7 @@ def test_backward_takes_over_the_tolerance_of_a_krylov_method(method: str) -> No
     assert spent[1e-3] < 0.7 * spent[1e-12]
 
 
+@pytest.mark.usefixtures("iterated")
 @pytest.mark.parametrize("path", ["border, outputs", "border, inputs", "stacked"])
 def test_backward_takes_over_the_tolerance_of_a_direct_method(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
@@ -116,6 +117,7 @@ def test_backward_takes_over_the_tolerance_of_a_direct_method(path: str, monkeyp
     assert all(1e-5 < rtol <= 1e-3 for rtol in rest)  # border on outputs: times damp / norm
 
 
+@pytest.mark.usefixtures("iterated")
 def test_failures_of_every_kind_of_backward_solve_reach_the_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
     previous = lsconv.set_backward_failure_hook(heard.append)

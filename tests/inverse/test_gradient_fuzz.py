@@ -204,6 +204,7 @@ def test_deconvolve_says_which_priors_have_no_gradient() -> None:
         assert not lsconv.deconvolve(image, psf, damp=0.1, prior=lambda x: x).x.requires_grad
 
 
+@pytest.mark.usefixtures("iterated")
 def test_number_of_solves_is_the_forward_one_and_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
     from lsconv.border import plan
 

@@ -274,6 +274,7 @@ def test_a_circular_convolution_with_any_penalty_is_dense_algebra(size, options,
     torch.testing.assert_close(solution.x, expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.usefixtures("iterated")
 @pytest.mark.parametrize("with_prior", [False, True])
 def test_items_solved_one_by_one_have_the_answers_of_all_together(
     with_prior: bool, monkeypatch: pytest.MonkeyPatch

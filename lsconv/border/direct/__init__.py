@@ -1,5 +1,6 @@
-"""The inverse of the operator on the border by factors.
+"""The border solved by factors instead of by iteration.
 
-``border_inverse`` chooses: ``block_elimination`` for a border of rows and columns, ``dense_inverse`` for any.
-``reflection_symmetry`` splits either into halves where the operator and the border are symmetric.
+``crossed_border`` is a border of rows and columns; ``strip`` eliminates its rows frequency by frequency,
+``schur_complement`` forms what that leaves of the columns, ``even_odd_basis`` splits it by symmetries and factorises it
+(``dense_inverse``). ``direct_pass`` is a solve with these factors, and ``cost`` what they take.
 """

@@ -30,15 +30,14 @@ class Pause:
 
     Args:
         after: so many iterations; then after twice as many, and so on.
-        end: whether to, given how many iterations have been done, how many more are to be expected, and by which the
-            logarithm of the residual of the system that needs most of them has fallen in one.
+        end: whether to, given how many iterations have been done and how many more are to be expected.
 
     Attributes:
         ended: whether it was ended.
     """
 
     after: int
-    end: Callable[[int, float, float], bool]
+    end: Callable[[int, float], bool]
     ended: bool = False
 
     def __call__(self, done: int, since: int, start: Tensor, now: Tensor, bound: Tensor) -> bool:
@@ -49,8 +48,7 @@ class Pause:
         rate = torch.log(start / now).clamp_min(0) / since
         expected = torch.where(now > bound, torch.log(now / bound) / rate, 0).flatten()
         expected = torch.where(expected.isnan(), math.inf, expected)
-        most = expected.argmax()
-        self.ended = self.end(done, float(expected[most]), float(rate.flatten()[most]))
+        self.ended = self.end(done, float(expected.max()))
         return self.ended
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.border_set import gathered
-from lsconv.border.direct.dense_inverse import DenseInverse, ExchangedInverse
+from lsconv.border.direct.dense_inverse import DenseInverse
 from lsconv.fourier.symbol import FrequencyMatrices
 
 __all__ = ["Correction", "PatchSum"]
@@ -30,9 +30,7 @@ class Correction:
         inverse: the inverse there.
     """
 
-    def __init__(
-        self, index: Tensor, shape: tuple[int, ...], inverse: DenseInverse | ExchangedInverse | FrequencyMatrices
-    ) -> None:
+    def __init__(self, index: Tensor, shape: tuple[int, ...], inverse: DenseInverse | FrequencyMatrices) -> None:
         self.index, self.shape, self.inverse = index, shape, inverse
 
     def __call__(self, cells: Tensor) -> Tensor:

@@ -76,10 +76,6 @@ class NormalStep:
                 self.preconditioner = CirculantPreconditioner(self.stack, side="solution")
             return
         self.tolerance = _TOLERANCE[self.plan.A.dtype.to_real()]
-        inverse = self.plan.inverse
-        groups = inverse.embedding.groups
-        mu = inverse.mu.expand(inverse.embedding.blocks).reshape(*inverse.embedding.batch_shape, groups)
-        self.mu = mu  # per batch item and group, in the units of the plan
 
     def step(self, reflected: Sequence[Tensor]) -> list[Tensor]:
         """The images of the minimiser, given half of the reflected images."""
@@ -98,8 +94,11 @@ class NormalStep:
                 return self.x + cg(self.normal, rest, M=self.preconditioner, rtol=_REDUCTION, max_iter=50).x
         square = self.plan.unit.double() ** 2
         g = g / square.reshape(*square.shape, *(1,) * len(self.stack.in_shape)).to(g.dtype)
-        g = g + self._per_channel(self.mu, self.x) * self.x
         inverse = self.plan.inverse  # whose factors may be more precise than the data
+        inverse.expect(tuple(g.shape[: g.ndim - len(self.stack.in_shape)]))
+        embedding = inverse.embedding
+        mu = inverse.shift.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
+        g = g + self._per_channel(mu, self.x) * self.x
         x, _, self.start = inverse.continued(g.to(inverse.convolution.dtype), self.tolerance, 200, self.start)
         return x.to(g.dtype)
 

@@ -17,10 +17,12 @@ import lsconv
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.border.plan import BorderPlan
 from lsconv.border.system import cuda_graph, schwarz
-from lsconv.border.system.cost_model import Effort, Way
+from lsconv.border.system.cost_model import Effort
 from lsconv.border.system.cuda_graph import RecordedMap
 from lsconv.border.system.krylov import conjugate_gradients, gmres
 from lsconv.krylov.loop import cuda_graph as loop_cuda_graph
+
+pytestmark = pytest.mark.usefixtures("iterated")
 
 F64 = torch.float64
 
@@ -35,8 +37,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def iterating(monkeypatch: pytest.MonkeyPatch) -> None:
     """On small images too, and without a way out."""
     monkeypatch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
-    monkeypatch.setattr(Effort, "choose", lambda *_: Way.NONE)
-    monkeypatch.setattr(Effort, "overdue", False)
+    monkeypatch.setattr(Effort, "ends", lambda *_: False)
+    monkeypatch.setattr(Effort, "overdue", lambda *_: False)
 
 
 CASES: dict[str, tuple[tuple[int, ...], int, float]] = {
@@ -82,24 +84,6 @@ def test_recordings_of_two_shapes_are_kept(emulator: Any) -> None:
     for batch, records in (((), 2), ((), 2), ((3,), 4), ((), 4), ((3,), 4), ((2,), 6), ((3,), 6), ((), 8)):
         assert bool(plan.solve(_data(A, *batch)).converged.all())
         assert emulator.records == records
-
-
-def test_wider_crossings_are_recorded_anew(monkeypatch: pytest.MonkeyPatch, emulator: Any) -> None:
-    monkeypatch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
-    ways = iter([Way.CROSSING, Way.NONE])
-    monkeypatch.setattr(Effort, "choose", lambda *_: next(ways, Way.NONE))
-    monkeypatch.setattr(Effort, "overdue", False)
-    weight = torch.randn(4, 4, 5, 5, dtype=F64, generator=torch.Generator().manual_seed(3))
-    A = lsconv.Conv2d(weight, (48, 48), padding=2)
-    inverse = NormalInverse(A, 0.02 * float(lsconv.norm(A)), floor=1e-6)
-    f = A.adjoint(_data(A))
-    before = inverse.schwarz.limit
-    z, _ = inverse(f, 1e-9)
-    assert inverse.schwarz.limit > before
-    assert emulator.records == 4
-    ways = iter([Way.CROSSING, Way.NONE])
-    again = NormalInverse(A, 0.02 * float(lsconv.norm(A)), floor=1e-6)
-    assert torch.equal(z, emulator.without(lambda: again(f, 1e-9))[0])
 
 
 @pytest.mark.usefixtures("iterating")
@@ -184,10 +168,10 @@ def test_the_host_reads_once_per_check(host_reads: Any, iteration: Any, name: st
     A, damp = _operator(name)
     inverse = NormalInverse(A, damp, floor=1e-6, crossings=iteration is gmres)
     b = torch.randn(2, 1, inverse.border.size, dtype=F64)
-    counts = []
+    system, counts = inverse.on_border, []
     for iterations in (20, 40):
         with host_reads() as reads:
-            iteration(inverse.on_border, inverse.schwarz, b, 0.0 * b[..., :1], iterations, 10)
+            iteration(system, inverse.schwarz, b, 0.0 * b[..., :1], iterations, 10)
         counts.append(reads.count)
     assert counts[1] - counts[0] == 2
 

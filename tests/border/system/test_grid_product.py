@@ -12,6 +12,8 @@ from lsconv.border.system import grid_product
 from lsconv.border.system.grid_product import BorderProduct
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
 
+pytestmark = pytest.mark.usefixtures("iterated")
+
 GRID = (20, 30)
 
 

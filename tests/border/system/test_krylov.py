@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lsconv.border.system.krylov import Pause, conjugate_gradients, gmres
 
+pytestmark = pytest.mark.usefixtures("iterated")
+
 DTYPES = [torch.float64, torch.complex128]
 every_iteration = pytest.mark.parametrize("iteration", [conjugate_gradients, gmres])
 
@@ -162,7 +164,7 @@ def test_a_pause_tells_how_many_iterations_are_left(iteration: Any) -> None:
     b = torch.ones(1, 1, 400, dtype=torch.float64)
     _, whole = iteration(lambda v: values * v, _same, b, 1e-8, 400, 1)
     asked: list[float] = []
-    pause = Pause(12, lambda done, expected, rate: bool(asked.append(expected)) or len(asked) == 2)
+    pause = Pause(12, lambda done, expected: bool(asked.append(expected)) or len(asked) == 2)
     _, count = iteration(lambda v: values * v, _same, b, 1e-8, 400, 1, pause=pause)
     assert pause.ended
     assert int(count) == 24
@@ -176,6 +178,6 @@ def test_an_iteration_that_gets_nowhere_is_expected_to_take_for_ever(iteration: 
     b[..., 0] = 1
     shift = torch.roll(torch.eye(50, dtype=torch.float64), 1, 0)  # no Krylov method sees the solution before the end
     asked: list[float] = []
-    pause = Pause(5, lambda done, expected, rate: bool(asked.append(expected)) or True)
+    pause = Pause(5, lambda done, expected: bool(asked.append(expected)) or True)
     iteration(lambda v: v @ shift.mT, _same, b, 1e-8, 40, 1, pause=pause)
     assert asked == [float("inf")]

@@ -14,6 +14,8 @@ from lsconv.border.system.pruned_fft import PrunedProduct
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 
+pytestmark = pytest.mark.usefixtures("iterated")
+
 F64 = torch.float64
 
 

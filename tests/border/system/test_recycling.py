@@ -14,6 +14,8 @@ from lsconv.border.normal_inverse import NormalInverse
 from lsconv.border.system.krylov import Pause, gmres
 from lsconv.border.system.recycling import Recycling, deflate
 
+pytestmark = pytest.mark.usefixtures("iterated")
+
 F64 = torch.float64
 SIZE = 300
 
@@ -93,7 +95,7 @@ def test_nothing_is_kept_where_the_values_lie_together() -> None:
 def test_nothing_is_kept_of_an_interrupted_cycle_or_beyond_the_limit() -> None:
     Q, b = _operator(_outliers()), torch.randn(1, 2, SIZE, dtype=F64)
     interrupted = Recycling(100)
-    _solve(Q, b, interrupted, pause=Pause(20, lambda done, expected, rate: True))
+    _solve(Q, b, interrupted, pause=Pause(20, lambda done, expected: True))
     assert interrupted.pair is None
     small = Recycling(20)
     _solve(Q, b, small)

@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 
 import lsconv
 from lsconv.border.border_set import Border
-from lsconv.border.direct.dense_inverse import ExchangedInverse
-from lsconv.border.memory import plan_bytes
 from lsconv.border.normal_inverse import NormalInverse
-from lsconv.border.plan import BorderPlan
-from lsconv.border.system import border_system
 from lsconv.border.system import schwarz as schwarz_module
-from lsconv.border.system.cost_model import Effort, Way
+from lsconv.border.system.cost_model import Effort
 from lsconv.fourier.embedding import Embedding
+
+pytestmark = pytest.mark.usefixtures("iterated")
 
 
 @st.composite
@@ -108,41 +106,6 @@ def test_restricted_every_cell_takes_its_correction_from_one_patch(
     torch.testing.assert_close(schwarz(r), want, rtol=1e-12, atol=0)
 
 
-def _braking_motion() -> lsconv.Convolution:
-    """Asymmetric, truncated on both sides: nearly singular without damp, and all of it at the crossings."""
-    kernel = torch.eye(9, dtype=torch.float64) * torch.exp(-torch.arange(9.0) / 3)
-    return lsconv.Conv2d(kernel[None, None], (96, 96), padding=4)
-
-
-def test_a_slow_solve_widens_the_crossings_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Effort, "whole", lambda self, cost: 0.0)  # which would be cheaper
-    A = _braking_motion()
-    monkeypatch.setattr(schwarz_module, "_LEAST_UNKNOWNS", 160)
-    inverse = NormalInverse(A, 1e-3, floor=1e-13)
-    limit = inverse.schwarz.limit
-    f = torch.randn(A.in_shape, dtype=torch.float64)
-    first, slow = inverse(f, 1e-9)
-    assert inverse.schwarz.limit > limit
-    again, fast = inverse(f, 1e-9)
-    assert 2 * fast < slow
-    torch.testing.assert_close(first, again, rtol=0, atol=1e-5 * float(first.norm()))
-
-
-def test_crossings_widen_only_into_the_memory_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Effort, "whole", lambda self, cost: 0.0)  # which would be cheaper
-    A = _braking_motion()
-    monkeypatch.setattr(schwarz_module, "_LEAST_UNKNOWNS", 160)
-    y = torch.randn(A.out_shape, dtype=torch.float64)
-    limits = {}
-    for spare in (0, 2**28):
-        plan = BorderPlan(A, 1e-3, memory_limit=plan_bytes(A) + spare)
-        before = plan.inverse.schwarz.limit
-        plan.solve(y, rtol=1e-8)
-        limits[spare] = plan.inverse.schwarz.limit
-    assert limits[0] == before
-    assert limits[2**28] > before
-
-
 def _iterations(A: lsconv.Convolution, damp: float, crossings: bool) -> int:
     inverse = NormalInverse(A, damp, floor=1e-10, crossings=crossings)
     shape = A.out_shape if inverse.side == "residual" else A.in_shape
@@ -158,7 +121,7 @@ def test_crossings_save_iterations(
     monkeypatch: pytest.MonkeyPatch, channels: tuple[int, int], padding: int, damp: float, form: str
 ) -> None:
     monkeypatch.setattr(schwarz_module, "_DENSE_UNKNOWNS", 0)
-    monkeypatch.setattr(Effort, "choose", lambda *_: Way.NONE)
+    monkeypatch.setattr(Effort, "ends", lambda *_: False)
     A = lsconv.Conv2d(torch.randn(*channels, 3, 3, dtype=torch.float64), (32, 32), padding=padding)
     assert NormalInverse(A, damp, floor=1e-10).form == form
     with_crossings, slabs_only = _iterations(A, damp, True), _iterations(A, damp, False)
@@ -170,40 +133,3 @@ def test_one_axis_needs_no_iteration_worth_the_name(monkeypatch: pytest.MonkeyPa
     A = lsconv.Conv1d(torch.randn(3, 4, 9, dtype=torch.float64), 300)
     assert Embedding(A).axes[0].border_out()
     assert _iterations(A, 0.0, True) <= 2
-
-
-def test_crossings_in_float32_where_the_condition_bears_it_cost_no_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Effort, "whole", lambda self, cost: 0.0)
-    A = lsconv.Conv2d(torch.ones(1, 1, 9, 9, dtype=torch.float64) / 81, in_size=(96, 96), padding=4)
-    y = torch.randn(A.out_shape, dtype=torch.float64)
-    plan = BorderPlan(A, 1e-2)
-    solution = plan.solve(y)
-    monkeypatch.setattr(border_system, "_LEAST_DAMP_IN_SINGLE", {True: 1.0, False: 1.0})
-    precise = BorderPlan(A, 1e-2)
-    kinds = [{patch.inverse.factors.dtype for patch in p.inverse.schwarz.patches if len(patch.axes) == 2}
-             for p in (plan, precise)]  # fmt: skip
-    assert kinds == [{torch.complex64}, {torch.complex128}]
-    expected = precise.solve(y)
-    assert solution.converged.all()
-    assert abs(int(solution.iterations) - int(expected.iterations)) <= 1
-    torch.testing.assert_close(solution.x, expected.x, rtol=0, atol=1e-8 * float(expected.x.abs().max()))
-
-
-@pytest.mark.parametrize("size", [(60, 60), (61, 48)])
-@pytest.mark.parametrize("padding", [(2, 2), (1, 3), (0, 2)])
-def test_a_crossing_of_a_saddle_operator_is_inverted_in_complex_numbers(
-    size: tuple[int, int], padding: tuple[int, int]
-) -> None:
-    A = lsconv.Conv2d(torch.randn(1, 1, 5, 5, dtype=torch.float64), in_size=size, padding=padding)
-    inverse = NormalInverse(A, 0.1, floor=1e-13)
-    border, schwarz = inverse.border, inverse.schwarz
-    kernel = border.kernel(inverse.on_border.matrices)
-    exchanged = padding == (2, 2)  # elsewhere the components have different borders
-    for patch in schwarz.patches:
-        if len(patch.axes) < 2 and not schwarz.whole:
-            continue
-        assert isinstance(patch.inverse, ExchangedInverse) == exchanged
-        cells = border.mask.nonzero() if schwarz.whole else border.crossing((0, 1), schwarz._reaches[0, 1])
-        r = torch.randn(2, 1, len(cells), dtype=torch.float64)
-        want = torch.linalg.solve(kernel.within(cells), r.mT).mT
-        torch.testing.assert_close(patch.inverse(r), want, rtol=1e-6, atol=1e-8)

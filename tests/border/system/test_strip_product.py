@@ -14,6 +14,8 @@ from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.border.plan import BorderPlan
 from lsconv.border.system.strip_product import Strips
 
+pytestmark = pytest.mark.usefixtures("iterated")
+
 
 def inverse_of(case: str, dtype: torch.dtype, n: tuple[int, int] = (230, 190), damp: float = 4.0) -> NormalInverse:
     torch.manual_seed(0)

@@ -11,6 +11,8 @@ from lsconv.border.system import subdomain_sum
 from lsconv.border.system.subdomain_sum import Correction, PatchSum
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
 
+pytestmark = pytest.mark.usefixtures("iterated")
+
 F64 = torch.float64
 SIZE = 40
 

@@ -1,0 +1,390 @@
+r"""The border of a plane solved directly, in one pass over the spectrum.
+
+The pass of :class:`DirectInverse` never leaves the spectrum but for the columns of the border: the rows H are read,
+solved and written frequency by frequency (:mod:`~lsconv.border.direct.strip`), and the columns V' that are left take
+one transform along them each way and the factors of their Schur complement,
+
+.. math:: \hat t = \hat Q \hat f, \quad h = -D^{-1} t_H, \quad
+          v = -S^{-1} (t + Q h)_{V'}, \quad h' = -D^{-1} (Q v)_H, \quad u = h + v + h' ,
+
+after which t + Q u vanishes on the border. Everything is computed in double precision: what an outer iteration would
+take several steps for is one pass, and the certificate says whether it did.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsconv.border.direct.crossed_border import CrossedBorder
+from lsconv.border.direct.even_odd_basis import SchurInverse, one_channel_saddle
+from lsconv.border.direct.schur_complement import column_blocks
+from lsconv.border.direct.strip import Strip
+from lsconv.border.gram import gram, largest_eigenvalue, product, shifted
+from lsconv.border.penalty import Penalty
+from lsconv.border.saddle import saddle_inverse
+from lsconv.border.truncated_circulant import embedded
+from lsconv.fourier.dtypes import double
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, hermitian_inverse, plane_waves
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["ONE_PASS", "DirectInverse", "crossed_border", "is_even"]
+
+# The tightest relative tolerance for which one pass is tried alone; for less its rounding is iterated away.
+ONE_PASS = 1e-11
+# Bytes of the spectra of right-hand sides that go through the pass together, on a CPU: more leave its cache.
+_WORK_BYTES = 2**21
+
+
+class DirectBorder:
+    """``Q^-1`` on the border, for spectra.
+
+    Args:
+        Q: the block-circulant operator, Hermitian.
+        border: the cells it is restricted to.
+        definite: whether it is positive definite.
+        condition: a bound of its condition: up to its rounding an even operator is taken for even.
+    """
+
+    def __init__(self, Q: FrequencyMatrices, border: CrossedBorder, *, definite: bool, condition: float) -> None:
+        self._along, self._real = Grid(border.grid[1:], real=Q.grid.real), Q.grid.real
+        self._Q, self._definite = Q, definite
+        spectrum = Q.matrices
+        columns = torch.fft.ifft(spectrum, dim=1)
+        self.strip = Strip(columns, border, definite=definite) if border.depth else None
+        self.schur: SchurInverse | None = None
+        self._height, self._rows = border.height, border.grid[0]
+        if not border.rest:
+            return
+        one = len(border.rows) == 1 or one_channel_saddle(border, definite=definite)
+        even = one and Q.grid.real and is_even(spectrum, condition)
+        entries = column_blocks(spectrum, columns, self.strip, border, self._along, definite=definite, even=even)
+        self.schur = SchurInverse(entries, border, definite=definite, even=even)
+        (n,), (f,) = self._along.sizes, self._along.frequencies
+        waves = plane_waves(torch.arange(n - border.width, n), n, f).mT.to(spectrum)
+        self._write = waves.mH.contiguous()
+        self._read = waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]
+
+    def rows(self, t: Tensor) -> Tensor | None:
+        """The spectrum of h on the rows H, with which ``t + Q h`` vanishes there."""
+        if self.strip is None:
+            return None
+        return self.strip.write(self.strip.solve(self.strip.read(t))).neg_()
+
+    def columns(self, t: Tensor) -> Tensor:
+        """The values at the columns V' of the spectrum t: ``(rest, blocks, channels, height, width)``."""
+        values = torch.fft.ifft(t @ self._read, dim=-2)[..., : self._height, :]
+        return values.real if self._real else values
+
+    def from_columns(self, v: Tensor) -> Tensor:
+        """The spectrum of values at the columns V' alone."""
+        return torch.fft.fft(v, n=self._rows, dim=-2) @ self._write
+
+    def unknowns(self, t: list[Tensor]) -> list[Tensor]:
+        """The spectra u on the border with which ``t + Q u`` vanishes on it; ``t``, in parts, is overwritten."""
+        found = [self.rows(part) for part in t]
+        if self.schur is None or not t:
+            return [h for h in found if h is not None]
+        values = []
+        for part, h in zip(t, found, strict=True):
+            values.append(self.columns(part if h is None else part.add_(self._Q(h))))
+        solved = self.schur(torch.cat(values)).neg_().split([len(part) for part in t])
+        for number, v in enumerate(solved):
+            spectrum, h = self.from_columns(v), found[number]
+            if h is not None:
+                more = self.rows(self._Q(spectrum))
+                assert more is not None
+                spectrum = spectrum.add_(h).add_(more)
+            found[number] = spectrum
+        return [u for u in found if u is not None]
+
+    def logdet(self) -> Tensor:
+        """``log |det|`` of the operator on the border, by block."""
+        total = torch.zeros((), dtype=torch.float64, device=self._Q.matrices.device)
+        if self.strip is not None:
+            weights = self._along.weights(total.device, torch.float64)
+            total = total + (self.strip.logdet() * weights).sum(-1)
+        return total if self.schur is None else total + self.schur.logdet()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors."""
+        return sum(part.nbytes for part in (self.strip, self.schur) if part is not None)
+
+
+def is_even(spectrum: Tensor, condition: float) -> bool:
+    """Tell whether a real operator is even along both axes, up to the rounding that its condition amplifies."""
+    other = spectrum.flip(1).roll(1, 1)
+    rounding = 100 * torch.finfo(spectrum.dtype).eps * condition
+    return bool(torch.linalg.vector_norm(spectrum - other) <= rounding * torch.linalg.vector_norm(spectrum))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A way through the pass.
+
+    Attributes:
+        after: from f + u to the spectrum of the answer, one after the other.
+        outputs: whether what is given is of outputs, and whether the answer is.
+        before: from the spectrum of what is given to f; None where that is f.
+        own: which components of the saddle operator f has.
+        over: what the answer is divided by.
+    """
+
+    after: tuple[FrequencyMatrices, ...]
+    outputs: tuple[bool, bool]
+    before: FrequencyMatrices | None = None
+    own: slice | None = None
+    over: Tensor | None = None
+
+
+class DirectInverse:
+    r"""The normal operator of a truncated block-circulant A inverted, and the problem itself solved, by factors.
+
+    It is the inverse of :class:`~lsconv.border.normal_inverse.NormalInverse`, whose iteration it does without.
+
+    Args:
+        convolution: A, of one or two dimensions and with zeros, or nothing, around the inputs.
+        damp: number or tensor per batch item.
+        floor: the least shift of the normal operator, relative to the largest singular value squared.
+        side: that of the normal operator, "residual" or "solution".
+        penalty: further rows ``damp L`` below A; then "solution" is the side.
+        shortest: on the shortest grid that holds A, not on one that transforms well; without a penalty.
+
+    Attributes:
+        mu: the shift of the normal operator, per block.
+        exact: whether the shift is ``damp^2`` everywhere, or negligible beside the penalty.
+    """
+
+    def __init__(
+        self,
+        convolution: Convolution,
+        damp: Tensor,
+        *,
+        floor: float,
+        side: str,
+        penalty: Penalty | None = None,
+        shortest: bool = False,
+    ) -> None:
+        if penalty is None:
+            convolution = convolution.to(dtype=double(convolution.dtype))
+        else:
+            penalty = penalty.precise()
+        what = embedded(convolution, tuple(damp.shape), penalty, shortest=shortest)
+        self.embedding, self.form, self.side = what.embedding, what.form, side
+        border = None if self.form == "circulant" else crossed_border(self.form, self.embedding, penalty)
+        S = what.symbol
+        self._transposed = border is not None and not border.shortest
+        if border is not None:
+            self._plane, self._interior = border.grid, border.interior
+            if self._transposed:
+                border = border.turned
+            S = _in_a_plane(S, turned=self._transposed)
+        self._grid, self._S = S.grid, S
+        smaller = gram(S.matrices, "residual" if S.rows <= S.columns else "solution")
+        wanted = self.embedding.per_block(damp) ** 2
+        self.mu = mu = torch.maximum(wanted, floor * largest_eigenvalue(smaller, len(S.grid.sizes)).double())
+        self.exact = bool((mu == wanted).all()) or penalty is not None
+        self._root = mu.sqrt().reshape(1, -1, 1, *(1 for _ in S.grid.sizes))
+        shift = mu.to(S.matrices.real).reshape(-1, *(1 for _ in range(len(S.grid.sizes) + 2)))
+        self._back: FrequencyMatrices | None = None
+        self._E: FrequencyMatrices | None = None  # from the side of the normal operator to that of the border
+        if self.form == "mixed":
+            P = saddle_inverse(S.matrices, smaller, shift)[0]
+            largest = float(frobenius(smaller).amax().sqrt())
+        else:
+            operator = shifted(gram(S.matrices, side), shift).contiguous()
+            largest = float(frobenius(operator).amax())
+            P = hermitian_inverse(operator)
+            if (self.form == "valid") != (side == "residual"):
+                adjoint = FrequencyMatrices(S.grid, S.matrices.mH.resolve_conj())
+                self._E, self._back = (S, adjoint) if side == "solution" else (adjoint, S)
+        self._P = Q = FrequencyMatrices(S.grid, P)
+        if self._E is not None:
+            capacitance = product(product(self._E.matrices, P), self._E.matrices.mH).neg_()
+            capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
+            Q = FrequencyMatrices(S.grid, capacitance)
+        self._border: DirectBorder | None = None
+        if border is not None:
+            condition = largest * float(frobenius(P).amax())
+            self._border = DirectBorder(Q, border, definite=self.form != "mixed", condition=condition)
+        self._solution, self._dual, self._normal = self._passes(side, penalty)
+
+    def _passes(self, side: str, penalty: Penalty | None) -> tuple[_Pass, _Pass | None, _Pass]:
+        """The solution, its adjoint, and the inverse of the normal operator."""
+        S, P, residual = self._S, self._P, side == "residual"
+        # of stacked rows only those of A have data
+        adjoint = FrequencyMatrices(S.grid, S.matrices[..., : self.embedding.out_channels, :].mH.resolve_conj())
+        if self.form == "mixed":
+            first, second = slice(0, S.rows), slice(S.rows, None)
+            to_first, to_second = P.block(first, slice(None)), P.block(second, slice(None))
+            normal = _Pass((to_second,), (False, False), own=second, over=self._root)
+            if penalty is not None:
+                return _Pass((to_second,), (True, False), before=adjoint, own=second, over=self._root), None, normal
+            if residual:
+                normal = _Pass((to_first,), (True, True), own=first, over=-self._root)
+            dual = _Pass((to_first,), (False, True), own=second)
+            return _Pass((to_second,), (True, False), own=first), dual, normal
+        normal = _Pass((P,), (residual, residual))
+        if not residual:
+            return (
+                _Pass((P,), (True, False), before=adjoint),
+                None if penalty is not None else _Pass((P, S), (False, True)),
+                normal,
+            )
+        fused = self._E is None
+        after = (FrequencyMatrices(S.grid, product(S.matrices.mH, P.matrices)),) if fused else (P, adjoint)
+        return _Pass(after, (True, False)), _Pass((P,), (False, True), before=S), normal
+
+    @staticmethod
+    def serves(convolution: Convolution) -> bool:
+        """Tell whether the border of a convolution is one of rows and columns."""
+        return convolution.ndim <= 2 and Embedding.exists(convolution)
+
+    # ------------------------------------------------------------------ use
+
+    def solution(self, y: Tensor) -> Tensor:
+        """``(A^H A + mu)^-1 A^H y`` for ``y`` of shape ``(*batch, *out_shape)``."""
+        return self._run(self._solution, y)
+
+    def dual(self, v: Tensor) -> Tensor:
+        """``A (A^H A + mu)^-1 v`` for ``v`` of shape ``(*batch, *in_shape)``: the adjoint of :meth:`solution`."""
+        assert self._dual is not None
+        return self._run(self._dual, v)
+
+    def normal(self, f: Tensor) -> Tensor:
+        """The inverse of the normal operator times ``f``, of outputs or inputs by the side."""
+        return self._run(self._normal, f)
+
+    def logdet(self) -> Tensor:
+        r"""The logarithm of the determinant of the normal operator, of shape ``(*batch)``.
+
+        .. math:: \log\det M_{II} = \log\det M + \log\det (M^{-1})_{BB}, \qquad
+                  \log |\det J_{II}| = \log\det(AA^H + \mu) + \frac{n - m}{2} \log\mu ,
+
+        for principal submatrices, and for the saddle operator J of m outputs and n inputs.
+        """
+        embedding, grid = self.embedding, self._grid
+        P = self._P.matrices
+        weights = grid.weights(P.device, torch.float64)
+        total = -(torch.linalg.slogdet(P)[1] * weights).flatten(1).sum(-1)
+        if self._border is not None:
+            total = total + self._border.logdet()
+        outputs = math.prod(axis.n_out for axis in embedding.axes) * embedding.out_channels
+        inputs = math.prod(embedding.in_shape) // embedding.groups
+        log_mu = 2 * self._root.flatten().log()
+        residual = self.side == "residual"
+        if self.form == "mixed":
+            rows, columns = self._interior[: embedding.out_channels], self._interior[embedding.out_channels :]
+            total = total - (sum(columns) - sum(rows)) / 2 * (log_mu if residual else -log_mu)
+            more = outputs - sum(rows) if residual else inputs - sum(columns)
+        else:
+            cells = math.prod(embedding.grid)
+            here = embedding.out_channels * cells if residual else embedding.in_channels * cells
+            kept = sum(self._interior) if self._border is not None and self._E is None else here
+            more = (outputs if residual else inputs) - kept
+        total = (total + more * log_mu if more else total).expand(embedding.blocks)
+        return total.reshape(*embedding.batch_shape, embedding.groups).sum(-1)
+
+    def continued(
+        self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, None]:
+        """As :meth:`NormalInverse.continued`, without an iteration."""
+        z = self.normal(f.to(self._S.matrices.dtype if f.is_complex() else self._root.dtype)).to(f.dtype)
+        batch, _ = self.embedding.rest(tuple(f.shape[: f.ndim - self.embedding.ndim - 1]))
+        return z, torch.zeros(batch, dtype=torch.int64, device=f.device), None
+
+    def describe(self) -> str:
+        """Grid, border and memory, for the ``repr`` of a plan."""
+        unknowns = 0 if self._border is None or self._border.schur is None else self._border.schur.size
+        return (
+            f"form={self.form!r}, side={self.side!r}, grid={self.embedding.grid}, direct, {unknowns} unknowns x "
+            f"{self.embedding.blocks} block(s), factors={self._S.matrices.dtype} {self.nbytes / 2**20:.1f} MiB on "
+            f"{self._S.matrices.device}"
+        )
+
+    def _run(self, what: _Pass, tensor: Tensor) -> Tensor:
+        """The answer of a pass for ``tensor``, of outputs or inputs."""
+        embedding, grid = self.embedding, self._grid
+        batch, _ = embedding.rest(tuple(tensor.shape[: tensor.ndim - embedding.ndim - 1]))
+        t = embedding.outputs_to_grid(tensor) if what.outputs[0] else embedding.inputs_to_grid(tensor)
+        if self._border is not None:
+            t = t.reshape(*t.shape[:3], *self._plane)
+            t = t.mT if self._transposed else t
+        parts = [grid.transform(part) for part in t.split(self._together(t))] if len(t) else []
+        if what.before is not None:
+            parts = [what.before(part) for part in parts]
+        if self._border is not None:
+            parts = self._with_border(parts, what.own)
+        for matrices in what.after:
+            parts = [matrices(part) for part in parts]
+        nothing = t.new_empty(0, t.shape[1], what.after[-1].rows, *grid.sizes)
+        z = torch.cat([nothing, *map(grid.inverse, parts)]) if len(parts) != 1 else grid.inverse(parts[0])
+        if what.over is not None:
+            z = z.div_(what.over)
+        z = (z.mT if self._transposed else z).reshape(*z.shape[:3], *embedding.grid)
+        return embedding.outputs_from_grid(z, batch) if what.outputs[1] else embedding.inputs_from_grid(z, batch)
+
+    def _with_border(self, f: list[Tensor], own: slice | None) -> list[Tensor]:
+        """F with the unknowns of the border, of which ``after`` makes the answer; overwrites f, spectra in parts."""
+        assert self._border is not None
+        if own is not None:
+            columns = self._P.block(slice(None), own)
+            u = self._border.unknowns([columns(part) for part in f])
+            for part, spectrum in zip(f, u, strict=True):
+                spectrum[:, :, own] += part
+            return u
+        if self._E is None:
+            u = self._border.unknowns([self._P(part) for part in f])
+            return [part.add_(spectrum) for part, spectrum in zip(f, u, strict=True)]
+        u = self._border.unknowns([self._E(self._P(part)) for part in f])
+        assert self._back is not None
+        return [part.sub_(self._back(spectrum)) for part, spectrum in zip(f, u, strict=True)]
+
+    def _together(self, t: Tensor) -> int:
+        """How many right-hand sides go through the pass together: those whose spectra stay in the cache of a CPU."""
+        if t.device.type != "cpu":
+            return max(1, len(t))
+        one = math.prod(t.shape[1:]) * t.element_size()
+        return max(1, _WORK_BYTES // max(one, 1))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors kept."""
+        passes = [p for p in (self._solution, self._dual, self._normal) if p is not None]
+        used = [m for p in passes for m in (*p.after, p.before) if m is not None]
+        kept = {m.matrices.data_ptr(): m.nbytes for m in (*used, self._P, self._E, self._back) if m is not None}
+        return sum(kept.values()) + (0 if self._border is None else self._border.nbytes)
+
+
+def crossed_border(form: str, embedding: Embedding, penalty: Penalty | None) -> CrossedBorder:
+    """The border of a truncated block-circulant operator of a :class:`DirectInverse`.
+
+    Args:
+        form: "valid", "full" or "mixed".
+        embedding: its grid.
+        penalty: further rows, as the inverse has them.
+    """
+    if penalty is not None:
+        embedding = penalty.embedding(embedding.batch_shape)
+    out_border = embedding.output_border() if penalty is None else penalty.border(embedding)
+    positions = (out_border if form != "full" else []) + (embedding.input_border() if form != "valid" else [])
+    return CrossedBorder.of(embedding.grid, positions)
+
+
+def _in_a_plane(S: FrequencyMatrices, *, turned: bool) -> FrequencyMatrices:
+    """A symbol as one in two dimensions, with the two exchanged if ``turned``."""
+    sizes = S.grid.sizes
+    if len(sizes) == 1:
+        sizes, matrices = (1, *sizes), S.matrices.unsqueeze(1)
+    else:
+        matrices = S.matrices
+    S = FrequencyMatrices(Grid(sizes, real=S.grid.real), matrices)
+    if not turned:
+        return S
+    grid = Grid(sizes[::-1], real=S.grid.real)
+    return FrequencyMatrices(grid, grid.transform(S.kernel().mT).movedim((1, 2), (-2, -1)))

@@ -1,0 +1,151 @@
+r"""The Schur complement of the strip H of a crossed border, formed by its displacement and factorised.
+
+Eliminating H leaves, for every frequency :math:`\omega` along the rows, the rows above it of a block-circulant
+operator of which the others are eliminated. That is the inverse of a block Toeplitz matrix, and with Z the shift by
+one row its displacement has a rank of twice the number of channels,
+
+.. math:: T^{-1} - Z T^{-1} Z^H = x\, x_0^{-1} x^H - (Zz)\, z_n^{-1} (Zz)^H ,
+
+x and z the block columns of the first and of the last row of every channel, :math:`x_0` and :math:`z_n` their
+blocks on the diagonal. (Each is the difference that the inverse of a principal submatrix makes, and leaving out the
+first rows of a Toeplitz matrix gives the same as leaving out the last.) The entries between two columns at distance d,
+
+.. math:: S_d = \frac1{N} \sum_\omega e^{i \omega d}\, T_\omega^{-1} ,
+
+are therefore one matrix product for the displacement, and a running sum along its diagonals. Of an indefinite operator
+the two terms are much larger than their difference; there the products of all rows of H are formed.
+
+Gohberg and Semencul, Mat. Issled. 7 (1972), and Gohberg and Heinig, Rev. Roum. Math. Pures Appl. 19 (1974), for the
+inverses of Toeplitz and block Toeplitz matrices.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lsconv.border.direct.crossed_border import CrossedBorder
+from lsconv.border.direct.strip import Strip
+from lsconv.fourier.symbol import Grid, plane_waves
+
+__all__ = ["column_blocks"]
+
+
+def column_blocks(
+    spectrum: Tensor,
+    columns: Tensor,
+    strip: Strip | None,
+    border: CrossedBorder,
+    along: Grid,
+    *,
+    definite: bool,
+    even: bool = False,
+) -> Tensor:
+    r"""The entries of the Schur complement between columns at the distances 0, 1, ...
+
+    Args:
+        spectrum: the block-circulant operator, ``(blocks, rows, frequencies, channels, channels)``.
+        columns: the same, transformed back along the first axis.
+        strip: the rows H; None where there are none.
+        border: where they are.
+        along: the transform along the rows.
+        definite: whether the operator is positive definite.
+        even: the operator of one channel, or the saddle operator of one, is even along both axes; then the rows are
+            those of the first channel, and half of them.
+
+    Returns:
+        ``(blocks, distances, channels, height, channels, height)``, zero where a channel has no such row; those at
+        distance -d are the adjoints.
+    """
+    left, right = (_generators if definite else _coupling)(spectrum, columns, strip, border)
+    (n,), (f,), device = along.sizes, along.frequencies, left.device
+    blocks, _, channels, height, _ = left.shape
+    outer, top = (1, (height + 1) // 2) if even else (channels, height)
+    distances = torch.arange(border.width)
+    weights = along.weights(device, torch.float64).to(left.dtype) / n
+    waves = plane_waves(distances, n, f).to(device, left.dtype) * weights
+    # (blocks, channels * rows, frequencies, generators)
+    left = left[:, :, :outer, :top].permute(0, 2, 3, 1, 4).flatten(1, 2)
+    right = right.permute(0, 2, 3, 1, 4).flatten(1, 2)
+    if even:
+        left, right, waves = left.real.contiguous(), right.real.contiguous(), waves.real
+    apart = along.real and not even  # of real functions only the real part, that of the vectors of both parts
+    right = (torch.view_as_real(right.contiguous()) if apart else right).flatten(2).mH
+    S = right.new_empty(blocks, len(distances), outer * top, channels * height)
+    for number, wave in enumerate(waves):
+        shifted = left * wave[:, None]
+        torch.matmul((torch.view_as_real(shifted) if apart else shifted).flatten(2), right, out=S[:, number])
+    S = S.unflatten(-1, (channels, height)).unflatten(2, (outer, top))
+    if definite:
+        for row in range(1, top):
+            S[:, :, :, row, :, 1:] += S[:, :, :, row - 1, :, :-1]
+        return S
+    kernel = along.inverse(columns.movedim(2, -1))[..., : border.width]  # blocks, rows, channels, channels, distances
+    ahead = torch.arange(height, device=device)
+    there = ahead < torch.tensor(border.rows, device=device)[:, None]
+    lags = (ahead[:top, None] - ahead) % border.grid[0]
+    entries = kernel[:, lags, :outer].permute(0, 5, 3, 1, 4, 2)
+    return S.neg_().add_(entries * there[:outer, :top, None, None] * there)
+
+
+def _coupling(spectrum: Tensor, columns: Tensor, strip: Strip | None, border: CrossedBorder) -> tuple[Tensor, Tensor]:
+    r"""The factors of what H takes away, :math:`X_\omega D_\omega^{-1} X_\omega^H`.
+
+    They cost as much as the displacement times half of the rows of H; the displacement of an indefinite operator is a
+    difference of large numbers.
+
+    Returns:
+        ``(blocks, frequencies, channels, height, channels * rows of H)`` each.
+    """
+    (n, _), device = border.grid, spectrum.device
+    ahead, rows = torch.arange(border.height, device=device), torch.arange(n - border.depth, n, device=device)
+    there = (ahead < torch.tensor(border.rows, device=device)[:, None])[..., None]
+    X = columns[:, (ahead[:, None] - rows) % n].permute(0, 3, 4, 1, 5, 2).flatten(4) * there
+    if strip is None:
+        return X, X
+    return (X.flatten(2, 3) @ strip.inverse).reshape(X.shape), X
+
+
+def _generators(spectrum: Tensor, columns: Tensor, strip: Strip | None, border: CrossedBorder) -> tuple[Tensor, Tensor]:
+    """The factors of the displacement, ``(blocks, frequencies, channels, height, 2 * channels)`` each."""
+    (n, _), device = border.grid, spectrum.device
+    blocks, _, f, channels, _ = spectrum.shape
+    every, first = torch.arange(channels, device=device), torch.zeros(channels, dtype=torch.int64, device=device)
+    last = torch.tensor(border.rows, device=device) - 1
+    sources = spectrum.new_zeros(blocks, n, f, channels, 2 * channels)
+    at_sources = torch.cat([first, last])
+    twice = every.repeat(2)
+    empty = last < 0  # a phase without inputs has no rows
+    sources[:, at_sources, :, twice, torch.arange(2 * channels, device=device)] = 1
+    if strip is not None:
+        rows = torch.arange(n - border.depth, n, device=device)
+        lags = (rows[:, None] - at_sources) % n
+        at_rows = _entries(columns, lags, twice)
+        h = strip.inverse @ at_rows
+        sources[:, rows] -= h.unflatten(2, (channels, len(rows))).permute(0, 3, 1, 2, 4)
+    found = torch.fft.ifft(spectrum @ torch.fft.fft(sources, dim=1), dim=1)
+    del sources
+    ahead = torch.arange(border.height, device=device)
+    there = (ahead < torch.tensor(border.rows, device=device)[:, None])[..., None]  # channels, rows, 1
+    found = found[:, : border.height].permute(0, 2, 3, 1, 4) * there  # blocks, frequencies, channels, rows, sources
+    x, z = found[..., :channels], found[..., channels:]
+    x0, zn = x[:, :, :, 0], z[:, :, every, last]
+    x0, zn = (torch.where(empty[:, None] & empty, torch.eye(channels, device=device).to(d), d) for d in (x0, zn))
+    z = torch.nn.functional.pad(z[:, :, :, :-1], (0, 0, 1, 0)) * there
+    left = torch.cat([_over(x, x0), -_over(z, zn)], dim=-1)
+    return left, torch.cat([x, z], dim=-1)
+
+
+def _entries(columns: Tensor, lags: Tensor, channel: Tensor) -> Tensor:
+    """The operator from the sources to the rows of H: ``(blocks, frequencies, channels * rows, sources)``."""
+    # advanced indices at dimensions 1 and 4 bring (rows, sources) to the front
+    entries = columns[:, lags, :, :, channel]
+    return entries.permute(2, 3, 4, 0, 1).flatten(2, 3)
+
+
+def _over(x: Tensor, diagonal: Tensor) -> Tensor:
+    """``x diagonal^-1``, for ``x`` of shape ``(..., channels, rows, channels)``."""
+    if diagonal.shape[-1] == 1:
+        return x / diagonal.unsqueeze(-3)
+    flat = x.flatten(-3, -2)
+    return torch.linalg.solve_ex(diagonal, flat, left=False)[0].unflatten(-2, x.shape[-3:-1])

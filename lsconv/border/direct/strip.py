@@ -1,0 +1,66 @@
+r"""The strip H of a crossed border, eliminated frequency by frequency along its rows.
+
+In the spectrum of the plane the rows of H are read and written by a few waves along the first axis, and the operator
+between them is one small matrix :math:`D_\omega` for each frequency of the second.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lsconv.border.direct.crossed_border import CrossedBorder
+from lsconv.border.direct.dense_inverse import indefinite_inverse
+from lsconv.fourier.symbol import hermitian_inverse, plane_waves
+
+__all__ = ["Strip"]
+
+
+class Strip:
+    """``D^-1`` for each frequency along the rows, and the waves that read and write them.
+
+    Args:
+        columns: the block-circulant operator, transformed back along the first axis:
+            ``(blocks, rows, frequencies, channels, channels)``.
+        border: where H is.
+        definite: whether the operator is positive definite.
+    """
+
+    def __init__(self, columns: Tensor, border: CrossedBorder, *, definite: bool) -> None:
+        (n, _), channels, device = border.grid, columns.shape[-1], columns.device
+        rows = torch.arange(n - border.depth, n)
+        there = (rows >= torch.tensor(border.rows)[:, None]).flatten().to(device)  # channels * rows
+        lags = (rows[:, None] - rows) % n
+        D = columns[:, lags.to(device)].permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)  # blocks, frequencies
+        both = there[:, None] & there
+        D = torch.where(both, D, torch.eye(len(there), dtype=D.dtype, device=device))
+        self.inverse = hermitian_inverse(D.contiguous()) if definite else indefinite_inverse(D)
+        self.inverse *= both
+        waves = plane_waves(rows, n, n).to(device, columns.dtype)
+        self._there = there
+        self._read, self._write = waves / n, waves.mH.contiguous()
+        self._channels = channels
+
+    def read(self, spectra: Tensor) -> Tensor:
+        """The rows of ``spectra`` ``(rest, blocks, channels, *frequencies)``, as :meth:`solve` takes them."""
+        return self._read @ spectra
+
+    def write(self, rows: Tensor) -> Tensor:
+        """The spectra of the rows alone."""
+        return self._write @ rows
+
+    def solve(self, rows: Tensor) -> Tensor:
+        """``D^-1`` times ``rows`` of shape ``(rest, blocks, channels, rows, frequencies)``."""
+        shape = rows.shape
+        vectors = rows.flatten(2, 3).permute(1, 3, 2, 0)  # blocks, frequencies, channels * rows, rest
+        return (self.inverse @ vectors).permute(3, 0, 2, 1).reshape(shape)
+
+    def logdet(self) -> Tensor:
+        """``log |det D|`` of every frequency, ``(blocks, frequencies)``."""
+        inverse = self.inverse + torch.diag((~self._there).to(self.inverse))
+        return -torch.linalg.slogdet(inverse)[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrices."""
+        return self.inverse.nbytes
