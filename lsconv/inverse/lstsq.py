@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.inverse.route import BORDER_PLANS, route
-from lsconv.inverse.solve import Fallback, solve, started
+from lsconv.inverse.reduced_plan import core
+from lsconv.inverse.solve import KRYLOV_ONLY, Fallback, solve, started
 from lsconv.krylov.gradients.attach import LeastSquares, attach, start_as_prior
 from lsconv.krylov.loop.empty_batch import serves_empty_batches
 from lsconv.krylov.loop.problem import as_complex, as_operator, prepare
@@ -136,10 +137,11 @@ class _Routed:
             preconditioner=self.preconditioner,
             memory_limit=self.memory_limit,
             rcond=self.rcond,
+            started=any(options.get(name) is not None for name in KRYLOV_ONLY),
         )
         # a start stays in the answer, and who limits the iterations or watches them wants these
         own = {name for name in ("x0", "callback", "max_iter") if options.get(name) is not None}
-        asked = self.method == "auto" and (not own or isinstance(plan, BORDER_PLANS))
+        asked = self.method == "auto" and (not own or isinstance(core(plan), BORDER_PLANS))
         second = Fallback(A, damp, plan, self.rcond) if asked else None
         solution = solve(plan, data.y, data.broken, second=second, **options)
         if self.method == "hybrid":  # the backward pass takes the damping as chosen

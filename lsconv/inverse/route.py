@@ -22,6 +22,10 @@ from lsconv.errors import (
     PlanMemoryError,
     warn,
 )
+from lsconv.factored.batch_axes import Reduction
+from lsconv.factored.direct_plan import DirectPlan
+from lsconv.factored.kronecker import Factors, SeparablePlan
+from lsconv.factored.patch_matrix import PatchPlan
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.dtypes import default_rcond, direct_rtol
@@ -35,19 +39,22 @@ from lsconv.inverse.plans import (
     KrylovStack,
     Plan,
 )
+from lsconv.inverse.reduced_plan import ReducedPlan, core
 from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["BORDER_PLANS", "METHODS", "fallback", "penalty_plan", "route"]
 
-METHODS = ("auto", "fourier", "border", "svd", *KRYLOV)
+METHODS = ("auto", "matrix", "separable", "fourier", "border", "svd", *KRYLOV)
 BORDER_PLANS = (BorderPlan, CapacitancePlan)
 # Of random 5x5 kernels, 8 to 8 channels, 64², float32, damp 0.1, the border takes four times as long as LSMR. In three
 # dimensions, damp 1e-2, 16³, its iteration gets stuck.
 _MIRRORED_CHANNELS = 4
 # Unknowns or equations up to which the dense decomposition, of about a second, answers what other methods leave open.
 _SMALL = 512
+# Fourier transforms of the field that an answer of the border costs, in operations of a product of matrices.
+_TRANSFORMS = 300
 _NOT_LINEAR = '"hybrid" chooses the damping by y, so its answer is not linear in y and has no adjoint; use "lsqr"'
 
 
@@ -59,6 +66,7 @@ def route(
     preconditioner: LinearOperator | str | None = "auto",
     memory_limit: int | None = None,
     rcond: float | None = None,
+    started: bool = False,
 ) -> Plan:
     r"""The plan that solves :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2\|x\|^2`.
 
@@ -67,7 +75,13 @@ def route(
     ==========================================================  ==================================================
     operator                                                    method
     ==========================================================  ==================================================
+    kernel that reads disjoint patches (1x1, or no larger than  "matrix": one small matrix per group
+    the stride), or reads all of the input at once
+    kernel of extent one along some axes                        that of the kernel without these axes, which become
+                                                                batch dimensions
     circular convolution that nothing crops                     "fourier"
+    separable kernel, any padding mode, stride and dilation     "separable", where the decomposition of the axes costs
+                                                                less than the alternatives
     convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit, or where
                                                                 damp = 0 and the shapes imply a null space
     convolution of stride 1, reflect or replicate padding       "border" in one or two dimensions with damp > 0 and at
@@ -76,7 +90,9 @@ def route(
     any other operator                                          "lsmr", preconditioned where that is safe
     ==========================================================  ==================================================
 
-    An ``rcond`` of the user's goes to "fourier", to "border" where that is direct, and else to "svd", the dense
+    Margins of zeros around a kernel are trimmed before.
+
+    An ``rcond`` of the user's goes to "matrix", "separable" and "fourier", to "border" where that is direct, and else to "svd", the dense
     decomposition (:class:`SingularValuePlan`); the iterations decide no rank. For small problems "svd" also gives the
     answers that the others are not sure of (:func:`fallback`).
 
@@ -101,16 +117,32 @@ def route(
     solution side selects another solution than the minimum-norm one, and on the residual side weighs inconsistent data.
     The square methods use an operator given as ``preconditioner`` as their M; "hybrid" takes none.
 
+    With ``started`` the caller has options that only a Krylov method takes (a start, a callback), and "auto" leaves out
+    the small matrices.
+
     Raises:
         MethodError: the method cannot serve the operator; the message names one that can.
-        PlanMemoryError: ``method="border"`` was asked for and its plan would not fit.
+        PlanMemoryError: the method was asked for and its plan would not fit.
     """
     if method not in METHODS:
         raise ArgumentError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     if A.dtype in (torch.float16, torch.bfloat16):
         raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
     chosen = _check_rcond(rcond, damp, method)
+    options: dict[str, Any] = {"memory_limit": memory_limit, "rcond": rcond}
+    if isinstance(A, Convolution) and method != "svd":
+        smaller = Reduction.trimmed(A)
+        if smaller is None and method == "auto" and not (started or PatchPlan.serves(A)):
+            smaller = Reduction.without_batch_axes(A)
+        if smaller is not None and (smaller.same_shapes or (method == "auto" and not started)):
+            asked = {"method": method, "preconditioner": preconditioner, "started": started, **options}
+            plan = route(smaller.B, smaller.damp(damp), **asked)
+            return plan if smaller.same_shapes else ReducedPlan(smaller, plan, damp)
+    if method in ("matrix", "separable"):
+        return _factored(A, damp, method, **options)
     structured = A if isinstance(A, Convolution) and Embedding.exists(A) else None
+    if method == "auto" and not started and (plan := _cheap_factored(A, damp, **options)) is not None:
+        return plan
     if method == "fourier" or (method == "auto" and structured is not None and Embedding(structured).is_circulant):
         return FourierPlan(A, damp, rcond=rcond)
     if method == "svd" or (chosen and method == "auto" and structured is None):
@@ -132,6 +164,55 @@ def route(
         _check_suits(A, damp, name)
         return KrylovPlan(A, damp, name, _own_preconditioner(A, name, preconditioner))
     return KrylovPlan(A, damp, name, _preconditioner(A, damp, preconditioner, name))
+
+
+def _factored(
+    A: LinearOperator, damp: Tensor | float, method: str, *, memory_limit: int | None, rcond: float | None
+) -> PatchPlan | SeparablePlan:
+    """The plan of small matrices that was asked for."""
+    if not isinstance(A, Convolution) or (method == "matrix" and not PatchPlan.serves(A)):
+        raise MethodError(
+            f'method: "matrix" needs a convolution whose outputs read disjoint patches, "separable" one with a '
+            f'separable kernel, got {method!r} and {A!r}; use method="auto"'
+        )
+    kind = PatchPlan if method == "matrix" else SeparablePlan
+    return kind(A, damp, **_decided(A, memory_limit, rcond))
+
+
+def _decided(A: LinearOperator, memory_limit: int | None, rcond: float | None) -> dict[str, Any]:
+    """The options of a direct plan."""
+    return {
+        "rcond": default_rcond(A.dtype) if rcond is None else float(rcond),
+        "rtol": direct_rtol(A.dtype),
+        "allowed": allowed_bytes(memory_limit, A.device),
+    }
+
+
+def _cheap_factored(
+    A: LinearOperator, damp: Tensor | float, *, memory_limit: int | None, rcond: float | None
+) -> PatchPlan | SeparablePlan | None:
+    """The plan of small matrices where A has one that is cheaper than all others."""
+    if not isinstance(A, Convolution):
+        return None
+    options = _decided(A, memory_limit, rcond)
+    try:
+        if PatchPlan.serves(A):
+            return PatchPlan(A, damp, **options)
+        if Embedding.exists(A) and Embedding(A).is_circulant:
+            return None
+        factors = Factors.of(A)
+        if factors is None or not _axes_are_cheap(A, factors):
+            return None
+        return SeparablePlan(A, damp, factors=factors, **options)
+    except (MethodError, PlanMemoryError):
+        return None
+
+
+def _axes_are_cheap(A: Convolution, factors: Factors) -> bool:
+    """Predict that decomposing the axes costs less than the transforms of the border, or than iterations."""
+    setup, solve = SeparablePlan.flops(A, factors)
+    cells = max(A.in_numel, A.out_numel)
+    return setup + solve <= _TRANSFORMS * 5 * cells * math.log2(cells)
 
 
 def penalty_plan(
@@ -192,13 +273,7 @@ def _check_rcond(rcond: Any, damp: Tensor | float, method: str) -> bool:
 
 def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None) -> SingularValuePlan:
     """The dense decomposition."""
-    return SingularValuePlan(
-        A,
-        damp,
-        rcond=default_rcond(A.dtype) if rcond is None else float(rcond),
-        rtol=direct_rtol(A.dtype),
-        allowed=allowed_bytes(memory_limit, A.device),
-    )
+    return SingularValuePlan(A, damp, **_decided(A, memory_limit, rcond))
 
 
 def _with_rcond(
@@ -234,7 +309,8 @@ def fallback(
 
     A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.
     """
-    if isinstance(plan, SingularValuePlan):
+    plan = core(plan)
+    if isinstance(plan, DirectPlan):
         return None
     if _is_small(A):
         return _svd(A, damp, None, rcond)

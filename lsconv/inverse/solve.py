@@ -19,12 +19,12 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["Fallback", "report", "second_opinion", "solve", "started", "without_items"]
+__all__ = ["KRYLOV_ONLY", "Fallback", "report", "second_opinion", "solve", "started", "without_items"]
 
 # Iterations that LSMR has for an item that the border leaves open.
 _SECOND_OPINION_ITERATIONS = 500
 _COMMON = {"rtol", "atol", "max_iter"}
-_KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart", "rule", "noise_std", "safety"}
+KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart", "rule", "noise_std", "safety"}
 
 
 def solve(
@@ -40,17 +40,17 @@ def solve(
     max_iter = options.get("max_iter")
     if max_iter is not None and (isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 0):
         raise ArgumentError(f"max_iter: expected an integer >= 0 or None, got {max_iter!r}")
-    unknown = sorted(set(options) - _COMMON - _KRYLOV_ONLY)
+    unknown = sorted(set(options) - _COMMON - KRYLOV_ONLY)
     if unknown:
         raise ArgumentTypeError(
-            f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | _KRYLOV_ONLY))}"
+            f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | KRYLOV_ONLY))}"
         )
     if isinstance(plan, KrylovPlan):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             solution = plan.solve(y, **options)
     else:
-        extra = sorted(set(options) & _KRYLOV_ONLY)
+        extra = sorted(set(options) & KRYLOV_ONLY)
         if extra:
             raise MethodError(
                 f"{', '.join(extra)}: {plan!r} takes no such option; ask for method='lsmr' or another Krylov method"
