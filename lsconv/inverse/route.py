@@ -53,8 +53,9 @@ BORDER_PLANS = (BorderPlan, CapacitancePlan)
 _MIRRORED_CHANNELS = 4
 # Unknowns or equations up to which the dense decomposition, of about a second, answers what other methods leave open.
 _SMALL = 512
-# Fourier transforms of the field that an answer of the border costs, in operations of a product of matrices.
-_TRANSFORMS = 300
+# Operations of dense matrices that take the time of an answer of the border (of one of hundreds of iterations), in
+# those of a Fourier transform of the field: benchmarks/routes.py shows both sides of the choice.
+_BORDER_TRANSFORMS, _KRYLOV_TRANSFORMS = 200, 2000
 _NOT_LINEAR = '"hybrid" chooses the damping by y, so its answer is not linear in y and has no adjoint; use "lsqr"'
 
 
@@ -201,18 +202,19 @@ def _cheap_factored(
         if Embedding.exists(A) and Embedding(A).is_circulant:
             return None
         factors = Factors.of(A)
-        if factors is None or not _axes_are_cheap(A, factors):
+        if factors is None or not _axes_are_cheap(A, damp, factors):
             return None
         return SeparablePlan(A, damp, factors=factors, **options)
     except (MethodError, PlanMemoryError):
         return None
 
 
-def _axes_are_cheap(A: Convolution, factors: Factors) -> bool:
-    """Predict that decomposing the axes costs less than the transforms of the border, or than iterations."""
-    setup, solve = SeparablePlan.flops(A, factors)
+def _axes_are_cheap(A: Convolution, damp: Tensor | float, factors: Factors) -> bool:
+    """Predict that decomposing the axes costs less than the border, or than iterations where there is none."""
     cells = max(A.in_numel, A.out_numel)
-    return setup + solve <= _TRANSFORMS * 5 * cells * math.log2(cells)
+    bordered = Embedding.exists(A) and bool((torch.as_tensor(damp) > 0).all())
+    allowed = _BORDER_TRANSFORMS if bordered else _KRYLOV_TRANSFORMS
+    return sum(SeparablePlan.flops(A, factors)) <= allowed * 5 * cells * math.log2(2 * cells)
 
 
 def penalty_plan(
