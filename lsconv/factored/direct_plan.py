@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,14 @@ from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
-__all__ = ["DirectPlan", "Rank", "in_double", "inverse_values", "wide_dtype"]
+__all__ = ["WORK_ARRAYS", "DirectPlan", "Rank", "in_double", "inverse_values", "refinements", "wide_dtype"]
 
 # So many eps of the largest singular value is what LAPACK may be off by in the others, for matrices of this size.
 _ROUNDING = 8
+# Matrix, factors and LAPACK's work array, in numbers of the matrix.
+WORK_ARRAYS = 6
+# What refinement leaves of the error, in units of the tolerance.
+_REFINED = 1e-2
 _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
@@ -65,6 +70,13 @@ def inverse_values(values: Tensor, kept: Tensor, mu: Tensor, power: int = 1) -> 
     """``values^power / (values^2 + mu)``; zero where mu is zero and the value is not kept."""
     keep = (mu > 0) | kept
     return torch.where(keep, values**power / torch.where(keep, values.square() + mu, 1.0), 0.0)
+
+
+def refinements(contraction: float, rtol: float) -> int:
+    """The steps that bring an error, each of which leaves a part ``contraction`` of it, below the tolerance."""
+    if contraction == 0:
+        return 0
+    return max(0, math.ceil(math.log(_REFINED * rtol) / math.log(contraction)) - 1)
 
 
 class DirectPlan:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.factored.direct_plan import DirectPlan, Rank, inverse_values, wide_dtype
+from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, refinements, wide_dtype
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
@@ -32,9 +32,8 @@ __all__ = ["Factors", "SeparablePlan"]
 
 # Epsilons of the kernel's dtype within which it counts as separable.
 _SEPARABLE = 4
-# What a step of refinement may leave of the error, and what is left of it in the end.
-_CONTRACTION, _REFINED = 0.1, 1e-2
-_ARRAYS = 6
+# What a step of refinement may leave of the error.
+_CONTRACTION = 0.1
 
 
 @dataclass(frozen=True)
@@ -154,15 +153,13 @@ class SeparablePlan(DirectPlan):
         """The steps of refinement that the error of the factors costs."""
         error = error.reshape(self.A.batch_shape)
         worst = float(torch.where(error > 0, 2 * error / self.damp, 0.0).max())
-        if worst == 0:
-            return 0
         if worst > _CONTRACTION:
             largest = float(error.max())
             raise MethodError(
                 f'method="separable": the kernel is separable up to {largest:.1e}, which needs damp > '
                 f'{2 * largest / _CONTRACTION:.1e}; give a float64 kernel, or use method="border" or "lsmr" ({self.A!r})'
             )
-        return max(0, math.ceil(math.log(_REFINED * self.rtol) / math.log(worst)) - 1)
+        return refinements(worst, self.rtol)
 
     @staticmethod
     def flops(A: Convolution, factors: Factors) -> tuple[float, float]:
@@ -180,7 +177,7 @@ class SeparablePlan(DirectPlan):
         itemsize = 16 if A.dtype.is_complex else 8
         sides = [(A.c_in // A.groups, A.c_out // A.groups), *_sides(A)]
         factors = A.groups * sum(n * m for n, m in sides)
-        return _ARRAYS * itemsize * math.prod(A.batch_shape) * (factors + A.in_numel + A.out_numel)
+        return WORK_ARRAYS * itemsize * math.prod(A.batch_shape) * (factors + A.in_numel + A.out_numel)
 
     # ------------------------------------------------------------------ the maps
 

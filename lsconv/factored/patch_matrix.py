@@ -21,7 +21,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from lsconv.factored.direct_plan import DirectPlan, Rank, inverse_values, wide_dtype
+from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, wide_dtype
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
@@ -30,8 +30,6 @@ __all__ = ["PatchPlan"]
 
 # Sets of taps up to which the positions are told apart by them: an interior and a border on both sides, in space.
 _MOST_PARTS = 27
-# Matrix, factors, inverse and LAPACK's work array, in numbers of the matrix.
-_ARRAYS = 6
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ class PatchPlan(DirectPlan):
         itemsize = 16 if A.dtype.is_complex else 8
         parts = math.prod(len(_runs(A, a)) for a in range(A.ndim))
         own = math.prod(broadcast_shapes(A.batch_shape, damp_shape))
-        return _ARRAYS * itemsize * parts * own * A.weight.shape[-A.ndim - 1] * A.c_out * math.prod(A.kernel_size)
+        return WORK_ARRAYS * itemsize * parts * own * A.weight.shape[-A.ndim - 1] * A.c_out * math.prod(A.kernel_size)
 
     # ------------------------------------------------------------------ the maps
 

@@ -16,13 +16,10 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.factored.direct_plan import DirectPlan, Rank, inverse_values, wide_dtype
+from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, wide_dtype
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["SingularValuePlan"]
-
-# Singular values, both sets of vectors, the matrix and LAPACK's work array, in numbers of the matrix.
-_ARRAYS = 6
 
 
 class SingularValuePlan(DirectPlan):
@@ -67,7 +64,7 @@ class SingularValuePlan(DirectPlan):
     def bytes_for(A: LinearOperator) -> int:
         """Bytes that the decomposition takes."""
         itemsize = 16 if A.dtype.is_complex else 8
-        return _ARRAYS * itemsize * math.prod(A.batch_shape) * A.in_numel * A.out_numel
+        return WORK_ARRAYS * itemsize * math.prod(A.batch_shape) * A.in_numel * A.out_numel
 
     def _filtered(self, coefficients: Tensor, power: int) -> Tensor:
         mu = self.damp.square().unsqueeze(-1)

@@ -25,6 +25,7 @@ from lsconv.errors import (
 from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import DirectPlan
 from lsconv.factored.kronecker import Factors, SeparablePlan
+from lsconv.factored.normal_equations import NormalEquationsPlan
 from lsconv.factored.patch_matrix import PatchPlan
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
@@ -42,11 +43,12 @@ from lsconv.inverse.plans import (
 from lsconv.inverse.reduced_plan import ReducedPlan, core
 from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["BORDER_PLANS", "METHODS", "fallback", "penalty_plan", "route"]
 
-METHODS = ("auto", "matrix", "separable", "fourier", "border", "svd", *KRYLOV)
+METHODS = ("auto", "matrix", "separable", "normal", "fourier", "border", "svd", *KRYLOV)
 BORDER_PLANS = (BorderPlan, CapacitancePlan)
 # Of random 5x5 kernels, 8 to 8 channels, 64², float32, damp 0.1, the border takes four times as long as LSMR. In three
 # dimensions, damp 1e-2, 16³, its iteration gets stuck.
@@ -56,6 +58,8 @@ _SMALL = 512
 # Operations of dense matrices that take the time of an answer of the border (of one of hundreds of iterations), in
 # those of a Fourier transform of the field: benchmarks/routes.py shows both sides of the choice.
 _BORDER_TRANSFORMS, _KRYLOV_TRANSFORMS = 200, 2000
+# Operations of dense matrices that take no longer than the calls which any other answer consists of.
+_FREE_OPERATIONS = 5e7
 _NOT_LINEAR = '"hybrid" chooses the damping by y, so its answer is not linear in y and has no adjoint; use "lsqr"'
 
 
@@ -83,6 +87,8 @@ def route(
     circular convolution that nothing crops                     "fourier"
     separable kernel, any padding mode, stride and dilation     "separable", where the decomposition of the axes costs
                                                                 less than the alternatives
+    kernel longer than x (deconvolution for a short response),  "normal": the normal equations, where they are not too
+    or few unknowns, damped                                     ill-conditioned
     convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit, or where
                                                                 damp = 0 and the shapes imply a null space
     convolution of stride 1, reflect or replicate padding       "border" in one or two dimensions with damp > 0 and at
@@ -139,6 +145,8 @@ def route(
             asked = {"method": method, "preconditioner": preconditioner, "started": started, **options}
             plan = route(smaller.B, smaller.damp(damp), **asked)
             return plan if smaller.same_shapes else ReducedPlan(smaller, plan, damp)
+    if method == "normal":
+        return NormalEquationsPlan(A, damp, **_decided(A, memory_limit, rcond))
     if method in ("matrix", "separable"):
         return _factored(A, damp, method, **options)
     structured = A if isinstance(A, Convolution) and Embedding.exists(A) else None
@@ -191,7 +199,7 @@ def _decided(A: LinearOperator, memory_limit: int | None, rcond: float | None) -
 
 def _cheap_factored(
     A: LinearOperator, damp: Tensor | float, *, memory_limit: int | None, rcond: float | None
-) -> PatchPlan | SeparablePlan | None:
+) -> DirectPlan | None:
     """The plan of small matrices where A has one that is cheaper than all others."""
     if not isinstance(A, Convolution):
         return None
@@ -202,9 +210,12 @@ def _cheap_factored(
         if Embedding.exists(A) and Embedding(A).is_circulant:
             return None
         factors = Factors.of(A)
-        if factors is None or not _axes_are_cheap(A, damp, factors):
-            return None
-        return SeparablePlan(A, damp, factors=factors, **options)
+        if factors is not None and _axes_are_cheap(A, damp, factors):
+            return SeparablePlan(A, damp, factors=factors, **options)
+    except (MethodError, PlanMemoryError):
+        pass  # others need less memory, or no separable kernel
+    try:
+        return NormalEquationsPlan(A, damp, **options) if _unknowns_are_few(A, damp) else None
     except (MethodError, PlanMemoryError):
         return None
 
@@ -215,6 +226,20 @@ def _axes_are_cheap(A: Convolution, damp: Tensor | float, factors: Factors) -> b
     bordered = Embedding.exists(A) and bool((torch.as_tensor(damp) > 0).all())
     allowed = _BORDER_TRANSFORMS if bordered else _KRYLOV_TRANSFORMS
     return sum(SeparablePlan.flops(A, factors)) <= allowed * 5 * cells * math.log2(2 * cells)
+
+
+def _unknowns_are_few(A: Convolution, damp: Tensor | float) -> bool:
+    """Predict that the normal equations cost less than the border, or than iterations where that is no smaller than x.
+
+    Without damping they are tried where padding makes A regular and the kernel is longer than x.
+    """
+    damping = torch.as_tensor(damp)
+    operations = NormalEquationsPlan.flops(A) * math.prod(broadcast_shapes(A.batch_shape, damping.shape))
+    if bool((damping > 0).all()) and operations <= _FREE_OPERATIONS:
+        return True
+    outputs = A.out_numel
+    long = all(k >= n for k, n in zip(A.kernel_size, A.spatial_in, strict=True)) and outputs >= 2 * A.in_numel
+    return long and operations <= _KRYLOV_TRANSFORMS * 5 * outputs * math.log2(2 * outputs)
 
 
 def penalty_plan(
