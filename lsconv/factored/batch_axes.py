@@ -10,6 +10,7 @@ same place, with less padding, or where that becomes negative, of a part of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,9 +71,7 @@ class Reduction:
     def without_batch_axes(cls, A: Convolution) -> Reduction | None:
         """With the axes along which the kernel has extent one in the batch; None where there are none, or no others."""
         folded = tuple(
-            a
-            for a in range(A.ndim)
-            if A.kernel_size[a] == 1 and (A.padding_mode == "zeros" or not any(A.padding[a]))
+            a for a in range(A.ndim) if A.kernel_size[a] == 1 and (A.padding_mode == "zeros" or not any(A.padding[a]))
         )
         if not folded or len(folded) == A.ndim:
             return None
@@ -142,7 +141,8 @@ class Reduction:
         return self._place(y, self.outputs, self.A.out_shape)
 
     def _select(self, z: Tensor, kept: tuple[slice, ...]) -> Tensor:
-        z = z[(..., *kept)]
+        cells: tuple[Any, ...] = (..., *kept)
+        z = z[cells]
         channel = z.ndim - self.A.ndim - 1
         moved = [z.ndim - self.A.ndim + a for a in self.folded]
         return z.movedim(moved, list(range(channel, channel + len(moved)))) if moved else z
@@ -154,7 +154,8 @@ class Reduction:
         if z.shape[channel:] == item:
             return z
         whole = z.new_zeros(*z.shape[:channel], *item)
-        whole[(..., *kept)] = z
+        cells: tuple[Any, ...] = (..., *kept)
+        whole[cells] = z
         return whole
 
 

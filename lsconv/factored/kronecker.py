@@ -24,7 +24,6 @@ from torch import Tensor
 
 from lsconv.errors import MethodError
 from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, refinements, wide_dtype
-from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
 
@@ -120,7 +119,7 @@ class SeparablePlan(DirectPlan):
         self._kernels = math.prod(A.batch_shape)
         self._left: list[Tensor | None] = []
         self._right: list[Tensor | None] = []
-        spectra = []
+        spectra: list[Tensor] = []
         matrices = [factors.channels, *(_axis_matrix(A, a, u) for a, u in enumerate(factors.axes))]
         alone = factors.channels.shape[-2:] == (1, 1)
         for a, matrix in enumerate(matrices):
@@ -157,7 +156,8 @@ class SeparablePlan(DirectPlan):
             largest = float(error.max())
             raise MethodError(
                 f'method="separable": the kernel is separable up to {largest:.1e}, which needs damp > '
-                f'{2 * largest / _CONTRACTION:.1e}; give a float64 kernel, or use method="border" or "lsmr" ({self.A!r})'
+                f'{2 * largest / _CONTRACTION:.1e}, got {self.A!r}; give a float64 kernel, or use method="border" or '
+                f'"lsmr"'
             )
         return refinements(worst, self.rtol)
 
@@ -268,7 +268,7 @@ def _leading(unfolded: Tensor) -> Tensor:
 
 
 def _axis_matrix(A: Convolution, a: int, u: Tensor) -> Tensor:
-    """The matrices ``(kernels, groups, outputs, inputs)`` of a one-dimensional convolution with the geometry of an axis."""
+    """The matrices ``(kernels, groups, outputs, inputs)`` of one axis."""
     one = Convolution(
         u[:, :, None, None], (A.spatial_in[a],), A.stride[a], [A.padding[a]], A.dilation[a],
         padding_mode=A.padding_mode, check_finite=False,

@@ -13,6 +13,7 @@ Björck, "Numerical Methods for Least Squares Problems" (1996), section 6.6.5, f
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,7 +173,8 @@ def _toeplitz_gram(A: LinearOperator) -> Tensor:
     )  # fmt: skip
     impulses = torch.zeros(A.c_in, *(1 for _ in A.batch_shape), *wide.in_shape, dtype=A.dtype, device=A.device)
     for channel in range(A.c_in):
-        impulses[(channel, ..., channel, *(n - 1 for n in sizes))] = 1
+        at: tuple[Any, ...] = (channel, ..., channel, *(n - 1 for n in sizes))
+        impulses[at] = 1
     lags = wide.adjoint(wide.apply(impulses))  # inputs, *own, inputs, *lags
     lags = lags.movedim(0, len(A.batch_shape) + 1)  # *own, inputs of row, inputs of column, *lags
     for a, n in enumerate(sizes):

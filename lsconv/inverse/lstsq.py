@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from lsconv.inverse.plans import KrylovPlan, Plan
-from lsconv.inverse.route import BORDER_PLANS, route
 from lsconv.inverse.reduced_plan import core
+from lsconv.inverse.route import BORDER_PLANS, route
 from lsconv.inverse.solve import KRYLOV_ONLY, Fallback, solve, started
 from lsconv.krylov.gradients.attach import LeastSquares, attach, start_as_prior
 from lsconv.krylov.loop.empty_batch import serves_empty_batches

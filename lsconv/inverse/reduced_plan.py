@@ -46,7 +46,7 @@ class ReducedPlan:
         solution = replace(parts, x=way.to_inputs(parts.x))
         if way.folded:
             count = len(way.folded)
-            flat = {
+            flat: dict[str, Any] = {
                 name: value.flatten(-count).movedim(-1, 0)
                 for name, value in vars(parts).items()
                 if isinstance(value, Tensor) and name != "x"

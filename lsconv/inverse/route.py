@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lsconv.border.capacitance_plan import CapacitancePlan
-from lsconv.border.memory import allowed_bytes
 from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.stacked_plan import StackedPlan
@@ -22,14 +21,9 @@ from lsconv.errors import (
     PlanMemoryError,
     warn,
 )
-from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import DirectPlan
-from lsconv.factored.kronecker import Factors, SeparablePlan
-from lsconv.factored.normal_equations import NormalEquationsPlan
-from lsconv.factored.patch_matrix import PatchPlan
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans import (
     KRYLOV,
@@ -41,25 +35,20 @@ from lsconv.inverse.plans import (
     Plan,
 )
 from lsconv.inverse.reduced_plan import ReducedPlan, core
+from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, deciding, reduction, small_matrices
 from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["BORDER_PLANS", "METHODS", "fallback", "penalty_plan", "route"]
 
-METHODS = ("auto", "matrix", "separable", "normal", "fourier", "border", "svd", *KRYLOV)
+METHODS = ("auto", *SMALL_MATRICES, "fourier", "border", "svd", *KRYLOV)
 BORDER_PLANS = (BorderPlan, CapacitancePlan)
 # Of random 5x5 kernels, 8 to 8 channels, 64², float32, damp 0.1, the border takes four times as long as LSMR. In three
 # dimensions, damp 1e-2, 16³, its iteration gets stuck.
 _MIRRORED_CHANNELS = 4
 # Unknowns or equations up to which the dense decomposition, of about a second, answers what other methods leave open.
 _SMALL = 512
-# Operations of dense matrices that take the time of an answer of the border (of one of hundreds of iterations), in
-# those of a Fourier transform of the field: benchmarks/routes.py shows both sides of the choice.
-_BORDER_TRANSFORMS, _KRYLOV_TRANSFORMS = 200, 2000
-# Operations of dense matrices that take no longer than the calls which any other answer consists of.
-_FREE_OPERATIONS = 5e7
 _NOT_LINEAR = '"hybrid" chooses the damping by y, so its answer is not linear in y and has no adjoint; use "lsqr"'
 
 
@@ -99,9 +88,9 @@ def route(
 
     Margins of zeros around a kernel are trimmed before.
 
-    An ``rcond`` of the user's goes to "matrix", "separable" and "fourier", to "border" where that is direct, and else to "svd", the dense
-    decomposition (:class:`SingularValuePlan`); the iterations decide no rank. For small problems "svd" also gives the
-    answers that the others are not sure of (:func:`fallback`).
+    An ``rcond`` of the user's goes to "matrix", "separable", "normal" and "fourier", to "border" where that is direct,
+    and else to "svd", the dense decomposition (:class:`SingularValuePlan`); the iterations decide no rank. For small
+    problems "svd" also gives the answers that the others are not sure of (:func:`fallback`).
 
     "border" is direct (:class:`CapacitancePlan`) for ``damp = 0`` and a square operator whose border can be factorised
     in the time of some two hundred iterations, and otherwise iterates on the border (:class:`BorderPlan`).
@@ -136,22 +125,26 @@ def route(
     if A.dtype in (torch.float16, torch.bfloat16):
         raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
     chosen = _check_rcond(rcond, damp, method)
-    options: dict[str, Any] = {"memory_limit": memory_limit, "rcond": rcond}
-    if isinstance(A, Convolution) and method != "svd":
-        smaller = Reduction.trimmed(A)
-        if smaller is None and method == "auto" and not (started or PatchPlan.serves(A)):
-            smaller = Reduction.without_batch_axes(A)
-        if smaller is not None and (smaller.same_shapes or (method == "auto" and not started)):
-            asked = {"method": method, "preconditioner": preconditioner, "started": started, **options}
-            plan = route(smaller.B, smaller.damp(damp), **asked)
-            return plan if smaller.same_shapes else ReducedPlan(smaller, plan, damp)
-    if method == "normal":
-        return NormalEquationsPlan(A, damp, **_decided(A, memory_limit, rcond))
-    if method in ("matrix", "separable"):
-        return _factored(A, damp, method, **options)
+    auto = method == "auto" and not started
+    smaller = None if method == "svd" else reduction(A, whole=not auto)
+    if smaller is not None:
+        plan = route(
+            smaller.B,
+            smaller.damp(damp),
+            method=method,
+            preconditioner=preconditioner,
+            memory_limit=memory_limit,
+            rcond=rcond,
+            started=started,
+        )
+        return plan if smaller.same_shapes else ReducedPlan(smaller, plan, damp)
+    decided = deciding(A, memory_limit, rcond)
+    if method in SMALL_MATRICES:
+        return small_matrices(A, damp, method, **decided)
     structured = A if isinstance(A, Convolution) and Embedding.exists(A) else None
-    if method == "auto" and not started and (plan := _cheap_factored(A, damp, **options)) is not None:
-        return plan
+    direct = cheap_small_matrices(A, damp, **decided) if auto else None
+    if direct is not None:
+        return direct
     if method == "fourier" or (method == "auto" and structured is not None and Embedding(structured).is_circulant):
         return FourierPlan(A, damp, rcond=rcond)
     if method == "svd" or (chosen and method == "auto" and structured is None):
@@ -175,73 +168,6 @@ def route(
     return KrylovPlan(A, damp, name, _preconditioner(A, damp, preconditioner, name))
 
 
-def _factored(
-    A: LinearOperator, damp: Tensor | float, method: str, *, memory_limit: int | None, rcond: float | None
-) -> PatchPlan | SeparablePlan:
-    """The plan of small matrices that was asked for."""
-    if not isinstance(A, Convolution) or (method == "matrix" and not PatchPlan.serves(A)):
-        raise MethodError(
-            f'method: "matrix" needs a convolution whose outputs read disjoint patches, "separable" one with a '
-            f'separable kernel, got {method!r} and {A!r}; use method="auto"'
-        )
-    kind = PatchPlan if method == "matrix" else SeparablePlan
-    return kind(A, damp, **_decided(A, memory_limit, rcond))
-
-
-def _decided(A: LinearOperator, memory_limit: int | None, rcond: float | None) -> dict[str, Any]:
-    """The options of a direct plan."""
-    return {
-        "rcond": default_rcond(A.dtype) if rcond is None else float(rcond),
-        "rtol": direct_rtol(A.dtype),
-        "allowed": allowed_bytes(memory_limit, A.device),
-    }
-
-
-def _cheap_factored(
-    A: LinearOperator, damp: Tensor | float, *, memory_limit: int | None, rcond: float | None
-) -> DirectPlan | None:
-    """The plan of small matrices where A has one that is cheaper than all others."""
-    if not isinstance(A, Convolution):
-        return None
-    options = _decided(A, memory_limit, rcond)
-    try:
-        if PatchPlan.serves(A):
-            return PatchPlan(A, damp, **options)
-        if Embedding.exists(A) and Embedding(A).is_circulant:
-            return None
-        factors = Factors.of(A)
-        if factors is not None and _axes_are_cheap(A, damp, factors):
-            return SeparablePlan(A, damp, factors=factors, **options)
-    except (MethodError, PlanMemoryError):
-        pass  # others need less memory, or no separable kernel
-    try:
-        return NormalEquationsPlan(A, damp, **options) if _unknowns_are_few(A, damp) else None
-    except (MethodError, PlanMemoryError):
-        return None
-
-
-def _axes_are_cheap(A: Convolution, damp: Tensor | float, factors: Factors) -> bool:
-    """Predict that decomposing the axes costs less than the border, or than iterations where there is none."""
-    cells = max(A.in_numel, A.out_numel)
-    bordered = Embedding.exists(A) and bool((torch.as_tensor(damp) > 0).all())
-    allowed = _BORDER_TRANSFORMS if bordered else _KRYLOV_TRANSFORMS
-    return sum(SeparablePlan.flops(A, factors)) <= allowed * 5 * cells * math.log2(2 * cells)
-
-
-def _unknowns_are_few(A: Convolution, damp: Tensor | float) -> bool:
-    """Predict that the normal equations cost less than the border, or than iterations where that is no smaller than x.
-
-    Without damping they are tried where padding makes A regular and the kernel is longer than x.
-    """
-    damping = torch.as_tensor(damp)
-    operations = NormalEquationsPlan.flops(A) * math.prod(broadcast_shapes(A.batch_shape, damping.shape))
-    if bool((damping > 0).all()) and operations <= _FREE_OPERATIONS:
-        return True
-    outputs = A.out_numel
-    long = all(k >= n for k, n in zip(A.kernel_size, A.spatial_in, strict=True)) and outputs >= 2 * A.in_numel
-    return long and operations <= _KRYLOV_TRANSFORMS * 5 * outputs * math.log2(2 * outputs)
-
-
 def penalty_plan(
     A: LinearOperator,
     L: LinearOperator,
@@ -259,6 +185,8 @@ def penalty_plan(
     """
     if method not in ("auto", "fourier", "border", "lsmr"):
         raise ArgumentError(f'method: with L expected one of "auto", "fourier", "border", "lsmr", got {method!r}')
+    smaller = reduction(A, whole=True)
+    A = A if smaller is None else smaller.B
     damping = torch.as_tensor(damp)
     if method != "lsmr" and bool((damping > 0).all()):
         try:
@@ -293,14 +221,15 @@ def _check_rcond(rcond: Any, damp: Tensor | float, method: str) -> bool:
     chosen = bool((torch.as_tensor(damp) == 0).any())
     if chosen and method in KRYLOV:
         raise MethodError(
-            f'rcond: method "{method}" decides no rank; use method="auto", "fourier", "border" or "svd", or damp > 0'
+            f'rcond: method "{method}" decides no rank; use method="auto", "separable", "fourier", "border" or "svd", '
+            f"or damp > 0"
         )
     return chosen
 
 
 def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None) -> SingularValuePlan:
     """The dense decomposition."""
-    return SingularValuePlan(A, damp, **_decided(A, memory_limit, rcond))
+    return SingularValuePlan(A, damp, **deciding(A, memory_limit, rcond))
 
 
 def _with_rcond(

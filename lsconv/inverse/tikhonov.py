@@ -205,7 +205,9 @@ def _with_prior(
         return solution
     precise = A.to(dtype=torch.complex128 if A.is_complex else torch.float64) if isinstance(A, Convolution) else A
     # the default of the method that solved
-    rtol = direct_rtol(A.dtype) if options["rtol"] is None and not isinstance(core(plan), KrylovPlan) else options["rtol"]
+    rtol = (
+        direct_rtol(A.dtype) if options["rtol"] is None and not isinstance(core(plan), KrylovPlan) else options["rtol"]
+    )
     wide, batch = prior.to(precise.dtype), solution.codes.shape
     rest = y.to(precise.dtype) - precise.apply(wide)
     judged = certified(

@@ -78,9 +78,7 @@ def test_the_rank_is_that_of_torch_for_the_whole_matrix(rcond: float) -> None:
     y = torch.randn(A.out_shape, generator=generator, dtype=torch.float64)
     assert int(plan.rank) == int(torch.linalg.matrix_rank(M, rtol=max(rcond, 1e-15)))
     expected = torch.linalg.pinv(M, rtol=max(rcond, 1e-15)) @ y.flatten()
-    torch.testing.assert_close(
-        plan.solve(y).x.flatten(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())
-    )
+    torch.testing.assert_close(plan.solve(y).x.flatten(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_a_singular_value_on_the_threshold_is_undecided() -> None:
