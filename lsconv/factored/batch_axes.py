@@ -152,7 +152,7 @@ class Reduction:
         moved = [z.ndim - self.A.ndim + a for a in self.folded]
         z = z.movedim(list(range(channel, channel + len(moved))), moved) if moved else z
         if z.shape[channel:] == item:
-            return z
+            return z.contiguous()
         whole = z.new_zeros(*z.shape[:channel], *item)
         cells: tuple[Any, ...] = (..., *kept)
         whole[cells] = z

@@ -132,7 +132,7 @@ class DirectPlan:
         """The certified solution for ``y`` of shape ``(*batch, *out_shape)``; ``max_iter`` has no effect."""
         A, precise = self.A, self.precise
         wide = y.detach().to(wide_dtype(A.dtype))
-        x = self._inverse(wide).to(precise.dtype)
+        x = self._inverse(wide).to(precise.dtype).contiguous()
         own = x.shape[: x.ndim - len(A.in_shape)]
         batch = broadcast_shapes(own, y.shape[: y.ndim - len(A.out_shape)], self.damp.shape)
         solution = certified(
@@ -152,17 +152,17 @@ class DirectPlan:
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, bare."""
-        return self._inverse(y.to(wide_dtype(self.A.dtype))).to(self.A.dtype)
+        return self._inverse(y.to(wide_dtype(self.A.dtype))).to(self.A.dtype).contiguous()
 
     @torch.no_grad()
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`."""
-        return self._inverse_adjoint(v.to(wide_dtype(self.A.dtype))).to(self.A.dtype)
+        return self._inverse_adjoint(v.to(wide_dtype(self.A.dtype))).to(self.A.dtype).contiguous()
 
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, and ``(A^H A)^+ g`` without damping."""
-        return self._normal(g.to(wide_dtype(self.A.dtype))).to(self.A.dtype)
+        return self._normal(g.to(wide_dtype(self.A.dtype))).to(self.A.dtype).contiguous()
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^+ g``."""

@@ -107,9 +107,10 @@ class NormalEquationsPlan(DirectPlan):
 
     def _smallest(self) -> Tensor:
         """The smallest eigenvalue of the scaled matrices, from above, by inverse iteration."""
-        generator = torch.Generator().manual_seed(0)
-        v = torch.randn(*self._own, self.A.in_numel, 1, dtype=torch.float64, generator=generator)
-        v = v.to(self._factor)
+        n = self.A.in_numel
+        # no direction is special to it, and vmap allows no random numbers
+        v = torch.arange(1, n + 1, dtype=torch.float64, device=self.A.device).square().cos()
+        v = v.to(self._factor.dtype).unsqueeze(-1).expand(*self._own, n, 1)
         size = torch.ones(self._own, dtype=torch.float64, device=v.device)
         for _ in range(6):
             v = torch.cholesky_solve(v / torch.linalg.vector_norm(v, dim=(-2, -1), keepdim=True), self._factor)

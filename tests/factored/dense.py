@@ -59,6 +59,7 @@ def check_maps(plan: Any, damp: float, *, rank: bool = True) -> None:
     solution = plan.solve(y)
     assert solution.converged.all(), str(solution)
     assert solution.x.dtype == A.dtype
+    assert solution.x.is_contiguous()
     assert error(solution.x, y, P, ndim) < eps
     assert error(plan.apply(y), y, P, ndim) < eps
     assert error(plan.adjoint(v), v, P.mH, ndim) < eps

@@ -94,6 +94,7 @@ def test_the_pseudo_inverse_and_its_adjoint_agree(name: str) -> None:
         inverse = lsconv.pinv(A, damp=damp)
         y = normal(2, *A.out_shape)
         assert inverse.dot_test() < 1e-8
+        assert inverse(y).is_contiguous()
         torch.testing.assert_close(inverse(y), lsconv.lstsq(A, y, damp=damp).x, rtol=1e-7, atol=1e-8)
 
 
