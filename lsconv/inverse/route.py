@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.capacitance_plan import CapacitancePlan
+from lsconv.border.memory import plan_bytes
 from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.stacked_plan import StackedPlan
@@ -33,6 +34,7 @@ from lsconv.inverse.plans import (
     KrylovPlan,
     KrylovStack,
     Plan,
+    TrialPlan,
 )
 from lsconv.inverse.reduced_plan import ReducedPlan, core
 from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, deciding, reduction, small_matrices
@@ -49,6 +51,9 @@ BORDER_PLANS = (BorderPlan, CapacitancePlan)
 _MIRRORED_CHANNELS = 4
 # Unknowns or equations up to which the dense decomposition, of about a second, answers what other methods leave open.
 _SMALL = 512
+# Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
+# iterations below which LSMR is not tried.
+_OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 2e6, 30
 _NOT_LINEAR = '"hybrid" chooses the damping by y, so its answer is not linear in y and has no adjoint; use "lsqr"'
 
 
@@ -154,6 +159,9 @@ def route(
     if method == "border":
         return _border(A, damp, memory_limit)
     bordered = structured is not None or _mirrors_well(A, damp)
+    trial = _trial_iterations(A, damp) if auto and structured is not None else 0
+    if trial >= _FEWEST_ITERATIONS:
+        return TrialPlan(A, damp, trial)
     if method == "auto" and bordered:
         try:
             return _border(A, damp, memory_limit)
@@ -260,7 +268,7 @@ def _is_small(A: LinearOperator) -> bool:
 
 def fallback(
     A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None
-) -> KrylovPlan | SingularValuePlan | None:
+) -> KrylovPlan | SingularValuePlan | BorderPlan | CapacitancePlan | None:
     """The plan that is asked about the items that "auto" leaves unconverged; None where there is no other way.
 
     A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.
@@ -270,7 +278,28 @@ def fallback(
         return None
     if _is_small(A):
         return _svd(A, damp, None, rcond)
+    if isinstance(plan, TrialPlan):
+        try:
+            return _border(A, damp, None)
+        except (MethodError, PlanMemoryError):
+            return KrylovPlan(A, damp, "lsmr", _preconditioner(A, damp, "auto", "lsmr"))
     return KrylovPlan(A, damp, "lsmr") if isinstance(plan, BORDER_PLANS) and rcond is None else None
+
+
+def _trial_iterations(A: LinearOperator, damp: Tensor | float) -> int:
+    """The iterations of LSMR that cost what the border's setup does; none where they would not do.
+
+    The bytes of the border's plan are the measure of its setup. Blurs, and square operators without damping, take
+    hundreds or thousands of iterations; layers, whose symbol is a matrix, often some tens.
+    """
+    assert isinstance(A, Convolution)
+    shapes = sorted((A.in_numel, A.out_numel))
+    undamped = bool((torch.as_tensor(damp) == 0).any())
+    alone = (A.c_in + A.c_out) // A.groups == 2 and all(step == 1 for step in A.stride)
+    if alone or (undamped and shapes[1] < 1.5 * shapes[0]):
+        return 0
+    iteration = 4 * A.out_numel * A.c_in // A.groups * math.prod(A.kernel_size) + _CALLS
+    return int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(torch.as_tensor(damp).shape)) / iteration)
 
 
 def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> BorderPlan | CapacitancePlan:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError, warn
-from lsconv.factored.singular_values import SingularValuePlan
-from lsconv.inverse.plans import KrylovPlan, Plan
+from lsconv.inverse.plans import KrylovPlan, Plan, TrialPlan
+from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import fallback
 from lsconv.krylov.gradients.attach import LeastSquares
 from lsconv.krylov.loop.batched_scalars import ItemSpace
@@ -95,7 +95,8 @@ def second_opinion(solution: Solution, second: Fallback, y: Tensor, options: dic
     plan = second.plan()
     if plan is None:
         return solution
-    limit = {"max_iter": _SECOND_OPINION_ITERATIONS} if isinstance(plan, KrylovPlan) else {}
+    after_border = isinstance(plan, KrylovPlan) and not isinstance(core(second.first), TrialPlan)
+    limit = {"max_iter": _SECOND_OPINION_ITERATIONS} if after_border else {}
     asked = {name: value for name, value in options.items() if name in _COMMON}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -137,10 +138,10 @@ class Fallback:
 
     def __init__(self, A: LinearOperator, damp: float | Tensor, first: Plan, rcond: float | None = None) -> None:
         self.A, self.damp, self.first, self.rcond = A, damp, first, rcond
-        self._made: list[KrylovPlan | SingularValuePlan | None] = []
+        self._made: list[Plan | None] = []
         self.answering: Plan = first
 
-    def plan(self) -> KrylovPlan | SingularValuePlan | None:
+    def plan(self) -> Plan | None:
         """The plan, which from now on is :attr:`answering`; None where there is no other way."""
         if not self._made:
             self._made.append(fallback(self.A, self.damp, self.first, self.rcond))

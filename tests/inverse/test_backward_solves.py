@@ -29,7 +29,7 @@ PATHS: dict[str, Callable[[Tensor], tuple[lsconv.LinearOperator, Callable[[Any, 
     "border, inputs": lambda w: (_conv(w, padding=2), lambda A, y: lsconv.lstsq(A, y, damp=0.5, method="border").x),
     "normal": lambda w: (_conv(w), lambda A, y: lsconv.lstsq(A, y, damp=0.5, method="normal").x),
     "matrix": lambda w: (_conv(w, stride=3), lambda A, y: lsconv.lstsq(A, y, damp=0.5, method="matrix").x),
-    "folded": lambda w: (_conv(w[..., :1]), lambda A, y: lsconv.lstsq(A, y, damp=0.5).x),
+    "folded": lambda w: (_conv(w.reshape(6, 1, 3, 1)), lambda A, y: lsconv.lstsq(A, y, damp=0.5).x),
     "border, undamped": lambda w: (_conv(w, padding=2), lambda A, y: lsconv.lstsq(A, y, method="border").x),
     "fourier": lambda w: (
         _conv(w, padding=1, padding_mode="circular"),
