@@ -70,9 +70,11 @@ def lstsq(
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
         y: right-hand side, ``(*batch, *out_shape)``; it may be complex where A is real, and the batch empty.
         damp: the damping, in the units of A (a number, or a tensor with one per batch item).
-        method: "auto", "fourier" (exact; circular padding), "border" (exact; any but circular padding), "svd" (exact;
-            any small operator, by its dense matrix), or a Krylov method: "lsmr", "lsqr", "cgls", "craig"; "cg",
-            "minres", "gmres" (square A, ``damp=0``); "hybrid" (which chooses the damping). See
+        method: "auto", "matrix" (exact; 1x1 kernels and others that read disjoint patches), "separable" (exact for
+            every damp at once; a separable kernel with any padding mode, stride and dilation), "normal" (few unknowns
+            that the data determine well), "fourier" (exact; circular padding), "border" (exact; any but circular
+            padding), "svd" (exact; any small operator, by its dense matrix), or a Krylov method: "lsmr", "lsqr",
+            "cgls", "craig"; "cg", "minres", "gmres" (square A, ``damp=0``); "hybrid" (which chooses the damping). See
             :func:`lsconv.inverse.route.route` for the choice of "auto" and what each serves.
         preconditioner: for the Krylov methods: "auto", "circulant", None, or an operator.
         rtol: relative tolerance on residual or gradient. None: 1e-6 in float32 and 1e-10 in float64 for the exact
@@ -80,8 +82,9 @@ def lstsq(
         atol: absolute tolerance on the residual norm, in the units of y.
         max_iter: limit on the iterations.
         rcond: singular values of A up to ``rcond ||A||`` count as zero where ``damp = 0``, as in
-            ``torch.linalg.lstsq``; None: 1e-7 in float32, 1e-12 in float64. One of your own is for "auto", "fourier",
-            "border" where that is direct (square convolutions) and "svd"; the iterations decide no rank.
+            ``torch.linalg.lstsq``; None: 1e-7 in float32, 1e-12 in float64. One of your own is for "auto", "matrix",
+            "separable", "fourier", "border" where that is direct (square convolutions) and "svd"; the iterations
+            decide no rank.
         memory_limit: bytes the setup may use; None: 60 % of what is free on the device.
         raise_on_failure: raise instead of warning when an item does not converge.
         check_finite: refuse NaN and infinity in y; False gives such items :attr:`Status.NON_FINITE`.

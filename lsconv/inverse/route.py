@@ -83,6 +83,9 @@ def route(
                                                                 less than the alternatives
     kernel longer than x (deconvolution for a short response),  "normal": the normal equations, where they are not too
     or few unknowns, damped                                     ill-conditioned
+    damped layer (several channels or strided) whose border     "lsmr" for as many iterations as cost what the setup
+    takes long to set up; undamped where rows and columns       of the border does, then "border" for what is left
+    differ much
     convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit, or where
                                                                 damp = 0 and the shapes imply a null space
     convolution of stride 1, reflect or replicate padding       "border" in one or two dimensions with damp > 0 and at
