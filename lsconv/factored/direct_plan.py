@@ -135,19 +135,33 @@ class DirectPlan:
         x = self._inverse(wide).to(precise.dtype).contiguous()
         own = x.shape[: x.ndim - len(A.in_shape)]
         batch = broadcast_shapes(own, y.shape[: y.ndim - len(A.out_shape)], self.damp.shape)
-        solution = certified(
-            precise,
-            x.expand(*batch, *A.in_shape),
-            wide.to(precise.dtype).expand(*batch, *A.out_shape),
-            self.damp.expand(batch),
-            tolerances=Tolerances.of(A.dtype, self.rtol if rtol is None else rtol, atol),
-            dtype=A.dtype,
-            norm_bound=self.norm,
-            rcond=self.rcond,
-            truncated=True,
-            rounding=torch.finfo(precise.dtype).eps,
-        )
-        return solution.with_rank(self.rank, self.undecided)
+        data, damp = wide.to(precise.dtype).expand(*batch, *A.out_shape), self.damp.expand(batch)
+        tolerances = Tolerances.of(A.dtype, self.rtol if rtol is None else rtol, atol)
+
+        def judged(x: Tensor) -> Solution:
+            solution = certified(
+                precise,
+                x,
+                data,
+                damp,
+                tolerances=tolerances,
+                dtype=A.dtype,
+                norm_bound=self.norm,
+                rcond=self.rcond,
+                truncated=True,
+                rounding=torch.finfo(precise.dtype).eps,
+            )
+            return solution.with_rank(self.rank, self.undecided)
+
+        x = x.expand(*batch, *A.in_shape)
+        solution = judged(x)
+        if bool(solution.converged.all()):
+            return solution
+        # a damping far below ||A|| shows the rounding of the factors in the gradient: one step of refinement
+        items = (*batch, *(1 for _ in A.in_shape))
+        gradient = precise.adjoint(data - precise.apply(x)) - damp.square().reshape(items) * x
+        better = x + self._normal(gradient.to(wide.dtype)).to(precise.dtype)
+        return judged(torch.where(solution.converged.reshape(items), x, better))
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:

@@ -95,7 +95,6 @@ class PatchPlan(DirectPlan):
                 self._factors.append(torch.linalg.svd(block.flatten(-A.ndim - 1), full_matrices=False))
             self._factor_of.append(found[taps])
         self._decide(whole)
-        self._inverses = [self._inverse_matrix(index) for index in range(len(self._factors))]
 
     def _decide(self, whole: tuple[int, ...]) -> None:
         """The rank, of all positions together, and the values that are kept."""
@@ -137,30 +136,36 @@ class PatchPlan(DirectPlan):
 
     # ------------------------------------------------------------------ the maps
 
-    def _filter(self, index: int, power: int) -> Tensor:
-        mu = self.damp.square().reshape(*self.damp.shape, 1, 1)
-        return inverse_values(self._values[index], self._kept[index], mu, power)
-
-    def _inverse_matrix(self, index: int) -> Tensor:
-        """``(K^H K + mu)^+ K^H``, one per block."""
+    def _bases(self, index: int) -> tuple[Tensor, Tensor]:
+        """Left and right singular vectors, one set per block."""
         U, _, Vh = self._factors[index]
-        inverse = (Vh.mH * self._filter(index, 1).unsqueeze(-2)) @ U.mH
-        return inverse.expand(*self._own, *inverse.shape[-3:]).flatten(0, -3)
+        left, right = (M.expand(*self._own, *M.shape[-3:]).flatten(0, -3) for M in (U, Vh.mH))
+        return left, right
+
+    def _filter(self, index: int, power: int) -> Tensor:
+        """The filtered singular values per block, as a column."""
+        mu = self.damp.square().reshape(*self.damp.shape, 1, 1)
+        weight = inverse_values(self._values[index], self._kept[index], mu, power)
+        return weight.expand(*self._own, *weight.shape[-2:]).flatten(0, -2).unsqueeze(-1)
+
+    # the two bases one after the other: their product would lose the digits that are small singular values'
 
     def _inverse(self, y: Tensor) -> Tensor:
         y, batch = self._blocks(y, self.A.out_shape)
         x = y.new_zeros(*y.shape[:2], self.A.in_shape[0] // self._groups, *self.A.in_shape[1:])
         for part, index in zip(self._parts, self._factor_of, strict=True):
-            patches, positions = self._patches(x, part), self._positions(y, part)
-            patches.copy_((self._inverses[index] @ _columns(positions, len(part))).reshape(patches.shape))
+            U, V = self._bases(index)
+            patches, columns = self._patches(x, part), _columns(self._positions(y, part), len(part))
+            patches.copy_((V @ ((U.mH @ columns) * self._filter(index, 1))).reshape(patches.shape))
         return in_items(x, batch, self.A.in_shape, self._own)
 
     def _inverse_adjoint(self, v: Tensor) -> Tensor:
         v, batch = self._blocks(v, self.A.in_shape)
         y = v.new_zeros(*v.shape[:2], self.A.out_shape[0] // self._groups, *self.A.out_shape[1:])
         for part, index in zip(self._parts, self._factor_of, strict=True):
-            patches, positions = self._patches(v, part), self._positions(y, part)
-            positions.copy_((self._inverses[index].mH @ _columns(patches, len(part))).reshape(positions.shape))
+            U, V = self._bases(index)
+            positions, columns = self._positions(y, part), _columns(self._patches(v, part), len(part))
+            positions.copy_((U @ ((V.mH @ columns) * self._filter(index, 1))).reshape(positions.shape))
         return in_items(y, batch, self.A.out_shape, self._own)
 
     def _normal(self, g: Tensor) -> Tensor:
@@ -171,13 +176,11 @@ class PatchPlan(DirectPlan):
         unseen = torch.where(mu > 0, 1 / torch.where(mu > 0, mu, 1.0), 0.0)
         x = g * unseen
         for part, index in zip(self._parts, self._factor_of, strict=True):
-            V = self._factors[index][2].mH
-            V = V.expand(*self._own, *V.shape[-3:]).flatten(0, -3)
-            weight = self._filter(index, 0).expand(*self._own, *self._values[index].shape[-2:]).flatten(0, -2)
-            patches, outside = self._patches(x, part), unseen.reshape(-1, 1, 1)
-            columns = _columns(self._patches(g, part), len(part))
-            seen = (weight.unsqueeze(-1) - outside) * (V.mH @ columns)
-            patches.copy_((columns * outside + V @ seen).reshape(patches.shape))
+            _, V = self._bases(index)
+            patches, columns = self._patches(x, part), _columns(self._patches(g, part), len(part))
+            seen = V.mH @ columns
+            inside = V @ (seen * self._filter(index, 0))
+            patches.copy_((inside + (columns - V @ seen) * unseen.reshape(-1, 1, 1)).reshape(patches.shape))
         return in_items(x, batch, self.A.in_shape, self._own)
 
     # ------------------------------------------------------------------ tensors as columns

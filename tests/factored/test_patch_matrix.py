@@ -97,3 +97,14 @@ def test_a_plan_beyond_the_memory_allowed_is_refused() -> None:
     PatchPlan(A, rcond=RCOND, rtol=1e-6, allowed=needed)
     with pytest.raises(PlanMemoryError, match="memory_limit="):
         PatchPlan(A, rcond=RCOND, rtol=1e-6, allowed=needed - 1)
+
+
+def test_a_damp_far_below_the_norm_is_refined_to_the_tolerance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    U, _, V = torch.linalg.svd(torch.randn(2, 6, 6, generator=generator, dtype=torch.float64))
+    values = torch.tensor([1.0, 0.5, 1e-6, 1e-6, 1e-6, 1e-7], dtype=torch.float64)
+    A = lsconv.Conv2d((U[0] * values @ V[1])[:, :, None, None], (4, 4))
+    y = torch.randn(20, *A.out_shape, generator=generator, dtype=torch.float64)
+    y[::2] = A(y[::2])
+    plan = PatchPlan(A, 1e-6, rcond=1e-12, rtol=1e-10)
+    assert plan.solve(y).converged.all()
