@@ -99,12 +99,13 @@ def test_a_plan_beyond_the_memory_allowed_is_refused() -> None:
         PatchPlan(A, rcond=RCOND, rtol=1e-6, allowed=needed - 1)
 
 
-def test_a_damp_far_below_the_norm_is_refined_to_the_tolerance() -> None:
-    generator = torch.Generator().manual_seed(0)
-    U, _, V = torch.linalg.svd(torch.randn(2, 6, 6, generator=generator, dtype=torch.float64))
-    values = torch.tensor([1.0, 0.5, 1e-6, 1e-6, 1e-6, 1e-7], dtype=torch.float64)
-    A = lsconv.Conv2d((U[0] * values @ V[1])[:, :, None, None], (4, 4))
-    y = torch.randn(20, *A.out_shape, generator=generator, dtype=torch.float64)
-    y[::2] = A(y[::2])
+def test_a_damp_far_below_the_norm_is_refined_to_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    column = 0.1 * torch.randn(3, 1, generator=generator, dtype=torch.float64)
+    matrix = column * torch.ones(1, 3) + 1e-8 * torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    A = lsconv.Conv2d(matrix[:, :, None, None], (2, 2))
+    y = torch.randn(40, *A.out_shape, generator=generator, dtype=torch.float64)
     plan = PatchPlan(A, 1e-6, rcond=1e-12, rtol=1e-10)
     assert plan.solve(y).converged.all()
+    monkeypatch.setattr(plan, "_normal", torch.zeros_like)
+    assert not plan.solve(y).converged.any()  # without the step
