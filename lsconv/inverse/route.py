@@ -53,7 +53,7 @@ _MIRRORED_CHANNELS = 4
 _SMALL = 512
 # Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
 # iterations below which LSMR is not tried.
-_OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 2e6, 30
+_OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 8e6, 30
 _NOT_LINEAR = '"hybrid" chooses the damping by y, so its answer is not linear in y and has no adjoint; use "lsqr"'
 
 
