@@ -233,7 +233,7 @@ def row(case: Case) -> dict[str, Any]:
     first, kept, memory, _, plan = own
     others = {}
     for way in WAYS:
-        found = measured(case, way, 20 * (first + kept) + 2.0)
+        found = measured(case, way, 8 * (first + kept) + 0.7)
         if found is not None and found[3] <= SLACK * direct_rtol(case.dtype):
             others[way] = found
     fastest = min(others, key=lambda way: others[way][0], default="-")
