@@ -163,10 +163,15 @@ class Embedding:
         """
         mask = torch.ones((), dtype=torch.bool)
         for axis in self.axes:
-            reads = torch.zeros(axis.n_in, dtype=torch.bool)
-            phase, tau = torch.tensor(axis.taps).mT.unsqueeze(-1)
-            index = (torch.arange(axis.n_out) + tau) % axis.grid * axis.stride + phase
-            reads[index[index < axis.n_in]] = True
+            phase, tau = torch.tensor(axis.taps).mT
+            first = tau % axis.grid
+            # a tap reads a run of positions, which may go round the grid once: its ends, counted up
+            ends = torch.zeros(axis.stride, 2 * axis.grid + 1, dtype=torch.int64)
+            one = torch.ones_like(first)
+            ends.index_put_((phase, first), one, accumulate=True)
+            ends.index_put_((phase, first + axis.n_out), -one, accumulate=True)
+            count = ends.cumsum(1)
+            reads = (count[:, : axis.grid] + count[:, axis.grid : -1] > 0).mT.flatten()[: axis.n_in]
             mask = mask.unsqueeze(-1) & reads
         return None if bool(mask.all()) else mask
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, MethodError, ShapeError
+from lsconv.factored.batch_axes import Reduction
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.identical_groups import SharedGroups
 from lsconv.inverse.image_layout import Layout, spatial_axes
@@ -195,6 +196,9 @@ def deconvolve(
         damp = damp.to(y.device)
     if not crop and boundary != "unknown":
         crop = True  # the field is the picture
+    first = [(k - 1) // 2 if boundary == "unknown" else 0 for k in A.kernel_size]  # pixel of the picture in the field
+    if crop and not any_followed(kernel):
+        A, first = _without_margins(A, first, layout.size(y))
     middle = _mean_level(A, y)
     solve: dict[str, Any] = {"damp": damp, "noise_std": noise_std, **options}
     if (callable(prior) or prior == "tv") and any_followed(y, kernel):
@@ -212,14 +216,24 @@ def deconvolve(
     else:
         raise ArgumentError(f'prior: expected "gradient", "tikhonov", "tv" or a denoiser, got {prior!r}')
     x = solution.x
-    if crop and boundary == "unknown":
-        for axis, (size, extent) in enumerate(zip(layout.size(y), A.kernel_size, strict=True), start=-layout.ndim):
-            x = x.narrow(axis, (extent - 1) // 2, size)
+    if crop:
+        for axis, (size, start) in enumerate(zip(layout.size(y), first, strict=True), start=-layout.ndim):
+            x = x.narrow(axis, start, size)
     solution = replace(solution, x=layout.answer(x, image))
     return cut(solution, batch) if 0 in batch else solution
 
 
 # ---------------------------------------------------------------------------------------------------- the problems
+
+
+def _without_margins(A: Convolution, first: list[int], size: tuple[int, ...]) -> tuple[Convolution, list[int]]:
+    """The blur without the zeros around its PSF, and the picture's first pixel in its field, which may be smaller."""
+    way = Reduction.trimmed(A)
+    if way is None:
+        return A, first
+    moved = [start - cells.start for start, cells in zip(first, way.inputs, strict=True)]
+    inside = all(m >= 0 and m + n <= field for m, n, field in zip(moved, size, way.B.spatial_in, strict=True))
+    return (way.B, moved) if inside else (A, first)
 
 
 def _mean_level(A: Convolution, y: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from lsconv.inverse.plans import KrylovPlan, Plan
+from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import BORDER_PLANS, route
-from lsconv.inverse.solve import Fallback, solve, started
+from lsconv.inverse.solve import KRYLOV_ONLY, Fallback, solve, started
 from lsconv.krylov.gradients.attach import LeastSquares, attach, start_as_prior
 from lsconv.krylov.loop.empty_batch import serves_empty_batches
 from lsconv.krylov.loop.problem import as_complex, as_operator, prepare
@@ -70,9 +71,11 @@ def lstsq(
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
         y: right-hand side, ``(*batch, *out_shape)``; it may be complex where A is real, and the batch empty.
         damp: the damping, in the units of A (a number, or a tensor with one per batch item).
-        method: "auto", "fourier" (exact; circular padding), "border" (exact; any but circular padding), "svd" (exact;
-            any small operator, by its dense matrix), or a Krylov method: "lsmr", "lsqr", "cgls", "craig"; "cg",
-            "minres", "gmres" (square A, ``damp=0``); "hybrid" (which chooses the damping). See
+        method: "auto", "matrix" (exact; 1x1 kernels and others that read disjoint patches), "separable" (exact for
+            every damp at once; a separable kernel with any padding mode, stride and dilation), "normal" (few unknowns
+            that the data determine well), "fourier" (exact; circular padding), "border" (exact; any but circular
+            padding), "svd" (exact; any small operator, by its dense matrix), or a Krylov method: "lsmr", "lsqr",
+            "cgls", "craig"; "cg", "minres", "gmres" (square A, ``damp=0``); "hybrid" (which chooses the damping). See
             :func:`lsconv.inverse.route.route` for the choice of "auto" and what each serves.
         preconditioner: for the Krylov methods: "auto", "circulant", None, or an operator.
         rtol: relative tolerance on residual or gradient. None: 1e-6 in float32 and 1e-10 in float64 for the exact
@@ -80,8 +83,9 @@ def lstsq(
         atol: absolute tolerance on the residual norm, in the units of y.
         max_iter: limit on the iterations.
         rcond: singular values of A up to ``rcond ||A||`` count as zero where ``damp = 0``, as in
-            ``torch.linalg.lstsq``; None: 1e-7 in float32, 1e-12 in float64. One of your own is for "auto", "fourier",
-            "border" where that is direct (square convolutions) and "svd"; the iterations decide no rank.
+            ``torch.linalg.lstsq``; None: 1e-7 in float32, 1e-12 in float64. One of your own is for "auto", "matrix",
+            "separable", "fourier", "border" where that is direct (square convolutions) and "svd"; the iterations
+            decide no rank.
         memory_limit: bytes the setup may use; None: 60 % of what is free on the device.
         raise_on_failure: raise instead of warning when an item does not converge.
         check_finite: refuse NaN and infinity in y; False gives such items :attr:`Status.NON_FINITE`.
@@ -137,11 +141,12 @@ class _Routed:
             preconditioner=self.preconditioner,
             memory_limit=self.memory_limit,
             rcond=self.rcond,
+            started=any(options.get(name) is not None for name in KRYLOV_ONLY),
         )
         # a start stays in the answer, and who limits the iterations or watches them wants these
         own = {name for name in ("x0", "callback", "max_iter") if options.get(name) is not None}
         asked = self.method in ("auto", "border") and (
-            not own or (self.method == "auto" and isinstance(plan, BORDER_PLANS))
+            not own or (self.method == "auto" and isinstance(core(plan), BORDER_PLANS))
         )
         second = Fallback(A, damp, plan, self.rcond) if asked else None
         solution = solve(plan, data.y, data.broken, second=second, **options)

@@ -20,6 +20,7 @@ from lsconv.errors import (
     ConvergenceWarning,
     MethodError,
 )
+from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant import CirculantPlan
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.dtypes import direct_rtol
@@ -38,7 +39,17 @@ from lsconv.krylov.minres import minres
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["KRYLOV", "LEAST_SQUARES", "SQUARE", "FourierPlan", "KrylovPlan", "KrylovStack", "PenalisedBackward", "Plan"]
+__all__ = [
+    "KRYLOV",
+    "LEAST_SQUARES",
+    "SQUARE",
+    "FourierPlan",
+    "KrylovPlan",
+    "KrylovStack",
+    "PenalisedBackward",
+    "Plan",
+    "TrialPlan",
+]
 
 LEAST_SQUARES: dict[str, Callable[..., Solution]] = {"lsmr": lsmr, "lsqr": lsqr, "cgls": cgls, "craig": craig}
 SQUARE: dict[str, Callable[..., Solution]] = {"cg": cg, "minres": minres, "gmres": gmres}
@@ -189,6 +200,80 @@ class KrylovPlan:
         return (
             f"KrylovPlan({self.method!r}, preconditioner={type(preconditioner).__name__ if preconditioner else None})"
         )
+
+
+class TrialPlan(KrylovPlan):
+    """LSMR without preconditioner, for as many iterations as cost what another plan's setup would.
+
+    The items that it leaves open are for that plan. Only :meth:`solve` has the limit, which no backward pass has.
+
+    Args:
+        A: the operator.
+        damp: the damping.
+        most: the limit.
+    """
+
+    def __init__(self, A: LinearOperator, damp: Tensor | float, most: int) -> None:
+        super().__init__(A, damp, "lsmr")
+        self.most, self.rtol = most, direct_rtol(A.dtype)
+
+    def solve(
+        self,
+        y: Tensor,
+        *,
+        rtol: float | None = None,
+        atol: float = 0.0,
+        max_iter: int | None = None,
+        **options: Any,
+    ) -> Solution:
+        """The solution for ``y``, to the tolerance of the direct methods and with their certificate, in float64."""
+        rtol = self.rtol if rtol is None else rtol
+        most = self.most if max_iter is None else min(max_iter, self.most)
+        found = super().solve(y, rtol=rtol, atol=atol, max_iter=most, **options)
+        A = in_double(self.A)
+        tolerances, batch = Tolerances.of(self.A.dtype, rtol, atol), found.codes.shape
+        share = tolerances.null_share
+        judged = certified(
+            A,
+            found.x.to(A.dtype),
+            y.to(A.dtype).expand(*batch, *A.out_shape),
+            found.damp,
+            tolerances=tolerances,
+            dtype=self.A.dtype,
+            iterations=found.iterations,
+            history=found.history,
+            otherwise=torch.where(found.converged, Status.STAGNATION.code, found.codes),
+            null_share=torch.where(found.damp > 0, share, torch.inf),
+            of_form=True,
+        )
+        # what LSMR has seen of the null space, and of data that are not finite, the norms do not show
+        blind = torch.zeros_like(found.converged)
+        for status in (Status.RANK_DEFICIENT, Status.NON_FINITE, Status.CALLBACK):
+            blind = blind | (found.codes == status.code)
+        return replace(
+            judged,
+            codes=torch.where(blind, found.codes, judged.codes),
+            converged=judged.converged & ~blind,
+        )
+
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The solution for ``y``."""
+        return super().solve(y, rtol=self.rtol if rtol is None else rtol).x
+
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+        return super().adjoint(v, rtol=self.rtol if rtol is None else rtol)
+
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
+        return super().normal_solve(g, rtol=self.rtol if rtol is None else rtol)
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g``."""
+        return super().gram_solve(g, rtol=self.rtol if rtol is None else rtol)
+
+    def __repr__(self) -> str:
+        return f"TrialPlan('lsmr', at most {self.most} iterations)"
 
 
 class KrylovStack:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.factored.direct_plan import DirectPlan
 from lsconv.fourier.dtypes import direct_rtol
 from lsconv.inverse.plans import FourierPlan, Plan
+from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import BORDER_PLANS, route
 from lsconv.inverse.solve import Fallback, solve, started
 from lsconv.krylov.gradients.attach import LeastSquares, adjoint_answer, attach, follows, start_as_prior
@@ -131,7 +133,7 @@ class PseudoInverse(LinearOperator):
         return _nan_items(self._backward, y.detach(), self.out_shape, self.in_shape)
 
     def _forward(self, y: Tensor, second: Fallback | None) -> Tensor:
-        if second is None or isinstance(self.plan, FourierPlan):
+        if second is None or isinstance(core(self.plan), (FourierPlan, DirectPlan)):
             return self.plan.apply(y)
         if isinstance(self.plan, BORDER_PLANS):
             x, missed = self.plan.attempt(y=y)

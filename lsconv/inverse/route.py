@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.free_memory import allowed_bytes
-from lsconv.border.memory import check_fits
+from lsconv.border.memory import check_fits, plan_bytes
 from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.stacked_plan import StackedPlan
@@ -23,10 +23,10 @@ from lsconv.errors import (
     PlanMemoryError,
     warn,
 )
+from lsconv.factored.direct_plan import DirectPlan
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.circulant import block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans import (
     KRYLOV,
@@ -36,20 +36,26 @@ from lsconv.inverse.plans import (
     KrylovPlan,
     KrylovStack,
     Plan,
+    TrialPlan,
 )
+from lsconv.inverse.reduced_plan import ReducedPlan, core
+from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, deciding, reduction, small_matrices
 from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["BORDER_PLANS", "METHODS", "fallback", "penalty_plan", "route"]
 
-METHODS = ("auto", "fourier", "border", "svd", *KRYLOV)
+METHODS = ("auto", *SMALL_MATRICES, "fourier", "border", "svd", *KRYLOV)
 BORDER_PLANS = (BorderPlan, CapacitancePlan)
 # Of random 5x5 kernels, 8 to 8 channels, 64², float32, damp 0.1, the border takes four times as long as LSMR. In three
 # dimensions, damp 1e-2, 16³, its iteration gets stuck.
 _MIRRORED_CHANNELS = 4
 # Unknowns or equations up to which the dense decomposition, of about a second, answers what other methods leave open.
 _SMALL = 512
+# Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
+# iterations below which LSMR is not tried.
+_OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 8e6, 30
 _NOT_LINEAR = '"hybrid" chooses the damping by y, so its answer is not linear in y and has no adjoint; use "lsqr"'
 
 
@@ -61,6 +67,7 @@ def route(
     preconditioner: LinearOperator | str | None = "auto",
     memory_limit: int | None = None,
     rcond: float | None = None,
+    started: bool = False,
 ) -> Plan:
     r"""The plan that solves :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2\|x\|^2`.
 
@@ -69,7 +76,18 @@ def route(
     ==========================================================  ==================================================
     operator                                                    method
     ==========================================================  ==================================================
+    kernel that reads disjoint patches (1x1, or no larger than  "matrix": one small matrix per group
+    the stride), or reads all of the input at once
+    kernel of extent one along some axes                        that of the kernel without these axes, which become
+                                                                batch dimensions
     circular convolution that nothing crops                     "fourier"
+    separable kernel, any padding mode, stride and dilation     "separable", where the decomposition of the axes costs
+                                                                less than the alternatives
+    kernel longer than x (deconvolution for a short response),  "normal": the normal equations, where they are not too
+    or few unknowns, damped                                     ill-conditioned
+    damped layer (several channels or strided) whose border     "lsmr" for as many iterations as cost what the setup
+    takes long to set up; undamped where rows and columns       of the border does, then "border" for what is left
+    differ much
     convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit, or where
                                                                 damp = 0 and the shapes imply a null space
     convolution of stride 1, reflect or replicate padding       "border" in one or two dimensions with damp > 0 and at
@@ -78,9 +96,11 @@ def route(
     any other operator                                          "lsmr", preconditioned where that is safe
     ==========================================================  ==================================================
 
-    An ``rcond`` of the user's goes to "fourier", to "border" where that is direct, and else to "svd", the dense
-    decomposition (:class:`SingularValuePlan`); the iterations decide no rank. For small problems "svd" also gives the
-    answers that the others are not sure of (:func:`fallback`).
+    Margins of zeros around a kernel are trimmed before.
+
+    An ``rcond`` of the user's goes to "matrix", "separable", "normal" and "fourier", to "border" where that is direct,
+    and else to "svd", the dense decomposition (:class:`SingularValuePlan`); the iterations decide no rank. For small
+    problems "svd" also gives the answers that the others are not sure of (:func:`fallback`).
 
     "border" is direct (:class:`CapacitancePlan`) for ``damp = 0`` and a square operator whose border can be factorised
     in the time of some two hundred iterations, and otherwise iterates on the border (:class:`BorderPlan`).
@@ -104,16 +124,38 @@ def route(
     another solution than the minimum-norm one, and on the residual side weighs inconsistent data.
     The square methods use an operator given as ``preconditioner`` as their M; "hybrid" takes none.
 
+    With ``started`` the caller has options that only a Krylov method takes (a start, a callback), and "auto" leaves out
+    the small matrices.
+
     Raises:
         MethodError: the method cannot serve the operator; the message names one that can.
-        PlanMemoryError: ``method="border"`` was asked for and its plan would not fit.
+        PlanMemoryError: the method was asked for and its plan would not fit.
     """
     if method not in METHODS:
         raise ArgumentError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     if A.dtype in (torch.float16, torch.bfloat16):
         raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
     chosen = _check_rcond(rcond, damp, method)
+    auto = method == "auto" and not started
+    smaller = None if method == "svd" else reduction(A, whole=not auto)
+    if smaller is not None:
+        plan = route(
+            smaller.B,
+            smaller.damp(damp),
+            method=method,
+            preconditioner=preconditioner,
+            memory_limit=memory_limit,
+            rcond=rcond,
+            started=started,
+        )
+        return plan if smaller.same_shapes else ReducedPlan(smaller, plan, damp)
+    decided = deciding(A, memory_limit, rcond)
+    if method in SMALL_MATRICES:
+        return small_matrices(A, damp, method, **decided)
     structured = A if isinstance(A, Convolution) and Embedding.exists(A) else None
+    direct = cheap_small_matrices(A, damp, **decided) if auto else None
+    if direct is not None:
+        return direct
     if method == "fourier" or (method == "auto" and structured is not None and Embedding(structured).is_circulant):
         try:
             return _fourier(A, damp, memory_limit, rcond)
@@ -129,6 +171,9 @@ def route(
     if method == "border":
         return _border(A, damp, memory_limit)
     bordered = structured is not None or _mirrors_well(A, damp)
+    trial = _trial_iterations(A, damp) if auto and structured is not None else 0
+    if trial >= _FEWEST_ITERATIONS:
+        return TrialPlan(A, damp, trial)
     if method == "auto" and bordered:
         try:
             return _border(A, damp, memory_limit)
@@ -160,6 +205,8 @@ def penalty_plan(
     """
     if method not in ("auto", "fourier", "border", "lsmr"):
         raise ArgumentError(f'method: with L expected one of "auto", "fourier", "border", "lsmr", got {method!r}')
+    smaller = reduction(A, whole=True)
+    A = A if smaller is None else smaller.B
     damping = torch.as_tensor(damp)
     if method != "lsmr" and bool((damping > 0).all()):
         try:
@@ -194,7 +241,8 @@ def _check_rcond(rcond: Any, damp: Tensor | float, method: str) -> bool:
     chosen = bool((torch.as_tensor(damp) == 0).any())
     if chosen and method in KRYLOV:
         raise MethodError(
-            f'rcond: method "{method}" decides no rank; use method="auto", "fourier", "border" or "svd", or damp > 0'
+            f'rcond: method "{method}" decides no rank; use method="auto", "separable", "fourier", "border" or "svd", '
+            f"or damp > 0"
         )
     return chosen
 
@@ -209,13 +257,7 @@ def _fourier(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, 
 
 def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None) -> SingularValuePlan:
     """The dense decomposition."""
-    return SingularValuePlan(
-        A,
-        damp,
-        rcond=default_rcond(A.dtype) if rcond is None else float(rcond),
-        rtol=direct_rtol(A.dtype),
-        allowed=allowed_bytes(memory_limit, A.device),
-    )
+    return SingularValuePlan(A, damp, **deciding(A, memory_limit, rcond))
 
 
 def _with_rcond(
@@ -247,16 +289,38 @@ def _is_small(A: LinearOperator) -> bool:
 
 def fallback(
     A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None
-) -> KrylovPlan | SingularValuePlan | None:
+) -> KrylovPlan | SingularValuePlan | BorderPlan | CapacitancePlan | None:
     """The plan that is asked about the items that "auto" leaves unconverged; None where there is no other way.
 
     A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.
     """
-    if isinstance(plan, SingularValuePlan):
+    plan = core(plan)
+    if isinstance(plan, DirectPlan):
         return None
     if _is_small(A):
         return _svd(A, damp, None, rcond)
+    if isinstance(plan, TrialPlan):
+        try:
+            return _border(A, damp, None)
+        except (MethodError, PlanMemoryError):
+            return KrylovPlan(A, damp, "lsmr", _preconditioner(A, damp, "auto", "lsmr"))
     return KrylovPlan(A, damp, "lsmr") if isinstance(plan, BORDER_PLANS) and rcond is None else None
+
+
+def _trial_iterations(A: LinearOperator, damp: Tensor | float) -> int:
+    """The iterations of LSMR that cost what the border's setup does; none where they would not do.
+
+    The bytes of the border's plan are the measure of its setup. Blurs, and square operators without damping, take
+    hundreds or thousands of iterations; layers, whose symbol is a matrix, often some tens.
+    """
+    assert isinstance(A, Convolution)
+    shapes = sorted((A.in_numel, A.out_numel))
+    undamped = bool((torch.as_tensor(damp) == 0).any())
+    alone = (A.c_in + A.c_out) // A.groups == 2 and all(step == 1 for step in A.stride)
+    if alone or (undamped and shapes[1] < 1.5 * shapes[0]):
+        return 0
+    iteration = 4 * A.out_numel * A.c_in // A.groups * math.prod(A.kernel_size) + _CALLS
+    return int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(torch.as_tensor(damp).shape)) / iteration)
 
 
 def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> BorderPlan | CapacitancePlan:

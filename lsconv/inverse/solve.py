@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError, warn
-from lsconv.factored.singular_values import SingularValuePlan
-from lsconv.inverse.plans import KrylovPlan, Plan
+from lsconv.inverse.plans import KrylovPlan, Plan, TrialPlan
+from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import fallback
 from lsconv.krylov.gradients.attach import LeastSquares
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["Fallback", "report", "second_opinion", "solve", "started", "without_items"]
+__all__ = ["KRYLOV_ONLY", "Fallback", "report", "second_opinion", "solve", "started", "without_items"]
 
 # Iterations that LSMR has for an item that the border leaves open.
 _SECOND_OPINION_ITERATIONS = 500
 _COMMON = {"rtol", "atol", "max_iter"}
-_KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart", "rule", "noise_std", "safety"}
+KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart", "rule", "noise_std", "safety"}
 
 
 def solve(
@@ -40,17 +40,17 @@ def solve(
     max_iter = options.get("max_iter")
     if max_iter is not None and (isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 0):
         raise ArgumentError(f"max_iter: expected an integer >= 0 or None, got {max_iter!r}")
-    unknown = sorted(set(options) - _COMMON - _KRYLOV_ONLY)
+    unknown = sorted(set(options) - _COMMON - KRYLOV_ONLY)
     if unknown:
         raise ArgumentTypeError(
-            f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | _KRYLOV_ONLY))}"
+            f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | KRYLOV_ONLY))}"
         )
     if isinstance(plan, KrylovPlan):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             solution = plan.solve(y, **options)
     else:
-        extra = sorted(set(options) & _KRYLOV_ONLY)
+        extra = sorted(set(options) & KRYLOV_ONLY)
         if extra:
             raise MethodError(
                 f"{', '.join(extra)}: {plan!r} takes no such option; ask for method='lsmr' or another Krylov method"
@@ -95,7 +95,8 @@ def second_opinion(solution: Solution, second: Fallback, y: Tensor, options: dic
     plan = second.plan()
     if plan is None:
         return solution
-    limit = {"max_iter": _SECOND_OPINION_ITERATIONS} if isinstance(plan, KrylovPlan) else {}
+    after_border = isinstance(plan, KrylovPlan) and not isinstance(core(second.first), TrialPlan)
+    limit = {"max_iter": _SECOND_OPINION_ITERATIONS} if after_border else {}
     asked = {name: value for name, value in options.items() if name in _COMMON}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -137,10 +138,10 @@ class Fallback:
 
     def __init__(self, A: LinearOperator, damp: float | Tensor, first: Plan, rcond: float | None = None) -> None:
         self.A, self.damp, self.first, self.rcond = A, damp, first, rcond
-        self._made: list[KrylovPlan | SingularValuePlan | None] = []
+        self._made: list[Plan | None] = []
         self.answering: Plan = first
 
-    def plan(self) -> KrylovPlan | SingularValuePlan | None:
+    def plan(self) -> Plan | None:
         """The plan, which from now on is :attr:`answering`; None where there is no other way."""
         if not self._made:
             self._made.append(fallback(self.A, self.damp, self.first, self.rcond))

@@ -23,6 +23,7 @@ from lsconv.fourier.dtypes import direct_rtol
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, Plan
+from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.inverse.solve import Fallback, report, second_opinion, without_items
 from lsconv.krylov.gradients.attach import LeastSquares, attach
@@ -178,7 +179,8 @@ class _Routed:
 
     def _plan(self, A: LinearOperator, damping: Tensor) -> Plan:
         """The plan without a penalty; a damped start needs the preconditioner on the solution side."""
-        plan = route(A, damping, method=self.method, memory_limit=self.memory_limit)
+        started = self.x0 is not None
+        plan = route(A, damping, method=self.method, memory_limit=self.memory_limit, started=started)
         if self.x0 is None or not isinstance(plan, KrylovPlan) or plan.M is None:
             return plan
         return KrylovPlan(A, damping, plan.method, (None, CirculantPreconditioner(A, damping, side="solution")))
@@ -203,7 +205,9 @@ def _with_prior(
         return solution
     precise = A.to(dtype=torch.complex128 if A.is_complex else torch.float64) if isinstance(A, Convolution) else A
     # the default of the method that solved
-    rtol = direct_rtol(A.dtype) if options["rtol"] is None and not isinstance(plan, KrylovPlan) else options["rtol"]
+    rtol = (
+        direct_rtol(A.dtype) if options["rtol"] is None and not isinstance(core(plan), KrylovPlan) else options["rtol"]
+    )
     wide, batch = prior.to(precise.dtype), solution.codes.shape
     rest = y.to(precise.dtype) - precise.apply(wide)
     judged = certified(

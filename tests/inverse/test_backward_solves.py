@@ -25,8 +25,11 @@ def _conv(w: Tensor, **options: Any) -> lsconv.Convolution:
 
 
 PATHS: dict[str, Callable[[Tensor], tuple[lsconv.LinearOperator, Callable[[Any, Tensor], Tensor]]]] = {
-    "border, outputs": lambda w: (_conv(w[:1]), lambda A, y: lsconv.lstsq(A, y, damp=0.5).x),
-    "border, inputs": lambda w: (_conv(w, padding=2), lambda A, y: lsconv.lstsq(A, y, damp=0.5).x),
+    "border, outputs": lambda w: (_conv(w[:1]), lambda A, y: lsconv.lstsq(A, y, damp=0.5, method="border").x),
+    "border, inputs": lambda w: (_conv(w, padding=2), lambda A, y: lsconv.lstsq(A, y, damp=0.5, method="border").x),
+    "normal": lambda w: (_conv(w), lambda A, y: lsconv.lstsq(A, y, damp=0.5, method="normal").x),
+    "matrix": lambda w: (_conv(w, stride=3), lambda A, y: lsconv.lstsq(A, y, damp=0.5, method="matrix").x),
+    "folded": lambda w: (_conv(w.reshape(6, 1, 3, 1)), lambda A, y: lsconv.lstsq(A, y, damp=0.5).x),
     "border, undamped": lambda w: (_conv(w, padding=2), lambda A, y: lsconv.lstsq(A, y, method="border").x),
     "fourier": lambda w: (
         _conv(w, padding=1, padding_mode="circular"),
@@ -110,7 +113,7 @@ def test_backward_takes_over_the_tolerance_of_a_direct_method(path: str, monkeyp
     A, _ = PATHS[path](torch.randn(2, 1, 3, 3, dtype=D))
     y = torch.randn(A.out_shape, dtype=D, requires_grad=True)
     L = lsconv.Gradient((1, 6, 6), ndim=2, dtype=D) if path == "stacked" else None
-    lsconv.tikhonov(A, y, 0.5, L=L, rtol=1e-3).x.sum().backward()
+    lsconv.tikhonov(A, y, 0.5, L=L, rtol=1e-3, method="border").x.sum().backward()
     forward, *rest = asked
     assert forward == 1e-3
     assert rest

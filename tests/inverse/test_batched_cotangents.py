@@ -29,6 +29,14 @@ def convolution(kernel: Tensor) -> lsconv.Conv2d:
     return lsconv.Conv2d(kernel, in_size=(4, 5), padding=1)
 
 
+def rank_one(kernel: Tensor) -> Tensor:
+    return kernel[:1, :, :, :1] * kernel[:1, :, :1, :] * torch.ones(2, 1, 1, 1, dtype=F64)
+
+
+def _lstsq(A: lsconv.Convolution, y: Tensor, damp: Tensor, method: str) -> Tensor:
+    return lsconv.lstsq(A, y, damp=damp, method=method, **TIGHT).x
+
+
 def penalty(A: lsconv.LinearOperator) -> lsconv.LinearOperator:
     return lsconv.Gradient(A.in_shape, dtype=F64)
 
@@ -39,8 +47,12 @@ CONV, TALL, WIDE, SQUARE = (KERNEL, 40), (wide(5, 3), 5), (wide(3, 5), 3), (wide
 CASES: dict[str, tuple[tuple[Tensor, int], Solve]] = {
     "lstsq, tall": (TALL, lambda y, M, d: lsconv.lstsq(M, y, **TIGHT).x),
     "lstsq, wide": (WIDE, lambda y, M, d: lsconv.lstsq(M, y, **TIGHT).x),
-    "lstsq, border": (CONV, lambda y, K, d: lsconv.lstsq(convolution(K), y.view(2, 4, 5), damp=d, **TIGHT).x),
-    "pinv, border": (CONV, lambda y, K, d: lsconv.pinv(convolution(K), damp=d)(y.view(2, 4, 5))),
+    "lstsq, border": (CONV, lambda y, K, d: _lstsq(convolution(K), y.view(2, 4, 5), d, "border")),
+    "lstsq, normal equations": (CONV, lambda y, K, d: _lstsq(convolution(K), y.view(2, 4, 5), d, "normal")),
+    "lstsq, patches": (CONV, lambda y, K, d: _lstsq(lsconv.Conv2d(K, (12, 15), 3), y.view(2, 4, 5), d, "matrix")),
+    "lstsq, axes": (CONV, lambda y, K, d: _lstsq(convolution(rank_one(K)), y.view(2, 4, 5), d, "separable")),
+    "lstsq, rows": (CONV, lambda y, K, d: _lstsq(lsconv.Conv2d(K[..., :1], (6, 5)), y.view(2, 4, 5), d, "auto")),
+    "pinv, border": (CONV, lambda y, K, d: lsconv.pinv(convolution(K), damp=d, method="border")(y.view(2, 4, 5))),
     "pinv.solve": (CONV, lambda y, K, d: lsconv.pinv(convolution(K), damp=d).solve(y.view(2, 4, 5), **TIGHT).x),
     "pinv.H": (CONV, lambda y, K, d: lsconv.pinv(convolution(K), damp=d).H(y[:20].view(1, 4, 5))),
     "tikhonov, L": (
@@ -113,7 +125,7 @@ def test_a_batch_of_cotangents_gives_a_batch_of_gradients(name: str) -> None:
         assert agree(through_vjp[index], expected)
 
 
-@pytest.mark.parametrize("name", ["lstsq, border", "tikhonov, L", "lsmr", "cg"])
+@pytest.mark.parametrize("name", ["lstsq, border", "lstsq, axes", "lstsq, patches", "tikhonov, L", "lsmr", "cg"])
 def test_vectorised_second_derivatives_are_those_of_the_loop(name: str) -> None:
     y, M, damp = inputs(name)
 
@@ -124,7 +136,19 @@ def test_vectorised_second_derivatives_are_those_of_the_loop(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own forward mode
-@pytest.mark.parametrize("name", ["lstsq, border", "tikhonov, L", "lsqr", "gmres"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lstsq, border",
+        "lstsq, normal equations",
+        "lstsq, patches",
+        "lstsq, axes",
+        "lstsq, rows",
+        "tikhonov, L",
+        "lsqr",
+        "gmres",
+    ],
+)
 def test_a_batch_of_tangents_is_served_too(name: str) -> None:
     y, M, damp = inputs(name)
 

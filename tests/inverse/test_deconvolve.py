@@ -367,3 +367,36 @@ def test_a_damp_chosen_under_motion_is_one_that_the_solve_converges_at(noise_std
     solution = lsconv.deconvolve(image.float(), psf.float())
     assert bool(solution.converged)
     assert float(solution.damp) < (1e-5 if noise_std == 0 else 0.2)
+
+
+@pytest.mark.parametrize("margins", [((4, 4), (3, 3)), ((5, 3), (0, 6))])
+@pytest.mark.parametrize("boundary", ["unknown", "zero", "reflect", "periodic"])
+@pytest.mark.parametrize("prior", ["gradient", "tikhonov"])
+def test_zeros_around_the_psf_change_nothing_but_its_centre(
+    margins: tuple[tuple[int, int], ...], boundary: str, prior: str
+) -> None:
+    if (boundary, prior) == ("reflect", "gradient"):
+        pytest.skip("LSMR stagnates there above its tolerance, with margins and without")
+    generator = torch.Generator().manual_seed(0)
+    psf = torch.rand(3, 5, generator=generator, dtype=torch.float64)
+    image = torch.rand(20, 21, generator=generator, dtype=torch.float64)
+    wide = torch.nn.functional.pad(psf, [*margins[1], *margins[0]])
+    options: dict[str, Any] = {"boundary": boundary, "prior": prior, "rtol": 1e-8}
+    found = lsconv.deconvolve(image, wide, damp=0.1, **options)
+    shifts = [(k - 1) // 2 - ((w - 1) // 2 - m[0]) for k, w, m in zip(psf.shape, wide.shape, margins, strict=True)]
+    if shifts == [0, 0]:
+        torch.testing.assert_close(found.x, lsconv.deconvolve(image, psf, damp=0.1, **options).x)
+    with_weight = lsconv.deconvolve(image, wide.requires_grad_(), damp=0.1, **options)  # it is not trimmed
+    assert with_weight.x.shape == found.x.shape
+    if boundary != "unknown" or prior == "tikhonov":
+        torch.testing.assert_close(found.x, with_weight.x.detach(), rtol=1e-5, atol=1e-5)
+    with_weight.x.sum().backward()
+    assert wide.grad is not None
+    assert wide.grad.shape == wide.shape
+    assert float(wide.grad[0, 0].abs()) > 0
+
+
+def test_without_crop_the_field_is_that_of_the_psf_as_given() -> None:
+    psf = torch.zeros(9, 11)
+    psf[4, 4:7] = 1 / 3
+    assert lsconv.deconvolve(torch.rand(20, 21), psf, damp=0.1, crop=False).x.shape == (28, 31)

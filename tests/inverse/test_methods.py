@@ -30,7 +30,7 @@ def distance(x: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def test_all_krylov_methods_are_offered() -> None:
-    assert set(METHODS) == {"auto", "fourier", "border", "svd", *KRYLOV}
+    assert set(METHODS) == {"auto", "matrix", "separable", "normal", "fourier", "border", "svd", *KRYLOV}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])

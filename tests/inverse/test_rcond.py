@@ -7,6 +7,7 @@ import torch
 
 import lsconv
 from lsconv.errors import ArgumentError, MethodError
+from lsconv.factored.kronecker import SeparablePlan
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.inverse.route import FourierPlan
 
@@ -31,7 +32,7 @@ def wide(dtype: torch.dtype) -> lsconv.Conv1d:
 
 OPERATORS = {
     "circular": (circular, 1e-2, FourierPlan),
-    "same": (same, 1e-6, SingularValuePlan),
+    "same": (same, 1e-6, SeparablePlan),
     "wide": (wide, 1e-3, SingularValuePlan),
 }
 

@@ -13,7 +13,7 @@ from lsconv.inverse.plans import FourierPlan, KrylovPlan
 from lsconv.inverse.route import route
 
 
-def conv(padding: object = 0, mode: str = "zeros", stride: int = 1, size: int = 8) -> lsconv.Convolution:
+def conv(padding: object = 0, mode: str = "zeros", stride: int = 1, size: int = 20) -> lsconv.Convolution:
     weight = torch.randn(2, 2, 3, 3, dtype=torch.float64)
     return lsconv.Conv2d(weight, (size, size), padding=padding, padding_mode=mode, stride=stride)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lsconv.border.influence import EXACT_UNKNOWNS, ExactInfluence
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeError
+from lsconv.factored.batch_axes import Reduction
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.damping.dense_path import DensePath
@@ -122,6 +123,8 @@ def choose_damp(
     if trace not in ("auto", "exact", "stochastic"):
         raise ArgumentError(f'trace: expected "auto", "exact" or "stochastic", got {trace!r}')
     A = as_operator(A, y)
+    smaller = Reduction.trimmed(A) if isinstance(A, Convolution) else None
+    A = smaller.B if smaller is not None and smaller.same_shapes else A
     problem = prepare(A, y, check_finite=False, name="y")
     zero = zero_rows(A)
     if zero is not None:

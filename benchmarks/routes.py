@@ -1,0 +1,292 @@
+"""Is the way that auto chooses the right one: its time and memory against the best of all other ways?"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import lsconv
+from benchmarks.memory import forget_peak, resident
+from benchmarks.runner import Table
+from lsconv.fourier.dtypes import direct_rtol
+from lsconv.inverse import route as routes
+from lsconv.inverse import small_matrices
+
+T = TypeVar("T")
+# What every problem is tried with; "plain" is LSMR without preconditioner.
+WAYS = ("matrix", "separable", "normal", "fourier", "border", "plain", "lsmr", "cgls")
+# A relative gradient up to which an answer counts: as many times the tolerance that all were given.
+SLACK = 30
+# Milliseconds and MiB added to both sides of a ratio, below which nothing is worth choosing.
+FREE_SECONDS, FREE_MIB = 1e-3, 32
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem: a kernel, the size of the inputs, and how large the damping is, relative to ``||A||``."""
+
+    name: str
+    kernel: Callable[[], Tensor]
+    size: tuple[int, ...]
+    damp: float = 0.0
+    batch: int = 1
+    dtype: torch.dtype = torch.float32
+    geometry: dict[str, Any] = field(default_factory=dict)
+    quick: bool = False
+
+    def problem(self) -> tuple[lsconv.Convolution, Tensor, float]:
+        """The operator, data with one per cent of noise, and the damping."""
+        torch.manual_seed(0)
+        A = lsconv.Convolution(self.kernel().to(self.dtype), self.size, **self.geometry)
+        y = A(torch.randn(self.batch, *A.in_shape, dtype=self.dtype))
+        y = y + 0.01 * y.std() * torch.randn_like(y)
+        v = torch.randn(A.in_shape, dtype=self.dtype)
+        for _ in range(10):
+            v = A.H(A(v / v.norm()))
+        return A, y, self.damp * float(v.norm()) ** 0.5
+
+
+def random(*shape: int) -> Callable[[], Tensor]:
+    """A layer as it is initialised."""
+    return lambda: torch.randn(*shape) / math.sqrt(math.prod(shape[1:]))
+
+
+def separable(*axes: Tensor, channels: int = 1) -> Callable[[], Tensor]:
+    """A blur of norm one, the same for every channel."""
+
+    def kernel() -> Tensor:
+        product = torch.ones(())
+        for u in axes:
+            product = product.unsqueeze(-1) * (u / u.sum())
+        return product.expand(channels, 1, *product.shape).contiguous()
+
+    return kernel
+
+
+def gauss(taps: int, width: float) -> Tensor:
+    """One axis of a Gaussian."""
+    return torch.exp(-((torch.arange(taps, dtype=torch.float64) - taps // 2) ** 2) / (2 * width**2))
+
+
+def disk(diameter: int) -> Tensor:
+    """An out-of-focus blur."""
+    a = torch.arange(diameter, dtype=torch.float64) - diameter // 2
+    inside = (a[:, None] ** 2 + a**2 <= (diameter / 2) ** 2).double()
+    return (inside / inside.sum())[None, None]
+
+
+def decaying(taps: int) -> Tensor:
+    """An impulse response after a first strong one."""
+    h = torch.randn(taps, dtype=torch.float64) * torch.exp(-3 * torch.arange(taps, dtype=torch.float64) / taps)
+    h[0] = 6.0
+    return (h.flip(0) / 6)[None, None]
+
+
+def surrounded(kernel: Tensor, margin: int) -> Tensor:
+    """A kernel in zeros."""
+    return torch.nn.functional.pad(kernel, [margin] * 4)
+
+
+F64, S2 = torch.float64, {"stride": 2}
+REFLECT = {"padding_mode": "reflect"}
+CASES = (
+    Case("1x1 96-24 56², batch 8", random(24, 96, 1, 1), (56, 56), batch=8),
+    Case("1x1 64-64 64²", random(64, 64, 1, 1), (64, 64), 0.1, quick=True),
+    Case("1x1 stride 2 64-128 56²", random(128, 64, 1, 1), (56, 56), geometry=S2),
+    Case("1x1 512-2048 7²", random(2048, 512, 1, 1), (7, 7), 0.1),
+    Case("1x1 padded 32-48 32²", random(48, 32, 1, 1), (32, 32), geometry={"padding": 1}),
+    Case("2x2 stride 2 32-64 64²", random(64, 32, 2, 2), (64, 64), geometry=S2),
+    Case("3x3 stride 3 padded 8-16 60²", random(16, 8, 3, 3), (60, 60), 0.1, geometry={"stride": 3, "padding": 1}),
+    Case("patches 16x16 3-192 224²", random(192, 3, 16, 16), (224, 224), geometry={"stride": 16}),
+    Case("patches 4x4 3-96 128², damped", random(96, 3, 4, 4), (128, 128), 0.1, geometry={"stride": 4}),
+    Case("row blur 1x9 256²", separable(torch.ones(1), torch.ones(9)), (256, 256), 1e-2, dtype=F64),
+    Case("column 3x1 32-32 48²", random(32, 32, 3, 1), (48, 48), 0.1, geometry={"padding": (1, 0)}),
+    Case("spatial 1x3x3 8-8 8x24²", random(8, 8, 1, 3, 3), (8, 24, 24), 0.1, geometry={"padding": (0, 1, 1)}),
+    Case("gauss15 valid 64²", separable(gauss(15, 2), gauss(15, 2)), (64, 64), 1e-3, dtype=F64, quick=True),
+    Case("gauss15 valid 256²", separable(gauss(15, 2), gauss(15, 2)), (256, 256), 1e-3, dtype=F64),
+    Case("gauss15 valid 256², float32", separable(gauss(15, 2), gauss(15, 2)), (256, 256), 1e-2),
+    Case("gauss15 valid 512²", separable(gauss(15, 2), gauss(15, 2)), (512, 512), 1e-1, dtype=F64),
+    Case("gauss15 valid 1024²", separable(gauss(15, 2), gauss(15, 2)), (1024, 1024), 1e-1, dtype=F64),
+    Case("gauss15 valid 192², damp 0", separable(gauss(15, 2), gauss(15, 2)), (192, 192), dtype=F64),
+    Case("box9 same 256²", separable(torch.ones(9), torch.ones(9)), (256, 256), 1e-3, dtype=F64,
+         geometry={"padding": 4}),
+    Case("gauss15 reflect 256²", separable(gauss(15, 2), gauss(15, 2)), (256, 256), 1e-2, dtype=F64,
+         geometry={"padding": 7, **REFLECT}),
+    Case("gauss9 stride 2 256²", separable(gauss(9, 2), gauss(9, 2)), (256, 256), 1e-2, dtype=F64,
+         geometry={"padding": 4, **S2}),
+    Case("gauss9 3 colours valid 256²", separable(gauss(9, 2), gauss(9, 2), channels=3), (256, 256), 1e-2,
+         geometry={"groups": 3}),
+    Case("gauss 5x9x9 16x64²", separable(gauss(5, 1), gauss(9, 2), gauss(9, 2)), (16, 64, 64), 1e-2, dtype=F64),
+    Case("sweep 4000 taps, 200 unknowns", lambda: decaying(4000), (200,), dtype=F64, geometry={"padding": 3999}),
+    Case("PSF 15² from a picture of 128²", lambda: torch.rand(1, 1, 128, 128), (15, 15), 1e-2, dtype=F64,
+         geometry={"padding": 113}),
+    Case("1000 taps, 4000 unknowns", lambda: decaying(1000), (4000,), 1e-1, dtype=F64, geometry={"padding": 999}),
+    Case("gauss9 in zeros 63² same 64²", lambda: surrounded(separable(gauss(9, 2), gauss(9, 2))(), 27), (64, 64), 1e-2,
+         dtype=F64, geometry={"padding": 31}),
+    Case("3x3 16²", random(1, 1, 3, 3), (16, 16), 0.1, quick=True),
+    Case("disk13 valid 256²", lambda: disk(13), (256, 256), 1e-2, dtype=F64),
+    Case("disk9 same 64²", lambda: disk(9), (64, 64), 1e-2, geometry={"padding": 4}),
+    Case("circular 16-16 3x3 64²", random(16, 16, 3, 3), (64, 64), 0.1,
+         geometry={"padding": 1, "padding_mode": "circular"}),
+    Case("the question, 8-8 3x3 valid 64²", random(8, 8, 3, 3), (64, 64)),
+    Case("stem 7x7 stride 2 3-64 64²", random(64, 3, 7, 7), (64, 64), 0.1, geometry={"padding": 3, **S2}),
+    Case("mobilenet depthwise 3x3 stride 2 32 48²", random(32, 1, 3, 3), (48, 48), 0.1,
+         geometry={"padding": 1, "groups": 32, **S2}),
+    Case("audio k8 s4 16-16 2000", random(16, 16, 8), (2000,), 0.1, geometry={"stride": 4, "padding": 2}),
+)  # fmt: skip
+
+
+class _DecidedError(Exception):
+    """Auto has chosen."""
+
+
+def deciding(A: lsconv.Convolution, damp: float) -> float:
+    """Seconds until auto has chosen; the setup that it chose is not made."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise _DecidedError
+
+    def choose() -> None:
+        with contextlib.suppress(_DecidedError):
+            routes.route(A, damp)
+
+    with contextlib.ExitStack() as patched:
+        for module, names in ((small_matrices, ("PatchPlan", "SeparablePlan", "NormalEquationsPlan")),
+                              (routes, ("FourierPlan", "KrylovPlan", "TrialPlan", "_border", "_svd"))):  # fmt: skip
+            for name in names:
+                kind = getattr(module, name)
+                target = mock.patch.object(kind, "__init__", stop) if isinstance(kind, type) else None
+                patched.enter_context(target or mock.patch.object(module, name, stop))
+        return statistics.median(_timed(choose)[0] for _ in range(REPEATS))
+
+
+def _timed(run: Callable[[], T]) -> tuple[float, T]:
+    """Processor seconds and result: the ways run one after the other, and a busy machine would meet some of them."""
+    start = time.process_time()
+    result = run()
+    return time.process_time() - start, result
+
+
+def _measure(case: Case, way: str, connection: Any) -> None:
+    """What one way takes, in a process of its own."""
+    A, y, damp = case.problem()
+    options: dict[str, Any] = {"damp": damp, "method": way}
+    if way == "plain":
+        options |= {"method": "lsmr", "preconditioner": None}
+    rtol, before = direct_rtol(case.dtype), forget_peak()
+    firsts, kept = [], []
+    while len(firsts) < REPEATS and sum(firsts) < 1.0:
+        seconds, solution = _timed(lambda: lsconv.lstsq(A, y, rtol=rtol, **options))
+        firsts.append(seconds)
+    memory = (resident()["peak"] - before) / 2**20
+    inverse = lsconv.pinv(A, **options)
+    while len(kept) < REPEATS and sum(kept) < 1.0:
+        kept.append(_timed(lambda: inverse.solve(y, rtol=rtol))[0])
+    B = A.to(dtype=torch.float64)
+    x, data = solution.x.double(), y.double()
+    r = data - B(x)
+    g = B.H(r) - damp**2 * x
+    total = torch.hypot(r.norm(), damp * x.norm())
+    size = max(float(B.H(r).norm() / r.norm()), float(B(x).norm() / x.norm()))
+    error = min(float(total / data.norm()), float(g.norm() / (size * total)))
+    connection.send((statistics.median(firsts), statistics.median(kept), memory, error, type(inverse.plan).__name__))
+
+
+def measured(case: Case, way: str, limit: float) -> tuple[float, float, float, float, str] | None:
+    """First seconds, kept seconds, MiB, relative gradient, plan; None: refused, failed, or longer than the limit."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_quietly, args=(case, way, sender))
+    process.start()
+    result = receiver.recv() if receiver.poll(limit) else None
+    process.kill()
+    process.join()
+    return result
+
+
+def _quietly(case: Case, way: str, connection: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            _measure(case, way, connection)
+        except lsconv.LsconvError:
+            connection.send(None)
+
+
+def row(case: Case) -> dict[str, Any]:
+    """One row: auto, and the best of the ways that are as exact."""
+    own = measured(case, "auto", 60.0)
+    if own is None:
+        return {"case": case.name, "damp/σ": case.damp, "way": "> 60 s"}
+    first, kept, memory, _, plan = own
+    others = {}
+    for way in WAYS:
+        found = measured(case, way, 8 * (first + kept) + 0.7)
+        if found is not None and found[3] <= SLACK * direct_rtol(case.dtype):
+            others[way] = found
+    fastest = min(others, key=lambda way: others[way][0], default="-")
+    best = others.get(fastest, own)
+    best_kept = min((found[1] for found in others.values()), default=kept)
+    A, _, damp = case.problem()
+    return {
+        "case": case.name,
+        "damp/σ": f"{case.damp:g}",
+        "way": plan.removesuffix("Plan"),
+        "auto s": first,
+        "kept s": kept,
+        "MiB": max(memory, 0.0),
+        "best other": fastest,
+        "its s": best[0],
+        "its MiB": max(best[2], 0.0),
+        "ratio": (first + FREE_SECONDS) / (min(best[0], first) + FREE_SECONDS),
+        "kept ratio": (kept + FREE_SECONDS) / (min(best_kept, kept) + FREE_SECONDS),
+        "memory ratio": max(memory + FREE_MIB, FREE_MIB) / max(best[2] + FREE_MIB, FREE_MIB),
+        "deciding s": deciding(A, damp),
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last line."""
+    scored = [r for r in rows if "ratio" in r]
+    means = {
+        name: statistics.geometric_mean(r[name] for r in scored) for name in ("ratio", "kept ratio", "memory ratio")
+    }
+    worst = {name: max(r[name] for r in scored) for name in means}
+    within = sum(r["ratio"] <= 1.5 for r in scored)
+    return {
+        "case": f"geometric mean (worst); within 1.5: {within} of {len(rows)}",
+        **{name: f"{means[name]:.2f} ({worst[name]:.1f})" for name in means},
+    }
+
+
+def tables(quick: bool) -> Iterator[Table]:
+    """One table."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a forked process has no threads of its parent's
+    for padding, damp in ((0, 0.1), (1, 0.0)):  # what a first call loads and makes is not what is asked
+        A = lsconv.Conv2d(torch.randn(2, 2, 3, 3), (24, 24), padding=padding)
+        lsconv.lstsq(A, torch.randn(A.out_shape), damp=damp)
+    try:
+        rows = [row(case) for case in CASES if case.quick or not quick]
+    finally:
+        torch.set_num_threads(threads)
+    yield Table(
+        "auto against the best of all ways, processor seconds of one thread",
+        [*rows, summary(rows)],
+        f"First solve with its setup, a further one with the plan kept, and the peak of the first; every way was given "
+        f"the same tolerance, and counts where A itself finds the answer's relative gradient or residual within "
+        f"{SLACK} times it. Ratios to the best other way (1 where auto is the best), "
+        f"{1e3 * FREE_SECONDS:.0f} ms and {FREE_MIB} MiB added to both sides. Ways: {', '.join(WAYS)}.",
+    )

@@ -1,0 +1,165 @@
+r"""A convolution as a smaller one: zero margins of its kernel trimmed, axes along which it does nothing in the batch.
+
+.. math:: A = Q\, B\, P^H, \qquad P^H P = 1,\; Q^H Q = 1, \qquad A^+ = P B^+ Q^H
+
+P and Q are selections: the inputs that some output reads, and the outputs that read some input. A kernel of extent one
+along an axis makes that axis a batch axis of B. A kernel with zeros at its margins is the kernel without them at the
+same place, with less padding, or where that becomes negative, of a part of the inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["Reduction"]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """The smaller convolution and the way of tensors to and from it.
+
+    Attributes:
+        A: the convolution.
+        B: the smaller one; the axes folded are the last of its batch dimensions.
+        inputs: per axis of A, the cells that B knows.
+        outputs: per axis of A, the outputs that B knows.
+        folded: the axes of A that are batch dimensions of B.
+    """
+
+    A: Convolution
+    B: Convolution
+    inputs: tuple[slice, ...]
+    outputs: tuple[slice, ...]
+    folded: tuple[int, ...] = ()
+
+    @classmethod
+    def trimmed(cls, A: Convolution) -> Reduction | None:
+        """Without the zero margins of the kernel; None where there are none."""
+        weight = A.weight.detach()
+        sides = [_margins(weight, a) for a in range(-A.ndim, 0)]
+        free = A.padding_mode == "zeros" or not any(map(any, A.padding))
+        padding, inputs = [], []
+        for a, (before, after) in enumerate(sides):
+            left, right = A.padding[a]
+            dilation = A.dilation[a]
+            if not free:  # only what shortens the padding: a crop would move the border that it copies from
+                before, after = min(before, left // dilation), min(after, right // dilation)
+            sides[a] = (before, after)
+            left, right = left - dilation * before, right - dilation * after
+            inputs.append(slice(max(0, -left), A.spatial_in[a] - max(0, -right), 1))
+            padding.append((max(0, left), max(0, right)))
+        if not any(map(any, sides)):
+            return None
+        for a, (before, after) in enumerate(sides, start=-A.ndim):
+            weight = weight.narrow(a, before, weight.shape[a] - before - after)
+        size = tuple(cells.stop - cells.start for cells in inputs)
+        if min(size) < 1:
+            return None
+        B = Convolution(
+            weight.contiguous(), size, A.stride, padding, A.dilation, A.groups, A.padding_mode, A.backend,
+            check_finite=False,
+        )  # fmt: skip
+        return cls(A, B, tuple(inputs), tuple(slice(0, n, 1) for n in A.spatial_out))
+
+    @classmethod
+    def without_batch_axes(cls, A: Convolution) -> Reduction | None:
+        """With the axes along which the kernel has extent one in the batch; None where there are none, or no others."""
+        folded = tuple(
+            a for a in range(A.ndim) if A.kernel_size[a] == 1 and (A.padding_mode == "zeros" or not any(A.padding[a]))
+        )
+        if not folded or len(folded) == A.ndim:
+            return None
+        inputs, outputs = [slice(0, n, 1) for n in A.spatial_in], [slice(0, n, 1) for n in A.spatial_out]
+        for a in folded:
+            stride, left, cells = A.stride[a], A.padding[a][0], A.spatial_in[a]
+            first = -(-left // stride)
+            end = min((cells - 1 + left) // stride + 1, A.spatial_out[a])
+            if end <= first:
+                return None
+            start = first * stride - left
+            outputs[a] = slice(first, end, 1)
+            inputs[a] = slice(start, start + stride * (end - first - 1) + 1, stride)
+        rest = [a for a in range(A.ndim) if a not in folded]
+        weight = A.weight.detach()
+        shape = (*weight.shape[: -A.ndim], *(A.kernel_size[a] for a in rest))
+        if A.batch_shape:
+            shape = (*A.batch_shape, *(1 for _ in folded), *shape[len(A.batch_shape) :])
+        B = Convolution(
+            weight.reshape(shape),
+            tuple(A.spatial_in[a] for a in rest),
+            tuple(A.stride[a] for a in rest),
+            [A.padding[a] for a in rest],
+            tuple(A.dilation[a] for a in rest),
+            A.groups,
+            A.padding_mode,
+            A.backend,
+            check_finite=False,
+        )
+        return cls(A, B, tuple(inputs), tuple(outputs), folded)
+
+    @property
+    def same_shapes(self) -> bool:
+        """True where B takes and gives what A does."""
+        return not self.folded and self.B.in_shape == self.A.in_shape
+
+    @property
+    def drops_outputs(self) -> bool:
+        """True where some outputs of A read no input."""
+        return any(kept.stop - kept.start < n for kept, n in zip(self.outputs, self.A.spatial_out, strict=True))
+
+    @property
+    def reads_all(self) -> bool:
+        """True where every input of A is one of B."""
+        return all(kept == slice(0, n, 1) for kept, n in zip(self.inputs, self.A.spatial_in, strict=True))
+
+    def damp(self, damp: Tensor | float) -> Tensor | float:
+        """The damping for B's batch."""
+        if not isinstance(damp, Tensor) or not damp.ndim:
+            return damp
+        return damp.reshape(*damp.shape, *(1 for _ in self.folded))
+
+    def inputs_of(self, x: Tensor) -> Tensor:
+        """``P^H x``."""
+        return self._select(x, self.inputs)
+
+    def outputs_of(self, y: Tensor) -> Tensor:
+        """``Q^H y``."""
+        return self._select(y, self.outputs)
+
+    def to_inputs(self, x: Tensor) -> Tensor:
+        """``P x``."""
+        return self._place(x, self.inputs, self.A.in_shape)
+
+    def to_outputs(self, y: Tensor) -> Tensor:
+        """``Q y``."""
+        return self._place(y, self.outputs, self.A.out_shape)
+
+    def _select(self, z: Tensor, kept: tuple[slice, ...]) -> Tensor:
+        cells: tuple[Any, ...] = (..., *kept)
+        z = z[cells]
+        channel = z.ndim - self.A.ndim - 1
+        moved = [z.ndim - self.A.ndim + a for a in self.folded]
+        return z.movedim(moved, list(range(channel, channel + len(moved)))) if moved else z
+
+    def _place(self, z: Tensor, kept: tuple[slice, ...], item: tuple[int, ...]) -> Tensor:
+        channel = z.ndim - self.B.ndim - 1 - len(self.folded)
+        moved = [z.ndim - self.A.ndim + a for a in self.folded]
+        z = z.movedim(list(range(channel, channel + len(moved))), moved) if moved else z
+        if z.shape[channel:] == item:
+            return z.contiguous()
+        whole = z.new_zeros(*z.shape[:channel], *item)
+        cells: tuple[Any, ...] = (..., *kept)
+        whole[cells] = z
+        return whole
+
+
+def _margins(weight: Tensor, a: int) -> tuple[int, int]:
+    """The zeros of an axis before the first tap at which some kernel is not zero, and after the last."""
+    places = torch.nonzero((weight.movedim(a, 0) != 0).flatten(1).any(1)).flatten()
+    return (int(places[0]), weight.shape[a] - 1 - int(places[-1])) if len(places) else (0, 0)

@@ -1,0 +1,202 @@
+"""The plans that know every singular value of A: one rule for the rank, one certificate, one interface."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import PlanMemoryError
+from lsconv.krylov.loop.batched_scalars import scalar_dtype
+from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+
+__all__ = ["WORK_ARRAYS", "DirectPlan", "Rank", "in_double", "inverse_values", "refinements", "wide_dtype"]
+
+# So many eps of the largest singular value is what LAPACK may be off by in the others, for matrices of this size.
+_ROUNDING = 8
+# Matrix, factors and LAPACK's work array, in numbers of the matrix.
+WORK_ARRAYS = 6
+# What refinement leaves of the error, in units of the tolerance.
+_REFINED = 1e-2
+_DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
+@dataclass(frozen=True)
+class Rank:
+    """The rank that a threshold decides, for singular values ``(*own, *coefficients)``.
+
+    Attributes:
+        values: the singular values; those that are rounding are zero.
+        kept: True where they exceed the threshold.
+        rank: how many do, ``own``.
+        undecided: True where one stands on the threshold, up to rounding, ``own``.
+        largest: the largest singular value, ``own``.
+    """
+
+    values: Tensor
+    kept: Tensor
+    rank: Tensor
+    undecided: Tensor
+    largest: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor, ndim: int, rcond: float, size: int) -> Rank:
+        """Decide it.
+
+        Args:
+            values: the singular values.
+            ndim: number of dimensions of the coefficients.
+            rcond: values up to ``rcond`` times the largest count as zero.
+            size: the larger side of the matrix that was decomposed, which its rounding grows with.
+        """
+        own = values.shape[: values.ndim - ndim]
+        flat = values.reshape(*own, -1)
+        largest = flat.amax(-1) if flat.shape[-1] else values.new_zeros(own)
+        top = largest.reshape(*own, *(1 for _ in range(ndim)))
+        eps = torch.finfo(values.dtype).eps
+        # a zero comes out as rounding, of which a tiny damp would make much
+        values = torch.where(values > size * eps * top, values, 0.0)
+        kept = values > rcond * top
+        near = ((values - rcond * top).abs() <= _ROUNDING * eps * top) & (values > _ROUNDING * eps * top)
+        return cls(values, kept, kept.reshape(*own, -1).sum(-1), near.reshape(*own, -1).any(-1), largest)
+
+
+def inverse_values(values: Tensor, kept: Tensor, mu: Tensor, power: int = 1) -> Tensor:
+    """``values^power / (values^2 + mu)``; zero where mu is zero and the value is not kept."""
+    keep = (mu > 0) | kept
+    return torch.where(keep, values**power / torch.where(keep, values.square() + mu, 1.0), 0.0)
+
+
+def refinements(contraction: float, rtol: float) -> int:
+    """The steps that bring an error, each of which leaves a part ``contraction`` of it, below the tolerance."""
+    if contraction == 0:
+        return 0
+    return max(0, math.ceil(math.log(_REFINED * rtol) / math.log(contraction)) - 1)
+
+
+class DirectPlan:
+    """The setup of a direct solve in double precision; subclasses provide the three maps.
+
+    Args:
+        A: the operator.
+        damp: the damping, a number or one per batch item.
+        rcond: where damp is 0, singular values of at most ``rcond`` times the largest of the item count as zero.
+        rtol: default tolerance of the certificate.
+
+    Attributes:
+        rank: how many singular values exceed the threshold, ``A.batch_shape``.
+        undecided: the items of A one of whose singular values stands on the threshold, up to rounding.
+        norm: an upper bound of ``||A||``, up to rounding, ``A.batch_shape``.
+    """
+
+    rank: Tensor
+    undecided: Tensor
+    norm: Tensor
+
+    def __init__(self, A: LinearOperator, damp: Tensor | float, *, rcond: float, rtol: float) -> None:
+        self.A, self.rcond, self.rtol = A, rcond, rtol
+        self.damp = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device)
+        self.precise = in_double(A)
+
+    def _check_fits(self, what: str, needed: int, allowed: int | None) -> None:
+        if allowed is not None and needed > allowed:
+            raise PlanMemoryError(
+                f"{what} of {self.A!r} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed (memory_limit=)"
+            )
+
+    # ------------------------------------------------------------------ what a subclass provides, in double precision
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        """``(A^H A + mu)^+ A^H y``."""
+        raise NotImplementedError
+
+    def _inverse_adjoint(self, v: Tensor) -> Tensor:
+        """``A (A^H A + mu)^+ v``."""
+        raise NotImplementedError
+
+    def _normal(self, g: Tensor) -> Tensor:
+        """``(A^H A + mu)^+ g``."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ answers
+
+    @torch.no_grad()
+    def solve(
+        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
+    ) -> Solution:
+        """The certified solution for ``y`` of shape ``(*batch, *out_shape)``; ``max_iter`` has no effect."""
+        A, precise = self.A, self.precise
+        wide = y.detach().to(wide_dtype(A.dtype))
+        x = self._inverse(wide).to(precise.dtype).contiguous()
+        own = x.shape[: x.ndim - len(A.in_shape)]
+        batch = broadcast_shapes(own, y.shape[: y.ndim - len(A.out_shape)], self.damp.shape)
+        data, damp = wide.to(precise.dtype).expand(*batch, *A.out_shape), self.damp.expand(batch)
+        tolerances = Tolerances.of(A.dtype, self.rtol if rtol is None else rtol, atol)
+
+        def judged(x: Tensor) -> Solution:
+            solution = certified(
+                precise,
+                x,
+                data,
+                damp,
+                tolerances=tolerances,
+                dtype=A.dtype,
+                norm_bound=self.norm,
+                rcond=self.rcond,
+                truncated=True,
+                rounding=torch.finfo(precise.dtype).eps,
+            )
+            return solution.with_rank(self.rank, self.undecided)
+
+        x = x.expand(*batch, *A.in_shape)
+        solution = judged(x)
+        if bool(solution.converged.all()):
+            return solution
+        # a damping far below ||A|| shows the rounding of the factors in the gradient: one step of refinement
+        items = (*batch, *(1 for _ in A.in_shape))
+        gradient = precise.adjoint(data - precise.apply(x)) - damp.square().reshape(items) * x
+        better = x + self._normal(gradient.to(wide.dtype)).to(precise.dtype)
+        return judged(torch.where(solution.converged.reshape(items), x, better))
+
+    @torch.no_grad()
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The solution for ``y``, bare."""
+        return self._inverse(y.to(wide_dtype(self.A.dtype))).to(self.A.dtype).contiguous()
+
+    @torch.no_grad()
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+        return self._inverse_adjoint(v.to(wide_dtype(self.A.dtype))).to(self.A.dtype).contiguous()
+
+    @torch.no_grad()
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2)^{-1} g``, and ``(A^H A)^+ g`` without damping."""
+        return self._normal(g.to(wide_dtype(self.A.dtype))).to(self.A.dtype).contiguous()
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^+ g``."""
+        return self.normal_solve(g, rtol=rtol)
+
+    def __repr__(self) -> str:
+        name, A = type(self).__name__, self.A
+        return f"{name}({A.in_shape} -> {A.out_shape}, rcond={self.rcond:g}, {A.device})"
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The double-precision dtype of the same kind."""
+    return _DOUBLE.get(dtype, dtype)
+
+
+def in_double(A: LinearOperator) -> LinearOperator:
+    """A in double precision, or as it is where it does not convert."""
+    if A.dtype not in _DOUBLE:
+        return A
+    try:
+        return A.to(dtype=_DOUBLE[A.dtype])
+    except NotImplementedError:
+        return A

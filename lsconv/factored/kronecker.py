@@ -1,0 +1,300 @@
+r"""The exact solve of a convolution with a separable kernel, through the singular values of its axes.
+
+A kernel :math:`K[o, i, t_1, t_2, \dots] = M[o, i]\, u_1[t_1]\, u_2[t_2] \cdots` makes A a Kronecker product of small
+matrices, whatever padding, stride and dilation are: M, and one one-dimensional convolution per axis. With
+:math:`A_a = U_a \Sigma_a V_a^H` for each,
+
+.. math:: A = \bigotimes_a A_a = \Big(\bigotimes_a U_a\Big) \Big(\bigotimes_a \Sigma_a\Big) \Big(\bigotimes_a V_a\Big)^H
+
+is the singular value decomposition of A: one setup for every damping, exact, with the rank and the null space.
+
+A kernel that was stored rounded is separable up to an error E. With damp > 0 the solve is refined by A itself, each
+step of which leaves at most :math:`2 \|E\| / \mathrm{damp}` of the error.
+
+Van Loan, "The ubiquitous Kronecker product", J. Comput. Appl. Math. 123 (2000).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import MethodError
+from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, refinements, wide_dtype
+from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["Factors", "SeparablePlan"]
+
+# Epsilons of the kernel's dtype within which it counts as separable.
+_SEPARABLE = 4
+# What a step of refinement may leave of the error.
+_CONTRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A kernel as a product.
+
+    Attributes:
+        channels: ``(kernels, groups, outputs, inputs)``, the M above; one group where the groups are alike.
+        axes: the u above, ``(kernels, groups, taps)`` each, of norm one.
+        error: a bound of ``||A - product||`` per kernel, ``(kernels)``; zero where it is rounding in double precision.
+    """
+
+    channels: Tensor
+    axes: tuple[Tensor, ...]
+    error: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, A: Convolution) -> Factors | None:
+        """The factors of A's kernels, or None where one of them is not separable in the precision of its dtype."""
+        tolerance = _SEPARABLE * torch.finfo(A.dtype).eps
+        weight = A.weight.detach().to(wide_dtype(A.dtype))
+        kernel = weight.reshape(math.prod(A.batch_shape), A.groups, A.c_out // A.groups, *weight.shape[-A.ndim - 1 :])
+        if not bool(torch.isfinite(kernel).all()):
+            return None
+        if A.groups > 1 and bool((kernel == kernel[:, :1]).all()):
+            kernel = kernel[:, :1]
+        axes: list[Tensor] = []
+        rest = kernel
+        for a in range(4, kernel.ndim):
+            unfolded = kernel.movedim(a, 2).flatten(3)
+            if not _rank_one(unfolded, tolerance):
+                return None
+            u = _leading(unfolded)
+            axes.append(u)
+            rest = torch.einsum("kgoit...,kgt->kgoi...", rest, u.conj())
+        product = rest.reshape(*rest.shape, *(1 for _ in axes))
+        for a, u in enumerate(axes, start=4):
+            product = product * u.reshape(*u.shape[:2], *(u.shape[2] if b == a else 1 for b in range(2, kernel.ndim)))
+        error, size = _norm_bound(kernel - product), _norm_bound(kernel)
+        wide = _SEPARABLE * torch.finfo(kernel.dtype).eps
+        return cls(rest, tuple(axes), torch.where(error <= wide * size, 0.0, error))
+
+
+class SeparablePlan(DirectPlan):
+    """Setup of the solve axis by axis; :meth:`solve` answers right-hand sides.
+
+    Args:
+        A: a convolution whose kernel is separable.
+        damp: the damping, a number or one per batch item.
+        rcond: where damp is 0, singular values of at most ``rcond`` times the largest of the item count as zero.
+        rtol: default tolerance of the certificate.
+        allowed: bytes that the plan may use.
+        factors: those of A's kernel, where they are known.
+
+    Raises:
+        MethodError: the kernel is not separable, or for this damping not closely enough.
+        PlanMemoryError: the factors would need more than ``allowed``.
+
+    Example:
+        >>> g = torch.tensor([1.0, 2.0, 1.0]) / 4
+        >>> A = lsconv.Conv2d(torch.outer(g, g)[None, None], (20, 30), padding=1, padding_mode="reflect")
+        >>> plan = SeparablePlan(A, 1e-2, rcond=1e-7, rtol=1e-6)
+        >>> bool(plan.solve(torch.randn(5, *A.out_shape)).converged.all())
+        True
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        A: Convolution,
+        damp: Tensor | float = 0.0,
+        *,
+        rcond: float,
+        rtol: float,
+        allowed: int | None = None,
+        factors: Factors | None = None,
+    ) -> None:
+        super().__init__(A, damp, rcond=rcond, rtol=rtol)
+        factors = Factors.of(A) if factors is None else factors
+        if factors is None:
+            raise MethodError(f'method="separable" needs a separable kernel, got {A!r}; use method="border" or "lsmr"')
+        self._check_fits('method="separable": the factors', self.bytes_for(A), allowed)
+        self._kernels = math.prod(A.batch_shape)
+        self._left: list[Tensor | None] = []
+        self._right: list[Tensor | None] = []
+        spectra: list[Tensor] = []
+        matrices = [factors.channels, *(_axis_matrix(A, a, u) for a, u in enumerate(factors.axes))]
+        alone = factors.channels.shape[-2:] == (1, 1)
+        for a, matrix in enumerate(matrices):
+            if (a == 0 and alone) or (a > 1 and _is_identity(A, a - 1)):
+                U, V, values = None, None, matrix.abs().amax(-1)
+            elif a > 1 and matrix.shape == matrices[a - 1].shape and torch.equal(matrix, matrices[a - 1]):
+                U, V, values = self._left[-1], self._right[-1], spectra[-1]
+            else:
+                U, values, Vh = torch.linalg.svd(matrix, full_matrices=False)
+                V = Vh.mH
+            self._left.append(U)
+            self._right.append(V)
+            spectra.append(values)
+        if alone and self._left[1] is not None:  # the sign of a number is the first axis's
+            self._left[1] = self._left[1] * torch.where(factors.channels == 0, 1, factors.channels.sgn())
+        values = spectra[0]
+        for spectrum in spectra[1:]:
+            between = spectrum.reshape(*spectrum.shape[:2], *(1 for _ in range(values.ndim - 2)), -1)
+            values = values.unsqueeze(-1) * between
+        size = max(max(matrix.shape[-2:]) for matrix in matrices)
+        decided = Rank.of(values, values.ndim - 1, rcond, size)
+        self._values, self._kept = decided.values, decided.kept
+        copies = A.groups // values.shape[1]
+        self.rank = (decided.rank * copies).reshape(A.batch_shape)
+        self.undecided = decided.undecided.reshape(A.batch_shape)
+        self.norm = (decided.largest + factors.error).reshape(A.batch_shape)
+        self._steps = self._refinements(factors.error)
+
+    def _refinements(self, error: Tensor) -> int:
+        """The steps of refinement that the error of the factors costs."""
+        error = error.reshape(self.A.batch_shape)
+        worst = float(torch.where(error > 0, 2 * error / self.damp, 0.0).max())
+        if worst > _CONTRACTION:
+            largest = float(error.max())
+            raise MethodError(
+                f'method="separable": the kernel is separable up to {largest:.1e}, which needs damp > '
+                f'{2 * largest / _CONTRACTION:.1e}, got {self.A!r}; give a float64 kernel, or use method="border" or '
+                f'"lsmr"'
+            )
+        return refinements(worst, self.rtol)
+
+    @staticmethod
+    def flops(A: Convolution, factors: Factors) -> tuple[float, float]:
+        """Floating-point operations of the setup, and of one solve for one item."""
+        sizes = [(A.c_in // A.groups, A.c_out // A.groups)]
+        sizes += [side for a, side in enumerate(_sides(A)) if not _is_identity(A, a)]
+        blocks = factors.channels.shape[0] * factors.channels.shape[1]
+        setup = blocks * sum(20 * min(size) ** 2 * max(size) for size in set(sizes))
+        width = max(A.in_numel, A.out_numel)
+        return setup, 4 * width * sum(min(size) for size in sizes if max(size) > 1)
+
+    @staticmethod
+    def bytes_for(A: Convolution) -> int:
+        """Bytes that the factors take, and one item on its way through them."""
+        itemsize = 16 if A.dtype.is_complex else 8
+        sides = [(A.c_in // A.groups, A.c_out // A.groups), *_sides(A)]
+        factors = A.groups * sum(n * m for n, m in sides)
+        return WORK_ARRAYS * itemsize * math.prod(A.batch_shape) * (factors + A.in_numel + A.out_numel)
+
+    # ------------------------------------------------------------------ the maps
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        x = self._map(y, self.A.out_shape, self._left, self._right, self.A.in_shape)
+        for _ in range(self._steps):
+            left = self.precise.adjoint(y - self.precise.apply(x))
+            x = x + self._approximate_normal(left - self._damped(x))
+        return x
+
+    def _inverse_adjoint(self, v: Tensor) -> Tensor:
+        if self._steps:
+            return self.precise.apply(self._normal(v))
+        return self._map(v, self.A.in_shape, self._right, self._left, self.A.out_shape)
+
+    def _normal(self, g: Tensor) -> Tensor:
+        v = self._approximate_normal(g)
+        for _ in range(self._steps):
+            back = self.precise.adjoint(self.precise.apply(v))
+            v = v + self._approximate_normal(g - back - self._damped(v))
+        return v
+
+    def _approximate_normal(self, g: Tensor) -> Tensor:
+        """The normal solve of the product."""
+        seen = self._map(g, self.A.in_shape, self._right, self._right, self.A.in_shape, power=0)
+        if all(V is None or V.shape[-1] == V.shape[-2] for V in self._right):
+            return seen
+        mu = self.damp.square().reshape(*self.damp.shape, *(1 for _ in self.A.in_shape))
+        if not bool((mu > 0).any()):
+            return seen
+        inside = self._map(g, self.A.in_shape, self._right, self._right, self.A.in_shape, power=None)
+        # the null space, which only the damping inverts
+        return seen + torch.where(mu > 0, (g - inside) / torch.where(mu > 0, mu, 1.0), 0.0)
+
+    def _damped(self, x: Tensor) -> Tensor:
+        return x * self.damp.square().reshape(*self.damp.shape, *(1 for _ in self.A.in_shape))
+
+    def _map(
+        self,
+        z: Tensor,
+        item: tuple[int, ...],
+        into: list[Tensor | None],
+        out_of: list[Tensor | None],
+        result: tuple[int, ...],
+        power: int | None = 1,
+    ) -> Tensor:
+        """``out_of f(values) into^H z``, f being that of :func:`inverse_values`, or one for no power."""
+        A = self.A
+        assert isinstance(A, Convolution)
+        full = broadcast_shapes(z.shape[: z.ndim - len(item)], self.damp.shape)
+        z, batch = in_blocks(z.expand(*full, *item), len(item), A.batch_shape)
+        z = z.reshape(-1, self._kernels, A.groups, item[0] // A.groups, *item[1:])
+        for a, factor in enumerate(into, start=3):
+            z = z if factor is None else _along(z, factor.mH, a)
+        if power is not None:
+            mu, _ = in_blocks(self.damp.square().expand(batch).unsqueeze(-1), 1, A.batch_shape)
+            mu = mu.reshape(-1, self._kernels, *(1 for _ in range(z.ndim - 2)))
+            mu = mu[:1] if self.damp.ndim == 0 else mu
+            z = z * inverse_values(self._values, self._kept, mu, power)
+        for a, factor in enumerate(out_of, start=3):
+            z = z if factor is None else _along(z, factor, a)
+        return in_items(z, batch, result, A.batch_shape)
+
+
+def _rank_one(unfolded: Tensor, tolerance: float) -> bool:
+    """Whether matrices ``(..., taps, rest)`` are of rank one within ``tolerance``."""
+    taps, rest = unfolded.shape[-2:]
+    if min(taps, rest) == 1:
+        return True
+    if rest > taps:  # squares see what is far from rank one, at little cost
+        squares = torch.linalg.eigvalsh(unfolded @ unfolded.mH)
+        if bool((squares[..., -2] > 1e-12 * squares[..., -1]).any()):
+            return False
+    values = torch.linalg.svdvals(unfolded)
+    return bool((values[..., 1] <= tolerance * values[..., 0]).all())
+
+
+def _leading(unfolded: Tensor) -> Tensor:
+    """The leading left singular vectors of matrices that are close to rank one."""
+    if unfolded.shape[-2] == 1:
+        return torch.ones_like(unfolded[..., 0])
+    longest = torch.linalg.vector_norm(unfolded, dim=-2).argmax(-1, keepdim=True).unsqueeze(-2)
+    start = unfolded.gather(-1, longest.expand(*unfolded.shape[:-1], 1))
+    u = unfolded @ (unfolded.mH @ start)  # one step of the power method, whose error is the square of the second value
+    u = u.squeeze(-1)
+    size = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
+    return torch.where(size > 0, u / torch.where(size > 0, size, 1.0), 0.0)
+
+
+def _axis_matrix(A: Convolution, a: int, u: Tensor) -> Tensor:
+    """The matrices ``(kernels, groups, outputs, inputs)`` of one axis."""
+    one = Convolution(
+        u[:, :, None, None], (A.spatial_in[a],), A.stride[a], [A.padding[a]], A.dilation[a],
+        padding_mode=A.padding_mode, check_finite=False,
+    )  # fmt: skip
+    return one.to_dense()
+
+
+def _sides(A: Convolution) -> list[tuple[int, int]]:
+    """The two sizes of every axis."""
+    return list(zip(A.spatial_in, A.spatial_out, strict=True))
+
+
+def _norm_bound(kernel: Tensor) -> Tensor:
+    """An upper bound of the norm of a convolution with kernels ``(kernels, groups, outputs, inputs, *taps)``."""
+    size = kernel.abs().flatten(4).sum(-1)
+    return (size.sum(-1).amax(-1) * size.sum(-2).amax(-1)).sqrt().amax(-1)
+
+
+def _is_identity(A: Convolution, a: int) -> bool:
+    """Whether an axis is left alone, so that its factor is one."""
+    return A.kernel_size[a] == 1 and A.stride[a] == 1 and not any(A.padding[a])
+
+
+def _along(z: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """Matrices ``(kernels, groups, r, n)`` applied along one axis of ``(items, kernels, groups, ...)``."""
+    before, after = math.prod(z.shape[3:axis]), math.prod(z.shape[axis + 1 :])
+    flat = z.reshape(*z.shape[:3], before, z.shape[axis], after)
+    out = torch.einsum("ikgpnq,kgrn->ikgprq", flat, matrix)
+    return out.reshape(*z.shape[:axis], matrix.shape[-2], *z.shape[axis + 1 :])

@@ -1,0 +1,189 @@
+r"""The direct solve of a problem with few unknowns by its normal equations, refined by A itself.
+
+.. math:: (A^H A + \mathrm{damp}^2)\, x = A^H y
+
+The Gram matrix is as small as x is, however long the kernel: where padding lets every output be one, it is block
+Toeplitz, :math:`(A^HA)[i, j] = g[i - j]`, and formed by one application of A and its adjoint. It squares the condition
+number: each step of refinement, :math:`x \leftarrow x + (A^HA + \mu)^{-1}(A^H(y - Ax) - \mu x)`, multiplies the error
+by about :math:`\epsilon\, \kappa(A)^2`, and A is refused where that is no small number.
+
+Björck, "Numerical Methods for Least Squares Problems" (1996), section 6.6.5, for the refinement.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import MethodError
+from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, refinements, wide_dtype
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["NormalEquationsPlan"]
+
+# The condition number of the Gram matrix up to which refinement gains three digits a step and more.
+_MOST_CONDITION = 1e9
+
+
+class NormalEquationsPlan(DirectPlan):
+    """Setup of the normal equations for one operator and damping; :meth:`solve` answers right-hand sides.
+
+    Args:
+        A: any operator, of full column rank where damp is 0.
+        damp: the damping, a number or one per batch item.
+        rcond: where damp is 0, the threshold that the smallest singular value has to exceed, relative to the largest.
+        rtol: default tolerance of the certificate.
+        allowed: bytes that the plan may use.
+
+    Raises:
+        MethodError: A with its damping is too ill-conditioned.
+        PlanMemoryError: the matrices would need more than ``allowed``.
+
+    Example:
+        >>> A = lsconv.Conv1d(torch.randn(1, 1, 1000, dtype=torch.float64), in_size=20, padding=999)
+        >>> plan = NormalEquationsPlan(A, rcond=1e-12, rtol=1e-10)
+        >>> bool(plan.solve(torch.randn(1, 1019, dtype=torch.float64)).converged)
+        True
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        A: LinearOperator,
+        damp: Tensor | float = 0.0,
+        *,
+        rcond: float,
+        rtol: float,
+        allowed: int | None = None,
+    ) -> None:
+        super().__init__(A, damp, rcond=rcond, rtol=rtol)
+        self._check_fits("the matrix of the normal equations", self.bytes_for(A, tuple(self.damp.shape)), allowed)
+        matrix = _toeplitz_gram(self.precise) if _is_toeplitz(A) else _gram(self.precise)
+        self._own = tuple(broadcast_shapes(A.batch_shape, self.damp.shape))
+        # scaled, so that nothing under- or overflows, and a zero matrix shows itself
+        size = matrix.diagonal(dim1=-2, dim2=-1).real.amax(-1)
+        self._unit = torch.where(size > 0, size, 1.0)
+        matrix = matrix / self._unit[..., None, None]
+        mu = self.damp.square() / self._unit
+        shifted = matrix.expand(*self._own, *matrix.shape[-2:]).clone(memory_format=torch.contiguous_format)
+        shifted.diagonal(dim1=-2, dim2=-1).add_(mu.expand(self._own).unsqueeze(-1))
+        self._factor, failed = torch.linalg.cholesky_ex(shifted)
+        if bool(failed.any()):
+            raise MethodError(f"the normal equations of {A!r} are singular to double precision")
+        largest = torch.linalg.matrix_norm(matrix, 1)
+        smallest = self._smallest()
+        condition = float(((largest + mu) / smallest).max())
+        undamped = self.damp.expand(self._own) == 0
+        # the smallest is an estimate from above
+        near = smallest.sqrt() <= 10 * rcond * largest.expand(self._own).sqrt()
+        if condition > _MOST_CONDITION or bool((undamped & near).any()):
+            raise MethodError(f"the normal equations of {A!r} have the condition number {condition:.1e}")
+        contraction = 10 * torch.finfo(matrix.real.dtype).eps * math.sqrt(A.in_numel) * condition
+        self._steps = max(1, refinements(contraction, rtol))
+        self.norm = (largest * self._unit).sqrt()
+        self.rank = torch.full(A.batch_shape, A.in_numel, device=A.device)
+        self.undecided = torch.zeros(A.batch_shape, dtype=torch.bool, device=A.device)
+
+    @staticmethod
+    def flops(A: LinearOperator) -> float:
+        """Floating-point operations of the setup for one item: the Gram matrix, and its factor."""
+        n, m = A.in_numel, A.out_numel
+        return n**3 / 3 + (0.0 if _is_toeplitz(A) else 2.0 * n**2 * m)
+
+    @staticmethod
+    def bytes_for(A: LinearOperator, damp_shape: tuple[int, ...] = ()) -> int:
+        """Bytes that the matrices take."""
+        itemsize = 16 if A.dtype.is_complex else 8
+        columns = 0 if _is_toeplitz(A) else A.out_numel
+        own = math.prod(broadcast_shapes(A.batch_shape, damp_shape))
+        return WORK_ARRAYS * itemsize * own * A.in_numel * (A.in_numel + columns)
+
+    # ------------------------------------------------------------------ the maps
+
+    def _smallest(self) -> Tensor:
+        """The smallest eigenvalue of the scaled matrices, from above, by inverse iteration."""
+        n = self.A.in_numel
+        # no direction is special to it, and vmap allows no random numbers
+        v = torch.arange(1, n + 1, dtype=torch.float64, device=self.A.device).square().cos()
+        v = v.to(self._factor.dtype).unsqueeze(-1).expand(*self._own, n, 1)
+        size = torch.ones(self._own, dtype=torch.float64, device=v.device)
+        for _ in range(6):
+            v = torch.cholesky_solve(v / torch.linalg.vector_norm(v, dim=(-2, -1), keepdim=True), self._factor)
+            size = torch.linalg.vector_norm(v, dim=(-2, -1))
+        return size.reciprocal()
+
+    def _solve_once(self, g: Tensor) -> Tensor:
+        item = self.A.in_shape
+        batch = broadcast_shapes(g.shape[: g.ndim - len(item)], self._own)
+        columns = g.reshape(*g.shape[: g.ndim - len(item)], -1, 1)
+        if not self._own:  # all items as columns of one solve
+            x = torch.cholesky_solve(columns.reshape(-1, self.A.in_numel).mT, self._factor).mT
+        else:
+            x = torch.cholesky_solve(columns.expand(*batch, *columns.shape[-2:]), self._factor)
+        return x.reshape(*batch, *item) / self._unit.reshape(*self._unit.shape, *(1 for _ in item))
+
+    def _damped(self, x: Tensor) -> Tensor:
+        return x * self.damp.square().reshape(*self.damp.shape, *(1 for _ in self.A.in_shape))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        A = self.precise
+        x = self._solve_once(A.adjoint(y))
+        for _ in range(self._steps):
+            x = x + self._solve_once(A.adjoint(y - A.apply(x)) - self._damped(x))
+        return x
+
+    def _inverse_adjoint(self, v: Tensor) -> Tensor:
+        return self.precise.apply(self._normal(v))
+
+    def _normal(self, g: Tensor) -> Tensor:
+        A = self.precise
+        v = self._solve_once(g)
+        for _ in range(self._steps):
+            v = v + self._solve_once(g - A.adjoint(A.apply(v)) - self._damped(v))
+        return v
+
+
+def _is_toeplitz(A: LinearOperator) -> bool:
+    """Whether every product of a tap and an input is part of an output, so that the Gram matrix is block Toeplitz."""
+    return (
+        isinstance(A, Convolution)
+        and A.padding_mode == "zeros"
+        and all(stride == 1 for stride in A.stride)
+        and all(min(pair) >= extent - 1 for pair, extent in zip(A.padding, A.kernel_extent, strict=True))
+    )
+
+
+def _gram(A: LinearOperator) -> Tensor:
+    """``A^H A`` by the matrix of A."""
+    matrix = A.to_dense().to(wide_dtype(A.dtype))
+    return matrix.mH @ matrix
+
+
+def _toeplitz_gram(A: LinearOperator) -> Tensor:
+    """``A^H A`` from the response to one impulse per channel, far from the ends of a longer field."""
+    assert isinstance(A, Convolution)
+    sizes = A.spatial_in
+    wide = Convolution(
+        A.weight, tuple(2 * n - 1 for n in sizes), 1, [(e - 1, e - 1) for e in A.kernel_extent], A.dilation, A.groups,
+        check_finite=False,
+    )  # fmt: skip
+    impulses = torch.zeros(A.c_in, *(1 for _ in A.batch_shape), *wide.in_shape, dtype=A.dtype, device=A.device)
+    for channel in range(A.c_in):
+        at: tuple[Any, ...] = (channel, ..., channel, *(n - 1 for n in sizes))
+        impulses[at] = 1
+    lags = wide.adjoint(wide.apply(impulses))  # inputs, *own, inputs, *lags
+    lags = lags.movedim(0, len(A.batch_shape) + 1)  # *own, inputs of row, inputs of column, *lags
+    for a, n in enumerate(sizes):
+        place = torch.arange(n, device=A.device)
+        index = place[:, None] - place + n - 1
+        axis = lags.ndim - A.ndim - a + 2 * a  # the axes before have become two
+        lags = lags.index_select(axis, index.flatten()).unflatten(axis, (n, n))
+    own = len(A.batch_shape)
+    rows, columns = range(own + 2, lags.ndim, 2), range(own + 3, lags.ndim, 2)
+    n = A.in_numel
+    return lags.permute(*range(own), own, *rows, own + 1, *columns).reshape(*A.batch_shape, n, n)

@@ -1,0 +1,112 @@
+"""The plan of a convolution that is a smaller one, along batch axes or without the zero margins of its kernel."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ConvergenceWarning
+from lsconv.factored.batch_axes import Reduction
+from lsconv.factored.direct_plan import in_double
+from lsconv.fourier.dtypes import direct_rtol
+from lsconv.inverse.plans import KrylovPlan, Plan
+from lsconv.krylov.loop.batched_scalars import scalar_dtype
+from lsconv.krylov.loop.solution import Solution, Status, together
+from lsconv.krylov.loop.stopping import Tolerances, certify
+
+__all__ = ["ReducedPlan", "core"]
+
+
+class ReducedPlan:
+    """The plan of the smaller convolution B in ``A = Q B P^H`` (:class:`Reduction`), serving A.
+
+    Args:
+        reduction: what B, P and Q are.
+        plan: the plan for B.
+        damp: the damping of A, a number or one per batch item.
+    """
+
+    def __init__(self, reduction: Reduction, plan: Plan, damp: Tensor | float) -> None:
+        self.reduction, self.plan, self.A = reduction, plan, reduction.A
+        self.damp = torch.as_tensor(damp, dtype=scalar_dtype(self.A.device), device=self.A.device)
+
+    @torch.no_grad()
+    def solve(
+        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
+    ) -> Solution:
+        """The certified solution for ``y``; where axes are folded, each of their slices has met the tolerance."""
+        way = self.reduction
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            parts = self.plan.solve(way.outputs_of(y), rtol=rtol, atol=atol, max_iter=max_iter)
+        solution = replace(parts, x=way.to_inputs(parts.x))
+        if way.folded:
+            count = len(way.folded)
+            flat: dict[str, Any] = {
+                name: value.flatten(-count).movedim(-1, 0)
+                for name, value in vars(parts).items()
+                if isinstance(value, Tensor) and name != "x"
+            }
+            rank = flat.pop("rank", None)
+            solution = replace(together(replace(solution, **flat)), rank=None if rank is None else rank.sum(0))
+        return self._with_dropped(solution, y, rtol, atol) if way.drops_outputs else solution
+
+    def _with_dropped(self, solution: Solution, y: Tensor, rtol: float | None, atol: float) -> Solution:
+        """The solution with the norms of A's own residual, to which the outputs belong that read nothing."""
+        precise = in_double(self.A)
+        usual = None if isinstance(self.plan, KrylovPlan) else direct_rtol(self.A.dtype)
+        certificate = certify(
+            precise,
+            solution.x.to(precise.dtype),
+            y.to(precise.dtype),
+            solution.damp,
+            tolerances=Tolerances.of(self.A.dtype, usual if rtol is None else rtol, atol),
+        )
+        # what nothing explains may be most of y
+        left = (solution.codes == Status.RESIDUAL.code) & ~certificate.residual_ok
+        return replace(
+            solution,
+            codes=torch.where(left, Status.GRADIENT.code, solution.codes),
+            residual_norm=certificate.residual_norm,
+            gradient_norm=certificate.gradient_norm,
+        )
+
+    @torch.no_grad()
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The solution for ``y``, bare."""
+        return self.reduction.to_inputs(self.plan.apply(self.reduction.outputs_of(y), rtol=rtol))
+
+    @torch.no_grad()
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+        return self.reduction.to_outputs(self.plan.adjoint(self.reduction.inputs_of(v), rtol=rtol))
+
+    @torch.no_grad()
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
+        way = self.reduction
+        inner = way.inputs_of(g)
+        x = way.to_inputs(self.plan.normal_solve(inner, rtol=rtol))
+        if way.reads_all:
+            return x
+        mu = self.damp.square().to(g.real.dtype).reshape(*self.damp.shape, *(1 for _ in self.A.in_shape))
+        unread = g - way.to_inputs(inner)
+        return x + torch.where(mu > 0, unread / torch.where(mu > 0, mu, 1), 0)
+
+    @torch.no_grad()
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g`` where the plan for B has it, else None."""
+        x = self.plan.gram_solve(self.reduction.inputs_of(g), rtol=rtol)
+        return None if x is None else self.reduction.to_inputs(x)
+
+    def __repr__(self) -> str:
+        return f"ReducedPlan({self.A.in_shape} -> {self.A.out_shape}, {self.plan!r})"
+
+
+def core(plan: Any) -> Any:
+    """The plan that does the work."""
+    return core(plan.plan) if isinstance(plan, ReducedPlan) else plan

@@ -1,0 +1,120 @@
+"""Which convolutions are made of small matrices, and where decomposing these costs less than any other way."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.border.free_memory import allowed_bytes
+from lsconv.errors import MethodError, PlanMemoryError
+from lsconv.factored.batch_axes import Reduction
+from lsconv.factored.direct_plan import DirectPlan
+from lsconv.factored.kronecker import Factors, SeparablePlan
+from lsconv.factored.normal_equations import NormalEquationsPlan
+from lsconv.factored.patch_matrix import PatchPlan
+from lsconv.fourier.dtypes import default_rcond, direct_rtol
+from lsconv.fourier.embedding import Embedding
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["SMALL_MATRICES", "cheap_small_matrices", "deciding", "reduction", "small_matrices"]
+
+SMALL_MATRICES = ("matrix", "separable", "normal")
+# Operations of dense matrices that take the time of an answer of the border (of one of hundreds of iterations), in
+# those of a Fourier transform of the field: benchmarks/routes.py shows both sides of the choice.
+_BORDER_TRANSFORMS, _KRYLOV_TRANSFORMS = 200, 2000
+# Operations of dense matrices that take no longer than the calls which any other answer consists of.
+_FREE_OPERATIONS = 5e7
+
+
+def reduction(A: LinearOperator, *, whole: bool) -> Reduction | None:
+    """The smaller convolution that A is, or None; with ``whole`` only one that takes and gives what A does."""
+    if not isinstance(A, Convolution):
+        return None
+    way = Reduction.trimmed(A)
+    if way is None and not (whole or PatchPlan.serves(A)):
+        way = Reduction.without_batch_axes(A)
+    return way if way is None or way.same_shapes or not whole else None
+
+
+def deciding(A: LinearOperator, memory_limit: int | None, rcond: float | None) -> dict[str, Any]:
+    """The options that every direct plan takes."""
+    return {
+        "rcond": default_rcond(A.dtype) if rcond is None else float(rcond),
+        "rtol": direct_rtol(A.dtype),
+        "allowed": allowed_bytes(memory_limit, A.device),
+    }
+
+
+def small_matrices(A: LinearOperator, damp: Tensor | float, method: str, **decided: Any) -> DirectPlan:
+    """The plan that was asked for.
+
+    Raises:
+        MethodError: A is not made of such matrices.
+    """
+    if method == "normal":
+        return NormalEquationsPlan(A, damp, **decided)
+    if method == "separable" and isinstance(A, Convolution):
+        return SeparablePlan(A, damp, **decided)
+    if method == "matrix" and isinstance(A, Convolution) and PatchPlan.serves(A):
+        return PatchPlan(A, damp, **decided)
+    what = "a separable kernel" if method == "separable" else "outputs that read disjoint patches"
+    raise MethodError(f'method: "{method}" needs a convolution with {what}, got {A!r}; use method="auto"')
+
+
+def cheap_small_matrices(A: LinearOperator, damp: Tensor | float, **decided: Any) -> DirectPlan | None:
+    """The plan of small matrices where A has one that is cheaper than all others."""
+    if not isinstance(A, Convolution):
+        return None
+    for plan in (_patches, _axes, _normal_equations):
+        with contextlib.suppress(MethodError, PlanMemoryError):  # there are other ways
+            found = plan(A, damp, decided)
+            if found is not None:
+                return found
+    return None
+
+
+def _patches(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> DirectPlan | None:
+    """The matrix of the patches, where decomposing it should cost less than iterations."""
+    if not PatchPlan.serves(A):
+        return None
+    rows, columns = A.c_out // A.groups, A.c_in // A.groups * math.prod(A.kernel_size)
+    setup = 20 * A.groups * math.prod(A.batch_shape) * min(rows, columns) ** 2 * max(rows, columns)
+    iteration = 4 * rows * columns * A.groups * math.prod(A.spatial_out)
+    if setup > max(_FREE_OPERATIONS, _KRYLOV_TRANSFORMS * iteration):
+        return None
+    return PatchPlan(A, damp, **decided)
+
+
+def _axes(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> DirectPlan | None:
+    """The matrices of the axes, where they should cost less than the border, or than iterations without one."""
+    bordered = Embedding.exists(A)
+    factors = None if bordered and Embedding(A).is_circulant else Factors.of(A)
+    if factors is None:
+        return None
+    cells = max(A.in_numel, A.out_numel)
+    fast = bordered and bool((torch.as_tensor(damp) > 0).all())
+    allowed = (_BORDER_TRANSFORMS if fast else _KRYLOV_TRANSFORMS) * 5 * cells * math.log2(2 * cells)
+    if sum(SeparablePlan.flops(A, factors)) > max(_FREE_OPERATIONS, allowed):
+        return None
+    return SeparablePlan(A, damp, factors=factors, **decided)
+
+
+def _normal_equations(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> DirectPlan | None:
+    """The Gram matrix, where it is small, or where the border would be no smaller than x.
+
+    Without damping they are tried where padding makes A regular and the kernel is longer than x.
+    """
+    if Embedding.exists(A) and Embedding(A).is_circulant:
+        return None
+    damping, outputs = torch.as_tensor(damp), A.out_numel
+    operations = NormalEquationsPlan.flops(A) * math.prod(broadcast_shapes(A.batch_shape, damping.shape))
+    long = all(k >= n for k, n in zip(A.kernel_size, A.spatial_in, strict=True)) and outputs >= 2 * A.in_numel
+    allowed = _KRYLOV_TRANSFORMS * 5 * outputs * math.log2(2 * outputs) if long else 0.0
+    small = bool((damping > 0).all()) and operations <= _FREE_OPERATIONS
+    return NormalEquationsPlan(A, damp, **decided) if small or operations <= allowed else None

@@ -1,0 +1,113 @@
+"""LSMR before the border: where it is tried, what it promises, and that the border answers what it leaves open."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lsconv
+from lsconv.border.plan import BorderPlan
+from lsconv.errors import ConvergenceWarning
+from lsconv.inverse.plans import TrialPlan
+from lsconv.inverse.route import BORDER_PLANS, fallback, route
+from lsconv.inverse.solve import Fallback, solve
+from lsconv.krylov.loop.solution import Status
+
+
+def layer(c_out: int = 24, c_in: int = 12, dtype: torch.dtype = torch.float32) -> lsconv.Convolution:
+    """A downsampling layer; few enough unknowns for the dense matrix."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(c_out, c_in, 3, 3, generator=generator, dtype=dtype) / (9 * c_in) ** 0.5
+    return lsconv.Conv2d(weight, (14, 15), stride=2, padding=1)
+
+
+def dense(A: lsconv.Convolution, y: torch.Tensor, damp: float) -> torch.Tensor:
+    M = A.to(dtype=torch.float64).to_dense()
+    if damp == 0:
+        return y.double().flatten(1) @ torch.linalg.pinv(M).mT
+    normal = M.mT @ M + damp**2 * torch.eye(M.shape[1], dtype=torch.float64)
+    return torch.linalg.solve(normal, M.mT @ y.double().flatten(1).mT).mT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("damp", [0.0, 0.2])
+def test_layers_are_tried_and_answered_as_exactly_as_by_the_border(damp: float, dtype: torch.dtype) -> None:
+    A = layer(dtype=dtype)
+    assert isinstance(route(A, damp), TrialPlan)
+    y = torch.randn(3, *A.out_shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    solution = lsconv.lstsq(A, y, damp=damp)
+    assert solution.converged.all()
+    exact = dense(A, y, damp)
+    error = (solution.x.double().flatten(1) - exact).norm() / exact.norm()
+    assert error < (3e-5 if dtype == torch.float32 else 1e-8)
+    r = y.double() - A.to(dtype=torch.float64)(solution.x.double())
+    torch.testing.assert_close(solution.residual_norm, r.flatten(1).norm(dim=1), rtol=1e-6, atol=1e-6)
+
+
+def test_blurs_and_square_operators_without_damping_are_not_tried() -> None:
+    blur = lsconv.Conv2d(torch.rand(1, 1, 9, 9), (64, 64))
+    square = lsconv.Conv2d(torch.randn(24, 24, 3, 3), (16, 16), padding=1)
+    assert isinstance(route(blur, 0.1), BORDER_PLANS)
+    assert isinstance(route(square, 0.0), BORDER_PLANS)
+    assert isinstance(route(square, 0.5), TrialPlan)
+    assert isinstance(route(square, 0.5, method="border"), BorderPlan)
+
+
+@pytest.mark.parametrize("damp", [0.0, 0.2])
+def test_what_it_leaves_open_the_border_answers(damp: float) -> None:
+    A = layer(12, 24, torch.float64)  # more unknowns than equations
+    y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    short = TrialPlan(A, damp, 2)
+    healthy = torch.zeros(2, dtype=torch.bool)
+    with pytest.warns(ConvergenceWarning):
+        alone = short.solve(y)
+    assert not alone.converged.any()
+    assert alone.status == [Status.ITERATION_LIMIT] * 2
+    assert int(alone.iterations.max()) <= 2
+    second = Fallback(A, damp, short)
+    solution = solve(short, y, healthy, second=second)
+    assert solution.converged.all()
+    assert second.answering is not short
+    exact = dense(A, y, damp)
+    assert (solution.x.flatten(1) - exact).norm() < 1e-8 * exact.norm()
+
+
+def test_the_fallback_of_a_large_trial_is_the_border() -> None:
+    A = lsconv.Conv2d(torch.randn(24, 12, 3, 3), (40, 40), stride=2, padding=1)
+    plan = route(A, 0.3)
+    assert isinstance(plan, TrialPlan)
+    assert isinstance(fallback(A, 0.3, plan, None), BorderPlan)
+
+
+@pytest.mark.parametrize("damp", [0.0, 0.2])
+def test_gradients_are_those_of_the_dense_answer(damp: float) -> None:
+    A = layer(dtype=torch.float64)
+    y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    cotangent = torch.randn(2, *A.in_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    def loss(weight: torch.Tensor, y: torch.Tensor, answer: str) -> torch.Tensor:
+        B = A.with_parameters([weight])
+        if answer == "lstsq":
+            x = lsconv.lstsq(B, y, damp=damp).x.flatten(1)
+        else:
+            M = B.to_dense()
+            outer = M @ M.mT + damp**2 * torch.eye(M.shape[0], dtype=M.dtype)
+            x = torch.linalg.solve(outer, y.flatten(1).mT).mT @ M
+        return (x * cotangent.flatten(1)).sum()
+
+    def gradients(answer: str) -> tuple[torch.Tensor, ...]:
+        inputs = [t.clone().requires_grad_() for t in (A.weight, y)]
+        return torch.autograd.grad(loss(*inputs, answer), inputs)
+
+    found, expected = gradients("lstsq"), gradients("dense")
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() < 1e-6 * b.norm()
+
+
+def test_the_kept_plan_answers_and_its_adjoint_fits() -> None:
+    A = layer(dtype=torch.float64)
+    inverse = lsconv.pinv(A, damp=0.2)
+    assert isinstance(inverse.plan, TrialPlan)
+    y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(inverse(y).flatten(1), dense(A, y, 0.2), rtol=1e-7, atol=1e-8)
+    assert inverse.dot_test() < 1e-7
