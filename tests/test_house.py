@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,3 +147,23 @@ def test_a_circle_is_found_wherever_the_import_stands(tmp_path: Path) -> None:
     file = tmp_path / "a.py"
     file.write_text("if False:\n    from p import b\n\n\ndef f():\n    import p.c\n    from p.d import g\n")
     assert imports(file, dict.fromkeys(("p.b", "p.c", "p.d", "p"), file)) == {"p.b", "p.c", "p.d"}
+
+
+def test_the_map_of_the_house_names_every_file_by_its_first_line() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^- `(\S+\.py)` (.+)$", page, re.MULTILINE))
+    here = set()
+    for path in modules().values():
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert docstring, path
+        if path.name != "__init__.py":
+            name = path.name if path.parent != ROOT / "lsconv" else path.relative_to(ROOT / "lsconv").as_posix()
+            here.add((name, docstring.splitlines()[0]))
+    assert listed == here
+
+
+def test_the_files_that_a_page_names_exist() -> None:
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:\w+/)+\w+\.py)`", text):
+            assert (ROOT / "lsconv" / name).exists() or (ROOT / name).exists(), f"{page.name}: {name}"

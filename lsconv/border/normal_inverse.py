@@ -56,6 +56,8 @@ _DEFICIENT_FLOOR = 1e-7
 # The floor of the factors in double precision that take the place of the iteration, by whether every item is damped; of
 # a penalty the same as of a damping.
 _DIRECT_FLOOR = {True: 1e-15, False: 1e-10}
+# The condition, by definiteness, up to which factors in double precision have digits to spare: damp^-2 or damp^-1.
+_CONDITION = {True: 2.5e9, False: 1e6}
 # Factors that cost no more than so many iterations are made before any iteration.
 AT_ONCE = 8
 # Bytes of the work arrays of right-hand sides solved for together, on a CPU: larger ones (glibc: above 32 MiB) are
@@ -148,7 +150,10 @@ class NormalInverse:
         )
         # the factors that may take the place of the iteration, and what they cost
         self._factors: Callable[[], NormalInverse | DirectInverse]
-        if mirror is None and not direct and DirectInverse.serves(what.convolution):
+        # of a penalty it is that of the wanted operator, which does not show in the floor
+        scale = float(self.scale.amax()) if definite else float(self.scale.amax()) ** 0.5
+        precise = penalty is not None or float(frobenius(self.inverse.matrices).amax()) * scale <= _CONDITION[definite]
+        if mirror is None and precise and not direct and DirectInverse.serves(what.convolution):
             condition = max(self.relative_damp, 1e-3) ** (-2 if definite else -1)
             shortest, cost = cheapest_grid(what, self.system, penalty, effort, condition)
             least = _DIRECT_FLOOR[penalty is not None or bool((damp > 0).all())]

@@ -79,7 +79,9 @@ class Outer:
         y: Tensor | None = None,
         v: Tensor | None = None,
         max_iter: int | None = None,
+        share: float | None = None,
     ) -> None:
+        self.share = share  # of x, that what the gradient leaves along small singular values may have
         self.plan, self.A, self.tolerances = plan, plan.scaled, tolerances
         self.max_iter = max_iter  # border iterations in all
         self.residual_side = plan.inverse.side == "residual"
@@ -229,6 +231,9 @@ class Outer:
         target = torch.maximum(rtol * total * self.norm_a, rounding * norm)
         if self.residual_side:
             target = torch.where(self.mu == 0, bound, target / norm)
+        elif self.share is not None:
+            least = torch.maximum(self.share * self.mu * x_norm, rounding * norm)
+            target = torch.where(self.mu > 0, torch.minimum(target, least), target)
         downhill = total / ((1 + self.tolerances.eps**0.5) * self.given_norm).clamp_min(unit)  # from x = 0
         merit = torch.minimum(by_residual, torch.maximum(g_norm / target.clamp_min(unit), downhill))
         return torch.where(g_norm == 0, 0, merit)

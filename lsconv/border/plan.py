@@ -54,6 +54,8 @@ _BORDER_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 _SQUARE_SHARE = 0.1
 # Below this part of ||A|| a damping, or none, leaves a part in the null space unseen by the iteration.
 _TINY_DAMP = 1e-4
+# Below this one a part in the null space of A does not stand out of the rounding of a gradient in float64.
+_INVISIBLE_DAMP = 5e-6
 # How exactly a random x is sought again: its share of one null vector is to stand out against the rest.
 _PROBE_RTOL = 1e-10
 
@@ -167,7 +169,9 @@ class BorderPlan:
             solution = self._certified(y, self._scaled_back(factors.solution(y)), tolerances)
             if bool(solution.converged.all()):
                 return solution
-        outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter)
+        # errors along singular values below damp stand in the gradient by damp^2 alone
+        share = None if self.inverse.side == "residual" else _SQUARE_SHARE
+        outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter, share=share)
         return self._certified(y, outer.x, tolerances, outer)
 
     def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: Outer | None = None) -> Solution:
@@ -236,7 +240,7 @@ class BorderPlan:
         # floor above damp^2 take less of the null space away in every step, and so do all where damp is tiny.
         wide = self.A.out_numel < self.A.in_numel
         strict = wide or not self.inverse.exact
-        shares = torch.where(strict | (self.damp < _TINY_DAMP * self._norm), share, _SQUARE_SHARE)
+        shares = torch.where(strict | (self.damp < _INVISIBLE_DAMP * self._norm), share, _SQUARE_SHARE)
         return torch.where(damped, shares, 0.0).expand(batch)
 
     def _sees_null_space(self) -> Tensor:

@@ -105,7 +105,7 @@ def test_a_damp_far_below_the_norm_is_refined_to_the_tolerance(monkeypatch: pyte
     matrix = column * torch.ones(1, 3) + 1e-8 * torch.randn(3, 3, generator=generator, dtype=torch.float64)
     A = lsconv.Conv2d(matrix[:, :, None, None], (2, 2))
     y = torch.randn(40, *A.out_shape, generator=generator, dtype=torch.float64)
-    plan = PatchPlan(A, 1e-6, rcond=1e-12, rtol=1e-10)
+    plan = PatchPlan(A, 1e-7, rcond=1e-12, rtol=1e-10)
     assert plan.solve(y).converged.all()
     monkeypatch.setattr(plan, "_normal", torch.zeros_like)
     assert not plan.solve(y).converged.any()  # without the step

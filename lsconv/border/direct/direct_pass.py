@@ -52,7 +52,7 @@ class DirectBorder:
 
     def __init__(self, Q: FrequencyMatrices, border: CrossedBorder, *, definite: bool, condition: float) -> None:
         self._along, self._real = Grid(border.grid[1:], real=Q.grid.real), Q.grid.real
-        self._Q, self._definite = Q, definite
+        self._Q = Q
         spectrum = Q.matrices
         columns = torch.fft.ifft(spectrum, dim=1)
         self.strip = Strip(columns, border, definite=definite) if border.depth else None

@@ -28,11 +28,11 @@ _CALL_WORK = 3e7
 _GRID_WORK = 5
 # Flops in the time that it takes to make room for, gather and add up a number of the factors (one CPU core and two).
 _ENTRY_WORK = 150
-# The same for reading one in a solve with them, which takes the transforms of so many iterations besides; what is
-# around the border iteration, and is not needed with factors, those of so many.
+# The same for reading one in a solve with them, which takes as long as so many iterations besides; what is around the
+# border iteration, and is not needed with factors, takes as long as so many (benchmarks/kept_plan.py prints all three).
 _READ_WORK = 12
-_READ_ITERATIONS = 2
-_OUTER_ITERATIONS = 2
+_READ_ITERATIONS = 5
+_OUTER_ITERATIONS = 10
 
 
 class Effort:

@@ -53,7 +53,8 @@ def cleared(
 ) -> Solution:
     """The solution, with the items in doubt settled by the shortest solution of ``A x' = A x``.
 
-    An item next to it has converged as it is. Where x' is another vector, it takes the place of x if it converged.
+    An item next to it has converged as it is. Where x' is another vector, it takes the place of x if it has converged,
+    and ``A x' = A x`` to the tolerance.
     With damping the null-space part of x is also that of ``d = x - A^H (y - A x) / damp^2``, which is next to nothing,
     so that fewer digits of the shortest solution of ``A d' = A d`` do.
 
@@ -85,8 +86,10 @@ def cleared(
     # going on to rounding would fit the rounding of A x
     other = x if bool((clear == doubtful).all()) else shortest(A.apply(x), 0.1 * tolerances.rtol)
     clear = clear | (doubtful & (space.safe_norm(other - x) <= allowed))
-    answer = judge(other)
-    replaced = doubtful & ~clear & answer.converged
+    answer, outputs = judge(other), ItemSpace(A.out_shape, A.dtype, A.device)
+    # an iteration that small singular values have ended early is shorter because it leaves a part of A x
+    faithful = outputs.safe_norm(A.apply(other - x)) <= tolerances.rtol * outputs.safe_norm(y)
+    replaced = doubtful & ~clear & answer.converged & faithful
     return replace(
         solution,
         x=torch.where(space.spread(replaced).bool(), answer.x, solution.x),
