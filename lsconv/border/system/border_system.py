@@ -110,6 +110,7 @@ class BorderSystem:
             matrices,
             border,
             definite=definite,
+            iteration=effort.iteration(1),
             crossings=crossings,
             restricted=restricted,
             whole=direct,

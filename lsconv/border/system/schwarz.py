@@ -39,7 +39,8 @@ from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse
 
 __all__ = ["Schwarz", "dense_entries"]
 
-# A crossing is as wide as this reach while its dense matrix has no more unknowns than this.
+# A crossing is as wide as this reach while its dense matrix has no more unknowns than this, or than are factorised in
+# the time of two iterations.
 _CROSSING_UNKNOWNS = 640
 _CROSSING_REACH = 64
 # A border this small is one dense patch, whose inverse is exact; the second limit is on the entries of all blocks.
@@ -95,6 +96,7 @@ class Schwarz:
         matrices: the block-circulant operator Q, Hermitian.
         border: the cells it is restricted to.
         definite: True when Q is positive definite on the border; the additive preconditioner then is too.
+        iteration: flops in the time of one iteration.
         crossings: include the crossings of the slabs.
         restricted: every cell takes its correction from one patch; False: additive.
         whole: invert Q on the whole border, whatever its size.
@@ -106,11 +108,15 @@ class Schwarz:
         border: Border,
         *,
         definite: bool,
+        iteration: float = 0.0,
         crossings: bool = True,
         restricted: bool = False,
         whole: bool = False,
     ) -> None:
         self.matrices, self.border = matrices, border
+        affordable = 2 * iteration / len(matrices.matrices) * (3 if definite else 1.5)  # flops of Cholesky or LU
+        # in volumes a crossing is a line of such matrices
+        self._limit = max(_CROSSING_UNKNOWNS, round(affordable ** (1 / 3)) if len(border.grid) == 2 else 0)
         self.definite, self.restricted = definite, restricted
         self.patches: list[_Patch] = []
         self.sum: PatchSum | None = None  # of their corrections
@@ -155,7 +161,7 @@ class Schwarz:
     def _reach(self, axes: tuple[int, ...]) -> int:
         reach = min(_CROSSING_REACH, min(self.border.grid[a] for a in axes) // 4)
         others = math.prod(n for a, n in enumerate(self.border.grid) if a not in axes)
-        most = min(_CROSSING_UNKNOWNS, 2 * _CROSSING_UNKNOWNS // math.isqrt(others))
+        most = min(self._limit, 2 * self._limit // math.isqrt(others))
         while reach > 0 and self.border.crossing_size(axes, reach) > most:
             reach -= max(1, reach // 8)
         return reach
