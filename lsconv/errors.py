@@ -80,10 +80,13 @@ class ConvergenceWarning(UserWarning):
 
 def warn(message: str, category: type[Warning] = ConvergenceWarning) -> None:
     """Warn at the line of the caller's own code, however deep in lsconv, or in torch's autograd, the cause lies."""
-    level, frame = 2, sys._getframe(1)
+    frame = sys._getframe(1)
     while frame.f_back is not None and _is_inside(frame.f_code.co_filename, frame.f_globals.get("__name__", "")):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
+        frame = frame.f_back
+    # not by a stack level: the frames that torch.compile puts in are counted by one and not by the other
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    name = frame.f_globals.get("__name__", "<unknown>")
+    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, name, registry)
 
 
 def _is_inside(filename: str, module: str) -> bool:
