@@ -11,11 +11,12 @@ Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
@@ -23,7 +24,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["Outer", "Plan"]
+__all__ = ["Outer", "Plan", "iterated"]
 
 _OUTER_LIMIT = 40
 _PATIENCE = 5
@@ -258,3 +259,14 @@ class Outer:
         if self.residual_side:
             return self._scaled_back(self.u, self.space)
         return self._scaled_back(self.image, self.image_space)
+
+
+def iterated(plan: Plan, **options: Any) -> Outer:
+    """The outer iteration, run; once more without factors of the border that have lost too many digits for it."""
+    outer = Outer(plan, **options)
+    outer.run()
+    if isinstance(plan.inverse.direct, DirectInverse) and bool((outer.merit > 1).any()) and not outer.exhausted:
+        plan.inverse.iterate()
+        outer = Outer(plan, **options)
+        outer.run()
+    return outer

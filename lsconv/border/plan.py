@@ -26,7 +26,7 @@ from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
 from lsconv.border.free_memory import allowed_bytes
 from lsconv.border.memory import check_fits, plan_bytes
 from lsconv.border.normal_inverse import NormalInverse
-from lsconv.border.outer_iteration import Outer
+from lsconv.border.outer_iteration import Outer, iterated
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
 from lsconv.fourier.dtypes import default_rcond, direct_rtol, double, needs_double
@@ -222,8 +222,8 @@ class BorderPlan:
             numbers = torch.arange(math.prod(shape), dtype=torch.float64, device=self.A.device)
             y = torch.sin(numbers * numbers).reshape(shape).to(self.precise.dtype)  # vmap refuses random numbers
             tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype), 0.0)
-            certified = self._certified(y, self._scaled_back(factors.solution(y)), tolerances)
-            self._probed, self._precise_enough = factors, bool(certified.converged.all())
+            probe = self._certified(y, self._scaled_back(factors.solution(y)), tolerances)
+            self._probed, self._precise_enough = factors, bool(probe.converged.all())
         return factors if self._precise_enough else None
 
     def _scaled_back(self, scaled: Tensor) -> Tensor:
@@ -348,12 +348,7 @@ class BorderPlan:
 
     def _outer(self, **options: Any) -> Outer:
         """The outer iteration, once more with factors in float64, for good, where those in float32 did not do."""
-        outer = Outer(self, **options)
-        outer.run()
-        if isinstance(self.inverse.direct, DirectInverse) and bool((outer.merit > 1).any()) and not outer.exhausted:
-            self.inverse.iterate()
-            outer = Outer(self, **options)
-            outer.run()
+        outer = iterated(self, **options)
         precise = double(self.factors)
         out_of_reach = bool((outer.merit > 1).any()) and not outer.exhausted
         if self.factors != precise and out_of_reach and self._needed(precise) <= self._allowed():

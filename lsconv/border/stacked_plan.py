@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
+from lsconv.border.direct.direct_pass import ONE_PASS
 from lsconv.border.free_memory import allowed_bytes
 from lsconv.border.memory import check_fits, plan_bytes
 from lsconv.border.normal_inverse import NormalInverse
-from lsconv.border.outer_iteration import Outer
+from lsconv.border.outer_iteration import Outer, iterated
 from lsconv.border.penalty import Penalty, Term, as_convolutions
 from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
 from lsconv.fourier.dtypes import direct_rtol, double, needs_double
@@ -162,18 +162,8 @@ class StackedPlan:
             solution = self._certified(y, x, x_prior, tolerances)
             if bool(solution.converged.all()):
                 return solution
-        outer = self._outer(y=data, tolerances=tolerances, max_iter=max_iter)
+        outer = iterated(self, y=data, tolerances=tolerances, max_iter=max_iter)
         return self._certified(y, outer.x, x_prior, tolerances, outer)
-
-    def _outer(self, **options: Any) -> Outer:
-        """The outer iteration, once more without factors that have lost too many digits."""
-        outer = Outer(self, **options)
-        outer.run()
-        if isinstance(self.inverse.direct, DirectInverse) and bool((outer.merit > 1).any()) and not outer.exhausted:
-            self.inverse.iterate()
-            outer = Outer(self, **options)
-            outer.run()
-        return outer
 
     def _certified(
         self, y: Tensor, x: Tensor, x_prior: Tensor | None, tolerances: Tolerances, outer: Outer | None = None
@@ -210,7 +200,7 @@ class StackedPlan:
         """
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, 0.0)
         wide = g.detach().to(self.precise.dtype)
-        outer = self._outer(v=wide, tolerances=tolerances)
+        outer = iterated(self, v=wide, tolerances=tolerances)
         failed = outer.merit > 10
         if bool(failed.any()):
             text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({self!r})"
