@@ -110,7 +110,7 @@ class Dense:
     def normal(self) -> Dense:
         """A^H A, whose singular vectors are those of A."""
         normal = Dense(self.matrices.conj().swapaxes(1, 2) @ self.matrices, (self.V, self.s**2, self.V))
-        normal.least_cut = _EPS
+        normal.least_cut = _EPS / 4  # the rounding of two products with A is half of eps each, at most
         return normal
 
     def take(self, places: Array) -> Dense:
