@@ -21,6 +21,9 @@ from lsconv.operators.base import LinearOperator
 
 __all__ = ["SingularValuePlan"]
 
+# The smaller side of a matrix whose decomposition takes about a second.
+_QUICK = 512
+
 
 class SingularValuePlan(DirectPlan):
     """Setup of the dense solve for one operator and damping; :meth:`solve` answers right-hand sides.
@@ -59,6 +62,12 @@ class SingularValuePlan(DirectPlan):
         decided = Rank.of(values, 1, rcond, max(matrix.shape[-2:]))
         self.values, self.kept = decided.values, decided.kept
         self.rank, self.undecided, self.norm = decided.rank, decided.undecided, decided.largest
+
+    @staticmethod
+    def is_quick(A: LinearOperator) -> bool:
+        """Tell whether the decomposition of A, and of all items of its batch, takes about a second or less."""
+        small = min(A.in_numel, A.out_numel) <= _QUICK and max(A.in_numel, A.out_numel) <= 4 * _QUICK
+        return small and math.prod(A.batch_shape) * A.in_numel * A.out_numel <= 4 * _QUICK**2
 
     @staticmethod
     def bytes_for(A: LinearOperator) -> int:

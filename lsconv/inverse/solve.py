@@ -19,7 +19,7 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["KRYLOV_ONLY", "Fallback", "report", "second_opinion", "solve", "started", "without_items"]
+__all__ = ["KRYLOV_ONLY", "Fallback", "merged", "report", "second_opinion", "solve", "started", "without_items"]
 
 # Iterations that LSMR has for an item that the border leaves open.
 _SECOND_OPINION_ITERATIONS = 500
@@ -107,7 +107,12 @@ def second_opinion(solution: Solution, second: Fallback, y: Tensor, options: dic
     ]
     undecided = other.codes == Status.RANK_UNDECIDED.code
     better = doubtful & (other.converged | undecided | (objectives[1] < objectives[0]))
-    items = better.reshape(*better.shape, *(1 for _ in second.A.in_shape))
+    return merged(solution, other, better)
+
+
+def merged(solution: Solution, other: Solution, better: Tensor) -> Solution:
+    """The first solution, with the other's answer for the items where that is better."""
+    items = better.reshape(*better.shape, *(1 for _ in range(other.x.ndim - better.ndim)))
     rank = solution.rank
     if other.rank is not None:
         rank = other.rank if rank is None else torch.where(better, other.rank, rank)
@@ -115,7 +120,7 @@ def second_opinion(solution: Solution, second: Fallback, y: Tensor, options: dic
         solution,
         x=torch.where(items, other.x, solution.x),
         codes=torch.where(better, other.codes, solution.codes),
-        converged=solution.converged | (better & other.converged),
+        converged=torch.where(better, other.converged, solution.converged),
         iterations=torch.where(better, other.iterations, solution.iterations),
         residual_norm=torch.where(better, other.residual_norm, solution.residual_norm),
         gradient_norm=torch.where(better, other.gradient_norm, solution.gradient_norm),
