@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius, plane_waves
+from lsconv.fourier.symbol import FrequencyMatrices, frobenius
 
 __all__ = ["StrongestWave"]
 
@@ -41,8 +42,9 @@ class StrongestWave:
         """The wave on the inputs, ``(*batch, *in_shape)``."""
         wave = torch.ones(len(self.frequencies), 1, dtype=self.vectors.dtype, device=self.vectors.device)
         for a, n in enumerate(embedding.grid):
-            along = plane_waves(torch.arange(n), n, n).to(wave)[:, self.frequencies[:, a]].mT
-            wave = (wave[..., None] * along[:, None]).flatten(1)
+            turns = (self.frequencies[:, a, None] * torch.arange(n, device=wave.device)) % n
+            phases = turns.to(wave.real.dtype) * (2 * math.pi / n)
+            wave = (wave[..., None] * torch.polar(torch.ones_like(phases), phases)[:, None]).flatten(1)
         z = (self.vectors[..., None] * wave[:, None]).unflatten(-1, embedding.grid)
         z = (z.real if real else z).expand(1, embedding.blocks, *z.shape[1:])
         return embedding.inputs_from_grid(z, embedding.batch_shape)

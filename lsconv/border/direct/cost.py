@@ -44,7 +44,7 @@ def crossed_cost(border: CrossedBorder, *, definite: bool, real: bool, even: boo
     factors = (1 if definite else 2) / 3 * multiplications * copies * size**3
     between = border.width * (channels * border.height) ** 2
     # of real functions real and imaginary parts, of even ones the real part of half of the rows
-    products = 4.0 * channels * (grid[1] // 2 + 1) * between * (0.5 if even else 2.0)
+    products = 4.0 * channels * (grid[1] // 2 + 1) * between * (0.5 if even else 2.0) if border.depth else 0.0
     entries = copies * size**2 * (1 if real and not saddle else 2)
     strip = (channels * border.depth) ** 2 * frequencies / grid[0] * 2
     spectra = 2 * frequencies * (channels**2 + 4 * channels**2)

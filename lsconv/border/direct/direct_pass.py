@@ -22,7 +22,7 @@ from torch import Tensor
 from lsconv.border.direct.crossed_border import CrossedBorder
 from lsconv.border.direct.even_odd_basis import SchurInverse, one_channel_saddle
 from lsconv.border.direct.schur_complement import column_blocks
-from lsconv.border.direct.strip import Strip
+from lsconv.border.direct.strip import MOST_WAVES, Strip
 from lsconv.border.gram import gram, largest_eigenvalue, product, shifted
 from lsconv.border.penalty import Penalty
 from lsconv.border.saddle import saddle_inverse
@@ -65,9 +65,13 @@ class DirectBorder:
         entries = column_blocks(spectrum, columns, self.strip, border, self._along, definite=definite, even=even)
         self.schur = SchurInverse(entries, border, definite=definite, even=even)
         (n,), (f,) = self._along.sizes, self._along.frequencies
-        waves = plane_waves(torch.arange(n - border.width, n), n, f).mT.to(spectrum)
-        self._write = waves.mH.contiguous()
-        self._read = waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]
+        self._before = n - border.width
+        self._read: Tensor | None = None
+        self._write: Tensor | None = None
+        if border.width <= MOST_WAVES:
+            waves = plane_waves(torch.arange(self._before, n), n, f).mT.to(spectrum)
+            self._write = waves.mH.contiguous()
+            self._read = waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]
 
     def rows(self, t: Tensor) -> Tensor | None:
         """The spectrum of h on the rows H, with which ``t + Q h`` vanishes there."""
@@ -77,12 +81,17 @@ class DirectBorder:
 
     def columns(self, t: Tensor) -> Tensor:
         """The values at the columns V' of the spectrum t: ``(rest, blocks, channels, height, width)``."""
+        if self._read is None:
+            return self._along.inverse(torch.fft.ifft(t, dim=-2)[..., : self._height, :])[..., self._before :]
         values = torch.fft.ifft(t @ self._read, dim=-2)[..., : self._height, :]
         return values.real if self._real else values
 
     def from_columns(self, v: Tensor) -> Tensor:
         """The spectrum of values at the columns V' alone."""
-        return torch.fft.fft(v, n=self._rows, dim=-2) @ self._write
+        if self._write is None:
+            v = self._along.transform(torch.nn.functional.pad(v, (self._before, 0)))
+        spectrum = torch.fft.fft(v, n=self._rows, dim=-2)
+        return spectrum if self._write is None else spectrum @ self._write
 
     def unknowns(self, t: list[Tensor]) -> list[Tensor]:
         """The spectra u on the border with which ``t + Q u`` vanishes on it; ``t``, in parts, is overwritten."""

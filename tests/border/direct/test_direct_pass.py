@@ -107,6 +107,28 @@ def test_any_aspect_and_length_is_certified_after_one_pass(
     assert not solution.iterations.any()
 
 
+@pytest.mark.parametrize("padding", [0, "same", "full"])
+@pytest.mark.parametrize(
+    ("size", "taps"), [((400,), (130,)), ((70, 60), (55, 3)), ((70, 60), (3, 52)), ((64, 64), (51, 50))]
+)
+def test_wide_borders_are_read_by_transforms(size: tuple[int, ...], taps: tuple[int, ...], padding: int | str) -> None:
+    torch.manual_seed(0)
+    weight = torch.rand(1, 1, *taps, dtype=F64)
+    both = {"same": tuple(k // 2 for k in taps), "full": tuple(k - 1 for k in taps)}.get(str(padding), 0)
+    A = lsconv.Convolution(weight / weight.sum(), size, padding=both)
+    inverse, y = direct_of(A, torch.tensor(0.1, dtype=F64)), torch.randn(2, *A.out_shape, dtype=F64)
+    x = inverse.solution(y)
+    gradient = A.adjoint(y - A(x)) - 0.01 * x
+    assert float(gradient.norm()) <= 1e-11 * float(A.adjoint(y).norm())
+
+
+def test_no_table_of_a_long_signal_is_as_long_as_its_square() -> None:
+    A = lsconv.Conv1d(torch.rand(1, 1, 5, dtype=F64), in_size=20_000)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        assert BorderPlan(A, 0.1).solve(torch.randn(A.out_shape, dtype=F64)).converged
+    assert max(event.self_cpu_memory_usage for event in profile.key_averages()) < 2**29
+
+
 def test_the_side_that_is_left_for_last_is_the_shorter_one() -> None:
     weight = torch.rand(1, 1, 5, 5, dtype=F64)
     sizes = [
