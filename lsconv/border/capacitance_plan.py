@@ -31,11 +31,12 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border, between_borders
 from lsconv.border.capacitance import Capacitance, Way, static_lu
-from lsconv.border.free_memory import allowed_bytes
+from lsconv.border.cost_model import CostModel, dense_cost
+from lsconv.border.memory import allowed_bytes
 from lsconv.border.null_space import NullSpaces
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.fourier import batched_linalg
-from lsconv.fourier.dtypes import default_rcond, direct_rtol, double
+from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, symbol
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
@@ -44,16 +45,14 @@ from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["CapacitancePlan"]
 
 # A symbol worse than this loses the digits of its inverse, and with them those of S.
 _WORST_CONDITION = 1e8
-# A factorisation may cost as much as this many iterations would. One of them moves memory at a part of the rate of
-# arithmetic at which a factorisation works: its transforms count 20-fold, its products of small matrices 10-fold
-# (8224 unknowns are factorised in 5 s, an iteration of that problem takes 0.1 s, on two cores).
-_WORTH_ITERATIONS = 200
-_TRANSFORM_WEIGHT, _PRODUCT_WEIGHT = 20, 10
+# A factorisation may cost as much as so many iterations: a border takes them whose singular values fall exponentially.
+_WORTH_ITERATIONS = 1000
 _REFINEMENTS = 4
 
 
@@ -118,9 +117,8 @@ class CapacitancePlan:
             raise MethodError(f"{self.A!r}: {outer.size} unknowns and {inner.size} equations on the border")
         cells, channels = math.prod(embedding.grid), embedding.in_channels
         if worth:
-            transforms = 10 * cells * math.log2(cells) * 2 * channels * _TRANSFORM_WEIGHT
-            work = transforms + 8 * cells * channels**2 * _PRODUCT_WEIGHT
-            if 2 / 3 * inner.size**3 > _WORTH_ITERATIONS * work:
+            iteration = CostModel(1, cells, channels, definite=False).iteration(1)
+            if dense_cost(inner.size, definite=False).setup > _WORTH_ITERATIONS * iteration:
                 raise MethodError(f"{self.A!r}: {inner.size} border unknowns cost more to factorise than to iterate on")
         itemsize = 16 if self.A.is_complex else 8
         needed = embedding.blocks * itemsize * (3 * inner.size**2 + 6 * cells * channels**2)

@@ -28,9 +28,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.border.border_factor import BorderFactor, spectral_function, thin_svd
 from lsconv.border.border_set import Border
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError
+from lsconv.fourier.batched_linalg import lu_factor
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
@@ -114,7 +114,7 @@ class ExactInfluence:
         S = symbol(self.A, embedding).matrices
         self.grid = Grid(embedding.grid, real=not A.is_complex)
         self.rows, self.columns = S.shape[-2:]
-        self.U, self.sigma, self.Vh = thin_svd(S)
+        self.U, self.sigma, self.Vh = _thin_svd(S)
         self.own_blocks = S.shape[0]
         largest = self.sigma.flatten(1).amax(1).reshape(-1, embedding.groups).amax(1)
         self.scale = (
@@ -182,7 +182,7 @@ class ExactInfluence:
         if self.border is not None:
             h = (shaped * sigma_sq).sqrt() / (sigma_sq + shaped)
             dense = self._dense(self._matrices(own, f, h, cropped=True, difference=False))
-            factor = BorderFactor(
+            factor = _BorderFactor(
                 dense, definite=not (self.has_out and self.has_in), sign=-1.0 if self.has_out else 1.0
             )
             change = self._dense(self._matrices(own, f * (1 - f), h * (0.5 - f), cropped=True, difference=True))
@@ -216,7 +216,7 @@ class ExactInfluence:
         """The channels of Q that take part in the border."""
         return slice(0 if self.has_out else self.rows, self.rows + (self.columns if self.has_in else 0))
 
-    def _solve(self, Q: FrequencyMatrices, factor: BorderFactor | None, data: Tensor) -> Tensor:
+    def _solve(self, Q: FrequencyMatrices, factor: _BorderFactor | None, data: Tensor) -> Tensor:
         z = Q.on_grid(data)
         if factor is None or self.border is None:
             return z
@@ -233,9 +233,9 @@ class ExactInfluence:
         rows, columns = self.rows if out else 0, self.columns if inside else 0
         Q = U.new_empty(*U.shape[:-2], rows + columns, rows + columns)
         if out:
-            Q[..., :rows, :rows] = -spectral_function(U, f, complete=self.rows <= self.columns, difference=difference)
+            Q[..., :rows, :rows] = -_spectral_function(U, f, complete=self.rows <= self.columns, difference=difference)
         if inside:
-            Q[..., rows:, rows:] = spectral_function(
+            Q[..., rows:, rows:] = _spectral_function(
                 Vh.mH, f, complete=self.columns <= self.rows, difference=difference
             )
         if out and inside:
@@ -263,6 +263,59 @@ def _lags(border: Border) -> Tensor:
 
 def _square(z: Tensor) -> Tensor:
     return torch.linalg.vector_norm(z.flatten(2), dim=2) ** 2
+
+
+class _BorderFactor:
+    """Q on the border, factorised: ``sign * Q`` by Cholesky where it is definite, LU otherwise."""
+
+    def __init__(self, dense: Tensor, *, definite: bool, sign: float) -> None:
+        self.definite, self.sign = definite, sign
+        if definite:
+            self.cholesky = torch.linalg.cholesky(sign * dense)
+            self.logdet = 2 * self.cholesky.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
+        else:
+            self.LU, self.pivots, info = lu_factor(dense)
+            if bool((info > 0).any()):
+                raise torch.linalg.LinAlgError("the operator on the border is singular")  # type: ignore[attr-defined]
+            self.logdet = self.LU.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+
+    def solve(self, b: Tensor) -> Tensor:
+        """``Q^-1 b`` for ``(rest, blocks, unknowns)``."""
+        columns = b.movedim(0, -1)
+        if self.definite:
+            return self.sign * torch.cholesky_solve(columns, self.cholesky).movedim(-1, 0)
+        return torch.linalg.lu_solve(self.LU, self.pivots, columns).movedim(-1, 0)
+
+    def trace_of_solve(self, change: Tensor) -> Tensor:
+        """``tr Q^-1 change``."""
+        if self.definite:
+            inverse = self.sign * torch.cholesky_inverse(self.cholesky)
+        else:
+            eye = torch.eye(change.shape[-1], dtype=change.dtype, device=change.device)
+            inverse = torch.linalg.lu_solve(self.LU, self.pivots, eye.expand_as(change))
+        return (inverse.mT * change).sum((-2, -1)).real
+
+
+def _thin_svd(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``U, sigma, Vh`` of ``(..., rows, columns)``; of a single row or column without a decomposition."""
+    if min(S.shape[-2:]) > 1:
+        U, sigma, Vh = torch.linalg.svd(S, full_matrices=False)
+        return U, sigma, Vh
+    sigma = torch.linalg.vector_norm(S, dim=(-2, -1)).unsqueeze(-1)
+    first = torch.zeros_like(S)
+    first[..., 0, 0] = 1
+    unit = torch.where(sigma.unsqueeze(-1) > 0, S / sigma.unsqueeze(-1).clamp_min(torch.finfo(sigma.dtype).tiny), first)
+    one = torch.ones_like(S[..., :1, :1])
+    return (one, sigma, unit) if S.shape[-2] == 1 else (unit, sigma, one)
+
+
+def _spectral_function(U: Tensor, f: Tensor, *, complete: bool, difference: bool) -> Tensor:
+    """``U f U^H``, with f = 1 (and its derivative zero) on the complement of an incomplete basis U."""
+    if complete or difference:
+        return (U * f.unsqueeze(-2)) @ U.mH
+    result = -((U * (1 - f).unsqueeze(-2)) @ U.mH)
+    result.diagonal(dim1=-2, dim2=-1).add_(1)
+    return result
 
 
 def influence_trace(A: Convolution, damp: float | Tensor) -> Tensor:

@@ -11,6 +11,7 @@ Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import NormalInverse
+from lsconv.errors import ConvergenceWarning
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.operators.base import LinearOperator
@@ -38,6 +40,7 @@ _RECURSION_FALL = 1e-4
 _CLAIMED = 0.9
 # What a step is to leave, in units of the target, and the limits of the border residual that it is given for that.
 _MARGIN = 0.3
+_UNTUNED_TOLERANCE = 1e-4
 _LEAST_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 _LOOSEST = 0.1
 # The first step shows more than the later ones leave (10 to 20 times their tolerance): the misfit falls in it.
@@ -56,7 +59,6 @@ class Plan(Protocol):
     inverse: NormalInverse
     factors: torch.dtype
     read: Tensor | None
-    border_tolerance: float
 
     @property
     def scaled(self) -> LinearOperator:
@@ -107,6 +109,7 @@ class Outer:
             self.given_norm = inputs.norm(given)
         self.norm_a = torch.zeros_like(self.given_norm)
         self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=A.device)
+        self.steps = 0
 
     def run(self) -> None:
         """Iterate until every item meets its target or no longer improves; ``u`` and ``image`` are the best found."""
@@ -150,6 +153,7 @@ class Outer:
             tolerance, before = self._border_tolerance(merit, active, gain), merit
             limit = _STEP_LIMIT if self.max_iter is None else self.max_iter - int(self.iterations.max())
             d, count = self.plan.inverse(g.to(narrow), tolerance, limit)
+            self.steps += 1
             d = d.to(space.dtype)
             self.iterations += count * active
             new_rho = space.inner(d, g)
@@ -191,7 +195,7 @@ class Outer:
         the plan's.
         """
         if not self.plan.inverse.exact:
-            return self.plan.border_tolerance
+            return _UNTUNED_TOLERANCE
         if gain == 0 and self.plan.inverse.damped:
             gain = _FIRST_GUESS / self.plan.inverse.relative_damp
         needed = _MARGIN / (max(gain, 1.0) * float(torch.where(active, merit, 0).amax()))
@@ -238,6 +242,13 @@ class Outer:
         downhill = total / ((1 + self.tolerances.eps**0.5) * self.given_norm).clamp_min(unit)  # from x = 0
         merit = torch.minimum(by_residual, torch.maximum(g_norm / target.clamp_min(unit), downhill))
         return torch.where(g_norm == 0, 0, merit)
+
+    def warn(self, plan: object) -> None:
+        """Warn of items that have missed their target by far, for want of a certificate that would tell."""
+        failed = self.merit > 10
+        if bool(failed.any()):
+            text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r})"
+            warnings.warn(text, ConvergenceWarning, stacklevel=4)
 
     @staticmethod
     def _mask(items: Tensor, space: ItemSpace) -> Tensor:

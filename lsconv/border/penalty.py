@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.fourier.dtypes import double
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import symbol
 from lsconv.operators.algebra import Scaled, VStack
@@ -27,6 +26,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient, Laplacian
+from lsconv.operators.dtypes import double
 from lsconv.operators.elementary import Identity
 from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
 

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, refinements, wide_dtype
+from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, refinements
 from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["Factors", "SeparablePlan"]
 
@@ -54,7 +55,7 @@ class Factors:
     def of(cls, A: Convolution) -> Factors | None:
         """The factors of A's kernels, or None where one of them is not separable in the precision of its dtype."""
         tolerance = _SEPARABLE * torch.finfo(A.dtype).eps
-        weight = A.weight.detach().to(wide_dtype(A.dtype))
+        weight = A.weight.detach().to(double(A.dtype))
         kernel = weight.reshape(math.prod(A.batch_shape), A.groups, A.c_out // A.groups, *weight.shape[-A.ndim - 1 :])
         if not bool(torch.isfinite(kernel).all()):
             return None

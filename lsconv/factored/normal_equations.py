@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, refinements, wide_dtype
+from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, refinements
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["NormalEquationsPlan"]
 
@@ -160,7 +161,7 @@ def _is_toeplitz(A: LinearOperator) -> bool:
 
 def _gram(A: LinearOperator) -> Tensor:
     """``A^H A`` by the matrix of A."""
-    matrix = A.to_dense().to(wide_dtype(A.dtype))
+    matrix = A.to_dense().to(double(A.dtype))
     return matrix.mH @ matrix
 
 

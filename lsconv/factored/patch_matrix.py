@@ -21,10 +21,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, wide_dtype
+from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["PatchPlan"]
 
@@ -79,7 +80,7 @@ class PatchPlan(DirectPlan):
         self._stride, self._dilation = A.stride, A.dilation
         runs = [_runs(A, a) for a in range(A.ndim)]
         self._parts = [part for part in product(*runs) if all(run.taps for run in part)]
-        kernel = A.weight.detach().to(wide_dtype(A.dtype))
+        kernel = A.weight.detach().to(double(A.dtype))
         kernel = kernel.unflatten(-A.ndim - 2, (A.groups, -1))  # *own, groups, outputs, inputs, *taps
         whole = tuple(A.kernel_size)
         self._factors: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -16,8 +16,9 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, wide_dtype
+from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.dtypes import double
 
 __all__ = ["SingularValuePlan"]
 
@@ -54,7 +55,7 @@ class SingularValuePlan(DirectPlan):
     ) -> None:
         super().__init__(A, damp, rcond=rcond, rtol=rtol)
         self._check_fits("the singular value decomposition", self.bytes_for(A), allowed)
-        matrix = self.precise.to_dense().to(wide_dtype(A.dtype))
+        matrix = self.precise.to_dense().to(double(A.dtype))
         self.U, values, self.Vh = torch.linalg.svd(matrix, full_matrices=False)
         decided = Rank.of(values, 1, rcond, max(matrix.shape[-2:]))
         self.values, self.kept = decided.values, decided.kept

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
-from lsconv.fourier.dtypes import default_rcond, double
+from lsconv.fourier.dtypes import default_rcond
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, hermitian_inverse, symbol
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import ROUNDING, double
 
 __all__ = [
     "CirculantPlan",
@@ -39,8 +40,6 @@ _CHOLESKY_RATIO = {torch.float32: 1e5, torch.float64: 1e3}
 _CHUNK_BYTES = 2**27
 # Single precision keeps seven digits, of which a condition beyond this leaves fewer than an answer to 1e-6 needs.
 _SINGLE_CONDITION = 4.0
-# So many eps of the largest singular value is what computing one may be off by.
-_ROUNDING = 8
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -208,7 +207,7 @@ class CirculantPlan:
         cutoff = self.rcond * largest
         if bool(undamped.any()):
             counts = S.grid.weights(values.device, values.dtype).unsqueeze(-1) * (values > cutoff)
-            near = ((values - cutoff).abs() <= _ROUNDING * torch.finfo(values.dtype).eps * largest) & (largest > 0)
+            near = ((values - cutoff).abs() <= ROUNDING * torch.finfo(values.dtype).eps * largest) & (largest > 0)
             items, zero = (*self.batch_shape, groups), (mu == 0) & (cutoff > 0)
             self.rank = counts.flatten(1).sum(1).reshape(items).sum(-1).long()
             self.undecided = (near & zero).flatten(1).any(1).reshape(items).any(-1)
