@@ -78,13 +78,14 @@ def refinements(contraction: float, rtol: float) -> int:
 
 
 class DirectPlan:
-    """The setup of a direct solve in double precision; subclasses provide the three maps.
+    """The setup of a direct solve in double precision; subclasses provide the factors and the three maps.
 
     Args:
         A: the operator.
         damp: the damping, a number or one per batch item.
         rcond: where damp is 0, singular values of at most ``rcond`` times the largest of the item count as zero.
         rtol: default tolerance of the certificate.
+        allowed: bytes that the plan may use.
 
     Attributes:
         rank: how many singular values exceed the threshold, ``A.batch_shape``.
@@ -96,18 +97,37 @@ class DirectPlan:
     undecided: Tensor
     norm: Tensor
 
-    def __init__(self, A: LinearOperator, damp: Tensor | float, *, rcond: float, rtol: float) -> None:
+    @torch.no_grad()
+    def __init__(
+        self,
+        A: LinearOperator,
+        damp: Tensor | float = 0.0,
+        *,
+        rcond: float,
+        rtol: float,
+        allowed: int | None = None,
+    ) -> None:
         self.A, self.rcond, self.rtol = A, rcond, rtol
         self.damp = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device)
         self.precise = in_double(A)
-
-    def _check_fits(self, what: str, needed: int, allowed: int | None) -> None:
+        needed = self._bytes()
         if allowed is not None and needed > allowed:
             raise PlanMemoryError(
-                f"{what} of {self.A!r} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed (memory_limit=)"
+                f"{self._what} of {A!r} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed (memory_limit=)"
             )
+        self._factorise()
 
     # ------------------------------------------------------------------ what a subclass provides, in double precision
+
+    _what: str  # needs the memory
+
+    def _bytes(self) -> int:
+        """The bytes that the factors take."""
+        raise NotImplementedError
+
+    def _factorise(self) -> None:
+        """Make the factors, and decide the rank."""
+        raise NotImplementedError
 
     def _inverse(self, y: Tensor) -> Tensor:
         """``(A^H A + mu)^+ A^H y``."""
@@ -120,6 +140,10 @@ class DirectPlan:
     def _normal(self, g: Tensor) -> Tensor:
         """``(A^H A + mu)^+ g``."""
         raise NotImplementedError
+
+    def _damped(self, x: Tensor) -> Tensor:
+        """``damp^2 x``."""
+        return x * self.damp.square().reshape(*self.damp.shape, *(1 for _ in self.A.in_shape))
 
     # ------------------------------------------------------------------ answers
 

@@ -47,12 +47,7 @@ class _Run:
 class PatchPlan(DirectPlan):
     """Setup of the solve patch by patch; :meth:`solve` answers right-hand sides.
 
-    Args:
-        A: a convolution that :meth:`serves`.
-        damp: the damping, a number or one per batch item.
-        rcond: where damp is 0, singular values of at most ``rcond`` times the largest of the item count as zero.
-        rtol: default tolerance of the certificate.
-        allowed: bytes that the plan may use.
+    The arguments are those of :class:`~lsconv.factored.direct_plan.DirectPlan`, for a convolution that :meth:`serves`.
 
     Raises:
         PlanMemoryError: the factors would need more than ``allowed``.
@@ -64,19 +59,15 @@ class PatchPlan(DirectPlan):
         True
     """
 
-    @torch.no_grad()
-    def __init__(
-        self,
-        A: Convolution,
-        damp: Tensor | float = 0.0,
-        *,
-        rcond: float,
-        rtol: float,
-        allowed: int | None = None,
-    ) -> None:
-        super().__init__(A, damp, rcond=rcond, rtol=rtol)
+    A: Convolution
+    _what = "the matrix of the patches"
+
+    def _bytes(self) -> int:
+        return self.bytes_for(self.A, tuple(self.damp.shape))
+
+    def _factorise(self) -> None:
+        A = self.A
         self._own = tuple(broadcast_shapes(A.batch_shape, self.damp.shape))
-        self._check_fits("the matrix of the patches", self.bytes_for(A, tuple(self.damp.shape)), allowed)
         self._stride, self._dilation = A.stride, A.dilation
         runs = [_runs(A, a) for a in range(A.ndim)]
         self._parts = [part for part in product(*runs) if all(run.taps for run in part)]
@@ -100,7 +91,6 @@ class PatchPlan(DirectPlan):
     def _decide(self, whole: tuple[int, ...]) -> None:
         """The rank, of all positions together, and the values that are kept."""
         A = self.A
-        assert isinstance(A, Convolution)
         own = A.batch_shape
         spectra = [values for _, values, _ in self._factors]
         size = max(A.c_out // A.groups, A.c_in // A.groups * math.prod(whole))
@@ -188,7 +178,6 @@ class PatchPlan(DirectPlan):
 
     @property
     def _groups(self) -> int:
-        assert isinstance(self.A, Convolution)
         return self.A.groups
 
     def _blocks(self, tensor: Tensor, item: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
