@@ -143,12 +143,12 @@ class CostModel:
 
 
 def expected_iterations(condition: float) -> float:
-    """The iterations that a border is expected to take: two for every bit of the condition of the normal equations.
+    """The iterations that a border is expected to take: one for every bit of the condition of the normal equations.
 
     Args:
         condition: of the normal equations, the square of that of A with its damping.
     """
-    return 2 * math.log2(max(condition, 1.0))
+    return math.log2(max(condition, 1.0))
 
 
 def dense_cost(size: int, *, definite: bool) -> FactorCost:

@@ -42,7 +42,6 @@ __all__ = ["EXACT_UNKNOWNS", "ExactInfluence", "Influence", "influence_logdet", 
 # The most border unknowns of one block whose dense factor is made. One factor of 4096 takes 128 MiB in float64, and
 # with the inverse for the trace about a second and a half of one CPU core.
 EXACT_UNKNOWNS = 4096
-_CHUNK_BYTES = 2**27
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +72,7 @@ class ExactInfluence:
     Args:
         A: a zero-padded convolution, or a circular one whose stride divides the sizes.
         max_unknowns: the most border unknowns of a block.
+        work_bytes: blocks whose matrices take more are worked on one after the other.
 
     Attributes:
         unknowns: border unknowns of one block; 0 for a block-circulant A.
@@ -91,13 +91,14 @@ class ExactInfluence:
     """
 
     @torch.no_grad()
-    def __init__(self, A: LinearOperator, *, max_unknowns: int = EXACT_UNKNOWNS) -> None:
+    def __init__(self, A: LinearOperator, *, max_unknowns: int = EXACT_UNKNOWNS, work_bytes: int = 2**27) -> None:
         if not (isinstance(A, Convolution) and Embedding.exists(A)):
             raise MethodError(
                 f"A: exact traces need a convolution with zero padding, or circular padding whose stride divides the "
                 f"sizes, got {A!r}; stochastic ones serve every operator"
             )
         real_dtype(A.dtype)
+        self._work_bytes = work_bytes
         self.A = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
         embedding = Embedding(self.A, only_read=True)
         out_border, in_border = embedding.output_border(), embedding.input_border()
@@ -147,7 +148,7 @@ class ExactInfluence:
             y = y.to(self.A.dtype)
             batch, _ = embedding.rest(tuple(y.shape[: y.ndim - len(self.A.out_shape)]))
             data = embedding.outputs_to_grid(y)
-        chunk = max(1, _CHUNK_BYTES // self._bytes_per_block())
+        chunk = max(1, self._work_bytes // self._bytes_per_block())
         parts = [
             self._blocks(mu[start : start + chunk], own[start : start + chunk],
                          None if data is None else data[:, start : start + chunk], slope)

@@ -37,7 +37,6 @@ __all__ = [
 # rank-deficient the gradient of the answer loses its square. Beyond this ratio the filter is built from a singular
 # value decomposition, which loses only its root but costs seven times as much.
 _CHOLESKY_RATIO = {torch.float32: 1e5, torch.float64: 1e3}
-_CHUNK_BYTES = 2**27
 # Single precision keeps seven digits, of which a condition beyond this leaves fewer than an answer to 1e-6 needs.
 _SINGLE_CONDITION = 4.0
 
@@ -200,7 +199,7 @@ class CirculantPlan:
         undamped = mu == 0
         mu = mu.reshape(-1, *(1 for _ in matrices.shape[1:-1]))  # beside the singular values
         if not bool((undamped | (power > mu.flatten() * _CHOLESKY_RATIO[accuracy])).any()):
-            return _by_chunks(_cholesky_filter, matrices, mu.expand(*matrices.shape[:-2], 1))
+            return by_chunks(_cholesky_filter, matrices, mu.expand(*matrices.shape[:-2], 1))
         values = singular_values_by_frequency(matrices)
         # the largest singular value of a batch item, over its frequencies and its groups
         largest = values.flatten(1).amax(1).reshape(-1, groups).amax(1).repeat_interleave(groups).reshape(mu.shape)
@@ -212,7 +211,7 @@ class CirculantPlan:
             self.rank = counts.flatten(1).sum(1).reshape(items).sum(-1).long()
             self.undecided = (near & zero).flatten(1).any(1).reshape(items).any(-1)
         cutoff = torch.where(mu == 0, cutoff, -1.0)
-        return _by_chunks(_spectral_filter, matrices, mu.expand(*matrices.shape[:-2], 1), cutoff)
+        return by_chunks(_spectral_filter, matrices, mu.expand(*matrices.shape[:-2], 1), cutoff)
 
     @property
     def nbytes(self) -> int:
@@ -248,13 +247,13 @@ class CirculantPlan:
         return f"CirculantPlan({self.A!r}, damp={self.damp.tolist()})"
 
 
-def _by_chunks(function: Any, S: Tensor, *others: Tensor) -> Tensor:
+def by_chunks(function: Any, S: Tensor, *others: Tensor, chunk_bytes: int = 2**27) -> Tensor:
     """``function`` on a bounded number of matrices at a time; the others have one entry per matrix."""
     rows, columns = S.shape[-2:]
     flat = S.reshape(-1, rows, columns)
     entries = [other.expand(*S.shape[:-2], 1).reshape(-1, 1) for other in others]
     result = torch.empty(flat.shape[0], columns, rows, dtype=S.dtype, device=S.device)
-    chunk = max(1, _CHUNK_BYTES // (rows * columns * S.element_size()))
+    chunk = max(1, chunk_bytes // (rows * columns * S.element_size()))
     for start in range(0, flat.shape[0], chunk):
         part = slice(start, start + chunk)
         result[part] = function(flat[part], *(entry[part] for entry in entries))

@@ -75,12 +75,14 @@ class FrequencyMatrices:
     Args:
         grid: the periodic grid.
         matrices: shape ``(blocks, *grid.frequencies, rows, columns)``, complex (real where all are real).
+        elementwise: multiply entry by entry in the layout of the transforms; None: where the matrices are small.
     """
 
-    def __init__(self, grid: Grid, matrices: Tensor) -> None:
+    def __init__(self, grid: Grid, matrices: Tensor, *, elementwise: bool | None = None) -> None:
         self.grid = grid
         self.rows, self.columns = matrices.shape[-2:]
-        self.elementwise = self.rows * self.columns <= _ELEMENTWISE_ENTRIES
+        few = self.rows * self.columns <= _ELEMENTWISE_ENTRIES
+        self.elementwise = few if elementwise is None else elementwise
         if self.elementwise:  # the entries of one (row, column) contiguous over the frequencies
             matrices = matrices.movedim((-2, -1), (1, 2)).contiguous().movedim((1, 2), (-2, -1))
         else:  # row by row; a conjugate that is put off would be made for every product
