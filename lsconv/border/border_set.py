@@ -54,12 +54,12 @@ class Border:
         self.index = index.to(device)
 
     def scatter(self, b: Tensor) -> Tensor:
-        """``(rest, blocks, size)`` to ``(rest, blocks, channels, *grid)``, zero off the border."""
+        """``(rhs, blocks, size)`` to ``(rhs, blocks, channels, *grid)``, zero off the border."""
         z = scattered(b, self.index, self.channels * math.prod(self.grid))
         return z.reshape(*b.shape[:2], self.channels, *self.grid)
 
     def gather(self, z: Tensor) -> Tensor:
-        """``(rest, blocks, channels, *grid)`` to ``(rest, blocks, size)``."""
+        """``(rhs, blocks, channels, *grid)`` to ``(rhs, blocks, size)``."""
         return gathered(z.flatten(2), self.index)
 
     def kernel(self, Q: FrequencyMatrices) -> Kernel:
@@ -82,7 +82,7 @@ class Border:
         return torch.stack([cells[:, 0], *(w[cells[:, 1 + d]] for d, w in enumerate(windows))], dim=1)
 
     def corner_size(self, axes: tuple[int, ...], overlap: int) -> int:
-        """How many cells :meth:`corner` has."""
+        """The number of cells that :meth:`corner` has."""
         overlap = overlap if len(axes) > 1 else 0
         windows = [sum(1 + min(gap, 2 * overlap) for gap in self._gaps[a]) for a in axes]
         inside = zip(*([w - m for m in self._counts[a]] for w, a in zip(windows, axes, strict=True)), strict=True)
@@ -90,7 +90,7 @@ class Border:
 
     @functools.cached_property
     def _gaps(self) -> list[list[int]]:
-        """How many cells follow on each border position, of any channel, before the next one; for every axis."""
+        """The cells between each border position, of any channel, and the next one; for every axis."""
         places = [members.any(0).nonzero().flatten() for members in self.members]
         return [(torch.diff(p, append=p[:1] + n) - 1).tolist() for p, n in zip(places, self.grid, strict=True)]
 

@@ -7,7 +7,7 @@ continued by some unknown w on the output border. The zeros give w, and the bord
 .. math:: x = R_{in} C^{-1} (R_{out}^T y + B_{out}^T w), \qquad S w = -B_{in} C^{-1} R_{out}^T y,
           \qquad S = B_{in} C^{-1} B_{out}^T .
 
-On the shortest grid, N = n + p, the border of an n x n picture is one cross of p rows and p columns, and S is small
+On the shortest grid, N = n + p, the border of an n x n image is one cross of p rows and p columns, and S is small
 enough to be factorised once (32 channels, 3x3, n = 128: 8224 unknowns of 524288). An iteration on the border has a hard
 time here: wherever the determinant of the symbol of one axis winds around zero A has singular values that fall
 exponentially with n, and they are singular values of S. A direct solve does not mind them, and finds them: the singular
@@ -270,7 +270,7 @@ def _square_embedding(A: LinearOperator) -> Embedding:
 
 
 def _is_complement(inner: Border, outer: Border, embedding: Embedding) -> bool:
-    """Whether the grid is inputs and input border, and outputs and output border, with nothing left over."""
+    """Tell whether the grid is inputs and input border, and outputs and output border, with nothing left over."""
     axes = embedding.axes
     inputs = sum(
         math.prod(axis.inputs(phase) for axis, phase in zip(axes, phases, strict=True)) for phases in embedding.phases

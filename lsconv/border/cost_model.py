@@ -46,7 +46,7 @@ _ENTRY_WORK, _READ_WORK = 150, 12
 
 @dataclass(frozen=True)
 class Limits:
-    """Up to which sizes and costs a border is solved by which means.
+    """Limits up to which a border is solved by one means or another.
 
     Attributes:
         at_once: factors that cost no more than so many iterations are made before any; None: than are expected.

@@ -46,7 +46,7 @@ EXACT_UNKNOWNS = 4096
 
 @dataclass(frozen=True, eq=False)
 class Influence:
-    """What one damping does, per batch item; all of shape ``batch``.
+    """The effect of one damping, per batch item; all of shape ``batch``.
 
     Attributes:
         trace: of the influence matrix ``A (A^H A + mu)^-1 A^H``.
@@ -253,7 +253,7 @@ class ExactInfluence:
 
 
 def _lags(border: Border) -> Tensor:
-    """For every pair of border cells the place, in a flattened kernel, of the entry that couples them."""
+    """The place in a flattened kernel of the entry that couples each pair of border cells."""
     cells = border.mask.nonzero()
     channel, places = cells[:, 0], cells[:, 1:]
     index = channel[:, None] * border.channels + channel[None, :]
@@ -281,7 +281,7 @@ class _BorderFactor:
             self.logdet = self.LU.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
 
     def solve(self, b: Tensor) -> Tensor:
-        """``Q^-1 b`` for ``(rest, blocks, unknowns)``."""
+        """``Q^-1 b`` for ``(rhs, blocks, unknowns)``."""
         columns = b.movedim(0, -1)
         if self.definite:
             return self.sign * torch.cholesky_solve(columns, self.cholesky).movedim(-1, 0)

@@ -1,4 +1,4 @@
-"""How many bytes a plan needs, and how many a device has left."""
+"""The bytes that a plan needs, and those that a device has left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WORK_BYTES = 2**25
 
 
 def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penalty: Penalty | None = None) -> int:
-    """An estimate of the bytes at the peak of a border plan's setup: symbol, normal inverse, border system, patches.
+    """An estimate of the bytes at the peak of a border plan's setup: symbol, normal inverse, border system, subdomains.
 
     Args:
         convolution: the operator, in the dtype of the factors.
@@ -94,7 +94,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def allowed_bytes(limit: int | None, device: torch.device) -> int:
-    """What a plan may use: ``limit``, or 60 % of what is free on the device.
+    """The bytes that a plan may use: ``limit``, or 60 % of what is free on the device.
 
     Raises:
         ArgumentError: the limit is negative.
@@ -105,7 +105,7 @@ def allowed_bytes(limit: int | None, device: torch.device) -> int:
 
 
 def together(arrays: int, vectors: int, device: torch.device) -> int:
-    """How many right-hand sides are solved for at once.
+    """The number of right-hand sides that are solved for at once.
 
     On a CPU as many as have arrays that its allocator reuses, elsewhere as many as half of the free memory holds with
     the six arrays that there are at a time.

@@ -125,11 +125,11 @@ class NormalInverse(ABC):
 
     @property
     def exact(self) -> bool:
-        """Whether the factors are those of the wanted operator, up to rounding."""
+        """Tell whether the factors are those of the wanted operator, up to rounding."""
         return self.problem.exact or (isinstance(self.direct, DirectInverse) and self.direct.exact)
 
     def nullity(self) -> str:
-        """Why, without damping, A or its adjoint has a null space by its structure; empty if it has none."""
+        """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none."""
         return self.problem.nullity(deficient=self._deficient)
 
     def expect(self, batch: tuple[int, ...]) -> DirectInverse | None:
@@ -149,7 +149,7 @@ class NormalInverse(ABC):
     def continued(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As calling it, from the border unknowns ``start`` of an earlier call; returns also those of this one."""
+        """Do as calling it, from the border unknowns ``start`` of an earlier call; returns also those of this one."""
 
     def describe(self) -> str:
         """Grid, border, memory and precision, for the ``repr`` of a plan."""
@@ -294,7 +294,7 @@ class BorderInverse(NormalInverse):
     def continued(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As calling it, from the border unknowns ``start`` of an earlier call; returns also those of this one."""
+        """Do as calling it, from the border unknowns ``start`` of an earlier call; returns also those of this one."""
         if self.direct is not None:
             return self.direct.continued(f, tolerance, max_iter, start)
         embedding, residual, mirror = self.embedding, self.side == "residual", self.problem.what.mirror

@@ -139,11 +139,11 @@ class NormalProblem:
         return self.mu.to(self.squared.real.dtype).reshape(-1, *(1 for _ in range(len(self.embedding.grid) + 2)))
 
     def strongest(self) -> Tensor:
-        """Inputs that A makes longest, nearly: the wave of the largest singular value, ``(*batch, *in_shape)``."""
+        """The inputs that A makes longest, nearly: the wave of the largest singular value, ``(*batch, *in_shape)``."""
         return self._strongest.inputs(self.embedding, real=not self.what.convolution.is_complex)
 
     def nullity(self, *, deficient: bool) -> str:
-        """Why, without damping, A or its adjoint has a null space by its structure; empty if it has none.
+        """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none.
 
         Args:
             deficient: the smaller Gram matrix is singular at most frequencies.

@@ -107,7 +107,7 @@ class NullSpaces:
         return True
 
     def _lost(self, C: FrequencyMatrices, adjoint: bool) -> Tensor:
-        """What random vectors lose through A and back beyond the null space found, on the border; zero where nothing.
+        """The part of random vectors that is lost through A and back beyond the null space found, on the border.
 
         Args:
             C: the circulant that A, or A^H, is a part of.
@@ -154,7 +154,7 @@ def small_singular_vectors(capacitance: Capacitance, count: int, steps: int = 2)
 class Overlap:
     r"""The inner products of the lifts of border vectors, cropped nowhere: :math:`P = B C^{-H} C^{-1} B^T`.
 
-    By Parseval those of few vectors V need one transform each and no picture,
+    By Parseval those of few vectors V need one transform each and no image,
 
     .. math:: V^H P V = \frac{1}{N} \sum_\omega \hat L(\omega)^H \hat L(\omega), \qquad
               \hat L(\omega) = S(\omega)^{-1} (F B^T V)(\omega) .

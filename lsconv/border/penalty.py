@@ -144,7 +144,7 @@ class Penalty:
         self.grid, self.constrained = tuple(grid), tuple(constrained)
 
     def precise(self) -> Penalty:
-        """The same in double precision, on a tight grid."""
+        """The penalty in double precision, on a tight grid."""
         convolution, terms, damp = self._given
         wide = double(convolution.dtype)
         return Penalty(
@@ -161,7 +161,7 @@ class Penalty:
 
     @staticmethod
     def serves(convolution: Convolution, terms: Sequence[Term]) -> bool:
-        """Whether A and L are crops of block-circulant operators on one grid and with the same blocks."""
+        """Tell whether A and L are crops of block-circulant operators on one grid and with the same blocks."""
         if any(s != 1 for s in convolution.stride) or convolution.padding_mode not in ("zeros", "circular"):
             return False
         parts = [_unwrapped(part) for part in (convolution, *(term.convolution for term in terms))]
@@ -209,7 +209,7 @@ def _taps(convolution: Convolution, a: int) -> list[int]:
 
 
 def _overhang(convolution: Convolution, a: int) -> tuple[int, int]:
-    """How far zero-padded outputs read before and after the inputs."""
+    """The distances that zero-padded outputs read before and after the inputs."""
     if convolution.padding_mode == "circular":
         return 0, 0
     taps = _taps(convolution, a)

@@ -219,7 +219,7 @@ class BorderPlan:
         return factors if self._precise_enough else None
 
     def _scaled_back(self, scaled: Tensor) -> Tensor:
-        """What the factors of A / unit give, in units of A."""
+        """The answer of the factors of A / unit, in units of A."""
         return scaled / self.unit.reshape(*self.unit.shape, *(1 for _ in self.A.in_shape))
 
     def _null_share(self, batch: torch.Size, tolerances: Tolerances) -> Tensor:

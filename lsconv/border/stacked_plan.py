@@ -189,7 +189,7 @@ class StackedPlan:
         )
 
     def _is_apart(self, batch: Sequence[int]) -> bool:
-        """Whether the items of the first dimension, which share their factors, are solved for one by one."""
+        """Tell whether the items of the first dimension, which share their factors, are solved for one by one."""
         if len(batch) <= len(self.inverse.embedding.batch_shape) or batch[0] < 2 or self.A.device.type != "cpu":
             return False
         size = self.precise.out_numel * math.prod(batch[1:]) * torch.finfo(self.precise.dtype).bits // 8

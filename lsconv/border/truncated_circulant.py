@@ -1,4 +1,4 @@
-"""What is inverted: a convolution, and what is stacked below it, on a periodic grid."""
+"""A convolution, and further rows below it, as a truncated block-circulant operator on a periodic grid."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class StrongestWave:
 
     @classmethod
     def of(cls, S: FrequencyMatrices, squared: Tensor) -> StrongestWave:
-        """That of the largest of the Gram matrices ``squared`` of S."""
+        """Find it by the largest of the Gram matrices ``squared`` of S."""
         sizes, flat = S.matrices.shape[1:-2], S.matrices.flatten(1, -3)
         index = frobenius(squared).flatten(1).argmax(1)
         chosen = flat[torch.arange(len(flat), device=flat.device), index]

@@ -244,7 +244,7 @@ class SeparablePlan(DirectPlan):
 
 
 def _rank_one(unfolded: Tensor, tolerance: float) -> bool:
-    """Whether matrices ``(..., taps, rest)`` are of rank one within ``tolerance``."""
+    """Tell whether matrices ``(..., taps, rest)`` are of rank one within ``tolerance``."""
     taps, rest = unfolded.shape[-2:]
     if min(taps, rest) == 1:
         return True
@@ -289,7 +289,7 @@ def _norm_bound(kernel: Tensor) -> Tensor:
 
 
 def _is_identity(A: Convolution, a: int) -> bool:
-    """Whether an axis is left alone, so that its factor is one."""
+    """Tell whether an axis is left alone, so that its factor is one."""
     return A.kernel_size[a] == 1 and A.stride[a] == 1 and not any(A.padding[a])
 
 

@@ -138,7 +138,7 @@ class NormalEquationsPlan(DirectPlan):
 
 
 def _is_toeplitz(A: LinearOperator) -> bool:
-    """Whether every product of a tap and an input is part of an output, so that the Gram matrix is block Toeplitz."""
+    """Tell whether the Gram matrix is block Toeplitz: every product of a tap and an input is part of an output."""
     return (
         isinstance(A, Convolution)
         and A.padding_mode == "zeros"

@@ -1,4 +1,4 @@
-"""In which precision the factors of a plan are made."""
+"""The precision in which the factors of a plan are made."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def default_rcond(dtype: torch.dtype) -> float:
 
 
 def needs_double(A: Convolution, damp: Tensor, least: float = _LEAST_DAMP) -> bool:
-    """Whether a damped problem with float32 data is better served by factors in float64: ``damp < least ||A||``."""
+    """Tell whether a damped problem with float32 data is better served by factors in float64."""
     weight = A.weight.detach().abs().double().flatten(-A.ndim)
     bound = torch.sqrt(weight.sum((-2, -1)).amax(-1) * weight.sum((-3, -1)).amax(-1))  # of ||A||, Schur's test
     return bool(((damp > 0) & (damp < least * bound)).any() and (damp > 0).all())

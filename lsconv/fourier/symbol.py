@@ -62,7 +62,7 @@ class Grid:
         return inverse_transform(tensor, self.sizes, real=self.real)
 
     def weights(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """How many of all frequencies each kept one stands for (2 for a conjugate pair), shape ``frequencies``."""
+        """The frequencies that each kept one stands for, 2 for a conjugate pair, shape ``frequencies``."""
         weights = torch.ones(self.frequencies, device=device, dtype=dtype)
         if self.real:
             weights[..., 1 : (self.sizes[-1] + 1) // 2] = 2
@@ -100,7 +100,7 @@ class FrequencyMatrices:
         return self.matrices.numel() * self.matrices.element_size()
 
     def __call__(self, spectra: Tensor) -> Tensor:
-        """The matrices times ``spectra`` of shape ``(rest, blocks, columns, *frequencies)``."""
+        """The matrices times ``spectra`` of shape ``(rhs, blocks, columns, *frequencies)``."""
         if self.elementwise:
             return self.multiply(spectra)
         vectors = spectra.movedim(0, -1).movedim(1, -1).contiguous()  # blocks, *frequencies, rest, columns
@@ -113,7 +113,7 @@ class FrequencyMatrices:
         return product.movedim(-1, 1).movedim(-1, 0)
 
     def multiply(self, spectra: Tensor, out: Tensor | None = None) -> Tensor:
-        """The same entry by entry, in the layout of the transforms; into ``out`` where it is given."""
+        """Multiply entry by entry, in the layout of the transforms; into ``out`` where it is given."""
         factors = self.matrices.movedim((-2, -1), (1, 2))  # blocks, rows, columns, *frequencies
         product = torch.mul(factors[:, :, 0], spectra[:, :, :1], out=out)
         for column in range(1, self.columns):  # few: in place, where one sum would write all the products first
@@ -121,7 +121,7 @@ class FrequencyMatrices:
         return product
 
     def on_grid(self, tensor: Tensor) -> Tensor:
-        """The operator applied to a tensor ``(rest, blocks, columns, *grid.sizes)``."""
+        """The operator applied to a tensor ``(rhs, blocks, columns, *grid.sizes)``."""
         if tensor.numel() == 0:  # which some FFTs refuse
             return tensor.new_zeros(*tensor.shape[:2], self.rows, *self.grid.sizes)
         return self.grid.inverse(self(self.grid.transform(tensor)))

@@ -75,7 +75,7 @@ class DirectBorder:
         return self.strip.write(self.strip.solve(self.strip.read(t))).neg_()
 
     def columns(self, t: Tensor) -> Tensor:
-        """The values at the columns V' of the spectrum t: ``(rest, blocks, channels, height, width)``."""
+        """The values at the columns V' of the spectrum t: ``(rhs, blocks, channels, height, width)``."""
         values = torch.fft.ifft(t @ self._read, dim=-2)[..., : self._height, :]
         return values.real if self._real else values
 
@@ -292,7 +292,7 @@ class DirectInverse:
     def continued(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
-        """As :meth:`NormalInverse.continued`, without an iteration."""
+        """Do as :meth:`NormalInverse.continued`, without an iteration."""
         z = self.normal(f.to(self._S.matrices.dtype if f.is_complex() else self._root.dtype)).to(f.dtype)
         batch, _ = self.embedding.rest(tuple(f.shape[: f.ndim - self.embedding.ndim - 1]))
         return z, torch.zeros(batch, dtype=torch.int64, device=f.device), None
@@ -345,7 +345,7 @@ class DirectInverse:
         return [part.sub_(self._back(spectrum)) for part, spectrum in zip(f, u, strict=True)]
 
     def _together(self, t: Tensor) -> int:
-        """How many right-hand sides go through the pass together: those whose spectra stay in the cache of a CPU."""
+        """The right-hand sides that go through the pass together: their spectra stay in the cache of a CPU."""
         if t.device.type != "cpu":
             return max(1, len(t))
         one = math.prod(t.shape[1:]) * t.element_size()

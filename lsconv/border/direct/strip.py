@@ -42,7 +42,7 @@ class Strip:
         self._channels = channels
 
     def read(self, spectra: Tensor) -> Tensor:
-        """The rows of ``spectra`` ``(rest, blocks, channels, *frequencies)``, as :meth:`solve` takes them."""
+        """The rows of ``spectra`` ``(rhs, blocks, channels, *frequencies)``, as :meth:`solve` takes them."""
         return self._read @ spectra
 
     def write(self, rows: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Strip:
         return self._write @ rows
 
     def solve(self, rows: Tensor) -> Tensor:
-        """``D^-1`` times ``rows`` of shape ``(rest, blocks, channels, rows, frequencies)``."""
+        """``D^-1`` times ``rows`` of shape ``(rhs, blocks, channels, rows, frequencies)``."""
         shape = rows.shape
         vectors = rows.flatten(2, 3).permute(1, 3, 2, 0)  # blocks, frequencies, channels * rows, rest
         return (self.inverse @ vectors).permute(3, 0, 2, 1).reshape(shape)

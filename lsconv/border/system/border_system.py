@@ -99,7 +99,7 @@ class BorderSystem:
 
     @property
     def work_vectors(self) -> int:
-        """How many border vectors an iteration keeps for a right-hand side."""
+        """The number of border vectors that an iteration keeps for a right-hand side."""
         return 2 * _RESTART if self._flexible else 4
 
     @property

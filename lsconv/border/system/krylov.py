@@ -2,7 +2,7 @@ r"""The two iterations on the border: conjugate gradients where its system is de
 
 They solve to a loose tolerance inside an outer iteration that computes its own residuals, so they carry no certificate,
 no history and no restarts after an audit (the Krylov floor has these): on a small image these would cost as much as
-the iteration itself. Every (rest, block) pair is an independent system with its own step lengths.
+the iteration itself. Every (rhs, block) pair is an independent system with its own step lengths.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def conjugate_gradients(
     max_iter: int,
     check_every: int,
 ) -> tuple[Tensor, Tensor]:
-    """Solve ``Q u = b`` for Hermitian positive definite Q; vectors are ``(rest, blocks, size)``.
+    """Solve ``Q u = b`` for Hermitian positive definite Q; vectors are ``(rhs, blocks, size)``.
 
     Args:
         apply: Q.
@@ -39,7 +39,7 @@ def conjugate_gradients(
         check_every: the host looks every so many iterations.
 
     Returns:
-        The solutions, and the iterations of every system, ``(rest, blocks)``.
+        The solutions, and the iterations of every system, ``(rhs, blocks)``.
     """
     u, r, start = torch.zeros_like(b), b.clone(), _norm(b)
     bound = tolerance * start
@@ -151,7 +151,7 @@ class _Arnoldi:
     too, are thirty calls a column, as long as a transform of 256².)
 
     Args:
-        r: what the first vector is made of, ``(rest, blocks, n)``.
+        r: what the first vector is made of, ``(rhs, blocks, n)``.
         size: columns, at most.
         images: C, ``(blocks, vectors, n)``.
     """
@@ -172,7 +172,7 @@ class _Arnoldi:
         self._basis[:, self.m] = (r / _divisor(self.beta)).flatten(0, 1)
 
     def extend(self, apply: _Map, precondition: _Map) -> Tensor:
-        """One column more; whether anything is left of its image, ``(rest, blocks, 1)``."""
+        """One column more; whether anything is left of its image, ``(rhs, blocks, 1)``."""
         k, last = self.k, self.m + self.k
         z = precondition(self._basis[:, last].unflatten(0, self.lead))
         self._searched[:, k] = z.flatten(0, 1)
@@ -196,12 +196,12 @@ class _Arnoldi:
 
     @property
     def residual(self) -> Tensor:
-        """The norm of what is left of r, ``(rest, blocks, 1)``; zero after a column of no length."""
+        """The norm of what is left of r, ``(rhs, blocks, 1)``; zero after a column of no length."""
         return (self.beta / _norm(self._t[:, : self.k + 1].unflatten(0, self.lead))).nan_to_num(nan=0.0)
 
     @property
     def residuals(self) -> Tensor:
-        """The same before every column and after the last one, ``(rest, blocks, columns + 1)``."""
+        """These norms before every column and after the last one, ``(rhs, blocks, columns + 1)``."""
         t = self._t[:, : self.k + 1].unflatten(0, self.lead)
         return (self.beta / t.abs().square().cumsum(-1).sqrt()).nan_to_num(nan=0.0)
 
@@ -227,7 +227,7 @@ class _Arnoldi:
 
 
 def _coefficients(triangle: Tensor, rhs: Tensor, count: Tensor) -> Tensor:
-    """Of the basis vectors; a system that finished earlier than its neighbours has the columns it had then."""
+    """The coefficients of the basis vectors; a system that finished early has the columns it had then."""
     keep = torch.arange(rhs.shape[-1], device=rhs.device) < count[..., None]
     triangle = torch.where(keep[..., None, :] & keep[..., :, None], triangle, 0)
     diagonal = triangle.diagonal(dim1=-2, dim2=-1)
@@ -237,7 +237,7 @@ def _coefficients(triangle: Tensor, rhs: Tensor, count: Tensor) -> Tensor:
 
 
 def _divisor(length: Tensor) -> Tensor:
-    """What normalises a vector of that norm; infinity, which makes it zero, where squares have underflowed in it."""
+    """The divisor that normalises a vector of that norm; infinity where squares have underflowed in it."""
     return torch.where(length > math.sqrt(torch.finfo(length.dtype).tiny), length, math.inf)
 
 

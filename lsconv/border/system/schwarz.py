@@ -35,7 +35,7 @@ from torch import Tensor
 from lsconv.border.border_set import Border, Kernel, gathered
 from lsconv.border.cost_model import CostModel, Limits
 from lsconv.border.direct.dense_inverse import DenseInverse, indefinite_inverse
-from lsconv.border.system.strip_product import Slab, Strips
+from lsconv.border.system.strip_product import StripOperator, Strips
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse
 
 __all__ = ["BorderProblem", "Schwarz", "Subdomain", "SubdomainSum"]
@@ -150,12 +150,12 @@ class Schwarz:
         self._numbering = border.numbering()
         used = [a for a, members in enumerate(border.members) if members.any()]
         product = matrices.elementwise and len(border.grid) == 2 and border.cellwise
-        slabs: list[Slab] = []
+        strips: list[StripOperator] = []
         for a in used:
-            subdomain = self._subdomain(kernel, (a,), border.corner((a,), 0), slabs if product else None)
+            subdomain = self._subdomain(kernel, (a,), border.corner((a,), 0), strips if product else None)
             self.subdomains.append(subdomain)
         if product:  # which makes iterations cheap and wide corners a waste
-            self.strips = Strips.of(kernel.whole(), self._numbering, border.members, slabs, real=matrices.grid.real)
+            self.strips = Strips.of(kernel.whole(), self._numbering, border.members, strips, real=matrices.grid.real)
         crossed = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if problem.corners else []
         self._overlaps = {axes: self._overlap(axes) for axes in crossed}
         for axes, overlap in self._overlaps.items():
@@ -164,15 +164,15 @@ class Schwarz:
         self.sum = SubdomainSum(self.subdomains, border.size, self.owners() if problem.restricted else None)
 
     def _subdomain(
-        self, kernel: Kernel, axes: tuple[int, ...], cells: Tensor, slabs: list[Slab] | None = None
+        self, kernel: Kernel, axes: tuple[int, ...], cells: Tensor, strips: list[StripOperator] | None = None
     ) -> Subdomain:
-        """The cells over the whole of the other axes; the product with Q on them is added to ``slabs``."""
+        """The cells over the whole of the other axes; the product with Q on them is added to ``strips``."""
         definite, grid, device = self.problem.model.definite, self.border.grid, kernel.Q.matrices.device
         index = border_index(self._numbering, axes, cells)
         matrices = kernel.between(axes, cells).contiguous()
         others = Grid(tuple(n for a, n in enumerate(grid) if a not in axes), real=kernel.Q.grid.real)
-        if slabs is not None:  # before the inverse overwrites the matrices
-            slabs.append(Slab(index.to(device), FrequencyMatrices(others, matrices.clone())))
+        if strips is not None:  # before the inverse overwrites the matrices
+            strips.append(StripOperator(index.to(device), FrequencyMatrices(others, matrices.clone())))
         inverse: DenseInverse | FrequencyMatrices
         if others.sizes:
             inverses = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
