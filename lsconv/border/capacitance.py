@@ -49,7 +49,7 @@ class Way:
     reach: Tensor
 
     def lift(self, coordinates: Tensor) -> Tensor:
-        """``(rest, blocks, size)`` on ``freed`` to the grid, zero on ``held``."""
+        """``(rhs, blocks, size)`` on ``freed`` to the grid, zero on ``held``."""
         return self.solution(self.freed.scatter(coordinates))
 
     def cut(self, vectors: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Capacitance:
         return torch.linalg.lu_solve(self.factors, self.pivots, b, adjoint=adjoint)
 
     def on_grid(self, data: Tensor, adjoint: bool) -> Tensor:
-        """The solution on the grid for data on the grid, both ``(rest, blocks, channels, *grid)``."""
+        """The solution on the grid for data on the grid, both ``(rhs, blocks, channels, *grid)``."""
         way, back = reversed(self.ways) if adjoint else self.ways
         b = way.held.gather(way.inverse.on_grid(data)).movedim(0, -1)
         if back.null.shape[-1]:  # the part of the data in the null space of the adjoint has no solution

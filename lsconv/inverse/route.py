@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.capacitance_plan import CapacitancePlan
-from lsconv.border.free_memory import allowed_bytes
-from lsconv.border.memory import check_fits, plan_bytes
+from lsconv.border.memory import allowed_bytes, check_fits, plan_bytes
 from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.stacked_plan import StackedPlan

@@ -13,7 +13,10 @@ from lsconv.errors import DtypeError
 if TYPE_CHECKING:
     from lsconv.operators.base import LinearOperator
 
-__all__ = ["adopts_dtype", "canonical_device", "for_dtype", "of_one_dtype", "remedy"]
+__all__ = ["ROUNDING", "adopts_dtype", "canonical_device", "double", "for_dtype", "of_one_dtype", "remedy"]
+
+# So many eps of the largest singular value is what a decomposition may be off by in the others.
+ROUNDING = 8
 
 
 def for_dtype(A: LinearOperator, dtype: torch.dtype, *, once: bool = False) -> LinearOperator:
@@ -33,6 +36,11 @@ def for_dtype(A: LinearOperator, dtype: torch.dtype, *, once: bool = False) -> L
     if A.is_complex or not dtype.is_complex or dtype.to_real() != A.dtype:
         return A
     return A.to(dtype=dtype) if _converts(A) and not once else Complexified(A)
+
+
+def double(dtype: torch.dtype) -> torch.dtype:
+    """The double-precision dtype of the same kind as one of single precision; any other is left as it is."""
+    return torch.promote_types(dtype, torch.float64) if torch.finfo(dtype).bits == 32 else dtype
 
 
 def adopts_dtype(A: LinearOperator) -> bool:

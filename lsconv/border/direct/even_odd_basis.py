@@ -82,7 +82,7 @@ class SchurInverse:
             yield matrix
 
     def __call__(self, values: Tensor) -> Tensor:
-        """``S^-1`` times ``values`` of shape ``(rest, blocks, channels, height, width)``."""
+        """``S^-1`` times ``values`` of shape ``(rhs, blocks, channels, height, width)``."""
         if self._exchanged:
             first, second = values.unbind(2)
             z = torch.complex(first, second.flip(-1, -2)).mT
@@ -99,7 +99,7 @@ class SchurInverse:
         return solved.reshape(flat.shape).movedim(2, -1)
 
     def _in_basis(self, v: Tensor) -> Tensor:
-        """The solution for ``v`` of shape ``(rest, blocks, width, height)``."""
+        """The solution for ``v`` of shape ``(rhs, blocks, width, height)``."""
         parts = [inverse(part) for inverse, part in zip(self._inverses, self._basis.parts(v), strict=True)]
         return self._basis.joined(parts).reshape(v.shape)
 
@@ -160,7 +160,7 @@ class _Basis(Protocol):
     """Coordinates in which a symmetry is a sign."""
 
     def parts(self, v: Tensor) -> list[Tensor]:
-        """The coordinates of ``(rest, blocks, width, height)`` for every sign, ``(rest, blocks, size)``."""
+        """The coordinates of ``(rhs, blocks, width, height)`` for every sign, ``(rhs, blocks, size)``."""
         ...
 
     def joined(self, parts: list[Tensor]) -> Tensor:

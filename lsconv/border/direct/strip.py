@@ -48,7 +48,7 @@ class Strip:
             self._read, self._write = waves / n, waves.mH.contiguous()
 
     def read(self, spectra: Tensor) -> Tensor:
-        """The rows of ``spectra`` ``(rest, blocks, channels, *frequencies)``, as :meth:`solve` takes them."""
+        """The rows of ``spectra`` ``(rhs, blocks, channels, *frequencies)``, as :meth:`solve` takes them."""
         if self._read is None:
             return torch.fft.ifft(spectra, dim=-2)[..., self._rows - self._depth :, :]
         return self._read @ spectra
@@ -60,7 +60,7 @@ class Strip:
         return self._write @ rows
 
     def solve(self, rows: Tensor) -> Tensor:
-        """``D^-1`` times ``rows`` of shape ``(rest, blocks, channels, rows, frequencies)``."""
+        """``D^-1`` times ``rows`` of shape ``(rhs, blocks, channels, rows, frequencies)``."""
         shape = rows.shape
         vectors = rows.flatten(2, 3).permute(1, 3, 2, 0)  # blocks, frequencies, channels * rows, rest
         return (self.inverse @ vectors).permute(3, 0, 2, 1).reshape(shape)
