@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "Convolution"]
 
-# The FFT is chosen when the model says that torch's convolution takes this many times as long.
-_FFT_MARGIN = 1.3
 _BACKENDS = ("auto", "direct", "fft")
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -240,7 +238,7 @@ class Convolution(LinearOperator):
             else:
                 direct = direct_cost(dtype, groups, c_out, c_in, taps, cells, items, transposed)
             by_fft = fft_cost(dtype, groups, c_out, c_in, self._grid.grid, items, kernels_too=not key[2])
-            choices[key] = by_fft * _FFT_MARGIN < direct
+            choices[key] = by_fft < direct
         return choices[key]
 
     def _spectrum(self) -> Tensor:

@@ -19,7 +19,6 @@ from lsconv.errors import ConvergenceError, PreconditionerError, warn
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, unbounded, where
 from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
 from lsconv.krylov.loop.lagrange_multipliers import keep
-from lsconv.krylov.loop.malloc import keep_pages
 from lsconv.krylov.loop.method import CURVATURE, KERNEL, STUCK, Method
 from lsconv.krylov.loop.monitor import CLAIMED, CONDITION, OVERFLOW, Monitor
 from lsconv.krylov.loop.options import IterationState, Options
@@ -99,8 +98,6 @@ class _Loop:
     @torch.no_grad()
     def run(self) -> Solution:
         problem, monitor = self.problem, self.monitor
-        if problem.A.device.type == "cpu":
-            keep_pages()
         z: Tensor | None = problem.x0
         carried: Tensor | None = None
         certificate: Certificate | None = None
