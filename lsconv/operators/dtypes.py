@@ -13,7 +13,7 @@ from lsconv.errors import DtypeError
 if TYPE_CHECKING:
     from lsconv.operators.base import LinearOperator
 
-__all__ = ["adopts_dtype", "canonical_device", "for_dtype", "of_one_dtype", "remedy"]
+__all__ = ["adopts_dtype", "canonical_device", "double", "for_dtype", "of_one_dtype", "remedy"]
 
 
 def for_dtype(A: LinearOperator, dtype: torch.dtype, *, once: bool = False) -> LinearOperator:
@@ -71,6 +71,11 @@ def remedy(name: str, given: torch.dtype, other: str, own: torch.dtype) -> str:
     if both == given:
         return f"convert the operator with {other}.to(dtype={both})"
     return f"convert both, with {name}.to(dtype={both}) and {other}.to(dtype={both})"
+
+
+def double(dtype: torch.dtype) -> torch.dtype:
+    """The double-precision dtype of the same kind, real or complex."""
+    return torch.complex128 if dtype.is_complex else torch.float64
 
 
 def canonical_device(device: torch.device | str) -> torch.device:

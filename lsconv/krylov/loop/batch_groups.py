@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import Scalar
-from lsconv.krylov.loop.iteration import iterate, report
+from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.lagrange_multipliers import hand_over, keeping
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.null_space import cleared
 from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
-from lsconv.krylov.loop.solution import History, Solution
+from lsconv.krylov.loop.solution import History, Solution, report
 from lsconv.krylov.loop.stopping import EXCUSED, certified
 from lsconv.operators.transforms import transforming
 
@@ -56,7 +56,7 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
         start, collapse = build(problem)
         solution = iterate(problem, options, start, collapse=collapse, square=square, name=name, quiet=True)
         solution = _settled(solution, problem, options, build)
-        report(solution, options, name)
+        report(solution, name, raise_on_failure=options.raise_on_failure)
         return solution
     solutions, multipliers = [], []
     for first in range(0, items, size):
@@ -70,7 +70,7 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     if len(found) == len(solutions):
         hand_over(solution.x, torch.cat(found).reshape(*problem.batch, *problem.A.out_shape))
     solution = _settled(solution, problem, options, build)
-    report(solution, options, name)
+    report(solution, name, raise_on_failure=options.raise_on_failure)
     return solution
 
 
