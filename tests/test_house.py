@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # The recursion that is meant: A + B makes a Sum, and a real A on complex data a Complexified, so the interface of an
 # operator imports the operators made of others.
-RECURSION = {f"lsconv.operators.{name}" for name in ("base", "algebra", "dtypes", "elementary", "scipy")}
+RECURSION = {f"lsconv.operators.{name}" for name in ("base", "algebra", "checks", "dtypes", "elementary", "scipy")}
 # A folder imports from those that come after it.
 FLOORS = ("deepinv", "app", "nn", "inverse", "border", "fourier", "factored", "krylov", "operators", "errors")
 ROOMS = (

@@ -34,7 +34,6 @@ from lsconv.fourier.dtypes import default_rcond, direct_rtol, needs_double
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
-from lsconv.krylov.loop.malloc import keep_pages
 from lsconv.krylov.loop.null_space import cleared, loses_part
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances, certified
@@ -92,8 +91,6 @@ class BorderPlan:
         dtype = A.weight.real.dtype
         if dtype not in (torch.float32, torch.float64):
             raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
-        if A.device.type == "cpu":
-            keep_pages()
         self.A = A
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.operators.convolution import Convolution
+from lsconv.operators.convolution import Convolution, norm_bound
 
 __all__ = ["default_rcond", "direct_rtol", "needs_double"]
 
@@ -31,6 +31,4 @@ def default_rcond(dtype: torch.dtype) -> float:
 
 def needs_double(A: Convolution, damp: Tensor, least: float = _LEAST_DAMP) -> bool:
     """Tell whether a damped problem with float32 data is better served by factors in float64."""
-    weight = A.weight.detach().abs().double().flatten(-A.ndim)
-    bound = torch.sqrt(weight.sum((-2, -1)).amax(-1) * weight.sum((-3, -1)).amax(-1))  # of ||A||, Schur's test
-    return bool(((damp > 0) & (damp < least * bound)).any() and (damp > 0).all())
+    return bool(((damp > 0) & (damp < least * norm_bound(A))).any() and (damp > 0).all())

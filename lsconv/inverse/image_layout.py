@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, NonFiniteError, ShapeError
-from lsconv.operators.finiteness import require_finite
+from lsconv.operators.checks import require_finite
 
 __all__ = ["Layout", "spatial_axes"]
 

@@ -17,6 +17,7 @@ from lsconv.krylov.loop.problem import as_complex, as_operator, prepare
 from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
 __all__ = ["lstsq"]
@@ -26,7 +27,7 @@ __all__ = ["lstsq"]
 @checks_numbers
 @serves_empty_batches()
 def lstsq(
-    A: Any,
+    A: OperatorLike,
     y: Tensor,
     *,
     damp: float | Tensor = 0.0,

@@ -11,11 +11,11 @@ from torch import Tensor
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.inverse.plans import KrylovStack, PenalisedBackward
 from lsconv.inverse.route import penalty_plan
-from lsconv.inverse.solve import report
 from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.parameters import made_of, parameters_of
 from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.solution import report
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["penalised_inverse"]
@@ -33,7 +33,7 @@ class _Kept:
     def answer(self, problem: LeastSquares) -> tuple[Tensor, Inverse]:
         """The x for the data and the prior of the problem."""
         solution = self.plan.solve(problem.y, x_prior=problem.x_prior)
-        report(solution, self.plan, False)
+        report(solution, self.plan)
         return solution.x, PenalisedBackward(self.A, self.plan)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,10 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lsconv.border.memory import allowed_bytes, check_fits
 from lsconv.border.stacked_plan import StackedPlan, stacked_data, stacked_solution
 from lsconv.errors import ConvergenceWarning, MethodError, warn
 from lsconv.factored.direct_plan import in_double
-from lsconv.fourier.circulant import CirculantPlan
+from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.dtypes import direct_rtol
 from lsconv.fourier.spectrum import norm
@@ -36,6 +38,7 @@ from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.dtypes import double
 
 __all__ = [
     "KRYLOV",
@@ -78,10 +81,21 @@ class Plan(Protocol):
 class FourierPlan:
     """The exact inverse of a block-circulant operator (:class:`CirculantPlan`), with certificates."""
 
-    def __init__(self, A: LinearOperator, damp: Tensor | float = 0.0, *, rcond: float | None = None) -> None:
+    def __init__(
+        self,
+        A: LinearOperator,
+        damp: Tensor | float = 0.0,
+        *,
+        rcond: float | None = None,
+        memory_limit: int | None = None,
+    ) -> None:
+        embedding = block_circulant(A, tuple(torch.as_tensor(damp).shape))
+        entries = embedding.blocks * math.prod(embedding.grid) * embedding.in_channels * embedding.out_channels
+        # the symbol, its inverse and the work space of complex numbers
+        check_fits(3 * 16 * entries, allowed_bytes(memory_limit, A.device), repr(A), "fourier")
         self.plan = CirculantPlan(A, damp, rcond=rcond)  # type: ignore[arg-type]
         self.A = self.plan.A
-        self.precise = self.A.to(dtype=torch.complex128 if self.A.is_complex else torch.float64)
+        self.precise = self.A.to(dtype=double(self.A.dtype))
         self.norm = norm(self.A.with_parameters([self.A.weight.detach()])).double()
 
     def solve(
@@ -142,6 +156,7 @@ class KrylovPlan:
     ) -> None:
         self.A, self.damp, self.method = A, damp, method
         self.M, self.N = preconditioners
+        self.rtol: float | None = None  # None: the method's own default
         self.spent: int | None = None
 
     def solve(
@@ -163,6 +178,7 @@ class KrylovPlan:
         if extra:
             raise MethodError(f'{", ".join(extra)}: method "{self.method}" has no such option')
         terms = self._terms(self.M, self.N)
+        rtol = self.rtol if rtol is None else rtol
         solution = method(self.A, y, rtol=rtol, atol=atol, max_iter=max_iter, **terms, **options)
         self.spent = int(solution.iterations.max())
         return solution
@@ -175,10 +191,11 @@ class KrylovPlan:
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``."""
-        return self.solve(y, rtol=rtol).x
+        return KrylovPlan.solve(self, y, rtol=rtol).x
 
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`: the same problem for ``A^H``, with the preconditioners' sides exchanged."""
+        rtol = self.rtol if rtol is None else rtol
         if self.method in SQUARE:
             return KRYLOV[self.method](self.A.H, v, rtol=rtol, **self._terms(self.M and self.M.H, None)).x
         # craig wants a consistent system, and A^H u = v need not be one; hybrid would choose another damping
@@ -187,10 +204,12 @@ class KrylovPlan:
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
+        rtol = self.rtol if rtol is None else rtol
         return normal_by_apply(self.A, self.damp, lambda y, rtol: self.apply(y, rtol=rtol), g, rtol=rtol)
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^{-1} g``."""
+        rtol = self.rtol if rtol is None else rtol
         return None if self.method in SQUARE else gram_by_cg(self.A, g, rtol=rtol, N=self.N, spent=self.spent)
 
     def __repr__(self) -> str:
@@ -253,22 +272,6 @@ class TrialPlan(KrylovPlan):
             codes=torch.where(blind, found.codes, judged.codes),
             converged=judged.converged & ~blind,
         )
-
-    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``."""
-        return super().solve(y, rtol=self.rtol if rtol is None else rtol).x
-
-    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The adjoint of :meth:`apply`."""
-        return super().adjoint(v, rtol=self.rtol if rtol is None else rtol)
-
-    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
-        return super().normal_solve(g, rtol=self.rtol if rtol is None else rtol)
-
-    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
-        """``(A^H A)^{-1} g``."""
-        return super().gram_solve(g, rtol=self.rtol if rtol is None else rtol)
 
     def __repr__(self) -> str:
         return f"TrialPlan('lsmr', at most {self.most} iterations)"

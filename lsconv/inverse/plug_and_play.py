@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Identity
+from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
 __all__ = ["plug_and_play"]
@@ -32,7 +32,7 @@ _RTOL = {torch.float32: 1e-3, torch.float64: 1e-5}
 @checks_numbers
 @serves_empty_batches()
 def plug_and_play(
-    A: Any,
+    A: OperatorLike,
     y: Tensor,
     denoiser: Callable[[Tensor], Tensor],
     rho: float | Tensor,

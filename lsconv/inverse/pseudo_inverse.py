@@ -24,7 +24,8 @@ from lsconv.krylov.loop.problem import as_operator, check_damp, prepare
 from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution, together
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes, on_parts
+from lsconv.operators.batch_layout import broadcast_shapes, on_parts, over_items, select
+from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import hidden_by_vmap, untraced
 
 __all__ = ["PseudoInverse", "pinv"]
@@ -33,7 +34,7 @@ __all__ = ["PseudoInverse", "pinv"]
 @untraced
 @checks_numbers
 def pinv(
-    A: Any,
+    A: OperatorLike,
     *,
     damp: float | Tensor = 0.0,
     method: str = "auto",
@@ -153,7 +154,7 @@ class PseudoInverse(LinearOperator):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             other = plan.adjoint(v, rtol=direct_rtol(self.dtype))
-        return torch.where(missed.reshape(*missed.shape, *(1 for _ in self.out_shape)), other, y)
+        return select(missed, other, y)
 
     def _second(self) -> Fallback | None:
         return None if self.fallback is None else self.fallback.for_another_solve()
@@ -232,5 +233,5 @@ def _nan_items(
     if bool(finite.all()):
         return function(given)
     good = finite.flatten(given.ndim - len(item)).all(-1)
-    answer = function(torch.where(good.reshape(*good.shape, *(1 for _ in item)), given, 0))
-    return torch.where(good.reshape(*good.shape, *(1 for _ in result)), answer, torch.nan)
+    answer = function(torch.where(over_items(good, len(item)), given, 0))
+    return torch.where(over_items(good, len(result)), answer, torch.nan)

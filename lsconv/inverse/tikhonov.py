@@ -26,18 +26,19 @@ from lsconv.inverse.dense_stack import DenseStack
 from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import penalty_fallback, penalty_plan, route
-from lsconv.inverse.solve import Fallback, merged, report, second_opinion, without_items
+from lsconv.inverse.solve import Fallback, merged, second_opinion, without_items
 from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.loop.empty_batch import serves_empty_batches
 from lsconv.krylov.loop.problem import as_complex, as_operator, check_damp, prepare
 from lsconv.krylov.loop.scalar_options import checks_numbers
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import remedy
+from lsconv.operators.convolution import Convolution, norm_bound
+from lsconv.operators.dtypes import double, remedy
 from lsconv.operators.elementary import Identity
+from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
 __all__ = ["tikhonov"]
@@ -50,11 +51,11 @@ _SAME = 1.1
 @checks_numbers
 @serves_empty_batches()
 def tikhonov(
-    A: Any,
+    A: OperatorLike,
     y: Tensor,
     damp: float | Tensor | str,
     *,
-    L: Any = None,
+    L: OperatorLike | None = None,
     x_prior: Tensor | None = None,
     noise_std: float | Tensor | None = None,
     method: str = "auto",
@@ -183,7 +184,7 @@ class _Routed:
         if bool(data.broken.any()):
             solution = without_items(solution, data.broken)
         solution = replace(solution, selection=self.selection)
-        report(solution, plan, self.raise_on_failure)
+        report(solution, plan, raise_on_failure=self.raise_on_failure)
         return solution, inverse
 
     def _plan(self, A: LinearOperator, damping: Tensor) -> Plan:
@@ -212,7 +213,7 @@ def _with_prior(
         solution = second_opinion(solution, second, data, options)
     if prior is None:
         return solution
-    precise = A.to(dtype=torch.complex128 if A.is_complex else torch.float64) if isinstance(A, Convolution) else A
+    precise = A.to(dtype=double(A.dtype)) if isinstance(A, Convolution) else A
     # the default of the method that solved
     rtol = (
         direct_rtol(A.dtype) if options["rtol"] is None and not isinstance(core(plan), KrylovPlan) else options["rtol"]
@@ -230,7 +231,7 @@ def _with_prior(
         iterations=solution.iterations,
         history=solution.history,
         rounding=torch.finfo(precise.dtype).eps,
-        norm_bound=_norm_bound(A),
+        norm_bound=norm_bound(A) if isinstance(A, Convolution) and A.padding_mode in ("zeros", "circular") else None,
     )
     # next to its prior x may be at rounding where what is added to it is not; without damping that shows no null space
     ranks = (solution.codes == Status.RANK_DEFICIENT.code) | (solution.codes == Status.RANK_UNDECIDED.code)
@@ -248,17 +249,7 @@ def _with_prior(
     )
 
 
-def _norm_bound(A: LinearOperator) -> Tensor | None:
-    """An upper bound of the norm of a convolution, by Hölder: the root of the largest row and column sums' product."""
-    if not isinstance(A, Convolution) or A.padding_mode not in ("zeros", "circular"):
-        return None
-    size = A.weight.detach().abs().double().flatten(-A.ndim).sum(-1)  # *batch, outputs, inputs of a group
-    rows = size.sum(-1).amax(-1)
-    columns = size.unflatten(-2, (A.groups, -1)).sum(-2).flatten(-2).amax(-1)
-    return (rows * columns).sqrt()
-
-
-def _check_penalty(L: Any, A: LinearOperator) -> LinearOperator | None:
+def _check_penalty(L: OperatorLike | None, A: LinearOperator) -> LinearOperator | None:
     if L is None or isinstance(L, Identity):
         if isinstance(L, Identity) and L.in_shape != A.in_shape:
             raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")

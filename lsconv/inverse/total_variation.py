@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.penalty import as_convolutions
-from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, MethodError, ShapeError, warn
+from lsconv.errors import ArgumentError, ArgumentTypeError, MethodError, ShapeError
 from lsconv.inverse.admm.proximal import Bounds, Term, gaussian_term, poisson_term, sparsity_term
 from lsconv.inverse.admm.sparse_problem import SparseProblem
 from lsconv.inverse.solve import without_items
@@ -19,11 +19,12 @@ from lsconv.krylov.gradients.parameters import any_followed, parameters_of
 from lsconv.krylov.loop.empty_batch import serves_empty_batches
 from lsconv.krylov.loop.problem import as_operator, check_damp, prepare
 from lsconv.krylov.loop.scalar_options import checks_numbers
-from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.solution import Solution, report
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.difference import Gradient
+from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
 __all__ = ["total_variation"]
@@ -35,7 +36,7 @@ _RTOL = {torch.float32: 2e-3, torch.float64: 1e-4}
 @checks_numbers
 @serves_empty_batches()
 def total_variation(
-    A: Any,
+    A: OperatorLike,
     y: Tensor,
     weight: float | Tensor,
     *,
@@ -224,10 +225,5 @@ def reported(solution: Solution, broken: Tensor, name: str, raise_on_failure: bo
     """The solution, with a warning or an error where an item did not converge."""
     if bool(broken.any()):
         solution = without_items(solution, broken)
-    if not bool(solution.converged.all()):
-        failed = int((~solution.converged).sum())
-        text = f"{failed} of {solution.converged.numel()} item(s) did not converge ({name}). {solution.failure_text()}"
-        if raise_on_failure:
-            raise ConvergenceError(text)
-        warn(text)
+    report(solution, name, raise_on_failure=raise_on_failure)
     return solution

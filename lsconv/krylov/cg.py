@@ -8,7 +8,6 @@ Hestenes and Stiefel, "Methods of conjugate gradients for solving linear systems
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +19,13 @@ from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["cg"]
 
 
 def cg(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     M: LinearOperator | None = None,

@@ -25,12 +25,13 @@ from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["cgls"]
 
 
 def cgls(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     damp: float | Tensor = 0.0,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,8 @@ from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.dtypes import double
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["gmres"]
 
@@ -33,7 +34,7 @@ _STANDSTILL = 0.9999
 
 
 def gmres(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     M: LinearOperator | Callable[[Tensor], Tensor] | None = None,
@@ -123,7 +124,7 @@ class _GMRES(Method):
         self.unit = binary_unit(self.space.safe_norm(problem.y))
         self.V = torch.empty(self.items, restart + 1, self.n, dtype=A.dtype, device=A.device)
         self.Z = self.V if precondition is None else torch.empty_like(self.V[:, :restart])
-        small = torch.complex128 if A.dtype.is_complex else torch.float64
+        small = double(A.dtype)
         self.small = small if self.space.scalar == torch.float64 else A.dtype
         self.G = torch.zeros(self.items, restart + 1, restart + 1, dtype=self.small, device=A.device)
         self.R = torch.zeros(self.items, restart, restart, dtype=self.small, device=A.device)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +30,7 @@ from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.krylov.lsmr import LSMR
 from lsconv.krylov.projected import Projected
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["HybridSelection", "hybrid"]
 
@@ -51,7 +51,7 @@ class HybridSelection:
 
 
 def hybrid(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     rule: str = "gcv",

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,12 +36,13 @@ from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["LSMR", "lsmr"]
 
 
 def lsmr(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     damp: float | Tensor = 0.0,

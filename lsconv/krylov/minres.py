@@ -11,7 +11,6 @@ Saunders, "MINRES-QLP: A Krylov subspace method for indefinite or singular symme
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +23,13 @@ from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["minres"]
 
 
 def minres(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     M: LinearOperator | None = None,

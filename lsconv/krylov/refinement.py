@@ -24,17 +24,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, DtypeError, warn
+from lsconv.errors import ArgumentError, ConvergenceWarning, DtypeError
 from lsconv.krylov.loop.batched_scalars import binary_unit, divide
 from lsconv.krylov.loop.damping import below
 from lsconv.krylov.loop.empty_batch import serves_empty_batches
 from lsconv.krylov.loop.null_space import cleared
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.scalar_options import checks_numbers
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import EXCUSED, Certificate, Tolerances, certified, certify
 from lsconv.krylov.lsmr import lsmr
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["refine"]
 
@@ -50,7 +52,7 @@ _CONSISTENT = 0.1
 @checks_numbers
 @serves_empty_batches()
 def refine(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     solver: Callable[..., Solution] = lsmr,
@@ -121,12 +123,7 @@ def refine(
         solution = loop.run(max_refinements)
         shortest = functools.partial(loop.shortest, max_refinements=max_refinements)
         solution = cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, loop.judge)
-    failed = ~solution.converged
-    if bool(failed.any()):
-        text = f"refine: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"
-        if raise_on_failure:
-            raise ConvergenceError(text)
-        warn(text)
+    report(solution, "refine", raise_on_failure=raise_on_failure)
     return solution
 
 
@@ -281,7 +278,7 @@ class _Refinement:
             solution = self.solver(A, scaled, check_finite=False, **options)
         self.iterations = self.iterations + solution.iterations
         x = torch.nan_to_num(solution.x.to(y.dtype))
-        return x * unit.to(x.dtype).reshape(unit.shape + (1,) * (x.ndim - unit.ndim))
+        return x * over_items(unit.to(x.dtype), x.ndim - unit.ndim)
 
     def _finish(self, x: Tensor, limit: Tensor, doubtful: Tensor) -> Solution:
         problem = self.problem

@@ -38,11 +38,6 @@ def for_dtype(A: LinearOperator, dtype: torch.dtype, *, once: bool = False) -> L
     return A.to(dtype=dtype) if _converts(A) and not once else Complexified(A)
 
 
-def double(dtype: torch.dtype) -> torch.dtype:
-    """The double-precision dtype of the same kind as one of single precision; any other is left as it is."""
-    return torch.promote_types(dtype, torch.float64) if torch.finfo(dtype).bits == 32 else dtype
-
-
 def adopts_dtype(A: LinearOperator) -> bool:
     """Whether A, or all that it is made of, was made without a dtype."""
     parts = A._parts()
@@ -79,6 +74,11 @@ def remedy(name: str, given: torch.dtype, other: str, own: torch.dtype) -> str:
     if both == given:
         return f"convert the operator with {other}.to(dtype={both})"
     return f"convert both, with {name}.to(dtype={both}) and {other}.to(dtype={both})"
+
+
+def double(dtype: torch.dtype) -> torch.dtype:
+    """The double-precision dtype of the same kind, real or complex."""
+    return torch.complex128 if dtype.is_complex else torch.float64
 
 
 def canonical_device(device: torch.device | str) -> torch.device:

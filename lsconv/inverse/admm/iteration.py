@@ -31,6 +31,7 @@ from torch import Tensor
 from lsconv.inverse.admm.proximal import Term
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.operators.batch_layout import over_items, select
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,18 +178,14 @@ def joined(first: SplittingResult, second: SplittingResult, done: int) -> Splitt
         second: that of a run from there; it may have fewer dual variables, the first ones.
         done: iterations of the first run.
     """
-
-    def chosen(before: Tensor, after: Tensor) -> Tensor:
-        return torch.where(first.met.reshape(*first.met.shape, *(1,) * (after.ndim - first.met.ndim)), before, after)
-
     rows = {
         field.name: torch.cat([getattr(first.history, field.name), getattr(second.history, field.name)])
         for field in fields(SplittingHistory)
         if field.name != "iterations"
     }
     return SplittingResult(
-        chosen(first.x, second.x),
-        [chosen(before, after) for before, after in zip(first.duals, second.duals, strict=False)],
+        select(first.met, first.x, second.x),
+        [select(first.met, before, after) for before, after in zip(first.duals, second.duals, strict=False)],
         first.iterations + torch.where(first.met, 0, second.iterations),
         first.met | second.met,
         second.stopped,
@@ -349,7 +346,7 @@ def _balance(
 def _spread(values: Tensor, tensor: Tensor) -> Tensor:
     """One value per batch item, shaped to multiply."""
     dtype = tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
-    return values.to(dtype).reshape(*values.shape, *(1,) * (tensor.ndim - values.ndim))
+    return over_items(values.to(dtype), tensor.ndim - values.ndim)
 
 
 def _shown(terms: Sequence[Term], rho: Sequence[Tensor]) -> Tensor:
@@ -362,11 +359,9 @@ def _keep(
     """The state of the items that are still active; finished ones keep theirs."""
     if kept is None or bool(active.all()):
         return found[0].clone(), found[1]
-
-    def chosen(new: Tensor, before: Tensor) -> Tensor:
-        return torch.where(active.reshape(*active.shape, *(1,) * (new.ndim - active.ndim)), new, before)
-
-    return chosen(found[0], kept[0]), [chosen(new, before) for new, before in zip(found[1], kept[1], strict=True)]
+    return select(active, found[0], kept[0]), [
+        select(active, new, before) for new, before in zip(found[1], kept[1], strict=True)
+    ]
 
 
 def _residuals(

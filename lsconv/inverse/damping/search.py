@@ -20,7 +20,6 @@ __all__ = ["LocalSearch", "Search"]
 _PATIENCE = 4
 _STEP = 0.3  # of log damp: the first bracket around a damp known roughly
 _LONGEST = 1.1  # the longest step of a local search: a factor of three
-_WIDER = 0.25
 _LOOKS = 8  # the most of a local search
 # Where the logarithm of a criterion is predicted to fall by less, the search ends: a fifth of a per cent.
 _GAIN = 2e-3
@@ -208,19 +207,16 @@ class LocalSearch(Search):
         criterion: the rule, any but the L-curve's.
         needs_trace: whether the criterion looks at the trace.
         around: the search of the likeness.
-        shift: how far beyond its damp to start, in the logarithm.
     """
 
-    def __init__(
-        self, path: DampPath, criterion: Criterion, *, needs_trace: bool, around: Search, shift: float = 0.0
-    ) -> None:
+    def __init__(self, path: DampPath, criterion: Criterion, *, needs_trace: bool, around: Search) -> None:
         super().__init__(path, criterion, needs_trace=needs_trace, slope=False)
         self.low, self.high, self.count = around.low, around.high, around.count
         self.rises: list[Tensor] = []
-        self.aim = torch.minimum(around.best() + shift, around.high).expand(path.batch)
-        # The likeness has the curvature of the whole, but for one that needs a shift: its valleys are narrower.
+        self.aim = around.best().expand(path.batch)
+        # The likeness has the curvature of the whole, nearly.
         before, after = (self._rise_of(around.path, self.aim + step) for step in (-_STEP, _STEP))
-        self.curvature = (after - before) / (2 * _STEP) * (_WIDER if shift and criterion.rule != "discrepancy" else 1)
+        self.curvature = (after - before) / (2 * _STEP)
 
     def _rise_of(self, path: DampPath, t: Tensor) -> Tensor:
         e = path.evaluate(t.exp(), slope=True, trace=self.needs_trace)

@@ -21,25 +21,19 @@ from lsconv.inverse.damping.paths import Evaluation
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["BorderPath", "SolverPath"]
 
 # Relative accuracy of the solves of stochastic paths: their traces are no better than 1e-3 either.
 _TOLERANCE = 1e-3
-_ITERATIONS = 300
 # The condition number of the factors up to which single precision is enough for that tolerance.
 _SINGLE = 2e4
-# Probes: as many as make (probes x data) this large, within the limits. The relative standard error of m - tr H is
-# then about sqrt(2 / (probes m)) or less.
-_PROBED_NUMBERS = 2**17
-_FEWEST, _MOST = 1, 128
-# A local search needs slopes, not differences of values, and a fourth of the numbers; up to as many more where they
-# leave a standard error above this share of m - tr H.
-_LOCAL_NUMBERS, _MOST_NUMBERS, _ERROR = 2**15, 2**19, 0.01
-# Fewer samples than this have no standard deviation to speak of.
-_SAMPLES = 8
+# Probes: as many as make (probes x data) this large. The relative standard error of m - tr H is then about
+# sqrt(2 / (probes m)) or less.
+_PROBED_NUMBERS = 2**16
 
 
 class _Probed:
@@ -49,26 +43,21 @@ class _Probed:
         A: the operator.
         y: data ``(together, *batch, *out_shape)``, summed over the first dimension.
         count: number of measured data, ``batch``; None: all.
-        local: the path serves a local search.
+        probes: their number; None: as many as the data ask for.
     """
 
     exact = False
 
-    def __init__(self, A: LinearOperator, y: Tensor, count: Tensor | None = None, local: bool = False) -> None:
+    def __init__(self, A: LinearOperator, y: Tensor, count: Tensor | None = None, probes: int | None = None) -> None:
         self.A, self.y = A, y
         self.space = ItemSpace(A.out_shape, A.dtype, A.device)
         self.together = y.shape[0]
         self.count: int | Tensor = A.out_numel * self.together if count is None else count
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
-        self.local = local
-        self._draw(_LOCAL_NUMBERS if local else _PROBED_NUMBERS)
-
-    def _draw(self, numbers: int) -> None:
-        """Make so many signs into probes."""
-        probes = min(_MOST, max(_FEWEST, -(-numbers // self.A.out_numel)))
+        probes = min(128, -(-_PROBED_NUMBERS // A.out_numel)) if probes is None else probes
         generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, (probes, *self.A.out_shape), generator=generator) * 2 - 1
-        self.probes = signs.to(self.A.device, self.A.dtype).reshape(-1, *(1 for _ in self.batch), *self.A.out_shape)
+        signs = torch.randint(0, 2, (probes, *A.out_shape), generator=generator) * 2 - 1
+        self.probes = signs.to(A.device, A.dtype).reshape(-1, *(1 for _ in self.batch), *A.out_shape)
 
     def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
         """Residual and ``||L x||^2`` for each of the data ``(many, *batch, *out_shape)``.
@@ -100,16 +89,8 @@ class _Probed:
             influence = self.together * (self.A.out_numel - free.mean(0))
             # d(I - H)/dlog mu = (I - H) - (I - H)^2
             change = self.together * (self.space.norm(rv).double().square() - free).mean(0)
-            if free.shape[0] >= _SAMPLES:
-                error = self.together * free.std(0) / free.shape[0] ** 0.5
-            else:  # the variance is at most 2 ||I - H||_F^2, and the eigenvalues of I - H at most 1
-                error = self.together * (2 * free.mean(0).clamp_min(0) / free.shape[0]).sqrt()
-            probes = free.shape[0]
-            if self.local and probes < _MOST and 2 * probes * self.A.out_numel <= _MOST_NUMBERS:
-                vague = error > _ERROR * (self.count - influence)
-                if bool((vague & (self.space.norm(self.y).amax(0) > 0)).any()):
-                    self._draw(2 * probes * self.A.out_numel)
-                    return self.evaluate(damp, slope=slope, trace=trace)
+            # the variance is at most 2 ||I - H||_F^2, and the eigenvalues of I - H at most 1
+            error = self.together * (2 * free.mean(0).clamp_min(0) / free.shape[0]).sqrt()
         derivative = torch.full_like(penalty[0], torch.nan)
         if slope:
             # d(I - H)/dlog mu = (I - H) H, so d||r||^2/dlog mu = 2 r^H H r, and d||Lx||^2/dmu = -that / mu^2
@@ -135,9 +116,9 @@ class BorderPath(_Probed):
         y: data ``(together, *batch, *out_shape)``.
         scale: norm of A over that of L.
         L: the penalty.
-        tolerance: relative residual of the border systems.
         count: number of measured data, ``batch``; None: all.
-        local: the path serves a local search.
+        probes: their number; None: as many as the data ask for.
+        tolerance: relative residual of the border systems.
 
     Raises:
         MethodError: A and L are not crops of block-circulant operators on one grid; see :meth:`serves`.
@@ -149,19 +130,19 @@ class BorderPath(_Probed):
         y: Tensor,
         scale: Tensor,
         L: LinearOperator | None = None,
-        tolerance: float = _TOLERANCE,
         count: Tensor | None = None,
-        local: bool = False,
+        *,
+        probes: int | None = None,
+        tolerance: float = _TOLERANCE,
     ) -> None:
-        super().__init__(A, y, count, local)
+        super().__init__(A, y, count, probes)
         self.tolerance = tolerance
         self.scale, self.L = scale.expand(self.batch), L
         if not self.serves(A, L):
             raise MethodError(f"L: {L!r} and {A!r} are not convolutions on one grid")
-        double = torch.complex128 if A.is_complex else torch.float64
         self.own: Convolution = A
-        self.precise = A.to(dtype=double)
-        self.precise_L = None if L is None else L.to(dtype=double)
+        self.precise = A.to(dtype=double(A.dtype))
+        self.precise_L = None if L is None else L.to(dtype=double(A.dtype))
         self.fine_below = 0.0  # damps up to this need double precision
         self.starts: dict[int, Tensor] = {}
         self.latest: tuple[Tensor, tuple[Convolution, LinearOperator | None, NormalInverse]] | None = None
@@ -203,7 +184,7 @@ class BorderPath(_Probed):
             self.latest = None  # the factors of one damp at a time
             self.latest = damp, self._factors(damp)
         A, L, inverse = self.latest[1]
-        mu = damp.double().square().to(A.weight.real.dtype).reshape(*damp.shape, *(1 for _ in A.out_shape))
+        mu = over_items(damp.double().square().to(A.weight.real.dtype), len(A.out_shape))
         found = []
         for number, y in enumerate(data):
             y = y.to(A.dtype)
@@ -226,7 +207,7 @@ class BorderPath(_Probed):
             lead = inverse.embedding.rest(tuple(f.shape[: f.ndim - inverse.embedding.ndim - 1]))[1]
             fits = start.shape[:2] == (lead, inverse.embedding.blocks) and start.dtype == f.dtype
             start = start if fits else None
-        return inverse.continued(f, self.tolerance, _ITERATIONS, start)
+        return inverse.continued(f, self.tolerance, 300, start)
 
 
 class SolverPath(_Probed):
@@ -238,12 +219,9 @@ class SolverPath(_Probed):
         y: Tensor,
         L: LinearOperator | None,
         scale: Tensor,
-        tolerance: float = _TOLERANCE,
         count: Tensor | None = None,
-        local: bool = False,
     ) -> None:
-        super().__init__(A, y, count, local)
-        self.tolerance = tolerance
+        super().__init__(A, y, count)
         self.L, self.scale = L, scale.expand(self.batch)
 
     def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
@@ -252,7 +230,7 @@ class SolverPath(_Probed):
         for y in data:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                x = plan.solve(y.expand(y.shape[0], *self.batch, *self.A.out_shape), rtol=0.1 * self.tolerance).x
+                x = plan.solve(y.expand(y.shape[0], *self.batch, *self.A.out_shape), rtol=0.1 * _TOLERANCE).x
             Lx = x if self.L is None else self.L.apply(x)
             found.append((y - self.A.apply(x), _norm_sq(Lx, self.A.in_shape if self.L is None else self.L.out_shape)))
         return found

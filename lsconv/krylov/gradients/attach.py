@@ -17,8 +17,9 @@ from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.damped_rule import NormalSolve, Solve
 from lsconv.krylov.gradients.parameters import any_followed, no_autocast, parameters_of
 from lsconv.krylov.gradients.pseudo_inverse_rule import PseudoSolve
-from lsconv.krylov.gradients.solve_record import LeastSquares, Solver, System, spread_over
+from lsconv.krylov.gradients.solve_record import LeastSquares, Solver, System
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items
 from lsconv.operators.observed import observed
 from lsconv.operators.transforms import hidden_by_vmap
 
@@ -74,7 +75,7 @@ def start_as_prior(A: LinearOperator, damp: Any, x0: Any) -> Tensor | None:
     undamped = damp.detach() == 0
     if not (hidden_by_vmap(undamped) or bool(undamped.any())):
         return None
-    return torch.where(spread_over(undamped, len(A.in_shape)), x0, 0)
+    return torch.where(over_items(undamped, len(A.in_shape)), x0, 0)
 
 
 def follows(A: LinearOperator, *values: Any) -> bool:

@@ -29,10 +29,11 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.krylov.gradients.parameters import any_followed, made_of, pull, push
 from lsconv.krylov.gradients.pseudo_inverse_rule import PseudoSolve, fit, plus, pseudo_backward, pseudo_tangent
-from lsconv.krylov.gradients.solve_record import System, spread_over
+from lsconv.krylov.gradients.solve_record import System
 from lsconv.krylov.gradients.vmap import front, under_old_vmap
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items
 
 __all__ = ["NormalSolve", "Solve"]
 
@@ -88,10 +89,10 @@ class Solve(torch.autograd.Function):
             damp_bar, mu = _damp_bar(damping, lv, lo, A if L is None else L)
             if L is not None and any(needed[system.count :]):
                 rest, ndim = params[system.count :], len(L.out_shape)
-                cotangents = [-spread_over(mu, ndim) * lo, -spread_over(mu, ndim) * lv]
+                cotangents = [-over_items(mu, ndim) * lo, -over_items(mu, ndim) * lv]
                 bars[system.count :] = pull(L, False, rest, needed[system.count :], [v, offset], cotangents)
             if prior is not None:
-                prior_bar = spread_over(mu, len(A.in_shape)) * (lv if L is None else L.adjoint(lv))
+                prior_bar = over_items(mu, len(A.in_shape)) * (lv if L is None else L.adjoint(lv))
         if not system.all_damped:
             # undamped: x is the prior plus the pseudo-inverse of what the prior leaves, y - A prior
             gu = system.only(g, False)
@@ -124,7 +125,7 @@ class Solve(torch.autograd.Function):
                 A, L = system.operators(params)
                 offset = x - prior
                 pulled = offset if L is None else L.adjoint(L.apply(offset))
-                return A.adjoint(y - A.apply(x)) - spread_over((damp**2).to(x.real.dtype), len(A.in_shape)) * pulled
+                return A.adjoint(y - A.apply(x)) - over_items((damp**2).to(x.real.dtype), len(A.in_shape)) * pulled
 
             damping: Tensor = system.damp if damp is None else damp
             p = torch.zeros_like(x) if prior is None else prior
@@ -203,7 +204,7 @@ class NormalSolve(torch.autograd.Function):
         lv, lw = (v, w) if L is None else (L.apply(v), L.apply(w))
         damp_bar, mu = _damp_bar(system.damp if damp is None else damp, lw, lv, A if L is None else L)
         if L is not None and any(needed[count:]):
-            scale = -spread_over(mu, len(L.out_shape))
+            scale = -over_items(mu, len(L.out_shape))
             bars[count:] = pull(L, False, params[count:], needed[count:], [v, w], [scale * lw, scale * lv])
         return (None, w, fit(damp_bar, damp), *bars)
 
@@ -217,7 +218,7 @@ class NormalSolve(torch.autograd.Function):
         def image(damp: Tensor, *params: Tensor) -> Tensor:
             A, L = system.operators(params)
             pulled = v if L is None else L.adjoint(L.apply(v))
-            return A.adjoint(A.apply(v)) + spread_over((damp**2).to(v.real.dtype), len(A.in_shape)) * pulled
+            return A.adjoint(A.apply(v)) + over_items((damp**2).to(v.real.dtype), len(A.in_shape)) * pulled
 
         moved = push(image, [system.damp if damp is None else damp, *params], [ddamp, *dparams])
         right = torch.zeros_like(v) if dg is None else dg

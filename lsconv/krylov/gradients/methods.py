@@ -29,6 +29,7 @@ from lsconv.krylov.loop.problem import as_complex, as_operator
 from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
 __all__ = ["cg", "cgls", "craig", "differentiable", "gmres", "hybrid", "lsmr", "lsqr", "minres"]
@@ -129,7 +130,7 @@ def differentiable(
     @checks_numbers
     @serves_empty_batches()
     @functools.wraps(method)
-    def wrapped(A: Any, b: Tensor, **options: Any) -> Solution:
+    def wrapped(A: OperatorLike, b: Tensor, **options: Any) -> Solution:
         if not (isinstance(A, (LinearOperator, Tensor)) and isinstance(b, Tensor)):
             return method(A, b, **options)
         given, x0 = options.get("damp"), options.get("x0")

@@ -20,9 +20,9 @@ from lsconv.krylov.loop.problem import check_damp
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, over_items
 
-__all__ = ["LeastSquares", "Solver", "System", "spread_over"]
+__all__ = ["LeastSquares", "Solver", "System"]
 
 # What there is of it always; the rest, None by default, is about the values of this solve and has no derivatives.
 _TENSORS = tuple(field.name for field in fields(Solution) if field.default is MISSING)
@@ -107,7 +107,7 @@ class System:
         if self.all_damped == damped and (self.all_damped or not self.some_damped):
             return g
         mask = (self.damp > 0) == damped
-        return torch.where(spread_over(mask, len(self.A.in_shape) if item_ndim is None else item_ndim), g, 0)
+        return torch.where(over_items(mask, len(self.A.in_shape) if item_ndim is None else item_ndim), g, 0)
 
     def call(self, name: str, g: Tensor, item_ndim: int, result_ndim: int) -> Tensor | None:
         """``inverse.name(g)``: scaled, so that a cotangent of 1e-30 keeps its digits; NaN stays in its item."""
@@ -120,7 +120,7 @@ class System:
             finite = torch.isfinite(flat).all(-1)
             size = torch.where(finite, flat.abs().amax(-1), 0).to(scalar_dtype(g.device))
             unit = binary_unit(size).to(g.real.dtype)
-            scaled = torch.where(spread_over(finite, item_ndim), g / spread_over(unit, item_ndim), 0)
+            scaled = torch.where(over_items(finite, item_ndim), g / over_items(unit, item_ndim), 0)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 answer: Tensor | None = getattr(self.inverse, name)(scaled, rtol=self.rtol)
@@ -128,8 +128,8 @@ class System:
                 return None
             if bool((size == 0).all()):
                 answer = torch.zeros_like(answer)
-            answer = answer * spread_over(unit, result_ndim)
-            answer = torch.where(spread_over(finite, result_ndim), answer, torch.nan)
+            answer = answer * over_items(unit, result_ndim)
+            answer = torch.where(over_items(finite, result_ndim), answer, torch.nan)
         for warning in caught:
             if not issubclass(warning.category, ConvergenceWarning):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
@@ -159,11 +159,6 @@ class System:
         )
         rtol = max(Tolerances.of(self.A.dtype, None, 0.0).rtol, self.rtol or 0.0)
         return bool((size <= 10 * rtol * scale).all())
-
-
-def spread_over(values: Tensor, ndim: int) -> Tensor:
-    """One value per item, shaped to multiply items of ``ndim`` dimensions."""
-    return values.reshape(*values.shape, *(1 for _ in range(ndim)))
 
 
 def _answer_nothing(solver: Solver, problem: LeastSquares) -> tuple[Any, Inverse]:

@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceError, PreconditionerError, warn
+from lsconv.errors import PreconditionerError
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, unbounded, where
 from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
 from lsconv.krylov.loop.lagrange_multipliers import keep
-from lsconv.krylov.loop.malloc import keep_pages
 from lsconv.krylov.loop.method import CURVATURE, KERNEL, STUCK, Method
 from lsconv.krylov.loop.monitor import CLAIMED, CONDITION, OVERFLOW, Monitor
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import EXCUSED, Certificate, certify, strays
+from lsconv.operators.batch_layout import select
 
-__all__ = ["iterate", "report"]
+__all__ = ["iterate"]
 
 # Within so many tolerances of solvable a system counts as consistent for craig's gradient.
 _CONSISTENT = 100.0
@@ -60,23 +60,8 @@ def iterate(
     """
     solution = _Loop(problem, options, start, collapse, square, selection, name).run()
     if not quiet:
-        report(solution, options, name)
+        report(solution, name, raise_on_failure=options.raise_on_failure)
     return solution
-
-
-def report(solution: Solution, options: Options, name: str) -> None:
-    """Warn of the items that did not converge, or raise if that is wanted.
-
-    Raises:
-        ConvergenceError: with ``raise_on_failure``.
-    """
-    failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
-    if not bool(failed.any()):
-        return
-    text = f"{name}: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"
-    if options.raise_on_failure:
-        raise ConvergenceError(text)
-    warn(text)
 
 
 class _Loop:
@@ -103,8 +88,6 @@ class _Loop:
     @torch.no_grad()
     def run(self) -> Solution:
         problem, monitor = self.problem, self.monitor
-        if problem.A.device.type == "cpu":
-            keep_pages()
         z: Tensor | None = problem.x0
         carried: Tensor | None = None
         certificate: Certificate | None = None
@@ -276,5 +259,5 @@ def _choose(items: Scalar, a: Certificate, b: Certificate) -> Certificate:
 def _chosen(items: Scalar, a: Tensor, b: Tensor) -> Tensor:
     """The vectors a of the items, b of the others."""
     if isinstance(items, Tensor):
-        return torch.where(items.reshape(items.shape + (1,) * (a.ndim - items.ndim)), a, b)
+        return select(items, a, b)
     return a if items else b

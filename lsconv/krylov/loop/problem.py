@@ -18,11 +18,12 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import remedy
 from lsconv.operators.observed import observed
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["Problem", "as_complex", "as_operator", "prepare"]
 
 
-def as_operator(A: Any, b: Any = None) -> LinearOperator:
+def as_operator(A: OperatorLike, b: Any = None) -> LinearOperator:
     """``A`` as a LinearOperator, on the device of the right-hand side, complex where that is.
 
     Args:
@@ -124,7 +125,7 @@ class Problem:
 
 
 def prepare(
-    A: Any,
+    A: OperatorLike,
     b: Any,
     *,
     damp: float | Tensor = 0.0,
