@@ -1,8 +1,7 @@
 """The border of a periodic grid: its cells, vectors on them, and the entries of an operator between them.
 
 A cell is a (channel, position) that a truncation removes. On a CPU ``index_select`` and ``index_copy_`` go entry by
-entry where there are leading axes; ``gather`` with a broadcast index, and an addition to zeros, do not (6972 of 65536
-entries, float64, two threads: 20 and 10 us, 15 and 9; of eight vectors: 443 and 49, 137 and 46).
+entry where there are leading axes; ``gather`` with a broadcast index, and an addition to zeros, do not.
 """
 
 from __future__ import annotations

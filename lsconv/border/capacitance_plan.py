@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border, between_borders
-from lsconv.border.capacitance import Capacitance, Way, static_lu
+from lsconv.border.capacitance import Capacitance, Direction, static_lu
 from lsconv.border.cost_model import CostModel, dense_cost
 from lsconv.border.memory import allowed_bytes
 from lsconv.border.null_space import NullSpaces
@@ -148,11 +148,12 @@ class CapacitancePlan:
         del kernel
         none = factors[..., :0]
         zero = [border.mask.to(inverse.device) for border in (inner, outer)]
-        ways = (
-            Way(forward, inner, outer, zero[0], none, none),
-            Way(forward.H, outer, inner, zero[1], none, none),
+        directions = (
+            Direction(forward, inner, outer, zero[0], none, none),
+            Direction(forward.H, outer, inner, zero[1], none, none),
         )
-        return NullSpaces(Capacitance(factors, pivots, ways), matrices, norms[1], self.rcond * faint, chosen=chosen)
+        found = Capacitance(factors, pivots, directions)
+        return NullSpaces(found, matrices, norms[1], self.rcond * faint, chosen=chosen)
 
     # ------------------------------------------------------------------ answers
 

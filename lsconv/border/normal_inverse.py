@@ -43,14 +43,14 @@ from lsconv.border.cost_model import (
     whole_cost,
 )
 from lsconv.border.direct.direct_pass import DirectInverse
-from lsconv.border.gram import gram, product, saddle_inverse, shifted
+from lsconv.border.gram import product, saddle_inverse
 from lsconv.border.memory import allowed_bytes, together
 from lsconv.border.normal_problem import NormalProblem, Request, least_shift
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.system.border_system import BorderSystem
 from lsconv.border.system.schwarz import BorderProblem, Schwarz
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
+from lsconv.fourier.symbol import FrequencyMatrices, frobenius
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["BorderInverse", "CirculantInverse", "DefiniteInverse", "NormalInverse", "SaddleInverse", "normal_inverse"]
@@ -177,7 +177,7 @@ class CirculantInverse(NormalInverse):
 
     def __init__(self, problem: NormalProblem) -> None:
         super().__init__(problem)
-        self.inverse, self._deficient = _circulant_inverse(problem)
+        self.inverse, self._deficient = problem.circulant_inverse()
 
     def continued(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
@@ -340,7 +340,7 @@ class DefiniteInverse(BorderInverse):
 
     def _make(self, problem: NormalProblem) -> None:
         S, side, what = problem.symbol, self.side, problem.what
-        self.inverse, self._deficient = _circulant_inverse(problem)
+        self.inverse, self._deficient = problem.circulant_inverse()
         positions = what.out_border if self.form == "valid" else what.in_border
         self.border = Border(self.embedding.grid, positions, self.convolution.device)
         self.across: FrequencyMatrices | None = None
@@ -397,11 +397,3 @@ class SaddleInverse(BorderInverse):
         u, iterations = self.on_border.solve(-self.border.gather(t), tolerance, max_iter, start)
         z = self.inverse.block(own, every).on_grid(self.border.scatter(u)).add_(t[:, :, own])
         return z.div_(-self._root if residual else self._root), iterations, u
-
-
-def _circulant_inverse(problem: NormalProblem) -> tuple[FrequencyMatrices, bool]:
-    """The inverse of the block-circulant normal operator of the side; True where the smaller one is seen singular."""
-    S, smaller = problem.symbol, problem.side == problem.smaller_side
-    squared = problem.squared if smaller else gram(S.matrices, problem.side)
-    inverse = hermitian_inverse(shifted(squared, problem.shift).contiguous())
-    return FrequencyMatrices(S.grid, inverse), smaller and problem.rank_deficient(inverse)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from lsconv.border.cost_model import Limits
-from lsconv.border.gram import gram, largest_eigenvalue
+from lsconv.border.gram import gram, largest_eigenvalue, shifted
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.truncated_circulant import StrongestWave, TruncatedCirculant, truncated_circulant
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius
+from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import ROUNDING
 
@@ -137,6 +137,13 @@ class NormalProblem:
     def shift(self) -> Tensor:
         """The shift, in the dtype of the matrices and of a shape that broadcasts with them."""
         return self.mu.to(self.squared.real.dtype).reshape(-1, *(1 for _ in range(len(self.embedding.grid) + 2)))
+
+    def circulant_inverse(self) -> tuple[FrequencyMatrices, bool]:
+        """The inverse of the block-circulant normal operator; True where the smaller one is seen to be singular."""
+        S, smaller = self.symbol, self.side == self.smaller_side
+        squared = self.squared if smaller else gram(S.matrices, self.side)
+        inverse = hermitian_inverse(shifted(squared, self.shift).contiguous())
+        return FrequencyMatrices(S.grid, inverse), smaller and self.rank_deficient(inverse)
 
     def strongest(self) -> Tensor:
         """The inputs that A makes longest, nearly: the wave of the largest singular value, ``(*batch, *in_shape)``."""

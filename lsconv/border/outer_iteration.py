@@ -39,8 +39,8 @@ _CLAIMED = 0.9
 # residual, or one that ignores what the steps before have left, takes up to twice the iterations.
 _MARGIN = 0.3
 _LEAST_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
-# The border residual of a step that the floor of the factors limits anyway.
-_FLOORED_TOLERANCE = 1e-4
+# The border residual of a step that the floor of the factors limits anyway, by less in float64.
+_FLOORED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 # The most that the first step shows of what later ones leave, in units of its tolerance: the misfit falls in it. Before
 # it that is guessed, times damp / sigma_max.
 _FIRST_GAIN = 30.0
@@ -192,7 +192,7 @@ class Outer:
         the plan's.
         """
         if not self.plan.inverse.exact:
-            return _FLOORED_TOLERANCE
+            return _FLOORED_TOLERANCE[self.plan.factors]
         if gain == 0 and self.plan.inverse.damped:
             gain = _FIRST_GUESS / self.plan.inverse.relative_damp
         needed = _MARGIN / (max(gain, 1.0) * float(torch.where(active, merit, 0).amax()))

@@ -41,10 +41,8 @@ from lsconv.operators.dtypes import double
 
 __all__ = ["StackedPlan", "stacked_data", "stacked_solution"]
 
-# Condition number of the factors up to which float32 data have float32 ones, to which nothing need be added. (Gaussian
-# 15x15, valid, gradient, float32, one thread: at 2e4, 1024²: 2.1 s against 2.8 s in float64, at 6e5 4.7 s and 5.7 s;
-# at 256² float64 is no slower.) A damp of a tenth of the root of
-# its inverse, in units of A, says no without a try.
+# Condition number of the factors up to which float32 data have float32 ones, to which nothing need be added. A damp of
+# a tenth of the root of its inverse, in units of A, says no without a try.
 _SINGLE = 1e5
 # Items whose stacked vectors are larger are solved for one by one on a CPU: together they outgrow what its allocator
 # reuses, and the page faults cost a quarter of the time.

@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CirculantPreconditioner"]
 
-# Times the norm. LSQR iterations, consistent systems without damping, delta / sigma = 0, 1e-3, 1e-2, 1e-1 (plain: over
-# 1500, and 383): box 5x5 of 64², valid: 20, 79, 277, 821; random 4 -> 4 channels, 3x3 of 48², valid: 80, 79, 68, 99.
-_DEFAULT_DAMP = 1e-3
-_DIAGONAL_FLOOR = 1e-3  # times the largest entry
+# The least that is inverted, times the norm of A without a damp, and times the largest entry of a diagonal: a smaller
+# one helps blurs and hurts operators with singular symbols.
+_LEAST = 1e-3
 
 
 class CirculantPreconditioner(LinearOperator):
@@ -133,7 +132,7 @@ class CirculantPreconditioner(LinearOperator):
             norm = torch.where(norm > 0, norm, 1)  # the zero operator: any definite matrix serves
         self.norm = norm
         floor = 10 * torch.finfo(self.dtype).eps ** 0.5
-        return torch.maximum(norm * _DEFAULT_DAMP if wanted is None else wanted, norm * floor)
+        return torch.maximum(norm * _LEAST if wanted is None else wanted, norm * floor)
 
     def apply(self, x: Tensor) -> Tensor:
         """``M x``."""
@@ -181,7 +180,7 @@ def _window(factor: Factor, delta: Tensor) -> Callable[[Tensor, Callable[[Tensor
         item = tuple(range(-len(operator.in_shape), 0))
         diagonal = operator.diagonal.detach()
         size = diagonal.abs()
-        least = size.amax(item, keepdim=True) * _DIAGONAL_FLOOR
+        least = size.amax(item, keepdim=True) * _LEAST
         least = torch.where(least > 0, least, 1)
         inverse = torch.where(size >= least, diagonal.reciprocal(), least.reciprocal().to(diagonal.dtype))
         left, right = (inverse, inverse.conj()) if factor.adjoint else (inverse.conj(), inverse)

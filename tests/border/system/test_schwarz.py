@@ -1,4 +1,4 @@
-"""The border of a grid, and the Schwarz preconditioner on it."""
+"""The Schwarz preconditioner on a border."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 import lsconv
-from lsconv.border.border_set import Border
 from lsconv.border.cost_model import Limits
 from lsconv.border.direct.dense_inverse import DenseInverse
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
@@ -21,39 +18,6 @@ from lsconv.fourier.symbol import FrequencyMatrices, Grid
 
 F64 = torch.float64
 WITHOUT_DENSE = Limits(at_once=0, later=False, dense_unknowns=0)
-
-
-@st.composite
-def _borders(draw: Any) -> tuple[tuple[int, ...], list[list[list[int]]]]:
-    grid = tuple(draw(st.lists(st.integers(2, 6), min_size=1, max_size=3)))
-    places = st.tuples(*(st.lists(st.integers(0, n - 1), max_size=n - 1, unique=True).map(sorted) for n in grid))
-    positions = [[list(p) for p in draw(places)] for _ in range(draw(st.integers(1, 3)))]
-    return grid, positions
-
-
-@given(case=_borders())
-def test_border_is_every_cell_marked_along_any_axis(case: Any) -> None:
-    grid, positions = case
-    border = Border(grid, positions, torch.device("cpu"))
-    expected = [
-        (channel, *cell)
-        for channel, axes in enumerate(positions)
-        for cell in torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, len(grid)).tolist()
-        if any(place in axes[a] for a, place in enumerate(cell))
-    ]
-    assert [tuple(cell) for cell in border.mask.nonzero().tolist()] == expected
-    assert border.size == len(expected)
-
-
-@given(case=_borders())
-def test_gather_is_the_adjoint_and_the_left_inverse_of_scatter(case: Any) -> None:
-    grid, positions = case
-    border = Border(grid, positions, torch.device("cpu"))
-    b = torch.randn(2, 3, border.size, dtype=torch.float64)
-    z = torch.randn(2, 3, len(positions), *grid, dtype=torch.float64)
-    assert torch.equal(border.gather(border.scatter(b)), b)
-    torch.testing.assert_close((border.scatter(b) * z).sum(), (b * border.gather(z)).sum())
-    assert border.scatter(b).count_nonzero() == b.count_nonzero()
 
 
 CASES = {

@@ -1,4 +1,4 @@
-"""The border method against dense algebra where it is easiest to break: shapes, scales, small crossings, budgets."""
+"""The inverse through a border, by every means, against dense algebra: shapes, scales, small corners, budgets."""
 
 from __future__ import annotations
 
