@@ -187,7 +187,7 @@ class KrylovPlan:
         return solution
 
     def _terms(self, M: LinearOperator | None, N: LinearOperator | None) -> dict[str, Any]:
-        """What the method takes of damping and preconditioners."""
+        """Select what the method takes of damping and preconditioners."""
         if self.method in LEAST_SQUARES:
             return {"damp": self.damp, "M": M, "N": N}
         return {"M": M} if self.method in SQUARE else {}
@@ -281,7 +281,7 @@ class TrialPlan(KrylovPlan):
 
 
 class KrylovStack:
-    """LSMR on ``[A; damp L]``, preconditioned where the stack has an FFT-diagonal likeness.
+    """LSMR on ``[A; damp L]``, preconditioned where the stack has an FFT-diagonal surrogate.
 
     Args:
         A: the operator.
