@@ -11,7 +11,7 @@ from lsconv.border.border_set import Border
 from lsconv.fourier.batched_linalg import lu_factor_in_place
 from lsconv.fourier.symbol import FrequencyMatrices
 
-__all__ = ["Capacitance", "Way", "static_lu"]
+__all__ = ["Capacitance", "Direction", "static_lu"]
 
 
 def static_lu(matrices: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def static_lu(matrices: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Way:
+class Direction:
     """One way through the operator: from data to solution, or, for the adjoint, back.
 
     Attributes:
@@ -49,7 +49,7 @@ class Way:
     reach: Tensor
 
     def lift(self, coordinates: Tensor) -> Tensor:
-        """``(rest, blocks, size)`` on ``freed`` to the grid, zero on ``held``."""
+        """``(rhs, blocks, size)`` on ``freed`` to the grid, zero on ``held``."""
         return self.solution(self.freed.scatter(coordinates))
 
     def cut(self, vectors: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Way:
         lifts = self.inverse.on_grid(self.freed.scatter(vectors.movedim(-1, 0)))
         return self.held.gather(lifts).movedim(0, -1)
 
-    def null_part(self, x: Tensor, back: Way) -> Tensor:
+    def null_part(self, x: Tensor, back: Direction) -> Tensor:
         """The orthogonal projection of x, on the grid, on the null space; ``back`` is the way of the adjoint."""
         part = self.null.mH @ back.held.gather(back.inverse.on_grid(x)).movedim(0, -1)
         return self.lift((self.null @ part).movedim(-1, 0))
@@ -79,7 +79,7 @@ class Capacitance:
 
     factors: Tensor
     pivots: Tensor
-    ways: tuple[Way, Way]
+    ways: tuple[Direction, Direction]
 
     @property
     def size(self) -> int:
@@ -97,7 +97,7 @@ class Capacitance:
         return torch.linalg.lu_solve(self.factors, self.pivots, b, adjoint=adjoint)
 
     def on_grid(self, data: Tensor, adjoint: bool) -> Tensor:
-        """The solution on the grid for data on the grid, both ``(rest, blocks, channels, *grid)``."""
+        """The solution on the grid for data on the grid, both ``(rhs, blocks, channels, *grid)``."""
         way, back = reversed(self.ways) if adjoint else self.ways
         b = way.held.gather(way.inverse.on_grid(data)).movedim(0, -1)
         if back.null.shape[-1]:  # the part of the data in the null space of the adjoint has no solution

@@ -11,10 +11,10 @@ from torch import Tensor
 from lsconv.border.border_set import Border, between_borders
 from lsconv.border.capacitance import Capacitance
 from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.operators.dtypes import ROUNDING
 
 __all__ = ["NullSpaces", "Overlap"]
 
-_STEPS = 2
 # Below so many eps of the largest an eigenvalue is taken for the rounding of zero.
 _ROUNDING = 1e3
 # Relative to the largest, the least singular value of S on the directions that no lift shows.
@@ -23,8 +23,6 @@ _LEAST_MOVED = 1e-10
 _FIRST_VECTORS = 8
 # The part of a random vector whose loss on the way through A and back means a null vector: rounding loses less.
 _LOST = 1e-3
-# Within so many eps of ||C|| a singular value stands on the threshold of the rank.
-_UNDECIDED = 8
 
 
 class NullSpaces:
@@ -88,9 +86,7 @@ class NullSpaces:
     def _take(self, found: list[tuple[Tensor, Tensor]], overlaps: list[Overlap]) -> bool:
         """Keep those of the vectors found that belong to the null spaces; say whether these have grown."""
         kept = [ratio < self.rcond for ratio, _ in found]
-        band = (self.rcond / 2 if self._chosen else 0 * self.rcond).clamp_min(
-            _UNDECIDED * torch.finfo(torch.float64).eps
-        )
+        band = (self.rcond / 2 if self._chosen else 0 * self.rcond).clamp_min(ROUNDING * torch.finfo(torch.float64).eps)
         near = [((r - self.rcond).abs() <= band) & (self.rcond > 0) for r, _ in found]
         self.undecided = sum((n.any(-1) for n in near), self.undecided)
         counts = torch.stack([k.sum(-1) for k in kept])
@@ -111,7 +107,7 @@ class NullSpaces:
         return True
 
     def _lost(self, C: FrequencyMatrices, adjoint: bool) -> Tensor:
-        """What random vectors lose through A and back beyond the null space found, on the border; zero where nothing.
+        """The part of random vectors that is lost through A and back beyond the null space found, on the border.
 
         Args:
             C: the circulant that A, or A^H, is a part of.
@@ -130,12 +126,13 @@ class NullSpaces:
         return torch.nn.functional.normalize(v, dim=-1).movedim(0, -1)
 
 
-def small_singular_vectors(capacitance: Capacitance, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def small_singular_vectors(capacitance: Capacitance, count: int, steps: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     """The ``count`` smallest singular values, by block inverse iteration with :math:`(S^H S)^{-1}`.
 
     Args:
         capacitance: S, factorised.
         count: how many; those at the end are the least accurate.
+        steps: of the iteration.
 
     Returns:
         The singular values ``(blocks, count)``, smallest first, and left and right vectors ``(blocks, size, count)``.
@@ -147,7 +144,7 @@ def small_singular_vectors(capacitance: Capacitance, count: int) -> tuple[Tensor
     blocks, size = factors.shape[:2]
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(blocks, size, count, generator=generator, dtype=factors.dtype).to(factors.device)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         for adjoint in (True, False):
             v = torch.linalg.qr(capacitance.solve(v, adjoint=adjoint)).Q
     left, inverse, rows = torch.linalg.svd(capacitance.solve(v, adjoint=True), full_matrices=False)
@@ -157,7 +154,7 @@ def small_singular_vectors(capacitance: Capacitance, count: int) -> tuple[Tensor
 class Overlap:
     r"""The inner products of the lifts of border vectors, cropped nowhere: :math:`P = B C^{-H} C^{-1} B^T`.
 
-    By Parseval those of few vectors V need one transform each and no picture,
+    By Parseval those of few vectors V need one transform each and no image,
 
     .. math:: V^H P V = \frac{1}{N} \sum_\omega \hat L(\omega)^H \hat L(\omega), \qquad
               \hat L(\omega) = S(\omega)^{-1} (F B^T V)(\omega) .

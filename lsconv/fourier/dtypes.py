@@ -1,4 +1,4 @@
-"""In which precision the factors of a plan are made."""
+"""The precision in which the factors of a plan are made."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from lsconv.operators.convolution import Convolution, norm_bound
-from lsconv.operators.dtypes import double
 
-__all__ = ["default_rcond", "direct_rtol", "double", "needs_double", "single"]
+__all__ = ["default_rcond", "direct_rtol", "needs_double"]
 
-_SINGLE = {torch.float64: torch.float32, torch.complex128: torch.complex64}
 # Factors in float32 lose a factor sigma_max^2 / damp^2 of their seven digits. Where damp is below this part of
 # sigma_max they make so many more steps that factors in float64, for the same float32 data, are faster. (Gaussian
 # 15x15, valid, 128², to 1e-6: at 1e-1 60 transforms against 41 in float64, at 1e-3 539 against 100.)
@@ -31,11 +29,6 @@ def default_rcond(dtype: torch.dtype) -> float:
     return 1e-7 if torch.finfo(dtype).bits == 32 else 1e-12
 
 
-def single(dtype: torch.dtype) -> torch.dtype:
-    """The single-precision dtype of the same kind."""
-    return _SINGLE.get(dtype, dtype)
-
-
 def needs_double(A: Convolution, damp: Tensor, least: float = _LEAST_DAMP) -> bool:
-    """Whether a damped problem with float32 data is better served by factors in float64: ``damp < least ||A||``."""
+    """Tell whether a damped problem with float32 data is better served by factors in float64."""
     return bool(((damp > 0) & (damp < least * norm_bound(A))).any() and (damp > 0).all())

@@ -62,7 +62,7 @@ class Grid:
         return inverse_transform(tensor, self.sizes, real=self.real)
 
     def weights(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """How many of all frequencies each kept one stands for (2 for a conjugate pair), shape ``frequencies``."""
+        """The frequencies that each kept one stands for, 2 for a conjugate pair, shape ``frequencies``."""
         weights = torch.ones(self.frequencies, device=device, dtype=dtype)
         if self.real:
             weights[..., 1 : (self.sizes[-1] + 1) // 2] = 2
@@ -75,12 +75,14 @@ class FrequencyMatrices:
     Args:
         grid: the periodic grid.
         matrices: shape ``(blocks, *grid.frequencies, rows, columns)``, complex (real where all are real).
+        elementwise: multiply entry by entry in the layout of the transforms; None: where the matrices are small.
     """
 
-    def __init__(self, grid: Grid, matrices: Tensor) -> None:
+    def __init__(self, grid: Grid, matrices: Tensor, *, elementwise: bool | None = None) -> None:
         self.grid = grid
         self.rows, self.columns = matrices.shape[-2:]
-        self.elementwise = self.rows * self.columns <= _ELEMENTWISE_ENTRIES
+        few = self.rows * self.columns <= _ELEMENTWISE_ENTRIES
+        self.elementwise = few if elementwise is None else elementwise
         if self.elementwise:  # the entries of one (row, column) contiguous over the frequencies
             matrices = matrices.movedim((-2, -1), (1, 2)).contiguous().movedim((1, 2), (-2, -1))
         else:  # row by row; a conjugate that is put off would be made for every product
@@ -98,7 +100,7 @@ class FrequencyMatrices:
         return self.matrices.numel() * self.matrices.element_size()
 
     def __call__(self, spectra: Tensor) -> Tensor:
-        """The matrices times ``spectra`` of shape ``(rest, blocks, columns, *frequencies)``."""
+        """The matrices times ``spectra`` of shape ``(rhs, blocks, columns, *frequencies)``."""
         if self.elementwise:
             return self.multiply(spectra)
         vectors = spectra.movedim(0, -1).movedim(1, -1).contiguous()  # blocks, *frequencies, rest, columns
@@ -111,7 +113,7 @@ class FrequencyMatrices:
         return product.movedim(-1, 1).movedim(-1, 0)
 
     def multiply(self, spectra: Tensor, out: Tensor | None = None) -> Tensor:
-        """The same entry by entry, in the layout of the transforms; into ``out`` where it is given."""
+        """Multiply entry by entry, in the layout of the transforms; into ``out`` where it is given."""
         factors = self.matrices.movedim((-2, -1), (1, 2))  # blocks, rows, columns, *frequencies
         product = torch.mul(factors[:, :, 0], spectra[:, :, :1], out=out)
         for column in range(1, self.columns):  # few: in place, where one sum would write all the products first
@@ -119,7 +121,7 @@ class FrequencyMatrices:
         return product
 
     def on_grid(self, tensor: Tensor) -> Tensor:
-        """The operator applied to a tensor ``(rest, blocks, columns, *grid.sizes)``."""
+        """The operator applied to a tensor ``(rhs, blocks, columns, *grid.sizes)``."""
         if tensor.numel() == 0:  # which some FFTs refuse
             return tensor.new_zeros(*tensor.shape[:2], self.rows, *self.grid.sizes)
         return self.grid.inverse(self(self.grid.transform(tensor)))

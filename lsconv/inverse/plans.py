@@ -16,31 +16,29 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lsconv.border.free_memory import allowed_bytes
-from lsconv.border.memory import check_fits
+from lsconv.border.memory import allowed_bytes, check_fits
 from lsconv.border.stacked_plan import StackedPlan, stacked_data, stacked_solution
-from lsconv.errors import (
-    ConvergenceWarning,
-    MethodError,
-)
+from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.dtypes import direct_rtol
 from lsconv.fourier.spectrum import norm
+from lsconv.inverse.dense_stack import DenseStack
 from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
 from lsconv.krylov.craig import craig
 from lsconv.krylov.gmres import gmres
 from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
 from lsconv.krylov.hybrid import hybrid
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import select
 from lsconv.operators.dtypes import double
 
 __all__ = [
@@ -329,12 +327,28 @@ class KrylovStack:
             otherwise=torch.where(found.converged, Status.STAGNATION.code, found.codes),
             operator_norm=norms.amax(0) if norms is not None and len(norms) else None,
         )
-        return replace(solution, history=found.history)
+        # LSMR has looked behind the rounding that this certificate excuses
+        return replace(
+            solution,
+            history=found.history,
+            codes=torch.where(found.converged, solution.codes, found.codes),
+            converged=solution.converged & found.converged,
+        )
 
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``; warns where it fails."""
-        return cg(self.stack.H @ self.stack, g, M=self.preconditioner, rtol=rtol).x
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = cg(self.stack.H @ self.stack, g, M=self.preconditioner, rtol=rtol)
+        failed = ~found.converged
+        if not bool(failed.any()):
+            return found.x
+        if not DenseStack.is_quick(self.A, self.L, self.damp):
+            report(found, "cg")
+            return found.x
+        dense = DenseStack(self.A, self.L, self.damp).normal_solve(g)
+        return select(failed, dense, found.x)
 
     def __repr__(self) -> str:
         return f"KrylovStack('lsmr', L={type(self.L).__name__}, preconditioner={self.preconditioner!r})"
@@ -343,7 +357,7 @@ class KrylovStack:
 class PenalisedBackward:
     """The backward pass of a penalised problem: L counts where ``damp > 0``, elsewhere A is alone."""
 
-    def __init__(self, A: LinearOperator, plan: StackedPlan | KrylovStack) -> None:
+    def __init__(self, A: LinearOperator, plan: StackedPlan | KrylovStack | DenseStack) -> None:
         self.normal_solve = plan.normal_solve
         alone = KrylovPlan(A, 0.0, "lsmr")
         self.apply, self.adjoint, self.gram_solve = alone.apply, alone.adjoint, alone.gram_solve

@@ -24,6 +24,7 @@ from lsconv.errors import (
 from lsconv.factored.direct_plan import DirectPlan
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.embedding import Embedding
+from lsconv.inverse.dense_stack import DenseStack
 from lsconv.inverse.krylov_choice import krylov_plan
 from lsconv.inverse.plans import (
     KRYLOV,
@@ -38,14 +39,12 @@ from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, 
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["BORDER_PLANS", "METHODS", "fallback", "penalty_plan", "route"]
+__all__ = ["BORDER_PLANS", "METHODS", "fallback", "penalty_fallback", "penalty_plan", "route"]
 
 METHODS = ("auto", *SMALL_MATRICES, "fourier", "border", "svd", *KRYLOV)
 BORDER_PLANS = (BorderPlan, CapacitancePlan)
 # Channels of a group, in and out together, up to which reflected padding goes to the border; of more LSMR is faster.
 _MIRRORED_CHANNELS = 4
-# Unknowns or equations up to which the dense decomposition, of about a second, answers what other methods leave open.
-_SMALL = 512
 # Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
 # iterations below which LSMR is not tried.
 _OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 8e6, 30
@@ -245,7 +244,7 @@ def _with_rcond(
     A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None, method: str
 ) -> CapacitancePlan | SingularValuePlan:
     """A plan that takes the user's threshold: the dense decomposition of a small A, else the direct border."""
-    if method == "auto" and _is_small(A):
+    if method == "auto" and SingularValuePlan.is_quick(A):
         return _svd(A, damp, memory_limit, rcond)
     damping = torch.as_tensor(damp)
     try:
@@ -262,12 +261,6 @@ def _with_rcond(
     return _svd(A, damp, memory_limit, rcond)
 
 
-def _is_small(A: LinearOperator) -> bool:
-    """Tell whether the dense decomposition of A, and of all items of its batch, takes a second or less."""
-    small = min(A.in_numel, A.out_numel) <= _SMALL and max(A.in_numel, A.out_numel) <= 4 * _SMALL
-    return small and math.prod(A.batch_shape) * A.in_numel * A.out_numel <= 4 * _SMALL**2
-
-
 def fallback(
     A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None
 ) -> KrylovPlan | SingularValuePlan | BorderPlan | CapacitancePlan | None:
@@ -278,7 +271,7 @@ def fallback(
     plan = core(plan)
     if isinstance(plan, DirectPlan):
         return None
-    if _is_small(A):
+    if SingularValuePlan.is_quick(A):
         return _svd(A, damp, None, rcond)
     if isinstance(plan, TrialPlan):
         try:
@@ -286,6 +279,11 @@ def fallback(
         except (MethodError, PlanMemoryError):
             return krylov_plan(A, damp, "lsmr")
     return KrylovPlan(A, damp, "lsmr") if isinstance(plan, BORDER_PLANS) and rcond is None else None
+
+
+def penalty_fallback(A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> DenseStack | None:
+    """The plan that is asked about the items with a penalty that "auto" leaves unconverged; None for large problems."""
+    return DenseStack(A, L, damp) if DenseStack.is_quick(A, L, damp) else None
 
 
 def _trial_iterations(A: LinearOperator, damp: Tensor | float) -> int:

@@ -20,7 +20,7 @@ from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items, select
 
-__all__ = ["KRYLOV_ONLY", "Fallback", "solve", "started", "with_fallback", "without_items"]
+__all__ = ["KRYLOV_ONLY", "Fallback", "merged", "solve", "started", "with_fallback", "without_items"]
 
 # Iterations that LSMR has for an item that the border leaves open.
 _FALLBACK_ITERATIONS = 500
@@ -94,6 +94,11 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
     ]
     undecided = other.codes == Status.RANK_UNDECIDED.code
     better = doubtful & (other.converged | undecided | (objectives[1] < objectives[0]))
+    return merged(solution, other, better)
+
+
+def merged(solution: Solution, other: Solution, better: Tensor) -> Solution:
+    """The first solution, with the other's answer for the items where that is better."""
     rank = solution.rank
     if other.rank is not None:
         rank = other.rank if rank is None else torch.where(better, other.rank, rank)
@@ -101,7 +106,7 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
         solution,
         x=select(better, other.x, solution.x),
         codes=torch.where(better, other.codes, solution.codes),
-        converged=solution.converged | (better & other.converged),
+        converged=torch.where(better, other.converged, solution.converged),
         iterations=torch.where(better, other.iterations, solution.iterations),
         residual_norm=torch.where(better, other.residual_norm, solution.residual_norm),
         gradient_norm=torch.where(better, other.gradient_norm, solution.gradient_norm),

@@ -23,10 +23,11 @@ from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.dtypes import direct_rtol
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
+from lsconv.inverse.dense_stack import DenseStack
 from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, Plan
 from lsconv.inverse.reduced_plan import core
-from lsconv.inverse.route import penalty_plan, route
-from lsconv.inverse.solve import Fallback, with_fallback, without_items
+from lsconv.inverse.route import penalty_fallback, penalty_plan, route
+from lsconv.inverse.solve import Fallback, merged, with_fallback, without_items
 from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.parameters import parameters_of, rebuild
@@ -156,7 +157,7 @@ class _Routed:
         A, L, x_prior = problem.A, problem.L, problem.x_prior
         data = prepare(A, problem.y, damp=problem.damp, x0=self.x0, check_finite=self.check_finite, name="y")
         damping = check_damp(problem.damp, A)
-        plan: Plan | StackedPlan | KrylovStack
+        plan: Plan | StackedPlan | KrylovStack | DenseStack
         inverse: Inverse
         if L is None or not bool((damping > 0).any()):
             plan = self._plan(A, damping)
@@ -173,7 +174,15 @@ class _Routed:
         else:
             plan = penalty_plan(A, L, damping, method=self.method, memory_limit=self.memory_limit)
             start: dict[str, Any] = {"x0": self.x0} if isinstance(plan, KrylovStack) else {}
-            solution = plan.solve(data.y, x_prior=x_prior, **self.options, **start)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                solution = plan.solve(data.y, x_prior=x_prior, **self.options, **start)
+            asked = self.method == "auto" and self.x0 is None and self.options["max_iter"] is None
+            failed = ~(solution.converged | data.nonfinite)
+            dense = penalty_fallback(A, L, damping) if asked and bool(failed.any()) else None
+            if dense is not None:
+                other = dense.solve(data.y, x_prior=x_prior, rtol=self.options["rtol"], atol=self.options["atol"])
+                solution, plan = merged(solution, other, failed), dense
             inverse = PenalisedBackward(A, plan)
         if bool(data.nonfinite.any()):
             solution = without_items(solution, data.nonfinite)

@@ -50,7 +50,7 @@ def cg(
         M: inverse preconditioner, Hermitian positive definite, :math:`M \approx A^{-1}`. It never changes the answer.
         rtol: relative tolerance; None: ``10 eps^0.75`` of the dtype.
         atol: absolute tolerance on the residual norm, in the units of b.
-        max_iter: iteration limit per item; None: ``4 n``, at least 100 and at most 10000.
+        max_iter: iteration limit per item; None: ``4 n``, at least 500 and at most 10000.
         x0: where to start, ``(*batch, *in_shape)``.
         callback: called with an :class:`IterationState` every ``check_every`` iterations; returning True stops.
         progress: show a progress bar (needs tqdm).

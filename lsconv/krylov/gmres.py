@@ -62,7 +62,7 @@ def gmres(
         restart: iterations before the basis is given up; None: 30, or n up to 200 unknowns.
         rtol: relative tolerance; None: ``10 eps^0.75`` of the dtype.
         atol: absolute tolerance on the residual norm, in the units of b.
-        max_iter: iteration limit per item (of single, not of restart, iterations); None: ``4 n``, at least 100 and at
+        max_iter: iteration limit per item (of single, not of restart, iterations); None: ``4 n``, at least 500 and at
             most 10000.
         x0: where to start, ``(*batch, *in_shape)``.
         callback: called with an :class:`IterationState` every ``check_every`` iterations; returning True stops.

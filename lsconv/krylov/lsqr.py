@@ -68,7 +68,7 @@ def lsqr(
         rtol: tolerance, relative (see :mod:`lsconv.krylov.loop.stopping`); None: ``10 eps^0.75`` of the dtype.
         atol: absolute tolerance on the residual norm, in the units of b.
         conlim: stop when the estimated condition number of A passes this; None: ``0.1 / eps``, at most 1e12.
-        max_iter: iteration limit per item; None: ``4 min(m, n)``, at least 100 and at most 10000.
+        max_iter: iteration limit per item; None: ``4 min(m, n)``, at least 500 and at most 10000.
         x0: where to start, ``(*batch, *in_shape)``.
         callback: called with an :class:`IterationState` every ``check_every`` iterations; returning True stops.
         progress: show a progress bar (needs tqdm).

@@ -58,7 +58,7 @@ def minres(
             ``A x = b`` has one solution; otherwise another norm of the residual, or of x, is made least.
         rtol: relative tolerance; None: ``10 eps^0.75`` of the dtype.
         atol: absolute tolerance on the residual norm, in the units of b.
-        max_iter: iteration limit per item; None: ``4 n``, at least 100 and at most 10000.
+        max_iter: iteration limit per item; None: ``4 n``, at least 500 and at most 10000.
         x0: where to start, ``(*batch, *in_shape)``.
         callback: called with an :class:`IterationState` every ``check_every`` iterations; returning True stops.
         progress: show a progress bar (needs tqdm).

@@ -13,7 +13,10 @@ from lsconv.errors import DtypeError
 if TYPE_CHECKING:
     from lsconv.operators.base import LinearOperator
 
-__all__ = ["adopts_dtype", "canonical_device", "double", "for_dtype", "of_one_dtype", "remedy"]
+__all__ = ["ROUNDING", "adopts_dtype", "canonical_device", "double", "for_dtype", "of_one_dtype", "remedy"]
+
+# So many eps of the largest singular value is what a decomposition may be off by in the others.
+ROUNDING = 8
 
 
 def for_dtype(A: LinearOperator, dtype: torch.dtype, *, once: bool = False) -> LinearOperator:

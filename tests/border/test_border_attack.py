@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.border import normal_inverse
+from lsconv.border.cost_model import Limits
 from lsconv.border.plan import BorderPlan
-from lsconv.border.system import border_system, cost_model, schwarz
 
 SHAPES = {"valid": ((20, 19), 0), "full": ((11, 12), 2), "same": ((14, 13), 1)}
 
@@ -32,69 +31,66 @@ def _dense(A: lsconv.Convolution, y: Tensor, damp: float) -> Tensor:
     return (y.flatten(1) @ inverse.mT).reshape(-1, *A.in_shape)
 
 
-@pytest.fixture(params=["dense border", "small crossings", "factors after an iteration", "factors"])
-def _border(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normal_inverse, "AT_ONCE", math.inf if request.param == "factors" else 0)
-    if request.param != "dense border":
-        monkeypatch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
-        monkeypatch.setattr(schwarz, "_CROSSING_UNKNOWNS", 16)
-    if request.param == "factors after an iteration":
-        monkeypatch.setattr(border_system, "FIRST_LOOK", 1)
-        monkeypatch.setattr(cost_model.Effort, "factors", lambda *_: 1.0)
+WAYS = {
+    "dense border": Limits(at_once=0),
+    "small corners": Limits(at_once=0, later=False, dense_unknowns=0, corner_unknowns=16),
+    "factors after some iterations": Limits(at_once=0, dense_unknowns=0, corner_unknowns=16),
+    "factors": Limits(at_once=math.inf),
+}
+every_way = pytest.mark.parametrize("limits", WAYS.values(), ids=WAYS)
 
 
-@pytest.mark.usefixtures("_border")
+@every_way
 @pytest.mark.parametrize("damp", [0.0, 1e-3, 0.1])
 @pytest.mark.parametrize("name", SHAPES)
-def test_answers_repeat_and_are_those_of_dense_algebra(name: str, damp: float) -> None:
+def test_answers_repeat_and_are_those_of_dense_algebra(name: str, damp: float, limits: Limits) -> None:
     A = _convolution(name)
     y = torch.randn(2, *A.out_shape, dtype=torch.float64)
-    plan, exact = BorderPlan(A, damp), _dense(A, y, damp)
+    plan, exact = BorderPlan(A, damp, limits=limits), _dense(A, y, damp)
     for _ in range(3):  # the first may end in factors
         solution = plan.solve(y)
         assert solution.converged.all()
         torch.testing.assert_close(solution.x, exact, rtol=0, atol=1e-8 * float(exact.abs().max()))
 
 
-@pytest.mark.usefixtures("_border")
+@every_way
 @pytest.mark.parametrize("name", SHAPES)
-def test_scales_do_not_matter(name: str) -> None:
+def test_scales_do_not_matter(name: str, limits: Limits) -> None:
     A = _convolution(name)
     y = torch.randn(3, *A.out_shape, dtype=torch.float64)
-    exact = BorderPlan(A, 0.1).solve(y).x
+    exact = BorderPlan(A, 0.1, limits=limits).solve(y).x
     for of_y, of_A in itertools.product((1e-30, 1e30), repeat=2):
-        solution = BorderPlan(A.with_parameters([A.weight * of_A]), 0.1 * of_A).solve(y * of_y)
+        solution = BorderPlan(A.with_parameters([A.weight * of_A]), 0.1 * of_A, limits=limits).solve(y * of_y)
         assert solution.converged.all()
         torch.testing.assert_close(solution.x / (of_y / of_A), exact, rtol=0, atol=1e-8)
     scale = torch.tensor([1e-30, 1.0, 1e30], dtype=torch.float64)[:, None, None, None]  # side by side in a batch
-    torch.testing.assert_close(BorderPlan(A, 0.1).solve(y * scale).x / scale, exact, rtol=0, atol=1e-8)
+    torch.testing.assert_close(BorderPlan(A, 0.1, limits=limits).solve(y * scale).x / scale, exact, rtol=0, atol=1e-8)
 
 
-@pytest.mark.usefixtures("_border")
+@every_way
 @pytest.mark.parametrize("name", SHAPES)
-def test_broken_and_zero_items_leave_their_neighbours_alone(name: str) -> None:
+def test_broken_and_zero_items_leave_their_neighbours_alone(name: str, limits: Limits) -> None:
     A = _convolution(name)
     y = torch.randn(3, *A.out_shape, dtype=torch.float64)
     y[0] = 0
     broken = y.clone()
     broken[1, 0, 2, 2] = torch.nan
-    solution = lsconv.lstsq(A, y, method="border")
+    plan = BorderPlan(A, limits=limits)
+    solution = plan.solve(y)
     assert solution.status[0] == lsconv.Status.ZERO
     assert not solution.x[0].any()
-    with pytest.warns(lsconv.ConvergenceWarning):
-        other = lsconv.lstsq(A, broken, method="border", check_finite=False)
+    other = plan.solve(broken)
     assert other.converged.tolist() == [True, False, True]
     torch.testing.assert_close(other.x[2], solution.x[2], rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_short_budget_is_never_called_converged_wrongly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
+def test_a_short_budget_is_never_called_converged_wrongly(name: str) -> None:
     A = _convolution(name)
     y = torch.randn(2, *A.out_shape, dtype=torch.float64)
     exact = _dense(A, y, 0.0)
     for max_iter in (0, 1, 2, 5):
-        solution = BorderPlan(A).solve(y, max_iter=max_iter)
+        solution = BorderPlan(A, limits=Limits(dense_unknowns=0)).solve(y, max_iter=max_iter)
         for item in solution.converged.nonzero().flatten():
             assert torch.dist(solution.x[item], exact[item]) <= 1e-7 * exact[item].norm()
 

@@ -127,6 +127,37 @@ def test_other_operators_and_penalties_go_to_lsmr_on_the_stack(name):
     assert torch.linalg.norm(solution.x - expected) <= 1e-6 * torch.linalg.norm(expected)
 
 
+def test_a_small_problem_with_a_penalty_that_defeats_lsmr_is_decomposed():
+    s = torch.logspace(0, -9, 40, dtype=DOUBLE)
+    U, V = (torch.linalg.qr(torch.randn(40, 40, dtype=DOUBLE)).Q for _ in range(2))
+    A, L = lsconv.Dense(U * s @ V.mH), lsconv.Gradient((40,), ndim=1, dtype=DOUBLE)
+    y, prior, damp = torch.randn(3, 40, dtype=DOUBLE), torch.randn(40, dtype=DOUBLE), torch.tensor([1e-7, 1e-3, 1.0])
+    assert not bool(KrylovStack(A, L, damp).solve(y, x_prior=prior).converged.all())
+    solution = lsconv.tikhonov(A, y, damp, L=L, x_prior=prior)
+    assert bool(solution.converged.all())
+    matrix, penalty = A.to_dense(), L.to_dense()
+    for x, data, strength in zip(solution.x, y, damp, strict=True):
+        stack, rest = (
+            torch.cat([matrix, strength * penalty]),
+            torch.cat([data - matrix @ prior, torch.zeros(len(penalty), dtype=DOUBLE)]),
+        )
+        expected = prior + torch.linalg.lstsq(stack, rest[:, None], driver="gelsd").solution[:, 0]
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-7 * float(expected.abs().max()))
+
+
+def test_gradients_of_a_small_problem_with_a_penalty_that_defeats_lsmr():
+    s = torch.logspace(0, -7, 12, dtype=DOUBLE)
+    U, V = (torch.linalg.qr(torch.randn(12, 12, dtype=DOUBLE)).Q for _ in range(2))
+    A, L = lsconv.Dense(U * s @ V.mH), lsconv.Gradient((12,), ndim=1, dtype=DOUBLE)
+    y = torch.randn(12, dtype=DOUBLE, requires_grad=True)
+    solution = lsconv.tikhonov(A, y, 1e-4, L=L)
+    weights = torch.randn(12, dtype=DOUBLE)
+    (got,) = torch.autograd.grad((solution.x * weights).sum(), y)
+    matrix, penalty = A.to_dense(), L.to_dense()
+    expected = matrix @ torch.linalg.solve(matrix.mH @ matrix + 1e-8 * penalty.mH @ penalty, weights)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("penalised", [False, True])
 def test_damp_per_item_gives_every_item_its_own_answer(penalised):
     A = convolution(1, 1)

@@ -41,7 +41,7 @@ class DenseInverse:
         self.kind = "lu"
 
     def __call__(self, r: Tensor) -> Tensor:
-        """The inverses times ``r`` of shape ``(rest, blocks, size)``."""
+        """The inverses times ``r`` of shape ``(rhs, blocks, size)``."""
         b = r.movedim(0, -1).to(self.factors.dtype)
         if self.kind == "inverse":
             z = self.factors @ b

@@ -1,4 +1,4 @@
-r"""What GMRES has found out about an operator, for the systems with it that follow.
+r"""Krylov spaces of GMRES, recycled for the systems with the same operator that follow.
 
 A cycle leaves vectors :math:`U` whose images :math:`C = QU` are orthonormal. A later residual loses its part in the
 span of C at once, by :math:`U C^H r`, and the iteration goes on in the complement. The border systems of an asymmetric
@@ -100,7 +100,7 @@ class Recycling:
 
 
 def deflate(pair: Pair, r: Tensor) -> tuple[Tensor, Tensor]:
-    """A solution for the part of ``r`` in the span of the images, and the rest of r; ``(rest, blocks, size)``."""
+    """A solution for the part of ``r`` in the span of the images, and the rest of r; ``(rhs, blocks, size)``."""
     vectors, images = pair
     left = r.movedim(0, -1)
     parts = images.conj() @ left

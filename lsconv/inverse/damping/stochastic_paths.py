@@ -12,7 +12,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from lsconv.border.normal_inverse import NormalInverse
+from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.fourier.embedding import Embedding
@@ -181,11 +181,11 @@ class BorderPath(_Probed):
 
     def _inverse(self, A: Convolution, L: LinearOperator | None, damp: Tensor) -> NormalInverse:
         if L is None:
-            return NormalInverse(A, damp, floor=0.0)
+            return normal_inverse(A, damp, floor=0.0)
         terms = as_convolutions(L, A.ndim)
         assert terms is not None  # served
         floor = 1e-13 if torch.finfo(A.dtype).bits == 64 else 0.0
-        return NormalInverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp.double()))
+        return normal_inverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp.double()))
 
     def _factors(self, damp: Tensor) -> tuple[Convolution, LinearOperator | None, NormalInverse]:
         least = float(damp.min())
@@ -197,7 +197,7 @@ class BorderPath(_Probed):
                 inverse = self._inverse(self.own, self.L, damp)
                 # what the definite forms invert; the saddle form's matrices say less
                 largest = frobenius(inverse.inverse.matrices).amax()
-                enough = inverse.form != "mixed" and bool(largest * inverse.scale.amax() < _SINGLE)
+                enough = inverse.form != "saddle" and bool(largest * inverse.scale.amax() < _SINGLE)
             if inverse is not None and enough:
                 return self.own, self.L, inverse
             self.fine_below = least

@@ -113,7 +113,7 @@ class _BesideMethod(Method):
 
     def _read(self) -> None:
         inner, rho = self.inner, self.inner.residual
-        z_norm: Scalar = self.space.norm(inner.solution())
+        z_norm: Scalar = self.space.safe_norm(inner.solution())
         self.operator_norm = inner.operator_norm
         self.condition, self.failure = inner.condition, inner.failure
         self.residual = hypot(rho, self.damp * z_norm)

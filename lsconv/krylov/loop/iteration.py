@@ -3,7 +3,9 @@
 A method is an object with one ``step``. It never decides when to stop; it keeps three estimates, and the loop compares
 them on the device at every iteration, so that an item stops at the same iteration whatever ``check_every`` is. What the
 estimates claim is then checked by A itself. Where the claim was wrong (rounding, or a preconditioned norm) the item
-starts again from where it is, until the claim holds or restarting no longer helps.
+starts again from where it is, until the claim holds or restarting no longer helps. So does an item whose gradient only
+rounding excuses: the gradient does not show what is missing along small singular values, and another pass does, whose
+data is the residual.
 """
 
 from __future__ import annotations
@@ -78,6 +80,8 @@ class _Loop:
         self.y_norm: Scalar = problem.codomain.safe_norm(problem.y)
         self.monitor = Monitor(problem, options, self.y_norm, square=square)
         self.damp: Scalar = 0.0 if problem.damp is None else problem.scalar(problem.damp)
+        # items whose rounding is known to be all that is left; the damping that a method chooses promises no x
+        self.confirmed: Scalar = (0 * self.y_norm == 1) if selection is None else (0 * self.y_norm == 0)
         self.stopped = False
         self.bar: Any = None
 
@@ -87,6 +91,7 @@ class _Loop:
         z: Tensor | None = problem.x0
         carried: Tensor | None = None
         certificate: Certificate | None = None
+        excused: Scalar = 0 * self.y_norm == 1
         try:
             while True:
                 method = self._one_pass(z)
@@ -102,12 +107,16 @@ class _Loop:
                 else:
                     worse = new.merit >= certificate.merit
                     improved = new.merit < 0.5 * certificate.merit
+                    worse = where(excused, (new.converged == 0) | (new.objective >= certificate.objective), worse)
+                    settled = (monitor.codes == CLAIMED) & (new.objective > 0.5 * certificate.objective)
+                    self.confirmed = self.confirmed | (excused & settled)
                     z = _chosen(worse, z, x_new)
                     if carried is not None and carried_new is not None:
                         carried = _chosen(worse, carried, carried_new)
                     certificate = _choose(worse, certificate, new)
-                retry = (monitor.codes == CLAIMED) & (certificate.converged == 0) & improved
-                retry = retry & (unbounded(certificate.merit) == 0) & (monitor.iterations < self.options.max_iter)
+                excused = certificate.excused & (self.confirmed == 0)
+                retry = (certificate.converged == 0) & improved & (unbounded(certificate.merit) == 0)
+                retry = (retry | excused) & (monitor.codes == CLAIMED) & (monitor.iterations < self.options.max_iter)
                 if self.stopped or not any_item(retry):
                     break
                 monitor.resume(retry, certificate.merit)
@@ -200,7 +209,7 @@ class _Loop:
         if self.stopped:
             status = where(codes == 0, Status.CALLBACK.code, status)
         # a start or N takes the iterates out of the range of A^H, and [A, damp I] their rounding where s is large
-        gradient_ok = certificate.gradient_ok
+        gradient_ok = certificate.gradient_ok & ((certificate.excused == 0) | self.confirmed)
         if self.name == "craig":  # without damping, and far from consistent, a system has no least-norm solution
             near = certificate.residual_norm <= _CONSISTENT * self.monitor.residual_bound
             gradient_ok = gradient_ok & ((self.damp > 0) | near)

@@ -72,7 +72,7 @@ class Options:
         A = problem.A
         if max_iter is None:
             size = min(math.prod(A.in_shape), math.prod(A.out_shape))
-            max_iter = max(100, min(4 * size, 10_000))
+            max_iter = max(500, min(4 * size, 10_000))
         if max_iter < 0:
             raise ArgumentError(f"max_iter: expected a number >= 0, got {max_iter}")
         if check_every is None:

@@ -117,6 +117,9 @@ class Certificate:
         residual_ok: the residual meets the tolerance.
         gradient_ok: the gradient meets the tolerance, and the objective is no worse than at x = 0.
         no_worse: the objective is no worse than at x = 0.
+        excused: no test is met but by the rounding that hides the gradient, which hides errors along small singular
+            values too.
+        objective: ``sqrt(||y - Ax||^2 + damp^2 ||x||^2)``.
         null_part: a bound of the part of x in the null space of A, which stands in the gradient times ``damp^2``,
             relative to ``||x|| + rtol ||y|| / ||A||``; infinity without damping.
         null_rounding: the same of the rounding of ``A^H z``, z = (y - Ax) / damp^2, where x is computed so.
@@ -128,6 +131,8 @@ class Certificate:
     residual_ok: Scalar
     gradient_ok: Scalar
     no_worse: Scalar
+    excused: Scalar
+    objective: Scalar
     null_part: Scalar
     null_rounding: Scalar
     merit: Scalar
@@ -220,19 +225,21 @@ def certify(
     # of an x that is too long for the tolerance y - A x is rounding, and small by chance
     known = torch.finfo(A.dtype).eps * norm_a * x_norm <= 30 * r_bound
     # where the equations are met, damp alone decides, and x is only as good as its rounding
-    excused = where((r_norm <= r_bound) & known, x_norm, minimum(x_norm, y_norm / least))
-    left = 8 * rounding * (upper * excused + y_norm)
+    solved = (r_norm <= r_bound) & known
+    longest = where(solved, x_norm, minimum(x_norm, y_norm / least))
+    left = 8 * rounding * (upper * longest + y_norm)
     highest = (1 + math.sqrt(tolerances.eps)) * y_norm
     if prior_norm is not None:
         left = left + 16 * tolerances.eps * upper * prior_norm
         r_bound, highest = maximum(r_bound, left), highest + left
-    g_bound = maximum(g_bound, upper * left)
+    met, g_bound = g_norm <= g_bound, maximum(g_bound, upper * left)
     if truncated:
         g_bound = maximum(g_bound, rcond * upper * r_norm)
     finite = unbounded(x_norm) == 0
     no_worse = (total <= highest) & finite
     residual_ok = (total <= r_bound) & finite & known
     gradient_ok = (g_norm <= g_bound) & no_worse & (not square)
+    excused = gradient_ok & (residual_ok == 0) & (met == 0) & (solved == 0)
     smallest = torch.finfo(scalar_dtype(A.device)).tiny
     merit = total / at_least(r_bound, smallest)
     if not square:
@@ -240,7 +247,9 @@ def certify(
     # y is known to rtol at best, and moves x by rtol ||y|| / ||A|| at least
     unit = damp * damp * (x_norm + tolerances.rtol * divide(y_norm, norm_a))
     null_part, null_rounding = quotient(g_norm, unit), quotient(tolerances.eps * norm_a * r_norm, unit)
-    return Certificate(r_norm, g_norm, residual_ok, gradient_ok, no_worse, null_part, null_rounding, merit)
+    return Certificate(
+        r_norm, g_norm, residual_ok, gradient_ok, no_worse, excused, total, null_part, null_rounding, merit
+    )
 
 
 def _norm_from_below(A: LinearOperator, domain: ItemSpace, codomain: ItemSpace) -> Scalar:

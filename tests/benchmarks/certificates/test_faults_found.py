@@ -30,6 +30,16 @@ FAULTS = [
     (20000518, "border"),  # a null part beside a tiny damping
     (10000845, "auto"),
     (33000065, "auto"),  # the null space of A^H was whole, that of A was not
+    (51000048, "lsmr"),  # an error along small singular values hides in the rounding of the gradient
+    (5000235, "tikhonov, lsmr"),
+    (54000083, "refine"),  # and low precision does not see it
+    (55000077, "refine"),
+    (64000012, "lsqr"),  # the equations are met, and what is left of the objective is the damping's
+    (51000029, "cg, normal"),  # an eigenvalue of A^H A at its rounding, where the judge was wrong
+    (52000043, "craig"),  # x is as long as float32 reaches
+    (5000025, "tikhonov, Laplacian"),
+    (55000028, "tikhonov, Gradient"),  # a small stack [A; damp L] is decomposed where LSMR does not serve
+    (50000347, "tikhonov, Laplacian"),
     (33000142, "svd"),  # data beside the range of A, where the judge was wrong
 ]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.border import normal_inverse as normal
+from lsconv.border import memory
 from lsconv.border.system.strip_product import Strips
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeError
 from lsconv.inverse.damping.choose_damp import RULES, Selection, choose_damp
@@ -394,7 +394,7 @@ def test_damp_and_restoration_are_those_of_precise_looks_on_the_whole_grid(
     quick = lsconv.deconvolve(image, psf.float(), prior=prior)
     assert found
     assert None not in found
-    monkeypatch.setattr(normal, "_WORK_BYTES", 2**40)
+    monkeypatch.setattr(memory, "_WORK_BYTES", 2**40)
     monkeypatch.setattr(Strips, "of", lambda *_, **__: None)
     precise = lsconv.deconvolve(image, psf.float(), prior=prior)
     torch.testing.assert_close(quick.damp, precise.damp, rtol=2e-3, atol=0)

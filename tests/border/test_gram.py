@@ -1,13 +1,11 @@
-"""The inverse of the normal operator: its parts, and how many right-hand sides go at once."""
+"""The matrices per frequency, against dense algebra."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from lsconv.border import normal_inverse
-from lsconv.border.gram import gram
-from lsconv.border.saddle import saddle_inverse
+from lsconv.border.gram import gram, saddle_inverse
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (3, 2), (2, 2)])
@@ -26,12 +24,3 @@ def test_the_saddle_inverse_is_that_of_the_saddle_matrix(shape: tuple[int, int],
     torch.testing.assert_close(saddle @ inverse, eye.expand_as(saddle), rtol=0, atol=1e-12)
     small = torch.eye(min(shape), dtype=dtype)
     torch.testing.assert_close((squared + mu * small) @ smaller, small.expand_as(squared), rtol=0, atol=1e-12)
-
-
-def test_as_many_right_hand_sides_go_at_once_as_the_device_bears(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert normal_inverse._together(2**20, 2**30, cpu) == 2**5
-    assert normal_inverse._together(2**30, 0, cpu) == 1
-    monkeypatch.setattr(normal_inverse, "free_bytes", lambda device: 2**30)
-    assert normal_inverse._together(2**20, 2**20, gpu) == 2**9 // 7
-    assert normal_inverse._together(2**30, 2**30, gpu) == 1
