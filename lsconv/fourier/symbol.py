@@ -17,7 +17,7 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.inverse_transform import inverse_transform
+from lsconv.operators.fft_convolution import inverse_transform
 
 __all__ = ["FrequencyMatrices", "Grid", "frobenius", "hermitian_inverse", "per_frequency", "plane_waves", "symbol"]
 

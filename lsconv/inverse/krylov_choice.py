@@ -50,7 +50,7 @@ def _check_suits(A: LinearOperator, damp: Tensor | float, method: str) -> None:
 
 
 def _is_hermitian(A: LinearOperator) -> bool:
-    """Whether A and A^H agree on a random vector up to rounding; True where there is no adjoint to compare with."""
+    """Tell whether A and A^H agree on a random vector up to rounding; True where there is no adjoint."""
     generator = torch.Generator().manual_seed(0)
     shape = (*A.batch_shape, *A.in_shape)
     v = torch.randn(shape, generator=generator, dtype=torch.promote_types(A.dtype, torch.float32)).to(A.device)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lsconv.border.memory import allowed_bytes, check_fits
 from lsconv.border.stacked_plan import StackedPlan, stacked_data, stacked_solution
-from lsconv.errors import ConvergenceWarning, MethodError, warn
+from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
@@ -31,13 +31,14 @@ from lsconv.krylov.craig import craig
 from lsconv.krylov.gmres import gmres
 from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
 from lsconv.krylov.hybrid import hybrid
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import select
 from lsconv.operators.dtypes import double
 
 __all__ = [
@@ -184,7 +185,7 @@ class KrylovPlan:
         return solution
 
     def _terms(self, M: LinearOperator | None, N: LinearOperator | None) -> dict[str, Any]:
-        """What the method takes of damping and preconditioners."""
+        """Select what the method takes of damping and preconditioners."""
         if self.method in LEAST_SQUARES:
             return {"damp": self.damp, "M": M, "N": N}
         return {"M": M} if self.method in SQUARE else {}
@@ -278,7 +279,7 @@ class TrialPlan(KrylovPlan):
 
 
 class KrylovStack:
-    """LSMR on ``[A; damp L]``, preconditioned where the stack has an FFT-diagonal likeness.
+    """LSMR on ``[A; damp L]``, preconditioned where the stack has an FFT-diagonal surrogate.
 
     Args:
         A: the operator.
@@ -344,10 +345,10 @@ class KrylovStack:
         if not bool(failed.any()):
             return found.x
         if not DenseStack.is_quick(self.A, self.L, self.damp):
-            warn(f"cg: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {found.failure_text()}")
+            report(found, "cg")
             return found.x
         dense = DenseStack(self.A, self.L, self.damp).normal_solve(g)
-        return torch.where(failed.reshape(*failed.shape, *(1 for _ in self.A.in_shape)), dense, found.x)
+        return select(failed, dense, found.x)
 
     def __repr__(self) -> str:
         return f"KrylovStack('lsmr', L={type(self.L).__name__}, preconditioner={self.preconditioner!r})"

@@ -17,11 +17,10 @@ from lsconv.inverse.plans import FourierPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import BORDER_PLANS, route
 from lsconv.inverse.solve import Fallback, solve, started
-from lsconv.krylov.gradients.attach import LeastSquares, adjoint_answer, attach, follows, start_as_prior
+from lsconv.krylov.gradients.attach import LeastSquares, adjoint_answer, attach, needs_gradient, start_as_prior
 from lsconv.krylov.gradients.parameters import parameters_of
-from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_operator, check_damp, prepare
-from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution, together
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, on_parts, over_items, select
@@ -129,7 +128,7 @@ class PseudoInverse(LinearOperator):
     @serves_empty_batches()
     def adjoint(self, y: Tensor) -> Tensor:
         """The adjoint of :meth:`apply`."""
-        if follows(self.operator, y, self.damp):
+        if needs_gradient(self.operator, y, self.damp):
             return adjoint_answer(self.plan, self.operator, y, self.damp)
         return _nan_items(self._backward, y.detach(), self.out_shape, self.in_shape)
 
@@ -221,7 +220,7 @@ class _Solved:
         """The solution, and the plan that gave it."""
         plan, second = self.inverse.plan, self.inverse._second()
         data = prepare(self.inverse.operator, problem.y, damp=problem.damp, check_finite=self.check_finite, name="y")
-        solution = solve(plan, data.y, data.broken, second=second, **started(self.options, problem))
+        solution = solve(plan, data.y, data.nonfinite, second=second, **started(self.options, problem))
         return solution, plan if second is None else second.answering
 
 

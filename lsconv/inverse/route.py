@@ -214,14 +214,14 @@ def penalty_plan(
 
 
 def _mirrors_well(A: LinearOperator, damp: Tensor | float) -> bool:
-    """Whether reflect or replicate padding is better served by the border than by LSMR."""
+    """Tell whether reflect or replicate padding is better served by the border than by LSMR."""
     if not (isinstance(A, Convolution) and Mirror.exists(A) and bool((torch.as_tensor(damp) > 0).all())):
         return False
     return A.ndim <= 2 and (A.c_in + A.c_out) // A.groups <= _MIRRORED_CHANNELS
 
 
 def _check_rcond(rcond: Any, damp: Tensor | float, method: str) -> bool:
-    """Whether there is a rank to decide and the user's threshold for it."""
+    """Tell whether there is a rank to decide and the user's threshold for it."""
     if rcond is None:
         return False
     if isinstance(rcond, bool) or not isinstance(rcond, numbers.Real) or not 0 <= float(rcond) < 1:

@@ -20,10 +20,10 @@ from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items, select
 
-__all__ = ["KRYLOV_ONLY", "Fallback", "merged", "second_opinion", "solve", "started", "without_items"]
+__all__ = ["KRYLOV_ONLY", "Fallback", "merged", "solve", "started", "with_fallback", "without_items"]
 
 # Iterations that LSMR has for an item that the border leaves open.
-_SECOND_OPINION_ITERATIONS = 500
+_FALLBACK_ITERATIONS = 500
 _COMMON = {"rtol", "atol", "max_iter"}
 KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart", "rule", "noise_std", "safety"}
 
@@ -31,7 +31,7 @@ KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart",
 def solve(
     plan: Plan,
     y: Tensor,
-    broken: Tensor,
+    nonfinite: Tensor,
     *,
     second: Fallback | None = None,
     raise_on_failure: bool = False,
@@ -58,9 +58,9 @@ def solve(
             )
         solution = plan.solve(y, **options)
     if second is not None:
-        solution = second_opinion(solution, second, y, options)
-    if bool(broken.any()):
-        solution = without_items(solution, broken)
+        solution = with_fallback(solution, second, y, options)
+    if bool(nonfinite.any()):
+        solution = without_items(solution, nonfinite)
     report(solution, plan, raise_on_failure=raise_on_failure)
     return solution
 
@@ -70,7 +70,7 @@ def started(options: dict[str, Any], problem: LeastSquares) -> dict[str, Any]:
     return options if problem.x_prior is None else {**options, "x0": problem.x_prior}
 
 
-def second_opinion(solution: Solution, second: Fallback, y: Tensor, options: dict[str, Any]) -> Solution:
+def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict[str, Any]) -> Solution:
     """The fallback's answer for the items that the plan left unconverged, or not certified to be of minimum norm.
 
     A rank-deficient operator whose other singular values are well separated from zero is no trouble for LSMR; one whose
@@ -83,7 +83,7 @@ def second_opinion(solution: Solution, second: Fallback, y: Tensor, options: dic
     if plan is None:
         return solution
     after_border = isinstance(plan, KrylovPlan) and not isinstance(core(second.first), TrialPlan)
-    limit = {"max_iter": _SECOND_OPINION_ITERATIONS} if after_border else {}
+    limit = {"max_iter": _FALLBACK_ITERATIONS} if after_border else {}
     asked = {name: value for name, value in options.items() if name in _COMMON}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -146,14 +146,14 @@ class Fallback:
         return other
 
 
-def without_items(solution: Solution, broken: Tensor) -> Solution:
+def without_items(solution: Solution, nonfinite: Tensor) -> Solution:
     """The solution with NaN and :attr:`Status.NON_FINITE` for the broken items."""
     x = solution.x
     return replace(
         solution,
-        x=x.masked_fill(over_items(broken, x.ndim - broken.ndim), torch.nan),
-        codes=torch.where(broken, Status.NON_FINITE.code, solution.codes),
-        converged=solution.converged & ~broken,
-        residual_norm=solution.residual_norm.masked_fill(broken, torch.nan),
-        gradient_norm=solution.gradient_norm.masked_fill(broken, torch.nan),
+        x=x.masked_fill(over_items(nonfinite, x.ndim - nonfinite.ndim), torch.nan),
+        codes=torch.where(nonfinite, Status.NON_FINITE.code, solution.codes),
+        converged=solution.converged & ~nonfinite,
+        residual_norm=solution.residual_norm.masked_fill(nonfinite, torch.nan),
+        gradient_norm=solution.gradient_norm.masked_fill(nonfinite, torch.nan),
     )

@@ -1,8 +1,9 @@
-r"""tikhonov: regularised least squares with a general penalty and a prior."""
+r"""tikhonov: regularised least squares with a general penalty and a prior; and a plan of it that is kept."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,12 +27,12 @@ from lsconv.inverse.dense_stack import DenseStack
 from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import penalty_fallback, penalty_plan, route
-from lsconv.inverse.solve import Fallback, merged, second_opinion, without_items
+from lsconv.inverse.solve import Fallback, merged, with_fallback, without_items
 from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
-from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.gradients.parameters import parameters_of, rebuild
+from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_complex, as_operator, check_damp, prepare
-from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
@@ -41,7 +42,9 @@ from lsconv.operators.elementary import Identity
 from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
-__all__ = ["tikhonov"]
+__all__ = ["penalised_inverse", "tikhonov"]
+
+Apply = Callable[[LinearOperator, Tensor, LinearOperator, Tensor, "Tensor | None"], Tensor]
 
 # Up to this factor adding the prior leaves residual and gradient as they were.
 _SAME = 1.1
@@ -175,14 +178,14 @@ class _Routed:
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 solution = plan.solve(data.y, x_prior=x_prior, **self.options, **start)
             asked = self.method == "auto" and self.x0 is None and self.options["max_iter"] is None
-            failed = ~(solution.converged | data.broken)
+            failed = ~(solution.converged | data.nonfinite)
             dense = penalty_fallback(A, L, damping) if asked and bool(failed.any()) else None
             if dense is not None:
                 other = dense.solve(data.y, x_prior=x_prior, rtol=self.options["rtol"], atol=self.options["atol"])
                 solution, plan = merged(solution, other, failed), dense
             inverse = PenalisedBackward(A, plan)
-        if bool(data.broken.any()):
-            solution = without_items(solution, data.broken)
+        if bool(data.nonfinite.any()):
+            solution = without_items(solution, data.nonfinite)
         solution = replace(solution, selection=self.selection)
         report(solution, plan, raise_on_failure=self.raise_on_failure)
         return solution, inverse
@@ -210,7 +213,7 @@ def _with_prior(
     data = y if prior is None else y - A.apply(prior)
     solution = plan.solve(data, **options)
     if second is not None:
-        solution = second_opinion(solution, second, data, options)
+        solution = with_fallback(solution, second, data, options)
     if prior is None:
         return solution
     precise = A.to(dtype=double(A.dtype)) if isinstance(A, Convolution) else A
@@ -273,3 +276,44 @@ def _check_prior(x_prior: Any, A: LinearOperator) -> Tensor | None:
         )
     A.check_input(x_prior, "x_prior", finite=True)
     return x_prior
+
+
+@dataclass(frozen=True)
+class _KeptPlan:
+    """A plan that is kept, for the values of A, L and damp that it was made for."""
+
+    A: LinearOperator
+    plan: StackedPlan | KrylovStack
+
+    def answer(self, problem: LeastSquares) -> tuple[Tensor, Inverse]:
+        """The x for the data and the prior of the problem."""
+        solution = self.plan.solve(problem.y, x_prior=problem.x_prior)
+        report(solution, self.plan)
+        return solution.x, PenalisedBackward(self.A, self.plan)
+
+
+def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, method: str = "auto") -> Apply:
+    """The answers of ``tikhonov(A, y, damp, L=L, x_prior=x_prior)``, the setup done once.
+
+    Args:
+        A: the operator.
+        L: the penalty.
+        damp: the damping, > 0.
+        method: as in :func:`lsconv.tikhonov`.
+
+    Returns:
+        A function of A, y, L, damp and x_prior, differentiable in all of them. A, L and damp have to have the values
+        that the setup was made for; what autograd follows may have changed.
+    """
+    fixed_A, fixed_L = (rebuild(operator, [p.detach() for p in parameters_of(operator)]) for operator in (A, L))
+    with torch.no_grad():
+        plan = penalty_plan(fixed_A, fixed_L, damp.detach(), method=method)
+
+    solver = _KeptPlan(fixed_A, plan)
+
+    @serves_empty_batches()
+    def apply(A: LinearOperator, y: Tensor, L: LinearOperator, damp: Tensor, x_prior: Tensor | None = None) -> Tensor:
+        x: Tensor = attach(solver, LeastSquares(A, y, damp, L, x_prior))
+        return x
+
+    return apply

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.golub_kahan import GolubKahan
-from lsconv.krylov.loop.batch_groups import plainly, solve
-from lsconv.krylov.loop.batched_scalars import Scalar, divide, in_units, maximum, minimum, quotient, where
-from lsconv.krylov.loop.damping import beside
+from lsconv.krylov.loop.batch_groups import solve, unmodified
+from lsconv.krylov.loop.batched_scalars import Scalar, divide, maximum, minimum, quotient, rescale, where
+from lsconv.krylov.loop.damping import augmented_columns
 from lsconv.krylov.loop.lagrange_multipliers import CRAIGMultipliers
 from lsconv.krylov.loop.method import STUCK, Method
 from lsconv.krylov.loop.options import IterationState, Options
@@ -100,7 +100,7 @@ def craig(
                          callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
 
     def build(part: Problem) -> Any:
-        return plainly(_CRAIG)(part) if part.damp is None else beside(part, _CRAIG)
+        return unmodified(_CRAIG)(part) if part.damp is None else augmented_columns(part, _CRAIG)
 
     return solve(problem, options, build, name="craig")
 
@@ -120,7 +120,7 @@ class _CRAIG(Method):
         self.dual = CRAIGMultipliers(process.u, process.codomain) if problem.multipliers else None
         self.residual = process.r_norm
         self.operator_norm = process.operator_norm
-        self.trouble = process.trouble
+        self.failure = process.failure
 
     def solution(self) -> Tensor:
         return self.x
@@ -138,7 +138,7 @@ class _CRAIG(Method):
         self.largest = maximum(self.largest, process.alpha)
         self.smallest = minimum(self.smallest, process.alpha)
         self.condition = quotient(self.largest, self.smallest)
-        self.space.add(self.x, in_units(zeta * active, 1.0, process.v_length), process.v, out=self.x)
+        self.space.add(self.x, rescale(zeta * active, 1.0, process.v_length), process.v, out=self.x)
         if self.dual is not None:
             self.dual.step(zeta, process.beta, divide(active, process.alpha), process.u, process.u_length)
         process.step(active)
@@ -147,4 +147,4 @@ class _CRAIG(Method):
         self.residual = where(exhausted, self.residual, residual)
         self.zeta = zeta
         self.operator_norm = process.operator_norm
-        self.trouble = exhausted * STUCK if process.trouble is None else process.trouble | exhausted * STUCK
+        self.failure = exhausted * STUCK if process.failure is None else process.failure | exhausted * STUCK

@@ -128,7 +128,7 @@ class _GMRES(Method):
         self.small = small if self.space.scalar == torch.float64 else A.dtype
         self.G = torch.zeros(self.items, restart + 1, restart + 1, dtype=self.small, device=A.device)
         self.R = torch.zeros(self.items, restart, restart, dtype=self.small, device=A.device)
-        self.trouble: Tensor = torch.zeros_like(running, dtype=torch.int64)
+        self.failure: Tensor = torch.zeros_like(running, dtype=torch.int64)
         self.operator_norm = torch.zeros_like(self.unit)
         self._begin(x is not None, running)
 
@@ -152,7 +152,7 @@ class _GMRES(Method):
         self.x = self.solution()
         self._begin(True, running)
         idle = (self.beta > _STANDSTILL * before).reshape(self.problem.batch)
-        self.trouble = self.trouble | idle * STUCK
+        self.failure = self.failure | idle * STUCK
 
     def solution(self) -> Tensor:
         """``x + Z y`` with y the least-squares coefficients of this cycle."""
@@ -203,7 +203,7 @@ class _GMRES(Method):
         pivot = column[:, j]
         r = torch.hypot(pivot.abs(), norm)
         moving = (active > 0) & (r > 0)
-        self.trouble = self.trouble | ((active > 0) & (r == 0)).reshape(self.problem.batch) * STUCK
+        self.failure = self.failure | ((active > 0) & (r == 0)).reshape(self.problem.batch) * STUCK
         c = torch.where(moving, divide(pivot, r), 0)
         s = torch.where(moving, divide(norm, r), 1)
         self.R[:, :j, j] = torch.where(moving.unsqueeze(-1), column[:, :j], 0)

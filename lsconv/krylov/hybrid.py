@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
-from lsconv.krylov.loop.damping import below
+from lsconv.krylov.loop.damping import augmented_rows
 from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.options import IterationState, Options
@@ -130,7 +130,7 @@ def hybrid(
             chosen.append(_Hybrid(problem, running, max_iter, target))
             return chosen[0]
         # A restart keeps the damping: the choice is made, and what is left is an ordinary damped problem.
-        return LSMR(below(replace(problem, damp=chosen[0].damp)), x, running)
+        return LSMR(augmented_rows(replace(problem, damp=chosen[0].damp)), x, running)
 
     def selection() -> tuple[Tensor, HybridSelection]:
         method = chosen[0]

@@ -117,7 +117,7 @@ class LinearOperator:
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph may be recorded from :meth:`apply` and :meth:`adjoint`, and replayed in their stead.
+        """Tell whether a CUDA graph recorded from :meth:`apply` and :meth:`adjoint` may be replayed in their stead.
 
         A graph repeats the kernels that were launched while it was recorded, on the same memory. So both must launch
         the same operations of torch whenever they are called, never wait for a value on the host, and do nothing else

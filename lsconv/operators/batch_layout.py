@@ -1,4 +1,4 @@
-"""Where the batch items of operators with parameters per item lie.
+"""The layout of batch items beside operators with parameters per item.
 
 An operator's own batch dimensions broadcast with those of its arguments. Items along dimensions that the operator
 lacks, or in which it has size one, share its parameters; the others have parameters of their own. Computations want the

@@ -220,7 +220,7 @@ class Convolution(LinearOperator):
         return grid
 
     def _uses_fft(self, items: int, transposed: bool) -> bool:
-        """Whether the FFT serves ``items`` batch items, by request or because it should be clearly faster."""
+        """Tell whether the FFT serves ``items`` batch items, by request or because it should be clearly faster."""
         if self.backend == "direct" or self.dtype in _HALF or items == 0:  # FFTs of nothing are refused by some
             return False
         if self.backend == "fft":
@@ -248,7 +248,7 @@ class Convolution(LinearOperator):
         return self._kept("spectrum", lambda: self._grid.spectrum(weight))
 
     def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """What ``make`` computes from the weight, kept under ``name`` until the weight changes."""
+        """The result of ``make`` from the weight, kept under ``name`` until the weight changes."""
         if not _may_cache(self.weight):
             return make()
         name = f"_cached_{name}"
@@ -356,7 +356,7 @@ class Conv3d(Convolution):
 
 
 def _may_cache(weight: Tensor) -> bool:
-    """Whether what is computed from ``weight`` now may be used again.
+    """Tell whether what is computed from ``weight`` now may be used again.
 
     Not while autograd follows the weight, nor for inference tensors, which do not count their changes and cannot
     enter a graph later, nor while torch.compile traces, which cannot see either.

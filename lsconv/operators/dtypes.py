@@ -39,13 +39,13 @@ def for_dtype(A: LinearOperator, dtype: torch.dtype, *, once: bool = False) -> L
 
 
 def adopts_dtype(A: LinearOperator) -> bool:
-    """Whether A, or all that it is made of, was made without a dtype."""
+    """Tell whether A, or all that it is made of, was made without a dtype."""
     parts = A._parts()
     return A._dtype_omitted or (bool(parts) and all(map(adopts_dtype, parts)))
 
 
 def _converts(A: LinearOperator) -> bool:
-    """Whether ``A.to`` gives what acts on complex tensors; functions and classes from elsewhere may not."""
+    """Tell whether ``A.to`` gives what acts on complex tensors; functions and classes from elsewhere may not."""
     known = type(A).__dict__.get("_only_torch", False) and type(A)._map.__qualname__ == "LinearOperator._map"
     return known and all(map(_converts, A._parts()))
 

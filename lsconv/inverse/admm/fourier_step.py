@@ -106,7 +106,7 @@ class ExtendedGrid:
         self._spectrum: Tensor | None = None
 
     def _holds(self, term: Term) -> bool:
-        """Whether the cells beyond the inputs can be held in the term's step; one with a weight counts cells once."""
+        """Tell whether the term's step can hold the cells beyond the inputs; one with a weight counts cells once."""
         return isinstance(term.operator, Identity) and (self.repeated is None or term.weight is None)
 
     def _image(self, term: Term, k: int, embedding: Embedding) -> SplitImage:
@@ -212,7 +212,7 @@ class ExtendedGrid:
 
 
 def _reads_inputs_alone(L: LinearOperator) -> bool:
-    """Whether a penalty reads no cell beyond the edge and the iteration is quick with it.
+    """Tell whether a penalty reads no cell beyond the edge and the iteration is quick with it.
 
     Other convolutions beside copies took up to 50 times the iterations of the operators themselves (random kernels).
     """

@@ -49,7 +49,7 @@ class Optimality:
     forces: Tensor
 
     def met(self, rtol: float) -> Tensor:
-        """Whether stationarity and complementarity are at most ``rtol``."""
+        """Tell whether stationarity and complementarity are at most ``rtol``."""
         return (self.stationarity <= rtol) & (self.complementarity <= rtol)
 
 

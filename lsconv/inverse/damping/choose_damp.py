@@ -1,7 +1,7 @@
 r"""The choice of damp: generalised cross-validation, discrepancy principle, UPRE, L-curve, marginal likelihood.
 
 The rules are those of :mod:`lsconv.inverse.damping.rules`. Every one is searched on a logarithmic grid over all damps
-that the arithmetic resolves, then refined around its best point. Large convolutions are searched on a likeness first:
+that the arithmetic resolves, then refined around its best point. Large convolutions are searched on a surrogate first:
 the tapered data as a circular convolution (:mod:`lsconv.inverse.damping.surrogate`) or, where the symbols are matrices,
 windows of the data: any window that reads no padding is data of the same model, with a smaller unknown, so the same
 noise and the same prior ask for the same damp. The whole data then have the last word, at one to eight damps: the
@@ -33,9 +33,8 @@ from lsconv.inverse.damping.subimages import as_windows
 from lsconv.inverse.damping.surrogate import TaperedPath
 from lsconv.inverse.identical_groups import SharedGroups
 from lsconv.krylov.loop.batched_scalars import ItemSpace
-from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_operator, prepare
-from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.scipy import OperatorLike
@@ -90,7 +89,7 @@ def choose_damp(
         trace: "auto", "exact" or "stochastic". "auto" takes exact traces when they are cheap: circular convolutions,
             borders of up to 1024 unknowns per block, and problems of up to 1024 unknowns (2048 of volumes
             and where there is no border), whose matrices are decomposed. "exact" goes on to 4096.
-        likeness: search large convolutions on a likeness first (the tapered data, or windows), then refine on the
+        likeness: search large convolutions on a surrogate first (the tapered data, or windows), then refine on the
             whole. False: on the whole alone.
 
     Returns:
@@ -230,7 +229,7 @@ def _paths(
     *,
     determinant: bool,
 ) -> tuple[DampPath, DampPath | None]:
-    """The path of the whole data, and that of a likeness, or None where the whole is cheap."""
+    """The path of the whole data, and that of a surrogate, or None where the whole is cheap."""
     embedded = isinstance(A, Convolution) and Embedding.exists(A)
     if trace != "stochastic" and L is None and embedded:
         try:
@@ -261,7 +260,9 @@ def _paths(
         else:
             small = as_windows(A, y, L)
             coarse = None if small is None else _stochastic(small.A, small.y.flatten(0, 1), small.L)
-    return _stochastic(A, y, L, None if coarse is None else coarse.scale, count), coarse
+    if coarse is None:
+        return _stochastic(A, y, L, count=count), None
+    return _stochastic(A, y, L, coarse.scale, count, local=True), coarse
 
 
 def _stochastic(
@@ -270,11 +271,13 @@ def _stochastic(
     L: LinearOperator | None,
     scale: Tensor | None = None,
     count: Tensor | None = None,
+    *,
+    local: bool = False,
 ) -> BorderPath | SolverPath:
     scale = _scale(A, L) if scale is None else scale
     if isinstance(A, Convolution) and BorderPath.serves(A, L):
-        return BorderPath(A, y, scale, L, count)
-    return SolverPath(A, y, L, scale, count)
+        return BorderPath(A, y, scale, L, count, local=local)
+    return SolverPath(A, y, L, scale, count, local=local)
 
 
 def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:

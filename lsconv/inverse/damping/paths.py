@@ -18,7 +18,7 @@ path                   serves                                          trace
 =====================  ==============================================  =============================================
 
 The third is in :mod:`lsconv.inverse.damping.dense_path`, the last two are in
-:mod:`lsconv.inverse.damping.stochastic_paths`. A likeness of large data, for finding where to look, is
+:mod:`lsconv.inverse.damping.stochastic_paths`. A surrogate of large data, for finding where to look, is
 :class:`~lsconv.inverse.damping.surrogate.TaperedPath`.
 
 All data have one dimension more than the batch, in front: channels or windows that share everything else, summed over.

@@ -32,32 +32,46 @@ _TOLERANCE = 1e-3
 # The condition number of the factors up to which single precision is enough for that tolerance.
 _SINGLE = 2e4
 # Probes: as many as make (probes x data) this large. The relative standard error of m - tr H is then about
-# sqrt(2 / (probes m)) or less.
-_PROBED_NUMBERS = 2**16
+# sqrt(2 / (probes m)) or less. A local search, which needs slopes and not differences of values, begins with a fourth
+# of them, and goes on to four times as many where m - tr H is not known to one per cent.
+_PROBED_NUMBERS = 2**17
 
 
 class _Probed:
-    """What the stochastic paths share: a map from data to residuals, and probes.
+    """The base of the stochastic paths: a map from data to residuals, and probes.
 
     Args:
         A: the operator.
         y: data ``(together, *batch, *out_shape)``, summed over the first dimension.
         count: number of measured data, ``batch``; None: all.
+        local: the path serves a local search.
         probes: their number; None: as many as the data ask for.
     """
 
     exact = False
 
-    def __init__(self, A: LinearOperator, y: Tensor, count: Tensor | None = None, probes: int | None = None) -> None:
+    def __init__(
+        self,
+        A: LinearOperator,
+        y: Tensor,
+        count: Tensor | None = None,
+        *,
+        local: bool = False,
+        probes: int | None = None,
+    ) -> None:
         self.A, self.y = A, y
         self.space = ItemSpace(A.out_shape, A.dtype, A.device)
         self.together = y.shape[0]
         self.count: int | Tensor = A.out_numel * self.together if count is None else count
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
-        probes = min(128, -(-_PROBED_NUMBERS // A.out_numel)) if probes is None else probes
+        self.local = local
+        self._draw(_probes_of(_PROBED_NUMBERS // 4 if local else _PROBED_NUMBERS, A) if probes is None else probes)
+
+    def _draw(self, probes: int) -> None:
+        """Make so many probes of random signs."""
         generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, (probes, *A.out_shape), generator=generator) * 2 - 1
-        self.probes = signs.to(A.device, A.dtype).reshape(-1, *(1 for _ in self.batch), *A.out_shape)
+        signs = torch.randint(0, 2, (probes, *self.A.out_shape), generator=generator) * 2 - 1
+        self.probes = signs.to(self.A.device, self.A.dtype).reshape(-1, *(1 for _ in self.batch), *self.A.out_shape)
 
     def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
         """Residual and ``||L x||^2`` for each of the data ``(many, *batch, *out_shape)``.
@@ -89,8 +103,16 @@ class _Probed:
             influence = self.together * (self.A.out_numel - free.mean(0))
             # d(I - H)/dlog mu = (I - H) - (I - H)^2
             change = self.together * (self.space.norm(rv).double().square() - free).mean(0)
-            # the variance is at most 2 ||I - H||_F^2, and the eigenvalues of I - H at most 1
-            error = self.together * (2 * free.mean(0).clamp_min(0) / free.shape[0]).sqrt()
+            probes = free.shape[0]
+            if probes >= 8:
+                error = self.together * free.std(0) / probes**0.5
+            else:  # the variance is at most 2 ||I - H||_F^2, and the eigenvalues of I - H at most 1
+                error = self.together * (2 * free.mean(0).clamp_min(0) / probes).sqrt()
+            if self.local and 2 * probes <= _probes_of(4 * _PROBED_NUMBERS, self.A):
+                vague = error > 0.01 * (self.count - influence)
+                if bool((vague & (self.space.norm(self.y).amax(0) > 0)).any()):
+                    self._draw(2 * probes)
+                    return self.evaluate(damp, slope=slope, trace=trace)
         derivative = torch.full_like(penalty[0], torch.nan)
         if slope:
             # d(I - H)/dlog mu = (I - H) H, so d||r||^2/dlog mu = 2 r^H H r, and d||Lx||^2/dmu = -that / mu^2
@@ -117,6 +139,7 @@ class BorderPath(_Probed):
         scale: norm of A over that of L.
         L: the penalty.
         count: number of measured data, ``batch``; None: all.
+        local: the path serves a local search.
         probes: their number; None: as many as the data ask for.
         tolerance: relative residual of the border systems.
 
@@ -132,10 +155,11 @@ class BorderPath(_Probed):
         L: LinearOperator | None = None,
         count: Tensor | None = None,
         *,
+        local: bool = False,
         probes: int | None = None,
         tolerance: float = _TOLERANCE,
     ) -> None:
-        super().__init__(A, y, count, probes)
+        super().__init__(A, y, count, local=local, probes=probes)
         self.tolerance = tolerance
         self.scale, self.L = scale.expand(self.batch), L
         if not self.serves(A, L):
@@ -149,7 +173,7 @@ class BorderPath(_Probed):
 
     @staticmethod
     def serves(A: LinearOperator, L: LinearOperator | None) -> bool:
-        """Whether the border method does."""
+        """Tell whether the border method does."""
         if not isinstance(A, Convolution) or not Embedding.exists(A):
             return False
         terms = [] if L is None else as_convolutions(L, A.ndim)
@@ -220,8 +244,10 @@ class SolverPath(_Probed):
         L: LinearOperator | None,
         scale: Tensor,
         count: Tensor | None = None,
+        *,
+        local: bool = False,
     ) -> None:
-        super().__init__(A, y, count)
+        super().__init__(A, y, count, local=local)
         self.L, self.scale = L, scale.expand(self.batch)
 
     def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
@@ -238,3 +264,8 @@ class SolverPath(_Probed):
 
 def _norm_sq(x: Tensor, item: tuple[int, ...]) -> Tensor:
     return torch.linalg.vector_norm(x.flatten(x.ndim - len(item)), dim=-1).double().square()
+
+
+def _probes_of(numbers: int, A: LinearOperator) -> int:
+    """The number of probes that make so many numbers, at most 128."""
+    return min(128, max(1, -(-numbers // A.out_numel)))

@@ -1,4 +1,4 @@
-r"""The damp path of the tapered picture: a cheap likeness of a large convolution, for finding where to look.
+r"""The damp path of the tapered image: a cheap surrogate of a large convolution, for finding where to look.
 
 Data that fade to zero towards their edges are nearly those of a circular convolution, whatever lies beyond them: with a
 weight w that is smooth on the scale of the kernel, :math:`w\,(Ax) \approx A(wx)` except along the edges, and white
@@ -12,7 +12,7 @@ frequencies,
 
 with s and p the moduli of the symbols of A and L, and Y the transform of the tapered data, scaled so that the noise
 keeps its energy. One transform serves all damps. Its minima lie within 35 % of
-the damp of those of the whole data on pictures of 256² (tests/inverse/damping/test_surrogate.py); the paths of
+the damp of those of the whole data on images of 256² (tests/inverse/damping/test_surrogate.py); the paths of
 :mod:`lsconv.inverse.damping.paths` have the last word.
 
 Harris, "On the use of windows for harmonic analysis with the discrete Fourier transform" (1978), for the taper.
@@ -43,7 +43,7 @@ _LEAST_DATA = 6
 
 
 class TaperedPath:
-    """The likeness as a :class:`~lsconv.inverse.damping.paths.DampPath`; its traces are exact, for what it is.
+    """The surrogate as a :class:`~lsconv.inverse.damping.paths.DampPath`; its traces are exact, for what it is.
 
     Args:
         A: a convolution with stride 1 and one input and output channel a group; see :meth:`serves`.
@@ -87,7 +87,7 @@ class TaperedPath:
 
     @classmethod
     def serves(cls, A: LinearOperator, L: LinearOperator | None) -> bool:
-        """Whether A and L have symbols that are numbers, and the data are large against the kernel."""
+        """Tell whether A and L have symbols that are numbers, and the data are large against the kernel."""
         if not isinstance(A, Convolution) or not A.in_shape[0] == A.out_shape[0] == A.groups or set(A.stride) != {1}:
             return False
         sizes = zip(_without_padding(A), A.kernel_extent, strict=True)

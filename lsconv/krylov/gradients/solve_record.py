@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.krylov.gradients.backward_solves import Inverse, report_failure
-from lsconv.krylov.gradients.parameters import any_followed, made_of, no_autocast, parameters_of
+from lsconv.krylov.gradients.parameters import any_requires_grad, no_autocast, parameters_of, rebuild
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, scalar_dtype
-from lsconv.krylov.loop.empty_batch import cut, filled
-from lsconv.krylov.loop.lagrange_multipliers import keeping
+from lsconv.krylov.loop.entry import cut, filled
+from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers
 from lsconv.krylov.loop.problem import check_damp
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
@@ -50,21 +50,21 @@ class Solver(Protocol):
 
 
 class System:
-    """What the derivative rules share about one solve; none of it is followed by autograd."""
+    """One solve as the derivative rules share it; none of it is followed by autograd."""
 
     def __init__(self, solver: Solver | None, problem: LeastSquares, square: bool, rtol: float | None) -> None:
         self.solver, self.A, self.L, self.square, self.rtol = solver, problem.A, problem.L, square, rtol
         self.damp_given = problem.damp
         own = parameters_of(self.A)
-        self.count, self.varies = len(own), any_followed(*own)
+        self.count, self.varies = len(own), any_requires_grad(*own)
         self.inverse: Inverse | None = None
         self.solution: Solution | None = None
         self.has_multipliers = False
 
     def operators(self, params: Sequence[Tensor]) -> tuple[LinearOperator, LinearOperator | None]:
         """A and L made of the tensors given."""
-        A = made_of(self.A, params[: self.count])
-        return A, None if self.L is None else made_of(self.L, params[self.count :])
+        A = rebuild(self.A, params[: self.count])
+        return A, None if self.L is None else rebuild(self.L, params[self.count :])
 
     def solve(self, y: Tensor, damp: Tensor | None, x_prior: Tensor | None, params: Sequence[Tensor]) -> Any:
         """Run, keep what the backward needs, and return the tensors of the solution, then its multipliers if found."""
@@ -72,7 +72,7 @@ class System:
         A, L = self.operators([p.detach() for p in params])
         prior = None if x_prior is None else x_prior.detach()
         given = self.damp_given if damp is None else damp.detach()
-        with torch.no_grad(), no_autocast(A), keeping(self.varies and prior is None) as kept:
+        with torch.no_grad(), no_autocast(A), collect_multipliers(self.varies and prior is None) as kept:
             problem = LeastSquares(A, y.detach(), given, L, prior)
             if y.numel() == 0:  # torch.func.vmap over nothing
                 answer, self.inverse = _answer_nothing(self.solver, problem)
@@ -152,7 +152,7 @@ class System:
                 )
 
     def negligible(self, part: Tensor, whole: Tensor, item_ndim: int) -> bool:
-        """Whether ``part`` is what the tolerance leaves of ``whole``, in every item."""
+        """Tell whether ``part`` is what the tolerance leaves of ``whole``, in every item."""
         # safe: the squares of a cotangent of 1e-30 are beyond float32
         size, scale = (
             ItemSpace(t.shape[t.ndim - item_ndim :], t.dtype, t.device).safe_norm(t.detach()) for t in (part, whole)

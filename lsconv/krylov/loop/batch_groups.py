@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import Scalar
 from lsconv.krylov.loop.iteration import iterate
-from lsconv.krylov.loop.lagrange_multipliers import hand_over, keeping
+from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers, pass_multipliers
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.null_space import cleared
 from lsconv.krylov.loop.options import Options
@@ -29,7 +29,7 @@ from lsconv.krylov.loop.solution import History, Solution, report
 from lsconv.krylov.loop.stopping import EXCUSED, certified
 from lsconv.operators.transforms import transforming
 
-__all__ = ["GROUP_BYTES", "Setup", "at_once", "plainly", "solve"]
+__all__ = ["GROUP_BYTES", "Setup", "group_size", "solve", "unmodified"]
 
 # The most bytes of the x (or the y) of the items that a thread solves at once: what its cache holds. More than four
 # threads wait for the same memory.
@@ -39,7 +39,7 @@ GROUP_BYTES = 2**20
 Setup = Callable[[Problem], tuple[Callable[["Tensor | None", Scalar], Method], Callable[[Tensor], Tensor]]]
 
 
-def plainly(method: Callable[[Problem, Tensor | None, Scalar], Method]) -> Setup:
+def unmodified(method: Callable[[Problem, Tensor | None, Scalar], Method]) -> Setup:
     """The way to build a method that works on the problem as it is."""
     return lambda problem: (lambda x, running: method(problem, x, running), lambda z: z)
 
@@ -51,24 +51,24 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
         problem, options, square, name: as for :func:`iterate`.
         build: builds the method for a group.
     """
-    size, items = at_once(problem, options, torch.get_num_threads()), math.prod(problem.batch)
+    size, items = group_size(problem, options, torch.get_num_threads()), math.prod(problem.batch)
     if size >= items:
-        start, collapse = build(problem)
-        solution = iterate(problem, options, start, collapse=collapse, square=square, name=name, quiet=True)
+        start, extract = build(problem)
+        solution = iterate(problem, options, start, extract=extract, square=square, name=name, quiet=True)
         solution = _settled(solution, problem, options, build)
         report(solution, name, raise_on_failure=options.raise_on_failure)
         return solution
     solutions, multipliers = [], []
     for first in range(0, items, size):
         part = _part(problem, first, min(first + size, items))
-        start, collapse = build(part)
-        with keeping(problem.multipliers) as kept:
-            solutions.append(iterate(part, options, start, collapse=collapse, square=square, name=name, quiet=True))
+        start, extract = build(part)
+        with collect_multipliers(problem.multipliers) as kept:
+            solutions.append(iterate(part, options, start, extract=extract, square=square, name=name, quiet=True))
         multipliers.append(kept.of(solutions[-1].x))
     solution = _joined(solutions, problem.batch)
     found = [z for z in multipliers if z is not None]
     if len(found) == len(solutions):
-        hand_over(solution.x, torch.cat(found).reshape(*problem.batch, *problem.A.out_shape))
+        pass_multipliers(solution.x, torch.cat(found).reshape(*problem.batch, *problem.A.out_shape))
     solution = _settled(solution, problem, options, build)
     report(solution, name, raise_on_failure=options.raise_on_failure)
     return solution
@@ -93,16 +93,16 @@ def _settled(solution: Solution, problem: Problem, options: Options, build: Setu
 
 def _shortest(problem: Problem, options: Options, build: Setup, y: Tensor, rtol: float) -> Tensor:
     """The least-norm solution for consistent data, by the same method without damping, preconditioner and start."""
-    zero, none = problem.codomain.safe_norm(y) == 0, torch.zeros_like(problem.broken)
-    plain = replace(problem, y=y, damp=None, M=None, N=None, x0=None, zero=problem.tensor(zero), broken=none,
+    zero, none = problem.codomain.safe_norm(y) == 0, torch.zeros_like(problem.nonfinite)
+    plain = replace(problem, y=y, damp=None, M=None, N=None, x0=None, zero=problem.tensor(zero), nonfinite=none,
                     multipliers=False)  # fmt: skip
-    start, collapse = build(plain)
+    start, extract = build(plain)
     exact = replace(options.tolerances, rtol=rtol, atol=0.0)
     silent = replace(options, tolerances=exact, callback=None, progress=False)
-    return iterate(plain, silent, start, collapse=collapse, quiet=True).x
+    return iterate(plain, silent, start, extract=extract, quiet=True).x
 
 
-def at_once(problem: Problem, options: Options, threads: int) -> int:
+def group_size(problem: Problem, options: Options, threads: int) -> int:
     """Count the items to be solved at once, by so many threads."""
     A, items = problem.A, math.prod(problem.batch)
     numel = max(A.in_numel, A.out_numel)
@@ -129,7 +129,7 @@ def _part(problem: Problem, first: int, last: int) -> Problem:
         return None if tensor is None else tensor.reshape(-1, *tensor.shape[lead:])[first:last]
 
     damp = cut(problem.damp)
-    values = {name: cut(getattr(problem, name)) for name in ("y", "x0", "broken", "zero")}
+    values = {name: cut(getattr(problem, name)) for name in ("y", "x0", "nonfinite", "zero")}
     return replace(
         problem,
         **values,  # type: ignore[arg-type]

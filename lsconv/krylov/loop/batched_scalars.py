@@ -29,10 +29,10 @@ __all__ = [
     "binary_unit",
     "divide",
     "hypot",
-    "in_units",
     "maximum",
     "minimum",
     "quotient",
+    "rescale",
     "root",
     "rotation",
     "scalar_dtype",
@@ -240,7 +240,7 @@ def quotient(numerator: Scalar, denominator: Scalar) -> Scalar:
     return math.nan if numerator == 0 or numerator != numerator else math.copysign(math.inf, numerator)
 
 
-def in_units(scalar: Scalar, given: float, wanted: float) -> Scalar:
+def rescale(scalar: Scalar, given: float, wanted: float) -> Scalar:
     """``scalar given / wanted``, at no cost where the two are the same."""
     return scalar if given == wanted else scalar * (given / wanted)
 
@@ -306,14 +306,14 @@ def where(condition: Any, a: Scalar, b: Scalar) -> Scalar:
 
 
 def unbounded(a: Scalar) -> Any:
-    """Whether it is infinite or NaN."""
+    """Tell whether it is infinite or NaN."""
     if isinstance(a, Tensor):
         return (a - a).ne(0)  # inf - inf and NaN are not 0
     return not math.isfinite(a)
 
 
 def any_item(items: Scalar) -> bool:
-    """Whether it holds for an item; the host waits for the device to know."""
+    """Tell whether it holds for an item; the host waits for the device to know."""
     return bool(items.any()) if isinstance(items, Tensor) else bool(items)
 
 

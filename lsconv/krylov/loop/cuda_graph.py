@@ -47,7 +47,7 @@ _RECORDING = threading.Lock()
 
 
 class Recorder(Protocol):
-    """What records an iteration."""
+    """A recorder of iterations."""
 
     def warm_up(self, body: Callable[[], None]) -> None:
         """Run the body once where it will be recorded."""
@@ -240,7 +240,7 @@ def _owners(*roots: object) -> list[object]:
 
 
 def _alike(before: dict[tuple[int, str], Any], after: dict[tuple[int, str], Any]) -> bool:
-    """Whether tensors kept their form and everything else its value."""
+    """Tell whether tensors kept their form and everything else its value."""
     return before.keys() == after.keys() and all(_form(before[key]) == _form(after[key]) for key in before)
 
 

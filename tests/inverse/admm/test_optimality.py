@@ -106,12 +106,12 @@ def test_bounds_hold_a_force_only_where_they_are_reached() -> None:
     A = lsconv.Identity((2,), dtype=DOUBLE)
     terms, duals = [gaussian_term(A, torch.tensor([2.0, 0.5], dtype=DOUBLE))], [torch.zeros(2, dtype=DOUBLE)]
 
-    def judged(*x: float):
+    def to_solution(*x: float):
         return optimality(terms, duals, torch.tensor(x, dtype=DOUBLE), bounds=(0, 1), norms=[1.0], rounding=1e-16)
 
-    assert bool(judged(1.0, 0.5).met(1e-9))
-    assert not bool(judged(0.9, 0.5).met(1e-2))
-    assert not bool(judged(1.0, 1.0).met(1e-2))
+    assert bool(to_solution(1.0, 0.5).met(1e-9))
+    assert not bool(to_solution(0.9, 0.5).met(1e-2))
+    assert not bool(to_solution(1.0, 1.0).met(1e-2))
 
 
 def test_the_certificate_does_not_depend_on_units() -> None:

@@ -116,7 +116,7 @@ def count(A: Any, y: Tensor, callback: Any = None, threads: int = 1, **arguments
     problem = prepare(A, y, **arguments)
     options = Options.of(problem, rtol=None, atol=0.0, max_iter=None, check_every=None, callback=callback,
                          progress=False, raise_on_failure=False)  # fmt: skip
-    return batch_groups.at_once(problem, options, threads)
+    return batch_groups.group_size(problem, options, threads)
 
 
 def test_a_group_is_what_the_caches_hold() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.krylov.loop.lagrange_multipliers import keeping
+from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers
 
 D = torch.float64
 METHODS = ["lsqr", "lsmr", "cgls", "craig"]
@@ -43,7 +43,7 @@ def test_they_equal_those_of_the_dense_pseudo_inverse(
 ) -> None:
     matrix = _matrix(batch, condition, dtype, rank)
     y = (matrix @ torch.randn(20, 1, dtype=matrix.dtype))[..., 0]
-    with keeping(True) as kept:
+    with collect_multipliers(True) as kept:
         x = getattr(lsconv, name)(matrix.to(dtype), y.to(dtype)).x
     z, exact = kept.of(x), _exact(matrix, y)
     assert z is not None
@@ -60,13 +60,13 @@ def test_scaled_problems_and_mixed_batches_keep_their_digits(name: str) -> None:
     matrix = _matrix((), 10.0, D)
     y = torch.randn(3, 12, dtype=D)
     for of_a, of_y in ((1e-14, 1.0), (1e14, 1e-14), (1.0, 1e14)):
-        with keeping(True) as kept:
+        with collect_multipliers(True) as kept:
             x = getattr(lsconv, name)(of_a * matrix, of_y * y).x
         z = kept.of(x)
         assert z is not None
         torch.testing.assert_close(z * (of_a**2 / of_y), _exact(matrix, y), rtol=1e-9, atol=1e-9)
     y[0], y[1, 3] = 0, torch.nan
-    with keeping(True) as kept, warnings.catch_warnings():
+    with collect_multipliers(True) as kept, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         x = getattr(lsconv, name)(matrix, y, check_finite=False).x
     z = kept.of(x)
@@ -80,7 +80,7 @@ def test_nothing_is_kept_where_it_would_be_wrong_or_is_not_wanted(name: str) -> 
     matrix, y = _matrix((), 10.0, D, rank=7), torch.randn(12, dtype=D)
     consistent = matrix @ torch.randn(20, dtype=D)
     solve = getattr(lsconv, name)
-    with keeping(True) as kept:
+    with collect_multipliers(True) as kept:
         if name != "craig":  # which is for consistent systems
             assert kept.of(solve(matrix, y).x) is None  # outside the range
         assert kept.of(solve(matrix.mT, matrix.mT @ torch.randn(12, dtype=D)).x) is None  # tall
@@ -88,7 +88,7 @@ def test_nothing_is_kept_where_it_would_be_wrong_or_is_not_wanted(name: str) -> 
         assert kept.of(solve(matrix, consistent, x0=torch.randn(20, dtype=D)).x) is None
         assert kept.of(torch.zeros(20, dtype=D)) is None
         assert kept.of(solve(matrix, consistent).x) is not None
-    with keeping(False) as kept:
+    with collect_multipliers(False) as kept:
         assert kept.of(solve(matrix, consistent).x) is None
 
 
@@ -226,7 +226,7 @@ def test_a_batch_solved_in_groups_has_them_all(name: str) -> None:
     diagonal = torch.linspace(1, 2, 120_000, dtype=D)
     A = lsconv.Crop((120_000,), 10_000, 90_000) @ lsconv.Diagonal(diagonal)
     y = A(torch.randn(2, 3, *A.in_shape, dtype=D))
-    with keeping(True) as kept:
+    with collect_multipliers(True) as kept:
         z = kept.of(getattr(lsconv, name)(A, y, rtol=1e-12).x)
     assert z is not None
     torch.testing.assert_close(z, y / diagonal[10_000:100_000] ** 2, rtol=1e-8, atol=1e-9)
