@@ -11,7 +11,6 @@ LSQR and CRAIG", BIT 35 (1995), 588-604.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.loop.batch_groups import solve, unmodified
-from lsconv.krylov.loop.batched_scalars import Scalar, divide, maximum, minimum, quotient, rescale, where
+from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, quotient, rescale, where
 from lsconv.krylov.loop.damping import augmented_columns
 from lsconv.krylov.loop.lagrange_multipliers import CRAIGMultipliers
 from lsconv.krylov.loop.method import STUCK, Method
@@ -115,7 +114,7 @@ class _CRAIG(Method):
         self.space = problem.domain
         self.x = problem.start(x)
         self.zeta = -process.one
-        self.largest, self.smallest = 0 * process.one, math.inf * process.one
+        self.column, self.inverse_norm = 0 * process.one, 0 * process.one
         self.limit = 0.1 * torch.finfo(problem.A.dtype).eps ** -0.75 * process.beta
         self.dual = CRAIGMultipliers(process.u, process.codomain) if problem.multipliers else None
         self.residual = process.r_norm
@@ -135,9 +134,10 @@ class _CRAIG(Method):
         # rounding: the Krylov space is exhausted, and b has a part outside the range of A.
         exhausted = running & ((process.alpha == 0) | (abs(zeta) * process.weighted_norm > self.limit))
         active = self.space.active(running & (exhausted == 0))
-        self.largest = maximum(self.largest, process.alpha)
-        self.smallest = minimum(self.smallest, process.alpha)
-        self.condition = quotient(self.largest, self.smallest)
+        # A^H maps the columns of U_k L_k^{-H} to unit vectors: their lengths are lower bounds of that of the inverse
+        self.column = quotient(hypot(1.0 + 0 * self.column, process.beta * self.column), process.alpha)
+        self.inverse_norm = maximum(self.inverse_norm, self.column)
+        self.condition = self.inverse_norm * process.weighted_norm
         self.space.add(self.x, rescale(zeta * active, 1.0, process.v_length), process.v, out=self.x)
         if self.dual is not None:
             self.dual.step(zeta, process.beta, divide(active, process.alpha), process.u, process.u_length)
