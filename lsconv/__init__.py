@@ -29,12 +29,13 @@ from lsconv.inverse.tikhonov import tikhonov
 from lsconv.inverse.damping.choose_damp import Selection, choose_damp
 from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.total_variation import total_variation
-from lsconv.inverse.deconvolve import blur_operator, deconvolve
+from lsconv.inverse.blur import blur_operator
+from lsconv.inverse.deconvolve import deconvolve
 
 # modules for networks
 
 # errors
-from lsconv.errors import ConvergenceError, ConvergenceWarning, LsconvError
+from lsconv.errors import ConvergenceError, ConvergenceWarning, InputWarning, LsconvError
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "History",
     "HybridSelection",
     "Identity",
+    "InputWarning",
     "Laplacian",
     "LinearOperator",
     "LsconvError",
