@@ -48,10 +48,14 @@ class Whiteness:
 
     def __str__(self) -> str:
         row, column = self.shift
-        verdict = "white noise: below" if self.white else "not white; white noise: below"
-        return (
-            f"autocorrelation up to {self.correlation:.3f} (shift {row}, {column})\n{verdict} {self.bound:.3f} in 99 %"
+        figures = (
+            f"autocorrelation up to {self.correlation:.3f} at shift {row}, {column}; of white noise {self.bound:.3f}"
         )
+        if self.white:
+            return f"looks like noise alone\n{figures}"
+        slight = self.correlation < 0.1
+        verdict = "nearly noise alone" if slight else "part of the image is left: damp less, or another PSF"
+        return f"{verdict}\n{figures}"
 
 
 def whiteness(residual: Tensor, reach: int = 16) -> Whiteness:
@@ -88,11 +92,13 @@ class Evidence:
     """What a report shows of one item.
 
     Attributes:
-        data: the blurred image, ``(channels, *size)``; of a stack the middle slice is shown.
+        data: the blurred image less background and offset, ``(channels, *size)``; of a stack the middle slice is shown.
         restored: the restoration, shaped like data.
         kernel: the point spread function.
         residual: data less the blurred restoration; NaN where pixels are missing.
         solution: what :func:`lsconv.deconvolve` returned.
+        centre: the PSF's; None: the middle.
+        standardised: whether the residual is in standard deviations of the noise.
     """
 
     data: Tensor
@@ -100,6 +106,8 @@ class Evidence:
     kernel: Kernel
     residual: Tensor
     solution: Any
+    centre: tuple[int, ...] | None = None
+    standardised: bool = False
 
 
 def draw_report(path: Path, evidence: Evidence, title: str) -> Whiteness:
@@ -138,8 +146,10 @@ def draw_report(path: Path, evidence: Evidence, title: str) -> Whiteness:
             slices = f", slice {data.shape[-3] // 2 + 1} of {data.shape[-3]}" if kernel.ndim == 3 else ""
             axes.set_title(f"{name}{slices}, {low:.3g} to {high:.3g}", fontsize=10)
     panels = rows[1].subplots(1, 2 if last is None else 3)
-    _draw_psf(panels[0], kernel)
+    _draw_psf(panels[0], kernel, evidence.centre or tuple(k // 2 for k in kernel.size))
     _draw_residual(rows[1], panels[1], _middle(residual, kernel), judged)
+    if evidence.standardised:
+        panels[1].set_title("residual / standard deviation", fontsize=10)
     if last is not None:
         last.plot(panels[2])
         chosen = last is solution.selection
@@ -174,14 +184,14 @@ def _show(axes: Any, picture: Tensor) -> None:
     axes.set_yticks([])
 
 
-def _draw_psf(axes: Any, kernel: Kernel) -> None:
+def _draw_psf(axes: Any, kernel: Kernel, centre: tuple[int, ...]) -> None:
     values = kernel.values.detach().float().cpu()
     values = values.reshape(-1, *kernel.size)[0]
     plane = values[len(values) // 2] if kernel.ndim == 3 else values.reshape(-1, values.shape[-1])
     axes.imshow(plane.numpy(), cmap="gray", vmin=0, interpolation="nearest")
     size = "×".join(map(str, kernel.size))
-    axes.set_title(f"PSF, {size}", fontsize=10)
-    axes.plot(plane.shape[1] // 2, plane.shape[0] // 2, "+", color="tab:red")
+    axes.set_title(f"PSF, {size}, its centre at {', '.join(map(str, centre))}", fontsize=10)
+    axes.plot(centre[-1], centre[-2] if len(centre) > 1 else 0, "+", color="tab:red")
     axes.tick_params(labelsize=8)
 
 

@@ -146,8 +146,15 @@ class Restoring:
             if item == shown:
                 A = lsconv.blur_operator(psf.to(data), tuple(data.shape[-work.kernel.ndim :]), boundary=self.boundary,
                                          channels=len(data), ndim=work.kernel.ndim, origin=self.origin)  # fmt: skip
-                residual = data - self.background - self.offset - A(solution.x)
-                evidence = Evidence(data.cpu(), x.cpu(), Kernel(psf, work.kernel.ndim), residual.cpu(), solution)
+                level = data - self.background - self.offset
+                residual = level - A(solution.x)
+                if self.noise == "poisson":  # in standard deviations, which photons make uneven
+                    photons = (data - residual - self.offset) / self.gain + self.read_noise**2
+                    residual = residual / (self.gain * photons.clamp_min(1e-6).sqrt())
+                kernel, centre = Kernel(psf, work.kernel.ndim), _centre(work.kernel, self.origin)
+                evidence = Evidence(
+                    level.cpu(), x.cpu(), kernel, residual.cpu(), solution, centre, self.noise == "poisson"
+                )
         advance("writing", len(fields), len(fields))
         write_picture(target, work.kernel.picture_of(restored, picture))
         assert evidence is not None

@@ -36,9 +36,9 @@ from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
-__all__ = ["bounded_least_squares"]
+__all__ = ["RTOL", "bounded_least_squares"]
 
-_RTOL = {torch.float32: 1e-4, torch.float64: 1e-8}
+RTOL = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def bounded_least_squares(
     problem = prepare(A, y, damp=damp, x0=x0, check_finite=check_finite, name="y")
     damping = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
     batch = broadcast_shapes(problem.batch, () if x_prior is None else x_prior.shape[: x_prior.ndim - len(A.in_shape)])
-    rtol = _RTOL[A.dtype.to_real()] if rtol is None else rtol
+    rtol = RTOL[A.dtype.to_real()] if rtol is None else rtol
     quadratic = _Quadratic(A, problem.y.expand(*batch, *A.out_shape), damping.expand(batch), L, x_prior)
     start = torch.zeros(*batch, *A.in_shape, dtype=A.dtype, device=A.device)
     if problem.x0 is not None:

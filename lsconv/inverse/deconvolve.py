@@ -40,7 +40,7 @@ Bounds = tuple[float | None, float | None]
 Values = float | Tensor | np.ndarray[Any, Any]
 
 _WEIGHT_SHARE = 0.5  # see _variation_weight
-_PENALISED = ("rtol", "max_iter", "x0", "callback", "raise_on_failure")  # options of penalised_poisson
+_PENALISED = ("rtol", "max_iter", "x0", "raise_on_failure")  # options of penalised_poisson
 
 
 @untraced
@@ -108,12 +108,12 @@ def deconvolve(
         damp: the damping in units of the PSF's transfer function (a PSF of sum one passes the mean with factor one): a
             number, a tensor with one per batch item, or the name of a rule for it (see :func:`lsconv.tikhonov`). Given
             a denoiser, the square root of ADMM's penalty. With Poisson noise in the units of its objective, per grey
-            level; "discrepancy" is then the rule of :mod:`lsconv.inverse.poisson` (with "tv" for the weight), and the
-            other rules look at the least-squares problem and divide by the mean variance.
+            level; "discrepancy" is then the rule of :mod:`lsconv.inverse.poisson`, and the other rules look at the
+            least-squares problem and divide by the mean variance.
         prior: "gradient", "tikhonov", "tv", or a denoiser.
         weight: of the total variation, for ``prior="tv"``, a number or one per batch item; None: the variance of the
-            noise (``noise_std``, or measured on the image; one for the likelihood of photons) over the mean slope of
-            the gradient prior's answer, halved.
+            noise (``noise_std``, or measured on the image) over the mean slope of the gradient prior's answer, halved;
+            for photons by the discrepancy rule.
         bounds: lowest and highest value of x, None for none; with Poisson noise ``(0, None)`` unless given.
         channels: "first", "last", or None where the image has none.
         ndim: number of spatial axes; those of the PSF by default.
@@ -275,12 +275,15 @@ class _Restoration:
             A, y = measured.weighted(self.A)
         check_options(A, y, "image", given)  # before the weight is sought, which takes time
         weight = self._variation_weight() if self.weight is None else self.weight
-        if poisson and self.weight is None and self.damp == "discrepancy":
-            return by_discrepancy(
-                lambda strength: total_variation(A, y, strength, **given), torch.as_tensor(weight).double(), A, y,
-                measured.expected, None if measured.rows is None else measured.rows > 0,
-            )  # fmt: skip
-        return total_variation(A, y, weight, **given)
+        if not poisson or self.weight is not None:
+            return total_variation(A, y, weight, **given)
+
+        def solve(strength: Tensor, x0: Tensor | None) -> Solution:
+            return total_variation(A, y, strength, x0=x0, **given)
+
+        given.pop("x0", None)
+        measured_pixels = None if measured.rows is None else measured.rows > 0
+        return by_discrepancy(solve, torch.as_tensor(weight).double() / 4, A, y, measured.expected, measured_pixels)
 
     def _variation_weight(self) -> Tensor:
         r"""``0.5 * variance of the noise / mean |gradient|``, per item.
@@ -314,9 +317,10 @@ class _Restoration:
         assert measured.counts is not None
         A, counts = measured.photon_operator(self.A), measured.counts
 
-        def solve(damp: Tensor) -> Solution:
+        def solve(damp: Tensor, x0: Tensor | None = None) -> Solution:
+            given = self.options if x0 is None else {**self.options, "x0": x0}
             return penalised_poisson(A, counts, damp, L=L, middle=self.middle, background=measured.expected,
-                                     bounds=self.bounds, **self.options)  # fmt: skip
+                                     bounds=self.bounds, **given)  # fmt: skip
 
         if not isinstance(self.damp, str):
             return solve(check_damp(self.damp, A))
@@ -327,7 +331,7 @@ class _Restoration:
         if self.damp == "discrepancy":
             keep = None if measured.rows is None else measured.rows > 0
             return by_discrepancy(solve, start, A, counts, measured.expected, keep)
-        return solve(start)
+        return replace(solve(start), selection=selection)
 
     def _curvature(self) -> Tensor:
         """The mean second derivative of the likelihood by the blurred field, per item."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["Bounds", "Term", "box_term", "gaussian_term", "poisson_term", "quadratic_term", "sparsity_term"]
+__all__ = ["Bounds", "Term", "box_term", "gaussian_term", "poisson_term", "sparsity_term"]
 
 # The lowest and the highest value; None: none.
 Bounds = tuple[float | None, float | None]
@@ -41,7 +41,7 @@ class Term:
         follows: whether its penalty rises with that of the balanced term.
         entries: how many magnitudes an item has.
         weight: what they are multiplied by, per batch item.
-        curvature: the second derivative of a quadratic g, per batch item, which is a good penalty for it.
+        stiffness: how much the dual variable changes with ``K x``, per batch item; None: as much.
     """
 
     operator: LinearOperator
@@ -53,7 +53,7 @@ class Term:
     follows: bool = False
     entries: int = 1
     weight: Tensor | None = None
-    curvature: Tensor | None = None
+    stiffness: Tensor | None = None
 
 
 def gaussian_term(A: LinearOperator, y: Tensor, scale: Tensor | None = None) -> Term:
@@ -129,9 +129,13 @@ def poisson_term(A: LinearOperator, y: Tensor, background: float | Tensor, scale
         bounded = slope(p).clamp_max(1 - torch.finfo(p.dtype).eps)
         return bounded if scale is None else bounded * scale.to(p.dtype)
 
+    # the second derivative y / t^2, at the mean of the counts
+    square = 1.0 if scale is None else scale.double().square().mean()
+    photons = y.double().flatten(y.ndim - ndim).mean(-1)
     return Term(
         A,
         prox,
+        stiffness=square / torch.where(photons > 0, photons, 1.0),
         value=lambda v: divergence(expected(v.double())),
         dual=dual,
         gap=lambda v, p: divergence(expected(v.double()) * (1 - slope(p.double()))),
@@ -140,39 +144,6 @@ def poisson_term(A: LinearOperator, y: Tensor, background: float | Tensor, scale
 
 def _in(v: Tensor, value: float | Tensor) -> float | Tensor:
     return value.to(v.dtype) if isinstance(value, Tensor) else value
-
-
-def quadratic_term(L: LinearOperator, damp: Tensor, target: Tensor | None = None) -> Term:
-    """``damp^2 / 2 ||Lx - target||^2``; its dual variable is that of x, so there is no gap.
-
-    Args:
-        L: the operator.
-        damp: one per batch item.
-        target: ``(*batch, *L.out_shape)``; None: zero.
-    """
-    space = ItemSpace(L.out_shape, L.dtype, L.device)
-
-    def square(v: Tensor) -> Tensor:
-        return (
-            damp.square().reshape(*damp.shape, *(1,) * len(L.out_shape)).to(v.real.dtype if v.is_complex() else v.dtype)
-        )
-
-    def apart(v: Tensor) -> Tensor:
-        return v if target is None else v - target.to(v.dtype)
-
-    def prox(v: Tensor, rho: Tensor, out: Tensor) -> None:
-        torch.mul(v, rho / (rho + square(v)), out=out)
-        if target is not None:
-            out.add_(target * (square(v) / (rho + square(v))))
-
-    return Term(
-        L,
-        prox,
-        value=lambda v: 0.5 * damp.double().square() * space.norm(apart(v)) ** 2,
-        dual=lambda p, v: square(v) * apart(v),
-        gap=lambda v, p: torch.zeros(v.shape[: v.ndim - len(L.out_shape)], dtype=torch.float64, device=v.device),
-        curvature=damp.double().square(),
-    )
 
 
 def sparsity_term(L: LinearOperator, weight: Tensor, groups: tuple[int, ...] = (), huber: float = 0.0) -> Term:

@@ -129,8 +129,6 @@ class SparseProblem:
         """The penalties of the quadratic problem whose answer is the start."""
         data = self._data_penalty()
         square = max(self.norms[0], torch.finfo(torch.float32).tiny) ** 2
-        if term.curvature is not None:
-            return torch.maximum(term.curvature, 1e-6 * data * square)
         if term.balanced:
             return data * 0.2 * square / self.norms[self.terms.index(term)] ** 2
         return data if term is self.data else data * 1e-3 * square
@@ -158,13 +156,8 @@ class SparseProblem:
                 pull = torch.maximum(pull, rho[-1] * self.norms[self.terms.index(term)] ** 2)
             elif term is self.data:
                 rho.append(data)
-            elif term.curvature is not None:
-                rho.append(torch.maximum(term.curvature, 1e-6 * data * square))
             else:
-                curved = next((other.curvature for other in self.step.terms if other.curvature is not None), None)
-                # between the two quadratic terms, of which the weak one moves the slow directions
-                strong = data * square if curved is None else (data * square * curved).sqrt()
-                rho.append(_BOX_PENALTY * torch.maximum(strong, pull))
+                rho.append(_BOX_PENALTY * torch.maximum(data * square, pull))
         if self.step.one_penalty:
             chosen = next(value for value, term in zip(rho, self.step.terms, strict=True) if term.balanced)
             rho = [chosen for _ in rho]
