@@ -48,7 +48,7 @@ app = typer.Typer(
 
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
 ImagesArgument = Annotated[
-    list[Path], typer.Argument(help="PNG, JPEG, TIFF, NPY or WAV files, or folders of them.", metavar="IMAGE...")
+    list[Path], typer.Argument(help="PNG, JPEG, TIFF, NPY, WAV or FITS files, or folders of them.", metavar="IMAGE...")
 ]
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", help="The file to write, or a folder; its ending names the format.")

@@ -18,6 +18,7 @@ from PIL import Image as PillowImage
 from PIL.PngImagePlugin import PngInfo
 from scipy.io import wavfile
 
+from lsconv.app.fits import read_fits, write_fits
 from lsconv.app.picture import ImageFileError, Metadata, Picture
 
 __all__ = ["FORMATS", "Format", "reader_of"]
@@ -64,6 +65,8 @@ def reader_of(head: bytes) -> Callable[[Path], Picture] | None:
         return _read_tiff
     if head[:4] in (b"RIFF", b"RIFX") and head[8:12] == b"WAVE":
         return _read_wav
+    if head.startswith(b"SIMPLE  ="):
+        return read_fits
     return _read_npy if head.startswith(b"\x93NUMPY") else None
 
 
@@ -268,6 +271,8 @@ def _write_wav(file: BinaryIO, picture: Picture) -> None:
 _JPEG = Format("JPEG", _write_jpeg, (_UINT8,), opacity=False, stacks=False)
 _TIFF = Format("TIFF", _write_tiff)
 _WAVE_DEPTHS = tuple(np.dtype(name) for name in ("uint8", "int16", "int32", "float64", "float32"))
+_FITS_DEPTHS = tuple(np.dtype(f"{kind}{size}") for kind in "iu" for size in (2, 4, 8))
+_FITS = Format("FITS", write_fits, (np.dtype(np.uint8), np.dtype(np.float32), *_FITS_DEPTHS, np.dtype(np.float64)))
 FORMATS = {
     ".png": Format("PNG", _write_png, (_UINT8, _UINT16), stacks=False),
     ".jpg": _JPEG,
@@ -275,5 +280,7 @@ FORMATS = {
     ".tif": _TIFF,
     ".tiff": _TIFF,
     ".npy": Format("NPY", _write_npy),
+    ".fits": _FITS,
+    ".fit": _FITS,
     ".wav": Format("WAV", _write_wav, _WAVE_DEPTHS, opacity=False, stacks=False, images=False),
 }

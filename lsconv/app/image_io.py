@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from lsconv.app.fits import check_astropy
 from lsconv.app.formats import FORMATS, reader_of
 from lsconv.app.picture import ImageFileError, Metadata, Picture, quantised
 
@@ -37,7 +38,7 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_picture(path: Path) -> Picture:
-    """Read a PNG, JPEG, TIFF, NPY or WAV file, recognised by its first bytes.
+    """Read a PNG, JPEG, TIFF, NPY, WAV or FITS file, recognised by its first bytes.
 
     PNG: 1 to 16 bits, palettes come back as colour. TIFF: any number type and any axes ...YX (time, channel, depth).
     NPY: ``(samples,)``, ``(height, width)``, ``(height, width, up to 4 channels)``, ``(pages, height, width)`` or
@@ -57,7 +58,7 @@ def read_picture(path: Path) -> Picture:
         head = file.read(12)
     read = reader_of(head)
     if read is None:
-        raise ImageFileError(f"{path}: not a PNG, JPEG, TIFF, NPY or WAV file")
+        raise ImageFileError(f"{path}: not a PNG, JPEG, TIFF, NPY, WAV or FITS file")
     try:
         picture = read(path)
     except (ImageFileError, MemoryError):
@@ -79,9 +80,13 @@ def check_target(path: Path, picture: Picture) -> None:
     target = FORMATS.get(path.suffix.lower())
     if target is None:
         raise ImageFileError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
+    if target.name == "FITS":
+        check_astropy(path)
+        if picture.values.dtype not in (target.depths or ()):
+            raise ImageFileError(f"{path}: FITS cannot hold {picture.values.dtype}; use .npy")
     if picture.values.ndim > 3 and not target.stacks:
         raise ImageFileError(f"{path}: {target.name} cannot hold a stack of images; use .tif or .npy")
-    if picture.line and target.images and target.name != "NPY":
+    if picture.line and target.images and target.name not in ("NPY", "FITS"):
         raise ImageFileError(f"{path}: {target.name} cannot hold a signal; use .npy or .wav")
     if not picture.line and not target.images:
         raise ImageFileError(f"{path}: {target.name} cannot hold an image; use .tif or .npy")

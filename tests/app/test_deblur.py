@@ -245,7 +245,7 @@ def pictures(leave: Leave) -> Leave:
         ("deblur a.png -o x.png", "give one of --psf, --gaussian, --disk, --motion, --box as the blur, got none"),
         ("deblur a.png --box 3 --disk 2 -o x.png", "got --disk, --box"),
         ("deblur none.png --box 3 -o x.png", "none.png: No such file"),
-        ("deblur text.txt --box 3 -o x.png", "text.txt: not a PNG, JPEG, TIFF, NPY or WAV file"),
+        ("deblur text.txt --box 3 -o x.png", "text.txt: not a PNG, JPEG, TIFF, NPY, WAV or FITS file"),
         ("deblur empty --box 3 -o x", "empty: the folder has no file that ends in .png"),
         ("deblur nan.npy --box 3 -o x.npy", "nan.npy: image: has no measured pixel"),
         ("deblur a.png --box 13 -o x.png", "a.png: psf: its size (13, 13) exceeds that of the image, (12, 12)"),

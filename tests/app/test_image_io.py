@@ -264,8 +264,8 @@ def _saved(save: Any) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.png", b"no picture at all", "not a PNG, JPEG, TIFF, NPY or WAV"),
-        ("empty.png", b"", "not a PNG, JPEG, TIFF, NPY or WAV"),
+        ("a.png", b"no picture at all", "not a PNG, JPEG, TIFF, NPY, WAV or FITS"),
+        ("empty.png", b"", "not a PNG, JPEG, TIFF, NPY, WAV or FITS"),
         ("a.gif", b"GIF89a\x01\x00\x01\x00", "not a PNG"),
         ("cut.npy", _saved(lambda f: np.save(f, np.ones((9, 9))))[:-9], "damaged"),
         ("cut.tif", b"II*\0\x08\0\0\0", "damaged"),
