@@ -13,7 +13,7 @@ iterations     ``lsmr``, ``lsqr``, ``cgls``, ``craig``; ``cg``, ``minres``, ``gm
 modules        ``nn.PseudoInverse``, ``nn.Tikhonov``, ``nn.RangeNull``
 errors         ``LsconvError``, the base of all: ``ArgumentError``, ``ArgumentTypeError``, ``ShapeError``,
                ``DtypeError``, ``DeviceError``, ``NonFiniteError``, ``MethodError``, ``PreconditionerError``,
-               ``PlanMemoryError``, ``ConvergenceError``; and ``ConvergenceWarning``
+               ``PlanMemoryError``, ``ConvergenceError``; and the warnings ``ConvergenceWarning``, ``InputWarning``
 =============  ====================================================================================================
 """
 
@@ -35,7 +35,8 @@ from lsconv.inverse.tikhonov import tikhonov
 from lsconv.inverse.damping.choose_damp import Selection, choose_damp
 from lsconv.inverse.total_variation import total_variation
 from lsconv.inverse.plug_and_play import plug_and_play
-from lsconv.inverse.deconvolve import blur_operator, deconvolve
+from lsconv.inverse.deconvolve import deconvolve
+from lsconv.inverse.blur import blur_operator
 from lsconv.krylov.loop.solution import History, Solution, Status
 
 # structure
@@ -56,6 +57,7 @@ from lsconv.errors import (
     ConvergenceWarning,
     DeviceError,
     DtypeError,
+    InputWarning,
     LsconvError,
     MethodError,
     NonFiniteError,
@@ -131,6 +133,7 @@ __all__ = [
     "PlanMemoryError",
     "ConvergenceError",
     "ConvergenceWarning",
+    "InputWarning",
 ]
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "ConvergenceWarning",
     "DeviceError",
     "DtypeError",
+    "InputWarning",
     "LsconvError",
     "MethodError",
     "NonFiniteError",
@@ -76,6 +77,10 @@ class ConvergenceError(LsconvError, RuntimeError):
 
 class ConvergenceWarning(UserWarning):
     """A solve did not converge; ``Solution.status`` says why."""
+
+
+class InputWarning(UserWarning):
+    """An input was read in a way that the caller should know of: pixels as missing, a PSF as unnormalised."""
 
 
 def warn(message: str, category: type[Warning] = ConvergenceWarning) -> None:

@@ -19,26 +19,43 @@ from rich.table import Table
 
 import lsconv
 from lsconv.app import demo as demonstration
+from lsconv.app.batch import complain, describe, for_each
+from lsconv.app.blurring import Blurring
 from lsconv.app.image_io import ImageFileError
 from lsconv.app.plots import Panel, draw_comparison
-from lsconv.app.requests import BOUNDARIES, UsageError, check_plot, choose_device, choose_psf, plan_outputs
-from lsconv.app.restore import Blurring, Restoring, complain, describe, for_each
+from lsconv.app.report_page import write_page
+from lsconv.app.requests import (
+    BOUNDARIES,
+    UsageError,
+    check_plot,
+    choose_device,
+    choose_psf,
+    find_images,
+    make_folder,
+    parse_memory,
+    plan_outputs,
+)
+from lsconv.app.restore import PRIORS, RULES, Restoring
 
 __all__ = ["app", "run"]
 
 app = typer.Typer(
     name="lsconv",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
-ImagesArgument = Annotated[list[Path], typer.Argument(help="PNG, JPEG, TIFF or NPY pictures.", metavar="IMAGE...")]
+ImagesArgument = Annotated[
+    list[Path], typer.Argument(help="PNG, JPEG, TIFF, NPY, WAV or FITS files, or folders of them.", metavar="IMAGE...")
+]
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", help="The file to write, or a folder; its ending names the format.")
 ]
-PsfOption = Annotated[Path | None, typer.Option(help="The blur: a picture or an NPY array; it is divided by its sum.")]
+PsfOption = Annotated[
+    Path | None, typer.Option(help="The blur: an image, a stack or an NPY array; it is divided by its sum.")
+]
 GaussianOption = Annotated[float | None, typer.Option(help="The blur: a Gaussian of this sigma.", metavar="SIGMA")]
 DiskOption = Annotated[float | None, typer.Option(help="The blur: out of focus, this radius.", metavar="RADIUS")]
 MotionOption = Annotated[
@@ -47,7 +64,7 @@ MotionOption = Annotated[
 ]
 BoxOption = Annotated[int | None, typer.Option(help="The blur: the mean over K×K pixels.", metavar="K")]
 BoundaryOption = Annotated[
-    str, typer.Option(help=f"What lies beyond the picture: {', '.join(BOUNDARIES)}.", metavar="BOUNDARY")
+    str, typer.Option(help=f"What lies beyond the image: {', '.join(BOUNDARIES)}.", metavar="BOUNDARY")
 ]
 
 
@@ -83,9 +100,23 @@ def print_error(message: str) -> int:
     return 2
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"lsconv {lsconv.__version__}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def overview(context: typer.Context) -> None:
-    """Invert convolutions: least-squares, minimum-norm and regularised solutions of y = conv(x, K)."""
+def overview(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Invert convolutions: least-squares, minimum-norm and regularised solutions of y = conv(x, K).
+
+    Exit codes: 0 done, 1 written but not converged, 2 asked for wrongly or failed, 130 interrupted.
+    """
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -99,38 +130,75 @@ def deblur(
     disk: DiskOption = None,
     motion: MotionOption = None,
     box: BoxOption = None,
+    origin: Annotated[str, typer.Option(help="The PSF's centre: center (pixel size // 2), peak, centroid.")] = "center",
     boundary: BoundaryOption = "unknown",
     prior: Annotated[
-        str, typer.Option(help="What pictures are like: gradient, tikhonov, tv.", metavar="PRIOR")
+        str, typer.Option(help=f"What images are like: {', '.join(PRIORS)}.", metavar="PRIOR")
     ] = "gradient",
     damp: Annotated[
-        str,
-        typer.Option(
-            help="A number, a rule (gcv, discrepancy, upre, lcurve, evidence), or auto: gcv, upre with --noise-std."
-        ),
+        str, typer.Option(help=f"A number, a rule ({', '.join(RULES)}), or auto: gcv, upre with --noise-std.")
     ] = "auto",
     weight: Annotated[float | None, typer.Option(help="Of the total variation; from the noise if not given.")] = None,
+    noise: Annotated[str, typer.Option(help="Of the image: gaussian or poisson.")] = "gaussian",
     noise_std: Annotated[
-        float | None, typer.Option(help="Standard deviation of the noise; white is 1 in pictures of integers.")
+        float | None, typer.Option(help="Standard deviation of gaussian noise, in the image's own units.")
     ] = None,
+    background: Annotated[float, typer.Option(help="Light without the scene, in the image's own units.")] = 0.0,
+    gain: Annotated[float, typer.Option(help="Grey levels per photon, of Poisson noise.")] = 1.0,
+    offset: Annotated[float, typer.Option(help="Grey level of no light.")] = 0.0,
+    read_noise: Annotated[float, typer.Option(help="Noise of the camera beside the photons', in photons.")] = 0.0,
+    low: Annotated[float | None, typer.Option("--min", help="Lowest value, in the image's own units.")] = None,
+    high: Annotated[float | None, typer.Option("--max", help="Highest value.")] = None,
+    nonnegative: Annotated[bool, typer.Option("--nonnegative", help="The same as --min 0.")] = False,
     device: DeviceOption = "cpu",
-    plot: Annotated[Path | None, typer.Option(help="Write a report about the restoration, a .png file.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the files.")] = 1,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Refuse files that need more, such as 4G.", metavar="SIZE")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a report about one restoration, a .png file.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with a report about every file into this folder.", metavar="FOLDER"),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what is amiss.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what was chosen, and why.")] = False,
 ) -> None:
-    """Restore pictures whose blur is known.
+    """Restore images whose blur is known.
 
-    Pixels are taken as stored, bit depth, colour, opacity and metadata are kept where the format has them. A PSF's
-    centre is its pixel size // 2. With boundary 'unknown' nothing is assumed about what lies beyond the picture.
+    Everything in the image's units (noise, background, bounds) is in grey levels of the file, or values of floating
+    point, and so is the answer. Bit depth, colour, opacity, axes (time, channel, depth) and metadata are kept where the
+    format has them; NaN are missing pixels. Every time and channel, and every slice under a PSF of two axes, is
+    restored by itself; a PSF may have one kernel per channel. With boundary 'unknown' nothing is assumed about what
+    lies beyond the image. Folders are made where they are missing.
+
+    Exit codes: 0 done, 1 written but not converged, 2 asked for wrongly or failed, 130 interrupted.
 
     \b
     Example, with a picture photo.png:
-      lsconv blur photo.png --disk 3 --noise-std 0.01 -o blurred.png
+      lsconv blur photo.png --disk 3 --noise-std 2 -o blurred.png
       lsconv deblur blurred.png --disk 3 -o restored.png --plot report.png
     """  # noqa: D301 - a backspace, which tells click not to fill the lines
     _check_boundary(boundary)
+    if quiet and verbose:
+        raise UsageError("--quiet, --verbose: give one of them")
+    if nonnegative and low is not None and low != 0:
+        raise UsageError(f"--nonnegative: is --min 0, got --min {low:g} beside it")
     kernel = choose_psf(psf, gaussian, disk, motion, box)
-    check_plot(plot, images, output)
-    work = Restoring(kernel, boundary, prior, damp, weight, noise_std, choose_device(device), plot)
-    raise typer.Exit(for_each(work, images, plan_outputs(images, output)))
+    files = find_images(images)
+    check_plot(plot, files, output)
+    work = Restoring(
+        kernel, boundary, prior, damp, weight, noise_std, choose_device(device), plot, noise, background, gain, offset,
+        read_noise, (0.0 if nonnegative else low, high), origin, parse_memory(max_memory), verbose, report,
+    )  # fmt: skip
+    targets = plan_outputs(files, output, folder=any(path.is_dir() for path in images))
+    if report is not None:
+        make_folder("--report", report)
+    code, outcomes = for_each(work, files, targets, jobs=jobs, quiet=quiet)
+    if report is not None:
+        page = write_page(report, outcomes, targets, " ".join(["lsconv", *sys.argv[1:]]))
+        if not quiet:
+            print(f"report: {page}")
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -144,23 +212,26 @@ def blur(
     box: BoxOption = None,
     boundary: BoundaryOption = "unknown",
     noise_std: Annotated[
-        float, typer.Option(help="Standard deviation of the noise to add; white is 1 in pictures of integers.")
+        float, typer.Option(help="Standard deviation of the noise to add, in the image's own units.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the noise; the same gives the same.")] = 0,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Blur pictures and add noise, to try `lsconv deblur` on.
+    """Blur images and add noise, to try `lsconv deblur` on.
 
-    With boundary 'unknown' the result is smaller: the pixels that need nothing from beyond the picture.
+    With boundary 'unknown' the result is smaller: the pixels that need nothing from beyond the image.
 
     \b
     Example, with a picture photo.png:
-      lsconv blur photo.png --motion 15,30 --noise-std 0.01 --seed 1 -o blurred.png
+      lsconv blur photo.png --motion 15,30 --noise-std 2 --seed 1 -o blurred.png
     """  # noqa: D301
     _check_boundary(boundary)
     kernel = choose_psf(psf, gaussian, disk, motion, box)
-    work = Blurring(kernel, boundary, noise_std, torch.Generator().manual_seed(seed), choose_device(device))
-    raise typer.Exit(for_each(work, images, plan_outputs(images, output)))
+    files = find_images(images)
+    work = Blurring(kernel, boundary, noise_std, seed, choose_device(device))
+    targets = plan_outputs(files, output, folder=any(path.is_dir() for path in images))
+    code, _ = for_each(work, files, targets)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -16,7 +16,9 @@ import numpy as np
 import tifffile
 from PIL import Image as PillowImage
 from PIL.PngImagePlugin import PngInfo
+from scipy.io import wavfile
 
+from lsconv.app.fits import read_fits, write_fits
 from lsconv.app.picture import ImageFileError, Metadata, Picture
 
 __all__ = ["FORMATS", "Format", "reader_of"]
@@ -42,6 +44,7 @@ class Format:
         depths: number types it can hold, the one for everything else last; None: all.
         opacity: whether it holds opacity.
         stacks: whether it holds several pages.
+        images: whether it holds images; else signals alone.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Format:
     depths: tuple[np.dtype[Any], ...] | None = None
     opacity: bool = True
     stacks: bool = True
+    images: bool = True
 
 
 def reader_of(head: bytes) -> Callable[[Path], Picture] | None:
@@ -59,6 +63,10 @@ def reader_of(head: bytes) -> Callable[[Path], Picture] | None:
         return _read_jpeg
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _read_tiff
+    if head[:4] in (b"RIFF", b"RIFX") and head[8:12] == b"WAVE":
+        return _read_wav
+    if head.startswith(b"SIMPLE  ="):
+        return read_fits
     return _read_npy if head.startswith(b"\x93NUMPY") else None
 
 
@@ -176,14 +184,12 @@ def _read_tiff(path: Path) -> Picture:
         description = page.description or None
         if description is not None and description.startswith(_OWN):
             description = None
-        moved = False
-        for name in "SC":  # channels within a page, or one a page
-            if name in axes and values.shape[axes.index(name)] <= 4:
-                moved = axes.index(name) != values.ndim - 1
-                values = np.moveaxis(values, axes.index(name), -1)
-                break
+        if "S" in axes:  # samples of a pixel
+            values, axes = np.moveaxis(values, axes.index("S"), -1), axes.replace("S", "")
         else:
             values = values[..., None]
+        if not axes.endswith("YX"):
+            raise ImageFileError(f"{path}: TIFF axes {series.axes} are not supported, expected ...YX")
         if page.photometric.name == "MINISWHITE" and values.dtype.kind == "u":
             values = np.iinfo(values.dtype).max - values
         tags = page.tags
@@ -194,11 +200,12 @@ def _read_tiff(path: Path) -> Picture:
             unit=_UNITS.get(int(tags["ResolutionUnit"].value), "none") if "ResolutionUnit" in tags else "inch",
             description=description,
         )
-    pages = values.reshape(-1, *values.shape[-3:]) if values.ndim > 4 else values
     if description is not None and description.startswith(_LAYOUTS):
-        metadata = replace(metadata, layout=() if moved else pages.shape)
-    native = np.ascontiguousarray(pages).astype(pages.dtype.newbyteorder("="), copy=False)
-    return Picture(native, bool(page.extrasamples) and native.shape[-1] in (2, 4), metadata)
+        metadata = replace(metadata, layout=values.shape)
+    native = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("="), copy=False)
+    opacity = bool(page.extrasamples) and native.shape[-1] in (2, 4)
+    leading = axes[:-2] if len(axes) != 3 or axes[0] in "TCZ" else "Z"  # pages of which nothing is said
+    return Picture(native, opacity, metadata, leading)
 
 
 def _resolution(x: Any, y: Any) -> tuple[float, float] | None:
@@ -209,7 +216,7 @@ def _resolution(x: Any, y: Any) -> tuple[float, float] | None:
 
 def _write_tiff(file: BinaryIO, picture: Picture) -> None:
     values, metadata = picture.values, picture.metadata
-    colour = values.shape[-1] >= 3
+    colour = values.shape[-1] - picture.opacity == 3
     values = values[..., 0] if values.shape[-1] == 1 else values
     options: dict[str, Any] = {"photometric": "rgb" if colour else "minisblack"}
     if picture.values.shape[-1] > 1:
@@ -226,26 +233,46 @@ def _write_tiff(file: BinaryIO, picture: Picture) -> None:
     tifffile.imwrite(file, values, metadata=None, **options)
 
 
-# ------------------------------------------------------------------------------------------------------------- NPY
+# -------------------------------------------------------------------------------------------------------- NPY, WAV
 
 
 def _read_npy(path: Path) -> Picture:
     values = np.load(path, allow_pickle=False)
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if values.ndim == 1:
+        return Picture(native[None, :, None], line=True)
     if values.ndim not in (2, 3, 4):
-        raise ImageFileError(f"{path}: an array of shape {values.shape} is not a picture or a stack of them")
+        raise ImageFileError(f"{path}: an array of shape {values.shape} is not a signal, an image or a stack of images")
     channels = values.ndim > 2 and values.shape[-1] <= 4
     if values.ndim == 4 and not channels:
         raise ImageFileError(f"{path}: an array of shape {values.shape} is not a stack: it has more than 4 channels")
-    native = values.astype(values.dtype.newbyteorder("="), copy=False)
     return Picture(native if channels else native[..., None], channels and values.shape[-1] in (2, 4))
 
 
 def _write_npy(file: BinaryIO, picture: Picture) -> None:
-    np.save(file, picture.values[..., 0] if picture.values.shape[-1] == 1 else picture.values)
+    values = picture.values[..., 0] if picture.values.shape[-1] == 1 else picture.values
+    np.save(file, values[0] if picture.line else values)
+
+
+def _read_wav(path: Path) -> Picture:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks beside the samples
+        rate, values = wavfile.read(path)
+    samples = values[:, None] if values.ndim == 1 else values
+    return Picture(samples[None].astype(samples.dtype.newbyteorder("="), copy=False), line=True,
+                   metadata=Metadata(rate=int(rate)))  # fmt: skip
+
+
+def _write_wav(file: BinaryIO, picture: Picture) -> None:
+    values = picture.values[0]
+    wavfile.write(file, picture.metadata.rate or 1, values[:, 0] if values.shape[-1] == 1 else values)
 
 
 _JPEG = Format("JPEG", _write_jpeg, (_UINT8,), opacity=False, stacks=False)
 _TIFF = Format("TIFF", _write_tiff)
+_WAVE_DEPTHS = tuple(np.dtype(name) for name in ("uint8", "int16", "int32", "float64", "float32"))
+_FITS_DEPTHS = tuple(np.dtype(f"{kind}{size}") for kind in "iu" for size in (2, 4, 8))
+_FITS = Format("FITS", write_fits, (np.dtype(np.uint8), np.dtype(np.float32), *_FITS_DEPTHS, np.dtype(np.float64)))
 FORMATS = {
     ".png": Format("PNG", _write_png, (_UINT8, _UINT16), stacks=False),
     ".jpg": _JPEG,
@@ -253,4 +280,7 @@ FORMATS = {
     ".tif": _TIFF,
     ".tiff": _TIFF,
     ".npy": Format("NPY", _write_npy),
+    ".fits": _FITS,
+    ".fit": _FITS,
+    ".wav": Format("WAV", _write_wav, _WAVE_DEPTHS, opacity=False, stacks=False, images=False),
 }

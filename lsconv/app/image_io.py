@@ -1,4 +1,4 @@
-"""Pictures read from files and written to them, whole or not at all."""
+"""Images read from files and written to them, whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from lsconv.app.fits import check_astropy
 from lsconv.app.formats import FORMATS, reader_of
 from lsconv.app.picture import ImageFileError, Metadata, Picture, quantised
 
@@ -37,11 +38,11 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_picture(path: Path) -> Picture:
-    """Read a PNG, JPEG, TIFF or NPY file, recognised by its first bytes.
+    """Read a PNG, JPEG, TIFF, NPY, WAV or FITS file, recognised by its first bytes.
 
-    PNG: 1 to 16 bits, palettes come back as colour. TIFF: integers up to 32 bits and floating point, several pages as
-    a stack. NPY: ``(height, width)``, ``(height, width, up to 4 channels)``, ``(pages, height, width)`` or ``(pages,
-    height, width, channels)``; 2 and 4 channels mean that the last one is opacity.
+    PNG: 1 to 16 bits, palettes come back as colour. TIFF: any number type and any axes ...YX (time, channel, depth).
+    NPY: ``(samples,)``, ``(height, width)``, ``(height, width, up to 4 channels)``, ``(pages, height, width)`` or
+    ``(pages, height, width, channels)``; 2 and 4 channels mean that the last one is opacity. NaN stays NaN.
 
     Args:
         path: the file.
@@ -50,14 +51,14 @@ def read_picture(path: Path) -> Picture:
         The :class:`Picture`.
 
     Raises:
-        ImageFileError: when the file is no such picture, is damaged, or holds NaN or infinity.
+        ImageFileError: when the file is no such picture, is damaged, or holds infinity.
         OSError: when the file cannot be opened.
     """
     with open(path, "rb") as file:
         head = file.read(12)
     read = reader_of(head)
     if read is None:
-        raise ImageFileError(f"{path}: not a PNG, JPEG, TIFF or NPY picture")
+        raise ImageFileError(f"{path}: not a PNG, JPEG, TIFF, NPY, WAV or FITS file")
     try:
         picture = read(path)
     except (ImageFileError, MemoryError):
@@ -65,12 +66,12 @@ def read_picture(path: Path) -> Picture:
     except Exception as error:  # the readers raise all kinds of errors for damaged files
         raise ImageFileError(f"{path}: damaged or unsupported file ({error})") from None
     values = picture.values
-    if values.dtype.kind not in "iuf" or (values.dtype.kind in "iu" and values.dtype.itemsize > 4):
+    if values.dtype.kind not in "iufb":
         raise ImageFileError(f"{path}: values of type {values.dtype} are not supported")
-    if values.size == 0 or values.ndim not in (3, 4) or not 1 <= values.shape[-1] <= 4:
-        raise ImageFileError(f"{path}: an array of shape {values.shape} (with channels last) is not a picture")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ImageFileError(f"{path}: contains NaN or infinity")
+    if values.size == 0 or values.ndim < 3 or not (picture.line or 1 <= values.shape[-1] <= 4):
+        raise ImageFileError(f"{path}: an array of shape {values.shape} (with channels last) is not an image")
+    if values.dtype.kind == "f" and np.isinf(values).any():
+        raise ImageFileError(f"{path}: contains infinity; missing pixels are NaN")
     return picture
 
 
@@ -79,13 +80,23 @@ def check_target(path: Path, picture: Picture) -> None:
     target = FORMATS.get(path.suffix.lower())
     if target is None:
         raise ImageFileError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
+    if target.name == "FITS":
+        check_astropy(path)
+        if picture.values.dtype not in (target.depths or ()):
+            raise ImageFileError(f"{path}: FITS cannot hold {picture.values.dtype}; use .npy")
     if picture.values.ndim > 3 and not target.stacks:
-        raise ImageFileError(f"{path}: {target.name} cannot hold a stack of pictures; use .tif or .npy")
+        raise ImageFileError(f"{path}: {target.name} cannot hold a stack of images; use .tif or .npy")
+    if picture.line and target.images and target.name not in ("NPY", "FITS"):
+        raise ImageFileError(f"{path}: {target.name} cannot hold a signal; use .npy or .wav")
+    if not picture.line and not target.images:
+        raise ImageFileError(f"{path}: {target.name} cannot hold an image; use .tif or .npy")
+    if picture.line and not target.images and picture.values.dtype not in (target.depths or ()):
+        raise ImageFileError(f"{path}: {target.name} cannot hold {picture.values.dtype}; use .npy")
     if picture.opacity and not target.opacity:
         raise ImageFileError(f"{path}: {target.name} cannot hold opacity; use .png or .tif")
     if target.depths is None or picture.values.dtype in target.depths:
         return
-    if picture.values.dtype.kind == "f" and (picture.values.min() < 0 or picture.values.max() > 1):
+    if picture.values.dtype.kind == "f" and not (np.nanmin(picture.values) >= 0 and np.nanmax(picture.values) <= 1):
         raise ImageFileError(f"{path}: {target.name} cannot hold values outside [0, 1]; use .tif or .npy")
     if picture.values.dtype.kind == "i":
         raise ImageFileError(f"{path}: {target.name} cannot hold negative integers; use .tif or .npy")
@@ -118,7 +129,7 @@ def write_picture(path: Path, picture: Picture) -> None:
     check_target(path, picture)
     target = FORMATS[path.suffix.lower()]
     if target.depths is not None and picture.values.dtype not in target.depths:
-        scale = np.iinfo(picture.values.dtype).max if picture.is_integer else 1
+        scale = float(np.iinfo(picture.values.dtype).max) if picture.is_integer else 1.0
         picture = replace(picture, values=quantised(picture.values / scale, target.depths[-1]))
     with atomically(path) as file:
         target.write(file, picture)

@@ -1,4 +1,4 @@
-"""A picture in the number type of its file, with what the file says about it."""
+"""An image in the number type of its file, with what the file says about it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ImageFileError", "Metadata", "Picture", "quantised"]
+__all__ = ["ImageFileError", "Metadata", "Picture", "quantised", "rounded"]
 
 
 class ImageFileError(Exception):
@@ -18,7 +18,7 @@ class ImageFileError(Exception):
 
 @dataclass(frozen=True)
 class Metadata:
-    """The description of an image in its file, apart from the pixels.
+    """The description that a file has of its image, apart from the pixels.
 
     Attributes:
         icc: the ICC colour profile.
@@ -28,6 +28,8 @@ class Metadata:
         description: TIFF's ImageDescription, PNG's text "Description", JPEG's comment.
         layout: the shape of the array that the description tells the layout of (ImageJ's and OME's do); None for plain
             words.
+        rate: samples per second of a signal.
+        header: the header of a FITS file.
         chunks: PNG's ancillary chunks, word for word, for a way from PNG to PNG.
     """
 
@@ -38,6 +40,8 @@ class Metadata:
     description: str | None = None
     layout: tuple[int, ...] | None = None
     chunks: tuple[tuple[bytes, bytes], ...] = ()
+    rate: int | None = None
+    header: Any = None
 
     @property
     def dpi(self) -> tuple[float, float] | None:
@@ -54,22 +58,31 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, or a stack of them, in the number type of its file.
+    """An image, a stack of them or a signal, in the number type of its file.
 
     Attributes:
-        values: ``(height, width, channels)`` or ``(pages, height, width, channels)``, channels being 1 (grey) or 3,
-            and one more where there is opacity.
+        values: ``(*leading, height, width, channels)``, channels being 1 (grey) or 3, and one more where there is
+            opacity; a signal has height 1 and any number of channels.
         opacity: whether the last channel is opacity.
         metadata: what else the file said.
+        axes: a letter for every leading axis, as TIFF names them: T time, C channel, Z depth, others for anything else;
+            given none, Z for one axis.
+        line: whether it is a signal.
     """
 
     values: np.ndarray[Any, Any]
     opacity: bool = False
     metadata: Metadata = field(default_factory=Metadata)
+    axes: str = ""
+    line: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.axes and self.values.ndim > 3:
+            object.__setattr__(self, "axes", "QPNMZ"[-(self.values.ndim - 3) :])
 
     @property
     def is_integer(self) -> bool:
-        """Tell whether the values are integers, of which the largest possible is white."""
+        """True where the values are integers."""
         return np.issubdtype(self.values.dtype, np.integer)
 
     @property
@@ -80,27 +93,44 @@ class Picture:
 
     @property
     def colours(self) -> Tensor:
-        """The :attr:`pixels` without the opacity, float32, or float64 where the file holds 32 bits or more."""
+        """The values without the opacity, ``(..., channels, height, width)``, in the units of the file.
+
+        float32, or float64 where the file holds 32 bits or more (float32 itself excepted).
+        """
         values = np.moveaxis(self.values[..., :-1] if self.opacity else self.values, -1, -3)
         wide = self.values.dtype.itemsize > 4 or (self.is_integer and self.values.dtype.itemsize == 4)
-        scaled = values.astype(np.float64 if wide else np.float32)
-        if self.is_integer:
-            scaled /= np.iinfo(self.values.dtype).max
-        return torch.from_numpy(np.ascontiguousarray(scaled))
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64 if wide else np.float32))
 
     def with_colours(self, colours: Tensor, crop: tuple[slice, ...] = (slice(None), slice(None))) -> Picture:
-        """The picture with other colours, rounded to its number type, and its opacity cut by ``crop``.
+        """The image with other colours, rounded and cut off to its number type, and its opacity cut by ``crop``.
 
         Args:
-            colours: ``(..., channels, height, width)``, on the scale of :attr:`colours`.
-            crop: rows and columns (before them pages) of this picture that the colours stand for.
+            colours: ``(..., channels, height, width)``, in the units of the file.
+            crop: rows and columns (before them pages) of this image that the colours stand for.
         """
         values = np.moveaxis(colours.detach().cpu().numpy(), -3, -1)
-        values = quantised(values, self.values.dtype) if self.is_integer else values.astype(self.values.dtype)
+        if self.is_integer:
+            values = rounded(values, self.values.dtype)
+        else:
+            values = values > 0.5 if self.values.dtype == bool else values.astype(self.values.dtype)
         if self.opacity:
             place: tuple[Any, ...] = (Ellipsis, *crop, slice(-1, None))
             values = np.concatenate([values, self.values[place]], axis=-1)
         return replace(self, values=values)
+
+
+def rounded(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """``values`` as integers of that type, rounded and cut off.
+
+    Example:
+        >>> import numpy as np
+        >>> rounded(np.array([-0.7, 2.6, 300.0]), np.dtype(np.uint8)).tolist()
+        [0, 3, 255]
+    """
+    limits = np.iinfo(dtype)
+    wide = values.astype(np.float64) if dtype.itemsize >= 4 else values  # float32 has no 2^32 - 1
+    high = float(limits.max) if dtype.itemsize < 8 else float(np.nextafter(float(limits.max), 0))
+    return np.clip(np.rint(wide), limits.min, high).astype(dtype)
 
 
 def quantised(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
@@ -111,6 +141,4 @@ def quantised(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[
         >>> quantised(np.array([-0.5, 0.501 / 255, 2.0]), np.dtype(np.uint8)).tolist()
         [0, 1, 255]
     """
-    limits = np.iinfo(dtype)
-    wide = values.astype(np.float64) if dtype.itemsize >= 4 else values  # float32 has no 2^32 - 1
-    return np.clip(np.rint(wide * limits.max), limits.min, limits.max).astype(dtype)
+    return rounded(values.astype(np.float64) * np.iinfo(dtype).max, dtype)

@@ -11,6 +11,7 @@ is then small at every shift t but zero. Of white noise in N pixels, each of M s
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor
 from lsconv.app.image_io import atomically
 from lsconv.app.requests import Kernel
 
-__all__ = ["Whiteness", "draw_report", "whiteness"]
+__all__ = ["Evidence", "Whiteness", "draw_report", "whiteness"]
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,14 @@ class Whiteness:
 
     def __str__(self) -> str:
         row, column = self.shift
-        verdict = "white noise: below" if self.white else "not white; white noise: below"
-        return (
-            f"autocorrelation up to {self.correlation:.3f} (shift {row}, {column})\n{verdict} {self.bound:.3f} in 99 %"
+        figures = (
+            f"autocorrelation up to {self.correlation:.3f} at shift {row}, {column}; of white noise {self.bound:.3f}"
         )
+        if self.white:
+            return f"looks like noise alone\n{figures}"
+        slight = self.correlation < 0.1
+        verdict = "nearly noise alone" if slight else "part of the image is left: damp less, or another PSF"
+        return f"{verdict}\n{figures}"
 
 
 def whiteness(residual: Tensor, reach: int = 16) -> Whiteness:
@@ -82,40 +87,69 @@ def whiteness(residual: Tensor, reach: int = 16) -> Whiteness:
     return Whiteness(float(right.abs().max()), shift, quantile / math.sqrt(pictures.numel()))
 
 
-def draw_report(
-    path: Path, data: Tensor, restored: Tensor, kernel: Kernel, residual: Tensor, solution: Any, title: str
-) -> Whiteness:
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The parts of a report on one item.
+
+    Attributes:
+        data: the blurred image less background and offset, ``(channels, *size)``; of a stack the middle slice is shown.
+        restored: the restoration, shaped like data.
+        kernel: the point spread function.
+        residual: data less the blurred restoration; NaN where pixels are missing.
+        solution: what :func:`lsconv.deconvolve` returned.
+        centre: the PSF's; None: the middle.
+        standardised: whether the residual is in standard deviations of the noise.
+    """
+
+    data: Tensor
+    restored: Tensor
+    kernel: Kernel
+    residual: Tensor
+    solution: Any
+    centre: tuple[int, ...] | None = None
+    standardised: bool = False
+
+
+def draw_report(path: Path, evidence: Evidence, title: str) -> Whiteness:
     """Draw the report and write it as PNG.
 
     Args:
         path: the file, written atomically.
-        data: the blurred picture, ``(..., channels, *size)``; of a stack the middle picture is shown.
-        restored: the restoration, shaped like data.
-        kernel: the point spread function.
-        residual: data less the blurred restoration.
-        solution: what :func:`lsconv.deconvolve` returned.
+        evidence: what to show.
         title: the line on top.
 
     Returns:
         The residual's whiteness.
     """
-    judged = whiteness(residual)
+    kernel, solution = evidence.kernel, evidence.solution
+    data, restored, residual = (
+        each.unsqueeze(-2) if kernel.ndim == 1 else each
+        for each in (evidence.data, evidence.restored, evidence.residual)
+    )
+    judged = whiteness(torch.nan_to_num(residual))
     last = next((each for each in (solution.selection, solution.history) if hasattr(each, "plot")), None)
     height, width = data.shape[-2:]
     upper = 5.0 * min(max(height / width, 0.4), 1.6)
     figure = Figure(figsize=(10.4, upper + 4.0), dpi=100, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle("\n".join(textwrap.wrap(title, 120)), fontsize=11)
     rows: Any = figure.subfigures(2, 1, height_ratios=(upper, 3.4))
-    pair = rows[0].subplots(1, 2)
-    shown = _middle(data, kernel), _middle(restored, kernel)
-    low, high = _range(shown[0])
-    for axes, picture, name in zip(pair, shown, ("data", "restoration"), strict=True):
-        _show(axes, (picture - low) / (high - low))
-        axes.set_title(name, fontsize=10)
+    if kernel.ndim == 1:
+        axes = rows[0].subplots()
+        axes.plot(data[0, 0].numpy(), label="data", linewidth=0.8)
+        axes.plot(restored[0, 0].numpy(), label="restoration", linewidth=0.8)
+        axes.legend(fontsize=8)
+    else:
+        low, high = _range(torch.nan_to_num(_middle(data, kernel)))
+        for axes, image, name in zip(rows[0].subplots(1, 2), (data, restored), ("data", "restoration"), strict=True):
+            _show(axes, (torch.nan_to_num(_middle(image, kernel)) - low) / (high - low))
+            slices = f", slice {data.shape[-3] // 2 + 1} of {data.shape[-3]}" if kernel.ndim == 3 else ""
+            axes.set_title(f"{name}{slices}, {low:.3g} to {high:.3g}", fontsize=10)
     panels = rows[1].subplots(1, 2 if last is None else 3)
-    _draw_psf(figure, panels[0], kernel)
+    _draw_psf(panels[0], kernel, evidence.centre or tuple(k // 2 for k in kernel.size))
     _draw_residual(rows[1], panels[1], _middle(residual, kernel), judged)
+    if evidence.standardised:
+        panels[1].set_title("residual / standard deviation", fontsize=10)
     if last is not None:
         last.plot(panels[2])
         chosen = last is solution.selection
@@ -130,11 +164,10 @@ def draw_report(
     return judged
 
 
-def _middle(pictures: Tensor, kernel: Kernel) -> Tensor:
-    """``(channels, height, width)``: the picture itself, or the middle one of a stack."""
-    pages = kernel.pages_of(pictures.detach().float().cpu())
-    pages = pages.reshape(-1, *pages.shape[-3:])
-    return pages[len(pages) // 2]
+def _middle(image: Tensor, kernel: Kernel) -> Tensor:
+    """``(channels, height, width)``: the image itself, or the middle slice of a stack."""
+    shown = image.detach().float().cpu()
+    return shown[:, shown.shape[1] // 2] if kernel.ndim == 3 else shown
 
 
 def _range(picture: Tensor) -> tuple[float, float]:
@@ -151,20 +184,21 @@ def _show(axes: Any, picture: Tensor) -> None:
     axes.set_yticks([])
 
 
-def _draw_psf(figure: Figure, axes: Any, kernel: Kernel) -> None:
+def _draw_psf(axes: Any, kernel: Kernel, centre: tuple[int, ...]) -> None:
     values = kernel.values.detach().float().cpu()
-    values = values.reshape(-1, *values.shape[-2:])
-    plane = values[len(values) // 2] if kernel.ndim == 3 else values[0]
+    values = values.reshape(-1, *kernel.size)[0]
+    plane = values[len(values) // 2] if kernel.ndim == 3 else values.reshape(-1, values.shape[-1])
     axes.imshow(plane.numpy(), cmap="gray", vmin=0, interpolation="nearest")
     size = "×".join(map(str, kernel.size))
-    axes.set_title(f"PSF, {size}, its centre at {', '.join(str(k // 2) for k in kernel.size)}", fontsize=10)
-    axes.plot(plane.shape[1] // 2, plane.shape[0] // 2, "+", color="tab:red")
+    axes.set_title(f"PSF, {size}, its centre at {', '.join(map(str, centre))}", fontsize=10)
+    axes.plot(centre[-1], centre[-2] if len(centre) > 1 else 0, "+", color="tab:red")
     axes.tick_params(labelsize=8)
 
 
 def _draw_residual(figure: Any, axes: Any, residual: Tensor, judged: Whiteness) -> None:
     plane = residual.mean(0)
-    limit = max(3 * float(plane.std()), 1e-12) if plane.numel() > 1 else 1.0
+    measured = plane[torch.isfinite(plane)]
+    limit = max(3 * float(measured.std()), 1e-12) if measured.numel() > 1 else 1.0
     drawn = axes.imshow(plane.numpy(), cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])

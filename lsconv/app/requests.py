@@ -1,7 +1,8 @@
-"""The arguments of ``lsconv blur`` and ``lsconv deblur``, checked before any work is done."""
+"""Arguments of ``lsconv blur`` and ``lsconv deblur``, checked before any work is done."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,16 +14,27 @@ from torch import Tensor
 
 from lsconv.app import psf as formulas
 from lsconv.app.formats import FORMATS
-from lsconv.app.image_io import read_picture
+from lsconv.app.image_io import Picture, read_picture
 
-__all__ = ["BOUNDARIES", "Kernel", "UsageError", "check_plot", "choose_device", "choose_psf", "plan_outputs"]
+__all__ = [
+    "BOUNDARIES",
+    "Kernel",
+    "UsageError",
+    "check_plot",
+    "choose_device",
+    "choose_psf",
+    "find_images",
+    "make_folder",
+    "parse_memory",
+    "plan_outputs",
+]
 
 BOUNDARIES = ("unknown", "zero", "periodic", "reflect")
 _LARGEST = 2000.0  # pixels; a slip of the decimal point should not ask for gigabytes
 
 
 class UsageError(Exception):
-    """An argument that cannot be served; the message is all they need to see."""
+    """A request that cannot be served; the message is all that the user needs to see."""
 
 
 @dataclass(frozen=True)
@@ -30,33 +42,79 @@ class Kernel:
     """A point spread function.
 
     Attributes:
-        values: ``(*size)``, or ``(channels, *size)`` with one for each colour; every one sums to one.
-        ndim: number of its spatial axes: 2 for pictures, 3 for stacks.
+        values: ``(*size)``, or ``(channels, *size)`` with one for each colour or channel; every one sums to one.
+        ndim: number of its spatial axes: 1 for signals, 2 for images, 3 for stacks.
+        total: the sum that its file was divided by, where that is off one by over 1 %.
     """
 
     values: Tensor
     ndim: int
+    total: float | None = None
 
     @property
     def size(self) -> tuple[int, ...]:
         """Its spatial size."""
         return tuple(self.values.shape[-self.ndim :])
 
-    def channels_of(self, colours: Tensor) -> Tensor:
-        """Colours ``(*pages, channels, height, width)`` with the axes that the PSF blurs last, after the channels.
+    def fields_of(self, picture: Picture) -> Tensor:
+        """The image as ``(items, channels, *size)``: what the PSF blurs last, every other axis among the items.
 
         Raises:
-            UsageError: a PSF of three axes for a single picture, or a number of colours that does not fit.
+            UsageError: a PSF of three axes without depth, or of one for an image; a number of channels that does not
+                fit.
         """
-        if self.ndim == 3 and colours.ndim == 3:
-            raise UsageError("--psf: a PSF of three axes needs a stack of pictures, here there is a single one")
-        if self.values.ndim > self.ndim and self.values.shape[0] != colours.shape[-3]:
-            raise UsageError(f"--psf: it has {self.values.shape[0]} channels, the picture has {colours.shape[-3]}")
-        return colours.movedim(-3, 0) if self.ndim == 3 else colours
+        colours = picture.colours
+        if self.values.ndim > self.ndim and self.values.shape[0] not in (colours.shape[-3], self._channels(picture)):
+            raise UsageError(
+                f"--psf: it has {self.values.shape[0]} channels, the image has "
+                f"{self._channels(picture) or colours.shape[-3]}"
+            )
+        if picture.line != (self.ndim == 1):
+            said = "a signal needs a PSF of one axis" if picture.line else "a PSF of one axis needs a signal"
+            raise UsageError(f"--psf: {said} (an NPY array); --gaussian and --box serve signals")
+        if self.ndim == 3:
+            if "Z" not in picture.axes:
+                raise UsageError(
+                    f"--psf: a PSF of three axes needs a stack, here the axes are {picture.axes}YX without depth (Z)"
+                )
+            colours = colours.movedim(picture.axes.index("Z"), -3)
+        if self.ndim == 1:
+            colours = colours.squeeze(-2)
+        return colours.reshape(-1, *colours.shape[-self.ndim - 1 :])
 
-    def pages_of(self, fields: Tensor) -> Tensor:
-        """The way back from :meth:`channels_of`."""
-        return fields.movedim(0, -3) if self.ndim == 3 else fields
+    def picture_of(self, fields: Tensor, picture: Picture, crop: tuple[slice, ...] | None = None) -> Picture:
+        """The way back from :meth:`fields_of`, with what of the opacity ``crop`` leaves."""
+        leading = [n for n, _ in self._items(picture)]
+        colours = fields.reshape(*leading, *fields.shape[1:])
+        if self.ndim == 3:
+            colours = colours.movedim(-3, picture.axes.index("Z"))
+        if self.ndim == 1:
+            colours = colours.unsqueeze(-2)
+        return picture.with_colours(colours) if crop is None else picture.with_colours(colours, crop)
+
+    def of_item(self, picture: Picture, item: int) -> Tensor:
+        """The PSF of one of the items of :meth:`fields_of`, ``(*size)`` or ``(channels, *size)``."""
+        if self.values.ndim == self.ndim or not self._channels(picture):
+            return self.values
+        kept = self._items(picture)
+        place = np.unravel_index(item, [n for n, _ in kept])
+        return self.values[int(place[[name for _, name in kept].index("C")])]
+
+    def _items(self, picture: Picture) -> list[tuple[int, str]]:
+        """Size and letter of the axes along which items lie."""
+        axes = zip(picture.values.shape, picture.axes, strict=False)
+        return [(size, name) for size, name in axes if self.ndim < 3 or name != "Z"]
+
+    def _channels(self, picture: Picture) -> int:
+        """The channels that are images of their own, or 0."""
+        return picture.values.shape[picture.axes.index("C")] if "C" in picture.axes else 0
+
+    def as_line(self) -> Kernel:
+        """The PSF of one axis that a separable one is made of, for signals."""
+        rows, columns = self.values.sum(0), self.values.sum(1)
+        if self.values.ndim != 2 or not torch.allclose(columns[:, None] * rows, self.values, atol=1e-9):
+            raise UsageError("a signal needs a blur of one axis: --gaussian, --box, or --psf with an NPY array")
+        return Kernel(rows, 1)
 
 
 def choose_psf(
@@ -105,39 +163,74 @@ def _from_file(path: Path) -> Kernel:
     picture = read_picture(path)
     if path.suffix.lower() == ".npy" and picture.values.ndim == 3 and picture.values.shape[-1] > 1:
         values, ndim = torch.from_numpy(picture.values.astype(np.float64)), 3  # an array of three axes is no colours
+    elif picture.line:
+        values, ndim = picture.colours.double()[..., 0, :], 1
     else:
         colours = picture.colours.double()
-        ndim = colours.ndim - 1
-        values = colours.movedim(-3, 0)
+        ndim = 3 if "Z" in picture.axes else 2
+        if len(picture.axes) > (ndim - 2) + ("C" in picture.axes) or ("C" in picture.axes and colours.shape[-3] > 1):
+            raise UsageError(f"--psf {path}: axes {picture.axes}YX, expected YX, ZYX, CYX or CZYX")
+        if "C" in picture.axes:
+            values = colours.movedim(picture.axes.index("C"), 0).squeeze(-3)
+        else:
+            values = colours.movedim(-3, 0)
+    if not bool(torch.isfinite(values).all()):
+        raise UsageError(f"--psf {path}: contains NaN")
     sums = values.sum(tuple(range(-ndim, 0)), keepdim=True)
     if not bool((sums > 0).all()):
         raise UsageError(f"--psf {path}: its values sum to {sums.min():g}, expected a sum > 0")
+    off = sums.flatten()[(sums.flatten() - 1).abs().argmax()]
     values = values / sums
-    return Kernel(values[0] if values.ndim > ndim and len(values) == 1 else values, ndim)
+    values = values[0] if values.ndim > ndim and len(values) == 1 else values
+    return Kernel(values, ndim, float(off) if abs(float(off) - 1) > 0.01 else None)
 
 
-def plan_outputs(images: Sequence[Path], output: Path) -> list[Path]:
-    """The file to write for every picture: ``output`` itself, or one of the picture's name in the folder ``output``.
+def find_images(given: Sequence[Path]) -> list[Path]:
+    """The files named, and the images in the folders named, in the order of their names.
+
+    Raises:
+        UsageError: a folder has no image.
+    """
+    found: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(
+            entry for entry in path.iterdir() if entry.suffix.lower() in FORMATS and not entry.name.startswith(".")
+        )
+        if not inside:
+            raise UsageError(f"{path}: the folder has no file that ends in {', '.join(FORMATS)}")
+        found += inside
+    return found
+
+
+def plan_outputs(images: Sequence[Path], output: Path, *, folder: bool = False) -> list[Path]:
+    """The file to write for every image: ``output`` itself, or one of the image's name in the folder ``output``.
+
+    Args:
+        images: the files to read.
+        output: a file, or a folder, which is made where it is missing.
+        folder: whether it must be a folder, because the images came from one.
 
     Raises:
         UsageError: outputs that cannot be written, that coincide, or that would replace an input.
     """
-    if len(images) == 1 and not output.is_dir():
+    if len(images) == 1 and not folder and not output.is_dir():
         if output.suffix.lower() not in FORMATS:
             raise UsageError(f"--output {output}: the name must end in one of {', '.join(FORMATS)}, or be a folder")
         targets = [output]
     else:
         if output.exists() and not output.is_dir():
-            raise UsageError(f"--output {output}: several pictures need a folder, this is a file")
+            raise UsageError(f"--output {output}: several images need a folder, this is a file")
         if not output.exists() and output.suffix.lower() in FORMATS:
-            raise UsageError(f"--output {output}: several pictures need a folder, this is the name of a picture")
+            raise UsageError(f"--output {output}: several images need a folder, this is the name of an image")
         targets = [output / image.name for image in images]
         twice = {target.name for target in targets if targets.count(target) > 1}
         if twice:
-            raise UsageError(f"--output {output}: two pictures would both become {sorted(twice)[0]}")
+            raise UsageError(f"--output {output}: two images would both become {sorted(twice)[0]}")
         if not output.exists():
-            _check_folder("--output", output)
-            output.mkdir()
+            make_folder("--output", output)
     inputs = {image.resolve() for image in images}
     for target in targets:
         _check_folder("--output", target)
@@ -146,17 +239,49 @@ def plan_outputs(images: Sequence[Path], output: Path) -> list[Path]:
     return targets
 
 
+def make_folder(option: str, path: Path) -> None:
+    """Make a folder, and say in one line why it cannot be made."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{option} {path}: is a file, expected a folder")
+    if not path.exists():
+        _check_folder(option, path)
+        path.mkdir()
+
+
+def parse_memory(text: str | None) -> int | None:
+    """Bytes of a size such as 500M, 4G or 4GB.
+
+    Raises:
+        UsageError: it is none.
+
+    Example:
+        >>> parse_memory("1.5G")
+        1610612736
+    """
+    if text is None:
+        return None
+    word = text.strip().upper().removesuffix("B").removesuffix("I")
+    power = "KMGT".find(word[-1:]) + 1 if word[-1:] else 0
+    try:
+        size = float(word[:-1] if power else word) * 1024**power
+    except ValueError:
+        size = math.nan
+    if not (math.isfinite(size) and size > 0):
+        raise UsageError(f"--max-memory {text}: expected a size such as 500M or 4G")
+    return int(size)
+
+
 def check_plot(plot: Path | None, images: Sequence[Path], output: Path) -> None:
     """Raise :class:`UsageError` unless the report can be written."""
     if plot is None:
         return
     if len(images) > 1:
-        raise UsageError("--plot: a report is about one picture, give one")
+        raise UsageError("--plot: a report is about one image; --report FOLDER is for several")
     if plot.suffix.lower() != ".png":
         raise UsageError(f"--plot {plot}: the report is a PNG file, give a name that ends in .png")
     _check_folder("--plot", plot)
     if plot.resolve() in (output.resolve(), images[0].resolve()):
-        raise UsageError(f"--plot {plot}: is also the name of the picture")
+        raise UsageError(f"--plot {plot}: is also the name of the image")
 
 
 def _check_folder(option: str, path: Path) -> None:

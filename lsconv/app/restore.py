@@ -1,44 +1,52 @@
-"""The work of ``lsconv blur`` and ``lsconv deblur`` on one picture, and the loop over several."""
+"""The restoration of one file by ``lsconv deblur``."""
 
 from __future__ import annotations
 
 import math
-import sys
-import warnings
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 import lsconv
-from lsconv.app.image_io import ImageFileError, check_target, read_picture, write_picture
-from lsconv.app.report import draw_report
+from lsconv.app.image_io import Picture, check_target, read_picture, write_picture
+from lsconv.app.report import Evidence, draw_report
 from lsconv.app.requests import Kernel, UsageError
 
-__all__ = ["Blurring", "Restoring", "complain", "describe", "for_each"]
+__all__ = ["PRIORS", "RULES", "Restoring"]
 
-_RULES = ("gcv", "discrepancy", "upre", "lcurve", "evidence")
-_PRIORS = ("gradient", "tikhonov", "tv")
+RULES = ("gcv", "discrepancy", "upre", "lcurve", "evidence")
+PRIORS = ("gradient", "tikhonov", "tv")
+# Arrays of the field's size that a solve holds at once: measured on images and stacks, rounded up.
+_ARRAYS = 40
+
+Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Restoring:
-    """How to restore; called with the names of a picture and of what to write.
+    """How to restore; called with the names of a file and of what to write.
 
     Attributes:
         kernel: the blur.
-        boundary: what lies beyond the picture.
+        boundary: what lies beyond the image.
         prior: "gradient", "tikhonov" or "tv".
         damp: "auto", a rule's name or a number.
         weight: of the total variation, or None for the one that suits the noise.
-        noise_std: standard deviation of the noise, 1 being white in pictures of integers; None: not known.
+        noise_std: standard deviation of the noise, in the units of the image; None: not known.
         device: where to compute.
         plot: the report to write, or None.
+        noise: "gaussian" or "poisson".
+        background, gain, offset, read_noise: see :func:`lsconv.deconvolve`.
+        bounds: lowest and highest value, None for none.
+        origin: the PSF's centre.
+        max_memory: bytes, or None.
+        verbose: whether to say what was chosen, and why.
+        report: the folder for reports, or None.
     """
 
     kernel: Kernel
@@ -49,176 +57,199 @@ class Restoring:
     noise_std: float | None
     device: torch.device
     plot: Path | None = None
+    noise: str = "gaussian"
+    background: float = 0.0
+    gain: float = 1.0
+    offset: float = 0.0
+    read_noise: float = 0.0
+    bounds: tuple[float | None, float | None] = (None, None)
+    origin: str = "center"
+    max_memory: int | None = None
+    verbose: bool = False
+    report: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.prior not in _PRIORS:
-            raise UsageError(f"--prior {self.prior}: expected one of {', '.join(_PRIORS)}")
+        if self.prior not in PRIORS:
+            raise UsageError(f"--prior {self.prior}: expected one of {', '.join(PRIORS)}")
+        if self.noise not in ("gaussian", "poisson"):
+            raise UsageError(f"--noise {self.noise}: expected gaussian or poisson")
+        if self.origin not in ("center", "peak", "centroid"):
+            raise UsageError(f"--origin {self.origin}: expected center, peak or centroid")
         if self.noise_std is not None and not (math.isfinite(self.noise_std) and self.noise_std >= 0):
             raise UsageError(f"--noise-std {self.noise_std}: expected a number >= 0")
+        poisson = self.noise == "poisson"
+        if poisson and self.noise_std is not None:
+            raise UsageError("--noise-std: is of gaussian noise; with --noise poisson say --read-noise, in photons")
+        for name, value, least in (("gain", self.gain, 1e-300), ("read-noise", self.read_noise, 0.0)):
+            if not (math.isfinite(value) and value >= least):
+                raise UsageError(f"--{name} {value:g}: expected a number {'> 0' if least else '>= 0'}")
+            if not poisson and value != (name == "gain"):
+                raise UsageError(f"--{name}: needs --noise poisson")
+        for name, value in (("background", self.background), ("offset", self.offset)):
+            if not math.isfinite(value):
+                raise UsageError(f"--{name} {value:g}: expected a finite number")
+        if poisson and self.background < 0:
+            raise UsageError(f"--background {self.background:g}: expected a number >= 0 for Poisson noise")
+        low, high = self.bounds
+        if low is not None and high is not None and not low <= high:
+            raise UsageError(f"--min {low:g}: exceeds --max {high:g}")
+        if any(end is not None and not math.isfinite(end) for end in self.bounds):
+            raise UsageError("--min, --max: expected finite numbers")
         rule = self.rule()
-        if rule in ("discrepancy", "upre") and self.noise_std is None:
+        if rule in ("discrepancy", "upre") and self.noise_std is None and not poisson:
             raise UsageError(f"--damp {rule}: needs --noise-std")
+        if self.weight is not None and not (math.isfinite(self.weight) and self.weight >= 0):
+            raise UsageError(f"--weight {self.weight}: expected a number >= 0")
+        if self.weight is not None and self.prior != "tv":
+            raise UsageError("--weight: is of --prior tv; the others have --damp")
 
     def rule(self) -> float | str:
         """The damping as the library takes it."""
         if self.damp == "auto":
             return "gcv" if self.noise_std is None else "upre"
-        if self.damp in _RULES:
+        if self.damp in RULES:
             return self.damp
         try:
             number = float(self.damp)
         except ValueError:
-            raise UsageError(f"--damp {self.damp}: expected auto, {', '.join(_RULES)} or a number") from None
+            raise UsageError(f"--damp {self.damp}: expected auto, {', '.join(RULES)} or a number") from None
         if not (math.isfinite(number) and number >= 0):
             raise UsageError(f"--damp {self.damp}: expected a number >= 0")
         return number
 
-    def __call__(self, image: Path, target: Path) -> tuple[str, bool]:
-        """Restore one picture; answers a line about it, and whether the solver converged."""
+    def __call__(self, image: Path, target: Path, advance: Advance = lambda *_: None) -> tuple[str, bool]:
+        """Restore one file; answers a line about it, and whether every solve converged.
+
+        Args:
+            image: the file to read.
+            target: the file to write.
+            advance: told the stage, the items done and the items in all.
+        """
+        begun = time.perf_counter()
+        advance("reading", 0, 1)
         picture = read_picture(image)
         check_target(target, picture)
-        data = self.kernel.channels_of(picture.colours.to(self.device))
+        work = replace(self, kernel=self.kernel.as_line()) if picture.line and self.kernel.ndim == 2 else self
+        fields = work.kernel.fields_of(picture)
+        work._check_memory(fields)
+        work._check_size(fields)
+        restored, solutions = torch.empty_like(fields), []
+        shown = len(fields) // 2
+        evidence: Evidence | None = None
+        for item in range(len(fields)):
+            advance("solving", item, len(fields))
+            data, psf = fields[item].to(self.device), work.kernel.of_item(picture, item)
+            solution = work._solve(data, psf)
+            x = work._cropped(solution.x, data)
+            restored[item] = x.cpu()
+            solutions.append(replace(solution, x=x[:0]))
+            if item == shown:
+                A = lsconv.blur_operator(psf.to(data), tuple(data.shape[-work.kernel.ndim :]), boundary=self.boundary,
+                                         channels=len(data), ndim=work.kernel.ndim, origin=self.origin)  # fmt: skip
+                level = data - self.background - self.offset
+                residual = level - A(solution.x)
+                if self.noise == "poisson":  # in standard deviations, which photons make uneven
+                    photons = (data - residual - self.offset) / self.gain + self.read_noise**2
+                    residual = residual / (self.gain * photons.clamp_min(1e-6).sqrt())
+                kernel, centre = Kernel(psf, work.kernel.ndim), _centre(work.kernel, self.origin)
+                evidence = Evidence(
+                    level.cpu(), x.cpu(), kernel, residual.cpu(), solution, centre, self.noise == "poisson"
+                )
+        advance("writing", len(fields), len(fields))
+        write_picture(target, work.kernel.picture_of(restored, picture))
+        assert evidence is not None
+        line = f"{work._words()}, {work._strength(solutions)}"
+        which = f", item {shown + 1} of {len(fields)}" if len(fields) > 1 else ""
+        for plot in (self.plot, None if self.report is None else self.report / f"{target.name}.png"):
+            if plot is not None:
+                draw_report(plot, evidence, f"{image.name}{which}: {line}")
+        line = f"{target}: {line}, residual rms {torch.nan_to_num(evidence.residual).square().mean().sqrt():.3g}"
+        if self.verbose:
+            line += "\n" + work._reasons(picture, fields, solutions, time.perf_counter() - begun)
+        return line, all(bool(solution.converged.all()) for solution in solutions)
+
+    def _solve(self, data: Tensor, psf: Tensor) -> Any:
         rule = self.rule()
-        options: dict[str, Any] = {"damp": rule}
+        options: dict[str, Any] = {"damp": rule, "noise": self.noise}
         if self.prior == "tv":
             options["weight"] = self.weight
         if self.noise_std is not None and (self.prior == "tv" or rule in ("discrepancy", "upre")):
             options["noise_std"] = self.noise_std
-        solution = lsconv.deconvolve(
+        if self.bounds != (None, None):
+            options["bounds"] = self.bounds
+        return lsconv.deconvolve(
             data,
-            self.kernel.values,
+            psf,
             boundary=self.boundary,
             prior=self.prior,
             channels="first",
             ndim=self.kernel.ndim,
+            background=self.background,
+            offset=self.offset,
+            gain=self.gain,
+            read_noise=self.read_noise,
+            origin=self.origin,
             crop=False,
             **options,
         )
-        restored = self._cropped(solution.x, data)
-        write_picture(target, picture.with_colours(self.kernel.pages_of(restored)))
-        A = self._operator(data)
-        residual = data - A(solution.x)
-        damping = solution.damp.reshape(-1)
-        used = f"{damping.min():.3g}" if len(damping) == 1 else f"{damping.min():.3g} to {damping.max():.3g}"
-        line = f"{self._words()}, {'weight' if self.prior == 'tv' else 'damp'} {used}"
-        if self.plot is not None:
-            draw_report(self.plot, data, restored, self.kernel, residual, solution, f"{image.name}: {line}")
-        line = f"{target}: {line}, residual rms {residual.square().mean().sqrt():.3g}"
-        return line, bool(solution.converged.all())
-
-    def _operator(self, data: Tensor) -> Any:
-        values = self.kernel.values.to(data)
-        size = tuple(data.shape[-self.kernel.ndim :])
-        channels = data.shape[-self.kernel.ndim - 1]
-        return lsconv.blur_operator(values, size, boundary=self.boundary, channels=channels, ndim=self.kernel.ndim)
 
     def _cropped(self, field: Tensor, data: Tensor) -> Tensor:
         if self.boundary == "unknown":
-            sizes = data.shape[-self.kernel.ndim :]
-            for axis, (size, extent) in enumerate(zip(sizes, self.kernel.size, strict=True), start=-self.kernel.ndim):
-                field = field.narrow(axis, (extent - 1) // 2, size)
+            ndim = self.kernel.ndim
+            beyond = [n - m for n, m in zip(field.shape[-ndim:], data.shape[-ndim:], strict=True)]
+            centre = _centre(self.kernel, self.origin)
+            for axis, (size, margin, c) in enumerate(zip(data.shape[-ndim:], beyond, centre, strict=True), start=-ndim):
+                field = field.narrow(axis, margin - c, size)
         return field
+
+    def _check_size(self, fields: Tensor) -> None:
+        size = tuple(fields.shape[-self.kernel.ndim :])
+        if self.boundary != "zero" and any(k > n for k, n in zip(self.kernel.size, size, strict=True)):
+            raise UsageError(f"psf: its size {self.kernel.size} exceeds that of the image, {size}")
+
+    def needed(self, fields: Tensor) -> int:
+        """The bytes that restoring takes, about."""
+        size = zip(fields.shape[-self.kernel.ndim :], self.kernel.size, strict=True)
+        one = fields.shape[1] * math.prod(n + k for n, k in size) * fields.element_size()
+        return 2 * fields.numel() * fields.element_size() + _ARRAYS * one
+
+    def _check_memory(self, fields: Tensor) -> None:
+        if self.max_memory is not None and self.needed(fields) > self.max_memory:
+            needed, allowed = (size / 2**30 for size in (self.needed(fields), self.max_memory))
+            raise UsageError(f"needs about {needed:.2g} GiB, --max-memory allows {allowed:.2g} GiB")
 
     def _words(self) -> str:
         size = "×".join(map(str, self.kernel.size))
-        return f"PSF {size}, boundary {self.boundary}, prior {self.prior}"
+        total = "" if self.kernel.total is None else f" (divided by its sum, {self.kernel.total:.4g})"
+        noise = "" if self.noise == "gaussian" else ", Poisson noise"
+        return f"PSF {size}{total}, boundary {self.boundary}, prior {self.prior}{noise}"
+
+    def _strength(self, solutions: Sequence[Any]) -> str:
+        damping = torch.cat([solution.damp.reshape(-1).double() for solution in solutions])
+        used = f"{damping.min():.3g}" if len(damping) == 1 else f"{damping.min():.3g} to {damping.max():.3g}"
+        return f"{'weight' if self.prior == 'tv' else 'damp'} {used}"
+
+    def _reasons(self, picture: Picture, fields: Tensor, solutions: Sequence[Any], seconds: float) -> str:
+        """The choices and their reasons, a line each, set in."""
+        rule = self.rule()
+        if self.prior == "tv":
+            why = "as given" if self.weight is not None else "from the noise and the mean slope"
+        else:
+            why = "as given" if isinstance(rule, float) else f"by the rule {rule}"
+        iterations = sum(int(solution.iterations.max()) for solution in solutions)
+        centre = ", ".join(map(str, _centre(self.kernel, self.origin)))
+        lines = [
+            f"axes {picture.axes}{'X' if picture.line else 'YX'}, {len(fields)} item(s) of {tuple(fields.shape[1:])} "
+            f"{fields.dtype}".replace("torch.", ""),
+            f"{self._strength(solutions)}, {why}",
+            f"PSF centre at {centre} ({self.origin})",
+            f"{iterations} iteration(s) in all, about {self.needed(fields) / 2**20:.0f} MiB, {seconds:.1f} s",
+        ]
+        return "\n".join(f"  {line}" for line in lines)
 
 
-@dataclass(frozen=True)
-class Blurring:
-    """How to blur; called with the names of a picture and of what to write.
-
-    Attributes:
-        kernel: the blur.
-        boundary: what lies beyond the picture; "unknown" gives the pixels that need nothing from there.
-        noise_std: standard deviation of the noise added, 1 being white in pictures of integers.
-        generator: source of the noise.
-        device: where to compute.
-    """
-
-    kernel: Kernel
-    boundary: str
-    noise_std: float
-    generator: torch.Generator
-    device: torch.device
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.noise_std) and self.noise_std >= 0):
-            raise UsageError(f"--noise-std {self.noise_std}: expected a number >= 0")
-
-    def __call__(self, image: Path, target: Path) -> tuple[str, bool]:
-        """Blur one picture; answers a line about it, and True."""
-        picture = read_picture(image)
-        check_target(target, picture)
-        field = self.kernel.channels_of(picture.colours.to(self.device))
-        ndim, size = self.kernel.ndim, tuple(field.shape[-self.kernel.ndim :])
-        if any(k > n for k, n in zip(self.kernel.size, size, strict=True)):
-            raise UsageError(f"the PSF's size {self.kernel.size} exceeds that of the picture, {size}")
-        first, kept = (0,) * ndim, size
-        if self.boundary == "unknown":
-            first = tuple((k - 1) // 2 for k in self.kernel.size)
-            kept = tuple(n - k + 1 for n, k in zip(size, self.kernel.size, strict=True))
-            if any(k > n for k, n in zip(self.kernel.size, kept, strict=True)):
-                raise UsageError(f"nothing to restore would be left: PSF {self.kernel.size}, picture {size}")
-        A = lsconv.blur_operator(
-            self.kernel.values.to(field), kept, boundary=self.boundary, channels=field.shape[-ndim - 1], ndim=ndim
-        )
-        blurred = A(field)
-        noise = torch.randn(blurred.shape, generator=self.generator, dtype=torch.float64)
-        blurred = blurred + self.noise_std * noise.to(blurred)
-        crop = tuple(slice(f, f + n) for f, n in zip(first, kept, strict=True))
-        write_picture(target, picture.with_colours(self.kernel.pages_of(blurred), crop))
-        psf, shape = ("×".join(map(str, extent)) for extent in (self.kernel.size, kept))
-        return f"{target}: {shape}, PSF {psf}, boundary {self.boundary}, noise {self.noise_std:g}", True
-
-
-def for_each(work: Callable[[Path, Path], tuple[str, bool]], images: Sequence[Path], targets: Sequence[Path]) -> int:
-    """Work on every picture, go on after those that fail, and say so; 0, 1 (not converged) or 2 (failed).
-
-    A line about every picture goes to stdout, one about everything amiss to stderr.
-    """
-    code = 0
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(images))
-        for image, target in zip(images, targets, strict=True):
-            progress.update(task, description=image.name)
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                try:
-                    line, converged = work(image, target)
-                except (UsageError, ImageFileError, lsconv.LsconvError, OSError, MemoryError, RuntimeError) as error:
-                    if type(error) is RuntimeError and "memory" not in str(error):
-                        raise
-                    complain(_about(image, error))
-                    code = 2
-                else:
-                    print(line)
-                    if not converged:
-                        code = max(code, 1)
-            for warning in caught:
-                complain(f"{image}: {warning.message}")
-            progress.advance(task)
-    return code
-
-
-def _about(image: Path, error: Exception) -> str:
-    """The error with the picture's name before it, unless it is there already."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return describe(error)
-    if isinstance(error, (MemoryError, RuntimeError)) and not isinstance(error, lsconv.LsconvError):
-        return f"{image}: not enough memory for a picture of this size"
-    return str(error) if str(error).startswith(str(image)) else f"{image}: {error}"
-
-
-def describe(error: Exception) -> str:
-    """An error in words, a file's with the name first."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
-def complain(message: str) -> None:
-    """Say what is wrong in one line on stderr."""
-    print("lsconv:", " ".join(message.split()), file=sys.stderr)
+def _centre(kernel: Kernel, origin: str) -> tuple[int, ...]:
+    """The PSF's centre, as the field without crop has it."""
+    padded = lsconv.blur_operator(kernel.values.reshape(-1, *kernel.size)[:1].double(), kernel.size, boundary="zero",
+                                  ndim=kernel.ndim, origin=origin).padding  # fmt: skip
+    return tuple(after for _, after in padded)

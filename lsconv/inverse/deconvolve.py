@@ -1,108 +1,45 @@
-r"""deconvolve: the one call for images, from a blurred image and its PSF to the restored one.
-
-The image is the true convolution of the field with the PSF, plus noise,
-
-    y[i] = sum_j psf[j] x[i - j + c],   c = size // 2 per axis,
-
-so that a PSF with a single one at its centre c is the identity. In torch's convention (a cross-correlation) this is the
-flipped PSF with padding (size - 1) // 2 on the left and size // 2 on the right.
-"""
+r"""deconvolve: the one call for images, from a blurred image and its PSF to the restored one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, MethodError, ShapeError
+from lsconv.errors import ArgumentError, ArgumentTypeError, MethodError
 from lsconv.factored.batch_axes import Reduction
+from lsconv.inverse.blur import blur_operator
 from lsconv.inverse.damping.choose_damp import choose_damp
+from lsconv.inverse.damping.rules import RULES
 from lsconv.inverse.identical_groups import SharedGroups
-from lsconv.inverse.image_layout import Layout, spatial_axes
+from lsconv.inverse.image_layout import Layout
+from lsconv.inverse.image_noise import Measurement, check_meaning
 from lsconv.inverse.plug_and_play import plug_and_play
+from lsconv.inverse.point_spread import Origin, normalised, origin_of
+from lsconv.inverse.poisson import by_discrepancy, penalised_poisson
 from lsconv.inverse.tikhonov import tikhonov
-from lsconv.inverse.total_variation import check_options, total_variation
+from lsconv.inverse.total_variation import check_bounds, check_options, total_variation
 from lsconv.krylov.gradients.parameters import any_requires_grad
 from lsconv.krylov.loop.entry import checks_numbers, cut, filled
+from lsconv.krylov.loop.problem import check_damp
 from lsconv.krylov.loop.solution import Solution, together
+from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
 from lsconv.operators.transforms import untraced
 
-__all__ = ["blur_operator", "deconvolve"]
+__all__ = ["deconvolve"]
 
 Denoiser = Callable[[Tensor], Tensor]
 Bounds = tuple[float | None, float | None]
+Values = float | Tensor | np.ndarray[Any, Any]
 
 _WEIGHT_SHARE = 0.5  # see _variation_weight
-_PADDING_MODES = {"unknown": "zeros", "zero": "zeros", "periodic": "circular", "reflect": "reflect"}
-
-
-def blur_operator(
-    psf: Tensor,
-    size: tuple[int, ...],
-    *,
-    boundary: str = "unknown",
-    channels: int = 1,
-    ndim: int | None = None,
-) -> Convolution:
-    r"""The blur of an image by a PSF as an operator, from the field to an image of the given size.
-
-    .. math:: y[i] = \sum_j \mathrm{psf}[j]\, x[i - j + c], \qquad c = \lfloor \mathrm{size}/2 \rfloor
-
-    a true convolution, the PSF's centre being its pixel ``size // 2`` on every axis; channels are blurred apart.
-
-    Args:
-        psf: ``(*size)``, or with ``ndim`` given ``(*batch, 1 or channels, *size)``; its scale is the operator's.
-        size: spatial size of the blurred image.
-        boundary: what the field is beyond the image: "unknown" (the field is larger than the image by the PSF less
-            one, and nothing is assumed), "zero", "periodic" or "reflect" (mirrored about the border pixels).
-        channels: channels of image and field.
-        ndim: number of spatial axes, the PSF's by default.
-
-    Returns:
-        A :class:`Convolution` from ``(channels, *field)`` to ``(channels, *size)``.
-
-    Raises:
-        ArgumentError: an unknown boundary.
-        ShapeError: shapes that do not fit, or a PSF larger than the image.
-
-    Example:
-        >>> psf = torch.tensor([[0.5, 0.5, 0.0]])
-        >>> A = lsconv.blur_operator(psf, (1, 4), boundary="zero")
-        >>> A(torch.tensor([[[1.0, 2.0, 4.0, 8.0]]]))
-        tensor([[[1.5000, 3.0000, 6.0000, 4.0000]]])
-    """
-    if boundary not in _PADDING_MODES:
-        raise ArgumentError(f"boundary: expected one of {', '.join(map(repr, _PADDING_MODES))}, got {boundary!r}")
-    spatial = spatial_axes(psf.ndim, ndim)
-    size = tuple(size)
-    if len(size) != spatial:
-        raise ShapeError(f"size: expected {spatial} numbers for a PSF of {spatial} axes, got {size}")
-    extent = tuple(psf.shape[-spatial:])
-    if any(k > n for k, n in zip(extent, size, strict=True)):
-        raise ShapeError(f"psf: its size {extent} exceeds that of the image, {size}")
-    kernels = psf.shape[-spatial - 1] if psf.ndim > spatial else 1
-    if kernels not in (1, channels):
-        raise ShapeError(
-            f"psf: expected 1 or {channels} kernels before its {spatial} axes, got shape {tuple(psf.shape)}"
-        )
-    weight = psf.flip(tuple(range(-spatial, 0)))
-    if psf.ndim == spatial:
-        weight = weight[None]
-    weight = weight.unsqueeze(-spatial - 1).expand(*psf.shape[: -spatial - 1], channels, 1, *extent).contiguous()
-    known = boundary != "unknown"
-    return Convolution(
-        weight,
-        size if known else tuple(n + k - 1 for n, k in zip(size, extent, strict=True)),
-        padding=[((k - 1) // 2, k // 2) for k in extent] if known else 0,
-        groups=channels,
-        padding_mode=_PADDING_MODES[boundary],
-    )
+_PENALISED = ("rtol", "max_iter", "x0", "raise_on_failure")  # options of penalised_poisson
 
 
 @untraced
@@ -118,31 +55,50 @@ def deconvolve(
     bounds: Bounds | None = None,
     channels: str | None = None,
     ndim: int | None = None,
-    noise_std: float | None = None,
+    noise: str = "gaussian",
+    noise_std: Values | None = None,
+    background: Values = 0.0,
+    gain: Values = 1.0,
+    offset: Values = 0.0,
+    read_noise: Values = 0.0,
+    origin: Origin = "center",
+    normalize_psf: bool = True,
     crop: bool = True,
     **options: Any,
 ) -> Solution:
     r"""Restore a blurred image.
 
-    .. math:: \min_x \|A x - y\|^2 + \mathrm{damp}^2 \|L (x - m)\|^2
+    .. math:: \min_x \|A x + b - y\|^2 + \mathrm{damp}^2 \|L (x - m)\|^2
 
-    with A the blur (:func:`blur_operator`: a true convolution, the PSF centred on its pixel ``size // 2``) and m the
-    constant that blurs to the image's mean. ``prior`` says what L is: "gradient" the forward differences, "tikhonov"
-    the identity. "tv" is :func:`lsconv.total_variation`. A function is taken for a denoiser and given to
-    :func:`lsconv.plug_and_play`; it gets and returns ``(*batch, channels, *field)``.
+    with A the blur (:func:`blur_operator`), b the background and m the constant that blurs to the mean of the image.
+    ``prior`` says what L is: "gradient" the forward differences, "tikhonov" the identity. "tv" is
+    :func:`lsconv.total_variation`. A function is taken for a denoiser and given to :func:`lsconv.plug_and_play`; it
+    gets and returns ``(*batch, channels, *field)``.
+
+    With ``noise="poisson"`` the image is ``gain`` times photons, plus ``offset``, and the likelihood of the photons
+    takes the place of half the squares (:mod:`lsconv.inverse.poisson`):
+
+    .. math:: \min_{lo \le x \le hi}\; \sum_i t_i - c_i \log t_i + \tfrac12 \mathrm{damp}^2 \|L(x - m)\|^2
+              \quad\text{or}\quad \dots + \mathrm{weight}\, \|\nabla x\|_{2,1},
+              \qquad c = \frac{y - o}{g} + r^2,\; t = \frac{Ax + b}{g} + r^2 .
+
+    Everything that has the image's unit (bounds, noise_std, background, offset) is in the image's own units, which the
+    answer has too: grey levels of integers, values of floating point. Integers are answered in their type, rounded and
+    cut off. Images of 32 and more bits are solved in float64 (float32 and complex64 excepted), others in float32.
+
+    NaN, and masked entries of a ``numpy.ma`` array, are missing pixels: they have no say, the answer has values there,
+    and an :class:`~lsconv.errors.InputWarning` counts them. ``(..., H, W, 3)`` under a PSF of two axes, with neither
+    ``channels`` nor ``ndim`` given, is taken for colours; other shapes that can be read in two ways are refused.
 
     The differences of natural images are closer to white than their values are, which the rules for damp assume: with
     "gradient" the damp of "gcv" comes within 0.2 dB of the best one on the benchmark's scenes, with "tikhonov" it is
     too small and loses 1 to 5 dB (``python -m benchmarks restoration``).
 
-    Integer images are divided by the largest value of their type, solved in [0, 1], and answered in their type,
-    rounded and cut off. float64 is solved in float64, everything else in float32.
-
     With "tikhonov" and "gradient" x is differentiable with respect to image, psf and a damp given as a tensor (one that
-    a rule chose is held fixed); with the other priors it is not.
+    a rule chose is held fixed); with the other priors, with bounds and with Poisson noise it is not.
 
     Args:
-        image: a tensor or array without missing pixels, real or complex, ``(*batch, *size)``, or with ``channels`` set
+        image: a tensor or array of any number type, ``(*batch, *size)``, or with ``channels`` set
             ``(*batch, C, *size)`` or ``(*batch, *size, C)``. Every batch item is restored apart, the channels of an
             item together.
         psf: the point spread function, ``(*size)``, as many axes as the image has spatial ones. With ``ndim`` given
@@ -150,17 +106,29 @@ def deconvolve(
         boundary: "unknown" (the image shows a part of a larger scene), "zero", "periodic" or "reflect".
         damp: the damping in units of the PSF's transfer function (a PSF of sum one passes the mean with factor one): a
             number, a tensor with one per batch item, or the name of a rule for it (see :func:`lsconv.tikhonov`). Given
-            a denoiser, the square root of ADMM's penalty.
+            a denoiser, the square root of ADMM's penalty. With Poisson noise in the units of its objective, per grey
+            level; "discrepancy" is then the rule of :mod:`lsconv.inverse.poisson`, and the other rules look at the
+            least-squares problem and divide by the mean variance.
         prior: "gradient", "tikhonov", "tv", or a denoiser.
         weight: of the total variation, for ``prior="tv"``, a number or one per batch item; None: the variance of the
-            noise (``noise_std``, or measured on the image) over the mean slope of the gradient prior's answer,
-            halved.
-        bounds: lowest and highest value of x, None for none, for "tv" and denoisers; same units.
+            noise (``noise_std``, or measured on the image) over the mean slope of the gradient prior's answer, halved;
+            for photons by the discrepancy rule.
+        bounds: lowest and highest value of x, None for none; with Poisson noise ``(0, None)`` unless given.
         channels: "first", "last", or None where the image has none.
         ndim: number of spatial axes; those of the PSF by default.
-        noise_std: standard deviation of the noise, same units; some rules for damp need it.
+        noise: "gaussian" or "poisson".
+        noise_std: standard deviation of Gaussian noise, a number (some rules for damp need it), or a map like the image
+            (or of its spatial size), by which every pixel is weighted.
+        background: light without the scene, b: a number or a map; taken from nothing, since the model has it.
+        gain: grey levels per photon, of Poisson noise; a number or a map.
+        offset: grey level of no light; a number or a map.
+        read_noise: standard deviation of the camera's noise beside the photons' own, in photons; a number or a map.
+        origin: the PSF's centre: "center" (its pixel ``size // 2``), "peak", "centroid", or an index with one entry per
+            axis; ``(0, ...)`` for a causal response, which may be as long as the record.
+        normalize_psf: divide every PSF by its sum, with an :class:`~lsconv.errors.InputWarning` where that is off one
+            by over 1 %. False: take it as it is.
         crop: give back the image's own pixels; False gives all of the field, which with boundary "unknown" is larger
-            by the PSF less one, ``(size - 1) // 2`` of it before the image's first pixel.
+            by the PSF less one, ``size - 1 - origin`` of it before the image's first pixel.
         options: further options of the solver behind it (rtol, max_iter, ...).
 
     Returns:
@@ -184,36 +152,43 @@ def deconvolve(
         (torch.Size([38, 38]), True)
     """
     layout = Layout.of(image, psf, channels, ndim)
-    y, kernel = layout.to_tensor(image), layout.kernel(psf, image)
+    camera = {"background": background, "gain": gain, "offset": offset, "read_noise": read_noise}
+    measured = Measurement.of(layout, image, noise, noise_std, camera)
+    y, kernel = measured.y, layout.kernel(psf, image)
+    if normalize_psf:
+        kernel = normalised(kernel, layout.ndim)
+    centre = origin_of(kernel, layout.ndim, origin)
     batch = y.shape[: -layout.ndim - 1]
     if 0 in batch:  # solved with an item of zeros, which is cut away in the end
-        y = filled(y, len(batch))
+        measured = Measurement(filled(y, len(batch)), counts=None if noise == "gaussian" else filled(y, len(batch)))
+        y = measured.y
         damp = filled(damp, damp.ndim, 1) if isinstance(damp, Tensor) else damp
         weight = filled(weight, weight.ndim, 1) if isinstance(weight, Tensor) else weight
-    A = blur_operator(kernel, layout.size(y), boundary=boundary, channels=y.shape[-layout.ndim - 1], ndim=layout.ndim)
+    A = blur_operator(kernel, layout.size(y), boundary=boundary, channels=y.shape[-layout.ndim - 1], ndim=layout.ndim,
+                      origin=centre)  # fmt: skip
     if isinstance(damp, Tensor):
         damp = damp.to(y.device)
+    if not (callable(prior) or prior in ("tv", "tikhonov", "gradient")):
+        raise ArgumentError(f'prior: expected "gradient", "tikhonov", "tv" or a denoiser, got {prior!r}')
+    if isinstance(damp, str) and damp not in RULES:
+        raise ArgumentError(f"damp: expected a number or one of the rules {', '.join(map(repr, RULES))}, got {damp!r}")
+    if (callable(prior) or prior == "tv" or bounds is not None or noise == "poisson") and any_requires_grad(y, kernel):
+        raise MethodError(
+            f"prior: {prior!r} with noise={noise!r} and bounds={bounds!r} has no gradient by image or psf; use "
+            f'"gradient" or "tikhonov" without bounds, or torch.no_grad()'
+        )
+    bounds = (0.0, None) if bounds is None and noise == "poisson" else None if bounds == (None, None) else bounds
+    if bounds is not None:
+        check_bounds(bounds, A)
+    check_meaning(_seen(measured), bounds, noise_std, float(kernel.detach().flatten(-layout.ndim).sum(-1).mean()))
     if not crop and boundary != "unknown":
         crop = True  # the field is the image
-    first = [(k - 1) // 2 if boundary == "unknown" else 0 for k in A.kernel_size]  # pixel of the image in the field
+    # pixel of the image in the field
+    first = [k - 1 - c if boundary == "unknown" else 0 for k, c in zip(A.kernel_size, centre, strict=True)]
     if crop and not any_requires_grad(kernel):
         A, first = _without_margins(A, first, layout.size(y))
-    middle = _mean_level(A, y)
-    solve: dict[str, Any] = {"damp": damp, "noise_std": noise_std, **options}
-    if (callable(prior) or prior == "tv") and any_requires_grad(y, kernel):
-        raise MethodError(
-            f'prior: {prior!r} has no gradient by image or psf; use "gradient" or "tikhonov", or torch.no_grad()'
-        )
-    if callable(prior):
-        solution = _with_denoiser(A, y, prior, middle, bounds, solve)
-    elif prior == "tv":
-        solution = _with_total_variation(A, y, weight, noise_std, {"bounds": bounds, **options})
-    elif prior in ("tikhonov", "gradient"):
-        if bounds is not None:
-            raise MethodError(f'bounds: prior={prior!r} has no bounds; use prior="tv" or a denoiser')
-        solution = _with_quadratic(A, y, prior == "gradient", middle, solve)
-    else:
-        raise ArgumentError(f'prior: expected "gradient", "tikhonov", "tv" or a denoiser, got {prior!r}')
+    problem = _Restoration(A, measured, _mean_level(A, measured), bounds, damp, weight, options)
+    solution = problem.solve(prior)
     x = solution.x
     if crop:
         for axis, (size, start) in enumerate(zip(layout.size(y), first, strict=True), start=-layout.ndim):
@@ -222,7 +197,8 @@ def deconvolve(
     return cut(solution, batch) if 0 in batch else solution
 
 
-# ---------------------------------------------------------------------------------------------------- the problems
+def _seen(measured: Measurement) -> Tensor:
+    return measured.y if measured.rows is None else measured.y[(measured.rows > 0).expand(measured.y.shape)]
 
 
 def _without_margins(A: Convolution, first: list[int], size: tuple[int, ...]) -> tuple[Convolution, list[int]]:
@@ -235,78 +211,168 @@ def _without_margins(A: Convolution, first: list[int], size: tuple[int, ...]) ->
     return (way.B, moved) if inside else (A, first)
 
 
-def _mean_level(A: Convolution, y: Tensor) -> Tensor:
+def _mean_level(A: Convolution, measured: Measurement) -> Tensor:
     """``(*batch, *in_shape)``: per channel the constant that blurs to the mean of y; zero where there is none."""
     axes = tuple(range(-A.ndim, 0))
     total = A.weight.sum(axes, keepdim=True).squeeze(-A.ndim - 1)
     size = A.weight.abs().sum(axes, keepdim=True).squeeze(-A.ndim - 1)
     has_mean = total.abs() > 1e-3 * size
-    level = torch.where(has_mean, y.mean(axes, keepdim=True) / torch.where(has_mean, total, 1), 0)
+    level = torch.where(has_mean, measured.mean(axes) / torch.where(has_mean, total, 1), 0)
     return level.expand(*level.shape[: -A.ndim], *A.spatial_in)
 
 
-def _gradient(A: Convolution) -> Gradient:
-    boundary = "periodic" if A.padding_mode == "circular" else "neumann"
-    return Gradient(A.in_shape, ndim=A.ndim, boundary=boundary, dtype=A.dtype, device=A.device)
+@dataclass(frozen=True, eq=False)
+class _Restoration:
+    """The problem of one prior after the other."""
+
+    A: Convolution
+    measured: Measurement
+    middle: Tensor
+    bounds: Bounds | None
+    damp: float | Tensor | str
+    weight: float | Tensor | None
+    options: dict[str, Any]
+
+    def solve(self, prior: str | Denoiser) -> Solution:
+        """The answer under a prior."""
+        poisson = self.measured.counts is not None
+        if callable(prior):
+            if poisson:
+                raise MethodError('prior: a denoiser is served with noise="gaussian"; use "gradient" or "tv"')
+            return self._with_denoiser(prior)
+        if prior == "tv":
+            return self._with_total_variation(poisson)
+        L = self.gradient() if prior == "gradient" else None
+        return self._penalised_poisson(L) if poisson else self._with_quadratic(L)
+
+    def gradient(self) -> Gradient:
+        A = self.A
+        boundary = "periodic" if A.padding_mode == "circular" else "neumann"
+        return Gradient(A.in_shape, ndim=A.ndim, boundary=boundary, dtype=A.dtype, device=A.device)
+
+    def _with_quadratic(self, L: Gradient | None) -> Solution:
+        A, y = self.measured.weighted(self.A)
+        # a map has given the weights already; a number that no rule uses is refused
+        needed = not self.measured.mapped or self.damp in ("upre", "discrepancy")
+        solve = {"damp": self.damp, "noise_std": self.measured.noise_std if needed else None, **self.options}
+        return _quadratic(A, y, L, self.middle, self.bounds, solve)
+
+    def _with_denoiser(self, denoiser: Denoiser) -> Solution:
+        """Plug-and-play from Tikhonov's answer, which also chooses damp where that is a rule."""
+        A, y = self.measured.weighted(self.A)
+        start = tikhonov(A, y, self.damp, x_prior=self.middle, noise_std=self.measured.noise_std)
+        return plug_and_play(A, y, denoiser, start.damp**2, bounds=self.bounds, x0=start.x, **self.options)
+
+    def _with_total_variation(self, poisson: bool) -> Solution:
+        measured = self.measured
+        given = {"bounds": self.bounds, **self.options}
+        if poisson:
+            assert measured.counts is not None
+            A, y = measured.photon_operator(self.A), measured.counts
+            given.update(noise="poisson", background=measured.expected)
+        else:
+            A, y = measured.weighted(self.A)
+        check_options(A, y, "image", given)  # before the weight is sought, which takes time
+        weight = self._variation_weight() if self.weight is None else self.weight
+        if not poisson or self.weight is not None:
+            return total_variation(A, y, weight, **given)
+
+        def solve(strength: Tensor, x0: Tensor | None) -> Solution:
+            return total_variation(A, y, strength, x0=x0, **given)
+
+        given.pop("x0", None)
+        measured_pixels = None if measured.rows is None else measured.rows > 0
+        return by_discrepancy(solve, torch.as_tensor(weight).double() / 4, A, y, measured.expected, measured_pixels)
+
+    def _variation_weight(self) -> Tensor:
+        r"""``0.5 * variance of the noise / mean |gradient|``, per item.
+
+        The maximum a posteriori estimate under white noise and Laplace distributed differences has this weight but for
+        the factor, which is measured: differences of images have heavier tails, and eight images of scikit-image (none
+        of those of ``python -m benchmarks restoration``) under three blurs were restored best with 0.1 to 0.9 times it,
+        and half of it lost 0.24 dB on the average. The mean is that of the gradient prior's answer by GCV. Noise that
+        is not given is measured on the mixed differences of y, where a blurred image has next to nothing, by their
+        median (Donoho and Johnstone 1994). The likelihood of photons is divided by their variance already.
+        """
+        A, measured = self.A, self.measured
+        data = measured.y
+        if measured.counts is not None:
+            variance = torch.ones((), dtype=data.dtype, device=data.device)
+        elif measured.noise_std is None:
+            variance = _measured_variance(A, data, measured.rows)
+        else:
+            variance = torch.as_tensor(measured.noise_std, dtype=data.real.dtype, device=data.device) ** 2
+        smooth = replace(self, bounds=None, damp="gcv", measured=replace(measured, noise_std=None), options={})
+        x = smooth._with_quadratic(self.gradient()).x
+        slope = torch.linalg.vector_norm(self.gradient()(x), dim=(-A.ndim - 2, -A.ndim - 1)).flatten(-A.ndim).mean(-1)
+        weight: Tensor = _WEIGHT_SHARE * variance / slope.clamp_min(torch.finfo(slope.dtype).tiny)
+        return torch.where(slope > 0, weight, 0)
+
+    def _penalised_poisson(self, L: Gradient | None) -> Solution:
+        unknown = sorted(set(self.options) - set(_PENALISED))
+        if unknown:
+            raise ArgumentTypeError(f"{', '.join(unknown)}: Poisson noise takes no such option")
+        measured = self.measured
+        assert measured.counts is not None
+        A, counts = measured.photon_operator(self.A), measured.counts
+
+        def solve(damp: Tensor, x0: Tensor | None = None) -> Solution:
+            given = self.options if x0 is None else {**self.options, "x0": x0}
+            return penalised_poisson(A, counts, damp, L=L, middle=self.middle, background=measured.expected,
+                                     bounds=self.bounds, **given)  # fmt: skip
+
+        if not isinstance(self.damp, str):
+            return solve(check_damp(self.damp, A))
+        by_rule = "gcv" if self.damp in ("discrepancy", "upre") else self.damp
+        B, y = measured.weighted(self.A)
+        selection = choose_damp(B, y, by_rule, L=L, x_prior=self.middle)
+        start = selection.damp.double() * self._curvature().sqrt()
+        if self.damp == "discrepancy":
+            keep = None if measured.rows is None else measured.rows > 0
+            return by_discrepancy(solve, start, A, counts, measured.expected, keep)
+        return replace(solve(start), selection=selection)
+
+    def _curvature(self) -> Tensor:
+        """The mean second derivative of the likelihood by the blurred field, per item."""
+        measured = self.measured
+        assert measured.counts is not None
+        axes = tuple(range(-self.A.ndim - 1, 0))
+        weights = torch.ones_like(measured.counts) if measured.rows is None else measured.rows.expand(measured.y.shape)
+        number = weights.double().sum(axes).clamp_min(1)
+        square = weights if measured.sensitivity is None else measured.sensitivity.double().square()
+        photons = measured.counts.double().sum(axes) / number
+        return (square.sum(axes) / number) / torch.where(photons > 0, photons, 1)
 
 
-def _with_quadratic(A: Convolution, y: Tensor, gradient: bool, middle: Tensor, solve: dict[str, Any]) -> Solution:
+def _measured_variance(A: Convolution, y: Tensor, rows: Tensor | None) -> Tensor:
+    fine = y if rows is None else torch.where(rows > 0, y, torch.nan)
+    for axis in range(-A.ndim, 0):
+        fine = fine.diff(dim=axis) if fine.shape[axis] > 1 else fine
+    spread = fine.abs().flatten(-A.ndim - 1).nanmedian(-1).values
+    variance = (torch.nan_to_num(spread) / 0.6745) ** 2
+    return variance / 2 ** sum(size > 1 for size in A.spatial_out)
+
+
+def _quadratic(
+    A: LinearOperator, y: Tensor, L: Gradient | None, middle: Tensor, bounds: Bounds | None, solve: dict[str, Any]
+) -> Solution:
     """Tikhonov's answer; channels under one PSF are one problem with many data, but for the damp, which they share."""
+    ndim = len(A.in_shape) - 1
     if isinstance(solve["damp"], str):
-        L = _gradient(A) if gradient else None
         selection = choose_damp(A, y, solve["damp"], L=L, x_prior=middle, noise_std=solve.pop("noise_std"))
-        return replace(_with_quadratic(A, y, gradient, middle, {**solve, "damp": selection.damp}), selection=selection)
+        return replace(_quadratic(A, y, L, middle, bounds, {**solve, "damp": selection.damp}), selection=selection)
     shared = SharedGroups.of(A)
     if shared is not None:
-        apart = _with_quadratic(shared.A, shared.split(y), gradient, shared.split(middle), solve)
-        return together(replace(apart, x=shared.join(apart.x)))
+        apart = None if L is None else Gradient(shared.A.in_shape, ndim=ndim, boundary=L.boundary, dtype=A.dtype,
+                                                device=A.device)  # fmt: skip
+        found = _quadratic(shared.A, shared.split(y), apart, shared.split(middle), bounds, solve)
+        return together(replace(found, x=shared.join(found.x)))
+    if bounds is not None:
+        return tikhonov(
+            A, y, L=L, x_prior=middle.expand(*middle.shape[: -ndim - 1], *A.in_shape), bounds=bounds, **solve
+        )
     # Where the constant alone explains the image, what is left of it is rounding and meets no relative tolerance.
-    norms = torch.linalg.vector_norm(y.flatten(-A.ndim - 1), dim=-1)
+    norms = torch.linalg.vector_norm(y.flatten(-ndim - 1), dim=-1)
     solve.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))
     # differences do not see the constant m; it keeps its digits all the same
-    return tikhonov(A, y, L=_gradient(A) if gradient else None, x_prior=middle, **solve)
-
-
-def _with_total_variation(
-    A: Convolution,
-    y: Tensor,
-    weight: float | Tensor | None,
-    noise_std: float | None,
-    options: dict[str, Any],
-) -> Solution:
-    check_options(A, y, "image", options)  # before the weight is sought, which takes time
-    if weight is None:
-        weight = _variation_weight(A, y, noise_std)
-    return total_variation(A, y, weight, **options)
-
-
-def _variation_weight(A: Convolution, y: Tensor, noise_std: float | None) -> Tensor:
-    r"""``0.5 * variance of the noise / mean |gradient|``, per item.
-
-    The maximum a posteriori estimate under white noise and Laplace distributed differences has this weight but for the
-    factor, which is measured: differences of images have heavier tails, and eight images of scikit-image (none of
-    those of ``python -m benchmarks restoration``) under three blurs were restored best with 0.1 to 0.9 times it, and
-    half of it lost 0.24 dB on the average. The mean is that of the gradient prior's answer by GCV. Noise that is not
-    given is measured on the mixed differences of y, where a blurred image has next to nothing, by their median
-    (Donoho and Johnstone 1994).
-    """
-    if noise_std is None:
-        fine = y
-        for axis in range(-A.ndim, 0):
-            fine = fine.diff(dim=axis) if fine.shape[axis] > 1 else fine
-        variance = (fine.abs().flatten(-A.ndim - 1).median(-1).values / 0.6745) ** 2
-        variance = variance / 2 ** sum(size > 1 for size in A.spatial_out)
-    else:
-        variance = torch.as_tensor(noise_std, dtype=y.real.dtype, device=y.device) ** 2
-    x = _with_quadratic(A, y, True, _mean_level(A, y), {"damp": "gcv", "noise_std": None}).x
-    slope = torch.linalg.vector_norm(_gradient(A)(x), dim=(-A.ndim - 2, -A.ndim - 1)).flatten(-A.ndim).mean(-1)
-    weight: Tensor = _WEIGHT_SHARE * variance / slope.clamp_min(torch.finfo(y.dtype).tiny)
-    return torch.where(slope > 0, weight, 0)
-
-
-def _with_denoiser(
-    A: Convolution, y: Tensor, denoiser: Denoiser, middle: Tensor, bounds: Bounds | None, solve: dict[str, Any]
-) -> Solution:
-    """Plug-and-play from Tikhonov's answer, which also chooses damp where that is a rule."""
-    start = tikhonov(A, y, solve.pop("damp"), x_prior=middle, noise_std=solve.pop("noise_std"))
-    return plug_and_play(A, y, denoiser, start.damp**2, bounds=bounds, x0=start.x, **solve)
+    return tikhonov(A, y, L=L, x_prior=middle, **solve)

@@ -1,4 +1,4 @@
-"""How the axes, kinds and number types of an image become ``(*batch, channels, *size)``, and come back."""
+"""The axes, kinds and number types of an image, brought to ``(*batch, channels, *size)`` in floating point and back."""
 
 from __future__ import annotations
 
@@ -9,45 +9,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, NonFiniteError, ShapeError
-from lsconv.operators.checks import require_finite
+from lsconv.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DtypeError,
+    InputWarning,
+    NonFiniteError,
+    ShapeError,
+    warn,
+)
 
 __all__ = ["Layout", "spatial_axes"]
 
-_MISSING = (
-    "for missing pixels solve lsconv.tikhonov(lsconv.Mask(keep) @ A, y, damp, L=lsconv.Gradient(A.in_shape)) with "
-    "A = lsconv.blur_operator(psf, size) and y = image[None] as a tensor, keep being False where a pixel is missing"
-)
-_REAL = ("int", "uint", "float", "bfloat")
+_REAL = ("int", "uint", "float", "bfloat", "bool")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the axes and values of what the user gave become ``(*batch, channels, *size)`` in floating point."""
+    """The axes and values of what the user gave, as ``(*batch, channels, *size)`` in floating point."""
 
     ndim: int
     channels: str | None
-    scale: int | None
     dtype: torch.dtype
 
     @classmethod
     def of(cls, image: Any, psf: Any, channels: Any, ndim: int | None) -> Layout:
         """The layout of what the user gave, checked."""
         for name, value in (("image", image), ("psf", psf)):
-            if np.ma.is_masked(value):
-                raise ArgumentTypeError(f"{name}: is an array with masked entries, which would be taken for data; "
-                                        f"{_MISSING}")  # fmt: skip
             if not isinstance(value, (Tensor, np.ndarray)):
                 raise ArgumentTypeError(f"{name}: expected a torch.Tensor or a NumPy array, got {type(value).__name__}")
             number = _name(value.dtype)
             if not number.startswith((*_REAL, "complex") if name == "image" else _REAL):
                 wanted = "real or complex numbers" if name == "image" else "real numbers"
                 raise DtypeError(f"{name}: expected {wanted}, got {value.dtype}")
-            if name == "psf" and 0 in value.shape:
-                raise ShapeError(f"psf: is empty, of shape {tuple(value.shape)}")
+        if np.ma.is_masked(psf):
+            raise ArgumentTypeError("psf: is an array with masked entries; fill them with numbers")
+        if 0 in psf.shape:
+            raise ShapeError(f"psf: is empty, of shape {tuple(psf.shape)}")
         if channels not in (None, "first", "last"):
             raise ArgumentError(f'channels: expected None, "first" or "last", got {channels!r}')
         spatial = spatial_axes(psf.ndim, ndim)
+        if channels is None and ndim is None:
+            channels = _colours(tuple(image.shape), tuple(psf.shape))
         if image.ndim < spatial + (channels is not None):
             raise ShapeError(
                 f"image: expected {spatial} spatial axes{'' if channels is None else ' and one of channels'} for a PSF "
@@ -55,27 +58,71 @@ class Layout:
             )
         if 0 in image.shape[image.ndim - spatial - (channels is not None) :]:
             raise ShapeError(f"image: is empty, of shape {tuple(image.shape)}")
-        width, limit = _integer(image)
-        if width == 8:
-            raise DtypeError(f"image: 64-bit integers have no white; convert, got {image.dtype}")
         number = _name(image.dtype)
-        real = torch.float64 if width == 4 or number in ("float64", "complex128") else torch.float32
-        return cls(spatial, channels, limit, real.to_complex() if number.startswith("complex") else real)
+        real = torch.float64 if number.endswith(("32", "64", "128")) else torch.float32
+        if number in ("float32", "complex64"):
+            real = torch.float32
+        return cls(spatial, channels, real.to_complex() if number.startswith("complex") else real)
 
-    def to_tensor(self, image: Any) -> Tensor:
-        """``(*batch, channels, *size)``."""
+    def image(self, image: Any) -> tuple[Tensor, Tensor | None]:
+        """``(*batch, channels, *size)`` with zeros in place of missing pixels, and which are measured (None: all)."""
+        keep: Tensor | None = None
+        if isinstance(image, np.ma.MaskedArray):
+            mask = np.ma.getmaskarray(image)
+            keep = torch.from_numpy(~mask) if mask.any() else None
+            image = np.ma.getdata(image)
         y = _tensor(image, self.dtype)
-        if self.scale is not None:
-            y = y / self.scale
-        if self.channels is None:
-            y = y.unsqueeze(-self.ndim - 1)
-        elif self.channels == "last":
-            y = y.movedim(-1, -self.ndim - 1)
+        if not bool(torch.isfinite(y.detach().sum())):  # the sum of finite numbers may overflow: looked at one by one
+            nan = torch.isnan(y)
+            keep = ~nan if keep is None else keep.to(nan.device) & ~nan
+        if keep is not None:
+            y = torch.where(keep.to(y.device), y, 0)
+        if not bool(torch.isfinite(y.detach()).all()):
+            raise NonFiniteError("image: contains infinity; missing pixels are NaN, or masked in a numpy.ma array")
+        y = self.inside(y).contiguous()
+        if keep is None or bool(keep.all()):
+            return y, None
+        keep = self.inside(keep).to(y.device)
+        if not bool(keep.flatten(-self.ndim - 1).any(-1).all()):
+            raise NonFiniteError("image: has no measured pixel, all are NaN or masked")
+        warn(f"image: {int((~keep).sum())} of {keep.numel()} pixels are NaN or masked and count as missing",
+             InputWarning)  # fmt: skip
+        return y, keep
+
+    def map(self, name: str, value: Any, image: Any, y: Tensor) -> Tensor:
+        """A number, a number per batch item, or a map of the image's or its spatial shape, to broadcast with y.
+
+        Raises:
+            ArgumentTypeError, NonFiniteError, ShapeError: it is none of these.
+        """
+        if isinstance(value, (str, bytes, bool)) or value is None:
+            raise ArgumentTypeError(f"{name}: expected a number or a map, got {value!r}")
         try:
-            require_finite(y, "image", self.ndim + 1)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}; {_MISSING}") from None
-        return y.contiguous()
+            found = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
+        except (TypeError, ValueError):
+            raise ArgumentTypeError(f"{name}: expected a number or a map, got {type(value).__name__}") from None
+        found = found.to(y.real.dtype if y.is_complex() else y.dtype).to(y.device)
+        if bool(torch.isnan(found).any()):
+            raise NonFiniteError(f"{name}: contains NaN")
+        shape, size = tuple(found.shape), tuple(y.shape[-self.ndim :])
+        if shape == ():
+            return found
+        if shape == tuple(image.shape):
+            return self.inside(found)
+        if shape == size:
+            return found
+        if shape == tuple(y.shape[: -self.ndim - 1]):
+            return found.reshape(*shape, *(1,) * (self.ndim + 1))
+        raise ShapeError(
+            f"{name}: expected a number, or a map of the image's shape {tuple(image.shape)} or its size {size}, got "
+            f"shape {shape}"
+        )
+
+    def inside(self, values: Tensor) -> Tensor:
+        """``(*batch, channels, *size)`` of a tensor in the image's layout."""
+        if self.channels is None:
+            return values.unsqueeze(-self.ndim - 1)
+        return values.movedim(-1, -self.ndim - 1) if self.channels == "last" else values
 
     def kernel(self, psf: Any, image: Any) -> Tensor:
         """``(*batch, 1 or channels, *size)`` or ``(*size)``."""
@@ -99,9 +146,11 @@ class Layout:
             x = x.squeeze(-self.ndim - 1)
         elif self.channels == "last":
             x = x.movedim(-self.ndim - 1, -1)
-        if self.scale is not None:
-            limits = np.iinfo(_name(image.dtype))
-            x = (x * self.scale).round().clamp(limits.min, limits.max)
+        number = _name(image.dtype)
+        if number == "bool":
+            x = x > 0.5
+        elif "int" in number:
+            return _rounded(x, image)
         if isinstance(image, Tensor):
             return x.to(image.dtype)
         return x.detach().cpu().numpy().astype(image.dtype.newbyteorder("="))
@@ -118,18 +167,47 @@ def spatial_axes(psf_ndim: int, ndim: int | None) -> int:
     return found
 
 
-def _integer(image: Any) -> tuple[int, int | None]:
-    """Bytes and largest value of an integer type; (0, None) of others."""
-    name = _name(image.dtype)
-    if "int" not in name:
-        return 0, None
-    limits = np.iinfo(name)
-    return limits.bits // 8, int(limits.max)
+def _colours(image: tuple[int, ...], psf: tuple[int, ...]) -> str | None:
+    """The channels of an image of which nothing is said: "last" for (..., H, W, 3) under a PSF of two axes.
+
+    Raises:
+        ShapeError: the axes can be read in two ways.
+    """
+    if len(psf) == 2 and len(image) >= 3 and image[-1] in (3, 4) and min(image[-3:-1]) > image[-1]:
+        if image[-1] == 3:
+            return "last"
+        raise ShapeError(
+            f'image: shape {image} may be colours with opacity; say channels="last" to restore all four channels, give '
+            f"image[..., :3] to restore the colours, or say ndim=2 for a batch of images that are 4 pixels wide"
+        )
+    if len(psf) == 3 and len(image) == 3:
+        if psf[0] == image[0] <= 16 and psf[1:] != image[1:]:
+            raise ShapeError(
+                f"psf: shape {psf} for an image of shape {image} may be a volume or a PSF for every band; say ndim=3 "
+                f'for a volume, or ndim=2 and channels="first" for bands'
+            )
+        if psf[0] in (3, 4) and image[-1] == psf[0] and min(image[:2]) > image[-1]:
+            raise ShapeError(
+                f"psf: shape {psf} for an image of shape {image} looks like a PSF for every colour; say channels="
+                f'"last" and ndim=2, or ndim=3 for a volume'
+            )
+    return None
 
 
 def _name(dtype: Any) -> str:
     """The name of a torch or NumPy type, the same in both, whatever the order of the bytes."""
     return dtype.name if isinstance(dtype, np.dtype) else str(dtype).removeprefix("torch.")
+
+
+def _rounded(x: Tensor, image: Any) -> Any:
+    """``x`` rounded and cut off to the integers of the image's type, of which the largest may have no floating twin."""
+    limits = np.iinfo(_name(image.dtype))
+    rounded = x.detach().double().round()
+    high = float(limits.max) if limits.bits < 64 else float(np.nextafter(float(limits.max), 0))
+    rounded = rounded.clamp(float(limits.min), high)
+    if isinstance(image, Tensor):
+        return rounded.to(image.dtype)
+    return rounded.cpu().numpy().astype(image.dtype.newbyteorder("="))
 
 
 def _tensor(values: Any, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lsconv.errors import MethodError
+from lsconv.inverse.bounded import bounded_least_squares
 from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import BORDER_PLANS, route
@@ -36,6 +38,7 @@ def lstsq(
     atol: float = 0.0,
     max_iter: int | None = None,
     rcond: float | None = None,
+    bounds: tuple[float | None, float | None] | None = None,
     memory_limit: int | None = None,
     raise_on_failure: bool = False,
     check_finite: bool = True,
@@ -86,6 +89,10 @@ def lstsq(
             ``torch.linalg.lstsq``; None: 1e-7 in float32, 1e-12 in float64. One of your own is for "auto", "matrix",
             "separable", "fourier", "border" where that is direct (square convolutions) and "svd"; the iterations
             decide no rank.
+        bounds: ``(lowest, highest)`` for x, each a number or None: non-negative least squares with ``(0, None)``, for
+            real A. Solved by gradient projection (:mod:`lsconv.inverse.bounded`) and certified by its optimality
+            conditions (:attr:`Status.OPTIMALITY`); with several minimisers x is one of them. It takes x0, rtol (None:
+            1e-4 in float32, 1e-8 in float64) and max_iter, and has no gradient.
         memory_limit: bytes the setup may use; None: 60 % of what is free on the device.
         raise_on_failure: raise instead of warning when an item does not converge.
         check_finite: refuse NaN and infinity in y; False gives such items :attr:`Status.NON_FINITE`.
@@ -109,6 +116,17 @@ def lstsq(
         >>> bool(solution.converged), bool(torch.dist(A(solution.x), y) < 1e-4 * y.norm())
         (True, True)
     """
+    if bounds is not None:
+        A = as_operator(A, y)
+        A.check_output(y, "y")
+        given = {"method": method != "auto", "preconditioner": preconditioner != "auto", "atol": atol, "rcond": rcond}
+        taken = [name for name, value in given.items() if value] + sorted(set(options) - {"x0"})
+        if taken:
+            raise MethodError(f"{', '.join(taken)}: not with bounds, whose solver takes x0, rtol and max_iter")
+        return bounded_least_squares(
+            "lstsq", A, y, bounds, damp, rtol=rtol, max_iter=max_iter, raise_on_failure=raise_on_failure,
+            check_finite=check_finite, **options,
+        )  # fmt: skip
     options.update(rtol=rtol, atol=atol, max_iter=max_iter, raise_on_failure=raise_on_failure)
     A = as_operator(A, y)
     A.check_output(y, "y")

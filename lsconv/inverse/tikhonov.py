@@ -17,10 +17,12 @@ from lsconv.errors import (
     ConvergenceWarning,
     DeviceError,
     DtypeError,
+    MethodError,
     ShapeError,
 )
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.dtypes import direct_rtol
+from lsconv.inverse.bounded import bounded_least_squares
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.dense_stack import DenseStack
@@ -61,6 +63,7 @@ def tikhonov(
     L: OperatorLike | None = None,
     x_prior: Tensor | None = None,
     noise_std: float | Tensor | None = None,
+    bounds: tuple[float | None, float | None] | None = None,
     method: str = "auto",
     x0: Tensor | None = None,
     rtol: float | None = None,
@@ -93,6 +96,8 @@ def tikhonov(
         L: the penalty, an operator on ``A.in_shape``; None: the identity.
         x_prior: what the penalty pulls to, ``(*batch, *in_shape)``; None: zero. It changes the answer.
         noise_std: standard deviation of the noise in every entry of y, in the units of y.
+        bounds: ``(lowest, highest)`` for x, each a number or None, for real A; see :func:`lstsq`. A rule chooses damp
+            without a look at them.
         method: "auto", or "fourier", "border", "lsmr" to insist on one.
         x0: where the Krylov methods start. It does not change the answer; the exact methods have no use for it.
         rtol: relative tolerance on residual or gradient; None: 1e-6 in float32 and 1e-10 in float64 for the exact
@@ -134,6 +139,14 @@ def tikhonov(
     if selection is None and noise_std is not None:
         raise ArgumentError('noise_std: only damp="discrepancy" and damp="upre" use it')
     A.check_output(y, "y")
+    if bounds is not None:
+        if method != "auto" or atol:
+            raise MethodError("method, atol: not with bounds, whose solver takes x0, rtol and max_iter")
+        solution = bounded_least_squares(
+            "tikhonov", A, y, bounds, strength, L=L, x_prior=x_prior, x0=x0, rtol=rtol, max_iter=max_iter,
+            raise_on_failure=raise_on_failure, check_finite=check_finite,
+        )  # fmt: skip
+        return replace(solution, selection=selection)
 
     options = {"rtol": rtol, "atol": atol, "max_iter": max_iter}
     solver = _Routed(method, memory_limit, x0, check_finite, raise_on_failure, selection, options)

@@ -2,40 +2,44 @@ r"""total_variation: edge-preserving reconstruction with total variation, sparsi
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lsconv.border.penalty import as_convolutions
-from lsconv.errors import ArgumentError, ArgumentTypeError, MethodError, ShapeError
+from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, MethodError, ShapeError, warn
 from lsconv.inverse.admm.proximal import Bounds, Term, gaussian_term, poisson_term, sparsity_term
 from lsconv.inverse.admm.sparse_problem import SparseProblem
 from lsconv.inverse.solve import without_items
 from lsconv.krylov.gradients.parameters import any_requires_grad, parameters_of
+from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_operator, check_damp, prepare
-from lsconv.krylov.loop.solution import Solution, report
-from lsconv.operators.algebra import Scaled, VStack
+from lsconv.krylov.loop.solution import Solution
+from lsconv.operators.algebra import Product, Scaled, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
-from lsconv.operators.scipy import OperatorLike
+from lsconv.operators.elementary import Diagonal, Mask
 from lsconv.operators.transforms import untraced
 
 __all__ = ["total_variation"]
 
-_RTOL = {torch.float32: 2e-3, torch.float64: 1e-4}
+RTOL = {torch.float32: 2e-3, torch.float64: 1e-4}
 
 
 @untraced
 @checks_numbers
 @serves_empty_batches()
 def total_variation(
-    A: OperatorLike,
+    A: Any,
     y: Tensor,
     weight: float | Tensor,
     *,
@@ -45,7 +49,7 @@ def total_variation(
     huber: float = 0.0,
     bounds: tuple[float | None, float | None] | None = None,
     noise: str = "gaussian",
-    background: float = 0.0,
+    background: float | Tensor = 0.0,
     x0: Tensor | None = None,
     rtol: float | None = None,
     max_iter: int = 1000,
@@ -81,7 +85,7 @@ def total_variation(
         huber: below this magnitude the penalty is quadratic (Huber), in the units of ``L x``; 0: none.
         bounds: ``(lowest, highest)``, each a number or None.
         noise: "gaussian" or "poisson".
-        background: the b of the Poisson likelihood, a number >= 0, in counts.
+        background: the b of the Poisson likelihood, in counts: a number >= 0, or a tensor that broadcasts with y.
         x0: where to start; it does not change the answer.
         rtol: tolerance of stationarity and complementarity; None: 2e-3 in float32, 1e-4 in float64.
         max_iter: limit on the ADMM iterations.
@@ -91,7 +95,7 @@ def total_variation(
 
     Returns:
         A :class:`Solution`: ``residual_norm`` is :math:`\|y - Ax\|`, ``gradient_norm`` the norm of what the forces
-        leave, both recomputed in float64; ``history`` a :class:`~lsconv.inverse.admm.history.SplittingHistory`
+        leave, both recomputed in float64; ``history`` a :class:`~lsconv.inverse.admm.iteration.SplittingHistory`
         (primal and dual residuals, certificate, objective); ``damp`` the weight.
 
     Raises:
@@ -116,21 +120,83 @@ def total_variation(
     refuse_gradient("total_variation", A, L, {"y": y, "weight": weight})
     problem = prepare(A, y, x0=x0, check_finite=check_finite, name="y")
     strength = _weight(weight, A)
+    background = check_background(background, A)
     given = {"huber": huber, "noise": noise, "background": background, "bounds": bounds, "L": L}
     check_options(A, problem.y, "y", given)
     batch = batch_of(problem.batch, strength, "weight")
     data = problem.y.expand(*batch, *A.out_shape)
     strength = strength.expand(batch)
-
-    def terms(A: LinearOperator, data: Tensor) -> list[Term]:
-        first = gaussian_term(A, data) if noise == "gaussian" else poisson_term(A, data, background)
-        return [first, *_penalties(A, L, strength, isotropic, coupled, huber)]
-
     start = None if problem.x0 is None else problem.x0.expand(*batch, *A.in_shape)
-    sparse = SparseProblem(A, data, terms, bounds=bounds, gaussian=noise == "gaussian", x0=start, centred=L is None)
-    rtol = _RTOL[A.dtype.to_real()] if rtol is None else rtol
-    solution = sparse.solution(sparse.run(rtol, max_iter, callback), rtol, strength)
+    rtol = RTOL[A.dtype.to_real()] if rtol is None else rtol
+    penalties = functools.partial(_penalties, L=L, weight=strength, isotropic=isotropic, coupled=coupled, huber=huber)
+    solution = sparse_solution(
+        A, data, penalties, bounds=bounds, background=background if noise == "poisson" else None, x0=start,
+        centred=L is None, strength=strength, rtol=rtol, max_iter=max_iter, callback=callback,
+    )  # fmt: skip
     return reported(solution, problem.nonfinite.expand(batch), "total_variation", raise_on_failure)
+
+
+def sparse_solution(
+    A: LinearOperator,
+    y: Tensor,
+    penalties: Callable[[LinearOperator], list[Term]],
+    *,
+    bounds: Bounds | None,
+    background: float | Tensor | None,
+    x0: Tensor | None,
+    centred: bool,
+    strength: Tensor,
+    rtol: float,
+    max_iter: int,
+    callback: Callable[[int, Tensor], bool | None] | None,
+) -> Solution:
+    """The minimiser of a data term and convex penalties; a mask or diagonal before A goes into the data term.
+
+    Args:
+        A: the operator.
+        y: data, ``(*batch, *out_shape)``.
+        penalties: the terms beside that of the data, for an operator with the dtype to have them in.
+        bounds: lowest and highest value.
+        background: of the Poisson likelihood; None: least squares.
+        x0: where to start.
+        centred: the penalties do not see constants.
+        strength: what is reported as :attr:`Solution.damp`.
+        rtol, max_iter, callback: when to stop.
+    """
+    core, scale = _peeled(A)
+    gaussian = background is None
+    data = y if scale is None or not gaussian else torch.where(scale > 0, y / scale, 0)
+
+    def terms(B: LinearOperator, data: Tensor) -> list[Term]:
+        if background is None:
+            first = gaussian_term(B, data if scale is None else scale.to(data.dtype) * data, scale)
+        else:
+            first = poisson_term(B, data, background, scale)
+        return [first, *penalties(B)]
+
+    sparse = SparseProblem(core, data, terms, bounds=bounds, gaussian=gaussian, x0=x0, centred=centred, scale=scale)
+    solution = sparse.solution(sparse.run(rtol, max_iter, callback), rtol, strength)
+    if scale is None:
+        return solution
+    wide = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+    space = ItemSpace(wide.out_shape, wide.dtype, wide.device)
+    return replace(solution, residual_norm=space.safe_norm(y.to(wide.dtype) - wide.apply(solution.x.to(wide.dtype))))
+
+
+def _peeled(A: LinearOperator) -> tuple[LinearOperator, Tensor | None]:
+    """A convolution and what a non-negative diagonal or a mask before it multiplies its rows with; else A and None."""
+    if not isinstance(A, Product) or not isinstance(A.operators[-1], Convolution):
+        return A, None
+    scale: Tensor | None = None
+    for row in A.operators[:-1]:
+        if isinstance(row, Mask):
+            found = row.mask.to(A.dtype.to_real())
+        elif isinstance(row, Diagonal) and not row.is_complex and bool((row.diagonal >= 0).all()):
+            found = row.diagonal.detach()
+        else:
+            return A, None
+        scale = found if scale is None else scale * found
+    return A.operators[-1], scale
 
 
 # ---------------------------------------------------------------------- arguments and results
@@ -162,6 +228,22 @@ def check_options(A: LinearOperator, y: Tensor, name: str, options: dict[str, An
                             f"as background=")  # fmt: skip
 
 
+def check_background(background: Any, A: LinearOperator) -> float | Tensor:
+    """A background of the Poisson likelihood as a number, or as a tensor that broadcasts with the data."""
+    if isinstance(background, (str, bytes, bool)) or background is None:
+        raise ArgumentTypeError(f"background: expected a number >= 0 or a tensor, got {background!r}")
+    try:
+        found = torch.as_tensor(background)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentTypeError(f"background: expected a number >= 0 or a tensor, got {background!r}") from None
+    if found.is_complex() or not bool((torch.isfinite(found) & (found >= 0)).all()):
+        raise ArgumentError("background: expected finite numbers >= 0")
+    shape, wanted = tuple(found.shape), A.out_shape
+    if shape[-len(wanted) :] != wanted[max(0, len(wanted) - len(shape)) :]:
+        raise ShapeError(f"background: shape {shape} does not broadcast with A's out_shape {wanted}")
+    return float(found) if found.ndim == 0 else found.to(A.device)
+
+
 def refuse_gradient(name: str, A: LinearOperator, L: LinearOperator | None, values: dict[str, Any]) -> None:
     """Raise where autograd would follow what the answer of ``name`` depends on, and get nothing."""
     followed = [key for key, value in values.items() if isinstance(value, Tensor) and any_requires_grad(value)]
@@ -174,7 +256,7 @@ def refuse_gradient(name: str, A: LinearOperator, L: LinearOperator | None, valu
 
 
 def _penalties(
-    A: LinearOperator, L: LinearOperator | None, weight: Tensor, isotropic: bool, coupled: bool, huber: float
+    A: LinearOperator, *, L: LinearOperator | None, weight: Tensor, isotropic: bool, coupled: bool, huber: float
 ) -> list[Term]:
     """The gradient with its magnitudes; or every entry of L by itself, convolution by convolution where it is some."""
     if L is None:
@@ -220,9 +302,14 @@ def batch_of(batch: torch.Size, values: Tensor, name: str) -> torch.Size:
         ) from None
 
 
-def reported(solution: Solution, nonfinite: Tensor, name: str, raise_on_failure: bool) -> Solution:
+def reported(solution: Solution, broken: Tensor, name: str, raise_on_failure: bool) -> Solution:
     """The solution, with a warning or an error where an item did not converge."""
-    if bool(nonfinite.any()):
-        solution = without_items(solution, nonfinite)
-    report(solution, name, raise_on_failure=raise_on_failure)
+    if bool(broken.any()):
+        solution = without_items(solution, broken)
+    if not bool(solution.converged.all()):
+        failed = int((~solution.converged).sum())
+        text = f"{failed} of {solution.converged.numel()} item(s) did not converge ({name}). {solution.failure_text()}"
+        if raise_on_failure:
+            raise ConvergenceError(text)
+        warn(text)
     return solution

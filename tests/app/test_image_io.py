@@ -139,6 +139,39 @@ def test_imagejs_description_is_kept_for_a_stack_of_its_shape_only(tmp_path: Pat
         assert np.array_equal(tiff.asarray(), stack[:, 1:-1])
 
 
+@pytest.mark.parametrize("kind", ["imagej", "ome"])
+@pytest.mark.parametrize(("axes", "shape"), [("CYX", (3, 7, 9)), ("TCYX", (2, 4, 7, 9)), ("TZCYX", (2, 3, 2, 7, 9))])
+def test_axes_and_descriptions_of_microscopes_survive(
+    tmp_path: Path, kind: str, axes: str, shape: tuple[int, ...]
+) -> None:
+    values = noise("uint16", *shape)
+    about: dict[str, Any] = {"axes": axes, "unit": "um"} if kind == "imagej" else {"axes": axes, "PhysicalSizeX": 0.1}
+    tifffile.imwrite(tmp_path / "a.tif", values, metadata=about, resolution=(10, 10), **{kind: True})
+    picture = read_picture(tmp_path / "a.tif")
+    assert picture.axes == axes[:-2]
+    write_picture(tmp_path / "b.tif", picture)
+    with tifffile.TiffFile(tmp_path / "a.tif") as before, tifffile.TiffFile(tmp_path / "b.tif") as after:
+        assert after.series[0].axes == before.series[0].axes == axes
+        assert np.array_equal(after.asarray(), values)
+        assert after.pages.first.description == before.pages.first.description
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float32"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_signals_survive_with_their_rate(tmp_path: Path, dtype: str, channels: int) -> None:
+    from scipy.io import wavfile
+
+    samples = noise(dtype, 50, channels)
+    wavfile.write(tmp_path / "a.wav", 44100, samples[:, 0] if channels == 1 else samples)
+    write_picture(tmp_path / "b.wav", read_picture(tmp_path / "a.wav"))
+    rate, back = wavfile.read(tmp_path / "b.wav")
+    assert rate == 44100
+    assert np.array_equal(back.reshape(50, channels), samples)
+    np.save(tmp_path / "c.npy", samples[:, 0])
+    write_picture(tmp_path / "d.npy", read_picture(tmp_path / "c.npy"))
+    assert np.array_equal(np.load(tmp_path / "d.npy"), samples[:, 0])
+
+
 def test_compressed_big_endian_planar_and_inverted_tiffs_are_read(tmp_path: Path) -> None:
     colour = noise("uint16", 7, 9, 3)
     tifffile.imwrite(tmp_path / "lzw.tif", colour, compression="lzw", photometric="rgb")
@@ -164,9 +197,10 @@ def test_palette_transparency_and_black_and_white_become_colour_opacity_and_grey
     assert clear.values[..., -1].max() == 0
 
 
-def test_a_picture_is_scaled_to_its_types_largest_value(tmp_path: Path) -> None:
+def test_colours_are_in_the_units_of_the_file() -> None:
     values = np.array([[[0], [65535]]], dtype=np.uint16)
     assert Picture(values).pixels.tolist() == [[[0.0, 1.0]]]
+    assert Picture(values).colours.tolist() == [[[0.0, 65535.0]]]
     assert Picture(values).colours.dtype == torch.float32
     assert Picture(values.astype(np.uint32)).colours.dtype == torch.float64
     floating = np.array([[[-3.5], [2.0]]])
@@ -179,7 +213,7 @@ def test_every_integer_survives_the_way_through_floating_point(dtype: str) -> No
     values = np.unique(np.linspace(0, limit, 4096).astype(dtype)).reshape(1, -1, 1)
     picture = Picture(values)
     assert np.array_equal(picture.with_colours(picture.colours).values, values)
-    assert picture.with_colours(picture.colours * 0 + 1.5).values.max() == limit
+    assert picture.with_colours(picture.colours * 0 + 1.5 * limit).values.max() == limit
     assert picture.with_colours(picture.colours * 0 - 1.5).values.max() == 0
 
 
@@ -204,6 +238,9 @@ def test_other_depths_are_rounded_to_what_the_format_holds(tmp_path: Path) -> No
         ("a", Picture(np.zeros((4, 4, 1), np.uint8)), "must end in"),
         ("a.png", Picture(np.zeros((2, 4, 4, 1), np.uint8)), "PNG cannot hold a stack"),
         ("a.jpg", Picture(np.zeros((4, 4, 4), np.uint8), opacity=True), "JPEG cannot hold opacity"),
+        ("a.wav", Picture(np.zeros((4, 4, 1), np.uint8)), "WAV cannot hold an image"),
+        ("a.tif", Picture(np.zeros((1, 9, 1), np.uint8), line=True), "TIFF cannot hold a signal"),
+        ("a.wav", Picture(np.zeros((1, 9, 1), np.float16), line=True), "WAV cannot hold float16"),
         ("a.png", Picture(np.full((4, 4, 1), 1.5)), "outside .0, 1."),
         ("a.png", Picture(np.zeros((4, 4, 1), np.int16)), "negative integers"),
     ],
@@ -227,19 +264,18 @@ def _saved(save: Any) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.png", b"no picture at all", "not a PNG, JPEG, TIFF or NPY"),
-        ("empty.png", b"", "not a PNG, JPEG, TIFF or NPY"),
+        ("a.png", b"no picture at all", "not a PNG, JPEG, TIFF, NPY, WAV or FITS"),
+        ("empty.png", b"", "not a PNG, JPEG, TIFF, NPY, WAV or FITS"),
         ("a.gif", b"GIF89a\x01\x00\x01\x00", "not a PNG"),
         ("cut.npy", _saved(lambda f: np.save(f, np.ones((9, 9))))[:-9], "damaged"),
         ("cut.tif", b"II*\0\x08\0\0\0", "damaged"),
         ("cut.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF", "damaged"),
         ("object.npy", _saved(lambda f: np.save(f, np.array([{}], dtype=object))), "damaged or unsupported"),
-        ("bool.npy", _saved(lambda f: np.save(f, np.ones((4, 4), bool))), "type bool"),
-        ("long.npy", _saved(lambda f: np.save(f, np.ones((4, 4), np.int64))), "type int64"),
-        ("line.npy", _saved(lambda f: np.save(f, np.ones(4))), "not a picture"),
+        ("complex.npy", _saved(lambda f: np.save(f, np.ones((4, 4), complex))), "type complex128"),
+        ("five.npy", _saved(lambda f: np.save(f, np.ones((2, 2, 4, 4, 1)))), "not a signal, an image or a stack"),
+        ("cut.wav", b"RIFF\x24\0\0\0WAVEfmt ", "damaged"),
         ("wide.npy", _saved(lambda f: np.save(f, np.ones((2, 4, 4, 9)))), "more than 4 channels"),
-        ("none.npy", _saved(lambda f: np.save(f, np.ones((0, 4)))), "not a picture"),
-        ("nan.npy", _saved(lambda f: np.save(f, np.full((4, 4), np.nan))), "NaN"),
+        ("none.npy", _saved(lambda f: np.save(f, np.ones((0, 4)))), "not an image"),
         ("inf.tif", _saved(lambda f: tifffile.imwrite(f, np.full((4, 4), np.inf))), "infinity"),
         ("cmyk.jpg", _saved(lambda f: Image.new("CMYK", (4, 4)).save(f, "JPEG")), "CMYK"),
         (

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import lsconv
-from lsconv.app.report import draw_report, whiteness
+from lsconv.app.report import Evidence, draw_report, whiteness
 from lsconv.app.requests import Kernel
 
 
@@ -65,7 +65,7 @@ def test_a_report_is_a_picture_with_the_residuals_verdict(
     solution = lsconv.deconvolve(data, psf, channels="first", damp=damp, boundary="periodic")
     A = lsconv.blur_operator(psf, shape[1:], boundary="periodic", channels=shape[0])
     residual = data - A(solution.x)
-    judged = draw_report(tmp_path / "r.png", data, solution.x, Kernel(psf, 2), residual, solution, "a title")
+    judged = draw_report(tmp_path / "r.png", Evidence(data, solution.x, Kernel(psf, 2), residual, solution), "a title")
     assert judged == whiteness(residual)
     with Image.open(tmp_path / "r.png") as image:
         assert min(image.size) > 500
@@ -80,7 +80,8 @@ def test_the_last_panel_shows_how_damp_was_chosen_or_how_the_iteration_went(
     solution = lsconv.deconvolve(data, psf, **options)
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
-    draw_report(tmp_path / "r.png", data[None], solution.x[None], Kernel(psf, 2), 0.1 * data[None], solution, "a title")
+    evidence = Evidence(data[None], solution.x[None], Kernel(psf, 2), 0.1 * data[None], solution)
+    draw_report(tmp_path / "r.png", evidence, "a title")
     panel = drawn[0].axes[-1] if drawn[0].axes[-1].get_title() else drawn[0].axes[-2]
     assert panel.get_title() == title
     labels = [text.get_text() for text in panel.get_legend().get_texts()]

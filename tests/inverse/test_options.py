@@ -57,8 +57,9 @@ def test_numbers_of_every_kind_are_taken(value: Any) -> None:
 @pytest.mark.parametrize(
     "options, text",
     [
-        ({"background": torch.ones(8, 9), "noise": "poisson"}, "background: expected a single number"),
-        ({"background": -1, "noise": "poisson"}, "background: expected a number >= 0"),
+        ({"background": torch.ones(3, 9), "noise": "poisson"}, "background: .*(does not broadcast|or a map)"),
+        ({"background": "dark", "noise": "poisson"}, "background: expected a number"),
+        ({"background": -1, "noise": "poisson"}, "background: expected (finite )?numbers >= 0"),
         ({"huber": np.ones(3)}, "huber: expected a single number"),
         ({"huber": torch.inf}, "huber: expected a finite number"),
         ({"bounds": (np.zeros((8, 9)), None)}, "bounds: expected one number or None"),
@@ -153,19 +154,17 @@ def test_data_that_are_seen_must_be_finite_all_the_same() -> None:
         lsconv.lstsq(lsconv.Mask(KEEP) @ A, y, damp=0.3)
 
 
-def test_deconvolve_names_the_way_for_missing_pixels_and_it_works() -> None:
+def test_missing_pixels_are_counted_and_the_way_through_a_mask_works() -> None:
     size = (16, 17)
     truth = torch.rand(1, 18, 19, dtype=F64, generator=GENERATOR)
     blur = lsconv.blur_operator(PSF, size)
     image = blur(truth)[0]
     holes = image.clone()
     holes[3, 4] = torch.nan
-    way = r"lsconv\.Mask\(keep\) @ A.*lsconv\.blur_operator"
-    with pytest.raises(lsconv.LsconvError, match=rf"^image: contains NaN or infinity; .*{way}"):
-        lsconv.deconvolve(holes, PSF)
     masked = np.ma.masked_invalid(holes.numpy())
-    with pytest.raises(lsconv.LsconvError, match=rf"^image: .*masked entries.*{way}"):
-        lsconv.deconvolve(masked, PSF)
+    for given in (holes, masked):
+        with pytest.warns(lsconv.InputWarning, match="^image: 1 of 272 pixels are NaN or masked and count as missing"):
+            lsconv.deconvolve(given, PSF, damp=0.1)
     with pytest.raises(lsconv.LsconvError, match=r"^y: .*Mask\(~mask\) @ A"):
         lsconv.lstsq(blur, masked[None], damp=0.1)
     whole = np.ma.masked_array(image.numpy())

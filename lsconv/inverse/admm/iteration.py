@@ -62,7 +62,7 @@ class QuadraticStep(Protocol):
 
     terms: list[Term]
     one_penalty: bool
-    """Whether all terms must have the same penalty."""
+    """True where all terms must have the same penalty."""
 
     @property
     def images(self) -> Sequence[Image]:

@@ -90,7 +90,8 @@ def optimality(
         # of a flat image the value itself is rounding: the largest dual variable says how large
         p_norm = outputs.norm(p) if term.weight is None else term.weight.double() * math.sqrt(term.entries)
         allowed_gap = allowed_gap + rounding * norm * size * p_norm
-        allowed_force = allowed_force + rounding * norm * (norm * size if not term.balanced else p_norm)
+        moved = norm * size if term.stiffness is None else norm * size * term.stiffness
+        allowed_force = allowed_force + rounding * norm * (p_norm if term.balanced else moved)
     if bounds is not None:
         t = divide(size, forces)
         step = inputs.spread(torch.where(t > 0, t, 1.0)).to(x.dtype)

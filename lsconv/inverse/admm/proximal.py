@@ -42,6 +42,7 @@ class Term:
         follows: whether its penalty rises with that of the balanced term.
         entries: how many magnitudes an item has.
         weight: what they are multiplied by, per batch item.
+        stiffness: how much the dual variable changes with ``K x``, per batch item; None: as much.
     """
 
     operator: LinearOperator
@@ -53,54 +54,97 @@ class Term:
     follows: bool = False
     entries: int = 1
     weight: Tensor | None = None
+    stiffness: Tensor | None = None
 
 
-def gaussian_term(A: LinearOperator, y: Tensor) -> Term:
-    r"""``1/2 ||Ax - y||^2``; its dual variable is the residual itself, so there is no gap."""
+def gaussian_term(A: LinearOperator, y: Tensor, scale: Tensor | None = None) -> Term:
+    r"""``1/2 ||S Ax - y||^2``; its dual variable is the residual itself, so there is no gap.
+
+    Args:
+        A: the operator.
+        y: the data; zero in rows where the scale is.
+        scale: the diagonal of S, which broadcasts with y, real; a row of zero is not measured. None: ones.
+    """
     space = ItemSpace(A.out_shape, A.dtype, A.device)
 
+    def scaled(v: Tensor) -> Tensor:
+        return v if scale is None else v * scale.to(v.real.dtype if v.is_complex() else v.dtype)
+
     def prox(v: Tensor, rho: Tensor, out: Tensor) -> None:
+        if scale is not None:
+            torch.div(rho * v + scale * y, rho + scale.square(), out=out)
+            return
         torch.mul(v, rho / (1 + rho), out=out)
         torch.addcmul(out, y, 1 / (1 + rho), out=out)
 
     return Term(
         A,
         prox,
-        value=lambda v: 0.5 * space.norm(v - y.to(v.dtype)) ** 2,
-        dual=lambda p, v: v - y.to(v.dtype),
+        value=lambda v: 0.5 * space.norm(scaled(v) - y.to(v.dtype)) ** 2,
+        dual=lambda p, v: scaled(scaled(v) - y.to(v.dtype)),
         gap=lambda v, p: torch.zeros(v.shape[: v.ndim - len(A.out_shape)], dtype=torch.float64, device=v.device),
     )
 
 
-def poisson_term(A: LinearOperator, y: Tensor, background: float) -> Term:
-    r"""The Kullback-Leibler divergence ``sum_i KL(y_i | t_i)`` of ``t = Ax + background``.
+def poisson_term(A: LinearOperator, y: Tensor, background: float | Tensor, scale: Tensor | None = None) -> Term:
+    r"""The Kullback-Leibler divergence ``sum_i KL(y_i | t_i)`` of ``t = S Ax + background``.
 
-    It differs from the negative log-likelihood ``t - y log t`` by a constant. With ``p < 1`` the Fenchel-Young gap of
-    an entry is ``KL(y | t (1 - p))``.
+    It differs from the negative log-likelihood ``t - y log t`` by a constant. With ``p = S q``, ``q < 1``, the
+    Fenchel-Young gap of an entry is ``KL(y | t (1 - q))``.
+
+    Args:
+        A: the operator.
+        y: counts.
+        background: expected counts without x, a number or a tensor that broadcasts with y.
+        scale: the diagonal of S, >= 0, which broadcasts with y; a row of zero is not measured. None: ones.
     """
     ndim = len(A.out_shape)
 
+    def expected(v: Tensor) -> Tensor:
+        return (v if scale is None else v * scale.to(v.dtype)) + _in(v, background)
+
     def prox(v: Tensor, rho: Tensor, out: Tensor) -> None:
-        c = v + background - 1 / rho
+        if scale is not None:
+            rho = rho / scale.square().clamp_min(torch.finfo(v.dtype).tiny)
+        c = expected(v) - 1 / rho
         root = torch.sqrt(c**2 + 4 * y / rho)
         # the positive root, without cancelling where c < 0
         t = torch.where(c >= 0, (c + root) / 2, 2 * y / rho / (root - c).clamp_min(torch.finfo(v.dtype).tiny))
-        torch.sub(t, background, out=out)
+        torch.sub(t, _in(v, background), out=out)
+        if scale is not None:
+            out.copy_(torch.where(scale > 0, out / scale, v))
 
     def divergence(t: Tensor) -> Tensor:
         counts = y.double().expand(t.shape)
+        if scale is not None:  # a row that is not measured costs nothing
+            t = torch.where(scale > 0, t, counts)
         # where t < 0 no count is likely at all; without a count the expected number is what it costs
         safe = torch.where(t > 0, t, torch.where(counts > 0, 0.0, 1.0))
         ratio = torch.where(counts > 0, counts / safe, 1.0)
         return (t.abs() - counts + torch.xlogy(counts, ratio)).flatten(t.ndim - ndim).sum(-1)
 
+    def slope(p: Tensor) -> Tensor:
+        return p if scale is None else torch.where(scale > 0, p / scale.to(p.dtype), 0)
+
+    def dual(p: Tensor, v: Tensor) -> Tensor:
+        bounded = slope(p).clamp_max(1 - torch.finfo(p.dtype).eps)
+        return bounded if scale is None else bounded * scale.to(p.dtype)
+
+    # the second derivative y / t^2, at the mean of the counts
+    square = 1.0 if scale is None else scale.double().square().mean()
+    photons = y.double().flatten(y.ndim - ndim).mean(-1)
     return Term(
         A,
         prox,
-        value=lambda v: divergence(v.double() + background),
-        dual=lambda p, v: p.clamp_max(1 - torch.finfo(p.dtype).eps),
-        gap=lambda v, p: divergence((v.double() + background) * (1 - p.double())),
+        stiffness=square / torch.where(photons > 0, photons, 1.0),
+        value=lambda v: divergence(expected(v.double())),
+        dual=dual,
+        gap=lambda v, p: divergence(expected(v.double()) * (1 - slope(p.double()))),
     )
+
+
+def _in(v: Tensor, value: float | Tensor) -> float | Tensor:
+    return value.to(v.dtype) if isinstance(value, Tensor) else value
 
 
 def sparsity_term(L: LinearOperator, weight: Tensor, groups: tuple[int, ...] = (), huber: float = 0.0) -> Term:

@@ -55,6 +55,7 @@ class SparseProblem:
             image has few digits beside its level.
         extended: take the quadratic step on an extended grid where A and the penalties are convolutions; otherwise in
             the operators themselves.
+        scale: the diagonal that the data term puts before A, which broadcasts with y; None: ones.
     """
 
     def __init__(
@@ -68,10 +69,12 @@ class SparseProblem:
         x0: Tensor | None = None,
         extended: bool = True,
         centred: bool = False,
+        scale: Tensor | None = None,
     ) -> None:
         self.A, self.y, self.bounds, self.gaussian = A, y, bounds, gaussian
+        self.scale = scale
         self._again = functools.partial(
-            SparseProblem, A, y, terms, bounds=bounds, gaussian=gaussian, centred=centred, extended=False
+            SparseProblem, A, y, terms, bounds=bounds, gaussian=gaussian, centred=centred, extended=False, scale=scale
         )
         self.batch = tuple(y.shape[: y.ndim - len(A.out_shape)])
         self.terms = terms(A, y)
@@ -100,8 +103,9 @@ class SparseProblem:
             x = torch.zeros(*self.batch, *A.in_shape, dtype=A.dtype, device=A.device) if x0 is None else x0.clone()
             if x0 is None:
                 x = A.adjoint(y) / max(self.norms[0], torch.finfo(A.dtype).tiny) ** 2
-            self.skipped = int(gaussian)  # the quadratic data term stays whole
-            self.step = NormalStep(A if gaussian else None, y, split[self.skipped :], x)
+            # the quadratic data term stays whole, but where its rows have weights of their own
+            self.skipped = int(gaussian and scale is None)
+            self.step = NormalStep(A if self.skipped else None, y, split[self.skipped :], x)
             self.images = self.step.begin()
             self.box = None if self.box is None else self.box - self.skipped
 
@@ -115,10 +119,14 @@ class SparseProblem:
 
     def _data_penalty(self) -> Tensor:
         """The penalty of the data's image: a part of the second derivative of the data term by ``Ax``, about."""
+        square = torch.ones(self.batch, dtype=torch.float64, device=self.A.device)
+        if self.scale is not None:
+            rows = self.scale.double().expand(self.y.shape).flatten(len(self.batch)).square()
+            square = rows.sum(-1) / (rows > 0).sum(-1).clamp_min(1)
         if self.gaussian:
-            return torch.full(self.batch, _DATA_PENALTY["gaussian"], dtype=torch.float64, device=self.A.device)
-        mean = self.y.double().flatten(self.y.ndim - len(self.A.out_shape)).mean(-1)
-        return _DATA_PENALTY["poisson"] * torch.where(mean > 0, 1 / mean, 1.0)
+            return _DATA_PENALTY["gaussian"] * square
+        mean = self.y.double().flatten(len(self.batch)).mean(-1)
+        return _DATA_PENALTY["poisson"] * square * torch.where(mean > 0, 1 / mean, 1.0)
 
     def _first(self, term: Term) -> Tensor:
         """The penalties of the quadratic problem whose answer is the start."""

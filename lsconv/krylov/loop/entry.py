@@ -107,7 +107,7 @@ def cut(answer: Any, batch: Sequence[int], *, of_items: bool = True) -> Any:
 
 
 # The least value of each; those of the first kind are real, of the second integers.
-_REAL: dict[str, float] = {"rtol": 0, "atol": 0, "conlim": 0, "huber": 0, "background": 0, "safety": 0}
+_REAL: dict[str, float] = {"rtol": 0, "atol": 0, "conlim": 0, "huber": 0, "safety": 0}
 _INTEGER = {"max_iter": 0, "max_refinements": 0, "memory_limit": 0, "check_every": 1, "restart": 1}
 
 

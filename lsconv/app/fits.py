@@ -1,0 +1,56 @@
+"""FITS files, by astropy, which the extra ``fits`` installs: header and WCS are kept, and NaN are missing pixels."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+import lsconv
+from lsconv.app.picture import ImageFileError, Metadata, Picture
+
+__all__ = ["check_astropy", "read_fits", "write_fits"]
+
+
+def check_astropy(path: Path) -> Any:
+    """``astropy.io.fits``, or the line that installs it.
+
+    Raises:
+        ImageFileError: it is missing.
+    """
+    try:
+        from astropy.io import fits
+    except ImportError:
+        raise ImageFileError(f"{path}: FITS needs astropy; install it with: pip install 'lsconv[fits]'") from None
+    return fits
+
+
+def read_fits(path: Path) -> Picture:
+    """The first image of a FITS file, with the header it came with."""
+    fits = check_astropy(path)
+    with fits.open(path, memmap=False) as file:
+        found = [hdu for hdu in file if hdu.is_image and hdu.data is not None and hdu.data.ndim > 0]
+        if not found:
+            raise ImageFileError(f"{path}: holds no image")
+        values, header = np.asarray(found[0].data), found[0].header.copy()
+    if values.ndim > 5:
+        raise ImageFileError(f"{path}: an image of {values.ndim} axes is not supported, at most 5 are")
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if native.ndim == 1:
+        return Picture(native[None, :, None], line=True, metadata=Metadata(header=header))
+    return Picture(native[..., None], metadata=Metadata(header=header))
+
+
+def write_fits(file: BinaryIO, picture: Picture) -> None:
+    """The image as primary HDU under its own header, with a line of HISTORY."""
+    fits = check_astropy(Path(file.name))
+    values = picture.values[0] if picture.line else picture.values
+    values = np.moveaxis(values, -1, 0) if values.shape[-1] > 1 else values[..., 0]
+    header = None if picture.metadata.header is None else picture.metadata.header.copy()
+    hdu = fits.PrimaryHDU(values, header)
+    hdu.header["HISTORY"] = f"written by lsconv {lsconv.__version__}"
+    buffer = io.BytesIO()  # astropy takes no file opened to be new
+    hdu.writeto(buffer, output_verify="silentfix")
+    file.write(buffer.getbuffer())

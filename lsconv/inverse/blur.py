@@ -1,0 +1,90 @@
+r"""blur_operator: the blur of an image by its PSF as an operator.
+
+The image is the true convolution of the field with the PSF, plus noise,
+
+    y[i] = sum_j psf[j] x[i - j + c],
+
+c being the PSF's centre, so that a PSF with a single one there is the identity. In torch's convention (a
+cross-correlation) this is the flipped PSF of size k with padding k - 1 - c on the left and c on the right.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lsconv.errors import ArgumentError, ShapeError
+from lsconv.inverse.image_layout import spatial_axes
+from lsconv.inverse.point_spread import Origin, origin_of
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["blur_operator"]
+
+_PADDING_MODES = {"unknown": "zeros", "zero": "zeros", "periodic": "circular", "reflect": "reflect"}
+
+
+def blur_operator(
+    psf: Tensor,
+    size: tuple[int, ...],
+    *,
+    boundary: str = "unknown",
+    channels: int = 1,
+    ndim: int | None = None,
+    origin: Origin = "center",
+) -> Convolution:
+    r"""The blur of an image by a PSF as an operator, from the field to an image of the given size.
+
+    .. math:: y[i] = \sum_j \mathrm{psf}[j]\, x[i - j + c]
+
+    a true convolution, c being the PSF's centre, its pixel ``size // 2`` on every axis unless ``origin`` says another;
+    channels are blurred apart.
+
+    Args:
+        psf: ``(*size)``, or with ``ndim`` given ``(*batch, 1 or channels, *size)``; its scale is the operator's.
+        size: spatial size of the blurred image.
+        boundary: what the field is beyond the image: "unknown" (the field is larger than the image by the PSF less
+            one, and nothing is assumed), "zero", "periodic" or "reflect" (mirrored about the border pixels).
+        channels: channels of image and field.
+        ndim: number of spatial axes, the PSF's by default.
+        origin: the PSF's centre c: "center" (``size // 2``, of an even size the pixel after the middle), "peak",
+            "centroid", or an index with one entry per axis; ``(0, ...)`` for a causal response.
+
+    Returns:
+        A :class:`Convolution` from ``(channels, *field)`` to ``(channels, *size)``.
+
+    Raises:
+        ArgumentError: an unknown boundary or origin.
+        ShapeError: shapes that do not fit, or a PSF larger than the image (which "zero" allows).
+
+    Example:
+        >>> psf = torch.tensor([[0.5, 0.5, 0.0]])
+        >>> A = lsconv.blur_operator(psf, (1, 4), boundary="zero")
+        >>> A(torch.tensor([[[1.0, 2.0, 4.0, 8.0]]]))
+        tensor([[[1.5000, 3.0000, 6.0000, 4.0000]]])
+    """
+    if boundary not in _PADDING_MODES:
+        raise ArgumentError(f"boundary: expected one of {', '.join(map(repr, _PADDING_MODES))}, got {boundary!r}")
+    spatial = spatial_axes(psf.ndim, ndim)
+    size = tuple(size)
+    if len(size) != spatial:
+        raise ShapeError(f"size: expected {spatial} numbers for a PSF of {spatial} axes, got {size}")
+    extent = tuple(psf.shape[-spatial:])
+    if boundary != "zero" and any(k > n for k, n in zip(extent, size, strict=True)):
+        raise ShapeError(f"psf: its size {extent} exceeds that of the image, {size}; only boundary='zero' serves that")
+    kernels = psf.shape[-spatial - 1] if psf.ndim > spatial else 1
+    if kernels not in (1, channels):
+        raise ShapeError(
+            f"psf: expected 1 or {channels} kernels before its {spatial} axes, got shape {tuple(psf.shape)}"
+        )
+    centre = origin_of(psf, spatial, origin)
+    weight = psf.flip(tuple(range(-spatial, 0)))
+    if psf.ndim == spatial:
+        weight = weight[None]
+    weight = weight.unsqueeze(-spatial - 1).expand(*psf.shape[: -spatial - 1], channels, 1, *extent).contiguous()
+    known = boundary != "unknown"
+    return Convolution(
+        weight,
+        size if known else tuple(n + k - 1 for n, k in zip(size, extent, strict=True)),
+        padding=[(k - 1 - c, c) for k, c in zip(extent, centre, strict=True)] if known else 0,
+        groups=channels,
+        padding_mode=_PADDING_MODES[boundary],
+    )

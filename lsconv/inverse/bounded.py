@@ -1,0 +1,256 @@
+r"""Least squares within bounds, by gradient projection and conjugate gradients on the face.
+
+.. math:: \min_{lo \le x \le hi} \tfrac12 \|Ax - y\|^2 + \tfrac12 \mathrm{damp}^2 \|L(x - x_{prior})\|^2
+
+With Q the Hessian and g the gradient, an iteration
+
+1. takes a step along the projected gradient, of the length that minimises on the free entries, halved until the
+   objective falls enough; it changes which entries stand on a bound,
+2. minimises over the free entries by conjugate gradients, to a tenth of the gradient there, and goes to that point
+   along the projected path, halving again.
+
+The first makes the iteration converge, the second makes it fast: at the solution the face does not change, and what is
+left is one linear system. Its preconditioner is the compression of an inverse of Q, which stays positive definite.
+
+The certificate is the natural residual :math:`\|(x - \Pi(x - t g))/t\|`, which is zero exactly at the minimiser, beside
+the larger of the two forces whose difference g is; it is recomputed in double precision.
+
+Moré and Toraldo, "On the solution of large quadratic programming problems with bound constraints" (1991).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ConvergenceError, MethodError, warn
+from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
+from lsconv.inverse.total_variation import check_bounds, refuse_gradient
+from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
+from lsconv.krylov.loop.problem import prepare
+from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.operators.algebra import VStack
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+
+__all__ = ["RTOL", "bounded_least_squares"]
+
+RTOL = {torch.float32: 1e-4, torch.float64: 1e-8}
+
+
+@torch.no_grad()
+def bounded_least_squares(
+    name: str,
+    A: LinearOperator,
+    y: Tensor,
+    bounds: tuple[float | None, float | None],
+    damp: float | Tensor = 0.0,
+    *,
+    L: LinearOperator | None = None,
+    x_prior: Tensor | None = None,
+    x0: Tensor | None = None,
+    rtol: float | None = None,
+    max_iter: int | None = None,
+    raise_on_failure: bool = False,
+    check_finite: bool = True,
+) -> Solution:
+    """The minimiser within bounds, every batch item by itself.
+
+    Args:
+        name: the public function that asks, for messages.
+        A: the operator, real.
+        y: data, ``(*batch, *out_shape)``.
+        bounds: ``(lowest, highest)``, each a number or None.
+        damp: the damping, a number or one per batch item.
+        L: the penalty; None: the identity.
+        x_prior: what the penalty pulls to; None: zero.
+        x0: where to start.
+        rtol: tolerance of the certificate; None: 1e-4 in float32, 1e-8 in float64.
+        max_iter: limit on the iterations; None: 500.
+        raise_on_failure: raise instead of warning.
+        check_finite: refuse NaN and infinity in y.
+    """
+    check_bounds(bounds, A)
+    with torch.enable_grad():
+        refuse_gradient(f"{name} with bounds", A, L, {"y": y, "damp": damp, "x_prior": x_prior})
+    problem = prepare(A, y, damp=damp, x0=x0, check_finite=check_finite, name="y")
+    damping = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
+    batch = broadcast_shapes(problem.batch, () if x_prior is None else x_prior.shape[: x_prior.ndim - len(A.in_shape)])
+    rtol = RTOL[A.dtype.to_real()] if rtol is None else rtol
+    quadratic = _Quadratic(A, problem.y.expand(*batch, *A.out_shape), damping.expand(batch), L, x_prior)
+    start = torch.zeros(*batch, *A.in_shape, dtype=A.dtype, device=A.device)
+    if problem.x0 is not None:
+        start = start + problem.x0
+    elif x_prior is not None:
+        start = start + x_prior
+    x, iterations, stagnated = _iterate(quadratic, start, bounds, rtol, 500 if max_iter is None else max_iter)
+    precise = quadratic.in_double()
+    left, forces = precise.certificate(x.double(), bounds)
+    rounding = torch.finfo(A.dtype).eps * 4 * forces
+    met = (left <= rtol * forces) | (left <= rounding)
+    zero = torch.isfinite(left)
+    failed = torch.where(stagnated, Status.STAGNATION.code, Status.ITERATION_LIMIT.code)
+    codes = torch.where(met, Status.OPTIMALITY.code, failed)
+    codes = torch.where(zero & ~problem.nonfinite.expand(batch), codes, Status.NON_FINITE.code)
+    solution = Solution(
+        x=x,
+        codes=codes,
+        converged=met & ~problem.nonfinite.expand(batch),
+        iterations=iterations,
+        residual_norm=precise.data_space.safe_norm(precise.y - precise.A.apply(x.double())),
+        gradient_norm=left,
+        damp=damping.expand(batch).to(A.dtype),
+    )
+    if not bool(solution.converged.all()):
+        count = int((~solution.converged).sum())
+        text = f"{count} of {solution.converged.numel()} item(s) did not converge ({name}). {solution.failure_text()}"
+        if raise_on_failure:
+            raise ConvergenceError(text)
+        warn(text)
+    return solution
+
+
+class _Quadratic:
+    """The objective: its Hessian, gradient, certificate, and a preconditioner."""
+
+    def __init__(
+        self, A: LinearOperator, y: Tensor, damp: Tensor, L: LinearOperator | None, x_prior: Tensor | None
+    ) -> None:
+        self.A, self.y, self.damp, self.L, self.prior = A, y, damp, L, x_prior
+        self.space = ItemSpace(A.in_shape, A.dtype, A.device)
+        self.data_space = ItemSpace(A.out_shape, A.dtype, A.device)
+        self.damped = bool((damp > 0).any())
+
+    def in_double(self) -> _Quadratic:
+        wide = torch.float64
+        prior = None if self.prior is None else self.prior.to(wide)
+        L = None if self.L is None else self.L.to(dtype=wide)
+        return _Quadratic(self.A.to(dtype=wide), self.y.to(wide), self.damp, L, prior)
+
+    def penalty(self, v: Tensor) -> Tensor:
+        """``damp^2 L^H L v``."""
+        image = v if self.L is None else self.L.adjoint(self.L.apply(v))
+        return self.space.spread(self.damp.square()) * image
+
+    def hessian(self, v: Tensor) -> Tensor:
+        product = self.A.adjoint(self.A.apply(v))
+        return product + self.penalty(v) if self.damped else product
+
+    def gradient(self, x: Tensor) -> Tensor:
+        g = self.A.adjoint(self.A.apply(x) - self.y)
+        return g + self.penalty(x if self.prior is None else x - self.prior) if self.damped else g
+
+    def certificate(self, x: Tensor, bounds: tuple[float | None, float | None]) -> tuple[Tensor, Tensor]:
+        """The natural residual, and the size of the forces whose sum the gradient is."""
+        g = self.gradient(x)
+        forces = torch.maximum(
+            self.space.norm(self.A.adjoint(self.y)), self.space.norm(self.A.adjoint(self.A.apply(x)))
+        )
+        length = divide(self.space.norm(x), forces)
+        t = self.space.spread(torch.where(length > 0, length, 1.0))
+        return self.space.norm((x - (x - t * g).clamp(*bounds)) / t), forces
+
+    def preconditioner(self) -> LinearOperator | None:
+        """An approximate inverse of the Hessian, where A and L have structure."""
+        with contextlib.suppress(MethodError, NotImplementedError):
+            if not self.damped:
+                return CirculantPreconditioner(self.A, side="solution")
+            if self.L is None:
+                return CirculantPreconditioner(self.A, self.damp, side="solution")
+            root: Any = self.damp.to(self.A.dtype)
+            return CirculantPreconditioner(VStack([self.A, self.L * root]), side="solution")
+        return None
+
+
+def _iterate(
+    f: _Quadratic, x: Tensor, bounds: tuple[float | None, float | None], rtol: float, max_iter: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x, the iterations, and the items that could go no further."""
+    space, M = f.space, f.preconditioner()
+    x = x.clamp(*bounds)
+    g = f.gradient(x)
+    batch = x.shape[: x.ndim - len(f.A.in_shape)]
+    active = torch.ones(batch, dtype=torch.bool, device=x.device)
+    stagnated = torch.zeros_like(active)
+    iterations = torch.zeros(batch, dtype=torch.int64, device=x.device)
+    for k in range(max_iter + 1):
+        left, forces = f.certificate(x, bounds)
+        active = active & (left > 0.5 * rtol * forces) & torch.isfinite(left)
+        if k == max_iter or not bool(active.any()):
+            break
+        iterations += active
+        before = x
+        free = _free(x, g, bounds)
+        steepest = torch.where(free, g, 0)
+        length = divide(space.inner(steepest, steepest), space.inner(steepest, f.hessian(steepest)))
+        x, g = _search(f, x, g, -g, torch.where(length > 0, length, 1.0), bounds, active)
+        free = _free(x, g, bounds)
+        direction = _on_the_face(f, g, free, M)
+        x, g = _search(f, x, g, direction, torch.ones_like(length), bounds, active)
+        still = active & (space.norm(x - before) == 0)
+        stagnated, active = stagnated | still, active & ~still
+    return x, iterations, stagnated
+
+
+def _free(x: Tensor, g: Tensor, bounds: tuple[float | None, float | None]) -> Tensor:
+    """The entries that do not stand on a bound against which the gradient holds them."""
+    low, high = bounds
+    free = torch.ones_like(x, dtype=torch.bool)
+    if low is not None:
+        free &= (x > low) | (g < 0)
+    if high is not None:
+        free &= (x < high) | (g > 0)
+    return free
+
+
+def _search(
+    f: _Quadratic,
+    x: Tensor,
+    g: Tensor,
+    direction: Tensor,
+    length: Tensor,
+    bounds: tuple[float | None, float | None],
+    active: Tensor,
+    share: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """The first of ever shorter steps on the projected path with that share of the linear decrease; its gradient."""
+    space = f.space
+    chosen, gradient, open_ = x, g, active
+    for _ in range(30):
+        step = (x + space.spread(length) * direction).clamp(*bounds) - x
+        product = f.hessian(step)
+        slope = space.inner(g, step)
+        fall = slope + 0.5 * space.inner(step, product)
+        good = open_ & (fall <= share * slope) & (slope < 0)
+        where = space.spread(good.double()).bool()
+        chosen, gradient = torch.where(where, x + step, chosen), torch.where(where, g + product, gradient)
+        open_ = open_ & ~good & (slope < 0)
+        if not bool(open_.any()):
+            break
+        length = torch.where(open_, length / 2, length)
+    return chosen.clamp(*bounds), gradient
+
+
+def _on_the_face(f: _Quadratic, g: Tensor, free: Tensor, M: LinearOperator | None, steps: int = 40) -> Tensor:
+    """Conjugate gradients for ``Q d = -g`` on the free entries, until a tenth of g is left there."""
+    space = f.space
+    r = torch.where(free, -g, 0)
+    d = torch.zeros_like(r)
+    z = r if M is None else torch.where(free, M.apply(r), 0)
+    p, rz = z, space.inner(r, z)
+    goal = 0.1 * space.norm(r)
+    for _ in range(steps):
+        going = (space.norm(r) > goal) & (rz > 0)
+        if not bool(going.any()):
+            break
+        q = torch.where(free, f.hessian(p), 0)
+        alpha = torch.where(going, divide(rz, space.inner(p, q)), 0)
+        d, r = space.add(d, alpha, p), space.add(r, -alpha, q)
+        z = r if M is None else torch.where(free, M.apply(r), 0)
+        new = space.inner(r, z)
+        p = space.add(z, torch.where(going, divide(new, rz), 0), p)
+        rz = new
+    return d

@@ -1,0 +1,184 @@
+r"""The noise of an image: which pixels are measured, how precisely, and how many photons they stand for.
+
+Gaussian noise of standard deviation sigma_i leaves ``y_i - b_i = (A x)_i + sigma_i n_i``; rows are divided by
+``sigma_i`` over a common sigma where it is a map. A camera of gain g (grey levels per photon) and offset o whose
+electronics add noise of r photons gives
+
+.. math:: y = g\,(\mathrm{Poisson}((A x + b)/g) + r\, n) + o ,
+
+and ``(y - o)/g + r^2`` has mean and variance ``(A x + b)/g + r^2``: it is taken for a Poisson variable itself.
+
+Snyder, Helstrom, Lanterman, Faisal and White, "Compensation for readout noise in CCD images" (1995).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError
+from lsconv.inverse.image_layout import Layout
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.elementary import Diagonal, Mask
+
+__all__ = ["Measurement", "check_meaning"]
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """The measurement of the blurred field that an image is.
+
+    Attributes:
+        y: the image less background and offset, ``(*batch, channels, *size)``, zero where it is missing.
+        rows: what multiplies the rows of the least-squares problem, which broadcasts with y; None: ones.
+        noise_std: standard deviation of the noise in ``rows * y``, or None.
+        counts: photons; None: the noise is Gaussian.
+        expected: photons without x.
+        mapped: whether a map of the noise has given the rows.
+        sensitivity: photons per grey level, zero where pixels are missing, which broadcasts with y; None: ones.
+    """
+
+    y: Tensor
+    rows: Tensor | None = None
+    noise_std: float | Tensor | None = None
+    counts: Tensor | None = None
+    expected: Tensor | float = 0.0
+    sensitivity: Tensor | None = None
+    mapped: bool = False
+
+    @classmethod
+    def of(cls, layout: Layout, image: Any, noise: str, noise_std: Any, camera: dict[str, Any]) -> Measurement:
+        """The measurement that the arguments of :func:`lsconv.deconvolve` describe, checked.
+
+        Args:
+            layout: of the image.
+            image: as given.
+            noise: "gaussian" or "poisson".
+            noise_std: a number, one per batch item, a map, or None.
+            camera: background, gain, offset and read_noise, each a number or a map.
+        """
+        if noise not in ("gaussian", "poisson"):
+            raise ArgumentError(f'noise: expected "gaussian" or "poisson", got {noise!r}')
+        y, keep = layout.image(image)
+        maps = {name: layout.map(name, value, image, y) for name, value in camera.items()}
+        for name, value in maps.items():
+            low = 0 if name in ("gain", "read_noise") or (name == "background" and noise == "poisson") else -torch.inf
+            if not bool(torch.isfinite(value).all()) or not bool(
+                (value >= low).all() and not (name == "gain" and (value == 0).any())
+            ):
+                wanted = "> 0" if name == "gain" else ">= 0" if low == 0 else "that are finite"
+                raise ArgumentError(f"{name}: expected numbers {wanted}")
+        if noise == "gaussian":
+            for name in ("gain", "read_noise"):
+                if bool((maps[name] != (name == "gain")).any()):
+                    raise ArgumentError(f'{name}: is of the photons of noise="poisson"; noise_std is in grey levels')
+            y = _kept(y - maps["background"] - maps["offset"], keep)
+            rows, usual, mapped = cls._weights(layout, image, y, keep, noise_std)
+            return cls(y, rows, usual, mapped=mapped)
+        if noise_std is not None:
+            raise ArgumentError('noise_std: is of noise="gaussian"; say read_noise= in photons')
+        if y.is_complex():
+            raise ArgumentError("image: counts are real, got complex numbers")
+        photons = (y - maps["offset"]) / maps["gain"] + maps["read_noise"].square()
+        if bool((maps["read_noise"] > 0).any()):
+            photons = photons.clamp_min(0)
+        if bool((_kept(photons, keep) < 0).any()):
+            raise ArgumentError("image: counts must be >= 0 for Poisson noise; add back what was subtracted, and give "
+                                "it as background=")  # fmt: skip
+        gain = maps["gain"]
+        sensitivity = None if keep is None and bool((gain == 1).all()) else (1 / gain).expand(y.shape)
+        if sensitivity is not None:
+            sensitivity = _kept(sensitivity, keep).contiguous()
+        rows = None if keep is None else keep.to(y.dtype)
+        expected = maps["background"] / gain + maps["read_noise"].square()
+        y = _kept(y - maps["offset"] - maps["background"], keep)
+        return cls(y, rows, None, _kept(photons, keep), expected, sensitivity)
+
+    @staticmethod
+    def _weights(
+        layout: Layout, image: Any, y: Tensor, keep: Tensor | None, noise_std: Any
+    ) -> tuple[Tensor | None, float | Tensor | None, bool]:
+        rows = None if keep is None else keep.to(y.real.dtype if y.is_complex() else y.dtype)
+        if noise_std is None:
+            return rows, None, False
+        sigma = layout.map("noise_std", noise_std, image, y)
+        if not bool((sigma >= 0).all()):
+            raise ArgumentError("noise_std: expected numbers >= 0")
+        items = y.ndim - layout.ndim - 1
+        if sigma.ndim == 0:
+            return rows, float(sigma), False
+        if sigma.shape == (*y.shape[:items], *(1,) * (layout.ndim + 1)):
+            return rows, sigma.reshape(y.shape[:items]), False
+        if not bool((sigma > 0).all()):
+            raise ArgumentError(
+                "noise_std: a map must be > 0; pixels without a say are NaN in the image, or infinite here"
+            )
+        usual = sigma[torch.isfinite(sigma)].median()
+        weights = (usual / sigma).expand(y.shape)
+        return (weights if rows is None else weights * rows).contiguous(), float(usual), True
+
+    def weighted(self, A: LinearOperator) -> tuple[LinearOperator, Tensor]:
+        """The operator and the data of the least-squares problem."""
+        return _before(A, self.rows), self.y if self.rows is None else self.y * self.rows
+
+    def photon_operator(self, A: LinearOperator) -> LinearOperator:
+        """The operator from x in grey levels to photons."""
+        return _before(A, self.sensitivity)
+
+    def mean(self, axes: tuple[int, ...]) -> Tensor:
+        """The mean of y over the measured pixels."""
+        if self.rows is None:
+            return self.y.mean(axes, keepdim=True)
+        measured = (self.rows > 0).to(self.rows.dtype).expand(self.y.shape)
+        return (self.y * measured).sum(axes, keepdim=True) / measured.sum(axes, keepdim=True).clamp_min(1)
+
+
+def _kept(values: Tensor, keep: Tensor | None) -> Tensor:
+    return values if keep is None else torch.where(keep, values, 0)
+
+
+def _before(A: LinearOperator, rows: Tensor | None) -> LinearOperator:
+    """``diag(rows) A``, by a mask where rows are zeros and ones."""
+    if rows is None:
+        return A
+    items = rows.ndim - len(A.out_shape)
+    if bool(((rows == 0) | (rows == 1)).all()):
+        return Mask(rows > 0, items, dtype=A.dtype) @ A
+    return Diagonal(rows.to(A.dtype), items) @ A
+
+
+def check_meaning(y: Tensor, bounds: Any, noise_std: Any, scale: float) -> None:
+    """Refuse bounds and noise that cannot be in the units of the image.
+
+    Args:
+        y: the image less background and offset.
+        bounds: ``(lowest, highest)`` or None.
+        noise_std: standard deviation of the noise, or None.
+        scale: sum of the PSF, which the mean of x is multiplied by.
+
+    Raises:
+        ArgumentError: the noise is larger than the range of the data; the bounds leave out nearly all data and the
+            median.
+    """
+    if y.is_complex() or y.numel() == 0:
+        return
+    data = y.detach().double().flatten()
+    low, high = (float(value) for value in torch.aminmax(data))
+    if isinstance(noise_std, float) and high > low and noise_std >= high - low:
+        raise ArgumentError(
+            f"noise_std: {noise_std:g} is no less than the range of the image, {low:g} to {high:g}; it is in the units "
+            f"of the image (grey levels of an integer image)"
+        )
+    if bounds is None or scale <= 0:
+        return
+    least, most = (end if end is None else float(end) * scale for end in bounds)
+    lowest, highest = (-torch.inf if least is None else least), (torch.inf if most is None else most)
+    inside = ((data >= lowest) & (data <= highest)).double().mean()
+    if not lowest <= float(data.median()) <= highest and float(inside) < 0.05:
+        raise ArgumentError(
+            f"bounds: {tuple(bounds)} hold {100 * float(inside):.0f} % of the image, whose values go from {low:g} to "
+            f"{high:g} without background and offset; bounds are in the units of the image"
+        )
