@@ -22,6 +22,9 @@ from lsconv.krylov.loop.solution import History, Solution, Status
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.spectrum import cond, norm, singular_values
 
+# functions of operators
+from lsconv.inverse.functions.determinants import logdet, slogdet, trace_inverse
+
 # answers
 from lsconv.inverse.lstsq import lstsq
 from lsconv.inverse.pseudo_inverse import pinv
@@ -74,6 +77,7 @@ __all__ = [
     "gmres",
     "hstack",
     "hybrid",
+    "logdet",
     "lsmr",
     "lsqr",
     "lstsq",
@@ -85,8 +89,10 @@ __all__ = [
     "refine",
     "set_backward_failure_hook",
     "singular_values",
+    "slogdet",
     "tikhonov",
     "total_variation",
+    "trace_inverse",
     "vstack",
 ]
 
