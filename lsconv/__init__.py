@@ -20,10 +20,11 @@ from lsconv.krylov.loop.solution import History, Solution, Status
 
 # the structure of convolution
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.fourier.spectrum import cond, norm, singular_values
+from lsconv.fourier.spectrum import cond, singular_values
 
 # functions of operators
 from lsconv.inverse.functions.determinants import logdet, slogdet, trace_inverse
+from lsconv.inverse.functions.spectral_norm import norm
 
 # answers
 from lsconv.inverse.lstsq import lstsq

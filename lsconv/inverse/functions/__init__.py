@@ -1,6 +1,7 @@
-"""Functions of an operator: determinants, traces, singular values.
+"""Functions of an operator: determinants, traces, the norm.
 
-- :mod:`~lsconv.inverse.functions.determinants`: ``logdet``, ``slogdet``, ``trace_inverse``.
-- :mod:`~lsconv.inverse.functions.stochastic`: what they are estimated with, where no factors fit.
-- :mod:`~lsconv.inverse.functions.spectra`: ``norm``, ``singular_values``, ``svd``.
+:mod:`~lsconv.inverse.functions.determinants` has ``logdet``, ``slogdet`` and ``trace_inverse``;
+:mod:`~lsconv.inverse.functions.square` the determinant of a square convolution,
+:mod:`~lsconv.inverse.functions.stochastic` what is estimated where no factors fit, and
+:mod:`~lsconv.inverse.functions.spectral_norm` ``norm``.
 """
