@@ -34,6 +34,7 @@ from lsconv.inverse.damping.choose_damp import Selection, choose_damp
 from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.total_variation import total_variation
 from lsconv.inverse.deconvolve import blur_operator, deconvolve
+from lsconv.inverse.uncertainty.posterior import noise_level, posterior_samples, posterior_std
 
 # modules for networks
 
@@ -84,9 +85,12 @@ __all__ = [
     "lstsq",
     "minres",
     "nn",
+    "noise_level",
     "norm",
     "pinv",
     "plug_and_play",
+    "posterior_samples",
+    "posterior_std",
     "refine",
     "set_backward_failure_hook",
     "singular_values",

@@ -18,6 +18,7 @@ from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.functions.square import square_slogdet
 from lsconv.inverse.functions.stochastic import Estimate, Probes, log_determinant, trace_of_inverse
+from lsconv.inverse.functions.triangular import triangular_factor
 from lsconv.krylov.gradients.parameters import any_followed, parameters_of
 from lsconv.krylov.loop.problem import as_operator
 from lsconv.operators.algebra import Adjoint, Product
@@ -311,23 +312,15 @@ def _exact_trace(problem: _Problem) -> Tensor:
 
 
 def _triangular(problem: _Problem) -> tuple[Tensor, int]:
-    """R with ``R^H R = A^H A + damp^2 L^H L``, or ``A A^H + mu`` if it is smaller, and the eigenvalues it lacks."""
+    """The triangular factor of the normal operator, or of ``A A^H + mu`` if it is smaller, and how much smaller."""
     A, L = problem.A, problem.L
-    smaller = L is None and A.out_numel < A.in_numel
-    size = A.out_numel if smaller else A.in_numel
-    if size > EXACT_UNKNOWNS:
+    idle = max(A.in_numel - A.out_numel, 0) if L is None else 0
+    if A.in_numel - idle > EXACT_UNKNOWNS:
         raise MethodError(
             f"there are exact values for convolutions with zero or circular padding, masked or cropped, with "
             f"convolutional penalties, and for up to {EXACT_UNKNOWNS} unknowns"
         )
-    M = A.to_dense()
-    below = torch.eye(size, dtype=M.dtype, device=M.device) if L is None else L.to_dense()
-    parts = [M.mH if smaller else M, problem.damp[..., None, None] * below]
-    R = torch.linalg.qr(torch.cat([part.expand(*problem.batch, *part.shape[-2:]) for part in parts], -2)).R
-    pivots = R.detach().diagonal(dim1=-2, dim2=-1).abs()
-    if not hidden_by_vmap(R) and not bool((pivots > size * torch.finfo(pivots.dtype).eps * pivots.amax()).all()):
-        raise torch.linalg.LinAlgError("a pivot is zero")  # type: ignore[attr-defined]
-    return R, A.in_numel - size
+    return triangular_factor(A.H if idle else A, L, problem.damp, problem.batch), idle
 
 
 # ------------------------------------------------------------------------------------------------- estimates

@@ -2,7 +2,6 @@ r"""The spectral norm with its derivative, from the leading right singular vecto
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
@@ -91,6 +90,5 @@ def leading_vector(A: LinearOperator, *, rtol: float, max_iter: int) -> Tensor:
                 break
         v = lanczos.combination(top)
         size = torch.linalg.vector_norm(v.flatten(len(A.batch_shape)), dim=-1)
-        return v / size.clamp_min(math.sqrt(torch.finfo(size.dtype).tiny)).reshape(
-            *size.shape, *(1 for _ in A.in_shape)
-        )
+        size = size.clamp_min(torch.finfo(size.dtype).tiny)
+        return v / size.reshape(*size.shape, *(1 for _ in A.in_shape))

@@ -1,0 +1,4 @@
+"""Uncertainty of an answer under Gaussian noise and a Gaussian prior.
+
+:mod:`~lsconv.inverse.uncertainty.posterior` draws samples of the posterior and maps its standard deviations.
+"""
