@@ -66,29 +66,40 @@ def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -
     return values.reshape(*embedding.batch_shape, -1).amax(-1).to(dtype)
 
 
-def leading_vector(A: LinearOperator, *, rtol: float, max_iter: int) -> Tensor:
-    """The unit vector v, ``(*batch_shape, *in_shape)``, of the largest ``||A v||``; it has no derivative."""
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(*A.batch_shape, *A.in_shape, dtype=A.dtype, generator=generator).to(A.device)
-    with torch.no_grad():
-        lanczos = Lanczos(lambda v: A.adjoint(A.apply(v)), start, len(A.in_shape))
-        while True:
-            lanczos.advance(min(10, max_iter - lanczos.steps))
-            values, vectors = torch.linalg.eigh(lanczos.tridiagonal())
-            top = vectors[..., -1]
-            # ||A^H A v - sigma^2 v|| is sigma times the residual of the triplet
-            residual = (lanczos.remainder * top[..., -1]).abs()
-            if bool((residual <= rtol * values[..., -1]).all()):
-                break
-            if lanczos.steps >= max_iter:
+@torch.no_grad()
+def leading_vector(
+    A: LinearOperator, *, rtol: float, max_iter: int, start: Tensor | None = None, warning: bool = True
+) -> Tensor:
+    """The unit vector v, ``(*batch_shape, *in_shape)``, of the largest ``||A v||``; it has no derivative.
+
+    Args:
+        A: the operator.
+        rtol: tolerance of the residual, relative to the norm.
+        max_iter: limit on the iterations.
+        start: where to start; None: a fixed random vector.
+        warning: say when the limit is met.
+    """
+    if start is None:
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(*A.batch_shape, *A.in_shape, dtype=A.dtype, generator=generator).to(A.device)
+    lanczos = Lanczos(lambda v: A.adjoint(A.apply(v)), start, len(A.in_shape))
+    while True:
+        lanczos.advance(min(10, max_iter - lanczos.steps))
+        values, vectors = torch.linalg.eigh(lanczos.tridiagonal())
+        top = vectors[..., -1]
+        # ||A^H A v - sigma^2 v|| is sigma times the residual of the triplet
+        residual = (lanczos.remainder * top[..., -1]).abs()
+        if bool((residual <= rtol * values[..., -1]).all()):
+            break
+        if lanczos.steps >= max_iter:
+            if warning:
                 worst = float((residual / values[..., -1]).max())
                 warn(
                     f"norm: after {max_iter} iterations the relative residual is {worst:.1e}, above rtol = {rtol:.1e}; "
                     "the value returned is a lower bound",
                     ConvergenceWarning,
                 )
-                break
-        v = lanczos.combination(top)
-        size = torch.linalg.vector_norm(v.flatten(len(A.batch_shape)), dim=-1)
-        size = size.clamp_min(torch.finfo(size.dtype).tiny)
-        return v / size.reshape(*size.shape, *(1 for _ in A.in_shape))
+            break
+    v = lanczos.combination(top)
+    size = torch.linalg.vector_norm(v.flatten(len(A.batch_shape)), dim=-1).clamp_min(torch.finfo(v.dtype).tiny)
+    return v / size.reshape(*size.shape, *(1 for _ in A.in_shape))

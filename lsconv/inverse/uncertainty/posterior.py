@@ -59,7 +59,7 @@ def posterior_samples(
 
     .. math:: x \mid y \sim N\bigl(\bar x,\; \sigma^2 (A^HA + \mathrm{damp}^2 L^HL)^{-1}\bigr)
 
-    with :math:`\bar x` the solution of ``tikhonov(A, y, damp, L=L, x_prior=x_prior)``. Every sample costs one solve, with
+    with :math:`\bar x` the solution of ``tikhonov(A, y, damp, L=L, x_prior=x_prior)``. A sample costs one solve, with
     a plan made once. Measurements of unequal noise: ``Diagonal(w) @ A`` and ``w * y`` with ``w = noise_std / sigma_i``;
     missing ones: ``Mask(mask) @ A``.
 
