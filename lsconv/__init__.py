@@ -34,6 +34,7 @@ from lsconv.inverse.damping.choose_damp import Selection, choose_damp
 from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.total_variation import total_variation
 from lsconv.inverse.deconvolve import blur_operator, deconvolve
+from lsconv.inverse.uncertainty.evidence import log_evidence
 from lsconv.inverse.uncertainty.posterior import noise_level, posterior_samples, posterior_std
 
 # modules for networks
@@ -79,6 +80,7 @@ __all__ = [
     "gmres",
     "hstack",
     "hybrid",
+    "log_evidence",
     "logdet",
     "lsmr",
     "lsqr",
