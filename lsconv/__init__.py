@@ -8,6 +8,8 @@ answers        ``lstsq``, ``pinv``; ``tikhonov`` and ``choose_damp`` (a ``Select
                ``plug_and_play``; for images ``deconvolve``, ``blur_operator``; all are a ``Solution``, with its
                ``Status`` and ``History``
 structure      ``norm``, ``cond``, ``singular_values``, ``CirculantPreconditioner``
+functions      ``logdet``, ``slogdet``, ``trace_inverse``
+uncertainty    ``posterior_samples``, ``posterior_std``, ``noise_level``, ``log_evidence``
 iterations     ``lsmr``, ``lsqr``, ``cgls``, ``craig``; ``cg``, ``minres``, ``gmres``; ``hybrid`` (a
                ``HybridSelection``); ``refine``, ``set_backward_failure_hook``
 modules        ``nn.PseudoInverse``, ``nn.Tikhonov``, ``nn.RangeNull``
@@ -39,8 +41,14 @@ from lsconv.inverse.deconvolve import deconvolve
 from lsconv.inverse.blur import blur_operator
 from lsconv.krylov.loop.solution import History, Solution, Status
 
+# functions of operators, uncertainty
+from lsconv.inverse.functions.determinants import logdet, slogdet, trace_inverse
+from lsconv.inverse.functions.spectral_norm import norm
+from lsconv.inverse.uncertainty.evidence import log_evidence
+from lsconv.inverse.uncertainty.posterior import noise_level, posterior_samples, posterior_std
+
 # structure
-from lsconv.fourier.spectrum import cond, norm, singular_values
+from lsconv.fourier.spectrum import cond, singular_values
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 
 # iterations
@@ -106,6 +114,15 @@ __all__ = [
     "cond",
     "singular_values",
     "CirculantPreconditioner",
+    # functions of operators
+    "logdet",
+    "slogdet",
+    "trace_inverse",
+    # uncertainty
+    "log_evidence",
+    "noise_level",
+    "posterior_samples",
+    "posterior_std",
     # iterations
     "lsmr",
     "lsqr",

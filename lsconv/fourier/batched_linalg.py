@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["inverse", "log_abs_det", "lu_factor", "lu_factor_in_place"]
+__all__ = ["inverse", "log_abs_det", "lu_factor", "lu_factor_in_place", "slogdet", "solve"]
 
 # Matrices of fewer rows are factorised without the blocks on which it goes wrong (seen from 151 rows on).
 _LEAST_ROWS = 64
@@ -64,3 +64,21 @@ def log_abs_det(matrices: Tensor) -> Tensor:
     """The logarithms of the absolute values of the determinants."""
     factors, _, _ = lu_factor(matrices)
     return factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+
+
+def slogdet(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Sign and logarithm of the absolute value of the determinants, with derivatives."""
+    if not _one_by_one(matrices):
+        sign, logabs = torch.linalg.slogdet(matrices)
+        return sign, logabs
+    found = [torch.linalg.slogdet(matrix) for matrix in matrices.flatten(0, -3)]
+    signs, logs = (torch.stack([part[k] for part in found]).reshape(matrices.shape[:-2]) for k in range(2))
+    return signs, logs
+
+
+def solve(matrices: Tensor, columns: Tensor) -> Tensor:
+    """The inverses times ``columns``, with derivatives."""
+    if not _one_by_one(matrices):
+        return torch.linalg.solve(matrices, columns)
+    flat = zip(matrices.flatten(0, -3), columns.flatten(0, -3), strict=True)
+    return torch.stack([torch.linalg.solve(matrix, own) for matrix, own in flat]).reshape(columns.shape)

@@ -40,7 +40,7 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
-__all__ = ["RULES", "Selection", "choose_damp"]
+__all__ = ["RULES", "Selection", "choose_damp", "null_dimension"]
 
 # The range searched, in units of the norm of A over that of L. Below it m - tr H, which falls like damp**2, is lost in
 # the rounding of the border's factors, which grows like eps / damp**2.
@@ -142,7 +142,9 @@ def choose_damp(
     else:
         data = data.unsqueeze(0)
     path, coarse = _paths(A, data, L, trace, likeness, count, determinant=rule == "evidence")
-    nullity = path.nullity if isinstance(path, DensePath) else _nullity(L) * len(data) if rule == "evidence" else 0
+    nullity = (
+        path.nullity if isinstance(path, DensePath) else null_dimension(L) * len(data) if rule == "evidence" else 0
+    )
     criterion = Criterion(rule, None if noise is None else noise / unit, nullity)
     search = Search(
         path if coarse is None else coarse, criterion, needs_trace=rule in WITH_TRACE, slope=rule == "lcurve"
@@ -202,7 +204,7 @@ def _count(A: LinearOperator, zero: Tensor | None) -> Tensor:
     return (~zero).flatten(len(A.batch_shape)).sum(-1).double()
 
 
-def _nullity(L: LinearOperator | None) -> int:
+def null_dimension(L: LinearOperator | None) -> int:
     """Dimension of the null space of L: the tensors that are constant along its last axes, or none."""
     if L is None:
         return 0

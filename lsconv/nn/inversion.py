@@ -30,21 +30,21 @@ from lsconv.operators.batch_layout import on_parts
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.transforms import untraced
 
-__all__ = ["PseudoInverse", "RangeNull", "Tikhonov"]
+__all__ = ["KINDS", "Conv", "Inversion", "PseudoInverse", "RangeNull", "Tikhonov"]
 
-_KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 # Without damping x is linear in the weight only within changes of 1 / condition of it, and a step of training is not
 # much smaller than this part of it.
 _MOST_CONDITION = 1e3
 
 
-class _Inversion(nn.Module):
+class Inversion(nn.Module):
     """The base of the modules: the operator of a convolution module for data of a given size, and its plan."""
 
-    def __init__(self, conv: _Conv, in_size: int | Sequence[int] | None, method: str) -> None:
+    def __init__(self, conv: Conv, in_size: int | Sequence[int] | None, method: str) -> None:
         super().__init__()
-        if not isinstance(conv, _KINDS):
+        if not isinstance(conv, KINDS):
             raise ArgumentTypeError(f"conv: expected a torch.nn.Conv1d, Conv2d or Conv3d, got {type(conv).__name__}")
         self.conv = conv
         self.method = method
@@ -184,7 +184,7 @@ def _in_precision(t: Tensor, A: LinearOperator) -> Tensor:
     return t.to(A.dtype.to_complex() if t.is_complex() else A.dtype)
 
 
-class PseudoInverse(_Inversion):
+class PseudoInverse(Inversion):
     r"""The minimum-norm least-squares solution of ``conv(x) = y``: :math:`x = A^+ (y - \mathrm{bias})`.
 
     It is for weights that are fixed, or whose convolution is well conditioned (fewer outputs than inputs, or more).
@@ -211,7 +211,7 @@ class PseudoInverse(_Inversion):
         True
     """
 
-    def __init__(self, conv: _Conv, in_size: int | Sequence[int] | None = None, *, method: str = "auto") -> None:
+    def __init__(self, conv: Conv, in_size: int | Sequence[int] | None = None, *, method: str = "auto") -> None:
         super().__init__(conv, in_size, method)
 
     @untraced
@@ -223,7 +223,7 @@ class PseudoInverse(_Inversion):
         return self._result(x, y)
 
 
-class Tikhonov(_Inversion):
+class Tikhonov(Inversion):
     r"""Regularised inversion with a damping that can be learned: the one to train through, whatever the weight.
 
     Singular values below damp are not inverted, so that x and its gradients are bounded by ``1 / damp`` and its square.
@@ -257,18 +257,18 @@ class Tikhonov(_Inversion):
 
     def __init__(
         self,
-        conv: _Conv,
+        conv: Conv,
         damp: float = 0.1,
         in_size: int | Sequence[int] | None = None,
         *,
-        L: _Conv | LinearOperator | None = None,
+        L: Conv | LinearOperator | None = None,
         learnable: bool = True,
         method: str = "auto",
     ) -> None:
         super().__init__(conv, in_size, method)
         if not (damp > 0 and math.isfinite(damp)):
             raise ArgumentError(f"damp: expected a finite number > 0, got {damp}")
-        if isinstance(L, _KINDS) and L.bias is not None:
+        if isinstance(L, KINDS) and L.bias is not None:
             raise ArgumentError("L: expected a convolution without bias, got one with a bias (bias=False)")
         self.L = L
         self.log_damp = nn.Parameter(
@@ -301,11 +301,11 @@ class Tikhonov(_Inversion):
         return self._result(x, y)
 
     def _penalised(
-        self, A: Convolution, L: _Conv | LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None = None
+        self, A: Convolution, L: Conv | LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None = None
     ) -> Tensor:
-        given = Convolution.from_module(L, A.spatial_in) if isinstance(L, _KINDS) else L
+        given = Convolution.from_module(L, A.spatial_in) if isinstance(L, KINDS) else L
         operator = given.to(A.device, A.dtype)
-        sources = (self.conv.weight, self.log_damp, *([L.weight] if isinstance(L, _KINDS) else parameters_of(L)))
+        sources = (self.conv.weight, self.log_damp, *([L.weight] if isinstance(L, KINDS) else parameters_of(L)))
         if any(map(is_functorch_wrapped_tensor, sources)):
             return tikhonov(A, y, damp, L=operator, x_prior=x_prior, method=self.method).x
         solve = self._plan(A, sources, lambda: penalised_inverse(A, operator, damp, method=self.method), L)
@@ -313,7 +313,7 @@ class Tikhonov(_Inversion):
         return x
 
 
-class RangeNull(_Inversion):
+class RangeNull(Inversion):
     r"""Range-null decomposition: the part of x that y determines, completed by the null-space part of z.
 
     .. math:: x = A^+ (y - \mathrm{bias}) + (I - A^+ A) z = z + A^+ (y - \mathrm{bias} - A z)
@@ -341,7 +341,7 @@ class RangeNull(_Inversion):
         True
     """
 
-    def __init__(self, conv: _Conv, in_size: int | Sequence[int] | None = None, *, method: str = "auto") -> None:
+    def __init__(self, conv: Conv, in_size: int | Sequence[int] | None = None, *, method: str = "auto") -> None:
         super().__init__(conv, in_size, method)
 
     @untraced

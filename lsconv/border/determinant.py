@@ -1,0 +1,290 @@
+r"""Determinants of truncated block-circulant operators in ordinary torch code, so with derivatives of every kind.
+
+A principal minor of a matrix is its determinant times the complementary minor of its inverse (Jacobi). With
+:math:`A = R_{out} C R_{in}^T`, S the symbol of C, :math:`N = S^H S + s` and B the cells that the truncation removes,
+
+.. math:: J = \begin{pmatrix} -1 & C \\ C^H & s \end{pmatrix}, \qquad
+          J^{-1} = \begin{pmatrix} -(1 - S N^{-1} S^H) & S N^{-1} \\ N^{-1} S^H & N^{-1} \end{pmatrix}, \qquad
+          \log\det(A^H A + s) = \sum_\omega \log\det N(\omega) + \log |\det (J^{-1})_{BB}| .
+
+Rows of A that a mask removes are cells of B like any other. :math:`(J^{-1})_{BB}` is eliminated in two steps: lines of
+the grid that lie in B as a whole decouple by frequency along themselves, and what is left is a dense matrix, the Schur
+complement. Rows ``damp L`` below A are further rows of S, and s is then zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsconv.border.border_set import Border
+from lsconv.border.influence import EXACT_UNKNOWNS
+from lsconv.border.penalty import Penalty, Term
+from lsconv.errors import PlanMemoryError
+from lsconv.fourier.batched_linalg import slogdet, solve
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, symbol
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.transforms import hidden_by_vmap
+
+__all__ = ["GOOD_CONDITION", "PrincipalMinor", "TruncatedNormal", "truncated_normal", "twisted"]
+
+# A symbol of a larger condition is taken at other frequencies.
+GOOD_CONDITION = 1e4
+
+
+class PrincipalMinor:
+    """The determinant of a block-circulant operator restricted to some cells of its grid.
+
+    Args:
+        mask: the cells, ``(channels, *grid)`` on the CPU.
+
+    Attributes:
+        size: the unknowns of the largest dense matrix.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask, self.grid = mask, tuple(mask.shape[1:])
+        splits = [self._split(axis) for axis in range(len(self.grid))]
+        sizes = [max(len(lines), len(rest)) for lines, rest in splits]
+        self.axis = min(range(len(self.grid)), key=sizes.__getitem__)
+        self.size = sizes[self.axis]
+        self.lines, self.rest = splits[self.axis]
+
+    def _split(self, axis: int) -> tuple[Tensor, Tensor]:
+        """Whole lines across ``axis``, rows of (channel, place), and the cells beside them, of (channel, *places)."""
+        mask = self.mask.movedim(1 + axis, 1)
+        whole = mask.flatten(2).all(-1) if mask.ndim > 2 else mask
+        beside = mask & ~whole.reshape(*whole.shape, *(1 for _ in mask.shape[2:]))
+        return whole.nonzero(), beside.nonzero()
+
+    def slogdet(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
+        """Sign and logarithm of the absolute value of the determinant, of shape ``(blocks,)``.
+
+        Args:
+            kernel: the operator's first block column, ``(blocks, channels, channels, *grid)``.
+        """
+        kernel = kernel.movedim(3 + self.axis, 3)
+        n, others = kernel.shape[3], kernel.shape[4:]
+        real = not kernel.is_complex()
+        along = Grid(tuple(others), real=real)
+        G = along.transform(kernel).flatten(4) if others else kernel.unsqueeze(-1)
+        weights = along.weights(kernel.device, kernel.real.dtype).flatten() if others else kernel.real.new_ones(1)
+
+        def between(rows: Tensor, columns: Tensor) -> Tensor:
+            lags = (rows[:, 1, None] - columns[None, :, 1]) % n
+            return G[:, rows[:, 0, None], columns[None, :, 0], lags].movedim(-1, 1)  # blocks, frequencies, r, c
+
+        lines, rest = self.lines.to(kernel.device), self.rest.to(kernel.device)
+        sign, logabs = kernel.new_ones(len(kernel)), kernel.real.new_zeros(len(kernel))
+        D = between(lines, lines)
+        if len(lines):
+            own_sign, own = slogdet(D)
+            if real:  # those of a conjugate pair multiply to one
+                own_sign = own_sign[:, weights == 1]
+            own_sign = own_sign.prod(-1)
+            sign, logabs = sign * (own_sign.real if real else own_sign), logabs + (own * weights).sum(-1)
+        if not len(rest):
+            return sign, logabs
+        lags = [(rest[:, None, 1 + a] - rest[None, :, 1 + a]) % size for a, size in enumerate((n, *others))]
+        pairs = (slice(None), rest[:, 0, None], rest[None, :, 0], *lags)
+        S = kernel[pairs]
+        if len(lines):
+            S = S - self._through_lines(D, between, lines, rest, along, weights)
+        rest_sign, rest_logabs = slogdet(S)
+        return sign * rest_sign, logabs + rest_logabs
+
+    @staticmethod
+    def _through_lines(D: Tensor, between: object, lines: Tensor, rest: Tensor, along: Grid, weights: Tensor) -> Tensor:
+        """The coupling of the cells beside the lines through these."""
+        assert callable(between)
+        rows, which = rest[:, :2].unique(dim=0, return_inverse=True)
+        left, right = between(rows, lines), solve(D, between(lines, rows))
+        turns = torch.zeros(*along.frequencies, len(rest), dtype=torch.float64, device=rest.device)
+        for a, (size, count) in enumerate(zip(along.sizes, along.frequencies, strict=True)):
+            steps = torch.arange(count, device=rest.device)[:, None] * rest[None, :, 2 + a] % size
+            turns += (steps.double() / size).reshape(count, *(1 for _ in along.sizes[a + 1 :]), -1)
+        waves = torch.polar(torch.ones_like(turns), 2 * math.pi * turns).flatten(0, -2).to(D)  # frequencies, cells
+        share = weights / math.prod(along.sizes)
+        left = left[:, :, which] * (waves * share[:, None]).unsqueeze(-1)
+        right = right[..., which] * waves.conj().unsqueeze(-2)
+        left, right = left.movedim(2, 1).flatten(2), right.flatten(1, 2)
+        if not along.real:
+            return left @ right
+        return torch.cat([left.real, -left.imag], -1) @ torch.cat([right.real, right.imag], -2)
+
+
+@dataclass(frozen=True)
+class TruncatedNormal:
+    """``A^H A + s``, or ``A^H A + damp^2 L^H L + s``, for a truncated block-circulant A.
+
+    Attributes:
+        embedding: the grid.
+        S: the symbol of A, and of what is stacked below it.
+        penalised: s may be zero, for the rows below A make the operator regular.
+        minor: the determinant on the cells removed; None where there are none.
+        removed: outputs and inputs removed, per block.
+        extra: grid cells per block that are no inputs and that nothing reads.
+    """
+
+    embedding: Embedding
+    S: FrequencyMatrices
+    penalised: bool
+    minor: PrincipalMinor | None
+    removed: tuple[int, int]
+    extra: int
+
+    def logdet(self, shift: Tensor) -> Tensor:
+        """The logarithm of the determinant.
+
+        Args:
+            shift: s, broadcasting with the batch dimensions of the embedding; positive without a penalty.
+
+        Returns:
+            float64 tensor of the batch dimensions of the embedding.
+        """
+        value, inverse = self.parts(shift)
+        if self.minor is not None:
+            value = value + self.minor.slogdet(inverse.kernel())[1]
+        return value.reshape(*self.embedding.batch_shape, -1).sum(-1)
+
+    def parts(self, shift: Tensor) -> tuple[Tensor, FrequencyMatrices]:
+        """All but the determinant on the cells removed, by block, and ``J^-1``, with its inputs in other units."""
+        grid, S = self.S.grid, self.S.matrices
+        s = self.embedding.per_block(shift)
+        rows, columns = S.shape[-2:]
+        s_each = s.reshape(-1, *(1 for _ in range(S.ndim - 1)))
+        weights = grid.weights(S.device, torch.float64)
+        if self.penalised:
+            inner, logs = _inverse_and_logdet(_shifted(S.mH @ S, s_each))
+            cross = S @ inner
+            minus_outer = _shifted(cross @ S.mH, -torch.ones_like(s_each))
+            total = (logs * weights).flatten(1).sum(1)
+        else:  # every block times powers of s^1/2, so that no entry exceeds one
+            if rows <= columns:
+                outer, logs = _inverse_and_logdet(_shifted(S @ S.mH, s_each))
+                inner, cross = outer, outer @ S
+                if self.removed[1]:
+                    inner, _ = _inverse_and_logdet(_shifted(S.mH @ S, s_each))
+            else:
+                inner, logs = _inverse_and_logdet(_shifted(S.mH @ S, s_each))
+                outer, cross = inner, S @ inner
+                if self.removed[0]:
+                    outer, _ = _inverse_and_logdet(_shifted(S @ S.mH, s_each))
+            minus_outer, inner, cross = -s_each * outer, s_each * inner, s_each.sqrt() * cross
+            idle = math.prod(grid.sizes) * max(columns - rows, 0)
+            total = (logs * weights).flatten(1).sum(1) + (idle - self.removed[1] - self.extra) * s.log()
+        if all(self.removed):
+            K = torch.cat([torch.cat([minus_outer, cross], -1), torch.cat([cross.mH, inner], -1)], -2)
+        else:
+            K = minus_outer if self.removed[0] else inner
+        return total, FrequencyMatrices(grid, K)
+
+
+def _shifted(matrices: Tensor, shift: Tensor) -> Tensor:
+    return matrices + shift * torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+
+
+def _inverse_and_logdet(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverses of Hermitian positive definite matrices, and the logarithms of their determinants."""
+    if matrices.shape[-1] == 1:
+        return matrices.reciprocal(), matrices[..., 0, 0].real.log()
+    factor = torch.linalg.cholesky(matrices)
+    logdet = 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
+    eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    return torch.cholesky_solve(eye.expand_as(matrices), factor), logdet
+
+
+def twisted(convolution: Convolution, grid: tuple[int, ...], turns: float = 0.5) -> Convolution:
+    """A similar convolution, of stride 1 and with zero padding, whose symbol has frequencies between the grid's.
+
+    ``D^H A D`` with a diagonal D of phases has the kernel of A times phases, and the determinant of A; the symbol of A
+    may have a zero at a frequency of the grid, such as the mean, without A being singular.
+
+    Args:
+        convolution: A.
+        grid: the grid sizes.
+        turns: by how much of a frequency, of every axis.
+    """
+    phase = torch.zeros((), dtype=torch.float64, device=convolution.device)
+    for a, (n, k) in enumerate(zip(grid, convolution.kernel_size, strict=True)):
+        places = convolution.dilation[a] * torch.arange(k, device=phase.device) - convolution.padding[a][0]
+        phase = phase.unsqueeze(-1) + places.double() * (2 * math.pi * turns / n)
+    weight = convolution.weight * torch.polar(torch.ones_like(phase), phase)
+    return Convolution(
+        weight, convolution.spatial_in, 1, convolution.padding, convolution.dilation, convolution.groups,
+        convolution.padding_mode, check_finite=False,
+    )  # fmt: skip
+
+
+def _stacked(
+    A: Convolution, terms: list[Term], damp: Tensor, batch_shape: tuple[int, ...]
+) -> tuple[FrequencyMatrices, Embedding, list[list[list[int]]]]:
+    """The symbol of ``[A; damp L]``, its grid and the border of its outputs."""
+    stacked = Penalty(A, terms, damp, tight=True)
+    embedding = stacked.embedding(batch_shape)
+    S = symbol(stacked.convolution, embedding)
+    parts = [S.matrices, stacked.rows(embedding).to(S.matrices.dtype)]
+    blocks = max(map(len, parts))
+    parts = [part.repeat(blocks // len(part), *(1 for _ in part.shape[1:])) for part in parts]
+    return FrequencyMatrices(S.grid, torch.cat(parts, dim=-2)), embedding, stacked.border(embedding)
+
+
+def _regular(S: Tensor) -> bool:
+    """Tell whether ``S^H S`` is regular at every frequency; no, where the values cannot be looked at."""
+    if hidden_by_vmap(S):
+        return False
+    values = torch.linalg.svdvals(S.detach()) if min(S.shape[-2:]) > 1 else frobenius(S.detach()).unsqueeze(-1)
+    return S.shape[-2] >= S.shape[-1] and bool(values.amin() * GOOD_CONDITION > values.amax())
+
+
+def truncated_normal(
+    A: Convolution,
+    batch_shape: tuple[int, ...],
+    penalty: tuple[list[Term], Tensor] | None = None,
+    dropped: Tensor | None = None,
+    *,
+    max_unknowns: int | None = EXACT_UNKNOWNS,
+) -> TruncatedNormal:
+    """Put ``A^H A`` and the like onto a grid.
+
+    Args:
+        A: the convolution, in double precision.
+        batch_shape: of the damping.
+        penalty: L as convolutions, and damp; they have one grid with A.
+        dropped: outputs, ``(c_out / groups, *spatial_out)``, that are not measured.
+        max_unknowns: of the largest dense matrix; None: any number.
+
+    Raises:
+        PlanMemoryError: the dense matrix has more.
+    """
+    if penalty is None:
+        embedding = Embedding(A, (1,) * A.ndim, batch_shape)
+        S = symbol(A, embedding)
+        out_border = embedding.output_border()
+    else:
+        S, embedding, out_border = _stacked(A, *penalty, batch_shape)
+        if embedding.axes[0].constrained and not _regular(S.matrices):
+            grid = embedding.grid
+            terms = [Term(twisted(term.convolution, grid), term.factor) for term in penalty[0]]
+            S, embedding, out_border = _stacked(twisted(A, grid), terms, penalty[1], batch_shape)
+    outputs = Border(embedding.grid, out_border, torch.device("cpu")).mask
+    inputs = Border(embedding.grid, embedding.input_border(), torch.device("cpu")).mask
+    if dropped is not None:
+        window = (slice(0, embedding.out_channels), *(slice(0, axis.n_out) for axis in embedding.axes))
+        outputs[window] |= dropped.cpu()
+    removed = int(outputs.sum()), int(inputs.sum())
+    extra = inputs.numel() - removed[1] - math.prod(embedding.in_shape) // embedding.groups
+    sides = [mask for mask, count in zip((outputs, inputs), removed, strict=True) if count]
+    minor = PrincipalMinor(torch.cat(sides)) if sides else None
+    if minor is not None and max_unknowns is not None and minor.size > max_unknowns:
+        raise PlanMemoryError(
+            f"A: its border has {minor.size} unknowns that no frequency separates, and determinants are exact up to "
+            f"{max_unknowns}; exact=False estimates them"
+        )
+    if len(S.matrices) not in (1, embedding.blocks):
+        S = S.map(lambda m: m.repeat(embedding.blocks // len(m), *(1 for _ in m.shape[1:])))
+    return TruncatedNormal(embedding, S, penalty is not None, minor, removed, extra)

@@ -1,0 +1,76 @@
+"""The determinant of a square convolution: that of a circulant, times that of the capacitance matrix of its border."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lsconv.border.border_set import Border
+from lsconv.border.determinant import GOOD_CONDITION, PrincipalMinor, twisted
+from lsconv.border.influence import EXACT_UNKNOWNS
+from lsconv.errors import MethodError
+from lsconv.fourier.batched_linalg import slogdet
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.transforms import hidden_by_vmap
+
+__all__ = ["square_slogdet"]
+
+
+def square_slogdet(A: Convolution) -> tuple[Tensor, Tensor] | None:
+    """Sign and logarithm of the absolute value of the determinant; None where A is no such convolution.
+
+    Raises:
+        MethodError: the circulant is too badly conditioned, or the border has too many unknowns.
+    """
+    if set(A.stride) != {1} or A.c_in != A.c_out or A.spatial_in != A.spatial_out or not Embedding.exists(A):
+        return None
+    embedding = Embedding(A, (1,) * A.ndim)
+    S = symbol(A, embedding)
+    if embedding.is_circulant:
+        return _signed(*_of_symbol(S), A, embedding)
+    condition = _condition(S)
+    for turns in (0.5, 0.25, 0.382) if condition > GOOD_CONDITION else ():
+        other = symbol(twisted(A, embedding.grid, turns), embedding)
+        found = _condition(other)
+        if found < condition:
+            S, condition = other, found
+    if not condition < torch.finfo(torch.float64).eps ** -0.5:
+        raise MethodError(
+            f"A: the periodic convolution that it is a crop of has a condition of {condition:.0e} at the best of the "
+            f"frequencies tried, which leaves less than half of the digits; logdet(A, damp) has them at any damp > 0"
+        )
+    mask = Border(embedding.grid, embedding.input_border(), torch.device("cpu")).mask
+    minor = PrincipalMinor(mask)
+    if minor.size > EXACT_UNKNOWNS:
+        raise MethodError(
+            f"A: its border has {minor.size} unknowns that no frequency separates, and determinants are computed up to "
+            f"{EXACT_UNKNOWNS}; exact ones of logdet have the same limit, its estimates have none"
+        )
+    inverse = FrequencyMatrices(S.grid, torch.linalg.inv(S.matrices))
+    sign, logabs = _of_symbol(S)
+    more, rest = minor.slogdet(inverse.kernel())
+    return _signed(sign * more, logabs + rest, A, embedding)
+
+
+def _condition(S: FrequencyMatrices) -> float:
+    """The largest over the smallest singular value of all; one, where the values cannot be looked at."""
+    if hidden_by_vmap(S.matrices):
+        return 1.0
+    values = torch.linalg.svdvals(S.matrices.detach())
+    return float(values.amax() / values.amin())
+
+
+def _of_symbol(S: FrequencyMatrices) -> tuple[Tensor, Tensor]:
+    sign, logabs = slogdet(S.matrices)
+    weights = S.grid.weights(logabs.device, logabs.dtype)
+    if S.grid.real:  # those of a conjugate pair multiply to one
+        sign = torch.where(weights == 1, sign, 1)
+    return sign.flatten(1).prod(-1), (logabs * weights).flatten(1).sum(-1)
+
+
+def _signed(sign: Tensor, logabs: Tensor, A: Convolution, embedding: Embedding) -> tuple[Tensor, Tensor]:
+    batch = (*embedding.batch_shape, -1)
+    sign = sign if A.is_complex else sign.real
+    return sign.reshape(batch).prod(-1), logabs.reshape(batch).sum(-1)

@@ -1,0 +1,5 @@
+"""Uncertainty of an answer under Gaussian noise and a Gaussian prior.
+
+:mod:`~lsconv.inverse.uncertainty.posterior` draws samples of the posterior and maps its standard deviations,
+:mod:`~lsconv.inverse.uncertainty.evidence` has the likelihood of the data with x integrated out.
+"""

@@ -1,0 +1,114 @@
+r"""The Lanczos process for Hermitian operators: quadrature of functions of them, solutions, and Ritz vectors.
+
+k steps from a vector v give an orthonormal Q and a tridiagonal T with :math:`Q^H N Q = T`, and with
+:math:`T = Y \Theta Y^H`
+
+.. math:: v^H f(N) v \approx \|v\|^2 \sum_j |Y_{1j}|^2 f(\theta_j),
+
+a Gauss quadrature, exact for polynomials of degree 2k - 1. Q is not kept: combinations :math:`Q c` of it, such as
+:math:`\|v\| Q T^{-1} e_1 \approx N^{-1} v`, come from the same recurrence run a second time.
+
+Golub and Meurant, "Matrices, Moments and Quadrature with Applications" (2010), chapter 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Lanczos"]
+
+
+class Lanczos:
+    """The process from many starts at once.
+
+    Args:
+        apply: the operator, Hermitian.
+        start: the starts, ``(*starts, *item)``; not zero.
+        item_ndim: the number of dimensions of an item.
+    """
+
+    def __init__(self, apply: Callable[[Tensor], Tensor], start: Tensor, item_ndim: int) -> None:
+        self._apply, self._start, self._ndim = apply, start, item_ndim
+        self.norm = self._inner(start, start).sqrt()
+        self._alphas: list[Tensor] = []
+        self._betas: list[Tensor] = []
+        self._last = torch.zeros_like(start)
+        self._next = start / self._spread(self.norm)
+
+    def _inner(self, u: Tensor, v: Tensor) -> Tensor:
+        return (u.conj() * v).real.flatten(u.ndim - self._ndim).sum(-1)
+
+    def _spread(self, values: Tensor) -> Tensor:
+        return values.reshape(*values.shape, *(1 for _ in range(self._ndim)))
+
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return len(self._alphas)
+
+    @torch.no_grad()
+    def advance(self, steps: int) -> None:
+        """Take more steps."""
+        for _ in range(steps):
+            q = self._next
+            w = self._apply(q)
+            if self._betas:
+                w = w - self._spread(self._betas[-1]) * self._last
+            alpha = self._inner(q, w)
+            w = w - self._spread(alpha) * q
+            beta = self._inner(w, w).sqrt()
+            # an invariant subspace is found: what follows it is a block of its own, without weight
+            alive = self._inner(q, q) > 0.5
+            scale = alpha.abs() + (self._betas[-1] if self._betas else 0)
+            beta = torch.where(alive & (beta > 8 * torch.finfo(beta.dtype).eps * scale), beta, 0)
+            self._alphas.append(torch.where(alive, alpha, 1))
+            self._betas.append(beta)
+            self._last = q
+            self._next = torch.where(self._spread(beta) > 0, w / self._spread(torch.where(beta > 0, beta, 1)), 0)
+
+    @property
+    def remainder(self) -> Tensor:
+        """The norm of what the last step left: the residual of a Ritz vector is this times its last coordinate."""
+        return self._betas[-1]
+
+    def tridiagonal(self) -> Tensor:
+        """T, of shape ``(*starts, steps, steps)``."""
+        T = torch.diag_embed(torch.stack(self._alphas, -1))
+        if self.steps > 1:
+            beside = torch.stack(self._betas[:-1], -1)
+            T = T + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
+        return T
+
+    def quadrature(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """``v^H f(N) v`` for every start."""
+        values, vectors = torch.linalg.eigh(self.tridiagonal())
+        weights = vectors[..., 0, :].square()
+        return self.norm.square() * torch.where(weights > 0, weights * function(values), 0).sum(-1)
+
+    @torch.no_grad()
+    def combination(self, coordinates: Tensor) -> Tensor:
+        """``Q c`` for coordinates ``(*starts, steps)``, by the recurrence once more."""
+        total, last, q = torch.zeros_like(self._start), self._start, self._start / self._spread(self.norm)
+        for k in range(self.steps):
+            total = total + self._spread(coordinates[..., k]) * q
+            if k == self.steps - 1:
+                break
+            w = self._apply(q) - self._spread(self._alphas[k]) * q
+            if k:
+                w = w - self._spread(self._betas[k - 1]) * last
+            beta = self._betas[k]
+            last, q = q, torch.where(self._spread(beta) > 0, w / self._spread(torch.where(beta > 0, beta, 1)), 0)
+        return total
+
+    def solution(self) -> Tensor:
+        """``N^-1 v`` for every start, to the accuracy of as many steps of the conjugate gradients."""
+        first = torch.zeros_like(self.tridiagonal()[..., 0])
+        first[..., 0] = 1
+        return self.combination(self._spread_one(self.norm) * torch.linalg.solve(self.tridiagonal(), first))
+
+    @staticmethod
+    def _spread_one(values: Tensor) -> Tensor:
+        return values.unsqueeze(-1)

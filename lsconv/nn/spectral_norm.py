@@ -1,0 +1,78 @@
+r"""The spectral norm of a convolution layer, padding and stride included, held at one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lsconv.errors import ArgumentError, ArgumentTypeError
+from lsconv.inverse.functions.spectral_norm import leading_vector
+from lsconv.nn.inversion import KINDS, Conv
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["spectral_norm"]
+
+
+def spectral_norm(module: Conv, in_size: int | Sequence[int], *, steps: int = 6) -> Conv:
+    r"""Divide the weight of a convolution module by the spectral norm of the convolution, as a parametrization.
+
+    The norm is that of the linear map on images of ``in_size``, with stride, padding, dilation and groups, where
+    ``torch.nn.utils.parametrizations.spectral_norm`` takes that of the weight reshaped to a matrix, which bounds
+    nothing tightly. It is computed once, to 1e-4, and while the module trains followed by a few steps of Lanczos from
+    the last singular vector: the largest singular values of a convolution lie close together, and power iterations lag
+    behind. Gradients pass through the norm.
+
+    Args:
+        module: a ``torch.nn.Conv1d``, ``Conv2d`` or ``Conv3d``.
+        in_size: spatial size of its inputs.
+        steps: steps of Lanczos at every use of the weight in training; each applies the convolution and its adjoint
+            twice.
+
+    Returns:
+        The module; ``torch.nn.utils.parametrize.remove_parametrizations(module, "weight")`` undoes it.
+
+    Raises:
+        ArgumentTypeError: ``module`` is no convolution module.
+        ArgumentError: ``steps`` is below one.
+
+    Source:
+        Miyato et al., "Spectral normalization for generative adversarial networks", ICLR 2018, for the weight that is
+        divided in training.
+
+    Example:
+        >>> layer = lsconv.nn.spectral_norm(torch.nn.Conv2d(2, 4, 3, padding=1), in_size=(12, 12))
+        >>> A = lsconv.Conv2d.from_module(layer, (12, 12))
+        >>> bool((torch.linalg.matrix_norm(A.to_dense(), 2) - 1).abs() < 1e-3)
+        True
+    """
+    if not isinstance(module, KINDS):
+        raise ArgumentTypeError(f"module: expected a torch.nn.Conv1d, Conv2d or Conv3d, got {type(module).__name__}")
+    if steps < 1:
+        raise ArgumentError(f"steps: expected at least one, got {steps}")
+    parametrize.register_parametrization(module, "weight", _Normalised(module, in_size, steps))
+    return module
+
+
+class _Normalised(nn.Module):
+    """The weight over the norm, with the leading right singular vector for a buffer."""
+
+    v: Tensor
+
+    def __init__(self, module: Conv, in_size: int | Sequence[int], steps: int) -> None:
+        super().__init__()
+        sizes = (in_size,) * len(module.kernel_size) if isinstance(in_size, int) else in_size
+        A = Convolution.from_module(module, sizes)
+        self._given = (A.spatial_in, A.stride, A.padding, A.dilation, A.groups, A.padding_mode)
+        self.steps = steps
+        self.register_buffer("v", leading_vector(A, rtol=1e-2, max_iter=500))  # whose square is the error of the norm
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight divided by the norm."""
+        A = Convolution(weight, *self._given, check_finite=False)
+        if self.training:
+            self.v.copy_(leading_vector(A, rtol=0.0, max_iter=self.steps, start=self.v, warning=False))
+        # what the next use of the weight writes must not change what this one's backward pass reads
+        return weight / torch.linalg.vector_norm(A.apply(self.v.clone()))
