@@ -1,8 +1,9 @@
 """Which certified answers are wrong? Problems drawn from the whole signature, each answer held against a dense oracle.
 
 ``python -m benchmarks fuzz --cases N --seed S [--jobs J]`` searches; ``--only SEED`` replays one problem and says what
-is wrong. A *case* is one batch item solved by one way; a problem, drawn from one integer, has up to 24 items and is
-solved by several ways. What is right, well-posed and minimum-norm is defined in :mod:`benchmarks.certificates.judge`.
+is wrong; ``--sum FOLDER ...`` adds up what several searches have written. A *case* is one batch item solved by one way;
+a problem, drawn from one integer, has up to 24 items and is solved by several ways. What is right, well-posed and
+minimum-norm is defined in :mod:`benchmarks.certificates.judge`.
 
 The columns: *certified wrong* are converged and right at no rank; *uncertified well-posed* did not converge although
 the problem has one solution that its dtype can tell and the method promises to find, and *beyond reach* those that it
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import multiprocessing
 import os
 import time
@@ -34,6 +36,7 @@ __all__ = ["cases", "main", "problem_cases", "search", "tables"]
 
 _LANE = 1_000_000  # problems of a lane: seed S draws S * 10^6, S * 10^6 + 1, ...
 _WAYS_EACH = 7
+_QUESTION = "Which certified answers are wrong?"
 
 
 def problem_cases(seed: int, *, every_way: bool = False) -> list[Case]:
@@ -139,6 +142,24 @@ def _row(head: dict[str, str], counts: Counter[str]) -> dict[str, object]:
     }
 
 
+def summed(folders: Sequence[Path]) -> list[runner.Table]:
+    """The tables of several searches, whose results are in these folders, as those of one."""
+    found = [json.loads((folder / "fuzz.json").read_text())["tables"] for folder in folders]
+    added: list[dict[tuple[str, ...], Counter[str]]] = [{}, {}]
+    for tables in found:
+        for rows, table in zip(added, tables, strict=True):
+            for row in table["rows"]:
+                head = tuple(value for value in row.values() if isinstance(value, str))
+                rows.setdefault(head, Counter()).update({k: v for k, v in row.items() if not isinstance(v, str)})
+    whole = [("all but bare plans",), ("all",)]
+    ways = sorted(added[0], key=lambda head: whole.index(head) + 1 if head in whole else 0)
+    by_way = [dict(zip(("way", "damping"), head, strict=False)) | added[0][head] for head in ways]
+    by_kind = [dict(zip(("kernel", "damping"), head, strict=True)) | added[1][head] for head in sorted(added[1])]
+    searched = "; ".join(tables[0]["title"].partition(" cases of ")[2].removesuffix(", by method") for tables in found)
+    title = f"{added[0]['all',]['cases']} cases of {searched}, by method"
+    return [runner.Table(title, by_way, NOTE), runner.Table("The same, by kernel", by_kind)]
+
+
 def tables(quick: bool) -> Iterator[runner.Table]:
     """The tables of one lane."""
     yield from search(2_000 if quick else 20_000, 0, jobs=len(os.sched_getaffinity(0)))[0]
@@ -174,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--show", type=int, default=40, help="how many faults of each sort are listed, a problem and a way on each line"
     )
+    parser.add_argument("--sum", type=Path, nargs="+", help="run nothing: add up the results in these folders")
     parser.add_argument("--output", type=Path, help="folder for the tables as JSON and Markdown")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -189,13 +211,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             posed = ", well-posed" if case.well_posed else ""
             print(f"{mark:12} {case.way}, item {case.item}{posed}: {case.text}")
         return int(any(case.wrong for case in found))
+    if options.sum is not None:
+        done = summed(options.sum)
+        for table in done:
+            print(table.markdown())
+        if options.output is not None:
+            runner.write("fuzz", _QUESTION, done, options.output, quick=False, seconds=0, complete=True)
+        return 0
     start = time.perf_counter()
     done, bad = search(options.cases, *options.seed, jobs=options.jobs)
     for table in done:
         print(table.markdown())
     _print_bad(bad, options.show)
     if options.output is not None:
-        runner.write("fuzz", "Which certified answers are wrong?", done, options.output, quick=False,
+        runner.write("fuzz", _QUESTION, done, options.output, quick=False,
                      seconds=time.perf_counter() - start, complete=True)  # fmt: skip
     return int(any(case.wrong for case in bad))
 
