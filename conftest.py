@@ -6,6 +6,7 @@ ones: random, and five times as many; a failure is red by what it found, and is 
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from typing import Any
 
@@ -23,6 +24,10 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("fixed", deadline=None, max_examples=40, derandomize=True, database=None)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=200, print_blob=True)
 hypothesis.settings.load_profile("fixed")
+
+
+# The doctests of a guest need the package that it is for.
+collect_ignore = [] if importlib.util.find_spec("deepinv") else ["lsconv/deepinv.py"]
 
 
 def _seed() -> None:

@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME ...] [--quick] [--output DIR] [--threads N] [--readme]``: print and write tables."""
+"""``python -m benchmarks [NAME ...] [--quick] [--output DIR] [--threads N] [--pages]``: print and write tables."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ import torch
 
 import benchmarks
 import lsconv
-from benchmarks import fuzz, readme, runner
+from benchmarks import fuzz, pages, runner
 
-_NO_QUESTION = {"__main__", "certificates", "runner", "peers", "readme"}
+_NO_QUESTION = {"__main__", "certificates", "runner", "peers", "pages"}
 _FIRST = ("question", "deblurring", "scaling", "border_iteration")  # what matters most comes first
 _ONLY_WHEN_NAMED = {"convolution_backend", "fuzz"}  # a cost model that is fitted, and a search: both take their time
 
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, help="threads of torch; its own choice by default")
     parser.add_argument(
-        "--readme", action="store_true", help="run nothing: fill README.md's tables from the results in --output"
+        "--pages", action="store_true", help="run nothing: fill the tables of README.md and docs from --output"
     )
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.names) - set(names()))
@@ -109,9 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.threads < 1:
             parser.error(f"--threads: expected a number >= 1, got {options.threads}")
         torch.set_num_threads(options.threads)
-    if options.readme:
-        file = Path(__file__).parents[1] / "README.md"
-        file.write_text(readme.filled(file.read_text(), options.output))
+    if options.pages:
+        for page in pages.PAGES:
+            file = Path(__file__).parents[1] / page
+            file.write_text(pages.filled(file.read_text(), options.output))
         return 0
     print(runner.described(runner.machine()))
     failed = False

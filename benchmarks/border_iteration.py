@@ -17,6 +17,7 @@ import torch
 import lsconv
 from benchmarks import deblurring
 from benchmarks.runner import Table, race
+from lsconv.border.normal_inverse import BorderInverse
 from lsconv.border.plan import BorderPlan
 from lsconv.border.system.krylov import conjugate_gradients, gmres
 
@@ -43,15 +44,16 @@ def measure(case: Case, repeats: int, *, batch: int = 1, device: str = "cpu") ->
     plan = BorderPlan(A, relative_damp * float(lsconv.norm(A)))
     # the outer products keep the dtype of the data; the factors may have another
     inverse = plan.inverse
+    assert isinstance(inverse, BorderInverse)
     system, grid, schwarz = inverse.system, inverse.system.grid, inverse.schwarz
     lead, inner = (batch, inverse.embedding.blocks), inverse.convolution.dtype
     b = torch.randn(*lead, inverse.border.size, dtype=inner, device=device)
-    flexible = schwarz.restricted or inverse.form == "mixed"
+    flexible = schwarz.problem.restricted or inverse.form == "saddle"
     image = torch.randn(*lead, system.columns, *grid.sizes, dtype=inner, device=device)
     spectrum = grid.transform(image)
 
     check_every = 1 if device == "cpu" else 10
-    apply, precondition = inverse.on_border.maps(b)
+    apply, precondition = inverse.on_border, inverse.schwarz
 
     def iterate() -> Any:  # to no tolerance, so that all the steps are taken
         if flexible:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -18,9 +17,8 @@ import lsconv
 from benchmarks import deblurring
 from benchmarks.runner import Table, race, timed
 from lsconv.app import psf
-from lsconv.border import normal_inverse
+from lsconv.border.cost_model import Limits
 from lsconv.border.plan import BorderPlan
-from lsconv.border.system.cost_model import Effort
 
 _SOLVES = 12  # of a plan before it is timed
 
@@ -66,22 +64,17 @@ def measure(case: str, A: lsconv.Convolution, relative_damp: float, repeats: int
         plan.solve(y[0])
     if plan.inverse.direct is not None:
         setup, _ = timed(plan.inverse.go_direct)
-    with (
-        mock.patch.object(Effort, "ends", return_value=False),
-        mock.patch.object(Effort, "overdue", return_value=False),
-        mock.patch.object(normal_inverse, "AT_ONCE", 0),
-    ):
-        iterating = BorderPlan(A, damp)
-        times = race(
-            {
-                "pair": lambda: [pair() for _ in range(4)],
-                "kept": lambda: plan.solve(y[0]),
-                "many": lambda: plan.solve(y),
-                "iterated": lambda: iterating.solve(y[0]),
-            },
-            repeats=repeats,
-            patience=5.0,
-        )
+    iterating = BorderPlan(A, damp, limits=Limits(at_once=0, later=False))
+    times = race(
+        {
+            "pair": lambda: [pair() for _ in range(4)],
+            "kept": lambda: plan.solve(y[0]),
+            "many": lambda: plan.solve(y),
+            "iterated": lambda: iterating.solve(y[0]),
+        },
+        repeats=repeats,
+        patience=5.0,
+    )
     unit = times["pair"].median / 4
     solution: Any = times["kept"].result
     return {

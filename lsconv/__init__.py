@@ -1,8 +1,28 @@
-"""lsconv inverts convolutions: least-squares, minimum-norm and regularised solutions of ``y = conv(x, K)``."""
+"""lsconv inverts convolutions: least-squares, minimum-norm and regularised solutions of ``y = conv(x, K)``.
 
-# ruff: noqa: I001 - grouped as in the README
+=============  ====================================================================================================
+operators      ``Conv1d``, ``Conv2d``, ``Conv3d``, ``Convolution``; ``Pad``, ``Crop``, ``Mask``, ``Diagonal``,
+               ``Identity``, ``Dense``, ``FromFunctions``; ``Gradient``, ``Laplacian``; ``hstack``, ``vstack``,
+               ``block_diag``, ``from_scipy``; their interface ``LinearOperator``
+answers        ``lstsq``, ``pinv``; ``tikhonov`` and ``choose_damp`` (a ``Selection``); ``total_variation``,
+               ``plug_and_play``; for images ``deconvolve``, ``blur_operator``; all are a ``Solution``, with its
+               ``Status`` and ``History``
+uncertainty    ``posterior_samples``, ``posterior_std``, ``noise_level``, ``log_evidence``
+structure      ``norm``, ``cond``, ``singular_values``, ``CirculantPreconditioner``; ``logdet``, ``slogdet``,
+               ``trace_inverse``
+iterations     ``lsmr``, ``lsqr``, ``cgls``, ``craig``; ``cg``, ``minres``, ``gmres``; ``hybrid`` (a
+               ``HybridSelection``); ``refine``, ``set_backward_failure_hook``
+modules        ``nn.PseudoInverse``, ``nn.Tikhonov``, ``nn.RangeNull``, ``nn.InvertibleConv2d``,
+               ``nn.spectral_norm``
+errors         ``LsconvError``, the base of all: ``ArgumentError``, ``ArgumentTypeError``, ``ShapeError``,
+               ``DtypeError``, ``DeviceError``, ``NonFiniteError``, ``MethodError``, ``PreconditionerError``,
+               ``PlanMemoryError``, ``ConvergenceError``; and ``ConvergenceWarning``
+=============  ====================================================================================================
+"""
 
-# operators: what A is
+# ruff: noqa: I001, RUF022 - grouped as in the index above
+
+# operators
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution
 from lsconv.operators.elementary import Crop, Dense, Diagonal, FromFunctions, Identity, Mask
@@ -11,96 +31,123 @@ from lsconv.operators.difference import Gradient, Laplacian
 from lsconv.operators.algebra import block_diag, hstack, vstack
 from lsconv.operators.scipy import from_scipy
 
-# solvers: how min ||Ax - y|| is iterated
-from lsconv.krylov.gradients.methods import cg, cgls, craig, gmres, hybrid, lsmr, lsqr, minres
-from lsconv.krylov.hybrid import HybridSelection
-from lsconv.krylov.gradients.backward_solves import set_backward_failure_hook
-from lsconv.krylov.refinement import refine
-from lsconv.krylov.loop.solution import History, Solution, Status
-
-# the structure of convolution
-from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.fourier.spectrum import cond, singular_values
-
-# functions of operators
-from lsconv.inverse.functions.determinants import logdet, slogdet, trace_inverse
-from lsconv.inverse.functions.spectral_norm import norm
-
 # answers
 from lsconv.inverse.lstsq import lstsq
 from lsconv.inverse.pseudo_inverse import pinv
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.inverse.damping.choose_damp import Selection, choose_damp
-from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.total_variation import total_variation
+from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.deconvolve import blur_operator, deconvolve
+from lsconv.krylov.loop.solution import History, Solution, Status
+
+# uncertainty
 from lsconv.inverse.uncertainty.evidence import log_evidence
 from lsconv.inverse.uncertainty.posterior import noise_level, posterior_samples, posterior_std
 
-# modules for networks
+# structure
+from lsconv.fourier.spectrum import cond, singular_values
+from lsconv.inverse.functions.determinants import logdet, slogdet, trace_inverse
+from lsconv.inverse.functions.spectral_norm import norm
+from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
+
+# iterations
+from lsconv.krylov.gradients.methods import cg, cgls, craig, gmres, hybrid, lsmr, lsqr, minres
+from lsconv.krylov.hybrid import HybridSelection
+from lsconv.krylov.refinement import refine
+from lsconv.krylov.gradients.backward_solves import set_backward_failure_hook
 
 # errors
-from lsconv.errors import ConvergenceError, ConvergenceWarning, LsconvError
+from lsconv.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ConvergenceError,
+    ConvergenceWarning,
+    DeviceError,
+    DtypeError,
+    LsconvError,
+    MethodError,
+    NonFiniteError,
+    PlanMemoryError,
+    PreconditionerError,
+    ShapeError,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CirculantPreconditioner",
+    # operators
+    "LinearOperator",
     "Conv1d",
     "Conv2d",
     "Conv3d",
-    "ConvergenceError",
-    "ConvergenceWarning",
     "Convolution",
+    "Pad",
     "Crop",
-    "Dense",
+    "Mask",
     "Diagonal",
+    "Identity",
+    "Dense",
     "FromFunctions",
     "Gradient",
-    "History",
-    "HybridSelection",
-    "Identity",
     "Laplacian",
-    "LinearOperator",
-    "LsconvError",
-    "Mask",
-    "Pad",
+    "hstack",
+    "vstack",
+    "block_diag",
+    "from_scipy",
+    # answers
+    "lstsq",
+    "pinv",
+    "tikhonov",
+    "choose_damp",
     "Selection",
+    "total_variation",
+    "plug_and_play",
+    "deconvolve",
+    "blur_operator",
     "Solution",
     "Status",
-    "block_diag",
-    "blur_operator",
-    "cg",
-    "cgls",
-    "choose_damp",
-    "cond",
-    "craig",
-    "deconvolve",
-    "from_scipy",
-    "gmres",
-    "hstack",
-    "hybrid",
-    "log_evidence",
-    "logdet",
-    "lsmr",
-    "lsqr",
-    "lstsq",
-    "minres",
-    "nn",
-    "noise_level",
-    "norm",
-    "pinv",
-    "plug_and_play",
+    "History",
+    # uncertainty
     "posterior_samples",
     "posterior_std",
+    "noise_level",
+    "log_evidence",
+    # structure
+    "norm",
+    "cond",
+    "singular_values",
+    "CirculantPreconditioner",
+    "logdet",
+    "slogdet",
+    "trace_inverse",
+    # iterations
+    "lsmr",
+    "lsqr",
+    "cgls",
+    "craig",
+    "cg",
+    "minres",
+    "gmres",
+    "hybrid",
+    "HybridSelection",
     "refine",
     "set_backward_failure_hook",
-    "singular_values",
-    "slogdet",
-    "tikhonov",
-    "total_variation",
-    "trace_inverse",
-    "vstack",
+    # modules
+    "nn",
+    # errors
+    "LsconvError",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "ShapeError",
+    "DtypeError",
+    "DeviceError",
+    "NonFiniteError",
+    "MethodError",
+    "PreconditionerError",
+    "PlanMemoryError",
+    "ConvergenceError",
+    "ConvergenceWarning",
 ]
 
 

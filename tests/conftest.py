@@ -1,15 +1,14 @@
 """Settings for the tests below this folder, and what several of them watch an iteration with.
 
-CUDA graphs without CUDA, for the tests of lsconv/krylov/loop/cuda_graph.py and lsconv/border/system/cuda_graph.py: a
-graph repeats recorded kernels on recorded memory, with recorded numbers. So does :class:`Emulator`, with torch's
-operations for kernels: recorded while one iteration runs, taken back then, and repeated on the same tensors, whatever
-Python does meanwhile. What the iteration leaves lying about is spoiled before every repetition, so that nothing can
-come out of it but what has been computed in it.
+CUDA graphs without CUDA, for the tests of lsconv/krylov/loop/cuda_graph.py: a graph repeats recorded kernels on
+recorded memory, with recorded numbers. So does :class:`Emulator`, with torch's operations for kernels: recorded while
+one iteration runs, taken back then, and repeated on the same tensors, whatever Python does meanwhile. What the
+iteration leaves lying about is spoiled before every repetition, so that nothing can come out of it but what has been
+computed in it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from lsconv.border import normal_inverse
+from lsconv.border import cost_model
 from lsconv.krylov.loop import cuda_graph
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.convolution import Convolution
@@ -245,11 +244,4 @@ def zero_padded_convolutions() -> Strategy:
 @pytest.fixture
 def iterated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans that iterate on their border until it has taken too long."""
-    monkeypatch.setattr(normal_inverse, "AT_ONCE", 0)
-
-
-@pytest.fixture(params=["iterated", "factorised"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Plans that iterate on their border until it has taken too long, or factorise it first."""
-    monkeypatch.setattr(normal_inverse, "AT_ONCE", 0 if request.param == "iterated" else math.inf)
-    return str(request.param)
+    monkeypatch.setattr(cost_model, "DEFAULT_LIMITS", cost_model.Limits(at_once=0))

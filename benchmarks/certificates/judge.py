@@ -29,6 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 __all__ = ["LEAST_CUT", "ON_THE_CUT", "SLACK", "Dense", "Judgement"]
@@ -98,7 +99,11 @@ class Dense:
     def __init__(self, matrices: Array, parts: tuple[Array, Array, Array] | None = None) -> None:
         self.matrices = matrices if matrices.ndim == 3 else matrices[None]
         if parts is None:
-            U, s, Vh = np.linalg.svd(self.matrices, full_matrices=False)
+            try:
+                U, s, Vh = np.linalg.svd(self.matrices, full_matrices=False)
+            except np.linalg.LinAlgError:  # divide and conquer fails on a few finite matrices
+                each = [scipy.linalg.svd(m, full_matrices=False, lapack_driver="gesvd") for m in self.matrices]
+                U, s, Vh = (np.stack(part) for part in zip(*each, strict=True))
             parts = U, s, Vh.conj().swapaxes(1, 2)
         self.U, self.s, self.V = parts
         self.norm = self.s.max(-1, initial=0)

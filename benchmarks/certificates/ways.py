@@ -18,10 +18,10 @@ import lsconv
 from benchmarks.certificates.judge import Dense, Judgement
 from benchmarks.certificates.problems import Problem
 from benchmarks.certificates.reach import within_reach
-from lsconv.border import normal_inverse
+from lsconv.border import cost_model
 from lsconv.border.capacitance_plan import CapacitancePlan
+from lsconv.border.cost_model import Limits
 from lsconv.border.plan import BorderPlan
-from lsconv.border.system import cost_model, schwarz
 from lsconv.errors import MethodError, PlanMemoryError, PreconditionerError
 from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.krylov.loop.stopping import default_rtol
@@ -161,19 +161,15 @@ def _plan(make: Callable[..., Any], *patched: Callable[[], Any]) -> Callable[[Pr
 @contextlib.contextmanager
 def _iterated() -> Iterator[None]:
     """The border is iterated on, from corners that overlap, as it is for large images."""
-    with (
-        mock.patch.object(schwarz, "_DENSE_UNKNOWNS", 0),
-        mock.patch.object(schwarz, "_CROSSING_UNKNOWNS", 16),
-        mock.patch.object(normal_inverse, "AT_ONCE", 0),
-        mock.patch.object(cost_model.Effort, "ends", return_value=False),
-    ):
+    limits = Limits(at_once=0, later=False, dense_unknowns=0, corner_unknowns=16)
+    with mock.patch.object(cost_model, "DEFAULT_LIMITS", limits):
         yield
 
 
 @contextlib.contextmanager
 def _factored() -> Iterator[None]:
     """The whole border is factorised before any iteration."""
-    with mock.patch.object(normal_inverse, "AT_ONCE", math.inf):
+    with mock.patch.object(cost_model, "DEFAULT_LIMITS", Limits(at_once=math.inf)):
         yield
 
 

@@ -68,17 +68,17 @@ def run(arguments: Sequence[str] | None = None) -> None:
             args=list(sys.argv[1:] if arguments is None else arguments), prog_name="lsconv", standalone_mode=False
         )
     except (UsageError, ImageFileError, lsconv.LsconvError, OSError) as error:
-        code = _complain(describe(error))
+        code = print_error(describe(error))
     except typer.Abort:
         code = 130  # interrupted, as shells count it
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's and click's errors about the command line have it
             raise
-        code = _complain(error.format_message())
+        code = print_error(error.format_message())
     raise SystemExit(code or 0)
 
 
-def _complain(message: str) -> int:
+def print_error(message: str) -> int:
     complain(message)
     return 2
 

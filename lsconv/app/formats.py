@@ -34,7 +34,7 @@ _UNITS = {1: "none", 2: "inch", 3: "cm"}
 
 @dataclass(frozen=True)
 class Format:
-    """What a format can hold, and the function that writes it.
+    """A format: its limits, and the function that writes it.
 
     Attributes:
         name: the format's name.

@@ -18,7 +18,7 @@ class ImageFileError(Exception):
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file says about its picture, apart from the pixels.
+    """The description of an image in its file, apart from the pixels.
 
     Attributes:
         icc: the ICC colour profile.
@@ -69,7 +69,7 @@ class Picture:
 
     @property
     def is_integer(self) -> bool:
-        """Whether the values are integers, of which the largest possible is white."""
+        """Tell whether the values are integers, of which the largest possible is white."""
         return np.issubdtype(self.values.dtype, np.integer)
 
     @property
@@ -80,7 +80,7 @@ class Picture:
 
     @property
     def colours(self) -> Tensor:
-        """What :attr:`pixels` are without the opacity, float32, or float64 where the file holds 32 bits or more."""
+        """The :attr:`pixels` without the opacity, float32, or float64 where the file holds 32 bits or more."""
         values = np.moveaxis(self.values[..., :-1] if self.opacity else self.values, -1, -3)
         wide = self.values.dtype.itemsize > 4 or (self.is_integer and self.values.dtype.itemsize == 4)
         scaled = values.astype(np.float64 if wide else np.float32)

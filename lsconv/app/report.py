@@ -42,7 +42,7 @@ class Whiteness:
 
     @property
     def white(self) -> bool:
-        """Whether white noise would do that, in 99 of 100 cases."""
+        """Tell whether white noise would do that, in 99 of 100 cases."""
         return self.correlation <= self.bound
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What the words after ``lsconv blur`` and ``lsconv deblur`` ask for, checked before any work is done."""
+"""The arguments of ``lsconv blur`` and ``lsconv deblur``, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LARGEST = 2000.0  # pixels; a slip of the decimal point should not ask for giga
 
 
 class UsageError(Exception):
-    """What the user asked for cannot be done; the message is all they need to see."""
+    """An argument that cannot be served; the message is all they need to see."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,37 @@
-"""The exact inverse of a truncated circulant, through the border that the truncation removes.
+r"""The exact inverse of a truncated circulant, through the border that the truncation removes.
 
-A truncated convolution is ``A = R_out C R_in^T``, C block-circulant. The inverse of its normal operator is one division
-per frequency and the solve of a system on the border cells (``normal_inverse``); it preconditions an iteration that A
-itself certifies. In the order in which a right-hand side passes:
+A convolution with zeros around its inputs, or none, is :math:`A = R_{out} C R_{in}^T`: C block-circulant on a periodic
+grid, R crops of it (``truncated_circulant``). Three cases add rows or constraints and keep that form: a convolutional
+penalty, ``[A; damp L]`` (``penalty``), and reflect or replicate padding, whose margin copies its inside
+(``reflected_padding``). With :math:`\mu = damp^2` the normal operator of A is a part of a block-circulant one, or a
+low-rank change of one, and P, the inverse of that, is one division per frequency (``normal_problem``, ``gram``):
 
-* plans, made once and solved with often: ``plan`` (damped or not), ``stacked_plan`` (a penalty ``L``),
-  ``capacitance_plan`` (square, without damping; ``null_space`` for its singular cases);
-* ``outer_iteration``: flexible conjugate gradients with A in float64;
-* ``truncated_circulant``: what is inverted, with ``penalty`` stacked below or ``reflected_padding`` as constraints;
-* ``normal_inverse``: the inverse by Fourier and border, of matrices from ``gram`` and ``saddle``;
-* ``border_set``: the cells of the border, vectors on them, the entries of an operator between them;
-* ``system``: the system on the border by iteration; ``direct``: by factors;
-* ``influence`` and ``border_factor``: exact traces and determinants; ``memory`` and ``free_memory``: what fits.
+.. math::
+    AA^H + \mu = (CC^H + \mu)_{II} \quad\Rightarrow\quad
+    (AA^H + \mu)^{-1} = P_{II} - P_{IB}\, P_{BB}^{-1} P_{BI}
+
+with B the border, of one dimension less than the grid (``border_set``). All forms are in ``normal_inverse``; what they
+share is a system
+
+.. math:: Q_{BB}\, u = b, \qquad Q \in \{P,\; 1 - E P E^H,\; J^{-1}\}
+
+of the inverse itself, of a capacitance matrix, or of the saddle operator J where inputs and outputs are cropped. It is
+solved in one of two ways, by what they cost (``cost_model``):
+
+* by factors (``direct``). A border of a plane is rows H and columns V'. H is eliminated frequency by frequency,
+  :math:`D_\omega^{-1}` (``direct/strip``). What is left of V' is a Schur complement S, formed by its displacement rank
+  (``direct/schur_complement``) and split by its symmetries (``direct/even_odd_basis``). A solve is one pass over the
+  spectrum (``direct/direct_pass``);
+* by iteration (``system``): conjugate gradients or GMRES (``system/krylov``, ``system/recycling``), products with Q
+  over the grid or along the strips (``system/grid_product``, ``system/strip_product``), preconditioned by
+  :math:`\sum_T R_T^T D_T Q_{TT}^{-1} R_T` over strips and corners (``system/schwarz``).
+
+Either inverse preconditions conjugate gradients on :math:`(A^HA + \mu) x = A^H y` with A itself in double precision
+(``outer_iteration``), which makes the answer that of the wanted :math:`\mu` and certifies it. A plan is made once and
+solved with often: ``plan`` (damped or not), ``stacked_plan`` (a penalty), and for a square A without damping
+
+.. math:: S w = -B_{in} C^{-1} R_{out}^T y, \qquad S = B_{in} C^{-1} B_{out}^T
+
+(``capacitance_plan``, ``capacitance``; ``null_space`` finds where S is singular). ``influence`` has exact traces and
+determinants, and ``memory`` says what fits.
 """

@@ -1,8 +1,7 @@
 """The border of a periodic grid: its cells, vectors on them, and the entries of an operator between them.
 
 A cell is a (channel, position) that a truncation removes. On a CPU ``index_select`` and ``index_copy_`` go entry by
-entry where there are leading axes; ``gather`` with a broadcast index, and an addition to zeros, do not (6972 of 65536
-entries, float64, two threads: 20 and 10 us, 15 and 9; of eight vectors: 443 and 49, 137 and 46).
+entry where there are leading axes; ``gather`` with a broadcast index, and an addition to zeros, do not.
 """
 
 from __future__ import annotations
@@ -54,12 +53,12 @@ class Border:
         self.index = index.to(device)
 
     def scatter(self, b: Tensor) -> Tensor:
-        """``(rest, blocks, size)`` to ``(rest, blocks, channels, *grid)``, zero off the border."""
+        """``(rhs, blocks, size)`` to ``(rhs, blocks, channels, *grid)``, zero off the border."""
         z = scattered(b, self.index, self.channels * math.prod(self.grid))
         return z.reshape(*b.shape[:2], self.channels, *self.grid)
 
     def gather(self, z: Tensor) -> Tensor:
-        """``(rest, blocks, channels, *grid)`` to ``(rest, blocks, size)``."""
+        """``(rhs, blocks, channels, *grid)`` to ``(rhs, blocks, size)``."""
         return gathered(z.flatten(2), self.index)
 
     def kernel(self, Q: FrequencyMatrices) -> Kernel:
@@ -72,25 +71,25 @@ class Border:
         numbers[self.mask.flatten()] = torch.arange(self.size)
         return numbers.reshape(self.mask.shape)
 
-    def crossing(self, axes: tuple[int, ...], reach: int) -> Tensor:
-        """The border cells within ``reach`` of a crossing of the slabs of ``axes``: rows of channel, *positions*."""
-        windows = [self._window(a, reach if len(axes) > 1 else 0) for a in axes]
+    def corner(self, axes: tuple[int, ...], overlap: int) -> Tensor:
+        """The border cells within ``overlap`` of where the strips of ``axes`` cross: rows of channel, *positions*."""
+        windows = [self._window(a, overlap if len(axes) > 1 else 0) for a in axes]
         flags = torch.zeros(self.channels, *(len(w) for w in windows), dtype=torch.bool)
         for d, (a, window) in enumerate(zip(axes, windows, strict=True)):
             flags |= self.members[a][:, window].reshape(self.channels, *(-1 if e == d else 1 for e in range(len(axes))))
         cells = flags.nonzero()
         return torch.stack([cells[:, 0], *(w[cells[:, 1 + d]] for d, w in enumerate(windows))], dim=1)
 
-    def crossing_size(self, axes: tuple[int, ...], reach: int) -> int:
-        """How many cells :meth:`crossing` has."""
-        reach = reach if len(axes) > 1 else 0
-        windows = [sum(1 + min(gap, 2 * reach) for gap in self._gaps[a]) for a in axes]
+    def corner_size(self, axes: tuple[int, ...], overlap: int) -> int:
+        """The number of cells that :meth:`corner` has."""
+        overlap = overlap if len(axes) > 1 else 0
+        windows = [sum(1 + min(gap, 2 * overlap) for gap in self._gaps[a]) for a in axes]
         inside = zip(*([w - m for m in self._counts[a]] for w, a in zip(windows, axes, strict=True)), strict=True)
         return self.channels * math.prod(windows) - sum(math.prod(lengths) for lengths in inside)
 
     @functools.cached_property
     def _gaps(self) -> list[list[int]]:
-        """How many cells follow on each border position, of any channel, before the next one; for every axis."""
+        """The cells between each border position, of any channel, and the next one; for every axis."""
         places = [members.any(0).nonzero().flatten() for members in self.members]
         return [(torch.diff(p, append=p[:1] + n) - 1).tolist() for p, n in zip(places, self.grid, strict=True)]
 
@@ -99,10 +98,10 @@ class Border:
         """The border positions of every channel, for every axis."""
         return [members.sum(1).tolist() for members in self.members]
 
-    def _window(self, a: int, reach: int) -> Tensor:
-        """The positions along axis ``a`` within ``reach`` of the border's, on the circle."""
+    def _window(self, a: int, overlap: int) -> Tensor:
+        """The positions along axis ``a`` within ``overlap`` of the border's, on the circle."""
         places = self.members[a].any(0).nonzero().flatten()
-        return ((places[:, None] + torch.arange(-reach, reach + 1)) % self.grid[a]).unique()
+        return ((places[:, None] + torch.arange(-overlap, overlap + 1)) % self.grid[a]).unique()
 
 
 class Kernel:
@@ -159,9 +158,9 @@ class Kernel:
         row, column = channel * kernel.shape[2], channel.clone()
         for a, (p, n) in enumerate(zip(places, self.grid, strict=True)):
             p = _unrolled(p, n)
-            reach = int(p.amax())
-            kernel = kernel.index_select(3 + a, (torch.arange(-reach, reach + 1) % n).to(device))
-            row, column = row * (2 * reach + 1) + reach + p, column * (2 * reach + 1) - p
+            extent = int(p.amax())
+            kernel = kernel.index_select(3 + a, (torch.arange(-extent, extent + 1) % n).to(device))
+            row, column = row * (2 * extent + 1) + extent + p, column * (2 * extent + 1) - p
         row = row if outer is None else row[outer]
         lags = (row[:, None] + column[None, :]).flatten().to(device)
         return kernel.flatten(1).index_select(1, lags).unflatten(1, (len(row), len(cells)))

@@ -1,4 +1,4 @@
-"""The factorised capacitance matrix of the border, and the two ways through a convolution by it."""
+"""The factorised capacitance matrix of the border, and the two directions through a convolution by it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lsconv.border.border_set import Border
 from lsconv.fourier.batched_linalg import lu_factor_in_place
 from lsconv.fourier.symbol import FrequencyMatrices
 
-__all__ = ["Capacitance", "Way", "static_lu"]
+__all__ = ["Capacitance", "Direction", "static_lu"]
 
 
 def static_lu(matrices: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,41 +29,41 @@ def static_lu(matrices: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way through the operator: from data to solution, or, for the adjoint, back.
+class Direction:
+    """One direction through the operator: from data to solution, or, for the adjoint, back.
 
     Attributes:
         inverse: C^-1, or its adjoint.
-        held: the border where the solution is zero.
-        freed: the border where the image under C is unknown.
-        zero: the mask of ``held`` on the grid.
-        null: coordinates on ``freed`` whose lifts, R C^-1 B^T null, are an orthonormal basis of the null space.
-        reach: B_held C^-1 of the basis of the other side's null space, which the data lose.
+        constrained: the border where the solution is zero.
+        free: the border where the image under C is unknown.
+        zero: the mask of ``constrained`` on the grid.
+        null: coordinates on ``free`` whose extensions, R C^-1 B^T null, are an orthonormal basis of the null space.
+        coupling: B_constrained C^-1 of the basis of the other side's null space, which the data lose.
     """
 
     inverse: FrequencyMatrices
-    held: Border
-    freed: Border
+    constrained: Border
+    free: Border
     zero: Tensor
     null: Tensor
-    reach: Tensor
+    coupling: Tensor
 
-    def lift(self, coordinates: Tensor) -> Tensor:
-        """``(rest, blocks, size)`` on ``freed`` to the grid, zero on ``held``."""
-        return self.solution(self.freed.scatter(coordinates))
+    def extend(self, coordinates: Tensor) -> Tensor:
+        """``(rhs, blocks, size)`` on ``free`` to the grid, zero on ``constrained``."""
+        return self.solution(self.free.scatter(coordinates))
 
-    def cut(self, vectors: Tensor) -> Tensor:
-        """S times vectors on ``freed``, ``(blocks, size, k)``: what zeros on ``held`` take from their lifts."""
-        lifts = self.inverse.on_grid(self.freed.scatter(vectors.movedim(-1, 0)))
-        return self.held.gather(lifts).movedim(0, -1)
+    def restrict(self, vectors: Tensor) -> Tensor:
+        """S times vectors on ``free``, ``(blocks, size, k)``: their extensions on ``constrained``."""
+        extensions = self.inverse.on_grid(self.free.scatter(vectors.movedim(-1, 0)))
+        return self.constrained.gather(extensions).movedim(0, -1)
 
-    def null_part(self, x: Tensor, back: Way) -> Tensor:
-        """The orthogonal projection of x, on the grid, on the null space; ``back`` is the way of the adjoint."""
-        part = self.null.mH @ back.held.gather(back.inverse.on_grid(x)).movedim(0, -1)
-        return self.lift((self.null @ part).movedim(-1, 0))
+    def null_part(self, x: Tensor, back: Direction) -> Tensor:
+        """The orthogonal projection of x, on the grid, on the null space; ``back`` is the direction of the adjoint."""
+        part = self.null.mH @ back.constrained.gather(back.inverse.on_grid(x)).movedim(0, -1)
+        return self.extend((self.null @ part).movedim(-1, 0))
 
     def solution(self, image: Tensor) -> Tensor:
-        """C^-1 times an image on the grid, zero on ``held``."""
+        """C^-1 times an image on the grid, zero on ``constrained``."""
         return self.inverse.on_grid(image).masked_fill_(self.zero, 0)
 
 
@@ -74,12 +74,12 @@ class Capacitance:
     Attributes:
         factors: the LU factors of S, ``(blocks, size, size)``.
         pivots: their pivots.
-        ways: the way of A^+ and that of its adjoint.
+        directions: the direction of A^+ and that of its adjoint.
     """
 
     factors: Tensor
     pivots: Tensor
-    ways: tuple[Way, Way]
+    directions: tuple[Direction, Direction]
 
     @property
     def size(self) -> int:
@@ -89,25 +89,26 @@ class Capacitance:
     @property
     def nbytes(self) -> int:
         """Bytes of all that is kept."""
-        tensors = [self.factors, *(t for way in self.ways for t in (way.null, way.reach))]
-        return sum(way.inverse.nbytes for way in self.ways) + sum(t.numel() * t.element_size() for t in tensors)
+        tensors = [self.factors, *(t for direction in self.directions for t in (direction.null, direction.coupling))]
+        inverses = sum(direction.inverse.nbytes for direction in self.directions)
+        return inverses + sum(t.numel() * t.element_size() for t in tensors)
 
     def solve(self, b: Tensor, *, adjoint: bool) -> Tensor:
         """S^-1, or S^-H, times ``b`` of shape ``(blocks, size, columns)``."""
         return torch.linalg.lu_solve(self.factors, self.pivots, b, adjoint=adjoint)
 
     def on_grid(self, data: Tensor, adjoint: bool) -> Tensor:
-        """The solution on the grid for data on the grid, both ``(rest, blocks, channels, *grid)``."""
-        way, back = reversed(self.ways) if adjoint else self.ways
-        b = way.held.gather(way.inverse.on_grid(data)).movedim(0, -1)
+        """The solution on the grid for data on the grid, both ``(rhs, blocks, channels, *grid)``."""
+        direction, back = reversed(self.directions) if adjoint else self.directions
+        b = direction.constrained.gather(direction.inverse.on_grid(data)).movedim(0, -1)
         if back.null.shape[-1]:  # the part of the data in the null space of the adjoint has no solution
             lost = back.null.mH @ b
-            b = b - way.reach @ lost
-            data = data - back.lift((back.null @ lost).movedim(-1, 0))
+            b = b - direction.coupling @ lost
+            data = data - back.extend((back.null @ lost).movedim(-1, 0))
         w = -self.solve(b, adjoint=adjoint).movedim(-1, 0)
-        x = way.solution(data + way.freed.scatter(w))
-        if way.null.shape[-1]:  # of all solutions the one that is orthogonal to the null space
-            x = x - way.null_part(x, back)
+        x = direction.solution(data + direction.free.scatter(w))
+        if direction.null.shape[-1]:  # of all solutions the one that is orthogonal to the null space
+            x = x - direction.null_part(x, back)
             # the LU factors of a singular S leave a part so large that its rounding counts
-            x = x - way.null_part(x, back)
+            x = x - direction.null_part(x, back)
         return x

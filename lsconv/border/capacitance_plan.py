@@ -7,7 +7,7 @@ continued by some unknown w on the output border. The zeros give w, and the bord
 .. math:: x = R_{in} C^{-1} (R_{out}^T y + B_{out}^T w), \qquad S w = -B_{in} C^{-1} R_{out}^T y,
           \qquad S = B_{in} C^{-1} B_{out}^T .
 
-On the shortest grid, N = n + p, the border of an n x n picture is one cross of p rows and p columns, and S is small
+On the shortest grid, N = n + p, the border of an n x n image is one cross of p rows and p columns, and S is small
 enough to be factorised once (32 channels, 3x3, n = 128: 8224 unknowns of 524288). An iteration on the border has a hard
 time here: wherever the determinant of the symbol of one axis winds around zero A has singular values that fall
 exponentially with n, and they are singular values of S. A direct solve does not mind them, and finds them: the singular
@@ -30,12 +30,13 @@ import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border, between_borders
-from lsconv.border.capacitance import Capacitance, Way, static_lu
-from lsconv.border.free_memory import allowed_bytes
+from lsconv.border.capacitance import Capacitance, Direction, static_lu
+from lsconv.border.cost_model import CostModel, dense_cost
+from lsconv.border.memory import allowed_bytes
 from lsconv.border.null_space import NullSpaces
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.fourier import batched_linalg
-from lsconv.fourier.dtypes import default_rcond, direct_rtol, double
+from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, frobenius, symbol
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
@@ -44,16 +45,14 @@ from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["CapacitancePlan"]
 
 # A symbol worse than this loses the digits of its inverse, and with them those of S.
 _WORST_CONDITION = 1e8
-# A factorisation may cost as much as this many iterations would. One of them moves memory at a part of the rate of
-# arithmetic at which a factorisation works: its transforms count 20-fold, its products of small matrices 10-fold
-# (8224 unknowns are factorised in 5 s, an iteration of that problem takes 0.1 s, on two cores).
-_WORTH_ITERATIONS = 200
-_TRANSFORM_WEIGHT, _PRODUCT_WEIGHT = 20, 10
+# A factorisation may cost as much as so many iterations: a border takes them whose singular values fall exponentially.
+_WORTH_ITERATIONS = 1000
 _REFINEMENTS = 4
 
 
@@ -118,9 +117,8 @@ class CapacitancePlan:
             raise MethodError(f"{self.A!r}: {outer.size} unknowns and {inner.size} equations on the border")
         cells, channels = math.prod(embedding.grid), embedding.in_channels
         if worth:
-            transforms = 10 * cells * math.log2(cells) * 2 * channels * _TRANSFORM_WEIGHT
-            work = transforms + 8 * cells * channels**2 * _PRODUCT_WEIGHT
-            if 2 / 3 * inner.size**3 > _WORTH_ITERATIONS * work:
+            iteration = CostModel(1, cells, channels, definite=False).iteration(1)
+            if dense_cost(inner.size, definite=False).setup > _WORTH_ITERATIONS * iteration:
                 raise MethodError(f"{self.A!r}: {inner.size} border unknowns cost more to factorise than to iterate on")
         itemsize = 16 if self.A.is_complex else 8
         needed = embedding.blocks * itemsize * (3 * inner.size**2 + 6 * cells * channels**2)
@@ -150,11 +148,12 @@ class CapacitancePlan:
         del kernel
         none = factors[..., :0]
         zero = [border.mask.to(inverse.device) for border in (inner, outer)]
-        ways = (
-            Way(forward, inner, outer, zero[0], none, none),
-            Way(forward.H, outer, inner, zero[1], none, none),
+        directions = (
+            Direction(forward, inner, outer, zero[0], none, none),
+            Direction(forward.H, outer, inner, zero[1], none, none),
         )
-        return NullSpaces(Capacitance(factors, pivots, ways), matrices, norms[1], self.rcond * faint, chosen=chosen)
+        found = Capacitance(factors, pivots, directions)
+        return NullSpaces(found, matrices, norms[1], self.rcond * faint, chosen=chosen)
 
     # ------------------------------------------------------------------ answers
 
@@ -272,7 +271,7 @@ def _square_embedding(A: LinearOperator) -> Embedding:
 
 
 def _is_complement(inner: Border, outer: Border, embedding: Embedding) -> bool:
-    """Whether the grid is inputs and input border, and outputs and output border, with nothing left over."""
+    """Tell whether the grid is inputs and input border, and outputs and output border, with nothing left over."""
     axes = embedding.axes
     inputs = sum(
         math.prod(axis.inputs(phase) for axis, phase in zip(axes, phases, strict=True)) for phases in embedding.phases

@@ -1,18 +1,22 @@
-"""Gram matrices of a symbol, one per frequency: their products, shifts and largest eigenvalue."""
+r"""The matrices per frequency that a border method inverts: Gram matrices of a symbol, and the saddle form of both.
+
+.. math::
+    \begin{pmatrix} -\sqrt\mu & S \\ S^H & \sqrt\mu \end{pmatrix}^{-1}
+        = \begin{pmatrix} -\sqrt\mu\, W & W S \\ S^H W & \sqrt\mu\, V \end{pmatrix}, \qquad
+    W = (S S^H + \mu)^{-1}, \quad V = (S^H S + \mu)^{-1}
+
+Only the smaller of W and V is computed by a factorisation; the other follows from :math:`\mu V = I - S^H W S`.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lsconv.fourier.symbol import frobenius
+from lsconv.fourier.symbol import frobenius, hermitian_inverse
 from lsconv.operators.batch_layout import broadcast_shapes
 
-__all__ = ["gram", "largest_eigenvalue", "product", "shifted"]
-
-# The vectors that look for the frequencies of the largest singular values, and how many of these are looked at closely.
-_PROBES = 4
-_CANDIDATES = 64
+__all__ = ["gram", "largest_eigenvalue", "product", "saddle_inverse", "shifted"]
 
 
 def gram(S: Tensor, side: str) -> Tensor:
@@ -32,19 +36,41 @@ def shifted(matrices: Tensor, mu: Tensor) -> Tensor:
     return shifted
 
 
-def largest_eigenvalue(squared: Tensor, ndim: int) -> Tensor:
-    """The largest eigenvalue over the frequencies, per block, from above within the fourth root of the size.
-
-    Squaring every matrix would be a fifth of the setup: two products with a few vectors say which ones are worth it.
-    """
-    size, flat = squared.shape[-1], squared.flatten(1, -3)
-    if size >= 4 * _PROBES and flat.shape[1] > 4 * _CANDIDATES:
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(_PROBES, size, generator=generator, dtype=torch.float64).to(flat)
-        once = probe @ flat.mT
-        twice = once @ flat.mT
-        growth = frobenius(twice) / frobenius(once).clamp_min(torch.finfo(flat.real.dtype).tiny)
-        index = growth.topk(_CANDIDATES, dim=-1).indices
-        flat = flat.gather(1, index[..., None, None].expand(-1, -1, size, size))
-    square = flat @ flat if size > 1 else flat.abs() ** 2
+def largest_eigenvalue(squared: Tensor) -> Tensor:
+    """The largest eigenvalue over the frequencies, per block, from above within the fourth root of the size."""
+    flat = squared.flatten(1, -3)
+    square = flat @ flat if squared.shape[-1] > 1 else flat.abs() ** 2
     return frobenius(square).amax(-1).sqrt()
+
+
+def saddle_inverse(S: Tensor, squared: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse and its smaller part, W or V.
+
+    Args:
+        S: the symbol, ``(blocks, *frequencies, rows, columns)``.
+        squared: the smaller Gram matrix of S.
+        mu: shaped to broadcast with that, not zero.
+    """
+    rows, columns = S.shape[-2:]
+    smaller = hermitian_inverse(shifted(squared, mu).contiguous())
+    if rows <= columns:
+        W = smaller
+        WS = W @ S
+        V = _other(S.mH @ WS, mu)
+    else:
+        V = smaller
+        WS = S @ V
+        W = _other(WS @ S.mH, mu)
+    root = mu.sqrt()
+    inverse = S.new_empty(*W.shape[:-2], rows + columns, rows + columns)
+    torch.mul(W, -root, out=inverse[..., :rows, :rows])
+    inverse[..., :rows, rows:] = WS
+    inverse[..., rows:, :rows] = WS.mH
+    torch.mul(V, root, out=inverse[..., rows:, rows:])
+    return inverse, smaller
+
+
+def _other(projected: Tensor, mu: Tensor) -> Tensor:
+    """``(I - projected) / mu``; overwrites ``projected``."""
+    projected.neg_().diagonal(dim1=-2, dim2=-1).add_(1)
+    return projected.div_(mu)

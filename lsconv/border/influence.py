@@ -28,9 +28,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.border.border_factor import BorderFactor, spectral_function, thin_svd
 from lsconv.border.border_set import Border
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError
+from lsconv.fourier.batched_linalg import lu_factor
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
@@ -42,12 +42,11 @@ __all__ = ["EXACT_UNKNOWNS", "ExactInfluence", "Influence", "influence_logdet", 
 # The most border unknowns of one block whose dense factor is made. One factor of 4096 takes 128 MiB in float64, and
 # with the inverse for the trace about a second and a half of one CPU core.
 EXACT_UNKNOWNS = 4096
-_CHUNK_BYTES = 2**27
 
 
 @dataclass(frozen=True, eq=False)
 class Influence:
-    """What one damping does, per batch item; all of shape ``batch``.
+    """The effect of one damping, per batch item; all of shape ``batch``.
 
     Attributes:
         trace: of the influence matrix ``A (A^H A + mu)^-1 A^H``.
@@ -73,6 +72,7 @@ class ExactInfluence:
     Args:
         A: a zero-padded convolution, or a circular one whose stride divides the sizes.
         max_unknowns: the most border unknowns of a block.
+        work_bytes: blocks whose matrices take more are worked on one after the other.
 
     Attributes:
         unknowns: border unknowns of one block; 0 for a block-circulant A.
@@ -91,13 +91,14 @@ class ExactInfluence:
     """
 
     @torch.no_grad()
-    def __init__(self, A: LinearOperator, *, max_unknowns: int = EXACT_UNKNOWNS) -> None:
+    def __init__(self, A: LinearOperator, *, max_unknowns: int = EXACT_UNKNOWNS, work_bytes: int = 2**27) -> None:
         if not (isinstance(A, Convolution) and Embedding.exists(A)):
             raise MethodError(
                 f"A: exact traces need a convolution with zero padding, or circular padding whose stride divides the "
                 f"sizes, got {A!r}; stochastic ones serve every operator"
             )
         real_dtype(A.dtype)
+        self._work_bytes = work_bytes
         self.A = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
         embedding = Embedding(self.A, only_read=True)
         out_border, in_border = embedding.output_border(), embedding.input_border()
@@ -114,7 +115,7 @@ class ExactInfluence:
         S = symbol(self.A, embedding).matrices
         self.grid = Grid(embedding.grid, real=not A.is_complex)
         self.rows, self.columns = S.shape[-2:]
-        self.U, self.sigma, self.Vh = thin_svd(S)
+        self.U, self.sigma, self.Vh = _thin_svd(S)
         self.own_blocks = S.shape[0]
         largest = self.sigma.flatten(1).amax(1).reshape(-1, embedding.groups).amax(1)
         self.scale = (
@@ -147,7 +148,7 @@ class ExactInfluence:
             y = y.to(self.A.dtype)
             batch, _ = embedding.rest(tuple(y.shape[: y.ndim - len(self.A.out_shape)]))
             data = embedding.outputs_to_grid(y)
-        chunk = max(1, _CHUNK_BYTES // self._bytes_per_block())
+        chunk = max(1, self._work_bytes // self._bytes_per_block())
         parts = [
             self._blocks(mu[start : start + chunk], own[start : start + chunk],
                          None if data is None else data[:, start : start + chunk], slope)
@@ -182,7 +183,7 @@ class ExactInfluence:
         if self.border is not None:
             h = (shaped * sigma_sq).sqrt() / (sigma_sq + shaped)
             dense = self._dense(self._matrices(own, f, h, cropped=True, difference=False))
-            factor = BorderFactor(
+            factor = _BorderFactor(
                 dense, definite=not (self.has_out and self.has_in), sign=-1.0 if self.has_out else 1.0
             )
             change = self._dense(self._matrices(own, f * (1 - f), h * (0.5 - f), cropped=True, difference=True))
@@ -216,7 +217,7 @@ class ExactInfluence:
         """The channels of Q that take part in the border."""
         return slice(0 if self.has_out else self.rows, self.rows + (self.columns if self.has_in else 0))
 
-    def _solve(self, Q: FrequencyMatrices, factor: BorderFactor | None, data: Tensor) -> Tensor:
+    def _solve(self, Q: FrequencyMatrices, factor: _BorderFactor | None, data: Tensor) -> Tensor:
         z = Q.on_grid(data)
         if factor is None or self.border is None:
             return z
@@ -233,9 +234,9 @@ class ExactInfluence:
         rows, columns = self.rows if out else 0, self.columns if inside else 0
         Q = U.new_empty(*U.shape[:-2], rows + columns, rows + columns)
         if out:
-            Q[..., :rows, :rows] = -spectral_function(U, f, complete=self.rows <= self.columns, difference=difference)
+            Q[..., :rows, :rows] = -_spectral_function(U, f, complete=self.rows <= self.columns, difference=difference)
         if inside:
-            Q[..., rows:, rows:] = spectral_function(
+            Q[..., rows:, rows:] = _spectral_function(
                 Vh.mH, f, complete=self.columns <= self.rows, difference=difference
             )
         if out and inside:
@@ -252,7 +253,7 @@ class ExactInfluence:
 
 
 def _lags(border: Border) -> Tensor:
-    """For every pair of border cells the place, in a flattened kernel, of the entry that couples them."""
+    """The place in a flattened kernel of the entry that couples each pair of border cells."""
     cells = border.mask.nonzero()
     channel, places = cells[:, 0], cells[:, 1:]
     index = channel[:, None] * border.channels + channel[None, :]
@@ -263,6 +264,59 @@ def _lags(border: Border) -> Tensor:
 
 def _square(z: Tensor) -> Tensor:
     return torch.linalg.vector_norm(z.flatten(2), dim=2) ** 2
+
+
+class _BorderFactor:
+    """Q on the border, factorised: ``sign * Q`` by Cholesky where it is definite, LU otherwise."""
+
+    def __init__(self, dense: Tensor, *, definite: bool, sign: float) -> None:
+        self.definite, self.sign = definite, sign
+        if definite:
+            self.cholesky = torch.linalg.cholesky(sign * dense)
+            self.logdet = 2 * self.cholesky.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
+        else:
+            self.LU, self.pivots, info = lu_factor(dense)
+            if bool((info > 0).any()):
+                raise torch.linalg.LinAlgError("the operator on the border is singular")  # type: ignore[attr-defined]
+            self.logdet = self.LU.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+
+    def solve(self, b: Tensor) -> Tensor:
+        """``Q^-1 b`` for ``(rhs, blocks, unknowns)``."""
+        columns = b.movedim(0, -1)
+        if self.definite:
+            return self.sign * torch.cholesky_solve(columns, self.cholesky).movedim(-1, 0)
+        return torch.linalg.lu_solve(self.LU, self.pivots, columns).movedim(-1, 0)
+
+    def trace_of_solve(self, change: Tensor) -> Tensor:
+        """``tr Q^-1 change``."""
+        if self.definite:
+            inverse = self.sign * torch.cholesky_inverse(self.cholesky)
+        else:
+            eye = torch.eye(change.shape[-1], dtype=change.dtype, device=change.device)
+            inverse = torch.linalg.lu_solve(self.LU, self.pivots, eye.expand_as(change))
+        return (inverse.mT * change).sum((-2, -1)).real
+
+
+def _thin_svd(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``U, sigma, Vh`` of ``(..., rows, columns)``; of a single row or column without a decomposition."""
+    if min(S.shape[-2:]) > 1:
+        U, sigma, Vh = torch.linalg.svd(S, full_matrices=False)
+        return U, sigma, Vh
+    sigma = torch.linalg.vector_norm(S, dim=(-2, -1)).unsqueeze(-1)
+    first = torch.zeros_like(S)
+    first[..., 0, 0] = 1
+    unit = torch.where(sigma.unsqueeze(-1) > 0, S / sigma.unsqueeze(-1).clamp_min(torch.finfo(sigma.dtype).tiny), first)
+    one = torch.ones_like(S[..., :1, :1])
+    return (one, sigma, unit) if S.shape[-2] == 1 else (unit, sigma, one)
+
+
+def _spectral_function(U: Tensor, f: Tensor, *, complete: bool, difference: bool) -> Tensor:
+    """``U f U^H``, with f = 1 (and its derivative zero) on the complement of an incomplete basis U."""
+    if complete or difference:
+        return (U * f.unsqueeze(-2)) @ U.mH
+    result = -((U * (1 - f).unsqueeze(-2)) @ U.mH)
+    result.diagonal(dim1=-2, dim2=-1).add_(1)
+    return result
 
 
 def influence_trace(A: Convolution, damp: float | Tensor) -> Tensor:

@@ -1,21 +1,27 @@
-"""How many bytes a plan needs."""
+"""The bytes that a plan needs, and those that a device has left."""
 
 from __future__ import annotations
 
 import math
+import os
 
+import torch
+
+from lsconv.border.cost_model import DEFAULT_LIMITS
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
-from lsconv.border.system.schwarz import dense_entries
-from lsconv.errors import PlanMemoryError
+from lsconv.errors import ArgumentError, PlanMemoryError
 from lsconv.fourier.embedding import Embedding
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["check_fits", "plan_bytes"]
+__all__ = ["allowed_bytes", "check_fits", "free_bytes", "plan_bytes", "together"]
+
+# Bytes of the work arrays of right-hand sides solved for together on a CPU; glibc maps larger ones anew on every use.
+_WORK_BYTES = 2**25
 
 
 def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penalty: Penalty | None = None) -> int:
-    """An estimate of the bytes at the peak of a border plan's setup: symbol, normal inverse, border system, patches.
+    """An estimate of the bytes at the peak of a border plan's setup: symbol, normal inverse, border system, subdomains.
 
     Args:
         convolution: the operator, in the dtype of the factors.
@@ -42,9 +48,9 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
     entries = rows * columns + 2 * min(rows, columns) ** 2 + 3 * size**2
     total = frequencies * entries
     positions = (out_border if has_out else []) + (in_border if has_in else [])
-    # a small border, and otherwise the crossings, are dense patches: the inverse and the work space of making it
+    # a small border, and otherwise the corners, are dense subdomains: the inverse and the work space of making it
     inside = [math.prod(n - len(along) for n, along in zip(embedding.grid, axes, strict=True)) for axes in positions]
-    total += 3 * min(dense_entries(len(embedding.grid)), sum(cells - n for n in inside) ** 2)
+    total += 3 * min(DEFAULT_LIMITS.subdomain_entries(len(embedding.grid)), sum(cells - n for n in inside) ** 2)
     for a, n in enumerate(embedding.grid):
         cells_along = sum(len(axes[a]) for axes in positions)
         total += 3 * cells_along**2 * (cells // n)
@@ -69,3 +75,46 @@ def check_fits(needed: int, allowed: int, what: str, method: str = "border") -> 
             f'(memory_limit=). Use method="lsmr" with CirculantPreconditioner, which needs a few vectors, float32, or '
             f"solve groups of channels apart."
         )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a device, in bytes."""
+    if device.type == "cuda":
+        # and what torch holds without using it
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def allowed_bytes(limit: int | None, device: torch.device) -> int:
+    """The bytes that a plan may use: ``limit``, or 60 % of what is free on the device.
+
+    Raises:
+        ArgumentError: the limit is negative.
+    """
+    if limit is not None and limit < 0:
+        raise ArgumentError(f"memory_limit: expected a number of bytes >= 0 or None, got {limit}")
+    return int(0.6 * free_bytes(device)) if limit is None else limit
+
+
+def together(arrays: int, vectors: int, device: torch.device) -> int:
+    """The number of right-hand sides that are solved for at once.
+
+    On a CPU as many as have arrays that its allocator reuses, elsewhere as many as half of the free memory holds with
+    the six arrays that there are at a time.
+
+    Args:
+        arrays: bytes of a work array of one of them.
+        vectors: bytes of the border vectors that its iteration keeps.
+        device: where they are.
+    """
+    if device.type == "cpu":
+        return max(1, _WORK_BYTES // arrays)
+    return max(1, free_bytes(device) // 2 // (6 * arrays + vectors))

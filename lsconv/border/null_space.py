@@ -11,10 +11,10 @@ from torch import Tensor
 from lsconv.border.border_set import Border, between_borders
 from lsconv.border.capacitance import Capacitance
 from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.operators.dtypes import ROUNDING
 
 __all__ = ["NullSpaces", "Overlap"]
 
-_STEPS = 2
 # Below so many eps of the largest an eigenvalue is taken for the rounding of zero.
 _ROUNDING = 1e3
 # Relative to the largest, the least singular value of S on the directions that no lift shows.
@@ -23,8 +23,6 @@ _LEAST_MOVED = 1e-10
 _FIRST_VECTORS = 8
 # The part of a random vector whose loss on the way through A and back means a null vector: rounding loses less.
 _LOST = 1e-3
-# Within so many eps of ||C|| a singular value stands on the threshold of the rank.
-_UNDECIDED = 8
 
 
 class NullSpaces:
@@ -34,14 +32,14 @@ class NullSpaces:
     way through A and back beyond the null space found, until they lose nothing.
 
     Args:
-        capacitance: the capacitance matrix, on whose ways no null vector is known.
+        capacitance: the capacitance matrix, on whose directions no null vector is known.
         symbol: the symbol of C.
         inverse_norm: a bound of ``||C^-1||``, one per block.
         rcond: singular values up to this part of ``||C||`` count as zero, one per block.
         chosen: rcond is the user's and lies anywhere in the spectrum, which the bounds know within a factor of two.
 
     Attributes:
-        capacitance: the capacitance matrix, with the null vectors found on its ways.
+        capacitance: the capacitance matrix, with the null vectors found on its directions.
         nullity: how many singular values of each block count as zero.
         undecided: the blocks one of whose singular values stands on the threshold, up to rounding.
         largest: the largest singular value that counts as zero, as a part of ``||C||``.
@@ -66,10 +64,10 @@ class NullSpaces:
         self.largest = 0.0
         if bool((sigma[:, 0] > limit * inverse_norm).all()):  # no lift is longer than the norm of C^-1
             return
-        overlaps = [Overlap(way.inverse, way.freed) for way in self.capacitance.ways]
+        overlaps = [Overlap(direction.inverse, direction.free) for direction in self.capacitance.directions]
         while True:
-            parts = zip(self.capacitance.ways, overlaps, reversed(vectors), strict=True)
-            found = [nearest_null(way.cut(v), v, overlap.between(v)) for way, overlap, v in parts]
+            parts = zip(self.capacitance.directions, overlaps, reversed(vectors), strict=True)
+            found = [nearest_null(direction.restrict(v), v, overlap.between(v)) for direction, overlap, v in parts]
             if count == size or all(bool((ratio.amax(-1) > limit).all()) for ratio, _ in found):
                 break
             count = min(4 * count, size)
@@ -82,15 +80,13 @@ class NullSpaces:
             candidates = [
                 torch.linalg.qr(torch.cat([v, more], dim=-1)).Q for v, more in zip(candidates, lost, strict=True)
             ]
-            parts = zip(self.capacitance.ways, overlaps, candidates, strict=True)
-            found = [nearest_null(way.cut(v), v, overlap.between(v)) for way, overlap, v in parts]
+            parts = zip(self.capacitance.directions, overlaps, candidates, strict=True)
+            found = [nearest_null(direction.restrict(v), v, overlap.between(v)) for direction, overlap, v in parts]
 
     def _take(self, found: list[tuple[Tensor, Tensor]], overlaps: list[Overlap]) -> bool:
         """Keep those of the vectors found that belong to the null spaces; say whether these have grown."""
         kept = [ratio < self.rcond for ratio, _ in found]
-        band = (self.rcond / 2 if self._chosen else 0 * self.rcond).clamp_min(
-            _UNDECIDED * torch.finfo(torch.float64).eps
-        )
+        band = (self.rcond / 2 if self._chosen else 0 * self.rcond).clamp_min(ROUNDING * torch.finfo(torch.float64).eps)
         near = [((r - self.rcond).abs() <= band) & (self.rcond > 0) for r, _ in found]
         self.undecided = sum((n.any(-1) for n in near), self.undecided)
         counts = torch.stack([k.sum(-1) for k in kept])
@@ -101,41 +97,45 @@ class NullSpaces:
         self._counts = counts
         self.nullity, most = nullity, int(nullity.max())
         null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, kept, strict=True)]
-        # again by themselves: beside the lifts of the other candidates, much longer ones, theirs were rounding
+        # again by themselves: beside the extensions of the other candidates, much longer ones, theirs were rounding
         null = [orthonormalised(v, overlap.between(v)) for v, overlap in zip(null, overlaps, strict=True)]
         # B C^-1 R^T R C^-H B^T is the overlap less S S^H, which is nothing next to it on null
-        reach = [overlap(v) for overlap, v in zip(overlaps, null, strict=True)]
-        forward, adjoint = self.capacitance.ways
-        ways = replace(forward, null=null[0], reach=reach[1]), replace(adjoint, null=null[1], reach=reach[0])
-        self.capacitance = replace(self.capacitance, ways=ways)
+        coupling = [overlap(v) for overlap, v in zip(overlaps, null, strict=True)]
+        forward, adjoint = self.capacitance.directions
+        directions = (
+            replace(forward, null=null[0], coupling=coupling[1]),
+            replace(adjoint, null=null[1], coupling=coupling[0]),
+        )
+        self.capacitance = replace(self.capacitance, directions=directions)
         return True
 
     def _lost(self, C: FrequencyMatrices, adjoint: bool) -> Tensor:
-        """What random vectors lose through A and back beyond the null space found, on the border; zero where nothing.
+        """The part of random vectors that is lost through A and back beyond the null space found, on the border.
 
         Args:
             C: the circulant that A, or A^H, is a part of.
-            adjoint: the way of A^H.
+            adjoint: the direction of A^H.
         """
-        way, back = reversed(self.capacitance.ways) if adjoint else self.capacitance.ways
+        direction, back = reversed(self.capacitance.directions) if adjoint else self.capacitance.directions
         factors = self.capacitance.factors
         generator = torch.Generator().manual_seed(int(self.nullity.max()))
-        shape = (min(_FIRST_VECTORS, self.capacitance.size), len(factors), *way.zero.shape)
+        shape = (min(_FIRST_VECTORS, self.capacitance.size), len(factors), *direction.zero.shape)
         w = torch.randn(shape, generator=generator, dtype=factors.dtype).to(factors.device)
-        w = w.masked_fill_(way.zero, 0)
+        w = w.masked_fill_(direction.zero, 0)
         d = w - self.capacitance.on_grid(C.on_grid(w).masked_fill_(back.zero, 0), adjoint)
-        d = d - way.null_part(d, back)
+        d = d - direction.null_part(d, back)
         lost = torch.linalg.vector_norm(d.flatten(2), dim=-1) > _LOST * torch.linalg.vector_norm(w.flatten(2), dim=-1)
-        v = way.freed.gather(C.on_grid(d)) * lost.unsqueeze(-1)
+        v = direction.free.gather(C.on_grid(d)) * lost.unsqueeze(-1)
         return torch.nn.functional.normalize(v, dim=-1).movedim(0, -1)
 
 
-def small_singular_vectors(capacitance: Capacitance, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def small_singular_vectors(capacitance: Capacitance, count: int, steps: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     """The ``count`` smallest singular values, by block inverse iteration with :math:`(S^H S)^{-1}`.
 
     Args:
         capacitance: S, factorised.
         count: how many; those at the end are the least accurate.
+        steps: of the iteration.
 
     Returns:
         The singular values ``(blocks, count)``, smallest first, and left and right vectors ``(blocks, size, count)``.
@@ -147,7 +147,7 @@ def small_singular_vectors(capacitance: Capacitance, count: int) -> tuple[Tensor
     blocks, size = factors.shape[:2]
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(blocks, size, count, generator=generator, dtype=factors.dtype).to(factors.device)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         for adjoint in (True, False):
             v = torch.linalg.qr(capacitance.solve(v, adjoint=adjoint)).Q
     left, inverse, rows = torch.linalg.svd(capacitance.solve(v, adjoint=True), full_matrices=False)
@@ -155,15 +155,14 @@ def small_singular_vectors(capacitance: Capacitance, count: int) -> tuple[Tensor
 
 
 class Overlap:
-    r"""The inner products of the lifts of border vectors, cropped nowhere: :math:`P = B C^{-H} C^{-1} B^T`.
+    r"""The inner products of the extensions of border vectors, cropped nowhere: :math:`P = B C^{-H} C^{-1} B^T`.
 
-    By Parseval those of few vectors V need one transform each and no picture,
+    By Parseval those of few vectors V need one transform each and no image,
 
     .. math:: V^H P V = \frac{1}{N} \sum_\omega \hat L(\omega)^H \hat L(\omega), \qquad
               \hat L(\omega) = S(\omega)^{-1} (F B^T V)(\omega) .
 
-    For more of them than there are channels, whose kernel takes as many transforms, P itself is made. (32 channels,
-    3x3, 96², 8 vectors, on one core: 0.15 s, and 2.6 s by P.)
+    For more of them than there are channels, whose kernel takes as many transforms, P itself is made.
 
     Args:
         inverse: C^-1.
@@ -181,10 +180,10 @@ class Overlap:
             return v.mH @ self(v)
         spectra = self.inverse(grid.transform(self.border.scatter(v.movedim(-1, 0))))
         weights = grid.weights(v.device, v.real.dtype).div_(math.prod(grid.sizes)).sqrt_()
-        lifts = (spectra * weights).movedim(0, 1).flatten(2)  # blocks, k, rows and frequencies
+        extensions = (spectra * weights).movedim(0, 1).flatten(2)  # blocks, k, rows and frequencies
         if grid.real:  # the pairs of frequencies add up to twice the real part
-            lifts = torch.view_as_real(lifts).flatten(2)
-        return lifts.conj() @ lifts.mT
+            extensions = torch.view_as_real(extensions).flatten(2)
+        return extensions.conj() @ extensions.mT
 
     def __call__(self, v: Tensor) -> Tensor:
         """``P V``."""
@@ -193,22 +192,22 @@ class Overlap:
             self._dense = between_borders(kernel, self.border, self.border)
         if self._dense is not None:
             return self._dense @ v
-        lifts = self.inverse(self.inverse.grid.transform(self.border.scatter(v.movedim(-1, 0))))
-        back = self.inverse.grid.inverse(self.inverse.H(lifts))
+        extensions = self.inverse(self.inverse.grid.transform(self.border.scatter(v.movedim(-1, 0))))
+        back = self.inverse.grid.inverse(self.inverse.H(extensions))
         return self.border.gather(back).movedim(0, -1)
 
 
 def nearest_null(images: Tensor, v: Tensor, overlap: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of orthonormal lifts in the span of vectors, by falling nearness to the null space.
+    """Coordinates of orthonormal extensions in the span of vectors, by falling nearness to the null space.
 
     Args:
         images: ``S v``, ``(blocks, rows, k)``. Not from singular values of S^-1: next to those of null vectors the
             others are rounding, and with them everything below.
         v: orthonormal vectors on the border, ``(blocks, size, k)``.
-        overlap: the inner products of their lifts, cropped nowhere.
+        overlap: the inner products of their extensions, cropped nowhere.
 
     Returns:
-        For each a bound of ``||A x|| / (||C|| ||x||)``, smallest first, as A lift(v) = -R_out C B_in^T S v; and the
+        For each a bound of ``||A x|| / (||C|| ||x||)``, smallest first, as A extend(v) = -R_out C B_in^T S v; and the
         coordinates.
     """
     values, vectors = torch.linalg.eigh(overlap - images.mH @ images)  # what the crop takes away is S v

@@ -2,7 +2,7 @@ r"""The outer iteration of the border method: flexible conjugate gradients on th
 
 The border inverse, at the precision and the regularisation of its factors, preconditions them; A itself, in float64,
 says what they leave. For float32 data most steps need not ask A that precisely: conjugate gradients carry their
-remainder along by a recursion, which float32 products serve at a fifth of the price, and only where the recursion
+remainder along by a recursion, which float32 products serve at a tenth of the price, and only where the recursion
 claims a target is the remainder computed, in float64 and from the solution itself. Where the two disagree the
 iteration goes on from the computed one; where that stops helping every step is taken in float64.
 
@@ -11,6 +11,7 @@ Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import NormalInverse
+from lsconv.errors import ConvergenceWarning
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.operators.base import LinearOperator
@@ -27,28 +29,26 @@ from lsconv.operators.convolution import Convolution
 __all__ = ["Outer", "Plan", "iterated"]
 
 _OUTER_LIMIT = 40
+# Steps without halving, after which an item stays as it is; and steps of a recursion in float32, which loses digits
+# against the remainder that it started from, unless every item has fallen by the second factor before.
 _PATIENCE = 5
-# The border iterations of a step, where no limit is given on those of all of them.
-_STEP_LIMIT = 1000
-# A recursion in float32 loses digits against the remainder it started from: it is replaced after this many steps, or
-# once every item has fallen by this factor.
-_RECURSION_STEPS = 5
 _RECURSION_FALL = 1e-4
-# What the recursion must claim, in units of the target, before the remainder is computed to see.
+# The recursion must claim this, in units of the target, before the remainder is computed to see.
 _CLAIMED = 0.9
-# What a step is to leave, in units of the target, and the limits of the border residual that it is given for that.
+# A step is to leave this, in units of the target, and needs no tighter border residual than the second. A fixed border
+# residual, or one that ignores what the steps before have left, takes up to twice the iterations.
 _MARGIN = 0.3
 _LEAST_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
-_LOOSEST = 0.1
-# The first step shows more than the later ones leave (10 to 20 times their tolerance): the misfit falls in it.
+# The border residual of a step that the floor of the factors limits anyway, by less in float64.
+_FLOORED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+# The most that the first step shows of what later ones leave, in units of its tolerance: the misfit falls in it. Before
+# it that is guessed, times damp / sigma_max.
 _FIRST_GAIN = 30.0
-# What the first step is expected to leave, in units of its tolerance, times damp / sigma_max. (Disk, "same", 512², damp
-# 1e-3, float32: 63 border iterations instead of 105 with 1; a gain of 1 / damp costs more than it spares.)
 _FIRST_GUESS = 0.1
 
 
 class Plan(Protocol):
-    """What the outer iteration needs of a plan."""
+    """The part of a plan that the outer iteration needs."""
 
     A: Convolution
     scaled_damp: Tensor
@@ -56,7 +56,6 @@ class Plan(Protocol):
     inverse: NormalInverse
     factors: torch.dtype
     read: Tensor | None
-    border_tolerance: float
 
     @property
     def scaled(self) -> LinearOperator:
@@ -107,6 +106,7 @@ class Outer:
             self.given_norm = inputs.norm(given)
         self.norm_a = torch.zeros_like(self.given_norm)
         self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=A.device)
+        self.steps = 0
 
     def run(self) -> None:
         """Iterate until every item meets its target or no longer improves; ``u`` and ``image`` are the best found."""
@@ -148,8 +148,9 @@ class Outer:
                     p = p if p is None else p.to(A.dtype)
             g = g.to(space.dtype)
             tolerance, before = self._border_tolerance(merit, active, gain), merit
-            limit = _STEP_LIMIT if self.max_iter is None else self.max_iter - int(self.iterations.max())
-            d, count = self.plan.inverse(g.to(narrow), tolerance, limit)
+            limit = () if self.max_iter is None else (self.max_iter - int(self.iterations.max()),)
+            d, count = self.plan.inverse(g.to(narrow), tolerance, *limit)
+            self.steps += 1
             d = d.to(space.dtype)
             self.iterations += count * active
             new_rho = space.inner(d, g)
@@ -170,7 +171,7 @@ class Outer:
                 merit, since = self._merit(u, image, g.to(self.A.dtype)), since + 1
                 going = merit > torch.clamp(_RECURSION_FALL * start, min=_CLAIMED)
                 active = active & (merit > _CLAIMED)
-                if since < _RECURSION_STEPS and bool((active & going).any()) and not self.exhausted:
+                if since < _PATIENCE and bool((active & going).any()) and not self.exhausted:
                     continue
                 image = self._image(self.A, u)
             g, since = self._remainder(image) - self.space.spread(self.mu) * u, 0
@@ -180,7 +181,7 @@ class Outer:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the limit on the border iterations has been reached."""
+        """Tell whether the limit on the border iterations has been reached."""
         return self.max_iter is not None and int(self.iterations.max()) >= self.max_iter
 
     def _border_tolerance(self, merit: Tensor, active: Tensor, gain: float) -> float:
@@ -191,11 +192,11 @@ class Outer:
         the plan's.
         """
         if not self.plan.inverse.exact:
-            return self.plan.border_tolerance
+            return _FLOORED_TOLERANCE[self.plan.factors]
         if gain == 0 and self.plan.inverse.damped:
             gain = _FIRST_GUESS / self.plan.inverse.relative_damp
         needed = _MARGIN / (max(gain, 1.0) * float(torch.where(active, merit, 0).amax()))
-        return min(max(needed, _LEAST_TOLERANCE[self.plan.factors]), _LOOSEST)
+        return min(max(needed, _LEAST_TOLERANCE[self.plan.factors]), _MARGIN)
 
     def _image(self, A: LinearOperator, u: Tensor) -> Tensor:
         return A.adjoint(u) if self.residual_side else A.apply(u)
@@ -238,6 +239,13 @@ class Outer:
         downhill = total / ((1 + self.tolerances.eps**0.5) * self.given_norm).clamp_min(unit)  # from x = 0
         merit = torch.minimum(by_residual, torch.maximum(g_norm / target.clamp_min(unit), downhill))
         return torch.where(g_norm == 0, 0, merit)
+
+    def warn(self, plan: object) -> None:
+        """Warn of items that have missed their target by far, for want of a certificate that would tell."""
+        failed = self.merit > 10
+        if bool(failed.any()):
+            text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r})"
+            warnings.warn(text, ConvergenceWarning, stacklevel=4)
 
     @staticmethod
     def _mask(items: Tensor, space: ItemSpace) -> Tensor:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.fourier.dtypes import double
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import symbol
 from lsconv.operators.algebra import Scaled, VStack
@@ -27,6 +26,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient, Laplacian
+from lsconv.operators.dtypes import double
 from lsconv.operators.elementary import Identity
 from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
 
@@ -144,7 +144,7 @@ class Penalty:
         self.grid, self.constrained = tuple(grid), tuple(constrained)
 
     def precise(self) -> Penalty:
-        """The same in double precision, on a tight grid."""
+        """The penalty in double precision, on a tight grid."""
         convolution, terms, damp = self._given
         wide = double(convolution.dtype)
         return Penalty(
@@ -161,7 +161,7 @@ class Penalty:
 
     @staticmethod
     def serves(convolution: Convolution, terms: Sequence[Term]) -> bool:
-        """Whether A and L are crops of block-circulant operators on one grid and with the same blocks."""
+        """Tell whether A and L are crops of block-circulant operators on one grid and with the same blocks."""
         if any(s != 1 for s in convolution.stride) or convolution.padding_mode not in ("zeros", "circular"):
             return False
         parts = [_unwrapped(part) for part in (convolution, *(term.convolution for term in terms))]
@@ -209,7 +209,7 @@ def _taps(convolution: Convolution, a: int) -> list[int]:
 
 
 def _overhang(convolution: Convolution, a: int) -> tuple[int, int]:
-    """How far zero-padded outputs read before and after the inputs."""
+    """The distances that zero-padded outputs read before and after the inputs."""
     if convolution.padding_mode == "circular":
         return 0, 0
     taps = _taps(convolution, a)

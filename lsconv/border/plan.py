@@ -22,45 +22,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.border.cost_model import Limits, spared
 from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
-from lsconv.border.free_memory import allowed_bytes
-from lsconv.border.memory import check_fits, plan_bytes
-from lsconv.border.normal_inverse import NormalInverse
+from lsconv.border.memory import allowed_bytes, check_fits, plan_bytes
+from lsconv.border.normal_inverse import normal_inverse
+from lsconv.border.normal_problem import least_shift
 from lsconv.border.outer_iteration import Outer, iterated
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
-from lsconv.fourier.dtypes import default_rcond, direct_rtol, double, needs_double
+from lsconv.fourier.dtypes import default_rcond, direct_rtol, needs_double
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
-from lsconv.krylov.loop.malloc import keep_pages
 from lsconv.krylov.loop.null_space import cleared, loses_part
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.krylov.lsqr import lsqr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["BorderPlan"]
 
-# The least mu of the factors, relative to the largest singular value squared, and the relative residual to which the
-# border system is solved in every outer step. Smaller floors lose digits in the factors, larger ones and looser borders
-# cost outer steps (32 channels, 3x3, 128², float32 to 1e-6: floors 1e-6 and 1e-5 took 161 and over 300 iterations).
-_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-10}
-# With a damp the factors need no margin for an unknown smallest singular value.
-_DAMPED_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-13}
-_BORDER_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 # The part in the null space of an A that is not wide which the gradient has to exclude.
 _SQUARE_SHARE = 0.1
 # Below this part of ||A|| a damping, or none, leaves a part in the null space unseen by the iteration.
 _TINY_DAMP = 1e-4
 # Below this one a part in the null space of A does not stand out of the rounding of a gradient in float64.
 _INVISIBLE_DAMP = 5e-6
-# How exactly a random x is sought again: its share of one null vector is to stand out against the rest.
-_PROBE_RTOL = 1e-10
-
-# What is left of a backward solve may exceed its target by this before the solve counts as failed.
-_BACKWARD_SLACK = 10
 
 
 class BorderPlan:
@@ -72,6 +61,7 @@ class BorderPlan:
         damp: the damping, a number or one per batch item.
         rcond: singular values up to ``rcond ||A||`` count as zero where ``damp = 0``; None: :func:`default_rcond`.
         memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
+        limits: by which means a border is solved; None: those of the cost model.
 
     Raises:
         MethodError: A is no such convolution.
@@ -91,6 +81,7 @@ class BorderPlan:
         *,
         rcond: float | None = None,
         memory_limit: int | None = None,
+        limits: Limits | None = None,
     ) -> None:
         if not (isinstance(A, Convolution) and (Embedding.exists(A) or Mirror.exists(A))):
             raise MethodError(
@@ -98,10 +89,8 @@ class BorderPlan:
                 f'sizes, or reflect or replicate padding of stride 1), got {A!r}; use method="lsmr"'
             )
         dtype = A.weight.real.dtype
-        if dtype not in _FLOOR:
+        if dtype not in (torch.float32, torch.float64):
             raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
-        if A.device.type == "cpu":
-            keep_pages()
         self.A = A
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
@@ -118,7 +107,7 @@ class BorderPlan:
             self.scaled_damp = self.damp / self.unit
             self.scaled = self._narrow.to(dtype=double(A.dtype))
             self.precise = A.with_parameters([weight]).to(dtype=double(A.dtype))
-        self._memory_limit = memory_limit
+        self._memory_limit, self._limits = memory_limit, limits
         self._factor(self._factor_dtype(dtype))
         self._undetermined: Tensor | None = None
         self._probed: DirectInverse | None = None
@@ -129,12 +118,12 @@ class BorderPlan:
     @torch.no_grad()
     def _factor(self, dtype: torch.dtype) -> None:
         """Make the factors, in this real dtype."""
-        self.factors, self.border_tolerance = dtype, _BORDER_TOLERANCE[dtype]
-        floor = (_DAMPED_FLOOR if bool((self.damp > 0).all()) else _FLOOR)[dtype]
+        self.factors = dtype
+        floor = least_shift(dtype, damped=bool((self.damp > 0).all()))
         scaled = self._narrow if dtype == self.A.weight.real.dtype else self.scaled
-        spare = None if self._memory_limit is None else self._memory_limit - self._needed(dtype)
+        limits = spared(self._limits, self._memory_limit, self._needed(dtype))
         mirror = Mirror(scaled) if self._mirrored else None
-        self.inverse = NormalInverse(scaled, self.scaled_damp, floor=floor, spare_bytes=spare, mirror=mirror)
+        self.inverse = normal_inverse(scaled, self.scaled_damp, floor=floor, mirror=mirror, limits=limits)
         read = None if self._mirrored else self.inverse.embedding.read_inputs()
         self.read = None if read is None else read.to(self.A.device)
 
@@ -227,7 +216,7 @@ class BorderPlan:
         return factors if self._precise_enough else None
 
     def _scaled_back(self, scaled: Tensor) -> Tensor:
-        """What the factors of A / unit give, in units of A."""
+        """The answer of the factors of A / unit, in units of A."""
         return scaled / self.unit.reshape(*self.unit.shape, *(1 for _ in self.A.in_shape))
 
     def _null_share(self, batch: torch.Size, tolerances: Tolerances) -> Tensor:
@@ -247,7 +236,9 @@ class BorderPlan:
         """The items in which a part of a random x is lost on the way through A and back: A is rank-deficient there."""
         if self._undetermined is None:
             batch = torch.Size(self.inverse.embedding.batch_shape)
-            self._undetermined = loses_part(self.precise, batch, lambda y: self._run(y=y, rtol=_PROBE_RTOL).x)
+            self._undetermined = loses_part(
+                self.precise, batch, lambda y: self._run(y=y, rtol=direct_rtol(torch.float64)).x
+            )
         return self._undetermined
 
     @torch.no_grad()
@@ -268,7 +259,7 @@ class BorderPlan:
         if factors is not None:
             return self._scaled_back(factors.dual(wide)).to(self.A.dtype)
         outer = self._run(v=v, rtol=rtol)
-        self._warn_of(outer)
+        outer.warn(self)
         return outer.dual().to(self.A.dtype)
 
     @torch.no_grad()
@@ -331,15 +322,9 @@ class BorderPlan:
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
         outer = self._run(v=g, rtol=rtol)
-        self._warn_of(outer)
+        outer.warn(self)
         space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
         return (outer.x * space.spread(1 / self.unit)).to(self.A.dtype)
-
-    def _warn_of(self, outer: Outer) -> None:
-        failed = outer.merit > _BACKWARD_SLACK
-        if bool(failed.any()):
-            text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({self!r})"
-            warnings.warn(text, ConvergenceWarning, stacklevel=3)
 
     def _run(self, y: Tensor | None = None, v: Tensor | None = None, rtol: float | None = None) -> Outer:
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, 0.0)

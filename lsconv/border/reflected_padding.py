@@ -1,8 +1,8 @@
-r"""Reflect and replicate padding: a valid convolution of a picture whose margin copies its inside.
+r"""Reflect and replicate padding: a valid convolution of an image whose margin copies its inside.
 
 .. math:: A x = V z, \qquad z_I = x, \quad z_B = z_{s(B)},
 
-with V the convolution without padding on the padded picture, I its inside and B its margin, each cell of which copies a
+with V the convolution without padding on the padded image, I its inside and B its margin, each cell of which copies a
 cell s of the inside. On a periodic grid V is a block-circulant C whose outputs T are cropped. In
 :math:`\min \|V z - y\|^2 + \mu \|z_I\|^2` the copies are constraints with multipliers :math:`\lambda`, and the margin
 is not damped, which takes :math:`\zeta = z_B` as unknowns of their own:
@@ -15,7 +15,7 @@ is not damped, which takes :math:`\zeta = z_B` as unknowns of their own:
 With Q the inverse of the block-circulant left side and F the map from :math:`(u, \lambda, \zeta)` to the right side,
 scaled to be symmetric, what remains is :math:`(F^T Q F - \mu^{-1/2} E_\zeta)\, w = -F^T Q (y, 0)`: one unknown per
 cropped output and two per cell of the margin, one product with Q an iteration, as for zero padding. Grid cells beyond
-the padded picture are read by no output that is kept; they are damped and come out as zeros.
+the padded image are read by no output that is kept; they are damped and come out as zeros.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Mirror:
     Attributes:
         convolution: V.
         margin: the positions of the margin per axis.
-        sources: for every position of the padded picture the one that it copies, per axis.
+        sources: for every position of the padded image the one that it copies, per axis.
         gain: the norm of the padding.
         bound: of the norm of A per batch item, the root of its largest row sum times its largest column sum.
     """
@@ -72,7 +72,7 @@ class Mirror:
 
     @staticmethod
     def exists(A: LinearOperator) -> bool:
-        """Whether A is of the kind that is served."""
+        """Tell whether A is of the kind that is served."""
         return isinstance(A, Convolution) and A.padding_mode in ("reflect", "replicate") and set(A.stride) == {1}
 
     def border(self, embedding: Embedding, root: Tensor) -> MirroredBorder:
@@ -158,14 +158,14 @@ class MirroredBorder(Border):
         return numbers
 
     def scatter(self, b: Tensor) -> Tensor:
-        """F: ``(rest, blocks, size)`` to ``(rest, blocks, rows + columns, *grid)``."""
+        """F: ``(rhs, blocks, size)`` to ``(rhs, blocks, rows + columns, *grid)``."""
         z = b.new_zeros(*b.shape[:2], math.prod(self.cells))
         z.index_add_(-1, self._own, b * self._sign)
         z.index_add_(-1, self._source, b[..., self._multipliers])
         return z.reshape(*b.shape[:2], *self.cells)
 
     def gather(self, z: Tensor) -> Tensor:
-        """F^T: ``(rest, blocks, rows + columns, *grid)`` to ``(rest, blocks, size)``."""
+        """F^T: ``(rhs, blocks, rows + columns, *grid)`` to ``(rhs, blocks, size)``."""
         z = z.flatten(2)
         b = gathered(z, self._own).mul_(self._sign)
         b[..., self._multipliers] += gathered(z, self._source)
@@ -173,7 +173,7 @@ class MirroredBorder(Border):
 
 
 class MirroredKernel(Kernel):
-    """The entries of the system between unknowns; along a slab as if nothing were copied across its ends."""
+    """The entries of the system between unknowns; along a strip as if nothing were copied across its ends."""
 
     def __init__(self, Q: FrequencyMatrices, border: MirroredBorder) -> None:
         super().__init__(Q, border)

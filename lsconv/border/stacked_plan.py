@@ -13,7 +13,6 @@ exact.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,14 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.border.cost_model import Limits, spared
 from lsconv.border.direct.direct_pass import ONE_PASS
-from lsconv.border.free_memory import allowed_bytes
-from lsconv.border.memory import check_fits, plan_bytes
-from lsconv.border.normal_inverse import NormalInverse
+from lsconv.border.memory import allowed_bytes, check_fits, plan_bytes
+from lsconv.border.normal_inverse import NormalInverse, normal_inverse
+from lsconv.border.normal_problem import least_shift
 from lsconv.border.outer_iteration import Outer, iterated
 from lsconv.border.penalty import Penalty, Term, as_convolutions
-from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
-from lsconv.fourier.dtypes import direct_rtol, double, needs_double
+from lsconv.errors import ArgumentError, MethodError
+from lsconv.fourier.dtypes import direct_rtol, needs_double
 from lsconv.fourier.symbol import frobenius
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.solution import Solution, Status
@@ -37,18 +37,15 @@ from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["StackedPlan", "stacked_data", "stacked_solution"]
 
-# The least mu added to the factors of the stacked normal operator, relative to its largest singular value squared.
-_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-13}
-# Condition number of the factors up to which float32 data have float32 ones, to which nothing need be added. (Gaussian
-# 15x15, valid, gradient, float32, one thread: at 2e4, 1024²: 2.1 s against 2.8 s in float64, at 6e5 4.7 s and 5.7 s;
-# at 256² float64 is no slower.) A damp of a tenth of the root of
-# its inverse, in units of A, says no without a try.
+# Condition number of the factors up to which float32 data have float32 ones, to which nothing need be added. A damp of
+# a tenth of the root of its inverse, in units of A, says no without a try.
 _SINGLE = 1e5
 # Items whose stacked vectors are larger are solved for one by one on a CPU: together they outgrow what its allocator
-# reuses (three channels of 1024²: 1.7 s instead of 2.6 s, the difference being page faults).
+# reuses, and the page faults cost a quarter of the time.
 _APART_BYTES = 2**24
 
 
@@ -60,6 +57,7 @@ class StackedPlan:
         L: the penalty: Gradient, Laplacian, Identity, stride-1 convolutions, scaled and stacked ones of these.
         damp: the damping, positive, a number or one per batch item.
         memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
+        limits: by which means a border is solved; None: those of the cost model.
 
     Raises:
         MethodError: A and L are not crops of block-circulant operators on one grid.
@@ -76,7 +74,13 @@ class StackedPlan:
 
     @torch.no_grad()
     def __init__(
-        self, A: LinearOperator, L: LinearOperator, damp: Tensor | float, *, memory_limit: int | None = None
+        self,
+        A: LinearOperator,
+        L: LinearOperator,
+        damp: Tensor | float,
+        *,
+        memory_limit: int | None = None,
+        limits: Limits | None = None,
     ) -> None:
         terms = as_convolutions(L, A.ndim) if isinstance(A, Convolution) else None
         if not isinstance(A, Convolution) or terms is None or not Penalty.serves(A, terms):
@@ -89,14 +93,13 @@ class StackedPlan:
         real = weight.real.dtype
         self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
         scaled = A.with_parameters([weight / self.unit.to(real).reshape(*self.unit.shape, *(1,) * (A.ndim + 2))])
-        self._memory_limit = memory_limit
+        self._memory_limit, self._limits = memory_limit, limits
         self.factors, self.inverse = self._factor(scaled, terms)
         precise_L = L.to(dtype=double(A.dtype))
         self.precise = VStack([A.with_parameters([weight]).to(dtype=double(A.dtype)), precise_L * self.damp])
         self.scaled = VStack([scaled.to(dtype=double(A.dtype)), precise_L * (self.damp / self.unit)])
         self.scaled_damp = torch.zeros_like(self.damp)
         self.read: Tensor | None = None  # L reads every input
-        self.border_tolerance = {torch.float32: 1e-4, torch.float64: 1e-6}[self.factors]
 
     def _factor(self, scaled: Convolution, terms: Sequence[Term]) -> tuple[torch.dtype, NormalInverse]:
         """The factors, and their real dtype: double where single precision would lose too much."""
@@ -105,22 +108,23 @@ class StackedPlan:
         penalty = Penalty(scaled, terms, damp)
         needed = plan_bytes(scaled, penalty=penalty)
         check_fits(needed, allowed, f"{self.A!r} with {self.L!r}")
-        spare = None if self._memory_limit is None else self._memory_limit - needed
+        limits = spared(self._limits, self._memory_limit, needed)
+        floor = {dtype: least_shift(dtype, damped=True) for dtype in (real, double(real))}
         if double(real) == real:
-            return real, NormalInverse(scaled, 0.0, floor=_FLOOR[real], penalty=penalty, spare_bytes=spare)
+            return real, normal_inverse(scaled, 0.0, floor=floor[real], penalty=penalty, limits=limits)
         wide = scaled.to(dtype=double(scaled.dtype))
         wide_penalty = Penalty(wide, terms, damp)
         needed = plan_bytes(wide, penalty=wide_penalty)
         too_much = needed > allowed
         if any(penalty.constrained):  # the saddle form cannot do without a floor
             if too_much or not needs_double(scaled, damp):
-                return real, NormalInverse(scaled, 0.0, floor=_FLOOR[real], penalty=penalty, spare_bytes=spare)
+                return real, normal_inverse(scaled, 0.0, floor=floor[real], penalty=penalty, limits=limits)
         elif too_much or not needs_double(scaled, damp, _SINGLE**-0.5 / 10):
-            inverse = NormalInverse(scaled, 0.0, floor=0.0, penalty=penalty, spare_bytes=spare)
+            inverse = normal_inverse(scaled, 0.0, floor=0.0, penalty=penalty, limits=limits)
             if too_much or bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() < _SINGLE):
                 return real, inverse
-        real, spare = double(real), None if self._memory_limit is None else self._memory_limit - needed
-        return real, NormalInverse(wide, 0.0, floor=_FLOOR[real], penalty=wide_penalty, spare_bytes=spare)
+        real, limits = double(real), spared(self._limits, self._memory_limit, needed)
+        return real, normal_inverse(wide, 0.0, floor=floor[real], penalty=wide_penalty, limits=limits)
 
     @torch.no_grad()
     def solve(
@@ -183,7 +187,7 @@ class StackedPlan:
         )
 
     def _is_apart(self, batch: Sequence[int]) -> bool:
-        """Whether the items of the first dimension, which share their factors, are solved for one by one."""
+        """Tell whether the items of the first dimension, which share their factors, are solved for one by one."""
         if len(batch) <= len(self.inverse.embedding.batch_shape) or batch[0] < 2 or self.A.device.type != "cpu":
             return False
         size = self.precise.out_numel * math.prod(batch[1:]) * torch.finfo(self.precise.dtype).bits // 8
@@ -201,10 +205,7 @@ class StackedPlan:
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, 0.0)
         wide = g.detach().to(self.precise.dtype)
         outer = iterated(self, v=wide, tolerances=tolerances)
-        failed = outer.merit > 10
-        if bool(failed.any()):
-            text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({self!r})"
-            warnings.warn(text, ConvergenceWarning, stacklevel=2)
+        outer.warn(self)
         return (outer.x / _spread(self.unit, self.A.in_shape)).to(self.A.dtype)
 
     @property

@@ -1,26 +1,28 @@
-"""What is inverted: a convolution, and what is stacked below it, on a periodic grid."""
+"""A convolution, and further rows below it, as a truncated block-circulant operator on a periodic grid."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, symbol
+from lsconv.fourier.symbol import FrequencyMatrices, frobenius, symbol
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["Embedded", "Positions", "embedded"]
+__all__ = ["Positions", "StrongestWave", "TruncatedCirculant", "truncated_circulant"]
 
 Positions = list[list[list[int]]]  # per channel and axis, those that make a cell a border cell
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """A truncated block-circulant operator.
+class TruncatedCirculant:
+    r"""A truncated block-circulant operator :math:`R_{out} C R_{in}^T`, and what makes it one.
 
     Attributes:
         convolution: what is embedded; without the padding where a mirror or a penalty takes care of it.
@@ -28,7 +30,9 @@ class Embedded:
         symbol: one matrix per frequency, for every block or one for all.
         out_border: positions of the outputs that the truncation removes.
         in_border: those of the inputs.
-        form: "circulant", "valid" (outputs are removed), "full" (inputs are) or "mixed".
+        form: "circulant", "valid" (outputs are removed), "full" (inputs are) or "saddle" (both).
+        penalty: further rows below the convolution, if any.
+        mirror: the reflect or replicate padding of the convolution, if any.
     """
 
     convolution: Convolution
@@ -37,16 +41,18 @@ class Embedded:
     out_border: Positions
     in_border: Positions
     form: str
+    penalty: Penalty | None = None
+    mirror: Mirror | None = None
 
 
-def embedded(
+def truncated_circulant(
     convolution: Convolution,
     batch_shape: tuple[int, ...],
     penalty: Penalty | None = None,
     mirror: Mirror | None = None,
     *,
     shortest: bool = False,
-) -> Embedded:
+) -> TruncatedCirculant:
     """Put a convolution onto its grid.
 
     Args:
@@ -72,8 +78,8 @@ def embedded(
     in_border = embedding.input_border()
     form = _form(_any(out_border), _any(in_border))
     if mirror is not None and (any(mirror.margin) or form == "valid"):
-        form = "mixed"
-    return Embedded(convolution, embedding, S, out_border, in_border, form)
+        form = "saddle"
+    return TruncatedCirculant(convolution, embedding, S, out_border, in_border, form, penalty, mirror)
 
 
 def _per_block(S: FrequencyMatrices, embedding: Embedding) -> FrequencyMatrices:
@@ -86,9 +92,45 @@ def _per_block(S: FrequencyMatrices, embedding: Embedding) -> FrequencyMatrices:
 
 def _form(has_out: bool, has_in: bool) -> str:
     if has_out and has_in:
-        return "mixed"
+        return "saddle"
     return "valid" if has_out else "full" if has_in else "circulant"
 
 
 def _any(positions: Sequence[Sequence[Sequence[int]]]) -> bool:
     return any(places for axes in positions for places in axes)
+
+
+@dataclass(frozen=True, eq=False)
+class StrongestWave:
+    """A plane wave of the largest singular value of a symbol, by block: A makes it nearly as long as anything.
+
+    Attributes:
+        frequencies: ``(blocks, axes)``.
+        vectors: the right singular vectors there, ``(blocks, columns)``.
+    """
+
+    frequencies: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, S: FrequencyMatrices, squared: Tensor) -> StrongestWave:
+        """Find it by the largest of the Gram matrices ``squared`` of S."""
+        sizes, flat = S.matrices.shape[1:-2], S.matrices.flatten(1, -3)
+        index = frobenius(squared).flatten(1).argmax(1)
+        chosen = flat[torch.arange(len(flat), device=flat.device), index]
+        vectors = torch.linalg.svd(chosen)[2][:, 0].conj().resolve_conj()
+        frequencies = [index]
+        for n in reversed(sizes[1:]):
+            frequencies[:1] = [frequencies[0] // n, frequencies[0] % n]
+        return cls(torch.stack(frequencies, dim=1), vectors)
+
+    def inputs(self, embedding: Embedding, *, real: bool) -> Tensor:
+        """The wave on the inputs, ``(*batch, *in_shape)``."""
+        wave = torch.ones(len(self.frequencies), 1, dtype=self.vectors.dtype, device=self.vectors.device)
+        for a, n in enumerate(embedding.grid):
+            turns = (self.frequencies[:, a, None] * torch.arange(n, device=wave.device)) % n
+            phases = turns.to(wave.real.dtype) * (2 * math.pi / n)
+            wave = (wave[..., None] * torch.polar(torch.ones_like(phases), phases)[:, None]).flatten(1)
+        z = (self.vectors[..., None] * wave[:, None]).unflatten(-1, embedding.grid)
+        z = (z.real if real else z).expand(1, embedding.blocks, *z.shape[1:])
+        return embedding.inputs_from_grid(z, embedding.batch_shape)

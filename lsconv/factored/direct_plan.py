@@ -14,16 +14,14 @@ from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.dtypes import ROUNDING, double
 
-__all__ = ["WORK_ARRAYS", "DirectPlan", "Rank", "in_double", "inverse_values", "refinements", "wide_dtype"]
+__all__ = ["WORK_ARRAYS", "DirectPlan", "Rank", "in_double", "inverse_values", "refinements"]
 
-# So many eps of the largest singular value is what LAPACK may be off by in the others, for matrices of this size.
-_ROUNDING = 8
 # Matrix, factors and LAPACK's work array, in numbers of the matrix.
 WORK_ARRAYS = 6
 # What refinement leaves of the error, in units of the tolerance.
 _REFINED = 1e-2
-_DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Rank:
         # a zero comes out as rounding, of which a tiny damp would make much
         values = torch.where(values > size * eps * top, values, 0.0)
         kept = values > rcond * top
-        near = ((values - rcond * top).abs() <= _ROUNDING * eps * top) & (values > _ROUNDING * eps * top)
+        near = ((values - rcond * top).abs() <= ROUNDING * eps * top) & (values > ROUNDING * eps * top)
         return cls(values, kept, kept.reshape(*own, -1).sum(-1), near.reshape(*own, -1).any(-1), largest)
 
 
@@ -80,13 +78,14 @@ def refinements(contraction: float, rtol: float) -> int:
 
 
 class DirectPlan:
-    """The setup of a direct solve in double precision; subclasses provide the three maps.
+    """The setup of a direct solve in double precision; subclasses provide the factors and the three maps.
 
     Args:
         A: the operator.
         damp: the damping, a number or one per batch item.
         rcond: where damp is 0, singular values of at most ``rcond`` times the largest of the item count as zero.
         rtol: default tolerance of the certificate.
+        allowed: bytes that the plan may use.
 
     Attributes:
         rank: how many singular values exceed the threshold, ``A.batch_shape``.
@@ -98,18 +97,37 @@ class DirectPlan:
     undecided: Tensor
     norm: Tensor
 
-    def __init__(self, A: LinearOperator, damp: Tensor | float, *, rcond: float, rtol: float) -> None:
+    @torch.no_grad()
+    def __init__(
+        self,
+        A: LinearOperator,
+        damp: Tensor | float = 0.0,
+        *,
+        rcond: float,
+        rtol: float,
+        allowed: int | None = None,
+    ) -> None:
         self.A, self.rcond, self.rtol = A, rcond, rtol
         self.damp = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device)
         self.precise = in_double(A)
-
-    def _check_fits(self, what: str, needed: int, allowed: int | None) -> None:
+        needed = self._bytes()
         if allowed is not None and needed > allowed:
             raise PlanMemoryError(
-                f"{what} of {self.A!r} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed (memory_limit=)"
+                f"{self._what} of {A!r} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed (memory_limit=)"
             )
+        self._factorise()
 
     # ------------------------------------------------------------------ what a subclass provides, in double precision
+
+    _what: str  # needs the memory
+
+    def _bytes(self) -> int:
+        """The bytes that the factors take."""
+        raise NotImplementedError
+
+    def _factorise(self) -> None:
+        """Make the factors, and decide the rank."""
+        raise NotImplementedError
 
     def _inverse(self, y: Tensor) -> Tensor:
         """``(A^H A + mu)^+ A^H y``."""
@@ -123,6 +141,10 @@ class DirectPlan:
         """``(A^H A + mu)^+ g``."""
         raise NotImplementedError
 
+    def _damped(self, x: Tensor) -> Tensor:
+        """``damp^2 x``."""
+        return x * self.damp.square().reshape(*self.damp.shape, *(1 for _ in self.A.in_shape))
+
     # ------------------------------------------------------------------ answers
 
     @torch.no_grad()
@@ -131,7 +153,7 @@ class DirectPlan:
     ) -> Solution:
         """The certified solution for ``y`` of shape ``(*batch, *out_shape)``; ``max_iter`` has no effect."""
         A, precise = self.A, self.precise
-        wide = y.detach().to(wide_dtype(A.dtype))
+        wide = y.detach().to(double(A.dtype))
         x = self._inverse(wide).to(precise.dtype).contiguous()
         own = x.shape[: x.ndim - len(A.in_shape)]
         batch = broadcast_shapes(own, y.shape[: y.ndim - len(A.out_shape)], self.damp.shape)
@@ -166,17 +188,17 @@ class DirectPlan:
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, bare."""
-        return self._inverse(y.to(wide_dtype(self.A.dtype))).to(self.A.dtype).contiguous()
+        return self._inverse(y.to(double(self.A.dtype))).to(self.A.dtype).contiguous()
 
     @torch.no_grad()
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`."""
-        return self._inverse_adjoint(v.to(wide_dtype(self.A.dtype))).to(self.A.dtype).contiguous()
+        return self._inverse_adjoint(v.to(double(self.A.dtype))).to(self.A.dtype).contiguous()
 
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, and ``(A^H A)^+ g`` without damping."""
-        return self._normal(g.to(wide_dtype(self.A.dtype))).to(self.A.dtype).contiguous()
+        return self._normal(g.to(double(self.A.dtype))).to(self.A.dtype).contiguous()
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^+ g``."""
@@ -187,16 +209,11 @@ class DirectPlan:
         return f"{name}({A.in_shape} -> {A.out_shape}, rcond={self.rcond:g}, {A.device})"
 
 
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The double-precision dtype of the same kind."""
-    return _DOUBLE.get(dtype, dtype)
-
-
 def in_double(A: LinearOperator) -> LinearOperator:
     """A in double precision, or as it is where it does not convert."""
-    if A.dtype not in _DOUBLE:
+    if double(A.dtype) == A.dtype:
         return A
     try:
-        return A.to(dtype=_DOUBLE[A.dtype])
+        return A.to(dtype=double(A.dtype))
     except NotImplementedError:
         return A

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, refinements, wide_dtype
+from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, refinements
 from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["Factors", "SeparablePlan"]
 
@@ -54,7 +55,7 @@ class Factors:
     def of(cls, A: Convolution) -> Factors | None:
         """The factors of A's kernels, or None where one of them is not separable in the precision of its dtype."""
         tolerance = _SEPARABLE * torch.finfo(A.dtype).eps
-        weight = A.weight.detach().to(wide_dtype(A.dtype))
+        weight = A.weight.detach().to(double(A.dtype))
         kernel = weight.reshape(math.prod(A.batch_shape), A.groups, A.c_out // A.groups, *weight.shape[-A.ndim - 1 :])
         if not bool(torch.isfinite(kernel).all()):
             return None
@@ -80,13 +81,8 @@ class Factors:
 class SeparablePlan(DirectPlan):
     """Setup of the solve axis by axis; :meth:`solve` answers right-hand sides.
 
-    Args:
-        A: a convolution whose kernel is separable.
-        damp: the damping, a number or one per batch item.
-        rcond: where damp is 0, singular values of at most ``rcond`` times the largest of the item count as zero.
-        rtol: default tolerance of the certificate.
-        allowed: bytes that the plan may use.
-        factors: those of A's kernel, where they are known.
+    The arguments are those of :class:`~lsconv.factored.direct_plan.DirectPlan`, for a convolution whose kernel is
+    separable, and ``factors``, those of its kernel, where they are known.
 
     Raises:
         MethodError: the kernel is not separable, or for this damping not closely enough.
@@ -111,11 +107,20 @@ class SeparablePlan(DirectPlan):
         allowed: int | None = None,
         factors: Factors | None = None,
     ) -> None:
-        super().__init__(A, damp, rcond=rcond, rtol=rtol)
         factors = Factors.of(A) if factors is None else factors
         if factors is None:
             raise MethodError(f'method="separable" needs a separable kernel, got {A!r}; use method="border" or "lsmr"')
-        self._check_fits('method="separable": the factors', self.bytes_for(A), allowed)
+        self._product = factors
+        super().__init__(A, damp, rcond=rcond, rtol=rtol, allowed=allowed)
+
+    A: Convolution
+    _what = 'method="separable": the factors'
+
+    def _bytes(self) -> int:
+        return self.bytes_for(self.A)
+
+    def _factorise(self) -> None:
+        A, factors = self.A, self._product
         self._kernels = math.prod(A.batch_shape)
         self._left: list[Tensor | None] = []
         self._right: list[Tensor | None] = []
@@ -140,7 +145,7 @@ class SeparablePlan(DirectPlan):
             between = spectrum.reshape(*spectrum.shape[:2], *(1 for _ in range(values.ndim - 2)), -1)
             values = values.unsqueeze(-1) * between
         size = max(max(matrix.shape[-2:]) for matrix in matrices)
-        decided = Rank.of(values, values.ndim - 1, rcond, size)
+        decided = Rank.of(values, values.ndim - 1, self.rcond, size)
         self._values, self._kept = decided.values, decided.kept
         copies = A.groups // values.shape[1]
         self.rank = (decided.rank * copies).reshape(A.batch_shape)
@@ -212,9 +217,6 @@ class SeparablePlan(DirectPlan):
         # the null space, which only the damping inverts
         return seen + torch.where(mu > 0, (g - inside) / torch.where(mu > 0, mu, 1.0), 0.0)
 
-    def _damped(self, x: Tensor) -> Tensor:
-        return x * self.damp.square().reshape(*self.damp.shape, *(1 for _ in self.A.in_shape))
-
     def _map(
         self,
         z: Tensor,
@@ -226,7 +228,6 @@ class SeparablePlan(DirectPlan):
     ) -> Tensor:
         """``out_of f(values) into^H z``, f being that of :func:`inverse_values`, or one for no power."""
         A = self.A
-        assert isinstance(A, Convolution)
         full = broadcast_shapes(z.shape[: z.ndim - len(item)], self.damp.shape)
         z, batch = in_blocks(z.expand(*full, *item), len(item), A.batch_shape)
         z = z.reshape(-1, self._kernels, A.groups, item[0] // A.groups, *item[1:])
@@ -243,7 +244,7 @@ class SeparablePlan(DirectPlan):
 
 
 def _rank_one(unfolded: Tensor, tolerance: float) -> bool:
-    """Whether matrices ``(..., taps, rest)`` are of rank one within ``tolerance``."""
+    """Tell whether matrices ``(..., taps, rest)`` are of rank one within ``tolerance``."""
     taps, rest = unfolded.shape[-2:]
     if min(taps, rest) == 1:
         return True
@@ -288,7 +289,7 @@ def _norm_bound(kernel: Tensor) -> Tensor:
 
 
 def _is_identity(A: Convolution, a: int) -> bool:
-    """Whether an axis is left alone, so that its factor is one."""
+    """Tell whether an axis is left alone, so that its factor is one."""
     return A.kernel_size[a] == 1 and A.stride[a] == 1 and not any(A.padding[a])
 
 

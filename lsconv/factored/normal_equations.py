@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, refinements, wide_dtype
+from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, refinements
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["NormalEquationsPlan"]
 
@@ -33,12 +34,8 @@ _MOST_CONDITION = 1e9
 class NormalEquationsPlan(DirectPlan):
     """Setup of the normal equations for one operator and damping; :meth:`solve` answers right-hand sides.
 
-    Args:
-        A: any operator, of full column rank where damp is 0.
-        damp: the damping, a number or one per batch item.
-        rcond: where damp is 0, the threshold that the smallest singular value has to exceed, relative to the largest.
-        rtol: default tolerance of the certificate.
-        allowed: bytes that the plan may use.
+    The arguments are those of :class:`~lsconv.factored.direct_plan.DirectPlan`, for any operator; where damp is 0 its
+    smallest singular value has to exceed ``rcond`` times the largest.
 
     Raises:
         MethodError: A with its damping is too ill-conditioned.
@@ -51,18 +48,13 @@ class NormalEquationsPlan(DirectPlan):
         True
     """
 
-    @torch.no_grad()
-    def __init__(
-        self,
-        A: LinearOperator,
-        damp: Tensor | float = 0.0,
-        *,
-        rcond: float,
-        rtol: float,
-        allowed: int | None = None,
-    ) -> None:
-        super().__init__(A, damp, rcond=rcond, rtol=rtol)
-        self._check_fits("the matrix of the normal equations", self.bytes_for(A, tuple(self.damp.shape)), allowed)
+    _what = "the matrix of the normal equations"
+
+    def _bytes(self) -> int:
+        return self.bytes_for(self.A, tuple(self.damp.shape))
+
+    def _factorise(self) -> None:
+        A = self.A
         matrix = _toeplitz_gram(self.precise) if _is_toeplitz(A) else _gram(self.precise)
         self._own = tuple(broadcast_shapes(A.batch_shape, self.damp.shape))
         # scaled, so that nothing under- or overflows, and a zero matrix shows itself
@@ -80,11 +72,11 @@ class NormalEquationsPlan(DirectPlan):
         condition = float(((largest + mu) / smallest).max())
         undamped = self.damp.expand(self._own) == 0
         # the smallest is an estimate from above
-        near = smallest.sqrt() <= 10 * rcond * largest.expand(self._own).sqrt()
+        near = smallest.sqrt() <= 10 * self.rcond * largest.expand(self._own).sqrt()
         if condition > _MOST_CONDITION or bool((undamped & near).any()):
             raise MethodError(f"the normal equations of {A!r} have the condition number {condition:.1e}")
         contraction = 10 * torch.finfo(matrix.real.dtype).eps * math.sqrt(A.in_numel) * condition
-        self._steps = max(1, refinements(contraction, rtol))
+        self._steps = max(1, refinements(contraction, self.rtol))
         self.norm = (largest * self._unit).sqrt()
         self.rank = torch.full(A.batch_shape, A.in_numel, device=A.device)
         self.undecided = torch.zeros(A.batch_shape, dtype=torch.bool, device=A.device)
@@ -127,9 +119,6 @@ class NormalEquationsPlan(DirectPlan):
             x = torch.cholesky_solve(columns.expand(*batch, *columns.shape[-2:]), self._factor)
         return x.reshape(*batch, *item) / self._unit.reshape(*self._unit.shape, *(1 for _ in item))
 
-    def _damped(self, x: Tensor) -> Tensor:
-        return x * self.damp.square().reshape(*self.damp.shape, *(1 for _ in self.A.in_shape))
-
     def _inverse(self, y: Tensor) -> Tensor:
         A = self.precise
         x = self._solve_once(A.adjoint(y))
@@ -149,7 +138,7 @@ class NormalEquationsPlan(DirectPlan):
 
 
 def _is_toeplitz(A: LinearOperator) -> bool:
-    """Whether every product of a tap and an input is part of an output, so that the Gram matrix is block Toeplitz."""
+    """Tell whether the Gram matrix is block Toeplitz: every product of a tap and an input is part of an output."""
     return (
         isinstance(A, Convolution)
         and A.padding_mode == "zeros"
@@ -160,7 +149,7 @@ def _is_toeplitz(A: LinearOperator) -> bool:
 
 def _gram(A: LinearOperator) -> Tensor:
     """``A^H A`` by the matrix of A."""
-    matrix = A.to_dense().to(wide_dtype(A.dtype))
+    matrix = A.to_dense().to(double(A.dtype))
     return matrix.mH @ matrix
 
 

@@ -21,10 +21,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, wide_dtype
+from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["PatchPlan"]
 
@@ -46,12 +47,7 @@ class _Run:
 class PatchPlan(DirectPlan):
     """Setup of the solve patch by patch; :meth:`solve` answers right-hand sides.
 
-    Args:
-        A: a convolution that :meth:`serves`.
-        damp: the damping, a number or one per batch item.
-        rcond: where damp is 0, singular values of at most ``rcond`` times the largest of the item count as zero.
-        rtol: default tolerance of the certificate.
-        allowed: bytes that the plan may use.
+    The arguments are those of :class:`~lsconv.factored.direct_plan.DirectPlan`, for a convolution that :meth:`serves`.
 
     Raises:
         PlanMemoryError: the factors would need more than ``allowed``.
@@ -63,23 +59,19 @@ class PatchPlan(DirectPlan):
         True
     """
 
-    @torch.no_grad()
-    def __init__(
-        self,
-        A: Convolution,
-        damp: Tensor | float = 0.0,
-        *,
-        rcond: float,
-        rtol: float,
-        allowed: int | None = None,
-    ) -> None:
-        super().__init__(A, damp, rcond=rcond, rtol=rtol)
+    A: Convolution
+    _what = "the matrix of the patches"
+
+    def _bytes(self) -> int:
+        return self.bytes_for(self.A, tuple(self.damp.shape))
+
+    def _factorise(self) -> None:
+        A = self.A
         self._own = tuple(broadcast_shapes(A.batch_shape, self.damp.shape))
-        self._check_fits("the matrix of the patches", self.bytes_for(A, tuple(self.damp.shape)), allowed)
         self._stride, self._dilation = A.stride, A.dilation
         runs = [_runs(A, a) for a in range(A.ndim)]
         self._parts = [part for part in product(*runs) if all(run.taps for run in part)]
-        kernel = A.weight.detach().to(wide_dtype(A.dtype))
+        kernel = A.weight.detach().to(double(A.dtype))
         kernel = kernel.unflatten(-A.ndim - 2, (A.groups, -1))  # *own, groups, outputs, inputs, *taps
         whole = tuple(A.kernel_size)
         self._factors: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -99,7 +91,6 @@ class PatchPlan(DirectPlan):
     def _decide(self, whole: tuple[int, ...]) -> None:
         """The rank, of all positions together, and the values that are kept."""
         A = self.A
-        assert isinstance(A, Convolution)
         own = A.batch_shape
         spectra = [values for _, values, _ in self._factors]
         size = max(A.c_out // A.groups, A.c_in // A.groups * math.prod(whole))
@@ -187,7 +178,6 @@ class PatchPlan(DirectPlan):
 
     @property
     def _groups(self) -> int:
-        assert isinstance(self.A, Convolution)
         return self.A.groups
 
     def _blocks(self, tensor: Tensor, item: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:

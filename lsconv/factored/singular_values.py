@@ -16,8 +16,9 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, wide_dtype
+from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.dtypes import double
 
 __all__ = ["SingularValuePlan"]
 
@@ -28,12 +29,7 @@ _QUICK = 512
 class SingularValuePlan(DirectPlan):
     """Setup of the dense solve for one operator and damping; :meth:`solve` answers right-hand sides.
 
-    Args:
-        A: any operator.
-        damp: the damping, a number or one per batch item.
-        rcond: where damp is 0, singular values of at most ``rcond`` times the largest of the item count as zero.
-        rtol: default tolerance of the certificate.
-        allowed: bytes that the plan may use.
+    The arguments are those of :class:`~lsconv.factored.direct_plan.DirectPlan`, for any operator.
 
     Raises:
         PlanMemoryError: the decomposition would need more than ``allowed``.
@@ -45,21 +41,16 @@ class SingularValuePlan(DirectPlan):
         (4, True)
     """
 
-    @torch.no_grad()
-    def __init__(
-        self,
-        A: LinearOperator,
-        damp: Tensor | float = 0.0,
-        *,
-        rcond: float,
-        rtol: float,
-        allowed: int | None = None,
-    ) -> None:
-        super().__init__(A, damp, rcond=rcond, rtol=rtol)
-        self._check_fits("the singular value decomposition", self.bytes_for(A), allowed)
-        matrix = self.precise.to_dense().to(wide_dtype(A.dtype))
+    _what = "the singular value decomposition"
+
+    def _bytes(self) -> int:
+        return self.bytes_for(self.A)
+
+    def _factorise(self) -> None:
+        A = self.A
+        matrix = self.precise.to_dense().to(double(A.dtype))
         self.U, values, self.Vh = torch.linalg.svd(matrix, full_matrices=False)
-        decided = Rank.of(values, 1, rcond, max(matrix.shape[-2:]))
+        decided = Rank.of(values, 1, self.rcond, max(matrix.shape[-2:]))
         self.values, self.kept = decided.values, decided.kept
         self.rank, self.undecided, self.norm = decided.rank, decided.undecided, decided.largest
 

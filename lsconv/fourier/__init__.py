@@ -1,4 +1,4 @@
-"""What a block-circulant buys: one small matrix per frequency.
+"""The algebra of block-circulants: one small matrix per frequency.
 
 ``embedding`` reads a convolution as a crop of a block-circulant on a periodic grid; ``symbol`` has its matrices, one
 per frequency. ``circulant`` inverts where nothing is cropped, ``spectrum`` has norms, condition numbers and singular

@@ -30,7 +30,7 @@ def lu_factor(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def lu_factor_in_place(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`lu_factor`, in the storage of the matrices where they lie column by column as LAPACK has them."""
+    """Factorise as :func:`lu_factor`, in the storage of the matrices where they lie column by column."""
     lead, rows = matrices.shape[:-2], matrices.shape[-1]
     if not _one_by_one(matrices):
         pivots, info = (torch.empty(0, dtype=torch.int32, device=matrices.device) for _ in range(2))

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
-from lsconv.fourier.dtypes import default_rcond, double
+from lsconv.fourier.dtypes import default_rcond
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, hermitian_inverse, symbol
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import ROUNDING, double
 
 __all__ = [
     "CirculantPlan",
@@ -36,11 +37,8 @@ __all__ = [
 # rank-deficient the gradient of the answer loses its square. Beyond this ratio the filter is built from a singular
 # value decomposition, which loses only its root but costs seven times as much.
 _CHOLESKY_RATIO = {torch.float32: 1e5, torch.float64: 1e3}
-_CHUNK_BYTES = 2**27
 # Single precision keeps seven digits, of which a condition beyond this leaves fewer than an answer to 1e-6 needs.
 _SINGLE_CONDITION = 4.0
-# So many eps of the largest singular value is what computing one may be off by.
-_ROUNDING = 8
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -201,19 +199,19 @@ class CirculantPlan:
         undamped = mu == 0
         mu = mu.reshape(-1, *(1 for _ in matrices.shape[1:-1]))  # beside the singular values
         if not bool((undamped | (power > mu.flatten() * _CHOLESKY_RATIO[accuracy])).any()):
-            return _by_chunks(_cholesky_filter, matrices, mu.expand(*matrices.shape[:-2], 1))
+            return by_chunks(_cholesky_filter, matrices, mu.expand(*matrices.shape[:-2], 1))
         values = singular_values_by_frequency(matrices)
         # the largest singular value of a batch item, over its frequencies and its groups
         largest = values.flatten(1).amax(1).reshape(-1, groups).amax(1).repeat_interleave(groups).reshape(mu.shape)
         cutoff = self.rcond * largest
         if bool(undamped.any()):
             counts = S.grid.weights(values.device, values.dtype).unsqueeze(-1) * (values > cutoff)
-            near = ((values - cutoff).abs() <= _ROUNDING * torch.finfo(values.dtype).eps * largest) & (largest > 0)
+            near = ((values - cutoff).abs() <= ROUNDING * torch.finfo(values.dtype).eps * largest) & (largest > 0)
             items, zero = (*self.batch_shape, groups), (mu == 0) & (cutoff > 0)
             self.rank = counts.flatten(1).sum(1).reshape(items).sum(-1).long()
             self.undecided = (near & zero).flatten(1).any(1).reshape(items).any(-1)
         cutoff = torch.where(mu == 0, cutoff, -1.0)
-        return _by_chunks(_spectral_filter, matrices, mu.expand(*matrices.shape[:-2], 1), cutoff)
+        return by_chunks(_spectral_filter, matrices, mu.expand(*matrices.shape[:-2], 1), cutoff)
 
     @property
     def nbytes(self) -> int:
@@ -249,13 +247,13 @@ class CirculantPlan:
         return f"CirculantPlan({self.A!r}, damp={self.damp.tolist()})"
 
 
-def _by_chunks(function: Any, S: Tensor, *others: Tensor) -> Tensor:
+def by_chunks(function: Any, S: Tensor, *others: Tensor, chunk_bytes: int = 2**27) -> Tensor:
     """``function`` on a bounded number of matrices at a time; the others have one entry per matrix."""
     rows, columns = S.shape[-2:]
     flat = S.reshape(-1, rows, columns)
     entries = [other.expand(*S.shape[:-2], 1).reshape(-1, 1) for other in others]
     result = torch.empty(flat.shape[0], columns, rows, dtype=S.dtype, device=S.device)
-    chunk = max(1, _CHUNK_BYTES // (rows * columns * S.element_size()))
+    chunk = max(1, chunk_bytes // (rows * columns * S.element_size()))
     for start in range(0, flat.shape[0], chunk):
         part = slice(start, start + chunk)
         result[part] = function(flat[part], *(entry[part] for entry in entries))

@@ -1,4 +1,4 @@
-r"""The FFT-diagonal preconditioner: a block-circulant likeness of the normal operator, inverted exactly.
+r"""The FFT-diagonal preconditioner: a block-circulant approximation of the normal operator, inverted exactly.
 
 T. Chan, "An optimal circulant preconditioner for Toeplitz systems" (1988), and Hanke, Nagy, Plemmons, "Preconditioned
 iterative regularization for ill-posed problems" (1993), for the idea; here the circulant operator is the one that A is
@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CirculantPreconditioner"]
 
-# Times the norm. LSQR iterations, consistent systems without damping, delta / sigma = 0, 1e-3, 1e-2, 1e-1 (plain: over
-# 1500, and 383): box 5x5 of 64², valid: 20, 79, 277, 821; random 4 -> 4 channels, 3x3 of 48², valid: 80, 79, 68, 99.
-_DEFAULT_DAMP = 1e-3
-_DIAGONAL_FLOOR = 1e-3  # times the largest entry
+# The least that is inverted, times the norm of A without a damp, and times the largest entry of a diagonal: a smaller
+# one helps blurs and hurts operators with singular symbols.
+_LEAST = 1e-3
 
 
 class CirculantPreconditioner(LinearOperator):
@@ -112,16 +111,16 @@ class CirculantPreconditioner(LinearOperator):
         super().__init__(shape, shape, dtype=A.dtype, device=A.device, batch_shape=batch_shape)
         self._operator, self._wanted = A, damp
         chain = read(A, adjoint=self.side == "solution")
-        likeness, self._embedding = gram(chain, tuple(batch_shape))
+        approximation, self._embedding = gram(chain, tuple(batch_shape))
         assert chain.core is not None
         self._on_inputs = chain.core.adjoint
-        delta = self._damping(likeness.matrices, wanted)
-        shift = per_block(delta.square(), self._embedding).reshape(-1, *(1 for _ in likeness.matrices.shape[1:-1]))
-        matrices = likeness.matrices.expand(self._embedding.blocks, *likeness.matrices.shape[1:])
+        delta = self._damping(approximation.matrices, wanted)
+        shift = per_block(delta.square(), self._embedding).reshape(-1, *(1 for _ in approximation.matrices.shape[1:-1]))
+        matrices = approximation.matrices.expand(self._embedding.blocks, *approximation.matrices.shape[1:])
         matrices = matrices.clone(memory_format=torch.contiguous_format)
         matrices.diagonal(dim1=-2, dim2=-1).add_(shift)
         single = torch.complex64 if dtype == torch.float32 else torch.complex128
-        self._inverse = FrequencyMatrices(likeness.grid, hermitian_inverse(matrices).to(single))
+        self._inverse = FrequencyMatrices(approximation.grid, hermitian_inverse(matrices).to(single))
         self.damp = delta.to(dtype)
         self._windows = [_window(factor, delta) for factor in chain.windows]
 
@@ -133,14 +132,14 @@ class CirculantPreconditioner(LinearOperator):
             norm = torch.where(norm > 0, norm, 1)  # the zero operator: any definite matrix serves
         self.norm = norm
         floor = 10 * torch.finfo(self.dtype).eps ** 0.5
-        return torch.maximum(norm * _DEFAULT_DAMP if wanted is None else wanted, norm * floor)
+        return torch.maximum(norm * _LEAST if wanted is None else wanted, norm * floor)
 
     def apply(self, x: Tensor) -> Tensor:
         """``M x``."""
         return self._through(0, x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """The same as :meth:`apply`: M is Hermitian."""
+        """Apply M, which is Hermitian."""
         return self._through(0, y)
 
     def _through(self, depth: int, x: Tensor) -> Tensor:
@@ -174,14 +173,14 @@ def _side(A: LinearOperator) -> str:
 
 
 def _window(factor: Factor, delta: Tensor) -> Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]:
-    """How one window L turns the preconditioner M' of the operator behind it into that of the product."""
+    """The map by which a window L turns the preconditioner M' of the operator behind it into that of the product."""
     operator = factor.operator
     if isinstance(operator, Diagonal):
         # (L K K^H L^H)^-1 = L^-H (K K^H)^-1 L^-1; entries near zero are raised, so that the inverse exists
         item = tuple(range(-len(operator.in_shape), 0))
         diagonal = operator.diagonal.detach()
         size = diagonal.abs()
-        least = size.amax(item, keepdim=True) * _DIAGONAL_FLOOR
+        least = size.amax(item, keepdim=True) * _LEAST
         least = torch.where(least > 0, least, 1)
         inverse = torch.where(size >= least, diagonal.reciprocal(), least.reciprocal().to(diagonal.dtype))
         left, right = (inverse, inverse.conj()) if factor.adjoint else (inverse.conj(), inverse)

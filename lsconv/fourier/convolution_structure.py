@@ -1,12 +1,12 @@
-r"""What an operator made of operators has of convolution: a chain of windows, one core, and weights.
+r"""The convolution in an operator made of operators: a chain of windows, one core, and weights.
 
-Preconditioning needs no exact structure, only a good likeness of :math:`A A^H`. So A is read as
+Preconditioning needs no exact structure, only a good approximation of :math:`A A^H`. So A is read as
 
 .. math:: A = L_1 L_2 \cdots K \cdots E,
 
 windows L on the output side (crops, masks, diagonals) that are kept as they are, a core K whose Gram operator
 :math:`K K^H` is replaced by a block-circulant one, and factors E on the input side of which only the mean square
-counts. Reading :math:`A^H` in the same way gives the likeness of :math:`A^H A`.
+counts. Reading :math:`A^H` in the same way gives the approximation of :math:`A^H A`.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _mean_square(operator: LinearOperator) -> Tensor | float:
 
 @torch.no_grad()
 def gram(chain: Chain, batch_shape: tuple[int, ...]) -> tuple[FrequencyMatrices, Embedding]:
-    """The block-circulant likeness of ``core core^H``, weighted, in double precision, and the grid it lives on.
+    """The block-circulant approximation of ``core core^H``, weighted, in double precision, and the grid it lives on.
 
     Args:
         chain: what :func:`read` found.
@@ -154,7 +154,7 @@ def gram(chain: Chain, batch_shape: tuple[int, ...]) -> tuple[FrequencyMatrices,
     real = not convolutions[0].operator.is_complex
     for factor, weight in terms:
         if isinstance(factor.operator, Convolution):
-            S = double_symbol(_block_circulant_likeness(factor.operator), next(remaining)).matrices
+            S = double_symbol(_block_circulant_of(factor.operator), next(remaining)).matrices
             part = S.mH @ S if adjoint else S @ S.mH
         else:
             part = _channelwise(factor.operator, first, adjoint, real)
@@ -190,10 +190,10 @@ def _terms(chain: Chain) -> list[tuple[Factor, Tensor]]:
 
 def _embedding(A: LinearOperator, grid: tuple[int, ...] | None = None, batch_shape: tuple[int, ...] = ()) -> Embedding:
     assert isinstance(A, Convolution)
-    return Embedding(_block_circulant_likeness(A), grid, batch_shape, apart=True)
+    return Embedding(_block_circulant_of(A), grid, batch_shape, apart=True)
 
 
-def _block_circulant_likeness(A: Convolution) -> Convolution:
+def _block_circulant_of(A: Convolution) -> Convolution:
     """A, or where it is not a truncated block-circulant operator, the same convolution with zero padding."""
     if Embedding.exists(A):
         return A

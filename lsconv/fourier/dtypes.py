@@ -1,19 +1,16 @@
-"""In which precision the factors of a plan are made."""
+"""The precision in which the factors of a plan are made."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lsconv.operators.convolution import Convolution
+from lsconv.operators.convolution import Convolution, norm_bound
 
-__all__ = ["default_rcond", "direct_rtol", "double", "needs_double", "single"]
+__all__ = ["default_rcond", "direct_rtol", "needs_double"]
 
-_DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
-_SINGLE = {wide: narrow for narrow, wide in _DOUBLE.items()}
 # Factors in float32 lose a factor sigma_max^2 / damp^2 of their seven digits. Where damp is below this part of
-# sigma_max they make so many more steps that factors in float64, for the same float32 data, are faster. (Gaussian
-# 15x15, valid, 128², to 1e-6: at 1e-1 60 transforms against 41 in float64, at 1e-3 539 against 100.)
+# sigma_max they make so many more steps that factors in float64, for the same float32 data, are faster.
 _LEAST_DAMP = 0.03
 
 
@@ -31,18 +28,6 @@ def default_rcond(dtype: torch.dtype) -> float:
     return 1e-7 if torch.finfo(dtype).bits == 32 else 1e-12
 
 
-def double(dtype: torch.dtype) -> torch.dtype:
-    """The double-precision dtype of the same kind."""
-    return _DOUBLE.get(dtype, dtype)
-
-
-def single(dtype: torch.dtype) -> torch.dtype:
-    """The single-precision dtype of the same kind."""
-    return _SINGLE.get(dtype, dtype)
-
-
 def needs_double(A: Convolution, damp: Tensor, least: float = _LEAST_DAMP) -> bool:
-    """Whether a damped problem with float32 data is better served by factors in float64: ``damp < least ||A||``."""
-    weight = A.weight.detach().abs().double().flatten(-A.ndim)
-    bound = torch.sqrt(weight.sum((-2, -1)).amax(-1) * weight.sum((-3, -1)).amax(-1))  # of ||A||, Schur's test
-    return bool(((damp > 0) & (damp < least * bound)).any() and (damp > 0).all())
+    """Tell whether a damped problem with float32 data is better served by factors in float64."""
+    return bool(((damp > 0) & (damp < least * norm_bound(A))).any() and (damp > 0).all())

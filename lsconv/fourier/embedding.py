@@ -96,7 +96,7 @@ def _axis(convolution: Convolution, a: int, grid: int | None, held: bool, apart:
 class Embedding:
     """The periodic grid of a convolution, and the way of its tensors to and from it.
 
-    On the grid a tensor has shape ``(rest, blocks, channels, *grid)``: ``blocks`` are the independent symbols (kernels
+    On the grid a tensor has shape ``(rhs, blocks, channels, *grid)``: ``blocks`` are the independent symbols (kernels
     per batch item times groups) and ``rest`` the remaining batch items.
 
     Args:
@@ -184,7 +184,7 @@ class Embedding:
         return full, math.prod(full[dim] for dim in shared)
 
     def inputs_to_grid(self, x: Tensor) -> Tensor:
-        """``(*batch, *in_shape)`` to ``(rest, blocks, in_channels, *grid)``, zero outside the inputs."""
+        """``(*batch, *in_shape)`` to ``(rhs, blocks, in_channels, *grid)``, zero outside the inputs."""
         x = self._blocks(x, self.in_shape)
         pad = [size for axis in reversed(self.axes) for size in (0, axis.grid * axis.stride - axis.n_in)]
         x = torch.nn.functional.pad(x, pad)
@@ -214,7 +214,7 @@ class Embedding:
         return in_items(z, batch, self.in_shape, self.batch_shape)
 
     def outputs_to_grid(self, y: Tensor) -> Tensor:
-        """``(*batch, *out_shape)`` to ``(rest, blocks, out_channels, *grid)``, zero outside the outputs."""
+        """``(*batch, *out_shape)`` to ``(rhs, blocks, out_channels, *grid)``, zero outside the outputs."""
         y = self._blocks(y, self.out_shape)
         pad = [size for axis in reversed(self.axes) for size in (0, axis.grid - axis.n_out)]
         return torch.nn.functional.pad(y, pad)
@@ -231,7 +231,7 @@ class Embedding:
         return tensor.reshape(rest, self.blocks, item_shape[0] // self.groups, *item_shape[1:])
 
     def per_item(self, values: Tensor, batch: tuple[int, ...]) -> Tensor:
-        """``(rest, blocks)`` to ``(*batch, groups)``."""
+        """``(rhs, blocks)`` to ``(*batch, groups)``."""
         return in_items(values, batch, (self.groups,), self.batch_shape)
 
     def per_block(self, values: Tensor) -> Tensor:

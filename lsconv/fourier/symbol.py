@@ -17,17 +17,15 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.inverse_transform import inverse_transform
+from lsconv.operators.fft_convolution import inverse_transform
 
 __all__ = ["FrequencyMatrices", "Grid", "frobenius", "hermitian_inverse", "per_frequency", "plane_waves", "symbol"]
 
 # Up to this many entries a matrix per frequency is multiplied elementwise in the layout of the FFT; above it, as a
-# batched matrix product after moving the channels last. Measured on one CPU core at 256² and 128² (ms, elementwise /
-# batched): 2x2 0.06 / 0.30, 4x4 0.08 / 0.15, 8x8 0.27 / 0.42, 32x32 46 / 12; for 8 vectors at once 8x8 is 20 / 1.
+# batched matrix product after moving the channels last.
 _ELEMENTWISE_ENTRIES = 16
-# Few vectors are multiplied as columns where the rows of the matrices are at least so long, and otherwise as rows. (One
-# CPU core, 8320 frequencies, ms a vector as rows / as columns: 32 channels, complex128, one 25 / 8, three 12 / 7, four
-# 6 / 7, complex64, one 3.5 / 5.2; 24, complex128, one 5.4 / 4.8; 64, 2112 frequencies, complex64, one 9.2 / 5.2.)
+# Few vectors are multiplied as columns where the rows of the matrices are at least so long, and otherwise as rows: that
+# takes a third of the time for one vector of 32 channels in double precision.
 _WIDE_ROW_BYTES = 384
 _FEW_VECTORS = {torch.complex64: 1, torch.complex128: 3}
 # Up to this many taps an axis, a sum over the taps that writes frequencies first beats the transform of the grid and
@@ -62,7 +60,7 @@ class Grid:
         return inverse_transform(tensor, self.sizes, real=self.real)
 
     def weights(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """How many of all frequencies each kept one stands for (2 for a conjugate pair), shape ``frequencies``."""
+        """The frequencies that each kept one stands for, 2 for a conjugate pair, shape ``frequencies``."""
         weights = torch.ones(self.frequencies, device=device, dtype=dtype)
         if self.real:
             weights[..., 1 : (self.sizes[-1] + 1) // 2] = 2
@@ -75,12 +73,14 @@ class FrequencyMatrices:
     Args:
         grid: the periodic grid.
         matrices: shape ``(blocks, *grid.frequencies, rows, columns)``, complex (real where all are real).
+        elementwise: multiply entry by entry in the layout of the transforms; None: where the matrices are small.
     """
 
-    def __init__(self, grid: Grid, matrices: Tensor) -> None:
+    def __init__(self, grid: Grid, matrices: Tensor, *, elementwise: bool | None = None) -> None:
         self.grid = grid
         self.rows, self.columns = matrices.shape[-2:]
-        self.elementwise = self.rows * self.columns <= _ELEMENTWISE_ENTRIES
+        few = self.rows * self.columns <= _ELEMENTWISE_ENTRIES
+        self.elementwise = few if elementwise is None else elementwise
         if self.elementwise:  # the entries of one (row, column) contiguous over the frequencies
             matrices = matrices.movedim((-2, -1), (1, 2)).contiguous().movedim((1, 2), (-2, -1))
         else:  # row by row; a conjugate that is put off would be made for every product
@@ -98,7 +98,7 @@ class FrequencyMatrices:
         return self.matrices.numel() * self.matrices.element_size()
 
     def __call__(self, spectra: Tensor) -> Tensor:
-        """The matrices times ``spectra`` of shape ``(rest, blocks, columns, *frequencies)``."""
+        """The matrices times ``spectra`` of shape ``(rhs, blocks, columns, *frequencies)``."""
         if self.elementwise:
             return self.multiply(spectra)
         vectors = spectra.movedim(0, -1).movedim(1, -1).contiguous()  # blocks, *frequencies, rest, columns
@@ -111,7 +111,7 @@ class FrequencyMatrices:
         return product.movedim(-1, 1).movedim(-1, 0)
 
     def multiply(self, spectra: Tensor, out: Tensor | None = None) -> Tensor:
-        """The same entry by entry, in the layout of the transforms; into ``out`` where it is given."""
+        """Multiply entry by entry, in the layout of the transforms; into ``out`` where it is given."""
         factors = self.matrices.movedim((-2, -1), (1, 2))  # blocks, rows, columns, *frequencies
         product = torch.mul(factors[:, :, 0], spectra[:, :, :1], out=out)
         for column in range(1, self.columns):  # few: in place, where one sum would write all the products first
@@ -119,7 +119,7 @@ class FrequencyMatrices:
         return product
 
     def on_grid(self, tensor: Tensor) -> Tensor:
-        """The operator applied to a tensor ``(rest, blocks, columns, *grid.sizes)``."""
+        """The operator applied to a tensor ``(rhs, blocks, columns, *grid.sizes)``."""
         if tensor.numel() == 0:  # which some FFTs refuse
             return tensor.new_zeros(*tensor.shape[:2], self.rows, *self.grid.sizes)
         return self.grid.inverse(self(self.grid.transform(tensor)))

@@ -1,6 +1,6 @@
-r"""deconvolve: the one call for pictures, from a blurred picture and its PSF to the restored one.
+r"""deconvolve: the one call for images, from a blurred image and its PSF to the restored one.
 
-The picture is the true convolution of the field with the PSF, plus noise,
+The image is the true convolution of the field with the PSF, plus noise,
 
     y[i] = sum_j psf[j] x[i - j + c],   c = size // 2 per axis,
 
@@ -26,9 +26,8 @@ from lsconv.inverse.image_layout import Layout, spatial_axes
 from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.inverse.total_variation import check_options, total_variation
-from lsconv.krylov.gradients.parameters import any_followed
-from lsconv.krylov.loop.empty_batch import cut, filled
-from lsconv.krylov.loop.scalar_options import checks_numbers
+from lsconv.krylov.gradients.parameters import any_requires_grad
+from lsconv.krylov.loop.entry import checks_numbers, cut, filled
 from lsconv.krylov.loop.solution import Solution, together
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
@@ -51,7 +50,7 @@ def blur_operator(
     channels: int = 1,
     ndim: int | None = None,
 ) -> Convolution:
-    r"""The blur of a picture by a PSF as an operator, from the field to a picture of the given size.
+    r"""The blur of an image by a PSF as an operator, from the field to an image of the given size.
 
     .. math:: y[i] = \sum_j \mathrm{psf}[j]\, x[i - j + c], \qquad c = \lfloor \mathrm{size}/2 \rfloor
 
@@ -59,10 +58,10 @@ def blur_operator(
 
     Args:
         psf: ``(*size)``, or with ``ndim`` given ``(*batch, 1 or channels, *size)``; its scale is the operator's.
-        size: spatial size of the blurred picture.
-        boundary: what the field is beyond the picture: "unknown" (the field is larger than the picture by the PSF less
+        size: spatial size of the blurred image.
+        boundary: what the field is beyond the image: "unknown" (the field is larger than the image by the PSF less
             one, and nothing is assumed), "zero", "periodic" or "reflect" (mirrored about the border pixels).
-        channels: channels of picture and field.
+        channels: channels of image and field.
         ndim: number of spatial axes, the PSF's by default.
 
     Returns:
@@ -70,7 +69,7 @@ def blur_operator(
 
     Raises:
         ArgumentError: an unknown boundary.
-        ShapeError: shapes that do not fit, or a PSF larger than the picture.
+        ShapeError: shapes that do not fit, or a PSF larger than the image.
 
     Example:
         >>> psf = torch.tensor([[0.5, 0.5, 0.0]])
@@ -86,7 +85,7 @@ def blur_operator(
         raise ShapeError(f"size: expected {spatial} numbers for a PSF of {spatial} axes, got {size}")
     extent = tuple(psf.shape[-spatial:])
     if any(k > n for k, n in zip(extent, size, strict=True)):
-        raise ShapeError(f"psf: its size {extent} exceeds that of the picture, {size}")
+        raise ShapeError(f"psf: its size {extent} exceeds that of the image, {size}")
     kernels = psf.shape[-spatial - 1] if psf.ndim > spatial else 1
     if kernels not in (1, channels):
         raise ShapeError(
@@ -123,20 +122,20 @@ def deconvolve(
     crop: bool = True,
     **options: Any,
 ) -> Solution:
-    r"""Restore a blurred picture.
+    r"""Restore a blurred image.
 
     .. math:: \min_x \|A x - y\|^2 + \mathrm{damp}^2 \|L (x - m)\|^2
 
     with A the blur (:func:`blur_operator`: a true convolution, the PSF centred on its pixel ``size // 2``) and m the
-    constant that blurs to the picture's mean. ``prior`` says what L is: "gradient" the forward differences, "tikhonov"
+    constant that blurs to the image's mean. ``prior`` says what L is: "gradient" the forward differences, "tikhonov"
     the identity. "tv" is :func:`lsconv.total_variation`. A function is taken for a denoiser and given to
     :func:`lsconv.plug_and_play`; it gets and returns ``(*batch, channels, *field)``.
 
-    The differences of natural pictures are closer to white than their values are, which the rules for damp assume: with
+    The differences of natural images are closer to white than their values are, which the rules for damp assume: with
     "gradient" the damp of "gcv" comes within 0.2 dB of the best one on the benchmark's scenes, with "tikhonov" it is
     too small and loses 1 to 5 dB (``python -m benchmarks restoration``).
 
-    Integer pictures are divided by the largest value of their type, solved in [0, 1], and answered in their type,
+    Integer images are divided by the largest value of their type, solved in [0, 1], and answered in their type,
     rounded and cut off. float64 is solved in float64, everything else in float32.
 
     With "tikhonov" and "gradient" x is differentiable with respect to image, psf and a damp given as a tensor (one that
@@ -146,22 +145,22 @@ def deconvolve(
         image: a tensor or array without missing pixels, real or complex, ``(*batch, *size)``, or with ``channels`` set
             ``(*batch, C, *size)`` or ``(*batch, *size, C)``. Every batch item is restored apart, the channels of an
             item together.
-        psf: the point spread function, ``(*size)``, as many axes as the picture has spatial ones. With ``ndim`` given
+        psf: the point spread function, ``(*size)``, as many axes as the image has spatial ones. With ``ndim`` given
             it may have more in front: ``(*batch, *size)``, or ``(*batch, 1 or C, *size)`` where there are channels.
-        boundary: "unknown" (the picture shows a part of a larger scene), "zero", "periodic" or "reflect".
+        boundary: "unknown" (the image shows a part of a larger scene), "zero", "periodic" or "reflect".
         damp: the damping in units of the PSF's transfer function (a PSF of sum one passes the mean with factor one): a
             number, a tensor with one per batch item, or the name of a rule for it (see :func:`lsconv.tikhonov`). Given
             a denoiser, the square root of ADMM's penalty.
         prior: "gradient", "tikhonov", "tv", or a denoiser.
         weight: of the total variation, for ``prior="tv"``, a number or one per batch item; None: the variance of the
-            noise (``noise_std``, or measured on the picture) over the mean slope of the gradient prior's answer,
+            noise (``noise_std``, or measured on the image) over the mean slope of the gradient prior's answer,
             halved.
         bounds: lowest and highest value of x, None for none, for "tv" and denoisers; same units.
-        channels: "first", "last", or None where the picture has none.
+        channels: "first", "last", or None where the image has none.
         ndim: number of spatial axes; those of the PSF by default.
         noise_std: standard deviation of the noise, same units; some rules for damp need it.
-        crop: give back the picture's own pixels; False gives all of the field, which with boundary "unknown" is larger
-            by the PSF less one, ``(size - 1) // 2`` of it before the picture's first pixel.
+        crop: give back the image's own pixels; False gives all of the field, which with boundary "unknown" is larger
+            by the PSF less one, ``(size - 1) // 2`` of it before the image's first pixel.
         options: further options of the solver behind it (rtol, max_iter, ...).
 
     Returns:
@@ -185,7 +184,7 @@ def deconvolve(
         (torch.Size([38, 38]), True)
     """
     layout = Layout.of(image, psf, channels, ndim)
-    y, kernel = layout.picture(image), layout.kernel(psf, image)
+    y, kernel = layout.to_tensor(image), layout.kernel(psf, image)
     batch = y.shape[: -layout.ndim - 1]
     if 0 in batch:  # solved with an item of zeros, which is cut away in the end
         y = filled(y, len(batch))
@@ -195,13 +194,13 @@ def deconvolve(
     if isinstance(damp, Tensor):
         damp = damp.to(y.device)
     if not crop and boundary != "unknown":
-        crop = True  # the field is the picture
-    first = [(k - 1) // 2 if boundary == "unknown" else 0 for k in A.kernel_size]  # pixel of the picture in the field
-    if crop and not any_followed(kernel):
+        crop = True  # the field is the image
+    first = [(k - 1) // 2 if boundary == "unknown" else 0 for k in A.kernel_size]  # pixel of the image in the field
+    if crop and not any_requires_grad(kernel):
         A, first = _without_margins(A, first, layout.size(y))
     middle = _mean_level(A, y)
     solve: dict[str, Any] = {"damp": damp, "noise_std": noise_std, **options}
-    if (callable(prior) or prior == "tv") and any_followed(y, kernel):
+    if (callable(prior) or prior == "tv") and any_requires_grad(y, kernel):
         raise MethodError(
             f'prior: {prior!r} has no gradient by image or psf; use "gradient" or "tikhonov", or torch.no_grad()'
         )
@@ -227,7 +226,7 @@ def deconvolve(
 
 
 def _without_margins(A: Convolution, first: list[int], size: tuple[int, ...]) -> tuple[Convolution, list[int]]:
-    """The blur without the zeros around its PSF, and the picture's first pixel in its field, which may be smaller."""
+    """The blur without the zeros around its PSF, and the image's first pixel in its field, which may be smaller."""
     way = Reduction.trimmed(A)
     if way is None:
         return A, first
@@ -261,7 +260,7 @@ def _with_quadratic(A: Convolution, y: Tensor, gradient: bool, middle: Tensor, s
     if shared is not None:
         apart = _with_quadratic(shared.A, shared.split(y), gradient, shared.split(middle), solve)
         return together(replace(apart, x=shared.join(apart.x)))
-    # Where the constant alone explains the picture, what is left of it is rounding and meets no relative tolerance.
+    # Where the constant alone explains the image, what is left of it is rounding and meets no relative tolerance.
     norms = torch.linalg.vector_norm(y.flatten(-A.ndim - 1), dim=-1)
     solve.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))
     # differences do not see the constant m; it keeps its digits all the same
@@ -285,10 +284,10 @@ def _variation_weight(A: Convolution, y: Tensor, noise_std: float | None) -> Ten
     r"""``0.5 * variance of the noise / mean |gradient|``, per item.
 
     The maximum a posteriori estimate under white noise and Laplace distributed differences has this weight but for the
-    factor, which is measured: differences of pictures have heavier tails, and eight pictures of scikit-image (none of
+    factor, which is measured: differences of images have heavier tails, and eight images of scikit-image (none of
     those of ``python -m benchmarks restoration``) under three blurs were restored best with 0.1 to 0.9 times it, and
     half of it lost 0.24 dB on the average. The mean is that of the gradient prior's answer by GCV. Noise that is not
-    given is measured on the mixed differences of y, where a blurred picture has next to nothing, by their median
+    given is measured on the mixed differences of y, where a blurred image has next to nothing, by their median
     (Donoho and Johnstone 1994).
     """
     if noise_std is None:

@@ -1,4 +1,4 @@
-"""Groups with equal kernels, such as the colours of a picture under one blur, as one group and many data."""
+"""Groups with equal kernels, such as the colours of an image under one blur, as one group and many data."""
 
 from __future__ import annotations
 

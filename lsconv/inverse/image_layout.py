@@ -1,4 +1,4 @@
-"""How the axes, kinds and number types of a picture become ``(*batch, channels, *size)``, and come back."""
+"""How the axes, kinds and number types of an image become ``(*batch, channels, *size)``, and come back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, NonFiniteError, ShapeError
-from lsconv.operators.finiteness import require_finite
+from lsconv.operators.checks import require_finite
 
 __all__ = ["Layout", "spatial_axes"]
 
@@ -62,7 +62,7 @@ class Layout:
         real = torch.float64 if width == 4 or number in ("float64", "complex128") else torch.float32
         return cls(spatial, channels, limit, real.to_complex() if number.startswith("complex") else real)
 
-    def picture(self, image: Any) -> Tensor:
+    def to_tensor(self, image: Any) -> Tensor:
         """``(*batch, channels, *size)``."""
         y = _tensor(image, self.dtype)
         if self.scale is not None:
@@ -90,7 +90,7 @@ class Layout:
         return kernel if has_channel_axis else kernel.unsqueeze(-self.ndim - 1)
 
     def size(self, y: Tensor) -> tuple[int, ...]:
-        """The spatial size of the picture."""
+        """The spatial size of the image."""
         return tuple(y.shape[-self.ndim :])
 
     def answer(self, x: Tensor, image: Any) -> Any:
@@ -113,7 +113,7 @@ def spatial_axes(psf_ndim: int, ndim: int | None) -> int:
     if isinstance(found, bool) or found not in (1, 2, 3) or psf_ndim < found:
         said = "" if ndim is None else f" and ndim={ndim!r}"
         raise ShapeError(
-            f"psf: expected 1, 2 or 3 spatial axes (say ndim=2 for a PSF per channel or picture), got {psf_ndim}{said}"
+            f"psf: expected 1, 2 or 3 spatial axes (say ndim=2 for a PSF per channel or image), got {psf_ndim}{said}"
         )
     return found
 

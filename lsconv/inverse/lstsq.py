@@ -12,11 +12,11 @@ from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import BORDER_PLANS, route
 from lsconv.inverse.solve import KRYLOV_ONLY, Fallback, solve, started
 from lsconv.krylov.gradients.attach import LeastSquares, attach, start_as_prior
-from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_complex, as_operator, prepare
-from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
 __all__ = ["lstsq"]
@@ -26,7 +26,7 @@ __all__ = ["lstsq"]
 @checks_numbers
 @serves_empty_batches()
 def lstsq(
-    A: Any,
+    A: OperatorLike,
     y: Tensor,
     *,
     damp: float | Tensor = 0.0,
@@ -149,7 +149,7 @@ class _Routed:
             not own or (self.method == "auto" and isinstance(core(plan), BORDER_PLANS))
         )
         second = Fallback(A, damp, plan, self.rcond) if asked else None
-        solution = solve(plan, data.y, data.broken, second=second, **options)
+        solution = solve(plan, data.y, data.nonfinite, second=second, **options)
         if self.method == "hybrid":  # the backward pass takes the damping as chosen
             return solution, KrylovPlan(A, solution.damp, "lsmr")
         return solution, plan if second is None else second.answering

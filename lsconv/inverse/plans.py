@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,10 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lsconv.border.memory import allowed_bytes, check_fits
 from lsconv.border.stacked_plan import StackedPlan, stacked_data, stacked_solution
-from lsconv.errors import ConvergenceWarning, MethodError, warn
+from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.direct_plan import in_double
-from lsconv.fourier.circulant import CirculantPlan
+from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.dtypes import direct_rtol
 from lsconv.fourier.spectrum import norm
@@ -29,13 +31,15 @@ from lsconv.krylov.craig import craig
 from lsconv.krylov.gmres import gmres
 from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
 from lsconv.krylov.hybrid import hybrid
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import select
+from lsconv.operators.dtypes import double
 
 __all__ = [
     "KRYLOV",
@@ -78,10 +82,21 @@ class Plan(Protocol):
 class FourierPlan:
     """The exact inverse of a block-circulant operator (:class:`CirculantPlan`), with certificates."""
 
-    def __init__(self, A: LinearOperator, damp: Tensor | float = 0.0, *, rcond: float | None = None) -> None:
+    def __init__(
+        self,
+        A: LinearOperator,
+        damp: Tensor | float = 0.0,
+        *,
+        rcond: float | None = None,
+        memory_limit: int | None = None,
+    ) -> None:
+        embedding = block_circulant(A, tuple(torch.as_tensor(damp).shape))
+        entries = embedding.blocks * math.prod(embedding.grid) * embedding.in_channels * embedding.out_channels
+        # the symbol, its inverse and the work space of complex numbers
+        check_fits(3 * 16 * entries, allowed_bytes(memory_limit, A.device), repr(A), "fourier")
         self.plan = CirculantPlan(A, damp, rcond=rcond)  # type: ignore[arg-type]
         self.A = self.plan.A
-        self.precise = self.A.to(dtype=torch.complex128 if self.A.is_complex else torch.float64)
+        self.precise = self.A.to(dtype=double(self.A.dtype))
         self.norm = norm(self.A.with_parameters([self.A.weight.detach()])).double()
 
     def solve(
@@ -142,6 +157,7 @@ class KrylovPlan:
     ) -> None:
         self.A, self.damp, self.method = A, damp, method
         self.M, self.N = preconditioners
+        self.rtol: float | None = None  # None: the method's own default
         self.spent: int | None = None
 
     def solve(
@@ -163,22 +179,24 @@ class KrylovPlan:
         if extra:
             raise MethodError(f'{", ".join(extra)}: method "{self.method}" has no such option')
         terms = self._terms(self.M, self.N)
+        rtol = self.rtol if rtol is None else rtol
         solution = method(self.A, y, rtol=rtol, atol=atol, max_iter=max_iter, **terms, **options)
         self.spent = int(solution.iterations.max())
         return solution
 
     def _terms(self, M: LinearOperator | None, N: LinearOperator | None) -> dict[str, Any]:
-        """What the method takes of damping and preconditioners."""
+        """Select what the method takes of damping and preconditioners."""
         if self.method in LEAST_SQUARES:
             return {"damp": self.damp, "M": M, "N": N}
         return {"M": M} if self.method in SQUARE else {}
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``."""
-        return self.solve(y, rtol=rtol).x
+        return KrylovPlan.solve(self, y, rtol=rtol).x
 
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`: the same problem for ``A^H``, with the preconditioners' sides exchanged."""
+        rtol = self.rtol if rtol is None else rtol
         if self.method in SQUARE:
             return KRYLOV[self.method](self.A.H, v, rtol=rtol, **self._terms(self.M and self.M.H, None)).x
         # craig wants a consistent system, and A^H u = v need not be one; hybrid would choose another damping
@@ -187,10 +205,12 @@ class KrylovPlan:
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
+        rtol = self.rtol if rtol is None else rtol
         return normal_by_apply(self.A, self.damp, lambda y, rtol: self.apply(y, rtol=rtol), g, rtol=rtol)
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^{-1} g``."""
+        rtol = self.rtol if rtol is None else rtol
         return None if self.method in SQUARE else gram_by_cg(self.A, g, rtol=rtol, N=self.N, spent=self.spent)
 
     def __repr__(self) -> str:
@@ -254,28 +274,12 @@ class TrialPlan(KrylovPlan):
             converged=judged.converged & ~blind,
         )
 
-    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``."""
-        return super().solve(y, rtol=self.rtol if rtol is None else rtol).x
-
-    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The adjoint of :meth:`apply`."""
-        return super().adjoint(v, rtol=self.rtol if rtol is None else rtol)
-
-    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
-        return super().normal_solve(g, rtol=self.rtol if rtol is None else rtol)
-
-    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
-        """``(A^H A)^{-1} g``."""
-        return super().gram_solve(g, rtol=self.rtol if rtol is None else rtol)
-
     def __repr__(self) -> str:
         return f"TrialPlan('lsmr', at most {self.most} iterations)"
 
 
 class KrylovStack:
-    """LSMR on ``[A; damp L]``, preconditioned where the stack has an FFT-diagonal likeness.
+    """LSMR on ``[A; damp L]``, preconditioned where the stack has an FFT-diagonal surrogate.
 
     Args:
         A: the operator.
@@ -341,10 +345,10 @@ class KrylovStack:
         if not bool(failed.any()):
             return found.x
         if not DenseStack.is_quick(self.A, self.L, self.damp):
-            warn(f"cg: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {found.failure_text()}")
+            report(found, "cg")
             return found.x
         dense = DenseStack(self.A, self.L, self.damp).normal_solve(g)
-        return torch.where(failed.reshape(*failed.shape, *(1 for _ in self.A.in_shape)), dense, found.x)
+        return select(failed, dense, found.x)
 
     def __repr__(self) -> str:
         return f"KrylovStack('lsmr', L={type(self.L).__name__}, preconditioner={self.preconditioner!r})"

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ShapeError
-from lsconv.inverse.admm.iteration import admm, judged
+from lsconv.inverse.admm.history import to_solution
+from lsconv.inverse.admm.iteration import admm
 from lsconv.inverse.admm.operator_step import NormalStep
 from lsconv.inverse.admm.proximal import Bounds, Term, box_term
 from lsconv.inverse.total_variation import batch_of, check_bounds, refuse_gradient, reported
 from lsconv.krylov.loop.batched_scalars import ItemSpace
-from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_operator, check_damp, prepare
-from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Identity
+from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
 __all__ = ["plug_and_play"]
@@ -32,7 +32,7 @@ _RTOL = {torch.float32: 1e-3, torch.float64: 1e-5}
 @checks_numbers
 @serves_empty_batches()
 def plug_and_play(
-    A: Any,
+    A: OperatorLike,
     y: Tensor,
     denoiser: Callable[[Tensor], Tensor],
     rho: float | Tensor,
@@ -70,7 +70,7 @@ def plug_and_play(
 
     Returns:
         A :class:`Solution`: ``gradient_norm`` is rho times the larger fixed-point residual, recomputed; ``damp`` the
-        square root of rho; ``history`` a :class:`~lsconv.inverse.admm.iteration.SplittingHistory`.
+        square root of rho; ``history`` a :class:`~lsconv.inverse.admm.history.SplittingHistory`.
 
     Raises:
         MethodError: gradients are enabled, and y, rho or A require grad.
@@ -123,8 +123,8 @@ def plug_and_play(
                   callback=callback)  # fmt: skip
     verdict = equilibrium(A, data, denoised, strength, result.x, result.duals, bounds)
     residual = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(data - A.apply(result.x))
-    solution = judged(result, verdict, residual, rtol, strength.sqrt())
-    return reported(solution, problem.broken.expand(batch), "plug_and_play", raise_on_failure)
+    solution = to_solution(result, verdict, residual, rtol, strength.sqrt())
+    return reported(solution, problem.nonfinite.expand(batch), "plug_and_play", raise_on_failure)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ class Equilibrium:
     objective: Tensor
 
     def met(self, rtol: float) -> Tensor:
-        """Whether the relative residual is at most ``rtol``."""
+        """Tell whether the relative residual is at most ``rtol``."""
         return self.stationarity <= rtol
 
 

@@ -17,14 +17,14 @@ from lsconv.inverse.plans import FourierPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import BORDER_PLANS, route
 from lsconv.inverse.solve import Fallback, solve, started
-from lsconv.krylov.gradients.attach import LeastSquares, adjoint_answer, attach, follows, start_as_prior
+from lsconv.krylov.gradients.attach import LeastSquares, adjoint_answer, attach, needs_gradient, start_as_prior
 from lsconv.krylov.gradients.parameters import parameters_of
-from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_operator, check_damp, prepare
-from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution, together
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes, on_parts
+from lsconv.operators.batch_layout import broadcast_shapes, on_parts, over_items, select
+from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import hidden_by_vmap, untraced
 
 __all__ = ["PseudoInverse", "pinv"]
@@ -33,7 +33,7 @@ __all__ = ["PseudoInverse", "pinv"]
 @untraced
 @checks_numbers
 def pinv(
-    A: Any,
+    A: OperatorLike,
     *,
     damp: float | Tensor = 0.0,
     method: str = "auto",
@@ -128,7 +128,7 @@ class PseudoInverse(LinearOperator):
     @serves_empty_batches()
     def adjoint(self, y: Tensor) -> Tensor:
         """The adjoint of :meth:`apply`."""
-        if follows(self.operator, y, self.damp):
+        if needs_gradient(self.operator, y, self.damp):
             return adjoint_answer(self.plan, self.operator, y, self.damp)
         return _nan_items(self._backward, y.detach(), self.out_shape, self.in_shape)
 
@@ -153,7 +153,7 @@ class PseudoInverse(LinearOperator):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             other = plan.adjoint(v, rtol=direct_rtol(self.dtype))
-        return torch.where(missed.reshape(*missed.shape, *(1 for _ in self.out_shape)), other, y)
+        return select(missed, other, y)
 
     def _second(self) -> Fallback | None:
         return None if self.fallback is None else self.fallback.for_another_solve()
@@ -220,7 +220,7 @@ class _Solved:
         """The solution, and the plan that gave it."""
         plan, second = self.inverse.plan, self.inverse._second()
         data = prepare(self.inverse.operator, problem.y, damp=problem.damp, check_finite=self.check_finite, name="y")
-        solution = solve(plan, data.y, data.broken, second=second, **started(self.options, problem))
+        solution = solve(plan, data.y, data.nonfinite, second=second, **started(self.options, problem))
         return solution, plan if second is None else second.answering
 
 
@@ -232,5 +232,5 @@ def _nan_items(
     if bool(finite.all()):
         return function(given)
     good = finite.flatten(given.ndim - len(item)).all(-1)
-    answer = function(torch.where(good.reshape(*good.shape, *(1 for _ in item)), given, 0))
-    return torch.where(good.reshape(*good.shape, *(1 for _ in result)), answer, torch.nan)
+    answer = function(torch.where(over_items(good, len(item)), given, 0))
+    return torch.where(over_items(good, len(result)), answer, torch.nan)

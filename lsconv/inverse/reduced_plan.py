@@ -17,6 +17,7 @@ from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.krylov.loop.solution import Solution, Status, together
 from lsconv.krylov.loop.stopping import Tolerances, certify
+from lsconv.operators.batch_layout import over_items
 
 __all__ = ["ReducedPlan", "core"]
 
@@ -93,7 +94,7 @@ class ReducedPlan:
         x = way.to_inputs(self.plan.normal_solve(inner, rtol=rtol))
         if way.reads_all:
             return x
-        mu = self.damp.square().to(g.real.dtype).reshape(*self.damp.shape, *(1 for _ in self.A.in_shape))
+        mu = over_items(self.damp.square().to(g.real.dtype), len(self.A.in_shape))
         unread = g - way.to_inputs(inner)
         return x + torch.where(mu > 0, unread / torch.where(mu > 0, mu, 1), 0)
 

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from lsconv.border.capacitance_plan import CapacitancePlan
-from lsconv.border.free_memory import allowed_bytes
-from lsconv.border.memory import check_fits, plan_bytes
+from lsconv.border.memory import plan_bytes
 from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import (
     ArgumentError,
-    ArgumentTypeError,
     DtypeError,
     MethodError,
     PlanMemoryError,
@@ -25,14 +23,11 @@ from lsconv.errors import (
 )
 from lsconv.factored.direct_plan import DirectPlan
 from lsconv.factored.singular_values import SingularValuePlan
-from lsconv.fourier.circulant import block_circulant
-from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.dense_stack import DenseStack
+from lsconv.inverse.krylov_choice import krylov_plan
 from lsconv.inverse.plans import (
     KRYLOV,
-    LEAST_SQUARES,
-    SQUARE,
     FourierPlan,
     KrylovPlan,
     KrylovStack,
@@ -41,7 +36,6 @@ from lsconv.inverse.plans import (
 )
 from lsconv.inverse.reduced_plan import ReducedPlan, core
 from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, deciding, reduction, small_matrices
-from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
@@ -49,13 +43,11 @@ __all__ = ["BORDER_PLANS", "METHODS", "fallback", "penalty_fallback", "penalty_p
 
 METHODS = ("auto", *SMALL_MATRICES, "fourier", "border", "svd", *KRYLOV)
 BORDER_PLANS = (BorderPlan, CapacitancePlan)
-# Of random 5x5 kernels, 8 to 8 channels, 64², float32, damp 0.1, the border takes four times as long as LSMR. In three
-# dimensions, damp 1e-2, 16³, its iteration gets stuck.
+# Channels of a group, in and out together, up to which reflected padding goes to the border; of more LSMR is faster.
 _MIRRORED_CHANNELS = 4
 # Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
 # iterations below which LSMR is not tried.
 _OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 8e6, 30
-_NOT_LINEAR = '"hybrid" chooses the damping by y, so its answer is not linear in y and has no adjoint; use "lsqr"'
 
 
 def route(
@@ -157,7 +149,7 @@ def route(
         return direct
     if method == "fourier" or (method == "auto" and structured is not None and Embedding(structured).is_circulant):
         try:
-            return _fourier(A, damp, memory_limit, rcond)
+            return FourierPlan(A, damp, rcond=rcond, memory_limit=memory_limit)
         except PlanMemoryError as error:
             if method == "fourier" or chosen:
                 raise
@@ -181,10 +173,7 @@ def route(
         except PlanMemoryError as error:
             warn(f"falling back to LSMR. {error}")
     name = "lsmr" if method == "auto" else method
-    if name not in LEAST_SQUARES:
-        _check_suits(A, damp, name)
-        return KrylovPlan(A, damp, name, _own_preconditioner(A, name, preconditioner))
-    return KrylovPlan(A, damp, name, _preconditioner(A, damp, preconditioner, name))
+    return krylov_plan(A, damp, name, preconditioner)
 
 
 def penalty_plan(
@@ -225,14 +214,14 @@ def penalty_plan(
 
 
 def _mirrors_well(A: LinearOperator, damp: Tensor | float) -> bool:
-    """Whether reflect or replicate padding is better served by the border than by LSMR."""
+    """Tell whether reflect or replicate padding is better served by the border than by LSMR."""
     if not (isinstance(A, Convolution) and Mirror.exists(A) and bool((torch.as_tensor(damp) > 0).all())):
         return False
     return A.ndim <= 2 and (A.c_in + A.c_out) // A.groups <= _MIRRORED_CHANNELS
 
 
 def _check_rcond(rcond: Any, damp: Tensor | float, method: str) -> bool:
-    """Whether there is a rank to decide and the user's threshold for it."""
+    """Tell whether there is a rank to decide and the user's threshold for it."""
     if rcond is None:
         return False
     if isinstance(rcond, bool) or not isinstance(rcond, numbers.Real) or not 0 <= float(rcond) < 1:
@@ -244,14 +233,6 @@ def _check_rcond(rcond: Any, damp: Tensor | float, method: str) -> bool:
             f"or damp > 0"
         )
     return chosen
-
-
-def _fourier(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None) -> FourierPlan:
-    """The division in Fourier space, whose symbol, inverse and work space fit."""
-    embedding = block_circulant(A, tuple(torch.as_tensor(damp).shape))
-    entries = embedding.blocks * math.prod(embedding.grid) * embedding.in_channels * embedding.out_channels
-    check_fits(3 * 16 * entries, allowed_bytes(memory_limit, A.device), repr(A), "fourier")
-    return FourierPlan(A, damp, rcond=rcond)
 
 
 def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None) -> SingularValuePlan:
@@ -296,7 +277,7 @@ def fallback(
         try:
             return _border(A, damp, None)
         except (MethodError, PlanMemoryError):
-            return KrylovPlan(A, damp, "lsmr", _preconditioner(A, damp, "auto", "lsmr"))
+            return krylov_plan(A, damp, "lsmr")
     return KrylovPlan(A, damp, "lsmr") if isinstance(plan, BORDER_PLANS) and rcond is None else None
 
 
@@ -330,90 +311,3 @@ def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -
         except (MethodError, PlanMemoryError):
             pass  # the iteration needs neither a square symbol nor the memory of a dense matrix
     return BorderPlan(A, damp, memory_limit=memory_limit)
-
-
-def _check_suits(A: LinearOperator, damp: Tensor | float, method: str) -> None:
-    """Refuse what a square method or hybrid would answer wrongly, and say what to use instead."""
-    if bool((torch.as_tensor(damp) > 0).any()):
-        if method == "hybrid":
-            raise MethodError('method: "hybrid" chooses the damping itself, got damp > 0; use "lsqr" or "lsmr" with it')
-        raise MethodError(f'method: "{method}" solves A x = y without damping, got damp > 0; use "lsmr" or "cgls"')
-    if method == "hybrid":
-        return
-    if A.in_shape != A.out_shape:
-        raise MethodError(f'method: "{method}" needs a square A, got {A.in_shape} -> {A.out_shape}; use "lsmr"')
-    if method in ("cg", "minres") and not _is_hermitian(A):
-        raise MethodError(f'method: "{method}" needs A = A^H, which a random vector refutes; use "gmres" or "lsmr"')
-
-
-def _is_hermitian(A: LinearOperator) -> bool:
-    """Whether A and A^H agree on a random vector up to rounding; True where there is no adjoint to compare with."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (*A.batch_shape, *A.in_shape)
-    v = torch.randn(shape, generator=generator, dtype=torch.promote_types(A.dtype, torch.float32)).to(A.device)
-    image = A.apply(v)
-    try:
-        mirrored = A.adjoint(v)
-    except NotImplementedError:
-        return True
-    tolerance = torch.finfo(A.dtype).eps ** 0.5
-    return bool(torch.dist(image, mirrored) <= tolerance * torch.linalg.vector_norm(image))
-
-
-def _own_preconditioner(
-    A: LinearOperator, method: str, preconditioner: LinearOperator | str | None
-) -> tuple[LinearOperator | None, None]:
-    """The M of a square method: the one given, or none."""
-    if preconditioner is None or preconditioner == "auto":
-        return None, None
-    if isinstance(preconditioner, LinearOperator) and method in SQUARE:
-        return preconditioner, None
-    if isinstance(preconditioner, LinearOperator):
-        raise MethodError('preconditioner: "hybrid" takes none; use "lsqr" or "lsmr" with a damp of your own')
-    if preconditioner != "circulant":
-        raise ArgumentTypeError(
-            f'preconditioner: expected "auto", "circulant", None or a LinearOperator, got {preconditioner!r}'
-        )
-    raise MethodError(
-        f'preconditioner: "circulant" approximates (A^H A)^-1, which serves "lsmr", "lsqr", "cgls" and "craig"; '
-        f'"{method}" has no use for it'
-    )
-
-
-def _preconditioner(
-    A: LinearOperator, damp: Tensor | float, preconditioner: LinearOperator | str | None, method: str
-) -> tuple[LinearOperator | None, LinearOperator | None]:
-    """M and N."""
-    if preconditioner is None:
-        return None, None
-    if isinstance(preconditioner, LinearOperator):
-        side = getattr(preconditioner, "side", None)
-        if side is None:
-            side = "solution" if preconditioner.in_shape == A.in_shape else "residual"
-        return (preconditioner, None) if side == "residual" else (None, preconditioner)
-    if preconditioner not in ("auto", "circulant"):
-        raise ArgumentTypeError(
-            f'preconditioner: expected "auto", "circulant", None or a LinearOperator, got {preconditioner!r}'
-        )
-    damping = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
-    # craig's damped problem is that of [A, damp I], which knows no N
-    side = "residual" if method == "craig" and bool((damping > 0).any()) else None
-    share = torch.finfo(A.dtype).eps / default_rtol(A.dtype)
-    if preconditioner == "auto":
-        if not bool((damping > 0).all()):
-            return None, None
-        try:
-            circulant = CirculantPreconditioner(A, damp, side=side)
-        except MethodError:
-            return None, None
-        # N moves x into the null space of A, and below this damping the gradient does not show that it has come back
-        # M leaves the residual's part beside the range of A divided by damp, with its rounding
-        least = (share**0.5 if circulant.side == "solution" else share) * circulant.norm
-        if not bool((damping >= least).all()):
-            return None, None
-    else:
-        damped = bool((damping > 0).all())
-        circulant = CirculantPreconditioner(A, damp if damped else None, side=side)
-        if side is None and damped and not bool((damping >= share * circulant.norm).all()):
-            circulant = CirculantPreconditioner(A, damp, side="solution")
-    return (circulant, None) if circulant.side == "residual" else (None, circulant)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.free_memory import allowed_bytes
+from lsconv.border.memory import allowed_bytes
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import DirectPlan

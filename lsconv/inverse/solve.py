@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, ConvergenceWarning, MethodError, warn
+from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, MethodError
 from lsconv.inverse.plans import KrylovPlan, Plan, TrialPlan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import fallback
 from lsconv.krylov.gradients.attach import LeastSquares
 from lsconv.krylov.loop.batched_scalars import ItemSpace
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items, select
 
-__all__ = ["KRYLOV_ONLY", "Fallback", "merged", "report", "second_opinion", "solve", "started", "without_items"]
+__all__ = ["KRYLOV_ONLY", "Fallback", "merged", "solve", "started", "with_fallback", "without_items"]
 
 # Iterations that LSMR has for an item that the border leaves open.
-_SECOND_OPINION_ITERATIONS = 500
+_FALLBACK_ITERATIONS = 500
 _COMMON = {"rtol", "atol", "max_iter"}
 KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart", "rule", "noise_std", "safety"}
 
@@ -30,7 +31,7 @@ KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart",
 def solve(
     plan: Plan,
     y: Tensor,
-    broken: Tensor,
+    nonfinite: Tensor,
     *,
     second: Fallback | None = None,
     raise_on_failure: bool = False,
@@ -57,10 +58,10 @@ def solve(
             )
         solution = plan.solve(y, **options)
     if second is not None:
-        solution = second_opinion(solution, second, y, options)
-    if bool(broken.any()):
-        solution = without_items(solution, broken)
-    report(solution, plan, raise_on_failure)
+        solution = with_fallback(solution, second, y, options)
+    if bool(nonfinite.any()):
+        solution = without_items(solution, nonfinite)
+    report(solution, plan, raise_on_failure=raise_on_failure)
     return solution
 
 
@@ -69,21 +70,7 @@ def started(options: dict[str, Any], problem: LeastSquares) -> dict[str, Any]:
     return options if problem.x_prior is None else {**options, "x0": problem.x_prior}
 
 
-def report(solution: Solution, plan: object, raise_on_failure: bool) -> None:
-    """Warn of the items that did not converge, or raise.
-
-    Raises:
-        ConvergenceError: with ``raise_on_failure``.
-    """
-    failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
-    if bool(failed.any()):
-        text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r}). {solution.failure_text()}"
-        if raise_on_failure:
-            raise ConvergenceError(text)
-        warn(text)
-
-
-def second_opinion(solution: Solution, second: Fallback, y: Tensor, options: dict[str, Any]) -> Solution:
+def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict[str, Any]) -> Solution:
     """The fallback's answer for the items that the plan left unconverged, or not certified to be of minimum norm.
 
     A rank-deficient operator whose other singular values are well separated from zero is no trouble for LSMR; one whose
@@ -96,7 +83,7 @@ def second_opinion(solution: Solution, second: Fallback, y: Tensor, options: dic
     if plan is None:
         return solution
     after_border = isinstance(plan, KrylovPlan) and not isinstance(core(second.first), TrialPlan)
-    limit = {"max_iter": _SECOND_OPINION_ITERATIONS} if after_border else {}
+    limit = {"max_iter": _FALLBACK_ITERATIONS} if after_border else {}
     asked = {name: value for name, value in options.items() if name in _COMMON}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -112,13 +99,12 @@ def second_opinion(solution: Solution, second: Fallback, y: Tensor, options: dic
 
 def merged(solution: Solution, other: Solution, better: Tensor) -> Solution:
     """The first solution, with the other's answer for the items where that is better."""
-    items = better.reshape(*better.shape, *(1 for _ in range(other.x.ndim - better.ndim)))
     rank = solution.rank
     if other.rank is not None:
         rank = other.rank if rank is None else torch.where(better, other.rank, rank)
     return replace(
         solution,
-        x=torch.where(items, other.x, solution.x),
+        x=select(better, other.x, solution.x),
         codes=torch.where(better, other.codes, solution.codes),
         converged=torch.where(better, other.converged, solution.converged),
         iterations=torch.where(better, other.iterations, solution.iterations),
@@ -160,14 +146,14 @@ class Fallback:
         return other
 
 
-def without_items(solution: Solution, broken: Tensor) -> Solution:
+def without_items(solution: Solution, nonfinite: Tensor) -> Solution:
     """The solution with NaN and :attr:`Status.NON_FINITE` for the broken items."""
     x = solution.x
     return replace(
         solution,
-        x=x.masked_fill(broken.reshape(*broken.shape, *(1 for _ in range(x.ndim - broken.ndim))), torch.nan),
-        codes=torch.where(broken, Status.NON_FINITE.code, solution.codes),
-        converged=solution.converged & ~broken,
-        residual_norm=solution.residual_norm.masked_fill(broken, torch.nan),
-        gradient_norm=solution.gradient_norm.masked_fill(broken, torch.nan),
+        x=x.masked_fill(over_items(nonfinite, x.ndim - nonfinite.ndim), torch.nan),
+        codes=torch.where(nonfinite, Status.NON_FINITE.code, solution.codes),
+        converged=solution.converged & ~nonfinite,
+        residual_norm=solution.residual_norm.masked_fill(nonfinite, torch.nan),
+        gradient_norm=solution.gradient_norm.masked_fill(nonfinite, torch.nan),
     )

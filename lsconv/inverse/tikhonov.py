@@ -1,8 +1,9 @@
-r"""tikhonov: regularised least squares with a general penalty and a prior."""
+r"""tikhonov: regularised least squares with a general penalty and a prior; and a plan of it that is kept."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,21 +27,24 @@ from lsconv.inverse.dense_stack import DenseStack
 from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import penalty_fallback, penalty_plan, route
-from lsconv.inverse.solve import Fallback, merged, report, second_opinion, without_items
+from lsconv.inverse.solve import Fallback, merged, with_fallback, without_items
 from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
-from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.gradients.parameters import parameters_of, rebuild
+from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_complex, as_operator, check_damp, prepare
-from lsconv.krylov.loop.scalar_options import checks_numbers
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import remedy
+from lsconv.operators.convolution import Convolution, norm_bound
+from lsconv.operators.dtypes import double, remedy
 from lsconv.operators.elementary import Identity
+from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
-__all__ = ["tikhonov"]
+__all__ = ["penalised_inverse", "tikhonov"]
+
+Apply = Callable[[LinearOperator, Tensor, LinearOperator, Tensor, "Tensor | None"], Tensor]
 
 # Up to this factor adding the prior leaves residual and gradient as they were.
 _SAME = 1.1
@@ -50,11 +54,11 @@ _SAME = 1.1
 @checks_numbers
 @serves_empty_batches()
 def tikhonov(
-    A: Any,
+    A: OperatorLike,
     y: Tensor,
     damp: float | Tensor | str,
     *,
-    L: Any = None,
+    L: OperatorLike | None = None,
     x_prior: Tensor | None = None,
     noise_std: float | Tensor | None = None,
     method: str = "auto",
@@ -174,16 +178,16 @@ class _Routed:
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 solution = plan.solve(data.y, x_prior=x_prior, **self.options, **start)
             asked = self.method == "auto" and self.x0 is None and self.options["max_iter"] is None
-            failed = ~(solution.converged | data.broken)
+            failed = ~(solution.converged | data.nonfinite)
             dense = penalty_fallback(A, L, damping) if asked and bool(failed.any()) else None
             if dense is not None:
                 other = dense.solve(data.y, x_prior=x_prior, rtol=self.options["rtol"], atol=self.options["atol"])
                 solution, plan = merged(solution, other, failed), dense
             inverse = PenalisedBackward(A, plan)
-        if bool(data.broken.any()):
-            solution = without_items(solution, data.broken)
+        if bool(data.nonfinite.any()):
+            solution = without_items(solution, data.nonfinite)
         solution = replace(solution, selection=self.selection)
-        report(solution, plan, self.raise_on_failure)
+        report(solution, plan, raise_on_failure=self.raise_on_failure)
         return solution, inverse
 
     def _plan(self, A: LinearOperator, damping: Tensor) -> Plan:
@@ -209,10 +213,10 @@ def _with_prior(
     data = y if prior is None else y - A.apply(prior)
     solution = plan.solve(data, **options)
     if second is not None:
-        solution = second_opinion(solution, second, data, options)
+        solution = with_fallback(solution, second, data, options)
     if prior is None:
         return solution
-    precise = A.to(dtype=torch.complex128 if A.is_complex else torch.float64) if isinstance(A, Convolution) else A
+    precise = A.to(dtype=double(A.dtype)) if isinstance(A, Convolution) else A
     # the default of the method that solved
     rtol = (
         direct_rtol(A.dtype) if options["rtol"] is None and not isinstance(core(plan), KrylovPlan) else options["rtol"]
@@ -230,7 +234,7 @@ def _with_prior(
         iterations=solution.iterations,
         history=solution.history,
         rounding=torch.finfo(precise.dtype).eps,
-        norm_bound=_norm_bound(A),
+        norm_bound=norm_bound(A) if isinstance(A, Convolution) and A.padding_mode in ("zeros", "circular") else None,
     )
     # next to its prior x may be at rounding where what is added to it is not; without damping that shows no null space
     ranks = (solution.codes == Status.RANK_DEFICIENT.code) | (solution.codes == Status.RANK_UNDECIDED.code)
@@ -248,17 +252,7 @@ def _with_prior(
     )
 
 
-def _norm_bound(A: LinearOperator) -> Tensor | None:
-    """An upper bound of the norm of a convolution, by Hölder: the root of the largest row and column sums' product."""
-    if not isinstance(A, Convolution) or A.padding_mode not in ("zeros", "circular"):
-        return None
-    size = A.weight.detach().abs().double().flatten(-A.ndim).sum(-1)  # *batch, outputs, inputs of a group
-    rows = size.sum(-1).amax(-1)
-    columns = size.unflatten(-2, (A.groups, -1)).sum(-2).flatten(-2).amax(-1)
-    return (rows * columns).sqrt()
-
-
-def _check_penalty(L: Any, A: LinearOperator) -> LinearOperator | None:
+def _check_penalty(L: OperatorLike | None, A: LinearOperator) -> LinearOperator | None:
     if L is None or isinstance(L, Identity):
         if isinstance(L, Identity) and L.in_shape != A.in_shape:
             raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
@@ -282,3 +276,44 @@ def _check_prior(x_prior: Any, A: LinearOperator) -> Tensor | None:
         )
     A.check_input(x_prior, "x_prior", finite=True)
     return x_prior
+
+
+@dataclass(frozen=True)
+class _KeptPlan:
+    """A plan that is kept, for the values of A, L and damp that it was made for."""
+
+    A: LinearOperator
+    plan: StackedPlan | KrylovStack
+
+    def answer(self, problem: LeastSquares) -> tuple[Tensor, Inverse]:
+        """The x for the data and the prior of the problem."""
+        solution = self.plan.solve(problem.y, x_prior=problem.x_prior)
+        report(solution, self.plan)
+        return solution.x, PenalisedBackward(self.A, self.plan)
+
+
+def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, method: str = "auto") -> Apply:
+    """The answers of ``tikhonov(A, y, damp, L=L, x_prior=x_prior)``, the setup done once.
+
+    Args:
+        A: the operator.
+        L: the penalty.
+        damp: the damping, > 0.
+        method: as in :func:`lsconv.tikhonov`.
+
+    Returns:
+        A function of A, y, L, damp and x_prior, differentiable in all of them. A, L and damp have to have the values
+        that the setup was made for; what autograd follows may have changed.
+    """
+    fixed_A, fixed_L = (rebuild(operator, [p.detach() for p in parameters_of(operator)]) for operator in (A, L))
+    with torch.no_grad():
+        plan = penalty_plan(fixed_A, fixed_L, damp.detach(), method=method)
+
+    solver = _KeptPlan(fixed_A, plan)
+
+    @serves_empty_batches()
+    def apply(A: LinearOperator, y: Tensor, L: LinearOperator, damp: Tensor, x_prior: Tensor | None = None) -> Tensor:
+        x: Tensor = attach(solver, LeastSquares(A, y, damp, L, x_prior))
+        return x
+
+    return apply

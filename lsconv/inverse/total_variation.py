@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from lsconv.border.penalty import as_convolutions
-from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, MethodError, ShapeError, warn
+from lsconv.errors import ArgumentError, ArgumentTypeError, MethodError, ShapeError
 from lsconv.inverse.admm.proximal import Bounds, Term, gaussian_term, poisson_term, sparsity_term
 from lsconv.inverse.admm.sparse_problem import SparseProblem
 from lsconv.inverse.solve import without_items
-from lsconv.krylov.gradients.parameters import any_followed, parameters_of
-from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.gradients.parameters import any_requires_grad, parameters_of
+from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_operator, check_damp, prepare
-from lsconv.krylov.loop.scalar_options import checks_numbers
-from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.solution import Solution, report
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.difference import Gradient
+from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
 __all__ = ["total_variation"]
@@ -35,7 +35,7 @@ _RTOL = {torch.float32: 2e-3, torch.float64: 1e-4}
 @checks_numbers
 @serves_empty_batches()
 def total_variation(
-    A: Any,
+    A: OperatorLike,
     y: Tensor,
     weight: float | Tensor,
     *,
@@ -91,7 +91,7 @@ def total_variation(
 
     Returns:
         A :class:`Solution`: ``residual_norm`` is :math:`\|y - Ax\|`, ``gradient_norm`` the norm of what the forces
-        leave, both recomputed in float64; ``history`` a :class:`~lsconv.inverse.admm.iteration.SplittingHistory`
+        leave, both recomputed in float64; ``history`` a :class:`~lsconv.inverse.admm.history.SplittingHistory`
         (primal and dual residuals, certificate, objective); ``damp`` the weight.
 
     Raises:
@@ -130,7 +130,7 @@ def total_variation(
     sparse = SparseProblem(A, data, terms, bounds=bounds, gaussian=noise == "gaussian", x0=start, centred=L is None)
     rtol = _RTOL[A.dtype.to_real()] if rtol is None else rtol
     solution = sparse.solution(sparse.run(rtol, max_iter, callback), rtol, strength)
-    return reported(solution, problem.broken.expand(batch), "total_variation", raise_on_failure)
+    return reported(solution, problem.nonfinite.expand(batch), "total_variation", raise_on_failure)
 
 
 # ---------------------------------------------------------------------- arguments and results
@@ -164,8 +164,8 @@ def check_options(A: LinearOperator, y: Tensor, name: str, options: dict[str, An
 
 def refuse_gradient(name: str, A: LinearOperator, L: LinearOperator | None, values: dict[str, Any]) -> None:
     """Raise where autograd would follow what the answer of ``name`` depends on, and get nothing."""
-    followed = [key for key, value in values.items() if isinstance(value, Tensor) and any_followed(value)]
-    followed += [key for key, op in (("A", A), ("L", L)) if op is not None and any_followed(*parameters_of(op))]
+    followed = [key for key, value in values.items() if isinstance(value, Tensor) and any_requires_grad(value)]
+    followed += [key for key, op in (("A", A), ("L", L)) if op is not None and any_requires_grad(*parameters_of(op))]
     if followed:
         raise MethodError(
             f"{', '.join(followed)}: autograd follows it, and {name} has no gradient; call it under torch.no_grad() or "
@@ -220,14 +220,9 @@ def batch_of(batch: torch.Size, values: Tensor, name: str) -> torch.Size:
         ) from None
 
 
-def reported(solution: Solution, broken: Tensor, name: str, raise_on_failure: bool) -> Solution:
+def reported(solution: Solution, nonfinite: Tensor, name: str, raise_on_failure: bool) -> Solution:
     """The solution, with a warning or an error where an item did not converge."""
-    if bool(broken.any()):
-        solution = without_items(solution, broken)
-    if not bool(solution.converged.all()):
-        failed = int((~solution.converged).sum())
-        text = f"{failed} of {solution.converged.numel()} item(s) did not converge ({name}). {solution.failure_text()}"
-        if raise_on_failure:
-            raise ConvergenceError(text)
-        warn(text)
+    if bool(nonfinite.any()):
+        solution = without_items(solution, nonfinite)
+    report(solution, name, raise_on_failure=raise_on_failure)
     return solution

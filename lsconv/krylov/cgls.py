@@ -16,21 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.loop.batch_groups import plainly, solve
+from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, binary_unit, divide, hypot, maximum, root
-from lsconv.krylov.loop.damping import beside
+from lsconv.krylov.loop.damping import augmented_columns
 from lsconv.krylov.loop.lagrange_multipliers import CGLSMultipliers
 from lsconv.krylov.loop.method import KERNEL, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["cgls"]
 
 
 def cgls(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     damp: float | Tensor = 0.0,
@@ -92,7 +93,9 @@ def cgls(
                          progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
 
     def build(part: Problem) -> Any:
-        return beside(part, _CGLS) if part.damp is not None and part.M is not None else plainly(_CGLS)(part)
+        return (
+            augmented_columns(part, _CGLS) if part.damp is not None and part.M is not None else unmodified(_CGLS)(part)
+        )
 
     return solve(problem, options, build, name="cgls")
 
@@ -115,13 +118,13 @@ class _CGLS(Method):
         self.unit: Scalar = binary_unit(self.codomain.safe_norm(r))
         self.r = self.codomain.scale(r, 1 / self.unit)
         self.x = self.domain.scale(problem.start(x), 1 / self.unit)
-        self.trouble = None if self.M is None and self.N is None else (self.unit < 0) * KERNEL
+        self.failure = None if self.M is None and self.N is None else (self.unit < 0) * KERNEL
         self.operator_norm = self.weighted_norm = self.carried = 0 * self.unit
         g, self.root = self._gradient()
         self.p = g * self.domain.spread(divide(active, self.root))
         self.dual = CGLSMultipliers(self.r, self.codomain) if problem.multipliers else None
         if self.dual is not None:
-            self.dual.turn(0 * self.root, divide(active, self.root), self.r)
+            self.dual.update_direction(0 * self.root, divide(active, self.root), self.r)
         # With M the residual falls in the norm of M, and its plain norm is not known from that.
         self.known_fall = _Fall() if problem.single and self.M is None else None
         self._estimates(0.0)
@@ -148,14 +151,14 @@ class _CGLS(Method):
         self.carried = ratio * ratio * delta
         domain.combine(self.p, ratio * active, divide(active, self.root), g)
         if self.dual is not None:
-            self.dual.turn(ratio * active, divide(active, self.root), self.r)
+            self.dual.update_direction(ratio * active, divide(active, self.root), self.r)
         self._estimates(step * previous)
 
     def _curvature(self, q: Tensor) -> Scalar:
         """``p^H (A^H M A + damp^2) p``, and what it tells about the norm of A."""
         q_norm: Scalar = self.codomain.norm(q)
         delta = q_norm * q_norm if self.M is None else self.codomain.inner(q, self.M.apply(q))
-        if self.damp is not None or self.trouble is not None:
+        if self.damp is not None or self.failure is not None:
             p_norm: Scalar = self.domain.norm(self.p)
             bound = divide(q_norm, p_norm)
             if self.damp is not None:
@@ -164,7 +167,7 @@ class _CGLS(Method):
             self.operator_norm = maximum(self.operator_norm, bound)
         # A diagonal entry of the Lanczos matrix of A^H M A + damp^2, whose norm it cannot exceed.
         self.weighted_norm = maximum(self.weighted_norm, root(delta + self.carried))
-        if self.trouble is None:
+        if self.failure is None:
             self.operator_norm = self.weighted_norm
         return delta
 
@@ -188,9 +191,9 @@ class _CGLS(Method):
     def _root(self, v: Tensor, image: Tensor, space: ItemSpace) -> Scalar:
         """The length of v in the inner product of a preconditioner whose image of v is given."""
         square, norm = space.inner(v, image), space.norm(v)
-        if self.trouble is not None:
+        if self.failure is not None:
             small = torch.finfo(space.dtype).eps * norm * space.norm(image)
-            self.trouble = self.trouble | ((square <= small) & (norm > 0)) * KERNEL
+            self.failure = self.failure | ((square <= small) & (norm > 0)) * KERNEL
         return root(square)
 
     def _residual_norm(self) -> Scalar:

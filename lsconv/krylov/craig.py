@@ -11,7 +11,6 @@ LSQR and CRAIG", BIT 35 (1995), 588-604.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,21 +18,22 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.golub_kahan import GolubKahan
-from lsconv.krylov.loop.batch_groups import plainly, solve
-from lsconv.krylov.loop.batched_scalars import Scalar, divide, in_units, maximum, minimum, quotient, where
-from lsconv.krylov.loop.damping import beside
+from lsconv.krylov.loop.batch_groups import solve, unmodified
+from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, quotient, rescale, where
+from lsconv.krylov.loop.damping import augmented_columns
 from lsconv.krylov.loop.lagrange_multipliers import CRAIGMultipliers
 from lsconv.krylov.loop.method import STUCK, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["craig"]
 
 
 def craig(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     damp: float | Tensor = 0.0,
@@ -99,7 +99,7 @@ def craig(
                          callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
 
     def build(part: Problem) -> Any:
-        return plainly(_CRAIG)(part) if part.damp is None else beside(part, _CRAIG)
+        return unmodified(_CRAIG)(part) if part.damp is None else augmented_columns(part, _CRAIG)
 
     return solve(problem, options, build, name="craig")
 
@@ -114,12 +114,12 @@ class _CRAIG(Method):
         self.space = problem.domain
         self.x = problem.start(x)
         self.zeta = -process.one
-        self.largest, self.smallest = 0 * process.one, math.inf * process.one
+        self.column, self.inverse_norm = 0 * process.one, 0 * process.one
         self.limit = 0.1 * torch.finfo(problem.A.dtype).eps ** -0.75 * process.beta
         self.dual = CRAIGMultipliers(process.u, process.codomain) if problem.multipliers else None
         self.residual = process.r_norm
         self.operator_norm = process.operator_norm
-        self.trouble = process.trouble
+        self.failure = process.failure
 
     def solution(self) -> Tensor:
         return self.x
@@ -134,10 +134,11 @@ class _CRAIG(Method):
         # rounding: the Krylov space is exhausted, and b has a part outside the range of A.
         exhausted = running & ((process.alpha == 0) | (abs(zeta) * process.weighted_norm > self.limit))
         active = self.space.active(running & (exhausted == 0))
-        self.largest = maximum(self.largest, process.alpha)
-        self.smallest = minimum(self.smallest, process.alpha)
-        self.condition = quotient(self.largest, self.smallest)
-        self.space.add(self.x, in_units(zeta * active, 1.0, process.v_length), process.v, out=self.x)
+        # A^H maps the columns of U_k L_k^{-H} to unit vectors: their lengths are lower bounds of that of the inverse
+        self.column = quotient(hypot(1.0 + 0 * self.column, process.beta * self.column), process.alpha)
+        self.inverse_norm = maximum(self.inverse_norm, self.column)
+        self.condition = self.inverse_norm * process.weighted_norm
+        self.space.add(self.x, rescale(zeta * active, 1.0, process.v_length), process.v, out=self.x)
         if self.dual is not None:
             self.dual.step(zeta, process.beta, divide(active, process.alpha), process.u, process.u_length)
         process.step(active)
@@ -146,4 +147,4 @@ class _CRAIG(Method):
         self.residual = where(exhausted, self.residual, residual)
         self.zeta = zeta
         self.operator_norm = process.operator_norm
-        self.trouble = exhausted * STUCK if process.trouble is None else process.trouble | exhausted * STUCK
+        self.failure = exhausted * STUCK if process.failure is None else process.failure | exhausted * STUCK

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,8 @@ from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.dtypes import double
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["gmres"]
 
@@ -33,7 +34,7 @@ _STANDSTILL = 0.9999
 
 
 def gmres(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     M: LinearOperator | Callable[[Tensor], Tensor] | None = None,
@@ -123,11 +124,11 @@ class _GMRES(Method):
         self.unit = binary_unit(self.space.safe_norm(problem.y))
         self.V = torch.empty(self.items, restart + 1, self.n, dtype=A.dtype, device=A.device)
         self.Z = self.V if precondition is None else torch.empty_like(self.V[:, :restart])
-        small = torch.complex128 if A.dtype.is_complex else torch.float64
+        small = double(A.dtype)
         self.small = small if self.space.scalar == torch.float64 else A.dtype
         self.G = torch.zeros(self.items, restart + 1, restart + 1, dtype=self.small, device=A.device)
         self.R = torch.zeros(self.items, restart, restart, dtype=self.small, device=A.device)
-        self.trouble: Tensor = torch.zeros_like(running, dtype=torch.int64)
+        self.failure: Tensor = torch.zeros_like(running, dtype=torch.int64)
         self.operator_norm = torch.zeros_like(self.unit)
         self._begin(x is not None, running)
 
@@ -151,7 +152,7 @@ class _GMRES(Method):
         self.x = self.solution()
         self._begin(True, running)
         idle = (self.beta > _STANDSTILL * before).reshape(self.problem.batch)
-        self.trouble = self.trouble | idle * STUCK
+        self.failure = self.failure | idle * STUCK
 
     def solution(self) -> Tensor:
         """``x + Z y`` with y the least-squares coefficients of this cycle."""
@@ -202,7 +203,7 @@ class _GMRES(Method):
         pivot = column[:, j]
         r = torch.hypot(pivot.abs(), norm)
         moving = (active > 0) & (r > 0)
-        self.trouble = self.trouble | ((active > 0) & (r == 0)).reshape(self.problem.batch) * STUCK
+        self.failure = self.failure | ((active > 0) & (r == 0)).reshape(self.problem.batch) * STUCK
         c = torch.where(moving, divide(pivot, r), 0)
         s = torch.where(moving, divide(norm, r), 1)
         self.R[:, :j, j] = torch.where(moving.unsqueeze(-1), column[:, :j], 0)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, divide, hypot, in_units, maximum, root
+from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, divide, hypot, maximum, rescale, root
 from lsconv.krylov.loop.method import KERNEL
 from lsconv.krylov.loop.problem import Problem
 from lsconv.operators.base import LinearOperator
@@ -46,7 +46,7 @@ class GolubKahan:
         operator_norm: a lower bound of ``||A||``.
         weighted_norm: a lower bound of the norm of A between the inner products of M and N.
         av: with ``keep_av``, a copy of the newest ``A v``.
-        trouble: items where M or N showed itself not to be positive definite.
+        failure: items where M or N showed itself not to be positive definite.
     """
 
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar, *, keep_av: bool = False) -> None:
@@ -61,7 +61,7 @@ class GolubKahan:
         # Normalise first: in float32 the squares inside an inner product with M r could leave the range.
         self.raw_u = self.codomain.scale(r, divide(active, self.r_norm))
         self.u = self.raw_u
-        self.trouble: Scalar | None = None if self.plain else (self.r_norm < 0) * KERNEL
+        self.failure: Scalar | None = None if self.plain else (self.r_norm < 0) * KERNEL
         self.u_norm = self.v_norm = self.one = active * 0 + 1
         scale, self.u, self.u_norm = self._unit(self.raw_u, self.one, active, self.M, self.codomain)
         self.beta = self.r_norm * scale
@@ -82,7 +82,7 @@ class GolubKahan:
         av = self.A.apply(self.v)
         if self.keep_av:
             self.av = av.clone()
-        self.codomain.add(av, in_units(-alpha, self.v_length, self.u_length), self.raw_u, out=self.raw_u)
+        self.codomain.add(av, rescale(-alpha, self.v_length, self.u_length), self.raw_u, out=self.raw_u)
         del av  # before A^H allocates its result: the two are never alive together
         if self.puts_off:
             self.beta, self.u_length = self._length(self.raw_u, self.v_length, self.codomain)
@@ -96,7 +96,7 @@ class GolubKahan:
         else:
             bound = divide(self.domain.norm(ahu), self.codomain.norm(self.u))
             self.operator_norm = maximum(self.operator_norm, bound)
-        self.domain.add(ahu, in_units(-self.beta, self.u_length, self.v_length), self.raw_v, out=self.raw_v)
+        self.domain.add(ahu, rescale(-self.beta, self.u_length, self.v_length), self.raw_v, out=self.raw_v)
         del ahu
         if self.puts_off:
             self.alpha, self.v_length = self._length(self.raw_v, self.u_length, self.domain)
@@ -117,7 +117,7 @@ class GolubKahan:
     ) -> tuple[Scalar, Tensor, Scalar]:
         length, image, norm, kernel = unit(raw, norm, active, P, space)
         if kernel is not None:
-            self.trouble = self.trouble | kernel
+            self.failure = self.failure | kernel
         return length, image, self.one if norm is None else norm
 
 

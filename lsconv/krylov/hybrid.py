@@ -15,14 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
-from lsconv.krylov.loop.damping import below
+from lsconv.krylov.loop.damping import augmented_rows
 from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.options import IterationState, Options
@@ -31,6 +30,7 @@ from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.krylov.lsmr import LSMR
 from lsconv.krylov.projected import Projected
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["HybridSelection", "hybrid"]
 
@@ -51,7 +51,7 @@ class HybridSelection:
 
 
 def hybrid(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     rule: str = "gcv",
@@ -130,7 +130,7 @@ def hybrid(
             chosen.append(_Hybrid(problem, running, max_iter, target))
             return chosen[0]
         # A restart keeps the damping: the choice is made, and what is left is an ordinary damped problem.
-        return LSMR(below(replace(problem, damp=chosen[0].damp)), x, running)
+        return LSMR(augmented_rows(replace(problem, damp=chosen[0].damp)), x, running)
 
     def selection() -> tuple[Tensor, HybridSelection]:
         method = chosen[0]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +22,10 @@ from lsconv.krylov.loop.batched_scalars import (
     Scalar,
     divide,
     hypot,
-    in_units,
     maximum,
     minimum,
     quotient,
+    rescale,
     root,
     rotation,
 )
@@ -37,12 +36,13 @@ from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["LSMR", "lsmr"]
 
 
 def lsmr(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     damp: float | Tensor = 0.0,
@@ -137,7 +137,7 @@ class LSMR(Method):
         return self.x
 
     def multipliers(self) -> Tensor | None:
-        """What A^H makes x of."""
+        """The multipliers z with ``x = A^H z``."""
         return None if self.dual is None else self.dual.z
 
     def step(self, running: Scalar) -> None:
@@ -160,12 +160,12 @@ class LSMR(Method):
         along = -divide(thetanew * active, rho)
         if self.dual is not None:
             self.dual.step(back, divide(cbar * active, rho * rhobar), divide(process.beta, rhobar))
-            self.dual.turn(c, s, divide(process.alpha, rho), process.u, process.u_length)
+            self.dual.update_direction(c, s, divide(process.alpha, rho), process.u, process.u_length)
         # As with v, what is held is h_length h and hbar_length hbar.
-        domain.add(self.h, in_units(back, self.h_length, self.hbar_length), self.hbar, out=self.hbar)
+        domain.add(self.h, rescale(back, self.h_length, self.hbar_length), self.hbar, out=self.hbar)
         self.hbar_length = self.h_length
-        domain.add(self.x, in_units(forward, 1.0, self.hbar_length), self.hbar, out=self.x)
-        domain.add(process.v, in_units(along, process.v_length, self.h_length), self.h, out=self.h)
+        domain.add(self.x, rescale(forward, 1.0, self.hbar_length), self.hbar, out=self.x)
+        domain.add(process.v, rescale(along, process.v_length, self.h_length), self.h, out=self.h)
         self.h_length = process.v_length
         # The newest diagonal entry of R-bar is rhotemp until the next rotation; the initial rhobar = 1 is not one.
         self.condition = quotient(maximum(self.largest, rhotemp), minimum(self.smallest, rhotemp))
@@ -179,7 +179,7 @@ class LSMR(Method):
 
     def _norms(self) -> None:
         process = self.process
-        self.trouble = process.trouble
+        self.failure = process.failure
         norm = process.operator_norm
         self.operator_norm = norm if self.damp is None else hypot(norm, self.damp)
         self.gradient = abs(self.zetabar)

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.loop.batch_groups import solve
-from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, in_units, maximum, minimum, quotient, rotation
+from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, minimum, quotient, rescale, rotation
 from lsconv.krylov.loop.damping import folded
 from lsconv.krylov.loop.lagrange_multipliers import LSQRMultipliers
 from lsconv.krylov.loop.method import Method
@@ -26,12 +25,13 @@ from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["lsqr"]
 
 
 def lsqr(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     damp: float | Tensor = 0.0,
@@ -103,7 +103,7 @@ class _LSQR(Method):
         self.process = process = GolubKahan(problem, x, running)
         self.domain = problem.domain
         self.damp: Scalar | None = None if problem.damp is None else problem.scalar(problem.damp)
-        self.trouble = process.trouble
+        self.failure = process.failure
         self.x = problem.start(x)
         self.w, self.w_length = process.v.clone(), process.v_length
         self.rhobar, self.phibar = process.alpha, process.beta
@@ -138,15 +138,15 @@ class _LSQR(Method):
         inverse = divide(active, rho)
         if self.dual is not None:
             self.dual.step(phibar, inverse)
-            self.dual.turn(c, s, divide(process.alpha, rho), process.u, process.u_length)
-        domain.add(self.x, in_units(phi * inverse, 1.0, self.w_length), self.w, out=self.x)
-        domain.add(process.v, in_units(-theta * inverse, process.v_length, self.w_length), self.w, out=self.w)
+            self.dual.update_direction(c, s, divide(process.alpha, rho), process.u, process.u_length)
+        domain.add(self.x, rescale(phi * inverse, 1.0, self.w_length), self.w, out=self.x)
+        domain.add(process.v, rescale(-theta * inverse, process.v_length, self.w_length), self.w, out=self.w)
         self.w_length = process.v_length
         self._estimates(c, s, rho, phi)
 
     def _estimates(self, c: Scalar, s: Scalar, rho: Scalar, phi: Scalar) -> None:
         process = self.process
-        self.trouble = process.trouble
+        self.failure = process.failure
         self.largest, self.smallest = maximum(self.largest, rho), minimum(self.smallest, rho)
         self.condition = quotient(self.largest, self.smallest)
         self.residual = self.phibar if self.damp is None else hypot(self.phibar, self.damped_away)

@@ -11,25 +11,25 @@ Saunders, "MINRES-QLP: A Krylov subspace method for indefinite or singular symme
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lsconv.krylov.golub_kahan import unit
-from lsconv.krylov.loop.batch_groups import plainly, solve
+from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, rotation, where
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["minres"]
 
 
 def minres(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     M: LinearOperator | None = None,
@@ -83,7 +83,7 @@ def minres(
     problem = prepare(A, b, M=M, x0=x0, check_finite=check_finite, square=True, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, max_iter=max_iter, check_every=check_every, callback=callback,
                          progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
-    return solve(problem, options, plainly(_MINRES), name="minres")
+    return solve(problem, options, unmodified(_MINRES), name="minres")
 
 
 class _MINRES(Method):
@@ -103,7 +103,7 @@ class _MINRES(Method):
         norm: Scalar = self.space.safe_norm(r)
         self.raw = self.space.scale(r, divide(active, norm))
         zero, self.one = 0 * active, 0 * active + 1
-        scale, self.v, v_norm, self.trouble = unit(self.raw, self.one, active, self.M, self.space)
+        scale, self.v, v_norm, self.failure = unit(self.raw, self.one, active, self.M, self.space)
         self.v_norm = self.one if v_norm is None else v_norm
         self.r = None if self.M is None else self.raw.clone()
         self.previous = torch.zeros_like(self.raw)
@@ -133,7 +133,7 @@ class _MINRES(Method):
         self.beta, self.v, v_norm, kernel = unit(self.raw, None, active, self.M, space)
         self.v_norm = self.one if v_norm is None else v_norm
         if kernel is not None:
-            self.trouble = kernel if self.trouble is None else self.trouble | kernel
+            self.failure = kernel if self.failure is None else self.failure | kernel
         column = hypot(hypot(beta_before, alpha), self.beta)
         self.weighted_norm = maximum(self.weighted_norm, column)
         if self.M is None:
@@ -151,7 +151,7 @@ class _MINRES(Method):
         rest = hypot(gbar, self.dbar)
         # ||A r_{k-1}|| = phibar_{k-1} rest. Where that is negligible r_{k-1} is a least-squares residual, and the step
         # that is due would divide by the (nearly) singular pivot: x stays.
-        self.settled = done = rest <= self.negligible * self.weighted_norm
+        self.self_converged = done = rest <= self.negligible * self.weighted_norm
         moving = active * (done == 0)
         self.c, self.s, gamma = rotation(gbar, self.beta)
         inverse = divide(active, gamma)

@@ -7,10 +7,8 @@ from torch import Tensor
 
 __all__ = ["Projected"]
 
-_GRID = 64
-_ROUNDS = 4
+# The range searched, down from the largest singular value: all that double precision resolves.
 _DECADES = 16.0
-_BISECTIONS = 60
 
 
 class Projected:
@@ -87,12 +85,12 @@ class Projected:
         # A grid first, because the function may have several minima; then finer ones around the lowest point.
         top = torch.log10(torch.where(self.largest > 0, self.largest, 1.0)) + 1
         low, high = top - _DECADES, top
-        steps = torch.linspace(0, 1, _GRID, dtype=top.dtype, device=top.device)
+        steps = torch.linspace(0, 1, 64, dtype=top.dtype, device=top.device)
         best = top
-        for _ in range(_ROUNDS):
+        for _ in range(4):  # each 30 times as fine as the one before
             grid = low.unsqueeze(-1) + (high - low).unsqueeze(-1) * steps
             best = grid.gather(-1, score(10**grid).argmin(-1, keepdim=True))[:, 0]
-            width = (high - low) / (_GRID - 1)
+            width = (high - low) / (len(steps) - 1)
             low, high = best - width, best + width
         damp = 10**best
         return damp, score(damp.unsqueeze(-1))[:, 0]
@@ -103,7 +101,7 @@ class Projected:
         """The damping whose residual norm is ``target`` (0 where even no damping leaves more), and that norm."""
         top = torch.log10(torch.where(self.largest > 0, self.largest, 1.0))
         low, high = top - _DECADES, top + _DECADES
-        for _ in range(_BISECTIONS):
+        for _ in range(60):  # to the last digit
             middle = 0.5 * (low + high)
             above = self.residual(10**middle) > target
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)

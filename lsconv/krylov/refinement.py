@@ -24,17 +24,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ConvergenceError, ConvergenceWarning, DtypeError, warn
+from lsconv.errors import ArgumentError, ConvergenceWarning, DtypeError
 from lsconv.krylov.loop.batched_scalars import binary_unit, divide
-from lsconv.krylov.loop.damping import below
-from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.damping import augmented_rows
+from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.null_space import cleared
 from lsconv.krylov.loop.problem import Problem, prepare
-from lsconv.krylov.loop.scalar_options import checks_numbers
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import EXCUSED, Certificate, Tolerances, certified, certify
 from lsconv.krylov.lsmr import lsmr
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["refine"]
 
@@ -50,7 +51,7 @@ _CONSISTENT = 0.1
 @checks_numbers
 @serves_empty_batches()
 def refine(
-    A: Any,
+    A: OperatorLike,
     b: Tensor,
     *,
     solver: Callable[..., Solution] = lsmr,
@@ -121,12 +122,7 @@ def refine(
         solution = loop.run(max_refinements)
         shortest = functools.partial(loop.shortest, max_refinements=max_refinements)
         solution = cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, loop.judge)
-    failed = ~solution.converged
-    if bool(failed.any()):
-        text = f"refine: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"
-        if raise_on_failure:
-            raise ConvergenceError(text)
-        warn(text)
+    report(solution, "refine", raise_on_failure=raise_on_failure)
     return solution
 
 
@@ -149,7 +145,7 @@ class _Refinement:
             options,
         )
         # With damping folded in, the loop knows one problem only: min ||A x - y||.
-        self.folded = problem if problem.damp is None else below(problem)
+        self.folded = problem if problem.damp is None else augmented_rows(problem)
         self.least_norm = least_norm
         self.low: LinearOperator = self.folded.A.to(dtype=inner_dtype)
         self.inner_dtype = inner_dtype
@@ -164,8 +160,8 @@ class _Refinement:
 
     def shortest(self, y: Tensor, rtol: float, max_refinements: int) -> Tensor:
         """The refinement to the least-norm solution for consistent data, without damping and from zero."""
-        zero, none = self.problem.codomain.safe_norm(y) == 0, torch.zeros_like(self.problem.broken)
-        problem = replace(self.problem, y=y, damp=None, x0=None, zero=zero, broken=none)
+        zero, none = self.problem.codomain.safe_norm(y) == 0, torch.zeros_like(self.problem.nonfinite)
+        problem = replace(self.problem, y=y, damp=None, x0=None, zero=zero, nonfinite=none)
         exact = replace(self.tolerances, rtol=rtol, atol=0.0)
         loop = _Refinement(problem, self.solver, self.inner_dtype, exact, self.square, True, self.options)
         return loop.run(max_refinements).x
@@ -173,7 +169,7 @@ class _Refinement:
     def run(self, max_refinements: int) -> Solution:
         problem, folded = self.problem, self.folded
         x = problem.start(problem.x0)
-        running = ~(problem.broken | problem.zero)
+        running = ~(problem.nonfinite | problem.zero)
         consistent = torch.ones_like(running)
         certificate = self._certify(x)
         running = running & ~certificate.converged
@@ -281,12 +277,12 @@ class _Refinement:
             solution = self.solver(A, scaled, check_finite=False, **options)
         self.iterations = self.iterations + solution.iterations
         x = torch.nan_to_num(solution.x.to(y.dtype))
-        return x * unit.to(x.dtype).reshape(unit.shape + (1,) * (x.ndim - unit.ndim))
+        return x * over_items(unit.to(x.dtype), x.ndim - unit.ndim)
 
     def _finish(self, x: Tensor, limit: Tensor, doubtful: Tensor) -> Solution:
         problem = self.problem
         x = x.masked_fill(problem.domain.spread(problem.zero).bool(), 0)
-        x = x.masked_fill(problem.domain.spread(problem.broken).bool(), torch.nan)
+        x = x.masked_fill(problem.domain.spread(problem.nonfinite).bool(), torch.nan)
         share = self.tolerances.null_share
         # the inner solves round into the null space of A
         part = None if problem.damp is None else torch.where(problem.damp > 0, share, torch.inf)

@@ -21,10 +21,9 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, ShapeError, warn
 from lsconv.inverse.lstsq import lstsq
-from lsconv.inverse.penalised import penalised_inverse
 from lsconv.inverse.pseudo_inverse import PseudoInverse as _Operator
 from lsconv.inverse.pseudo_inverse import pinv
-from lsconv.inverse.tikhonov import tikhonov
+from lsconv.inverse.tikhonov import penalised_inverse, tikhonov
 from lsconv.krylov.gradients.parameters import parameters_of
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import on_parts
@@ -41,7 +40,7 @@ _MOST_CONDITION = 1e3
 
 
 class Inversion(nn.Module):
-    """What the modules share: the operator of a convolution module for data of a given size, and its plan."""
+    """The base of the modules: the operator of a convolution module for data of a given size, and its plan."""
 
     def __init__(self, conv: Conv, in_size: int | Sequence[int] | None, method: str) -> None:
         super().__init__()
@@ -131,7 +130,7 @@ class Inversion(nn.Module):
             )
 
     def _plan(self, A: Convolution, sources: tuple[Tensor, ...], make: Callable[[], Any], more: Any = None) -> Any:
-        """What ``make`` made for these sources, the last time if nothing has changed since."""
+        """The result of ``make`` for these sources, that of the last time if nothing has changed since."""
         if any(not s.is_leaf or s.is_inference() for s in sources):
             return make()  # a weight made anew every time, or one without a version
         state = [(s.data_ptr(), s._version, s.dtype, s.device) for s in sources]

@@ -1,9 +1,9 @@
-"""What A is: linear operators between tensors, each with its exact adjoint.
+"""Linear operators between tensors, each with its exact adjoint.
 
 ``base`` has the interface: shapes of one item, application, the adjoint, the checks. The operators are ``convolution``
 with its two backends ``direct_convolution`` and ``fft_convolution``, ``padding``, ``difference``, those that are no
 convolutions in ``elementary``, and those made of others in ``algebra``; ``scipy`` is the door to and from SciPy.
 
-Below them: ``arguments`` checks what torch's signature allows, ``batch_layout`` lays out operators with parameters per
-item, ``inverse_transform`` and ``finiteness`` are for large arrays, ``transforms`` keeps torch.compile out of solves.
+Below them: ``arguments`` checks what torch's signature allows, ``checks`` the tensors that meet an operator;
+``batch_layout`` lays out operators with parameters per item, ``transforms`` keeps torch.compile out of solves.
 """

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentTypeError, DeviceError, DtypeError, ShapeError
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes, on_parts
+from lsconv.operators.batch_layout import broadcast_shapes, on_parts, over_items
 from lsconv.operators.dtypes import adopts_dtype, of_one_dtype
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Scaled(LinearOperator):
 
     @staticmethod
     def _scale(alpha: Tensor, tensor: Tensor, item_shape: tuple[int, ...]) -> Tensor:
-        return alpha.to(tensor.dtype).reshape(*alpha.shape, *(1 for _ in item_shape)) * tensor
+        return over_items(alpha.to(tensor.dtype), len(item_shape)) * tensor
 
 
 class Sum(LinearOperator):

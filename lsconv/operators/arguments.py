@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
-from lsconv.operators.finiteness import require_finite
+from lsconv.operators.checks import require_finite
 from lsconv.operators.padding import Pairs, is_int, normalise_pairs
 
 __all__ = ["check_weight", "positive_ints", "resolve_padding", "spatial_dimensions"]

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentTypeError, DeviceError, DtypeError, ShapeError
-from lsconv.operators.batch_layout import broadcast_shapes
-from lsconv.operators.dtypes import canonical_device, for_dtype, remedy
-from lsconv.operators.finiteness import require_finite
+from lsconv.errors import ArgumentTypeError, DtypeError, ShapeError
+from lsconv.operators.checks import check_tensor, is_numpy
+from lsconv.operators.dtypes import canonical_device, for_dtype
 
 if TYPE_CHECKING:
     import scipy.sparse.linalg as scipy_linalg
@@ -118,7 +117,7 @@ class LinearOperator:
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph may be recorded from :meth:`apply` and :meth:`adjoint`, and replayed in their stead.
+        """Tell whether a CUDA graph recorded from :meth:`apply` and :meth:`adjoint` may be replayed in their stead.
 
         A graph repeats the kernels that were launched while it was recorded, on the same memory. So both must launch
         the same operations of torch whenever they are called, never wait for a value on the host, and do nothing else
@@ -163,40 +162,11 @@ class LinearOperator:
 
     def check_input(self, x: Any, name: str = "x", *, finite: bool = False) -> tuple[int, ...]:
         """Check ``x`` against ``in_shape``, dtype and device, and return its batch dimensions."""
-        return self._check(x, name, "in_shape", finite)
+        return check_tensor(self, x, name, "in_shape", finite=finite)
 
     def check_output(self, y: Any, name: str = "y", *, finite: bool = False) -> tuple[int, ...]:
         """Check ``y`` against ``out_shape``, dtype and device, and return its batch dimensions."""
-        return self._check(y, name, "out_shape", finite)
-
-    def _check(self, tensor: Any, name: str, which: str, finite: bool) -> tuple[int, ...]:
-        item_shape: tuple[int, ...] = getattr(self, which)
-        if not isinstance(tensor, Tensor):
-            hint = f"; convert with torch.from_numpy({name})" if _is_numpy(tensor) else ""
-            if hasattr(tensor, "mask"):
-                hint = f"; convert {name}.data, and give lsconv.Mask(~mask) @ A for A, so that the mask is not lost"
-            raise ArgumentTypeError(f"{name}: expected a torch.Tensor of shape (*batch, {_inside(item_shape)}), "
-                                    f"got {type(tensor).__name__}{hint}")  # fmt: skip
-        split = tensor.ndim - len(item_shape)
-        if split < 0 or tuple(tensor.shape[split:]) != item_shape:
-            found = "too few dimensions" if split < 0 else f"batch dimensions understood: {tuple(tensor.shape[:split])}"
-            raise ShapeError(f"{name}: shape {tuple(tensor.shape)} does not end with {which} {item_shape} ({found})")
-        if tensor.dtype != self.dtype:
-            raise DtypeError(f"{name}: dtype {tensor.dtype} differs from the operator's {self.dtype}; "
-                             f"{remedy(name, tensor.dtype, 'A', self.dtype)}")  # fmt: skip
-        if tensor.device != self.device:
-            text = f"{name}: device {tensor.device} differs from the operator's {self.device}"
-            raise DeviceError(f"{text}; move one with .to(device)")
-        batch = tuple(tensor.shape[:split])
-        if self.batch_shape:
-            try:
-                broadcast_shapes(batch, self.batch_shape)
-            except RuntimeError:
-                text = f"{name}: batch dimensions {batch} do not broadcast with the operator's own batch_shape "
-                raise ShapeError(text + str(self.batch_shape)) from None
-        if finite:
-            require_finite(tensor, name, len(item_shape))
-        return batch
+        return check_tensor(self, y, name, "out_shape", finite=finite)
 
     # ------------------------------------------------------------------ tests and conversions
 
@@ -359,12 +329,12 @@ class LinearOperator:
     def __matmul__(self, other: Any) -> Any:
         from lsconv.operators.algebra import Product
 
-        if isinstance(other, Tensor) or _is_numpy(other):
+        if isinstance(other, Tensor) or is_numpy(other):
             return self(other)
         return Product([self, other]) if isinstance(other, LinearOperator) else NotImplemented
 
     def __rmatmul__(self, other: Any) -> Any:
-        if isinstance(other, Tensor) or _is_numpy(other):
+        if isinstance(other, Tensor) or is_numpy(other):
             raise ArgumentTypeError("x @ A: an operator stands on the left; write (A.H @ x.conj()).conj()")
         return NotImplemented
 
@@ -382,14 +352,6 @@ def _item_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
 
 def _is_scalar(value: Any) -> bool:
     return isinstance(value, (numbers.Number, Tensor))
-
-
-def _is_numpy(value: Any) -> bool:
-    return type(value).__module__.split(".")[0] == "numpy"
-
-
-def _inside(shape: tuple[int, ...]) -> str:
-    return ", ".join(str(size) for size in shape)
 
 
 def _converted(

@@ -1,4 +1,4 @@
-"""Where the batch items of operators with parameters per item lie.
+"""The layout of batch items beside operators with parameters per item.
 
 An operator's own batch dimensions broadcast with those of its arguments. Items along dimensions that the operator
 lacks, or in which it has size one, share its parameters; the others have parameters of their own. Computations want the
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["batch_order", "broadcast_shapes", "in_blocks", "in_items", "on_parts"]
+__all__ = ["batch_order", "broadcast_shapes", "in_blocks", "in_items", "on_parts", "over_items", "select"]
 
 _Shape = tuple[int, ...]
 
@@ -38,6 +38,32 @@ def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
                     raise RuntimeError(f"shapes {[tuple(shape) for shape in shapes]} do not broadcast")
                 sizes[-index] = size
     return torch.Size(sizes)
+
+
+def over_items(values: Tensor, item_ndim: int) -> Tensor:
+    """Shape one value per batch item to meet tensors ``(*batch, *item)``.
+
+    Args:
+        values: ``batch``.
+        item_ndim: number of dimensions of an item.
+
+    Example:
+        >>> from lsconv.operators.batch_layout import over_items
+        >>> over_items(torch.ones(5), 2).shape
+        torch.Size([5, 1, 1])
+    """
+    return values.reshape(values.shape + (1,) * item_ndim)
+
+
+def select(items: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
+    """Take ``chosen`` for the batch items that are marked, and ``others`` for the rest.
+
+    Args:
+        items: bool, ``batch``.
+        chosen: ``(*batch, *item)``.
+        others: the same.
+    """
+    return torch.where(over_items(items, chosen.ndim - items.ndim), chosen, others)
 
 
 def on_parts(function: Callable[[Tensor], Tensor], x: Tensor, item_ndim: int, own_shape: _Shape) -> Tensor:

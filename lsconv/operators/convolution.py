@@ -28,10 +28,8 @@ from lsconv.operators.padding import check_pairs
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Conv1d", "Conv2d", "Conv3d", "Convolution"]
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "Convolution", "norm_bound"]
 
-# The FFT is chosen when the model says that torch's convolution takes this many times as long.
-_FFT_MARGIN = 1.3
 _BACKENDS = ("auto", "direct", "fft")
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -222,7 +220,7 @@ class Convolution(LinearOperator):
         return grid
 
     def _uses_fft(self, items: int, transposed: bool) -> bool:
-        """Whether the FFT serves ``items`` batch items, by request or because it should be clearly faster."""
+        """Tell whether the FFT serves ``items`` batch items, by request or because it should be clearly faster."""
         if self.backend == "direct" or self.dtype in _HALF or items == 0:  # FFTs of nothing are refused by some
             return False
         if self.backend == "fft":
@@ -240,7 +238,7 @@ class Convolution(LinearOperator):
             else:
                 direct = direct_cost(dtype, groups, c_out, c_in, taps, cells, items, transposed)
             by_fft = fft_cost(dtype, groups, c_out, c_in, self._grid.grid, items, kernels_too=not key[2])
-            choices[key] = by_fft * _FFT_MARGIN < direct
+            choices[key] = by_fft < direct
         return choices[key]
 
     def _spectrum(self) -> Tensor:
@@ -250,7 +248,7 @@ class Convolution(LinearOperator):
         return self._kept("spectrum", lambda: self._grid.spectrum(weight))
 
     def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """What ``make`` computes from the weight, kept under ``name`` until the weight changes."""
+        """The result of ``make`` from the weight, kept under ``name`` until the weight changes."""
         if not _may_cache(self.weight):
             return make()
         name = f"_cached_{name}"
@@ -358,7 +356,7 @@ class Conv3d(Convolution):
 
 
 def _may_cache(weight: Tensor) -> bool:
-    """Whether what is computed from ``weight`` now may be used again.
+    """Tell whether what is computed from ``weight`` now may be used again.
 
     Not while autograd follows the weight, nor for inference tensors, which do not count their changes and cannot
     enter a graph later, nor while torch.compile traces, which cannot see either.
@@ -368,3 +366,18 @@ def _may_cache(weight: Tensor) -> bool:
     if weight.requires_grad and torch.is_grad_enabled():
         return False
     return not (weight.is_inference() or torch.is_inference_mode_enabled())
+
+
+def norm_bound(A: Convolution) -> Tensor:
+    """An upper bound of the spectral norm: the root of the largest row sum times the largest column sum, Schur's test.
+
+    Args:
+        A: a convolution with zero or circular padding; other paddings may read a cell more often.
+
+    Returns:
+        Real tensor of shape ``A.batch_shape``.
+    """
+    size = A.weight.detach().abs().double().flatten(-A.ndim).sum(-1)  # *batch, outputs, inputs of a group
+    rows = size.sum(-1).amax(-1)
+    columns = size.unflatten(-2, (A.groups, -1)).sum(-2).flatten(-2).amax(-1)
+    return (rows * columns).sqrt()

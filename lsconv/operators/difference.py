@@ -21,7 +21,7 @@ _PADDING_MODES = {"neumann": "replicate", "periodic": "circular", "dirichlet": "
 
 
 class _Difference(LinearOperator):
-    """What gradient and Laplacian share: the axes, the boundary and the spacing."""
+    """The base of gradient and Laplacian: the axes, the boundary and the spacing."""
 
     def __init__(
         self,

@@ -13,7 +13,10 @@ from lsconv.errors import DtypeError
 if TYPE_CHECKING:
     from lsconv.operators.base import LinearOperator
 
-__all__ = ["adopts_dtype", "canonical_device", "for_dtype", "of_one_dtype", "remedy"]
+__all__ = ["ROUNDING", "adopts_dtype", "canonical_device", "double", "for_dtype", "of_one_dtype", "remedy"]
+
+# So many eps of the largest singular value is what a decomposition may be off by in the others.
+ROUNDING = 8
 
 
 def for_dtype(A: LinearOperator, dtype: torch.dtype, *, once: bool = False) -> LinearOperator:
@@ -36,13 +39,13 @@ def for_dtype(A: LinearOperator, dtype: torch.dtype, *, once: bool = False) -> L
 
 
 def adopts_dtype(A: LinearOperator) -> bool:
-    """Whether A, or all that it is made of, was made without a dtype."""
+    """Tell whether A, or all that it is made of, was made without a dtype."""
     parts = A._parts()
     return A._dtype_omitted or (bool(parts) and all(map(adopts_dtype, parts)))
 
 
 def _converts(A: LinearOperator) -> bool:
-    """Whether ``A.to`` gives what acts on complex tensors; functions and classes from elsewhere may not."""
+    """Tell whether ``A.to`` gives what acts on complex tensors; functions and classes from elsewhere may not."""
     known = type(A).__dict__.get("_only_torch", False) and type(A)._map.__qualname__ == "LinearOperator._map"
     return known and all(map(_converts, A._parts()))
 
@@ -71,6 +74,11 @@ def remedy(name: str, given: torch.dtype, other: str, own: torch.dtype) -> str:
     if both == given:
         return f"convert the operator with {other}.to(dtype={both})"
     return f"convert both, with {name}.to(dtype={both}) and {other}.to(dtype={both})"
+
+
+def double(dtype: torch.dtype) -> torch.dtype:
+    """The double-precision dtype of the same kind, real or complex."""
+    return torch.complex128 if dtype.is_complex else torch.float64
 
 
 def canonical_device(device: torch.device | str) -> torch.device:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentTypeError, DtypeError, ShapeError
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import on_parts
-from lsconv.operators.finiteness import require_finite
+from lsconv.operators.checks import require_finite
 
 if TYPE_CHECKING:
     # In typing from Python 3.11 on; the checker has its own copy.

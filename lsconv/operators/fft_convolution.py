@@ -14,43 +14,61 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lsconv.operators.inverse_transform import inverse_transform
 from lsconv.operators.padding import Pairs, pad, pad_adjoint
 
-__all__ = ["FrequencyGrid", "direct_cost", "fft_cost", "good_fft_length", "short_fft_length", "transform_cost"]
+__all__ = [
+    "WORK_BYTES",
+    "FrequencyGrid",
+    "direct_cost",
+    "fft_cost",
+    "good_fft_length",
+    "inverse_transform",
+    "short_fft_length",
+    "transform_cost",
+    "work_groups",
+]
 
-# The cost model behind backend="auto": nanoseconds on one core of an x86 server (AVX-512, torch 2.13, MKL and
-# oneDNN), fitted by hand to the table that benchmarks/convolution_backend.py prints. It has to be right about the
-# winner where the two differ by much; constants are rounded towards torch's own convolution where they scatter. Over
-# the 708 lines of the table auto takes 5.5 s, the faster backend of each line 4.8 s, torch's convolution 93 s; where
-# the FFT is taken and is the slower one it takes at most twice as long.
-#
-# Direct, per tap and output cell: `gather` for every channel read, `multiply` for every pair of channels. float64 runs
-# as im2col and a matrix product, and once the columns outgrow malloc's largest reusable block every call pays the page
-# faults of fresh memory. float32 runs in oneDNN, whose transposed kernels are slower, most of all without channels to
-# vectorise over. Complex is three real convolutions. At stride 1 most adjoints are written as forward convolutions with
-# the flipped kernels, and cost what those cost.
-_GATHER = {torch.float32: (0.3, 0.5), torch.float64: (0.6, 1.5)}  # (forward, transposed)
-_GATHER_LONE_CHANNEL = {torch.float32: (0.8, 2.0), torch.float64: (0.6, 1.5)}
-_GATHER_FRESH_MEMORY = 7.5
-_FRESH_MEMORY_BYTES = 32 * 2**20
-_MULTIPLY = {torch.float32: 0.015, torch.float64: 0.06}
-# FFT, per cell: `transform` for every channel and factor log2(cells), `product` for every pair of channels.
-_TRANSFORM = {torch.float32: 0.3, torch.float64: 0.4}
-_PRODUCT = {torch.float32: 0.5, torch.float64: 1.5}
-# Per call.
-_DIRECT_CALL = 25e3
-_FFT_CALL = 90e3
+# The most bytes of arrays made together on a CPU. Beyond 32 MiB glibc's malloc takes every array from the system anew,
+# a page fault for every 4 KiB, and a transform works on some copies of what it is given.
+WORK_BYTES = 2**24
 
-# The most bytes of the spectra of items transformed together on a CPU: malloc maps larger arrays anew for every step (8
-# items of 32 channels, 128², float64: 86 ms each, and 19 ms in groups).
-_WORK_BYTES = 2**24
+
+class _Nanoseconds(NamedTuple):
+    """The cost of a convolution by parts, on one core of an x86 server (AVX-512, torch 2.13, MKL and oneDNN).
+
+    Fitted by hand to the table that ``python -m benchmarks.convolution_backend`` prints, towards torch's own
+    convolution where it scatters.
+
+    Attributes:
+        gather: of torch's convolution, per tap, output cell and channel read; forward and transposed.
+        gather_lone: the same where a group has one channel only, which leaves nothing to vectorise over.
+        gather_fresh: the same where the columns of the matrix product of float64 are fresh memory in every call.
+        multiply: of torch's convolution, per tap, output cell and pair of channels.
+        transform: of the FFT, per cell, channel and factor log2(cells).
+        product: of the FFT, per cell and pair of channels.
+    """
+
+    gather: tuple[float, float]
+    gather_lone: tuple[float, float]
+    gather_fresh: float | None
+    multiply: float
+    transform: float
+    product: float
+
+
+# The FFT's costs are a third higher than measured: it is taken where it is clearly faster.
+_COST = {
+    torch.float32: _Nanoseconds((0.3, 0.5), (0.8, 2.0), None, 0.015, 0.39, 0.65),
+    torch.float64: _Nanoseconds((0.6, 1.5), (0.6, 1.5), 7.5, 0.06, 0.52, 1.95),
+}
+# Nanoseconds that a call by FFT takes beyond one of torch's convolution.
+_FFT_CALL = 92e3
 
 
 def good_fft_length(n: int) -> int:
@@ -58,9 +76,7 @@ def good_fft_length(n: int) -> int:
 
     That is a multiple of 4 (of 2 up to 16) without prime factors above 7.
 
-    Measured with one thread on MKL, per cell and against the best length nearby: factors up to 13 cost at most 1.5
-    times as much, larger ones 3 to 6 times; in float32 an odd length costs up to twice an even one, and beyond 2^15
-    cells twice an odd number costs 2 to 4 times as much as a multiple of 4. cuFFT's fast radices are 2, 3, 5 and 7.
+    MKL is slow for odd lengths and prime factors above 13, cuFFT for prime factors above 7.
 
     Args:
         n: the length needed, at least 1.
@@ -78,7 +94,7 @@ def good_fft_length(n: int) -> int:
 def short_fft_length(n: int) -> int:
     """The smallest even length of at least ``n`` without prime factors above 13, for where every cell more costs.
 
-    It takes at most 1.6 times as long per cell as the lengths of :func:`good_fft_length` (1.2 times as a rule).
+    Per cell it takes somewhat longer than the lengths of :func:`good_fft_length`.
 
     Args:
         n: the length needed, at least 1.
@@ -106,7 +122,7 @@ def transform_cost(grid: Sequence[int]) -> float:
 def direct_cost(
     dtype: torch.dtype, groups: int, c_out: int, c_in: int, taps: int, cells: int, items: int, transposed: bool
 ) -> float:
-    """Nanoseconds that torch's convolution takes, by the model above.
+    """Nanoseconds that torch's convolution takes, beyond those of a call: three real ones for a complex one.
 
     Args:
         dtype: float32, float64, complex64 or complex128.
@@ -119,22 +135,29 @@ def direct_cost(
         transposed: for the adjoint.
     """
     real = dtype.to_real()
-    gather = (_GATHER_LONE_CHANNEL if c_out == c_in == 1 else _GATHER)[real][transposed]
+    cost = _COST[real]
+    gather = (cost.gather_lone if c_out == c_in == 1 else cost.gather)[transposed]
     channels = c_in
-    if real == torch.float64:
-        # Groups are convolved one after the other, so the columns are those of one group.
-        if c_in * taps * cells * real.itemsize > _FRESH_MEMORY_BYTES:
-            gather = _GATHER_FRESH_MEMORY
+    if cost.gather_fresh is not None:
+        # groups are convolved one after the other, so the columns are those of one group
+        if c_in * taps * cells * real.itemsize > 2 * WORK_BYTES:
+            gather = cost.gather_fresh
     elif transposed:
         channels = max(c_out, c_in)
-    nanoseconds = items * groups * taps * cells * (channels * gather + c_out * c_in * _MULTIPLY[real])
-    return (nanoseconds + _DIRECT_CALL) * (3 if dtype.is_complex else 1)
+    return (
+        items
+        * groups
+        * taps
+        * cells
+        * (channels * gather + c_out * c_in * cost.multiply)
+        * (3 if dtype.is_complex else 1)
+    )
 
 
 def fft_cost(
     dtype: torch.dtype, groups: int, c_out: int, c_in: int, grid: Sequence[int], items: int, kernels_too: bool
 ) -> float:
-    """Nanoseconds that the FFT takes, by the model above.
+    """Nanoseconds that the FFT takes beyond those of a call of torch's convolution.
 
     Args:
         dtype: float32, float64, complex64 or complex128.
@@ -148,13 +171,13 @@ def fft_cost(
     real = dtype.to_real()
     transforms = items * groups * (c_out + c_in) + (groups * c_out * c_in if kernels_too else 0)
     products = items * groups * c_out * c_in * math.prod(grid)
-    nanoseconds = transforms * transform_cost(grid) * _TRANSFORM[real] + products * _PRODUCT[real]
+    nanoseconds = transforms * transform_cost(grid) * _COST[real].transform + products * _COST[real].product
     return nanoseconds * (2 if dtype.is_complex else 1) + _FFT_CALL
 
 
 @dataclasses.dataclass(frozen=True)
 class FrequencyGrid:
-    """Where the inputs, the outputs and the kernel of one convolution lie on the periodic grid.
+    """The places of inputs, outputs and kernel of one convolution on the periodic grid.
 
     Attributes:
         grid: cells per axis.
@@ -229,10 +252,11 @@ class FrequencyGrid:
         placed = torch.roll(placed, [-s for s in self.shift], self._axes)
         return self._transform(placed.conj().resolve_conj()).conj().resolve_conj()
 
-    def apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
-        """The convolution of ``x``, of shape ``(items, groups * c_in, *spatial_in)``."""
-        if len(parts := _parts(x, spectrum)) > 1:
-            return torch.cat([self.apply(part, spectrum) for part in parts])
+    def apply(self, x: Tensor, spectrum: Tensor, *, work_bytes: int = WORK_BYTES) -> Tensor:
+        """The convolution of ``x``, of shape ``(items, groups * c_in, *spatial_in)``, in groups of some items."""
+        return _in_groups(self._apply, x, spectrum, work_bytes)
+
+    def _apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
         groups, c_out, c_in = spectrum.shape[:3]
         x = pad(x, self.before, self.mode)
         frequencies = self._transform(x.reshape(x.shape[0], groups, c_in, *self.source))
@@ -240,10 +264,11 @@ class FrequencyGrid:
         y = dense[_window(self.dense, self.stride)]
         return y.reshape(x.shape[0], groups * c_out, *y.shape[3:])
 
-    def adjoint(self, y: Tensor, spectrum: Tensor) -> Tensor:
-        """The adjoint on ``y``, of shape ``(items, groups * c_out, *spatial_out)``."""
-        if len(parts := _parts(y, spectrum)) > 1:
-            return torch.cat([self.adjoint(part, spectrum) for part in parts])
+    def adjoint(self, y: Tensor, spectrum: Tensor, *, work_bytes: int = WORK_BYTES) -> Tensor:
+        """The adjoint on ``y``, of shape ``(items, groups * c_out, *spatial_out)``, in groups of some items."""
+        return _in_groups(self._adjoint, y, spectrum, work_bytes)
+
+    def _adjoint(self, y: Tensor, spectrum: Tensor) -> Tensor:
         groups, c_out, c_in = spectrum.shape[:3]
         if any(s > 1 for s in self.stride):
             dense = y.new_zeros(*y.shape[:2], *self.dense)
@@ -268,13 +293,12 @@ def _window(sizes: Sequence[int], steps: Sequence[int]) -> tuple[Any, ...]:
     return (Ellipsis, *(slice(0, size, step) for size, step in zip(sizes, steps, strict=True)))
 
 
-def _parts(items: Tensor, spectrum: Tensor) -> Sequence[Tensor]:
-    """The items in groups, on a CPU, whose spectra its allocator reuses."""
+def _in_groups(function: Callable[[Tensor, Tensor], Tensor], items: Tensor, spectrum: Tensor, most: int) -> Tensor:
+    """The function of some items after the other, so many at once as their spectra allow."""
     groups, c_out, c_in, *grid = spectrum.shape
     one = groups * max(c_out, c_in) * math.prod(grid) * spectrum.element_size()
-    if items.device.type != "cpu" or items.shape[0] * one <= _WORK_BYTES:
-        return (items,)
-    return items.split(max(1, _WORK_BYTES // one))
+    parts = [function(some, spectrum) for some in work_groups(items, one, work_bytes=most)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _multiply(spectrum: Tensor, x: Tensor) -> Tensor:
@@ -301,3 +325,41 @@ def _without_factors(n: int, primes: Sequence[int]) -> int:
         while n % prime == 0:
             n //= prime
     return n
+
+
+def work_groups(items: Tensor, bytes_each: int, dim: int = 0, *, work_bytes: int = WORK_BYTES) -> Sequence[Tensor]:
+    """The items along a dimension in groups whose arrays a CPU's allocator uses again; all of them elsewhere.
+
+    Args:
+        items: the items.
+        bytes_each: of the arrays that are made of one item.
+        dim: the dimension.
+        work_bytes: the most bytes of a group.
+    """
+    if items.device.type != "cpu" or items.shape[dim] * bytes_each <= work_bytes:
+        return (items,)
+    return items.split(max(1, work_bytes // bytes_each), dim)
+
+
+def inverse_transform(spectra: Tensor, sizes: Sequence[int], *, real: bool, work_bytes: int = WORK_BYTES) -> Tensor:
+    """From frequencies to a grid of ``sizes``, the last dimensions; what is large is done a part at a time.
+
+    Args:
+        spectra: ``(..., *frequencies)``, where ``real`` with half of the frequencies of the last axis.
+        sizes: of the grid; none for scalars.
+        real: True when the arrays on the grid are real.
+        work_bytes: the most bytes of a part.
+    """
+    if not sizes:
+        return spectra
+    for dim, size in enumerate(spectra.shape[: spectra.ndim - len(sizes)]):
+        if size > 1:
+            one = spectra.element_size() * spectra.numel() // size
+            parts = work_groups(spectra, one, dim, work_bytes=work_bytes)
+            if len(parts) > 1:
+                done = [inverse_transform(part, sizes, real=real, work_bytes=work_bytes) for part in parts]
+                return torch.cat(done, dim)
+            break
+    dims = tuple(range(-len(sizes), 0))
+    result: Tensor = (torch.fft.irfftn if real else torch.fft.ifftn)(spectra, s=tuple(sizes), dim=dims)
+    return result

@@ -220,5 +220,5 @@ class Pad(LinearOperator):
 
 
 def is_int(value: Any) -> bool:
-    """Whether ``value`` is an integer, Python's or numpy's, and not a bool."""
+    """Tell whether ``value`` is an integer, Python's or numpy's, and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,9 +19,15 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Dense
 
 if TYPE_CHECKING:
+    import scipy.sparse as scipy_sparse
     import scipy.sparse.linalg as scipy_linalg
 
-__all__ = ["as_operator", "from_scipy", "to_scipy"]
+__all__ = ["OperatorLike", "as_operator", "from_scipy", "to_scipy"]
+
+# What every function takes for A: an operator, a dense or sparse matrix, or SciPy's of either kind.
+OperatorLike: TypeAlias = (
+    "LinearOperator | Tensor | scipy_linalg.LinearOperator | scipy_sparse.sparray | scipy_sparse.spmatrix"
+)
 
 
 def to_scipy(A: LinearOperator) -> scipy_linalg.LinearOperator:
@@ -182,7 +188,7 @@ class _Multiplication(torch.autograd.Function):
         return _Multiplication.apply(gradient, ctx.operator, not ctx.adjoint), None, None
 
 
-def as_operator(A: Any, name: str = "A") -> LinearOperator:
+def as_operator(A: OperatorLike, name: str = "A") -> LinearOperator:
     """``A`` as a :class:`LinearOperator`, whatever kind of operator or matrix it is.
 
     Args:

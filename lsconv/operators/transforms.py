@@ -38,13 +38,13 @@ def untraced(function: _Function) -> _Function:
 
 
 def transforming() -> bool:
-    """Whether torch.func transforms are running, under which values are hidden and requires_grad says little."""
+    """Tell whether torch.func transforms are running, under which values are hidden and requires_grad says little."""
     active = getattr(torch._C, "_are_functorch_transforms_active", None)
     return bool(active and active())
 
 
 def hidden_by_vmap(tensor: Tensor) -> bool:
-    """Whether ``torch.func.vmap`` maps over the tensor, so that nothing can depend on its values."""
+    """Tell whether ``torch.func.vmap`` maps over the tensor, so that nothing can depend on its values."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):

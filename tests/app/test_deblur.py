@@ -241,7 +241,7 @@ def pictures(leave: Leave) -> Leave:
         ("deblur text.txt --box 3 -o x.png", "text.txt: not a PNG, JPEG, TIFF or NPY picture"),
         ("deblur sub --box 3 -o x.png", "sub: Is a directory"),
         ("deblur nan.npy --box 3 -o x.npy", "nan.npy: contains NaN"),
-        ("deblur a.png --box 13 -o x.png", "a.png: psf: its size (13, 13) exceeds that of the picture, (12, 12)"),
+        ("deblur a.png --box 13 -o x.png", "a.png: psf: its size (13, 13) exceeds that of the image, (12, 12)"),
         ("deblur line.tif --box 3 -o x.tif", "exceeds"),
         ("deblur a.png --box 0 -o x.png", "--box"),
         ("deblur a.png --box 2.5 -o x.png", "--box"),

@@ -150,11 +150,11 @@ def test_a_null_space_of_many_dimensions() -> None:
     solution = plan.solve(y)
     assert bool(solution.converged)
     assert torch.dist(A(solution.x), y) < 1e-11 * y.norm()
-    forward, _ = plan.capacitance.ways
-    lifts = forward.lift(forward.null.movedim(-1, 0))[:, 0, :, :96, :96].flatten(1)
-    assert torch.dist(lifts @ lifts.mT, torch.eye(len(lifts), dtype=F64)) < 1e-6
-    assert float((lifts @ solution.x.flatten()).norm()) < 1e-6 * float(solution.x.norm())
-    images = torch.stack([A(part).flatten() for part in lifts.reshape(-1, 1, 96, 96)])
+    forward, _ = plan.capacitance.directions
+    extensions = forward.extend(forward.null.movedim(-1, 0))[:, 0, :, :96, :96].flatten(1)
+    assert torch.dist(extensions @ extensions.mT, torch.eye(len(extensions), dtype=F64)) < 1e-6
+    assert float((extensions @ solution.x.flatten()).norm()) < 1e-6 * float(solution.x.norm())
+    images = torch.stack([A(part).flatten() for part in extensions.reshape(-1, 1, 96, 96)])
     assert float(torch.linalg.matrix_norm(images, 2)) < 1e-11 * float(A.weight.abs().sum())
 
 

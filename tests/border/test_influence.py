@@ -110,12 +110,11 @@ def test_a_leading_dimension_of_damps_shares_the_data() -> None:
     assert_same(got, dense(A, damp, y))
 
 
-def test_blocks_in_chunks_are_the_blocks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_in_chunks_are_the_blocks_at_once() -> None:
     A = CASES["groups"]()
     damp = torch.logspace(-3, 1, 5, dtype=DOUBLE)
     y = torch.randn(*A.out_shape, dtype=A.dtype)
-    monkeypatch.setattr("lsconv.border.influence._CHUNK_BYTES", 1)
-    assert_same(ExactInfluence(A).at(damp, y, slope=True), dense(A, damp, y))
+    assert_same(ExactInfluence(A, work_bytes=1).at(damp, y, slope=True), dense(A, damp, y))
 
 
 def test_the_trace_is_minus_the_derivative_of_the_determinant() -> None:

@@ -1,37 +1,126 @@
-"""The inverse of the normal operator: its parts, and how many right-hand sides go at once."""
+"""The inverse through a border, by every means, against dense algebra: shapes, scales, small corners, budgets."""
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
-from lsconv.border import normal_inverse
-from lsconv.border.gram import gram
-from lsconv.border.saddle import saddle_inverse
+import lsconv
+from lsconv.border.cost_model import Limits
+from lsconv.border.plan import BorderPlan
 
-
-@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (3, 2), (2, 2)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-def test_the_saddle_inverse_is_that_of_the_saddle_matrix(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    rows, columns = shape
-    S = torch.randn(3, 5, 4, rows, columns, dtype=dtype)
-    mu = torch.tensor([0.1, 1.0, 2.0], dtype=torch.float64).reshape(3, 1, 1, 1, 1)
-    squared = gram(S, "residual" if rows <= columns else "solution")
-    inverse, smaller = saddle_inverse(S, squared, mu)
-    eye = torch.eye(rows + columns, dtype=dtype)
-    saddle = torch.zeros(*S.shape[:-2], rows + columns, rows + columns, dtype=dtype)
-    saddle[..., :rows, rows:], saddle[..., rows:, :rows] = S, S.mH
-    signs = torch.cat([-torch.ones(rows), torch.ones(columns)]).to(dtype)
-    saddle = saddle + mu.sqrt() * torch.diag(signs)
-    torch.testing.assert_close(saddle @ inverse, eye.expand_as(saddle), rtol=0, atol=1e-12)
-    small = torch.eye(min(shape), dtype=dtype)
-    torch.testing.assert_close((squared + mu * small) @ smaller, small.expand_as(squared), rtol=0, atol=1e-12)
+SHAPES = {"valid": ((20, 19), 0), "full": ((11, 12), 2), "same": ((14, 13), 1)}
 
 
-def test_as_many_right_hand_sides_go_at_once_as_the_device_bears(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert normal_inverse._together(2**20, 2**30, cpu) == 2**5
-    assert normal_inverse._together(2**30, 0, cpu) == 1
-    monkeypatch.setattr(normal_inverse, "free_bytes", lambda device: 2**30)
-    assert normal_inverse._together(2**20, 2**20, gpu) == 2**9 // 7
-    assert normal_inverse._together(2**30, 2**30, gpu) == 1
+def _convolution(name: str, dtype: torch.dtype = torch.float64) -> lsconv.Convolution:
+    size, padding = SHAPES[name]
+    weight = 0.2 * torch.randn(2, 2, 3, 3, dtype=torch.float64)
+    for channel in range(2):
+        weight[channel, channel, 1, 1] += 2
+    return lsconv.Conv2d(weight.to(dtype), size, padding=padding)
+
+
+def _dense(A: lsconv.Convolution, y: Tensor, damp: float) -> Tensor:
+    M = A.to_dense()
+    eye = torch.eye(M.shape[1], dtype=M.dtype)
+    inverse = torch.linalg.pinv(M) if damp == 0 else torch.linalg.solve(M.mH @ M + damp**2 * eye, M.mH)
+    return (y.flatten(1) @ inverse.mT).reshape(-1, *A.in_shape)
+
+
+WAYS = {
+    "dense border": Limits(at_once=0),
+    "small corners": Limits(at_once=0, later=False, dense_unknowns=0, corner_unknowns=16),
+    "factors after some iterations": Limits(at_once=0, dense_unknowns=0, corner_unknowns=16),
+    "factors": Limits(at_once=math.inf),
+}
+every_way = pytest.mark.parametrize("limits", WAYS.values(), ids=WAYS)
+
+
+@every_way
+@pytest.mark.parametrize("damp", [0.0, 1e-3, 0.1])
+@pytest.mark.parametrize("name", SHAPES)
+def test_answers_repeat_and_are_those_of_dense_algebra(name: str, damp: float, limits: Limits) -> None:
+    A = _convolution(name)
+    y = torch.randn(2, *A.out_shape, dtype=torch.float64)
+    plan, exact = BorderPlan(A, damp, limits=limits), _dense(A, y, damp)
+    for _ in range(3):  # the first may end in factors
+        solution = plan.solve(y)
+        assert solution.converged.all()
+        torch.testing.assert_close(solution.x, exact, rtol=0, atol=1e-8 * float(exact.abs().max()))
+
+
+@every_way
+@pytest.mark.parametrize("name", SHAPES)
+def test_scales_do_not_matter(name: str, limits: Limits) -> None:
+    A = _convolution(name)
+    y = torch.randn(3, *A.out_shape, dtype=torch.float64)
+    exact = BorderPlan(A, 0.1, limits=limits).solve(y).x
+    for of_y, of_A in itertools.product((1e-30, 1e30), repeat=2):
+        solution = BorderPlan(A.with_parameters([A.weight * of_A]), 0.1 * of_A, limits=limits).solve(y * of_y)
+        assert solution.converged.all()
+        torch.testing.assert_close(solution.x / (of_y / of_A), exact, rtol=0, atol=1e-8)
+    scale = torch.tensor([1e-30, 1.0, 1e30], dtype=torch.float64)[:, None, None, None]  # side by side in a batch
+    torch.testing.assert_close(BorderPlan(A, 0.1, limits=limits).solve(y * scale).x / scale, exact, rtol=0, atol=1e-8)
+
+
+@every_way
+@pytest.mark.parametrize("name", SHAPES)
+def test_broken_and_zero_items_leave_their_neighbours_alone(name: str, limits: Limits) -> None:
+    A = _convolution(name)
+    y = torch.randn(3, *A.out_shape, dtype=torch.float64)
+    y[0] = 0
+    broken = y.clone()
+    broken[1, 0, 2, 2] = torch.nan
+    plan = BorderPlan(A, limits=limits)
+    solution = plan.solve(y)
+    assert solution.status[0] == lsconv.Status.ZERO
+    assert not solution.x[0].any()
+    other = plan.solve(broken)
+    assert other.converged.tolist() == [True, False, True]
+    torch.testing.assert_close(other.x[2], solution.x[2], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_short_budget_is_never_called_converged_wrongly(name: str) -> None:
+    A = _convolution(name)
+    y = torch.randn(2, *A.out_shape, dtype=torch.float64)
+    exact = _dense(A, y, 0.0)
+    for max_iter in (0, 1, 2, 5):
+        solution = BorderPlan(A, limits=Limits(dense_unknowns=0)).solve(y, max_iter=max_iter)
+        for item in solution.converged.nonzero().flatten():
+            assert torch.dist(solution.x[item], exact[item]) <= 1e-7 * exact[item].norm()
+
+
+@pytest.mark.parametrize("size", [33, 401])
+def test_an_input_that_no_output_reads_is_zero_or_not_certified(size: int) -> None:
+    for seed in range(6):
+        torch.manual_seed(seed)
+        A = lsconv.Convolution(torch.randn(3, 1, 2), (size,), stride=2)
+        solution = BorderPlan(A).solve(torch.randn(A.out_shape))
+        assert not solution.converged or abs(float(solution.x[0, -1])) <= 1e-4 * float(solution.x.norm())
+
+
+def test_more_columns_than_rows_but_more_outputs_than_inputs_is_solved() -> None:
+    for seed in range(6):
+        A = lsconv.Convolution(
+            torch.randn(1, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), (1,), padding=3
+        )
+        if torch.linalg.cond(A.to_dense()) < 100:
+            assert BorderPlan(A, 1e-6).solve(torch.randn(A.out_shape, dtype=torch.float64)).converged
+
+
+@pytest.mark.parametrize("penalty", [lsconv.Gradient, lsconv.Laplacian])
+def test_penalty_on_an_axis_of_one_pixel(penalty: type) -> None:
+    A = lsconv.Conv2d(torch.randn(2, 2, 1, 5, dtype=torch.float64), (1, 20), padding=(0, 2))
+    y = torch.randn(A.out_shape, dtype=torch.float64)
+    assert lsconv.tikhonov(A, y, 0.1, L=penalty(A.in_shape, dtype=torch.float64)).converged
+
+
+def test_complex_laplacian_serves_as_a_penalty() -> None:
+    A = _convolution("valid", torch.complex128)
+    y = torch.randn(A.out_shape, dtype=torch.complex128)
+    assert lsconv.tikhonov(A, y, 0.1, L=lsconv.Laplacian(A.in_shape, dtype=torch.complex128)).converged

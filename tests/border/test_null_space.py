@@ -1,4 +1,4 @@
-"""The null vectors of a square convolution: the inner products of their lifts, and what is solved without them."""
+"""The null vectors of a square convolution: the inner products of their extensions, and what is solved without them."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_factors_of_a_singular_matrix_are_finite_and_find_its_null_vector() -> N
     S = basis @ torch.diag_embed(values) @ basis.mT
     factors, pivots = static_lu(S.clone(), torch.full((2,), 3.0, dtype=F64))
     assert bool(factors.isfinite().all())
-    sigma, left, right = null_space.small_singular_vectors(Capacitance(factors, pivots, ways=()), 2)
+    sigma, left, right = null_space.small_singular_vectors(Capacitance(factors, pivots, directions=()), 2)
     assert bool((sigma[:, 0] < 1e-13).all())
     torch.testing.assert_close(sigma[:, 1], values[4].expand(2), rtol=0.05, atol=0)
     for vectors in (left, right):

@@ -6,21 +6,17 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.border import normal_inverse
-from lsconv.border.normal_inverse import NormalInverse
+from lsconv.border.cost_model import Limits
+from lsconv.border.normal_inverse import normal_inverse
+from lsconv.border.outer_iteration import iterated
 from lsconv.border.plan import BorderPlan
-from lsconv.border.system import schwarz
-from lsconv.border.system.cost_model import Effort
+from lsconv.krylov.loop.stopping import Tolerances
 
 ALLOWED = 1.2  # times the counts of the design's table
 
 
-@pytest.fixture
-def iterating(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans go on iterating, whatever factors would cost."""
-    monkeypatch.setattr(normal_inverse, "AT_ONCE", 0)
-    monkeypatch.setattr(Effort, "ends", lambda *_: False)
-    monkeypatch.setattr(Effort, "overdue", lambda *_: False)
+ITERATED = Limits(at_once=0, later=False)
+WITHOUT_DENSE = Limits(at_once=0, later=False, dense_unknowns=0)
 
 
 def _gauss(size: int, sigma: float) -> torch.Tensor:
@@ -30,10 +26,10 @@ def _gauss(size: int, sigma: float) -> torch.Tensor:
     return (kernel / kernel.sum())[None, None]
 
 
-def _iterations(weight: torch.Tensor, n: int, padding: int, damp: float, rtol: float) -> int:
+def _iterations(weight: torch.Tensor, n: int, padding: int, damp: float, rtol: float, limits: Limits = ITERATED) -> int:
     A = lsconv.Conv2d(weight, (n, n), padding=padding)
     y = A(torch.randn(A.in_shape, dtype=A.dtype))
-    solution = BorderPlan(A, damp).solve(y, rtol=rtol)
+    solution = BorderPlan(A, damp, limits=limits).solve(y, rtol=rtol)
     assert solution.converged
     return int(solution.iterations)
 
@@ -50,7 +46,6 @@ TABLE = {
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("iterating")
 @pytest.mark.parametrize("name", TABLE)
 def test_iterations_stay_within_the_table(name: str) -> None:
     make, n, padding, relative, rtol, expected = TABLE[name]
@@ -61,27 +56,23 @@ def test_iterations_stay_within_the_table(name: str) -> None:
         iterations = _iterations(weight, n, padding, damp, rtol)
     else:  # the factors are exact: the table counts one solve of the border system
         A = lsconv.Conv2d(weight, (n, n), padding=padding)
-        inverse = NormalInverse(A, damp, floor=1e-10)
+        inverse = normal_inverse(A, damp, floor=1e-10, limits=ITERATED)
         y = A(torch.randn(A.in_shape, dtype=A.dtype))
         iterations = int(inverse(y if inverse.side == "residual" else A.H(y), rtol)[1])
     assert 0 < iterations <= ALLOWED * expected
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("iterating")
 @pytest.mark.parametrize("sizes", [(64, 128, 256), (64, 512)])
-def test_iterations_hardly_grow_with_the_image(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
-    monkeypatch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
+def test_iterations_hardly_grow_with_the_image(sizes: tuple[int, ...]) -> None:
     weight = torch.randn(8, 8, 3, 3, dtype=torch.float64)
-    counts = [_iterations(weight, n, 0, 0.0, 1e-6) for n in sizes]
+    counts = [_iterations(weight, n, 0, 0.0, 1e-6, WITHOUT_DENSE) for n in sizes]
     assert max(counts) < 1.5 * min(counts)
 
 
-@pytest.mark.usefixtures("iterating")
-def test_iterations_hardly_grow_with_a_small_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
+def test_iterations_hardly_grow_with_a_small_image() -> None:
     weight = torch.randn(3, 3, 3, 3, dtype=torch.float64)
-    counts = [_iterations(weight, n, 0, 0.0, 1e-6) for n in (32, 64, 128)]
+    counts = [_iterations(weight, n, 0, 0.0, 1e-6, WITHOUT_DENSE) for n in (32, 64, 128)]
     assert max(counts) < 1.5 * min(counts)
 
 
@@ -137,32 +128,28 @@ def test_square_operator_with_unread_phases_is_solved_without_damp() -> None:
 
 def test_a_limit_on_the_iterations_is_no_reason_for_other_factors() -> None:
     A = lsconv.Conv2d(torch.randn(8, 8, 3, 3), (48, 48))
-    plan = BorderPlan(A)
+    plan = BorderPlan(A, limits=Limits(at_once=0))
     assert not plan.solve(torch.randn(A.out_shape), max_iter=1).converged
     assert plan.factors == torch.float32
 
 
 @pytest.mark.parametrize("padding", [0, 7])
-def test_float32_data_need_one_step_after_the_first(padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_data_need_one_step_after_the_first(padding: int) -> None:
     # with the length of the first step from products in float32, what that leaves along its direction takes a third
     profile = torch.exp(-0.5 * ((torch.arange(15) - 7) / 2) ** 2)
     kernel = profile[:, None] * profile
     A = lsconv.Conv2d((kernel / kernel.sum())[None, None], in_size=(256, 256), padding=padding)
     y = torch.nn.functional.interpolate(torch.rand(1, 1, 16, 16), size=A.out_shape[1:], mode="nearest")[0]
-    plan = BorderPlan(A, 0.1)
-    steps = []
-    solve = NormalInverse.continued
-    monkeypatch.setattr(NormalInverse, "continued", lambda *args: steps.append(0) or solve(*args))
-    solution = plan.solve(y)
-    assert solution.converged.all()
-    assert len(steps) == 2
+    plan = BorderPlan(A, 0.1, limits=ITERATED)
+    outer = iterated(plan, y=y.double(), tolerances=Tolerances.of(torch.float32, 1e-6, 0.0))
+    assert bool((outer.merit <= 1).all())
+    assert outer.steps == 2
 
 
-@pytest.mark.usefixtures("iterating")
 @pytest.mark.parametrize("most", [1, 7, 12])
 def test_the_limit_on_the_iterations_is_on_all_of_them(most: int) -> None:
     A = lsconv.Conv2d(_gauss(9, 2.0), (64, 64), padding=4)
-    plan = BorderPlan(A, 1e-4)
+    plan = BorderPlan(A, 1e-4, limits=ITERATED)
     solution = plan.solve(torch.randn(A.out_shape, dtype=torch.float64), max_iter=most)
     assert 0 < int(solution.iterations) <= most
     assert not solution.converged

@@ -25,7 +25,7 @@ def equal_channels(count: int) -> lsconv.Convolution:
 
 
 def uneven_lifts() -> lsconv.Convolution:
-    """One null vector, beside border vectors whose lifts are of very different lengths."""
+    """One null vector, beside border vectors whose extensions are of very different lengths."""
     taps = [0.2388419151456991, -5.29034865931915, 10.558011910522135, -5.769231966844716, 0.26272636938637567]
     return lsconv.Conv1d(torch.tensor([[taps]], dtype=F64), 15, padding=((0, 4),))
 

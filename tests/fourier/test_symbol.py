@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsconv.errors import MethodError
-from lsconv.fourier import symbol as symbol_module
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse, symbol
 from lsconv.operators.convolution import Conv1d, Conv2d, Convolution
@@ -127,13 +126,14 @@ def test_hermitian_inverse_marks_matrices_that_are_not_definite_and_only_those()
     torch.testing.assert_close(inverse[2], torch.eye(3) / 2)
 
 
-def test_both_multiplication_layouts_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_multiplication_layouts_agree() -> None:
     A = Conv2d(torch.randn(3, 4, 3, 3, dtype=torch.float64), in_size=(6, 6), padding=1, padding_mode="circular")
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
-    results = []
-    for entries in (0, 1000):
-        monkeypatch.setattr(symbol_module, "_ELEMENTWISE_ENTRIES", entries)
-        results.append(symbol(A).on_grid(x.unsqueeze(1)).squeeze(1))
+    S = symbol(A)
+    results = [
+        FrequencyMatrices(S.grid, S.matrices, elementwise=elementwise).on_grid(x.unsqueeze(1)).squeeze(1)
+        for elementwise in (True, False)
+    ]
     torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(results[0], A(x))
 

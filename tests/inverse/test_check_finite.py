@@ -57,9 +57,9 @@ SOLVES: dict[str, Callable[[lsconv.LinearOperator, Tensor], lsconv.Solution]] = 
 
 def data(A: lsconv.LinearOperator, items: int, bad: float) -> tuple[Tensor, Tensor]:
     y = torch.randn(items, *A.out_shape, dtype=F64, generator=torch.Generator().manual_seed(items))
-    broken = y.clone()
-    broken[0, 0, 3, 3] = bad
-    return y, broken
+    nonfinite = y.clone()
+    nonfinite[0, 0, 3, 3] = bad
+    return y, nonfinite
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -71,8 +71,8 @@ def test_the_item_is_non_finite_and_its_neighbours_are_solved(name: str, operato
     for items, bad in ((1, torch.inf), (3, torch.nan)):
         if A.batch_shape and items == 1:
             continue
-        y, broken = data(A, items, bad)
-        solution = SOLVES[name](A, broken)
+        y, nonfinite = data(A, items, bad)
+        solution = SOLVES[name](A, nonfinite)
         assert solution.status[0] is lsconv.Status.NON_FINITE
         assert bool(solution.x[0].isnan().all())
         assert not bool(solution.converged[0])
@@ -90,27 +90,27 @@ def test_nothing_but_nan_is_non_finite_too() -> None:
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_a_rule_for_damp_meets_nan(operator: str) -> None:
     B = OPERATORS[operator]
-    _, broken = data(B, 3, torch.nan)
+    _, nonfinite = data(B, 3, torch.nan)
     for rule in ("gcv", "lcurve"):
-        solution = lsconv.tikhonov(B, broken, rule, check_finite=False)
+        solution = lsconv.tikhonov(B, nonfinite, rule, check_finite=False)
         assert solution.status[0] is lsconv.Status.NON_FINITE
         assert bool(solution.x[1:].isfinite().all())
 
 
 def test_pseudo_inverses_give_nan_for_the_item_alone() -> None:
-    _, broken = data(A, 3, torch.nan)
+    _, nonfinite = data(A, 3, torch.nan)
     for inverse in (lsconv.pinv(A), lsconv.pinv(A, damp=0.3), lsconv.pinv(A, damp=0.3).H):
-        x = inverse(broken)
+        x = inverse(nonfinite)
         assert bool(x[0].isnan().all())
         assert bool(x[1:].isfinite().all())
 
 
 def test_gradients_of_the_neighbours_are_finite() -> None:
-    _, broken = data(A, 3, torch.nan)
+    _, nonfinite = data(A, 3, torch.nan)
     for solve in (
         lambda B, y: lsconv.lstsq(B, y, damp=0.3, check_finite=False).x,
         lambda B, y: lsconv.lsqr(B, y, damp=0.3, check_finite=False).x,
     ):
-        y = broken.clone().requires_grad_()
+        y = nonfinite.clone().requires_grad_()
         (g,) = torch.autograd.grad(solve(A, y)[1:].sum(), y)
         assert bool(g[1:].isfinite().all())

@@ -319,7 +319,7 @@ GOOD: dict[str, Any] = {"image": torch.rand(8, 8), "psf": torch.ones(3, 3), "dam
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"psf": torch.ones(9, 3)}, ShapeError, "psf: its size .9, 3. exceeds that of the picture, .8, 8."),
+        ({"psf": torch.ones(9, 3)}, ShapeError, "psf: its size .9, 3. exceeds that of the image, .8, 8."),
         ({"psf": torch.ones(3, 3, 3)}, ShapeError, "image: expected 3 spatial axes"),
         ({"psf": torch.ones(1, 1, 3, 3)}, ShapeError, "psf: expected 1, 2 or 3 spatial axes"),
         ({"psf": torch.tensor(1.0)}, ShapeError, "psf: expected"),

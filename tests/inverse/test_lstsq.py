@@ -11,7 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import lsconv
-from lsconv.border.system import schwarz
+from lsconv.border import cost_model
+from lsconv.border.cost_model import Limits
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.loop.solution import Status
 
@@ -86,8 +87,7 @@ def test_what_claims_to_have_converged_with_an_iterative_border_is_right(
     cases: Any, reference: Any, by_border: Any, data: Any
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
-        patch.setattr(schwarz, "_DENSE_ENTRIES", 0)
+        patch.setattr(cost_model, "DEFAULT_LIMITS", Limits(dense_unknowns=0))
         _check_against_dense(data.draw(cases()), reference, "border", by_border, "never")
 
 
@@ -129,7 +129,7 @@ def test_middle_sizes_equal_the_dense_solution(
 ) -> None:
     shape, size, stride, padding, dilation, groups = MIDDLE[name]
     if not dense_border:
-        monkeypatch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
+        monkeypatch.setattr(cost_model, "DEFAULT_LIMITS", Limits(dense_unknowns=0))
     A = lsconv.Convolution(torch.randn(shape, dtype=torch.float64), size, stride, padding, dilation, groups)
     y = torch.randn(A.out_shape, dtype=torch.float64)
     dense = reference(A, y, damp)
@@ -163,7 +163,7 @@ def test_neighbours_of_an_unusual_item_are_bit_identical(
     monkeypatch: pytest.MonkeyPatch, content: str, dense_border: bool, padding: int
 ) -> None:
     if not dense_border:
-        monkeypatch.setattr(schwarz, "_DENSE_UNKNOWNS", 0)
+        monkeypatch.setattr(cost_model, "DEFAULT_LIMITS", Limits(dense_unknowns=0))
     channels = (3, 2) if padding == 2 else (2, 3)  # a shape the border method serves
     A = lsconv.Conv2d(torch.randn(*channels, 3, 3, dtype=torch.float64), (9, 8), padding=padding)
     y = torch.randn(4, *A.out_shape, dtype=A.dtype)

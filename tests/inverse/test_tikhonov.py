@@ -137,7 +137,10 @@ def test_a_small_problem_with_a_penalty_that_defeats_lsmr_is_decomposed():
     assert bool(solution.converged.all())
     matrix, penalty = A.to_dense(), L.to_dense()
     for x, data, strength in zip(solution.x, y, damp, strict=True):
-        stack, rest = torch.cat([matrix, strength * penalty]), torch.cat([data - matrix @ prior, torch.zeros(len(penalty), dtype=DOUBLE)])
+        stack, rest = (
+            torch.cat([matrix, strength * penalty]),
+            torch.cat([data - matrix @ prior, torch.zeros(len(penalty), dtype=DOUBLE)]),
+        )
         expected = prior + torch.linalg.lstsq(stack, rest[:, None], driver="gelsd").solution[:, 0]
         torch.testing.assert_close(x, expected, rtol=0, atol=1e-7 * float(expected.abs().max()))
 

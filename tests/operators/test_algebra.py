@@ -8,9 +8,9 @@ import torch
 from lsconv.errors import ArgumentTypeError, DeviceError, DtypeError, NonFiniteError, ShapeError
 from lsconv.operators.algebra import block_diag, hstack, vstack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.checks import require_finite
 from lsconv.operators.convolution import Conv1d
 from lsconv.operators.elementary import Dense, FromFunctions, Identity
-from lsconv.operators.finiteness import require_finite
 
 DTYPES = [torch.float64, torch.complex128]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from lsconv.errors import ShapeError
-from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution
+from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution, norm_bound
 
 CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 DOUBLE = (torch.float64, torch.complex128)
@@ -302,3 +302,16 @@ def test_kernels_are_replaced_by_one_per_item_only_where_that_is_asked_for() -> 
     for other, per_item in ((weights, False), (weights[..., 1:], True)):
         with pytest.raises(ShapeError, match=r"parameters\[0\]"):
             A.with_parameters([other], per_item=per_item)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_the_bound_of_the_norm_is_one_and_is_met_by_averages(mode: str, groups: int) -> None:
+    """Schur's test; a kernel of equal weights keeps a constant, which nothing exceeds."""
+    weight = torch.randn(3, 4, 4 // groups, 3, 2, dtype=torch.float64)
+    A = Conv2d(weight, (7, 6), padding=1, padding_mode=mode, groups=groups, stride=2)
+    largest = torch.linalg.matrix_norm(A.to_dense(), 2)
+    assert norm_bound(A).shape == (3,)
+    assert bool((norm_bound(A) >= largest).all())
+    average = Conv2d(torch.full((1, 1, 3, 3), 1 / 9, dtype=torch.float64), (6, 6), padding=1, padding_mode="circular")
+    torch.testing.assert_close(norm_bound(average), torch.linalg.matrix_norm(average.to_dense(), 2))

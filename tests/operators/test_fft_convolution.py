@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsconv.errors import LsconvError
-from lsconv.operators import fft_convolution
 from lsconv.operators.convolution import Conv1d, Conv2d, Convolution
-from lsconv.operators.fft_convolution import FrequencyGrid, good_fft_length
+from lsconv.operators.fft_convolution import FrequencyGrid, good_fft_length, inverse_transform
 
 
 @given(st.integers(1, 5000))
@@ -123,10 +122,34 @@ def test_unknown_backend_is_an_lsconv_error() -> None:
         Conv1d(torch.ones(1, 1, 1), 3, backend="winograd")
 
 
-def test_items_in_groups_are_what_they_are_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_in_groups_are_what_they_are_together() -> None:
     A = Conv2d(torch.randn(4, 3, 3, 3, dtype=torch.float64), (10, 9), stride=2, padding=1, backend="fft")
-    x = torch.randn(7, *A.in_shape, dtype=torch.float64)
-    together, back = A.apply(x), A.adjoint(A.apply(x))
-    monkeypatch.setattr(fft_convolution, "_WORK_BYTES", 2**14)  # two items
-    torch.testing.assert_close(A.apply(x), together)
-    torch.testing.assert_close(A.adjoint(together), back)
+    grid, spectrum = A._grid, A._spectrum()
+    x, y = (torch.randn(7, *shape, dtype=torch.float64) for shape in (A.in_shape, A.out_shape))
+    torch.testing.assert_close(grid.apply(x, spectrum, work_bytes=2**14), grid.apply(x, spectrum))
+    torch.testing.assert_close(grid.adjoint(y, spectrum, work_bytes=2**14), grid.adjoint(y, spectrum))
+
+
+# ---------------------------------------------------------------------- the inverse transform, a part at a time
+
+
+@pytest.mark.parametrize("real", [True, False])
+@pytest.mark.parametrize("lead", [(), (5,), (2, 3, 4), (1, 7, 1)])
+@pytest.mark.parametrize("sizes", [(6,), (5, 4), (3, 4, 5)])
+def test_parts_make_the_whole(lead: tuple[int, ...], sizes: tuple[int, ...], real: bool) -> None:
+    x = torch.randn(*lead, *sizes, dtype=torch.float64 if real else torch.complex128)
+    dims = tuple(range(-len(sizes), 0))
+    spectra = (torch.fft.rfftn if real else torch.fft.fftn)(x, dim=dims)
+    torch.testing.assert_close(inverse_transform(spectra, sizes, real=real, work_bytes=100), x)
+
+
+def test_parts_have_gradients_and_can_be_batched() -> None:
+    z = torch.randn(6, 5, 3, dtype=torch.complex128, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: inverse_transform(z, (5, 4), real=True, work_bytes=100), z)
+    batched = torch.func.vmap(lambda z: inverse_transform(z, (5, 4), real=True, work_bytes=100))(z.detach())
+    torch.testing.assert_close(batched, torch.fft.irfftn(z.detach(), s=(5, 4), dim=(-2, -1)))
+
+
+def test_no_axes_are_no_transform() -> None:
+    z = torch.randn(3)
+    assert inverse_transform(z, (), real=True) is z

@@ -39,7 +39,7 @@ class CrossedBorder:
 
     @property
     def turned(self) -> CrossedBorder:
-        """The same with rows for columns."""
+        """The border with rows for columns."""
         return CrossedBorder(self.grid[::-1], self.columns, self.rows)
 
     @property

@@ -22,15 +22,14 @@ from torch import Tensor
 from lsconv.border.direct.crossed_border import CrossedBorder
 from lsconv.border.direct.even_odd_basis import SchurInverse, one_channel_saddle
 from lsconv.border.direct.schur_complement import column_blocks
-from lsconv.border.direct.strip import Strip
-from lsconv.border.gram import gram, largest_eigenvalue, product, shifted
+from lsconv.border.direct.strip import MOST_WAVES, Strip
+from lsconv.border.gram import gram, largest_eigenvalue, product, saddle_inverse, shifted
 from lsconv.border.penalty import Penalty
-from lsconv.border.saddle import saddle_inverse
-from lsconv.border.truncated_circulant import embedded
-from lsconv.fourier.dtypes import double
+from lsconv.border.truncated_circulant import truncated_circulant
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, hermitian_inverse, plane_waves
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["ONE_PASS", "DirectInverse", "crossed_border", "is_even"]
 
@@ -65,9 +64,13 @@ class DirectBorder:
         entries = column_blocks(spectrum, columns, self.strip, border, self._along, definite=definite, even=even)
         self.schur = SchurInverse(entries, border, definite=definite, even=even)
         (n,), (f,) = self._along.sizes, self._along.frequencies
-        waves = plane_waves(torch.arange(n - border.width, n), n, f).mT.to(spectrum)
-        self._write = waves.mH.contiguous()
-        self._read = waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]
+        self._before = n - border.width
+        self._read: Tensor | None = None
+        self._write: Tensor | None = None
+        if border.width <= MOST_WAVES:
+            waves = plane_waves(torch.arange(self._before, n), n, f).mT.to(spectrum)
+            self._write = waves.mH.contiguous()
+            self._read = waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]
 
     def rows(self, t: Tensor) -> Tensor | None:
         """The spectrum of h on the rows H, with which ``t + Q h`` vanishes there."""
@@ -76,13 +79,18 @@ class DirectBorder:
         return self.strip.write(self.strip.solve(self.strip.read(t))).neg_()
 
     def columns(self, t: Tensor) -> Tensor:
-        """The values at the columns V' of the spectrum t: ``(rest, blocks, channels, height, width)``."""
+        """The values at the columns V' of the spectrum t: ``(rhs, blocks, channels, height, width)``."""
+        if self._read is None:
+            return self._along.inverse(torch.fft.ifft(t, dim=-2)[..., : self._height, :])[..., self._before :]
         values = torch.fft.ifft(t @ self._read, dim=-2)[..., : self._height, :]
         return values.real if self._real else values
 
     def from_columns(self, v: Tensor) -> Tensor:
         """The spectrum of values at the columns V' alone."""
-        return torch.fft.fft(v, n=self._rows, dim=-2) @ self._write
+        if self._write is None:
+            v = self._along.transform(torch.nn.functional.pad(v, (self._before, 0)))
+        spectrum = torch.fft.fft(v, n=self._rows, dim=-2)
+        return spectrum if self._write is None else spectrum @ self._write
 
     def unknowns(self, t: list[Tensor]) -> list[Tensor]:
         """The spectra u on the border with which ``t + Q u`` vanishes on it; ``t``, in parts, is overwritten."""
@@ -174,7 +182,7 @@ class DirectInverse:
             convolution = convolution.to(dtype=double(convolution.dtype))
         else:
             penalty = penalty.precise()
-        what = embedded(convolution, tuple(damp.shape), penalty, shortest=shortest)
+        what = truncated_circulant(convolution, tuple(damp.shape), penalty, shortest=shortest)
         self.embedding, self.form, self.side = what.embedding, what.form, side
         border = None if self.form == "circulant" else crossed_border(self.form, self.embedding, penalty)
         S = what.symbol
@@ -187,13 +195,13 @@ class DirectInverse:
         self._grid, self._S = S.grid, S
         smaller = gram(S.matrices, "residual" if S.rows <= S.columns else "solution")
         wanted = self.embedding.per_block(damp) ** 2
-        self.mu = mu = torch.maximum(wanted, floor * largest_eigenvalue(smaller, len(S.grid.sizes)).double())
+        self.mu = mu = torch.maximum(wanted, floor * largest_eigenvalue(smaller).double())
         self.exact = bool((mu == wanted).all()) or penalty is not None
         self._root = mu.sqrt().reshape(1, -1, 1, *(1 for _ in S.grid.sizes))
         shift = mu.to(S.matrices.real).reshape(-1, *(1 for _ in range(len(S.grid.sizes) + 2)))
         self._back: FrequencyMatrices | None = None
         self._E: FrequencyMatrices | None = None  # from the side of the normal operator to that of the border
-        if self.form == "mixed":
+        if self.form == "saddle":
             P = saddle_inverse(S.matrices, smaller, shift)[0]
             largest = float(frobenius(smaller).amax().sqrt())
         else:
@@ -211,7 +219,7 @@ class DirectInverse:
         self._border: DirectBorder | None = None
         if border is not None:
             condition = largest * float(frobenius(P).amax())
-            self._border = DirectBorder(Q, border, definite=self.form != "mixed", condition=condition)
+            self._border = DirectBorder(Q, border, definite=self.form != "saddle", condition=condition)
         self._solution, self._dual, self._normal = self._passes(side, penalty)
 
     def _passes(self, side: str, penalty: Penalty | None) -> tuple[_Pass, _Pass | None, _Pass]:
@@ -219,7 +227,7 @@ class DirectInverse:
         S, P, residual = self._S, self._P, side == "residual"
         # of stacked rows only those of A have data
         adjoint = FrequencyMatrices(S.grid, S.matrices[..., : self.embedding.out_channels, :].mH.resolve_conj())
-        if self.form == "mixed":
+        if self.form == "saddle":
             first, second = slice(0, S.rows), slice(S.rows, None)
             to_first, to_second = P.block(first, slice(None)), P.block(second, slice(None))
             normal = _Pass((to_second,), (False, False), own=second, over=self._root)
@@ -278,7 +286,7 @@ class DirectInverse:
         inputs = math.prod(embedding.in_shape) // embedding.groups
         log_mu = 2 * self._root.flatten().log()
         residual = self.side == "residual"
-        if self.form == "mixed":
+        if self.form == "saddle":
             rows, columns = self._interior[: embedding.out_channels], self._interior[embedding.out_channels :]
             total = total - (sum(columns) - sum(rows)) / 2 * (log_mu if residual else -log_mu)
             more = outputs - sum(rows) if residual else inputs - sum(columns)
@@ -293,7 +301,7 @@ class DirectInverse:
     def continued(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
-        """As :meth:`NormalInverse.continued`, without an iteration."""
+        """Do as :meth:`NormalInverse.continued`, without an iteration."""
         z = self.normal(f.to(self._S.matrices.dtype if f.is_complex() else self._root.dtype)).to(f.dtype)
         batch, _ = self.embedding.rest(tuple(f.shape[: f.ndim - self.embedding.ndim - 1]))
         return z, torch.zeros(batch, dtype=torch.int64, device=f.device), None
@@ -346,7 +354,7 @@ class DirectInverse:
         return [part.sub_(self._back(spectrum)) for part, spectrum in zip(f, u, strict=True)]
 
     def _together(self, t: Tensor) -> int:
-        """How many right-hand sides go through the pass together: those whose spectra stay in the cache of a CPU."""
+        """The right-hand sides that go through the pass together: their spectra stay in the cache of a CPU."""
         if t.device.type != "cpu":
             return max(1, len(t))
         one = math.prod(t.shape[1:]) * t.element_size()
@@ -365,7 +373,7 @@ def crossed_border(form: str, embedding: Embedding, penalty: Penalty | None) -> 
     """The border of a truncated block-circulant operator of a :class:`DirectInverse`.
 
     Args:
-        form: "valid", "full" or "mixed".
+        form: "valid", "full" or "saddle".
         embedding: its grid.
         penalty: further rows, as the inverse has them.
     """

@@ -65,8 +65,8 @@ class SchurInverse:
                 return
             back = entries[:, :, 1, :, 0].mT
             yield torch.complex(
-                _assembled(self._width, lambda i, j: _at(own, i - j)),
-                _assembled(self._width, lambda i, j: _at(other, i + j + 1 - self._width, back).flip(-1)),
+                _assembled(self._width, lambda i, j: _at(own, i - j), own.device),
+                _assembled(self._width, lambda i, j: _at(other, i + j + 1 - self._width, back).flip(-1), own.device),
             )
         elif isinstance(basis, _Even | _Central):
             for *_, matrix in basis.matrices(entries[:, :, 0, :, 0]):
@@ -75,14 +75,14 @@ class SchurInverse:
             channels = entries.shape[2]
             # (blocks, distances, channels * rows, the same) to cells in the order of columns, channels, rows
             flat = entries.flatten(-2).flatten(2, 3)
-            matrix = _assembled(self._width, lambda i, j: _at(flat, i - j))
+            matrix = _assembled(self._width, lambda i, j: _at(flat, i - j), flat.device)
             assert self._present is not None
             if len(self._present) < channels * self._width * self._height:
                 matrix = matrix.index_select(-1, self._present).index_select(-2, self._present)
             yield matrix
 
     def __call__(self, values: Tensor) -> Tensor:
-        """``S^-1`` times ``values`` of shape ``(rest, blocks, channels, height, width)``."""
+        """``S^-1`` times ``values`` of shape ``(rhs, blocks, channels, height, width)``."""
         if self._exchanged:
             first, second = values.unbind(2)
             z = torch.complex(first, second.flip(-1, -2)).mT
@@ -99,7 +99,7 @@ class SchurInverse:
         return solved.reshape(flat.shape).movedim(2, -1)
 
     def _in_basis(self, v: Tensor) -> Tensor:
-        """The solution for ``v`` of shape ``(rest, blocks, width, height)``."""
+        """The solution for ``v`` of shape ``(rhs, blocks, width, height)``."""
         parts = [inverse(part) for inverse, part in zip(self._inverses, self._basis.parts(v), strict=True)]
         return self._basis.joined(parts).reshape(v.shape)
 
@@ -132,27 +132,27 @@ def _present(border: CrossedBorder, device: torch.device) -> Tensor:
     return (columns[..., None] & rows).flatten().nonzero().flatten().to(device)
 
 
-def _at(entries: Tensor, distance: int, back: Tensor | None = None) -> Tensor:
-    """The entries at a distance; ``back``, by default their adjoints, are those at the opposite ones."""
-    if distance >= 0:
-        return entries[:, distance]
-    return entries[:, -distance].mH if back is None else back[:, -distance]
+def _at(entries: Tensor, distances: Tensor, back: Tensor | None = None) -> Tensor:
+    """The entries at distances; ``back``, by default their adjoints, are those at the opposite ones."""
+    back = entries.mH if back is None else back
+    ahead = (distances >= 0)[:, None, None]
+    return torch.where(ahead, entries[:, distances.clamp(min=0)], back[:, distances.neg().clamp(min=0)])
 
 
 class _Block(Protocol):
-    def __call__(self, i: int, j: int, /) -> Tensor:
-        """The block of two columns."""
+    def __call__(self, i: int, j: Tensor, /) -> Tensor:
+        """The blocks of a column and others, ``(blocks, others, rows, rows)``."""
         ...
 
 
-def _assembled(width: int, block: _Block) -> Tensor:
+def _assembled(width: int, block: _Block, device: torch.device) -> Tensor:
     """The matrix ``(blocks, size, size)`` of the blocks of all pairs of columns."""
-    first = block(0, 0)
-    blocks, rows, columns = first.shape
+    others = torch.arange(width, device=device)
+    first = block(0, others)
+    blocks, _, rows, columns = first.shape
     matrix = first.new_empty(blocks, width, rows, width, columns)
     for i in range(width):
-        for j in range(width):
-            matrix[:, i, :, j] = block(i, j)
+        matrix[:, i] = block(i, others).transpose(1, 2)
     return matrix.view(blocks, width * rows, width * columns)
 
 
@@ -160,7 +160,7 @@ class _Basis(Protocol):
     """Coordinates in which a symmetry is a sign."""
 
     def parts(self, v: Tensor) -> list[Tensor]:
-        """The coordinates of ``(rest, blocks, width, height)`` for every sign, ``(rest, blocks, size)``."""
+        """The coordinates of ``(rhs, blocks, width, height)`` for every sign, ``(rhs, blocks, size)``."""
         ...
 
     def joined(self, parts: list[Tensor]) -> Tensor:
@@ -228,12 +228,12 @@ class _Central:
         columns = (self._width + 1) // 2
         for reversal in self._reversals:
 
-            def block(i: int, j: int, sign: int = reversal.sign) -> Tensor:
+            def block(i: int, j: Tensor, sign: int = reversal.sign) -> Tensor:
                 reversed_ = _at(entries, i + j + 1 - self._width).flip(-1)
                 return torch.add(_at(entries, i - j), reversed_, alpha=sign)
 
             size = reversal.size
-            matrix = _assembled(columns, block)[:, :size, :size].contiguous()
+            matrix = _assembled(columns, block, entries.device)[:, :size, :size].contiguous()
             yield reversal.sign, reversal._scaled(reversal._scaled(matrix, 1), 2)
 
     def parts(self, v: Tensor) -> list[Tensor]:
@@ -263,10 +263,10 @@ class _Even:
             folded = rows.matrix(entries, (2, 3))
             last = columns.n - 1
 
-            def block(i: int, j: int, folded: Tensor = folded, sign: int = columns.sign, last: int = last) -> Tensor:
-                return torch.add(folded[:, abs(i - j)], folded[:, abs(i + j - last)], alpha=sign)
+            def block(i: int, j: Tensor, folded: Tensor = folded, sign: int = columns.sign, last: int = last) -> Tensor:
+                return torch.add(folded[:, (i - j).abs()], folded[:, (i + j - last).abs()], alpha=sign)
 
-            matrix = _assembled(columns.size, block).unflatten(2, (columns.size, rows.size))
+            matrix = _assembled(columns.size, block, entries.device).unflatten(2, (columns.size, rows.size))
             matrix = matrix.unflatten(1, (columns.size, rows.size))
             matrix = columns._scaled(columns._scaled(matrix, 1), 3)
             yield columns.sign, rows.sign, matrix.flatten(3).flatten(1, 2)

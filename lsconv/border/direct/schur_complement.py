@@ -57,11 +57,20 @@ def column_blocks(
         ``(blocks, distances, channels, height, channels, height)``, zero where a channel has no such row; those at
         distance -d are the adjoints.
     """
-    left, right = (_generators if definite else _coupling)(spectrum, columns, strip, border)
-    (n,), (f,), device = along.sizes, along.frequencies, left.device
-    blocks, _, channels, height, _ = left.shape
+    (n,), (f,), device = along.sizes, along.frequencies, spectrum.device
+    channels, height = spectrum.shape[-1], border.height
     outer, top = (1, (height + 1) // 2) if even else (channels, height)
-    distances = torch.arange(border.width)
+    entries = torch.zeros((), dtype=torch.float64, device=device)
+    if strip is None or not definite:
+        kernel = along.inverse(columns.movedim(2, -1))[..., : border.width]  # blocks, rows, channels, channels, columns
+        ahead = torch.arange(height, device=device)
+        there = ahead < torch.tensor(border.rows, device=device)[:, None]
+        lags = (ahead[:top, None] - ahead) % border.grid[0]
+        entries = kernel[:, lags, :outer].permute(0, 5, 3, 1, 4, 2) * there[:outer, :top, None, None] * there
+    if strip is None:
+        return entries
+    left, right = _generators(spectrum, columns, strip, border) if definite else _coupling(columns, strip, border)
+    blocks, distances = len(left), torch.arange(border.width)
     weights = along.weights(device, torch.float64).to(left.dtype) / n
     waves = plane_waves(distances, n, f).to(device, left.dtype) * weights
     # (blocks, channels * rows, frequencies, generators)
@@ -76,19 +85,14 @@ def column_blocks(
         shifted = left * wave[:, None]
         torch.matmul((torch.view_as_real(shifted) if apart else shifted).flatten(2), right, out=S[:, number])
     S = S.unflatten(-1, (channels, height)).unflatten(2, (outer, top))
-    if definite:
-        for row in range(1, top):
-            S[:, :, :, row, :, 1:] += S[:, :, :, row - 1, :, :-1]
-        return S
-    kernel = along.inverse(columns.movedim(2, -1))[..., : border.width]  # blocks, rows, channels, channels, distances
-    ahead = torch.arange(height, device=device)
-    there = ahead < torch.tensor(border.rows, device=device)[:, None]
-    lags = (ahead[:top, None] - ahead) % border.grid[0]
-    entries = kernel[:, lags, :outer].permute(0, 5, 3, 1, 4, 2)
-    return S.neg_().add_(entries * there[:outer, :top, None, None] * there)
+    if not definite:
+        return S.neg_().add_(entries)
+    for row in range(1, top):
+        S[:, :, :, row, :, 1:] += S[:, :, :, row - 1, :, :-1]
+    return S
 
 
-def _coupling(spectrum: Tensor, columns: Tensor, strip: Strip | None, border: CrossedBorder) -> tuple[Tensor, Tensor]:
+def _coupling(columns: Tensor, strip: Strip, border: CrossedBorder) -> tuple[Tensor, Tensor]:
     r"""The factors of what H takes away, :math:`X_\omega D_\omega^{-1} X_\omega^H`.
 
     They cost as much as the displacement times half of the rows of H; the displacement of an indefinite operator is a
@@ -97,16 +101,14 @@ def _coupling(spectrum: Tensor, columns: Tensor, strip: Strip | None, border: Cr
     Returns:
         ``(blocks, frequencies, channels, height, channels * rows of H)`` each.
     """
-    (n, _), device = border.grid, spectrum.device
+    (n, _), device = border.grid, columns.device
     ahead, rows = torch.arange(border.height, device=device), torch.arange(n - border.depth, n, device=device)
     there = (ahead < torch.tensor(border.rows, device=device)[:, None])[..., None]
     X = columns[:, (ahead[:, None] - rows) % n].permute(0, 3, 4, 1, 5, 2).flatten(4) * there
-    if strip is None:
-        return X, X
     return (X.flatten(2, 3) @ strip.inverse).reshape(X.shape), X
 
 
-def _generators(spectrum: Tensor, columns: Tensor, strip: Strip | None, border: CrossedBorder) -> tuple[Tensor, Tensor]:
+def _generators(spectrum: Tensor, columns: Tensor, strip: Strip, border: CrossedBorder) -> tuple[Tensor, Tensor]:
     """The factors of the displacement, ``(blocks, frequencies, channels, height, 2 * channels)`` each."""
     (n, _), device = border.grid, spectrum.device
     blocks, _, f, channels, _ = spectrum.shape
@@ -117,12 +119,11 @@ def _generators(spectrum: Tensor, columns: Tensor, strip: Strip | None, border: 
     twice = every.repeat(2)
     empty = last < 0  # a phase without inputs has no rows
     sources[:, at_sources, :, twice, torch.arange(2 * channels, device=device)] = 1
-    if strip is not None:
-        rows = torch.arange(n - border.depth, n, device=device)
-        lags = (rows[:, None] - at_sources) % n
-        at_rows = _entries(columns, lags, twice)
-        h = strip.inverse @ at_rows
-        sources[:, rows] -= h.unflatten(2, (channels, len(rows))).permute(0, 3, 1, 2, 4)
+    rows = torch.arange(n - border.depth, n, device=device)
+    lags = (rows[:, None] - at_sources) % n
+    at_rows = _entries(columns, lags, twice)
+    h = strip.inverse @ at_rows
+    sources[:, rows] -= h.unflatten(2, (channels, len(rows))).permute(0, 3, 1, 2, 4)
     found = torch.fft.ifft(spectrum @ torch.fft.fft(sources, dim=1), dim=1)
     del sources
     ahead = torch.arange(border.height, device=device)

@@ -13,7 +13,11 @@ from lsconv.border.direct.crossed_border import CrossedBorder
 from lsconv.border.direct.dense_inverse import indefinite_inverse
 from lsconv.fourier.symbol import hermitian_inverse, plane_waves
 
-__all__ = ["Strip"]
+__all__ = ["MOST_WAVES", "Strip"]
+
+# More rows or columns than these are read and written by a transform, which then costs less than a product with a wave
+# for each (of 256² to 1024² they break even between 20 and 60).
+MOST_WAVES = 48
 
 
 class Strip:
@@ -27,7 +31,7 @@ class Strip:
     """
 
     def __init__(self, columns: Tensor, border: CrossedBorder, *, definite: bool) -> None:
-        (n, _), channels, device = border.grid, columns.shape[-1], columns.device
+        (n, _), device = border.grid, columns.device
         rows = torch.arange(n - border.depth, n)
         there = (rows >= torch.tensor(border.rows)[:, None]).flatten().to(device)  # channels * rows
         lags = (rows[:, None] - rows) % n
@@ -36,21 +40,27 @@ class Strip:
         D = torch.where(both, D, torch.eye(len(there), dtype=D.dtype, device=device))
         self.inverse = hermitian_inverse(D.contiguous()) if definite else indefinite_inverse(D)
         self.inverse *= both
-        waves = plane_waves(rows, n, n).to(device, columns.dtype)
-        self._there = there
-        self._read, self._write = waves / n, waves.mH.contiguous()
-        self._channels = channels
+        self._there, self._depth, self._rows = there, border.depth, n
+        self._read: Tensor | None = None
+        self._write: Tensor | None = None
+        if border.depth <= MOST_WAVES:
+            waves = plane_waves(rows, n, n).to(device, columns.dtype)
+            self._read, self._write = waves / n, waves.mH.contiguous()
 
     def read(self, spectra: Tensor) -> Tensor:
-        """The rows of ``spectra`` ``(rest, blocks, channels, *frequencies)``, as :meth:`solve` takes them."""
+        """The rows of ``spectra`` ``(rhs, blocks, channels, *frequencies)``, as :meth:`solve` takes them."""
+        if self._read is None:
+            return torch.fft.ifft(spectra, dim=-2)[..., self._rows - self._depth :, :]
         return self._read @ spectra
 
     def write(self, rows: Tensor) -> Tensor:
         """The spectra of the rows alone."""
+        if self._write is None:
+            return torch.fft.fft(torch.nn.functional.pad(rows, (0, 0, self._rows - self._depth, 0)), dim=-2)
         return self._write @ rows
 
     def solve(self, rows: Tensor) -> Tensor:
-        """``D^-1`` times ``rows`` of shape ``(rest, blocks, channels, rows, frequencies)``."""
+        """``D^-1`` times ``rows`` of shape ``(rhs, blocks, channels, rows, frequencies)``."""
         shape = rows.shape
         vectors = rows.flatten(2, 3).permute(1, 3, 2, 0)  # blocks, frequencies, channels * rows, rest
         return (self.inverse @ vectors).permute(3, 0, 2, 1).reshape(shape)

@@ -2,54 +2,22 @@ r"""The two iterations on the border: conjugate gradients where its system is de
 
 They solve to a loose tolerance inside an outer iteration that computes its own residuals, so they carry no certificate,
 no history and no restarts after an audit (the Krylov floor has these): on a small image these would cost as much as
-the iteration itself. Every (rest, block) pair is an independent system with its own step lengths.
-
-Either may be interrupted, once: after a number of iterations the caller is told how many more are to be expected, by
-how fast the residual has fallen so far, and may have the iteration end there.
+the iteration itself. Every (rhs, block) pair is an independent system with its own step lengths.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lsconv.border.system.recycling import Recycling, deflate
 
-__all__ = ["Pause", "conjugate_gradients", "gmres"]
+__all__ = ["conjugate_gradients", "gmres"]
 
 _Map = Callable[[Tensor], Tensor]
-
-
-@dataclass
-class Pause:
-    """When the caller is asked whether to end the iteration.
-
-    Args:
-        after: so many iterations; then after twice as many, and so on.
-        end: whether to, given how many iterations have been done and how many more are to be expected.
-
-    Attributes:
-        ended: whether it was ended.
-    """
-
-    after: int
-    end: Callable[[int, float], bool]
-    ended: bool = False
-
-    def __call__(self, done: int, since: int, start: Tensor, now: Tensor, bound: Tensor) -> bool:
-        """Whether to end after ``done`` iterations, the last ``since`` of which took residuals ``start`` to ``now``."""
-        if done < self.after or since == 0:
-            return False
-        self.after *= 2
-        rate = torch.log(start / now).clamp_min(0) / since
-        expected = torch.where(now > bound, torch.log(now / bound) / rate, 0).flatten()
-        expected = torch.where(expected.isnan(), math.inf, expected)
-        self.ended = self.end(done, float(expected.max()))
-        return self.ended
 
 
 def conjugate_gradients(
@@ -59,9 +27,8 @@ def conjugate_gradients(
     tolerance: Tensor | float,
     max_iter: int,
     check_every: int,
-    pause: Pause | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Solve ``Q u = b`` for Hermitian positive definite Q; vectors are ``(rest, blocks, size)``.
+    """Solve ``Q u = b`` for Hermitian positive definite Q; vectors are ``(rhs, blocks, size)``.
 
     Args:
         apply: Q.
@@ -70,10 +37,9 @@ def conjugate_gradients(
         tolerance: relative residual at which a system is left as it is.
         max_iter: limit on the iterations.
         check_every: the host looks every so many iterations.
-        pause: when to ask whether to go on.
 
     Returns:
-        The solutions, and the iterations of every system, ``(rest, blocks)``.
+        The solutions, and the iterations of every system, ``(rhs, blocks)``.
     """
     u, r, start = torch.zeros_like(b), b.clone(), _norm(b)
     bound = tolerance * start
@@ -84,8 +50,6 @@ def conjugate_gradients(
         norm = _norm(r)
         active = norm > bound
         if k % check_every == 0 and not bool(active.any()):
-            break
-        if pause is not None and pause(k, k, start, norm, bound):
             break
         z = precondition(r)
         rho_new = _inner(r, z)
@@ -108,7 +72,6 @@ def gmres(
     max_iter: int,
     check_every: int,
     restart: int = 100,
-    pause: Pause | None = None,
     recycling: Recycling | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Solve ``Q u = b`` for any square Q by flexible GMRES (Saad 1993): what rounding does to M^-1 is in the basis.
@@ -125,7 +88,7 @@ def gmres(
         if not bool((beta > bound).any()):
             break
         size = min(restart, max_iter - done)
-        correction, count = _cycle(apply, precondition, r, bound, size, check_every, pause, done, recycling)
+        correction, count = _cycle(apply, precondition, r, bound, size, check_every, recycling)
         u = u + correction
         iterations += count
         done += int(count.max())
@@ -144,14 +107,9 @@ def _cycle(
     bound: Tensor,
     size: int,
     check_every: int,
-    pause: Pause | None,
-    before: int,
     recycling: Recycling | None,
 ) -> tuple[Tensor, Tensor]:
-    """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed.
-
-    ``before`` iterations were done in the cycles before.
-    """
+    """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed."""
     known = None if recycling is None else recycling.pair
     whole = _norm(r)
     count = torch.zeros(r.shape[:2], dtype=torch.int64, device=r.device)
@@ -169,15 +127,13 @@ def _cycle(
         active = active & (residual > bound) & going
         if done % check_every == 0 and not bool(active.any()):
             break
-        if pause is not None and pause(before + done, done, space.beta, residual, bound):
-            break
     Q, R = space.factors()
     y = _coefficients(R, Q[..., 0, :].conj() * space.beta, count)
     correction = (y.unsqueeze(-2) @ space.searched).squeeze(-2)
     if known is not None:
         parts = (space.deflated @ y.unsqueeze(-1)).squeeze(-1)  # rest, blocks, vectors
         correction = u + correction - (known[0].mT @ parts.movedim(0, -1)).movedim(-1, 0)
-    if recycling is not None and not (pause is not None and pause.ended):
+    if recycling is not None:
         residuals = torch.cat([whole, space.residuals[..., 1:]], dim=-1) / whole
         recycling.learn(known, space.deflated[0], space.searched[0], space.basis[0], Q[0], R[0], residuals[0])
     return correction, count
@@ -195,7 +151,7 @@ class _Arnoldi:
     too, are thirty calls a column, as long as a transform of 256².)
 
     Args:
-        r: what the first vector is made of, ``(rest, blocks, n)``.
+        r: what the first vector is made of, ``(rhs, blocks, n)``.
         size: columns, at most.
         images: C, ``(blocks, vectors, n)``.
     """
@@ -216,7 +172,7 @@ class _Arnoldi:
         self._basis[:, self.m] = (r / _divisor(self.beta)).flatten(0, 1)
 
     def extend(self, apply: _Map, precondition: _Map) -> Tensor:
-        """One column more; whether anything is left of its image, ``(rest, blocks, 1)``."""
+        """One column more; whether anything is left of its image, ``(rhs, blocks, 1)``."""
         k, last = self.k, self.m + self.k
         z = precondition(self._basis[:, last].unflatten(0, self.lead))
         self._searched[:, k] = z.flatten(0, 1)
@@ -240,12 +196,12 @@ class _Arnoldi:
 
     @property
     def residual(self) -> Tensor:
-        """The norm of what is left of r, ``(rest, blocks, 1)``; zero after a column of no length."""
+        """The norm of what is left of r, ``(rhs, blocks, 1)``; zero after a column of no length."""
         return (self.beta / _norm(self._t[:, : self.k + 1].unflatten(0, self.lead))).nan_to_num(nan=0.0)
 
     @property
     def residuals(self) -> Tensor:
-        """The same before every column and after the last one, ``(rest, blocks, columns + 1)``."""
+        """These norms before every column and after the last one, ``(rhs, blocks, columns + 1)``."""
         t = self._t[:, : self.k + 1].unflatten(0, self.lead)
         return (self.beta / t.abs().square().cumsum(-1).sqrt()).nan_to_num(nan=0.0)
 
@@ -271,7 +227,7 @@ class _Arnoldi:
 
 
 def _coefficients(triangle: Tensor, rhs: Tensor, count: Tensor) -> Tensor:
-    """Of the basis vectors; a system that finished earlier than its neighbours has the columns it had then."""
+    """The coefficients of the basis vectors; a system that finished early has the columns it had then."""
     keep = torch.arange(rhs.shape[-1], device=rhs.device) < count[..., None]
     triangle = torch.where(keep[..., None, :] & keep[..., :, None], triangle, 0)
     diagonal = triangle.diagonal(dim1=-2, dim2=-1)
@@ -281,7 +237,7 @@ def _coefficients(triangle: Tensor, rhs: Tensor, count: Tensor) -> Tensor:
 
 
 def _divisor(length: Tensor) -> Tensor:
-    """What normalises a vector of that norm; infinity, which makes it zero, where squares have underflowed in it."""
+    """The divisor that normalises a vector of that norm; infinity where squares have underflowed in it."""
     return torch.where(length > math.sqrt(torch.finfo(length.dtype).tiny), length, math.inf)
 
 

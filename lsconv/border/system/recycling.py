@@ -1,12 +1,11 @@
-r"""What GMRES has found out about an operator, for the systems with it that follow.
+r"""Krylov spaces of GMRES, recycled for the systems with the same operator that follow.
 
 A cycle leaves vectors :math:`U` whose images :math:`C = QU` are orthonormal. A later residual loses its part in the
-span of C at once, by :math:`U C^H r`, and the iteration goes on in the complement. The border systems of an asymmetric
-blur, or of mirrored ones, have a few dozen singular values far from those of the rest, preconditioned; a cycle spends
-most of its iterations on these, and every later step of the outer iteration, and every later solve, would again.
-(Damp 1e-3 and 1e-4, 512² and 256², float64, iterations of the steps of a solve, and of one more: motion, "same", 47 +
-35 to 47 + 6, and then 12 + 6; Gaussian, replicate, 91 + 54 + 70 to 91 + 7 + 11, and then 14 + 7 + 11.) Where the values
-form a continuum, as for a box or a disk, nothing would be gained, and nothing is kept.
+span of C at once, by :math:`U C^H r`, and the iteration goes on in the complement. The border systems of reflect and
+replicate padding, which no factors of a plane serve, have a few dozen singular values far from those of the rest,
+preconditioned; a cycle spends most of its iterations on these, and every later step of the outer iteration, and every
+later solve, would again. Without the recycling they take up to twice the iterations. Where the values form a continuum,
+as for a box or a disk, nothing would be gained, and nothing is kept.
 
 Parks, de Sturler, Mackey, Johnson and Maiti, "Recycling Krylov subspaces for sequences of linear systems", SIAM J. Sci.
 Comput. 28 (2006); de Sturler, "Nested Krylov methods based on GCR", J. Comput. Appl. Math. 67 (1996).
@@ -100,7 +99,7 @@ class Recycling:
 
 
 def deflate(pair: Pair, r: Tensor) -> tuple[Tensor, Tensor]:
-    """A solution for the part of ``r`` in the span of the images, and the rest of r; ``(rest, blocks, size)``."""
+    """A solution for the part of ``r`` in the span of the images, and the rest of r; ``(rhs, blocks, size)``."""
     vectors, images = pair
     left = r.movedim(0, -1)
     parts = images.conj() @ left

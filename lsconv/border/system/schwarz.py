@@ -1,23 +1,22 @@
-r"""The border of a periodic grid, and an additive Schwarz preconditioner for operators restricted to it.
+r"""The system on a border, and an additive Schwarz preconditioner for it.
 
 The border is the set of grid cells (channel, position) that a truncation removes. Near the faces of the image it looks
 the same from cell to cell, so a block-circulant operator Q restricted to
 
-* the cells within the border's width along one axis (a *slab*: in 2-D, the border rows over the whole width) or
-* the border cells near the crossing of several slabs (an *edge*, a *corner*)
+* the cells within the border's width along one axis (a *strip*: in 2-D, the border rows over the whole width) or
+* the border cells near the corner where several strips cross
 
 is block-circulant along the remaining axes: an FFT along these leaves one dense matrix per frequency, inverted once.
-The preconditioner adds the inverses of all of them,
+The preconditioner adds the inverses of all these subdomains,
 
 .. math:: M^{-1} = \sum_T R_T^T D_T\, Q_{TT}^{-1} R_T, \quad T \text{ over the non-empty subsets of axes.}
 
-Slabs alone leave the coupling around the crossings, which is what the iteration then spends its time on: with the
+Strips alone leave the coupling around the corners, which is what the iteration then spends its time on: with the
 corners, half of the iterations remain. With :math:`D_T = I` (*additive*) :math:`M^{-1}` is Hermitian, which conjugate
 gradients need, and overlapping corrections are counted more than once. *Restricted*, the :math:`D_T` are a partition of
-the border: every cell takes its correction from one patch, a crossing's cells from the crossing as far as half of its
-reach. That halves the iterations again where the crossings decide about them, and is what makes the corners work for an
-indefinite Q, whose overlapping corrections cancel (Gaussian 9x9, "same", 64², damp 1e-3 of sigma_max, to 1e-9: 24
-iterations additive without corners, 9 restricted with them; for asymmetric motion at 1e-2, 224 and 59).
+the border: every cell takes its correction from one subdomain, a corner's cells from the corner as far as half of its
+overlap. That halves the iterations again where the corners decide about them, and is what makes them work for an
+indefinite Q, whose overlapping corrections cancel.
 
 Cai and Sarkis, "A restricted additive Schwarz preconditioner for general sparse linear systems", SIAM J. Sci. Comput.
 21 (1999).
@@ -26,167 +25,202 @@ Cai and Sarkis, "A restricted additive Schwarz preconditioner for general sparse
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from lsconv.border.border_set import Border, Kernel
+from lsconv.border.border_set import Border, Kernel, gathered
+from lsconv.border.cost_model import CostModel, Limits
 from lsconv.border.direct.dense_inverse import DenseInverse, indefinite_inverse
-from lsconv.border.system.strip_product import Slab, Strips
-from lsconv.border.system.subdomain_sum import Correction, PatchSum
+from lsconv.border.system.strip_product import StripOperator, Strips
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse
 
-__all__ = ["Schwarz", "dense_entries"]
+__all__ = ["BorderProblem", "Schwarz", "Subdomain", "SubdomainSum"]
 
-# A crossing is as wide as this reach while its dense matrix has no more unknowns than this, or than are factorised in
-# the time of two iterations.
-_CROSSING_UNKNOWNS = 640
-_CROSSING_REACH = 64
-# A border this small is one dense patch, whose inverse is exact; the second limit is on the entries of all blocks.
-_DENSE_UNKNOWNS = 1024
-_DENSE_ENTRIES = 2**23
+# No corner overlaps its strips by more cells.
+_LARGEST_OVERLAP = 64
 
 
-def dense_entries(ndim: int) -> int:
-    """An upper bound of the entries of the dense patches of one block on a grid of ``ndim`` dimensions."""
-    return max(_DENSE_UNKNOWNS, 2 * _CROSSING_UNKNOWNS * ndim) ** 2
+@dataclass(frozen=True)
+class BorderProblem:
+    """A block-circulant operator restricted to a border.
+
+    Attributes:
+        matrices: the operator Q, Hermitian.
+        border: the cells it is restricted to.
+        model: the work of an iteration, which knows the blocks, and whether Q is positive definite on the border.
+        corners: precondition also the corners where the border's strips cross.
+        restricted: every cell takes its correction from one subdomain; False: additive.
+        limits: on the preconditioner and on factors.
+        whole: precondition by the inverse on the whole border, whatever its size.
+    """
+
+    matrices: FrequencyMatrices
+    border: Border
+    model: CostModel
+    corners: bool = True
+    restricted: bool = False
+    limits: Limits = field(default_factory=Limits)
+    whole: bool = False
 
 
-class _Patch(Correction):
-    """One term of the Schwarz sum: a set of border cells on which Q is block-circulant, and the inverse there."""
+class Subdomain:
+    """A set of border cells on which Q is block-circulant, and the inverse there.
+
+    Args:
+        index: the numbers of its border cells.
+        shape: of the cells: those across the subdomain, and the other axes, along which it is block-circulant.
+        inverse: the inverse there.
+        axes: the axes across it.
+    """
 
     def __init__(
         self,
-        kernel: Kernel,
-        border: Border,
-        numbering: Tensor,
-        axes: tuple[int, ...],
-        cells: Tensor,
-        *,
-        definite: bool,
-        product: bool = False,
+        index: Tensor,
+        shape: tuple[int, ...],
+        inverse: DenseInverse | FrequencyMatrices,
+        axes: tuple[int, ...] = (),
     ) -> None:
-        self.axes = axes
-        self.slab: Slab | None = None
-        index = border_index(numbering, axes, cells)
-        inverse: DenseInverse | FrequencyMatrices
+        self.index, self.shape, self.inverse, self.axes = index, shape, inverse, axes
+
+    def __call__(self, cells: Tensor) -> Tensor:
+        """The inverse times the values of the cells, ``(rhs, blocks, size)``."""
+        if isinstance(self.inverse, FrequencyMatrices):
+            return self.inverse.on_grid(cells.unflatten(-1, self.shape)).flatten(2)
+        return self.inverse(cells)
+
+
+class SubdomainSum:
+    """The sum of the corrections of subdomains, with one gather and one scatter for all of them.
+
+    Args:
+        subdomains: those that are added.
+        size: of the border.
+        owner: for every border cell the number of the subdomain whose correction it takes; None: it takes all.
+    """
+
+    def __init__(self, subdomains: Sequence[Subdomain], size: int, owner: Tensor | None) -> None:
+        self._index = torch.cat([subdomain.index for subdomain in subdomains])
+        self._places: Tensor | None = None  # of the correction of a cell among those of all
+        self._subdomains = list(subdomains)
+        self._lengths = [len(subdomain.index) for subdomain in subdomains]
+        if owner is not None:
+            number = torch.repeat_interleave(torch.tensor(self._lengths))
+            index = self._index.cpu()
+            own = (owner[index] == number).nonzero().flatten()
+            self._places = torch.empty(size, dtype=torch.int64).index_copy_(0, index[own], own).to(self._index.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its indices."""
+        return self._index.nbytes + (0 if self._places is None else self._places.nbytes)
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """The sum for border vectors ``(rhs, blocks, size)``."""
+        cells = gathered(r, self._index).split(self._lengths, dim=-1)
+        z = torch.cat([solve(own) for solve, own in zip(self._subdomains, cells, strict=True)], dim=-1)
+        if self._places is not None:
+            return gathered(z, self._places)
+        return torch.zeros_like(r).index_add_(-1, self._index, z)
+
+
+class Schwarz:
+    """The Schwarz preconditioner of a border problem.
+
+    Args:
+        problem: what is preconditioned.
+    """
+
+    def __init__(self, problem: BorderProblem) -> None:
+        self.problem, self.border = problem, problem.border
+        self.subdomains: list[Subdomain] = []
+        self.sum: SubdomainSum | None = None  # of their corrections
+        self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
+        self.factors: DenseInverse | None = None  # of the whole border
+        border, matrices, limits = problem.border, problem.matrices, problem.limits
+        entries = border.size**2 * matrices.matrices.shape[0]
+        small = border.size <= limits.dense_unknowns and entries <= limits.dense_entries
+        kernel = border.kernel(matrices)
+        if problem.whole or small:
+            self.factors = DenseInverse(kernel.dense(border), definite=problem.model.definite)
+            return
+        self._numbering = border.numbering()
+        used = [a for a, members in enumerate(border.members) if members.any()]
+        product = matrices.elementwise and len(border.grid) == 2 and border.cellwise
+        strips: list[StripOperator] = []
+        for a in used:
+            subdomain = self._subdomain(kernel, (a,), border.corner((a,), 0), strips if product else None)
+            self.subdomains.append(subdomain)
+        if product:  # which makes iterations cheap and wide corners a waste
+            self.strips = Strips.of(kernel.whole(), self._numbering, border.members, strips, real=matrices.grid.real)
+        crossed = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if problem.corners else []
+        self._overlaps = {axes: self._overlap(axes) for axes in crossed}
+        for axes, overlap in self._overlaps.items():
+            if overlap:
+                self.subdomains.append(self._subdomain(kernel, axes, border.corner(axes, overlap)))
+        self.sum = SubdomainSum(self.subdomains, border.size, self.owners() if problem.restricted else None)
+
+    def _subdomain(
+        self, kernel: Kernel, axes: tuple[int, ...], cells: Tensor, strips: list[StripOperator] | None = None
+    ) -> Subdomain:
+        """The cells over the whole of the other axes; the product with Q on them is added to ``strips``."""
+        definite, grid, device = self.problem.model.definite, self.border.grid, kernel.Q.matrices.device
+        index = border_index(self._numbering, axes, cells)
         matrices = kernel.between(axes, cells).contiguous()
-        others = Grid(tuple(n for a, n in enumerate(border.grid) if a not in axes), real=kernel.Q.grid.real)
-        # of the products too, before the inverse overwrites them
-        if product:
-            self.slab = Slab(index.to(matrices.device), FrequencyMatrices(others, matrices.clone()))
+        others = Grid(tuple(n for a, n in enumerate(grid) if a not in axes), real=kernel.Q.grid.real)
+        if strips is not None:  # before the inverse overwrites the matrices
+            strips.append(StripOperator(index.to(device), FrequencyMatrices(others, matrices.clone())))
+        inverse: DenseInverse | FrequencyMatrices
         if others.sizes:
             inverses = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
             inverse = FrequencyMatrices(others, inverses)
         else:
             inverse = DenseInverse(matrices, definite=definite)
-        super().__init__(index.flatten().to(kernel.Q.matrices.device), tuple(index.shape), inverse)
+        return Subdomain(index.flatten().to(device), tuple(index.shape), inverse, axes)
 
+    def _overlap(self, axes: tuple[int, ...]) -> int:
+        """The overlap of a corner: as wide as its dense matrix is factorised in the time of two iterations."""
+        problem, grid = self.problem, self.border.grid
+        limit = problem.limits.corner_unknowns
+        if len(grid) == 2:  # in volumes a corner is a line of such matrices
+            flops = 2 * problem.model.iteration(1) / len(problem.matrices.matrices)
+            limit = max(limit, round((flops * (3 if problem.model.definite else 1.5)) ** (1 / 3)))
+        others = math.prod(n for a, n in enumerate(grid) if a not in axes)
+        most = min(limit, 2 * limit // math.isqrt(others))
+        overlap = min(_LARGEST_OVERLAP, min(grid[a] for a in axes) // 4)
+        while overlap > 0 and self.border.corner_size(axes, overlap) > most:
+            overlap -= max(1, overlap // 8)
+        return overlap
 
-def border_index(numbering: Tensor, axes: tuple[int, ...], cells: Tensor) -> Tensor:
-    """The numbers of ``cells`` over the whole of the other axes: ``(cells, *other axes)``."""
-    return numbering.movedim([1 + a for a in axes], list(range(1, 1 + len(axes))))[cells.unbind(1)]
-
-
-class Schwarz:
-    """The Schwarz preconditioner of ``Q`` restricted to a border.
-
-    Args:
-        matrices: the block-circulant operator Q, Hermitian.
-        border: the cells it is restricted to.
-        definite: True when Q is positive definite on the border; the additive preconditioner then is too.
-        iteration: flops in the time of one iteration.
-        crossings: include the crossings of the slabs.
-        restricted: every cell takes its correction from one patch; False: additive.
-        whole: invert Q on the whole border, whatever its size.
-    """
-
-    def __init__(
-        self,
-        matrices: FrequencyMatrices,
-        border: Border,
-        *,
-        definite: bool,
-        iteration: float = 0.0,
-        crossings: bool = True,
-        restricted: bool = False,
-        whole: bool = False,
-    ) -> None:
-        self.matrices, self.border = matrices, border
-        affordable = 2 * iteration / len(matrices.matrices) * (3 if definite else 1.5)  # flops of Cholesky or LU
-        # in volumes a crossing is a line of such matrices
-        self._limit = max(_CROSSING_UNKNOWNS, round(affordable ** (1 / 3)) if len(border.grid) == 2 else 0)
-        self.definite, self.restricted = definite, restricted
-        self.patches: list[_Patch] = []
-        self.sum: PatchSum | None = None  # of their corrections
-        self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
-        self.factors: DenseInverse | None = None  # of the whole border
-        small = border.size <= _DENSE_UNKNOWNS and border.size**2 * matrices.matrices.shape[0] <= _DENSE_ENTRIES
-        kernel = border.kernel(matrices)
-        if whole or small:
-            self.factors = DenseInverse(kernel.dense(border), definite=definite)
-            return
-        self._numbering = border.numbering()
-        used = [a for a, members in enumerate(border.members) if members.any()]
-        product = matrices.elementwise and len(border.grid) == 2 and border.cellwise
-        self.patches = [self._patch(kernel, (a,), border.crossing((a,), 0), product=product) for a in used]
-        if product:
-            self._find_strips(kernel)
-        crossed = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if crossings else []
-        self._reaches = {axes: self._reach(axes) for axes in crossed}
-        self._cross(kernel)
-
-    def _patch(self, kernel: Kernel, axes: tuple[int, ...], cells: Tensor, *, product: bool = False) -> _Patch:
-        return _Patch(kernel, self.border, self._numbering, axes, cells, definite=self.definite, product=product)
-
-    def _find_strips(self, kernel: Kernel) -> None:
-        """The product along the strips, which makes iterations cheap and wide crossings a waste."""
-        slabs = [patch.slab for patch in self.patches if patch.slab is not None]
-        for patch in self.patches:
-            patch.slab = None
-        self.strips = Strips.of(
-            kernel.whole(), self._numbering, self.border.members, slabs, real=self.matrices.grid.real
-        )
-
-    def _cross(self, kernel: Kernel) -> None:
-        """Make the crossings, and share out the cells."""
-        patches = [patch for patch in self.patches if len(patch.axes) == 1]
-        for axes, reach in self._reaches.items():
-            if reach:
-                patches.append(self._patch(kernel, axes, self.border.crossing(axes, reach)))
-        self.patches = patches
-        self.sum = PatchSum(patches, self.border.size, self._owners(patches) if self.restricted else None)
-
-    def _reach(self, axes: tuple[int, ...]) -> int:
-        reach = min(_CROSSING_REACH, min(self.border.grid[a] for a in axes) // 4)
-        others = math.prod(n for a, n in enumerate(self.border.grid) if a not in axes)
-        most = min(self._limit, 2 * self._limit // math.isqrt(others))
-        while reach > 0 and self.border.crossing_size(axes, reach) > most:
-            reach -= max(1, reach // 8)
-        return reach
-
-    def _owners(self, patches: list[_Patch]) -> Tensor:
-        """A cell belongs to the last crossing within half of whose reach it lies, or else to its first slab."""
+    def owners(self) -> Tensor:
+        """The owner of every cell: the last corner within half of whose overlap it lies, or else its first strip."""
         owner = torch.full((self.border.size,), -1)
-        for number, patch in enumerate(patches):
-            if len(patch.axes) == 1:
-                index = patch.index.cpu()
+        for number, subdomain in enumerate(self.subdomains):
+            if len(subdomain.axes) == 1:
+                index = subdomain.index.cpu()
                 owner[index] = torch.where(owner[index] < 0, number, owner[index])
             else:
-                reach = self._reaches[patch.axes]
-                cells = self.border.crossing(patch.axes, reach // 2 if reach > 1 else reach)
-                owner[border_index(self._numbering, patch.axes, cells).flatten()] = number
+                overlap = self._overlaps[subdomain.axes]
+                cells = self.border.corner(subdomain.axes, overlap // 2 if overlap > 1 else overlap)
+                owner[border_index(self._numbering, subdomain.axes, cells).flatten()] = number
         return owner
 
     @property
     def nbytes(self) -> int:
         """Bytes of the inverses and of what goes with them."""
         more = sum(part.nbytes for part in (self.strips, self.factors, self.sum) if part is not None)
-        return more + sum(patch.inverse.nbytes for patch in self.patches)
+        return more + sum(subdomain.inverse.nbytes for subdomain in self.subdomains)
 
     def __call__(self, r: Tensor) -> Tensor:
-        """``M^{-1} r`` for border vectors ``(rest, blocks, size)``."""
+        """``M^{-1} r`` for border vectors ``(rhs, blocks, size)``."""
         apply = self.sum if self.factors is None else self.factors
         assert apply is not None
         return apply(r)
+
+
+def border_index(numbering: Tensor, axes: tuple[int, ...], cells: Tensor) -> Tensor:
+    """The numbers of ``cells`` over the whole of the other axes: ``(cells, *other axes)``."""
+    return numbering.movedim([1 + a for a in axes], list(range(1, 1 + len(axes))))[cells.unbind(1)]

@@ -2,5 +2,5 @@
 
 ``sparse_problem`` states a problem as terms (``proximal``) of images; ``iteration`` splits them off. Its quadratic step
 is ``fourier_step``, one division per frequency with the images of ``split_images``, or ``operator_step`` in the
-operators themselves. ``optimality`` certifies what comes out.
+operators themselves. ``optimality`` certifies what comes out, ``history`` reports it.
 """

@@ -33,6 +33,7 @@ from lsconv.inverse.admm.proximal import Term
 from lsconv.inverse.admm.split_images import Copies, Differences, Filtered, GridLayout, Itself, SplitImage
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
 from lsconv.operators.elementary import Identity
@@ -105,7 +106,7 @@ class ExtendedGrid:
         self._spectrum: Tensor | None = None
 
     def _holds(self, term: Term) -> bool:
-        """Whether the cells beyond the inputs can be held in the term's step; one with a weight counts cells once."""
+        """Tell whether the term's step can hold the cells beyond the inputs; one with a weight counts cells once."""
         return isinstance(term.operator, Identity) and (self.repeated is None or term.weight is None)
 
     def _image(self, term: Term, k: int, embedding: Embedding) -> SplitImage:
@@ -154,7 +155,7 @@ class ExtendedGrid:
                 part = image.adjoint_spectrum(r)
                 spectrum = part if spectrum is None else spectrum.add_(part)
             else:
-                back = image.adjoint(r).mul_(2 * value.reshape(*value.shape, *(1,) * (len(self.grid_sizes) + 1)))
+                back = image.adjoint(r).mul_(2 * over_items(value, len(self.grid_sizes) + 1))
                 plain = back if plain is None else plain.add_(back)
         if plain is not None:
             part = self.grid.transform(self.layout.blocked(plain))
@@ -211,7 +212,7 @@ class ExtendedGrid:
 
 
 def _reads_inputs_alone(L: LinearOperator) -> bool:
-    """Whether a penalty reads no cell beyond the edge and the iteration is quick with it.
+    """Tell whether a penalty reads no cell beyond the edge and the iteration is quick with it.
 
     Other convolutions beside copies took up to 50 times the iterations of the operators themselves (random kernels).
     """

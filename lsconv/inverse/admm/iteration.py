@@ -22,26 +22,26 @@ Bertsekas (1992) for the form in s.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from lsconv.inverse.admm.history import ConvexCertificate, SplittingHistory, SplittingResult
 from lsconv.inverse.admm.proximal import Term
 from lsconv.krylov.loop.batched_scalars import ItemSpace
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.operators.batch_layout import over_items, select
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
-__all__ = ["Image", "QuadraticStep", "SplittingHistory", "SplittingResult", "Verdict", "admm", "joined", "judged"]
+__all__ = ["Image", "QuadraticStep", "admm"]
 
 # After these iterations the penalties are balanced; later they stay, so that the iteration converges.
 _BALANCE_AT = (10, 20, 40, 80, 160, 320)
 _BALANCE_RATIO = 3.0
 _BALANCE_RANGE = 100.0
-# A primal residual this much smaller than the dual one was the best balance on pictures.
+# A primal residual this much smaller than the dual one was the best balance on images.
 _PRIMAL_WEIGHT = 4.0
 
 
@@ -53,7 +53,7 @@ class Image(Protocol):
         ...
 
     def item(self, z: Tensor) -> Tensor:
-        """What the term's operator has of ``z``, ``(*batch, *K.out_shape)``."""
+        """The part of ``z`` that the term's operator has, ``(*batch, *K.out_shape)``."""
         ...
 
 
@@ -83,145 +83,6 @@ class QuadraticStep(Protocol):
         ...
 
 
-class Verdict(Protocol):
-    """What a certificate says of x."""
-
-    @property
-    def stationarity(self) -> Tensor:
-        """What the conditions leave, relative to their terms."""
-        ...
-
-    @property
-    def complementarity(self) -> Tensor:
-        """The gaps, relative to the objective."""
-        ...
-
-    @property
-    def objective(self) -> Tensor:
-        """The objective at x."""
-        ...
-
-    @property
-    def gradient_norm(self) -> Tensor:
-        """What the conditions leave, in the units of the gradient."""
-        ...
-
-    def met(self, rtol: float) -> Tensor:
-        """Whether it meets the tolerance, per batch item."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class SplittingHistory:
-    """What ADMM saw, a row for every look at it.
-
-    Attributes:
-        iterations: the iteration of every row.
-        primal: ``||K_j x - z_j||`` relative to the larger of the two norms, of the worst term, ``(rows, *batch)``.
-        dual: the norm of ``sum_j rho_j K_j^H (z_j - z_j,old)`` relative to the largest force ``||K_j^H p_j||``.
-        stationarity: what the forces leave, relative to the largest (the certificate; of plug-and-play: the fixed-point
-            residual).
-        complementarity: the Fenchel-Young gaps relative to the objective (the certificate; of plug-and-play: 0).
-        objective: the objective at x, ``(rows, *batch)``.
-        rho: the penalty of the sparsifying term, ``(rows, *batch)``.
-    """
-
-    iterations: Tensor
-    primal: Tensor
-    dual: Tensor
-    stationarity: Tensor
-    complementarity: Tensor
-    objective: Tensor
-    rho: Tensor
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the relative residuals and the certificate against the iteration.
-
-        Args:
-            ax: matplotlib axes to draw into; new ones by default.
-        """
-        if ax is None:
-            from matplotlib import pyplot
-
-            ax = pyplot.subplots()[1]
-        for label, style in (("primal", "-"), ("dual", "--"), ("stationarity", "-."), ("complementarity", ":")):
-            values = getattr(self, label)
-            for item, curve in enumerate(values.reshape(values.shape[0], -1).cpu().T):
-                text = label if values[0].numel() == 1 else f"{label} [{item}]"
-                ax.plot(self.iterations.cpu().numpy(), curve.numpy(), style, label=text)
-        ax.set_yscale("log")
-        ax.set_xlabel("iteration")
-        ax.set_ylabel("relative residual")
-        if self.primal[0].numel() <= 8:
-            ax.legend()
-        return ax
-
-
-@dataclass(frozen=True, eq=False)
-class SplittingResult:
-    """The end of :func:`admm`: x, the dual variables, and how it went."""
-
-    x: Tensor
-    duals: list[Tensor]
-    iterations: Tensor
-    met: Tensor
-    stopped: bool
-    history: SplittingHistory
-
-
-def joined(first: SplittingResult, second: SplittingResult, done: int) -> SplittingResult:
-    """One result of two runs on the same terms: items that the first one has solved keep its answer.
-
-    Args:
-        first: after ``done`` iterations.
-        second: that of a run from there; it may have fewer dual variables, the first ones.
-        done: iterations of the first run.
-    """
-
-    def chosen(before: Tensor, after: Tensor) -> Tensor:
-        return torch.where(first.met.reshape(*first.met.shape, *(1,) * (after.ndim - first.met.ndim)), before, after)
-
-    rows = {
-        field.name: torch.cat([getattr(first.history, field.name), getattr(second.history, field.name)])
-        for field in fields(SplittingHistory)
-        if field.name != "iterations"
-    }
-    return SplittingResult(
-        chosen(first.x, second.x),
-        [chosen(before, after) for before, after in zip(first.duals, second.duals, strict=False)],
-        first.iterations + torch.where(first.met, 0, second.iterations),
-        first.met | second.met,
-        second.stopped,
-        SplittingHistory(torch.cat([first.history.iterations, done + second.history.iterations]), **rows),
-    )
-
-
-def judged(result: SplittingResult, verdict: Verdict, residual: Tensor, rtol: float, damp: Tensor) -> Solution:
-    """The solution that ADMM ended with; what is reported of it is recomputed, and the verdict alone decides.
-
-    Args:
-        result: the end of :func:`admm`.
-        verdict: on ``result.x``.
-        residual: norm of ``y - A x``, per batch item.
-        rtol: the tolerance.
-        damp: the strength of the prior.
-    """
-    finite = torch.isfinite(residual)
-    met = verdict.met(rtol) & finite
-    failed = Status.CALLBACK.code if result.stopped else Status.ITERATION_LIMIT.code
-    codes = torch.where(met, Status.OPTIMALITY.code, failed)
-    return Solution(
-        x=result.x,
-        codes=torch.where(finite, codes, Status.NON_FINITE.code),
-        converged=met,
-        iterations=result.iterations,
-        residual_norm=residual,
-        gradient_norm=verdict.gradient_norm,
-        damp=damp,
-        history=result.history,  # type: ignore[arg-type]
-    )
-
-
 @torch.no_grad()
 def admm(
     step: QuadraticStep,
@@ -229,7 +90,7 @@ def admm(
     *,
     rho: Sequence[Tensor],
     batch: tuple[int, ...],
-    judge: Callable[[Tensor, list[Tensor]], Verdict],
+    judge: Callable[[Tensor, list[Tensor]], ConvexCertificate],
     answer: Callable[[Tensor, list[Tensor]], Tensor],
     rtol: float,
     max_iter: int,
@@ -349,7 +210,7 @@ def _balance(
 def _spread(values: Tensor, tensor: Tensor) -> Tensor:
     """One value per batch item, shaped to multiply."""
     dtype = tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
-    return values.to(dtype).reshape(*values.shape, *(1,) * (tensor.ndim - values.ndim))
+    return over_items(values.to(dtype), tensor.ndim - values.ndim)
 
 
 def _shown(terms: Sequence[Term], rho: Sequence[Tensor]) -> Tensor:
@@ -362,11 +223,9 @@ def _keep(
     """The state of the items that are still active; finished ones keep theirs."""
     if kept is None or bool(active.all()):
         return found[0].clone(), found[1]
-
-    def chosen(new: Tensor, before: Tensor) -> Tensor:
-        return torch.where(active.reshape(*active.shape, *(1,) * (new.ndim - active.ndim)), new, before)
-
-    return chosen(found[0], kept[0]), [chosen(new, before) for new, before in zip(found[1], kept[1], strict=True)]
+    return select(active, found[0], kept[0]), [
+        select(active, new, before) for new, before in zip(found[1], kept[1], strict=True)
+    ]
 
 
 def _residuals(

@@ -26,6 +26,7 @@ from lsconv.krylov.cg import cg
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items
 
 __all__ = ["NormalStep"]
 
@@ -93,7 +94,7 @@ class NormalStep:
                 rest = g - self.normal.apply(self.x)
                 return self.x + cg(self.normal, rest, M=self.preconditioner, rtol=_REDUCTION, max_iter=50).x
         square = self.plan.unit.double() ** 2
-        g = g / square.reshape(*square.shape, *(1,) * len(self.stack.in_shape)).to(g.dtype)
+        g = g / over_items(square, len(self.stack.in_shape)).to(g.dtype)
         inverse = self.plan.inverse  # whose factors may be more precise than the data
         inverse.expect(tuple(g.shape[: g.ndim - len(self.stack.in_shape)]))
         embedding = inverse.embedding
@@ -106,7 +107,7 @@ class NormalStep:
         """``(*batch, groups)`` shaped to multiply x."""
         channels = self.stack.in_shape[0]
         spread = values.repeat_interleave(channels // values.shape[-1], dim=-1).to(x.dtype)
-        return spread.reshape(*spread.shape, *(1,) * (len(self.stack.in_shape) - 1))
+        return over_items(spread, len(self.stack.in_shape) - 1)
 
 
 class _Whole:

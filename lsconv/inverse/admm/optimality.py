@@ -26,9 +26,8 @@ from torch import Tensor
 
 from lsconv.inverse.admm.proximal import Bounds, Term
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
-from lsconv.operators.base import LinearOperator
 
-__all__ = ["Optimality", "operator_norm", "optimality"]
+__all__ = ["Optimality", "optimality"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +49,7 @@ class Optimality:
     forces: Tensor
 
     def met(self, rtol: float) -> Tensor:
-        """Whether stationarity and complementarity are at most ``rtol``."""
+        """Tell whether stationarity and complementarity are at most ``rtol``."""
         return (self.stationarity <= rtol) & (self.complementarity <= rtol)
 
 
@@ -105,22 +104,3 @@ def optimality(
         objective=objective,
         forces=forces,
     )
-
-
-def operator_norm(K: LinearOperator, start: Tensor | None = None) -> float:
-    """The norm of K within a factor of about two, from below: two steps of the power method.
-
-    Args:
-        K: the operator.
-        start: a tensor ``(*batch, *in_shape)`` that K is thought to enlarge as much as any; a random one by default.
-    """
-    inputs, outputs = ItemSpace(K.in_shape, K.dtype, K.device), ItemSpace(K.out_shape, K.dtype, K.device)
-    if start is None or not bool(inputs.norm(start).any()):
-        generator = torch.Generator(device=K.device).manual_seed(0)
-        start = torch.randn(K.in_shape, dtype=K.dtype, device=K.device, generator=generator)
-    largest = 0.0
-    for _ in range(2):
-        image = K.apply(start)
-        start = K.adjoint(image)
-        largest = max(largest, float(divide(inputs.norm(start), outputs.norm(image)).amax()))
-    return largest

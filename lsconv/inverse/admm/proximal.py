@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items
 
 __all__ = ["Bounds", "Term", "box_term", "gaussian_term", "poisson_term", "sparsity_term"]
 
@@ -115,7 +116,7 @@ def sparsity_term(L: LinearOperator, weight: Tensor, groups: tuple[int, ...] = (
     dims = tuple(group - ndim for group in groups)
 
     def spread(v: Tensor) -> Tensor:
-        return weight.reshape(*weight.shape, *(1,) * ndim).to(v.real.dtype if v.is_complex() else v.dtype)
+        return over_items(weight, ndim).to(v.real.dtype if v.is_complex() else v.dtype)
 
     def magnitude(v: Tensor) -> Tensor:
         if not dims:

@@ -15,15 +15,18 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
+from lsconv.fourier.spectrum import norm
 from lsconv.inverse.admm.fourier_step import ExtendedGrid
-from lsconv.inverse.admm.iteration import Image, SplittingResult, admm, joined, judged
+from lsconv.inverse.admm.history import SplittingResult, concatenate, to_solution
+from lsconv.inverse.admm.iteration import Image, admm
 from lsconv.inverse.admm.operator_step import NormalStep
-from lsconv.inverse.admm.optimality import Optimality, operator_norm, optimality
+from lsconv.inverse.admm.optimality import Optimality, optimality
 from lsconv.inverse.admm.proximal import Bounds, Term, box_term
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 from lsconv.operators.elementary import Identity
 
 __all__ = ["SparseProblem"]
@@ -49,7 +52,7 @@ class SparseProblem:
         gaussian: whether the data term is quadratic.
         x0: where to start, ``(*batch, *in_shape)``.
         centred: the penalties do not see constants, so that the iteration may leave them out: in float32 a nearly flat
-            picture has few digits beside its level.
+            image has few digits beside its level.
         extended: take the quadratic step on an extended grid where A and the penalties are convolutions; otherwise in
             the operators themselves.
     """
@@ -72,9 +75,9 @@ class SparseProblem:
         )
         self.batch = tuple(y.shape[: y.ndim - len(A.out_shape)])
         self.terms = terms(A, y)
-        wide = torch.complex128 if A.is_complex else torch.float64
+        wide = double(A.dtype)
         self.precise = self.terms if A.dtype == wide else terms(A.to(dtype=wide), y.to(wide))
-        self.norms = [operator_norm(A, A.adjoint(y)), *(operator_norm(term.operator) for term in self.terms[1:])]
+        self.norms = [float(norm(term.operator, rtol=0.3).amax()) for term in self.terms]
         split = list(self.terms)
         self.level = self._level() if centred and gaussian and bounds is None else None
         if self.level is not None:
@@ -159,7 +162,7 @@ class SparseProblem:
         """ADMM until the certificate meets ``rtol``, in double precision too.
 
         With copied cells the extended grid is three times as fast as the operators themselves, but on nearly flat
-        pictures it may take longer than any limit: the second half of the iterations is theirs.
+        images it may take longer than any limit: the second half of the iterations is theirs.
         """
         if not (isinstance(self.step, ExtendedGrid) and self.step.repeated is not None and max_iter > 1):
             return self._run(rtol, max_iter, callback)
@@ -170,7 +173,7 @@ class SparseProblem:
         other = self._again(x0=first.x)
         second = other.run(rtol, max_iter - done, callback and (lambda k, x: callback(k + done, x)))
         duals = [torch.zeros_like(self.y)] * other.skipped + second.duals
-        return joined(first, replace(second, duals=duals), done)
+        return concatenate(first, replace(second, duals=duals), done)
 
     def _run(
         self, rtol: float, max_iter: int, callback: Callable[[int, Tensor], bool | None] | None
@@ -205,4 +208,4 @@ class SparseProblem:
         data = self.precise[0].operator
         outputs = ItemSpace(data.out_shape, data.dtype, data.device)
         residual = outputs.safe_norm(self.y.to(data.dtype) - data.apply(result.x.to(data.dtype)))
-        return judged(result, verdict, residual, rtol, weight)
+        return to_solution(result, verdict, residual, rtol, weight)

@@ -84,7 +84,7 @@ class SplitImage:
         self.layout.copy_outside(s, out, self.sizes)
 
     def item(self, z: Tensor) -> Tensor:
-        """What the operator has of ``z``, ``(*batch, *K.out_shape)``."""
+        """The part of ``z`` that the operator has, ``(*batch, *K.out_shape)``."""
         return self.layout.window(z, self.sizes)
 
     def normal(self) -> Tensor:
@@ -136,7 +136,7 @@ class Itself(SplitImage):
         self.shape = (layout.channels, *layout.grid.sizes)
 
     def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
-        """As in :class:`SplitImage`."""
+        """Take the proximal step, as in :class:`SplitImage`."""
         if not self.held:
             return super().proximal(term, s, rho, out)
         window = self.layout.window
@@ -173,7 +173,7 @@ class Copies(Itself):
         self.share = pad_adjoint(ones, pairs, mode).reciprocal()
 
     def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
-        """As in :class:`SplitImage`, for the copies together."""
+        """Take the proximal step, as in :class:`SplitImage`, for the copies together."""
         rolled = s.roll(self.shifts, self.axes)
         window = self.layout.window(rolled, self.padded)
         mean = pad_adjoint(window, self.pairs, self.mode) * self.share
@@ -234,7 +234,7 @@ class Differences(SplitImage):
         return [part.narrow(a - self.ndim, part.shape[a - self.ndim] - 1, 1) for a, part in enumerate(parts)]
 
     def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
-        """As in :class:`SplitImage`."""
+        """Take the proximal step, as in :class:`SplitImage`."""
         if not self.free:
             return super().proximal(term, s, rho, out)
         edges = self._edges(self.layout.window(s, self.sizes))
@@ -248,7 +248,7 @@ class Differences(SplitImage):
         return None
 
     def item(self, z: Tensor) -> Tensor:
-        """What the operator has of ``z``."""
+        """The part of ``z`` that the operator has."""
         window = self.layout.window(z, self.sizes)
         if self.free:
             window = window.clone()

@@ -1,7 +1,7 @@
 r"""The choice of damp: generalised cross-validation, discrepancy principle, UPRE, L-curve, marginal likelihood.
 
 The rules are those of :mod:`lsconv.inverse.damping.rules`. Every one is searched on a logarithmic grid over all damps
-that the arithmetic resolves, then refined around its best point. Large convolutions are searched on a likeness first:
+that the arithmetic resolves, then refined around its best point. Large convolutions are searched on a surrogate first:
 the tapered data as a circular convolution (:mod:`lsconv.inverse.damping.surrogate`) or, where the symbols are matrices,
 windows of the data: any window that reads no padding is data of the same model, with a smaller unknown, so the same
 noise and the same prior ask for the same damp. The whole data then have the last word, at one to eight damps: the
@@ -12,7 +12,6 @@ search ends where next to nothing of the criterion is to be gained. Problems of 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeErro
 from lsconv.factored.batch_axes import Reduction
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.spectrum import norm as spectral_norm
 from lsconv.inverse.damping.dense_path import DensePath
 from lsconv.inverse.damping.measured import zero_rows
 from lsconv.inverse.damping.paths import DampPath, ExactPath, FilterPath
@@ -33,30 +33,23 @@ from lsconv.inverse.damping.subimages import as_windows
 from lsconv.inverse.damping.surrogate import TaperedPath
 from lsconv.inverse.identical_groups import SharedGroups
 from lsconv.krylov.loop.batched_scalars import ItemSpace
-from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_operator, prepare
-from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
 __all__ = ["RULES", "Selection", "choose_damp", "null_dimension"]
 
 # The range searched, in units of the norm of A over that of L. Below it m - tr H, which falls like damp**2, is lost in
 # the rounding of the border's factors, which grows like eps / damp**2.
-_LOW, _HIGH = 1e-5, 10.0
-_PER_DECADE = 2
-_CURVATURE_PER_DECADE = 5  # corners are sharp, and cost no trace
-# Border unknowns per block up to which the search is exact: about 20 dense factors, a second or two of one core.
-# trace="exact" goes on to lsconv.border.influence.EXACT_UNKNOWNS.
+_RANGE = (1e-5, 10.0)
+# Points per decade of the first scan; the curvature of the L-curve, whose corners are sharp, costs no trace.
+_PER_DECADE, _CURVATURE_PER_DECADE = 2, 5
+# Border unknowns per block, or unknowns, up to which "auto" takes exact traces: a second or two of one core. Without a
+# border, or that of a small volume, the stochastic search is dearer, and twice as many unknowns are decomposed.
 _EXACT_UNKNOWNS = 1024
-# Unknowns up to which the matrices are decomposed. That takes about 50 n^3 operations, at the speed of matrix products;
-# the stochastic search takes 16 damps times 2^17 / m solves. A border makes these cheap, but not that of a small
-# volume, which has as many unknowns.
-_DENSE_UNKNOWNS, _DENSE_WITHOUT_BORDER = 1024, 2048
-# Relative residual of the border systems of data large enough for a likeness: the damps that GCV chooses for pictures
-# of 1024^2 are those of 1e-5 to four digits (at 3e-2 to 2 %, and with the identity as penalty to 15 %).
-_LARGE_TOLERANCE = 1e-3
 
 
 @torch.no_grad()
@@ -64,11 +57,11 @@ _LARGE_TOLERANCE = 1e-3
 @checks_numbers
 @serves_empty_batches()
 def choose_damp(
-    A: Any,
+    A: OperatorLike,
     y: Tensor,
     rule: str = "gcv",
     *,
-    L: Any = None,
+    L: OperatorLike | None = None,
     x_prior: Tensor | None = None,
     noise_std: float | Tensor | None = None,
     trace: str = "auto",
@@ -96,7 +89,7 @@ def choose_damp(
         trace: "auto", "exact" or "stochastic". "auto" takes exact traces when they are cheap: circular convolutions,
             borders of up to 1024 unknowns per block, and problems of up to 1024 unknowns (2048 of volumes
             and where there is no border), whose matrices are decomposed. "exact" goes on to 4096.
-        likeness: search large convolutions on a likeness first (the tapered data, or windows), then refine on the
+        likeness: search large convolutions on a surrogate first (the tapered data, or windows), then refine on the
             whole. False: on the whole alone.
 
     Returns:
@@ -148,7 +141,7 @@ def choose_damp(
         A, L, data = shared.A, shared.L, shared.split(data)
     else:
         data = data.unsqueeze(0)
-    path, coarse = _paths(A, data, L, trace, likeness, count)
+    path, coarse = _paths(A, data, L, trace, likeness, count, determinant=rule == "evidence")
     nullity = (
         path.nullity if isinstance(path, DensePath) else null_dimension(L) * len(data) if rule == "evidence" else 0
     )
@@ -156,9 +149,9 @@ def choose_damp(
     search = Search(
         path if coarse is None else coarse, criterion, needs_trace=rule in WITH_TRACE, slope=rule == "lcurve"
     )
-    low, high = (math.log(end) + search.path.scale.double().log() for end in (_LOW, _HIGH))
+    low, high = (math.log(end) + search.path.scale.double().log() for end in _RANGE)
     density = _CURVATURE_PER_DECADE if rule == "lcurve" else _PER_DECADE
-    search.scan(low, high, points=1 + round(math.log10(_HIGH / _LOW) * density))
+    search.scan(low, high, points=1 + round(math.log10(_RANGE[1] / _RANGE[0]) * density))
     search.refine(6 if coarse is None or coarse.exact else 2)
     seen = None
     if coarse is not None:
@@ -166,8 +159,7 @@ def choose_damp(
         if rule == "lcurve":
             search = Search(path, criterion, needs_trace=False, slope=True, around=search)
         else:
-            shift = coarse.shift if isinstance(coarse, TaperedPath) else 0.0
-            search = LocalSearch(path, criterion, needs_trace=rule in WITH_TRACE, around=search, shift=shift)
+            search = LocalSearch(path, criterion, needs_trace=rule in WITH_TRACE, around=search)
         search.settle()
     t, evaluations = search.sorted()
     values, _ = criterion(evaluations, t, path.count)
@@ -230,9 +222,16 @@ def null_dimension(L: LinearOperator | None) -> int:
 
 
 def _paths(
-    A: LinearOperator, y: Tensor, L: LinearOperator | None, trace: str, likeness: bool, count: Tensor
+    A: LinearOperator,
+    y: Tensor,
+    L: LinearOperator | None,
+    trace: str,
+    likeness: bool,
+    count: Tensor,
+    *,
+    determinant: bool,
 ) -> tuple[DampPath, DampPath | None]:
-    """The path of the whole data, and that of a likeness, or None where the whole is cheap."""
+    """The path of the whole data, and that of a surrogate, or None where the whole is cheap."""
     embedded = isinstance(A, Convolution) and Embedding.exists(A)
     if trace != "stochastic" and L is None and embedded:
         try:
@@ -248,7 +247,7 @@ def _paths(
             return FilterPath(A, y, penalty, count), None
     border = isinstance(A, Convolution) and BorderPath.serves(A, L)
     if trace != "stochastic":
-        unknowns = _DENSE_UNKNOWNS if border and len(A.in_shape) < 4 else _DENSE_WITHOUT_BORDER
+        unknowns = _EXACT_UNKNOWNS if border and len(A.in_shape) < 4 else 2 * _EXACT_UNKNOWNS
         if DensePath.serves(A, L, EXACT_UNKNOWNS if trace == "exact" else unknowns):
             return DensePath(A, y, L, _scale(A, L), count), None
     if trace == "exact":
@@ -259,13 +258,13 @@ def _paths(
     coarse: DampPath | None = None
     if likeness and isinstance(A, Convolution):
         if TaperedPath.serves(A, L):
-            coarse = TaperedPath(A, y, L)
+            coarse = TaperedPath(A, y, L, determinant=determinant)
         else:
             small = as_windows(A, y, L)
             coarse = None if small is None else _stochastic(small.A, small.y.flatten(0, 1), small.L)
     if coarse is None:
         return _stochastic(A, y, L, count=count), None
-    return _stochastic(A, y, L, coarse.scale, _LARGE_TOLERANCE, count, local=True), coarse
+    return _stochastic(A, y, L, coarse.scale, count, local=True), coarse
 
 
 def _stochastic(
@@ -273,33 +272,21 @@ def _stochastic(
     y: Tensor,
     L: LinearOperator | None,
     scale: Tensor | None = None,
-    tolerance: float = 1e-3,
     count: Tensor | None = None,
+    *,
     local: bool = False,
 ) -> BorderPath | SolverPath:
-    if scale is None:
-        scale = _scale(A, L)
+    scale = _scale(A, L) if scale is None else scale
     if isinstance(A, Convolution) and BorderPath.serves(A, L):
-        return BorderPath(A, y, scale, L, tolerance, count, local)
-    return SolverPath(A, y, L, scale, tolerance, count, local)
+        return BorderPath(A, y, scale, L, count, local=local)
+    return SolverPath(A, y, L, scale, count, local=local)
 
 
 def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:
-    return _norm(A) if L is None else _norm(A) / _norm(L)
-
-
-def _norm(A: LinearOperator) -> Tensor:
-    """The norm of A from below, within a few per cent: a dozen steps of the power method on A^H A."""
-    space = ItemSpace(A.in_shape, A.dtype, A.device)
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(*A.batch_shape, *A.in_shape, dtype=A.dtype, generator=generator).to(A.device)
-    size = torch.ones(A.batch_shape, dtype=torch.float64, device=A.device)
-    for _ in range(12):
-        v = v / space.spread(space.safe_norm(v).clamp_min(torch.finfo(A.dtype).tiny))
-        image = A.apply(v)
-        size = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(image).double()
-        v = A.adjoint(image)
-    return torch.where(size > 0, size, 1)
+    """The norm of A over that of L within some per cent; 1 for that of zero."""
+    norms = [spectral_norm(operator, rtol=0.1).double() for operator in (A, L) if operator is not None]
+    sizes = [torch.where(size > 0, size, 1) for size in norms]
+    return sizes[0] if L is None else sizes[0] / sizes[1]
 
 
 def _message(

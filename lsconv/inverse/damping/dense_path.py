@@ -24,6 +24,7 @@ from torch import Tensor
 from lsconv.inverse.damping.paths import Evaluation
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.dtypes import double
 
 __all__ = ["DensePath"]
 
@@ -51,17 +52,16 @@ class DensePath:
 
     @torch.no_grad()
     def __init__(self, A: LinearOperator, y: Tensor, L: LinearOperator | None, scale: Tensor, count: Tensor) -> None:
-        double = torch.complex128 if A.is_complex else torch.float64
         self.together = y.shape[0]
         self.count: int | Tensor = count
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         self.scale = scale.expand(self.batch)
-        M = A.to_dense().to(double)
+        M = A.to_dense().to(double(A.dtype))
         if L is None:
             U, s, _ = torch.linalg.svd(M, full_matrices=False)
             self.p = torch.ones_like(s)
         else:
-            P = L.to_dense().to(double)
+            P = L.to_dense().to(double(A.dtype))
             c = scale.double().reshape(*scale.shape, 1, 1)
             sigma, W = torch.linalg.eigh(M.mH @ M + c.square() * (P.mH @ P))
             seen = sigma > sigma.shape[-1] * torch.finfo(sigma.dtype).eps * sigma[..., -1:]
@@ -73,7 +73,7 @@ class DensePath:
             s = torch.where(directions, s, 0)
             self.p = torch.where(directions & (weighted > _UNPENALISED), p, 0)
         self.w = s.square()
-        items = y.reshape(self.together, *y.shape[1 : y.ndim - len(A.out_shape)], -1, 1).to(double)
+        items = y.reshape(self.together, *y.shape[1 : y.ndim - len(A.out_shape)], -1, 1).to(double(A.dtype))
         beta = U.mH @ items
         outside = torch.linalg.vector_norm(items - U @ beta, dim=-2).square()
         self.outside = outside.squeeze(-1).sum(0)
@@ -82,7 +82,7 @@ class DensePath:
 
     @staticmethod
     def serves(A: LinearOperator, L: LinearOperator | None, unknowns: int) -> bool:
-        """Whether decomposing A's matrices, one per own batch item, costs no more than one of so many unknowns."""
+        """Tell whether decomposing A's matrices, one per own batch item, costs no more than one of so many unknowns."""
         items, m, n = math.prod(A.batch_shape), A.out_numel, A.in_numel
         rows = m if L is None else max(m, n, L.out_numel // 8)  # the products with L are fast
         smaller = min(m, n) if L is None else n

@@ -18,7 +18,7 @@ path                   serves                                          trace
 =====================  ==============================================  =============================================
 
 The third is in :mod:`lsconv.inverse.damping.dense_path`, the last two are in
-:mod:`lsconv.inverse.damping.stochastic_paths`. A likeness of large data, for finding where to look, is
+:mod:`lsconv.inverse.damping.stochastic_paths`. A surrogate of large data, for finding where to look, is
 :class:`~lsconv.inverse.damping.surrogate.TaperedPath`.
 
 All data have one dimension more than the batch, in front: channels or windows that share everything else, summed over.
@@ -40,6 +40,7 @@ from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_invers
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["DampPath", "Evaluation", "ExactPath", "FilterPath"]
 
@@ -127,7 +128,7 @@ class FilterPath:
     exact = True
 
     def __init__(self, A: Convolution, y: Tensor, penalty: Tensor, count: Tensor) -> None:
-        self.A = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+        self.A = A.to(dtype=double(A.dtype))
         self.y, self.P = y.to(self.A.dtype), penalty
         self.count: int | Tensor = count
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))

@@ -40,7 +40,7 @@ _LEAST_FREEDOM = 1e-8
 
 
 class Criterion:
-    """What a rule looks at: the function to minimise, and for some a function to find the zero of.
+    """The criterion of a rule: the function to minimise, and for some a function to find the zero of.
 
     Args:
         rule: the rule.
@@ -58,7 +58,7 @@ class Criterion:
 
     @property
     def needs_slope(self) -> bool:
-        """Whether :meth:`rise` looks at the slopes of an evaluation."""
+        """Tell whether :meth:`rise` looks at the slopes of an evaluation."""
         return self.rule in ("gcv", "upre")
 
     def rise(self, e: Evaluation, t: Tensor, count: int | Tensor) -> Tensor:

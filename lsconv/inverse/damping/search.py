@@ -1,7 +1,7 @@
 """The search for a damp, every batch item on its own.
 
 :class:`Search` scans a logarithmic grid, then refines by parabolas or secants. :class:`LocalSearch` starts from the
-damp that a likeness chose, with Newton's steps towards the zero of a derivative and secants once it is enclosed.
+damp that a surrogate chose, with Newton's steps towards the zero of a derivative and secants once it is enclosed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ __all__ = ["LocalSearch", "Search"]
 _PATIENCE = 4
 _STEP = 0.3  # of log damp: the first bracket around a damp known roughly
 _LONGEST = 1.1  # the longest step of a local search: a factor of three
-_WIDER = 0.25
 _LOOKS = 8  # the most of a local search
 # Where the logarithm of a criterion is predicted to fall by less, the search ends: a fifth of a per cent.
 _GAIN = 2e-3
@@ -73,7 +72,7 @@ class Search:
                 break
 
     def _is_past(self) -> bool:
-        """Whether every item's best lies well above the smallest damp seen."""
+        """Tell whether every item's best lies well above the smallest damp seen."""
         t, values, root = self._curve()
         if root is not None:
             below = root < 0
@@ -97,7 +96,7 @@ class Search:
         return t, values, None if root is None else root.nan_to_num(0.0)
 
     def _bracket(self, values: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the root function rises through zero: the index below, and whether there is such a place."""
+        """Find where the root function rises through zero: the index below, and whether there is such a place."""
         rises = (root[:-1] < 0) & (root[1:] >= 0)
         lowest = torch.where(rises, torch.minimum(values[:-1], values[1:]), torch.inf)
         # values may be infinite or NaN at a crossing that is the only one
@@ -178,7 +177,7 @@ class Search:
 
     @staticmethod
     def _share(root: Tensor, index: Tensor, above: Tensor) -> Tensor:
-        """Where between two points the secant is zero, from 0 to 1."""
+        """The zero of the secant between two points, from 0 to 1."""
         below = _at(root, index)
         return (-below / (_at(root, above) - below)).nan_to_num(0.5).clamp(0.0, 1.0)
 
@@ -194,33 +193,30 @@ class Search:
         return torch.where(found, inside, torch.where(root[0] >= 0, down, up))
 
     def _beyond(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Where to look when the best point is the first or the last."""
+        """The next point when the best point is the first or the last."""
         if self.open:
             return torch.maximum(t[0] - _STEP, self.low), torch.minimum(t[-1] + _STEP, self.high)
         return 0.5 * (t[0] + t[1]), 0.5 * (t[-1] + t[-2])
 
 
 class LocalSearch(Search):
-    """The zero of :meth:`Criterion.rise` near the damp that a likeness chose.
+    """The zero of :meth:`Criterion.rise` near the damp that a surrogate chose.
 
     Args:
         path: the problem.
         criterion: the rule, any but the L-curve's.
         needs_trace: whether the criterion looks at the trace.
-        around: the search of the likeness.
-        shift: how far beyond its damp to start, in the logarithm.
+        around: the search of the surrogate.
     """
 
-    def __init__(
-        self, path: DampPath, criterion: Criterion, *, needs_trace: bool, around: Search, shift: float = 0.0
-    ) -> None:
+    def __init__(self, path: DampPath, criterion: Criterion, *, needs_trace: bool, around: Search) -> None:
         super().__init__(path, criterion, needs_trace=needs_trace, slope=False)
         self.low, self.high, self.count = around.low, around.high, around.count
         self.rises: list[Tensor] = []
-        self.aim = torch.minimum(around.best() + shift, around.high).expand(path.batch)
-        # The likeness has the curvature of the whole, but for one that needs a shift: its valleys are narrower.
+        self.aim = around.best().expand(path.batch)
+        # The surrogate has the curvature of the whole, nearly.
         before, after = (self._rise_of(around.path, self.aim + step) for step in (-_STEP, _STEP))
-        self.curvature = (after - before) / (2 * _STEP) * (_WIDER if shift and criterion.rule != "discrepancy" else 1)
+        self.curvature = (after - before) / (2 * _STEP)
 
     def _rise_of(self, path: DampPath, t: Tensor) -> Tensor:
         e = path.evaluate(t.exp(), slope=True, trace=self.needs_trace)

@@ -30,7 +30,7 @@ class Selection:
             squared ("discrepancy"), or the curvature maximised ("lcurve"); ``(points, *batch)``.
         trace_error: standard error of the influence trace, 0 where it is exact and NaN where the rule needs none;
             ``(points, *batch)``.
-        likeness: ``(damps, values)`` of the likeness that the search began with, or None.
+        likeness: ``(damps, values)`` of the surrogate that the search began with, or None.
         message: what was done, and which items met an end of the range.
     """
 
@@ -43,7 +43,7 @@ class Selection:
     message: str
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the curve of every batch item with the damp chosen, that of a likeness thin; needs matplotlib.
+        """Draw the curve of every batch item with the damp chosen, that of a surrogate thin; needs matplotlib.
 
         Where there is one item a legend names them.
 
@@ -75,7 +75,7 @@ class Selection:
 
 
 def _curves(damps: Tensor, values: Tensor) -> list[tuple[list[float], list[float]]]:
-    """Of ``(points, *batch)`` both: the points of every item."""
+    """Split ``(points, *batch)`` both into the points of every item."""
     points = damps.shape[0]
     columns = (t.reshape(points, -1).T.tolist() for t in (damps, values))
     return list(zip(*columns, strict=True))

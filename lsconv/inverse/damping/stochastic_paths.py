@@ -12,7 +12,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from lsconv.border.normal_inverse import NormalInverse
+from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.fourier.embedding import Embedding
@@ -21,51 +21,54 @@ from lsconv.inverse.damping.paths import Evaluation
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["BorderPath", "SolverPath"]
 
 # Relative accuracy of the solves of stochastic paths: their traces are no better than 1e-3 either.
 _TOLERANCE = 1e-3
-_ITERATIONS = 300
 # The condition number of the factors up to which single precision is enough for that tolerance.
 _SINGLE = 2e4
-# Probes: as many as make (probes x data) this large, within the limits. The relative standard error of m - tr H is
-# then about sqrt(2 / (probes m)) or less.
+# Probes: as many as make (probes x data) this large. The relative standard error of m - tr H is then about
+# sqrt(2 / (probes m)) or less. A local search, which needs slopes and not differences of values, begins with a fourth
+# of them, and goes on to four times as many where m - tr H is not known to one per cent.
 _PROBED_NUMBERS = 2**17
-_FEWEST, _MOST = 1, 128
-# A local search needs slopes, not differences of values, and a fourth of the numbers; up to as many more where they
-# leave a standard error above this share of m - tr H.
-_LOCAL_NUMBERS, _MOST_NUMBERS, _ERROR = 2**15, 2**19, 0.01
-# Fewer samples than this have no standard deviation to speak of.
-_SAMPLES = 8
 
 
 class _Probed:
-    """What the stochastic paths share: a map from data to residuals, and probes.
+    """The base of the stochastic paths: a map from data to residuals, and probes.
 
     Args:
         A: the operator.
         y: data ``(together, *batch, *out_shape)``, summed over the first dimension.
         count: number of measured data, ``batch``; None: all.
         local: the path serves a local search.
+        probes: their number; None: as many as the data ask for.
     """
 
     exact = False
 
-    def __init__(self, A: LinearOperator, y: Tensor, count: Tensor | None = None, local: bool = False) -> None:
+    def __init__(
+        self,
+        A: LinearOperator,
+        y: Tensor,
+        count: Tensor | None = None,
+        *,
+        local: bool = False,
+        probes: int | None = None,
+    ) -> None:
         self.A, self.y = A, y
         self.space = ItemSpace(A.out_shape, A.dtype, A.device)
         self.together = y.shape[0]
         self.count: int | Tensor = A.out_numel * self.together if count is None else count
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         self.local = local
-        self._draw(_LOCAL_NUMBERS if local else _PROBED_NUMBERS)
+        self._draw(_probes_of(_PROBED_NUMBERS // 4 if local else _PROBED_NUMBERS, A) if probes is None else probes)
 
-    def _draw(self, numbers: int) -> None:
-        """Make so many signs into probes."""
-        probes = min(_MOST, max(_FEWEST, -(-numbers // self.A.out_numel)))
+    def _draw(self, probes: int) -> None:
+        """Make so many probes of random signs."""
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (probes, *self.A.out_shape), generator=generator) * 2 - 1
         self.probes = signs.to(self.A.device, self.A.dtype).reshape(-1, *(1 for _ in self.batch), *self.A.out_shape)
@@ -100,15 +103,15 @@ class _Probed:
             influence = self.together * (self.A.out_numel - free.mean(0))
             # d(I - H)/dlog mu = (I - H) - (I - H)^2
             change = self.together * (self.space.norm(rv).double().square() - free).mean(0)
-            if free.shape[0] >= _SAMPLES:
-                error = self.together * free.std(0) / free.shape[0] ** 0.5
-            else:  # the variance is at most 2 ||I - H||_F^2, and the eigenvalues of I - H at most 1
-                error = self.together * (2 * free.mean(0).clamp_min(0) / free.shape[0]).sqrt()
             probes = free.shape[0]
-            if self.local and probes < _MOST and 2 * probes * self.A.out_numel <= _MOST_NUMBERS:
-                vague = error > _ERROR * (self.count - influence)
+            if probes >= 8:
+                error = self.together * free.std(0) / probes**0.5
+            else:  # the variance is at most 2 ||I - H||_F^2, and the eigenvalues of I - H at most 1
+                error = self.together * (2 * free.mean(0).clamp_min(0) / probes).sqrt()
+            if self.local and 2 * probes <= _probes_of(4 * _PROBED_NUMBERS, self.A):
+                vague = error > 0.01 * (self.count - influence)
                 if bool((vague & (self.space.norm(self.y).amax(0) > 0)).any()):
-                    self._draw(2 * probes * self.A.out_numel)
+                    self._draw(2 * probes)
                     return self.evaluate(damp, slope=slope, trace=trace)
         derivative = torch.full_like(penalty[0], torch.nan)
         if slope:
@@ -135,9 +138,10 @@ class BorderPath(_Probed):
         y: data ``(together, *batch, *out_shape)``.
         scale: norm of A over that of L.
         L: the penalty.
-        tolerance: relative residual of the border systems.
         count: number of measured data, ``batch``; None: all.
         local: the path serves a local search.
+        probes: their number; None: as many as the data ask for.
+        tolerance: relative residual of the border systems.
 
     Raises:
         MethodError: A and L are not crops of block-circulant operators on one grid; see :meth:`serves`.
@@ -149,26 +153,27 @@ class BorderPath(_Probed):
         y: Tensor,
         scale: Tensor,
         L: LinearOperator | None = None,
-        tolerance: float = _TOLERANCE,
         count: Tensor | None = None,
+        *,
         local: bool = False,
+        probes: int | None = None,
+        tolerance: float = _TOLERANCE,
     ) -> None:
-        super().__init__(A, y, count, local)
+        super().__init__(A, y, count, local=local, probes=probes)
         self.tolerance = tolerance
         self.scale, self.L = scale.expand(self.batch), L
         if not self.serves(A, L):
             raise MethodError(f"L: {L!r} and {A!r} are not convolutions on one grid")
-        double = torch.complex128 if A.is_complex else torch.float64
         self.own: Convolution = A
-        self.precise = A.to(dtype=double)
-        self.precise_L = None if L is None else L.to(dtype=double)
+        self.precise = A.to(dtype=double(A.dtype))
+        self.precise_L = None if L is None else L.to(dtype=double(A.dtype))
         self.fine_below = 0.0  # damps up to this need double precision
         self.starts: dict[int, Tensor] = {}
         self.latest: tuple[Tensor, tuple[Convolution, LinearOperator | None, NormalInverse]] | None = None
 
     @staticmethod
     def serves(A: LinearOperator, L: LinearOperator | None) -> bool:
-        """Whether the border method does."""
+        """Tell whether the border method does."""
         if not isinstance(A, Convolution) or not Embedding.exists(A):
             return False
         terms = [] if L is None else as_convolutions(L, A.ndim)
@@ -176,11 +181,11 @@ class BorderPath(_Probed):
 
     def _inverse(self, A: Convolution, L: LinearOperator | None, damp: Tensor) -> NormalInverse:
         if L is None:
-            return NormalInverse(A, damp, floor=0.0)
+            return normal_inverse(A, damp, floor=0.0)
         terms = as_convolutions(L, A.ndim)
         assert terms is not None  # served
         floor = 1e-13 if torch.finfo(A.dtype).bits == 64 else 0.0
-        return NormalInverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp.double()))
+        return normal_inverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp.double()))
 
     def _factors(self, damp: Tensor) -> tuple[Convolution, LinearOperator | None, NormalInverse]:
         least = float(damp.min())
@@ -192,7 +197,7 @@ class BorderPath(_Probed):
                 inverse = self._inverse(self.own, self.L, damp)
                 # what the definite forms invert; the saddle form's matrices say less
                 largest = frobenius(inverse.inverse.matrices).amax()
-                enough = inverse.form != "mixed" and bool(largest * inverse.scale.amax() < _SINGLE)
+                enough = inverse.form != "saddle" and bool(largest * inverse.scale.amax() < _SINGLE)
             if inverse is not None and enough:
                 return self.own, self.L, inverse
             self.fine_below = least
@@ -203,7 +208,7 @@ class BorderPath(_Probed):
             self.latest = None  # the factors of one damp at a time
             self.latest = damp, self._factors(damp)
         A, L, inverse = self.latest[1]
-        mu = damp.double().square().to(A.weight.real.dtype).reshape(*damp.shape, *(1 for _ in A.out_shape))
+        mu = over_items(damp.double().square().to(A.weight.real.dtype), len(A.out_shape))
         found = []
         for number, y in enumerate(data):
             y = y.to(A.dtype)
@@ -226,7 +231,7 @@ class BorderPath(_Probed):
             lead = inverse.embedding.rest(tuple(f.shape[: f.ndim - inverse.embedding.ndim - 1]))[1]
             fits = start.shape[:2] == (lead, inverse.embedding.blocks) and start.dtype == f.dtype
             start = start if fits else None
-        return inverse.continued(f, self.tolerance, _ITERATIONS, start)
+        return inverse.continued(f, self.tolerance, 300, start)
 
 
 class SolverPath(_Probed):
@@ -238,12 +243,11 @@ class SolverPath(_Probed):
         y: Tensor,
         L: LinearOperator | None,
         scale: Tensor,
-        tolerance: float = _TOLERANCE,
         count: Tensor | None = None,
+        *,
         local: bool = False,
     ) -> None:
-        super().__init__(A, y, count, local)
-        self.tolerance = tolerance
+        super().__init__(A, y, count, local=local)
         self.L, self.scale = L, scale.expand(self.batch)
 
     def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
@@ -252,7 +256,7 @@ class SolverPath(_Probed):
         for y in data:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                x = plan.solve(y.expand(y.shape[0], *self.batch, *self.A.out_shape), rtol=0.1 * self.tolerance).x
+                x = plan.solve(y.expand(y.shape[0], *self.batch, *self.A.out_shape), rtol=0.1 * _TOLERANCE).x
             Lx = x if self.L is None else self.L.apply(x)
             found.append((y - self.A.apply(x), _norm_sq(Lx, self.A.in_shape if self.L is None else self.L.out_shape)))
         return found
@@ -260,3 +264,8 @@ class SolverPath(_Probed):
 
 def _norm_sq(x: Tensor, item: tuple[int, ...]) -> Tensor:
     return torch.linalg.vector_norm(x.flatten(x.ndim - len(item)), dim=-1).double().square()
+
+
+def _probes_of(numbers: int, A: LinearOperator) -> int:
+    """The number of probes that make so many numbers, at most 128."""
+    return min(128, max(1, -(-numbers // A.out_numel)))

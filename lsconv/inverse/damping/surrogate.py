@@ -1,4 +1,4 @@
-r"""The damp path of the tapered picture: a cheap likeness of a large convolution, for finding where to look.
+r"""The damp path of the tapered image: a cheap surrogate of a large convolution, for finding where to look.
 
 Data that fade to zero towards their edges are nearly those of a circular convolution, whatever lies beyond them: with a
 weight w that is smooth on the scale of the kernel, :math:`w\,(Ax) \approx A(wx)` except along the edges, and white
@@ -12,7 +12,7 @@ frequencies,
 
 with s and p the moduli of the symbols of A and L, and Y the transform of the tapered data, scaled so that the noise
 keeps its energy. One transform serves all damps. Its minima lie within 35 % of
-the damp of those of the whole data on pictures of 256² (tests/inverse/damping/test_surrogate.py); the paths of
+the damp of those of the whole data on images of 256² (tests/inverse/damping/test_surrogate.py); the paths of
 :mod:`lsconv.inverse.damping.paths` have the last word.
 
 Harris, "On the use of windows for harmonic analysis with the discrete Fourier transform" (1978), for the taper.
@@ -38,40 +38,30 @@ __all__ = ["TaperedPath"]
 
 # The share of the data, at both ends of every axis together, over which they fade.
 _TAPER = 0.25
-# The values of q = s / p that many frequencies are added up at, and their range in units of the largest: beyond it a
-# damp that is searched fits everything or nothing.
-_CELLS, _RANGE = 2**16, (1e-15, 1e10)
-# The least size of an axis: this many data, and this many times the kernel.
-_LEAST_DATA, _LEAST_KERNELS = 6, 1
-# Below so many data, or times the kernel, the edges weigh: of stacks of 8 and 16 slices the likeness chose 0.2 to 0.9
-# times the best damp. Small damps are dear, so the search of the whole starts this much higher.
-_EDGE_DATA, _EDGE_KERNELS, _EDGE_SHIFT = 48, 4, math.log(2.5)
+# The least size of an axis, which is also no less than the kernel.
+_LEAST_DATA = 6
 
 
 class TaperedPath:
-    """The likeness as a :class:`~lsconv.inverse.damping.paths.DampPath`; its traces are exact, for what it is.
+    """The surrogate as a :class:`~lsconv.inverse.damping.paths.DampPath`; its traces are exact, for what it is.
 
     Args:
         A: a convolution with stride 1 and one input and output channel a group; see :meth:`serves`.
         y: data ``(together, *batch, *out_shape)``, summed over the first dimension.
         L: the penalty.
-
-    Attributes:
-        shift: how far beyond the damp chosen here to expect that of the whole, in its logarithm.
+        determinant: compute the determinant, at half of the work of an evaluation.
     """
 
     exact = True
 
     @torch.no_grad()
-    def __init__(self, A: Convolution, y: Tensor, L: LinearOperator | None) -> None:
-        ndim = A.ndim
+    def __init__(self, A: Convolution, y: Tensor, L: LinearOperator | None, *, determinant: bool = True) -> None:
+        ndim, self.determinant = A.ndim, determinant
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - ndim - 1], A.batch_shape))
         inner = y
         for axis, (first, count) in enumerate(_without_padding(A), start=-ndim):
             inner = inner.narrow(axis, first, count)
         sizes = tuple(inner.shape[-ndim:])
-        edges = A.padding_mode != "circular" and not _large(A, _EDGE_DATA, _EDGE_KERNELS)
-        self.shift = _EDGE_SHIFT if edges else 0.0
         grid = tuple(good_fft_length(size) for size in sizes)
         weight = _taper(sizes, A)
         # the constant, which would leak, is what the mean of the tapered data says
@@ -90,17 +80,18 @@ class TaperedPath:
         penalty = one if L is None else self._power(L, A.ndim, grid)
         assert penalty is not None
         self.together, self.ndim = y.shape[0], ndim
-        self._sort(found, penalty, power, weights)
+        self._ratios(found, penalty, power, weights)
         self.count: int | Tensor = y.shape[0] * A.out_shape[0] * math.prod(grid)
         scale = (found.flatten(-ndim - 1).amax(-1) / penalty.amax()).sqrt()
         self.scale = scale.expand(self.batch)
 
     @classmethod
     def serves(cls, A: LinearOperator, L: LinearOperator | None) -> bool:
-        """Whether A and L have symbols that are numbers, and the data are large against the kernel."""
+        """Tell whether A and L have symbols that are numbers, and the data are large against the kernel."""
         if not isinstance(A, Convolution) or not A.in_shape[0] == A.out_shape[0] == A.groups or set(A.stride) != {1}:
             return False
-        if not _large(A, _LEAST_DATA, _LEAST_KERNELS):
+        sizes = zip(_without_padding(A), A.kernel_extent, strict=True)
+        if any(count < max(_LEAST_DATA, extent) for (_, count), extent in sizes):
             return False
         return L is None or cls._power(L, A.ndim, tuple(max(k, 4) for k in A.kernel_extent)) is not None
 
@@ -134,38 +125,20 @@ class TaperedPath:
             return _transform(kernel, grid, dims, real=real).abs().square()
         return None
 
-    def _sort(self, s: Tensor, p: Tensor, power: Tensor, weights: Tensor) -> None:
-        """Everything depends on ``q = s / p`` alone: the frequencies are added up by it, once for all damps.
-
-        Few frequencies stay as they are; many are shared among the two nearest of fixed q, whose distance w = 9e-4 of
-        log q makes an error of ``w^2 / 8`` times a second derivative: of 1e-6 of each sum at most.
-        """
+    def _ratios(self, s: Tensor, p: Tensor, power: Tensor, weights: Tensor) -> None:
+        """Flatten the frequencies: everything depends on ``q = s / p`` alone."""
         ndim = self.ndim
         shape = (*self.batch, *power.shape[-ndim - 1 :])
         s, p = (t.expand(*t.shape[: -ndim - 1], *shape[-ndim - 1 :]).flatten(-ndim - 1) for t in (s, p))
-        constant = torch.where(p > 0, p, torch.where(s > 0, s, 1)).log()
-        self.constant = (constant * weights.expand(shape[-ndim - 1 :]).flatten()).sum(-1)  # of the determinant
-        power = (power * weights).expand(shape).flatten(-ndim - 1)
         number = weights.expand(shape[-ndim - 1 :]).flatten()
+        constant = torch.where(p > 0, p, torch.where(s > 0, s, 1)).log()
+        self.constant = (constant * number).sum(-1)  # of the determinant
+        self.power = (power * weights).expand(shape).flatten(-ndim - 1)
         unit = torch.where(p > 0, s, 0).amax(-1, keepdim=True) / p.amax(-1, keepdim=True)
-        low, high = _RANGE
+        # beyond these bounds a damp that is searched fits everything or nothing
+        self.q = (s / p).nan_to_num(0.0, torch.inf).clamp(1e-15 * unit, 1e10 * unit)
         # where L sees nothing every damp fits the data, which no function of q says of the determinant
-        q = (s / p).nan_to_num(0.0, torch.inf).clamp(low * unit, high * unit)
-        number, seen = (t.expand(q.shape) for t in (number, number * (p > 0)))
-        if q.shape[-1] <= _CELLS:
-            self.q, self.power, self.number, self.seen = q, power, number, seen
-            return
-        place = (q / (low * unit)).log_() * ((_CELLS - 1) / math.log(high / low))
-        below = place.floor().clamp_(0, _CELLS - 2)
-        share, index = place - below, below.long()
-
-        def added(values: Tensor) -> Tensor:
-            where, part = index.expand(values.shape), share * values
-            whole = values.new_zeros(*values.shape[:-1], _CELLS)
-            return whole.scatter_add_(-1, where, values - part).scatter_add_(-1, where + 1, part)
-
-        steps = torch.linspace(math.log(low), math.log(high), _CELLS, dtype=torch.float64, device=q.device).exp()
-        self.q, self.power, self.number, self.seen = steps * unit, added(power), added(number), added(seen)
+        self.number, self.seen = number, number * (p > 0)
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Everything at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""
@@ -177,14 +150,15 @@ class TaperedPath:
             return values.sum(-1).expand(self.batch)
 
         nothing = torch.full(self.batch, torch.nan, dtype=torch.float64, device=self.q.device)
+        logdet = self.constant + total(self.seen * torch.log1p(self.q / mu)) if self.determinant else nothing
         return Evaluation(
             total(self.power * f.square()),
             total(fitted),
             self.together * total(self.number * (1 - f)),
             torch.zeros_like(nothing),
-            self.together * (self.constant + total(self.seen * torch.log1p(self.q / mu))),
+            self.together * logdet,
             total(-2 * fitted / (self.q + mu)) if slope else nothing,
-            self.together * total(-self.number * f * (1 - f)),
+            self.together * total(-self.number * f * (1 - f)) if slope else nothing,
         )
 
 
@@ -201,12 +175,6 @@ def _without_padding(A: Convolution) -> list[tuple[int, int]]:
         last = min(n - extent + left, outputs - 1)
         found.append((left, last - left + 1))
     return found
-
-
-def _large(A: Convolution, data: int, kernels: int) -> bool:
-    """Whether every axis has so many outputs that read no padding, and so many times the kernel's."""
-    inner = _without_padding(A)
-    return all(count >= max(data, kernels * extent) for (_, count), extent in zip(inner, A.kernel_extent, strict=True))
 
 
 def _taper(sizes: tuple[int, ...], A: Convolution) -> Tensor:

@@ -19,7 +19,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.functions.square import square_slogdet
 from lsconv.inverse.functions.stochastic import Estimate, Probes, log_determinant, trace_of_inverse
 from lsconv.inverse.functions.triangular import triangular_factor
-from lsconv.krylov.gradients.parameters import any_followed, parameters_of
+from lsconv.krylov.gradients.parameters import any_requires_grad, parameters_of
 from lsconv.krylov.loop.problem import as_operator
 from lsconv.operators.algebra import Adjoint, Product
 from lsconv.operators.base import LinearOperator
@@ -328,7 +328,7 @@ def _triangular(problem: _Problem) -> tuple[Tensor, int]:
 
 def _followed(problem: _Problem) -> bool:
     L = () if problem.L is None else parameters_of(problem.L)
-    return any_followed(problem.damp, *parameters_of(problem.A), *L)
+    return any_requires_grad(problem.damp, *parameters_of(problem.A), *L)
 
 
 def _stochastic_logdet(problem: _Problem, probes: Probes) -> Estimate:

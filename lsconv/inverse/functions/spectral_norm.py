@@ -9,7 +9,7 @@ from lsconv.errors import ConvergenceWarning, MethodError, warn
 from lsconv.fourier import spectrum
 from lsconv.fourier.circulant import block_circulant, real_dtype, singular_values_by_frequency
 from lsconv.fourier.symbol import symbol
-from lsconv.krylov.gradients.attach import follows
+from lsconv.krylov.gradients.attach import needs_gradient
 from lsconv.krylov.lanczos import Lanczos
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -52,7 +52,7 @@ def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -
         >>> torch.allclose(value, 2 + 2 * torch.cos(torch.tensor(torch.pi / 21, dtype=torch.float64)))
         True
     """
-    if not follows(A):
+    if not needs_gradient(A):
         return spectrum.norm(A, rtol=rtol, max_iter=max_iter)
     dtype = real_dtype(A.dtype)
     try:

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.damped_rule import NormalSolve, Solve
-from lsconv.krylov.gradients.parameters import any_followed, no_autocast, parameters_of
+from lsconv.krylov.gradients.parameters import any_requires_grad, no_autocast, parameters_of
 from lsconv.krylov.gradients.pseudo_inverse_rule import PseudoSolve
-from lsconv.krylov.gradients.solve_record import LeastSquares, Solver, System, spread_over
+from lsconv.krylov.gradients.solve_record import LeastSquares, Solver, System
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items
 from lsconv.operators.observed import observed
 from lsconv.operators.transforms import hidden_by_vmap
 
-__all__ = ["LeastSquares", "Solver", "adjoint_answer", "attach", "follows", "start_as_prior"]
+__all__ = ["LeastSquares", "Solver", "adjoint_answer", "attach", "needs_gradient", "start_as_prior"]
 
 
 def attach(solver: Solver, problem: LeastSquares, *, square: bool = False, rtol: float | None = None) -> Any:
@@ -37,7 +38,7 @@ def attach(solver: Solver, problem: LeastSquares, *, square: bool = False, rtol:
     problem = replace(problem, y=observed(problem.A, problem.y))  # the rules below would multiply what is not
     params = (*parameters_of(problem.A), *(() if problem.L is None else parameters_of(problem.L)))
     damp = problem.damp if isinstance(problem.damp, Tensor) else None
-    if not any_followed(problem.y, damp, problem.x_prior, *params):
+    if not any_requires_grad(problem.y, damp, problem.x_prior, *params):
         with torch.no_grad(), no_autocast(problem.A):
             return solver.answer(problem)[0]
     system = System(solver, problem, square, rtol)
@@ -74,9 +75,9 @@ def start_as_prior(A: LinearOperator, damp: Any, x0: Any) -> Tensor | None:
     undamped = damp.detach() == 0
     if not (hidden_by_vmap(undamped) or bool(undamped.any())):
         return None
-    return torch.where(spread_over(undamped, len(A.in_shape)), x0, 0)
+    return torch.where(over_items(undamped, len(A.in_shape)), x0, 0)
 
 
-def follows(A: LinearOperator, *values: Any) -> bool:
-    """Whether autograd, or a torch.func transform, follows any of the tensors given or those that A is made of."""
-    return any_followed(*(value for value in values if isinstance(value, Tensor)), *parameters_of(A))
+def needs_gradient(A: LinearOperator, *values: Any) -> bool:
+    """Tell whether autograd, or a torch.func transform, follows any of the tensors given or those that A is made of."""
+    return any_requires_grad(*(value for value in values if isinstance(value, Tensor)), *parameters_of(A))

@@ -56,7 +56,7 @@ def report_failure(message: object) -> None:
 
 
 class Inverse(Protocol):
-    """What a backward pass needs of a solver; ``rtol`` is the forward's. None of these is followed by autograd."""
+    """A solver as a backward pass needs it; ``rtol`` is the forward's. None of these is followed by autograd."""
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The answer for ``y``."""

@@ -27,12 +27,13 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.krylov.gradients.parameters import any_followed, made_of, pull, push
+from lsconv.krylov.gradients.parameters import any_requires_grad, parameter_jvp, parameter_vjp, rebuild
 from lsconv.krylov.gradients.pseudo_inverse_rule import PseudoSolve, fit, plus, pseudo_backward, pseudo_tangent
-from lsconv.krylov.gradients.solve_record import System, spread_over
-from lsconv.krylov.gradients.vmap import front, under_old_vmap
+from lsconv.krylov.gradients.solve_record import System
+from lsconv.krylov.gradients.vmap import batch_vmapped_axis, under_old_vmap
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items
 
 __all__ = ["NormalSolve", "Solve"]
 
@@ -62,7 +63,7 @@ class Solve(torch.autograd.Function):
         system: System = ctx.system
         x, z, y, damp, prior, *params = ctx.saved_tensors
         needed = ctx.needs_input_grad[4:]
-        if system.L is None and not any(ctx.needs_input_grad[2:]) and not any_followed(damp, prior, *params):
+        if system.L is None and not any(ctx.needs_input_grad[2:]) and not any_requires_grad(damp, prior, *params):
             # of y alone x is a linear function, damped or not, and the plans know its adjoint
             return (
                 None,
@@ -79,7 +80,7 @@ class Solve(torch.autograd.Function):
             y_bar = av
             if any(needed[: system.count]):
                 cotangents = [(y - A.apply(x)).expand_as(av), -av]
-                bars[: system.count] = pull(
+                bars[: system.count] = parameter_vjp(
                     A, False, params[: system.count], needed[: system.count], [v, x], cotangents
                 )
             damping = system.damp if damp is None else damp
@@ -88,10 +89,10 @@ class Solve(torch.autograd.Function):
             damp_bar, mu = _damp_bar(damping, lv, lo, A if L is None else L)
             if L is not None and any(needed[system.count :]):
                 rest, ndim = params[system.count :], len(L.out_shape)
-                cotangents = [-spread_over(mu, ndim) * lo, -spread_over(mu, ndim) * lv]
-                bars[system.count :] = pull(L, False, rest, needed[system.count :], [v, offset], cotangents)
+                cotangents = [-over_items(mu, ndim) * lo, -over_items(mu, ndim) * lv]
+                bars[system.count :] = parameter_vjp(L, False, rest, needed[system.count :], [v, offset], cotangents)
             if prior is not None:
-                prior_bar = spread_over(mu, len(A.in_shape)) * (lv if L is None else L.adjoint(lv))
+                prior_bar = over_items(mu, len(A.in_shape)) * (lv if L is None else L.adjoint(lv))
         if not system.all_damped:
             # undamped: x is the prior plus the pseudo-inverse of what the prior leaves, y - A prior
             gu = system.only(g, False)
@@ -103,7 +104,9 @@ class Solve(torch.autograd.Function):
                 down = gu - A.adjoint(u)
                 prior_bar = down if prior_bar is None else prior_bar + down
                 if any(needed[: system.count]):
-                    own = pull(A, False, params[: system.count], needed[: system.count], [prior.expand_as(x)], [-u])
+                    own = parameter_vjp(
+                        A, False, params[: system.count], needed[: system.count], [prior.expand_as(x)], [-u]
+                    )
                     bars[: system.count] = plus(bars[: system.count], own)
         if damp is not None and damp_bar is None:
             damp_bar = torch.zeros_like(damp)  # x depends on its square
@@ -124,11 +127,11 @@ class Solve(torch.autograd.Function):
                 A, L = system.operators(params)
                 offset = x - prior
                 pulled = offset if L is None else L.adjoint(L.apply(offset))
-                return A.adjoint(y - A.apply(x)) - spread_over((damp**2).to(x.real.dtype), len(A.in_shape)) * pulled
+                return A.adjoint(y - A.apply(x)) - over_items((damp**2).to(x.real.dtype), len(A.in_shape)) * pulled
 
             damping: Tensor = system.damp if damp is None else damp
             p = torch.zeros_like(x) if prior is None else prior
-            rhs = push(left, [y, damping, p, *params], [dy, ddamp, dprior, *dparams])
+            rhs = parameter_jvp(left, [y, damping, p, *params], [dy, ddamp, dprior, *dparams])
             dx = 0 if rhs is None else NormalSolve.apply(system, system.only(rhs, True), damp, *params)
         if not system.all_damped:
             A = system.operators(params)[0]
@@ -137,8 +140,8 @@ class Solve(torch.autograd.Function):
             rest, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
             moved = torch.zeros_like(rest) if dy is None else dy.expand_as(rest)
             if prior is not None:
-                drest = push(
-                    lambda p, *own: -made_of(system.A, own).apply(p),
+                drest = parameter_jvp(
+                    lambda p, *own: -rebuild(system.A, own).apply(p),
                     [prior, *params[: system.count]],
                     [dprior, *dparams[: system.count]],
                 )
@@ -162,7 +165,7 @@ class Solve(torch.autograd.Function):
     ) -> Any:
         """The mapped dimension becomes a batch dimension."""
         ndims = [len(system.A.out_shape), 0, len(system.A.in_shape)]
-        moved, own = front(system, info.batch_size, (y, damp, prior), ndims, params, in_dims[1:])
+        moved, own = batch_vmapped_axis(system, info.batch_size, (y, damp, prior), ndims, params, in_dims[1:])
         outputs = Solve.apply(system, *moved, *own)
         if in_dims[2] is not None and system.some_damped and not system.all_damped:
             raise MethodError("vmap: mapped over, damp has to be positive in every item or zero in every item; without "
@@ -199,12 +202,12 @@ class NormalSolve(torch.autograd.Function):
         w = NormalSolve.apply(system, system.only(h, True), damp, *params)
         bars: list[Tensor | None] = [None] * len(params)
         if any(needed[:count]):
-            bars[:count] = pull(A, False, params[:count], needed[:count], [v, w], [-A.apply(w), -A.apply(v)])
+            bars[:count] = parameter_vjp(A, False, params[:count], needed[:count], [v, w], [-A.apply(w), -A.apply(v)])
         lv, lw = (v, w) if L is None else (L.apply(v), L.apply(w))
         damp_bar, mu = _damp_bar(system.damp if damp is None else damp, lw, lv, A if L is None else L)
         if L is not None and any(needed[count:]):
-            scale = -spread_over(mu, len(L.out_shape))
-            bars[count:] = pull(L, False, params[count:], needed[count:], [v, w], [scale * lw, scale * lv])
+            scale = -over_items(mu, len(L.out_shape))
+            bars[count:] = parameter_vjp(L, False, params[count:], needed[count:], [v, w], [scale * lw, scale * lv])
         return (None, w, fit(damp_bar, damp), *bars)
 
     @staticmethod
@@ -217,9 +220,9 @@ class NormalSolve(torch.autograd.Function):
         def image(damp: Tensor, *params: Tensor) -> Tensor:
             A, L = system.operators(params)
             pulled = v if L is None else L.adjoint(L.apply(v))
-            return A.adjoint(A.apply(v)) + spread_over((damp**2).to(v.real.dtype), len(A.in_shape)) * pulled
+            return A.adjoint(A.apply(v)) + over_items((damp**2).to(v.real.dtype), len(A.in_shape)) * pulled
 
-        moved = push(image, [system.damp if damp is None else damp, *params], [ddamp, *dparams])
+        moved = parameter_jvp(image, [system.damp if damp is None else damp, *params], [ddamp, *dparams])
         right = torch.zeros_like(v) if dg is None else dg
         right = right if moved is None else right - system.only(moved, True)
         dv: Tensor = NormalSolve.apply(system, right, damp, *params)
@@ -229,7 +232,7 @@ class NormalSolve(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], system: System, g: Tensor, damp: Any, *params: Any) -> Any:
         """The mapped dimension becomes a batch dimension."""
         ndims = [len(system.A.in_shape), 0]
-        moved, own = front(system, info.batch_size, (g, damp), ndims, params, in_dims[1:])
+        moved, own = batch_vmapped_axis(system, info.batch_size, (g, damp), ndims, params, in_dims[1:])
         return NormalSolve.apply(system, *moved, *own), 0
 
 

@@ -23,12 +23,12 @@ from lsconv.krylov import lsqr as _lsqr
 from lsconv.krylov import minres as _minres
 from lsconv.krylov.gradients.attach import LeastSquares, attach, start_as_prior
 from lsconv.krylov.gradients.backward_solves import Inverse, gram_by_cg, normal_by_apply
-from lsconv.krylov.gradients.parameters import any_followed, parameters_of
-from lsconv.krylov.loop.empty_batch import serves_empty_batches
+from lsconv.krylov.gradients.parameters import any_requires_grad, parameters_of
+from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_complex, as_operator
-from lsconv.krylov.loop.scalar_options import checks_numbers
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
 __all__ = ["cg", "cgls", "craig", "differentiable", "gmres", "hybrid", "lsmr", "lsqr", "minres"]
@@ -36,7 +36,7 @@ __all__ = ["cg", "cgls", "craig", "differentiable", "gmres", "hybrid", "lsmr", "
 _Function = TypeVar("_Function", bound=Callable[..., Solution])
 
 
-class Again:
+class MethodInverse:
     """The backward solves of a Krylov method: by the same method, with the preconditioners' sides exchanged."""
 
     def __init__(
@@ -100,11 +100,11 @@ class _MethodSolver:
         """The method's solution; an undamped item starts at the prior, its x0, which stays in the answer."""
         if self.chooses_damp:
             solution = self.method(problem.A, problem.y, **self.options)
-            return solution, Again(_lsmr.lsmr, _lsmr.lsmr, problem.A, solution.damp, {})
+            return solution, MethodInverse(_lsmr.lsmr, _lsmr.lsmr, problem.A, solution.damp, {})
         damped = {"damp": problem.damp} if self.takes_damp else {}
         start = {} if problem.x_prior is None else {"x0": problem.x_prior}
         solution = self.method(problem.A, problem.y, **damped, **{**self.options, **start})
-        inverse = Again(self.method, self.transposed, problem.A, problem.damp, self.options)
+        inverse = MethodInverse(self.method, self.transposed, problem.A, problem.damp, self.options)
         inverse.spent = int(solution.iterations.max())
         return solution, inverse
 
@@ -129,14 +129,14 @@ def differentiable(
     @checks_numbers
     @serves_empty_batches()
     @functools.wraps(method)
-    def wrapped(A: Any, b: Tensor, **options: Any) -> Solution:
+    def wrapped(A: OperatorLike, b: Tensor, **options: Any) -> Solution:
         if not (isinstance(A, (LinearOperator, Tensor)) and isinstance(b, Tensor)):
             return method(A, b, **options)
         given, x0 = options.get("damp"), options.get("x0")
         tensors = [t for t in (b, A, given, x0) if isinstance(t, Tensor)]
         if isinstance(A, LinearOperator):
             tensors += parameters_of(A)
-        if not any_followed(*tensors):
+        if not any_requires_grad(*tensors):
             return method(A, b, **options)
         rest = {name: value for name, value in options.items() if name != "damp"}
         operator, damping = as_operator(A, b), 0.0 if given is None else given

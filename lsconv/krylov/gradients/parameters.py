@@ -1,8 +1,8 @@
-r"""What autograd follows in an operator: its tensors, and derivatives by them from applications of A alone.
+r"""The tensors of an operator that autograd follows, and derivatives by them from applications of A alone.
 
 Parameters never meet the matrices of a derivative rule. :math:`\bar A = \sum_k c_k d_k^H` is the derivative of
-:math:`\sum_k \mathrm{Re}\langle c_k, A d_k\rangle` with c and d held fixed (:func:`pull`), :math:`dA\,d` that of
-:math:`A d` along the tangents of the parameters (:func:`push`): one application of A under autograd each.
+:math:`\sum_k \mathrm{Re}\langle c_k, A d_k\rangle` with c and d held fixed (:func:`parameter_vjp`), :math:`dA\,d` that
+of :math:`A d` along the tangents of the parameters (:func:`parameter_jvp`): one application of A under autograd each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lsconv.errors import MethodError
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.transforms import transforming
 
-__all__ = ["any_followed", "made_of", "no_autocast", "parameters_of", "pull", "push"]
+__all__ = ["any_requires_grad", "no_autocast", "parameter_jvp", "parameter_vjp", "parameters_of", "rebuild"]
 
 
 def parameters_of(A: LinearOperator) -> tuple[Tensor, ...]:
@@ -29,13 +29,13 @@ def parameters_of(A: LinearOperator) -> tuple[Tensor, ...]:
     return ()
 
 
-def made_of(A: LinearOperator, params: Sequence[Tensor]) -> LinearOperator:
+def rebuild(A: LinearOperator, params: Sequence[Tensor]) -> LinearOperator:
     """A with other parameters, one per batch item where it takes that; A itself where it is made of none."""
     return A.with_parameters(params, per_item=True) if params else A
 
 
-def any_followed(*tensors: Tensor | None) -> bool:
-    """Whether autograd, in reverse or forward mode, or a torch.func transform follows any of the tensors."""
+def any_requires_grad(*tensors: Tensor | None) -> bool:
+    """Tell whether autograd, in reverse or forward mode, or a torch.func transform follows any of the tensors."""
     if transforming():
         return True
     given = [t for t in tensors if t is not None]
@@ -49,7 +49,7 @@ def no_autocast(A: LinearOperator) -> Any:
     return torch.autocast(A.device.type, enabled=False)
 
 
-def pull(
+def parameter_vjp(
     A: LinearOperator,
     transposed: bool,
     params: Sequence[Tensor],
@@ -74,7 +74,7 @@ def pull(
         everything = list(params)
         for index, tensor in zip(places, own, strict=True):
             everything[index] = tensor
-        B = made_of(A, everything)
+        B = rebuild(A, everything)
         return B.adjoint(d) if transposed else B.apply(d)
 
     own = [params[index] for index in places]
@@ -93,7 +93,7 @@ def pull(
     return result
 
 
-def push(
+def parameter_jvp(
     function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> Tensor | None:
     """Derivative of ``function(*primals)`` along the tangents; None where there are none.

@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.gradients.parameters import made_of, pull, push
+from lsconv.krylov.gradients.parameters import parameter_jvp, parameter_vjp, rebuild
 from lsconv.krylov.gradients.solve_record import System
-from lsconv.krylov.gradients.vmap import front, under_old_vmap
+from lsconv.krylov.gradients.vmap import batch_vmapped_axis, under_old_vmap
 from lsconv.operators.transforms import transforming
 
 __all__ = ["PseudoSolve", "fit", "plus", "pseudo_backward", "pseudo_tangent"]
@@ -86,7 +86,7 @@ class PseudoSolve(torch.autograd.Function):
         """The mapped dimension becomes a batch dimension."""
         ndims = [len(system.A.out_shape), len(system.A.in_shape)]
         known = None if in_dims[2] is None else known
-        moved, own = front(
+        moved, own = batch_vmapped_axis(
             system,
             info.batch_size,
             (y, known),
@@ -115,7 +115,7 @@ def pseudo_backward(
     if not any(needed):
         return PseudoSolve.apply(system, not transposed, None, g, *own), [None] * system.count
     system.check_unweighted()
-    A = made_of(system.A, own)
+    A = rebuild(system.A, own)
     B = A.H if transposed else A
     outputs, inputs = len(B.out_shape), len(B.in_shape)
     probing = transforming()  # under a transform values cannot be looked at
@@ -127,7 +127,7 @@ def pseudo_backward(
         q = system.call("gram_solve", g, inputs, inputs)
         u = None if q is None else A.apply(q)
         if u is not None and q is not None and system.negligible(g - A.adjoint(u), g, inputs):
-            return u, pull(system.A, False, own, needed, [x, q], torch.broadcast_tensors(-u, r))
+            return u, parameter_vjp(system.A, False, own, needed, [x, q], torch.broadcast_tensors(-u, r))
     u = PseudoSolve.apply(system, not transposed, None, g, *own)
     directions, cotangents = [x], [-u]
     if r is not None:
@@ -138,7 +138,7 @@ def pseudo_backward(
         if probing or not system.negligible(w, g, inputs):
             directions.append(w)
             cotangents.append(PseudoSolve.apply(system, not transposed, z, x, *own))
-    return u, pull(system.A, transposed, own, needed, directions, cotangents)
+    return u, parameter_vjp(system.A, transposed, own, needed, directions, cotangents)
 
 
 def pseudo_tangent(
@@ -164,17 +164,17 @@ def pseudo_tangent(
 
     def image(v: Tensor, adjoint: bool = False) -> Tensor:
         def of(*own: Tensor) -> Tensor:
-            A = made_of(system.A, own)
+            A = rebuild(system.A, own)
             return A.adjoint(v) if transposed != adjoint else A.apply(v)
 
-        moved = push(of, own, tangents)
+        moved = parameter_jvp(of, own, tangents)
         assert moved is not None
         return moved
 
     dy = dy - image(x)
     if system.square:
         return inverse(dy)
-    A = made_of(system.A, own)
+    A = rebuild(system.A, own)
     B = A.H if transposed else A
     r = y - B.apply(x)
     if transforming() or not system.negligible(r, y, len(B.out_shape)):

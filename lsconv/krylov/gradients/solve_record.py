@@ -12,17 +12,17 @@ from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.krylov.gradients.backward_solves import Inverse, report_failure
-from lsconv.krylov.gradients.parameters import any_followed, made_of, no_autocast, parameters_of
+from lsconv.krylov.gradients.parameters import any_requires_grad, no_autocast, parameters_of, rebuild
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, scalar_dtype
-from lsconv.krylov.loop.empty_batch import cut, filled
-from lsconv.krylov.loop.lagrange_multipliers import keeping
+from lsconv.krylov.loop.entry import cut, filled
+from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers
 from lsconv.krylov.loop.problem import check_damp
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, over_items
 
-__all__ = ["LeastSquares", "Solver", "System", "spread_over"]
+__all__ = ["LeastSquares", "Solver", "System"]
 
 # What there is of it always; the rest, None by default, is about the values of this solve and has no derivatives.
 _TENSORS = tuple(field.name for field in fields(Solution) if field.default is MISSING)
@@ -50,21 +50,21 @@ class Solver(Protocol):
 
 
 class System:
-    """What the derivative rules share about one solve; none of it is followed by autograd."""
+    """One solve as the derivative rules share it; none of it is followed by autograd."""
 
     def __init__(self, solver: Solver | None, problem: LeastSquares, square: bool, rtol: float | None) -> None:
         self.solver, self.A, self.L, self.square, self.rtol = solver, problem.A, problem.L, square, rtol
         self.damp_given = problem.damp
         own = parameters_of(self.A)
-        self.count, self.varies = len(own), any_followed(*own)
+        self.count, self.varies = len(own), any_requires_grad(*own)
         self.inverse: Inverse | None = None
         self.solution: Solution | None = None
         self.has_multipliers = False
 
     def operators(self, params: Sequence[Tensor]) -> tuple[LinearOperator, LinearOperator | None]:
         """A and L made of the tensors given."""
-        A = made_of(self.A, params[: self.count])
-        return A, None if self.L is None else made_of(self.L, params[self.count :])
+        A = rebuild(self.A, params[: self.count])
+        return A, None if self.L is None else rebuild(self.L, params[self.count :])
 
     def solve(self, y: Tensor, damp: Tensor | None, x_prior: Tensor | None, params: Sequence[Tensor]) -> Any:
         """Run, keep what the backward needs, and return the tensors of the solution, then its multipliers if found."""
@@ -72,7 +72,7 @@ class System:
         A, L = self.operators([p.detach() for p in params])
         prior = None if x_prior is None else x_prior.detach()
         given = self.damp_given if damp is None else damp.detach()
-        with torch.no_grad(), no_autocast(A), keeping(self.varies and prior is None) as kept:
+        with torch.no_grad(), no_autocast(A), collect_multipliers(self.varies and prior is None) as kept:
             problem = LeastSquares(A, y.detach(), given, L, prior)
             if y.numel() == 0:  # torch.func.vmap over nothing
                 answer, self.inverse = _answer_nothing(self.solver, problem)
@@ -107,7 +107,7 @@ class System:
         if self.all_damped == damped and (self.all_damped or not self.some_damped):
             return g
         mask = (self.damp > 0) == damped
-        return torch.where(spread_over(mask, len(self.A.in_shape) if item_ndim is None else item_ndim), g, 0)
+        return torch.where(over_items(mask, len(self.A.in_shape) if item_ndim is None else item_ndim), g, 0)
 
     def call(self, name: str, g: Tensor, item_ndim: int, result_ndim: int) -> Tensor | None:
         """``inverse.name(g)``: scaled, so that a cotangent of 1e-30 keeps its digits; NaN stays in its item."""
@@ -120,7 +120,7 @@ class System:
             finite = torch.isfinite(flat).all(-1)
             size = torch.where(finite, flat.abs().amax(-1), 0).to(scalar_dtype(g.device))
             unit = binary_unit(size).to(g.real.dtype)
-            scaled = torch.where(spread_over(finite, item_ndim), g / spread_over(unit, item_ndim), 0)
+            scaled = torch.where(over_items(finite, item_ndim), g / over_items(unit, item_ndim), 0)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 answer: Tensor | None = getattr(self.inverse, name)(scaled, rtol=self.rtol)
@@ -128,8 +128,8 @@ class System:
                 return None
             if bool((size == 0).all()):
                 answer = torch.zeros_like(answer)
-            answer = answer * spread_over(unit, result_ndim)
-            answer = torch.where(spread_over(finite, result_ndim), answer, torch.nan)
+            answer = answer * over_items(unit, result_ndim)
+            answer = torch.where(over_items(finite, result_ndim), answer, torch.nan)
         for warning in caught:
             if not issubclass(warning.category, ConvergenceWarning):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
@@ -152,18 +152,13 @@ class System:
                 )
 
     def negligible(self, part: Tensor, whole: Tensor, item_ndim: int) -> bool:
-        """Whether ``part`` is what the tolerance leaves of ``whole``, in every item."""
+        """Tell whether ``part`` is what the tolerance leaves of ``whole``, in every item."""
         # safe: the squares of a cotangent of 1e-30 are beyond float32
         size, scale = (
             ItemSpace(t.shape[t.ndim - item_ndim :], t.dtype, t.device).safe_norm(t.detach()) for t in (part, whole)
         )
         rtol = max(Tolerances.of(self.A.dtype, None, 0.0).rtol, self.rtol or 0.0)
         return bool((size <= 10 * rtol * scale).all())
-
-
-def spread_over(values: Tensor, ndim: int) -> Tensor:
-    """One value per item, shaped to multiply items of ``ndim`` dimensions."""
-    return values.reshape(*values.shape, *(1 for _ in range(ndim)))
 
 
 def _answer_nothing(solver: Solver, problem: LeastSquares) -> tuple[Any, Inverse]:

@@ -12,13 +12,13 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.krylov.gradients.solve_record import System
 
-__all__ = ["front", "under_old_vmap"]
+__all__ = ["batch_vmapped_axis", "under_old_vmap"]
 
 _OLD_VMAP = torch._C._parse_dispatch_key("Batched")
 _DEEPEST = 8  # nesting of torch's older vmap that is looked into
 
 
-def front(
+def batch_vmapped_axis(
     system: System,
     size: int,
     tensors: Sequence[Any],

@@ -1,8 +1,9 @@
 """The loop that every Krylov method runs in, in the order in which a right-hand side passes.
 
-``problem`` checks and broadcasts the arguments, ``options`` says how to iterate, ``batch_groups`` divides a large
-batch, ``damping`` folds damp into the operator. ``iteration`` runs a ``method``; ``monitor`` applies the tests of
-``stopping``; ``cuda_graph`` and ``malloc`` save launches and pages; ``solution`` is what comes out.
+``entry`` checks options and answers empty batches. ``problem`` checks and broadcasts the arguments, ``options`` says
+how to iterate, ``batch_groups`` divides a large batch, ``damping`` folds damp into the operator. ``iteration`` runs a
+``method``; ``monitor`` applies the tests of ``stopping``; ``cuda_graph`` saves launches on a GPU, where it is asked
+for; ``solution`` is what comes out.
 
 ``batched_scalars`` is the arithmetic per batch item; ``lagrange_multipliers`` are found along with least-norm answers.
 """

@@ -2,15 +2,7 @@
 
 Items of a batch share the cost of every call, which counts while they are small. On a CPU large ones share only memory
 that is too slow: together they leave the caches at every pass, and results too large for the allocator to keep are
-fresh pages every time. A convolution of 8 channels to 8 in float32, 3x3, 32 items, one thread, milliseconds per item
-of 10 iterations of LSQR with 1, 2, 4, 8, 16, 32 items at once:
-
-====== ======= ================================
- 64^2  128 KB    6.7   7.1   5.9   5.1   4.9   5.1
-128^2  512 KB     15    18    16    17    18    33
-192^2  1.1 MB     27    36    38    41    71    88
-256^2    2 MB     47    65    72   130   146   146
-====== ======= ================================
+fresh pages every time. ``python -m benchmarks krylov_overhead`` times both.
 
 That is so for an operator which is small beside the vectors, as a convolution is. One that is large (a matrix, a
 preconditioner) is read once for a whole batch, so there the batch stays together; as it does where somebody watches.
@@ -27,29 +19,27 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import Scalar
-from lsconv.krylov.loop.iteration import iterate, report
-from lsconv.krylov.loop.lagrange_multipliers import hand_over, keeping
+from lsconv.krylov.loop.iteration import iterate
+from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers, pass_multipliers
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.null_space import cleared
 from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
-from lsconv.krylov.loop.solution import History, Solution
+from lsconv.krylov.loop.solution import History, Solution, report
 from lsconv.krylov.loop.stopping import EXCUSED, certified
 from lsconv.operators.transforms import transforming
 
-__all__ = ["GROUP_BYTES", "Setup", "at_once", "plainly", "solve"]
+__all__ = ["GROUP_BYTES", "Setup", "group_size", "solve", "unmodified"]
 
-# What the x (or the y) of the items solved at once may take for every thread, up to four: each has a cache of its own,
-# but they share the allocator. With two threads such groups take 0.7 of the time of the batch at 128^2, 0.4 of it at
-# 192^2, and as long as it at 64^2.
+# The most bytes of the x (or the y) of the items that a thread solves at once: what its cache holds. More than four
+# threads wait for the same memory.
 GROUP_BYTES = 2**20
-_MOST_THREADS = 4
 
 # From a problem to what builds the method at a start, and what takes x out of its iterate.
 Setup = Callable[[Problem], tuple[Callable[["Tensor | None", Scalar], Method], Callable[[Tensor], Tensor]]]
 
 
-def plainly(method: Callable[[Problem, Tensor | None, Scalar], Method]) -> Setup:
+def unmodified(method: Callable[[Problem, Tensor | None, Scalar], Method]) -> Setup:
     """The way to build a method that works on the problem as it is."""
     return lambda problem: (lambda x, running: method(problem, x, running), lambda z: z)
 
@@ -61,26 +51,26 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
         problem, options, square, name: as for :func:`iterate`.
         build: builds the method for a group.
     """
-    size, items = at_once(problem, options), math.prod(problem.batch)
+    size, items = group_size(problem, options, torch.get_num_threads()), math.prod(problem.batch)
     if size >= items:
-        start, collapse = build(problem)
-        solution = iterate(problem, options, start, collapse=collapse, square=square, name=name, quiet=True)
+        start, extract = build(problem)
+        solution = iterate(problem, options, start, extract=extract, square=square, name=name, quiet=True)
         solution = _settled(solution, problem, options, build)
-        report(solution, options, name)
+        report(solution, name, raise_on_failure=options.raise_on_failure)
         return solution
     solutions, multipliers = [], []
     for first in range(0, items, size):
         part = _part(problem, first, min(first + size, items))
-        start, collapse = build(part)
-        with keeping(problem.multipliers) as kept:
-            solutions.append(iterate(part, options, start, collapse=collapse, square=square, name=name, quiet=True))
+        start, extract = build(part)
+        with collect_multipliers(problem.multipliers) as kept:
+            solutions.append(iterate(part, options, start, extract=extract, square=square, name=name, quiet=True))
         multipliers.append(kept.of(solutions[-1].x))
     solution = _joined(solutions, problem.batch)
     found = [z for z in multipliers if z is not None]
     if len(found) == len(solutions):
-        hand_over(solution.x, torch.cat(found).reshape(*problem.batch, *problem.A.out_shape))
+        pass_multipliers(solution.x, torch.cat(found).reshape(*problem.batch, *problem.A.out_shape))
     solution = _settled(solution, problem, options, build)
-    report(solution, options, name)
+    report(solution, name, raise_on_failure=options.raise_on_failure)
     return solution
 
 
@@ -103,20 +93,20 @@ def _settled(solution: Solution, problem: Problem, options: Options, build: Setu
 
 def _shortest(problem: Problem, options: Options, build: Setup, y: Tensor, rtol: float) -> Tensor:
     """The least-norm solution for consistent data, by the same method without damping, preconditioner and start."""
-    zero, none = problem.codomain.safe_norm(y) == 0, torch.zeros_like(problem.broken)
-    plain = replace(problem, y=y, damp=None, M=None, N=None, x0=None, zero=problem.tensor(zero), broken=none,
+    zero, none = problem.codomain.safe_norm(y) == 0, torch.zeros_like(problem.nonfinite)
+    plain = replace(problem, y=y, damp=None, M=None, N=None, x0=None, zero=problem.tensor(zero), nonfinite=none,
                     multipliers=False)  # fmt: skip
-    start, collapse = build(plain)
+    start, extract = build(plain)
     exact = replace(options.tolerances, rtol=rtol, atol=0.0)
     silent = replace(options, tolerances=exact, callback=None, progress=False)
-    return iterate(plain, silent, start, collapse=collapse, quiet=True).x
+    return iterate(plain, silent, start, extract=extract, quiet=True).x
 
 
-def at_once(problem: Problem, options: Options) -> int:
-    """How many items are to be solved at once."""
+def group_size(problem: Problem, options: Options, threads: int) -> int:
+    """Count the items to be solved at once, by so many threads."""
     A, items = problem.A, math.prod(problem.batch)
     numel = max(A.in_numel, A.out_numel)
-    limit = GROUP_BYTES * min(torch.get_num_threads(), _MOST_THREADS)
+    limit = GROUP_BYTES * min(threads, 4)
     if A.device.type != "cpu" or items == 1 or numel * A.dtype.itemsize * items <= limit:
         return items
     if options.callback is not None or options.progress or type(problem.y) is not Tensor:
@@ -139,7 +129,7 @@ def _part(problem: Problem, first: int, last: int) -> Problem:
         return None if tensor is None else tensor.reshape(-1, *tensor.shape[lead:])[first:last]
 
     damp = cut(problem.damp)
-    values = {name: cut(getattr(problem, name)) for name in ("y", "x0", "broken", "zero")}
+    values = {name: cut(getattr(problem, name)) for name in ("y", "x0", "nonfinite", "zero")}
     return replace(
         problem,
         **values,  # type: ignore[arg-type]

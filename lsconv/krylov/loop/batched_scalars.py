@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from lsconv.operators.dtypes import double
+
 __all__ = [
     "ItemSpace",
     "OneItem",
@@ -27,10 +29,10 @@ __all__ = [
     "binary_unit",
     "divide",
     "hypot",
-    "in_units",
     "maximum",
     "minimum",
     "quotient",
+    "rescale",
     "root",
     "rotation",
     "scalar_dtype",
@@ -44,8 +46,6 @@ Scalar: TypeAlias = Any
 # One row of the two-level reductions: short enough that a float32 sum over it is accurate, long enough to be fast.
 _ROW = 1024
 _SHORTEST_ROW = 64
-# Norms beyond these may have lost squares to the range of float32.
-_SMALL, _LARGE = 1e-15, 1e15
 # Its inverse is finite.
 _SMALLEST = 2.0**-1023
 
@@ -113,19 +113,20 @@ class ItemSpace:
         norm = ItemSpace.norm(self, v)
         if norm.numel() == 0:
             return norm
-        double = v.dtype in (torch.float64, torch.complex128)
-        smallest, largest = (torch.finfo(torch.float64).tiny ** 0.45, 1e138) if double else (_SMALL, _LARGE)
+        wide = v.dtype in (torch.float64, torch.complex128)
+        # beyond these squares may have left the range of the dtype
+        smallest, largest = (torch.finfo(torch.float64).tiny ** 0.45, 1e138) if wide else (1e-15, 1e15)
         low, high = (float(extreme) for extreme in torch.aminmax(norm))
         if low >= smallest and high <= largest:
             return norm
-        wide = v.to(torch.complex128 if v.is_complex() else torch.float64)
+        precise = v.to(double(v.dtype))
         dims = tuple(range(-len(self.item_shape), 0))
-        size = wide.abs().amax(dims) if dims else wide.abs()
+        size = precise.abs().amax(dims) if dims else precise.abs()
         unit = binary_unit(torch.where(torch.isfinite(size), size, 1.0))
-        wide = wide / unit.reshape(*unit.shape, *self._ones)
-        precise = (torch.linalg.vector_norm(wide, dim=dims) if dims else wide.abs()) * unit
+        precise = precise / unit.reshape(*unit.shape, *self._ones)
+        scaled = (torch.linalg.vector_norm(precise, dim=dims) if dims else precise.abs()) * unit
         # Only where it is needed: an item's norm may not depend on its neighbours.
-        return torch.where((norm >= smallest) & (norm <= largest), norm, precise.to(self.scalar))
+        return torch.where((norm >= smallest) & (norm <= largest), norm, scaled.to(self.scalar))
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """Real part of ``<u, v> = sum(conj(u) v)`` of every item."""
@@ -239,7 +240,7 @@ def quotient(numerator: Scalar, denominator: Scalar) -> Scalar:
     return math.nan if numerator == 0 or numerator != numerator else math.copysign(math.inf, numerator)
 
 
-def in_units(scalar: Scalar, given: float, wanted: float) -> Scalar:
+def rescale(scalar: Scalar, given: float, wanted: float) -> Scalar:
     """``scalar given / wanted``, at no cost where the two are the same."""
     return scalar if given == wanted else scalar * (given / wanted)
 
@@ -305,14 +306,14 @@ def where(condition: Any, a: Scalar, b: Scalar) -> Scalar:
 
 
 def unbounded(a: Scalar) -> Any:
-    """Whether it is infinite or NaN."""
+    """Tell whether it is infinite or NaN."""
     if isinstance(a, Tensor):
         return (a - a).ne(0)  # inf - inf and NaN are not 0
     return not math.isfinite(a)
 
 
 def any_item(items: Scalar) -> bool:
-    """Whether it holds for an item; the host waits for the device to know."""
+    """Tell whether it holds for an item; the host waits for the device to know."""
     return bool(items.any()) if isinstance(items, Tensor) else bool(items)
 
 

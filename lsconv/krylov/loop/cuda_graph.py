@@ -1,10 +1,11 @@
 """Iterations on a GPU without their launches: one iteration is recorded as a CUDA graph, and the rest replay it.
 
-An iteration launches a hundred small kernels, 4 us each on the host, whatever they do. While the vectors are short the
-device waits for the host; a graph is one launch. It repeats the recorded kernels on the recorded memory, so the state
-of the method has to stay where it is: :class:`Recorded` gives every tensor of it a fixed place and lets the recorded
-iteration end by copying what is new into the places. (Vectors are updated in place already, so none is copied but the
-two pairs that MINRES swaps, and what preconditioners return.)
+It is off until a GPU has shown its worth: ``RECORDERS["cuda"] = CudaGraph`` turns it on. An iteration launches many
+small kernels, whatever they do. While the vectors are short the device waits for the host; a graph is one launch. It
+repeats the recorded kernels on the recorded memory, so the state of the method has to stay where it is:
+:class:`Recorded` gives every tensor of it a fixed place and lets the recorded iteration end by copying what is new into
+the places. (Vectors are updated in place already, so none is copied but the two pairs that MINRES swaps, and what
+preconditioners return.)
 
 An iteration is recorded only where nothing can be lost:
 
@@ -37,8 +38,7 @@ from lsconv.operators.transforms import transforming
 
 __all__ = ["LARGEST", "RECORDERS", "CudaGraph", "Recorded", "Recorder", "recorder_for"]
 
-# Bytes of all x and all y together. Reckoned, not measured: about ten passes over them at 2 TB/s take as long as the
-# launches of an iteration, 0.4 ms.
+# The most bytes of all x and all y together: kernels on larger vectors outlast their launches.
 LARGEST = 64 * 2**20
 
 
@@ -47,7 +47,7 @@ _RECORDING = threading.Lock()
 
 
 class Recorder(Protocol):
-    """What records an iteration."""
+    """A recorder of iterations."""
 
     def warm_up(self, body: Callable[[], None]) -> None:
         """Run the body once where it will be recorded."""
@@ -86,8 +86,8 @@ class CudaGraph:
         return replay
 
 
-# Which devices have a recorder.
-RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaGraph}
+# The devices whose iterations are recorded, and by what.
+RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {}
 
 
 def recorder_for(problem: Problem, method: Method) -> Recorder | None:
@@ -240,7 +240,7 @@ def _owners(*roots: object) -> list[object]:
 
 
 def _alike(before: dict[tuple[int, str], Any], after: dict[tuple[int, str], Any]) -> bool:
-    """Whether tensors kept their form and everything else its value."""
+    """Tell whether tensors kept their form and everything else its value."""
     return before.keys() == after.keys() and all(_form(before[key]) == _form(after[key]) for key in before)
 
 

@@ -23,7 +23,7 @@ from lsconv.krylov.loop.problem import Problem
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
-__all__ = ["Build", "below", "beside", "folded"]
+__all__ = ["Build", "augmented_columns", "augmented_rows", "folded"]
 
 # Over the lower bound of ||A|| that stands for it in the estimate of a gradient. Any number above their ratio will do,
 # which is mostly 1.0 to 1.2: a larger one costs the few iterations that gain its factor, a smaller one a claim that its
@@ -45,9 +45,9 @@ def folded(
         What builds the method at a start, and what takes x out of its iterate.
     """
     if problem.damp is not None and problem.M is not None:
-        return beside(problem, build)
+        return augmented_columns(problem, build)
     if problem.damp is not None:
-        inner = below(problem)
+        inner = augmented_rows(problem)
 
         def start(x: Tensor | None, running: Scalar) -> Method:
             return build(problem if x is None and problem.N is None else inner, x, running)
@@ -56,7 +56,7 @@ def folded(
     return lambda x, running: build(problem, x, running), lambda z: z
 
 
-def below(problem: Problem) -> Problem:
+def augmented_rows(problem: Problem) -> Problem:
     """The problem with ``damp I`` below A; needs damping."""
     assert problem.damp is not None
     zeros = problem.start(None).flatten(len(problem.batch))
@@ -64,7 +64,7 @@ def below(problem: Problem) -> Problem:
     return replace(problem, A=_Below(problem.A, problem.damp), y=y, damp=None)
 
 
-def beside(
+def augmented_columns(
     problem: Problem, build: Build
 ) -> tuple[Callable[[Tensor | None, Scalar], Method], Callable[[Tensor], Tensor]]:
     """A method on the problem with ``damp I`` beside A; items without damping keep ``s = 0``.
@@ -115,10 +115,10 @@ class _BesideMethod(Method):
         inner, rho = self.inner, self.inner.residual
         z_norm: Scalar = self.space.safe_norm(inner.solution())
         self.operator_norm = inner.operator_norm
-        self.condition, self.trouble = inner.condition, inner.trouble
+        self.condition, self.failure = inner.condition, inner.failure
         self.residual = hypot(rho, self.damp * z_norm)
         self.gradient = _MARGIN * self.operator_norm * rho
-        self.settled = 2 * rho <= self.eps * self.operator_norm * z_norm
+        self.self_converged = 2 * rho <= self.eps * self.operator_norm * z_norm
 
 
 class _Folded(LinearOperator):

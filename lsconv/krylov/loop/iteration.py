@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceError, PreconditionerError, warn
+from lsconv.errors import PreconditionerError
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, unbounded, where
 from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
-from lsconv.krylov.loop.lagrange_multipliers import keep
-from lsconv.krylov.loop.malloc import keep_pages
+from lsconv.krylov.loop.lagrange_multipliers import record_multipliers
 from lsconv.krylov.loop.method import CURVATURE, KERNEL, STUCK, Method
 from lsconv.krylov.loop.monitor import CLAIMED, CONDITION, OVERFLOW, Monitor
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import EXCUSED, Certificate, certify, strays
+from lsconv.operators.batch_layout import select
 
-__all__ = ["iterate", "report"]
+__all__ = ["iterate"]
 
 # Within so many tolerances of solvable a system counts as consistent for craig's gradient.
 _CONSISTENT = 100.0
@@ -40,7 +40,7 @@ def iterate(
     options: Options,
     start: Callable[[Tensor | None, Scalar], Method],
     *,
-    collapse: Callable[[Tensor], Tensor] = lambda z: z,
+    extract: Callable[[Tensor], Tensor] = lambda z: z,
     square: bool = False,
     selection: Callable[[], tuple[Tensor, Any]] | None = None,
     name: str = "",
@@ -52,31 +52,16 @@ def iterate(
         problem: the problem as the user posed it; the certificate is about this one.
         options: limits, tolerances and who watches.
         start: builds the method at a start (None for zero) for the items that are running.
-        collapse: from the method's iterate to x, where the method works on a folded problem.
+        extract: from the method's iterate to x, where the method works on a folded problem.
         square: only the residual decides.
         selection: the damping that the method chose, and what to report about it.
         name: of the method, for messages.
         quiet: leave it to the caller to :func:`report` what did not converge.
     """
-    solution = _Loop(problem, options, start, collapse, square, selection, name).run()
+    solution = _Loop(problem, options, start, extract, square, selection, name).run()
     if not quiet:
-        report(solution, options, name)
+        report(solution, name, raise_on_failure=options.raise_on_failure)
     return solution
-
-
-def report(solution: Solution, options: Options, name: str) -> None:
-    """Warn of the items that did not converge, or raise if that is wanted.
-
-    Raises:
-        ConvergenceError: with ``raise_on_failure``.
-    """
-    failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
-    if not bool(failed.any()):
-        return
-    text = f"{name}: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"
-    if options.raise_on_failure:
-        raise ConvergenceError(text)
-    warn(text)
 
 
 class _Loop:
@@ -85,12 +70,12 @@ class _Loop:
         problem: Problem,
         options: Options,
         start: Callable[[Tensor | None, Scalar], Method],
-        collapse: Callable[[Tensor], Tensor],
+        extract: Callable[[Tensor], Tensor],
         square: bool,
         selection: Callable[[], tuple[Tensor, Any]] | None,
         name: str,
     ) -> None:
-        self.problem, self.options, self.start, self.collapse = problem, options, start, collapse
+        self.problem, self.options, self.start, self.extract = problem, options, start, extract
         self.square, self.selection, self.name = square, selection, name
         self.y_norm: Scalar = problem.codomain.safe_norm(problem.y)
         self.monitor = Monitor(problem, options, self.y_norm, square=square)
@@ -103,8 +88,6 @@ class _Loop:
     @torch.no_grad()
     def run(self) -> Solution:
         problem, monitor = self.problem, self.monitor
-        if problem.A.device.type == "cpu":
-            keep_pages()
         z: Tensor | None = problem.x0
         carried: Tensor | None = None
         certificate: Certificate | None = None
@@ -117,7 +100,7 @@ class _Loop:
                     carried_new = carried + carried_new
                 if self.selection is not None:
                     self.damp = self.selection()[0]
-                new = self._certify(self.collapse(x_new))
+                new = self._certify(self.extract(x_new))
                 if z is None or certificate is None:
                     z, certificate, improved = x_new, new, new.merit == new.merit
                     carried = carried_new
@@ -142,7 +125,7 @@ class _Loop:
         finally:
             if self.bar is not None:
                 self.bar.close()
-        return self._finish(self.collapse(z), certificate, carried)
+        return self._finish(self.extract(z), certificate, carried)
 
     # ------------------------------------------------------------------ one pass: start, step, test
 
@@ -177,7 +160,7 @@ class _Loop:
             residual, gradient, _, _ = self.monitor.rows[-1]
             # copies: a callback may keep them, and replayed iterations write where the last ones did
             now = [self.problem.tensor(scalar).clone() for scalar in (self.monitor.running, residual, gradient)]
-            state = IterationState(step, now[0], now[1], now[2], lambda: self.collapse(method.solution()).clone())
+            state = IterationState(step, now[0], now[1], now[2], lambda: self.extract(method.solution()).clone())
             if self.options.callback(state):
                 self.stopped = True
                 return False
@@ -218,7 +201,7 @@ class _Loop:
                 "M or N: the preconditioner is not Hermitian positive definite (p^H M p <= 0 for some p != 0). "
                 "A pseudo-inverse with a kernel cannot be one; add damping to it."
             )
-        zero, unsolved = problem.scalar(problem.zero), problem.scalar(problem.broken) | (codes & OVERFLOW != 0)
+        zero, unsolved = problem.scalar(problem.zero), problem.scalar(problem.nonfinite) | (codes & OVERFLOW != 0)
         if any_item(zero | unsolved):
             for items, value in ((zero, 0.0), (unsolved, torch.nan)):
                 x = _chosen(items, torch.full_like(x, value), x)
@@ -264,7 +247,7 @@ class _Loop:
             selection=None if self.selection is None else self.selection()[1],
         )
         if carried is not None and not any_item((certificate.residual_ok | zero | unsolved) == 0):
-            keep(problem.A, x, carried, self.options.tolerances.rtol)
+            record_multipliers(problem.A, x, carried, self.options.tolerances.rtol)
         return solution
 
 
@@ -276,5 +259,5 @@ def _choose(items: Scalar, a: Certificate, b: Certificate) -> Certificate:
 def _chosen(items: Scalar, a: Tensor, b: Tensor) -> Tensor:
     """The vectors a of the items, b of the others."""
     if isinstance(items, Tensor):
-        return torch.where(items.reshape(items.shape + (1,) * (a.ndim - items.ndim)), a, b)
+        return select(items, a, b)
     return a if items else b

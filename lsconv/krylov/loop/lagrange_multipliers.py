@@ -30,7 +30,8 @@ in CRAIG's :math:`x_k = x_{k-1} + \zeta_k v_k` each :math:`v_k` is :math:`A^H p_
 :math:`\alpha_k p_k = u_k - \beta_k p_{k-1}`.
 
 What of y is outside the range of A would enter z, and grows there: of an answer with a residual nothing is kept, and a
-solve has to find its z. Neither is a z that misses x, which :func:`keep` finds out by one application of :math:`A^H`.
+solve has to find its z. Neither is a z that misses x, which :func:`record_multipliers` finds out by one application of
+:math:`A^H`.
 """
 
 from __future__ import annotations
@@ -44,19 +45,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, in_units
+from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, rescale
 from lsconv.operators.base import LinearOperator
 
 __all__ = [
     "CGLSMultipliers",
     "CRAIGMultipliers",
-    "Kept",
+    "Collected",
     "LSMRMultipliers",
     "LSQRMultipliers",
-    "hand_over",
-    "keep",
-    "keeping",
-    "wanted",
+    "collect_multipliers",
+    "multipliers_wanted",
+    "pass_multipliers",
+    "record_multipliers",
 ]
 
 # Of what rounding leaves of x - A^H z, in units of ||x||; a user's tolerance may be below it.
@@ -64,7 +65,7 @@ _ROUNDING = 200
 
 
 @dataclass
-class Kept:
+class Collected:
     """The last answer found without damping from zero, and its multipliers; None where there are none."""
 
     x: Tensor | None = None
@@ -75,13 +76,13 @@ class Kept:
         return self.z if x is self.x else None
 
 
-_kept: ContextVar[Kept | None] = ContextVar("_kept", default=None)
+_kept: ContextVar[Collected | None] = ContextVar("_kept", default=None)
 
 
 @contextmanager
-def keeping(wanted: bool) -> Iterator[Kept]:
-    """Within it the methods that can find multipliers do, where ``wanted``, and the last ones are kept."""
-    kept = Kept()
+def collect_multipliers(wanted: bool) -> Iterator[Collected]:
+    """Collect the last multipliers of the methods that can find them, where ``wanted``."""
+    kept = Collected()
     token = _kept.set(kept if wanted else None)
     try:
         yield kept
@@ -89,12 +90,12 @@ def keeping(wanted: bool) -> Iterator[Kept]:
         _kept.reset(token)
 
 
-def wanted(A: LinearOperator) -> bool:
-    """Whether somebody is :func:`keeping` them. Of full column rank, A has derivatives that need none."""
+def multipliers_wanted(A: LinearOperator) -> bool:
+    """Tell whether multipliers are collected. Of full column rank, A has derivatives that need none."""
     return _kept.get() is not None and math.prod(A.out_shape) < math.prod(A.in_shape)
 
 
-def keep(A: LinearOperator, x: Tensor, z: Tensor, rtol: float) -> None:
+def record_multipliers(A: LinearOperator, x: Tensor, z: Tensor, rtol: float) -> None:
     """Hand over ``z``, found along with the answer x of a consistent system, if ``A^H z`` is x to the tolerance."""
     kept = _kept.get()
     if kept is None:
@@ -104,10 +105,10 @@ def keep(A: LinearOperator, x: Tensor, z: Tensor, rtol: float) -> None:
     missed, size = space.safe_norm(x - A.adjoint(z)), space.safe_norm(x)
     good = missed <= max(rtol, _ROUNDING * torch.finfo(A.dtype).eps) * size
     if bool((good | ~torch.isfinite(size)).all()):
-        hand_over(x, z)
+        pass_multipliers(x, z)
 
 
-def hand_over(x: Tensor, z: Tensor) -> None:
+def pass_multipliers(x: Tensor, z: Tensor) -> None:
     """``z`` is what belongs to the answer ``x``."""
     kept = _kept.get()
     if kept is not None:
@@ -129,15 +130,15 @@ class _Multipliers:
         self.tau = self.e.clone()
         self.z = torch.zeros_like(self.e)
 
-    def turn(self, c: Scalar, s: Scalar, ratio: Scalar, u: Tensor, u_length: Scalar) -> None:
+    def update_direction(self, c: Scalar, s: Scalar, ratio: Scalar, u: Tensor, u_length: Scalar) -> None:
         """``e_k`` and ``tau_{k+1}``; of the newest u, and ``ratio`` of the newest alpha to rho."""
         space = self.space
-        space.add(space.scale(self.e, s), in_units(-c, 1.0, u_length), u, out=self.e)
+        space.add(space.scale(self.e, s), rescale(-c, 1.0, u_length), u, out=self.e)
         space.add(self.e, s * ratio * ratio, self.tau, out=self.tau)
 
 
 class LSQRMultipliers(_Multipliers):
-    """Those of LSQR."""
+    """The multipliers of LSQR."""
 
     def step(self, phibar: Scalar, inverse: Scalar) -> None:
         """``z_k``; of ``phibar`` before the rotation, and ``1 / rho``, or 0 for an item that rests."""
@@ -145,7 +146,7 @@ class LSQRMultipliers(_Multipliers):
 
 
 class LSMRMultipliers(_Multipliers):
-    """Those of LSMR, whose rotations have the other sign."""
+    """The multipliers of LSMR, whose rotations have the other sign."""
 
     def __init__(self, u: Tensor, u_length: Scalar, space: ItemSpace, beta: Scalar) -> None:
         super().__init__(u, u_length, space)
@@ -159,14 +160,14 @@ class LSMRMultipliers(_Multipliers):
         space.add(self.z, forward * self.psi, self.taubar, out=self.z)
         self.psi = -growth * self.psi
 
-    def turn(self, c: Scalar, s: Scalar, ratio: Scalar, u: Tensor, u_length: Scalar) -> None:
-        """As for LSQR."""
-        super().turn(-c, -s, ratio, u, u_length)
+    def update_direction(self, c: Scalar, s: Scalar, ratio: Scalar, u: Tensor, u_length: Scalar) -> None:
+        """Rotate the direction, as for LSQR."""
+        super().update_direction(-c, -s, ratio, u, u_length)
         self.ratio = ratio
 
 
 class CGLSMultipliers:
-    """Those of CGLS: z goes along t with ``A^H t = p``."""
+    """The multipliers of CGLS: z goes along t with ``A^H t = p``."""
 
     def __init__(self, r: Tensor, space: ItemSpace) -> None:
         self.space, self.t, self.z = space, torch.zeros_like(r), torch.zeros_like(r)
@@ -175,13 +176,13 @@ class CGLSMultipliers:
         """``z_k``."""
         self.space.add(self.z, step, self.t, out=self.z)
 
-    def turn(self, ratio: Scalar, scale: Scalar, r: Tensor) -> None:
+    def update_direction(self, ratio: Scalar, scale: Scalar, r: Tensor) -> None:
         """``ratio t + scale r``, as p is made of itself and ``A^H r``."""
         self.space.add(self.space.scale(self.t, ratio), scale, r, out=self.t)
 
 
 class CRAIGMultipliers:
-    """Those of CRAIG: z goes along p with ``A^H p = v``."""
+    """The multipliers of CRAIG: z goes along p with ``A^H p = v``."""
 
     def __init__(self, u: Tensor, space: ItemSpace) -> None:
         self.space, self.p, self.z = space, torch.zeros_like(u), torch.zeros_like(u)
@@ -189,5 +190,5 @@ class CRAIGMultipliers:
     def step(self, zeta: Scalar, beta: Scalar, inverse: Scalar, u: Tensor, u_length: Scalar) -> None:
         """``p_k`` and ``z_k``; of ``1 / alpha``, or 0 for an item that rests."""
         space = self.space
-        space.add(space.scale(self.p, -beta * inverse), in_units(inverse, 1.0, u_length), u, out=self.p)
+        space.add(space.scale(self.p, -beta * inverse), rescale(inverse, 1.0, u_length), u, out=self.p)
         space.add(self.z, zeta, self.p, out=self.z)

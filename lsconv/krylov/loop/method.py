@@ -1,4 +1,4 @@
-"""What the loop needs of a method: one step, an iterate, and estimates to compare with the tolerances."""
+"""A method as the loop needs it: one step, an iterate, and estimates to compare with the tolerances."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Method:
         gradient: estimate of the gradient norm, or None where the method has none.
         operator_norm: a lower bound of ``||A||``.
         condition: an estimate of the condition number from below, or None.
-        settled: None, or items that the method declares finished by a test of its own (to be audited like any claim).
-        trouble: None, or bits of :data:`CURVATURE`, :data:`KERNEL`, :data:`STUCK` for items that cannot go on.
+        self_converged: None, or items that the method declares finished by a test of its own, which is audited.
+        failure: None, or bits of :data:`CURVATURE`, :data:`KERNEL`, :data:`STUCK` for items that cannot go on.
         uniform: every step after the first does the same operations on tensors of the same shapes, and all that
             changes is in tensors, in attributes of the method or of objects there: a recording may then stand for it
             (:mod:`lsconv.krylov.loop.cuda_graph`).
@@ -33,8 +33,8 @@ class Method:
     gradient: Scalar | None = None
     operator_norm: Scalar
     condition: Scalar | None = None
-    settled: Scalar | None = None
-    trouble: Scalar | None = None
+    self_converged: Scalar | None = None
+    failure: Scalar | None = None
 
     def step(self, running: Scalar) -> None:
         """One iteration of the items where ``running`` is True; the others stand still, whatever they contain."""

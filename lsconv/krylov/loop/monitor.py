@@ -38,7 +38,7 @@ class Monitor:
         self.eps, self.y_norm = tolerances.eps, y_norm
         self.residual_bound = maximum(tolerances.residual_bound(y_norm), self.eps * y_norm)
         self.rtol: Scalar = max(tolerances.rtol, self.eps)
-        self.running = problem.scalar(~(problem.broken | problem.zero))
+        self.running = problem.scalar(~(problem.nonfinite | problem.zero))
         self.codes, self.iterations = 0 * self.running, 0 * self.running
         self.operator_norm = 0 * y_norm
         self.rows: list[tuple[Scalar, Scalar, Scalar, Scalar]] = []
@@ -74,13 +74,13 @@ class Monitor:
             if self.has_atol:
                 bound = maximum(bound, self.atol + 0 * bound)
             claim = claim | (gradient <= bound * self.operator_norm)
-        if method.settled is not None:
-            claim = claim | method.settled
+        if method.self_converged is not None:
+            claim = claim | method.self_converged
         code = claim * CLAIMED + unbounded(residual + gradient + norm) * OVERFLOW
         if method.condition is not None:
             code = code + (method.condition > self.conlim) * CONDITION
-        if method.trouble is not None:
-            code = code + method.trouble
+        if method.failure is not None:
+            code = code + method.failure
         code = code + (self.iterations >= self.max_iter) * LIMIT
         if record:
             self.rows.append((residual, gradient, self.operator_norm, self.running))

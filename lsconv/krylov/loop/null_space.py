@@ -1,4 +1,4 @@
-r"""Whether a method leaves a part of x in the null space of A, where the certificate cannot tell.
+r"""The part of x in the null space of A that a method leaves, where the certificate cannot tell.
 
 With damping the gradient shows a null-space part :math:`\delta` as :math:`\mathrm{damp}^2 \delta`, which for a small
 damp is below its rounding. The answer of a method whose iterates leave the range of :math:`A^H` (a preconditioner on

@@ -17,7 +17,7 @@ __all__ = ["IterationState", "Options"]
 
 @dataclass(eq=False)
 class IterationState:
-    """What a callback sees, every ``check_every`` iterations.
+    """The state that a callback sees, every ``check_every`` iterations.
 
     Attributes:
         iteration: iterations done since the last (re)start.

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DeviceError, DtypeError, PreconditionerError, ShapeError
 from lsconv.krylov.loop.batched_scalars import ItemSpace, OneItem, Scalar, scalar_dtype
-from lsconv.krylov.loop.lagrange_multipliers import wanted
+from lsconv.krylov.loop.lagrange_multipliers import multipliers_wanted
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import remedy
 from lsconv.operators.observed import observed
+from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["Problem", "as_complex", "as_operator", "prepare"]
 
 
-def as_operator(A: Any, b: Any = None) -> LinearOperator:
+def as_operator(A: OperatorLike, b: Any = None) -> LinearOperator:
     """``A`` as a LinearOperator, on the device of the right-hand side, complex where that is.
 
     Args:
@@ -69,7 +70,7 @@ class Problem:
         M: inverse preconditioner on the residual side.
         N: inverse preconditioner on the solution side.
         batch: the batch dimensions.
-        broken: items whose data are not finite.
+        nonfinite: items whose data are not finite.
         zero: items whose right-hand side is zero.
         single: there is one item, on the CPU, and the method's scalars are Python numbers.
         multipliers: the method is to find z with ``x = A^H z`` as well
@@ -83,7 +84,7 @@ class Problem:
     M: LinearOperator | None
     N: LinearOperator | None
     batch: torch.Size
-    broken: Tensor
+    nonfinite: Tensor
     zero: Tensor
     single: bool = False
     multipliers: bool = False
@@ -124,7 +125,7 @@ class Problem:
 
 
 def prepare(
-    A: Any,
+    A: OperatorLike,
     b: Any,
     *,
     damp: float | Tensor = 0.0,
@@ -168,22 +169,22 @@ def prepare(
                          f"{[tuple(shape) for shape in shapes]} and damp {tuple(damping.shape)}") from None  # fmt: skip
     y = b.detach().expand(*batch, *A.out_shape)
     codomain, domain = (ItemSpace(shape, A.dtype, A.device) for shape in (A.out_shape, A.in_shape))
-    broken = torch.zeros(batch, dtype=torch.bool, device=A.device)
+    nonfinite = torch.zeros(batch, dtype=torch.bool, device=A.device)
     if x0 is not None:
         x0 = x0.detach().expand(*batch, *A.in_shape)
     if not check_finite:
-        broken = ~_finite(y, codomain)
+        nonfinite = ~_finite(y, codomain)
         if x0 is not None:
-            broken = broken | ~_finite(x0, domain)
-            x0 = x0.masked_fill(domain.spread(broken).bool(), 0)
-        y = y.masked_fill(codomain.spread(broken).bool(), 0)
-    zero = (codomain.safe_norm(y) == 0) & ~broken
+            nonfinite = nonfinite | ~_finite(x0, domain)
+            x0 = x0.masked_fill(domain.spread(nonfinite).bool(), 0)
+        y = y.masked_fill(codomain.spread(nonfinite).bool(), 0)
+    zero = (codomain.safe_norm(y) == 0) & ~nonfinite
     damped = damping.expand(batch) if bool((damping > 0).any()) else None
     # Reading a value costs nothing where the host holds it itself. It does of a tensor that is spread over devices
     # (DTensor), and cannot be done under torch's function transforms.
     single = host_scalars and A.device.type == "cpu" and math.prod(batch) == 1 and type(y) is Tensor
     plain = damped is None and M is None and N is None and x0 is None
-    return Problem(A, y, x0, damped, M, N, torch.Size(batch), broken, zero, single, plain and wanted(A))
+    return Problem(A, y, x0, damped, M, N, torch.Size(batch), nonfinite, zero, single, plain and multipliers_wanted(A))
 
 
 def _preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator) -> LinearOperator | None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceError
+from lsconv.errors import ConvergenceError, warn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["History", "Solution", "Status", "together"]
+__all__ = ["History", "Solution", "Status", "report", "together"]
 
 
 class Status(enum.Enum):
@@ -255,3 +255,22 @@ def together(parts: Solution) -> Solution:
         damp=parts.damp[0],
         history=None,
     )
+
+
+def report(solution: Solution, name: object, *, raise_on_failure: bool = False) -> None:
+    """Warn of the items that did not converge, or raise; a callback that stopped one is no failure.
+
+    Args:
+        solution: the solution.
+        name: of the method or plan.
+        raise_on_failure: raise.
+
+    Raises:
+        ConvergenceError: with ``raise_on_failure``.
+    """
+    failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
+    if bool(failed.any()):
+        text = f"{name}: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"
+        if raise_on_failure:
+            raise ConvergenceError(text)
+        warn(text)

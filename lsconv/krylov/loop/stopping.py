@@ -99,17 +99,17 @@ class Tolerances:
         return _NULL_SHARE * max(self.rtol, self.eps)
 
     def residual_bound(self, y_norm: Scalar) -> Scalar:
-        """What the residual norm has to reach."""
+        """The bound that the residual norm has to reach."""
         return at_least(self.rtol * y_norm, self.atol)
 
     def gradient_bound(self, operator_norm: Scalar, residual: Scalar) -> Scalar:
-        """What the gradient norm has to reach."""
+        """The bound that the gradient norm has to reach."""
         return operator_norm * at_least(self.rtol * residual, self.atol)
 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What applying A once and its adjoint once to a finished x says about it; one scalar per item each.
+    """The evidence of one application of A and one of its adjoint to a finished x; one scalar per item each.
 
     Attributes:
         residual_norm: ``||y - Ax||``.

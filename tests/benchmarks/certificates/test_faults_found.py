@@ -37,6 +37,7 @@ FAULTS = [
     (64000012, "lsqr"),  # the equations are met, and what is left of the objective is the damping's
     (51000029, "cg, normal"),  # an eigenvalue of A^H A at its rounding, where the judge was wrong
     (52000043, "craig"),  # x is as long as float32 reaches
+    (131000017, "craig"),  # a step along a singular value that rounding has made
     (5000025, "tikhonov, Laplacian"),
     (55000028, "tikhonov, Gradient"),  # a small stack [A; damp L] is decomposed where LSMR does not serve
     (50000347, "tikhonov, Laplacian"),

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lsconv.border.system.krylov import Pause, conjugate_gradients, gmres
-
-pytestmark = pytest.mark.usefixtures("iterated")
+import lsconv
+from lsconv.border.cost_model import Limits
+from lsconv.border.normal_inverse import BorderInverse, normal_inverse
+from lsconv.border.system.krylov import conjugate_gradients, gmres
 
 DTYPES = [torch.float64, torch.complex128]
 every_iteration = pytest.mark.parametrize("iteration", [conjugate_gradients, gmres])
@@ -157,27 +158,49 @@ def test_gmres_keeps_its_promise_with_a_preconditioner_in_float32() -> None:
     assert float(left.max()) < 1.1e-11
 
 
-@every_iteration
-def test_a_pause_tells_how_many_iterations_are_left(iteration: Any) -> None:
-    # distinct eigenvalues and a steady fall
-    values = torch.linspace(1, 30, 400, dtype=torch.float64)
-    b = torch.ones(1, 1, 400, dtype=torch.float64)
-    _, whole = iteration(lambda v: values * v, _same, b, 1e-8, 400, 1)
-    asked: list[float] = []
-    pause = Pause(12, lambda done, expected: bool(asked.append(expected)) or len(asked) == 2)
-    _, count = iteration(lambda v: values * v, _same, b, 1e-8, 400, 1, pause=pause)
-    assert pause.ended
-    assert int(count) == 24
-    assert asked[0] == pytest.approx(int(whole) - 12, rel=0.2)
-    assert asked[1] == pytest.approx(int(whole) - 24, rel=0.2)
+# ---------------------------------------------------------------------- what waits for a device
+
+
+def _inverse(name: str, corners: bool, device: str = "cpu") -> BorderInverse:
+    shape, padding = {"valid": ((3, 3, 3, 3), 0), "full": ((3, 2, 3, 3), 2)}[name]
+    weight = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    A = lsconv.Conv2d(weight.to(device), (24, 24), padding=padding)
+    inverse = normal_inverse(A, 0.05, floor=1e-6, corners=corners, limits=Limits(0, later=False, dense_unknowns=0))
+    assert isinstance(inverse, BorderInverse)
+    return inverse
 
 
 @every_iteration
-def test_an_iteration_that_gets_nowhere_is_expected_to_take_for_ever(iteration: Any) -> None:
-    b = torch.zeros(1, 1, 50, dtype=torch.float64)
-    b[..., 0] = 1
-    shift = torch.roll(torch.eye(50, dtype=torch.float64), 1, 0)  # no Krylov method sees the solution before the end
-    asked: list[float] = []
-    pause = Pause(5, lambda done, expected: bool(asked.append(expected)) or True)
-    iteration(lambda v: v @ shift.mT, _same, b, 1e-8, 40, 1, pause=pause)
-    assert asked == [float("inf")]
+@pytest.mark.parametrize("name", ["valid", "full"])
+def test_the_host_reads_once_per_check(host_reads: Any, iteration: Any, name: str) -> None:
+    inverse = _inverse(name, iteration is gmres)
+    b = torch.randn(2, 1, inverse.border.size, dtype=torch.float64)
+    system, counts = inverse.on_border, []
+    for iterations in (20, 40):
+        with host_reads() as reads:
+            iteration(system, inverse.schwarz, b, 0.0 * b[..., :1], iterations, 10)
+        counts.append(reads.count)
+    assert counts[1] - counts[0] == 2
+
+
+@pytest.mark.gpu
+@every_iteration
+@pytest.mark.parametrize("name", ["valid", "full"])
+def test_no_synchronisation_between_two_looks_on_a_gpu(iteration: Any, name: str) -> None:
+    inverse = _inverse(name, iteration is gmres, "cuda")
+    b = torch.randn(2, 1, inverse.border.size, dtype=torch.float64, device="cuda")
+    applied = 0
+
+    def apply(v: Tensor) -> Tensor:
+        nonlocal applied
+        applied += 1
+        if applied == 11:  # the host has looked after ten, and will after twenty
+            torch.cuda.set_sync_debug_mode("error")
+        return inverse.on_border(v)
+
+    try:
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            iteration(apply, inverse.schwarz, b, 0.0 * b[..., :1], 40, 10)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert applied == 20

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.app import psf
-from lsconv.border.normal_inverse import NormalInverse
-from lsconv.border.system.krylov import Pause, gmres
+from lsconv.border.cost_model import Limits
+from lsconv.border.normal_inverse import BorderInverse, normal_inverse
+from lsconv.border.reflected_padding import Mirror
+from lsconv.border.system.krylov import gmres
 from lsconv.border.system.recycling import Recycling, deflate
-
-pytestmark = pytest.mark.usefixtures("iterated")
 
 F64 = torch.float64
 SIZE = 300
@@ -92,11 +91,8 @@ def test_nothing_is_kept_where_the_values_lie_together() -> None:
     assert recycling.pair is None
 
 
-def test_nothing_is_kept_of_an_interrupted_cycle_or_beyond_the_limit() -> None:
+def test_nothing_is_kept_beyond_the_limit() -> None:
     Q, b = _operator(_outliers()), torch.randn(1, 2, SIZE, dtype=F64)
-    interrupted = Recycling(100)
-    _solve(Q, b, interrupted, pause=Pause(20, lambda done, expected: True))
-    assert interrupted.pair is None
     small = Recycling(20)
     _solve(Q, b, small)
     assert small.pair is None
@@ -113,15 +109,15 @@ def test_what_spares_nothing_is_given_up() -> None:
     assert recycling.pair is None
 
 
-def test_a_plan_for_an_asymmetric_blur_recycles() -> None:
-    kernel = psf.motion(15, 30)
-    kernel = kernel * torch.exp(-torch.arange(kernel.shape[1], dtype=F64) / 5)
-    padding = tuple(n // 2 for n in kernel.shape)
-    A = lsconv.Conv2d((kernel / kernel.sum())[None, None], in_size=(256, 256), padding=padding)
-    inverse = NormalInverse(A, 1e-4, floor=1e-13)
-    counts = [int(inverse(torch.randn(A.in_shape, dtype=F64), 1e-8)[1]) for _ in range(3)]
+def test_a_plan_for_replicated_edges_recycles() -> None:
+    profile = torch.exp(-((torch.arange(15, dtype=F64) - 7) ** 2) / 8)
+    kernel = profile[:, None] * profile / profile.sum() ** 2
+    A = lsconv.Conv2d(kernel[None, None], in_size=(128, 128), padding=7, padding_mode="replicate")
+    options = {"floor": 1e-13, "mirror": Mirror(A), "limits": Limits(at_once=0, later=False)}
+    inverse, plain = (normal_inverse(A, 1e-3, **options) for _ in range(2))
+    counts = [int(inverse(torch.randn(A.in_shape, dtype=F64), 1e-6)[1]) for _ in range(3)]
     assert 2 * counts[2] < counts[0]
-    plain = NormalInverse(A, 1e-4, floor=1e-13)
+    assert isinstance(plain, BorderInverse)
     plain.on_border._recycling.most = 0
     f = torch.randn(A.in_shape, dtype=F64)
     expected = plain(f, 1e-10)[0]

@@ -1,4 +1,4 @@
-"""The border of a grid, and the Schwarz preconditioner on it."""
+"""The Schwarz preconditioner on a border."""
 
 from __future__ import annotations
 
@@ -6,50 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from torch import Tensor
 
 import lsconv
-from lsconv.border.border_set import Border
-from lsconv.border.normal_inverse import NormalInverse
-from lsconv.border.system import schwarz as schwarz_module
-from lsconv.border.system.cost_model import Effort
+from lsconv.border.cost_model import Limits
+from lsconv.border.direct.dense_inverse import DenseInverse
+from lsconv.border.normal_inverse import BorderInverse, normal_inverse
+from lsconv.border.system.schwarz import BorderProblem, Schwarz, Subdomain, SubdomainSum
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices, Grid
 
-pytestmark = pytest.mark.usefixtures("iterated")
-
-
-@st.composite
-def _borders(draw: Any) -> tuple[tuple[int, ...], list[list[list[int]]]]:
-    grid = tuple(draw(st.lists(st.integers(2, 6), min_size=1, max_size=3)))
-    places = st.tuples(*(st.lists(st.integers(0, n - 1), max_size=n - 1, unique=True).map(sorted) for n in grid))
-    positions = [[list(p) for p in draw(places)] for _ in range(draw(st.integers(1, 3)))]
-    return grid, positions
-
-
-@given(case=_borders())
-def test_border_is_every_cell_marked_along_any_axis(case: Any) -> None:
-    grid, positions = case
-    border = Border(grid, positions, torch.device("cpu"))
-    expected = [
-        (channel, *cell)
-        for channel, axes in enumerate(positions)
-        for cell in torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, len(grid)).tolist()
-        if any(place in axes[a] for a, place in enumerate(cell))
-    ]
-    assert [tuple(cell) for cell in border.mask.nonzero().tolist()] == expected
-    assert border.size == len(expected)
-
-
-@given(case=_borders())
-def test_gather_is_the_adjoint_and_the_left_inverse_of_scatter(case: Any) -> None:
-    grid, positions = case
-    border = Border(grid, positions, torch.device("cpu"))
-    b = torch.randn(2, 3, border.size, dtype=torch.float64)
-    z = torch.randn(2, 3, len(positions), *grid, dtype=torch.float64)
-    assert torch.equal(border.gather(border.scatter(b)), b)
-    torch.testing.assert_close((border.scatter(b) * z).sum(), (b * border.gather(z)).sum())
-    assert border.scatter(b).count_nonzero() == b.count_nonzero()
+F64 = torch.float64
+WITHOUT_DENSE = Limits(at_once=0, later=False, dense_unknowns=0)
 
 
 CASES = {
@@ -59,10 +27,12 @@ CASES = {
 }
 
 
-def _inverse(name: str, **options: Any) -> NormalInverse:
+def _inverse(name: str, limits: Limits | None = None) -> BorderInverse:
     shape, size, padding, damp = CASES[name]
     A = lsconv.Convolution(torch.randn(shape, dtype=torch.float64), size, padding=padding)
-    return NormalInverse(A, damp, floor=1e-10, **options)
+    inverse = normal_inverse(A, damp, floor=1e-10, limits=limits)
+    assert isinstance(inverse, BorderInverse)
+    return inverse
 
 
 def _matrix(function: Any, n: int) -> torch.Tensor:
@@ -77,37 +47,34 @@ def test_a_small_border_is_inverted_exactly(name: str) -> None:
     torch.testing.assert_close(product, torch.eye(n, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("crossings", [True, False])
+@pytest.mark.parametrize("corners", [True, False])
 @pytest.mark.parametrize("name", CASES)
-def test_preconditioner_of_a_definite_border_is_hermitian_positive_definite(
-    monkeypatch: pytest.MonkeyPatch, name: str, crossings: bool
-) -> None:
-    monkeypatch.setattr(schwarz_module, "_DENSE_UNKNOWNS", 0)
+def test_preconditioner_of_a_definite_border_is_hermitian_positive_definite(name: str, corners: bool) -> None:
     inverse = _inverse(name)
-    additive = schwarz_module.Schwarz(inverse.system, inverse.border, definite=True, crossings=crossings)
+    problem = BorderProblem(inverse.system, inverse.border, inverse.model, corners=corners, limits=WITHOUT_DENSE)
+    additive = Schwarz(problem)
     M = _matrix(additive, inverse.border.size)
     torch.testing.assert_close(M, M.T, rtol=0, atol=1e-9 * float(M.abs().max()))
     assert torch.linalg.eigvalsh(M)[0] > 0
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2])
-def test_restricted_every_cell_takes_its_correction_from_one_patch(
-    monkeypatch: pytest.MonkeyPatch, padding: int
-) -> None:
-    monkeypatch.setattr(schwarz_module, "_DENSE_UNKNOWNS", 0)
+def test_restricted_every_cell_takes_its_correction_from_one_subdomain(padding: int) -> None:
     A = lsconv.Conv2d(torch.randn(2, 2, 3, 3, dtype=torch.float64), (24, 20), padding=padding)
-    schwarz = NormalInverse(A, 0.1, floor=1e-10).schwarz
-    assert schwarz.restricted
-    assert len(schwarz.patches) == 3
-    owner, r = schwarz._owners(schwarz.patches), torch.randn(2, 1, schwarz.border.size, dtype=torch.float64)
-    own = [torch.full_like(r, torch.nan).index_copy_(-1, p.index, p(r[..., p.index])) for p in schwarz.patches]
+    inverse = normal_inverse(A, 0.1, floor=1e-10, limits=WITHOUT_DENSE)
+    assert isinstance(inverse, BorderInverse)
+    schwarz = inverse.schwarz
+    assert schwarz.problem.restricted
+    assert len(schwarz.subdomains) == 3
+    owner, r = schwarz.owners(), torch.randn(2, 1, schwarz.border.size, dtype=torch.float64)
+    own = [torch.full_like(r, torch.nan).index_copy_(-1, p.index, p(r[..., p.index])) for p in schwarz.subdomains]
     assert owner.unique().tolist() == [0, 1, 2]
     want = torch.stack(own).gather(0, owner.expand(1, *r.shape))[0]
     torch.testing.assert_close(schwarz(r), want, rtol=1e-12, atol=0)
 
 
-def _iterations(A: lsconv.Convolution, damp: float, crossings: bool) -> int:
-    inverse = NormalInverse(A, damp, floor=1e-10, crossings=crossings)
+def _iterations(A: lsconv.Convolution, damp: float, corners: bool) -> int:
+    inverse = normal_inverse(A, damp, floor=1e-10, corners=corners, limits=WITHOUT_DENSE)
     shape = A.out_shape if inverse.side == "residual" else A.in_shape
     _, iterations = inverse(torch.randn(shape, dtype=A.dtype), 1e-8)
     return int(iterations)
@@ -115,21 +82,78 @@ def _iterations(A: lsconv.Convolution, damp: float, crossings: bool) -> int:
 
 @pytest.mark.parametrize(
     ("channels", "padding", "damp", "form"),
-    [((4, 4), 0, 1e-3, "valid"), ((4, 4), 2, 1e-2, "full"), ((3, 2), 1, 1e-2, "mixed"), ((4, 4), 1, 1.0, "mixed")],
+    [((4, 4), 0, 1e-3, "valid"), ((4, 4), 2, 1e-2, "full"), ((3, 2), 1, 1e-2, "saddle"), ((4, 4), 1, 1.0, "saddle")],
 )
-def test_crossings_save_iterations(
-    monkeypatch: pytest.MonkeyPatch, channels: tuple[int, int], padding: int, damp: float, form: str
-) -> None:
-    monkeypatch.setattr(schwarz_module, "_DENSE_UNKNOWNS", 0)
-    monkeypatch.setattr(Effort, "ends", lambda *_: False)
+def test_corners_save_iterations(channels: tuple[int, int], padding: int, damp: float, form: str) -> None:
     A = lsconv.Conv2d(torch.randn(*channels, 3, 3, dtype=torch.float64), (32, 32), padding=padding)
-    assert NormalInverse(A, damp, floor=1e-10).form == form
-    with_crossings, slabs_only = _iterations(A, damp, True), _iterations(A, damp, False)
-    assert with_crossings < slabs_only
+    assert normal_inverse(A, damp, floor=1e-10).form == form
+    with_corners, strips_only = _iterations(A, damp, True), _iterations(A, damp, False)
+    assert with_corners < strips_only
 
 
-def test_one_axis_needs_no_iteration_worth_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schwarz_module, "_DENSE_UNKNOWNS", 0)
+def test_one_axis_needs_no_iteration_worth_the_name() -> None:
     A = lsconv.Conv1d(torch.randn(3, 4, 9, dtype=torch.float64), 300)
     assert Embedding(A).axes[0].border_out()
     assert _iterations(A, 0.0, True) <= 2
+
+
+# ------------------------------------------------------------------ the sum of the corrections, against them one by one
+
+SIZE = 40
+
+
+def _definite(*shape: int) -> Tensor:
+    root = torch.randn(*shape, dtype=F64)
+    return root @ root.mT + torch.eye(shape[-1], dtype=F64)
+
+
+def _strip(cells: int, length: int, blocks: int) -> Subdomain:
+    """On border cells taken at random."""
+    grid = Grid((length,), real=True)
+    matrices = _definite(blocks, length // 2 + 1, cells, cells).to(torch.complex128)
+    return Subdomain(torch.randperm(SIZE)[: cells * length], (cells, length), FrequencyMatrices(grid, matrices))
+
+
+def _dense(size: int, blocks: int) -> Subdomain:
+    return Subdomain(torch.randperm(SIZE)[:size], (size,), DenseInverse(_definite(blocks, size, size), definite=True))
+
+
+def _subdomains(kind: str, blocks: int) -> list[Subdomain]:
+    if kind == "square":
+        return [_strip(3, 8, blocks), _strip(3, 8, blocks), _dense(7, blocks)]
+    if kind == "strips alone":
+        return [_strip(5, 6, blocks), _strip(5, 6, blocks)]
+    if kind == "oblong":
+        return [_strip(3, 8, blocks), _strip(3, 10, blocks), _dense(7, blocks)]
+    return [_dense(SIZE, blocks)]
+
+
+KINDS = ["square", "strips alone", "oblong", "one"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("matrices", ["of every block", "one for all"])
+def test_additive_is_the_sum_of_all(kind: str, blocks: int, matrices: str) -> None:
+    subdomains = _subdomains(kind, blocks if matrices == "of every block" else 1)
+    r = torch.randn(3, blocks, SIZE, dtype=F64)
+    want = sum(torch.zeros_like(r).index_add_(-1, p.index, p(r[..., p.index])) for p in subdomains)
+    torch.testing.assert_close(SubdomainSum(subdomains, SIZE, None)(r), want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("matrices", ["of every block", "one for all"])
+def test_restricted_a_cell_has_the_correction_of_its_owner(kind: str, blocks: int, matrices: str) -> None:
+    subdomains = _subdomains(kind, blocks if matrices == "of every block" else 1)
+    r, size = torch.randn(3, blocks, SIZE, dtype=F64), SIZE
+    reached = torch.stack([torch.zeros(size).index_fill_(0, p.index, 1.0) for p in subdomains])
+    cells = reached.any(0).nonzero().flatten()  # what no subdomain reaches is no border
+    owner = torch.multinomial(reached[:, cells].mT, 1).flatten()
+    number = torch.full((size,), -1)
+    number[cells] = torch.arange(len(cells))
+    r, size = r[..., cells], len(cells)
+    subdomains = [Subdomain(number[p.index], p.shape, p.inverse) for p in subdomains]
+    own = torch.stack([torch.zeros_like(r).index_copy_(-1, p.index, p(r[..., p.index])) for p in subdomains])
+    want = own.gather(0, owner.expand(1, *r.shape))[0]
+    torch.testing.assert_close(SubdomainSum(subdomains, size, owner)(r), want)

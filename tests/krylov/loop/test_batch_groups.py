@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,36 +15,26 @@ from lsconv.krylov.loop import batch_groups
 from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import prepare
 from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.operators.base import LinearOperator
 
 Solver = Callable[..., Solution]
-# 2 x 6 x 5 numbers in float64.
-ITEM = 480
 
 
-def convolution() -> lsconv.Conv2d:
-    """Symmetric, and definite: every method can solve with it."""
-    weight = torch.zeros(2, 2, 3, 3, dtype=torch.float64)
-    weight[0, 0, 1, 1], weight[1, 1, 1, 1] = 3.0, 5.0
-    weight[0, 1, 1, 1] = weight[1, 0, 1, 1] = 0.5
-    weight[0, 0, 0, 1] = weight[0, 0, 2, 1] = -0.7
-    return lsconv.Conv2d(weight, in_size=(6, 5), padding=1)
+def data(A: LinearOperator, *batch: int) -> Tensor:
+    return torch.randn(*batch, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def data(*batch: int) -> Tensor:
-    return torch.randn(*batch, 2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+@pytest.fixture(params=[60_000, 40_000], ids=["one by one", "threes"])
+def large(request: pytest.FixtureRequest) -> Iterator[lsconv.Diagonal]:
+    """An operator, definite, whose items are solved in groups that are smaller than a batch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield lsconv.Diagonal(torch.linspace(1, 3, request.param, dtype=torch.float64))
+    torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=[1, 3 * ITEM], ids=["one by one", "threes"])
-def groups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups that are smaller than a batch."""
-    monkeypatch.setattr(batch_groups, "GROUP_BYTES", request.param)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-
-
-def together(monkeypatch: pytest.MonkeyPatch, solve: Callable[[], Any]) -> Any:
-    with monkeypatch.context() as patch:
-        patch.setattr(batch_groups, "GROUP_BYTES", 2**40)
-        return solve()
+def watched(state: Any) -> None:
+    """A callback, for which a batch stays together."""
 
 
 def assert_close(one: Solution, other: Solution) -> None:
@@ -61,17 +51,14 @@ def assert_close(one: Solution, other: Solution) -> None:
 
 
 @pytest.mark.parametrize("solver", [lsconv.cg, lsconv.minres, lsconv.cgls, lsconv.lsqr, lsconv.lsmr, lsconv.craig])
-def test_groups_have_the_answers_of_the_whole_batch(
-    solver: Solver, groups: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_groups_have_the_answers_of_the_whole_batch(solver: Solver, large: lsconv.Diagonal) -> None:
     """With a zero item, which needs no iteration, and one that is not finite."""
-    y = data(2, 4)
-    y[0, 1], y[1, 2, 0, 0, 0] = 0, torch.nan
-    solve = lambda: solver(convolution(), y, check_finite=False)
+    y = data(large, 2, 4)
+    y[0, 1], y[1, 2, 0] = 0, torch.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        solution = solve()
-        assert_close(solution, together(monkeypatch, solve))
+        solution = solver(large, y, check_finite=False)
+        assert_close(solution, solver(large, y, check_finite=False, callback=watched))
     assert solution.x.shape == y.shape
     assert solution.status[0][1] is Status.ZERO
     assert solution.status[1][2] is Status.NON_FINITE
@@ -79,77 +66,77 @@ def test_groups_have_the_answers_of_the_whole_batch(
 
 @pytest.mark.parametrize("start", [False, True])
 @pytest.mark.parametrize("solver", [lsconv.cgls, lsconv.lsqr, lsconv.lsmr])
-def test_groups_have_their_own_damping_and_start(
-    solver: Solver, start: bool, groups: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_groups_have_their_own_damping_and_start(solver: Solver, start: bool, large: lsconv.Diagonal) -> None:
     damp = torch.tensor([[0.0, 0.1, 0.0, 0.5], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
-    x0 = 3 * data(4) if start else None
-    solve = lambda: solver(convolution(), data(2, 4), damp=damp, x0=x0, rtol=1e-12)
-    solution, whole = solve(), together(monkeypatch, solve)
+    x0 = 3 * data(large, 4) if start else None
+    solution, whole = (
+        solver(large, data(large, 2, 4), damp=damp, x0=x0, rtol=1e-12, callback=callback)
+        for callback in (None, watched)
+    )
     assert solution.damp.equal(whole.damp)
     assert solution.converged.all()
     torch.testing.assert_close(solution.x, whole.x, rtol=1e-9, atol=1e-10)
 
 
-def test_groups_of_craig_have_their_own_damping(groups: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    solve = lambda: lsconv.craig(convolution(), data(4), damp=torch.tensor([0.0, 0.1, 0.0, 0.5]), rtol=1e-12)
-    torch.testing.assert_close(solve().x, together(monkeypatch, solve).x, rtol=1e-9, atol=1e-10)
+def test_groups_of_craig_have_their_own_damping(large: lsconv.Diagonal) -> None:
+    damp = torch.tensor([0.0, 0.1, 0.0, 0.5])
+    solve = lambda callback: lsconv.craig(large, data(large, 4), damp=damp, rtol=1e-12, callback=callback)
+    torch.testing.assert_close(solve(None).x, solve(watched).x, rtol=1e-9, atol=1e-10)
 
 
-def test_there_is_one_report_of_all_groups(groups: None) -> None:
+def test_there_is_one_report_of_all_groups(large: lsconv.Diagonal) -> None:
     """And it counts the items of the whole batch."""
-    y = data(5)
+    y = data(large, 5)
     y[1] = 0
     with pytest.warns(
         lsconv.ConvergenceWarning, match=r"lsqr: 4 of 5 item\(s\).*\(batch item\(s\) 0, 2, 3, 4\)"
     ) as seen:
-        lsconv.lsqr(convolution(), y, max_iter=2)
+        lsconv.lsqr(large, y, max_iter=2)
     assert len(seen) == 1
     with pytest.raises(lsconv.ConvergenceError, match="4 of 5"):
-        lsconv.lsqr(convolution(), y, max_iter=2, raise_on_failure=True)
+        lsconv.lsqr(large, y, max_iter=2, raise_on_failure=True)
 
 
-def test_derivatives_of_groups_are_those_of_the_whole_batch(groups: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gradients() -> tuple[Tensor, Tensor]:
-        y, weight = data(5).requires_grad_(), convolution().weight.clone().requires_grad_()
-        A = lsconv.Conv2d(weight, in_size=(6, 5), padding=1)
-        lsconv.lsqr(A, y, damp=0.1, rtol=1e-13).x.square().sum().backward()
+def test_derivatives_of_groups_are_those_of_the_whole_batch(large: lsconv.Diagonal) -> None:
+    def gradients(callback: Any) -> tuple[Tensor, Tensor]:
+        y, weight = data(large, 5).requires_grad_(), large.diagonal.clone().requires_grad_()
+        lsconv.lsqr(lsconv.Diagonal(weight), y, damp=0.1, rtol=1e-13, callback=callback).x.square().sum().backward()
         assert y.grad is not None
         assert weight.grad is not None
         return y.grad, weight.grad
 
-    for one, other in zip(gradients(), together(monkeypatch, gradients), strict=True):
+    for one, other in zip(gradients(None), gradients(watched), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
 
 
 # ---------------------------------------------------------------------- what is solved at once
 
 
-def count(A: Any, y: Tensor, callback: Any = None, **arguments: Any) -> int:
+def count(A: Any, y: Tensor, callback: Any = None, threads: int = 1, **arguments: Any) -> int:
     problem = prepare(A, y, **arguments)
     options = Options.of(problem, rtol=None, atol=0.0, max_iter=None, check_every=None, callback=callback,
                          progress=False, raise_on_failure=False)  # fmt: skip
-    return batch_groups.at_once(problem, options)
+    return batch_groups.group_size(problem, options, threads)
 
 
-def test_a_group_is_what_the_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_is_what_the_caches_hold() -> None:
     """Those of all threads; two large items are not worth a group."""
     for threads, counts in ((1, (32, 8, 3, 1, 1)), (2, (32, 16, 7, 4, 1)), (64, (32, 32, 14, 8, 3))):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         for side, expected in zip((32, 64, 96, 128, 192), counts, strict=True):
             A = lsconv.Conv2d(torch.ones(8, 8, 3, 3), in_size=(side, side), padding=1)
-            assert count(A, torch.zeros(1, *A.out_shape).expand(32, *A.out_shape)) == expected
+            assert count(A, torch.zeros(1, *A.out_shape).expand(32, *A.out_shape), threads=threads) == expected
 
 
-def test_what_is_read_once_for_a_batch_keeps_it_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_read_once_for_a_batch_keeps_it_together() -> None:
     """A matrix, a preconditioner, what a function may hide, kernels of their own; and whoever watches."""
-    monkeypatch.setattr(batch_groups, "GROUP_BYTES", 1)
-    A, y = convolution(), data(5)
+    A = lsconv.Conv2d(torch.ones(2, 2, 3, 3, dtype=torch.float64), in_size=(256, 257), padding=1)
+    y = data(A, 5)
     assert count(A, y) == 1
     hidden = lsconv.FromFunctions(A.in_shape, A.out_shape, A.apply, A.adjoint, dtype=A.dtype)
-    matrix = lsconv.Dense(A.to_dense(), A.in_shape, A.out_shape)
-    kernels = lsconv.Conv2d(A.weight.expand(5, *A.weight.shape), in_size=(6, 5), padding=1)
+    matrix = lsconv.Dense(torch.zeros(1, 1).expand(500, 1000))
+    kernels = lsconv.Conv2d(A.weight.expand(5, *A.weight.shape), in_size=A.spatial_in, padding=1)
     P = lsconv.Diagonal(torch.ones(A.out_shape, dtype=A.dtype))
-    for together in (count(hidden, y), count(matrix, y), count(kernels, y), count(A, y, M=P), count(A, y, N=P)):
+    for together in (count(hidden, y), count(kernels, y), count(A, y, M=P), count(A, y, N=P)):
         assert together == 5
-    assert count(A, y, callback=lambda state: None) == 5
+    assert count(A, y, callback=watched) == 5
+    assert count(matrix, torch.zeros(1, 500).expand(600, 500)) == 600

@@ -114,6 +114,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return counted
 
     monkeypatch.setattr(cuda_graph.CudaGraph, "record", counting)
+    monkeypatch.setitem(cuda_graph.RECORDERS, "cuda", cuda_graph.CudaGraph)
     return counts
 
 

@@ -89,8 +89,8 @@ def test_certificate_of_a_foreign_solution() -> None:
     assert not wrong.converged.any()
     zero = certified(Dense(A), torch.zeros(5, dtype=torch.float64), 0 * b[0], tolerances=tolerances)
     assert zero.status is Status.ZERO
-    broken = certified(Dense(A), torch.full((5,), torch.nan, dtype=torch.float64), b[0], tolerances=tolerances)
-    assert broken.status is Status.NON_FINITE
+    nonfinite = certified(Dense(A), torch.full((5,), torch.nan, dtype=torch.float64), b[0], tolerances=tolerances)
+    assert nonfinite.status is Status.NON_FINITE
 
 
 def test_default_tolerance_follows_the_dtype() -> None:

@@ -1,7 +1,7 @@
-"""README's tables, made from the results that ``python -m benchmarks`` has written.
+"""The tables of README.md and docs/benchmarks.md, made from the results that ``python -m benchmarks`` has written.
 
-A block of README.md between ``<!-- table: NAME -->`` and ``<!-- end -->`` holds the tables that :data:`BLOCKS` makes of
-``NAME.json``, and below them how they were measured. Nothing in a block is written by hand.
+A block between ``<!-- table: NAME -->`` and ``<!-- end -->`` holds the tables that :data:`BLOCKS` makes of a file of
+results, and below them how they were measured. Nothing in a block is written by hand.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.runner import Table, described, slope
 
-__all__ = ["BLOCKS", "block", "filled"]
+__all__ = ["BLOCKS", "PAGES", "block", "filled"]
 
 Content = Mapping[str, Any]  # of a JSON file
 Row = Mapping[str, Any]
@@ -23,20 +23,21 @@ _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str, results: Path) -> str:
-    """The text of a README with all its blocks made anew from the JSON files in the folder ``results``."""
+    """The text of a page with all its blocks made anew from the JSON files in the folder ``results``."""
 
     def anew(match: re.Match[str]) -> str:
         name = match[2]
         if name not in BLOCKS:
-            raise ValueError(f"README.md: no table {name!r}; known: {', '.join(sorted(BLOCKS))}")
-        return f"{match[1]}{block(json.loads((results / f'{name}.json').read_text()))}{match[3]}"
+            raise ValueError(f"no table {name!r}; known: {', '.join(sorted(BLOCKS))}")
+        source = BLOCKS[name][0]
+        return f"{match[1]}{block(name, json.loads((results / f'{source}.json').read_text()))}{match[3]}"
 
     return _BLOCK.sub(anew, text)
 
 
-def block(content: Content) -> str:
-    """The Markdown of one benchmark's block."""
-    tables = BLOCKS[content["benchmark"]](content)
+def block(name: str, content: Content) -> str:
+    """The Markdown of a block."""
+    tables = BLOCKS[name][1](content)
     command = f"python -m benchmarks {content['benchmark']}{' --quick' if content['quick'] else ''}"
     stopped = "" if content["complete"] else "; stopped before its end"
     measured = f"`{command}`{stopped}; {described(content['machine'])}.\n"
@@ -58,6 +59,12 @@ def _question(content: Content) -> list[Table]:
         for t in content["tables"]
         if not t["title"].startswith("8 -> 8")
     ]
+
+
+def _headline(content: Content) -> list[Table]:
+    columns = ("method", "seconds", "/ lsconv", "residual", "null-space part")
+    first = content["tables"][0]
+    return [Table(first["title"], _chosen(first["rows"], columns))]
 
 
 def _deblurring(content: Content) -> list[Table]:
@@ -119,12 +126,15 @@ def _restoration(content: Content) -> list[Table]:
     ]  # fmt: skip
 
 
-BLOCKS: dict[str, Callable[[Content], list[Table]]] = {
-    "question": _question,
-    "deblurring": _deblurring,
-    "mirrored": _mirrored,
-    "scaling": _scaling,
-    "krylov_overhead": _overhead,
-    "gradients": _gradients,
-    "restoration": _restoration,
+# Of each block the file of results, and what makes tables of it.
+BLOCKS: dict[str, tuple[str, Callable[[Content], list[Table]]]] = {
+    "headline": ("question", _headline),
+    "question": ("question", _question),
+    "deblurring": ("deblurring", _deblurring),
+    "mirrored": ("mirrored", _mirrored),
+    "scaling": ("scaling", _scaling),
+    "krylov_overhead": ("krylov_overhead", _overhead),
+    "gradients": ("gradients", _gradients),
+    "restoration": ("restoration", _restoration),
 }
+PAGES = ("README.md", "docs/benchmarks.md")

@@ -1,0 +1,224 @@
+"""The work of a border: of an iteration on it, and of its factors, on which grid.
+
+A plan iterates until its iterations have cost what the factors of the whole border would, and then makes them, for
+good. Each way costs then at most twice what the better one would have cost from the beginning. Factors that cost less
+than the iterations that a border of this condition is expected to take are made before any.
+
+All work is in floating-point operations of a factorisation; what moves memory instead is charged those that a
+factorisation does in the same time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from lsconv.border.border_set import Border
+from lsconv.border.direct.crossed_border import CrossedBorder
+from lsconv.border.direct.direct_pass import crossed_border, is_even
+from lsconv.border.direct.even_odd_basis import one_channel_saddle
+from lsconv.border.penalty import Penalty
+from lsconv.border.truncated_circulant import TruncatedCirculant
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.fft_convolution import transform_cost
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "CostModel",
+    "FactorCost",
+    "Limits",
+    "cheapest_grid",
+    "crossed_cost",
+    "dense_cost",
+    "expected_iterations",
+    "spared",
+    "whole_cost",
+]
+
+# The calls of an iteration, whatever they compute.
+_CALL_WORK = 3e7
+# A number of the factors: made room for, gathered and added up while they are made, and read in a solve with them
+# (benchmarks/kept_plan.py prints both).
+_ENTRY_WORK, _READ_WORK = 150, 12
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits up to which a border is solved by one means or another.
+
+    Attributes:
+        at_once: factors that cost no more than so many iterations are made before any; None: than are expected.
+        later: factors are made when the iterations have cost as much; False: iterate, whatever that costs.
+        dense_unknowns: the border unknowns up to which the preconditioner is the inverse of the border.
+        dense_entries: the same for the entries of all blocks together.
+        corner_unknowns: the unknowns of a corner of the preconditioner, up to which it grows.
+        spare_bytes: what factors may take; None: 60 % of what is free then.
+    """
+
+    at_once: float | None = None
+    later: bool = True
+    dense_unknowns: int = 1024
+    dense_entries: int = 2**23
+    corner_unknowns: int = 640
+    spare_bytes: int | None = None
+
+    def subdomain_entries(self, ndim: int) -> int:
+        """An upper bound of the entries of a dense subdomain of one block on a grid of ``ndim`` dimensions."""
+        return max(self.dense_unknowns, 2 * self.corner_unknowns * ndim) ** 2
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def spared(limits: Limits | None, memory_limit: int | None, needed: int) -> Limits:
+    """The limits of a plan that needs so many bytes besides factors, of those that it may use; None: the default."""
+    limits = DEFAULT_LIMITS if limits is None else limits
+    return limits if memory_limit is None else replace(limits, spare_bytes=memory_limit - needed)
+
+
+@dataclass(frozen=True)
+class FactorCost:
+    """The cost of factors of a border.
+
+    Attributes:
+        setup: flops of making them.
+        entries: numbers that are kept.
+        peak: numbers that there are at a time while they are made.
+    """
+
+    setup: float
+    entries: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """The work of a border system.
+
+    Attributes:
+        blocks: independent systems.
+        cells: grid cells, per channel, that one product with the system transforms.
+        channels: its channels.
+        definite: whether it is definite; an iteration costs a third then.
+    """
+
+    blocks: int
+    cells: int
+    channels: int
+    definite: bool
+
+    def iteration(self, rhs: int) -> float:
+        """One iteration for ``rhs`` right-hand sides a block (benchmarks/border_iteration.py prints its parts)."""
+        each = self.channels * (20 * math.log2(self.cells) + 16 * self.channels)
+        return _CALL_WORK + float(self._weight * rhs * self.blocks * self.cells * each)
+
+    def factors(self, cost: FactorCost) -> float:
+        """Factors of this cost for each of the blocks."""
+        return self.blocks * (cost.setup + _ENTRY_WORK * cost.entries)
+
+    def bytes(self, cost: FactorCost) -> float:
+        """The bytes that there are at a time while the factors are made, in double precision."""
+        return 8 * self.blocks * cost.peak
+
+    def reading(self, cost: FactorCost) -> float:
+        """The factors' part of a solve with them."""
+        return self.blocks * _READ_WORK * cost.entries
+
+    def solve(self, cost: FactorCost, transform: float) -> float:
+        """A solve with factors of this cost.
+
+        Args:
+            cost: of the factors.
+            transform: of a transform of their grid, as :func:`~lsconv.operators.fft_convolution.transform_cost` has it,
+                for all channels.
+        """
+        passes = 4 * self._weight  # there and back, of the data and of what the border adds
+        return self.reading(cost) + self.blocks * passes * (20 * transform + 16 * self.channels**2 * self.cells)
+
+    @property
+    def _weight(self) -> int:
+        return 1 if self.definite else 3
+
+
+def expected_iterations(condition: float) -> float:
+    """The iterations that a border is expected to take: one for every bit of the condition of the normal equations.
+
+    Args:
+        condition: of the normal equations, the square of that of A with its damping.
+    """
+    return math.log2(max(condition, 1.0))
+
+
+def dense_cost(size: int, *, definite: bool) -> FactorCost:
+    """The cost of factorising one matrix of so many unknowns."""
+    return FactorCost((1 if definite else 2) / 3 * size**3, size**2, 3 * size**2)
+
+
+def crossed_cost(border: CrossedBorder, *, definite: bool, real: bool, even: bool) -> FactorCost:
+    """The cost of :class:`~lsconv.border.direct.direct_pass.DirectBorder`, for each block."""
+    channels, grid = len(border.rows), border.grid
+    frequencies = grid[0] * (grid[1] // 2 + 1 if real else grid[1])
+    saddle = real and one_channel_saddle(border, definite=definite)
+    unknowns, copies, multiplications = border.rest / (2 if saddle else 1), 1, 1.0 if real and not saddle else 4.0
+    if real and even:
+        copies = 4
+    elif real and channels == 1:
+        copies = 2
+    size = unknowns / copies
+    factors = (1 if definite else 2) / 3 * multiplications * copies * size**3
+    between = border.width * (channels * border.height) ** 2
+    # of real functions real and imaginary parts, of even ones the real part of half of the rows
+    products = 4.0 * channels * (grid[1] // 2 + 1) * between * (0.5 if even else 2.0) if border.depth else 0.0
+    entries = copies * size**2 * (1 if real and not saddle else 2)
+    strip = (channels * border.depth) ** 2 * frequencies / grid[0] * 2
+    spectra = 2 * frequencies * (channels**2 + 4 * channels**2)
+    return FactorCost(factors + products, entries + strip, 2 * entries + 2 * between + strip + spectra)
+
+
+def cheapest_grid(
+    what: TruncatedCirculant, system: FrequencyMatrices, penalty: Penalty | None, model: CostModel, condition: float
+) -> tuple[bool, FactorCost]:
+    """Tell whether factors are on the shortest grid, not on one that transforms well, and what they cost there.
+
+    Args:
+        what: the operator.
+        system: the block-circulant operator whose border is factorised.
+        penalty: further rows.
+        model: of the work.
+        condition: of the system, up to whose rounding it is even.
+    """
+    definite, real = what.form != "saddle", system.grid.real
+    if penalty is not None:
+        penalty = penalty.precise()
+        embeddings = {False: penalty.embedding(what.embedding.batch_shape)}
+    else:
+        convolution = what.convolution
+        least = Embedding(convolution, (1,) * convolution.ndim, what.embedding.batch_shape, only_read=True)
+        embeddings = {False: what.embedding, True: least}
+    borders = {shortest: crossed_border(what.form, embedding, penalty) for shortest, embedding in embeddings.items()}
+    one = len(borders[False].rows) == 1 or one_channel_saddle(borders[False], definite=definite)
+    even = one and real and len(system.grid.sizes) == 2 and is_even(system.matrices, condition)
+    costs = {
+        shortest: crossed_cost(border, definite=definite, real=real, even=even) for shortest, border in borders.items()
+    }
+
+    def price(shortest: bool) -> float:
+        transform = system.rows * transform_cost(embeddings[shortest].grid)
+        return 10 * model.solve(costs[shortest], transform) + model.factors(costs[shortest])  # a plan that is kept
+
+    best = min(costs, key=price)
+    return best, costs[best]
+
+
+def whole_cost(embedding: Embedding, form: str, convolution: Convolution | None, border: Border) -> FactorCost:
+    """The cost of factorising the whole border as one matrix, on the shortest grid where the convolution is given."""
+    size = border.size
+    if convolution is not None:
+        shortest = Embedding(convolution, (1,) * embedding.ndim, embedding.batch_shape, only_read=True)
+        positions = shortest.output_border() if form != "full" else []
+        positions = positions + (shortest.input_border() if form != "valid" else [])
+        inside = (math.prod(n - len(along) for n, along in zip(shortest.grid, axes, strict=True)) for axes in positions)
+        size = sum(math.prod(shortest.grid) - cells for cells in inside)
+    return dense_cost(size, definite=form != "saddle")

@@ -1,0 +1,190 @@
+r"""A normal operator of a truncated circulant: which of the two, its shift, and bounds of it.
+
+The side is that of the unknowns, ``residual`` for :math:`AA^H + \mu` on outputs and ``solution`` for
+:math:`A^HA + \mu` on inputs. The shift :math:`\mu` is ``damp^2``, or a floor where that would make the matrices per
+frequency singular for the precision of their dtype.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lsconv.border.cost_model import Limits
+from lsconv.border.gram import gram, largest_eigenvalue, shifted
+from lsconv.border.penalty import Penalty
+from lsconv.border.reflected_padding import Mirror
+from lsconv.border.truncated_circulant import StrongestWave, TruncatedCirculant, truncated_circulant
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import ROUNDING
+
+__all__ = ["NormalProblem", "Request", "least_shift"]
+
+# Without a damp the smallest singular value is unknown. A lower floor loses digits in the factors, a higher one costs
+# outer steps.
+_UNDAMPED_FLOOR = 1e-10
+# The floor where the normal operator of the side is singular at every frequency. Its inverse is 1 / mu there, next to
+# which half of the digits of float64 are to be left.
+_DEFICIENT_FLOOR = 1e-7
+
+
+def least_shift(dtype: torch.dtype, *, damped: bool) -> float:
+    """The least shift for which factors are made, relative to the largest singular value squared: its rounding.
+
+    Args:
+        dtype: of the factors.
+        damped: every item has a damp, or a penalty.
+    """
+    rounding = ROUNDING * torch.finfo(dtype).eps
+    return rounding if damped else max(rounding, _UNDAMPED_FLOOR)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The normal operator that is asked for.
+
+    Attributes:
+        convolution: A, in the dtype to compute in.
+        damp: one per batch item, of a shape that is (broadcastable to) a batch shape.
+        floor: the least mu, relative to the largest singular value squared.
+        side: "residual" or "solution"; None chooses by the numbers of rows and columns.
+        penalty: further rows ``damp L`` below A; then "solution" is the side.
+        mirror: the padding of A, where it is reflect or replicate; then "solution" is the side, and damp > 0.
+        corners: precondition also the corners of the border.
+        limits: which means solve a border of which size.
+        whole: on the shortest grid, to factorise the border as one matrix.
+    """
+
+    convolution: Convolution
+    damp: Tensor
+    floor: float
+    side: str | None = None
+    penalty: Penalty | None = None
+    mirror: Mirror | None = None
+    corners: bool = True
+    limits: Limits = field(default_factory=Limits)
+    whole: bool = False
+
+
+class NormalProblem:
+    """A normal operator on its grid.
+
+    Args:
+        request: the operator that is asked for.
+
+    Attributes:
+        what: the truncated circulant.
+        side: that of the unknowns.
+        smaller_side: that of the smaller Gram matrices.
+        squared: the smaller Gram matrices, one per frequency.
+        scale: a bound of the largest singular value squared, per block.
+        wanted: ``damp^2`` per block.
+        mu: the shift, per block.
+        norm_bound: a bound of ``||A||``, per batch item.
+        relative_damp: the least root of mu, relative to the largest singular value.
+        damped: whether that is the damping of A, and not a floor under a penalty.
+        exact: whether mu is the wanted one, up to rounding.
+    """
+
+    def __init__(self, request: Request) -> None:
+        damp, penalty, mirror = request.damp, request.penalty, request.mirror
+        self.request = request
+        self.what = truncated_circulant(request.convolution, tuple(damp.shape), penalty, mirror, shortest=request.whole)
+        embedding, S = self.embedding, self.what.symbol
+        self.smaller_side = "residual" if S.rows <= S.columns else "solution"
+        stacked = penalty is not None or mirror is not None
+        self.side = "solution" if stacked else request.side or _choose_side(self.what)
+        self.squared = gram(S.matrices, self.smaller_side)
+        self.scale = largest_eigenvalue(self.squared)
+        self.wanted = embedding.per_block(damp) ** 2
+        floor = request.floor
+        if S.rows != S.columns and self.side != self.smaller_side:
+            floor = max(floor, _DEFICIENT_FLOOR)
+        self.mu = torch.maximum(self.wanted, floor * self.scale.to(self.wanted))
+        groups = self.scale.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
+        self.norm_bound = groups.amax(-1).double().sqrt()
+        if mirror is not None:
+            self.norm_bound = torch.minimum(mirror.gain * self.norm_bound, mirror.bound)
+        self.relative_damp = float((self.mu / self.scale.to(self.mu)).amin().sqrt())
+        self.damped = penalty is None and self.relative_damp > 0
+        self.exact = bool((self.mu == self.wanted).all()) or (
+            penalty is not None and floor <= least_shift(torch.float64, damped=True)
+        )
+        self._strongest = StrongestWave.of(S, self.squared)
+
+    @property
+    def embedding(self) -> Embedding:
+        """The grid."""
+        return self.what.embedding
+
+    @property
+    def form(self) -> str:
+        """The form of the truncation: "circulant", "valid", "full" or "saddle"."""
+        return self.what.form
+
+    @property
+    def symbol(self) -> FrequencyMatrices:
+        """The symbol of the circulant."""
+        return self.what.symbol
+
+    @functools.cached_property
+    def shift(self) -> Tensor:
+        """The shift, in the dtype of the matrices and of a shape that broadcasts with them."""
+        return self.mu.to(self.squared.real.dtype).reshape(-1, *(1 for _ in range(len(self.embedding.grid) + 2)))
+
+    def circulant_inverse(self) -> tuple[FrequencyMatrices, bool]:
+        """The inverse of the block-circulant normal operator; True where the smaller one is seen to be singular."""
+        S, smaller = self.symbol, self.side == self.smaller_side
+        squared = self.squared if smaller else gram(S.matrices, self.side)
+        inverse = hermitian_inverse(shifted(squared, self.shift).contiguous())
+        return FrequencyMatrices(S.grid, inverse), smaller and self.rank_deficient(inverse)
+
+    def strongest(self) -> Tensor:
+        """The inputs that A makes longest, nearly: the wave of the largest singular value, ``(*batch, *in_shape)``."""
+        return self._strongest.inputs(self.embedding, real=not self.what.convolution.is_complex)
+
+    def nullity(self, *, deficient: bool) -> str:
+        """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none.
+
+        Args:
+            deficient: the smaller Gram matrix is singular at most frequencies.
+        """
+        embedding, rows, columns = self.embedding, self.symbol.rows, self.symbol.columns
+        excess = rows - columns
+        axes = sum(axis.grid > 1 and (bool(axis.border_out()) or bool(axis.border_in(0))) for axis in embedding.axes)
+        m, n = math.prod(embedding.out_shape), math.prod(embedding.in_shape)
+        # a generic (c + e) x c matrix polynomial in d variables loses rank somewhere when e < d
+        if self.form == "valid" and excess > 0 and (excess < axes or m <= n):
+            return f"A has {rows} rows and {columns} columns per frequency and therefore a null space"
+        if self.form == "full" and excess < 0 and (-excess < axes or n <= m):
+            return f"A has {rows} rows and {columns} columns per frequency, its adjoint therefore a null space"
+        if self.side == "solution" and m < n:
+            return (
+                "A has fewer outputs than inputs, but more rows than columns per frequency, and therefore a null space"
+            )
+        if deficient:
+            return "the symbol of A is rank-deficient at most frequencies"
+        return ""
+
+    def rank_deficient(self, smaller_inverse: Tensor) -> bool:
+        """Tell whether the smaller Gram matrix, whose shifted inverse this is, is singular at most frequencies."""
+        if bool((self.mu == self.wanted).all()):
+            return False
+        share = (self.shift[..., 0, 0] * frobenius(smaller_inverse)).flatten(1).median(-1).values
+        return bool(((share > 0.1) & (self.mu > self.wanted)).any())
+
+
+def _choose_side(what: TruncatedCirculant) -> str:
+    embedding, rows, columns = what.embedding, what.symbol.rows, what.symbol.columns
+    m, n = math.prod(embedding.out_shape), math.prod(embedding.in_shape)
+    if m > n or rows > columns:
+        return "solution"
+    # z of the saddle form is -r / sqrt(mu), whose digits cancel where A is nearly singular; a square A has no null
+    # space from which x would have to be kept away
+    return "solution" if what.form == "saddle" and rows == columns and m == n else "residual"
