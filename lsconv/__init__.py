@@ -7,12 +7,13 @@ operators      ``Conv1d``, ``Conv2d``, ``Conv3d``, ``Convolution``; ``Pad``, ``C
 answers        ``lstsq``, ``pinv``; ``tikhonov`` and ``choose_damp`` (a ``Selection``); ``total_variation``,
                ``plug_and_play``; for images ``deconvolve``, ``blur_operator``; all are a ``Solution``, with its
                ``Status`` and ``History``
-structure      ``norm``, ``cond``, ``singular_values``, ``CirculantPreconditioner``
-functions      ``logdet``, ``slogdet``, ``trace_inverse``
 uncertainty    ``posterior_samples``, ``posterior_std``, ``noise_level``, ``log_evidence``
+structure      ``norm``, ``cond``, ``singular_values``, ``CirculantPreconditioner``; ``logdet``, ``slogdet``,
+               ``trace_inverse``
 iterations     ``lsmr``, ``lsqr``, ``cgls``, ``craig``; ``cg``, ``minres``, ``gmres``; ``hybrid`` (a
                ``HybridSelection``); ``refine``, ``set_backward_failure_hook``
-modules        ``nn.PseudoInverse``, ``nn.Tikhonov``, ``nn.RangeNull``
+modules        ``nn.PseudoInverse``, ``nn.Tikhonov``, ``nn.RangeNull``, ``nn.InvertibleConv2d``,
+               ``nn.spectral_norm``
 errors         ``LsconvError``, the base of all: ``ArgumentError``, ``ArgumentTypeError``, ``ShapeError``,
                ``DtypeError``, ``DeviceError``, ``NonFiniteError``, ``MethodError``, ``PreconditionerError``,
                ``PlanMemoryError``, ``ConvergenceError``; and the warnings ``ConvergenceWarning``, ``InputWarning``
@@ -41,14 +42,14 @@ from lsconv.inverse.deconvolve import deconvolve
 from lsconv.inverse.blur import blur_operator
 from lsconv.krylov.loop.solution import History, Solution, Status
 
-# functions of operators, uncertainty
-from lsconv.inverse.functions.determinants import logdet, slogdet, trace_inverse
-from lsconv.inverse.functions.spectral_norm import norm
+# uncertainty
 from lsconv.inverse.uncertainty.evidence import log_evidence
 from lsconv.inverse.uncertainty.posterior import noise_level, posterior_samples, posterior_std
 
 # structure
 from lsconv.fourier.spectrum import cond, singular_values
+from lsconv.inverse.functions.determinants import logdet, slogdet, trace_inverse
+from lsconv.inverse.functions.spectral_norm import norm
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 
 # iterations
@@ -109,20 +110,19 @@ __all__ = [
     "Solution",
     "Status",
     "History",
+    # uncertainty
+    "posterior_samples",
+    "posterior_std",
+    "noise_level",
+    "log_evidence",
     # structure
     "norm",
     "cond",
     "singular_values",
     "CirculantPreconditioner",
-    # functions of operators
     "logdet",
     "slogdet",
     "trace_inverse",
-    # uncertainty
-    "log_evidence",
-    "noise_level",
-    "posterior_samples",
-    "posterior_std",
     # iterations
     "lsmr",
     "lsqr",

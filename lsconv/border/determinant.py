@@ -30,10 +30,7 @@ from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.transforms import hidden_by_vmap
 
-__all__ = ["GOOD_CONDITION", "PrincipalMinor", "TruncatedNormal", "truncated_normal", "twisted"]
-
-# A symbol of a larger condition is taken at other frequencies.
-GOOD_CONDITION = 1e4
+__all__ = ["PrincipalMinor", "TruncatedNormal", "truncated_normal", "twisted"]
 
 
 class PrincipalMinor:
@@ -99,7 +96,7 @@ class PrincipalMinor:
 
     @staticmethod
     def _through_lines(D: Tensor, between: object, lines: Tensor, rest: Tensor, along: Grid, weights: Tensor) -> Tensor:
-        """The coupling of the cells beside the lines through these."""
+        """The entries that the cells beside the lines lose between them when the lines are eliminated."""
         assert callable(between)
         rows, which = rest[:, :2].unique(dim=0, return_inverse=True)
         left, right = between(rows, lines), solve(D, between(lines, rows))
@@ -152,7 +149,7 @@ class TruncatedNormal:
         return value.reshape(*self.embedding.batch_shape, -1).sum(-1)
 
     def parts(self, shift: Tensor) -> tuple[Tensor, FrequencyMatrices]:
-        """All but the determinant on the cells removed, by block, and ``J^-1``, with its inputs in other units."""
+        """Give all but the determinant on the cells removed, by block, and ``J^-1``, its inputs in other units."""
         grid, S = self.S.grid, self.S.matrices
         s = self.embedding.per_block(shift)
         rows, columns = S.shape[-2:]
@@ -233,12 +230,12 @@ def _stacked(
     return FrequencyMatrices(S.grid, torch.cat(parts, dim=-2)), embedding, stacked.border(embedding)
 
 
-def _regular(S: Tensor) -> bool:
-    """Tell whether ``S^H S`` is regular at every frequency; no, where the values cannot be looked at."""
+def _regular(S: Tensor, most: float = 1e4) -> bool:
+    """Tell whether S has full column rank, up to a condition, at all frequencies; no, where its values are hidden."""
     if hidden_by_vmap(S):
         return False
     values = torch.linalg.svdvals(S.detach()) if min(S.shape[-2:]) > 1 else frobenius(S.detach()).unsqueeze(-1)
-    return S.shape[-2] >= S.shape[-1] and bool(values.amin() * GOOD_CONDITION > values.amax())
+    return S.shape[-2] >= S.shape[-1] and bool(values.amin() * most > values.amax())
 
 
 def truncated_normal(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border
-from lsconv.border.determinant import GOOD_CONDITION, PrincipalMinor, twisted
+from lsconv.border.determinant import PrincipalMinor, twisted
 from lsconv.border.influence import EXACT_UNKNOWNS
 from lsconv.errors import MethodError
 from lsconv.fourier.batched_linalg import slogdet
@@ -31,7 +31,8 @@ def square_slogdet(A: Convolution) -> tuple[Tensor, Tensor] | None:
     if embedding.is_circulant:
         return _signed(*_of_symbol(S), A, embedding)
     condition = _condition(S)
-    for turns in (0.5, 0.25, 0.382) if condition > GOOD_CONDITION else ():
+    # as good as a symbol gets by chance; a kernel that is badly conditioned at all frequencies is no better at others
+    for turns in (0.5, 0.25, 0.382) if condition > 1e4 else ():
         other = symbol(twisted(A, embedding.grid, turns), embedding)
         found = _condition(other)
         if found < condition:

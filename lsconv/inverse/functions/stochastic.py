@@ -20,8 +20,6 @@ from lsconv.krylov.lanczos import Lanczos
 
 __all__ = ["Estimate", "Probes", "log_determinant", "trace_of_inverse"]
 
-_MOST_STEPS = 500
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -78,10 +76,14 @@ def trace_of_inverse(
 
 
 def _converged(
-    apply: Callable[[Tensor], Tensor], start: Tensor, item_ndim: int, function: Callable[[Tensor], Tensor]
+    apply: Callable[[Tensor], Tensor],
+    start: Tensor,
+    item_ndim: int,
+    function: Callable[[Tensor], Tensor],
+    limit: int = 500,
 ) -> tuple[Lanczos, Tensor]:
     lanczos = Lanczos(apply, start, item_ndim)
-    most = min(_MOST_STEPS, math.prod(start.shape[start.ndim - item_ndim :]))
+    most = min(limit, math.prod(start.shape[start.ndim - item_ndim :]))
     last = torch.full_like(lanczos.norm, math.nan)
     while lanczos.steps < most:
         lanczos.advance(min(10, most - lanczos.steps))
@@ -92,7 +94,7 @@ def _converged(
         if bool(settled.all()):
             return lanczos, values
         last = values
-    if most == _MOST_STEPS:
+    if most == limit:
         warn(
             f"the quadrature still moved by {float(change.max()):.1e} after {most} steps of Lanczos, beside a standard "
             f"error of {float(error.max()):.1e}; a larger damp converges sooner",
