@@ -136,7 +136,8 @@ def test_failures_of_every_kind_of_backward_solve_reach_the_hook(monkeypatch: py
                 patch.setattr(Options, "of", lambda *a, of=options, **o: of(*a, **{**o, "max_iter": 1}))
                 heard.clear()
                 x.backward(torch.randn_like(x))
-            assert heard, path
+            # a small stack is decomposed where the iteration fails
+            assert bool(heard) == (path != "stacked, LSMR"), path
             assert all(text.startswith("backward solve: ") and "did not converge" in text for text in heard)
     finally:
         lsconv.set_backward_failure_hook(previous)
