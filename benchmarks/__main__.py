@@ -23,7 +23,8 @@ from benchmarks import fuzz, pages, runner
 
 _NO_QUESTION = {"__main__", "certificates", "runner", "peers", "pages"}
 _FIRST = ("question", "deblurring", "scaling", "border_iteration")  # what matters most comes first
-_ONLY_WHEN_NAMED = {"convolution_backend", "fuzz"}  # a cost model that is fitted, and a search: both take their time
+# a cost model that is fitted, a search, and what needs a package that is no part of the extra bench
+_ONLY_WHEN_NAMED = {"convolution_backend", "deepinv_prox", "fuzz"}
 
 
 def names() -> list[str]:
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             run(name, quick=options.quick, output=options.output)
         except ImportError as error:
-            print(f"{name} left out: {error}; pip install -c constraints.txt -e '.[bench]'", file=sys.stderr)
+            print(f"{name} left out: {error}; pip install -c constraints.txt -e '.[bench,deepinv]'", file=sys.stderr)
             failed = True
         except Exception:  # the others still run, and what this one has measured is written
             traceback.print_exc()
