@@ -28,6 +28,15 @@ hypothesis.settings.load_profile("fixed")
 
 # The doctests of a guest need the package that it is for.
 collect_ignore = [] if importlib.util.find_spec("deepinv") else ["lsconv/deepinv.py"]
+if not collect_ignore:
+    try:
+        importlib.import_module("torchvision")
+    except (
+        RuntimeError
+    ):  # that of the package index has operators for CUDA only, and stumbles beside a CPU build of torch
+        torchvision_operators = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            torchvision_operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def _seed() -> None:

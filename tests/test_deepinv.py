@@ -14,10 +14,6 @@ pytestmark = pytest.mark.deepinv
 if importlib.util.find_spec("deepinv") is None:
     pytest.skip("deepinv is not installed", allow_module_level=True)
 
-# the torchvision of the package index has its operators for CUDA only: a CPU build of torch cannot import it as it is
-_LIBRARY = torch.library.Library("torchvision", "DEF")
-for _name in ("nms", "qnms"):
-    _LIBRARY.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepinv

@@ -64,7 +64,9 @@ def agrees(found: Tensor, expected: Tensor, condition: float) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * condition**2 * scale + 1e-14)
 
 
-@pytest.mark.parametrize("start", range(0, 2000, 100))
+@pytest.mark.parametrize(
+    "start", [pytest.param(n, marks=[pytest.mark.slow] if n >= 500 else []) for n in range(0, 2000, 100)]
+)
 def test_solution_dual_and_normal_are_those_of_dense_algebra(start: int) -> None:
     for seed in range(start, start + 100):
         A, damp = drawn(seed)
