@@ -14,6 +14,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from torch import library
 
 import lsconv
 
@@ -25,18 +26,14 @@ hypothesis.settings.register_profile("fixed", deadline=None, max_examples=40, de
 hypothesis.settings.register_profile("search", deadline=None, max_examples=200, print_blob=True)
 hypothesis.settings.load_profile("fixed")
 
-
 # The doctests of a guest need the package that it is for.
 collect_ignore = [] if importlib.util.find_spec("deepinv") else ["lsconv/deepinv.py"]
 if not collect_ignore:
     try:
         importlib.import_module("torchvision")
-    except (
-        RuntimeError
-    ):  # that of the package index has operators for CUDA only, and stumbles beside a CPU build of torch
-        torchvision_operators = torch.library.Library("torchvision", "DEF")
+    except RuntimeError:  # beside a CPU build of torch: the package index has torchvision's operators for CUDA only
         for name in ("nms", "qnms"):
-            torchvision_operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def _seed() -> None:
