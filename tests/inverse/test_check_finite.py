@@ -13,6 +13,13 @@ import lsconv
 pytestmark = pytest.mark.filterwarnings("ignore::lsconv.ConvergenceWarning")
 F64 = torch.float64
 GENERATOR = torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _reseeded() -> None:
+    GENERATOR.manual_seed(0)  # whatever has run before
+
+
 KERNEL = torch.randn(1, 1, 3, 3, dtype=F64, generator=GENERATOR)
 A = lsconv.Conv2d(KERNEL, in_size=(8, 9), padding=1)
 VALID = lsconv.Conv2d(KERNEL, in_size=(10, 11))

@@ -16,6 +16,13 @@ import lsconv
 
 F64 = torch.float64
 GENERATOR = torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _reseeded() -> None:
+    GENERATOR.manual_seed(0)  # whatever has run before
+
+
 A = lsconv.Conv2d(torch.rand(1, 1, 3, 3, dtype=F64, generator=GENERATOR), in_size=(8, 9), padding=1)
 Y = torch.rand(2, 1, 8, 9, dtype=F64, generator=GENERATOR)
 FAR = {"rtol": 1e-8}

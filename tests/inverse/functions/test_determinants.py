@@ -17,6 +17,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated
 GENERATOR = torch.Generator().manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _reseeded() -> None:
+    GENERATOR.manual_seed(0)  # whatever has run before
+
+
 def randn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, dtype=dtype, generator=GENERATOR)
 
