@@ -76,37 +76,7 @@ def _circulant(A: Convolution, what: str) -> tuple[Embedding, FrequencyMatrices]
 
 @torch.no_grad()
 def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -> Tensor:
-    r"""The spectral norm of A, its largest singular value.
-
-    Block-circulant convolutions: exact, from the symbol. Every other operator: the largest singular value of the
-    bidiagonal matrix of Golub and Kahan, from a fixed random start. It is a lower bound that grows to the norm; it
-    stops when the residual of its singular triplet, :math:`\|A^H u - \sigma v\|` with :math:`Av = \sigma u`, is at
-    most ``rtol * sigma``. A singular value then lies within that distance, and where the largest one stands apart by a
-    relative gap g the error is about ``rtol**2 / g``. Not differentiable.
-
-    Args:
-        A: any operator.
-        rtol: tolerance of the residual; None: ``eps ** (1/3)``, which is 6e-6 in float64 and 5e-3 in float32.
-        max_iter: limit on the applications of A and of its adjoint; when it is met, a ConvergenceWarning tells the
-            residual.
-
-    Returns:
-        Real tensor of shape ``A.batch_shape``.
-
-    Raises:
-        ArgumentError: ``rtol`` is not positive.
-        DtypeError: A is in half precision.
-
-    Source:
-        Golub and Kahan (1965); Kuczyński and Wozniakowski (1992) for the random start.
-
-    Example:
-        >>> A = lsconv.Conv1d(torch.tensor([[[1.0, 2.0, 1.0]]]), in_size=4, padding=1, padding_mode="circular")
-        >>> lsconv.norm(A)
-        tensor(4.)
-        >>> bool((lsconv.norm(lsconv.Dense(torch.diag(torch.tensor([1.0, 2.0, 5.0])))) - 5).abs() < 1e-4)
-        True
-    """
+    """The spectral norm of A without derivatives, ``A.batch_shape``; arguments as of :func:`lsconv.norm`."""
     dtype = real_dtype(A.dtype)
     rtol = torch.finfo(dtype).eps ** (1 / 3) if rtol is None else rtol
     if not rtol > 0:

@@ -13,7 +13,7 @@ from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["DenseStack"]
+__all__ = ["DenseStack", "stacked"]
 
 
 class DenseStack:
@@ -27,13 +27,13 @@ class DenseStack:
 
     def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
         self.A, self.L, self.damp = A, L, torch.as_tensor(damp, dtype=torch.float64, device=A.device)
-        self.stack = _stack(A, L, damp)
+        self.stack = stacked(A, L, damp)
         self.plan = SingularValuePlan(self.stack, rcond=default_rcond(A.dtype), rtol=direct_rtol(A.dtype))
 
     @staticmethod
     def is_quick(A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> bool:
         """Tell whether the setup takes about a second or less."""
-        return SingularValuePlan.is_quick(_stack(A, L, damp))
+        return SingularValuePlan.is_quick(stacked(A, L, damp))
 
     @torch.no_grad()
     def solve(
@@ -64,5 +64,6 @@ class DenseStack:
         return f"DenseStack(L={type(self.L).__name__}, {self.plan!r})"
 
 
-def _stack(A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> VStack:
+def stacked(A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> VStack:
+    """``[A; damp L]``."""
     return VStack([A, L * torch.as_tensor(damp, dtype=A.dtype, device=A.device)])

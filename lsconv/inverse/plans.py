@@ -24,7 +24,7 @@ from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.dtypes import direct_rtol
 from lsconv.fourier.spectrum import norm
-from lsconv.inverse.dense_stack import DenseStack
+from lsconv.inverse.dense_stack import DenseStack, stacked
 from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
 from lsconv.krylov.craig import craig
@@ -36,7 +36,6 @@ from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
-from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import select
 from lsconv.operators.dtypes import double
@@ -289,7 +288,7 @@ class KrylovStack:
 
     def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
         self.A, self.L, self.damp = A, L, torch.as_tensor(damp, dtype=torch.float64, device=A.device)
-        self.stack = VStack([A, L * self.damp.to(A.dtype)])
+        self.stack = stacked(A, L, self.damp)
         self.preconditioner: LinearOperator | None = None
         if bool((self.damp > 0).all()):
             with contextlib.suppress(MethodError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning, MethodError, warn
+from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError, warn
 from lsconv.fourier import spectrum
 from lsconv.fourier.circulant import block_circulant, real_dtype, singular_values_by_frequency
 from lsconv.fourier.symbol import symbol
@@ -55,10 +55,13 @@ def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -
     if not needs_gradient(A):
         return spectrum.norm(A, rtol=rtol, max_iter=max_iter)
     dtype = real_dtype(A.dtype)
+    rtol = torch.finfo(dtype).eps ** (1 / 3) if rtol is None else rtol
+    if not rtol > 0:
+        raise ArgumentError(f"rtol: expected a positive number, got {rtol}")
     try:
         embedding = block_circulant(A)
     except MethodError:
-        v = leading_vector(A, rtol=torch.finfo(dtype).eps ** (1 / 3) if rtol is None else rtol, max_iter=max_iter)
+        v = leading_vector(A, rtol=rtol, max_iter=max_iter)
         return torch.linalg.vector_norm(A.apply(v).flatten(len(A.batch_shape)), dim=-1)
     assert isinstance(A, Convolution)
     wide = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)

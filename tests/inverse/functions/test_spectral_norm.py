@@ -40,3 +40,9 @@ def test_a_limit_that_is_met_is_told() -> None:
 def test_the_norm_of_nothing_is_zero() -> None:
     weight = torch.zeros(1, 1, 3, requires_grad=True)
     assert lsconv.norm(lsconv.Conv1d(weight, 6)) == 0
+
+
+@pytest.mark.parametrize("followed", [False, True])
+def test_a_tolerance_that_is_not_positive_is_refused(followed: bool) -> None:
+    with pytest.raises(lsconv.ArgumentError, match="rtol: expected a positive number"):
+        lsconv.norm(lsconv.Conv1d(torch.ones(1, 1, 3, requires_grad=followed), 6), rtol=-1.0)
