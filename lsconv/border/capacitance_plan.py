@@ -36,9 +36,10 @@ from lsconv.border.memory import allowed_bytes
 from lsconv.border.null_space import NullSpaces
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.fourier import batched_linalg
+from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius, symbol
+from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances, certified

@@ -14,9 +14,7 @@ import math
 from dataclasses import dataclass, replace
 
 from lsconv.border.border_set import Border
-from lsconv.border.direct.crossed_border import CrossedBorder
-from lsconv.border.direct.direct_pass import crossed_border, is_even
-from lsconv.border.direct.even_odd_basis import one_channel_saddle
+from lsconv.border.direct.crossed_border import CrossedBorder, crossed_border, is_even, one_channel_saddle
 from lsconv.border.penalty import Penalty
 from lsconv.border.truncated_circulant import TruncatedCirculant
 from lsconv.fourier.embedding import Embedding

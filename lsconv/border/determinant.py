@@ -24,9 +24,9 @@ from lsconv.border.border_set import Border
 from lsconv.border.influence import EXACT_UNKNOWNS
 from lsconv.border.penalty import Penalty, Term
 from lsconv.errors import PlanMemoryError
-from lsconv.fourier.batched_linalg import slogdet, solve
+from lsconv.fourier.batched_linalg import frobenius, slogdet, solve
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, symbol
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.transforms import hidden_by_vmap
 

@@ -43,14 +43,13 @@ from lsconv.border.cost_model import (
     whole_cost,
 )
 from lsconv.border.direct.direct_pass import DirectInverse
-from lsconv.border.gram import product, saddle_inverse
 from lsconv.border.memory import allowed_bytes, together
 from lsconv.border.normal_problem import NormalProblem, Request, least_shift
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
-from lsconv.border.system.border_system import BorderSystem
-from lsconv.border.system.schwarz import BorderProblem, Schwarz
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius
+from lsconv.border.system.border_system import BorderProblem, BorderSystem, Schwarz
+from lsconv.fourier.batched_linalg import frobenius
+from lsconv.fourier.symbol import FrequencyMatrices, product, saddle_inverse
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["BorderInverse", "CirculantInverse", "DefiniteInverse", "NormalInverse", "SaddleInverse", "normal_inverse"]

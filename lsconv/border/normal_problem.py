@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from lsconv.border.cost_model import Limits
-from lsconv.border.gram import gram, largest_eigenvalue, shifted
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.truncated_circulant import StrongestWave, TruncatedCirculant, truncated_circulant
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
+from lsconv.fourier.symbol import FrequencyMatrices, gram, largest_eigenvalue, shifted
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import ROUNDING
 

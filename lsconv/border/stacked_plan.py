@@ -28,8 +28,8 @@ from lsconv.border.normal_problem import least_shift
 from lsconv.border.outer_iteration import Outer, iterated
 from lsconv.border.penalty import Penalty, Term, as_convolutions
 from lsconv.errors import ArgumentError, MethodError
+from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.dtypes import direct_rtol, needs_double
-from lsconv.fourier.symbol import frobenius
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import Tolerances, certified

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.dtypes import default_rcond
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, hermitian_inverse, symbol
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import ROUNDING, double
 

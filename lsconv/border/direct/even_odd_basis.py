@@ -23,8 +23,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lsconv.border.direct.crossed_border import CrossedBorder
-from lsconv.border.direct.dense_inverse import DenseInverse
+from lsconv.border.direct.crossed_border import CrossedBorder, one_channel_saddle
+from lsconv.fourier.batched_linalg import DenseInverse
 
 __all__ = ["SchurInverse"]
 
@@ -117,11 +117,6 @@ class SchurInverse:
     def nbytes(self) -> int:
         """Bytes of the factors."""
         return sum(inverse.nbytes for inverse in self._inverses)
-
-
-def one_channel_saddle(border: CrossedBorder, *, definite: bool) -> bool:
-    """Tell whether a border is one of the saddle operator of one channel, with as many cells of either component."""
-    return not definite and len(border.rows) == 2 and len({*zip(border.rows, border.columns, strict=True)}) == 1
 
 
 def _present(border: CrossedBorder, device: torch.device) -> Tensor:

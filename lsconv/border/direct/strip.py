@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder
-from lsconv.border.direct.dense_inverse import indefinite_inverse
-from lsconv.fourier.symbol import hermitian_inverse, plane_waves
+from lsconv.fourier.batched_linalg import hermitian_inverse, indefinite_inverse
+from lsconv.fourier.symbol import plane_waves
 
 __all__ = ["MOST_WAVES", "Strip"]
 

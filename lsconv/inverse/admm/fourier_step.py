@@ -27,8 +27,9 @@ from torch import Tensor
 
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.errors import MethodError
+from lsconv.fourier.batched_linalg import hermitian_inverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse, symbol
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.inverse.admm.proximal import Term
 from lsconv.inverse.admm.split_images import Copies, Differences, Filtered, GridLayout, Itself, SplitImage
 from lsconv.krylov.loop.batched_scalars import ItemSpace

@@ -15,8 +15,8 @@ from torch import Tensor
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import frobenius
 from lsconv.inverse.damping.paths import Evaluation
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.krylov.loop.batched_scalars import ItemSpace
