@@ -33,5 +33,5 @@ solved with often: ``plan`` (damped or not), ``stacked_plan`` (a penalty), and f
 .. math:: S w = -B_{in} C^{-1} R_{out}^T y, \qquad S = B_{in} C^{-1} B_{out}^T
 
 (``capacitance_plan``, ``capacitance``; ``null_space`` finds where S is singular). ``influence`` has exact traces and
-determinants, and ``memory`` says what fits.
+determinants.
 """

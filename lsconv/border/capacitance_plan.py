@@ -31,13 +31,11 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border, between_borders
 from lsconv.border.capacitance import Capacitance, Direction, static_lu
-from lsconv.border.cost_model import CostModel, dense_cost
-from lsconv.border.memory import allowed_bytes
+from lsconv.border.cost_model import CostModel, allowed_bytes, dense_cost
 from lsconv.border.null_space import NullSpaces
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.fourier import batched_linalg
 from lsconv.fourier.batched_linalg import frobenius
-from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
@@ -46,7 +44,7 @@ from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
 __all__ = ["CapacitancePlan"]
 

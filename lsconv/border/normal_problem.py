@@ -21,10 +21,14 @@ from lsconv.border.truncated_circulant import StrongestWave, TruncatedCirculant,
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, gram, largest_eigenvalue, shifted
-from lsconv.operators.convolution import Convolution
+from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import ROUNDING
 
-__all__ = ["NormalProblem", "Request", "least_shift"]
+__all__ = ["NormalProblem", "Request", "least_shift", "needs_double"]
+
+# Factors in float32 lose a factor sigma_max^2 / damp^2 of their seven digits. Where damp is below this part of
+# sigma_max they make so many more steps that factors in float64, for the same float32 data, are faster.
+_LEAST_DAMP = 0.03
 
 # Without a damp the smallest singular value is unknown. A lower floor loses digits in the factors, a higher one costs
 # outer steps.
@@ -188,3 +192,8 @@ def _choose_side(what: TruncatedCirculant) -> str:
     # z of the saddle form is -r / sqrt(mu), whose digits cancel where A is nearly singular; a square A has no null
     # space from which x would have to be kept away
     return "solution" if what.form == "saddle" and rows == columns and m == n else "residual"
+
+
+def needs_double(A: Convolution, damp: Tensor, least: float = _LEAST_DAMP) -> bool:
+    """Tell whether a damped problem with float32 data is better served by factors in float64."""
+    return bool(((damp > 0) & (damp < least * norm_bound(A))).any() and (damp > 0).all())

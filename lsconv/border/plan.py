@@ -22,15 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import Limits, spared
+from lsconv.border.cost_model import Limits, allowed_bytes, check_fits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
-from lsconv.border.memory import allowed_bytes, check_fits, plan_bytes
 from lsconv.border.normal_inverse import normal_inverse
-from lsconv.border.normal_problem import least_shift
+from lsconv.border.normal_problem import least_shift, needs_double
 from lsconv.border.outer_iteration import Outer, iterated
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
-from lsconv.fourier.dtypes import default_rcond, direct_rtol, needs_double
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
@@ -40,7 +38,7 @@ from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.krylov.lsqr import lsqr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
 __all__ = ["BorderPlan"]
 

@@ -20,16 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import Limits, spared
+from lsconv.border.cost_model import Limits, allowed_bytes, check_fits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS
-from lsconv.border.memory import allowed_bytes, check_fits, plan_bytes
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
-from lsconv.border.normal_problem import least_shift
+from lsconv.border.normal_problem import least_shift, needs_double
 from lsconv.border.outer_iteration import Outer, iterated
 from lsconv.border.penalty import Penalty, Term, as_convolutions
 from lsconv.errors import ArgumentError, MethodError
 from lsconv.fourier.batched_linalg import frobenius
-from lsconv.fourier.dtypes import direct_rtol, needs_double
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import Tolerances, certified
@@ -37,7 +35,7 @@ from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import direct_rtol, double
 
 __all__ = ["StackedPlan", "stacked_data", "stacked_solution"]
 

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
-from lsconv.fourier.dtypes import default_rcond
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import ROUNDING, double
+from lsconv.operators.dtypes import ROUNDING, default_rcond, double
 
 __all__ = [
     "CirculantPlan",
@@ -130,7 +129,7 @@ class CirculantPlan:
         damp: the damping, a number or a tensor with one per batch item (its shape broadcasts with the batch dimensions
             of ``y``; every entry has matrices of its own).
         rcond: where damp is 0, singular values of at most ``rcond`` times the largest one of the same batch item count
-            as zero; None: :func:`~lsconv.fourier.dtypes.default_rcond` of the operator's dtype.
+            as zero; None: :func:`~lsconv.operators.dtypes.default_rcond` of the operator's dtype.
         penalty: the symbol P of L on the same grid (``symbol(L)``); None: the identity.
 
     Attributes:

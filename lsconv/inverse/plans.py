@@ -16,13 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lsconv.border.memory import allowed_bytes, check_fits
+from lsconv.border.cost_model import allowed_bytes, check_fits
 from lsconv.border.stacked_plan import StackedPlan, stacked_data, stacked_solution
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.fourier.dtypes import direct_rtol
 from lsconv.fourier.spectrum import norm
 from lsconv.inverse.dense_stack import DenseStack, stacked
 from lsconv.krylov.cg import cg
@@ -38,7 +37,7 @@ from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import select
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import direct_rtol, double
 
 __all__ = [
     "KRYLOV",

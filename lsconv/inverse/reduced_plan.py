@@ -12,12 +12,12 @@ from torch import Tensor
 from lsconv.errors import ConvergenceWarning
 from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import in_double
-from lsconv.fourier.dtypes import direct_rtol
 from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.krylov.loop.solution import Solution, Status, together
 from lsconv.krylov.loop.stopping import Tolerances, certify
 from lsconv.operators.batch_layout import over_items
+from lsconv.operators.dtypes import direct_rtol
 
 __all__ = ["ReducedPlan", "core"]
 

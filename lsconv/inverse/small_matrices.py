@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.memory import allowed_bytes
+from lsconv.border.cost_model import allowed_bytes
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import DirectPlan
 from lsconv.factored.kronecker import Factors, SeparablePlan
 from lsconv.factored.normal_equations import NormalEquationsPlan
 from lsconv.factored.patch_matrix import PatchPlan
-from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.fourier.embedding import Embedding
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import default_rcond, direct_rtol
 
 __all__ = ["SMALL_MATRICES", "cheap_small_matrices", "deciding", "reduction", "small_matrices"]
 
@@ -110,11 +110,11 @@ def _normal_equations(A: Convolution, damp: Tensor | float, decided: dict[str, A
 
     Without damping they are tried where padding makes A regular and the kernel is longer than x.
     """
-    if Embedding.exists(A) and Embedding(A).is_circulant:
-        return None
     damping, outputs = torch.as_tensor(damp), A.out_numel
-    operations = NormalEquationsPlan.flops(A) * math.prod(broadcast_shapes(A.batch_shape, damping.shape))
     long = all(k >= n for k, n in zip(A.kernel_size, A.spatial_in, strict=True)) and outputs >= 2 * A.in_numel
+    if (not long and A.in_numel**3 / 3 > _FREE_OPERATIONS) or (Embedding.exists(A) and Embedding(A).is_circulant):
+        return None
+    operations = NormalEquationsPlan.flops(A) * math.prod(broadcast_shapes(A.batch_shape, damping.shape))
     allowed = _KRYLOV_TRANSFORMS * 5 * outputs * math.log2(2 * outputs) if long else 0.0
     small = bool((damping > 0).all()) and operations <= _FREE_OPERATIONS
     return NormalEquationsPlan(A, damp, **decided) if small or operations <= allowed else None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.border import stacked_plan
-from lsconv.border.memory import plan_bytes
+from lsconv.border.cost_model import plan_bytes
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import ConvergenceWarning, PlanMemoryError

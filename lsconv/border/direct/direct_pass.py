@@ -26,7 +26,6 @@ from lsconv.border.direct.strip import MOST_WAVES, Strip
 from lsconv.border.penalty import Penalty
 from lsconv.border.truncated_circulant import truncated_circulant
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
-from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import (
     FrequencyMatrices,
     Grid,
@@ -252,11 +251,6 @@ class DirectInverse:
         fused = self._E is None
         after = (FrequencyMatrices(S.grid, product(S.matrices.mH, P.matrices)),) if fused else (P, adjoint)
         return _Pass(after, (True, False)), _Pass((P,), (False, True), before=S), normal
-
-    @staticmethod
-    def serves(convolution: Convolution) -> bool:
-        """Tell whether the border of a convolution is one of rows and columns."""
-        return convolution.ndim <= 2 and Embedding.exists(convolution)
 
     # ------------------------------------------------------------------ use
 

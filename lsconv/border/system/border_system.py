@@ -33,8 +33,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border, Kernel, gathered
-from lsconv.border.cost_model import CostModel, FactorCost, Limits
-from lsconv.border.memory import allowed_bytes
+from lsconv.border.cost_model import CostModel, FactorCost, Limits, allowed_bytes
 from lsconv.border.system.krylov import Recycling, conjugate_gradients, gmres
 from lsconv.border.system.strip_product import StripOperator, Strips
 from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
