@@ -24,6 +24,7 @@ from lsconv.border.truncated_circulant import TruncatedCirculant
 from lsconv.errors import ArgumentError, PlanMemoryError
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import transform_cost
 
@@ -44,9 +45,6 @@ __all__ = [
     "together",
     "whole_cost",
 ]
-
-# Bytes of the work arrays of right-hand sides solved for together on a CPU; glibc maps larger ones anew on every use.
-_WORK_BYTES = 2**25
 
 # The calls of an iteration, whatever they compute.
 _CALL_WORK = 3e7
@@ -331,5 +329,5 @@ def together(arrays: int, vectors: int, device: torch.device) -> int:
         device: where they are.
     """
     if device.type == "cpu":
-        return max(1, _WORK_BYTES // arrays)
+        return max(1, 2 * WORK_BYTES // arrays)
     return max(1, free_bytes(device) // 2 // (6 * arrays + vectors))

@@ -33,7 +33,7 @@ from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import WORK_BYTES, broadcast_shapes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import direct_rtol, double
 
@@ -42,9 +42,6 @@ __all__ = ["StackedPlan", "stacked_data", "stacked_solution"]
 # Condition number of the factors up to which float32 data have float32 ones, to which nothing need be added. A damp of
 # a tenth of the root of its inverse, in units of A, says no without a try.
 _SINGLE = 1e5
-# Items whose stacked vectors are larger are solved for one by one on a CPU: together they outgrow what its allocator
-# reuses, and the page faults cost a quarter of the time.
-_APART_BYTES = 2**24
 
 
 class StackedPlan:
@@ -56,6 +53,9 @@ class StackedPlan:
         damp: the damping, positive, a number or one per batch item.
         memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
         limits: by which means a border is solved; None: those of the cost model.
+
+    Attributes:
+        work_bytes: of the stacked vectors of items that are solved for together on a CPU.
 
     Raises:
         MethodError: A and L are not crops of block-circulant operators on one grid.
@@ -69,6 +69,8 @@ class StackedPlan:
         >>> bool(plan.solve(torch.randn(*A.out_shape)).converged)
         True
     """
+
+    work_bytes = WORK_BYTES
 
     @torch.no_grad()
     def __init__(
@@ -189,7 +191,7 @@ class StackedPlan:
         if len(batch) <= len(self.inverse.embedding.batch_shape) or batch[0] < 2 or self.A.device.type != "cpu":
             return False
         size = self.precise.out_numel * math.prod(batch[1:]) * torch.finfo(self.precise.dtype).bits // 8
-        return size > _APART_BYTES
+        return size > self.work_bytes
 
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:

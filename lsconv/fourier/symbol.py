@@ -22,6 +22,7 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import inverse_transform
 
 __all__ = [
+    "FEW_WAVES",
     "FrequencyMatrices",
     "Grid",
     "gram",
@@ -41,9 +42,9 @@ _ELEMENTWISE_ENTRIES = 16
 # takes a third of the time for one vector of 32 channels in double precision.
 _WIDE_ROW_BYTES = 384
 _FEW_VECTORS = {torch.complex64: 1, torch.complex128: 3}
-# Up to this many taps an axis, a sum over the taps that writes frequencies first beats the transform of the grid and
-# the change of layout after it.
-_FEW_TAPS = 16
+# Up to so many positions of an axis are read and written by a product with a wave for each; a transform of all costs
+# less for more.
+FEW_WAVES = 48
 
 
 class Grid:
@@ -215,7 +216,7 @@ def symbol(convolution: Convolution, embedding: Embedding | None = None) -> Freq
         embedding = Embedding(convolution)
     grid = Grid(embedding.grid, real=not convolution.is_complex)
     entries = embedding.out_channels * embedding.in_channels
-    if entries > _ELEMENTWISE_ENTRIES and set(embedding.stride) == {1} and max(embedding.kernel_size) <= _FEW_TAPS:
+    if entries > _ELEMENTWISE_ENTRIES and set(embedding.stride) == {1} and max(embedding.kernel_size) <= FEW_WAVES:
         return FrequencyMatrices(grid, _from_taps(convolution, embedding, grid))
     kernel = embedding.kernel_to_grid(convolution.weight)
     # cross-correlation: the conjugate of the transform of the conjugate kernel

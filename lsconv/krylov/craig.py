@@ -22,7 +22,7 @@ from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, quotient, rescale, where
 from lsconv.krylov.loop.damping import augmented_columns
 from lsconv.krylov.loop.lagrange_multipliers import CRAIGMultipliers
-from lsconv.krylov.loop.method import STUCK, Method
+from lsconv.krylov.loop.method import Cause, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
@@ -147,4 +147,4 @@ class _CRAIG(Method):
         self.residual = where(exhausted, self.residual, residual)
         self.zeta = zeta
         self.operator_norm = process.operator_norm
-        self.failure = exhausted * STUCK if process.failure is None else process.failure | exhausted * STUCK
+        self.failure = exhausted * Cause.STUCK if process.failure is None else process.failure | exhausted * Cause.STUCK

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.padding import Pairs, pad, pad_adjoint
 
 __all__ = [
-    "WORK_BYTES",
     "FrequencyGrid",
     "direct_cost",
     "fft_cost",
@@ -33,10 +33,6 @@ __all__ = [
     "transform_cost",
     "work_groups",
 ]
-
-# The most bytes of arrays made together on a CPU. Beyond 32 MiB glibc's malloc takes every array from the system anew,
-# a page fault for every 4 KiB, and a transform works on some copies of what it is given.
-WORK_BYTES = 2**24
 
 
 class _Nanoseconds(NamedTuple):

@@ -22,11 +22,12 @@ from torch import Tensor
 from lsconv.border.direct.crossed_border import CrossedBorder, crossed_border, is_even, one_channel_saddle
 from lsconv.border.direct.even_odd_basis import SchurInverse
 from lsconv.border.direct.schur_complement import column_blocks
-from lsconv.border.direct.strip import MOST_WAVES, Strip
+from lsconv.border.direct.strip import Strip
 from lsconv.border.penalty import Penalty
 from lsconv.border.truncated_circulant import truncated_circulant
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.symbol import (
+    FEW_WAVES,
     FrequencyMatrices,
     Grid,
     gram,
@@ -36,6 +37,7 @@ from lsconv.fourier.symbol import (
     saddle_inverse,
     shifted,
 )
+from lsconv.operators.batch_layout import CACHE_BYTES
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 
@@ -46,8 +48,6 @@ __all__ = [
 
 # The tightest relative tolerance for which one pass is tried alone; for less its rounding is iterated away.
 ONE_PASS = 1e-11
-# Bytes of the spectra of right-hand sides that go through the pass together, on a CPU: more leave its cache.
-_WORK_BYTES = 2**21
 
 
 class DirectBorder:
@@ -78,7 +78,7 @@ class DirectBorder:
         self._before = n - border.width
         self._read: Tensor | None = None
         self._write: Tensor | None = None
-        if border.width <= MOST_WAVES:
+        if border.width <= FEW_WAVES:
             waves = plane_waves(torch.arange(self._before, n), n, f).mT.to(spectrum)
             self._write = waves.mH.contiguous()
             self._read = waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]
@@ -357,7 +357,7 @@ class DirectInverse:
         if t.device.type != "cpu":
             return max(1, len(t))
         one = math.prod(t.shape[1:]) * t.element_size()
-        return max(1, _WORK_BYTES // max(one, 1))
+        return max(1, 2 * CACHE_BYTES // max(one, 1))  # spectra are complex
 
     @property
     def nbytes(self) -> int:

@@ -28,8 +28,6 @@ from lsconv.fourier.batched_linalg import DenseInverse
 
 __all__ = ["SchurInverse"]
 
-_SIGNS = (1, -1)
-
 
 class SchurInverse:
     """The inverse of the Schur complement on the columns V'.
@@ -216,7 +214,7 @@ class _Central:
 
     def __init__(self, width: int, height: int) -> None:
         self._width, self._height = width, height
-        self._reversals = [_Reversal(width * height, sign) for sign in _SIGNS if width * height > 1 or sign > 0]
+        self._reversals = [_Reversal(width * height, sign) for sign in (1, -1) if width * height > 1 or sign > 0]
 
     def matrices(self, entries: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The blocks of ``(blocks, distances, height, height)``."""
@@ -247,8 +245,8 @@ class _Even:
     def __init__(self, width: int, height: int) -> None:
         self._pairs = [
             (columns, rows)
-            for columns in (_Reversal(width, sign) for sign in _SIGNS)
-            for rows in (_Reversal(height, sign) for sign in _SIGNS)
+            for columns in (_Reversal(width, sign) for sign in (1, -1))
+            for rows in (_Reversal(height, sign) for sign in (1, -1))
             if columns.size and rows.size
         ]
 

@@ -12,6 +12,7 @@ that a recurrence is written once.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -46,8 +47,6 @@ Scalar: TypeAlias = Any
 # One row of the two-level reductions: short enough that a float32 sum over it is accurate, long enough to be fast.
 _ROW = 1024
 _SHORTEST_ROW = 64
-# Its inverse is finite.
-_SMALLEST = 2.0**-1023
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:
@@ -266,7 +265,7 @@ def rotation(a: Scalar, b: Scalar) -> tuple[Scalar, Scalar, Scalar]:
         # Only 1 / 0 is meant; a NaN stays one.
         inverse: Scalar = r.reciprocal().nan_to_num_(nan=torch.nan, posinf=0.0)
     else:
-        inverse = 1 / r if r >= _SMALLEST else 0.0 * r
+        inverse = 1 / r if 2 * r >= sys.float_info.min else 0.0 * r  # whose inverse is finite
     return a * inverse, b * inverse, r
 
 
