@@ -24,7 +24,8 @@ from lsconv.inverse.damping.choose_damp import null_dimension
 from lsconv.inverse.damping.measured import zero_rows
 from lsconv.inverse.functions.determinants import logdet
 from lsconv.inverse.tikhonov import tikhonov
-from lsconv.krylov.loop.problem import as_operator, observed
+from lsconv.krylov.loop.problem import as_operator
+from lsconv.operators.observed import observed
 from lsconv.operators.transforms import untraced
 
 __all__ = ["log_evidence"]

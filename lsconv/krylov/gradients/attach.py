@@ -18,9 +18,9 @@ from lsconv.krylov.gradients.damped_rule import NormalSolve, Solve
 from lsconv.krylov.gradients.parameters import any_requires_grad, no_autocast, parameters_of
 from lsconv.krylov.gradients.pseudo_inverse_rule import PseudoSolve
 from lsconv.krylov.gradients.solve_record import LeastSquares, Solver, System
-from lsconv.krylov.loop.problem import observed
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
+from lsconv.operators.observed import observed
 from lsconv.operators.transforms import hidden_by_vmap
 
 __all__ = ["LeastSquares", "Solver", "adjoint_answer", "attach", "needs_gradient", "start_as_prior"]

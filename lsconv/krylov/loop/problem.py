@@ -14,14 +14,13 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ArgumentTypeError, DeviceError, DtypeError, PreconditionerError, ShapeError
 from lsconv.krylov.loop.batched_scalars import ItemSpace, OneItem, Scalar, scalar_dtype
 from lsconv.krylov.loop.lagrange_multipliers import multipliers_wanted
-from lsconv.operators.algebra import BlockDiagonal, Complexified, Product, Scaled, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import remedy
-from lsconv.operators.elementary import Diagonal, Mask
+from lsconv.operators.observed import observed
 from lsconv.operators.scipy import OperatorLike
 
-__all__ = ["Problem", "as_complex", "as_operator", "observed", "prepare"]
+__all__ = ["Problem", "as_complex", "as_operator", "prepare"]
 
 
 def as_operator(A: OperatorLike, b: Any = None) -> LinearOperator:
@@ -223,30 +222,3 @@ def check_damp(damp: Any, A: LinearOperator) -> Tensor:
 def _finite(v: Tensor, space: ItemSpace) -> Tensor:
     finite = torch.isfinite(v)
     return finite.flatten(v.ndim - len(space.item_shape)).all(-1) if space.item_shape else finite
-
-
-def observed(A: LinearOperator, y: Tensor) -> Tensor:
-    """``y`` with zeros where a mask (or a zero of a diagonal) in front of A drops the row, whatever stood there.
-
-    Args:
-        A: the operator.
-        y: ``(*batch, *A.out_shape)``.
-
-    Example:
-        >>> from lsconv.krylov.loop.problem import observed
-        >>> A = 2 * lsconv.Mask(torch.tensor([True, False])) @ lsconv.Identity((2,))
-        >>> observed(A, torch.tensor([1.0, float("nan")]))
-        tensor([1., 0.])
-    """
-    if isinstance(A, Mask):
-        return A.apply(y)
-    if isinstance(A, Diagonal):
-        return torch.where(A.diagonal.detach() != 0, y, 0)
-    if isinstance(A, Product):
-        return observed(A.operators[0], y)
-    if isinstance(A, (Scaled, Complexified)):
-        return observed(A.operator, y)
-    if isinstance(A, (VStack, BlockDiagonal)):
-        blocks = A.blocks if isinstance(A, VStack) else A.out_blocks
-        return blocks.join([observed(B, part) for B, part in zip(A.operators, blocks.split(y), strict=True)])
-    return y
