@@ -48,8 +48,6 @@ from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
 __all__ = ["CapacitancePlan"]
 
-# A symbol worse than this loses the digits of its inverse, and with them those of S.
-_WORST_CONDITION = 1e8
 # A factorisation may cost as much as so many iterations: a border takes them whose singular values fall exponentially.
 _WORTH_ITERATIONS = 1000
 _REFINEMENTS = 4
@@ -135,8 +133,8 @@ class CapacitancePlan:
         # a group of channels that is faint beside the others of its item has smaller singular values that count as zero
         groups = self.embedding.groups
         faint = norms[0].reshape(-1, groups).amax(1).repeat_interleave(groups) / norms[0]
-        # and such a singular value has to be one of the border, not of C
-        served = (condition <= _WORST_CONDITION) & (self.rcond * faint * condition <= 1)
+        # the inverse of the symbol has to keep half of the digits, and such a singular value to be one of the border
+        served = (condition <= torch.finfo(torch.float64).eps ** -0.5) & (self.rcond * faint * condition <= 1)
         if bool((info > 0).any()) or not bool(served.all()):
             raise MethodError(f"{self.A!r}: the symbol is singular, or nearly so (condition {condition.max():.1e})")
         self.norm_bound = norms[0]

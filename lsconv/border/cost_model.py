@@ -29,6 +29,7 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import transform_cost
 
 __all__ = [
+    "CALL_WORK",
     "DEFAULT_LIMITS",
     "CostModel",
     "FactorCost",
@@ -46,8 +47,8 @@ __all__ = [
     "whole_cost",
 ]
 
-# The calls of an iteration, whatever they compute.
-_CALL_WORK = 3e7
+# The calls of an iteration, or of any other answer, whatever they compute.
+CALL_WORK = 3e7
 # A number of the factors: made room for, gathered and added up while they are made, and read in a solve with them
 # (benchmarks/kept_plan.py prints both).
 _ENTRY_WORK, _READ_WORK = 150, 12
@@ -121,7 +122,7 @@ class CostModel:
     def iteration(self, rhs: int) -> float:
         """One iteration for ``rhs`` right-hand sides a block (benchmarks/border_iteration.py prints its parts)."""
         each = self.channels * (20 * math.log2(self.cells) + 16 * self.channels)
-        return _CALL_WORK + float(self._weight * rhs * self.blocks * self.cells * each)
+        return CALL_WORK + float(self._weight * rhs * self.blocks * self.cells * each)
 
     def factors(self, cost: FactorCost) -> float:
         """Factors of this cost for each of the blocks."""
@@ -270,7 +271,7 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
     return embedding.blocks * total * item
 
 
-def check_fits(needed: int, allowed: int, what: str, method: str = "border") -> None:
+def check_fits(needed: int, allowed: int, what: object, method: str = "border") -> None:
     """Refuse a plan that needs more bytes than are allowed.
 
     Args:

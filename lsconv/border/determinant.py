@@ -149,7 +149,7 @@ class TruncatedNormal:
         return value.reshape(*self.embedding.batch_shape, -1).sum(-1)
 
     def parts(self, shift: Tensor) -> tuple[Tensor, FrequencyMatrices]:
-        """Give all but the determinant on the cells removed, by block, and ``J^-1``, its inputs in other units."""
+        """The log-determinant without that of the cells removed, by block, and ``J^-1`` with its inputs rescaled."""
         grid, S = self.S.grid, self.S.matrices
         s = self.embedding.per_block(shift)
         rows, columns = S.shape[-2:]

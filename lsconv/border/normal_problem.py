@@ -33,9 +33,6 @@ _LEAST_DAMP = 0.03
 # Without a damp the smallest singular value is unknown. A lower floor loses digits in the factors, a higher one costs
 # outer steps.
 _UNDAMPED_FLOOR = 1e-10
-# The floor where the normal operator of the side is singular at every frequency. Its inverse is 1 / mu there, next to
-# which half of the digits of float64 are to be left.
-_DEFICIENT_FLOOR = 1e-7
 
 
 def least_shift(dtype: torch.dtype, *, damped: bool) -> float:
@@ -109,7 +106,8 @@ class NormalProblem:
         self.wanted = embedding.per_block(damp) ** 2
         floor = request.floor
         if S.rows != S.columns and self.side != self.smaller_side:
-            floor = max(floor, _DEFICIENT_FLOOR)
+            # the inverse is 1 / mu at every frequency, next to which half of the digits are to be left
+            floor = max(floor, ROUNDING * torch.finfo(torch.float64).eps ** 0.5)
         self.mu = torch.maximum(self.wanted, floor * self.scale.to(self.wanted))
         groups = self.scale.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
         self.norm_bound = groups.amax(-1).double().sqrt()

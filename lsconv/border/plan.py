@@ -119,7 +119,9 @@ class BorderPlan:
         self.factors = dtype
         floor = least_shift(dtype, damped=bool((self.damp > 0).all()))
         scaled = self._narrow if dtype == self.A.weight.real.dtype else self.scaled
-        limits = spared(self._limits, self._memory_limit, self._needed(dtype))
+        limits = self._limits
+        if self._memory_limit is not None:
+            limits = spared(limits, self._memory_limit, self._needed(dtype))
         mirror = Mirror(scaled) if self._mirrored else None
         self.inverse = normal_inverse(scaled, self.scaled_damp, floor=floor, mirror=mirror, limits=limits)
         read = None if self._mirrored else self.inverse.embedding.read_inputs()
@@ -347,7 +349,7 @@ class BorderPlan:
         allowed, precise = self._allowed(), double(dtype)
         if precise != dtype and needs_double(self.A, self.damp) and self._needed(precise) <= allowed:
             return precise
-        check_fits(self._needed(dtype), allowed, repr(self.A))
+        check_fits(self._needed(dtype), allowed, self.A)
         return dtype
 
     def _needed(self, dtype: torch.dtype) -> int:

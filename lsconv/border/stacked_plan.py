@@ -39,10 +39,6 @@ from lsconv.operators.dtypes import direct_rtol, double
 
 __all__ = ["StackedPlan", "stacked_data", "stacked_solution"]
 
-# Condition number of the factors up to which float32 data have float32 ones, to which nothing need be added. A damp of
-# a tenth of the root of its inverse, in units of A, says no without a try.
-_SINGLE = 1e5
-
 
 class StackedPlan:
     """Setup for one convolution, penalty and damp > 0; :meth:`solve` answers right-hand sides.
@@ -116,12 +112,14 @@ class StackedPlan:
         wide_penalty = Penalty(wide, terms, damp)
         needed = plan_bytes(wide, penalty=wide_penalty)
         too_much = needed > allowed
+        coarse = torch.finfo(real).eps
         if any(penalty.constrained):  # the saddle form cannot do without a floor
             if too_much or not needs_double(scaled, damp):
                 return real, normal_inverse(scaled, 0.0, floor=floor[real], penalty=penalty, limits=limits)
-        elif too_much or not needs_double(scaled, damp, _SINGLE**-0.5 / 10):
+        elif too_much or not needs_double(scaled, damp, coarse**0.5):
             inverse = normal_inverse(scaled, 0.0, floor=0.0, penalty=penalty, limits=limits)
-            if too_much or bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() < _SINGLE):
+            # whose condition number leaves two digits to float32
+            if too_much or bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() * coarse < 1e-2):
                 return real, inverse
         real, limits = double(real), spared(self._limits, self._memory_limit, needed)
         return real, normal_inverse(wide, 0.0, floor=floor[real], penalty=wide_penalty, limits=limits)

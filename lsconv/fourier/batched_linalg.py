@@ -26,10 +26,8 @@ __all__ = [
     "solve",
 ]
 
-# Smaller matrices are inverted, and so are those on a GPU, which waits for every row of a triangular solve; beyond the
-# second limit that is still better than twice the memory.
+# Smaller matrices are inverted, and so are those on a GPU, which waits for every row of a triangular solve.
 _LEAST_FACTORED = 256
-_LARGEST_INVERTED = 4096
 
 # Matrices of fewer rows are factorised without the blocks on which it goes wrong (seen from 151 rows on).
 _LEAST_ROWS = 64
@@ -144,7 +142,7 @@ class DenseInverse:
         size, on_gpu = matrices.shape[-1], matrices.device.type != "cpu"
         self.pivots: Tensor | None = None
         self.kind = "inverse"
-        if size < _LEAST_FACTORED or (on_gpu and size <= _LARGEST_INVERTED):
+        if size < _LEAST_FACTORED or on_gpu:
             self.factors = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
             return
         if definite:

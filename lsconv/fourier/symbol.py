@@ -27,7 +27,6 @@ __all__ = [
     "Grid",
     "gram",
     "largest_eigenvalue",
-    "per_frequency",
     "plane_waves",
     "product",
     "saddle_inverse",
@@ -38,10 +37,6 @@ __all__ = [
 # Up to this many entries a matrix per frequency is multiplied elementwise in the layout of the FFT; above it, as a
 # batched matrix product after moving the channels last.
 _ELEMENTWISE_ENTRIES = 16
-# Few vectors are multiplied as columns where the rows of the matrices are at least so long, and otherwise as rows: that
-# takes a third of the time for one vector of 32 channels in double precision.
-_WIDE_ROW_BYTES = 384
-_FEW_VECTORS = {torch.complex64: 1, torch.complex128: 3}
 # Up to so many positions of an axis are read and written by a product with a wave for each; a transform of all costs
 # less for more.
 FEW_WAVES = 48
@@ -121,7 +116,7 @@ class FrequencyMatrices:
             product = (pairs @ self.matrices.mT).unflatten(-2, (-1, 2)).movedim(-2, -1).contiguous()
             product = torch.view_as_complex(product)
         else:
-            product = per_frequency(self.matrices, vectors)
+            product = vectors @ self.matrices.mT
         return product.movedim(-1, 1).movedim(-1, 0)
 
     def multiply(self, spectra: Tensor, out: Tensor | None = None) -> Tensor:
@@ -241,14 +236,6 @@ def plane_waves(positions: Tensor, n: int, frequencies: int) -> Tensor:
     """``exp(2 pi i position frequency / n)`` in double precision: ``(positions, frequencies)``."""
     turns = (positions[:, None].long() * torch.arange(frequencies)) % n
     return torch.polar(torch.ones(turns.shape, dtype=torch.float64), turns.double() * (2 * math.pi / n))
-
-
-def per_frequency(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """Matrices ``(..., rows, columns)``, row by row in memory, times vectors ``(..., rest, columns)``."""
-    rest, wide = vectors.shape[-2], matrices.shape[-1] * matrices.element_size() >= _WIDE_ROW_BYTES
-    if wide and rest <= _FEW_VECTORS.get(matrices.dtype, 0):
-        return (matrices @ vectors.mT).mT
-    return vectors @ matrices.mT
 
 
 def gram(S: Tensor, side: str) -> Tensor:

@@ -91,7 +91,7 @@ class FourierPlan:
         embedding = block_circulant(A, tuple(torch.as_tensor(damp).shape))
         entries = embedding.blocks * math.prod(embedding.grid) * embedding.in_channels * embedding.out_channels
         # the symbol, its inverse and the work space of complex numbers
-        check_fits(3 * 16 * entries, allowed_bytes(memory_limit, A.device), repr(A), "fourier")
+        check_fits(3 * 16 * entries, allowed_bytes(memory_limit, A.device), A, "fourier")
         self.plan = CirculantPlan(A, damp, rcond=rcond)  # type: ignore[arg-type]
         self.A = self.plan.A
         self.precise = self.A.to(dtype=double(self.A.dtype))

@@ -78,7 +78,7 @@ class ReducedPlan:
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``, bare."""
+        """The solution for ``y``, without a certificate."""
         return self.reduction.to_inputs(self.plan.apply(self.reduction.outputs_of(y), rtol=rtol))
 
     @torch.no_grad()

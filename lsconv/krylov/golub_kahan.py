@@ -18,29 +18,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, divide, hypot, maximum, rescale, root
+from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, divide, hypot, maximum, root
 from lsconv.krylov.loop.method import Cause
 from lsconv.krylov.loop.problem import Problem
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["GolubKahan", "unit"]
 
-# Vectors of these lengths need not be scaled: their squares, times those of A, stay in the range of float32.
-_MODERATE = (2.0**-10, 2.0**10)
-
 
 class GolubKahan:
     """One Golub-Kahan process per batch item, held in one m-vector and one n-vector (twice that with M, with N).
-
-    Scaling u and v to length 1 costs a pass over memory each. Where the host knows the lengths (one item, no
-    preconditioner) it is put off as long as they are moderate, and the length goes into the next factor.
 
     Items that are not running have ``u = v = 0`` and stay there: their iterates cannot move, and cannot overflow.
 
     Attributes:
         alpha, beta: the newest entries of the bidiagonal, ``batch``.
         u, v: what A^H and A are applied to.
-        u_length, v_length: what the tensors u and v are to be divided by; 1 unless that has been put off.
         raw_u, raw_v: u and v before preconditioning (the same tensors without one).
         v_norm, u_norm: Euclidean norms of raw_v and raw_u; 1 without a preconditioner.
         operator_norm: a lower bound of ``||A||``.
@@ -73,8 +66,6 @@ class GolubKahan:
         scale, self.v, self.v_norm = self._unit(self.raw_v, self.one, active, self.N, self.domain)
         self.alpha = norm * scale
         self.weighted_norm = self.alpha
-        self.u_length = self.v_length = 1.0
-        self.puts_off = problem.single and self.plain and self.alpha >= _MODERATE[0]
 
     def step(self, active: Scalar) -> None:
         """Next ``beta, u, alpha, v``; items with ``active = 0`` become and stay zero."""
@@ -82,12 +73,9 @@ class GolubKahan:
         av = self.A.apply(self.v)
         if self.keep_av:
             self.av = av.clone()
-        self.codomain.add(av, rescale(-alpha, self.v_length, self.u_length), self.raw_u, out=self.raw_u)
+        self.codomain.add(av, -alpha, self.raw_u, out=self.raw_u)
         del av  # before A^H allocates its result: the two are never alive together
-        if self.puts_off:
-            self.beta, self.u_length = self._length(self.raw_u, self.v_length, self.codomain)
-        else:
-            self.beta, self.u, self.u_norm = self._unit(self.raw_u, None, active, self.M, self.codomain)
+        self.beta, self.u, self.u_norm = self._unit(self.raw_u, None, active, self.M, self.codomain)
         ahu = self.A.adjoint(self.u)
         # (alpha, beta) is a column of the bidiagonal, whose norm is ||A|| at most (without preconditioners).
         self.weighted_norm = maximum(self.weighted_norm, hypot(alpha, self.beta))
@@ -96,21 +84,9 @@ class GolubKahan:
         else:
             bound = divide(self.domain.norm(ahu), self.codomain.norm(self.u))
             self.operator_norm = maximum(self.operator_norm, bound)
-        self.domain.add(ahu, rescale(-self.beta, self.u_length, self.v_length), self.raw_v, out=self.raw_v)
+        self.domain.add(ahu, -self.beta, self.raw_v, out=self.raw_v)
         del ahu
-        if self.puts_off:
-            self.alpha, self.v_length = self._length(self.raw_v, self.u_length, self.domain)
-        else:
-            self.alpha, self.v, self.v_norm = self._unit(self.raw_v, None, active, self.N, self.domain)
-
-    @staticmethod
-    def _length(raw: Tensor, given: float, space: ItemSpace) -> tuple[float, float]:
-        """Length per unit of a vector made from one of length ``given``, and the length it is left with."""
-        norm: Scalar = space.norm(raw)
-        if _MODERATE[0] <= norm <= _MODERATE[1]:
-            return norm / given, norm
-        space.scale(raw, divide(1.0, norm))
-        return norm / given, 1.0
+        self.alpha, self.v, self.v_norm = self._unit(self.raw_v, None, active, self.N, self.domain)
 
     def _unit(
         self, raw: Tensor, norm: Scalar | None, active: Scalar, P: LinearOperator | None, space: ItemSpace

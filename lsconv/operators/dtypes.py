@@ -61,7 +61,7 @@ def _converts(A: LinearOperator) -> bool:
 
 
 def of_one_dtype(where: str, operators: Sequence[LinearOperator]) -> tuple[LinearOperator, ...]:
-    """The operators in the dtype of those that have one of their own, which real ones beside complex ones share."""
+    """Convert operators to one dtype: the common one of those that were given theirs."""
     own = [operator.dtype for operator in operators if not adopts_dtype(operator)]
     if not own:
         return tuple(operators)

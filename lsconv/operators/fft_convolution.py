@@ -48,6 +48,7 @@ class _Nanoseconds(NamedTuple):
         multiply: of torch's convolution, per tap, output cell and pair of channels.
         transform: of the FFT, per cell, channel and factor log2(cells).
         product: of the FFT, per cell and pair of channels.
+        call: of the FFT, beyond a call of torch's convolution.
     """
 
     gather: tuple[float, float]
@@ -56,6 +57,7 @@ class _Nanoseconds(NamedTuple):
     multiply: float
     transform: float
     product: float
+    call: float = 92e3
 
 
 # The FFT's costs are a third higher than measured: it is taken where it is clearly faster.
@@ -63,8 +65,6 @@ _COST = {
     torch.float32: _Nanoseconds((0.3, 0.5), (0.8, 2.0), None, 0.015, 0.39, 0.65),
     torch.float64: _Nanoseconds((0.6, 1.5), (0.6, 1.5), 7.5, 0.06, 0.52, 1.95),
 }
-# Nanoseconds that a call by FFT takes beyond one of torch's convolution.
-_FFT_CALL = 92e3
 
 
 def good_fft_length(n: int) -> int:
@@ -88,7 +88,7 @@ def good_fft_length(n: int) -> int:
 
 
 def short_fft_length(n: int) -> int:
-    """The smallest even length of at least ``n`` without prime factors above 13, for where every cell more costs.
+    """The smallest even length of at least ``n`` without prime factors above 13, for grids of which every cell costs.
 
     Per cell it takes somewhat longer than the lengths of :func:`good_fft_length`.
 
@@ -168,7 +168,7 @@ def fft_cost(
     transforms = items * groups * (c_out + c_in) + (groups * c_out * c_in if kernels_too else 0)
     products = items * groups * c_out * c_in * math.prod(grid)
     nanoseconds = transforms * transform_cost(grid) * _COST[real].transform + products * _COST[real].product
-    return nanoseconds * (2 if dtype.is_complex else 1) + _FFT_CALL
+    return nanoseconds * (2 if dtype.is_complex else 1) + _COST[real].call
 
 
 @dataclasses.dataclass(frozen=True)

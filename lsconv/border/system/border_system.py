@@ -43,8 +43,6 @@ __all__ = ["BorderProblem", "BorderSystem", "Schwarz", "Subdomain", "SubdomainSu
 
 # Basis vectors of GMRES.
 _RESTART = 100
-# No corner overlaps its strips by more cells.
-_LARGEST_OVERLAP = 64
 
 
 @dataclass(frozen=True)
@@ -198,7 +196,7 @@ class Schwarz:
             limit = max(limit, round((flops * (3 if problem.model.definite else 1.5)) ** (1 / 3)))
         others = math.prod(n for a, n in enumerate(grid) if a not in axes)
         most = min(limit, 2 * limit // math.isqrt(others))
-        overlap = min(_LARGEST_OVERLAP, min(grid[a] for a in axes) // 4)
+        overlap = min(grid[a] for a in axes) // 4
         while overlap > 0 and self.border.corner_size(axes, overlap) > most:
             overlap -= max(1, overlap // 8)
         return overlap

@@ -27,12 +27,8 @@ __all__ = ["Pair", "Recycling", "conjugate_gradients", "deflate", "gmres"]
 
 Pair = tuple[Tensor, Tensor]  # vectors and their images, (blocks, vectors, size) each
 # A cycle is kept if at least this part of the singular values that it has seen is as far from one as this factor.
-# That takes a few iterations to see.
 _SHARE = 0.2
 _FAR = 2.0
-_LEAST = 12
-# What is kept has to spare this part of the iterations that the first cycle took, to the same relative residual.
-_SPARED = 0.3
 
 _Map = Callable[[Tensor], Tensor]
 
@@ -177,7 +173,7 @@ class _Arnoldi:
         self.lead, self.k = r.shape[:2], 0
         self.m = 0 if images is None else images.shape[1]
         systems, n = self.lead.numel(), r.shape[-1]
-        # as much of it as columns are made is touched
+        # memory is only taken for the columns that are written
         self._basis = r.new_empty(systems, self.m + size + 1, n)
         self._searched = r.new_empty(systems, size, n)
         self._coefficients = r.new_zeros(systems, self.m + size + 1, size)
@@ -309,10 +305,10 @@ class Recycling:
         k = triangle.shape[-1]
         if known is not None and self._history is not None:
             undeflated = int((self._history > residuals[:, -1:]).sum(-1).amax())
-            if k > (1 - _SPARED) * undeflated + 1:
+            if 4 * k > 3 * undeflated:  # it spares next to nothing
                 self.pair, self.most = None, 0
                 return
-        if k < _LEAST or deflated.shape[-2] + k > self.most:
+        if deflated.shape[-2] + k > self.most:
             return
         values = torch.linalg.svdvals(triangle)
         far = ((values < 1 / _FAR) | (values > _FAR)).to(torch.float64).mean()

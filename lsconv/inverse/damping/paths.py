@@ -43,7 +43,10 @@ from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 
-__all__ = ["DampPath", "Evaluation", "ExactPath", "FilterPath"]
+__all__ = ["TOLERANCE", "DampPath", "Evaluation", "ExactPath", "FilterPath"]
+
+# The relative accuracy of stochastic traces, and of the solves that they take.
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)

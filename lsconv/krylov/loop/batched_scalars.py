@@ -33,7 +33,6 @@ __all__ = [
     "maximum",
     "minimum",
     "quotient",
-    "rescale",
     "root",
     "rotation",
     "scalar_dtype",
@@ -46,7 +45,6 @@ Scalar: TypeAlias = Any
 
 # One row of the two-level reductions: short enough that a float32 sum over it is accurate, long enough to be fast.
 _ROW = 1024
-_SHORTEST_ROW = 64
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:
@@ -74,7 +72,7 @@ class ItemSpace:
         self.scalar = scalar_dtype(device)
         self._ones = (1,) * len(self.item_shape)
         rows = 1
-        while rows < len(self.item_shape) and math.prod(self.item_shape[-rows:]) < _SHORTEST_ROW:
+        while rows < len(self.item_shape) and math.prod(self.item_shape[-rows:]) < _ROW // 16:
             rows += 1
         self._row_dims = tuple(range(-rows, 0)) if self.item_shape else ()
         self._rest_dims = tuple(range(-(len(self.item_shape) - rows), 0))
@@ -237,11 +235,6 @@ def quotient(numerator: Scalar, denominator: Scalar) -> Scalar:
     if isinstance(denominator, Tensor) or denominator != 0:
         return numerator / denominator
     return math.nan if numerator == 0 or numerator != numerator else math.copysign(math.inf, numerator)
-
-
-def rescale(scalar: Scalar, given: float, wanted: float) -> Scalar:
-    """``scalar given / wanted``, at no cost where the two are the same."""
-    return scalar if given == wanted else scalar * (given / wanted)
 
 
 def hypot(a: Scalar, b: Scalar) -> Scalar:

@@ -41,7 +41,7 @@ class Monitor:
         self.rows: list[tuple[Scalar, Scalar, Scalar, Scalar]] = []
 
     def resume(self, items: Scalar, merit: Scalar) -> None:
-        """Let ``items``, whose claim was refused, and no others, go on, until they can claim more.
+        """Resume the items whose claim the audit refused, with tighter bounds; all others rest.
 
         The audit knows A better than the estimates do, which have ``||A||`` from below only. With the same bounds an
         item would claim at once what has just been refused.
