@@ -50,7 +50,6 @@ __all__ = ["CapacitancePlan"]
 
 # A factorisation may cost as much as so many iterations: a border takes them whose singular values fall exponentially.
 _WORTH_ITERATIONS = 1000
-_REFINEMENTS = 4
 
 
 class CapacitancePlan:
@@ -171,15 +170,14 @@ class CapacitancePlan:
         scale = space.spread((1 / self.unit).expand(shape))
         x = self._once(data, adjoint) * scale
         last = torch.full((), math.inf, dtype=torch.float64, device=data.device)
-        for _ in range(_REFINEMENTS):
+        while True:  # as long as the steps halve
             step = self._once(data - A.apply(x), adjoint) * scale
             change = space.norm(step) / space.norm(x).clamp_min(torch.finfo(torch.float64).tiny)
             better = change < last / 2
             x = torch.where(better.reshape(*better.shape, *(1 for _ in A.in_shape)), x + step, x)
             last = torch.where(better, change, 0.0)
             if bool((last <= 1e-3 * rtol).all()):
-                break
-        return x
+                return x
 
     @torch.no_grad()
     def solve(

@@ -36,8 +36,6 @@ __all__ = ["SparseProblem"]
 _DATA_PENALTY = {"gaussian": 0.1, "poisson": 2.0}
 # That of bounds and of cells held at zero, relative to the largest curvature that another term adds.
 _BOX_PENALTY = 0.3
-# The first threshold of the differences, in units of their root mean square.
-_FIRST_THRESHOLD = 0.7
 
 
 class SparseProblem:
@@ -153,7 +151,7 @@ class SparseProblem:
                 noise = 1e-4 * self.norms[self.terms.index(term)] * inputs.norm(whole)
                 size = torch.where(image_norm > noise, image_norm, torch.nan) / math.sqrt(term.entries)
                 usual = data * square / self.norms[self.terms.index(term)] ** 2
-                value = term.weight / (_FIRST_THRESHOLD * size)
+                value = term.weight / size  # so that the first threshold is the root mean square
                 value = torch.where(torch.isfinite(value) & (value > 0), value, usual)
                 rho.append(torch.clamp(value, 1e-4 * usual, 1e3 * usual))
                 pull = torch.maximum(pull, rho[-1] * self.norms[self.terms.index(term)] ** 2)

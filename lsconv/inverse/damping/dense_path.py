@@ -21,15 +21,14 @@ import math
 import torch
 from torch import Tensor
 
+from lsconv.border.cost_model import allowed_bytes
+from lsconv.factored.direct_plan import WORK_ARRAYS
 from lsconv.inverse.damping.paths import Evaluation
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import ROUNDING, double
 
 __all__ = ["DensePath"]
-
-# The most numbers of all matrices, 128 MiB in double precision.
-_NUMBERS = 2**24
 
 
 class DensePath:
@@ -85,7 +84,8 @@ class DensePath:
         items, m, n = math.prod(A.batch_shape), A.out_numel, A.in_numel
         rows = m if L is None else max(m, n, L.out_numel // 8)  # the products with L are fast
         smaller = min(m, n) if L is None else n
-        return items * n * smaller * rows <= unknowns**3 and items * n * rows <= _NUMBERS
+        fits = 8 * WORK_ARRAYS * items * n * rows <= allowed_bytes(None, A.device)
+        return items * n * smaller * rows <= unknowns**3 and fits
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Everything at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""

@@ -20,11 +20,10 @@ from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["cleared", "loses_part"]
+__all__ = ["LOST", "cleared", "loses_part"]
 
-# The part of the share that one null vector has of a random vector which counts as lost, and how many of these there
-# are: of one its share is below a thousandth of what is expected once in a thousand times.
-_SEEN, _PROBES = 1e-3, 2
+# The part of the share that one null vector has of a random vector which counts as lost: rounding loses less.
+LOST = 1e-3
 
 
 def loses_part(A: LinearOperator, batch: torch.Size, solve: Callable[[Tensor], Tensor]) -> Tensor:
@@ -36,10 +35,11 @@ def loses_part(A: LinearOperator, batch: torch.Size, solve: Callable[[Tensor], T
         solve: the method, from data to x.
     """
     generator = torch.Generator(device=A.device).manual_seed(0)
-    w = torch.randn(_PROBES, *batch, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
+    # of one its share is below LOST of what is expected once in a thousand times
+    w = torch.randn(2, *batch, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
     space = ItemSpace(A.in_shape, A.dtype, A.device)
     lost = space.norm(solve(A.apply(w)) - w)
-    return ~(lost <= _SEEN / math.sqrt(A.in_numel) * space.norm(w)).all(0)
+    return ~(lost <= LOST / math.sqrt(A.in_numel) * space.norm(w)).all(0)
 
 
 def cleared(
