@@ -17,9 +17,9 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.fft_convolution import inverse_transform
+from lsconv.operators.fft_convolution import FEW_TAPS, inverse_transform, plane_waves
 
-__all__ = ["FrequencyMatrices", "Grid", "frobenius", "hermitian_inverse", "per_frequency", "plane_waves", "symbol"]
+__all__ = ["FrequencyMatrices", "Grid", "frobenius", "hermitian_inverse", "per_frequency", "symbol"]
 
 # Up to this many entries a matrix per frequency is multiplied elementwise in the layout of the FFT; above it, as a
 # batched matrix product after moving the channels last.
@@ -28,9 +28,6 @@ _ELEMENTWISE_ENTRIES = 16
 # takes a third of the time for one vector of 32 channels in double precision.
 _WIDE_ROW_BYTES = 384
 _FEW_VECTORS = {torch.complex64: 1, torch.complex128: 3}
-# Up to this many taps an axis, a sum over the taps that writes frequencies first beats the transform of the grid and
-# the change of layout after it.
-_FEW_TAPS = 16
 
 
 class Grid:
@@ -202,7 +199,7 @@ def symbol(convolution: Convolution, embedding: Embedding | None = None) -> Freq
         embedding = Embedding(convolution)
     grid = Grid(embedding.grid, real=not convolution.is_complex)
     entries = embedding.out_channels * embedding.in_channels
-    if entries > _ELEMENTWISE_ENTRIES and set(embedding.stride) == {1} and max(embedding.kernel_size) <= _FEW_TAPS:
+    if entries > _ELEMENTWISE_ENTRIES and set(embedding.stride) == {1} and max(embedding.kernel_size) <= FEW_TAPS:
         return FrequencyMatrices(grid, _from_taps(convolution, embedding, grid))
     kernel = embedding.kernel_to_grid(convolution.weight)
     # cross-correlation: the conjugate of the transform of the conjugate kernel
@@ -221,12 +218,6 @@ def _from_taps(convolution: Convolution, embedding: Embedding, grid: Grid) -> Te
         k = waves @ k.reshape(math.prod(shape[: 1 + a]), shape[1 + a], -1)
         shape[1 + a] = grid.frequencies[a]
     return k.reshape(shape)
-
-
-def plane_waves(positions: Tensor, n: int, frequencies: int) -> Tensor:
-    """``exp(2 pi i position frequency / n)`` in double precision: ``(positions, frequencies)``."""
-    turns = (positions[:, None].long() * torch.arange(frequencies)) % n
-    return torch.polar(torch.ones(turns.shape, dtype=torch.float64), turns.double() * (2 * math.pi / n))
 
 
 def per_frequency(matrices: Tensor, vectors: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.dtypes import direct_rtol
-from lsconv.fourier.spectrum import norm
 from lsconv.inverse.dense_stack import DenseStack, stacked
 from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
@@ -96,7 +95,6 @@ class FourierPlan:
         self.plan = CirculantPlan(A, damp, rcond=rcond)  # type: ignore[arg-type]
         self.A = self.plan.A
         self.precise = self.A.to(dtype=double(self.A.dtype))
-        self.norm = norm(self.A.with_parameters([self.A.weight.detach()])).double()
 
     def solve(
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
@@ -113,7 +111,7 @@ class FourierPlan:
             plan.damp.expand(batch),
             tolerances=tolerances,
             dtype=A.dtype,
-            norm_bound=self.norm,
+            operator_norm=plan.norm.expand(batch),
             rcond=plan.rcond,
             truncated=True,
             rounding=torch.finfo(plan.dtype).eps,

@@ -27,9 +27,10 @@ from lsconv.border.gram import gram, largest_eigenvalue, product, saddle_inverse
 from lsconv.border.penalty import Penalty
 from lsconv.border.truncated_circulant import truncated_circulant
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, hermitian_inverse, plane_waves
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, hermitian_inverse
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
+from lsconv.operators.fft_convolution import plane_waves
 
 __all__ = ["ONE_PASS", "DirectInverse", "crossed_border", "is_even"]
 

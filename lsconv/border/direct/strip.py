@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder
 from lsconv.border.direct.dense_inverse import indefinite_inverse
-from lsconv.fourier.symbol import hermitian_inverse, plane_waves
+from lsconv.fourier.symbol import hermitian_inverse
+from lsconv.operators.fft_convolution import plane_waves
 
 __all__ = ["MOST_WAVES", "Strip"]
 

@@ -73,7 +73,7 @@ class Recycling:
             if k > (1 - _SPARED) * undeflated + 1:
                 self.pair, self.most = None, 0
                 return
-        if k < _LEAST or deflated.shape[-2] + k > self.most:
+        if k < _LEAST or deflated.shape[-2] + k > self.most or not bool(triangle.isfinite().all()):
             return
         values = torch.linalg.svdvals(triangle)
         far = ((values < 1 / _FAR) | (values > _FAR)).to(torch.float64).mean()
