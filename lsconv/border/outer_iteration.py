@@ -36,12 +36,9 @@ _OUTER_LIMIT = 40
 # against the remainder that it started from, unless every item has fallen by the second factor before.
 _PATIENCE = 5
 _RECURSION_FALL = 1e-4
-# The recursion must claim this, in units of the target, before the remainder is computed to see.
-_CLAIMED = 0.9
-# A step is to leave this, in units of the target, and needs no tighter border residual than the second. A fixed border
-# residual, or one that ignores what the steps before have left, takes up to twice the iterations.
+# A step is to leave this, in units of the target. A fixed border residual, or one that ignores what the steps before
+# have left, takes up to twice the iterations.
 _MARGIN = 0.3
-_LEAST_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 # The border residual of a step that the floor of the factors limits anyway, by less in float64.
 _FLOORED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 # The most that the first step shows of what later ones leave, in units of its tolerance: the misfit falls in it. Before
@@ -174,8 +171,8 @@ class Outer:
                 back = A.apply(p_image) if self.residual_side else A.adjoint(p_image)
                 g = g - space.spread(alpha) * (back + space.spread(self.mu) * p)
                 merit, since = self._merit(u, image, g.to(self.A.dtype)), since + 1
-                going = merit > torch.clamp(_RECURSION_FALL * start, min=_CLAIMED)
-                active = active & (merit > _CLAIMED)
+                going = merit > torch.clamp(_RECURSION_FALL * start, min=1.0)
+                active = active & (merit > 1)
                 if since < _PATIENCE and bool((active & going).any()) and not self.exhausted:
                     continue
                 image = self._image(self.A, u)
@@ -201,7 +198,8 @@ class Outer:
         if gain == 0 and self.plan.inverse.damped:
             gain = _FIRST_GUESS / self.plan.inverse.relative_damp
         needed = _MARGIN / (max(gain, 1.0) * float(torch.where(active, merit, 0).amax()))
-        return min(max(needed, _LEAST_TOLERANCE[self.plan.factors]), _MARGIN)
+        least = torch.finfo(self.plan.factors).eps ** 0.7  # of the digits of the factors, these are left to the border
+        return min(max(needed, least), _MARGIN)
 
     def _image(self, A: LinearOperator, u: Tensor) -> Tensor:
         return A.adjoint(u) if self.residual_side else A.apply(u)

@@ -22,15 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import Limits, spared
+from lsconv.border.cost_model import Limits, allowed_bytes, check_fits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
-from lsconv.border.memory import allowed_bytes, check_fits, plan_bytes
 from lsconv.border.normal_inverse import normal_inverse
-from lsconv.border.normal_problem import least_shift
+from lsconv.border.normal_problem import least_shift, needs_double
 from lsconv.border.outer_iteration import Outer, confirmed, iterated, settled
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
-from lsconv.fourier.dtypes import default_rcond, direct_rtol, needs_double
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
@@ -40,7 +38,7 @@ from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.krylov.lsqr import lsqr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
 __all__ = ["BorderPlan"]
 
@@ -121,7 +119,9 @@ class BorderPlan:
         self.factors = dtype
         floor = least_shift(dtype, damped=bool((self.damp > 0).all()))
         scaled = self._narrow if dtype == self.A.weight.real.dtype else self.scaled
-        limits = spared(self._limits, self._memory_limit, self._needed(dtype))
+        limits = self._limits
+        if self._memory_limit is not None:
+            limits = spared(limits, self._memory_limit, self._needed(dtype))
         mirror = Mirror(scaled) if self._mirrored else None
         self.inverse = normal_inverse(scaled, self.scaled_damp, floor=floor, mirror=mirror, limits=limits)
         read = None if self._mirrored else self.inverse.embedding.read_inputs()
@@ -354,7 +354,7 @@ class BorderPlan:
         allowed, precise = self._allowed(), double(dtype)
         if precise != dtype and needs_double(self.A, self.damp) and self._needed(precise) <= allowed:
             return precise
-        check_fits(self._needed(dtype), allowed, repr(self.A))
+        check_fits(self._needed(dtype), allowed, self.A)
         return dtype
 
     def _needed(self, dtype: torch.dtype) -> int:

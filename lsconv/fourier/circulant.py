@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
-from lsconv.fourier.dtypes import default_rcond, direct_rtol
+from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_inverse import invert, invert_with_penalty, norm_from_below
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, symbol
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
 __all__ = [
     "CirculantPlan",
@@ -119,7 +119,7 @@ class CirculantPlan:
         damp: the damping, a number or a tensor with one per batch item (its shape broadcasts with the batch dimensions
             of ``y``; every entry has matrices of its own).
         rcond: where damp is 0, singular values of at most ``rcond`` times the largest one of the same batch item count
-            as zero; None: :func:`~lsconv.fourier.dtypes.default_rcond` of the operator's dtype.
+            as zero; None: :func:`~lsconv.operators.dtypes.default_rcond` of the operator's dtype.
         penalty: the symbol P of L on the same grid (``symbol(L)``); None: the identity.
 
     Attributes:

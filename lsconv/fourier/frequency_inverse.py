@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, MethodError, ShapeError
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.batched_linalg import inverse as lu_inverse
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
+from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.dtypes import ROUNDING
 
 __all__ = ["FrequencyInverse", "invert", "invert_with_penalty", "norm_from_below", "singular_values_by_frequency"]

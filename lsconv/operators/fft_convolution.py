@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.padding import Pairs, pad, pad_adjoint
 
 __all__ = [
-    "FEW_TAPS",
-    "WORK_BYTES",
+    "FEW_WAVES",
     "FrequencyGrid",
     "direct_cost",
     "fft_cost",
@@ -36,14 +36,10 @@ __all__ = [
     "work_groups",
 ]
 
-# The most bytes of arrays made together on a CPU. Beyond 32 MiB glibc's malloc takes every array from the system anew,
-# a page fault for every 4 KiB, and a transform works on some copies of what it is given.
-WORK_BYTES = 2**24
 
-
-# Up to this many taps an axis, the symbol of many kernels is a sum over the taps, which takes a fraction of the
-# transforms of kernels as large as the grid.
-FEW_TAPS = 16
+# Up to so many positions of an axis are read and written by a product with a wave for each, and kernels of as many taps
+# transformed so; a transform of all costs less for more.
+FEW_WAVES = 48
 
 
 class _Nanoseconds(NamedTuple):
@@ -59,6 +55,7 @@ class _Nanoseconds(NamedTuple):
         multiply: of torch's convolution, per tap, output cell and pair of channels.
         transform: of the FFT, per cell, channel and factor log2(cells).
         product: of the FFT, per cell and pair of channels.
+        call: of the FFT, beyond a call of torch's convolution.
     """
 
     gather: tuple[float, float]
@@ -67,6 +64,7 @@ class _Nanoseconds(NamedTuple):
     multiply: float
     transform: float
     product: float
+    call: float = 92e3
 
 
 # The FFT's costs are a third higher than measured: it is taken where it is clearly faster.
@@ -74,8 +72,6 @@ _COST = {
     torch.float32: _Nanoseconds((0.3, 0.5), (0.8, 2.0), None, 0.015, 0.39, 0.65),
     torch.float64: _Nanoseconds((0.6, 1.5), (0.6, 1.5), 7.5, 0.06, 0.52, 1.95),
 }
-# Nanoseconds that a call by FFT takes beyond one of torch's convolution.
-_FFT_CALL = 92e3
 
 
 def good_fft_length(n: int) -> int:
@@ -99,7 +95,7 @@ def good_fft_length(n: int) -> int:
 
 
 def short_fft_length(n: int) -> int:
-    """The smallest even length of at least ``n`` without prime factors above 13, for where every cell more costs.
+    """The smallest even length of at least ``n`` without prime factors above 13, for grids of which every cell costs.
 
     Per cell it takes somewhat longer than the lengths of :func:`good_fft_length`.
 
@@ -185,7 +181,7 @@ def fft_cost(
     transforms = items * groups * (c_out + c_in) + (groups * c_out * c_in if kernels_too else 0)
     products = items * groups * c_out * c_in * math.prod(grid)
     nanoseconds = transforms * transform_cost(grid) * _COST[real].transform + products * _COST[real].product
-    return nanoseconds * (2 if dtype.is_complex else 1) + _FFT_CALL
+    return nanoseconds * (2 if dtype.is_complex else 1) + _COST[real].call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +251,7 @@ class FrequencyGrid:
         Returns:
             ``(groups, c_out / groups, c_in / groups, *frequencies)``; real kernels keep half of the last axis.
         """
-        if max(weight.shape[-len(self.grid) :]) <= FEW_TAPS:
+        if max(weight.shape[-len(self.grid) :]) <= FEW_WAVES:
             return self._sum_over_taps(weight)
         lead = weight.shape[: -len(self.grid)]
         extent = [d * (k - 1) + 1 for d, k in zip(self.dilation, weight.shape[-len(self.grid) :], strict=True)]
