@@ -26,7 +26,7 @@ from lsconv.border.cost_model import Limits, allowed_bytes, check_fits, plan_byt
 from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import least_shift, needs_double
-from lsconv.border.outer_iteration import Outer, iterated
+from lsconv.border.outer_iteration import Outer, confirmed, iterated, settled
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
 from lsconv.fourier.embedding import Embedding
@@ -156,12 +156,16 @@ class BorderPlan:
         factors = self._factors(y, self.A.out_shape)
         if factors is not None and tolerances.rtol >= ONE_PASS:
             solution = self._certified(y, self._scaled_back(factors.solution(y)), tolerances)
-            if bool(solution.converged.all()):
+            if settled(solution):
                 return solution
         # errors along singular values below damp stand in the gradient by damp^2 alone
         share = None if self.inverse.side == "residual" else _SQUARE_SHARE
-        outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter, share=share)
-        return self._certified(y, outer.x, tolerances, outer)
+
+        def iterate(*, deep: bool = False) -> Solution:
+            outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter, share=share, deep=deep)
+            return self._certified(y, outer.x, tolerances, outer)
+
+        return confirmed(iterate(), lambda: iterate(deep=True), ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: Outer | None = None) -> Solution:
         batch = x.shape[: x.ndim - len(self.A.in_shape)]
@@ -179,6 +183,7 @@ class BorderPlan:
             norm_bound=self._norm,
             rcond=self.rcond,
             rounding=torch.finfo(self.precise.dtype).eps,
+            thorough=not bool((self.damp > 0).all()),
         )
         solution = judge(
             x,

@@ -24,7 +24,7 @@ from lsconv.border.cost_model import Limits, allowed_bytes, check_fits, plan_byt
 from lsconv.border.direct.direct_pass import ONE_PASS
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import least_shift, needs_double
-from lsconv.border.outer_iteration import Outer, iterated
+from lsconv.border.outer_iteration import Outer, confirmed, iterated, settled
 from lsconv.border.penalty import Penalty, Term, as_convolutions
 from lsconv.errors import ArgumentError, MethodError
 from lsconv.fourier.batched_linalg import frobenius
@@ -162,10 +162,14 @@ class StackedPlan:
             own = self.precise.blocks.split(data)[0] if x_prior is not None else y.detach().to(self.precise.dtype)
             x = factors.solution(own) / _spread(self.unit, self.A.in_shape)
             solution = self._certified(y, x, x_prior, tolerances)
-            if bool(solution.converged.all()):
+            if settled(solution):
                 return solution
-        outer = iterated(self, y=data, tolerances=tolerances, max_iter=max_iter)
-        return self._certified(y, outer.x, x_prior, tolerances, outer)
+
+        def iterate(*, deep: bool = False) -> Solution:
+            outer = iterated(self, y=data, tolerances=tolerances, max_iter=max_iter, deep=deep)
+            return self._certified(y, outer.x, x_prior, tolerances, outer)
+
+        return confirmed(iterate(), lambda: iterate(deep=True), ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(
         self, y: Tensor, x: Tensor, x_prior: Tensor | None, tolerances: Tolerances, outer: Outer | None = None

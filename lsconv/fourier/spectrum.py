@@ -15,8 +15,9 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
 from lsconv.factored.singular_values import DENSE_ENTRIES
 from lsconv.fourier.batched_linalg import log_abs_det
-from lsconv.fourier.circulant import block_circulant, double_symbol, real_dtype, singular_values_by_frequency
+from lsconv.fourier.circulant import block_circulant, double_symbol, real_dtype
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.frequency_inverse import singular_values_by_frequency
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution

@@ -19,15 +19,13 @@ from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.embedding import Embedding
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.fft_convolution import inverse_transform
+from lsconv.operators.fft_convolution import FEW_WAVES, inverse_transform, plane_waves
 
 __all__ = [
-    "FEW_WAVES",
     "FrequencyMatrices",
     "Grid",
     "gram",
     "largest_eigenvalue",
-    "plane_waves",
     "product",
     "saddle_inverse",
     "shifted",
@@ -37,9 +35,6 @@ __all__ = [
 # Up to this many entries a matrix per frequency is multiplied elementwise in the layout of the FFT; above it, as a
 # batched matrix product after moving the channels last.
 _ELEMENTWISE_ENTRIES = 16
-# Up to so many positions of an axis are read and written by a product with a wave for each; a transform of all costs
-# less for more.
-FEW_WAVES = 48
 
 
 class Grid:
@@ -230,12 +225,6 @@ def _from_taps(convolution: Convolution, embedding: Embedding, grid: Grid) -> Te
         k = waves @ k.reshape(math.prod(shape[: 1 + a]), shape[1 + a], -1)
         shape[1 + a] = grid.frequencies[a]
     return k.reshape(shape)
-
-
-def plane_waves(positions: Tensor, n: int, frequencies: int) -> Tensor:
-    """``exp(2 pi i position frequency / n)`` in double precision: ``(positions, frequencies)``."""
-    turns = (positions[:, None].long() * torch.arange(frequencies)) % n
-    return torch.polar(torch.ones(turns.shape, dtype=torch.float64), turns.double() * (2 * math.pi / n))
 
 
 def gram(S: Tensor, side: str) -> Tensor:

@@ -22,7 +22,6 @@ from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.fourier.spectrum import norm
 from lsconv.inverse.dense_stack import DenseStack, stacked
 from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
@@ -95,7 +94,6 @@ class FourierPlan:
         self.plan = CirculantPlan(A, damp, rcond=rcond)  # type: ignore[arg-type]
         self.A = self.plan.A
         self.precise = self.A.to(dtype=double(self.A.dtype))
-        self.norm = norm(self.A.with_parameters([self.A.weight.detach()])).double()
 
     def solve(
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
@@ -112,7 +110,7 @@ class FourierPlan:
             plan.damp.expand(batch),
             tolerances=tolerances,
             dtype=A.dtype,
-            norm_bound=self.norm,
+            operator_norm=plan.norm.expand(batch),
             rcond=plan.rcond,
             truncated=True,
             rounding=torch.finfo(plan.dtype).eps,

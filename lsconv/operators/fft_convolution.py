@@ -24,15 +24,22 @@ from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.padding import Pairs, pad, pad_adjoint
 
 __all__ = [
+    "FEW_WAVES",
     "FrequencyGrid",
     "direct_cost",
     "fft_cost",
     "good_fft_length",
     "inverse_transform",
+    "plane_waves",
     "short_fft_length",
     "transform_cost",
     "work_groups",
 ]
+
+
+# Up to so many positions of an axis are read and written by a product with a wave for each, and kernels of as many taps
+# transformed so; a transform of all costs less for more.
+FEW_WAVES = 48
 
 
 class _Nanoseconds(NamedTuple):
@@ -101,6 +108,12 @@ def short_fft_length(n: int) -> int:
         [1, 8, 128, 260, 1024]
     """
     return _smooth_length(n, 2, (2, 3, 5, 7, 11, 13)) if n > 1 else 1
+
+
+def plane_waves(positions: Tensor, n: int, frequencies: int) -> Tensor:
+    """``exp(2 pi i position frequency / n)`` in double precision: ``(positions, frequencies)``."""
+    turns = (positions[:, None].long() * torch.arange(frequencies)) % n
+    return torch.polar(torch.ones(turns.shape, dtype=torch.float64), turns.double() * (2 * math.pi / n))
 
 
 def transform_cost(grid: Sequence[int]) -> float:
@@ -238,6 +251,8 @@ class FrequencyGrid:
         Returns:
             ``(groups, c_out / groups, c_in / groups, *frequencies)``; real kernels keep half of the last axis.
         """
+        if max(weight.shape[-len(self.grid) :]) <= FEW_WAVES:
+            return self._sum_over_taps(weight)
         lead = weight.shape[: -len(self.grid)]
         extent = [d * (k - 1) + 1 for d, k in zip(self.dilation, weight.shape[-len(self.grid) :], strict=True)]
         if any(d > 1 for d in self.dilation):
@@ -247,6 +262,18 @@ class FrequencyGrid:
         placed = pad(weight, [(0, n - e) for n, e in zip(self.grid, extent, strict=True)])
         placed = torch.roll(placed, [-s for s in self.shift], self._axes)
         return self._transform(placed.conj().resolve_conj()).conj().resolve_conj()
+
+    def _sum_over_taps(self, weight: Tensor) -> Tensor:
+        """:meth:`spectrum`, one axis after the other as a sum over its taps."""
+        real, ndim = not weight.is_complex(), len(self.grid)
+        frequencies = (*self.grid[:-1], self.grid[-1] // 2 + 1) if real else self.grid
+        places = zip(weight.shape[-ndim:], self.dilation, self.shift, self.grid, frequencies, strict=True)
+        weight = weight.to(torch.complex128 if weight.dtype in (torch.float64, torch.complex128) else torch.complex64)
+        *others, last = (plane_waves(d * torch.arange(k) - s, n, f).to(weight) for k, d, s, n, f in places)
+        sums = weight @ last
+        for waves in reversed(others):
+            sums = (waves.mT @ sums).flatten(-2)
+        return sums.reshape(*weight.shape[:-ndim], *frequencies)
 
     def apply(self, x: Tensor, spectrum: Tensor, *, work_bytes: int = WORK_BYTES) -> Tensor:
         """The convolution of ``x``, of shape ``(items, groups * c_in, *spatial_in)``, in groups of some items."""

@@ -27,12 +27,10 @@ from lsconv.border.penalty import Penalty
 from lsconv.border.truncated_circulant import truncated_circulant
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.symbol import (
-    FEW_WAVES,
     FrequencyMatrices,
     Grid,
     gram,
     largest_eigenvalue,
-    plane_waves,
     product,
     saddle_inverse,
     shifted,
@@ -40,6 +38,7 @@ from lsconv.fourier.symbol import (
 from lsconv.operators.batch_layout import CACHE_BYTES
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
+from lsconv.operators.fft_convolution import FEW_WAVES, plane_waves
 
 __all__ = [
     "ONE_PASS",

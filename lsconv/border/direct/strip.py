@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder
 from lsconv.fourier.batched_linalg import hermitian_inverse, indefinite_inverse
-from lsconv.fourier.symbol import FEW_WAVES, plane_waves
+from lsconv.operators.fft_convolution import FEW_WAVES, plane_waves
 
 __all__ = ["Strip"]
 

@@ -215,6 +215,12 @@ class _Loop:
         if self.name == "craig":  # without damping, and far from consistent, a system has no least-norm solution
             near = certificate.residual_norm <= _CONSISTENT * self.monitor.residual_bound
             gradient_ok = gradient_ok & ((self.damp > 0) | near)
+        if self.name == "minres" and problem.M is None and any_item(gradient_ok & certificate.excused):
+            # the null space of a Hermitian A is where the residual lies, and the shortest x has no part there
+            along = abs(problem.domain.inner(x, problem.y - problem.A.apply(x)))
+            both = problem.domain.safe_norm(x) * certificate.residual_norm
+            apart = along <= self.options.tolerances.eps**0.5 * both
+            gradient_ok = gradient_ok & ((certificate.excused == 0) | apart)
         met = (certificate.residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
         doubtful, outside = 0 * met, problem.x0 is not None or problem.N is not None
         if outside or problem.M is not None or self.name == "craig":
