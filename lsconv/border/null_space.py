@@ -18,7 +18,7 @@ __all__ = ["NullSpaces", "Overlap"]
 
 # Below so many eps of the largest an eigenvalue is taken for the rounding of zero.
 _ROUNDING = 1e3
-# Relative to the largest, the least singular value of S on the directions that no lift shows.
+# The least singular value of S, relative to the largest, on the directions whose lifts vanish.
 _LEAST_MOVED = 1e-10
 # How many small singular values are looked for at first; four times as many while all are too small.
 _FIRST_VECTORS = 8
@@ -96,7 +96,7 @@ class NullSpaces:
         self._counts = counts
         self.nullity, most = nullity, int(nullity.max())
         null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, kept, strict=True)]
-        # again by themselves: beside the extensions of the other candidates, much longer ones, theirs were rounding
+        # once more without the other candidates, whose extensions are so long that these were rounding beside them
         null = [orthonormalised(v, overlap.between(v)) for v, overlap in zip(null, overlaps, strict=True)]
         # B C^-1 R^T R C^-H B^T is the overlap less S S^H, which is nothing next to it on null
         coupling = [overlap(v) for overlap, v in zip(overlaps, null, strict=True)]

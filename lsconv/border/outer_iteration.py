@@ -32,8 +32,8 @@ from lsconv.operators.convolution import Convolution
 __all__ = ["Outer", "Plan", "confirmed", "iterated", "settled"]
 
 _OUTER_LIMIT = 40
-# Steps without halving, after which an item stays as it is; and steps of a recursion in float32, which loses digits
-# against the remainder that it started from, unless every item has fallen by the second factor before.
+# An item ends after so many steps without halving. A recursion in float32, which loses digits against the remainder
+# that it started from, also ends after so many steps, or when every item has fallen by the second factor.
 _PATIENCE = 5
 _RECURSION_FALL = 1e-4
 # A step is to leave this, in units of the target. A fixed border residual, or one that ignores what the steps before

@@ -80,9 +80,8 @@ def _axis(convolution: Convolution, a: int, grid: int | None, held: bool, apart:
     axis = Axis(1, stride, n_in, n_out, taps, constrained=False)
     before = max(max(-tau for _, tau in taps), 0)
     after = max(max(n_out + tau - axis.inputs(phase) for phase, tau in taps), 0)
-    # without overhang every read is an input and the inputs may fill the grid; otherwise both ends read the same zeros
-    # (N = n + p): every cell more is border, and iterations (Gaussian 15x15, "same", 256², damp 1e-3 of sigma_max, to a
-    # gradient of 1e-8: 7 at 264, 15 at 270 = n + 2p, 70 at 280)
+    # without overhang the inputs may fill the grid; otherwise the outputs of both ends read the same zeros (N = n + p),
+    # because every further cell is border and costs iterations
     needed = max(axis.inputs(0) + max(before, after), n_out)
     if grid is not None:
         length = max(grid, needed)

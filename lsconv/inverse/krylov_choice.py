@@ -109,8 +109,8 @@ def _preconditioner(
             circulant = CirculantPreconditioner(A, damp, side=side)
         except MethodError:
             return None, None
-        # N moves x into the null space of A, and below this damping the gradient does not show that it has come back
-        # M leaves the residual's part beside the range of A divided by damp, with its rounding
+        # Below this damping the gradient does not show whether the part of x that N puts into the null space of A has
+        # gone again; and M divides the residual's part outside the range of A, with its rounding, by damp.
         least = (share**0.5 if circulant.side == "solution" else share) * circulant.norm
         if not bool((damping >= least).all()):
             return None, None

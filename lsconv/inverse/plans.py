@@ -309,7 +309,7 @@ class KrylovStack:
             warnings.simplefilter("ignore", ConvergenceWarning)
             found = lsmr(self.stack, data, N=self.preconditioner, rtol=rtol, atol=atol, max_iter=max_iter, x0=start)
         batch = found.converged.shape
-        # no row where no item had anything to iterate on
+        # the history is empty where no item had to iterate
         norms = None if found.history is None else found.history.operator_norm.nan_to_num()
         solution = stacked_solution(
             self.stack,

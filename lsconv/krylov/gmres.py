@@ -182,7 +182,7 @@ class _GMRES(Method):
         total = torch.hypot(torch.linalg.vector_norm(h, dim=-1), norm)
         if self.precondition is None:
             self.operator_norm = torch.maximum(self.operator_norm, total.reshape(self.problem.batch))
-        # What is left below the rounding of the projection is no direction: an invariant subspace has been found.
+        # A remainder below the rounding of the projection is no direction: the subspace is invariant.
         norm = norm * (norm > 10 * torch.finfo(self.V.dtype).eps * total)
         w.mul_(self.flat.spread(divide(active, norm)).unsqueeze(1))
         self._rotate(j, h, norm, active)

@@ -187,7 +187,7 @@ class _Refinement:
             # Far from the answer the objective tells what a step is worth, near to it only the certificate does.
             better = running & ((new.merit < certificate.merit) | (after < (1 - 1e-8) * before))
             x = torch.where(folded.domain.spread(better).bool(), candidate, x)
-            # r keeps what it has along a direction that was not taken
+            # items that did not take the step have no direction to remember
             d, image = self.directions[-1]
             self.directions[-1] = d * folded.domain.spread(better), image * folded.codomain.spread(better)
             certificate = Certificate(*(torch.where(better, getattr(new, name), getattr(certificate, name))

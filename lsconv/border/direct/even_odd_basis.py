@@ -103,7 +103,7 @@ class SchurInverse:
 
     def logdet(self) -> Tensor:
         """``log |det S|`` by block."""
-        # the determinant of a complex matrix as a map of pairs of real numbers is the square of its absolute value
+        # as a real matrix of twice the size a complex one has the determinant |det|^2
         return torch.stack([inverse.logdet for inverse in self._inverses]).sum(0) * (2 if self._exchanged else 1)
 
     @property

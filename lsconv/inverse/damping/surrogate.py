@@ -36,7 +36,7 @@ from lsconv.operators.fft_convolution import good_fft_length
 
 __all__ = ["TaperedPath"]
 
-# The share of the data, at both ends of every axis together, over which they fade.
+# The share of an axis, both ends together, over which the data fade to zero.
 _TAPER = 0.25
 # The least size of an axis, which is also no less than the kernel.
 _LEAST_DATA = 6
@@ -137,7 +137,7 @@ class TaperedPath:
         unit = torch.where(p > 0, s, 0).amax(-1, keepdim=True) / p.amax(-1, keepdim=True)
         # beyond these bounds a damp that is searched fits everything or nothing
         self.q = (s / p).nan_to_num(0.0, torch.inf).clamp(1e-15 * unit, 1e10 * unit)
-        # where L sees nothing every damp fits the data, which no function of q says of the determinant
+        # directions in the null space of L are not in the determinant, and q does not tell them
         self.number, self.seen = number, number * (p > 0)
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:

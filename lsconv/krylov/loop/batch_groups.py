@@ -111,7 +111,7 @@ def group_size(problem: Problem, options: Options, threads: int) -> int:
         return items
     if problem.M is not None or problem.N is not None or transforming() or torch.compiler.is_compiling():
         return items
-    # Known to consist of its tensors, which are few beside the vectors, and the same for all items.
+    # An operator is solved with in groups if all it reads is tensors that are small and shared by all items.
     known = A.capturable and math.prod(A.batch_shape) == 1
     if not known or sum(tensor.numel() for tensor in A.parameters()) > numel:
         return items

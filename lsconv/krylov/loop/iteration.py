@@ -160,7 +160,7 @@ class _Loop:
             self._show(method)
         if self.options.callback is not None and running:
             residual, gradient, _, _ = self.monitor.rows[-1]
-            # copies: a callback may keep them, and replayed iterations write where the last ones did
+            # copies, which a callback may keep: a replayed iteration overwrites its tensors
             now = [self.problem.tensor(scalar).clone() for scalar in (self.monitor.running, residual, gradient)]
             state = IterationState(step, now[0], now[1], now[2], lambda: self.extract(method.solution()).clone())
             if self.options.callback(state):

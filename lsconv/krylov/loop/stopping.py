@@ -45,8 +45,8 @@ from lsconv.operators.batch_layout import broadcast_shapes
 
 __all__ = ["EXCUSED", "Certificate", "Tolerances", "certified", "certify", "default_rtol", "strays"]
 
-# An x longer than ||y|| / ||A|| by more than the inverse of this shows small singular values, where an error hides in
-# the rounding of the gradient: that excuses no longer x.
+# The rounding of the gradient excuses an x up to ||y|| / (EXCUSED ||A||) long. A longer one shows small singular
+# values, and an error along these hides in that rounding.
 EXCUSED = 0.03
 # The part of x in the null space of A, in units of rtol, that a damped answer may have.
 _NULL_SHARE = 10.0
@@ -215,7 +215,7 @@ def certify(
         norm_a = maximum(norm_a, operator_norm)
     total = hypot(r_norm, damp * x_norm)
     r_bound, g_bound = tolerances.residual_bound(y_norm), tolerances.gradient_bound(norm_a, total)
-    # a gradient that is near its bound may lack no more than a better bound of ||A||
+    # the bound of a gradient that is near it may only be low because that of ||A|| is
     close = (g_norm > g_bound) & (g_norm <= 1e4 * g_bound) & (total > r_bound)
     if sharpen and not square and type(y) is Tensor and any_item(close):
         norm_a = maximum(norm_a, hypot(spread_out(_norm_from_below(A, domain, codomain)), damp))
