@@ -132,8 +132,13 @@ class NormalInverse(ABC):
         """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none."""
         return self.problem.nullity(deficient=self._deficient)
 
-    def expect(self, batch: tuple[int, ...]) -> DirectInverse | None:
-        """The factors for right-hand sides of this batch shape, which are made where they are the cheaper way."""
+    def expect(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
+        """The factors for right-hand sides of this batch shape, which are made where they are the cheaper way.
+
+        Args:
+            batch: the batch shape.
+            solves: how many of them are expected, one after the other.
+        """
         return self.direct if isinstance(self.direct, DirectInverse) else None
 
     def iterate(self) -> None:
@@ -274,12 +279,12 @@ class BorderInverse(NormalInverse):
         """The unknowns on the border, for each block."""
         return self.border.size
 
-    def expect(self, batch: tuple[int, ...]) -> DirectInverse | None:
+    def expect(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
         """The factors for right-hand sides of this batch shape, which are made where they are the cheaper way."""
         limits = self.problem.request.limits
         if self.direct is None and "on_border" not in self.__dict__ and not self.problem.request.whole:
             expected = expected_iterations(self.condition if self.definite else self.condition**2)
-            most = expected if limits.at_once is None else limits.at_once
+            most = solves * (expected if limits.at_once is None else limits.at_once)
             cheap = self.model.factors(self._cost) <= most * self.model.iteration(self.embedding.rest(batch)[1])
             fits = self.model.bytes(self._cost) <= allowed_bytes(limits.spare_bytes, self.convolution.device)
             if cheap and fits:

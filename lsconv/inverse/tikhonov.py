@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -25,8 +24,7 @@ from lsconv.fourier.dtypes import direct_rtol
 from lsconv.inverse.bounded import bounded_least_squares
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
-from lsconv.inverse.dense_stack import DenseStack
-from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, Plan
+from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, PenalisedPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import penalty_fallback, penalty_plan, route
 from lsconv.inverse.solve import Fallback, merged, with_fallback, without_items
@@ -170,7 +168,7 @@ class _Routed:
         A, L, x_prior = problem.A, problem.L, problem.x_prior
         data = prepare(A, problem.y, damp=problem.damp, x0=self.x0, check_finite=self.check_finite, name="y")
         damping = check_damp(problem.damp, A)
-        plan: Plan | StackedPlan | KrylovStack | DenseStack
+        plan: Plan | PenalisedPlan
         inverse: Inverse
         if L is None or not bool((damping > 0).any()):
             plan = self._plan(A, damping)
@@ -296,7 +294,7 @@ class _KeptPlan:
     """A plan that is kept, for the values of A, L and damp that it was made for."""
 
     A: LinearOperator
-    plan: StackedPlan | KrylovStack
+    plan: PenalisedPlan
 
     def answer(self, problem: LeastSquares) -> tuple[Tensor, Inverse]:
         """The x for the data and the prior of the problem."""
