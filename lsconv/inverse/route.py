@@ -37,6 +37,7 @@ from lsconv.inverse.plans import (
 )
 from lsconv.inverse.reduced_plan import ReducedPlan, core
 from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, deciding, reduction, small_matrices
+from lsconv.inverse.weighted import WeightedPlan
 from lsconv.operators.algebra import Product, Scaled
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -92,6 +93,8 @@ def route(
                                                                 otherwise LSMR
     mask, crop or constant diagonal before one of these,        the plan of the whole, and conjugate gradients on the
     damped                                                      outputs that it leaves out (:class:`MissingPlan`)
+    varying diagonal before a convolution, damped               conjugate gradients, preconditioned by the border of the
+                                                                mean weight (:class:`WeightedPlan`)
     any other operator                                          "lsmr", preconditioned where that is safe
     ==========================================================  ==================================================
 
@@ -149,9 +152,9 @@ def route(
         )
         return plan if smaller.same_shapes else ReducedPlan(smaller, plan, damp)
     if method in ("auto", "border") and not started and not chosen:
-        missing = _with_missing(A, damp, method, memory_limit)
-        if missing is not None:
-            return missing
+        with_rows = _with_rows(A, damp, method, memory_limit)
+        if with_rows is not None:
+            return with_rows
     decided = deciding(A, memory_limit, rcond)
     if method in SMALL_MATRICES:
         return small_matrices(A, damp, method, **decided)
@@ -195,7 +198,7 @@ def penalty_plan(
     *,
     method: str = "auto",
     memory_limit: int | None = None,
-) -> StackedPlan | KrylovStack | MissingPlan:
+) -> StackedPlan | KrylovStack | MissingPlan | WeightedPlan:
     """The plan for a general L and damp > 0: exact where A and L are convolutions on one grid, otherwise LSMR.
 
     Raises:
@@ -206,9 +209,9 @@ def penalty_plan(
     if method not in ("auto", "fourier", "border", "lsmr"):
         raise ArgumentError(f'method: with L expected one of "auto", "fourier", "border", "lsmr", got {method!r}')
     if method in ("auto", "border"):
-        missing = _with_missing(A, damp, method, memory_limit, L)
-        if missing is not None:
-            return missing
+        with_rows = _with_rows(A, damp, method, memory_limit, L)
+        if with_rows is not None:
+            return with_rows
     smaller = reduction(A, whole=True)
     A = A if smaller is None else smaller.B
     damping = torch.as_tensor(damp)
@@ -294,7 +297,7 @@ def fallback(
             return _border(A, damp, None)
         except (MethodError, PlanMemoryError):
             return krylov_plan(A, damp, "lsmr")
-    through_border = isinstance(plan, (*BORDER_PLANS, MissingPlan))
+    through_border = isinstance(plan, (*BORDER_PLANS, MissingPlan, WeightedPlan))
     return KrylovPlan(A, damp, "lsmr") if through_border and rcond is None else None
 
 
@@ -319,19 +322,21 @@ def _trial_iterations(A: LinearOperator, damp: Tensor | float) -> int:
     return int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(torch.as_tensor(damp).shape)) / iteration)
 
 
-def _with_missing(
+def _with_rows(
     A: LinearOperator, damp: Tensor | float, method: str, memory_limit: int | None, L: LinearOperator | None = None
-) -> MissingPlan | None:
-    """The plan of a masked convolution through that of the whole one, where that has an exact one; else None."""
+) -> MissingPlan | WeightedPlan | None:
+    """The plan of a convolution behind a mask, crop or diagonal, through that of the convolution; None without one."""
     damping, rows = torch.as_tensor(damp, dtype=torch.float64), None
     if isinstance(A, (Product, Scaled)) and bool((damping > 0).all()):
         rows = MeasuredRows.of(A)
-    weight = None if rows is None or not isinstance(rows.core, Convolution) else rows.uniform()
-    if rows is None or weight is None:
+    if rows is None or not isinstance(rows.core, Convolution):
         return None
-    inner: Plan | StackedPlan | KrylovStack | MissingPlan
-    core_damp, B = damping / weight.double().sqrt(), rows.core.to(dtype=double(A.dtype))
+    weight = rows.uniform()
     try:
+        if weight is None:
+            return WeightedPlan(A, rows, damping, L)
+        core_damp, B = damping / weight.double().sqrt(), rows.core.to(dtype=double(A.dtype))
+        inner: Plan | StackedPlan | KrylovStack | MissingPlan | WeightedPlan
         if L is None:
             inner = route(B, core_damp, method=method, memory_limit=memory_limit)
         else:

@@ -32,6 +32,7 @@ from lsconv.inverse.damping.stochastic_paths import BorderPath, SolverPath
 from lsconv.inverse.damping.subimages import as_windows
 from lsconv.inverse.damping.surrogate import TaperedPath
 from lsconv.inverse.identical_groups import SharedGroups
+from lsconv.inverse.observation import Observation
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_operator, prepare
@@ -63,6 +64,8 @@ def choose_damp(
     *,
     L: OperatorLike | None = None,
     x_prior: Tensor | None = None,
+    observed: Tensor | None = None,
+    weights: Tensor | None = None,
     noise_std: float | Tensor | None = None,
     trace: str = "auto",
     likeness: bool = True,
@@ -84,6 +87,8 @@ def choose_damp(
             where the problem is small, and otherwise taken to be what is constant along its last axes, or nothing,
             whichever its action shows.
         x_prior: what the penalty pulls to, ``(*batch, *in_shape)``.
+        observed: True where y was measured, a bool tensor that broadcasts with y; what stands elsewhere is no data.
+        weights: the weights of the squares, as in :func:`lsconv.tikhonov`.
         noise_std: standard deviation of the noise in every entry of y (of the whole complex number), a number or one
             per batch item; for "discrepancy" and "upre".
         trace: "auto", "exact" or "stochastic". "auto" takes exact traces when they are cheap: circular convolutions,
@@ -116,6 +121,10 @@ def choose_damp(
     if trace not in ("auto", "exact", "stochastic"):
         raise ArgumentError(f'trace: expected "auto", "exact" or "stochastic", got {trace!r}')
     A = as_operator(A, y)
+    if observed is not None or weights is not None:
+        A.check_output(y, "y")
+        observation = Observation.of(A, observed, weights)
+        A, y = observation.operator(A), observation.data(y)
     smaller = Reduction.trimmed(A) if isinstance(A, Convolution) else None
     A = smaller.B if smaller is not None and smaller.same_shapes else A
     problem = prepare(A, y, check_finite=False, name="y")
