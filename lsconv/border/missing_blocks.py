@@ -13,11 +13,10 @@ whose entries decay with the distance: outputs that are near to each other make 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from lsconv.border.border_set import largest_piece, near_cells
 from lsconv.border.gram import gram, shifted
 from lsconv.border.penalty import Penalty
 from lsconv.border.truncated_circulant import truncated_circulant
@@ -26,9 +25,6 @@ from lsconv.fourier.symbol import FrequencyMatrices, hermitian_inverse
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["MissingBlocks"]
-
-# Operations of making the blocks, per cell of the grid: some answers of a plan take as long.
-_WORK = 2000
 
 
 class MissingBlocks:
@@ -55,10 +51,10 @@ class MissingBlocks:
         self.embedding = Embedding(what.convolution, grid, own)
         cells = self.embedding.outputs_to_grid(missing.to(torch.uint8))[0]
         count = int(cells.sum())
-        most = math.isqrt(3 * _WORK * cells.numel() // max(count, 1))
+        most = largest_piece(count, cells.numel())
         for number, members in enumerate(cells):
             places = members.nonzero()
-            pieces += [(number, places[part]) for part in _split(places, torch.arange(len(places)), most)]
+            pieces += [(number, places[part]) for part in near_cells(places, most)]
         size = max((len(places) for _, places in pieces), default=0)
         self.index = torch.full((len(pieces), size), cells.numel())  # one past the end: nothing
         entries = kernel.kernel()
@@ -110,20 +106,3 @@ def _between(entries: Tensor, places: Tensor) -> Tensor:
     for n, p in zip(entries.shape[2:], positions, strict=True):
         lag = lag * n + (p[:, None] - p[None, :]) % n
     return entries.flatten(2)[channel[:, None], channel[None, :], lag]
-
-
-def _split(places: Tensor, members: Tensor, most: int) -> list[Tensor]:
-    """Parts of at most so many cells, cut at the widest gap in the middle half along an axis."""
-    if len(members) <= most:
-        return [members] if len(members) else []
-    if most < 2:
-        return []
-    quarter = len(members) // 4
-    found = []
-    for a in range(1, places.shape[1]):
-        ordered, order = places[members, a].sort()
-        gaps = ordered.diff()[quarter : len(members) - quarter]
-        cut = int(gaps.argmax())
-        found.append((int(gaps[cut]), int(ordered[-1] - ordered[0]), a, quarter + cut + 1, order))
-    _, _, _, cut, order = max(found, key=lambda each: each[:3])
-    return [part for half in (order[:cut], order[cut:]) for part in _split(places, members[half], most)]

@@ -69,6 +69,7 @@ def normal_inverse(
     mirror: Mirror | None = None,
     corners: bool = True,
     limits: Limits | None = None,
+    missing: Tensor | None = None,
 ) -> NormalInverse:
     r"""The inverse of a normal operator of A, regularised by ``mu``, to the accuracy of its border iteration.
 
@@ -84,9 +85,11 @@ def normal_inverse(
         mirror: that of ``convolution``, whose padding is not zeros; then "solution" is the side, and damp > 0.
         corners: precondition also the corners of the border.
         limits: by which means a border is solved; None: those of the cost model.
+        missing: outputs that are not measured, as in :class:`~lsconv.border.normal_problem.Request`.
     """
     damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
-    return _inverse_of(Request(convolution, damp, floor, side, penalty, mirror, corners, spared(limits, None, 0)))
+    limits = spared(limits, None, 0)
+    return _inverse_of(Request(convolution, damp, floor, side, penalty, mirror, corners, limits, missing=missing))
 
 
 def _inverse_of(request: Request) -> NormalInverse:
@@ -214,11 +217,13 @@ class BorderInverse(NormalInverse):
     def __init__(self, problem: NormalProblem) -> None:
         super().__init__(problem)
         self._make(problem)
+        if problem.request.missing is not None:
+            self.border = self.border.with_cells(problem.missing_cells())
         definite, request = self.definite, problem.request
         self.model = CostModel(self.embedding.blocks, math.prod(self.embedding.grid), self.system.rows, definite)
         scale = float(self.scale.amax())
         self.condition = float(frobenius(self.inverse.matrices).amax()) * (scale if definite else math.sqrt(scale))
-        crossed = request.mirror is None and not request.whole and DirectInverse.serves(self.convolution)
+        crossed = request.crossed and not request.whole and DirectInverse.serves(self.convolution)
         self._crossed = crossed and (request.penalty is not None or self.condition <= _CONDITION[definite])
         self._shortest, self._cost = self._cost_of_factors()
 
@@ -239,7 +244,7 @@ class BorderInverse(NormalInverse):
             # beyond this condition rounding would pass for evenness
             least = min(self.condition, 1e6 if self.definite else 1e3)
             return cheapest_grid(what, self.system, request.penalty, self.model, least)
-        onto = None if request.penalty is not None or request.mirror is not None else what.convolution
+        onto = what.convolution if request.crossed and request.penalty is None else None
         return True, whole_cost(self.embedding, self.form, onto, self.border)
 
     def go_direct(self) -> None:
@@ -323,6 +328,8 @@ class BorderInverse(NormalInverse):
             z, more, again = self.continued(f, tolerance, max_iter)
             return z, count + more, again
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
+        if residual and self.problem.request.missing is not None:
+            z = z.masked_fill(self.problem.request.missing, 0)
         return z if mirror is None else mirror.cropped(z), count, u
 
     @property

@@ -21,20 +21,28 @@ import torch
 from torch import Tensor
 
 from lsconv.border.missing_blocks import MissingBlocks
+from lsconv.border.normal_inverse import normal_inverse
+from lsconv.border.normal_problem import least_shift
+from lsconv.border.outer_iteration import iterated
 from lsconv.border.penalty import Penalty, as_convolutions
-from lsconv.border.stacked_plan import stacked_solution
+from lsconv.border.stacked_plan import stacked_data, stacked_solution
+from lsconv.errors import MethodError
 from lsconv.fourier.dtypes import direct_rtol
+from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.dense_stack import stacked
+from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import double
+from lsconv.operators.elementary import Mask
 from lsconv.operators.observed import MeasuredRows
 
-__all__ = ["MissingPlan"]
+__all__ = ["MissingBorderPlan", "MissingPlan"]
 
 
 class Inner(Protocol):
@@ -79,7 +87,8 @@ class MissingPlan:
             terms = as_convolutions(L.to(dtype=self.core.dtype), self.core.ndim)
             assert terms is not None  # the plan is that of A with them
             penalty = Penalty(self.core, terms, self.damp / self._ratio)
-        self.blocks = MissingBlocks(self.core, self.damp / self._ratio, self.missing, penalty)
+        if inner is not None:
+            self.blocks = MissingBlocks(self.core, self.damp / self._ratio, self.missing, penalty)
         self.space = ItemSpace(self.core.out_shape, self.core.dtype, self.core.device)
 
     # ------------------------------------------------------------------ answers
@@ -241,3 +250,67 @@ class MissingPlan:
             f"MissingPlan({share:.2g} % of the outputs missing, in {pieces} block(s) of up to "
             f"{self.blocks.index.shape[-1]}, by {self.inner!r})"
         )
+
+
+class MissingBorderPlan(MissingPlan):
+    """The same through one border, to which the missing outputs belong: their system and its own are one iteration.
+
+    For plans of A that iterate on its border for every answer. The outer iteration is that of the whole operator.
+
+    Args:
+        A: the masked operator.
+        rows: what it takes of a convolution, all with one weight.
+        damp: the damping, > 0, a number or one per batch item.
+        L: the penalty; None: the identity.
+
+    Raises:
+        MethodError: items, or groups, miss different outputs; or A, or L, has no border.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, A: LinearOperator, rows: MeasuredRows, damp: Tensor | float, L: LinearOperator | None = None
+    ) -> None:
+        super().__init__(A, rows, None, damp, L)
+        core, ndim = self.core, len(self.core.out_shape)
+        assert isinstance(core, Convolution)
+        lost = self.missing.reshape(-1, core.groups, core.out_shape[0] // core.groups, *core.spatial_out)
+        if not bool((lost == lost[:1, :1]).all()) or not Embedding.exists(core) or self._ratio.numel() > 1:
+            raise MethodError("A: one border serves items and groups that miss the same outputs, behind zero padding")
+        core = core.with_parameters([core.weight.detach() * self._ratio.reshape(())])
+        mask = Mask(~self.missing.flatten(0, -ndim - 1)[0] if self.missing.ndim > ndim else ~self.missing)
+        self.scaled: LinearOperator = (mask @ core).for_dtype(core.dtype)
+        self.scaled_damp, penalty = self.damp, None
+        if L is not None:
+            L = L.to(dtype=core.dtype)
+            terms = as_convolutions(L, core.ndim)
+            if terms is None or not Penalty.serves(core, terms):
+                raise MethodError(f"L: {L!r} and {core!r} are not convolutions on one grid")
+            penalty = Penalty(core, terms, self.damp)
+            self.scaled, self.scaled_damp = VStack([self.scaled, L * self.damp]), torch.zeros_like(self.damp)
+        self.unit, self.read, self.factors = torch.ones_like(self.damp), None, core.weight.real.dtype
+        floor = least_shift(self.factors, damped=True)
+        shift = self.damp if L is None else torch.zeros_like(self.damp)
+        self.inverse = normal_inverse(core, shift, floor=floor, penalty=penalty, missing=~mask.mask)
+        if L is None:
+            self.read = self.inverse.embedding.read_inputs()
+
+    def _filled(self, y: Tensor, rtol: float, atol: float, max_iter: int | None) -> tuple[Tensor, Tensor]:
+        tolerances = Tolerances.of(self.core.dtype, rtol, atol)
+        data = self.lifting.data(y) * self._ratio.reshape(())
+        if self.L is not None:
+            data = stacked_data(self.scaled, data, None)  # type: ignore[arg-type]
+        outer = iterated(self, y=data, tolerances=tolerances, max_iter=max_iter)
+        return outer.x, outer.iterations
+
+    def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
+        rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
+        wide = g.detach().to(self.core.dtype)
+        if self.inverse.side == "residual":
+            apply = lambda data, rtol: self._filled(data, rtol, 0.0, None)[0]
+            return normal_by_apply(self.precise, self.damp, apply, wide, rtol=rtol, share=1.0)
+        return iterated(self, v=wide, tolerances=Tolerances.of(self.core.dtype, rtol, 0.0)).x
+
+    def __repr__(self) -> str:
+        share = 100 * float(self.missing.double().mean())
+        return f"MissingBorderPlan({share:.2g} % of the outputs missing, {self.inverse.describe()})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 from typing import Any
@@ -26,7 +27,7 @@ from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.dense_stack import DenseStack
 from lsconv.inverse.krylov_choice import krylov_plan
-from lsconv.inverse.missing import MissingPlan
+from lsconv.inverse.missing import MissingBorderPlan, MissingPlan
 from lsconv.inverse.plans import (
     KRYLOV,
     FourierPlan,
@@ -53,8 +54,8 @@ _MIRRORED_CHANNELS = 4
 # Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
 # iterations below which LSMR is not tried.
 _OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 8e6, 30
-# Answers of the plan of a whole convolution that one answer with missing outputs is expected to take.
-_EXPECTED_ANSWERS = 10
+# Answers of the plan of a whole convolution, in iterations on its border, that are worth its factors.
+_EXPECTED_ANSWERS = 2
 
 
 def route(
@@ -346,7 +347,10 @@ def _with_rows(
     if isinstance(core(inner), (KrylovPlan, KrylovStack)):
         return None
     if isinstance(core(inner), (BorderPlan, StackedPlan)):
-        core(inner).inverse.expect(tuple(core(inner).inverse.embedding.batch_shape), _EXPECTED_ANSWERS)
+        inverse = core(inner).inverse
+        if inverse.unknowns and inverse.expect(tuple(inverse.embedding.batch_shape), _EXPECTED_ANSWERS) is None:
+            with contextlib.suppress(MethodError):
+                return MissingBorderPlan(A, rows, damping, L)
     return MissingPlan(A, rows, inner, damping, L)
 
 
