@@ -272,14 +272,13 @@ class MissingBorderPlan(MissingPlan):
         self, A: LinearOperator, rows: MeasuredRows, damp: Tensor | float, L: LinearOperator | None = None
     ) -> None:
         super().__init__(A, rows, None, damp, L)
-        core, ndim = self.core, len(self.core.out_shape)
+        core = self.core
         assert isinstance(core, Convolution)
-        lost = self.missing.reshape(-1, core.groups, core.out_shape[0] // core.groups, *core.spatial_out)
-        if not bool((lost == lost[:1, :1]).all()) or not Embedding.exists(core) or self._ratio.numel() > 1:
+        lost = rows.missing(core.groups)
+        if lost is None or not Embedding.exists(core) or self._ratio.numel() > 1:
             raise MethodError("A: one border serves items and groups that miss the same outputs, behind zero padding")
         core = core.with_parameters([core.weight.detach() * self._ratio.reshape(())])
-        mask = Mask(~self.missing.flatten(0, -ndim - 1)[0] if self.missing.ndim > ndim else ~self.missing)
-        self.scaled: LinearOperator = (mask @ core).for_dtype(core.dtype)
+        self.scaled: LinearOperator = Mask(~lost, dtype=core.dtype) @ core
         self.scaled_damp, penalty = self.damp, None
         if L is not None:
             L = L.to(dtype=core.dtype)
@@ -291,7 +290,7 @@ class MissingBorderPlan(MissingPlan):
         self.unit, self.read, self.factors = torch.ones_like(self.damp), None, core.weight.real.dtype
         floor = least_shift(self.factors, damped=True)
         shift = self.damp if L is None else torch.zeros_like(self.damp)
-        self.inverse = normal_inverse(core, shift, floor=floor, penalty=penalty, missing=~mask.mask)
+        self.inverse = normal_inverse(core, shift, floor=floor, penalty=penalty, missing=lost)
         if L is None:
             self.read = self.inverse.embedding.read_inputs()
 

@@ -84,6 +84,17 @@ class MeasuredRows:
         least = torch.where(weights > 0, weights, torch.inf).amin(-1)
         return most if bool((least >= most).all()) and bool((most > 0).all()) else None
 
+    def missing(self, groups: int = 1) -> Tensor | None:
+        """The outputs of A that no data are of, ``core.out_shape``; None where items or groups miss different ones.
+
+        Args:
+            groups: of the first axis of ``core.out_shape``.
+        """
+        shape = self.core.out_shape
+        lost = (self.scale == 0).reshape(-1, *shape)
+        parts = lost.reshape(-1, groups, shape[0] // groups, *shape[1:])
+        return lost[0] if bool((parts == parts[:1, :1]).all()) else None
+
     def data(self, y: Tensor) -> Tensor:
         """The data z of A for data of ``R A``, zero where there are none."""
         weights = self.weights

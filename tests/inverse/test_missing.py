@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.inverse.missing import MissingPlan
+from lsconv.inverse.missing import MissingBorderPlan, MissingPlan
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.observed import MeasuredRows
 
 F64 = torch.float64
 
@@ -233,3 +234,49 @@ def test_dead_pixels_of_an_image_take_few_iterations() -> None:
             plain = lsconv.lstsq(lsconv.Mask(keep) @ A, y, damp=damp, method="lsmr", preconditioner=None, max_iter=100)
         assert bool(solution.converged)
         assert int(solution.iterations) <= most < int(plain.iterations)
+
+
+@pytest.mark.parametrize("penalised", [False, True])
+@pytest.mark.parametrize("damp", [0.5, 1e-2])
+@pytest.mark.parametrize("name", ["valid", "same", "full", "periodic", "tall", "line", "volume", "groups"])
+def test_the_missing_outputs_may_be_cells_of_the_border(name: str, damp: float, penalised: bool) -> None:
+    A = CONVOLUTIONS[name]
+    y, _ = data(A)
+    keep = torch.rand(A.out_shape[1:], generator=torch.Generator().manual_seed(1)).expand(A.out_shape) > 0.2
+    B, y = (2 * lsconv.Mask(keep) @ A).for_dtype(F64), torch.where(keep, torch.nan_to_num(y), 0)
+    L = lsconv.Gradient(A.in_shape, ndim=A.ndim, dtype=F64) if penalised else None
+    rows = MeasuredRows.of(B)
+    assert rows is not None
+    plan = MissingBorderPlan(B, rows, damp, L)
+    solution = plan.solve(y)
+    assert solution.converged.all()
+    assert apart(solution.x, minimiser(B, y, damp, L)) < 1e-7
+    v = plan.normal_solve(solution.x)
+    left = B.adjoint(B(v)) + damp**2 * (v if L is None else L.adjoint(L(v)))
+    assert apart(left, solution.x) < 1e-7
+
+
+@pytest.mark.usefixtures("iterated")
+def test_an_iterating_border_takes_the_missing_outputs_in() -> None:
+    A = lsconv.blur_operator(kernel(5, 5).abs() / 15, (40, 44))
+    L = lsconv.Gradient(A.in_shape, ndim=2, dtype=F64)
+    y, keep = data(A, 0.02)
+    B = (lsconv.Mask(keep) @ A).for_dtype(F64)
+    plan = penalty_plan(B, L, 0.1)
+    assert isinstance(plan, MissingBorderPlan)
+    assert "of the outputs missing, form='valid'" in repr(plan)
+    y = torch.where(keep, y, 0)
+    solution = plan.solve(y)
+    unmasked = lsconv.tikhonov(A, y, 0.1, L=L)
+    assert bool(solution.converged)
+    assert 0 < int(solution.iterations) < 2 * int(unmasked.iterations) + 4
+    assert apart(solution.x, minimiser(B, y, 0.1, L)) < 1e-8
+
+
+def test_items_that_miss_different_outputs_have_no_common_border() -> None:
+    A = CONVOLUTIONS["valid"]
+    keep = torch.rand(2, *A.out_shape, generator=torch.Generator().manual_seed(1)) > 0.2
+    rows = MeasuredRows.of(lsconv.Mask(keep, 1, dtype=F64) @ A)
+    assert rows is not None
+    with pytest.raises(lsconv.MethodError, match="one border serves items"):
+        MissingBorderPlan(lsconv.Mask(keep, 1, dtype=F64) @ A, rows, 0.1)

@@ -23,7 +23,7 @@ from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.spectrum import norm as spectral_norm
 from lsconv.inverse.damping.dense_path import DensePath
-from lsconv.inverse.damping.measured import zero_rows
+from lsconv.inverse.damping.measured import interpolated, zero_rows
 from lsconv.inverse.damping.paths import DampPath, ExactPath, FilterPath
 from lsconv.inverse.damping.rules import RULES, WITH_NOISE, WITH_TRACE, Criterion
 from lsconv.inverse.damping.search import LocalSearch, Search
@@ -36,8 +36,11 @@ from lsconv.inverse.observation import Observation
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_operator, prepare
+from lsconv.operators.algebra import Product
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.elementary import Mask
+from lsconv.operators.observed import MeasuredRows
 from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
@@ -51,6 +54,8 @@ _PER_DECADE, _CURVATURE_PER_DECADE = 2, 5
 # Border unknowns per block, or unknowns, up to which "auto" takes exact traces: a second or two of one core. Without a
 # border, or that of a small volume, the stochastic search is dearer, and twice as many unknowns are decomposed.
 _EXACT_UNKNOWNS = 1024
+# The part of the data that may be missing where the surrogate is that of interpolated data.
+_MOST_MISSING = 0.2
 
 
 @torch.no_grad()
@@ -265,10 +270,12 @@ def _paths(
             f'and with L both circular; got {A!r} and L={L!r}; use trace="stochastic"'
         )
     coarse: DampPath | None = None
-    if likeness and isinstance(A, Convolution):
-        if TaperedPath.serves(A, L):
-            coarse = TaperedPath(A, y, L, determinant=determinant)
-        else:
+    whole = A if isinstance(A, Convolution) else _unmasked(A)
+    if likeness and whole is not None:
+        if TaperedPath.serves(whole, L):
+            filled = y if whole is A else interpolated(y, A)
+            coarse = TaperedPath(whole, filled, L, determinant=determinant)
+        elif whole is A:
             small = as_windows(A, y, L)
             coarse = None if small is None else _stochastic(small.A, small.y.flatten(0, 1), small.L)
     if coarse is None:
@@ -286,9 +293,23 @@ def _stochastic(
     local: bool = False,
 ) -> BorderPath | SolverPath:
     scale = _scale(A, L) if scale is None else scale
-    if isinstance(A, Convolution) and BorderPath.serves(A, L):
-        return BorderPath(A, y, scale, L, count, local=local)
+    whole = A if isinstance(A, Convolution) else _unmasked(A)
+    if whole is not None and BorderPath.serves(whole, L):
+        missing = None if whole is A else ~A.operators[0].mask  # type: ignore[attr-defined]
+        return BorderPath(whole, y, scale, L, count, local=local, missing=missing)
     return SolverPath(A, y, L, scale, count, local=local)
+
+
+def _unmasked(A: LinearOperator) -> Convolution | None:
+    """The convolution behind one mask for all items and groups, of which few outputs are missing; else None."""
+    if not isinstance(A, Product) or len(A.operators) != 2 or not isinstance(A.operators[0], Mask):
+        return None
+    whole = A.operators[1]
+    if not isinstance(whole, Convolution) or not Embedding.exists(whole):
+        return None
+    lost = MeasuredRows.of(A)
+    missing = None if lost is None or A.operators[0].batch_shape else lost.missing(whole.groups)
+    return whole if missing is not None and float(missing.double().mean()) < _MOST_MISSING else None
 
 
 def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:
