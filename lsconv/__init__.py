@@ -5,8 +5,8 @@ operators      ``Conv1d``, ``Conv2d``, ``Conv3d``, ``Convolution``; ``Pad``, ``C
                ``Identity``, ``Dense``, ``FromFunctions``; ``Gradient``, ``Laplacian``; ``hstack``, ``vstack``,
                ``block_diag``, ``from_scipy``; their interface ``LinearOperator``
 answers        ``lstsq``, ``pinv``; ``tikhonov`` and ``choose_damp`` (a ``Selection``); ``total_variation``,
-               ``plug_and_play``; for images ``deconvolve``, ``blur_operator``; all are a ``Solution``, with its
-               ``Status`` and ``History``
+               ``plug_and_play``; for images ``deconvolve``, ``blur_operator``, ``saturation_level``; all are a
+               ``Solution``, with its ``Status`` and ``History``
 uncertainty    ``posterior_samples``, ``posterior_std``, ``noise_level``, ``log_evidence``
 structure      ``norm``, ``cond``, ``singular_values``, ``CirculantPreconditioner``; ``logdet``, ``slogdet``,
                ``trace_inverse``
@@ -40,6 +40,7 @@ from lsconv.inverse.total_variation import total_variation
 from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.deconvolve import deconvolve
 from lsconv.inverse.blur import blur_operator
+from lsconv.inverse.saturation import saturation_level
 from lsconv.krylov.loop.solution import History, Solution, Status
 
 # uncertainty
@@ -107,6 +108,7 @@ __all__ = [
     "plug_and_play",
     "deconvolve",
     "blur_operator",
+    "saturation_level",
     "Solution",
     "Status",
     "History",
