@@ -3,7 +3,8 @@
 =============  ====================================================================================================
 operators      ``Conv1d``, ``Conv2d``, ``Conv3d``, ``Convolution``; ``Pad``, ``Crop``, ``Mask``, ``Diagonal``,
                ``Identity``, ``Dense``, ``FromFunctions``; ``Gradient``, ``Laplacian``; ``hstack``, ``vstack``,
-               ``block_diag``, ``from_scipy``; their interface ``LinearOperator``
+               ``block_diag``; of a linear module or function ``as_operator``, of SciPy's ``from_scipy``; their
+               interface ``LinearOperator``
 answers        ``lstsq``, ``pinv``; ``tikhonov`` and ``choose_damp`` (a ``Selection``); ``total_variation``,
                ``plug_and_play``; for images ``deconvolve``, ``blur_operator``; all are a ``Solution``, with its
                ``Status`` and ``History``
@@ -29,6 +30,7 @@ from lsconv.operators.elementary import Crop, Dense, Diagonal, FromFunctions, Id
 from lsconv.operators.padding import Pad
 from lsconv.operators.difference import Gradient, Laplacian
 from lsconv.operators.algebra import block_diag, hstack, vstack
+from lsconv.operators.linear_function import as_operator
 from lsconv.operators.scipy import from_scipy
 
 # answers
@@ -96,6 +98,7 @@ __all__ = [
     "hstack",
     "vstack",
     "block_diag",
+    "as_operator",
     "from_scipy",
     # answers
     "lstsq",
