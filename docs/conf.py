@@ -183,7 +183,11 @@ def write_names(*_: Any) -> None:
     """The pages of the API by group, and the table of all names that the decision page includes."""
     table = "| group | names |\n|---|---|\n"
     pages = ""
-    for group, names in groups().items():
+    known = groups()
+    for page in (HERE / "api" / "generated").glob("*.rst"):  # of a name that is gone
+        if not any(page.stem in names for group, names in known.items() if group != "errors"):
+            page.unlink()
+    for group, names in known.items():
         listed = "".join(f"   {name}\n" for name in names)
         summary = f"{_MODULES.get(group, '')}.. autosummary::\n   :toctree: generated\n   :nosignatures:\n\n{listed}"
         body = _ERRORS if group == "errors" else f"{_INTRODUCTIONS.get(group, '')}\n\n```{{eval-rst}}\n{summary}```\n"
