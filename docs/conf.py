@@ -118,6 +118,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "min_reported_time": 5,
     "plot_gallery": True,
+    "write_computation_times": False,
 }
 
 # ------------------------------------------------------------------ the pages of the names
@@ -133,10 +134,10 @@ _INTRODUCTIONS = {
 }
 
 # What references to a module lead to.
-_MODULES = {
-    group: f".. py:module:: {module}\n.. py:currentmodule:: None\n\n"
-    for group, module in {"modules": "lsconv.nn", "deepinv": "lsconv.deepinv"}.items()
-}
+_MODULES = {"modules": "```{py:module} lsconv.nn\n```\n\n", "deepinv": "```{py:module} lsconv.deepinv\n```\n\n"}
+
+# A table of names, each a page of its own.
+_SUMMARY = ".. py:currentmodule:: None\n\n.. autosummary::\n   :toctree: generated\n   :nosignatures:\n\n"
 
 # The errors are short enough for one page.
 _ERRORS = """\
@@ -189,8 +190,8 @@ def write_names(*_: Any) -> None:
             page.unlink()
     for group, names in known.items():
         listed = "".join(f"   {name}\n" for name in names)
-        summary = f"{_MODULES.get(group, '')}.. autosummary::\n   :toctree: generated\n   :nosignatures:\n\n{listed}"
-        body = _ERRORS if group == "errors" else f"{_INTRODUCTIONS.get(group, '')}\n\n```{{eval-rst}}\n{summary}```\n"
+        start = f"{_MODULES.get(group, '')}{_INTRODUCTIONS.get(group, '')}"
+        body = _ERRORS if group == "errors" else f"{start}\n\n```{{eval-rst}}\n{_SUMMARY}{listed}```\n"
         write(HERE / "api" / f"{group}.md", f"# {group.capitalize()}\n\n{body}")
         pages += f"{group}\n"
         links = ", ".join(f"{{py:obj}}`{name.removeprefix('lsconv.')} <{name}>`" for name in names)
@@ -217,7 +218,8 @@ def without_last_line(_app: Sphinx, doctree: nodes.document) -> None:
     """Drop the empty line at the end of an example, which doctest needs before the fence."""
     for block in doctree.findall(nodes.literal_block):
         if len(block) == 1 and block.astext().endswith("\n"):
-            block[0] = nodes.Text(block.astext().rstrip("\n"))
+            block.rawsource = block.astext().rstrip("\n")  # which Sphinx highlights if it is the text
+            block[0] = nodes.Text(block.rawsource)
 
 
 def setup(app: Sphinx) -> None:
