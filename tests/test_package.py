@@ -77,6 +77,21 @@ def test_citation_and_changelog_are_of_this_version() -> None:
     assert f"\n## {version('lsconv')} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+def test_readme_is_short_and_links_to_pages_that_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 140
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_page_of_the_gallery_has_its_place() -> None:
+    folder = ROOT / "docs" / "gallery_scripts"
+    assert sorted((folder / "order.txt").read_text(encoding="utf-8").split()) == sorted(
+        path.name for path in folder.glob("*.py")
+    )
+
+
 def test_the_ci_script_runs_readmes_test_command() -> None:
     readme, script = (
         (ROOT / "README.md").read_text(encoding="utf-8"),
