@@ -15,7 +15,7 @@ import torch
 import lsconv
 from benchmarks.runner import Table
 from benchmarks.scaling import smoothing
-from lsconv.border.memory import plan_bytes
+from lsconv.border.cost_model import plan_bytes
 from lsconv.border.plan import BorderPlan
 
 _MIB = 2**20

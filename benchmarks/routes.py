@@ -19,9 +19,9 @@ from torch import Tensor
 import lsconv
 from benchmarks.memory import forget_peak, resident
 from benchmarks.runner import Table
-from lsconv.fourier.dtypes import direct_rtol
 from lsconv.inverse import route as routes
 from lsconv.inverse import small_matrices
+from lsconv.operators.dtypes import direct_rtol
 
 T = TypeVar("T")
 # What every problem is tried with; "plain" is LSMR without preconditioner.

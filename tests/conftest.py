@@ -242,6 +242,12 @@ def zero_padded_convolutions() -> Strategy:
 
 
 @pytest.fixture
-def iterated(monkeypatch: pytest.MonkeyPatch) -> None:
+def limits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``limits(name=value, ...)``: other limits for the plans of a test that it does not make itself."""
+    return lambda **fields: monkeypatch.setattr(cost_model, "DEFAULT_LIMITS", cost_model.Limits(**fields))
+
+
+@pytest.fixture
+def iterated(limits: Callable[..., None]) -> None:
     """Plans that iterate on their border until it has taken too long."""
-    monkeypatch.setattr(cost_model, "DEFAULT_LIMITS", cost_model.Limits(at_once=0))
+    limits(at_once=0)

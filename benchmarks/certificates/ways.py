@@ -23,8 +23,8 @@ from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.cost_model import Limits
 from lsconv.border.plan import BorderPlan
 from lsconv.errors import MethodError, PlanMemoryError, PreconditionerError
-from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.krylov.loop.stopping import default_rtol
+from lsconv.operators.dtypes import default_rcond, direct_rtol
 
 __all__ = ["WAYS", "Case", "Way", "solve"]
 

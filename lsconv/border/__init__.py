@@ -4,7 +4,7 @@ A convolution with zeros around its inputs, or none, is :math:`A = R_{out} C R_{
 grid, R crops of it (``truncated_circulant``). Three cases add rows or constraints and keep that form: a convolutional
 penalty, ``[A; damp L]`` (``penalty``), and reflect or replicate padding, whose margin copies its inside
 (``reflected_padding``). With :math:`\mu = damp^2` the normal operator of A is a part of a block-circulant one, or a
-low-rank change of one, and P, the inverse of that, is one division per frequency (``normal_problem``, ``gram``):
+low-rank change of one, and P, the inverse of that, is one division per frequency (``normal_problem``):
 
 .. math::
     AA^H + \mu = (CC^H + \mu)_{II} \quad\Rightarrow\quad
@@ -22,9 +22,9 @@ solved in one of two ways, by what they cost (``cost_model``):
   :math:`D_\omega^{-1}` (``direct/strip``). What is left of V' is a Schur complement S, formed by its displacement rank
   (``direct/schur_complement``) and split by its symmetries (``direct/even_odd_basis``). A solve is one pass over the
   spectrum (``direct/direct_pass``);
-* by iteration (``system``): conjugate gradients or GMRES (``system/krylov``, ``system/recycling``), products with Q
-  over the grid or along the strips (``system/grid_product``, ``system/strip_product``), preconditioned by
-  :math:`\sum_T R_T^T D_T Q_{TT}^{-1} R_T` over strips and corners (``system/schwarz``).
+* by iteration (``system``): conjugate gradients or GMRES (``system/krylov``), products with Q over the grid or along
+  the strips (``system/strip_product``), preconditioned by :math:`\sum_T R_T^T D_T Q_{TT}^{-1} R_T` over strips and
+  corners (``system/border_system``).
 
 Either inverse preconditions conjugate gradients on :math:`(A^HA + \mu) x = A^H y` with A itself in double precision
 (``outer_iteration``), which makes the answer that of the wanted :math:`\mu` and certifies it. A plan is made once and
@@ -33,5 +33,5 @@ solved with often: ``plan`` (damped or not), ``stacked_plan`` (a penalty), and f
 .. math:: S w = -B_{in} C^{-1} R_{out}^T y, \qquad S = B_{in} C^{-1} B_{out}^T
 
 (``capacitance_plan``, ``capacitance``; ``null_space`` finds where S is singular). ``influence`` has exact traces and
-determinants, and ``memory`` says what fits.
+determinants.
 """

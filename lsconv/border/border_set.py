@@ -12,12 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import FEW_WAVES, FrequencyMatrices, Grid
 
 __all__ = ["Border", "Kernel", "between_borders", "gathered", "scattered"]
-
-# Up to this many lags, all axes together, are summed over the frequencies; more are read off the transformed kernel.
-_FEW_LAGS = 48
 
 
 class Border:
@@ -130,7 +127,7 @@ class Kernel:
         distinct, which = zip(*(p.unique(return_inverse=True) for p in places), strict=True)
         tables = [(p[:, None] - p[None, :]) % self.grid[a] for p, a in zip(distinct, axes, strict=True)]
         present, numbers = zip(*(table.unique(return_inverse=True) for table in tables), strict=True)
-        if not Q.elementwise and sum(len(p) for p in present) <= _FEW_LAGS:
+        if not Q.elementwise and sum(len(p) for p in present) <= FEW_WAVES:
             lags = [table[w[:, None], w[None, :]] for table, w in zip(numbers, which, strict=True)]
             lead = (slice(None),) * (1 + len(self.grid) - len(axes))
             pairs = (*lead, *lags, channel[:, None], channel[None, :])

@@ -31,26 +31,23 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border, between_borders
 from lsconv.border.capacitance import Capacitance, Direction, static_lu
-from lsconv.border.cost_model import CostModel, dense_cost
-from lsconv.border.memory import allowed_bytes
+from lsconv.border.cost_model import CostModel, allowed_bytes, dense_cost
 from lsconv.border.null_space import NullSpaces
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.fourier import batched_linalg
-from lsconv.fourier.dtypes import default_rcond, direct_rtol
+from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius, symbol
+from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
 __all__ = ["CapacitancePlan"]
 
-# A symbol worse than this loses the digits of its inverse, and with them those of S.
-_WORST_CONDITION = 1e8
 # A factorisation may cost as much as so many iterations: a border takes them whose singular values fall exponentially.
 _WORTH_ITERATIONS = 1000
 _REFINEMENTS = 4
@@ -136,8 +133,8 @@ class CapacitancePlan:
         # a group of channels that is faint beside the others of its item has smaller singular values that count as zero
         groups = self.embedding.groups
         faint = norms[0].reshape(-1, groups).amax(1).repeat_interleave(groups) / norms[0]
-        # and such a singular value has to be one of the border, not of C
-        served = (condition <= _WORST_CONDITION) & (self.rcond * faint * condition <= 1)
+        # the inverse of the symbol has to keep half of the digits, and such a singular value to be one of the border
+        served = (condition <= torch.finfo(torch.float64).eps ** -0.5) & (self.rcond * faint * condition <= 1)
         if bool((info > 0).any()) or not bool(served.all()):
             raise MethodError(f"{self.A!r}: the symbol is singular, or nearly so (condition {condition.max():.1e})")
         self.norm_bound = norms[0]

@@ -24,9 +24,9 @@ from lsconv.border.border_set import Border
 from lsconv.border.influence import EXACT_UNKNOWNS
 from lsconv.border.penalty import Penalty, Term
 from lsconv.errors import PlanMemoryError
-from lsconv.fourier.batched_linalg import slogdet, solve
+from lsconv.fourier.batched_linalg import frobenius, slogdet, solve
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, symbol
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.transforms import hidden_by_vmap
 
@@ -149,7 +149,7 @@ class TruncatedNormal:
         return value.reshape(*self.embedding.batch_shape, -1).sum(-1)
 
     def parts(self, shift: Tensor) -> tuple[Tensor, FrequencyMatrices]:
-        """Give all but the determinant on the cells removed, by block, and ``J^-1``, its inputs in other units."""
+        """The log-determinant without that of the cells removed, by block, and ``J^-1`` with its inputs rescaled."""
         grid, S = self.S.grid, self.S.matrices
         s = self.embedding.per_block(shift)
         rows, columns = S.shape[-2:]

@@ -37,20 +37,20 @@ from lsconv.border.cost_model import (
     CostModel,
     FactorCost,
     Limits,
+    allowed_bytes,
     cheapest_grid,
     expected_iterations,
     spared,
+    together,
     whole_cost,
 )
 from lsconv.border.direct.direct_pass import DirectInverse
-from lsconv.border.gram import product, saddle_inverse
-from lsconv.border.memory import allowed_bytes, together
 from lsconv.border.normal_problem import NormalProblem, Request, least_shift
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
-from lsconv.border.system.border_system import BorderSystem
-from lsconv.border.system.schwarz import BorderProblem, Schwarz
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius
+from lsconv.border.system.border_system import BorderProblem, BorderSystem, Schwarz
+from lsconv.fourier.batched_linalg import frobenius
+from lsconv.fourier.symbol import FrequencyMatrices, product, saddle_inverse
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["BorderInverse", "CirculantInverse", "DefiniteInverse", "NormalInverse", "SaddleInverse", "normal_inverse"]
@@ -213,7 +213,7 @@ class BorderInverse(NormalInverse):
         self.model = CostModel(self.embedding.blocks, math.prod(self.embedding.grid), self.system.rows, definite)
         scale = float(self.scale.amax())
         self.condition = float(frobenius(self.inverse.matrices).amax()) * (scale if definite else math.sqrt(scale))
-        crossed = request.mirror is None and not request.whole and DirectInverse.serves(self.convolution)
+        crossed = request.mirror is None and not request.whole and self.embedding.ndim <= 2
         self._crossed = crossed and (request.penalty is not None or self.condition <= _CONDITION[definite])
         self._shortest, self._cost = self._cost_of_factors()
 

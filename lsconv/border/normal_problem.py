@@ -15,23 +15,24 @@ import torch
 from torch import Tensor
 
 from lsconv.border.cost_model import Limits
-from lsconv.border.gram import gram, largest_eigenvalue, shifted
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.truncated_circulant import StrongestWave, TruncatedCirculant, truncated_circulant
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
-from lsconv.operators.convolution import Convolution
+from lsconv.fourier.symbol import FrequencyMatrices, gram, largest_eigenvalue, shifted
+from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import ROUNDING
 
-__all__ = ["NormalProblem", "Request", "least_shift"]
+__all__ = ["NormalProblem", "Request", "least_shift", "needs_double"]
+
+# Factors in float32 lose a factor sigma_max^2 / damp^2 of their seven digits. Where damp is below this part of
+# sigma_max they make so many more steps that factors in float64, for the same float32 data, are faster.
+_LEAST_DAMP = 0.03
 
 # Without a damp the smallest singular value is unknown. A lower floor loses digits in the factors, a higher one costs
 # outer steps.
 _UNDAMPED_FLOOR = 1e-10
-# The floor where the normal operator of the side is singular at every frequency. Its inverse is 1 / mu there, next to
-# which half of the digits of float64 are to be left.
-_DEFICIENT_FLOOR = 1e-7
 
 
 def least_shift(dtype: torch.dtype, *, damped: bool) -> float:
@@ -105,7 +106,8 @@ class NormalProblem:
         self.wanted = embedding.per_block(damp) ** 2
         floor = request.floor
         if S.rows != S.columns and self.side != self.smaller_side:
-            floor = max(floor, _DEFICIENT_FLOOR)
+            # the inverse is 1 / mu at every frequency, next to which half of the digits are to be left
+            floor = max(floor, ROUNDING * torch.finfo(torch.float64).eps ** 0.5)
         self.mu = torch.maximum(self.wanted, floor * self.scale.to(self.wanted))
         groups = self.scale.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
         self.norm_bound = groups.amax(-1).double().sqrt()
@@ -188,3 +190,8 @@ def _choose_side(what: TruncatedCirculant) -> str:
     # z of the saddle form is -r / sqrt(mu), whose digits cancel where A is nearly singular; a square A has no null
     # space from which x would have to be kept away
     return "solution" if what.form == "saddle" and rows == columns and m == n else "residual"
+
+
+def needs_double(A: Convolution, damp: Tensor, least: float = _LEAST_DAMP) -> bool:
+    """Tell whether a damped problem with float32 data is better served by factors in float64."""
+    return bool(((damp > 0) & (damp < least * norm_bound(A))).any() and (damp > 0).all())

@@ -12,6 +12,8 @@ Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -21,24 +23,22 @@ from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.errors import ConvergenceWarning
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, select
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["Outer", "Plan", "iterated"]
+__all__ = ["Outer", "Plan", "confirmed", "iterated", "settled"]
 
 _OUTER_LIMIT = 40
 # Steps without halving, after which an item stays as it is; and steps of a recursion in float32, which loses digits
 # against the remainder that it started from, unless every item has fallen by the second factor before.
 _PATIENCE = 5
 _RECURSION_FALL = 1e-4
-# The recursion must claim this, in units of the target, before the remainder is computed to see.
-_CLAIMED = 0.9
-# A step is to leave this, in units of the target, and needs no tighter border residual than the second. A fixed border
-# residual, or one that ignores what the steps before have left, takes up to twice the iterations.
+# A step is to leave this, in units of the target. A fixed border residual, or one that ignores what the steps before
+# have left, takes up to twice the iterations.
 _MARGIN = 0.3
-_LEAST_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 # The border residual of a step that the floor of the factors limits anyway, by less in float64.
 _FLOORED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 # The most that the first step shows of what later ones leave, in units of its tolerance: the misfit falls in it. Before
@@ -80,7 +80,9 @@ class Outer:
         v: Tensor | None = None,
         max_iter: int | None = None,
         share: float | None = None,
+        deep: bool = False,
     ) -> None:
+        self.deep = deep  # beyond what rounding excuses, as far as the steps lead
         self.share = share  # of x, that what the gradient leaves along small singular values may have
         self.plan, self.A, self.tolerances = plan, plan.scaled, tolerances
         self.max_iter = max_iter  # border iterations in all
@@ -169,8 +171,8 @@ class Outer:
                 back = A.apply(p_image) if self.residual_side else A.adjoint(p_image)
                 g = g - space.spread(alpha) * (back + space.spread(self.mu) * p)
                 merit, since = self._merit(u, image, g.to(self.A.dtype)), since + 1
-                going = merit > torch.clamp(_RECURSION_FALL * start, min=_CLAIMED)
-                active = active & (merit > _CLAIMED)
+                going = merit > torch.clamp(_RECURSION_FALL * start, min=1.0)
+                active = active & (merit > 1)
                 if since < _PATIENCE and bool((active & going).any()) and not self.exhausted:
                     continue
                 image = self._image(self.A, u)
@@ -196,7 +198,8 @@ class Outer:
         if gain == 0 and self.plan.inverse.damped:
             gain = _FIRST_GUESS / self.plan.inverse.relative_damp
         needed = _MARGIN / (max(gain, 1.0) * float(torch.where(active, merit, 0).amax()))
-        return min(max(needed, _LEAST_TOLERANCE[self.plan.factors]), _MARGIN)
+        least = torch.finfo(self.plan.factors).eps ** 0.7  # of the digits of the factors, these are left to the border
+        return min(max(needed, least), _MARGIN)
 
     def _image(self, A: LinearOperator, u: Tensor) -> Tensor:
         return A.adjoint(u) if self.residual_side else A.apply(u)
@@ -229,6 +232,8 @@ class Outer:
         if self.A.dtype != self.plan.A.dtype:  # well below the rounding of storing an x that is not long
             stored = 0.05 * self.tolerances.eps * (norm * x_norm + self.given_norm)
             rounding = torch.where(EXCUSED * norm * x_norm <= self.given_norm, stored, rounding)
+        if self.deep:
+            rounding = torch.zeros_like(rounding)
         # the certificate judges the gradient: g, or A^H g on the residual side, where norm bounds what A^H does to it
         target = torch.maximum(rtol * total * self.norm_a, rounding * norm)
         if self.residual_side:
@@ -278,3 +283,37 @@ def iterated(plan: Plan, **options: Any) -> Outer:
         outer = Outer(plan, **options)
         outer.run()
     return outer
+
+
+def settled(solution: Solution) -> bool:
+    """Tell whether all items have converged, and none by the rounding of its gradient alone."""
+    return bool(solution.converged.all()) and (solution.excused is None or not bool(solution.excused.any()))
+
+
+def confirmed(first: Solution, again: Callable[[], Solution], space: ItemSpace) -> Solution:
+    """The first solution where a second, iterated on beyond the rounding that excuses a gradient, says the same.
+
+    Rounding as large as the gradient hides errors along small singular values. Where the two differ by more than a
+    tenth, the second counts if it needs no excuse, and otherwise neither does.
+
+    Args:
+        first: a solution with :attr:`Solution.excused`.
+        again: makes the second; asked where an item is excused.
+        space: of x.
+    """
+    if first.excused is None or not bool(first.excused.any()):
+        return first
+    second = again()
+    assert second.excused is not None
+    agree = space.safe_norm(second.x - first.x) <= 0.1 * space.safe_norm(first.x)
+    better = first.excused & second.converged & (second.gradient_norm < first.gradient_norm) & (agree | ~second.excused)
+    lost = first.excused & ~agree & ~better
+    return replace(
+        first,
+        x=select(better, second.x, first.x),
+        codes=torch.where(lost, Status.STAGNATION.code, torch.where(better, second.codes, first.codes)),
+        converged=first.converged & ~lost,
+        iterations=torch.where(first.excused, torch.maximum(first.iterations, second.iterations), first.iterations),
+        residual_norm=torch.where(better, second.residual_norm, first.residual_norm),
+        gradient_norm=torch.where(better, second.gradient_norm, first.gradient_norm),
+    )

@@ -22,15 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import Limits, spared
+from lsconv.border.cost_model import Limits, allowed_bytes, check_fits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
-from lsconv.border.memory import allowed_bytes, check_fits, plan_bytes
 from lsconv.border.normal_inverse import normal_inverse
-from lsconv.border.normal_problem import least_shift
-from lsconv.border.outer_iteration import Outer, iterated
+from lsconv.border.normal_problem import least_shift, needs_double
+from lsconv.border.outer_iteration import Outer, confirmed, iterated, settled
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
-from lsconv.fourier.dtypes import default_rcond, direct_rtol, needs_double
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
@@ -40,7 +38,7 @@ from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.krylov.lsqr import lsqr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
 __all__ = ["BorderPlan"]
 
@@ -121,7 +119,9 @@ class BorderPlan:
         self.factors = dtype
         floor = least_shift(dtype, damped=bool((self.damp > 0).all()))
         scaled = self._narrow if dtype == self.A.weight.real.dtype else self.scaled
-        limits = spared(self._limits, self._memory_limit, self._needed(dtype))
+        limits = self._limits
+        if self._memory_limit is not None:
+            limits = spared(limits, self._memory_limit, self._needed(dtype))
         mirror = Mirror(scaled) if self._mirrored else None
         self.inverse = normal_inverse(scaled, self.scaled_damp, floor=floor, mirror=mirror, limits=limits)
         read = None if self._mirrored else self.inverse.embedding.read_inputs()
@@ -156,12 +156,16 @@ class BorderPlan:
         factors = self._factors(y, self.A.out_shape)
         if factors is not None and tolerances.rtol >= ONE_PASS:
             solution = self._certified(y, self._scaled_back(factors.solution(y)), tolerances)
-            if bool(solution.converged.all()):
+            if settled(solution):
                 return solution
         # errors along singular values below damp stand in the gradient by damp^2 alone
         share = None if self.inverse.side == "residual" else _SQUARE_SHARE
-        outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter, share=share)
-        return self._certified(y, outer.x, tolerances, outer)
+
+        def iterate(*, deep: bool = False) -> Solution:
+            outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter, share=share, deep=deep)
+            return self._certified(y, outer.x, tolerances, outer)
+
+        return confirmed(iterate(), lambda: iterate(deep=True), ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: Outer | None = None) -> Solution:
         batch = x.shape[: x.ndim - len(self.A.in_shape)]
@@ -179,6 +183,7 @@ class BorderPlan:
             norm_bound=self._norm,
             rcond=self.rcond,
             rounding=torch.finfo(self.precise.dtype).eps,
+            thorough=not bool((self.damp > 0).all()),
         )
         solution = judge(
             x,
@@ -349,7 +354,7 @@ class BorderPlan:
         allowed, precise = self._allowed(), double(dtype)
         if precise != dtype and needs_double(self.A, self.damp) and self._needed(precise) <= allowed:
             return precise
-        check_fits(self._needed(dtype), allowed, repr(self.A))
+        check_fits(self._needed(dtype), allowed, self.A)
         return dtype
 
     def _needed(self, dtype: torch.dtype) -> int:

@@ -20,33 +20,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import Limits, spared
+from lsconv.border.cost_model import Limits, allowed_bytes, check_fits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS
-from lsconv.border.memory import allowed_bytes, check_fits, plan_bytes
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
-from lsconv.border.normal_problem import least_shift
-from lsconv.border.outer_iteration import Outer, iterated
+from lsconv.border.normal_problem import least_shift, needs_double
+from lsconv.border.outer_iteration import Outer, confirmed, iterated, settled
 from lsconv.border.penalty import Penalty, Term, as_convolutions
 from lsconv.errors import ArgumentError, MethodError
-from lsconv.fourier.dtypes import direct_rtol, needs_double
-from lsconv.fourier.symbol import frobenius
+from lsconv.fourier.batched_linalg import frobenius
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import WORK_BYTES, broadcast_shapes
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import direct_rtol, double
 
 __all__ = ["StackedPlan", "stacked_data", "stacked_solution"]
-
-# Condition number of the factors up to which float32 data have float32 ones, to which nothing need be added. A damp of
-# a tenth of the root of its inverse, in units of A, says no without a try.
-_SINGLE = 1e5
-# Items whose stacked vectors are larger are solved for one by one on a CPU: together they outgrow what its allocator
-# reuses, and the page faults cost a quarter of the time.
-_APART_BYTES = 2**24
 
 
 class StackedPlan:
@@ -58,6 +49,9 @@ class StackedPlan:
         damp: the damping, positive, a number or one per batch item.
         memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
         limits: by which means a border is solved; None: those of the cost model.
+
+    Attributes:
+        work_bytes: of the stacked vectors of items that are solved for together on a CPU.
 
     Raises:
         MethodError: A and L are not crops of block-circulant operators on one grid.
@@ -71,6 +65,8 @@ class StackedPlan:
         >>> bool(plan.solve(torch.randn(*A.out_shape)).converged)
         True
     """
+
+    work_bytes = WORK_BYTES
 
     @torch.no_grad()
     def __init__(
@@ -116,12 +112,14 @@ class StackedPlan:
         wide_penalty = Penalty(wide, terms, damp)
         needed = plan_bytes(wide, penalty=wide_penalty)
         too_much = needed > allowed
+        coarse = torch.finfo(real).eps
         if any(penalty.constrained):  # the saddle form cannot do without a floor
             if too_much or not needs_double(scaled, damp):
                 return real, normal_inverse(scaled, 0.0, floor=floor[real], penalty=penalty, limits=limits)
-        elif too_much or not needs_double(scaled, damp, _SINGLE**-0.5 / 10):
+        elif too_much or not needs_double(scaled, damp, coarse**0.5):
             inverse = normal_inverse(scaled, 0.0, floor=0.0, penalty=penalty, limits=limits)
-            if too_much or bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() < _SINGLE):
+            # whose condition number leaves two digits to float32
+            if too_much or bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() * coarse < 1e-2):
                 return real, inverse
         real, limits = double(real), spared(self._limits, self._memory_limit, needed)
         return real, normal_inverse(wide, 0.0, floor=floor[real], penalty=wide_penalty, limits=limits)
@@ -164,10 +162,14 @@ class StackedPlan:
             own = self.precise.blocks.split(data)[0] if x_prior is not None else y.detach().to(self.precise.dtype)
             x = factors.solution(own) / _spread(self.unit, self.A.in_shape)
             solution = self._certified(y, x, x_prior, tolerances)
-            if bool(solution.converged.all()):
+            if settled(solution):
                 return solution
-        outer = iterated(self, y=data, tolerances=tolerances, max_iter=max_iter)
-        return self._certified(y, outer.x, x_prior, tolerances, outer)
+
+        def iterate(*, deep: bool = False) -> Solution:
+            outer = iterated(self, y=data, tolerances=tolerances, max_iter=max_iter, deep=deep)
+            return self._certified(y, outer.x, x_prior, tolerances, outer)
+
+        return confirmed(iterate(), lambda: iterate(deep=True), ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(
         self, y: Tensor, x: Tensor, x_prior: Tensor | None, tolerances: Tolerances, outer: Outer | None = None
@@ -191,7 +193,7 @@ class StackedPlan:
         if len(batch) <= len(self.inverse.embedding.batch_shape) or batch[0] < 2 or self.A.device.type != "cpu":
             return False
         size = self.precise.out_numel * math.prod(batch[1:]) * torch.finfo(self.precise.dtype).bits // 8
-        return size > _APART_BYTES
+        return size > self.work_bytes
 
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
+from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius, symbol
+from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["Positions", "StrongestWave", "TruncatedCirculant", "truncated_circulant"]

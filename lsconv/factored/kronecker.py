@@ -26,12 +26,10 @@ from lsconv.errors import MethodError
 from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, refinements
 from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import ROUNDING, double
 
 __all__ = ["Factors", "SeparablePlan"]
 
-# Epsilons of the kernel's dtype within which it counts as separable.
-_SEPARABLE = 4
 # What a step of refinement may leave of the error.
 _CONTRACTION = 0.1
 
@@ -54,7 +52,7 @@ class Factors:
     @torch.no_grad()
     def of(cls, A: Convolution) -> Factors | None:
         """The factors of A's kernels, or None where one of them is not separable in the precision of its dtype."""
-        tolerance = _SEPARABLE * torch.finfo(A.dtype).eps
+        tolerance = ROUNDING * torch.finfo(A.dtype).eps
         weight = A.weight.detach().to(double(A.dtype))
         kernel = weight.reshape(math.prod(A.batch_shape), A.groups, A.c_out // A.groups, *weight.shape[-A.ndim - 1 :])
         if not bool(torch.isfinite(kernel).all()):
@@ -74,7 +72,7 @@ class Factors:
         for a, u in enumerate(axes, start=4):
             product = product * u.reshape(*u.shape[:2], *(u.shape[2] if b == a else 1 for b in range(2, kernel.ndim)))
         error, size = _norm_bound(kernel - product), _norm_bound(kernel)
-        wide = _SEPARABLE * torch.finfo(kernel.dtype).eps
+        wide = ROUNDING * torch.finfo(kernel.dtype).eps
         return cls(rest, tuple(axes), torch.where(error <= wide * size, 0.0, error))
 
 
@@ -154,7 +152,7 @@ class SeparablePlan(DirectPlan):
         self._steps = self._refinements(factors.error)
 
     def _refinements(self, error: Tensor) -> int:
-        """The steps of refinement that the error of the factors costs."""
+        """The steps of iterative refinement that make up for the error of the factors."""
         error = error.reshape(self.A.batch_shape)
         worst = float(torch.where(error > 0, 2 * error / self.damp, 0.0).max())
         if worst > _CONTRACTION:

@@ -29,9 +29,6 @@ from lsconv.operators.dtypes import double
 
 __all__ = ["PatchPlan"]
 
-# Sets of taps up to which the positions are told apart by them: an interior and a border on both sides, in space.
-_MOST_PARTS = 27
-
 
 @dataclass(frozen=True)
 class _Run:
@@ -115,7 +112,8 @@ class PatchPlan(DirectPlan):
             # the nearest two taps and outputs that meet in one cell are so far apart
             if stride // common < taps and dilation // common < outputs:
                 return False
-        return math.prod(len(_runs(A, a)) for a in range(A.ndim)) <= _MOST_PARTS
+        # an interior and a border on both sides
+        return math.prod(len(_runs(A, a)) for a in range(A.ndim)) <= 3**A.ndim
 
     @staticmethod
     def bytes_for(A: Convolution, damp_shape: tuple[int, ...] = ()) -> int:

@@ -20,10 +20,10 @@ from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_v
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.dtypes import double
 
-__all__ = ["SingularValuePlan"]
+__all__ = ["DENSE_ENTRIES", "SingularValuePlan"]
 
-# The smaller side of a matrix whose decomposition takes about a second.
-_QUICK = 512
+# The entries of a matrix whose decomposition takes about a second.
+DENSE_ENTRIES = 2**20
 
 
 class SingularValuePlan(DirectPlan):
@@ -57,8 +57,10 @@ class SingularValuePlan(DirectPlan):
     @staticmethod
     def is_quick(A: LinearOperator) -> bool:
         """Tell whether the decomposition of A, and of all items of its batch, takes about a second or less."""
-        small = min(A.in_numel, A.out_numel) <= _QUICK and max(A.in_numel, A.out_numel) <= 4 * _QUICK
-        return small and math.prod(A.batch_shape) * A.in_numel * A.out_numel <= 4 * _QUICK**2
+        # of a square one of a fourth of them
+        short = 4 * min(A.in_numel, A.out_numel) ** 2 <= DENSE_ENTRIES
+        long = max(A.in_numel, A.out_numel) ** 2 <= 4 * DENSE_ENTRIES
+        return short and long and math.prod(A.batch_shape) * A.in_numel * A.out_numel <= DENSE_ENTRIES
 
     @staticmethod
     def bytes_for(A: LinearOperator) -> int:

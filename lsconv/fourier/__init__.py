@@ -3,5 +3,5 @@
 ``embedding`` reads a convolution as a crop of a block-circulant on a periodic grid; ``symbol`` has its matrices, one
 per frequency. ``circulant`` inverts where nothing is cropped, ``spectrum`` has norms, condition numbers and singular
 values. ``convolution_structure`` finds the convolution in an operator made of operators, ``circulant_preconditioner``
-inverts it approximately. ``batched_linalg`` and ``dtypes`` serve them all.
+inverts it approximately. ``batched_linalg`` serves them all.
 """

@@ -12,17 +12,19 @@ computes in double precision whatever the operator's dtype, so that a float32 an
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
-from lsconv.fourier.dtypes import default_rcond
+from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, hermitian_inverse, symbol
+from lsconv.fourier.frequency_inverse import invert, invert_with_penalty, norm_from_below
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import ROUNDING, double
+from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
 __all__ = [
     "CirculantPlan",
@@ -30,13 +32,8 @@ __all__ = [
     "double_symbol",
     "per_block",
     "real_dtype",
-    "singular_values_by_frequency",
 ]
 
-# The inverse of S^H S + damp^2 loses a factor sigma_max^2 / damp^2 of the double precision of the setup, and where S is
-# rank-deficient the gradient of the answer loses its square. Beyond this ratio the filter is built from a singular
-# value decomposition, which loses only its root but costs seven times as much.
-_CHOLESKY_RATIO = {torch.float32: 1e5, torch.float64: 1e3}
 # Single precision keeps seven digits, of which a condition beyond this leaves fewer than an answer to 1e-6 needs.
 _SINGLE_CONDITION = 4.0
 
@@ -107,13 +104,6 @@ def per_block(values: Tensor, embedding: Embedding) -> Tensor:
     return values.expand(embedding.batch_shape).reshape(-1, 1).expand(-1, embedding.groups).reshape(-1)
 
 
-def singular_values_by_frequency(matrices: Tensor) -> Tensor:
-    """``(..., rows, columns)`` to ``(..., min(rows, columns))``, descending."""
-    column = min(matrices.shape[-2:]) == 1
-    norms: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1)) if column else torch.linalg.svdvals(matrices)
-    return norms.unsqueeze(-1) if column else norms
-
-
 class CirculantPlan:
     r"""Solves a block-circulant least-squares problem exactly, for any number of right-hand sides.
 
@@ -129,13 +119,14 @@ class CirculantPlan:
         damp: the damping, a number or a tensor with one per batch item (its shape broadcasts with the batch dimensions
             of ``y``; every entry has matrices of its own).
         rcond: where damp is 0, singular values of at most ``rcond`` times the largest one of the same batch item count
-            as zero; None: :func:`~lsconv.fourier.dtypes.default_rcond` of the operator's dtype.
+            as zero; None: :func:`~lsconv.operators.dtypes.default_rcond` of the operator's dtype.
         penalty: the symbol P of L on the same grid (``symbol(L)``); None: the identity.
 
     Attributes:
         A: the operator.
         damp: the damping, as a tensor.
         batch_shape: batch dimensions of the plan, those of A and of damp; they broadcast with those of ``y``.
+        norm: a lower bound of ``||A||``, per item of ``batch_shape``; exact for one channel.
         inverse: the matrices per frequency, in double precision where single would lose digits of the answer.
         rcond: the threshold of the rank, relative to the largest singular value.
         rank: how many singular values of A exceed it, per batch item; None where there is damping everywhere.
@@ -186,32 +177,20 @@ class CirculantPlan:
         self.undecided = torch.zeros(self.batch_shape, dtype=torch.bool, device=A.device)
         S = double_symbol(A, self.embedding)
         mu = per_block(self.damp.double().square(), self.embedding)
-        inverse = self._filter(S, mu) if penalty is None else _with_penalty(S, mu, penalty)
+        self.norm = norm_from_below(S).reshape(*self.batch_shape, -1).amax(-1)
+        if penalty is None:
+            items = math.prod(self.batch_shape)
+            found = invert(S, mu, self.rcond, items=items, rtol=0.1 * direct_rtol(A.dtype))
+            inverse = found.matrices
+            if bool((self.damp == 0).any()):
+                self.rank = found.rank.reshape(self.batch_shape)
+                self.undecided = found.undecided.reshape(self.batch_shape)
+        else:
+            inverse = invert_with_penalty(S, mu, penalty)
         largest = frobenius(S.matrices).flatten(1).amax(1) * frobenius(inverse).flatten(1).amax(1)
         single = real_dtype(A.dtype) == torch.float32 and bool((largest <= _SINGLE_CONDITION).all())
         self.inverse = FrequencyMatrices(S.grid, inverse.to(torch.complex64 if single else torch.complex128))
         self._inverse_adjoint: FrequencyMatrices | None = None
-
-    def _filter(self, S: FrequencyMatrices, mu: Tensor) -> Tensor:
-        """``(S^H S + mu)^-1 S^H``, and ``S^+`` where mu is 0; notes the rank there."""
-        matrices, groups, accuracy = S.matrices, self.embedding.groups, real_dtype(self.A.dtype)
-        power = matrices.abs().square().sum((-2, -1)).flatten(1).amax(1)
-        undamped = mu == 0
-        mu = mu.reshape(-1, *(1 for _ in matrices.shape[1:-1]))  # beside the singular values
-        if not bool((undamped | (power > mu.flatten() * _CHOLESKY_RATIO[accuracy])).any()):
-            return by_chunks(_cholesky_filter, matrices, mu.expand(*matrices.shape[:-2], 1))
-        values = singular_values_by_frequency(matrices)
-        # the largest singular value of a batch item, over its frequencies and its groups
-        largest = values.flatten(1).amax(1).reshape(-1, groups).amax(1).repeat_interleave(groups).reshape(mu.shape)
-        cutoff = self.rcond * largest
-        if bool(undamped.any()):
-            counts = S.grid.weights(values.device, values.dtype).unsqueeze(-1) * (values > cutoff)
-            near = ((values - cutoff).abs() <= ROUNDING * torch.finfo(values.dtype).eps * largest) & (largest > 0)
-            items, zero = (*self.batch_shape, groups), (mu == 0) & (cutoff > 0)
-            self.rank = counts.flatten(1).sum(1).reshape(items).sum(-1).long()
-            self.undecided = (near & zero).flatten(1).any(1).reshape(items).any(-1)
-        cutoff = torch.where(mu == 0, cutoff, -1.0)
-        return by_chunks(_spectral_filter, matrices, mu.expand(*matrices.shape[:-2], 1), cutoff)
 
     @property
     def nbytes(self) -> int:
@@ -245,61 +224,3 @@ class CirculantPlan:
 
     def __repr__(self) -> str:
         return f"CirculantPlan({self.A!r}, damp={self.damp.tolist()})"
-
-
-def by_chunks(function: Any, S: Tensor, *others: Tensor, chunk_bytes: int = 2**27) -> Tensor:
-    """``function`` on a bounded number of matrices at a time; the others have one entry per matrix."""
-    rows, columns = S.shape[-2:]
-    flat = S.reshape(-1, rows, columns)
-    entries = [other.expand(*S.shape[:-2], 1).reshape(-1, 1) for other in others]
-    result = torch.empty(flat.shape[0], columns, rows, dtype=S.dtype, device=S.device)
-    chunk = max(1, chunk_bytes // (rows * columns * S.element_size()))
-    for start in range(0, flat.shape[0], chunk):
-        part = slice(start, start + chunk)
-        result[part] = function(flat[part], *(entry[part] for entry in entries))
-    return result.reshape(*S.shape[:-2], columns, rows)
-
-
-def _spectral_filter(S: Tensor, mu: Tensor, cutoff: Tensor) -> Tensor:
-    if min(S.shape[-2:]) == 1:  # the singular vectors are S itself and 1
-        s = singular_values_by_frequency(S)
-        return S.mH * _inverse_or_zero(s * s + mu, s > cutoff).unsqueeze(-1)
-    U, s, Vh = torch.linalg.svd(S, full_matrices=False)
-    factors = s * _inverse_or_zero(s * s + mu, s > cutoff)
-    inverse: Tensor = (Vh.mH * factors.unsqueeze(-2)) @ U.mH
-    return inverse
-
-
-def _inverse_or_zero(values: Tensor, keep: Tensor) -> Tensor:
-    keep = keep & (values > 0)
-    return torch.where(keep, values, 1).reciprocal() * keep
-
-
-def _cholesky_filter(S: Tensor, mu: Tensor) -> Tensor:
-    rows, columns = S.shape[-2:]
-    gram = S @ S.mH if rows <= columns else S.mH @ S
-    gram.diagonal(dim1=-2, dim2=-1).add_(mu)
-    inverse = hermitian_inverse(gram.contiguous())
-    return S.mH @ inverse if rows <= columns else inverse @ S.mH
-
-
-def _with_penalty(S: FrequencyMatrices, mu: Tensor, penalty: FrequencyMatrices) -> Tensor:
-    if penalty.grid.sizes != S.grid.sizes or penalty.grid.real != S.grid.real or penalty.columns != S.columns:
-        raise ShapeError(
-            f"penalty: {penalty.columns} columns on grid {penalty.grid.sizes} do not fit the symbol of A, "
-            f"{S.columns} columns on grid {S.grid.sizes} ({'real' if S.grid.real else 'complex'})"
-        )
-    if bool((mu == 0).any()):
-        raise ArgumentError("damp: a penalty needs damp > 0; without damping the answer does not depend on it")
-    P = penalty.matrices.to(S.matrices.dtype)
-    mu = mu.reshape(-1, *(1 for _ in S.matrices.shape[1:]))
-    normal = S.matrices.mH @ S.matrices + mu * (P.mH @ P)
-    scale = normal.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-    inverse = hermitian_inverse(normal.contiguous())
-    condition = scale * inverse.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-    if not bool((condition * torch.finfo(scale.dtype).eps < 1e-2).all()):
-        raise MethodError(
-            "penalty: A and L vanish on a common subspace (at some frequency both symbols do), so the minimiser is not "
-            "unique; add damping of the identity or use a Krylov method (lsqr), which gives the minimum-norm one"
-        )
-    return inverse @ S.matrices.mH

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.circulant import per_block, real_dtype
 from lsconv.fourier.convolution_structure import Factor, gram, read
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
+from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.algebra import HStack, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes

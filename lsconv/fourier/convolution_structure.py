@@ -72,7 +72,7 @@ class Chain:
 
 
 def read(A: LinearOperator, adjoint: bool) -> Chain:
-    """A (or its adjoint) as a chain.
+    """Read A, or its adjoint, as a chain of factors.
 
     Raises:
         MethodError: there is no convolution in A, or something stands where its structure is of no help.

@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
+from lsconv.factored.singular_values import DENSE_ENTRIES
 from lsconv.fourier.batched_linalg import log_abs_det
-from lsconv.fourier.circulant import block_circulant, double_symbol, real_dtype, singular_values_by_frequency
+from lsconv.fourier.circulant import block_circulant, double_symbol, real_dtype
 from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.frequency_inverse import singular_values_by_frequency
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["cond", "gram_inverse_trace", "gram_logdet", "logdet", "norm", "singular_values"]
-
-# cond of an operator that is not block-circulant is computed from its matrix up to this many entries (a second or so).
-_DENSE_ENTRIES = 2**20
 
 
 @torch.no_grad()
@@ -165,12 +164,12 @@ def cond(A: LinearOperator) -> Tensor:
     if _is_circulant(A):
         assert isinstance(A, Convolution)
         values = _double_singular_values(A, "cond")
-    elif A.in_numel * A.out_numel <= _DENSE_ENTRIES:
+    elif A.in_numel * A.out_numel <= DENSE_ENTRIES:
         values = torch.linalg.svdvals(A.to_dense())
     else:
         raise MethodError(
             f"cond: {A!r} is not block-circulant, and its matrix of {A.out_numel} x {A.in_numel} is larger than the "
-            f"{_DENSE_ENTRIES} entries that are worked out densely; torch.linalg.svdvals(A.to_dense()) does it at your "
+            f"{DENSE_ENTRIES} entries that are worked out densely; torch.linalg.svdvals(A.to_dense()) does it at your "
             "risk, and cond of the same convolution with padding_mode='circular' is exact at any size"
         )
     largest, smallest = values[..., 0], values[..., -1]

@@ -15,22 +15,26 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.embedding import Embedding
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.fft_convolution import inverse_transform
+from lsconv.operators.fft_convolution import FEW_WAVES, inverse_transform, plane_waves
 
-__all__ = ["FrequencyMatrices", "Grid", "frobenius", "hermitian_inverse", "per_frequency", "plane_waves", "symbol"]
+__all__ = [
+    "FrequencyMatrices",
+    "Grid",
+    "gram",
+    "largest_eigenvalue",
+    "product",
+    "saddle_inverse",
+    "shifted",
+    "symbol",
+]
 
 # Up to this many entries a matrix per frequency is multiplied elementwise in the layout of the FFT; above it, as a
 # batched matrix product after moving the channels last.
 _ELEMENTWISE_ENTRIES = 16
-# Few vectors are multiplied as columns where the rows of the matrices are at least so long, and otherwise as rows: that
-# takes a third of the time for one vector of 32 channels in double precision.
-_WIDE_ROW_BYTES = 384
-_FEW_VECTORS = {torch.complex64: 1, torch.complex128: 3}
-# Up to this many taps an axis, a sum over the taps that writes frequencies first beats the transform of the grid and
-# the change of layout after it.
-_FEW_TAPS = 16
 
 
 class Grid:
@@ -107,7 +111,7 @@ class FrequencyMatrices:
             product = (pairs @ self.matrices.mT).unflatten(-2, (-1, 2)).movedim(-2, -1).contiguous()
             product = torch.view_as_complex(product)
         else:
-            product = per_frequency(self.matrices, vectors)
+            product = vectors @ self.matrices.mT
         return product.movedim(-1, 1).movedim(-1, 0)
 
     def multiply(self, spectra: Tensor, out: Tensor | None = None) -> Tensor:
@@ -202,7 +206,7 @@ def symbol(convolution: Convolution, embedding: Embedding | None = None) -> Freq
         embedding = Embedding(convolution)
     grid = Grid(embedding.grid, real=not convolution.is_complex)
     entries = embedding.out_channels * embedding.in_channels
-    if entries > _ELEMENTWISE_ENTRIES and set(embedding.stride) == {1} and max(embedding.kernel_size) <= _FEW_TAPS:
+    if entries > _ELEMENTWISE_ENTRIES and set(embedding.stride) == {1} and max(embedding.kernel_size) <= FEW_WAVES:
         return FrequencyMatrices(grid, _from_taps(convolution, embedding, grid))
     kernel = embedding.kernel_to_grid(convolution.weight)
     # cross-correlation: the conjugate of the transform of the conjugate kernel
@@ -223,45 +227,65 @@ def _from_taps(convolution: Convolution, embedding: Embedding, grid: Grid) -> Te
     return k.reshape(shape)
 
 
-def plane_waves(positions: Tensor, n: int, frequencies: int) -> Tensor:
-    """``exp(2 pi i position frequency / n)`` in double precision: ``(positions, frequencies)``."""
-    turns = (positions[:, None].long() * torch.arange(frequencies)) % n
-    return torch.polar(torch.ones(turns.shape, dtype=torch.float64), turns.double() * (2 * math.pi / n))
+def gram(S: Tensor, side: str) -> Tensor:
+    """``S S^H`` ("residual") or ``S^H S`` ("solution") per frequency."""
+    return S @ S.mH if side == "residual" else S.mH @ S
 
 
-def per_frequency(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """Matrices ``(..., rows, columns)``, row by row in memory, times vectors ``(..., rest, columns)``."""
-    rest, wide = vectors.shape[-2], matrices.shape[-1] * matrices.element_size() >= _WIDE_ROW_BYTES
-    if wide and rest <= _FEW_VECTORS.get(matrices.dtype, 0):
-        return (matrices @ vectors.mT).mT
-    return vectors @ matrices.mT
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` per frequency; without a batched product where that only scales."""
+    return a * b if a.shape[-1] == 1 else a @ b
 
 
-def frobenius(matrices: Tensor) -> Tensor:
-    """The Frobenius norms of matrices, as one reduction over the memory of each (torch's takes 70 times as long)."""
-    if not matrices.is_contiguous():
-        matrices = matrices.mT
-    if matrices.is_complex():
-        matrices = torch.view_as_real(matrices.resolve_conj()).flatten(-2)
-    return torch.linalg.vector_norm(matrices.flatten(-2), dim=-1)
+def shifted(matrices: Tensor, mu: Tensor) -> Tensor:
+    """``matrices + mu I``, as a copy."""
+    shifted = matrices.expand(broadcast_shapes(matrices.shape, (mu.shape[0], *matrices.shape[1:]))).clone()
+    shifted.diagonal(dim1=-2, dim2=-1).add_(mu[..., 0])
+    return shifted
 
 
-def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:
-    """The inverses of Hermitian positive definite matrices, a chunk at a time to bound the work memory.
+def largest_eigenvalue(squared: Tensor) -> Tensor:
+    """The largest eigenvalue over the frequencies, per block, from above within the fourth root of the size."""
+    flat = squared.flatten(1, -3)
+    square = flat @ flat if squared.shape[-1] > 1 else flat.abs() ** 2
+    return frobenius(square).amax(-1).sqrt()
 
-    They overwrite the matrices. Matrices whose Cholesky factorisation breaks down come out
-    as NaN.
+
+def saddle_inverse(S: Tensor, squared: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The inverse of the saddle form, and its smaller part, W or V.
+
+    .. math::
+        \begin{pmatrix} -\sqrt\mu & S \\ S^H & \sqrt\mu \end{pmatrix}^{-1}
+            = \begin{pmatrix} -\sqrt\mu\, W & W S \\ S^H W & \sqrt\mu\, V \end{pmatrix}, \qquad
+        W = (S S^H + \mu)^{-1}, \quad V = (S^H S + \mu)^{-1}
+
+    Only the smaller of W and V is factorised; the other follows from :math:`\mu V = I - S^H W S`.
+
+    Args:
+        S: the symbol, ``(blocks, *frequencies, rows, columns)``.
+        squared: the smaller Gram matrix of S.
+        mu: shaped to broadcast with that, not zero.
     """
-    size = matrices.shape[-1]
-    if size <= 1:
-        return matrices.reciprocal_()
-    flat = matrices.view(-1, size, size)
-    chunk = max(1, chunk_bytes // (size * size * matrices.element_size()))
-    for start in range(0, flat.shape[0], chunk):
-        part = flat[start : start + chunk]
-        factor, info = torch.linalg.cholesky_ex(part)
-        # cholesky_inverse raises where a factor is exactly singular
-        factor[info > 0] = torch.eye(size, dtype=factor.dtype, device=factor.device)
-        part.copy_(torch.cholesky_inverse(factor).mT.conj())  # the same again, read along LAPACK's columns
-        part[info > 0] = math.nan
-    return matrices
+    rows, columns = S.shape[-2:]
+    smaller = hermitian_inverse(shifted(squared, mu).contiguous())
+    if rows <= columns:
+        W = smaller
+        WS = W @ S
+        V = _other(S.mH @ WS, mu)
+    else:
+        V = smaller
+        WS = S @ V
+        W = _other(WS @ S.mH, mu)
+    root = mu.sqrt()
+    inverse = S.new_empty(*W.shape[:-2], rows + columns, rows + columns)
+    torch.mul(W, -root, out=inverse[..., :rows, :rows])
+    inverse[..., :rows, rows:] = WS
+    inverse[..., rows:, :rows] = WS.mH
+    torch.mul(V, root, out=inverse[..., rows:, rows:])
+    return inverse, smaller
+
+
+def _other(projected: Tensor, mu: Tensor) -> Tensor:
+    """``(I - projected) / mu``; overwrites ``projected``."""
+    projected.neg_().diagonal(dim1=-2, dim2=-1).add_(1)
+    return projected.div_(mu)

@@ -144,7 +144,7 @@ class _Quadratic:
         return g + self.penalty(x if self.prior is None else x - self.prior) if self.damped else g
 
     def certificate(self, x: Tensor, bounds: tuple[float | None, float | None]) -> tuple[Tensor, Tensor]:
-        """The natural residual, and the size of the forces whose sum the gradient is."""
+        """The norms of the natural residual, and of the largest term of the gradient."""
         g = self.gradient(x)
         forces = torch.maximum(
             self.space.norm(self.A.adjoint(self.y)), self.space.norm(self.A.adjoint(self.A.apply(x)))

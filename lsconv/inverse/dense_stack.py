@@ -7,11 +7,11 @@ from torch import Tensor
 
 from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.factored.singular_values import SingularValuePlan
-from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.dtypes import default_rcond, direct_rtol
 
 __all__ = ["DenseStack", "stacked"]
 

@@ -16,14 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lsconv.border.memory import allowed_bytes, check_fits
+from lsconv.border.cost_model import allowed_bytes, check_fits
 from lsconv.border.stacked_plan import StackedPlan, stacked_data, stacked_solution
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.fourier.dtypes import direct_rtol
-from lsconv.fourier.spectrum import norm
 from lsconv.inverse.dense_stack import DenseStack, stacked
 from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
@@ -38,7 +36,7 @@ from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import select
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import direct_rtol, double
 
 __all__ = [
     "KRYLOV",
@@ -92,11 +90,10 @@ class FourierPlan:
         embedding = block_circulant(A, tuple(torch.as_tensor(damp).shape))
         entries = embedding.blocks * math.prod(embedding.grid) * embedding.in_channels * embedding.out_channels
         # the symbol, its inverse and the work space of complex numbers
-        check_fits(3 * 16 * entries, allowed_bytes(memory_limit, A.device), repr(A), "fourier")
+        check_fits(3 * 16 * entries, allowed_bytes(memory_limit, A.device), A, "fourier")
         self.plan = CirculantPlan(A, damp, rcond=rcond)  # type: ignore[arg-type]
         self.A = self.plan.A
         self.precise = self.A.to(dtype=double(self.A.dtype))
-        self.norm = norm(self.A.with_parameters([self.A.weight.detach()])).double()
 
     def solve(
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
@@ -113,7 +110,7 @@ class FourierPlan:
             plan.damp.expand(batch),
             tolerances=tolerances,
             dtype=A.dtype,
-            norm_bound=self.norm,
+            operator_norm=plan.norm.expand(batch),
             rcond=plan.rcond,
             truncated=True,
             rounding=torch.finfo(plan.dtype).eps,

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.direct_plan import DirectPlan
-from lsconv.fourier.dtypes import direct_rtol
 from lsconv.inverse.plans import FourierPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import BORDER_PLANS, route
@@ -24,6 +23,7 @@ from lsconv.krylov.loop.problem import as_operator, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, together
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, on_parts, over_items, select
+from lsconv.operators.dtypes import direct_rtol
 from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import hidden_by_vmap, untraced
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from lsconv.errors import ConvergenceWarning
 from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import in_double
-from lsconv.fourier.dtypes import direct_rtol
 from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.krylov.loop.solution import Solution, Status, together
 from lsconv.krylov.loop.stopping import Tolerances, certify
 from lsconv.operators.batch_layout import over_items
+from lsconv.operators.dtypes import direct_rtol
 
 __all__ = ["ReducedPlan", "core"]
 
@@ -78,7 +78,7 @@ class ReducedPlan:
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``, bare."""
+        """The solution for ``y``, without a certificate."""
         return self.reduction.to_inputs(self.plan.apply(self.reduction.outputs_of(y), rtol=rtol))
 
     @torch.no_grad()

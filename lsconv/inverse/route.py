@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.capacitance_plan import CapacitancePlan
-from lsconv.border.memory import plan_bytes
+from lsconv.border.cost_model import plan_bytes
 from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.stacked_plan import StackedPlan

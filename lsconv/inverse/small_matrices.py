@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.memory import allowed_bytes
+from lsconv.border.cost_model import CALL_WORK, allowed_bytes
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import DirectPlan
 from lsconv.factored.kronecker import Factors, SeparablePlan
 from lsconv.factored.normal_equations import NormalEquationsPlan
 from lsconv.factored.patch_matrix import PatchPlan
-from lsconv.fourier.dtypes import default_rcond, direct_rtol
 from lsconv.fourier.embedding import Embedding
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import default_rcond, direct_rtol
 
 __all__ = ["SMALL_MATRICES", "cheap_small_matrices", "deciding", "reduction", "small_matrices"]
 
@@ -28,8 +28,6 @@ SMALL_MATRICES = ("matrix", "separable", "normal")
 # Operations of dense matrices that take the time of an answer of the border (of one of hundreds of iterations), in
 # those of a Fourier transform of the field: benchmarks/routes.py shows both sides of the choice.
 _BORDER_TRANSFORMS, _KRYLOV_TRANSFORMS = 200, 2000
-# Operations of dense matrices that take no longer than the calls which any other answer consists of.
-_FREE_OPERATIONS = 5e7
 
 
 def reduction(A: LinearOperator, *, whole: bool) -> Reduction | None:
@@ -86,7 +84,7 @@ def _patches(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> D
     rows, columns = A.c_out // A.groups, A.c_in // A.groups * math.prod(A.kernel_size)
     setup = 20 * A.groups * math.prod(A.batch_shape) * min(rows, columns) ** 2 * max(rows, columns)
     iteration = 4 * rows * columns * A.groups * math.prod(A.spatial_out)
-    if setup > max(_FREE_OPERATIONS, _KRYLOV_TRANSFORMS * iteration):
+    if setup > max(CALL_WORK, _KRYLOV_TRANSFORMS * iteration):
         return None
     return PatchPlan(A, damp, **decided)
 
@@ -100,7 +98,7 @@ def _axes(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> Dire
     cells = max(A.in_numel, A.out_numel)
     fast = bordered and bool((torch.as_tensor(damp) > 0).all())
     allowed = (_BORDER_TRANSFORMS if fast else _KRYLOV_TRANSFORMS) * 5 * cells * math.log2(2 * cells)
-    if sum(SeparablePlan.flops(A, factors)) > max(_FREE_OPERATIONS, allowed):
+    if sum(SeparablePlan.flops(A, factors)) > max(CALL_WORK, allowed):
         return None
     return SeparablePlan(A, damp, factors=factors, **decided)
 
@@ -110,11 +108,11 @@ def _normal_equations(A: Convolution, damp: Tensor | float, decided: dict[str, A
 
     Without damping they are tried where padding makes A regular and the kernel is longer than x.
     """
-    if Embedding.exists(A) and Embedding(A).is_circulant:
-        return None
     damping, outputs = torch.as_tensor(damp), A.out_numel
-    operations = NormalEquationsPlan.flops(A) * math.prod(broadcast_shapes(A.batch_shape, damping.shape))
     long = all(k >= n for k, n in zip(A.kernel_size, A.spatial_in, strict=True)) and outputs >= 2 * A.in_numel
+    if (not long and A.in_numel**3 / 3 > CALL_WORK) or (Embedding.exists(A) and Embedding(A).is_circulant):
+        return None
+    operations = NormalEquationsPlan.flops(A) * math.prod(broadcast_shapes(A.batch_shape, damping.shape))
     allowed = _KRYLOV_TRANSFORMS * 5 * outputs * math.log2(2 * outputs) if long else 0.0
-    small = bool((damping > 0).all()) and operations <= _FREE_OPERATIONS
+    small = bool((damping > 0).all()) and operations <= CALL_WORK
     return NormalEquationsPlan(A, damp, **decided) if small or operations <= allowed else None

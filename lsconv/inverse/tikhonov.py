@@ -21,7 +21,6 @@ from lsconv.errors import (
     ShapeError,
 )
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.fourier.dtypes import direct_rtol
 from lsconv.inverse.bounded import bounded_least_squares
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
@@ -39,7 +38,7 @@ from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
-from lsconv.operators.dtypes import double, remedy
+from lsconv.operators.dtypes import direct_rtol, double, remedy
 from lsconv.operators.elementary import Identity
 from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced

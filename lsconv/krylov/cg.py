@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import Scalar, binary_unit, divide, maximum, root
-from lsconv.krylov.loop.method import CURVATURE, KERNEL, Method
+from lsconv.krylov.loop.method import Cause, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
@@ -90,7 +90,7 @@ class _CG(Method):
         self.unit: Scalar = binary_unit(space.safe_norm(r))
         self.r = space.scale(r, 1 / self.unit)
         self.x = space.scale(problem.start(x), 1 / self.unit)
-        self.failure = (self.unit < 0) * CURVATURE
+        self.failure = (self.unit < 0) * Cause.CURVATURE
         r_norm: Scalar = space.norm(self.r)
         self.residual = r_norm * self.unit
         z, self.root = self._precondition(r_norm)
@@ -110,7 +110,7 @@ class _CG(Method):
             self.operator_norm = maximum(self.operator_norm, delta + self.carried)
         # a curvature below the square of rounding is none, and the step that it asks for would overflow
         indefinite = (delta <= self.least * self.operator_norm) & (active > 0)
-        self.failure = self.failure | indefinite * CURVATURE
+        self.failure = self.failure | indefinite * Cause.CURVATURE
         step = divide(active * (indefinite == 0), delta) * self.root
         space.add(self.x, step, self.p, out=self.x)
         space.add(self.r, -step, q, out=self.r)
@@ -129,5 +129,5 @@ class _CG(Method):
         z = self.M.apply(self.r)
         square = self.space.inner(self.r, z)
         small = torch.finfo(self.space.dtype).eps * r_norm * self.space.norm(z)
-        self.failure = self.failure | ((square <= small) & (r_norm > 0)) * KERNEL
+        self.failure = self.failure | ((square <= small) & (r_norm > 0)) * Cause.KERNEL
         return z, root(square)

@@ -20,7 +20,7 @@ from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, binary_unit, divide, hypot, maximum, root
 from lsconv.krylov.loop.damping import augmented_columns
 from lsconv.krylov.loop.lagrange_multipliers import CGLSMultipliers
-from lsconv.krylov.loop.method import KERNEL, Method
+from lsconv.krylov.loop.method import Cause, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
@@ -118,7 +118,7 @@ class _CGLS(Method):
         self.unit: Scalar = binary_unit(self.codomain.safe_norm(r))
         self.r = self.codomain.scale(r, 1 / self.unit)
         self.x = self.domain.scale(problem.start(x), 1 / self.unit)
-        self.failure = None if self.M is None and self.N is None else (self.unit < 0) * KERNEL
+        self.failure = None if self.M is None and self.N is None else (self.unit < 0) * Cause.KERNEL
         self.operator_norm = self.weighted_norm = self.carried = 0 * self.unit
         g, self.root = self._gradient()
         self.p = g * self.domain.spread(divide(active, self.root))
@@ -193,7 +193,7 @@ class _CGLS(Method):
         square, norm = space.inner(v, image), space.norm(v)
         if self.failure is not None:
             small = torch.finfo(space.dtype).eps * norm * space.norm(image)
-            self.failure = self.failure | ((square <= small) & (norm > 0)) * KERNEL
+            self.failure = self.failure | ((square <= small) & (norm > 0)) * Cause.KERNEL
         return root(square)
 
     def _residual_norm(self) -> Scalar:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.loop.batch_groups import solve, unmodified
-from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, quotient, rescale, where
+from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, quotient, where
 from lsconv.krylov.loop.damping import augmented_columns
 from lsconv.krylov.loop.lagrange_multipliers import CRAIGMultipliers
-from lsconv.krylov.loop.method import STUCK, Method
+from lsconv.krylov.loop.method import Cause, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
@@ -138,13 +138,13 @@ class _CRAIG(Method):
         self.column = quotient(hypot(1.0 + 0 * self.column, process.beta * self.column), process.alpha)
         self.inverse_norm = maximum(self.inverse_norm, self.column)
         self.condition = self.inverse_norm * process.weighted_norm
-        self.space.add(self.x, rescale(zeta * active, 1.0, process.v_length), process.v, out=self.x)
+        self.space.add(self.x, zeta * active, process.v, out=self.x)
         if self.dual is not None:
-            self.dual.step(zeta, process.beta, divide(active, process.alpha), process.u, process.u_length)
+            self.dual.step(zeta, process.beta, divide(active, process.alpha), process.u)
         process.step(active)
         # r = -beta_{k+1} zeta_k u_{k+1}; u is a unit vector in the norm of M, and the test wants the plain norm.
         residual = process.beta * abs(zeta) * process.u_norm
         self.residual = where(exhausted, self.residual, residual)
         self.zeta = zeta
         self.operator_norm = process.operator_norm
-        self.failure = exhausted * STUCK if process.failure is None else process.failure | exhausted * STUCK
+        self.failure = exhausted * Cause.STUCK if process.failure is None else process.failure | exhausted * Cause.STUCK

@@ -19,7 +19,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.iteration import iterate
-from lsconv.krylov.loop.method import STUCK, Method
+from lsconv.krylov.loop.method import Cause, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
@@ -152,7 +152,7 @@ class _GMRES(Method):
         self.x = self.solution()
         self._begin(True, running)
         idle = (self.beta > _STANDSTILL * before).reshape(self.problem.batch)
-        self.failure = self.failure | idle * STUCK
+        self.failure = self.failure | idle * Cause.STUCK
 
     def solution(self) -> Tensor:
         """``x + Z y`` with y the least-squares coefficients of this cycle."""
@@ -203,7 +203,7 @@ class _GMRES(Method):
         pivot = column[:, j]
         r = torch.hypot(pivot.abs(), norm)
         moving = (active > 0) & (r > 0)
-        self.failure = self.failure | ((active > 0) & (r == 0)).reshape(self.problem.batch) * STUCK
+        self.failure = self.failure | ((active > 0) & (r == 0)).reshape(self.problem.batch) * Cause.STUCK
         c = torch.where(moving, divide(pivot, r), 0)
         s = torch.where(moving, divide(norm, r), 1)
         self.R[:, :j, j] = torch.where(moving.unsqueeze(-1), column[:, :j], 0)

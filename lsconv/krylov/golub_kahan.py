@@ -18,29 +18,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, divide, hypot, maximum, rescale, root
-from lsconv.krylov.loop.method import KERNEL
+from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, divide, hypot, maximum, root
+from lsconv.krylov.loop.method import Cause
 from lsconv.krylov.loop.problem import Problem
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["GolubKahan", "unit"]
 
-# Vectors of these lengths need not be scaled: their squares, times those of A, stay in the range of float32.
-_MODERATE = (2.0**-10, 2.0**10)
-
 
 class GolubKahan:
     """One Golub-Kahan process per batch item, held in one m-vector and one n-vector (twice that with M, with N).
-
-    Scaling u and v to length 1 costs a pass over memory each. Where the host knows the lengths (one item, no
-    preconditioner) it is put off as long as they are moderate, and the length goes into the next factor.
 
     Items that are not running have ``u = v = 0`` and stay there: their iterates cannot move, and cannot overflow.
 
     Attributes:
         alpha, beta: the newest entries of the bidiagonal, ``batch``.
         u, v: what A^H and A are applied to.
-        u_length, v_length: what the tensors u and v are to be divided by; 1 unless that has been put off.
         raw_u, raw_v: u and v before preconditioning (the same tensors without one).
         v_norm, u_norm: Euclidean norms of raw_v and raw_u; 1 without a preconditioner.
         operator_norm: a lower bound of ``||A||``.
@@ -61,7 +54,7 @@ class GolubKahan:
         # Normalise first: in float32 the squares inside an inner product with M r could leave the range.
         self.raw_u = self.codomain.scale(r, divide(active, self.r_norm))
         self.u = self.raw_u
-        self.failure: Scalar | None = None if self.plain else (self.r_norm < 0) * KERNEL
+        self.failure: Scalar | None = None if self.plain else (self.r_norm < 0) * Cause.KERNEL
         self.u_norm = self.v_norm = self.one = active * 0 + 1
         scale, self.u, self.u_norm = self._unit(self.raw_u, self.one, active, self.M, self.codomain)
         self.beta = self.r_norm * scale
@@ -73,8 +66,6 @@ class GolubKahan:
         scale, self.v, self.v_norm = self._unit(self.raw_v, self.one, active, self.N, self.domain)
         self.alpha = norm * scale
         self.weighted_norm = self.alpha
-        self.u_length = self.v_length = 1.0
-        self.puts_off = problem.single and self.plain and self.alpha >= _MODERATE[0]
 
     def step(self, active: Scalar) -> None:
         """Next ``beta, u, alpha, v``; items with ``active = 0`` become and stay zero."""
@@ -82,12 +73,9 @@ class GolubKahan:
         av = self.A.apply(self.v)
         if self.keep_av:
             self.av = av.clone()
-        self.codomain.add(av, rescale(-alpha, self.v_length, self.u_length), self.raw_u, out=self.raw_u)
+        self.codomain.add(av, -alpha, self.raw_u, out=self.raw_u)
         del av  # before A^H allocates its result: the two are never alive together
-        if self.puts_off:
-            self.beta, self.u_length = self._length(self.raw_u, self.v_length, self.codomain)
-        else:
-            self.beta, self.u, self.u_norm = self._unit(self.raw_u, None, active, self.M, self.codomain)
+        self.beta, self.u, self.u_norm = self._unit(self.raw_u, None, active, self.M, self.codomain)
         ahu = self.A.adjoint(self.u)
         # (alpha, beta) is a column of the bidiagonal, whose norm is ||A|| at most (without preconditioners).
         self.weighted_norm = maximum(self.weighted_norm, hypot(alpha, self.beta))
@@ -96,21 +84,9 @@ class GolubKahan:
         else:
             bound = divide(self.domain.norm(ahu), self.codomain.norm(self.u))
             self.operator_norm = maximum(self.operator_norm, bound)
-        self.domain.add(ahu, rescale(-self.beta, self.u_length, self.v_length), self.raw_v, out=self.raw_v)
+        self.domain.add(ahu, -self.beta, self.raw_v, out=self.raw_v)
         del ahu
-        if self.puts_off:
-            self.alpha, self.v_length = self._length(self.raw_v, self.u_length, self.domain)
-        else:
-            self.alpha, self.v, self.v_norm = self._unit(self.raw_v, None, active, self.N, self.domain)
-
-    @staticmethod
-    def _length(raw: Tensor, given: float, space: ItemSpace) -> tuple[float, float]:
-        """Length per unit of a vector made from one of length ``given``, and the length it is left with."""
-        norm: Scalar = space.norm(raw)
-        if _MODERATE[0] <= norm <= _MODERATE[1]:
-            return norm / given, norm
-        space.scale(raw, divide(1.0, norm))
-        return norm / given, 1.0
+        self.alpha, self.v, self.v_norm = self._unit(self.raw_v, None, active, self.N, self.domain)
 
     def _unit(
         self, raw: Tensor, norm: Scalar | None, active: Scalar, P: LinearOperator | None, space: ItemSpace
@@ -135,7 +111,7 @@ def unit(
 
     Returns:
         The length that it had; P applied to the scaled vector; the scaled vector's Euclidean norm, None for 1; and
-        :data:`KERNEL` for the items that show P not to be positive definite, None without P.
+        :attr:`Cause.KERNEL` for the items that show P not to be positive definite, None without P.
     """
     if P is None:
         if norm is None:
@@ -148,7 +124,7 @@ def unit(
     length = root(square)
     # Zero and negative lengths of nonzero vectors cannot come from a positive definite P; allow for rounding.
     small = torch.finfo(space.dtype).eps * norm * space.norm(image)
-    kernel = ((square <= small) & (norm > 0) & (active > 0)) * KERNEL
+    kernel = ((square <= small) & (norm > 0) & (active > 0)) * Cause.KERNEL
     scale = divide(active, length)
     image = image * space.spread(scale)  # first: P may have given back its argument
     space.scale(raw, scale)

@@ -25,7 +25,6 @@ from lsconv.krylov.loop.batched_scalars import (
     maximum,
     minimum,
     quotient,
-    rescale,
     root,
     rotation,
 )
@@ -117,7 +116,7 @@ class LSMR(Method):
         self.domain = problem.domain
         self.damp: Scalar | None = None if problem.damp is None else problem.scalar(problem.damp)
         self.x = problem.start(x)
-        self.h, self.h_length, self.hbar_length = process.v.clone(), process.v_length, 1.0
+        self.h = process.v.clone()
         self.hbar = torch.zeros_like(self.h)
         self.zetabar, self.alphabar = process.alpha * process.beta, process.alpha
         self.rho = self.rhobar = self.cbar = process.one
@@ -129,7 +128,7 @@ class LSMR(Method):
         self.residual = process.r_norm
         self.dual: LSMRMultipliers | None = None
         if problem.multipliers:
-            self.dual = LSMRMultipliers(process.u, process.u_length, process.codomain, process.beta)
+            self.dual = LSMRMultipliers(process.u, process.codomain, process.beta)
         self._norms()
 
     def solution(self) -> Tensor:
@@ -160,13 +159,10 @@ class LSMR(Method):
         along = -divide(thetanew * active, rho)
         if self.dual is not None:
             self.dual.step(back, divide(cbar * active, rho * rhobar), divide(process.beta, rhobar))
-            self.dual.update_direction(c, s, divide(process.alpha, rho), process.u, process.u_length)
-        # As with v, what is held is h_length h and hbar_length hbar.
-        domain.add(self.h, rescale(back, self.h_length, self.hbar_length), self.hbar, out=self.hbar)
-        self.hbar_length = self.h_length
-        domain.add(self.x, rescale(forward, 1.0, self.hbar_length), self.hbar, out=self.x)
-        domain.add(process.v, rescale(along, process.v_length, self.h_length), self.h, out=self.h)
-        self.h_length = process.v_length
+            self.dual.update_direction(c, s, divide(process.alpha, rho), process.u)
+        domain.add(self.h, back, self.hbar, out=self.hbar)
+        domain.add(self.x, forward, self.hbar, out=self.x)
+        domain.add(process.v, along, self.h, out=self.h)
         # The newest diagonal entry of R-bar is rhotemp until the next rotation; the initial rhobar = 1 is not one.
         self.condition = quotient(maximum(self.largest, rhotemp), minimum(self.smallest, rhotemp))
         self.largest, self.smallest = maximum(self.largest, rhobar), minimum(self.smallest, rhobar)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.loop.batch_groups import solve
-from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, minimum, quotient, rescale, rotation
+from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, minimum, quotient, rotation
 from lsconv.krylov.loop.damping import folded
 from lsconv.krylov.loop.lagrange_multipliers import LSQRMultipliers
 from lsconv.krylov.loop.method import Method
@@ -105,7 +105,7 @@ class _LSQR(Method):
         self.damp: Scalar | None = None if problem.damp is None else problem.scalar(problem.damp)
         self.failure = process.failure
         self.x = problem.start(x)
-        self.w, self.w_length = process.v.clone(), process.v_length
+        self.w = process.v.clone()
         self.rhobar, self.phibar = process.alpha, process.beta
         self.damped_away = self.largest = 0 * process.one
         self.smallest = math.inf * process.one
@@ -113,7 +113,7 @@ class _LSQR(Method):
         self.r = None if problem.M is None else process.raw_u.clone()
         self.residual = process.r_norm
         self.gradient = self._gradient(self.phibar * process.alpha)
-        self.dual = LSQRMultipliers(process.u, process.u_length, process.codomain) if problem.multipliers else None
+        self.dual = LSQRMultipliers(process.u, process.codomain) if problem.multipliers else None
 
     def solution(self) -> Tensor:
         return self.x
@@ -138,10 +138,9 @@ class _LSQR(Method):
         inverse = divide(active, rho)
         if self.dual is not None:
             self.dual.step(phibar, inverse)
-            self.dual.update_direction(c, s, divide(process.alpha, rho), process.u, process.u_length)
-        domain.add(self.x, rescale(phi * inverse, 1.0, self.w_length), self.w, out=self.x)
-        domain.add(process.v, rescale(-theta * inverse, process.v_length, self.w_length), self.w, out=self.w)
-        self.w_length = process.v_length
+            self.dual.update_direction(c, s, divide(process.alpha, rho), process.u)
+        domain.add(self.x, phi * inverse, self.w, out=self.x)
+        domain.add(process.v, -theta * inverse, self.w, out=self.w)
         self._estimates(c, s, rho, phi)
 
     def _estimates(self, c: Scalar, s: Scalar, rho: Scalar, phi: Scalar) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 __all__ = ["Projected"]
-
-# The range searched, down from the largest singular value: all that double precision resolves.
-_DECADES = 16.0
 
 
 class Projected:
@@ -84,7 +83,7 @@ class Projected:
 
         # A grid first, because the function may have several minima; then finer ones around the lowest point.
         top = torch.log10(torch.where(self.largest > 0, self.largest, 1.0)) + 1
-        low, high = top - _DECADES, top
+        low, high = top + math.log10(torch.finfo(top.dtype).eps), top
         steps = torch.linspace(0, 1, 64, dtype=top.dtype, device=top.device)
         best = top
         for _ in range(4):  # each 30 times as fine as the one before
@@ -100,7 +99,8 @@ class Projected:
     def discrepancy(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """The damping whose residual norm is ``target`` (0 where even no damping leaves more), and that norm."""
         top = torch.log10(torch.where(self.largest > 0, self.largest, 1.0))
-        low, high = top - _DECADES, top + _DECADES
+        decades = -math.log10(torch.finfo(top.dtype).eps)  # all that double precision resolves
+        low, high = top - decades, top + decades
         for _ in range(60):  # to the last digit
             middle = 0.5 * (low + high)
             above = self.residual(10**middle) > target

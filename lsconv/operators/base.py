@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentTypeError, DtypeError, ShapeError
 from lsconv.operators.checks import check_tensor, is_numpy
-from lsconv.operators.dtypes import canonical_device, for_dtype
+from lsconv.operators.dtypes import adopts_dtype, canonical_device, for_dtype
 
 if TYPE_CHECKING:
     import scipy.sparse.linalg as scipy_linalg
@@ -254,7 +254,7 @@ class LinearOperator:
         return self._map(lambda t: next(replacements) if t.is_floating_point() or t.is_complex() else t)
 
     def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same operator on another device, or in another dtype, or both.
+        """The same operator on another device, or in another dtype, or both; itself where nothing changes.
 
         A complex operator stays complex: ``dtype`` must then be a complex dtype.
         """
@@ -264,6 +264,8 @@ class LinearOperator:
         target_device = self.device if device is None else canonical_device(device)
         if self.dtype.is_complex and not target_dtype.is_complex:
             raise DtypeError(f"dtype: a complex operator ({self.dtype}) cannot be converted to {target_dtype}")
+        if (target_dtype, target_device) == (self.dtype, self.device) and not adopts_dtype(self):
+            return self
 
         def convert(tensor: Tensor) -> Tensor:
             if not (tensor.is_floating_point() or tensor.is_complex()):

@@ -12,7 +12,23 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["batch_order", "broadcast_shapes", "in_blocks", "in_items", "on_parts", "over_items", "select"]
+__all__ = [
+    "CACHE_BYTES",
+    "WORK_BYTES",
+    "batch_order",
+    "broadcast_shapes",
+    "in_blocks",
+    "in_items",
+    "on_parts",
+    "over_items",
+    "select",
+]
+
+# The most bytes of arrays made together on a CPU. Beyond 32 MiB glibc's malloc takes every array from the system anew,
+# a page fault for every 4 KiB, and a transform works on some copies of what it is given.
+WORK_BYTES = 2**24
+# The most bytes of the vectors that a thread of a CPU works on again and again: what its cache holds.
+CACHE_BYTES = 2**20
 
 _Shape = tuple[int, ...]
 

@@ -14,8 +14,8 @@ from lsconv.operators.padding import Pairs, pad, pad_adjoint
 
 __all__ = ["DirectConvolution"]
 
-_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-_CONV_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+_CONV = (functional.conv1d, functional.conv2d, functional.conv3d)
+_CONV_TRANSPOSE = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class DirectConvolution:
         """The convolution of ``x``, bit for bit torch's but for half precision on the CPU."""
         symmetric, extra = self.split_padding
         x = pad(x, extra, self.mode)
-        return _whole(_CONV[len(self.stride)], x, weight, self.stride, symmetric, self.dilation, groups)
+        return _whole(_CONV[len(self.stride) - 1], x, weight, self.stride, symmetric, self.dilation, groups)
 
     def adjoint(self, y: Tensor, weight: Tensor, groups: int) -> Tensor:
         """The adjoint on ``y``, by torch's transposed convolution."""
@@ -65,7 +65,7 @@ class DirectConvolution:
                 self.spatial_in, self.padding, self.extent, self.stride, strict=True
             )
         ]
-        function = _CONV_TRANSPOSE[len(self.stride)]
+        function = _CONV_TRANSPOSE[len(self.stride) - 1]
         x = _whole(function, y, weight.conj(), self.stride, symmetric, output_padding, groups, self.dilation)
         return pad_adjoint(x, extra, self.mode)
 
@@ -95,7 +95,7 @@ class DirectConvolution:
         """The adjoint on ``y``, by the kernels that :meth:`flipped` gives; where :meth:`flips` says so."""
         symmetric, extra = self.split_padding
         margins = tuple(e - 1 - p for e, p in zip(self.extent, symmetric, strict=True))
-        x = _whole(_CONV[len(self.stride)], y, flipped, 1, margins, self.dilation, groups)
+        x = _whole(_CONV[len(self.stride) - 1], y, flipped, 1, margins, self.dilation, groups)
         return pad_adjoint(x, extra, self.mode)
 
 

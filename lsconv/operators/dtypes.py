@@ -13,7 +13,17 @@ from lsconv.errors import DtypeError
 if TYPE_CHECKING:
     from lsconv.operators.base import LinearOperator
 
-__all__ = ["ROUNDING", "adopts_dtype", "canonical_device", "double", "for_dtype", "of_one_dtype", "remedy"]
+__all__ = [
+    "ROUNDING",
+    "adopts_dtype",
+    "canonical_device",
+    "default_rcond",
+    "direct_rtol",
+    "double",
+    "for_dtype",
+    "of_one_dtype",
+    "remedy",
+]
 
 # So many eps of the largest singular value is what a decomposition may be off by in the others.
 ROUNDING = 8
@@ -51,7 +61,7 @@ def _converts(A: LinearOperator) -> bool:
 
 
 def of_one_dtype(where: str, operators: Sequence[LinearOperator]) -> tuple[LinearOperator, ...]:
-    """The operators in the dtype of those that have one of their own, which real ones beside complex ones share."""
+    """Convert operators to one dtype: the common one of those that were given theirs."""
     own = [operator.dtype for operator in operators if not adopts_dtype(operator)]
     if not own:
         return tuple(operators)
@@ -88,3 +98,17 @@ def canonical_device(device: torch.device | str) -> torch.device:
     if canonical.type == "cuda" and index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return canonical
+
+
+def direct_rtol(dtype: torch.dtype) -> float:
+    """The default relative tolerance of the direct methods: 1e-6 in float32, 1e-10 in float64."""
+    return 1e-6 if torch.finfo(dtype).bits == 32 else 1e-10
+
+
+def default_rcond(dtype: torch.dtype) -> float:
+    """The part of ``||A||`` up to which singular values count as zero: 1e-7 in float32, 1e-12 in float64.
+
+    Rounding the data to float32 changes them by 6e-8: what a smaller singular value makes of that would drown the rest
+    of x. In float64 the factors themselves are not known better.
+    """
+    return 1e-7 if torch.finfo(dtype).bits == 32 else 1e-12

@@ -20,23 +20,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.padding import Pairs, pad, pad_adjoint
 
 __all__ = [
-    "WORK_BYTES",
+    "FEW_WAVES",
     "FrequencyGrid",
     "direct_cost",
     "fft_cost",
     "good_fft_length",
     "inverse_transform",
+    "plane_waves",
     "short_fft_length",
     "transform_cost",
     "work_groups",
 ]
 
-# The most bytes of arrays made together on a CPU. Beyond 32 MiB glibc's malloc takes every array from the system anew,
-# a page fault for every 4 KiB, and a transform works on some copies of what it is given.
-WORK_BYTES = 2**24
+
+# Up to so many positions of an axis are read and written by a product with a wave for each, and kernels of as many taps
+# transformed so; a transform of all costs less for more.
+FEW_WAVES = 48
 
 
 class _Nanoseconds(NamedTuple):
@@ -52,6 +55,7 @@ class _Nanoseconds(NamedTuple):
         multiply: of torch's convolution, per tap, output cell and pair of channels.
         transform: of the FFT, per cell, channel and factor log2(cells).
         product: of the FFT, per cell and pair of channels.
+        call: of the FFT, beyond a call of torch's convolution.
     """
 
     gather: tuple[float, float]
@@ -60,6 +64,7 @@ class _Nanoseconds(NamedTuple):
     multiply: float
     transform: float
     product: float
+    call: float = 92e3
 
 
 # The FFT's costs are a third higher than measured: it is taken where it is clearly faster.
@@ -67,8 +72,6 @@ _COST = {
     torch.float32: _Nanoseconds((0.3, 0.5), (0.8, 2.0), None, 0.015, 0.39, 0.65),
     torch.float64: _Nanoseconds((0.6, 1.5), (0.6, 1.5), 7.5, 0.06, 0.52, 1.95),
 }
-# Nanoseconds that a call by FFT takes beyond one of torch's convolution.
-_FFT_CALL = 92e3
 
 
 def good_fft_length(n: int) -> int:
@@ -92,7 +95,7 @@ def good_fft_length(n: int) -> int:
 
 
 def short_fft_length(n: int) -> int:
-    """The smallest even length of at least ``n`` without prime factors above 13, for where every cell more costs.
+    """The smallest even length of at least ``n`` without prime factors above 13, for grids of which every cell costs.
 
     Per cell it takes somewhat longer than the lengths of :func:`good_fft_length`.
 
@@ -105,6 +108,12 @@ def short_fft_length(n: int) -> int:
         [1, 8, 128, 260, 1024]
     """
     return _smooth_length(n, 2, (2, 3, 5, 7, 11, 13)) if n > 1 else 1
+
+
+def plane_waves(positions: Tensor, n: int, frequencies: int) -> Tensor:
+    """``exp(2 pi i position frequency / n)`` in double precision: ``(positions, frequencies)``."""
+    turns = (positions[:, None].long() * torch.arange(frequencies)) % n
+    return torch.polar(torch.ones(turns.shape, dtype=torch.float64), turns.double() * (2 * math.pi / n))
 
 
 def transform_cost(grid: Sequence[int]) -> float:
@@ -172,7 +181,7 @@ def fft_cost(
     transforms = items * groups * (c_out + c_in) + (groups * c_out * c_in if kernels_too else 0)
     products = items * groups * c_out * c_in * math.prod(grid)
     nanoseconds = transforms * transform_cost(grid) * _COST[real].transform + products * _COST[real].product
-    return nanoseconds * (2 if dtype.is_complex else 1) + _FFT_CALL
+    return nanoseconds * (2 if dtype.is_complex else 1) + _COST[real].call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +251,8 @@ class FrequencyGrid:
         Returns:
             ``(groups, c_out / groups, c_in / groups, *frequencies)``; real kernels keep half of the last axis.
         """
+        if max(weight.shape[-len(self.grid) :]) <= FEW_WAVES:
+            return self._sum_over_taps(weight)
         lead = weight.shape[: -len(self.grid)]
         extent = [d * (k - 1) + 1 for d, k in zip(self.dilation, weight.shape[-len(self.grid) :], strict=True)]
         if any(d > 1 for d in self.dilation):
@@ -251,6 +262,18 @@ class FrequencyGrid:
         placed = pad(weight, [(0, n - e) for n, e in zip(self.grid, extent, strict=True)])
         placed = torch.roll(placed, [-s for s in self.shift], self._axes)
         return self._transform(placed.conj().resolve_conj()).conj().resolve_conj()
+
+    def _sum_over_taps(self, weight: Tensor) -> Tensor:
+        """:meth:`spectrum`, one axis after the other as a sum over its taps."""
+        real, ndim = not weight.is_complex(), len(self.grid)
+        frequencies = (*self.grid[:-1], self.grid[-1] // 2 + 1) if real else self.grid
+        places = zip(weight.shape[-ndim:], self.dilation, self.shift, self.grid, frequencies, strict=True)
+        weight = weight.to(torch.complex128 if weight.dtype in (torch.float64, torch.complex128) else torch.complex64)
+        *others, last = (plane_waves(d * torch.arange(k) - s, n, f).to(weight) for k, d, s, n, f in places)
+        sums = weight @ last
+        for waves in reversed(others):
+            sums = (waves.mT @ sums).flatten(-2)
+        return sums.reshape(*weight.shape[:-ndim], *frequencies)
 
     def apply(self, x: Tensor, spectrum: Tensor, *, work_bytes: int = WORK_BYTES) -> Tensor:
         """The convolution of ``x``, of shape ``(items, groups * c_in, *spatial_in)``, in groups of some items."""

@@ -22,9 +22,6 @@ Pairs = tuple[tuple[int, int], ...]
 
 MODES = ("zeros", "circular", "reflect", "replicate")
 
-# torch.nn.functional.pad pads at most this many axes at once in the modes that are not zeros.
-_TORCH_AXES = 3
-
 
 def pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str = "zeros") -> Tensor:
     """Pad the last ``len(pairs)`` axes of ``x``, as ``torch.nn.functional.pad`` does.
@@ -197,8 +194,8 @@ class Pad(LinearOperator):
         # Leading axes that are not padded are dropped, so that torch's limit counts only the axes that are.
         while len(pairs) > 1 and not any(pairs[0]):
             pairs = pairs[1:]
-        if mode != "zeros" and len(pairs) > _TORCH_AXES:
-            raise ShapeError(f"padding: {mode!r} pads at most {_TORCH_AXES} axes, got {len(pairs)} for shape {shape}")
+        if mode != "zeros" and len(pairs) > 3:
+            raise ShapeError(f"padding: {mode!r} pads at most 3 axes, got {len(pairs)} for shape {shape}")
         check_pairs(pairs, shape[-len(pairs) :], mode)
         padded = [left + size + right for size, (left, right) in zip(shape[-len(pairs) :], pairs, strict=True)]
         super().__init__(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
-from lsconv.fourier.circulant import CirculantPlan, block_circulant, by_chunks
+from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution
 from lsconv.operators.difference import Gradient
@@ -231,17 +231,6 @@ def test_the_solve_is_differentiable_in_the_right_hand_side() -> None:
     plan.solve(y).backward(g)
     assert y.grad is not None
     torch.testing.assert_close(y.grad, plan.solve_adjoint(g))
-
-
-def test_matrices_are_inverted_alike_in_chunks() -> None:
-    S = torch.randn(2, 5, 3, 2, 4, dtype=torch.float64)
-    shift = torch.rand(2, 5, 3, 1, dtype=torch.float64)
-
-    def inverse(part: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
-        return part.mT @ torch.linalg.inv(part @ part.mT + mu[..., None] * torch.eye(2, dtype=torch.float64))
-
-    whole = inverse(S, shift)
-    torch.testing.assert_close(by_chunks(inverse, S, shift, chunk_bytes=700), whole)
 
 
 # ------------------------------------------------------------------ what is refused

@@ -134,7 +134,7 @@ def test_auto_falls_back_to_lsmr_with_a_warning_and_the_same_answer(circular: bo
 @pytest.mark.parametrize("padding", [0, 1, 2])
 @pytest.mark.parametrize("size", [16, 40])
 def test_factors_kept_fit_the_estimate_the_limit_is_held_against(padding: int, size: int) -> None:
-    from lsconv.border.memory import plan_bytes
+    from lsconv.border.cost_model import plan_bytes
 
     A = conv(padding, size=size)
     plan = route(A, method="border")

@@ -12,11 +12,11 @@ from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.kronecker import SeparablePlan
 from lsconv.factored.normal_equations import NormalEquationsPlan
 from lsconv.factored.patch_matrix import PatchPlan
-from lsconv.fourier.dtypes import default_rcond
 from lsconv.inverse.plans import FourierPlan, KrylovPlan
 from lsconv.inverse.reduced_plan import ReducedPlan
 from lsconv.inverse.route import BORDER_PLANS, route
 from lsconv.krylov.loop.solution import Status
+from lsconv.operators.dtypes import default_rcond
 
 F64 = torch.float64
 

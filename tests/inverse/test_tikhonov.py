@@ -8,7 +8,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.border import stacked_plan
-from lsconv.border.memory import plan_bytes
+from lsconv.border.cost_model import plan_bytes
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import ConvergenceWarning, PlanMemoryError
@@ -315,7 +315,7 @@ def test_items_solved_one_by_one_have_the_answers_of_all_together(
     y = torch.randn(3, 1, *A.out_shape, dtype=torch.float64)
     prior = torch.randn(2, *A.in_shape, dtype=torch.float64) if with_prior else None
     together = plan.solve(y, x_prior=prior, rtol=1e-12)
-    monkeypatch.setattr(stacked_plan, "_APART_BYTES", 0)
+    plan.work_bytes = 0
     calls = 0
     run = stacked_plan.Outer.run
 

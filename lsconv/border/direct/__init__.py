@@ -1,6 +1,6 @@
 """The border solved by factors instead of by iteration.
 
 ``crossed_border`` is a border of rows and columns; ``strip`` eliminates its rows frequency by frequency,
-``schur_complement`` forms what that leaves of the columns, ``even_odd_basis`` splits it by symmetries and factorises it
-(``dense_inverse``). ``direct_pass`` is a solve with these factors, and ``cost`` what they take.
+``schur_complement`` forms what that leaves of the columns, ``even_odd_basis`` splits it by symmetries and factorises
+it. ``direct_pass`` is a solve with these factors; ``border.cost_model`` has what they take.
 """

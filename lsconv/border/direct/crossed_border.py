@@ -1,12 +1,17 @@
-"""A border of rows and columns of a plane, which are the last ones of every channel."""
+"""A border of rows and columns of a plane, the last ones of every channel, and the symmetries of operators on it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lsconv.border.truncated_circulant import Positions
+import torch
+from torch import Tensor
 
-__all__ = ["CrossedBorder"]
+from lsconv.border.penalty import Penalty
+from lsconv.border.truncated_circulant import Positions
+from lsconv.fourier.embedding import Embedding
+
+__all__ = ["CrossedBorder", "crossed_border", "is_even", "one_channel_saddle"]
 
 
 @dataclass(frozen=True)
@@ -71,3 +76,30 @@ class CrossedBorder:
     def depth(self) -> int:
         """The rows of H of the channel that has most."""
         return self.grid[0] - min(self.rows)
+
+
+def is_even(spectrum: Tensor, condition: float) -> bool:
+    """Tell whether a real operator is even along both axes, up to the rounding that its condition amplifies."""
+    other = spectrum.flip(1).roll(1, 1)
+    rounding = 100 * torch.finfo(spectrum.dtype).eps * condition
+    return bool(torch.linalg.vector_norm(spectrum - other) <= rounding * torch.linalg.vector_norm(spectrum))
+
+
+def crossed_border(form: str, embedding: Embedding, penalty: Penalty | None) -> CrossedBorder:
+    """The border of a truncated block-circulant operator of rows and columns.
+
+    Args:
+        form: "valid", "full" or "saddle".
+        embedding: its grid.
+        penalty: further rows, as the inverse has them.
+    """
+    if penalty is not None:
+        embedding = penalty.embedding(embedding.batch_shape)
+    out_border = embedding.output_border() if penalty is None else penalty.border(embedding)
+    positions = (out_border if form != "full" else []) + (embedding.input_border() if form != "valid" else [])
+    return CrossedBorder.of(embedding.grid, positions)
+
+
+def one_channel_saddle(border: CrossedBorder, *, definite: bool) -> bool:
+    """Tell whether a border is one of the saddle operator of one channel, with as many cells of either component."""
+    return not definite and len(border.rows) == 2 and len({*zip(border.rows, border.columns, strict=True)}) == 1

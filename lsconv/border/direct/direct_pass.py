@@ -19,24 +19,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.border.direct.crossed_border import CrossedBorder
-from lsconv.border.direct.even_odd_basis import SchurInverse, one_channel_saddle
+from lsconv.border.direct.crossed_border import CrossedBorder, crossed_border, is_even, one_channel_saddle
+from lsconv.border.direct.even_odd_basis import SchurInverse
 from lsconv.border.direct.schur_complement import column_blocks
-from lsconv.border.direct.strip import MOST_WAVES, Strip
-from lsconv.border.gram import gram, largest_eigenvalue, product, saddle_inverse, shifted
+from lsconv.border.direct.strip import Strip
 from lsconv.border.penalty import Penalty
 from lsconv.border.truncated_circulant import truncated_circulant
-from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, frobenius, hermitian_inverse, plane_waves
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
+from lsconv.fourier.symbol import (
+    FrequencyMatrices,
+    Grid,
+    gram,
+    largest_eigenvalue,
+    product,
+    saddle_inverse,
+    shifted,
+)
+from lsconv.operators.batch_layout import CACHE_BYTES
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
+from lsconv.operators.fft_convolution import FEW_WAVES, plane_waves
 
-__all__ = ["ONE_PASS", "DirectInverse", "crossed_border", "is_even"]
+__all__ = [
+    "ONE_PASS",
+    "DirectInverse",
+]
 
 # The tightest relative tolerance for which one pass is tried alone; for less its rounding is iterated away.
 ONE_PASS = 1e-11
-# Bytes of the spectra of right-hand sides that go through the pass together, on a CPU: more leave its cache.
-_WORK_BYTES = 2**21
 
 
 class DirectBorder:
@@ -67,7 +77,7 @@ class DirectBorder:
         self._before = n - border.width
         self._read: Tensor | None = None
         self._write: Tensor | None = None
-        if border.width <= MOST_WAVES:
+        if border.width <= FEW_WAVES:
             waves = plane_waves(torch.arange(self._before, n), n, f).mT.to(spectrum)
             self._write = waves.mH.contiguous()
             self._read = waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]
@@ -122,13 +132,6 @@ class DirectBorder:
     def nbytes(self) -> int:
         """Bytes of the factors."""
         return sum(part.nbytes for part in (self.strip, self.schur) if part is not None)
-
-
-def is_even(spectrum: Tensor, condition: float) -> bool:
-    """Tell whether a real operator is even along both axes, up to the rounding that its condition amplifies."""
-    other = spectrum.flip(1).roll(1, 1)
-    rounding = 100 * torch.finfo(spectrum.dtype).eps * condition
-    return bool(torch.linalg.vector_norm(spectrum - other) <= rounding * torch.linalg.vector_norm(spectrum))
 
 
 @dataclass(frozen=True)
@@ -248,11 +251,6 @@ class DirectInverse:
         after = (FrequencyMatrices(S.grid, product(S.matrices.mH, P.matrices)),) if fused else (P, adjoint)
         return _Pass(after, (True, False)), _Pass((P,), (False, True), before=S), normal
 
-    @staticmethod
-    def serves(convolution: Convolution) -> bool:
-        """Tell whether the border of a convolution is one of rows and columns."""
-        return convolution.ndim <= 2 and Embedding.exists(convolution)
-
     # ------------------------------------------------------------------ use
 
     def solution(self, y: Tensor) -> Tensor:
@@ -358,7 +356,7 @@ class DirectInverse:
         if t.device.type != "cpu":
             return max(1, len(t))
         one = math.prod(t.shape[1:]) * t.element_size()
-        return max(1, _WORK_BYTES // max(one, 1))
+        return max(1, 2 * CACHE_BYTES // max(one, 1))  # spectra are complex
 
     @property
     def nbytes(self) -> int:
@@ -367,21 +365,6 @@ class DirectInverse:
         used = [m for p in passes for m in (*p.after, p.before) if m is not None]
         kept = {m.matrices.data_ptr(): m.nbytes for m in (*used, self._P, self._E, self._back) if m is not None}
         return sum(kept.values()) + (0 if self._border is None else self._border.nbytes)
-
-
-def crossed_border(form: str, embedding: Embedding, penalty: Penalty | None) -> CrossedBorder:
-    """The border of a truncated block-circulant operator of a :class:`DirectInverse`.
-
-    Args:
-        form: "valid", "full" or "saddle".
-        embedding: its grid.
-        penalty: further rows, as the inverse has them.
-    """
-    if penalty is not None:
-        embedding = penalty.embedding(embedding.batch_shape)
-    out_border = embedding.output_border() if penalty is None else penalty.border(embedding)
-    positions = (out_border if form != "full" else []) + (embedding.input_border() if form != "valid" else [])
-    return CrossedBorder.of(embedding.grid, positions)
 
 
 def _in_a_plane(S: FrequencyMatrices, *, turned: bool) -> FrequencyMatrices:

@@ -23,12 +23,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lsconv.border.direct.crossed_border import CrossedBorder
-from lsconv.border.direct.dense_inverse import DenseInverse
+from lsconv.border.direct.crossed_border import CrossedBorder, one_channel_saddle
+from lsconv.fourier.batched_linalg import DenseInverse
 
 __all__ = ["SchurInverse"]
-
-_SIGNS = (1, -1)
 
 
 class SchurInverse:
@@ -117,11 +115,6 @@ class SchurInverse:
     def nbytes(self) -> int:
         """Bytes of the factors."""
         return sum(inverse.nbytes for inverse in self._inverses)
-
-
-def one_channel_saddle(border: CrossedBorder, *, definite: bool) -> bool:
-    """Tell whether a border is one of the saddle operator of one channel, with as many cells of either component."""
-    return not definite and len(border.rows) == 2 and len({*zip(border.rows, border.columns, strict=True)}) == 1
 
 
 def _present(border: CrossedBorder, device: torch.device) -> Tensor:
@@ -221,7 +214,7 @@ class _Central:
 
     def __init__(self, width: int, height: int) -> None:
         self._width, self._height = width, height
-        self._reversals = [_Reversal(width * height, sign) for sign in _SIGNS if width * height > 1 or sign > 0]
+        self._reversals = [_Reversal(width * height, sign) for sign in (1, -1) if width * height > 1 or sign > 0]
 
     def matrices(self, entries: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The blocks of ``(blocks, distances, height, height)``."""
@@ -252,8 +245,8 @@ class _Even:
     def __init__(self, width: int, height: int) -> None:
         self._pairs = [
             (columns, rows)
-            for columns in (_Reversal(width, sign) for sign in _SIGNS)
-            for rows in (_Reversal(height, sign) for sign in _SIGNS)
+            for columns in (_Reversal(width, sign) for sign in (1, -1))
+            for rows in (_Reversal(height, sign) for sign in (1, -1))
             if columns.size and rows.size
         ]
 

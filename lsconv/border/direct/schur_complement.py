@@ -26,7 +26,8 @@ from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder
 from lsconv.border.direct.strip import Strip
-from lsconv.fourier.symbol import Grid, plane_waves
+from lsconv.fourier.symbol import Grid
+from lsconv.operators.fft_convolution import plane_waves
 
 __all__ = ["column_blocks"]
 

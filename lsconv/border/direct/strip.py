@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder
-from lsconv.border.direct.dense_inverse import indefinite_inverse
-from lsconv.fourier.symbol import hermitian_inverse, plane_waves
+from lsconv.fourier.batched_linalg import hermitian_inverse, indefinite_inverse
+from lsconv.operators.fft_convolution import FEW_WAVES, plane_waves
 
-__all__ = ["MOST_WAVES", "Strip"]
-
-# More rows or columns than these are read and written by a transform, which then costs less than a product with a wave
-# for each (of 256² to 1024² they break even between 20 and 60).
-MOST_WAVES = 48
+__all__ = ["Strip"]
 
 
 class Strip:
@@ -43,7 +39,7 @@ class Strip:
         self._there, self._depth, self._rows = there, border.depth, n
         self._read: Tensor | None = None
         self._write: Tensor | None = None
-        if border.depth <= MOST_WAVES:
+        if border.depth <= FEW_WAVES:
             waves = plane_waves(rows, n, n).to(device, columns.dtype)
             self._read, self._write = waves / n, waves.mH.contiguous()
 

@@ -1,27 +1,235 @@
-"""A block-circulant operator restricted to a border, solved by iteration.
+r"""The system on a border, solved by iteration with an additive Schwarz preconditioner.
 
-Conjugate gradients, or GMRES, with the Schwarz preconditioner of :mod:`lsconv.border.system.schwarz`. Once the
-iterations of all solves have cost what factors of the whole border would, :attr:`BorderSystem.use_direct` says so.
+The border is the set of grid cells (channel, position) that a truncation removes. Near the faces of the image it looks
+the same from cell to cell, so a block-circulant operator Q restricted to
+
+* the cells within the border's width along one axis (a *strip*: in 2-D, the border rows over the whole width) or
+* the border cells near the corner where several strips cross
+
+is block-circulant along the remaining axes: an FFT along these leaves one dense matrix per frequency, inverted once.
+The preconditioner adds the inverses of all these subdomains,
+
+.. math:: M^{-1} = \sum_T R_T^T D_T\, Q_{TT}^{-1} R_T, \quad T \text{ over the non-empty subsets of axes.}
+
+Strips alone leave the coupling around the corners, which is what the iteration then spends its time on: with the
+corners, half of the iterations remain. With :math:`D_T = I` (*additive*) :math:`M^{-1}` is Hermitian, which conjugate
+gradients need, and overlapping corrections are counted more than once. *Restricted*, the :math:`D_T` are a partition of
+the border: every cell takes its correction from one subdomain, a corner's cells from the corner as far as half of its
+overlap. That halves the iterations again where the corners decide about them, and is what makes them work for an
+indefinite Q, whose overlapping corrections cancel.
+
+Cai and Sarkis, "A restricted additive Schwarz preconditioner for general sparse linear systems", SIAM J. Sci. Comput.
+21 (1999).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import FactorCost
-from lsconv.border.memory import allowed_bytes
-from lsconv.border.system.grid_product import GridProduct
-from lsconv.border.system.krylov import conjugate_gradients, gmres
-from lsconv.border.system.recycling import Recycling
-from lsconv.border.system.schwarz import BorderProblem, Schwarz
+from lsconv.border.border_set import Border, Kernel, gathered
+from lsconv.border.cost_model import CostModel, FactorCost, Limits, allowed_bytes
+from lsconv.border.system.krylov import Recycling, conjugate_gradients, gmres
+from lsconv.border.system.strip_product import StripOperator, Strips
+from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
+from lsconv.fourier.symbol import FrequencyMatrices, Grid
 
-__all__ = ["BorderSystem"]
+__all__ = ["BorderProblem", "BorderSystem", "Schwarz", "Subdomain", "SubdomainSum"]
 
 # Basis vectors of GMRES.
 _RESTART = 100
+
+
+@dataclass(frozen=True)
+class BorderProblem:
+    """A block-circulant operator restricted to a border.
+
+    Attributes:
+        matrices: the operator Q, Hermitian.
+        border: the cells it is restricted to.
+        model: the work of an iteration, which knows the blocks, and whether Q is positive definite on the border.
+        corners: precondition also the corners where the border's strips cross.
+        restricted: every cell takes its correction from one subdomain; False: additive.
+        limits: on the preconditioner and on factors.
+        whole: precondition by the inverse on the whole border, whatever its size.
+    """
+
+    matrices: FrequencyMatrices
+    border: Border
+    model: CostModel
+    corners: bool = True
+    restricted: bool = False
+    limits: Limits = field(default_factory=Limits)
+    whole: bool = False
+
+    def product(self, u: Tensor) -> Tensor:
+        """``(Q u)`` on the border for border vectors ``(rhs, blocks, size)``, over the whole grid."""
+        product = self.border.gather(self.matrices.on_grid(self.border.scatter(u)))
+        return product if self.border.diagonal is None else product.addcmul_(self.border.diagonal, u)
+
+
+class Subdomain:
+    """A set of border cells on which Q is block-circulant, and the inverse there.
+
+    Args:
+        index: the numbers of its border cells.
+        shape: of the cells: those across the subdomain, and the other axes, along which it is block-circulant.
+        inverse: the inverse there.
+        axes: the axes across it.
+    """
+
+    def __init__(
+        self,
+        index: Tensor,
+        shape: tuple[int, ...],
+        inverse: DenseInverse | FrequencyMatrices,
+        axes: tuple[int, ...] = (),
+    ) -> None:
+        self.index, self.shape, self.inverse, self.axes = index, shape, inverse, axes
+
+    def __call__(self, cells: Tensor) -> Tensor:
+        """The inverse times the values of the cells, ``(rhs, blocks, size)``."""
+        if isinstance(self.inverse, FrequencyMatrices):
+            return self.inverse.on_grid(cells.unflatten(-1, self.shape)).flatten(2)
+        return self.inverse(cells)
+
+
+class SubdomainSum:
+    """The sum of the corrections of subdomains, with one gather and one scatter for all of them.
+
+    Args:
+        subdomains: those that are added.
+        size: of the border.
+        owner: for every border cell the number of the subdomain whose correction it takes; None: it takes all.
+    """
+
+    def __init__(self, subdomains: Sequence[Subdomain], size: int, owner: Tensor | None) -> None:
+        self._index = torch.cat([subdomain.index for subdomain in subdomains])
+        self._places: Tensor | None = None  # of the correction of a cell among those of all
+        self._subdomains = list(subdomains)
+        self._lengths = [len(subdomain.index) for subdomain in subdomains]
+        if owner is not None:
+            number = torch.repeat_interleave(torch.tensor(self._lengths))
+            index = self._index.cpu()
+            own = (owner[index] == number).nonzero().flatten()
+            self._places = torch.empty(size, dtype=torch.int64).index_copy_(0, index[own], own).to(self._index.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its indices."""
+        return self._index.nbytes + (0 if self._places is None else self._places.nbytes)
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """The sum for border vectors ``(rhs, blocks, size)``."""
+        cells = gathered(r, self._index).split(self._lengths, dim=-1)
+        z = torch.cat([solve(own) for solve, own in zip(self._subdomains, cells, strict=True)], dim=-1)
+        if self._places is not None:
+            return gathered(z, self._places)
+        return torch.zeros_like(r).index_add_(-1, self._index, z)
+
+
+class Schwarz:
+    """The Schwarz preconditioner of a border problem.
+
+    Args:
+        problem: what is preconditioned.
+    """
+
+    def __init__(self, problem: BorderProblem) -> None:
+        self.problem, self.border = problem, problem.border
+        self.subdomains: list[Subdomain] = []
+        self.sum: SubdomainSum | None = None  # of their corrections
+        self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
+        self.factors: DenseInverse | None = None  # of the whole border
+        border, matrices, limits = problem.border, problem.matrices, problem.limits
+        entries = border.size**2 * matrices.matrices.shape[0]
+        small = border.size <= limits.dense_unknowns and entries <= limits.dense_entries
+        kernel = border.kernel(matrices)
+        if problem.whole or small:
+            self.factors = DenseInverse(kernel.dense(border), definite=problem.model.definite)
+            return
+        self._numbering = border.numbering()
+        used = [a for a, members in enumerate(border.members) if members.any()]
+        product = matrices.elementwise and len(border.grid) == 2 and border.cellwise
+        strips: list[StripOperator] = []
+        for a in used:
+            subdomain = self._subdomain(kernel, (a,), border.corner((a,), 0), strips if product else None)
+            self.subdomains.append(subdomain)
+        if product:  # which makes iterations cheap and wide corners a waste
+            self.strips = Strips.of(kernel.whole(), self._numbering, border.members, strips, real=matrices.grid.real)
+        crossed = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if problem.corners else []
+        self._overlaps = {axes: self._overlap(axes) for axes in crossed}
+        for axes, overlap in self._overlaps.items():
+            if overlap:
+                self.subdomains.append(self._subdomain(kernel, axes, border.corner(axes, overlap)))
+        self.sum = SubdomainSum(self.subdomains, border.size, self.owners() if problem.restricted else None)
+
+    def _subdomain(
+        self, kernel: Kernel, axes: tuple[int, ...], cells: Tensor, strips: list[StripOperator] | None = None
+    ) -> Subdomain:
+        """The cells over the whole of the other axes; the product with Q on them is added to ``strips``."""
+        definite, grid, device = self.problem.model.definite, self.border.grid, kernel.Q.matrices.device
+        index = border_index(self._numbering, axes, cells)
+        matrices = kernel.between(axes, cells).contiguous()
+        others = Grid(tuple(n for a, n in enumerate(grid) if a not in axes), real=kernel.Q.grid.real)
+        if strips is not None:  # before the inverse overwrites the matrices
+            strips.append(StripOperator(index.to(device), FrequencyMatrices(others, matrices.clone())))
+        inverse: DenseInverse | FrequencyMatrices
+        if others.sizes:
+            inverses = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
+            inverse = FrequencyMatrices(others, inverses)
+        else:
+            inverse = DenseInverse(matrices, definite=definite)
+        return Subdomain(index.flatten().to(device), tuple(index.shape), inverse, axes)
+
+    def _overlap(self, axes: tuple[int, ...]) -> int:
+        """The overlap of a corner: as wide as its dense matrix is factorised in the time of two iterations."""
+        problem, grid = self.problem, self.border.grid
+        limit = problem.limits.corner_unknowns
+        if len(grid) == 2:  # in volumes a corner is a line of such matrices
+            flops = 2 * problem.model.iteration(1) / len(problem.matrices.matrices)
+            limit = max(limit, round((flops * (3 if problem.model.definite else 1.5)) ** (1 / 3)))
+        others = math.prod(n for a, n in enumerate(grid) if a not in axes)
+        most = min(limit, 2 * limit // math.isqrt(others))
+        overlap = min(grid[a] for a in axes) // 4
+        while overlap > 0 and self.border.corner_size(axes, overlap) > most:
+            overlap -= max(1, overlap // 8)
+        return overlap
+
+    def owners(self) -> Tensor:
+        """The owner of every cell: the last corner within half of whose overlap it lies, or else its first strip."""
+        owner = torch.full((self.border.size,), -1)
+        for number, subdomain in enumerate(self.subdomains):
+            if len(subdomain.axes) == 1:
+                index = subdomain.index.cpu()
+                owner[index] = torch.where(owner[index] < 0, number, owner[index])
+            else:
+                overlap = self._overlaps[subdomain.axes]
+                cells = self.border.corner(subdomain.axes, overlap // 2 if overlap > 1 else overlap)
+                owner[border_index(self._numbering, subdomain.axes, cells).flatten()] = number
+        return owner
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the inverses and of what goes with them."""
+        more = sum(part.nbytes for part in (self.strips, self.factors, self.sum) if part is not None)
+        return more + sum(subdomain.inverse.nbytes for subdomain in self.subdomains)
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """``M^{-1} r`` for border vectors ``(rhs, blocks, size)``."""
+        apply = self.sum if self.factors is None else self.factors
+        assert apply is not None
+        return apply(r)
+
+
+def border_index(numbering: Tensor, axes: tuple[int, ...], cells: Tensor) -> Tensor:
+    """The numbers of ``cells`` over the whole of the other axes: ``(cells, *other axes)``."""
+    return numbering.movedim([1 + a for a in axes], list(range(1, 1 + len(axes))))[cells.unbind(1)]
 
 
 class BorderSystem:
@@ -39,7 +247,7 @@ class BorderSystem:
         self.problem, self.use_direct, self._cost = problem, False, cost
         self.schwarz = Schwarz(problem)
         strips = self.schwarz.strips
-        self.product = GridProduct(problem.matrices, problem.border) if strips is None else strips
+        self.product = problem.product if strips is None else strips
         self._flexible = problem.restricted or not problem.model.definite  # by GMRES
         dtype, real = problem.matrices.matrices.dtype, problem.matrices.grid.real
         vectors = 2 * _RESTART * problem.model.blocks * problem.border.size

@@ -28,13 +28,10 @@ from torch import Tensor
 
 from lsconv.border.border_set import gathered
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
-from lsconv.operators.dtypes import ROUNDING
+from lsconv.operators.dtypes import ROUNDING, default_rcond
 from lsconv.operators.fft_convolution import good_fft_length
 
 __all__ = ["StripOperator", "Strips"]
-
-# What may be left out of the kernel, in its root of the sum of squares relative to that of all of it.
-_LEFT_OUT = {torch.float32: 1e-7, torch.float64: 1e-12}
 
 
 class StripOperator:
@@ -183,7 +180,7 @@ def _reach(profile: Tensor, dtype: torch.dtype) -> int | None:
     distance = torch.minimum(torch.arange(n), n - torch.arange(n)).to(profile.device)
     folded = profile.new_zeros(profile.shape[0], n // 2 + 1).index_add_(1, distance, (profile - 4 * floor).clamp_min(0))
     beyond = folded.flip(1).cumsum(1).flip(1)  # at the distance or farther
-    far = beyond > _LEFT_OUT[dtype.to_real()] ** 2 * whole
+    far = beyond > default_rcond(dtype) ** 2 * whole
     reach = int(far.sum(1).amax())
     return reach if reach < n // 2 else None
 

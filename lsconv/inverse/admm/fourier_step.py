@@ -27,8 +27,9 @@ from torch import Tensor
 
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.errors import MethodError
+from lsconv.fourier.batched_linalg import hermitian_inverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, hermitian_inverse, symbol
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.inverse.admm.proximal import Term
 from lsconv.inverse.admm.split_images import Copies, Differences, Filtered, GridLayout, Itself, SplitImage
 from lsconv.krylov.loop.batched_scalars import ItemSpace
@@ -36,14 +37,11 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
+from lsconv.operators.dtypes import default_rcond
 from lsconv.operators.elementary import Identity
 from lsconv.operators.fft_convolution import good_fft_length
 
 __all__ = ["ExtendedGrid"]
-
-# The least eigenvalue of the quadratic step, relative to the largest; the limit does not depend on it, because what it
-# adds pulls to the last x.
-_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 class ExtendedGrid:
@@ -100,7 +98,8 @@ class ExtendedGrid:
         self.layout = GridLayout(self.grid, batch, A.in_shape[0], A.groups, A.spatial_in, A.dtype, A.device)
         self.images = [self._image(term, k, embedding) for k, term in enumerate(self.terms)]
         dtype = A.dtype.to_real()
-        self.floor = _FLOOR[dtype]
+        # relative to the largest eigenvalue; the limit does not depend on it, because what it adds pulls to the last x
+        self.floor = 10 * default_rcond(dtype)
         shape = (*batch, self.layout.channels, *self.grid_sizes)
         self._x = torch.zeros(shape, dtype=A.dtype, device=A.device)
         self._spectrum: Tensor | None = None

@@ -22,7 +22,7 @@ Bertsekas (1992) for the form in s.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,15 +32,10 @@ from lsconv.inverse.admm.proximal import Term
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.batch_layout import over_items, select
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["Image", "QuadraticStep", "admm"]
 
 # After these iterations the penalties are balanced; later they stay, so that the iteration converges.
 _BALANCE_AT = (10, 20, 40, 80, 160, 320)
-_BALANCE_RATIO = 3.0
-_BALANCE_RANGE = 100.0
 # A primal residual this much smaller than the dual one was the best balance on images.
 _PRIMAL_WEIGHT = 4.0
 
@@ -185,7 +180,7 @@ def _balance(
     z: Sequence[Tensor],
     one_penalty: bool,
 ) -> None:
-    """Other penalties where the residuals of a term are far apart; ``rho`` and ``s = z + u`` are changed in place."""
+    """Penalties that bring the two residuals of a term together; ``rho`` and ``s = z + u`` are changed in place."""
     common = torch.ones_like(rho[0])
 
     def scale(j: int, change: Tensor) -> None:
@@ -195,9 +190,7 @@ def _balance(
     for j, term in enumerate(terms):
         if term.balanced:
             ratio = (_PRIMAL_WEIGHT * primal[j] / dual[j].clamp_min(1e-30)).clamp(1e-2, 1e2)
-            far = active & ((ratio > _BALANCE_RATIO) | (ratio < 1 / _BALANCE_RATIO))
-            bounded = (rho[j] * ratio.sqrt()).clamp(first[j] / _BALANCE_RANGE, first[j] * _BALANCE_RANGE) / rho[j]
-            change = torch.where(far, bounded, 1.0)
+            change = torch.where(active, ratio.sqrt(), 1.0)
             common = rho[j] * change / first[j]
             if not one_penalty:  # bounds and held cells need no less than they began with
                 common = common.clamp_min(1)

@@ -32,8 +32,6 @@ __all__ = ["NormalStep"]
 
 # By how much conjugate gradients reduce what the last x leaves in every step.
 _REDUCTION = 1e-2
-# Relative residual of the border system in every step.
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
 class NormalStep:
@@ -76,7 +74,7 @@ class NormalStep:
             with contextlib.suppress(MethodError):
                 self.preconditioner = CirculantPreconditioner(self.stack, side="solution")
             return
-        self.tolerance = _TOLERANCE[self.plan.A.dtype.to_real()]
+        self.tolerance = torch.finfo(self.plan.A.dtype).eps ** 0.5
 
     def step(self, reflected: Sequence[Tensor]) -> list[Tensor]:
         """The images of the minimiser, given half of the reflected images."""

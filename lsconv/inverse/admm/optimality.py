@@ -32,12 +32,12 @@ __all__ = ["Optimality", "optimality"]
 
 @dataclass(frozen=True, eq=False)
 class Optimality:
-    """How far x is from optimal, an entry per batch item.
+    """The distance of x from an optimum, an entry per batch item.
 
     Attributes:
-        stationarity: norm of what the forces leave, relative to the largest force ``||K_j^H p_j||``.
+        stationarity: norm of the sum of all forces, relative to the largest of them, ``||K_j^H p_j||``.
         complementarity: the Fenchel-Young gaps, relative to the objective.
-        gradient_norm: the norm of what the forces leave.
+        gradient_norm: the norm of that sum.
         objective: the objective at x (of the Poisson likelihood: the divergence).
         forces: the largest ``||K_j^H p_j||``.
     """

@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from lsconv.border.cost_model import DEFAULT_LIMITS
 from lsconv.border.influence import EXACT_UNKNOWNS, ExactInfluence
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeError
 from lsconv.factored.batch_axes import Reduction
@@ -47,9 +48,6 @@ __all__ = ["RULES", "Selection", "choose_damp", "null_dimension"]
 _RANGE = (1e-5, 10.0)
 # Points per decade of the first scan; the curvature of the L-curve, whose corners are sharp, costs no trace.
 _PER_DECADE, _CURVATURE_PER_DECADE = 2, 5
-# Border unknowns per block, or unknowns, up to which "auto" takes exact traces: a second or two of one core. Without a
-# border, or that of a small volume, the stochastic search is dearer, and twice as many unknowns are decomposed.
-_EXACT_UNKNOWNS = 1024
 
 
 @torch.no_grad()
@@ -235,7 +233,7 @@ def _paths(
     embedded = isinstance(A, Convolution) and Embedding.exists(A)
     if trace != "stochastic" and L is None and embedded:
         try:
-            most = {} if trace == "exact" else {"max_unknowns": _EXACT_UNKNOWNS}
+            most = {} if trace == "exact" else {"max_unknowns": DEFAULT_LIMITS.dense_unknowns}
             return ExactPath(ExactInfluence(A, **most), y, count), None
         except PlanMemoryError:
             if trace == "exact":
@@ -247,7 +245,8 @@ def _paths(
             return FilterPath(A, y, penalty, count), None
     border = isinstance(A, Convolution) and BorderPath.serves(A, L)
     if trace != "stochastic":
-        unknowns = _EXACT_UNKNOWNS if border and len(A.in_shape) < 4 else 2 * _EXACT_UNKNOWNS
+        # without a border, or with that of a small volume, the stochastic search is dearer
+        unknowns = DEFAULT_LIMITS.dense_unknowns * (1 if border and len(A.in_shape) < 4 else 2)
         if DensePath.serves(A, L, EXACT_UNKNOWNS if trace == "exact" else unknowns):
             return DensePath(A, y, L, _scale(A, L), count), None
     if trace == "exact":

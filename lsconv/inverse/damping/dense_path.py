@@ -24,18 +24,16 @@ from torch import Tensor
 from lsconv.inverse.damping.paths import Evaluation
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
-from lsconv.operators.dtypes import double
+from lsconv.operators.dtypes import ROUNDING, double
 
 __all__ = ["DensePath"]
 
-# The share of p in w + c^2 p up to which a direction is taken to lie in the null space of L: rounding makes less.
-_UNPENALISED = 1e-15
 # The most numbers of all matrices, 128 MiB in double precision.
 _NUMBERS = 2**24
 
 
 class DensePath:
-    """Any operator and penalty with few unknowns, exactly.
+    """The damp path of any operator and penalty with few unknowns, by decompositions.
 
     Args:
         A: the operator.
@@ -69,9 +67,10 @@ class DensePath:
             U, s, Qh = torch.linalg.svd(M @ T, full_matrices=False)
             p = torch.linalg.vector_norm(P @ (T @ Qh.mH), dim=-2).square()
             weighted = c.squeeze(-1).square() * p
+            rounding = ROUNDING * torch.finfo(weighted.dtype).eps  # a direction below it lies in the null space of L
             directions = s.square() + weighted > 0.5  # it is 1, and 0 for what is left out
             s = torch.where(directions, s, 0)
-            self.p = torch.where(directions & (weighted > _UNPENALISED), p, 0)
+            self.p = torch.where(directions & (weighted > rounding), p, 0)
         self.w = s.square()
         items = y.reshape(self.together, *y.shape[1 : y.ndim - len(A.out_shape)], -1, 1).to(double(A.dtype))
         beta = U.mH @ items

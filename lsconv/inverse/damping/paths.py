@@ -35,14 +35,18 @@ from torch import Tensor
 from lsconv.border.influence import ExactInfluence
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.errors import MethodError
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.circulant import block_circulant, double_symbol, per_block
-from lsconv.fourier.symbol import FrequencyMatrices, frobenius, hermitian_inverse
+from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 
-__all__ = ["DampPath", "Evaluation", "ExactPath", "FilterPath"]
+__all__ = ["TOLERANCE", "DampPath", "Evaluation", "ExactPath", "FilterPath"]
+
+# The relative accuracy of stochastic traces, and of the solves that they take.
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,8 +35,6 @@ __all__ = ["RULES", "WITH_NOISE", "WITH_TRACE", "Criterion"]
 RULES = ("gcv", "discrepancy", "upre", "lcurve", "evidence")
 WITH_NOISE = ("discrepancy", "upre")
 WITH_TRACE = ("gcv", "upre", "evidence")
-# The share of the data's degrees of freedom below which m - tr H is rounding.
-_LEAST_FREEDOM = 1e-8
 
 
 class Criterion:
@@ -86,7 +84,9 @@ class Criterion:
     def _gcv(self, e: Evaluation, t: Tensor, count: int | Tensor) -> tuple[Tensor, None]:
         free = count - e.trace
         # where A fits the data almost exactly the trace's error is all that is left of the difference
-        free = torch.where((free > _LEAST_FREEDOM * count) & (free > 4 * e.trace_error), free, torch.nan)
+        free = torch.where(
+            (free > torch.finfo(free.dtype).eps ** 0.5 * count) & (free > 4 * e.trace_error), free, torch.nan
+        )
         return count * e.residual_norm_sq / free**2, None
 
     def _upre(self, e: Evaluation, t: Tensor, count: int | Tensor) -> tuple[Tensor, None]:

@@ -11,7 +11,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from lsconv.inverse.damping.paths import DampPath, Evaluation
+from lsconv.inverse.damping.paths import TOLERANCE, DampPath, Evaluation
 from lsconv.inverse.damping.rules import Criterion
 
 __all__ = ["LocalSearch", "Search"]
@@ -21,8 +21,6 @@ _PATIENCE = 4
 _STEP = 0.3  # of log damp: the first bracket around a damp known roughly
 _LONGEST = 1.1  # the longest step of a local search: a factor of three
 _LOOKS = 8  # the most of a local search
-# Where the logarithm of a criterion is predicted to fall by less, the search ends: a fifth of a per cent.
-_GAIN = 2e-3
 
 
 class Search:
@@ -193,7 +191,7 @@ class Search:
         return torch.where(found, inside, torch.where(root[0] >= 0, down, up))
 
     def _beyond(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The next point when the best point is the first or the last."""
+        """The points to evaluate next where the best one is the smallest seen, or the largest."""
         if self.open:
             return torch.maximum(t[0] - _STEP, self.low), torch.minimum(t[-1] + _STEP, self.high)
         return 0.5 * (t[0] + t[1]), 0.5 * (t[-1] + t[-2])
@@ -228,7 +226,7 @@ class LocalSearch(Search):
             self.add(self.aim, slope=self.criterion.needs_slope)
             self.rises.append(self.criterion.rise(self.evaluations[-1], self.points[-1], self.path.count))
             zero = self.evaluations[0].residual_norm_sq == 0  # every damp is the same to data that are zero
-            if bool((zero | (self._next() <= _GAIN)).all()):
+            if bool((zero | (self._next() <= 2 * TOLERANCE)).all()):
                 return
 
     def _next(self) -> Tensor:

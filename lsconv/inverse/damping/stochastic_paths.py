@@ -15,9 +15,9 @@ from torch import Tensor
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import frobenius
-from lsconv.inverse.damping.paths import Evaluation
+from lsconv.inverse.damping.paths import TOLERANCE, Evaluation
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.base import LinearOperator
@@ -27,10 +27,6 @@ from lsconv.operators.dtypes import double
 
 __all__ = ["BorderPath", "SolverPath"]
 
-# Relative accuracy of the solves of stochastic paths: their traces are no better than 1e-3 either.
-_TOLERANCE = 1e-3
-# The condition number of the factors up to which single precision is enough for that tolerance.
-_SINGLE = 2e4
 # Probes: as many as make (probes x data) this large. The relative standard error of m - tr H is then about
 # sqrt(2 / (probes m)) or less. A local search, which needs slopes and not differences of values, begins with a fourth
 # of them, and goes on to four times as many where m - tr H is not known to one per cent.
@@ -157,7 +153,7 @@ class BorderPath(_Probed):
         *,
         local: bool = False,
         probes: int | None = None,
-        tolerance: float = _TOLERANCE,
+        tolerance: float = TOLERANCE,
     ) -> None:
         super().__init__(A, y, count, local=local, probes=probes)
         self.tolerance = tolerance
@@ -197,7 +193,9 @@ class BorderPath(_Probed):
                 inverse = self._inverse(self.own, self.L, damp)
                 # what the definite forms invert; the saddle form's matrices say less
                 largest = frobenius(inverse.inverse.matrices).amax()
-                enough = inverse.form != "saddle" and bool(largest * inverse.scale.amax() < _SINGLE)
+                enough = inverse.form != "saddle" and bool(
+                    largest * inverse.scale.amax() * torch.finfo(torch.float32).eps < 2 * TOLERANCE
+                )
             if inverse is not None and enough:
                 return self.own, self.L, inverse
             self.fine_below = least
@@ -256,7 +254,7 @@ class SolverPath(_Probed):
         for y in data:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                x = plan.solve(y.expand(y.shape[0], *self.batch, *self.A.out_shape), rtol=0.1 * _TOLERANCE).x
+                x = plan.solve(y.expand(y.shape[0], *self.batch, *self.A.out_shape), rtol=0.1 * TOLERANCE).x
             Lx = x if self.L is None else self.L.apply(x)
             found.append((y - self.A.apply(x), _norm_sq(Lx, self.A.in_shape if self.L is None else self.L.out_shape)))
         return found

@@ -14,10 +14,6 @@ from lsconv.operators.difference import Gradient
 
 __all__ = ["Windows", "as_windows"]
 
-# Data per window and channel, and the largest share of the data that windows may hold to be worth it.
-_DATA = 96**2
-_SHARE = 0.6
-
 
 @dataclass(frozen=True, eq=False)
 class Windows:
@@ -34,7 +30,7 @@ class Windows:
     L: LinearOperator | None
 
 
-def as_windows(A: Convolution, y: Tensor, L: LinearOperator | None) -> Windows | None:
+def as_windows(A: Convolution, y: Tensor, L: LinearOperator | None, data: int = 96**2) -> Windows | None:
     """Two windows along every axis, in the middles of the halves of those outputs that read no padding.
 
     A window's data obey the same model: its outputs are those of a convolution without padding on the cells they read.
@@ -43,13 +39,14 @@ def as_windows(A: Convolution, y: Tensor, L: LinearOperator | None) -> Windows |
         A: the convolution.
         y: data ``(*batch, *out_shape)``.
         L: None or a Gradient; on a window it stops at the edge.
+        data: per window and channel.
 
     Returns:
-        None where the windows would be no smaller than the whole, or L has no counterpart on them.
+        None where the windows would hold more than half of the data, or L has no counterpart on them.
     """
     if L is not None and not isinstance(L, Gradient):
         return None
-    side = max(8, round(_DATA ** (1 / A.ndim)))
+    side = max(8, round(data ** (1 / A.ndim)))
     starts: list[list[int]] = []
     sizes = []
     for a in range(A.ndim):
@@ -65,7 +62,7 @@ def as_windows(A: Convolution, y: Tensor, L: LinearOperator | None) -> Windows |
         starts.append(middles)
         sizes.append(size)
     share = math.prod(len(places) * size for places, size in zip(starts, sizes, strict=True)) / math.prod(A.spatial_out)
-    if share > _SHARE:
+    if 2 * share > 1:
         return None
     parts = []
     lead = y.ndim - A.ndim

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError, warn
 from lsconv.fourier import spectrum
-from lsconv.fourier.circulant import block_circulant, real_dtype, singular_values_by_frequency
+from lsconv.fourier.circulant import block_circulant, real_dtype
+from lsconv.fourier.frequency_inverse import singular_values_by_frequency
 from lsconv.fourier.symbol import symbol
 from lsconv.krylov.gradients.attach import needs_gradient
 from lsconv.krylov.lanczos import Lanczos

@@ -27,13 +27,11 @@ from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import History, Solution, report
 from lsconv.krylov.loop.stopping import EXCUSED, certified
+from lsconv.operators.batch_layout import CACHE_BYTES
 from lsconv.operators.transforms import transforming
 
-__all__ = ["GROUP_BYTES", "Setup", "group_size", "solve", "unmodified"]
+__all__ = ["Setup", "group_size", "solve", "unmodified"]
 
-# The most bytes of the x (or the y) of the items that a thread solves at once: what its cache holds. More than four
-# threads wait for the same memory.
-GROUP_BYTES = 2**20
 
 # From a problem to what builds the method at a start, and what takes x out of its iterate.
 Setup = Callable[[Problem], tuple[Callable[["Tensor | None", Scalar], Method], Callable[[Tensor], Tensor]]]
@@ -106,7 +104,7 @@ def group_size(problem: Problem, options: Options, threads: int) -> int:
     """Count the items to be solved at once, by so many threads."""
     A, items = problem.A, math.prod(problem.batch)
     numel = max(A.in_numel, A.out_numel)
-    limit = GROUP_BYTES * min(threads, 4)
+    limit = CACHE_BYTES * min(threads, 4)  # more threads wait for the same memory
     if A.device.type != "cpu" or items == 1 or numel * A.dtype.itemsize * items <= limit:
         return items
     if options.callback is not None or options.progress or type(problem.y) is not Tensor:

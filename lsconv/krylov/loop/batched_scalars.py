@@ -12,6 +12,7 @@ that a recurrence is written once.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -32,7 +33,6 @@ __all__ = [
     "maximum",
     "minimum",
     "quotient",
-    "rescale",
     "root",
     "rotation",
     "scalar_dtype",
@@ -45,9 +45,6 @@ Scalar: TypeAlias = Any
 
 # One row of the two-level reductions: short enough that a float32 sum over it is accurate, long enough to be fast.
 _ROW = 1024
-_SHORTEST_ROW = 64
-# Its inverse is finite.
-_SMALLEST = 2.0**-1023
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:
@@ -75,7 +72,7 @@ class ItemSpace:
         self.scalar = scalar_dtype(device)
         self._ones = (1,) * len(self.item_shape)
         rows = 1
-        while rows < len(self.item_shape) and math.prod(self.item_shape[-rows:]) < _SHORTEST_ROW:
+        while rows < len(self.item_shape) and math.prod(self.item_shape[-rows:]) < _ROW // 16:
             rows += 1
         self._row_dims = tuple(range(-rows, 0)) if self.item_shape else ()
         self._rest_dims = tuple(range(-(len(self.item_shape) - rows), 0))
@@ -240,11 +237,6 @@ def quotient(numerator: Scalar, denominator: Scalar) -> Scalar:
     return math.nan if numerator == 0 or numerator != numerator else math.copysign(math.inf, numerator)
 
 
-def rescale(scalar: Scalar, given: float, wanted: float) -> Scalar:
-    """``scalar given / wanted``, at no cost where the two are the same."""
-    return scalar if given == wanted else scalar * (given / wanted)
-
-
 def hypot(a: Scalar, b: Scalar) -> Scalar:
     """``sqrt(a^2 + b^2)``."""
     return torch.hypot(a, b) if isinstance(a, Tensor) else math.hypot(a, b)
@@ -266,7 +258,7 @@ def rotation(a: Scalar, b: Scalar) -> tuple[Scalar, Scalar, Scalar]:
         # Only 1 / 0 is meant; a NaN stays one.
         inverse: Scalar = r.reciprocal().nan_to_num_(nan=torch.nan, posinf=0.0)
     else:
-        inverse = 1 / r if r >= _SMALLEST else 0.0 * r
+        inverse = 1 / r if 2 * r >= sys.float_info.min else 0.0 * r  # whose inverse is finite
     return a * inverse, b * inverse, r
 
 

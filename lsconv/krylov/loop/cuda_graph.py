@@ -13,8 +13,6 @@ An iteration is recorded only where nothing can be lost:
   (:attr:`Method.uniform`): every step launches the same operations on tensors of the same shapes. GMRES and the hybrid
   method do not, their bases grow.
 * no function transform, no tracing, no tensor spread over devices.
-* the vectors are short (:data:`LARGEST`): otherwise kernels outlast their launches, and the graph would hold what A
-  allocates a second time.
 * the first block of ``check_every`` iterations has not been enough.
 
 What an iteration leaves behind is compared with what it found before it is recorded, so a step that counts in Python,
@@ -23,7 +21,6 @@ or changes a shape, goes on unrecorded. So does one whose recording fails. The i
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -36,11 +33,7 @@ from lsconv.krylov.loop.monitor import Monitor
 from lsconv.krylov.loop.problem import Problem
 from lsconv.operators.transforms import transforming
 
-__all__ = ["LARGEST", "RECORDERS", "CudaGraph", "Recorded", "Recorder", "recorder_for"]
-
-# The most bytes of all x and all y together: kernels on larger vectors outlast their launches.
-LARGEST = 64 * 2**20
-
+__all__ = ["RECORDERS", "CudaGraph", "Recorded", "Recorder", "recorder_for"]
 
 # One recording at a time: the beginning of another would synchronise the device, which the first forbids.
 _RECORDING = threading.Lock()
@@ -97,8 +90,6 @@ def recorder_for(problem: Problem, method: Method) -> Recorder | None:
     if make is None or problem.single or not method.uniform:
         return None
     if not all(P.capturable for P in (A, problem.M, problem.N) if P is not None):
-        return None
-    if math.prod(problem.batch) * (A.in_numel + A.out_numel) * A.dtype.itemsize > LARGEST:
         return None
     if type(problem.y) is not Tensor or transforming() or torch.compiler.is_compiling():
         return None

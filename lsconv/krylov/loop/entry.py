@@ -106,9 +106,9 @@ def cut(answer: Any, batch: Sequence[int], *, of_items: bool = True) -> Any:
     return answer
 
 
-# The least value of each; those of the first kind are real, of the second integers.
-_REAL: dict[str, float] = {"rtol": 0, "atol": 0, "conlim": 0, "huber": 0, "safety": 0}
-_INTEGER = {"max_iter": 0, "max_refinements": 0, "memory_limit": 0, "check_every": 1, "restart": 1}
+_REAL = frozenset({"rtol", "atol", "conlim", "huber", "safety"})
+_POSITIVE_INTEGER = frozenset({"check_every", "restart"})
+_INTEGER = frozenset({"max_iter", "max_refinements", "memory_limit"}) | _POSITIVE_INTEGER
 
 
 def checks_numbers(function: _Function) -> _Function:
@@ -127,9 +127,9 @@ def checks_numbers(function: _Function) -> _Function:
             if value is None:
                 continue
             if name in _REAL:
-                options[name] = _number(name, value, numbers.Real, _REAL[name])
+                options[name] = _number(name, value, numbers.Real, 0)
             elif name in _INTEGER:
-                options[name] = _number(name, value, numbers.Integral, _INTEGER[name])
+                options[name] = _number(name, value, numbers.Integral, 1 if name in _POSITIVE_INTEGER else 0)
             elif name == "bounds":
                 options[name] = _bounds(value)
             elif name == "noise_std" and isinstance(value, (str, bytes, bool)):

@@ -21,8 +21,8 @@ from lsconv.errors import PreconditionerError
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, unbounded, where
 from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
 from lsconv.krylov.loop.lagrange_multipliers import record_multipliers
-from lsconv.krylov.loop.method import CURVATURE, KERNEL, STUCK, Method
-from lsconv.krylov.loop.monitor import CLAIMED, CONDITION, OVERFLOW, Monitor
+from lsconv.krylov.loop.method import Cause, Method
+from lsconv.krylov.loop.monitor import Monitor
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import Solution, Status, report
@@ -108,7 +108,7 @@ class _Loop:
                     worse = new.merit >= certificate.merit
                     improved = new.merit < 0.5 * certificate.merit
                     worse = where(excused, (new.converged == 0) | (new.objective >= certificate.objective), worse)
-                    settled = (monitor.codes == CLAIMED) & (new.objective > 0.5 * certificate.objective)
+                    settled = (monitor.codes == Cause.CLAIMED) & (new.objective > 0.5 * certificate.objective)
                     self.confirmed = self.confirmed | (excused & settled)
                     z = _chosen(worse, z, x_new)
                     if carried is not None and carried_new is not None:
@@ -116,7 +116,9 @@ class _Loop:
                     certificate = _choose(worse, certificate, new)
                 excused = certificate.excused & (self.confirmed == 0)
                 retry = (certificate.converged == 0) & improved & (unbounded(certificate.merit) == 0)
-                retry = (retry | excused) & (monitor.codes == CLAIMED) & (monitor.iterations < self.options.max_iter)
+                retry = (
+                    (retry | excused) & (monitor.codes == Cause.CLAIMED) & (monitor.iterations < self.options.max_iter)
+                )
                 if self.stopped or not any_item(retry):
                     break
                 monitor.resume(retry, certificate.merit)
@@ -196,12 +198,12 @@ class _Loop:
 
     def _finish(self, x: Tensor, certificate: Certificate, carried: Tensor | None) -> Solution:
         problem, codes = self.problem, self.monitor.codes
-        if any_item(codes & KERNEL):
+        if any_item(codes & Cause.KERNEL):
             raise PreconditionerError(
                 "M or N: the preconditioner is not Hermitian positive definite (p^H M p <= 0 for some p != 0). "
                 "A pseudo-inverse with a kernel cannot be one; add damping to it."
             )
-        zero, unsolved = problem.scalar(problem.zero), problem.scalar(problem.nonfinite) | (codes & OVERFLOW != 0)
+        zero, unsolved = problem.scalar(problem.zero), problem.scalar(problem.nonfinite) | (codes & Cause.OVERFLOW != 0)
         if any_item(zero | unsolved):
             for items, value in ((zero, 0.0), (unsolved, torch.nan)):
                 x = _chosen(items, torch.full_like(x, value), x)
@@ -213,15 +215,21 @@ class _Loop:
         if self.name == "craig":  # without damping, and far from consistent, a system has no least-norm solution
             near = certificate.residual_norm <= _CONSISTENT * self.monitor.residual_bound
             gradient_ok = gradient_ok & ((self.damp > 0) | near)
+        if self.name == "minres" and problem.M is None and any_item(gradient_ok & certificate.excused):
+            # the null space of a Hermitian A is where the residual lies, and the shortest x has no part there
+            along = abs(problem.domain.inner(x, problem.y - problem.A.apply(x)))
+            both = problem.domain.safe_norm(x) * certificate.residual_norm
+            apart = along <= self.options.tolerances.eps**0.5 * both
+            gradient_ok = gradient_ok & ((certificate.excused == 0) | apart)
         met = (certificate.residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
         doubtful, outside = 0 * met, problem.x0 is not None or problem.N is not None
         if outside or problem.M is not None or self.name == "craig":
             share = where(self.damp > 0, self.options.tolerances.null_share, math.inf)
             doubtful = met & strays(certificate, share, of_form=not outside)
         causes = [
-            (codes & (CLAIMED | STUCK), Status.STAGNATION),
-            (codes & CONDITION, Status.CONDITION_LIMIT),
-            (codes & CURVATURE, Status.NEGATIVE_CURVATURE),
+            (codes & (Cause.CLAIMED | Cause.STUCK), Status.STAGNATION),
+            (codes & Cause.CONDITION, Status.CONDITION_LIMIT),
+            (codes & Cause.CURVATURE, Status.NEGATIVE_CURVATURE),
             (gradient_ok, Status.GRADIENT),
             (certificate.residual_ok, Status.RESIDUAL),
             (doubtful, Status.RANK_DEFICIENT),

@@ -45,7 +45,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, rescale
+from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar
 from lsconv.operators.base import LinearOperator
 
 __all__ = [
@@ -60,7 +60,7 @@ __all__ = [
     "record_multipliers",
 ]
 
-# Of what rounding leaves of x - A^H z, in units of ||x||; a user's tolerance may be below it.
+# The rounding of x - A^H z, in eps and units of ||x||: a user's tolerance may be below it.
 _ROUNDING = 200
 
 
@@ -119,21 +119,20 @@ class _Multipliers:
     """z in step with x by the rotations of LSQR, item by item; see the head of this file.
 
     Args:
-        u: the first u, held in units of ``u_length``.
-        u_length: its length.
+        u: the first u.
         space: where it lives.
     """
 
-    def __init__(self, u: Tensor, u_length: Scalar, space: ItemSpace) -> None:
+    def __init__(self, u: Tensor, space: ItemSpace) -> None:
         self.space = space
-        self.e = u / u_length
+        self.e = u.clone()
         self.tau = self.e.clone()
         self.z = torch.zeros_like(self.e)
 
-    def update_direction(self, c: Scalar, s: Scalar, ratio: Scalar, u: Tensor, u_length: Scalar) -> None:
+    def update_direction(self, c: Scalar, s: Scalar, ratio: Scalar, u: Tensor) -> None:
         """``e_k`` and ``tau_{k+1}``; of the newest u, and ``ratio`` of the newest alpha to rho."""
         space = self.space
-        space.add(space.scale(self.e, s), rescale(-c, 1.0, u_length), u, out=self.e)
+        space.add(space.scale(self.e, s), -c, u, out=self.e)
         space.add(self.e, s * ratio * ratio, self.tau, out=self.tau)
 
 
@@ -148,8 +147,8 @@ class LSQRMultipliers(_Multipliers):
 class LSMRMultipliers(_Multipliers):
     """The multipliers of LSMR, whose rotations have the other sign."""
 
-    def __init__(self, u: Tensor, u_length: Scalar, space: ItemSpace, beta: Scalar) -> None:
-        super().__init__(u, u_length, space)
+    def __init__(self, u: Tensor, space: ItemSpace, beta: Scalar) -> None:
+        super().__init__(u, space)
         self.psi, self.ratio = beta, 0 * beta
         self.taubar = torch.zeros_like(self.e)
 
@@ -160,9 +159,9 @@ class LSMRMultipliers(_Multipliers):
         space.add(self.z, forward * self.psi, self.taubar, out=self.z)
         self.psi = -growth * self.psi
 
-    def update_direction(self, c: Scalar, s: Scalar, ratio: Scalar, u: Tensor, u_length: Scalar) -> None:
+    def update_direction(self, c: Scalar, s: Scalar, ratio: Scalar, u: Tensor) -> None:
         """Rotate the direction, as for LSQR."""
-        super().update_direction(-c, -s, ratio, u, u_length)
+        super().update_direction(-c, -s, ratio, u)
         self.ratio = ratio
 
 
@@ -187,8 +186,8 @@ class CRAIGMultipliers:
     def __init__(self, u: Tensor, space: ItemSpace) -> None:
         self.space, self.p, self.z = space, torch.zeros_like(u), torch.zeros_like(u)
 
-    def step(self, zeta: Scalar, beta: Scalar, inverse: Scalar, u: Tensor, u_length: Scalar) -> None:
+    def step(self, zeta: Scalar, beta: Scalar, inverse: Scalar, u: Tensor) -> None:
         """``p_k`` and ``z_k``; of ``1 / alpha``, or 0 for an item that rests."""
         space = self.space
-        space.add(space.scale(self.p, -beta * inverse), rescale(inverse, 1.0, u_length), u, out=self.p)
+        space.add(space.scale(self.p, -beta * inverse), inverse, u, out=self.p)
         space.add(self.z, zeta, self.p, out=self.z)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import Scalar
 
-__all__ = ["CURVATURE", "KERNEL", "STUCK", "Method"]
+__all__ = ["Cause", "Method"]
 
-# Why an item cannot go on, as bits of ``Method.trouble``; the loop keeps bits of its own below these.
-CURVATURE, KERNEL, STUCK = 16, 32, 64
+
+class Cause(IntEnum):
+    """The causes for which an item stops, as bits of its code; the last three are a method's own."""
+
+    CLAIMED = 1
+    CONDITION = 2
+    OVERFLOW = 4
+    LIMIT = 8
+    CURVATURE = 16
+    KERNEL = 32
+    STUCK = 64
 
 
 class Method:
@@ -21,7 +32,7 @@ class Method:
         operator_norm: a lower bound of ``||A||``.
         condition: an estimate of the condition number from below, or None.
         self_converged: None, or items that the method declares finished by a test of its own, which is audited.
-        failure: None, or bits of :data:`CURVATURE`, :data:`KERNEL`, :data:`STUCK` for items that cannot go on.
+        failure: None, or bits of :class:`Cause` for items that cannot go on.
         uniform: every step after the first does the same operations on tensors of the same shapes, and all that
             changes is in tensors, in attributes of the method or of objects there: a recording may then stand for it
             (:mod:`lsconv.krylov.loop.cuda_graph`).

@@ -6,15 +6,12 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import Scalar, at_least, maximum, unbounded, where
-from lsconv.krylov.loop.method import Method
+from lsconv.krylov.loop.method import Cause, Method
 from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import History
 
-__all__ = ["CLAIMED", "CONDITION", "LIMIT", "OVERFLOW", "Monitor"]
-
-# Why an item stopped, as bits of its code; :mod:`lsconv.krylov.loop.method` has those above.
-CLAIMED, CONDITION, OVERFLOW, LIMIT = 1, 2, 4, 8
+__all__ = ["Monitor"]
 
 
 class Monitor:
@@ -44,7 +41,7 @@ class Monitor:
         self.rows: list[tuple[Scalar, Scalar, Scalar, Scalar]] = []
 
     def resume(self, items: Scalar, merit: Scalar) -> None:
-        """Let ``items``, whose claim was refused, and no others, go on, until they can claim more.
+        """Resume the items whose claim the audit refused, with tighter bounds; all others rest.
 
         The audit knows A better than the estimates do, which have ``||A||`` from below only. With the same bounds an
         item would claim at once what has just been refused.
@@ -76,12 +73,12 @@ class Monitor:
             claim = claim | (gradient <= bound * self.operator_norm)
         if method.self_converged is not None:
             claim = claim | method.self_converged
-        code = claim * CLAIMED + unbounded(residual + gradient + norm) * OVERFLOW
+        code = claim * Cause.CLAIMED + unbounded(residual + gradient + norm) * Cause.OVERFLOW
         if method.condition is not None:
-            code = code + (method.condition > self.conlim) * CONDITION
+            code = code + (method.condition > self.conlim) * Cause.CONDITION
         if method.failure is not None:
             code = code + method.failure
-        code = code + (self.iterations >= self.max_iter) * LIMIT
+        code = code + (self.iterations >= self.max_iter) * Cause.LIMIT
         if record:
             self.rows.append((residual, gradient, self.operator_norm, self.running))
         self.codes = self.codes + code * self.running

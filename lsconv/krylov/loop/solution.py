@@ -136,6 +136,7 @@ class Solution:
         selection: how the damping was chosen, or None when it was given.
         rank: how many singular values of A exceed ``rcond ||A||``, ``batch``; None where the method decides no rank
             (the Krylov methods, the iteration on the border, and damping, which needs none).
+        excused: where a plan says so, the items whose gradient misses the tolerance by no more than its rounding.
 
     Example:
         >>> solution = lsconv.cgls(torch.eye(3), torch.tensor([1.0, 2.0, 3.0]))
@@ -153,6 +154,7 @@ class Solution:
     history: History | None = None
     selection: Any = None
     rank: Tensor | None = None
+    excused: Tensor | None = None
 
     @property
     def nullity(self) -> Tensor | None:

@@ -301,6 +301,7 @@ def certified(
     null_share: Tensor | None = None,
     of_form: bool = False,
     sees_null_space: Callable[[], Tensor] | None = None,
+    thorough: bool = False,
     **options: Any,
 ) -> Solution:
     """Make a :class:`Solution` of an ``x`` found by any means, with its certificate.
@@ -323,6 +324,7 @@ def certified(
         otherwise: status of items that do not meet the tolerance, one for all or a code per item.
         null_share, of_form: as in :func:`strays`; None: no item may.
         sees_null_space: the items of which A may have a null space; asked where the share is exceeded.
+        thorough: where storing x excuses its gradient, the x before rounding has to meet the tolerance.
         options: operator_norm, norm_bound, rcond, rounding and square, as in :func:`certify`.
     """
     space = ItemSpace(A.in_shape, A.dtype, A.device)
@@ -341,9 +343,12 @@ def certified(
     unrounded = certificate
     if answer.dtype != x.dtype:
         doubts = null_share is not None and bool(strays(certificate, null_share).any())
+        doubts = doubts or (thorough and bool(certificate.excused.any()))
         if doubts or not bool(converged.all()):
             unrounded = certify(A, x, y, damp, tolerances=tolerances, **options)
             rounded = unrounded.converged & certificate.no_worse & ~converged
+            if thorough:
+                converged = converged & (unrounded.converged | ~certificate.excused)
     damping = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device).expand(batch)
     zero = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(y).expand(batch) == 0
     doubtful = torch.zeros_like(converged)
@@ -354,7 +359,7 @@ def certified(
     code = otherwise.code if isinstance(otherwise, Status) else otherwise
     codes = torch.as_tensor(code, dtype=torch.int64, device=A.device).expand(batch)
     codes = torch.where(rounded, Status.ROUNDED.code, codes)
-    codes = torch.where(certificate.gradient_ok, Status.GRADIENT.code, codes)
+    codes = torch.where(certificate.gradient_ok & converged, Status.GRADIENT.code, codes)
     codes = torch.where(certificate.residual_ok, Status.RESIDUAL.code, codes)
     codes = torch.where(doubtful, Status.RANK_DEFICIENT.code, codes)
     codes = torch.where(zero & converged, Status.ZERO.code, codes)
@@ -369,4 +374,5 @@ def certified(
         damp=damping,
         history=history,
         selection=selection,
+        excused=unrounded.excused & (converged | rounded) if unrounded is not certificate or how is options else None,
     )

@@ -41,6 +41,10 @@ FAULTS = [
     (5000025, "tikhonov, Laplacian"),
     (55000028, "tikhonov, Gradient"),  # a small stack [A; damp L] is decomposed where LSMR does not serve
     (50000347, "tikhonov, Laplacian"),
+    (200000791, "border, plan"),  # rounding as large as the gradient, in the plans of the border too
+    (201000584, "tikhonov, Laplacian"),
+    (201001173, "border"),
+    (201000737, "minres, normal"),  # a part in the null space that the residual lies in
     (33000142, "svd"),  # data beside the range of A, where the judge was wrong
 ]
 

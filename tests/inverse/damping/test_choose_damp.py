@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.border import memory
 from lsconv.border.system.strip_product import Strips
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeError
 from lsconv.inverse.damping.choose_damp import RULES, Selection, choose_damp
@@ -306,11 +305,10 @@ def test_loose_solves_give_the_curves_of_precise_ones(penalty: bool) -> None:
 # ---------------------------------------------------------------------- windows
 
 
-def test_a_window_of_data_is_the_data_of_the_windowed_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lsconv.inverse.damping.subimages._DATA", 6**2)
+def test_a_window_of_data_is_the_data_of_the_windowed_operator() -> None:
     A = lsconv.Conv2d(torch.randn(2, 1, 3, 4, dtype=DOUBLE), in_size=(50, 40), stride=(2, 1), padding=2)
     x = torch.randn(3, *A.in_shape, dtype=DOUBLE)
-    windows = as_windows(A, A(x), None)
+    windows = as_windows(A, A(x), None, data=6**2)
     assert windows is not None
     assert windows.y.shape[:2] == (4, 3)
     # every window's data are what the windowed operator makes of some patch of x, which holds nothing but pixels
@@ -323,9 +321,8 @@ def test_a_window_of_data_is_the_data_of_the_windowed_operator(monkeypatch: pyte
     assert found == 4
 
 
-def test_large_data_searched_on_windows_choose_what_the_whole_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lsconv.inverse.damping.subimages._DATA", 20**2)
-    A, y = problem(n=80, dtype=torch.float32)
+def test_large_data_searched_on_windows_choose_what_the_whole_chooses() -> None:
+    A, y = problem(n=280, dtype=torch.float32)
     whole = choose_damp(A, y, "gcv", trace="stochastic", likeness=False)
     quick = choose_damp(A, y, "gcv", trace="stochastic")
     assert "on a likeness" in quick.message
@@ -394,7 +391,6 @@ def test_damp_and_restoration_are_those_of_precise_looks_on_the_whole_grid(
     quick = lsconv.deconvolve(image, psf.float(), prior=prior)
     assert found
     assert None not in found
-    monkeypatch.setattr(memory, "_WORK_BYTES", 2**40)
     monkeypatch.setattr(Strips, "of", lambda *_, **__: None)
     precise = lsconv.deconvolve(image, psf.float(), prior=prior)
     torch.testing.assert_close(quick.damp, precise.damp, rtol=2e-3, atol=0)

@@ -86,14 +86,6 @@ def test_a_subclass_says_for_itself_whether_it_is_capturable() -> None:
     assert not lsconv.from_scipy(torch.eye(3).numpy()).capturable
 
 
-def test_large_problems_are_not_recorded(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    A, b = Diagonal(SPECTRUM), data(3, 12)
-    for limit, recorders in ((3 * 24 * 8 - 1, 0), (3 * 24 * 8, 1)):
-        monkeypatch.setattr(cuda_graph, "LARGEST", limit)
-        cg(A, b, check_every=2)
-        assert emulator.recorders == recorders
-
-
 def test_nothing_is_recorded_under_a_function_transform(emulator: Any) -> None:
     problem = prepare(Diagonal(SPECTRUM), data(3, 12))
     method = _CG(problem, None, ~problem.zero)

@@ -41,18 +41,21 @@ def _exact(matrix: Tensor, y: Tensor) -> Tensor:
 def test_they_equal_those_of_the_dense_pseudo_inverse(
     name: str, dtype: torch.dtype, batch: tuple[int, ...], rank: int, condition: float
 ) -> None:
-    matrix = _matrix(batch, condition, dtype, rank)
-    y = (matrix @ torch.randn(20, 1, dtype=matrix.dtype))[..., 0]
-    with collect_multipliers(True) as kept:
-        x = getattr(lsconv, name)(matrix.to(dtype), y.to(dtype)).x
-    z, exact = kept.of(x), _exact(matrix, y)
-    assert z is not None
-    # x has rtol times the condition; z, of x, that condition once more in the worst case
-    eps = torch.finfo(dtype).eps
-    assert (z - exact).norm() <= 10 * eps**0.75 * condition**2 * exact.norm()
-    solved = getattr(lsconv, name)(matrix.to(dtype).mH, x).x
-    assert (z - exact).norm() <= 2 * (solved - exact).norm() + 100 * eps * condition * exact.norm()
-    assert ((matrix.to(dtype).mH @ z[..., None])[..., 0] - x).norm() <= 10 * eps**0.75 * x.norm()
+    eps, found, allowed = torch.finfo(dtype).eps, 0.0, 0.0
+    for _ in range(8):
+        matrix = _matrix(batch, condition, dtype, rank)
+        y = (matrix @ torch.randn(20, 1, dtype=matrix.dtype))[..., 0]
+        with collect_multipliers(True) as kept:
+            x = getattr(lsconv, name)(matrix.to(dtype), y.to(dtype)).x
+        z, exact = kept.of(x), _exact(matrix, y)
+        assert z is not None
+        # x has rtol times the condition; z, of x, that condition once more in the worst case
+        assert (z - exact).norm() <= 10 * eps**0.75 * condition**2 * exact.norm()
+        assert ((matrix.to(dtype).mH @ z[..., None])[..., 0] - x).norm() <= 10 * eps**0.75 * x.norm()
+        solved = getattr(lsconv, name)(matrix.to(dtype).mH, x).x
+        found += float((z - exact).norm())
+        allowed += float(2 * (solved - exact).norm() + 100 * eps * condition * exact.norm())
+    assert found <= allowed  # a solve for one of them may be more accurate by chance
 
 
 @every_method

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.border.cost_model import Limits
-from lsconv.border.direct.dense_inverse import DenseInverse
+from lsconv.border.border_set import Border
+from lsconv.border.cost_model import CostModel, Limits
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
-from lsconv.border.system.schwarz import BorderProblem, Schwarz, Subdomain, SubdomainSum
+from lsconv.border.system.border_system import BorderProblem, Schwarz, Subdomain, SubdomainSum
+from lsconv.fourier.batched_linalg import DenseInverse
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
 
@@ -157,3 +158,22 @@ def test_restricted_a_cell_has_the_correction_of_its_owner(kind: str, blocks: in
     own = torch.stack([torch.zeros_like(r).index_copy_(-1, p.index, p(r[..., p.index])) for p in subdomains])
     want = own.gather(0, owner.expand(1, *r.shape))[0]
     torch.testing.assert_close(SubdomainSum(subdomains, size, owner)(r), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_it_is_the_dense_operator_between_the_border_cells(channels: int, dtype: torch.dtype) -> None:
+    grid = Grid((7, 6), real=not dtype.is_complex)
+    kernel = torch.randn(2, channels, channels, 7, 6, dtype=dtype)
+    matrices = FrequencyMatrices(grid, grid.transform(kernel).movedim((1, 2), (-2, -1)))
+    border = Border((7, 6), [[[0, 1, 6], [4, 5]], [[2, 3], [0]]][:channels], torch.device("cpu"))
+    cells = border.mask.nonzero()
+    dense = torch.zeros(2, border.size, border.size, dtype=dtype)
+    for i, (c, *p) in enumerate(cells.tolist()):
+        for j, (d, *q) in enumerate(cells.tolist()):
+            dense[:, i, j] = kernel[:, c, d, (p[0] - q[0]) % 7, (p[1] - q[1]) % 6]
+    u = torch.randn(3, 2, border.size, dtype=dtype)
+    torch.testing.assert_close(
+        BorderProblem(matrices, border, CostModel(2, 42, channels, False)).product(u),
+        torch.einsum("bij,rbj->rbi", dense, u),
+    )

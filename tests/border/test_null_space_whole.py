@@ -10,7 +10,7 @@ import lsconv
 from lsconv.border import null_space
 from lsconv.border.capacitance import Capacitance
 from lsconv.border.capacitance_plan import CapacitancePlan
-from lsconv.border.memory import plan_bytes
+from lsconv.border.cost_model import plan_bytes
 from lsconv.border.null_space import small_singular_vectors
 from lsconv.border.plan import BorderPlan
 

@@ -1,0 +1,185 @@
+r"""The inverses of a symbol, one small matrix per frequency: by elimination where that keeps the digits, else by SVD.
+
+.. math:: X(\omega) = (S^H S + \mu)^{-1} S^H, \qquad X = S^+ \text{ where } \mu = 0.
+
+A square S without damping is inverted by LU factors, and every other one by the Cholesky factors of the smaller of
+:math:`S^H S + \mu` and :math:`S S^H + \mu`. What this loses is known afterwards, from the norms of both; frequencies
+where it is too much, or where S may not have full rank, are decomposed again, by singular values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError, MethodError, ShapeError
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
+from lsconv.fourier.batched_linalg import inverse as lu_inverse
+from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.operators.dtypes import ROUNDING
+
+__all__ = ["FrequencyInverse", "invert", "invert_with_penalty", "norm_from_below", "singular_values_by_frequency"]
+
+# The norm from below: the largest singular value of this many matrices, those of the largest Frobenius norms. A smooth
+# symbol has its maximum among them, and random matrices differ by a few percent.
+_MATRICES_FOR_NORM = 64
+
+
+@dataclass(frozen=True)
+class FrequencyInverse:
+    """The inverses of a symbol, and what they tell about its rank.
+
+    Attributes:
+        matrices: ``(blocks, *frequencies, columns, rows)``.
+        rank: how many singular values exceed the threshold, per item (all of them where there is damping).
+        undecided: the items of which one stands on the threshold, up to rounding.
+    """
+
+    matrices: Tensor
+    rank: Tensor
+    undecided: Tensor
+
+
+def singular_values_by_frequency(matrices: Tensor) -> Tensor:
+    """``(..., rows, columns)`` to ``(..., min(rows, columns))``, descending."""
+    column = min(matrices.shape[-2:]) == 1
+    norms: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1)) if column else torch.linalg.svdvals(matrices)
+    return norms.unsqueeze(-1) if column else norms
+
+
+def norm_from_below(S: FrequencyMatrices) -> Tensor:
+    """A lower bound of the largest singular value of each block; exact where the matrices are rows or columns."""
+    size = frobenius(S.matrices).flatten(1)
+    if min(S.rows, S.columns) > 1:
+        flat, at = S.matrices.flatten(1, -3), size.topk(min(_MATRICES_FOR_NORM, size.shape[1])).indices
+        some = flat[torch.arange(len(flat), device=at.device).unsqueeze(1), at]
+        size = singular_values_by_frequency(some).flatten(1)
+    return size.amax(1)
+
+
+def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: float) -> FrequencyInverse:
+    """Invert a symbol, frequency by frequency.
+
+    Args:
+        S: the symbol, in double precision.
+        mu: ``damp^2``, one per block.
+        rcond: where mu is 0, singular values up to ``rcond`` times the largest of the same item count as zero.
+        items: how many items the blocks belong to, in their order.
+        rtol: what the inverses may be off by, relative to the gradient that they leave.
+    """
+    size = frobenius(S.matrices).flatten(1)
+    per_item, eps = size.numel() // items, torch.finfo(size.dtype).eps
+
+    def per_matrix(per_block: Tensor) -> Tensor:
+        return per_block.reshape(items, -1).amax(1).repeat_interleave(per_item)
+
+    matrices, mu = S.matrices.reshape(-1, S.rows, S.columns), mu.repeat_interleave(size.shape[1])
+    highest = per_matrix(size)
+    inverse, rank = matrices.mT.new_empty(matrices.mT.shape), torch.full_like(mu, min(S.rows, S.columns))
+    undecided = torch.zeros_like(mu, dtype=torch.bool)
+    some: slice | Tensor = slice(None)
+    if min(S.rows, S.columns) > 1:
+        kept = undecided.clone()
+        for part in _chunks(matrices):
+            inverse[part], lost = _eliminated(matrices[part], mu[part])
+            smallest = 1 / frobenius(inverse[part])  # at most the smallest singular value
+            kept[part] = (lost * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * highest[part]))
+        some = (~kept).nonzero().flatten()
+        matrices, mu, highest = matrices[some], mu[some], highest[some]
+    if len(matrices):
+        zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(norm_from_below(S))[some], False
+        while True:
+            cutoff, margin = rcond * norm.unsqueeze(-1), ROUNDING * eps * highest.unsqueeze(-1)
+            found, values = _decomposed(matrices, mu, torch.where(zero, cutoff, -1.0))
+            near = (
+                zero & (cutoff > 0) & (values >= cutoff - margin) & (values <= rcond * highest.unsqueeze(-1) + margin)
+            )
+            if exact or not bool(near.any()):
+                break
+            norm = highest = per_matrix(singular_values_by_frequency(S.matrices))[some]
+            exact = True
+        inverse[some], undecided[some] = found, near.any(-1)
+        rank[some] = (values > torch.where(zero, cutoff, -1.0)).sum(-1).to(rank)
+    weights = S.grid.weights(rank.device, rank.dtype).flatten()
+    return FrequencyInverse(
+        inverse.reshape(*S.matrices.shape[:-2], S.columns, S.rows),
+        (rank.reshape(items, -1, len(weights)) * weights).sum((-2, -1)).long(),
+        undecided.reshape(items, -1).any(-1),
+    )
+
+
+def _chunks(matrices: Tensor, chunk_bytes: int = 2**27) -> Iterator[slice]:
+    """A bounded number of matrices at a time, for the work memory."""
+    step = max(1, chunk_bytes // (matrices[:1].numel() * matrices.element_size()))
+    return (slice(start, start + step) for start in range(0, len(matrices), step))
+
+
+def _eliminated(S: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverses by elimination, and the factors by which they enlarge rounding."""
+    rows, columns = S.shape[-2:]
+    if rows == columns and not bool(mu.any()):
+        inverse, info = lu_inverse(S)
+        inverse[info > 0] = math.nan
+        return inverse, frobenius(S) * frobenius(inverse)
+    gram = S @ S.mH if rows < columns else S.mH @ S
+    gram.diagonal(dim1=-2, dim2=-1).add_(mu.unsqueeze(-1))
+    size = frobenius(gram)
+    inverse = hermitian_inverse(gram.contiguous())
+    # where S is rank-deficient, the gradient of the answer loses the square
+    lost = (size * frobenius(inverse)).square()
+    return (S.mH @ inverse if rows < columns else inverse @ S.mH), lost
+
+
+def _decomposed(S: Tensor, mu: Tensor, cutoff: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverses by singular values, those up to the cutoff left out, and the singular values."""
+    inverse, values = S.mT.new_empty(S.mT.shape), mu.new_empty(len(S), min(S.shape[-2:]))
+    for part in _chunks(S):
+        inverse[part], values[part] = _filtered(S[part], mu[part].unsqueeze(-1), cutoff[part])
+    return inverse, values
+
+
+def _filtered(S: Tensor, mu: Tensor, cutoff: Tensor) -> tuple[Tensor, Tensor]:
+    if min(S.shape[-2:]) == 1:  # the singular vectors are S itself and 1
+        s = singular_values_by_frequency(S)
+        return S.mH * _inverse_or_zero(s * s + mu, s > cutoff).unsqueeze(-1), s
+    U, s, Vh = torch.linalg.svd(S, full_matrices=False)
+    factors = s * _inverse_or_zero(s * s + mu, s > cutoff)
+    return (Vh.mH * factors.unsqueeze(-2)) @ U.mH, s
+
+
+def _inverse_or_zero(values: Tensor, keep: Tensor) -> Tensor:
+    keep = keep & (values > 0)
+    return torch.where(keep, values, 1).reciprocal() * keep
+
+
+def invert_with_penalty(S: FrequencyMatrices, mu: Tensor, penalty: FrequencyMatrices) -> Tensor:
+    """``(S^H S + mu P^H P)^-1 S^H`` with the symbol P of a penalty.
+
+    Raises:
+        ShapeError: a penalty on another grid.
+        ArgumentError: mu is 0 somewhere.
+        MethodError: S and P vanish on a common subspace.
+    """
+    if penalty.grid.sizes != S.grid.sizes or penalty.grid.real != S.grid.real or penalty.columns != S.columns:
+        raise ShapeError(
+            f"penalty: {penalty.columns} columns on grid {penalty.grid.sizes} do not fit the symbol of A, "
+            f"{S.columns} columns on grid {S.grid.sizes} ({'real' if S.grid.real else 'complex'})"
+        )
+    if bool((mu == 0).any()):
+        raise ArgumentError("damp: a penalty needs damp > 0; without damping the answer does not depend on it")
+    P = penalty.matrices.to(S.matrices.dtype)
+    mu = mu.reshape(-1, *(1 for _ in S.matrices.shape[1:]))
+    normal = S.matrices.mH @ S.matrices + mu * (P.mH @ P)
+    scale = normal.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+    inverse = hermitian_inverse(normal.contiguous())
+    condition = scale * inverse.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+    if not bool((condition * torch.finfo(scale.dtype).eps < 1e-2).all()):
+        raise MethodError(
+            "penalty: A and L vanish on a common subspace (at some frequency both symbols do), so the minimiser is not "
+            "unique; add damping of the identity or use a Krylov method (lsqr), which gives the minimum-norm one"
+        )
+    return inverse @ S.matrices.mH
