@@ -37,8 +37,9 @@ import matplotlib.pyplot as plt
 figure, axes = plt.subplots(2, 2, figsize=(6.4, 6.8))
 images = {"fine": fine, "coarse, repeated": repeated, "least norm": shortest.x, "least gradient": smooth.x}
 for ax, (title, image) in zip(axes.flat, images.items(), strict=True):
-    error = (image - fine).square().mean().sqrt()
-    ax.imshow(image[0, 10:80, 30:100], vmin=0, vmax=1)
+    part = (0, slice(10, 80), slice(30, 100))
+    error = (image - fine)[part].square().mean().sqrt()
+    ax.imshow(image[part], vmin=0, vmax=1)
     ax.set(title=title if image is fine else f"{title}\nrms error {error:.3f}", xticks=[], yticks=[])
 
 # %%
