@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.fourier.symbol import FEW_WAVES, FrequencyMatrices, Grid
+from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.operators.fft_convolution import FEW_WAVES
 
 __all__ = ["Border", "Kernel", "between_borders", "gathered", "scattered"]
 

@@ -308,7 +308,7 @@ class Recycling:
             if 4 * k > 3 * undeflated:  # it spares next to nothing
                 self.pair, self.most = None, 0
                 return
-        if deflated.shape[-2] + k > self.most:
+        if deflated.shape[-2] + k > self.most or not bool(triangle.isfinite().all()):
             return
         values = torch.linalg.svdvals(triangle)
         far = ((values < 1 / _FAR) | (values > _FAR)).to(torch.float64).mean()

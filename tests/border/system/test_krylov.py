@@ -316,3 +316,14 @@ def test_a_plan_for_replicated_edges_recycles() -> None:
     f = torch.randn(A.in_shape, dtype=F64)
     expected = plain(f, 1e-10)[0]
     torch.testing.assert_close(inverse(f, 1e-10)[0], expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_a_cycle_whose_directions_have_overflowed_is_not_kept() -> None:
+    recycling, k = Recycling(200), 40
+    triangle = torch.eye(k, dtype=F64).expand(2, k, k).clone()
+    triangle[1, 3, 5] = torch.inf
+    basis, searched = torch.randn(2, k + 1, SIZE, dtype=F64), torch.randn(2, k, SIZE, dtype=F64)
+    nothing, residuals = torch.zeros(2, 0, k, dtype=F64), torch.ones(2, k + 1, dtype=F64)
+    unitary = torch.eye(k + 1, k, dtype=F64).expand(2, -1, -1)
+    recycling.learn(None, nothing, searched, basis, unitary, triangle, residuals)
+    assert recycling.pair is None
