@@ -25,11 +25,10 @@ measured[:, 50:54] = False
 y = torch.where(measured, y, torch.nan)
 
 # %%
-# A :class:`lsconv.Mask` after the blur takes the missing rows out of the problem. It selects, so NaN behind it does no
-# harm; neither the residual nor a rule for damp counts them.
+# ``observed=`` takes the missing rows out of the problem. What stands there is not read, so NaN does no harm; neither
+# the residual nor a rule for damp counts them.
 
-M = lsconv.Mask(measured)
-solution = lsconv.tikhonov(M @ A, y, 0.05, L=lsconv.Gradient(A.in_shape))
+solution = lsconv.tikhonov(A, y, 0.05, L=lsconv.Gradient(A.in_shape), observed=measured)
 print(solution)
 
 # %%
