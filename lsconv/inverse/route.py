@@ -25,6 +25,7 @@ from lsconv.errors import (
 from lsconv.factored.direct_plan import DirectPlan
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.embedding import Embedding
+from lsconv.inverse.adjoint_plan import AdjointPlan
 from lsconv.inverse.dense_stack import DenseStack
 from lsconv.inverse.krylov_choice import krylov_plan
 from lsconv.inverse.missing import MissingBorderPlan, MissingPlan
@@ -39,7 +40,7 @@ from lsconv.inverse.plans import (
 from lsconv.inverse.reduced_plan import ReducedPlan, core
 from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, deciding, reduction, small_matrices
 from lsconv.inverse.weighted import WeightedPlan
-from lsconv.operators.algebra import Product, Scaled
+from lsconv.operators.algebra import Adjoint, Product, Scaled
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
@@ -94,6 +95,7 @@ def route(
                                                                 otherwise LSMR
     mask, crop or constant diagonal before one of these,        the plan of the whole, and conjugate gradients on the
     damped                                                      outputs that it leaves out (:class:`MissingPlan`)
+    adjoint of one of these (a transposed convolution)          the adjoint of its plan (:class:`AdjointPlan`)
     varying diagonal before a convolution, damped               conjugate gradients, preconditioned by the border of the
                                                                 mean weight (:class:`WeightedPlan`)
     any other operator                                          "lsmr", preconditioned where that is safe
@@ -153,7 +155,7 @@ def route(
         )
         return plan if smaller.same_shapes else ReducedPlan(smaller, plan, damp)
     if method in ("auto", "border") and not started and not chosen:
-        with_rows = _with_rows(A, damp, method, memory_limit)
+        with_rows = _with_rows(A, damp, method, memory_limit) or _transposed(A, damp, method, memory_limit)
         if with_rows is not None:
             return with_rows
     decided = deciding(A, memory_limit, rcond)
@@ -298,7 +300,7 @@ def fallback(
             return _border(A, damp, None)
         except (MethodError, PlanMemoryError):
             return krylov_plan(A, damp, "lsmr")
-    through_border = isinstance(plan, (*BORDER_PLANS, MissingPlan, WeightedPlan))
+    through_border = isinstance(plan, (*BORDER_PLANS, AdjointPlan, MissingPlan, WeightedPlan))
     return KrylovPlan(A, damp, "lsmr") if through_border and rcond is None else None
 
 
@@ -321,6 +323,14 @@ def _trial_iterations(A: LinearOperator, damp: Tensor | float) -> int:
         return 0
     iteration = 4 * A.out_numel * A.c_in // A.groups * math.prod(A.kernel_size) + _CALLS
     return int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(torch.as_tensor(damp).shape)) / iteration)
+
+
+def _transposed(A: LinearOperator, damp: Tensor | float, method: str, memory_limit: int | None) -> AdjointPlan | None:
+    """The plan of the adjoint of a convolution; None for other operators, and where an iteration would serve it."""
+    if not (isinstance(A, Adjoint) and isinstance(A.operator, Convolution)):
+        return None
+    plan = route(A.operator, damp, method=method, memory_limit=memory_limit)
+    return None if isinstance(core(plan), (KrylovPlan, TrialPlan)) else AdjointPlan(A, plan, damp)
 
 
 def _with_rows(

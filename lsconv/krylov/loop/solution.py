@@ -262,6 +262,7 @@ def together(parts: Solution) -> Solution:
         gradient_norm=torch.linalg.vector_norm(parts.gradient_norm, dim=0),
         damp=parts.damp[0],
         history=None,
+        excused=None,
     )
 
 
