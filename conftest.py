@@ -26,6 +26,16 @@ hypothesis.settings.register_profile("fixed", deadline=None, max_examples=40, de
 hypothesis.settings.register_profile("search", deadline=None, max_examples=200, print_blob=True)
 hypothesis.settings.load_profile("fixed")
 
+# Sphinx runs the scripts of the site, and what it has made is in folders that git ignores.
+collect_ignore_glob = [
+    "docs/*.py",
+    "docs/gallery_scripts/*",
+    "docs/figures/*",
+    "docs/_build/*",
+    "docs/api/*",
+    "docs/gallery/*",
+]
+
 # The doctests of a guest need the package that it is for.
 collect_ignore = [] if importlib.util.find_spec("deepinv") else ["lsconv/deepinv.py"]
 if not collect_ignore:

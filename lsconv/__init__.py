@@ -3,10 +3,11 @@
 =============  ====================================================================================================
 operators      ``Conv1d``, ``Conv2d``, ``Conv3d``, ``Convolution``; ``Pad``, ``Crop``, ``Mask``, ``Diagonal``,
                ``Identity``, ``Dense``, ``FromFunctions``; ``Gradient``, ``Laplacian``; ``hstack``, ``vstack``,
-               ``block_diag``, ``from_scipy``; their interface ``LinearOperator``
+               ``block_diag``; of a linear module or function ``as_operator``, of SciPy's ``from_scipy``; their
+               interface ``LinearOperator``
 answers        ``lstsq``, ``pinv``; ``tikhonov`` and ``choose_damp`` (a ``Selection``); ``total_variation``,
-               ``plug_and_play``; for images ``deconvolve``, ``blur_operator``; all are a ``Solution``, with its
-               ``Status`` and ``History``
+               ``plug_and_play``; for images ``deconvolve``, ``blur_operator``, ``saturation_level``; all are a
+               ``Solution``, with its ``Status`` and ``History``
 uncertainty    ``posterior_samples``, ``posterior_std``, ``noise_level``, ``log_evidence``
 structure      ``norm``, ``cond``, ``singular_values``, ``CirculantPreconditioner``; ``logdet``, ``slogdet``,
                ``trace_inverse``
@@ -22,41 +23,49 @@ errors         ``LsconvError``, the base of all: ``ArgumentError``, ``ArgumentTy
 
 # ruff: noqa: I001, RUF022 - grouped as in the index above
 
-# operators
-from lsconv.operators.base import LinearOperator
-from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution
-from lsconv.operators.elementary import Crop, Dense, Diagonal, FromFunctions, Identity, Mask
-from lsconv.operators.padding import Pad
-from lsconv.operators.difference import Gradient, Laplacian
-from lsconv.operators.algebra import block_diag, hstack, vstack
-from lsconv.operators.scipy import from_scipy
+from typing import TYPE_CHECKING
 
-# answers
-from lsconv.inverse.lstsq import lstsq
-from lsconv.inverse.pseudo_inverse import pinv
-from lsconv.inverse.tikhonov import tikhonov
-from lsconv.inverse.damping.choose_damp import Selection, choose_damp
-from lsconv.inverse.total_variation import total_variation
-from lsconv.inverse.plug_and_play import plug_and_play
-from lsconv.inverse.deconvolve import deconvolve
-from lsconv.inverse.blur import blur_operator
-from lsconv.krylov.loop.solution import History, Solution, Status
+if TYPE_CHECKING:
+    # operators
+    from lsconv.operators.base import LinearOperator
+    from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution
+    from lsconv.operators.elementary import Crop, Dense, Diagonal, FromFunctions, Identity, Mask
+    from lsconv.operators.padding import Pad
+    from lsconv.operators.difference import Gradient, Laplacian
+    from lsconv.operators.algebra import block_diag, hstack, vstack
+    from lsconv.operators.linear_function import as_operator
+    from lsconv.operators.scipy import from_scipy
 
-# uncertainty
-from lsconv.inverse.uncertainty.evidence import log_evidence
-from lsconv.inverse.uncertainty.posterior import noise_level, posterior_samples, posterior_std
+    # answers
+    from lsconv.inverse.lstsq import lstsq
+    from lsconv.inverse.pseudo_inverse import pinv
+    from lsconv.inverse.tikhonov import tikhonov
+    from lsconv.inverse.damping.choose_damp import Selection, choose_damp
+    from lsconv.inverse.total_variation import total_variation
+    from lsconv.inverse.plug_and_play import plug_and_play
+    from lsconv.inverse.deconvolve import deconvolve
+    from lsconv.inverse.blur import blur_operator
+    from lsconv.inverse.saturation import saturation_level
+    from lsconv.krylov.loop.solution import History, Solution, Status
 
-# structure
-from lsconv.fourier.spectrum import cond, singular_values
-from lsconv.inverse.functions.determinants import logdet, slogdet, trace_inverse
-from lsconv.inverse.functions.spectral_norm import norm
-from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
+    # uncertainty
+    from lsconv.inverse.uncertainty.evidence import log_evidence
+    from lsconv.inverse.uncertainty.posterior import noise_level, posterior_samples, posterior_std
 
-# iterations
-from lsconv.krylov.gradients.methods import cg, cgls, craig, gmres, hybrid, lsmr, lsqr, minres
-from lsconv.krylov.hybrid import HybridSelection
-from lsconv.krylov.refinement import refine
-from lsconv.krylov.gradients.backward_solves import set_backward_failure_hook
+    # structure
+    from lsconv.fourier.spectrum import cond, singular_values
+    from lsconv.inverse.functions.determinants import logdet, slogdet, trace_inverse
+    from lsconv.inverse.functions.spectral_norm import norm
+    from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
+
+    # iterations
+    from lsconv.krylov.gradients.methods import cg, cgls, craig, gmres, hybrid, lsmr, lsqr, minres
+    from lsconv.krylov.hybrid import HybridSelection
+    from lsconv.krylov.refinement import refine
+    from lsconv.krylov.gradients.backward_solves import set_backward_failure_hook
+
+    # modules
+    from lsconv import nn
 
 # errors
 from lsconv.errors import (
@@ -96,6 +105,7 @@ __all__ = [
     "hstack",
     "vstack",
     "block_diag",
+    "as_operator",
     "from_scipy",
     # answers
     "lstsq",
@@ -107,6 +117,7 @@ __all__ = [
     "plug_and_play",
     "deconvolve",
     "blur_operator",
+    "saturation_level",
     "Solution",
     "Status",
     "History",
@@ -154,10 +165,98 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """``lsconv.nn``, imported when first asked for: torch's compiler, which it names, takes a second to load."""
-    if name == "nn":
-        import importlib
+# Names by the module that has them: each is imported when it is first asked for, so that `import lsconv` costs little.
+_HOMES = {
+    "lsconv.operators.base": ("LinearOperator",),
+    "lsconv.operators.convolution": (
+        "Conv1d",
+        "Conv2d",
+        "Conv3d",
+        "Convolution",
+    ),
+    "lsconv.operators.elementary": (
+        "Crop",
+        "Dense",
+        "Diagonal",
+        "FromFunctions",
+        "Identity",
+        "Mask",
+    ),
+    "lsconv.operators.padding": ("Pad",),
+    "lsconv.operators.difference": (
+        "Gradient",
+        "Laplacian",
+    ),
+    "lsconv.operators.algebra": (
+        "block_diag",
+        "hstack",
+        "vstack",
+    ),
+    "lsconv.operators.linear_function": ("as_operator",),
+    "lsconv.operators.scipy": ("from_scipy",),
+    "lsconv.inverse.lstsq": ("lstsq",),
+    "lsconv.inverse.pseudo_inverse": ("pinv",),
+    "lsconv.inverse.tikhonov": ("tikhonov",),
+    "lsconv.inverse.damping.choose_damp": (
+        "Selection",
+        "choose_damp",
+    ),
+    "lsconv.inverse.total_variation": ("total_variation",),
+    "lsconv.inverse.plug_and_play": ("plug_and_play",),
+    "lsconv.inverse.deconvolve": ("deconvolve",),
+    "lsconv.inverse.blur": ("blur_operator",),
+    "lsconv.inverse.saturation": ("saturation_level",),
+    "lsconv.krylov.loop.solution": (
+        "History",
+        "Solution",
+        "Status",
+    ),
+    "lsconv.inverse.uncertainty.evidence": ("log_evidence",),
+    "lsconv.inverse.uncertainty.posterior": (
+        "noise_level",
+        "posterior_samples",
+        "posterior_std",
+    ),
+    "lsconv.fourier.spectrum": (
+        "cond",
+        "singular_values",
+    ),
+    "lsconv.inverse.functions.determinants": (
+        "logdet",
+        "slogdet",
+        "trace_inverse",
+    ),
+    "lsconv.inverse.functions.spectral_norm": ("norm",),
+    "lsconv.fourier.circulant_preconditioner": ("CirculantPreconditioner",),
+    "lsconv.krylov.gradients.methods": (
+        "cg",
+        "cgls",
+        "craig",
+        "gmres",
+        "hybrid",
+        "lsmr",
+        "lsqr",
+        "minres",
+    ),
+    "lsconv.krylov.hybrid": ("HybridSelection",),
+    "lsconv.krylov.refinement": ("refine",),
+    "lsconv.krylov.gradients.backward_solves": ("set_backward_failure_hook",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
+
+def __getattr__(name: str) -> object:
+    """The public name, from the module that has it."""
+    import importlib
+
+    if name == "nn":
         return importlib.import_module("lsconv.nn")
-    raise AttributeError(f"module 'lsconv' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'lsconv' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

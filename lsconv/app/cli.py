@@ -150,6 +150,12 @@ def deblur(
     low: Annotated[float | None, typer.Option("--min", help="Lowest value, in the image's own units.")] = None,
     high: Annotated[float | None, typer.Option("--max", help="Highest value.")] = None,
     nonnegative: Annotated[bool, typer.Option("--nonnegative", help="The same as --min 0.")] = False,
+    bad_pixels: Annotated[
+        Path | None, typer.Option(help="A picture of the image's size, white where pixels are bad.", metavar="FILE")
+    ] = None,
+    saturated: Annotated[
+        str | None, typer.Option(help="The grey level from which pixels are saturated, or auto.", metavar="LEVEL")
+    ] = None,
     device: DeviceOption = "cpu",
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the files.")] = 1,
     max_memory: Annotated[
@@ -167,8 +173,9 @@ def deblur(
 
     Everything in the image's units (noise, background, bounds) is in grey levels of the file, or values of floating
     point, and so is the answer. Bit depth, colour, opacity, axes (time, channel, depth) and metadata are kept where the
-    format has them; NaN are missing pixels. Every time and channel, and every slice under a PSF of two axes, is
-    restored by itself; a PSF may have one kernel per channel. With boundary 'unknown' nothing is assumed about what
+    format has them. NaN, bad and saturated pixels are missing: they have no say, and are filled in. Every time and
+    channel, and every slice under a PSF of two axes, is restored by itself; a PSF may have one kernel per channel. With
+    boundary 'unknown' nothing is assumed about what
     lies beyond the image. Folders are made where they are missing.
 
     Exit codes: 0 done, 1 written but not converged, 2 asked for wrongly or failed, 130 interrupted.
@@ -189,6 +196,7 @@ def deblur(
     work = Restoring(
         kernel, boundary, prior, damp, weight, noise_std, choose_device(device), plot, noise, background, gain, offset,
         read_noise, (0.0 if nonnegative else low, high), origin, parse_memory(max_memory), verbose, report,
+        bad_pixels, saturated,
     )  # fmt: skip
     targets = plan_outputs(files, output, folder=any(path.is_dir() for path in images))
     if report is not None:

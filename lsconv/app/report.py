@@ -144,7 +144,12 @@ def draw_report(path: Path, evidence: Evidence, title: str) -> Whiteness:
         for axes, image, name in zip(rows[0].subplots(1, 2), (data, restored), ("data", "restoration"), strict=True):
             _show(axes, (torch.nan_to_num(_middle(image, kernel)) - low) / (high - low))
             slices = f", slice {data.shape[-3] // 2 + 1} of {data.shape[-3]}" if kernel.ndim == 3 else ""
-            axes.set_title(f"{name}{slices}, {low:.3g} to {high:.3g}", fontsize=10)
+            missing = torch.isnan(_middle(image, kernel)).any(0)
+            red = f", {int(missing.sum())} missing in red" if missing.any() else ""
+            if missing.any():
+                overlay = torch.tensor([1.0, 0.0, 0.0, 1.0]) * missing[..., None]
+                axes.imshow(overlay.numpy(), interpolation="nearest")
+            axes.set_title(f"{name}{slices}, {low:.3g} to {high:.3g}{red}", fontsize=10)
     panels = rows[1].subplots(1, 2 if last is None else 3)
     _draw_psf(panels[0], kernel, evidence.centre or tuple(k // 2 for k in kernel.size))
     _draw_residual(rows[1], panels[1], _middle(residual, kernel), judged)

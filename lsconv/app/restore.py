@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,8 @@ class Restoring:
         max_memory: bytes, or None.
         verbose: whether to say what was chosen, and why.
         report: the folder for reports, or None.
+        bad_pixels: a picture of the image's size, white where its pixels are bad, or None.
+        saturated: the grey level from which pixels are saturated, "auto" or None.
     """
 
     kernel: Kernel
@@ -67,6 +70,8 @@ class Restoring:
     max_memory: int | None = None
     verbose: bool = False
     report: Path | None = None
+    bad_pixels: Path | None = None
+    saturated: str | None = None
 
     def __post_init__(self) -> None:
         if self.prior not in PRIORS:
@@ -102,6 +107,41 @@ class Restoring:
             raise UsageError(f"--weight {self.weight}: expected a number >= 0")
         if self.weight is not None and self.prior != "tv":
             raise UsageError("--weight: is of --prior tv; the others have --damp")
+        self._saturation()
+
+    def _saturation(self) -> float | str | None:
+        """The level of saturation as the library takes it."""
+        if self.saturated in (None, "auto"):
+            return self.saturated
+        try:
+            return float(self.saturated)
+        except ValueError:
+            raise UsageError(f"--saturated {self.saturated}: expected a grey level or auto") from None
+
+    def _with_missing(self, picture: Picture) -> Tensor:
+        """The fields of a picture, NaN where pixels are bad or saturated."""
+        fields = self.kernel.fields_of(picture)
+        bad = np.zeros(picture.values.shape, dtype=bool)
+        if self.bad_pixels is not None:
+            mask = read_picture(self.bad_pixels).pixels
+            white = mask.reshape(-1, *mask.shape[-2:]).amax(0) > 0.5
+            if tuple(white.shape) != picture.values.shape[-3:-1]:
+                raise UsageError(
+                    f"--bad-pixels {self.bad_pixels}: is of {tuple(white.shape)} pixels, the image of "
+                    f"{picture.values.shape[-3:-1]}"
+                )
+            bad |= white.numpy()[..., None]
+        saturation = self._saturation()
+        if saturation == "auto" and not picture.is_integer:
+            raise UsageError("--saturated auto: looks for the plateau of an image of integers; give the grey level")
+        values = picture.values[..., :-1] if picture.opacity else picture.values
+        level = lsconv.saturation_level(values, saturation)
+        if level is not None:
+            bad |= picture.values >= level
+        if not bad.any():
+            return fields
+        missing = self.kernel.fields_of(replace(picture, values=bad.astype(np.uint8))) > 0
+        return torch.where(missing, torch.nan, fields)
 
     def rule(self) -> float | str:
         """The damping as the library takes it."""
@@ -130,7 +170,7 @@ class Restoring:
         picture = read_picture(image)
         check_target(target, picture)
         work = replace(self, kernel=self.kernel.as_line()) if picture.line and self.kernel.ndim == 2 else self
-        fields = work.kernel.fields_of(picture)
+        fields = work._with_missing(picture)
         work._check_memory(fields)
         work._check_size(fields)
         restored, solutions = torch.empty_like(fields), []
@@ -158,7 +198,9 @@ class Restoring:
         advance("writing", len(fields), len(fields))
         write_picture(target, work.kernel.picture_of(restored, picture))
         assert evidence is not None
-        line = f"{work._words()}, {work._strength(solutions)}"
+        missing = int(torch.isnan(fields).sum())
+        said = f", {missing} pixel(s) missing" if missing else ""
+        line = f"{work._words()}, {work._strength(solutions)}{said}"
         which = f", item {shown + 1} of {len(fields)}" if len(fields) > 1 else ""
         for plot in (self.plot, None if self.report is None else self.report / f"{target.name}.png"):
             if plot is not None:

@@ -6,6 +6,7 @@ entry where there are leading axes; ``gather`` with a broadcast index, and an ad
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 
@@ -15,7 +16,10 @@ from torch import Tensor
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
 from lsconv.operators.fft_convolution import FEW_WAVES
 
-__all__ = ["Border", "Kernel", "between_borders", "gathered", "scattered"]
+__all__ = ["Border", "Kernel", "between_borders", "gathered", "largest_piece", "near_cells", "scattered"]
+
+# Operations of making the blocks of single cells, per cell of the grid: some answers of a plan take as long.
+_PIECE_WORK = 2000
 
 
 class Border:
@@ -29,10 +33,12 @@ class Border:
     Attributes:
         cellwise: whether every unknown is the value of one cell.
         diagonal: what an operator restricted to the border has on its diagonal besides; None for nothing.
+        pieces: cells that belong to no position along an axis, near ones together: rows of channel, *positions*.
     """
 
     cellwise = True
     diagonal: Tensor | None = None
+    pieces: tuple[Tensor, ...] = ()
 
     def __init__(self, grid: tuple[int, ...], positions: list[list[list[int]]], device: torch.device) -> None:
         self.grid = grid
@@ -49,6 +55,18 @@ class Border:
         self.mask = mask
         self.size = index.numel()
         self.index = index.to(device)
+
+    def with_cells(self, cells: Tensor) -> Border:
+        """The border with further cells of its first channels, ``(channels, *grid)``, bool."""
+        union = copy.copy(self)
+        union.mask = self.mask.clone()
+        union.mask[: len(cells)] |= cells.cpu()
+        union.index = union.mask.flatten().nonzero().flatten().to(self.index.device)
+        union.size = union.index.numel()
+        union.cellwise = False  # the product along strips does not know the others
+        places = (union.mask & ~self.mask).nonzero()
+        union.pieces = tuple(places[part] for part in near_cells(places, largest_piece(len(places), cells.numel())))
+        return union
 
     def scatter(self, b: Tensor) -> Tensor:
         """``(rhs, blocks, size)`` to ``(rhs, blocks, channels, *grid)``, zero off the border."""
@@ -203,6 +221,35 @@ def _alike(border: Border) -> list[tuple[Tensor, Tensor, Tensor]]:
         channels = (kind == number).nonzero().flatten()
         groups.append((channels, mask.reshape(border.grid).nonzero(), starts[channels]))
     return groups
+
+
+def largest_piece(count: int, cells: int) -> int:
+    """The size of dense blocks, of so many cells of so large a grid, that are made in the time of some transforms."""
+    return math.isqrt(3 * _PIECE_WORK * cells // max(count, 1))
+
+
+def near_cells(places: Tensor, most: int, members: Tensor | None = None) -> list[Tensor]:
+    """Parts of at most so many cells, cut at the widest gap in the middle half along an axis.
+
+    Args:
+        places: rows of channel, *positions*.
+        most: cells of a part.
+        members: the rows to part; None: all.
+
+    Returns:
+        The numbers of the rows of every part; none where ``most`` is less than two, and they are more.
+    """
+    members = torch.arange(len(places)) if members is None else members
+    if len(members) <= most or most < 2:
+        return [members] if 0 < len(members) <= most else []
+    quarter, found = len(members) // 4, []
+    for a in range(1, places.shape[1]):
+        ordered, order = places[members, a].sort()
+        gaps = ordered.diff()[quarter : len(members) - quarter]
+        cut = int(gaps.argmax())
+        found.append((int(gaps[cut]), int(ordered[-1] - ordered[0]), quarter + cut + 1, order))
+    *_, cut, order = max(found, key=lambda each: each[:2])
+    return [part for half in (order[:cut], order[cut:]) for part in near_cells(places, most, members[half])]
 
 
 def gathered(v: Tensor, index: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,8 +47,6 @@ from lsconv.border.cost_model import (
 )
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_problem import NormalProblem, Request, least_shift
-from lsconv.border.penalty import Penalty
-from lsconv.border.reflected_padding import Mirror
 from lsconv.border.system.border_system import BorderProblem, BorderSystem, Schwarz
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.symbol import FrequencyMatrices, product, saddle_inverse
@@ -60,15 +59,7 @@ _CONDITION = {True: 2.5e9, False: 1e6}
 
 
 def normal_inverse(
-    convolution: Convolution,
-    damp: Tensor | float = 0.0,
-    *,
-    floor: float,
-    side: str | None = None,
-    penalty: Penalty | None = None,
-    mirror: Mirror | None = None,
-    corners: bool = True,
-    limits: Limits | None = None,
+    convolution: Convolution, damp: Tensor | float = 0.0, *, floor: float, limits: Limits | None = None, **asked: Any
 ) -> NormalInverse:
     r"""The inverse of a normal operator of A, regularised by ``mu``, to the accuracy of its border iteration.
 
@@ -76,17 +67,11 @@ def normal_inverse(
     frequency as rows. ``side == "solution"``: :math:`g \mapsto (A^HA + \mu)^{-1} g` on inputs, for the others.
 
     Args:
-        convolution: the operator, in the dtype to compute in.
-        damp: number, or tensor whose shape is (broadcastable to) a batch shape: one damp per batch item.
-        floor: relative to the largest singular value squared, the least mu: below it the factors would be singular.
-        side: None chooses by the numbers of rows and columns.
-        penalty: further rows ``damp L`` below A; then "solution" is the side.
-        mirror: that of ``convolution``, whose padding is not zeros; then "solution" is the side, and damp > 0.
-        corners: precondition also the corners of the border.
+        convolution, damp, floor, asked: the fields of :class:`~lsconv.border.normal_problem.Request`.
         limits: by which means a border is solved; None: those of the cost model.
     """
     damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
-    return _inverse_of(Request(convolution, damp, floor, side, penalty, mirror, corners, spared(limits, None, 0)))
+    return _inverse_of(Request(convolution, damp, floor, limits=spared(limits, None, 0), **asked))
 
 
 def _inverse_of(request: Request) -> NormalInverse:
@@ -132,8 +117,13 @@ class NormalInverse(ABC):
         """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none."""
         return self.problem.nullity(deficient=self._deficient)
 
-    def expect(self, batch: tuple[int, ...]) -> DirectInverse | None:
-        """The factors for right-hand sides of this batch shape, which are made where they are the cheaper way."""
+    def expect(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
+        """The factors for right-hand sides of this batch shape, which are made where they are the cheaper way.
+
+        Args:
+            batch: the batch shape.
+            solves: how many of them are expected, one after the other.
+        """
         return self.direct if isinstance(self.direct, DirectInverse) else None
 
     def iterate(self) -> None:
@@ -209,11 +199,13 @@ class BorderInverse(NormalInverse):
     def __init__(self, problem: NormalProblem) -> None:
         super().__init__(problem)
         self._make(problem)
+        if problem.request.missing is not None:
+            self.border = self.border.with_cells(problem.missing_cells())
         definite, request = self.definite, problem.request
         self.model = CostModel(self.embedding.blocks, math.prod(self.embedding.grid), self.system.rows, definite)
         scale = float(self.scale.amax())
         self.condition = float(frobenius(self.inverse.matrices).amax()) * (scale if definite else math.sqrt(scale))
-        crossed = request.mirror is None and not request.whole and self.embedding.ndim <= 2
+        crossed = request.crossed and not request.whole and self.embedding.ndim <= 2
         self._crossed = crossed and (request.penalty is not None or self.condition <= _CONDITION[definite])
         self._shortest, self._cost = self._cost_of_factors()
 
@@ -234,7 +226,7 @@ class BorderInverse(NormalInverse):
             # beyond this condition rounding would pass for evenness
             least = min(self.condition, 1e6 if self.definite else 1e3)
             return cheapest_grid(what, self.system, request.penalty, self.model, least)
-        onto = None if request.penalty is not None or request.mirror is not None else what.convolution
+        onto = what.convolution if request.crossed and request.penalty is None else None
         return True, whole_cost(self.embedding, self.form, onto, self.border)
 
     def go_direct(self) -> None:
@@ -274,12 +266,12 @@ class BorderInverse(NormalInverse):
         """The unknowns on the border, for each block."""
         return self.border.size
 
-    def expect(self, batch: tuple[int, ...]) -> DirectInverse | None:
+    def expect(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
         """The factors for right-hand sides of this batch shape, which are made where they are the cheaper way."""
         limits = self.problem.request.limits
         if self.direct is None and "on_border" not in self.__dict__ and not self.problem.request.whole:
             expected = expected_iterations(self.condition if self.definite else self.condition**2)
-            most = expected if limits.at_once is None else limits.at_once
+            most = solves * (expected if limits.at_once is None else limits.at_once)
             cheap = self.model.factors(self._cost) <= most * self.model.iteration(self.embedding.rest(batch)[1])
             fits = self.model.bytes(self._cost) <= allowed_bytes(limits.spare_bytes, self.convolution.device)
             if cheap and fits:
@@ -318,6 +310,8 @@ class BorderInverse(NormalInverse):
             z, more, again = self.continued(f, tolerance, max_iter)
             return z, count + more, again
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
+        if residual and self.problem.request.missing is not None:
+            z = z.masked_fill(self.problem.request.missing, 0)
         return z if mirror is None else mirror.cropped(z), count, u
 
     @property

@@ -60,6 +60,7 @@ class Request:
         corners: precondition also the corners of the border.
         limits: which means solve a border of which size.
         whole: on the shortest grid, to factorise the border as one matrix.
+        missing: outputs that are not measured, ``out_shape``, the same for every item and group; not with a mirror.
     """
 
     convolution: Convolution
@@ -71,6 +72,12 @@ class Request:
     corners: bool = True
     limits: Limits = field(default_factory=Limits)
     whole: bool = False
+    missing: Tensor | None = None
+
+    @property
+    def crossed(self) -> bool:
+        """Tell whether the border is one of rows and columns alone."""
+        return self.mirror is None and self.missing is None
 
 
 class NormalProblem:
@@ -96,7 +103,14 @@ class NormalProblem:
     def __init__(self, request: Request) -> None:
         damp, penalty, mirror = request.damp, request.penalty, request.mirror
         self.request = request
-        self.what = truncated_circulant(request.convolution, tuple(damp.shape), penalty, mirror, shortest=request.whole)
+        self.what = truncated_circulant(
+            request.convolution,
+            tuple(damp.shape),
+            penalty,
+            mirror,
+            shortest=request.whole,
+            missing=request.missing is not None,
+        )
         embedding, S = self.embedding, self.what.symbol
         self.smaller_side = "residual" if S.rows <= S.columns else "solution"
         stacked = penalty is not None or mirror is not None
@@ -124,6 +138,11 @@ class NormalProblem:
     def embedding(self) -> Embedding:
         """The grid."""
         return self.what.embedding
+
+    def missing_cells(self) -> Tensor:
+        """The outputs that are not measured, on the grid: ``(channels, *grid)``."""
+        assert self.request.missing is not None
+        return self.embedding.outputs_to_grid(self.request.missing.to(torch.uint8))[0, 0] > 0
 
     @property
     def form(self) -> str:

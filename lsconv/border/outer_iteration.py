@@ -27,7 +27,6 @@ from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, select
-from lsconv.operators.convolution import Convolution
 
 __all__ = ["Outer", "Plan", "confirmed", "iterated", "settled"]
 
@@ -50,12 +49,16 @@ _FIRST_GUESS = 0.1
 class Plan(Protocol):
     """The part of a plan that the outer iteration needs."""
 
-    A: Convolution
     scaled_damp: Tensor
     unit: Tensor
     inverse: NormalInverse
     factors: torch.dtype
     read: Tensor | None
+
+    @property
+    def A(self) -> LinearOperator:  # noqa: N802 - the operator
+        """The operator, in the dtype of the data."""
+        ...
 
     @property
     def scaled(self) -> LinearOperator:

@@ -196,6 +196,19 @@ class StackedPlan:
         return size > self.work_bytes
 
     @torch.no_grad()
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The solution for ``y``, without the certificate."""
+        wide = y.detach().to(self.precise.dtype)
+        batch = broadcast_shapes(y.shape[: y.ndim - len(self.A.out_shape)], self.inverse.embedding.batch_shape)
+        factors = self.inverse.expect(tuple(batch))
+        if factors is None:
+            tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, 0.0)
+            x = iterated(self, y=stacked_data(self.precise, wide, None), tolerances=tolerances).x
+        else:
+            x = factors.solution(wide) / _spread(self.unit, self.A.in_shape)
+        return x.to(self.A.dtype)
+
+    @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``.
 

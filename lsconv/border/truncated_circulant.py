@@ -53,6 +53,7 @@ def truncated_circulant(
     mirror: Mirror | None = None,
     *,
     shortest: bool = False,
+    missing: bool = False,
 ) -> TruncatedCirculant:
     """Put a convolution onto its grid.
 
@@ -62,6 +63,7 @@ def truncated_circulant(
         penalty: further rows below it.
         mirror: that of ``convolution``, whose padding is not zeros.
         shortest: on the shortest grid that holds it, not on one that transforms well.
+        missing: further outputs are removed, which are not measured.
     """
     if penalty is not None:
         convolution, embedding = penalty.convolution, penalty.embedding(batch_shape)
@@ -77,7 +79,7 @@ def truncated_circulant(
         S = _per_block(symbol(convolution, embedding), embedding)
         out_border = embedding.output_border()
     in_border = embedding.input_border()
-    form = _form(_any(out_border), _any(in_border))
+    form = _form(missing or _any(out_border), _any(in_border))
     if mirror is not None and (any(mirror.margin) or form == "valid"):
         form = "saddle"
     return TruncatedCirculant(convolution, embedding, S, out_border, in_border, form, penalty, mirror)

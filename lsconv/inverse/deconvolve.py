@@ -57,6 +57,9 @@ def deconvolve(
     ndim: int | None = None,
     noise: str = "gaussian",
     noise_std: Values | None = None,
+    observed: Tensor | np.ndarray[Any, Any] | None = None,
+    weights: Values | None = None,
+    saturated: float | str | None = None,
     background: Values = 0.0,
     gain: Values = 1.0,
     offset: Values = 0.0,
@@ -119,6 +122,12 @@ def deconvolve(
         noise: "gaussian" or "poisson".
         noise_std: standard deviation of Gaussian noise, a number (some rules for damp need it), or a map like the image
             (or of its spatial size), by which every pixel is weighted.
+        observed: True where pixels were measured, bool, of the image's shape or its spatial size. Other pixels are
+            missing, as NaN and masked ones are.
+        weights: the weights of the squares, >= 0, a map like the image or of its spatial size; pixels of weight 0 are
+            missing. Of Gaussian noise, without a map of ``noise_std``.
+        saturated: the grey level from which pixels are saturated, and missing; "auto" for the largest value of an image
+            of integers, where so many pixels have it that it is a plateau, with an InputWarning that says so.
         background: light without the scene, b: a number or a map; taken from nothing, since the model has it.
         gain: grey levels per photon, of Poisson noise; a number or a map.
         offset: grey level of no light; a number or a map.
@@ -153,7 +162,8 @@ def deconvolve(
     """
     layout = Layout.of(image, psf, channels, ndim)
     camera = {"background": background, "gain": gain, "offset": offset, "read_noise": read_noise}
-    measured = Measurement.of(layout, image, noise, noise_std, camera)
+    measured = Measurement.of(layout, image, noise, noise_std, camera, observed=observed, weights=weights,
+                              saturated=saturated)  # fmt: skip
     y, kernel = measured.y, layout.kernel(psf, image)
     if normalize_psf:
         kernel = normalised(kernel, layout.ndim)

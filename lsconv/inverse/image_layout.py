@@ -18,6 +18,7 @@ from lsconv.errors import (
     ShapeError,
     warn,
 )
+from lsconv.inverse.saturation import saturation_level
 
 __all__ = ["Layout", "spatial_axes"]
 
@@ -64,29 +65,42 @@ class Layout:
             real = torch.float32
         return cls(spatial, channels, real.to_complex() if number.startswith("complex") else real)
 
-    def image(self, image: Any) -> tuple[Tensor, Tensor | None]:
-        """``(*batch, channels, *size)`` with zeros in place of missing pixels, and which are measured (None: all)."""
-        keep: Tensor | None = None
+    def image(self, image: Any, observed: Any = None, saturated: Any = None) -> tuple[Tensor, Tensor | None]:
+        """``(*batch, channels, *size)`` with zeros in place of missing pixels, and which are measured (None: all).
+
+        Args:
+            image: as given.
+            observed: True where pixels were measured, of the image's or its spatial shape.
+            saturated: the level from which pixels count as missing, "auto" or None.
+        """
+        given = keep = None if observed is None else self._mask(observed, image)
+        level = saturation_level(image, saturated)
+        if level is not None:
+            below = _tensor((np.ma.getdata(image) if isinstance(image, np.ndarray) else image) < level, torch.bool)
+            keep = below if keep is None else keep.to(below.device) & below
         if isinstance(image, np.ma.MaskedArray):
-            mask = np.ma.getmaskarray(image)
-            keep = torch.from_numpy(~mask) if mask.any() else None
+            mask = torch.from_numpy(~np.ma.getmaskarray(image))
+            keep = mask if keep is None else keep & mask
             image = np.ma.getdata(image)
         y = _tensor(image, self.dtype)
         if not bool(torch.isfinite(y.detach().sum())):  # the sum of finite numbers may overflow: looked at one by one
             nan = torch.isnan(y)
             keep = ~nan if keep is None else keep.to(nan.device) & ~nan
         if keep is not None:
-            y = torch.where(keep.to(y.device), y, 0)
+            keep = keep.to(y.device)
+            y = torch.where(keep, y, 0)
         if not bool(torch.isfinite(y.detach()).all()):
             raise NonFiniteError("image: contains infinity; missing pixels are NaN, or masked in a numpy.ma array")
         y = self.inside(y).contiguous()
         if keep is None or bool(keep.all()):
             return y, None
-        keep = self.inside(keep).to(y.device)
+        unannounced = int((~keep if given is None else given.to(y.device) & ~keep).sum())
+        keep = self.inside(keep)
         if not bool(keep.flatten(-self.ndim - 1).any(-1).all()):
-            raise NonFiniteError("image: has no measured pixel, all are NaN or masked")
-        warn(f"image: {int((~keep).sum())} of {keep.numel()} pixels are NaN or masked and count as missing",
-             InputWarning)  # fmt: skip
+            raise NonFiniteError("image: has no measured pixel, all are NaN, masked, saturated or not observed")
+        if unannounced:
+            kinds = "NaN or masked" if level is None else f"NaN, masked, or saturated (from {level:g})"
+            warn(f"image: {unannounced} of {keep.numel()} pixels are {kinds} and count as missing", InputWarning)
         return y, keep
 
     def map(self, name: str, value: Any, image: Any, y: Tensor) -> Tensor:
@@ -117,6 +131,27 @@ class Layout:
             f"{name}: expected a number, or a map of the image's shape {tuple(image.shape)} or its size {size}, got "
             f"shape {shape}"
         )
+
+    def _mask(self, observed: Any, image: Any) -> Tensor:
+        """Which pixels were observed, in the image's shape.
+
+        Raises:
+            ArgumentTypeError, DtypeError, ShapeError: it is no mask of the image.
+        """
+        if not isinstance(observed, (Tensor, np.ndarray)):
+            raise ArgumentTypeError(f"observed: expected a bool tensor or array, got {type(observed).__name__}")
+        if _name(observed.dtype) != "bool":
+            raise DtypeError(
+                f"observed: expected bool, True where pixels were measured, got {observed.dtype}; write observed != 0"
+            )
+        mask = _tensor(np.ma.getdata(observed) if isinstance(observed, np.ndarray) else observed, torch.bool)
+        shape, wanted = tuple(mask.shape), tuple(image.shape)
+        if shape == wanted:
+            return mask
+        channels_last = self.channels == "last"
+        if shape == wanted[len(wanted) - self.ndim - channels_last : len(wanted) - channels_last]:
+            return (mask.unsqueeze(-1) if channels_last else mask).expand(wanted)
+        raise ShapeError(f"observed: expected the image's shape {wanted} or its size, got {shape}")
 
     def inside(self, values: Tensor) -> Tensor:
         """``(*batch, channels, *size)`` of a tensor in the image's layout."""

@@ -50,7 +50,18 @@ class Measurement:
     mapped: bool = False
 
     @classmethod
-    def of(cls, layout: Layout, image: Any, noise: str, noise_std: Any, camera: dict[str, Any]) -> Measurement:
+    def of(
+        cls,
+        layout: Layout,
+        image: Any,
+        noise: str,
+        noise_std: Any,
+        camera: dict[str, Any],
+        *,
+        observed: Any = None,
+        weights: Any = None,
+        saturated: Any = None,
+    ) -> Measurement:
         """The measurement that the arguments of :func:`lsconv.deconvolve` describe, checked.
 
         Args:
@@ -59,10 +70,13 @@ class Measurement:
             noise: "gaussian" or "poisson".
             noise_std: a number, one per batch item, a map, or None.
             camera: background, gain, offset and read_noise, each a number or a map.
+            observed: which pixels were measured, or None for all that are numbers.
+            weights: a map of the weights of the squares, or None.
+            saturated: the level from which pixels are saturated, "auto" or None.
         """
         if noise not in ("gaussian", "poisson"):
             raise ArgumentError(f'noise: expected "gaussian" or "poisson", got {noise!r}')
-        y, keep = layout.image(image)
+        y, keep = layout.image(image, observed, saturated)
         maps = {name: layout.map(name, value, image, y) for name, value in camera.items()}
         for name, value in maps.items():
             low = 0 if name in ("gain", "read_noise") or (name == "background" and noise == "poisson") else -torch.inf
@@ -77,7 +91,17 @@ class Measurement:
                     raise ArgumentError(f'{name}: is of the photons of noise="poisson"; noise_std is in grey levels')
             y = _kept(y - maps["background"] - maps["offset"], keep)
             rows, usual, mapped = cls._weights(layout, image, y, keep, noise_std)
+            if weights is not None:
+                if mapped:
+                    raise ArgumentError("weights: a map of noise_std gives them already; give one of the two")
+                found = layout.map("weights", weights, image, y)
+                if not bool((torch.isfinite(found) & (found >= 0)).all()):
+                    raise ArgumentError("weights: expected finite numbers >= 0")
+                root = torch.where(found > 0, torch.where(found > 0, found, 1).sqrt(), 0).expand(y.shape)
+                rows = (root if rows is None else root * rows).contiguous()
             return cls(y, rows, usual, mapped=mapped)
+        if weights is not None:
+            raise ArgumentError('weights: are of noise="gaussian"; photons have those of their likelihood')
         if noise_std is not None:
             raise ArgumentError('noise_std: is of noise="gaussian"; say read_noise= in photons')
         if y.is_complex():

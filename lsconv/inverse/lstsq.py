@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lsconv.errors import MethodError
 from lsconv.inverse.bounded import bounded_least_squares
+from lsconv.inverse.observation import Observation
 from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import BORDER_PLANS, route
@@ -32,6 +33,8 @@ def lstsq(
     y: Tensor,
     *,
     damp: float | Tensor = 0.0,
+    observed: Tensor | None = None,
+    weights: Tensor | None = None,
     method: str = "auto",
     preconditioner: LinearOperator | str | None = "auto",
     rtol: float | None = None,
@@ -74,6 +77,10 @@ def lstsq(
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
         y: right-hand side, ``(*batch, *out_shape)``; it may be complex where A is real, and the batch empty.
         damp: the damping, in the units of A (a number, or a tensor with one per batch item).
+        observed: True where y was measured, a bool tensor that broadcasts with y (one mask for all items, or one per
+            item). What stands elsewhere, NaN included, is not read.
+        weights: the weights w >= 0 of :math:`\sum_i w_i |(Ax)_i - y_i|^2`, a tensor that broadcasts with y; data of
+            weight 0 are missing, and the gradient by such a weight is 0. None: ones.
         method: "auto", "matrix" (exact; 1x1 kernels and others that read disjoint patches), "separable" (exact for
             every damp at once; a separable kernel with any padding mode, stride and dilation), "normal" (few unknowns
             that the data determine well), "fourier" (exact; circular padding), "border" (exact; any but circular
@@ -116,9 +123,11 @@ def lstsq(
         >>> bool(solution.converged), bool(torch.dist(A(solution.x), y) < 1e-4 * y.norm())
         (True, True)
     """
+    A = as_operator(A, y)
+    A.check_output(y, "y")
+    observation = Observation.of(A, observed, weights)
+    A, y = observation.operator(A), observation.data(y)
     if bounds is not None:
-        A = as_operator(A, y)
-        A.check_output(y, "y")
         given = {"method": method != "auto", "preconditioner": preconditioner != "auto", "atol": atol, "rcond": rcond}
         taken = [name for name, value in given.items() if value] + sorted(set(options) - {"x0"})
         if taken:
@@ -128,8 +137,6 @@ def lstsq(
             check_finite=check_finite, **options,
         )  # fmt: skip
     options.update(rtol=rtol, atol=atol, max_iter=max_iter, raise_on_failure=raise_on_failure)
-    A = as_operator(A, y)
-    A.check_output(y, "y")
     if "x0" in options:
         options["x0"] = as_complex(options["x0"], A)
     solver = _Routed(method, preconditioner, rcond, memory_limit, check_finite, options)

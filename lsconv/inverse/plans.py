@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.cost_model import allowed_bytes, check_fits
-from lsconv.border.stacked_plan import StackedPlan, stacked_data, stacked_solution
+from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
@@ -46,6 +46,7 @@ __all__ = [
     "KrylovPlan",
     "KrylovStack",
     "PenalisedBackward",
+    "PenalisedPlan",
     "Plan",
     "TrialPlan",
 ]
@@ -350,10 +351,27 @@ class KrylovStack:
         return f"KrylovStack('lsmr', L={type(self.L).__name__}, preconditioner={self.preconditioner!r})"
 
 
+class PenalisedPlan(Protocol):
+    """The setup for one operator, penalty and damping > 0."""
+
+    def solve(
+        self,
+        y: Tensor,
+        *,
+        x_prior: Tensor | None = None,
+        rtol: float | None = None,
+        atol: float = 0.0,
+    ) -> Solution:
+        """The certified solution for ``y``."""
+
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2 L^H L)^{-1} g``."""
+
+
 class PenalisedBackward:
     """The backward pass of a penalised problem: L counts where ``damp > 0``, elsewhere A is alone."""
 
-    def __init__(self, A: LinearOperator, plan: StackedPlan | KrylovStack | DenseStack) -> None:
+    def __init__(self, A: LinearOperator, plan: PenalisedPlan) -> None:
         self.normal_solve = plan.normal_solve
         alone = KrylovPlan(A, 0.0, "lsmr")
         self.apply, self.adjoint, self.gram_solve = alone.apply, alone.adjoint, alone.gram_solve

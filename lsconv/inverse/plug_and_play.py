@@ -13,6 +13,7 @@ from lsconv.inverse.admm.history import to_solution
 from lsconv.inverse.admm.iteration import admm
 from lsconv.inverse.admm.operator_step import NormalStep
 from lsconv.inverse.admm.proximal import Bounds, Term, box_term
+from lsconv.inverse.observation import Observation
 from lsconv.inverse.total_variation import batch_of, check_bounds, refuse_gradient, reported
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
@@ -38,6 +39,8 @@ def plug_and_play(
     rho: float | Tensor,
     *,
     bounds: tuple[float | None, float | None] | None = None,
+    observed: Tensor | None = None,
+    weights: Tensor | None = None,
     x0: Tensor | None = None,
     rtol: float | None = None,
     max_iter: int = 100,
@@ -62,6 +65,10 @@ def plug_and_play(
         denoiser: maps ``(*batch, *in_shape)`` to the same shape.
         rho: weight of the agreement with the denoiser, > 0, in the units of A squared; one per batch item, or a number.
         bounds: ``(lowest, highest)``, each a number or None.
+        observed: True where y was measured, a bool tensor that broadcasts with y (one mask for all items, or one per
+            item). What stands elsewhere, NaN included, is not read.
+        weights: the weights w >= 0 of :math:`\sum_i w_i |(Ax)_i - y_i|^2`, a tensor that broadcasts with y; data of
+            weight 0 are missing, and the gradient by such a weight is 0. None: ones.
         x0: where to start.
         rtol: tolerance of the fixed-point residual relative to x; None: 1e-3 in float32, 1e-5 in float64.
         max_iter: limit on the iterations.
@@ -87,7 +94,10 @@ def plug_and_play(
         torch.Size([1, 24, 24])
     """
     A = as_operator(A, y)
-    refuse_gradient("plug_and_play", A, None, {"y": y, "rho": rho})
+    refuse_gradient("plug_and_play", A, None, {"y": y, "rho": rho, "weights": weights})
+    A.check_output(y, "y")
+    observation = Observation.of(A, observed, weights)
+    A, y = observation.operator(A), observation.data(y)
     problem = prepare(A, y, x0=x0, name="y")
     strength = check_damp(rho, A)
     if not bool((strength > 0).all()):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.direct_plan import DirectPlan
+from lsconv.inverse.observation import Observation
 from lsconv.inverse.plans import FourierPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import BORDER_PLANS, route
@@ -36,6 +37,8 @@ def pinv(
     A: OperatorLike,
     *,
     damp: float | Tensor = 0.0,
+    observed: Tensor | None = None,
+    weights: Tensor | None = None,
     method: str = "auto",
     preconditioner: LinearOperator | str | None = "auto",
     rcond: float | None = None,
@@ -56,6 +59,8 @@ def pinv(
     Args:
         A: an operator; also a dense or sparse matrix, or a SciPy LinearOperator.
         damp: the damping, a number or a tensor with one per batch item.
+        observed: as in :func:`lstsq`: the data that :meth:`PseudoInverse.apply` reads.
+        weights: as in :func:`lstsq`; ``pinv(A, weights=w)(y)`` is the x of ``lstsq(A, y, weights=w)``.
         method: as in :func:`lstsq`.
         preconditioner: as in :func:`lstsq`.
         rcond: as in :func:`lstsq`.
@@ -78,6 +83,8 @@ def pinv(
         True
     """
     A = as_operator(A)
+    observation = Observation.of(A, observed, weights)
+    A = observation.operator(A)
     if any(hidden_by_vmap(t) for t in (damp, *parameters_of(A)) if isinstance(t, Tensor)):
         raise MethodError(
             "pinv: vmap hides the values that the setup needs; use lstsq inside vmap, or make pinv outside of it with "
@@ -91,7 +98,7 @@ def pinv(
     fixed = damp.detach() if isinstance(damp, Tensor) else damp
     plan = route(A, fixed, method=method, preconditioner=preconditioner, memory_limit=memory_limit, rcond=rcond)
     fallback = Fallback(A, fixed, plan, rcond) if method in ("auto", "border") else None
-    return PseudoInverse(A, damp, plan, fallback)
+    return PseudoInverse(A, damp, plan, fallback, observation)
 
 
 class PseudoInverse(LinearOperator):
@@ -101,10 +108,16 @@ class PseudoInverse(LinearOperator):
         operator: the operator inverted.
         plan: the setup.
         fallback: answers the items that the plan leaves unconverged, as in :func:`lstsq`; None: nothing does.
+        observation: what of the data counts, and how much; ``operator`` has it in its rows.
     """
 
     def __init__(
-        self, operator: LinearOperator, damp: float | Tensor, plan: Plan, fallback: Fallback | None = None
+        self,
+        operator: LinearOperator,
+        damp: float | Tensor,
+        plan: Plan,
+        fallback: Fallback | None = None,
+        observation: Observation | None = None,
     ) -> None:
         super().__init__(
             operator.out_shape,
@@ -117,20 +130,21 @@ class PseudoInverse(LinearOperator):
         self.damp = damp
         self.plan = plan
         self.fallback = fallback
+        self.observation = Observation() if observation is None else observation
 
     @untraced
     @serves_empty_batches(lambda inverse: inverse.in_shape)
     def apply(self, x: Tensor) -> Tensor:
         """The solution for ``x``; NaN for the items that are not finite."""
-        return attach(_Applied(self), LeastSquares(self.operator, x, self.damp))
+        return attach(_Applied(self), LeastSquares(self.operator, self.observation.data(x), self.damp))
 
     @untraced
     @serves_empty_batches()
     def adjoint(self, y: Tensor) -> Tensor:
         """The adjoint of :meth:`apply`."""
         if needs_gradient(self.operator, y, self.damp):
-            return adjoint_answer(self.plan, self.operator, y, self.damp)
-        return _nan_items(self._backward, y.detach(), self.out_shape, self.in_shape)
+            return self.observation.data(adjoint_answer(self.plan, self.operator, y, self.damp))
+        return self.observation.data(_nan_items(self._backward, y.detach(), self.out_shape, self.in_shape))
 
     def _forward(self, y: Tensor, second: Fallback | None) -> Tensor:
         if second is None or isinstance(core(self.plan), (FourierPlan, DirectPlan)):
@@ -168,6 +182,7 @@ class PseudoInverse(LinearOperator):
         if isinstance(y, Tensor) and y.is_complex() and not self.is_complex:
             return self._solve_parts(y, check_finite=check_finite, raise_on_failure=raise_on_failure, **options)
         self.operator.check_output(y, "y")
+        y = self.observation.data(y)
         start = start_as_prior(self.operator, self.damp, options.get("x0"))
         solver = _Solved(self, check_finite, {**options, "raise_on_failure": raise_on_failure})
         problem = LeastSquares(self.operator, y, self.damp, x_prior=start)

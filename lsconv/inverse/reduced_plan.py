@@ -50,7 +50,7 @@ class ReducedPlan:
             flat: dict[str, Any] = {
                 name: value.flatten(-count).movedim(-1, 0)
                 for name, value in vars(parts).items()
-                if isinstance(value, Tensor) and name != "x"
+                if isinstance(value, Tensor) and name not in ("x", "excused")
             }
             rank = flat.pop("rank", None)
             solution = replace(together(replace(solution, **flat)), rank=None if rank is None else rank.sum(0))

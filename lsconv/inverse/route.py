@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 from typing import Any
@@ -24,8 +25,10 @@ from lsconv.errors import (
 from lsconv.factored.direct_plan import DirectPlan
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.embedding import Embedding
+from lsconv.inverse.adjoint_plan import AdjointPlan
 from lsconv.inverse.dense_stack import DenseStack
 from lsconv.inverse.krylov_choice import krylov_plan
+from lsconv.inverse.missing import MissingBorderPlan, MissingPlan
 from lsconv.inverse.plans import (
     KRYLOV,
     FourierPlan,
@@ -36,8 +39,12 @@ from lsconv.inverse.plans import (
 )
 from lsconv.inverse.reduced_plan import ReducedPlan, core
 from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, deciding, reduction, small_matrices
+from lsconv.inverse.weighted import WeightedPlan
+from lsconv.operators.algebra import Adjoint, Product, Scaled
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
+from lsconv.operators.observed import MeasuredRows
 
 __all__ = ["BORDER_PLANS", "METHODS", "fallback", "penalty_fallback", "penalty_plan", "route"]
 
@@ -48,6 +55,8 @@ _MIRRORED_CHANNELS = 4
 # Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
 # iterations below which LSMR is not tried.
 _OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 8e6, 30
+# Answers of the plan of a whole convolution, in iterations on its border, that are worth its factors.
+_EXPECTED_ANSWERS = 2
 
 
 def route(
@@ -84,6 +93,11 @@ def route(
     convolution of stride 1, reflect or replicate padding       "border" in one or two dimensions with damp > 0 and at
                                                                 most four channels a group, in and out together;
                                                                 otherwise LSMR
+    mask, crop or constant diagonal before one of these,        the plan of the whole, and conjugate gradients on the
+    damped                                                      outputs that it leaves out (:class:`MissingPlan`)
+    adjoint of one of these (a transposed convolution)          the adjoint of its plan (:class:`AdjointPlan`)
+    varying diagonal before a convolution, damped               conjugate gradients, preconditioned by the border of the
+                                                                mean weight (:class:`WeightedPlan`)
     any other operator                                          "lsmr", preconditioned where that is safe
     ==========================================================  ==================================================
 
@@ -140,6 +154,10 @@ def route(
             started=started,
         )
         return plan if smaller.same_shapes else ReducedPlan(smaller, plan, damp)
+    if method in ("auto", "border") and not started and not chosen:
+        with_rows = _with_rows(A, damp, method, memory_limit) or _transposed(A, damp, method, memory_limit)
+        if with_rows is not None:
+            return with_rows
     decided = deciding(A, memory_limit, rcond)
     if method in SMALL_MATRICES:
         return small_matrices(A, damp, method, **decided)
@@ -183,7 +201,7 @@ def penalty_plan(
     *,
     method: str = "auto",
     memory_limit: int | None = None,
-) -> StackedPlan | KrylovStack:
+) -> StackedPlan | KrylovStack | MissingPlan | WeightedPlan:
     """The plan for a general L and damp > 0: exact where A and L are convolutions on one grid, otherwise LSMR.
 
     Raises:
@@ -193,6 +211,10 @@ def penalty_plan(
     """
     if method not in ("auto", "fourier", "border", "lsmr"):
         raise ArgumentError(f'method: with L expected one of "auto", "fourier", "border", "lsmr", got {method!r}')
+    if method in ("auto", "border"):
+        with_rows = _with_rows(A, damp, method, memory_limit, L)
+        if with_rows is not None:
+            return with_rows
     smaller = reduction(A, whole=True)
     A = A if smaller is None else smaller.B
     damping = torch.as_tensor(damp)
@@ -278,7 +300,8 @@ def fallback(
             return _border(A, damp, None)
         except (MethodError, PlanMemoryError):
             return krylov_plan(A, damp, "lsmr")
-    return KrylovPlan(A, damp, "lsmr") if isinstance(plan, BORDER_PLANS) and rcond is None else None
+    through_border = isinstance(plan, (*BORDER_PLANS, AdjointPlan, MissingPlan, WeightedPlan))
+    return KrylovPlan(A, damp, "lsmr") if through_border and rcond is None else None
 
 
 def penalty_fallback(A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> DenseStack | None:
@@ -300,6 +323,45 @@ def _trial_iterations(A: LinearOperator, damp: Tensor | float) -> int:
         return 0
     iteration = 4 * A.out_numel * A.c_in // A.groups * math.prod(A.kernel_size) + _CALLS
     return int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(torch.as_tensor(damp).shape)) / iteration)
+
+
+def _transposed(A: LinearOperator, damp: Tensor | float, method: str, memory_limit: int | None) -> AdjointPlan | None:
+    """The plan of the adjoint of a convolution; None for other operators, and where an iteration would serve it."""
+    if not (isinstance(A, Adjoint) and isinstance(A.operator, Convolution)):
+        return None
+    plan = route(A.operator, damp, method=method, memory_limit=memory_limit)
+    return None if isinstance(core(plan), (KrylovPlan, TrialPlan)) else AdjointPlan(A, plan, damp)
+
+
+def _with_rows(
+    A: LinearOperator, damp: Tensor | float, method: str, memory_limit: int | None, L: LinearOperator | None = None
+) -> MissingPlan | WeightedPlan | None:
+    """The plan of a convolution behind a mask, crop or diagonal, through that of the convolution; None without one."""
+    damping, rows = torch.as_tensor(damp, dtype=torch.float64), None
+    if isinstance(A, (Product, Scaled)) and bool((damping > 0).all()):
+        rows = MeasuredRows.of(A)
+    if rows is None or not isinstance(rows.core, Convolution):
+        return None
+    weight = rows.uniform()
+    try:
+        if weight is None:
+            return WeightedPlan(A, rows, damping, L)
+        core_damp, B = damping / weight.double().sqrt(), rows.core.to(dtype=double(A.dtype))
+        inner: Plan | StackedPlan | KrylovStack | MissingPlan | WeightedPlan
+        if L is None:
+            inner = route(B, core_damp, method=method, memory_limit=memory_limit)
+        else:
+            inner = penalty_plan(B, L.to(dtype=B.dtype), core_damp, method=method, memory_limit=memory_limit)
+    except MethodError:
+        return None
+    if isinstance(core(inner), (KrylovPlan, KrylovStack)):
+        return None
+    if isinstance(core(inner), (BorderPlan, StackedPlan)):
+        inverse = core(inner).inverse
+        if inverse.unknowns and inverse.expect(tuple(inverse.embedding.batch_shape), _EXPECTED_ANSWERS) is None:
+            with contextlib.suppress(MethodError):
+                return MissingBorderPlan(A, rows, damping, L)
+    return MissingPlan(A, rows, inner, damping, L)
 
 
 def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> BorderPlan | CapacitancePlan:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -24,8 +23,8 @@ from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.bounded import bounded_least_squares
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
-from lsconv.inverse.dense_stack import DenseStack
-from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, Plan
+from lsconv.inverse.observation import Observation
+from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, PenalisedPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import penalty_fallback, penalty_plan, route
 from lsconv.inverse.solve import Fallback, merged, with_fallback, without_items
@@ -61,6 +60,8 @@ def tikhonov(
     *,
     L: OperatorLike | None = None,
     x_prior: Tensor | None = None,
+    observed: Tensor | None = None,
+    weights: Tensor | None = None,
     noise_std: float | Tensor | None = None,
     bounds: tuple[float | None, float | None] | None = None,
     method: str = "auto",
@@ -94,7 +95,12 @@ def tikhonov(
             answer is the least-squares solution nearest to ``x_prior``, whatever L is.
         L: the penalty, an operator on ``A.in_shape``; None: the identity.
         x_prior: what the penalty pulls to, ``(*batch, *in_shape)``; None: zero. It changes the answer.
-        noise_std: standard deviation of the noise in every entry of y, in the units of y.
+        observed: True where y was measured, a bool tensor that broadcasts with y (one mask for all items, or one per
+            item). What stands elsewhere, NaN included, is not read.
+        weights: the weights w >= 0 of :math:`\sum_i w_i |(Ax)_i - y_i|^2`, a tensor that broadcasts with y; data of
+            weight 0 are missing, and the gradient by such a weight is 0. None: ones.
+        noise_std: standard deviation of the noise in every entry of y, in the units of y; with ``weights`` that of an
+            entry of weight one.
         bounds: ``(lowest, highest)`` for x, each a number or None, for real A; see :func:`lstsq`. A rule chooses damp
             without a look at them.
         method: "auto", or "fourier", "border", "lsmr" to insist on one.
@@ -128,6 +134,9 @@ def tikhonov(
     """
     A = as_operator(A, y)
     L = _check_penalty(L, A)
+    A.check_output(y, "y")
+    observation = Observation.of(A, observed, weights)
+    A, y = observation.operator(A), observation.data(y)
     x_prior, x0 = _check_prior(as_complex(x_prior, A), A), as_complex(x0, A)
     selection = None
     if isinstance(damp, str):
@@ -137,7 +146,6 @@ def tikhonov(
         strength = damp
     if selection is None and noise_std is not None:
         raise ArgumentError('noise_std: only damp="discrepancy" and damp="upre" use it')
-    A.check_output(y, "y")
     if bounds is not None:
         if method != "auto" or atol:
             raise MethodError("method, atol: not with bounds, whose solver takes x0, rtol and max_iter")
@@ -169,7 +177,7 @@ class _Routed:
         A, L, x_prior = problem.A, problem.L, problem.x_prior
         data = prepare(A, problem.y, damp=problem.damp, x0=self.x0, check_finite=self.check_finite, name="y")
         damping = check_damp(problem.damp, A)
-        plan: Plan | StackedPlan | KrylovStack | DenseStack
+        plan: Plan | PenalisedPlan
         inverse: Inverse
         if L is None or not bool((damping > 0).any()):
             plan = self._plan(A, damping)
@@ -295,7 +303,7 @@ class _KeptPlan:
     """A plan that is kept, for the values of A, L and damp that it was made for."""
 
     A: LinearOperator
-    plan: StackedPlan | KrylovStack
+    plan: PenalisedPlan
 
     def answer(self, problem: LeastSquares) -> tuple[Tensor, Inverse]:
         """The x for the data and the prior of the problem."""

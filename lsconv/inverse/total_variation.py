@@ -16,6 +16,7 @@ from lsconv.border.penalty import as_convolutions
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, MethodError, ShapeError, warn
 from lsconv.inverse.admm.proximal import Bounds, Term, gaussian_term, poisson_term, sparsity_term
 from lsconv.inverse.admm.sparse_problem import SparseProblem
+from lsconv.inverse.observation import Observation
 from lsconv.inverse.solve import without_items
 from lsconv.krylov.gradients.parameters import any_requires_grad, parameters_of
 from lsconv.krylov.loop.batched_scalars import ItemSpace
@@ -46,6 +47,8 @@ def total_variation(
     isotropic: bool = True,
     coupled: bool = True,
     L: LinearOperator | None = None,
+    observed: Tensor | None = None,
+    weights: Tensor | None = None,
     huber: float = 0.0,
     bounds: tuple[float | None, float | None] | None = None,
     noise: str = "gaussian",
@@ -82,6 +85,11 @@ def total_variation(
         isotropic: Euclidean norm over the directions.
         coupled: Euclidean norm over the channels as well (edges shared by the colours).
         L: another sparsifying operator on ``A.in_shape``; then every entry of ``L x`` counts by its absolute value.
+        observed: True where y was measured, a bool tensor that broadcasts with y (one mask for all items, or one per
+            item). What stands elsewhere, NaN included, is not read.
+        weights: the weights w >= 0 of :math:`\sum_i w_i |(Ax)_i - y_i|^2`, a tensor that broadcasts with y; data of
+            weight 0 are missing, and the gradient by such a weight is 0. None: ones. Poisson noise takes ``observed``
+            alone.
         huber: below this magnitude the penalty is quadratic (Huber), in the units of ``L x``; 0: none.
         bounds: ``(lowest, highest)``, each a number or None.
         noise: "gaussian" or "poisson".
@@ -117,7 +125,13 @@ def total_variation(
     """
     A = as_operator(A, y)
     L = None if L is None else as_operator(L).for_dtype(A.dtype)
-    refuse_gradient("total_variation", A, L, {"y": y, "weight": weight})
+    refuse_gradient("total_variation", A, L, {"y": y, "weight": weight, "weights": weights})
+    if observed is not None or weights is not None:
+        A.check_output(y, "y")
+        if weights is not None and noise == "poisson":
+            raise ArgumentError('weights: are of noise="gaussian"; with Poisson noise say observed=')
+        observation = Observation.of(A, observed, weights)
+        A, y = observation.operator(A), observation.data(y)
     problem = prepare(A, y, x0=x0, check_finite=check_finite, name="y")
     strength = _weight(weight, A)
     background = check_background(background, A)

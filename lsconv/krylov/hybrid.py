@@ -43,6 +43,13 @@ class HybridSelection:
         rule: "gcv" or "discrepancy".
         score: value of the weighted GCV function, or of the residual norm, at the damping chosen, ``batch``.
         weight: omega of the weighted GCV, ``batch``; NaN for the discrepancy principle.
+
+    Example:
+        >>> A = lsconv.Conv1d(torch.ones(1, 1, 5, dtype=torch.float64) / 5, in_size=40)
+        >>> y = torch.randn(3, 1, 36, dtype=torch.float64)
+        >>> selection = lsconv.hybrid(A, y).selection
+        >>> selection.rule, selection.score.shape
+        ('gcv', torch.Size([3]))
     """
 
     rule: str

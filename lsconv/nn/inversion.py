@@ -1,6 +1,6 @@
 r"""Modules that invert a convolution module inside a network: pseudo-inverse, Tikhonov, range-null decomposition.
 
-Every module wraps a ``torch.nn.Conv1d``, ``Conv2d`` or ``Conv3d``, registers it as a submodule and follows its weight:
+Every module wraps a ``torch.nn.Conv*d`` or ``ConvTranspose*d``, registers it as a submodule and follows its weight:
 gradients reach it by implicit differentiation, and the setup of the solve (the plan) is made again only when the
 weight, the damping, a size, the dtype or the device has changed. Writing through ``weight.data`` is a change that torch
 does not count: call ``refresh()`` after it.
@@ -28,12 +28,11 @@ from lsconv.krylov.gradients.parameters import parameters_of
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import on_parts
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.modules import ConvModule, TransposedModule, check_module, input_size
 from lsconv.operators.transforms import untraced
 
-__all__ = ["KINDS", "Conv", "Inversion", "PseudoInverse", "RangeNull", "Tikhonov"]
+__all__ = ["Inversion", "PseudoInverse", "RangeNull", "Tikhonov"]
 
-KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 # Without damping x is linear in the weight only within changes of 1 / condition of it, and a step of training is not
 # much smaller than this part of it.
 _MOST_CONDITION = 1e3
@@ -42,11 +41,9 @@ _MOST_CONDITION = 1e3
 class Inversion(nn.Module):
     """The base of the modules: the operator of a convolution module for data of a given size, and its plan."""
 
-    def __init__(self, conv: Conv, in_size: int | Sequence[int] | None, method: str) -> None:
+    def __init__(self, conv: ConvModule, in_size: int | Sequence[int] | None, method: str) -> None:
         super().__init__()
-        if not isinstance(conv, KINDS):
-            raise ArgumentTypeError(f"conv: expected a torch.nn.Conv1d, Conv2d or Conv3d, got {type(conv).__name__}")
-        self.conv = conv
+        self.conv = check_module(conv, "conv")
         self.method = method
         dimensions = len(conv.kernel_size)
         self.in_size: tuple[int, ...] | None = None
@@ -64,37 +61,23 @@ class Inversion(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}  # copies and pickles make their own
 
-    def _operator(self, spatial_out: Sequence[int]) -> Convolution:
-        A = Convolution.from_module(self.conv, self._input_size(spatial_out))
+    def _operator(self, spatial_out: Sequence[int], in_size: Sequence[int] | None = None) -> LinearOperator:
+        size = self.in_size or in_size or input_size(self.conv, spatial_out)
+        A = Convolution.from_module(self.conv, size)
         if A.dtype in (torch.float16, torch.bfloat16):
             A = A.to(dtype=torch.float32)
-        if A.spatial_out != tuple(spatial_out):
+        if A.out_shape[1:] != tuple(spatial_out):
             raise ShapeError(f"y: spatial size {tuple(spatial_out)} is not what {self.conv} makes of in_size "
-                             f"{A.spatial_in}, which is {A.spatial_out}")  # fmt: skip
+                             f"{A.in_shape[1:]}, which is {A.out_shape[1:]}")  # fmt: skip
         return A
 
-    def _input_size(self, spatial_out: Sequence[int]) -> tuple[int, ...]:
-        """The smallest input that gives ``spatial_out``, as ``torch.nn.ConvTranspose`` takes it by default."""
-        if self.in_size is not None:
-            return self.in_size
-        conv = self.conv
-        if conv.padding == "same":
-            return tuple(spatial_out)
-        padding = (0,) * len(conv.kernel_size) if isinstance(conv.padding, str) else conv.padding
-        return tuple(
-            (size - 1) * stride + dilation * (kernel - 1) + 1 - 2 * pad
-            for size, stride, dilation, kernel, pad in zip(
-                spatial_out, conv.stride, conv.dilation, conv.kernel_size, padding, strict=True
-            )
-        )
-
-    def _data(self, y: Tensor, A: Convolution) -> Tensor:
+    def _data(self, y: Tensor, A: LinearOperator) -> Tensor:
         """``y - bias``, in the precision of the solve."""
         y = _in_precision(y, A)
         bias = self.conv.bias
-        return y if bias is None else y - bias.to(A.dtype).reshape(-1, *(1 for _ in A.spatial_out))
+        return y if bias is None else y - bias.to(A.dtype).reshape(-1, *(1 for _ in A.out_shape[1:]))
 
-    def _inverse(self, A: Convolution, y: Tensor, damp: float | Tensor, *sources: Tensor) -> Tensor:
+    def _inverse(self, A: LinearOperator, y: Tensor, damp: float | Tensor, *sources: Tensor) -> Tensor:
         """The answer for y, with the plan kept from before where nothing has changed."""
         sources = (self.conv.weight, *sources)
         if any(map(is_functorch_wrapped_tensor, sources)):
@@ -103,17 +86,22 @@ class Inversion(nn.Module):
         undamped = not isinstance(damp, Tensor) and damp == 0
         trained = undamped and self.conv.weight.requires_grad and torch.is_grad_enabled()
 
+        # A^{H+} = (A^+)^H: a transposed module is inverted by the plan of the convolution that it transposes.
+        transposed = isinstance(self.conv, TransposedModule)
+        B = A.H if transposed else A
+
         def make() -> _Operator:
-            inverse = pinv(A, damp=fixed, method=self.method)
+            inverse = pinv(B, damp=fixed, method=self.method)
             if trained:
-                self._watch(A, inverse)
+                self._watch(B, inverse)
             return inverse
 
-        made = self._plan(A, sources, make, trained)
-        return _Operator(A, damp, made.plan, fallback=made.fallback)(y)
+        made = self._plan(B, sources, make, trained)
+        inverse = _Operator(B, damp, made.plan, fallback=made.fallback)
+        return (inverse.H if transposed else inverse)(y)
 
     @torch.no_grad()
-    def _watch(self, A: Convolution, inverse: _Operator) -> None:
+    def _watch(self, A: LinearOperator, inverse: _Operator) -> None:
         """Warn once, where the smallest singular value kept makes the gradient by the weight meaningless."""
         self._plans += 1
         if self._warned or self._plans & (self._plans - 1):  # at plans 1, 2, 4, 8, ... as training goes on
@@ -129,12 +117,12 @@ class Inversion(nn.Module):
                 UserWarning,
             )
 
-    def _plan(self, A: Convolution, sources: tuple[Tensor, ...], make: Callable[[], Any], more: Any = None) -> Any:
+    def _plan(self, A: LinearOperator, sources: tuple[Tensor, ...], make: Callable[[], Any], more: Any = None) -> Any:
         """The result of ``make`` for these sources, that of the last time if nothing has changed since."""
         if any(not s.is_leaf or s.is_inference() for s in sources):
             return make()  # a weight made anew every time, or one without a version
         state = [(s.data_ptr(), s._version, s.dtype, s.device) for s in sources]
-        key = (state, A.spatial_in, A.dtype, self.method, more)
+        key = (state, A.in_shape, A.dtype, self.method, more)
         kept = self._kept
         if (
             kept is None
@@ -162,7 +150,7 @@ class Inversion(nn.Module):
         return tuple(y.shape[-dimensions:])
 
 
-def _condition(A: Convolution, inverse: _Operator) -> float:
+def _condition(A: LinearOperator, inverse: _Operator) -> float:
     """``||A|| ||A^+||`` from below: within a third where the smallest singular value stands alone, by two solves."""
     generator = torch.Generator().manual_seed(0)
 
@@ -211,7 +199,7 @@ class PseudoInverse(Inversion):
         True
     """
 
-    def __init__(self, conv: Conv, in_size: int | Sequence[int] | None = None, *, method: str = "auto") -> None:
+    def __init__(self, conv: ConvModule, in_size: int | Sequence[int] | None = None, *, method: str = "auto") -> None:
         super().__init__(conv, in_size, method)
 
     @untraced
@@ -257,18 +245,18 @@ class Tikhonov(Inversion):
 
     def __init__(
         self,
-        conv: Conv,
+        conv: ConvModule,
         damp: float = 0.1,
         in_size: int | Sequence[int] | None = None,
         *,
-        L: Conv | LinearOperator | None = None,
+        L: ConvModule | LinearOperator | None = None,
         learnable: bool = True,
         method: str = "auto",
     ) -> None:
         super().__init__(conv, in_size, method)
         if not (damp > 0 and math.isfinite(damp)):
             raise ArgumentError(f"damp: expected a finite number > 0, got {damp}")
-        if isinstance(L, KINDS) and L.bias is not None:
+        if isinstance(L, ConvModule) and L.bias is not None:
             raise ArgumentError("L: expected a convolution without bias, got one with a bias (bias=False)")
         self.L = L
         self.log_damp = nn.Parameter(
@@ -301,11 +289,11 @@ class Tikhonov(Inversion):
         return self._result(x, y)
 
     def _penalised(
-        self, A: Convolution, L: Conv | LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None = None
+        self, A: LinearOperator, L: ConvModule | LinearOperator, y: Tensor, damp: Tensor, x_prior: Tensor | None = None
     ) -> Tensor:
-        given = Convolution.from_module(L, A.spatial_in) if isinstance(L, KINDS) else L
+        given = Convolution.from_module(L, A.in_shape[1:]) if isinstance(L, ConvModule) else L
         operator = given.to(A.device, A.dtype)
-        sources = (self.conv.weight, self.log_damp, *([L.weight] if isinstance(L, KINDS) else parameters_of(L)))
+        sources = (self.conv.weight, self.log_damp, *([L.weight] if isinstance(L, ConvModule) else parameters_of(L)))
         if any(map(is_functorch_wrapped_tensor, sources)):
             return tikhonov(A, y, damp, L=operator, x_prior=x_prior, method=self.method).x
         solve = self._plan(A, sources, lambda: penalised_inverse(A, operator, damp, method=self.method), L)
@@ -341,7 +329,7 @@ class RangeNull(Inversion):
         True
     """
 
-    def __init__(self, conv: Conv, in_size: int | Sequence[int] | None = None, *, method: str = "auto") -> None:
+    def __init__(self, conv: ConvModule, in_size: int | Sequence[int] | None = None, *, method: str = "auto") -> None:
         super().__init__(conv, in_size, method)
 
     @untraced
@@ -349,8 +337,7 @@ class RangeNull(Inversion):
         """``A^+ y + (I - A^+ A) z``."""
         spatial = self._spatial(y)
         with torch.autocast(y.device.type, enabled=False):
-            A = Convolution.from_module(self.conv, self.in_size or tuple(z.shape[-len(spatial) :]))
-            A = A.to(dtype=torch.float32) if A.dtype in (torch.float16, torch.bfloat16) else A
+            A = self._operator(spatial, tuple(z.shape[-len(spatial) :]))
             z = _in_precision(z, A)
             x = z + self._inverse(A, self._data(y, A) - A(z), 0.0)
         return self._result(x, y)

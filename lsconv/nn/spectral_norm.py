@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lsconv.errors import ArgumentError, ArgumentTypeError
+from lsconv.errors import ArgumentError
 from lsconv.inverse.functions.spectral_norm import leading_vector
-from lsconv.nn.inversion import KINDS, Conv
-from lsconv.operators.convolution import Convolution
+from lsconv.operators.convolution import Convolution, module_convolution
+from lsconv.operators.modules import ConvModule, check_module, convolution_arguments
 
 __all__ = ["spectral_norm"]
 
 
-def spectral_norm(module: Conv, in_size: int | Sequence[int], *, steps: int = 6) -> Conv:
+def spectral_norm(module: ConvModule, in_size: int | Sequence[int], *, steps: int = 6) -> ConvModule:
     r"""Divide the weight of a convolution module by the spectral norm of the convolution, as a parametrization.
 
     The norm is that of the linear map on images of ``in_size``, with stride, padding, dilation and groups, where
@@ -26,7 +26,7 @@ def spectral_norm(module: Conv, in_size: int | Sequence[int], *, steps: int = 6)
     behind. Gradients pass through the norm.
 
     Args:
-        module: a ``torch.nn.Conv1d``, ``Conv2d`` or ``Conv3d``.
+        module: a ``torch.nn.Conv*d`` or ``ConvTranspose*d``.
         in_size: spatial size of its inputs.
         steps: steps of Lanczos at every use of the weight in training; each applies the convolution and its adjoint
             twice.
@@ -48,8 +48,7 @@ def spectral_norm(module: Conv, in_size: int | Sequence[int], *, steps: int = 6)
         >>> bool((torch.linalg.matrix_norm(A.to_dense(), 2) - 1).abs() < 1e-3)
         True
     """
-    if not isinstance(module, KINDS):
-        raise ArgumentTypeError(f"module: expected a torch.nn.Conv1d, Conv2d or Conv3d, got {type(module).__name__}")
+    check_module(module, "module")
     if steps < 1:
         raise ArgumentError(f"steps: expected at least one, got {steps}")
     parametrize.register_parametrization(module, "weight", _Normalised(module, in_size, steps))
@@ -61,17 +60,18 @@ class _Normalised(nn.Module):
 
     v: Tensor
 
-    def __init__(self, module: Conv, in_size: int | Sequence[int], steps: int) -> None:
+    def __init__(self, module: ConvModule, in_size: int | Sequence[int], steps: int) -> None:
         super().__init__()
         sizes = (in_size,) * len(module.kernel_size) if isinstance(in_size, int) else in_size
-        A = Convolution.from_module(module, sizes)
-        self._given = (A.spatial_in, A.stride, A.padding, A.dilation, A.groups, A.padding_mode)
+        self._given = convolution_arguments(module, sizes)
+        A = module_convolution(Convolution, module.weight, *self._given)  # or its adjoint, which has the same norm
+        self._given[0]["check_finite"] = False
         self.steps = steps
         self.register_buffer("v", leading_vector(A, rtol=1e-2, max_iter=500))  # whose square is the error of the norm
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight divided by the norm."""
-        A = Convolution(weight, *self._given, check_finite=False)
+        A = module_convolution(Convolution, weight, *self._given)
         if self.training:
             self.v.copy_(leading_vector(A, rtol=0.0, max_iter=self.steps, start=self.v, warning=False))
         # what the next use of the weight writes must not change what this one's backward pass reads

@@ -12,23 +12,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
+from lsconv.errors import ArgumentError, ShapeError
 from lsconv.operators.arguments import check_weight, positive_ints, resolve_padding, spatial_dimensions
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import batch_order, in_blocks, in_items, on_parts
 from lsconv.operators.direct_convolution import DirectConvolution
+from lsconv.operators.elementary import Crop
 from lsconv.operators.fft_convolution import FrequencyGrid, direct_cost, fft_cost
+from lsconv.operators.modules import PlainModule, TransposedModule, check_module, convolution_arguments
 from lsconv.operators.padding import check_pairs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Conv1d", "Conv2d", "Conv3d", "Convolution", "norm_bound"]
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "Convolution", "module_convolution", "norm_bound"]
 
 _BACKENDS = ("auto", "direct", "fft")
 _HALF = (torch.float16, torch.bfloat16)
@@ -138,16 +140,24 @@ class Convolution(LinearOperator):
             batch_shape=weight.shape[: -self.ndim - 2],
         )
 
+    @overload
     @classmethod
-    def from_module(cls, module: torch.nn.Module, in_size: int | Sequence[int]) -> Self:
-        """The linear part of a ``torch.nn.Conv1d``, ``Conv2d`` or ``Conv3d``.
+    def from_module(cls, module: PlainModule, in_size: int | Sequence[int]) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_module(cls, module: torch.nn.Module, in_size: int | Sequence[int]) -> LinearOperator: ...
+
+    @classmethod
+    def from_module(cls, module: torch.nn.Module, in_size: int | Sequence[int]) -> LinearOperator:
+        """The linear part of a ``torch.nn.Conv*d``, or of a ``ConvTranspose*d``: the adjoint of a convolution.
 
         A module computes ``A x + bias``. The bias is no part of a linear operator: to invert the module, invert
         ``A`` on ``y - module.bias`` (the bias shaped to broadcast along the channels). The operator holds the
         module's own weight, so gradients reach the module's parameter.
 
         Args:
-            module: the convolution module.
+            module: the convolution module, with any padding, padding_mode and output_padding.
             in_size: spatial size of the inputs.
 
         Raises:
@@ -158,22 +168,13 @@ class Convolution(LinearOperator):
             >>> x = torch.randn(5, 2, 8, 8)
             >>> torch.equal(lsconv.Conv2d.from_module(module, in_size=(8, 8))(x), module(x))
             True
+            >>> upwards = torch.nn.ConvTranspose2d(2, 1, 4, stride=2, padding=1, bias=False)
+            >>> torch.allclose(lsconv.Conv2d.from_module(upwards, in_size=(8, 8))(x), upwards(x), atol=1e-6)
+            True
         """
-        modules = {torch.nn.Conv1d: 1, torch.nn.Conv2d: 2, torch.nn.Conv3d: 3}
-        found = next((ndim for kind, ndim in modules.items() if isinstance(module, kind)), None)
-        if found is None or cls._dimensions not in (None, found):
-            expected = f"Conv{cls._dimensions}d" if cls._dimensions else "Conv1d, Conv2d or Conv3d"
-            raise ArgumentTypeError(f"module: expected a torch.nn.{expected}, got {type(module).__name__}")
-        assert isinstance(module, torch.nn.modules.conv._ConvNd)  # always true here; for the type checker
-        return cls(
-            module.weight,
-            in_size,
-            stride=module.stride,
-            padding=module.padding,
-            dilation=module.dilation,
-            groups=module.groups,
-            padding_mode=module.padding_mode,
-        )
+        checked = check_module(module, "module", cls._dimensions)
+        C = module_convolution(cls, checked.weight, *convolution_arguments(checked, in_size))
+        return C.H if isinstance(checked, TransposedModule) else C
 
     # ------------------------------------------------------------------ the operator
 
@@ -353,6 +354,16 @@ class Conv3d(Convolution):
 
     _dimensions = 3
     _only_torch = True
+
+
+def module_convolution(
+    kind: type[Convolution], weight: Tensor, arguments: dict[str, Any], outputs: tuple[int, ...] | None
+) -> LinearOperator:
+    """The convolution that a module is, or is the adjoint of: arguments and outputs by ``convolution_arguments``."""
+    C = kind(weight, **arguments)
+    if outputs in (None, C.spatial_out):
+        return C
+    return Crop(C.out_shape, (0,) * C.ndim, outputs, dtype=C.dtype, device=C.device) @ C
 
 
 def _may_cache(weight: Tensor) -> bool:

@@ -297,7 +297,8 @@ class FromFunctions(LinearOperator):
         device: device of inputs and outputs.
         parameters: tensors that the operator depends on. They are passed to both functions, and are what gradients
             of a solve reach and what ``A.to`` converts; tensors hidden in a closure are neither.
-        capturable: promise that a CUDA graph may be recorded from both functions; see :attr:`capturable`.
+        capturable: promise that a CUDA graph may be recorded from both functions; see
+            :attr:`LinearOperator.capturable`.
 
     Raises:
         ArgumentTypeError: ``apply`` or ``adjoint`` cannot be called, or a parameter is no tensor.

@@ -211,7 +211,7 @@ def as_operator(A: OperatorLike, name: str = "A") -> LinearOperator:
     if isinstance(A, torch.nn.Module):
         raise ArgumentTypeError(
             f"{name}: {type(A).__name__} does not know its input's size; "
-            f"use lsconv.Conv2d.from_module({name}, in_size=(H, W)) and its like"
+            f"use lsconv.Conv2d.from_module({name}, in_size=(H, W)), or lsconv.as_operator({name}, in_shape)"
         )
     if hasattr(A, "matvec") or type(A).__module__.startswith("scipy.sparse"):
         return from_scipy(A)

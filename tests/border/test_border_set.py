@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsconv.border.border_set import Border
+from lsconv.border.border_set import Border, near_cells
 
 
 @st.composite
@@ -42,3 +42,31 @@ def test_gather_is_the_adjoint_and_the_left_inverse_of_scatter(case: Any) -> Non
     assert torch.equal(border.gather(border.scatter(b)), b)
     torch.testing.assert_close((border.scatter(b) * z).sum(), (b * border.gather(z)).sum())
     assert border.scatter(b).count_nonzero() == b.count_nonzero()
+
+
+def test_further_cells_are_numbered_with_the_border_and_parted_by_gaps() -> None:
+    border = Border((6, 8), [[[5], [7]], [[], []]], torch.device("cpu"))
+    cells = torch.zeros(1, 6, 8, dtype=torch.bool)
+    cells[0, 1:3, 1:3] = True
+    cells[0, 5, 5] = True  # on the border already
+    union = border.with_cells(cells)
+    assert union.size == border.size + 4
+    assert not union.cellwise
+    (piece,) = union.pieces
+    assert piece.tolist() == [[0, 1, 1], [0, 1, 2], [0, 2, 1], [0, 2, 2]]
+    z = torch.randn(3, 1, 2, 6, 8)
+    assert torch.equal(union.scatter(union.gather(z)), torch.where(union.mask, z, 0))
+    assert border.pieces == ()
+
+
+def test_near_cells_stay_together() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clusters = [
+        torch.randint(0, 5, (20, 2), generator=generator) + torch.tensor(at) for at in ([0, 0], [40, 2], [3, 60])
+    ]
+    places = torch.cat([torch.zeros(60, 1, dtype=torch.int64), torch.cat(clusters)], 1)
+    parts = near_cells(places, 25)
+    assert sorted(len(part) for part in parts) == [20, 20, 20]
+    assert sorted(torch.cat(parts).tolist()) == list(range(60))
+    assert {tuple(sorted(part.tolist())) for part in parts} == {tuple(range(s, s + 20)) for s in (0, 20, 40)}
+    assert near_cells(places, 1) == []

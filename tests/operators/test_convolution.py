@@ -235,7 +235,7 @@ def test_from_module_takes_the_class_of_its_dimension_only() -> None:
     assert Conv1d.from_module(torch.nn.Conv1d(1, 2, 3), 9).out_shape == (2, 7)
     assert Conv3d.from_module(torch.nn.Conv3d(1, 2, 3), (5, 5, 5)).out_shape == (2, 3, 3, 3)
     assert Convolution.from_module(torch.nn.Conv1d(1, 2, 3), (9,)).out_shape == (2, 7)
-    with pytest.raises(TypeError, match=r"module: expected a torch.nn.Conv2d, got Conv1d"):
+    with pytest.raises(TypeError, match=r"module: expected a torch.nn.Conv2d or ConvTranspose2d, got Conv1d"):
         Conv2d.from_module(torch.nn.Conv1d(1, 2, 3), (9, 9))
     with pytest.raises(TypeError, match=r"module: .* got Linear"):
         Convolution.from_module(torch.nn.Linear(2, 2), (9, 9))

@@ -167,6 +167,8 @@ class Schwarz:
         for axes, overlap in self._overlaps.items():
             if overlap:
                 self.subdomains.append(self._subdomain(kernel, axes, border.corner(axes, overlap)))
+        for cells in border.pieces:
+            self.subdomains.append(self._subdomain(kernel, tuple(range(len(border.grid))), cells))
         self.sum = SubdomainSum(self.subdomains, border.size, self.owners() if problem.restricted else None)
 
     def _subdomain(
@@ -204,8 +206,9 @@ class Schwarz:
     def owners(self) -> Tensor:
         """The owner of every cell: the last corner within half of whose overlap it lies, or else its first strip."""
         owner = torch.full((self.border.size,), -1)
+        parts = len(self.subdomains) - len(self.border.pieces)
         for number, subdomain in enumerate(self.subdomains):
-            if len(subdomain.axes) == 1:
+            if len(subdomain.axes) == 1 or number >= parts:
                 index = subdomain.index.cpu()
                 owner[index] = torch.where(owner[index] < 0, number, owner[index])
             else:

@@ -24,7 +24,7 @@ from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.spectrum import norm as spectral_norm
 from lsconv.inverse.damping.dense_path import DensePath
-from lsconv.inverse.damping.measured import zero_rows
+from lsconv.inverse.damping.measured import interpolated, zero_rows
 from lsconv.inverse.damping.paths import DampPath, ExactPath, FilterPath
 from lsconv.inverse.damping.rules import RULES, WITH_NOISE, WITH_TRACE, Criterion
 from lsconv.inverse.damping.search import LocalSearch, Search
@@ -33,11 +33,15 @@ from lsconv.inverse.damping.stochastic_paths import BorderPath, SolverPath
 from lsconv.inverse.damping.subimages import as_windows
 from lsconv.inverse.damping.surrogate import TaperedPath
 from lsconv.inverse.identical_groups import SharedGroups
+from lsconv.inverse.observation import Observation
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_operator, prepare
+from lsconv.operators.algebra import Product
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.elementary import Mask
+from lsconv.operators.observed import MeasuredRows
 from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
 
@@ -48,6 +52,8 @@ __all__ = ["RULES", "Selection", "choose_damp", "null_dimension"]
 _RANGE = (1e-5, 10.0)
 # Points per decade of the first scan; the curvature of the L-curve, whose corners are sharp, costs no trace.
 _PER_DECADE, _CURVATURE_PER_DECADE = 2, 5
+# The part of the data that may be missing where the surrogate is that of interpolated data.
+_MOST_MISSING = 0.2
 
 
 @torch.no_grad()
@@ -61,6 +67,8 @@ def choose_damp(
     *,
     L: OperatorLike | None = None,
     x_prior: Tensor | None = None,
+    observed: Tensor | None = None,
+    weights: Tensor | None = None,
     noise_std: float | Tensor | None = None,
     trace: str = "auto",
     likeness: bool = True,
@@ -82,6 +90,8 @@ def choose_damp(
             where the problem is small, and otherwise taken to be what is constant along its last axes, or nothing,
             whichever its action shows.
         x_prior: what the penalty pulls to, ``(*batch, *in_shape)``.
+        observed: True where y was measured, a bool tensor that broadcasts with y; what stands elsewhere is no data.
+        weights: the weights of the squares, as in :func:`lsconv.tikhonov`.
         noise_std: standard deviation of the noise in every entry of y (of the whole complex number), a number or one
             per batch item; for "discrepancy" and "upre".
         trace: "auto", "exact" or "stochastic". "auto" takes exact traces when they are cheap: circular convolutions,
@@ -114,6 +124,10 @@ def choose_damp(
     if trace not in ("auto", "exact", "stochastic"):
         raise ArgumentError(f'trace: expected "auto", "exact" or "stochastic", got {trace!r}')
     A = as_operator(A, y)
+    if observed is not None or weights is not None:
+        A.check_output(y, "y")
+        observation = Observation.of(A, observed, weights)
+        A, y = observation.operator(A), observation.data(y)
     smaller = Reduction.trimmed(A) if isinstance(A, Convolution) else None
     A = smaller.B if smaller is not None and smaller.same_shapes else A
     problem = prepare(A, y, check_finite=False, name="y")
@@ -255,10 +269,12 @@ def _paths(
             f'and with L both circular; got {A!r} and L={L!r}; use trace="stochastic"'
         )
     coarse: DampPath | None = None
-    if likeness and isinstance(A, Convolution):
-        if TaperedPath.serves(A, L):
-            coarse = TaperedPath(A, y, L, determinant=determinant)
-        else:
+    whole = A if isinstance(A, Convolution) else _unmasked(A)
+    if likeness and whole is not None:
+        if TaperedPath.serves(whole, L):
+            filled = y if whole is A else interpolated(y, A)
+            coarse = TaperedPath(whole, filled, L, determinant=determinant)
+        elif whole is A:
             small = as_windows(A, y, L)
             coarse = None if small is None else _stochastic(small.A, small.y.flatten(0, 1), small.L)
     if coarse is None:
@@ -276,9 +292,23 @@ def _stochastic(
     local: bool = False,
 ) -> BorderPath | SolverPath:
     scale = _scale(A, L) if scale is None else scale
-    if isinstance(A, Convolution) and BorderPath.serves(A, L):
-        return BorderPath(A, y, scale, L, count, local=local)
+    whole = A if isinstance(A, Convolution) else _unmasked(A)
+    if whole is not None and BorderPath.serves(whole, L):
+        missing = None if whole is A else ~A.operators[0].mask  # type: ignore[attr-defined]
+        return BorderPath(whole, y, scale, L, count, local=local, missing=missing)
     return SolverPath(A, y, L, scale, count, local=local)
+
+
+def _unmasked(A: LinearOperator) -> Convolution | None:
+    """The convolution behind one mask for all items and groups, of which few outputs are missing; else None."""
+    if not isinstance(A, Product) or len(A.operators) != 2 or not isinstance(A.operators[0], Mask):
+        return None
+    whole = A.operators[1]
+    if not isinstance(whole, Convolution) or not Embedding.exists(whole):
+        return None
+    lost = MeasuredRows.of(A)
+    missing = None if lost is None or A.operators[0].batch_shape else lost.missing(whole.groups)
+    return whole if missing is not None and float(missing.double().mean()) < _MOST_MISSING else None
 
 
 def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rows of an operator that are zero: what stands there in the data is no measurement."""
+"""Rows of an operator that are zero: what stands there in the data is no measurement, and what could stand there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["zero_rows"]
+__all__ = ["interpolated", "zero_rows"]
 
 
 def zero_rows(A: LinearOperator) -> Tensor | None:
@@ -41,3 +41,28 @@ def zero_rows(A: LinearOperator) -> Tensor | None:
             return None
     assert zero is not None
     return zero.expand(*A.batch_shape, *A.out_shape)
+
+
+def interpolated(y: Tensor, A: LinearOperator) -> Tensor:
+    """Data of a mask before an operator, with the mean of what is measured around them where nothing is.
+
+    Args:
+        y: ``(*batch, *out_shape)``, channels first.
+        A: the product of a mask and another operator.
+    """
+    mask = A.operators[0].mask  # type: ignore[attr-defined]
+    ndim = mask.ndim - 1
+    pool = (torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d)[ndim - 1]
+    weight, filled = mask.to(y.real.dtype)[None], torch.where(mask, y, 0)
+    known, values = mask, filled.reshape(-1, *mask.shape)
+    parts = torch.view_as_real(values).movedim(-1, 0).flatten(0, 1) if y.is_complex() else values
+    while not bool(known.all()):
+        share = pool(weight, 3, 1, 1)
+        means = pool(parts * weight, 3, 1, 1) / share.clamp_min(1e-6)
+        found = (share[0] > 0) & ~known
+        parts = torch.where(found, means, parts)
+        known = known | found
+        weight = known.to(weight.dtype)[None]
+    if y.is_complex():
+        parts = torch.view_as_complex(parts.reshape(2, *values.shape).movedim(0, -1).contiguous())
+    return parts.reshape(y.shape)

@@ -32,6 +32,13 @@ class Selection:
             ``(points, *batch)``.
         likeness: ``(damps, values)`` of the surrogate that the search began with, or None.
         message: what was done, and which items met an end of the range.
+
+    Example:
+        >>> A = lsconv.Conv1d(torch.ones(1, 1, 3, dtype=torch.float64) / 3, in_size=50)
+        >>> y = A(torch.linspace(0, 1, 50, dtype=torch.float64)[None]) + 0.01 * torch.randn(1, 48, dtype=torch.float64)
+        >>> selection = lsconv.choose_damp(A, y, "gcv")
+        >>> selection.rule, selection.damp.shape, selection.damps.shape == selection.values.shape
+        ('gcv', torch.Size([]), True)
     """
 
     rule: str

@@ -138,6 +138,7 @@ class BorderPath(_Probed):
         local: the path serves a local search.
         probes: their number; None: as many as the data ask for.
         tolerance: relative residual of the border systems.
+        missing: outputs that are not measured, ``out_shape``; they are cells of the border, and no data.
 
     Raises:
         MethodError: A and L are not crops of block-circulant operators on one grid; see :meth:`serves`.
@@ -154,8 +155,10 @@ class BorderPath(_Probed):
         local: bool = False,
         probes: int | None = None,
         tolerance: float = TOLERANCE,
+        missing: Tensor | None = None,
     ) -> None:
         super().__init__(A, y, count, local=local, probes=probes)
+        self.missing = missing
         self.tolerance = tolerance
         self.scale, self.L = scale.expand(self.batch), L
         if not self.serves(A, L):
@@ -177,11 +180,11 @@ class BorderPath(_Probed):
 
     def _inverse(self, A: Convolution, L: LinearOperator | None, damp: Tensor) -> NormalInverse:
         if L is None:
-            return normal_inverse(A, damp, floor=0.0)
+            return normal_inverse(A, damp, floor=0.0, missing=self.missing)
         terms = as_convolutions(L, A.ndim)
         assert terms is not None  # served
         floor = 1e-13 if torch.finfo(A.dtype).bits == 64 else 0.0
-        return normal_inverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp.double()))
+        return normal_inverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp.double()), missing=self.missing)
 
     def _factors(self, damp: Tensor) -> tuple[Convolution, LinearOperator | None, NormalInverse]:
         least = float(damp.min())
@@ -210,6 +213,8 @@ class BorderPath(_Probed):
         found = []
         for number, y in enumerate(data):
             y = y.to(A.dtype)
+            unmeasured = 0 if self.missing is None else torch.where(self.missing, y, 0)
+            y = y - unmeasured
             residual = inverse.side == "residual"
             f = y if residual else A.adjoint(y)
             start = self.starts.get(number) if keep else None
@@ -217,6 +222,8 @@ class BorderPath(_Probed):
             if keep and u is not None:
                 self.starts[number] = u
             x, r = (A.adjoint(z), mu * z) if residual else (z, y - A.apply(z))
+            if self.missing is not None:  # nothing explains them
+                r = torch.where(self.missing, unmeasured, r)
             Lx, item = (x, A.in_shape) if L is None else (L.apply(x), L.out_shape)
             found.append((r.to(self.own.dtype), _norm_sq(Lx, item)))
         return found

@@ -90,14 +90,18 @@ def leading_vector(
     while True:
         lanczos.advance(min(10, max_iter - lanczos.steps))
         values, vectors = torch.linalg.eigh(lanczos.tridiagonal())
-        top = vectors[..., -1]
+        # what follows an invariant subspace is a block without weight on the start, and no part of A^H A
+        own = vectors[..., 0, :].abs() > torch.finfo(values.dtype).eps
+        best = torch.where(own, values, 0).argmax(-1, keepdim=True)
+        largest = values.gather(-1, best)[..., 0]
+        top = vectors.gather(-1, best[..., None, :].expand(*vectors.shape[:-1], 1))[..., 0]
         # ||A^H A v - sigma^2 v|| is sigma times the residual of the triplet
         residual = (lanczos.remainder * top[..., -1]).abs()
-        if bool((residual <= rtol * values[..., -1]).all()):
+        if bool((residual <= rtol * largest).all()):
             break
         if lanczos.steps >= max_iter:
             if warning:
-                worst = float((residual / values[..., -1]).max())
+                worst = float((residual / largest).max())
                 warn(
                     f"norm: after {max_iter} iterations the relative residual is {worst:.1e}, above rtol = {rtol:.1e}; "
                     "the value returned is a lower bound",

@@ -78,6 +78,12 @@ class History:
         residual_norm: ``(iterations + 1, *batch)``, the (damped) residual norm.
         gradient_norm: ``(iterations + 1, *batch)``, the norm of the gradient.
         operator_norm: ``(iterations + 1, *batch)``, a lower bound of ``||A||``, growing.
+
+    Example:
+        >>> A = lsconv.Conv1d(torch.ones(1, 1, 3), in_size=12)
+        >>> history = lsconv.lsmr(A, torch.ones(2, 1, 10), damp=0.1).history
+        >>> history.residual_norm.shape == history.gradient_norm.shape, history.residual_norm.shape[1:]
+        (True, torch.Size([2]))
     """
 
     residual_norm: Tensor
@@ -256,6 +262,7 @@ def together(parts: Solution) -> Solution:
         gradient_norm=torch.linalg.vector_norm(parts.gradient_norm, dim=0),
         damp=parts.damp[0],
         history=None,
+        excused=None,
     )
 
 

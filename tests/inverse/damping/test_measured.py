@@ -8,7 +8,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.inverse.damping.choose_damp import Selection, choose_damp
-from lsconv.inverse.damping.measured import zero_rows
+from lsconv.inverse.damping.measured import interpolated, zero_rows
 from lsconv.inverse.damping.rules import RULES, WITH_NOISE
 from lsconv.operators.base import LinearOperator
 
@@ -137,3 +137,32 @@ def test_tikhonov_restores_what_the_mask_hides(rule: str) -> None:
     )
     assert bool(solution.converged)
     assert float((solution.x - x).norm() / x.norm()) < 0.1
+
+
+@pytest.mark.parametrize("shape", [(1, 30), (2, 9, 11), (1, 5, 6, 7)])
+def test_missing_data_are_interpolated_from_what_is_around_them(shape: tuple[int, ...]) -> None:
+    ramp = torch.arange(shape[-1], dtype=torch.float64).expand(3, *shape).clone()
+    keep = torch.rand(shape, generator=torch.Generator().manual_seed(0)) > 0.3
+    keep[..., 2:5] = False
+    A = lsconv.Mask(keep) @ lsconv.Identity(shape)
+    given = torch.where(keep, ramp, torch.nan)
+    found = interpolated(given, A)
+    assert torch.equal(found[..., keep], ramp[..., keep])
+    assert float((found - ramp).abs().max()) < 4
+    assert torch.allclose(interpolated(torch.complex(given, -given), A), torch.complex(found, -found))
+
+
+@pytest.mark.parametrize("rule", ["gcv", "evidence", "discrepancy"])
+def test_a_large_masked_image_is_searched_through_its_border_and_chooses_as_its_dense_matrix(rule: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kernel = torch.rand(5, 5, dtype=DOUBLE, generator=generator)
+    A = lsconv.blur_operator(kernel / kernel.sum(), (42, 46))
+    scene = torch.randn(A.in_shape, dtype=DOUBLE, generator=generator).cumsum(-1).cumsum(-2) / 40
+    y = A(scene) + 0.05 * torch.randn(A.out_shape, dtype=DOUBLE, generator=generator)
+    seen = torch.rand(A.out_shape, generator=generator) > 0.05
+    L = lsconv.Gradient(A.in_shape, ndim=2, dtype=DOUBLE)
+    noise = {"noise_std": 0.05} if rule in WITH_NOISE else {}
+    chosen = choose_damp(A, torch.where(seen, y, torch.nan), rule, L=L, observed=seen, trace="stochastic", **noise)
+    assert "searched on a likeness first" in chosen.message
+    exact = choose_damp(A, y, rule, L=L, observed=seen, trace="exact", **noise)
+    assert abs(float(chosen.damp.log() - exact.damp.log())) < 0.3

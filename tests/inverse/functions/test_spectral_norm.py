@@ -46,3 +46,14 @@ def test_the_norm_of_nothing_is_zero() -> None:
 def test_a_tolerance_that_is_not_positive_is_refused(followed: bool) -> None:
     with pytest.raises(lsconv.ArgumentError, match="rtol: expected a positive number"):
         lsconv.norm(lsconv.Conv1d(torch.ones(1, 1, 3, requires_grad=followed), 6), rtol=-1.0)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_norm_is_right_where_few_steps_span_all_that_the_start_reaches(size: int) -> None:
+    """Disjoint patches of one channel have one singular value: the first step leaves nothing."""
+    weight = torch.full((1, 1, size, size), 0.1, dtype=torch.float64, requires_grad=True)
+    value = lsconv.norm(lsconv.Conv2d(weight, (4, 4), stride=size, padding=((0, 1), (0, 1))))
+    torch.testing.assert_close(value, torch.tensor(0.1 * size, dtype=torch.float64))
+    torch.testing.assert_close(torch.autograd.grad(value, weight)[0], weight.detach() / (0.1 * size))
+    layer = lsconv.nn.spectral_norm(torch.nn.Conv2d(1, 1, size, stride=size), (4, 4))
+    torch.testing.assert_close(torch.linalg.vector_norm(layer.weight.detach()), torch.tensor(1.0))

@@ -1,0 +1,108 @@
+r"""Outputs that were not measured, as a system of their own, and its blocks: a preconditioner for it.
+
+With E the embedding of the missing outputs, :math:`H = A^HA + \mu L^HL` and the influence matrix
+:math:`F = A H^{-1} A^H` of the whole data, the answer x for the measured outputs alone is that for data in which t
+stands where nothing was measured, such that the residual vanishes there:
+
+.. math:: x = H^{-1} A^H (y + E t), \qquad E^H(A x) = t \iff E^H (I - F) E\, t = E^H F y .
+
+The matrix is Hermitian, with eigenvalues between those of :math:`\mu (\|A\|^2 + \mu)^{-1}` and one (L the identity).
+Away from the border of the grid :math:`I - F` is the block-circulant :math:`T = I - S (S^HS + \mu |S_L|^2)^{-1} S^H`,
+whose entries decay with the distance: outputs that are near to each other make a dense block of T, far ones none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lsconv.border.border_set import largest_piece, near_cells
+from lsconv.border.penalty import Penalty
+from lsconv.border.truncated_circulant import truncated_circulant
+from lsconv.fourier.batched_linalg import hermitian_inverse
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices, gram, shifted
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["MissingBlocks"]
+
+
+class MissingBlocks:
+    """The inverse of the blocks of T, applied to outputs that are zero where they were measured.
+
+    Args:
+        convolution: A; of other than zero or circular padding its zero-padded twin.
+        damp: the damping, a number or one per batch item.
+        missing: the outputs that were not measured, ``(*batch, *out_shape)``, bool.
+        penalty: further rows below A, in which the damping is; None: the identity.
+    """
+
+    def __init__(self, convolution: Convolution, damp: Tensor, missing: Tensor, penalty: Penalty | None = None) -> None:
+        own = tuple(missing.shape[: missing.ndim - convolution.ndim - 1])
+        if not Embedding.exists(convolution):
+            convolution = Convolution(
+                convolution.weight, convolution.spatial_in, convolution.stride, convolution.padding,
+                convolution.dilation, convolution.groups, check_finite=False,
+            )  # fmt: skip
+        batched = tuple(damp.shape) or convolution.batch_shape
+        what = truncated_circulant(convolution, own if batched else tuple(damp.shape), penalty)
+        kernel = FrequencyMatrices(what.symbol.grid, _complement(what.symbol.matrices, what.embedding, damp, penalty))
+        grid, pieces = what.embedding.grid, list[tuple[int, Tensor]]()
+        self.embedding = Embedding(what.convolution, grid, own)
+        cells = self.embedding.outputs_to_grid(missing.to(torch.uint8))[0]
+        count = int(cells.sum())
+        most = largest_piece(count, cells.numel())
+        for number, members in enumerate(cells):
+            places = members.nonzero()
+            pieces += [(number, places[part]) for part in near_cells(places, most)]
+        size = max((len(places) for _, places in pieces), default=0)
+        self.index = torch.full((len(pieces), size), cells.numel())  # one past the end: nothing
+        entries = kernel.kernel()
+        blocks = torch.eye(size, dtype=entries.dtype, device=entries.device).repeat(len(pieces), 1, 1)
+        for row, (number, places) in enumerate(pieces):
+            flat = number
+            for along, n in zip(places.mT, (self.embedding.out_channels, *grid), strict=True):
+                flat = flat * n + along
+            self.index[row, : len(places)] = flat
+            blocks[row, : len(places), : len(places)] = _between(entries[number % len(entries)], places)
+        self.inverses = hermitian_inverse(blocks).nan_to_num_(nan=0.0)
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """The blocks' inverses times ``r`` of shape ``(*batch, *out_shape)``."""
+        batch, _ = self.embedding.rest(tuple(r.shape[: r.ndim - self.embedding.ndim - 1]))
+        z = self.embedding.outputs_to_grid(r)
+        flat = torch.nn.functional.pad(z.flatten(1), (0, 1))
+        parts = (self.inverses @ flat[:, self.index].movedim(0, -1)).movedim(-1, 0)
+        solved = torch.zeros_like(flat)
+        solved[:, self.index] = parts
+        return self.embedding.outputs_from_grid(solved[:, :-1].reshape(z.shape), batch)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the inverses."""
+        return self.inverses.numel() * self.inverses.element_size()
+
+
+def _complement(S: Tensor, embedding: Embedding, damp: Tensor, penalty: Penalty | None) -> Tensor:
+    """T per frequency, ``(blocks, *frequencies, rows, rows)`` with the rows of A."""
+    if penalty is not None:
+        own = S[..., : embedding.out_channels, :]
+        normal = gram(S, "solution")
+    else:
+        own = S
+        mu = embedding.per_block(damp.to(S.real.dtype)).square().reshape(-1, *(1 for _ in range(S.ndim - 1)))
+        if S.shape[-2] <= S.shape[-1]:
+            return mu * hermitian_inverse(shifted(gram(S, "residual"), mu).contiguous())
+        normal = shifted(gram(S, "solution"), mu)
+    T = -(own @ hermitian_inverse(normal.contiguous()) @ own.mH)
+    T.diagonal(dim1=-2, dim2=-1).add_(1)
+    return T
+
+
+def _between(entries: Tensor, places: Tensor) -> Tensor:
+    """The matrix of a circulant between cells, rows of channel, *positions*."""
+    channel, *positions = places.mT
+    lag = torch.zeros(len(places), len(places), dtype=torch.int64)
+    for n, p in zip(entries.shape[2:], positions, strict=True):
+        lag = lag * n + (p[:, None] - p[None, :]) % n
+    return entries.flatten(2)[channel[:, None], channel[None, :], lag]

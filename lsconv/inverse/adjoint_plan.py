@@ -1,0 +1,80 @@
+"""The plan of the adjoint of a convolution, a transposed convolution: the adjoint of the plan of the convolution."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ConvergenceWarning
+from lsconv.factored.direct_plan import in_double
+from lsconv.inverse.plans import Plan
+from lsconv.krylov.gradients.backward_solves import normal_by_apply
+from lsconv.krylov.loop.batched_scalars import scalar_dtype
+from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.dtypes import default_rcond, direct_rtol
+
+__all__ = ["AdjointPlan"]
+
+
+class AdjointPlan:
+    r"""Solves with ``A.H`` by the plan of A.
+
+    .. math:: (AA^H + \mathrm{damp}^2)^{-1} A = \left((A^HA + \mathrm{damp}^2)^{-1} A^H\right)^H, \qquad
+              (A^H)^+ = (A^+)^H
+
+    Args:
+        A: the adjoint that is solved with.
+        plan: that of ``A.H``.
+        damp: the damping, a number or one per batch item.
+    """
+
+    def __init__(self, A: LinearOperator, plan: Plan, damp: Tensor | float) -> None:
+        self.A, self.plan = A, plan
+        self.damp = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device)
+
+    @torch.no_grad()
+    def solve(
+        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
+    ) -> Solution:
+        """The certified solution for ``y``; ``max_iter`` has no effect."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the certificate tells
+            x = self.plan.adjoint(y, rtol=rtol)
+        precise = in_double(self.A)
+        batch = x.shape[: x.ndim - len(self.A.in_shape)]
+        return certified(
+            precise,
+            x.to(precise.dtype),
+            y.to(precise.dtype).expand(*batch, *self.A.out_shape),
+            self.damp.expand(batch),
+            tolerances=Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol),
+            dtype=self.A.dtype,
+            rcond=default_rcond(self.A.dtype),
+            rounding=torch.finfo(precise.dtype).eps,
+        )
+
+    @torch.no_grad()
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The solution for ``y``, without a certificate."""
+        return self.plan.adjoint(y, rtol=rtol)
+
+    @torch.no_grad()
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+        return self.plan.apply(v, rtol=rtol)
+
+    @torch.no_grad()
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
+        return normal_by_apply(self.A, self.damp, lambda y, own: self.apply(y, rtol=own), g, rtol=rtol)
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """None: applying twice costs no more."""
+        return None
+
+    def __repr__(self) -> str:
+        return f"AdjointPlan({self.plan!r})"

@@ -1,0 +1,314 @@
+r"""The plan of an operator some of whose outputs were not measured, through the plan of the operator itself.
+
+.. math:: \min_x \sum_{i\ \text{measured}} |(Ax)_i - y_i|^2 + \mathrm{damp}^2 \|Lx\|^2
+
+What stands in the data where nothing was measured is an unknown t, which solves the system of
+:mod:`lsconv.border.missing_blocks`; x is then the answer of the plan of A. The matrix :math:`K = E^H (I - F) E` takes
+one answer of that plan to apply. Conjugate gradients, preconditioned by the blocks of near outputs, lower the objective
+
+.. math:: J(t) = (y + Et)^H (I - F) (y + Et)
+
+with every step by :math:`\alpha_k \rho_k`, so that they know when what K leaves, of which :math:`A^H` makes the
+gradient, is small beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lsconv.border.missing_blocks import MissingBlocks
+from lsconv.border.normal_inverse import normal_inverse
+from lsconv.border.normal_problem import least_shift
+from lsconv.border.outer_iteration import iterated
+from lsconv.border.penalty import Penalty, as_convolutions
+from lsconv.border.stacked_plan import stacked_data, stacked_solution
+from lsconv.errors import MethodError
+from lsconv.fourier.embedding import Embedding
+from lsconv.inverse.dense_stack import stacked
+from lsconv.krylov.gradients.backward_solves import normal_by_apply
+from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.operators.algebra import VStack
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.convolution import Convolution, norm_bound
+from lsconv.operators.dtypes import direct_rtol, double
+from lsconv.operators.elementary import Mask
+from lsconv.operators.observed import MeasuredRows
+
+__all__ = ["MissingBorderPlan", "MissingPlan"]
+
+
+class Inner(Protocol):
+    """The plan of the operator with every output measured."""
+
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The answer for data."""
+
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2 L^H L)^{-1} g``."""
+
+
+class MissingPlan:
+    """Setup for a convolution some of whose outputs are masked; :meth:`solve` answers right-hand sides.
+
+    Args:
+        A: the masked operator.
+        rows: what it takes of a convolution, all with one weight per batch item.
+        inner: the plan of that convolution, in double precision, for ``damp / sqrt(weight)``.
+        damp: the damping, > 0, a number or one per batch item.
+        L: the penalty; None: the identity.
+    """
+
+    def __init__(
+        self, A: LinearOperator, rows: MeasuredRows, inner: Any, damp: Tensor | float, L: LinearOperator | None = None
+    ) -> None:
+        self.A, self.rows, self.inner, self.L = A, rows, inner, L
+        self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
+        weight = rows.uniform()
+        assert weight is not None
+        self.core, self.precise = (B.to(dtype=double(A.dtype)) for B in (rows.core, A))
+        self.lifting = MeasuredRows(self.core, rows.scale.to(self.core.dtype), rows.rows.to(dtype=self.core.dtype))
+        self.missing = rows.scale == 0
+        self.stack = None if L is None else stacked(self.precise, L.to(dtype=self.precise.dtype), self.damp)
+        self._ratio = weight.double().sqrt()
+        self._norm_bound: Tensor | None = None
+        assert isinstance(self.core, Convolution)
+        if L is None and self.core.padding_mode in ("zeros", "circular"):
+            self._norm_bound = norm_bound(self.core) * self._ratio
+        penalty = None
+        if L is not None:
+            terms = as_convolutions(L.to(dtype=self.core.dtype), self.core.ndim)
+            assert terms is not None  # the plan is that of A with them
+            penalty = Penalty(self.core, terms, self.damp / self._ratio)
+        if inner is not None:
+            self.blocks = MissingBlocks(self.core, self.damp / self._ratio, self.missing, penalty)
+        self.space = ItemSpace(self.core.out_shape, self.core.dtype, self.core.device)
+
+    # ------------------------------------------------------------------ answers
+
+    @torch.no_grad()
+    def solve(
+        self,
+        y: Tensor,
+        *,
+        x_prior: Tensor | None = None,
+        rtol: float | None = None,
+        atol: float = 0.0,
+        max_iter: int | None = None,
+    ) -> Solution:
+        """The solution for ``y`` of shape ``(*batch, *A.out_shape)``, certified by the masked operator in float64.
+
+        Args:
+            y: right-hand sides, finite.
+            x_prior: what the penalty pulls to, where there is one.
+            rtol: relative tolerance of residual or gradient; None: 1e-6 in float32, 1e-10 in float64.
+            atol: absolute tolerance, in the units of y.
+            max_iter: limit on the iterations on the missing outputs.
+        """
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
+        wide = y.detach().to(self.precise.dtype)
+        rest = wide if x_prior is None else wide - self.precise.apply(x_prior.detach().to(self.precise.dtype))
+        x, iterations = self._filled(rest, tolerances.rtol, atol, max_iter)
+        batch = iterations.shape
+        if self.stack is not None:
+            return stacked_solution(
+                self.stack,
+                x,
+                y,
+                self.damp.expand(batch),
+                x_prior=x_prior,
+                dtype=self.A.dtype,
+                tolerances=tolerances,
+                iterations=iterations,
+            )
+        return certified(
+            self.precise,
+            x,
+            rest.expand(*batch, *self.A.out_shape),
+            self.damp.expand(batch),
+            tolerances=tolerances,
+            dtype=self.A.dtype,
+            iterations=iterations,
+            norm_bound=self._norm_bound,
+            rounding=torch.finfo(self.precise.dtype).eps,
+        )
+
+    @torch.no_grad()
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The solution for ``y``, bare."""
+        rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
+        return self._filled(y.detach().to(self.precise.dtype), rtol, 0.0, None)[0].to(self.A.dtype)
+
+    @torch.no_grad()
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+        return self.precise.apply(self._normal(v, rtol)).to(self.A.dtype)
+
+    @torch.no_grad()
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        r"""``(A^H A + damp^2 L^H L)^{-1} g``, by the identity of Woodbury.
+
+        .. math:: v = v_0 + H^{-1} A^H E\, K^{-1} E^H A v_0, \qquad v_0 = H^{-1} g
+        """
+        return self._normal(g, rtol).to(self.A.dtype)
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """None: there is no plan without damping."""
+        return None
+
+    def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
+        rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
+        v = self.inner.normal_solve(g.detach().to(self.core.dtype), rtol=0.1 * rtol)
+        image = self.core.apply(v)
+        bound = 0.1 * rtol * self.space.norm(image)
+        t, _ = self._iterate(torch.where(self.missing, image, 0), lambda _: bound)
+        v = v + self.inner.apply(t)
+        return v / self._over_inputs(self._ratio.square())
+
+    # ------------------------------------------------------------------ the missing outputs
+
+    def _filled(self, y: Tensor, rtol: float, atol: float, max_iter: int | None) -> tuple[Tensor, Tensor]:
+        """The answer for data, and the iterations per item."""
+        space = self.space
+        data = self.lifting.data(y)
+        batch = broadcast_shapes(data.shape[: data.ndim - len(self.core.out_shape)], self.damp.shape)
+        unit = binary_unit(space.safe_norm(data))
+        data = (data / space.spread(unit)).expand(*batch, *self.core.out_shape)
+        x = self.inner.apply(data)
+        image = self.core.apply(x)
+        left, norm = torch.where(self.missing, image, 0), space.norm(data)
+        filled, iterations = data, torch.zeros(batch, dtype=torch.int64, device=y.device)
+        least = torch.maximum(rtol * norm, atol / (unit * self._ratio))
+        rounding = torch.finfo(data.dtype).eps * norm
+        for _ in range(3):  # what rounding has left is made up for from there
+            objective = space.inner(filled, filled - image)
+
+            def bound(fallen: Tensor, objective: Tensor = objective) -> Tensor:
+                total = torch.maximum((objective - fallen).clamp_min(0).sqrt(), least)
+                return torch.maximum(rtol * total / 3, rounding)  # the rest of the tolerance is the inner plan's
+
+            size = space.norm(left)
+            if not bool((size > bound(torch.zeros_like(size))).any()):
+                break
+            most = 1000 if max_iter is None else max_iter - int(iterations.max())
+            if most <= 0:
+                break
+            t, count = self._iterate(left, bound, most)
+            iterations = iterations + count
+            filled = filled + t
+            x = self.inner.apply(filled)
+            image = self.core.apply(x)
+            left = torch.where(self.missing, image - filled, 0)
+            if not bool((space.norm(left) < 0.5 * size).any()):
+                break
+        return x * self._over_inputs(unit), iterations
+
+    def _iterate(self, b: Tensor, bound: Callable[[Tensor], Tensor], most: int = 1000) -> tuple[Tensor, Tensor]:
+        """``K t = b`` by conjugate gradients, and the iterations per item.
+
+        Args:
+            b: right-hand sides, zero where outputs were measured.
+            bound: the norm to which what is left of b has to fall, of how far the objective has.
+            most: limit on the iterations.
+        """
+        space = self.space
+        t, r, z = torch.zeros_like(b), b, self.blocks(b)
+        p, rho = z, space.inner(r, z)
+        fallen = torch.zeros_like(rho)
+        count = torch.zeros(rho.shape, dtype=torch.int64, device=b.device)
+        for _ in range(most):
+            active = (space.norm(r) > bound(fallen)) & (rho > 0)
+            if not bool(active.any()):
+                break
+            q = p - torch.where(self.missing, self.core.apply(self.inner.apply(p)), 0)
+            curvature = space.inner(p, q)
+            active = active & (curvature > 0)
+            alpha = divide(rho, curvature) * active
+            t = t + space.spread(alpha) * p
+            r = r - space.spread(alpha) * q
+            fallen = fallen + alpha * rho
+            count = count + active
+            z = self.blocks(r)
+            new = space.inner(r, z)
+            p, rho = z + space.spread(divide(new, rho)) * p, torch.where(active, new, 0)
+        return t, count
+
+    def _over_inputs(self, values: Tensor) -> Tensor:
+        return values.reshape(*values.shape, *(1 for _ in self.core.in_shape))
+
+    def __repr__(self) -> str:
+        share = 100 * float(self.missing.double().mean())
+        pieces = len(self.blocks.index)
+        return (
+            f"MissingPlan({share:.2g} % of the outputs missing, in {pieces} block(s) of up to "
+            f"{self.blocks.index.shape[-1]}, by {self.inner!r})"
+        )
+
+
+class MissingBorderPlan(MissingPlan):
+    """The same through one border, to which the missing outputs belong: their system and its own are one iteration.
+
+    For plans of A that iterate on its border for every answer. The outer iteration is that of the whole operator.
+
+    Args:
+        A: the masked operator.
+        rows: what it takes of a convolution, all with one weight.
+        damp: the damping, > 0, a number or one per batch item.
+        L: the penalty; None: the identity.
+
+    Raises:
+        MethodError: items, or groups, miss different outputs; or A, or L, has no border.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, A: LinearOperator, rows: MeasuredRows, damp: Tensor | float, L: LinearOperator | None = None
+    ) -> None:
+        super().__init__(A, rows, None, damp, L)
+        core = self.core
+        assert isinstance(core, Convolution)
+        lost = rows.missing(core.groups)
+        if lost is None or not Embedding.exists(core) or self._ratio.numel() > 1:
+            raise MethodError("A: one border serves items and groups that miss the same outputs, behind zero padding")
+        core = core.with_parameters([core.weight.detach() * self._ratio.reshape(())])
+        self.scaled: LinearOperator = Mask(~lost, dtype=core.dtype) @ core
+        self.scaled_damp, penalty = self.damp, None
+        if L is not None:
+            L = L.to(dtype=core.dtype)
+            terms = as_convolutions(L, core.ndim)
+            if terms is None or not Penalty.serves(core, terms):
+                raise MethodError(f"L: {L!r} and {core!r} are not convolutions on one grid")
+            penalty = Penalty(core, terms, self.damp)
+            self.scaled, self.scaled_damp = VStack([self.scaled, L * self.damp]), torch.zeros_like(self.damp)
+        self.unit, self.read, self.factors = torch.ones_like(self.damp), None, core.weight.real.dtype
+        floor = least_shift(self.factors, damped=True)
+        shift = self.damp if L is None else torch.zeros_like(self.damp)
+        self.inverse = normal_inverse(core, shift, floor=floor, penalty=penalty, missing=lost)
+        if L is None:
+            self.read = self.inverse.embedding.read_inputs()
+
+    def _filled(self, y: Tensor, rtol: float, atol: float, max_iter: int | None) -> tuple[Tensor, Tensor]:
+        tolerances = Tolerances.of(self.core.dtype, rtol, atol)
+        data = self.lifting.data(y) * self._ratio.reshape(())
+        if self.L is not None:
+            data = stacked_data(self.scaled, data, None)  # type: ignore[arg-type]
+        outer = iterated(self, y=data, tolerances=tolerances, max_iter=max_iter)
+        return outer.x, outer.iterations
+
+    def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
+        rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
+        wide = g.detach().to(self.core.dtype)
+        if self.inverse.side == "residual":
+            apply = lambda data, rtol: self._filled(data, rtol, 0.0, None)[0]
+            return normal_by_apply(self.precise, self.damp, apply, wide, rtol=rtol, share=1.0)
+        return iterated(self, v=wide, tolerances=Tolerances.of(self.core.dtype, rtol, 0.0)).x
+
+    def __repr__(self) -> str:
+        share = 100 * float(self.missing.double().mean())
+        return f"MissingBorderPlan({share:.2g} % of the outputs missing, {self.inverse.describe()})"

@@ -1,0 +1,88 @@
+r"""The ``observed=`` and ``weights=`` of the solvers: which data were measured, and how much they count.
+
+.. math:: \sum_i w_i |(Ax)_i - y_i|^2 = \|W^{1/2} A x - W^{1/2} y\|^2
+
+A datum that was not observed, or of weight zero, is not read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, NonFiniteError, ShapeError
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.elementary import Diagonal, Mask
+
+__all__ = ["Observation"]
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """The data that count, checked.
+
+    Attributes:
+        observed: True where data were measured, ``(*batch, *out_shape)``; None: everywhere.
+        root: the root of the weights, of such a shape, zero where nothing was measured; None: ones.
+    """
+
+    observed: Tensor | None = None
+    root: Tensor | None = None
+
+    @classmethod
+    def of(cls, A: LinearOperator, observed: Any = None, weights: Any = None) -> Observation:
+        """The arguments of a solver for A.
+
+        Raises:
+            ArgumentTypeError, DtypeError: ``observed`` is no bool tensor, ``weights`` no real one.
+            ShapeError: they do not broadcast with A's data.
+            ArgumentError, NonFiniteError: a weight is negative or not finite.
+        """
+        if observed is not None:
+            if not isinstance(observed, Tensor):
+                raise ArgumentTypeError(f"observed: expected a bool torch.Tensor, got {type(observed).__name__}")
+            if observed.dtype != torch.bool:
+                raise DtypeError(f"observed: expected dtype torch.bool, True where data were measured, got "
+                                 f"{observed.dtype}; write observed != 0")  # fmt: skip
+            observed = _expanded("observed", observed, A)
+        if weights is None:
+            return cls(observed)
+        if not isinstance(weights, Tensor):
+            raise ArgumentTypeError(f"weights: expected a torch.Tensor of numbers >= 0, got {type(weights).__name__}")
+        if weights.is_complex() or weights.dtype == torch.bool:
+            raise DtypeError(f"weights: expected real numbers, got {weights.dtype}; a mask goes to observed=")
+        weights = _expanded("weights", weights.to(A.dtype.to_real()), A)
+        known = weights if observed is None else torch.where(observed, weights, 0)
+        if not bool(torch.isfinite(known).all()):
+            raise NonFiniteError("weights: contains NaN or infinity; a pixel without a say has weight 0")
+        if bool((known < 0).any()):
+            raise ArgumentError(f"weights: expected numbers >= 0, got {float(known.min()):g}")
+        # the root has no slope at zero, where the datum is missing whatever a small weight would do
+        positive = known > 0
+        return cls(observed, torch.where(positive, torch.where(positive, known, 1).sqrt(), 0))
+
+    def operator(self, A: LinearOperator) -> LinearOperator:
+        """``W^{1/2} A``."""
+        if self.root is not None:
+            return Diagonal(self.root.to(A.dtype), self.root.ndim - len(A.out_shape)) @ A
+        if self.observed is None:
+            return A
+        return Mask(self.observed, self.observed.ndim - len(A.out_shape), dtype=A.dtype) @ A
+
+    def data(self, y: Tensor) -> Tensor:
+        """``W^{1/2} y``, zero where nothing was measured, whatever stands there."""
+        if self.root is not None:
+            return torch.where(self.root.detach() > 0, y, 0) * self.root
+        return y if self.observed is None else torch.where(self.observed, y, 0)
+
+
+def _expanded(name: str, given: Tensor, A: LinearOperator) -> Tensor:
+    """Values that broadcast with A's data, over all of an item."""
+    shape, wanted = tuple(given.shape), A.out_shape
+    inner = shape[max(0, len(shape) - len(wanted)) :]
+    if any(n not in (1, m) for n, m in zip(reversed(inner), reversed(wanted), strict=False)):
+        raise ShapeError(f"{name}: shape {shape} does not broadcast with A's out_shape {wanted}")
+    return given.to(A.device).expand(*shape[: len(shape) - len(inner)], *wanted)
