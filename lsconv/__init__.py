@@ -10,7 +10,7 @@ answers        ``lstsq``, ``pinv``; ``tikhonov`` and ``choose_damp`` (a ``Select
                ``Solution``, with its ``Status`` and ``History``
 uncertainty    ``posterior_samples``, ``posterior_std``, ``noise_level``, ``log_evidence``
 structure      ``norm``, ``cond``, ``singular_values``, ``CirculantPreconditioner``; ``logdet``, ``slogdet``,
-               ``trace_inverse``
+               ``trace_inverse``; what answers a problem and why, ``explain`` (an ``Explanation``)
 iterations     ``lsmr``, ``lsqr``, ``cgls``, ``craig``; ``cg``, ``minres``, ``gmres``; ``hybrid`` (a
                ``HybridSelection``); ``refine``, ``set_backward_failure_hook``
 modules        ``nn.PseudoInverse``, ``nn.Tikhonov``, ``nn.RangeNull``, ``nn.InvertibleConv2d``,
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from lsconv.inverse.functions.determinants import logdet, slogdet, trace_inverse
     from lsconv.inverse.functions.spectral_norm import norm
     from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
+    from lsconv.inverse.explain import Explanation, explain
 
     # iterations
     from lsconv.krylov.gradients.methods import cg, cgls, craig, gmres, hybrid, lsmr, lsqr, minres
@@ -134,6 +135,8 @@ __all__ = [
     "logdet",
     "slogdet",
     "trace_inverse",
+    "explain",
+    "Explanation",
     # iterations
     "lsmr",
     "lsqr",
@@ -228,6 +231,10 @@ _HOMES = {
     ),
     "lsconv.inverse.functions.spectral_norm": ("norm",),
     "lsconv.fourier.circulant_preconditioner": ("CirculantPreconditioner",),
+    "lsconv.inverse.explain": (
+        "Explanation",
+        "explain",
+    ),
     "lsconv.krylov.gradients.methods": (
         "cg",
         "cgls",
