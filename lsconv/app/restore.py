@@ -272,7 +272,7 @@ class Restoring:
         return f"{'weight' if self.prior == 'tv' else 'damp'} {used}"
 
     def _reasons(self, picture: Picture, fields: Tensor, solutions: Sequence[Any], seconds: float) -> str:
-        """The choices and their reasons, a line each, set in."""
+        """The choices and their reasons, a line each, indented."""
         rule = self.rule()
         if self.prior == "tv":
             why = "as given" if self.weight is not None else "from the noise and the mean slope"
@@ -287,7 +287,18 @@ class Restoring:
             f"PSF centre at {centre} ({self.origin})",
             f"{iterations} iteration(s) in all, about {self.needed(fields) / 2**20:.0f} MiB, {seconds:.1f} s",
         ]
+        if self.prior != "tv" and self.noise == "gaussian" and self.bounds == (None, None):
+            lines += self._plan(fields, solutions[0])
         return "\n".join(f"  {line}" for line in lines)
+
+    def _plan(self, fields: Tensor, solution: Any) -> list[str]:
+        """The plan that answers, and why."""
+        size = tuple(fields.shape[-self.kernel.ndim :])
+        psf = self.kernel.values.reshape(-1, *self.kernel.size)[:1].to(fields.dtype)
+        A = lsconv.blur_operator(psf, size, boundary=self.boundary, ndim=self.kernel.ndim, origin=self.origin)
+        L = lsconv.Gradient(A.in_shape, ndim=self.kernel.ndim, dtype=fields.dtype) if self.prior == "gradient" else None
+        explained = lsconv.explain(A, float(solution.damp.reshape(-1)[0]), L)
+        return [f"plan {explained.plan}", *(f"because {reason}" for reason in explained.reasons)]
 
 
 def _centre(kernel: Kernel, origin: str) -> tuple[int, ...]:

@@ -15,7 +15,8 @@ share is a system
 
 .. math:: Q_{BB}\, u = b, \qquad Q \in \{P,\; 1 - E P E^H,\; J^{-1}\}
 
-of the inverse itself, of a capacitance matrix, or of the saddle operator J where inputs and outputs are cropped. It is
+of the inverse P itself, of a capacitance matrix (E is C where the border is on the other side than the unknowns, or
+its adjoint), or of the saddle operator J where inputs and outputs are cropped. It is
 solved in one of two ways, by what they cost (``cost_model``):
 
 * by factors (``direct``). A border of a plane is rows H and columns V'. H is eliminated frequency by frequency,

@@ -149,7 +149,10 @@ class TruncatedNormal:
         return value.reshape(*self.embedding.batch_shape, -1).sum(-1)
 
     def parts(self, shift: Tensor) -> tuple[Tensor, FrequencyMatrices]:
-        """The log-determinant without that of the cells removed, by block, and ``J^-1`` with its inputs rescaled."""
+        """The log-determinant of J per block, without that of the removed cells, and ``J^-1`` rescaled.
+
+        Powers of the shift keep its entries in range where the shift is small.
+        """
         grid, S = self.S.grid, self.S.matrices
         s = self.embedding.per_block(shift)
         rows, columns = S.shape[-2:]

@@ -231,7 +231,7 @@ class BorderInverse(NormalInverse):
 
     def go_direct(self) -> None:
         """Factorise the border, for good."""
-        self.__dict__.pop("on_border", None)  # and what preconditions it
+        self.__dict__.pop("on_border", None)  # frees the iterated system and its preconditioner
         request = self.problem.request
         if self._crossed:
             damped = request.penalty is not None or bool((request.damp > 0).all())

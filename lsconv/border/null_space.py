@@ -61,7 +61,8 @@ class NullSpaces:
         self.undecided = torch.zeros_like(self.nullity, dtype=torch.bool)
         self._counts = torch.zeros(2, len(sigma), dtype=torch.int64, device=sigma.device)
         self.largest = 0.0
-        if bool((sigma[:, 0] > limit * inverse_norm).all()):  # no lift is longer than the norm of C^-1
+        if bool((sigma[:, 0] > limit * inverse_norm).all()):
+            # a null vector of S belongs to one of A at most ||C^-1|| times as long: with these values there is none
             return
         overlaps = [Overlap(direction.inverse, direction.free) for direction in self.capacitance.directions]
         while True:

@@ -42,7 +42,7 @@ from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
 __all__ = ["BorderPlan"]
 
-# The part in the null space of an A that is not wide which the gradient has to exclude.
+# With at least as many outputs as inputs: the relative error in the null space of A that the gradient has to rule out.
 _SQUARE_SHARE = 0.1
 # Below this part of ||A|| a damping, or none, leaves a part in the null space unseen by the iteration.
 _TINY_DAMP = 1e-4

@@ -324,7 +324,7 @@ class KrylovStack:
             otherwise=torch.where(found.converged, Status.STAGNATION.code, found.codes),
             operator_norm=norms.amax(0) if norms is not None and len(norms) else None,
         )
-        # LSMR has looked behind the rounding that this certificate excuses
+        # the test of LSMR itself is stricter: this certificate accepts gradients at the level of rounding
         return replace(
             solution,
             history=found.history,

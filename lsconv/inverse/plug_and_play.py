@@ -174,7 +174,7 @@ def equilibrium(
 
 
 def _denoiser_term(identity: Identity, denoiser: Callable[[Tensor], Tensor]) -> Term:
-    """A prior without a value: only its step is known."""
+    """A denoiser as a term of ADMM: it has a proximal step, and no value of an objective."""
 
     def nothing(v: Tensor) -> Tensor:
         return torch.zeros(v.shape[: v.ndim - len(identity.out_shape)], dtype=torch.float64, device=v.device)

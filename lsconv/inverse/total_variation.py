@@ -198,7 +198,7 @@ def sparse_solution(
 
 
 def _peeled(A: LinearOperator) -> tuple[LinearOperator, Tensor | None]:
-    """A convolution and what a non-negative diagonal or a mask before it multiplies its rows with; else A and None."""
+    """Split ``A = D B``, B a convolution, D a non-negative diagonal or a mask; A and None where it has no such form."""
     if not isinstance(A, Product) or not isinstance(A.operators[-1], Convolution):
         return A, None
     scale: Tensor | None = None

@@ -44,7 +44,7 @@ _LOWER = {torch.float64: torch.float32, torch.complex128: torch.complex64}
 _PATIENCE, _PROGRESS = 3, 0.9
 # How many directions a step is taken in.
 _DIRECTIONS = 8
-# What one inner solve must leave of ||r|| at most for the system to be taken as consistent.
+# A system counts as consistent where one inner solve leaves at most this part of ||r||.
 _CONSISTENT = 0.1
 
 

@@ -81,7 +81,9 @@ class Inversion(nn.Module):
         """The answer for y, with the plan kept from before where nothing has changed."""
         sources = (self.conv.weight, *sources)
         if any(map(is_functorch_wrapped_tensor, sources)):
-            return lstsq(A, y, damp=damp, method=self.method, check_finite=False).x  # values that nothing can look at
+            return lstsq(
+                A, y, damp=damp, method=self.method, check_finite=False
+            ).x  # under torch.func values cannot be compared, so no plan is kept
         fixed = damp.detach() if isinstance(damp, Tensor) else damp
         undamped = not isinstance(damp, Tensor) and damp == 0
         trained = undamped and self.conv.weight.requires_grad and torch.is_grad_enabled()

@@ -14,13 +14,13 @@ from lsconv.operators.dtypes import direct_rtol
 
 F64 = torch.float64
 SHAPES: list[dict[str, Any]] = [
-    dict(weight=(1, 1, 3, 3), in_size=(9, 8)),
-    dict(weight=(1, 1, 4, 3), in_size=(9, 8), padding=1),
-    dict(weight=(2, 3, 3, 3), in_size=(7, 6)),
-    dict(weight=(3, 1, 3, 3), in_size=(7, 6), groups=1, padding=1),
-    dict(weight=(4, 2, 3, 3), in_size=(8, 6), groups=2, stride=2, padding=1),
-    dict(weight=(3, 2, 1, 1), in_size=(6, 5)),
-    dict(weight=(2, 2, 3, 3), in_size=(6, 6), padding=1, padding_mode="circular"),
+    {"weight": (1, 1, 3, 3), "in_size": (9, 8)},
+    {"weight": (1, 1, 4, 3), "in_size": (9, 8), "padding": 1},
+    {"weight": (2, 3, 3, 3), "in_size": (7, 6)},
+    {"weight": (3, 1, 3, 3), "in_size": (7, 6), "groups": 1, "padding": 1},
+    {"weight": (4, 2, 3, 3), "in_size": (8, 6), "groups": 2, "stride": 2, "padding": 1},
+    {"weight": (3, 2, 1, 1), "in_size": (6, 5)},
+    {"weight": (2, 2, 3, 3), "in_size": (6, 6), "padding": 1, "padding_mode": "circular"},
 ]
 
 

@@ -44,7 +44,7 @@ class CrossedBorder:
 
     @property
     def turned(self) -> CrossedBorder:
-        """The border with rows for columns."""
+        """The border with its two axes exchanged."""
         return CrossedBorder(self.grid[::-1], self.columns, self.rows)
 
     @property

@@ -139,7 +139,7 @@ def _generators(spectrum: Tensor, columns: Tensor, strip: Strip, border: Crossed
 
 
 def _entries(columns: Tensor, lags: Tensor, channel: Tensor) -> Tensor:
-    """The operator from the sources to the rows of H: ``(blocks, frequencies, channels * rows, sources)``."""
+    """The operator from the unit block columns' cells to the rows of H, ``(blocks, frequencies, rows, cells)``."""
     # advanced indices at dimensions 1 and 4 bring (rows, sources) to the front
     entries = columns[:, lags, :, :, channel]
     return entries.permute(2, 3, 4, 0, 1).flatten(2, 3)

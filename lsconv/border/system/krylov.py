@@ -66,7 +66,7 @@ def conjugate_gradients(
             break
         z = precondition(r)
         rho_new = _inner(r, z)
-        # not in the memory of z, which is the preconditioner's
+        # not in place: z may be a buffer of the preconditioner
         p = z.clone() if p is None else torch.addcmul(z, p, _ratio(rho_new, rho))
         q = apply(p)
         alpha = _ratio(rho_new, _inner(p, q)) * active
