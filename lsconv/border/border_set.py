@@ -18,9 +18,6 @@ from lsconv.operators.fft_convolution import FEW_WAVES
 
 __all__ = ["Border", "Kernel", "between_borders", "gathered", "largest_piece", "near_cells", "scattered"]
 
-# Operations of making the blocks of single cells, per cell of the grid: some answers of a plan take as long.
-_PIECE_WORK = 2000
-
 
 class Border:
     """The border cells of a periodic grid, numbered one after the other.
@@ -225,7 +222,8 @@ def _alike(border: Border) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 def largest_piece(count: int, cells: int) -> int:
     """The size of dense blocks, of so many cells of so large a grid, that are made in the time of some transforms."""
-    return math.isqrt(3 * _PIECE_WORK * cells // max(count, 1))
+    operations = 2000 * cells
+    return math.isqrt(3 * operations // max(count, 1))
 
 
 def near_cells(places: Tensor, most: int, members: Tensor | None = None) -> list[Tensor]:

@@ -49,7 +49,7 @@ class MissingBlocks:
         kernel = FrequencyMatrices(what.symbol.grid, _complement(what.symbol.matrices, what.embedding, damp, penalty))
         grid, pieces = what.embedding.grid, list[tuple[int, Tensor]]()
         self.embedding = Embedding(what.convolution, grid, own)
-        cells = self.embedding.outputs_to_grid(missing.to(torch.uint8))[0]
+        cells = self.embedding.outputs_to_grid(missing.to(torch.uint8))[0].cpu()
         count = int(cells.sum())
         most = largest_piece(count, cells.numel())
         for number, members in enumerate(cells):
@@ -65,7 +65,11 @@ class MissingBlocks:
                 flat = flat * n + along
             self.index[row, : len(places)] = flat
             blocks[row, : len(places), : len(places)] = _between(entries[number % len(entries)], places)
-        self.inverses = hermitian_inverse(blocks).nan_to_num_(nan=0.0)
+        self.index = self.index.to(entries.device)
+        self.inverses = hermitian_inverse(blocks)
+        # one that rounding makes indefinite helps no more than the identity
+        lost = self.inverses.isnan().flatten(1).any(1)
+        self.inverses[lost] = torch.eye(size, dtype=entries.dtype, device=entries.device)
 
     def __call__(self, r: Tensor) -> Tensor:
         """The blocks' inverses times ``r`` of shape ``(*batch, *out_shape)``."""
@@ -88,6 +92,8 @@ def _complement(S: Tensor, embedding: Embedding, damp: Tensor, penalty: Penalty 
     if penalty is not None:
         own = S[..., : embedding.out_channels, :]
         normal = gram(S, "solution")
+        # what neither A nor L sees has no inverse
+        normal.diagonal(dim1=-2, dim2=-1).add_(10 * torch.finfo(S.dtype).eps * float(normal.abs().amax()))
     else:
         own = S
         mu = embedding.per_block(damp.to(S.real.dtype)).square().reshape(-1, *(1 for _ in range(S.ndim - 1)))

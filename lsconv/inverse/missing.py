@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lsconv.border.border_set import largest_piece
 from lsconv.border.missing_blocks import MissingBlocks
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import least_shift
@@ -41,7 +42,22 @@ from lsconv.operators.dtypes import direct_rtol, double
 from lsconv.operators.elementary import Mask
 from lsconv.operators.observed import MeasuredRows
 
-__all__ = ["MissingBorderPlan", "MissingPlan"]
+__all__ = ["MissingBorderPlan", "MissingPlan", "are_scattered"]
+
+
+def are_scattered(missing: Tensor, ndim: int) -> bool:
+    """Tell whether missing outputs are few, and in clusters small enough for blocks of their own.
+
+    The inside of a large gap is seen by no output: its modes are as good as undetermined, and many.
+
+    Args:
+        missing: ``(*batch, channels, *size)``, bool.
+        ndim: the number of axes of ``size``.
+    """
+    planes = missing.double().reshape(-1, 1, *missing.shape[missing.ndim - ndim :])
+    pool = (torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d)[ndim - 1]
+    solid = int((pool(planes, 3, 1, 1) > 1 - 1e-9).sum())  # outputs whose neighbours are all missing
+    return float(planes.mean()) < 0.4 and solid <= largest_piece(int(planes.sum()), planes.numel())
 
 
 class Inner(Protocol):
@@ -196,7 +212,7 @@ class MissingPlan:
             size = space.norm(left)
             if not bool((size > bound(torch.zeros_like(size))).any()):
                 break
-            most = 1000 if max_iter is None else max_iter - int(iterations.max())
+            most = 500 if max_iter is None else max_iter - int(iterations.max())
             if most <= 0:
                 break
             t, count = self._iterate(left, bound, most)
@@ -209,7 +225,7 @@ class MissingPlan:
                 break
         return x * self._over_inputs(unit), iterations
 
-    def _iterate(self, b: Tensor, bound: Callable[[Tensor], Tensor], most: int = 1000) -> tuple[Tensor, Tensor]:
+    def _iterate(self, b: Tensor, bound: Callable[[Tensor], Tensor], most: int = 500) -> tuple[Tensor, Tensor]:
         """``K t = b`` by conjugate gradients, and the iterations per item.
 
         Args:

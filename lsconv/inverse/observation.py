@@ -16,6 +16,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, NonFiniteError, ShapeError
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Diagonal, Mask
+from lsconv.operators.transforms import hidden_by_vmap
 
 __all__ = ["Observation"]
 
@@ -48,6 +49,8 @@ class Observation:
                 raise DtypeError(f"observed: expected dtype torch.bool, True where data were measured, got "
                                  f"{observed.dtype}; write observed != 0")  # fmt: skip
             observed = _expanded("observed", observed, A)
+        if weights is None and observed is not None and hidden_by_vmap(observed):
+            weights = torch.ones((), dtype=A.dtype.to_real(), device=A.device)  # vmap maps over numbers of an operator
         if weights is None:
             return cls(observed)
         if not isinstance(weights, Tensor):
@@ -56,10 +59,11 @@ class Observation:
             raise DtypeError(f"weights: expected real numbers, got {weights.dtype}; a mask goes to observed=")
         weights = _expanded("weights", weights.to(A.dtype.to_real()), A)
         known = weights if observed is None else torch.where(observed, weights, 0)
-        if not bool(torch.isfinite(known).all()):
-            raise NonFiniteError("weights: contains NaN or infinity; a pixel without a say has weight 0")
-        if bool((known < 0).any()):
-            raise ArgumentError(f"weights: expected numbers >= 0, got {float(known.min()):g}")
+        if not hidden_by_vmap(known):
+            if not bool(torch.isfinite(known).all()):
+                raise NonFiniteError("weights: contains NaN or infinity; a pixel without a say has weight 0")
+            if bool((known < 0).any()):
+                raise ArgumentError(f"weights: expected numbers >= 0, got {float(known.min()):g}")
         # the root has no slope at zero, where the datum is missing whatever a small weight would do
         positive = known > 0
         return cls(observed, torch.where(positive, torch.where(positive, known, 1).sqrt(), 0))

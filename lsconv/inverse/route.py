@@ -28,7 +28,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.adjoint_plan import AdjointPlan
 from lsconv.inverse.dense_stack import DenseStack
 from lsconv.inverse.krylov_choice import krylov_plan
-from lsconv.inverse.missing import MissingBorderPlan, MissingPlan
+from lsconv.inverse.missing import MissingBorderPlan, MissingPlan, are_scattered
 from lsconv.inverse.plans import (
     KRYLOV,
     FourierPlan,
@@ -55,8 +55,6 @@ _MIRRORED_CHANNELS = 4
 # Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
 # iterations below which LSMR is not tried.
 _OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 8e6, 30
-# Answers of the plan of a whole convolution, in iterations on its border, that are worth its factors.
-_EXPECTED_ANSWERS = 2
 
 
 def route(
@@ -94,7 +92,8 @@ def route(
                                                                 most four channels a group, in and out together;
                                                                 otherwise LSMR
     mask, crop or constant diagonal before one of these,        the plan of the whole, and conjugate gradients on the
-    damped                                                      outputs that it leaves out (:class:`MissingPlan`)
+    damped, that leaves out less than 40 % and no large gap     outputs left out (:class:`MissingPlan`); or these as
+                                                                cells of the border (:class:`MissingBorderPlan`)
     adjoint of one of these (a transposed convolution)          the adjoint of its plan (:class:`AdjointPlan`)
     varying diagonal before a convolution, damped               conjugate gradients, preconditioned by the border of the
                                                                 mean weight (:class:`WeightedPlan`)
@@ -343,6 +342,8 @@ def _with_rows(
     if rows is None or not isinstance(rows.core, Convolution):
         return None
     weight = rows.uniform()
+    if weight is not None and not are_scattered(rows.scale == 0, rows.core.ndim):
+        return None
     try:
         if weight is None:
             return WeightedPlan(A, rows, damping, L)
@@ -358,7 +359,8 @@ def _with_rows(
         return None
     if isinstance(core(inner), (BorderPlan, StackedPlan)):
         inverse = core(inner).inverse
-        if inverse.unknowns and inverse.expect(tuple(inverse.embedding.batch_shape), _EXPECTED_ANSWERS) is None:
+        # an answer on the border that has the missing outputs in it costs about two on the border alone
+        if inverse.unknowns and inverse.expect(tuple(inverse.embedding.batch_shape), solves=2) is None:
             with contextlib.suppress(MethodError):
                 return MissingBorderPlan(A, rows, damping, L)
     return MissingPlan(A, rows, inner, damping, L)

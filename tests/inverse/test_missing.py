@@ -280,3 +280,14 @@ def test_items_that_miss_different_outputs_have_no_common_border() -> None:
     assert rows is not None
     with pytest.raises(lsconv.MethodError, match="one border serves items"):
         MissingBorderPlan(lsconv.Mask(keep, 1, dtype=F64) @ A, rows, 0.1)
+
+
+def test_large_gaps_and_sparse_samples_are_left_to_the_iteration() -> None:
+    A = lsconv.blur_operator(kernel(5, 5).abs() / 15, (64, 64))
+    gap, few = torch.ones(1, 64, 64, dtype=torch.bool), torch.rand(1, 64, 64) > 0.7
+    gap[:, 10:50, 10:50] = False
+    columns = torch.ones_like(gap)
+    columns[:, :, [20, 40]] = False
+    for keep, served in ((gap, False), (few, False), (columns, True)):
+        plan = route(lsconv.Mask(keep, dtype=F64) @ A, 0.1)
+        assert isinstance(plan, MissingPlan) == served

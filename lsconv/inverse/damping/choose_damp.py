@@ -33,6 +33,7 @@ from lsconv.inverse.damping.stochastic_paths import BorderPath, SolverPath
 from lsconv.inverse.damping.subimages import as_windows
 from lsconv.inverse.damping.surrogate import TaperedPath
 from lsconv.inverse.identical_groups import SharedGroups
+from lsconv.inverse.missing import are_scattered
 from lsconv.inverse.observation import Observation
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
@@ -52,8 +53,6 @@ __all__ = ["RULES", "Selection", "choose_damp", "null_dimension"]
 _RANGE = (1e-5, 10.0)
 # Points per decade of the first scan; the curvature of the L-curve, whose corners are sharp, costs no trace.
 _PER_DECADE, _CURVATURE_PER_DECADE = 2, 5
-# The part of the data that may be missing where the surrogate is that of interpolated data.
-_MOST_MISSING = 0.2
 
 
 @torch.no_grad()
@@ -308,7 +307,7 @@ def _unmasked(A: LinearOperator) -> Convolution | None:
         return None
     lost = MeasuredRows.of(A)
     missing = None if lost is None or A.operators[0].batch_shape else lost.missing(whole.groups)
-    return whole if missing is not None and float(missing.double().mean()) < _MOST_MISSING else None
+    return whole if missing is not None and are_scattered(missing, whole.ndim) else None
 
 
 def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:
