@@ -44,6 +44,8 @@ class MissingBlocks:
                 convolution.weight, convolution.spatial_in, convolution.stride, convolution.padding,
                 convolution.dilation, convolution.groups, check_finite=False,
             )  # fmt: skip
+        if tuple(damp.shape) != own:  # the items share their blocks, which only precondition
+            damp = damp.log().mean().exp()
         batched = tuple(damp.shape) or convolution.batch_shape
         what = truncated_circulant(convolution, own if batched else tuple(damp.shape), penalty)
         kernel = FrequencyMatrices(what.symbol.grid, _complement(what.symbol.matrices, what.embedding, damp, penalty))

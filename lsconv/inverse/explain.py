@@ -1,4 +1,4 @@
-"""What answers a problem, and why: the plan that "auto" takes, beside the others."""
+"""The choice of a plan in words: the one that "auto" takes, why, and the others beside it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _DENSE_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Explanation:
-    """What answers a problem, and why; ``print`` it.
+    """The plan that answers a problem, and why; ``print`` it.
 
     Attributes:
         plan: the plan, in the words of its ``repr``.
@@ -104,7 +104,7 @@ def explain(
         >>> print(lsconv.explain(A).reasons[0])
         the outputs read disjoint patches, or all of the input at once: one small matrix per group
     """
-    A = as_operator(A, "A")
+    A = as_operator(A)
     numbers = torch.Generator().manual_seed(0)
     y = torch.randn(*A.batch_shape, *A.out_shape, dtype=A.dtype, generator=numbers).to(A.device)
 

@@ -152,8 +152,16 @@ class MissingPlan:
             dtype=self.A.dtype,
             iterations=iterations,
             norm_bound=self._norm_bound,
+            null_share=torch.full(batch, tolerances.null_share, dtype=torch.float64, device=y.device),
+            of_form=self._of_form,
             rounding=torch.finfo(self.precise.dtype).eps,
         )
+
+    @property
+    def _of_form(self) -> bool:
+        """Tell whether x is computed as ``A^H z``, so that rounding alone has a part in the null space of A."""
+        inverse = getattr(self, "inverse", None) or getattr(self.inner, "inverse", None)
+        return getattr(inverse, "side", "solution") == "residual"
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:

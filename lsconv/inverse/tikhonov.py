@@ -277,7 +277,7 @@ def _check_penalty(L: OperatorLike | None, A: LinearOperator) -> LinearOperator 
         if isinstance(L, Identity) and L.in_shape != A.in_shape:
             raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
         return None
-    L = as_operator(L).for_dtype(A.dtype)
+    L = as_operator(L, name="L").for_dtype(A.dtype)
     if L.in_shape != A.in_shape:
         raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
     if L.dtype != A.dtype:

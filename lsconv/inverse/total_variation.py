@@ -124,7 +124,7 @@ def total_variation(
         (True, True)
     """
     A = as_operator(A, y)
-    L = None if L is None else as_operator(L).for_dtype(A.dtype)
+    L = None if L is None else as_operator(L, name="L").for_dtype(A.dtype)
     refuse_gradient("total_variation", A, L, {"y": y, "weight": weight, "weights": weights})
     if observed is not None or weights is not None:
         A.check_output(y, "y")

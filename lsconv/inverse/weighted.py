@@ -118,6 +118,8 @@ class WeightedPlan:
             dtype=self.A.dtype,
             iterations=iterations,
             operator_norm=norm,
+            null_share=torch.full(batch, tolerances.null_share, dtype=torch.float64, device=y.device),
+            of_form=self.inverse.side == "residual",
             rounding=torch.finfo(self.precise.dtype).eps,
         )
 

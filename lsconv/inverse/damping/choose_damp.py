@@ -119,7 +119,8 @@ def choose_damp(
         True
     """
     if rule not in RULES:
-        raise ArgumentError(f"damp: expected a number or one of the rules {', '.join(map(repr, RULES))}, got {rule!r}")
+        rules = ", ".join(map(repr, RULES))
+        raise ArgumentError(f"damp: expected a number, or a rule: one of {rules}, got {rule!r}")
     if trace not in ("auto", "exact", "stochastic"):
         raise ArgumentError(f'trace: expected "auto", "exact" or "stochastic", got {trace!r}')
     A = as_operator(A, y)
@@ -134,7 +135,7 @@ def choose_damp(
     if zero is not None:
         problem = prepare(A, torch.where(zero, 0, y), check_finite=False, name="y")
     data, batch = problem.y, tuple(problem.batch)
-    L = None if L is None else as_operator(L).for_dtype(A.dtype)
+    L = None if L is None else as_operator(L, name="L").for_dtype(A.dtype)
     if L is not None and L.in_shape != A.in_shape:
         raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
     if x_prior is not None:

@@ -199,7 +199,7 @@ def _problem(A: Any, damp: float | Tensor, L: Any) -> _Problem:
     if not hidden_by_vmap(strength) and not bool(((strength > 0) & torch.isfinite(strength)).all()):
         raise ArgumentError(f"damp: expected finite positive numbers, got {damp}")
     if L is not None:
-        L = as_operator(L).for_dtype(A.dtype)
+        L = as_operator(L, name="L").for_dtype(A.dtype)
         if L.in_shape != A.in_shape:
             raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
     wide = torch.complex128 if A.is_complex or (L is not None and L.is_complex) else torch.float64

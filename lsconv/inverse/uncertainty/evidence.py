@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError, DtypeError
+from lsconv.errors import ArgumentError, DtypeError, NonFiniteError
 from lsconv.fourier.circulant import real_dtype
 from lsconv.inverse.damping.choose_damp import null_dimension
 from lsconv.inverse.damping.measured import zero_rows
 from lsconv.inverse.functions.determinants import logdet
 from lsconv.inverse.tikhonov import tikhonov
+from lsconv.inverse.uncertainty.posterior import positive
 from lsconv.krylov.loop.problem import as_operator
 from lsconv.operators.observed import observed
 from lsconv.operators.transforms import untraced
@@ -84,11 +85,16 @@ def log_evidence(
     """
     A = as_operator(A, y)
     real_dtype(A.dtype)
-    if A.is_complex or y.is_complex():
+    if A.is_complex or (isinstance(y, Tensor) and y.is_complex()):
         raise DtypeError("A: the evidence is that of real data; give the real and the imaginary part as two channels")
     A.check_output(y, "y")
+    positive(damp, A, "damp")
+    if noise_std is not None:
+        positive(noise_std, A)
     A, y = A.to(dtype=torch.float64), y.double()
-    L = None if L is None else as_operator(L).to(dtype=torch.float64)
+    if not bool(torch.isfinite(observed(A, y)).all()):
+        raise NonFiniteError("y: contains NaN or infinity where it is measured; put lsconv.Mask(isfinite) before A")
+    L = None if L is None else as_operator(L, name="L").to(dtype=torch.float64)
     prior = None if x_prior is None else x_prior.double()
     mu = torch.as_tensor(damp, dtype=torch.float64, device=A.device).square()
     log_determinant = logdet(A, damp, L, exact=exact)
@@ -101,13 +107,17 @@ def log_evidence(
     measured = A.out_numel if zero is None else A.out_numel - zero.flatten(zero.ndim - len(A.out_shape)).sum(-1)
     freedom = torch.as_tensor(measured - flat, dtype=torch.float64, device=A.device)
     if not bool((freedom > 0).all()):
-        raise ArgumentError(f"y: {A.out_numel} data leave none beside the {flat} constants that L ignores")
+        least = int(freedom.min()) + flat
+        raise ArgumentError(
+            f"y: {least} of {A.out_numel} data are measured, and the penalty leaves {flat} constants free: "
+            "none is left to judge by"
+        )
     if noise_std is None:
         variance = quadratic / freedom
+        if not bool((variance.detach() > 0).all()):
+            raise ArgumentError("y: is fitted exactly, so the noise cannot be found from it; give noise_std")
     else:
         variance = torch.as_tensor(noise_std, dtype=torch.float64, device=A.device).square()
-        if not bool((variance.detach() > 0).all()):
-            raise ArgumentError(f"noise_std: expected positive numbers, got {noise_std}")
     value = freedom * (2 * math.pi * variance).log() + quadratic / variance
     return -(value + log_determinant - (A.in_numel - flat) * mu.log()) / 2
 

@@ -39,7 +39,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.transforms import untraced
 
-__all__ = ["noise_level", "posterior_samples", "posterior_std"]
+__all__ = ["noise_level", "positive", "posterior_samples", "posterior_std"]
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def posterior_samples(
         raise ArgumentError(f"count: expected at least one sample, got {count}")
     posterior = _Posterior.of(A, damp, L)
     mean = tikhonov(A, y, damp, L=posterior.L, x_prior=x_prior).x
-    sigma = noise_level(A, y, damp, L=posterior.L, x_prior=x_prior) if noise_std is None else _positive(noise_std, A)
+    sigma = noise_level(A, y, damp, L=posterior.L, x_prior=x_prior) if noise_std is None else positive(noise_std, A)
     batch = tuple(mean.shape[: mean.ndim - len(A.in_shape)])
     deviations = posterior.deviations((count, *batch), generator)
     return mean + sigma.to(mean.real.dtype).reshape(*sigma.shape, *(1 for _ in A.in_shape)) * deviations
@@ -154,7 +154,7 @@ def posterior_std(
         raise ArgumentError("noise_std: expected a number, or y= to estimate it from, got neither")
     posterior = _Posterior.of(A, damp, L)
     if noise_std is not None:
-        sigma = _positive(noise_std, A)
+        sigma = positive(noise_std, A)
     else:
         assert y is not None
         sigma = noise_level(A, y, damp, L=posterior.L)
@@ -233,10 +233,10 @@ class _Posterior:
     @classmethod
     def of(cls, A: LinearOperator, damp: float | Tensor, L: Any) -> _Posterior:
         real_dtype(A.dtype)
-        L = None if L is None else as_operator(L).for_dtype(A.dtype)
+        L = None if L is None else as_operator(L, name="L").for_dtype(A.dtype)
         if L is not None and L.in_shape != A.in_shape:
             raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
-        strength = _positive(damp, A, "damp")
+        strength = positive(damp, A, "damp")
         batch = broadcast_shapes(A.batch_shape, strength.shape, () if L is None else L.batch_shape)
         return cls(A, L, strength, tuple(batch))
 
@@ -269,7 +269,19 @@ class _Posterior:
         return torch.linalg.vector_norm(inverse, dim=-1).reshape(*self.batch, *self.A.in_shape)
 
 
-def _positive(value: float | Tensor, A: LinearOperator, name: str = "noise_std") -> Tensor:
+def positive(value: Any, A: LinearOperator, name: str = "noise_std") -> Tensor:
+    """The value in double precision, one number per batch item.
+
+    Raises:
+        ArgumentError: it is not positive, a rule, or a map with an entry per datum.
+    """
+    if isinstance(value, str):
+        raise ArgumentError(f"{name}: expected positive numbers, got {value!r}; choose_damp finds a damp by a rule")
+    if isinstance(value, Tensor) and value.shape[-len(A.out_shape) :] == A.out_shape and value.ndim:
+        raise ArgumentError(
+            f"{name}: expected one number per batch item, got a map of shape {tuple(value.shape)}; for noise that "
+            f"varies give Diagonal(1 / {name}) @ A for A, y / {name} for y, and {name}=1"
+        )
     values = torch.as_tensor(value, dtype=torch.float64, device=A.device)
     if not bool(((values > 0) & torch.isfinite(values)).all()):
         raise ArgumentError(f"{name}: expected finite positive numbers, got {value}")

@@ -216,11 +216,12 @@ class _Loop:
             near = certificate.residual_norm <= _CONSISTENT * self.monitor.residual_bound
             gradient_ok = gradient_ok & ((self.damp > 0) | near)
         if self.name == "minres" and problem.M is None and any_item(gradient_ok & certificate.excused):
-            # the null space of a Hermitian A is where the residual lies, and the shortest x has no part there
+            # a residual so small may be what MINRES leaves out as singular, along which the shortest x has no part
+            small = certificate.residual_norm <= 4 * self.options.tolerances.eps**0.5 * self.y_norm
             along = abs(problem.domain.inner(x, problem.y - problem.A.apply(x)))
             both = problem.domain.safe_norm(x) * certificate.residual_norm
             apart = along <= self.options.tolerances.eps**0.5 * both
-            gradient_ok = gradient_ok & ((certificate.excused == 0) | apart)
+            gradient_ok = gradient_ok & ((certificate.excused == 0) | (small == 0) | apart)
         met = (certificate.residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
         doubtful, outside = 0 * met, problem.x0 is not None or problem.N is not None
         if outside or problem.M is not None or self.name == "craig":

@@ -23,7 +23,7 @@ from lsconv.operators.scipy import OperatorLike
 __all__ = ["Problem", "as_complex", "as_operator", "prepare"]
 
 
-def as_operator(A: OperatorLike, b: Any = None) -> LinearOperator:
+def as_operator(A: OperatorLike, b: Any = None, name: str = "A") -> LinearOperator:
     """``A`` as a LinearOperator, on the device of the right-hand side, complex where that is.
 
     Args:
@@ -31,9 +31,11 @@ def as_operator(A: OperatorLike, b: Any = None) -> LinearOperator:
             ``scipy.sparse.linalg.LinearOperator`` (so also a PyLops operator) or scipy.sparse matrix, which is applied
             on the host.
         b: the right-hand side.
+        name: the argument's name in messages.
 
     Raises:
         ArgumentTypeError: for anything else.
+        ShapeError: a tensor that looks like a kernel.
         DeviceError: A is on the meta device.
 
     Example:
@@ -42,9 +44,15 @@ def as_operator(A: OperatorLike, b: Any = None) -> LinearOperator:
     """
     from lsconv.operators import scipy
 
-    operator = scipy.as_operator(A)
+    operator = scipy.as_operator(A, name)
+    if isinstance(A, Tensor) and A.ndim > 2 and isinstance(b, Tensor) and b.shape[-1:] != operator.out_shape:
+        raise ShapeError(
+            f"{name}: a tensor is a matrix (*batch, m, n), and the {operator.out_shape[0]} rows of shape "
+            f"{tuple(A.shape)} do not fit the data of shape {tuple(b.shape)}; a kernel goes into "
+            f"lsconv.Conv{max(A.ndim - 2, 1)}d({name}, in_size=...)"
+        )
     if operator.device.type == "meta":
-        raise DeviceError(f"A: {operator!r} is on the meta device, which holds no values; solving needs them")
+        raise DeviceError(f"{name}: {operator!r} is on the meta device, which holds no values; solving needs them")
     if not isinstance(b, Tensor):
         return operator
     if not isinstance(A, (LinearOperator, Tensor)):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -96,3 +98,28 @@ def test_complex_data_and_nothing_left_are_refused() -> None:
         log_evidence(A, torch.zeros(1, 1, 1, dtype=DOUBLE), 1.0, L=Gradient((1, 3, 3), boundary="periodic"))
     with pytest.raises(lsconv.errors.ArgumentError, match="noise_std"):
         log_evidence(A, torch.zeros(1, 1, 1, dtype=DOUBLE), 1.0, noise_std=0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"noise_std": -1.0}, "noise_std"),
+        ({"noise_std": torch.ones(1, 6, 6)}, r"Diagonal\(1 / noise_std\)"),
+        ({"damp": "gcv"}, "damp: .*choose_damp"),
+        ({"damp": 0.0}, "damp"),
+        ({"y": torch.zeros(1, 6, 6, dtype=torch.float64)}, "fitted exactly"),
+        ({"y": torch.full((1, 6, 6), torch.nan, dtype=torch.float64)}, "y"),
+        ({"y": np.ones((1, 6, 6))}, "from_numpy"),
+        ({"L": "gradient"}, "L: expected"),
+    ],
+)
+def test_bad_input_is_named(change: dict[str, Any], names: str) -> None:
+    A = lsconv.Conv2d(torch.rand(1, 1, 3, 3, dtype=torch.float64), (8, 8))
+    given = {"y": torch.randn(A.out_shape, dtype=torch.float64), "damp": 0.1, **change}
+    with pytest.raises(lsconv.LsconvError, match=names):
+        lsconv.log_evidence(A, given.pop("y"), given.pop("damp"), **given)
+
+
+def test_a_kernel_in_place_of_an_operator_is_told_where_it_goes() -> None:
+    with pytest.raises(lsconv.ShapeError, match=r"lsconv.Conv2d\(A, in_size"):
+        lsconv.lstsq(torch.rand(1, 1, 3, 3), torch.randn(1, 6, 6))
