@@ -306,6 +306,11 @@ def pictures(leave: Leave) -> Leave:
         ("deblur a.png --box 3 -o x.png --origin left", "--origin left: expected center"),
         ("deblur a.png --box 3 -o x.png --weight 3", "--weight: is of --prior tv"),
         ("deblur a.png --box 3 -o x.png --prior tv --weight nan", "--weight nan"),
+        (
+            "deblur a.png --box 3 -o x.png --prior tv --damp 7",
+            "--damp: is of the other priors; --prior tv has --weight",
+        ),
+        ("deblur a.png --box 3 -o x.png --prior tv --noise-std 0", "a.png: noise_std: expected positive numbers"),
         ("deblur a.png --box 3 -o x.png --jobs 0", "--jobs"),
         ("deblur a.png --box 3 -o x.png --jobs many", "--jobs"),
         ("deblur a.png --box 3 -o x.png --max-memory much", "--max-memory much: expected a size such as 500M or 4G"),
