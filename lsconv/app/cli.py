@@ -28,10 +28,10 @@ from lsconv.app.requests import (
     BOUNDARIES,
     UsageError,
     check_plot,
+    check_writable,
     choose_device,
     choose_psf,
     find_images,
-    make_folder,
     parse_memory,
     plan_outputs,
 )
@@ -51,7 +51,10 @@ ImagesArgument = Annotated[
     list[Path], typer.Argument(help="PNG, JPEG, TIFF, NPY, WAV or FITS files, or folders of them.", metavar="IMAGE...")
 ]
 OutputOption = Annotated[
-    Path, typer.Option("--output", "-o", help="The file to write, or a folder; its ending names the format.")
+    str,
+    typer.Option(
+        "--output", "-o", help="The file to write, whose ending names the format, or a folder/.", metavar="PATH"
+    ),
 ]
 PsfOption = Annotated[
     Path | None, typer.Option(help="The blur: an image, a stack or an NPY array; it is divided by its sum.")
@@ -192,15 +195,15 @@ def deblur(
         raise UsageError(f"--nonnegative: is --min 0, got --min {low:g} beside it")
     kernel = choose_psf(psf, gaussian, disk, motion, box)
     files = find_images(images)
-    check_plot(plot, files, output)
     work = Restoring(
         kernel, boundary, prior, damp, weight, noise_std, choose_device(device), plot, noise, background, gain, offset,
         read_noise, (0.0 if nonnegative else low, high), origin, parse_memory(max_memory), verbose, report,
         bad_pixels, saturated,
     )  # fmt: skip
-    targets = plan_outputs(files, output, folder=any(path.is_dir() for path in images))
+    targets = _targets(images, files, output)
+    check_plot(plot, files, targets)
     if report is not None:
-        make_folder("--report", report)
+        check_writable("--report", report / "index.html")
     code, outcomes = for_each(work, files, targets, jobs=jobs, quiet=quiet)
     if report is not None:
         page = write_page(report, outcomes, targets, " ".join(["lsconv", *sys.argv[1:]]))
@@ -237,7 +240,7 @@ def blur(
     kernel = choose_psf(psf, gaussian, disk, motion, box)
     files = find_images(images)
     work = Blurring(kernel, boundary, noise_std, seed, choose_device(device))
-    targets = plan_outputs(files, output, folder=any(path.is_dir() for path in images))
+    targets = _targets(images, files, output)
     code, _ = for_each(work, files, targets)
     raise typer.Exit(code)
 
@@ -359,6 +362,12 @@ def _draw(path: Path, problem: demonstration.Problem, rows: Sequence[demonstrati
     strip = (slice(0, height // 5), slice(0, width * 3 // 5))
     caption = "PSNR against the photograph, on the middle pixels that the blurred picture covers."
     return draw_comparison(path, panels, problem.weight[0, 0], strip, caption)
+
+
+def _targets(images: Sequence[Path], files: Sequence[Path], output: str) -> list[Path]:
+    """The files to write; a slash at the end of a name, which a Path has not, says that it is a folder's."""
+    folder = output.endswith(("/", os.sep)) or any(path.is_dir() for path in images)
+    return plan_outputs(files, Path(output), folder=folder)
 
 
 def _check_boundary(boundary: str) -> None:

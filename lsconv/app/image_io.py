@@ -23,10 +23,11 @@ __all__ = ["ImageFileError", "Metadata", "Picture", "atomically", "check_target"
 def atomically(path: Path) -> Iterator[BinaryIO]:
     """A binary file that becomes ``path`` when the block ends, and disappears when the block raises.
 
-    It lies in the folder of ``path`` until then, so that the final renaming is one step of the file system and no
-    reader ever sees half a file.
+    The folder of ``path`` is made where it is missing. The file lies in it until then, so that the final renaming is
+    one step of the file system and no reader ever sees half a file.
     """
     # Named before it is made, so that an interruption at any moment leaves none behind.
+    path.parent.mkdir(parents=True, exist_ok=True)
     name = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
         with open(str(name), "x+b") as file:  # by its name, which tifffile asks for

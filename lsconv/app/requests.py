@@ -21,10 +21,10 @@ __all__ = [
     "Kernel",
     "UsageError",
     "check_plot",
+    "check_writable",
     "choose_device",
     "choose_psf",
     "find_images",
-    "make_folder",
     "parse_memory",
     "plan_outputs",
 ]
@@ -210,15 +210,16 @@ def plan_outputs(images: Sequence[Path], output: Path, *, folder: bool = False) 
 
     Args:
         images: the files to read.
-        output: a file, or a folder, which is made where it is missing.
-        folder: whether it must be a folder, because the images came from one.
+        output: a file, or a folder.
+        folder: whether it must be a folder, because the images came from one or its name ends in a slash.
 
     Raises:
         UsageError: outputs that cannot be written, that coincide, or that would replace an input.
     """
     if len(images) == 1 and not folder and not output.is_dir():
         if output.suffix.lower() not in FORMATS:
-            raise UsageError(f"--output {output}: the name must end in one of {', '.join(FORMATS)}, or be a folder")
+            ends = f"{', '.join(FORMATS)}, or in / for a folder"
+            raise UsageError(f"--output {output}: the name must end in one of {ends}")
         targets = [output]
     else:
         if output.exists() and not output.is_dir():
@@ -229,23 +230,12 @@ def plan_outputs(images: Sequence[Path], output: Path, *, folder: bool = False) 
         twice = {target.name for target in targets if targets.count(target) > 1}
         if twice:
             raise UsageError(f"--output {output}: two images would both become {sorted(twice)[0]}")
-        if not output.exists():
-            make_folder("--output", output)
     inputs = {image.resolve() for image in images}
     for target in targets:
-        _check_folder("--output", target)
+        check_writable("--output", target)
         if target.resolve() in inputs:
             raise UsageError(f"--output {target}: would replace an input; give another name or folder")
     return targets
-
-
-def make_folder(option: str, path: Path) -> None:
-    """Make a folder, and say in one line why it cannot be made."""
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{option} {path}: is a file, expected a folder")
-    if not path.exists():
-        _check_folder(option, path)
-        path.mkdir()
 
 
 def parse_memory(text: str | None) -> int | None:
@@ -271,7 +261,7 @@ def parse_memory(text: str | None) -> int | None:
     return int(size)
 
 
-def check_plot(plot: Path | None, images: Sequence[Path], output: Path) -> None:
+def check_plot(plot: Path | None, images: Sequence[Path], targets: Sequence[Path]) -> None:
     """Raise :class:`UsageError` unless the report can be written."""
     if plot is None:
         return
@@ -279,17 +269,19 @@ def check_plot(plot: Path | None, images: Sequence[Path], output: Path) -> None:
         raise UsageError("--plot: a report is about one image; --report FOLDER is for several")
     if plot.suffix.lower() != ".png":
         raise UsageError(f"--plot {plot}: the report is a PNG file, give a name that ends in .png")
-    _check_folder("--plot", plot)
-    if plot.resolve() in (output.resolve(), images[0].resolve()):
+    check_writable("--plot", plot)
+    if plot.resolve() in (targets[0].resolve(), images[0].resolve()):
         raise UsageError(f"--plot {plot}: is also the name of the image")
 
 
-def _check_folder(option: str, path: Path) -> None:
+def check_writable(option: str, path: Path) -> None:
+    """Raise :class:`UsageError` unless a file can be written there, once the folders that are missing are made."""
     if path.is_dir():
         raise UsageError(f"{option} {path}: is a folder")
-    if not path.parent.is_dir():
-        raise UsageError(f"{option} {path}: its folder does not exist")
-    if not os.access(path.parent, os.W_OK):
+    there = next(folder for folder in path.parents if folder.exists())
+    if not there.is_dir():
+        raise UsageError(f"{option} {there}: is a file, expected a folder")
+    if not os.access(there, os.W_OK):
         raise UsageError(f"{option} {path}: its folder cannot be written to")
 
 

@@ -107,6 +107,8 @@ class Restoring:
             raise UsageError(f"--weight {self.weight}: expected a number >= 0")
         if self.weight is not None and self.prior != "tv":
             raise UsageError("--weight: is of --prior tv; the others have --damp")
+        if self.damp != "auto" and self.prior == "tv":
+            raise UsageError("--damp: is of the other priors; --prior tv has --weight")
         self._saturation()
 
     def _saturation(self) -> float | str | None:
@@ -212,9 +214,8 @@ class Restoring:
 
     def _solve(self, data: Tensor, psf: Tensor) -> Any:
         rule = self.rule()
-        options: dict[str, Any] = {"damp": rule, "noise": self.noise}
-        if self.prior == "tv":
-            options["weight"] = self.weight
+        strength = {"weight": self.weight} if self.prior == "tv" else {"damp": rule}
+        options: dict[str, Any] = {**strength, "noise": self.noise}
         if self.noise_std is not None and (self.prior == "tv" or rule in ("discrepancy", "upre")):
             options["noise_std"] = self.noise_std
         if self.bounds != (None, None):

@@ -2,6 +2,7 @@ r"""deconvolve: the one call for images, from a blurred image and its PSF to the
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,7 +40,14 @@ Bounds = tuple[float | None, float | None]
 Values = float | Tensor | np.ndarray[Any, Any]
 
 _WEIGHT_SHARE = 0.5  # see _variation_weight
-_PENALISED = ("rtol", "max_iter", "x0", "raise_on_failure")  # options of penalised_poisson
+_ANY = ("rtol", "max_iter", "raise_on_failure")
+# The options of the solvers, as messages call them, that are the user's to give.
+_OPTIONS = {
+    "Poisson noise": (*_ANY, "x0"),
+    "a denoiser": (*_ANY, "callback"),
+    "total variation": (*_ANY, "x0", "callback", "check_finite", "isotropic", "coupled", "huber", "L"),
+    "a quadratic prior": (*_ANY, "x0", "atol", "method", "memory_limit", "check_finite"),
+}
 
 
 @untraced
@@ -49,7 +57,7 @@ def deconvolve(
     psf: Tensor | np.ndarray[Any, Any],
     *,
     boundary: str = "unknown",
-    damp: float | Tensor | str = "gcv",
+    damp: float | Tensor | str = "auto",
     prior: str | Denoiser = "gradient",
     weight: float | Tensor | None = None,
     bounds: Bounds | None = None,
@@ -108,8 +116,9 @@ def deconvolve(
             it may have more in front: ``(*batch, *size)``, or ``(*batch, 1 or C, *size)`` where there are channels.
         boundary: "unknown" (the image shows a part of a larger scene), "zero", "periodic" or "reflect".
         damp: the damping in units of the PSF's transfer function (a PSF of sum one passes the mean with factor one): a
-            number, a tensor with one per batch item, or the name of a rule for it (see :func:`lsconv.tikhonov`). Given
-            a denoiser, the square root of ADMM's penalty. With Poisson noise in the units of its objective, per grey
+            number, a tensor with one per batch item, or the name of a rule for it (see :func:`lsconv.tikhonov`);
+            "auto" is "upre" where ``noise_std`` is a number (or one per batch item) and "gcv" elsewhere. Given a
+            denoiser, the square root of ADMM's penalty. With Poisson noise in the units of its objective, per grey
             level; "discrepancy" is then the rule of :mod:`lsconv.inverse.poisson`, and the other rules look at the
             least-squares problem and divide by the mean variance.
         prior: "gradient", "tikhonov", "tv", or a denoiser.
@@ -120,8 +129,8 @@ def deconvolve(
         channels: "first", "last", or None where the image has none.
         ndim: number of spatial axes; those of the PSF by default.
         noise: "gaussian" or "poisson".
-        noise_std: standard deviation of Gaussian noise, a number (some rules for damp need it), or a map like the image
-            (or of its spatial size), by which every pixel is weighted.
+        noise_std: standard deviation of Gaussian noise, a number, for damp or weight, or a map like the image (or
+            of its spatial size), by which every pixel is weighted.
         observed: True where pixels were measured, bool, of the image's shape or its spatial size. Other pixels are
             missing, as NaN and masked ones are.
         weights: the weights of the squares, >= 0, a map like the image or of its spatial size; pixels of weight 0 are
@@ -160,6 +169,8 @@ def deconvolve(
         >>> solution.x.shape, bool((solution.x - scene[1:-1, 1:-1])[8:-8, 8:-8].abs().max() < 1e-2)
         (torch.Size([38, 38]), True)
     """
+    _check_choices(damp, prior, weight, noise, options)
+    options = {name: value for name, value in options.items() if value is not None}
     layout = Layout.of(image, psf, channels, ndim)
     camera = {"background": background, "gain": gain, "offset": offset, "read_noise": read_noise}
     measured = Measurement.of(layout, image, noise, noise_std, camera, observed=observed, weights=weights,
@@ -178,10 +189,8 @@ def deconvolve(
                       origin=centre)  # fmt: skip
     if isinstance(damp, Tensor):
         damp = damp.to(y.device)
-    if not (callable(prior) or prior in ("tv", "tikhonov", "gradient")):
-        raise ArgumentError(f'prior: expected "gradient", "tikhonov", "tv" or a denoiser, got {prior!r}')
-    if isinstance(damp, str) and damp not in RULES:
-        raise ArgumentError(f"damp: expected a number or one of the rules {', '.join(map(repr, RULES))}, got {damp!r}")
+    if isinstance(damp, str) and damp == "auto":
+        damp = "gcv" if measured.noise_std is None or measured.mapped else "upre"
     if (callable(prior) or prior == "tv" or bounds is not None or noise == "poisson") and any_requires_grad(y, kernel):
         raise MethodError(
             f"prior: {prior!r} with noise={noise!r} and bounds={bounds!r} has no gradient by image or psf; use "
@@ -190,7 +199,7 @@ def deconvolve(
     bounds = (0.0, None) if bounds is None and noise == "poisson" else None if bounds == (None, None) else bounds
     if bounds is not None:
         check_bounds(bounds, A)
-    check_meaning(_seen(measured), bounds, noise_std, float(kernel.detach().flatten(-layout.ndim).sum(-1).mean()))
+    check_meaning(measured.seen(), bounds, noise_std, float(kernel.detach().flatten(-layout.ndim).sum(-1).mean()))
     if not crop and boundary != "unknown":
         crop = True  # the field is the image
     # pixel of the image in the field
@@ -207,8 +216,26 @@ def deconvolve(
     return cut(solution, batch) if 0 in batch else solution
 
 
-def _seen(measured: Measurement) -> Tensor:
-    return measured.y if measured.rows is None else measured.y[(measured.rows > 0).expand(measured.y.shape)]
+def _check_choices(damp: Any, prior: Any, weight: Any, noise: str, options: dict[str, Any]) -> None:
+    """Refuse what the prior does not take, before any work."""
+    if not (callable(prior) or (isinstance(prior, str) and prior in ("tv", "tikhonov", "gradient"))):
+        raise ArgumentError(f'prior: expected "gradient", "tikhonov", "tv" or a denoiser, got {prior!r}')
+    if isinstance(damp, str) and damp not in ("auto", *RULES):
+        rules = ", ".join(map(repr, ("auto", *RULES)))
+        raise ArgumentError(f"damp: expected a number or one of the rules {rules}, got {damp!r}")
+    if prior == "tv" and not (isinstance(damp, str) and damp == "auto"):
+        raise ArgumentError('damp: is of the other priors; prior="tv" has weight=, chosen where it is left out')
+    if prior != "tv" and weight is not None:
+        raise ArgumentError('weight: is of prior="tv"; the other priors have damp=')
+    variation = "total variation" if prior == "tv" else "Poisson noise" if noise == "poisson" else "a quadratic prior"
+    taker = "a denoiser" if callable(prior) else variation
+    unknown = sorted(set(options) - set(_OPTIONS[taker]))
+    if unknown:
+        own = list(inspect.signature(deconvolve).parameters)[2:-1]
+        raise ArgumentTypeError(
+            f"{', '.join(unknown)}: {taker} takes no such option; deconvolve has {', '.join(own)}; for {taker} also "
+            f"{', '.join(_OPTIONS[taker])}"
+        )
 
 
 def _without_margins(A: Convolution, first: list[int], size: tuple[int, ...]) -> tuple[Convolution, list[int]]:
@@ -262,15 +289,18 @@ class _Restoration:
 
     def _with_quadratic(self, L: Gradient | None) -> Solution:
         A, y = self.measured.weighted(self.A)
-        # a map has given the weights already; a number that no rule uses is refused
-        needed = not self.measured.mapped or self.damp in ("upre", "discrepancy")
-        solve = {"damp": self.damp, "noise_std": self.measured.noise_std if needed else None, **self.options}
+        solve = {"damp": self.damp, "noise_std": self._noise_of_rule(), **self.options}
         return _quadratic(A, y, L, self.middle, self.bounds, solve)
+
+    def _noise_of_rule(self) -> float | Tensor | None:
+        """The noise as Tikhonov takes it: a map has given the weights; a number that no rule uses is refused."""
+        by_noise = isinstance(self.damp, str) and self.damp in ("upre", "discrepancy")
+        return self.measured.noise_std if by_noise or not self.measured.mapped else None
 
     def _with_denoiser(self, denoiser: Denoiser) -> Solution:
         """Plug-and-play from Tikhonov's answer, which also chooses damp where that is a rule."""
         A, y = self.measured.weighted(self.A)
-        start = tikhonov(A, y, self.damp, x_prior=self.middle, noise_std=self.measured.noise_std)
+        start = tikhonov(A, y, self.damp, x_prior=self.middle, noise_std=self._noise_of_rule())
         return plug_and_play(A, y, denoiser, start.damp**2, bounds=self.bounds, x0=start.x, **self.options)
 
     def _with_total_variation(self, poisson: bool) -> Solution:
@@ -305,13 +335,7 @@ class _Restoration:
         median (Donoho and Johnstone 1994). The likelihood of photons is divided by their variance already.
         """
         A, measured = self.A, self.measured
-        data = measured.y
-        if measured.counts is not None:
-            variance = torch.ones((), dtype=data.dtype, device=data.device)
-        elif measured.noise_std is None:
-            variance = _measured_variance(A, data, measured.rows)
-        else:
-            variance = torch.as_tensor(measured.noise_std, dtype=data.real.dtype, device=data.device) ** 2
+        variance = measured.variance(A.ndim)
         smooth = replace(self, bounds=None, damp="gcv", measured=replace(measured, noise_std=None), options={})
         x = smooth._with_quadratic(self.gradient()).x
         slope = torch.linalg.vector_norm(self.gradient()(x), dim=(-A.ndim - 2, -A.ndim - 1)).flatten(-A.ndim).mean(-1)
@@ -319,9 +343,6 @@ class _Restoration:
         return torch.where(slope > 0, weight, 0)
 
     def _penalised_poisson(self, L: Gradient | None) -> Solution:
-        unknown = sorted(set(self.options) - set(_PENALISED))
-        if unknown:
-            raise ArgumentTypeError(f"{', '.join(unknown)}: Poisson noise takes no such option")
         measured = self.measured
         assert measured.counts is not None
         A, counts = measured.photon_operator(self.A), measured.counts
@@ -336,31 +357,11 @@ class _Restoration:
         by_rule = "gcv" if self.damp in ("discrepancy", "upre") else self.damp
         B, y = measured.weighted(self.A)
         selection = choose_damp(B, y, by_rule, L=L, x_prior=self.middle)
-        start = selection.damp.double() * self._curvature().sqrt()
+        start = selection.damp.double() * measured.curvature(self.A.ndim).sqrt()
         if self.damp == "discrepancy":
             keep = None if measured.rows is None else measured.rows > 0
             return by_discrepancy(solve, start, A, counts, measured.expected, keep)
         return replace(solve(start), selection=selection)
-
-    def _curvature(self) -> Tensor:
-        """The mean second derivative of the likelihood by the blurred field, per item."""
-        measured = self.measured
-        assert measured.counts is not None
-        axes = tuple(range(-self.A.ndim - 1, 0))
-        weights = torch.ones_like(measured.counts) if measured.rows is None else measured.rows.expand(measured.y.shape)
-        number = weights.double().sum(axes).clamp_min(1)
-        square = weights if measured.sensitivity is None else measured.sensitivity.double().square()
-        photons = measured.counts.double().sum(axes) / number
-        return (square.sum(axes) / number) / torch.where(photons > 0, photons, 1)
-
-
-def _measured_variance(A: Convolution, y: Tensor, rows: Tensor | None) -> Tensor:
-    fine = y if rows is None else torch.where(rows > 0, y, torch.nan)
-    for axis in range(-A.ndim, 0):
-        fine = fine.diff(dim=axis) if fine.shape[axis] > 1 else fine
-    spread = fine.abs().flatten(-A.ndim - 1).nanmedian(-1).values
-    variance = (torch.nan_to_num(spread) / 0.6745) ** 2
-    return variance / 2 ** sum(size > 1 for size in A.spatial_out)
 
 
 def _quadratic(

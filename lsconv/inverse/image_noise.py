@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ArgumentError
+from lsconv.errors import ArgumentError, NonFiniteError
 from lsconv.inverse.image_layout import Layout
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Diagonal, Mask
@@ -99,6 +99,8 @@ class Measurement:
                     raise ArgumentError("weights: expected finite numbers >= 0")
                 root = torch.where(found > 0, torch.where(found > 0, found, 1).sqrt(), 0).expand(y.shape)
                 rows = (root if rows is None else root * rows).contiguous()
+            if rows is not None and not bool((rows > 0).flatten(-layout.ndim - 1).any(-1).all()):
+                raise NonFiniteError("image: has no measured pixel, all are missing, of weight 0 or of infinite noise")
             return cls(y, rows, usual, mapped=mapped)
         if weights is not None:
             raise ArgumentError('weights: are of noise="gaussian"; photons have those of their likelihood')
@@ -158,6 +160,41 @@ class Measurement:
             return self.y.mean(axes, keepdim=True)
         measured = (self.rows > 0).to(self.rows.dtype).expand(self.y.shape)
         return (self.y * measured).sum(axes, keepdim=True) / measured.sum(axes, keepdim=True).clamp_min(1)
+
+    def seen(self) -> Tensor:
+        """The measured pixels, in a row where some are missing."""
+        return self.y if self.rows is None else self.y[(self.rows > 0).expand(self.y.shape)]
+
+    def variance(self, ndim: int) -> Tensor:
+        """The variance of the noise per item: one of photons, as given, or measured on the mixed differences of y.
+
+        Raises:
+            ArgumentError: it is given as zero.
+        """
+        y = self.y
+        if self.counts is not None:
+            return torch.ones((), dtype=y.dtype, device=y.device)
+        if self.noise_std is not None:
+            given = torch.as_tensor(self.noise_std, dtype=y.real.dtype, device=y.device)
+            if not bool((given > 0).all()):
+                raise ArgumentError(f"noise_std: expected positive numbers, got {self.noise_std}; or give weight=")
+            return given**2
+        fine = y if self.rows is None else torch.where(self.rows > 0, y, torch.nan)
+        for axis in range(-ndim, 0):
+            fine = fine.diff(dim=axis) if fine.shape[axis] > 1 else fine
+        spread = fine.abs().flatten(-ndim - 1).nanmedian(-1).values
+        variance = (torch.nan_to_num(spread) / 0.6745) ** 2
+        return variance / 2 ** sum(size > 1 for size in y.shape[-ndim:])
+
+    def curvature(self, ndim: int) -> Tensor:
+        """The mean second derivative of the likelihood of photons by the blurred field, per item."""
+        assert self.counts is not None
+        axes = tuple(range(-ndim - 1, 0))
+        weights = torch.ones_like(self.counts) if self.rows is None else self.rows.expand(self.y.shape)
+        number = weights.double().sum(axes).clamp_min(1)
+        square = weights if self.sensitivity is None else self.sensitivity.double().square()
+        photons = self.counts.double().sum(axes) / number
+        return (square.sum(axes) / number) / torch.where(photons > 0, photons, 1)
 
 
 def _kept(values: Tensor, keep: Tensor | None) -> Tensor:

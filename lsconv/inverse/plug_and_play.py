@@ -43,7 +43,7 @@ def plug_and_play(
     weights: Tensor | None = None,
     x0: Tensor | None = None,
     rtol: float | None = None,
-    max_iter: int = 100,
+    max_iter: int | None = None,
     callback: Callable[[int, Tensor], bool | None] | None = None,
     raise_on_failure: bool = False,
 ) -> Solution:
@@ -71,7 +71,7 @@ def plug_and_play(
             weight 0 are missing, and the gradient by such a weight is 0. None: ones.
         x0: where to start.
         rtol: tolerance of the fixed-point residual relative to x; None: 1e-3 in float32, 1e-5 in float64.
-        max_iter: limit on the iterations.
+        max_iter: limit on the iterations, at least 1; None: 100.
         callback: called with (iteration, x) every few iterations; returning True stops.
         raise_on_failure: raise instead of warning when an item does not converge.
 
@@ -128,6 +128,7 @@ def plug_and_play(
         return x if bounds is None else x.clamp(*bounds)
 
     rtol = _RTOL[A.dtype.to_real()] if rtol is None else rtol
+    max_iter = 100 if max_iter is None else max_iter
     result = admm(step, step.begin(), rho=[strength] * len(terms), batch=tuple(batch), judge=judge, answer=answer,
                   rtol=rtol, max_iter=max_iter, relaxation=1.6, check_every=5, balance=False,
                   callback=callback)  # fmt: skip

@@ -271,19 +271,23 @@ def pictures(leave: Leave) -> Leave:
         ("deblur a.png --box 3 --prior tv --weight=-1 -o x.png", "weight"),
         ("deblur a.png --box 3 --device quantum -o x.png", "--device quantum"),
         ("deblur a.png --box 3 -o x.bmp", "must end in one of .png"),
-        ("deblur a.png --box 3 -o no/such/x.png", "--output no/such/x.png: its folder does not exist"),
+        ("deblur a.png --box 3 -o text.txt/x.png", "--output text.txt: is a file, expected a folder"),
         ("deblur a.png --box 3 -o a.png", "--output a.png: would replace an input"),
         ("deblur a.png --box 3 -o .", "would replace an input"),
         ("deblur a.png b.png --box 3 -o x.png", "several images need a folder"),
         ("deblur a.png b.png --box 3 -o text.txt", "several images need a folder"),
         ("deblur a.png sub/a.png --box 3 -o x", "two images would both become a.png"),
-        ("deblur a.png b.png --box 3 -o no/such", "does not exist"),
+        ("deblur a.png b.png --box 3 -o text.txt/such", "--output text.txt: is a file"),
         ("deblur c.png --box 3 -o x.jpg", "JPEG cannot hold opacity"),
         ("deblur stack.tif --box 3 -o x.png", "PNG cannot hold a stack"),
         ("deblur wild.npy --box 3 -o x.png", "PNG cannot hold values outside [0, 1]"),
         ("deblur a.png --box 3 -o x.png --plot r.jpg", "--plot r.jpg: the report is a PNG"),
         ("deblur a.png --box 3 -o x.png --plot folder.png", "--plot folder.png: is a folder"),
         ("deblur a.png --box 3 -o x.png --plot x.png", "is also the name of the image"),
+        ("deblur a.png --box 3 -o new/ --plot new/a.png", "--plot new/a.png: is also the name of the image"),
+        ("deblur a.png --box 3 -o new/x.png --plot new/r.jpg", "--plot new/r.jpg: the report is a PNG"),
+        ("deblur a.png --box 13 -o new/x.png --plot plots/r.png", "a.png: psf: its size (13, 13) exceeds"),
+        ("deblur a.png --box 3 -o new", "--output new: the name must end in one of .png"),
         ("deblur a.png b.png --box 3 -o sub2 --plot r.png", "--plot: a report is about one image"),
         ("deblur a.png --box 3 -o x.png --noise shot", "--noise shot: expected gaussian or poisson"),
         ("deblur a.png --box 3 -o x.png --noise poisson --noise-std 3", "--read-noise, in photons"),
@@ -302,13 +306,18 @@ def pictures(leave: Leave) -> Leave:
         ("deblur a.png --box 3 -o x.png --origin left", "--origin left: expected center"),
         ("deblur a.png --box 3 -o x.png --weight 3", "--weight: is of --prior tv"),
         ("deblur a.png --box 3 -o x.png --prior tv --weight nan", "--weight nan"),
+        (
+            "deblur a.png --box 3 -o x.png --prior tv --damp 7",
+            "--damp: is of the other priors; --prior tv has --weight",
+        ),
+        ("deblur a.png --box 3 -o x.png --prior tv --noise-std 0", "a.png: noise_std: expected positive numbers"),
         ("deblur a.png --box 3 -o x.png --jobs 0", "--jobs"),
         ("deblur a.png --box 3 -o x.png --jobs many", "--jobs"),
         ("deblur a.png --box 3 -o x.png --max-memory much", "--max-memory much: expected a size such as 500M or 4G"),
         ("deblur a.png --box 3 -o x.png --max-memory 3K", "a.png: needs about"),
         ("deblur a.png --box 3 -o x.png --quiet --verbose", "--quiet, --verbose: give one of them"),
         ("deblur a.png --box 3 -o x.png --report text.txt", "--report text.txt: is a file, expected a folder"),
-        ("deblur a.png --box 3 -o x.png --report no/such", "--report no/such: its folder does not exist"),
+        ("deblur a.png --box 3 -o x.png --report text.txt/such", "--report text.txt: is a file"),
         ("deblur minus.npy --box 3 -o x.npy --noise poisson", "minus.npy: image: counts must be >= 0"),
         ("deblur complex.npy --box 3 -o x.npy", "complex.npy: values of type complex128 are not supported"),
         ("deblur inf.npy --box 3 -o x.npy", "inf.npy: contains infinity; missing pixels are NaN"),
@@ -346,6 +355,23 @@ def test_everything_amiss_is_one_line_code_two_and_no_file(pictures: Leave, word
     assert error.count("\n") == 1
     assert says in error
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        ("-o new/x.png", ["new/x.png"]),
+        ("-o new/", ["new/a.png"]),
+        ("-o new/deep/x.png", ["new/deep/x.png"]),
+        ("-o x.png --plot plots/r.png", ["plots/r.png", "x.png"]),
+        ("-o x.png --report page/all", ["page/all/index.html", "page/all/x.png.png", "x.png"]),
+    ],
+)
+def test_folders_are_made_where_they_are_missing(pictures: Leave, words: str, written: list[str]) -> None:
+    before = set(Path().rglob("*.*"))
+    code, _, error = pictures(*shlex.split(f"deblur a.png --box 3 --damp 0.1 {words}"))
+    assert (code, error) == (0, "")
+    assert sorted(map(str, set(Path().rglob("*.*")) - before)) == written
 
 
 def test_an_unwritable_folder_is_refused(pictures: Leave, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,10 +121,17 @@ def test_counts_are_restored_as_the_library_restores_them(leave: Leave, prior: s
     assert np.abs(tifffile.imread("b.tif").astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("words", [["--nonnegative"], ["--min", 0], ["--min", 0, "--max", 250, "--prior", "tv"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--damp", 0.05, "--nonnegative"],
+        ["--damp", 0.05, "--min", 0],
+        ["--min", 0, "--max", 250, "--prior", "tv"],
+    ],
+)
 def test_bounds_hold(leave: Leave, words: list[Any]) -> None:
     np.save("a.npy", counts(20, 20).astype(np.float32) - 150)
-    assert leave("deblur", "a.npy", "--gaussian", 1, "--damp", 0.05, *words, "-o", "b.npy")[0] == 0
+    assert leave("deblur", "a.npy", "--gaussian", 1, *words, "-o", "b.npy")[0] == 0
     restored = np.load("b.npy")
     assert restored.min() == 0
     assert restored.max() <= 250 or "--max" not in words

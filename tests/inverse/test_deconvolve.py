@@ -364,13 +364,42 @@ GOOD: dict[str, Any] = {"image": torch.rand(8, 8), "psf": torch.ones(3, 3) / 9, 
         ({"prior": "ridge"}, ArgumentError, "prior: expected"),
         ({"channels": "middle"}, ArgumentError, "channels: expected"),
         ({"prior": lambda v: v[..., 1:]}, ShapeError, "denoiser"),
-        ({"nonsense": 1}, TypeError, "nonsense"),
+        ({"nonsense": 1}, ArgumentTypeError, "nonsense: .*boundary, damp, prior.*memory_limit"),
+        ({"L": None}, ArgumentTypeError, "L: a quadratic prior takes no such option"),
+        ({"prior": lambda v: v, "x0": 1}, ArgumentTypeError, "x0: a denoiser takes no such option"),
+        ({"prior": "tv"}, ArgumentError, 'damp: .*prior="tv" has weight='),
+        ({"prior": "tv", "damp": -1}, ArgumentError, 'damp: .*prior="tv" has weight='),
+        ({"prior": "tv", "damp": "gcv"}, ArgumentError, 'damp: .*prior="tv" has weight='),
+        ({"prior": "tv", "noise": "poisson"}, ArgumentError, 'damp: .*prior="tv" has weight='),
+        ({"weight": 0.5}, ArgumentError, 'weight: is of prior="tv"; the other priors have damp='),
+        ({"weight": 0.5, "prior": lambda v: v}, ArgumentError, 'weight: is of prior="tv"'),
+        ({"noise_std": 0.0, "prior": "tv", "damp": "auto"}, ArgumentError, "noise_std: expected positive .*weight="),
+        ({"noise_std": 0.0, "damp": "auto"}, ArgumentError, "noise_std: expected positive numbers, got 0.0"),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, Any], error: type[Exception], says: str) -> None:
     given = {**GOOD, **change}
     with pytest.raises(error, match=says):
         lsconv.deconvolve(given.pop("image"), given.pop("psf"), **given)
+
+
+def test_damp_is_chosen_by_upre_where_the_noise_is_a_number_and_by_gcv_elsewhere() -> None:
+    image, psf = torch.rand(16, 16, dtype=torch.float64), torch.from_numpy(asymmetric(3, 3))
+    a_map = torch.linspace(0.05, 0.1, 16, dtype=torch.float64).expand(16, 16)
+    for rule, given in [("gcv", {}), ("upre", {"noise_std": 0.1}), ("gcv", {"noise_std": a_map})]:
+        chosen = lsconv.deconvolve(image, psf, **given)
+        assert chosen.selection is not None
+        assert chosen.selection.rule == rule
+        assert torch.equal(chosen.x, lsconv.deconvolve(image, psf, damp=rule, **given).x)
+        denoised = lsconv.deconvolve(image, psf, prior=lambda v: 0.9 * v, max_iter=500, **given)
+        assert bool(denoised.converged)
+
+
+@pytest.mark.parametrize("options", [{"damp": 0.1}, {"damp": 0.1, "noise": "poisson"}, {"prior": "tv"}])
+def test_options_of_the_solver_that_are_none_are_its_defaults(options: dict[str, Any]) -> None:
+    image, psf = torch.rand(10, 10), torch.ones(3, 3) / 9
+    x = lsconv.deconvolve(image, psf, max_iter=None, rtol=None, x0=None, **options).x
+    assert torch.equal(x, lsconv.deconvolve(image, psf, **options).x)
 
 
 @pytest.mark.parametrize("noise_std", [0.0, 1e-4])

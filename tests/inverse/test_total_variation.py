@@ -255,6 +255,41 @@ def test_bad_arguments_are_named():
         lsconv.plug_and_play(A, y, lambda v: v[..., 1:], 1.0)
 
 
+@pytest.mark.parametrize("padding", [{}, {"padding": 1, "padding_mode": "reflect"}])
+@pytest.mark.parametrize("options", [{}, {"noise": "poisson"}])
+def test_where_nothing_is_measured_the_answer_is_zero(padding: dict[str, object], options: dict[str, str]) -> None:
+    A = lsconv.Conv2d(torch.ones(1, 1, 3, 3, dtype=DOUBLE) / 9, in_size=(12, 12), **padding)
+    y = torch.rand(2, *A.out_shape, dtype=DOUBLE)
+    observed = torch.stack([torch.ones(A.out_shape, dtype=torch.bool), torch.zeros(A.out_shape, dtype=torch.bool)])
+    given = [{"observed": observed}] + ([] if options else [{"weights": observed.to(DOUBLE)}])
+    alone = lsconv.total_variation(A, y[0], 0.01, **options)
+    for kept in given:
+        solution = lsconv.total_variation(A, y, 0.01, **kept, **options)
+        assert solution.status == [alone.status, lsconv.Status.ZERO]
+        assert bool(solution.converged.all())
+        assert not solution.x[1].any()
+        torch.testing.assert_close(solution.x[0], alone.x, rtol=0, atol=1e-2)
+
+
+def test_an_operator_of_zeros_is_answered_with_zero() -> None:
+    A = lsconv.Conv2d(torch.zeros(1, 1, 3, 3), in_size=(8, 8))
+    solution = lsconv.total_variation(A, torch.rand(A.out_shape), 0.3)
+    assert bool(solution.converged)
+    assert not solution.x.any()
+
+
+def test_no_limit_on_the_iterations_is_the_usual_limit_and_none_at_all_is_refused() -> None:
+    A, y = problem()
+    for solve, usual in [
+        (lambda **o: lsconv.total_variation(A, y, 0.05, rtol=0.0, **o), 1000),
+        (lambda **o: lsconv.plug_and_play(A, y, lambda v: 0.5 * v, 0.1, rtol=0.0, **o), 100),
+    ]:
+        with pytest.warns(lsconv.ConvergenceWarning):
+            assert int(solve(max_iter=None).iterations) == usual
+        with pytest.raises(lsconv.LsconvError, match=r"^max_iter: expected an integer >= 1, got 0"):
+            solve(max_iter=0)
+
+
 @pytest.mark.parametrize("followed", ["y", "weight", "A", "L"])
 def test_total_variation_refuses_a_gradient_that_it_does_not_have(followed: str) -> None:
     given = {

@@ -27,6 +27,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lsconv.errors import ArgumentError
 from lsconv.inverse.admm.history import ConvexCertificate, SplittingHistory, SplittingResult
 from lsconv.inverse.admm.proximal import Term
 from lsconv.krylov.loop.batched_scalars import ItemSpace
@@ -112,6 +113,8 @@ def admm(
         balance: adapt the penalties of the balanced terms; with a denoiser as the prior they are part of the model.
         callback: called with the iteration and x at every look; returning True stops.
     """
+    if max_iter < 1:
+        raise ArgumentError(f"max_iter: expected an integer >= 1, got {max_iter}")
     terms, count = step.terms, len(step.terms)
     rho = [value.expand(batch).clone() for value in rho]
     first = [value.clone() for value in rho]

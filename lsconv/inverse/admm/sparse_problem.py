@@ -121,6 +121,7 @@ class SparseProblem:
         if self.scale is not None:
             rows = self.scale.double().expand(self.y.shape).flatten(len(self.batch)).square()
             square = rows.sum(-1) / (rows > 0).sum(-1).clamp_min(1)
+            square = torch.where(square > 0, square, 1.0)  # nothing measured: any penalty does
         if self.gaussian:
             return _DATA_PENALTY["gaussian"] * square
         mean = self.y.double().flatten(len(self.batch)).mean(-1)
@@ -129,7 +130,7 @@ class SparseProblem:
     def _first(self, term: Term) -> Tensor:
         """The penalties of the quadratic problem whose answer is the start."""
         data = self._data_penalty()
-        square = max(self.norms[0], torch.finfo(torch.float32).tiny) ** 2
+        square = (self.norms[0] or 1.0) ** 2
         if term.balanced:
             return data * 0.2 * square / self.norms[self.terms.index(term)] ** 2
         return data if term is self.data else data * 1e-3 * square
@@ -137,7 +138,7 @@ class SparseProblem:
     def _penalties(self) -> list[Tensor]:
         """The penalties to begin with: thresholds of the size of the images."""
         data = self._data_penalty()
-        square = max(self.norms[0], torch.finfo(torch.float32).tiny) ** 2
+        square = (self.norms[0] or 1.0) ** 2
         rho: list[Tensor] = []
         pull = torch.zeros_like(data)  # the largest curvature that a sparsifying term adds
         views: Sequence[Image] = self.step.images
