@@ -28,8 +28,10 @@ from lsconv.border.outer_iteration import iterated
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.errors import MethodError
+from lsconv.factored.normal_equations import NormalEquationsPlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.dense_stack import stacked
+from lsconv.inverse.reduced_plan import core
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.solution import Solution
@@ -160,8 +162,9 @@ class MissingPlan:
     @property
     def _of_form(self) -> bool:
         """Tell whether x is computed as ``A^H z``, so that rounding alone has a part in the null space of A."""
-        inverse = getattr(self, "inverse", None) or getattr(self.inner, "inverse", None)
-        return getattr(inverse, "side", "solution") == "residual"
+        plan = self if self.inner is None else core(self.inner)
+        side = getattr(getattr(plan, "inverse", None), "side", "residual")
+        return side == "residual" and not isinstance(plan, NormalEquationsPlan)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
