@@ -158,7 +158,7 @@ def test_float32_weights_of_a_large_range_are_certified() -> None:
 
 def test_total_variation_of_poisson_counts_takes_observed_but_no_weights() -> None:
     counts = torch.where(SEEN, Y.abs() + 1, math.nan)
-    bounds = {"bounds": (0, None), "noise": "poisson", "background": 1.0}
+    bounds = {"bounds": (0, None), "noise": "poisson", "background": 1.0, "max_iter": 2000}
     x = lsconv.total_variation(A, counts, 0.1, observed=SEEN, **bounds).x
     assert torch.equal(x, lsconv.total_variation(lsconv.Mask(SEEN) @ A, torch.where(SEEN, counts, 0), 0.1, **bounds).x)
     with pytest.raises(ArgumentError, match="weights"):
