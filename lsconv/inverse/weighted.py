@@ -130,6 +130,12 @@ class WeightedPlan:
         return self._least_squares(self._stacked(y, None), rtol, 0.0, None)[0].to(self.A.dtype)
 
     @torch.no_grad()
+    def approximate(self, y: Tensor, tolerance: float) -> Tensor:
+        """The solution for ``y`` up to so much of the root of its objective, in the norm of the normal equations."""
+        data = self._stacked(y, None)
+        return self._least_squares(data, 0.0, 0.0, None, tolerance=tolerance)[0].to(self.A.dtype)
+
+    @torch.no_grad()
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`."""
         return self.precise.apply(self._normal(v, rtol)).to(self.A.dtype)
@@ -148,7 +154,7 @@ class WeightedPlan:
         return y if self.L is None else stacked_data(self.stack, y, x_prior)  # type: ignore[arg-type]
 
     def _least_squares(
-        self, data: Tensor, rtol: float, atol: float, max_iter: int | None
+        self, data: Tensor, rtol: float, atol: float, max_iter: int | None, *, tolerance: float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The x for data of the stack, iterations, and a lower bound of the norm of the stack."""
         images, batch = self.images, self._batch(data, self.stack.out_shape)
@@ -167,7 +173,11 @@ class WeightedPlan:
             rounding = torch.finfo(data.dtype).eps * (norm * x_norm + size)
             return norm * torch.maximum(rtol * torch.maximum(total, least) / 2, rounding)
 
-        x, iterations, norm = self._iterate(batch, remainder, bound, max_iter)
+        def left(x: Tensor, image: Tensor) -> Tensor:
+            objective = images.norm(data - image).square() + self.mu * self.space.norm(x).square()
+            return tolerance**2 * objective
+
+        x, iterations, norm = self._iterate(batch, remainder, bound, max_iter, left if tolerance else None)
         return x * self.space.spread(unit), iterations, norm
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
@@ -194,6 +204,7 @@ class WeightedPlan:
         remainder: Callable[[Tensor, Tensor], Tensor],
         bound: Callable[[Tensor, Tensor, Tensor], Tensor],
         max_iter: int | None,
+        left: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The iteration: x, its length per item, and the largest ``||stack p|| / ||p||`` met.
 
@@ -202,6 +213,7 @@ class WeightedPlan:
             remainder: of the normal equations, for x and its image.
             bound: of the norm of that, for x, its image and the norm of the stack.
             max_iter: limit on the iterations.
+            left: the square of the preconditioned remainder that may be left, for x and its image; None: any.
         """
         space = self.space
         x = torch.zeros(*batch, *self.A.in_shape, dtype=self.precise.dtype, device=self.A.device)
@@ -220,6 +232,10 @@ class WeightedPlan:
                 break
             z = self.inverse(g, 1e-3)[0]
             new = space.inner(z, g)
+            if left is not None:
+                active = active & (new > left(x, image))
+                if not bool(active.any()):
+                    break
             p = z + space.spread(divide(new - space.inner(z, before), rho)) * p
             ahead = self.stack.apply(p)
             length, p_norm = self.images.norm(ahead), space.norm(p)

@@ -32,6 +32,11 @@ from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.damping.stochastic_paths import BorderPath, SolverPath
 from lsconv.inverse.damping.subimages import as_windows
 from lsconv.inverse.damping.surrogate import TaperedPath
+from lsconv.inverse.damping.weighted_surrogate import (
+    WeightedTaperedPath,
+    constant_weight_in_kernel,
+    weighted_convolution,
+)
 from lsconv.inverse.identical_groups import SharedGroups
 from lsconv.inverse.missing import are_scattered
 from lsconv.inverse.observation import Observation
@@ -128,6 +133,7 @@ def choose_damp(
         A.check_output(y, "y")
         observation = Observation.of(A, observed, weights)
         A, y = observation.operator(A), observation.data(y)
+    A = constant_weight_in_kernel(A)
     smaller = Reduction.trimmed(A) if isinstance(A, Convolution) else None
     A = smaller.B if smaller is not None and smaller.same_shapes else A
     problem = prepare(A, y, check_finite=False, name="y")
@@ -270,9 +276,12 @@ def _paths(
         )
     coarse: DampPath | None = None
     whole = A if isinstance(A, Convolution) else _unmasked(A)
-    if likeness and whole is not None:
+    weighted = weighted_convolution(A)
+    if likeness and weighted is not None and TaperedPath.serves(weighted[1], L):
+        coarse = WeightedTaperedPath(weighted[1], weighted[0], y, L)
+    elif likeness and whole is not None:
         if TaperedPath.serves(whole, L):
-            filled = y if whole is A else interpolated(y, A)
+            filled = y if whole is A else interpolated(y, A.operators[0].mask)  # type: ignore[attr-defined]
             coarse = TaperedPath(whole, filled, L, determinant=determinant)
         elif whole is A:
             small = as_windows(A, y, L)

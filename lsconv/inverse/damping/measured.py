@@ -43,14 +43,13 @@ def zero_rows(A: LinearOperator) -> Tensor | None:
     return zero.expand(*A.batch_shape, *A.out_shape)
 
 
-def interpolated(y: Tensor, A: LinearOperator) -> Tensor:
-    """Data of a mask before an operator, with the mean of what is measured around them where nothing is.
+def interpolated(y: Tensor, mask: Tensor) -> Tensor:
+    """Data with the mean of what is measured around them where nothing is.
 
     Args:
         y: ``(*batch, *out_shape)``, channels first.
-        A: the product of a mask and another operator.
+        mask: True where data were measured, ``out_shape``; somewhere at least.
     """
-    mask = A.operators[0].mask  # type: ignore[attr-defined]
     ndim = mask.ndim - 1
     pool = (torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d)[ndim - 1]
     weight, filled = mask.to(y.real.dtype)[None], torch.where(mask, y, 0)

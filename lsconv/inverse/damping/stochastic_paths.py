@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.damping.paths import TOLERANCE, Evaluation
 from lsconv.inverse.route import penalty_plan, route
+from lsconv.inverse.weighted import WeightedPlan
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
@@ -254,14 +256,22 @@ class SolverPath(_Probed):
     ) -> None:
         super().__init__(A, y, count, local=local)
         self.L, self.scale = L, scale.expand(self.batch)
+        self.latest: tuple[Tensor, Any] | None = None
 
     def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
-        plan = route(self.A, damp) if self.L is None else penalty_plan(self.A, self.L, damp)
+        if self.latest is None or not torch.equal(self.latest[0], damp):
+            self.latest = None  # the setup of one damp at a time
+            self.latest = damp, route(self.A, damp) if self.L is None else penalty_plan(self.A, self.L, damp)
+        plan = self.latest[1]
         found = []
         for y in data:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                x = plan.solve(y.expand(y.shape[0], *self.batch, *self.A.out_shape), rtol=0.1 * TOLERANCE).x
+            y = y.expand(y.shape[0], *self.batch, *self.A.out_shape)
+            if isinstance(plan, WeightedPlan):
+                x = plan.approximate(y, 10 * TOLERANCE)
+            else:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ConvergenceWarning)
+                    x = plan.solve(y, rtol=0.1 * TOLERANCE).x
             Lx = x if self.L is None else self.L.apply(x)
             found.append((y - self.A.apply(x), _norm_sq(Lx, self.A.in_shape if self.L is None else self.L.out_shape)))
         return found

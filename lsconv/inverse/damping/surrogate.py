@@ -34,7 +34,7 @@ from lsconv.operators.difference import Gradient, Laplacian
 from lsconv.operators.elementary import Identity
 from lsconv.operators.fft_convolution import good_fft_length
 
-__all__ = ["TaperedPath"]
+__all__ = ["TaperedPath", "fading", "without_padding"]
 
 # The share of an axis, both ends together, over which the data fade to zero.
 _TAPER = 0.25
@@ -59,11 +59,11 @@ class TaperedPath:
         ndim, self.determinant = A.ndim, determinant
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - ndim - 1], A.batch_shape))
         inner = y
-        for axis, (first, count) in enumerate(_without_padding(A), start=-ndim):
+        for axis, (first, count) in enumerate(without_padding(A), start=-ndim):
             inner = inner.narrow(axis, first, count)
         sizes = tuple(inner.shape[-ndim:])
         grid = tuple(good_fft_length(size) for size in sizes)
-        weight = _taper(sizes, A)
+        weight = fading(sizes, A)
         # the constant, which would leak, is what the mean of the tapered data says
         level = (inner * weight).sum(tuple(range(-ndim, 0)), keepdim=True) / weight.sum()
         spectrum = (inner - level) * weight * (math.prod(grid) / weight.square().sum()).sqrt()
@@ -74,10 +74,9 @@ class TaperedPath:
         weights = torch.ones(power.shape[-ndim:], dtype=torch.float64, device=power.device)
         if self.real:
             weights[..., 1 : (grid[-1] + 1) // 2] = 2
-        found = self._power(A, A.ndim, grid)
+        found = self.symbol_power(A, A.ndim, grid)
         assert found is not None
-        one = torch.ones((), dtype=torch.float64, device=power.device)
-        penalty = one if L is None else self._power(L, A.ndim, grid)
+        penalty = self.symbol_power(L, A.ndim, grid)
         assert penalty is not None
         self.together, self.ndim = y.shape[0], ndim
         self._ratios(found, penalty, power, weights)
@@ -90,23 +89,25 @@ class TaperedPath:
         """Tell whether A and L have symbols that are numbers, and the data are large against the kernel."""
         if not isinstance(A, Convolution) or not A.in_shape[0] == A.out_shape[0] == A.groups or set(A.stride) != {1}:
             return False
-        sizes = zip(_without_padding(A), A.kernel_extent, strict=True)
+        sizes = zip(without_padding(A), A.kernel_extent, strict=True)
         if any(count < max(_LEAST_DATA, extent) for (_, count), extent in sizes):
             return False
-        return L is None or cls._power(L, A.ndim, tuple(max(k, 4) for k in A.kernel_extent)) is not None
+        return L is None or cls.symbol_power(L, A.ndim, tuple(max(k, 4) for k in A.kernel_extent)) is not None
 
     @classmethod
-    def _power(cls, operator: LinearOperator, ndim: int, grid: tuple[int, ...]) -> Tensor | None:
-        """``|symbol|^2`` of a stack of convolutions channel by channel, or None where it is none."""
+    def symbol_power(cls, operator: LinearOperator | None, ndim: int, grid: tuple[int, ...]) -> Tensor | None:
+        """``|symbol|^2`` of a stack of convolutions channel by channel, or None where it is none; 1 of no operator."""
+        if operator is None:
+            return torch.ones((), dtype=torch.float64)
         real = not operator.dtype.is_complex
         dims = tuple(range(-ndim, 0))
         if isinstance(operator, Identity) and len(operator.in_shape) == ndim + 1:
             return torch.ones((), dtype=torch.float64, device=operator.device)
         if isinstance(operator, Scaled):
-            inner, factor = cls._power(operator.operator, ndim, grid), torch.as_tensor(operator.alpha)
+            inner, factor = cls.symbol_power(operator.operator, ndim, grid), torch.as_tensor(operator.alpha)
             return None if inner is None or factor.numel() != 1 else inner * factor.abs().double().square().reshape(())
         if isinstance(operator, VStack):
-            parts = [cls._power(part, ndim, grid) for part in operator.operators]
+            parts = [cls.symbol_power(part, ndim, grid) for part in operator.operators]
             return None if any(part is None for part in parts) else sum(p for p in parts if p is not None)  # type: ignore[return-value]
         if isinstance(operator, (Gradient, Laplacian)) and operator.ndim == ndim and len(operator.in_shape) == ndim + 1:
             kernels = operator.kernels.reshape(-1, *operator.kernels.shape[-ndim:]).double()
@@ -162,7 +163,7 @@ class TaperedPath:
         )
 
 
-def _without_padding(A: Convolution) -> list[tuple[int, int]]:
+def without_padding(A: Convolution) -> list[tuple[int, int]]:
     """Per axis the first output that reads no padding, and how many do not; all of them where the padding is circular.
 
     Stride 1.
@@ -177,7 +178,7 @@ def _without_padding(A: Convolution) -> list[tuple[int, int]]:
     return found
 
 
-def _taper(sizes: tuple[int, ...], A: Convolution) -> Tensor:
+def fading(sizes: tuple[int, ...], A: Convolution) -> Tensor:
     """The product of Tukey's windows along the axes, one in the middle; ones where the convolution is circular."""
     real = A.weight.real.dtype
     weight = torch.ones((), dtype=real, device=A.device)
