@@ -23,11 +23,11 @@ F64 = torch.float64
 
 
 def masks(n: int) -> dict[str, Tensor]:
-    """One per cent of dead pixels, two blobs of 16 pixels across, two dead columns: True where pixels are measured."""
+    """One per cent of dead pixels, two blobs of 16 pixels across (fewer in small images), two dead columns."""
     rows = torch.arange(n)
     blobs, columns = torch.ones(1, n, n, dtype=torch.bool), torch.ones(1, n, n, dtype=torch.bool)
     for down, across in ((n // 3, n // 4), (2 * n // 3, n // 2)):
-        blobs &= ((rows[:, None] - down) ** 2 + (rows - across) ** 2 > 64)[None]
+        blobs &= ((rows[:, None] - down) ** 2 + (rows - across) ** 2 > min(8, n // 16) ** 2)[None]
     columns[:, :, [n // 3, n // 2]] = False
     dead = torch.rand(1, n, n, generator=torch.Generator().manual_seed(0)) > 0.01
     return {"1 % dead": dead, "two blobs": blobs, "two columns": columns}

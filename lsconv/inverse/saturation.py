@@ -27,7 +27,7 @@ def saturation_level(image: Any, saturated: Any) -> float | None:
 
     Example:
         >>> image = torch.arange(64).clamp(max=50)
-        >>> saturation_level(image, 50), saturation_level(torch.arange(64), "auto")
+        >>> saturation_level(image, 50), saturation_level(image, None)
         (50.0, None)
     """
     if saturated is None:
