@@ -151,7 +151,10 @@ def test_missing_data_are_interpolated_from_what_is_around_them(shape: tuple[int
     assert torch.allclose(interpolated(torch.complex(given, -given), keep), torch.complex(found, -found))
 
 
-@pytest.mark.parametrize("rule", ["gcv", "evidence", "discrepancy"])
+@pytest.mark.parametrize(
+    "rule",
+    ["gcv", pytest.param("evidence", marks=pytest.mark.slow), pytest.param("discrepancy", marks=pytest.mark.slow)],
+)
 def test_a_large_masked_image_is_searched_through_its_border_and_chooses_as_its_dense_matrix(rule: str) -> None:
     generator = torch.Generator().manual_seed(0)
     kernel = torch.rand(5, 5, dtype=DOUBLE, generator=generator)
