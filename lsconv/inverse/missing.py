@@ -56,9 +56,12 @@ def are_scattered(missing: Tensor, ndim: int) -> bool:
         missing: ``(*batch, channels, *size)``, bool.
         ndim: the number of axes of ``size``.
     """
+    if missing.numel() == 0:
+        return False
     planes = missing.double().reshape(-1, 1, *missing.shape[missing.ndim - ndim :])
     pool = (torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d)[ndim - 1]
-    solid = int((pool(planes, 3, 1, 1) > 1 - 1e-9).sum())  # outputs whose neighbours are all missing
+    padded = torch.nn.functional.pad(planes, (1, 1) * ndim)  # the padding of a pool needs as much of an axis
+    solid = int((pool(padded, 3, 1) > 1 - 1e-9).sum())  # outputs whose neighbours are all missing
     return float(planes.mean()) < 0.4 and solid <= largest_piece(int(planes.sum()), planes.numel())
 
 
