@@ -270,27 +270,17 @@ class BorderInverse(NormalInverse):
         """The factors for right-hand sides of this batch shape, which are made where they are the cheaper way."""
         limits = self.problem.request.limits
         if self.direct is None and "on_border" not in self.__dict__ and not self.problem.request.whole:
-            cost, expected, fits = self._forecast(batch)
+            cost, expected, fits = self.forecast(batch)
             if cost <= solves * (expected if limits.at_once is None else limits.at_once) and fits:
                 self.go_direct()
         return super().expect(batch)
 
-    def _forecast(self, batch: tuple[int, ...]) -> tuple[float, float, bool]:
+    def forecast(self, batch: tuple[int, ...]) -> tuple[float, float, bool]:
         """The cost of the factors in iterations, the iterations expected, and whether the factors fit in memory."""
         cost = self.model.factors(self._cost) / self.model.iteration(self.embedding.rest(batch)[1])
         expected = expected_iterations(self.condition if self.definite else self.condition**2)
         limit = allowed_bytes(self.problem.request.limits.spare_bytes, self.convolution.device)
         return cost, expected, self.model.bytes(self._cost) <= limit
-
-    def outlook(self) -> str:
-        """Say in a sentence whether the border is factorised or iterated on, and why."""
-        if self.direct is not None:
-            return "its factors are made"
-        cost, expected, fits = self._forecast(self.embedding.batch_shape)
-        if not fits:
-            return "the factors of the border do not fit in memory: it is iterated on"
-        how = "are made at once" if cost <= expected else "are made when iterations have cost as much"
-        return f"the factors of the border cost {cost:.0f} of its iterations, {expected:.0f} are expected: they {how}"
 
     def iterate(self) -> None:
         """Do without factors, which have lost too many digits, for good."""

@@ -135,7 +135,18 @@ def _reasons(plan: Any) -> list[str]:
         return ["the adjoint of a convolution is solved with by the plan of the convolution", *_reasons(plan.plan)]
     reasons = [next((reason for kind, reason in _REASONS if isinstance(plan, kind)), type(plan).__name__)]
     inverse = getattr(plan, "inverse", None)
-    return [*reasons, inverse.outlook()] if isinstance(inverse, BorderInverse) else reasons
+    return [*reasons, _outlook(inverse)] if isinstance(inverse, BorderInverse) else reasons
+
+
+def _outlook(inverse: BorderInverse) -> str:
+    """Say whether the border is factorised or iterated on, and why."""
+    if inverse.direct is not None:
+        return "its factors are made"
+    cost, expected, fits = inverse.forecast(inverse.embedding.batch_shape)
+    if not fits:
+        return "the factors of the border do not fit in memory: it is iterated on"
+    how = "are made at once" if cost <= expected else "are made when iterations have cost as much"
+    return f"the factors of the border cost {cost:.0f} of its iterations, {expected:.0f} are expected: they {how}"
 
 
 def _measured(plan_by: Any, method: str, y: Tensor) -> str:
