@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from lsconv.app import cli
 from lsconv.app.image_io import Picture, read_picture, write_picture
 
 Leave = Callable[..., tuple[int, str, str]]
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture
-def leave(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Leave:
-    """Run the command line in a folder with a picture and its bad pixels: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def pictures(leave: Leave) -> None:
+    """A picture and its bad pixels, in the folder that ``leave`` runs in."""
     image = (60 + 50 * np.sin(np.arange(32)[:, None] / 3) + np.arange(34)[None, :]).astype(np.uint8)[..., None]
     bad = np.zeros_like(image)
     bad[10:12, :] = 255
@@ -32,15 +29,6 @@ def leave(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
     write_picture(Path("lamp.png"), Picture(lamp))
     write_picture(Path("small.png"), Picture(bad[1:]))
     write_picture(Path("real.tif"), Picture(image.astype(np.float32)))
-
-    def run(*words: Any) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.run([str(word) for word in words])
-        out, error = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, error
-
-    return run
 
 
 def test_what_stands_on_bad_pixels_does_not_show(leave: Leave) -> None:

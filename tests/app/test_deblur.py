@@ -26,21 +26,6 @@ from lsconv.app.image_io import Metadata, Picture, read_picture, write_picture
 Leave = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def leave(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Leave:
-    """Run the command line in an empty folder: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: Any) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.run([str(word) for word in words])
-        out, error = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, error
-
-    return run
-
-
 def scene(*shape: int) -> np.ndarray[Any, Any]:
     """Smooth, between 0.1 and 0.9: ``(*pages, height, width, channels)``."""
     grids = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")

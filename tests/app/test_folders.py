@@ -15,24 +15,9 @@ import pytest
 import tifffile
 
 import lsconv
-from lsconv.app import cli
 
 Leave = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def leave(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Leave:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: Any) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.run([str(word) for word in words])
-        out, error = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, error
-
-    return run
 
 
 def counts(*shape: int) -> np.ndarray[Any, Any]:
