@@ -23,7 +23,7 @@ multipliers: the saddle form, with a border of its own (:mod:`lsconv.border.refl
 
 from __future__ import annotations
 
-import functools
+import enum
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -46,10 +46,9 @@ from lsconv.border.cost_model import (
     whole_cost,
 )
 from lsconv.border.direct.direct_pass import DirectInverse
-from lsconv.border.normal_problem import NormalProblem, Request, least_shift
+from lsconv.border.normal_problem import NormalProblem, Request
 from lsconv.border.system.border_system import BorderProblem, BorderSystem, Schwarz
-from lsconv.fourier.batched_linalg import frobenius
-from lsconv.fourier.symbol import FrequencyMatrices, product, saddle_inverse
+from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["BorderInverse", "CirculantInverse", "DefiniteInverse", "NormalInverse", "SaddleInverse", "normal_inverse"]
@@ -167,7 +166,8 @@ class CirculantInverse(NormalInverse):
 
     def __init__(self, problem: NormalProblem) -> None:
         super().__init__(problem)
-        self.inverse, self._deficient = problem.circulant_inverse()
+        parts = problem.circulant_parts()
+        self.inverse, self._deficient = parts.inverse, parts.deficient
 
     def continued(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
@@ -183,35 +183,50 @@ class CirculantInverse(NormalInverse):
         return z, torch.zeros(batch, dtype=torch.int64, device=f.device), None
 
 
+class Stage(enum.Enum):
+    """The means by which a border is solved."""
+
+    UNDECIDED = enum.auto()  # nothing is made: factors at once, or an iteration
+    ITERATION = enum.auto()  # until it has cost what factors would
+    FACTORS = enum.auto()
+    ITERATION_ONLY = enum.auto()  # the factors have lost too many digits
+
+
 class BorderInverse(NormalInverse):
     """The inverse through the system on a border.
 
     Attributes:
+        stage: by which means the border is solved; :meth:`expect`, an iteration, :meth:`go_direct` and :meth:`iterate`
+            lead from one to the next, in this order.
         border: the border cells.
         system: the block-circulant operator whose system on the border is solved.
+        across: the map from the side of the unknowns to that of the border; None where they are the same.
         condition: a bound of the condition number of that operator.
     """
 
     definite = True
-    border: Border
-    system: FrequencyMatrices
 
     def __init__(self, problem: NormalProblem) -> None:
         super().__init__(problem)
-        self._make(problem)
+        parts = problem.circulant_parts()
+        self.inverse, self.system, self.across, self._deficient = (
+            parts.inverse, parts.system, parts.across, parts.deficient,
+        )  # fmt: skip
+        self.border = self._cells(problem)
         if problem.request.missing is not None:
             self.border = self.border.with_cells(problem.missing_cells())
         definite, request = self.definite, problem.request
         self.model = CostModel(self.embedding.blocks, math.prod(self.embedding.grid), self.system.rows, definite)
-        scale = float(self.scale.amax())
-        self.condition = float(frobenius(self.inverse.matrices).amax()) * (scale if definite else math.sqrt(scale))
+        self.condition = problem.condition(self.inverse)
         crossed = request.crossed and not request.whole and self.embedding.ndim <= 2
         self._crossed = crossed and (request.penalty is not None or self.condition <= _CONDITION[definite])
         self._shortest, self._cost = self._cost_of_factors()
+        self._system: BorderSystem | None = None
+        self.stage = Stage.UNDECIDED
 
     @abstractmethod
-    def _make(self, problem: NormalProblem) -> None:
-        """Make the inverse, the border and the system on it."""
+    def _cells(self, problem: NormalProblem) -> Border:
+        """The border cells that the truncation removes."""
 
     @abstractmethod
     def _solve(
@@ -231,30 +246,26 @@ class BorderInverse(NormalInverse):
 
     def go_direct(self) -> None:
         """Factorise the border, for good."""
-        self.__dict__.pop("on_border", None)  # frees the iterated system and its preconditioner
+        self._system, self.stage = None, Stage.FACTORS
         request = self.problem.request
         if self._crossed:
-            damped = request.penalty is not None or bool((request.damp > 0).all())
-            self.direct = DirectInverse(
-                request.convolution,
-                request.damp,
-                floor=least_shift(torch.float64, damped=damped),
-                side=self.side,
-                penalty=request.penalty,
-                shortest=self._shortest,
-            )
+            self.direct = DirectInverse(NormalProblem(replace(request.precise(), side=self.side, whole=self._shortest)))
         else:
             self.direct = _inverse_of(replace(request, side=self.side, whole=True))
 
-    @functools.cached_property
+    @property
     def on_border(self) -> BorderSystem:
-        """The system on the border."""
-        request = self.problem.request
-        restricted = request.corners and (self.exact or not self.definite)
-        problem = BorderProblem(
-            self.system, self.border, self.model, request.corners, restricted, request.limits, request.whole
-        )
-        return BorderSystem(problem, self._cost)
+        """The system on the border, with what preconditions it."""
+        if self._system is None:
+            request = self.problem.request
+            restricted = request.corners and (self.exact or not self.definite)
+            problem = BorderProblem(
+                self.system, self.border, self.model, request.corners, restricted, request.limits, request.whole
+            )
+            self._system = BorderSystem(problem, self._cost if self.stage is not Stage.ITERATION_ONLY else None)
+            if self.stage is Stage.UNDECIDED:
+                self.stage = Stage.ITERATION
+        return self._system
 
     @property
     def schwarz(self) -> Schwarz:
@@ -269,7 +280,7 @@ class BorderInverse(NormalInverse):
     def expect(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
         """The factors for right-hand sides of this batch shape, which are made where they are the cheaper way."""
         limits = self.problem.request.limits
-        if self.direct is None and "on_border" not in self.__dict__ and not self.problem.request.whole:
+        if self.stage is Stage.UNDECIDED and not self.problem.request.whole:
             cost, expected, fits = self.forecast(batch)
             if cost <= solves * (expected if limits.at_once is None else limits.at_once) and fits:
                 self.go_direct()
@@ -285,7 +296,7 @@ class BorderInverse(NormalInverse):
     def iterate(self) -> None:
         """Do without factors, which have lost too many digits, for good."""
         super().iterate()
-        self.on_border.refuse_factors()
+        self._system, self.stage = None, Stage.ITERATION_ONLY
 
     def continued(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
@@ -309,7 +320,7 @@ class BorderInverse(NormalInverse):
         else:
             z, iterations, u = self._solve(t, tolerance, max_iter, start)
         count = embedding.per_item(iterations, batch).amax(-1)
-        if self.on_border.use_direct:
+        if self.on_border.spent:
             self.go_direct()
             z, more, again = self.continued(f, tolerance, max_iter)
             return z, count + more, again
@@ -323,10 +334,10 @@ class BorderInverse(NormalInverse):
         """Bytes of the factors kept."""
         own = 0 if self.direct is None else self.direct.nbytes
         kept = {id(m): m.nbytes for m in self._matrices()}
-        return own + sum(kept.values()) + (self.on_border.nbytes if "on_border" in self.__dict__ else 0)
+        return own + sum(kept.values()) + (0 if self._system is None else self._system.nbytes)
 
     def _matrices(self) -> list[FrequencyMatrices]:
-        return [self.inverse, self.system]
+        return [self.inverse, self.system, *([] if self.across is None else [self.across])]
 
 
 class DefiniteInverse(BorderInverse):
@@ -336,23 +347,10 @@ class DefiniteInverse(BorderInverse):
     the map from the side to that of the border.
     """
 
-    def _make(self, problem: NormalProblem) -> None:
-        S, side, what = problem.symbol, self.side, problem.what
-        self.inverse, self._deficient = problem.circulant_inverse()
+    def _cells(self, problem: NormalProblem) -> Border:
+        what = problem.what
         positions = what.out_border if self.form == "valid" else what.in_border
-        self.border = Border(self.embedding.grid, positions, self.convolution.device)
-        self.across: FrequencyMatrices | None = None
-        self.system = self.inverse
-        if (self.form == "valid") == (side == "residual"):
-            return
-        self.across = S if side == "solution" else S.H
-        E = self.across.matrices
-        capacitance = product(product(E, self.inverse.matrices), E.mH).neg_()
-        capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
-        self.system = FrequencyMatrices(S.grid, capacitance)
-
-    def _matrices(self) -> list[FrequencyMatrices]:
-        return [*super()._matrices(), *([] if self.across is None else [self.across])]
+        return Border(self.embedding.grid, positions, self.convolution.device)
 
     def _solve(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
@@ -373,17 +371,15 @@ class SaddleInverse(BorderInverse):
 
     definite = False
 
-    def _make(self, problem: NormalProblem) -> None:
-        what, S = problem.what, problem.symbol
-        saddle, smaller = saddle_inverse(S.matrices, problem.squared, problem.shift)
-        self._deficient = problem.rank_deficient(smaller)
-        self.inverse = self.system = FrequencyMatrices(S.grid, saddle)
-        root = problem.shift.sqrt()
-        if what.mirror is None:
-            self.border = Border(self.embedding.grid, what.out_border + what.in_border, self.convolution.device)
-        else:
-            self.border = what.mirror.border(self.embedding, root.flatten())
-        self._root = root[..., 0].unsqueeze(0)  # shaped to divide (rhs, blocks, channels, *grid)
+    def __init__(self, problem: NormalProblem) -> None:
+        super().__init__(problem)
+        self._root = problem.shift.sqrt()[..., 0].unsqueeze(0)  # shaped to divide (rhs, blocks, channels, *grid)
+
+    def _cells(self, problem: NormalProblem) -> Border:
+        what = problem.what
+        if what.mirror is not None:
+            return what.mirror.border(self.embedding, problem.shift.sqrt().flatten())
+        return Border(self.embedding.grid, what.out_border + what.in_border, self.convolution.device)
 
     def _solve(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None

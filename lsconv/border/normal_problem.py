@@ -7,9 +7,10 @@ frequency singular for the precision of their dtype.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,11 +21,19 @@ from lsconv.border.reflected_padding import Mirror
 from lsconv.border.truncated_circulant import StrongestWave, TruncatedCirculant, truncated_circulant
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices, gram, largest_eigenvalue, shifted
+from lsconv.fourier.symbol import (
+    FrequencyMatrices,
+    Grid,
+    gram,
+    largest_eigenvalue,
+    product,
+    saddle_inverse,
+    shifted,
+)
 from lsconv.operators.convolution import Convolution, norm_bound
-from lsconv.operators.dtypes import ROUNDING
+from lsconv.operators.dtypes import ROUNDING, double
 
-__all__ = ["NormalProblem", "Request", "least_shift", "needs_double"]
+__all__ = ["CirculantParts", "NormalProblem", "Request", "least_shift", "needs_double"]
 
 # Factors in float32 lose a factor sigma_max^2 / damp^2 of their seven digits. Where damp is below this part of
 # sigma_max they make so many more steps that factors in float64, for the same float32 data, are faster.
@@ -79,6 +88,33 @@ class Request:
         """Tell whether the border is one of rows and columns alone."""
         return self.mirror is None and self.missing is None
 
+    def precise(self) -> Request:
+        """The same in double precision, with the least shift that it bears."""
+        damped = self.penalty is not None or bool((self.damp > 0).all())
+        return replace(
+            self,
+            convolution=self.convolution.to(dtype=double(self.convolution.dtype)),
+            penalty=None if self.penalty is None else self.penalty.precise(),
+            floor=least_shift(torch.float64, damped=damped),
+        )
+
+
+@dataclass(frozen=True)
+class CirculantParts:
+    """The block-circulant operators of which the inverse of a normal operator is made.
+
+    Attributes:
+        inverse: P, that of the block-circulant normal operator, or of the saddle operator.
+        system: Q, which is restricted to the border: P, or the capacitance ``I - E P E^H``.
+        across: E, from the side of the unknowns to that of the border; None where they are the same.
+        deficient: the smaller Gram matrix is seen to be singular at most frequencies.
+    """
+
+    inverse: FrequencyMatrices
+    system: FrequencyMatrices
+    across: FrequencyMatrices | None = None
+    deficient: bool = False
+
 
 class NormalProblem:
     """A normal operator on its grid.
@@ -132,7 +168,6 @@ class NormalProblem:
         self.exact = bool((self.mu == self.wanted).all()) or (
             penalty is not None and floor <= least_shift(torch.float64, damped=True)
         )
-        self._strongest = StrongestWave.of(S, self.squared)
 
     @property
     def embedding(self) -> Embedding:
@@ -154,17 +189,50 @@ class NormalProblem:
         """The symbol of the circulant."""
         return self.what.symbol
 
-    @functools.cached_property
+    @property
     def shift(self) -> Tensor:
         """The shift, in the dtype of the matrices and of a shape that broadcasts with them."""
-        return self.mu.to(self.squared.real.dtype).reshape(-1, *(1 for _ in range(len(self.embedding.grid) + 2)))
+        return self.mu.to(self.squared.real.dtype).reshape(-1, *(1 for _ in self.squared.shape[1:]))
 
-    def circulant_inverse(self) -> tuple[FrequencyMatrices, bool]:
-        """The inverse of the block-circulant normal operator; True where the smaller one is seen to be singular."""
-        S, smaller = self.symbol, self.side == self.smaller_side
-        squared = self.squared if smaller else gram(S.matrices, self.side)
-        inverse = hermitian_inverse(shifted(squared, self.shift).contiguous())
-        return FrequencyMatrices(S.grid, inverse), smaller and self.rank_deficient(inverse)
+    def circulant_parts(self) -> CirculantParts:
+        """Invert the block-circulant operator, and find that of the border."""
+        S, side = self.symbol, self.side
+        if self.form == "saddle":
+            saddle, smaller = saddle_inverse(S.matrices, self.squared, self.shift)
+            Q = FrequencyMatrices(S.grid, saddle)
+            return CirculantParts(Q, Q, deficient=self.rank_deficient(smaller))
+        least = side == self.smaller_side
+        squared = self.squared if least else gram(S.matrices, side)
+        P = FrequencyMatrices(S.grid, hermitian_inverse(shifted(squared, self.shift).contiguous()))
+        deficient = least and self.rank_deficient(P.matrices)
+        if self.form == "circulant" or (self.form == "valid") == (side == "residual"):
+            return CirculantParts(P, P, deficient=deficient)
+        across = S if side == "solution" else S.H
+        E = across.matrices
+        capacitance = product(product(E, P.matrices), E.mH).neg_()
+        capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
+        return CirculantParts(P, FrequencyMatrices(S.grid, capacitance), across, deficient)
+
+    def condition(self, inverse: FrequencyMatrices) -> float:
+        """A bound of the condition number of the block-circulant operator with this inverse."""
+        scale = float(self.scale.amax())
+        return float(frobenius(inverse.matrices).amax()) * (math.sqrt(scale) if self.form == "saddle" else scale)
+
+    def in_a_plane(self, *, turned: bool) -> NormalProblem:
+        """The same operator on a plane, a line being a plane of one row; with its axes exchanged if ``turned``."""
+        S, plane = self.symbol, copy.copy(self)
+        if len(S.grid.sizes) == 1:
+            S = FrequencyMatrices(Grid((1, *S.grid.sizes), real=S.grid.real), S.matrices.unsqueeze(1))
+        if turned:
+            grid = Grid(S.grid.sizes[::-1], real=S.grid.real)
+            S = FrequencyMatrices(grid, grid.transform(S.kernel().mT).movedim((1, 2), (-2, -1)))
+        plane.what = replace(self.what, symbol=S)
+        plane.squared = gram(S.matrices, self.smaller_side)
+        return plane
+
+    @functools.cached_property
+    def _strongest(self) -> StrongestWave:
+        return StrongestWave.of(self.symbol, self.squared)
 
     def strongest(self) -> Tensor:
         """The inputs that A makes longest, nearly: the wave of the largest singular value, ``(*batch, *in_shape)``."""

@@ -23,21 +23,10 @@ from lsconv.border.direct.crossed_border import CrossedBorder, crossed_border, i
 from lsconv.border.direct.even_odd_basis import SchurInverse
 from lsconv.border.direct.schur_complement import column_blocks
 from lsconv.border.direct.strip import Strip
+from lsconv.border.normal_problem import NormalProblem
 from lsconv.border.penalty import Penalty
-from lsconv.border.truncated_circulant import truncated_circulant
-from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
-from lsconv.fourier.symbol import (
-    FrequencyMatrices,
-    Grid,
-    gram,
-    largest_eigenvalue,
-    product,
-    saddle_inverse,
-    shifted,
-)
+from lsconv.fourier.symbol import FrequencyMatrices, Grid, product
 from lsconv.operators.batch_layout import CACHE_BYTES
-from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
 from lsconv.operators.fft_convolution import FEW_WAVES, plane_waves
 
 __all__ = [
@@ -159,71 +148,35 @@ class DirectInverse:
     It is the inverse of :class:`~lsconv.border.normal_inverse.NormalInverse`, whose iteration it does without.
 
     Args:
-        convolution: A, of one or two dimensions and with zeros, or nothing, around the inputs.
-        damp: number or tensor per batch item.
-        floor: the least shift of the normal operator, relative to the largest singular value squared.
-        side: that of the normal operator, "residual" or "solution".
-        penalty: further rows ``damp L`` below A; then "solution" is the side.
-        shortest: on the shortest grid that holds A, not on one that transforms well; without a penalty.
+        problem: the normal operator of a convolution of one or two dimensions with zeros, or nothing, around the
+            inputs; in double precision.
 
     Attributes:
         mu: the shift of the normal operator, per block.
         exact: whether the shift is ``damp^2`` everywhere, or negligible beside the penalty.
     """
 
-    def __init__(
-        self,
-        convolution: Convolution,
-        damp: Tensor,
-        *,
-        floor: float,
-        side: str,
-        penalty: Penalty | None = None,
-        shortest: bool = False,
-    ) -> None:
-        if penalty is None:
-            convolution = convolution.to(dtype=double(convolution.dtype))
-        else:
-            penalty = penalty.precise()
-        what = truncated_circulant(convolution, tuple(damp.shape), penalty, shortest=shortest)
-        self.embedding, self.form, self.side = what.embedding, what.form, side
+    def __init__(self, problem: NormalProblem) -> None:
+        self.embedding, self.form, self.side = problem.embedding, problem.form, problem.side
+        self.mu, self.exact = problem.mu, problem.exact
+        penalty = problem.request.penalty
         border = None if self.form == "circulant" else crossed_border(self.form, self.embedding, penalty)
-        S = what.symbol
         self._transposed = border is not None and not border.shortest
         if border is not None:
             self._plane, self._interior = border.grid, border.interior
-            if self._transposed:
-                border = border.turned
-            S = _in_a_plane(S, turned=self._transposed)
-        self._grid, self._S = S.grid, S
-        smaller = gram(S.matrices, "residual" if S.rows <= S.columns else "solution")
-        wanted = self.embedding.per_block(damp) ** 2
-        self.mu = mu = torch.maximum(wanted, floor * largest_eigenvalue(smaller).double())
-        self.exact = bool((mu == wanted).all()) or penalty is not None
-        self._root = mu.sqrt().reshape(1, -1, 1, *(1 for _ in S.grid.sizes))
-        shift = mu.to(S.matrices.real).reshape(-1, *(1 for _ in range(len(S.grid.sizes) + 2)))
-        self._back: FrequencyMatrices | None = None
-        self._E: FrequencyMatrices | None = None  # from the side of the normal operator to that of the border
-        if self.form == "saddle":
-            P = saddle_inverse(S.matrices, smaller, shift)[0]
-            largest = float(frobenius(smaller).amax().sqrt())
-        else:
-            operator = shifted(gram(S.matrices, side), shift).contiguous()
-            largest = float(frobenius(operator).amax())
-            P = hermitian_inverse(operator)
-            if (self.form == "valid") != (side == "residual"):
-                adjoint = FrequencyMatrices(S.grid, S.matrices.mH.resolve_conj())
-                self._E, self._back = (S, adjoint) if side == "solution" else (adjoint, S)
-        self._P = Q = FrequencyMatrices(S.grid, P)
-        if self._E is not None:
-            capacitance = product(product(self._E.matrices, P), self._E.matrices.mH).neg_()
-            capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
-            Q = FrequencyMatrices(S.grid, capacitance)
+            border = border.turned if self._transposed else border
+            problem = problem.in_a_plane(turned=self._transposed)
+        self._S = S = problem.symbol
+        self._grid = S.grid
+        self._root = self.mu.sqrt().reshape(1, -1, 1, *(1 for _ in S.grid.sizes))
+        parts = problem.circulant_parts()
+        self._P, self._E = parts.inverse, parts.across
+        self._back = None if self._E is None else self._E.H.map(Tensor.resolve_conj)
         self._border: DirectBorder | None = None
         if border is not None:
-            condition = largest * float(frobenius(P).amax())
-            self._border = DirectBorder(Q, border, definite=self.form != "saddle", condition=condition)
-        self._solution, self._dual, self._normal = self._passes(side, penalty)
+            condition = problem.condition(self._P)
+            self._border = DirectBorder(parts.system, border, definite=self.form != "saddle", condition=condition)
+        self._solution, self._dual, self._normal = self._passes(self.side, penalty)
 
     def _passes(self, side: str, penalty: Penalty | None) -> tuple[_Pass, _Pass | None, _Pass]:
         """The solution, its adjoint, and the inverse of the normal operator."""
@@ -365,17 +318,3 @@ class DirectInverse:
         used = [m for p in passes for m in (*p.after, p.before) if m is not None]
         kept = {m.matrices.data_ptr(): m.nbytes for m in (*used, self._P, self._E, self._back) if m is not None}
         return sum(kept.values()) + (0 if self._border is None else self._border.nbytes)
-
-
-def _in_a_plane(S: FrequencyMatrices, *, turned: bool) -> FrequencyMatrices:
-    """A symbol as one in two dimensions, with the two exchanged if ``turned``."""
-    sizes = S.grid.sizes
-    if len(sizes) == 1:
-        sizes, matrices = (1, *sizes), S.matrices.unsqueeze(1)
-    else:
-        matrices = S.matrices
-    S = FrequencyMatrices(Grid(sizes, real=S.grid.real), matrices)
-    if not turned:
-        return S
-    grid = Grid(sizes[::-1], real=S.grid.real)
-    return FrequencyMatrices(grid, grid.transform(S.kernel().mT).movedim((1, 2), (-2, -1)))

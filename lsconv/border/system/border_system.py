@@ -240,14 +240,14 @@ class BorderSystem:
 
     Args:
         problem: the operator, its border, and how it is preconditioned.
-        cost: of the factors of the whole border, for each block.
+        cost: of the factors of the whole border, for each block; None to iterate, whatever that costs.
 
     Attributes:
-        use_direct: whether the factors of the whole border are the way to go on.
+        spent: whether the iterations have cost what the factors would, for which there is memory.
     """
 
-    def __init__(self, problem: BorderProblem, cost: FactorCost) -> None:
-        self.problem, self.use_direct, self._cost = problem, False, cost
+    def __init__(self, problem: BorderProblem, cost: FactorCost | None) -> None:
+        self.problem, self.spent, self._cost = problem, False, cost
         self.schwarz = Schwarz(problem)
         strips = self.schwarz.strips
         self.product = problem.product if strips is None else strips
@@ -258,8 +258,9 @@ class BorderSystem:
         spare = problem.limits.spare_bytes
         self._recycling = Recycling(_RESTART if spare is None or vectors * item <= spare else 0)
         # the work that iterations may still cost before factors take their place
-        possible = problem.limits.later and self.schwarz.factors is None
-        self._budget = problem.model.factors(cost) if possible else math.inf
+        self._budget = math.inf
+        if cost is not None and problem.limits.later and self.schwarz.factors is None:
+            self._budget = problem.model.factors(cost)
 
     def __call__(self, u: Tensor) -> Tensor:
         """The operator times border vectors ``(rhs, blocks, size)``."""
@@ -268,7 +269,7 @@ class BorderSystem:
     def solve(self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """The border unknowns to a relative residual of ``tolerance``, from ``start``, and the iterations.
 
-        The unknowns are of no use where the system is to :attr:`use_direct`.
+        The unknowns are of no use where :attr:`spent` is true.
         """
         if self._budget <= 0 and self._factors_fit():
             return torch.zeros_like(b), torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
@@ -276,7 +277,8 @@ class BorderSystem:
         limit = max_iter if self._budget == math.inf else min(max_iter, math.ceil(self._budget / each))
         u, count = self._iterate(b, tolerance, limit, start)
         taken = int(count.max())
-        self._budget -= max(0.0, taken * each - self.problem.model.reading(self._cost))
+        if self._cost is not None:
+            self._budget -= max(0.0, taken * each - self.problem.model.reading(self._cost))
         if taken < limit or limit == max_iter or self._factors_fit():
             return u, count
         u, more = self._iterate(b, tolerance, max_iter - taken, u)
@@ -297,16 +299,13 @@ class BorderSystem:
         return u if start is None else start + u, count
 
     def _factors_fit(self) -> bool:
-        """Go over to the factors of the whole border, if there is memory for them; iterate for good if not."""
+        """Tell whether there is memory for the factors of the whole border; without it, iterate for good."""
+        assert self._cost is not None
         allowed = allowed_bytes(self.problem.limits.spare_bytes, self.problem.matrices.matrices.device)
-        self.use_direct = self.problem.model.bytes(self._cost) <= allowed
-        if not self.use_direct:
+        self.spent = self.problem.model.bytes(self._cost) <= allowed
+        if not self.spent:
             self._budget = math.inf
-        return self.use_direct
-
-    def refuse_factors(self) -> None:
-        """Iterate, whatever that costs."""
-        self._budget, self.use_direct = math.inf, False
+        return self.spent
 
     @property
     def work_vectors(self) -> int:

@@ -13,6 +13,7 @@ import lsconv
 from lsconv.border.cost_model import Limits
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import normal_inverse
+from lsconv.border.normal_problem import NormalProblem, Request
 from lsconv.border.plan import BorderPlan
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.krylov.loop.solution import Status
@@ -23,7 +24,7 @@ AT_ONCE = Limits(at_once=math.inf)
 
 def direct_of(A: lsconv.Convolution, damp: Tensor) -> DirectInverse:
     side = normal_inverse(A, damp, floor=1e-13).side
-    return DirectInverse(A, damp, floor=0.0, side=side)
+    return DirectInverse(NormalProblem(Request(A, damp, 0.0, side=side)))
 
 
 def drawn(seed: int) -> tuple[lsconv.Convolution, Tensor]:
