@@ -103,6 +103,8 @@ class CapacitancePlan:
             wide = weight.to(dtype) / self.unit.reshape(*self.unit.shape, *(1,) * (A.ndim + 2))
             found = self._find(symbol(self.precise.with_parameters([wide]), embedding), inner, outer, rcond is not None)
         self.capacitance, self.nullity, self.undecided = found.capacitance, found.nullity, found.undecided
+        if not found.resolved:
+            raise MethodError(f"{A!r}: the rounding of its border hides which singular values count as zero")
         if rcond is not None and found.largest > default_rcond(torch.float64):
             # the vectors found span the null space of A next to it, not the singular vectors that the threshold cuts
             raise MethodError(f"{A!r}: singular values up to {found.largest:.1e} ||A|| would count as zero")
@@ -149,7 +151,7 @@ class CapacitancePlan:
             Direction(forward.H, outer, inner, zero[1], none, none),
         )
         found = Capacitance(factors, pivots, directions)
-        return NullSpaces(found, matrices, norms[1], self.rcond * faint, chosen=chosen)
+        return NullSpaces(found, matrices, norms[1], condition, self.rcond * faint, chosen=chosen)
 
     # ------------------------------------------------------------------ answers
 

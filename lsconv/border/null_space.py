@@ -34,6 +34,7 @@ class NullSpaces:
         capacitance: the capacitance matrix, on whose directions no null vector is known.
         symbol: the symbol of C.
         inverse_norm: a bound of ``||C^-1||``, one per block.
+        condition: a bound of the condition number of C, one per block.
         rcond: singular values up to this part of ``||C||`` count as zero, one per block.
         chosen: rcond is the user's and lies anywhere in the spectrum, which the bounds know within a factor of two.
 
@@ -42,6 +43,7 @@ class NullSpaces:
         nullity: how many singular values of each block count as zero.
         undecided: the blocks one of whose singular values stands on the threshold, up to rounding.
         largest: the largest singular value that counts as zero, as a part of ``||C||``.
+        resolved: whether those just above the threshold stand out of the rounding that C^-1 amplifies.
     """
 
     def __init__(
@@ -49,11 +51,14 @@ class NullSpaces:
         capacitance: Capacitance,
         symbol: FrequencyMatrices,
         inverse_norm: Tensor,
+        condition: Tensor,
         rcond: Tensor,
         *,
         chosen: bool,
     ) -> None:
         self.capacitance, self.rcond, self._chosen = capacitance, rcond.unsqueeze(-1), chosen
+        self._noise = torch.finfo(torch.float64).eps * condition.unsqueeze(-1)  # of a singular value that is measured
+        self.resolved = True
         size, limit = capacitance.size, 10 * rcond
         count = min(_FIRST_VECTORS, size)
         sigma, *vectors = small_singular_vectors(capacitance, count)
@@ -86,6 +91,7 @@ class NullSpaces:
     def _take(self, found: list[tuple[Tensor, Tensor]], overlaps: list[Overlap]) -> bool:
         """Keep those of the vectors found that belong to the null spaces; say whether these have grown."""
         kept = [ratio < self.rcond for ratio, _ in found]
+        self.resolved = not any(bool((~k & (r < self._noise)).any()) for (r, _), k in zip(found, kept, strict=True))
         band = (self.rcond / 2 if self._chosen else 0 * self.rcond).clamp_min(ROUNDING * torch.finfo(torch.float64).eps)
         near = [((r - self.rcond).abs() <= band) & (self.rcond > 0) for r, _ in found]
         self.undecided = sum((n.any(-1) for n in near), self.undecided)

@@ -135,7 +135,7 @@ class MissingPlan:
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
         wide = y.detach().to(self.precise.dtype)
         rest = wide if x_prior is None else wide - self.precise.apply(x_prior.detach().to(self.precise.dtype))
-        x, iterations = self._filled(rest, tolerances.rtol, atol, max_iter)
+        x, iterations, strays = self._filled(rest, tolerances, max_iter)
         batch = iterations.shape
         if self.stack is not None:
             return stacked_solution(
@@ -157,23 +157,16 @@ class MissingPlan:
             dtype=self.A.dtype,
             iterations=iterations,
             norm_bound=self._norm_bound,
-            null_share=torch.full(batch, tolerances.null_share, dtype=torch.float64, device=y.device),
-            of_form=self._of_form,
+            null_share=torch.where(strays, tolerances.null_share, torch.inf),
             rounding=torch.finfo(self.precise.dtype).eps,
         )
-
-    @property
-    def _of_form(self) -> bool:
-        """Tell whether x is computed as ``A^H z``, so that rounding alone has a part in the null space of A."""
-        plan = self if self.inner is None else core(self.inner)
-        side = getattr(getattr(plan, "inverse", None), "side", "residual")
-        return side == "residual" and not isinstance(plan, NormalEquationsPlan)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, bare."""
         rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
-        return self._filled(y.detach().to(self.precise.dtype), rtol, 0.0, None)[0].to(self.A.dtype)
+        tolerances = Tolerances.of(self.A.dtype, rtol, 0.0)
+        return self._filled(y.detach().to(self.precise.dtype), tolerances, None)[0].to(self.A.dtype)
 
     @torch.no_grad()
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
@@ -203,25 +196,36 @@ class MissingPlan:
 
     # ------------------------------------------------------------------ the missing outputs
 
-    def _filled(self, y: Tensor, rtol: float, atol: float, max_iter: int | None) -> tuple[Tensor, Tensor]:
-        """The answer for data, and the iterations per item."""
-        space = self.space
+    def _filled(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The answer for data, the iterations per item, and the items that may reach into the null space of A.
+
+        ``x = A^H z`` of the whole convolution with ``damp^2 z = y + Et - Ax``, of which the part at the missing outputs
+        leaves the range of the masked ``A^H``.
+        """
+        space, rtol = self.space, tolerances.rtol
         data = self.lifting.data(y)
         batch = broadcast_shapes(data.shape[: data.ndim - len(self.core.out_shape)], self.damp.shape)
         unit = binary_unit(space.safe_norm(data))
         data = (data / space.spread(unit)).expand(*batch, *self.core.out_shape)
+        inputs, mu = (
+            ItemSpace(self.core.in_shape, self.core.dtype, self.core.device),
+            (self.damp / self._ratio).square(),
+        )
         x = self.inner.apply(data)
         image = self.core.apply(x)
         left, norm = torch.where(self.missing, image, 0), space.norm(data)
         filled, iterations = data, torch.zeros(batch, dtype=torch.int64, device=y.device)
-        least = torch.maximum(rtol * norm, atol / (unit * self._ratio))
+        least = torch.maximum(rtol * norm, tolerances.atol / (unit * self._ratio))
         rounding = torch.finfo(data.dtype).eps * norm
+        reach = tolerances.null_share * mu / divide(space.norm(image), inputs.norm(x))
         for _ in range(3):  # what rounding has left is made up for from there
             objective = space.inner(filled, filled - image)
+            ranged = reach * inputs.norm(x)
 
-            def bound(fallen: Tensor, objective: Tensor = objective) -> Tensor:
+            def bound(fallen: Tensor, objective: Tensor = objective, ranged: Tensor = ranged) -> Tensor:
                 total = torch.maximum((objective - fallen).clamp_min(0).sqrt(), least)
-                return torch.maximum(rtol * total / 3, rounding)  # the rest of the tolerance is the inner plan's
+                # the rest of the tolerance is the inner plan's
+                return torch.maximum(torch.minimum(rtol * total / 3, ranged), rounding)
 
             size = space.norm(left)
             if not bool((size > bound(torch.zeros_like(size))).any()):
@@ -237,7 +241,17 @@ class MissingPlan:
             left = torch.where(self.missing, image - filled, 0)
             if not bool((space.norm(left) < 0.5 * size).any()):
                 break
-        return x * self._over_inputs(unit), iterations
+        size = inputs.norm(x)
+        part = inputs.norm(self.core.adjoint(left)) + rounding * divide(space.norm(image), size)
+        strays = part > tolerances.null_share * mu * size
+        return x * self._over_inputs(unit), iterations, strays | (not self._of_form)
+
+    @property
+    def _of_form(self) -> bool:
+        """Tell whether the inner plan computes x as ``A^H z``, so that rounding alone leads out of that range."""
+        inner = core(self.inner)
+        side = getattr(getattr(inner, "inverse", None), "side", "residual")
+        return side == "residual" and not isinstance(inner, NormalEquationsPlan)
 
     def _iterate(self, b: Tensor, bound: Callable[[Tensor], Tensor], most: int = 500) -> tuple[Tensor, Tensor]:
         """``K t = b`` by conjugate gradients, and the iterations per item.
@@ -323,19 +337,19 @@ class MissingBorderPlan(MissingPlan):
         if L is None:
             self.read = self.inverse.embedding.read_inputs()
 
-    def _filled(self, y: Tensor, rtol: float, atol: float, max_iter: int | None) -> tuple[Tensor, Tensor]:
-        tolerances = Tolerances.of(self.core.dtype, rtol, atol)
+    def _filled(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        tolerances = Tolerances.of(self.core.dtype, tolerances.rtol, tolerances.atol)
         data = self.lifting.data(y) * self._ratio.reshape(())
         if self.L is not None:
             data = stacked_data(self.scaled, data, None)  # type: ignore[arg-type]
         outer = iterated(self, y=data, tolerances=tolerances, max_iter=max_iter)
-        return outer.x, outer.iterations
+        return outer.x, outer.iterations, torch.full_like(outer.merit > 1, self.inverse.side != "residual")
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
         rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
         wide = g.detach().to(self.core.dtype)
         if self.inverse.side == "residual":
-            apply = lambda data, rtol: self._filled(data, rtol, 0.0, None)[0]
+            apply = lambda data, rtol: self._filled(data, Tolerances.of(self.core.dtype, rtol, 0.0), None)[0]
             return normal_by_apply(self.precise, self.damp, apply, wide, rtol=rtol, share=1.0)
         return iterated(self, v=wide, tolerances=Tolerances.of(self.core.dtype, rtol, 0.0)).x
 
