@@ -16,7 +16,6 @@ The pseudo-inverse of an ordinary blur amplifies noise without bound; ``damp`` i
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,12 +51,17 @@ class _KeptPlans:
         self._plans: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._of: list[tuple[Tensor, int]] = []
 
-    def plan(self, taps: Tensor, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """The plan of this key for these values of the filter, made if there is none."""
+    def plan(self, taps: Tensor, operator: Any, damp: Tensor) -> Any:
+        """``pinv(operator, damp)`` for these values of the filter, with what another damping has left of use."""
         if not self._of or self._of[0][0] is not taps or self._of[0][1] != taps._version:
             self._plans.clear()
             self._of = [(taps, taps._version)]
-        plan = self._plans.pop(key) if key in self._plans else make()
+        kind = (operator.in_shape, operator.dtype, operator.device)
+        key = (*kind, tuple(damp.shape), *damp.flatten().tolist())
+        plan = self._plans.pop(key, None)
+        if plan is None:
+            other = next((p for k, p in self._plans.items() if k[: len(kind)] == kind), None)
+            plan = lsconv.pinv(operator, damp=damp) if other is None else other.with_damp(damp)
         self._plans[key] = plan
         if len(self._plans) > _KEPT_PLANS:
             self._plans.popitem(last=False)
@@ -247,8 +251,7 @@ class Blur(LinearPhysics):  # type: ignore[misc]
         taps = self._current()
         if (taps.requires_grad or damp.requires_grad) and torch.is_grad_enabled():
             return lsconv.pinv(operator, damp=damp)
-        key = (operator.in_shape, operator.dtype, operator.device, tuple(damp.shape), *damp.flatten().tolist())
-        return self._kept.plan(taps, key, lambda: lsconv.pinv(operator, damp=damp))
+        return self._kept.plan(taps, operator, damp)
 
     @staticmethod
     def _apart(x: Tensor) -> Tensor:

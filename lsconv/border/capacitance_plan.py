@@ -164,7 +164,7 @@ class CapacitancePlan:
 
     def _refined(self, data: Tensor, adjoint: bool, rtol: float | None) -> Tensor:
         """The solution in double precision, refined with the operator itself until it no longer changes."""
-        rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
+        rtol = direct_rtol(self.A.dtype, rtol)
         A = self.precise.H if adjoint else self.precise
         data = data.detach().to(self.precise.dtype)
         space = ItemSpace(A.in_shape, A.dtype, A.device)
@@ -186,7 +186,7 @@ class CapacitancePlan:
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
         """The certified solution for ``y`` of shape ``(*batch, *out_shape)``; ``max_iter`` has no effect."""
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
         x = self._refined(y, False, tolerances.rtol)
         batch = broadcast_shapes(x.shape[: x.ndim - len(self.A.in_shape)], self.damp.shape)
         solution = certified(

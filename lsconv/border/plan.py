@@ -151,7 +151,7 @@ class BorderPlan:
             atol: absolute tolerance, in the units of y.
             max_iter: limit on the border iterations, all together.
         """
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
         y = y.detach().to(self.precise.dtype)
         factors = self._factors(y, self.A.out_shape)
         if factors is not None and tolerances.rtol >= ONE_PASS:
@@ -305,7 +305,7 @@ class BorderPlan:
         embedding = self.inverse.embedding
         unread = any(len(phases) < step for phases, step in zip(embedding.read, embedding.stride, strict=True))
         if self.inverse.side == "residual" or unread:  # inputs that no output reads are not on the grid
-            rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
+            rtol = direct_rtol(self.A.dtype, rtol)
             wide = g.to(self.precise.dtype)
             # share: a gradient by damp sees v in the row space only, outside of which it may be (norm / damp)^2 larger
             v = normal_by_apply(self.precise, self.damp, self._applied, wide, rtol=rtol, share=1.0)
@@ -332,7 +332,7 @@ class BorderPlan:
         return (outer.x * space.spread(1 / self.unit)).to(self.A.dtype)
 
     def _run(self, y: Tensor | None = None, v: Tensor | None = None, rtol: float | None = None) -> Outer:
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, 0.0)
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), 0.0)
         y, v = (t if t is None else t.detach().to(self.precise.dtype) for t in (y, v))
         return self._outer(y=y, v=v, tolerances=tolerances)
 

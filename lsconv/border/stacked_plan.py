@@ -155,7 +155,7 @@ class StackedPlan:
                 self.solve(item, x_prior=prior, rtol=rtol, atol=atol, max_iter=max_iter)
                 for item, prior in zip(data, priors, strict=True)
             ])  # fmt: skip
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
         data = stacked_data(self.precise, y, x_prior)
         factors = self.inverse.expect(tuple(batch))
         if factors is not None and tolerances.rtol >= ONE_PASS:
@@ -202,7 +202,7 @@ class StackedPlan:
         batch = broadcast_shapes(y.shape[: y.ndim - len(self.A.out_shape)], self.inverse.embedding.batch_shape)
         factors = self.inverse.expect(tuple(batch))
         if factors is None:
-            tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, 0.0)
+            tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), 0.0)
             x = iterated(self, y=stacked_data(self.precise, wide, None), tolerances=tolerances).x
         else:
             x = factors.solution(wide) / _spread(self.unit, self.A.in_shape)
@@ -217,7 +217,7 @@ class StackedPlan:
             rtol: relative tolerance of what is left of g; None: as in :meth:`solve`. Where ten times that is not
                 reached, a :class:`ConvergenceWarning` says so.
         """
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, 0.0)
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), 0.0)
         wide = g.detach().to(self.precise.dtype)
         outer = iterated(self, v=wide, tolerances=tolerances)
         outer.warn(self)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import ROUNDING, double
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["WORK_ARRAYS", "DirectPlan", "Rank", "in_double", "inverse_values", "refinements"]
 
@@ -129,6 +134,10 @@ class DirectPlan:
         """Make the factors, and decide the rank."""
         raise NotImplementedError
 
+    def _adapt(self) -> None:
+        """Make what of the factors depends on the damping."""
+        self._factorise()
+
     def _inverse(self, y: Tensor) -> Tensor:
         """``(A^H A + mu)^+ A^H y``."""
         raise NotImplementedError
@@ -144,6 +153,14 @@ class DirectPlan:
     def _damped(self, x: Tensor) -> Tensor:
         """``damp^2 x``."""
         return x * self.damp.square().reshape(*self.damp.shape, *(1 for _ in self.A.in_shape))
+
+    @torch.no_grad()
+    def with_damp(self, damp: Tensor | float) -> Self:
+        """The plan for another damping, with the factors of this one where they do not depend on it."""
+        plan = copy.copy(self)
+        plan.damp = torch.as_tensor(damp, dtype=self.damp.dtype, device=self.A.device)
+        plan._adapt()
+        return plan
 
     # ------------------------------------------------------------------ answers
 

@@ -149,11 +149,11 @@ class SeparablePlan(DirectPlan):
         self.rank = (decided.rank * copies).reshape(A.batch_shape)
         self.undecided = decided.undecided.reshape(A.batch_shape)
         self.norm = (decided.largest + factors.error).reshape(A.batch_shape)
-        self._steps = self._refinements(factors.error)
+        self._adapt()
 
-    def _refinements(self, error: Tensor) -> int:
-        """The steps of iterative refinement that make up for the error of the factors."""
-        error = error.reshape(self.A.batch_shape)
+    def _adapt(self) -> None:
+        """Choose the steps of iterative refinement that make up for the error of the factors."""
+        error = self._product.error.reshape(self.A.batch_shape)
         worst = float(torch.where(error > 0, 2 * error / self.damp, 0.0).max())
         if worst > _CONTRACTION:
             largest = float(error.max())
@@ -162,7 +162,7 @@ class SeparablePlan(DirectPlan):
                 f'{2 * largest / _CONTRACTION:.1e}, got {self.A!r}; give a float64 kernel, or use method="border" or '
                 f'"lsmr"'
             )
-        return refinements(worst, self.rtol)
+        self._steps = refinements(worst, self.rtol)
 
     @staticmethod
     def flops(A: Convolution, factors: Factors) -> tuple[float, float]:

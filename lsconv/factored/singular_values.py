@@ -54,6 +54,9 @@ class SingularValuePlan(DirectPlan):
         self.values, self.kept = decided.values, decided.kept
         self.rank, self.undecided, self.norm = decided.rank, decided.undecided, decided.largest
 
+    def _adapt(self) -> None:
+        pass
+
     @staticmethod
     def is_quick(A: LinearOperator) -> bool:
         """Tell whether the decomposition of A, and of all items of its batch, takes about a second or less."""

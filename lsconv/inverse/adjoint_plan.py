@@ -51,7 +51,7 @@ class AdjointPlan:
             x.to(precise.dtype),
             y.to(precise.dtype).expand(*batch, *self.A.out_shape),
             self.damp.expand(batch),
-            tolerances=Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol),
+            tolerances=Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol),
             dtype=self.A.dtype,
             rcond=default_rcond(self.A.dtype),
             rounding=torch.finfo(precise.dtype).eps,

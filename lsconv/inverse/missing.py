@@ -132,7 +132,7 @@ class MissingPlan:
             atol: absolute tolerance, in the units of y.
             max_iter: limit on the iterations on the missing outputs.
         """
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
         wide = y.detach().to(self.precise.dtype)
         rest = wide if x_prior is None else wide - self.precise.apply(x_prior.detach().to(self.precise.dtype))
         x, iterations, strays = self._filled(rest, tolerances, max_iter)
@@ -164,7 +164,7 @@ class MissingPlan:
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, bare."""
-        rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
+        rtol = direct_rtol(self.A.dtype, rtol)
         tolerances = Tolerances.of(self.A.dtype, rtol, 0.0)
         return self._filled(y.detach().to(self.precise.dtype), tolerances, None)[0].to(self.A.dtype)
 
@@ -186,7 +186,7 @@ class MissingPlan:
         return None
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
-        rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
+        rtol = direct_rtol(self.A.dtype, rtol)
         v = self.inner.normal_solve(g.detach().to(self.core.dtype), rtol=0.1 * rtol)
         image = self.core.apply(v)
         bound = 0.1 * rtol * self.space.norm(image)
@@ -346,7 +346,7 @@ class MissingBorderPlan(MissingPlan):
         return outer.x, outer.iterations, torch.full_like(outer.merit > 1, self.inverse.side != "residual")
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
-        rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
+        rtol = direct_rtol(self.A.dtype, rtol)
         wide = g.detach().to(self.core.dtype)
         if self.inverse.side == "residual":
             apply = lambda data, rtol: self._filled(data, Tolerances.of(self.core.dtype, rtol, 0.0), None)[0]

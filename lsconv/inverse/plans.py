@@ -103,7 +103,7 @@ class FourierPlan:
         plan, A = self.plan, self.A
         x = plan.solve_unrounded(y.detach())
         batch = x.shape[: x.ndim - len(A.in_shape)]
-        tolerances = Tolerances.of(A.dtype, direct_rtol(A.dtype) if rtol is None else rtol, atol)
+        tolerances = Tolerances.of(A.dtype, direct_rtol(A.dtype, rtol), atol)
         solution = certified(
             self.precise,
             x.to(self.precise.dtype),

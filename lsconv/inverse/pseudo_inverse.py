@@ -2,6 +2,8 @@ r"""pinv: the (regularised) pseudo-inverse as an operator."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.direct_plan import DirectPlan
 from lsconv.inverse.observation import Observation
 from lsconv.inverse.plans import FourierPlan, Plan
-from lsconv.inverse.reduced_plan import core
+from lsconv.inverse.reduced_plan import ReducedPlan, core
 from lsconv.inverse.route import BORDER_PLANS, route
 from lsconv.inverse.solve import Fallback, solve, started
 from lsconv.krylov.gradients.attach import LeastSquares, adjoint_answer, attach, needs_gradient, start_as_prior
@@ -96,13 +98,44 @@ def pinv(
             'method: "hybrid" chooses the damping by y, so it is no linear map; use lstsq, or "lsqr" here'
         )
     fixed = damp.detach() if isinstance(damp, Tensor) else damp
-    plan = route(A, fixed, method=method, preconditioner=preconditioner, memory_limit=memory_limit, rcond=rcond)
-    fallback = Fallback(A, fixed, plan, rcond) if method in ("auto", "border") else None
-    return PseudoInverse(A, damp, plan, fallback, observation)
+    setup = _Setup(A, method, preconditioner, memory_limit, rcond)
+    return PseudoInverse(setup, damp, setup.plan(fixed), observation)
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """The arguments of :func:`pinv` but for the damping."""
+
+    A: LinearOperator
+    method: str = "auto"
+    preconditioner: LinearOperator | str | None = "auto"
+    memory_limit: int | None = None
+    rcond: float | None = None
+
+    def plan(self, damp: float | Tensor) -> Plan:
+        """The plan for a damping."""
+        return route(
+            self.A,
+            damp,
+            method=self.method,
+            preconditioner=self.preconditioner,
+            memory_limit=self.memory_limit,
+            rcond=self.rcond,
+        )
+
+    def fallback(self, damp: float | Tensor, plan: Plan) -> Fallback | None:
+        """The fallback beside a plan for a damping; None where the method is the user's choice."""
+        return Fallback(self.A, damp, plan, self.rcond) if self.method in ("auto", "border") else None
 
 
 class PseudoInverse(LinearOperator):
     """The (regularised) pseudo-inverse of an operator, made by :func:`pinv`.
+
+    Args:
+        setup: how the plan is made.
+        damp: the damping.
+        plan: the plan for it.
+        observation: what of the data counts, and how much.
 
     Attributes:
         operator: the operator inverted.
@@ -111,14 +144,8 @@ class PseudoInverse(LinearOperator):
         observation: what of the data counts, and how much; ``operator`` has it in its rows.
     """
 
-    def __init__(
-        self,
-        operator: LinearOperator,
-        damp: float | Tensor,
-        plan: Plan,
-        fallback: Fallback | None = None,
-        observation: Observation | None = None,
-    ) -> None:
+    def __init__(self, setup: _Setup, damp: float | Tensor, plan: Plan, observation: Observation | None = None) -> None:
+        operator = setup.A
         super().__init__(
             operator.out_shape,
             operator.in_shape,
@@ -129,8 +156,38 @@ class PseudoInverse(LinearOperator):
         self.operator = operator
         self.damp = damp
         self.plan = plan
-        self.fallback = fallback
+        self.fallback = setup.fallback(damp.detach() if isinstance(damp, Tensor) else damp, plan)
         self.observation = Observation() if observation is None else observation
+        self._setup = setup
+
+    @untraced
+    def with_damp(self, damp: float | Tensor) -> PseudoInverse:
+        """The pseudo-inverse for another damping, which shares the decompositions that do not depend on it.
+
+        These are those of separable kernels, of disjoint patches and of small matrices; for all others it is made anew,
+        for next to nothing of what a border or a circulant needs is the same.
+
+        Args:
+            damp: the damping, a number or a tensor with one per batch item.
+
+        Example:
+            >>> A = lsconv.Conv2d(torch.ones(1, 1, 5, 5, dtype=torch.float64) / 25, in_size=(24, 24))
+            >>> first, y = lsconv.pinv(A, damp=0.1), torch.randn(1, 20, 20, dtype=torch.float64)
+            >>> torch.allclose(first.with_damp(0.3)(y), lsconv.lstsq(A, y, damp=0.3).x)
+            True
+        """
+        check_damp(damp, self.operator)
+        fixed = damp.detach() if isinstance(damp, Tensor) else damp
+        plan: Plan | None = None
+        with contextlib.suppress(MethodError):
+            plan = self.plan.with_damp(fixed) if isinstance(self.plan, (DirectPlan, ReducedPlan)) else None
+        return PseudoInverse(self._setup, damp, self._setup.plan(fixed) if plan is None else plan, self.observation)
+
+    def following(self, operator: LinearOperator, damp: float | Tensor) -> PseudoInverse:
+        """The same plan for an operator and a damping of the same values, whose tensors autograd follows."""
+        other = copy.copy(self)
+        other.operator, other.damp = operator, damp
+        return other
 
     @untraced
     @serves_empty_batches(lambda inverse: inverse.in_shape)

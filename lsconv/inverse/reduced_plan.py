@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning
 from lsconv.factored.batch_axes import Reduction
-from lsconv.factored.direct_plan import in_double
+from lsconv.factored.direct_plan import DirectPlan, in_double
 from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.krylov.loop.solution import Solution, Status, together
@@ -34,6 +34,12 @@ class ReducedPlan:
     def __init__(self, reduction: Reduction, plan: Plan, damp: Tensor | float) -> None:
         self.reduction, self.plan, self.A = reduction, plan, reduction.A
         self.damp = torch.as_tensor(damp, dtype=scalar_dtype(self.A.device), device=self.A.device)
+
+    def with_damp(self, damp: Tensor | float) -> ReducedPlan | None:
+        """The plan for another damping, with the factors of this one; None where B's plan has none to share."""
+        if not isinstance(self.plan, DirectPlan):
+            return None
+        return ReducedPlan(self.reduction, self.plan.with_damp(self.reduction.damp(damp)), damp)
 
     @torch.no_grad()
     def solve(

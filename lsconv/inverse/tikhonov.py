@@ -238,9 +238,7 @@ def _with_prior(
         return solution
     precise = A.to(dtype=double(A.dtype)) if isinstance(A, Convolution) else A
     # the default of the method that solved
-    rtol = (
-        direct_rtol(A.dtype) if options["rtol"] is None and not isinstance(core(plan), KrylovPlan) else options["rtol"]
-    )
+    rtol = options["rtol"] if isinstance(core(plan), KrylovPlan) else direct_rtol(A.dtype, options["rtol"])
     wide, batch = prior.to(precise.dtype), solution.codes.shape
     rest = y.to(precise.dtype) - precise.apply(wide)
     judged = certified(

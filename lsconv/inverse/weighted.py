@@ -93,7 +93,7 @@ class WeightedPlan:
             atol: absolute tolerance, in the units of y.
             max_iter: limit on the iterations.
         """
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype) if rtol is None else rtol, atol)
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
         data = self._stacked(y, x_prior)
         x, iterations, norm = self._least_squares(data, tolerances.rtol, atol, max_iter)
         batch = iterations.shape
@@ -119,14 +119,13 @@ class WeightedPlan:
             iterations=iterations,
             operator_norm=norm,
             null_share=torch.full(batch, tolerances.null_share, dtype=torch.float64, device=y.device),
-            of_form=self.inverse.side == "residual",
             rounding=torch.finfo(self.precise.dtype).eps,
         )
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, bare."""
-        rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
+        rtol = direct_rtol(self.A.dtype, rtol)
         return self._least_squares(self._stacked(y, None), rtol, 0.0, None)[0].to(self.A.dtype)
 
     @torch.no_grad()
@@ -181,7 +180,7 @@ class WeightedPlan:
         return x * self.space.spread(unit), iterations, norm
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
-        rtol = direct_rtol(self.A.dtype) if rtol is None else rtol
+        rtol = direct_rtol(self.A.dtype, rtol)
         batch = self._batch(g, self.A.in_shape)
         unit = binary_unit(self.space.safe_norm(g.detach().to(self.precise.dtype)))
         g = g.detach().to(self.precise.dtype) * self.space.spread(1 / unit)

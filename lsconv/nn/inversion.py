@@ -98,8 +98,7 @@ class Inversion(nn.Module):
                 self._watch(B, inverse)
             return inverse
 
-        made = self._plan(B, sources, make, trained)
-        inverse = _Operator(B, damp, made.plan, fallback=made.fallback)
+        inverse = self._plan(B, sources, make, trained).following(B, damp)
         return (inverse.H if transposed else inverse)(y)
 
     @torch.no_grad()

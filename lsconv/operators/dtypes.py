@@ -100,9 +100,9 @@ def canonical_device(device: torch.device | str) -> torch.device:
     return canonical
 
 
-def direct_rtol(dtype: torch.dtype) -> float:
-    """The default relative tolerance of the direct methods: 1e-6 in float32, 1e-10 in float64."""
-    return 1e-6 if torch.finfo(dtype).bits == 32 else 1e-10
+def direct_rtol(dtype: torch.dtype, rtol: float | None = None) -> float:
+    """The relative tolerance of the direct methods: ``rtol``, or for None 1e-6 in float32, 1e-10 in float64."""
+    return (1e-6 if torch.finfo(dtype).bits == 32 else 1e-10) if rtol is None else rtol
 
 
 def default_rcond(dtype: torch.dtype) -> float:

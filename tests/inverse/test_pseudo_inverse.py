@@ -7,6 +7,8 @@ import torch
 
 import lsconv
 
+F64 = torch.float64
+
 pytestmark = pytest.mark.filterwarnings("ignore::lsconv.errors.ConvergenceWarning")
 
 KINDS = {
@@ -163,3 +165,48 @@ def test_a_rank_deficient_border_is_no_silent_error() -> None:
         torch.testing.assert_close(answer.flatten(), exact @ y.flatten(), rtol=0, atol=1e-9)
     # the factors amplify rounding in the null space of A^H by sigma_max^2 / mu', here 1e10
     torch.testing.assert_close(Ap.H(v).flatten(), exact.mT @ v.flatten(), rtol=0, atol=1e-4)
+
+
+DAMPED = {
+    "separable": lambda: lsconv.Conv2d(torch.ones(1, 1, 5, 5, dtype=F64) / 25, (30, 24), padding=2),
+    "patches": lambda: lsconv.Conv2d(torch.randn(3, 2, 2, 2, dtype=F64), (8, 12), stride=2),
+    "dense": lambda: lsconv.Dense(torch.randn(9, 7, dtype=F64)),
+    "folded": lambda: lsconv.Conv2d(torch.randn(1, 1, 1, 5, dtype=F64), (9, 40)),
+    "border": lambda: lsconv.Conv2d(torch.randn(1, 1, 3, 3, dtype=F64), (20, 24)),
+    "circular": lambda: lsconv.Conv2d(torch.randn(2, 2, 3, 3, dtype=F64), (8, 9), padding=1, padding_mode="circular"),
+    "few unknowns": lambda: lsconv.Conv1d(torch.randn(1, 1, 300, dtype=F64), 5, padding=299),
+}
+
+
+@pytest.mark.parametrize("name", DAMPED)
+def test_another_damping_gives_the_answer_of_a_new_plan(name: str) -> None:
+    torch.manual_seed(0)
+    A = DAMPED[name]()
+    first, y = lsconv.pinv(A, damp=0.5), torch.randn(2, *A.out_shape, dtype=F64)
+    for damp in (0.2, 3.0, torch.tensor([0.1, 0.4], dtype=F64)):
+        second = first.with_damp(damp)
+        solution = second.solve(y)
+        assert bool(solution.converged.all())
+        torch.testing.assert_close(solution.x, lsconv.lstsq(A, y, damp=damp).x, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(second(y), solution.x, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(first(y), lsconv.lstsq(A, y, damp=0.5).x, rtol=1e-8, atol=1e-10)
+    undamped = first.with_damp(0.0)
+    torch.testing.assert_close(undamped(y), lsconv.lstsq(A, y).x, rtol=1e-6, atol=1e-8)
+
+
+def test_factors_that_do_not_depend_on_the_damping_are_shared() -> None:
+    A = DAMPED["separable"]()
+    first = lsconv.pinv(A, damp=0.5)
+    assert first.with_damp(0.1).plan._left is first.plan._left
+    with pytest.raises(lsconv.ArgumentError, match="damp"):
+        first.with_damp(-1.0)
+
+
+def test_the_derivative_by_another_damping_is_that_of_a_new_plan() -> None:
+    A = DAMPED["separable"]()
+    y = torch.randn(A.out_shape, dtype=F64)
+    first = lsconv.pinv(A, damp=0.5)
+    damp = torch.tensor(0.3, dtype=F64, requires_grad=True)
+    (mine,) = torch.autograd.grad(first.with_damp(damp)(y).square().sum(), damp)
+    (other,) = torch.autograd.grad(lsconv.lstsq(A, y, damp=damp).x.square().sum(), damp)
+    torch.testing.assert_close(mine, other)
