@@ -65,7 +65,8 @@ restored = model(noisy, ours)
 
 # %%
 # DiffPIR (Zhu et al. 2023) takes that proximal step at every noise level on its way, each with a gamma of its own. Any
-# denoiser does; a trained one is what makes it good, and this page does without a download.
+# denoiser does; a trained one is what makes it good, and this page does without a download. Where few measurements see
+# a pixel, in the margin, the sample is the denoiser's, and a median knows nothing of images.
 
 sampler = deepinv.sampling.DiffPIR(
     deepinv.models.MedianFilter(kernel_size=3), deepinv.optim.L2(), sigma=0.01, max_iter=20, device="cpu"
