@@ -155,7 +155,9 @@ class BorderPlan:
         y = y.detach().to(self.precise.dtype)
         factors = self._factors(y, self.A.out_shape)
         if factors is not None and tolerances.rtol >= ONE_PASS:
-            solution = self._certified(y, self._scaled_back(factors.solution(y)), tolerances)
+            solution = self._certified(
+                y, self._corrected(self._scaled_back(factors.solution(y)), y, tolerances), tolerances
+            )
             if settled(solution):
                 return solution
         # errors along singular values below damp stand in the gradient by damp^2 alone
@@ -163,7 +165,7 @@ class BorderPlan:
 
         def iterate(*, deep: bool = False) -> Solution:
             outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter, share=share, deep=deep)
-            return self._certified(y, outer.x, tolerances, outer)
+            return self._certified(y, self._corrected(outer.x, y, tolerances), tolerances, outer)
 
         return confirmed(iterate(), lambda: iterate(deep=True), ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
@@ -220,6 +222,24 @@ class BorderPlan:
             self._probed, self._precise_enough = factors, bool(probe.converged.all())
         return factors if self._precise_enough else None
 
+    def _corrected(self, x: Tensor, y: Tensor, tolerances: Tolerances) -> Tensor:
+        """An answer less what its gradient leads to, where a part in the null space may hide in that."""
+        if not self._hides_null_space(tolerances):
+            return x
+        space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
+        gradient = self.precise.adjoint(y - self.precise.apply(x)) - space.spread(self.damp.square()) * x
+        unit = binary_unit(space.safe_norm(gradient))
+        step = self.inverse((gradient / space.spread(unit)).to(self.inverse.convolution.dtype), 1e-3)[0]
+        return x + step.to(x.dtype) * space.spread(unit / self.unit.square())
+
+    def _hides_null_space(self, tolerances: Tolerances) -> bool:
+        """Tell whether a part in the null space of A, which the rounding of a gradient hides, may be in an answer."""
+        if self.inverse.side == "residual":
+            return False
+        rounding = torch.finfo(self.precise.dtype).eps
+        faint = (self.damp > 0) & (self.damp.square() * tolerances.null_share < rounding * self._norm.square())
+        return bool(faint.any()) and bool(self._sees_null_space().any())
+
     def _scaled_back(self, scaled: Tensor) -> Tensor:
         """The answer of the factors of A / unit, in units of A."""
         return scaled / self.unit.reshape(*self.unit.shape, *(1 for _ in self.A.in_shape))
@@ -254,7 +274,8 @@ class BorderPlan:
     def _applied(self, y: Tensor, rtol: float | None) -> Tensor:
         """:meth:`apply` in double precision."""
         factors = self._trusted(y, self.A.out_shape)
-        return self._run(y=y, rtol=rtol).x if factors is None else self._scaled_back(factors.solution(y))
+        x = self._run(y=y, rtol=rtol).x if factors is None else self._scaled_back(factors.solution(y))
+        return self._corrected(x, y, Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), 0.0))
 
     @torch.no_grad()
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:

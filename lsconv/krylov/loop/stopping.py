@@ -52,6 +52,11 @@ EXCUSED = 0.03
 _NULL_SHARE = 10.0
 
 
+def _most_condition(eps: float) -> float:
+    """The condition number up to which a problem is solved: the direct methods take smaller values for zero too."""
+    return min(0.1 / eps, 1e12)
+
+
 def default_rtol(dtype: torch.dtype) -> float:
     """``10 eps^0.75``: 6e-5 in float32, 2e-11 in float64."""
     return float(10.0 * torch.finfo(dtype).eps ** 0.75)
@@ -82,7 +87,7 @@ class Tolerances:
         """
         eps = float(torch.finfo(dtype).eps)
         rtol = default_rtol(dtype) if rtol is None else float(rtol)
-        conlim = min(0.1 / eps, 1e12) if conlim is None else float(conlim)
+        conlim = _most_condition(eps) if conlim is None else float(conlim)
         for name, value in (("rtol", rtol), ("atol", float(atol)), ("conlim", conlim)):
             if not value >= 0:
                 raise ArgumentError(f"{name}: expected a number >= 0, got {value}")
@@ -238,7 +243,10 @@ def certify(
     finite = unbounded(x_norm) == 0
     no_worse = (total <= highest) & finite
     residual_ok = (total <= r_bound) & finite & known
-    gradient_ok = (g_norm <= g_bound) & no_worse & (not square)
+    # a longer x has been led along singular values that count as zero
+    reach = max(tolerances.conlim, _most_condition(tolerances.eps), 1 / rcond if rcond > 0 else 0.0)
+    kept = (damp > 0) | (norm_a * x_norm <= reach * y_norm)
+    gradient_ok = (g_norm <= g_bound) & no_worse & kept & (not square)
     excused = gradient_ok & (residual_ok == 0) & (met == 0) & (solved == 0)
     smallest = torch.finfo(scalar_dtype(A.device)).tiny
     merit = total / at_least(r_bound, smallest)
