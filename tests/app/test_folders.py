@@ -80,7 +80,7 @@ def test_depth_is_restored_as_a_volume_wherever_its_axis_stands(leave: Leave) ->
     assert np.abs(restored[1, :, 1].astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("prior", ["gradient", "tv"])
+@pytest.mark.parametrize("prior", ["gradient", pytest.param("tv", marks=pytest.mark.slow)])
 def test_counts_are_restored_as_the_library_restores_them(leave: Leave, prior: str) -> None:
     grey = (2 * counts(24, 24) + 100).astype(np.uint16)
     tifffile.imwrite("a.tif", grey)

@@ -42,6 +42,7 @@ class _Bend(Transform):
         return torch.cosh(self.log_s.exp() * x).log().sum((-3, -2, -1))
 
 
+@pytest.mark.slow
 def test_a_flow_of_four_convolutions_learns_textures(capsys: pytest.CaptureFixture[str]) -> None:
     """The likelihood rises to within a twentieth of a nat per pixel of the truth, and what it makes noise is undone."""
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ def _threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-@pytest.mark.parametrize("rows", [5, 64, 200])
+@pytest.mark.parametrize("rows", [5, 64, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_factors_inverses_and_determinants_are_right(batch: tuple[int, ...], rows: int, dtype: torch.dtype) -> None:
     matrices = torch.randn(*batch, rows, rows, dtype=dtype)

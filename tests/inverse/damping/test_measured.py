@@ -86,7 +86,9 @@ def test_the_choice_is_that_of_the_measured_rows(kind: str, rule: str) -> None:
     check(A, y.masked_fill(rows, torch.nan), rule, penalty)
 
 
-@pytest.mark.parametrize("rule", ["gcv", "upre", "discrepancy", "evidence"])
+@pytest.mark.parametrize(
+    "rule", ["gcv", *(pytest.param(r, marks=pytest.mark.slow) for r in ("upre", "discrepancy", "evidence"))]
+)
 def test_stochastic_traces_count_the_measured_rows(rule: str) -> None:
     A = blur(200)
     A = lsconv.Mask(mask(0.4, *A.out_shape), dtype=DOUBLE) @ A

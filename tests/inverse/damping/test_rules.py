@@ -145,7 +145,7 @@ def test_200_choices_are_within_one_per_cent_of_the_dense_minimum(first: int) ->
     check(range(first, first + 25))
 
 
-@pytest.mark.parametrize(("padding", "noise"), [(0, 0.2), ((1, 2, 2), 0.05)])
+@pytest.mark.parametrize(("padding", "noise"), [(0, 0.2), pytest.param((1, 2, 2), 0.05, marks=pytest.mark.slow)])
 def test_a_stack_of_few_slices_is_searched_in_few_looks(padding: Any, noise: float) -> None:
     """Its likeness, whose edges weigh, only says where to begin."""
     profile = torch.exp(-((torch.arange(5, dtype=DOUBLE) - 2) ** 2) / 2)
