@@ -15,6 +15,7 @@ iterations     ``lsmr``, ``lsqr``, ``cgls``, ``craig``; ``cg``, ``minres``, ``gm
                ``HybridSelection``); ``refine``, ``set_backward_failure_hook``
 modules        ``nn.PseudoInverse``, ``nn.Tikhonov``, ``nn.RangeNull``, ``nn.InvertibleConv2d``,
                ``nn.spectral_norm``
+psf            ``psf.gaussian``, ``psf.disk``, ``psf.motion``, ``psf.moffat``, ``psf.airy``, ``psf.box``
 errors         ``LsconvError``, the base of all: ``ArgumentError``, ``ArgumentTypeError``, ``ShapeError``,
                ``DtypeError``, ``DeviceError``, ``NonFiniteError``, ``MethodError``, ``PreconditionerError``,
                ``PlanMemoryError``, ``ConvergenceError``; and the warnings ``ConvergenceWarning``, ``InputWarning``
@@ -67,6 +68,9 @@ if TYPE_CHECKING:
 
     # modules
     from lsconv import nn
+
+    # psf
+    from lsconv import psf
 
 # errors
 from lsconv.errors import (
@@ -151,6 +155,8 @@ __all__ = [
     "set_backward_failure_hook",
     # modules
     "nn",
+    # psf
+    "psf",
     # errors
     "LsconvError",
     "ArgumentError",
@@ -256,8 +262,8 @@ def __getattr__(name: str) -> object:
     """The public name, from the module that has it."""
     import importlib
 
-    if name == "nn":
-        return importlib.import_module("lsconv.nn")
+    if name in ("nn", "psf"):
+        return importlib.import_module(f"lsconv.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'lsconv' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsconv.app import psf as formulas
+from lsconv import psf as formulas
 from lsconv.app.formats import FORMATS
 from lsconv.app.image_io import Picture, read_picture
 
