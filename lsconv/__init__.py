@@ -8,7 +8,8 @@ operators      ``Conv1d``, ``Conv2d``, ``Conv3d``, ``Convolution``; ``Pad``, ``C
 answers        ``lstsq``, ``pinv``; ``tikhonov`` and ``choose_damp`` (a ``Selection``); ``total_variation``,
                ``plug_and_play``; for images ``deconvolve``, ``blur_operator``, ``saturation_level``; all are a
                ``Solution``, with its ``Status`` and ``History``
-uncertainty    ``posterior_samples``, ``posterior_std``, ``noise_level``, ``log_evidence``
+uncertainty    ``posterior_samples``, ``posterior_std``, ``noise_level``, ``log_evidence``; of a blur
+               not known ``estimate_psf`` (a ``PsfEstimate``, with its ``PsfStatus``)
 structure      ``norm``, ``cond``, ``singular_values``, ``CirculantPreconditioner``; ``logdet``, ``slogdet``,
                ``trace_inverse``; what answers a problem and why, ``explain`` (an ``Explanation``)
 iterations     ``lsmr``, ``lsqr``, ``cgls``, ``craig``; ``cg``, ``minres``, ``gmres``; ``hybrid`` (a
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     # uncertainty
     from lsconv.inverse.uncertainty.evidence import log_evidence
     from lsconv.inverse.uncertainty.posterior import noise_level, posterior_samples, posterior_std
+
+    from lsconv.inverse.uncertainty.psf_estimate import PsfEstimate, PsfStatus, estimate_psf
 
     # structure
     from lsconv.fourier.spectrum import cond, singular_values
@@ -131,6 +134,9 @@ __all__ = [
     "posterior_std",
     "noise_level",
     "log_evidence",
+    "estimate_psf",
+    "PsfEstimate",
+    "PsfStatus",
     # structure
     "norm",
     "cond",
@@ -225,6 +231,11 @@ _HOMES = {
         "noise_level",
         "posterior_samples",
         "posterior_std",
+    ),
+    "lsconv.inverse.uncertainty.psf_estimate": (
+        "PsfEstimate",
+        "PsfStatus",
+        "estimate_psf",
     ),
     "lsconv.fourier.spectrum": (
         "cond",
