@@ -23,7 +23,7 @@ __all__ = ["PsfEstimate", "PsfStatus", "estimate_psf"]
 
 
 class PsfStatus(enum.Enum):
-    """Whether an image tells its point-spread function; ``status.sentence`` says it in words."""
+    """Verdict on a point-spread function found in an image; ``status.sentence`` says it in words."""
 
     FOUND = "The likelihood has one maximum, and it is narrow."
     FLAT = "The likelihood is flat: the image does not tell the parameters to within a third."
@@ -44,7 +44,7 @@ class PsfEstimate:
         parameters: by their names, in pixels and degrees.
         std: their standard errors.
         psf: the point-spread function, float64.
-        status: whether to trust it.
+        status: the verdict on it.
         noise_std: standard deviation of the noise, in the units of the image.
         damp: the damping of the gradient prior with the least mean square error that the likelihood expects, for
             :func:`lsconv.deconvolve`.
