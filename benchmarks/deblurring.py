@@ -18,7 +18,7 @@ from torch import Tensor
 import lsconv
 from benchmarks import peers
 from benchmarks.runner import Answer, Arrival, Table, reach, reached, run_times, times_faster
-from lsconv.app import psf
+from lsconv import psf
 from lsconv.border.plan import BorderPlan
 
 # float32 cannot store an x whose gradient is 1e-8.

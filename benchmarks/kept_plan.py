@@ -16,7 +16,7 @@ from torch import Tensor
 import lsconv
 from benchmarks import deblurring
 from benchmarks.runner import Table, race, timed
-from lsconv.app import psf
+from lsconv import psf
 from lsconv.border.cost_model import Limits
 from lsconv.border.plan import BorderPlan
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import lsconv
 from benchmarks.runner import Table
-from lsconv.app import psf
+from lsconv import psf
 
 Array = np.ndarray[Any, Any]
 

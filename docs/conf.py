@@ -130,11 +130,15 @@ _INTRODUCTIONS = {
     "structure": "Numbers that describe an operator, and the preconditioner made from it.",
     "iterations": "The Krylov methods, one by one, with the same arguments and certificates.",
     "modules": "Modules for networks; `import lsconv` has them as `lsconv.nn`.",
+    "psf": "Models of point-spread functions, differentiable; `import lsconv` has them as `lsconv.psf`.",
     "deepinv": "Physics for deepinv; needs the extra `deepinv`, and `import lsconv.deepinv`.",
 }
 
 # What references to a module lead to.
-_MODULES = {"modules": "```{py:module} lsconv.nn\n```\n\n", "deepinv": "```{py:module} lsconv.deepinv\n```\n\n"}
+_MODULES = {
+    group: f"```{{py:module}} lsconv.{module}\n```\n\n"
+    for group, module in (("modules", "nn"), ("psf", "psf"), ("deepinv", "deepinv"))
+}
 
 # A table of names, each a page of its own.
 _SUMMARY = ".. py:currentmodule:: None\n\n.. autosummary::\n   :toctree: generated\n   :nosignatures:\n\n"
@@ -167,6 +171,7 @@ def groups() -> dict[str, list[str]]:
     found = {part.split("\n")[0]: re.findall(r'"(\w+)"', part) for part in body.split("    # ")[1:]}
     full = {group: [f"lsconv.{name}" for name in names] for group, names in found.items()}
     full["modules"] = [f"lsconv.nn.{name}" for name in lsconv.nn.__all__]
+    full["psf"] = [f"lsconv.psf.{name}" for name in lsconv.psf.__all__]
     if has_deepinv:
         guest = importlib.import_module("lsconv.deepinv")
         full["deepinv"] = [f"lsconv.deepinv.{name}" for name in guest.__all__]

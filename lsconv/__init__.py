@@ -8,13 +8,15 @@ operators      ``Conv1d``, ``Conv2d``, ``Conv3d``, ``Convolution``; ``Pad``, ``C
 answers        ``lstsq``, ``pinv``; ``tikhonov`` and ``choose_damp`` (a ``Selection``); ``total_variation``,
                ``plug_and_play``; for images ``deconvolve``, ``blur_operator``, ``saturation_level``; all are a
                ``Solution``, with its ``Status`` and ``History``
-uncertainty    ``posterior_samples``, ``posterior_std``, ``noise_level``, ``log_evidence``
+uncertainty    ``posterior_samples``, ``posterior_std``, ``noise_level``, ``log_evidence``; of a blur
+               not known ``estimate_psf`` (a ``PsfEstimate``, with its ``PsfStatus``)
 structure      ``norm``, ``cond``, ``singular_values``, ``CirculantPreconditioner``; ``logdet``, ``slogdet``,
                ``trace_inverse``; what answers a problem and why, ``explain`` (an ``Explanation``)
 iterations     ``lsmr``, ``lsqr``, ``cgls``, ``craig``; ``cg``, ``minres``, ``gmres``; ``hybrid`` (a
                ``HybridSelection``); ``refine``, ``set_backward_failure_hook``
 modules        ``nn.PseudoInverse``, ``nn.Tikhonov``, ``nn.RangeNull``, ``nn.InvertibleConv2d``,
                ``nn.spectral_norm``
+psf            ``psf.gaussian``, ``psf.disk``, ``psf.motion``, ``psf.moffat``, ``psf.airy``, ``psf.box``
 errors         ``LsconvError``, the base of all: ``ArgumentError``, ``ArgumentTypeError``, ``ShapeError``,
                ``DtypeError``, ``DeviceError``, ``NonFiniteError``, ``MethodError``, ``PreconditionerError``,
                ``PlanMemoryError``, ``ConvergenceError``; and the warnings ``ConvergenceWarning``, ``InputWarning``
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from lsconv.inverse.uncertainty.evidence import log_evidence
     from lsconv.inverse.uncertainty.posterior import noise_level, posterior_samples, posterior_std
 
+    from lsconv.inverse.uncertainty.psf_estimate import PsfEstimate, PsfStatus, estimate_psf
+
     # structure
     from lsconv.fourier.spectrum import cond, singular_values
     from lsconv.inverse.functions.determinants import logdet, slogdet, trace_inverse
@@ -67,6 +71,9 @@ if TYPE_CHECKING:
 
     # modules
     from lsconv import nn
+
+    # psf
+    from lsconv import psf
 
 # errors
 from lsconv.errors import (
@@ -127,6 +134,9 @@ __all__ = [
     "posterior_std",
     "noise_level",
     "log_evidence",
+    "estimate_psf",
+    "PsfEstimate",
+    "PsfStatus",
     # structure
     "norm",
     "cond",
@@ -151,6 +161,8 @@ __all__ = [
     "set_backward_failure_hook",
     # modules
     "nn",
+    # psf
+    "psf",
     # errors
     "LsconvError",
     "ArgumentError",
@@ -220,6 +232,11 @@ _HOMES = {
         "posterior_samples",
         "posterior_std",
     ),
+    "lsconv.inverse.uncertainty.psf_estimate": (
+        "PsfEstimate",
+        "PsfStatus",
+        "estimate_psf",
+    ),
     "lsconv.fourier.spectrum": (
         "cond",
         "singular_values",
@@ -256,8 +273,8 @@ def __getattr__(name: str) -> object:
     """The public name, from the module that has it."""
     import importlib
 
-    if name == "nn":
-        return importlib.import_module("lsconv.nn")
+    if name in ("nn", "psf"):
+        return importlib.import_module(f"lsconv.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'lsconv' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

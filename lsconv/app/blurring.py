@@ -37,6 +37,8 @@ class Blurring:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise_std) and self.noise_std >= 0):
             raise UsageError(f"--noise-std {self.noise_std}: expected a number >= 0")
+        if self.kernel.model is not None:
+            raise UsageError(f"--psf auto:{self.kernel.model}: is of lsconv deblur; a blur has to be given")
 
     def __call__(self, image: Path, target: Path, advance: Advance = lambda *_: None) -> tuple[str, bool]:
         """Blur one file; answers a line about it, and True."""

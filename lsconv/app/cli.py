@@ -1,4 +1,4 @@
-"""The command ``lsconv``: ``deblur``, ``blur``, ``demo`` and ``info``."""
+"""The command ``lsconv``: ``deblur``, ``blur``, ``psf``, ``demo`` and ``info``."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ import lsconv
 from lsconv.app import demo as demonstration
 from lsconv.app.batch import complain, describe, for_each
 from lsconv.app.blurring import Blurring
+from lsconv.app.estimating import estimate
 from lsconv.app.image_io import ImageFileError
 from lsconv.app.plots import Panel, draw_comparison
 from lsconv.app.report_page import write_page
 from lsconv.app.requests import (
+    AUTOMATIC,
     BOUNDARIES,
     UsageError,
     check_plot,
@@ -57,7 +59,12 @@ OutputOption = Annotated[
     ),
 ]
 PsfOption = Annotated[
-    Path | None, typer.Option(help="The blur: an image, a stack or an NPY array; it is divided by its sum.")
+    str | None,
+    typer.Option(
+        help="The blur: an image, a stack or an NPY array, divided by its sum. Of deblur also "
+        f"{', '.join(f'auto:{model}' for model in AUTOMATIC)}: found in the image.",
+        metavar="FILE",
+    ),
 ]
 GaussianOption = Annotated[float | None, typer.Option(help="The blur: a Gaussian of this sigma.", metavar="SIGMA")]
 DiskOption = Annotated[float | None, typer.Option(help="The blur: out of focus, this radius.", metavar="RADIUS")]
@@ -172,7 +179,7 @@ def deblur(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what is amiss.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what was chosen, and why.")] = False,
 ) -> None:
-    """Restore images whose blur is known.
+    """Restore images whose blur is known, or of a kind whose size the image itself tells (--psf auto:disk).
 
     Everything in the image's units (noise, background, bounds) is in grey levels of the file, or values of floating
     point, and so is the answer. Bit depth, colour, opacity, axes (time, channel, depth) and metadata are kept where the
@@ -243,6 +250,9 @@ def blur(
     targets = _targets(images, files, output)
     code, _ = for_each(work, files, targets)
     raise typer.Exit(code)
+
+
+app.command("psf")(estimate)
 
 
 @app.command()

@@ -99,6 +99,7 @@ class Evidence:
         solution: what :func:`lsconv.deconvolve` returned.
         centre: the PSF's; None: the middle.
         standardised: whether the residual is in standard deviations of the noise.
+        estimate: what :func:`lsconv.estimate_psf` returned, or None where the PSF was given.
     """
 
     data: Tensor
@@ -108,6 +109,7 @@ class Evidence:
     solution: Any
     centre: tuple[int, ...] | None = None
     standardised: bool = False
+    estimate: Any = None
 
 
 def draw_report(path: Path, evidence: Evidence, title: str) -> Whiteness:
@@ -150,20 +152,22 @@ def draw_report(path: Path, evidence: Evidence, title: str) -> Whiteness:
                 overlay = torch.tensor([1.0, 0.0, 0.0, 1.0]) * missing[..., None]
                 axes.imshow(overlay.numpy(), interpolation="nearest")
             axes.set_title(f"{name}{slices}, {low:.3g} to {high:.3g}{red}", fontsize=10)
-    panels = rows[1].subplots(1, 2 if last is None else 3)
+    curves = [each for each in (evidence.estimate, last) if each is not None]
+    panels = rows[1].subplots(1, 2 + len(curves))
     _draw_psf(panels[0], kernel, evidence.centre or tuple(k // 2 for k in kernel.size))
     _draw_residual(rows[1], panels[1], _middle(residual, kernel), judged)
     if evidence.standardised:
         panels[1].set_title("residual / standard deviation", fontsize=10)
-    if last is not None:
-        last.plot(panels[2])
-        chosen = last is solution.selection
-        panels[2].set_title(f"choice of damp by {last.rule}" if chosen else "convergence", fontsize=10)
-        panels[2].tick_params(which="both", labelsize=8)
-        for label in (panels[2].xaxis.label, panels[2].yaxis.label):
+    for axes, curve in zip(panels[2:], curves, strict=True):
+        curve.plot(axes)
+        named = (f"choice of damp by {curve.rule}" if curve is solution.selection
+                 else "estimate of the PSF" if curve is evidence.estimate else "convergence")  # fmt: skip
+        axes.set_title(named, fontsize=10)
+        axes.tick_params(which="both", labelsize=8)
+        for label in (axes.xaxis.label, axes.yaxis.label):
             label.set_fontsize(9)
-        if panels[2].get_legend() is not None:
-            panels[2].legend(fontsize=8)
+        if axes.get_legend() is not None:
+            axes.legend(fontsize=8)
     with atomically(path) as file:
         figure.savefig(file, format="png")
     return judged

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsconv.app import psf as formulas
+from lsconv import psf as formulas
 from lsconv.app.formats import FORMATS
 from lsconv.app.image_io import Picture, read_picture
 
 __all__ = [
+    "AUTOMATIC",
     "BOUNDARIES",
     "Kernel",
     "UsageError",
@@ -29,6 +30,7 @@ __all__ = [
     "plan_outputs",
 ]
 
+AUTOMATIC = ("gaussian", "disk", "motion")  # the models of a blur that are estimated
 BOUNDARIES = ("unknown", "zero", "periodic", "reflect")
 _LARGEST = 2000.0  # pixels; a slip of the decimal point should not ask for gigabytes
 
@@ -45,11 +47,13 @@ class Kernel:
         values: ``(*size)``, or ``(channels, *size)`` with one for each colour or channel; every one sums to one.
         ndim: number of its spatial axes: 1 for signals, 2 for images, 3 for stacks.
         total: the sum that its file was divided by, where that is off one by over 1 %.
+        model: how to estimate it from each image, whose estimate takes the place of the values; None: it is known.
     """
 
     values: Tensor
     ndim: int
     total: float | None = None
+    model: str | None = None
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -118,12 +122,12 @@ class Kernel:
 
 
 def choose_psf(
-    file: Path | None, gaussian: float | None, disk: float | None, motion: str | None, box: int | None
+    file: Path | str | None, gaussian: float | None, disk: float | None, motion: str | None, box: int | None
 ) -> Kernel:
     """The point spread function asked for, by exactly one of the five.
 
     A file is a picture (one colour channel for all, or three for one each), a stack of pictures, or an NPY array of two
-    or three axes. It is divided by its sum.
+    or three axes. It is divided by its sum. ``auto:MODEL`` in its place says that the PSF is estimated.
 
     Raises:
         UsageError: none or several were given, or one that makes no sense.
@@ -134,8 +138,13 @@ def choose_psf(
     if len(names) != 1:
         said = f"got {', '.join(names)}" if names else "got none"
         raise UsageError(f"give one of {', '.join(given)} as the blur, {said}")
+    if file is not None and str(file).startswith("auto:"):
+        model = str(file).removeprefix("auto:")
+        if model not in AUTOMATIC:
+            raise UsageError(f"--psf {file}: expected auto:{', auto:'.join(AUTOMATIC)} or a file")
+        return Kernel(torch.ones(1, 1, dtype=torch.float64), 2, model=model)
     if file is not None:
-        return _from_file(file)
+        return _from_file(Path(file))
     if gaussian is not None:
         return _by_formula("--gaussian", gaussian, formulas.gaussian, gaussian)
     if disk is not None:

@@ -173,6 +173,14 @@ class Restoring:
         check_target(target, picture)
         work = replace(self, kernel=self.kernel.as_line()) if picture.line and self.kernel.ndim == 2 else self
         fields = work._with_missing(picture)
+        estimate = None
+        if work.kernel.model is not None:
+            if picture.line or self.origin != "center":
+                said = "a signal" if picture.line else f"--origin {self.origin}"
+                raise UsageError(f"--psf auto:{work.kernel.model}: is of images and centred blurs, here is {said}")
+            advance("estimating the PSF", 0, 1)
+            estimate = lsconv.estimate_psf(fields.flatten(0, 1), work.kernel.model)
+            work = replace(work, kernel=Kernel(estimate.psf, 2))
         work._check_memory(fields)
         work._check_size(fields)
         restored, solutions = torch.empty_like(fields), []
@@ -195,14 +203,15 @@ class Restoring:
                     residual = residual / (self.gain * photons.clamp_min(1e-6).sqrt())
                 kernel, centre = Kernel(psf, work.kernel.ndim), _centre(work.kernel, self.origin)
                 evidence = Evidence(
-                    level.cpu(), x.cpu(), kernel, residual.cpu(), solution, centre, self.noise == "poisson"
+                    level.cpu(), x.cpu(), kernel, residual.cpu(), solution, centre, self.noise == "poisson", estimate
                 )
         advance("writing", len(fields), len(fields))
         write_picture(target, work.kernel.picture_of(restored, picture))
         assert evidence is not None
         missing = int(torch.isnan(fields).sum())
         said = f", {missing} pixel(s) missing" if missing else ""
-        line = f"{work._words()}, {work._strength(solutions)}{said}"
+        found = "" if estimate is None else f"{estimate}, "
+        line = f"{found}{work._words()}, {work._strength(solutions)}{said}"
         which = f", item {shown + 1} of {len(fields)}" if len(fields) > 1 else ""
         for plot in (self.plot, None if self.report is None else self.report / f"{target.name}.png"):
             if plot is not None:
@@ -210,7 +219,8 @@ class Restoring:
         line = f"{target}: {line}, residual rms {torch.nan_to_num(evidence.residual).square().mean().sqrt():.3g}"
         if self.verbose:
             line += "\n" + work._reasons(picture, fields, solutions, time.perf_counter() - begun)
-        return line, all(bool(solution.converged.all()) for solution in solutions)
+        told = estimate is None or estimate.converged
+        return line, told and all(bool(solution.converged.all()) for solution in solutions)
 
     def _solve(self, data: Tensor, psf: Tensor) -> Any:
         rule = self.rule()

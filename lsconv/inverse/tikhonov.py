@@ -23,6 +23,7 @@ from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.bounded import bounded_least_squares
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
+from lsconv.inverse.lstsq import lstsq
 from lsconv.inverse.observation import Observation
 from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, PenalisedPlan, Plan
 from lsconv.inverse.reduced_plan import core
@@ -60,6 +61,7 @@ def tikhonov(
     *,
     L: OperatorLike | None = None,
     x_prior: Tensor | None = None,
+    penalty_data: Tensor | None = None,
     observed: Tensor | None = None,
     weights: Tensor | None = None,
     noise_std: float | Tensor | None = None,
@@ -75,14 +77,15 @@ def tikhonov(
 ) -> Solution:
     r"""Least squares with a quadratic penalty.
 
-    .. math:: \min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|L (x - x_{prior})\|^2
+    .. math:: \min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|L (x - x_{prior}) - w\|^2
 
-    A convolution with a convolutional L (Gradient, Laplacian, Identity, stride-1 convolutions, scaled and stacked) is
-    solved exactly: in closed form when everything is circular, otherwise through the border. Everything else goes to
-    LSMR on the stacked operator ``[A; damp L]``, with an FFT-diagonal preconditioner where A and L have one. The
-    minimiser is unique when no x but 0 has ``A x = 0`` and ``L x = 0``; otherwise it is determined up to such x.
+    with w = ``penalty_data``, zero unless given. A convolution with a convolutional L (Gradient, Laplacian, Identity,
+    stride-1 convolutions, scaled and stacked) is solved exactly: in closed form when everything is circular, otherwise
+    through the border. Everything else goes to LSMR on the stacked operator ``[A; damp L]``, with an FFT-diagonal
+    preconditioner where A and L have one. The minimiser is unique when no x but 0 has ``A x = 0`` and ``L x = 0``;
+    otherwise it is determined up to such x.
 
-    x is differentiable with respect to y, damp, x_prior and every tensor A and L are made of, once and again, by one
+    x is differentiable with respect to y, damp, x_prior, w and every tensor A and L are made of, once and again, by one
     more solve with the same plan. A damp chosen by a rule is held fixed. With ``damp=0`` the gradient is that for
     changes of A that keep its rank (see :func:`lstsq`): where the symbol of A has zeros there is none; use
     ``damp > 0``.
@@ -95,6 +98,8 @@ def tikhonov(
             answer is the least-squares solution nearest to ``x_prior``, whatever L is.
         L: the penalty, an operator on ``A.in_shape``; None: the identity.
         x_prior: what the penalty pulls to, ``(*batch, *in_shape)``; None: zero. It changes the answer.
+        penalty_data: w, what the penalty wants ``L (x - x_prior)`` to be, ``(*batch, *L.out_shape)``; None: zero. Since
+            :math:`\|Lx - w\|^2 = \|L(x - L^+w)\|^2 + \mathrm{const}`, it is a prior that costs one more solve, with L.
         observed: True where y was measured, a bool tensor that broadcasts with y (one mask for all items, or one per
             item). What stands elsewhere, NaN included, is not read.
         weights: the weights w >= 0 of :math:`\sum_i w_i |(Ax)_i - y_i|^2`, a tensor that broadcasts with y; data of
@@ -138,6 +143,11 @@ def tikhonov(
     observation = Observation.of(A, observed, weights)
     A, y = observation.operator(A), observation.data(y)
     x_prior, x0 = _check_prior(as_complex(x_prior, A), A), as_complex(x0, A)
+    if penalty_data is not None:
+        if not isinstance(damp, str) and not bool((torch.as_tensor(damp) > 0).all()):
+            raise ArgumentError(f"penalty_data: needs damp > 0, without which nothing is asked of L x, got damp={damp}")
+        target = _prior_of(as_complex(penalty_data, A), A, L)
+        x_prior = target if x_prior is None else x_prior + target
     selection = None
     if isinstance(damp, str):
         selection = choose_damp(A, y, damp, L=L, x_prior=x_prior, noise_std=noise_std)
@@ -294,6 +304,18 @@ def _check_prior(x_prior: Any, A: LinearOperator) -> Tensor | None:
         )
     A.check_input(x_prior, "x_prior", finite=True)
     return x_prior
+
+
+def _prior_of(penalty_data: Any, A: LinearOperator, L: LinearOperator | None) -> Tensor:
+    """``L^+ w``, in double precision, since a small residual of it is a small change of the problem."""
+    if not isinstance(penalty_data, Tensor):
+        raise ArgumentTypeError(f"penalty_data: expected a torch.Tensor, got {type(penalty_data).__name__}")
+    if L is None:
+        A.check_input(penalty_data, "penalty_data", finite=True)
+        return penalty_data
+    L.check_output(penalty_data, "penalty_data", finite=True)
+    wide = double(A.dtype)
+    return lstsq(L.to(dtype=wide), penalty_data.to(wide)).x.to(penalty_data.dtype)
 
 
 @dataclass(frozen=True)

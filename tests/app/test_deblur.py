@@ -19,8 +19,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import lsconv
+from lsconv import psf as formulas
 from lsconv.app import cli, restore
-from lsconv.app import psf as formulas
 from lsconv.app.image_io import Metadata, Picture, read_picture, write_picture
 
 Leave = Callable[..., tuple[int, str, str]]

@@ -99,7 +99,7 @@ def test_counts_are_restored_as_the_library_restores_them(leave: Leave, prior: s
         prior,
     ]
     assert leave("deblur", "a.tif", "--gaussian", 1, *words, "-o", "b.tif")[0] == 0
-    from lsconv.app.psf import gaussian
+    from lsconv.psf import gaussian
 
     expected = lsconv.deconvolve(grey, gaussian(1.0).numpy(), prior=prior, noise="poisson", gain=2.0, offset=100.0,
                                  background=30.0, read_noise=1.5).x  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.app import psf
+from lsconv import psf
 from lsconv.border.cost_model import CostModel, FactorCost, Limits, expected_iterations, free_bytes, together
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.app.psf import motion
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, MethodError, NonFiniteError, ShapeError
+from lsconv.psf import motion
 
 BOUNDARIES = ("unknown", "zero", "periodic", "reflect")
 

@@ -365,3 +365,64 @@ def test_float32_data_have_float32_factors_where_those_in_float64_would_not_fit(
     assert terms is not None
     needed = plan_bytes(A, penalty=Penalty(A, terms, torch.tensor(1e-4)))
     assert StackedPlan(A, L, 1e-4, memory_limit=needed).factors == torch.float32
+
+
+def with_penalty_data(L_of):
+    A = convolution(1, 1, size=(7, 6), kernel=3)
+    L = L_of(A)
+    y, w = torch.randn(2, *A.out_shape, dtype=DOUBLE), torch.randn(2, *L.out_shape, dtype=DOUBLE)
+    return A, L, y, w
+
+
+TARGETS = {
+    "Neumann gradient": lambda A: lsconv.Gradient(A.in_shape, dtype=DOUBLE),
+    "periodic gradient": lambda A: lsconv.Gradient(A.in_shape, boundary="periodic", dtype=DOUBLE),
+    "Laplacian": lambda A: lsconv.Laplacian(A.in_shape, boundary="dirichlet", dtype=DOUBLE),
+    "matrix": lambda A: lsconv.Dense(torch.randn(50, A.in_numel, dtype=DOUBLE), in_shape=A.in_shape),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_penalty_data_are_data_of_the_stacked_matrix(name: str) -> None:
+    A, L, y, w = with_penalty_data(TARGETS[name])
+    prior = torch.randn(A.in_shape, dtype=DOUBLE)
+    stacked = torch.cat([A.to_dense(), 0.7 * L.to_dense()])
+    target = 0.7 * (w.flatten(1) + L.to_dense() @ prior.flatten())
+    expected = torch.linalg.lstsq(stacked, torch.cat([y.flatten(1), target], 1).mT).solution.mT
+    found = lsconv.tikhonov(A, y, 0.7, L=L, penalty_data=w, x_prior=prior)
+    assert bool(found.converged.all())
+    torch.testing.assert_close(found.x.flatten(1), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_penalty_data_of_the_identity_are_a_prior() -> None:
+    A = convolution(1, 1, size=(7, 6), kernel=3)
+    y, w = torch.randn(A.out_shape, dtype=DOUBLE), torch.randn(A.in_shape, dtype=DOUBLE)
+    given, prior = lsconv.tikhonov(A, y, 0.7, penalty_data=w), lsconv.tikhonov(A, y, 0.7, x_prior=w)
+    assert torch.equal(given.x, prior.x)
+
+
+def test_gradients_by_penalty_data_damp_and_kernel_are_right() -> None:
+    A, L, y, w = with_penalty_data(TARGETS["Neumann gradient"])
+    damp = torch.tensor(0.7, dtype=DOUBLE)
+
+    def solve(y: Tensor, w: Tensor, damp: Tensor, weight: Tensor) -> Tensor:
+        return lsconv.tikhonov(lsconv.Conv2d(weight, (7, 6)), y, damp, L=L, penalty_data=w, rtol=1e-12).x
+
+    inputs = [t.detach().clone().requires_grad_() for t in (y[0], w[0], damp, A.weight)]
+    assert torch.autograd.gradcheck(solve, inputs, atol=1e-6)
+
+
+def test_an_empty_batch_of_penalty_data_has_an_empty_answer() -> None:
+    A, L, y, w = with_penalty_data(TARGETS["Neumann gradient"])
+    assert lsconv.tikhonov(A, y[:0], 0.7, L=L, penalty_data=w[:0]).x.shape == (0, *A.in_shape)
+    assert lsconv.tikhonov(A, y[:0], 0.7, L=L, penalty_data=w[0]).x.shape == (0, *A.in_shape)
+
+
+def test_penalty_data_that_do_not_fit_are_refused() -> None:
+    A, L, y, w = with_penalty_data(TARGETS["Neumann gradient"])
+    with pytest.raises(lsconv.ShapeError, match="penalty_data"):
+        lsconv.tikhonov(A, y, 0.7, L=L, penalty_data=w[..., 1:])
+    with pytest.raises(lsconv.ArgumentError, match="penalty_data: needs damp > 0"):
+        lsconv.tikhonov(A, y, 0.0, L=L, penalty_data=w)
+    with pytest.raises(lsconv.ArgumentTypeError, match="penalty_data"):
+        lsconv.tikhonov(A, y, 0.7, L=L, penalty_data=3.0)

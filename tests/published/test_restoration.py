@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.app import psf
+from lsconv import psf
 
 _SQUARE = (torch.arange(15, dtype=torch.float64) - 7) ** 2
 _FADING = 1 / (1 + _SQUARE[:, None] + _SQUARE)

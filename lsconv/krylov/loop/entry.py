@@ -56,6 +56,9 @@ def serves_empty_batches(
             shapes = {n: t.shape for n, t in given.items() if isinstance(t, Tensor) and n != first}
             shapes.pop("L", None)
             ndims = {n: len(operator.in_shape) if n in _LIKE_X else 0 for n in shapes} | {second: len(item(operator))}
+            if "penalty_data" in shapes:
+                L = given.get("L")
+                ndims["penalty_data"] = len(operator.in_shape if L is None else as_operator(L, name="L").out_shape)
             own = given[first].shape[:-2] if isinstance(given[first], Tensor) else operator.batch_shape
             try:
                 batch = broadcast_shapes(own, *(shape[: len(shape) - ndims[n]] for n, shape in shapes.items()))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.app import psf
+from lsconv import psf
 from lsconv.inverse.damping.choose_damp import RULES, choose_damp
 from lsconv.inverse.damping.surrogate import TaperedPath
 from lsconv.operators.base import LinearOperator

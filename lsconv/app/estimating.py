@@ -1,0 +1,56 @@
+"""The command ``lsconv psf``: the PSF of an image, from the image."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+import lsconv
+from lsconv.app.batch import complain
+from lsconv.app.image_io import atomically, read_picture
+from lsconv.app.requests import AUTOMATIC, UsageError, check_writable
+
+__all__ = ["estimate"]
+
+
+def estimate(
+    image: Annotated[Path, typer.Argument(help="A PNG, JPEG, TIFF, NPY or FITS file.", metavar="IMAGE")],
+    model: Annotated[str, typer.Option(help=f"The kind of blur: {', '.join(AUTOMATIC)}.", metavar="MODEL")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="An .npy file for the PSF.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Estimate the parameters of an image's blur from the image, with their standard errors.
+
+    All colours, channels and slices are taken to have one blur. Exit codes: 0 done, 1 the image does not tell the
+    parameters, 2 asked for wrongly.
+
+    \b
+    Example, with a picture photo.png:
+      lsconv blur photo.png --disk 3 --noise-std 2 -o blurred.png
+      lsconv psf blurred.png --model disk -o psf.npy
+    """  # noqa: D301 - a backspace, which tells click not to fill the lines
+    if model not in AUTOMATIC:
+        raise UsageError(f"--model {model}: expected one of {', '.join(AUTOMATIC)}")
+    if output is not None:
+        if output.suffix.lower() != ".npy":
+            raise UsageError(f"--output {output}: the PSF is an array, give a name that ends in .npy")
+        check_writable("--output", output)
+    picture = read_picture(image)
+    if picture.line:
+        raise UsageError(f"{image}: is a signal; blurs are estimated in images")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", lsconv.ConvergenceWarning)  # said below
+        found = lsconv.estimate_psf(picture.colours.to(torch.float64), model)
+    if output is not None:
+        with atomically(output) as file:
+            np.save(file, found.psf.numpy())
+    print(found)
+    if not found.converged:
+        complain(f"{image}: {found.status.sentence}")
+        raise typer.Exit(1)
