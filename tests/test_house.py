@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ MOST_LINES = 400
 LONG_FILES: dict[str, int] = {}
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name."""
     found = {}
@@ -71,6 +73,7 @@ def imports(path: Path, known: dict[str, Path]) -> set[str]:
     return names & set(known)
 
 
+@functools.cache
 def graph() -> dict[str, set[str]]:
     known = modules()
     return {name: imports(path, known) - {name} for name, path in known.items()}

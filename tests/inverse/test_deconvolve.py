@@ -483,7 +483,7 @@ IN_GREY_LEVELS: list[dict[str, Any]] = [
     ("options", "dtype"),
     [
         *itertools.product(IN_GREY_LEVELS, ["uint8", "int16", ">u2", "uint32", "int64", "uint64"]),
-        ({"prior": "tv", "noise": "poisson", "background": 20.0}, "uint8"),
+        pytest.param({"prior": "tv", "noise": "poisson", "background": 20.0}, "uint8", marks=pytest.mark.slow),
     ],
 )
 def test_an_integer_image_means_what_the_same_numbers_as_floats_mean(options: dict[str, Any], dtype: str) -> None:

@@ -256,7 +256,7 @@ def test_bad_arguments_are_named():
 
 
 @pytest.mark.parametrize("padding", [{}, {"padding": 1, "padding_mode": "reflect"}])
-@pytest.mark.parametrize("options", [{}, {"noise": "poisson"}])
+@pytest.mark.parametrize("options", [{}, pytest.param({"noise": "poisson"}, marks=pytest.mark.slow)])
 def test_where_nothing_is_measured_the_answer_is_zero(padding: dict[str, object], options: dict[str, str]) -> None:
     A = lsconv.Conv2d(torch.ones(1, 1, 3, 3, dtype=DOUBLE) / 9, in_size=(12, 12), **padding)
     y = torch.rand(2, *A.out_shape, dtype=DOUBLE)

@@ -111,7 +111,7 @@ def test_weights_matrices_and_adjoints_of_few_unknowns_are_exact() -> None:
 
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("penalty", [False, True])
-@pytest.mark.parametrize("function", [logdet, trace_inverse])
+@pytest.mark.parametrize("function", [logdet, pytest.param(trace_inverse, marks=pytest.mark.slow)])
 def test_derivatives_by_kernel_and_damp_are_right(function: Callable[..., Tensor], penalty: bool, padding: int) -> None:
     weight, damp = randn(2, 2, 2, 3).requires_grad_(), torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
     factor = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
@@ -177,7 +177,7 @@ def test_the_derivative_of_an_estimated_trace_is_that_of_the_estimate(weighted: 
     assert torch.autograd.gradcheck(value, (weight, damp), check_forward_ad=True, atol=2e-3)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_derivative_of_an_estimated_determinant_is_an_estimate_of_the_derivative(weighted: bool) -> None:
     weight, damp = randn(1, 1, 3, 3), torch.tensor(0.8, dtype=torch.float64)
     value = weighted_value(logdet, weighted, 2000)
