@@ -2,7 +2,9 @@ r"""Least squares within bounds, by gradient projection and conjugate gradients 
 
 .. math:: \min_{lo \le x \le hi} \tfrac12 \|Ax - y\|^2 + \tfrac12 \mathrm{damp}^2 \|L(x - x_{prior})\|^2
 
-With Q the Hessian and g the gradient, an iteration
+Data may be lower bounds of the truth, as those of saturated pixels are: their squares count only where Ax falls short,
+:math:`\tfrac12 \min((Ax - y)_i, 0)^2`, which keeps the problem convex. With Q the Hessian and g the gradient, an
+iteration
 
 1. takes a step along the projected gradient, of the length that minimises on the free entries, halved until the
    objective falls enough; it changes which entries stand on a bound,
@@ -21,6 +23,7 @@ Moré and Toraldo, "On the solution of large quadratic programming problems with
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,6 +59,7 @@ def bounded_least_squares(
     max_iter: int | None = None,
     raise_on_failure: bool = False,
     check_finite: bool = True,
+    at_least: Tensor | None = None,
 ) -> Solution:
     """The minimiser within bounds, every batch item by itself.
 
@@ -72,6 +76,7 @@ def bounded_least_squares(
         max_iter: limit on the iterations; None: 500.
         raise_on_failure: raise instead of warning.
         check_finite: refuse NaN and infinity in y.
+        at_least: True where a datum is a lower bound, of a shape that broadcasts with y; None: nowhere.
     """
     check_bounds(bounds, A)
     with torch.enable_grad():
@@ -80,7 +85,7 @@ def bounded_least_squares(
     damping = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
     batch = broadcast_shapes(problem.batch, () if x_prior is None else x_prior.shape[: x_prior.ndim - len(A.in_shape)])
     rtol = RTOL[A.dtype.to_real()] if rtol is None else rtol
-    quadratic = _Quadratic(A, problem.y.expand(*batch, *A.out_shape), damping.expand(batch), L, x_prior)
+    quadratic = _Quadratic(A, problem.y.expand(*batch, *A.out_shape), damping.expand(batch), L, x_prior, at_least)
     start = torch.zeros(*batch, *A.in_shape, dtype=A.dtype, device=A.device)
     if problem.x0 is not None:
         start = start + problem.x0
@@ -100,7 +105,7 @@ def bounded_least_squares(
         codes=codes,
         converged=met & ~problem.nonfinite.expand(batch),
         iterations=iterations,
-        residual_norm=precise.data_space.safe_norm(precise.y - precise.A.apply(x.double())),
+        residual_norm=precise.data_space.safe_norm(precise.counted(precise.A.apply(x.double()) - precise.y)),
         gradient_norm=left,
         damp=damping.expand(batch).to(A.dtype),
     )
@@ -114,12 +119,13 @@ def bounded_least_squares(
 
 
 class _Quadratic:
-    """The objective: its Hessian, gradient, certificate, and a preconditioner."""
+    """The objective, quadratic but for data that are lower bounds: Hessian, gradient, certificate, a preconditioner."""
 
     def __init__(
-        self, A: LinearOperator, y: Tensor, damp: Tensor, L: LinearOperator | None, x_prior: Tensor | None
-    ) -> None:
-        self.A, self.y, self.damp, self.L, self.prior = A, y, damp, L, x_prior
+        self, A: LinearOperator, y: Tensor, damp: Tensor, L: LinearOperator | None, x_prior: Tensor | None,
+        at_least: Tensor | None,
+    ) -> None:  # fmt: skip
+        self.A, self.y, self.damp, self.L, self.prior, self.at_least = A, y, damp, L, x_prior, at_least
         self.space = ItemSpace(A.in_shape, A.dtype, A.device)
         self.data_space = ItemSpace(A.out_shape, A.dtype, A.device)
         self.damped = bool((damp > 0).any())
@@ -128,27 +134,48 @@ class _Quadratic:
         wide = torch.float64
         prior = None if self.prior is None else self.prior.to(wide)
         L = None if self.L is None else self.L.to(dtype=wide)
-        return _Quadratic(self.A.to(dtype=wide), self.y.to(wide), self.damp, L, prior)
+        return _Quadratic(self.A.to(dtype=wide), self.y.to(wide), self.damp, L, prior, self.at_least)
 
     def penalty(self, v: Tensor) -> Tensor:
         """``damp^2 L^H L v``."""
         image = v if self.L is None else self.L.adjoint(self.L.apply(v))
         return self.space.spread(self.damp.square()) * image
 
-    def hessian(self, v: Tensor) -> Tensor:
-        product = self.A.adjoint(self.A.apply(v))
+    def counted(self, residual: Tensor) -> Tensor:
+        """What of ``Ax - y`` counts."""
+        return residual if self.at_least is None else torch.where(self.at_least, residual.clamp_max(0), residual)
+
+    def rise(self, residual: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        """The rise of the data term beyond its slope, by item, and the change of what counts, for one of ``Ax``."""
+        if self.at_least is None:
+            return 0.5 * self.data_space.norm(change).square(), change
+        before, after = self.counted(residual), self.counted(residual + change)
+        entries = 0.5 * (after - before) * (after + before) - before * change
+        entries = torch.where(self.at_least, entries, 0.5 * change.square())
+        return entries.flatten(-len(self.A.out_shape)).sum(-1, dtype=torch.float64), after - before
+
+    def hessian(self, v: Tensor, residual: Tensor) -> Tensor:
+        """The Hessian where ``Ax - y`` is ``residual``."""
+        image = self.A.apply(v)
+        if self.at_least is not None:
+            image = torch.where(self.at_least & (residual > 0), 0, image)
+        product = self.A.adjoint(image)
         return product + self.penalty(v) if self.damped else product
 
-    def gradient(self, x: Tensor) -> Tensor:
-        g = self.A.adjoint(self.A.apply(x) - self.y)
+    def gradient(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The gradient; ``residual`` is ``Ax - y`` where that is known."""
+        residual = self.A.apply(x) - self.y if residual is None else residual
+        g = self.A.adjoint(self.counted(residual))
         return g + self.penalty(x if self.prior is None else x - self.prior) if self.damped else g
 
     def certificate(self, x: Tensor, bounds: tuple[float | None, float | None]) -> tuple[Tensor, Tensor]:
         """The norms of the natural residual, and of the largest term of the gradient."""
-        g = self.gradient(x)
-        forces = torch.maximum(
-            self.space.norm(self.A.adjoint(self.y)), self.space.norm(self.A.adjoint(self.A.apply(x)))
-        )
+        image, y = self.A.apply(x), self.y
+        g = self.gradient(x, image - y)
+        if self.at_least is not None:  # data above which Ax stands are no force
+            met = self.at_least & (image > y)
+            image, y = image.masked_fill(met, 0), y.masked_fill(met, 0)
+        forces = torch.maximum(self.space.norm(self.A.adjoint(y)), self.space.norm(self.A.adjoint(image)))
         length = divide(self.space.norm(x), forces)
         t = self.space.spread(torch.where(length > 0, length, 1.0))
         return self.space.norm((x - (x - t * g).clamp(*bounds)) / t), forces
@@ -171,33 +198,42 @@ def _iterate(
     """x, the iterations, and the items that could go no further."""
     space, M = f.space, f.preconditioner()
     x = x.clamp(*bounds)
-    g = f.gradient(x)
+    residual = f.A.apply(x) - f.y
+    state = _State(x, residual, f.gradient(x, residual))
     batch = x.shape[: x.ndim - len(f.A.in_shape)]
     active = torch.ones(batch, dtype=torch.bool, device=x.device)
     stagnated = torch.zeros_like(active)
     iterations = torch.zeros(batch, dtype=torch.int64, device=x.device)
     for k in range(max_iter + 1):
-        left, forces = f.certificate(x, bounds)
+        left, forces = f.certificate(state.x, bounds)
         active = active & (left > 0.5 * rtol * forces) & torch.isfinite(left)
         if k == max_iter or not bool(active.any()):
             break
         iterations += active
-        before = x
-        free = _free(x, g, bounds)
-        steepest = torch.where(free, g, 0)
-        length = divide(space.inner(steepest, steepest), space.inner(steepest, f.hessian(steepest)))
-        x, g = _search(f, x, g, -g, torch.where(length > 0, length, 1.0), bounds, active)
-        free = _free(x, g, bounds)
-        direction = _on_the_face(f, g, free, M)
-        x, g = _search(f, x, g, direction, torch.ones_like(length), bounds, active)
-        still = active & (space.norm(x - before) == 0)
+        before = state.x
+        steepest = torch.where(_free(state, bounds), state.gradient, 0)
+        curvature = space.inner(steepest, f.hessian(steepest, state.residual))
+        length = divide(space.inner(steepest, steepest), curvature)
+        state = _search(f, state, -state.gradient, torch.where(length > 0, length, 1.0), bounds, active)
+        direction = _on_the_face(f, state, _free(state, bounds), M)
+        state = _search(f, state, direction, torch.ones_like(length), bounds, active)
+        still = active & (space.norm(state.x - before) == 0)
         stagnated, active = stagnated | still, active & ~still
-    return x, iterations, stagnated
+    return state.x, iterations, stagnated
 
 
-def _free(x: Tensor, g: Tensor, bounds: tuple[float | None, float | None]) -> Tensor:
+@dataclass(frozen=True)
+class _State:
+    """A point, with ``Ax - y`` and the gradient there."""
+
+    x: Tensor
+    residual: Tensor
+    gradient: Tensor
+
+
+def _free(state: _State, bounds: tuple[float | None, float | None]) -> Tensor:
     """The entries that do not stand on a bound against which the gradient holds them."""
-    low, high = bounds
+    (low, high), x, g = bounds, state.x, state.gradient
     free = torch.ones_like(x, dtype=torch.bool)
     if low is not None:
         free &= (x > low) | (g < 0)
@@ -208,36 +244,43 @@ def _free(x: Tensor, g: Tensor, bounds: tuple[float | None, float | None]) -> Te
 
 def _search(
     f: _Quadratic,
-    x: Tensor,
-    g: Tensor,
+    state: _State,
     direction: Tensor,
     length: Tensor,
     bounds: tuple[float | None, float | None],
     active: Tensor,
     share: float = 1e-4,
-) -> tuple[Tensor, Tensor]:
-    """The first of ever shorter steps on the projected path with that share of the linear decrease; its gradient."""
-    space = f.space
-    chosen, gradient, open_ = x, g, active
+) -> _State:
+    """The first of ever shorter steps on the projected path with that share of the linear decrease."""
+    space, x = f.space, state.x
+    chosen, open_ = state, active
     for _ in range(30):
         step = (x + space.spread(length) * direction).clamp(*bounds) - x
-        product = f.hessian(step)
-        slope = space.inner(g, step)
-        fall = slope + 0.5 * space.inner(step, product)
-        good = open_ & (fall <= share * slope) & (slope < 0)
-        where = space.spread(good.double()).bool()
-        chosen, gradient = torch.where(where, x + step, chosen), torch.where(where, g + product, gradient)
+        change = f.A.apply(step)
+        beyond, counted = f.rise(state.residual, change)
+        product = f.A.adjoint(counted)
+        slope = space.inner(state.gradient, step)
+        if f.damped:
+            pull = f.penalty(step)
+            beyond, product = beyond + 0.5 * space.inner(step, pull), product + pull
+        good = open_ & (slope + beyond <= share * slope) & (slope < 0)
+        where, rows = (s.spread(good.double()).bool() for s in (space, f.data_space))
+        chosen = _State(
+            torch.where(where, x + step, chosen.x),
+            torch.where(rows, state.residual + change, chosen.residual),
+            torch.where(where, state.gradient + product, chosen.gradient),
+        )
         open_ = open_ & ~good & (slope < 0)
         if not bool(open_.any()):
             break
         length = torch.where(open_, length / 2, length)
-    return chosen.clamp(*bounds), gradient
+    return replace(chosen, x=chosen.x.clamp(*bounds))
 
 
-def _on_the_face(f: _Quadratic, g: Tensor, free: Tensor, M: LinearOperator | None, steps: int = 40) -> Tensor:
+def _on_the_face(f: _Quadratic, state: _State, free: Tensor, M: LinearOperator | None, steps: int = 40) -> Tensor:
     """Conjugate gradients for ``Q d = -g`` on the free entries, until a tenth of g is left there."""
     space = f.space
-    r = torch.where(free, -g, 0)
+    r = torch.where(free, -state.gradient, 0)
     d = torch.zeros_like(r)
     z = r if M is None else torch.where(free, M.apply(r), 0)
     p, rz = z, space.inner(r, z)
@@ -246,7 +289,7 @@ def _on_the_face(f: _Quadratic, g: Tensor, free: Tensor, M: LinearOperator | Non
         going = (space.norm(r) > goal) & (rz > 0)
         if not bool(going.any()):
             break
-        q = torch.where(free, f.hessian(p), 0)
+        q = torch.where(free, f.hessian(p, state.residual), 0)
         alpha = torch.where(going, divide(rz, space.inner(p, q)), 0)
         d, r = space.add(d, alpha, p), space.add(r, -alpha, q)
         z = r if M is None else torch.where(free, M.apply(r), 0)

@@ -18,7 +18,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Diagonal, Mask
 from lsconv.operators.transforms import hidden_by_vmap
 
-__all__ = ["Observation"]
+__all__ = ["Observation", "mask_of_data"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,18 +43,15 @@ class Observation:
             ArgumentError, NonFiniteError: a weight is negative or not finite.
         """
         if observed is not None:
-            if not isinstance(observed, Tensor):
-                raise ArgumentTypeError(f"observed: expected a bool torch.Tensor, got {type(observed).__name__}")
-            if observed.dtype != torch.bool:
-                raise DtypeError(f"observed: expected dtype torch.bool, True where data were measured, got "
-                                 f"{observed.dtype}; write observed != 0")  # fmt: skip
-            observed = _expanded("observed", observed, A)
+            observed = mask_of_data("observed", observed, A, "data were measured")
         if weights is None and observed is not None and hidden_by_vmap(observed):
             weights = torch.ones((), dtype=A.dtype.to_real(), device=A.device)  # vmap maps over numbers of an operator
         if weights is None:
             return cls(observed)
         if not isinstance(weights, Tensor):
-            raise ArgumentTypeError(f"weights: expected a torch.Tensor of numbers >= 0, got {type(weights).__name__}")
+            got = type(weights).__name__
+            raise ArgumentTypeError(f"weights: expected a torch.Tensor of numbers >= 0, got {got}; torch.as_tensor "
+                                    f"makes one of an array or a list")  # fmt: skip
         if weights.is_complex() or weights.dtype == torch.bool:
             raise DtypeError(f"weights: expected real numbers, got {weights.dtype}; a mask goes to observed=")
         weights = _expanded("weights", weights.to(A.dtype.to_real()), A)
@@ -81,6 +78,24 @@ class Observation:
         if self.root is not None:
             return torch.where(self.root.detach() > 0, y, 0) * self.root
         return y if self.observed is None else torch.where(self.observed, y, 0)
+
+
+def mask_of_data(name: str, given: Any, A: LinearOperator, meaning: str) -> Tensor:
+    """A bool argument that broadcasts with A's data, checked, over all of an item.
+
+    Args:
+        name: what the user calls it.
+        given: the argument.
+        A: the operator.
+        meaning: what True stands for.
+    """
+    if not isinstance(given, Tensor):
+        raise ArgumentTypeError(f"{name}: expected a bool torch.Tensor, got {type(given).__name__}; torch.as_tensor "
+                                f"makes one of an array or a list")  # fmt: skip
+    if given.dtype != torch.bool:
+        raise DtypeError(f"{name}: expected dtype torch.bool, True where {meaning}, got {given.dtype}; write "
+                         f"{name} != 0")  # fmt: skip
+    return _expanded(name, given, A)
 
 
 def _expanded(name: str, given: Tensor, A: LinearOperator) -> Tensor:

@@ -2,6 +2,7 @@ r"""tikhonov: regularised least squares with a general penalty and a prior; and 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from lsconv.inverse.bounded import bounded_least_squares
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.lstsq import lstsq
-from lsconv.inverse.observation import Observation
+from lsconv.inverse.observation import Observation, mask_of_data
 from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, PenalisedPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import penalty_fallback, penalty_plan, route
@@ -66,6 +67,7 @@ def tikhonov(
     weights: Tensor | None = None,
     noise_std: float | Tensor | None = None,
     bounds: tuple[float | None, float | None] | None = None,
+    at_least: Tensor | None = None,
     method: str = "auto",
     x0: Tensor | None = None,
     rtol: float | None = None,
@@ -108,6 +110,9 @@ def tikhonov(
             entry of weight one.
         bounds: ``(lowest, highest)`` for x, each a number or None, for real A; see :func:`lstsq`. A rule chooses damp
             without a look at them.
+        at_least: True where a datum is a lower bound of the truth, as that of a saturated pixel is: its residual counts
+            only where Ax falls short of it, :math:`\min((Ax - y)_i, 0)^2`. Bool, broadcasts with y, for real A; solved
+            as with ``bounds``. A rule chooses damp without these data.
         method: "auto", or "fourier", "border", "lsmr" to insist on one.
         x0: where the Krylov methods start. It does not change the answer; the exact methods have no use for it.
         rtol: relative tolerance on residual or gradient; None: 1e-6 in float32 and 1e-10 in float64 for the exact
@@ -142,6 +147,8 @@ def tikhonov(
     A.check_output(y, "y")
     observation = Observation.of(A, observed, weights)
     A, y = observation.operator(A), observation.data(y)
+    if at_least is not None:
+        at_least = mask_of_data("at_least", at_least, A, "a datum is a lower bound")
     x_prior, x0 = _check_prior(as_complex(x_prior, A), A), as_complex(x0, A)
     if penalty_data is not None:
         if not isinstance(damp, str) and not bool((torch.as_tensor(damp) > 0).all()):
@@ -150,18 +157,20 @@ def tikhonov(
         x_prior = target if x_prior is None else x_prior + target
     selection = None
     if isinstance(damp, str):
-        selection = choose_damp(A, y, damp, L=L, x_prior=x_prior, noise_std=noise_std)
+        certain = None if at_least is None else ~at_least
+        selection = choose_damp(A, y, damp, L=L, x_prior=x_prior, noise_std=noise_std, observed=certain)
         strength: float | Tensor = selection.damp
     else:
         strength = damp
     if selection is None and noise_std is not None:
         raise ArgumentError('noise_std: only damp="discrepancy" and damp="upre" use it')
-    if bounds is not None:
+    if bounds is not None or at_least is not None:
         if method != "auto" or atol:
-            raise MethodError("method, atol: not with bounds, whose solver takes x0, rtol and max_iter")
+            raise MethodError("method, atol: not with bounds or at_least, whose solver takes x0, rtol and max_iter")
+        bounds = (-math.inf, None) if bounds is None else bounds
         solution = bounded_least_squares(
             "tikhonov", A, y, bounds, strength, L=L, x_prior=x_prior, x0=x0, rtol=rtol, max_iter=max_iter,
-            raise_on_failure=raise_on_failure, check_finite=check_finite,
+            raise_on_failure=raise_on_failure, check_finite=check_finite, at_least=at_least,
         )  # fmt: skip
         return replace(solution, selection=selection)
 

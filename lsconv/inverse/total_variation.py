@@ -15,7 +15,7 @@ from lsconv.border.penalty import as_convolutions
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceError, MethodError, ShapeError, warn
 from lsconv.inverse.admm.proximal import Bounds, Term, gaussian_term, poisson_term, sparsity_term
 from lsconv.inverse.admm.sparse_problem import SparseProblem
-from lsconv.inverse.observation import Observation
+from lsconv.inverse.observation import Observation, mask_of_data
 from lsconv.inverse.solve import without_items
 from lsconv.krylov.gradients.parameters import any_requires_grad, parameters_of
 from lsconv.krylov.loop.batched_scalars import ItemSpace
@@ -48,6 +48,7 @@ def total_variation(
     L: LinearOperator | None = None,
     observed: Tensor | None = None,
     weights: Tensor | None = None,
+    at_least: Tensor | None = None,
     huber: float = 0.0,
     bounds: tuple[float | None, float | None] | None = None,
     noise: str = "gaussian",
@@ -89,6 +90,8 @@ def total_variation(
         weights: the weights w >= 0 of :math:`\sum_i w_i |(Ax)_i - y_i|^2`, a tensor that broadcasts with y; data of
             weight 0 are missing, and the gradient by such a weight is 0. None: ones. Poisson noise takes ``observed``
             alone.
+        at_least: True where a datum is a lower bound of the truth, as that of a saturated pixel is: its residual counts
+            only where Ax falls short of it. Bool, broadcasts with y; of Gaussian noise.
         huber: below this magnitude the penalty is quadratic (Huber), in the units of ``L x``; 0: none.
         bounds: ``(lowest, highest)``, each a number or None.
         noise: "gaussian" or "poisson".
@@ -131,6 +134,10 @@ def total_variation(
             raise ArgumentError('weights: are of noise="gaussian"; with Poisson noise say observed=')
         observation = Observation.of(A, observed, weights)
         A, y = observation.operator(A), observation.data(y)
+    if at_least is not None:
+        if noise == "poisson":
+            raise ArgumentError('at_least: is of noise="gaussian"; with Poisson noise leave such data out by observed=')
+        at_least = mask_of_data("at_least", at_least, A, "a datum is a lower bound")
     problem = prepare(A, y, x0=x0, check_finite=check_finite, name="y")
     strength = _weight(weight, A)
     background = check_background(background, A)
@@ -145,7 +152,7 @@ def total_variation(
     penalties = functools.partial(_penalties, L=L, weight=strength, isotropic=isotropic, coupled=coupled, huber=huber)
     solution = sparse_solution(
         A, data, penalties, bounds=bounds, background=background if noise == "poisson" else None, x0=start,
-        centred=L is None, strength=strength, rtol=rtol, max_iter=max_iter, callback=callback,
+        centred=L is None, strength=strength, rtol=rtol, max_iter=max_iter, callback=callback, at_least=at_least,
     )  # fmt: skip
     nothing = ~data.flatten(len(batch)).any(-1) & ~solution.x.flatten(len(batch)).any(-1) & solution.converged
     solution = replace(solution, codes=torch.where(nothing, Status.ZERO.code, solution.codes))
@@ -165,6 +172,7 @@ def sparse_solution(
     rtol: float,
     max_iter: int,
     callback: Callable[[int, Tensor], bool | None] | None,
+    at_least: Tensor | None = None,
 ) -> Solution:
     """The minimiser of a data term and convex penalties; a mask or diagonal before A goes into the data term.
 
@@ -178,14 +186,17 @@ def sparse_solution(
         centred: the penalties do not see constants.
         strength: what is reported as :attr:`Solution.damp`.
         rtol, max_iter, callback: when to stop.
+        at_least: rows whose datum is a lower bound; of least squares.
     """
     core, scale = _peeled(A)
+    if at_least is not None and scale is None:
+        scale = torch.ones_like(y)
     gaussian = background is None
     data = y if scale is None or not gaussian else torch.where(scale > 0, y / scale, 0)
 
     def terms(B: LinearOperator, data: Tensor) -> list[Term]:
         if background is None:
-            first = gaussian_term(B, data if scale is None else scale.to(data.dtype) * data, scale)
+            first = gaussian_term(B, data if scale is None else scale.to(data.dtype) * data, scale, at_least)
         else:
             first = poisson_term(B, data, background, scale)
         return [first, *penalties(B)]
@@ -196,7 +207,9 @@ def sparse_solution(
         return solution
     wide = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
     space = ItemSpace(wide.out_shape, wide.dtype, wide.device)
-    return replace(solution, residual_norm=space.safe_norm(y.to(wide.dtype) - wide.apply(solution.x.to(wide.dtype))))
+    left = y.to(wide.dtype) - wide.apply(solution.x.to(wide.dtype))
+    left = left if at_least is None else torch.where(at_least, left.clamp_min(0), left)
+    return replace(solution, residual_norm=space.safe_norm(left))
 
 
 def _peeled(A: LinearOperator) -> tuple[LinearOperator, Tensor | None]:

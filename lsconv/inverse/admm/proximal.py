@@ -57,22 +57,28 @@ class Term:
     stiffness: Tensor | None = None
 
 
-def gaussian_term(A: LinearOperator, y: Tensor, scale: Tensor | None = None) -> Term:
+def gaussian_term(A: LinearOperator, y: Tensor, scale: Tensor | None = None, at_least: Tensor | None = None) -> Term:
     r"""``1/2 ||S Ax - y||^2``; its dual variable is the residual itself, so there is no gap.
 
     Args:
         A: the operator.
         y: the data; zero in rows where the scale is.
         scale: the diagonal of S, which broadcasts with y, real; a row of zero is not measured. None: ones.
+        at_least: rows whose y is a lower bound, so that only what ``S Ax`` falls short of it counts; with a scale.
     """
     space = ItemSpace(A.out_shape, A.dtype, A.device)
 
     def scaled(v: Tensor) -> Tensor:
         return v if scale is None else v * scale.to(v.real.dtype if v.is_complex() else v.dtype)
 
+    def residual(v: Tensor) -> Tensor:
+        r = scaled(v) - y.to(v.dtype)
+        return r if at_least is None else torch.where(at_least, r.clamp_max(0), r)
+
     def prox(v: Tensor, rho: Tensor, out: Tensor) -> None:
         if scale is not None:
-            torch.div(rho * v + scale * y, rho + scale.square(), out=out)
+            nearest = (rho * v + scale * y) / (rho + scale.square())
+            out.copy_(nearest if at_least is None else torch.where(at_least & (scaled(v) >= y), v, nearest))
             return
         torch.mul(v, rho / (1 + rho), out=out)
         torch.addcmul(out, y, 1 / (1 + rho), out=out)
@@ -80,8 +86,8 @@ def gaussian_term(A: LinearOperator, y: Tensor, scale: Tensor | None = None) -> 
     return Term(
         A,
         prox,
-        value=lambda v: 0.5 * space.norm(scaled(v) - y.to(v.dtype)) ** 2,
-        dual=lambda p, v: scaled(scaled(v) - y.to(v.dtype)),
+        value=lambda v: 0.5 * space.norm(residual(v)) ** 2,
+        dual=lambda p, v: scaled(residual(v)),
         gap=lambda v, p: torch.zeros(v.shape[: v.ndim - len(A.out_shape)], dtype=torch.float64, device=v.device),
     )
 
