@@ -28,7 +28,7 @@ print(found.status.sentence)
 print(f"noise {found.noise_std:.4f}, damp {found.damp:.3f}")
 
 # %%
-# The estimate has the PSF, which restores the image. A radius that is a little off leaves rings.
+# The estimate has the PSF, which restores the image. A radius that is too small leaves blur, one too large rings.
 
 from functools import partial
 
@@ -41,7 +41,7 @@ views = {
 }
 
 # sphinx_gallery_thumbnail_number = 1
-figure, axes = plt.subplots(1, 4, figsize=(10, 2.9))
+figure, axes = plt.subplots(1, 4, figsize=(10, 2.9), layout="constrained")
 for ax, (title, view) in zip(axes, views.items(), strict=True):
     ax.imshow(view[40:200, 40:200], cmap="gray", vmin=0, vmax=0.9)
     ax.set(title=title, xticks=[], yticks=[])
@@ -50,7 +50,7 @@ for ax, (title, view) in zip(axes, views.items(), strict=True):
 # The likelihood of every radius. Its top is narrow, since the zeros of a disk's transfer function leave dark rings in
 # the spectrum of the image, which nothing else explains.
 
-figure, ax = plt.subplots(figsize=(6, 3))
+figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 found.plot(ax)
 
 # %%

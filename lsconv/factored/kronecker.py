@@ -28,7 +28,7 @@ from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import ROUNDING, double
 
-__all__ = ["Factors", "SeparablePlan"]
+__all__ = ["Factors", "SeparablePlan", "separable_singular_values"]
 
 # What a step of refinement may leave of the error.
 _CONTRACTION = 0.1
@@ -74,6 +74,24 @@ class Factors:
         error, size = _norm_bound(kernel - product), _norm_bound(kernel)
         wide = ROUNDING * torch.finfo(kernel.dtype).eps
         return cls(rest, tuple(axes), torch.where(error <= wide * size, 0.0, error))
+
+
+@torch.no_grad()
+def separable_singular_values(A: Convolution) -> Tensor | None:
+    """All singular values of a convolution, descending, in double precision; None where a kernel is not separable.
+
+    They are the products of those of its channels and axes, ``(*A.batch_shape, min(A.out_numel, A.in_numel))``.
+    """
+    factors = Factors.of(A)
+    if factors is None:
+        return None
+    values = torch.linalg.svdvals(factors.channels)
+    for a, u in enumerate(factors.axes):
+        along = torch.linalg.svdvals(_axis_matrix(A, a, u))
+        values = (values.unsqueeze(-1) * along.unsqueeze(-2)).flatten(-2)
+    values = values.expand(-1, A.groups, -1).reshape(*A.batch_shape, -1).sort(dim=-1, descending=True).values
+    count = min(A.out_numel, A.in_numel)
+    return torch.nn.functional.pad(values, (0, count - values.shape[-1]))
 
 
 class SeparablePlan(DirectPlan):
