@@ -8,10 +8,11 @@ operators      ``Conv1d``, ``Conv2d``, ``Conv3d``, ``Convolution``; ``Pad``, ``C
 answers        ``lstsq``, ``pinv``; ``tikhonov`` and ``choose_damp`` (a ``Selection``); ``total_variation``,
                ``plug_and_play``; for images ``deconvolve``, ``blur_operator``, ``saturation_level``; all are a
                ``Solution``, with its ``Status`` and ``History``
-uncertainty    ``posterior_samples``, ``posterior_std``, ``noise_level``, ``log_evidence``; of a blur
-               not known ``estimate_psf`` (a ``PsfEstimate``, with its ``PsfStatus``)
-structure      ``norm``, ``cond``, ``singular_values``, ``CirculantPreconditioner``; ``logdet``, ``slogdet``,
-               ``trace_inverse``; what answers a problem and why, ``explain`` (an ``Explanation``)
+uncertainty    ``posterior_samples``, ``posterior_std``, ``noise_level``, ``log_evidence``; of an unknown
+               blur ``estimate_psf`` (a ``PsfEstimate``, with its ``PsfStatus``)
+structure      ``norm``, ``cond``, ``singular_values``, ``svd`` (a ``SingularValueDecomposition``),
+               ``CirculantPreconditioner``; ``logdet``, ``slogdet``, ``trace_inverse``; what answers a problem and
+               why, ``explain`` (an ``Explanation``)
 iterations     ``lsmr``, ``lsqr``, ``cgls``, ``craig``; ``cg``, ``minres``, ``gmres``; ``hybrid`` (a
                ``HybridSelection``); ``refine``, ``set_backward_failure_hook``
 modules        ``nn.PseudoInverse``, ``nn.Tikhonov``, ``nn.RangeNull``, ``nn.InvertibleConv2d``,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
     # structure
     from lsconv.fourier.spectrum import cond, singular_values
+    from lsconv.inverse.functions.decomposition import SingularValueDecomposition, svd
     from lsconv.inverse.functions.determinants import logdet, slogdet, trace_inverse
     from lsconv.inverse.functions.spectral_norm import norm
     from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
@@ -141,6 +143,8 @@ __all__ = [
     "norm",
     "cond",
     "singular_values",
+    "svd",
+    "SingularValueDecomposition",
     "CirculantPreconditioner",
     "logdet",
     "slogdet",
@@ -240,6 +244,10 @@ _HOMES = {
     "lsconv.fourier.spectrum": (
         "cond",
         "singular_values",
+    ),
+    "lsconv.inverse.functions.decomposition": (
+        "SingularValueDecomposition",
+        "svd",
     ),
     "lsconv.inverse.functions.determinants": (
         "logdet",

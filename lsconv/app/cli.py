@@ -166,6 +166,10 @@ def deblur(
     saturated: Annotated[
         str | None, typer.Option(help="The grey level from which pixels are saturated, or auto.", metavar="LEVEL")
     ] = None,
+    error_bars: Annotated[
+        Path | None,
+        typer.Option(help="Write standard deviations of the pixels: .tif, .npy, .fits.", metavar="FILE"),
+    ] = None,
     device: DeviceOption = "cpu",
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the files.")] = 1,
     max_memory: Annotated[
@@ -205,10 +209,10 @@ def deblur(
     work = Restoring(
         kernel, boundary, prior, damp, weight, noise_std, choose_device(device), plot, noise, background, gain, offset,
         read_noise, (0.0 if nonnegative else low, high), origin, parse_memory(max_memory), verbose, report,
-        bad_pixels, saturated,
+        bad_pixels, saturated, error_bars,
     )  # fmt: skip
     targets = _targets(images, files, output)
-    check_plot(plot, files, targets)
+    check_plot(plot, files, targets, error_bars)
     if report is not None:
         check_writable("--report", report / "index.html")
     code, outcomes = for_each(work, files, targets, jobs=jobs, quiet=quiet)

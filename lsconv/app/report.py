@@ -100,6 +100,7 @@ class Evidence:
         centre: the PSF's; None: the middle.
         standardised: whether the residual is in standard deviations of the noise.
         estimate: what :func:`lsconv.estimate_psf` returned, or None where the PSF was given.
+        std: standard deviations of the restoration, shaped like it, or None.
     """
 
     data: Tensor
@@ -110,6 +111,7 @@ class Evidence:
     centre: tuple[int, ...] | None = None
     standardised: bool = False
     estimate: Any = None
+    std: Tensor | None = None
 
 
 def draw_report(path: Path, evidence: Evidence, title: str) -> Whiteness:
@@ -153,12 +155,16 @@ def draw_report(path: Path, evidence: Evidence, title: str) -> Whiteness:
                 axes.imshow(overlay.numpy(), interpolation="nearest")
             axes.set_title(f"{name}{slices}, {low:.3g} to {high:.3g}{red}", fontsize=10)
     curves = [each for each in (evidence.estimate, last) if each is not None]
-    panels = rows[1].subplots(1, 2 + len(curves))
+    bars = evidence.std is not None and kernel.ndim > 1
+    panels = rows[1].subplots(1, 2 + bars + len(curves))
     _draw_psf(panels[0], kernel, evidence.centre or tuple(k // 2 for k in kernel.size))
     _draw_residual(rows[1], panels[1], _middle(residual, kernel), judged)
     if evidence.standardised:
         panels[1].set_title("residual / standard deviation", fontsize=10)
-    for axes, curve in zip(panels[2:], curves, strict=True):
+    if bars:
+        assert evidence.std is not None
+        _draw_deviations(rows[1], panels[2], _middle(evidence.std, kernel))
+    for axes, curve in zip(panels[2 + bars :], curves, strict=True):
         curve.plot(axes)
         named = (f"choice of damp by {curve.rule}" if curve is solution.selection
                  else "estimate of the PSF" if curve is evidence.estimate else "convergence")  # fmt: skip
@@ -202,6 +208,14 @@ def _draw_psf(axes: Any, kernel: Kernel, centre: tuple[int, ...]) -> None:
     axes.set_title(f"PSF, {size}, its centre at {', '.join(map(str, centre))}", fontsize=10)
     axes.plot(centre[-1], centre[-2] if len(centre) > 1 else 0, "+", color="tab:red")
     axes.tick_params(labelsize=8)
+
+
+def _draw_deviations(figure: Any, axes: Any, std: Tensor) -> None:
+    drawn = axes.imshow(std.mean(0).numpy(), cmap="magma", interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title("standard deviation", fontsize=10)
+    figure.colorbar(drawn, ax=axes, shrink=0.8).ax.tick_params(labelsize=8)
 
 
 def _draw_residual(figure: Any, axes: Any, residual: Tensor, judged: Whiteness) -> None:

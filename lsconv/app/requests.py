@@ -270,8 +270,18 @@ def parse_memory(text: str | None) -> int | None:
     return int(size)
 
 
-def check_plot(plot: Path | None, images: Sequence[Path], targets: Sequence[Path]) -> None:
-    """Raise :class:`UsageError` unless the report can be written."""
+def check_plot(
+    plot: Path | None, images: Sequence[Path], targets: Sequence[Path], error_bars: Path | None = None
+) -> None:
+    """Raise :class:`UsageError` unless the report and the error bars can be written."""
+    if error_bars is not None:
+        if len(images) > 1:
+            raise UsageError("--error-bars: are those of one image")
+        if error_bars.suffix.lower() not in (".tif", ".tiff", ".npy", ".fits"):
+            raise UsageError(f"--error-bars {error_bars}: are real numbers, give a name in .tif, .npy or .fits")
+        check_writable("--error-bars", error_bars)
+        if error_bars.resolve() in (targets[0].resolve(), images[0].resolve()):
+            raise UsageError(f"--error-bars {error_bars}: is also the name of the image")
     if plot is None:
         return
     if len(images) > 1:

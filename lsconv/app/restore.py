@@ -50,6 +50,7 @@ class Restoring:
         report: the folder for reports, or None.
         bad_pixels: a picture of the image's size, white where its pixels are bad, or None.
         saturated: the grey level from which pixels are saturated, "auto" or None.
+        error_bars: the file for the standard deviations of the pixels, or None.
     """
 
     kernel: Kernel
@@ -72,6 +73,7 @@ class Restoring:
     report: Path | None = None
     bad_pixels: Path | None = None
     saturated: str | None = None
+    error_bars: Path | None = None
 
     def __post_init__(self) -> None:
         if self.prior not in PRIORS:
@@ -109,6 +111,8 @@ class Restoring:
             raise UsageError("--weight: is of --prior tv; the others have --damp")
         if self.damp != "auto" and self.prior == "tv":
             raise UsageError("--damp: is of the other priors; --prior tv has --weight")
+        if self.error_bars is not None and (self.prior == "tv" or poisson or self.bounds != (None, None)):
+            raise UsageError("--error-bars: are of gaussian noise and --prior gradient or tikhonov without bounds")
         self._saturation()
 
     def _saturation(self) -> float | str | None:
@@ -183,7 +187,7 @@ class Restoring:
             work = replace(work, kernel=Kernel(estimate.psf, 2))
         work._check_memory(fields)
         work._check_size(fields)
-        restored, solutions = torch.empty_like(fields), []
+        restored, deviations, solutions = torch.empty_like(fields), torch.empty_like(fields), []
         shown = len(fields) // 2
         evidence: Evidence | None = None
         for item in range(len(fields)):
@@ -192,7 +196,9 @@ class Restoring:
             solution = work._solve(data, psf)
             x = work._cropped(solution.x, data)
             restored[item] = x.cpu()
-            solutions.append(replace(solution, x=x[:0]))
+            if solution.std is not None:
+                deviations[item] = work._cropped(solution.std, data).cpu()
+            solutions.append(replace(solution, x=x[:0], std=None))
             if item == shown:
                 A = lsconv.blur_operator(psf.to(data), tuple(data.shape[-work.kernel.ndim :]), boundary=self.boundary,
                                          channels=len(data), ndim=work.kernel.ndim, origin=self.origin)  # fmt: skip
@@ -203,10 +209,21 @@ class Restoring:
                     residual = residual / (self.gain * photons.clamp_min(1e-6).sqrt())
                 kernel, centre = Kernel(psf, work.kernel.ndim), _centre(work.kernel, self.origin)
                 evidence = Evidence(
-                    level.cpu(), x.cpu(), kernel, residual.cpu(), solution, centre, self.noise == "poisson", estimate
+                    level.cpu(),
+                    x.cpu(),
+                    kernel,
+                    residual.cpu(),
+                    solution,
+                    centre,
+                    self.noise == "poisson",
+                    estimate,
+                    None if solution.std is None else deviations[item],
                 )
         advance("writing", len(fields), len(fields))
         write_picture(target, work.kernel.picture_of(restored, picture))
+        if self.error_bars is not None:
+            plain = replace(picture, values=picture.colours.movedim(-3, -1).numpy(), opacity=False)
+            write_picture(self.error_bars, work.kernel.picture_of(deviations, plain))
         assert evidence is not None
         missing = int(torch.isnan(fields).sum())
         said = f", {missing} pixel(s) missing" if missing else ""
@@ -243,6 +260,7 @@ class Restoring:
             read_noise=self.read_noise,
             origin=self.origin,
             crop=False,
+            error_bars=self.error_bars is not None,
             **options,
         )
 

@@ -28,7 +28,7 @@ from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import ROUNDING, double
 
-__all__ = ["Factors", "SeparablePlan"]
+__all__ = ["Factors", "SeparablePlan", "along_axes", "separable_singular_values", "separable_svd"]
 
 # What a step of refinement may leave of the error.
 _CONTRACTION = 0.1
@@ -74,6 +74,52 @@ class Factors:
         error, size = _norm_bound(kernel - product), _norm_bound(kernel)
         wide = ROUNDING * torch.finfo(kernel.dtype).eps
         return cls(rest, tuple(axes), torch.where(error <= wide * size, 0.0, error))
+
+
+@torch.no_grad()
+def separable_singular_values(A: Convolution) -> Tensor | None:
+    """All singular values of a convolution, descending, in double precision; None where a kernel is not separable.
+
+    They are the products of those of its channels and axes, ``(*A.batch_shape, min(A.out_numel, A.in_numel))``.
+    """
+    factors = Factors.of(A)
+    if factors is None:
+        return None
+    values = torch.linalg.svdvals(factors.channels)
+    for a, u in enumerate(factors.axes):
+        along = torch.linalg.svdvals(_axis_matrix(A, a, u))
+        values = (values.unsqueeze(-1) * along.unsqueeze(-2)).flatten(-2)
+    values = values.expand(-1, A.groups, -1).reshape(*A.batch_shape, -1).sort(dim=-1, descending=True).values
+    count = min(A.out_numel, A.in_numel)
+    return torch.nn.functional.pad(values, (0, count - values.shape[-1]))
+
+
+@torch.no_grad()
+def separable_svd(A: Convolution) -> tuple[list[Tensor], Tensor, list[Tensor]] | None:
+    """The decompositions ``U, values, V`` of a convolution's axes, channels first; None where it is not separable.
+
+    U and V have a factor per axis, ``(1, groups, ...)``, and the values, of a convolution with one kernel for all batch
+    items, are ``(groups, *ranks)``, the products along all axes.
+    """
+    factors = Factors.of(A)
+    if factors is None:
+        return None
+    matrices = [factors.channels, *(_axis_matrix(A, a, u) for a, u in enumerate(factors.axes))]
+    parts = [torch.linalg.svd(m.expand(1, A.groups, *m.shape[-2:]), full_matrices=False) for m in matrices]
+    values = parts[0][1][0]
+    for _, spectrum, _ in parts[1:]:
+        values = values.unsqueeze(-1) * spectrum[0].reshape(A.groups, *(1 for _ in values.shape[1:]), -1)
+    return [U for U, _, _ in parts], values, [Vh.mH for _, _, Vh in parts]
+
+
+def along_axes(factors: list[Tensor], z: Tensor) -> Tensor:
+    """Matrices ``(1, groups, r, n)``, one per axis, applied to ``(*batch, groups * n, ...)``; channels come first."""
+    groups = factors[0].shape[1]
+    batch = z.shape[: z.ndim - len(factors)]
+    z = z.reshape(-1, 1, groups, z.shape[len(batch)] // groups, *z.shape[len(batch) + 1 :])
+    for axis, factor in enumerate(factors, start=3):
+        z = _along(z, factor, axis)
+    return z.reshape(*batch, groups * z.shape[3], *z.shape[4:])
 
 
 class SeparablePlan(DirectPlan):

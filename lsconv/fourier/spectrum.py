@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
+from lsconv.factored.kronecker import separable_singular_values
 from lsconv.factored.singular_values import DENSE_ENTRIES
 from lsconv.fourier.batched_linalg import log_abs_det
 from lsconv.fourier.circulant import block_circulant, double_symbol, real_dtype
@@ -21,37 +22,61 @@ from lsconv.fourier.frequency_inverse import singular_values_by_frequency
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 
 __all__ = ["cond", "gram_inverse_trace", "gram_logdet", "logdet", "norm", "singular_values"]
 
 
 @torch.no_grad()
-def singular_values(A: Convolution) -> Tensor:
-    r"""All singular values of a block-circulant convolution, exactly, descending.
+def singular_values(A: LinearOperator, k: int | None = None) -> Tensor:
+    r"""The singular values, exactly, descending.
 
-    They are :math:`\bigcup_\omega \sigma(S(\omega))`; for real kernels the frequencies of a conjugate pair count twice.
-    Computed in double precision; not differentiable.
+    A block-circulant convolution has those of its symbol, :math:`\bigcup_\omega \sigma(S(\omega))`; for real kernels
+    the frequencies of a conjugate pair count twice. A convolution with a separable kernel, whatever its padding and
+    stride, has the products of those of its axes. Other operators are written out as a matrix, when it has at most
+    2**20 entries. Computed in double precision; not differentiable (:func:`lsconv.norm` is).
 
     Args:
-        A: a convolution with ``padding_mode="circular"`` whose stride divides the input and whose outputs fill the
-            grid.
+        A: the operator.
+        k: how many, the largest ones; None: all.
 
     Returns:
-        Real tensor ``(*A.batch_shape, min(A.out_numel, A.in_numel))``.
+        Real tensor ``(*A.batch_shape, k)``, at most ``min(A.out_numel, A.in_numel)``.
 
     Raises:
-        MethodError: A is not block-circulant; ``torch.linalg.svdvals(A.to_dense())`` serves small operators.
+        MethodError: A is neither block-circulant, nor separable, nor small.
+        ArgumentError: k is below one.
         DtypeError: A is in half precision.
 
     Source:
-        Sedghi, Gupta, Long, ICLR 2019, theorem 6.
+        Sedghi, Gupta, Long, ICLR 2019, theorem 6; Van Loan, "The ubiquitous Kronecker product" (2000).
 
     Example:
         >>> A = lsconv.Conv1d(torch.tensor([[[1.0, 2.0, 1.0]]]), in_size=4, padding=1, padding_mode="circular")
         >>> lsconv.singular_values(A)
         tensor([4., 2., 2., 0.])
+        >>> g = torch.tensor([1.0, 2.0, 1.0]) / 4
+        >>> lsconv.singular_values(lsconv.Conv2d(torch.outer(g, g)[None, None], (30, 30), padding=1), k=2)
+        tensor([0.9949, 0.9872])
     """
-    return _double_singular_values(A).to(real_dtype(A.dtype))
+    dtype = real_dtype(A.dtype)
+    if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
+        raise ArgumentError(f"k: expected a number >= 1 of singular values, or None for all, got {k!r}")
+    values: Tensor | None
+    if _is_circulant(A):
+        assert isinstance(A, Convolution)
+        values = _double_singular_values(A)
+    else:
+        values = separable_singular_values(A) if isinstance(A, Convolution) else None
+        if values is None and A.in_numel * A.out_numel <= DENSE_ENTRIES:
+            values = torch.linalg.svdvals(A.to_dense().to(double(A.dtype)))
+    if values is None:
+        raise MethodError(
+            f"singular_values: {A!r} is neither block-circulant nor separable, and its matrix of {A.out_numel} x "
+            f"{A.in_numel} is larger than the {DENSE_ENTRIES} entries that are worked out densely; lsconv.norm finds "
+            "the largest one, and torch.linalg.svdvals(A.to_dense()) all of them at your risk"
+        )
+    return values[..., :k].to(dtype)
 
 
 def _double_singular_values(A: Convolution, what: str = "singular_values") -> Tensor:

@@ -24,6 +24,7 @@ from lsconv.inverse.point_spread import Origin, normalised, origin_of
 from lsconv.inverse.poisson import by_discrepancy, penalised_poisson
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.inverse.total_variation import check_bounds, check_options, total_variation
+from lsconv.inverse.uncertainty.error_bars import error_bars as standard_deviations
 from lsconv.krylov.gradients.parameters import any_requires_grad
 from lsconv.krylov.loop.entry import checks_numbers, cut, filled
 from lsconv.krylov.loop.problem import check_damp
@@ -75,6 +76,7 @@ def deconvolve(
     origin: Origin = "center",
     normalize_psf: bool = True,
     crop: bool = True,
+    error_bars: bool | int = False,
     **options: Any,
 ) -> Solution:
     r"""Restore a blurred image.
@@ -147,6 +149,9 @@ def deconvolve(
             by over 1 %. False: take it as it is.
         crop: give back the image's own pixels; False gives all of the field, which with boundary "unknown" is larger
             by the PSF less one, ``size - 1 - origin`` of it before the image's first pixel.
+        error_bars: put the standard deviation of every pixel into ``Solution.std``, in floating point and the image's
+            units, for the noise and the prior that damp stands for (:func:`lsconv.posterior_std`): exact up to 4096
+            unknowns, else from 64 samples, or as many as are asked for. Of "tikhonov" and "gradient".
         options: further options of the solver behind it (rtol, max_iter, ...).
 
     Returns:
@@ -191,7 +196,10 @@ def deconvolve(
         damp = damp.to(y.device)
     if isinstance(damp, str) and damp == "auto":
         damp = "gcv" if measured.noise_std is None or measured.mapped else "upre"
-    if (callable(prior) or prior == "tv" or bounds is not None or noise == "poisson") and any_requires_grad(y, kernel):
+    quadratic = not (callable(prior) or prior == "tv" or bounds is not None or noise == "poisson")
+    if error_bars and not quadratic:
+        raise MethodError('error_bars: are those of prior "gradient" or "tikhonov" without bounds, and Gaussian noise')
+    if not quadratic and any_requires_grad(y, kernel):
         raise MethodError(
             f"prior: {prior!r} with noise={noise!r} and bounds={bounds!r} has no gradient by image or psf; use "
             f'"gradient" or "tikhonov" without bounds, or torch.no_grad()'
@@ -206,13 +214,16 @@ def deconvolve(
     first = [k - 1 - c if boundary == "unknown" else 0 for k, c in zip(A.kernel_size, centre, strict=True)]
     if crop and not any_requires_grad(kernel):
         A, first = _without_margins(A, first, layout.size(y))
-    problem = _Restoration(A, measured, _mean_level(A, measured), bounds, damp, weight, options)
+    problem = _Restoration(A, measured, measured.level(A), bounds, damp, weight, options)
     solution = problem.solve(prior)
-    x = solution.x
+    x, std = solution.x, None
+    if error_bars:
+        std = problem.error_bars(solution, prior, 64 if error_bars is True else error_bars)
     if crop:
-        for axis, (size, start) in enumerate(zip(layout.size(y), first, strict=True), start=-layout.ndim):
-            x = x.narrow(axis, start, size)
-    solution = replace(solution, x=layout.answer(x, image))
+        window: Any = (..., *(slice(start, start + size) for size, start in zip(layout.size(y), first, strict=True)))
+        x, std = x[window], None if std is None else std[window]
+    std = None if std is None else layout.floating(std, image)
+    solution = replace(solution, x=layout.answer(x, image), std=std)
     return cut(solution, batch) if 0 in batch else solution
 
 
@@ -248,16 +259,6 @@ def _without_margins(A: Convolution, first: list[int], size: tuple[int, ...]) ->
     return (way.B, moved) if inside else (A, first)
 
 
-def _mean_level(A: Convolution, measured: Measurement) -> Tensor:
-    """``(*batch, *in_shape)``: per channel the constant that blurs to the mean of y; zero where there is none."""
-    axes = tuple(range(-A.ndim, 0))
-    total = A.weight.sum(axes, keepdim=True).squeeze(-A.ndim - 1)
-    size = A.weight.abs().sum(axes, keepdim=True).squeeze(-A.ndim - 1)
-    has_mean = total.abs() > 1e-3 * size
-    level = torch.where(has_mean, measured.mean(axes) / torch.where(has_mean, total, 1), 0)
-    return level.expand(*level.shape[: -A.ndim], *A.spatial_in)
-
-
 @dataclass(frozen=True, eq=False)
 class _Restoration:
     """The problem of one prior after the other."""
@@ -291,6 +292,12 @@ class _Restoration:
         A, y = self.measured.weighted(self.A)
         solve = {"damp": self.damp, "noise_std": self._noise_of_rule(), **self.options}
         return _quadratic(A, y, L, self.middle, self.bounds, solve)
+
+    def error_bars(self, solution: Solution, prior: str | Denoiser, count: int) -> Tensor:
+        """The standard deviations of an answer."""
+        A, y = self.measured.weighted(self.A)
+        L = self.gradient() if prior == "gradient" else None
+        return standard_deviations(A, y, solution.damp, L, self.middle, self.measured.noise_std, count)
 
     def _noise_of_rule(self) -> float | Tensor | None:
         """The noise as Tikhonov takes it: a map has given the weights; a number that no rule uses is refused."""

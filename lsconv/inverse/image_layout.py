@@ -177,11 +177,7 @@ class Layout:
 
     def answer(self, x: Tensor, image: Any) -> Any:
         """``x`` in the kind, type and layout of the image."""
-        if self.channels is None:
-            x = x.squeeze(-self.ndim - 1)
-        elif self.channels == "last":
-            x = x.movedim(-self.ndim - 1, -1)
-        number = _name(image.dtype)
+        x, number = self._arranged(x), _name(image.dtype)
         if number == "bool":
             x = x > 0.5
         elif "int" in number:
@@ -189,6 +185,16 @@ class Layout:
         if isinstance(image, Tensor):
             return x.to(image.dtype)
         return x.detach().cpu().numpy().astype(image.dtype.newbyteorder("="))
+
+    def floating(self, x: Tensor, image: Any) -> Any:
+        """``x`` in the kind and layout of the image and in floating point, whatever the image's type is."""
+        x = self._arranged(x)
+        return x if isinstance(image, Tensor) else x.detach().cpu().numpy()
+
+    def _arranged(self, x: Tensor) -> Tensor:
+        if self.channels is None:
+            return x.squeeze(-self.ndim - 1)
+        return x.movedim(-self.ndim - 1, -1) if self.channels == "last" else x
 
 
 def spatial_axes(psf_ndim: int, ndim: int | None) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -237,6 +238,8 @@ def pictures(leave: Leave) -> Leave:
         ("deblur line.tif --box 3 -o x.tif", "exceeds"),
         ("deblur a.png --box 0 -o x.png", "--box"),
         ("deblur a.png --box 2.5 -o x.png", "--box"),
+        ("deblur a.png --box 3 -o x.png --error-bars x.jpg", "--error-bars x.jpg: are real numbers"),
+        ("deblur a.png --box 3 -o x.png --error-bars s.tif --min 0", "--error-bars: are of gaussian noise"),
         ("deblur a.png --gaussian=-1 -o x.png", "--gaussian: sigma: expected a number > 0, got -1"),
         ("deblur a.png --gaussian 1e9 -o x.png", "at most 2000 pixels"),
         ("deblur a.png --disk nan -o x.png", "--disk: radius"),
@@ -407,3 +410,23 @@ def test_typers_own_runner_sees_the_commands() -> None:
     assert result.exit_code == 0
     assert re.search(r"\bdeblur\b", result.output)
     assert re.search(r"\bblur\b", result.output)
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [("uint8", (28, 30, 4)), ("float32", (3, 28, 30, 1))])
+def test_error_bars_are_real_numbers_in_grey_levels_and_a_panel_of_the_report(
+    leave: Leave, dtype: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    write_picture(Path("a.tif"), Picture(stored(dtype, *shape), opacity=shape[-1] == 4))
+    words = ["a.tif", "--gaussian", 0.6, "--damp", 0.1, "-o", "b.tif", "--error-bars", "std.tif", "--plot", "r.png"]
+    code, _, err = leave("deblur", *words)
+    assert (code, err) == (0, "")
+    assert "standard deviation" in [axes.get_title() for axes in drawn[0].axes]
+    found = read_picture(Path("std.tif")).values
+    fields = read_picture(Path("a.tif")).colours
+    solution = lsconv.deconvolve(fields.reshape(-1, *fields.shape[-3:]), formulas.gaussian(0.6).float(), damp=0.1,
+                                 channels="first", error_bars=True)  # fmt: skip
+    expected = solution.std.reshape(fields.shape).movedim(-3, -1)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, DtypeError, MethodError
+from lsconv.fourier import spectrum
 from lsconv.fourier.spectrum import cond, gram_inverse_trace, gram_logdet, logdet, norm, singular_values
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Conv1d, Conv2d
@@ -151,9 +152,34 @@ def test_cond_of_small_operators_is_dense_and_of_large_ones_refused() -> None:
         cond(Conv2d(torch.randn(2, 2, 3, 3), (64, 64)))
 
 
-def test_singular_values_need_a_block_circulant_operator() -> None:
+SEPARABLE = {
+    "valid": ({}, 1),
+    "same, strided, dilated": ({"padding": 2, "stride": 2, "dilation": 2}, 1),
+    "reflected": ({"padding": 1, "padding_mode": "reflect"}, 1),
+    "channels": ({"padding": 1}, 3),
+    "groups": ({"groups": 2}, 1),
+}
+
+
+@pytest.mark.parametrize("name", SEPARABLE)
+def test_a_separable_kernel_has_the_products_of_its_axes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, channels = SEPARABLE[name]
+    rows, columns = torch.randn(2, 3, dtype=torch.float64)
+    mixed = torch.randn(2, channels, 1, 1, dtype=torch.float64)
+    A = Conv2d(mixed * torch.outer(rows, columns), (9, 8), **options)
+    expected = torch.linalg.svdvals(A.to_dense())
+    monkeypatch.setattr(spectrum, "DENSE_ENTRIES", 0)  # no way round
+    torch.testing.assert_close(singular_values(A), expected, rtol=0, atol=1e-12 * float(expected[0]))
+    torch.testing.assert_close(singular_values(A, 3), expected[:3], rtol=1e-12, atol=0)
+
+
+def test_small_operators_are_written_out_and_large_ones_refused() -> None:
+    A = Conv2d(torch.randn(2, 2, 3, 3, dtype=torch.float64), (6, 5))
+    torch.testing.assert_close(singular_values(A), torch.linalg.svdvals(A.to_dense()))
     with pytest.raises(MethodError, match=r"svdvals\(A\.to_dense\(\)\)"):
-        singular_values(Conv1d(torch.ones(1, 1, 3), 8))
+        singular_values(Conv2d(torch.randn(2, 2, 3, 3), (64, 64)))
+    with pytest.raises(ArgumentError, match="k: expected"):
+        singular_values(A, 0)
 
 
 def test_half_precision_and_wrong_arguments_are_refused() -> None:

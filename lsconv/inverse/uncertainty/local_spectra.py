@@ -91,7 +91,7 @@ class LocalSpectra:
         law: PowerLaw,
         bounds: Tensor,
     ) -> None:
-        self.window, self.kernel = window, kernel
+        self.window, self.kernel, self.law = window, kernel, law
         step = max(window // 2, math.ceil(math.sqrt(image.shape[-2] * image.shape[-1] / 400)))
         cut = image.unfold(-2, window, step).unfold(-2, window, step)
         indices = torch.meshgrid(*(torch.arange(n, device=image.device) for n in cut.shape[1:3]), indexing="ij")
@@ -252,7 +252,8 @@ class LocalSpectra:
         r"""The covariance of the parameters found, widened by the measured misfit.
 
         :math:`H^{-1} (J + K) H^{-1}` with H the information of likelihood and prior, J the scatter of the scores of 4
-        by 4 blocks of windows, and K that of the prior's: the images' own exponent and softness are drawn from it.
+        by 4 blocks of windows, and K that of the prior's: the images' own exponent and softness are drawn from it, or
+        stand as far away as was found where that is further.
         The likelihood counts overlapping windows as if they were independent, and every one as Gaussian; J does not.
         """
         blocks = []
@@ -263,7 +264,8 @@ class LocalSpectra:
         totals = totals[(totals != 0).any(-1)]
         scatter = totals.T @ totals * len(totals) / max(1, len(totals) - 1)
         inverse = torch.linalg.pinv(fit.information + self.precision(), hermitian=True)
-        return inverse @ (scatter + self._tempering * self.precision()) @ inverse
+        drawn = self._tempering * self.precision().diagonal()
+        return inverse @ (scatter + torch.diag(drawn.maximum(self._pull(fit.x)[1].square()))) @ inverse
 
     # How many times over the likelihood counts what it knows: four windows lie over every pixel, and the rest is what
     # photographs differ from Gaussian ones, as the scatter of the scores shows.

@@ -28,6 +28,8 @@ class PsfStatus(enum.Enum):
     FOUND = "The likelihood has one maximum, and it is narrow."
     FLAT = "The likelihood is flat: the image does not tell the parameters to within a third."
     MULTIMODAL = "Other parameters explain the image nearly as well; they are in alternatives."
+    UNUSUAL_SCENE = "The scene's spectrum is far from the prior's, exponent=, and blur and scene may be confused."
+    NOT_THIS_BLUR = "A Gaussian blur explains the image as well as this model."
     AT_BOUND = "The likelihood rises up to the least or the largest PSF that the windows can tell; try another window=."
 
     @property
@@ -138,8 +140,9 @@ def estimate_psf(
     of the transfer function, which disks and motions have, need no such knowledge.
 
     The standard errors come from the information matrix, widened by the scatter of the scores of blocks of windows and
-    by the spread of the priors. An image that does not tell the parameters has the status FLAT, MULTIMODAL or AT_BOUND,
-    with a :class:`~lsconv.errors.ConvergenceWarning`.
+    by the spread of the priors. An image that does not tell the parameters has another :class:`PsfStatus`
+    than FOUND, with a :class:`~lsconv.errors.ConvergenceWarning`. A scene that is out of focus itself is not told from
+    the blur: the PSF found is then that of both.
 
     Free-form kernels are out of scope: a Gaussian likelihood sees :math:`|\hat k|^2` alone, so it determines a kernel
     up to the phase of its transfer function. For the same reason a model and its mirror image are one.
@@ -187,7 +190,10 @@ def estimate_psf(
     if isinstance(n, bool) or not isinstance(n, int) or n < 16 or n % 2 or n > side:
         raise ArgumentError(f"window: expected an even number from 16 to the image's {side} pixels, got {n}")
     search = PsfSearch.of(planes, PsfModel.of(model, start, n), n, PowerLaw(exponent, softness))
-    estimate = _estimate(search, search.maxima(), n)
+    rival = None
+    if model in ("disk", "motion"):
+        rival = PsfSearch.of(planes, PsfModel.of("gaussian", None, n), n, PowerLaw(exponent, softness)).maxima(1)[0]
+    estimate = _estimate(search, search.maxima(), n, rival)
     if not estimate.converged:
         warn(f"estimate_psf: {estimate}. {estimate.status.sentence}", ConvergenceWarning)
     return estimate
@@ -222,19 +228,29 @@ def _planes(image: Any, observed: Any, channels: str | None) -> Tensor:
     return values.reshape(-1, *values.shape[-2:])
 
 
-def _estimate(search: PsfSearch, fits: list[Fit], window: int) -> PsfEstimate:
-    """The answer that the maxima of the likelihood give."""
+def _estimate(search: PsfSearch, fits: list[Fit], window: int, gaussian: Fit | None) -> PsfEstimate:
+    """The answer that the maxima of the likelihood give, beside that of a Gaussian."""
     best, model, spectra = fits[0], search.model, search.spectra
     covariance = spectra.covariance(best)
     std = model.errors(best.x, covariance)
     count = len(model.names)
     narrow = torch.linalg.pinv(best.information + spectra.precision(), hermitian=True).diagonal()[0]
     misfit = max(1.0, float(covariance[0, 0] / narrow))
-    rivals = [fit for fit in fits[1:] if (fit.value - best.value) / misfit < 3]  # at 20 to 1 it is no rival
+
+    def rivals(others: list[Fit]) -> bool:
+        return any((fit.value - best.value) / misfit < 3 for fit in others)  # at 20 to 1 it is no rival
+
+    usual, spread = spectra.law.exponent
     # a third of a length, or of a radian
     wide = bool((covariance.diagonal()[:count].sqrt() > 1 / 3).any()) or not bool(torch.isfinite(covariance).all())
-    status = (PsfStatus.AT_BOUND if search.at_bound(best.x) else PsfStatus.FLAT if wide
-              else PsfStatus.MULTIMODAL if rivals else PsfStatus.FOUND)  # fmt: skip
+    verdicts = {
+        PsfStatus.AT_BOUND: search.at_bound(best.x),
+        PsfStatus.FLAT: wide,
+        PsfStatus.UNUSUAL_SCENE: abs(float(best.x[-3]) - usual) > 5 * spread,
+        PsfStatus.MULTIMODAL: rivals(fits[1:]),
+        PsfStatus.NOT_THIS_BLUR: gaussian is not None and rivals([gaussian]),
+    }
+    status = next((verdict for verdict, holds in verdicts.items() if holds), PsfStatus.FOUND)
     kernel = model.kernel(best.x[:count], None)
     if model.sized and max(kernel.shape) > window + 1:
         kernel = model.kernel(best.x[:count], window + 1)

@@ -104,7 +104,7 @@ def cut(answer: Any, batch: Sequence[int], *, of_items: bool = True) -> Any:
     if isinstance(answer, tuple):
         return tuple(cut(value, batch, of_items=of_items) for value in answer)
     if is_dataclass(answer) and not isinstance(answer, type):
-        parts = {f.name: cut(getattr(answer, f.name), batch, of_items=f.name == "x") for f in fields(answer)}
+        parts = {f.name: cut(getattr(answer, f.name), batch, of_items=f.name in ("x", "std")) for f in fields(answer)}
         return replace(answer, **parts)
     return answer
 

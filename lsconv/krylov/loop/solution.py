@@ -136,6 +136,7 @@ class Solution:
         selection: how the damping was chosen, or None when it was given.
         rank: how many singular values of A exceed ``rcond ||A||``, ``batch``; None where the method decides no rank
             (the Krylov methods, the iteration on the border, and damping, which needs none).
+        std: standard deviations of x, where they were asked for.
         excused: where a plan says so, the items whose gradient misses the tolerance by no more than its rounding.
 
     Example:
@@ -155,6 +156,7 @@ class Solution:
     selection: Any = None
     rank: Tensor | None = None
     excused: Tensor | None = None
+    std: Any = None
 
     @property
     def nullity(self) -> Tensor | None:

@@ -174,3 +174,19 @@ def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, Any], said: 
     given = {"image": torch.randn(64, 64), **arguments}
     with pytest.raises(lsconv.LsconvError, match=said):
         lsconv.estimate_psf(**given)
+
+
+def test_a_disk_in_an_image_with_a_gaussian_blur_is_no_answer() -> None:
+    image = blurred(psf.gaussian(2.0), 0.01, 160)
+    with pytest.warns(lsconv.ConvergenceWarning, match="estimate_psf"):
+        found = lsconv.estimate_psf(image, "disk")
+    assert found.status in (lsconv.PsfStatus.NOT_THIS_BLUR, lsconv.PsfStatus.MULTIMODAL)
+    assert lsconv.estimate_psf(image, "gaussian").converged
+
+
+def test_a_scene_unlike_sharp_ones_is_said() -> None:
+    image = blurred(psf.gaussian(1.0), 1e-3, 192, exponent=4.2)
+    with pytest.warns(lsconv.ConvergenceWarning, match="spectrum is far"):
+        found = lsconv.estimate_psf(image, "gaussian")
+    assert found.status is lsconv.PsfStatus.UNUSUAL_SCENE
+    assert lsconv.estimate_psf(image, "gaussian", exponent=(4.2, 0.2)).parameters["sigma"] == pytest.approx(1, rel=0.1)

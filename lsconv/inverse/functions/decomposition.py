@@ -1,0 +1,190 @@
+r"""svd: the singular value decomposition of a convolution, its factors as operators.
+
+A block-circulant :math:`A = F^{-1} \hat S(\omega) F`, with :math:`\hat S = \hat U \Sigma \hat V^H` per frequency, has
+
+.. math:: A = U \operatorname{diag}(\Sigma)\, V^H, \qquad U = F^{-1} \hat U F\, W, \quad V = F^{-1} \hat V F\, W,
+
+W the unitary transform that diagonalises :math:`F^{-1} \Sigma F`: for real operators Hartley's, where
+:math:`\hat U` and :math:`\hat V` of conjugate frequencies are conjugate, so that all is real; else the inverse Fourier
+transform. A convolution with a separable kernel has the Kronecker products of the decompositions of its axes.
+
+Sedghi, Gupta, Long, ICLR 2019; Bracewell, "Discrete Hartley transform" (1983).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.errors import MethodError
+from lsconv.factored.kronecker import along_axes, separable_svd
+from lsconv.fourier.circulant import block_circulant, double_symbol, real_dtype
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
+from lsconv.operators.elementary import FromFunctions
+
+__all__ = ["SingularValueDecomposition", "svd"]
+
+
+@dataclass(frozen=True)
+class SingularValueDecomposition:
+    r""":math:`A = U \operatorname{diag}(S) V^H`.
+
+    Attributes:
+        U: the left singular vectors, an operator from coefficients to ``A.out_shape`` with orthonormal columns.
+        S: the singular values, in the shape of the coefficients and in no order.
+        V: the right singular vectors, from coefficients to ``A.in_shape``.
+    """
+
+    U: FromFunctions
+    S: Tensor
+    V: FromFunctions
+
+
+@torch.no_grad()
+def svd(A: Convolution) -> SingularValueDecomposition:
+    r"""The singular value decomposition of a block-circulant convolution or of one with a separable kernel.
+
+    Functions of A for the price of a few transforms: the filtered solution is ``V(f(S) * U.H(y))``, a truncated one
+    keeps ``S > threshold``. Computed in double precision; not differentiable.
+
+    Args:
+        A: a convolution with ``padding_mode="circular"`` whose stride divides the input and whose outputs fill the
+            grid; or one with a separable kernel, whatever its padding. One kernel for all batch items.
+
+    Returns:
+        A :class:`SingularValueDecomposition` with the operators U and V, and their adjoints ``U.H`` and ``V.H``.
+
+    Raises:
+        MethodError: A is neither, or has a kernel per batch item.
+        DtypeError: A is in half precision.
+
+    Source:
+        Sedghi, Gupta, Long, ICLR 2019; Van Loan, "The ubiquitous Kronecker product" (2000).
+
+    Example:
+        >>> A = lsconv.Conv2d(torch.randn(2, 2, 3, 3), (8, 8), padding=1, padding_mode="circular")
+        >>> x, d = torch.randn(2, 8, 8), lsconv.svd(A)
+        >>> torch.allclose(d.U(d.S * d.V.H(x)), A(x), atol=1e-4), torch.allclose(d.V.H(d.V(d.S)), d.S, atol=1e-4)
+        (True, True)
+    """
+    real_dtype(A.dtype)
+    if not isinstance(A, Convolution) or A.batch_shape:
+        raise MethodError(f"svd: expected a convolution with one kernel for all batch items, got {A!r}")
+    embedding = _whole_circulant(A)
+    if embedding is not None:
+        return _of_circulant(A, embedding)
+    parts = separable_svd(A)
+    if parts is None:
+        raise MethodError(
+            f"svd: {A!r} is neither block-circulant nor separable; torch.linalg.svd(A.to_dense()) serves small ones"
+        )
+    left, values, right = parts
+    return _decomposition(
+        A,
+        values.flatten(0, 1),
+        [partial(along_axes, left), partial(along_axes, [U.mH for U in left])],
+        [partial(along_axes, right), partial(along_axes, [V.mH for V in right])],
+    )
+
+
+def _whole_circulant(A: Convolution) -> Embedding | None:
+    """The grid of a block-circulant convolution all of whose cells are inputs."""
+    try:
+        embedding = block_circulant(A)
+    except MethodError:
+        return None
+    whole = embedding.in_channels * math.prod(embedding.grid) * embedding.groups == A.in_numel
+    return embedding if whole else None
+
+
+Maps = Sequence[Callable[[Tensor], Tensor]]
+
+
+def _decomposition(A: Convolution, values: Tensor, left: Maps, right: Maps) -> SingularValueDecomposition:
+    """The operators of two maps each, which compute in double precision: there and back."""
+    shape = tuple(values.shape)
+
+    def operator(item: tuple[int, ...], maps: Maps) -> FromFunctions:
+        there, back = ((lambda z, f=f: f(z.to(double(A.dtype))).to(A.dtype)) for f in maps)
+        return FromFunctions(shape, item, there, back, dtype=A.dtype, device=A.device)
+
+    return SingularValueDecomposition(
+        operator(A.out_shape, left), values.to(real_dtype(A.dtype)), operator(A.in_shape, right)
+    )
+
+
+def _of_circulant(A: Convolution, embedding: Embedding) -> SingularValueDecomposition:
+    S = double_symbol(A, embedding)
+    U, values, Vh = torch.linalg.svd(S.matrices, full_matrices=False)
+    V = Vh.mH
+    if S.grid.real:
+        U, values, V = _conjugate_pairs(S, U, values, V)
+        half = values.shape[-2]
+        rest = _opposite(values, len(S.grid.sizes) - 1)[..., 1 : S.grid.sizes[-1] - half + 1, :].flip(-2)
+        values = torch.cat([values, rest], -2)
+    shape = (embedding.groups * values.shape[-1], *S.grid.sizes)
+    dims = S.grid.dims
+
+    def from_coefficients(z: Tensor) -> Tensor:
+        if not S.grid.real:
+            return torch.fft.ifftn(z, dim=dims, norm="ortho")
+        spectrum = torch.fft.fftn(z, dim=dims, norm="ortho")
+        return spectrum.real - spectrum.imag
+
+    def to_coefficients(z: Tensor) -> Tensor:
+        return from_coefficients(z) if S.grid.real else torch.fft.fftn(z, dim=dims, norm="ortho")
+
+    def maps(matrices: Tensor, to_grid: Callable[..., Tensor], from_grid: Callable[..., Tensor]) -> Maps:
+        there = FrequencyMatrices(S.grid, matrices)
+        back = there.H
+
+        def apply(z: Tensor) -> Tensor:
+            batch = tuple(z.shape[: z.ndim - len(shape)])
+            blocks = z.reshape(-1, embedding.groups, matrices.shape[-1], *S.grid.sizes)
+            return from_grid(there.on_grid(from_coefficients(blocks)), batch)
+
+        def adjoint(x: Tensor) -> Tensor:
+            batch = tuple(x.shape[: x.ndim - len(shape)])
+            return to_coefficients(back.on_grid(to_grid(x))).reshape(*batch, *shape)
+
+        return apply, adjoint
+
+    return _decomposition(
+        A,
+        values.movedim(-1, 1).reshape(shape),
+        maps(U, embedding.outputs_to_grid, embedding.outputs_from_grid),
+        maps(V, embedding.inputs_to_grid, embedding.inputs_from_grid),
+    )
+
+
+def _conjugate_pairs(S: FrequencyMatrices, U: Tensor, values: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The factors with those of opposite frequencies conjugate, where the half spectrum has both of a pair."""
+    others = S.grid.sizes[:-1]
+    index = torch.arange(math.prod(others), device=U.device).reshape(others)
+    opposite = _opposite(index[None, ..., None, None], len(others))[0, ..., 0, 0]
+    first, own = ((each[..., None, None]) for each in (index < opposite, index == opposite))
+    U, values, V = U.clone(), values.clone(), V.clone()
+    for plane in {0, S.grid.sizes[-1] // 2} if S.grid.sizes[-1] % 2 == 0 else {0}:
+        at: Any = (slice(None), *(slice(None) for _ in others), plane)
+        real_U, real_values, real_Vh = torch.linalg.svd(S.matrices[at].real, full_matrices=False)
+        for whole, real in ((U, real_U), (V, real_Vh.mT)):
+            mirrored = _opposite(whole[at].unsqueeze(-3), len(others)).squeeze(-3).conj()
+            whole[at] = torch.where(own, real.to(whole.dtype), torch.where(first, whole[at], mirrored))
+        mirrored = _opposite(values[at].unsqueeze(-2), len(others)).squeeze(-2)
+        values[at] = torch.where(own[..., 0], real_values, torch.where(first[..., 0], values[at], mirrored))
+    return U, values, V
+
+
+def _opposite(z: Tensor, count: int) -> Tensor:
+    """``(blocks, *frequencies, ...)`` at the opposite of the first ``count`` frequencies."""
+    dims = tuple(range(1, 1 + count))
+    return z.flip(dims).roll((1,) * count, dims) if count else z

@@ -1,0 +1,43 @@
+"""Error bars of a restored image: the standard deviations of its pixels, its channels together where they are alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lsconv.inverse.identical_groups import SharedGroups
+from lsconv.inverse.uncertainty.posterior import noise_level, posterior_std
+from lsconv.operators.base import LinearOperator
+
+__all__ = ["error_bars"]
+
+
+@torch.no_grad()
+def error_bars(
+    A: LinearOperator,
+    y: Tensor,
+    damp: Tensor,
+    L: LinearOperator | None,
+    x_prior: Tensor,
+    noise_std: float | Tensor | None,
+    count: int,
+) -> Tensor:
+    """The posterior standard deviations of ``tikhonov(A, y, damp, L=L, x_prior=x_prior)``.
+
+    Args:
+        A, y, damp, L, x_prior: the problem as solved.
+        noise_std: of the entries of y; None: read off the residual, channel by channel where these are alike.
+        count: samples where there are too many unknowns for an exact map; the same numbers are drawn every time.
+
+    Returns:
+        ``(*batch, *in_shape)``.
+    """
+    shared = SharedGroups.of(A, L)
+    if shared is not None and (L is None or shared.L is not None):
+        prior = x_prior.expand(*x_prior.shape[: x_prior.ndim - len(A.in_shape)], *A.in_shape)
+        apart = error_bars(shared.A, shared.split(y), damp, shared.L, shared.split(prior), noise_std, count)
+        return shared.join(apart.expand(shared.groups, *apart.shape[-damp.ndim - len(A.in_shape) :]))
+    sigma = noise_level(A, y, damp, L=L, x_prior=x_prior) if noise_std is None else noise_std
+    generator = torch.Generator(A.device).manual_seed(0)
+    std: Tensor = posterior_std(A, damp, noise_std=sigma, L=L, count=count, generator=generator)
+    return std
