@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # operator imports the operators made of others.
 RECURSION = {f"lsconv.operators.{name}" for name in ("base", "algebra", "checks", "dtypes", "elementary", "scipy")}
 # A folder imports from those that come after it.
-FLOORS = ("deepinv", "app", "nn", "inverse", "border", "fourier", "factored", "krylov", "operators", "errors")
+FLOORS = ("deepinv", "app", "nn", "inverse", "tiled", "border", "fourier", "factored", "krylov", "operators", "errors")
 ROOMS = (
     ("lsconv.krylov.gradients", "lsconv.krylov.loop"),
     ("lsconv.border.system", "lsconv.border.direct"),
