@@ -1,10 +1,10 @@
 """lsconv inverts convolutions: least-squares, minimum-norm and regularised solutions of ``y = conv(x, K)``.
 
 =============  ====================================================================================================
-operators      ``Conv1d``, ``Conv2d``, ``Conv3d``, ``Convolution``; ``Pad``, ``Crop``, ``Mask``, ``Diagonal``,
-               ``Identity``, ``Dense``, ``FromFunctions``; ``Gradient``, ``Laplacian``; ``hstack``, ``vstack``,
-               ``block_diag``; of a linear module or function ``as_operator``, of SciPy's ``from_scipy``; their
-               interface ``LinearOperator``
+operators      ``Conv1d``, ``Conv2d``, ``Conv3d``, ``Convolution``, ``VaryingConvolution``; ``Pad``, ``Crop``,
+               ``Mask``, ``Diagonal``, ``Identity``, ``Dense``, ``FromFunctions``; ``Gradient``, ``Laplacian``;
+               ``hstack``, ``vstack``, ``block_diag``; of a linear module or function ``as_operator``, of SciPy's
+               ``from_scipy``; their interface ``LinearOperator``
 answers        ``lstsq``, ``pinv``; ``tikhonov`` and ``choose_damp`` (a ``Selection``); ``total_variation``,
                ``plug_and_play``; for images ``deconvolve``, ``blur_operator``, ``saturation_level``; all are a
                ``Solution``, with its ``Status`` and ``History``
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     # operators
     from lsconv.operators.base import LinearOperator
     from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution
+    from lsconv.operators.varying_convolution import VaryingConvolution
     from lsconv.operators.elementary import Crop, Dense, Diagonal, FromFunctions, Identity, Mask
     from lsconv.operators.padding import Pad
     from lsconv.operators.difference import Gradient, Laplacian
@@ -103,6 +104,7 @@ __all__ = [
     "Conv2d",
     "Conv3d",
     "Convolution",
+    "VaryingConvolution",
     "Pad",
     "Crop",
     "Mask",
@@ -193,6 +195,7 @@ _HOMES = {
         "Conv3d",
         "Convolution",
     ),
+    "lsconv.operators.varying_convolution": ("VaryingConvolution",),
     "lsconv.operators.elementary": (
         "Crop",
         "Dense",

@@ -27,7 +27,7 @@ from benchmarks.certificates.problems import Problem
 __all__ = ["BARE_PLANS", "MOST_CONDITION", "NOTE", "within_reach"]
 
 MOST_CONDITION = 1e3
-BARE_PLANS = ("border, plan", "border, iterated", "border, factored")
+BARE_PLANS = ("border, plan", "border, iterated", "border, factored", "capacitance")
 NOTE = (
     f"Well-posed is within the reach of the method (`benchmarks/certificates/reach.py`): iterations up to a condition "
     f"of {MOST_CONDITION:.0e}, those for consistent systems on such, M with damp >= eps / rtol ||A||, circulants with "

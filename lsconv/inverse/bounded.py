@@ -142,7 +142,7 @@ class _Quadratic:
         return self.space.spread(self.damp.square()) * image
 
     def counted(self, residual: Tensor) -> Tensor:
-        """What of ``Ax - y`` counts."""
+        """The part of ``Ax - y`` that counts."""
         return residual if self.at_least is None else torch.where(self.at_least, residual.clamp_max(0), residual)
 
     def rise(self, residual: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from lsconv.inverse.plans import FourierPlan, KrylovPlan, KrylovStack, TrialPlan
 from lsconv.inverse.reduced_plan import ReducedPlan
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.inverse.small_matrices import SMALL_MATRICES
+from lsconv.inverse.varying import VaryingPlan
 from lsconv.inverse.weighted import WeightedPlan
 from lsconv.krylov.loop.problem import as_operator
 from lsconv.operators.base import LinearOperator
@@ -40,6 +41,7 @@ _REASONS: tuple[tuple[type, str], ...] = (
     (FourierPlan, "nothing is cropped from a circular convolution: one small matrix per frequency"),
     (MissingPlan, "outputs are missing: the plan of the whole convolution, and an iteration on what is missing"),
     (WeightedPlan, "the weights vary: an iteration, preconditioned by the border of their mean"),
+    (VaryingPlan, "the kernel varies: an iteration, preconditioned by tiles with the kernel of their place"),
     (CapacitancePlan, "a square convolution without damping: the capacitance matrix of its border is factorised"),
     (BorderPlan, "a convolution is a circulant but for its border: the border is solved for"),
     (StackedPlan, "A and L are convolutions of one grid: the border of both is solved for"),

@@ -39,6 +39,7 @@ from lsconv.inverse.plans import (
 )
 from lsconv.inverse.reduced_plan import ReducedPlan, core
 from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, deciding, reduction, small_matrices
+from lsconv.inverse.varying import VaryingPlan
 from lsconv.inverse.weighted import WeightedPlan
 from lsconv.operators.algebra import Adjoint, Product, Scaled
 from lsconv.operators.base import LinearOperator
@@ -97,6 +98,8 @@ def route(
     adjoint of one of these (a transposed convolution)          the adjoint of its plan (:class:`AdjointPlan`)
     varying diagonal before a convolution, damped               conjugate gradients, preconditioned by the border of the
                                                                 mean weight (:class:`WeightedPlan`)
+    convolution whose kernel varies, damped, with such a row    conjugate gradients, preconditioned by tiles with local
+    or not                                                      kernels (:class:`VaryingPlan`), where that pays
     any other operator                                          "lsmr", preconditioned where that is safe
     ==========================================================  ==================================================
 
@@ -154,9 +157,13 @@ def route(
         )
         return plan if smaller.same_shapes else ReducedPlan(smaller, plan, damp)
     if method in ("auto", "border") and not started and not chosen:
-        with_rows = _with_rows(A, damp, method, memory_limit) or _transposed(A, damp, method, memory_limit)
-        if with_rows is not None:
-            return with_rows
+        composed = (
+            _with_rows(A, damp, method, memory_limit)
+            or _transposed(A, damp, method, memory_limit)
+            or _varying(A, damp, method)
+        )
+        if composed is not None:
+            return composed
     decided = deciding(A, memory_limit, rcond)
     if method in SMALL_MATRICES:
         return small_matrices(A, damp, method, **decided)
@@ -200,7 +207,7 @@ def penalty_plan(
     *,
     method: str = "auto",
     memory_limit: int | None = None,
-) -> StackedPlan | KrylovStack | MissingPlan | WeightedPlan:
+) -> StackedPlan | KrylovStack | MissingPlan | VaryingPlan | WeightedPlan:
     """The plan for a general L and damp > 0: exact where A and L are convolutions on one grid, otherwise LSMR.
 
     Raises:
@@ -211,9 +218,9 @@ def penalty_plan(
     if method not in ("auto", "fourier", "border", "lsmr"):
         raise ArgumentError(f'method: with L expected one of "auto", "fourier", "border", "lsmr", got {method!r}')
     if method in ("auto", "border"):
-        with_rows = _with_rows(A, damp, method, memory_limit, L)
-        if with_rows is not None:
-            return with_rows
+        composed = _with_rows(A, damp, method, memory_limit, L) or _varying(A, damp, method, L)
+        if composed is not None:
+            return composed
     smaller = reduction(A, whole=True)
     A = A if smaller is None else smaller.B
     damping = torch.as_tensor(damp)
@@ -299,7 +306,7 @@ def fallback(
             return _border(A, damp, None)
         except (MethodError, PlanMemoryError):
             return krylov_plan(A, damp, "lsmr")
-    through_border = isinstance(plan, (*BORDER_PLANS, AdjointPlan, MissingPlan, WeightedPlan))
+    through_border = isinstance(plan, (*BORDER_PLANS, AdjointPlan, MissingPlan, VaryingPlan, WeightedPlan))
     return KrylovPlan(A, damp, "lsmr") if through_border and rcond is None else None
 
 
@@ -364,6 +371,18 @@ def _with_rows(
             with contextlib.suppress(MethodError):
                 return MissingBorderPlan(A, rows, damping, L)
     return MissingPlan(A, rows, inner, damping, L)
+
+
+def _varying(
+    A: LinearOperator, damp: Tensor | float, method: str, L: LinearOperator | None = None
+) -> VaryingPlan | None:
+    """The plan of a convolution whose kernel varies; None for other operators, and where LSMR should be faster."""
+    if not bool((torch.as_tensor(damp) > 0).all()):
+        return None
+    try:
+        return VaryingPlan(A, damp, L, worth=method == "auto")
+    except MethodError:
+        return None
 
 
 def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> BorderPlan | CapacitancePlan:

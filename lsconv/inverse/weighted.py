@@ -2,16 +2,12 @@ r"""The plan of a convolution whose outputs count differently, through the borde
 
 .. math:: \min_x \sum_i w_i |(Ax)_i - y_i|^2 + \mathrm{damp}^2 \|Lx\|^2
 
-Flexible conjugate gradients solve its normal equations, whose remainder the operator itself computes in every step. The
-preconditioner is :math:`(\bar w A^HA + \mathrm{damp}^2 L^HL)^{-1}`, exact through the border of A: what is left to the
-iteration is how far the weights are from their mean, as the blur sees them.
-
-Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
+Flexible conjugate gradients solve its normal equations (:mod:`lsconv.inverse.normal_iteration`). The preconditioner is
+:math:`(\bar w A^HA + \mathrm{damp}^2 L^HL)^{-1}`, exact through the border of A: what is left to the iteration is how
+far the weights are from their mean, as the blur sees them.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,23 +16,18 @@ from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import least_shift
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.border.reflected_padding import Mirror
-from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
-from lsconv.inverse.dense_stack import stacked
-from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
-from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.inverse.normal_iteration import NormalIteration
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import direct_rtol, double
+from lsconv.operators.dtypes import double
 from lsconv.operators.observed import MeasuredRows
 
 __all__ = ["WeightedPlan"]
 
 
-class WeightedPlan:
+class WeightedPlan(NormalIteration):
     """Setup for a convolution with weights, or a mask, before it; :meth:`solve` answers right-hand sides.
 
     Args:
@@ -49,13 +40,13 @@ class WeightedPlan:
         MethodError: the convolution, or L, is not served by the border.
     """
 
+    inverse: NormalInverse
+
     @torch.no_grad()
     def __init__(
         self, A: LinearOperator, rows: MeasuredRows, damp: Tensor | float, L: LinearOperator | None = None
     ) -> None:
-        self.A, self.L = A, L
-        self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
-        self.precise = A.to(dtype=double(A.dtype))
+        super().__init__(A, damp, L)
         core = rows.core.to(dtype=double(A.dtype))
         if not isinstance(core, Convolution):
             raise MethodError(f"A: expected weights before a convolution, got {A!r}")
@@ -64,188 +55,9 @@ class WeightedPlan:
         mean = weights.mean(-1)
         mean = torch.where(mean > 0, mean, 1)
         self.ratio = torch.where(weights > 0, weights, torch.inf).amin(-1).reciprocal() * weights.amax(-1)
-        self.stack: LinearOperator = self.precise
-        if L is not None:
-            self.stack = stacked(self.precise, L.to(dtype=self.precise.dtype), self.damp)
-        self.mu = self.damp.square() if L is None else torch.zeros_like(self.damp)
         self.inverse = _border_inverse(core, self.damp / mean.sqrt(), L)
-        self.inverse.expect(tuple(self.inverse.embedding.batch_shape), 10)
-        self.space, self.images = (
-            ItemSpace(shape, self.precise.dtype, A.device) for shape in (A.in_shape, self.stack.out_shape)
-        )
-
-    @torch.no_grad()
-    def solve(
-        self,
-        y: Tensor,
-        *,
-        x_prior: Tensor | None = None,
-        rtol: float | None = None,
-        atol: float = 0.0,
-        max_iter: int | None = None,
-    ) -> Solution:
-        """The solution for ``y`` of shape ``(*batch, *A.out_shape)``, with a certificate computed in float64.
-
-        Args:
-            y: right-hand sides, finite.
-            x_prior: what the penalty pulls to, where there is one.
-            rtol: relative tolerance of residual or gradient; None: 1e-6 in float32, 1e-10 in float64.
-            atol: absolute tolerance, in the units of y.
-            max_iter: limit on the iterations.
-        """
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
-        data = self._stacked(y, x_prior)
-        x, iterations, norm = self._least_squares(data, tolerances.rtol, atol, max_iter)
-        batch = iterations.shape
-        if self.L is not None:
-            return stacked_solution(
-                self.stack,  # type: ignore[arg-type]
-                x,
-                y,
-                self.damp.expand(batch),
-                x_prior=x_prior,
-                dtype=self.A.dtype,
-                tolerances=tolerances,
-                iterations=iterations,
-                operator_norm=norm,
-            )
-        return certified(
-            self.precise,
-            x,
-            data.expand(*batch, *self.A.out_shape),
-            self.damp.expand(batch),
-            tolerances=tolerances,
-            dtype=self.A.dtype,
-            iterations=iterations,
-            operator_norm=norm,
-            null_share=torch.full(batch, tolerances.null_share, dtype=torch.float64, device=y.device),
-            rounding=torch.finfo(self.precise.dtype).eps,
-        )
-
-    @torch.no_grad()
-    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``, bare."""
-        rtol = direct_rtol(self.A.dtype, rtol)
-        return self._least_squares(self._stacked(y, None), rtol, 0.0, None)[0].to(self.A.dtype)
-
-    @torch.no_grad()
-    def approximate(self, y: Tensor, tolerance: float) -> Tensor:
-        """The solution for ``y`` up to so much of the root of its objective, in the norm of the normal equations."""
-        data = self._stacked(y, None)
-        return self._least_squares(data, 0.0, 0.0, None, tolerance=tolerance)[0].to(self.A.dtype)
-
-    @torch.no_grad()
-    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The adjoint of :meth:`apply`."""
-        return self.precise.apply(self._normal(v, rtol)).to(self.A.dtype)
-
-    @torch.no_grad()
-    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2 L^H L)^{-1} g``."""
-        return self._normal(g, rtol).to(self.A.dtype)
-
-    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
-        """None: there is no plan without damping."""
-        return None
-
-    def _stacked(self, y: Tensor, x_prior: Tensor | None) -> Tensor:
-        y = y.detach().to(self.precise.dtype)
-        return y if self.L is None else stacked_data(self.stack, y, x_prior)  # type: ignore[arg-type]
-
-    def _least_squares(
-        self, data: Tensor, rtol: float, atol: float, max_iter: int | None, *, tolerance: float = 0.0
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The x for data of the stack, iterations, and a lower bound of the norm of the stack."""
-        images, batch = self.images, self._batch(data, self.stack.out_shape)
-        data = data.expand(*batch, *self.stack.out_shape)
-        unit = binary_unit(images.safe_norm(data))
-        data = data * images.spread(1 / unit)
-        size = images.norm(data)
-        least = torch.maximum(rtol * size, atol / unit)
-
-        def remainder(x: Tensor, image: Tensor) -> Tensor:
-            return self.stack.adjoint(data - image) - self.space.spread(self.mu) * x
-
-        def bound(x: Tensor, image: Tensor, norm: Tensor) -> Tensor:
-            x_norm = self.space.norm(x)
-            total = torch.hypot(images.norm(data - image), self.mu.sqrt() * x_norm)
-            rounding = torch.finfo(data.dtype).eps * (norm * x_norm + size)
-            return norm * torch.maximum(rtol * torch.maximum(total, least) / 2, rounding)
-
-        def left(x: Tensor, image: Tensor) -> Tensor:
-            objective = images.norm(data - image).square() + self.mu * self.space.norm(x).square()
-            return tolerance**2 * objective
-
-        x, iterations, norm = self._iterate(batch, remainder, bound, max_iter, left if tolerance else None)
-        return x * self.space.spread(unit), iterations, norm
-
-    def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
-        rtol = direct_rtol(self.A.dtype, rtol)
-        batch = self._batch(g, self.A.in_shape)
-        unit = binary_unit(self.space.safe_norm(g.detach().to(self.precise.dtype)))
-        g = g.detach().to(self.precise.dtype) * self.space.spread(1 / unit)
-        g = g.expand(*batch, *self.A.in_shape)
-        goal = 0.1 * rtol * self.space.norm(g)
-
-        def remainder(x: Tensor, image: Tensor) -> Tensor:
-            return g - self.stack.adjoint(image) - self.space.spread(self.mu) * x
-
-        x, _, _ = self._iterate(batch, remainder, lambda x, image, norm: goal, None)
-        return x * self.space.spread(unit)
-
-    def _batch(self, tensor: Tensor, item: tuple[int, ...]) -> torch.Size:
-        own = tensor.shape[: tensor.ndim - len(item)]
-        return broadcast_shapes(own, self.damp.shape, self.A.batch_shape, self.inverse.embedding.batch_shape)
-
-    def _iterate(
-        self,
-        batch: torch.Size,
-        remainder: Callable[[Tensor, Tensor], Tensor],
-        bound: Callable[[Tensor, Tensor, Tensor], Tensor],
-        max_iter: int | None,
-        left: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The iteration: x, its length per item, and the largest ``||stack p|| / ||p||`` met.
-
-        Args:
-            batch: the batch dimensions.
-            remainder: of the normal equations, for x and its image.
-            bound: of the norm of that, for x, its image and the norm of the stack.
-            max_iter: limit on the iterations.
-            left: the square of the preconditioned remainder that may be left, for x and its image; None: any.
-        """
-        space = self.space
-        x = torch.zeros(*batch, *self.A.in_shape, dtype=self.precise.dtype, device=self.A.device)
-        image = x.new_zeros(*batch, *self.stack.out_shape)
-        g = remainder(x, image)
-        p = before = torch.zeros_like(g)
-        rho = norm = torch.zeros(batch, dtype=torch.float64, device=x.device)
-        iterations = torch.zeros(batch, dtype=torch.int64, device=x.device)
-        waited, best = torch.zeros_like(iterations), torch.full_like(rho, torch.inf)
-        for _ in range(1000 if max_iter is None else max_iter):
-            size = space.norm(g)
-            waited = torch.where(size < 0.9 * best, 0, waited + 1)
-            best = torch.minimum(best, size)
-            active = (size > bound(x, image, norm)) & (waited < 50)
-            if not bool(active.any()):
-                break
-            z = self.inverse(g, 1e-3)[0]
-            new = space.inner(z, g)
-            if left is not None:
-                active = active & (new > left(x, image))
-                if not bool(active.any()):
-                    break
-            p = z + space.spread(divide(new - space.inner(z, before), rho)) * p
-            ahead = self.stack.apply(p)
-            length, p_norm = self.images.norm(ahead), space.norm(p)
-            norm = torch.fmax(norm, divide(length, p_norm))
-            alpha = divide(space.inner(p, g), length**2 + self.mu * p_norm**2) * active
-            x = x + space.spread(alpha) * p
-            image = image + self.images.spread(alpha) * ahead
-            before, rho = g, new
-            g = remainder(x, image)
-            iterations = iterations + active
-        return x, iterations, norm
+        self.own_batch = tuple(self.inverse.embedding.batch_shape)
+        self.inverse.expect(self.own_batch, 10)
 
     def __repr__(self) -> str:
         return (

@@ -30,7 +30,7 @@ from lsconv.operators.padding import check_pairs
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Conv1d", "Conv2d", "Conv3d", "Convolution", "module_convolution", "norm_bound"]
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "Convolution", "may_cache", "module_convolution", "norm_bound"]
 
 _BACKENDS = ("auto", "direct", "fft")
 _HALF = (torch.float16, torch.bfloat16)
@@ -226,7 +226,7 @@ class Convolution(LinearOperator):
             return False
         if self.backend == "fft":
             return True
-        key = (items, transposed, _may_cache(self.weight))
+        key = (items, transposed, may_cache(self.weight))
         choices: dict[tuple[int, bool, bool], bool] = self.__dict__.setdefault("_cached_choices", {})
         if key not in choices:
             groups = math.prod(self.batch_shape) * self.groups
@@ -250,7 +250,7 @@ class Convolution(LinearOperator):
 
     def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """The result of ``make`` from the weight, kept under ``name`` until the weight changes."""
-        if not _may_cache(self.weight):
+        if not may_cache(self.weight):
             return make()
         name = f"_cached_{name}"
         cached: tuple[Tensor, int, Tensor] | None = self.__dict__.get(name)
@@ -366,7 +366,7 @@ def module_convolution(
     return Crop(C.out_shape, (0,) * C.ndim, outputs, dtype=C.dtype, device=C.device) @ C
 
 
-def _may_cache(weight: Tensor) -> bool:
+def may_cache(weight: Tensor) -> bool:
     """Tell whether what is computed from ``weight`` now may be used again.
 
     Not while autograd follows the weight, nor for inference tensors, which do not count their changes and cannot

@@ -27,6 +27,8 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
+from lsconv.operators.varying_convolution import VaryingConvolution
+from lsconv.tiled.schwarz import SchwarzInverse, SchwarzPreconditioner
 
 __all__ = ["NormalStep"]
 
@@ -72,7 +74,11 @@ class NormalStep:
             self.normal = self.stack.H @ self.stack
             self.preconditioner: LinearOperator | None = None
             with contextlib.suppress(MethodError):
-                self.preconditioner = CirculantPreconditioner(self.stack, side="solution")
+                if isinstance(self.A, VaryingConvolution):
+                    root = rho[0].detach().double().sqrt()
+                    self.preconditioner = SchwarzPreconditioner(SchwarzInverse(self.A, root, L))
+                else:
+                    self.preconditioner = CirculantPreconditioner(self.stack, side="solution")
             return
         self.tolerance = torch.finfo(self.plan.A.dtype).eps ** 0.5
 

@@ -1,0 +1,246 @@
+r"""Flexible conjugate gradients on the normal equations, with an inverse of near ones as the preconditioner.
+
+.. math:: (A^HA + \mathrm{damp}^2 L^HL)\, x = A^H y
+
+The operator itself computes in every step what is left of them, in double precision: a preconditioner changes the
+number of steps and nothing else. Every item of a batch has step lengths of its own.
+
+Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.border.stacked_plan import stacked_data, stacked_solution
+from lsconv.inverse.dense_stack import stacked
+from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.dtypes import direct_rtol, double
+
+__all__ = ["NormalIteration"]
+
+# With at least as many outputs as inputs: the relative error in the null space of A that the gradient has to rule out.
+_SQUARE_SHARE = 0.1
+
+
+class NormalIteration:
+    """The answers of a plan that iterates on the normal equations; a plan adds :attr:`inverse`.
+
+    Args:
+        A: the operator.
+        damp: the damping, > 0, a number or one per batch item.
+        L: the penalty; None: the identity.
+
+    Attributes:
+        inverse: the preconditioner, which takes a remainder and a relative tolerance; what it returns begins with the
+            preconditioned remainder.
+        own_batch: the batch dimensions of the preconditioner.
+        wide: A has fewer outputs than inputs, or as good as that, so that x may lie in its null space.
+    """
+
+    inverse: Callable[[Tensor, float], tuple[Any, ...]]
+    own_batch: tuple[int, ...] = ()
+    wide: bool = True
+
+    def __init__(self, A: LinearOperator, damp: Tensor | float, L: LinearOperator | None = None) -> None:
+        self.A, self.L = A, L
+        self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
+        self.precise = A.to(dtype=double(A.dtype))
+        self.stack: LinearOperator = self.precise
+        if L is not None:
+            self.stack = stacked(self.precise, L.to(dtype=self.precise.dtype), self.damp)
+        self.mu = self.damp.square() if L is None else torch.zeros_like(self.damp)
+        self.space, self.images = (
+            ItemSpace(shape, self.precise.dtype, A.device) for shape in (A.in_shape, self.stack.out_shape)
+        )
+
+    @torch.no_grad()
+    def solve(
+        self,
+        y: Tensor,
+        *,
+        x_prior: Tensor | None = None,
+        rtol: float | None = None,
+        atol: float = 0.0,
+        max_iter: int | None = None,
+    ) -> Solution:
+        """The solution for ``y`` of shape ``(*batch, *A.out_shape)``, with a certificate computed in float64.
+
+        Args:
+            y: right-hand sides, finite.
+            x_prior: what the penalty pulls to, where there is one.
+            rtol: relative tolerance of residual or gradient; None: 1e-6 in float32, 1e-10 in float64.
+            atol: absolute tolerance, in the units of y.
+            max_iter: limit on the iterations.
+        """
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
+        data = self._stacked(y, x_prior)
+        share = tolerances.null_share if self.wide else _SQUARE_SHARE
+        x, iterations, norm = self._least_squares(data, tolerances.rtol, atol, max_iter, share=share)
+        batch = iterations.shape
+        if self.L is not None:
+            return stacked_solution(
+                self.stack,  # type: ignore[arg-type]
+                x,
+                y,
+                self.damp.expand(batch),
+                x_prior=x_prior,
+                dtype=self.A.dtype,
+                tolerances=tolerances,
+                iterations=iterations,
+                operator_norm=norm,
+            )
+        return certified(
+            self.precise,
+            x,
+            data.expand(*batch, *self.A.out_shape),
+            self.damp.expand(batch),
+            tolerances=tolerances,
+            dtype=self.A.dtype,
+            iterations=iterations,
+            operator_norm=norm,
+            null_share=torch.full(batch, share, dtype=torch.float64, device=y.device),
+            rounding=torch.finfo(self.precise.dtype).eps,
+        )
+
+    @torch.no_grad()
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The solution for ``y``, bare."""
+        rtol = direct_rtol(self.A.dtype, rtol)
+        return self._least_squares(self._stacked(y, None), rtol, 0.0, None)[0].to(self.A.dtype)
+
+    @torch.no_grad()
+    def approximate(self, y: Tensor, tolerance: float) -> Tensor:
+        """The solution for ``y`` up to so much of the root of its objective, in the norm of the normal equations."""
+        data = self._stacked(y, None)
+        return self._least_squares(data, 0.0, 0.0, None, tolerance=tolerance)[0].to(self.A.dtype)
+
+    @torch.no_grad()
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+        return self.precise.apply(self._normal(v, rtol)).to(self.A.dtype)
+
+    @torch.no_grad()
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2 L^H L)^{-1} g``."""
+        return self._normal(g, rtol).to(self.A.dtype)
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """None: there is no plan without damping."""
+        return None
+
+    def _stacked(self, y: Tensor, x_prior: Tensor | None) -> Tensor:
+        y = y.detach().to(self.precise.dtype)
+        return y if self.L is None else stacked_data(self.stack, y, x_prior)  # type: ignore[arg-type]
+
+    def _least_squares(
+        self,
+        data: Tensor,
+        rtol: float,
+        atol: float,
+        max_iter: int | None,
+        *,
+        tolerance: float = 0.0,
+        share: float = 1.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The x for data of the stack, iterations, and a lower bound of the norm of the stack."""
+        images, batch = self.images, self._batch(data, self.stack.out_shape)
+        data = data.expand(*batch, *self.stack.out_shape)
+        unit = binary_unit(images.safe_norm(data))
+        data = data * images.spread(1 / unit)
+        size = images.norm(data)
+        least = torch.maximum(rtol * size, atol / unit)
+
+        def remainder(x: Tensor, image: Tensor) -> Tensor:
+            return self.stack.adjoint(data - image) - self.space.spread(self.mu) * x
+
+        def bound(x: Tensor, image: Tensor, norm: Tensor) -> Tensor:
+            x_norm = self.space.norm(x)
+            total = torch.hypot(images.norm(data - image), self.mu.sqrt() * x_norm)
+            rounding = torch.finfo(data.dtype).eps * (norm * x_norm + size)
+            # along small singular values the gradient shows an error in x times damp^2 alone
+            seen = share / 2 * self.mu * x_norm if self.L is None else torch.full_like(norm, torch.inf)
+            return torch.maximum(torch.minimum(norm * rtol * torch.maximum(total, least) / 2, seen), norm * rounding)
+
+        def left(x: Tensor, image: Tensor) -> Tensor:
+            objective = images.norm(data - image).square() + self.mu * self.space.norm(x).square()
+            return tolerance**2 * objective
+
+        x, iterations, norm = self._iterate(batch, remainder, bound, max_iter, left if tolerance else None)
+        return x * self.space.spread(unit), iterations, norm
+
+    def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
+        rtol = direct_rtol(self.A.dtype, rtol)
+        batch = self._batch(g, self.A.in_shape)
+        unit = binary_unit(self.space.safe_norm(g.detach().to(self.precise.dtype)))
+        g = g.detach().to(self.precise.dtype) * self.space.spread(1 / unit)
+        g = g.expand(*batch, *self.A.in_shape)
+        goal = 0.1 * rtol * self.space.norm(g)
+
+        def remainder(x: Tensor, image: Tensor) -> Tensor:
+            return g - self.stack.adjoint(image) - self.space.spread(self.mu) * x
+
+        x, _, _ = self._iterate(batch, remainder, lambda x, image, norm: goal, None)
+        return x * self.space.spread(unit)
+
+    def _batch(self, tensor: Tensor, item: tuple[int, ...]) -> torch.Size:
+        own = tensor.shape[: tensor.ndim - len(item)]
+        return broadcast_shapes(own, self.damp.shape, self.A.batch_shape, self.own_batch)
+
+    def _iterate(
+        self,
+        batch: torch.Size,
+        remainder: Callable[[Tensor, Tensor], Tensor],
+        bound: Callable[[Tensor, Tensor, Tensor], Tensor],
+        max_iter: int | None,
+        left: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The iteration: x, its length per item, and the largest ``||stack p|| / ||p||`` met.
+
+        Args:
+            batch: the batch dimensions.
+            remainder: of the normal equations, for x and its image.
+            bound: of the norm of that, for x, its image and the norm of the stack.
+            max_iter: limit on the iterations.
+            left: the square of the preconditioned remainder that may be left, for x and its image; None: any.
+        """
+        space = self.space
+        x = torch.zeros(*batch, *self.A.in_shape, dtype=self.precise.dtype, device=self.A.device)
+        image = x.new_zeros(*batch, *self.stack.out_shape)
+        g = remainder(x, image)
+        p = before = torch.zeros_like(g)
+        rho = norm = torch.zeros(batch, dtype=torch.float64, device=x.device)
+        iterations = torch.zeros(batch, dtype=torch.int64, device=x.device)
+        waited, best = torch.zeros_like(iterations), torch.full_like(rho, torch.inf)
+        for _ in range(1000 if max_iter is None else max_iter):
+            size = space.norm(g)
+            waited = torch.where(size < 0.9 * best, 0, waited + 1)
+            best = torch.minimum(best, size)
+            active = (size > bound(x, image, norm)) & (waited < 50)
+            if not bool(active.any()):
+                break
+            z = self.inverse(g, 1e-3)[0]
+            new = space.inner(z, g)
+            if left is not None:
+                active = active & (new > left(x, image))
+                if not bool(active.any()):
+                    break
+            p = z + space.spread(divide(new - space.inner(z, before), rho)) * p
+            ahead = self.stack.apply(p)
+            length, p_norm = self.images.norm(ahead), space.norm(p)
+            norm = torch.fmax(norm, divide(length, p_norm))
+            alpha = divide(space.inner(p, g), length**2 + self.mu * p_norm**2) * active
+            x = x + space.spread(alpha) * p
+            image = image + self.images.spread(alpha) * ahead
+            before, rho = g, new
+            g = remainder(x, image)
+            iterations = iterations + active
+        return x, iterations, norm

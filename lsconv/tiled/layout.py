@@ -1,0 +1,123 @@
+"""The tiles of a field: cores side by side, what they overlap by, and smooth windows whose squares sum to one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsconv.operators.fft_convolution import short_fft_length
+
+__all__ = ["Layout", "candidates"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The tiles along one axis.
+
+    Attributes:
+        cells: of the field.
+        count: of the tiles.
+        overlap: cells by which the window of a tile is wider than its core, on each side.
+        guard: cells beyond the window that a tile has which is solved with its border.
+        wraps: whether the last tile is the neighbour of the first.
+    """
+
+    cells: int
+    count: int
+    overlap: int
+    guard: int
+    wraps: bool
+
+    @property
+    def edges(self) -> list[int]:
+        """The first cell of every core, and the end of the last."""
+        return [round(i * self.cells / self.count) for i in range(self.count + 1)]
+
+    @property
+    def margin(self) -> int:
+        """Cells by which the field is continued around its ends, so that tiles reach across them."""
+        return self.size(True) if self.wraps and self.count > 1 else 0
+
+    def size(self, periodic: bool) -> int:
+        """The cells of a tile."""
+        core = -(-self.cells // self.count)
+        return min(short_fft_length(core + 2 * (self.overlap + (0 if periodic else self.guard))), self.cells)
+
+    def start(self, tile: int, periodic: bool) -> int:
+        """The first cell of a tile, the margin counted."""
+        size, edges = self.size(periodic), self.edges
+        middle = (edges[tile] + edges[tile + 1] - size) // 2
+        return self.margin + middle if self.margin else min(max(middle, 0), self.cells - size)
+
+    def window(self, tile: int, periodic: bool) -> Tensor:
+        """The window of a tile on its own cells."""
+        first, last = self.edges[tile : tile + 2]
+        start = self.start(tile, periodic) - self.margin
+        places = torch.arange(start, start + self.size(periodic), dtype=torch.float64) + 0.5
+        ramps = [((places - edge + self.overlap) / (2 * self.overlap)).clamp(0, 1) for edge in (first, last)]
+        if not self.margin:
+            ramps[0] = torch.ones_like(places) if tile == 0 else ramps[0]
+            ramps[1] = torch.zeros_like(places) if tile == self.count - 1 else ramps[1]
+        return (ramps[0] - ramps[1]).sqrt()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tiles of a field, by axis."""
+
+    axes: tuple[Axis, ...]
+
+    @classmethod
+    def of(cls, field: Sequence[int], kernel_size: Sequence[int], core: Sequence[int], *, wraps: bool) -> Layout:
+        """The tiles whose cores are about so long; an axis that wraps has three or one."""
+        axes = []
+        for n, k, cells in zip(field, kernel_size, core, strict=True):
+            count = max(round(n / cells), 1)
+            count = 1 if wraps and count < 3 else count
+            axes.append(Axis(n, count, max(min(k, n // count // 2), 1), k, wraps))
+        return cls(tuple(axes))
+
+    @property
+    def tiles(self) -> list[tuple[int, ...]]:
+        """Every tile, by its number along each axis."""
+        return list(itertools.product(*(range(axis.count) for axis in self.axes)))
+
+    def is_inside(self, tile: tuple[int, ...]) -> bool:
+        """Tell whether a tile meets no edge of the field."""
+        return all(axis.wraps or 0 < i < axis.count - 1 for i, axis in zip(tile, self.axes, strict=True))
+
+    def size(self, periodic: bool) -> tuple[int, ...]:
+        """The cells of a tile, per axis."""
+        return tuple(axis.size(periodic) for axis in self.axes)
+
+    def start(self, tile: tuple[int, ...], periodic: bool) -> tuple[int, ...]:
+        """The first cell of a tile."""
+        return tuple(axis.start(i, periodic) for i, axis in zip(tile, self.axes, strict=True))
+
+    def window(self, tile: tuple[int, ...], periodic: bool) -> Tensor:
+        """The window of a tile on its own cells."""
+        product = torch.ones((), dtype=torch.float64)
+        for i, axis in zip(tile, self.axes, strict=True):
+            product = product[..., None] * axis.window(i, periodic)
+        return product
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The numbers of tiles inside, and of those that meet an edge."""
+        inside = math.prod(axis.count if axis.wraps else max(axis.count - 2, 0) for axis in self.axes)
+        return inside, math.prod(axis.count for axis in self.axes) - inside
+
+
+def candidates(field: Sequence[int], kernel_size: Sequence[int]) -> list[tuple[int, ...]]:
+    """Lengths of cores to choose from: the kernel's width twice, four times and so on, up to the whole field."""
+    found = []
+    for factor in itertools.count(1):
+        found.append(tuple(min(2**factor * max(k, 4), n) for n, k in zip(field, kernel_size, strict=True)))
+        if found[-1] == tuple(field):
+            return found
+    raise AssertionError

@@ -1,0 +1,229 @@
+r"""An additive Schwarz preconditioner: the field in overlapping tiles, each solved with the kernel of its place.
+
+.. math:: M^{-1} = \sum_t R_t^T \Phi_t\, (m_t A_t^H A_t + \mu_t L^H L)^{-1}\, \Phi_t R_t, \qquad
+          \sum_t R_t^T \Phi_t^2 R_t = I
+
+:math:`R_t` takes tile t out of the field, :math:`\Phi_t` is the root of a smooth partition of unity, :math:`A_t` the
+convolution with the mean kernel of the tile, :math:`m_t` the mean weight of the data there. The square root keeps the
+sum Hermitian, so that conjugate gradients stay what they are. A tile that meets the edge of the field is solved through
+its border, exactly; one inside is taken for periodic, which its window hides.
+
+Where the kernel varies within a tile, the zeros of its transfer function move about, and the inverse at one of them
+would be too large beside it. So the damping of a tile is raised until the variance of the transfer function is no more
+than what the normal operator of the tile is itself:
+
+.. math:: \mu_t |\hat L|^2 \ge \mathrm{Var}_t \hat h - |\hat h_t|^2 .
+
+Dryja and Widlund, "An additive variant of the Schwarz alternating method" (1987); Nagy and O'Leary, "Restoring images
+degraded by spatially variant blur", SIAM J. Sci. Comput. 19 (1998), for local kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.border.normal_inverse import NormalInverse, normal_inverse
+from lsconv.border.normal_problem import least_shift, needs_double
+from lsconv.border.penalty import Penalty, Term, as_convolutions
+from lsconv.border.reflected_padding import Mirror
+from lsconv.errors import MethodError
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
+from lsconv.operators.fft_convolution import transform_cost
+from lsconv.operators.padding import pad, pad_adjoint
+from lsconv.operators.varying_convolution import VaryingConvolution
+from lsconv.operators.windows import add_windows, read_windows
+from lsconv.tiled.layout import Layout, candidates
+from lsconv.tiled.local_kernels import LocalKernels
+
+__all__ = ["SchwarzInverse", "SchwarzPreconditioner"]
+
+
+class SchwarzInverse:
+    """The preconditioner for ``A^H W A + damp^2 L^H L``.
+
+    Args:
+        A: the operator.
+        damp: the damping, > 0, a number or one per batch item.
+        L: the penalty; None: the identity.
+        weights: W, ``(*batch, *out_shape)``, of which the mean over the batch and a tile counts; None: ones.
+        core: cells between tiles, per axis; None: those for which the estimate of the work is least.
+        worth: refuse where LSMR should take less time.
+
+    Raises:
+        MethodError: L is not made of convolutions, or shares no grid with A; or the tiles would not pay.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        A: VaryingConvolution,
+        damp: Tensor,
+        L: LinearOperator | None = None,
+        weights: Tensor | None = None,
+        core: Sequence[int] | None = None,
+        *,
+        worth: bool = False,
+    ) -> None:
+        self.A, self.damp, self.L = A, damp, L
+        self.terms = None if L is None else _terms(A, L)
+        wraps = A.padding_mode == "circular" and any(map(any, A.padding))
+        lengths = candidates(A.spatial_in, A.kernel_size) if core is None else [core]
+        layouts = [Layout.of(A.spatial_in, A.kernel_size, cells, wraps=wraps) for cells in lengths]
+        every = [LocalKernels(A, layout, damp, weights, self.terms) for layout in layouts]
+        self.local = min(every, key=self._estimate)
+        self.layout = self.local.layout
+        if worth and L is None and self._estimate(self.local) > self._estimate_of_lsmr():
+            raise MethodError("A: LSMR should take less time than tiles for this damp; method='border' insists on them")
+        self.groups = self._groups()
+
+    # ------------------------------------------------------------------ what it costs
+
+    def _estimate(self, local: LocalKernels) -> float:
+        """The transforms of a solve, setup included."""
+        layout, A = local.layout, self.A
+        inside, edge = layout.counts
+        half_open = A.padding_mode == "zeros" and not any(map(any, A.padding))
+        tiles = edge * transform_cost(layout.size(False)) * (10 if half_open else 60)  # a saddle point costs more
+        setup = 12 * tiles
+        tiles += 5 * inside * transform_cost(layout.size(True))
+        return setup + local.iterations * (tiles + A.work)
+
+    def _estimate_of_lsmr(self) -> float:
+        """The transforms of LSMR, whose iterations are in proportion to ``||A|| / damp``."""
+        local = self.local
+        largest = local.norm * float(local.weights.amax()) ** 0.5
+        return (10 + 3.4 * largest / float(self.damp.amin())) * self.A.work
+
+    # ------------------------------------------------------------------ the inverse
+
+    def __call__(self, g: Tensor, tolerance: float) -> tuple[Tensor]:
+        """The preconditioned ``g``, ``(*batch, *in_shape)``."""
+        A = self.A
+        margins = [(axis.margin, axis.margin) for axis in self.layout.axes]
+        x = pad(g, margins, "circular")
+        field = x.shape[-A.ndim :]
+        x = x.unsqueeze(-A.ndim - 1) if A.shared else x
+        z = torch.zeros_like(x)
+        for group in self.groups:
+            parts = read_windows(x, group.starts, group.windows.shape[-A.ndim :]) * group.windows
+            found = group.inverse(parts.to(group.inverse.convolution.dtype), tolerance)[0].to(x.dtype)
+            z = z + add_windows(found * group.windows * group.scale, group.starts, field)
+        return (pad_adjoint(z.squeeze(-A.ndim - 1) if A.shared else z, margins, "circular"),)
+
+    # ------------------------------------------------------------------ the tiles
+
+    def _groups(self) -> list[_Group]:
+        """The tiles inside, and those that meet an edge, each kind as one batch."""
+        layout, A, local = self.layout, self.A, self.local
+        kinds: dict[Any, list[int]] = {}
+        for t, tile in enumerate(layout.tiles):
+            kinds.setdefault(self._padding(tile), []).append(t)
+        groups = []
+        for padding, chosen in kinds.items():
+            periodic, tiles = padding is None, [layout.tiles[t] for t in chosen]
+            starts = torch.tensor([layout.start(tile, periodic) for tile in tiles])
+            windows = torch.stack([layout.window(tile, periodic) for tile in tiles]).unsqueeze(1)
+            kernels = torch.tensordot(local.shares[chosen].to(A.dtype), A.kernels.detach(), 1)
+            kernels = kernels[:, None, None] if A.shared else kernels
+            scale = local.weights[chosen].reciprocal().reshape(-1, *(1,) * (A.ndim + 1))
+            inverse = self._inverse(kernels, padding, local.damp[..., chosen])
+            windows, scale = (t.to(A.device, A.dtype) for t in (windows, scale))
+            groups.append(_Group(starts.to(A.device), windows, scale, inverse))
+        return groups
+
+    def _padding(self, tile: tuple[int, ...]) -> tuple[tuple[int, int], ...] | None:
+        """The padding of a tile, that of A where it meets an edge; None inside."""
+        if self.layout.is_inside(tile):
+            return None
+        found = []
+        for axis, i, (left, right) in zip(self.layout.axes, tile, self.A.padding, strict=True):
+            start = axis.start(i, False)
+            found.append((left if start == 0 else 0, right if start + axis.size(False) == axis.cells else 0))
+        return tuple(found)
+
+    def _inverse(self, kernels: Tensor, padding: tuple[tuple[int, int], ...] | None, damp: Tensor) -> NormalInverse:
+        """The inverse of tiles of one kind, with one kernel and damping each."""
+        A, size = self.A, self.layout.size(padding is None)
+
+        def convolution(weight: Tensor, around: Any, groups: int = 1) -> Convolution:
+            mode = A.padding_mode
+            if padding is None:
+                around, mode = [(k - 1 - (k - 1) // 2, (k - 1) // 2) for k in weight.shape[-A.ndim :]], "circular"
+            return Convolution(weight, size, padding=around, groups=groups, padding_mode=mode, check_finite=False)
+
+        core = convolution(kernels, padding)
+        damp = damp.unsqueeze(-2) if A.shared and damp.ndim > 1 else damp
+        precise = padding is not None and needs_double(core, damp)
+        wide = core.to(dtype=double(core.dtype))
+        core = wide if precise else wide.to(dtype=torch.complex64 if core.is_complex else torch.float32)
+        floor = least_shift(core.weight.real.dtype, damped=True)
+        mirror = Mirror(core) if Mirror.exists(core) else None
+        if self.terms is None:
+            inverse = normal_inverse(core, damp, floor=floor, side="solution", mirror=mirror)
+        else:
+            terms = []
+            for term in self.terms:
+                weight, groups = term.convolution.weight.to(core.dtype), term.convolution.groups
+                own = convolution(weight[:1], 0) if A.shared else convolution(weight, 0, groups)
+                terms.append(Term(own, term.factor))
+            if mirror is not None or not Penalty.serves(core, terms):
+                raise MethodError(f"L: {self.L!r} and {A!r} are not convolutions on one grid")
+            inverse = normal_inverse(core, 0.0, floor=floor, penalty=Penalty(core, terms, damp))
+        inverse.expect(tuple(inverse.embedding.batch_shape), 10)
+        return inverse
+
+    def describe(self) -> str:
+        """Tiles, overlap and memory, for the ``repr`` of a plan."""
+        count = " x ".join(str(axis.count) for axis in self.layout.axes)
+        factor = self.local.factor
+        raised = f", damp raised up to {factor:.2g} times" if factor > 1 else ""
+        nbytes = sum(group.inverse.nbytes for group in self.groups)
+        return f"{count} tiles overlapping by {self.layout.axes[0].overlap}{raised}, factors={nbytes / 2**20:.1f} MiB"
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Tiles of one kind: where they are, their windows, and the inverse of all as one batch."""
+
+    starts: Tensor
+    windows: Tensor
+    scale: Tensor
+    inverse: NormalInverse
+
+
+def _terms(A: VaryingConvolution, L: LinearOperator) -> list[Term]:
+    """L as convolutions, of which a channel has its own where the kernels of A know no channels."""
+    terms = as_convolutions(L.to(dtype=A.dtype), A.ndim)
+    channels = A.in_shape[0]
+    apart = terms is not None and all(term.convolution.groups == channels for term in terms)
+    if terms is None or (A.shared and channels > 1 and not apart):
+        raise MethodError(f"L: expected a penalty made of convolutions of each channel, got {L!r}")
+    return terms
+
+
+class SchwarzPreconditioner(LinearOperator):
+    """The inverse as an operator, its own adjoint.
+
+    Args:
+        inverse: the inverse.
+    """
+
+    def __init__(self, inverse: SchwarzInverse) -> None:
+        A = inverse.A
+        super().__init__(A.in_shape, A.in_shape, dtype=A.dtype, device=A.device)
+        self._inverse = inverse
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The preconditioned ``x``."""
+        return self._inverse(x, 1e-3)[0]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The same."""
+        return self.apply(y)
