@@ -152,6 +152,10 @@ def summed(folders: Sequence[Path]) -> list[runner.Table]:
                 head = tuple(value for value in row.values() if isinstance(value, str))
                 rows.setdefault(head, Counter()).update({k: v for k, v in row.items() if not isinstance(v, str)})
     whole = [("all but bare plans",), ("all",)]
+    added[0][whole[0]] = Counter()
+    for head, rows in added[0].items():
+        if head not in whole and head[0] not in BARE_PLANS:
+            added[0][whole[0]].update(rows)
     ways = sorted(added[0], key=lambda head: whole.index(head) + 1 if head in whole else 0)
     by_way = [dict(zip(("way", "damping"), head, strict=False)) | added[0][head] for head in ways]
     by_kind = [dict(zip(("kernel", "damping"), head, strict=True)) | added[1][head] for head in sorted(added[1])]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import PreconditionerError
-from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, unbounded, where
+from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, divide, unbounded, where
 from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
 from lsconv.krylov.loop.lagrange_multipliers import record_multipliers
 from lsconv.krylov.loop.method import Cause, Method
@@ -222,7 +222,15 @@ class _Loop:
             both = problem.domain.safe_norm(x) * certificate.residual_norm
             apart = along <= self.options.tolerances.eps**0.5 * both
             gradient_ok = gradient_ok & ((certificate.excused == 0) | (small == 0) | apart)
-        met = (certificate.residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
+        residual_ok = certificate.residual_ok
+        if self.name == "cg" and any_item(residual_ok):
+            # x^H A x shows a singular A, of which A x is only the rounding: the shortest x has no part there
+            x_norm = problem.domain.safe_norm(x)
+            along = x * problem.domain.spread(divide(1.0, x_norm))
+            curvature = abs(problem.domain.inner(along, problem.A.apply(along)))
+            regular = curvature * self.options.tolerances.conlim >= self.monitor.operator_norm
+            residual_ok = residual_ok & (regular | (x_norm == 0))
+        met = (residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
         doubtful, outside = 0 * met, problem.x0 is not None or problem.N is not None
         if outside or problem.M is not None or self.name == "craig":
             share = where(self.damp > 0, self.options.tolerances.null_share, math.inf)
@@ -232,7 +240,7 @@ class _Loop:
             (codes & Cause.CONDITION, Status.CONDITION_LIMIT),
             (codes & Cause.CURVATURE, Status.NEGATIVE_CURVATURE),
             (gradient_ok, Status.GRADIENT),
-            (certificate.residual_ok, Status.RESIDUAL),
+            (residual_ok, Status.RESIDUAL),
             (doubtful, Status.RANK_DEFICIENT),
             (zero, Status.ZERO),
             (unsolved, Status.NON_FINITE),
@@ -247,7 +255,7 @@ class _Loop:
         solution = Solution(
             x=x,
             codes=tensor(status),
-            converged=tensor((certificate.residual_ok | gradient_ok | zero) & (unsolved == 0) & (doubtful == 0)),
+            converged=tensor((residual_ok | gradient_ok | zero) & (unsolved == 0) & (doubtful == 0)),
             iterations=tensor(self.monitor.iterations),
             residual_norm=tensor(residual_norm),
             gradient_norm=tensor(gradient_norm),
