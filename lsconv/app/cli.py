@@ -23,6 +23,7 @@ from lsconv.app.batch import complain, describe, for_each
 from lsconv.app.blurring import Blurring
 from lsconv.app.image_io import ImageFileError
 from lsconv.app.plots import Panel, draw_comparison
+from lsconv.app.psf_grid import read_psf_grid
 from lsconv.app.report_page import write_page
 from lsconv.app.requests import (
     BOUNDARIES,
@@ -133,6 +134,13 @@ def deblur(
     disk: DiskOption = None,
     motion: MotionOption = None,
     box: BoxOption = None,
+    psf_grid: Annotated[
+        Path | None,
+        typer.Option(
+            help="The blur: PSFs that vary, an NPZ of kernels and positions, or a folder with positions.csv.",
+            metavar="FILE",
+        ),
+    ] = None,
     origin: Annotated[str, typer.Option(help="The PSF's centre: center (pixel size // 2), peak, centroid.")] = "center",
     boundary: BoundaryOption = "unknown",
     prior: Annotated[
@@ -177,9 +185,9 @@ def deblur(
     Everything in the image's units (noise, background, bounds) is in grey levels of the file, or values of floating
     point, and so is the answer. Bit depth, colour, opacity, axes (time, channel, depth) and metadata are kept where the
     format has them. NaN, bad and saturated pixels are missing: they have no say, and are filled in. Every time and
-    channel, and every slice under a PSF of two axes, is restored by itself; a PSF may have one kernel per channel. With
-    boundary 'unknown' nothing is assumed about what
-    lies beyond the image. Folders are made where they are missing.
+    channel, and every slice under a PSF of two axes, is restored by itself; a PSF may have one kernel per channel.
+    Between the points of --psf-grid, pixels of the image (row, column), which form a grid, the PSF is linear.
+    With boundary 'unknown' nothing is assumed about what lies beyond the image. Folders are made where missing.
 
     Exit codes: 0 done, 1 written but not converged, 2 asked for wrongly or failed, 130 interrupted.
 
@@ -193,7 +201,9 @@ def deblur(
         raise UsageError("--quiet, --verbose: give one of them")
     if nonnegative and low is not None and low != 0:
         raise UsageError(f"--nonnegative: is --min 0, got --min {low:g} beside it")
-    kernel = choose_psf(psf, gaussian, disk, motion, box)
+    if psf_grid is not None and any(blur is not None for blur in (psf, gaussian, disk, motion, box)):
+        raise UsageError("--psf-grid: is a blur of its own; give no other beside it")
+    kernel = choose_psf(psf, gaussian, disk, motion, box) if psf_grid is None else read_psf_grid(psf_grid)
     files = find_images(images)
     work = Restoring(
         kernel, boundary, prior, damp, weight, noise_std, choose_device(device), plot, noise, background, gain, offset,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, MethodError
 from lsconv.factored.batch_axes import Reduction
-from lsconv.inverse.blur import blur_operator
+from lsconv.inverse.blur import blur_operator, level_for_mean, middle_of
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.rules import RULES
 from lsconv.inverse.identical_groups import SharedGroups
@@ -32,6 +32,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
 from lsconv.operators.transforms import untraced
+from lsconv.operators.varying_convolution import VaryingConvolution
 
 __all__ = ["deconvolve"]
 
@@ -73,6 +74,7 @@ def deconvolve(
     offset: Values = 0.0,
     read_noise: Values = 0.0,
     origin: Origin = "center",
+    psf_positions: Tensor | np.ndarray[Any, Any] | None = None,
     normalize_psf: bool = True,
     crop: bool = True,
     **options: Any,
@@ -143,6 +145,8 @@ def deconvolve(
         read_noise: standard deviation of the camera's noise beside the photons' own, in photons; a number or a map.
         origin: the PSF's centre: "center" (its pixel ``size // 2``), "peak", "centroid", or an index with one entry per
             axis; ``(0, ...)`` for a causal response, which may be as long as the record.
+        psf_positions: where the PSFs ``(K, *size)`` were measured, if the blur varies: ``(K, ndim)`` pixels of the
+            image that form a grid; the PSF is linear between them (:func:`blur_operator`).
         normalize_psf: divide every PSF by its sum, with an :class:`~lsconv.errors.InputWarning` where that is off one
             by over 1 %. False: take it as it is.
         crop: give back the image's own pixels; False gives all of the field, which with boundary "unknown" is larger
@@ -171,11 +175,16 @@ def deconvolve(
     """
     _check_choices(damp, prior, weight, noise, options)
     options = {name: value for name, value in options.items() if value is not None}
-    layout = Layout.of(image, psf, channels, ndim)
+    positions = None if psf_positions is None else torch.as_tensor(psf_positions)
+    layout = Layout.of(image, psf[0] if positions is not None and getattr(psf, "ndim", 0) > 1 else psf, channels, ndim)
     camera = {"background": background, "gain": gain, "offset": offset, "read_noise": read_noise}
     measured = Measurement.of(layout, image, noise, noise_std, camera, observed=observed, weights=weights,
                               saturated=saturated)  # fmt: skip
     y, kernel = measured.y, layout.kernel(psf, image)
+    if positions is not None:
+        if noise == "poisson":
+            raise MethodError('psf_positions: a blur that varies is served with noise="gaussian"')
+        kernel = kernel.squeeze(-layout.ndim - 1) if layout.channels is None else kernel
     if normalize_psf:
         kernel = normalised(kernel, layout.ndim)
     centre = origin_of(kernel, layout.ndim, origin)
@@ -186,7 +195,7 @@ def deconvolve(
         damp = filled(damp, damp.ndim, 1) if isinstance(damp, Tensor) else damp
         weight = filled(weight, weight.ndim, 1) if isinstance(weight, Tensor) else weight
     A = blur_operator(kernel, layout.size(y), boundary=boundary, channels=y.shape[-layout.ndim - 1], ndim=layout.ndim,
-                      origin=centre)  # fmt: skip
+                      origin=centre, positions=positions)  # fmt: skip
     if isinstance(damp, Tensor):
         damp = damp.to(y.device)
     if isinstance(damp, str) and damp == "auto":
@@ -204,9 +213,10 @@ def deconvolve(
         crop = True  # the field is the image
     # pixel of the image in the field
     first = [k - 1 - c if boundary == "unknown" else 0 for k, c in zip(A.kernel_size, centre, strict=True)]
-    if crop and not any_requires_grad(kernel):
+    if crop and isinstance(A, Convolution) and not any_requires_grad(kernel):
         A, first = _without_margins(A, first, layout.size(y))
-    problem = _Restoration(A, measured, _mean_level(A, measured), bounds, damp, weight, options)
+    mean = measured.mean(tuple(range(-A.ndim, 0)))
+    problem = _Restoration(A, measured, level_for_mean(A, mean), bounds, damp, weight, options)
     solution = problem.solve(prior)
     x = solution.x
     if crop:
@@ -248,21 +258,11 @@ def _without_margins(A: Convolution, first: list[int], size: tuple[int, ...]) ->
     return (way.B, moved) if inside else (A, first)
 
 
-def _mean_level(A: Convolution, measured: Measurement) -> Tensor:
-    """``(*batch, *in_shape)``: per channel the constant that blurs to the mean of y; zero where there is none."""
-    axes = tuple(range(-A.ndim, 0))
-    total = A.weight.sum(axes, keepdim=True).squeeze(-A.ndim - 1)
-    size = A.weight.abs().sum(axes, keepdim=True).squeeze(-A.ndim - 1)
-    has_mean = total.abs() > 1e-3 * size
-    level = torch.where(has_mean, measured.mean(axes) / torch.where(has_mean, total, 1), 0)
-    return level.expand(*level.shape[: -A.ndim], *A.spatial_in)
-
-
 @dataclass(frozen=True, eq=False)
 class _Restoration:
     """The problem of one prior after the other."""
 
-    A: Convolution
+    A: Convolution | VaryingConvolution
     measured: Measurement
     middle: Tensor
     bounds: Bounds | None
@@ -290,7 +290,17 @@ class _Restoration:
     def _with_quadratic(self, L: Gradient | None) -> Solution:
         A, y = self.measured.weighted(self.A)
         solve = {"damp": self.damp, "noise_std": self._noise_of_rule(), **self.options}
-        return _quadratic(A, y, L, self.middle, self.bounds, solve)
+        if not (isinstance(self.A, VaryingConvolution) and isinstance(self.damp, str)):
+            return _quadratic(A, y, L, self.middle, self.bounds, solve)
+        # rules look at a convolution: the middle of the image under the PSF there
+        B, cells = middle_of(self.A)
+        rows = None if self.measured.rows is None else self.measured.rows.expand(self.measured.y.shape)[cells]
+        inside = replace(self, A=B, measured=replace(self.measured, y=self.measured.y[cells], rows=rows))
+        mean = level_for_mean(B, self.measured.mean(tuple(range(-B.ndim, 0))))
+        own = {"L": None if L is None else inside.gradient(), "x_prior": mean, "noise_std": solve.pop("noise_std")}
+        selection = choose_damp(*inside.measured.weighted(B), self.damp, **own)
+        found = _quadratic(A, y, L, self.middle, self.bounds, {**solve, "damp": selection.damp})
+        return replace(found, selection=selection)
 
     def _noise_of_rule(self) -> float | Tensor | None:
         """The noise as Tikhonov takes it: a map has given the weights; a number that no rule uses is refused."""
@@ -300,7 +310,7 @@ class _Restoration:
     def _with_denoiser(self, denoiser: Denoiser) -> Solution:
         """Plug-and-play from Tikhonov's answer, which also chooses damp where that is a rule."""
         A, y = self.measured.weighted(self.A)
-        start = tikhonov(A, y, self.damp, x_prior=self.middle, noise_std=self._noise_of_rule())
+        start = replace(self, bounds=None, options={})._with_quadratic(None)
         return plug_and_play(A, y, denoiser, start.damp**2, bounds=self.bounds, x0=start.x, **self.options)
 
     def _with_total_variation(self, poisson: bool) -> Solution:
