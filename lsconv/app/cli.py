@@ -23,7 +23,8 @@ from lsconv.app.batch import complain, describe, for_each
 from lsconv.app.blurring import Blurring
 from lsconv.app.estimating import estimate
 from lsconv.app.image_io import ImageFileError
-from lsconv.app.plots import Panel, draw_comparison
+from lsconv.app.plots import Panel, check_output, draw_comparison
+from lsconv.app.psf_grid import read_psf_grid
 from lsconv.app.report_page import write_page
 from lsconv.app.requests import (
     AUTOMATIC,
@@ -140,6 +141,13 @@ def deblur(
     disk: DiskOption = None,
     motion: MotionOption = None,
     box: BoxOption = None,
+    psf_grid: Annotated[
+        Path | None,
+        typer.Option(
+            help="The blur: PSFs that vary, an NPZ of kernels and positions, or a folder with positions.csv.",
+            metavar="FILE",
+        ),
+    ] = None,
     origin: Annotated[str, typer.Option(help="The PSF's centre: center (pixel size // 2), peak, centroid.")] = "center",
     boundary: BoundaryOption = "unknown",
     prior: Annotated[
@@ -188,9 +196,9 @@ def deblur(
     Everything in the image's units (noise, background, bounds) is in grey levels of the file, or values of floating
     point, and so is the answer. Bit depth, colour, opacity, axes (time, channel, depth) and metadata are kept where the
     format has them. NaN, bad and saturated pixels are missing: they have no say, and are filled in. Every time and
-    channel, and every slice under a PSF of two axes, is restored by itself; a PSF may have one kernel per channel. With
-    boundary 'unknown' nothing is assumed about what
-    lies beyond the image. Folders are made where they are missing.
+    channel, and every slice under a PSF of two axes, is restored by itself; a PSF may have one kernel per channel.
+    Between the points of --psf-grid, pixels of the image (row, column), which form a grid, the PSF is linear.
+    With boundary 'unknown' nothing is assumed about what lies beyond the image. Folders are made where missing.
 
     Exit codes: 0 done, 1 written but not converged, 2 asked for wrongly or failed, 130 interrupted.
 
@@ -204,7 +212,9 @@ def deblur(
         raise UsageError("--quiet, --verbose: give one of them")
     if nonnegative and low is not None and low != 0:
         raise UsageError(f"--nonnegative: is --min 0, got --min {low:g} beside it")
-    kernel = choose_psf(psf, gaussian, disk, motion, box)
+    if psf_grid is not None and any(blur is not None for blur in (psf, gaussian, disk, motion, box)):
+        raise UsageError("--psf-grid: is a blur of its own; give no other beside it")
+    kernel = choose_psf(psf, gaussian, disk, motion, box) if psf_grid is None else read_psf_grid(psf_grid)
     files = find_images(images)
     work = Restoring(
         kernel, boundary, prior, damp, weight, noise_std, choose_device(device), plot, noise, background, gain, offset,
@@ -283,7 +293,7 @@ def demo(
 ) -> None:
     """Invert two convolutions three ways, print how well each did, and write a picture."""
     place = choose_device(device)
-    _check_output(output)
+    check_output(output)
     console = Console()
     problems = [
         demonstration.question_problem(place, quick=quick),
@@ -387,13 +397,3 @@ def _targets(images: Sequence[Path], files: Sequence[Path], output: str) -> list
 def _check_boundary(boundary: str) -> None:
     if boundary not in BOUNDARIES:
         raise UsageError(f"--boundary {boundary}: expected one of {', '.join(BOUNDARIES)}")
-
-
-def _check_output(path: Path) -> None:
-    """Find out before minutes of work whether the picture can be written."""
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--output {path}: the picture is a PNG file, give a name that ends in .png")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"--output {path}: {'is a folder' if path.is_dir() else 'its folder does not exist'}")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--output {path}: its folder cannot be written to")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from lsconv.app.image_io import atomically
+from lsconv.app.requests import UsageError
 
-__all__ = ["Panel", "draw_comparison"]
+__all__ = ["Panel", "check_output", "draw_comparison"]
 
 
 @dataclass(frozen=True)
@@ -89,3 +91,13 @@ def _show(axes: Any, pixels: Tensor) -> None:
 def _bare(axes: Any) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
+
+
+def check_output(path: Path) -> None:
+    """Find out before minutes of work whether the picture can be written."""
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--output {path}: the picture is a PNG file, give a name that ends in .png")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"--output {path}: {'is a folder' if path.is_dir() else 'its folder does not exist'}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--output {path}: its folder cannot be written to")

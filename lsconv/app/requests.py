@@ -48,12 +48,19 @@ class Kernel:
         ndim: number of its spatial axes: 1 for signals, 2 for images, 3 for stacks.
         total: the sum that its file was divided by, where that is off one by over 1 %.
         model: how to estimate it from each image, whose estimate takes the place of the values; None: it is known.
+        positions: of PSFs ``(K, *size)`` that vary across the image, the pixels where they are; None: there is one.
     """
 
     values: Tensor
     ndim: int
     total: float | None = None
     model: str | None = None
+    positions: Tensor | None = None
+
+    @property
+    def channels(self) -> int:
+        """Kernels for one colour or channel each, or 0."""
+        return self.values.shape[0] if self.values.ndim > self.ndim and self.positions is None else 0
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -68,10 +75,9 @@ class Kernel:
                 fit.
         """
         colours = picture.colours
-        if self.values.ndim > self.ndim and self.values.shape[0] not in (colours.shape[-3], self._channels(picture)):
+        if self.channels and self.channels not in (colours.shape[-3], self._channels(picture)):
             raise UsageError(
-                f"--psf: it has {self.values.shape[0]} channels, the image has "
-                f"{self._channels(picture) or colours.shape[-3]}"
+                f"--psf: it has {self.channels} channels, the image has {self._channels(picture) or colours.shape[-3]}"
             )
         if picture.line != (self.ndim == 1):
             said = "a signal needs a PSF of one axis" if picture.line else "a PSF of one axis needs a signal"
@@ -98,7 +104,7 @@ class Kernel:
 
     def of_item(self, picture: Picture, item: int) -> Tensor:
         """The PSF of one of the items of :meth:`fields_of`, ``(*size)`` or ``(channels, *size)``."""
-        if self.values.ndim == self.ndim or not self._channels(picture):
+        if not self.channels or not self._channels(picture):
             return self.values
         kept = self._items(picture)
         place = np.unravel_index(item, [n for n, _ in kept])
@@ -116,7 +122,11 @@ class Kernel:
     def as_line(self) -> Kernel:
         """The PSF of one axis that a separable one is made of, for signals."""
         rows, columns = self.values.sum(0), self.values.sum(1)
-        if self.values.ndim != 2 or not torch.allclose(columns[:, None] * rows, self.values, atol=1e-9):
+        if (
+            self.positions is not None
+            or self.values.ndim != 2
+            or not torch.allclose(columns[:, None] * rows, self.values, atol=1e-9)
+        ):
             raise UsageError("a signal needs a blur of one axis: --gaussian, --box, or --psf with an NPY array")
         return Kernel(rows, 1)
 

@@ -114,6 +114,8 @@ class Restoring:
         if self.error_bars is not None and (self.prior == "tv" or poisson or self.bounds != (None, None)):
             raise UsageError("--error-bars: are of gaussian noise and --prior gradient or tikhonov without bounds")
         self._saturation()
+        if self.kernel.positions is not None and poisson:
+            raise UsageError("--noise poisson: is not served with --psf-grid")
 
     def _saturation(self) -> float | str | None:
         """The level of saturation as the library takes it."""
@@ -200,14 +202,17 @@ class Restoring:
                 deviations[item] = work._cropped(solution.std, data).cpu()
             solutions.append(replace(solution, x=x[:0], std=None))
             if item == shown:
-                A = lsconv.blur_operator(psf.to(data), tuple(data.shape[-work.kernel.ndim :]), boundary=self.boundary,
-                                         channels=len(data), ndim=work.kernel.ndim, origin=self.origin)  # fmt: skip
+                A = lsconv.blur_operator(
+                    psf.to(data), tuple(data.shape[-work.kernel.ndim :]), boundary=self.boundary, channels=len(data),
+                    ndim=work.kernel.ndim, origin=self.origin, positions=work.kernel.positions,
+                )  # fmt: skip
                 level = data - self.background - self.offset
                 residual = level - A(solution.x)
                 if self.noise == "poisson":  # in standard deviations, which photons make uneven
                     photons = (data - residual - self.offset) / self.gain + self.read_noise**2
                     residual = residual / (self.gain * photons.clamp_min(1e-6).sqrt())
-                kernel, centre = Kernel(psf, work.kernel.ndim), _centre(work.kernel, self.origin)
+                kernel = Kernel(psf if work.kernel.positions is None else psf.mean(0), work.kernel.ndim)
+                centre = _centre(work.kernel, self.origin)
                 evidence = Evidence(
                     level.cpu(),
                     x.cpu(),
@@ -259,6 +264,7 @@ class Restoring:
             gain=self.gain,
             read_noise=self.read_noise,
             origin=self.origin,
+            psf_positions=self.kernel.positions,
             crop=False,
             error_bars=self.error_bars is not None,
             **options,
@@ -293,7 +299,8 @@ class Restoring:
         size = "×".join(map(str, self.kernel.size))
         total = "" if self.kernel.total is None else f" (divided by its sum, {self.kernel.total:.4g})"
         noise = "" if self.noise == "gaussian" else ", Poisson noise"
-        return f"PSF {size}{total}, boundary {self.boundary}, prior {self.prior}{noise}"
+        many = "" if self.kernel.positions is None else f" at {len(self.kernel.positions)} points"
+        return f"PSF {size}{total}{many}, boundary {self.boundary}, prior {self.prior}{noise}"
 
     def _strength(self, solutions: Sequence[Any]) -> str:
         damping = torch.cat([solution.damp.reshape(-1).double() for solution in solutions])
@@ -323,8 +330,9 @@ class Restoring:
     def _plan(self, fields: Tensor, solution: Any) -> list[str]:
         """The plan that answers, and why."""
         size = tuple(fields.shape[-self.kernel.ndim :])
-        psf = self.kernel.values.reshape(-1, *self.kernel.size)[:1].to(fields.dtype)
-        A = lsconv.blur_operator(psf, size, boundary=self.boundary, ndim=self.kernel.ndim, origin=self.origin)
+        psf, positions = self.kernel.values.reshape(-1, *self.kernel.size).to(fields.dtype), self.kernel.positions
+        A = lsconv.blur_operator(psf if positions is not None else psf[:1], size, boundary=self.boundary,
+                                 ndim=self.kernel.ndim, origin=self.origin, positions=positions)  # fmt: skip
         L = lsconv.Gradient(A.in_shape, ndim=self.kernel.ndim, dtype=fields.dtype) if self.prior == "gradient" else None
         explained = lsconv.explain(A, float(solution.damp.reshape(-1)[0]), L)
         return [f"plan {explained.plan}", *(f"because {reason}" for reason in explained.reasons)]
@@ -332,6 +340,7 @@ class Restoring:
 
 def _centre(kernel: Kernel, origin: str) -> tuple[int, ...]:
     """The PSF's centre, as the field without crop has it."""
-    padded = lsconv.blur_operator(kernel.values.reshape(-1, *kernel.size)[:1].double(), kernel.size, boundary="zero",
-                                  ndim=kernel.ndim, origin=origin).padding  # fmt: skip
+    values = kernel.values.reshape(-1, *kernel.size).double()
+    values = values[:1] if kernel.positions is None else values.mean(0, keepdim=True)
+    padded = lsconv.blur_operator(values, kernel.size, boundary="zero", ndim=kernel.ndim, origin=origin).padding
     return tuple(after for _, after in padded)

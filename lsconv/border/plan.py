@@ -40,10 +40,10 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
-__all__ = ["BorderPlan"]
+__all__ = ["SQUARE_SHARE", "BorderPlan"]
 
 # With at least as many outputs as inputs: the relative error in the null space of A that the gradient has to rule out.
-_SQUARE_SHARE = 0.1
+SQUARE_SHARE = 0.1
 # Below this part of ||A|| a damping, or none, leaves a part in the null space unseen by the iteration.
 _TINY_DAMP = 1e-4
 # Below this one a part in the null space of A does not stand out of the rounding of a gradient in float64.
@@ -161,7 +161,7 @@ class BorderPlan:
             if settled(solution):
                 return solution
         # errors along singular values below damp stand in the gradient by damp^2 alone
-        share = None if self.inverse.side == "residual" else _SQUARE_SHARE
+        share = None if self.inverse.side == "residual" else SQUARE_SHARE
 
         def iterate(*, deep: bool = False) -> Solution:
             outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter, share=share, deep=deep)
@@ -254,7 +254,7 @@ class BorderPlan:
         # floor above damp^2 take less of the null space away in every step, and so do all where damp is tiny.
         wide = self.A.out_numel < self.A.in_numel
         strict = wide or not self.inverse.exact
-        shares = torch.where(strict | (self.damp < _INVISIBLE_DAMP * self._norm), share, _SQUARE_SHARE)
+        shares = torch.where(strict | (self.damp < _INVISIBLE_DAMP * self._norm), share, SQUARE_SHARE)
         return torch.where(damped, shares, 0.0).expand(batch)
 
     def _sees_null_space(self) -> Tensor:

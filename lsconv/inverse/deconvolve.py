@@ -13,26 +13,25 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, MethodError
 from lsconv.factored.batch_axes import Reduction
-from lsconv.inverse.blur import blur_operator
+from lsconv.inverse.blur import blur_operator, level_for_mean, middle_of
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.rules import RULES
-from lsconv.inverse.identical_groups import SharedGroups
 from lsconv.inverse.image_layout import Layout
 from lsconv.inverse.image_noise import Measurement, check_meaning
+from lsconv.inverse.image_tikhonov import image_tikhonov
 from lsconv.inverse.plug_and_play import plug_and_play
 from lsconv.inverse.point_spread import Origin, normalised, origin_of
 from lsconv.inverse.poisson import by_discrepancy, penalised_poisson
-from lsconv.inverse.tikhonov import tikhonov
 from lsconv.inverse.total_variation import check_bounds, check_options, total_variation
 from lsconv.inverse.uncertainty.error_bars import error_bars as standard_deviations
 from lsconv.krylov.gradients.parameters import any_requires_grad
 from lsconv.krylov.loop.entry import checks_numbers, cut, filled
 from lsconv.krylov.loop.problem import check_damp
-from lsconv.krylov.loop.solution import Solution, together
-from lsconv.operators.base import LinearOperator
+from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
 from lsconv.operators.transforms import untraced
+from lsconv.operators.varying_convolution import VaryingConvolution
 
 __all__ = ["deconvolve"]
 
@@ -74,6 +73,7 @@ def deconvolve(
     offset: Values = 0.0,
     read_noise: Values = 0.0,
     origin: Origin = "center",
+    psf_positions: Tensor | np.ndarray[Any, Any] | None = None,
     normalize_psf: bool = True,
     crop: bool = True,
     error_bars: bool | int = False,
@@ -145,6 +145,8 @@ def deconvolve(
         read_noise: standard deviation of the camera's noise beside the photons' own, in photons; a number or a map.
         origin: the PSF's centre: "center" (its pixel ``size // 2``), "peak", "centroid", or an index with one entry per
             axis; ``(0, ...)`` for a causal response, which may be as long as the record.
+        psf_positions: where the PSFs ``(K, *size)`` were measured, if the blur varies: ``(K, ndim)`` pixels of the
+            image that form a grid; the PSF is linear between them (:func:`blur_operator`).
         normalize_psf: divide every PSF by its sum, with an :class:`~lsconv.errors.InputWarning` where that is off one
             by over 1 %. False: take it as it is.
         crop: give back the image's own pixels; False gives all of the field, which with boundary "unknown" is larger
@@ -176,11 +178,16 @@ def deconvolve(
     """
     _check_choices(damp, prior, weight, noise, options)
     options = {name: value for name, value in options.items() if value is not None}
-    layout = Layout.of(image, psf, channels, ndim)
+    positions = None if psf_positions is None else torch.as_tensor(psf_positions)
+    layout = Layout.of(image, psf[0] if positions is not None and getattr(psf, "ndim", 0) > 1 else psf, channels, ndim)
     camera = {"background": background, "gain": gain, "offset": offset, "read_noise": read_noise}
     measured = Measurement.of(layout, image, noise, noise_std, camera, observed=observed, weights=weights,
                               saturated=saturated)  # fmt: skip
     y, kernel = measured.y, layout.kernel(psf, image)
+    if positions is not None:
+        if noise == "poisson":
+            raise MethodError('psf_positions: a blur that varies is served with noise="gaussian"')
+        kernel = kernel.squeeze(-layout.ndim - 1) if layout.channels is None else kernel
     if normalize_psf:
         kernel = normalised(kernel, layout.ndim)
     centre = origin_of(kernel, layout.ndim, origin)
@@ -191,7 +198,7 @@ def deconvolve(
         damp = filled(damp, damp.ndim, 1) if isinstance(damp, Tensor) else damp
         weight = filled(weight, weight.ndim, 1) if isinstance(weight, Tensor) else weight
     A = blur_operator(kernel, layout.size(y), boundary=boundary, channels=y.shape[-layout.ndim - 1], ndim=layout.ndim,
-                      origin=centre)  # fmt: skip
+                      origin=centre, positions=positions)  # fmt: skip
     if isinstance(damp, Tensor):
         damp = damp.to(y.device)
     if isinstance(damp, str) and damp == "auto":
@@ -212,9 +219,10 @@ def deconvolve(
         crop = True  # the field is the image
     # pixel of the image in the field
     first = [k - 1 - c if boundary == "unknown" else 0 for k, c in zip(A.kernel_size, centre, strict=True)]
-    if crop and not any_requires_grad(kernel):
+    if crop and isinstance(A, Convolution) and not any_requires_grad(kernel):
         A, first = _without_margins(A, first, layout.size(y))
-    problem = _Restoration(A, measured, measured.level(A), bounds, damp, weight, options)
+    mean = measured.mean(tuple(range(-A.ndim, 0)))
+    problem = _Restoration(A, measured, level_for_mean(A, mean), bounds, damp, weight, options)
     solution = problem.solve(prior)
     x, std = solution.x, None
     if error_bars:
@@ -263,7 +271,7 @@ def _without_margins(A: Convolution, first: list[int], size: tuple[int, ...]) ->
 class _Restoration:
     """The problem of one prior after the other."""
 
-    A: Convolution
+    A: Convolution | VaryingConvolution
     measured: Measurement
     middle: Tensor
     bounds: Bounds | None
@@ -291,7 +299,17 @@ class _Restoration:
     def _with_quadratic(self, L: Gradient | None) -> Solution:
         A, y = self.measured.weighted(self.A)
         solve = {"damp": self.damp, "noise_std": self._noise_of_rule(), **self.options}
-        return _quadratic(A, y, L, self.middle, self.bounds, solve)
+        if not (isinstance(self.A, VaryingConvolution) and isinstance(self.damp, str)):
+            return image_tikhonov(A, y, L, self.middle, self.bounds, solve)
+        # rules look at a convolution: the middle of the image under the PSF there
+        B, cells = middle_of(self.A)
+        rows = None if self.measured.rows is None else self.measured.rows.expand(self.measured.y.shape)[cells]
+        inside = replace(self, A=B, measured=replace(self.measured, y=self.measured.y[cells], rows=rows))
+        mean = level_for_mean(B, self.measured.mean(tuple(range(-B.ndim, 0))))
+        own = {"L": None if L is None else inside.gradient(), "x_prior": mean, "noise_std": solve.pop("noise_std")}
+        selection = choose_damp(*inside.measured.weighted(B), self.damp, **own)
+        found = image_tikhonov(A, y, L, self.middle, self.bounds, {**solve, "damp": selection.damp})
+        return replace(found, selection=selection)
 
     def error_bars(self, solution: Solution, prior: str | Denoiser, count: int) -> Tensor:
         """The standard deviations of an answer."""
@@ -307,7 +325,7 @@ class _Restoration:
     def _with_denoiser(self, denoiser: Denoiser) -> Solution:
         """Plug-and-play from Tikhonov's answer, which also chooses damp where that is a rule."""
         A, y = self.measured.weighted(self.A)
-        start = tikhonov(A, y, self.damp, x_prior=self.middle, noise_std=self._noise_of_rule())
+        start = replace(self, bounds=None, options={})._with_quadratic(None)
         return plug_and_play(A, y, denoiser, start.damp**2, bounds=self.bounds, x0=start.x, **self.options)
 
     def _with_total_variation(self, poisson: bool) -> Solution:
@@ -369,28 +387,3 @@ class _Restoration:
             keep = None if measured.rows is None else measured.rows > 0
             return by_discrepancy(solve, start, A, counts, measured.expected, keep)
         return replace(solve(start), selection=selection)
-
-
-def _quadratic(
-    A: LinearOperator, y: Tensor, L: Gradient | None, middle: Tensor, bounds: Bounds | None, solve: dict[str, Any]
-) -> Solution:
-    """Tikhonov's answer; channels under one PSF are one problem with many data, but for the damp, which they share."""
-    ndim = len(A.in_shape) - 1
-    if isinstance(solve["damp"], str):
-        selection = choose_damp(A, y, solve["damp"], L=L, x_prior=middle, noise_std=solve.pop("noise_std"))
-        return replace(_quadratic(A, y, L, middle, bounds, {**solve, "damp": selection.damp}), selection=selection)
-    shared = SharedGroups.of(A)
-    if shared is not None:
-        apart = None if L is None else Gradient(shared.A.in_shape, ndim=ndim, boundary=L.boundary, dtype=A.dtype,
-                                                device=A.device)  # fmt: skip
-        found = _quadratic(shared.A, shared.split(y), apart, shared.split(middle), bounds, solve)
-        return together(replace(found, x=shared.join(found.x)))
-    if bounds is not None:
-        return tikhonov(
-            A, y, L=L, x_prior=middle.expand(*middle.shape[: -ndim - 1], *A.in_shape), bounds=bounds, **solve
-        )
-    # Where the constant alone explains the image, what is left of it is rounding and meets no relative tolerance.
-    norms = torch.linalg.vector_norm(y.flatten(-ndim - 1), dim=-1)
-    solve.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))
-    # differences do not see the constant m; it keeps its digits all the same
-    return tikhonov(A, y, L=L, x_prior=middle, **solve)

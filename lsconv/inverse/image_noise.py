@@ -22,7 +22,6 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, NonFiniteError
 from lsconv.inverse.image_layout import Layout
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.convolution import Convolution
 from lsconv.operators.elementary import Diagonal, Mask
 
 __all__ = ["Measurement", "check_meaning"]
@@ -161,15 +160,6 @@ class Measurement:
             return self.y.mean(axes, keepdim=True)
         measured = (self.rows > 0).to(self.rows.dtype).expand(self.y.shape)
         return (self.y * measured).sum(axes, keepdim=True) / measured.sum(axes, keepdim=True).clamp_min(1)
-
-    def level(self, A: Convolution) -> Tensor:
-        """``(*batch, *in_shape)``: per channel the constant that blurs to the mean of y; zero where there is none."""
-        axes = tuple(range(-A.ndim, 0))
-        total = A.weight.sum(axes, keepdim=True).squeeze(-A.ndim - 1)
-        size = A.weight.abs().sum(axes, keepdim=True).squeeze(-A.ndim - 1)
-        has_mean = total.abs() > 1e-3 * size
-        level = torch.where(has_mean, self.mean(axes) / torch.where(has_mean, total, 1), 0)
-        return level.expand(*level.shape[: -A.ndim], *A.spatial_in)
 
     def seen(self) -> Tensor:
         """The measured pixels, in a row where some are missing."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.border.plan import SQUARE_SHARE
 from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.inverse.dense_stack import stacked
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
@@ -26,9 +27,6 @@ from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import direct_rtol, double
 
 __all__ = ["NormalIteration"]
-
-# With at least as many outputs as inputs: the relative error in the null space of A that the gradient has to rule out.
-_SQUARE_SHARE = 0.1
 
 
 class NormalIteration:
@@ -83,7 +81,7 @@ class NormalIteration:
         """
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
         data = self._stacked(y, x_prior)
-        share = tolerances.null_share if self.wide else _SQUARE_SHARE
+        share = tolerances.null_share if self.wide else SQUARE_SHARE
         x, iterations, norm = self._least_squares(data, tolerances.rtol, atol, max_iter, share=share)
         batch = iterations.shape
         if self.L is not None:
@@ -224,7 +222,7 @@ class NormalIteration:
             size = space.norm(g)
             waited = torch.where(size < 0.9 * best, 0, waited + 1)
             best = torch.minimum(best, size)
-            active = (size > bound(x, image, norm)) & (waited < 50)
+            active = (size > bound(x, image, norm)) & (waited < 100)
             if not bool(active.any()):
                 break
             z = self.inverse(g, 1e-3)[0]

@@ -310,9 +310,13 @@ def fallback(
     return KrylovPlan(A, damp, "lsmr") if through_border and rcond is None else None
 
 
-def penalty_fallback(A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> DenseStack | None:
-    """The plan that is asked about the items with a penalty that "auto" leaves unconverged; None for large problems."""
-    return DenseStack(A, L, damp) if DenseStack.is_quick(A, L, damp) else None
+def penalty_fallback(
+    A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: object
+) -> DenseStack | KrylovStack | None:
+    """The plan that is asked about items with a penalty that "auto" leaves unconverged; None where there is none."""
+    if DenseStack.is_quick(A, L, damp):
+        return DenseStack(A, L, damp)
+    return KrylovStack(A, L, damp) if isinstance(plan, VaryingPlan) else None
 
 
 def _trial_iterations(A: LinearOperator, damp: Tensor | float) -> int:

@@ -218,10 +218,10 @@ class _Routed:
                 solution = plan.solve(data.y, x_prior=x_prior, **self.options, **start)
             asked = self.method == "auto" and self.x0 is None and self.options["max_iter"] is None
             failed = ~(solution.converged | data.nonfinite)
-            dense = penalty_fallback(A, L, damping) if asked and bool(failed.any()) else None
-            if dense is not None:
-                other = dense.solve(data.y, x_prior=x_prior, rtol=self.options["rtol"], atol=self.options["atol"])
-                solution, plan = merged(solution, other, failed), dense
+            other_plan = penalty_fallback(A, L, damping, plan) if asked and bool(failed.any()) else None
+            if other_plan is not None:
+                other = other_plan.solve(data.y, x_prior=x_prior, rtol=self.options["rtol"], atol=self.options["atol"])
+                solution, plan = merged(solution, other, failed & other.converged), other_plan
             inverse = PenalisedBackward(A, plan)
         if bool(data.nonfinite.any()):
             solution = without_items(solution, data.nonfinite)

@@ -80,7 +80,7 @@ class LocalKernels:
     @property
     def iterations(self) -> float:
         """The iterations to expect, roughly: the root of a condition number, and more where few tiles vary much."""
-        return 8 + 6 * (self.factor * self.variation) ** 0.5 * (1 + self.variation / 10)
+        return 8 + 6 * max(self.factor, self.variation**0.5 * (1 + self.variation / 10))
 
     def _places(self, A: VaryingConvolution) -> list[Tensor]:
         """The pixels of A's weights at both ends and in the middle of every core, ``(tiles, 3)`` per axis."""

@@ -1,0 +1,53 @@
+"""Tikhonov's answer for an image under a quadratic prior, whose mean is kept and whose colours may share a blur."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.inverse.admm.proximal import Bounds
+from lsconv.inverse.damping.choose_damp import choose_damp
+from lsconv.inverse.identical_groups import SharedGroups
+from lsconv.inverse.tikhonov import tikhonov
+from lsconv.krylov.loop.solution import Solution, together
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.difference import Gradient
+
+__all__ = ["image_tikhonov"]
+
+
+def image_tikhonov(
+    A: LinearOperator, y: Tensor, L: Gradient | None, middle: Tensor, bounds: Bounds | None, solve: dict[str, Any]
+) -> Solution:
+    """Tikhonov's answer; channels under one PSF are one problem with many data, but for the damp, which they share.
+
+    Args:
+        A: the blur, or rows of it.
+        y: the data.
+        L: the penalty; None: the identity.
+        middle: what it pulls to, ``(*batch, *in_shape)``.
+        bounds: lowest and highest value of x, or None.
+        solve: the options of :func:`lsconv.tikhonov`, damp among them.
+    """
+    ndim = len(A.in_shape) - 1
+    if isinstance(solve["damp"], str):
+        selection = choose_damp(A, y, solve["damp"], L=L, x_prior=middle, noise_std=solve.pop("noise_std"))
+        return replace(image_tikhonov(A, y, L, middle, bounds, {**solve, "damp": selection.damp}), selection=selection)
+    shared = SharedGroups.of(A)
+    if shared is not None:
+        apart = None if L is None else Gradient(shared.A.in_shape, ndim=ndim, boundary=L.boundary, dtype=A.dtype,
+                                                device=A.device)  # fmt: skip
+        found = image_tikhonov(shared.A, shared.split(y), apart, shared.split(middle), bounds, solve)
+        return together(replace(found, x=shared.join(found.x)))
+    if bounds is not None:
+        return tikhonov(
+            A, y, L=L, x_prior=middle.expand(*middle.shape[: -ndim - 1], *A.in_shape), bounds=bounds, **solve
+        )
+    # Where the constant alone explains the image, what is left of it is rounding and meets no relative tolerance.
+    norms = torch.linalg.vector_norm(y.flatten(-ndim - 1), dim=-1)
+    solve.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))
+    # differences do not see the constant m; it keeps its digits all the same
+    return tikhonov(A, y, L=L, x_prior=middle, **solve)
