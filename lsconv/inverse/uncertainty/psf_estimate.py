@@ -52,7 +52,7 @@ class PsfEstimate:
             :func:`lsconv.deconvolve`.
         exponent, softness: of the sharp image's spectrum, see :func:`estimate_psf`.
         alternatives: parameters of the other maxima, the better first.
-        log_likelihood: at the maximum, up to a constant of the image.
+        log_likelihood: at the maximum, with the priors, up to a constant of the image.
     """
 
     parameters: dict[str, float]
