@@ -36,6 +36,7 @@ class LocalKernels:
         damp: of every tile, for data of weight one, ``(*batch, tiles)``.
         factor: the largest by which it was raised.
         norm: the largest value of a transfer function.
+        condition: that over the least damping.
         variation: the largest ratio of normal operators within a tile, in the eyes of a frequency.
     """
 
@@ -73,14 +74,16 @@ class LocalKernels:
         self.damp = raised.sqrt()
         self.factor = float((raised / wanted).amax().sqrt())
         self.norm = float(mean.amax().sqrt())
+        self.condition = self.norm / float(wanted.amin().sqrt())
         mu = raised.amin() * L
         ratio = (functions + mu) / (mean + mu).unsqueeze(1)
         self.variation = float(torch.maximum(ratio, 1 / ratio).amax())
 
     @property
     def iterations(self) -> float:
-        """The iterations to expect, roughly: the root of a condition number, and more where few tiles vary much."""
-        return 8 + 6 * max(self.factor, self.variation**0.5 * (1 + self.variation / 10))
+        """The iterations to expect, roughly: for a raised damp, for tiles that end, for kernels that vary."""
+        vary = 4 * self.variation**0.5 * (1 + self.variation / 10)
+        return 4 + max(6 * self.factor, 2 * self.condition**0.5, vary)
 
     def _places(self, A: VaryingConvolution) -> list[Tensor]:
         """The pixels of A's weights at both ends and in the middle of every core, ``(tiles, 3)`` per axis."""
