@@ -26,6 +26,7 @@ def blurred(leave: Leave) -> Path:
     return Path("blurred.png")
 
 
+@pytest.mark.slow
 def test_the_radius_is_printed_with_its_error_and_the_psf_written(leave: Leave, blurred: Path) -> None:
     code, out, err = leave("psf", blurred, "--model", "disk", "-o", "psf.npy")
     assert (code, err) == (0, "")
@@ -36,6 +37,7 @@ def test_the_radius_is_printed_with_its_error_and_the_psf_written(leave: Leave, 
     assert leave("deblur", blurred, "--psf", "psf.npy", "-o", "restored.png")[0] == 0
 
 
+@pytest.mark.slow
 def test_deblur_finds_the_blur_and_restores_as_with_the_true_one(
     leave: Leave, blurred: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,7 @@ def psf(sigma: float = 1.0) -> np.ndarray[Any, Any]:
     return np.outer(line, line) / line.sum() ** 2
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_folder_becomes_a_folder_with_a_page_about_all(leave: Leave, jobs: int) -> None:
     Path("in").mkdir()
     for name in ("a.tif", "b.ome.tif"):

@@ -99,6 +99,7 @@ def test_original_question_in_small_is_the_minimum_norm_solution() -> None:
     assert x.norm() < x_true.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damp", [0.0, 1e-3])
 def test_an_answer_out_of_reach_is_called_that(damp: float) -> None:
     A = lsconv.Conv2d(torch.randn(4, 4, 3, 3), (40, 40), padding=1)  # square, nearly singular, single precision

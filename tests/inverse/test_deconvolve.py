@@ -402,6 +402,7 @@ def test_options_of_the_solver_that_are_none_are_its_defaults(options: dict[str,
     assert torch.equal(x, lsconv.deconvolve(image, psf, **options).x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_std", [0.0, 1e-4])
 def test_a_damp_chosen_under_motion_is_one_that_the_solve_converges_at(noise_std: float) -> None:
     """Without noise the choice is next to nothing, and the border system at its hardest."""

@@ -56,7 +56,7 @@ def test_it_is_the_dense_answer_without_these_pixels() -> None:
         {"prior": "tv", "weight": 1e-3, "damp": "auto"},
         {"bounds": (0, None)},
         {"noise": "poisson"},
-        {"prior": lambda v: v / 1.01},
+        pytest.param({"prior": lambda v: v / 1.01}, marks=pytest.mark.slow),
     ],
 )
 def test_every_prior_and_boundary_takes_observed(options: dict[str, Any]) -> None:

@@ -53,6 +53,7 @@ def test_blurs_and_square_operators_without_damping_are_not_tried() -> None:
     assert isinstance(route(square, 0.5, method="border"), BorderPlan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damp", [0.0, pytest.param(0.2, marks=pytest.mark.slow)])
 def test_what_it_leaves_open_the_border_answers(damp: float) -> None:
     A = layer(12, 24, torch.float64)  # more unknowns than equations

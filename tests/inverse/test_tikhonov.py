@@ -401,6 +401,7 @@ def test_penalty_data_of_the_identity_are_a_prior() -> None:
     assert torch.equal(given.x, prior.x)
 
 
+@pytest.mark.slow
 def test_gradients_by_penalty_data_damp_and_kernel_are_right() -> None:
     A, L, y, w = with_penalty_data(TARGETS["Neumann gradient"])
     damp = torch.tensor(0.7, dtype=DOUBLE)

@@ -74,6 +74,7 @@ def test_huber_total_variation_reaches_the_optimum():
     torch.testing.assert_close(solution.x, primal_dual(A, y, 0.05, huber=0.1, group=over_directions), rtol=0, atol=5e-4)
 
 
+@pytest.mark.slow
 def test_colour_channels_share_their_edges_when_coupled():
     A, y = problem(channels=3)
     solution = lsconv.total_variation(A, y, 0.05, rtol=1e-5)

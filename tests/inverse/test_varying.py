@@ -111,6 +111,7 @@ def test_a_damp_per_batch_item_and_an_empty_batch() -> None:
     assert lsconv.lstsq(A, y[:0], damp=0.1).x.shape == (0, *A.in_shape)
 
 
+@pytest.mark.slow
 def test_gradients_by_data_kernels_weights_and_damp() -> None:
     A = example((12,))
     y = torch.randn(2, *A.out_shape, dtype=F64, generator=torch.Generator().manual_seed(2)).requires_grad_()
@@ -150,6 +151,7 @@ def test_tiles_take_far_fewer_iterations_than_lsmr() -> None:
     assert int(tiles.iterations) * 5 < int(alone.iterations)
 
 
+@pytest.mark.slow
 def test_total_variation_reaches_the_same_objective_as_without_tiles() -> None:
     A = example((24, 24))
     y = A(torch.rand(1, 24, 24, dtype=F64, generator=torch.Generator().manual_seed(4)))

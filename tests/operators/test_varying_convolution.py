@@ -65,7 +65,7 @@ def dense(A: VaryingConvolution) -> torch.Tensor:
     return total
 
 
-@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("ndim", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("own_channels", [False, True])
 @pytest.mark.parametrize("mode, padding", PADDINGS)

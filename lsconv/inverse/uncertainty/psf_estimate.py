@@ -50,7 +50,8 @@ class PsfEstimate:
         noise_std: standard deviation of the noise, in the units of the image.
         damp: the damping of the gradient prior with the least mean square error that the likelihood expects, for
             :func:`lsconv.deconvolve`.
-        exponent, softness: of the sharp image's spectrum, see :func:`estimate_psf`.
+        exponent: the one of the sharp image's spectrum, see :func:`estimate_psf`.
+        softness: that of its spectrum.
         alternatives: parameters of the other maxima, the better first.
         log_likelihood: at the maximum, with the priors, up to a constant of the image.
     """

@@ -11,7 +11,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::lsconv.ConvergenceWarning")
 FAULTS = [
     (40000097, "cgls"),  # the equations are met to rounding, which the gradient of a tiny damping is not
     (40000193, "craig"),
-    (31000164, "refine"),  # ||A|| is not known from an x along small singular values
+    pytest.param(
+        31000164, "refine", marks=pytest.mark.slow
+    ),  # ||A|| is not known from an x along small singular values
     (40000060, "cgls, circulant"),  # nor from few iterations
     (40000181, "tikhonov, Gradient"),  # the gradient of LSMR is no multiple of its last vector
     (40000193, "border, plan"),  # x is in the range of A^H, which the gradient does not show

@@ -174,6 +174,7 @@ def test_a_picture_takes_at_most_two_hundred_iterations(blur: str) -> None:
     assert int(solution.iterations) <= 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [(0.2, 0.8), (None, 0.7)])
 @pytest.mark.parametrize("mode", [pytest.param("reflect", marks=pytest.mark.slow), "replicate"])
 def test_bounds_hold_where_the_padding_repeats_cells(mode: str, bounds: tuple[float | None, float]) -> None:
@@ -222,6 +223,7 @@ def test_penalties_that_read_something_else_beyond_the_edge_are_left_to_the_oper
     assert not isinstance(problem.step, ExtendedGrid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [pytest.param(None, marks=pytest.mark.slow), (0.1, 0.9)])
 def test_items_that_copies_keep_from_converging_are_finished_by_the_operators(
     bounds: tuple[float, float] | None,

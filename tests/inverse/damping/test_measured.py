@@ -153,6 +153,7 @@ def test_missing_data_are_interpolated_from_what_is_around_them(shape: tuple[int
     assert torch.allclose(interpolated(torch.complex(given, -given), keep), torch.complex(found, -found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     ["gcv", pytest.param("evidence", marks=pytest.mark.slow), pytest.param("discrepancy", marks=pytest.mark.slow)],

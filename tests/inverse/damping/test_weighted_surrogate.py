@@ -37,6 +37,7 @@ def deviation(kind: str, shape: tuple[int, ...]) -> Tensor:
     return 0.005 + 0.1 * torch.rand(shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalised", [False, True])
 @pytest.mark.parametrize("rule", ["gcv", "upre"])
 @pytest.mark.parametrize("kind", ["ramp", *(pytest.param(k, marks=pytest.mark.slow) for k in ("two levels", "random"))])

@@ -169,6 +169,7 @@ def weighted_value(function: Callable[..., Tensor], weighted: bool, probes: int)
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_derivative_of_an_estimated_trace_is_that_of_the_estimate(weighted: bool) -> None:
     weight, damp = randn(1, 1, 3, 3).requires_grad_(), torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
@@ -177,6 +178,7 @@ def test_the_derivative_of_an_estimated_trace_is_that_of_the_estimate(weighted: 
     assert torch.autograd.gradcheck(value, (weight, damp), check_forward_ad=True, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_derivative_of_an_estimated_determinant_is_an_estimate_of_the_derivative(weighted: bool) -> None:
     weight, damp = randn(1, 1, 3, 3), torch.tensor(0.8, dtype=torch.float64)

@@ -64,6 +64,7 @@ def test_integers_have_error_bars_in_grey_levels_of_floating_point() -> None:
     np.testing.assert_allclose(solution.std, exact.std.numpy(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_large_images_are_sampled_the_same_way_every_time() -> None:
     image = torch.rand(70, 72)
     first, again = (lsconv.deconvolve(image, PSF, damp=0.3, noise_std=None, error_bars=8).std for _ in range(2))

@@ -75,6 +75,7 @@ def test_its_maximum_over_damp_is_that_of_the_rule(penalty: bool) -> None:
     assert abs(float(slope * damp.detach())) < 0.1  # nats per unit of log damp
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_its_derivatives_are_right(penalty: bool) -> None:
     weight, damp = randn(1, 1, 3, 2).requires_grad_(), torch.tensor(0.7, dtype=DOUBLE, requires_grad=True)

@@ -115,6 +115,7 @@ def test_the_interval_of_ninety_percent_holds_ninety_percent_of_pixels(masked: b
         assert 0.88 < float(inside[:, region].mean()) < 0.92, name
 
 
+@pytest.mark.slow
 def test_the_noise_is_found_in_the_residual() -> None:
     A = Conv2d(torch.rand(1, 1, 5, 5, dtype=DOUBLE, generator=generator()) / 12, (64, 64))
     rows, columns = torch.linspace(0, 3, 64, dtype=DOUBLE)[:, None], torch.linspace(0, 2, 64, dtype=DOUBLE)

@@ -59,6 +59,7 @@ def test_parameters_of_samples_of_the_prior_are_unbiased_within_their_error_bars
     assert (errors.abs() < 1.645).double().mean() >= 0.75
 
 
+@pytest.mark.slow
 def test_noise_exponent_and_psf_are_found_too() -> None:
     found = lsconv.estimate_psf(blurred(psf.disk(4.0), 0.05, 200), "disk")
     assert found.noise_std == pytest.approx(0.05, rel=0.03)
@@ -69,6 +70,7 @@ def test_noise_exponent_and_psf_are_found_too() -> None:
     assert "likelihood" in found.status.sentence
 
 
+@pytest.mark.slow
 def test_its_damp_restores_nearly_as_well_as_the_best() -> None:
     kernel = psf.disk(3.0)
     truth = scene(134)
@@ -98,6 +100,7 @@ def test_a_blur_beyond_the_windows_stands_on_the_bound() -> None:
     assert lsconv.estimate_psf(image, "gaussian", window=64).parameters["sigma"] == pytest.approx(7.0, rel=0.1)
 
 
+@pytest.mark.slow
 def test_planes_have_one_psf_and_tell_more_of_it() -> None:
     planes = torch.stack([blurred(psf.disk(2.5), 0.02) for _ in range(3)])
     one, all_three = (lsconv.estimate_psf(each, "disk") for each in (planes[0], planes))
@@ -106,6 +109,7 @@ def test_planes_have_one_psf_and_tell_more_of_it() -> None:
     assert last.parameters == pytest.approx(all_three.parameters, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_what_is_not_measured_is_not_read() -> None:
     image = blurred(psf.disk(2.5), 0.02)
     mask = torch.ones(image.shape, dtype=torch.bool)
@@ -136,6 +140,7 @@ def test_a_start_takes_the_place_of_the_grid() -> None:
     assert near.alternatives == []
 
 
+@pytest.mark.slow
 def test_the_curve_has_its_top_at_the_estimate() -> None:
     found = lsconv.estimate_psf(blurred(psf.disk(3.0), 0.02), "disk")
     values, heights = found.curve(9)
@@ -184,6 +189,7 @@ def test_a_disk_in_an_image_with_a_gaussian_blur_is_no_answer() -> None:
     assert lsconv.estimate_psf(image, "gaussian").converged
 
 
+@pytest.mark.slow
 def test_a_scene_unlike_sharp_ones_is_said() -> None:
     image = blurred(psf.gaussian(1.0), 1e-3, 192, exponent=4.2)
     with pytest.warns(lsconv.ConvergenceWarning, match="spectrum is far"):

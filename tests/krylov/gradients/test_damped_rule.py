@@ -62,6 +62,7 @@ def test_gradients_equal_those_of_the_dense_formula(name: str, damped: bool) -> 
             torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7 * float(wanted.abs().max()))
 
 
+@pytest.mark.slow
 def test_first_and_second_derivatives_of_tikhonov_with_penalty_and_prior() -> None:
     def answer(w: Tensor, y: Tensor, damp: Tensor, kernel: Tensor, prior: Tensor) -> Tensor:
         L = lsconv.Conv1d(kernel, in_size=5, padding=1)
