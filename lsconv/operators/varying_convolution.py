@@ -213,7 +213,7 @@ class VaryingConvolution(LinearOperator):
 
     @property
     def work(self) -> float:
-        """The transforms of one application and one adjoint, relative as :func:`~lsconv.operators.fft_convolution.transform_cost` counts them."""
+        """The transforms of one application and one adjoint, as ``transform_cost`` counts them."""
         windows, count = self._windows(), len(self.kernels)
         if windows is not None:
             return 4 * count * transform_cost(windows.core.spatial_in)
