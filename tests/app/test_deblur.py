@@ -412,7 +412,9 @@ def test_typers_own_runner_sees_the_commands() -> None:
     assert re.search(r"\bblur\b", result.output)
 
 
-@pytest.mark.parametrize(("dtype", "shape"), [("uint8", (28, 30, 4)), ("float32", (3, 28, 30, 1))])
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [("uint8", (28, 30, 4)), pytest.param("float32", (3, 28, 30, 1), marks=pytest.mark.slow)]
+)
 def test_error_bars_are_real_numbers_in_grey_levels_and_a_panel_of_the_report(
     leave: Leave, dtype: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def test_at_work(tmp_path: Path) -> None:
     assert all(path.suffix == ".npy" for path in (tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_one_in_the_background_goes_on(tmp_path: Path) -> None:
     child = begin(["info"], tmp_path, ignoring=True)
     time.sleep(0.3)

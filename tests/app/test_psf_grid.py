@@ -45,6 +45,7 @@ def blurred(leave: Leave) -> np.ndarray:
     return scene[2:-2, 2:-2]
 
 
+@pytest.mark.slow
 def test_the_scene_is_restored_by_psfs_that_vary(leave: Leave, blurred: np.ndarray) -> None:
     errors = {}
     for grid in ("psfs.npz", "psfs"):

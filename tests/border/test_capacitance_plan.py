@@ -158,6 +158,7 @@ def test_a_null_space_of_many_dimensions() -> None:
     assert float(torch.linalg.matrix_norm(images, 2)) < 1e-11 * float(A.weight.abs().sum())
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_dense_inverse() -> None:
     A = same(2, (6, 5), seed=4)
     weight = A.weight.detach().clone().requires_grad_()

@@ -40,6 +40,7 @@ def test_a_slow_plan_goes_over_to_the_factors_for_good() -> None:
     )
 
 
+@pytest.mark.slow
 def test_factors_that_memory_is_short_for_are_not_made() -> None:
     A, damp = slow()
     plan = BorderPlan(A, damp, limits=Limits(at_once=0))

@@ -40,7 +40,9 @@ def scene() -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, size=(62, 56), mode="nearest")[0]
 
 
-@pytest.mark.parametrize("prior, options", [("gradient", {}), ("tikhonov", {"damp": 0.02})])
+@pytest.mark.parametrize(
+    "prior, options", [pytest.param("gradient", {}, marks=pytest.mark.slow), ("tikhonov", {"damp": 0.02})]
+)
 def test_a_varying_blur_is_restored_better_than_by_the_mean_psf(prior: str, options: dict[str, float]) -> None:
     x = scene()
     y = lsconv.blur_operator(psfs(), (56, 50), channels=2, positions=POSITIONS)(x)

@@ -190,6 +190,7 @@ def test_a_pseudo_inverse_of_a_masked_operator_has_its_adjoint() -> None:
     assert apart(inverse.to_dense(), dense) < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalised", [False, True])
 def test_gradients_are_those_of_the_dense_problem(penalised: bool) -> None:
     weight = kernel(1, 1, 3, 3).requires_grad_()

@@ -55,7 +55,7 @@ def test_it_is_the_dense_answer_without_these_pixels() -> None:
         {"boundary": "reflect"},
         {"prior": "tv", "weight": 1e-3, "damp": "auto"},
         {"bounds": (0, None)},
-        {"noise": "poisson"},
+        pytest.param({"noise": "poisson"}, marks=pytest.mark.slow),
         pytest.param({"prior": lambda v: v / 1.01}, marks=pytest.mark.slow),
     ],
 )

@@ -156,6 +156,7 @@ def test_float32_weights_of_a_large_range_are_certified() -> None:
     assert apart(solution.x.double(), dense(weights, Y, 0.3)) < 1e-4
 
 
+@pytest.mark.slow
 def test_total_variation_of_poisson_counts_takes_observed_but_no_weights() -> None:
     counts = torch.where(SEEN, Y.abs() + 1, math.nan)
     bounds = {"bounds": (0, None), "noise": "poisson", "background": 1.0, "max_iter": 2000}

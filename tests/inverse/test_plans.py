@@ -30,7 +30,7 @@ def dense(A: lsconv.Convolution, y: torch.Tensor, damp: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("damp", [0.0, 0.2])
+@pytest.mark.parametrize("damp", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def test_layers_are_tried_and_answered_as_exactly_as_by_the_border(damp: float, dtype: torch.dtype) -> None:
     A = layer(dtype=dtype)
     assert isinstance(route(A, damp), TrialPlan)

@@ -53,7 +53,16 @@ def problem(channels=1, **options):
     return A, A(x) + 0.03 * torch.randn(A.out_shape, dtype=DOUBLE)
 
 
-@pytest.mark.parametrize("padding", [{}, {"padding": 1}, {"padding": 1, "padding_mode": "circular"}])
+@pytest.mark.parametrize(
+    "padding",
+    [
+        {},
+        *(
+            pytest.param(p, marks=pytest.mark.slow)
+            for p in ({"padding": 1}, {"padding": 1, "padding_mode": "circular"})
+        ),
+    ],
+)
 def test_isotropic_total_variation_reaches_the_optimum(padding):
     A, y = problem(**padding)
     solution = lsconv.total_variation(A, y, 0.05, rtol=1e-5)

@@ -56,7 +56,7 @@ def test_one_kernel_in_one_tile_is_the_inverse(padding: Any, mode: str) -> None:
         *(pytest.param("same", mode, 4.0, marks=pytest.mark.slow) for mode in ("zeros", "reflect")),
     ],
 )
-@pytest.mark.parametrize("with_penalty", [False, True])
+@pytest.mark.parametrize("with_penalty", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_tiles_are_near_the_inverse(padding: Any, mode: str, most: float, with_penalty: bool) -> None:
     """The condition number of the preconditioned operator, that of the operator itself being in the hundreds."""
     A, damp = field(32, padding, mode), torch.tensor(0.05, dtype=F64)

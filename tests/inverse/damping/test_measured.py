@@ -86,6 +86,7 @@ def test_the_choice_is_that_of_the_measured_rows(kind: str, rule: str) -> None:
     check(A, y.masked_fill(rows, torch.nan), rule, penalty)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule", ["gcv", *(pytest.param(r, marks=pytest.mark.slow) for r in ("upre", "discrepancy", "evidence"))]
 )

@@ -237,6 +237,7 @@ def test_zeros_of_the_symbol_do_not_make_a_regular_convolution_singular() -> Non
     assert slogdet(A).sign == 1
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_square_determinant_are_right() -> None:
     weight = randn(2, 2, 3, 3).requires_grad_()
 

@@ -132,6 +132,7 @@ def test_a_function_is_a_model_with_its_own_parameters() -> None:
     assert found.psf.shape == (17, 17)
 
 
+@pytest.mark.slow
 def test_a_start_takes_the_place_of_the_grid() -> None:
     image = blurred(psf.motion(7.0, 30.0), 0.01)
     whole = lsconv.estimate_psf(image, "motion")
@@ -150,6 +151,7 @@ def test_the_curve_has_its_top_at_the_estimate() -> None:
     assert max(heights[3], heights[5]) < -10
 
 
+@pytest.mark.slow
 def test_it_reads_as_value_and_error_with_unit() -> None:
     found = lsconv.estimate_psf(blurred(psf.motion(7.0, 30.0), 0.02), "motion")
     assert str(found).startswith("length = ")
@@ -181,6 +183,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, Any], said: 
         lsconv.estimate_psf(**given)
 
 
+@pytest.mark.slow
 def test_a_disk_in_an_image_with_a_gaussian_blur_is_no_answer() -> None:
     image = blurred(psf.gaussian(2.0), 0.01, 160)
     with pytest.warns(lsconv.ConvergenceWarning, match="estimate_psf"):

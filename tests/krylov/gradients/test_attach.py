@@ -12,6 +12,7 @@ from lsconv.errors import MethodError
 D = torch.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cg", "minres", "gmres"])
 def test_square_methods_have_first_and_second_derivatives(name: str) -> None:
     matrix, b = torch.randn(4, 4, dtype=D), torch.randn(2, 4, dtype=D)

@@ -37,7 +37,7 @@ def _exact(matrix: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, D, torch.complex128])
 @pytest.mark.parametrize("batch", [(), (3,)])
 @pytest.mark.parametrize("rank", [12, 7])
-@pytest.mark.parametrize("condition", [10.0, 1e3])
+@pytest.mark.parametrize("condition", [pytest.param(10.0, marks=pytest.mark.slow), 1e3])
 def test_they_equal_those_of_the_dense_pseudo_inverse(
     name: str, dtype: torch.dtype, batch: tuple[int, ...], rank: int, condition: float
 ) -> None:
