@@ -164,8 +164,7 @@ class MissingPlan:
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, bare."""
-        rtol = direct_rtol(self.A.dtype, rtol)
-        tolerances = Tolerances.of(self.A.dtype, rtol, 0.0)
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), 0.0)
         return self._filled(y.detach().to(self.precise.dtype), tolerances, None)[0].to(self.A.dtype)
 
     @torch.no_grad()
