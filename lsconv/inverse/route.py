@@ -43,8 +43,9 @@ from lsconv.inverse.varying import VaryingPlan
 from lsconv.inverse.weighted import WeightedPlan
 from lsconv.operators.algebra import Adjoint, Product, Scaled
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
+from lsconv.operators.convolution import Convolution, norm_bound
+from lsconv.operators.dtypes import direct_rtol, double
+from lsconv.operators.fft_convolution import short_fft_length, transform_cost
 from lsconv.operators.observed import MeasuredRows
 
 __all__ = ["BORDER_PLANS", "METHODS", "fallback", "penalty_fallback", "penalty_plan", "route"]
@@ -84,9 +85,9 @@ def route(
                                                                 less than the alternatives
     kernel longer than x (deconvolution for a short response),  "normal": the normal equations, where they are not too
     or few unknowns, damped                                     ill-conditioned
-    damped layer (several channels or strided) whose border     "lsmr" for as many iterations as cost what the setup
-    takes long to set up; undamped where rows and columns       of the border does, then "border" for what is left
-    differ much
+    damped layer (several channels), or blur with a kernel of   "lsmr" for as many iterations as cost what the setup
+    the size of the field, whose border takes long to set up;   of the border does, then "border" for what is left
+    undamped where rows and columns differ much
     convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit, or where
                                                                 damp = 0 and the shapes imply a null space
     convolution of stride 1, reflect or replicate padding       "border" in one or two dimensions with damp > 0 and at
@@ -323,16 +324,26 @@ def _trial_iterations(A: LinearOperator, damp: Tensor | float) -> int:
     """The iterations of LSMR that cost what the border's setup does; none where they would not do.
 
     The bytes of the border's plan are the measure of its setup. Blurs, and square operators without damping, take
-    hundreds or thousands of iterations; layers, whose symbol is a matrix, often some tens.
+    hundreds or thousands of iterations; layers, whose symbol is a matrix, often some tens. So do blurs that read as
+    much as the field: few of their singular values are above the damping, and their border is the field.
     """
     assert isinstance(A, Convolution)
-    shapes = sorted((A.in_numel, A.out_numel))
-    undamped = bool((torch.as_tensor(damp) == 0).any())
-    alone = (A.c_in + A.c_out) // A.groups == 2 and all(step == 1 for step in A.stride)
-    if alone or (undamped and shapes[1] < 1.5 * shapes[0]):
+    shapes, damping = sorted((A.in_numel, A.out_numel)), torch.as_tensor(damp, dtype=torch.float64)
+    undamped = bool((damping == 0).any())
+    if undamped and shapes[1] < 1.5 * shapes[0]:
         return 0
-    iteration = 4 * A.out_numel * A.c_in // A.groups * math.prod(A.kernel_size) + _CALLS
-    return int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(torch.as_tensor(damp).shape)) / iteration)
+    direct = A.out_numel * A.c_in // A.groups * math.prod(A.kernel_size)
+    grid = [short_fft_length(n + k - 1) for n, k in zip(A.spatial_in, A.kernel_extent, strict=True)]
+    iteration = 4 * min(direct, 10 * (A.c_in + A.c_out) * transform_cost(grid)) + _CALLS
+    most = int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(damping.shape)) / iteration)
+    if (A.c_in + A.c_out) // A.groups > 2:
+        return most
+    if all(step == 1 for step in A.stride):
+        covers = all(2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True))
+        return most if covers and not undamped else 0
+    # one number per frequency and phase: conjugate gradients' bound is what they take
+    needed = 0.5 * norm_bound(A) / damping.to(A.device) * math.log(2 / direct_rtol(A.dtype))
+    return most if bool((needed <= most).all()) else 0
 
 
 def _transposed(A: LinearOperator, damp: Tensor | float, method: str, memory_limit: int | None) -> AdjointPlan | None:
