@@ -43,7 +43,7 @@ from lsconv.krylov.loop.solution import History, Solution, Status
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
-__all__ = ["EXCUSED", "Certificate", "Tolerances", "certified", "certify", "default_rtol", "strays"]
+__all__ = ["EXCUSED", "Certificate", "Tolerances", "certified", "certify", "default_rtol", "norm_from_below", "strays"]
 
 # The rounding of the gradient excuses an x up to ||y|| / (EXCUSED ||A||) long. A longer one shows small singular
 # values, and an error along these hides in that rounding.
@@ -223,7 +223,7 @@ def certify(
     # the bound of a gradient that is near it may only be low because that of ||A|| is
     close = (g_norm > g_bound) & (g_norm <= 1e4 * g_bound) & (total > r_bound)
     if sharpen and not square and type(y) is Tensor and any_item(close):
-        norm_a = maximum(norm_a, hypot(spread_out(_norm_from_below(A, domain, codomain)), damp))
+        norm_a = maximum(norm_a, hypot(spread_out(norm_from_below(A, domain, codomain)), damp))
         g_bound = tolerances.gradient_bound(norm_a, total)
     upper = norm_a if norm_bound is None else norm_bound
     least = at_least(maximum(rcond * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny)
@@ -260,7 +260,7 @@ def certify(
     )
 
 
-def _norm_from_below(A: LinearOperator, domain: ItemSpace, codomain: ItemSpace) -> Scalar:
+def norm_from_below(A: LinearOperator, domain: ItemSpace, codomain: ItemSpace) -> Scalar:
     """A lower bound of ``||A||`` by a few steps of the power method from random numbers."""
     generator = torch.Generator(device=A.device).manual_seed(0)
     v = torch.randn(*A.batch_shape, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
