@@ -32,11 +32,9 @@ class Decay:
         longest: cells per axis of the grid that the kernel is looked at on.
 
     Attributes:
-        restricted: the part of an error left by a pass up to which tiles may be restricted to their cores.
+        kernel: cells of the longest axis of the kernel.
         tails: ``tails[o]``, the share of the kernel farther than o cells along some axis, which falls.
     """
-
-    restricted = 0.03
 
     def __init__(self, A: Convolution, terms: Sequence[Term], damp: float, longest: int) -> None:
         grid = [max(longest, 2 * k) for k in A.kernel_extent]
@@ -61,12 +59,16 @@ class Decay:
         shells = torch.zeros(max(grid) // 2 + 1, dtype=torch.float64)
         shells.index_add_(0, distance.flatten(), kernel.flatten().double())
         beyond = shells.flip(0).cumsum(0).flip(0)
-        self._half = max(A.kernel_extent) // 2
+        self.kernel = max(A.kernel_extent)
         self.tails = (beyond / beyond[0]).sqrt().tolist()
 
     def rate(self, overlap: int) -> float:
-        """The part that tiles of this overlap leave of an error; rows of half a kernel are missing at their edges."""
-        return min(2 * self._tail(max(overlap - self._half, 0)), 1.0)
+        """The part of an error that one pass leaves; rows of half a kernel are missing at the edges of tiles."""
+        return min(2 * self._tail(max(overlap - (self.kernel - 1) // 2, 0)), 1.0)
+
+    def contraction(self, overlap: int) -> float:
+        """The part that every further step leaves, whose error is along the edges of cores and as wide as a kernel."""
+        return self._tail(max(overlap - self.kernel + 1, 0))
 
     def _tail(self, overlap: int) -> float:
         if overlap < len(self.tails) - 1:
@@ -78,10 +80,12 @@ class Decay:
 
     def steps(self, overlap: int, rtol: float) -> int:
         """The steps to expect after the first pass, roughly."""
-        rate = min(max(self.rate(overlap), 1e-16), 0.99)
-        # a Hermitian preconditioner of short overlaps, as measured for boxes and motions
-        rate = rate if rate <= self.restricted else rate**0.3
-        return max(math.ceil(math.log(rtol) / math.log(rate) - 1), 0)
+        if self.rate(overlap) <= rtol:
+            return 0
+        fall = min(max(self.contraction(overlap), 1e-16), 0.99)
+        # as measured for boxes and motions
+        fall = fall if fall <= 0.01 else fall**0.3
+        return max(math.ceil(math.log(rtol) / math.log(fall)) - 1, 1)
 
     def overlap(self, core: Sequence[int], largest: int, rtol: float) -> int:
         """The overlap for which the passes that lead to ``rtol`` cost least, among multiples of four."""

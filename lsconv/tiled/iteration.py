@@ -1,6 +1,7 @@
 r"""Flexible conjugate gradients on fields, preconditioned by tiles.
 
-The preconditioner is not Hermitian, so a direction is made conjugate to several of those before it:
+The preconditioner is not Hermitian, as long as that does not slow it down, so a direction is made conjugate to several
+of those before it:
 
 .. math:: p = z - \sum_j \frac{\langle H p_j, z\rangle}{\langle H p_j, p_j\rangle} p_j, \qquad
           x \leftarrow x + \frac{\langle p, g\rangle}{\langle p, Hp\rangle} p, \qquad z = M^{-1} g .
@@ -156,6 +157,10 @@ class Iteration:
             step, self.x = step + 1, to
             moves.append(moved)
             left = min(self._left(moves, length), rest / self.passes.least if self.passes.least else math.inf)
+            slow = len(moves) > 3 and moves[-1] > 0.1 * moves[-4] and left > self.rtol * length
+            if slow and not self.passes.symmetric:
+                self.passes.symmetric = True
+                self.directions.kept.clear()
             waited = 0 if rest < 0.9 * best else waited + 1
             best = min(best, rest)
             storage.save({"step": step, "x": name, "left": left})

@@ -63,7 +63,7 @@ class Passes:
         wraps: per axis, whether A wraps around.
         ranks: the processes.
         threaded: read and write by a thread of its own.
-        symmetric: precondition by the Hermitian form.
+        symmetric: precondition by the Hermitian form; a solve that is slow without sets it.
         limits: by which means the border of a tile is solved.
         tick: called after every tile.
     """

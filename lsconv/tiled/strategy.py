@@ -111,7 +111,18 @@ class Strategy:
                 why += f", as the whole would take {whole / 2**20:.0f} MiB"
         used = whole if path == "whole" else needed + (0 if out_of_core else vectors)
         limits = spared(None, max(max_memory - used, 0), 0)
-        return cls(path, why, axes, cells, wraps, rate, out_of_core, rate > decay.restricted, used, limits)
+        return cls(
+            path,
+            why,
+            axes,
+            cells,
+            wraps,
+            rate,
+            out_of_core,
+            bool(cut) and decay.contraction(min(cut)) > 0.2,
+            used,
+            limits,
+        )
 
 
 def _is_cut(axis: Axis) -> bool:
