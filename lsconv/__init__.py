@@ -15,12 +15,14 @@ structure      ``norm``, ``cond``, ``singular_values``, ``svd`` (a ``SingularVal
                why, ``explain`` (an ``Explanation``)
 iterations     ``lsmr``, ``lsqr``, ``cgls``, ``craig``; ``cg``, ``minres``, ``gmres``; ``hybrid`` (a
                ``HybridSelection``); ``refine``, ``set_backward_failure_hook``
+large images   ``tiled.Plan``: larger than memory, by tiles, out of core and on many ranks
 modules        ``nn.PseudoInverse``, ``nn.Tikhonov``, ``nn.RangeNull``, ``nn.InvertibleConv2d``,
                ``nn.spectral_norm``
 psf            ``psf.gaussian``, ``psf.disk``, ``psf.motion``, ``psf.moffat``, ``psf.airy``, ``psf.box``
 errors         ``LsconvError``, the base of all: ``ArgumentError``, ``ArgumentTypeError``, ``ShapeError``,
                ``DtypeError``, ``DeviceError``, ``NonFiniteError``, ``MethodError``, ``PreconditionerError``,
-               ``PlanMemoryError``, ``ConvergenceError``; and the warnings ``ConvergenceWarning``, ``InputWarning``
+               ``PlanMemoryError``, ``RankError``, ``ConvergenceError``; and the warnings ``ConvergenceWarning``,
+               ``InputWarning``
 =============  ====================================================================================================
 """
 
@@ -72,6 +74,9 @@ if TYPE_CHECKING:
     from lsconv.krylov.refinement import refine
     from lsconv.krylov.gradients.backward_solves import set_backward_failure_hook
 
+    # large images
+    from lsconv import tiled
+
     # modules
     from lsconv import nn
 
@@ -92,6 +97,7 @@ from lsconv.errors import (
     NonFiniteError,
     PlanMemoryError,
     PreconditionerError,
+    RankError,
     ShapeError,
 )
 
@@ -165,6 +171,8 @@ __all__ = [
     "HybridSelection",
     "refine",
     "set_backward_failure_hook",
+    # large images
+    "tiled",
     # modules
     "nn",
     # psf
@@ -180,6 +188,7 @@ __all__ = [
     "MethodError",
     "PreconditionerError",
     "PlanMemoryError",
+    "RankError",
     "ConvergenceError",
     "ConvergenceWarning",
     "InputWarning",
@@ -284,7 +293,7 @@ def __getattr__(name: str) -> object:
     """The public name, from the module that has it."""
     import importlib
 
-    if name in ("nn", "psf"):
+    if name in ("nn", "psf", "tiled"):
         return importlib.import_module(f"lsconv.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'lsconv' has no attribute {name!r}")

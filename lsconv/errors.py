@@ -23,6 +23,7 @@ __all__ = [
     "NonFiniteError",
     "PlanMemoryError",
     "PreconditionerError",
+    "RankError",
     "ShapeError",
     "warn",
 ]
@@ -73,6 +74,10 @@ class PlanMemoryError(LsconvError, MemoryError):
 
 class ConvergenceError(LsconvError, RuntimeError):
     """A solve did not converge and ``raise_on_failure=True`` was given."""
+
+
+class RankError(LsconvError, RuntimeError):
+    """A process that solves a part of the problem has failed, or does not answer; the message names it and why."""
 
 
 class ConvergenceWarning(UserWarning):

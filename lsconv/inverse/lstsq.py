@@ -13,6 +13,7 @@ from lsconv.inverse.observation import Observation
 from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import BORDER_PLANS, route
+from lsconv.inverse.sharded import solves_shards
 from lsconv.inverse.solve import KRYLOV_ONLY, Fallback, solve, started
 from lsconv.krylov.gradients.attach import LeastSquares, attach, start_as_prior
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
@@ -27,6 +28,7 @@ __all__ = ["lstsq"]
 
 @untraced
 @checks_numbers
+@solves_shards
 @serves_empty_batches()
 def lstsq(
     A: OperatorLike,

@@ -29,6 +29,7 @@ from lsconv.inverse.observation import Observation, mask_of_data
 from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, PenalisedPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import penalty_fallback, penalty_plan, route
+from lsconv.inverse.sharded import solves_shards
 from lsconv.inverse.solve import Fallback, merged, with_fallback, without_items
 from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
@@ -54,6 +55,7 @@ _SAME = 1.1
 
 @untraced
 @checks_numbers
+@solves_shards
 @serves_empty_batches()
 def tikhonov(
     A: OperatorLike,

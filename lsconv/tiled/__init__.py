@@ -1,1 +1,10 @@
-"""One problem in overlapping tiles: a preconditioner of the whole, made of border solves of its parts."""
+"""One problem in overlapping tiles: ``Plan`` for images larger than a device, and a preconditioner for varying kernels.
+
+``plan`` is what a user calls: ``strategy`` chooses tiles from the ``decay`` of the inverse, ``passes`` go over the
+``regions`` of a ``field``, ``iteration`` makes the answer exact, ``certificate`` says so. ``storage`` keeps vectors in
+files, ``ranks`` shares the rows, ``whole`` takes what reaches too far. ``schwarz`` serves convolutions that vary.
+"""
+
+from lsconv.tiled.plan import Plan
+
+__all__ = ["Plan"]

@@ -25,6 +25,8 @@ class Axis:
         overlap: cells by which the window of a tile is wider than its core, on each side.
         guard: cells beyond the window that a tile has which is solved with its border.
         wraps: whether the last tile is the neighbour of the first.
+        first: the first cell that a core has.
+        last: the end of the cells that a core has; None: of the field.
     """
 
     cells: int
@@ -32,11 +34,18 @@ class Axis:
     overlap: int
     guard: int
     wraps: bool
+    first: int = 0
+    last: int | None = None
+
+    @property
+    def length(self) -> int:
+        """The cells of all cores together."""
+        return (self.cells if self.last is None else self.last) - self.first
 
     @property
     def edges(self) -> list[int]:
         """The first cell of every core, and the end of the last."""
-        return [round(i * self.cells / self.count) for i in range(self.count + 1)]
+        return [self.first + round(i * self.length / self.count) for i in range(self.count + 1)]
 
     @property
     def margin(self) -> int:
@@ -45,7 +54,7 @@ class Axis:
 
     def size(self, periodic: bool) -> int:
         """The cells of a tile."""
-        core = -(-self.cells // self.count)
+        core = -(-self.length // self.count)
         return min(short_fft_length(core + 2 * (self.overlap + (0 if periodic else self.guard))), self.cells)
 
     def start(self, tile: int, periodic: bool) -> int:

@@ -130,7 +130,7 @@ class Solution:
     r"""The answer to :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|x\|^2`, an entry per batch item in every field.
 
     Attributes:
-        x: the solution, ``(*batch, *in_shape)``.
+        x: the solution, ``(*batch, *in_shape)``; of a tiled plan the array that it was written to.
         codes: ``status`` as integers, ``batch``.
         converged: True where the *recomputed* residual or gradient meets the tolerance, ``batch``.
         iterations: iterations done, ``batch``.
@@ -208,7 +208,7 @@ class Solution:
         return " ".join(parts)
 
     def __str__(self) -> str:
-        head = f"Solution: {tuple(self.x.shape)}, {self.x.dtype}, {self.x.device}"
+        head = f"Solution: {tuple(self.x.shape)}, {self.x.dtype}, {getattr(self.x, 'device', type(self.x).__name__)}"
         names = ("item", "status", "converged", "iterations", "residual", "gradient", "damp")
         columns = (self.codes, self.converged, self.iterations, self.residual_norm, self.gradient_norm, self.damp)
         lists = [column.reshape(-1)[:8].tolist() for column in columns]

@@ -1,0 +1,195 @@
+r"""Flexible conjugate gradients on fields, preconditioned by tiles.
+
+The preconditioner is not Hermitian, as long as that does not slow it down, so a direction is made conjugate to several
+of those before it:
+
+.. math:: p = z - \sum_j \frac{\langle H p_j, z\rangle}{\langle H p_j, p_j\rangle} p_j, \qquad
+          x \leftarrow x + \frac{\langle p, g\rangle}{\langle p, Hp\rangle} p, \qquad z = M^{-1} g .
+
+Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from lsconv.krylov.loop.solution import Status
+from lsconv.operators.dtypes import double
+from lsconv.tiled.certificate import Certificate
+from lsconv.tiled.field import Field
+from lsconv.tiled.passes import Norms, Passes
+from lsconv.tiled.storage import Storage
+
+__all__ = ["Directions", "Iteration"]
+
+
+@dataclass
+class Directions:
+    """The directions of the last steps, with their images under H.
+
+    Attributes:
+        passes: over the field.
+        storage: of the vectors.
+        observed: ones where data were measured; None: everywhere.
+        most: directions that are kept.
+        kept: direction, image and ``<p, Hp>`` of each.
+    """
+
+    passes: Passes
+    storage: Storage
+    observed: Field | None
+    most: int = 4
+    kept: list[tuple[Field, Field, float]] = field(default_factory=list)
+
+    def step(self, x: Field, to: Field, g: Field) -> tuple[float, float, float]:
+        """Take one step from ``x`` to ``to``, and update g; returns the norms of the step, of x and of g."""
+        passes, number = self.passes, len(self.kept)
+        if number == self.most:
+            p, w, _ = self.kept.pop(0)
+        else:
+            p, w = self.storage.vector(f"direction{number}"), self.storage.vector(f"image{number}")
+        passes.correct(g, p)
+        passes.product(p, self.observed, w)
+        fields = [p, w, g, *(f for old, image, _ in self.kept for f in (old, image))]
+        beta, alpha, energy = self._scalars(fields)
+        norms = torch.zeros(3, dtype=torch.float64, device=passes.A.device)
+
+        def advance(at: Tensor, _: Tensor, z: Tensor, hz: Tensor, rest: Tensor, *old: Tensor) -> list[Tensor | None]:
+            for b, direction, image in zip(beta, old[::2], old[1::2], strict=True):
+                z, hz = z - b * direction, hz - b * image
+            new, rest = at + alpha * z, rest - alpha * hz
+            norms.add_(torch.stack([(alpha * z).square().sum(), new.square().sum(), rest.square().sum()]))
+            return [None, new, z, hz, rest, *[None] * len(old)]
+
+        passes.update([x, to, *fields], advance)
+        self.kept.append((p, w, energy))
+        step, length, left = passes.ranks.total(norms).sqrt().tolist()
+        return step, length, left
+
+    def _scalars(self, fields: list[Field]) -> tuple[list[float], float, float]:
+        """The beta of every direction that is kept, alpha, and ``<p, Hp>``."""
+        sums = torch.zeros(2 + 2 * len(self.kept), dtype=torch.float64, device=self.passes.A.device)
+
+        def dots(z: Tensor, hz: Tensor, rest: Tensor, *old: Tensor) -> list[None]:
+            pairs = [(z, rest), (z, hz)]
+            for direction, image in zip(old[::2], old[1::2], strict=True):
+                pairs += [(image, z), (direction, rest)]
+            sums.add_(torch.stack([(a * b).sum() for a, b in pairs]))
+            return [None] * (3 + len(old))
+
+        self.passes.update(fields, dots)
+        along, energy, *pairs = self.passes.ranks.total(sums).tolist()
+        beta = []
+        for (_, _, before), product, descent in zip(self.kept, pairs[::2], pairs[1::2], strict=True):
+            beta.append(product / before if before else 0.0)
+            energy, along = energy - beta[-1] * product, along - beta[-1] * descent
+        return beta, along / energy if energy > 0 else 0.0, energy
+
+
+class Iteration:
+    """The solve of one item: a first pass, then steps until the certificate holds and x has come to rest.
+
+    Args:
+        passes: over the field.
+        storage: of the vectors.
+        y: the data.
+        observed: ones where they were measured; None: everywhere.
+        judge: makes a certificate of norms.
+        rtol: relative tolerance of x.
+        rate: the part of an error that the first pass is known to leave; 1 where it is not.
+
+    Attributes:
+        x: the answer.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        storage: Storage,
+        y: Field,
+        observed: Field | None,
+        judge: Callable[[Norms], Certificate],
+        *,
+        rtol: float,
+        rate: float,
+    ) -> None:
+        self.passes, self.storage, self.y, self.observed, self.judge = passes, storage, y, observed, judge
+        self.rtol, self.rate, self.wide = 0.1 * rtol, rate, double(storage.dtype)
+        self.directions = Directions(passes, storage, observed)
+
+    def run(self, max_iter: int, begin: Callable[[Field], None] | None = None, patience: int = 60) -> Certificate:
+        """Iterate; returns the certificate of :attr:`x`.
+
+        Args:
+            max_iter: limit on the steps.
+            begin: writes a first x; None: the tiles do.
+            patience: steps without a fall of the gradient after which it ends.
+        """
+        storage = self.storage
+        state = storage.saved()
+        if state is None:
+            self.x = storage.vector("x")
+            if begin is None:
+                self.passes.first(self.y, self.observed, self.x, max(0.1 * self.rate, self.rtol))
+            else:
+                begin(self.x)
+            state = {"step": 0, "x": "x", "left": None}
+            storage.save(state)
+        self.x = storage.vector(state["x"], storage.dtype if state["x"] == "x" else self.wide)
+        g, step = storage.vector("g", self.wide), state["step"]
+        norms = self.passes.gradient(self.x, self.y, self.observed, g)
+        certificate = self.judge(norms)
+        left = self.rate * norms.x if state["left"] is None else state["left"]
+        moves, best, waited = [norms.x], math.inf, 0
+        while step < max_iter and waited < patience:
+            if certificate.holds and left <= self.rtol * norms.x:
+                rounded = self._rounded(certificate)
+                if rounded is not None:
+                    return replace(rounded, iterations=step)
+            name = "x-even" if step % 2 else "x-odd"
+            to = storage.vector(name, self.wide)
+            moved, length, rest = self.directions.step(self.x, to, g)
+            step, self.x = step + 1, to
+            moves.append(moved)
+            left = min(self._left(moves, length), rest / self.passes.least if self.passes.least else math.inf)
+            slow = len(moves) > 3 and moves[-1] > 0.1 * moves[-4] and left > self.rtol * length
+            if slow and not self.passes.symmetric:
+                self.passes.symmetric = True
+                self.directions.kept.clear()
+            waited = 0 if rest < 0.9 * best else waited + 1
+            best = min(best, rest)
+            storage.save({"step": step, "x": name, "left": left})
+            norms = replace(norms, gradient=rest, x=length)
+            if (rest <= certificate.gradient_bound and left <= self.rtol * length) or not waited < patience:
+                norms = self.passes.gradient(self.x, self.y, self.observed, g)
+                certificate = self.judge(norms)
+        certificate = self.judge(self.passes.gradient(self.x, self.y, self.observed, g))
+        rounded = self._rounded(certificate) if certificate.holds else None
+        if rounded is None or left > 100 * self.rtol * norms.x:
+            limit = Status.ITERATION_LIMIT if step >= max_iter else Status.STAGNATION
+            rounded = replace(certificate, status=limit)
+        return replace(rounded, iterations=step)
+
+    def _left(self, moves: list[float], length: float) -> float:
+        """The length of the steps to come, from those that were made: a geometric series, or none at rounding."""
+        if len(moves) > 4 and 0.9 * max(moves[-4:-1]) <= moves[-1] <= 100 * self.rtol * length:
+            return 0.0
+        several = min(len(moves) - 1, 5)
+        first = moves[-1 - several]
+        rate = min((moves[-1] / first) ** (1 / several), 0.99) if first else 0.0
+        return moves[-1] * rate / (1 - rate)
+
+    def _rounded(self, certificate: Certificate) -> Certificate | None:
+        """The certificate of x as it is returned: rounded to the dtype of the data."""
+        narrow = self.storage.dtype
+        if narrow == self.wide or self.x.array.dtype == self.storage.vector("x").array.dtype:
+            return certificate
+        found = self.judge(
+            self.passes.gradient(self.x, self.y, self.observed, None, lambda x: x.to(narrow).to(self.wide))
+        )
+        return found if found.holds else replace(found, status=Status.ROUNDED)

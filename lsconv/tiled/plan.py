@@ -1,0 +1,299 @@
+r"""The whole problem by tiles: in memory, out of core and on many ranks, with the certificate of the whole.
+
+.. math:: \min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|Lx\|^2
+
+The first pass solves every tile for its own data and keeps the cores; where that is not enough, flexible conjugate
+gradients on the whole problem (:mod:`lsconv.tiled.iteration`) take the tiles as preconditioner. The gradient of the
+whole, recomputed with halos, is the certificate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsconv.border.cost_model import free_bytes
+from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
+from lsconv.krylov.loop.solution import Solution, report
+from lsconv.krylov.loop.stopping import Tolerances, norm_from_below
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import direct_rtol, double
+from lsconv.tiled.certificate import Certificate, joined
+from lsconv.tiled.field import ArrayLike, Field
+from lsconv.tiled.iteration import Iteration
+from lsconv.tiled.passes import Passes
+from lsconv.tiled.progress import Progress
+from lsconv.tiled.ranks import Ranks
+from lsconv.tiled.storage import Storage
+from lsconv.tiled.strategy import Strategy, check_operator, penalty_terms
+from lsconv.tiled.whole import WholePlan
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["Plan"]
+
+
+class Plan:
+    r"""Setup for one damped problem larger than a device; :meth:`solve` answers data, item by item.
+
+    Args:
+        A: a convolution of stride 1 with zero, circular, reflect or replicate padding, in one to three dimensions; or
+            its kernel, ``(*size)`` for planes, of which every leading axis of y is a batch, or
+            ``(c_out, c_in, *size)``.
+        in_size: spatial size of x, where A is a kernel.
+        damp: the damping, > 0, in the units of A over L.
+        L: a penalty made of convolutions, such as :class:`lsconv.Gradient`; None: the identity.
+        padding: of a kernel, as in :class:`lsconv.Convolution`.
+        padding_mode: of a kernel, as there.
+        tile: cells of a tile's core, a number or one per axis; None: as long as ``max_memory`` allows.
+        overlap: cells around the core that a tile has; "auto": from the measured decay of the inverse.
+        max_memory: bytes of memory to work in; None: a quarter of what is free.
+        storage: a folder for the vectors of the iteration, as memory-mapped files, from which a solve that was killed
+            goes on; None: memory, or a temporary folder where they would not fit.
+        mesh: a DeviceMesh of one dimension, whose ranks share the rows (the first spatial axis) of x and of y.
+        observed: ones or True where y was measured, an array with the spatial size of y (of this rank's rows), or with
+            its channels; None: everywhere.
+
+    Attributes:
+        memory: bytes of memory that a solve takes, about, on every rank.
+        path: "tiles", or "whole" for one border solve of the whole image.
+        why: the reason of that choice.
+        x_rows: the rows of x that this rank has, a slice.
+        y_rows: the rows of y that this rank has, a slice.
+
+    Raises:
+        ArgumentError, ShapeError, DtypeError, ArgumentTypeError: arguments that do not fit.
+        MethodError: A or L that tiles do not serve.
+        PlanMemoryError: the smallest tile needs more than ``max_memory``.
+
+    Source:
+        Cai and Sarkis, "A restricted additive Schwarz preconditioner", SIAM J. Sci. Comput. 21 (1999).
+
+    Example:
+        >>> kernel = lsconv.psf.gaussian(1.5)
+        >>> y = torch.rand(120, 130)
+        >>> plan = lsconv.tiled.Plan(kernel, (120, 130), damp=0.1, padding="same", tile=64)
+        >>> solution = plan.solve(y)
+        >>> A = lsconv.Conv2d(kernel[None, None], (120, 130), padding="same")
+        >>> bool(solution.converged), bool(torch.dist(solution.x, lsconv.lstsq(A, y[None], damp=0.1).x[0]) < 1e-4)
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        A: LinearOperator | Tensor,
+        in_size: int | Sequence[int] | None = None,
+        damp: float | Tensor | None = None,
+        *,
+        L: LinearOperator | None = None,
+        padding: Any = 0,
+        padding_mode: str = "zeros",
+        tile: int | Sequence[int] | None = None,
+        overlap: int | str = "auto",
+        max_memory: int | None = None,
+        storage: str | Path | None = None,
+        mesh: DeviceMesh | None = None,
+        observed: ArrayLike | None = None,
+    ) -> None:
+        self.channels = not (isinstance(A, Tensor) and in_size is not None and A.ndim == _count(in_size))
+        self.A = check_operator(A, in_size, padding, padding_mode)
+        self.damp = _checked_damp(damp)
+        self.L = L
+        self.terms = penalty_terms(self.A, L)
+        self.ranks = Ranks(mesh, self.A.device)
+        self.x_rows = self.ranks.rows(self.A.spatial_in[0])
+        self.y_rows = self.ranks.rows(self.A.spatial_out[0])
+        self.storage = None if storage is None else Path(storage)
+        self.max_memory = self.ranks.least(free_bytes(self.A.device) // 4 if max_memory is None else int(max_memory))
+        strategy = Strategy.choose(
+            self.A, self.terms, self.damp, tile, overlap, self.max_memory, self.ranks, self.x_rows,
+            masked=observed is not None, stored=self.storage is not None,
+        )  # fmt: skip
+        self.strategy, self.path, self.why, self.memory = strategy, strategy.path, strategy.why, strategy.bytes
+        self.wraps = strategy.wraps
+        self.observed = None if observed is None else self._observed(observed)
+        self.passes = Passes(
+            self.A, self.terms, self.damp, strategy.axes, strategy.overlap, self.wraps, self.ranks,
+            threaded=strategy.out_of_core, symmetric=strategy.symmetric, limits=strategy.limits,
+        )  # fmt: skip
+        self.whole = WholePlan(self.A, self.terms, L, self.damp, self.max_memory) if self.path == "whole" else None
+        self._norm: float | None = None
+
+    # ------------------------------------------------------------------ answers
+
+    def solve(
+        self,
+        y: ArrayLike,
+        out: ArrayLike | None = None,
+        rtol: float | None = None,
+        progress: bool = False,
+        max_iter: int = 200,
+    ) -> Solution:
+        """The solution for ``y``, ``(*batch, *out_shape)``, with the certificate of the whole problem.
+
+        Args:
+            y: the data, of this rank's rows: a tensor, a numpy array or memory map, or anything with shape and dtype
+                that is read by slices, such as a Zarr array. Integers are read as numbers of A's dtype.
+            out: an array of the shape of x (of this rank's rows) to write to, by slices; None: a tensor of A's dtype.
+            rtol: relative tolerance of residual or gradient, and of x; None: 1e-6 in float32, 1e-10 in float64.
+            progress: show a bar, by tiles.
+            max_iter: limit on the outer steps.
+
+        Returns:
+            A :class:`Solution` whose x is ``out``, and whose norms and status are those of the whole image.
+
+        Raises:
+            ShapeError, DtypeError: y or out do not fit.
+            NonFiniteError: y has NaN or infinity; the message names the tile.
+            RankError: another rank has failed, or does not answer.
+        """
+        batch = self._check(y)
+        shape = (*batch, *self._item_shape(self.A.c_in, self.A.spatial_in, self.x_rows))
+        if out is None:
+            out = torch.empty(shape, dtype=self.A.dtype, device=self.A.device)
+        elif tuple(out.shape) != shape:
+            raise ShapeError(f"out: expected shape {shape}, of x on this rank, got {tuple(out.shape)}")
+        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), 0.0)
+        found = []
+        with Progress(self, progress) as bar, torch.no_grad():
+            self.passes.tick = bar.tick
+            for item in itertools.product(*map(range, batch)):
+                data = self._field(y, self.A.spatial_out, self.y_rows, item)
+                target = self._field(out, self.A.spatial_in, self.x_rows, item)
+                found.append(self._solve(data, target, item, batch, tolerances, max_iter))
+        solution = joined(found, out, batch, self.damp, self.A.device)
+        report(solution, self)
+        return solution
+
+    def _solve(
+        self, y: Field, out: Field, item: tuple[int, ...], batch: tuple[int, ...], tolerances: Tolerances, max_iter: int
+    ) -> Certificate:
+        """Solve for one batch item."""
+        regions = self.passes.halos, self.passes.tiles
+        needed = [r.output_rows() for r in regions]
+        for field in (y, self.observed):
+            if field is not None:
+                self.ranks.exchange(field, (min(n[0] for n in needed), max(n[1] for n in needed)))
+        shape = (self.A.c_in, out.rows, *self.A.spatial_in[1:])
+        options = {"channels": True, "wraps": self.wraps, "first": self.x_rows.start, "device": self.A.device}
+        folder, temporary = self.storage, None
+        if folder is None and self.strategy.out_of_core:
+            temporary = tempfile.TemporaryDirectory(prefix="lsconv-")
+            folder = Path(temporary.name)
+        try:
+            if folder is not None and item:
+                folder = folder / "-".join(map(str, item))
+            vectors = Storage(folder, self._key(batch), shape, self.A.dtype, size=self.A.spatial_in, **options)
+            iteration = Iteration(
+                self.passes, vectors, y, self.observed, self._judge(tolerances), rtol=tolerances.rtol,
+                rate=self._rate(),
+            )  # fmt: skip
+            whole = self.whole
+            certificate = iteration.run(
+                max_iter, None if whole is None else lambda x: whole.write(self.ranks, y, x, tolerances.rtol)
+            )
+            self.passes.update([iteration.x, out], lambda x, _: [None, x])
+            vectors.remove()
+        finally:
+            if temporary is not None:
+                temporary.cleanup()
+        return certificate
+
+    # ------------------------------------------------------------------ checks and descriptions
+
+    def _check(self, y: ArrayLike) -> tuple[int, ...]:
+        """Check y, and return its batch dimensions."""
+        if not (hasattr(y, "shape") and hasattr(y, "dtype") and hasattr(y, "__getitem__")):
+            raise ArgumentTypeError(f"y: expected a tensor or an array read by slices, got {type(y).__name__}")
+        wanted = self._item_shape(self.A.c_out, self.A.spatial_out, self.y_rows)
+        shape = tuple(int(n) for n in y.shape)
+        if shape[len(shape) - len(wanted) :] != wanted or len(shape) < len(wanted):
+            several = self.ranks.size > 1
+            rows = f" (rows {self.y_rows.start}:{self.y_rows.stop} of rank {self.ranks.rank})" if several else ""
+            raise ShapeError(f"y: expected (*batch, {', '.join(map(str, wanted))}){rows}, got {shape}")
+        name = str(y.dtype).removeprefix("torch.")
+        if "complex" in name or (name.endswith("float64") and double(self.A.dtype) != self.A.dtype):
+            raise DtypeError(f"y: {name} does not fit a kernel of {self.A.dtype}; convert one of them")
+        return shape[: len(shape) - len(wanted)]
+
+    def _item_shape(self, channels: int, size: Sequence[int], rows: slice) -> tuple[int, ...]:
+        lead = (channels,) if self.channels else ()
+        return (*lead, rows.stop - rows.start, *size[1:])
+
+    def _field(self, array: ArrayLike, size: Sequence[int], rows: slice, item: tuple[int, ...] = ()) -> Field:
+        return Field(
+            array, size, channels=self.channels, wraps=self.wraps, first=rows.start, item=item, dtype=self.A.dtype,
+            device=self.A.device,
+        )  # fmt: skip
+
+    def _observed(self, observed: ArrayLike) -> Field:
+        """The mask as a field."""
+        plane = self._item_shape(self.A.c_out, self.A.spatial_out, self.y_rows)[-self.A.ndim :]
+        shape = tuple(int(n) for n in observed.shape)
+        if shape not in (plane, (self.A.c_out, *plane)):
+            raise ShapeError(f"observed: expected shape {plane}, or that with {self.A.c_out} channels, got {shape}")
+        return Field(
+            observed, self.A.spatial_out, channels=len(shape) > len(plane), wraps=self.wraps, first=self.y_rows.start,
+            dtype=self.A.dtype, device=self.A.device,
+        )  # fmt: skip
+
+    def _rate(self) -> float:
+        """The part of an error that the first pass is known to leave."""
+        if self.observed is not None:
+            return 1.0
+        return 0.0 if self.whole is not None else self.strategy.rate
+
+    def _judge(self, tolerances: Tolerances) -> Any:
+        if self._norm is None:
+            size = [min(n, max(4 * k, 64)) for n, k in zip(self.A.spatial_in, self.A.kernel_extent, strict=True)]
+            A = Convolution(self.passes.wide.weight, size, dilation=self.A.dilation, groups=self.A.groups)
+            self._norm = float(norm_from_below(A))
+        return lambda norms: Certificate.of(norms, self.damp, self._norm, self.passes.wide, tolerances)
+
+    def _key(self, batch: tuple[int, ...]) -> str:
+        """The problem, for a restart."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.A.weight.detach().cpu().numpy()).tobytes())
+        said = (
+            self.A,
+            self.damp,
+            repr(self.L),
+            batch,
+            self.ranks.rank,
+            self.ranks.size,
+            self.A.padding,
+            self.A.dilation,
+        )
+        digest.update(repr(said).encode())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        tiles = " x ".join(str(axis.count) for axis in self.strategy.axes)
+        overlap = ", ".join(map(str, sorted(set(self.strategy.overlap))))
+        ranks = f", rank {self.ranks.rank} of {self.ranks.size}" if self.ranks.size > 1 else ""
+        return (
+            f"Plan({self.A.in_shape} -> {self.A.out_shape}, damp={self.damp:g}, path={self.path!r} because {self.why}; "
+            f"{tiles} tiles of {self.passes.tiles.size} overlapping by {overlap}{ranks}, about "
+            f"{self.memory / 2**20:.0f} MiB)"
+        )
+
+
+def _count(in_size: int | Sequence[int]) -> int:
+    return 1 if isinstance(in_size, int) else len(in_size)
+
+
+def _checked_damp(damp: Any) -> float:
+    value = math.nan if damp is None else float(damp)
+    if not 0 < value < math.inf:
+        raise ArgumentError(f"damp: expected a number > 0, without which a tile has no say of its own, got {damp}")
+    return value

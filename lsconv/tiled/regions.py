@@ -1,0 +1,164 @@
+r"""The field in regions of one size that overlap, and the convolution within each: cut inside, itself at the edges.
+
+A region's convolution reads the cells of the region alone. Where the region ends inside the field the outputs that
+would read beyond are left out (``padding=0``), where it ends with the field the padding is that of A. So all regions
+inside are of one kind, and with a "valid" or a circular A all of all; there are :math:`3^d` kinds at most.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsconv.operators.convolution import Convolution
+from lsconv.tiled.layout import Axis
+
+__all__ = ["Region", "Regions", "local_convolution"]
+
+# Per axis: whether the region begins, and ends, with a padding of the field; None: it is all of an axis that wraps.
+Kind = tuple["tuple[bool, bool] | None", ...]
+
+
+@dataclass(frozen=True)
+class Region:
+    """One region.
+
+    Attributes:
+        tile: its number along every axis.
+        core: the first cell of its core.
+        core_size: cells of the core.
+        start: the first cell of the region, which may be one beyond an edge that wraps.
+        kind: at which padded edges of the field it ends.
+    """
+
+    tile: tuple[int, ...]
+    core: tuple[int, ...]
+    core_size: tuple[int, ...]
+    start: tuple[int, ...]
+    kind: Kind
+
+    @property
+    def inside(self) -> tuple[slice, ...]:
+        """The cells of the core within the region, of all channels."""
+        places = zip(self.core, self.start, self.core_size, strict=True)
+        return (slice(None), *(slice(c - s, c - s + n) for c, s, n in places))
+
+
+class Regions:
+    """All regions whose cores are in the rows of this process.
+
+    Args:
+        A: the convolution of the whole field.
+        axes: the cores.
+        overlap: cells around a core that its region has, at least, per axis.
+        wraps: per axis, whether A wraps around.
+        others: further convolutions of the same inputs, whose padding makes the edges differ too.
+
+    Attributes:
+        size: cells of a region, per axis.
+        all: the regions.
+    """
+
+    def __init__(
+        self,
+        A: Convolution,
+        axes: Sequence[Axis],
+        overlap: Sequence[int],
+        wraps: Sequence[bool],
+        others: Sequence[Convolution] = (),
+    ) -> None:
+        self.A, self.wraps = A, tuple(wraps)
+        self._padded = [tuple(any(C.padding[a][side] for C in (A, *others)) for side in (0, 1)) for a in range(A.ndim)]
+        self.axes = tuple(
+            Axis(axis.cells, axis.count, o, 0, w, axis.first, axis.last)
+            for axis, o, w in zip(axes, overlap, wraps, strict=True)
+        )
+        self.size = tuple(axis.size(True) for axis in self.axes)
+        self.all = [self._region(tile) for tile in itertools.product(*(range(axis.count) for axis in axes))]
+
+    def _region(self, tile: tuple[int, ...]) -> Region:
+        core, core_size, start = [], [], []
+        kind: list[tuple[bool, bool] | None] = []
+        for i, axis, size, wrap, (left, right) in zip(
+            tile, self.axes, self.size, self.wraps, self._padded, strict=True
+        ):
+            first, last = axis.edges[i : i + 2]
+            middle = (first + last - size) // 2
+            core.append(first)
+            core_size.append(last - first)
+            if wrap and size < axis.cells:
+                start.append(middle)
+                kind.append((False, False))
+            else:
+                start.append(min(max(middle, 0), axis.cells - size))
+                kind.append(None if wrap else (left and start[-1] == 0, right and start[-1] + size == axis.cells))
+        return Region(tile, tuple(core), tuple(core_size), tuple(start), tuple(kind))
+
+    def rows(self) -> tuple[int, int]:
+        """The rows of inputs that the regions read, the first and the end."""
+        return min(r.start[0] for r in self.all), max(r.start[0] for r in self.all) + self.size[0]
+
+    def window(self, region: Region) -> Tensor:
+        """The root of the region's share of a partition of unity, on its cells."""
+        product = torch.ones((), dtype=torch.float64)
+        for axis, s, c, n, size in zip(self.axes, region.start, region.core, region.core_size, self.size, strict=True):
+            places = torch.arange(s, s + size, dtype=torch.float64) + 0.5
+            turns = (-axis.cells, 0, axis.cells) if axis.wraps and n < axis.cells else (0,)
+            share = torch.zeros_like(places)
+            for turn in turns:
+                begins, ends = (((places + turn - e) / (2 * axis.overlap) + 0.5).clamp(0, 1) for e in (c, c + n))
+                begins = torch.ones_like(places) if c == 0 and (not axis.wraps or len(turns) == 1) else begins
+                last = c + n == axis.cells and (not axis.wraps or len(turns) == 1)
+                share += begins - (torch.zeros_like(places) if last else ends)
+            product = product[..., None] * share.sqrt()
+        return product
+
+    def output_rows(self) -> tuple[int, int]:
+        """The rows of outputs that the regions' convolutions have, the first and the end."""
+        k, (left, right) = self.A.kernel_extent[0], self.A.padding[0]
+        firsts, ends = [], []
+        for region in self.all:
+            edges = region.kind[0] or (True, True)
+            firsts.append(self.outputs(region)[0])
+            ends.append(firsts[-1] + self.size[0] - k + 1 + (left if edges[0] else 0) + (right if edges[1] else 0))
+        return min(firsts), max(ends)
+
+    def convolution(self, kind: Kind, of: Convolution | None = None) -> Convolution:
+        """The convolution within regions of this kind: A, or another with the inputs of A, such as a penalty."""
+        return local_convolution(self.A if of is None else of, self.size, kind)
+
+    def outputs(self, region: Region) -> tuple[int, ...]:
+        """The first output of A that the region's convolution has."""
+        return tuple(
+            s + (0 if edges is None or edges[0] else left)
+            for s, edges, (left, _) in zip(region.start, region.kind, self.A.padding, strict=True)
+        )
+
+    def own_outputs(self, region: Region) -> tuple[slice, ...]:
+        """The outputs that count as those of this core, each being one core's, within the region's, of all channels."""
+        own = []
+        for a, (c, n, o) in enumerate(zip(region.core, region.core_size, self.outputs(region), strict=True)):
+            left, cells, m = self.A.padding[a][0], self.A.spatial_in[a], self.A.spatial_out[a]
+            low, high = c, c + n
+            if not self.wraps[a]:
+                shift = left - (self.A.kernel_extent[a] - 1) // 2
+                low, high = min(max(c + shift, 0), m) if c else 0, min(max(c + n + shift, 0), m)
+                high = m if c + n == cells else high
+            own.append(slice(low - o, max(high, low) - o))
+        return (slice(None), *own)
+
+
+def local_convolution(A: Convolution, size: Sequence[int], kind: Kind) -> Convolution:
+    """The part of a convolution within a region of the field."""
+    padding = [
+        pair if edges is None else (pair[0] if edges[0] else 0, pair[1] if edges[1] else 0)
+        for pair, edges in zip(A.padding, kind, strict=True)
+    ]
+    return Convolution(
+        A.weight.detach(), size, padding=padding, dilation=A.dilation, groups=A.groups, padding_mode=A.padding_mode,
+        check_finite=False,
+    )  # fmt: skip

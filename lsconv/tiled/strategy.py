@@ -1,0 +1,248 @@
+"""How a problem is solved: by tiles of which size and overlap, in memory or out of core, or whole; and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.border.cost_model import Limits, plan_bytes, spared
+from lsconv.border.penalty import Penalty, Term, as_convolutions
+from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, MethodError, PlanMemoryError, ShapeError
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
+from lsconv.operators.elementary import Identity
+from lsconv.tiled.decay import Decay
+from lsconv.tiled.iteration import Directions
+from lsconv.tiled.layout import Axis
+from lsconv.tiled.ranks import Ranks
+from lsconv.tiled.regions import Regions
+from lsconv.tiled.whole import whole_bytes
+
+__all__ = ["Strategy", "check_operator", "penalty_terms"]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """The choice.
+
+    Attributes:
+        path: "tiles" or "whole".
+        why: its reason.
+        axes: the cores of this rank.
+        overlap: cells around them, per axis.
+        wraps: per axis, whether A wraps around.
+        rate: the part of an error that a pass of all tiles leaves.
+        out_of_core: the vectors go to files.
+        symmetric: the tiles precondition by their Hermitian form.
+        bytes: of memory, about.
+        limits: by which means the border of a tile is solved.
+    """
+
+    path: str
+    why: str
+    axes: tuple[Axis, ...]
+    overlap: tuple[int, ...]
+    wraps: tuple[bool, ...]
+    rate: float
+    out_of_core: bool
+    symmetric: bool
+    bytes: int
+    limits: Limits
+
+    @classmethod
+    def choose(
+        cls,
+        A: Convolution,
+        terms: Sequence[Term],
+        damp: float,
+        tile: int | Sequence[int] | None,
+        overlap: int | str,
+        max_memory: int,
+        ranks: Ranks,
+        rows: slice,
+        *,
+        masked: bool,
+        stored: bool,
+    ) -> Strategy:
+        """Choose from the decay of the inverse and the memory; the parameters are those of the plan."""
+        wraps = _wraps(A)
+        decay = Decay(A, terms, damp, {1: 4096, 2: 512, 3: 96}[A.ndim])
+        rtol = 1e-7 if double(A.dtype) != A.dtype else 1e-11
+        vectors = A.c_in * (rows.stop - rows.start) * math.prod(A.spatial_in[1:]) * 8 * (3 + 2 * Directions.most)
+        whole = whole_bytes(A, terms, damp) if not masked else max_memory + 1
+
+        def tiles(core: Sequence[int]) -> tuple[tuple[Axis, ...], tuple[int, ...], int]:
+            """The cores, overlap and bytes for cores of about this size; the overlap is the same on all ranks."""
+            axes = _axes(A, core, rows, wraps)
+            least = (A.spatial_in[0] // ranks.size, *A.spatial_in[1:])
+            nominal = [min(n, c) for n, c in zip(least, core, strict=True)]
+            cut = [n for n, axis in zip(nominal, axes, strict=True) if _is_cut(axis)]
+            cells = decay.overlap(cut, min(cut), rtol) if isinstance(overlap, str) and cut else overlap
+            per_axis = tuple(int(cells) if _is_cut(axis) else axis.cells for axis in axes)
+            return axes, per_axis, _tile_bytes(A, terms, damp, axes, per_axis, wraps)
+
+        sizes = [_per_axis(tile, A)] if tile is not None else _candidates(A, rows)
+        for core in sizes:
+            axes, cells, needed = tiles(core)
+            if needed <= max_memory:
+                break
+        else:
+            raise PlanMemoryError(
+                f"max_memory: tiles of {tuple(core)} need about {needed:.3g} bytes, and {max_memory:.3g} are allowed; "
+                f"pass a smaller tile, or a larger max_memory"
+            )
+        out_of_core = stored or needed + vectors > max_memory
+        cut = [o for o, axis in zip(cells, axes, strict=True) if _is_cut(axis)]
+        rate, steps = (decay.rate(min(cut)), decay.steps(min(cut), rtol)) if cut else (0.0, 0)
+        path, why = "tiles", f"beyond {min(cut)} cells {rate:.1e} of the inverse is left" if cut else "one tile is all"
+        if whole <= max_memory and tile is None and ranks.size == 1 and not stored:
+            path, why = "whole", f"it takes {whole / 2**20:.0f} MiB, and {max_memory / 2**20:.0f} are allowed"
+        elif steps > 4 * ranks.size and isinstance(overlap, str):
+            why = f"{why}: about {steps} steps of tiles"
+            if whole <= max_memory:
+                path = "whole"
+            else:
+                why += f", as the whole would take {whole / 2**20:.0f} MiB"
+        used = whole if path == "whole" else needed + (0 if out_of_core else vectors)
+        limits = spared(None, max(max_memory - used, 0), 0)
+        return cls(
+            path,
+            why,
+            axes,
+            cells,
+            wraps,
+            rate,
+            out_of_core,
+            bool(cut) and decay.contraction(min(cut)) > 0.2,
+            used,
+            limits,
+        )
+
+
+def _is_cut(axis: Axis) -> bool:
+    """Tell whether a tile is shorter than the field along an axis."""
+    return axis.count > 1 or axis.length < axis.cells
+
+
+def _wraps(A: Convolution) -> tuple[bool, ...]:
+    wraps = tuple(A.padding_mode == "circular" and any(pair) for pair in A.padding)
+    for wrap, pair, k in zip(wraps, A.padding, A.kernel_extent, strict=True):
+        if wrap and sum(pair) != k - 1:
+            raise MethodError(
+                f"padding: a circular convolution of tiles has as many outputs as inputs (padding='same'), got {pair} "
+                f"for a kernel of {k} cells"
+            )
+    return wraps
+
+
+def _axes(A: Convolution, core: Sequence[int], rows: slice, wraps: Sequence[bool]) -> tuple[Axis, ...]:
+    axes = []
+    for a, (n, cells) in enumerate(zip(A.spatial_in, core, strict=True)):
+        first, last = (rows.start, rows.stop) if a == 0 else (0, n)
+        count = min(max(round((last - first) / cells), 1), last - first)
+        axes.append(Axis(n, count, 0, 0, wraps[a], first, last))
+    return tuple(axes)
+
+
+def _per_axis(tile: int | Sequence[int], A: Convolution) -> tuple[int, ...]:
+    cells = (tile,) * A.ndim if isinstance(tile, int) else tuple(int(n) for n in tile)
+    if len(cells) != A.ndim or min(cells) < 1:
+        raise ArgumentError(f"tile: expected a number of cells >= 1, or {A.ndim} of them, got {tile!r}")
+    return cells
+
+
+def _candidates(A: Convolution, rows: slice) -> list[tuple[int, ...]]:
+    """Cores to choose from, the largest first: halves of the longest axis, down to twice the kernel."""
+    size = [rows.stop - rows.start, *A.spatial_in[1:]]
+    least = [max(2 * k, 16) for k in A.kernel_extent]
+    found = [tuple(size)]
+    while any(n > m for n, m in zip(size, least, strict=True)):
+        longest = max(size)
+        size = [max(-(-n // 2), m) if n == longest and n > m else n for n, m in zip(size, least, strict=True)]
+        found.append(tuple(size))
+    return found
+
+
+def _tile_bytes(
+    A: Convolution,
+    terms: Sequence[Term],
+    damp: float,
+    axes: Sequence[Axis],
+    overlap: Sequence[int],
+    wraps: Sequence[bool],
+) -> int:
+    """The bytes of the inverses of all kinds of tiles, and of a pass's arrays."""
+    wide = A.to(dtype=double(A.dtype))
+    regions = Regions(wide, axes, overlap, wraps, [t.convolution for t in terms])
+    plans = []
+    for kind in {region.kind for region in regions.all}:
+        local = regions.convolution(kind)
+        penalty = None
+        if terms:
+            own = [Term(regions.convolution(kind, t.convolution.to(dtype=wide.dtype)), t.factor) for t in terms]
+            penalty = Penalty(local, own, torch.tensor(damp, dtype=torch.float64, device=A.device))
+        plans.append(plan_bytes(local, penalty=penalty))
+    # a third of a plan's peak, which all kinds have one after the other, is kept; a pass has ten arrays at a time
+    kept = max(plans) + (sum(plans) - max(plans)) // 3
+    return kept + 10 * 8 * max(A.c_in, A.c_out) * math.prod(regions.size)
+
+
+def check_operator(A: Any, in_size: Any, padding: Any, padding_mode: str) -> Convolution:
+    """The convolution, of a kernel where that is given.
+
+    Raises:
+        ArgumentTypeError, ShapeError, DtypeError, MethodError: it is none that tiles serve.
+    """
+    if isinstance(A, Tensor):
+        if in_size is None:
+            raise ArgumentError("in_size: needed beside a kernel, the spatial size of x")
+        ndim = 1 if isinstance(in_size, int) else len(in_size)
+        if A.ndim not in (ndim, ndim + 2):
+            raise ShapeError(
+                f"A: expected a kernel with {ndim} spatial axes, as in_size has, (*size) or (c_out, c_in, *size), got "
+                f"shape {tuple(A.shape)}"
+            )
+        A = Convolution(A.reshape(1, 1, *A.shape) if A.ndim == ndim else A, in_size, padding=padding,
+                        padding_mode=padding_mode)  # fmt: skip
+    elif in_size is not None:
+        raise ArgumentError(f"in_size: A has one, {getattr(A, 'spatial_in', '')}; give it beside a kernel only")
+    if not isinstance(A, Convolution):
+        raise ArgumentTypeError(
+            f"A: expected a Convolution or a kernel, got {type(A).__name__}; other operators have no tiles, use lstsq"
+        )
+    if set(A.stride) != {1} or A.batch_shape:
+        said = f"stride {A.stride}" if not A.batch_shape else f"a kernel per batch item {A.batch_shape}"
+        raise MethodError(
+            f"A: tiles serve convolutions of stride 1 with one kernel for all items, got {said}; use lstsq"
+        )
+    if A.dtype not in (torch.float32, torch.float64):
+        raise DtypeError(f"A: tiles serve float32 and float64, got {A.dtype}")
+    if A.padding_mode in ("reflect", "replicate") and A.ndim > 2:
+        raise MethodError(f"padding_mode: {A.padding_mode!r} has no border plan in three dimensions; use 'zeros'")
+    return A
+
+
+def penalty_terms(A: Convolution, L: LinearOperator | None) -> list[Term]:
+    """The penalty as convolutions; empty for the identity.
+
+    Raises:
+        MethodError: it is not made of convolutions, or shares no grid with A.
+    """
+    if L is None or isinstance(L, Identity):
+        return []
+    L = L.for_dtype(A.dtype)
+    if L.in_shape != A.in_shape:
+        raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
+    terms = as_convolutions(L, A.ndim)
+    if terms is None or A.padding_mode in ("reflect", "replicate") or not Penalty.serves(A, terms):
+        raise MethodError(
+            f"L: tiles serve penalties made of convolutions beside zero or circular padding (with lsconv.Gradient, "
+            f"boundary='periodic' beside circular padding), got {L!r} beside {A!r}"
+        )
+    return terms
