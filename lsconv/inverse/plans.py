@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import math
 import warnings
@@ -20,7 +19,6 @@ from torch import Tensor
 from lsconv.border.cost_model import allowed_bytes, check_fits
 from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.errors import ConvergenceWarning, MethodError
-from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.dense_stack import DenseStack, stacked
@@ -30,10 +28,8 @@ from lsconv.krylov.craig import craig
 from lsconv.krylov.gmres import gmres
 from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
 from lsconv.krylov.hybrid import hybrid
-from lsconv.krylov.loop.batched_scalars import divide
-from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.loop.stopping import Tolerances, certified, norm_from_below
+from lsconv.krylov.loop.stopping import Tolerances, certified
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
@@ -51,7 +47,6 @@ __all__ = [
     "PenalisedBackward",
     "PenalisedPlan",
     "Plan",
-    "TrialPlan",
 ]
 
 LEAST_SQUARES: dict[str, Callable[..., Solution]] = {"lsmr": lsmr, "lsqr": lsqr, "cgls": cgls, "craig": craig}
@@ -218,110 +213,6 @@ class KrylovPlan:
         return (
             f"KrylovPlan({self.method!r}, preconditioner={type(preconditioner).__name__ if preconditioner else None})"
         )
-
-
-class TrialPlan(KrylovPlan):
-    r"""LSMR without preconditioner, for as many iterations as cost what another plan's setup would.
-
-    The items that it leaves open are for that plan. An iteration that is then on its way to end before it has taken
-    twice as many goes on. Only :meth:`solve` has the limit, which no backward pass has.
-
-    What rounding adds to x along the null space of A is no more than ``eps (||A|| / damp)^2`` of x: where that may be
-    too much, the iteration is in double precision.
-
-    Args:
-        A: the operator.
-        damp: the damping.
-        most: the limit.
-    """
-
-    def __init__(self, A: LinearOperator, damp: Tensor | float, most: int) -> None:
-        super().__init__(A, damp, "lsmr")
-        self.most, self.rtol = most, direct_rtol(A.dtype)
-
-    def solve(  # type: ignore[override]  # nothing else to choose
-        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
-    ) -> Solution:
-        """The solution for ``y``, to the tolerance of the direct methods and with their certificate, in float64."""
-        tolerances = Tolerances.of(self.A.dtype, self.rtol if rtol is None else rtol, atol)
-        precise = in_double(self.A)
-        # where x leaves a tenth of the data, a certificate of a single-precision x would not show its null-space part
-        A = self.A
-        if A.dtype != precise.dtype:
-            narrow = _rounds_little(self.damp, self._norm, 0.1 * tolerances.eps, tolerances)
-            A = self.A if bool(narrow.all()) else precise
-        most = 2 * self.most if max_iter is None else min(max_iter, 2 * self.most)
-        limit = _Limit(self.most, tolerances.rtol)
-        found = lsmr(A, y.to(A.dtype), damp=self.damp, rtol=tolerances.rtol, atol=atol, max_iter=most, callback=limit)
-        ended = torch.where(found.codes == Status.CALLBACK.code, Status.ITERATION_LIMIT.code, found.codes)
-        self.spent, batch = int(found.iterations.max()), found.codes.shape
-        norm = None if found.history is None else found.history.largest_norm
-        rounding = torch.finfo(A.dtype).eps
-        little = found.damp == 0 if norm is None else _rounds_little(found.damp, norm, rounding, tolerances)
-        judged = certified(
-            precise,
-            found.x.to(precise.dtype),
-            y.to(precise.dtype).expand(*batch, *A.out_shape),
-            found.damp,
-            tolerances=tolerances,
-            dtype=self.A.dtype,
-            iterations=found.iterations,
-            history=found.history,
-            otherwise=torch.where(found.converged, Status.STAGNATION.code, ended),
-            operator_norm=norm,
-            null_share=torch.where(little, torch.inf, tolerances.null_share),
-            of_form=True,
-        )
-        # what LSMR has seen of the null space, and of data that are not finite, the norms do not show
-        blind = torch.zeros_like(found.converged)
-        for status in (Status.RANK_DEFICIENT, Status.NON_FINITE):
-            blind = blind | (found.codes == status.code)
-        return replace(
-            judged,
-            codes=torch.where(blind, found.codes, judged.codes),
-            converged=judged.converged & ~blind,
-        )
-
-    @functools.cached_property
-    def _norm(self) -> Tensor:
-        """``||A||``, from below."""
-        with torch.no_grad():
-            return norm_from_below(self.A, 3)
-
-    def __repr__(self) -> str:
-        return f"TrialPlan('lsmr', at most {self.most} iterations)"
-
-
-def _rounds_little(damp: Tensor | float, norm: Tensor, eps: float, tolerances: Tolerances) -> Tensor:
-    """The items along whose null space rounding in units of eps adds no more to x than it may have there."""
-    damping = torch.as_tensor(damp, dtype=torch.float64, device=norm.device)
-    return (damping == 0) | (eps * norm.square() <= tolerances.null_share * damping.square())
-
-
-class _Limit:
-    """The callback that ends a trial which is not about to end by itself.
-
-    Args:
-        most: iterations after which it decides.
-        rtol: the tolerance of the gradient.
-    """
-
-    def __init__(self, most: int, rtol: float) -> None:
-        self.most, self.rtol = most, rtol
-
-    def __call__(self, state: IterationState) -> bool:
-        if state.iteration == 0:
-            # a lower bound of ||A||: the forecast is late rather than early
-            self.goal = self.rtol * divide(state.gradient_norm, state.residual_norm)
-        relative = divide(state.gradient_norm, state.residual_norm)
-        if state.iteration <= self.most // 2:
-            self.half, self.at = relative, state.iteration
-        if state.iteration < self.most:
-            return False
-        fall = (self.half / relative).log() / max(state.iteration - self.at, 1)
-        left = (relative / self.goal).log() / fall
-        soon = (left <= 2 * self.most - state.iteration) & (fall > 0)
-        return not bool(soon[state.running].all())
 
 
 class KrylovStack:

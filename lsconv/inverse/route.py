@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import numbers
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lsconv.border.capacitance_plan import CapacitancePlan
-from lsconv.border.cost_model import plan_bytes
 from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.stacked_plan import StackedPlan
@@ -35,17 +33,16 @@ from lsconv.inverse.plans import (
     KrylovPlan,
     KrylovStack,
     Plan,
-    TrialPlan,
 )
 from lsconv.inverse.reduced_plan import ReducedPlan, core
 from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, deciding, reduction, small_matrices
+from lsconv.inverse.trial_plan import TrialPlan, trial_iterations
 from lsconv.inverse.varying import VaryingPlan
 from lsconv.inverse.weighted import WeightedPlan
 from lsconv.operators.algebra import Adjoint, Product, Scaled
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.convolution import Convolution, norm_bound
-from lsconv.operators.dtypes import direct_rtol, double
-from lsconv.operators.fft_convolution import short_fft_length, transform_cost
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
 from lsconv.operators.observed import MeasuredRows
 
 __all__ = ["BORDER_PLANS", "METHODS", "fallback", "penalty_fallback", "penalty_plan", "route"]
@@ -54,9 +51,6 @@ METHODS = ("auto", *SMALL_MATRICES, "fourier", "border", "svd", *KRYLOV)
 BORDER_PLANS = (BorderPlan, CapacitancePlan)
 # Channels of a group, in and out together, up to which reflected padding goes to the border; of more LSMR is faster.
 _MIRRORED_CHANNELS = 4
-# Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
-# iterations below which LSMR is not tried.
-_OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 8e6, 30
 
 
 def route(
@@ -187,8 +181,8 @@ def route(
     if method == "border":
         return _border(A, damp, memory_limit)
     bordered = structured is not None or _mirrors_well(A, damp)
-    trial = _trial_iterations(A, damp) if auto and structured is not None else 0
-    if trial >= _FEWEST_ITERATIONS:
+    trial = trial_iterations(A, damp) if auto and structured is not None else 0
+    if trial:
         return TrialPlan(A, damp, trial)
     if method == "auto" and bordered:
         try:
@@ -318,32 +312,6 @@ def penalty_fallback(
     if DenseStack.is_quick(A, L, damp):
         return DenseStack(A, L, damp)
     return KrylovStack(A, L, damp) if isinstance(plan, VaryingPlan) else None
-
-
-def _trial_iterations(A: LinearOperator, damp: Tensor | float) -> int:
-    """The iterations of LSMR that cost what the border's setup does; none where they would not do.
-
-    The bytes of the border's plan are the measure of its setup. Blurs, and square operators without damping, take
-    hundreds or thousands of iterations; layers, whose symbol is a matrix, often some tens. So do blurs that read as
-    much as the field: few of their singular values are above the damping, and their border is the field.
-    """
-    assert isinstance(A, Convolution)
-    shapes, damping = sorted((A.in_numel, A.out_numel)), torch.as_tensor(damp, dtype=torch.float64)
-    undamped = bool((damping == 0).any())
-    if undamped and shapes[1] < 1.5 * shapes[0]:
-        return 0
-    direct = A.out_numel * A.c_in // A.groups * math.prod(A.kernel_size)
-    grid = [short_fft_length(n + k - 1) for n, k in zip(A.spatial_in, A.kernel_extent, strict=True)]
-    iteration = 4 * min(direct, 10 * (A.c_in + A.c_out) * transform_cost(grid)) + _CALLS
-    most = int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(damping.shape)) / iteration)
-    if (A.c_in + A.c_out) // A.groups > 2:
-        return most
-    if all(step == 1 for step in A.stride):
-        covers = all(2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True))
-        return most if covers and not undamped else 0
-    # one number per frequency and phase: conjugate gradients' bound is what they take
-    needed = 0.5 * norm_bound(A) / damping.to(A.device) * math.log(2 / direct_rtol(A.dtype))
-    return most if bool((needed <= most).all()) else 0
 
 
 def _transposed(A: LinearOperator, damp: Tensor | float, method: str, memory_limit: int | None) -> AdjointPlan | None:

@@ -7,9 +7,9 @@ import torch
 
 import lsconv
 from lsconv.border.plan import BorderPlan
-from lsconv.inverse.plans import TrialPlan
 from lsconv.inverse.route import BORDER_PLANS, fallback, route
 from lsconv.inverse.solve import Fallback, solve
+from lsconv.inverse.trial_plan import TrialPlan
 from lsconv.krylov.loop.solution import Status
 
 
