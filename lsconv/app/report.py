@@ -179,7 +179,8 @@ def report_figure(evidence: Evidence, title: str) -> tuple[Figure, Whiteness]:
     height, width = data.shape[-2:]
     upper = 5.0 * min(max(height / width, 0.4), 1.6)
     figure = Figure(figsize=(10.4, upper + 4.0), dpi=100, facecolor="white", layout="constrained")
-    figure.suptitle("\n".join(textwrap.wrap(title, 120)), fontsize=11)
+    said = title.encode(errors="backslashreplace").decode()  # names of files need not be text
+    figure.suptitle("\n".join(textwrap.wrap(said, 120)), fontsize=11, parse_math=False)
     rows: Any = figure.subfigures(2, 1, height_ratios=(upper, 3.4))
     if kernel.ndim == 1:
         axes = rows[0].subplots()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import lsconv
 from lsconv.app.batch import Outcome
@@ -35,9 +37,9 @@ def write_page(folder: Path, outcomes: Sequence[Outcome], targets: Sequence[Path
         parts.append(f"<h2>{html.escape(outcome.image.name)}</h2>")
         parts += [f"<p class=amiss>{html.escape(remark)}</p>" for remark in outcome.remarks]
         if outcome.line is not None:
-            name = html.escape(f"{target.name}.png")
+            name = quote(os.fsencode(f"{target.name}.png"))
             parts.append(f"<p>{html.escape(outcome.line)}</p><a href='{name}'><img src='{name}' alt='report'></a>")
     page = folder / "index.html"
     with atomically(page) as file:
-        file.write("\n".join(parts).encode())
+        file.write("\n".join(parts).encode(errors="backslashreplace"))  # names of files need not be text
     return page
