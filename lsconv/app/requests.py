@@ -111,6 +111,17 @@ class Kernel:
         place = np.unravel_index(item, [n for n, _ in kept])
         return self.values[int(place[[name for _, name in kept].index("C")])]
 
+    def place_of(self, picture: Picture, item: int) -> str:
+        """The place of an item of :meth:`fields_of` in words, such as "time 2 of 3, channel 1 of 2"."""
+        kept = self._items(picture)
+        place = np.unravel_index(item, [n for n, _ in kept]) if kept else ()
+        words = {"T": "time", "C": "channel", "Z": "slice"}
+        return ", ".join(
+            f"{words.get(name, f'axis {name}')} {int(at) + 1} of {n}"
+            for at, (n, name) in zip(place, kept, strict=True)
+            if n > 1
+        )
+
     def _items(self, picture: Picture) -> list[tuple[int, str]]:
         """Size and letter of the axes along which items lie."""
         axes = zip(picture.values.shape, picture.axes, strict=False)

@@ -237,7 +237,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
         restored = next(restored for index, restored in found if index == shown)
         failed = sum(not each.converged for _, each in found)
         named = "weight" if self.prior.value == "tv" else "damp"
-        words = f"{named} {min(strengths):.3g}" + (f" to {max(strengths):.3g}" if len(found) > 1 else "")
+        words = f"{named} {' to '.join(dict.fromkeys(f'{each:.3g}' for each in (min(strengths), max(strengths))))}"
         verdict = f"{failed} of {len(found)} field(s) not converged" if failed else restored.status
         remarks = dict.fromkeys(remark for _, each in found for remark in each.remarks)
         self.status.value = "\n".join([words, verdict, *remarks])

@@ -208,7 +208,8 @@ def test_a_folder_of_everything_restores_what_is_an_image_and_says_the_rest_in_o
     assert all(line.startswith("lsconv: ") for line in lines)
     assert out.count("\n") == len(SERVED) + 2  # and behind.png and the page
     drawn = set(os.listdir("page")) - {"index.html"}
-    assert drawn == {f"{name}.png" for name in [*SERVED, "behind.png"]}
+    kinds = ("png", "data.png", "restoration.png")
+    assert drawn == {f"{name}.{kind}" for name in [*SERVED, "behind.png"] for kind in kinds}
     page = Path("page/index.html").read_text(encoding="utf-8")
     linked_to = {os.fsdecode(unquote_to_bytes(name)) for name in re.findall("src='([^']*)'", page)}
     assert linked_to == drawn
