@@ -16,8 +16,13 @@ __all__ = ["ArrayLike", "Field", "pieces"]
 class ArrayLike(Protocol):
     """An array that is read and written by slices: a tensor, a numpy array or memory map, a Zarr array."""
 
-    shape: Any
-    dtype: Any
+    @property
+    def shape(self) -> Any:
+        """The sizes of the axes."""
+
+    @property
+    def dtype(self) -> Any:
+        """The number type."""
 
     def __getitem__(self, cells: Any) -> Any: ...
 

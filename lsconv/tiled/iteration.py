@@ -59,14 +59,14 @@ class Directions:
         beta, alpha, energy = self._scalars(fields)
         norms = torch.zeros(3, dtype=torch.float64, device=passes.A.device)
 
-        def advance(at: Tensor, _: Tensor, z: Tensor, hz: Tensor, rest: Tensor, *old: Tensor) -> list[Tensor | None]:
+        def advance(at: Tensor, z: Tensor, hz: Tensor, rest: Tensor, *old: Tensor) -> list[Tensor | None]:
             for b, direction, image in zip(beta, old[::2], old[1::2], strict=True):
                 z, hz = z - b * direction, hz - b * image
             new, rest = at + alpha * z, rest - alpha * hz
             norms.add_(torch.stack([(alpha * z).square().sum(), new.square().sum(), rest.square().sum()]))
-            return [None, new, z, hz, rest, *[None] * len(old)]
+            return [None, z, hz, rest, *[None] * len(old), new]
 
-        passes.update([x, to, *fields], advance)
+        passes.update([x, *fields, to], advance, reads=1 + len(fields))
         self.kept.append((p, w, energy))
         step, length, left = passes.ranks.total(norms).sqrt().tolist()
         return step, length, left

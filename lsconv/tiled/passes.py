@@ -196,11 +196,19 @@ class Passes:
 
         self._run("tiles", self.tiles, read, work, into)
 
-    def update(self, fields: Sequence[Field], work: Callable[..., Sequence[Tensor | None]]) -> None:
-        """Replace the cells of fields, core by core, by what a function makes of them; None leaves them as they are."""
+    def update(
+        self, fields: Sequence[Field], work: Callable[..., Sequence[Tensor | None]], reads: int | None = None
+    ) -> None:
+        """Replace the cells of fields, core by core, by what a function makes of them.
+
+        Args:
+            fields: the fields.
+            work: of the cells of one core of each; None leaves a field as it is.
+            reads: how many of the fields, the first ones, the function is given; None: all.
+        """
         with self.ranks.together(), torch.no_grad():
             for region in self.halos.all:
-                parts = [field.read(region.core, region.core_size, self.wide.dtype) for field in fields]
+                parts = [field.read(region.core, region.core_size, self.wide.dtype) for field in fields[:reads]]
                 for field, values in zip(fields, work(*parts), strict=True):
                     if values is not None:
                         field.write(region.core, values)

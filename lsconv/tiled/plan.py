@@ -204,7 +204,7 @@ class Plan:
             certificate = iteration.run(
                 max_iter, None if whole is None else lambda x: whole.write(self.ranks, y, x, tolerances.rtol)
             )
-            self.passes.update([iteration.x, out], lambda x, _: [None, x])
+            self.passes.update([iteration.x, out], lambda x: [None, x], reads=1)
             vectors.remove()
         finally:
             if temporary is not None:
