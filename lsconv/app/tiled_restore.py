@@ -46,8 +46,8 @@ class TiledRestoring:
         work = self.work
         refused = {
             f"--prior {work.prior}": work.prior != "gradient", "--noise poisson": work.noise == "poisson",
-            "--plot": work.plot, "--report": work.report, "--error-bars": work.error_bars, "--bad-pixels": work.bad_pixels,
-            "--saturated": work.saturated, "--min, --max, --nonnegative": work.bounds != (None, None),
+            "--plot": work.plot, "--report": work.report, "--error-bars": work.error_bars,
+            "--bad-pixels": work.bad_pixels, "--saturated": work.saturated, "--min, --max, --nonnegative": work.bounds != (None, None),
             "--psf auto": work.kernel.model, "--psf-grid": work.kernel.positions is not None,
             "a PSF per channel": work.kernel.channels, "--background": work.background, "--offset": work.offset,
             "--boundary reflect": work.boundary == "reflect",
