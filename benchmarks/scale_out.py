@@ -88,13 +88,13 @@ def accuracy(size: int, tile: int, cases: Sequence[tuple[str, float]]) -> list[d
         solution = plan.solve(y)
         forced = lsconv.tiled.Plan(A, damp=damp, tile=tile, overlap=max(plan.strategy.overlap))
         cropped = lsconv.tiled.Plan(A, damp=damp, tile=tile, overlap=32)
-        by_tiles = forced.solve(y, max_iter=150)
+        by_tiles = forced.solve(y, max_iter=100)
         rows.append({
             "blur": name, "damp": damp, "overlap": max(plan.strategy.overlap),
             "tile and blend, overlap 32": f"{error(blended(A, y, damp, tile, 32)):.1e}",
             "tile and crop, overlap 32": f"{error(cropped.solve(y, max_iter=0).x):.1e}",
             "plan": plan.path, "error": f"{error(solution.x):.1e}", "certified": bool(solution.converged),
-            "steps of tiles": f"{int(by_tiles.iterations)}" if by_tiles.converged else "over 150",
+            "steps of tiles": f"{int(by_tiles.iterations)}" if by_tiles.converged else "over 100",
         })  # fmt: skip
     return rows
 
@@ -222,7 +222,7 @@ def tables(quick: bool) -> Iterator[Table]:
     """Accuracy, traffic and memory."""
     every = [(name, damp) for name in ("gauss 15", "box 9", "motion 15") for damp in (1e-1, 1e-2, 1e-3)]
     cases = every[::4] if quick else every
-    size, tile = (150, 70) if quick else (768, 256)
+    size, tile = (150, 70) if quick else (512, 170)
     yield Table(f"{size}² in tiles of {tile}², double precision: relative errors", accuracy(size, tile, cases))
     size = 160 if quick else 1024
     yield Table(f"{size}² on several processes, box 9, damp 0.1", traffic(size, (2,) if quick else (1, 2, 4)))

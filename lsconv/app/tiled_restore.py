@@ -45,13 +45,21 @@ class TiledRestoring:
             raise UsageError(f"--tile {self.tile}: expected a number of pixels >= 1")
         work = self.work
         refused = {
-            f"--prior {work.prior}": work.prior != "gradient", "--noise poisson": work.noise == "poisson",
-            "--plot": work.plot, "--report": work.report, "--error-bars": work.error_bars,
-            "--bad-pixels": work.bad_pixels, "--saturated": work.saturated, "--min, --max, --nonnegative": work.bounds != (None, None),
-            "--psf auto": work.kernel.model, "--psf-grid": work.kernel.positions is not None,
-            "a PSF per channel": work.kernel.channels, "--background": work.background, "--offset": work.offset,
-            "--boundary reflect": work.boundary == "reflect",
-        }  # fmt: skip
+            f"--prior {work.prior}": work.prior != "gradient",
+            f"--boundary {work.boundary}": work.boundary == "reflect",
+            "--noise poisson": work.noise == "poisson",
+            "--plot": work.plot,
+            "--report": work.report,
+            "--error-bars": work.error_bars,
+            "--bad-pixels": work.bad_pixels,
+            "--saturated": work.saturated,
+            "--min, --max, --nonnegative": work.bounds != (None, None),
+            "--psf auto": work.kernel.model,
+            "--psf-grid": work.kernel.positions is not None,
+            "a PSF per channel": work.kernel.channels,
+            "--background": work.background,
+            "--offset": work.offset,
+        }
         given = [name for name, value in refused.items() if value]
         if given:
             raise UsageError(f"--tile: is not served with {', '.join(given)}")
