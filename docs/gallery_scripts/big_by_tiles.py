@@ -59,9 +59,9 @@ for axis in axes:
     axis.set(xticks=[], yticks=[])
 
 # %%
-# Nothing in the one-pass picture tells that it is wrong; its certificate does. How far tiles have to overlap is read off
-# the inverse's kernel, which a plan does by itself (``overlap="auto"``): a wide Gaussian is easy, a box at small damping
-# is not, and then one border solve of the whole is taken where that fits.
+# Nothing in the one-pass picture tells that it is wrong; its certificate does. How far tiles have to overlap is read
+# off the inverse's kernel, which a plan does by itself (``overlap="auto"``): a wide Gaussian is easy, a box at small
+# damping is not, and then one border solve of the whole is taken where that fits.
 
 for name, kernel in (("Gaussian", lsconv.psf.gaussian(2.0).double()), ("box", psf)):
     for d in (0.1, 0.01):

@@ -82,7 +82,7 @@ class Plan:
         Cai and Sarkis, "A restricted additive Schwarz preconditioner", SIAM J. Sci. Comput. 21 (1999).
 
     Example:
-        >>> kernel = lsconv.psf.gaussian(1.5)
+        >>> kernel = lsconv.psf.gaussian(1.5).float()
         >>> y = torch.rand(120, 130)
         >>> plan = lsconv.tiled.Plan(kernel, (120, 130), damp=0.1, padding="same", tile=64)
         >>> solution = plan.solve(y)
