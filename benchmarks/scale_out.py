@@ -117,10 +117,9 @@ def rank(number: int, ranks: int, size: int, meeting: str, answers: Any) -> None
     begun = time.process_time()
     solution = plan.solve(data)
     spent, steps = time.process_time() - begun, int(solution.iterations)
-    sent = plan.ranks.sent
-    plan.ranks.sent = 0
-    with warnings.catch_warnings():
-        shorter = plan.solve(data, max_iter=1)
+    sent, received = plan.ranks.sent, plan.ranks.received
+    shorter = plan.solve(data, max_iter=1)
+    between = max(steps - int(shorter.iterations), 1)
     own = plan.x_rows.stop - plan.x_rows.start
     tiles, halos = plan.passes.tiles, plan.passes.halos
     width = A.spatial_in[1] * 8
@@ -130,7 +129,8 @@ def rank(number: int, ranks: int, size: int, meeting: str, answers: Any) -> None
 
     answers.put({
         "ranks": ranks, "rank": number, "steps": steps, "certified": bool(solution.converged),
-        "MB sent a step": f"{(sent - plan.ranks.sent) / max(steps - int(shorter.iterations), 1) / 1e6:.3f}",
+        "MB sent a step": f"{(2 * sent - plan.ranks.sent) / between / 1e6:.3f}",
+        "MB received a step": f"{(2 * received - plan.ranks.received) / between / 1e6:.3f}",
         "MB received a step, by the formula": f"{(foreign(tiles.rows()) + foreign(halos.rows())) * width / 1e6:.3f}",
         "cells of its tiles / its own": f"{len(tiles.all) * math.prod(tiles.size) / (own * size):.2f}",
         "CPU s": f"{spent:.2f}",

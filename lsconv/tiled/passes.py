@@ -183,8 +183,19 @@ class Passes:
         self._run("tiles", self.tiles, read, symmetric, into, add=True)
         self.ranks.collect(into, rows)
 
-    def first(self, y: Field, observed: Field | None, into: Field, tolerance: float) -> None:
-        """Write the solutions of the tiles for their own data, their borders solved to this tolerance."""
+    def first(
+        self, y: Field, observed: Field | None, into: Field, tolerance: float, done: int, written: Callable[[], None]
+    ) -> None:
+        """Write the solutions of the tiles for their own data.
+
+        Args:
+            y: the data.
+            observed: ones where y was measured; None: everywhere.
+            into: the field to write to.
+            tolerance: to which the borders of tiles are solved.
+            done: how many tiles are there already.
+            written: called after every tile.
+        """
 
         def read(region: Region) -> tuple[Tensor, Tensor | None]:
             return self._data(self.tiles, region, y, observed)
@@ -194,7 +205,7 @@ class Passes:
             found = self.inverse(region.kind)(A.adjoint(given[0]), tolerance)[0]
             return found[region.inside]
 
-        self._run("tiles", self.tiles, read, work, into)
+        self._run("tiles", self.tiles, read, work, into, done=done, written=written)
 
     def update(
         self, fields: Sequence[Field], work: Callable[..., Sequence[Tensor | None]], reads: int | None = None
@@ -224,17 +235,20 @@ class Passes:
         into: Field | None,
         *,
         add: bool = False,
+        done: int = 0,
+        written: Callable[[], None] = lambda: None,
     ) -> None:
         """Read, compute and write every core, or add every region, those of one kind one after the other."""
         with self.ranks.together(), torch.no_grad():
-            for region, given, write in self._ahead(sorted(regions.all, key=lambda r: str(r.kind)), read, add):
+            ordered = sorted(regions.all, key=lambda r: str(r.kind))[done:]
+            for region, given, write in self._ahead(ordered, read, add, written):
                 values = work(region, given)
                 if into is not None:
                     write(into, region, values)
                 self.tick(what)
 
     def _ahead(
-        self, regions: Sequence[Region], read: Callable[[Region], T], add: bool
+        self, regions: Sequence[Region], read: Callable[[Region], T], add: bool, written: Callable[[], None]
     ) -> Iterator[tuple[Region, T, Callable[[Field, Region, Tensor], None]]]:
         """Every region with what it reads, which a thread has read while the one before was computed."""
 
@@ -243,8 +257,9 @@ class Passes:
                 into.add(region.start, values)
             else:
                 into.write(region.core, values)
+            written()
 
-        if not self.threaded:
+        if not self.threaded or not regions:
             for region in regions:
                 yield region, read(region), write
             return

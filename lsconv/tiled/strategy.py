@@ -119,7 +119,7 @@ class Strategy:
             wraps,
             rate,
             out_of_core,
-            bool(cut) and decay.contraction(min(cut)) > 0.2,
+            bool(cut) and decay.contraction(min(cut)) > 0.05,
             used,
             limits,
         )
