@@ -69,6 +69,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(int|float|str|bool|complex|bytes|tuple|list|dict|set|type|object|None|dtype|device|enum\..*|Module)"),
     (r"py:.*", r"(ArrayLike|OperatorLike|Bounds|Values|Denoiser|Origin|ConvModule|PlainModule|_T|_Function)"),
     (r"py:.*", r"IterationState|PseudoInverse\.\w+"),
+    (r"py:.*", r"lsconv\.tiled\.(?!Plan).*"),
     (r"py:.*", r"lsconv\.(operators|inverse|krylov|border|fourier|factored|nn|app)\..*"),
 ]
 

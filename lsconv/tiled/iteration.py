@@ -133,6 +133,7 @@ class Iteration:
             patience: steps without a fall of the gradient after which it ends.
         """
         storage = self.storage
+        self.passes.step = 0
         step, left = self._begin(begin)
         g = storage.vector("g", self.wide)
         norms = self.passes.gradient(self.x, self.y, self.observed, g)
@@ -140,6 +141,7 @@ class Iteration:
         left = self.rate * norms.x if left is None else left
         moves, rests, best, waited = [norms.x], [norms.gradient], math.inf, 0
         while step < max_iter and waited < patience:
+            self.passes.step = step + 1
             if certificate.holds and left <= self.rtol * norms.x:
                 rounded = self._rounded(certificate)
                 if rounded is not None:

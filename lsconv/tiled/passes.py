@@ -65,7 +65,12 @@ class Passes:
         threaded: read and write by a thread of its own.
         symmetric: precondition by the Hermitian form; a solve that is slow without sets it.
         limits: by which means the border of a tile is solved.
-        tick: called after every tile.
+
+    Attributes:
+        halos: the regions of gradients and products.
+        tiles: those of the preconditioner.
+        step: the outer step, 0 being the first pass.
+        tick: called after every tile with the name of the pass.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Passes:
         others = [t.convolution for t in terms]
         self.halos = Regions(self.wide, axes, reach, wraps, others)
         self.tiles = Regions(self.wide, axes, [max(o, 1) for o in overlap], wraps, others)
+        self.step = 0
         self.tick: Callable[[str], None] = lambda what: None
         self._convolutions: dict[tuple[Any, ...], tuple[Convolution, list[Term]]] = {}
         self._inverses: dict[Kind, NormalInverse] = {}

@@ -115,6 +115,8 @@ class Plan:
         self.ranks = Ranks(mesh, self.A.device)
         self.x_rows = self.ranks.rows(self.A.spatial_in[0])
         self.y_rows = self.ranks.rows(self.A.spatial_out[0])
+        if self.ranks.size > self.A.spatial_in[0]:
+            raise ArgumentError(f"mesh: {self.ranks.size} ranks for the {self.A.spatial_in[0]} rows of x; use fewer")
         self.storage = None if storage is None else Path(storage)
         self.max_memory = self.ranks.least(free_bytes(self.A.device) // 4 if max_memory is None else int(max_memory))
         strategy = Strategy.choose(

@@ -281,6 +281,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         (ArgumentError, "damp: expected a number > 0", A, {"damp": 0.0}),
         (ArgumentError, "in_size: needed", kernel, {"damp": 1.0}),
         (ArgumentError, "tile: expected", A, {"damp": 1.0, "tile": (1, 2, 3)}),
+        (ArgumentError, "overlap: expected", A, {"damp": 1.0, "overlap": "wide"}),
         (MethodError, "stride", lsconv.Conv2d(kernel[None, None], (40, 40), stride=2), {"damp": 1.0}),
         (MethodError, "a kernel per batch item", lsconv.Conv2d(kernel[None, None, None], (40, 40)), {"damp": 1.0}),
         (MethodError, "as many outputs as inputs",
