@@ -2,18 +2,18 @@
 
 Errors are relative to the answer of one device in double precision. Processes exchange by gloo on this machine; the
 bytes that a rank receives in a step are counted, and set beside the formula: the rows that its tiles and halos read and
-other ranks have. Seconds are CPU seconds of one process with one thread, memory is what it has allocated at most
-(RssAnon, beside the pages of files). Run with one thread.
+other ranks have. Seconds are CPU seconds of one process with one thread, memory is its largest resident set, torch and the
+pages of files included. Run with one thread.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -153,12 +153,6 @@ def traffic(size: int, counts: Sequence[int]) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------ out of core
 
 
-def allocated() -> float:
-    """The bytes that this process has allocated, in MB."""
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("RssAnon"))
-
-
 def process(which: str, size: int, memory: float, folder: Path) -> None:
     """Solve in a process of its own, and print what it took."""
     torch.set_num_threads(1)
@@ -166,14 +160,6 @@ def process(which: str, size: int, memory: float, folder: Path) -> None:
     A = lsconv.Conv2d(psf[None, None], (size, size))
     y = np.memmap(folder / "y", np.float32, "r", shape=A.spatial_out)
     x = np.memmap(folder / which, np.float32, "w+", shape=A.spatial_in)
-    most = [0.0]
-
-    def watch() -> None:
-        while True:
-            most[0] = max(most[0], allocated())
-            time.sleep(0.02)
-
-    threading.Thread(target=watch, daemon=True).start()
     begun = time.process_time()
     stated = math.nan
     if which == "tiles":
@@ -184,7 +170,8 @@ def process(which: str, size: int, memory: float, folder: Path) -> None:
         solution = BorderPlan(A, 0.1).solve(torch.from_numpy(np.array(y))[None])
         x[:] = solution.x[0].numpy()
     spent = time.process_time() - begun
-    print(f"{spent} {most[0]} {stated} {int(solution.iterations)} {bool(solution.converged)}")
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(f"{spent} {most} {stated} {int(solution.iterations)} {bool(solution.converged)}")
 
 
 def out_of_core(size: int, memory: float) -> list[dict[str, Any]]:
@@ -208,7 +195,7 @@ def out_of_core(size: int, memory: float) -> list[dict[str, Any]]:
             spent, most, stated, steps, converged = done.stdout.split()
             seconds[which] = float(spent)
             rows.append({
-                "by": which, "CPU s": f"{float(spent):.1f}", "MB allocated": f"{float(most):.0f}",
+                "by": which, "CPU s": f"{float(spent):.1f}", "MB resident at most": f"{float(most):.0f}",
                 "MB stated": "" if which != "tiles" else f"{float(stated):.0f}", "steps": steps, "certified": converged,
                 "time / one device": f"{float(spent) / seconds['one device']:.2f}",
             })  # fmt: skip
