@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import warnings
 from typing import Any
 
 import hypothesis
@@ -37,8 +38,13 @@ collect_ignore_glob = [
 ]
 
 # The doctests of a guest need the package that it is for.
-collect_ignore = [] if importlib.util.find_spec("deepinv") else ["lsconv/deepinv.py"]
-if not collect_ignore:
+GUESTS = {"deepinv": "lsconv/deepinv.py", "napari": "lsconv/napari/widget.py"}
+collect_ignore = [path for package, path in GUESTS.items() if importlib.util.find_spec(package) is None]
+if importlib.util.find_spec("napari"):
+    with warnings.catch_warnings():  # its modules warn while they are imported, here once and for all
+        warnings.simplefilter("ignore")
+        importlib.import_module("napari.layers")
+if importlib.util.find_spec("deepinv"):
     try:
         importlib.import_module("torchvision")
     except RuntimeError:  # beside a CPU build of torch: the package index has torchvision's operators for CUDA only

@@ -86,7 +86,7 @@ def _deblurring(content: Content) -> list[Table]:
     ]
 
 
-def _mirrored(content: Content) -> list[Table]:
+def _whole(content: Content) -> list[Table]:
     return [Table(t["title"], list(t["rows"])) for t in content["tables"]]
 
 
@@ -126,15 +126,45 @@ def _restoration(content: Content) -> list[Table]:
     ]  # fmt: skip
 
 
+def _kept_plan(content: Content) -> list[Table]:
+    columns = ("case", "dtype", "damp", "pair ms", "setup", "first", "kept", "kept, of 8", "MiB", "gradient")
+    return [Table(f"{t['title']}, in transforms of the image", _chosen(t["rows"], columns)) for t in content["tables"]]
+
+
+def _routes(content: Content) -> list[Table]:
+    columns = ("case", "damp/σ", "way", "auto s", "best other", "its s", "ratio", "memory ratio", "deciding s")
+    return [Table(t["title"], _chosen(t["rows"], columns)) for t in content["tables"]]
+
+
+def _deepinv_prox(content: Content) -> list[Table]:
+    columns = (
+        "blur",
+        "image",
+        "gamma",
+        "error",
+        "kept ms",
+        "deepinv error",
+        "deepinv ms",
+        "at equal error ms",
+        "times",
+    )
+    return [Table(t["title"], _chosen(t["rows"], columns)) for t in content["tables"]]
+
+
 # Of each block the file of results, and what makes tables of it.
 BLOCKS: dict[str, tuple[str, Callable[[Content], list[Table]]]] = {
     "headline": ("question", _headline),
     "question": ("question", _question),
     "deblurring": ("deblurring", _deblurring),
-    "mirrored": ("mirrored", _mirrored),
+    "mirrored": ("mirrored", _whole),
     "scaling": ("scaling", _scaling),
     "krylov_overhead": ("krylov_overhead", _overhead),
     "gradients": ("gradients", _gradients),
     "restoration": ("restoration", _restoration),
+    "photons": ("photons", _whole),
+    "kept_plan": ("kept_plan", _kept_plan),
+    "routes": ("routes", _routes),
+    "uncertainty": ("uncertainty", _whole),
+    "deepinv_prox": ("deepinv_prox", _deepinv_prox),
 }
 PAGES = ("README.md", "docs/benchmarks.md")

@@ -87,6 +87,22 @@ def disk(diameter: int) -> Tensor:
     return (inside / inside.sum())[None, None]
 
 
+def motion(taps: int) -> Tensor:
+    """A straight movement across the pixels, at 30 degrees."""
+    kernel = torch.zeros(1, 1, taps, taps, dtype=torch.float64)
+    for step in torch.linspace(-1, 1, 8 * taps):
+        row, column = (round(float(taps // 2 * (1 + step * part))) for part in (0.5, 0.866))
+        kernel[0, 0, row, column] += 1 / (8 * taps)
+    return kernel
+
+
+def ball(depth: int, diameter: int) -> Tensor:
+    """A blur in three dimensions that is no product."""
+    a, b = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (depth, diameter))
+    inside = (a[:, None, None] ** 2 + b[:, None] ** 2 + b**2 <= 1).double()
+    return (inside / inside.sum())[None, None]
+
+
 def decaying(taps: int) -> Tensor:
     """An impulse response after a first strong one."""
     h = torch.randn(taps, dtype=torch.float64) * torch.exp(-3 * torch.arange(taps, dtype=torch.float64) / taps)
@@ -145,6 +161,44 @@ CASES = (
     Case("mobilenet depthwise 3x3 stride 2 32 48²", random(32, 1, 3, 3), (48, 48), 0.1,
          geometry={"padding": 1, "groups": 32, **S2}),
     Case("audio k8 s4 16-16 2000", random(16, 16, 8), (2000,), 0.1, geometry={"stride": 4, "padding": 2}),
+    Case("resnet 64-64 3x3 same 32²", random(64, 64, 3, 3), (32, 32), 0.1, geometry={"padding": 1}),
+    Case("resnet 64-64 3x3 same 32², damp 1e-3", random(64, 64, 3, 3), (32, 32), 1e-3, geometry={"padding": 1}),
+    Case("resnet 64-128 3x3 stride 2 32²", random(128, 64, 3, 3), (32, 32), geometry={"padding": 1, **S2}),
+    Case("64-64 3x3 stride 2 64², batch 8", random(64, 64, 3, 3), (64, 64), 0.1, batch=8,
+         geometry={"padding": 1, **S2}),
+    Case("vgg 64-128 3x3 same 32²", random(128, 64, 3, 3), (32, 32), geometry={"padding": 1}),
+    Case("vgg 3-64 3x3 same 64²", random(64, 3, 3, 3), (64, 64), 1e-3, geometry={"padding": 1}),
+    Case("u-net 32-32 3x3 valid 64²", random(32, 32, 3, 3), (64, 64), 0.1),
+    Case("u-net 64-32 3x3 same 32², batch 8", random(32, 64, 3, 3), (32, 32), 0.1, batch=8, geometry={"padding": 1}),
+    Case("convnext depthwise 7x7 96 32²", random(96, 1, 7, 7), (32, 32), 0.1, geometry={"padding": 3, "groups": 96}),
+    Case("efficientnet depthwise 5x5 stride 2 48 48²", random(48, 1, 5, 5), (48, 48), 0.1,
+         geometry={"padding": 2, "groups": 48, **S2}),
+    Case("mobilenet depthwise 3x3 64 32²", random(64, 1, 3, 3), (32, 32), 1e-3, geometry={"padding": 1, "groups": 64}),
+    Case("dilated 2 32-32 3x3 32²", random(32, 32, 3, 3), (32, 32), 0.1, geometry={"padding": 2, "dilation": 2}),
+    Case("grouped 4 32-32 3x3 48²", random(32, 8, 3, 3), (48, 48), 0.1, geometry={"padding": 1, "groups": 4}),
+    Case("audio k10 s5 1-64 16000", random(64, 1, 10), (16000,), geometry={"stride": 5}),
+    Case("audio k31 same 1-1 16000", random(1, 1, 31), (16000,), 1e-2, geometry={"padding": 15}),
+    Case("conv3d 3x3x3 16-16 12x16²", random(16, 16, 3, 3, 3), (12, 16, 16), 0.1, geometry={"padding": 1}),
+    Case("conv3d 3x3x3 1-8 16x32² stride 2", random(8, 1, 3, 3, 3), (16, 32, 32), 0.1, geometry={"padding": 1, **S2}),
+    Case("ball 5x9x9 valid 16x64²", lambda: ball(5, 9), (16, 64, 64), 1e-2, dtype=F64),
+    Case("ball 5x9x9 same 16x64²", lambda: ball(5, 9), (16, 64, 64), 1e-1, geometry={"padding": (2, 4, 4)}),
+    Case("disk13 same 256², float32", lambda: disk(13), (256, 256), 1e-1, geometry={"padding": 6}),
+    Case("disk9 valid 512²", lambda: disk(9), (512, 512), 1e-1, dtype=F64),
+    Case("disk9 valid 96², damp 1e-3", lambda: disk(9), (96, 96), 1e-3, dtype=F64),
+    Case("disk13 valid 128², batch 8", lambda: disk(13), (128, 128), 1e-2, batch=8),
+    Case("disk9 reflect 128²", lambda: disk(9), (128, 128), 1e-2, dtype=F64, geometry={"padding": 4, **REFLECT}),
+    Case("disk31 valid 200x333", lambda: disk(31), (200, 333), 1e-2, dtype=F64),
+    Case("disk9 circular 256²", lambda: disk(9), (256, 256), 1e-3, dtype=F64,
+         geometry={"padding": 4, "padding_mode": "circular"}),
+    Case("motion15 valid 256²", lambda: motion(15), (256, 256), 1e-2, dtype=F64),
+    Case("motion15 same 256², 3 colours", lambda: motion(15).expand(3, 1, 15, 15).clone(), (256, 256), 1e-2,
+         geometry={"padding": 7, "groups": 3}),
+    Case("motion15 valid 64², damp 1e-1", lambda: motion(15), (64, 64), 1e-1),
+    Case("disk5 stride 2 128²", lambda: disk(5), (128, 128), 1e-2, geometry={"padding": 2, **S2}),
+    Case("PSF 65² of a picture of 64², same", lambda: disk(65), (64, 64), 1e-1, geometry={"padding": 32}),
+    Case("circular 32-32 3x3 64²", random(32, 32, 3, 3), (64, 64), geometry={"padding": 1, "padding_mode": "circular"}),
+    Case("the question, 16-16 3x3 valid 96²", random(16, 16, 3, 3), (96, 96)),
+    Case("deep 8-8 3x3 same 32², damp 0", random(8, 8, 3, 3), (32, 32), geometry={"padding": 1}),
 )  # fmt: skip
 
 
@@ -233,7 +287,7 @@ def row(case: Case) -> dict[str, Any]:
     first, kept, memory, _, plan = own
     others = {}
     for way in WAYS:
-        found = measured(case, way, 8 * (first + kept) + 0.7)
+        found = measured(case, way, 4 * (first + kept) + 2.0)
         if found is not None and found[3] <= SLACK * direct_rtol(case.dtype):
             others[way] = found
     fastest = min(others, key=lambda way: others[way][0], default="-")

@@ -2,8 +2,8 @@
 
 Errors are relative to the answer of one device in double precision. Processes exchange by gloo on this machine; the
 bytes that a rank receives in a step are counted, and set beside the formula: the rows that its tiles and halos read and
-other ranks have. Seconds are CPU seconds of one process with one thread, memory is its largest resident set, torch and the
-pages of files included. Run with one thread.
+other ranks have. Seconds are CPU seconds of one process with one thread, memory is its largest resident set, torch and
+the pages of files included. Run with one thread.
 """
 
 from __future__ import annotations

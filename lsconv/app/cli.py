@@ -52,7 +52,8 @@ app = typer.Typer(
 
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
 ImagesArgument = Annotated[
-    list[Path], typer.Argument(help="PNG, JPEG, TIFF, NPY, WAV or FITS files, or folders of them.", metavar="IMAGE...")
+    list[Path],
+    typer.Argument(help="PNG, JPEG, TIFF, NPY, WAV, FITS or OME-Zarr images, or folders of them.", metavar="IMAGE..."),
 ]
 OutputOption = Annotated[
     str,
@@ -177,7 +178,7 @@ def deblur(
     ] = None,
     error_bars: Annotated[
         Path | None,
-        typer.Option(help="Write standard deviations of the pixels: .tif, .npy, .fits.", metavar="FILE"),
+        typer.Option(help="Write standard deviations of the pixels: .tif, .npy, .fits, .zarr.", metavar="FILE"),
     ] = None,
     device: DeviceOption = "cpu",
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the files.")] = 1,
@@ -230,7 +231,7 @@ def deblur(
         read_noise, (0.0 if nonnegative else low, high), origin, parse_memory(max_memory), verbose, report,
         bad_pixels, saturated, error_bars,
     )  # fmt: skip
-    targets = _targets(images, files, output)
+    targets = plan_outputs(images, files, output)
     check_plot(plot, files, targets, error_bars)
     if report is not None:
         check_writable("--report", report / "index.html")
@@ -271,7 +272,7 @@ def blur(
     kernel = choose_psf(psf, gaussian, disk, motion, box)
     files = find_images(images)
     work = Blurring(kernel, boundary, noise_std, seed, choose_device(device))
-    targets = _targets(images, files, output)
+    targets = plan_outputs(images, files, output)
     code, _ = for_each(work, files, targets)
     raise typer.Exit(code)
 
@@ -369,12 +370,6 @@ def _table(rows: Sequence[demonstration.Answer]) -> Table:
             iterations += "*"
         table.add_row(row.method, *figures, iterations, f"{row.seconds:.2f}")
     return table
-
-
-def _targets(images: Sequence[Path], files: Sequence[Path], output: str) -> list[Path]:
-    """The files to write; a slash at the end of a name, which a Path has not, says that it is a folder's."""
-    folder = output.endswith(("/", os.sep)) or any(path.is_dir() for path in images)
-    return plan_outputs(files, Path(output), folder=folder)
 
 
 def _check_boundary(boundary: str) -> None:

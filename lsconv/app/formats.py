@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from scipy.io import wavfile
 
 from lsconv.app.fits import read_fits, write_fits
+from lsconv.app.ome_zarr import write_ome_zarr
 from lsconv.app.picture import ImageFileError, Metadata, Picture
 
 __all__ = ["FORMATS", "Format", "reader_of"]
@@ -40,19 +41,21 @@ class Format:
 
     Attributes:
         name: the format's name.
-        write: writes a picture that the format can hold.
+        write: writes a picture that the format can hold into an open file, or into a folder.
         depths: number types it can hold, the one for everything else last; None: all.
         opacity: whether it holds opacity.
         stacks: whether it holds several pages.
         images: whether it holds images; else signals alone.
+        folder: whether it is a folder of files.
     """
 
     name: str
-    write: Callable[[BinaryIO, Picture], None]
+    write: Callable[[Any, Picture], None]
     depths: tuple[np.dtype[Any], ...] | None = None
     opacity: bool = True
     stacks: bool = True
     images: bool = True
+    folder: bool = False
 
 
 def reader_of(head: bytes) -> Callable[[Path], Picture] | None:
@@ -282,5 +285,6 @@ FORMATS = {
     ".npy": Format("NPY", _write_npy),
     ".fits": _FITS,
     ".fit": _FITS,
+    ".zarr": Format("OME-Zarr", write_ome_zarr, opacity=False, folder=True),
     ".wav": Format("WAV", _write_wav, _WAVE_DEPTHS, opacity=False, stacks=False, images=False),
 }

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from lsconv.app.fits import check_astropy
 from lsconv.app.formats import FORMATS, reader_of
+from lsconv.app.ome_zarr import arranged, check_zarr, is_image_folder, is_replaceable, read_ome_zarr
 from lsconv.app.picture import ImageFileError, Metadata, Picture, quantised
 
 __all__ = ["ImageFileError", "Metadata", "Picture", "atomically", "check_target", "read_picture", "write_picture"]
+
+_SWAP = (-100, 2)  # Linux: names relative to the current folder, RENAME_EXCHANGE
 
 
 @contextmanager
@@ -38,10 +44,44 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def _atomically_folder(path: Path) -> Iterator[Path]:
+    """A folder that becomes ``path`` when the block ends, and disappears when the block raises."""
+    path = path.resolve()  # a link to a folder stays one
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    try:
+        folder.mkdir()
+        yield folder
+        if path.exists():
+            _swap(folder, path)
+        else:
+            folder.rename(path)
+    finally:
+        for _ in range(10):  # zarr's threads may still be writing after an interruption
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+
+
+def _swap(new: Path, old: Path) -> None:
+    """Swap two folders, in one step where the system has it."""
+    if sys.platform == "linux":
+        swap = getattr(ctypes.CDLL(None), "renameat2", None)
+        here, exchange = _SWAP
+        if swap is not None and swap(here, os.fsencode(new), here, os.fsencode(old), exchange) == 0:
+            return
+    aside = new.with_suffix(".old")
+    old.rename(aside)
+    new.rename(old)
+    aside.rename(new)
+
+
 def read_picture(path: Path) -> Picture:
-    """Read a PNG, JPEG, TIFF, NPY, WAV or FITS file, recognised by its first bytes.
+    """Read a PNG, JPEG, TIFF, NPY, WAV or FITS file, recognised by its first bytes, or an OME-Zarr folder.
 
     PNG: 1 to 16 bits, palettes come back as colour. TIFF: any number type and any axes ...YX (time, channel, depth).
+    OME-Zarr: the highest level, with time, channel and depth as leading axes.
     NPY: ``(samples,)``, ``(height, width)``, ``(height, width, up to 4 channels)``, ``(pages, height, width)`` or
     ``(pages, height, width, channels)``; 2 and 4 channels mean that the last one is opacity. NaN stays NaN.
 
@@ -55,9 +95,11 @@ def read_picture(path: Path) -> Picture:
         ImageFileError: when the file is no such picture, is damaged, or holds infinity.
         OSError: when the file cannot be opened.
     """
-    with open(path, "rb") as file:
-        head = file.read(12)
-    read = reader_of(head)
+    if is_image_folder(path):
+        read: Callable[[Path], Picture] | None = read_ome_zarr
+    else:
+        with open(path, "rb") as file:
+            read = reader_of(file.read(12))
     if read is None:
         raise ImageFileError(f"{path}: not a PNG, JPEG, TIFF, NPY, WAV or FITS file")
     try:
@@ -81,6 +123,10 @@ def check_target(path: Path, picture: Picture) -> None:
     target = FORMATS.get(path.suffix.lower())
     if target is None:
         raise ImageFileError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
+    if path.is_dir() and not (target.folder and is_replaceable(path)):
+        raise ImageFileError(f"{path}: is a folder")
+    if target.folder:
+        check_zarr(path)
     if target.name == "FITS":
         check_astropy(path)
         if picture.values.dtype not in (target.depths or ()):
@@ -95,6 +141,8 @@ def check_target(path: Path, picture: Picture) -> None:
         raise ImageFileError(f"{path}: {target.name} cannot hold {picture.values.dtype}; use .npy")
     if picture.opacity and not target.opacity:
         raise ImageFileError(f"{path}: {target.name} cannot hold opacity; use .png or .tif")
+    if target.folder:
+        arranged(path, picture)
     if target.depths is None or picture.values.dtype in target.depths:
         return
     if picture.values.dtype.kind == "f" and not (np.nanmin(picture.values) >= 0 and np.nanmax(picture.values) <= 1):
@@ -107,11 +155,11 @@ def write_picture(path: Path, picture: Picture) -> None:
     """Write a picture in the format that the file's name says, replacing the file in one step.
 
     PNG holds 8 and 16 bits, JPEG 8 (quality 95, colour at full resolution); deeper integers are rounded to what fits,
-    floating point becomes 16 bits in PNG and 8 in JPEG. TIFF and NPY hold everything. The metadata go where the format
-    has room for them.
+    floating point becomes 16 bits in PNG and 8 in JPEG. TIFF, NPY and OME-Zarr hold every number. The metadata go where
+    the format has room for them.
 
     Args:
-        path: the file, ending in .png, .jpg, .jpeg, .tif, .tiff or .npy.
+        path: the file, ending in .png, .jpg, .jpeg, .tif, .tiff, .npy, .fits, .fit, .zarr or .wav.
         picture: what to write.
 
     Raises:
@@ -132,5 +180,6 @@ def write_picture(path: Path, picture: Picture) -> None:
     if target.depths is not None and picture.values.dtype not in target.depths:
         scale = float(np.iinfo(picture.values.dtype).max) if picture.is_integer else 1.0
         picture = replace(picture, values=quantised(picture.values / scale, target.depths[-1]))
-    with atomically(path) as file:
-        target.write(file, picture)
+    place: Any = _atomically_folder(path) if target.folder else atomically(path)
+    with place as opened:
+        target.write(opened, picture)

@@ -30,6 +30,7 @@ class Metadata:
             words.
         rate: samples per second of a signal.
         header: the header of a FITS file.
+        ome: the description of an OME-Zarr image (:class:`lsconv.app.ome_zarr.Multiscale`).
         chunks: PNG's ancillary chunks, word for word, for a way from PNG to PNG.
     """
 
@@ -42,6 +43,7 @@ class Metadata:
     chunks: tuple[tuple[bytes, bytes], ...] = ()
     rate: int | None = None
     header: Any = None
+    ome: Any = None
 
     @property
     def dpi(self) -> tuple[float, float] | None:

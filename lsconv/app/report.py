@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor
 from lsconv.app.image_io import atomically
 from lsconv.app.requests import Kernel
 
-__all__ = ["Evidence", "Whiteness", "draw_report", "whiteness"]
+__all__ = ["Evidence", "Whiteness", "draw_report", "report_figure", "whiteness"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,40 @@ class Evidence:
     estimate: Any = None
     std: Tensor | None = None
 
+    @classmethod
+    def of(
+        cls,
+        data: Tensor,
+        A: Any,
+        solution: Any,
+        x: Tensor,
+        kernel: Kernel,
+        camera: Mapping[str, float],
+        *,
+        poisson: bool,
+        centre: tuple[int, ...] | None = None,
+        estimate: Any = None,
+        std: Tensor | None = None,
+    ) -> Evidence:
+        """Gather the evidence about a restoration.
+
+        Args:
+            data: the blurred image, ``(channels, *size)``, NaN where pixels are missing.
+            A: the blur of the whole field.
+            solution: what :func:`lsconv.deconvolve` returned with ``crop=False``.
+            x: the part of its answer that the image shows.
+            kernel: the point spread function.
+            camera: background, offset, gain and read noise as the solver had them.
+            poisson: whether the noise is that of photons.
+            centre, estimate, std: see the class.
+        """
+        level = data - camera["background"] - camera["offset"]
+        residual = level - A(solution.x)
+        if poisson:  # in standard deviations, which photons make uneven
+            photons = (data - residual - camera["offset"]) / camera["gain"] + camera["read_noise"] ** 2
+            residual = residual / (camera["gain"] * photons.clamp_min(1e-6).sqrt())
+        return cls(level.cpu(), x.cpu(), kernel, residual.cpu(), solution, centre, poisson, estimate, std)
+
 
 def draw_report(path: Path, evidence: Evidence, title: str) -> Whiteness:
     """Draw the report and write it as PNG.
@@ -125,6 +160,15 @@ def draw_report(path: Path, evidence: Evidence, title: str) -> Whiteness:
     Returns:
         The residual's whiteness.
     """
+    figure, judged = report_figure(evidence, title)
+    FigureCanvasAgg(figure)
+    with atomically(path) as file:
+        figure.savefig(file, format="png")
+    return judged
+
+
+def report_figure(evidence: Evidence, title: str) -> tuple[Figure, Whiteness]:
+    """The report as a figure, and the residual's whiteness."""
     kernel, solution = evidence.kernel, evidence.solution
     data, restored, residual = (
         each.unsqueeze(-2) if kernel.ndim == 1 else each
@@ -135,7 +179,6 @@ def draw_report(path: Path, evidence: Evidence, title: str) -> Whiteness:
     height, width = data.shape[-2:]
     upper = 5.0 * min(max(height / width, 0.4), 1.6)
     figure = Figure(figsize=(10.4, upper + 4.0), dpi=100, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle("\n".join(textwrap.wrap(title, 120)), fontsize=11)
     rows: Any = figure.subfigures(2, 1, height_ratios=(upper, 3.4))
     if kernel.ndim == 1:
@@ -174,9 +217,7 @@ def draw_report(path: Path, evidence: Evidence, title: str) -> Whiteness:
             label.set_fontsize(9)
         if axes.get_legend() is not None:
             axes.legend(fontsize=8)
-    with atomically(path) as file:
-        figure.savefig(file, format="png")
-    return judged
+    return figure, judged
 
 
 def _middle(image: Tensor, kernel: Kernel) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lsconv import psf as formulas
 from lsconv.app.formats import FORMATS
 from lsconv.app.image_io import Picture, read_picture
+from lsconv.app.ome_zarr import is_image_folder, is_replaceable
 
 __all__ = [
     "AUTOMATIC",
@@ -212,7 +213,7 @@ def find_images(given: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in given:
-        if not path.is_dir():
+        if not path.is_dir() or is_image_folder(path):
             found.append(path)
             continue
         inside = sorted(
@@ -224,35 +225,38 @@ def find_images(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def plan_outputs(images: Sequence[Path], output: Path, *, folder: bool = False) -> list[Path]:
+def plan_outputs(given: Sequence[Path], images: Sequence[Path], output: str) -> list[Path]:
     """The file to write for every image: ``output`` itself, or one of the image's name in the folder ``output``.
 
     Args:
+        given: the files and folders that were named.
         images: the files to read.
-        output: a file, or a folder.
-        folder: whether it must be a folder, because the images came from one or its name ends in a slash.
+        output: a file, or a folder; a slash at its end says so, which a Path has not.
 
     Raises:
         UsageError: outputs that cannot be written, that coincide, or that would replace an input.
     """
-    if len(images) == 1 and not folder and not output.is_dir():
-        if output.suffix.lower() not in FORMATS:
+    place = Path(output)
+    zarr = place.suffix.lower() == ".zarr"
+    folder = (output.endswith(("/", os.sep)) and not zarr) or any(p.is_dir() and not is_image_folder(p) for p in given)
+    if len(images) == 1 and not folder and (zarr or not place.is_dir()):
+        if place.suffix.lower() not in FORMATS:
             ends = f"{', '.join(FORMATS)}, or in / for a folder"
             raise UsageError(f"--output {output}: the name must end in one of {ends}")
-        targets = [output]
+        targets = [place]
     else:
-        if output.exists() and not output.is_dir():
+        if place.exists() and not place.is_dir():
             raise UsageError(f"--output {output}: several images need a folder, this is a file")
-        if not output.exists() and output.suffix.lower() in FORMATS:
+        if zarr or (not place.exists() and place.suffix.lower() in FORMATS):
             raise UsageError(f"--output {output}: several images need a folder, this is the name of an image")
-        targets = [output / image.name for image in images]
+        targets = [place / image.name for image in images]
         twice = {target.name for target in targets if targets.count(target) > 1}
         if twice:
             raise UsageError(f"--output {output}: two images would both become {sorted(twice)[0]}")
-    inputs = {image.resolve() for image in images}
+    inputs = [image.resolve() for image in images]
     for target in targets:
         check_writable("--output", target)
-        if target.resolve() in inputs:
+        if any(target.resolve().is_relative_to(image) for image in inputs):
             raise UsageError(f"--output {target}: would replace an input; give another name or folder")
     return targets
 
@@ -287,8 +291,8 @@ def check_plot(
     if error_bars is not None:
         if len(images) > 1:
             raise UsageError("--error-bars: are those of one image")
-        if error_bars.suffix.lower() not in (".tif", ".tiff", ".npy", ".fits"):
-            raise UsageError(f"--error-bars {error_bars}: are real numbers, give a name in .tif, .npy or .fits")
+        if error_bars.suffix.lower() not in (".tif", ".tiff", ".npy", ".fits", ".zarr"):
+            raise UsageError(f"--error-bars {error_bars}: are real numbers, give a name in .tif, .npy, .fits or .zarr")
         check_writable("--error-bars", error_bars)
         if error_bars.resolve() in (targets[0].resolve(), images[0].resolve()):
             raise UsageError(f"--error-bars {error_bars}: is also the name of the image")
@@ -305,7 +309,7 @@ def check_plot(
 
 def check_writable(option: str, path: Path) -> None:
     """Raise :class:`UsageError` unless a file can be written there, once the folders that are missing are made."""
-    if path.is_dir():
+    if path.is_dir() and not is_replaceable(path):
         raise UsageError(f"{option} {path}: is a folder")
     there = next(folder for folder in path.parents if folder.exists())
     if not there.is_dir():

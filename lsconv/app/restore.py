@@ -202,28 +202,16 @@ class Restoring:
                 deviations[item] = work._cropped(solution.std, data).cpu()
             solutions.append(replace(solution, x=x[:0], std=None))
             if item == shown:
+                kernel = Kernel(psf if work.kernel.positions is None else psf.mean(0), work.kernel.ndim)
                 A = lsconv.blur_operator(
                     psf.to(data), tuple(data.shape[-work.kernel.ndim :]), boundary=self.boundary, channels=len(data),
                     ndim=work.kernel.ndim, origin=self.origin, positions=work.kernel.positions,
                 )  # fmt: skip
-                level = data - self.background - self.offset
-                residual = level - A(solution.x)
-                if self.noise == "poisson":  # in standard deviations, which photons make uneven
-                    photons = (data - residual - self.offset) / self.gain + self.read_noise**2
-                    residual = residual / (self.gain * photons.clamp_min(1e-6).sqrt())
-                kernel = Kernel(psf if work.kernel.positions is None else psf.mean(0), work.kernel.ndim)
-                centre = _centre(work.kernel, self.origin)
-                evidence = Evidence(
-                    level.cpu(),
-                    x.cpu(),
-                    kernel,
-                    residual.cpu(),
-                    solution,
-                    centre,
-                    self.noise == "poisson",
-                    estimate,
-                    None if solution.std is None else deviations[item],
-                )
+                evidence = Evidence.of(
+                    data, A, solution, x, kernel, self._camera(), poisson=self.noise == "poisson",
+                    centre=_centre(work.kernel, self.origin), estimate=estimate,
+                    std=None if solution.std is None else deviations[item],
+                )  # fmt: skip
         advance("writing", len(fields), len(fields))
         write_picture(target, work.kernel.picture_of(restored, picture))
         if self.error_bars is not None:
@@ -259,16 +247,16 @@ class Restoring:
             prior=self.prior,
             channels="first",
             ndim=self.kernel.ndim,
-            background=self.background,
-            offset=self.offset,
-            gain=self.gain,
-            read_noise=self.read_noise,
+            **self._camera(),
             origin=self.origin,
             psf_positions=self.kernel.positions,
             crop=False,
             error_bars=self.error_bars is not None,
             **options,
         )
+
+    def _camera(self) -> dict[str, Any]:
+        return {"background": self.background, "offset": self.offset, "gain": self.gain, "read_noise": self.read_noise}
 
     def _cropped(self, field: Tensor, data: Tensor) -> Tensor:
         if self.boundary == "unknown":

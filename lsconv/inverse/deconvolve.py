@@ -68,6 +68,7 @@ def deconvolve(
     observed: Tensor | np.ndarray[Any, Any] | None = None,
     weights: Values | None = None,
     saturated: float | str | None = None,
+    one_sided: bool = False,
     background: Values = 0.0,
     gain: Values = 1.0,
     offset: Values = 0.0,
@@ -139,6 +140,8 @@ def deconvolve(
             missing. Of Gaussian noise, without a map of ``noise_std``.
         saturated: the grey level from which pixels are saturated, and missing; "auto" for the largest value of an image
             of integers, where so many pixels have it that it is a plateau, with an InputWarning that says so.
+        one_sided: saturated pixels are not missing: the blurred scene is at least as bright as that level there
+            (``at_least`` of :func:`lsconv.tikhonov`). Not with Poisson noise or a denoiser.
         background: light without the scene, b: a number or a map; taken from nothing, since the model has it.
         gain: grey levels per photon, of Poisson noise; a number or a map.
         offset: grey level of no light; a number or a map.
@@ -182,7 +185,7 @@ def deconvolve(
     layout = Layout.of(image, psf[0] if positions is not None and getattr(psf, "ndim", 0) > 1 else psf, channels, ndim)
     camera = {"background": background, "gain": gain, "offset": offset, "read_noise": read_noise}
     measured = Measurement.of(layout, image, noise, noise_std, camera, observed=observed, weights=weights,
-                              saturated=saturated)  # fmt: skip
+                              saturated=saturated, one_sided=one_sided)  # fmt: skip
     y, kernel = measured.y, layout.kernel(psf, image)
     if positions is not None:
         if noise == "poisson":
@@ -203,13 +206,15 @@ def deconvolve(
         damp = damp.to(y.device)
     if isinstance(damp, str) and damp == "auto":
         damp = "gcv" if measured.noise_std is None or measured.mapped else "upre"
-    quadratic = not (callable(prior) or prior == "tv" or bounds is not None or noise == "poisson")
+    quadratic = not (callable(prior) or prior == "tv" or bounds is not None or noise == "poisson" or one_sided)
     if error_bars and not quadratic:
-        raise MethodError('error_bars: are those of prior "gradient" or "tikhonov" without bounds, and Gaussian noise')
+        raise MethodError(
+            'error_bars: are those of prior "gradient" or "tikhonov" without bounds or one_sided, and Gaussian noise'
+        )
     if not quadratic and any_requires_grad(y, kernel):
         raise MethodError(
-            f"prior: {prior!r} with noise={noise!r} and bounds={bounds!r} has no gradient by image or psf; use "
-            f'"gradient" or "tikhonov" without bounds, or torch.no_grad()'
+            f"prior: {prior!r} with noise={noise!r}, bounds={bounds!r} and one_sided={one_sided} has no gradient by "
+            f'image or psf; use "gradient" or "tikhonov" without bounds, or torch.no_grad()'
         )
     bounds = (0.0, None) if bounds is None and noise == "poisson" else None if bounds == (None, None) else bounds
     if bounds is not None:
@@ -221,7 +226,7 @@ def deconvolve(
     first = [k - 1 - c if boundary == "unknown" else 0 for k, c in zip(A.kernel_size, centre, strict=True)]
     if crop and isinstance(A, Convolution) and not any_requires_grad(kernel):
         A, first = _without_margins(A, first, layout.size(y))
-    mean = measured.mean(tuple(range(-A.ndim, 0)))
+    mean = measured.certain().mean(tuple(range(-A.ndim, 0)))
     problem = _Restoration(A, measured, level_for_mean(A, mean), bounds, damp, weight, options)
     solution = problem.solve(prior)
     x, std = solution.x, None
@@ -300,15 +305,17 @@ class _Restoration:
         A, y = self.measured.weighted(self.A)
         solve = {"damp": self.damp, "noise_std": self._noise_of_rule(), **self.options}
         if not (isinstance(self.A, VaryingConvolution) and isinstance(self.damp, str)):
-            return image_tikhonov(A, y, L, self.middle, self.bounds, solve)
+            return image_tikhonov(A, y, L, self.middle, self.bounds, solve, self.measured.at_least)
         # rules look at a convolution: the middle of the image under the PSF there
         B, cells = middle_of(self.A)
-        rows = None if self.measured.rows is None else self.measured.rows.expand(self.measured.y.shape)[cells]
-        inside = replace(self, A=B, measured=replace(self.measured, y=self.measured.y[cells], rows=rows))
+        certain = self.measured.certain()
+        rows = None if certain.rows is None else certain.rows.expand(certain.y.shape)[cells]
+        inside = replace(self, A=B, measured=replace(certain, y=certain.y[cells], rows=rows))
         mean = level_for_mean(B, self.measured.mean(tuple(range(-B.ndim, 0))))
         own = {"L": None if L is None else inside.gradient(), "x_prior": mean, "noise_std": solve.pop("noise_std")}
         selection = choose_damp(*inside.measured.weighted(B), self.damp, **own)
-        found = image_tikhonov(A, y, L, self.middle, self.bounds, {**solve, "damp": selection.damp})
+        solve["damp"] = selection.damp
+        found = image_tikhonov(A, y, L, self.middle, self.bounds, solve, self.measured.at_least)
         return replace(found, selection=selection)
 
     def error_bars(self, solution: Solution, prior: str | Denoiser, count: int) -> Tensor:
@@ -324,13 +331,15 @@ class _Restoration:
 
     def _with_denoiser(self, denoiser: Denoiser) -> Solution:
         """Plug-and-play from Tikhonov's answer, which also chooses damp where that is a rule."""
+        if self.measured.at_least is not None:
+            raise MethodError('one_sided: is served with prior "gradient", "tikhonov" and "tv", not with a denoiser')
         A, y = self.measured.weighted(self.A)
         start = replace(self, bounds=None, options={})._with_quadratic(None)
         return plug_and_play(A, y, denoiser, start.damp**2, bounds=self.bounds, x0=start.x, **self.options)
 
     def _with_total_variation(self, poisson: bool) -> Solution:
         measured = self.measured
-        given = {"bounds": self.bounds, **self.options}
+        given = {"bounds": self.bounds, "at_least": measured.at_least, **self.options}
         if poisson:
             assert measured.counts is not None
             A, y = measured.photon_operator(self.A), measured.counts
@@ -359,7 +368,7 @@ class _Restoration:
         is not given is measured on the mixed differences of y, where a blurred image has next to nothing, by their
         median (Donoho and Johnstone 1994). The likelihood of photons is divided by their variance already.
         """
-        A, measured = self.A, self.measured
+        A, measured = self.A, self.measured.certain()
         variance = measured.variance(A.ndim)
         smooth = replace(self, bounds=None, damp="gcv", measured=replace(measured, noise_std=None), options={})
         x = smooth._with_quadratic(self.gradient()).x

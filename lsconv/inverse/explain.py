@@ -21,10 +21,11 @@ from lsconv.factored.patch_matrix import PatchPlan
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.inverse.adjoint_plan import AdjointPlan
 from lsconv.inverse.missing import MissingPlan
-from lsconv.inverse.plans import FourierPlan, KrylovPlan, KrylovStack, TrialPlan
+from lsconv.inverse.plans import FourierPlan, KrylovPlan, KrylovStack
 from lsconv.inverse.reduced_plan import ReducedPlan
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.inverse.small_matrices import SMALL_MATRICES
+from lsconv.inverse.trial_plan import TrialPlan
 from lsconv.inverse.varying import VaryingPlan
 from lsconv.inverse.weighted import WeightedPlan
 from lsconv.krylov.loop.problem import as_operator

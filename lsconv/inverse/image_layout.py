@@ -65,19 +65,28 @@ class Layout:
             real = torch.float32
         return cls(spatial, channels, real.to_complex() if number.startswith("complex") else real)
 
-    def image(self, image: Any, observed: Any = None, saturated: Any = None) -> tuple[Tensor, Tensor | None]:
-        """``(*batch, channels, *size)`` with zeros in place of missing pixels, and which are measured (None: all).
+    def image(
+        self, image: Any, observed: Any = None, saturated: Any = None, *, one_sided: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """``(*batch, channels, *size)`` with zeros in place of missing pixels, and which of them were measured.
+
+        The third is where only a lower bound was. None stands for all pixels, and for none of them.
 
         Args:
             image: as given.
             observed: True where pixels were measured, of the image's or its spatial shape.
-            saturated: the level from which pixels count as missing, "auto" or None.
+            saturated: the level from which pixels are saturated, "auto" or None.
+            one_sided: saturated pixels are lower bounds at that level, and not missing.
         """
         given = keep = None if observed is None else self._mask(observed, image)
         level = saturation_level(image, saturated)
+        bounded = None
         if level is not None:
             below = _tensor((np.ma.getdata(image) if isinstance(image, np.ndarray) else image) < level, torch.bool)
-            keep = below if keep is None else keep.to(below.device) & below
+            if one_sided:
+                bounded = self.inside(~below)
+            else:
+                keep = below if keep is None else keep.to(below.device) & below
         if isinstance(image, np.ma.MaskedArray):
             mask = torch.from_numpy(~np.ma.getmaskarray(image))
             keep = mask if keep is None else keep & mask
@@ -92,16 +101,24 @@ class Layout:
         if not bool(torch.isfinite(y.detach()).all()):
             raise NonFiniteError("image: contains infinity; missing pixels are NaN, or masked in a numpy.ma array")
         y = self.inside(y).contiguous()
+        if bounded is not None and level is not None:
+            bounded = bounded.to(y.device)
+            bounded = bounded if keep is None else bounded & self.inside(keep)
+            bounded = bounded if bool(bounded.any()) else None
+        if bounded is not None and level is not None:
+            y = torch.where(bounded, y.new_tensor(level), y)
         if keep is None or bool(keep.all()):
-            return y, None
+            return y, None, bounded
         unannounced = int((~keep if given is None else given.to(y.device) & ~keep).sum())
         keep = self.inside(keep)
         if not bool(keep.flatten(-self.ndim - 1).any(-1).all()):
             raise NonFiniteError("image: has no measured pixel, all are NaN, masked, saturated or not observed")
         if unannounced:
-            kinds = "NaN or masked" if level is None else f"NaN, masked, or saturated (from {level:g})"
+            kinds = "NaN or masked"
+            if level is not None and not one_sided:
+                kinds = f"NaN, masked, or saturated (from {level:g})"
             warn(f"image: {unannounced} of {keep.numel()} pixels are {kinds} and count as missing", InputWarning)
-        return y, keep
+        return y, keep, bounded
 
     def map(self, name: str, value: Any, image: Any, y: Tensor) -> Tensor:
         """A number, a number per batch item, or a map of the image's or its spatial shape, to broadcast with y.

@@ -13,7 +13,7 @@ Snyder, Helstrom, Lanterman, Faisal and White, "Compensation for readout noise i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class Measurement:
         expected: photons without x.
         mapped: whether a map of the noise has given the rows.
         sensitivity: photons per grey level, zero where pixels are missing, which broadcasts with y; None: ones.
+        at_least: where y is a lower bound of the truth; None: nowhere.
     """
 
     y: Tensor
@@ -48,6 +49,7 @@ class Measurement:
     expected: Tensor | float = 0.0
     sensitivity: Tensor | None = None
     mapped: bool = False
+    at_least: Tensor | None = None
 
     @classmethod
     def of(
@@ -61,6 +63,7 @@ class Measurement:
         observed: Any = None,
         weights: Any = None,
         saturated: Any = None,
+        one_sided: bool = False,
     ) -> Measurement:
         """The measurement that the arguments of :func:`lsconv.deconvolve` describe, checked.
 
@@ -73,10 +76,13 @@ class Measurement:
             observed: which pixels were measured, or None for all that are numbers.
             weights: a map of the weights of the squares, or None.
             saturated: the level from which pixels are saturated, "auto" or None.
+            one_sided: saturated pixels are lower bounds, and not missing.
         """
+        if one_sided and (saturated is None or noise != "gaussian"):
+            raise ArgumentError('one_sided: is about the pixels that saturated= names, and of noise="gaussian"')
         if noise not in ("gaussian", "poisson"):
             raise ArgumentError(f'noise: expected "gaussian" or "poisson", got {noise!r}')
-        y, keep = layout.image(image, observed, saturated)
+        y, keep, bounded = layout.image(image, observed, saturated, one_sided=one_sided)
         maps = {name: layout.map(name, value, image, y) for name, value in camera.items()}
         for name, value in maps.items():
             low = 0 if name in ("gain", "read_noise") or (name == "background" and noise == "poisson") else -torch.inf
@@ -101,7 +107,11 @@ class Measurement:
                 rows = (root if rows is None else root * rows).contiguous()
             if rows is not None and not bool((rows > 0).flatten(-layout.ndim - 1).any(-1).all()):
                 raise NonFiniteError("image: has no measured pixel, all are missing, of weight 0 or of infinite noise")
-            return cls(y, rows, usual, mapped=mapped)
+            measurement = cls(y, rows, usual, mapped=mapped, at_least=bounded)
+            certain = measurement.certain().rows
+            if certain is not None and not bool((certain > 0).flatten(-layout.ndim - 1).any(-1).all()):
+                raise NonFiniteError("image: has no measured pixel that is not saturated")
+            return measurement
         if weights is not None:
             raise ArgumentError('weights: are of noise="gaussian"; photons have those of their likelihood')
         if noise_std is not None:
@@ -145,6 +155,13 @@ class Measurement:
         usual = sigma[torch.isfinite(sigma)].median()
         weights = (usual / sigma).expand(y.shape)
         return (weights if rows is None else weights * rows).contiguous(), float(usual), True
+
+    def certain(self) -> Measurement:
+        """The measurement without its lower bounds, as if these pixels were missing."""
+        if self.at_least is None:
+            return self
+        rows = (~self.at_least).to(self.y.dtype)
+        return replace(self, rows=rows if self.rows is None else rows * self.rows, at_least=None)
 
     def weighted(self, A: LinearOperator) -> tuple[LinearOperator, Tensor]:
         """The operator and the data of the least-squares problem."""

@@ -20,7 +20,13 @@ __all__ = ["image_tikhonov"]
 
 
 def image_tikhonov(
-    A: LinearOperator, y: Tensor, L: Gradient | None, middle: Tensor, bounds: Bounds | None, solve: dict[str, Any]
+    A: LinearOperator,
+    y: Tensor,
+    L: Gradient | None,
+    middle: Tensor,
+    bounds: Bounds | None,
+    solve: dict[str, Any],
+    at_least: Tensor | None = None,
 ) -> Solution:
     """Tikhonov's answer; channels under one PSF are one problem with many data, but for the damp, which they share.
 
@@ -31,21 +37,26 @@ def image_tikhonov(
         middle: what it pulls to, ``(*batch, *in_shape)``.
         bounds: lowest and highest value of x, or None.
         solve: the options of :func:`lsconv.tikhonov`, damp among them.
+        at_least: where the data are lower bounds; None: nowhere.
     """
     ndim = len(A.in_shape) - 1
     if isinstance(solve["damp"], str):
-        selection = choose_damp(A, y, solve["damp"], L=L, x_prior=middle, noise_std=solve.pop("noise_std"))
-        return replace(image_tikhonov(A, y, L, middle, bounds, {**solve, "damp": selection.damp}), selection=selection)
+        certain = None if at_least is None else ~at_least
+        selection = choose_damp(
+            A, y, solve["damp"], L=L, x_prior=middle, noise_std=solve.pop("noise_std"), observed=certain
+        )
+        found = image_tikhonov(A, y, L, middle, bounds, {**solve, "damp": selection.damp}, at_least)
+        return replace(found, selection=selection)
     shared = SharedGroups.of(A)
     if shared is not None:
         apart = None if L is None else Gradient(shared.A.in_shape, ndim=ndim, boundary=L.boundary, dtype=A.dtype,
                                                 device=A.device)  # fmt: skip
-        found = image_tikhonov(shared.A, shared.split(y), apart, shared.split(middle), bounds, solve)
+        rows = None if at_least is None else shared.split(at_least)
+        found = image_tikhonov(shared.A, shared.split(y), apart, shared.split(middle), bounds, solve, rows)
         return together(replace(found, x=shared.join(found.x)))
-    if bounds is not None:
-        return tikhonov(
-            A, y, L=L, x_prior=middle.expand(*middle.shape[: -ndim - 1], *A.in_shape), bounds=bounds, **solve
-        )
+    if bounds is not None or at_least is not None:
+        prior = middle.expand(*middle.shape[: -ndim - 1], *A.in_shape)
+        return tikhonov(A, y, L=L, x_prior=prior, bounds=bounds, at_least=at_least, **solve)
     # Where the constant alone explains the image, what is left of it is rounding and meets no relative tolerance.
     norms = torch.linalg.vector_norm(y.flatten(-ndim - 1), dim=-1)
     solve.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))

@@ -19,7 +19,6 @@ from torch import Tensor
 from lsconv.border.cost_model import allowed_bytes, check_fits
 from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.errors import ConvergenceWarning, MethodError
-from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.dense_stack import DenseStack, stacked
@@ -48,7 +47,6 @@ __all__ = [
     "PenalisedBackward",
     "PenalisedPlan",
     "Plan",
-    "TrialPlan",
 ]
 
 LEAST_SQUARES: dict[str, Callable[..., Solution]] = {"lsmr": lsmr, "lsqr": lsqr, "cgls": cgls, "craig": craig}
@@ -217,64 +215,6 @@ class KrylovPlan:
         )
 
 
-class TrialPlan(KrylovPlan):
-    """LSMR without preconditioner, for as many iterations as cost what another plan's setup would.
-
-    The items that it leaves open are for that plan. Only :meth:`solve` has the limit, which no backward pass has.
-
-    Args:
-        A: the operator.
-        damp: the damping.
-        most: the limit.
-    """
-
-    def __init__(self, A: LinearOperator, damp: Tensor | float, most: int) -> None:
-        super().__init__(A, damp, "lsmr")
-        self.most, self.rtol = most, direct_rtol(A.dtype)
-
-    def solve(
-        self,
-        y: Tensor,
-        *,
-        rtol: float | None = None,
-        atol: float = 0.0,
-        max_iter: int | None = None,
-        **options: Any,
-    ) -> Solution:
-        """The solution for ``y``, to the tolerance of the direct methods and with their certificate, in float64."""
-        rtol = self.rtol if rtol is None else rtol
-        most = self.most if max_iter is None else min(max_iter, self.most)
-        found = super().solve(y, rtol=rtol, atol=atol, max_iter=most, **options)
-        A = in_double(self.A)
-        tolerances, batch = Tolerances.of(self.A.dtype, rtol, atol), found.codes.shape
-        share = tolerances.null_share
-        judged = certified(
-            A,
-            found.x.to(A.dtype),
-            y.to(A.dtype).expand(*batch, *A.out_shape),
-            found.damp,
-            tolerances=tolerances,
-            dtype=self.A.dtype,
-            iterations=found.iterations,
-            history=found.history,
-            otherwise=torch.where(found.converged, Status.STAGNATION.code, found.codes),
-            null_share=torch.where(found.damp > 0, share, torch.inf),
-            of_form=True,
-        )
-        # what LSMR has seen of the null space, and of data that are not finite, the norms do not show
-        blind = torch.zeros_like(found.converged)
-        for status in (Status.RANK_DEFICIENT, Status.NON_FINITE, Status.CALLBACK):
-            blind = blind | (found.codes == status.code)
-        return replace(
-            judged,
-            codes=torch.where(blind, found.codes, judged.codes),
-            converged=judged.converged & ~blind,
-        )
-
-    def __repr__(self) -> str:
-        return f"TrialPlan('lsmr', at most {self.most} iterations)"
-
-
 class KrylovStack:
     """LSMR on ``[A; damp L]``, preconditioned where the stack has an FFT-diagonal surrogate.
 
@@ -310,8 +250,7 @@ class KrylovStack:
             warnings.simplefilter("ignore", ConvergenceWarning)
             found = lsmr(self.stack, data, N=self.preconditioner, rtol=rtol, atol=atol, max_iter=max_iter, x0=start)
         batch = found.converged.shape
-        # the history is empty where no item had to iterate
-        norms = None if found.history is None else found.history.operator_norm.nan_to_num()
+        norm = None if found.history is None else found.history.largest_norm
         solution = stacked_solution(
             self.stack,
             found.x,
@@ -322,7 +261,7 @@ class KrylovStack:
             tolerances=Tolerances.of(self.A.dtype, rtol, atol),
             iterations=found.iterations,
             otherwise=torch.where(found.converged, Status.STAGNATION.code, found.codes),
-            operator_norm=norms.amax(0) if norms is not None and len(norms) else None,
+            operator_norm=norm,
         )
         # the test of LSMR itself is stricter: this certificate accepts gradients at the level of rounding
         return replace(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import numbers
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lsconv.border.capacitance_plan import CapacitancePlan
-from lsconv.border.cost_model import plan_bytes
 from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.stacked_plan import StackedPlan
@@ -35,10 +33,10 @@ from lsconv.inverse.plans import (
     KrylovPlan,
     KrylovStack,
     Plan,
-    TrialPlan,
 )
 from lsconv.inverse.reduced_plan import ReducedPlan, core
 from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, deciding, reduction, small_matrices
+from lsconv.inverse.trial_plan import TrialPlan, trial_iterations
 from lsconv.inverse.varying import VaryingPlan
 from lsconv.inverse.weighted import WeightedPlan
 from lsconv.operators.algebra import Adjoint, Product, Scaled
@@ -53,9 +51,6 @@ METHODS = ("auto", *SMALL_MATRICES, "fourier", "border", "svd", *KRYLOV)
 BORDER_PLANS = (BorderPlan, CapacitancePlan)
 # Channels of a group, in and out together, up to which reflected padding goes to the border; of more LSMR is faster.
 _MIRRORED_CHANNELS = 4
-# Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
-# iterations below which LSMR is not tried.
-_OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 8e6, 30
 
 
 def route(
@@ -84,9 +79,9 @@ def route(
                                                                 less than the alternatives
     kernel longer than x (deconvolution for a short response),  "normal": the normal equations, where they are not too
     or few unknowns, damped                                     ill-conditioned
-    damped layer (several channels or strided) whose border     "lsmr" for as many iterations as cost what the setup
-    takes long to set up; undamped where rows and columns       of the border does, then "border" for what is left
-    differ much
+    damped layer (several channels), or blur with a kernel of   "lsmr" for as many iterations as cost what the setup
+    the size of the field, whose border takes long to set up;   of the border does, then "border" for what is left
+    undamped where rows and columns differ much
     convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit, or where
                                                                 damp = 0 and the shapes imply a null space
     convolution of stride 1, reflect or replicate padding       "border" in one or two dimensions with damp > 0 and at
@@ -186,8 +181,8 @@ def route(
     if method == "border":
         return _border(A, damp, memory_limit)
     bordered = structured is not None or _mirrors_well(A, damp)
-    trial = _trial_iterations(A, damp) if auto and structured is not None else 0
-    if trial >= _FEWEST_ITERATIONS:
+    trial = trial_iterations(A, damp) if auto and structured is not None else 0
+    if trial:
         return TrialPlan(A, damp, trial)
     if method == "auto" and bordered:
         try:
@@ -317,22 +312,6 @@ def penalty_fallback(
     if DenseStack.is_quick(A, L, damp):
         return DenseStack(A, L, damp)
     return KrylovStack(A, L, damp) if isinstance(plan, VaryingPlan) else None
-
-
-def _trial_iterations(A: LinearOperator, damp: Tensor | float) -> int:
-    """The iterations of LSMR that cost what the border's setup does; none where they would not do.
-
-    The bytes of the border's plan are the measure of its setup. Blurs, and square operators without damping, take
-    hundreds or thousands of iterations; layers, whose symbol is a matrix, often some tens.
-    """
-    assert isinstance(A, Convolution)
-    shapes = sorted((A.in_numel, A.out_numel))
-    undamped = bool((torch.as_tensor(damp) == 0).any())
-    alone = (A.c_in + A.c_out) // A.groups == 2 and all(step == 1 for step in A.stride)
-    if alone or (undamped and shapes[1] < 1.5 * shapes[0]):
-        return 0
-    iteration = 4 * A.out_numel * A.c_in // A.groups * math.prod(A.kernel_size) + _CALLS
-    return int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(torch.as_tensor(damp).shape)) / iteration)
 
 
 def _transposed(A: LinearOperator, damp: Tensor | float, method: str, memory_limit: int | None) -> AdjointPlan | None:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, MethodError
-from lsconv.inverse.plans import KrylovPlan, Plan, TrialPlan
+from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import fallback
+from lsconv.inverse.trial_plan import TrialPlan
 from lsconv.krylov.gradients.attach import LeastSquares
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.solution import Solution, Status, report

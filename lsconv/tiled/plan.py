@@ -23,7 +23,6 @@ from torch import Tensor
 
 from lsconv.border.cost_model import free_bytes
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
-from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.solution import Solution, report
 from lsconv.krylov.loop.stopping import Tolerances, norm_from_below
 from lsconv.operators.base import LinearOperator
@@ -261,8 +260,7 @@ class Plan:
         if self._norm is None:
             size = [min(n, max(4 * k, 64)) for n, k in zip(self.A.spatial_in, self.A.kernel_extent, strict=True)]
             A = Convolution(self.passes.wide.weight, size, dilation=self.A.dilation, groups=self.A.groups)
-            spaces = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
-            self._norm = float(norm_from_below(A, *spaces))
+            self._norm = float(norm_from_below(A))
         return lambda norms: Certificate.of(norms, self.damp, self._norm, self.passes.wide, tolerances)
 
     def _key(self, batch: tuple[int, ...]) -> str:

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, InputWarning, NonFiniteError, ShapeError
+from lsconv.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DtypeError,
+    InputWarning,
+    MethodError,
+    NonFiniteError,
+    ShapeError,
+)
 
 RNG = np.random.default_rng(0)
 PSF = np.outer([1.0, 2, 1], [1.0, 3, 1]) / 20
@@ -107,6 +115,54 @@ def test_saturated_pixels_are_missing() -> None:
     assert f"{count} of {image.size} pixels" in said
 
 
+@pytest.mark.parametrize(
+    "options", [{"damp": 0.05}, {"damp": 0.05, "bounds": (0, None)}, {"prior": "tv", "weight": 2.0}]
+)
+def test_a_saturated_pixel_may_be_a_lower_bound(options: dict[str, Any]) -> None:
+    image = lamp().astype(np.float64)
+    saturated = image >= 255
+    A = lsconv.blur_operator(torch.tensor(PSF / PSF.sum()), (24, 26))
+    y, rows = torch.tensor(image)[None], torch.tensor(saturated)[None]
+    if "prior" in options:
+        expected = lsconv.total_variation(A, y, 2.0, at_least=rows)
+    else:
+        level = float(y[~rows].mean())
+        L = lsconv.Gradient(A.in_shape, boundary="neumann", dtype=torch.float64)
+        prior = torch.full(A.in_shape, level, dtype=torch.float64)
+        expected = lsconv.tikhonov(A, y, 0.05, L=L, x_prior=prior, bounds=options.get("bounds"), at_least=rows)
+    found = lsconv.deconvolve(image, PSF, saturated=255, one_sided=True, crop=False, **options)
+    assert bool(found.converged)
+    np.testing.assert_allclose(found.x, expected.x[0].numpy(), rtol=0, atol=2e-3)
+    blurred = A(torch.tensor(found.x)[None])[0].numpy()
+    assert np.median(blurred[saturated]) > 300
+    # above the level nothing pulls: the recorded value has no say
+    above = np.where(saturated, 400.0, image)
+    assert np.array_equal(
+        lsconv.deconvolve(above, PSF, saturated=255, one_sided=True, crop=False, **options).x, found.x
+    )
+
+
+def test_a_lower_bound_and_a_rule_for_damp_agree_with_tikhonov() -> None:
+    image = lamp()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InputWarning)
+        chosen = lsconv.deconvolve(image, PSF, saturated="auto", one_sided=True)
+        missing = lsconv.deconvolve(image, PSF, saturated="auto")
+    assert float(chosen.damp) == pytest.approx(float(missing.damp), rel=1e-6)  # the rule looks at what is certain
+    assert bool(chosen.converged)
+    colours = lsconv.deconvolve(
+        np.stack([image, image]), PSF, channels="first", damp=0.05, saturated=255, one_sided=True
+    )
+    alone = lsconv.deconvolve(image, PSF, damp=0.05, saturated=255, one_sided=True)
+    assert int(np.abs(colours.x[0].astype(int) - alone.x.astype(int)).max()) <= 1
+
+
+def test_without_a_saturated_pixel_one_sided_changes_nothing() -> None:
+    plain = lsconv.deconvolve(IMAGE, PSF, damp=0.05)
+    level = float(IMAGE.max()) + 1
+    assert np.array_equal(lsconv.deconvolve(IMAGE, PSF, damp=0.05, saturated=level, one_sided=True).x, plain.x)
+
+
 def test_the_level_is_found_where_there_is_a_plateau() -> None:
     rising = np.arange(1000, dtype=np.uint16)
     with warnings.catch_warnings():
@@ -138,6 +194,11 @@ def test_the_level_is_found_where_there_is_a_plateau() -> None:
         ({"saturated": "never"}, ArgumentError, "saturated: expected"),
         ({"saturated": True}, ArgumentTypeError, "saturated: expected"),
         ({"saturated": float("nan")}, ArgumentError, "finite grey level"),
+        ({"one_sided": True}, ArgumentError, "one_sided: is about the pixels that saturated="),
+        ({"one_sided": True, "saturated": 1.0, "noise": "poisson"}, ArgumentError, "one_sided"),
+        ({"one_sided": True, "saturated": float(IMAGE.min())}, NonFiniteError, "not saturated"),
+        ({"one_sided": True, "saturated": float(IMAGE.max()), "prior": lambda x: x}, MethodError, "denoiser"),
+        ({"one_sided": True, "saturated": float(IMAGE.max()), "error_bars": True}, MethodError, "error_bars"),
     ],
 )
 def test_what_does_not_fit_is_named(options: dict[str, Any], error: type[Exception], said: str) -> None:

@@ -90,6 +90,11 @@ class History:
     gradient_norm: Tensor
     operator_norm: Tensor
 
+    @property
+    def largest_norm(self) -> Tensor | None:
+        """The largest lower bound of ``||A||`` met, ``batch``; None where no item had to iterate."""
+        return self.operator_norm.nan_to_num().amax(0) if len(self.operator_norm) else None
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw residual and gradient norms, relative to their start, against the iteration.
 

@@ -223,7 +223,7 @@ def certify(
     # the bound of a gradient that is near it may only be low because that of ||A|| is
     close = (g_norm > g_bound) & (g_norm <= 1e4 * g_bound) & (total > r_bound)
     if sharpen and not square and type(y) is Tensor and any_item(close):
-        norm_a = maximum(norm_a, hypot(spread_out(norm_from_below(A, domain, codomain)), damp))
+        norm_a = maximum(norm_a, hypot(spread_out(norm_from_below(A, single=single)), damp))
         g_bound = tolerances.gradient_bound(norm_a, total)
     upper = norm_a if norm_bound is None else norm_bound
     least = at_least(maximum(rcond * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny)
@@ -260,11 +260,19 @@ def certify(
     )
 
 
-def norm_from_below(A: LinearOperator, domain: ItemSpace, codomain: ItemSpace) -> Scalar:
-    """A lower bound of ``||A||`` by a few steps of the power method from random numbers."""
+def norm_from_below(A: LinearOperator, steps: int = 6, *, single: bool = False) -> Scalar:
+    """A lower bound of ``||A||``, per item, by a few steps of the power method from random numbers.
+
+    Args:
+        A: the operator.
+        steps: how many.
+        single: there is one item, and the bound is a Python number.
+    """
+    space = OneItem if single else ItemSpace
+    domain, codomain = space(A.in_shape, A.dtype, A.device), space(A.out_shape, A.dtype, A.device)
     generator = torch.Generator(device=A.device).manual_seed(0)
     v = torch.randn(*A.batch_shape, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
-    for _ in range(6):
+    for _ in range(steps):
         image = A.apply(v * domain.spread(divide(1.0, domain.safe_norm(v))))
         v = A.adjoint(image)
     return codomain.safe_norm(image)

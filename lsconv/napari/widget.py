@@ -1,0 +1,380 @@
+"""The widget: choices, a live preview of a crop, a thread that restores field by field, the answer as a layer."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from magicgui.widgets import (
+    CheckBox,
+    ComboBox,
+    Container,
+    FloatSlider,
+    FloatSpinBox,
+    Label,
+    ProgressBar,
+    PushButton,
+)
+from napari.layers import Image, Labels, Layer
+
+import lsconv
+from lsconv.app.report import report_figure
+from lsconv.napari.problem import MODELS, Index, Problem, Restored, Settings, psf_of
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+__all__ = ["RestoreWidget"]
+
+_LAYER = "a layer"
+_DECADES = 3.0  # of the slider, to both sides of the strength that a rule chose
+_DELAY = 200  # milliseconds from the last move of the slider to the preview
+_DPI = 62  # of the report, which scrolls
+_MARK = "lsconv preview"
+
+Answer = list[tuple[Index, Restored]]
+
+
+class RestoreWidget(Container):  # type: ignore[misc]
+    """Restore an image layer whose blur is known.
+
+    Args:
+        napari_viewer: the viewer whose layers are offered.
+
+    Attributes:
+        worker: the thread at work, or None.
+        report: the report's scroll area, which has its ``figure``, or None.
+    """
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__(labels=True)
+        self._viewer = napari_viewer
+        self.worker: Any = None
+        self.report: Any = None
+        self._cancelled = threading.Event()
+        self._wanted: str | None = None  # a preview: "as chosen", or with the strength "by rule"
+        self.image = ComboBox(label="image", choices=self._images, tooltip="Every time, channel and slice apart.")
+        self.blur = ComboBox(label="blur", choices=(*MODELS, _LAYER), tooltip="The PSF: a model or a layer.")
+        self.psf = ComboBox(label="PSF layer", choices=self._images, nullable=True, tooltip="Divided by its sum.")
+        self.size = FloatSpinBox(label="sigma", value=2.0, min=0.1, max=500.0, step=0.1, tooltip="In pixels.")
+        self.angle = FloatSpinBox(label="angle", value=0.0, min=-180.0, max=180.0, tooltip="Degrees.")
+        self.depth = FloatSpinBox(
+            label="sigma along z", value=0.0, min=0.0, max=500.0, step=0.1,
+            tooltip="In slices; 0: every slice is restored by itself.",
+        )  # fmt: skip
+        self.boundary = ComboBox(
+            label="beyond the edge", choices=("unknown", "reflect", "zero", "periodic"),
+            tooltip="What the scene is like beyond the image; unknown: nothing is assumed.",
+        )  # fmt: skip
+        self.mask = ComboBox(label="bad pixels", choices=self._masks, nullable=True, tooltip="Labels other than zero.")
+        self.noise = ComboBox(label="noise", choices=("gaussian", "poisson"))
+        self.background = FloatSpinBox(
+            label="background", value=0.0, min=-1e9, max=1e9, tooltip="Light without the scene, in grey levels."
+        )
+        self.gain = FloatSpinBox(label="gain", value=1.0, min=1e-6, max=1e9, tooltip="Grey levels per photon.")
+        self.prior = ComboBox(
+            label="prior", choices=("gradient", "tikhonov", "tv"), tooltip="What images are like: smooth, small, flat."
+        )
+        self.automatic = CheckBox(label="strength by a rule", value=True, tooltip="Chosen from the image itself.")
+        self.strength = FloatSlider(label="log10 damp", value=-1.0, min=-6.0, max=6.0, step=0.05)
+        self.live = CheckBox(label="preview a crop", value=True, tooltip="Around the middle of the view.")
+        self.nonnegative = CheckBox(label="nonnegative", value=False)
+        self.error_bars = CheckBox(label="error bars", value=False, tooltip="A layer of standard deviations.")
+        self.button = PushButton(label="Restore")
+        self.cancel = PushButton(label="Cancel", enabled=False)
+        self.progress = ProgressBar(label="fields", value=0, min=0, max=1)
+        self.status = Label(label="", value="")
+        self.extend([
+            self.image, self.blur, self.psf, self.size, self.angle, self.depth, self.boundary, self.mask, self.noise,
+            self.background, self.gain, self.prior, self.automatic, self.strength, self.live, self.nonnegative,
+            self.error_bars, self.button, self.cancel, self.progress, self.status,
+        ])  # fmt: skip
+        for layers_changed in (napari_viewer.layers.events.inserted, napari_viewer.layers.events.removed):
+            layers_changed.connect(self._offer_layers)
+        for choice in (self.blur, self.noise, self.prior, self.automatic, self.nonnegative):
+            choice.changed.connect(self._show_choices)
+        self.button.changed.connect(self.restore)
+        self.cancel.changed.connect(self.stop)
+        for choice in (self.automatic, self.noise, self.prior):  # the strength has another unit then
+            choice.changed.connect(self._centre_slider)
+        for choice in (
+            self.strength, self.blur, self.psf, self.size, self.angle, self.depth, self.mask, self.background,
+            self.gain, self.nonnegative,
+        ):  # fmt: skip
+            choice.changed.connect(self._preview_soon)
+        self._show_choices()
+
+    # ------------------------------------------------------------------------------------------------- choices
+
+    def _images(self, _: Any) -> list[Layer]:
+        return [each for each in self._viewer.layers if isinstance(each, Image) and _MARK not in each.metadata]
+
+    def _masks(self, _: Any) -> list[Layer]:
+        return [each for each in self._viewer.layers if isinstance(each, Labels)]
+
+    def _offer_layers(self, _: Any = None) -> None:
+        for box in (self.image, self.psf, self.mask):
+            box.reset_choices()
+
+    def _show_choices(self, _: Any = None) -> None:
+        """Show the numbers that the choices need, and no others."""
+        blur = self.blur.value
+        self.psf.visible = blur == _LAYER
+        self.size.visible = blur != _LAYER
+        self.size.label = MODELS.get(blur, "size")
+        self.angle.visible = blur == "motion"
+        self.depth.visible = blur == "gaussian"
+        self.gain.visible = self.noise.value == "poisson"
+        self.strength.visible = self.live.visible = not self.automatic.value
+        self.strength.label = "log10 weight" if self.prior.value == "tv" else "log10 damp"
+        self.error_bars.visible = self._has_error_bars()
+
+    def _has_error_bars(self) -> bool:
+        return self.noise.value == "gaussian" and self.prior.value != "tv" and not self.nonnegative.value
+
+    def problem(self) -> Problem:
+        """The problem as chosen.
+
+        Raises:
+            ArgumentError: a choice is missing, or does not fit.
+        """
+        image = self.image.value
+        if image is None:
+            raise lsconv.ArgumentError("image: open one first")
+        if self.blur.value == _LAYER and self.psf.value is None:
+            raise lsconv.ArgumentError("PSF layer: choose one")
+        psf = (
+            _highest(self.psf.value) if self.blur.value == _LAYER
+            else psf_of(self.blur.value, self.size.value, self.angle.value, self.depth.value)
+        )  # fmt: skip
+        settings = Settings(
+            self.boundary.value, self.noise.value, self.background.value, self.gain.value, self.prior.value,
+            None if self.automatic.value else 10.0**self.strength.value, self.nonnegative.value,
+            self.error_bars.value and self._has_error_bars(),
+        )  # fmt: skip
+        mask = None if self.mask.value is None else _highest(self.mask.value)
+        labels = getattr(image, "axis_labels", ())
+        return Problem.of(_highest(image), psf, settings, colour=image.rgb, mask=mask, labels=labels)
+
+    # ----------------------------------------------------------------------------------------------- the answer
+
+    def restore(self, _: Any = None) -> None:
+        """Begin to restore the image, in a thread."""
+        if self.worker is not None:
+            return
+        try:
+            problem = self.problem()
+        except lsconv.LsconvError as error:
+            self.status.value = str(error)
+            return
+        fields = problem.fields()
+        shown = problem.field_at(self._place(self.image.value))
+        self.progress.max, self.progress.value = len(fields) if len(fields) > 1 else 0, 0  # of 0 it is busy
+        self._begin(_restore_fields(problem, fields, self._cancelled), self._finish, self.image.value, shown)
+
+    def stop(self, _: Any = None) -> None:
+        """End the work after the field at hand; nothing comes of it."""
+        self._cancelled.set()
+        self._wanted = None
+        if self.worker is not None:
+            self.status.value = "cancelling after this field"
+
+    def _begin(self, work: Any, finish: Any, *about: Any) -> None:
+        from napari.qt.threading import create_worker  # imports Qt
+
+        self._cancelled.clear()
+        self.button.enabled, self.cancel.enabled = False, True
+        self.status.value = "working"
+
+        def run() -> Generator[int, None, Any]:
+            try:
+                return (yield from work)
+            except (lsconv.LsconvError, MemoryError, RuntimeError) as error:  # what no worker may raise or return
+                return str(error) or "not enough memory"
+
+        def idle() -> None:
+            self.worker = None
+            self.progress.max = max(1, self.progress.max)
+            self.button.enabled, self.cancel.enabled = True, False
+
+        def end(found: Any) -> None:
+            idle()
+            if isinstance(found, str):
+                self.status.value = found
+            elif found is None:
+                self.status.value = "cancelled"
+            else:
+                finish(found, *about)
+            self._preview()  # where choices have changed meanwhile
+
+        def fail(error: Exception) -> None:
+            idle()
+            self.status.value = f"{type(error).__name__}: {error}"
+            raise error  # for napari to show
+
+        def count(done: int) -> None:
+            if finish == self._finish and self.progress.max:
+                self.progress.value = done
+
+        connected = {"returned": end, "yielded": count, "errored": fail}
+        self.worker = create_worker(run, _start_thread=False, _connect=connected)
+        self.worker.start()
+
+    def _finish(self, found: Answer, image: Image, shown: Index) -> None:
+        self.progress.value = self.progress.max
+        data = _highest(image)
+        values = np.empty(data.shape, found[0][1].values.dtype)
+        shape = data.shape[:-1] if image.rgb else data.shape
+        deviations = None if found[0][1].std is None else np.empty(shape, found[0][1].std.dtype)
+        for index, restored in found:
+            values[index] = restored.values
+            if deviations is not None:
+                deviations[index] = restored.std
+        strengths = [restored.strength for _, restored in found]
+        restored = next(restored for index, restored in found if index == shown)
+        failed = sum(not each.converged for _, each in found)
+        named = "weight" if self.prior.value == "tv" else "damp"
+        words = f"{named} {min(strengths):.3g}" + (f" to {max(strengths):.3g}" if len(found) > 1 else "")
+        verdict = f"{failed} of {len(found)} field(s) not converged" if failed else restored.status
+        remarks = dict.fromkeys(remark for _, each in found for remark in each.remarks)
+        self.status.value = "\n".join([words, verdict, *remarks])
+        about = {"lsconv": {"version": lsconv.__version__, named: strengths, "converged": not failed,
+                            "settings": words, "prior": self.prior.value, "noise": self.noise.value}}  # fmt: skip
+        self._remove_preview()
+        self._viewer.add_layer(_beside(image, values, "restored", about))
+        if deviations is not None:
+            self._viewer.add_layer(_beside(image, deviations, "standard deviation", about, plain=True))
+        self._show_report(restored, f"{image.name}: {words}. {verdict}")
+
+    def _show_report(self, restored: Restored, title: str) -> None:
+        """Show the report in a dock widget, in place of the one before."""
+        from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg  # imports Qt
+        from qtpy.QtWidgets import QScrollArea
+
+        window = self._viewer.window
+        if self.report is not None and self.report.parent() is not None:
+            window.remove_dock_widget(self.report)
+        figure, _ = report_figure(restored.evidence, title)
+        figure.set_dpi(_DPI)
+        canvas = FigureCanvasQTAgg(figure)
+        canvas.setFixedSize(*canvas.get_width_height())
+        self.report = QScrollArea()
+        self.report.setWidget(canvas)
+        self.report.figure = figure
+        window.add_dock_widget(self.report, name="lsconv report", area="right", tabify=True)
+
+    # ---------------------------------------------------------------------------------------------- the preview
+
+    def _remove_preview(self) -> None:
+        for each in [each for each in self._viewer.layers if _MARK in each.metadata]:
+            self._viewer.layers.remove(each)
+
+    def _place(self, image: Image) -> tuple[int, ...]:
+        """The pixel of the image at the middle of the view, in the slice that is shown."""
+        dims = self._viewer.dims
+        point = list(dims.point)
+        for axis, centre in zip(dims.displayed, self._viewer.camera.center[-len(dims.displayed) :], strict=True):
+            point[axis] = centre
+        return tuple(round(float(at)) for at in image.world_to_data(point[len(point) - image.ndim :]))
+
+    def _centre_slider(self, _: Any = None) -> None:
+        """Let a rule choose the strength on a crop: the middle of the slider."""
+        self._want("by rule")
+
+    def _preview_soon(self, _: Any = None) -> None:
+        self._want(self._wanted or "as chosen")
+
+    def _want(self, preview: str) -> None:
+        from qtpy.QtCore import QTimer  # imports Qt
+
+        if self.live.value and not self.automatic.value:
+            self._wanted = preview
+            QTimer.singleShot(_DELAY, self._preview)
+
+    def _preview(self) -> None:
+        """Begin to restore a crop around the middle of the view, in a thread, where that is wanted."""
+        if not self.live.value or self.automatic.value:
+            self._wanted = None
+        if self.worker is not None or self._wanted is None:
+            return
+        by_rule, self._wanted = self._wanted == "by rule", None
+        try:
+            whole = self.problem()
+        except lsconv.LsconvError as error:
+            self.status.value = str(error)
+            return
+        if by_rule:
+            whole = whole.by_rule()
+        problem, where = whole.cropped(self._place(self.image.value))
+        work = _restore_fields(problem, problem.fields(), self._cancelled)
+        self._begin(work, self._show_preview, self.image.value, problem, where, by_rule)
+
+    def _show_preview(
+        self,
+        found: list[tuple[Index, Restored]],
+        image: Image,
+        problem: Problem,
+        where: tuple[slice, ...],
+        by_rule: bool,
+    ) -> None:
+        index, restored = found[0]
+        values = np.empty(problem.data.shape, restored.values.dtype)
+        values[index] = restored.values
+        self._remove_preview()
+        self._viewer.add_layer(_beside(image, values, "preview", {_MARK: True}, where=where))
+        self._viewer.layers.selection = {image}
+        self.status.value = f"preview: {self.strength.label.split()[-1]} {restored.strength:.3g}"
+        if by_rule and restored.strength > 0:
+            middle = math.log10(restored.strength)
+            with self.strength.changed.blocked():
+                self.strength.range = middle - _DECADES, middle + _DECADES
+                self.strength.value = middle
+
+
+def _restore_fields(
+    problem: Problem, fields: list[Index], cancelled: threading.Event
+) -> Generator[int, None, Answer | None]:
+    """Restore the fields one by one; yields how many are done, and returns None when cancelled."""
+    found = []
+    for index in fields:
+        if cancelled.is_set():
+            return None
+        found.append((index, problem.restore(index, cancelled.is_set)))
+        yield len(found)
+    return None if cancelled.is_set() else found
+
+
+def _highest(layer: Layer) -> Any:
+    """The data of a layer, of its highest level where it has several."""
+    return layer.data[0] if layer.multiscale else layer.data
+
+
+def _beside(
+    image: Image, values: np.ndarray[Any, Any], suffix: str, about: dict[str, Any], *,
+    where: tuple[slice, ...] | None = None, plain: bool = False,
+) -> Layer:  # fmt: skip
+    """A layer that lies and looks like the image's own: its scale, place, units, axes, colours and metadata.
+
+    Args:
+        image: the layer.
+        values: its data.
+        suffix: of the layer's name.
+        about: further metadata.
+        where: the part of the image that the values are.
+        plain: whether the values are of another kind, with colours and limits of their own.
+    """
+    _, looks, kind = image.as_layer_data_tuple()
+    for key in ("multiscale", "locked_data_level", "visible", "auto_contrast", *(("rgb",) if plain else ())):
+        looks.pop(key, None)
+    if plain:
+        looks.pop("contrast_limits")
+        looks["colormap"] = "magma"
+    looks["name"] = f"{image.name} {suffix}"
+    looks["metadata"] = {**image.metadata, **about}
+    if where is not None:
+        corner = np.asarray(image.data_to_world([part.start for part in where]))
+        looks["translate"] = image.affine.inverse(corner)
+    return Layer.create(values, looks, kind)
