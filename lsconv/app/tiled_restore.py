@@ -134,6 +134,8 @@ class _Stored:
 
 def _opened(image: Path) -> _Stored:
     """The memory map of an uncompressed TIFF or an NPY file."""
+    if image.is_dir():
+        raise ImageFileError(f"{image}: --tile reads files; Zarr arrays go to lsconv.tiled.Plan in Python")
     if image.suffix.lower() == ".npy":
         array = np.load(image, mmap_mode="r", allow_pickle=False)
         found = _Stored(array, array.ndim > 2 and array.shape[-1] <= 4)

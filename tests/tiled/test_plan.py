@@ -222,6 +222,18 @@ def test_anything_that_is_read_by_slices_serves() -> None:
     assert error(out.values, exact(A, torch.from_numpy(counts.astype(np.float64))[None], 0.2)[0]) < 1e-6
 
 
+def test_zarr_arrays_are_read_and_written(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    A, y = problem("box", "valid", (83, 98), torch.float32)
+    data = zarr.create_array(str(tmp_path / "y"), shape=tuple(y.shape), chunks=(1, 30, 30), dtype="f4")
+    data[...] = y.numpy()
+    out = zarr.create_array(str(tmp_path / "x"), shape=A.in_shape, chunks=(1, 32, 32), dtype="f4")
+    solution = lsconv.tiled.Plan(A, damp=0.1, tile=40, overlap=24, storage=tmp_path / "work").solve(data, out=out)
+    assert solution.x is out
+    assert bool(solution.converged)
+    assert error(out[...], exact(A, y, 0.1)) < 1e-6
+
+
 KILLED = """
 import sys, torch, lsconv
 folder, what, number = sys.argv[1:]
