@@ -69,6 +69,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(int|float|str|bool|complex|bytes|tuple|list|dict|set|type|object|None|dtype|device|enum\..*|Module)"),
     (r"py:.*", r"(ArrayLike|OperatorLike|Bounds|Values|Denoiser|Origin|ConvModule|PlainModule|_T|_Function)"),
     (r"py:.*", r"IterationState|PseudoInverse\.\w+"),
+    (r"py:.*", r"lsconv\.tiled\.(?!Plan).*"),
     (r"py:.*", r"lsconv\.(operators|inverse|krylov|border|fourier|factored|nn|app)\..*"),
 ]
 
@@ -129,6 +130,7 @@ _INTRODUCTIONS = {
     "uncertainty": "How sure an answer is, and how probable the data are.",
     "structure": "Numbers that describe an operator, and the preconditioner made from it.",
     "iterations": "The Krylov methods, one by one, with the same arguments and certificates.",
+    "tiled": "Images larger than memory, or than one process; `import lsconv` has it as `lsconv.tiled`.",
     "modules": "Modules for networks; `import lsconv` has them as `lsconv.nn`.",
     "psf": "Models of point-spread functions, differentiable; `import lsconv` has them as `lsconv.psf`.",
     "deepinv": "Physics for deepinv; needs the extra `deepinv`, and `import lsconv.deepinv`.",
@@ -137,7 +139,7 @@ _INTRODUCTIONS = {
 # What references to a module lead to.
 _MODULES = {
     group: f"```{{py:module}} lsconv.{module}\n```\n\n"
-    for group, module in (("modules", "nn"), ("psf", "psf"), ("deepinv", "deepinv"))
+    for group, module in (("tiled", "tiled"), ("modules", "nn"), ("psf", "psf"), ("deepinv", "deepinv"))
 }
 
 # A table of names, each a page of its own.
@@ -170,6 +172,7 @@ def groups() -> dict[str, list[str]]:
     body = source.partition("__all__ = [\n")[2].partition("]\n")[0]
     found = {part.split("\n")[0]: re.findall(r'"(\w+)"', part) for part in body.split("    # ")[1:]}
     full = {group: [f"lsconv.{name}" for name in names] for group, names in found.items()}
+    full["tiled"] = [f"lsconv.tiled.{name}" for name in lsconv.tiled.__all__]
     full["modules"] = [f"lsconv.nn.{name}" for name in lsconv.nn.__all__]
     full["psf"] = [f"lsconv.psf.{name}" for name in lsconv.psf.__all__]
     if has_deepinv:

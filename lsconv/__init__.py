@@ -15,7 +15,7 @@ structure      ``norm``, ``cond``, ``singular_values``, ``svd`` (a ``SingularVal
                why, ``explain`` (an ``Explanation``)
 iterations     ``lsmr``, ``lsqr``, ``cgls``, ``craig``; ``cg``, ``minres``, ``gmres``; ``hybrid`` (a
                ``HybridSelection``); ``refine``, ``set_backward_failure_hook``
-large images   ``tiled.Plan``: larger than memory, by tiles, out of core and on many ranks
+tiled          ``tiled.Plan``: images larger than memory, by tiles, out of core and on many ranks
 modules        ``nn.PseudoInverse``, ``nn.Tikhonov``, ``nn.RangeNull``, ``nn.InvertibleConv2d``,
                ``nn.spectral_norm``
 psf            ``psf.gaussian``, ``psf.disk``, ``psf.motion``, ``psf.moffat``, ``psf.airy``, ``psf.box``
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from lsconv.krylov.refinement import refine
     from lsconv.krylov.gradients.backward_solves import set_backward_failure_hook
 
-    # large images
+    # tiled
     from lsconv import tiled
 
     # modules
@@ -171,7 +171,7 @@ __all__ = [
     "HybridSelection",
     "refine",
     "set_backward_failure_hook",
-    # large images
+    # tiled
     "tiled",
     # modules
     "nn",

@@ -45,7 +45,7 @@ def test_every_public_name_is_imported_from_where_the_type_checker_finds_it() ->
         if isinstance(node, ast.ImportFrom) and node.module not in ("typing", "lsconv")
         for alias in node.names
     }
-    assert {*checked, "nn", "psf"} == set(lsconv.__all__)
+    assert {*checked, "nn", "psf", "tiled"} == set(lsconv.__all__)
     assert {name: module for name, module in checked.items() if module != "lsconv.errors"} == lsconv._HOME
     assert all(getattr(lsconv, name) is not None for name in lsconv.__all__)
     assert set(lsconv.__all__) <= set(dir(lsconv))

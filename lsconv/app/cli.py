@@ -24,7 +24,7 @@ from lsconv.app.batch import complain, describe, for_each
 from lsconv.app.blurring import Blurring
 from lsconv.app.estimating import estimate
 from lsconv.app.image_io import ImageFileError
-from lsconv.app.plots import Panel, check_output, draw_comparison
+from lsconv.app.plots import check_output
 from lsconv.app.psf_grid import read_psf_grid
 from lsconv.app.report_page import write_page
 from lsconv.app.requests import (
@@ -40,6 +40,7 @@ from lsconv.app.requests import (
     plan_outputs,
 )
 from lsconv.app.restore import PRIORS, RULES, Restoring
+from lsconv.app.tiled_restore import TiledRestoring
 
 __all__ = ["app", "run"]
 
@@ -187,6 +188,13 @@ def deblur(
     max_memory: Annotated[
         str | None, typer.Option(help="Refuse files that need more, such as 4G.", metavar="SIZE")
     ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Restore by tiles of so many pixels, for files larger than memory: TIFF without compression, NPY.",
+            metavar="N",
+        ),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a report about one restoration, a .png file.")] = None,
     report: Annotated[
         Path | None,
@@ -203,6 +211,7 @@ def deblur(
     channel, and every slice under a PSF of two axes, is restored by itself; a PSF may have one kernel per channel.
     Between the points of --psf-grid, pixels of the image (row, column), which form a grid, the PSF is linear.
     With boundary 'unknown' nothing is assumed about what lies beyond the image. Folders are made where missing.
+    With --tile the answer is that of the whole image, by memory maps; the same command goes on after an interruption.
 
     Exit codes: 0 done, 1 written but not converged, 2 asked for wrongly or failed, 130 interrupted.
 
@@ -229,7 +238,8 @@ def deblur(
     check_plot(plot, files, targets, error_bars)
     if report is not None:
         check_writable("--report", report / "index.html")
-    code, outcomes = for_each(work, files, targets, jobs=jobs, quiet=quiet)
+    restore = work if tile is None else TiledRestoring(work, tile, quiet)
+    code, outcomes = for_each(restore, files, targets, jobs=jobs, quiet=quiet)
     if report is not None:
         page = write_page(report, outcomes, targets, " ".join(["lsconv", *sys.argv[1:]]))
         if not quiet:
@@ -315,7 +325,7 @@ def demo(
             highlight=False,
         )
     console.print(LEGEND, highlight=False)
-    width, height = _draw(output, problems[1], answers[1][1])
+    width, height = demonstration.draw(output, problems[1], answers[1][1])
     console.print(f"\nPicture: {output} ({width}×{height})", highlight=False)
     failures = []
     for problem, (reference, rows) in zip(problems, answers, strict=True):
@@ -363,33 +373,6 @@ def _table(rows: Sequence[demonstration.Answer]) -> Table:
             iterations += "*"
         table.add_row(row.method, *figures, iterations, f"{row.seconds:.2f}")
     return table
-
-
-def _draw(path: Path, problem: demonstration.Problem, rows: Sequence[demonstration.Answer]) -> tuple[int, int]:
-    """The photograph's panels, each with its PSNR on the pixels that the data cover."""
-    edge = (problem.weight.shape[-1] - 1) // 2
-    photograph = problem.truth + problem.offset
-    inner = photograph[..., edge:-edge, edge:-edge]
-
-    def panel(row: demonstration.Answer, name: str, closer: bool = False) -> Panel:
-        pixels = row.x + problem.offset
-        psnr = demonstration.peak_signal_to_noise(pixels[..., edge:-edge, edge:-edge], inner)
-        return Panel(name, f"PSNR {psnr:.1f} dB", pixels[:, 0], closer)
-
-    data = problem.y + problem.offset
-    blurred = torch.nn.functional.pad(data, (edge,) * 4, value=1.0)
-    psnr = demonstration.peak_signal_to_noise(data, inner)
-    height, width = photograph.shape[-2:]
-    panels = [
-        Panel("photograph", f"{width}×{height}", photograph[:, 0], closer=True),
-        Panel("blurred, cropped, 1% noise", f"PSNR {psnr:.1f} dB", blurred[:, 0]),
-        panel(rows[0], "circular pseudo-inverse"),
-        panel(rows[1], f"circular, damp={problem.damp:g}", closer=True),
-        panel(rows[-1], f"lsconv, damp={problem.damp:g}", closer=True),
-    ]
-    strip = (slice(0, height // 5), slice(0, width * 3 // 5))
-    caption = "PSNR against the photograph, on the middle pixels that the blurred picture covers."
-    return draw_comparison(path, panels, problem.weight[0, 0], strip, caption)
 
 
 def _check_boundary(boundary: str) -> None:

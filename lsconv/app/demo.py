@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,12 +21,14 @@ from torch import Tensor
 
 import lsconv
 from lsconv.app.image_io import read_picture
+from lsconv.app.plots import Panel, draw_comparison
 
 __all__ = [
     "Answer",
     "Problem",
     "Reference",
     "circular_pseudo_inverse",
+    "draw",
     "judge",
     "motion_kernel",
     "peak_signal_to_noise",
@@ -296,3 +298,30 @@ def _relative(difference: Tensor, whole: Tensor) -> float:
 def _wait(tensor: Tensor) -> None:
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)
+
+
+def draw(path: Path, problem: Problem, rows: Sequence[Answer]) -> tuple[int, int]:
+    """Draw the photograph's panels, each with its PSNR on the pixels that the data cover."""
+    edge = (problem.weight.shape[-1] - 1) // 2
+    photograph = problem.truth + problem.offset
+    inner = photograph[..., edge:-edge, edge:-edge]
+
+    def panel(row: Answer, name: str, closer: bool = False) -> Panel:
+        pixels = row.x + problem.offset
+        psnr = peak_signal_to_noise(pixels[..., edge:-edge, edge:-edge], inner)
+        return Panel(name, f"PSNR {psnr:.1f} dB", pixels[:, 0], closer)
+
+    data = problem.y + problem.offset
+    blurred = torch.nn.functional.pad(data, (edge,) * 4, value=1.0)
+    psnr = peak_signal_to_noise(data, inner)
+    height, width = photograph.shape[-2:]
+    panels = [
+        Panel("photograph", f"{width}×{height}", photograph[:, 0], closer=True),
+        Panel("blurred, cropped, 1% noise", f"PSNR {psnr:.1f} dB", blurred[:, 0]),
+        panel(rows[0], "circular pseudo-inverse"),
+        panel(rows[1], f"circular, damp={problem.damp:g}", closer=True),
+        panel(rows[-1], f"lsconv, damp={problem.damp:g}", closer=True),
+    ]
+    strip = (slice(0, height // 5), slice(0, width * 3 // 5))
+    caption = "PSNR against the photograph, on the middle pixels that the blurred picture covers."
+    return draw_comparison(path, panels, problem.weight[0, 0], strip, caption)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -16,8 +17,13 @@ __all__ = ["ArrayLike", "Field", "pieces"]
 class ArrayLike(Protocol):
     """An array that is read and written by slices: a tensor, a numpy array or memory map, a Zarr array."""
 
-    shape: Any
-    dtype: Any
+    @property
+    def shape(self) -> Any:
+        """The sizes of the axes."""
+
+    @property
+    def dtype(self) -> Any:
+        """The number type."""
 
     def __getitem__(self, cells: Any) -> Any: ...
 
@@ -64,6 +70,7 @@ class Field:
         self.array, self.size, self.channels, self.wraps, self.first = array, tuple(size), channels, tuple(wraps), first
         self.item, self.dtype = item, dtype
         self.device = torch.device("cpu") if device is None else device
+        self._mapped = 0
         self.rows = int(array.shape[len(array.shape) - len(self.size)])
         self.halos: list[tuple[int, Tensor]] = []
         self.spills: list[tuple[int, Tensor]] = []
@@ -102,6 +109,7 @@ class Field:
 
     def _part(self, array: ArrayLike, cells: tuple[slice, ...], dtype: torch.dtype | None) -> Tensor:
         part = self._tensor(array[self._index(array, cells)], dtype)
+        self._release(part.nbytes)
         return part if self.channels else part.unsqueeze(0)
 
     def _index(self, array: ArrayLike, cells: Sequence[slice]) -> tuple[Any, ...]:
@@ -124,6 +132,7 @@ class Field:
             self.array[index] = values.to(self.array.device, self.array.dtype)
         else:
             self.array[index] = values.cpu().numpy().astype(self.array.dtype, copy=False)
+        self._release(values.nbytes)
 
     def add(self, start: Sequence[int], values: Tensor) -> None:
         """Add a box ``(channels, *size)`` to the cells, to those of other processes by way of :attr:`spills`."""
@@ -143,6 +152,19 @@ class Field:
                     array[index] += part.to(array.device, array.dtype)
                 else:
                     array[index] = array[index] + part.cpu().numpy().astype(array.dtype, copy=False)
+                    self._release(part.nbytes)
+
+    def _release(self, nbytes: int) -> None:
+        """Let go of the pages of a file that reading and writing have mapped; the file keeps what was written."""
+        self._mapped += nbytes
+        if self._mapped < 2**26 or not isinstance(self.array, np.memmap) or self.array.mode == "c":
+            return
+        self._mapped = 0
+        base: Any = self.array.base
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            base.madvise(mmap.MADV_DONTNEED)
 
     def part(self, first: int, count: int) -> Tensor:
         """Rows that are here, as one tensor on the device: ``(*channels, count, ...)``."""

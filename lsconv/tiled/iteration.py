@@ -11,6 +11,7 @@ Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -59,14 +60,14 @@ class Directions:
         beta, alpha, energy = self._scalars(fields)
         norms = torch.zeros(3, dtype=torch.float64, device=passes.A.device)
 
-        def advance(at: Tensor, _: Tensor, z: Tensor, hz: Tensor, rest: Tensor, *old: Tensor) -> list[Tensor | None]:
+        def advance(at: Tensor, z: Tensor, hz: Tensor, rest: Tensor, *old: Tensor) -> list[Tensor | None]:
             for b, direction, image in zip(beta, old[::2], old[1::2], strict=True):
                 z, hz = z - b * direction, hz - b * image
             new, rest = at + alpha * z, rest - alpha * hz
             norms.add_(torch.stack([(alpha * z).square().sum(), new.square().sum(), rest.square().sum()]))
-            return [None, new, z, hz, rest, *[None] * len(old)]
+            return [None, z, hz, rest, *[None] * len(old), new]
 
-        passes.update([x, to, *fields], advance)
+        passes.update([x, *fields, to], advance, reads=1 + len(fields))
         self.kept.append((p, w, energy))
         step, length, left = passes.ranks.total(norms).sqrt().tolist()
         return step, length, left
@@ -121,6 +122,7 @@ class Iteration:
         self.passes, self.storage, self.y, self.observed, self.judge = passes, storage, y, observed, judge
         self.rtol, self.rate, self.wide = 0.1 * rtol, rate, double(storage.dtype)
         self.directions = Directions(passes, storage, observed)
+        self.x = storage.vector("x")
 
     def run(self, max_iter: int, begin: Callable[[Field], None] | None = None, patience: int = 60) -> Certificate:
         """Iterate; returns the certificate of :attr:`x`.
@@ -131,22 +133,15 @@ class Iteration:
             patience: steps without a fall of the gradient after which it ends.
         """
         storage = self.storage
-        state = storage.saved()
-        if state is None:
-            self.x = storage.vector("x")
-            if begin is None:
-                self.passes.first(self.y, self.observed, self.x, max(0.1 * self.rate, self.rtol))
-            else:
-                begin(self.x)
-            state = {"step": 0, "x": "x", "left": None}
-            storage.save(state)
-        self.x = storage.vector(state["x"], storage.dtype if state["x"] == "x" else self.wide)
-        g, step = storage.vector("g", self.wide), state["step"]
+        self.passes.step = 0
+        step, left = self._begin(begin)
+        g = storage.vector("g", self.wide)
         norms = self.passes.gradient(self.x, self.y, self.observed, g)
         certificate = self.judge(norms)
-        left = self.rate * norms.x if state["left"] is None else state["left"]
-        moves, best, waited = [norms.x], math.inf, 0
+        left = self.rate * norms.x if left is None else left
+        moves, rests, best, waited = [norms.x], [norms.gradient], math.inf, 0
         while step < max_iter and waited < patience:
+            self.passes.step = step + 1
             if certificate.holds and left <= self.rtol * norms.x:
                 rounded = self._rounded(certificate)
                 if rounded is not None:
@@ -157,8 +152,9 @@ class Iteration:
             step, self.x = step + 1, to
             moves.append(moved)
             left = min(self._left(moves, length), rest / self.passes.least if self.passes.least else math.inf)
-            slow = len(moves) > 3 and moves[-1] > 0.1 * moves[-4] and left > self.rtol * length
-            if slow and not self.passes.symmetric:
+            rests.append(rest)
+            slow = len(rests) > 3 and rests[-1] > 0.3 * rests[-4]
+            if slow and left > self.rtol * length and not self.passes.symmetric:
                 self.passes.symmetric = True
                 self.directions.kept.clear()
             waited = 0 if rest < 0.9 * best else waited + 1
@@ -174,6 +170,29 @@ class Iteration:
             limit = Status.ITERATION_LIMIT if step >= max_iter else Status.STAGNATION
             rounded = replace(certificate, status=limit)
         return replace(rounded, iterations=step)
+
+    def _begin(self, begin: Callable[[Field], None] | None) -> tuple[int, float | None]:
+        """Make the first x, or take up what an earlier run has left: its step, and the steps' length to come."""
+        storage, ranks = self.storage, self.passes.ranks
+        state = storage.saved() or {"step": -1, "x": "x", "left": None, "tiles": 0}
+        # ranks may have been stopped in different steps, and any x serves to go on from
+        least, most = ranks.least(state["step"]), -ranks.least(-state["step"])
+        if least >= 0:
+            self.x = storage.vector(state["x"], storage.dtype if state["x"] == "x" else self.wide)
+            return least, state["left"] if least == most else math.inf
+        self.x = storage.vector("x")
+        if begin is not None:
+            begin(self.x)
+        else:
+            done = state["tiles"] if state["step"] < 0 else len(self.passes.tiles.all)
+            count = itertools.count(done + 1)
+
+            def written() -> None:
+                storage.save({"step": -1, "x": "x", "left": None, "tiles": next(count)})
+
+            self.passes.first(self.y, self.observed, self.x, max(0.1 * self.rate, self.rtol), done, written)
+        storage.save({"step": 0, "x": "x", "left": None})
+        return 0, None
 
     def _left(self, moves: list[float], length: float) -> float:
         """The length of the steps to come, from those that were made: a geometric series, or none at rounding."""

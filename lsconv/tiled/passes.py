@@ -65,7 +65,12 @@ class Passes:
         threaded: read and write by a thread of its own.
         symmetric: precondition by the Hermitian form; a solve that is slow without sets it.
         limits: by which means the border of a tile is solved.
-        tick: called after every tile.
+
+    Attributes:
+        halos: the regions of gradients and products.
+        tiles: those of the preconditioner.
+        step: the outer step, 0 being the first pass.
+        tick: called after every tile with the name of the pass.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Passes:
         others = [t.convolution for t in terms]
         self.halos = Regions(self.wide, axes, reach, wraps, others)
         self.tiles = Regions(self.wide, axes, [max(o, 1) for o in overlap], wraps, others)
+        self.step = 0
         self.tick: Callable[[str], None] = lambda what: None
         self._convolutions: dict[tuple[Any, ...], tuple[Convolution, list[Term]]] = {}
         self._inverses: dict[Kind, NormalInverse] = {}
@@ -183,8 +189,19 @@ class Passes:
         self._run("tiles", self.tiles, read, symmetric, into, add=True)
         self.ranks.collect(into, rows)
 
-    def first(self, y: Field, observed: Field | None, into: Field, tolerance: float) -> None:
-        """Write the solutions of the tiles for their own data, their borders solved to this tolerance."""
+    def first(
+        self, y: Field, observed: Field | None, into: Field, tolerance: float, done: int, written: Callable[[], None]
+    ) -> None:
+        """Write the solutions of the tiles for their own data.
+
+        Args:
+            y: the data.
+            observed: ones where y was measured; None: everywhere.
+            into: the field to write to.
+            tolerance: to which the borders of tiles are solved.
+            done: how many tiles are there already.
+            written: called after every tile.
+        """
 
         def read(region: Region) -> tuple[Tensor, Tensor | None]:
             return self._data(self.tiles, region, y, observed)
@@ -194,13 +211,21 @@ class Passes:
             found = self.inverse(region.kind)(A.adjoint(given[0]), tolerance)[0]
             return found[region.inside]
 
-        self._run("tiles", self.tiles, read, work, into)
+        self._run("tiles", self.tiles, read, work, into, done=done, written=written)
 
-    def update(self, fields: Sequence[Field], work: Callable[..., Sequence[Tensor | None]]) -> None:
-        """Replace the cells of fields, core by core, by what a function makes of them; None leaves them as they are."""
+    def update(
+        self, fields: Sequence[Field], work: Callable[..., Sequence[Tensor | None]], reads: int | None = None
+    ) -> None:
+        """Replace the cells of fields, core by core, by what a function makes of them.
+
+        Args:
+            fields: the fields.
+            work: of the cells of one core of each; None leaves a field as it is.
+            reads: how many of the fields, the first ones, the function is given; None: all.
+        """
         with self.ranks.together(), torch.no_grad():
             for region in self.halos.all:
-                parts = [field.read(region.core, region.core_size, self.wide.dtype) for field in fields]
+                parts = [field.read(region.core, region.core_size, self.wide.dtype) for field in fields[:reads]]
                 for field, values in zip(fields, work(*parts), strict=True):
                     if values is not None:
                         field.write(region.core, values)
@@ -216,17 +241,20 @@ class Passes:
         into: Field | None,
         *,
         add: bool = False,
+        done: int = 0,
+        written: Callable[[], None] = lambda: None,
     ) -> None:
         """Read, compute and write every core, or add every region, those of one kind one after the other."""
         with self.ranks.together(), torch.no_grad():
-            for region, given, write in self._ahead(sorted(regions.all, key=lambda r: str(r.kind)), read, add):
+            ordered = sorted(regions.all, key=lambda r: str(r.kind))[done:]
+            for region, given, write in self._ahead(ordered, read, add, written):
                 values = work(region, given)
                 if into is not None:
                     write(into, region, values)
                 self.tick(what)
 
     def _ahead(
-        self, regions: Sequence[Region], read: Callable[[Region], T], add: bool
+        self, regions: Sequence[Region], read: Callable[[Region], T], add: bool, written: Callable[[], None]
     ) -> Iterator[tuple[Region, T, Callable[[Field, Region, Tensor], None]]]:
         """Every region with what it reads, which a thread has read while the one before was computed."""
 
@@ -235,8 +263,9 @@ class Passes:
                 into.add(region.start, values)
             else:
                 into.write(region.core, values)
+            written()
 
-        if not self.threaded:
+        if not self.threaded or not regions:
             for region in regions:
                 yield region, read(region), write
             return

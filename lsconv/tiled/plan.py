@@ -81,7 +81,7 @@ class Plan:
         Cai and Sarkis, "A restricted additive Schwarz preconditioner", SIAM J. Sci. Comput. 21 (1999).
 
     Example:
-        >>> kernel = lsconv.psf.gaussian(1.5)
+        >>> kernel = lsconv.psf.gaussian(1.5).float()
         >>> y = torch.rand(120, 130)
         >>> plan = lsconv.tiled.Plan(kernel, (120, 130), damp=0.1, padding="same", tile=64)
         >>> solution = plan.solve(y)
@@ -114,6 +114,8 @@ class Plan:
         self.ranks = Ranks(mesh, self.A.device)
         self.x_rows = self.ranks.rows(self.A.spatial_in[0])
         self.y_rows = self.ranks.rows(self.A.spatial_out[0])
+        if self.ranks.size > self.A.spatial_in[0]:
+            raise ArgumentError(f"mesh: {self.ranks.size} ranks for the {self.A.spatial_in[0]} rows of x; use fewer")
         self.storage = None if storage is None else Path(storage)
         self.max_memory = self.ranks.least(free_bytes(self.A.device) // 4 if max_memory is None else int(max_memory))
         strategy = Strategy.choose(
@@ -203,7 +205,7 @@ class Plan:
             certificate = iteration.run(
                 max_iter, None if whole is None else lambda x: whole.write(self.ranks, y, x, tolerances.rtol)
             )
-            self.passes.update([iteration.x, out], lambda x, _: [None, x])
+            self.passes.update([iteration.x, out], lambda x: [None, x], reads=1)
             vectors.remove()
         finally:
             if temporary is not None:

@@ -22,7 +22,7 @@ class Progress:
         if shown and plan.ranks.rank == 0:
             from tqdm.auto import tqdm
 
-            self.bar = tqdm(desc="first pass", unit=" tiles")
+            self.bar = tqdm(unit=" tiles")
 
     def __enter__(self) -> Progress:
         return self
@@ -30,7 +30,7 @@ class Progress:
     def tick(self, what: str) -> None:
         """Count a tile of a pass."""
         if self.bar is not None:
-            self.bar.set_description(what, refresh=False)
+            self.bar.set_description(f"step {self.plan.passes.step}, {what}", refresh=False)
             self.bar.update(1)
 
     def __exit__(

@@ -38,10 +38,11 @@ class Ranks:
         rank: the number of this one.
         size: how many there are.
         sent: bytes of halos that this rank has sent.
+        received: bytes that it has received.
     """
 
     def __init__(self, mesh: DeviceMesh | None, device: torch.device) -> None:
-        self.rank, self.size, self.device, self.sent = 0, 1, device, 0
+        self.rank, self.size, self.device, self.sent, self.received = 0, 1, device, 0, 0
         self.group: Any = None
         if mesh is None:
             return
@@ -161,6 +162,7 @@ class Ranks:
         sends = [dist.P2POp(dist.isend, part, self._global(other), self.group) for other, part in parts]
         receives = [dist.P2POp(dist.irecv, part, self._global(other), self.group) for other, part in received]
         self.sent += sum(part.nbytes for _, part in parts)
+        self.received += sum(part.nbytes for _, part in received)
         with self._lost():
             for request in dist.batch_isend_irecv([*sends, *receives]) if sends or receives else []:
                 request.wait()

@@ -71,6 +71,8 @@ class Strategy:
         stored: bool,
     ) -> Strategy:
         """Choose from the decay of the inverse and the memory; the parameters are those of the plan."""
+        if overlap != "auto" and not (isinstance(overlap, int) and overlap >= 1):
+            raise ArgumentError(f'overlap: expected "auto" or a number of cells >= 1, got {overlap!r}')
         wraps = _wraps(A)
         decay = Decay(A, terms, damp, {1: 4096, 2: 512, 3: 96}[A.ndim])
         rtol = 1e-7 if double(A.dtype) != A.dtype else 1e-11
@@ -119,7 +121,7 @@ class Strategy:
             wraps,
             rate,
             out_of_core,
-            bool(cut) and decay.contraction(min(cut)) > 0.2,
+            bool(cut) and decay.contraction(min(cut)) > 0.05,
             used,
             limits,
         )

@@ -1,0 +1,218 @@
+"""The restoration of one file larger than memory by ``lsconv deblur --tile``: read and written by memory maps."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import torch
+from torch import Tensor
+
+import lsconv
+from lsconv.app.picture import ImageFileError, rounded
+from lsconv.app.requests import UsageError
+from lsconv.app.restore import Advance, Restoring
+
+__all__ = ["TiledRestoring"]
+
+
+@dataclass(frozen=True)
+class TiledRestoring:
+    """How to restore by tiles; called with the names of a file and of what to write.
+
+    Attributes:
+        work: the restoration, of which tiles serve a part.
+        tile: cells of a tile.
+        quiet: show no progress.
+    """
+
+    work: Restoring
+    tile: int
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tile < 1:
+            raise UsageError(f"--tile {self.tile}: expected a number of pixels >= 1")
+        work = self.work
+        refused = {
+            f"--prior {work.prior}": work.prior != "gradient",
+            f"--boundary {work.boundary}": work.boundary == "reflect",
+            "--noise poisson": work.noise == "poisson",
+            "--plot": work.plot,
+            "--report": work.report,
+            "--error-bars": work.error_bars,
+            "--bad-pixels": work.bad_pixels,
+            "--saturated": work.saturated,
+            "--min, --max, --nonnegative": work.bounds != (None, None),
+            "--psf auto": work.kernel.model,
+            "--psf-grid": work.kernel.positions is not None,
+            "a PSF per channel": work.kernel.channels,
+            "--background": work.background,
+            "--offset": work.offset,
+        }
+        given = [name for name, value in refused.items() if value]
+        if given:
+            raise UsageError(f"--tile: is not served with {', '.join(given)}")
+        if work.rule() == 0:
+            raise UsageError("--damp 0: --tile needs a number > 0")
+
+    def __call__(self, image: Path, target: Path, advance: Advance = lambda *_: None) -> tuple[str, bool]:
+        """Restore one file; answers a line about it, and whether every solve converged."""
+        ndim, kernel = self.work.kernel.ndim, self.work.kernel
+        stored = _opened(image)
+        planes = _planes(stored)
+        if planes.ndim < ndim:
+            raise UsageError(f"--psf: a PSF of {ndim} axes needs as many of the image, got shape {planes.shape}")
+        size = tuple(planes.shape[-ndim:])
+        if self.work.boundary != "zero" and any(k > n for k, n in zip(kernel.size, size, strict=True)):
+            raise UsageError(f"psf: its size {kernel.size} exceeds that of the image, {size}")
+        wide = stored.array.dtype.itemsize > 4 or (stored.array.dtype.kind in "iu" and stored.array.dtype.itemsize == 4)
+        psf = kernel.values.to(device=self.work.device, dtype=torch.float64 if wide else torch.float32)
+        A = self._blur(psf, size)
+        rule = self.work.rule()
+        damp = rule if isinstance(rule, float) else self._damp_of_sample(psf, planes, rule)
+        # a restart with the same command finds here what was done
+        folder = target.parent / f".{target.name}.tiles"
+        plan = lsconv.tiled.Plan(
+            A.weight[0, 0], A.spatial_in, damp=damp, L=self._penalty(A), padding=A.padding, padding_mode=A.padding_mode,
+            tile=self.tile, max_memory=self.work.max_memory, storage=folder,
+        )  # fmt: skip
+        advance("solving", 0, 1)
+        start = [0] * ndim
+        if self.work.boundary == "unknown":
+            known = lsconv.blur_operator(psf, kernel.size, boundary="zero", origin=self.work.origin)
+            start = [before for before, _ in known.padding]
+        with _written(target, stored) as array:
+            out = _Output(_planes(_Stored(array, stored.samples)), A.spatial_in, size, start)
+            solution = plan.solve(planes, out=out, progress=not self.quiet and sys.stderr.isatty())
+        shutil.rmtree(folder, ignore_errors=True)
+        steps = int(solution.iterations.max())
+        chosen = "" if isinstance(rule, float) else f" (by {rule} on the middle of the image)"
+        line = (
+            f"{target}: PSF {'×'.join(map(str, kernel.size))}, boundary {self.work.boundary}, prior {self.work.prior}, "
+            f"damp {damp:.3g}{chosen}, tiles of {'×'.join(map(str, plan.passes.tiles.size))}, {steps} step(s)"
+        )
+        return (line + f"\n  {plan}" if self.work.verbose else line), bool(solution.converged.all())
+
+    def _blur(self, psf: Tensor, size: Sequence[int]) -> Any:
+        return lsconv.blur_operator(psf, tuple(size), boundary=self.work.boundary, origin=self.work.origin)
+
+    def _penalty(self, A: Any) -> lsconv.Gradient:
+        edge = "periodic" if self.work.boundary == "periodic" else "neumann"
+        return lsconv.Gradient(A.in_shape, ndim=A.ndim, boundary=edge, dtype=A.dtype, device=A.device)
+
+    def _damp_of_sample(self, psf: Tensor, planes: np.ndarray[Any, Any], rule: str) -> float:
+        """The damping of the middle of the image, up to 512 pixels along every axis, whose surroundings are unknown."""
+        ndim = self.work.kernel.ndim
+        cells = [slice((n - min(n, 512)) // 2, (n + min(n, 512)) // 2) for n in planes.shape[-ndim:]]
+        middle = tuple(n // 2 for n in planes.shape[:-ndim])
+        place: Any = (*middle, *cells)
+        part = np.array(planes[place], dtype=np.float64)
+        sample = torch.from_numpy(part).to(psf)[None]
+        A = lsconv.blur_operator(psf, tuple(sample.shape[1:]), origin=self.work.origin)
+        L = lsconv.Gradient(A.in_shape, ndim=ndim, dtype=A.dtype, device=A.device)
+        return float(lsconv.choose_damp(A, sample, rule, L=L, noise_std=self.work.noise_std).damp)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An array in a file, and whether its last axis is that of the samples of a pixel."""
+
+    array: np.ndarray[Any, Any]
+    samples: bool
+
+
+def _opened(image: Path) -> _Stored:
+    """The memory map of an uncompressed TIFF or an NPY file."""
+    if image.is_dir():
+        raise ImageFileError(f"{image}: --tile reads files; Zarr arrays go to lsconv.tiled.Plan in Python")
+    if image.suffix.lower() == ".npy":
+        array = np.load(image, mmap_mode="r", allow_pickle=False)
+        found = _Stored(array, array.ndim > 2 and array.shape[-1] <= 4)
+    else:
+        try:
+            with tifffile.TiffFile(image) as tiff:
+                samples = tiff.series[0].axes.endswith("S")
+            found = _Stored(tifffile.memmap(image, mode="r"), samples)
+        except (ValueError, tifffile.TiffFileError) as error:
+            raise ImageFileError(
+                f"{image}: --tile reads NPY files and TIFF files without compression, of one series ({error})"
+            ) from None
+    if found.array.dtype.kind not in "iuf" or found.array.ndim < 2:
+        raise ImageFileError(f"{image}: an array of {found.array.dtype} and shape {found.array.shape} is not an image")
+    return found
+
+
+def _planes(stored: _Stored) -> np.ndarray[Any, Any]:
+    """The array with rows and columns last."""
+    return np.moveaxis(stored.array, -1, -3) if stored.samples else stored.array
+
+
+@contextmanager
+def _written(target: Path, like: _Stored) -> Iterator[np.ndarray[Any, Any]]:
+    """A memory map of a new file that becomes ``target`` when the block ends, and disappears when it raises."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.parent / f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}"
+    shape, dtype = like.array.shape, like.array.dtype.newbyteorder("=")
+    try:
+        if target.suffix.lower() == ".npy":
+            array: Any = np.lib.format.open_memmap(draft, mode="w+", dtype=dtype, shape=shape)
+        elif target.suffix.lower() in (".tif", ".tiff"):
+            large = math.prod(shape) * dtype.itemsize > 2**31
+            colour = like.samples and shape[-1] in (3, 4)
+            array = tifffile.memmap(
+                draft, shape=shape, dtype=dtype, bigtiff=large, metadata=None,
+                photometric="rgb" if colour else "minisblack", planarconfig="contig" if like.samples else None,
+            )  # fmt: skip
+        else:
+            raise ImageFileError(f"{target}: --tile writes .tif and .npy files")
+        yield array
+        array.flush()
+        os.replace(draft, target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+class _Output:
+    """The image's pixels of a field that is larger, rounded to the number type of the file.
+
+    Attributes:
+        shape: of the whole field, after the batch dimensions.
+        dtype: that of the answer.
+    """
+
+    dtype = np.dtype(np.float64)
+
+    def __init__(
+        self, planes: np.ndarray[Any, Any], field: Sequence[int], size: Sequence[int], start: Sequence[int]
+    ) -> None:
+        self._planes, self._start, self._size = planes, tuple(start), tuple(size)
+        self.shape = (*planes.shape[: planes.ndim - len(field)], *field)
+
+    def __getitem__(self, cells: Any) -> np.ndarray[Any, Any]:
+        """Refuse to read, which a plan does not do."""
+        raise NotImplementedError
+
+    def __setitem__(self, cells: Any, values: np.ndarray[Any, Any]) -> None:
+        """Write the part of the values that lies within the image."""
+        lead, cuts = cells[: -len(self._size)], cells[-len(self._size) :]
+        inner, outer = [], []
+        for cut, start, n in zip(cuts, self._start, self._size, strict=True):
+            low, high = max(cut.start, start), min(cut.stop, start + n)
+            if low >= high:
+                return
+            inner.append(slice(low - cut.start, high - cut.start))
+            outer.append(slice(low - start, high - start))
+        part, dtype, place = values[tuple(inner)], self._planes.dtype, (*lead, *outer)
+        self._planes[place] = rounded(part, dtype) if dtype.kind in "iu" else part.astype(dtype)
