@@ -138,16 +138,8 @@ def _routes(content: Content) -> list[Table]:
 
 def _deepinv_prox(content: Content) -> list[Table]:
     columns = (
-        "blur",
-        "image",
-        "gamma",
-        "error",
-        "kept ms",
-        "deepinv error",
-        "deepinv ms",
-        "at equal error ms",
-        "times",
-    )
+        "blur", "image", "gamma", "error", "kept ms", "deepinv error", "deepinv ms", "at equal error ms", "times",
+    )  # fmt: skip
     return [Table(t["title"], _chosen(t["rows"], columns)) for t in content["tables"]]
 
 

@@ -41,7 +41,7 @@ KNOWN_FIRST_WORDS: dict[str, int] = {}
 KNOWN_NAMES: dict[str, int] = {}
 # Tests of claims that all modules of a folder make together, by folder; others are named after their module.
 CLAIMS_OF_ALL = {
-    "app": {"deblur", "folders", "interrupt"},
+    "app": {"deblur", "folders", "interrupt", "odd_inputs"},
     "inverse": {"bad_input", "complex_data", "freed", "gradient_fuzz", "lower_bounds"},
     "krylov": {"blocks", "cost", "faults", "faults_of_scale", "interoperation", "least_squares", "sharded",
                "specification", "square"},

@@ -23,6 +23,7 @@ from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.cost_model import Limits
 from lsconv.border.plan import BorderPlan
 from lsconv.errors import MethodError, PlanMemoryError, PreconditionerError
+from lsconv.inverse.trial_plan import TrialPlan
 from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.operators.dtypes import default_rcond, direct_rtol
 
@@ -274,6 +275,7 @@ WAYS: dict[str, Way] = {
         _tikhonov("border"), prior=True, direct=True, penalty=_laplacian,
         serves=lambda p: _any_damp(p) and _convolution(p),
     ),
+    "trial": Way(_plan(lambda p: TrialPlan(p.A, p.damp, 300)), direct=True, serves=_convolution),
 }  # fmt: skip
 
 
@@ -307,7 +309,7 @@ def solve(problem: Problem, name: str) -> list[Case]:
     judged = _judged(problem, way, name, L, x, damps)
     reported = None if bare or found.rank is None else found.rank.expand(count)
     finite = torch.isfinite(problem.y).flatten(1).all(1)
-    planned = name.startswith(("border, ", "capacitance"))  # a bare plan takes finite data only
+    planned = name.startswith(("border, ", "capacitance", "trial"))  # a bare plan takes finite data only
     alarm = bool(warned) and bool(converged.all())
     cases = []
     for i in range(count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import sys
@@ -93,6 +94,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the words after ``lsconv``; those of this process by default.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text, as stderr knows
     try:
         code = app(
             args=list(sys.argv[1:] if arguments is None else arguments), prog_name="lsconv", standalone_mode=False

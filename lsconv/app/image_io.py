@@ -47,7 +47,7 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def _atomically_folder(path: Path) -> Iterator[Path]:
     """A folder that becomes ``path`` when the block ends, and disappears when the block raises."""
-    path = path.resolve()  # a link to a folder stays one
+    path = Path(os.path.realpath(path))  # a link to a folder stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     try:

@@ -44,9 +44,11 @@ def read_psf_grid(path: Path) -> Kernel:
 
 def _from_npz(path: Path) -> tuple[Tensor, Tensor]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = [torch.from_numpy(arrays[name].astype(np.float64)) for name in ("kernels", "positions")]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy have many for damaged files
         raise UsageError(f"--psf-grid {path}: expected an NPZ file with kernels and positions ({error})") from None
     return found[0], found[1]
 
@@ -55,19 +57,21 @@ def _from_folder(path: Path) -> tuple[Tensor, Tensor]:
     table = path / "positions.csv"
     if not table.is_file():
         raise UsageError(f"--psf-grid {path}: the folder has no positions.csv")
+    try:
+        with table.open(encoding="utf-8", newline="") as lines:
+            rows = [(number, row) for number, row in enumerate(csv.reader(lines), start=1) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{table}: is not a table of text ({error})") from None
     kernels, positions = [], []
-    with table.open(encoding="utf-8", newline="") as lines:
-        for number, row in enumerate(csv.reader(lines), start=1):
-            if not row:
+    for number, row in rows:
+        try:
+            place = [float(word) for word in row[1:]]
+        except ValueError:
+            if number == 1:
                 continue
-            try:
-                place = [float(word) for word in row[1:]]
-            except ValueError:
-                if number == 1:
-                    continue
-                raise UsageError(f"{table}: line {number}: expected a name and numbers, got {','.join(row)}") from None
-            positions.append(place)
-            kernels.append(read_picture(path / row[0].strip()).colours.double())
+            raise UsageError(f"{table}: line {number}: expected a name and numbers, got {','.join(row)}") from None
+        positions.append(place)
+        kernels.append(read_picture(path / row[0].strip()).colours.double())
     sizes = {tuple(kernel.shape) for kernel in kernels}
     if len(sizes) != 1 or len({len(place) for place in positions}) != 1:
         raise UsageError(f"--psf-grid {path}: expected PSFs of one size, a name, a row and a column each, got {sizes}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import lsconv
 from lsconv.app.batch import Outcome
@@ -12,8 +14,39 @@ from lsconv.app.image_io import atomically
 
 __all__ = ["write_page"]
 
-_STYLE = "body{font:15px sans-serif;margin:2em auto;max-width:70em}img{max-width:100%;border:1px solid #ccc}" \
-         ".amiss{color:#a00}"  # fmt: skip
+_STYLE = (
+    "body{font:15px sans-serif;margin:2em auto;max-width:76em;padding:0 1em}img{max-width:100%}"
+    ".amiss{color:#a00}.report{border:1px solid #ccc}.pair{display:flex;gap:6px;margin:0}"
+    ".pair div{flex:1;overflow:hidden;cursor:grab;touch-action:none}"
+    ".pair img{display:block;width:100%;image-rendering:pixelated;transform-origin:0 0}"
+)
+# One scale and one place for both pictures of a pair: the wheel zooms, dragging moves, a double click goes back.
+_SCRIPT = """
+for (const pair of document.querySelectorAll('.pair')) {
+  let scale = 1, x = 0, y = 0;
+  const images = pair.querySelectorAll('img');
+  const show = () => {
+    const {clientWidth: w, clientHeight: h} = images[0].parentElement;
+    x = Math.min(0, Math.max(w * (1 - scale), x));
+    y = Math.min(0, Math.max(h * (1 - scale), y));
+    images.forEach(image => image.style.transform = `translate(${x}px,${y}px) scale(${scale})`);
+  };
+  pair.addEventListener('wheel', event => {
+    const next = Math.min(32, Math.max(1, scale * Math.exp(-event.deltaY / 300)));
+    if (next === scale) return;  // the page scrolls
+    event.preventDefault();
+    const box = event.target.closest('div').getBoundingClientRect();
+    const [left, top] = [event.clientX - box.left, event.clientY - box.top];
+    [x, y, scale] = [left - (left - x) * next / scale, top - (top - y) * next / scale, next];
+    show();
+  }, {passive: false});
+  pair.addEventListener('pointermove', event => {
+    if (event.buttons & 1) { x += event.movementX; y += event.movementY; show(); }
+  });
+  pair.addEventListener('dragstart', event => event.preventDefault());
+  pair.addEventListener('dblclick', () => { [scale, x, y] = [1, 0, 0]; show(); });
+}
+"""
 
 
 def write_page(folder: Path, outcomes: Sequence[Outcome], targets: Sequence[Path], command: str) -> Path:
@@ -35,9 +68,15 @@ def write_page(folder: Path, outcomes: Sequence[Outcome], targets: Sequence[Path
         parts.append(f"<h2>{html.escape(outcome.image.name)}</h2>")
         parts += [f"<p class=amiss>{html.escape(remark)}</p>" for remark in outcome.remarks]
         if outcome.line is not None:
-            name = html.escape(f"{target.name}.png")
-            parts.append(f"<p>{html.escape(outcome.line)}</p><a href='{name}'><img src='{name}' alt='report'></a>")
+            parts.append(f"<p>{html.escape(outcome.line)}</p>")
+            name = quote(os.fsencode(target.name))
+            if (folder / f"{target.name}.data.png").exists():
+                pair = (f"<div><img src='{name}.{kind}.png' alt='{kind}'></div>" for kind in ("data", "restoration"))
+                parts.append(f"<figure class=pair>{''.join(pair)}</figure>")
+                parts.append("<p>Data and restoration on one scale: the wheel zooms both, dragging moves them.</p>")
+            parts.append(f"<a href='{name}.png'><img class=report src='{name}.png' alt='report'></a>")
+    parts.append(f"<script>{_SCRIPT}</script>")
     page = folder / "index.html"
     with atomically(page) as file:
-        file.write("\n".join(parts).encode())
+        file.write("\n".join(parts).encode(errors="backslashreplace"))  # names of files need not be text
     return page

@@ -111,6 +111,17 @@ class Kernel:
         place = np.unravel_index(item, [n for n, _ in kept])
         return self.values[int(place[[name for _, name in kept].index("C")])]
 
+    def place_of(self, picture: Picture, item: int) -> str:
+        """The place of an item of :meth:`fields_of` in words, such as "time 2 of 3, channel 1 of 2"."""
+        kept = self._items(picture)
+        place = np.unravel_index(item, [n for n, _ in kept]) if kept else ()
+        words = {"T": "time", "C": "channel", "Z": "slice"}
+        return ", ".join(
+            f"{words.get(name, f'axis {name}')} {int(at) + 1} of {n}"
+            for at, (n, name) in zip(place, kept, strict=True)
+            if n > 1
+        )
+
     def _items(self, picture: Picture) -> list[tuple[int, str]]:
         """Size and letter of the axes along which items lie."""
         axes = zip(picture.values.shape, picture.axes, strict=False)
@@ -253,12 +264,17 @@ def plan_outputs(given: Sequence[Path], images: Sequence[Path], output: str) -> 
         twice = {target.name for target in targets if targets.count(target) > 1}
         if twice:
             raise UsageError(f"--output {output}: two images would both become {sorted(twice)[0]}")
-    inputs = [image.resolve() for image in images]
+    inputs = [_real(image) for image in images]
     for target in targets:
         check_writable("--output", target)
-        if any(target.resolve().is_relative_to(image) for image in inputs):
+        if any(_real(target).is_relative_to(image) for image in inputs):
             raise UsageError(f"--output {target}: would replace an input; give another name or folder")
     return targets
+
+
+def _real(path: Path) -> Path:
+    """The path without links; unlike ``Path.resolve`` it takes those that lead in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def parse_memory(text: str | None) -> int | None:
@@ -294,7 +310,7 @@ def check_plot(
         if error_bars.suffix.lower() not in (".tif", ".tiff", ".npy", ".fits", ".zarr"):
             raise UsageError(f"--error-bars {error_bars}: are real numbers, give a name in .tif, .npy, .fits or .zarr")
         check_writable("--error-bars", error_bars)
-        if error_bars.resolve() in (targets[0].resolve(), images[0].resolve()):
+        if _real(error_bars) in (_real(targets[0]), _real(images[0])):
             raise UsageError(f"--error-bars {error_bars}: is also the name of the image")
     if plot is None:
         return
@@ -303,7 +319,7 @@ def check_plot(
     if plot.suffix.lower() != ".png":
         raise UsageError(f"--plot {plot}: the report is a PNG file, give a name that ends in .png")
     check_writable("--plot", plot)
-    if plot.resolve() in (targets[0].resolve(), images[0].resolve()):
+    if _real(plot) in (_real(targets[0]), _real(images[0])):
         raise UsageError(f"--plot {plot}: is also the name of the image")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.app.image_io import Picture, check_target, read_picture, write_picture
-from lsconv.app.report import Evidence, draw_report
+from lsconv.app.report import Evidence, draw_pair, draw_report
 from lsconv.app.requests import Kernel, UsageError
 
 __all__ = ["PRIORS", "RULES", "Restoring"]
@@ -222,10 +222,13 @@ class Restoring:
         said = f", {missing} pixel(s) missing" if missing else ""
         found = "" if estimate is None else f"{estimate}, "
         line = f"{found}{work._words()}, {work._strength(solutions)}{said}"
-        which = f", item {shown + 1} of {len(fields)}" if len(fields) > 1 else ""
-        for plot in (self.plot, None if self.report is None else self.report / f"{target.name}.png"):
-            if plot is not None:
-                draw_report(plot, evidence, f"{image.name}{which}: {line}")
+        which = work.kernel.place_of(picture, shown)
+        title = f"{image.name}{which and f', {which}'}: {line}"
+        if self.plot is not None:
+            draw_report(self.plot, evidence, title)
+        if self.report is not None:
+            draw_report(self.report / f"{target.name}.png", evidence, title)
+            draw_pair(self.report, target.name, evidence)
         line = f"{target}: {line}, residual rms {torch.nan_to_num(evidence.residual).square().mean().sqrt():.3g}"
         if self.verbose:
             line += "\n" + work._reasons(picture, fields, solutions, time.perf_counter() - begun)
@@ -292,7 +295,7 @@ class Restoring:
 
     def _strength(self, solutions: Sequence[Any]) -> str:
         damping = torch.cat([solution.damp.reshape(-1).double() for solution in solutions])
-        used = f"{damping.min():.3g}" if len(damping) == 1 else f"{damping.min():.3g} to {damping.max():.3g}"
+        used = " to ".join(dict.fromkeys(f"{each:.3g}" for each in (damping.min(), damping.max())))
         return f"{'weight' if self.prior == 'tv' else 'damp'} {used}"
 
     def _reasons(self, picture: Picture, fields: Tensor, solutions: Sequence[Any], seconds: float) -> str:

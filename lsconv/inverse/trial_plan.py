@@ -109,13 +109,14 @@ class TrialPlan(KrylovPlan):
             null_share=torch.where(little, torch.inf, tolerances.null_share),
             of_form=True,
         )
-        # what LSMR has seen of the null space, and of data that are not finite, the norms do not show
+        # what LSMR has seen of the null space, and of data that are not finite, the norms do not show; and rounding is no
+        # excuse for the gradient of an iteration that its limit has ended
         blind = torch.zeros_like(found.converged)
-        for status in (Status.RANK_DEFICIENT, Status.NON_FINITE):
-            blind = blind | (found.codes == status.code)
+        for status in (Status.RANK_DEFICIENT, Status.NON_FINITE, Status.ITERATION_LIMIT):
+            blind = blind | (ended == status.code)
         return replace(
             judged,
-            codes=torch.where(blind, found.codes, judged.codes),
+            codes=torch.where(blind, ended, judged.codes),
             converged=judged.converged & ~blind,
         )
 

@@ -68,7 +68,7 @@ class Restored:
         strength: the damp or weight used.
         converged: whether the certificate met its tolerance.
         status: why the solve ended, in words.
-        evidence: for the report.
+        evidence: for the report, or None where it is not kept.
         remarks: warnings of the solver.
     """
 
@@ -77,7 +77,7 @@ class Restored:
     strength: float
     converged: bool
     status: str
-    evidence: Evidence
+    evidence: Evidence | None
     remarks: tuple[str, ...]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Generator
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from magicgui.widgets import (
 from napari.layers import Image, Labels, Layer
 
 import lsconv
-from lsconv.app.report import report_figure
+from lsconv.app.report import Evidence, report_figure
 from lsconv.napari.problem import MODELS, Index, Problem, Restored, Settings, psf_of
 
 if TYPE_CHECKING:
@@ -173,7 +174,8 @@ class RestoreWidget(Container):  # type: ignore[misc]
         fields = problem.fields()
         shown = problem.field_at(self._place(self.image.value))
         self.progress.max, self.progress.value = len(fields) if len(fields) > 1 else 0, 0  # of 0 it is busy
-        self._begin(_restore_fields(problem, fields, self._cancelled), self._finish, self.image.value, shown)
+        work = _restore_fields(problem, fields, shown, self._cancelled)
+        self._begin(work, self._finish, self.image.value, problem, shown)
 
     def stop(self, _: Any = None) -> None:
         """End the work after the field at hand; nothing comes of it."""
@@ -223,12 +225,10 @@ class RestoreWidget(Container):  # type: ignore[misc]
         self.worker = create_worker(run, _start_thread=False, _connect=connected)
         self.worker.start()
 
-    def _finish(self, found: Answer, image: Image, shown: Index) -> None:
+    def _finish(self, found: Answer, image: Image, problem: Problem, shown: Index) -> None:
         self.progress.value = self.progress.max
-        data = _highest(image)
-        values = np.empty(data.shape, found[0][1].values.dtype)
-        shape = data.shape[:-1] if image.rgb else data.shape
-        deviations = None if found[0][1].std is None else np.empty(shape, found[0][1].std.dtype)
+        values = np.empty(problem.data.shape, found[0][1].values.dtype)
+        deviations = None if found[0][1].std is None else np.empty(problem.shape, found[0][1].std.dtype)
         for index, restored in found:
             values[index] = restored.values
             if deviations is not None:
@@ -236,20 +236,21 @@ class RestoreWidget(Container):  # type: ignore[misc]
         strengths = [restored.strength for _, restored in found]
         restored = next(restored for index, restored in found if index == shown)
         failed = sum(not each.converged for _, each in found)
-        named = "weight" if self.prior.value == "tv" else "damp"
-        words = f"{named} {min(strengths):.3g}" + (f" to {max(strengths):.3g}" if len(found) > 1 else "")
+        named = "weight" if problem.settings.prior == "tv" else "damp"
+        words = f"{named} {' to '.join(dict.fromkeys(f'{each:.3g}' for each in (min(strengths), max(strengths))))}"
         verdict = f"{failed} of {len(found)} field(s) not converged" if failed else restored.status
         remarks = dict.fromkeys(remark for _, each in found for remark in each.remarks)
         self.status.value = "\n".join([words, verdict, *remarks])
         about = {"lsconv": {"version": lsconv.__version__, named: strengths, "converged": not failed,
-                            "settings": words, "prior": self.prior.value, "noise": self.noise.value}}  # fmt: skip
+                            **asdict(problem.settings)}}  # fmt: skip
         self._remove_preview()
         self._viewer.add_layer(_beside(image, values, "restored", about))
         if deviations is not None:
             self._viewer.add_layer(_beside(image, deviations, "standard deviation", about, plain=True))
-        self._show_report(restored, f"{image.name}: {words}. {verdict}")
+        if restored.evidence is not None:
+            self._show_report(restored.evidence, f"{image.name}: {words}. {verdict}")
 
-    def _show_report(self, restored: Restored, title: str) -> None:
+    def _show_report(self, evidence: Evidence, title: str) -> None:
         """Show the report in a dock widget, in place of the one before."""
         from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg  # imports Qt
         from qtpy.QtWidgets import QScrollArea
@@ -257,7 +258,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
         window = self._viewer.window
         if self.report is not None and self.report.parent() is not None:
             window.remove_dock_widget(self.report)
-        figure, _ = report_figure(restored.evidence, title)
+        figure, _ = report_figure(evidence, title)
         figure.set_dpi(_DPI)
         canvas = FigureCanvasQTAgg(figure)
         canvas.setFixedSize(*canvas.get_width_height())
@@ -309,12 +310,12 @@ class RestoreWidget(Container):  # type: ignore[misc]
         if by_rule:
             whole = whole.by_rule()
         problem, where = whole.cropped(self._place(self.image.value))
-        work = _restore_fields(problem, problem.fields(), self._cancelled)
+        work = _restore_fields(problem, problem.fields(), None, self._cancelled)
         self._begin(work, self._show_preview, self.image.value, problem, where, by_rule)
 
     def _show_preview(
         self,
-        found: list[tuple[Index, Restored]],
+        found: Answer,
         image: Image,
         problem: Problem,
         where: tuple[slice, ...],
@@ -335,14 +336,18 @@ class RestoreWidget(Container):  # type: ignore[misc]
 
 
 def _restore_fields(
-    problem: Problem, fields: list[Index], cancelled: threading.Event
+    problem: Problem, fields: list[Index], shown: Index | None, cancelled: threading.Event
 ) -> Generator[int, None, Answer | None]:
-    """Restore the fields one by one; yields how many are done, and returns None when cancelled."""
+    """Restore the fields one by one; yields how many are done, and returns None when cancelled.
+
+    The evidence is kept of the field ``shown`` alone.
+    """
     found = []
     for index in fields:
         if cancelled.is_set():
             return None
-        found.append((index, problem.restore(index, cancelled.is_set)))
+        restored = problem.restore(index, cancelled.is_set)
+        found.append((index, restored if index == shown else replace(restored, evidence=None)))
         yield len(found)
     return None if cancelled.is_set() else found
 

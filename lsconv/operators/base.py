@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LinearOperator"]
 
+_DENSE_ENTRIES = 2**20  # outputs that columns of a dense matrix are made of at a time
+
 
 class LinearOperator:
     r"""A linear map ``y = A x`` between tensors, with its adjoint.
@@ -210,7 +212,10 @@ class LinearOperator:
         n = self.in_numel
         basis = torch.eye(n, dtype=self.dtype, device=self.device)
         basis = basis.reshape(n, *(1 for _ in self.batch_shape), *self.in_shape)
-        columns = self.apply(basis.expand(n, *self.batch_shape, *self.in_shape))
+        basis = basis.expand(n, *self.batch_shape, *self.in_shape)
+        # in parts: torch's convolution copies its input once for every tap
+        parts = basis.split(max(1, _DENSE_ENTRIES // max(1, self.out_numel)))
+        columns = torch.cat([self.apply(part) for part in parts]) if len(parts) > 1 else self.apply(basis)
         return columns.reshape(n, *self.batch_shape, self.out_numel).movedim(0, -1)
 
     def to_scipy(self) -> scipy_linalg.LinearOperator:

@@ -352,7 +352,16 @@ def test_everything_amiss_is_one_line_code_two_and_no_file(pictures: Leave, word
         ("-o new/", ["new/a.png"]),
         ("-o new/deep/x.png", ["new/deep/x.png"]),
         ("-o x.png --plot plots/r.png", ["plots/r.png", "x.png"]),
-        ("-o x.png --report page/all", ["page/all/index.html", "page/all/x.png.png", "x.png"]),
+        (
+            "-o x.png --report page/all",
+            [
+                *(
+                    f"page/all/{name}"
+                    for name in ("index.html", "x.png.data.png", "x.png.png", "x.png.restoration.png")
+                ),
+                "x.png",
+            ],
+        ),
     ],
 )
 def test_folders_are_made_where_they_are_missing(pictures: Leave, words: str, written: list[str]) -> None:

@@ -46,9 +46,13 @@ def test_a_folder_becomes_a_folder_with_a_page_about_all(leave: Leave, jobs: int
     assert sorted(os.listdir("out")) == ["a.tif", "b.ome.tif"]
     assert error.count("\n") == 1
     assert "bad.png: not a PNG" in error
-    assert sorted(os.listdir("page")) == ["a.tif.png", "b.ome.tif.png", "index.html"]
+    drawn = [f"{name}{kind}.png" for name in ("a.tif", "b.ome.tif") for kind in ("", ".data", ".restoration")]
+    assert sorted(os.listdir("page")) == sorted([*drawn, "index.html"])
     page = Path("page/index.html").read_text()
     assert "2 of 3 files restored" in page
+    assert page.count("<figure class=pair>") == 2
+    for name in drawn:
+        assert f"src='{name}'" in page
     assert "bad.png: not a PNG" in page
     assert out.count("\n") == 3
 
@@ -66,6 +70,21 @@ def test_every_time_and_channel_is_restored_by_itself_under_the_psf_of_its_chann
             kernel = kernels[c].astype(float) / kernels[c].astype(float).sum()
             expected = lsconv.deconvolve(values[t, c], kernel, damp=0.2).x
             assert np.abs(restored[t, c].astype(int) - expected).max() <= 1
+
+
+def test_the_report_says_which_of_the_images_it_shows(leave: Leave, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lsconv.app import restore
+
+    titles: list[str] = []
+    monkeypatch.setattr(restore, "draw_report", lambda path, evidence, title: titles.append(title))
+    tifffile.imwrite("a.tif", counts(3, 2, 12, 13), imagej=True, metadata={"axes": "TCYX"})
+    tifffile.imwrite("b.tif", counts(5, 12, 13), imagej=True, metadata={"axes": "ZYX"})
+    tifffile.imwrite("c.tif", counts(12, 13))
+    for name in "abc":
+        leave("deblur", f"{name}.tif", "--gaussian", 1, "--damp", 0.2, "-o", f"new/{name}.tif", "--plot", "r.png")
+    said = [title.split(": ")[0] for title in titles]
+    assert said == ["a.tif, time 2 of 3, channel 2 of 2", "b.tif, slice 3 of 5", "c.tif"]
+    assert all(title.endswith("damp 0.2") for title in titles)
 
 
 def test_depth_is_restored_as_a_volume_wherever_its_axis_stands(leave: Leave) -> None:

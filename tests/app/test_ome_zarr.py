@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
 import lsconv
 from lsconv.app.image_io import ImageFileError, Metadata, Picture, check_target, read_picture, write_picture
@@ -225,6 +226,22 @@ def test_times_and_channels_are_restored_apart_and_depth_as_a_volume(leave: Leav
             assert np.abs(restored[t, c].astype(int) - expected).max() <= 1
     assert leave("deblur", "a.ome.zarr/", *words)[0] == 0  # the image that is there is replaced
     assert sorted(os.listdir(".")) == ["a.ome.zarr", "b.ome.zarr", "psf.zarr"]
+
+
+@pytest.mark.parametrize(("names", "shape"), [("yx", (14, 15)), ("zyx", (6, 14, 15)), ("tczyx", (2, 2, 5, 14, 15))])
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "float32"])
+def test_an_image_is_restored_as_it_is_in_a_tiff(leave: Leave, names: str, shape: tuple[int, ...], dtype: str) -> None:
+    zarr = pytest.importorskip("zarr")
+    values = counts(*shape).astype(dtype)
+    make(Path("a.zarr"), values, names, "0.4")
+    written = np.moveaxis(values, 1, 2) if names == "tczyx" else values  # ImageJ's order is TZCYX
+    axes = "TZCYX" if names == "tczyx" else names.upper()
+    tifffile.imwrite("a.tif", written, imagej=True, metadata={"axes": axes}, byteorder=">" if dtype[0] == ">" else None)
+    for name in ("a.zarr", "a.tif"):
+        assert leave("deblur", name, "--gaussian", 0.7, "--damp", 0.2, "-o", f"new/{name}")[0] == 0
+    restored = tifffile.imread("new/a.tif")
+    restored = np.moveaxis(restored, 2, 1) if names == "tczyx" else restored
+    assert np.array_equal(zarr.open_group("new/a.zarr", mode="r")["0"][...], restored)
 
 
 def test_a_folder_that_ends_in_zarr_is_an_image_and_not_a_folder_of_images(tmp_path: Path) -> None:

@@ -81,6 +81,10 @@ def bad_table(text: str) -> None:
         (lambda: np.savez("psfs.npz", kernels=-psfs(), positions=POSITIONS), ("--psf-grid", "psfs.npz"), "sum > 0"),
         (lambda: save(psfs(), POSITIONS * np.nan), ("--psf-grid", "psfs.npz"), "NaN"),
         (lambda: save(psfs()[:3], POSITIONS[:3]), ("--psf-grid", "psfs.npz"), "no grid"),
+        (lambda: Path("psfs.npz").write_bytes(b"PK\x03\x04damaged"), ("--psf-grid", "psfs.npz"), "an NPZ file"),
+        (lambda: Path("psfs.npz").write_bytes(b""), ("--psf-grid", "psfs.npz"), "an NPZ file"),
+        (lambda: Path("psfs/positions.csv").write_bytes(b"\xff,8,8"), ("--psf-grid", "psfs"), "not a table of text"),
+        (lambda: bad_table("psfs,8,8\n"), ("--psf-grid", "psfs"), "psfs/psfs"),
         (lambda: Path("psfs/positions.csv").unlink(), ("--psf-grid", "psfs"), "no positions.csv"),
         (lambda: bad_table("0.tif,8,8\n1.tif,8,x\n"), ("--psf-grid", "psfs"), "line 2"),
         (lambda: bad_table("0.tif,8,8\n1.tif,8\n"), ("--psf-grid", "psfs"), "a row and a column each"),
@@ -90,5 +94,6 @@ def bad_table(text: str) -> None:
 def test_what_does_not_fit_is_said(leave: Leave, spoil: Callable[[], None], words: tuple[str, ...], says: str) -> None:
     spoil()
     code, _, error = leave("deblur", "image.tif", *words, "-o", "x.tif", "--damp", "0.1")
-    assert code == 2
+    assert (code, error.count("\n")) == (2, 1)
     assert says in error
+    assert not Path("x.tif").exists()

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import lsconv
-from lsconv.app.report import Evidence, draw_report, whiteness
+from lsconv.app.report import Evidence, draw_pair, draw_report, report_figure, whiteness
 from lsconv.app.requests import Kernel
 
 
@@ -86,3 +86,75 @@ def test_the_last_panel_shows_how_damp_was_chosen_or_how_the_iteration_went(
     assert panel.get_title() == title
     labels = [text.get_text() for text in panel.get_legend().get_texts()]
     assert f"chosen: {float(solution.damp):.3g}" in labels if not options else "stationarity" in labels
+
+
+@pytest.mark.parametrize(("noise", "seed"), [(0.5, 0), (2.0, 1), (8.0, 2)])
+def test_an_answer_by_the_rule_raises_no_alarm_and_one_damped_too_much_does(noise: float, seed: int) -> None:
+    psf = lsconv.psf.gaussian(1.5)
+    scene = 50 * torch.randn(100, 110, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    scene = torch.nn.functional.avg_pool2d(scene[None], 5, stride=1)
+    A = lsconv.blur_operator(psf, tuple(n - k + 1 for n, k in zip(scene.shape[1:], psf.shape, strict=True)))
+    data = A(scene) + noise * torch.randn(A.out_shape, dtype=torch.float64)
+    verdicts = []
+    for damp in ("gcv", 3.0):
+        solution = lsconv.deconvolve(data, psf, channels="first", damp=damp, crop=False)
+        verdicts.append(str(whiteness(data - A(solution.x))).splitlines()[0])
+    assert "noise alone" in verdicts[0]
+    assert verdicts[1].startswith("part of the image is left")
+
+
+def evidence_of(data: torch.Tensor, psf: torch.Tensor, **options: object) -> Evidence:
+    """The evidence of a restoration without a margin."""
+    solution = lsconv.deconvolve(data, psf, channels="first", ndim=psf.ndim, boundary="periodic", **options)
+    A = lsconv.blur_operator(psf, tuple(data.shape[1:]), boundary="periodic", channels=len(data), ndim=psf.ndim)
+    camera = {"background": 0.0, "offset": 0.0, "gain": 1.0, "read_noise": 0.0}
+    return Evidence.of(data, A, solution, solution.x, Kernel(psf, psf.ndim), camera,
+                       poisson=options.get("noise") == "poisson", std=solution.std)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "psf", "options", "titles"),
+    [
+        ((1, 24, 28), torch.ones(3, 3) / 9, {}, ["data, 0 to 1", "residual", "spectra", "choice of damp by gcv"]),
+        ((2, 6, 24, 28), torch.ones(3, 3, 3) / 27, {"damp": 0.2}, ["slice 4 of 6", "mean of the channels", "spectra"]),
+        ((1, 90), torch.ones(3) / 3, {"damp": 0.2}, ["PSF, 3, its centre at 1", "residual", "spectra"]),
+        ((1, 20, 22), torch.ones(3, 3) / 9, {"error_bars": 8}, ["standard deviation", "spectra", "choice of damp"]),
+        ((1, 20, 22), torch.ones(3, 3) / 9, {"noise": "poisson", "damp": 0.1}, ["residual / standard deviation"]),
+    ],
+)
+def test_every_panel_has_its_title(
+    shape: tuple[int, ...], psf: torch.Tensor, options: dict[str, object], titles: list[str]
+) -> None:
+    figure, _ = report_figure(evidence_of(torch.rand(shape), psf, **options), "a $title$ of \udce9")
+    figure.draw_without_rendering()
+    found = [axes.get_title() for axes in figure.axes]
+    for title in titles:
+        assert any(title in each for each in found), (title, found)
+
+
+@pytest.mark.parametrize(
+    ("rule", "line"), [("gcv", "pixels left out"), ("lcurve", "corner"), ("evidence", "likeliest")]
+)
+def test_the_curve_of_a_rule_is_explained_in_a_line(rule: str, line: str) -> None:
+    figure, _ = report_figure(evidence_of(torch.rand(1, 24, 28), torch.ones(3, 3) / 9, damp=rule), "a title")
+    (panel,) = [axes for axes in figure.axes if axes.get_title() == f"choice of damp by {rule}"]
+    assert line in panel.get_xlabel().replace("\n", " ")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 2])
+def test_the_pair_has_the_pixels_of_data_and_restoration_on_one_scale(tmp_path: Path, channels: int) -> None:
+    data = 100 + 50 * torch.rand(channels, 24, 28)
+    evidence = evidence_of(data, torch.ones(3, 3) / 9, damp=0.1)
+    draw_pair(tmp_path, "a.tif", evidence)
+    shown = [np.array(Image.open(tmp_path / f"a.tif.{kind}.png")) for kind in ("data", "restoration")]
+    low, high = float(data.min()), float(data.max())
+    for picture, image in zip(shown, (data, evidence.restored), strict=True):
+        expected = (255 * ((image - low) / (high - low)).clamp(0, 1)).numpy()
+        expected = np.moveaxis(expected, 0, -1) if channels == 3 else expected[0]
+        assert picture.shape == expected.shape
+        assert np.abs(picture - expected).max() <= 0.51
+
+
+def test_of_a_signal_there_is_no_pair(tmp_path: Path) -> None:
+    draw_pair(tmp_path, "a.npy", evidence_of(torch.rand(1, 90), torch.ones(3) / 3, damp=0.1))
+    assert list(tmp_path.iterdir()) == []

@@ -84,6 +84,7 @@ def test_labels_are_missing_pixels_wherever_they_have_fewer_axes() -> None:
     restored = problem.restore(problem.fields()[1])
     same(restored.values, lsconv.deconvolve(data[1], PSF, damp=0.2, observed=mask == 0).x)
     assert restored.values.max() < 1000
+    assert restored.evidence is not None
     assert int(torch.isnan(restored.evidence.residual).sum()) == 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import threading
 import warnings
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import lsconv
-from lsconv.napari.problem import Problem, Restored
+from lsconv.napari.problem import Problem, Restored, Settings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -129,7 +130,7 @@ def test_the_answer_lies_and_looks_like_the_image(
     widget.restore()
     done(widget)
     assert widget.progress.value == widget.progress.max == 6
-    assert widget.status.value.startswith("damp 0.2 to 0.2\n")
+    assert widget.status.value.startswith("damp 0.2\n")
     restored, deviations = viewer.layers["cells restored"], viewer.layers["cells standard deviation"]
     expected = lsconv.deconvolve(data, lsconv.psf.gaussian(1.0).numpy(), damp=0.2, observed=mask == 0, ndim=2).x
     assert restored.data.dtype == np.uint16
@@ -140,11 +141,12 @@ def test_the_answer_lies_and_looks_like_the_image(
             assert np.array_equal(getattr(layer, name), getattr(image, name)), name
         assert layer.metadata["stain"] == "GFP"
         assert layer.metadata["lsconv"]["damp"] == pytest.approx([0.2] * 6)
+        assert layer.metadata["lsconv"]["prior"] == "gradient"
     assert restored.colormap.name == "green"
     assert restored.contrast_limits == [10, 90]
     assert deviations.data.shape == data.shape
     assert image.metadata == {"stain": "GFP"}
-    assert viewer.window.docked["lsconv report"].figure.get_suptitle().startswith("cells: damp 0.2 to 0.2.")
+    assert viewer.window.docked["lsconv report"].figure.get_suptitle().startswith("cells: damp 0.2.")
 
 
 def test_of_several_levels_the_highest_is_restored(
@@ -254,6 +256,19 @@ def test_the_slider_begins_at_the_rules_choice_and_the_preview_follows_it(
     widget.restore()
     done(widget)
     assert [layer.name for layer in viewer.layers] == [image.name, f"{image.name} restored"]
+
+
+def test_the_evidence_of_a_stack_is_kept_of_the_field_that_is_shown_alone() -> None:
+    from lsconv.napari.widget import _restore_fields
+
+    problem = Problem.of(counts(3, 20, 22), np.ones((3, 3)), Settings(strength=0.2))
+    fields = problem.fields()
+    work = _restore_fields(problem, fields, fields[1], threading.Event())
+    with pytest.raises(StopIteration) as ended:
+        while True:
+            next(work)
+    found = ended.value.value
+    assert [restored.evidence is not None for _, restored in found] == [False, True, False]
 
 
 def test_without_the_preview_the_slider_says_nothing(viewer: SimpleNamespace, widget: RestoreWidget) -> None:

@@ -66,11 +66,11 @@ class Selection:
             ax = Figure(figsize=(5, 3.5), layout="constrained").add_subplot()
         chosen = self.damp.reshape(-1).tolist()
         for (curve, value), damp in zip(_curves(self.damps, self.values), chosen, strict=True):
-            (line,) = ax.plot(curve, value, marker=".", linewidth=1, label="the data")
+            (line,) = ax.plot(curve, value, marker=".", linewidth=1, label="exact")
             ax.axvline(damp, color=line.get_color(), linestyle="--", linewidth=1, label=f"chosen: {damp:.3g}")
         if self.likeness is not None:
             for curve, value in _curves(*self.likeness):
-                ax.plot(curve, value, color="0.6", linewidth=0.8, zorder=1, label="quick likeness")
+                ax.plot(curve, value, color="0.6", linewidth=0.8, zorder=1, label="surrogate")
         ax.set_xscale("log")
         if self.rule in ("gcv", "discrepancy", "upre") and bool((self.values > 0).all()):
             ax.set_yscale("log")

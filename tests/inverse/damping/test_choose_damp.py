@@ -344,7 +344,7 @@ def test_the_selection_draws_its_curves() -> None:
         assert ax.get_legend() is None
     alone = choose_damp(A, y[0], "gcv")
     ax = alone.plot()
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["the data", f"chosen: {float(alone.damp):.3g}"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["exact", f"chosen: {float(alone.damp):.3g}"]
 
 
 def test_what_does_not_fit_is_named() -> None:
