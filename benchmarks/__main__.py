@@ -24,7 +24,7 @@ from benchmarks import fuzz, pages, runner
 _NO_QUESTION = {"__main__", "certificates", "runner", "peers", "pages"}
 _FIRST = ("question", "deblurring", "scaling", "border_iteration")  # what matters most comes first
 # a cost model that is fitted, a search, and what needs a package that is no part of the extra bench
-_ONLY_WHEN_NAMED = {"convolution_backend", "deepinv_prox", "fuzz"}
+ONLY_WHEN_NAMED = {"convolution_backend", "deepinv_prox", "fuzz"}
 
 
 def names() -> list[str]:
@@ -82,7 +82,7 @@ def printed(main: Callable[[], object]) -> list[runner.Table]:
 
 def chosen(quick: bool) -> list[str]:
     """What runs when nothing is named: all benchmarks, of which the quick round leaves out those that have none."""
-    found = [name for name in names() if name not in _ONLY_WHEN_NAMED]
+    found = [name for name in names() if name not in ONLY_WHEN_NAMED]
     found.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     return [name for name in found if not quick or hasattr(importlib.import_module(f"benchmarks.{name}"), "tables")]
 
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fuzz.main(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=benchmarks.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which; all by default. Known: {', '.join(names())}")
-    parser.add_argument("--quick", action="store_true", help="small sizes, less than a minute in all")
+    parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument(
         "--output", type=Path, default=Path("benchmarks/results"), help="folder of the JSON and Markdown"
     )
