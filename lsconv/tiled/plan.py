@@ -45,7 +45,7 @@ __all__ = ["Plan"]
 
 
 class Plan:
-    r"""Setup for one damped problem larger than a device; :meth:`solve` answers data, item by item.
+    r"""Setup for one damped problem larger than a device; ``solve`` answers data, item by item.
 
     Args:
         A: a convolution of stride 1 with zero, circular, reflect or replicate padding, in one to three dimensions; or

@@ -52,6 +52,7 @@ def test_deblur_finds_the_blur_and_restores_as_with_the_true_one(
     assert np.sqrt(np.mean((found - known) ** 2)) < 0.1 * np.sqrt(np.mean((given - known) ** 2))
 
 
+@pytest.mark.slow
 def test_an_image_that_does_not_tell_its_blur_is_code_one_with_a_reason(leave: Leave) -> None:
     noise = np.random.default_rng(0).normal(100, 10, (128, 128, 1)).astype("float32")
     write_picture(Path("noise.tif"), Picture(noise))

@@ -186,6 +186,7 @@ def test_what_is_odd_but_an_image_is_restored_in_its_type_and_shape(leave: Leave
     assert Path(name).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_folder_of_everything_restores_what_is_an_image_and_says_the_rest_in_one_line_each(leave: Leave) -> None:
     Path("in").mkdir()
     os.chdir("in")
@@ -216,7 +217,9 @@ def test_a_folder_of_everything_restores_what_is_an_image_and_says_the_rest_in_o
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.npy"])
+@pytest.mark.parametrize(
+    "name", ["a.tif", pytest.param("a.png", marks=pytest.mark.slow), pytest.param("a.npy", marks=pytest.mark.slow)]
+)
 def test_a_process_killed_while_writing_leaves_a_whole_file(tmp_path: Path, name: str) -> None:
     script = (
         "import pathlib, numpy as np; from lsconv.app.image_io import Picture, write_picture\n"

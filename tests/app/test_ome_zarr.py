@@ -312,7 +312,7 @@ def test_a_failure_while_writing_leaves_the_old_image_and_nothing_else(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-@pytest.mark.parametrize("seconds", [0.0, 0.02, pytest.param(0.05, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [0.0, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.02, 0.05))])
 def test_a_process_killed_while_writing_leaves_a_whole_image(tmp_path: Path, seconds: float) -> None:
     pytest.importorskip("zarr")
     script = (

@@ -19,7 +19,7 @@ def picture(shape: tuple[int, ...], dtype: Any = np.uint16) -> np.ndarray[Any, A
     return ((smooth - smooth.min()) / np.ptp(smooth) * 60000).astype(dtype)
 
 
-@pytest.mark.parametrize("boundary", ["unknown", "zero", "periodic"])
+@pytest.mark.parametrize("boundary", ["unknown", pytest.param("zero", marks=pytest.mark.slow), "periodic"])
 def test_tiles_write_the_pixels_of_the_whole(leave: Leave, tmp_path: Path, boundary: str) -> None:
     tifffile.imwrite(tmp_path / "in.tif", picture((90, 101)))
     words = ["deblur", "in.tif", "--gaussian", 1, "--damp", 0.1, "--boundary", boundary]

@@ -169,6 +169,7 @@ def test_an_inverse_that_reaches_too_far_goes_to_the_whole_where_that_fits() -> 
     assert lsconv.tiled.Plan(A, damp=0.5, tile=40).path == "tiles"
 
 
+@pytest.mark.slow
 def test_a_wider_overlap_leaves_less() -> None:
     A, y = problem("gauss", "circular", (160, 160))
     steps = [int(lsconv.tiled.Plan(A, damp=0.1, tile=40, overlap=o).solve(y).iterations) for o in (16, 24)]
