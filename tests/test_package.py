@@ -26,6 +26,7 @@ def test_the_import_loads_neither_matplotlib_nor_scipys_solvers() -> None:
     assert in_a_new_process(code) == "[]"
 
 
+@pytest.mark.slow
 def test_the_import_takes_little_beyond_torchs_own() -> None:
     code = (
         "import time, torch; start = time.process_time(); import lsconv; imported = time.process_time(); "
@@ -53,6 +54,7 @@ def test_every_public_name_is_imported_from_where_the_type_checker_finds_it() ->
         _ = lsconv.inverse_of
 
 
+@pytest.mark.slow
 def test_the_first_calls_do_not_import_sympy() -> None:
     code = (
         "import sys, torch, lsconv; A = lsconv.Conv2d(torch.ones(1, 1, 3, 3), in_size=(8, 8), padding=1); "

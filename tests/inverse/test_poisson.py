@@ -101,7 +101,7 @@ def test_read_noise_may_bring_photons_below_zero() -> None:
     assert np.std(solution.x - scene) < 0.9 * np.std(noisy - scene)
 
 
-@pytest.mark.parametrize("noise", ["gaussian", "poisson"])
+@pytest.mark.parametrize("noise", ["gaussian", pytest.param("poisson", marks=pytest.mark.slow)])
 def test_rows_with_weights_are_the_problem_of_the_operator_that_has_them(noise: str) -> None:
     """A diagonal or a mask before a convolution goes into the data term; hidden in a function it cannot."""
     torch.manual_seed(0)

@@ -60,7 +60,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("size, form, padding, mode, channels", CASES)
-@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("dtype", [F64, pytest.param(torch.float32, marks=pytest.mark.slow)])
 def test_tiles_give_the_damped_solution(
     size: tuple[int, ...], form: str, padding: Any, mode: str, channels: str, dtype: torch.dtype
 ) -> None:

@@ -21,7 +21,9 @@ ANSWERS: dict[str, Callable[[lsconv.LinearOperator, Tensor, Tensor], Tensor]] = 
 }
 
 
-@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize(
+    "name", [n if n in ("lsmr", "pinv") else pytest.param(n, marks=pytest.mark.slow) for n in ANSWERS]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")  # by torch
 def test_compiled_around_a_solve_nothing_changes(name: str) -> None:
     from torch._dynamo import utils

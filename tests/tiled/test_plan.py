@@ -137,6 +137,7 @@ def test_what_was_not_observed_is_not_read() -> None:
     assert error(solution.x, reference) < 1e-10
 
 
+@pytest.mark.slow
 def test_one_pass_and_blend_is_wrong_where_the_iteration_is_not() -> None:
     A, y = problem("box", "valid", (120, 120))
     plan = lsconv.tiled.Plan(A, damp=1e-2, tile=60, overlap=24)

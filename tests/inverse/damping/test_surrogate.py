@@ -81,7 +81,7 @@ SCENES = {
 
 
 @pytest.mark.parametrize("scene", SCENES)
-@pytest.mark.parametrize("penalty", [False, True])
+@pytest.mark.parametrize("penalty", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_its_minimum_is_near_that_of_the_whole_data(scene: str, penalty: bool) -> None:
     image = pytest.importorskip("PIL.Image")
     source = importlib.resources.files("lsconv.app") / "data" / "astronaut-256.png"

@@ -92,6 +92,7 @@ def test_an_image_that_tells_nothing_has_a_status_and_no_verdict() -> None:
     assert not found.converged
 
 
+@pytest.mark.slow
 def test_a_blur_beyond_the_windows_stands_on_the_bound() -> None:
     image = blurred(psf.gaussian(7.0), 1e-3, 128)
     with pytest.warns(lsconv.ConvergenceWarning, match="another window="):

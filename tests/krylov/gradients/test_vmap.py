@@ -91,7 +91,9 @@ def agree(found: Tensor, expected: Tensor) -> bool:
     return found.shape == expected.shape and bool((found - expected).abs().max() <= 1e-8 * expected.abs().max())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n.startswith("tikhonov") else n for n in CASES]
+)
 def test_vectorised_jacobians_are_those_of_the_loop(name: str) -> None:
     y, M, damp = inputs(name)
     solve = CASES[name][1]
