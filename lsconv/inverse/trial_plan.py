@@ -120,6 +120,12 @@ class TrialPlan(KrylovPlan):
             converged=judged.converged & ~blind,
         )
 
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``; in double precision, for a difference over damp^2."""
+        precise = KrylovPlan(in_double(self.A), self.damp, "lsmr")
+        rtol = self.rtol if rtol is None else rtol
+        return precise.normal_solve(g.to(precise.A.dtype), rtol=rtol).to(g.dtype)
+
     @functools.cached_property
     def _norm(self) -> Tensor:
         """``||A||``, from below."""

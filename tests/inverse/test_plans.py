@@ -77,6 +77,21 @@ def test_a_tall_layer_with_little_damping_ends_in_the_trial_and_rounding_does_no
     assert apart < 1e-6 * found.x.double().norm()
 
 
+def test_gradients_in_single_precision_arrive_and_are_those_in_double() -> None:
+    weight = torch.randn(24, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    y = torch.randn(2, 24, 40, 40, generator=torch.Generator().manual_seed(1))
+
+    def gradient(weight: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        weight = weight.clone().requires_grad_()
+        A = lsconv.Conv2d(weight, (40, 40), padding=1)
+        assert isinstance(route(A, 0.05), TrialPlan)
+        x = lsconv.lstsq(A, y, damp=0.05).x
+        return torch.autograd.grad((x * torch.arange(float(x.numel())).reshape(x.shape).cos()).sum(), weight)[0]
+
+    expected = gradient(weight.double(), y.double())
+    assert (gradient(weight, y) - expected).norm() < 1e-4 * expected.norm()  # and no backward solve warns
+
+
 def test_a_trial_on_its_way_to_the_end_may_take_twice_its_limit() -> None:
     A = layer(dtype=torch.float64)
     y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
