@@ -34,7 +34,7 @@ NOTE = (
     f"damp >= 1e-3 ||A||, bare plans of the border with damp >= 1e-4 ||A|| or full rank. The column *beyond reach* "
     f"counts the uncertified cases that are well-posed otherwise."
 )
-_ITERATIONS = ("lsmr", "lsqr", "cgls", "craig", "cg", "minres", "gmres", "refine", "tikhonov, lsmr")
+_ITERATIONS = ("lsmr", "lsqr", "cgls", "craig", "cg", "minres", "gmres", "refine", "tikhonov, lsmr", "trial")
 _NORMAL = ("cg, normal", "minres, normal")
 
 

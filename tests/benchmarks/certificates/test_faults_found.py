@@ -70,3 +70,15 @@ def test_a_fault_of_the_search_stays_mended(seed: int, way: str) -> None:
     assert [case.text for case in cases if case.wrong] == []
     assert [case.text for case in cases if case.well_posed and case.outcome != "certified"] == []
     assert any(case.outcome == "certified" for case in cases)
+
+
+@pytest.mark.parametrize("seed", [700000250, 700000396])
+def test_a_trial_that_its_limit_has_ended_is_not_certified_by_its_rounding(seed: int) -> None:
+    from benchmarks.certificates.problems import draw
+    from benchmarks.certificates.ways import solve
+
+    problem = draw(seed)
+    assert problem is not None
+    cases = solve(problem, "trial")
+    assert [case.text for case in cases if case.wrong] == []
+    assert any(case.outcome == "uncertified" for case in cases)
