@@ -34,16 +34,14 @@ from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.null_space import cleared, loses_part
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances, certified
 from lsconv.krylov.lsqr import lsqr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
-__all__ = ["SQUARE_SHARE", "BorderPlan"]
+__all__ = ["BorderPlan"]
 
-# With at least as many outputs as inputs: the relative error in the null space of A that the gradient has to rule out.
-SQUARE_SHARE = 0.1
 # Below this part of ||A|| a damping, or none, leaves a part in the null space unseen by the iteration.
 _TINY_DAMP = 1e-4
 # Below this one a part in the null space of A does not stand out of the rounding of a gradient in float64.
@@ -171,6 +169,7 @@ class BorderPlan:
 
     def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: Outer | None = None) -> Solution:
         batch = x.shape[: x.ndim - len(self.A.in_shape)]
+        arithmetic = self.factors if outer is None else self.precise.dtype
         judge = functools.partial(
             certified,
             self.precise,
@@ -190,7 +189,7 @@ class BorderPlan:
         solution = judge(
             x,
             null_share=self._null_share(batch, tolerances),
-            of_form=self.inverse.side == "residual",
+            formed=torch.finfo(arithmetic).eps if self.inverse.side == "residual" else None,
             sees_null_space=self._sees_null_space,
         )
         if outer is None:  # what this does not certify is iterated for

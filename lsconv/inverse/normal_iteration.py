@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.plan import SQUARE_SHARE
 from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.inverse.dense_stack import stacked
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances, certified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import direct_rtol, double

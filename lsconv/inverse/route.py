@@ -36,7 +36,7 @@ from lsconv.inverse.plans import (
 )
 from lsconv.inverse.reduced_plan import ReducedPlan, core
 from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, deciding, reduction, small_matrices
-from lsconv.inverse.trial_plan import TrialPlan, trial_iterations
+from lsconv.inverse.trial_plan import TrialPlan, trial
 from lsconv.inverse.varying import VaryingPlan
 from lsconv.inverse.weighted import WeightedPlan
 from lsconv.operators.algebra import Adjoint, Product, Scaled
@@ -45,7 +45,7 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 from lsconv.operators.observed import MeasuredRows
 
-__all__ = ["BORDER_PLANS", "METHODS", "fallback", "penalty_fallback", "penalty_plan", "route"]
+__all__ = ["BORDER_PLANS", "METHODS", "fallback", "is_left_to_lsmr", "penalty_fallback", "penalty_plan", "route"]
 
 METHODS = ("auto", *SMALL_MATRICES, "fourier", "border", "svd", *KRYLOV)
 BORDER_PLANS = (BorderPlan, CapacitancePlan)
@@ -80,8 +80,9 @@ def route(
     kernel longer than x (deconvolution for a short response),  "normal": the normal equations, where they are not too
     or few unknowns, damped                                     ill-conditioned
     damped layer (several channels), or blur with a kernel of   "lsmr" for as many iterations as cost what the setup
-    the size of the field, whose border takes long to set up;   of the border does, then "border" for what is left
-    undamped where rows and columns differ much
+    the size of the field, whose border takes long to set up;   of the border does, then "border" for what is left;
+    undamped where rows and columns differ much; in one         preconditioned in the last case, and "border" once
+    dimension, damped blurs with a long kernel                  all solves have cost as much
     convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit, or where
                                                                 damp = 0 and the shapes imply a null space
     convolution of stride 1, reflect or replicate padding       "border" in one or two dimensions with damp > 0 and at
@@ -181,9 +182,9 @@ def route(
     if method == "border":
         return _border(A, damp, memory_limit)
     bordered = structured is not None or _mirrors_well(A, damp)
-    trial = trial_iterations(A, damp) if auto and structured is not None else 0
-    if trial:
-        return TrialPlan(A, damp, trial)
+    first = trial(A, damp) if auto and structured is not None else None
+    if first is not None:
+        return first
     if method == "auto" and bordered:
         try:
             return _border(A, damp, memory_limit)
@@ -301,8 +302,16 @@ def fallback(
             return _border(A, damp, None)
         except (MethodError, PlanMemoryError):
             return krylov_plan(A, damp, "lsmr")
+    if is_left_to_lsmr(plan, damp, rcond):
+        return TrialPlan(A, damp, None, preconditioned=True)
     through_border = isinstance(plan, (*BORDER_PLANS, AdjointPlan, MissingPlan, VaryingPlan, WeightedPlan))
     return KrylovPlan(A, damp, "lsmr") if through_border and rcond is None else None
+
+
+def is_left_to_lsmr(plan: object, damp: Tensor | float, rcond: float | None) -> bool:
+    """Tell whether preconditioned LSMR answers what a plan leaves unconverged: where outputs alone are cropped."""
+    damped = rcond is None and bool((torch.as_tensor(damp) > 0).all())
+    return damped and isinstance(plan, BorderPlan) and plan.inverse.form == "valid"
 
 
 def penalty_fallback(

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.border.plan import BorderPlan
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, MethodError
 from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.inverse.reduced_plan import core
-from lsconv.inverse.route import fallback
+from lsconv.inverse.route import fallback, is_left_to_lsmr
 from lsconv.inverse.trial_plan import TrialPlan
 from lsconv.krylov.gradients.attach import LeastSquares
 from lsconv.krylov.loop.batched_scalars import ItemSpace
@@ -23,7 +24,7 @@ from lsconv.operators.batch_layout import over_items, select
 
 __all__ = ["KRYLOV_ONLY", "Fallback", "merged", "solve", "started", "with_fallback", "without_items"]
 
-# Iterations that LSMR has for an item that the border leaves open.
+# Iterations that LSMR has for an item that the border leaves open, and the border of a volume for what LSMR may do.
 _FALLBACK_ITERATIONS = 500
 _COMMON = {"rtol", "atol", "max_iter"}
 KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart", "rule", "noise_std", "safety"}
@@ -47,6 +48,9 @@ def solve(
         raise ArgumentTypeError(
             f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | KRYLOV_ONLY))}"
         )
+    first = core(plan)
+    if second is not None and isinstance(first, TrialPlan) and first.outgrown:
+        plan = second.plan() or plan
     if isinstance(plan, KrylovPlan):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -57,7 +61,8 @@ def solve(
             raise MethodError(
                 f"{', '.join(extra)}: {plan!r} takes no such option; ask for method='lsmr' or another Krylov method"
             )
-        solution = plan.solve(y, **options)
+        limit = max_iter if second is None or max_iter is not None else second.patience
+        solution = plan.solve(y, **{**options, "max_iter": limit})
     if second is not None:
         solution = with_fallback(solution, second, y, options)
     if bool(nonfinite.any()):
@@ -83,8 +88,8 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
     plan = second.plan()
     if plan is None:
         return solution
-    after_border = isinstance(plan, KrylovPlan) and not isinstance(core(second.first), TrialPlan)
-    limit = {"max_iter": _FALLBACK_ITERATIONS} if after_border else {}
+    unlimited = isinstance(plan, TrialPlan) or isinstance(core(second.first), TrialPlan)
+    limit = {"max_iter": _FALLBACK_ITERATIONS} if isinstance(plan, KrylovPlan) and not unlimited else {}
     asked = {name: value for name, value in options.items() if name in _COMMON}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -139,6 +144,14 @@ class Fallback:
             self._made.append(fallback(self.A, self.damp, self.first, self.rcond))
         self.answering = self._made[0] or self.first
         return self._made[0]
+
+    @property
+    def patience(self) -> int | None:
+        """The iterations after which the first plan's answer no longer pays; None: it has all that it takes."""
+        plan = core(self.first)
+        # the border of a volume has no factors that would end an iteration
+        volume = isinstance(plan, BorderPlan) and plan.A.ndim == 3
+        return _FALLBACK_ITERATIONS if volume and is_left_to_lsmr(plan, self.damp, self.rcond) else None
 
     def for_another_solve(self) -> Fallback:
         """The same, answering with the first plan; both make the fallback's plan once."""

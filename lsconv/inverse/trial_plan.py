@@ -5,63 +5,78 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import plan_bytes
+from lsconv.border.cost_model import CostModel, dense_cost, plan_bytes
 from lsconv.factored.direct_plan import in_double
+from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.plans import KrylovPlan
 from lsconv.krylov.loop.batched_scalars import divide
 from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import Tolerances, certified, norm_from_below
+from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances, certified, norm_from_below
 from lsconv.krylov.lsmr import lsmr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol
 from lsconv.operators.fft_convolution import short_fft_length, transform_cost
 
-__all__ = ["TrialPlan", "trial_iterations"]
+__all__ = ["TrialPlan", "trial"]
 
 # Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
-# iterations below which LSMR is not tried.
-_OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 8e6, 30
+# iterations below which LSMR is not tried, without preconditioner and with it.
+_OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS, _FEWEST_PRECONDITIONED = 25, 8e6, 30, 10
 
 
-def trial_iterations(A: LinearOperator, damp: Tensor | float) -> int:
-    """The iterations of LSMR that cost what the border's setup does; none where they would not do.
+def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
+    """LSMR for as many iterations as cost what the border's setup does; None where they would not do.
 
     The bytes of the border's plan are the measure of its setup. Blurs, and square operators without damping, take
     hundreds or thousands of iterations; layers, whose symbol is a matrix, often some tens. So do blurs that read as
-    much as the field: few of their singular values are above the damping, and their border is the field.
+    much as the field: few of their singular values are above the damping, and their border is the field. The long
+    border of an impulse response is one dense matrix, whose factorisation is the measure.
     """
     assert isinstance(A, Convolution)
     shapes, damping = sorted((A.in_numel, A.out_numel)), torch.as_tensor(damp, dtype=torch.float64)
     undamped = bool((damping == 0).any())
     if undamped and shapes[1] < 1.5 * shapes[0]:
-        return 0
+        return None
     direct = A.out_numel * A.c_in // A.groups * math.prod(A.kernel_size)
     grid = [short_fft_length(n + k - 1) for n, k in zip(A.spatial_in, A.kernel_extent, strict=True)]
     iteration = 4 * min(direct, 10 * (A.c_in + A.c_out) * transform_cost(grid)) + _CALLS
+    blur, unit_stride = (A.c_in + A.c_out) // A.groups <= 2, all(step == 1 for step in A.stride)
+    if (
+        blur
+        and unit_stride
+        and not undamped
+        and A.ndim == 1
+        and abs(A.in_numel - A.out_numel) == A.kernel_extent[0] - 1
+    ):
+        factors = dense_cost(A.kernel_extent[0] - 1, definite=True)
+        model = CostModel(A.groups, grid[0], 1, definite=True)
+        most = int(model.factors(factors) / (1.5 * iteration))
+        return TrialPlan(A, damp, most, preconditioned=True) if most >= _FEWEST_PRECONDITIONED else None
     most = int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(damping.shape)) / iteration)
     if most < _FEWEST_ITERATIONS:
-        return 0
-    if (A.c_in + A.c_out) // A.groups > 2:
-        return most
-    if all(step == 1 for step in A.stride):
+        return None
+    if blur and unit_stride:
         covers = all(2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True))
-        return most if covers and not undamped else 0
-    # a blur of a stride takes as many as conjugate gradients' bound says
-    needed = 0.5 * norm_bound(A) / damping.to(A.device) * math.log(2 / direct_rtol(A.dtype))
-    return most if undamped or bool((needed <= most).all()) else 0
+        return TrialPlan(A, damp, most) if covers and not undamped else None
+    if blur and not undamped:
+        # a blur of a stride takes as many as conjugate gradients' bound says
+        needed = 0.5 * norm_bound(A) / damping.to(A.device) * math.log(2 / direct_rtol(A.dtype))
+        return TrialPlan(A, damp, most) if bool((needed <= most).all()) else None
+    return TrialPlan(A, damp, most)
 
 
 class TrialPlan(KrylovPlan):
-    r"""LSMR without preconditioner, for as many iterations as cost what another plan's setup would.
+    r"""LSMR for as many iterations as cost what another plan's setup would, or for as many as it takes.
 
-    The items that it leaves open are for that plan. An iteration that is then on its way to end before it has taken
-    twice as many goes on. Only :meth:`solve` has the limit, which no backward pass has.
+    The items that a limit leaves open are for that plan. An iteration that is then on its way to end before it has
+    taken twice as many goes on. Only :meth:`solve` has the limit, which no backward pass has.
 
     What rounding adds to x along the null space of A is no more than ``eps (||A|| / damp)^2`` of x: where that may be
     too much, the iteration is in double precision.
@@ -69,45 +84,62 @@ class TrialPlan(KrylovPlan):
     Args:
         A: the operator.
         damp: the damping.
-        most: the limit.
+        most: the limit; None: there is none.
+        preconditioned: by the circulant inverse, in double precision throughout.
+
+    Attributes:
+        total: the iterations of all solves.
     """
 
-    def __init__(self, A: LinearOperator, damp: Tensor | float, most: int) -> None:
-        super().__init__(A, damp, "lsmr")
-        self.most, self.rtol = most, direct_rtol(A.dtype)
+    def __init__(
+        self, A: LinearOperator, damp: Tensor | float, most: int | None, *, preconditioned: bool = False
+    ) -> None:
+        precise = in_double(A)
+        M = CirculantPreconditioner(precise, damp) if preconditioned else None
+        sides = (M, None) if M is None or M.side == "residual" else (None, M)
+        super().__init__(precise if preconditioned else A, damp, "lsmr", sides)
+        self.precise, self.dtype = precise, A.dtype
+        self.most, self.rtol, self.total = most, direct_rtol(A.dtype), 0
 
     def solve(  # type: ignore[override]  # nothing else to choose
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
         """The solution for ``y``, to the tolerance of the direct methods and with their certificate, in float64."""
-        tolerances = Tolerances.of(self.A.dtype, self.rtol if rtol is None else rtol, atol)
-        precise = in_double(self.A)
+        tolerances = Tolerances.of(self.dtype, self.rtol if rtol is None else rtol, atol)
+        precise, A = self.precise, self.A
         # where x leaves a tenth of the data, a certificate of a single-precision x would not show its null-space part
-        A = self.A
         if A.dtype != precise.dtype:
             narrow = _rounds_little(self.damp, self._norm, 0.1 * tolerances.eps, tolerances)
             A = self.A if bool(narrow.all()) else precise
-        most = 2 * self.most if max_iter is None else min(max_iter, 2 * self.most)
-        limit = _Limit(self.most, tolerances.rtol)
-        found = lsmr(A, y.to(A.dtype), damp=self.damp, rtol=tolerances.rtol, atol=atol, max_iter=most, callback=limit)
+        own: dict[str, Any] = {"max_iter": max_iter}
+        if self.most is not None:
+            most = 2 * self.most if max_iter is None else min(max_iter, 2 * self.most)
+            own = {"max_iter": most, "callback": _Limit(self.most, tolerances.rtol)}
+        found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=atol, **self._terms(self.M, self.N), **own)
         ended = torch.where(found.codes == Status.CALLBACK.code, Status.ITERATION_LIMIT.code, found.codes)
         self.spent, batch = int(found.iterations.max()), found.codes.shape
+        self.total += self.spent
         norm = None if found.history is None else found.history.largest_norm
-        rounding = torch.finfo(A.dtype).eps
-        little = found.damp == 0 if norm is None else _rounds_little(found.damp, norm, rounding, tolerances)
+        # the iterates of a preconditioner on the side of x are not of the form A^H z
+        rounding = torch.finfo(A.dtype).eps if self.N is None else None
+        little, share = found.damp == 0, tolerances.null_share
+        if rounding is None:
+            share = share if A.in_numel > A.out_numel else SQUARE_SHARE
+        elif norm is not None:
+            little = _rounds_little(found.damp, norm, rounding, tolerances)
         judged = certified(
             precise,
             found.x.to(precise.dtype),
             y.to(precise.dtype).expand(*batch, *A.out_shape),
             found.damp,
             tolerances=tolerances,
-            dtype=self.A.dtype,
+            dtype=self.dtype,
             iterations=found.iterations,
             history=found.history,
             otherwise=torch.where(found.converged, Status.STAGNATION.code, ended),
             operator_norm=norm,
-            null_share=torch.where(little, torch.inf, tolerances.null_share),
-            of_form=True,
+            null_share=torch.where(little, torch.inf, share),
+            formed=rounding,
         )
         # What LSMR has seen of the null space, and of data that are not finite, the norms do not show; and rounding is
         # no excuse for the gradient of an iteration that a limit has ended.
@@ -120,11 +152,29 @@ class TrialPlan(KrylovPlan):
             converged=judged.converged & ~blind,
         )
 
+    @property
+    def outgrown(self) -> bool:
+        """Tell whether all solves together have taken the limit, and the other plan is the faster once it is made."""
+        return self.most is not None and self.total >= self.most and (self.M is not None or self.N is not None)
+
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The solution for ``y``."""
+        return super().apply(y.to(self.A.dtype), rtol=rtol).to(self.dtype)
+
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+        return super().adjoint(v.to(self.A.dtype), rtol=rtol).to(self.dtype)
+
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``; in double precision, for a difference over damp^2."""
-        precise = KrylovPlan(in_double(self.A), self.damp, "lsmr")
+        precise = KrylovPlan(self.precise, self.damp, "lsmr", (self.M, self.N))
         rtol = self.rtol if rtol is None else rtol
         return precise.normal_solve(g.to(precise.A.dtype), rtol=rtol).to(g.dtype)
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g``."""
+        v = super().gram_solve(g.to(self.A.dtype), rtol=rtol)
+        return v if v is None else v.to(self.dtype)
 
     @functools.cached_property
     def _norm(self) -> Tensor:
@@ -133,7 +183,10 @@ class TrialPlan(KrylovPlan):
             return norm_from_below(self.A, 3)
 
     def __repr__(self) -> str:
-        return f"TrialPlan('lsmr', at most {self.most} iterations)"
+        limit = "" if self.most is None else f", at most {self.most} iterations"
+        preconditioner = self.M if self.M is not None else self.N
+        by = "" if preconditioner is None else f", preconditioner={type(preconditioner).__name__}"
+        return f"TrialPlan('lsmr'{by}{limit})"
 
 
 def _rounds_little(damp: Tensor | float, norm: Tensor, eps: float, tolerances: Tolerances) -> Tensor:

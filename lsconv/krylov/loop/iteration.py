@@ -234,7 +234,7 @@ class _Loop:
         doubtful, outside = 0 * met, problem.x0 is not None or problem.N is not None
         if outside or problem.M is not None or self.name == "craig":
             share = where(self.damp > 0, self.options.tolerances.null_share, math.inf)
-            doubtful = met & strays(certificate, share, of_form=not outside)
+            doubtful = met & strays(certificate, share, formed=None if outside else self.options.tolerances.eps)
         causes = [
             (codes & (Cause.CLAIMED | Cause.STUCK), Status.STAGNATION),
             (codes & Cause.CONDITION, Status.CONDITION_LIMIT),

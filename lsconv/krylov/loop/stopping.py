@@ -43,13 +43,25 @@ from lsconv.krylov.loop.solution import History, Solution, Status
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
-__all__ = ["EXCUSED", "Certificate", "Tolerances", "certified", "certify", "default_rtol", "norm_from_below", "strays"]
+__all__ = [
+    "EXCUSED",
+    "SQUARE_SHARE",
+    "Certificate",
+    "Tolerances",
+    "certified",
+    "certify",
+    "default_rtol",
+    "norm_from_below",
+    "strays",
+]
 
 # The rounding of the gradient excuses an x up to ||y|| / (EXCUSED ||A||) long. A longer one shows small singular
 # values, and an error along these hides in that rounding.
 EXCUSED = 0.03
 # The part of x in the null space of A, in units of rtol, that a damped answer may have.
 _NULL_SHARE = 10.0
+# The same where A has at least as many outputs as inputs, relative to x.
+SQUARE_SHARE = 0.1
 
 
 def _most_condition(eps: float) -> float:
@@ -127,7 +139,7 @@ class Certificate:
         objective: ``sqrt(||y - Ax||^2 + damp^2 ||x||^2)``.
         null_part: a bound of the part of x in the null space of A, which stands in the gradient times ``damp^2``,
             relative to ``||x|| + rtol ||y|| / ||A||``; infinity without damping.
-        null_rounding: the same of the rounding of ``A^H z``, z = (y - Ax) / damp^2, where x is computed so.
+        null_reach: the same of a rounding by one unit of ``A^H z``, z = (y - Ax) / damp^2, where x is computed so.
         merit: the smaller of the two norms in units of its bound; at most 1 where converged.
     """
 
@@ -139,7 +151,7 @@ class Certificate:
     excused: Scalar
     objective: Scalar
     null_part: Scalar
-    null_rounding: Scalar
+    null_reach: Scalar
     merit: Scalar
 
     @property
@@ -254,10 +266,8 @@ def certify(
         merit = minimum(merit, maximum(g_norm / at_least(g_bound, smallest), total / at_least(highest, smallest)))
     # y is known to rtol at best, and moves x by rtol ||y|| / ||A|| at least
     unit = damp * damp * (x_norm + tolerances.rtol * divide(y_norm, norm_a))
-    null_part, null_rounding = quotient(g_norm, unit), quotient(tolerances.eps * norm_a * r_norm, unit)
-    return Certificate(
-        r_norm, g_norm, residual_ok, gradient_ok, no_worse, excused, total, null_part, null_rounding, merit
-    )
+    null_part, null_reach = quotient(g_norm, unit), quotient(norm_a * r_norm, unit)
+    return Certificate(r_norm, g_norm, residual_ok, gradient_ok, no_worse, excused, total, null_part, null_reach, merit)
 
 
 def norm_from_below(A: LinearOperator, steps: int = 6, *, single: bool = False) -> Scalar:
@@ -288,16 +298,19 @@ def _adjoint(A: LinearOperator, residual: Tensor, square: bool) -> Tensor | None
         raise
 
 
-def strays(certificate: Certificate, share: Scalar, *, of_form: bool = False) -> Scalar:
+def strays(certificate: Certificate, share: Scalar, *, formed: float | None = None) -> Scalar:
     """The items whose x may have a larger part in the null space of A.
 
     Args:
         certificate: that of x.
         share: the part that x may have, as :attr:`Certificate.null_part`, where the way it was found does not exclude
             one, and infinity elsewhere.
-        of_form: x is computed as ``A^H z``: only rounding leads into the null space.
+        formed: epsilon of the arithmetic that computed x as ``A^H z``, so that only its rounding leads into the null
+            space; None: x is not of that form.
     """
-    part = minimum(certificate.null_part, certificate.null_rounding) if of_form else certificate.null_part
+    part = certificate.null_part
+    if formed is not None:
+        part = minimum(part, formed * certificate.null_reach)
     return (unbounded(share) == 0) & ((part <= share) == 0)
 
 
@@ -315,7 +328,7 @@ def certified(
     selection: object = None,
     otherwise: Status | Tensor = Status.STAGNATION,
     null_share: Tensor | None = None,
-    of_form: bool = False,
+    formed: float | None = None,
     sees_null_space: Callable[[], Tensor] | None = None,
     thorough: bool = False,
     **options: Any,
@@ -338,7 +351,7 @@ def certified(
         history: estimates per iteration, when there are some.
         selection: how the damping was chosen.
         otherwise: status of items that do not meet the tolerance, one for all or a code per item.
-        null_share, of_form: as in :func:`strays`; None: no item may.
+        null_share, formed: as in :func:`strays`; None: no item may.
         sees_null_space: the items of which A may have a null space; asked where the share is exceeded.
         thorough: where storing x excuses its gradient, the x before rounding has to meet the tolerance.
         options: operator_norm, norm_bound, rcond, rounding and square, as in :func:`certify`.
@@ -369,7 +382,7 @@ def certified(
     zero = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(y).expand(batch) == 0
     doubtful = torch.zeros_like(converged)
     if null_share is not None:
-        doubtful = (converged | rounded) & ~zero & strays(unrounded, null_share, of_form=of_form)
+        doubtful = (converged | rounded) & ~zero & strays(unrounded, null_share, formed=formed)
         if sees_null_space is not None and bool(doubtful.any()):
             doubtful = doubtful & sees_null_space()
     code = otherwise.code if isinstance(otherwise, Status) else otherwise
