@@ -39,8 +39,9 @@ from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
@@ -188,19 +189,17 @@ class CapacitancePlan:
         """The certified solution for ``y`` of shape ``(*batch, *out_shape)``; ``max_iter`` has no effect."""
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
         x = self._refined(y, False, tolerances.rtol)
-        batch = broadcast_shapes(x.shape[: x.ndim - len(self.A.in_shape)], self.damp.shape)
-        solution = certified(
+        judge = Judge(
             self.precise,
-            x.expand(*batch, *self.A.in_shape),
-            y.detach().to(self.precise.dtype).expand(*batch, *self.A.out_shape),
-            self.damp.expand(batch),
-            tolerances=tolerances,
-            dtype=self.A.dtype,
+            tolerances,
+            self.damp,
+            self.A.dtype,
+            rounding=torch.finfo(self.precise.dtype).eps,
             norm_bound=self.norm_bound.reshape(*self.unit.shape, -1).amax(-1) * self.unit,
             rcond=self.rcond,
             truncated=True,
-            rounding=torch.finfo(self.precise.dtype).eps,
         )
+        solution = judge.solution(x, y.detach().to(self.precise.dtype))
         items = self.embedding.batch_shape
         nullity, undecided = self.nullity.reshape(*items, -1).sum(-1), self.undecided.reshape(*items, -1).any(-1)
         return solution.with_rank(self.A.out_numel - nullity, undecided)
@@ -233,10 +232,9 @@ class CapacitancePlan:
         assert v is not None
         answer = self.adjoint(v)
         tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype), 0.0)
-        batch = answer.shape[: answer.ndim - len(self.A.out_shape)]
-        wide = v.detach().to(self.precise.dtype).expand(*batch, *self.A.in_shape)
-        eps = torch.finfo(self.A.dtype).eps
-        back = certified(self.precise.H, answer.to(wide.dtype), wide, tolerances=tolerances, rounding=eps)
+        wide = v.detach().to(self.precise.dtype)
+        judge = Judge(self.precise.H, tolerances, rounding=torch.finfo(self.A.dtype).eps)
+        back = judge.solution(answer.to(wide.dtype), wide)
         return answer, ~back.converged
 
     @property

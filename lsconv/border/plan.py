@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,9 +33,10 @@ from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.null_space import cleared, loses_part
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances, certified
+from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsqr import lsqr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -168,33 +170,31 @@ class BorderPlan:
         return confirmed(iterate(), lambda: iterate(deep=True), ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: Outer | None = None) -> Solution:
-        batch = x.shape[: x.ndim - len(self.A.in_shape)]
         arithmetic = self.factors if outer is None else self.precise.dtype
-        judge = functools.partial(
-            certified,
+        bare = Judge(
             self.precise,
-            y=y.expand(*batch, *self.A.out_shape),
-            damp=self.damp.expand(batch),
-            tolerances=tolerances,
-            dtype=self.A.dtype,
-            iterations=0 if outer is None else outer.iterations,
+            tolerances,
+            self.damp,
+            self.A.dtype,
+            rounding=torch.finfo(self.precise.dtype).eps,
             operator_norm=self._least_norm
             if outer is None
             else torch.maximum(outer.norm_a * self.unit, self._least_norm),
             norm_bound=self._norm,
             rcond=self.rcond,
-            rounding=torch.finfo(self.precise.dtype).eps,
             thorough=not bool((self.damp > 0).all()),
         )
-        solution = judge(
-            x,
-            null_share=self._null_share(batch, tolerances),
+        judge = replace(
+            bare,
+            null_share=self._null_share(tolerances),
             formed=torch.finfo(arithmetic).eps if self.inverse.side == "residual" else None,
             sees_null_space=self._sees_null_space,
         )
         if outer is None:  # what this does not certify is iterated for
-            return solution
-        return cleared(solution, x, y, self.precise, tolerances, self._shortest, judge)
+            return judge.solution(x, y)
+        solution = judge.solution(x, y, iterations=outer.iterations)
+        again = functools.partial(bare.solution, y=y, iterations=outer.iterations)
+        return cleared(solution, x, y, self.precise, tolerances, self._shortest, again)
 
     def _shortest(self, y: Tensor, rtol: float) -> Tensor:
         """The least-norm solution for consistent data, by an iteration that stays in the range of ``A^H``."""
@@ -243,18 +243,18 @@ class BorderPlan:
         """The answer of the factors of A / unit, in units of A."""
         return scaled / self.unit.reshape(*self.unit.shape, *(1 for _ in self.A.in_shape))
 
-    def _null_share(self, batch: torch.Size, tolerances: Tolerances) -> Tensor:
+    def _null_share(self, tolerances: Tolerances) -> Tensor:
         """The part in the null space of A that x may have: none where only the certificate excludes one."""
         share = tolerances.null_share
         damped = self.damp > 0
         if self.inverse.side == "residual":
-            return torch.where(damped, share, torch.inf).expand(batch)
+            return torch.where(damped, share, torch.inf)
         # Where A has as many outputs as inputs, errors along small singular values are of the same size. Factors with a
         # floor above damp^2 take less of the null space away in every step, and so do all where damp is tiny.
         wide = self.A.out_numel < self.A.in_numel
         strict = wide or not self.inverse.exact
         shares = torch.where(strict | (self.damp < _INVISIBLE_DAMP * self._norm), share, SQUARE_SHARE)
-        return torch.where(damped, shares, 0.0).expand(batch)
+        return torch.where(damped, shares, 0.0)
 
     def _sees_null_space(self) -> Tensor:
         """The items in which a part of a random x is lost on the way through A and back: A is rank-deficient there."""

@@ -29,8 +29,9 @@ from lsconv.border.penalty import Penalty, Term, as_convolutions
 from lsconv.errors import ArgumentError, MethodError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import WORK_BYTES, broadcast_shapes
@@ -273,18 +274,20 @@ def stacked_solution(
         otherwise: status codes of the items that do not meet the tolerance; None: STAGNATION.
     """
     A = stack.operators[0]
-    solution = certified(
+    judge = Judge(
         stack,
+        tolerances,
+        dtype=dtype,
+        rounding=torch.finfo(stack.dtype).eps,
+        operator_norm=operator_norm,
+        norm_bound=norm_bound,
+    )
+    solution = judge.solution(
         d,
         stacked_data(stack, y, x_prior),
-        tolerances=tolerances,
-        dtype=dtype,
         prior=None if x_prior is None else x_prior.detach().to(stack.dtype),
         iterations=iterations,
         otherwise=Status.STAGNATION if otherwise is None else otherwise,
-        operator_norm=operator_norm,
-        norm_bound=norm_bound,
-        rounding=torch.finfo(stack.dtype).eps,
     )
     misfit = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(
         y.detach().to(stack.dtype) - A.apply(solution.x.to(stack.dtype))

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lsconv.errors import PlanMemoryError
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
+from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import ROUNDING, double
@@ -177,30 +178,26 @@ class DirectPlan:
         data, damp = wide.to(precise.dtype).expand(*batch, *A.out_shape), self.damp.expand(batch)
         tolerances = Tolerances.of(A.dtype, self.rtol if rtol is None else rtol, atol)
 
-        def judged(x: Tensor) -> Solution:
-            solution = certified(
-                precise,
-                x,
-                data,
-                damp,
-                tolerances=tolerances,
-                dtype=A.dtype,
-                norm_bound=self.norm,
-                rcond=self.rcond,
-                truncated=True,
-                rounding=torch.finfo(precise.dtype).eps,
-            )
-            return solution.with_rank(self.rank, self.undecided)
-
+        judge = Judge(
+            precise,
+            tolerances,
+            damp,
+            A.dtype,
+            rounding=torch.finfo(precise.dtype).eps,
+            norm_bound=self.norm,
+            rcond=self.rcond,
+            truncated=True,
+        )
         x = x.expand(*batch, *A.in_shape)
-        solution = judged(x)
+        solution = judge.solution(x, data).with_rank(self.rank, self.undecided)
         if bool(solution.converged.all()):
             return solution
         # a damping far below ||A|| shows the rounding of the factors in the gradient: one step of refinement
         items = (*batch, *(1 for _ in A.in_shape))
         gradient = precise.adjoint(data - precise.apply(x)) - damp.square().reshape(items) * x
         better = x + self._normal(gradient.to(wide.dtype)).to(precise.dtype)
-        return judged(torch.where(solution.converged.reshape(items), x, better))
+        better = torch.where(solution.converged.reshape(items), x, better)
+        return judge.solution(better, data).with_rank(self.rank, self.undecided)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:

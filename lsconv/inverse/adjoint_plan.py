@@ -12,8 +12,9 @@ from lsconv.factored.direct_plan import in_double
 from lsconv.inverse.plans import Plan
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
+from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.dtypes import default_rcond, direct_rtol
 
@@ -45,17 +46,15 @@ class AdjointPlan:
             warnings.simplefilter("ignore", ConvergenceWarning)  # the certificate tells
             x = self.plan.adjoint(y, rtol=rtol)
         precise = in_double(self.A)
-        batch = x.shape[: x.ndim - len(self.A.in_shape)]
-        return certified(
+        judge = Judge(
             precise,
-            x.to(precise.dtype),
-            y.to(precise.dtype).expand(*batch, *self.A.out_shape),
-            self.damp.expand(batch),
-            tolerances=Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol),
-            dtype=self.A.dtype,
-            rcond=default_rcond(self.A.dtype),
+            Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol),
+            self.damp,
+            self.A.dtype,
             rounding=torch.finfo(precise.dtype).eps,
+            rcond=default_rcond(self.A.dtype),
         )
+        return judge.solution(x.to(precise.dtype), y.to(precise.dtype))
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:

@@ -34,8 +34,9 @@ from lsconv.inverse.dense_stack import stacked
 from lsconv.inverse.reduced_plan import core
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -148,18 +149,16 @@ class MissingPlan:
                 tolerances=tolerances,
                 iterations=iterations,
             )
-        return certified(
+        judge = Judge(
             self.precise,
-            x,
-            rest.expand(*batch, *self.A.out_shape),
-            self.damp.expand(batch),
-            tolerances=tolerances,
-            dtype=self.A.dtype,
-            iterations=iterations,
+            tolerances,
+            self.damp,
+            self.A.dtype,
+            rounding=torch.finfo(self.precise.dtype).eps,
             norm_bound=self._norm_bound,
             null_share=torch.where(strays, tolerances.null_share, torch.inf),
-            rounding=torch.finfo(self.precise.dtype).eps,
         )
+        return judge.solution(x, rest, iterations=iterations)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:

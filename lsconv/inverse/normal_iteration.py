@@ -19,8 +19,9 @@ from torch import Tensor
 from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.inverse.dense_stack import stacked
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances, certified
+from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import direct_rtol, double
@@ -95,18 +96,16 @@ class NormalIteration:
                 iterations=iterations,
                 operator_norm=norm,
             )
-        return certified(
+        judge = Judge(
             self.precise,
-            x,
-            data.expand(*batch, *self.A.out_shape),
-            self.damp.expand(batch),
-            tolerances=tolerances,
-            dtype=self.A.dtype,
-            iterations=iterations,
-            operator_norm=norm,
-            null_share=torch.full(batch, share, dtype=torch.float64, device=y.device),
+            tolerances,
+            self.damp,
+            self.A.dtype,
             rounding=torch.finfo(self.precise.dtype).eps,
+            operator_norm=norm,
+            null_share=share,
         )
+        return judge.solution(x, data, iterations=iterations)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:

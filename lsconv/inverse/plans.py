@@ -28,8 +28,9 @@ from lsconv.krylov.craig import craig
 from lsconv.krylov.gmres import gmres
 from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
 from lsconv.krylov.hybrid import hybrid
+from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
@@ -100,20 +101,17 @@ class FourierPlan:
         """The certified solution for ``y``; nothing iterates, so ``max_iter`` has no effect."""
         plan, A = self.plan, self.A
         x = plan.solve_unrounded(y.detach())
-        batch = x.shape[: x.ndim - len(A.in_shape)]
-        tolerances = Tolerances.of(A.dtype, direct_rtol(A.dtype, rtol), atol)
-        solution = certified(
+        judge = Judge(
             self.precise,
-            x.to(self.precise.dtype),
-            y.to(self.precise.dtype).expand(*batch, *A.out_shape),
-            plan.damp.expand(batch),
-            tolerances=tolerances,
-            dtype=A.dtype,
-            operator_norm=plan.norm.expand(batch),
+            Tolerances.of(A.dtype, direct_rtol(A.dtype, rtol), atol),
+            plan.damp,
+            A.dtype,
+            rounding=torch.finfo(plan.dtype).eps,
+            operator_norm=plan.norm,
             rcond=plan.rcond,
             truncated=True,
-            rounding=torch.finfo(plan.dtype).eps,
         )
+        solution = judge.solution(x.to(self.precise.dtype), y.to(self.precise.dtype))
         if plan.rank is None:
             return solution
         return solution.with_rank(plan.rank, plan.undecided)

@@ -14,8 +14,9 @@ from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import DirectPlan, in_double
 from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
+from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution, Status, together
-from lsconv.krylov.loop.stopping import Tolerances, certify
+from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.dtypes import direct_rtol
 
@@ -66,12 +67,9 @@ class ReducedPlan:
         """The solution with the norms of A's own residual, to which the outputs belong that read nothing."""
         precise = in_double(self.A)
         usual = None if isinstance(self.plan, KrylovPlan) else direct_rtol(self.A.dtype)
-        certificate = certify(
-            precise,
-            solution.x.to(precise.dtype),
-            y.to(precise.dtype),
-            solution.damp,
-            tolerances=Tolerances.of(self.A.dtype, usual if rtol is None else rtol, atol),
+        tolerances = Tolerances.of(self.A.dtype, usual if rtol is None else rtol, atol)
+        certificate = Judge(precise, tolerances, solution.damp).certify(
+            solution.x.to(precise.dtype), y.to(precise.dtype)
         )
         # what nothing explains may be most of y
         left = (solution.codes == Status.RESIDUAL.code) & ~certificate.residual_ok

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -49,7 +50,7 @@ def solve(
             f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | KRYLOV_ONLY))}"
         )
     first = core(plan)
-    if second is not None and isinstance(first, TrialPlan) and first.outgrown:
+    if second is not None and isinstance(first, TrialPlan) and first.exhausted:
         plan = second.plan() or plan
     if isinstance(plan, KrylovPlan):
         with warnings.catch_warnings():
@@ -145,7 +146,7 @@ class Fallback:
         self.answering = self._made[0] or self.first
         return self._made[0]
 
-    @property
+    @functools.cached_property
     def patience(self) -> int | None:
         """The iterations after which the first plan's answer no longer pays; None: it has all that it takes."""
         plan = core(self.first)

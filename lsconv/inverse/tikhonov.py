@@ -34,10 +34,11 @@ from lsconv.inverse.solve import Fallback, merged, with_fallback, without_items
 from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.parameters import parameters_of, rebuild
+from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_complex, as_operator, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.loop.stopping import Tolerances, certified
+from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol, double, remedy
@@ -260,20 +261,21 @@ def _with_prior(
     precise = A.to(dtype=double(A.dtype)) if isinstance(A, Convolution) else A
     # the default of the method that solved
     rtol = options["rtol"] if isinstance(core(plan), KrylovPlan) else direct_rtol(A.dtype, options["rtol"])
-    wide, batch = prior.to(precise.dtype), solution.codes.shape
-    rest = y.to(precise.dtype) - precise.apply(wide)
-    judged = certified(
+    wide = prior.to(precise.dtype)
+    judge = Judge(
         precise,
+        Tolerances.of(A.dtype, rtol, options["atol"]),
+        damp,
+        A.dtype,
+        rounding=torch.finfo(precise.dtype).eps,
+        norm_bound=norm_bound(A) if isinstance(A, Convolution) and A.padding_mode in ("zeros", "circular") else None,
+    )
+    judged = judge.solution(
         solution.x.to(precise.dtype),
-        rest.expand(*batch, *A.out_shape),
-        damp.expand(batch),
-        tolerances=Tolerances.of(A.dtype, rtol, options["atol"]),
-        dtype=A.dtype,
+        y.to(precise.dtype) - precise.apply(wide),
         prior=wide,
         iterations=solution.iterations,
         history=solution.history,
-        rounding=torch.finfo(precise.dtype).eps,
-        norm_bound=norm_bound(A) if isinstance(A, Convolution) and A.padding_mode in ("zeros", "circular") else None,
     )
     # next to its prior x may be at rounding where what is added to it is not; without damping that shows no null space
     ranks = (solution.codes == Status.RANK_DEFICIENT.code) | (solution.codes == Status.RANK_UNDECIDED.code)

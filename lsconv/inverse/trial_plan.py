@@ -15,9 +15,10 @@ from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.plans import KrylovPlan
 from lsconv.krylov.loop.batched_scalars import divide
+from lsconv.krylov.loop.certificate import Judge, norm_from_below
 from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances, certified, norm_from_below
+from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsmr import lsmr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
@@ -27,8 +28,8 @@ from lsconv.operators.fft_convolution import short_fft_length, transform_cost
 __all__ = ["TrialPlan", "trial"]
 
 # Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
-# iterations below which LSMR is not tried, without preconditioner and with it.
-_OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS, _FEWEST_PRECONDITIONED = 25, 8e6, 30, 10
+# iterations below which LSMR is not tried; a preconditioned one does the work of three.
+_OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 8e6, 30
 
 
 def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
@@ -58,7 +59,7 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
         factors = dense_cost(A.kernel_extent[0] - 1, definite=True)
         model = CostModel(A.groups, grid[0], 1, definite=True)
         most = int(model.factors(factors) / (1.5 * iteration))
-        return TrialPlan(A, damp, most, preconditioned=True) if most >= _FEWEST_PRECONDITIONED else None
+        return TrialPlan(A, damp, most, preconditioned=True) if 3 * most >= _FEWEST_ITERATIONS else None
     most = int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(damping.shape)) / iteration)
     if most < _FEWEST_ITERATIONS:
         return None
@@ -117,7 +118,7 @@ class TrialPlan(KrylovPlan):
             own = {"max_iter": most, "callback": _Limit(self.most, tolerances.rtol)}
         found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=atol, **self._terms(self.M, self.N), **own)
         ended = torch.where(found.codes == Status.CALLBACK.code, Status.ITERATION_LIMIT.code, found.codes)
-        self.spent, batch = int(found.iterations.max()), found.codes.shape
+        self.spent = int(found.iterations.max())
         self.total += self.spent
         norm = None if found.history is None else found.history.largest_norm
         # the iterates of a preconditioner on the side of x are not of the form A^H z
@@ -127,19 +128,21 @@ class TrialPlan(KrylovPlan):
             share = share if A.in_numel > A.out_numel else SQUARE_SHARE
         elif norm is not None:
             little = _rounds_little(found.damp, norm, rounding, tolerances)
-        judged = certified(
+        judge = Judge(
             precise,
-            found.x.to(precise.dtype),
-            y.to(precise.dtype).expand(*batch, *A.out_shape),
+            tolerances,
             found.damp,
-            tolerances=tolerances,
-            dtype=self.dtype,
-            iterations=found.iterations,
-            history=found.history,
-            otherwise=torch.where(found.converged, Status.STAGNATION.code, ended),
+            self.dtype,
             operator_norm=norm,
             null_share=torch.where(little, torch.inf, share),
             formed=rounding,
+        )
+        judged = judge.solution(
+            found.x.to(precise.dtype),
+            y.to(precise.dtype),
+            iterations=found.iterations,
+            history=found.history,
+            otherwise=torch.where(found.converged, Status.STAGNATION.code, ended),
         )
         # What LSMR has seen of the null space, and of data that are not finite, the norms do not show; and rounding is
         # no excuse for the gradient of an iteration that a limit has ended.
@@ -153,7 +156,7 @@ class TrialPlan(KrylovPlan):
         )
 
     @property
-    def outgrown(self) -> bool:
+    def exhausted(self) -> bool:
         """Tell whether all solves together have taken the limit, and the other plan is the faster once it is made."""
         return self.most is not None and self.total >= self.most and (self.M is not None or self.N is not None)
 

@@ -26,12 +26,13 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, DtypeError
 from lsconv.krylov.loop.batched_scalars import binary_unit, divide
+from lsconv.krylov.loop.certificate import Certificate, Judge
 from lsconv.krylov.loop.damping import augmented_rows
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.null_space import cleared
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.loop.stopping import EXCUSED, Certificate, Tolerances, certified, certify
+from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.krylov.lsmr import lsmr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
@@ -121,7 +122,7 @@ def refine(
     with torch.no_grad():
         solution = loop.run(max_refinements)
         shortest = functools.partial(loop.shortest, max_refinements=max_refinements)
-        solution = cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, loop.judge)
+        solution = cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, loop.judged)
     report(solution, "refine", raise_on_failure=raise_on_failure)
     return solution
 
@@ -150,11 +151,14 @@ class _Refinement:
         self.low: LinearOperator = self.folded.A.to(dtype=inner_dtype)
         self.inner_dtype = inner_dtype
         # what the inner solves round away lies in the null space of A too
-        self.how: dict[str, Any] = {
-            "square": square,
-            "rounding": tolerances.rounding,
-            "rcond": EXCUSED,
-        }
+        self.judge = Judge(
+            problem.A,
+            tolerances,
+            0.0 if problem.damp is None else problem.damp,
+            rounding=tolerances.rounding,
+            rcond=EXCUSED,
+            square=square,
+        )
         self.directions: list[tuple[Tensor, Tensor]] = []
         self.iterations = torch.zeros(problem.batch, dtype=torch.int64, device=problem.A.device)
 
@@ -247,9 +251,7 @@ class _Refinement:
         return divide(product, (q.conj() * q).sum(dims))
 
     def _certify(self, x: Tensor) -> Certificate:
-        problem = self.problem
-        damp = 0.0 if problem.damp is None else problem.damp
-        return certify(problem.A, x, problem.y, damp, tolerances=self.tolerances, **self.how)
+        return self.judge.certify(x, self.problem.y)
 
     def _correction(self, r: Tensor, running: Tensor, consistent: Tensor) -> Tensor:
         """``A^+ r`` for consistent items, ``(A^H A)^+ A^H r`` for the others, each by low-precision solves."""
@@ -286,22 +288,12 @@ class _Refinement:
         share = self.tolerances.null_share
         # the inner solves round into the null space of A
         part = None if problem.damp is None else torch.where(problem.damp > 0, share, torch.inf)
-        solution = self.judge(x, null_share=part)
+        solution = self.judged(x, replace(self.judge, null_share=part))
         codes = torch.where(limit & ~solution.converged, Status.ITERATION_LIMIT.code, solution.codes)
         codes = torch.where(doubtful, Status.STAGNATION.code, codes)
         return replace(solution, codes=codes, converged=solution.converged & ~doubtful)
 
-    def judge(self, x: Tensor, **options: Any) -> Solution:
-        """The solution that x is."""
-        problem = self.problem
-        damp = 0.0 if problem.damp is None else problem.damp
-        return certified(
-            problem.A,
-            x,
-            problem.y,
-            damp,
-            tolerances=self.tolerances,
-            iterations=self.iterations,
-            **self.how,
-            **options,
-        )
+    def judged(self, x: Tensor, judge: Judge | None = None) -> Solution:
+        """The solution that x is, as a judge has it; None: that of every step."""
+        judge = self.judge if judge is None else judge
+        return judge.solution(x, self.problem.y, iterations=self.iterations)

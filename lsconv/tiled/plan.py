@@ -23,8 +23,9 @@ from torch import Tensor
 
 from lsconv.border.cost_model import free_bytes
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
+from lsconv.krylov.loop.certificate import norm_from_below
 from lsconv.krylov.loop.solution import Solution, report
-from lsconv.krylov.loop.stopping import Tolerances, norm_from_below
+from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import direct_rtol, double

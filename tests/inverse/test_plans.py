@@ -162,3 +162,104 @@ def test_the_kept_plan_answers_and_its_adjoint_fits() -> None:
     y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(inverse(y).flatten(1), dense(A, y, 0.2), rtol=1e-7, atol=1e-8)
     assert inverse.dot_test() < 1e-7
+
+
+def response(taps: int, size: int, padding: int, dtype: torch.dtype) -> tuple[lsconv.Convolution, torch.Tensor]:
+    """A signal in a room: a long, decaying response of norm about one, and two noisy records."""
+    generator = torch.Generator().manual_seed(0)
+    times = torch.arange(taps, dtype=torch.float64)
+    weight = torch.randn(taps, generator=generator, dtype=torch.float64) * torch.exp(-5 * times / taps)
+    weight[-1] = 4.0
+    A = lsconv.Conv1d((weight / 8).to(dtype)[None, None], size, padding=padding)
+    return A, torch.randn(2, *A.out_shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("size", "padding"), [(900, 0), (1500, 719)])
+def test_a_long_response_is_tried_with_the_preconditioner_and_a_plan_that_is_kept_goes_over_to_the_border(
+    size: int, padding: int, dtype: torch.dtype
+) -> None:
+    A, y = response(720, size, padding, dtype)
+    inverse = lsconv.pinv(A, damp=0.1)
+    assert isinstance(inverse.plan, TrialPlan)
+    exact, bound = dense(A, y, 0.1), 1e-5 if dtype == torch.float32 else 1e-8
+    x = inverse(y)
+    assert x.dtype == dtype
+    assert (x.double().flatten(1) - exact).norm() < bound * exact.norm()
+    w = torch.randn(2, *A.in_shape, dtype=dtype, generator=torch.Generator().manual_seed(2))
+    turned = inverse.adjoint(w)
+    assert turned.dtype == dtype
+    there, back = (x.double() * w.double()).sum(), (y.double() * turned.double()).sum()
+    assert abs(float(there - back)) < 10 * bound * float(x.norm() * w.norm())
+    for _ in range(40):
+        if inverse.plan.exhausted:
+            break
+        solution = inverse.solve(y)
+        assert solution.converged.all()
+        assert solution.x.dtype == dtype
+    assert inverse.plan.exhausted
+    total = inverse.plan.total
+    kept = inverse.solve(y)
+    assert kept.converged.all()
+    assert inverse.plan.total == total  # LSMR was not asked
+    assert (kept.x.double().flatten(1) - exact).norm() < bound * exact.norm()
+
+
+def test_the_gradient_through_a_long_response_is_that_of_the_dense_answer() -> None:
+    A, y = response(720, 900, 0, torch.float64)
+    assert isinstance(route(A, 0.1), TrialPlan)
+    cotangent = torch.randn(2, 900, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    def gradients(answer: str) -> tuple[torch.Tensor, ...]:
+        weight, data = (t.clone().requires_grad_() for t in (A.weight, y))
+        B = A.with_parameters([weight])
+        if answer == "lstsq":
+            x = lsconv.lstsq(B, data, damp=0.1).x.flatten(1)
+        else:
+            M = torch.stack([torch.nn.functional.pad(weight.flatten(), (i, 180 - i)) for i in range(181)])
+            outer = M @ M.mT + 0.01 * torch.eye(181, dtype=M.dtype)
+            x = torch.linalg.solve(outer, data.flatten(1).mT).mT @ M
+        return torch.autograd.grad((x * cotangent).sum(), (weight, data))
+
+    for a, b in zip(gradients("lstsq"), gradients("dense"), strict=True):
+        assert (a.flatten() - b.flatten()).norm() < 1e-6 * b.norm()
+
+
+def ball(dtype: torch.dtype) -> lsconv.Convolution:
+    """A blur of a small volume, valid."""
+    a, b = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (3, 5))
+    inside = (a[:, None, None] ** 2 + b[:, None] ** 2 + b**2 <= 1).double()
+    return lsconv.Conv3d((inside / inside.sum()).to(dtype)[None, None], (8, 22, 22))
+
+
+def test_what_the_border_of_a_volume_leaves_open_preconditioned_lsmr_answers() -> None:
+    A = ball(torch.float64)
+    y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    plan = BorderPlan(A, 1e-3)
+    second = Fallback(A, 1e-3, plan)
+    assert second.patience is not None
+    other = second.plan()
+    assert isinstance(other, TrialPlan)
+    assert other.most is None
+    healthy = torch.zeros(2, dtype=torch.bool)
+    with pytest.warns(lsconv.ConvergenceWarning):
+        solution = solve(plan, y, healthy, second=second, max_iter=3)
+    assert not solution.converged.any()  # the limit of the user's is one for all
+    second.patience = 3
+    solution = solve(plan, y, healthy, second=second)
+    assert solution.converged.all()
+    M = A.to_dense()
+    z = torch.linalg.solve(M @ M.mT + 1e-6 * torch.eye(M.shape[0], dtype=M.dtype), y.flatten(1).mT)
+    exact = (M.mT @ z).mT
+    assert (solution.x.flatten(1) - exact).norm() < 1e-6 * exact.norm()
+
+
+def test_an_answer_formed_in_double_precision_needs_no_probe_of_the_null_space() -> None:
+    A = ball(torch.float32)
+    y = torch.randn(A.out_shape, generator=torch.Generator().manual_seed(1))
+    plan = BorderPlan(A, 2e-3)
+    solution = plan.solve(y)
+    assert solution.converged.all()
+    assert plan._undetermined is None
+    exact = BorderPlan(A.to(dtype=torch.float64), 2e-3).solve(y.double()).x
+    assert (solution.x.double() - exact).norm() < 1e-3 * exact.norm()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import Scalar
+from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers, pass_multipliers
 from lsconv.krylov.loop.method import Method
@@ -26,7 +27,7 @@ from lsconv.krylov.loop.null_space import cleared
 from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import History, Solution, report
-from lsconv.krylov.loop.stopping import EXCUSED, certified
+from lsconv.krylov.loop.stopping import EXCUSED
 from lsconv.operators.batch_layout import CACHE_BYTES
 from lsconv.operators.transforms import transforming
 
@@ -75,18 +76,10 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
 def _settled(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
     """The solution, with its doubts about the null space of A settled."""
     tolerances = options.tolerances
-    judge = functools.partial(
-        certified,
-        problem.A,
-        y=problem.y,
-        damp=solution.damp,
-        tolerances=tolerances,
-        iterations=solution.iterations,
-        rounding=tolerances.rounding,
-        rcond=EXCUSED,
-    )
+    judge = Judge(problem.A, tolerances, solution.damp, rounding=tolerances.rounding, rcond=EXCUSED)
+    again = functools.partial(judge.solution, y=problem.y, iterations=solution.iterations)
     shortest = functools.partial(_shortest, problem, options, build)
-    return cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, judge)
+    return cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, again)
 
 
 def _shortest(problem: Problem, options: Options, build: Setup, y: Tensor, rtol: float) -> Tensor:

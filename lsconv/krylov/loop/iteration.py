@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lsconv.errors import PreconditionerError
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, divide, unbounded, where
+from lsconv.krylov.loop.certificate import Certificate, Judge
 from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
 from lsconv.krylov.loop.lagrange_multipliers import record_multipliers
 from lsconv.krylov.loop.method import Cause, Method
@@ -26,7 +27,7 @@ from lsconv.krylov.loop.monitor import Monitor
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.loop.stopping import EXCUSED, Certificate, certify, strays
+from lsconv.krylov.loop.stopping import EXCUSED
 from lsconv.operators.batch_layout import select
 
 __all__ = ["iterate"]
@@ -182,18 +183,20 @@ class _Loop:
     # ------------------------------------------------------------------ the certificate and the answer
 
     def _certify(self, x: Tensor) -> Certificate:
+        return self._judge().certify(x, self.problem.y, single=self.problem.single)
+
+    def _judge(self) -> Judge:
         problem, tolerances = self.problem, self.options.tolerances
-        return certify(
+        return Judge(
             problem.A,
-            x,
-            problem.y,
+            tolerances,
             self.damp,
-            tolerances=tolerances,
-            operator_norm=self.monitor.operator_norm,
-            square=self.square,
             rounding=tolerances.rounding,
+            operator_norm=self.monitor.operator_norm,
             rcond=EXCUSED,
-            single=problem.single,
+            square=self.square,
+            null_share=where(self.damp > 0, tolerances.null_share, math.inf),
+            formed=tolerances.eps if problem.x0 is None and problem.N is None else None,
         )
 
     def _finish(self, x: Tensor, certificate: Certificate, carried: Tensor | None) -> Solution:
@@ -231,10 +234,9 @@ class _Loop:
             regular = curvature * self.options.tolerances.conlim >= self.monitor.operator_norm
             residual_ok = residual_ok & (regular | (x_norm == 0))
         met = (residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
-        doubtful, outside = 0 * met, problem.x0 is not None or problem.N is not None
-        if outside or problem.M is not None or self.name == "craig":
-            share = where(self.damp > 0, self.options.tolerances.null_share, math.inf)
-            doubtful = met & strays(certificate, share, formed=None if outside else self.options.tolerances.eps)
+        doubtful, judge = 0 * met, self._judge()
+        if judge.formed is None or problem.M is not None or self.name == "craig":
+            doubtful = met & judge.strays(certificate)
         causes = [
             (codes & (Cause.CLAIMED | Cause.STUCK), Status.STAGNATION),
             (codes & Cause.CONDITION, Status.CONDITION_LIMIT),

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lsconv.errors import ConvergenceError, ConvergenceWarning
+from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Status
-from lsconv.krylov.loop.stopping import Tolerances, certified, default_rtol
+from lsconv.krylov.loop.stopping import Tolerances, default_rtol
 from lsconv.krylov.lsqr import lsqr
 from lsconv.operators.elementary import Dense
 
@@ -82,14 +83,14 @@ def test_progress_shows_the_residual(capsys: pytest.CaptureFixture[str]) -> None
 def test_certificate_of_a_foreign_solution() -> None:
     b = B[0]
     tolerances = Tolerances.of(torch.float64, None, 0.0)
-    good = certified(Dense(A), (torch.linalg.pinv(A) @ b.mT).mT, b, tolerances=tolerances)
+    good = Judge(Dense(A), tolerances).solution((torch.linalg.pinv(A) @ b.mT).mT, b)
     assert good.converged.all()
     assert good.status == [Status.GRADIENT] * 3
-    wrong = certified(Dense(A), torch.ones(3, 5, dtype=torch.float64), b, tolerances=tolerances)
+    wrong = Judge(Dense(A), tolerances).solution(torch.ones(3, 5, dtype=torch.float64), b)
     assert not wrong.converged.any()
-    zero = certified(Dense(A), torch.zeros(5, dtype=torch.float64), 0 * b[0], tolerances=tolerances)
+    zero = Judge(Dense(A), tolerances).solution(torch.zeros(5, dtype=torch.float64), 0 * b[0])
     assert zero.status is Status.ZERO
-    nonfinite = certified(Dense(A), torch.full((5,), torch.nan, dtype=torch.float64), b[0], tolerances=tolerances)
+    nonfinite = Judge(Dense(A), tolerances).solution(torch.full((5,), torch.nan, dtype=torch.float64), b[0])
     assert nonfinite.status is Status.NON_FINITE
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import lsconv
+from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Status
-from lsconv.krylov.loop.stopping import Tolerances, certified, certify
+from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.elementary import Dense
 
 DTYPES = (torch.float32, torch.float64)
@@ -36,10 +37,10 @@ def test_length_excuses_no_objective_above_that_at_zero(power: int, dtype: torch
     x = exact + 10.0**power / sigma * v
     tolerances = Tolerances.of(dtype, None, 0.0)
     assert float((A(x) - y).norm()) > float(y.norm())
-    certificate = certify(A, x, y, tolerances=tolerances, rounding=eps, norm_bound=torch.tensor(1.0).double())
+    certificate = Judge(A, tolerances, rounding=eps, norm_bound=torch.tensor(1.0).double()).certify(x, y)
     assert not bool(certificate.no_worse)
     assert not bool(certificate.converged)
-    assert bool(certify(A, exact, y, tolerances=tolerances, rounding=eps).converged)
+    assert bool(Judge(A, tolerances, rounding=eps).certify(exact, y).converged)
 
 
 def test_rounding_alone_excuses_what_float64_meets() -> None:
@@ -48,11 +49,11 @@ def test_rounding_alone_excuses_what_float64_meets() -> None:
     exact = 1e5 * v + torch.linspace(1, 2, 8, dtype=torch.float64) / 3
     y = matrix @ exact
     tolerances = Tolerances.of(torch.float32, 1e-9, 0.0)
-    rounded = certified(Dense(matrix), exact, y, tolerances=tolerances, dtype=torch.float32)
+    rounded = Judge(Dense(matrix), tolerances, dtype=torch.float32).solution(exact, y)
     assert rounded.status == Status.ROUNDED
     assert bool(rounded.converged)
-    assert certified(Dense(matrix), exact, y, tolerances=tolerances).status == Status.RESIDUAL
-    off = certified(Dense(matrix), exact + 1e-2, y, tolerances=tolerances, dtype=torch.float32)
+    assert Judge(Dense(matrix), tolerances).solution(exact, y).status == Status.RESIDUAL
+    off = Judge(Dense(matrix), tolerances, dtype=torch.float32).solution(exact + 1e-2, y)
     assert not bool(off.converged)
 
 
@@ -62,8 +63,8 @@ def test_rounding_excuses_no_objective_above_that_at_zero() -> None:
     A, exact = Dense(matrix), 1e12 * v + torch.linspace(0, 1, 8, dtype=torch.float64)
     y = matrix @ exact
     tolerances = Tolerances.of(torch.float32, None, 0.0)
-    assert bool(certified(A, exact, y, tolerances=tolerances).converged)
-    solution = certified(A, exact, y, tolerances=tolerances, dtype=torch.float32)
+    assert bool(Judge(A, tolerances).solution(exact, y).converged)
+    solution = Judge(A, tolerances, dtype=torch.float32).solution(exact, y)
     assert float(solution.residual_norm) > float(y.norm())
     assert not bool(solution.converged)
     assert solution.status == Status.STAGNATION
@@ -73,9 +74,9 @@ def test_singular_values_cut_off_may_leave_their_gradient() -> None:
     A = Dense(torch.diag(torch.tensor([1.0, 1e-3], dtype=torch.float64)))
     y, x = torch.tensor([1.0, 1.0]).double(), torch.tensor([1.0, 0.0]).double()  # right at rank 1
     tolerances = Tolerances.of(torch.float64, None, 0.0)
-    assert bool(certify(A, x, y, tolerances=tolerances, rcond=1e-2, truncated=True).converged)
-    assert not bool(certify(A, x, y, tolerances=tolerances, rcond=1e-2).converged)
-    assert not bool(certify(A, x, y, tolerances=tolerances, rcond=1e-4, truncated=True).converged)
+    assert bool(Judge(A, tolerances, rcond=1e-2, truncated=True).certify(x, y).converged)
+    assert not bool(Judge(A, tolerances, rcond=1e-2).certify(x, y).converged)
+    assert not bool(Judge(A, tolerances, rcond=1e-4, truncated=True).certify(x, y).converged)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -97,10 +98,10 @@ def test_a_part_in_the_null_space_is_seen_at_large_damping_only() -> None:
     for damp in (1e-6, 1e-3, 1.0):
         exact = torch.tensor([1 / (1 + damp**2), 0.0], dtype=torch.float64)
         share = torch.tensor(1e-7, dtype=torch.float64)
-        assert bool(certify(A, exact, y, damp, tolerances=tolerances).null_part <= share) == (damp > 1e-4)
+        assert bool(Judge(A, tolerances, damp).certify(exact, y).null_part <= share) == (damp > 1e-4)
         wrong = exact + torch.tensor([0.0, 1e-3])
-        assert certify(A, wrong, y, damp, tolerances=tolerances).null_part > share
-        solution = certified(A, wrong, y, damp, tolerances=tolerances, null_share=share)
+        assert Judge(A, tolerances, damp).certify(wrong, y).null_part > share
+        solution = Judge(A, tolerances, damp, null_share=share).solution(wrong, y)
         assert not bool(solution.converged)
 
 
@@ -110,12 +111,12 @@ def test_a_residual_is_not_small_by_chance() -> None:
     y = torch.ones(2, dtype=torch.float64)
     tolerances = Tolerances.of(torch.float64, None, 0.0)
     norm, x = torch.tensor(1.0, dtype=torch.float64), torch.tensor([1.0, 2.0**46], dtype=torch.float64)
-    long = certify(Dense(matrix), x, y, tolerances=tolerances, operator_norm=norm)
+    long = Judge(Dense(matrix), tolerances, operator_norm=norm).certify(x, y)
     assert float(long.residual_norm) == 0
     assert not bool(long.residual_ok)
     matrix[1, 1] = 1e-3
     x = torch.tensor([1.0, 1e3], dtype=torch.float64)
-    assert bool(certify(Dense(matrix), x, y, tolerances=tolerances).residual_ok)
+    assert bool(Judge(Dense(matrix), tolerances).certify(x, y).residual_ok)
 
 
 def test_a_gradient_near_its_bound_gets_a_better_bound_of_the_norm() -> None:
@@ -123,8 +124,8 @@ def test_a_gradient_near_its_bound_gets_a_better_bound_of_the_norm() -> None:
     A = Dense(torch.diag(torch.tensor([1.0, 1e-2, 1e-2], dtype=torch.float64)))
     y, x = torch.tensor([0.0, 1.5, 1.0]).double(), torch.tensor([0.0, 100.0, 99.0]).double()
     tolerances = Tolerances.of(torch.float64, 2e-2, 0.0)  # and the gradient is a hundredth of the residual
-    assert bool(certify(A, x, y, tolerances=tolerances).gradient_ok)
-    assert not bool(certify(A, x, y, tolerances=tolerances, sharpen=False).gradient_ok)
+    assert bool(Judge(A, tolerances).certify(x, y).gradient_ok)
+    assert not bool(Judge(A, tolerances).certify(x, y, sharpen=False).gradient_ok)
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e170, 1e300])
