@@ -276,6 +276,10 @@ WAYS: dict[str, Way] = {
         serves=lambda p: _any_damp(p) and _convolution(p),
     ),
     "trial": Way(_plan(lambda p: TrialPlan(p.A, p.damp, 300)), direct=True, serves=_convolution),
+    "trial, circulant": Way(
+        _plan(lambda p: TrialPlan(p.A, p.damp, 300, preconditioned=True)), direct=True,
+        serves=lambda p: _damped(p) and _convolution(p),
+    ),
 }  # fmt: skip
 
 

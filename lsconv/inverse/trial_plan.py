@@ -18,7 +18,7 @@ from lsconv.krylov.loop.batched_scalars import divide
 from lsconv.krylov.loop.certificate import Judge, norm_from_below
 from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
+from lsconv.krylov.loop.stopping import EXCUSED, SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsmr import lsmr
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
@@ -133,7 +133,9 @@ class TrialPlan(KrylovPlan):
             tolerances,
             found.damp,
             self.dtype,
+            rounding=Tolerances.of(A.dtype, tolerances.rtol, 0.0).rounding,
             operator_norm=norm,
+            rcond=EXCUSED,
             null_share=torch.where(little, torch.inf, share),
             formed=rounding,
         )
