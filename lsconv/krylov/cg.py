@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batch_groups import solve, unmodified
-from lsconv.krylov.loop.batched_scalars import Scalar, binary_unit, divide, maximum, root
-from lsconv.krylov.loop.method import Cause, Method
+from lsconv.krylov.loop.batched_scalars import Scalar, any_item, binary_unit, divide, maximum, root
+from lsconv.krylov.loop.certificate import Certificate, Judge
+from lsconv.krylov.loop.method import Cause, Method, Proofs
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
@@ -100,6 +101,18 @@ class _CG(Method):
 
     def solution(self) -> Tensor:
         return self.x * self.space.spread(self.unit)
+
+    def proofs(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Proofs:
+        residual_ok = certificate.residual_ok
+        if any_item(residual_ok):
+            # x^H A x shows a singular A, of which A x is only the rounding: the shortest x has no part there
+            space, x_norm = problem.domain, problem.domain.safe_norm(x)
+            along = x * space.spread(divide(1.0, x_norm))
+            curvature = abs(space.inner(along, problem.A.apply(along)))
+            assert judge.operator_norm is not None
+            regular = curvature * judge.tolerances.conlim >= judge.operator_norm
+            residual_ok = residual_ok & (regular | (x_norm == 0))
+        return residual_ok, certificate.gradient_ok
 
     def step(self, running: Scalar) -> None:
         space, active = self.space, self.space.active(running)

@@ -20,9 +20,10 @@ from torch import Tensor
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, quotient, where
+from lsconv.krylov.loop.certificate import Certificate, Judge
 from lsconv.krylov.loop.damping import augmented_columns
 from lsconv.krylov.loop.lagrange_multipliers import CRAIGMultipliers
-from lsconv.krylov.loop.method import Cause, Method
+from lsconv.krylov.loop.method import Cause, Method, Proofs
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
@@ -104,9 +105,14 @@ def craig(
     return solve(problem, options, build, name="craig")
 
 
+# Within so many tolerances of solvable a system counts as consistent for the gradient.
+_CONSISTENT = 100.0
+
+
 class _CRAIG(Method):
     """Forward substitution with the bidiagonal: ``zeta_k = -(beta_k / alpha_k) zeta_{k-1}``, ``x += zeta_k v_k``."""
 
+    leaves_range = True
     uniform = True
 
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
@@ -123,6 +129,13 @@ class _CRAIG(Method):
 
     def solution(self) -> Tensor:
         return self.x
+
+    def proofs(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Proofs:
+        # without damping, and far from consistent, a system has no least-norm solution
+        y_norm, tolerances = problem.codomain.safe_norm(problem.y), judge.tolerances
+        bound = maximum(tolerances.residual_bound(y_norm), tolerances.eps * y_norm)
+        near = (judge.damp > 0) | (certificate.residual_norm <= _CONSISTENT * bound)
+        return certificate.residual_ok, certificate.gradient_ok & near
 
     def multipliers(self) -> Tensor | None:
         return None if self.dual is None else self.dual.z

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from lsconv.krylov.golub_kahan import unit
 from lsconv.krylov.loop.batch_groups import solve, unmodified
-from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, rotation, where
-from lsconv.krylov.loop.method import Method
+from lsconv.krylov.loop.batched_scalars import Scalar, any_item, divide, hypot, maximum, rotation, where
+from lsconv.krylov.loop.certificate import Certificate, Judge
+from lsconv.krylov.loop.method import Method, Proofs
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
@@ -115,6 +116,17 @@ class _MINRES(Method):
 
     def solution(self) -> Tensor:
         return self.x
+
+    def proofs(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Proofs:
+        gradient_ok = certificate.gradient_ok
+        if problem.M is None and any_item(gradient_ok & certificate.excused):
+            # a residual so small may be what MINRES leaves out as singular, along which the shortest x has no part
+            negligible, space = judge.tolerances.eps**0.5, problem.domain
+            small = certificate.residual_norm <= 4 * negligible * space.safe_norm(problem.y)
+            along = abs(space.inner(x, problem.y - problem.A.apply(x)))
+            apart = along <= negligible * space.safe_norm(x) * certificate.residual_norm
+            gradient_ok = gradient_ok & ((certificate.excused == 0) | (small == 0) | apart)
+        return certificate.residual_ok, gradient_ok
 
     def step(self, running: Scalar) -> None:
         space, active = self.space, self.space.active(running)

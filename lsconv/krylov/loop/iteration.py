@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import PreconditionerError
-from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, divide, unbounded, where
+from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, unbounded, where
 from lsconv.krylov.loop.certificate import Certificate, Judge
 from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
 from lsconv.krylov.loop.lagrange_multipliers import record_multipliers
@@ -31,9 +31,6 @@ from lsconv.krylov.loop.stopping import EXCUSED
 from lsconv.operators.batch_layout import select
 
 __all__ = ["iterate"]
-
-# Within so many tolerances of solvable a system counts as consistent for craig's gradient.
-_CONSISTENT = 100.0
 
 
 def iterate(
@@ -128,7 +125,7 @@ class _Loop:
         finally:
             if self.bar is not None:
                 self.bar.close()
-        return self._finish(self.extract(z), certificate, carried)
+        return self._finish(method, self.extract(z), certificate, carried)
 
     # ------------------------------------------------------------------ one pass: start, step, test
 
@@ -199,7 +196,7 @@ class _Loop:
             formed=tolerances.eps if problem.x0 is None and problem.N is None else None,
         )
 
-    def _finish(self, x: Tensor, certificate: Certificate, carried: Tensor | None) -> Solution:
+    def _finish(self, method: Method, x: Tensor, certificate: Certificate, carried: Tensor | None) -> Solution:
         problem, codes = self.problem, self.monitor.codes
         if any_item(codes & Cause.KERNEL):
             raise PreconditionerError(
@@ -213,29 +210,13 @@ class _Loop:
         status: Scalar = 0 * codes + Status.ITERATION_LIMIT.code
         if self.stopped:
             status = where(codes == 0, Status.CALLBACK.code, status)
-        # a start or N takes the iterates out of the range of A^H, and [A, damp I] their rounding where s is large
-        gradient_ok = certificate.gradient_ok & ((certificate.excused == 0) | self.confirmed)
-        if self.name == "craig":  # without damping, and far from consistent, a system has no least-norm solution
-            near = certificate.residual_norm <= _CONSISTENT * self.monitor.residual_bound
-            gradient_ok = gradient_ok & ((self.damp > 0) | near)
-        if self.name == "minres" and problem.M is None and any_item(gradient_ok & certificate.excused):
-            # a residual so small may be what MINRES leaves out as singular, along which the shortest x has no part
-            small = certificate.residual_norm <= 4 * self.options.tolerances.eps**0.5 * self.y_norm
-            along = abs(problem.domain.inner(x, problem.y - problem.A.apply(x)))
-            both = problem.domain.safe_norm(x) * certificate.residual_norm
-            apart = along <= self.options.tolerances.eps**0.5 * both
-            gradient_ok = gradient_ok & ((certificate.excused == 0) | (small == 0) | apart)
-        residual_ok = certificate.residual_ok
-        if self.name == "cg" and any_item(residual_ok):
-            # x^H A x shows a singular A, of which A x is only the rounding: the shortest x has no part there
-            x_norm = problem.domain.safe_norm(x)
-            along = x * problem.domain.spread(divide(1.0, x_norm))
-            curvature = abs(problem.domain.inner(along, problem.A.apply(along)))
-            regular = curvature * self.options.tolerances.conlim >= self.monitor.operator_norm
-            residual_ok = residual_ok & (regular | (x_norm == 0))
+        judge = self._judge()
+        residual_ok, gradient_ok = method.proofs(problem, x, certificate, judge)
+        gradient_ok = gradient_ok & ((certificate.excused == 0) | self.confirmed)
         met = (residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
-        doubtful, judge = 0 * met, self._judge()
-        if judge.formed is None or problem.M is not None or self.name == "craig":
+        doubtful = 0 * met
+        # a start or N takes the iterates out of the range of A^H, and [A, damp I] their rounding where s is large
+        if judge.formed is None or problem.M is not None or method.leaves_range:
             doubtful = met & judge.strays(certificate)
         causes = [
             (codes & (Cause.CLAIMED | Cause.STUCK), Status.STAGNATION),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TypeAlias
 
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import Scalar
+from lsconv.krylov.loop.certificate import Certificate, Judge
+from lsconv.krylov.loop.problem import Problem
 
-__all__ = ["Cause", "Method"]
+__all__ = ["Cause", "Method", "Proofs"]
+
+# The items that the residual proves, and those that the gradient does.
+Proofs: TypeAlias = "tuple[Scalar, Scalar]"
 
 
 class Cause(IntEnum):
@@ -33,11 +39,13 @@ class Method:
         condition: an estimate of the condition number from below, or None.
         self_converged: None, or items that the method declares finished by a test of its own, which is audited.
         failure: None, or bits of :class:`Cause` for items that cannot go on.
+        leaves_range: the rounding of its iterates may lie in the null space of A where damping is folded in.
         uniform: every step after the first does the same operations on tensors of the same shapes, and all that
             changes is in tensors, in attributes of the method or of objects there: a recording may then stand for it
             (:mod:`lsconv.krylov.loop.cuda_graph`).
     """
 
+    leaves_range: bool = False
     uniform: bool = False
 
     residual: Scalar
@@ -58,3 +66,14 @@ class Method:
     def multipliers(self) -> Tensor | None:
         """Find z with ``A^H z`` the way from the start to the iterate; None where the method does not find it."""
         return None
+
+    def proofs(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Proofs:
+        """The items whose residual, and those whose gradient, proves x, where the tests of them are met.
+
+        Args:
+            problem: as the user posed it.
+            x: the answer.
+            certificate: that of x.
+            judge: who gave it.
+        """
+        return certificate.residual_ok, certificate.gradient_ok
