@@ -195,7 +195,7 @@ def deblur(
     tile: Annotated[
         int | None,
         typer.Option(
-            help="Restore by tiles of so many pixels, for files larger than memory: TIFF without compression, NPY.",
+            help="Restore by tiles of so many pixels, for files larger than memory: OME-Zarr, uncompressed TIFF, NPY.",
             metavar="N",
         ),
     ] = None,
@@ -216,7 +216,7 @@ def deblur(
     axes, is restored by itself; a PSF may have one kernel per channel.
     Between the points of --psf-grid, pixels of the image (row, column), which form a grid, the PSF is linear.
     With boundary 'unknown' nothing is assumed about what lies beyond the image. Folders are made where missing.
-    With --tile the answer is that of the whole image, by memory maps; the same command goes on after an interruption.
+    With --tile the answer is that of the whole image, out of core; the same command goes on after an interruption.
 
     Exit codes: 0 done, 1 written but not converged, 2 asked for wrongly or failed, 130 interrupted.
 

@@ -56,12 +56,18 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def atomically_folder(path: Path) -> Iterator[Path]:
-    """A folder that becomes ``path`` when the block ends, and disappears when the block raises."""
+def atomically_folder(path: Path, draft: Path | None = None) -> Iterator[Path]:
+    """A folder that becomes ``path`` when the block ends, and disappears when the block raises.
+
+    Args:
+        path: the folder.
+        draft: its place until then, on the same file system; None: one beside it, of a name that no other has.
+    """
     path = Path(os.path.realpath(path))  # a link to a folder stays one
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    folder = path.parent / f".{path.name}.{secrets.token_hex(4)}.part" if draft is None else draft
     try:
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         yield folder
         if path.exists():

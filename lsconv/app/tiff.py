@@ -103,20 +103,24 @@ def write_tiff(file: BinaryIO, picture: Picture) -> None:
     """Write a picture, in its own description's words where they still fit, else in OME-XML where there is a need."""
     values = picture.values[..., 0] if picture.values.shape[-1] == 1 else picture.values
     axes = f"{picture.axes}YX" + "S" * (picture.values.shape[-1] > 1)
-    tifffile.imwrite(file, values, **_options(axes, values, picture.metadata, opacity=picture.opacity))
+    options = _options(axes, values.shape, values.dtype, picture.metadata, opacity=picture.opacity)
+    tifffile.imwrite(file, values, **options)
 
 
-def create_tiff(path: Path, like: Any, axes: str, metadata: Metadata) -> np.ndarray[Any, Any]:
-    """The memory map of a new TIFF file for an array like this one, with a letter for every axis, samples last."""
-    dtype = like.dtype.newbyteorder("=")
-    large = math.prod(like.shape) * dtype.itemsize > 2**31
-    options = _options(axes, like, metadata, opacity=False)
-    return tifffile.memmap(path, shape=like.shape, dtype=dtype, bigtiff=large, **options)
+def create_tiff(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], axes: str, metadata: Metadata
+) -> np.ndarray[Any, Any]:
+    """The memory map of a new TIFF file for an array with a letter for every axis, samples last."""
+    large = math.prod(shape) * dtype.itemsize > 2**31
+    options = _options(axes, shape, dtype, metadata, opacity=False)
+    return tifffile.memmap(path, shape=shape, dtype=dtype, bigtiff=large, **options)
 
 
-def _options(axes: str, values: Any, metadata: Metadata, *, opacity: bool) -> dict[str, Any]:
+def _options(
+    axes: str, shape: tuple[int, ...], dtype: np.dtype[Any], metadata: Metadata, *, opacity: bool
+) -> dict[str, Any]:
     """The words of tifffile for an array and what is said of it."""
-    samples = values.shape[-1] if axes.endswith("S") else 1
+    samples = shape[-1] if axes.endswith("S") else 1
     options: dict[str, Any] = {"photometric": "rgb" if samples - opacity == 3 else "minisblack", "metadata": None}
     if samples > 1:
         options["planarconfig"] = "contig"
@@ -129,11 +133,9 @@ def _options(axes: str, values: Any, metadata: Metadata, *, opacity: bool) -> di
         options.update(resolution=resolution, resolutionunit={v: k for k, v in _UNITS.items()}[unit])
     if metadata.icc is not None:
         options["iccprofile"] = metadata.icc
-    shape = tuple(values.shape) if axes.endswith("S") else (*values.shape, 1)
-    dtype = values.dtype.newbyteorder("=")
-    description = metadata.description_of(shape, dtype)
+    description = metadata.description_of(shape if axes.endswith("S") else (*shape, 1), dtype)
     if (description is None or metadata.layout is None) and _wants_ome(axes, dtype, metadata):
-        about = {"axes": axes, **_ome_xml(axes, values, metadata)}
+        about = {"axes": axes, **_ome_xml(axes, shape, metadata)}
         return options | {"ome": True, "metadata": about | ({"Description": description} if description else {})}
     # metadata=None: no description of tifffile's own. Text beyond ASCII it takes as bytes only.
     return options | {"ome": False, "description": description.encode("utf-8") if description else None}
@@ -147,9 +149,9 @@ def _wants_ome(axes: str, dtype: np.dtype[Any], metadata: Metadata) -> bool:
     return bool(metadata.calibration) or leading not in ("", "Z")
 
 
-def _ome_xml(axes: str, values: Any, metadata: Metadata) -> Mapping[str, Any]:
+def _ome_xml(axes: str, shape: tuple[int, ...], metadata: Metadata) -> Mapping[str, Any]:
     said = metadata.calibration.ome_xml()
-    channels = values.shape[axes.index("C")] if "C" in axes else 1
+    channels = shape[axes.index("C")] if "C" in axes else 1
     if len(metadata.calibration.channels) != channels:
         said.pop("Channel", None)
     return said
