@@ -108,7 +108,8 @@ def choose_damp(
         A :class:`Selection`.
 
     Raises:
-        ArgumentError: an unknown rule or trace; ``noise_std`` missing, not positive, or given to a rule without it.
+        ArgumentError: an unknown rule or trace; ``noise_std`` missing, not positive, or given to a rule without it; an
+            item of which nothing was measured.
         MethodError, PlanMemoryError: exact traces are asked for where there are none.
         LsconvError: for tensors that do not fit.
 
@@ -148,12 +149,18 @@ def choose_damp(
         A.check_input(x_prior, "x_prior")
         data = data - A.apply(x_prior.detach())
         batch = tuple(data.shape[: data.ndim - len(A.out_shape)])
+    count = _count(A, zero).expand(batch)
+    if not bool(count.all()):
+        some = len(batch) == 1 and bool(count.any())
+        of = f" of batch item(s) {(count == 0).nonzero().flatten().tolist()[:8]}" if some else ""
+        raise ArgumentError(
+            f"y: no entry{of} is measured (all rows of A are zero), so nothing tells the damp; give a number for it"
+        )
     space = ItemSpace(A.out_shape, A.dtype, A.device)
     norm = space.safe_norm(data).double()
     noise = _noise(rule, noise_std, batch, A)
     unit = torch.where(norm > 0, norm, 1)
     data = (data / space.spread(unit)).expand(*batch, *A.out_shape)
-    count = _count(A, zero).expand(batch)
     shared = SharedGroups.of(A, L)
     if shared is not None:
         A, L, data = shared.A, shared.L, shared.split(data)
