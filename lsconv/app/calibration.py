@@ -87,10 +87,10 @@ class Calibration:
     ) -> Calibration:
         """The calibration in an OME-Zarr image's axes, the scale of its highest level, and "omero"'s channels."""
         steps = zip((str(axis["name"]).upper() for axis in axes), scale, axes, strict=True)
-        named = _named((str(each.get("label") or ""), str(each.get("color") or "")) for each in channels)
-        return cls(
-            _telling(*((name, step, axis.get("unit") or "") for name, step, axis in steps if name != "C")), named
-        )
+        said = [each if isinstance(each, Mapping) else {} for each in channels]
+        named = _named((str(each.get("label") or ""), str(each.get("color") or "")) for each in said)
+        units = ((name, step, str(axis.get("unit") or "")) for name, step, axis in steps if name != "C")
+        return cls(_telling(*units), named)
 
     @property
     def resolution(self) -> tuple[float, float] | None:

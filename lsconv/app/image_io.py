@@ -143,6 +143,8 @@ def check_target(path: Path, picture: Picture) -> None:
     if path.is_dir() and not (target.folder and is_replaceable(path)):
         raise ImageFileError(f"{path}: is a folder")
     if target.folder:
+        if path.is_file():
+            raise ImageFileError(f"{path}: is a file; {target.name} images are folders")
         imported(path, target.name)
         check_labels(path, picture.metadata)
     if target.name == "FITS":
@@ -163,7 +165,7 @@ def check_target(path: Path, picture: Picture) -> None:
         arranged(path, picture)
     if target.depths is None or picture.values.dtype in target.depths:
         return
-    if picture.values.dtype.kind == "f" and not (np.nanmin(picture.values) >= 0 and np.nanmax(picture.values) <= 1):
+    if picture.values.dtype.kind == "f" and bool(((picture.values < 0) | (picture.values > 1)).any()):
         raise ImageFileError(f"{path}: {target.name} cannot hold values outside [0, 1]; use .tif or .npy")
     if picture.values.dtype.kind == "i":
         raise ImageFileError(f"{path}: {target.name} cannot hold negative integers; use .tif or .npy")

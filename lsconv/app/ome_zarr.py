@@ -102,7 +102,9 @@ def open_ome_zarr(path: Path) -> tuple[Any, str, Metadata]:
     zarr = imported(path, "OME-Zarr")
     if not _is_zarr(path):
         raise ImageFileError(f"{path}: a folder that is no Zarr group")
-    group = zarr.open_group(path, mode="r")
+    group = zarr.open(path, mode="r")
+    if isinstance(group, zarr.Array):
+        raise ImageFileError(f"{path}: a Zarr array alone, of which nothing is said; name its image, {path.parent}")
     attributes = group.attrs.asdict()
     ome = attributes.pop("ome") if "ome" in attributes else {k: attributes.pop(k) for k in list(attributes)}
     if not ome.get("multiscales"):
@@ -133,6 +135,8 @@ def open_ome_zarr(path: Path) -> tuple[Any, str, Metadata]:
     )  # fmt: skip
     # those of the image come after those of its level
     scales = [step["scale"] for step in [*steps, *entry.get("coordinateTransformations", [])] if "scale" in step]
+    if any(len(scale) != array.ndim for scale in scales):
+        raise ImageFileError(f"{path}: a scale of {[len(scale) for scale in scales]} numbers for {array.ndim} axes")
     scale = np.prod([np.ones(array.ndim), *scales], axis=0)
     calibration = Calibration.of_ome_zarr(axes, scale, (ome.get("omero") or {}).get("channels") or [])
     return array, letters, Metadata(ome=multiscale, calibration=calibration)
@@ -198,6 +202,7 @@ def created_ome_zarr(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any],
     Labels of the source are copied where they are of the image's size.
     """
     zarr = imported(folder, "OME-Zarr")
+    dtype = np.dtype(dtype.str)  # of two names for int64 zarr knows one
     group = zarr.open_group(folder, mode="w", zarr_format=source.zarr_format)
     if source.zarr_format == 3:
         layout: dict[str, Any] = {"dimension_names": [axis["name"] for axis in source.axes]}

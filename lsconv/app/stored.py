@@ -47,16 +47,32 @@ class Stored:
         return [axis for axis in range(len(self.axes)) if axis not in last] + last
 
     def read_as(self, order: Sequence[int]) -> Any:
-        """The array with its axes in another order, nothing of it read yet.
+        """The array with its axes in another order, nothing of it read yet."""
+        return self.array.transpose(order) if isinstance(self.array, np.ndarray) else _ZarrView(self.array, order)
+
+
+class _ZarrView:
+    """A Zarr array with its axes in another order, read by one integer or slice per axis.
+
+    Args:
+        array: the Zarr array.
+        order: its axes in that order, those read by slices in the array's own.
+    """
+
+    def __init__(self, array: Any, order: Sequence[int]) -> None:
+        self._array, self._order = array, list(order)
+        self.shape, self.dtype = tuple(array.shape[axis] for axis in order), array.dtype
+
+    def __getitem__(self, cells: Any) -> Any:
+        """Read a part.
 
         Raises:
-            ImageFileError: a Zarr array in an order that the format does not allow.
+            ImageFileError: a chunk is damaged.
         """
-        if list(order) == sorted(order):
-            return self.array
-        if not isinstance(self.array, np.ndarray):
-            raise ImageFileError(f"--tile: OME-Zarr axes in the order {self.axes} are not served")
-        return self.array.transpose(order)
+        try:
+            return self._array[tuple(cells[self._order.index(axis)] for axis in range(len(self._order)))]
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise ImageFileError(f"damaged or unsupported file ({error})") from None
 
 
 def opened(image: Path) -> Stored:

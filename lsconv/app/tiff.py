@@ -137,8 +137,10 @@ def _options(
     if (description is None or metadata.layout is None) and _wants_ome(axes, dtype, metadata):
         about = {"axes": axes, **_ome_xml(axes, shape, metadata)}
         return options | {"ome": True, "metadata": about | ({"Description": description} if description else {})}
-    # metadata=None: no description of tifffile's own. Text beyond ASCII it takes as bytes only.
-    return options | {"ome": False, "description": description.encode("utf-8") if description else None}
+    # metadata=None: no description of tifffile's own, which several axes need; it takes text beyond ASCII as bytes only
+    several = description is None and len(axes.removesuffix("S")) > 3
+    said = description.encode("utf-8") if description else None
+    return options | {"ome": False, "description": said, "metadata": {} if several else None}
 
 
 def _wants_ome(axes: str, dtype: np.dtype[Any], metadata: Metadata) -> bool:
