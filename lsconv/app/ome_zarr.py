@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ _KINDS = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 _VERSIONS = {2: "0.4", 3: "0.5"}
 _READ = ("0.1", "0.2", "0.3", "0.4", "0.5")
 _LEAST = 256  # pixels along y and x of the smallest level
+_BLOCK = 2**22  # pixels of the pyramid that are read and written at once
 
 
 @dataclass(frozen=True)
@@ -256,8 +258,12 @@ def _limits(array: Any) -> tuple[float, float]:
     return float(np.nanmin(values)), float(np.nanmax(values))
 
 
-def _blocks(shape: Sequence[int], block: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """The blocks that an array is made of."""
+def _blocks(shape: Sequence[int], chunk: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """The blocks that an array is made of, of whole chunks and so many that reading and writing them is worth it."""
+    block = list(chunk)
+    for axis in reversed(range(len(shape))):
+        while block[axis] < shape[axis] and math.prod(block) < _BLOCK:
+            block[axis] *= 2
     starts = (range(0, n, step) for n, step in zip(shape, block, strict=True))
     for place in itertools.product(*starts):
         yield tuple(slice(at, min(at + step, n)) for at, step, n in zip(place, block, shape, strict=True))
