@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lsconv.border.cost_model import DEFAULT_LIMITS
 from lsconv.border.influence import EXACT_UNKNOWNS, ExactInfluence
-from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeError
+from lsconv.errors import ArgumentError, InputWarning, MethodError, PlanMemoryError, ShapeError, warn
 from lsconv.factored.batch_axes import Reduction
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
@@ -108,8 +108,8 @@ def choose_damp(
         A :class:`Selection`.
 
     Raises:
-        ArgumentError: an unknown rule or trace; ``noise_std`` missing, not positive, or given to a rule without it; an
-            item of which nothing was measured.
+        ArgumentError: an unknown rule or trace; ``noise_std`` missing, not positive, or given to a rule without it;
+            nothing was measured (a warning, where that is so of some items).
         MethodError, PlanMemoryError: exact traces are asked for where there are none.
         LsconvError: for tensors that do not fit.
 
@@ -150,12 +150,13 @@ def choose_damp(
         data = data - A.apply(x_prior.detach())
         batch = tuple(data.shape[: data.ndim - len(A.out_shape)])
     count = _count(A, zero).expand(batch)
-    if not bool(count.all()):
-        some = len(batch) == 1 and bool(count.any())
-        of = f" of batch item(s) {(count == 0).nonzero().flatten().tolist()[:8]}" if some else ""
+    if not bool(count.any()):
         raise ArgumentError(
-            f"y: no entry{of} is measured (all rows of A are zero), so nothing tells the damp; give a number for it"
+            "y: no entry is measured (all rows of A are zero), so nothing tells the damp; give a number"
         )
+    if not bool(count.all()):
+        empty = int((count == 0).sum())
+        warn(f"y: {empty} of {count.numel()} item(s) have no measured entry, so nothing tells their damp", InputWarning)
     space = ItemSpace(A.out_shape, A.dtype, A.device)
     norm = space.safe_norm(data).double()
     noise = _noise(rule, noise_std, batch, A)
