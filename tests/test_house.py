@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import lsconv
+import lsconv.app
 
 ROOT = Path(__file__).parents[1]
 # The recursion that is meant: A + B makes a Sum, and a real A on complex data a Complexified, so the interface of an
@@ -159,6 +160,19 @@ def test_a_method_knows_nothing_of_its_gradients() -> None:
 @pytest.mark.parametrize("upper, lower", ROOMS)
 def test_a_room_knows_nothing_of_the_one_above(upper: str, lower: str) -> None:
     assert not [n for n, others in graph().items() if n.startswith(lower) for o in others if o.startswith(upper)]
+
+
+def test_guests_import_the_names_that_lsconv_and_the_app_export() -> None:
+    """Not from the modules behind them."""
+    guests = {n: p for n, p in modules().items() if n.startswith(("lsconv.napari", "lsconv.deepinv"))}
+    found = {}
+    for name, path in guests.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lsconv"):
+                found[name, node.module] = {alias.name for alias in node.names}
+    own = {place for place in found if place[1].startswith(("lsconv.napari", "lsconv.deepinv"))}
+    assert {module for _, module in set(found) - own} <= {"lsconv", "lsconv.app"}
+    assert {name for place in set(found) - own for name in found[place]} <= {*lsconv.__all__, *lsconv.app.__all__}
 
 
 def test_the_constants_are_counted() -> None:

@@ -1,15 +1,46 @@
 """The command line, ``lsconv``, and the reading and writing of pictures; uses the library's public names only.
 
+For other programs it has, beside the command line itself, the report of a restoration: :class:`Evidence` gathers what
+:func:`report_figure` draws, :class:`Kernel` is a PSF as both take it, and :func:`rounded` gives integers back.
+
+Example:
+    >>> from lsconv.app import Evidence, Kernel, report_figure
+    >>> data, psf = torch.rand(1, 32, 32), lsconv.psf.gaussian(1.0)
+    >>> solution = lsconv.deconvolve(data, psf, channels="first", damp=0.1, crop=False)
+    >>> A = lsconv.blur_operator(psf.float(), (32, 32))
+    >>> restored = solution.x[:, 4:-4, 4:-4]
+    >>> camera = {"background": 0.0, "offset": 0.0, "gain": 1.0, "read_noise": 0.0}
+    >>> evidence = Evidence.of(data, A, solution, restored, Kernel(psf, 2), camera, poisson=False)
+    >>> figure, whiteness = report_figure(evidence, "a title")
+    >>> len(figure.axes) > 4
+    True
+
 The photograph that ``lsconv demo`` restores, ``data/astronaut-256.png``, is a 256×256 crop of NASA's portrait of the
 astronaut Eileen Collins (public domain, as distributed with scikit-image).
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["command_line", "main"]
+if TYPE_CHECKING:
+    from lsconv.app.picture import rounded
+    from lsconv.app.report import Evidence, report_figure
+    from lsconv.app.requests import Kernel
+
+__all__ = ["Evidence", "Kernel", "command_line", "main", "report_figure", "rounded"]
+
+_PLACES = {"Evidence": "report", "Kernel": "requests", "report_figure": "report", "rounded": "picture"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: the command line has to start where the extra is missing."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'lsconv.app' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"lsconv.app.{_PLACES[name]}"), name)
 
 
 def command_line() -> Callable[[], None]:

@@ -174,7 +174,11 @@ def deblur(
     high: Annotated[float | None, typer.Option("--max", help="Highest value.")] = None,
     nonnegative: Annotated[bool, typer.Option("--nonnegative", help="The same as --min 0.")] = False,
     bad_pixels: Annotated[
-        Path | None, typer.Option(help="A picture of the image's size, white where pixels are bad.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="A picture of the image's size, white where pixels are bad, or OME-Zarr labels, zero where good.",
+            metavar="FILE",
+        ),
     ] = None,
     saturated: Annotated[
         str | None, typer.Option(help="The grey level from which pixels are saturated, or auto.", metavar="LEVEL")
@@ -191,7 +195,7 @@ def deblur(
     tile: Annotated[
         int | None,
         typer.Option(
-            help="Restore by tiles of so many pixels, for files larger than memory: TIFF without compression, NPY.",
+            help="Restore by tiles of so many pixels, for files larger than memory: OME-Zarr, uncompressed TIFF, NPY.",
             metavar="N",
         ),
     ] = None,
@@ -207,11 +211,12 @@ def deblur(
 
     Everything in the image's units (noise, background, bounds) is in grey levels of the file, or values of floating
     point, and so is the answer. Bit depth, colour, opacity, axes (time, channel, depth) and metadata are kept where the
-    format has them. NaN, bad and saturated pixels are missing: they have no say, and are filled in. Every time and
-    channel, and every slice under a PSF of two axes, is restored by itself; a PSF may have one kernel per channel.
+    format has them, physical sizes and channels' names also from TIFF to OME-Zarr and back. NaN, bad and saturated
+    pixels are missing: they have no say, and are filled in. Every time and channel, and every slice under a PSF of two
+    axes, is restored by itself; a PSF may have one kernel per channel.
     Between the points of --psf-grid, pixels of the image (row, column), which form a grid, the PSF is linear.
     With boundary 'unknown' nothing is assumed about what lies beyond the image. Folders are made where missing.
-    With --tile the answer is that of the whole image, by memory maps; the same command goes on after an interruption.
+    With --tile the answer is that of the whole image, out of core; the same command goes on after an interruption.
 
     Exit codes: 0 done, 1 written but not converged, 2 asked for wrongly or failed, 130 interrupted.
 

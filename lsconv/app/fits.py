@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 import lsconv
-from lsconv.app.picture import ImageFileError, Metadata, Picture
+from lsconv.app.picture import ImageFileError, Metadata, Picture, imported
 
-__all__ = ["check_astropy", "read_fits", "write_fits"]
-
-
-def check_astropy(path: Path) -> Any:
-    """``astropy.io.fits``, or the line that installs it.
-
-    Raises:
-        ImageFileError: it is missing.
-    """
-    try:
-        from astropy.io import fits
-    except ImportError:
-        raise ImageFileError(f"{path}: FITS needs astropy; install it with: pip install 'lsconv[fits]'") from None
-    return fits
+__all__ = ["read_fits", "write_fits"]
 
 
 def read_fits(path: Path) -> Picture:
     """The first image of a FITS file, with the header it came with."""
-    fits = check_astropy(path)
+    fits = imported(path, "FITS")
     with fits.open(path, memmap=False) as file:
         found = [hdu for hdu in file if hdu.is_image and hdu.data is not None and hdu.data.ndim > 0]
         if not found:
@@ -45,7 +32,7 @@ def read_fits(path: Path) -> Picture:
 
 def write_fits(file: BinaryIO, picture: Picture) -> None:
     """The image as primary HDU under its own header, with a line of HISTORY."""
-    fits = check_astropy(Path(file.name))
+    fits = imported(Path(file.name), "FITS")
     values = picture.values[0] if picture.line else picture.values
     values = np.moveaxis(values, -1, 0) if values.shape[-1] > 1 else values[..., 0]
     header = None if picture.metadata.header is None else picture.metadata.header.copy()

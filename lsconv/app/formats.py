@@ -7,13 +7,12 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import imagecodecs
 import numpy as np
-import tifffile
 from PIL import Image as PillowImage
 from PIL.PngImagePlugin import PngInfo
 from scipy.io import wavfile
@@ -21,6 +20,7 @@ from scipy.io import wavfile
 from lsconv.app.fits import read_fits, write_fits
 from lsconv.app.ome_zarr import write_ome_zarr
 from lsconv.app.picture import ImageFileError, Metadata, Picture
+from lsconv.app.tiff import read_tiff, write_tiff
 
 __all__ = ["FORMATS", "Format", "reader_of"]
 
@@ -29,10 +29,6 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What a PNG file says beside the pixels. Chunks about the coding of the pixels (PLTE, tRNS, sBIT, ...) are not among
 # them: they are no longer true of the file that is written.
 _KEPT_CHUNKS = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"pHYs", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
-# Descriptions that programs read the array's layout from: true only as long as the shape stays.
-_LAYOUTS = ("ImageJ=", "<?xml", "<OME")
-_OWN = '{"shape"'  # the description that tifffile writes where it is given none
-_UNITS = {1: "none", 2: "inch", 3: "cm"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def reader_of(head: bytes) -> Callable[[Path], Picture] | None:
     if head.startswith(b"\xff\xd8\xff"):
         return _read_jpeg
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return _read_tiff
+        return read_tiff
     if head[:4] in (b"RIFF", b"RIFX") and head[8:12] == b"WAVE":
         return _read_wav
     if head.startswith(b"SIMPLE  ="):
@@ -169,73 +165,6 @@ def _write_jpeg(file: BinaryIO, picture: Picture) -> None:
     PillowImage.fromarray(values).save(file, format="JPEG", quality=95, subsampling=0, **given)
 
 
-# ------------------------------------------------------------------------------------------------------------ TIFF
-
-
-def _read_tiff(path: Path) -> Picture:
-    with tifffile.TiffFile(path) as tiff:
-        if len(tiff.series) != 1:
-            raise ImageFileError(
-                f"{path}: damaged, or {len(tiff.series)} pictures of different kinds; expected one or a stack"
-            )
-        series, page = tiff.series[0], tiff.pages.first
-        if page.photometric.name not in ("MINISBLACK", "MINISWHITE", "RGB"):
-            raise ImageFileError(f"{path}: TIFF pictures in {page.photometric.name} are not supported, use grey or RGB")
-        if page.bitspersample < 8:
-            raise ImageFileError(f"{path}: TIFF pictures of {page.bitspersample} bit(s) are not supported")
-        values, axes = series.asarray(), series.axes
-        description = page.description or None
-        if description is not None and description.startswith(_OWN):
-            description = None
-        if "S" in axes:  # samples of a pixel
-            values, axes = np.moveaxis(values, axes.index("S"), -1), axes.replace("S", "")
-        else:
-            values = values[..., None]
-        if not axes.endswith("YX"):
-            raise ImageFileError(f"{path}: TIFF axes {series.axes} are not supported, expected ...YX")
-        if page.photometric.name == "MINISWHITE" and values.dtype.kind == "u":
-            values = np.iinfo(values.dtype).max - values
-        tags = page.tags
-        resolution = [tags[name].value if name in tags else None for name in ("XResolution", "YResolution")]
-        metadata = Metadata(
-            icc=bytes(tags["InterColorProfile"].value) if "InterColorProfile" in tags else None,
-            resolution=_resolution(*resolution),
-            unit=_UNITS.get(int(tags["ResolutionUnit"].value), "none") if "ResolutionUnit" in tags else "inch",
-            description=description,
-        )
-    if description is not None and description.startswith(_LAYOUTS):
-        metadata = replace(metadata, layout=values.shape)
-    native = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("="), copy=False)
-    opacity = bool(page.extrasamples) and native.shape[-1] in (2, 4)
-    leading = axes[:-2] if len(axes) != 3 or axes[0] in "TCZ" else "Z"  # pages of which nothing is said
-    return Picture(native, opacity, metadata, leading)
-
-
-def _resolution(x: Any, y: Any) -> tuple[float, float] | None:
-    if x is None or y is None or 0 in (*x, *y):
-        return None
-    return x[0] / x[1], y[0] / y[1]
-
-
-def _write_tiff(file: BinaryIO, picture: Picture) -> None:
-    values, metadata = picture.values, picture.metadata
-    colour = values.shape[-1] - picture.opacity == 3
-    values = values[..., 0] if values.shape[-1] == 1 else values
-    options: dict[str, Any] = {"photometric": "rgb" if colour else "minisblack"}
-    if picture.values.shape[-1] > 1:
-        options["planarconfig"] = "contig"
-    if picture.opacity:
-        options["extrasamples"] = ["unassalpha"]
-    if metadata.resolution is not None:
-        options.update(resolution=metadata.resolution, resolutionunit={v: k for k, v in _UNITS.items()}[metadata.unit])
-    if metadata.icc is not None:
-        options["iccprofile"] = metadata.icc
-    description = metadata.description_of(picture.values.shape)
-    # metadata=None: no description of tifffile's own. Text beyond ASCII it takes as bytes only.
-    options["description"] = description.encode("utf-8") if description else None
-    tifffile.imwrite(file, values, metadata=None, **options)
-
-
 # -------------------------------------------------------------------------------------------------------- NPY, WAV
 
 
@@ -272,7 +201,7 @@ def _write_wav(file: BinaryIO, picture: Picture) -> None:
 
 
 _JPEG = Format("JPEG", _write_jpeg, (_UINT8,), opacity=False, stacks=False)
-_TIFF = Format("TIFF", _write_tiff)
+_TIFF = Format("TIFF", write_tiff)
 _WAVE_DEPTHS = tuple(np.dtype(name) for name in ("uint8", "int16", "int32", "float64", "float32"))
 _FITS_DEPTHS = tuple(np.dtype(f"{kind}{size}") for kind in "iu" for size in (2, 4, 8))
 _FITS = Format("FITS", write_fits, (np.dtype(np.uint8), np.dtype(np.float32), *_FITS_DEPTHS, np.dtype(np.float64)))

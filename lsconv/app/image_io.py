@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,12 +16,22 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lsconv.app.fits import check_astropy
 from lsconv.app.formats import FORMATS, reader_of
-from lsconv.app.ome_zarr import arranged, check_zarr, is_image_folder, is_replaceable, read_ome_zarr
-from lsconv.app.picture import ImageFileError, Metadata, Picture, quantised
+from lsconv.app.ome_zarr import arranged, is_image_folder, is_replaceable, label_names, read_ome_zarr
+from lsconv.app.picture import ImageFileError, Metadata, Picture, imported, quantised
 
-__all__ = ["ImageFileError", "Metadata", "Picture", "atomically", "check_target", "read_picture", "write_picture"]
+__all__ = [
+    "ImageFileError",
+    "Metadata",
+    "Picture",
+    "atomically",
+    "atomically_folder",
+    "check_labels",
+    "check_target",
+    "read_picture",
+    "warn_of_labels",
+    "write_picture",
+]
 
 _SWAP = (-100, 2)  # Linux: names relative to the current folder, RENAME_EXCHANGE
 
@@ -45,12 +56,18 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _atomically_folder(path: Path) -> Iterator[Path]:
-    """A folder that becomes ``path`` when the block ends, and disappears when the block raises."""
+def atomically_folder(path: Path, draft: Path | None = None) -> Iterator[Path]:
+    """A folder that becomes ``path`` when the block ends, and disappears when the block raises.
+
+    Args:
+        path: the folder.
+        draft: its place until then, on the same file system; None: one beside it, of a name that no other has.
+    """
     path = Path(os.path.realpath(path))  # a link to a folder stays one
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    folder = path.parent / f".{path.name}.{secrets.token_hex(4)}.part" if draft is None else draft
     try:
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         yield folder
         if path.exists():
@@ -126,9 +143,12 @@ def check_target(path: Path, picture: Picture) -> None:
     if path.is_dir() and not (target.folder and is_replaceable(path)):
         raise ImageFileError(f"{path}: is a folder")
     if target.folder:
-        check_zarr(path)
+        if path.is_file():
+            raise ImageFileError(f"{path}: is a file; {target.name} images are folders")
+        imported(path, target.name)
+        check_labels(path, picture.metadata)
     if target.name == "FITS":
-        check_astropy(path)
+        imported(path, target.name)
         if picture.values.dtype not in (target.depths or ()):
             raise ImageFileError(f"{path}: FITS cannot hold {picture.values.dtype}; use .npy")
     if picture.values.ndim > 3 and not target.stacks:
@@ -145,10 +165,27 @@ def check_target(path: Path, picture: Picture) -> None:
         arranged(path, picture)
     if target.depths is None or picture.values.dtype in target.depths:
         return
-    if picture.values.dtype.kind == "f" and not (np.nanmin(picture.values) >= 0 and np.nanmax(picture.values) <= 1):
+    if picture.values.dtype.kind == "f" and bool(((picture.values < 0) | (picture.values > 1)).any()):
         raise ImageFileError(f"{path}: {target.name} cannot hold values outside [0, 1]; use .tif or .npy")
     if picture.values.dtype.kind == "i":
         raise ImageFileError(f"{path}: {target.name} cannot hold negative integers; use .tif or .npy")
+
+
+def check_labels(path: Path, metadata: Metadata) -> None:
+    """Raise :class:`ImageFileError` where replacing an image would lose labels that the image it is made of has not."""
+    ours = [] if metadata.ome is None else label_names(metadata.ome.labels)
+    lost = [name for name in label_names(path / "labels") if name not in ours]
+    if lost:
+        raise ImageFileError(f"{path}: has labels ({', '.join(lost)}), which would be lost; give another name")
+
+
+def warn_of_labels(path: Path, metadata: Metadata, shape: tuple[int, ...]) -> None:
+    """Say which labels of the input an output of this shape does not get."""
+    names = [] if metadata.ome is None else label_names(metadata.ome.labels)
+    folder = FORMATS[path.suffix.lower()].folder
+    if names and not (folder and shape == metadata.ome.shape):
+        why = "the image is of another size" if folder else f"{FORMATS[path.suffix.lower()].name} has no place for them"
+        warnings.warn(f"labels {', '.join(names)} are not written: {why}", stacklevel=2)
 
 
 def write_picture(path: Path, picture: Picture) -> None:
@@ -156,7 +193,8 @@ def write_picture(path: Path, picture: Picture) -> None:
 
     PNG holds 8 and 16 bits, JPEG 8 (quality 95, colour at full resolution); deeper integers are rounded to what fits,
     floating point becomes 16 bits in PNG and 8 in JPEG. TIFF, NPY and OME-Zarr hold every number. The metadata go where
-    the format has room for them.
+    the format has room for them: physical sizes and names of channels in TIFF and OME-Zarr, which also gets the labels
+    of the OME-Zarr image that the picture comes from; a warning says where it does not.
 
     Args:
         path: the file, ending in .png, .jpg, .jpeg, .tif, .tiff, .npy, .fits, .fit, .zarr or .wav.
@@ -180,6 +218,7 @@ def write_picture(path: Path, picture: Picture) -> None:
     if target.depths is not None and picture.values.dtype not in target.depths:
         scale = float(np.iinfo(picture.values.dtype).max) if picture.is_integer else 1.0
         picture = replace(picture, values=quantised(picture.values / scale, target.depths[-1]))
-    place: Any = _atomically_folder(path) if target.folder else atomically(path)
+    place: Any = atomically_folder(path) if target.folder else atomically(path)
     with place as opened:
         target.write(opened, picture)
+    warn_of_labels(path, picture.metadata, picture.values.shape[:-1])

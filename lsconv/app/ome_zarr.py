@@ -5,22 +5,30 @@ The format is that of https://ngff.openmicroscopy.org: versions 0.1 to 0.4 on Za
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lsconv.app.picture import ImageFileError, Metadata, Picture, rounded
+from lsconv.app.calibration import Calibration
+from lsconv.app.picture import ImageFileError, Metadata, Picture, imported, rounded
 
 __all__ = [
     "Multiscale",
     "arranged",
-    "check_zarr",
+    "arrangement",
+    "created_ome_zarr",
     "is_image_folder",
     "is_replaceable",
+    "label_names",
+    "open_ome_zarr",
     "read_ome_zarr",
     "write_ome_zarr",
 ]
@@ -29,6 +37,7 @@ _KINDS = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 _VERSIONS = {2: "0.4", 3: "0.5"}
 _READ = ("0.1", "0.2", "0.3", "0.4", "0.5")
 _LEAST = 256  # pixels along y and x of the smallest level
+_BLOCK = 2**22  # pixels of the pyramid that are read and written at once
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,9 @@ class Multiscale:
         ome: what stands beside "multiscales", such as "omero" with the channels' names and colours.
         attributes: other attributes of the group.
         chunks: the shape of a chunk, and of a shard or None.
+        shape: of the array.
+        labels: the folder of the image's labels, or None.
+        calibration: the names of channels where "omero" is to be made of them.
     """
 
     axes: list[dict[str, Any]]
@@ -52,19 +64,9 @@ class Multiscale:
     ome: dict[str, Any]
     attributes: dict[str, Any]
     chunks: tuple[Any, Any]
-
-
-def check_zarr(path: Path) -> Any:
-    """The package ``zarr``, or the line that installs it.
-
-    Raises:
-        ImageFileError: it is missing.
-    """
-    try:
-        import zarr
-    except ImportError:
-        raise ImageFileError(f"{path}: OME-Zarr needs zarr; install it with: pip install 'lsconv[zarr]'") from None
-    return zarr
+    shape: tuple[int, ...]
+    labels: Path | None = None
+    calibration: Calibration | None = None
 
 
 def is_image_folder(path: Path) -> bool:
@@ -88,12 +90,23 @@ def is_replaceable(path: Path) -> bool:
     return False
 
 
-def read_ome_zarr(path: Path) -> Picture:
-    """The highest level of the first image of an OME-Zarr group; time, channel and depth are leading axes."""
-    zarr = check_zarr(path)
+def label_names(path: Path | None) -> list[str]:
+    """The names of the label images in an OME-Zarr image's folder of labels."""
+    return [] if path is None or not path.is_dir() else sorted(e.name for e in path.iterdir() if _is_zarr(e))
+
+
+def open_ome_zarr(path: Path) -> tuple[Any, str, Metadata]:
+    """The array of the highest level of a group's first image, a letter for every axis, and what is said of it.
+
+    Raises:
+        ImageFileError: it is no such group, or of a version or with axes that are not supported.
+    """
+    zarr = imported(path, "OME-Zarr")
     if not _is_zarr(path):
         raise ImageFileError(f"{path}: a folder that is no Zarr group")
-    group = zarr.open_group(path, mode="r")
+    group = zarr.open(path, mode="r")
+    if isinstance(group, zarr.Array):
+        raise ImageFileError(f"{path}: a Zarr array alone, of which nothing is said; name its image, {path.parent}")
     attributes = group.attrs.asdict()
     ome = attributes.pop("ome") if "ome" in attributes else {k: attributes.pop(k) for k in list(attributes)}
     if not ome.get("multiscales"):
@@ -116,68 +129,113 @@ def read_ome_zarr(path: Path) -> Picture:
         raise ImageFileError(f"{path}: axes {', '.join(names)}; expected t, c, z, y, x or fewer")
     if len(axes) != array.ndim:
         raise ImageFileError(f"{path}: {len(axes)} axes are named, the array has {array.ndim}")
-    values = np.asarray(array[...])
+    steps = dataset.get("coordinateTransformations", [])
+    labels = path / "labels"
     multiscale = Multiscale(
-        axes, dataset.get("coordinateTransformations", []), group.metadata.zarr_format, entry, ome, attributes,
-        (array.chunks, getattr(array, "shards", None)),
+        axes, steps, group.metadata.zarr_format, entry, ome, attributes, (array.chunks, getattr(array, "shards", None)),
+        tuple(array.shape), labels if label_names(labels) else None,
     )  # fmt: skip
+    # those of the image come after those of its level
+    scales = [step["scale"] for step in [*steps, *entry.get("coordinateTransformations", [])] if "scale" in step]
+    if any(len(scale) != array.ndim for scale in scales):
+        raise ImageFileError(f"{path}: a scale of {[len(scale) for scale in scales]} numbers for {array.ndim} axes")
+    scale = np.prod([np.ones(array.ndim), *scales], axis=0)
+    calibration = Calibration.of_ome_zarr(axes, scale, (ome.get("omero") or {}).get("channels") or [])
+    return array, letters, Metadata(ome=multiscale, calibration=calibration)
+
+
+def read_ome_zarr(path: Path) -> Picture:
+    """The highest level of the first image of an OME-Zarr group; time, channel and depth are leading axes."""
+    array, axes, metadata = open_ome_zarr(path)
+    values = np.asarray(array[...])
     native = values.astype(values.dtype.newbyteorder("="), copy=False)
-    return Picture(native[..., None], metadata=Metadata(ome=multiscale), axes=letters[:-2])
+    return Picture(native[..., None], metadata=metadata, axes=axes[:-2])
+
+
+def arrangement(path: Path, axes: str, shape: tuple[int, ...], metadata: Metadata) -> tuple[list[int], Multiscale]:
+    """The order in which the axes of an array are written, and their description: T, C, Z, Y, X; samples are channels.
+
+    Raises:
+        ImageFileError: the array has axes that the format has not.
+    """
+    known = metadata.ome
+    if known is not None and len(known.axes) == len(axes):
+        return list(range(len(axes))), known
+    letters = axes.replace("S", "C")
+    order = sorted(range(len(letters)), key=lambda index: "TCZYX".find(letters[index]))
+    if len(set(letters)) < len(letters) or set(letters) - set("TCZYX"):
+        raise ImageFileError(f"{path}: OME-Zarr has time, channel, depth, y and x, the axes are {axes}; use .tif")
+    names = [letters[index].lower() for index in order]
+    steps = [metadata.steps.get(name.upper(), (1.0, "")) for name in names]
+    described = [
+        {"name": name, "type": _KINDS[name], **({"unit": unit} if unit else {})}
+        for name, (_, unit) in zip(names, steps, strict=True)
+    ]
+    sizes = tuple(shape[index] for index in order)
+    chunks = (*(1 for _ in order[:-2]), *(min(n, 1024) for n in sizes[-2:]))
+    transformations = [{"type": "scale", "scale": [step for step, _ in steps]}]
+    named = "c" in names and len(metadata.calibration.channels) == sizes[names.index("c")]
+    calibration = metadata.calibration if named else None
+    return order, Multiscale(described, transformations, 3, {}, {}, {}, (chunks, None), sizes, None, calibration)
 
 
 def arranged(path: Path, picture: Picture) -> tuple[np.ndarray[Any, Any], Multiscale]:
-    """The array and its description as they are written: time, channel, depth, height, width; colours are channels.
-
-    Raises:
-        ImageFileError: the picture has axes that the format has not.
-    """
-    values, known = picture.values, picture.metadata.ome
-    if known is not None and values.shape[-1] == 1 and len(known.axes) == values.ndim - 1:
-        return values[..., 0], known
-    letters = picture.axes
-    if values.shape[-1] > 1:
-        values, letters = np.moveaxis(values, -1, -3), f"{letters}C"
-    else:
-        values = values[..., 0]
-    order = sorted(range(len(letters)), key=lambda index: "TCZ".find(letters[index]))
-    if len(set(letters)) < len(letters) or set(letters) - set("TCZ"):
-        raise ImageFileError(f"{path}: OME-Zarr has time, channel, depth, y and x, the axes are {letters}YX; use .tif")
-    values = values.transpose(*order, -2, -1)
-    names = [letters[index].lower() for index in order] + ["y", "x"]
-    axes = [{"name": name, "type": _KINDS[name]} for name in names]
-    scale = [1.0] * len(axes)
-    if picture.metadata.resolution is not None and picture.metadata.unit != "none":
-        across, down = picture.metadata.resolution
-        scale[-2:] = [1 / down, 1 / across]
-        axes[-2:] = [{**axis, "unit": {"cm": "centimeter"}.get(picture.metadata.unit, "inch")} for axis in axes[-2:]]
-    transformations = [{"type": "scale", "scale": scale}]
-    chunks = (*(1 for _ in order), *(min(n, 1024) for n in values.shape[-2:]))
-    return values, Multiscale(axes, transformations, 3, {}, {}, {}, (chunks, None))
+    """The array of a picture and its description as they are written."""
+    grey = picture.values.shape[-1] == 1
+    values, axes = (picture.values[..., 0], "YX") if grey else (picture.values, "YXS")
+    order, multiscale = arrangement(path, picture.axes + axes, values.shape, picture.metadata)
+    return values.transpose(order), multiscale
 
 
 def write_ome_zarr(folder: Path, picture: Picture) -> None:
     """Write the image and its pyramid of means over 2×2 pixels into a folder, in the version that it was read from.
 
-    Images of other formats are written in version 0.5. Further images and labels of the group are not copied.
+    Images of other formats are written in version 0.5. Further images of the group are not copied.
     """
-    zarr = check_zarr(folder)
     values, source = arranged(folder, picture)
+    with created_ome_zarr(folder, values.shape, values.dtype, source) as array:
+        array[...] = values
+
+
+@contextmanager
+def created_ome_zarr(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any], source: Multiscale) -> Iterator[Any]:
+    """The Zarr array of a new image, whose pyramid and description are written when the block ends.
+
+    Labels of the source are copied where they are of the image's size.
+    """
+    zarr = imported(folder, "OME-Zarr")
+    dtype = np.dtype(dtype.str)  # of two names for int64 zarr knows one
     group = zarr.open_group(folder, mode="w", zarr_format=source.zarr_format)
     if source.zarr_format == 3:
         layout: dict[str, Any] = {"dimension_names": [axis["name"] for axis in source.axes]}
     else:
         layout = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
-    given = {step["type"]: step.get(step["type"]) for step in source.transformations}
-    scale = np.array(given.get("scale") or [1.0] * values.ndim)
-    translation = np.array(given.get("translation") or [0.0] * values.ndim)
-    across = np.array([0.0] * (values.ndim - 2) + [1.0, 1.0])
     chunks, shards = source.chunks
+    array = group.create_array("0", shape=shape, dtype=dtype, chunks=chunks, shards=shards, **layout)
+    yield array
+    levels = [array]
+    while max(levels[-1].shape[-2:]) > _LEAST:
+        last = levels[-1]
+        size = (*shape[:-2], *(-(-n // 2) for n in last.shape[-2:]))
+        level = group.create_array(str(len(levels)), shape=size, dtype=dtype, chunks=chunks, shards=shards, **layout)
+        for place in _blocks(size, shards or chunks):
+            level[place] = _halved(last, place)
+        levels.append(level)
+    if source.calibration is not None:
+        source = replace(source, ome=source.ome | {"omero": source.calibration.omero(_limits(levels[-1]))})
+    group.attrs.put(_attributes(source, len(levels), array))
+    if source.labels is not None and source.shape == tuple(shape):
+        shutil.copytree(source.labels, folder / "labels")
+
+
+def _attributes(source: Multiscale, levels: int, array: Any) -> dict[str, Any]:
+    """The attributes of a group with so many levels."""
+    given = {step["type"]: step.get(step["type"]) for step in source.transformations}
+    scale = np.array(given.get("scale") or [1.0] * array.ndim)
+    translation = np.array(given.get("translation") or [0.0] * array.ndim)
+    across = np.array([0.0] * (array.ndim - 2) + [1.0, 1.0])
     datasets = []
-    for level, array in enumerate(_levels(values)):
-        made = group.create_array(
-            str(level), shape=array.shape, dtype=array.dtype, chunks=chunks, shards=shards, **layout
-        )
-        made[...] = array
+    for level in range(levels):
         # the first pixel of a level lies in the middle of those that it is the mean of
         shift = translation + scale * across * (2**level - 1) / 2
         steps: list[dict[str, Any]] = [{"type": "scale", "scale": (scale * (1 + across * (2**level - 1))).tolist()}]
@@ -188,22 +246,37 @@ def write_ome_zarr(folder: Path, picture: Picture) -> None:
     entry.pop("metadata", None)  # of the pyramid that was read
     version = _VERSIONS[source.zarr_format]
     if source.zarr_format == 3:
-        attributes = {**source.attributes, "ome": {**source.ome, "version": version, "multiscales": [entry]}}
-    else:
-        attributes = {**source.attributes, **source.ome, "multiscales": [{**entry, "version": version}]}
-    group.attrs.put(attributes)
+        return {**source.attributes, "ome": {**source.ome, "version": version, "multiscales": [entry]}}
+    return {**source.attributes, **source.ome, "multiscales": [{**entry, "version": version}]}
 
 
-def _levels(values: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
-    """The image, and each half of the last along y and x, an odd edge repeated."""
-    yield values
-    while max(values.shape[-2:]) > _LEAST:
-        odd = [(0, 0)] * (values.ndim - 2) + [(0, n % 2) for n in values.shape[-2:]]
-        padded = np.pad(values, odd, mode="edge")
-        quarters = np.stack([padded[..., i::2, j::2] for i in (0, 1) for j in (0, 1)])
-        means: np.ndarray[Any, Any] = quarters.mean(axis=0, dtype=np.float64)
-        if values.dtype.kind in "iu":
-            values = rounded(means, values.dtype)
-        else:
-            values = means >= 0.5 if values.dtype == bool else means.astype(values.dtype)
-        yield values
+def _limits(array: Any) -> tuple[float, float]:
+    """The lowest and highest value of a number type of integers, else those of the array."""
+    if array.dtype.kind in "iu":
+        return np.iinfo(array.dtype).min, np.iinfo(array.dtype).max
+    values = np.asarray(array[...], dtype=np.float64)
+    return float(np.nanmin(values)), float(np.nanmax(values))
+
+
+def _blocks(shape: Sequence[int], chunk: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """The blocks that an array is made of, of whole chunks and so many that reading and writing them is worth it."""
+    block = list(chunk)
+    for axis in reversed(range(len(shape))):
+        while block[axis] < shape[axis] and math.prod(block) < _BLOCK:
+            block[axis] *= 2
+    starts = (range(0, n, step) for n, step in zip(shape, block, strict=True))
+    for place in itertools.product(*starts):
+        yield tuple(slice(at, min(at + step, n)) for at, step, n in zip(place, block, shape, strict=True))
+
+
+def _halved(array: Any, place: tuple[slice, ...]) -> np.ndarray[Any, Any]:
+    """The means over 2×2 pixels of an array, an odd edge repeated, that make a block of the next level."""
+    source = (*place[:-2], *(slice(2 * cells.start, 2 * cells.stop) for cells in place[-2:]))
+    values = np.asarray(array[source])
+    odd = [(0, 0)] * (values.ndim - 2) + [(0, n % 2) for n in values.shape[-2:]]
+    padded = np.pad(values, odd, mode="edge")
+    quarters = np.stack([padded[..., i::2, j::2] for i in (0, 1) for j in (0, 1)])
+    means: np.ndarray[Any, Any] = quarters.mean(axis=0, dtype=np.float64)
+    if values.dtype.kind in "iu":
+        return rounded(means, values.dtype)
+    return means >= 0.5 if values.dtype == bool else means.astype(values.dtype)

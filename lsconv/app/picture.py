@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ImageFileError", "Metadata", "Picture", "quantised", "rounded"]
+from lsconv.app.calibration import Calibration
+
+__all__ = ["ImageFileError", "Metadata", "Picture", "imported", "quantised", "rounded"]
+
+_EXTRAS = {"OME-Zarr": ("zarr", "zarr"), "FITS": ("astropy.io.fits", "fits")}  # format: module and extra
 
 
 class ImageFileError(Exception):
     """A file cannot be read or written as a picture; the message names the file and says why."""
+
+
+def imported(path: Path, format_name: str) -> Any:
+    """The module that reads and writes "OME-Zarr" or "FITS", or the line that installs it.
+
+    Raises:
+        ImageFileError: it is missing.
+    """
+    module, extra = _EXTRAS[format_name]
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.split(".")[0]
+        raise ImageFileError(
+            f"{path}: {format_name} needs {package}; install it with: pip install 'lsconv[{extra}]'"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -26,11 +49,12 @@ class Metadata:
         resolution: pixels per ``unit`` along the width and the height.
         unit: "inch", "cm" or "none" (only the ratio of the two resolutions means something).
         description: TIFF's ImageDescription, PNG's text "Description", JPEG's comment.
-        layout: the shape of the array that the description tells the layout of (ImageJ's and OME's do); None for plain
-            words.
+        layout: shape and number type of the array that the description tells the layout of (ImageJ's and OME's do);
+            None for plain words.
         rate: samples per second of a signal.
         header: the header of a FITS file.
         ome: the description of an OME-Zarr image (:class:`lsconv.app.ome_zarr.Multiscale`).
+        calibration: the physical steps of axes, and the names of channels, for a way to another format.
         chunks: PNG's ancillary chunks, word for word, for a way from PNG to PNG.
     """
 
@@ -39,11 +63,12 @@ class Metadata:
     resolution: tuple[float, float] | None = None
     unit: str = "inch"
     description: str | None = None
-    layout: tuple[int, ...] | None = None
+    layout: tuple[tuple[int, ...], np.dtype[Any]] | None = None
     chunks: tuple[tuple[bytes, bytes], ...] = ()
     rate: int | None = None
     header: Any = None
     ome: Any = None
+    calibration: Calibration = field(default_factory=Calibration)
 
     @property
     def dpi(self) -> tuple[float, float] | None:
@@ -53,9 +78,18 @@ class Metadata:
         factor = 2.54 if self.unit == "cm" else 1.0
         return self.resolution[0] * factor, self.resolution[1] * factor
 
-    def description_of(self, shape: tuple[int, ...]) -> str | None:
-        """The description, unless it tells the layout of an array of another shape."""
-        return self.description if self.layout in (None, shape) else None
+    @property
+    def steps(self) -> Mapping[str, tuple[float, str]]:
+        """The physical steps of axes, those of x and y by the resolution where nothing else says them."""
+        if self.resolution is None or self.unit == "none":
+            return self.calibration.steps
+        unit = {"cm": "centimeter"}.get(self.unit, "inch")
+        across, down = self.resolution
+        return {"X": (1 / across, unit), "Y": (1 / down, unit), **self.calibration.steps}
+
+    def description_of(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str | None:
+        """The description, unless it tells the layout of an array of another shape or number type."""
+        return self.description if self.layout in (None, (shape, dtype)) else None
 
 
 @dataclass(frozen=True)

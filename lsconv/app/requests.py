@@ -327,6 +327,8 @@ def check_writable(option: str, path: Path) -> None:
     """Raise :class:`UsageError` unless a file can be written there, once the folders that are missing are made."""
     if path.is_dir() and not is_replaceable(path):
         raise UsageError(f"{option} {path}: is a folder")
+    if path.is_file() and path.suffix.lower() == ".zarr":
+        raise UsageError(f"{option} {path}: is a file; OME-Zarr images are folders")
     there = next(folder for folder in path.parents if folder.exists())
     if not there.is_dir():
         raise UsageError(f"{option} {there}: is a file, expected a folder")

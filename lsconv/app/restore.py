@@ -131,14 +131,7 @@ class Restoring:
         fields = self.kernel.fields_of(picture)
         bad = np.zeros(picture.values.shape, dtype=bool)
         if self.bad_pixels is not None:
-            mask = read_picture(self.bad_pixels).pixels
-            white = mask.reshape(-1, *mask.shape[-2:]).amax(0) > 0.5
-            if tuple(white.shape) != picture.values.shape[-3:-1]:
-                raise UsageError(
-                    f"--bad-pixels {self.bad_pixels}: is of {tuple(white.shape)} pixels, the image of "
-                    f"{picture.values.shape[-3:-1]}"
-                )
-            bad |= white.numpy()[..., None]
+            bad |= self._bad_pixels(self.bad_pixels, picture)[..., None]
         saturation = self._saturation()
         if saturation == "auto" and not picture.is_integer:
             raise UsageError("--saturated auto: looks for the plateau of an image of integers; give the grey level")
@@ -150,6 +143,27 @@ class Restoring:
             return fields
         missing = self.kernel.fields_of(replace(picture, values=bad.astype(np.uint8))) > 0
         return torch.where(missing, torch.nan, fields)
+
+    def _bad_pixels(self, path: Path, picture: Picture) -> np.ndarray[Any, Any]:
+        """The bad pixels of every plane: white ones of a picture, those other than zero of an OME-Zarr image."""
+        mask = read_picture(path)
+        labels = mask.metadata.ome is not None
+        white = np.max(mask.values != 0 if labels else mask.pixels.movedim(-3, -1).numpy() > 0.5, axis=-1)
+        size = picture.values.shape[:-1]
+        if white.shape[-2:] != size[-2:]:
+            raise UsageError(f"--bad-pixels {path}: is of {white.shape[-2:]} pixels, the image of {size[-2:]}")
+        if white.shape[:-2] == size[:-2]:
+            return white
+        lengths = dict(zip(mask.axes, white.shape, strict=False))
+        fits = all(lengths.get(axis, 1) in (1, n) for axis, n in zip(picture.axes, size, strict=False))
+        order = sorted(range(len(mask.axes)), key=lambda index: picture.axes.find(mask.axes[index]))
+        white = white.transpose(*order, -2, -1)
+        if not fits or any(n > 1 for axis, n in lengths.items() if axis not in picture.axes):
+            raise UsageError(
+                f"--bad-pixels {path}: is of {mask.values.shape[:-1]} with axes {mask.axes}YX, the image of {size} "
+                f"with {picture.axes}YX"
+            )
+        return np.broadcast_to(white.reshape(*(lengths.get(axis, 1) for axis in picture.axes), *size[-2:]), size)
 
     def rule(self) -> float | str:
         """The damping as the library takes it."""
@@ -215,7 +229,11 @@ class Restoring:
         advance("writing", len(fields), len(fields))
         write_picture(target, work.kernel.picture_of(restored, picture))
         if self.error_bars is not None:
-            plain = replace(picture, values=picture.colours.movedim(-3, -1).numpy(), opacity=False)
+            unlabelled = replace(
+                picture.metadata, ome=picture.metadata.ome and replace(picture.metadata.ome, labels=None)
+            )
+            colours = picture.colours.movedim(-3, -1).numpy()
+            plain = replace(picture, values=colours, opacity=False, metadata=unlabelled)
             write_picture(self.error_bars, work.kernel.picture_of(deviations, plain))
         assert evidence is not None
         missing = int(torch.isnan(fields).sum())

@@ -1,20 +1,15 @@
-"""The restoration of one file larger than memory by ``lsconv deblur --tile``: read and written by memory maps."""
+"""The restoration of one file larger than memory by ``lsconv deblur --tile``: read and written by slices."""
 
 from __future__ import annotations
 
-import math
-import os
-import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 import torch
 from torch import Tensor
 
@@ -22,6 +17,7 @@ import lsconv
 from lsconv.app.picture import ImageFileError, rounded
 from lsconv.app.requests import UsageError
 from lsconv.app.restore import Advance, Restoring
+from lsconv.app.stored import opened, written
 
 __all__ = ["TiledRestoring"]
 
@@ -69,10 +65,9 @@ class TiledRestoring:
     def __call__(self, image: Path, target: Path, advance: Advance = lambda *_: None) -> tuple[str, bool]:
         """Restore one file; answers a line about it, and whether every solve converged."""
         ndim, kernel = self.work.kernel.ndim, self.work.kernel
-        stored = _opened(image)
-        planes = _planes(stored)
-        if planes.ndim < ndim:
-            raise UsageError(f"--psf: a PSF of {ndim} axes needs as many of the image, got shape {planes.shape}")
+        stored = opened(image)
+        order = stored.planes_first(ndim)
+        planes = stored.read_as(order)
         size = tuple(planes.shape[-ndim:])
         if self.work.boundary != "zero" and any(k > n for k, n in zip(kernel.size, size, strict=True)):
             raise UsageError(f"psf: its size {kernel.size} exceeds that of the image, {size}")
@@ -92,9 +87,13 @@ class TiledRestoring:
         if self.work.boundary == "unknown":
             known = lsconv.blur_operator(psf, kernel.size, boundary="zero", origin=self.work.origin)
             start = [before for before, _ in known.padding]
-        with _written(target, stored) as array:
-            out = _Output(_planes(_Stored(array, stored.samples)), A.spatial_in, size, start)
-            solution = plan.solve(planes, out=out, progress=not self.quiet and sys.stderr.isatty())
+        try:
+            with written(target, stored, folder) as (array, place):
+                out = _Output(array, place, order, A.spatial_in, size, start)
+                solution = plan.solve(planes, out=out, progress=not self.quiet and sys.stderr.isatty())
+        except (ImageFileError, lsconv.LsconvError):  # which a restart would meet again
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         shutil.rmtree(folder, ignore_errors=True)
         steps = int(solution.iterations.max())
         chosen = "" if isinstance(rule, float) else f" (by {rule} on the middle of the image)"
@@ -111,11 +110,11 @@ class TiledRestoring:
         edge = "periodic" if self.work.boundary == "periodic" else "neumann"
         return lsconv.Gradient(A.in_shape, ndim=A.ndim, boundary=edge, dtype=A.dtype, device=A.device)
 
-    def _damp_of_sample(self, psf: Tensor, planes: np.ndarray[Any, Any], rule: str) -> float:
+    def _damp_of_sample(self, psf: Tensor, planes: Any, rule: str) -> float:
         """The damping of the middle of the image, up to 512 pixels along every axis, whose surroundings are unknown."""
         ndim = self.work.kernel.ndim
         cells = [slice((n - min(n, 512)) // 2, (n + min(n, 512)) // 2) for n in planes.shape[-ndim:]]
-        middle = tuple(n // 2 for n in planes.shape[:-ndim])
+        middle = tuple(int(n) // 2 for n in planes.shape[:-ndim])
         place: Any = (*middle, *cells)
         part = np.array(planes[place], dtype=np.float64)
         sample = torch.from_numpy(part).to(psf)[None]
@@ -124,68 +123,16 @@ class TiledRestoring:
         return float(lsconv.choose_damp(A, sample, rule, L=L, noise_std=self.work.noise_std).damp)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """An array in a file, and whether its last axis is that of the samples of a pixel."""
-
-    array: np.ndarray[Any, Any]
-    samples: bool
-
-
-def _opened(image: Path) -> _Stored:
-    """The memory map of an uncompressed TIFF or an NPY file."""
-    if image.is_dir():
-        raise ImageFileError(f"{image}: --tile reads files; Zarr arrays go to lsconv.tiled.Plan in Python")
-    if image.suffix.lower() == ".npy":
-        array = np.load(image, mmap_mode="r", allow_pickle=False)
-        found = _Stored(array, array.ndim > 2 and array.shape[-1] <= 4)
-    else:
-        try:
-            with tifffile.TiffFile(image) as tiff:
-                samples = tiff.series[0].axes.endswith("S")
-            found = _Stored(tifffile.memmap(image, mode="r"), samples)
-        except (ValueError, tifffile.TiffFileError) as error:
-            raise ImageFileError(
-                f"{image}: --tile reads NPY files and TIFF files without compression, of one series ({error})"
-            ) from None
-    if found.array.dtype.kind not in "iuf" or found.array.ndim < 2:
-        raise ImageFileError(f"{image}: an array of {found.array.dtype} and shape {found.array.shape} is not an image")
-    return found
-
-
-def _planes(stored: _Stored) -> np.ndarray[Any, Any]:
-    """The array with rows and columns last."""
-    return np.moveaxis(stored.array, -1, -3) if stored.samples else stored.array
-
-
-@contextmanager
-def _written(target: Path, like: _Stored) -> Iterator[np.ndarray[Any, Any]]:
-    """A memory map of a new file that becomes ``target`` when the block ends, and disappears when it raises."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.parent / f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}"
-    shape, dtype = like.array.shape, like.array.dtype.newbyteorder("=")
-    try:
-        if target.suffix.lower() == ".npy":
-            array: Any = np.lib.format.open_memmap(draft, mode="w+", dtype=dtype, shape=shape)
-        elif target.suffix.lower() in (".tif", ".tiff"):
-            large = math.prod(shape) * dtype.itemsize > 2**31
-            colour = like.samples and shape[-1] in (3, 4)
-            array = tifffile.memmap(
-                draft, shape=shape, dtype=dtype, bigtiff=large, metadata=None,
-                photometric="rgb" if colour else "minisblack", planarconfig="contig" if like.samples else None,
-            )  # fmt: skip
-        else:
-            raise ImageFileError(f"{target}: --tile writes .tif and .npy files")
-        yield array
-        array.flush()
-        os.replace(draft, target)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
 class _Output:
     """The image's pixels of a field that is larger, rounded to the number type of the file.
+
+    Args:
+        array: of the file, read and written by integers and slices.
+        place: the axis of the image read that each axis of the array is.
+        order: the axes of the image read as they are restored, the field's last.
+        field: spatial size of the field.
+        size: spatial size of the image.
+        start: the first cell of the field that is the image's.
 
     Attributes:
         shape: of the whole field, after the batch dimensions.
@@ -195,10 +142,13 @@ class _Output:
     dtype = np.dtype(np.float64)
 
     def __init__(
-        self, planes: np.ndarray[Any, Any], field: Sequence[int], size: Sequence[int], start: Sequence[int]
-    ) -> None:
-        self._planes, self._start, self._size = planes, tuple(start), tuple(size)
-        self.shape = (*planes.shape[: planes.ndim - len(field)], *field)
+        self, array: Any, place: Sequence[int], order: Sequence[int], field: Sequence[int], size: Sequence[int],
+        start: Sequence[int],
+    ) -> None:  # fmt: skip
+        self._array, self._start, self._size = array, tuple(start), tuple(size)
+        self._axes = [list(order).index(axis) for axis in place]
+        lengths = dict(zip(self._axes, array.shape, strict=True))
+        self.shape = (*(lengths[axis] for axis in range(len(order) - len(field))), *field)
 
     def __getitem__(self, cells: Any) -> np.ndarray[Any, Any]:
         """Refuse to read, which a plan does not do."""
@@ -214,5 +164,6 @@ class _Output:
                 return
             inner.append(slice(low - cut.start, high - cut.start))
             outer.append(slice(low - start, high - start))
-        part, dtype, place = values[tuple(inner)], self._planes.dtype, (*lead, *outer)
-        self._planes[place] = rounded(part, dtype) if dtype.kind in "iu" else part.astype(dtype)
+        part, dtype, place = values[tuple(inner)], self._array.dtype, (*lead, *outer)
+        found = rounded(part, dtype) if dtype.kind in "iu" else part.astype(dtype)
+        self._array[tuple(place[axis] for axis in self._axes)] = found

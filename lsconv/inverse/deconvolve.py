@@ -98,7 +98,8 @@ def deconvolve(
 
     Everything that has the image's unit (bounds, noise_std, background, offset) is in the image's own units, which the
     answer has too: grey levels of integers, values of floating point. Integers are answered in their type, rounded and
-    cut off. Images of 32 and more bits are solved in float64 (float32 and complex64 excepted), others in float32.
+    cut off, bools as float32. Images of 32 and more bits are solved in float64 (except float32, complex64), others in
+    float32.
 
     NaN, and masked entries of a ``numpy.ma`` array, are missing pixels: they have no say, the answer has values there,
     and an :class:`~lsconv.errors.InputWarning` counts them. ``(..., H, W, 3)`` under a PSF of two axes, with neither

@@ -193,11 +193,12 @@ class Layout:
         return tuple(y.shape[-self.ndim :])
 
     def answer(self, x: Tensor, image: Any) -> Any:
-        """``x`` in the kind, type and layout of the image."""
-        x, number = self._arranged(x), _name(image.dtype)
+        """``x`` in the kind, type and layout of the image; in floating point where that is of bools."""
+        number = _name(image.dtype)
         if number == "bool":
-            x = x > 0.5
-        elif "int" in number:
+            return self.floating(x, image)
+        x = self._arranged(x)
+        if "int" in number:
             return _rounded(x, image)
         if isinstance(image, Tensor):
             return x.to(image.dtype)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning, MethodError
+from lsconv.errors import ConvergenceWarning, MethodError, warn
 from lsconv.factored.direct_plan import DirectPlan
 from lsconv.inverse.observation import Observation
 from lsconv.inverse.plans import FourierPlan, Plan
@@ -51,7 +51,8 @@ def pinv(
     .. math:: A^+, \quad\text{or}\quad (A^H A + \mathrm{damp}^2)^{-1} A^H
 
     The setup (symbols, factors) is done here, once, and kept; applying it costs the solve alone. ``pinv(A).H`` is its
-    adjoint, and :meth:`PseudoInverse.solve` gives the whole :class:`Solution`.
+    adjoint, and :meth:`PseudoInverse.solve` gives the whole :class:`Solution`. As an operator has no status, items that
+    hold NaN or infinity are NaN in the answer, with a :class:`ConvergenceWarning`; others are not touched.
 
     Both are differentiable as :func:`lstsq` is. With ``damp=0`` that is for changes of A that keep its rank (Golub and
     Pereyra); where the symbol of A has zeros they do not, :math:`A^+` jumps, and ``damp > 0`` is what has a gradient.
@@ -192,7 +193,7 @@ class PseudoInverse(LinearOperator):
     @untraced
     @serves_empty_batches(lambda inverse: inverse.in_shape)
     def apply(self, x: Tensor) -> Tensor:
-        """The solution for ``x``; NaN for the items that are not finite."""
+        """The solution for ``x``; NaN, with a warning, for the items that are not finite."""
         return attach(_Applied(self), LeastSquares(self.operator, self.observation.data(x), self.damp))
 
     @untraced
@@ -299,10 +300,14 @@ class _Solved:
 def _nan_items(
     function: Callable[[Tensor], Tensor], given: Tensor, item: tuple[int, ...], result: tuple[int, ...]
 ) -> Tensor:
-    """``function(given)``, where items that hold NaN or infinity give NaN and do not disturb the others."""
+    """``function(given)``; items that hold NaN or infinity give NaN, with a warning, and do not disturb others."""
     finite = torch.isfinite(given)
     if bool(finite.all()):
         return function(given)
     good = finite.flatten(given.ndim - len(item)).all(-1)
+    warn(
+        f"pinv: {int((~good).sum())} of {good.numel()} item(s) of what it is applied to contain NaN or infinity, and "
+        f"are NaN in the answer; lstsq and pinv(A).solve refuse them"
+    )
     answer = function(torch.where(over_items(good, len(item)), given, 0))
     return torch.where(over_items(good, len(result)), answer, torch.nan)

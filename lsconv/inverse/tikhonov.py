@@ -340,7 +340,15 @@ class _KeptPlan:
 
     def answer(self, problem: LeastSquares) -> tuple[Tensor, Inverse]:
         """The x for the data and the prior of the problem."""
-        solution = self.plan.solve(problem.y, x_prior=problem.x_prior)
+        data, prior = prepare(self.A, problem.y, damp=problem.damp, check_finite=False, name="y"), problem.x_prior
+        nonfinite = data.nonfinite
+        if prior is not None:
+            nonfinite = nonfinite | ~torch.isfinite(prior).flatten(prior.ndim - len(self.A.in_shape)).all(-1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            solution = self.plan.solve(data.y, x_prior=prior)
+        if bool(nonfinite.any()):
+            solution = without_items(solution, nonfinite)
         report(solution, self.plan)
         return solution.x, PenalisedBackward(self.A, self.plan)
 

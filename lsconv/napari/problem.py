@@ -10,19 +10,39 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import lsconv
-from lsconv.app.picture import rounded
-from lsconv.app.report import Evidence
-from lsconv.app.requests import Kernel
+from lsconv.app import Evidence, Kernel, rounded
 
-__all__ = ["MODELS", "Problem", "Restored", "Settings", "psf_of"]
+__all__ = ["MODELS", "CancelledError", "Problem", "Restored", "Settings", "psf_of"]
 
 MODELS = {"gaussian": "sigma", "disk": "radius", "motion": "length", "box": "width"}
 _CROP = {2: (160, 160), 3: (24, 96, 96)}  # pixels of a preview
 
 Index = tuple[int | slice, ...]
 Callback = Callable[[], bool]
+
+
+class CancelledError(Exception):
+    """The work was cancelled, and nothing comes of it."""
+
+
+class _Cancellable(TorchFunctionMode):
+    """A context in which every operation of torch asks first whether the work goes on, and ends it if not.
+
+    Raises:
+        CancelledError: the callback has said True.
+    """
+
+    def __init__(self, cancelled: Callback) -> None:
+        super().__init__()
+        self._cancelled = cancelled
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._cancelled():
+            raise CancelledError
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -213,10 +233,11 @@ class Problem:
 
         Args:
             index: one of :meth:`fields`.
-            cancelled: asked between the iterations of the total variation; True ends them.
+            cancelled: asked before every operation of torch; True ends the work.
 
         Raises:
             LsconvError: the settings do not fit the data.
+            CancelledError: the callback has said True.
         """
         values = np.asarray(self.data[index])
         colours = np.moveaxis(values[..., :3], -1, 0) if self.colour else values[None]
@@ -224,10 +245,8 @@ class Problem:
         field = torch.from_numpy(np.ascontiguousarray(colours, dtype=np.float64 if wide else np.float32))
         observed = None if self.mask is None else torch.from_numpy(np.asarray(self.mask[index]) == 0)
         options = self.settings.options()
-        if self.settings.prior == "tv" and self.settings.noise == "gaussian":
-            options["callback"] = lambda *_: cancelled()
         ndim = self.psf.ndim
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, _Cancellable(cancelled):
             warnings.simplefilter("always")
             solution: Any = lsconv.deconvolve(
                 field, self.psf, channels="first", ndim=ndim, crop=False, observed=observed, **options

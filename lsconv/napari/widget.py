@@ -22,8 +22,8 @@ from magicgui.widgets import (
 from napari.layers import Image, Labels, Layer
 
 import lsconv
-from lsconv.app.report import Evidence, report_figure
-from lsconv.napari.problem import MODELS, Index, Problem, Restored, Settings, psf_of
+from lsconv.app import Evidence, report_figure
+from lsconv.napari.problem import MODELS, CancelledError, Index, Problem, Restored, Settings, psf_of
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -178,11 +178,11 @@ class RestoreWidget(Container):  # type: ignore[misc]
         self._begin(work, self._finish, self.image.value, problem, shown)
 
     def stop(self, _: Any = None) -> None:
-        """End the work after the field at hand; nothing comes of it."""
+        """End the work before its next operation; nothing comes of it."""
         self._cancelled.set()
         self._wanted = None
         if self.worker is not None:
-            self.status.value = "cancelling after this field"
+            self.status.value = "cancelling"
 
     def _begin(self, work: Any, finish: Any, *about: Any) -> None:
         from napari.qt.threading import create_worker  # imports Qt
@@ -344,9 +344,10 @@ def _restore_fields(
     """
     found = []
     for index in fields:
-        if cancelled.is_set():
+        try:
+            restored = problem.restore(index, cancelled.is_set)
+        except CancelledError:
             return None
-        restored = problem.restore(index, cancelled.is_set)
         found.append((index, restored if index == shown else replace(restored, evidence=None)))
         yield len(found)
     return None if cancelled.is_set() else found

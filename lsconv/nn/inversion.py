@@ -5,7 +5,8 @@ gradients reach it by implicit differentiation, and the setup of the solve (the 
 weight, the damping, a size, the dtype or the device has changed. Writing through ``weight.data`` is a change that torch
 does not count: call ``refresh()`` after it.
 
-Solves run in float32 or better, whatever autocast says. Under torch.compile the solve is a graph break.
+Solves run in float32 or better, whatever autocast says. Under torch.compile the solve is a graph break. Items that hold
+NaN or infinity are NaN in the answer, with a :class:`lsconv.ConvergenceWarning`; others are not touched.
 """
 
 from __future__ import annotations
@@ -260,9 +261,9 @@ class Tikhonov(Inversion):
         if isinstance(L, ConvModule) and L.bias is not None:
             raise ArgumentError("L: expected a convolution without bias, got one with a bias (bias=False)")
         self.L = L
-        self.log_damp = nn.Parameter(
-            torch.tensor(math.log(damp), dtype=torch.float32, device=conv.weight.device), requires_grad=learnable
-        )
+        wide = conv.weight.dtype in (torch.float64, torch.complex128)
+        logarithm = torch.tensor(math.log(damp), dtype=torch.float64 if wide else torch.float32)
+        self.log_damp = nn.Parameter(logarithm.to(conv.weight.device), requires_grad=learnable)
 
     @property
     def damp(self) -> Tensor:

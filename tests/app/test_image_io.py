@@ -123,20 +123,28 @@ def test_tiffs_unit_of_resolution_survives_and_becomes_dots_per_inch_elsewhere(t
     assert read_picture(tmp_path / "b.png").metadata.dpi == pytest.approx((254, 127), abs=0.01)
 
 
-def test_imagejs_description_is_kept_for_a_stack_of_its_shape_only(tmp_path: Path) -> None:
+def test_imagejs_description_is_kept_for_its_shape_and_number_type_and_elsewhere_the_sizes_in_omes_words(
+    tmp_path: Path,
+) -> None:
     stack = noise("uint16", 5, 7, 9)
-    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, metadata={"axes": "ZYX", "spacing": 0.5, "unit": "um"})
+    about = {"axes": "ZYX", "spacing": 0.5, "unit": "um"}
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, metadata=about, resolution=(10, 8))
     picture = read_picture(tmp_path / "a.tif")
     assert np.array_equal(picture.values[..., 0], stack)
     write_picture(tmp_path / "same.tif", picture)
     write_picture(tmp_path / "other.tif", Picture(picture.values[:, 1:-1], metadata=picture.metadata))
+    write_picture(tmp_path / "real.tif", Picture(picture.values.astype(np.float32), metadata=picture.metadata))
     with tifffile.TiffFile(tmp_path / "same.tif") as tiff:
         assert tiff.imagej_metadata is not None
         assert tiff.imagej_metadata["spacing"] == 0.5
         assert np.array_equal(tiff.asarray(), stack)
-    with tifffile.TiffFile(tmp_path / "other.tif") as tiff:
-        assert tiff.pages.first.description == ""
-        assert np.array_equal(tiff.asarray(), stack[:, 1:-1])
+    for name, expected in (("other", stack[:, 1:-1]), ("real", stack.astype(np.float32))):
+        with tifffile.TiffFile(tmp_path / f"{name}.tif") as tiff:
+            assert not tiff.is_imagej
+            assert np.array_equal(tiff.asarray(), expected)
+            pixels = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]["Pixels"]
+        assert [pixels[f"PhysicalSize{axis}"] for axis in "XYZ"] == [0.1, 0.125, 0.5]
+        assert {pixels[f"PhysicalSize{axis}Unit"] for axis in "XYZ"} == {"µm"}
 
 
 @pytest.mark.parametrize("kind", ["imagej", "ome"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,23 @@ def test_a_process_killed_while_writing_leaves_a_whole_image(tmp_path: Path, sec
     values = read_picture(tmp_path / "a.zarr").values
     assert values.shape == (300, 300, 1)
     assert values.min() == values.max() >= 3
+
+
+def test_levels_of_several_blocks_are_those_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zarr = pytest.importorskip("zarr")
+    values = counts(2, 601, 530).astype(np.uint8)
+    read = read_picture(make(tmp_path / "a.zarr", values, "cyx"))
+    ome = replace(read.metadata.ome, chunks=((1, 64, 48), None))
+    picture = replace(read, metadata=replace(read.metadata, ome=ome))
+    for name, pixels in (("many", 1), ("some", 2**15), ("one", 2**30)):
+        monkeypatch.setattr("lsconv.app.ome_zarr._BLOCK", pixels)
+        write_picture(tmp_path / f"{name}.zarr", picture)
+    many, some, one = (zarr.open_group(tmp_path / f"{name}.zarr", mode="r") for name in ("many", "some", "one"))
+    assert sorted(one.array_keys()) == ["0", "1", "2"]
+    assert one["2"].chunks == (1, 64, 48)
+    for level in ("0", "1", "2"):
+        assert np.array_equal(many[level][...], one[level][...])
+        assert np.array_equal(some[level][...], one[level][...])
+    padded = np.pad(values, ((0, 0), (0, 1), (0, 0)), mode="edge").astype(float)
+    means = padded.reshape(2, 301, 2, 265, 2).mean((2, 4))
+    assert np.abs(one["1"][...] - means).max() <= 0.5

@@ -1,4 +1,4 @@
-"""``lsconv deblur --tile``: the pixels of the whole image, read and written by memory maps."""
+"""``lsconv deblur --tile``: the pixels of the whole image, read and written by slices."""
 
 from __future__ import annotations
 

@@ -500,7 +500,11 @@ def test_an_integer_image_means_what_the_same_numbers_as_floats_mean(options: di
 def test_bool_and_float16_images_are_numbers() -> None:
     square = np.zeros((20, 20), bool)
     square[5:15, 6:12] = True
-    assert np.array_equal(lsconv.deconvolve(square, np.ones((1, 1)), damp=1e-4).x, square)
+    x = lsconv.deconvolve(square, gaussian_psf(3), damp=0.1).x
+    assert x.dtype == np.float32
+    assert np.array_equal(x, lsconv.deconvolve(square.astype(np.float32), gaussian_psf(3), damp=0.1).x)
+    assert len(np.unique(x)) > 2
+    assert lsconv.deconvolve(torch.from_numpy(square), gaussian_psf(3), damp=0.1).x.dtype == torch.float32
     half = np.random.default_rng(0).random((12, 12)).astype(np.float16)
     x = lsconv.deconvolve(half, gaussian_psf(3), damp=0.1).x
     assert x.dtype == np.float16

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.napari.problem import Problem, Settings, psf_of
+from lsconv.napari.problem import CancelledError, Problem, Settings, psf_of
 
 PSF = psf_of("gaussian", 1.0).numpy()
 VOLUME = psf_of("gaussian", 0.7, depth=0.7).numpy()
@@ -135,9 +137,27 @@ def test_fields_are_read_one_by_one_as_they_are_needed() -> None:
     assert Lazy.read == [(3, slice(None), slice(None))]
 
 
-def test_total_variation_ends_when_it_is_cancelled() -> None:
-    problem = Problem.of(counts(40, 40).astype(np.float32), PSF, Settings(prior="tv", strength=5.0))
-    assert problem.restore((slice(None),) * 2, lambda: True).status == lsconv.Status.CALLBACK.sentence
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(), Settings(strength=0.2), Settings(prior="tv", strength=5.0), Settings(noise="poisson"),
+     Settings(strength=0.2, nonnegative=True)],
+)  # fmt: skip
+def test_every_restoration_ends_before_its_next_operation_when_cancelled(settings: Settings) -> None:
+    problem = Problem.of(counts(40, 40).astype(np.float32), PSF, settings)
+    asked = itertools.count(1)
+    for patience in (1, 100):
+        asked = itertools.count(1)
+        with pytest.raises(CancelledError):
+            problem.restore((slice(None),) * 2, lambda: next(asked) >= patience)  # noqa: B023 - called at once
+        assert next(asked) == patience + 1
+
+
+def test_one_field_of_least_squares_asks_every_second_whether_to_go_on() -> None:
+    problem = Problem.of(counts(600, 600).astype(np.float32), PSF, Settings())
+    asked = [time.thread_time()]
+    problem.restore((slice(None),) * 2, lambda: bool(asked.append(time.thread_time())))  # type: ignore[func-returns-value]
+    assert asked[-1] - asked[0] > 0.3
+    assert np.diff(asked).max() < 1.0
 
 
 @pytest.mark.parametrize(

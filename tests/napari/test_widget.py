@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -163,7 +164,7 @@ def test_of_several_levels_the_highest_is_restored(
     assert np.array_equal(restored.scale, [0.5, 0.5])
 
 
-def test_cancelling_ends_the_work_after_the_field_at_hand(
+def test_cancelling_ends_the_work_with_the_field_at_hand(
     viewer: SimpleNamespace,
     widget: RestoreWidget,
     done: Callable[[RestoreWidget], None],
@@ -188,6 +189,23 @@ def test_cancelling_ends_the_work_after_the_field_at_hand(
     assert len(viewer.layers) == 1
     assert widget.button.enabled
     assert not widget.cancel.enabled
+
+
+def test_cancelling_ends_the_work_within_one_field(
+    viewer: SimpleNamespace, widget: RestoreWidget, done: Callable[[RestoreWidget], None], qtbot: Any
+) -> None:
+    viewer.model.add_image(counts(1600, 1600))
+    widget.size.value = 3.0
+    widget.restore()
+    qtbot.wait(700)
+    assert widget.worker is not None
+    before = time.perf_counter()
+    widget.cancel.changed.emit(True)
+    assert widget.status.value == "cancelling"
+    done(widget)
+    assert time.perf_counter() - before < 2
+    assert widget.status.value == "cancelled"
+    assert len(viewer.layers) == 1
 
 
 def test_the_button_asks_the_thread_to_end(

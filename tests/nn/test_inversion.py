@@ -112,9 +112,44 @@ def test_gradients_of_parameters_and_inputs_agree_with_differences(name: str) ->
         return torch.func.functional_call(layer, parameters, tensors[len(names) :])
 
     everything = [t.detach().clone().requires_grad_() for t in (*values, *inputs)]
-    # log_damp is float32: its differences are too coarse
-    everything = [t.double() if t.dtype != torch.float64 else t for t in everything]
     assert torch.autograd.gradcheck(answer, everything, fast_mode=True)
+
+
+@every_module
+def test_an_item_that_is_not_finite_is_nan_with_a_warning_and_no_other_changes(name: str) -> None:
+    layer, inputs = _module(name)
+    with torch.no_grad():
+        expected = layer(*inputs)
+        inputs[0][1, 0, 3] = torch.nan
+        with pytest.warns(lsconv.ConvergenceWarning, match="NaN"):
+            x = layer(*inputs)
+    assert x[1].isnan().all()
+    torch.testing.assert_close(x[0], expected[0])
+
+
+@pytest.mark.parametrize("penalty", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_prior_that_is_not_finite_makes_its_item_nan(penalty: bool, shared: bool) -> None:
+    L = torch.nn.Conv1d(2, 2, 3, padding=1, bias=False) if penalty else None
+    layer = lsconv.nn.Tikhonov(torch.nn.Conv1d(2, 2, 3, padding=1), 0.1, L=L)
+    y, prior = torch.randn(2, 2, 10), torch.randn(2, 10) if shared else torch.randn(2, 2, 10)
+    prior[..., 1, 3] = torch.nan
+    if not shared:
+        prior[0] = 1
+    with pytest.warns(lsconv.ConvergenceWarning, match="NaN"):
+        x = layer(y, prior)
+    assert x[1].isnan().all()
+    assert bool(x[0].isnan().all()) == shared
+
+
+def test_the_damping_is_a_double_beside_doubles() -> None:
+    for dtype in (torch.float32, torch.float64, torch.complex64, torch.complex128):
+        layer = lsconv.nn.Tikhonov(torch.nn.Conv1d(2, 2, 3, dtype=dtype), damp=0.1)
+        assert layer.log_damp.dtype == dtype.to_real()
+    conv = torch.nn.Conv1d(2, 2, 3, padding=1, bias=False, dtype=torch.float64)
+    y = torch.randn(2, 2, 10, dtype=torch.float64)
+    expected = lsconv.lstsq(lsconv.Convolution.from_module(conv, (10,)), y, damp=0.1).x
+    torch.testing.assert_close(lsconv.nn.Tikhonov(conv, 0.1)(y), expected, rtol=1e-12, atol=1e-12)
 
 
 @every_module

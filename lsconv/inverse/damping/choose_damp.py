@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lsconv.border.cost_model import DEFAULT_LIMITS
 from lsconv.border.influence import EXACT_UNKNOWNS, ExactInfluence
-from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeError
+from lsconv.errors import ArgumentError, InputWarning, MethodError, PlanMemoryError, ShapeError, warn
 from lsconv.factored.batch_axes import Reduction
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
@@ -108,7 +108,8 @@ def choose_damp(
         A :class:`Selection`.
 
     Raises:
-        ArgumentError: an unknown rule or trace; ``noise_std`` missing, not positive, or given to a rule without it.
+        ArgumentError: an unknown rule or trace; ``noise_std`` missing, not positive, or given to a rule without it;
+            nothing was measured (a warning, where that is so of some items).
         MethodError, PlanMemoryError: exact traces are asked for where there are none.
         LsconvError: for tensors that do not fit.
 
@@ -148,12 +149,19 @@ def choose_damp(
         A.check_input(x_prior, "x_prior")
         data = data - A.apply(x_prior.detach())
         batch = tuple(data.shape[: data.ndim - len(A.out_shape)])
+    count = _count(A, zero).expand(batch)
+    if not bool(count.any()):
+        raise ArgumentError(
+            "y: no entry is measured (all rows of A are zero), so nothing tells the damp; give a number"
+        )
+    if not bool(count.all()):
+        empty = int((count == 0).sum())
+        warn(f"y: {empty} of {count.numel()} item(s) have no measured entry, so nothing tells their damp", InputWarning)
     space = ItemSpace(A.out_shape, A.dtype, A.device)
     norm = space.safe_norm(data).double()
     noise = _noise(rule, noise_std, batch, A)
     unit = torch.where(norm > 0, norm, 1)
     data = (data / space.spread(unit)).expand(*batch, *A.out_shape)
-    count = _count(A, zero).expand(batch)
     shared = SharedGroups.of(A, L)
     if shared is not None:
         A, L, data = shared.A, shared.L, shared.split(data)

@@ -347,6 +347,20 @@ def test_the_selection_draws_its_curves() -> None:
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["exact", f"chosen: {float(alone.damp):.3g}"]
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_where_nothing_was_measured_there_is_no_choice_and_a_word(rule: str) -> None:
+    A = lsconv.Conv2d(torch.ones(1, 1, 3, 3) / 9, (10, 10))
+    y, measured = torch.randn(3, *A.out_shape), torch.ones(3, *A.out_shape, dtype=torch.bool)
+    measured[1] = False
+    noise = {"noise_std": NOISE} if rule in ("discrepancy", "upre") else {}
+    with pytest.warns(lsconv.InputWarning, match=r"y: 1 of 3 item\(s\) have no measured entry"):
+        choose_damp(A, y, rule, observed=measured, **noise)
+    with pytest.raises(ArgumentError, match="y: no entry is measured"):
+        choose_damp(lsconv.Mask(measured[1]) @ A, y, rule, **noise)
+    with pytest.raises(ArgumentError, match="y: no entry"):
+        lsconv.tikhonov(A, y[1], rule, observed=measured[1], **noise)
+
+
 def test_what_does_not_fit_is_named() -> None:
     A, y = problem()
     with pytest.raises(ArgumentError, match=r"damp: .*'gcv', 'discrepancy', 'upre', 'lcurve', 'evidence'.*'gvc'"):

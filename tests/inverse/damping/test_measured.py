@@ -107,7 +107,8 @@ def test_frames_with_a_mask_each_are_chosen_as_if_alone(rule: str) -> None:
     y = clean + NOISE * torch.randn_like(clean)
     y[3] = 0
     noise = torch.full((4,), NOISE, dtype=DOUBLE) if rule in WITH_NOISE else None
-    selection = choose_damp(lsconv.Mask(keep, 1, dtype=DOUBLE) @ A, y, rule, L=L, noise_std=noise)
+    with pytest.warns(lsconv.InputWarning, match=r"y: 1 of 4 item\(s\) have no measured entry"):
+        selection = choose_damp(lsconv.Mask(keep, 1, dtype=DOUBLE) @ A, y, rule, L=L, noise_std=noise)
     assert selection.damp.shape == (4,)
     assert bool(torch.isfinite(selection.damp).all())
     assert "2 item(s) are zero" in selection.message
