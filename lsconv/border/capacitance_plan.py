@@ -194,7 +194,6 @@ class CapacitancePlan:
             tolerances,
             self.damp,
             self.A.dtype,
-            rounding=torch.finfo(self.precise.dtype).eps,
             norm_bound=self.norm_bound.reshape(*self.unit.shape, -1).amax(-1) * self.unit,
             rcond=self.rcond,
             truncated=True,

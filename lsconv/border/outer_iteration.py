@@ -26,7 +26,7 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes, select
+from lsconv.operators.batch_layout import broadcast_shapes
 
 __all__ = ["Outer", "Plan", "confirmed", "iterated", "settled"]
 
@@ -311,12 +311,10 @@ def confirmed(first: Solution, again: Callable[[], Solution], space: ItemSpace) 
     agree = space.safe_norm(second.x - first.x) <= 0.1 * space.safe_norm(first.x)
     better = first.excused & second.converged & (second.gradient_norm < first.gradient_norm) & (agree | ~second.excused)
     lost = first.excused & ~agree & ~better
+    answer = first.replaced(better, second)
     return replace(
-        first,
-        x=select(better, second.x, first.x),
-        codes=torch.where(lost, Status.STAGNATION.code, torch.where(better, second.codes, first.codes)),
+        answer,
+        codes=torch.where(lost, Status.STAGNATION.code, answer.codes),
         converged=first.converged & ~lost,
         iterations=torch.where(first.excused, torch.maximum(first.iterations, second.iterations), first.iterations),
-        residual_norm=torch.where(better, second.residual_norm, first.residual_norm),
-        gradient_norm=torch.where(better, second.gradient_norm, first.gradient_norm),
     )

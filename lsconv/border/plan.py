@@ -176,7 +176,6 @@ class BorderPlan:
             tolerances,
             self.damp,
             self.A.dtype,
-            rounding=torch.finfo(self.precise.dtype).eps,
             operator_norm=self._least_norm
             if outer is None
             else torch.maximum(outer.norm_a * self.unit, self._least_norm),

@@ -270,7 +270,7 @@ def stacked_solution(
         dtype: dtype that x is returned in.
         tolerances: from :meth:`Tolerances.of`.
         iterations: per item.
-        operator_norm, norm_bound: bounds of the norm of the stack, as in :func:`certify`.
+        operator_norm, norm_bound: bounds of the norm of the stack, from below and from above.
         otherwise: status codes of the items that do not meet the tolerance; None: STAGNATION.
     """
     A = stack.operators[0]
@@ -278,7 +278,6 @@ def stacked_solution(
         stack,
         tolerances,
         dtype=dtype,
-        rounding=torch.finfo(stack.dtype).eps,
         operator_norm=operator_norm,
         norm_bound=norm_bound,
     )

@@ -183,7 +183,6 @@ class DirectPlan:
             tolerances,
             damp,
             A.dtype,
-            rounding=torch.finfo(precise.dtype).eps,
             norm_bound=self.norm,
             rcond=self.rcond,
             truncated=True,

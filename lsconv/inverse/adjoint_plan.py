@@ -51,7 +51,6 @@ class AdjointPlan:
             Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol),
             self.damp,
             self.A.dtype,
-            rounding=torch.finfo(precise.dtype).eps,
             rcond=default_rcond(self.A.dtype),
         )
         return judge.solution(x.to(precise.dtype), y.to(precise.dtype))

@@ -154,7 +154,6 @@ class MissingPlan:
             tolerances,
             self.damp,
             self.A.dtype,
-            rounding=torch.finfo(self.precise.dtype).eps,
             norm_bound=self._norm_bound,
             null_share=torch.where(strays, tolerances.null_share, torch.inf),
         )

@@ -101,7 +101,6 @@ class NormalIteration:
             tolerances,
             self.damp,
             self.A.dtype,
-            rounding=torch.finfo(self.precise.dtype).eps,
             operator_norm=norm,
             null_share=share,
         )

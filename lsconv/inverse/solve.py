@@ -21,9 +21,9 @@ from lsconv.krylov.gradients.attach import LeastSquares
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import over_items, select
+from lsconv.operators.batch_layout import over_items
 
-__all__ = ["KRYLOV_ONLY", "Fallback", "merged", "solve", "started", "with_fallback", "without_items"]
+__all__ = ["KRYLOV_ONLY", "Fallback", "solve", "started", "with_fallback", "without_items"]
 
 # Iterations that LSMR has for an item that the border leaves open, and the border of a volume for what LSMR may do.
 _FALLBACK_ITERATIONS = 500
@@ -101,24 +101,7 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
     ]
     undecided = other.codes == Status.RANK_UNDECIDED.code
     better = doubtful & (other.converged | undecided | (objectives[1] < objectives[0]))
-    return merged(solution, other, better)
-
-
-def merged(solution: Solution, other: Solution, better: Tensor) -> Solution:
-    """The first solution, with the other's answer for the items where that is better."""
-    rank = solution.rank
-    if other.rank is not None:
-        rank = other.rank if rank is None else torch.where(better, other.rank, rank)
-    return replace(
-        solution,
-        x=select(better, other.x, solution.x),
-        codes=torch.where(better, other.codes, solution.codes),
-        converged=torch.where(better, other.converged, solution.converged),
-        iterations=torch.where(better, other.iterations, solution.iterations),
-        residual_norm=torch.where(better, other.residual_norm, solution.residual_norm),
-        gradient_norm=torch.where(better, other.gradient_norm, solution.gradient_norm),
-        rank=rank,
-    )
+    return solution.replaced(better, other)
 
 
 class Fallback:

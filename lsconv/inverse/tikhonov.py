@@ -30,7 +30,7 @@ from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, Pen
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import penalty_fallback, penalty_plan, route
 from lsconv.inverse.sharded import solves_shards
-from lsconv.inverse.solve import Fallback, merged, with_fallback, without_items
+from lsconv.inverse.solve import Fallback, with_fallback, without_items
 from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.parameters import parameters_of, rebuild
@@ -224,7 +224,7 @@ class _Routed:
             other_plan = penalty_fallback(A, L, damping, plan) if asked and bool(failed.any()) else None
             if other_plan is not None:
                 other = other_plan.solve(data.y, x_prior=x_prior, rtol=self.options["rtol"], atol=self.options["atol"])
-                solution, plan = merged(solution, other, failed & other.converged), other_plan
+                solution, plan = solution.replaced(failed & other.converged, other), other_plan
             inverse = PenalisedBackward(A, plan)
         if bool(data.nonfinite.any()):
             solution = without_items(solution, data.nonfinite)
@@ -267,7 +267,6 @@ def _with_prior(
         Tolerances.of(A.dtype, rtol, options["atol"]),
         damp,
         A.dtype,
-        rounding=torch.finfo(precise.dtype).eps,
         norm_bound=norm_bound(A) if isinstance(A, Convolution) and A.padding_mode in ("zeros", "circular") else None,
     )
     judged = judge.solution(

@@ -135,7 +135,7 @@ class TrialPlan(KrylovPlan):
             self.dtype,
             rounding=Tolerances.of(A.dtype, tolerances.rtol, 0.0).rounding,
             operator_norm=norm,
-            rcond=EXCUSED,
+            short=EXCUSED,
             null_share=torch.where(little, torch.inf, share),
             formed=rounding,
         )

@@ -156,7 +156,7 @@ class _Refinement:
             tolerances,
             0.0 if problem.damp is None else problem.damp,
             rounding=tolerances.rounding,
-            rcond=EXCUSED,
+            short=EXCUSED,
             square=square,
         )
         self.directions: list[tuple[Tensor, Tensor]] = []

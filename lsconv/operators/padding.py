@@ -83,9 +83,11 @@ def pad_adjoint(y: Tensor, pairs: Sequence[tuple[int, int]], mode: str = "zeros"
         elif mode == "reflect":
             y.narrow(axis, min(1, left), left).add_(head.flip(axis))
             y.narrow(axis, size - 1 - right if right else 0, right).add_(tail.flip(axis))
-        else:
+        elif mode == "replicate":
             y.narrow(axis, 0, 1).add_(head.sum(axis, keepdim=True))
             y.narrow(axis, size - 1, 1).add_(tail.sum(axis, keepdim=True))
+        else:
+            raise ArgumentError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
     return y
 
 

@@ -19,7 +19,7 @@ __all__ = ["Certificate", "joined"]
 
 @dataclass(frozen=True)
 class Certificate:
-    """The judgement of one x, with the tests of :mod:`lsconv.krylov.loop.stopping`.
+    """The judgement of one x, with the tests of :mod:`lsconv.krylov.loop.certificate`.
 
     Attributes:
         norms: residual, gradient and the rest.

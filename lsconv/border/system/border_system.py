@@ -1,4 +1,4 @@
-r"""The system on a border, solved by iteration with an additive Schwarz preconditioner.
+r"""The system on a border, solved by iteration with a Schwarz preconditioner, restricted or additive.
 
 The border is the set of grid cells (channel, position) that a truncation removes. Near the faces of the image it looks
 the same from cell to cell, so a block-circulant operator Q restricted to

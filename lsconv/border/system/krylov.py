@@ -1,4 +1,4 @@
-r"""The two iterations on the border: conjugate gradients where its system is definite, GMRES where it is not.
+r"""The two iterations on the border: GMRES, and conjugate gradients for definite systems whose factors are regularised.
 
 They solve to a loose tolerance inside an outer iteration that computes its own residuals, so they carry no certificate,
 no history and no restarts after an audit (the Krylov floor has these): on a small image these would cost as much as

@@ -55,12 +55,13 @@ class Certificate:
         residual_ok: the residual meets the tolerance.
         gradient_ok: the gradient meets the tolerance, and the objective is no worse than at x = 0.
         no_worse: the objective is no worse than at x = 0.
-        excused: no test is met but by the rounding that hides the gradient, which hides errors along small singular
-            values too.
+        excused: the gradient misses the tolerance and is within its rounding, and no other test is met: an error
+            along small singular values may hide there.
         objective: ``sqrt(||y - Ax||^2 + damp^2 ||x||^2)``.
         null_part: a bound of the part of x in the null space of A, which stands in the gradient times ``damp^2``,
             relative to ``||x|| + rtol ||y|| / ||A||``; infinity without damping.
-        null_reach: the same of a rounding by one unit of ``A^H z``, z = (y - Ax) / damp^2, where x is computed so.
+        null_reach: ``||A|| ||z||``, z = (y - Ax) / damp^2, relative to the same: times epsilon it bounds what the
+            rounding of ``x = A^H z`` leaves in the null space.
         merit: the smaller of the two norms in units of its bound; at most 1 where converged.
     """
 
@@ -91,13 +92,16 @@ class Judge:
         damp: the damping, a number or one per batch item.
         dtype: dtype that x is returned in; None: that in which it is found.
         rounding: epsilon of the arithmetic that finds x: a gradient below
-            ``8 rounding ||A|| (||A|| ||x|| + ||y||)`` is zero to that arithmetic.
+            ``8 rounding ||A|| (||A|| ||x|| + ||y||)`` is zero to that arithmetic; None: that of A.
         operator_norm: a lower bound of ``||A||`` per item where one is known; it is raised by what A and its adjoint
             do to the vectors met.
         norm_bound: an upper bound of ``||A||`` for the rounding, per item; None takes the lower bound.
         rcond: singular values up to ``rcond ||A||`` count as zero, so that no solution is longer than
             ``||y|| / (rcond ||A||)``, and no longer x makes the rounding larger.
-        truncated: these singular values are cut off: they may leave ``rcond ||A|| ||r||`` of a gradient.
+        short: an x longer than ``||y|| / (short ||A||)`` makes the rounding no larger either, though nothing counts as
+            zero: :data:`~lsconv.krylov.loop.stopping.EXCUSED`, where a longer one shows small singular values.
+        truncated: without damping these singular values are cut off: they may leave ``rcond ||A|| ||r||`` of a
+            gradient.
         square: for a square system that has a solution, only the residual decides.
         null_share: the part in the null space of A that x may have, as :attr:`Certificate.null_part`, where the way it
             is found does not exclude one, and infinity elsewhere; None: infinity everywhere.
@@ -111,10 +115,11 @@ class Judge:
     tolerances: Tolerances
     damp: Scalar = 0.0
     dtype: torch.dtype | None = None
-    rounding: float = 0.0
+    rounding: float | None = None
     operator_norm: Scalar | None = None
     norm_bound: Tensor | None = None
     rcond: float = 0.0
+    short: float = 0.0
     truncated: bool = False
     square: bool = False
     null_share: Scalar | None = None
@@ -181,20 +186,21 @@ class Judge:
             norm_a = maximum(norm_a, hypot(spread_out(norm_from_below(A, single=single)), damp))
             g_bound = tolerances.gradient_bound(norm_a, total)
         upper = norm_a if self.norm_bound is None else self.norm_bound
-        least = at_least(maximum(rcond * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny)
+        least = at_least(maximum(max(rcond, self.short) * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny)
         # of an x that is too long for the tolerance y - A x is rounding, and small by chance
         known = torch.finfo(A.dtype).eps * norm_a * x_norm <= 30 * r_bound
         # where the equations are met, damp alone decides, and x is only as good as its rounding
         solved = (r_norm <= r_bound) & known
         longest = where(solved, x_norm, minimum(x_norm, y_norm / least))
-        left = 8 * self.rounding * (upper * longest + y_norm)
+        rounding = torch.finfo(A.dtype).eps if self.rounding is None else self.rounding
+        left = 8 * rounding * (upper * longest + y_norm)
         highest = (1 + math.sqrt(tolerances.eps)) * y_norm
         if prior_norm is not None:
             left = left + 16 * tolerances.eps * upper * prior_norm
             r_bound, highest = maximum(r_bound, left), highest + left
         met, g_bound = g_norm <= g_bound, maximum(g_bound, upper * left)
         if self.truncated:
-            g_bound = maximum(g_bound, rcond * upper * r_norm)
+            g_bound = maximum(g_bound, where(damp > 0, 0.0, rcond * upper * r_norm))
         finite = unbounded(x_norm) == 0
         no_worse = (total <= highest) & finite
         residual_ok = (total <= r_bound) & finite & known
@@ -265,11 +271,13 @@ class Judge:
         judge, narrowed = replace(self, damp=damp), answer.dtype != x.dtype
         storing = judge
         if narrowed:  # storing an x that is not long rounds its gradient, and excuses that
-            storing = replace(judge, rounding=self.tolerances.eps, rcond=max(self.rcond, EXCUSED), truncated=False)
+            short = max(self.rcond, self.short, EXCUSED)
+            storing = replace(judge, rounding=self.tolerances.eps, rcond=0.0, short=short, truncated=False)
         certificate = storing.certify(stored, y, prior_norm=prior_norm, sharpen=not narrowed)
         converged, rounded = certificate.converged, torch.zeros(batch, dtype=torch.bool, device=A.device)
         unrounded = certificate
         if narrowed:
+            # a stored x is no longer A^H z
             doubts = self.null_share is not None and bool(replace(judge, formed=None).strays(certificate).any())
             doubts = doubts or (self.thorough and bool(certificate.excused.any()))
             if doubts or not bool(converged.all()):

@@ -190,7 +190,7 @@ class _Loop:
             self.damp,
             rounding=tolerances.rounding,
             operator_norm=self.monitor.operator_norm,
-            rcond=EXCUSED,
+            short=EXCUSED,
             square=self.square,
             null_share=where(self.damp > 0, tolerances.null_share, math.inf),
             formed=tolerances.eps if problem.x0 is None and problem.N is None else None,

@@ -90,11 +90,6 @@ def cleared(
     # an iteration that small singular values have ended early is shorter because it leaves a part of A x
     faithful = outputs.safe_norm(A.apply(other - x)) <= tolerances.rtol * outputs.safe_norm(y)
     replaced = doubtful & ~clear & answer.converged & faithful
-    return replace(
-        solution,
-        x=torch.where(space.spread(replaced).bool(), answer.x, solution.x),
-        codes=torch.where(clear, Status.GRADIENT.code, torch.where(replaced, answer.codes, solution.codes)),
-        converged=solution.converged | clear | replaced,
-        residual_norm=torch.where(replaced, answer.residual_norm, solution.residual_norm),
-        gradient_norm=torch.where(replaced, answer.gradient_norm, solution.gradient_norm),
-    )
+    solution = solution.replaced(replaced, answer)
+    codes = torch.where(clear, Status.GRADIENT.code, solution.codes)
+    return replace(solution, codes=codes, converged=solution.converged | clear)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ConvergenceError, warn
+from lsconv.operators.batch_layout import select
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,6 +177,14 @@ class Solution:
         undecided = undecided & (self.damp == 0) & answered
         codes = torch.where(undecided, Status.RANK_UNDECIDED.code, self.codes)
         return replace(self, codes=codes, converged=self.converged & ~undecided, rank=rank.expand(codes.shape))
+
+    def replaced(self, items: Tensor, other: Solution) -> Solution:
+        """The same, with the other's answer for these items."""
+        names = ("x", "codes", "converged", "iterations", "residual_norm", "gradient_norm")
+        fields: dict[str, Any] = {name: select(items, getattr(other, name), getattr(self, name)) for name in names}
+        if other.rank is not None:
+            fields["rank"] = other.rank if self.rank is None else select(items, other.rank, self.rank)
+        return replace(self, **fields)
 
     @property
     def status(self) -> Any:

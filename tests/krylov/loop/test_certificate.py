@@ -79,6 +79,17 @@ def test_singular_values_cut_off_may_leave_their_gradient() -> None:
     assert not bool(Judge(A, tolerances, rcond=1e-4, truncated=True).certify(x, y).converged)
 
 
+def test_with_damping_nothing_is_cut_off() -> None:
+    A = Dense(torch.diag(torch.tensor([1.0, 0.3, 0.05], dtype=torch.float64)))
+    y, damp = torch.ones(3, dtype=torch.float64), 0.5
+    s = torch.tensor([1.0, 0.3, 0.05], dtype=torch.float64)
+    exact = s / (s**2 + damp**2) * y
+    judge = Judge(A, Tolerances.of(torch.float64, None, 0.0), damp, rcond=0.1, truncated=True)
+    assert bool(judge.certify(exact, y).converged)
+    assert not bool(judge.certify(1.02 * exact, y).converged)
+    assert not bool(judge.solution(1.02 * exact, y).converged)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_who_asks_for_more_than_the_dtype_holds_is_not_excused(dtype: torch.dtype) -> None:
     eps = torch.finfo(dtype).eps
