@@ -216,10 +216,10 @@ class MissingPlan:
         filled, iterations = data, torch.zeros(batch, dtype=torch.int64, device=y.device)
         least = torch.maximum(rtol * norm, tolerances.atol / (unit * self._ratio))
         rounding = torch.finfo(data.dtype).eps * norm
-        reach = tolerances.null_share * mu / divide(space.norm(image), inputs.norm(x))
         for _ in range(3):  # what rounding has left is made up for from there
             objective = space.inner(filled, filled - image)
-            ranged = reach * inputs.norm(x)
+            # of this x: that of the data as they came, with zeros where none are, may be much longer than the answer
+            ranged = tolerances.null_share * mu * divide(inputs.norm(x).square(), space.norm(image))
 
             def bound(fallen: Tensor, objective: Tensor = objective, ranged: Tensor = ranged) -> Tensor:
                 total = torch.maximum((objective - fallen).clamp_min(0).sqrt(), least)

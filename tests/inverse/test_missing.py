@@ -169,6 +169,18 @@ def test_every_item_has_a_mask_a_damp_and_a_status_of_its_own() -> None:
     assert apart(solution.x[:, 2], alone.x) < 1e-8
 
 
+def test_a_small_damp_needs_no_second_opinion() -> None:
+    """The answer to the data with zeros in them is far longer than that to the measured ones, and sets no tolerance."""
+    A = lsconv.blur_operator(torch.ones(9, 9, dtype=F64) / 81, (48, 48))
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(A.out_shape, generator=generator) > 0.02
+    y = A(torch.rand(A.in_shape, dtype=F64, generator=generator))
+    y = y + 0.01 * torch.randn(A.out_shape, dtype=F64, generator=generator)
+    plan = route(lsconv.Mask(keep, dtype=F64) @ A, 1e-3)
+    assert isinstance(plan, MissingPlan)
+    assert bool(plan.solve(torch.where(keep, y, 0)).converged)
+
+
 @pytest.mark.parametrize("factor", [1e-30, 1.0, 1e30])
 def test_the_answer_scales_with_the_data_in_float32(factor: float) -> None:
     A = CONVOLUTIONS["valid"].to(dtype=torch.float32)
