@@ -108,7 +108,9 @@ class MissingPlan:
             assert terms is not None  # the plan is that of A with them
             penalty = Penalty(self.core, terms, self.damp / self._ratio)
         if inner is not None:
-            self.blocks = MissingBlocks(self.core, self.damp / self._ratio, self.missing, penalty)
+            common = rows.missing()  # items that miss the same outputs share their blocks
+            missing = self.missing if common is None else common
+            self.blocks = MissingBlocks(self.core, self.damp / self._ratio, missing, penalty)
         self.space = ItemSpace(self.core.out_shape, self.core.dtype, self.core.device)
 
     # ------------------------------------------------------------------ answers
