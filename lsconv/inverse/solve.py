@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, MethodError
+from lsconv.inverse.normal_iteration import NormalIteration
 from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import fallback
@@ -83,7 +84,8 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
     plan = second.plan()
     if plan is None:
         return solution
-    after_border = isinstance(plan, KrylovPlan) and not isinstance(core(second.first), TrialPlan)
+    # LSMR is no last resort where another iteration has failed
+    after_border = isinstance(plan, KrylovPlan) and not isinstance(core(second.first), (TrialPlan, NormalIteration))
     limit = {"max_iter": _FALLBACK_ITERATIONS} if after_border else {}
     asked = {name: value for name, value in options.items() if name in _COMMON}
     with warnings.catch_warnings():
