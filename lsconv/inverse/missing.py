@@ -262,16 +262,29 @@ class MissingPlan:
             bound: the norm to which what is left of b has to fall, of how far the objective has.
             most: limit on the iterations.
         """
-        space = self.space
-        t, r, z = torch.zeros_like(b), b, self.blocks(b)
-        p, rho = z, space.inner(r, z)
+        # vectors hold the outputs that some item misses, a small part of all
+        item = len(self.core.out_shape)
+        places = self.missing.reshape(-1, self.core.out_numel).any(0).nonzero()[:, 0]
+        space = ItemSpace((len(places),), b.dtype, b.device)
+
+        def gathered(v: Tensor) -> Tensor:
+            return v.flatten(-item)[..., places]
+
+        def placed(v: Tensor) -> Tensor:
+            whole = v.new_zeros(*v.shape[:-1], self.core.out_numel)
+            whole[..., places] = v
+            return whole.unflatten(-1, self.core.out_shape)
+
+        missing = gathered(self.missing)
+        r, z = gathered(b), gathered(self.blocks(b))
+        t, p, rho = torch.zeros_like(r), z, space.inner(r, z)
         fallen = torch.zeros_like(rho)
         count = torch.zeros(rho.shape, dtype=torch.int64, device=b.device)
         for _ in range(most):
             active = (space.norm(r) > bound(fallen)) & (rho > 0)
             if not bool(active.any()):
                 break
-            q = p - torch.where(self.missing, self.core.apply(self.inner.apply(p)), 0)
+            q = p - torch.where(missing, gathered(self.core.apply(self.inner.apply(placed(p)))), 0)
             curvature = space.inner(p, q)
             active = active & (curvature > 0)
             alpha = divide(rho, curvature) * active
@@ -279,10 +292,10 @@ class MissingPlan:
             r = r - space.spread(alpha) * q
             fallen = fallen + alpha * rho
             count = count + active
-            z = self.blocks(r)
+            z = gathered(self.blocks(placed(r)))
             new = space.inner(r, z)
             p, rho = z + space.spread(divide(new, rho)) * p, torch.where(active, new, 0)
-        return t, count
+        return placed(t), count
 
     def _over_inputs(self, values: Tensor) -> Tensor:
         return values.reshape(*values.shape, *(1 for _ in self.core.in_shape))
