@@ -85,7 +85,7 @@ class LocalKernels:
         vary = 2 + 2 * self.variation * (1 + self.variation / 20)
         # between tiles that overlap the inverse changes little by little, in one not at all
         alone = 1 + self.variation / 5 if len(self.layout.tiles) == 1 else 1
-        return max(8 * self.factor, alone * vary, 0.07 * self.condition)
+        return max(4 * self.factor**1.35, alone * vary, 0.07 * self.condition)
 
     def _places(self, A: VaryingConvolution) -> list[Tensor]:
         """The pixels of A's weights at both ends and in the middle of every core, ``(tiles, 3)`` per axis."""
