@@ -181,12 +181,15 @@ class SchwarzInverse:
         return inverse
 
     def describe(self) -> str:
-        """Tiles, overlap and memory, for the ``repr`` of a plan."""
+        """Tiles, overlap, the forecast and memory, for the ``repr`` of a plan."""
         count = " x ".join(str(axis.count) for axis in self.layout.axes)
         factor = self.local.factor
         raised = f", damp raised up to {factor:.2g} times" if factor > 1 else ""
         nbytes = sum(group.inverse.nbytes for group in self.groups)
-        return f"{count} tiles overlapping by {self.layout.axes[0].overlap}{raised}, factors={nbytes / 2**20:.1f} MiB"
+        return (
+            f"{count} tiles overlapping by {self.layout.axes[0].overlap}{raised}, about {self.local.iterations:.0f} "
+            f"iterations expected, factors={nbytes / 2**20:.1f} MiB"
+        )
 
 
 @dataclass(frozen=True, eq=False)

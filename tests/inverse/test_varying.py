@@ -139,6 +139,7 @@ def test_the_route_takes_tiles_where_they_pay_and_says_so() -> None:
     explained = lsconv.explain(A, 1e-3)
     assert "tiles with the kernel of their place" in explained.reasons[0]
     assert "tiles overlapping" in explained.plan
+    assert "iterations expected" in explained.plan
 
 
 def test_tiles_take_far_fewer_iterations_than_lsmr() -> None:
