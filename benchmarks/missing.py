@@ -56,6 +56,27 @@ def masked_and_unmasked(kernel: str, size: int, relative_damp: float, method: st
     return row
 
 
+def batch_and_loop(kernel: str, size: int, relative_damp: float, method: str, repeats: int) -> dict[str, Any]:
+    """One row of the table of batches: four images with one per cent of dead pixels, the same ones or others each."""
+    A, y = problem(kernel, size, "valid", F64)
+    damp = relative_damp * float(lsconv.norm(A))
+    stack = torch.stack([y * (1 + item / 4) for item in range(4)])
+    seen = torch.rand(stack.shape, generator=torch.Generator().manual_seed(0)) > 0.01
+    row: dict[str, Any] = {"case": f"{kernel} {size}²", "damp": relative_damp, "method": method}
+    for name, masks in {"the same": seen[:1].expand(seen.shape).clone(), "others each": seen}.items():
+        runs: dict[str, Callable[[], list[lsconv.Solution]]] = {
+            "batch": lambda masks=masks: [lsconv.lstsq(A, stack, damp=damp, method=method, observed=masks)],  # type: ignore[misc]
+            "loop": lambda masks=masks: [  # type: ignore[misc]
+                lsconv.lstsq(A, item, damp=damp, method=method, observed=mask)
+                for item, mask in zip(stack, masks, strict=True)
+            ],
+        }
+        times = race(runs, repeats=repeats, patience=5.0)
+        note = "" if bool(times["batch"].result[0].converged.all()) else " !"
+        row[name] = f"{times['batch'].median / times['loop'].median:.2f}{note}"
+    return row
+
+
 def split_mask(A: lsconv.Convolution, y: Tensor, seen: Tensor, damp: float, rho: float, most: int | None) -> Tensor:
     """ADMM with the mask split off, on the periodic grid of the unknown."""
     n, m = A.spatial_in, A.spatial_out
@@ -150,7 +171,7 @@ def varying_weights(kernel: str, size: int, relative_damp: float, ratio: float, 
 
 
 def tables(quick: bool) -> Iterator[Table]:
-    """Three tables, the first once more for large images."""
+    """Four tables, the first once more for large images."""
     kernels, size = (("gaussian",), 64) if quick else (("gaussian", "box"), 256)
     damps = (1e-1,) if quick else (1e-1, 1e-3)
 
@@ -169,6 +190,16 @@ def tables(quick: bool) -> Iterator[Table]:
         )
 
     yield beside_unmasked(size, 1 if quick else 5)
+    yield Table(
+        "A batch with masks beside a loop over its items",
+        [
+            batch_and_loop(kernel, size, damp, method, 1 if quick else 3)
+            for kernel in kernels
+            for damp in damps
+            for method in ("border", "auto")
+        ],
+        "Time of one solve of four items with a mask each, in units of that of four solves. '!': not converged.",
+    )
     yield Table(
         "Weights that vary by a ratio",
         [

@@ -109,7 +109,9 @@ class MissingPlan:
             assert terms is not None  # the plan is that of A with them
             penalty = Penalty(self.core, terms, self.damp / self._ratio)
         if inner is not None:
-            self.blocks = MissingBlocks(self.core, self.damp / self._ratio, self.missing, penalty)
+            common = rows.missing()  # items that miss the same outputs share their blocks
+            missing = self.missing if common is None else common
+            self.blocks = MissingBlocks(self.core, self.damp / self._ratio, missing, penalty)
         self.space = ItemSpace(self.core.out_shape, self.core.dtype, self.core.device)
 
     # ------------------------------------------------------------------ answers
@@ -214,10 +216,10 @@ class MissingPlan:
         filled, iterations = data, torch.zeros(batch, dtype=torch.int64, device=y.device)
         least = torch.maximum(rtol * norm, tolerances.atol / (unit * self._ratio))
         rounding = torch.finfo(data.dtype).eps * norm
-        reach = tolerances.null_share * mu / divide(space.norm(image), inputs.norm(x))
         for _ in range(3):  # what rounding has left is made up for from there
             objective = space.inner(filled, filled - image)
-            ranged = reach * inputs.norm(x)
+            # of this x: that of the data as they came, with zeros where none are, may be much longer than the answer
+            ranged = tolerances.null_share * mu * divide(inputs.norm(x).square(), space.norm(image))
 
             def bound(fallen: Tensor, objective: Tensor = objective, ranged: Tensor = ranged) -> Tensor:
                 total = torch.maximum((objective - fallen).clamp_min(0).sqrt(), least)
@@ -258,16 +260,29 @@ class MissingPlan:
             bound: the norm to which what is left of b has to fall, of how far the objective has.
             most: limit on the iterations.
         """
-        space = self.space
-        t, r, z = torch.zeros_like(b), b, self.blocks(b)
-        p, rho = z, space.inner(r, z)
+        # vectors hold the outputs that some item misses, a small part of all
+        item = len(self.core.out_shape)
+        places = self.missing.reshape(-1, self.core.out_numel).any(0).nonzero()[:, 0]
+        space = ItemSpace((len(places),), b.dtype, b.device)
+
+        def gathered(v: Tensor) -> Tensor:
+            return v.flatten(-item)[..., places]
+
+        def placed(v: Tensor) -> Tensor:
+            whole = v.new_zeros(*v.shape[:-1], self.core.out_numel)
+            whole[..., places] = v
+            return whole.unflatten(-1, self.core.out_shape)
+
+        missing = gathered(self.missing)
+        r, z = gathered(b), gathered(self.blocks(b))
+        t, p, rho = torch.zeros_like(r), z, space.inner(r, z)
         fallen = torch.zeros_like(rho)
         count = torch.zeros(rho.shape, dtype=torch.int64, device=b.device)
         for _ in range(most):
             active = (space.norm(r) > bound(fallen)) & (rho > 0)
             if not bool(active.any()):
                 break
-            q = p - torch.where(self.missing, self.core.apply(self.inner.apply(p)), 0)
+            q = p - torch.where(missing, gathered(self.core.apply(self.inner.apply(placed(p)))), 0)
             curvature = space.inner(p, q)
             active = active & (curvature > 0)
             alpha = divide(rho, curvature) * active
@@ -275,10 +290,10 @@ class MissingPlan:
             r = r - space.spread(alpha) * q
             fallen = fallen + alpha * rho
             count = count + active
-            z = self.blocks(r)
+            z = gathered(self.blocks(placed(r)))
             new = space.inner(r, z)
             p, rho = z + space.spread(divide(new, rho)) * p, torch.where(active, new, 0)
-        return t, count
+        return placed(t), count
 
     def _over_inputs(self, values: Tensor) -> Tensor:
         return values.reshape(*values.shape, *(1 for _ in self.core.in_shape))

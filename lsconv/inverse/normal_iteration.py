@@ -219,7 +219,7 @@ class NormalIteration:
             size = space.norm(g)
             waited = torch.where(size < 0.9 * best, 0, waited + 1)
             best = torch.minimum(best, size)
-            active = (size > bound(x, image, norm)) & (waited < 100)
+            active = (size > bound(x, image, norm)) & (waited < 100 + iterations // 2)
             if not bool(active.any()):
                 break
             z = self.inverse(g, 1e-3)[0]

@@ -26,6 +26,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.adjoint_plan import AdjointPlan
 from lsconv.inverse.dense_stack import DenseStack
 from lsconv.inverse.krylov_choice import krylov_plan
+from lsconv.inverse.masks_per_item import MasksPerItemPlan
 from lsconv.inverse.missing import MissingBorderPlan, MissingPlan, are_scattered
 from lsconv.inverse.plans import (
     KRYLOV,
@@ -90,7 +91,9 @@ def route(
                                                                 otherwise LSMR
     mask, crop or constant diagonal before one of these,        the plan of the whole, and conjugate gradients on the
     damped, that leaves out less than 40 % and no large gap     outputs left out (:class:`MissingPlan`); or these as
-                                                                cells of the border (:class:`MissingBorderPlan`)
+                                                                cells of the border (:class:`MissingBorderPlan`), a
+                                                                border for each mask of a batch
+                                                                (:class:`MasksPerItemPlan`)
     adjoint of one of these (a transposed convolution)          the adjoint of its plan (:class:`AdjointPlan`)
     varying diagonal before a convolution, damped               conjugate gradients, preconditioned by the border of the
                                                                 mean weight (:class:`WeightedPlan`)
@@ -360,8 +363,9 @@ def _with_rows(
         inverse = core(inner).inverse
         # an answer on the border that has the missing outputs in it costs about two on the border alone
         if inverse.unknowns and inverse.expect(tuple(inverse.embedding.batch_shape), solves=2) is None:
-            with contextlib.suppress(MethodError):
-                return MissingBorderPlan(A, rows, damping, L)
+            for plan in (MissingBorderPlan, MasksPerItemPlan):
+                with contextlib.suppress(MethodError):
+                    return plan(A, rows, damping, L)
     return MissingPlan(A, rows, inner, damping, L)
 
 

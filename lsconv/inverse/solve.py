@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lsconv.border.plan import BorderPlan
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, MethodError
+from lsconv.inverse.normal_iteration import NormalIteration
 from lsconv.inverse.plans import KrylovPlan, Plan
 from lsconv.inverse.reduced_plan import core
 from lsconv.inverse.route import fallback, is_left_to_lsmr
@@ -89,8 +90,9 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
     plan = second.plan()
     if plan is None:
         return solution
-    unlimited = isinstance(plan, TrialPlan) or isinstance(core(second.first), TrialPlan)
-    limit = {"max_iter": _FALLBACK_ITERATIONS} if isinstance(plan, KrylovPlan) and not unlimited else {}
+    # LSMR is no last resort where another iteration has failed
+    iterated = isinstance(plan, TrialPlan) or isinstance(core(second.first), (TrialPlan, NormalIteration))
+    limit = {"max_iter": _FALLBACK_ITERATIONS} if isinstance(plan, KrylovPlan) and not iterated else {}
     asked = {name: value for name, value in options.items() if name in _COMMON}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -78,11 +78,16 @@ class MeasuredRows:
         return self.scale.abs().square()
 
     def uniform(self) -> Tensor | None:
-        """The one weight that all outputs in the data have, by batch item of ``scale``; None where they differ."""
+        """The one weight that all outputs in the data have; by batch item of ``scale`` where items have different ones.
+
+        None where an item has several.
+        """
         weights = self.weights.flatten(self.scale.ndim - len(self.core.out_shape))
         most = weights.amax(-1)
         least = torch.where(weights > 0, weights, torch.inf).amin(-1)
-        return most if bool((least >= most).all()) and bool((most > 0).all()) else None
+        if not (bool((least >= most).all()) and bool((most > 0).all())):
+            return None
+        return most.flatten()[0] if most.numel() and bool((most == most.flatten()[0]).all()) else most
 
     def missing(self, groups: int = 1) -> Tensor | None:
         """The outputs of A that no data are of, ``core.out_shape``; None where items or groups miss different ones.

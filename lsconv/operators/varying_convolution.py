@@ -23,7 +23,7 @@ from lsconv.operators.arguments import check_weight, positive_ints, resolve_padd
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.checks import require_finite
 from lsconv.operators.convolution import Convolution, may_cache
-from lsconv.operators.fft_convolution import transform_cost
+from lsconv.operators.fft_convolution import short_fft_length, transform_cost
 from lsconv.operators.padding import Pairs, check_pairs, pad, pad_adjoint
 from lsconv.operators.transforms import transforming
 from lsconv.operators.windows import add_windows, placed, read_windows
@@ -216,8 +216,8 @@ class VaryingConvolution(LinearOperator):
         """The transforms of one application and one adjoint, as ``transform_cost`` counts them."""
         windows, count = self._windows(), len(self.kernels)
         if windows is not None:
-            return 4 * count * transform_cost(windows.core.spatial_in)
-        padded = [n + sum(pair) for n, pair in zip(self.spatial_in, self.padding, strict=True)]
+            return 4 * count * transform_cost(list(map(short_fft_length, windows.core.spatial_in)))
+        padded = [short_fft_length(n + sum(pair)) for n, pair in zip(self.spatial_in, self.padding, strict=True)]
         return 2 * (count + 1) * transform_cost(padded)
 
     # ------------------------------------------------------------------ what is kept

@@ -69,10 +69,12 @@ class Axis:
         start = self.start(tile, periodic) - self.margin
         places = torch.arange(start, start + self.size(periodic), dtype=torch.float64) + 0.5
         ramps = [((places - edge + self.overlap) / (2 * self.overlap)).clamp(0, 1) for edge in (first, last)]
+        # sines, because the root of a straight ramp has a steep end, which what a tile leaves out shows through
+        ramps = [(math.pi / 2 * ramp).sin().square() for ramp in ramps]
         if not self.margin:
             ramps[0] = torch.ones_like(places) if tile == 0 else ramps[0]
             ramps[1] = torch.zeros_like(places) if tile == self.count - 1 else ramps[1]
-        return (ramps[0] - ramps[1]).sqrt()
+        return (ramps[0] - ramps[1]).clamp_min(0).sqrt()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ degraded by spatially variant blur", SIAM J. Sci. Comput. 19 (1998), for local k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,15 +92,15 @@ class SchwarzInverse:
         inside, edge = layout.counts
         half_open = A.padding_mode == "zeros" and not any(map(any, A.padding))
         tiles = edge * transform_cost(layout.size(False)) * (10 if half_open else 60)  # a saddle point costs more
-        setup = 12 * tiles
+        setup = 18 * tiles
         tiles += 5 * inside * transform_cost(layout.size(True))
         return setup + local.iterations * (tiles + A.work)
 
     def _estimate_of_lsmr(self) -> float:
-        """The transforms of LSMR, whose iterations are in proportion to ``||A|| / damp``."""
+        """The fewest transforms that LSMR may take, whose iterations are nearly in proportion to ``||A|| / damp``."""
         local = self.local
         largest = local.norm * float(local.weights.amax()) ** 0.5
-        return (10 + 3.4 * largest / float(self.damp.amin())) * self.A.work
+        return (6.5 + 4.2 * (largest / float(self.damp.amin())) ** 0.85) * self.A.work
 
     # ------------------------------------------------------------------ the inverse
 
@@ -176,16 +177,19 @@ class SchwarzInverse:
             if mirror is not None or not Penalty.serves(core, terms):
                 raise MethodError(f"L: {self.L!r} and {A!r} are not convolutions on one grid")
             inverse = normal_inverse(core, 0.0, floor=floor, penalty=Penalty(core, terms, damp))
-        inverse.expect(tuple(inverse.embedding.batch_shape), 10)
+        inverse.expect(tuple(inverse.embedding.batch_shape), math.ceil(self.local.iterations))
         return inverse
 
     def describe(self) -> str:
-        """Tiles, overlap and memory, for the ``repr`` of a plan."""
+        """Tiles, overlap, the forecast and memory, for the ``repr`` of a plan."""
         count = " x ".join(str(axis.count) for axis in self.layout.axes)
         factor = self.local.factor
         raised = f", damp raised up to {factor:.2g} times" if factor > 1 else ""
         nbytes = sum(group.inverse.nbytes for group in self.groups)
-        return f"{count} tiles overlapping by {self.layout.axes[0].overlap}{raised}, factors={nbytes / 2**20:.1f} MiB"
+        return (
+            f"{count} tiles overlapping by {self.layout.axes[0].overlap}{raised}, about {self.local.iterations:.0f} "
+            f"iterations expected, factors={nbytes / 2**20:.1f} MiB"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import lsconv
+from lsconv.border.missing_blocks import MissingBlocks
+from lsconv.inverse.masks_per_item import MasksPerItemPlan
 from lsconv.inverse.missing import MissingBorderPlan, MissingPlan
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.operators.base import LinearOperator
@@ -167,6 +169,76 @@ def test_every_item_has_a_mask_a_damp_and_a_status_of_its_own() -> None:
         assert apart(solution.x[:, item], expected) < 1e-8
     alone = lsconv.lstsq(lsconv.Mask(keep[2]) @ A, y[:, 2], damp=0.01)
     assert apart(solution.x[:, 2], alone.x) < 1e-8
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("method", ["auto", "border"])
+def test_items_with_masks_of_their_own_share_a_plan(alike: bool, method: str) -> None:
+    A = CONVOLUTIONS["separable"]
+    keep = torch.rand(3, *A.out_shape, generator=torch.Generator().manual_seed(2)) > 0.1
+    keep = keep[:1].expand(keep.shape).clone() if alike else keep
+    y = kernel(2, 3, *A.out_shape)
+    plan = route(lsconv.Mask(keep, 1) @ A, 0.1, method=method)
+    assert isinstance(plan, MissingPlan)
+    assert plan.inner.damp.ndim == 0
+    assert (len(plan.blocks.index) == len(MissingBlocks(A, plan.damp, ~keep[0]).index)) == alike
+    solution = lsconv.lstsq(A, torch.where(keep, y, torch.nan), damp=0.1, observed=keep, method=method)
+    assert solution.converged.shape == (2, 3)
+    for item in range(3):
+        expected = minimiser(lsconv.Mask(keep[item]) @ A, torch.where(keep[item], y[:, item], 0), 0.1)
+        assert apart(solution.x[:, item], expected) < 1e-8
+
+
+def test_items_with_the_same_mask_go_through_one_border() -> None:
+    A = CONVOLUTIONS["valid"]
+    keep = torch.rand(A.out_shape, generator=torch.Generator().manual_seed(2)) > 0.1
+    y = kernel(3, *A.out_shape)
+    B = lsconv.Mask(keep.expand(3, *keep.shape).clone(), 1) @ A
+    plan = MissingBorderPlan(B, MeasuredRows.of(B), 0.1)
+    expected = minimiser(lsconv.Mask(keep) @ A, torch.where(keep, y, 0), 0.1)
+    solution = plan.solve(torch.where(keep, y, 0))
+    assert solution.converged.shape == (3,)
+    assert bool(solution.converged.all())
+    assert apart(solution.x, expected) < 1e-8
+
+
+@pytest.mark.parametrize("with_penalty", [False, True])
+def test_every_mask_may_have_a_border_of_its_own(with_penalty: bool) -> None:
+    A = CONVOLUTIONS["valid"]
+    L = lsconv.Gradient(A.in_shape).to(dtype=F64) if with_penalty else None
+    keep = torch.rand(4, *A.out_shape, generator=torch.Generator().manual_seed(2)) > 0.1
+    keep[2] = keep[0]
+    B, y = 2 * lsconv.Mask(keep, 1) @ A, kernel(2, 4, *A.out_shape)
+    plan = MasksPerItemPlan(B, MeasuredRows.of(B), 0.1, L)
+    assert len(plan.plans) == 3
+    prior = kernel(*A.in_shape) if with_penalty else None
+    solution = plan.solve(torch.where(keep, y, 0), x_prior=prior)
+    assert bool(solution.converged.all())
+    g, v = kernel(2, 4, *A.in_shape), kernel(2, 4, *A.out_shape)
+    for item in range(4):
+        own = 2 * lsconv.Mask(keep[item]) @ A
+        expected = minimiser(own, torch.where(keep[item], y[:, item], 0), 0.1, L, prior)
+        assert apart(solution.x[:, item], expected) < 1e-7
+        M, D = own.to_dense(), torch.eye(A.in_numel, dtype=F64) if L is None else L.to_dense()
+        normal = M.mH @ M + 0.01 * D.mH @ D
+        expected = torch.linalg.solve(normal, g[:, item].flatten(1).mT).mT.reshape(g[:, item].shape)
+        assert apart(plan.normal_solve(g)[:, item], expected) < 1e-7
+    images = plan.apply(torch.where(keep, v, 0))
+    assert apart((images * g).sum(), (torch.where(keep, v, 0) * plan.adjoint(g)).sum()) < 1e-7
+    with pytest.raises(lsconv.MethodError, match="one damp and one kernel"):
+        MasksPerItemPlan(B, MeasuredRows.of(B), torch.full((4,), 0.1, dtype=F64), L)
+
+
+def test_a_small_damp_needs_no_second_opinion() -> None:
+    """The answer to the data with zeros in them is far longer than that to the measured ones, and sets no tolerance."""
+    A = lsconv.blur_operator(torch.ones(9, 9, dtype=F64) / 81, (48, 48))
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(A.out_shape, generator=generator) > 0.02
+    y = A(torch.rand(A.in_shape, dtype=F64, generator=generator))
+    y = y + 0.01 * torch.randn(A.out_shape, dtype=F64, generator=generator)
+    plan = route(lsconv.Mask(keep, dtype=F64) @ A, 1e-3)
+    assert isinstance(plan, MissingPlan)
+    assert bool(plan.solve(torch.where(keep, y, 0)).converged)
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1.0, 1e30])

@@ -139,6 +139,7 @@ def test_the_route_takes_tiles_where_they_pay_and_says_so() -> None:
     explained = lsconv.explain(A, 1e-3)
     assert "tiles with the kernel of their place" in explained.reasons[0]
     assert "tiles overlapping" in explained.plan
+    assert "iterations expected" in explained.plan
 
 
 def test_tiles_take_far_fewer_iterations_than_lsmr() -> None:
@@ -160,3 +161,17 @@ def test_total_variation_reaches_the_same_objective_as_without_tiles() -> None:
     hidden = lsconv.FromFunctions(A.in_shape, A.out_shape, A.apply, A.adjoint, dtype=F64)
     other = lsconv.total_variation(hidden, y, 1e-3, rtol=1e-5)
     torch.testing.assert_close(solution.x, other.x, rtol=1e-2, atol=1e-3)
+
+
+def test_smooth_windows_take_few_iterations() -> None:
+    """Windows with steep ends would take 20."""
+    places = torch.arange(15, dtype=F64) - 7
+    profiles = [torch.exp(-0.5 * (places / sigma) ** 2) for sigma in (1.5, 1.8, 1.8, 2.1)]
+    kernels = torch.stack([p[:, None] * p / p.sum() ** 2 for p in profiles])
+    A = lsconv.VaryingConvolution.from_grid(kernels, list(itertools.product((40.0, 120.0), (40.0, 120.0))), (174, 174))
+    generator = torch.Generator().manual_seed(0)
+    y = A(torch.rand(A.in_shape, dtype=F64, generator=generator))
+    y = y + 0.01 * torch.randn(y.shape, dtype=F64, generator=generator)
+    solution = VaryingPlan(A, 1e-2).solve(y, rtol=1e-3)
+    assert bool(solution.converged)
+    assert int(solution.iterations) <= 10
