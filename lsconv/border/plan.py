@@ -171,14 +171,13 @@ class BorderPlan:
 
     def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: Outer | None = None) -> Solution:
         arithmetic = self.factors if outer is None else self.precise.dtype
+        norm = self._least_norm if outer is None else torch.maximum(outer.norm_a * self.unit, self._least_norm)
         bare = Judge(
             self.precise,
             tolerances,
             self.damp,
             self.A.dtype,
-            operator_norm=self._least_norm
-            if outer is None
-            else torch.maximum(outer.norm_a * self.unit, self._least_norm),
+            operator_norm=norm,
             norm_bound=self._norm,
             rcond=self.rcond,
             thorough=not bool((self.damp > 0).all()),
@@ -243,9 +242,8 @@ class BorderPlan:
         return scaled / self.unit.reshape(*self.unit.shape, *(1 for _ in self.A.in_shape))
 
     def _null_share(self, tolerances: Tolerances) -> Tensor:
-        """The part in the null space of A that x may have: none where only the certificate excludes one."""
-        share = tolerances.null_share
-        damped = self.damp > 0
+        """The part in the null space of A that x may have; 0 where undamped, for :meth:`_sees_null_space` to decide."""
+        share, damped = tolerances.null_share, self.damp > 0
         if self.inverse.side == "residual":
             return torch.where(damped, share, torch.inf)
         # Where A has as many outputs as inputs, errors along small singular values are of the same size. Factors with a
@@ -274,6 +272,16 @@ class BorderPlan:
         factors = self._trusted(y, self.A.out_shape)
         x = self._run(y=y, rtol=rtol).x if factors is None else self._scaled_back(factors.solution(y))
         return self._corrected(x, y, Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), 0.0))
+
+    @torch.no_grad()
+    def remainder(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``y - A x``, which is ``mu (A A^H + mu)^{-1} y``; in one pass where there are factors."""
+        wide = y.detach().to(self.precise.dtype)
+        factors = self._trusted(wide, self.A.out_shape)
+        if factors is None or self.inverse.side == "solution":
+            return (wide - self.precise.apply(self._applied(wide, rtol))).to(self.A.dtype)
+        mu = self.scaled_damp.square().reshape(*self.damp.shape, *(1 for _ in self.A.out_shape))
+        return (factors.normal(wide) * mu).to(self.A.dtype)
 
     @torch.no_grad()
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:

@@ -26,6 +26,7 @@ from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import least_shift
 from lsconv.border.outer_iteration import iterated
 from lsconv.border.penalty import Penalty, as_convolutions
+from lsconv.border.plan import BorderPlan
 from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.errors import MethodError
 from lsconv.factored.normal_equations import NormalEquationsPlan
@@ -219,7 +220,8 @@ class MissingPlan:
         for _ in range(3):  # what rounding has left is made up for from there
             objective = space.inner(filled, filled - image)
             # of this x: that of the data as they came, with zeros where none are, may be much longer than the answer
-            ranged = tolerances.null_share * mu * divide(inputs.norm(x).square(), space.norm(image))
+            gain = divide(inputs.norm(self.core.adjoint(left)), space.norm(left))
+            ranged = tolerances.null_share / 2 * mu * divide(inputs.norm(x), gain)
 
             def bound(fallen: Tensor, objective: Tensor = objective, ranged: Tensor = ranged) -> Tensor:
                 total = torch.maximum((objective - fallen).clamp_min(0).sqrt(), least)
@@ -273,6 +275,11 @@ class MissingPlan:
             whole[..., places] = v
             return whole.unflatten(-1, self.core.out_shape)
 
+        def remainder(v: Tensor) -> Tensor:
+            if isinstance(self.inner, BorderPlan):
+                return self.inner.remainder(v)
+            return v - self.core.apply(self.inner.apply(v))
+
         missing = gathered(self.missing)
         r, z = gathered(b), gathered(self.blocks(b))
         t, p, rho = torch.zeros_like(r), z, space.inner(r, z)
@@ -282,7 +289,7 @@ class MissingPlan:
             active = (space.norm(r) > bound(fallen)) & (rho > 0)
             if not bool(active.any()):
                 break
-            q = p - torch.where(missing, gathered(self.core.apply(self.inner.apply(placed(p)))), 0)
+            q = torch.where(missing, gathered(remainder(placed(p))), p)
             curvature = space.inner(p, q)
             active = active & (curvature > 0)
             alpha = divide(rho, curvature) * active

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.border.missing_blocks import MissingBlocks
+from lsconv.border.plan import BorderPlan
 from lsconv.inverse.masks_per_item import MasksPerItemPlan
 from lsconv.inverse.missing import MissingBorderPlan, MissingPlan
 from lsconv.inverse.route import penalty_plan, route
@@ -229,16 +230,30 @@ def test_every_mask_may_have_a_border_of_its_own(with_penalty: bool) -> None:
         MasksPerItemPlan(B, MeasuredRows.of(B), torch.full((4,), 0.1, dtype=F64), L)
 
 
-def test_a_small_damp_needs_no_second_opinion() -> None:
+@pytest.mark.parametrize(("damp", "mean"), [(1e-3, 0.0), (1e-3, 0.5), (3e-4, 0.0)])
+def test_a_small_damp_needs_no_second_opinion(damp: float, mean: float) -> None:
     """The answer to the data with zeros in them is far longer than that to the measured ones, and sets no tolerance."""
     A = lsconv.blur_operator(torch.ones(9, 9, dtype=F64) / 81, (48, 48))
     generator = torch.Generator().manual_seed(0)
     keep = torch.rand(A.out_shape, generator=generator) > 0.02
-    y = A(torch.rand(A.in_shape, dtype=F64, generator=generator))
+    y = A(torch.randn(A.in_shape, dtype=F64, generator=generator) + 4 * mean)
     y = y + 0.01 * torch.randn(A.out_shape, dtype=F64, generator=generator)
-    plan = route(lsconv.Mask(keep, dtype=F64) @ A, 1e-3)
+    plan = route(lsconv.Mask(keep, dtype=F64) @ A, damp)
     assert isinstance(plan, MissingPlan)
     assert bool(plan.solve(torch.where(keep, y, 0)).converged)
+
+
+def test_what_an_answer_leaves_of_the_data_is_found_in_one_pass() -> None:
+    A = lsconv.blur_operator(torch.rand(7, 7, dtype=F64) / 49, (40, 44))
+    y = torch.randn(2, *A.out_shape, dtype=F64, generator=torch.Generator().manual_seed(0))
+    for damp in (0.1, 1e-3):
+        plan = route(A, damp)
+        assert isinstance(plan, BorderPlan)
+        plan.inverse.expect((2,), solves=1000)
+        expected = y - A(plan.apply(y))
+        assert (plan.remainder(y) - expected).norm() < 1e-9 * y.norm()
+        wide = A.to(dtype=torch.float32)
+        assert apart(BorderPlan(wide, damp).remainder(y.float()).double(), expected) < 1e-4
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1.0, 1e30])
