@@ -153,15 +153,15 @@ class CostModel:
 
 
 def expected_iterations(condition: float) -> float:
-    """The iterations that a border is expected to take: the binary logarithm of the condition of the normal equations.
+    """The iterations that a border is expected to take: 1.5 times the binary logarithm of the condition.
 
-    With the Schwarz preconditioner their number grows with that logarithm, and not with the root of the condition
-    (``python -m benchmarks border_iteration``).
+    With the Schwarz preconditioner their number grows with that logarithm, and not with the root of the condition: most
+    blurs take 0.8 to 3 times it. Where the factors cost as much, they leave the cheaper plan behind.
 
     Args:
         condition: of the normal equations, the square of that of A with its damping.
     """
-    return math.log2(max(condition, 1.0))
+    return 1.5 * math.log2(max(condition, 1.0))
 
 
 def dense_cost(size: int, *, definite: bool) -> FactorCost:
