@@ -143,6 +143,10 @@ def _deepinv_prox(content: Content) -> list[Table]:
     return [Table(t["title"], _chosen(t["rows"], columns)) for t in content["tables"]]
 
 
+def _semi_blind(content: Content) -> list[Table]:
+    return [Table(t["title"], list(t["rows"])) for t in content["tables"] if "Every case" not in t["title"]]
+
+
 # Of each block the file of results, and what makes tables of it.
 BLOCKS: dict[str, tuple[str, Callable[[Content], list[Table]]]] = {
     "headline": ("question", _headline),
@@ -158,5 +162,10 @@ BLOCKS: dict[str, tuple[str, Callable[[Content], list[Table]]]] = {
     "routes": ("routes", _routes),
     "uncertainty": ("uncertainty", _whole),
     "deepinv_prox": ("deepinv_prox", _deepinv_prox),
+    "missing": ("missing", _whole),
+    "varying": ("varying", _whole),
+    "semi_blind": ("semi_blind", _semi_blind),
+    "stacks": ("stacks", _whole),
+    "scale_out": ("scale_out", _whole),
 }
 PAGES = ("README.md", "docs/benchmarks.md")

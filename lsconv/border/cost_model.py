@@ -41,9 +41,9 @@ __all__ = [
     "dense_cost",
     "expected_iterations",
     "free_bytes",
+    "items_at_once",
     "plan_bytes",
     "spared",
-    "together",
     "whole_cost",
 ]
 
@@ -321,7 +321,7 @@ def allowed_bytes(limit: int | None, device: torch.device) -> int:
     return int(0.6 * free_bytes(device)) if limit is None else limit
 
 
-def together(arrays: int, vectors: int, device: torch.device) -> int:
+def items_at_once(arrays: int, vectors: int, device: torch.device) -> int:
     """The number of right-hand sides that are solved for at once.
 
     On a CPU as many as have arrays that its allocator reuses, elsewhere as many as half of the free memory holds with

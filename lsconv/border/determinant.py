@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border
 from lsconv.border.influence import EXACT_UNKNOWNS
-from lsconv.border.penalty import Penalty, Term
+from lsconv.border.penalty import Filter, Penalty
 from lsconv.errors import PlanMemoryError
 from lsconv.fourier.batched_linalg import frobenius, slogdet, solve
 from lsconv.fourier.embedding import Embedding
@@ -221,7 +221,7 @@ def twisted(convolution: Convolution, grid: tuple[int, ...], turns: float = 0.5)
 
 
 def _stacked(
-    A: Convolution, terms: list[Term], damp: Tensor, batch_shape: tuple[int, ...]
+    A: Convolution, terms: list[Filter], damp: Tensor, batch_shape: tuple[int, ...]
 ) -> tuple[FrequencyMatrices, Embedding, list[list[list[int]]]]:
     """The symbol of ``[A; damp L]``, its grid and the border of its outputs."""
     stacked = Penalty(A, terms, damp, tight=True)
@@ -244,7 +244,7 @@ def _regular(S: Tensor, most: float = 1e4) -> bool:
 def truncated_normal(
     A: Convolution,
     batch_shape: tuple[int, ...],
-    penalty: tuple[list[Term], Tensor] | None = None,
+    penalty: tuple[list[Filter], Tensor] | None = None,
     dropped: Tensor | None = None,
     *,
     max_unknowns: int | None = EXACT_UNKNOWNS,
@@ -269,7 +269,7 @@ def truncated_normal(
         S, embedding, out_border = _stacked(A, *penalty, batch_shape)
         if embedding.axes[0].constrained and not _regular(S.matrices):
             grid = embedding.grid
-            terms = [Term(twisted(term.convolution, grid), term.factor) for term in penalty[0]]
+            terms = [Filter(twisted(term.convolution, grid), term.factor) for term in penalty[0]]
             S, embedding, out_border = _stacked(twisted(A, grid), terms, penalty[1], batch_shape)
     outputs = Border(embedding.grid, out_border, torch.device("cpu")).mask
     inputs = Border(embedding.grid, embedding.input_border(), torch.device("cpu")).mask

@@ -41,8 +41,8 @@ from lsconv.border.cost_model import (
     allowed_bytes,
     cheapest_grid,
     expected_iterations,
+    items_at_once,
     spared,
-    together,
     whole_cost,
 )
 from lsconv.border.direct.direct_pass import DirectInverse
@@ -176,7 +176,7 @@ class CirculantInverse(NormalInverse):
         embedding, residual = self.embedding, self.side == "residual"
         batch, _ = embedding.rest(tuple(f.shape[: f.ndim - embedding.ndim - 1]))
         t = embedding.outputs_to_grid(f) if residual else embedding.inputs_to_grid(f)
-        many = together(math.prod(t.shape[1:]) * t.element_size(), 0, t.device)
+        many = items_at_once(math.prod(t.shape[1:]) * t.element_size(), 0, t.device)
         parts = [self.inverse.on_grid(part) for part in t.split(many)]
         z = parts[0] if len(parts) == 1 else torch.cat(parts)
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
@@ -312,7 +312,7 @@ class BorderInverse(NormalInverse):
         t = embedding.outputs_to_grid(f_in) if residual else embedding.inputs_to_grid(f_in)
         each = self.embedding.blocks * t.element_size()
         arrays = each * max(t.shape[2], self.system.rows) * math.prod(t.shape[3:])
-        many = together(arrays, each * self.on_border.work_vectors * self.border.size, t.device)
+        many = items_at_once(arrays, each * self.on_border.work_vectors * self.border.size, t.device)
         if many < t.shape[0] and isinstance(tolerance, float):
             starts: Sequence[Tensor | None] = [None] * t.shape[0] if start is None else start.split(many)
             found = [self._solve(part, tolerance, max_iter, u) for part, u in zip(t.split(many), starts, strict=False)]

@@ -28,7 +28,7 @@ from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
-__all__ = ["Outer", "Plan", "confirmed", "iterated", "settled"]
+__all__ = ["Bordered", "Outer", "confirmed", "iterated", "settled"]
 
 _OUTER_LIMIT = 40
 # An item ends after so many steps without halving. A recursion in float32, which loses digits against the remainder
@@ -46,7 +46,7 @@ _FIRST_GAIN = 30.0
 _FIRST_GUESS = 0.1
 
 
-class Plan(Protocol):
+class Bordered(Protocol):
     """The part of a plan that the outer iteration needs."""
 
     scaled_damp: Tensor
@@ -76,7 +76,7 @@ class Outer:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Bordered,
         *,
         tolerances: Tolerances,
         y: Tensor | None = None,
@@ -277,7 +277,7 @@ class Outer:
         return self._scaled_back(self.image, self.image_space)
 
 
-def iterated(plan: Plan, **options: Any) -> Outer:
+def iterated(plan: Bordered, **options: Any) -> Outer:
     """The outer iteration, run; once more without factors of the border that have lost too many digits for it."""
     outer = Outer(plan, **options)
     outer.run()

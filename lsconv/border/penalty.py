@@ -38,14 +38,14 @@ _FAST_FACTOR, _GROWTH = 13, 0.15
 
 
 @dataclass(frozen=True)
-class Term:
+class Filter:
     """One convolution of a penalty, with a factor that is a number or one per batch item."""
 
     convolution: Convolution
     factor: Tensor
 
 
-def as_convolutions(L: LinearOperator, spatial_ndim: int) -> list[Term] | None:
+def as_convolutions(L: LinearOperator, spatial_ndim: int) -> list[Filter] | None:
     """L as convolutions stacked on one another (up to rows that are zero), or None where it is none.
 
     Args:
@@ -55,9 +55,9 @@ def as_convolutions(L: LinearOperator, spatial_ndim: int) -> list[Term] | None:
     one = torch.ones((), dtype=L.dtype, device=L.device)
     if isinstance(L, Scaled):
         inner = as_convolutions(L.operator, spatial_ndim)
-        return None if inner is None else [Term(term.convolution, term.factor * L.alpha) for term in inner]
+        return None if inner is None else [Filter(term.convolution, term.factor * L.alpha) for term in inner]
     if isinstance(L, VStack):
-        terms: list[Term] = []
+        terms: list[Filter] = []
         for part in L.operators:
             inner = as_convolutions(part, spatial_ndim)
             if inner is None:
@@ -68,16 +68,16 @@ def as_convolutions(L: LinearOperator, spatial_ndim: int) -> list[Term] | None:
         return None
     if isinstance(L, Convolution):
         served = all(s == 1 for s in L.stride) and L.padding_mode in ("zeros", "circular") and Embedding.exists(L)
-        return [Term(L, one)] if served else None
+        return [Filter(L, one)] if served else None
     if isinstance(L, Identity):
         weight = torch.ones(L.in_shape[0], *(1,) * (spatial_ndim + 1), dtype=L.dtype, device=L.device)
-        return [Term(Convolution(weight, L.in_shape[1:], groups=L.in_shape[0]), one)]
+        return [Filter(Convolution(weight, L.in_shape[1:], groups=L.in_shape[0]), one)]
     if isinstance(L, (Gradient, Laplacian)) and L.ndim == spatial_ndim:
         return _differences(L, one)
     return None
 
 
-def _differences(L: Gradient | Laplacian, one: Tensor) -> list[Term] | None:
+def _differences(L: Gradient | Laplacian, one: Tensor) -> list[Filter] | None:
     if isinstance(L, Laplacian) and L.boundary == "neumann":
         return None  # its rows at the edge are no crop of those inside
     terms = []
@@ -95,7 +95,7 @@ def _differences(L: Gradient | Laplacian, one: Tensor) -> list[Term] | None:
         weight = kernel.expand(channels, 1, *kernel.shape)
         mode = "circular" if L.boundary == "periodic" else "zeros"
         terms.append(
-            Term(Convolution(weight, L.in_shape[1:], padding=padding, groups=channels, padding_mode=mode), one)
+            Filter(Convolution(weight, L.in_shape[1:], padding=padding, groups=channels, padding_mode=mode), one)
         )
     return terms or None
 
@@ -116,10 +116,10 @@ class Penalty:
         batch_shape: the batch dimensions of the factors.
     """
 
-    def __init__(self, convolution: Convolution, terms: Sequence[Term], damp: Tensor, *, tight: bool = False) -> None:
+    def __init__(self, convolution: Convolution, terms: Sequence[Filter], damp: Tensor, *, tight: bool = False) -> None:
         self._given = convolution, terms, damp
         self.convolution = convolution = _unwrapped(convolution)
-        terms = [Term(_unwrapped(term.convolution), term.factor) for term in terms]
+        terms = [Filter(_unwrapped(term.convolution), term.factor) for term in terms]
         self.terms = [(term.convolution, term.factor * damp.to(term.factor.real.dtype)) for term in terms]
         self.batch_shape = tuple(broadcast_shapes(*(factor.shape for _, factor in self.terms)))
         parts = [convolution, *(term.convolution for term in terms)]
@@ -149,7 +149,7 @@ class Penalty:
         wide = double(convolution.dtype)
         return Penalty(
             convolution.to(dtype=wide),
-            [Term(term.convolution.to(dtype=wide), term.factor.to(double(term.factor.dtype))) for term in terms],
+            [Filter(term.convolution.to(dtype=wide), term.factor.to(double(term.factor.dtype))) for term in terms],
             damp,
             tight=True,
         )
@@ -160,7 +160,7 @@ class Penalty:
         return Embedding(self.convolution, self.grid, batch_shape, only_read=True, constrained=self.constrained)
 
     @staticmethod
-    def serves(convolution: Convolution, terms: Sequence[Term]) -> bool:
+    def serves(convolution: Convolution, terms: Sequence[Filter]) -> bool:
         """Tell whether A and L are crops of block-circulant operators on one grid and with the same blocks."""
         if any(s != 1 for s in convolution.stride) or convolution.padding_mode not in ("zeros", "circular"):
             return False

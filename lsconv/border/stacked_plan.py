@@ -25,7 +25,7 @@ from lsconv.border.direct.direct_pass import ONE_PASS
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import least_shift, needs_double
 from lsconv.border.outer_iteration import Outer, confirmed, iterated, settled
-from lsconv.border.penalty import Penalty, Term, as_convolutions
+from lsconv.border.penalty import Filter, Penalty, as_convolutions
 from lsconv.errors import ArgumentError, MethodError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
@@ -98,7 +98,7 @@ class StackedPlan:
         self.scaled_damp = torch.zeros_like(self.damp)
         self.read: Tensor | None = None  # L reads every input
 
-    def _factor(self, scaled: Convolution, terms: Sequence[Term]) -> tuple[torch.dtype, NormalInverse]:
+    def _factor(self, scaled: Convolution, terms: Sequence[Filter]) -> tuple[torch.dtype, NormalInverse]:
         """The factors, and their real dtype: double where single precision would lose too much."""
         real, damp = scaled.weight.real.dtype, self.damp / self.unit
         allowed = allowed_bytes(self._memory_limit, self.A.device)

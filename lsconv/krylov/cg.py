@@ -142,5 +142,5 @@ class _CG(Method):
         z = self.M.apply(self.r)
         square = self.space.inner(self.r, z)
         small = torch.finfo(self.space.dtype).eps * r_norm * self.space.norm(z)
-        self.failure = self.failure | ((square <= small) & (r_norm > 0)) * Cause.KERNEL
+        self.failure = self.failure | ((square <= small) & (r_norm > 0)) * Cause.NOT_DEFINITE
         return z, root(square)

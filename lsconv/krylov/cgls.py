@@ -118,7 +118,7 @@ class _CGLS(Method):
         self.unit: Scalar = binary_unit(self.codomain.safe_norm(r))
         self.r = self.codomain.scale(r, 1 / self.unit)
         self.x = self.domain.scale(problem.start(x), 1 / self.unit)
-        self.failure = None if self.M is None and self.N is None else (self.unit < 0) * Cause.KERNEL
+        self.failure = None if self.M is None and self.N is None else (self.unit < 0) * Cause.NOT_DEFINITE
         self.operator_norm = self.weighted_norm = self.carried = 0 * self.unit
         g, self.root = self._gradient()
         self.p = g * self.domain.spread(divide(active, self.root))
@@ -193,7 +193,7 @@ class _CGLS(Method):
         square, norm = space.inner(v, image), space.norm(v)
         if self.failure is not None:
             small = torch.finfo(space.dtype).eps * norm * space.norm(image)
-            self.failure = self.failure | ((square <= small) & (norm > 0)) * Cause.KERNEL
+            self.failure = self.failure | ((square <= small) & (norm > 0)) * Cause.NOT_DEFINITE
         return root(square)
 
     def _residual_norm(self) -> Scalar:

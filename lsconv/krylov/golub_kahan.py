@@ -54,7 +54,7 @@ class GolubKahan:
         # Normalise first: in float32 the squares inside an inner product with M r could leave the range.
         self.raw_u = self.codomain.scale(r, divide(active, self.r_norm))
         self.u = self.raw_u
-        self.failure: Scalar | None = None if self.plain else (self.r_norm < 0) * Cause.KERNEL
+        self.failure: Scalar | None = None if self.plain else (self.r_norm < 0) * Cause.NOT_DEFINITE
         self.u_norm = self.v_norm = self.one = active * 0 + 1
         scale, self.u, self.u_norm = self._unit(self.raw_u, self.one, active, self.M, self.codomain)
         self.beta = self.r_norm * scale
@@ -111,7 +111,7 @@ def unit(
 
     Returns:
         The length that it had; P applied to the scaled vector; the scaled vector's Euclidean norm, None for 1; and
-        :attr:`Cause.KERNEL` for the items that show P not to be positive definite, None without P.
+        :attr:`Cause.NOT_DEFINITE` for the items that show P not to be positive definite, None without P.
     """
     if P is None:
         if norm is None:
@@ -124,7 +124,7 @@ def unit(
     length = root(square)
     # Zero and negative lengths of nonzero vectors cannot come from a positive definite P; allow for rounding.
     small = torch.finfo(space.dtype).eps * norm * space.norm(image)
-    kernel = ((square <= small) & (norm > 0) & (active > 0)) * Cause.KERNEL
+    kernel = ((square <= small) & (norm > 0) & (active > 0)) * Cause.NOT_DEFINITE
     scale = divide(active, length)
     image = image * space.spread(scale)  # first: P may have given back its argument
     space.scale(raw, scale)

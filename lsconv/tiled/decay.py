@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.penalty import Term
+from lsconv.border.penalty import Filter
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 
@@ -36,7 +36,7 @@ class Decay:
         tails: ``tails[o]``, the share of the kernel farther than o cells along some axis, which falls.
     """
 
-    def __init__(self, A: Convolution, terms: Sequence[Term], damp: float, longest: int) -> None:
+    def __init__(self, A: Convolution, terms: Sequence[Filter], damp: float, longest: int) -> None:
         grid = [max(longest, 2 * k) for k in A.kernel_extent]
         S = _symbol(A, grid)
         normal = S.mH @ S

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.penalty import Term
+from lsconv.border.penalty import Filter
 from lsconv.operators.dtypes import double
 from lsconv.operators.varying_convolution import VaryingConvolution
 from lsconv.tiled.layout import Layout
@@ -46,7 +46,7 @@ class LocalKernels:
         layout: Layout,
         damp: Tensor,
         weights: Tensor | None = None,
-        terms: Sequence[Term] | None = None,
+        terms: Sequence[Filter] | None = None,
     ) -> None:
         self.layout = layout
         sampled = _samples(A.weights.detach().to(double(A.dtype)), self._places(A))  # tiles, samples, K
@@ -132,7 +132,7 @@ def _grid(kernel_size: Sequence[int]) -> list[int]:
     return [max(2 * k, 16) for k in kernel_size]
 
 
-def _size_of(term: Term, A: VaryingConvolution) -> Tensor:
+def _size_of(term: Filter, A: VaryingConvolution) -> Tensor:
     """``|L|^2`` of one term, summed over outputs and divided by inputs, on the grid of the transfer functions."""
     weight = term.convolution.weight.detach().to(double(A.dtype))
     axes = tuple(range(-A.ndim, 0))

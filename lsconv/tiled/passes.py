@@ -24,7 +24,7 @@ from torch import Tensor
 from lsconv.border.cost_model import Limits
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import least_shift
-from lsconv.border.penalty import Penalty, Term
+from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import NonFiniteError
 from lsconv.operators.convolution import Convolution
@@ -76,7 +76,7 @@ class Passes:
     def __init__(
         self,
         A: Convolution,
-        terms: Sequence[Term],
+        terms: Sequence[Filter],
         damp: float,
         axes: Sequence[Axis],
         overlap: Sequence[int],
@@ -91,7 +91,7 @@ class Passes:
         self.symmetric = symmetric
         wide = double(A.dtype)
         self.wide = A.to(dtype=wide)
-        self.wide_terms = [Term(t.convolution.to(dtype=wide), t.factor.to(wide)) for t in terms]
+        self.wide_terms = [Filter(t.convolution.to(dtype=wide), t.factor.to(wide)) for t in terms]
         reach = [
             max([k - 1, *(t.convolution.kernel_extent[a] - 1 for t in terms)]) for a, k in enumerate(A.kernel_extent)
         ]
@@ -100,7 +100,7 @@ class Passes:
         self.tiles = Regions(self.wide, axes, [max(o, 1) for o in overlap], wraps, others)
         self.step = 0
         self.tick: Callable[[str], None] = lambda what: None
-        self._convolutions: dict[tuple[Any, ...], tuple[Convolution, list[Term]]] = {}
+        self._convolutions: dict[tuple[Any, ...], tuple[Convolution, list[Filter]]] = {}
         self._inverses: dict[Kind, NormalInverse] = {}
 
     @property
@@ -316,11 +316,11 @@ class Passes:
             total += float(term.factor) ** 2 * term.convolution.adjoint(term.convolution.apply(x))
         return total
 
-    def _local(self, regions: Regions, kind: Kind) -> tuple[Convolution, list[Term]]:
+    def _local(self, regions: Regions, kind: Kind) -> tuple[Convolution, list[Filter]]:
         """The convolutions within regions of one kind, made once."""
         key = (regions.size, kind)
         if key not in self._convolutions:
-            terms = [Term(regions.convolution(kind, term.convolution), term.factor) for term in self.wide_terms]
+            terms = [Filter(regions.convolution(kind, term.convolution), term.factor) for term in self.wide_terms]
             self._convolutions[key] = regions.convolution(kind), terms
         return self._convolutions[key]
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import least_shift, needs_double
-from lsconv.border.penalty import Penalty, Term, as_convolutions
+from lsconv.border.penalty import Filter, Penalty, as_convolutions
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import MethodError
 from lsconv.operators.base import LinearOperator
@@ -173,7 +173,7 @@ class SchwarzInverse:
             for term in self.terms:
                 weight, groups = term.convolution.weight.to(core.dtype), term.convolution.groups
                 own = convolution(weight[:1], 0) if A.shared else convolution(weight, 0, groups)
-                terms.append(Term(own, term.factor))
+                terms.append(Filter(own, term.factor))
             if mirror is not None or not Penalty.serves(core, terms):
                 raise MethodError(f"L: {self.L!r} and {A!r} are not convolutions on one grid")
             inverse = normal_inverse(core, 0.0, floor=floor, penalty=Penalty(core, terms, damp))
@@ -202,7 +202,7 @@ class _Group:
     inverse: NormalInverse
 
 
-def _terms(A: VaryingConvolution, L: LinearOperator) -> list[Term]:
+def _terms(A: VaryingConvolution, L: LinearOperator) -> list[Filter]:
     """L as convolutions, of which a channel has its own where the kernels of A know no channels."""
     terms = as_convolutions(L.to(dtype=A.dtype), A.ndim)
     channels = A.in_shape[0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.cost_model import Limits, plan_bytes, spared
-from lsconv.border.penalty import Penalty, Term, as_convolutions
+from lsconv.border.penalty import Filter, Penalty, as_convolutions
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, MethodError, PlanMemoryError, ShapeError
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -59,7 +59,7 @@ class Strategy:
     def choose(
         cls,
         A: Convolution,
-        terms: Sequence[Term],
+        terms: Sequence[Filter],
         damp: float,
         tile: int | Sequence[int] | None,
         overlap: int | str,
@@ -173,7 +173,7 @@ def _candidates(A: Convolution, rows: slice) -> list[tuple[int, ...]]:
 
 def _tile_bytes(
     A: Convolution,
-    terms: Sequence[Term],
+    terms: Sequence[Filter],
     damp: float,
     axes: Sequence[Axis],
     overlap: Sequence[int],
@@ -187,7 +187,7 @@ def _tile_bytes(
         local = regions.convolution(kind)
         penalty = None
         if terms:
-            own = [Term(regions.convolution(kind, t.convolution.to(dtype=wide.dtype)), t.factor) for t in terms]
+            own = [Filter(regions.convolution(kind, t.convolution.to(dtype=wide.dtype)), t.factor) for t in terms]
             penalty = Penalty(local, own, torch.tensor(damp, dtype=torch.float64, device=A.device))
         plans.append(plan_bytes(local, penalty=penalty))
     # a third of a plan's peak, which all kinds have one after the other, is kept; a pass has ten arrays at a time
@@ -230,7 +230,7 @@ def check_operator(A: Any, in_size: Any, padding: Any, padding_mode: str) -> Con
     return A
 
 
-def penalty_terms(A: Convolution, L: LinearOperator | None) -> list[Term]:
+def penalty_terms(A: Convolution, L: LinearOperator | None) -> list[Filter]:
     """The penalty as convolutions; empty for the identity.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.cost_model import plan_bytes
-from lsconv.border.penalty import Penalty, Term
+from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.plan import BorderPlan
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.fourier.circulant import CirculantPlan
@@ -36,7 +36,7 @@ class WholePlan:
     """
 
     def __init__(
-        self, A: Convolution, terms: Sequence[Term], L: LinearOperator | None, damp: float, max_memory: int
+        self, A: Convolution, terms: Sequence[Filter], L: LinearOperator | None, damp: float, max_memory: int
     ) -> None:
         self.A, self.terms, self.L, self.damp, self.max_memory = A, terms, L, damp, max_memory
         self._plan: Any = None
@@ -72,11 +72,11 @@ class WholePlan:
         return self._plan.solve(y, rtol=0.01 * rtol).x
 
 
-def whole_bytes(A: Convolution, terms: Sequence[Term], damp: float) -> int:
+def whole_bytes(A: Convolution, terms: Sequence[Filter], damp: float) -> int:
     """The bytes of such a plan, with the vectors of a solve."""
     wide = A.to(dtype=double(A.dtype))
     penalty = None
     if terms:
-        penalty = Penalty(wide, [Term(t.convolution.to(dtype=wide.dtype), t.factor) for t in terms],
+        penalty = Penalty(wide, [Filter(t.convolution.to(dtype=wide.dtype), t.factor) for t in terms],
                           torch.tensor(damp, dtype=torch.float64, device=A.device))  # fmt: skip
     return plan_bytes(wide, penalty=penalty) + 10 * wide.dtype.itemsize * max(wide.in_numel, wide.out_numel)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lsconv.border.determinant import TruncatedNormal, truncated_normal
 from lsconv.border.influence import EXACT_UNKNOWNS
-from lsconv.border.penalty import Penalty, Term, as_convolutions
+from lsconv.border.penalty import Filter, Penalty, as_convolutions
 from lsconv.errors import ArgumentError, ArgumentTypeError, MethodError, PlanMemoryError, ShapeError, warn
 from lsconv.fourier.batched_linalg import slogdet as dense_slogdet
 from lsconv.fourier.circulant import real_dtype
@@ -273,7 +273,7 @@ def _truncated(problem: _Problem, *, max_unknowns: int | None = EXACT_UNKNOWNS) 
         dropped = dropped[0]
     if not isinstance(A, Convolution) or not Embedding.exists(A):
         return None
-    penalty: tuple[list[Term], Tensor] | None = None
+    penalty: tuple[list[Filter], Tensor] | None = None
     if problem.L is not None:
         terms = as_convolutions(problem.L, A.ndim)
         if terms is None or not Penalty.serves(A, terms):

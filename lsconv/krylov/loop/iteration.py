@@ -198,7 +198,7 @@ class _Loop:
 
     def _finish(self, method: Method, x: Tensor, certificate: Certificate, carried: Tensor | None) -> Solution:
         problem, codes = self.problem, self.monitor.codes
-        if any_item(codes & Cause.KERNEL):
+        if any_item(codes & Cause.NOT_DEFINITE):
             raise PreconditionerError(
                 "M or N: the preconditioner is not Hermitian positive definite (p^H M p <= 0 for some p != 0). "
                 "A pseudo-inverse with a kernel cannot be one; add damping to it."

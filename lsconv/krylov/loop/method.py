@@ -25,7 +25,7 @@ class Cause(IntEnum):
     OVERFLOW = 4
     LIMIT = 8
     CURVATURE = 16
-    KERNEL = 32
+    NOT_DEFINITE = 32
     STUCK = 64
 
 
