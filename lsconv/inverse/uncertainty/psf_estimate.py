@@ -140,10 +140,11 @@ def estimate_psf(
     then relative to such an image: a photograph shown at half its size is sharper, with a smaller ``softness``. Zeros
     of the transfer function, which disks and motions have, need no such knowledge.
 
-    The standard errors come from the information matrix, widened by the scatter of the scores of blocks of windows and
-    by the spread of the priors. An image that does not tell the parameters has another :class:`PsfStatus`
-    than FOUND, with a :class:`~lsconv.errors.ConvergenceWarning`. A scene that is out of focus itself is not told from
-    the blur: the PSF found is then that of both.
+    The standard errors come from the information matrix, widened by the scatter of the scores of blocks of windows, by
+    the spread of the priors, and by two for what photographs differ from the model (samples of it have half of them).
+    An image that does not tell the parameters has another :class:`PsfStatus` than FOUND, with a
+    :class:`~lsconv.errors.ConvergenceWarning`. A scene that is out of focus itself is not told from the blur: the PSF
+    found is then that of both.
 
     Free-form kernels are out of scope: a Gaussian likelihood sees :math:`|\hat k|^2` alone, so it determines a kernel
     up to the phase of its transfer function. For the same reason a model and its mirror image are one.
@@ -233,7 +234,7 @@ def _estimate(search: PsfSearch, fits: list[Fit], window: int, gaussian: Fit | N
     """The answer that the maxima of the likelihood give, beside that of a Gaussian."""
     best, model, spectra = fits[0], search.model, search.spectra
     covariance = spectra.covariance(best)
-    std = model.errors(best.x, covariance)
+    std = model.errors(best.x, spectra.model_error**2 * covariance)
     count = len(model.names)
     narrow = torch.linalg.pinv(best.information + spectra.precision(), hermitian=True).diagonal()[0]
     misfit = max(1.0, float(covariance[0, 0] / narrow))
