@@ -103,8 +103,13 @@ class NormalIteration:
             self.A.dtype,
             operator_norm=norm,
             null_share=share,
+            sees_null_space=lambda: self._strays(x, data, share),
         )
         return judge.solution(x, data, iterations=iterations)
+
+    def _strays(self, x: Tensor, data: Tensor, share: float) -> Tensor:
+        """The items whose x may have a larger part in the null space of A, which the gradient alone does not show."""
+        return torch.ones((), dtype=torch.bool, device=x.device)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:

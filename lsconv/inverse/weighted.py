@@ -19,6 +19,7 @@ from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.normal_iteration import NormalIteration
+from lsconv.krylov.loop.batched_scalars import binary_unit
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
@@ -54,10 +55,25 @@ class WeightedPlan(NormalIteration):
         weights = rows.weights.double().flatten(rows.scale.ndim - len(core.out_shape))
         mean = weights.mean(-1)
         mean = torch.where(mean > 0, mean, 1)
+        self.mean, self._positive = mean, bool((weights > 0).all())
         self.ratio = torch.where(weights > 0, weights, torch.inf).amin(-1).reciprocal() * weights.amax(-1)
         self.inverse = _border_inverse(core, self.damp / mean.sqrt(), L)
         self.own_batch = tuple(self.inverse.embedding.batch_shape)
         self.inverse.expect(self.own_batch, 10)
+
+    def _strays(self, x: Tensor, data: Tensor, share: float) -> Tensor:
+        """The items whose x may have a larger part in the null space of A than its share.
+
+        Positive weights leave the null space as it is, and along it the preconditioner divides a gradient by the shift
+        alone: what it makes of the gradient is no shorter than the part of x there.
+        """
+        if not self._positive:
+            return super()._strays(x, data, share)
+        space = self.space
+        g = self.stack.adjoint(data - self.stack.apply(x)) - space.spread(self.mu) * x
+        unit = binary_unit(space.safe_norm(g))
+        part = space.norm(self.inverse(g * space.spread(1 / unit), 1e-3)[0]) * unit / self.mean
+        return ~(part <= share * space.norm(x))
 
     def __repr__(self) -> str:
         return (

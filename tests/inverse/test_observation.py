@@ -90,6 +90,27 @@ def test_varying_weights_go_to_the_border_of_their_mean() -> None:
     assert lsconv.pinv(A, damp=0.1, weights=WEIGHTS).dot_test() < 1e-8
 
 
+@pytest.mark.parametrize("ratio", [10.0, 100.0])
+def test_at_a_small_damp_positive_weights_need_no_second_opinion(ratio: float) -> None:
+    blur = lsconv.blur_operator(torch.ones(5, 5, dtype=F64) / 25, (36, 38))
+    y = blur(numbers(*blur.in_shape)) + 0.01 * numbers(*blur.out_shape, seed=1)
+    weights = ratio ** torch.rand(blur.out_shape, dtype=F64, generator=torch.Generator().manual_seed(2))
+    plan = route(lsconv.Diagonal(weights.sqrt()) @ blur, 1e-3)
+    assert isinstance(plan, WeightedPlan)
+    solution = plan.solve(weights.sqrt() * y)
+    assert bool(solution.converged)
+    M = weights.sqrt().flatten()[:, None] * blur.to_dense()
+    z = torch.linalg.solve(M @ M.T + 1e-6 * torch.eye(len(M), dtype=F64), (weights.sqrt() * y).flatten())
+    exact = M.T @ z
+    assert float(torch.dist(solution.x.flatten(), exact) / exact.norm()) < 1e-6
+    range_of_M = torch.linalg.qr(M.T)[0]
+    for part, found in ((0.0, False), (1e-6, True)):
+        w = numbers(*blur.in_shape, seed=3).flatten()
+        w = w - range_of_M @ (range_of_M.T @ w)
+        x = (exact + part * exact.norm() * w / w.norm()).reshape(blur.in_shape)
+        assert bool(plan._strays(x, weights.sqrt() * y, 1e-9)) == found
+
+
 def test_every_item_may_have_its_own() -> None:
     seen = numbers(3, *A.out_shape, seed=5) > -1
     weights = numbers(3, *A.out_shape, seed=6).exp()
