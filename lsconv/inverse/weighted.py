@@ -65,14 +65,16 @@ class WeightedPlan(NormalIteration):
         """The items whose x may have a larger part in the null space of A than its share.
 
         Positive weights leave the null space as it is, and along it the preconditioner divides a gradient by the shift
-        alone: what it makes of the gradient is no shorter than the part of x there.
+        alone: what it makes of the gradient, to a thousandth, is no shorter than the part of x there. A preconditioner
+        of another shift than the damping's says nothing.
         """
-        if not self._positive:
+        if not (self._positive and self.inverse.exact):
             return super()._strays(x, data, share)
         space = self.space
         g = self.stack.adjoint(data - self.stack.apply(x)) - space.spread(self.mu) * x
         unit = binary_unit(space.safe_norm(g))
         part = space.norm(self.inverse(g * space.spread(1 / unit), 1e-3)[0]) * unit / self.mean
+        part = part + 1e-3 * space.safe_norm(g) / self.mu
         return ~(part <= share * space.norm(x))
 
     def __repr__(self) -> str:

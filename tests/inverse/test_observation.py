@@ -109,6 +109,11 @@ def test_at_a_small_damp_positive_weights_need_no_second_opinion(ratio: float) -
         w = w - range_of_M @ (range_of_M.T @ w)
         x = (exact + part * exact.norm() * w / w.norm()).reshape(blur.in_shape)
         assert bool(plan._strays(x, weights.sqrt() * y, 1e-9)) == found
+    for damp in (1e-7, 1e-12):  # below the shift that the border can have
+        plan = route(lsconv.Diagonal(weights.sqrt()) @ blur, damp)
+        assert isinstance(plan, WeightedPlan)
+        assert plan.inverse.exact or bool(plan._strays(exact.reshape(blur.in_shape), weights.sqrt() * y, 1e-9))
+    assert not plan.inverse.exact
 
 
 def test_every_item_may_have_its_own() -> None:
