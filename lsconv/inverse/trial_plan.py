@@ -49,14 +49,10 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
     grid = [short_fft_length(n + k - 1) for n, k in zip(A.spatial_in, A.kernel_extent, strict=True)]
     iteration = 4 * min(direct, 10 * (A.c_in + A.c_out) * transform_cost(grid)) + _CALLS
     blur, unit_stride = (A.c_in + A.c_out) // A.groups <= 2, all(step == 1 for step in A.stride)
-    if (
-        blur
-        and unit_stride
-        and not undamped
-        and A.ndim == 1
-        and abs(A.in_numel - A.out_numel) == A.kernel_extent[0] - 1
-    ):
-        factors = dense_cost(A.kernel_extent[0] - 1, definite=True)
+    border = A.kernel_extent[0] - 1
+    one_sided = A.ndim == 1 and abs(A.spatial_in[0] - A.spatial_out[0]) == border
+    if one_sided and blur and unit_stride and not undamped:
+        factors = dense_cost(border, definite=True)
         model = CostModel(A.groups, grid[0], 1, definite=True)
         most = int(model.factors(factors) / (1.5 * iteration))
         return TrialPlan(A, damp, most, preconditioned=True) if 3 * most >= _FEWEST_ITERATIONS else None

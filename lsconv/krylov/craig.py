@@ -70,7 +70,7 @@ def craig(
         N: inverse preconditioner on the solution side, Hermitian positive definite, :math:`N \approx (A^HA)^{-1}`.
             The answer is unchanged when A has full column rank; otherwise :math:`x^H N^{-1} x` is made least instead of
             :math:`\|x\|`. Not together with damp > 0.
-        rtol: tolerance, relative (see :mod:`lsconv.krylov.loop.stopping`); None: ``10 eps^0.75`` of the dtype.
+        rtol: tolerance, relative (see :mod:`lsconv.krylov.loop.certificate`); None: ``10 eps^0.75`` of the dtype.
         atol: absolute tolerance on the residual norm, in the units of b.
         conlim: stop when the estimated condition number of A passes this; None: ``0.1 / eps``, at most 1e12.
         max_iter: iteration limit per item; None: ``4 min(m, n)``, at least 500 and at most 10000.

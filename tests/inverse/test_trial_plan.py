@@ -205,6 +205,20 @@ def test_a_long_response_is_tried_with_the_preconditioner_and_a_plan_that_is_kep
     assert (kept.x.double().flatten(1) - exact).norm() < bound * exact.norm()
 
 
+def test_two_microphones_are_two_responses() -> None:
+    A, _ = response(720, 900, 0, torch.float64)
+    both = lsconv.Conv1d(torch.cat([A.weight, A.weight.flip(-1)]), 900, groups=2)
+    plan = route(both, 0.1)
+    assert isinstance(plan, TrialPlan)
+    assert plan.M is not None
+    y = torch.randn(2, 181, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    solution = lsconv.lstsq(both, y, damp=0.1)
+    assert solution.converged.all()
+    alone = lsconv.Conv1d(both.weight[1:], 900)
+    exact = dense(alone, y[1][None, None], 0.1)
+    assert (solution.x[1] - exact[0]).norm() < 1e-8 * exact.norm()
+
+
 def test_the_gradient_through_a_long_response_is_that_of_the_dense_answer() -> None:
     A, y = response(720, 900, 0, torch.float64)
     assert isinstance(route(A, 0.1), TrialPlan)
