@@ -87,7 +87,7 @@ def measure(case: str, A: lsconv.Convolution, relative_damp: float, repeats: int
         "iterated": times["iterated"].median / unit,
         "kept": times["kept"].median / unit,
         "kept, of 8": times["many"].median / 8 / unit,
-        "MiB": plan.nbytes / 2**20,
+        "MiB": getattr(plan, "inverse", plan).nbytes / 2**20,
         "iterations": int(solution.iterations.max()),
         "gradient": float(solution.gradient_norm / solution.residual_norm),
         "converged": bool(solution.converged.all()),

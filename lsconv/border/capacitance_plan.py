@@ -41,7 +41,7 @@ from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
@@ -53,7 +53,7 @@ __all__ = ["CapacitancePlan"]
 _WORTH_ITERATIONS = 1000
 
 
-class CapacitancePlan:
+class CapacitancePlan(Plan):
     """Setup of the direct border solve for one square truncated convolution and ``damp = 0``.
 
     Args:
@@ -78,6 +78,9 @@ class CapacitancePlan:
         >>> bool(torch.dist(A(CapacitancePlan(A).solve(y).x), y) < 1e-10 * y.norm())
         True
     """
+
+    reason = "a square convolution without damping: the capacitance matrix of its border is factorised"
+    fallback = "lsmr"
 
     def __init__(
         self,
@@ -187,7 +190,7 @@ class CapacitancePlan:
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
         """The certified solution for ``y`` of shape ``(*batch, *out_shape)``; ``max_iter`` has no effect."""
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
+        tolerances = self.tolerances(rtol, atol)
         x = self._refined(y, False, tolerances.rtol)
         judge = Judge(
             self.precise,
@@ -230,9 +233,8 @@ class CapacitancePlan:
             return solution.x, ~solution.converged
         assert v is not None
         answer = self.adjoint(v)
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype), 0.0)
         wide = v.detach().to(self.precise.dtype)
-        judge = Judge(self.precise.H, tolerances, rounding=torch.finfo(self.A.dtype).eps)
+        judge = Judge(self.precise.H, self.tolerances(None), rounding=torch.finfo(self.A.dtype).eps)
         back = judge.solution(answer.to(wide.dtype), wide)
         return answer, ~back.converged
 

@@ -83,11 +83,6 @@ class MissingBlocks:
         solved[:, self.index] = parts
         return self.embedding.outputs_from_grid(solved[:, :-1].reshape(z.shape), batch)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the inverses."""
-        return self.inverses.numel() * self.inverses.element_size()
-
 
 def _complement(S: Tensor, embedding: Embedding, damp: Tensor, penalty: Penalty | None) -> Tensor:
     """T per frequency, ``(blocks, *frequencies, rows, rows)`` with the rows of A."""

@@ -38,6 +38,7 @@ from lsconv.krylov.loop.null_space import cleared, loses_part
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsqr import lsqr
+from lsconv.krylov.plan import PATIENCE, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
@@ -50,7 +51,7 @@ _TINY_DAMP = 1e-4
 _INVISIBLE_DAMP = 5e-6
 
 
-class BorderPlan:
+class BorderPlan(Plan):
     """Setup of the border method for one convolution and damp; :meth:`solve` answers right-hand sides.
 
     Args:
@@ -71,6 +72,9 @@ class BorderPlan:
         >>> bool(plan.solve(torch.randn(5, *A.out_shape)).converged.all())
         True
     """
+
+    A: Convolution
+    reason = "a convolution is a circulant but for its border: the border is solved for"
 
     def __init__(
         self,
@@ -107,11 +111,14 @@ class BorderPlan:
             self.precise = A.with_parameters([weight]).to(dtype=double(A.dtype))
         self._memory_limit, self._limits = memory_limit, limits
         self._factor(self._factor_dtype(dtype))
-        self._undetermined: Tensor | None = None
         self._probed: DirectInverse | None = None
         self._precise_enough = False
         if bool((self.damp == 0).any()):
             self._refuse_deficient()
+        valid = self.inverse.form == "valid" and bool((self.damp > 0).all())
+        self.fallback, self.in_range = "preconditioned lsmr" if valid else "lsmr", self.inverse.side == "residual"
+        # the border of a volume has no factors that would end an iteration
+        self.patience = PATIENCE if valid and A.ndim == 3 else None
 
     @torch.no_grad()
     def _factor(self, dtype: torch.dtype) -> None:
@@ -151,7 +158,7 @@ class BorderPlan:
             atol: absolute tolerance, in the units of y.
             max_iter: limit on the border iterations, all together.
         """
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
+        tolerances = self.tolerances(rtol, atol)
         y = y.detach().to(self.precise.dtype)
         factors = self._factors(y, self.A.out_shape)
         if factors is not None and tolerances.rtol >= ONE_PASS:
@@ -186,7 +193,7 @@ class BorderPlan:
             bare,
             null_share=self._null_share(tolerances),
             formed=torch.finfo(arithmetic).eps if self.inverse.side == "residual" else None,
-            sees_null_space=self._sees_null_space,
+            sees_null_space=lambda: self._deficient,
         )
         if outer is None:  # what this does not certify is iterated for
             return judge.solution(x, y)
@@ -214,7 +221,7 @@ class BorderPlan:
             shape = (*self.inverse.embedding.batch_shape, *self.A.out_shape)
             numbers = torch.arange(math.prod(shape), dtype=torch.float64, device=self.A.device)
             y = torch.sin(numbers * numbers).reshape(shape).to(self.precise.dtype)  # vmap refuses random numbers
-            tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype), 0.0)
+            tolerances = self.tolerances(None)
             probe = self._certified(y, self._scaled_back(factors.solution(y)), tolerances)
             self._probed, self._precise_enough = factors, bool(probe.converged.all())
         return factors if self._precise_enough else None
@@ -235,14 +242,14 @@ class BorderPlan:
             return False
         rounding = torch.finfo(self.precise.dtype).eps
         faint = (self.damp > 0) & (self.damp.square() * tolerances.null_share < rounding * self._norm.square())
-        return bool(faint.any()) and bool(self._sees_null_space().any())
+        return bool(faint.any()) and bool(self._deficient.any())
 
     def _scaled_back(self, scaled: Tensor) -> Tensor:
         """The answer of the factors of A / unit, in units of A."""
         return scaled / self.unit.reshape(*self.unit.shape, *(1 for _ in self.A.in_shape))
 
     def _null_share(self, tolerances: Tolerances) -> Tensor:
-        """The part in the null space of A that x may have; 0 where undamped, for :meth:`_sees_null_space` to decide."""
+        """The part in the null space of A that x may have; 0 where undamped, for :attr:`_deficient` to decide."""
         share, damped = tolerances.null_share, self.damp > 0
         if self.inverse.side == "residual":
             return torch.where(damped, share, torch.inf)
@@ -253,14 +260,11 @@ class BorderPlan:
         shares = torch.where(strict | (self.damp < _INVISIBLE_DAMP * self._norm), share, SQUARE_SHARE)
         return torch.where(damped, shares, 0.0)
 
-    def _sees_null_space(self) -> Tensor:
+    @functools.cached_property
+    def _deficient(self) -> Tensor:
         """The items in which a part of a random x is lost on the way through A and back: A is rank-deficient there."""
-        if self._undetermined is None:
-            batch = torch.Size(self.inverse.embedding.batch_shape)
-            self._undetermined = loses_part(
-                self.precise, batch, lambda y: self._run(y=y, rtol=direct_rtol(torch.float64)).x
-            )
-        return self._undetermined
+        batch = torch.Size(self.inverse.embedding.batch_shape)
+        return loses_part(self.precise, batch, lambda y: self._run(y=y, rtol=direct_rtol(torch.float64)).x)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
@@ -271,7 +275,7 @@ class BorderPlan:
         """:meth:`apply` in double precision."""
         factors = self._trusted(y, self.A.out_shape)
         x = self._run(y=y, rtol=rtol).x if factors is None else self._scaled_back(factors.solution(y))
-        return self._corrected(x, y, Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), 0.0))
+        return self._corrected(x, y, self.tolerances(rtol))
 
     @torch.no_grad()
     def remainder(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
@@ -304,8 +308,7 @@ class BorderPlan:
         assert given is not None
         if self._trusted(given, item_shape) is not None:
             answer = self.apply(given) if v is None else self.adjoint(given)
-            batch = answer.shape[: answer.ndim - len(item_shape)]
-            return answer, torch.zeros(batch, dtype=torch.bool, device=answer.device)
+            return answer, torch.zeros((), dtype=torch.bool, device=answer.device)
         outer = self._run(y=y, v=v)
         answer = outer.x if y is not None else outer.dual()
         return answer.to(self.A.dtype), outer.merit > 1
@@ -359,7 +362,7 @@ class BorderPlan:
         return (outer.x * space.spread(1 / self.unit)).to(self.A.dtype)
 
     def _run(self, y: Tensor | None = None, v: Tensor | None = None, rtol: float | None = None) -> Outer:
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), 0.0)
+        tolerances = self.tolerances(rtol)
         y, v = (t if t is None else t.detach().to(self.precise.dtype) for t in (y, v))
         return self._outer(y=y, v=v, tolerances=tolerances)
 
@@ -390,11 +393,6 @@ class BorderPlan:
 
     def _allowed(self) -> int:
         return allowed_bytes(self._memory_limit, self.A.device)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the factors kept."""
-        return self.inverse.nbytes
 
     def __repr__(self) -> str:
         return f"BorderPlan({self.A.in_shape} -> {self.A.out_shape}, {self.inverse.describe()})"

@@ -32,16 +32,17 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.krylov.plan import Plan
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import WORK_BYTES, broadcast_shapes
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import direct_rtol, double
+from lsconv.operators.dtypes import double
 
 __all__ = ["StackedPlan", "stacked_data", "stacked_solution"]
 
 
-class StackedPlan:
+class StackedPlan(Plan):
     """Setup for one convolution, penalty and damp > 0; :meth:`solve` answers right-hand sides.
 
     Args:
@@ -67,6 +68,7 @@ class StackedPlan:
         True
     """
 
+    reason = "A and L are convolutions of one grid: the border of both is solved for"
     work_bytes = WORK_BYTES
 
     @torch.no_grad()
@@ -96,6 +98,7 @@ class StackedPlan:
         self.precise = VStack([A.with_parameters([weight]).to(dtype=double(A.dtype)), precise_L * self.damp])
         self.scaled = VStack([scaled.to(dtype=double(A.dtype)), precise_L * (self.damp / self.unit)])
         self.scaled_damp = torch.zeros_like(self.damp)
+        self.in_range = self.inverse.side == "residual"
         self.read: Tensor | None = None  # L reads every input
 
     def _factor(self, scaled: Convolution, terms: Sequence[Filter]) -> tuple[torch.dtype, NormalInverse]:
@@ -156,7 +159,7 @@ class StackedPlan:
                 self.solve(item, x_prior=prior, rtol=rtol, atol=atol, max_iter=max_iter)
                 for item, prior in zip(data, priors, strict=True)
             ])  # fmt: skip
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
+        tolerances = self.tolerances(rtol, atol)
         data = stacked_data(self.precise, y, x_prior)
         factors = self.inverse.expect(tuple(batch))
         if factors is not None and tolerances.rtol >= ONE_PASS:
@@ -203,8 +206,7 @@ class StackedPlan:
         batch = broadcast_shapes(y.shape[: y.ndim - len(self.A.out_shape)], self.inverse.embedding.batch_shape)
         factors = self.inverse.expect(tuple(batch))
         if factors is None:
-            tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), 0.0)
-            x = iterated(self, y=stacked_data(self.precise, wide, None), tolerances=tolerances).x
+            x = iterated(self, y=stacked_data(self.precise, wide, None), tolerances=self.tolerances(rtol)).x
         else:
             x = factors.solution(wide) / _spread(self.unit, self.A.in_shape)
         return x.to(self.A.dtype)
@@ -218,16 +220,10 @@ class StackedPlan:
             rtol: relative tolerance of what is left of g; None: as in :meth:`solve`. Where ten times that is not
                 reached, a :class:`ConvergenceWarning` says so.
         """
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), 0.0)
         wide = g.detach().to(self.precise.dtype)
-        outer = iterated(self, v=wide, tolerances=tolerances)
+        outer = iterated(self, v=wide, tolerances=self.tolerances(rtol))
         outer.warn(self)
         return (outer.x / _spread(self.unit, self.A.in_shape)).to(self.A.dtype)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the factors kept."""
-        return self.inverse.nbytes
 
     def __repr__(self) -> str:
         shapes = f"{self.A.in_shape} -> {self.A.out_shape}"

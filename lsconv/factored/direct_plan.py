@@ -15,6 +15,7 @@ from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import ROUNDING, double
@@ -44,6 +45,7 @@ class Rank:
 
     values: Tensor
     kept: Tensor
+    fallback = None
     rank: Tensor
     undecided: Tensor
     largest: Tensor
@@ -83,7 +85,7 @@ def refinements(contraction: float, rtol: float) -> int:
     return max(0, math.ceil(math.log(_REFINED * rtol) / math.log(contraction)) - 1)
 
 
-class DirectPlan:
+class DirectPlan(Plan):
     """The setup of a direct solve in double precision; subclasses provide the factors and the three maps.
 
     Args:
@@ -176,7 +178,7 @@ class DirectPlan:
         own = x.shape[: x.ndim - len(A.in_shape)]
         batch = broadcast_shapes(own, y.shape[: y.ndim - len(A.out_shape)], self.damp.shape)
         data, damp = wide.to(precise.dtype).expand(*batch, *A.out_shape), self.damp.expand(batch)
-        tolerances = Tolerances.of(A.dtype, self.rtol if rtol is None else rtol, atol)
+        tolerances = self.tolerances(rtol, atol)
 
         judge = Judge(
             precise,
@@ -216,6 +218,15 @@ class DirectPlan:
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^+ g``."""
         return self.normal_solve(g, rtol=rtol)
+
+    def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``; nothing iterates, and no item misses."""
+        answer = self.apply(y) if y is not None else self.adjoint(v)  # type: ignore[arg-type]
+        return answer, torch.zeros((), dtype=torch.bool, device=answer.device)
+
+    def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
+        """The tolerances of a solve."""
+        return Tolerances.of(self.A.dtype, self.rtol if rtol is None else rtol, atol)
 
     def __repr__(self) -> str:
         name, A = type(self).__name__, self.A

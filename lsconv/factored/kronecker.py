@@ -158,6 +158,7 @@ class SeparablePlan(DirectPlan):
         super().__init__(A, damp, rcond=rcond, rtol=rtol, allowed=allowed)
 
     A: Convolution
+    reason = "the kernel is a product of one kernel per axis: the singular values of each axis give all others"
     _what = 'method="separable": the factors'
 
     def _bytes(self) -> int:

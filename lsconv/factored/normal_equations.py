@@ -48,6 +48,8 @@ class NormalEquationsPlan(DirectPlan):
         True
     """
 
+    reason = "x has few unknowns: their normal equations are one small matrix"
+    in_range = False
     _what = "the matrix of the normal equations"
 
     def _bytes(self) -> int:

@@ -57,6 +57,7 @@ class PatchPlan(DirectPlan):
     """
 
     A: Convolution
+    reason = "the outputs read disjoint patches, or all of the input at once: one small matrix per group"
     _what = "the matrix of the patches"
 
     def _bytes(self) -> int:

@@ -41,6 +41,7 @@ class SingularValuePlan(DirectPlan):
         (4, True)
     """
 
+    reason = "the problem is small: its matrix is decomposed"
     _what = "the singular value decomposition"
 
     def _bytes(self) -> int:

@@ -9,19 +9,18 @@ from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning
 from lsconv.factored.direct_plan import in_double
-from lsconv.inverse.plans import Plan
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.dtypes import default_rcond, direct_rtol
+from lsconv.operators.dtypes import default_rcond
 
 __all__ = ["AdjointPlan"]
 
 
-class AdjointPlan:
+class AdjointPlan(Plan):
     r"""Solves with ``A.H`` by the plan of A.
 
     .. math:: (AA^H + \mathrm{damp}^2)^{-1} A = \left((A^HA + \mathrm{damp}^2)^{-1} A^H\right)^H, \qquad
@@ -32,6 +31,9 @@ class AdjointPlan:
         plan: that of ``A.H``.
         damp: the damping, a number or one per batch item.
     """
+
+    reason = "the adjoint of a convolution is solved with by the plan of the convolution"
+    fallback = "lsmr"
 
     def __init__(self, A: LinearOperator, plan: Plan, damp: Tensor | float) -> None:
         self.A, self.plan = A, plan
@@ -48,7 +50,7 @@ class AdjointPlan:
         precise = in_double(self.A)
         judge = Judge(
             precise,
-            Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol),
+            self.tolerances(rtol, atol),
             self.damp,
             self.A.dtype,
             rcond=default_rcond(self.A.dtype),
@@ -70,9 +72,9 @@ class AdjointPlan:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
         return normal_by_apply(self.A, self.damp, lambda y, own: self.apply(y, rtol=own), g, rtol=rtol)
 
-    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
-        """None: applying twice costs no more."""
-        return None
+    def reasons(self) -> list[str]:
+        """Why "auto" takes this plan, and the one inside it."""
+        return [self.reason, *self.plan.reasons()]
 
     def __repr__(self) -> str:
         return f"AdjointPlan({self.plan!r})"

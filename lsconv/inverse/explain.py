@@ -10,46 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.normal_inverse import BorderInverse
-from lsconv.border.plan import BorderPlan
-from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import LsconvError
-from lsconv.factored.kronecker import SeparablePlan
-from lsconv.factored.normal_equations import NormalEquationsPlan
-from lsconv.factored.patch_matrix import PatchPlan
-from lsconv.factored.singular_values import SingularValuePlan
-from lsconv.inverse.adjoint_plan import AdjointPlan
-from lsconv.inverse.missing import MissingPlan
-from lsconv.inverse.plans import FourierPlan, KrylovPlan, KrylovStack
-from lsconv.inverse.reduced_plan import ReducedPlan
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.inverse.small_matrices import SMALL_MATRICES
-from lsconv.inverse.trial_plan import TrialPlan
-from lsconv.inverse.varying import VaryingPlan
-from lsconv.inverse.weighted import WeightedPlan
 from lsconv.krylov.loop.problem import as_operator
+from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["Explanation", "explain"]
 
-# The first that a plan is one of says why it was taken.
-_REASONS: tuple[tuple[type, str], ...] = (
-    (PatchPlan, "the outputs read disjoint patches, or all of the input at once: one small matrix per group"),
-    (SeparablePlan, "the kernel is a product of one kernel per axis: the singular values of each axis give all others"),
-    (NormalEquationsPlan, "x has few unknowns: their normal equations are one small matrix"),
-    (SingularValuePlan, "the problem is small: its matrix is decomposed"),
-    (FourierPlan, "nothing is cropped from a circular convolution: one small matrix per frequency"),
-    (MissingPlan, "outputs are missing: the plan of the whole convolution, and an iteration on what is missing"),
-    (WeightedPlan, "the weights vary: an iteration, preconditioned by the border of their mean"),
-    (VaryingPlan, "the kernel varies: an iteration, preconditioned by tiles with the kernel of their place"),
-    (CapacitancePlan, "a square convolution without damping: the capacitance matrix of its border is factorised"),
-    (BorderPlan, "a convolution is a circulant but for its border: the border is solved for"),
-    (StackedPlan, "A and L are convolutions of one grid: the border of both is solved for"),
-    (TrialPlan, "the setup of the border would cost more than LSMR may need: LSMR first, then the border"),
-    (KrylovPlan, "no structure, or a null space that the border does not resolve: an iteration that only applies A"),
-    (KrylovStack, "A and L share no grid: LSMR on [A; damp L]"),
-)
 # Iterations after which a measured Krylov method counts as too slow.
 _MOST_ITERATIONS = 300
 # Bytes up to which a whole matrix is decomposed to be measured.
@@ -127,18 +97,10 @@ def explain(
     return Explanation(repr(plan), tuple(_reasons(plan)), measured)
 
 
-def _reasons(plan: Any) -> list[str]:
-    """Why this plan, and those inside it."""
-    if isinstance(plan, ReducedPlan):
-        return [
-            "the kernel has margins of zeros, or an extent of one along some axes, which are a batch",
-            *_reasons(plan.plan),
-        ]
-    if isinstance(plan, AdjointPlan):
-        return ["the adjoint of a convolution is solved with by the plan of the convolution", *_reasons(plan.plan)]
-    reasons = [next((reason for kind, reason in _REASONS if isinstance(plan, kind)), type(plan).__name__)]
-    inverse = getattr(plan, "inverse", None)
-    return [*reasons, _outlook(inverse)] if isinstance(inverse, BorderInverse) else reasons
+def _reasons(plan: Plan) -> list[str]:
+    """Why this plan and those inside it, and whether a border is factorised."""
+    inverse = getattr(plan.worker, "inverse", None)
+    return [*plan.reasons(), *([_outlook(inverse)] if isinstance(inverse, BorderInverse) else [])]
 
 
 def _outlook(inverse: BorderInverse) -> str:

@@ -10,15 +10,15 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.inverse.bounded import bounded_least_squares
 from lsconv.inverse.observation import Observation
-from lsconv.inverse.plans import KrylovPlan, Plan
-from lsconv.inverse.reduced_plan import core
-from lsconv.inverse.route import BORDER_PLANS, route
+from lsconv.inverse.plans import KRYLOV_ONLY, KrylovPlan
+from lsconv.inverse.route import route
 from lsconv.inverse.sharded import solves_shards
-from lsconv.inverse.solve import KRYLOV_ONLY, Fallback, solve, started
+from lsconv.inverse.solve import Fallback, solve, started
 from lsconv.krylov.gradients.attach import LeastSquares, attach, start_as_prior
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_complex, as_operator, prepare
 from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
@@ -172,9 +172,7 @@ class _Routed:
         )
         # a start stays in the answer, and who limits the iterations or watches them wants these
         own = {name for name in ("x0", "callback", "max_iter") if options.get(name) is not None}
-        asked = self.method in ("auto", "border") and (
-            not own or (self.method == "auto" and isinstance(core(plan), BORDER_PLANS))
-        )
+        asked = self.method in ("auto", "border") and (not own or (self.method == "auto" and not plan.worker.iterates))
         second = Fallback(A, damp, plan, self.rcond) if asked else None
         solution = solve(plan, data.y, data.nonfinite, second=second, **options)
         if self.method == "hybrid":  # the backward pass takes the damping as chosen

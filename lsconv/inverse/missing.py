@@ -15,7 +15,6 @@ gradient, is small beside it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,18 +25,16 @@ from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import least_shift
 from lsconv.border.outer_iteration import iterated
 from lsconv.border.penalty import Penalty, as_convolutions
-from lsconv.border.plan import BorderPlan
 from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.errors import MethodError
-from lsconv.factored.normal_equations import NormalEquationsPlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.dense_stack import stacked
-from lsconv.inverse.reduced_plan import core
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.krylov.plan import Plan
 from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -67,17 +64,7 @@ def are_scattered(missing: Tensor, ndim: int) -> bool:
     return float(planes.mean()) < 0.4 and solid <= largest_piece(int(planes.sum()), planes.numel())
 
 
-class Inner(Protocol):
-    """The plan of the operator with every output measured."""
-
-    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The answer for data."""
-
-    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2 L^H L)^{-1} g``."""
-
-
-class MissingPlan:
+class MissingPlan(Plan):
     """Setup for a convolution some of whose outputs are masked; :meth:`solve` answers right-hand sides.
 
     Args:
@@ -88,10 +75,19 @@ class MissingPlan:
         L: the penalty; None: the identity.
     """
 
+    reason = "outputs are missing: the plan of the whole convolution, and an iteration on what is missing"
+    fallback = "lsmr"
+
     def __init__(
-        self, A: LinearOperator, rows: MeasuredRows, inner: Any, damp: Tensor | float, L: LinearOperator | None = None
+        self,
+        A: LinearOperator,
+        rows: MeasuredRows,
+        inner: Plan | None,
+        damp: Tensor | float,
+        L: LinearOperator | None = None,
     ) -> None:
-        self.A, self.rows, self.inner, self.L = A, rows, inner, L
+        self.A, self.rows, self.L = A, rows, L
+        self.inner: Plan = inner  # type: ignore[assignment]  # None: a subclass does without
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
         weight = rows.uniform()
         assert weight is not None
@@ -136,7 +132,7 @@ class MissingPlan:
             atol: absolute tolerance, in the units of y.
             max_iter: limit on the iterations on the missing outputs.
         """
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
+        tolerances = self.tolerances(rtol, atol)
         wide = y.detach().to(self.precise.dtype)
         rest = wide if x_prior is None else wide - self.precise.apply(x_prior.detach().to(self.precise.dtype))
         x, iterations, strays = self._filled(rest, tolerances, max_iter)
@@ -165,8 +161,7 @@ class MissingPlan:
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, bare."""
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), 0.0)
-        return self._filled(y.detach().to(self.precise.dtype), tolerances, None)[0].to(self.A.dtype)
+        return self._filled(y.detach().to(self.precise.dtype), self.tolerances(rtol), None)[0].to(self.A.dtype)
 
     @torch.no_grad()
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
@@ -180,10 +175,6 @@ class MissingPlan:
         .. math:: v = v_0 + H^{-1} A^H E\, K^{-1} E^H A v_0, \qquad v_0 = H^{-1} g
         """
         return self._normal(g, rtol).to(self.A.dtype)
-
-    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
-        """None: there is no plan without damping."""
-        return None
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
         rtol = direct_rtol(self.A.dtype, rtol)
@@ -245,14 +236,7 @@ class MissingPlan:
         size = inputs.norm(x)
         part = inputs.norm(self.core.adjoint(left)) + rounding * divide(space.norm(image), size)
         strays = part > tolerances.null_share * mu * size
-        return x * self._over_inputs(unit), iterations, strays | (not self._of_form)
-
-    @property
-    def _of_form(self) -> bool:
-        """Tell whether the inner plan computes x as ``A^H z``, so that rounding alone leads out of that range."""
-        inner = core(self.inner)
-        side = getattr(getattr(inner, "inverse", None), "side", "residual")
-        return side == "residual" and not isinstance(inner, NormalEquationsPlan)
+        return x * self._over_inputs(unit), iterations, strays | (not self.inner.worker.in_range)
 
     def _iterate(self, b: Tensor, bound: Callable[[Tensor], Tensor], most: int = 500) -> tuple[Tensor, Tensor]:
         """``K t = b`` by conjugate gradients, and the iterations per item.
@@ -275,11 +259,6 @@ class MissingPlan:
             whole[..., places] = v
             return whole.unflatten(-1, self.core.out_shape)
 
-        def remainder(v: Tensor) -> Tensor:
-            if isinstance(self.inner, BorderPlan):
-                return self.inner.remainder(v)
-            return v - self.core.apply(self.inner.apply(v))
-
         missing = gathered(self.missing)
         r, z = gathered(b), gathered(self.blocks(b))
         t, p, rho = torch.zeros_like(r), z, space.inner(r, z)
@@ -289,7 +268,7 @@ class MissingPlan:
             active = (space.norm(r) > bound(fallen)) & (rho > 0)
             if not bool(active.any()):
                 break
-            q = torch.where(missing, gathered(remainder(placed(p))), p)
+            q = torch.where(missing, gathered(self.inner.remainder(placed(p))), p)
             curvature = space.inner(p, q)
             active = active & (curvature > 0)
             alpha = divide(rho, curvature) * active

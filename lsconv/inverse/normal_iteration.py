@@ -21,7 +21,8 @@ from lsconv.inverse.dense_stack import stacked
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
+from lsconv.krylov.loop.stopping import SQUARE_SHARE
+from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import direct_rtol, double
@@ -29,7 +30,7 @@ from lsconv.operators.dtypes import direct_rtol, double
 __all__ = ["NormalIteration"]
 
 
-class NormalIteration:
+class NormalIteration(Plan):
     """The answers of a plan that iterates on the normal equations; a plan adds :attr:`inverse`.
 
     Args:
@@ -44,6 +45,8 @@ class NormalIteration:
         wide: A has fewer outputs than inputs, or as good as that, so that x may lie in its null space.
     """
 
+    iterates = True
+    fallback = "lsmr"
     inverse: Callable[[Tensor, float], tuple[Any, ...]]
     own_batch: tuple[int, ...] = ()
     wide: bool = True
@@ -79,7 +82,7 @@ class NormalIteration:
             atol: absolute tolerance, in the units of y.
             max_iter: limit on the iterations.
         """
-        tolerances = Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
+        tolerances = self.tolerances(rtol, atol)
         data = self._stacked(y, x_prior)
         share = tolerances.null_share if self.wide else SQUARE_SHARE
         x, iterations, norm = self._least_squares(data, tolerances.rtol, atol, max_iter, share=share)
@@ -132,10 +135,6 @@ class NormalIteration:
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2 L^H L)^{-1} g``."""
         return self._normal(g, rtol).to(self.A.dtype)
-
-    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
-        """None: there is no plan without damping."""
-        return None
 
     def _stacked(self, y: Tensor, x_prior: Tensor | None) -> Tensor:
         y = y.detach().to(self.precise.dtype)

@@ -34,12 +34,14 @@ from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
+from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import select
-from lsconv.operators.dtypes import direct_rtol, double
+from lsconv.operators.dtypes import double
 
 __all__ = [
     "KRYLOV",
+    "KRYLOV_ONLY",
     "LEAST_SQUARES",
     "SQUARE",
     "FourierPlan",
@@ -47,37 +49,20 @@ __all__ = [
     "KrylovStack",
     "PenalisedBackward",
     "PenalisedPlan",
-    "Plan",
 ]
 
 LEAST_SQUARES: dict[str, Callable[..., Solution]] = {"lsmr": lsmr, "lsqr": lsqr, "cgls": cgls, "craig": craig}
 SQUARE: dict[str, Callable[..., Solution]] = {"cg": cg, "minres": minres, "gmres": gmres}
 KRYLOV = {**LEAST_SQUARES, **SQUARE, "hybrid": hybrid}
+KRYLOV_ONLY = frozenset(
+    {"x0", "callback", "progress", "check_every", "conlim", "restart", "rule", "noise_std", "safety"}
+)
 
 
-class Plan(Protocol):
-    """The setup of one method for one operator and damping."""
-
-    def solve(
-        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
-    ) -> Solution:
-        """The certified solution for ``y``."""
-
-    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``, bare."""
-
-    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The adjoint of :meth:`apply`."""
-
-    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
-
-    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
-        """``(A^H A)^{-1} g`` for A of full column rank; None where it would cost more than :meth:`adjoint`."""
-
-
-class FourierPlan:
+class FourierPlan(Plan):
     """The exact inverse of a block-circulant operator (:class:`CirculantPlan`), with certificates."""
+
+    reason = "nothing is cropped from a circular convolution: one small matrix per frequency"
 
     def __init__(
         self,
@@ -103,7 +88,7 @@ class FourierPlan:
         x = plan.solve_unrounded(y.detach())
         judge = Judge(
             self.precise,
-            Tolerances.of(A.dtype, direct_rtol(A.dtype, rtol), atol),
+            self.tolerances(rtol, atol),
             plan.damp,
             A.dtype,
             rounding=torch.finfo(plan.dtype).eps,
@@ -128,9 +113,10 @@ class FourierPlan:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
         return normal_by_apply(self.A, self.plan.damp, lambda y, _: self.plan.solve(y), g, rtol=rtol)
 
-    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
-        """None: applying twice costs next to nothing."""
-        return None
+    def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``; nothing iterates, and no item misses."""
+        answer = self.apply(y) if y is not None else self.adjoint(v)  # type: ignore[arg-type]
+        return answer, torch.zeros((), dtype=torch.bool, device=answer.device)
 
     def __repr__(self) -> str:
         return (
@@ -138,8 +124,20 @@ class FourierPlan:
         )
 
 
-class KrylovPlan:
-    """A Krylov method with its preconditioner; the only setup is that of the preconditioner."""
+class KrylovPlan(Plan):
+    """A Krylov method with its preconditioner; the only setup is that of the preconditioner.
+
+    Args:
+        A: the operator.
+        damp: the damping, a number or one per batch item.
+        method: a name of :data:`KRYLOV`.
+        preconditioners: M and N of the method.
+        max_iter: limit on the iterations of :meth:`solve` where it is given none; None: that of the method.
+    """
+
+    reason = "no structure, or a null space that the border does not resolve: an iteration that only applies A"
+    options = KRYLOV_ONLY
+    iterates = True
 
     def __init__(
         self,
@@ -147,8 +145,9 @@ class KrylovPlan:
         damp: Tensor | float,
         method: str,
         preconditioners: tuple[LinearOperator | None, LinearOperator | None] = (None, None),
+        max_iter: int | None = None,
     ) -> None:
-        self.A, self.damp, self.method = A, damp, method
+        self.A, self.damp, self.method, self.max_iter = A, damp, method, max_iter
         self.M, self.N = preconditioners
         self.rtol: float | None = None  # None: the method's own default
         self.spent: int | None = None
@@ -172,7 +171,7 @@ class KrylovPlan:
         if extra:
             raise MethodError(f'{", ".join(extra)}: method "{self.method}" has no such option')
         terms = self._terms(self.M, self.N)
-        rtol = self.rtol if rtol is None else rtol
+        rtol, max_iter = self.rtol if rtol is None else rtol, self.max_iter if max_iter is None else max_iter
         solution = method(self.A, y, rtol=rtol, atol=atol, max_iter=max_iter, **terms, **options)
         self.spent = int(solution.iterations.max())
         return solution
@@ -206,6 +205,10 @@ class KrylovPlan:
         rtol = self.rtol if rtol is None else rtol
         return None if self.method in SQUARE else gram_by_cg(self.A, g, rtol=rtol, N=self.N, spent=self.spent)
 
+    def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
+        """The tolerances of a solve: those of the Krylov methods where there is no rtol."""
+        return Tolerances.of(self.A.dtype, self.rtol if rtol is None else rtol, atol)
+
     def __repr__(self) -> str:
         preconditioner = self.M if self.M is not None else self.N
         return (
@@ -213,7 +216,7 @@ class KrylovPlan:
         )
 
 
-class KrylovStack:
+class KrylovStack(Plan):
     """LSMR on ``[A; damp L]``, preconditioned where the stack has an FFT-diagonal surrogate.
 
     Args:
@@ -221,6 +224,10 @@ class KrylovStack:
         L: the penalty.
         damp: the damping, a number or one per batch item.
     """
+
+    reason = "A and L share no grid: LSMR on [A; damp L]"
+    options = frozenset({"x0"})
+    iterates = True
 
     def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
         self.A, self.L, self.damp = A, L, torch.as_tensor(damp, dtype=torch.float64, device=A.device)
@@ -256,7 +263,7 @@ class KrylovStack:
             self.damp.expand(batch),
             x_prior=x_prior,
             dtype=self.A.dtype,
-            tolerances=Tolerances.of(self.A.dtype, rtol, atol),
+            tolerances=self.tolerances(rtol, atol),
             iterations=found.iterations,
             otherwise=torch.where(found.converged, Status.STAGNATION.code, found.codes),
             operator_norm=norm,
@@ -283,6 +290,10 @@ class KrylovStack:
             return found.x
         dense = DenseStack(self.A, self.L, self.damp).normal_solve(g)
         return select(failed, dense, found.x)
+
+    def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
+        """The tolerances of a solve: those of LSMR where there is no rtol."""
+        return Tolerances.of(self.A.dtype, rtol, atol)
 
     def __repr__(self) -> str:
         return f"KrylovStack('lsmr', L={type(self.L).__name__}, preconditioner={self.preconditioner!r})"

@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning, MethodError, warn
-from lsconv.factored.direct_plan import DirectPlan
 from lsconv.inverse.observation import Observation
-from lsconv.inverse.plans import FourierPlan, Plan
-from lsconv.inverse.reduced_plan import ReducedPlan, core
-from lsconv.inverse.route import BORDER_PLANS, route
+from lsconv.inverse.route import route
 from lsconv.inverse.solve import Fallback, solve, started
 from lsconv.krylov.gradients.attach import LeastSquares, adjoint_answer, attach, needs_gradient, start_as_prior
 from lsconv.krylov.gradients.parameters import parameters_of
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_operator, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, together
+from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, on_parts, over_items, select
 from lsconv.operators.dtypes import direct_rtol
@@ -181,7 +179,7 @@ class PseudoInverse(LinearOperator):
         fixed = damp.detach() if isinstance(damp, Tensor) else damp
         plan: Plan | None = None
         with contextlib.suppress(MethodError):
-            plan = self.plan.with_damp(fixed) if isinstance(self.plan, (DirectPlan, ReducedPlan)) else None
+            plan = self.plan.with_damp(fixed)
         return PseudoInverse(self._setup, damp, self._setup.plan(fixed) if plan is None else plan, self.observation)
 
     def following(self, operator: LinearOperator, damp: float | Tensor) -> PseudoInverse:
@@ -205,20 +203,20 @@ class PseudoInverse(LinearOperator):
         return self.observation.data(_nan_items(self._backward, y.detach(), self.out_shape, self.in_shape))
 
     def _forward(self, y: Tensor, second: Fallback | None) -> Tensor:
-        if second is None or isinstance(core(self.plan), (FourierPlan, DirectPlan)):
+        if second is None:
             return self.plan.apply(y)
-        if isinstance(self.plan, BORDER_PLANS):
-            x, missed = self.plan.attempt(y=y)
-            if not bool(missed.any()):
-                return x
+        found = self.plan.attempt(y=y)
+        if found is not None and not bool(found[1].any()):
+            return found[0]
         healthy = torch.zeros(y.shape[: y.ndim - len(self.in_shape)], dtype=torch.bool, device=y.device)
         return solve(self.plan, y, healthy, second=second).x
 
     def _backward(self, v: Tensor) -> Tensor:
         second = self._second()
-        if second is None or not isinstance(self.plan, BORDER_PLANS):
+        found = None if second is None else self.plan.attempt(v=v)
+        if second is None or found is None:
             return self.plan.adjoint(v)
-        y, missed = self.plan.attempt(v=v)
+        y, missed = found
         plan = second.plan() if bool(missed.any()) else None
         if plan is None:
             return y

@@ -11,19 +11,18 @@ from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning
 from lsconv.factored.batch_axes import Reduction
-from lsconv.factored.direct_plan import DirectPlan, in_double
-from lsconv.inverse.plans import KrylovPlan, Plan
+from lsconv.factored.direct_plan import in_double
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution, Status, together
 from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.krylov.plan import Plan
 from lsconv.operators.batch_layout import over_items
-from lsconv.operators.dtypes import direct_rtol
 
-__all__ = ["ReducedPlan", "core"]
+__all__ = ["ReducedPlan"]
 
 
-class ReducedPlan:
+class ReducedPlan(Plan):
     """The plan of the smaller convolution B in ``A = Q B P^H`` (:class:`Reduction`), serving A.
 
     Args:
@@ -32,15 +31,16 @@ class ReducedPlan:
         damp: the damping of A, a number or one per batch item.
     """
 
+    reason = "the kernel has margins of zeros, or an extent of one along some axes, which are a batch"
+
     def __init__(self, reduction: Reduction, plan: Plan, damp: Tensor | float) -> None:
         self.reduction, self.plan, self.A = reduction, plan, reduction.A
         self.damp = torch.as_tensor(damp, dtype=scalar_dtype(self.A.device), device=self.A.device)
 
     def with_damp(self, damp: Tensor | float) -> ReducedPlan | None:
         """The plan for another damping, with the factors of this one; None where B's plan has none to share."""
-        if not isinstance(self.plan, DirectPlan):
-            return None
-        return ReducedPlan(self.reduction, self.plan.with_damp(self.reduction.damp(damp)), damp)
+        plan = self.plan.with_damp(self.reduction.damp(damp))
+        return None if plan is None else ReducedPlan(self.reduction, plan, damp)
 
     @torch.no_grad()
     def solve(
@@ -66,9 +66,7 @@ class ReducedPlan:
     def _with_dropped(self, solution: Solution, y: Tensor, rtol: float | None, atol: float) -> Solution:
         """The solution with the norms of A's own residual, to which the outputs belong that read nothing."""
         precise = in_double(self.A)
-        usual = None if isinstance(self.plan, KrylovPlan) else direct_rtol(self.A.dtype)
-        tolerances = Tolerances.of(self.A.dtype, usual if rtol is None else rtol, atol)
-        certificate = Judge(precise, tolerances, solution.damp).certify(
+        certificate = Judge(precise, self.tolerances(rtol, atol), solution.damp).certify(
             solution.x.to(precise.dtype), y.to(precise.dtype)
         )
         # what nothing explains may be most of y
@@ -108,10 +106,26 @@ class ReducedPlan:
         x = self.plan.gram_solve(self.reduction.inputs_of(g), rtol=rtol)
         return None if x is None else self.reduction.to_inputs(x)
 
+    def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``, where the plan for B misses no item."""
+        way = self.reduction
+        found = self.plan.attempt(None if y is None else way.outputs_of(y), None if v is None else way.inputs_of(v))
+        if found is None or bool(found[1].any()):
+            return None
+        return (way.to_inputs if y is not None else way.to_outputs)(found[0]), found[1].new_zeros(())
+
+    def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
+        """The tolerances of a solve, those of the plan for B."""
+        return self.plan.tolerances(rtol, atol)
+
+    @property
+    def worker(self) -> Plan:
+        """The plan for B, or inside that."""
+        return self.plan.worker
+
+    def reasons(self) -> list[str]:
+        """Why "auto" takes this plan, and the one inside it."""
+        return [self.reason, *self.plan.reasons()]
+
     def __repr__(self) -> str:
         return f"ReducedPlan({self.A.in_shape} -> {self.A.out_shape}, {self.plan!r})"
-
-
-def core(plan: Any) -> Any:
-    """The plan that does the work."""
-    return core(plan.plan) if isinstance(plan, ReducedPlan) else plan

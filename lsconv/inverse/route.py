@@ -20,7 +20,6 @@ from lsconv.errors import (
     PlanMemoryError,
     warn,
 )
-from lsconv.factored.direct_plan import DirectPlan
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.adjoint_plan import AdjointPlan
@@ -33,23 +32,22 @@ from lsconv.inverse.plans import (
     FourierPlan,
     KrylovPlan,
     KrylovStack,
-    Plan,
 )
-from lsconv.inverse.reduced_plan import ReducedPlan, core
+from lsconv.inverse.reduced_plan import ReducedPlan
 from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, deciding, reduction, small_matrices
 from lsconv.inverse.trial_plan import TrialPlan, trial
 from lsconv.inverse.varying import VaryingPlan
 from lsconv.inverse.weighted import WeightedPlan
+from lsconv.krylov.plan import PATIENCE, Plan
 from lsconv.operators.algebra import Adjoint, Product, Scaled
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 from lsconv.operators.observed import MeasuredRows
 
-__all__ = ["BORDER_PLANS", "METHODS", "fallback", "is_left_to_lsmr", "penalty_fallback", "penalty_plan", "route"]
+__all__ = ["METHODS", "fallback", "penalty_fallback", "penalty_plan", "route"]
 
 METHODS = ("auto", *SMALL_MATRICES, "fourier", "border", "svd", *KRYLOV)
-BORDER_PLANS = (BorderPlan, CapacitancePlan)
 # Channels of a group, in and out together, up to which reflected padding goes to the border; of more LSMR is faster.
 _MIRRORED_CHANNELS = 4
 
@@ -295,35 +293,31 @@ def fallback(
 
     A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.
     """
-    plan = core(plan)
-    if isinstance(plan, DirectPlan):
+    name = plan.worker.fallback
+    if name is None:
         return None
     if SingularValuePlan.is_quick(A):
         return _svd(A, damp, None, rcond)
-    if isinstance(plan, TrialPlan):
+    if name == "border":
         try:
             return _border(A, damp, None)
         except (MethodError, PlanMemoryError):
             return krylov_plan(A, damp, "lsmr")
-    if is_left_to_lsmr(plan, damp, rcond):
+    if name == "svd" or rcond is not None:
+        return None
+    if name == "preconditioned lsmr":
         return TrialPlan(A, damp, None, preconditioned=True)
-    through_border = isinstance(plan, (*BORDER_PLANS, AdjointPlan, MissingPlan, VaryingPlan, WeightedPlan))
-    return KrylovPlan(A, damp, "lsmr") if through_border and rcond is None else None
-
-
-def is_left_to_lsmr(plan: object, damp: Tensor | float, rcond: float | None) -> bool:
-    """Tell whether preconditioned LSMR answers what a plan leaves unconverged: where outputs alone are cropped."""
-    damped = rcond is None and bool((torch.as_tensor(damp) > 0).all())
-    return damped and isinstance(plan, BorderPlan) and plan.inverse.form == "valid"
+    # LSMR is no last resort where another iteration of A has failed
+    return KrylovPlan(A, damp, name, max_iter=None if plan.worker.iterates else PATIENCE)
 
 
 def penalty_fallback(
-    A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: object
+    A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: Plan
 ) -> DenseStack | KrylovStack | None:
     """The plan that is asked about items with a penalty that "auto" leaves unconverged; None where there is none."""
     if DenseStack.is_quick(A, L, damp):
         return DenseStack(A, L, damp)
-    return KrylovStack(A, L, damp) if isinstance(plan, VaryingPlan) else None
+    return KrylovStack(A, L, damp) if plan.worker.fallback == "lsmr" else None
 
 
 def _transposed(A: LinearOperator, damp: Tensor | float, method: str, memory_limit: int | None) -> AdjointPlan | None:
@@ -331,7 +325,7 @@ def _transposed(A: LinearOperator, damp: Tensor | float, method: str, memory_lim
     if not (isinstance(A, Adjoint) and isinstance(A.operator, Convolution)):
         return None
     plan = route(A.operator, damp, method=method, memory_limit=memory_limit)
-    return None if isinstance(core(plan), (KrylovPlan, TrialPlan)) else AdjointPlan(A, plan, damp)
+    return None if plan.worker.iterates else AdjointPlan(A, plan, damp)
 
 
 def _with_rows(
@@ -350,17 +344,16 @@ def _with_rows(
         if weight is None:
             return WeightedPlan(A, rows, damping, L)
         core_damp, B = damping / weight.double().sqrt(), rows.core.to(dtype=double(A.dtype))
-        inner: Plan | StackedPlan | KrylovStack | MissingPlan | WeightedPlan
         if L is None:
-            inner = route(B, core_damp, method=method, memory_limit=memory_limit)
+            inner: Plan = route(B, core_damp, method=method, memory_limit=memory_limit)
         else:
             inner = penalty_plan(B, L.to(dtype=B.dtype), core_damp, method=method, memory_limit=memory_limit)
     except MethodError:
         return None
-    if isinstance(core(inner), (KrylovPlan, KrylovStack)):
+    if inner.worker.iterates:
         return None
-    if isinstance(core(inner), (BorderPlan, StackedPlan)):
-        inverse = core(inner).inverse
+    if isinstance(inner.worker, (BorderPlan, StackedPlan)):
+        inverse = inner.worker.inverse
         # an answer on the border that has the missing outputs in it costs about two on the border alone
         if inverse.unknowns and inverse.expect(tuple(inverse.embedding.batch_shape), solves=2) is None:
             for plan in (MissingBorderPlan, MasksPerItemPlan):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -11,25 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.plan import BorderPlan
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, MethodError
-from lsconv.inverse.normal_iteration import NormalIteration
-from lsconv.inverse.plans import KrylovPlan, Plan
-from lsconv.inverse.reduced_plan import core
-from lsconv.inverse.route import fallback, is_left_to_lsmr
-from lsconv.inverse.trial_plan import TrialPlan
+from lsconv.inverse.plans import KRYLOV_ONLY
+from lsconv.inverse.route import fallback
 from lsconv.krylov.gradients.attach import LeastSquares
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.solution import Solution, Status, report
+from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 
-__all__ = ["KRYLOV_ONLY", "Fallback", "solve", "started", "with_fallback", "without_items"]
+__all__ = ["Fallback", "solve", "started", "with_fallback", "without_items"]
 
-# Iterations that LSMR has for an item that the border leaves open, and the border of a volume for what LSMR may do.
-_FALLBACK_ITERATIONS = 500
 _COMMON = {"rtol", "atol", "max_iter"}
-KRYLOV_ONLY = {"x0", "callback", "progress", "check_every", "conlim", "restart", "rule", "noise_std", "safety"}
 
 
 def solve(
@@ -50,23 +43,20 @@ def solve(
         raise ArgumentTypeError(
             f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | KRYLOV_ONLY))}"
         )
-    first = core(plan)
-    if second is not None and isinstance(first, TrialPlan) and first.exhausted:
+    if second is not None and plan.worker.exhausted:
         plan = second.plan() or plan
-    if isinstance(plan, KrylovPlan):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            solution = plan.solve(y, **options)
-    else:
-        extra = sorted(set(options) & KRYLOV_ONLY)
-        if extra:
-            raise MethodError(
-                f"{', '.join(extra)}: {plan!r} takes no such option; ask for method='lsmr' or another Krylov method"
-            )
-        limit = max_iter if second is None or max_iter is not None else second.patience
-        solution = plan.solve(y, **{**options, "max_iter": limit})
+    extra = sorted(set(options) - _COMMON - plan.options)
+    if extra:
+        raise MethodError(
+            f"{', '.join(extra)}: {plan!r} takes no such option; ask for method='lsmr' or another Krylov method"
+        )
+    if second is not None and max_iter is None:
+        options["max_iter"] = second.patience
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        solution = plan.solve(y, **options)
     if second is not None:
-        solution = with_fallback(solution, second, y, options)
+        solution = with_fallback(solution, second, y, {**options, "max_iter": max_iter})
     if bool(nonfinite.any()):
         solution = without_items(solution, nonfinite)
     report(solution, plan, raise_on_failure=raise_on_failure)
@@ -90,13 +80,10 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
     plan = second.plan()
     if plan is None:
         return solution
-    # LSMR is no last resort where another iteration has failed
-    iterated = isinstance(plan, TrialPlan) or isinstance(core(second.first), (TrialPlan, NormalIteration))
-    limit = {"max_iter": _FALLBACK_ITERATIONS} if isinstance(plan, KrylovPlan) and not iterated else {}
     asked = {name: value for name, value in options.items() if name in _COMMON}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        other = plan.solve(y, **{**asked, **limit})
+        other = plan.solve(y, **asked)
     objectives = [
         torch.hypot(answer.residual_norm, answer.damp * ItemSpace(second.A.in_shape, y.dtype, y.device).norm(answer.x))
         for answer in (solution, other)
@@ -131,13 +118,10 @@ class Fallback:
         self.answering = self._made[0] or self.first
         return self._made[0]
 
-    @functools.cached_property
+    @property
     def patience(self) -> int | None:
         """The iterations after which the first plan's answer no longer pays; None: it has all that it takes."""
-        plan = core(self.first)
-        # the border of a volume has no factors that would end an iteration
-        volume = isinstance(plan, BorderPlan) and plan.A.ndim == 3
-        return _FALLBACK_ITERATIONS if volume and is_left_to_lsmr(plan, self.damp, self.rcond) else None
+        return self.first.worker.patience if self.rcond is None else None
 
     def for_another_solve(self) -> Fallback:
         """The same, answering with the first plan; both make the fallback's plan once."""

@@ -26,8 +26,7 @@ from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.lstsq import lstsq
 from lsconv.inverse.observation import Observation, mask_of_data
-from lsconv.inverse.plans import KrylovPlan, KrylovStack, PenalisedBackward, PenalisedPlan, Plan
-from lsconv.inverse.reduced_plan import core
+from lsconv.inverse.plans import KrylovPlan, PenalisedBackward, PenalisedPlan
 from lsconv.inverse.route import penalty_fallback, penalty_plan, route
 from lsconv.inverse.sharded import solves_shards
 from lsconv.inverse.solve import Fallback, with_fallback, without_items
@@ -38,10 +37,10 @@ from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import as_complex, as_operator, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
-from lsconv.operators.dtypes import direct_rtol, double, remedy
+from lsconv.operators.dtypes import double, remedy
 from lsconv.operators.elementary import Identity
 from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import untraced
@@ -204,7 +203,7 @@ class _Routed:
         if L is None or not bool((damping > 0).any()):
             plan = self._plan(A, damping)
             options = self.options
-            if self.x0 is not None and isinstance(plan, KrylovPlan):
+            if self.x0 is not None and "x0" in plan.options:
                 options = {**options, "x0": self.x0 if x_prior is None else self.x0 - x_prior}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
@@ -215,7 +214,7 @@ class _Routed:
                 inverse = plan = plan if second is None else second.answering
         else:
             plan = penalty_plan(A, L, damping, method=self.method, memory_limit=self.memory_limit)
-            start: dict[str, Any] = {"x0": self.x0} if isinstance(plan, KrylovStack) else {}
+            start: dict[str, Any] = {"x0": self.x0} if "x0" in plan.options else {}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 solution = plan.solve(data.y, x_prior=x_prior, **self.options, **start)
@@ -259,12 +258,10 @@ def _with_prior(
     if prior is None:
         return solution
     precise = A.to(dtype=double(A.dtype)) if isinstance(A, Convolution) else A
-    # the default of the method that solved
-    rtol = options["rtol"] if isinstance(core(plan), KrylovPlan) else direct_rtol(A.dtype, options["rtol"])
     wide = prior.to(precise.dtype)
     judge = Judge(
         precise,
-        Tolerances.of(A.dtype, rtol, options["atol"]),
+        plan.tolerances(options["rtol"], options["atol"]),
         damp,
         A.dtype,
         norm_bound=norm_bound(A) if isinstance(A, Convolution) and A.padding_mode in ("zeros", "circular") else None,

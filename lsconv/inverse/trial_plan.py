@@ -88,6 +88,10 @@ class TrialPlan(KrylovPlan):
         total: the iterations of all solves.
     """
 
+    reason = "the setup of the border would cost more than LSMR may need: LSMR first, then the border"
+    options = frozenset()
+    fallback = "border"
+
     def __init__(
         self, A: LinearOperator, damp: Tensor | float, most: int | None, *, preconditioned: bool = False
     ) -> None:
@@ -102,7 +106,7 @@ class TrialPlan(KrylovPlan):
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
         """The solution for ``y``, to the tolerance of the direct methods and with their certificate, in float64."""
-        tolerances = Tolerances.of(self.dtype, self.rtol if rtol is None else rtol, atol)
+        tolerances = self.tolerances(rtol, atol)
         precise, A = self.precise, self.A
         # where x leaves a tenth of the data, a certificate of a single-precision x would not show its null-space part
         if A.dtype != precise.dtype:
@@ -154,7 +158,7 @@ class TrialPlan(KrylovPlan):
         )
 
     @property
-    def exhausted(self) -> bool:
+    def exhausted(self) -> bool:  # type: ignore[override]
         """Tell whether all solves together have taken the limit, and the other plan is the faster once it is made."""
         return self.most is not None and self.total >= self.most and (self.M is not None or self.N is not None)
 
@@ -176,6 +180,10 @@ class TrialPlan(KrylovPlan):
         """``(A^H A)^{-1} g``."""
         v = super().gram_solve(g.to(self.A.dtype), rtol=rtol)
         return v if v is None else v.to(self.dtype)
+
+    def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
+        """The tolerances of a solve, those of the direct methods."""
+        return Tolerances.of(self.dtype, self.rtol if rtol is None else rtol, atol)
 
     @functools.cached_property
     def _norm(self) -> Tensor:

@@ -29,6 +29,7 @@ class VaryingPlan(NormalIteration):
         MethodError: the tiles do not serve A or L, or would not pay.
     """
 
+    reason = "the kernel varies: an iteration, preconditioned by tiles with the kernel of their place"
     inverse: SchwarzInverse
 
     @torch.no_grad()

@@ -41,6 +41,7 @@ class WeightedPlan(NormalIteration):
         MethodError: the convolution, or L, is not served by the border.
     """
 
+    reason = "the weights vary: an iteration, preconditioned by the border of their mean"
     inverse: NormalInverse
 
     @torch.no_grad()

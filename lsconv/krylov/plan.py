@@ -1,0 +1,96 @@
+"""Plan: the setup of one method for one operator and damping, and what whoever chooses among plans needs of it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from lsconv.krylov.loop.solution import Solution
+from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.dtypes import direct_rtol
+
+__all__ = ["PATIENCE", "Plan"]
+
+# Iterations of one method on what another may answer, or has left open.
+PATIENCE = 500
+
+
+class Plan:
+    r"""The setup of one method for :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2\|x\|^2`, kept for many y.
+
+    A subclass solves; its class attributes and small methods say the rest, so that nobody asks for its type.
+
+    Attributes:
+        A: the operator.
+        reason: why "auto" takes this plan, a sentence.
+        options: what :meth:`solve` takes beyond rtol, atol and max_iter.
+        iterates: every iteration applies A itself, and max_iter limits these: the plan has no setup that another
+            could be built on.
+        fallback: what answers the items that the plan leaves unconverged, where the dense decomposition of A is not
+            quick: "svd" (nothing else), "lsmr", "preconditioned lsmr" or "border"; None: nothing, not even that.
+        patience: the iterations after which its answer no longer pays beside that of the fallback; None: it has all
+            that it takes.
+        exhausted: the solves have cost what the setup of the fallback does, which answers from now on.
+        in_range: x is computed as ``A^H z``, so that only rounding leads out of the range of ``A^H``.
+    """
+
+    A: LinearOperator
+    reason: ClassVar[str] = ""
+    options: frozenset[str] = frozenset()
+    iterates: ClassVar[bool] = False
+    fallback: str | None = "svd"
+    patience: int | None = None
+    exhausted: bool = False
+    in_range: bool = True
+
+    def solve(
+        self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
+    ) -> Solution:
+        """The certified solution for ``y``."""
+        raise NotImplementedError
+
+    def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The solution for ``y``, without a certificate."""
+        raise NotImplementedError
+
+    def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
+        """The adjoint of :meth:`apply`."""
+        raise NotImplementedError
+
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
+        raise NotImplementedError
+
+    def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
+        """``(A^H A)^{-1} g`` for A of full column rank; None where it would cost more than :meth:`adjoint`."""
+        return None
+
+    def remainder(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``y - A x`` of the x for ``y``."""
+        return y - self.A.apply(self.apply(y, rtol=rtol))
+
+    def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``, and which items missed the tolerance.
+
+        None where only :meth:`solve` can tell.
+        """
+        return None
+
+    def with_damp(self, damp: Tensor | float) -> Plan | None:
+        """The plan for another damping with the factors of this one; None where it has none to share."""
+        return None
+
+    def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
+        """The tolerances of a solve: 1e-6 in float32 and 1e-10 in float64 where there is no rtol."""
+        return Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
+
+    @property
+    def worker(self) -> Plan:
+        """The plan that does the work: of a smaller problem, where this one is a door to it."""
+        return self
+
+    def reasons(self) -> list[str]:
+        """Why "auto" takes this plan, and those inside it, a sentence each."""
+        return [self.reason]
