@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from lsconv.krylov.loop.batched_scalars import unbounded
+from lsconv.krylov.loop.certificate import Judge, Norms
 from lsconv.krylov.loop.solution import Solution, Status
-from lsconv.krylov.loop.stopping import Tolerances
-from lsconv.operators.convolution import Convolution, norm_bound
-from lsconv.tiled.passes import Norms
 
 __all__ = ["Certificate", "joined"]
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """The judgement of one x, with the tests of :mod:`lsconv.krylov.loop.certificate`.
+    """The judgement of one x by the judge of all methods, with the steps that led to x.
 
     Attributes:
         norms: residual, gradient and the rest.
@@ -39,31 +37,19 @@ class Certificate:
         return self.status in (Status.RESIDUAL, Status.GRADIENT, Status.ZERO, Status.ROUNDED)
 
     @classmethod
-    def of(cls, norms: Norms, damp: float, norm: float, A: Convolution, tolerances: Tolerances) -> Certificate:
-        """Judge an x.
-
-        Args:
-            norms: of x.
-            damp: the damping.
-            norm: a lower bound of ``||A||``.
-            A: the convolution, in the dtype of the passes.
-            tolerances: relative ones.
-        """
-        lower = max(norm, norms.image / norms.x if norms.x else 0.0)
-        total = math.hypot(norms.residual, damp * norms.penalty)
-        upper = max(float(norm_bound(A)), lower)
-        rounding = 8 * torch.finfo(A.dtype).eps * upper * (upper * norms.x + norms.y)
-        bound = max(math.hypot(lower, damp) * tolerances.rtol * total, rounding)
+    def of(cls, judge: Judge, norms: Norms) -> Certificate:
+        """Have an x of these norms judged."""
+        found = judge.judged(norms)
         status = Status.STAGNATION
         if norms.y == 0 and norms.x == 0:
             status = Status.ZERO
-        elif total <= tolerances.residual_bound(norms.y):
+        elif found.residual_ok:
             status = Status.RESIDUAL
-        elif norms.gradient <= bound and total <= (1 + math.sqrt(tolerances.eps)) * norms.y:
+        elif found.gradient_ok:
             status = Status.GRADIENT
-        elif not math.isfinite(total + norms.gradient):
+        elif unbounded(found.objective + norms.gradient):
             status = Status.NON_FINITE
-        return cls(norms, status, bound)
+        return cls(norms, status, found.gradient_bound)
 
 
 def joined(

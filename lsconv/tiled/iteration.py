@@ -19,11 +19,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from lsconv.krylov.loop.certificate import Judge, Norms
 from lsconv.krylov.loop.solution import Status
 from lsconv.operators.dtypes import double
 from lsconv.tiled.certificate import Certificate
 from lsconv.tiled.field import Field
-from lsconv.tiled.passes import Norms, Passes
+from lsconv.tiled.passes import Passes
 from lsconv.tiled.storage import Storage
 
 __all__ = ["Directions", "Iteration"]
@@ -100,7 +101,7 @@ class Iteration:
         storage: of the vectors.
         y: the data.
         observed: ones where they were measured; None: everywhere.
-        judge: makes a certificate of norms.
+        judge: judges norms.
         rtol: relative tolerance of x.
         rate: the part of an error that the first pass is known to leave; 1 where it is not.
 
@@ -114,7 +115,7 @@ class Iteration:
         storage: Storage,
         y: Field,
         observed: Field | None,
-        judge: Callable[[Norms], Certificate],
+        judge: Judge,
         *,
         rtol: float,
         rate: float,
@@ -137,7 +138,7 @@ class Iteration:
         step, left = self._begin(begin)
         g = storage.vector("g", self.wide)
         norms = self.passes.gradient(self.x, self.y, self.observed, g)
-        certificate = self.judge(norms)
+        certificate = self._judged(norms)
         left = self.rate * norms.x if left is None else left
         moves, rests, best, waited = [norms.x], [norms.gradient], math.inf, 0
         while step < max_iter and waited < patience:
@@ -163,13 +164,16 @@ class Iteration:
             norms = replace(norms, gradient=rest, x=length)
             if (rest <= certificate.gradient_bound and left <= self.rtol * length) or not waited < patience:
                 norms = self.passes.gradient(self.x, self.y, self.observed, g)
-                certificate = self.judge(norms)
-        certificate = self.judge(self.passes.gradient(self.x, self.y, self.observed, g))
+                certificate = self._judged(norms)
+        certificate = self._judged(self.passes.gradient(self.x, self.y, self.observed, g))
         rounded = self._rounded(certificate) if certificate.holds else None
         if rounded is None or left > 100 * self.rtol * norms.x:
             limit = Status.ITERATION_LIMIT if step >= max_iter else Status.STAGNATION
             rounded = replace(certificate, status=limit)
         return replace(rounded, iterations=step)
+
+    def _judged(self, norms: Norms) -> Certificate:
+        return Certificate.of(self.judge, norms)
 
     def _begin(self, begin: Callable[[Field], None] | None) -> tuple[int, float | None]:
         """Make the first x, or take up what an earlier run has left: its step, and the steps' length to come."""
@@ -208,7 +212,7 @@ class Iteration:
         narrow = self.storage.dtype
         if narrow == self.wide or self.x.array.dtype == self.storage.vector("x").array.dtype:
             return certificate
-        found = self.judge(
+        found = self._judged(
             self.passes.gradient(self.x, self.y, self.observed, None, lambda x: x.to(narrow).to(self.wide))
         )
         return found if found.holds else replace(found, status=Status.ROUNDED)

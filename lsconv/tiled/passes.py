@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +26,8 @@ from lsconv.border.normal_problem import least_shift
 from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import NonFiniteError
+from lsconv.krylov.loop.batched_scalars import divide
+from lsconv.krylov.loop.certificate import Norms
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 from lsconv.tiled.field import Field
@@ -34,21 +35,9 @@ from lsconv.tiled.layout import Axis
 from lsconv.tiled.ranks import Ranks
 from lsconv.tiled.regions import Kind, Region, Regions
 
-__all__ = ["Norms", "Passes"]
+__all__ = ["Passes"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Norms:
-    """Norms of y, the residual, the gradient and x, of L x, and of A x."""
-
-    y: float
-    residual: float
-    gradient: float
-    x: float
-    penalty: float
-    image: float
 
 
 class Passes:
@@ -146,7 +135,8 @@ class Passes:
             return g
 
         self._run("gradient", self.halos, read, work, into)
-        return Norms(*self.ranks.total(sums).clamp_min(0).sqrt().tolist())
+        y_norm, residual, gradient, x_norm, penalty, image = self.ranks.total(sums).clamp_min(0).sqrt().tolist()
+        return Norms(y_norm, x_norm, residual, gradient, penalty, divide(image, x_norm))
 
     def product(self, z: Field, observed: Field | None, into: Field) -> None:
         """Write ``H z``."""

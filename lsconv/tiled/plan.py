@@ -23,11 +23,11 @@ from torch import Tensor
 
 from lsconv.border.cost_model import free_bytes
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
-from lsconv.krylov.loop.certificate import norm_from_below
+from lsconv.krylov.loop.certificate import Judge, norm_from_below
 from lsconv.krylov.loop.solution import Solution, report
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.convolution import Convolution
+from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol, double
 from lsconv.tiled.certificate import Certificate, joined
 from lsconv.tiled.field import ArrayLike, Field
@@ -257,12 +257,14 @@ class Plan:
             return 1.0
         return 0.0 if self.whole is not None else self.strategy.rate
 
-    def _judge(self, tolerances: Tolerances) -> Any:
+    def _judge(self, tolerances: Tolerances) -> Judge:
         if self._norm is None:
             size = [min(n, max(4 * k, 64)) for n, k in zip(self.A.spatial_in, self.A.kernel_extent, strict=True)]
             A = Convolution(self.passes.wide.weight, size, dilation=self.A.dilation, groups=self.A.groups)
             self._norm = float(norm_from_below(A))
-        return lambda norms: Certificate.of(norms, self.damp, self._norm, self.passes.wide, tolerances)
+        A = self.passes.wide
+        upper = max(float(norm_bound(A)), self._norm)
+        return Judge(A, tolerances, self.damp, operator_norm=math.hypot(self._norm, self.damp), norm_bound=upper)
 
     def _key(self, batch: tuple[int, ...]) -> str:
         """The problem, for a restart."""

@@ -16,6 +16,8 @@ from torch import Tensor
 
 import lsconv
 from lsconv.errors import ArgumentError, DtypeError, MethodError, NonFiniteError, PlanMemoryError, ShapeError
+from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.tiled.field import Field
 
 F64 = torch.float64
 KERNELS = {
@@ -276,6 +278,23 @@ def test_a_solve_that_was_killed_goes_on(
     steps = int(iterations)
     assert counts["product"] == 4 * steps - products
     assert tiles[0] <= 4 * (steps + 1) - counts["tiles"] <= tiles[1]
+
+
+def test_norms_measured_by_tiles_are_judged_as_those_of_the_whole() -> None:
+    A, y = problem("box", "same", (83, 98))
+    plan = lsconv.tiled.Plan(A, damp=0.1, tile=40, overlap=24)
+    judge = plan._judge(Tolerances.of(F64, 1e-10, 0.0))
+    answer = exact(A, y, 0.1)
+    for x, converged in ((answer, True), (answer + 1e-6 * torch.cos(torch.arange(98.0)), False)):
+        options = {"channels": True, "wraps": plan.wraps}
+        fields = Field(x, A.spatial_in, **options), Field(y, A.spatial_out, **options)
+        streamed = plan.passes.gradient(*fields, None, None)
+        found, whole = judge.judged(streamed), judge.certify(x, y, single=True)
+        assert bool(found.converged) == bool(whole.converged) == converged
+        for name in ("residual_norm", "objective"):
+            assert getattr(found, name) == pytest.approx(getattr(whole, name), rel=1e-6)
+        if not converged:  # that of the answer is rounding
+            assert found.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-6)
 
 
 # ------------------------------------------------------------------ what is refused

@@ -42,7 +42,30 @@ from lsconv.krylov.loop.stopping import EXCUSED, Tolerances, most_condition
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
-__all__ = ["Certificate", "Judge", "norm_from_below"]
+__all__ = ["Certificate", "Judge", "Norms", "norm_from_below"]
+
+
+@dataclass(frozen=True, eq=False)
+class Norms:
+    """The norms that an x is judged by, however they were measured; one scalar per item each.
+
+    Attributes:
+        y: ``||y||``.
+        x: ``||x||``.
+        residual: ``||y - Ax||``.
+        gradient: ``||A^H (y - Ax) - damp^2 L^H L x||``.
+        penalty: ``||Lx||``, of the identity that of x.
+        operator: a lower bound of ``||A||`` from the vectors met.
+        prior: norm of the prior, where x and y are what a prior leaves of them; None: there is none.
+    """
+
+    y: Scalar
+    x: Scalar
+    residual: Scalar
+    gradient: Scalar
+    penalty: Scalar
+    operator: Scalar
+    prior: Scalar | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +86,7 @@ class Certificate:
         null_reach: ``||A|| ||z||``, z = (y - Ax) / damp^2, relative to the same: times epsilon it bounds what the
             rounding of ``x = A^H z`` leaves in the null space.
         merit: the smaller of the two norms in units of its bound; at most 1 where converged.
+        gradient_bound: the bound that the gradient has to reach.
     """
 
     residual_norm: Scalar
@@ -75,6 +99,7 @@ class Certificate:
     null_part: Scalar
     null_reach: Scalar
     merit: Scalar
+    gradient_bound: Scalar
 
     @property
     def converged(self) -> Scalar:
@@ -84,7 +109,7 @@ class Certificate:
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    r"""The judge of what is found for one operator and damping: who recomputes residual and gradient by A itself.
+    r"""The judge of what is found for one operator and damping: it measures by A itself, and judges by norms alone.
 
     Attributes:
         A: the operator, in the dtype to certify in.
@@ -117,7 +142,7 @@ class Judge:
     dtype: torch.dtype | None = None
     rounding: float | None = None
     operator_norm: Scalar | None = None
-    norm_bound: Tensor | None = None
+    norm_bound: Scalar | None = None
     rcond: float = 0.0
     short: float = 0.0
     truncated: bool = False
@@ -145,8 +170,12 @@ class Judge:
             single: there is one item, and scalars are Python numbers, here and in the certificate.
             sharpen: find a better bound of ``||A||`` where that may decide.
         """
-        space = OneItem if single else ItemSpace
-        A, tolerances, rcond = self.A, self.tolerances, self.rcond
+        norms = self._measured(x, y, prior_norm, single)
+        sharpen = sharpen and not self.square and type(y) is Tensor
+        return self.judged(norms, (lambda: norm_from_below(self.A, single=single)) if sharpen else None)
+
+    def _measured(self, x: Tensor, y: Tensor, prior_norm: Tensor | None, single: bool) -> Norms:
+        space, A = OneItem if single else ItemSpace, self.A
         domain, codomain = space(A.in_shape, A.dtype, A.device), space(A.out_shape, A.dtype, A.device)
         batch = broadcast_shapes(
             x.shape[: x.ndim - len(A.in_shape)], y.shape[: y.ndim - len(A.out_shape)], A.batch_shape
@@ -155,9 +184,7 @@ class Judge:
         def spread_out(scalar: Scalar) -> Scalar:
             return scalar if single else scalar.expand(batch)
 
-        damp = self.damp
-        if not single:
-            damp = spread_out(torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device))
+        damp = self._damp(batch, single)
         y_norm, x_norm = spread_out(codomain.safe_norm(y)), spread_out(domain.safe_norm(x))
         ax = A.apply(x)
         bound = divide(spread_out(codomain.safe_norm(ax)), x_norm)
@@ -175,15 +202,34 @@ class Judge:
             if any_item(damp > 0):
                 g = domain.add(g, -damp * damp / unit, x)
             g_norm = spread_out(domain.safe_norm(g)) * unit
-        norm_a = hypot(bound, damp)
+        return Norms(y_norm, x_norm, r_norm, g_norm, x_norm, bound, prior_norm)
+
+    def _damp(self, batch: tuple[int, ...], single: bool) -> Scalar:
+        if single:
+            return self.damp
+        return torch.as_tensor(self.damp, dtype=scalar_dtype(self.A.device), device=self.A.device).expand(batch)
+
+    def judged(self, norms: Norms, sharpen: Callable[[], Scalar] | None = None) -> Certificate:
+        """Judge an x by its norms alone.
+
+        Args:
+            norms: tensors of the batch shape, or Python numbers for one item.
+            sharpen: finds a better bound of ``||A||``, where that may decide; None: there is none.
+        """
+        A, tolerances, rcond = self.A, self.tolerances, self.rcond
+        single, y_norm, x_norm = not isinstance(norms.y, Tensor), norms.y, norms.x
+        r_norm, g_norm = norms.residual, norms.gradient
+        damp = self._damp(() if single else tuple(y_norm.shape), single)
+        norm_a = hypot(norms.operator, damp)
         if self.operator_norm is not None:
             norm_a = maximum(norm_a, self.operator_norm)
-        total = hypot(r_norm, damp * x_norm)
+        total = hypot(r_norm, damp * norms.penalty)
         r_bound, g_bound = tolerances.residual_bound(y_norm), tolerances.gradient_bound(norm_a, total)
         # the bound of a gradient that is near it may only be low because that of ||A|| is
         close = (g_norm > g_bound) & (g_norm <= 1e4 * g_bound) & (total > r_bound)
-        if sharpen and not self.square and type(y) is Tensor and any_item(close):
-            norm_a = maximum(norm_a, hypot(spread_out(norm_from_below(A, single=single)), damp))
+        if sharpen is not None and any_item(close):
+            sharper = sharpen()
+            norm_a = maximum(norm_a, hypot(sharper if single else sharper.expand(y_norm.shape), damp))
             g_bound = tolerances.gradient_bound(norm_a, total)
         upper = norm_a if self.norm_bound is None else self.norm_bound
         least = at_least(maximum(max(rcond, self.short) * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny)
@@ -195,8 +241,8 @@ class Judge:
         rounding = torch.finfo(A.dtype).eps if self.rounding is None else self.rounding
         left = 8 * rounding * (upper * longest + y_norm)
         highest = (1 + math.sqrt(tolerances.eps)) * y_norm
-        if prior_norm is not None:
-            left = left + 16 * tolerances.eps * upper * prior_norm
+        if norms.prior is not None:
+            left = left + 16 * tolerances.eps * upper * norms.prior
             r_bound, highest = maximum(r_bound, left), highest + left
         met, g_bound = g_norm <= g_bound, maximum(g_bound, upper * left)
         if self.truncated:
@@ -217,7 +263,7 @@ class Judge:
         unit = damp * damp * (x_norm + tolerances.rtol * divide(y_norm, norm_a))
         null_part, null_reach = quotient(g_norm, unit), quotient(norm_a * r_norm, unit)
         return Certificate(
-            r_norm, g_norm, residual_ok, gradient_ok, no_worse, excused, total, null_part, null_reach, merit
+            r_norm, g_norm, residual_ok, gradient_ok, no_worse, excused, total, null_part, null_reach, merit, g_bound
         )
 
     def _adjoint(self, residual: Tensor) -> Tensor | None:
