@@ -29,17 +29,16 @@ from lsconv.border.penalty import Filter, Penalty, as_convolutions
 from lsconv.errors import ArgumentError, MethodError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
-from lsconv.krylov.loop.certificate import Judge
-from lsconv.krylov.loop.solution import Solution, Status
+from lsconv.krylov.loop.penalised import Penalised
+from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.plan import Plan
-from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import WORK_BYTES, broadcast_shapes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 
-__all__ = ["StackedPlan", "stacked_data", "stacked_solution"]
+__all__ = ["StackedPlan"]
 
 
 class StackedPlan(Plan):
@@ -95,9 +94,10 @@ class StackedPlan(Plan):
         self._memory_limit, self._limits = memory_limit, limits
         self.factors, self.inverse = self._factor(scaled, terms)
         precise_L = L.to(dtype=double(A.dtype))
-        self.precise = VStack([A.with_parameters([weight]).to(dtype=double(A.dtype)), precise_L * self.damp])
-        self.scaled = VStack([scaled.to(dtype=double(A.dtype)), precise_L * (self.damp / self.unit)])
-        self.scaled_damp = torch.zeros_like(self.damp)
+        self.problem = Penalised(A.with_parameters([weight]).to(dtype=double(A.dtype)), self.damp, precise_L)
+        self.precise = self.problem.stack
+        of_unit = Penalised(scaled.to(dtype=double(A.dtype)), self.damp / self.unit, precise_L)
+        self.scaled, self.scaled_damp = of_unit.stack, of_unit.shift
         self.in_range = self.inverse.side == "residual"
         self.read: Tensor | None = None  # L reads every input
 
@@ -160,10 +160,10 @@ class StackedPlan(Plan):
                 for item, prior in zip(data, priors, strict=True)
             ])  # fmt: skip
         tolerances = self.tolerances(rtol, atol)
-        data = stacked_data(self.precise, y, x_prior)
+        data = self.problem.data(y, x_prior)
         factors = self.inverse.expect(tuple(batch))
         if factors is not None and tolerances.rtol >= ONE_PASS:
-            own = self.precise.blocks.split(data)[0] if x_prior is not None else y.detach().to(self.precise.dtype)
+            own = self.problem.rest(y, x_prior)
             x = factors.solution(own) / _spread(self.unit, self.A.in_shape)
             solution = self._certified(y, x, x_prior, tolerances)
             if settled(solution):
@@ -178,19 +178,14 @@ class StackedPlan(Plan):
     def _certified(
         self, y: Tensor, x: Tensor, x_prior: Tensor | None, tolerances: Tolerances, outer: Outer | None = None
     ) -> Solution:
-        batch = x.shape[: x.ndim - len(self.A.in_shape)]
-        return stacked_solution(
-            self.precise,
-            x,
-            y,
-            self.damp.expand(batch),
-            x_prior=x_prior,
-            dtype=self.A.dtype,
-            tolerances=tolerances,
-            iterations=torch.zeros(batch, dtype=torch.int64) if outer is None else outer.iterations,
+        judge = self.problem.judge(
+            tolerances,
+            self.A.dtype,
             operator_norm=None if outer is None else outer.norm_a * self.unit,
             norm_bound=self.inverse.norm_bound * self.unit,
         )
+        iterations = 0 if outer is None else outer.iterations
+        return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 
     def _is_apart(self, batch: Sequence[int]) -> bool:
         """Tell whether the items of the first dimension, which share their factors, are solved for one by one."""
@@ -206,7 +201,7 @@ class StackedPlan(Plan):
         batch = broadcast_shapes(y.shape[: y.ndim - len(self.A.out_shape)], self.inverse.embedding.batch_shape)
         factors = self.inverse.expect(tuple(batch))
         if factors is None:
-            x = iterated(self, y=stacked_data(self.precise, wide, None), tolerances=self.tolerances(rtol)).x
+            x = iterated(self, y=self.problem.data(wide), tolerances=self.tolerances(rtol)).x
         else:
             x = factors.solution(wide) / _spread(self.unit, self.A.in_shape)
         return x.to(self.A.dtype)
@@ -228,67 +223,6 @@ class StackedPlan(Plan):
     def __repr__(self) -> str:
         shapes = f"{self.A.in_shape} -> {self.A.out_shape}"
         return f"StackedPlan({shapes}, L={type(self.L).__name__}, {self.inverse.describe()})"
-
-
-def stacked_data(stack: VStack, y: Tensor, x_prior: Tensor | None) -> Tensor:
-    """``[y - A x_prior; 0]``, in the dtype of the stack."""
-    A, L = stack.operators
-    y = y.detach().to(stack.dtype)
-    if x_prior is not None:
-        y = y - A.apply(x_prior.detach().to(stack.dtype))
-    batch = broadcast_shapes(y.shape[: y.ndim - len(A.out_shape)], stack.batch_shape)
-    zero = y.new_zeros(()).expand(*batch, *L.out_shape)
-    return stack.blocks.join([y.expand(*batch, *A.out_shape), zero])
-
-
-def stacked_solution(
-    stack: VStack,
-    d: Tensor,
-    y: Tensor,
-    damp: Tensor,
-    *,
-    x_prior: Tensor | None,
-    dtype: torch.dtype,
-    tolerances: Tolerances,
-    iterations: Tensor,
-    operator_norm: Tensor | None = None,
-    norm_bound: Tensor | None = None,
-    otherwise: Tensor | None = None,
-) -> Solution:
-    r"""The solution ``x = x_prior + d`` of the penalised problem, with residual and gradient recomputed by A and L.
-
-    Args:
-        stack: ``[A; damp L]`` in the dtype to compute the certificate in.
-        d: solution of the stacked system.
-        y: the data.
-        damp: the damping, one per batch item.
-        x_prior: what the penalty pulls to.
-        dtype: dtype that x is returned in.
-        tolerances: from :meth:`Tolerances.of`.
-        iterations: per item.
-        operator_norm, norm_bound: bounds of the norm of the stack, from below and from above.
-        otherwise: status codes of the items that do not meet the tolerance; None: STAGNATION.
-    """
-    A = stack.operators[0]
-    judge = Judge(
-        stack,
-        tolerances,
-        dtype=dtype,
-        operator_norm=operator_norm,
-        norm_bound=norm_bound,
-    )
-    solution = judge.solution(
-        d,
-        stacked_data(stack, y, x_prior),
-        prior=None if x_prior is None else x_prior.detach().to(stack.dtype),
-        iterations=iterations,
-        otherwise=Status.STAGNATION if otherwise is None else otherwise,
-    )
-    misfit = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(
-        y.detach().to(stack.dtype) - A.apply(solution.x.to(stack.dtype))
-    )
-    batch = solution.codes.shape
-    return replace(solution, residual_norm=misfit.expand(batch), damp=damp.expand(batch))
 
 
 def _stacked(parts: Sequence[Solution]) -> Solution:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.factored.singular_values import SingularValuePlan
+from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
-from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.dtypes import default_rcond, direct_rtol
+from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
-__all__ = ["DenseStack", "stacked"]
+__all__ = ["DenseStack"]
 
 
 class DenseStack:
@@ -26,44 +25,38 @@ class DenseStack:
     """
 
     def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
-        self.A, self.L, self.damp = A, L, torch.as_tensor(damp, dtype=torch.float64, device=A.device)
-        self.stack = stacked(A, L, damp)
-        self.plan = SingularValuePlan(self.stack, rcond=default_rcond(A.dtype), rtol=direct_rtol(A.dtype))
+        self.dtype, self.penalty = A.dtype, L
+        self.problem = _in_double(A, L, damp)
+        self.plan = SingularValuePlan(self.problem.stack, rcond=default_rcond(A.dtype), rtol=direct_rtol(A.dtype))
 
     @staticmethod
     def is_quick(A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> bool:
         """Tell whether the setup takes about a second or less."""
-        return SingularValuePlan.is_quick(stacked(A, L, damp))
+        return SingularValuePlan.is_quick(_in_double(A, L, damp).stack)
 
     @torch.no_grad()
     def solve(
         self, y: Tensor, *, x_prior: Tensor | None = None, rtol: float | None = None, atol: float = 0.0
     ) -> Solution:
         """The certified solution for ``y``; see :func:`tikhonov`."""
-        stack = self.plan.precise
-        assert isinstance(stack, VStack)
-        found = self.plan.solve(stacked_data(self.stack, y, x_prior), rtol=rtol)
-        return stacked_solution(
-            stack,
-            found.x.to(stack.dtype),
-            y,
-            self.damp.expand(found.converged.shape),
-            x_prior=x_prior,
-            dtype=self.A.dtype,
-            tolerances=Tolerances.of(self.A.dtype, self.plan.rtol if rtol is None else rtol, atol),
-            iterations=found.iterations,
-            norm_bound=self.plan.norm,
-            otherwise=found.codes,
-        )
+        problem = self.problem
+        found = self.plan.solve(problem.data(y, x_prior), rtol=rtol)
+        tolerances = Tolerances.of(self.dtype, self.plan.rtol if rtol is None else rtol, atol)
+        judge = problem.judge(tolerances, self.dtype, norm_bound=self.plan.norm)
+        return problem.solution(judge, found.x, y, x_prior=x_prior, iterations=found.iterations, otherwise=found.codes)
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``."""
-        return self.plan.normal_solve(g)
+        return self.plan.normal_solve(g).to(self.dtype)
 
     def __repr__(self) -> str:
-        return f"DenseStack(L={type(self.L).__name__}, {self.plan!r})"
+        return f"DenseStack(L={type(self.penalty).__name__}, {self.plan!r})"
 
 
-def stacked(A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> VStack:
-    """``[A; damp L]``."""
-    return VStack([A, L * torch.as_tensor(damp, dtype=A.dtype, device=A.device)])
+def _in_double(A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> Penalised:
+    """The problem in double precision, or in that of A where A or L does not convert."""
+    damping = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
+    try:
+        return Penalised(A.to(dtype=double(A.dtype)), damping, L.to(dtype=double(A.dtype)))
+    except NotImplementedError:
+        return Penalised(A, damping, L)

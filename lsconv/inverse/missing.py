@@ -25,17 +25,14 @@ from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import least_shift
 from lsconv.border.outer_iteration import iterated
 from lsconv.border.penalty import Penalty, as_convolutions
-from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
-from lsconv.inverse.dense_stack import stacked
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
-from lsconv.krylov.loop.certificate import Judge
+from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.plan import Plan
-from lsconv.operators.algebra import VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution, norm_bound
@@ -94,7 +91,7 @@ class MissingPlan(Plan):
         self.core, self.precise = (B.to(dtype=double(A.dtype)) for B in (rows.core, A))
         self.lifting = MeasuredRows(self.core, rows.scale.to(self.core.dtype), rows.rows.to(dtype=self.core.dtype))
         self.missing = rows.scale == 0
-        self.stack = None if L is None else stacked(self.precise, L.to(dtype=self.precise.dtype), self.damp)
+        self.problem = Penalised(self.precise, self.damp, None if L is None else L.to(dtype=self.precise.dtype))
         self._ratio = weight.double().sqrt()
         self._norm_bound: Tensor | None = None
         assert isinstance(self.core, Convolution)
@@ -133,30 +130,15 @@ class MissingPlan(Plan):
             max_iter: limit on the iterations on the missing outputs.
         """
         tolerances = self.tolerances(rtol, atol)
-        wide = y.detach().to(self.precise.dtype)
-        rest = wide if x_prior is None else wide - self.precise.apply(x_prior.detach().to(self.precise.dtype))
+        rest = self.problem.rest(y, x_prior)
         x, iterations, strays = self._filled(rest, tolerances, max_iter)
-        batch = iterations.shape
-        if self.stack is not None:
-            return stacked_solution(
-                self.stack,
-                x,
-                y,
-                self.damp.expand(batch),
-                x_prior=x_prior,
-                dtype=self.A.dtype,
-                tolerances=tolerances,
-                iterations=iterations,
-            )
-        judge = Judge(
-            self.precise,
+        judge = self.problem.judge(
             tolerances,
-            self.damp,
             self.A.dtype,
             norm_bound=self._norm_bound,
             null_share=torch.where(strays, tolerances.null_share, torch.inf),
         )
-        return judge.solution(x, rest, iterations=iterations)
+        return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
@@ -319,27 +301,23 @@ class MissingBorderPlan(MissingPlan):
         if lost is None or not Embedding.exists(core) or self._ratio.numel() > 1:
             raise MethodError("A: one border serves items and groups that miss the same outputs, behind zero padding")
         core = core.with_parameters([core.weight.detach() * self._ratio.reshape(())])
-        self.scaled: LinearOperator = Mask(~lost, dtype=core.dtype) @ core
-        self.scaled_damp, penalty = self.damp, None
+        L, penalty = None if L is None else L.to(dtype=core.dtype), None
         if L is not None:
-            L = L.to(dtype=core.dtype)
             terms = as_convolutions(L, core.ndim)
             if terms is None or not Penalty.serves(core, terms):
                 raise MethodError(f"L: {L!r} and {core!r} are not convolutions on one grid")
             penalty = Penalty(core, terms, self.damp)
-            self.scaled, self.scaled_damp = VStack([self.scaled, L * self.damp]), torch.zeros_like(self.damp)
+        self.filled = Penalised(Mask(~lost, dtype=core.dtype) @ core, self.damp, L)
+        self.scaled, self.scaled_damp = self.filled.stack, self.filled.shift
         self.unit, self.read, self.factors = torch.ones_like(self.damp), None, core.weight.real.dtype
         floor = least_shift(self.factors, damped=True)
-        shift = self.damp if L is None else torch.zeros_like(self.damp)
-        self.inverse = normal_inverse(core, shift, floor=floor, penalty=penalty, missing=lost)
+        self.inverse = normal_inverse(core, self.scaled_damp, floor=floor, penalty=penalty, missing=lost)
         if L is None:
             self.read = self.inverse.embedding.read_inputs()
 
     def _filled(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
         tolerances = Tolerances.of(self.core.dtype, tolerances.rtol, tolerances.atol)
-        data = self.lifting.data(y) * self._ratio.reshape(())
-        if self.L is not None:
-            data = stacked_data(self.scaled, data, None)  # type: ignore[arg-type]
+        data = self.filled.data(self.lifting.data(y) * self._ratio.reshape(()))
         outer = iterated(self, y=data, tolerances=tolerances, max_iter=max_iter)
         return outer.x, outer.iterations, torch.full_like(outer.merit > 1, self.inverse.side != "residual")
 

@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.stacked_plan import stacked_data, stacked_solution
-from lsconv.inverse.dense_stack import stacked
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
-from lsconv.krylov.loop.certificate import Judge
+from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import SQUARE_SHARE
 from lsconv.krylov.plan import Plan
@@ -55,10 +53,8 @@ class NormalIteration(Plan):
         self.A, self.L = A, L
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
         self.precise = A.to(dtype=double(A.dtype))
-        self.stack: LinearOperator = self.precise
-        if L is not None:
-            self.stack = stacked(self.precise, L.to(dtype=self.precise.dtype), self.damp)
-        self.mu = self.damp.square() if L is None else torch.zeros_like(self.damp)
+        self.problem = Penalised(self.precise, self.damp, None if L is None else L.to(dtype=self.precise.dtype))
+        self.stack, self.mu = self.problem.stack, self.problem.shift.square()
         self.space, self.images = (
             ItemSpace(shape, self.precise.dtype, A.device) for shape in (A.in_shape, self.stack.out_shape)
         )
@@ -83,32 +79,17 @@ class NormalIteration(Plan):
             max_iter: limit on the iterations.
         """
         tolerances = self.tolerances(rtol, atol)
-        data = self._stacked(y, x_prior)
+        data = self.problem.data(y, x_prior)
         share = tolerances.null_share if self.wide else SQUARE_SHARE
         x, iterations, norm = self._least_squares(data, tolerances.rtol, atol, max_iter, share=share)
-        batch = iterations.shape
-        if self.L is not None:
-            return stacked_solution(
-                self.stack,  # type: ignore[arg-type]
-                x,
-                y,
-                self.damp.expand(batch),
-                x_prior=x_prior,
-                dtype=self.A.dtype,
-                tolerances=tolerances,
-                iterations=iterations,
-                operator_norm=norm,
-            )
-        judge = Judge(
-            self.precise,
+        judge = self.problem.judge(
             tolerances,
-            self.damp,
             self.A.dtype,
             operator_norm=norm,
             null_share=share,
             sees_null_space=lambda: self._strays(x, data, share),
         )
-        return judge.solution(x, data, iterations=iterations)
+        return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 
     def _strays(self, x: Tensor, data: Tensor, share: float) -> Tensor:
         """The items whose x may have a larger part in the null space of A, which the gradient alone does not show."""
@@ -118,12 +99,12 @@ class NormalIteration(Plan):
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, bare."""
         rtol = direct_rtol(self.A.dtype, rtol)
-        return self._least_squares(self._stacked(y, None), rtol, 0.0, None)[0].to(self.A.dtype)
+        return self._least_squares(self.problem.data(y), rtol, 0.0, None)[0].to(self.A.dtype)
 
     @torch.no_grad()
     def approximate(self, y: Tensor, tolerance: float) -> Tensor:
         """The solution for ``y`` up to so much of the root of its objective, in the norm of the normal equations."""
-        data = self._stacked(y, None)
+        data = self.problem.data(y)
         return self._least_squares(data, 0.0, 0.0, None, tolerance=tolerance)[0].to(self.A.dtype)
 
     @torch.no_grad()
@@ -135,10 +116,6 @@ class NormalIteration(Plan):
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2 L^H L)^{-1} g``."""
         return self._normal(g, rtol).to(self.A.dtype)
-
-    def _stacked(self, y: Tensor, x_prior: Tensor | None) -> Tensor:
-        y = y.detach().to(self.precise.dtype)
-        return y if self.L is None else stacked_data(self.stack, y, x_prior)  # type: ignore[arg-type]
 
     def _least_squares(
         self,

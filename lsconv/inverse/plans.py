@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from lsconv.border.cost_model import allowed_bytes, check_fits
-from lsconv.border.stacked_plan import stacked_data, stacked_solution
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.inverse.dense_stack import DenseStack, stacked
+from lsconv.inverse.dense_stack import DenseStack
 from lsconv.krylov.cg import cg
 from lsconv.krylov.cgls import cgls
 from lsconv.krylov.craig import craig
@@ -29,6 +28,7 @@ from lsconv.krylov.gmres import gmres
 from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
 from lsconv.krylov.hybrid import hybrid
 from lsconv.krylov.loop.certificate import Judge
+from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.lsmr import lsmr
@@ -231,7 +231,8 @@ class KrylovStack(Plan):
 
     def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
         self.A, self.L, self.damp = A, L, torch.as_tensor(damp, dtype=torch.float64, device=A.device)
-        self.stack = stacked(A, L, self.damp)
+        self.problem = Penalised(A, self.damp, L)
+        self.stack = self.problem.stack
         self.preconditioner: LinearOperator | None = None
         if bool((self.damp > 0).all()):
             with contextlib.suppress(MethodError):
@@ -249,24 +250,19 @@ class KrylovStack(Plan):
         max_iter: int | None = None,
     ) -> Solution:
         """The certified solution for ``y``; see :func:`tikhonov`."""
-        data = stacked_data(self.stack, y, x_prior)
+        data = self.problem.data(y, x_prior)
         start = x0 if x0 is None or x_prior is None else x0 - x_prior
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             found = lsmr(self.stack, data, N=self.preconditioner, rtol=rtol, atol=atol, max_iter=max_iter, x0=start)
-        batch = found.converged.shape
         norm = None if found.history is None else found.history.largest_norm
-        solution = stacked_solution(
-            self.stack,
+        solution = self.problem.solution(
+            self.problem.judge(self.tolerances(rtol, atol), self.A.dtype, operator_norm=norm),
             found.x,
             y,
-            self.damp.expand(batch),
             x_prior=x_prior,
-            dtype=self.A.dtype,
-            tolerances=self.tolerances(rtol, atol),
             iterations=found.iterations,
             otherwise=torch.where(found.converged, Status.STAGNATION.code, found.codes),
-            operator_norm=norm,
         )
         # the test of LSMR itself is stricter: this certificate accepts gradients at the level of rounding
         return replace(

@@ -33,8 +33,8 @@ from lsconv.inverse.solve import Fallback, with_fallback, without_items
 from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.parameters import parameters_of, rebuild
-from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
+from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.problem import as_complex, as_operator, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.plan import Plan
@@ -258,18 +258,17 @@ def _with_prior(
     if prior is None:
         return solution
     precise = A.to(dtype=double(A.dtype)) if isinstance(A, Convolution) else A
-    wide = prior.to(precise.dtype)
-    judge = Judge(
-        precise,
+    problem = Penalised(precise, damp)
+    judge = problem.judge(
         plan.tolerances(options["rtol"], options["atol"]),
-        damp,
         A.dtype,
         norm_bound=norm_bound(A) if isinstance(A, Convolution) and A.padding_mode in ("zeros", "circular") else None,
     )
-    judged = judge.solution(
+    judged = problem.solution(
+        judge,
         solution.x.to(precise.dtype),
-        y.to(precise.dtype) - precise.apply(wide),
-        prior=wide,
+        y,
+        x_prior=prior,
         iterations=solution.iterations,
         history=solution.history,
     )
