@@ -43,7 +43,7 @@ from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
@@ -104,7 +104,7 @@ class CapacitancePlan(Plan):
             weight = A.weight.detach()
             self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
             self.precise = A.with_parameters([weight]).to(dtype=dtype)
-            wide = weight.to(dtype) / self.unit.reshape(*self.unit.shape, *(1,) * (A.ndim + 2))
+            wide = weight.to(dtype) / over_items(self.unit, A.ndim + 2)
             found = self._find(symbol(self.precise.with_parameters([wide]), embedding), inner, outer, rcond is not None)
         self.capacitance, self.nullity, self.undecided = found.capacitance, found.nullity, found.undecided
         if not found.resolved:
@@ -180,7 +180,7 @@ class CapacitancePlan(Plan):
             step = self._once(data - A.apply(x), adjoint) * scale
             change = space.norm(step) / space.norm(x).clamp_min(torch.finfo(torch.float64).tiny)
             better = change < last / 2
-            x = torch.where(better.reshape(*better.shape, *(1 for _ in A.in_shape)), x + step, x)
+            x = torch.where(over_items(better, len(A.in_shape)), x + step, x)
             last = torch.where(better, change, 0.0)
             if bool((last <= 1e-3 * rtol).all()):
                 return x

@@ -27,6 +27,7 @@ from lsconv.errors import PlanMemoryError
 from lsconv.fourier.batched_linalg import frobenius, slogdet, solve
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.transforms import hidden_by_vmap
 
@@ -55,7 +56,7 @@ class PrincipalMinor:
         """Whole lines across ``axis``, rows of (channel, place), and the cells beside them, of (channel, *places)."""
         mask = self.mask.movedim(1 + axis, 1)
         whole = mask.flatten(2).all(-1) if mask.ndim > 2 else mask
-        beside = mask & ~whole.reshape(*whole.shape, *(1 for _ in mask.shape[2:]))
+        beside = mask & ~over_items(whole, len(mask.shape[2:]))
         return whole.nonzero(), beside.nonzero()
 
     def slogdet(self, kernel: Tensor) -> tuple[Tensor, Tensor]:

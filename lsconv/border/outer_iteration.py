@@ -26,7 +26,7 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, over_items
 
 __all__ = ["Bordered", "Outer", "confirmed", "iterated", "settled"]
 
@@ -99,7 +99,7 @@ class Outer:
         self.batch = broadcast_shapes(given.shape[: given.ndim - len(shape)], own)
         given = given.expand(*self.batch, *shape)
         self.unit = binary_unit(ItemSpace(shape, A.dtype, A.device).norm(given))
-        given = given / self.unit.reshape(*self.unit.shape, *(1 for _ in shape))
+        given = given / over_items(self.unit, len(shape))
         self.y = given if y is not None else None
         self.damp = plan.scaled_damp.expand(self.batch)
         self.mu = self.damp**2
@@ -257,7 +257,7 @@ class Outer:
 
     @staticmethod
     def _mask(items: Tensor, space: ItemSpace) -> Tensor:
-        return items.reshape(*items.shape, *(1 for _ in space.item_shape))
+        return over_items(items, len(space.item_shape))
 
     def _scaled_back(self, tensor: Tensor, space: ItemSpace) -> Tensor:
         return tensor * space.spread(self.unit / self.plan.unit)

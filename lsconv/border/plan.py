@@ -40,6 +40,7 @@ from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.plan import PATIENCE, Plan
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
@@ -103,9 +104,7 @@ class BorderPlan(Plan):
             weight = A.weight.detach()
             # everything is computed for A / unit, so that no Gram matrix overflows in float32
             self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
-            self._narrow = A.with_parameters(
-                [weight / self.unit.to(weight.real.dtype).reshape(*self.unit.shape, *(1,) * (A.ndim + 2))]
-            )
+            self._narrow = A.with_parameters([weight / over_items(self.unit.to(weight.real.dtype), A.ndim + 2)])
             self.scaled_damp = self.damp / self.unit
             self.scaled = self._narrow.to(dtype=double(A.dtype))
             self.precise = A.with_parameters([weight]).to(dtype=double(A.dtype))
@@ -246,7 +245,7 @@ class BorderPlan(Plan):
 
     def _scaled_back(self, scaled: Tensor) -> Tensor:
         """The answer of the factors of A / unit, in units of A."""
-        return scaled / self.unit.reshape(*self.unit.shape, *(1 for _ in self.A.in_shape))
+        return scaled / over_items(self.unit, len(self.A.in_shape))
 
     def _null_share(self, tolerances: Tolerances) -> Tensor:
         """The part in the null space of A that x may have; 0 where undamped, for :attr:`_deficient` to decide."""
@@ -284,7 +283,7 @@ class BorderPlan(Plan):
         factors = self._trusted(wide, self.A.out_shape)
         if factors is None or self.inverse.side == "solution":
             return (wide - self.precise.apply(self._applied(wide, rtol))).to(self.A.dtype)
-        mu = self.scaled_damp.square().reshape(*self.damp.shape, *(1 for _ in self.A.out_shape))
+        mu = over_items(self.scaled_damp.square(), len(self.A.out_shape))
         return (factors.normal(wide) * mu).to(self.A.dtype)
 
     @torch.no_grad()

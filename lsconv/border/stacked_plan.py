@@ -34,7 +34,7 @@ from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import WORK_BYTES, broadcast_shapes
+from lsconv.operators.batch_layout import WORK_BYTES, broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 
@@ -90,7 +90,7 @@ class StackedPlan(Plan):
         weight = A.weight.detach()
         real = weight.real.dtype
         self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
-        scaled = A.with_parameters([weight / self.unit.to(real).reshape(*self.unit.shape, *(1,) * (A.ndim + 2))])
+        scaled = A.with_parameters([weight / over_items(self.unit.to(real), A.ndim + 2)])
         self._memory_limit, self._limits = memory_limit, limits
         self.factors, self.inverse = self._factor(scaled, terms)
         precise_L = L.to(dtype=double(A.dtype))
@@ -164,7 +164,7 @@ class StackedPlan(Plan):
         factors = self.inverse.expect(tuple(batch))
         if factors is not None and tolerances.rtol >= ONE_PASS:
             own = self.problem.rest(y, x_prior)
-            x = factors.solution(own) / _spread(self.unit, self.A.in_shape)
+            x = factors.solution(own) / over_items(self.unit, len(self.A.in_shape))
             solution = self._certified(y, x, x_prior, tolerances)
             if settled(solution):
                 return solution
@@ -203,7 +203,7 @@ class StackedPlan(Plan):
         if factors is None:
             x = iterated(self, y=self.problem.data(wide), tolerances=self.tolerances(rtol)).x
         else:
-            x = factors.solution(wide) / _spread(self.unit, self.A.in_shape)
+            x = factors.solution(wide) / over_items(self.unit, len(self.A.in_shape))
         return x.to(self.A.dtype)
 
     @torch.no_grad()
@@ -218,7 +218,7 @@ class StackedPlan(Plan):
         wide = g.detach().to(self.precise.dtype)
         outer = iterated(self, v=wide, tolerances=self.tolerances(rtol))
         outer.warn(self)
-        return (outer.x / _spread(self.unit, self.A.in_shape)).to(self.A.dtype)
+        return (outer.x / over_items(self.unit, len(self.A.in_shape))).to(self.A.dtype)
 
     def __repr__(self) -> str:
         shapes = f"{self.A.in_shape} -> {self.A.out_shape}"
@@ -230,7 +230,3 @@ def _stacked(parts: Sequence[Solution]) -> Solution:
     names = ("x", "codes", "converged", "iterations", "residual_norm", "gradient_norm", "damp")
     fields: dict[str, Any] = {name: torch.stack([getattr(part, name) for part in parts]) for name in names}
     return replace(parts[0], **fields)
-
-
-def _spread(values: Tensor, item_shape: tuple[int, ...]) -> Tensor:
-    return values.reshape(*values.shape, *(1 for _ in item_shape))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["Reduction"]
@@ -122,7 +123,7 @@ class Reduction:
         """The damping for B's batch."""
         if not isinstance(damp, Tensor) or not damp.ndim:
             return damp
-        return damp.reshape(*damp.shape, *(1 for _ in self.folded))
+        return over_items(damp, len(self.folded))
 
     def inputs_of(self, x: Tensor) -> Tensor:
         """``P^H x``."""

@@ -17,7 +17,7 @@ from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.dtypes import ROUNDING, double
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class DirectPlan(Plan):
 
     def _damped(self, x: Tensor) -> Tensor:
         """``damp^2 x``."""
-        return x * self.damp.square().reshape(*self.damp.shape, *(1 for _ in self.A.in_shape))
+        return x * over_items(self.damp.square(), len(self.A.in_shape))
 
     @torch.no_grad()
     def with_damp(self, damp: Tensor | float) -> Self:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lsconv.errors import MethodError
 from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, refinements
-from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items
+from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items, over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import ROUNDING, double
 
@@ -68,7 +68,7 @@ class Factors:
             u = _leading(unfolded)
             axes.append(u)
             rest = torch.einsum("kgoit...,kgt->kgoi...", rest, u.conj())
-        product = rest.reshape(*rest.shape, *(1 for _ in axes))
+        product = over_items(rest, len(axes))
         for a, u in enumerate(axes, start=4):
             product = product * u.reshape(*u.shape[:2], *(u.shape[2] if b == a else 1 for b in range(2, kernel.ndim)))
         error, size = _norm_bound(kernel - product), _norm_bound(kernel)
@@ -255,7 +255,7 @@ class SeparablePlan(DirectPlan):
         seen = self._map(g, self.A.in_shape, self._right, self._right, self.A.in_shape, power=0)
         if all(V is None or V.shape[-1] == V.shape[-2] for V in self._right):
             return seen
-        mu = self.damp.square().reshape(*self.damp.shape, *(1 for _ in self.A.in_shape))
+        mu = over_items(self.damp.square(), len(self.A.in_shape))
         if not bool((mu > 0).any()):
             return seen
         inside = self._map(g, self.A.in_shape, self._right, self._right, self.A.in_shape, power=None)

@@ -21,7 +21,7 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, refinements
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 
@@ -119,7 +119,7 @@ class NormalEquationsPlan(DirectPlan):
             x = torch.cholesky_solve(columns.reshape(-1, self.A.in_numel).mT, self._factor).mT
         else:
             x = torch.cholesky_solve(columns.expand(*batch, *columns.shape[-2:]), self._factor)
-        return x.reshape(*batch, *item) / self._unit.reshape(*self._unit.shape, *(1 for _ in item))
+        return x.reshape(*batch, *item) / over_items(self._unit, len(item))
 
     def _inverse(self, y: Tensor) -> Tensor:
         A = self.precise

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items
 from lsconv.operators.dtypes import double
 
 __all__ = ["DENSE_ENTRIES", "SingularValuePlan"]
@@ -95,7 +96,7 @@ class SingularValuePlan(DirectPlan):
 
     def _normal(self, g: Tensor) -> Tensor:
         c = self._to(g, self.A.in_shape, self.Vh)
-        mu = self.damp.square().reshape(*self.damp.shape, *(1 for _ in self.A.in_shape))
+        mu = over_items(self.damp.square(), len(self.A.in_shape))
         outside = g - self._from(self.Vh.mH, c, self.A.in_shape)  # the null space, which only the damping inverts
         v = self._from(self.Vh.mH, self._filtered(c, 0), self.A.in_shape)
         return v + torch.where(mu > 0, outside / torch.where(mu > 0, mu, 1.0), 0.0)

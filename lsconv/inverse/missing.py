@@ -34,7 +34,7 @@ from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol, double
 from lsconv.operators.elementary import Mask
@@ -264,7 +264,7 @@ class MissingPlan(Plan):
         return placed(t), count
 
     def _over_inputs(self, values: Tensor) -> Tensor:
-        return values.reshape(*values.shape, *(1 for _ in self.core.in_shape))
+        return over_items(values, len(self.core.in_shape))
 
     def __repr__(self) -> str:
         share = 100 * float(self.missing.double().mean())

@@ -42,7 +42,7 @@ class Lanczos:
         return (u.conj() * v).real.flatten(u.ndim - self._ndim).sum(-1)
 
     def _spread(self, values: Tensor) -> Tensor:
-        return values.reshape(*values.shape, *(1 for _ in range(self._ndim)))
+        return over_items(values, self._ndim)
 
     @property
     def steps(self) -> int:

@@ -21,7 +21,7 @@ from lsconv.inverse.damping.paths import Evaluation
 from lsconv.inverse.damping.surrogate import TaperedPath, fading, without_padding
 from lsconv.operators.algebra import Product
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.elementary import Diagonal, Mask
 from lsconv.operators.fft_convolution import good_fft_length
@@ -107,7 +107,7 @@ class WeightedTaperedPath:
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Everything at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""
         mu = damp.double().square()
-        over = mu.reshape(*mu.shape, *(1 for _ in range(self.ndim + 1)))
+        over = over_items(mu, self.ndim + 1)
         fit = change = torch.zeros_like(self.z)
         h = rise = torch.zeros_like(self.around)
         for level, share in zip(self.levels, self.shares, strict=True):

@@ -13,6 +13,7 @@ from lsconv.fourier.symbol import symbol
 from lsconv.krylov.gradients.attach import needs_gradient
 from lsconv.krylov.lanczos import Lanczos
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.transforms import untraced
 
@@ -110,4 +111,4 @@ def leading_vector(
             break
     v = lanczos.combination(top)
     size = torch.linalg.vector_norm(v.flatten(len(A.batch_shape)), dim=-1).clamp_min(torch.finfo(v.dtype).tiny)
-    return v / size.reshape(*size.shape, *(1 for _ in A.in_shape))
+    return v / over_items(size, len(A.in_shape))

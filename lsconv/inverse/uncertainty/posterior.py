@@ -36,7 +36,7 @@ from lsconv.inverse.route import penalty_plan
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.krylov.loop.problem import as_operator
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.transforms import untraced
 
 __all__ = ["noise_level", "positive", "posterior_samples", "posterior_std"]
@@ -100,7 +100,7 @@ def posterior_samples(
     sigma = noise_level(A, y, damp, L=posterior.L, x_prior=x_prior) if noise_std is None else positive(noise_std, A)
     batch = tuple(mean.shape[: mean.ndim - len(A.in_shape)])
     deviations = posterior.deviations((count, *batch), generator)
-    return mean + sigma.to(mean.real.dtype).reshape(*sigma.shape, *(1 for _ in A.in_shape)) * deviations
+    return mean + over_items(sigma.to(mean.real.dtype), len(A.in_shape)) * deviations
 
 
 @torch.no_grad()
@@ -168,7 +168,7 @@ def posterior_std(
         values = samples.abs().double().square().mean(0).sqrt()
     else:
         values = posterior.exact()
-    std = sigma.reshape(*sigma.shape, *(1 for _ in A.in_shape)) * values
+    std = over_items(sigma, len(A.in_shape)) * values
     std = std.to(real_dtype(A.dtype))
     return (std, (2 * count) ** -0.5 if sampled else 0.0) if return_error else std
 
@@ -249,7 +249,7 @@ class _Posterior:
             return torch.randn(*batch, *shape, dtype=A.dtype, device=A.device, generator=generator)
 
         damp = self.damp.to(noise(()).real.dtype)
-        spread = damp.reshape(*damp.shape, *(1 for _ in A.in_shape))
+        spread = over_items(damp, len(A.in_shape))
         prior = noise(A.in_shape if L is None else L.out_shape)
         return solve(noise(A.out_shape), prior / spread if L is None else spread * L.adjoint(prior))
 
