@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lsconv.operators.batch_layout import over_items
+
 __all__ = ["Lanczos"]
 
 
