@@ -9,7 +9,6 @@ consistent, and a consistent system keeps its solution when a preconditioner on 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,11 +16,12 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError
-from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, hypot
+from lsconv.krylov.loop.batched_scalars import Scalar, hypot
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.problem import Problem
+from lsconv.operators.algebra import HStack, Scaled, VStack
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.elementary import Identity
 
 __all__ = ["Build", "augmented_columns", "augmented_rows", "folded"]
 
@@ -58,10 +58,9 @@ def folded(
 
 def augmented_rows(problem: Problem) -> Problem:
     """The problem with ``damp I`` below A; needs damping."""
-    assert problem.damp is not None
-    zeros = problem.start(None).flatten(len(problem.batch))
-    y = torch.cat([problem.y.flatten(len(problem.batch)), zeros], -1)
-    return replace(problem, A=_Below(problem.A, problem.damp), y=y, damp=None)
+    stack = VStack([problem.A, _damping(problem, problem.A.in_shape)])
+    y = stack.blocks.join([problem.y, problem.start(None)])
+    return replace(problem, A=stack, y=y, damp=None)
 
 
 def augmented_columns(
@@ -78,13 +77,19 @@ def augmented_columns(
         )
     assert problem.damp is not None
     damp = problem.scalar(problem.damp)
-    operator = _Beside(problem.A, problem.damp)
+    operator = HStack([problem.A, _damping(problem, problem.A.out_shape)])
     inner = replace(problem, A=operator, damp=None)
 
     def start(z: Tensor | None, running: Scalar) -> Method:
         return _BesideMethod(build(inner, z, running), inner, damp)
 
-    return start, lambda z: operator.first(z).clone()
+    return start, lambda z: operator.split(z)[0].clone()
+
+
+def _damping(problem: Problem, shape: tuple[int, ...]) -> LinearOperator:
+    """``damp I`` for items of this shape."""
+    assert problem.damp is not None
+    return Scaled(Identity(shape, problem.A.dtype, problem.A.device), problem.damp)
 
 
 class _BesideMethod(Method):
@@ -119,63 +124,3 @@ class _BesideMethod(Method):
         self.residual = hypot(rho, self.damp * z_norm)
         self.gradient = _MARGIN * self.operator_norm * rho
         self.self_converged = 2 * rho <= self.eps * self.operator_norm * z_norm
-
-
-class _Folded(LinearOperator):
-    """A with ``damp I`` joined to it; the joined side is flattened, one vector per item."""
-
-    def __init__(self, A: LinearOperator, damp: Tensor, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
-        batch_shape = broadcast_shapes(A.batch_shape, damp.shape)
-        super().__init__(in_shape, out_shape, dtype=A.dtype, device=A.device, batch_shape=batch_shape)
-        self.operator = A
-        self.damp = damp
-
-    def _scaled(self, v: Tensor, item_shape: tuple[int, ...]) -> Tensor:
-        scaled: Tensor = v * ItemSpace(item_shape, self.dtype, self.device).spread(self.damp)
-        return scaled
-
-
-class _Below(_Folded):
-    """``x -> (A x, damp x)``."""
-
-    _only_torch = True
-
-    def __init__(self, A: LinearOperator, damp: Tensor) -> None:
-        self.split = math.prod(A.out_shape)
-        super().__init__(A, damp, A.in_shape, (self.split + math.prod(A.in_shape),))
-
-    def apply(self, x: Tensor) -> Tensor:
-        ax, dx = self.operator.apply(x), self._scaled(x, self.in_shape)
-        return torch.cat(
-            [ax.flatten(ax.ndim - len(self.operator.out_shape)), dx.flatten(dx.ndim - len(self.in_shape))], -1
-        )
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        upper, lower = y[..., : self.split], y[..., self.split :]
-        upper = upper.unflatten(-1, self.operator.out_shape)
-        return self.operator.adjoint(upper) + self._scaled(lower.unflatten(-1, self.in_shape), self.in_shape)
-
-
-class _Beside(_Folded):
-    """``(x, s) -> A x + damp s``."""
-
-    _only_torch = True
-
-    def __init__(self, A: LinearOperator, damp: Tensor) -> None:
-        self.split = math.prod(A.in_shape)
-        super().__init__(A, damp, (self.split + math.prod(A.out_shape),), A.out_shape)
-
-    def first(self, z: Tensor) -> Tensor:
-        """The ``x`` of ``(x, s)``."""
-        x: Tensor = z[..., : self.split].unflatten(-1, self.operator.in_shape)
-        return x
-
-    def apply(self, x: Tensor) -> Tensor:
-        s = x[..., self.split :].unflatten(-1, self.out_shape)
-        return self.operator.apply(self.first(x)) + self._scaled(s, self.out_shape)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        ahy, dy = self.operator.adjoint(y), self._scaled(y, self.out_shape)
-        return torch.cat(
-            [ahy.flatten(ahy.ndim - len(self.operator.in_shape)), dy.flatten(dy.ndim - len(self.out_shape))], -1
-        )
