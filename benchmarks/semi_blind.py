@@ -86,6 +86,7 @@ def summary(rows: list[dict[str, Any]], blur: str, noise: float) -> dict[str, An
     first = next(iter(rows[0]["error"]))
     median = float(np.median([row["error"][first] for row in rows]))
     within = [all(abs(e) <= ALLOWED[p] for p, e in row["error"].items()) for row in rows]
+    sure = [good for row, good in zip(rows, within, strict=True) if row["status"] == "FOUND"]
     scores = [abs(z) for row in rows for z in row["in standard errors"].values()]
     lost = [row["PSNR lost dB"] for row in rows]
     return {
@@ -96,11 +97,22 @@ def summary(rows: list[dict[str, Any]], blur: str, noise: float) -> dict[str, An
         "worst %": 100 * max(abs(row["error"][first]) for row in rows),
         "within the goal": f"{sum(within)} of {len(rows)}",
         "in the 90 % interval": f"{sum(z <= 1.645 for z in scores)} of {len(scores)}",
-        "found": f"{sum(row['status'] == 'FOUND' for row in rows)} of {len(rows)}",
+        "found": f"{len(sure)} of {len(rows)}",
+        "of these within": f"{sum(sure)} of {len(sure)}",
         "PSNR lost dB": float(np.median(lost)),
         "at most": max(lost),
         "CPU s": float(np.median([row["CPU s"] for row in rows])),
     }
+
+
+def own_blur(name: str, size: int = 256) -> dict[str, Any]:
+    """The Gaussian blur that a photograph shows before it is blurred."""
+    scene = photograph(name, (size, size))
+    noise = NOISES[0] * torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", lsconv.ConvergenceWarning)
+        found = lsconv.estimate_psf(scene + noise, "gaussian")
+    return {"photograph": name.partition(".")[0], "found": str(found), "status": found.status.name}
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
@@ -135,6 +147,11 @@ def tables(quick: bool) -> Iterator[Table]:
         "The parameters found, and what the restoration loses",
         sums,
         "Errors of sigma, radius, length. The goal is 10 % for sigma and length, 5 % for the radius, 5° for the angle.",
+    )
+    yield Table(
+        "The blur that the photographs show before they are blurred",
+        [own_blur(name) for name in names],
+        "Blurs add as squares: sigma 3.6 of its own under a blur of 1.2 is 3.8, which is counted as an error above.",
     )
     yield Table("Every case", [shown(row) for row in cases])
     if not quick:

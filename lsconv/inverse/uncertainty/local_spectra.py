@@ -227,8 +227,10 @@ class LocalSpectra:
             fixed[:held] = True
             normal[fixed], normal[:, fixed], slope[fixed] = 0, 0, 0
             normal.diagonal()[fixed] = 1
+            # of a PSF far smaller than a pixel the image says nothing
+            least = torch.diag(normal.diagonal().clamp_min(1e-12 * float(normal.diagonal().max())))
             while damping < 1e6:
-                step = torch.linalg.solve(normal + damping * torch.diag(normal.diagonal()), slope).clamp(-0.5, 0.5)
+                step = torch.linalg.solve(normal + damping * least, slope).clamp(-0.5, 0.5)
                 trial = torch.minimum(torch.maximum(best.x + step, self.lower), self.upper)
                 value = self.value(trial)
                 if value < best.value:
@@ -255,6 +257,8 @@ class LocalSpectra:
         by 4 blocks of windows, and K that of the prior's: the images' own exponent and softness are drawn from it, or
         stand as far away as was found where that is further.
         The likelihood counts overlapping windows as if they were independent, and every one as Gaussian; J does not.
+        A parameter that the image says nothing of, such as the radius of a disk inside of one pixel, has an infinite
+        variance.
         """
         blocks = []
         for axis in (0, 1):
@@ -263,9 +267,12 @@ class LocalSpectra:
         totals = fit.scores.new_zeros(16, fit.scores.shape[1]).index_add(0, 4 * blocks[0] + blocks[1], fit.scores)
         totals = totals[(totals != 0).any(-1)]
         scatter = totals.T @ totals * len(totals) / max(1, len(totals) - 1)
-        inverse = torch.linalg.pinv(fit.information + self.precision(), hermitian=True)
+        information = fit.information + self.precision()
+        inverse = torch.linalg.pinv(information, hermitian=True)
         drawn = self._tempering * self.precision().diagonal()
-        return inverse @ (scatter + torch.diag(drawn.maximum(self._pull(fit.x)[1].square()))) @ inverse
+        found = inverse @ (scatter + torch.diag(drawn.maximum(self._pull(fit.x)[1].square()))) @ inverse
+        untold = information.diagonal() <= 1e-12 * information.diagonal().max()
+        return found + torch.diag(torch.where(untold, torch.inf, 0.0))
 
     # How many times over the likelihood counts what it knows: four windows lie over every pixel, and the rest is what
     # photographs differ from Gaussian ones, as the scatter of the scores shows.

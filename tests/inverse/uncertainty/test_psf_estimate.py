@@ -93,6 +93,19 @@ def test_an_image_that_tells_nothing_has_a_status_and_no_verdict() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["gaussian", "disk"])
+def test_an_image_without_a_blur_has_one_within_a_pixel_and_the_width_is_untold(model: str) -> None:
+    image = scene(64, softness=0.0) + 0.003 * torch.randn(
+        64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
+    with pytest.warns(lsconv.ConvergenceWarning):
+        found = lsconv.estimate_psf(image, model)
+    name = {"gaussian": "sigma", "disk": "radius"}[model]
+    assert found.status is not lsconv.PsfStatus.FOUND
+    assert found.parameters[name] < 1
+    assert found.std[name] > found.parameters[name] / 3
+
+
 def test_a_blur_beyond_the_windows_stands_on_the_bound() -> None:
     image = blurred(psf.gaussian(7.0), 1e-3, 128)
     with pytest.warns(lsconv.ConvergenceWarning, match="another window="):
