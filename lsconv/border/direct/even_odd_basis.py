@@ -1,7 +1,9 @@
 r"""Symmetries of the Schur complement of a crossed border, which split it into smaller systems.
 
-A reversal :math:`\sigma` of the order of the cells that leaves a matrix as it is splits it, in the coordinates
-:math:`(v_x \pm v_{\sigma x}) / \sqrt 2` (and :math:`v_x` where :math:`\sigma x = x`), into two blocks.
+A reversal :math:`\sigma` of the order of the cells that leaves a matrix M as it is splits it: with
+:math:`(F_\pm v)_x = v_x \pm v_{\sigma x}` for the first half of the cells, and the middle one with +,
+
+.. math:: M^{-1} = \tfrac12 \sum_\pm F_\pm^T N_\pm^{-1} F_\pm, \qquad (N_\pm)_{xy} = M_{xy} \pm M_{x, \sigma y} .
 
 - *Central*: for every real kernel of one channel the operator between cells is even, q(-d) = q(d), so that reversing
   the order of all cells leaves the matrix as it is: two blocks of half the size.
@@ -41,70 +43,69 @@ class SchurInverse:
     """
 
     def __init__(self, entries: Tensor, border: CrossedBorder, *, definite: bool, even: bool) -> None:
-        channels, self._width, self._height = entries.shape[2], border.width, border.height
+        channels, self._width = entries.shape[2], border.width
         self._exchanged = one_channel_saddle(border, definite=definite) and not entries.is_complex()
         alone = channels == 1 and not entries.is_complex()
         self._present = None if alone or self._exchanged else _present(border, entries.device)
         self._basis: _Basis = _Natural()
         if even:
-            self._basis = _Even(self._width, self._height)
+            self._basis = _Even(border.width, border.height)
         elif alone:
-            self._basis = _Central(self._width, self._height)
-        matrices = self._matrices(entries, even=even)
-        self._inverses = [DenseInverse(matrix, definite=definite) for matrix in matrices]
+            self._basis = _Central(border.width, border.height)
+        self._inverses = [DenseInverse(matrix, definite=definite) for matrix in self._matrices(entries)]
 
-    def _matrices(self, entries: Tensor, *, even: bool) -> Iterator[Tensor]:
+    def _matrices(self, entries: Tensor) -> Iterator[Tensor]:
         basis = self._basis
         if self._exchanged:
             own, other = entries[:, :, 0, :, 0], entries[:, :, 0, :, 1]
             if isinstance(basis, _Even):
-                for (s, t, real), (_, _, imaginary) in zip(basis.matrices(own), basis.matrices(other), strict=True):
-                    yield torch.complex(real, s * t * imaginary)
+                for (sign, real), (_, imaginary) in zip(basis.matrices(own), basis.matrices(other), strict=True):
+                    yield torch.complex(real, sign * imaginary)
                 return
             back = entries[:, :, 1, :, 0].mT
             yield torch.complex(
                 _assembled(self._width, lambda i, j: _at(own, i - j), own.device),
                 _assembled(self._width, lambda i, j: _at(other, i + j + 1 - self._width, back).flip(-1), own.device),
             )
-        elif isinstance(basis, _Even | _Central):
-            for *_, matrix in basis.matrices(entries[:, :, 0, :, 0]):
-                yield matrix
+        elif isinstance(basis, _Central):
+            yield from basis.matrices(entries[:, :, 0, :, 0])
+        elif isinstance(basis, _Even):
+            yield from (matrix for _, matrix in basis.matrices(entries[:, :, 0, :, 0]))
         else:
-            channels = entries.shape[2]
             # (blocks, distances, channels * rows, the same) to cells in the order of columns, channels, rows
             flat = entries.flatten(-2).flatten(2, 3)
             matrix = _assembled(self._width, lambda i, j: _at(flat, i - j), flat.device)
             assert self._present is not None
-            if len(self._present) < channels * self._width * self._height:
+            if len(self._present) < flat.shape[-1] * self._width:
                 matrix = matrix.index_select(-1, self._present).index_select(-2, self._present)
             yield matrix
 
     def __call__(self, values: Tensor) -> Tensor:
-        """``S^-1`` times ``values`` of shape ``(rhs, blocks, channels, height, width)``."""
+        """``S^-1`` times ``values`` of shape ``(rhs, blocks, channels, width, height)``."""
         if self._exchanged:
             first, second = values.unbind(2)
-            z = torch.complex(first, second.flip(-1, -2)).mT
-            z = self._in_basis(z).mT.conj()
+            z = self._in_basis(torch.complex(first, second.flip(-1, -2))).conj()
             return torch.stack([z.real, z.imag.flip(-1, -2)], dim=2)
         if self._present is None:
-            return self._in_basis(values.squeeze(2).mT).mT.unsqueeze(2)
-        flat = values.movedim(-1, 2)  # columns, channels, rows
+            return self._in_basis(values.squeeze(2)).unsqueeze(2)
+        flat = values.movedim(-2, 2)  # columns, channels, rows
         vectors = flat.flatten(2).index_select(-1, self._present)
         solved = self._inverses[0](vectors)
         if solved.shape[-1] < math.prod(flat.shape[2:]):
             whole = solved.new_zeros(*solved.shape[:2], math.prod(flat.shape[2:]))
             solved = whole.index_copy_(-1, self._present, solved)
-        return solved.reshape(flat.shape).movedim(2, -1)
+        return solved.reshape(flat.shape).movedim(2, -2)
 
     def _in_basis(self, v: Tensor) -> Tensor:
         """The solution for ``v`` of shape ``(rhs, blocks, width, height)``."""
-        parts = [inverse(part) for inverse, part in zip(self._inverses, self._basis.parts(v), strict=True)]
-        return self._basis.joined(parts).reshape(v.shape)
+        parts = zip(self._inverses, self._basis.parts(v * self._basis.scale), strict=True)
+        return self._basis.joined([inverse(part.flatten(2)).reshape(part.shape) for inverse, part in parts])
 
     def logdet(self) -> Tensor:
         """``log |det S|`` by block."""
+        total = torch.stack([inverse.logdet for inverse in self._inverses]).sum(0) - self._basis.middle * math.log(2)
         # as a real matrix of twice the size a complex one has the determinant |det|^2
-        return torch.stack([inverse.logdet for inverse in self._inverses]).sum(0) * (2 if self._exchanged else 1)
+        return total * (2 if self._exchanged else 1)
 
     @property
     def size(self) -> int:
@@ -150,126 +151,108 @@ def _assembled(width: int, block: _Block, device: torch.device) -> Tensor:
 
 
 class _Basis(Protocol):
-    """Coordinates in which a symmetry is a sign."""
+    """Coordinates in which a symmetry is a sign.
+
+    Attributes:
+        scale: what the sum of the solutions is divided into, 1/2 for each reversal.
+        middle: how many coordinates a reversal leaves where they are, those of two counted twice.
+    """
+
+    scale: float
+    middle: int
 
     def parts(self, v: Tensor) -> list[Tensor]:
-        """The coordinates of ``(rhs, blocks, width, height)`` for every sign, ``(rhs, blocks, size)``."""
+        """The coordinates of ``(rhs, blocks, width, height)`` for every sign."""
         ...
 
     def joined(self, parts: list[Tensor]) -> Tensor:
-        """The vector of these coordinates."""
+        """The adjoint of :meth:`parts`."""
         ...
 
 
 class _Natural:
     """No symmetry."""
 
+    scale, middle = 1.0, 0
+
     def parts(self, v: Tensor) -> list[Tensor]:
-        return [v.flatten(2)]
+        return [v]
 
     def joined(self, parts: list[Tensor]) -> Tensor:
         return parts[0]
 
 
-class _Reversal:
-    """A reversal of n places and one of its signs.
+def _halves(v: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Sums and differences of ``v`` and its reversal along a dimension, the middle among the sums."""
+    n = v.shape[dim]
+    first, other = (u.narrow(dim, 0, (n + 1) // 2) for u in (v, v.flip(dim)))
+    return first + other, (first - other).narrow(dim, 0, n // 2)
 
-    Attributes:
-        size: how many coordinates have this sign: the first half of the places, and for the sign + the middle one.
-    """
 
-    def __init__(self, n: int, sign: int) -> None:
-        self.n, self.sign = n, sign
-        self.size = (n + 1) // 2 if sign > 0 else n // 2
-        self._middle = self.size - 1 if sign > 0 and n % 2 else None
-
-    def vector(self, v: Tensor, dim: int) -> Tensor:
-        """The coordinates of ``v`` along a dimension."""
-        v = (v + self.sign * v.flip(dim)).narrow(dim, 0, self.size) * math.sqrt(0.5)
-        return self._scaled(v, dim)
-
-    def back(self, u: Tensor, dim: int) -> Tensor:
-        """The adjoint of :meth:`vector`."""
-        u = self._scaled(u * math.sqrt(0.5), dim)
-        shape = list(u.shape)
-        shape[dim] = self.n - self.size
-        u = torch.cat([u, u.new_zeros(shape)], dim)
-        return u + self.sign * u.flip(dim)
-
-    def matrix(self, m: Tensor, dims: tuple[int, int]) -> Tensor:
-        """The coordinates of a matrix that the reversal leaves as it is, of which the first half of the rows do."""
-        rows, columns = dims
-        m = m.narrow(rows, 0, self.size)
-        m = (m + self.sign * m.flip(columns)).narrow(columns, 0, self.size)
-        return self._scaled(self._scaled(m, rows), columns)
-
-    def _scaled(self, v: Tensor, dim: int) -> Tensor:
-        if self._middle is not None:
-            v.select(dim, self._middle).mul_(math.sqrt(0.5))
-        return v
+def _joined(plus: Tensor, minus: Tensor, dim: int) -> Tensor:
+    """The adjoint of :func:`_halves`."""
+    half = minus.shape[dim]
+    odd = plus.shape[dim] - half
+    if odd:
+        minus = torch.nn.functional.pad(minus, (0, 0) * (-1 - dim) + (0, 1))
+    whole = torch.cat([plus + minus, (plus - minus).flip(dim).narrow(dim, odd, half)], dim)
+    if odd:
+        whole.select(dim, half).mul_(2)
+    return whole
 
 
 class _Central:
     """The reversal of all cells."""
 
+    scale = 0.5
+
     def __init__(self, width: int, height: int) -> None:
-        self._width, self._height = width, height
-        self._reversals = [_Reversal(width * height, sign) for sign in (1, -1) if width * height > 1 or sign > 0]
+        self._shape, self.middle = (width, height), width * height % 2
 
-    def matrices(self, entries: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def matrices(self, entries: Tensor) -> Iterator[Tensor]:
         """The blocks of ``(blocks, distances, height, height)``."""
-        columns = (self._width + 1) // 2
-        for reversal in self._reversals:
+        width, height = self._shape
+        for sign in (1, -1):
 
-            def block(i: int, j: Tensor, sign: int = reversal.sign) -> Tensor:
-                reversed_ = _at(entries, i + j + 1 - self._width).flip(-1)
+            def block(i: int, j: Tensor, sign: int = sign) -> Tensor:
+                reversed_ = _at(entries, i + j + 1 - width).flip(-1)
                 return torch.add(_at(entries, i - j), reversed_, alpha=sign)
 
-            size = reversal.size
-            matrix = _assembled(columns, block, entries.device)[:, :size, :size].contiguous()
-            yield reversal.sign, reversal._scaled(reversal._scaled(matrix, 1), 2)
+            size = (width * height + (sign > 0)) // 2
+            yield _assembled((width + 1) // 2, block, entries.device)[:, :size, :size].contiguous()
 
     def parts(self, v: Tensor) -> list[Tensor]:
-        return [reversal.vector(v.flatten(2), 2) for reversal in self._reversals]
+        return list(_halves(v.flatten(2), -1))
 
     def joined(self, parts: list[Tensor]) -> Tensor:
-        return sum(
-            (reversal.back(part, 2) for reversal, part in zip(self._reversals[1:], parts[1:], strict=True)),
-            self._reversals[0].back(parts[0], 2),
-        )
+        plus, minus = parts
+        return _joined(plus, minus, -1).unflatten(-1, self._shape)
 
 
 class _Even:
     """The reversals of rows and of columns."""
 
+    scale = 0.25
+
     def __init__(self, width: int, height: int) -> None:
-        self._pairs = [
-            (columns, rows)
-            for columns in (_Reversal(width, sign) for sign in (1, -1))
-            for rows in (_Reversal(height, sign) for sign in (1, -1))
-            if columns.size and rows.size
-        ]
+        self._shape, self.middle = (width, height), width % 2 * height + height % 2 * width
 
-    def matrices(self, entries: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """The blocks of ``(blocks, distances, half of the height, height)``."""
-        for columns, rows in self._pairs:
-            folded = rows.matrix(entries, (2, 3))
-            last = columns.n - 1
+    def matrices(self, entries: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The blocks of ``(blocks, distances, half of the height, height)``, and the products of their signs."""
+        width, height = self._shape
+        for sign in (1, -1):
+            for sign_of_rows in (1, -1):
+                rows = (height + (sign_of_rows > 0)) // 2
+                folded = torch.add(entries, entries.flip(3), alpha=sign_of_rows)[:, :, :rows, :rows]
 
-            def block(i: int, j: Tensor, folded: Tensor = folded, sign: int = columns.sign, last: int = last) -> Tensor:
-                return torch.add(folded[:, (i - j).abs()], folded[:, (i + j - last).abs()], alpha=sign)
+                def block(i: int, j: Tensor, folded: Tensor = folded, sign: int = sign) -> Tensor:
+                    return torch.add(folded[:, (i - j).abs()], folded[:, (i + j + 1 - width).abs()], alpha=sign)
 
-            matrix = _assembled(columns.size, block, entries.device).unflatten(2, (columns.size, rows.size))
-            matrix = matrix.unflatten(1, (columns.size, rows.size))
-            matrix = columns._scaled(columns._scaled(matrix, 1), 3)
-            yield columns.sign, rows.sign, matrix.flatten(3).flatten(1, 2)
+                yield sign * sign_of_rows, _assembled((width + (sign > 0)) // 2, block, entries.device)
 
     def parts(self, v: Tensor) -> list[Tensor]:
-        return [rows.vector(columns.vector(v, 2), 3).flatten(2) for columns, rows in self._pairs]
+        return [part for half in _halves(v, -2) for part in _halves(half, -1)]
 
     def joined(self, parts: list[Tensor]) -> Tensor:
-        whole = [
-            columns.back(rows.back(part.unflatten(2, (columns.size, rows.size)), 3), 2)
-            for (columns, rows), part in zip(self._pairs, parts, strict=True)
-        ]
-        return sum(whole[1:], whole[0])
+        even, odd = (_joined(parts[k], parts[k + 1], -1) for k in (0, 2))
+        return _joined(even, odd, -2)

@@ -13,7 +13,16 @@ from lsconv.border.direct.crossed_border import CrossedBorder
 from lsconv.fourier.batched_linalg import hermitian_inverse, indefinite_inverse
 from lsconv.operators.fft_convolution import FEW_WAVES, plane_waves
 
-__all__ = ["Strip"]
+__all__ = ["Strip", "subtract_product"]
+
+
+def subtract_product(spectra: Tensor, left: Tensor, right: Tensor) -> None:
+    """``spectra -= left @ right``, of any leading dimensions."""
+    flat = spectra.view(-1, *spectra.shape[-2:])
+    left, right = (
+        m.expand(*spectra.shape[:-2], *m.shape[-2:]).reshape(len(flat), *m.shape[-2:]) for m in (left, right)
+    )
+    flat.baddbmm_(left, right, alpha=-1)
 
 
 class Strip:
@@ -43,23 +52,24 @@ class Strip:
             waves = plane_waves(rows, n, n).to(device, columns.dtype)
             self._read, self._write = waves / n, waves.mH.contiguous()
 
-    def read(self, spectra: Tensor) -> Tensor:
-        """The rows of ``spectra`` ``(rhs, blocks, channels, *frequencies)``, as :meth:`solve` takes them."""
+    def clear(self, u: Tensor, t: Tensor) -> None:
+        """Subtract the rows ``D^-1 t`` of one spectrum from another, in place: with ``t = Q u``, Q u vanishes there.
+
+        Args:
+            u: ``(rhs, blocks, channels, *frequencies)``.
+            t: the same.
+        """
         if self._read is None:
-            return torch.fft.ifft(spectra, dim=-2)[..., self._rows - self._depth :, :]
-        return self._read @ spectra
+            rows = self._solve(torch.fft.ifft(t, dim=-2)[..., self._rows - self._depth :, :])
+            u -= torch.fft.fft(torch.nn.functional.pad(rows, (0, 0, self._rows - self._depth, 0)), dim=-2)
+        else:
+            assert self._write is not None
+            subtract_product(u, self._write, self._solve(self._read @ t))
 
-    def write(self, rows: Tensor) -> Tensor:
-        """The spectra of the rows alone."""
-        if self._write is None:
-            return torch.fft.fft(torch.nn.functional.pad(rows, (0, 0, self._rows - self._depth, 0)), dim=-2)
-        return self._write @ rows
-
-    def solve(self, rows: Tensor) -> Tensor:
+    def _solve(self, rows: Tensor) -> Tensor:
         """``D^-1`` times ``rows`` of shape ``(rhs, blocks, channels, rows, frequencies)``."""
-        shape = rows.shape
         vectors = rows.flatten(2, 3).permute(1, 3, 2, 0)  # blocks, frequencies, channels * rows, rest
-        return (self.inverse @ vectors).permute(3, 0, 2, 1).reshape(shape)
+        return (self.inverse @ vectors).permute(3, 0, 2, 1).reshape(rows.shape)
 
     def logdet(self) -> Tensor:
         """``log |det D|`` of every frequency, ``(blocks, frequencies)``."""
