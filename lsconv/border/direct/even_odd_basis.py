@@ -19,7 +19,6 @@ A reversal :math:`\sigma` of the order of the cells that leaves a matrix M as it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -47,38 +46,32 @@ class SchurInverse:
         self._exchanged = one_channel_saddle(border, definite=definite) and not entries.is_complex()
         alone = channels == 1 and not entries.is_complex()
         self._present = None if alone or self._exchanged else _present(border, entries.device)
-        self._basis: _Basis = _Natural()
-        if even:
-            self._basis = _Even(border.width, border.height)
-        elif alone:
-            self._basis = _Central(border.width, border.height)
-        self._inverses = [DenseInverse(matrix, definite=definite) for matrix in self._matrices(entries)]
+        self._symmetry: _Symmetry | None = None
+        if even or alone:
+            self._symmetry = _Symmetry(border.width, border.height, entries.device, even=even)
+        self._inverse = DenseInverse(self._matrices(entries), definite=definite)
 
-    def _matrices(self, entries: Tensor) -> Iterator[Tensor]:
-        basis = self._basis
+    def _matrices(self, entries: Tensor) -> Tensor:
+        symmetry, width = self._symmetry, self._width
         if self._exchanged:
             own, other = entries[:, :, 0, :, 0], entries[:, :, 0, :, 1]
-            if isinstance(basis, _Even):
-                for (sign, real), (_, imaginary) in zip(basis.matrices(own), basis.matrices(other), strict=True):
-                    yield torch.complex(real, sign * imaginary)
-                return
+            if symmetry is not None:
+                products = symmetry.signs[:, -1].reshape(-1, 1, 1)
+                return torch.complex(symmetry.matrices(own), products * symmetry.matrices(other)).flatten(0, 1)
             back = entries[:, :, 1, :, 0].mT
-            yield torch.complex(
-                _assembled(self._width, lambda i, j: _at(own, i - j), own.device),
-                _assembled(self._width, lambda i, j: _at(other, i + j + 1 - self._width, back).flip(-1), own.device),
+            return torch.complex(
+                _assembled(width, lambda i, j: _at(own, i - j), own.device),
+                _assembled(width, lambda i, j: _at(other, i + j + 1 - width, back).flip(-1), own.device),
             )
-        elif isinstance(basis, _Central):
-            yield from basis.matrices(entries[:, :, 0, :, 0])
-        elif isinstance(basis, _Even):
-            yield from (matrix for _, matrix in basis.matrices(entries[:, :, 0, :, 0]))
-        else:
-            # (blocks, distances, channels * rows, the same) to cells in the order of columns, channels, rows
-            flat = entries.flatten(-2).flatten(2, 3)
-            matrix = _assembled(self._width, lambda i, j: _at(flat, i - j), flat.device)
-            assert self._present is not None
-            if len(self._present) < flat.shape[-1] * self._width:
-                matrix = matrix.index_select(-1, self._present).index_select(-2, self._present)
-            yield matrix
+        if symmetry is not None:
+            return symmetry.matrices(entries[:, :, 0, :, 0]).flatten(0, 1)
+        # (blocks, distances, channels * rows, the same) to cells in the order of columns, channels, rows
+        flat = entries.flatten(-2).flatten(2, 3)
+        matrix = _assembled(width, lambda i, j: _at(flat, i - j), flat.device)
+        assert self._present is not None
+        if len(self._present) < matrix.shape[-1]:
+            matrix = matrix.index_select(-1, self._present).index_select(-2, self._present)
+        return matrix
 
     def __call__(self, values: Tensor) -> Tensor:
         """``S^-1`` times ``values`` of shape ``(rhs, blocks, channels, width, height)``."""
@@ -90,7 +83,7 @@ class SchurInverse:
             return self._in_basis(values.squeeze(2)).unsqueeze(2)
         flat = values.movedim(-2, 2)  # columns, channels, rows
         vectors = flat.flatten(2).index_select(-1, self._present)
-        solved = self._inverses[0](vectors)
+        solved = self._inverse(vectors)
         if solved.shape[-1] < math.prod(flat.shape[2:]):
             whole = solved.new_zeros(*solved.shape[:2], math.prod(flat.shape[2:]))
             solved = whole.index_copy_(-1, self._present, solved)
@@ -98,24 +91,30 @@ class SchurInverse:
 
     def _in_basis(self, v: Tensor) -> Tensor:
         """The solution for ``v`` of shape ``(rhs, blocks, width, height)``."""
-        parts = zip(self._inverses, self._basis.parts(v * self._basis.scale), strict=True)
-        return self._basis.joined([inverse(part.flatten(2)).reshape(part.shape) for inverse, part in parts])
+        cells = v.flatten(2)
+        if self._symmetry is None:
+            return self._inverse(cells).reshape(v.shape)
+        parts = self._symmetry.parts(cells)
+        return self._symmetry.joined(self._inverse(parts.flatten(1, 2)).view(parts.shape)).view(v.shape)
 
     def logdet(self) -> Tensor:
         """``log |det S|`` by block."""
-        total = torch.stack([inverse.logdet for inverse in self._inverses]).sum(0) - self._basis.middle * math.log(2)
+        total = self._inverse.logdet
+        if self._symmetry is not None:
+            total = total.unflatten(0, (-1, len(self._symmetry.signs))).sum(1) - self._symmetry.log_multiplicity
         # as a real matrix of twice the size a complex one has the determinant |det|^2
         return total * (2 if self._exchanged else 1)
 
     @property
     def size(self) -> int:
         """The unknowns, of all signs."""
-        return sum(inverse.factors.shape[-1] for inverse in self._inverses)
+        signs = 1 if self._symmetry is None else len(self._symmetry.signs)
+        return signs * self._inverse.factors.shape[-1]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the factors."""
-        return sum(inverse.nbytes for inverse in self._inverses)
+        return self._inverse.nbytes
 
 
 def _present(border: CrossedBorder, device: torch.device) -> Tensor:
@@ -150,109 +149,73 @@ def _assembled(width: int, block: _Block, device: torch.device) -> Tensor:
     return matrix.view(blocks, width * rows, width * columns)
 
 
-class _Basis(Protocol):
-    """Coordinates in which a symmetry is a sign.
+class _Symmetry:
+    """Reversals of the cells, and the coordinates in which each is a sign.
+
+    A coordinate is of a cell of the first half, or quarter, and a sign for each reversal. Where a reversal leaves the
+    cell as it is there is none of the sign -: its equation is that it is zero.
+
+    Args:
+        width, height: of the cells.
+        device: where they are.
+        even: rows and columns may be reversed separately, not only all cells.
 
     Attributes:
-        scale: what the sum of the solutions is divided into, 1/2 for each reversal.
-        middle: how many coordinates a reversal leaves where they are, those of two counted twice.
+        signs: for every combination of the reversals, ``(signs, combinations)``.
+        log_multiplicity: the logarithm of the determinant that the coordinates add.
     """
 
-    scale: float
-    middle: int
+    def __init__(self, width: int, height: int, device: torch.device, *, even: bool) -> None:
+        cells = torch.arange(width * height, device=device)
+        self._shape, self._even = (width, height), even
+        one = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64, device=device)
+        images, self.signs = [cells.view(width, height), cells.flip(0).view(width, height)], one
+        if even:
+            images = [image for half in (images[0], images[0].flip(0)) for image in (half, half.flip(1))]
+            self.signs = torch.kron(one, one)
+            images = [image[: (width + 1) // 2, : (height + 1) // 2] for image in images]
+        size = images[0].numel() if even else (len(cells) + 1) // 2
+        self._images = torch.stack([image.flatten()[:size] for image in images])
+        fixed = self._images == self._images[:1]
+        self._absent = ((self.signs < 0)[..., None] & fixed).any(1)  # signs, cells of the first part
+        times = fixed.sum(0).double()
+        self.log_multiplicity = float((times.log() * ~self._absent).sum())
+        self._source = torch.empty_like(cells)
+        self._source[self._images.flatten()] = torch.arange(self._images.numel(), device=device)
+        self._weights = times[self._source % len(times)] / len(images)
 
-    def parts(self, v: Tensor) -> list[Tensor]:
-        """The coordinates of ``(rhs, blocks, width, height)`` for every sign."""
-        ...
+    def parts(self, v: Tensor) -> Tensor:
+        """The coordinates of ``(rhs, blocks, cells)``, ``(rhs, blocks, signs, size)``."""
+        return self.signs.to(v) @ v[..., self._images]
 
-    def joined(self, parts: list[Tensor]) -> Tensor:
-        """The adjoint of :meth:`parts`."""
-        ...
+    def joined(self, parts: Tensor) -> Tensor:
+        """The vector whose matrix has these solutions."""
+        return (self.signs.to(parts) @ parts).flatten(2)[..., self._source] * self._weights
 
+    def matrices(self, entries: Tensor) -> Tensor:
+        """The matrix of every sign, ``(blocks, signs, size, size)``.
 
-class _Natural:
-    """No symmetry."""
+        Args:
+            entries: ``(blocks, distances, height, height)``, or half of the first rows where even.
+        """
+        found = [self._folded(entries, signs.tolist()) for signs in self.signs]
+        matrices = torch.stack(found, 1)
+        if bool(self._absent.any()):
+            there = ~self._absent
+            matrices *= there[:, None] & there[..., None]
+            matrices.diagonal(dim1=-2, dim2=-1).add_(self._absent)
+        return matrices
 
-    scale, middle = 1.0, 0
-
-    def parts(self, v: Tensor) -> list[Tensor]:
-        return [v]
-
-    def joined(self, parts: list[Tensor]) -> Tensor:
-        return parts[0]
-
-
-def _halves(v: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Sums and differences of ``v`` and its reversal along a dimension, the middle among the sums."""
-    n = v.shape[dim]
-    first, other = (u.narrow(dim, 0, (n + 1) // 2) for u in (v, v.flip(dim)))
-    return first + other, (first - other).narrow(dim, 0, n // 2)
-
-
-def _joined(plus: Tensor, minus: Tensor, dim: int) -> Tensor:
-    """The adjoint of :func:`_halves`."""
-    half = minus.shape[dim]
-    odd = plus.shape[dim] - half
-    if odd:
-        minus = torch.nn.functional.pad(minus, (0, 0) * (-1 - dim) + (0, 1))
-    whole = torch.cat([plus + minus, (plus - minus).flip(dim).narrow(dim, odd, half)], dim)
-    if odd:
-        whole.select(dim, half).mul_(2)
-    return whole
-
-
-class _Central:
-    """The reversal of all cells."""
-
-    scale = 0.5
-
-    def __init__(self, width: int, height: int) -> None:
-        self._shape, self.middle = (width, height), width * height % 2
-
-    def matrices(self, entries: Tensor) -> Iterator[Tensor]:
-        """The blocks of ``(blocks, distances, height, height)``."""
+    def _folded(self, entries: Tensor, signs: list[float]) -> Tensor:
         width, height = self._shape
-        for sign in (1, -1):
+        columns, rows, last, size = (width + 1) // 2, (height + 1) // 2, width - 1, self._images.shape[1]
 
-            def block(i: int, j: Tensor, sign: int = sign) -> Tensor:
-                reversed_ = _at(entries, i + j + 1 - width).flip(-1)
-                return torch.add(_at(entries, i - j), reversed_, alpha=sign)
+        def of_even(i: int, j: Tensor) -> Tensor:
+            return torch.add(entries[:, (i - j).abs()], entries[:, (i + j - last).abs()], alpha=signs[2])
 
-            size = (width * height + (sign > 0)) // 2
-            yield _assembled((width + 1) // 2, block, entries.device)[:, :size, :size].contiguous()
+        def of_any(i: int, j: Tensor) -> Tensor:
+            return torch.add(_at(entries, i - j), _at(entries, i + j - last).flip(-1), alpha=signs[1])
 
-    def parts(self, v: Tensor) -> list[Tensor]:
-        return list(_halves(v.flatten(2), -1))
-
-    def joined(self, parts: list[Tensor]) -> Tensor:
-        plus, minus = parts
-        return _joined(plus, minus, -1).unflatten(-1, self._shape)
-
-
-class _Even:
-    """The reversals of rows and of columns."""
-
-    scale = 0.25
-
-    def __init__(self, width: int, height: int) -> None:
-        self._shape, self.middle = (width, height), width % 2 * height + height % 2 * width
-
-    def matrices(self, entries: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The blocks of ``(blocks, distances, half of the height, height)``, and the products of their signs."""
-        width, height = self._shape
-        for sign in (1, -1):
-            for sign_of_rows in (1, -1):
-                rows = (height + (sign_of_rows > 0)) // 2
-                folded = torch.add(entries, entries.flip(3), alpha=sign_of_rows)[:, :, :rows, :rows]
-
-                def block(i: int, j: Tensor, folded: Tensor = folded, sign: int = sign) -> Tensor:
-                    return torch.add(folded[:, (i - j).abs()], folded[:, (i + j + 1 - width).abs()], alpha=sign)
-
-                yield sign * sign_of_rows, _assembled((width + (sign > 0)) // 2, block, entries.device)
-
-    def parts(self, v: Tensor) -> list[Tensor]:
-        return [part for half in _halves(v, -2) for part in _halves(half, -1)]
-
-    def joined(self, parts: list[Tensor]) -> Tensor:
-        even, odd = (_joined(parts[k], parts[k + 1], -1) for k in (0, 2))
-        return _joined(even, odd, -2)
+        if self._even:
+            entries = torch.add(entries, entries.flip(3), alpha=signs[1])[..., :rows, :rows]
+        return _assembled(columns, of_even if self._even else of_any, entries.device)[:, :size, :size]
