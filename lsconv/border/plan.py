@@ -239,7 +239,7 @@ class BorderPlan:
 
     def _scaled_back(self, scaled: Tensor) -> Tensor:
         """The answer of the factors of A / unit, in units of A."""
-        return scaled / self.unit.reshape(*self.unit.shape, *(1 for _ in self.A.in_shape))
+        return scaled.div_(self.unit.reshape(*self.unit.shape, *(1 for _ in self.A.in_shape)))
 
     def _null_share(self, tolerances: Tolerances) -> Tensor:
         """The part in the null space of A that x may have; 0 where undamped, for :meth:`_sees_null_space` to decide."""
