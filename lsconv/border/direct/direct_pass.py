@@ -23,7 +23,7 @@ from torch import Tensor
 from lsconv.border.direct.crossed_border import CrossedBorder, crossed_border, is_even, one_channel_saddle
 from lsconv.border.direct.even_odd_basis import SchurInverse
 from lsconv.border.direct.schur_complement import column_blocks
-from lsconv.border.direct.strip import Strip, subtract_product
+from lsconv.border.direct.strip import Strip
 from lsconv.border.normal_problem import NormalProblem
 from lsconv.border.penalty import Penalty
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, product
@@ -92,7 +92,7 @@ class DirectBorder:
                 values.append(self._columns(known if self.strip is None else remainder(own, known)))
         if self.schur is None or not values:
             return
-        solved = self.schur(torch.cat(values)).split([len(part) for part in u])
+        solved = self.schur(torch.cat(values)).split([part.shape[0] for part in u])
         for own, known, v in zip(u, t if apart else u, solved, strict=True):
             self._subtract_columns(own, v)
             if self.strip is not None:
@@ -111,7 +111,8 @@ class DirectBorder:
             v = self._along.transform(torch.nn.functional.pad(v.mT, (self._before, 0)))
             u -= torch.fft.fft(v, n=self._rows, dim=-2)
         else:
-            subtract_product(u, torch.fft.fft(v, n=self._rows).mT, self._write)
+            lines = torch.fft.fft(v, n=self._rows).mT.flatten(0, 2)
+            u.view(-1, *u.shape[-2:]).baddbmm_(lines, self._write.expand(lines.shape[0], -1, -1), alpha=-1)
 
     def logdet(self) -> Tensor:
         """``log |det|`` of the operator on the border, by block."""
@@ -278,7 +279,7 @@ class DirectInverse:
         if self._border is not None:
             t = t.reshape(*t.shape[:3], *self._plane)
             t = t.mT if self._transposed else t
-        parts = [grid.transform(part) for part in t.split(self._together(t))] if len(t) else []
+        parts = [grid.transform(part) for part in t.split(self._together(t))] if t.shape[0] else []
         if what.before is not None:
             parts = [what.before(part).contiguous() for part in parts]
         if self._border is not None:
@@ -314,7 +315,7 @@ class DirectInverse:
     def _together(self, t: Tensor) -> int:
         """The right-hand sides that go through the pass together: their spectra stay in the cache of a CPU."""
         if t.device.type != "cpu":
-            return max(1, len(t))
+            return max(1, t.shape[0])
         one = math.prod(t.shape[1:]) * t.element_size()
         return max(1, 2 * CACHE_BYTES // max(one, 1))  # spectra are complex
 

@@ -13,16 +13,7 @@ from lsconv.border.direct.crossed_border import CrossedBorder
 from lsconv.fourier.batched_linalg import hermitian_inverse, indefinite_inverse
 from lsconv.operators.fft_convolution import FEW_WAVES, plane_waves
 
-__all__ = ["Strip", "subtract_product"]
-
-
-def subtract_product(spectra: Tensor, left: Tensor, right: Tensor) -> None:
-    """``spectra -= left @ right``, of any leading dimensions."""
-    flat = spectra.view(-1, *spectra.shape[-2:])
-    left, right = (
-        m.expand(*spectra.shape[:-2], *m.shape[-2:]).reshape(len(flat), *m.shape[-2:]) for m in (left, right)
-    )
-    flat.baddbmm_(left, right, alpha=-1)
+__all__ = ["Strip"]
 
 
 class Strip:
@@ -62,9 +53,10 @@ class Strip:
         if self._read is None:
             rows = self._solve(torch.fft.ifft(t, dim=-2)[..., self._rows - self._depth :, :])
             u -= torch.fft.fft(torch.nn.functional.pad(rows, (0, 0, self._rows - self._depth, 0)), dim=-2)
-        else:
-            assert self._write is not None
-            subtract_product(u, self._write, self._solve(self._read @ t))
+            return
+        assert self._write is not None
+        rows = self._solve(self._read @ t).flatten(0, 2)
+        u.view(-1, *u.shape[-2:]).baddbmm_(self._write.expand(rows.shape[0], -1, -1), rows, alpha=-1)
 
     def _solve(self, rows: Tensor) -> Tensor:
         """``D^-1`` times ``rows`` of shape ``(rhs, blocks, channels, rows, frequencies)``."""

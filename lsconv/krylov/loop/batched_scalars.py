@@ -11,6 +11,7 @@ that a recurrence is written once.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -168,9 +169,7 @@ class OneItem(ItemSpace):
         super().__init__(item_shape, dtype, device)
         self._largest = torch.finfo(dtype).max
         self._one = torch.ones(1, dtype=dtype)
-        count = math.prod(self.item_shape)
-        # Any row of about the right length serves a contiguous vector, wherever the item's dimensions end.
-        self._row = next((row for row in range(_ROW, _ROW // 4, -1) if count % row == 0), None)
+        self._row = _row_length(math.prod(self.item_shape))
 
     def norm(self, v: Tensor) -> Scalar:
         """Euclidean norm."""
@@ -212,6 +211,12 @@ class OneItem(ItemSpace):
     def active(self, running: Scalar) -> Scalar:
         """1 while the item is running."""
         return 1.0 if running else 0.0
+
+
+@functools.cache
+def _row_length(count: int) -> int | None:
+    """A length into which so many entries divide; any of about the right size serves a contiguous vector."""
+    return next((row for row in range(_ROW, _ROW // 4, -1) if count % row == 0), None)
 
 
 def _safe_range(dtype: torch.dtype) -> tuple[float, float]:

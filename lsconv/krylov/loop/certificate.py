@@ -313,6 +313,8 @@ class Judge:
             excused = unrounded.excused & (converged | rounded)
 
         def per_item(values: Scalar, dtype: torch.dtype | None = None) -> Tensor:
+            if single and not isinstance(values, Tensor):
+                return torch.full(batch, values, dtype=dtype)
             return torch.as_tensor(values, dtype=dtype, device=A.device).expand(batch)
 
         return Solution(
