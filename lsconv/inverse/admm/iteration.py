@@ -183,13 +183,13 @@ def _next_look(rows: Sequence[tuple[Any, ...]], active: Tensor, rtol: float, ste
     It is at most twice the last one, and no later than the next balance.
     """
     k = rows[-1][0]
-    if len(rows) < 2:
+    worst = [float(torch.maximum(row[3], row[4]).where(active, 0).amax()) for row in rows[-2:]]
+    before, now = worst[0], worst[-1]
+    if rtol == 0 or not rtol < now < before:
         return k + step
-    now, before = (float(torch.maximum(row[3], row[4]).where(active, 0).amax()) for row in rows[:-3:-1])
-    rate = math.log(before / now) / (k - rows[-2][0]) if 0 < now < before else math.inf
-    ahead = 0.7 * math.log(max(now / rtol, 1.0)) / rate
+    ahead = 0.7 * math.log(now / rtol) / math.log(before / now) * (k - rows[-2][0])
     most = min([k, *(at - k for at in _BALANCE_AT if at > k)])
-    return k + max(step, min(int(ahead), most) // step * step)
+    return k + max(step, int(min(ahead, most)) // step * step)
 
 
 def _balance(
