@@ -97,8 +97,9 @@ class BorderPlan(Plan):
         self.A = A
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
+        self._damped = bool((self.damp > 0).all())
         self._mirrored = Mirror.exists(A)
-        if self._mirrored and bool((self.damp == 0).any()):
+        if self._mirrored and not self._damped:
             raise MethodError(f'method="border" with padding_mode={A.padding_mode!r} needs damp > 0; use method="lsmr"')
         with torch.no_grad():
             weight = A.weight.detach()
@@ -112,9 +113,9 @@ class BorderPlan(Plan):
         self._factor(self._factor_dtype(dtype))
         self._probed: DirectInverse | None = None
         self._precise_enough = False
-        if bool((self.damp == 0).any()):
+        if not self._damped:
             self._refuse_deficient()
-        valid = self.inverse.form == "valid" and bool((self.damp > 0).all())
+        valid = self.inverse.form == "valid" and self._damped
         self.fallback, self.in_range = "preconditioned lsmr" if valid else "lsmr", self.inverse.side == "residual"
         # the border of a volume has no factors that would end an iteration
         self.patience = PATIENCE if valid and A.ndim == 3 else None
@@ -123,13 +124,14 @@ class BorderPlan(Plan):
     def _factor(self, dtype: torch.dtype) -> None:
         """Make the factors, in this real dtype."""
         self.factors = dtype
-        floor = least_shift(dtype, damped=bool((self.damp > 0).all()))
+        floor = least_shift(dtype, damped=self._damped)
         scaled = self._narrow if dtype == self.A.weight.real.dtype else self.scaled
         limits = self._limits
         if self._memory_limit is not None:
             limits = spared(limits, self._memory_limit, self._needed(dtype))
         mirror = Mirror(scaled) if self._mirrored else None
         self.inverse = normal_inverse(scaled, self.scaled_damp, floor=floor, mirror=mirror, limits=limits)
+        self._norm = self.inverse.norm_bound * self.unit  # an upper bound of ||A||, per item
         read = None if self._mirrored else self.inverse.embedding.read_inputs()
         self.read = None if read is None else read.to(self.A.device)
 
@@ -177,26 +179,24 @@ class BorderPlan(Plan):
 
     def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: Outer | None = None) -> Solution:
         arithmetic = self.factors if outer is None else self.precise.dtype
-        norm = self._least_norm if outer is None else torch.maximum(outer.norm_a * self.unit, self._least_norm)
-        bare = Judge(
+        judge = Judge(
             self.precise,
             tolerances,
             self.damp,
             self.A.dtype,
-            operator_norm=norm,
+            operator_norm=self._least_norm,
             norm_bound=self._norm,
             rcond=self.rcond,
-            thorough=not bool((self.damp > 0).all()),
-        )
-        judge = replace(
-            bare,
+            thorough=not self._damped,
             null_share=self._null_share(tolerances),
             formed=torch.finfo(arithmetic).eps if self.inverse.side == "residual" else None,
             sees_null_space=lambda: self._deficient,
         )
         if outer is None:  # what this does not certify is iterated for
             return judge.solution(x, y)
+        judge = replace(judge, operator_norm=torch.maximum(outer.norm_a * self.unit, self._least_norm))
         solution = judge.solution(x, y, iterations=outer.iterations)
+        bare = replace(judge, null_share=None, formed=None, sees_null_space=None)
         again = functools.partial(bare.solution, y=y, iterations=outer.iterations)
         return cleared(solution, x, y, self.precise, tolerances, self._shortest, again)
 
@@ -214,7 +214,7 @@ class BorderPlan(Plan):
     def _trusted(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
         """These factors, if the certificate of a right-hand side like noise says that they are precise enough."""
         factors = self._factors(given, item_shape)
-        if factors is None or not bool((self.damp > 0).all()):
+        if factors is None or not self._damped:
             return None
         if self._probed is not factors:
             shape = (*self.inverse.embedding.batch_shape, *self.A.out_shape)
@@ -245,7 +245,7 @@ class BorderPlan(Plan):
 
     def _scaled_back(self, scaled: Tensor) -> Tensor:
         """The answer of the factors of A / unit, in units of A."""
-        return scaled / over_items(self.unit, len(self.A.in_shape))
+        return scaled.div_(over_items(self.unit, len(self.A.in_shape)))
 
     def _null_share(self, tolerances: Tolerances) -> Tensor:
         """The part in the null space of A that x may have; 0 where undamped, for :attr:`_deficient` to decide."""
@@ -322,11 +322,6 @@ class BorderPlan(Plan):
             return torch.zeros((), dtype=torch.float64, device=self.A.device)
         wave = self.inverse.strongest().to(self.precise.dtype)
         return divide(codomain.norm(self.precise.apply(wave)), domain.norm(wave))
-
-    @property
-    def _norm(self) -> Tensor:
-        """An upper bound of ``||A||``, per item."""
-        return self.inverse.norm_bound * self.unit
 
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:

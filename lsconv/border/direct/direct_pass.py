@@ -4,16 +4,17 @@ The pass of :class:`DirectInverse` never leaves the spectrum but for the columns
 solved and written frequency by frequency (:mod:`~lsconv.border.direct.strip`), and the columns V' that are left take
 one transform along them each way and the factors of their Schur complement,
 
-.. math:: \hat t = \hat Q \hat f, \quad h = -D^{-1} t_H, \quad
-          v = -S^{-1} (t + Q h)_{V'}, \quad h' = -D^{-1} (Q v)_H, \quad u = h + v + h' ,
+.. math:: u \leftarrow f - D^{-1} (Q f)_H, \qquad
+          u \leftarrow u - S^{-1} (Q u)_{V'}, \qquad u \leftarrow u - D^{-1} (Q u)_H ,
 
-after which t + Q u vanishes on the border. Everything is computed in double precision: what an outer iteration would
+after which Q u vanishes on the border. Everything is computed in double precision: what an outer iteration would
 take several steps for is one pass, and the certificate says whether it did.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -69,45 +70,49 @@ class DirectBorder:
         if border.width <= FEW_WAVES:
             waves = plane_waves(torch.arange(self._before, n), n, f).mT.to(spectrum)
             self._write = waves.mH.contiguous()
-            self._read = waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]
+            self._read = (waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]).mT.contiguous()
 
-    def rows(self, t: Tensor) -> Tensor | None:
-        """The spectrum of h on the rows H, with which ``t + Q h`` vanishes there."""
-        if self.strip is None:
-            return None
-        return self.strip.write(self.strip.solve(self.strip.read(t))).neg_()
+    def clear(self, u: list[Tensor], t: Iterable[Tensor], *, apart: bool) -> None:
+        """Add unknowns on the border to the spectra u, in parts and in place, such that ``Q u`` vanishes there.
 
-    def columns(self, t: Tensor) -> Tensor:
-        """The values at the columns V' of the spectrum t: ``(rhs, blocks, channels, height, width)``."""
+        Args:
+            u: ``(rhs, blocks, channels, *frequencies)`` each.
+            t: ``Q u``.
+            apart: u is zero, t a list of other spectra, and ``t + Q u`` is to vanish.
+        """
+
+        def remainder(own: Tensor, known: Tensor) -> Tensor:
+            return self._Q(own).add_(known) if apart else self._Q(own)
+
+        values = []
+        for own, known in zip(u, t, strict=True):
+            if self.strip is not None:
+                self.strip.clear(own, known)
+            if self.schur is not None:
+                values.append(self._columns(known if self.strip is None else remainder(own, known)))
+        if self.schur is None or not values:
+            return
+        solved = self.schur(torch.cat(values)).split([part.shape[0] for part in u])
+        for own, known, v in zip(u, t if apart else u, solved, strict=True):
+            self._subtract_columns(own, v)
+            if self.strip is not None:
+                self.strip.clear(own, remainder(own, known))
+
+    def _columns(self, t: Tensor) -> Tensor:
+        """The values at the columns V' of the spectrum t: ``(rhs, blocks, channels, width, height)``."""
         if self._read is None:
-            return self._along.inverse(torch.fft.ifft(t, dim=-2)[..., : self._height, :])[..., self._before :]
-        values = torch.fft.ifft(t @ self._read, dim=-2)[..., : self._height, :]
+            return self._along.inverse(torch.fft.ifft(t, dim=-2)[..., : self._height, :])[..., self._before :].mT
+        values = torch.fft.ifft(self._read @ t.mT)[..., : self._height]
         return values.real if self._real else values
 
-    def from_columns(self, v: Tensor) -> Tensor:
-        """The spectrum of values at the columns V' alone."""
+    def _subtract_columns(self, u: Tensor, v: Tensor) -> None:
+        """Subtract what has the values v at the columns V' alone from a spectrum, in place."""
         if self._write is None:
-            v = self._along.transform(torch.nn.functional.pad(v, (self._before, 0)))
-        spectrum = torch.fft.fft(v, n=self._rows, dim=-2)
-        return spectrum if self._write is None else spectrum @ self._write
-
-    def unknowns(self, t: list[Tensor]) -> list[Tensor]:
-        """The spectra u on the border with which ``t + Q u`` vanishes on it; ``t``, in parts, is overwritten."""
-        found = [self.rows(part) for part in t]
-        if self.schur is None or not t:
-            return [h for h in found if h is not None]
-        values = []
-        for part, h in zip(t, found, strict=True):
-            values.append(self.columns(part if h is None else part.add_(self._Q(h))))
-        solved = self.schur(torch.cat(values)).neg_().split([len(part) for part in t])
-        for number, v in enumerate(solved):
-            spectrum, h = self.from_columns(v), found[number]
-            if h is not None:
-                more = self.rows(self._Q(spectrum))
-                assert more is not None
-                spectrum = spectrum.add_(h).add_(more)
-            found[number] = spectrum
-        return [u for u in found if u is not None]
+            v = self._along.transform(torch.nn.functional.pad(v.mT, (self._before, 0)))
+            u -= torch.fft.fft(v, n=self._rows, dim=-2)
+        else:
+            lines = torch.fft.fft(v, n=self._rows).mT.flatten(0, 2)
+            u.view(-1, *u.shape[-2:]).baddbmm_(lines, self._write.expand(lines.shape[0], -1, -1), alpha=-1)
 
     def logdet(self) -> Tensor:
         """``log |det|`` of the operator on the border, by block."""
@@ -274,9 +279,9 @@ class DirectInverse:
         if self._border is not None:
             t = t.reshape(*t.shape[:3], *self._plane)
             t = t.mT if self._transposed else t
-        parts = [grid.transform(part) for part in t.split(self._together(t))] if len(t) else []
+        parts = [grid.transform(part) for part in t.split(self._together(t))] if t.shape[0] else []
         if what.before is not None:
-            parts = [what.before(part) for part in parts]
+            parts = [what.before(part).contiguous() for part in parts]
         if self._border is not None:
             parts = self._with_border(parts, what.own)
         for matrices in what.after:
@@ -293,21 +298,24 @@ class DirectInverse:
         assert self._border is not None
         if own is not None:
             columns = self._P.block(slice(None), own)
-            u = self._border.unknowns([columns(part) for part in f])
+            u = [part.new_zeros(*part.shape[:2], columns.rows, *part.shape[3:]) for part in f]
             for part, spectrum in zip(f, u, strict=True):
-                spectrum[:, :, own] += part
+                spectrum[:, :, own] = part
+            self._border.clear(u, map(columns, f), apart=False)
             return u
         if self._E is None:
-            u = self._border.unknowns([self._P(part) for part in f])
-            return [part.add_(spectrum) for part, spectrum in zip(f, u, strict=True)]
-        u = self._border.unknowns([self._E(self._P(part)) for part in f])
+            self._border.clear(f, map(self._P, f), apart=False)
+            return f
+        t = [self._E(self._P(part)) for part in f]
+        u = [torch.zeros_like(part, memory_format=torch.contiguous_format) for part in t]
+        self._border.clear(u, t, apart=True)
         assert self._back is not None
         return [part.sub_(self._back(spectrum)) for part, spectrum in zip(f, u, strict=True)]
 
     def _together(self, t: Tensor) -> int:
         """The right-hand sides that go through the pass together: their spectra stay in the cache of a CPU."""
         if t.device.type != "cpu":
-            return max(1, len(t))
+            return max(1, t.shape[0])
         one = math.prod(t.shape[1:]) * t.element_size()
         return max(1, 2 * CACHE_BYTES // max(one, 1))  # spectra are complex
 

@@ -1,7 +1,9 @@
 r"""Symmetries of the Schur complement of a crossed border, which split it into smaller systems.
 
-A reversal :math:`\sigma` of the order of the cells that leaves a matrix as it is splits it, in the coordinates
-:math:`(v_x \pm v_{\sigma x}) / \sqrt 2` (and :math:`v_x` where :math:`\sigma x = x`), into two blocks.
+A reversal :math:`\sigma` of the order of the cells that leaves a matrix M as it is splits it: with
+:math:`(F_\pm v)_x = v_x \pm v_{\sigma x}` for the first half of the cells, and the middle one with +,
+
+.. math:: M^{-1} = \tfrac12 \sum_\pm F_\pm^T N_\pm^{-1} F_\pm, \qquad (N_\pm)_{xy} = M_{xy} \pm M_{x, \sigma y} .
 
 - *Central*: for every real kernel of one channel the operator between cells is even, q(-d) = q(d), so that reversing
   the order of all cells leaves the matrix as it is: two blocks of half the size.
@@ -17,7 +19,6 @@ A reversal :math:`\sigma` of the order of the cells that leaves a matrix as it i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -41,80 +42,79 @@ class SchurInverse:
     """
 
     def __init__(self, entries: Tensor, border: CrossedBorder, *, definite: bool, even: bool) -> None:
-        channels, self._width, self._height = entries.shape[2], border.width, border.height
+        channels, self._width = entries.shape[2], border.width
         self._exchanged = one_channel_saddle(border, definite=definite) and not entries.is_complex()
         alone = channels == 1 and not entries.is_complex()
         self._present = None if alone or self._exchanged else _present(border, entries.device)
-        self._basis: _Basis = _Natural()
-        if even:
-            self._basis = _Even(self._width, self._height)
-        elif alone:
-            self._basis = _Central(self._width, self._height)
-        matrices = self._matrices(entries, even=even)
-        self._inverses = [DenseInverse(matrix, definite=definite) for matrix in matrices]
+        self._symmetry: _Symmetry | None = None
+        if even or alone:
+            self._symmetry = _Symmetry(border.width, border.height, entries.device, even=even)
+        self._inverse = DenseInverse(self._matrices(entries), definite=definite)
 
-    def _matrices(self, entries: Tensor, *, even: bool) -> Iterator[Tensor]:
-        basis = self._basis
+    def _matrices(self, entries: Tensor) -> Tensor:
+        symmetry, width = self._symmetry, self._width
         if self._exchanged:
             own, other = entries[:, :, 0, :, 0], entries[:, :, 0, :, 1]
-            if isinstance(basis, _Even):
-                for (s, t, real), (_, _, imaginary) in zip(basis.matrices(own), basis.matrices(other), strict=True):
-                    yield torch.complex(real, s * t * imaginary)
-                return
+            if symmetry is not None:
+                products = symmetry.signs[:, -1].reshape(-1, 1, 1)
+                return torch.complex(symmetry.matrices(own), products * symmetry.matrices(other)).flatten(0, 1)
             back = entries[:, :, 1, :, 0].mT
-            yield torch.complex(
-                _assembled(self._width, lambda i, j: _at(own, i - j), own.device),
-                _assembled(self._width, lambda i, j: _at(other, i + j + 1 - self._width, back).flip(-1), own.device),
+            return torch.complex(
+                _assembled(width, lambda i, j: _at(own, i - j), own.device),
+                _assembled(width, lambda i, j: _at(other, i + j + 1 - width, back).flip(-1), own.device),
             )
-        elif isinstance(basis, _Even | _Central):
-            for *_, matrix in basis.matrices(entries[:, :, 0, :, 0]):
-                yield matrix
-        else:
-            channels = entries.shape[2]
-            # (blocks, distances, channels * rows, the same) to cells in the order of columns, channels, rows
-            flat = entries.flatten(-2).flatten(2, 3)
-            matrix = _assembled(self._width, lambda i, j: _at(flat, i - j), flat.device)
-            assert self._present is not None
-            if len(self._present) < channels * self._width * self._height:
-                matrix = matrix.index_select(-1, self._present).index_select(-2, self._present)
-            yield matrix
+        if symmetry is not None:
+            return symmetry.matrices(entries[:, :, 0, :, 0]).flatten(0, 1)
+        # (blocks, distances, channels * rows, the same) to cells in the order of columns, channels, rows
+        flat = entries.flatten(-2).flatten(2, 3)
+        matrix = _assembled(width, lambda i, j: _at(flat, i - j), flat.device)
+        assert self._present is not None
+        if len(self._present) < matrix.shape[-1]:
+            matrix = matrix.index_select(-1, self._present).index_select(-2, self._present)
+        return matrix
 
     def __call__(self, values: Tensor) -> Tensor:
-        """``S^-1`` times ``values`` of shape ``(rhs, blocks, channels, height, width)``."""
+        """``S^-1`` times ``values`` of shape ``(rhs, blocks, channels, width, height)``."""
         if self._exchanged:
             first, second = values.unbind(2)
-            z = torch.complex(first, second.flip(-1, -2)).mT
-            z = self._in_basis(z).mT.conj()
+            z = self._in_basis(torch.complex(first, second.flip(-1, -2))).conj()
             return torch.stack([z.real, z.imag.flip(-1, -2)], dim=2)
         if self._present is None:
-            return self._in_basis(values.squeeze(2).mT).mT.unsqueeze(2)
-        flat = values.movedim(-1, 2)  # columns, channels, rows
+            return self._in_basis(values.squeeze(2)).unsqueeze(2)
+        flat = values.movedim(-2, 2)  # columns, channels, rows
         vectors = flat.flatten(2).index_select(-1, self._present)
-        solved = self._inverses[0](vectors)
+        solved = self._inverse(vectors)
         if solved.shape[-1] < math.prod(flat.shape[2:]):
             whole = solved.new_zeros(*solved.shape[:2], math.prod(flat.shape[2:]))
             solved = whole.index_copy_(-1, self._present, solved)
-        return solved.reshape(flat.shape).movedim(2, -1)
+        return solved.reshape(flat.shape).movedim(2, -2)
 
     def _in_basis(self, v: Tensor) -> Tensor:
         """The solution for ``v`` of shape ``(rhs, blocks, width, height)``."""
-        parts = [inverse(part) for inverse, part in zip(self._inverses, self._basis.parts(v), strict=True)]
-        return self._basis.joined(parts).reshape(v.shape)
+        cells = v.flatten(2)
+        if self._symmetry is None:
+            return self._inverse(cells).reshape(v.shape)
+        parts = self._symmetry.parts(cells)
+        return self._symmetry.joined(self._inverse(parts.flatten(1, 2)).view(parts.shape)).view(v.shape)
 
     def logdet(self) -> Tensor:
         """``log |det S|`` by block."""
+        total = self._inverse.logdet
+        if self._symmetry is not None:
+            total = total.unflatten(0, (-1, len(self._symmetry.signs))).sum(1) - self._symmetry.log_multiplicity
         # as a real matrix of twice the size a complex one has the determinant |det|^2
-        return torch.stack([inverse.logdet for inverse in self._inverses]).sum(0) * (2 if self._exchanged else 1)
+        return total * (2 if self._exchanged else 1)
 
     @property
     def size(self) -> int:
         """The unknowns, of all signs."""
-        return sum(inverse.factors.shape[-1] for inverse in self._inverses)
+        signs = 1 if self._symmetry is None else len(self._symmetry.signs)
+        return signs * self._inverse.factors.shape[-1]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the factors."""
-        return sum(inverse.nbytes for inverse in self._inverses)
+        return self._inverse.nbytes
 
 
 def _present(border: CrossedBorder, device: torch.device) -> Tensor:
@@ -149,127 +149,73 @@ def _assembled(width: int, block: _Block, device: torch.device) -> Tensor:
     return matrix.view(blocks, width * rows, width * columns)
 
 
-class _Basis(Protocol):
-    """Coordinates in which a symmetry is a sign."""
+class _Symmetry:
+    """Reversals of the cells, and the coordinates in which each is a sign.
 
-    def parts(self, v: Tensor) -> list[Tensor]:
-        """The coordinates of ``(rhs, blocks, width, height)`` for every sign, ``(rhs, blocks, size)``."""
-        ...
+    A coordinate is of a cell of the first half, or quarter, and a sign for each reversal. Where a reversal leaves the
+    cell as it is there is none of the sign -: its equation is that it is zero.
 
-    def joined(self, parts: list[Tensor]) -> Tensor:
-        """The vector of these coordinates."""
-        ...
-
-
-class _Natural:
-    """No symmetry."""
-
-    def parts(self, v: Tensor) -> list[Tensor]:
-        return [v.flatten(2)]
-
-    def joined(self, parts: list[Tensor]) -> Tensor:
-        return parts[0]
-
-
-class _Reversal:
-    """A reversal of n places and one of its signs.
+    Args:
+        width, height: of the cells.
+        device: where they are.
+        even: rows and columns may be reversed separately, not only all cells.
 
     Attributes:
-        size: how many coordinates have this sign: the first half of the places, and for the sign + the middle one.
+        signs: for every combination of the reversals, ``(signs, combinations)``.
+        log_multiplicity: the logarithm of the determinant that the coordinates add.
     """
 
-    def __init__(self, n: int, sign: int) -> None:
-        self.n, self.sign = n, sign
-        self.size = (n + 1) // 2 if sign > 0 else n // 2
-        self._middle = self.size - 1 if sign > 0 and n % 2 else None
+    def __init__(self, width: int, height: int, device: torch.device, *, even: bool) -> None:
+        cells = torch.arange(width * height, device=device)
+        self._shape, self._even = (width, height), even
+        one = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64, device=device)
+        images, self.signs = [cells.view(width, height), cells.flip(0).view(width, height)], one
+        if even:
+            images = [image for half in (images[0], images[0].flip(0)) for image in (half, half.flip(1))]
+            self.signs = torch.kron(one, one)
+            images = [image[: (width + 1) // 2, : (height + 1) // 2] for image in images]
+        size = images[0].numel() if even else (len(cells) + 1) // 2
+        self._images = torch.stack([image.flatten()[:size] for image in images])
+        fixed = self._images == self._images[:1]
+        self._absent = ((self.signs < 0)[..., None] & fixed).any(1)  # signs, cells of the first part
+        times = fixed.sum(0).double()
+        self.log_multiplicity = float((times.log() * ~self._absent).sum())
+        self._source = torch.empty_like(cells)
+        self._source[self._images.flatten()] = torch.arange(self._images.numel(), device=device)
+        self._weights = times[self._source % len(times)] / len(images)
 
-    def vector(self, v: Tensor, dim: int) -> Tensor:
-        """The coordinates of ``v`` along a dimension."""
-        v = (v + self.sign * v.flip(dim)).narrow(dim, 0, self.size) * math.sqrt(0.5)
-        return self._scaled(v, dim)
+    def parts(self, v: Tensor) -> Tensor:
+        """The coordinates of ``(rhs, blocks, cells)``, ``(rhs, blocks, signs, size)``."""
+        return self.signs.to(v) @ v[..., self._images]
 
-    def back(self, u: Tensor, dim: int) -> Tensor:
-        """The adjoint of :meth:`vector`."""
-        u = self._scaled(u * math.sqrt(0.5), dim)
-        shape = list(u.shape)
-        shape[dim] = self.n - self.size
-        u = torch.cat([u, u.new_zeros(shape)], dim)
-        return u + self.sign * u.flip(dim)
+    def joined(self, parts: Tensor) -> Tensor:
+        """The vector whose matrix has these solutions."""
+        return (self.signs.to(parts) @ parts).flatten(2)[..., self._source] * self._weights
 
-    def matrix(self, m: Tensor, dims: tuple[int, int]) -> Tensor:
-        """The coordinates of a matrix that the reversal leaves as it is, of which the first half of the rows do."""
-        rows, columns = dims
-        m = m.narrow(rows, 0, self.size)
-        m = (m + self.sign * m.flip(columns)).narrow(columns, 0, self.size)
-        return self._scaled(self._scaled(m, rows), columns)
+    def matrices(self, entries: Tensor) -> Tensor:
+        """The matrix of every sign, ``(blocks, signs, size, size)``.
 
-    def _scaled(self, v: Tensor, dim: int) -> Tensor:
-        if self._middle is not None:
-            v.select(dim, self._middle).mul_(math.sqrt(0.5))
-        return v
+        Args:
+            entries: ``(blocks, distances, height, height)``, or half of the first rows where even.
+        """
+        found = [self._folded(entries, signs.tolist()) for signs in self.signs]
+        matrices = torch.stack(found, 1)
+        if bool(self._absent.any()):
+            there = ~self._absent
+            matrices *= there[:, None] & there[..., None]
+            matrices.diagonal(dim1=-2, dim2=-1).add_(self._absent)
+        return matrices
 
+    def _folded(self, entries: Tensor, signs: list[float]) -> Tensor:
+        width, height = self._shape
+        columns, rows, last, size = (width + 1) // 2, (height + 1) // 2, width - 1, self._images.shape[1]
 
-class _Central:
-    """The reversal of all cells."""
+        def of_even(i: int, j: Tensor) -> Tensor:
+            return torch.add(entries[:, (i - j).abs()], entries[:, (i + j - last).abs()], alpha=signs[2])
 
-    def __init__(self, width: int, height: int) -> None:
-        self._width, self._height = width, height
-        self._reversals = [_Reversal(width * height, sign) for sign in (1, -1) if width * height > 1 or sign > 0]
+        def of_any(i: int, j: Tensor) -> Tensor:
+            return torch.add(_at(entries, i - j), _at(entries, i + j - last).flip(-1), alpha=signs[1])
 
-    def matrices(self, entries: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The blocks of ``(blocks, distances, height, height)``."""
-        columns = (self._width + 1) // 2
-        for reversal in self._reversals:
-
-            def block(i: int, j: Tensor, sign: int = reversal.sign) -> Tensor:
-                reversed_ = _at(entries, i + j + 1 - self._width).flip(-1)
-                return torch.add(_at(entries, i - j), reversed_, alpha=sign)
-
-            size = reversal.size
-            matrix = _assembled(columns, block, entries.device)[:, :size, :size].contiguous()
-            yield reversal.sign, reversal._scaled(reversal._scaled(matrix, 1), 2)
-
-    def parts(self, v: Tensor) -> list[Tensor]:
-        return [reversal.vector(v.flatten(2), 2) for reversal in self._reversals]
-
-    def joined(self, parts: list[Tensor]) -> Tensor:
-        return sum(
-            (reversal.back(part, 2) for reversal, part in zip(self._reversals[1:], parts[1:], strict=True)),
-            self._reversals[0].back(parts[0], 2),
-        )
-
-
-class _Even:
-    """The reversals of rows and of columns."""
-
-    def __init__(self, width: int, height: int) -> None:
-        self._pairs = [
-            (columns, rows)
-            for columns in (_Reversal(width, sign) for sign in (1, -1))
-            for rows in (_Reversal(height, sign) for sign in (1, -1))
-            if columns.size and rows.size
-        ]
-
-    def matrices(self, entries: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """The blocks of ``(blocks, distances, half of the height, height)``."""
-        for columns, rows in self._pairs:
-            folded = rows.matrix(entries, (2, 3))
-            last = columns.n - 1
-
-            def block(i: int, j: Tensor, folded: Tensor = folded, sign: int = columns.sign, last: int = last) -> Tensor:
-                return torch.add(folded[:, (i - j).abs()], folded[:, (i + j - last).abs()], alpha=sign)
-
-            matrix = _assembled(columns.size, block, entries.device).unflatten(2, (columns.size, rows.size))
-            matrix = matrix.unflatten(1, (columns.size, rows.size))
-            matrix = columns._scaled(columns._scaled(matrix, 1), 3)
-            yield columns.sign, rows.sign, matrix.flatten(3).flatten(1, 2)
-
-    def parts(self, v: Tensor) -> list[Tensor]:
-        return [rows.vector(columns.vector(v, 2), 3).flatten(2) for columns, rows in self._pairs]
-
-    def joined(self, parts: list[Tensor]) -> Tensor:
-        whole = [
-            columns.back(rows.back(part.unflatten(2, (columns.size, rows.size)), 3), 2)
-            for (columns, rows), part in zip(self._pairs, parts, strict=True)
-        ]
-        return sum(whole[1:], whole[0])
+        if self._even:
+            entries = torch.add(entries, entries.flip(3), alpha=signs[1])[..., :rows, :rows]
+        return _assembled(columns, of_even if self._even else of_any, entries.device)[:, :size, :size]

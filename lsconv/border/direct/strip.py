@@ -43,23 +43,25 @@ class Strip:
             waves = plane_waves(rows, n, n).to(device, columns.dtype)
             self._read, self._write = waves / n, waves.mH.contiguous()
 
-    def read(self, spectra: Tensor) -> Tensor:
-        """The rows of ``spectra`` ``(rhs, blocks, channels, *frequencies)``, as :meth:`solve` takes them."""
+    def clear(self, u: Tensor, t: Tensor) -> None:
+        """Subtract the rows ``D^-1 t`` of one spectrum from another, in place: with ``t = Q u``, Q u vanishes there.
+
+        Args:
+            u: ``(rhs, blocks, channels, *frequencies)``.
+            t: the same.
+        """
         if self._read is None:
-            return torch.fft.ifft(spectra, dim=-2)[..., self._rows - self._depth :, :]
-        return self._read @ spectra
+            rows = self._solve(torch.fft.ifft(t, dim=-2)[..., self._rows - self._depth :, :])
+            u -= torch.fft.fft(torch.nn.functional.pad(rows, (0, 0, self._rows - self._depth, 0)), dim=-2)
+            return
+        assert self._write is not None
+        rows = self._solve(self._read @ t).flatten(0, 2)
+        u.view(-1, *u.shape[-2:]).baddbmm_(self._write.expand(rows.shape[0], -1, -1), rows, alpha=-1)
 
-    def write(self, rows: Tensor) -> Tensor:
-        """The spectra of the rows alone."""
-        if self._write is None:
-            return torch.fft.fft(torch.nn.functional.pad(rows, (0, 0, self._rows - self._depth, 0)), dim=-2)
-        return self._write @ rows
-
-    def solve(self, rows: Tensor) -> Tensor:
+    def _solve(self, rows: Tensor) -> Tensor:
         """``D^-1`` times ``rows`` of shape ``(rhs, blocks, channels, rows, frequencies)``."""
-        shape = rows.shape
         vectors = rows.flatten(2, 3).permute(1, 3, 2, 0)  # blocks, frequencies, channels * rows, rest
-        return (self.inverse @ vectors).permute(3, 0, 2, 1).reshape(shape)
+        return (self.inverse @ vectors).permute(3, 0, 2, 1).reshape(rows.shape)
 
     def logdet(self) -> Tensor:
         """``log |det D|`` of every frequency, ``(blocks, frequencies)``."""

@@ -143,7 +143,8 @@ class ExtendedGrid:
         mu = self.floor * diagonal.sum(-1).flatten(1).amax(-1)
         self._mu = mu.reshape(1, -1, *(1,) * (len(self.grid_sizes) + 1)).to(self.A.dtype.to_complex())
         diagonal.add_(mu.reshape(-1, *(1,) * (diagonal.ndim - 1)))
-        self._inverse = FrequencyMatrices(self.grid, hermitian_inverse(normal))
+        # a product of real and complex numbers takes four times as long
+        self._inverse = FrequencyMatrices(self.grid, hermitian_inverse(normal).to(self.A.dtype.to_complex()))
 
     def step(self, reflected: Sequence[Tensor]) -> list[Tensor]:
         """The images ``C_j x`` of the minimiser, given the ``r_j / 2``."""

@@ -21,8 +21,9 @@ Bertsekas (1992) for the form in s.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -109,7 +110,8 @@ def admm(
         rtol: relative tolerance.
         max_iter: limit on the iterations.
         relaxation: the over-relaxation, in (0, 2).
-        check_every: iterations between two looks at the certificate.
+        check_every: iterations between two looks at the certificate, at least; without a callback more while it is far
+            from the tolerance.
         balance: adapt the penalties of the balanced terms; with a denoiser as the prior they are part of the model.
         callback: called with the iteration and x at every look; returning True stops.
     """
@@ -133,7 +135,7 @@ def admm(
     iterations = torch.zeros(batch, dtype=torch.int64, device=s[0].device)
     rows: list[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]] = []
     kept: tuple[Tensor, list[Tensor]] | None = None
-    stopped = False
+    stopped, look = False, check_every
     for k in range(1, max_iter + 1):
         for j in range(count):
             torch.sub(z[j], s[j], alpha=0.5, out=reflected[j])
@@ -144,7 +146,7 @@ def admm(
         proximal()
         iterations += active
         balancing = balance and k in _BALANCE_AT
-        if k % check_every and k != max_iter:
+        if k not in (look, max_iter):
             continue
         split = [step.images[j].item(z[j]) for j in range(count)]
         duals = [step.images[j].item(s[j]).sub(split[j]).mul_(_spread(rho[j], split[j])) for j in range(count)]
@@ -165,6 +167,7 @@ def admm(
             break
         if not bool(active.any()):
             break
+        look = k + check_every if callback is not None else _next_look(rows, active, rtol, check_every)
         if balancing:
             _balance(terms, rho, first, primal, dual, active, s, z, step.one_penalty)
             step.set_penalties(rho)
@@ -172,6 +175,21 @@ def admm(
     columns = list(zip(*rows, strict=True))
     history = SplittingHistory(torch.tensor(columns[0]), *(torch.stack(column) for column in columns[1:]))
     return SplittingResult(*kept, iterations, met, stopped, history)
+
+
+def _next_look(rows: Sequence[tuple[Any, ...]], active: Tensor, rtol: float, step: int) -> int:
+    """The iteration at which to look again: most of the way to where the certificates will fall below ``rtol``.
+
+    It is at most twice the last one, and no later than the next balance.
+    """
+    k = rows[-1][0]
+    worst = [float(torch.maximum(row[3], row[4]).where(active, 0).amax()) for row in rows[-2:]]
+    before, now = worst[0], worst[-1]
+    if rtol == 0 or not rtol < now < before:
+        return k + step
+    ahead = 0.7 * math.log(now / rtol) / math.log(before / now) * (k - rows[-2][0])
+    most = min([k, *(at - k for at in _BALANCE_AT if at > k)])
+    return k + max(step, int(min(ahead, most)) // step * step)
 
 
 def _balance(

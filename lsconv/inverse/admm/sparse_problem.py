@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.fourier.spectrum import norm
 from lsconv.inverse.admm.fourier_step import ExtendedGrid
 from lsconv.inverse.admm.history import SplittingResult, concatenate, to_solution
 from lsconv.inverse.admm.iteration import Image, admm
@@ -23,6 +22,7 @@ from lsconv.inverse.admm.operator_step import NormalStep
 from lsconv.inverse.admm.optimality import Optimality, optimality
 from lsconv.inverse.admm.proximal import Bounds, Term, box_term
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
+from lsconv.krylov.loop.certificate import norm_from_below
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -78,7 +78,8 @@ class SparseProblem:
         self.terms = terms(A, y)
         wide = double(A.dtype)
         self.precise = self.terms if A.dtype == wide else terms(A.to(dtype=wide), y.to(wide))
-        self.norms = [float(norm(term.operator, rtol=0.3).amax()) for term in self.terms]
+        # up to a tenth
+        self.norms = [float(norm_from_below(term.operator, steps=3).amax()) for term in self.terms]
         split = list(self.terms)
         self.level = self._level() if centred and gaussian and bounds is None else None
         if self.level is not None:

@@ -11,6 +11,7 @@ that a recurrence is written once.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -110,9 +111,7 @@ class ItemSpace:
         norm = ItemSpace.norm(self, v)
         if norm.numel() == 0:
             return norm
-        wide = v.dtype in (torch.float64, torch.complex128)
-        # beyond these squares may have left the range of the dtype
-        smallest, largest = (torch.finfo(torch.float64).tiny ** 0.45, 1e138) if wide else (1e-15, 1e15)
+        smallest, largest = _safe_range(v.dtype)
         low, high = (float(extreme) for extreme in torch.aminmax(norm))
         if low >= smallest and high <= largest:
             return norm
@@ -170,9 +169,7 @@ class OneItem(ItemSpace):
         super().__init__(item_shape, dtype, device)
         self._largest = torch.finfo(dtype).max
         self._one = torch.ones(1, dtype=dtype)
-        count = math.prod(self.item_shape)
-        # Any row of about the right length serves a contiguous vector, wherever the item's dimensions end.
-        self._row = next((row for row in range(_ROW, _ROW // 4, -1) if count % row == 0), None)
+        self._row = _row_length(math.prod(self.item_shape))
 
     def norm(self, v: Tensor) -> Scalar:
         """Euclidean norm."""
@@ -182,8 +179,10 @@ class OneItem(ItemSpace):
         return torch.linalg.vector_norm(rows, dtype=self.scalar).item()
 
     def safe_norm(self, v: Tensor) -> Scalar:
-        """Norm that neither overflows nor underflows in float32."""
-        return super().safe_norm(v).item()
+        """Norm that neither overflows nor underflows."""
+        smallest, largest = _safe_range(v.dtype)
+        norm = self.norm(v)
+        return norm if smallest <= norm <= largest else super().safe_norm(v).item()
 
     def inner(self, u: Tensor, v: Tensor) -> Scalar:
         """Real part of the inner product."""
@@ -212,6 +211,18 @@ class OneItem(ItemSpace):
     def active(self, running: Scalar) -> Scalar:
         """1 while the item is running."""
         return 1.0 if running else 0.0
+
+
+@functools.cache
+def _row_length(count: int) -> int | None:
+    """A length into which so many entries divide; any of about the right size serves a contiguous vector."""
+    return next((row for row in range(_ROW, _ROW // 4, -1) if count % row == 0), None)
+
+
+def _safe_range(dtype: torch.dtype) -> tuple[float, float]:
+    """The norms beyond which squares may have left the range of the dtype."""
+    wide = dtype in (torch.float64, torch.complex128)
+    return (torch.finfo(torch.float64).tiny ** 0.45, 1e138) if wide else (1e-15, 1e15)
 
 
 def _whole(scalars: Tensor) -> Tensor:

@@ -73,6 +73,7 @@ class Certificate:
     """The evidence of one application of A and one of its adjoint to a finished x; one scalar per item each.
 
     Attributes:
+        data_norm: ``||y||``.
         residual_norm: ``||y - Ax||``.
         gradient_norm: ``||A^H (y - Ax) - damp^2 x||``.
         residual_ok: the residual meets the tolerance.
@@ -89,6 +90,7 @@ class Certificate:
         gradient_bound: the bound that the gradient has to reach.
     """
 
+    data_norm: Scalar
     residual_norm: Scalar
     gradient_norm: Scalar
     residual_ok: Scalar
@@ -194,7 +196,7 @@ class Judge:
         # a gradient that underflows would be certified as zero
         faint = bound * r_norm < torch.finfo(A.dtype).tiny ** 0.75
         unit = where(faint, binary_unit(r_norm), 1.0)
-        g = self._adjoint(codomain.scale(residual, 1 / unit))
+        g = self._adjoint(codomain.scale(residual, 1 / unit) if any_item(faint) else residual)
         if g is None:
             g_norm = math.nan * r_norm
         else:
@@ -263,7 +265,18 @@ class Judge:
         unit = damp * damp * (x_norm + tolerances.rtol * divide(y_norm, norm_a))
         null_part, null_reach = quotient(g_norm, unit), quotient(norm_a * r_norm, unit)
         return Certificate(
-            r_norm, g_norm, residual_ok, gradient_ok, no_worse, excused, total, null_part, null_reach, merit, g_bound
+            y_norm,
+            r_norm,
+            g_norm,
+            residual_ok,
+            gradient_ok,
+            no_worse,
+            excused,
+            total,
+            null_part,
+            null_reach,
+            merit,
+            g_bound,
         )
 
     def _adjoint(self, residual: Tensor) -> Tensor | None:
@@ -313,49 +326,70 @@ class Judge:
         answer = x if prior is None else prior + x
         answer = answer if self.dtype is None else answer.to(self.dtype)
         stored = answer.to(x.dtype) if prior is None else answer.to(x.dtype) - prior
-        prior_norm = None if prior is None else ItemSpace(A.in_shape, A.dtype, A.device).safe_norm(prior)
-        judge, narrowed = replace(self, damp=damp), answer.dtype != x.dtype
+        # numbers for a single item, which wait for nothing and are cheaper
+        single = batch.numel() == 1 and type(x) is type(y) is Tensor and A.device.type == "cpu"
+        judge = replace(self, damp=damp)
+        code = otherwise.code if isinstance(otherwise, Status) else otherwise
+        if single:
+            norm, bound, share = map(_number, (self.operator_norm, self.norm_bound, self.null_share))
+            judge = replace(self, damp=_number(damp), operator_norm=norm, norm_bound=bound, null_share=share)
+            code = _number(code)
+        space = OneItem if single else ItemSpace
+        prior_norm = None if prior is None else space(A.in_shape, A.dtype, A.device).safe_norm(prior)
+        narrowed = answer.dtype != x.dtype
         storing = judge
         if narrowed:  # storing an x that is not long rounds its gradient, and excuses that
             short = max(self.rcond, self.short, EXCUSED)
             storing = replace(judge, rounding=self.tolerances.eps, rcond=0.0, short=short, truncated=False)
-        certificate = storing.certify(stored, y, prior_norm=prior_norm, sharpen=not narrowed)
-        converged, rounded = certificate.converged, torch.zeros(batch, dtype=torch.bool, device=A.device)
-        unrounded = certificate
+        certificate = storing.certify(stored, y, prior_norm=prior_norm, single=single, sharpen=not narrowed)
+        converged, unrounded = certificate.converged, certificate
+        rounded = doubtful = converged != converged  # no item
         if narrowed:
             # a stored x is no longer A^H z
-            doubts = self.null_share is not None and bool(replace(judge, formed=None).strays(certificate).any())
-            doubts = doubts or (self.thorough and bool(certificate.excused.any()))
-            if doubts or not bool(converged.all()):
-                unrounded = judge.certify(x, y, prior_norm=prior_norm)
-                rounded = unrounded.converged & certificate.no_worse & ~converged
+            doubts = self.null_share is not None and any_item(replace(judge, formed=None).strays(certificate))
+            doubts = doubts or (self.thorough and any_item(certificate.excused))
+            if doubts or any_item(converged == 0):
+                unrounded = judge.certify(x, y, prior_norm=prior_norm, single=single)
+                rounded = unrounded.converged & certificate.no_worse & (converged == 0)
                 if self.thorough:
-                    converged = converged & (unrounded.converged | ~certificate.excused)
-        zero = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(y) == 0
-        doubtful = torch.zeros_like(converged)
+                    converged = converged & (unrounded.converged | (certificate.excused == 0))
+        zero = certificate.data_norm == 0
         if self.null_share is not None:
-            doubtful = (converged | rounded) & ~zero & judge.strays(unrounded)
-            if self.sees_null_space is not None and bool(doubtful.any()):
-                doubtful = doubtful & self.sees_null_space()
-        code = otherwise.code if isinstance(otherwise, Status) else otherwise
-        codes = torch.as_tensor(code, dtype=torch.int64, device=A.device).expand(batch)
-        codes = torch.where(rounded, Status.ROUNDED.code, codes)
-        codes = torch.where(certificate.gradient_ok & converged, Status.GRADIENT.code, codes)
-        codes = torch.where(certificate.residual_ok, Status.RESIDUAL.code, codes)
-        codes = torch.where(doubtful, Status.RANK_DEFICIENT.code, codes)
-        codes = torch.where(zero & converged, Status.ZERO.code, codes)
-        codes = torch.where(torch.isfinite(certificate.residual_norm), codes, Status.NON_FINITE.code)
+            doubtful = (converged | rounded) & (zero == 0) & judge.strays(unrounded)
+            if self.sees_null_space is not None and any_item(doubtful):
+                seen = self.sees_null_space()
+                doubtful = doubtful & (bool(seen) if single else seen)
+        codes = where(rounded, Status.ROUNDED.code, code)
+        codes = where(certificate.gradient_ok & converged, Status.GRADIENT.code, codes)
+        codes = where(certificate.residual_ok, Status.RESIDUAL.code, codes)
+        codes = where(doubtful, Status.RANK_DEFICIENT.code, codes)
+        codes = where(zero & converged, Status.ZERO.code, codes)
+        codes = where(unbounded(certificate.residual_norm), Status.NON_FINITE.code, codes)
+        excused = None
+        if unrounded is not certificate or not narrowed:
+            excused = unrounded.excused & (converged | rounded)
+
+        def per_item(values: Scalar, dtype: torch.dtype | None = None) -> Tensor:
+            if single and not isinstance(values, Tensor):
+                return torch.full(batch, values, dtype=dtype)
+            return torch.as_tensor(values, dtype=dtype, device=A.device).expand(batch)
+
         return Solution(
             x=answer,
-            codes=codes,
-            converged=(converged | rounded) & ~doubtful,
-            iterations=torch.as_tensor(iterations, device=A.device).expand(batch),
-            residual_norm=certificate.residual_norm,
-            gradient_norm=certificate.gradient_norm,
+            codes=per_item(codes),
+            converged=per_item((converged | rounded) & (doubtful == 0)),
+            iterations=per_item(iterations),
+            residual_norm=per_item(certificate.residual_norm, damp.dtype),
+            gradient_norm=per_item(certificate.gradient_norm, damp.dtype),
             damp=damp,
             history=history,
-            excused=unrounded.excused & (converged | rounded) if unrounded is not certificate or not narrowed else None,
+            excused=None if excused is None else per_item(excused),
         )
+
+
+def _number(value: Scalar) -> Scalar:
+    """The number that a tensor holds, and what is no tensor as it is."""
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def norm_from_below(A: LinearOperator, steps: int = 6, *, single: bool = False) -> Scalar:
