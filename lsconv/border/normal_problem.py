@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -29,6 +30,7 @@ from lsconv.fourier.symbol import (
     product,
     saddle_inverse,
     shifted,
+    symbol,
 )
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import ROUNDING, double
@@ -121,6 +123,7 @@ class NormalProblem:
 
     Args:
         request: the operator that is asked for.
+        symbol: the symbol of a convolution on a grid, or of some frequencies of it.
 
     Attributes:
         what: the truncated circulant.
@@ -136,7 +139,9 @@ class NormalProblem:
         exact: whether mu is the wanted one, up to rounding.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(
+        self, request: Request, symbol: Callable[[Convolution, Embedding], FrequencyMatrices] = symbol
+    ) -> None:
         damp, penalty, mirror = request.damp, request.penalty, request.mirror
         self.request = request
         self.what = truncated_circulant(
@@ -146,6 +151,7 @@ class NormalProblem:
             mirror,
             shortest=request.whole,
             missing=request.missing is not None,
+            symbol=symbol,
         )
         embedding, S = self.embedding, self.what.symbol
         self.smaller_side = "residual" if S.rows <= S.columns else "solution"

@@ -13,14 +13,14 @@ operator is as regular as that of the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import symbol
+from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.operators.algebra import Scaled, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -174,7 +174,9 @@ class Penalty:
                 return False
         return True
 
-    def rows(self, embedding: Embedding) -> Tensor:
+    def rows(
+        self, embedding: Embedding, symbol: Callable[[Convolution, Embedding], FrequencyMatrices] = symbol
+    ) -> Tensor:
         """The symbol's rows, ``(blocks, *frequencies, rows, columns)``, for the embedding of A."""
         parts = []
         for convolution, factor in self.terms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,7 @@ def truncated_circulant(
     *,
     shortest: bool = False,
     missing: bool = False,
+    symbol: Callable[[Convolution, Embedding], FrequencyMatrices] = symbol,
 ) -> TruncatedCirculant:
     """Put a convolution onto its grid.
 
@@ -64,11 +65,12 @@ def truncated_circulant(
         mirror: that of ``convolution``, whose padding is not zeros.
         shortest: on the shortest grid that holds it, not on one that transforms well.
         missing: further outputs are removed, which are not measured.
+        symbol: the symbol of a convolution on a grid, or of some frequencies of it.
     """
     if penalty is not None:
         convolution, embedding = penalty.convolution, penalty.embedding(batch_shape)
         S = _per_block(symbol(convolution, embedding), embedding)
-        more, blocks = penalty.rows(embedding).to(S.matrices.dtype), embedding.blocks
+        more, blocks = penalty.rows(embedding, symbol).to(S.matrices.dtype), embedding.blocks
         S = S.map(lambda m: torch.cat([part.expand(blocks, *part.shape[1:]) for part in (m, more)], dim=-2))
         out_border = penalty.border(embedding)
     else:

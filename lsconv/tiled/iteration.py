@@ -125,12 +125,12 @@ class Iteration:
         self.directions = Directions(passes, storage, observed)
         self.x = storage.vector("x")
 
-    def run(self, max_iter: int, begin: Callable[[Field], None] | None = None, patience: int = 60) -> Certificate:
+    def run(self, max_iter: int, begin: Callable[[Field], float] | None = None, patience: int = 60) -> Certificate:
         """Iterate; returns the certificate of :attr:`x`.
 
         Args:
             max_iter: limit on the steps.
-            begin: writes a first x; None: the tiles do.
+            begin: writes a first x, and says which part of an error it is known to leave; None: the tiles do.
             patience: steps without a fall of the gradient after which it ends.
         """
         storage = self.storage
@@ -175,7 +175,7 @@ class Iteration:
     def _judged(self, norms: Norms) -> Certificate:
         return Certificate.of(self.judge, norms)
 
-    def _begin(self, begin: Callable[[Field], None] | None) -> tuple[int, float | None]:
+    def _begin(self, begin: Callable[[Field], float] | None) -> tuple[int, float | None]:
         """Make the first x, or take up what an earlier run has left: its step, and the steps' length to come."""
         storage, ranks = self.storage, self.passes.ranks
         state = storage.saved() or {"step": -1, "x": "x", "left": None, "tiles": 0}
@@ -186,7 +186,7 @@ class Iteration:
             return least, state["left"] if least == most else math.inf
         self.x = storage.vector("x")
         if begin is not None:
-            begin(self.x)
+            self.rate = begin(self.x)
         else:
             done = state["tiles"] if state["step"] < 0 else len(self.passes.tiles.all)
             count = itertools.count(done + 1)

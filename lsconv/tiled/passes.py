@@ -32,6 +32,7 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 from lsconv.tiled.field import Field
 from lsconv.tiled.layout import Axis
+from lsconv.tiled.pencil import PencilInverse
 from lsconv.tiled.ranks import Ranks
 from lsconv.tiled.regions import Kind, Region, Regions
 
@@ -53,6 +54,7 @@ class Passes:
         ranks: the processes.
         threaded: read and write by a thread of its own.
         symmetric: precondition by the Hermitian form; a solve that is slow without sets it.
+        shared: precondition by the inverse of the whole, shared by the ranks, in place of the tiles.
         limits: by which means the border of a tile is solved.
 
     Attributes:
@@ -74,10 +76,11 @@ class Passes:
         *,
         threaded: bool,
         symmetric: bool,
+        shared: bool = False,
         limits: Limits | None = None,
     ) -> None:
         self.A, self.terms, self.damp, self.ranks, self.threaded, self.limits = A, terms, damp, ranks, threaded, limits
-        self.symmetric = symmetric
+        self.symmetric, self.shared = symmetric, shared
         wide = double(A.dtype)
         self.wide = A.to(dtype=wide)
         self.wide_terms = [Filter(t.convolution.to(dtype=wide), t.factor.to(wide)) for t in terms]
@@ -91,6 +94,7 @@ class Passes:
         self.tick: Callable[[str], None] = lambda what: None
         self._convolutions: dict[tuple[Any, ...], tuple[Convolution, list[Filter]]] = {}
         self._inverses: dict[Kind, NormalInverse] = {}
+        self._pencil: PencilInverse | None = None
 
     @property
     def least(self) -> float:
@@ -158,6 +162,9 @@ class Passes:
 
     def correct(self, g: Field, into: Field, tolerance: float = 1e-4) -> None:
         """Write the preconditioned ``g``, the borders of tiles solved to this tolerance."""
+        if self.shared:
+            self._all_rows(g, into, tolerance)
+            return
         rows = self.tiles.rows()
         self.ranks.exchange(g, rows)
 
@@ -178,6 +185,24 @@ class Passes:
         self.ranks.open_spills(into, rows)
         self._run("tiles", self.tiles, read, symmetric, into, add=True)
         self.ranks.collect(into, rows)
+
+    def _all_rows(self, g: Field, into: Field, tolerance: float) -> None:
+        """Write the inverse of the whole applied to ``g``."""
+        first = (g.first, *(0 for _ in g.size[1:]))
+        with self.ranks.together(), torch.no_grad():
+            rows = g.read(first, (g.rows, *g.size[1:]), self.wide.dtype)
+        with torch.no_grad():
+            found = self.pencil(rows, tolerance)
+        with self.ranks.together():
+            into.write(first, found)
+        self.tick("transform")
+
+    @property
+    def pencil(self) -> PencilInverse:
+        """The inverse of the whole; all ranks ask for it together."""
+        if self._pencil is None:
+            self._pencil = PencilInverse(self.wide, self.wide_terms, self.damp, self.ranks)
+        return self._pencil
 
     def first(
         self, y: Field, observed: Field | None, into: Field, tolerance: float, done: int, written: Callable[[], None]

@@ -9,6 +9,7 @@ whole, recomputed with halos, is the certificate.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -68,7 +69,8 @@ class Plan:
 
     Attributes:
         memory: bytes of memory that a solve takes, about, on every rank.
-        path: "tiles", or "whole" for one border solve of the whole image.
+        path: "tiles"; "whole" for one border solve of the whole image, by the first rank; "pencil" for one that all
+            ranks share.
         why: the reason of that choice.
         x_rows: the rows of x that this rank has, a slice.
         y_rows: the rows of y that this rank has, a slice.
@@ -128,9 +130,12 @@ class Plan:
         self.observed = None if observed is None else self._observed(observed)
         self.passes = Passes(
             self.A, self.terms, self.damp, strategy.axes, strategy.overlap, self.wraps, self.ranks,
-            threaded=strategy.out_of_core, symmetric=strategy.symmetric, limits=strategy.limits,
+            threaded=strategy.out_of_core, symmetric=strategy.symmetric, shared=self.path == "pencil",
+            limits=strategy.limits,
         )  # fmt: skip
-        self.whole = WholePlan(self.A, self.terms, L, self.damp, self.max_memory) if self.path == "whole" else None
+        self.whole = None
+        if self.path != "tiles" and strategy.whole_fits:
+            self.whole = WholePlan(self.A, self.terms, L, self.damp, self.max_memory)
         self._norm: float | None = None
 
     # ------------------------------------------------------------------ answers
@@ -202,16 +207,31 @@ class Plan:
                 self.passes, vectors, y, self.observed, self._judge(tolerances), rtol=tolerances.rtol,
                 rate=self._rate(),
             )  # fmt: skip
-            whole = self.whole
-            certificate = iteration.run(
-                max_iter, None if whole is None else lambda x: whole.write(self.ranks, y, x, tolerances.rtol)
-            )
+            begin = None
+            if self.path != "tiles":
+                begin = functools.partial(self._begin, vectors, y, tolerances.rtol)
+            certificate = iteration.run(max_iter, begin)
             self.passes.update([iteration.x, out], lambda x: [None, x], reads=1)
             vectors.remove()
         finally:
             if temporary is not None:
                 temporary.cleanup()
         return certificate
+
+    def _begin(self, vectors: Storage, y: Field, rtol: float, x: Field) -> float:
+        """Write a first x by a solve of the whole; returns the part of an error that it is known to leave."""
+        if self.path == "pencil":
+            g, tolerance = vectors.vector("g", double(self.A.dtype)), max(0.1 * rtol, 1e-8)
+            self.passes.update([x], lambda here: [torch.zeros_like(here)])
+            self.passes.gradient(x, y, self.observed, g)
+            self.passes.correct(g, x, tolerance)
+            if self.passes.pencil.left <= 1e3 * tolerance or self.whole is None:
+                return 1.0
+            self.path, self.passes.shared = "whole", False
+            self.why += "; its border did not converge there, and one rank can have the whole"
+        assert self.whole is not None
+        self.whole.write(self.ranks, y, x, rtol)
+        return 0.0
 
     # ------------------------------------------------------------------ checks and descriptions
 
@@ -255,7 +275,7 @@ class Plan:
         """The part of an error that the first pass is known to leave."""
         if self.observed is not None:
             return 1.0
-        return 0.0 if self.whole is not None else self.strategy.rate
+        return self.strategy.rate if self.path == "tiles" else 1.0
 
     def _judge(self, tolerances: Tolerances) -> Judge:
         if self._norm is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,25 @@ class Ranks:
             with self._lost():
                 dist.all_reduce(values, group=self.group)
         return values
+
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest of a tensor over all ranks."""
+        if self.size > 1:
+            with self._lost():
+                dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
+        return values
+
+    def all_to_all(self, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Send a complex tensor to every rank, and receive one of each, of these shapes."""
+        mine = torch.cat([torch.view_as_real(part.contiguous()).flatten() for part in parts])
+        sizes = [2 * math.prod(shape) for shape in shapes]
+        theirs = mine.new_empty(sum(sizes))
+        with self._lost():
+            dist.all_to_all_single(theirs, mine, sizes, [2 * part.numel() for part in parts], group=self.group)
+        self.sent += mine.nbytes - parts[self.rank].nbytes
+        self.received += theirs.nbytes - sizes[self.rank] * theirs.itemsize
+        received = zip(theirs.split(sizes), shapes, strict=True)
+        return [torch.view_as_complex(part.view(*shape, 2)) for part, shape in received]
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

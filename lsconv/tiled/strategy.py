@@ -20,6 +20,7 @@ from lsconv.operators.elementary import Identity
 from lsconv.tiled.decay import Decay
 from lsconv.tiled.iteration import Directions
 from lsconv.tiled.layout import Axis
+from lsconv.tiled.pencil import pencil_bytes
 from lsconv.tiled.ranks import Ranks
 from lsconv.tiled.regions import Regions
 from lsconv.tiled.whole import whole_bytes
@@ -32,8 +33,9 @@ class Strategy:
     """The choice.
 
     Attributes:
-        path: "tiles" or "whole".
+        path: "tiles", "whole" or "pencil".
         why: its reason.
+        whole_fits: one process can solve the whole.
         axes: the cores of this rank.
         overlap: cells around them, per axis.
         wraps: per axis, whether A wraps around.
@@ -46,6 +48,7 @@ class Strategy:
 
     path: str
     why: str
+    whole_fits: bool
     axes: tuple[Axis, ...]
     overlap: tuple[int, ...]
     wraps: tuple[bool, ...]
@@ -78,6 +81,7 @@ class Strategy:
         rtol = 1e-7 if double(A.dtype) != A.dtype else 1e-11
         vectors = A.c_in * (rows.stop - rows.start) * math.prod(A.spatial_in[1:]) * 8 * (3 + 2 * Directions.most)
         whole = whole_bytes(A, terms, damp) if not masked else max_memory + 1
+        several, shared = ranks.size > 1, None
 
         def tiles(core: Sequence[int]) -> tuple[tuple[Axis, ...], tuple[int, ...], int]:
             """The cores, overlap and bytes for cores of about this size; the overlap is the same on all ranks."""
@@ -105,17 +109,25 @@ class Strategy:
         path, why = "tiles", f"beyond {min(cut)} cells {rate:.1e} of the inverse is left" if cut else "one tile is all"
         if whole <= max_memory and tile is None and ranks.size == 1 and not stored:
             path, why = "whole", f"it takes {whole / 2**20:.0f} MiB, and {max_memory / 2**20:.0f} are allowed"
-        elif steps > 4 * ranks.size and isinstance(overlap, str):
-            why = f"{why}: about {steps} steps of tiles"
-            if whole <= max_memory:
+        elif steps > 4 and isinstance(overlap, str):
+            why = f"{why}, which are about {steps} steps of tiles"
+            shared = (
+                pencil_bytes(A.to(dtype=double(A.dtype)), terms, damp, ranks.size) if several and not masked else None
+            )
+            if shared is not None and shared <= max_memory:
+                path, why = "pencil", f"{why}; the whole, shared, takes {shared / 2**20:.0f} MiB a rank"
+            elif whole <= max_memory and steps > 4 * ranks.size:
                 path = "whole"
-            else:
-                why += f", as the whole would take {whole / 2**20:.0f} MiB"
-        used = whole if path == "whole" else needed + (0 if out_of_core else vectors)
+            elif not masked:
+                each = "" if shared is None else f" on one rank, {shared / 2**20:.0f} on each"
+                why += f"; the whole would take {whole / 2**20:.0f} MiB{each}, and {max_memory / 2**20:.0f} are allowed"
+        inside = 0 if out_of_core else vectors
+        used = {"whole": whole, "pencil": (shared or 0) + inside, "tiles": needed + inside}[path]
         limits = spared(None, max(max_memory - used, 0), 0)
         return cls(
             path,
             why,
+            whole <= max_memory,
             axes,
             cells,
             wraps,

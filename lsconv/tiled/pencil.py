@@ -1,0 +1,134 @@
+r"""The inverse of the whole normal operator on the ranks: a shared transform, and a border that every process has.
+
+The formulas are those of :mod:`lsconv.border.normal_inverse`, with the frequencies shared
+(:mod:`lsconv.tiled.pencil_grid`) and the border replicated (:mod:`lsconv.tiled.pencil_border`): one large transform and
+its inverse a solve, whatever the number of border iterations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsconv.border.normal_problem import NormalProblem, Request, least_shift
+from lsconv.border.penalty import Filter, Penalty
+from lsconv.border.truncated_circulant import TruncatedCirculant, truncated_circulant
+from lsconv.fourier.embedding import Embedding
+from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.operators.convolution import Convolution
+from lsconv.tiled.pencil_border import PencilBorder, PencilSystem, strip_cells
+from lsconv.tiled.pencil_grid import PencilGrid, shared_cells
+from lsconv.tiled.ranks import Ranks
+
+__all__ = ["PencilInverse", "pencil_bytes"]
+
+
+class PencilInverse:
+    """The inverse of ``A^H A + damp^2 L^H L``; all ranks make and call it together.
+
+    Args:
+        A: the convolution, in double precision, of two axes or more.
+        terms: the penalty; empty: the identity.
+        damp: the damping.
+        ranks: the processes.
+
+    Attributes:
+        iterations: of the border, in the last call.
+        left: the relative residual that it reached there.
+    """
+
+    def __init__(self, A: Convolution, terms: Sequence[Filter], damp: float, ranks: Ranks) -> None:
+        what = _outline(A, terms, damp)
+        self.grid = PencilGrid(what.embedding.grid, A.spatial_in, ranks)
+        own = torch.tensor(0.0 if terms else damp, dtype=torch.float64, device=A.device)
+        floor = least_shift(torch.float64, damped=True)
+        request = Request(A, own, floor, side="solution", penalty=_penalty(A, terms, damp))
+        problem = NormalProblem(request, symbol=self.grid.symbol)
+        problem.mu = ranks.largest(problem.mu)  # a floor is known from all frequencies only
+        parts, what = problem.circulant_parts(), problem.what
+        self.form, self.groups, self.inverse, self.across = problem.form, A.groups, parts.inverse, parts.across
+        self.iterations, self.left = 0, 0.0
+        self._rows, self._root = problem.symbol.rows, problem.shift.sqrt()[..., 0]
+        self.system: PencilSystem | None = None
+        if self.form != "circulant":
+            self.border = PencilBorder(self.grid, _positions(what), A.device)
+            self.system = PencilSystem(parts.system, self.border, definite=self.form != "saddle")
+
+    def __call__(self, g: Tensor, tolerance: float, max_iter: int = 300) -> Tensor:
+        """The inverse applied to a field whose rows here are ``g``, ``(channels, rows, *inputs)``.
+
+        Args:
+            g: the rows.
+            tolerance: relative, of the border.
+            max_iter: limit on the iterations on it.
+        """
+        spectrum = self.grid.transform(g.unflatten(0, (self.groups, -1))).unsqueeze(0)
+        z = self._solved(spectrum, tolerance, max_iter)
+        return self.grid.inverse(z[0]).flatten(0, 1)
+
+    def _solved(self, spectrum: Tensor, tolerance: float, max_iter: int) -> Tensor:
+        if self.system is None:
+            return self.inverse(spectrum)
+        border = self.border
+        if self.form == "saddle":
+            every, own = slice(None), slice(self._rows, None)
+            t = self.inverse.block(every, own)(spectrum)
+            u, self.iterations, self.left = self.system.solve(-border.gather(t), tolerance, max_iter)
+            z = self.inverse.block(own, every)(border.spectrum(u)).add_(t[:, :, own])
+            return z.div_(self._root)
+        t = self.inverse(spectrum)
+        b = border.gather(t if self.across is None else self.across(t))
+        b = b.neg() if self.across is None else b
+        u, self.iterations, self.left = self.system.solve(b, tolerance, max_iter)
+        correction = border.spectrum(u)
+        if self.across is not None:
+            correction = self.across.H(correction)
+        return t.add_(self.inverse(correction))
+
+
+def pencil_bytes(A: Convolution, terms: Sequence[Filter], damp: float, ranks: int) -> int | None:
+    """The bytes that a rank needs, the vectors of a solve included; None where there is no such inverse."""
+    if A.ndim < 2 or A.padding_mode in ("reflect", "replicate"):
+        return None
+    what = _outline(A, terms, damp)
+    grid, columns, rows = what.embedding.grid, what.symbol.columns, what.symbol.rows
+    if grid[1] // 2 + 1 < ranks or A.spatial_in[0] < ranks:
+        return None
+    across = rows**2 + rows * columns if what.form == "valid" else 0
+    matrices = A.groups * ((rows + columns) ** 2 if what.form == "saddle" else columns**2 + across)
+    spectra = A.groups * (rows + 6 * columns)
+    border, positions = 0, _positions(what)
+    for a, n in enumerate(grid):
+        cells = len(strip_cells(positions, a))
+        along = A.groups * math.prod(grid) // n
+        # two bases of GMRES and two that it recycles, of a hundred vectors each, if it comes to that
+        border += 8 * along * cells * 410 + 16 * along * cells**2 // ranks
+    return 16 * (2 * matrices + spectra) * shared_cells(grid, ranks) + border
+
+
+def _penalty(A: Convolution, terms: Sequence[Filter], damp: float) -> Penalty | None:
+    if not terms:
+        return None
+    own = [Filter(t.convolution.to(dtype=A.dtype), t.factor.to(A.dtype)) for t in terms]
+    return Penalty(A, own, torch.tensor(damp, dtype=torch.float64, device=A.device))
+
+
+def _outline(A: Convolution, terms: Sequence[Filter], damp: float) -> TruncatedCirculant:
+    """The truncated circulant with one frequency in place of all: its grid, form and border."""
+
+    def symbol(convolution: Convolution, embedding: Embedding) -> FrequencyMatrices:
+        shape = (convolution.groups, *(1 for _ in embedding.grid), embedding.out_channels, embedding.in_channels)
+        grid = Grid(tuple(1 for _ in embedding.grid), real=True)
+        return FrequencyMatrices(grid, torch.zeros(shape, dtype=torch.complex128, device=A.device))
+
+    return truncated_circulant(A, (), _penalty(A, terms, damp), symbol=symbol)
+
+
+def _positions(what: TruncatedCirculant) -> Any:
+    """The border positions of the unknowns of each form."""
+    both = {"valid": what.out_border, "full": what.in_border, "circulant": []}
+    return both.get(what.form, what.out_border + what.in_border)
