@@ -33,7 +33,7 @@ from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
-from lsconv.krylov.loop.certificate import Judge
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.null_space import cleared, loses_part
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lsconv.errors import PlanMemoryError
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
-from lsconv.krylov.loop.certificate import Judge
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.plan import Plan

@@ -27,7 +27,7 @@ from lsconv.krylov.craig import craig
 from lsconv.krylov.gmres import gmres
 from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
 from lsconv.krylov.hybrid import hybrid
-from lsconv.krylov.loop.certificate import Judge
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import Tolerances

@@ -13,7 +13,7 @@ from lsconv.errors import ConvergenceWarning
 from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import in_double
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
-from lsconv.krylov.loop.certificate import Judge
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution, Status, together
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.plan import Plan

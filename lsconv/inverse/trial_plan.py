@@ -15,7 +15,7 @@ from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.plans import KrylovPlan
 from lsconv.krylov.loop.batched_scalars import divide
-from lsconv.krylov.loop.certificate import Judge, norm_from_below
+from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import EXCUSED, SQUARE_SHARE, Tolerances

@@ -20,8 +20,9 @@ from torch import Tensor
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, quotient, where
-from lsconv.krylov.loop.certificate import Certificate, Judge
+from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.damping import augmented_columns
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.lagrange_multipliers import CRAIGMultipliers
 from lsconv.krylov.loop.method import Cause, Method, Proofs
 from lsconv.krylov.loop.options import IterationState, Options
@@ -70,7 +71,7 @@ def craig(
         N: inverse preconditioner on the solution side, Hermitian positive definite, :math:`N \approx (A^HA)^{-1}`.
             The answer is unchanged when A has full column rank; otherwise :math:`x^H N^{-1} x` is made least instead of
             :math:`\|x\|`. Not together with damp > 0.
-        rtol: tolerance, relative (see :mod:`lsconv.krylov.loop.certificate`); None: ``10 eps^0.75`` of the dtype.
+        rtol: tolerance, relative (see :mod:`lsconv.krylov.loop.judge`); None: ``10 eps^0.75`` of the dtype.
         atol: absolute tolerance on the residual norm, in the units of b.
         conlim: stop when the estimated condition number of A passes this; None: ``0.1 / eps``, at most 1e12.
         max_iter: iteration limit per item; None: ``4 min(m, n)``, at least 500 and at most 10000.

@@ -65,7 +65,7 @@ def lsqr(
         N: inverse preconditioner on the solution side, Hermitian positive definite, :math:`N \approx (A^HA)^{-1}`.
             The answer is unchanged when A has full column rank or damp > 0; otherwise another least-squares solution
             is found.
-        rtol: tolerance, relative (see :mod:`lsconv.krylov.loop.certificate`); None: ``10 eps^0.75`` of the dtype.
+        rtol: tolerance, relative (see :mod:`lsconv.krylov.loop.judge`); None: ``10 eps^0.75`` of the dtype.
         atol: absolute tolerance on the residual norm, in the units of b.
         conlim: stop when the estimated condition number of A passes this; None: ``0.1 / eps``, at most 1e12.
         max_iter: iteration limit per item; None: ``4 min(m, n)``, at least 500 and at most 10000.

@@ -18,7 +18,8 @@ from torch import Tensor
 from lsconv.krylov.golub_kahan import unit
 from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, divide, hypot, maximum, rotation, where
-from lsconv.krylov.loop.certificate import Certificate, Judge
+from lsconv.krylov.loop.certificate import Certificate
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.method import Method, Proofs
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare

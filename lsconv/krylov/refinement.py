@@ -26,9 +26,10 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ConvergenceWarning, DtypeError
 from lsconv.krylov.loop.batched_scalars import binary_unit, divide
-from lsconv.krylov.loop.certificate import Certificate, Judge
+from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.damping import augmented_rows
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.null_space import cleared
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report

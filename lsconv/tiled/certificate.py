@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from lsconv.krylov.loop.batched_scalars import unbounded
-from lsconv.krylov.loop.certificate import Judge, Norms
+from lsconv.krylov.loop.certificate import Norms
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution, Status
 
 __all__ = ["Certificate", "joined"]

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lsconv.krylov.loop.certificate import Judge, Norms
+from lsconv.krylov.loop.certificate import Norms
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Status
 from lsconv.operators.dtypes import double
 from lsconv.tiled.certificate import Certificate

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lsconv.border.cost_model import free_bytes
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
-from lsconv.krylov.loop.certificate import Judge, norm_from_below
+from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.solution import Solution, report
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator

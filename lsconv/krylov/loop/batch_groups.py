@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import Scalar
-from lsconv.krylov.loop.certificate import Judge
 from lsconv.krylov.loop.iteration import iterate
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers, pass_multipliers
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.null_space import cleared

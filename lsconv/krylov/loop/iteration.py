@@ -19,8 +19,9 @@ from torch import Tensor
 
 from lsconv.errors import PreconditionerError
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, unbounded, where
-from lsconv.krylov.loop.certificate import Certificate, Judge
+from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.lagrange_multipliers import record_multipliers
 from lsconv.krylov.loop.method import Cause, Method
 from lsconv.krylov.loop.monitor import Monitor

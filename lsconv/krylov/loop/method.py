@@ -8,7 +8,8 @@ from typing import TypeAlias
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import Scalar
-from lsconv.krylov.loop.certificate import Certificate, Judge
+from lsconv.krylov.loop.certificate import Certificate
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.problem import Problem
 
 __all__ = ["Cause", "Method", "Proofs"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import ItemSpace
-from lsconv.krylov.loop.certificate import Judge
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.algebra import VStack

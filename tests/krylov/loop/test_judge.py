@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.krylov.loop.certificate import Judge
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Status
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.elementary import Dense
