@@ -93,7 +93,7 @@ def warn(message: str, category: type[Warning] = ConvergenceWarning) -> None:
     frame = sys._getframe(1)
     while frame.f_back is not None and _is_inside(frame.f_code.co_filename, frame.f_globals.get("__name__", "")):
         frame = frame.f_back
-    # not by a stack level: the frames that torch.compile puts in are counted by one and not by the other
+    # a stack level would count the frames that torch.compile puts in, in some versions only
     registry = frame.f_globals.setdefault("__warningregistry__", {})
     name = frame.f_globals.get("__name__", "<unknown>")
     warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, name, registry)

@@ -47,7 +47,7 @@ __all__ = [
     "whole_cost",
 ]
 
-# The calls of an iteration, or of any other answer, whatever they compute.
+# The overhead of the calls of one iteration, or of any other answer, in operations.
 CALL_WORK = 3e7
 # A number of the factors: made room for, gathered and added up while they are made, and read in a solve with them
 # (benchmarks/kept_plan.py prints both).
@@ -133,7 +133,7 @@ class CostModel:
         return 8 * self.blocks * cost.peak
 
     def reading(self, cost: FactorCost) -> float:
-        """The factors' part of a solve with them."""
+        """The work of reading the factors in one solve."""
         return self.blocks * _READ_WORK * cost.entries
 
     def solve(self, cost: FactorCost, transform: float) -> float:

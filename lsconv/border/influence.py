@@ -39,8 +39,7 @@ from lsconv.operators.convolution import Convolution
 
 __all__ = ["EXACT_UNKNOWNS", "ExactInfluence", "Influence", "influence_logdet", "influence_trace"]
 
-# The most border unknowns of one block whose dense factor is made. One factor of 4096 takes 128 MiB in float64, and
-# with the inverse for the trace about a second and a half of one CPU core.
+# The most border unknowns of one block whose dense factor is made: one of 4096 takes 128 MiB in float64.
 EXACT_UNKNOWNS = 4096
 
 

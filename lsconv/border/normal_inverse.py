@@ -117,7 +117,7 @@ class NormalInverse(ABC):
         return self.problem.nullity(deficient=self._deficient)
 
     def expect(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
-        """The factors for right-hand sides of this batch shape, which are made where they are the cheaper way.
+        """Make the factors if they are cheaper than so many solves by iteration, and return them.
 
         Args:
             batch: the batch shape.
@@ -152,7 +152,7 @@ class NormalInverse(ABC):
 
     @property
     def unknowns(self) -> int:
-        """The unknowns on the border, for each block."""
+        """The number of unknowns on the border of one block."""
         return 0
 
     @property
@@ -238,7 +238,7 @@ class BorderInverse(NormalInverse):
         """The cost of the factors that may take the place of the iteration, on the shortest grid or not."""
         what, request = self.problem.what, self.problem.request
         if self._crossed:
-            # beyond this condition rounding would pass for evenness
+            # above this condition rounding would hide that the kernel is not even
             least = min(self.condition, 1e6 if self.definite else 1e3)
             return cheapest_grid(what, self.system, request.penalty, self.model, least)
         onto = what.convolution if request.crossed and request.penalty is None else None
@@ -255,7 +255,7 @@ class BorderInverse(NormalInverse):
 
     @property
     def on_border(self) -> BorderSystem:
-        """The system on the border, with what preconditions it."""
+        """The system on the border with its preconditioner, made when first asked for."""
         if self._system is None:
             request = self.problem.request
             restricted = request.corners and (self.exact or not self.definite)
@@ -274,11 +274,11 @@ class BorderInverse(NormalInverse):
 
     @property
     def unknowns(self) -> int:
-        """The unknowns on the border, for each block."""
+        """The number of unknowns on the border of one block."""
         return self.border.size
 
     def expect(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
-        """The factors for right-hand sides of this batch shape, which are made where they are the cheaper way."""
+        """Make the factors if they are cheaper than so many solves by iteration, and return them."""
         limits = self.problem.request.limits
         if self.stage is Stage.UNDECIDED and not self.problem.request.whole:
             cost, expected, fits = self.forecast(batch)

@@ -67,7 +67,7 @@ class NullSpaces:
         self._counts = torch.zeros(2, len(sigma), dtype=torch.int64, device=sigma.device)
         self.largest = 0.0
         if bool((sigma[:, 0] > limit * inverse_norm).all()):
-            # a null vector of S belongs to one of A at most ||C^-1|| times as long: with these values there is none
+            # a null vector of A is at most ||C^-1|| times as long as that of S: values above this exclude one
             return
         overlaps = [Overlap(direction.inverse, direction.free) for direction in self.capacitance.directions]
         while True:
@@ -217,7 +217,7 @@ def nearest_null(images: Tensor, v: Tensor, overlap: Tensor) -> tuple[Tensor, Te
         coordinates.
     """
     values, vectors = torch.linalg.eigh(overlap - images.mH @ images)  # what the crop takes away is S v
-    # of some directions the crop leaves nothing but rounding: added to others they change S v and no lift
+    # directions whose extension is rounding are free: adding them to others changes S v, and no extension
     left = (values > _ROUNDING * torch.finfo(values.dtype).eps * values[..., -1:]).unsqueeze(-2)
     whiten = vectors * torch.where(left, values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt().unsqueeze(-2), 0)
     free = vectors * ~left

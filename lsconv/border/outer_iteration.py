@@ -2,7 +2,7 @@ r"""The outer iteration of the border method: flexible conjugate gradients on th
 
 The border inverse, at the precision and the regularisation of its factors, preconditions them; A itself, in float64,
 says what they leave. For float32 data most steps need not ask A that precisely: conjugate gradients carry their
-remainder along by a recursion, which float32 products serve at a tenth of the price, and only where the recursion
+remainder along by a recursion, for which float32 products do, and only where the recursion
 claims a target is the remainder computed, in float64 and from the solution itself. Where the two disagree the
 iteration goes on from the computed one; where that stops helping every step is taken in float64.
 
@@ -30,19 +30,20 @@ from lsconv.operators.batch_layout import broadcast_shapes, over_items
 
 __all__ = ["Bordered", "Outer", "confirmed", "iterated", "settled"]
 
+# Steps of all items together.
 _OUTER_LIMIT = 40
-# An item ends after so many steps without halving. A recursion in float32, which loses digits against the remainder
-# that it started from, also ends after so many steps, or when every item has fallen by the second factor.
+# Steps without halving after which an item ends, and after which a float32 recursion is replaced by the remainder.
 _PATIENCE = 5
+# The reduction of every item after which a float32 recursion is replaced too: it loses digits against its start.
 _RECURSION_FALL = 1e-4
-# A step is to leave this, in units of the target. A fixed border residual, or one that ignores what the steps before
+# What a step is to leave, in units of the target. A fixed border residual, or one that ignores what the steps before
 # have left, takes up to twice the iterations.
 _MARGIN = 0.3
 # The border residual of a step that the floor of the factors limits anyway, by less in float64.
 _FLOORED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-# The most that the first step shows of what later ones leave, in units of its tolerance: the misfit falls in it. Before
-# it that is guessed, times damp / sigma_max.
+# An upper limit of the gain learned from the first step, in which the misfit falls too, in units of its tolerance.
 _FIRST_GAIN = 30.0
+# The gain before the first step, in units of damp / sigma_max.
 _FIRST_GUESS = 0.1
 
 
@@ -117,10 +118,9 @@ class Outer:
         """Iterate until every item meets its target or no longer improves; ``u`` and ``image`` are the best found."""
         A, space, image_space = self.A, self.space, self.image_space
         narrow = self.plan.inverse.convolution.dtype
-        # Steps in the dtype of the data, remainders replaced now and then. What rounding adds to g in the null space of
-        # A the factors amplify into x, without a residual to show it: not where x itself is iterated on undamped.
-        # Nor with the factors of the wanted operator, whose steps go deeper than such products are good for: what their
-        # rounding makes of a step's length stays along its direction, to which the next one is conjugate.
+        # Steps run in the dtype of the data, and the remainder is recomputed in float64 now and then. Not for undamped
+        # x, where the factors amplify rounding in the null space of A and no residual shows it; and not with exact
+        # factors, whose steps are deeper than float32 products are accurate.
         fast = narrow != A.dtype and not self.plan.inverse.exact
         fast = fast and (self.residual_side or bool((self.mu > 0).all()))
         if fast:

@@ -32,8 +32,8 @@ from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
 
 __all__ = ["Penalty", "as_convolutions"]
 
-# A grid is made longer than the inputs where their number has a prime factor above this (1038 = 6 * 173 takes 3.3 times
-# as long as 1056), and it grows by no more than this share.
+# A grid is made longer than the inputs where their number has a prime factor above this, as 1038 = 6 * 173 has and 1056
+# has not, and it grows by no more than this share.
 _FAST_FACTOR, _GROWTH = 13, 0.15
 
 
@@ -211,7 +211,7 @@ def _taps(convolution: Convolution, a: int) -> list[int]:
 
 
 def _overhang(convolution: Convolution, a: int) -> tuple[int, int]:
-    """The distances that zero-padded outputs read before and after the inputs."""
+    """Count the cells before and after the inputs that the outputs of a zero-padded axis read."""
     if convolution.padding_mode == "circular":
         return 0, 0
     taps = _taps(convolution, a)

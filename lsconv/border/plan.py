@@ -212,7 +212,7 @@ class BorderPlan(Plan):
         return factors if factors is not None and factors.exact else None
 
     def _trusted(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
-        """These factors, if the certificate of a right-hand side like noise says that they are precise enough."""
+        """Return these factors if a right-hand side like noise is certified; the probe is made once."""
         factors = self._factors(given, item_shape)
         if factors is None or not self._damped:
             return None

@@ -85,7 +85,7 @@ class Mirror:
         return pad(x, self.pairs)
 
     def cropped(self, z: Tensor) -> Tensor:
-        """The inside of ``(..., *padded)``."""
+        """Crop ``(..., *padded)`` to the field without its margins."""
         for a, (left, right) in enumerate(self.pairs):
             dim = a - len(self.pairs)
             z = z.narrow(dim, left, z.shape[dim] - left - right)

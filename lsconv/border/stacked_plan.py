@@ -102,7 +102,7 @@ class StackedPlan(Plan):
         self.read: Tensor | None = None  # L reads every input
 
     def _factor(self, scaled: Convolution, terms: Sequence[Filter]) -> tuple[torch.dtype, NormalInverse]:
-        """The factors, and their real dtype: double where single precision would lose too much."""
+        """Invert the normal operator of the stack; in double precision where single would lose too much."""
         real, damp = scaled.weight.real.dtype, self.damp / self.unit
         allowed = allowed_bytes(self._memory_limit, self.A.device)
         penalty = Penalty(scaled, terms, damp)

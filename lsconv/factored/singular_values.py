@@ -23,7 +23,7 @@ from lsconv.operators.dtypes import double
 
 __all__ = ["DENSE_ENTRIES", "SingularValuePlan"]
 
-# The entries of a matrix whose decomposition takes about a second.
+# The most entries of a matrix that is decomposed without being asked to.
 DENSE_ENTRIES = 2**20
 
 
@@ -61,7 +61,7 @@ class SingularValuePlan(DirectPlan):
 
     @staticmethod
     def is_quick(A: LinearOperator) -> bool:
-        """Tell whether the decomposition of A, and of all items of its batch, takes about a second or less."""
+        """Tell whether the decomposition of A, and of all items of its batch, is that of a small matrix."""
         # of a square one of a fourth of them
         short = 4 * min(A.in_numel, A.out_numel) ** 2 <= DENSE_ENTRIES
         long = max(A.in_numel, A.out_numel) ** 2 <= 4 * DENSE_ENTRIES

@@ -174,7 +174,7 @@ def _side(A: LinearOperator) -> str:
 
 
 def _window(factor: Factor, delta: Tensor) -> Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]:
-    """The map by which a window L turns the preconditioner M' of the operator behind it into that of the product."""
+    """Make the preconditioner of a window times an operator from that of the operator."""
     operator = factor.operator
     if isinstance(operator, Diagonal):
         # (L K K^H L^H)^-1 = L^-H (K K^H)^-1 L^-1; entries near zero are raised, so that the inverse exists

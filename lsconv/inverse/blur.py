@@ -101,7 +101,7 @@ def blur_operator(
 
 
 def level_for_mean(A: Convolution | VaryingConvolution, mean: Tensor) -> Tensor:
-    """``(*batch, *in_shape)``: per channel the constant that blurs to a mean; zero where there is none.
+    """Make the constant image, per channel, that blurs to a mean; zero where there is none.
 
     Args:
         A: the blur.

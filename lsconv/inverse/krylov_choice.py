@@ -86,7 +86,7 @@ def _own_preconditioner(
 def _preconditioner(
     A: LinearOperator, damp: Tensor | float, preconditioner: LinearOperator | str | None, method: str
 ) -> tuple[LinearOperator | None, LinearOperator | None]:
-    """M and N."""
+    """Choose M and N for a method."""
     if preconditioner is None:
         return None, None
     if isinstance(preconditioner, LinearOperator):

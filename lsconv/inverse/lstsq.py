@@ -170,7 +170,7 @@ class _Routed:
             rcond=self.rcond,
             started=any(options.get(name) is not None for name in KRYLOV_ONLY),
         )
-        # a start stays in the answer, and who limits the iterations or watches them wants these
+        # no fallback where the caller gave x0, a callback or max_iter, which it would not follow
         own = {name for name in ("x0", "callback", "max_iter") if options.get(name) is not None}
         asked = self.method in ("auto", "border") and (not own or (self.method == "auto" and not plan.worker.iterates))
         second = Fallback(A, damp, plan, self.rcond) if asked else None

@@ -354,7 +354,7 @@ def _with_rows(
         return None
     if isinstance(inner.worker, (BorderPlan, StackedPlan)):
         inverse = inner.worker.inverse
-        # an answer on the border that has the missing outputs in it costs about two on the border alone
+        # with the missing outputs in the border an answer costs about two on the border alone
         if inverse.unknowns and inverse.expect(tuple(inverse.embedding.batch_shape), solves=2) is None:
             for plan in (MissingBorderPlan, MasksPerItemPlan):
                 with contextlib.suppress(MethodError):

@@ -112,7 +112,7 @@ class Fallback:
         self.answering: Plan = first
 
     def plan(self) -> Plan | None:
-        """The plan, which from now on is :attr:`answering`; None where there is no other way."""
+        """Make the plan once, let it be :attr:`answering`, and return it; None where there is no other way."""
         if not self._made:
             self._made.append(fallback(self.A, self.damp, self.first, self.rcond))
         self.answering = self._made[0] or self.first
@@ -124,7 +124,7 @@ class Fallback:
         return self.first.worker.patience if self.rcond is None else None
 
     def for_another_solve(self) -> Fallback:
-        """The same, answering with the first plan; both make the fallback's plan once."""
+        """A fallback whose answer is still the first plan's; both share the fallback's plan."""
         other = copy.copy(self)
         other.answering = self.first
         return other

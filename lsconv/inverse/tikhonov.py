@@ -207,7 +207,7 @@ class _Routed:
                 options = {**options, "x0": self.x0 if x_prior is None else self.x0 - x_prior}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                # a start stays in the answer, and who limits the iterations wants these
+                # no fallback where the caller gave x0 or max_iter, which it would not follow
                 asked = self.method in ("auto", "border") and self.x0 is None and options["max_iter"] is None
                 second = Fallback(A, damping, plan) if asked else None
                 solution = _with_prior(plan, A, data.y, damping, x_prior, options, second)

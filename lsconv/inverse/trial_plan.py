@@ -146,8 +146,7 @@ class TrialPlan(KrylovPlan):
             history=found.history,
             otherwise=torch.where(found.converged, Status.STAGNATION.code, ended),
         )
-        # What LSMR has seen of the null space, and of data that are not finite, the norms do not show; and rounding is
-        # no excuse for the gradient of an iteration that a limit has ended.
+        # LSMR's own verdict stands where norms do not show it: a null space, data that are not finite, a limit reached
         blind = torch.zeros_like(found.converged)
         for status in (Status.RANK_DEFICIENT, Status.NON_FINITE, Status.ITERATION_LIMIT):
             blind = blind | (ended == status.code)

@@ -72,8 +72,8 @@ class DirectConvolution:
     def flips(self, dtype: torch.dtype, device: torch.device, c_out: int, c_in: int) -> bool:
         """Tell whether the adjoint is better written as a convolution with the flipped kernels.
 
-        At stride 1 the two are the same sums. On CPUs torch's convolution is the faster one, by 1.5 to 10 times, as
-        long as the channels to be gathered are few (measured by benchmarks/convolution_backend.py): float64 gathers
+        At stride 1 the two are the same sums. On CPUs torch's convolution is the faster one as long as
+        the channels to be gathered are few (benchmarks/convolution_backend.py): float64 gathers
         them in memory, and so does everything in three dimensions.
         """
         symmetric, _ = self.split_padding

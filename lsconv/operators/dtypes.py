@@ -55,7 +55,7 @@ def adopts_dtype(A: LinearOperator) -> bool:
 
 
 def _converts(A: LinearOperator) -> bool:
-    """Tell whether ``A.to`` gives what acts on complex tensors; functions and classes from elsewhere may not."""
+    """Tell whether A can be made to act on complex tensors by ``A.to``: operators of others may not."""
     known = type(A).__dict__.get("_only_torch", False) and type(A)._map.__qualname__ == "LinearOperator._map"
     return known and all(map(_converts, A._parts()))
 

@@ -67,7 +67,7 @@ class _Nanoseconds(NamedTuple):
     call: float = 92e3
 
 
-# The FFT's costs are a third higher than measured: it is taken where it is clearly faster.
+# The FFT's costs are set higher than measured, so that it is taken where it is clearly faster.
 _COST = {
     torch.float32: _Nanoseconds((0.3, 0.5), (0.8, 2.0), None, 0.015, 0.39, 0.65),
     torch.float64: _Nanoseconds((0.6, 1.5), (0.6, 1.5), 7.5, 0.06, 0.52, 1.95),
@@ -326,9 +326,8 @@ def _in_groups(function: Callable[[Tensor, Tensor], Tensor], items: Tensor, spec
 
 def _multiply(spectrum: Tensor, x: Tensor) -> Tensor:
     """``sum_c spectrum[g, o, c, f] x[e, g, c, f]`` for every item e, group g and frequency f."""
-    # One pass per channel: faster than a small matrix product per frequency up to 32 channels and as fast at 64,
-    # because batches of tiny complex products are slow and want both factors reordered. Not in place, which would be a
-    # tenth faster, because torch.func.vmap has no rule for addcmul_.
+    # One pass per channel, because batches of tiny complex products are slow and want both factors reordered. Not in
+    # place, because torch.func.vmap has no rule for addcmul_.
     total = spectrum[:, :, 0] * x[:, :, :1]
     for channel in range(1, x.shape[2]):
         total = torch.addcmul(total, spectrum[:, :, channel], x[:, :, channel : channel + 1])

@@ -196,7 +196,7 @@ def _checked(
 
 
 def _result(y: Any, x: Tensor) -> Tensor:
-    """The output of a function for x, if it has the type and the batch that an operator gives."""
+    """Check that the output of a function for x has the type and the batch that an operator gives."""
     if not isinstance(y, Tensor):
         raise ArgumentTypeError(f"function: expected it to return a torch.Tensor, got {type(y).__name__}")
     if y.ndim < 1 or len(y) != len(x):

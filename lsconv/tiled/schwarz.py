@@ -87,7 +87,7 @@ class SchwarzInverse:
     # ------------------------------------------------------------------ what it costs
 
     def _estimate(self, local: LocalKernels) -> float:
-        """The transforms of a solve, setup included."""
+        """Estimate the work of a solve with its setup, in transforms."""
         layout, A = local.layout, self.A
         inside, edge = layout.counts
         half_open = A.padding_mode == "zeros" and not any(map(any, A.padding))

@@ -34,7 +34,7 @@ class CrossedBorder:
     def of(cls, grid: tuple[int, ...], positions: Positions) -> CrossedBorder:
         """The border of these positions per channel and axis, on a grid of one or two dimensions.
 
-        Cells between the outputs and those border cells that read an input read nothing: they may as well be border.
+        Cells between the outputs and the border influence no output, and count as border.
         """
         first = [[min(axis, default=n) for axis, n in zip(axes, grid, strict=True)] for axes in positions]
         if len(grid) == 1:

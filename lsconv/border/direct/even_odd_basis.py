@@ -107,7 +107,7 @@ class SchurInverse:
 
     @property
     def size(self) -> int:
-        """The unknowns, of all signs."""
+        """The number of unknowns, of all signs together."""
         signs = 1 if self._symmetry is None else len(self._symmetry.signs)
         return signs * self._inverse.factors.shape[-1]
 
@@ -118,7 +118,7 @@ class SchurInverse:
 
 
 def _present(border: CrossedBorder, device: torch.device) -> Tensor:
-    """The cells of V', numbered by columns, channels and rows, that there are."""
+    """Index the cells of V' that belong to the border, in the order of columns, channels and rows."""
     first = border.grid[1] - border.width
     columns = torch.arange(first, border.grid[1])[:, None] >= torch.tensor(border.columns)
     rows = torch.arange(border.height) < torch.tensor(border.rows)[:, None]

@@ -140,7 +140,7 @@ def _cycle(
         active = active & (residual > bound) & going
         if done % check_every == 0 and not bool(active.any()):
             break
-    Q, R = space.factors()
+    Q, R = space.qr()
     y = _coefficients(R, Q[..., 0, :].conj() * space.beta, count)
     correction = (y.unsqueeze(-2) @ space.searched).squeeze(-2)
     if known is not None:
@@ -161,7 +161,7 @@ class _Arnoldi:
     .. math:: t_{k+1} = -\frac{\sum_{i \le k} \bar h_{ik} t_i}{h_{k+1,k}},
 
     and the residual, the part of :math:`\beta e_1` along t, is :math:`\beta / \|t\|`. (Givens rotations, which give it
-    too, are thirty calls a column, as long as a transform of 256².)
+    too, are thirty calls a column.)
 
     Args:
         r: what the first vector is made of, ``(rhs, blocks, n)``.
@@ -230,11 +230,11 @@ class _Arnoldi:
 
     @property
     def deflated(self) -> Tensor:
-        """D."""
+        """The coefficients D on the kept images."""
         return self._coefficients[:, : self.m, : self.k].unflatten(0, self.lead)
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """The factors of H, of as many columns as it."""
+    def qr(self) -> tuple[Tensor, Tensor]:
+        """Decompose H as Q R, with as many columns as it."""
         Q, R = torch.linalg.qr(self._coefficients[:, self.m : self.m + self.k + 1, : self.k])
         return Q.unflatten(0, self.lead), R.unflatten(0, self.lead)
 

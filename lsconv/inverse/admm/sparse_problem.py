@@ -31,8 +31,7 @@ from lsconv.operators.elementary import Identity
 
 __all__ = ["SparseProblem"]
 
-# The penalty of the data's image in units of its curvature. Three times more or less cost up to twice the iterations on
-# photographs under four blurs.
+# The penalty of the data's image in units of its curvature, the best on photographs under four blurs.
 _DATA_PENALTY = {"gaussian": 0.1, "poisson": 2.0}
 # That of bounds and of cells held at zero, relative to the largest curvature that another term adds.
 _BOX_PENALTY = 0.3

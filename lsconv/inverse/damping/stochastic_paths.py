@@ -224,7 +224,7 @@ class BorderPath(_Probed):
             if keep and u is not None:
                 self.starts[number] = u
             x, r = (A.adjoint(z), mu * z) if residual else (z, y - A.apply(z))
-            if self.missing is not None:  # nothing explains them
+            if self.missing is not None:  # a missing datum has no model: it is its own residual
                 r = torch.where(self.missing, unmeasured, r)
             Lx, item = (x, A.in_shape) if L is None else (L.apply(x), L.out_shape)
             found.append((r.to(self.own.dtype), _norm_sq(Lx, item)))

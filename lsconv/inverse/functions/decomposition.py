@@ -110,7 +110,7 @@ Maps = Sequence[Callable[[Tensor], Tensor]]
 
 
 def _decomposition(A: Convolution, values: Tensor, left: Maps, right: Maps) -> SingularValueDecomposition:
-    """The operators of two maps each, which compute in double precision: there and back."""
+    """Make the operators U and V of maps that compute in double precision, each with its adjoint."""
     shape = tuple(values.shape)
 
     def operator(item: tuple[int, ...], maps: Maps) -> FromFunctions:

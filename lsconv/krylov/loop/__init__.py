@@ -6,5 +6,6 @@ how to iterate, ``batch_groups`` divides a large batch, ``damping`` folds damp i
 for; ``judge`` makes the ``certificate`` of what was found, with ``null_space`` where norms cannot tell; ``solution`` is
 what comes out.
 
-``batched_scalars`` is the arithmetic per batch item; ``penalised`` makes one problem of data and penalty; ``lagrange_multipliers`` are found along with least-norm answers.
+``batched_scalars`` is the arithmetic per batch item; ``penalised`` makes one problem of data and penalty;
+``lagrange_multipliers`` are found along with least-norm answers.
 """

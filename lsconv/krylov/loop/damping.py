@@ -36,7 +36,7 @@ Build = Callable[[Problem, "Tensor | None", Scalar], Method]
 def folded(
     problem: Problem, build: Build
 ) -> tuple[Callable[[Tensor | None, Scalar], Method], Callable[[Tensor], Tensor]]:
-    """How a Golub-Kahan method meets damping together with M, N or a start.
+    """Build a Golub-Kahan method for a damped problem: as rows or columns where it cannot take damp itself.
 
     The bidiagonalisation of A serves ``damp`` by itself only from a zero start and without preconditioners; in the
     other cases the method gets a folded problem.

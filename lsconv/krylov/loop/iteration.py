@@ -86,6 +86,7 @@ class _Loop:
 
     @torch.no_grad()
     def run(self) -> Solution:
+        """Run passes until no item may be retried: iterate, certify, restart what claimed too much."""
         problem, monitor = self.problem, self.monitor
         z: Tensor | None = problem.x0
         carried: Tensor | None = None
@@ -198,6 +199,7 @@ class _Loop:
         )
 
     def _finish(self, method: Method, x: Tensor, certificate: Certificate, carried: Tensor | None) -> Solution:
+        """Make the solution of the last pass, and say why every item ended."""
         problem, codes = self.problem, self.monitor.codes
         if any_item(codes & Cause.NOT_DEFINITE):
             raise PreconditionerError(

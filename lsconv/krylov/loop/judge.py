@@ -172,9 +172,9 @@ class Judge:
             g_bound = tolerances.gradient_bound(norm_a, total)
         upper = norm_a if self.norm_bound is None else self.norm_bound
         least = at_least(maximum(max(rcond, self.short) * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny)
-        # of an x that is too long for the tolerance y - A x is rounding, and small by chance
+        # where eps ||A|| ||x|| exceeds the tolerance the residual is rounding, and proves nothing
         known = torch.finfo(A.dtype).eps * norm_a * x_norm <= 30 * r_bound
-        # where the equations are met, damp alone decides, and x is only as good as its rounding
+        # with the residual at its bound the whole length of x enters the rounding
         solved = (r_norm <= r_bound) & known
         longest = where(solved, x_norm, minimum(x_norm, y_norm / least))
         rounding = torch.finfo(A.dtype).eps if self.rounding is None else self.rounding

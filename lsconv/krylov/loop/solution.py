@@ -170,7 +170,7 @@ class Solution:
         return None if self.rank is None else math.prod(self.x.shape[self.codes.ndim :]) - self.rank
 
     def with_rank(self, rank: Tensor, undecided: Tensor) -> Solution:
-        """The same with the rank of A, and :attr:`Status.RANK_UNDECIDED` where that is undecided and damp is zero."""
+        """Add the rank of A, and :attr:`Status.RANK_UNDECIDED` where that is undecided and damp is zero."""
         if bool((self.damp > 0).all()):
             return self
         answered = (self.codes != Status.ZERO.code) & (self.codes != Status.NON_FINITE.code)
@@ -179,7 +179,7 @@ class Solution:
         return replace(self, codes=codes, converged=self.converged & ~undecided, rank=rank.expand(codes.shape))
 
     def replaced(self, items: Tensor, other: Solution) -> Solution:
-        """The same, with the other's answer for these items."""
+        """Take the other's answer for these items."""
         names = ("x", "codes", "converged", "iterations", "residual_norm", "gradient_norm")
         fields: dict[str, Any] = {name: select(items, getattr(other, name), getattr(self, name)) for name in names}
         if other.rank is not None:
