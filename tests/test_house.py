@@ -36,7 +36,7 @@ FORBIDDEN = {
     "made_of", "outgrown", "plainly", "second_opinion", "slab", "strengthen", "in_units", "Verdict",
 }  # fmt: skip
 # A docstring says what a thing is or does; it does not begin with a question or a reference.
-FIRST_WORDS = {"As", "Of", "So", "That", "Those", "What", "Where", "Whether", "Who"}
+FIRST_WORDS = {"As", "How", "If", "It", "Of", "So", "That", "Those", "What", "Where", "Whether", "Who", "Why"}
 # What is left of both, by folder; the counts only fall.
 KNOWN_FIRST_WORDS: dict[str, int] = {}
 KNOWN_NAMES: dict[str, int] = {}

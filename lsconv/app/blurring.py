@@ -18,7 +18,7 @@ __all__ = ["Blurring"]
 
 @dataclass(frozen=True)
 class Blurring:
-    """How to blur; called with the names of a file and of what to write.
+    """The options of a blur; called with the names of a file and of what to write.
 
     Attributes:
         kernel: the blur.

@@ -46,7 +46,7 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class Whiteness:
-    """How far a residual is from white noise.
+    """The distance of a residual from white noise.
 
     Attributes:
         correlation: the largest absolute normalised autocorrelation at a shift other than zero.

@@ -30,7 +30,7 @@ Advance = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Restoring:
-    """How to restore; called with the names of a file and of what to write.
+    """The options of a restoration; called with the names of a file and of what to write.
 
     Attributes:
         kernel: the blur.

@@ -24,7 +24,7 @@ __all__ = ["TiledRestoring"]
 
 @dataclass(frozen=True)
 class TiledRestoring:
-    """How to restore by tiles; called with the names of a file and of what to write.
+    """The options of a restoration by tiles; called with the names of a file and of what to write.
 
     Attributes:
         work: the restoration, of which tiles serve a part.

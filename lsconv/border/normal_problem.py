@@ -91,7 +91,7 @@ class Request:
         return self.mirror is None and self.missing is None
 
     def precise(self) -> Request:
-        """The same in double precision, with the least shift that it bears."""
+        """Convert the request to double precision, with the least shift that it bears."""
         damped = self.penalty is not None or bool((self.damp > 0).all())
         return replace(
             self,
@@ -225,7 +225,7 @@ class NormalProblem:
         return float(frobenius(inverse.matrices).amax()) * (math.sqrt(scale) if self.form == "saddle" else scale)
 
     def in_a_plane(self, *, turned: bool) -> NormalProblem:
-        """The same operator on a plane, a line being a plane of one row; with its axes exchanged if ``turned``."""
+        """Lay the operator on a plane, a line being a plane of one row; with its axes exchanged if ``turned``."""
         S, plane = self.symbol, copy.copy(self)
         if len(S.grid.sizes) == 1:
             S = FrequencyMatrices(Grid((1, *S.grid.sizes), real=S.grid.real), S.matrices.unsqueeze(1))

@@ -73,7 +73,7 @@ class AdjointPlan(Plan):
         return normal_by_apply(self.A, self.damp, lambda y, own: self.apply(y, rtol=own), g, rtol=rtol)
 
     def reasons(self) -> list[str]:
-        """Why "auto" takes this plan, and the one inside it."""
+        """The reasons of this plan, and of the one inside it."""
         return [self.reason, *self.plan.reasons()]
 
     def __repr__(self) -> str:

@@ -98,7 +98,7 @@ def explain(
 
 
 def _reasons(plan: Plan) -> list[str]:
-    """Why this plan and those inside it, and whether a border is factorised."""
+    """The reasons of this plan and those inside it, and of the border's factors."""
     inverse = getattr(plan.worker, "inverse", None)
     return [*plan.reasons(), *([_outlook(inverse)] if isinstance(inverse, BorderInverse) else [])]
 
@@ -115,7 +115,7 @@ def _outlook(inverse: BorderInverse) -> str:
 
 
 def _measured(plan_by: Any, method: str, y: Tensor) -> str:
-    """How long a method takes, or why it does not serve."""
+    """Time a method, or say why it does not serve."""
     limit = {"max_iter": _MOST_ITERATIONS} if method == "lsmr" else {}
     start = time.perf_counter()
     try:

@@ -1,4 +1,4 @@
-"""How a Krylov method is used for an operator: whether it solves the problem posed, and with which preconditioner."""
+"""The choice of a preconditioner for a Krylov method, which is refused where it solves another problem."""
 
 from __future__ import annotations
 

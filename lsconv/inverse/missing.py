@@ -276,7 +276,7 @@ class MissingPlan(Plan):
 
 
 class MissingBorderPlan(MissingPlan):
-    """The same through one border, to which the missing outputs belong: their system and its own are one iteration.
+    """The plan with the missing outputs in the border: their system and that of the border are one iteration.
 
     For plans of A that iterate on its border for every answer. The outer iteration is that of the whole operator.
 

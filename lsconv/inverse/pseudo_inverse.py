@@ -183,7 +183,7 @@ class PseudoInverse(LinearOperator):
         return PseudoInverse(self._setup, damp, self._setup.plan(fixed) if plan is None else plan, self.observation)
 
     def following(self, operator: LinearOperator, damp: float | Tensor) -> PseudoInverse:
-        """The same plan for an operator and a damping of the same values, whose tensors autograd follows."""
+        """Attach the plan to an operator and a damping of the same values, whose tensors autograd follows."""
         other = copy.copy(self)
         other.operator, other.damp = operator, damp
         return other

@@ -124,7 +124,7 @@ class ReducedPlan(Plan):
         return self.plan.worker
 
     def reasons(self) -> list[str]:
-        """Why "auto" takes this plan, and the one inside it."""
+        """The reasons of this plan, and of the one inside it."""
         return [self.reason, *self.plan.reasons()]
 
     def __repr__(self) -> str:

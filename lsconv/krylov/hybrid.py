@@ -37,7 +37,7 @@ __all__ = ["HybridSelection", "hybrid"]
 
 @dataclass(frozen=True, eq=False)
 class HybridSelection:
-    """How :func:`hybrid` chose the damping.
+    """The damping that :func:`hybrid` chose, and the curve that it chose it on.
 
     Attributes:
         rule: "gcv" or "discrepancy".

@@ -92,5 +92,5 @@ class Plan:
         return self
 
     def reasons(self) -> list[str]:
-        """Why "auto" takes this plan, and those inside it, a sentence each."""
+        """The reasons for which "auto" takes this plan, and those inside it, a sentence each."""
         return [self.reason]

@@ -77,7 +77,7 @@ class Complexified(LinearOperator):
         return on_parts(self.operator.adjoint, y, len(self.out_shape), self.batch_shape)
 
     def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same operator on another device, or in another complex dtype, or both."""
+        """Move the operator to another device, or to another complex dtype, or both."""
         if isinstance(device, torch.dtype):
             return self.to(dtype=device)
         if dtype is not None and not dtype.is_complex:
@@ -176,7 +176,7 @@ class Product(LinearOperator):
 
 
 class _Blocks:
-    """How the items of several operators lie side by side in one tensor.
+    """The layout of the items of several operators side by side in one tensor.
 
     Shapes that agree except along their first dimension are concatenated along it (feature maps along channels,
     vectors end to end); shapes that do not are flattened and laid end to end.

@@ -239,7 +239,7 @@ class LinearOperator:
         return tuple(found)
 
     def with_parameters(self, parameters: Sequence[Tensor], *, per_item: bool = False) -> Self:
-        """The same operator built from other tensors, given in the order of :meth:`parameters`.
+        """Rebuild the operator from other tensors, given in the order of :meth:`parameters`.
 
         Args:
             parameters: tensors of the shapes, dtypes and devices of its own.
@@ -259,7 +259,7 @@ class LinearOperator:
         return self._map(lambda t: next(replacements) if t.is_floating_point() or t.is_complex() else t)
 
     def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same operator on another device, or in another dtype, or both; itself where nothing changes.
+        """Move the operator to another device, or to another dtype, or both; itself where nothing changes.
 
         A complex operator stays complex: ``dtype`` must then be a complex dtype.
         """

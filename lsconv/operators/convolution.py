@@ -262,7 +262,7 @@ class Convolution(LinearOperator):
     # ------------------------------------------------------------------ a kernel per batch item
 
     def with_parameters(self, parameters: Sequence[Tensor], *, per_item: bool = False) -> Self:
-        """The same convolution with another weight; ``per_item`` lets it have other batch dimensions."""
+        """Rebuild the convolution with another weight; ``per_item`` lets it have other batch dimensions."""
         kernel = self.weight.shape[-self.ndim - 2 :]
         same = [p.shape[-self.ndim - 2 :] for p in parameters] == [kernel]
         if not (per_item and same) or parameters[0].shape == self.weight.shape:

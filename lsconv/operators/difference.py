@@ -230,5 +230,5 @@ class Laplacian(_Difference):
         return total
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """The same as :meth:`apply`."""
+        """Apply the operator, which is its own adjoint."""
         return self.apply(y)

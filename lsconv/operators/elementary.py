@@ -124,7 +124,7 @@ class Mask(LinearOperator):
         return torch.where(self.mask, x, 0)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """The same as :meth:`apply`."""
+        """Apply the operator, which is its own adjoint."""
         return torch.where(self.mask, y, 0)
 
 

@@ -229,5 +229,5 @@ class SchwarzPreconditioner(LinearOperator):
         return self._inverse(x, 1e-3)[0]
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """The same."""
+        """Apply the operator, which is its own adjoint."""
         return self.apply(y)

@@ -1,4 +1,4 @@
-"""How a problem is solved: by tiles of which size and overlap, in memory or out of core, or whole; and why."""
+"""The strategy of a solve: tiles of which size and overlap, in memory or out of core, or the whole; and why."""
 
 from __future__ import annotations
 

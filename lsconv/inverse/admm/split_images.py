@@ -24,7 +24,7 @@ __all__ = ["Copies", "Differences", "Filtered", "GridLayout", "Itself", "SplitIm
 
 @dataclass(frozen=True)
 class GridLayout:
-    """How tensors ``(*batch, channels, *grid)`` lie on the grid.
+    """The layout of tensors ``(*batch, channels, *grid)`` on the grid.
 
     Attributes:
         grid: the periodic grid.

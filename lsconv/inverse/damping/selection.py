@@ -20,7 +20,7 @@ _LABELS = {
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """How a damp was chosen.
+    """The damping that a rule chose, and the curve that it was chosen on.
 
     Attributes:
         rule: the rule.

@@ -142,7 +142,7 @@ class WeightedTaperedPath:
 
 
 def constant_weight_in_kernel(A: LinearOperator) -> LinearOperator:
-    """The same operator without a diagonal where that is one number, beside zeros, which become a mask.
+    """Move a diagonal that is one number beside zeros into the kernel; the zeros become a mask.
 
     Args:
         A: any operator; only a diagonal before a convolution is looked at.

@@ -158,7 +158,7 @@ class ItemSpace:
 
 
 class OneItem(ItemSpace):
-    """The same for a batch of one item on the CPU, with Python numbers for scalars.
+    """An :class:`ItemSpace` for a batch of one item on the CPU, with Python numbers for scalars.
 
     Example:
         >>> OneItem((2,), torch.float32, torch.device("cpu")).norm(torch.tensor([3.0, 4.0]))

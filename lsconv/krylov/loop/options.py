@@ -1,4 +1,4 @@
-"""How to iterate: the arguments common to all methods, and what a callback sees."""
+"""The arguments of an iteration that are common to all methods, and what a callback sees."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class IterationState:
 
 @dataclass(frozen=True, eq=False)
 class Options:
-    """How to iterate: the arguments common to all methods."""
+    """The arguments of an iteration that are common to all methods."""
 
     tolerances: Tolerances
     max_iter: int

@@ -21,7 +21,7 @@ __all__ = ["History", "Solution", "Status", "report", "together"]
 
 
 class Status(enum.Enum):
-    """Why the solve of one batch item ended; ``status.sentence`` says it in words.
+    """The reason for which the solve of one batch item ended; ``status.sentence`` says it in words.
 
     Example:
         >>> Status.ZERO.sentence
