@@ -22,6 +22,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from lsconv.errors import MethodError
 from lsconv.operators.batch_layout import batch_order, broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
@@ -109,6 +110,9 @@ class Embedding:
         constrained: per axis, hold the grid cells beyond the inputs at zero even where no output reads them.
         apart: without ``grid``, a longer one on which the outputs of the two ends read zeros of their own (N = n + 2p),
             for those who use the block-circulant operator without its border.
+
+    Raises:
+        MethodError: the convolution is no truncated block-circulant operator.
     """
 
     def __init__(
@@ -121,6 +125,8 @@ class Embedding:
         constrained: tuple[bool, ...] | None = None,
         apart: bool = False,
     ) -> None:
+        if not self.exists(convolution):
+            raise MethodError(f"{convolution!r} is no truncated block-circulant operator")
         self.ndim = convolution.ndim
         held = constrained or (False,) * self.ndim
         self.axes = tuple(

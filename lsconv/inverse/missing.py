@@ -93,10 +93,8 @@ class MissingPlan(Plan):
         self.missing = rows.scale == 0
         self.problem = Penalised(self.precise, self.damp, None if L is None else L.to(dtype=self.precise.dtype))
         self._ratio = weight.double().sqrt()
-        self._norm_bound: Tensor | None = None
         assert isinstance(self.core, Convolution)
-        if L is None and self.core.padding_mode in ("zeros", "circular"):
-            self._norm_bound = norm_bound(self.core) * self._ratio
+        self._norm_bound = norm_bound(self.core) * self._ratio if L is None else None
         penalty = None
         if L is not None:
             terms = as_convolutions(L.to(dtype=self.core.dtype), self.core.ndim)

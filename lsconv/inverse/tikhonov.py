@@ -262,7 +262,7 @@ def _with_prior(
     judge = problem.judge(
         plan.tolerances(options["rtol"], options["atol"]),
         A.dtype,
-        norm_bound=norm_bound(A) if isinstance(A, Convolution) and A.padding_mode in ("zeros", "circular") else None,
+        norm_bound=norm_bound(A) if isinstance(A, Convolution) else None,
     )
     judged = problem.solution(
         judge,

@@ -383,7 +383,7 @@ def norm_bound(A: Convolution) -> Tensor:
     """An upper bound of the spectral norm: the root of the largest row sum times the largest column sum, Schur's test.
 
     Args:
-        A: a convolution with zero or circular padding; other paddings may read a cell more often.
+        A: a convolution.
 
     Returns:
         Real tensor of shape ``A.batch_shape``.
@@ -391,4 +391,16 @@ def norm_bound(A: Convolution) -> Tensor:
     size = A.weight.detach().abs().double().flatten(-A.ndim).sum(-1)  # *batch, outputs, inputs of a group
     rows = size.sum(-1).amax(-1)
     columns = size.unflatten(-2, (A.groups, -1)).sum(-2).flatten(-2).amax(-1)
-    return (rows * columns).sqrt()
+    return (rows * columns * math.prod(_most_readers(A, a) for a in range(A.ndim))).sqrt()
+
+
+def _most_readers(A: Convolution, a: int) -> int:
+    """Count the outputs along an axis that may read one input by one tap: padding copies inputs."""
+    n, (left, right) = A.spatial_in[a], A.padding[a]
+    if A.padding_mode == "circular":
+        return -(-A.spatial_out[a] // (n // math.gcd(n, A.stride[a])))
+    if A.padding_mode == "reflect":
+        return 1 + (left > 0) + (right > 0)
+    if A.padding_mode == "replicate":
+        return 1 + (left + right if n == 1 else max(left, right))
+    return 1

@@ -315,3 +315,17 @@ def test_the_bound_of_the_norm_is_one_and_is_met_by_averages(mode: str, groups: 
     assert bool((norm_bound(A) >= largest).all())
     average = Conv2d(torch.full((1, 1, 3, 3), 1 / 9, dtype=torch.float64), (6, 6), padding=1, padding_mode="circular")
     torch.testing.assert_close(norm_bound(average), torch.linalg.matrix_norm(average.to_dense(), 2))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
+@pytest.mark.parametrize(("size", "padding", "stride"), [(5, 4, 1), (6, 3, 2), (7, (0, 5), 1), (2, 1, 1), (6, 6, 4)])
+def test_the_bound_of_the_norm_counts_the_copies_that_padding_makes(
+    mode: str, size: int, padding: Any, stride: int
+) -> None:
+    widest = padding if isinstance(padding, int) else max(padding)
+    if (mode == "reflect" and widest >= size) or (mode == "circular" and widest > size):
+        pytest.skip("more padding than torch makes")
+    for weight in (torch.ones(1, 1, 2, dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)):
+        A = Conv1d(weight, size, padding=(padding,), padding_mode=mode, stride=stride)
+        largest = torch.linalg.matrix_norm(A.to_dense(), 2)
+        assert largest <= norm_bound(A) * (1 + 1e-12)
