@@ -30,6 +30,7 @@ __all__ = [
     "CirculantPlan",
     "block_circulant",
     "double_symbol",
+    "is_block_circulant",
     "per_block",
     "real_dtype",
 ]
@@ -71,6 +72,15 @@ def block_circulant(A: Any, batch_shape: tuple[int, ...] = (), *, what: str = "f
             if embedding.is_circulant:
                 return embedding
     raise MethodError(_why_not(A, what))
+
+
+def is_block_circulant(A: Any) -> bool:
+    """Tell whether A is a convolution on a circle that nothing crops."""
+    try:
+        block_circulant(A)
+    except MethodError:
+        return False
+    return True
 
 
 def _why_not(A: Convolution, what: str) -> str:

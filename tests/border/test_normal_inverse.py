@@ -7,11 +7,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 import lsconv
 from lsconv.border.cost_model import Limits
 from lsconv.border.plan import BorderPlan
+from tests.oracles import dense_tikhonov
 
 SHAPES = {"valid": ((20, 19), 0), "full": ((11, 12), 2), "same": ((14, 13), 1)}
 
@@ -22,13 +22,6 @@ def _convolution(name: str, dtype: torch.dtype = torch.float64) -> lsconv.Convol
     for channel in range(2):
         weight[channel, channel, 1, 1] += 2
     return lsconv.Conv2d(weight.to(dtype), size, padding=padding)
-
-
-def _dense(A: lsconv.Convolution, y: Tensor, damp: float) -> Tensor:
-    M = A.to_dense()
-    eye = torch.eye(M.shape[1], dtype=M.dtype)
-    inverse = torch.linalg.pinv(M) if damp == 0 else torch.linalg.solve(M.mH @ M + damp**2 * eye, M.mH)
-    return (y.flatten(1) @ inverse.mT).reshape(-1, *A.in_shape)
 
 
 WAYS = {
@@ -46,7 +39,7 @@ every_way = pytest.mark.parametrize("limits", WAYS.values(), ids=WAYS)
 def test_answers_repeat_and_are_those_of_dense_algebra(name: str, damp: float, limits: Limits) -> None:
     A = _convolution(name)
     y = torch.randn(2, *A.out_shape, dtype=torch.float64)
-    plan, exact = BorderPlan(A, damp, limits=limits), _dense(A, y, damp)
+    plan, exact = BorderPlan(A, damp, limits=limits), dense_tikhonov(A, y, damp)
     for _ in range(3):  # the first may end in factors
         solution = plan.solve(y)
         assert solution.converged.all()
@@ -88,7 +81,7 @@ def test_broken_and_zero_items_leave_their_neighbours_alone(name: str, limits: L
 def test_a_short_budget_is_never_called_converged_wrongly(name: str) -> None:
     A = _convolution(name)
     y = torch.randn(2, *A.out_shape, dtype=torch.float64)
-    exact = _dense(A, y, 0.0)
+    exact = dense_tikhonov(A, y, 0.0)
     for max_iter in (0, 1, 2, 5):
         solution = BorderPlan(A, limits=Limits(dense_unknowns=0)).solve(y, max_iter=max_iter)
         for item in solution.converged.nonzero().flatten():

@@ -17,6 +17,7 @@ from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.inverse.plans import KrylovPlan
 from lsconv.inverse.route import route
+from tests.oracles import dense_tikhonov
 
 MODES = ("reflect", "replicate")
 
@@ -46,14 +47,6 @@ def _problems(draw: Any) -> tuple[lsconv.Convolution, Any]:
     return A, torch.tensor([damp, 2 * damp], dtype=torch.float64) if draw(st.booleans()) else damp
 
 
-def _dense(A: lsconv.Convolution, y: torch.Tensor, damp: Any) -> torch.Tensor:
-    M = A.to_dense().expand(*torch.broadcast_shapes(A.batch_shape, torch.as_tensor(damp).shape), -1, -1)
-    mu = torch.as_tensor(damp, dtype=torch.float64).reshape(*torch.as_tensor(damp).shape, 1, 1) ** 2
-    normal = M.mH @ M + mu * torch.eye(M.shape[-1], dtype=M.dtype)
-    rhs = (M.mH @ y.flatten(-A.ndim - 1).unsqueeze(-1)).squeeze(-1)
-    return torch.linalg.solve(normal, rhs.unsqueeze(-1)).squeeze(-1).reshape(*rhs.shape[:-1], *A.in_shape)
-
-
 @given(problem=_problems(), corners=st.booleans())
 def test_answers_are_those_of_dense_algebra(problem: Any, corners: bool) -> None:
     A, damp = problem
@@ -62,7 +55,7 @@ def test_answers_are_those_of_dense_algebra(problem: Any, corners: bool) -> None
     y = torch.randn(3, 2, *A.out_shape, dtype=A.dtype)
     solution = plan.solve(y)
     assert solution.converged.all()
-    expected = _dense(A, y, damp)
+    expected = dense_tikhonov(A, y, damp)
     scale = expected.flatten(-A.ndim - 1).norm(dim=-1).amax().clamp_min(1e-300)
     assert float((solution.x - expected).abs().max()) <= 1e-8 * float(scale)
     # <A^+ y, v> = <y, (A^+)^H v>

@@ -14,25 +14,13 @@ from torch import Tensor
 
 import lsconv
 from lsconv.errors import MethodError
+from tests.oracles import dense_tikhonov
 
 D = torch.float64
 # what is ill conditioned is drawn as well, and left out
 well_conditioned = [hypothesis.HealthCheck.filter_too_much]
 few = hypothesis.settings(max_examples=12, suppress_health_check=well_conditioned)
 thorough = hypothesis.settings(max_examples=150, suppress_health_check=well_conditioned)
-
-
-def _dense(A: lsconv.LinearOperator, y: Tensor, damp: Any) -> Tensor:
-    """The (damped) least-squares solution of least norm by torch.linalg, differentiable in everything."""
-    matrix = A.to_dense()
-    batch = torch.broadcast_shapes(y.shape[: y.ndim - len(A.out_shape)], A.batch_shape, torch.as_tensor(damp).shape)
-    flat = y.expand(*batch, *A.out_shape).reshape(*batch, -1, 1)
-    if isinstance(damp, float) and damp == 0:
-        x = torch.linalg.pinv(matrix, rtol=1e-9) @ flat
-    else:
-        mu = torch.as_tensor(damp, dtype=D)[..., None, None] ** 2
-        x = torch.linalg.solve(matrix.mH @ matrix + mu * torch.eye(A.in_numel, dtype=D), matrix.mH @ flat)
-    return x.reshape(*batch, *A.in_shape)
 
 
 def _compare(
@@ -74,14 +62,14 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 def _damped(cases: Any, reference: Any, data: Any, name: str) -> None:
     A, y, damp = _case(cases, reference, data, True)
-    _compare(METHODS[name](A, y, damp), _dense(A, y, damp), [y, damp, A.weight])
+    _compare(METHODS[name](A, y, damp), dense_tikhonov(A, y, damp), [y, damp, A.weight])
 
 
 def _undamped(cases: Any, reference: Any, data: Any, name: str) -> None:
     A, y, _ = _case(cases, reference, data, False)
     # Golub and Pereyra want a rank that perturbations keep: that of a generic matrix is full.
     assume(bool(reference(A.with_parameters([A.weight.detach()]), y.detach()).full_rank.all()))
-    x, expected = METHODS[name](A, y, 0.0), _dense(A, y, 0.0)
+    x, expected = METHODS[name](A, y, 0.0), dense_tikhonov(A, y, 0.0)
     assume(bool(((x - expected).norm() <= 1e-8 * expected.norm()).item()))  # of a wrong answer no gradient is right
     _compare(x, expected, [y, A.weight])
 
@@ -139,9 +127,9 @@ def test_padding_modes_without_a_direct_method(mode: str, damped: bool) -> None:
     A = lsconv.Conv2d(weight.requires_grad_(), in_size=(4, 5), padding=1, padding_mode=mode)
     y = torch.randn(2, *A.out_shape, dtype=D, requires_grad=True)
     if not damped:
-        return _compare(lsconv.lstsq(A, y, rtol=1e-12).x, _dense(A, y, 0.0), [y, A.weight])
+        return _compare(lsconv.lstsq(A, y, rtol=1e-12).x, dense_tikhonov(A, y, 0.0), [y, A.weight])
     damp = torch.tensor([0.3, 2.0], dtype=D, requires_grad=True)
-    return _compare(lsconv.lstsq(A, y, damp=damp, rtol=1e-12).x, _dense(A, y, damp), [y, damp, A.weight])
+    return _compare(lsconv.lstsq(A, y, damp=damp, rtol=1e-12).x, dense_tikhonov(A, y, damp), [y, damp, A.weight])
 
 
 @pytest.mark.parametrize("settings", [{}, {"padding": 1}, {"padding": 2}, {"stride": 2, "padding": 1}])

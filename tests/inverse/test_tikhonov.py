@@ -14,20 +14,9 @@ from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import ConvergenceWarning, PlanMemoryError
 from lsconv.inverse.plans import KrylovStack
 from lsconv.inverse.route import penalty_plan
+from tests.oracles import dense_tikhonov
 
 DOUBLE = torch.float64
-
-
-def dense_solution(A, y: Tensor, damp: float | Tensor, L, x_prior: Tensor | None = None) -> Tensor:
-    """The solution of the normal equations, item by item."""
-    matrix, penalty = A.to_dense(), torch.eye(A.in_numel, dtype=A.dtype) if L is None else L.to_dense()
-    batch = torch.broadcast_shapes(y.shape[: y.ndim - len(A.out_shape)], torch.as_tensor(damp).shape)
-    damp = torch.as_tensor(damp, dtype=torch.float64).expand(batch)[..., None, None]
-    H = matrix.mH @ matrix + damp**2 * (penalty.mH @ penalty)
-    prior = torch.zeros(A.in_numel, dtype=A.dtype) if x_prior is None else x_prior.flatten(-len(A.in_shape))
-    rhs = y.flatten(y.ndim - len(A.out_shape)) @ matrix.conj()
-    pull = (damp[..., 0] ** 2) * (prior @ (penalty.mH @ penalty).mT)
-    return torch.linalg.solve(H, (rhs + pull).unsqueeze(-1)).squeeze(-1).reshape(*batch, *A.in_shape)
 
 
 def convolution(out: int, channels: int, size=(13, 15), kernel=5, dtype=DOUBLE, **options):
@@ -109,7 +98,7 @@ def test_convolutional_penalty_is_solved_exactly_through_the_border(name):
     assert isinstance(penalty_plan(A, penalty, damp), StackedPlan)
     y, prior = torch.randn(2, *A.out_shape, dtype=A.dtype), torch.randn(A.in_shape, dtype=A.dtype)
     solution = lsconv.tikhonov(A, y, damp, L=penalty, x_prior=prior, rtol=1e-12)
-    expected = dense_solution(A, y, damp, penalty, prior)
+    expected = dense_tikhonov(A, y, damp, penalty, prior)
     assert torch.linalg.norm(solution.x - expected) <= 1e-8 * torch.linalg.norm(expected)
     residual = torch.linalg.vector_norm((y - A(expected)).flatten(1), dim=1)
     torch.testing.assert_close(solution.residual_norm, residual, rtol=1e-6, atol=0)
@@ -123,7 +112,7 @@ def test_other_operators_and_penalties_go_to_lsmr_on_the_stack(name):
     assert isinstance(penalty_plan(A, penalty, damp), KrylovStack)
     y = torch.randn(2, *A.out_shape, dtype=A.dtype)
     solution = lsconv.tikhonov(A, y, damp, L=penalty, rtol=1e-13)
-    expected = dense_solution(A, y, damp, penalty)
+    expected = dense_tikhonov(A, y, damp, penalty)
     assert torch.linalg.norm(solution.x - expected) <= 1e-6 * torch.linalg.norm(expected)
 
 
@@ -165,7 +154,7 @@ def test_damp_per_item_gives_every_item_its_own_answer(penalised):
     damp = torch.tensor([0.1, 3.0, 40.0], dtype=DOUBLE)
     y = torch.randn(2, 3, *A.out_shape, dtype=DOUBLE)
     solution = lsconv.tikhonov(A, y, damp, L=L, rtol=1e-13)
-    expected = dense_solution(A, y, damp, L)
+    expected = dense_tikhonov(A, y, damp, L)
     torch.testing.assert_close(solution.x, expected, rtol=0, atol=1e-8 * float(expected.abs().max()))
     assert solution.damp.shape == (2, 3)
 
@@ -178,7 +167,7 @@ def test_prior_without_penalty_is_what_the_identity_pulls_to(mode):
     y, prior = torch.randn(A.out_shape, dtype=DOUBLE), torch.randn(3, *A.in_shape, dtype=DOUBLE)
     solution = lsconv.tikhonov(A, y, 2.0, x_prior=prior, rtol=1e-12)
     for item in range(3):
-        expected = dense_solution(A, y, 2.0, None, prior[item])
+        expected = dense_tikhonov(A, y, 2.0, None, prior[item])
         assert torch.linalg.norm(solution.x[item] - expected) <= 1e-8 * torch.linalg.norm(expected)
 
 
@@ -268,7 +257,7 @@ def test_a_prior_that_explains_the_data_is_no_stagnation(dtype: torch.dtype, pen
     y = A(prior) + noise * torch.randn(20, *A.out_shape, dtype=dtype)
     solution = lsconv.tikhonov(A, y, 0.1, L=L, x_prior=prior)
     assert bool(solution.converged.all())
-    expected = dense_solution(A.to(dtype=DOUBLE), y.double(), 0.1, L and L.to(dtype=DOUBLE), prior.double())
+    expected = dense_tikhonov(A.to(dtype=DOUBLE), y.double(), 0.1, L and L.to(dtype=DOUBLE), prior.double())
     torch.testing.assert_close(solution.x.double(), expected, rtol=0, atol=2e-4 if dtype == torch.float32 else 1e-8)
 
 
@@ -299,7 +288,7 @@ def test_a_circular_convolution_with_any_penalty_is_dense_algebra(size, options,
     y = torch.randn(3, *A.out_shape, dtype=DOUBLE)
     x_prior = torch.randn(*A.in_shape, dtype=DOUBLE) if prior else None
     damp = torch.tensor([0.3, 1.0, 2.0], dtype=DOUBLE)
-    expected = dense_solution(A, y, damp, L, x_prior)
+    expected = dense_tikhonov(A, y, damp, L, x_prior)
     solution = lsconv.tikhonov(A, y, damp, L=L, x_prior=x_prior)
     assert bool(solution.converged.all())
     torch.testing.assert_close(solution.x, expected, rtol=1e-8, atol=1e-8)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import lsconv
+from tests.oracles import dense_tikhonov
 
 D = torch.float64
 SETTINGS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
@@ -32,16 +33,6 @@ def _draw(name: str) -> tuple[lsconv.Convolution, Tensor]:
     return A, torch.randn(2, *A.out_shape, dtype=D, requires_grad=True)
 
 
-def _dense(A: lsconv.LinearOperator, y: Tensor, damp: Tensor | None) -> Tensor:
-    matrix, flat = A.to_dense(), y.flatten(1)[..., None]
-    if damp is None:
-        x = torch.linalg.pinv(matrix) @ flat
-    else:
-        eye = torch.eye(A.in_numel, dtype=D)
-        x = torch.linalg.solve(matrix.mT @ matrix + damp[:, None, None] ** 2 * eye, matrix.mT @ flat)
-    return x[..., 0].reshape(-1, *A.in_shape)
-
-
 @pytest.mark.parametrize("damped", [False, True])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_gradients_equal_those_of_the_dense_formula(name: str, damped: bool) -> None:
@@ -56,7 +47,7 @@ def test_gradients_equal_those_of_the_dense_formula(name: str, damped: bool) -> 
     }
     inputs = [y, A.weight, *given.values()]
     g = torch.randn(2, *A.in_shape, dtype=D)
-    expected = torch.autograd.grad(_dense(A, y, damp), inputs, g)
+    expected = torch.autograd.grad(dense_tikhonov(A, y, 0.0 if damp is None else damp), inputs, g)
     for x in answers.values():
         for found, wanted in zip(torch.autograd.grad(x, inputs, g), expected, strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7 * float(wanted.abs().max()))
