@@ -289,8 +289,11 @@ class Judge:
         converged, unrounded = certificate.converged, certificate
         rounded = doubtful = converged != converged  # no item
         if narrowed:
-            # a stored x is no longer A^H z
-            doubts = self.null_share is not None and any_item(replace(judge, formed=None).strays(certificate))
+            # a stored x is no longer A^H z, but its residual and length, which bound the null part of that, are the same
+            strays = replace(judge, formed=None).strays(certificate)
+            doubts = self.null_share is not None and any_item(
+                strays & (judge.strays(certificate) | certificate.excused)
+            )
             doubts = doubts or (self.thorough and any_item(certificate.excused))
             if doubts or any_item(converged == 0):
                 unrounded = judge.certify(x, y, prior_norm=prior_norm, single=single)
