@@ -289,7 +289,7 @@ class Judge:
         converged, unrounded = certificate.converged, certificate
         rounded = doubtful = converged != converged  # no item
         if narrowed:
-            # a stored x is no longer A^H z, but its residual and length, which bound the null part of that, are the same
+            # a stored x is no longer A^H z, whose null part its residual and length bound; they are nearly the same
             strays = replace(judge, formed=None).strays(certificate)
             doubts = self.null_share is not None and any_item(
                 strays & (judge.strays(certificate) | certificate.excused)
