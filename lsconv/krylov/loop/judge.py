@@ -265,12 +265,13 @@ class Judge:
         stored = answer.to(x.dtype) if prior is None else answer.to(x.dtype) - prior
         # numbers for a single item, which wait for nothing and are cheaper
         single = batch.numel() == 1 and type(x) is type(y) is Tensor and A.device.type == "cpu"
-        judge = replace(self, damp=damp)
         code = otherwise.code if isinstance(otherwise, Status) else otherwise
         if single:
             norm, bound, share = map(_number, (self.operator_norm, self.norm_bound, self.null_share))
             judge = replace(self, damp=_number(damp), operator_norm=norm, norm_bound=bound, null_share=share)
             code = _number(code)
+        else:
+            judge = replace(self, damp=damp)
         space = OneItem if single else ItemSpace
         prior_norm = None if prior is None else space(A.in_shape, A.dtype, A.device).safe_norm(prior)
         narrowed = answer.dtype != x.dtype
@@ -282,8 +283,11 @@ class Judge:
         converged, unrounded = certificate.converged, certificate
         rounded = doubtful = converged != converged  # no item
         if narrowed:
-            # a stored x is no longer A^H z
-            doubts = self.null_share is not None and any_item(replace(judge, formed=None).strays(certificate))
+            # a stored x is no longer A^H z, whose null part its residual and length bound; they are nearly the same
+            strays = replace(judge, formed=None).strays(certificate)
+            doubts = self.null_share is not None and any_item(
+                strays & (judge.strays(certificate) | certificate.excused)
+            )
             doubts = doubts or (self.thorough and any_item(certificate.excused))
             if doubts or any_item(converged == 0):
                 unrounded = judge.certify(x, y, prior_norm=prior_norm, single=single)
