@@ -33,9 +33,6 @@ __all__ = ["BorderPath", "SolverPath"]
 # sqrt(2 / (probes m)) or less. A local search, which needs slopes and not differences of values, begins with a fourth
 # of them, and goes on to four times as many where m - tr H is not known to one per cent.
 _PROBED_NUMBERS = 2**17
-# The border systems of the data begin with this tolerance, which falls until the identity that the solution obeys holds
-# to within it: the errors of quadratic forms are of second order. Those of probes and slopes have so many times as much.
-_TOLERANCE, _ROUGH, _LEAST_TOLERANCE = 1e-2, 10.0, 1e-6
 
 
 class _Probed:
@@ -144,7 +141,8 @@ class BorderPath(_Probed):
         count: number of measured data, ``batch``; None: all.
         local: the path serves a local search.
         probes: their number; None: as many as the data ask for.
-        tolerance: relative residual of the border systems to begin with.
+        tolerance: relative residual of the border systems of the data, to begin with; it falls until the identity that
+            the solution obeys holds to within it.
         missing: outputs that are not measured, ``out_shape``; they are cells of the border, and no data.
 
     Raises:
@@ -161,7 +159,7 @@ class BorderPath(_Probed):
         *,
         local: bool = False,
         probes: int | None = None,
-        tolerance: float = _TOLERANCE,
+        tolerance: float = 10 * TOLERANCE,
         missing: Tensor | None = None,
     ) -> None:
         super().__init__(A, y, count, local=local, probes=probes)
@@ -225,7 +223,8 @@ class BorderPath(_Probed):
         residual = inverse.side == "residual"
         f = y if residual else A.adjoint(y)
         u = None if start is None else self.starts.get(start)
-        bound = tolerance = self.tolerance * (_ROUGH if rough else 1)
+        # the errors of quadratic forms are of second order
+        bound = tolerance = self.tolerance * (10 if rough else 1)
         while True:
             z, _, u = self._continued(inverse, f, u, tolerance)
             x, r = (A.adjoint(z), mu * z) if residual else (z, y - A.apply(z))
@@ -233,7 +232,7 @@ class BorderPath(_Probed):
                 r = torch.where(self.missing, 0, r)
             Lx, item = (x, A.in_shape) if L is None else (L.apply(x), L.out_shape)
             penalty = _norm_sq(Lx, item)
-            if u is None or tolerance <= _LEAST_TOLERANCE or self._is_balanced(y, r, damp, penalty, bound):
+            if u is None or tolerance <= TOLERANCE**2 or self._is_balanced(y, r, damp, penalty, bound):
                 break
             tolerance *= 0.1
         if start is not None and u is not None:

@@ -36,9 +36,9 @@ from lsconv.operators.fft_convolution import good_fft_length
 
 __all__ = ["TaperedPath", "fading", "without_padding"]
 
-# The share of an axis, both ends together, over which the data fade to zero. Most data of a volume lie near its faces,
-# and would leak: they fade all along (Hann's window).
-_TAPER, _VOLUME_TAPER = 0.25, 1.0
+# The share of an axis, both ends together, over which the data fade to zero, by the number of axes. Most data of a
+# volume lie near its faces, and would leak: they fade all along (Hann's window).
+_TAPER = {1: 0.25, 2: 0.25, 3: 1.0}
 # The least size of an axis, which is also no less than the kernel.
 _LEAST_DATA = 6
 
@@ -184,7 +184,7 @@ def fading(sizes: tuple[int, ...], A: Convolution) -> Tensor:
     weight = torch.ones((), dtype=real, device=A.device)
     for n in sizes:
         place = (torch.arange(n, dtype=torch.float64, device=A.device) + 0.5) / n
-        edge = torch.minimum(place, 1 - place) / (0.5 * (_VOLUME_TAPER if A.ndim == 3 else _TAPER))
+        edge = torch.minimum(place, 1 - place) / (0.5 * _TAPER[A.ndim])
         window = torch.where(edge < 1, 0.5 - 0.5 * torch.cos(math.pi * edge.clamp_max(1)), 1)
         if A.padding_mode == "circular":
             window = torch.ones_like(window)
