@@ -25,7 +25,7 @@ from lsconv.operators.direct_convolution import DirectConvolution
 from lsconv.operators.elementary import Crop
 from lsconv.operators.fft_convolution import FrequencyGrid, direct_cost, fft_cost
 from lsconv.operators.modules import PlainModule, TransposedModule, check_module, convolution_arguments
-from lsconv.operators.padding import check_pairs
+from lsconv.operators.padding import check_pairs, most_readers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -391,16 +391,6 @@ def norm_bound(A: Convolution) -> Tensor:
     size = A.weight.detach().abs().double().flatten(-A.ndim).sum(-1)  # *batch, outputs, inputs of a group
     rows = size.sum(-1).amax(-1)
     columns = size.unflatten(-2, (A.groups, -1)).sum(-2).flatten(-2).amax(-1)
-    return (rows * columns * math.prod(_most_readers(A, a) for a in range(A.ndim))).sqrt()
-
-
-def _most_readers(A: Convolution, a: int) -> int:
-    """Count the outputs along an axis that may read one input by one tap: padding copies inputs."""
-    n, (left, right) = A.spatial_in[a], A.padding[a]
-    if A.padding_mode == "circular":
-        return -(-A.spatial_out[a] // (n // math.gcd(n, A.stride[a])))
-    if A.padding_mode == "reflect":
-        return 1 + (left > 0) + (right > 0)
-    if A.padding_mode == "replicate":
-        return 1 + (left + right if n == 1 else max(left, right))
-    return 1
+    axes = zip(A.spatial_in, A.padding, A.stride, A.spatial_out, strict=True)
+    copies = [most_readers(A.padding_mode, *axis) for axis in axes]
+    return (rows * columns * math.prod(copies)).sqrt()

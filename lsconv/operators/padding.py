@@ -6,6 +6,7 @@ Padding is separable: along one axis of length n it is a matrix P of shape (left
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["MODES", "Pad", "Pairs", "check_pairs", "is_int", "normalise_pairs", "pad", "pad_adjoint"]
+__all__ = ["MODES", "Pad", "Pairs", "check_pairs", "is_int", "most_readers", "normalise_pairs", "pad", "pad_adjoint"]
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -221,3 +222,14 @@ class Pad(LinearOperator):
 def is_int(value: Any) -> bool:
     """Tell whether ``value`` is an integer, Python's or numpy's, and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def most_readers(mode: str, size: int, pair: tuple[int, int], stride: int, outputs: int) -> int:
+    """Count the outputs along an axis that may read one input by one tap: padding copies inputs."""
+    if mode == "circular":
+        return -(-outputs // (size // math.gcd(size, stride)))
+    if mode == "reflect":
+        return 1 + (pair[0] > 0) + (pair[1] > 0)
+    if mode == "replicate":
+        return 1 + (sum(pair) if size == 1 else max(pair))
+    return 1

@@ -71,32 +71,34 @@ class _Probed:
         signs = torch.randint(0, 2, (probes, *self.A.out_shape), generator=generator) * 2 - 1
         self.probes = signs.to(self.A.device, self.A.dtype).reshape(-1, *(1 for _ in self.batch), *self.A.out_shape)
 
-    def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
-        """Residual and ``||L x||^2`` for each of the data ``(many, *batch, *out_shape)``.
+    def _solve(
+        self, damp: Tensor, data: Tensor, start: str | None = None, *, rough: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Residual and ``||L x||^2`` for data ``(many, *batch, *out_shape)``.
 
         Args:
             damp: the damp.
-            data: data and probes.
-            keep: let later damps start from these solutions.
+            data: data or probes.
+            start: the name under which later damps start from these solutions; None: they do not.
+            rough: the errors are of second order in what is asked for.
         """
         raise NotImplementedError
 
-    def _both(self, damp: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Data and probes: as one batch where that costs no more."""
-        items = math.prod(self.batch)
-        if items > 1:
-            return self._solve(damp, [self.y, self.probes])
+    def _both(self, damp: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Data and probes: as one batch where these are small, and calls are what costs."""
+        if math.prod(self.batch) > 1 or len(self.probes) == 1:
+            return self._solve(damp, self.y, "data"), self._solve(damp, self.probes, "probes", rough=True)
         many = self.y.shape[0]
         whole = torch.cat([self.y, self.probes.expand(-1, *self.batch, *self.A.out_shape)])
-        ((r, penalty),) = self._solve(damp, [whole])
-        return [(r[:many], penalty[:many]), (r[many:], penalty[many:])]
+        r, penalty = self._solve(damp, whole, "both")
+        return (r[:many], penalty[:many]), (r[many:], penalty[many:])
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Everything at ``damp``; see :class:`DampPath`."""
-        (r, penalty), *probed = self._both(damp) if trace else self._solve(damp, [self.y])
+        (r, penalty), probed = self._both(damp) if trace else (self._solve(damp, self.y, "data"), None)
         influence = error = change = torch.full_like(penalty[0], torch.nan)
-        if probed:
-            ((rv, _),) = probed
+        if probed is not None:
+            rv, _ = probed
             free = self.space.inner(self.probes.expand_as(rv), rv).double()
             influence = self.together * (self.A.out_numel - free.mean(0))
             # d(I - H)/dlog mu = (I - H) - (I - H)^2
@@ -114,7 +116,7 @@ class _Probed:
         derivative = torch.full_like(penalty[0], torch.nan)
         if slope:
             # d(I - H)/dlog mu = (I - H) H, so d||r||^2/dlog mu = 2 r^H H r, and d||Lx||^2/dmu = -that / mu^2
-            ((again, _),) = self._solve(damp, [r], keep=False)
+            again, _ = self._solve(damp, r, rough=True)
             derivative = -2 * self.space.inner(r, r - again).double().sum(0) / damp.double() ** 4
         values = (self.space.norm(r).double().square().sum(0), penalty.sum(0), influence, error)
         nothing = torch.full(self.batch, torch.nan, dtype=torch.float64, device=self.A.device)
@@ -139,7 +141,8 @@ class BorderPath(_Probed):
         count: number of measured data, ``batch``; None: all.
         local: the path serves a local search.
         probes: their number; None: as many as the data ask for.
-        tolerance: relative residual of the border systems.
+        tolerance: relative residual of the border systems of the data, to begin with; it falls until the identity that
+            the solution obeys holds to within it.
         missing: outputs that are not measured, ``out_shape``; they are cells of the border, and no data.
 
     Raises:
@@ -156,7 +159,7 @@ class BorderPath(_Probed):
         *,
         local: bool = False,
         probes: int | None = None,
-        tolerance: float = TOLERANCE,
+        tolerance: float = 10 * TOLERANCE,
         missing: Tensor | None = None,
     ) -> None:
         super().__init__(A, y, count, local=local, probes=probes)
@@ -169,7 +172,7 @@ class BorderPath(_Probed):
         self.precise = A.to(dtype=double(A.dtype))
         self.precise_L = None if L is None else L.to(dtype=double(A.dtype))
         self.fine_below = 0.0  # damps up to this need double precision
-        self.starts: dict[int, Tensor] = {}
+        self.starts: dict[str, Tensor] = {}
         self.latest: tuple[Tensor, tuple[Convolution, LinearOperator | None, NormalInverse]] | None = None
 
     @staticmethod
@@ -206,39 +209,52 @@ class BorderPath(_Probed):
             self.fine_below = least
         return self.precise, self.precise_L, self._inverse(self.precise, self.precise_L, damp)
 
-    def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
+    def _solve(
+        self, damp: Tensor, data: Tensor, start: str | None = None, *, rough: bool = False
+    ) -> tuple[Tensor, Tensor]:
         if self.latest is None or not torch.equal(self.latest[0], damp):
             self.latest = None  # the factors of one damp at a time
             self.latest = damp, self._factors(damp)
         A, L, inverse = self.latest[1]
         mu = over_items(damp.double().square().to(A.weight.real.dtype), len(A.out_shape))
-        found = []
-        for number, y in enumerate(data):
-            y = y.to(A.dtype)
-            unmeasured = 0 if self.missing is None else torch.where(self.missing, y, 0)
-            y = y - unmeasured
-            residual = inverse.side == "residual"
-            f = y if residual else A.adjoint(y)
-            start = self.starts.get(number) if keep else None
-            z, _, u = self._continued(inverse, f, start)
-            if keep and u is not None:
-                self.starts[number] = u
+        y = data.to(A.dtype)
+        unmeasured = 0 if self.missing is None else torch.where(self.missing, y, 0)
+        y = y - unmeasured
+        residual = inverse.side == "residual"
+        f = y if residual else A.adjoint(y)
+        u = None if start is None else self.starts.get(start)
+        # the errors of quadratic forms are of second order
+        bound = tolerance = self.tolerance * (10 if rough else 1)
+        while True:
+            z, _, u = self._continued(inverse, f, u, tolerance)
             x, r = (A.adjoint(z), mu * z) if residual else (z, y - A.apply(z))
             if self.missing is not None:  # a missing datum has no model: it is its own residual
-                r = torch.where(self.missing, unmeasured, r)
+                r = torch.where(self.missing, 0, r)
             Lx, item = (x, A.in_shape) if L is None else (L.apply(x), L.out_shape)
-            found.append((r.to(self.own.dtype), _norm_sq(Lx, item)))
-        return found
+            penalty = _norm_sq(Lx, item)
+            if u is None or tolerance <= TOLERANCE**2 or self._is_balanced(y, r, damp, penalty, bound):
+                break
+            tolerance *= 0.1
+        if start is not None and u is not None:
+            self.starts[start] = u
+        return (r + unmeasured).to(self.own.dtype), penalty
 
+    def _is_balanced(self, y: Tensor, r: Tensor, damp: Tensor, penalty: Tensor, bound: float) -> bool:
+        """Tell whether ``<Ax, r> = mu ||Lx||^2``, as of the solution, within this part of ``||r||^2``."""
+        space = ItemSpace(self.A.out_shape, r.dtype, r.device)
+        off = (space.inner(r, y - r).double() - damp.double().square() * penalty).abs()
+        return bool((off <= bound * space.norm(r).double().square()).all())
+
+    @staticmethod
     def _continued(
-        self, inverse: NormalInverse, f: Tensor, start: Tensor | None
+        inverse: NormalInverse, f: Tensor, start: Tensor | None, tolerance: float
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The inverse applied from a start that fits, or from none."""
         if start is not None:
             lead = inverse.embedding.rest(tuple(f.shape[: f.ndim - inverse.embedding.ndim - 1]))[1]
             fits = start.shape[:2] == (lead, inverse.embedding.blocks) and start.dtype == f.dtype
             start = start if fits else None
-        return inverse.continued(f, self.tolerance, 300, start)
+        return inverse.continued(f, tolerance, 300, start)
 
 
 class SolverPath(_Probed):
@@ -258,23 +274,22 @@ class SolverPath(_Probed):
         self.L, self.scale = L, scale.expand(self.batch)
         self.latest: tuple[Tensor, Any] | None = None
 
-    def _solve(self, damp: Tensor, data: list[Tensor], *, keep: bool = True) -> list[tuple[Tensor, Tensor]]:
+    def _solve(
+        self, damp: Tensor, data: Tensor, start: str | None = None, *, rough: bool = False
+    ) -> tuple[Tensor, Tensor]:
         if self.latest is None or not torch.equal(self.latest[0], damp):
             self.latest = None  # the setup of one damp at a time
             self.latest = damp, route(self.A, damp) if self.L is None else penalty_plan(self.A, self.L, damp)
         plan = self.latest[1]
-        found = []
-        for y in data:
-            y = y.expand(y.shape[0], *self.batch, *self.A.out_shape)
-            if isinstance(plan, WeightedPlan):
-                x = plan.approximate(y, 10 * TOLERANCE)
-            else:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ConvergenceWarning)
-                    x = plan.solve(y, rtol=0.1 * TOLERANCE).x
-            Lx = x if self.L is None else self.L.apply(x)
-            found.append((y - self.A.apply(x), _norm_sq(Lx, self.A.in_shape if self.L is None else self.L.out_shape)))
-        return found
+        y = data.expand(data.shape[0], *self.batch, *self.A.out_shape)
+        if isinstance(plan, WeightedPlan):
+            x = plan.approximate(y, 10 * TOLERANCE)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                x = plan.solve(y, rtol=TOLERANCE if rough else 0.1 * TOLERANCE).x
+        Lx = x if self.L is None else self.L.apply(x)
+        return y - self.A.apply(x), _norm_sq(Lx, self.A.in_shape if self.L is None else self.L.out_shape)
 
 
 def _norm_sq(x: Tensor, item: tuple[int, ...]) -> Tensor:

@@ -36,8 +36,9 @@ from lsconv.operators.fft_convolution import good_fft_length
 
 __all__ = ["TaperedPath", "fading", "without_padding"]
 
-# The share of an axis, both ends together, over which the data fade to zero.
-_TAPER = 0.25
+# The share of an axis, both ends together, over which the data fade to zero, by the number of axes. Most data of a
+# volume lie near its faces, and would leak: they fade all along (Hann's window).
+_TAPER = {1: 0.25, 2: 0.25, 3: 1.0}
 # The least size of an axis, which is also no less than the kernel.
 _LEAST_DATA = 6
 
@@ -89,8 +90,7 @@ class TaperedPath:
         """Tell whether A and L have symbols that are numbers, and the data are large against the kernel."""
         if not isinstance(A, Convolution) or not A.in_shape[0] == A.out_shape[0] == A.groups or set(A.stride) != {1}:
             return False
-        sizes = zip(without_padding(A), A.kernel_extent, strict=True)
-        if any(count < max(_LEAST_DATA, extent) for (_, count), extent in sizes):
+        if any(n < max(_LEAST_DATA, k) for (_, n), k in zip(without_padding(A), A.kernel_extent, strict=True)):
             return False
         return L is None or cls.symbol_power(L, A.ndim, tuple(max(k, 4) for k in A.kernel_extent)) is not None
 
@@ -164,17 +164,17 @@ class TaperedPath:
 
 
 def without_padding(A: Convolution) -> list[tuple[int, int]]:
-    """Per axis the first output that reads no padding, and how many do not; all of them where the padding is circular.
+    """Per axis the first output that reads no padding, and how many do not, for a stride of one.
 
-    Stride 1.
+    All of them where the padding is circular, and where those that read none are few.
     """
     found = []
     for n, extent, (left, _), outputs in zip(A.spatial_in, A.kernel_extent, A.padding, A.spatial_out, strict=True):
         if A.padding_mode == "circular":
             found.append((0, outputs))
             continue
-        last = min(n - extent + left, outputs - 1)
-        found.append((left, last - left + 1))
+        count = min(n - extent + left, outputs - 1) - left + 1
+        found.append((left, count) if count >= max(_LEAST_DATA, extent) else (0, outputs))
     return found
 
 
@@ -184,7 +184,7 @@ def fading(sizes: tuple[int, ...], A: Convolution) -> Tensor:
     weight = torch.ones((), dtype=real, device=A.device)
     for n in sizes:
         place = (torch.arange(n, dtype=torch.float64, device=A.device) + 0.5) / n
-        edge = torch.minimum(place, 1 - place) / (0.5 * _TAPER)
+        edge = torch.minimum(place, 1 - place) / (0.5 * _TAPER[A.ndim])
         window = torch.where(edge < 1, 0.5 - 0.5 * torch.cos(math.pi * edge.clamp_max(1)), 1)
         if A.padding_mode == "circular":
             window = torch.ones_like(window)

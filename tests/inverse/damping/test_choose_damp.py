@@ -12,6 +12,7 @@ import lsconv
 from lsconv.border.system.strip_product import Strips
 from lsconv.errors import ArgumentError, MethodError, PlanMemoryError, ShapeError
 from lsconv.inverse.damping.choose_damp import RULES, Selection, choose_damp
+from lsconv.inverse.damping.rules import Criterion
 from lsconv.inverse.damping.stochastic_paths import BorderPath, SolverPath
 from lsconv.inverse.damping.subimages import as_windows
 from lsconv.operators.base import LinearOperator
@@ -223,7 +224,7 @@ def test_border_path_agrees_with_dense_algebra_within_its_error(kind: str) -> No
         y = torch.randn(A.out_shape, dtype=DOUBLE)
     else:
         A, y = problem({"valid": 0, "same": 2, "full": 4}[kind])
-    path, dense = BorderPath(A, y.unsqueeze(0), torch.tensor(1.0)), Dense(A, y)
+    path, dense = BorderPath(A, y.unsqueeze(0), torch.tensor(1.0), tolerance=1e-3), Dense(A, y)
     for damp in (0.01, 0.1, 1.0):
         e = path.evaluate(torch.tensor(damp, dtype=DOUBLE), slope=True)
         rss, penalty, trace, _, _ = dense.parts(damp)
@@ -300,6 +301,23 @@ def test_loose_solves_give_the_curves_of_precise_ones(penalty: bool) -> None:
     )
     for name in ("residual_norm_sq", "penalty_norm_sq", "trace", "trace_slope"):
         torch.testing.assert_close(getattr(loose, name), getattr(precise, name), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("padding", [0, 7])
+@pytest.mark.parametrize("penalty", [False, True])
+@pytest.mark.parametrize("damp", [1e-3, 1e-2, 0.1])
+def test_loose_solves_know_the_slope_of_the_criterion_at_every_damp(penalty: bool, padding: int, damp: float) -> None:
+    """The residual of a nearly fitted image is the small difference of large numbers."""
+    g = torch.exp(-((torch.arange(15.0) - 7) ** 2) / 8)
+    A = lsconv.Conv2d((torch.outer(g, g) / g.sum() ** 2)[None, None], (64, 64), padding=padding).to(dtype=DOUBLE)
+    y = A((torch.randn(1, 64, 64, dtype=DOUBLE).cumsum(-1) > 0).to(DOUBLE)) + 0.01 * torch.randn(A.out_shape)
+    L = lsconv.Gradient(A.in_shape, dtype=DOUBLE) if penalty else None
+    criterion, t = Criterion("gcv", None, 0), torch.tensor(damp, dtype=DOUBLE).log()
+    loose, precise = (
+        criterion.rise(path.evaluate(t.exp(), slope=True), t, path.count)
+        for path in (BorderPath(A, y[None], torch.tensor(1.0), L, probes=2, **how) for how in ({}, {"tolerance": 1e-9}))
+    )
+    torch.testing.assert_close(loose, precise, rtol=0.02, atol=5e-3)
 
 
 # ---------------------------------------------------------------------- windows

@@ -116,3 +116,23 @@ def test_channels_under_one_kernel_are_chosen_for_together(rule: str) -> None:
     torch.testing.assert_close(together.damp, beside.damp, rtol=1e-6, atol=0)
     finite = torch.isfinite(beside.values)
     torch.testing.assert_close(together.values[finite], beside.values[finite], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("padding", [0, (2, 3, 3)])
+@pytest.mark.parametrize("penalty", [False, True])
+def test_its_minimum_for_a_small_volume_is_within_a_factor_of_four(
+    penalty: bool, padding: int | tuple[int, ...]
+) -> None:
+    """Nearly all of the data of such a volume lie near a face, and few of them read no padding."""
+    axes = [torch.exp(-((torch.arange(float(n)) - n // 2) ** 2) / n) for n in (5, 7, 7)]
+    kernel = torch.einsum("i,j,k->ijk", *(axis / axis.sum() for axis in axes))[None, None]
+    A = lsconv.Conv3d(kernel, (10, 36, 36), padding=padding)
+    scene = (torch.nn.functional.avg_pool3d(torch.randn(1, 10, 36, 36), 7, 1, 3) > 0).float()
+    y = A(scene) + 0.03 * torch.randn(A.out_shape)
+    L = lsconv.Gradient(A.in_shape, ndim=3) if penalty else None
+    assert TaperedPath.serves(A, L)
+    selection = choose_damp(A, y, "gcv", L=L)
+    assert selection.likeness is not None
+    damps, values = selection.likeness
+    ratio = float(damps[values.argmin()] / selection.damp)
+    assert 1 / 4 < ratio < 4
