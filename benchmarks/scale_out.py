@@ -27,6 +27,7 @@ from torch import Tensor
 import lsconv
 from benchmarks.runner import Table
 from lsconv.border.plan import BorderPlan
+from lsconv.tiled.progress import Progress
 
 F64 = torch.float64
 
@@ -138,15 +139,71 @@ def rank(number: int, ranks: int, size: int, meeting: str, answers: Any) -> None
     dist.destroy_process_group()
 
 
+def spawned(program: Any, ranks: int, *given: Any) -> list[dict[str, Any]]:
+    """What every one of several processes reports, by its rank."""
+    context = torch.multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(program, (ranks, *given, f"{folder}/meeting", answers), nprocs=ranks)
+    return sorted((answers.get() for _ in range(ranks)), key=lambda row: row["rank"])
+
+
 def traffic(size: int, counts: Sequence[int]) -> list[dict[str, Any]]:
     """A row for every rank of 1, 2, 4 processes."""
+    return [row for ranks in counts for row in spawned(rank, ranks, size)]
+
+
+def share(number: int, ranks: int, size: int, name: str, damp: float, meeting: str, answers: Any) -> None:
+    """Solve as one of several processes, and report the work that was done and sent."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=ranks)
+    A, y = problem(name, size)
+    plan = lsconv.tiled.Plan(A, damp=damp, tile=size // 4, mesh=init_device_mesh("cpu", (ranks,)))
+    data, passes = y[:, plan.y_rows].clone(), plan.passes
+    plan.solve(data, max_iter=1)  # which makes the factors
+    work = {"tiles": 0, "transform": 0, "iterations": 0}
+
+    class Counted(Progress):
+        def tick(self, what: str) -> None:
+            work[what] = work.get(what, 0) + 1
+            work["iterations"] += passes.pencil.iterations if what == "transform" else 0
+
+    lsconv.tiled.plan.Progress = Counted  # type: ignore[misc, attr-defined]
+    sent = plan.ranks.sent
+    begun = time.process_time()
+    solution = plan.solve(data)
+    spent = time.process_time() - begun
+    tiles = work["tiles"] * math.prod(passes.tiles.size) / size**2
+    if work["transform"]:
+        part = passes.pencil.grid.part
+        transforms = work["transform"] * 2 * (part.stop - part.start) / passes.pencil.grid.frequencies[1]
+    answers.put({
+        "rank": number, "blur": name, "damp": damp, "ranks": ranks, "path": plan.path,
+        "certified": bool(solution.converged), "steps": int(solution.iterations),
+        "border iterations": work["iterations"], "images solved by tiles": tiles,
+        "images transformed": transforms if work["transform"] else 0.0, "CPU s": spent,
+        "MB sent": (plan.ranks.sent - sent) / 1e6,
+    })  # fmt: skip
+    dist.destroy_process_group()
+
+
+def scaling(size: int, counts: Sequence[int], cases: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+    """The most that a rank does, for the same image on more and more processes."""
     rows = []
-    for ranks in counts:
-        context = torch.multiprocessing.get_context("spawn")
-        answers = context.SimpleQueue()
-        with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(rank, (ranks, size, f"{folder}/meeting", answers), nprocs=ranks)
-        rows += sorted((answers.get() for _ in range(ranks)), key=lambda row: row["rank"])
+    for name, damp in cases:
+        alone = 0.0
+        for ranks in counts:
+            found = spawned(share, ranks, size, name, damp)
+            row = {key: found[0][key] for key in found[0] if key != "rank"}
+            for key, digits in (("images solved by tiles", 2), ("images transformed", 2), ("CPU s", 2), ("MB sent", 1)):
+                row[key] = f"{max(each[key] for each in found):.{digits}f}"
+            alone = alone or float(row["CPU s"])
+            row["CPU s of one / all"] = f"{alone / (ranks * float(row['CPU s'])):.2f}"
+            rows.append(row)
     return rows
 
 
@@ -206,13 +263,18 @@ def out_of_core(size: int, memory: float) -> list[dict[str, Any]]:
 
 
 def tables(quick: bool) -> Iterator[Table]:
-    """Accuracy, traffic and memory."""
+    """Accuracy, traffic, scaling and memory."""
     every = [(name, damp) for name in ("gauss 15", "box 9", "motion 15") for damp in (1e-1, 1e-2, 1e-3)]
     cases = every[::4] if quick else every
     size, tile = (150, 70) if quick else (512, 170)
     yield Table(f"{size}² in tiles of {tile}², double precision: relative errors", accuracy(size, tile, cases))
     size = 160 if quick else 1024
     yield Table(f"{size}² on several processes, box 9, damp 0.1", traffic(size, (2,) if quick else (1, 2, 4)))
+    cases = [("box 9", 1e-1), ("box 9", 1e-3), ("motion 15", 1e-2)]
+    yield Table(
+        f"{size}² on more and more processes: the most that one of them does in a solve, its factors made",
+        scaling(size, (2,) if quick else (1, 2, 4), cases[:2] if quick else cases),
+    )
     size, memory = (700, 4e8) if quick else (8192, 1.2e9)
     yield Table(
         f"{size}² in float32, gauss 15, damp 0.1: out of core, max_memory = {memory / 1e9:.2g} GB",

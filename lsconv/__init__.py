@@ -15,7 +15,8 @@ structure      ``norm``, ``cond``, ``singular_values``, ``svd`` (a ``SingularVal
                why, ``explain`` (an ``Explanation``)
 iterations     ``lsmr``, ``lsqr``, ``cgls``, ``craig``; ``cg``, ``minres``, ``gmres``; ``hybrid`` (a
                ``HybridSelection``); ``refine``, ``set_backward_failure_hook``
-tiled          ``tiled.Plan``: images larger than memory, by tiles, out of core and on many ranks
+tiled          ``tiled.Plan``, ``tiled_total_variation``: images larger than memory, by tiles, out of core and on
+               many ranks
 modules        ``nn.PseudoInverse``, ``nn.Tikhonov``, ``nn.RangeNull``, ``nn.InvertibleConv2d``,
                ``nn.spectral_norm``
 psf            ``psf.gaussian``, ``psf.disk``, ``psf.motion``, ``psf.moffat``, ``psf.airy``, ``psf.box``
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from lsconv.inverse.pseudo_inverse import pinv
     from lsconv.inverse.tikhonov import tikhonov
     from lsconv.inverse.damping.choose_damp import Selection, choose_damp
+    from lsconv.inverse.tiled_variation import tiled_total_variation
     from lsconv.inverse.total_variation import total_variation
     from lsconv.inverse.plug_and_play import plug_and_play
     from lsconv.inverse.deconvolve import deconvolve
@@ -131,6 +133,7 @@ __all__ = [
     "tikhonov",
     "choose_damp",
     "Selection",
+    "tiled_total_variation",
     "total_variation",
     "plug_and_play",
     "deconvolve",
@@ -232,6 +235,7 @@ _HOMES = {
         "Selection",
         "choose_damp",
     ),
+    "lsconv.inverse.tiled_variation": ("tiled_total_variation",),
     "lsconv.inverse.total_variation": ("total_variation",),
     "lsconv.inverse.plug_and_play": ("plug_and_play",),
     "lsconv.inverse.deconvolve": ("deconvolve",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -75,7 +77,7 @@ class TiledRestoring:
         psf = kernel.values.to(device=self.work.device, dtype=torch.float64 if wide else torch.float32)
         A = self._blur(psf, size)
         rule = self.work.rule()
-        damp = rule if isinstance(rule, float) else self._damp_of_sample(psf, planes, rule)
+        damp, chosen = (rule, "") if isinstance(rule, float) else self._damp_of_sample(psf, planes, rule)
         # a restart with the same command finds here what was done
         folder = target.parent / f".{target.name}.tiles"
         plan = lsconv.tiled.Plan(
@@ -96,7 +98,6 @@ class TiledRestoring:
             raise
         shutil.rmtree(folder, ignore_errors=True)
         steps = int(solution.iterations.max())
-        chosen = "" if isinstance(rule, float) else f" (by {rule} on the middle of the image)"
         line = (
             f"{target}: PSF {'×'.join(map(str, kernel.size))}, boundary {self.work.boundary}, prior {self.work.prior}, "
             f"damp {damp:.3g}{chosen}, tiles of {'×'.join(map(str, plan.passes.tiles.size))}, {steps} step(s)"
@@ -110,17 +111,42 @@ class TiledRestoring:
         edge = "periodic" if self.work.boundary == "periodic" else "neumann"
         return lsconv.Gradient(A.in_shape, ndim=A.ndim, boundary=edge, dtype=A.dtype, device=A.device)
 
-    def _damp_of_sample(self, psf: Tensor, planes: Any, rule: str) -> float:
-        """The damping of the middle of the image, up to 512 pixels along every axis, whose surroundings are unknown."""
-        ndim = self.work.kernel.ndim
-        cells = [slice((n - min(n, 512)) // 2, (n + min(n, 512)) // 2) for n in planes.shape[-ndim:]]
-        middle = tuple(int(n) // 2 for n in planes.shape[:-ndim])
-        place: Any = (*middle, *cells)
-        part = np.array(planes[place], dtype=np.float64)
-        sample = torch.from_numpy(part).to(psf)[None]
-        A = lsconv.blur_operator(psf, tuple(sample.shape[1:]), origin=self.work.origin)
-        L = lsconv.Gradient(A.in_shape, ndim=ndim, dtype=A.dtype, device=A.device)
-        return float(lsconv.choose_damp(A, sample, rule, L=L, noise_std=self.work.noise_std).damp)
+    def _damp_of_sample(self, psf: Tensor, planes: Any, rule: str) -> tuple[float, str]:
+        """The damping that the rule chooses on a sample of windows together, and words about it.
+
+        The windows, whose surroundings are unknown, are groups of one convolution: their squared residuals and
+        influences add up, and estimate those of the whole.
+        """
+        sample = _windows(planes, self.work.kernel.ndim, self.work.kernel.size).to(psf)
+        count, size = sample.shape[0], sample.shape[1:]
+        one: Any = lsconv.blur_operator(psf, tuple(size), origin=self.work.origin)
+        A = lsconv.Convolution(
+            one.weight.expand(count, *one.weight.shape[1:]), one.spatial_in, padding=one.padding, groups=count,
+            padding_mode=one.padding_mode,
+        )  # fmt: skip
+        L = lsconv.Gradient(A.in_shape, ndim=A.ndim, dtype=A.dtype, device=A.device)
+        chosen = lsconv.choose_damp(A, sample, rule, L=L, noise_std=self.work.noise_std)
+        value = float(chosen.values[(chosen.damps - chosen.damp).abs().argmin()])
+        where = f"{count} window(s) of {'×'.join(map(str, size))}"
+        return float(chosen.damp), f" (by {rule} on {where}, where it is {value:.3g})"
+
+
+def _windows(planes: Any, ndim: int, kernel: Sequence[int]) -> Tensor:
+    """A sample of the image, ``(windows, *size)``: three along every axis that is long, each of another plane."""
+    longest, part = {1: (16384, 4096), 2: (512, 192), 3: (128, 64)}[ndim]
+    along = []
+    for n, k in zip(planes.shape[-ndim:], kernel, strict=True):
+        length = n if n <= max(longest, 4 * k) else max(part, 4 * k)
+        firsts = [0] if length == n else [round((2 * i + 1) * n / 6 - length / 2) for i in range(3)]
+        along.append([slice(first, first + length) for first in firsts])
+    found, lead = list(itertools.product(*along)), planes.shape[:-ndim]
+    places = [np.unravel_index((2 * i + 1) * math.prod(lead) // (2 * len(found)), lead) if lead else ()
+              for i in range(len(found))]  # fmt: skip
+    parts = []
+    for at, cells in zip(places, found, strict=True):
+        index: Any = (*map(int, at), *cells)
+        parts.append(np.array(planes[index], dtype=np.float64))
+    return torch.from_numpy(np.stack(parts))
 
 
 class _Output:

@@ -339,6 +339,10 @@ class Passes:
             self._convolutions[key] = regions.convolution(kind), terms
         return self._convolutions[key]
 
+    def local(self, region: Region) -> Convolution:
+        """A within the region of a gradient."""
+        return self._local(self.halos, region.kind)[0]
+
     def inverse(self, kind: Kind) -> NormalInverse:
         """The inverse that all tiles of one kind share."""
         if kind not in self._inverses:

@@ -9,12 +9,13 @@ whole, recomputed with halos, is the certificate.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,8 +167,8 @@ class Plan:
             NonFiniteError: y has NaN or infinity; the message names the tile.
             RankError: another rank has failed, or does not answer.
         """
-        batch = self._check(y)
-        shape = (*batch, *self._item_shape(self.A.c_in, self.A.spatial_in, self.x_rows))
+        batch = self.check(y)
+        shape = (*batch, *self.item_shape(self.A.c_in, self.A.spatial_in, self.x_rows))
         if out is None:
             out = torch.empty(shape, dtype=self.A.dtype, device=self.A.device)
         elif tuple(out.shape) != shape:
@@ -177,8 +178,8 @@ class Plan:
         with Progress(self, progress) as bar, torch.no_grad():
             self.passes.tick = bar.tick
             for item in itertools.product(*map(range, batch)):
-                data = self._field(y, self.A.spatial_out, self.y_rows, item)
-                target = self._field(out, self.A.spatial_in, self.x_rows, item)
+                data = self.field(y, self.A.spatial_out, self.y_rows, item)
+                target = self.field(out, self.A.spatial_in, self.x_rows, item)
                 found.append(self._solve(data, target, item, batch, tolerances, max_iter))
         solution = joined(found, out, batch, self.damp, self.A.device)
         report(solution, self)
@@ -195,13 +196,7 @@ class Plan:
                 self.ranks.exchange(field, (min(n[0] for n in needed), max(n[1] for n in needed)))
         shape = (self.A.c_in, out.rows, *self.A.spatial_in[1:])
         options = {"channels": True, "wraps": self.wraps, "first": self.x_rows.start, "device": self.A.device}
-        folder, temporary = self.storage, None
-        if folder is None and self.strategy.out_of_core:
-            temporary = tempfile.TemporaryDirectory(prefix="lsconv-")
-            folder = Path(temporary.name)
-        try:
-            if folder is not None and item:
-                folder = folder / "-".join(map(str, item))
+        with self.folder(item) as folder:
             vectors = Storage(folder, self._key(batch), shape, self.A.dtype, size=self.A.spatial_in, **options)
             iteration = Iteration(
                 self.passes, vectors, y, self.observed, self._judge(tolerances), rtol=tolerances.rtol,
@@ -213,10 +208,16 @@ class Plan:
             certificate = iteration.run(max_iter, begin)
             self.passes.update([iteration.x, out], lambda x: [None, x], reads=1)
             vectors.remove()
-        finally:
-            if temporary is not None:
-                temporary.cleanup()
         return certificate
+
+    @contextlib.contextmanager
+    def folder(self, item: tuple[int, ...] = ()) -> Iterator[Path | None]:
+        """The folder for the vectors of a batch item, a temporary one where there is no storage; None: memory."""
+        if self.storage is None and self.strategy.out_of_core:
+            with tempfile.TemporaryDirectory(prefix="lsconv-") as name:
+                yield Path(name)
+        else:
+            yield self.storage / "-".join(map(str, item)) if self.storage is not None and item else self.storage
 
     def _begin(self, vectors: Storage, y: Field, rtol: float, x: Field) -> float:
         """Write a first x by a solve of the whole; returns the part of an error that it is known to leave."""
@@ -235,11 +236,11 @@ class Plan:
 
     # ------------------------------------------------------------------ checks and descriptions
 
-    def _check(self, y: ArrayLike) -> tuple[int, ...]:
+    def check(self, y: ArrayLike) -> tuple[int, ...]:
         """Check y, and return its batch dimensions."""
         if not (hasattr(y, "shape") and hasattr(y, "dtype") and hasattr(y, "__getitem__")):
             raise ArgumentTypeError(f"y: expected a tensor or an array read by slices, got {type(y).__name__}")
-        wanted = self._item_shape(self.A.c_out, self.A.spatial_out, self.y_rows)
+        wanted = self.item_shape(self.A.c_out, self.A.spatial_out, self.y_rows)
         shape = tuple(int(n) for n in y.shape)
         if shape[len(shape) - len(wanted) :] != wanted or len(shape) < len(wanted):
             several = self.ranks.size > 1
@@ -250,11 +251,13 @@ class Plan:
             raise DtypeError(f"y: {name} does not fit a kernel of {self.A.dtype}; convert one of them")
         return shape[: len(shape) - len(wanted)]
 
-    def _item_shape(self, channels: int, size: Sequence[int], rows: slice) -> tuple[int, ...]:
+    def item_shape(self, channels: int, size: Sequence[int], rows: slice) -> tuple[int, ...]:
+        """The shape of these rows of x or y, without the axis of channels where the user's have none."""
         lead = (channels,) if self.channels else ()
         return (*lead, rows.stop - rows.start, *size[1:])
 
-    def _field(self, array: ArrayLike, size: Sequence[int], rows: slice, item: tuple[int, ...] = ()) -> Field:
+    def field(self, array: ArrayLike, size: Sequence[int], rows: slice, item: tuple[int, ...] = ()) -> Field:
+        """These rows of x or y as a field."""
         return Field(
             array, size, channels=self.channels, wraps=self.wraps, first=rows.start, item=item, dtype=self.A.dtype,
             device=self.A.device,
@@ -262,7 +265,7 @@ class Plan:
 
     def _observed(self, observed: ArrayLike) -> Field:
         """The mask as a field."""
-        plane = self._item_shape(self.A.c_out, self.A.spatial_out, self.y_rows)[-self.A.ndim :]
+        plane = self.item_shape(self.A.c_out, self.A.spatial_out, self.y_rows)[-self.A.ndim :]
         shape = tuple(int(n) for n in observed.shape)
         if shape not in (plane, (self.A.c_out, *plane)):
             raise ShapeError(f"observed: expected shape {plane}, or that with {self.A.c_out} channels, got {shape}")

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
+
+import lsconv
 
 Leave = Callable[..., tuple[int, str, str]]
 
@@ -43,12 +46,36 @@ def test_colours_and_pages_are_planes_of_their_own(leave: Leave, tmp_path: Path)
     assert np.abs(whole - tiles).max() <= 2e-5 * np.abs(whole).max()
 
 
-def test_a_rule_chooses_damp_on_the_middle_and_says_so(leave: Leave, tmp_path: Path) -> None:
+def test_a_rule_chooses_damp_on_a_sample_and_says_so(leave: Leave, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     tifffile.imwrite(tmp_path / "in.tif", (picture((90, 101), np.float32) + rng.normal(0, 300, (90, 101))).astype("f4"))
     code, out, _ = leave("deblur", "in.tif", "--gaussian", 1, "-o", "out.tif", "--tile", 50)
     assert code == 0
-    assert "(by gcv on the middle of the image)" in out
+    assert "(by gcv on 1 window(s) of 90×101, where it is " in out
+
+
+@pytest.mark.slow
+def test_a_sample_of_windows_chooses_the_damp_of_the_whole(leave: Leave, tmp_path: Path) -> None:
+    """The middle of the image is empty, and would be damped as much as can be."""
+    rng = np.random.default_rng(1)
+    scene = np.repeat(np.repeat(rng.uniform(0, 1000, (90, 96)), 8, 0), 8, 1)
+    scene[100:620, 120:650] = 500
+    image = torch.from_numpy(scene)[None]
+    kernel = lsconv.psf.gaussian(1.0).to(torch.float64)
+    A = lsconv.Conv2d(kernel[None, None], scene.shape)
+    y = A(image) + 10 * torch.from_numpy(rng.normal(size=A.out_shape))
+    tifffile.imwrite(tmp_path / "in.tif", y[0].numpy().astype("f4"))
+    code, out, _ = leave("deblur", "in.tif", "--gaussian", 1, "-o", "out.tif", "--tile", 300)
+    assert code == 0
+    assert "on 9 window(s) of 192×192" in out
+    damp = float(out.split("damp ")[1].split(" ")[0])
+    L = lsconv.Gradient(A.in_shape, dtype=torch.float64)
+    whole = float(lsconv.choose_damp(A, y, "gcv", L=L).damp)
+    assert damp == pytest.approx(whole, rel=0.3)
+    middle = y[:, 100:612, 120:632]
+    B = lsconv.Conv2d(kernel[None, None], (512 + kernel.shape[0] - 1, 512 + kernel.shape[1] - 1))
+    flat = float(lsconv.choose_damp(B, middle, "gcv", L=lsconv.Gradient(B.in_shape, dtype=torch.float64)).damp)
+    assert flat > 2 * whole
 
 
 @pytest.mark.parametrize(

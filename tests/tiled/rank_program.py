@@ -74,6 +74,22 @@ def compare(mesh: DeviceMesh, folder: Path) -> None:
         assert abs(float(norms[0] - norms[1])) <= 1e-6 * float(norms[1]), (plan, norms)
 
 
+def variation(mesh: DeviceMesh) -> None:
+    """Total variation of rows that ranks share: by tiles, by the shared inverse, and on one device."""
+    scene = torch.zeros(1, 60, 67, dtype=F64)
+    scene[:, 15:40, 20:50], scene[:, ::7, ::9] = 1, 0.6
+    for side, tile, overlap in ((9, 12, "auto"), (5, 30, 6)):
+        A = lsconv.Conv2d(torch.full((1, 1, side, side), 1 / side**2, dtype=F64), (60, 67))
+        y = A(scene) + 0.01 * torch.randn(A.out_shape, generator=torch.Generator().manual_seed(0), dtype=F64)
+        rows = lsconv.tiled.Plan(A, damp=1.0, mesh=mesh)
+        part = y[:, rows.y_rows].clone()
+        solution = lsconv.tiled_total_variation(A, part, 2e-3, tile=tile, overlap=overlap, mesh=mesh, rtol=2e-3)
+        whole = lsconv.total_variation(A, y, 2e-3, rtol=2e-4)
+        assert bool(solution.converged)
+        assert float(torch.dist(solution.x, whole.x[:, rows.x_rows]) / whole.x.norm()) < 1e-2
+        assert abs(float(solution.residual_norm / whole.residual_norm) - 1) < 1e-2
+
+
 def failing(case: str, mesh: DeviceMesh) -> None:
     """One rank has NaN, raises, ends or hangs; every other one says so."""
     rank = mesh.get_local_rank()
@@ -158,6 +174,8 @@ def main(case: str, folder: Path) -> None:
     mesh = init_device_mesh("cpu", (ranks,))
     if case == "compare":
         compare(mesh, folder)
+    elif case == "variation":
+        variation(mesh)
     elif case == "files":
         in_files(mesh, folder)
         batch_sharded(mesh)

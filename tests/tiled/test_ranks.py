@@ -47,6 +47,11 @@ def test_ranks_give_the_answer_of_one_device(ranks: int, tmp_path: Path) -> None
 
 
 @pytest.mark.distributed
+def test_total_variation_of_rows_that_ranks_share_is_that_of_the_whole(tmp_path: Path) -> None:
+    assert launch(2, "variation", tmp_path) == ["", ""]
+
+
+@pytest.mark.distributed
 def test_torchrun_starts_it_and_batches_in_parts_are_solved_where_they_are(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     subprocess.run([*command, str(PROGRAM), "files", str(tmp_path)], check=True, env=environment(), timeout=80)
