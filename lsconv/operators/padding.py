@@ -17,7 +17,18 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["MODES", "Pad", "Pairs", "check_pairs", "is_int", "most_readers", "normalise_pairs", "pad", "pad_adjoint"]
+__all__ = [
+    "MODES",
+    "Pad",
+    "Pairs",
+    "check_pairs",
+    "is_int",
+    "most_readers",
+    "normalise_pairs",
+    "pad",
+    "pad_adjoint",
+    "widest",
+]
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -137,14 +148,17 @@ def check_pairs(pairs: Pairs, sizes: Sequence[int], mode: str) -> None:
     """
     if mode not in MODES:
         raise ArgumentError(f"padding_mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
-    if mode in ("reflect", "circular"):
-        widest = [size - 1 if mode == "reflect" else size for size in sizes]
-        if any(max(pair) > limit for pair, limit in zip(pairs, widest, strict=True)):
-            limits = "size - 1" if mode == "reflect" else "size"
-            raise ArgumentError(
-                f"padding: {mode!r} padding reads at most {limits} cells, so sizes {tuple(sizes)} allow at most "
-                f"{tuple(widest)} per side, got {pairs}"
-            )
+    limits = [widest(mode, size) for size in sizes]
+    if any(limit is not None and max(pair) > limit for pair, limit in zip(pairs, limits, strict=True)):
+        raise ArgumentError(
+            f"padding: {mode!r} padding reads the inside, of which sizes {tuple(sizes)} allow at most {tuple(limits)} "
+            f"per side, got {pairs}"
+        )
+
+
+def widest(mode: str, size: int) -> int | None:
+    """The most cells that a mode pads one side of an axis by; None: any number."""
+    return {"reflect": size - 1, "circular": size}.get(mode)
 
 
 class Pad(LinearOperator):

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from lsconv.errors import ShapeError
 from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution, norm_bound
+from lsconv.operators.padding import MODES, widest
 
 CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 DOUBLE = (torch.float64, torch.complex128)
@@ -58,7 +59,7 @@ def convolutions(
     draw: st.DrawFn,
     dtypes: tuple[torch.dtype, ...] = DTYPES,
     kernel_batches: tuple[tuple[int, ...], ...] = ((),),
-    modes: tuple[str, ...] = ("zeros", "circular", "reflect", "replicate"),
+    modes: tuple[str, ...] = MODES,
     asymmetric: bool = True,
 ) -> Case:
     ndim = draw(st.sampled_from([1, 2, 2, 2, 3]))
@@ -66,9 +67,10 @@ def convolutions(
     sizes, kernels, strides, dilations, paddings = [], [], [], [], []
     for _ in range(ndim):
         size = draw(st.integers(1, 9 if ndim < 3 else 5))
-        widest = {"zeros": 5, "replicate": 5, "circular": size, "reflect": size - 1}[mode]
-        left = draw(st.integers(0, min(widest, 5)))
-        right = draw(st.integers(0, min(widest, 5))) if asymmetric and draw(st.booleans()) else left
+        limit = widest(mode, size)
+        most = 5 if limit is None else min(limit, 5)
+        left = draw(st.integers(0, most))
+        right = draw(st.integers(0, most)) if asymmetric and draw(st.booleans()) else left
         dilation = draw(st.integers(1, 3))
         kernels.append(draw(st.integers(1, min(5, (size + left + right - 1) // dilation + 1))))
         sizes.append(size)
@@ -317,13 +319,13 @@ def test_the_bound_of_the_norm_is_one_and_is_met_by_averages(mode: str, groups: 
     torch.testing.assert_close(norm_bound(average), torch.linalg.matrix_norm(average.to_dense(), 2))
 
 
-@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("size", "padding", "stride"), [(5, 4, 1), (6, 3, 2), (7, (0, 5), 1), (2, 1, 1), (6, 6, 4)])
 def test_the_bound_of_the_norm_counts_the_copies_that_padding_makes(
     mode: str, size: int, padding: Any, stride: int
 ) -> None:
-    widest = padding if isinstance(padding, int) else max(padding)
-    if (mode == "reflect" and widest >= size) or (mode == "circular" and widest > size):
+    limit = widest(mode, size)
+    if limit is not None and (padding if isinstance(padding, int) else max(padding)) > limit:
         pytest.skip("more padding than torch makes")
     for weight in (torch.ones(1, 1, 2, dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)):
         A = Conv1d(weight, size, padding=(padding,), padding_mode=mode, stride=stride)

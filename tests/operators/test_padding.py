@@ -8,9 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
-from lsconv.operators.padding import Pad
-
-MODES = ("zeros", "circular", "reflect", "replicate")
+from lsconv.operators.padding import MODES, Pad, widest
 
 
 @st.composite
@@ -18,8 +16,8 @@ def pads(draw: st.DrawFn) -> tuple[Pad, list[int]]:
     """A padding and its amounts in the order of torch's own call."""
     mode = draw(st.sampled_from(MODES))
     sizes = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
-    widest = {"zeros": lambda n: 6, "replicate": lambda n: 6, "circular": lambda n: n, "reflect": lambda n: n - 1}[mode]
-    pairs = [(draw(st.integers(0, widest(n))), draw(st.integers(0, widest(n)))) for n in sizes]
+    limits = [6 if widest(mode, n) is None else widest(mode, n) for n in sizes]
+    pairs = [(draw(st.integers(0, limit)), draw(st.integers(0, limit))) for limit in limits]
     dtype = draw(st.sampled_from([torch.float64, torch.complex128]))
     channels = draw(st.sampled_from([(), (2,), (2, 3)]))
     return Pad((*channels, *sizes), pairs, mode, dtype=dtype), [a for pair in reversed(pairs) for a in pair]
@@ -57,9 +55,9 @@ def test_adjoint_leaves_its_argument_alone() -> None:
 
 
 def test_refused_paddings() -> None:
-    with pytest.raises(ArgumentError, match=r"'reflect' padding reads at most size - 1 cells, .*\(4,\).*\(3,\)"):
+    with pytest.raises(ArgumentError, match=r"'reflect' padding reads the inside, of which sizes \(4,\) .*\(3,\)"):
         Pad((4,), 4, "reflect")
-    with pytest.raises(ArgumentError, match=r"'circular' padding reads at most size cells, .*got \(\(5, 0\),\)"):
+    with pytest.raises(ArgumentError, match=r"'circular' padding reads the inside, .*got \(\(5, 0\),\)"):
         Pad((4,), ((5, 0),), "circular")
     with pytest.raises(ArgumentError, match=r"padding_mode: expected one of .*, got 'symmetric'"):
         Pad((4,), 1, "symmetric")
