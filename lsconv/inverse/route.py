@@ -79,9 +79,10 @@ def route(
     kernel longer than x (deconvolution for a short response),  "normal": the normal equations, where they are not too
     or few unknowns, damped                                     ill-conditioned
     damped layer (several channels), or blur with a kernel of   "lsmr" for as many iterations as cost what the setup
-    the size of the field, whose border takes long to set up;   of the border does, then "border" for what is left;
-    undamped where rows and columns differ much; in one         preconditioned in the last case, and "border" once
-    dimension, damped blurs with a long kernel                  all solves have cost as much
+    the size of the field, whose border takes long to set up;   of the border does, then "border" for what is left, and
+    strongly damped, blurs of a stride or of a volume;          for blurs "border" once all solves have cost as much;
+    undamped where rows and columns differ much; in one         preconditioned in the last case
+    dimension, damped blurs with a long kernel
     convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit, or where
                                                                 damp = 0 and the shapes imply a null space
     convolution of stride 1, reflect or replicate padding       "border" in one or two dimensions with damp > 0 and at

@@ -37,8 +37,9 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
 
     The bytes of the border's plan are the measure of its setup. Blurs, and square operators without damping, take
     hundreds or thousands of iterations; layers, whose symbol is a matrix, often some tens. So do blurs that read as
-    much as the field: few of their singular values are above the damping, and their border is the field. The long
-    border of an impulse response is one dense matrix, whose factorisation is the measure.
+    much as the field: few of their singular values are above the damping, and their border is the field. Blurs of a
+    stride, and of volumes, most of which is border, are tried where the damping bounds the iterations. The long border
+    of an impulse response is one dense matrix, whose factorisation is the measure.
     """
     assert isinstance(A, Convolution)
     shapes, damping = sorted((A.in_numel, A.out_numel)), torch.as_tensor(damp, dtype=torch.float64)
@@ -59,14 +60,13 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
     most = int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(damping.shape)) / iteration)
     if most < _FEWEST_ITERATIONS:
         return None
-    if blur and unit_stride:
-        covers = all(2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True))
-        return TrialPlan(A, damp, most) if covers and not undamped else None
     if blur and not undamped:
-        # a blur of a stride takes as many as conjugate gradients' bound says
+        covers = unit_stride and all(2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True))
+        # the bound of conjugate gradients, of which a blur takes two thirds and more
         needed = 0.5 * norm_bound(A) / damping.to(A.device) * math.log(2 / direct_rtol(A.dtype))
-        return TrialPlan(A, damp, most) if bool((needed <= most).all()) else None
-    return TrialPlan(A, damp, most)
+        ends = not (unit_stride and A.ndim < 3) and bool((needed <= (1.5 if unit_stride else 1) * most).all())
+        return TrialPlan(A, damp, most) if covers or ends else None
+    return None if blur and unit_stride else TrialPlan(A, damp, most)
 
 
 class TrialPlan(KrylovPlan):
@@ -158,8 +158,14 @@ class TrialPlan(KrylovPlan):
 
     @property
     def exhausted(self) -> bool:  # type: ignore[override]
-        """Tell whether all solves together have taken the limit, and the other plan is the faster once it is made."""
-        return self.most is not None and self.total >= self.most and (self.M is not None or self.N is not None)
+        """Tell whether all solves together have taken the limit, and the other plan is the faster once it is made.
+
+        The border of damped blurs is, whose factors take little memory; that of layers may be too large to keep.
+        """
+        A = self.A
+        assert isinstance(A, Convolution)
+        blur = (A.c_in + A.c_out) // A.groups <= 2 and bool((torch.as_tensor(self.damp) > 0).all())
+        return self.most is not None and self.total >= self.most and blur
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``."""

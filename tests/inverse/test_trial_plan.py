@@ -55,6 +55,39 @@ def test_a_kernel_of_the_size_of_the_field_is_tried_and_a_strided_blur_where_dam
     assert isinstance(route(strided, 1e-3), BorderPlan)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("padding", [0, (2, 3, 3)])
+def test_a_volume_is_tried_where_damping_bounds_the_iterations(
+    padding: int | tuple[int, ...], dtype: torch.dtype
+) -> None:
+    kernel = torch.rand(1, 1, 5, 7, 7, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    A = lsconv.Conv3d(kernel / kernel.sum(), (8, 14, 14), padding=padding)
+    assert isinstance(route(A, 0.2), TrialPlan)
+    assert isinstance(route(A, 1e-3), BorderPlan)
+    y = torch.randn(2, *A.out_shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    solution = route(A, 0.2).solve(y)
+    assert solution.converged.all()
+    exact = dense_tikhonov(A, y, 0.2).flatten(1)
+    error = (solution.x.double().flatten(1) - exact).norm() / exact.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 1e-8)
+
+
+def test_a_strided_blur_that_is_kept_goes_over_to_the_border() -> None:
+    weight = torch.randn(3, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    A = lsconv.Conv2d(weight / 3, (48, 48), stride=2, padding=1, groups=3)
+    inverse = lsconv.pinv(A, damp=0.5)
+    assert isinstance(inverse.plan, TrialPlan)
+    y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    first = inverse.solve(y)
+    while not inverse.plan.exhausted:
+        assert bool((inverse.solve(y).iterations > 0).all())
+    total = inverse.plan.total
+    kept = inverse.solve(y)
+    assert kept.converged.all()
+    assert inverse.plan.total == total  # LSMR was not asked
+    assert (kept.x - first.x).norm() < 1e-8 * first.x.norm()
+
+
 def test_a_tall_layer_with_little_damping_ends_in_the_trial_and_rounding_does_not_reach_its_null_space() -> None:
     weight = torch.randn(24, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     tall = lsconv.Conv2d(weight, (20, 20), padding=1)
