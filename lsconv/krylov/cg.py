@@ -69,6 +69,9 @@ def cg(
         PreconditionerError: when M shows itself not to be positive definite.
         ConvergenceError: with ``raise_on_failure``.
 
+    Source:
+        Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49 (1952).
+
     Example:
         >>> A = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
         >>> lsconv.cg(A, torch.tensor([3.0, 3.0])).x

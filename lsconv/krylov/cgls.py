@@ -83,6 +83,10 @@ def cgls(
         PreconditionerError: when M or N shows itself not to be positive definite.
         ConvergenceError: with ``raise_on_failure``.
 
+    Source:
+        Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49 (1952), section 10; Björck, "Numerical Methods for Least
+        Squares Problems", SIAM (1996), algorithm 7.4.1.
+
     Example:
         >>> A = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
         >>> lsconv.cgls(A, torch.tensor([1.0, 2.0, 3.0])).x

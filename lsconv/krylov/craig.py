@@ -91,6 +91,9 @@ def craig(
         PreconditionerError: when M or N shows itself not to be positive definite.
         ConvergenceError: with ``raise_on_failure``.
 
+    Source:
+        Craig, J. Math. and Phys. 34 (1955), 64-73; Saunders, BIT 35 (1995), 588-604.
+
     Example:
         >>> A = torch.tensor([[1.0, 1.0]])
         >>> lsconv.craig(A, torch.tensor([2.0])).x

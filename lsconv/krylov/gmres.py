@@ -80,6 +80,9 @@ def gmres(
         LsconvError: for arguments that do not fit (ShapeError, DtypeError, DeviceError, ArgumentError, ...).
         ConvergenceError: with ``raise_on_failure``.
 
+    Source:
+        Saad and Schultz, SIAM J. Sci. Stat. Comput. 7 (1986); Saad, SIAM J. Sci. Comput. 14 (1993).
+
     Example:
         >>> A = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
         >>> lsconv.gmres(A, torch.tensor([2.0, 3.0])).x

@@ -113,6 +113,9 @@ def hybrid(
         LsconvError: for arguments that do not fit (ShapeError, DtypeError, DeviceError, ArgumentError, ...).
         ConvergenceError: with ``raise_on_failure``.
 
+    Source:
+        Chung, Nagy and O'Leary, Electron. Trans. Numer. Anal. 28 (2008), for the weighted GCV.
+
     Example:
         >>> A = torch.diag(torch.logspace(0, -6, 20, dtype=torch.float64))
         >>> b = A @ torch.ones(20, dtype=torch.float64) + 1e-3 * torch.randn(20, dtype=torch.float64)

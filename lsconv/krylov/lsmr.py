@@ -95,6 +95,9 @@ def lsmr(
         PreconditionerError: when M or N shows itself not to be positive definite.
         ConvergenceError: with ``raise_on_failure``.
 
+    Source:
+        Fong and Saunders, SIAM J. Sci. Comput. 33 (2011), 2950-2971.
+
     Example:
         >>> A = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
         >>> lsconv.lsmr(A, torch.tensor([1.0, 2.0, 3.0])).x

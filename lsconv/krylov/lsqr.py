@@ -85,6 +85,9 @@ def lsqr(
         PreconditionerError: when M or N shows itself not to be positive definite.
         ConvergenceError: with ``raise_on_failure``.
 
+    Source:
+        Paige and Saunders, ACM Trans. Math. Softw. 8 (1982), 43-71.
+
     Example:
         >>> A = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
         >>> lsconv.lsqr(A, torch.tensor([1.0, 2.0, 3.0])).x

@@ -77,6 +77,9 @@ def minres(
         PreconditionerError: when M shows itself not to be positive definite.
         ConvergenceError: with ``raise_on_failure``.
 
+    Source:
+        Paige and Saunders, SIAM J. Numer. Anal. 12 (1975), 617-629.
+
     Example:
         >>> A = torch.tensor([[0.0, 2.0], [2.0, 0.0]])
         >>> lsconv.minres(A, torch.tensor([2.0, 4.0])).x

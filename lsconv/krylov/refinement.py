@@ -100,6 +100,9 @@ def refine(
         LsconvError: for arguments that do not fit.
         ConvergenceError: with ``raise_on_failure``.
 
+    Source:
+        Wilkinson, "Rounding Errors in Algebraic Processes" (1963); Björck, BIT 7 (1967).
+
     Example:
         >>> from lsconv.krylov.refinement import refine
         >>> A = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 3.0]], dtype=torch.float64)

@@ -110,7 +110,23 @@ def trace_inverse(
     r"""The trace of the inverse of the normal operator, :math:`\operatorname{tr}(A^HA + \mathrm{damp}^2 L^HL)^{-1}`.
 
     Times the variance of the noise it is the sum of the posterior variances of x. Exact where :func:`logdet` is, whose
-    derivative by a shift it is; arguments, derivatives and errors are the same. Estimates probe all unknowns.
+    derivative by a shift it is. Estimates probe all unknowns.
+
+    Args:
+        A: an operator; also a matrix, or a SciPy LinearOperator.
+        damp: the damping, positive, a number or a tensor that broadcasts with ``A.batch_shape``.
+        L: the penalty, an operator on ``A.in_shape``; None: the identity.
+        exact: True refuses where no exact value fits; False always estimates; None estimates where it has to, and warns
+            with the standard error.
+        probes: random vectors of an estimate.
+        generator: their source; None: always the same ones.
+        return_error: return the pair of the value and its standard error (zero where the value is exact).
+
+    Returns:
+        Real tensor of A's precision, of the broadcast shape of ``A.batch_shape``, ``L.batch_shape`` and damp.
+
+    Raises:
+        ArgumentError, MethodError, ShapeError: as :func:`logdet` does.
 
     Example:
         >>> A = lsconv.Conv2d(torch.ones(1, 1, 3, 3, dtype=torch.float64), in_size=(16, 16))
