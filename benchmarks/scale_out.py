@@ -273,7 +273,7 @@ def tables(quick: bool) -> Iterator[Table]:
     cases = [("box 9", 1e-1), ("box 9", 1e-3), ("motion 15", 1e-2)]
     yield Table(
         f"{size}² on more and more processes: the most that one of them does in a solve, its factors made",
-        scaling(size, (2,) if quick else (1, 2, 4), cases[:2] if quick else cases),
+        scaling(size, (1, 2) if quick else (1, 2, 4), cases[:2] if quick else cases),
     )
     size, memory = (700, 4e8) if quick else (8192, 1.2e9)
     yield Table(

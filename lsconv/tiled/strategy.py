@@ -106,18 +106,21 @@ class Strategy:
         out_of_core = stored or needed + vectors > max_memory
         cut = [o for o, axis in zip(cells, axes, strict=True) if _is_cut(axis)]
         rate, steps = (decay.rate(min(cut)), decay.steps(min(cut), rtol)) if cut else (0.0, 0)
+        cores = [axis.length / axis.count for axis in axes]
+        tile_cells = (min(c + 2 * o, axis.cells) for c, o, axis in zip(cores, cells, axes, strict=True))
+        cost = math.prod(tile_cells) / math.prod(cores) * (1 + 1.5 * steps) if cut else 1.0
         path, why = "tiles", f"beyond {min(cut)} cells {rate:.1e} of the inverse is left" if cut else "one tile is all"
         if whole <= max_memory and tile is None and ranks.size == 1 and not stored:
             path, why = "whole", f"it takes {whole / 2**20:.0f} MiB, and {max_memory / 2**20:.0f} are allowed"
-        elif steps > 4 and isinstance(overlap, str):
-            why = f"{why}, which are about {steps} steps of tiles"
+        elif (steps > 4 or cost > (20 if several else 40)) and isinstance(overlap, str):
+            why = f"{why}, which are about {steps} steps of tiles, {cost:.0f} times the work of a solve without overlap"
             shared = (
                 pencil_bytes(A.to(dtype=double(A.dtype)), terms, damp, ranks.size) if several and not masked else None
             )
             if shared is not None and shared <= max_memory:
                 path, why = "pencil", f"{why}; the whole, shared, takes {shared / 2**20:.0f} MiB a rank"
-            elif whole <= max_memory and steps > 4 * ranks.size:
-                path = "whole"
+            elif whole <= max_memory and (steps > 4 * ranks.size or cost > 40 * ranks.size):
+                path, why = "whole", f"{why}; one border solve of the whole takes {whole / 2**20:.0f} MiB"
             elif not masked:
                 each = "" if shared is None else f" on one rank, {shared / 2**20:.0f} on each"
                 why += f"; the whole would take {whole / 2**20:.0f} MiB{each}, and {max_memory / 2**20:.0f} are allowed"
