@@ -3,7 +3,9 @@ r"""The direct solve of a problem with few unknowns by its normal equations, ref
 .. math:: (A^H A + \mathrm{damp}^2)\, x = A^H y
 
 The Gram matrix is as small as x is, however long the kernel: where padding lets every output be one, it is block
-Toeplitz, :math:`(A^HA)[i, j] = g[i - j]`, and formed by one application of A and its adjoint. It squares the condition
+Toeplitz, :math:`(A^HA)[i, j] = g[i - j]`, and formed by one application of A and its adjoint. Of any other convolution
+of stride one its blocks change by little along a diagonal: inputs moved by one along the first axis make the outputs
+moved by one, but for the row of outputs that this brings in and the one that it takes out. It squares the condition
 number: each step of refinement, :math:`x \leftarrow x + (A^HA + \mu)^{-1}(A^H(y - Ax) - \mu x)`, multiplies the error
 by about :math:`\epsilon\, \kappa(A)^2`, and A is refused where that is no small number.
 
@@ -57,7 +59,8 @@ class NormalEquationsPlan(DirectPlan):
 
     def _factorise(self) -> None:
         A = self.A
-        matrix = _toeplitz_gram(self.precise) if _is_toeplitz(A) else _gram(self.precise)
+        form = _toeplitz_gram if _is_toeplitz(A) else _displaced_gram if _is_displaced(A) else _gram
+        matrix = form(self.precise)
         self._own = tuple(broadcast_shapes(A.batch_shape, self.damp.shape))
         # scaled, so that nothing under- or overflows, and a zero matrix shows itself
         size = matrix.diagonal(dim1=-2, dim2=-1).real.amax(-1)
@@ -86,16 +89,16 @@ class NormalEquationsPlan(DirectPlan):
     @staticmethod
     def flops(A: LinearOperator) -> float:
         """Floating-point operations of the setup for one item: the Gram matrix, and its factor."""
-        n, m = A.in_numel, A.out_numel
-        return n**3 / 3 + (0.0 if _is_toeplitz(A) else 2.0 * n**2 * m)
+        n = A.in_numel
+        return n**3 / 3 + 2.0 * n**2 * _dense_rows(A)
 
     @staticmethod
     def bytes_for(A: LinearOperator, damp_shape: tuple[int, ...] = ()) -> int:
         """Bytes that the matrices take."""
         itemsize = 16 if A.dtype.is_complex else 8
-        columns = 0 if _is_toeplitz(A) else A.out_numel
+        responses = (A.in_numel + A.out_numel) // A.in_shape[1] if _is_displaced(A) else 0
         own = math.prod(broadcast_shapes(A.batch_shape, damp_shape))
-        return WORK_ARRAYS * itemsize * own * A.in_numel * (A.in_numel + columns)
+        return WORK_ARRAYS * itemsize * own * A.in_numel * (A.in_numel + _dense_rows(A) + responses)
 
     # ------------------------------------------------------------------ the maps
 
@@ -149,6 +152,25 @@ def _is_toeplitz(A: LinearOperator) -> bool:
     )
 
 
+def _is_displaced(A: LinearOperator) -> bool:
+    """Tell whether the Gram matrix is formed by displacement along the first axis, of several."""
+    return (
+        isinstance(A, Convolution)
+        and A.ndim > 1
+        and A.padding_mode == "zeros"
+        and A.groups == 1
+        and all(stride == 1 for stride in A.stride)
+        and min(A.in_shape[1], A.out_shape[1]) > 2
+    )
+
+
+def _dense_rows(A: LinearOperator) -> int:
+    """The rows of the dense matrices whose products make the Gram matrix."""
+    if _is_toeplitz(A):
+        return 0
+    return 2 * A.out_numel // A.out_shape[1] if _is_displaced(A) else A.out_numel
+
+
 def _gram(A: LinearOperator) -> Tensor:
     """``A^H A`` by the matrix of A."""
     matrix = A.to_dense().to(double(A.dtype))
@@ -178,3 +200,39 @@ def _toeplitz_gram(A: LinearOperator) -> Tensor:
     rows, columns = range(own + 2, lags.ndim, 2), range(own + 3, lags.ndim, 2)
     n = A.in_numel
     return lags.permute(*range(own), own, *rows, own + 1, *columns).reshape(*A.batch_shape, n, n)
+
+
+def _displaced_gram(A: LinearOperator) -> Tensor:
+    """``A^H A`` from the responses to the inputs that are first along the first axis, and what a shift changes."""
+    assert isinstance(A, Convolution)
+    own, channels, (length, *rest) = A.batch_shape, A.c_in, A.spatial_in
+    across = math.prod(rest)
+    inputs = torch.zeros(channels * across, channels, length, across, dtype=A.dtype, device=A.device)
+    number = torch.arange(channels * across, device=A.device)
+    inputs[number, number // across, 0, number % across] = 1
+    inputs = inputs.reshape(-1, *(1 for _ in own), *A.in_shape)
+    column = A.adjoint(A.apply(inputs)).movedim(0, -1).reshape(*own, channels, length, across, channels, across)
+    leaving, entering = (_outputs_at(A, place) for place in (A.spatial_out[0] - 1, -1))
+    change = entering.mH @ entering - leaving.mH @ leaving
+    change = change.reshape(*own, channels, length, across, channels, length, across)
+    gram = torch.empty_like(change)
+    gram[..., 0, :] = column
+    gram[..., 0, :, :, :, :] = column.permute(*range(len(own)), *(len(own) + k for k in (3, 4, 0, 1, 2))).conj()
+    for i in range(length - 1):
+        gram[..., i + 1, :, :, 1:, :] = gram[..., i, :, :, :-1, :] + change[..., i, :, :, :-1, :]
+    return gram.reshape(*own, A.in_numel, A.in_numel)
+
+
+def _outputs_at(A: Convolution, place: int) -> Tensor:
+    """The rows of A for outputs at one place along the first axis, inside or beyond, ``(*own, rows, columns)``."""
+    own, ndim = len(A.batch_shape), A.ndim
+    matrix = torch.nn.functional.pad(A.weight.detach(), (0, 1) * ndim)  # a zero for what is no tap
+    for a, (taps, step, (left, _)) in enumerate(zip(A.kernel_size, A.dilation, A.padding, strict=True)):
+        outputs = torch.tensor([place]) if a == 0 else torch.arange(A.spatial_out[a])
+        distance = torch.arange(A.spatial_in[a]) - outputs[:, None] + left
+        tap = torch.where(distance % step == 0, distance // step, taps)
+        tap = torch.where((tap >= 0) & (tap < taps), tap, taps).to(A.device)
+        axis = own + 2 + 2 * a
+        matrix = matrix.index_select(axis, tap.flatten()).unflatten(axis, tuple(tap.shape))
+    outputs_first = [own, *range(own + 2, own + 2 + 2 * ndim, 2), own + 1, *range(own + 3, own + 2 + 2 * ndim, 2)]
+    return matrix.permute(*range(own), *outputs_first).reshape(*A.batch_shape, -1, A.in_numel)

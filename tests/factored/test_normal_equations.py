@@ -9,7 +9,9 @@ import torch
 
 import lsconv
 from lsconv.errors import MethodError, PlanMemoryError
-from lsconv.factored.normal_equations import NormalEquationsPlan
+from lsconv.factored.normal_equations import NormalEquationsPlan, _displaced_gram
+from lsconv.inverse.route import route
+from lsconv.operators.convolution import Convolution
 from tests.factored.dense import RCOND, check_items, check_maps
 
 LONG: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
@@ -19,6 +21,7 @@ LONG: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "dilated, in groups": ((4, 1, 5, 6), (3, 4), {"padding": (8, 10), "dilation": 2, "groups": 2}),
     "in space": ((1, 1, 4, 5, 3), (2, 3, 3), {"padding": (3, 4, 2)}),
     "not Toeplitz: cut off": ((3, 1, 12), (9,), {"padding": 8}),
+    "not Toeplitz: cut off in the plane": ((2, 1, 9, 8), (5, 4), {"padding": (6, 7)}),
     "not Toeplitz: strided": ((4, 1, 12), (9,), {"padding": 11, "stride": 2}),
     "not Toeplitz: reflecting": ((3, 1, 4), (9,), {"padding": 3, "padding_mode": "reflect"}),
 }
@@ -83,3 +86,37 @@ def test_a_plan_beyond_the_memory_allowed_is_refused() -> None:
     NormalEquationsPlan(A, 0.1, rcond=RCOND, rtol=1e-6, allowed=needed)
     with pytest.raises(PlanMemoryError, match="memory_limit="):
         NormalEquationsPlan(A, 0.1, rcond=RCOND, rtol=1e-6, allowed=needed - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize(
+    ("kernel", "size", "options"),
+    [
+        ((2, 3, 3, 4), (9, 7), {"padding": 1}),
+        ((1, 2, 3, 2), (8, 9), {"dilation": 2, "padding": (1, 3)}),
+        ((1, 1, 20, 22), (5, 6), {"padding": (17, 19)}),
+        ((2, 1, 2, 3, 3), (4, 5, 6), {"padding": (0, 1, 1)}),
+        ((4, 2, 3, 3, 3), (6, 7), {"padding": 1}),
+    ],
+)
+def test_the_matrix_formed_by_displacement_is_the_dense_one(
+    kernel: tuple[int, ...], size: tuple[int, ...], options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    A = Convolution(torch.randn(*kernel, dtype=dtype), size, **options)
+    M = A.to_dense()
+    assert NormalEquationsPlan.flops(A) < A.in_numel**3 / 3 + 2 * A.in_numel**2 * A.out_numel
+    torch.testing.assert_close(_displaced_gram(A), M.mH @ M, rtol=1e-12, atol=1e-12)
+
+
+def test_a_response_from_a_picture_takes_a_tenth_of_the_dense_products() -> None:
+    picture = torch.rand(1, 1, 60, 60, dtype=torch.float64)
+    A = Convolution(picture - picture.mean(), (9, 9), padding=51)  # outputs that the picture knows all of
+    y = torch.randn(1, *A.out_shape, dtype=torch.float64)
+    assert NormalEquationsPlan.flops(A) < 0.1 * 2 * A.in_numel**2 * A.out_numel
+    plan = route(A, 0.5)
+    assert isinstance(plan, NormalEquationsPlan)
+    M, solution = A.to_dense(), plan.solve(y)
+    normal = M.mT @ M + 0.25 * torch.eye(81, dtype=torch.float64)
+    exact = torch.linalg.solve(normal, M.mT @ y.flatten())
+    assert solution.converged.all()
+    assert (solution.x.flatten() - exact).norm() < 1e-10 * exact.norm()
