@@ -61,8 +61,8 @@ class Limits:
     Attributes:
         at_once: factors that cost no more than so many iterations are made before any; None: than are expected.
         later: factors are made when the iterations have cost as much; False: iterate, whatever that costs.
-        dense_unknowns: the border unknowns up to which the preconditioner is the inverse of the border.
-        dense_entries: the same for the entries of all blocks together.
+        dense_unknowns: the border unknowns, of up to eight blocks, whose inverse is the preconditioner.
+        corners: the preconditioner takes the corners too, where strips of the border cross.
         corner_unknowns: the unknowns of a corner of the preconditioner, up to which it grows.
         spare_bytes: what factors may take; None: 60 % of what is free then.
     """
@@ -70,7 +70,7 @@ class Limits:
     at_once: float | None = None
     later: bool = True
     dense_unknowns: int = 1024
-    dense_entries: int = 2**23
+    corners: bool = True
     corner_unknowns: int = 640
     spare_bytes: int | None = None
 

@@ -258,10 +258,8 @@ class BorderInverse(NormalInverse):
         """The system on the border with its preconditioner, made when first asked for."""
         if self._system is None:
             request = self.problem.request
-            restricted = request.corners and (self.exact or not self.definite)
-            problem = BorderProblem(
-                self.system, self.border, self.model, request.corners, restricted, request.limits, request.whole
-            )
+            restricted = request.limits.corners and (self.exact or not self.definite)
+            problem = BorderProblem(self.system, self.border, self.model, restricted, request.limits, request.whole)
             self._system = BorderSystem(problem, self._cost if self.stage is not Stage.ITERATION_ONLY else None)
             if self.stage is Stage.UNDECIDED:
                 self.stage = Stage.ITERATION

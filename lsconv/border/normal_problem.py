@@ -68,7 +68,6 @@ class Request:
         side: "residual" or "solution"; None chooses by the numbers of rows and columns.
         penalty: further rows ``damp L`` below A; then "solution" is the side.
         mirror: the padding of A, where it is reflect or replicate; then "solution" is the side, and damp > 0.
-        corners: precondition also the corners of the border.
         limits: which means solve a border of which size.
         whole: on the shortest grid, to factorise the border as one matrix.
         missing: outputs that are not measured, ``out_shape``, the same for every item and group; not with a mirror.
@@ -80,7 +79,6 @@ class Request:
     side: str | None = None
     penalty: Penalty | None = None
     mirror: Mirror | None = None
-    corners: bool = True
     limits: Limits = field(default_factory=Limits)
     whole: bool = False
     missing: Tensor | None = None

@@ -53,7 +53,6 @@ class BorderProblem:
         matrices: the operator Q, Hermitian.
         border: the cells it is restricted to.
         model: the work of an iteration, which knows the blocks, and whether Q is positive definite on the border.
-        corners: precondition also the corners where the border's strips cross.
         restricted: every cell takes its correction from one subdomain; False: additive.
         limits: on the preconditioner and on factors.
         whole: precondition by the inverse on the whole border, whatever its size.
@@ -62,7 +61,6 @@ class BorderProblem:
     matrices: FrequencyMatrices
     border: Border
     model: CostModel
-    corners: bool = True
     restricted: bool = False
     limits: Limits = field(default_factory=Limits)
     whole: bool = False
@@ -148,7 +146,7 @@ class Schwarz:
         self.factors: DenseInverse | None = None  # of the whole border
         border, matrices, limits = problem.border, problem.matrices, problem.limits
         entries = border.size**2 * matrices.matrices.shape[0]
-        small = border.size <= limits.dense_unknowns and entries <= limits.dense_entries
+        small = border.size <= limits.dense_unknowns and entries <= 8 * limits.dense_unknowns**2
         kernel = border.kernel(matrices)
         if problem.whole or small:
             self.factors = DenseInverse(kernel.dense(border), definite=problem.model.definite)
@@ -162,7 +160,7 @@ class Schwarz:
             self.subdomains.append(subdomain)
         if product:  # which makes iterations cheap and wide corners a waste
             self.strips = Strips.of(kernel.whole(), self._numbering, border.members, strips, real=matrices.grid.real)
-        crossed = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if problem.corners else []
+        crossed = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if limits.corners else []
         self._overlaps = {axes: self._overlap(axes) for axes in crossed}
         for axes, overlap in self._overlaps.items():
             if overlap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,7 +53,9 @@ def test_a_small_border_is_inverted_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_preconditioner_of_a_definite_border_is_hermitian_positive_definite(name: str, corners: bool) -> None:
     inverse = _inverse(name)
-    problem = BorderProblem(inverse.system, inverse.border, inverse.model, corners=corners, limits=WITHOUT_DENSE)
+    problem = BorderProblem(
+        inverse.system, inverse.border, inverse.model, limits=replace(WITHOUT_DENSE, corners=corners)
+    )
     additive = Schwarz(problem)
     M = _matrix(additive, inverse.border.size)
     torch.testing.assert_close(M, M.T, rtol=0, atol=1e-9 * float(M.abs().max()))
@@ -75,7 +78,7 @@ def test_restricted_every_cell_takes_its_correction_from_one_subdomain(padding: 
 
 
 def _iterations(A: lsconv.Convolution, damp: float, corners: bool) -> int:
-    inverse = normal_inverse(A, damp, floor=1e-10, corners=corners, limits=WITHOUT_DENSE)
+    inverse = normal_inverse(A, damp, floor=1e-10, limits=replace(WITHOUT_DENSE, corners=corners))
     shape = A.out_shape if inverse.side == "residual" else A.in_shape
     _, iterations = inverse(torch.randn(shape, dtype=A.dtype), 1e-8)
     return int(iterations)

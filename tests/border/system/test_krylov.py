@@ -166,7 +166,7 @@ def _inverse(name: str, corners: bool, device: str = "cpu") -> BorderInverse:
     shape, padding = {"valid": ((3, 3, 3, 3), 0), "full": ((3, 2, 3, 3), 2)}[name]
     weight = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     A = lsconv.Conv2d(weight.to(device), (24, 24), padding=padding)
-    inverse = normal_inverse(A, 0.05, floor=1e-6, corners=corners, limits=Limits(0, later=False, dense_unknowns=0))
+    inverse = normal_inverse(A, 0.05, floor=1e-6, limits=Limits(0, later=False, dense_unknowns=0, corners=corners))
     assert isinstance(inverse, BorderInverse)
     return inverse
 
