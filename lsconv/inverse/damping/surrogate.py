@@ -12,8 +12,8 @@ frequencies,
 
 with s and p the moduli of the symbols of A and L, and Y the transform of the tapered data, scaled so that the noise
 keeps its energy. One transform serves all damps. Its minima lie within 35 % of
-the damp of those of the whole data on images of 256² (tests/inverse/damping/test_surrogate.py); the paths of
-:mod:`lsconv.inverse.damping.paths` have the last word.
+the damp of those of the whole data on images of 256², and mostly within a factor of three on small volumes
+(tests/inverse/damping/test_surrogate.py); the paths of :mod:`lsconv.inverse.damping.paths` have the last word.
 
 Harris, "On the use of windows for harmonic analysis with the discrete Fourier transform" (1978), for the taper.
 """
