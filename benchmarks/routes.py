@@ -20,7 +20,7 @@ import lsconv
 from benchmarks.memory import forget_peak, resident
 from benchmarks.runner import Table
 from lsconv.inverse import route as routes
-from lsconv.inverse import small_matrices
+from lsconv.inverse.plans import small_matrices
 from lsconv.operators.dtypes import direct_rtol
 
 T = TypeVar("T")

@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from lsconv.inverse.tiled_variation import tiled_total_variation
     from lsconv.inverse.total_variation import total_variation
     from lsconv.inverse.plug_and_play import plug_and_play
-    from lsconv.inverse.deconvolve import deconvolve
-    from lsconv.inverse.blur import blur_operator
-    from lsconv.inverse.saturation import saturation_level
+    from lsconv.inverse.images.deconvolve import deconvolve
+    from lsconv.inverse.images.blur import blur_operator
+    from lsconv.inverse.images.saturation import saturation_level
     from lsconv.krylov.loop.solution import History, Solution, Status
 
     # uncertainty
@@ -238,9 +238,9 @@ _HOMES = {
     "lsconv.inverse.tiled_variation": ("tiled_total_variation",),
     "lsconv.inverse.total_variation": ("total_variation",),
     "lsconv.inverse.plug_and_play": ("plug_and_play",),
-    "lsconv.inverse.deconvolve": ("deconvolve",),
-    "lsconv.inverse.blur": ("blur_operator",),
-    "lsconv.inverse.saturation": ("saturation_level",),
+    "lsconv.inverse.images.deconvolve": ("deconvolve",),
+    "lsconv.inverse.images.blur": ("blur_operator",),
+    "lsconv.inverse.images.saturation": ("saturation_level",),
     "lsconv.krylov.loop.solution": (
         "History",
         "Solution",

@@ -10,7 +10,7 @@ A problem that is well-posed (:mod:`benchmarks.certificates.judge`) is *within r
   consistent systems;
 - "craig" and whatever takes M, with damping, where y is consistent, or ``damp >= eps / rtol ||A||``: they find
   ``(y - A x) / damp`` along with x, whose rounding is eps times its length;
-- the circulant preconditioner, with damping, where ``damp >= 1e-3 ||A||``: it is no likeness of an A that is nearly
+- the circulant preconditioner, with damping, where ``damp >= 1e-3 ||A||``: it is no surrogate of an A that is nearly
   singular;
 - a bare plan of the border, which nothing stands behind, where ``damp >= 1e-4 ||A||``, or A has full rank and no
   damping.

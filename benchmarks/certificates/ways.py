@@ -23,7 +23,7 @@ from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.cost_model import Limits
 from lsconv.border.plan import BorderPlan
 from lsconv.errors import MethodError, PlanMemoryError, PreconditionerError
-from lsconv.inverse.trial_plan import TrialPlan
+from lsconv.inverse.plans.trial_plan import TrialPlan
 from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.operators.dtypes import default_rcond, direct_rtol
 

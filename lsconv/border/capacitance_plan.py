@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border, between_borders
 from lsconv.border.capacitance import Capacitance, Direction, static_lu
-from lsconv.border.cost_model import CostModel, allowed_bytes, dense_cost
+from lsconv.border.cost_model import CostModel, dense_cost
 from lsconv.border.null_space import NullSpaces
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.fourier import batched_linalg
@@ -46,6 +46,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
+from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["CapacitancePlan"]
 
@@ -61,7 +62,7 @@ class CapacitancePlan(Plan):
         damp_shape: more batch dimensions, of a damping that is zero everywhere.
         rcond: singular values up to this part of ``||C||`` count as zero; None: :func:`default_rcond`.
         memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
-        worth: refuse where an iteration on the border is expected to be the cheaper way.
+        refuse_if_slower: refuse where an iteration on the border is expected to be the cheaper way.
 
     Attributes:
         nullity: how many singular values of each block count as zero.
@@ -89,7 +90,7 @@ class CapacitancePlan(Plan):
         *,
         rcond: float | None = None,
         memory_limit: int | None = None,
-        worth: bool = False,
+        refuse_if_slower: bool = False,
     ) -> None:
         embedding = _square_embedding(A)
         assert isinstance(A, Convolution)
@@ -97,7 +98,7 @@ class CapacitancePlan(Plan):
         device, dtype = A.device, double(A.dtype)
         inner = Border(embedding.grid, embedding.input_border(), device)
         outer = Border(embedding.grid, embedding.output_border(), device)
-        self._check(inner, outer, memory_limit, worth)
+        self._check(inner, outer, memory_limit, refuse_if_slower)
         self.damp = torch.zeros(damp_shape, dtype=torch.float64, device=device)
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         with torch.no_grad():
@@ -113,12 +114,12 @@ class CapacitancePlan(Plan):
             # the vectors found span the null space of A next to it, not the singular vectors that the threshold cuts
             raise MethodError(f"{A!r}: singular values up to {found.largest:.1e} ||A|| would count as zero")
 
-    def _check(self, inner: Border, outer: Border, memory_limit: int | None, worth: bool) -> None:
+    def _check(self, inner: Border, outer: Border, memory_limit: int | None, refuse_if_slower: bool) -> None:
         embedding = self.embedding
         if not 0 < inner.size == outer.size or not _is_complement(inner, outer, embedding):
             raise MethodError(f"{self.A!r}: {outer.size} unknowns and {inner.size} equations on the border")
         cells, channels = math.prod(embedding.grid), embedding.in_channels
-        if worth:
+        if refuse_if_slower:
             iteration = CostModel(1, cells, channels, definite=False).iteration(1)
             if dense_cost(inner.size, definite=False).setup > _WORTH_ITERATIONS * iteration:
                 raise MethodError(f"{self.A!r}: {inner.size} border unknowns cost more to factorise than to iterate on")
@@ -161,7 +162,7 @@ class CapacitancePlan(Plan):
 
     def _once(self, data: Tensor, adjoint: bool) -> Tensor:
         embedding = self.embedding
-        batch, _ = embedding.rest(tuple(data.shape[: data.ndim - len(self.A.in_shape)]))
+        batch, _ = embedding.split_batch(tuple(data.shape[: data.ndim - len(self.A.in_shape)]))
         if adjoint:
             return embedding.outputs_from_grid(self.capacitance.on_grid(embedding.inputs_to_grid(data), True), batch)
         return embedding.inputs_from_grid(self.capacitance.on_grid(embedding.outputs_to_grid(data), False), batch)

@@ -11,7 +11,6 @@ factorisation does in the same time.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,12 +20,12 @@ from lsconv.border.direct.crossed_border import CrossedBorder, crossed_border, i
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.truncated_circulant import TruncatedCirculant
-from lsconv.errors import ArgumentError, PlanMemoryError
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import transform_cost
+from lsconv.operators.memory import free_bytes
 
 __all__ = [
     "CALL_WORK",
@@ -34,13 +33,10 @@ __all__ = [
     "CostModel",
     "FactorCost",
     "Limits",
-    "allowed_bytes",
     "cheapest_grid",
-    "check_fits",
     "crossed_cost",
     "dense_cost",
     "expected_iterations",
-    "free_bytes",
     "items_at_once",
     "plan_bytes",
     "spared",
@@ -124,7 +120,7 @@ class CostModel:
         each = self.channels * (20 * math.log2(self.cells) + 16 * self.channels)
         return CALL_WORK + float(self._weight * rhs * self.blocks * self.cells * each)
 
-    def factors(self, cost: FactorCost) -> float:
+    def factor_work(self, cost: FactorCost) -> float:
         """Factors of this cost for each of the blocks."""
         return self.blocks * (cost.setup + _ENTRY_WORK * cost.entries)
 
@@ -174,7 +170,11 @@ def crossed_cost(border: CrossedBorder, *, definite: bool, real: bool, even: boo
     channels, grid = len(border.rows), border.grid
     frequencies = grid[0] * (grid[1] // 2 + 1 if real else grid[1])
     saddle = real and one_channel_saddle(border, definite=definite)
-    unknowns, copies, multiplications = border.rest / (2 if saddle else 1), 1, 1.0 if real and not saddle else 4.0
+    unknowns, copies, multiplications = (
+        border.column_cells / (2 if saddle else 1),
+        1,
+        1.0 if real and not saddle else 4.0,
+    )
     if real and even:
         copies = 4
     elif real and channels == 1:
@@ -219,7 +219,7 @@ def cheapest_grid(
 
     def price(shortest: bool) -> float:
         transform = system.rows * transform_cost(embeddings[shortest].grid)
-        return 10 * model.solve(costs[shortest], transform) + model.factors(costs[shortest])  # a plan that is kept
+        return 10 * model.solve(costs[shortest], transform) + model.factor_work(costs[shortest])  # a plan that is kept
 
     best = min(costs, key=price)
     return best, costs[best]
@@ -272,53 +272,6 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
         cells_along = sum(len(axes[a]) for axes in positions)
         total += 3 * cells_along**2 * (cells // n)
     return embedding.blocks * total * item
-
-
-def check_fits(needed: int, allowed: int, what: object, method: str = "border") -> None:
-    """Refuse a plan that needs more bytes than are allowed.
-
-    Args:
-        needed: bytes of the plan.
-        allowed: bytes that it may use.
-        what: the plan is for.
-        method: the method is.
-
-    Raises:
-        PlanMemoryError: it does.
-    """
-    if needed > allowed:
-        raise PlanMemoryError(
-            f'method="{method}": the plan for {what} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed '
-            f'(memory_limit=). Use method="lsmr" with CirculantPreconditioner, which needs a few vectors, float32, or '
-            f"solve groups of channels apart."
-        )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory of a device, in bytes."""
-    if device.type == "cuda":
-        # and what torch holds without using it
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + held
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def allowed_bytes(limit: int | None, device: torch.device) -> int:
-    """The bytes that a plan may use: ``limit``, or 60 % of what is free on the device.
-
-    Raises:
-        ArgumentError: the limit is negative.
-    """
-    if limit is not None and limit < 0:
-        raise ArgumentError(f"memory_limit: expected a number of bytes >= 0 or None, got {limit}")
-    return int(0.6 * free_bytes(device)) if limit is None else limit
 
 
 def items_at_once(arrays: int, vectors: int, device: torch.device) -> int:

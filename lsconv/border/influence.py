@@ -145,7 +145,7 @@ class ExactInfluence:
         data, batch = None, embedding.batch_shape
         if y is not None:
             y = y.to(self.A.dtype)
-            batch, _ = embedding.rest(tuple(y.shape[: y.ndim - len(self.A.out_shape)]))
+            batch, _ = embedding.split_batch(tuple(y.shape[: y.ndim - len(self.A.out_shape)]))
             data = embedding.outputs_to_grid(y)
         chunk = max(1, self._work_bytes // self._bytes_per_block())
         parts = [

@@ -75,7 +75,7 @@ class MissingBlocks:
 
     def __call__(self, r: Tensor) -> Tensor:
         """The blocks' inverses times ``r`` of shape ``(*batch, *out_shape)``."""
-        batch, _ = self.embedding.rest(tuple(r.shape[: r.ndim - self.embedding.ndim - 1]))
+        batch, _ = self.embedding.split_batch(tuple(r.shape[: r.ndim - self.embedding.ndim - 1]))
         z = self.embedding.outputs_to_grid(r)
         flat = torch.nn.functional.pad(z.flatten(1), (0, 1))
         parts = (self.inverses @ flat[:, self.index].movedim(0, -1)).movedim(-1, 0)

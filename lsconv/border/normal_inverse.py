@@ -38,7 +38,6 @@ from lsconv.border.cost_model import (
     CostModel,
     FactorCost,
     Limits,
-    allowed_bytes,
     cheapest_grid,
     expected_iterations,
     items_at_once,
@@ -50,6 +49,7 @@ from lsconv.border.normal_problem import NormalProblem, Request
 from lsconv.border.system.border_system import BorderProblem, BorderSystem, Schwarz
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["BorderInverse", "CirculantInverse", "DefiniteInverse", "NormalInverse", "SaddleInverse", "normal_inverse"]
 
@@ -116,7 +116,7 @@ class NormalInverse(ABC):
         """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none."""
         return self.problem.nullity(deficient=self._deficient)
 
-    def expect(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
+    def prepare(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
         """Make the factors if they are cheaper than so many solves by iteration, and return them.
 
         Args:
@@ -125,7 +125,7 @@ class NormalInverse(ABC):
         """
         return self.direct if isinstance(self.direct, DirectInverse) else None
 
-    def iterate(self) -> None:
+    def give_up_factors(self) -> None:
         """Do without factors, which have lost too many digits, for good."""
         self.direct = None
 
@@ -174,7 +174,7 @@ class CirculantInverse(NormalInverse):
     ) -> tuple[Tensor, Tensor, None]:
         """The division; there are no unknowns on a border."""
         embedding, residual = self.embedding, self.side == "residual"
-        batch, _ = embedding.rest(tuple(f.shape[: f.ndim - embedding.ndim - 1]))
+        batch, _ = embedding.split_batch(tuple(f.shape[: f.ndim - embedding.ndim - 1]))
         t = embedding.outputs_to_grid(f) if residual else embedding.inputs_to_grid(f)
         many = items_at_once(math.prod(t.shape[1:]) * t.element_size(), 0, t.device)
         parts = [self.inverse.on_grid(part) for part in t.split(many)]
@@ -196,8 +196,8 @@ class BorderInverse(NormalInverse):
     """The inverse through the system on a border.
 
     Attributes:
-        stage: by which means the border is solved; :meth:`expect`, an iteration, :meth:`go_direct` and :meth:`iterate`
-            lead from one to the next, in this order.
+        stage: by which means the border is solved; :meth:`prepare`, an iteration, :meth:`go_direct` and
+            :meth:`give_up_factors` lead from one to the next, in this order.
         border: the border cells.
         system: the block-circulant operator whose system on the border is solved.
         across: the map from the side of the unknowns to that of the border; None where they are the same.
@@ -218,7 +218,7 @@ class BorderInverse(NormalInverse):
         definite, request = self.definite, problem.request
         self.model = CostModel(self.embedding.blocks, math.prod(self.embedding.grid), self.system.rows, definite)
         self.condition = problem.condition(self.inverse)
-        crossed = request.crossed and not request.whole and self.embedding.ndim <= 2
+        crossed = request.crossed and not request.one_matrix and self.embedding.ndim <= 2
         self._crossed = crossed and (request.penalty is not None or self.condition <= _CONDITION[definite])
         self._shortest, self._cost = self._cost_of_factors()
         self._system: BorderSystem | None = None
@@ -249,9 +249,11 @@ class BorderInverse(NormalInverse):
         self._system, self.stage = None, Stage.FACTORS
         request = self.problem.request
         if self._crossed:
-            self.direct = DirectInverse(NormalProblem(replace(request.precise(), side=self.side, whole=self._shortest)))
+            self.direct = DirectInverse(
+                NormalProblem(replace(request.precise(), side=self.side, one_matrix=self._shortest))
+            )
         else:
-            self.direct = _inverse_of(replace(request, side=self.side, whole=True))
+            self.direct = _inverse_of(replace(request, side=self.side, one_matrix=True))
 
     @property
     def on_border(self) -> BorderSystem:
@@ -259,7 +261,9 @@ class BorderInverse(NormalInverse):
         if self._system is None:
             request = self.problem.request
             restricted = request.limits.corners and (self.exact or not self.definite)
-            problem = BorderProblem(self.system, self.border, self.model, restricted, request.limits, request.whole)
+            problem = BorderProblem(
+                self.system, self.border, self.model, restricted, request.limits, request.one_matrix
+            )
             self._system = BorderSystem(problem, self._cost if self.stage is not Stage.ITERATION_ONLY else None)
             if self.stage is Stage.UNDECIDED:
                 self.stage = Stage.ITERATION
@@ -275,25 +279,25 @@ class BorderInverse(NormalInverse):
         """The number of unknowns on the border of one block."""
         return self.border.size
 
-    def expect(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
+    def prepare(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
         """Make the factors if they are cheaper than so many solves by iteration, and return them."""
         limits = self.problem.request.limits
-        if self.stage is Stage.UNDECIDED and not self.problem.request.whole:
+        if self.stage is Stage.UNDECIDED and not self.problem.request.one_matrix:
             cost, expected, fits = self.forecast(batch)
             if cost <= solves * (expected if limits.at_once is None else limits.at_once) and fits:
                 self.go_direct()
-        return super().expect(batch)
+        return super().prepare(batch)
 
     def forecast(self, batch: tuple[int, ...]) -> tuple[float, float, bool]:
         """The cost of the factors in iterations, the iterations expected, and whether the factors fit in memory."""
-        cost = self.model.factors(self._cost) / self.model.iteration(self.embedding.rest(batch)[1])
+        cost = self.model.factor_work(self._cost) / self.model.iteration(self.embedding.split_batch(batch)[1])
         expected = expected_iterations(self.condition if self.definite else self.condition**2)
         limit = allowed_bytes(self.problem.request.limits.spare_bytes, self.convolution.device)
         return cost, expected, self.model.bytes(self._cost) <= limit
 
-    def iterate(self) -> None:
+    def give_up_factors(self) -> None:
         """Do without factors, which have lost too many digits, for good."""
-        super().iterate()
+        super().give_up_factors()
         self._system, self.stage = None, Stage.ITERATION_ONLY
 
     def continued(
@@ -305,7 +309,7 @@ class BorderInverse(NormalInverse):
         embedding, residual, mirror = self.embedding, self.side == "residual", self.problem.what.mirror
         if start is not None and start.shape[-1] != self.border.size:
             start = None  # the unknowns of another grid
-        batch, _ = embedding.rest(tuple(f.shape[: f.ndim - embedding.ndim - 1]))
+        batch, _ = embedding.split_batch(tuple(f.shape[: f.ndim - embedding.ndim - 1]))
         f_in = f if mirror is None else mirror.padded(f)
         t = embedding.outputs_to_grid(f_in) if residual else embedding.inputs_to_grid(f_in)
         each = self.embedding.blocks * t.element_size()

@@ -69,7 +69,7 @@ class Request:
         penalty: further rows ``damp L`` below A; then "solution" is the side.
         mirror: the padding of A, where it is reflect or replicate; then "solution" is the side, and damp > 0.
         limits: which means solve a border of which size.
-        whole: on the shortest grid, to factorise the border as one matrix.
+        one_matrix: on the shortest grid, to factorise the border as one matrix.
         missing: outputs that are not measured, ``out_shape``, the same for every item and group; not with a mirror.
     """
 
@@ -80,7 +80,7 @@ class Request:
     penalty: Penalty | None = None
     mirror: Mirror | None = None
     limits: Limits = field(default_factory=Limits)
-    whole: bool = False
+    one_matrix: bool = False
     missing: Tensor | None = None
 
     @property
@@ -147,7 +147,7 @@ class NormalProblem:
             tuple(damp.shape),
             penalty,
             mirror,
-            shortest=request.whole,
+            shortest=request.one_matrix,
             missing=request.missing is not None,
             symbol=symbol,
         )

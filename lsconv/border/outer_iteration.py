@@ -28,7 +28,7 @@ from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 
-__all__ = ["Bordered", "Outer", "confirmed", "iterated", "settled"]
+__all__ = ["BorderedProblem", "Outer", "confirmed", "iterated", "settled"]
 
 # Steps of all items together.
 _OUTER_LIMIT = 40
@@ -47,13 +47,13 @@ _FIRST_GAIN = 30.0
 _FIRST_GUESS = 0.1
 
 
-class Bordered(Protocol):
+class BorderedProblem(Protocol):
     """The part of a plan that the outer iteration needs."""
 
     scaled_damp: Tensor
     unit: Tensor
     inverse: NormalInverse
-    factors: torch.dtype
+    factor_dtype: torch.dtype
     read: Tensor | None
 
     @property
@@ -77,7 +77,7 @@ class Outer:
 
     def __init__(
         self,
-        plan: Bordered,
+        plan: BorderedProblem,
         *,
         tolerances: Tolerances,
         y: Tensor | None = None,
@@ -129,22 +129,22 @@ class Outer:
         u, g = torch.zeros_like(self.f), self.f
         image = g.new_zeros(*self.batch, *image_space.item_shape)
         self.u, self.image = u, image
-        self.merit: Tensor  # of the best found: what is left in units of the target
+        self.tolerance_ratio: Tensor  # of the best found: what is left in units of the target
         p: Tensor | None = None
         g_old: Tensor | None = None
         rho: Tensor | None = None
-        merit = self._merit(u, image, g)
-        best, start = torch.full_like(merit, torch.inf), merit
+        tolerance_ratio = self._tolerance_ratio(u, image, g)
+        best, start = torch.full_like(tolerance_ratio, torch.inf), tolerance_ratio
         gain = 0.0  # what a step leaves of the remainder, in units of its border tolerance
         waited, since = torch.zeros_like(self.iterations), 0  # steps without halving; steps since g was computed
         for _ in range(_OUTER_LIMIT):
             if since == 0:
-                better = merit < best
+                better = tolerance_ratio < best
                 self.u = torch.where(self._mask(better, self.space), u, self.u)
                 self.image = torch.where(self._mask(better, self.image_space), image, self.image)
-                waited = torch.where(merit < 0.5 * best, 0, waited + 1)
-                best, start = torch.where(better, merit, best), merit
-                self.merit = best
+                waited = torch.where(tolerance_ratio < 0.5 * best, 0, waited + 1)
+                best, start = torch.where(better, tolerance_ratio, best), tolerance_ratio
+                self.tolerance_ratio = best
                 active = (best > 1) & (waited < _PATIENCE)
                 if not bool(active.any()) or self.exhausted:
                     break
@@ -152,7 +152,7 @@ class Outer:
                     fast, A, space, image_space = False, self.A, self.space, self.image_space
                     p = p if p is None else p.to(A.dtype)
             g = g.to(space.dtype)
-            tolerance, before = self._border_tolerance(merit, active, gain), merit
+            tolerance, before = self._border_tolerance(tolerance_ratio, active, gain), tolerance_ratio
             limit = () if self.max_iter is None else (self.max_iter - int(self.iterations.max()),)
             d, count = self.plan.inverse(g.to(narrow), tolerance, *limit)
             self.steps += 1
@@ -173,15 +173,15 @@ class Outer:
             if fast:
                 back = A.apply(p_image) if self.residual_side else A.adjoint(p_image)
                 g = g - space.spread(alpha) * (back + space.spread(self.mu) * p)
-                merit, since = self._merit(u, image, g.to(self.A.dtype)), since + 1
-                going = merit > torch.clamp(_RECURSION_FALL * start, min=1.0)
-                active = active & (merit > 1)
+                tolerance_ratio, since = self._tolerance_ratio(u, image, g.to(self.A.dtype)), since + 1
+                going = tolerance_ratio > torch.clamp(_RECURSION_FALL * start, min=1.0)
+                active = active & (tolerance_ratio > 1)
                 if since < _PATIENCE and bool((active & going).any()) and not self.exhausted:
                     continue
                 image = self._image(self.A, u)
             g, since = self._remainder(image) - self.space.spread(self.mu) * u, 0
-            merit = self._merit(u, image, g)
-            seen = float((merit / (before * tolerance)).where(active & (before > 0), 0).amax())
+            tolerance_ratio = self._tolerance_ratio(u, image, g)
+            seen = float((tolerance_ratio / (before * tolerance)).where(active & (before > 0), 0).amax())
             gain = max(gain, min(seen, _FIRST_GAIN) if gain == 0 else seen, 1.0)
 
     @property
@@ -189,7 +189,7 @@ class Outer:
         """Tell whether the limit on the border iterations has been reached."""
         return self.max_iter is not None and int(self.iterations.max()) >= self.max_iter
 
-    def _border_tolerance(self, merit: Tensor, active: Tensor, gain: float) -> float:
+    def _border_tolerance(self, tolerance_ratio: Tensor, active: Tensor, gain: float) -> float:
         """The relative residual of the border system that this step needs.
 
         Where the factors are those of the wanted operator: what takes the worst item to its target, a step leaving
@@ -197,11 +197,13 @@ class Outer:
         the plan's.
         """
         if not self.plan.inverse.exact:
-            return _FLOORED_TOLERANCE[self.plan.factors]
+            return _FLOORED_TOLERANCE[self.plan.factor_dtype]
         if gain == 0 and self.plan.inverse.damped:
             gain = _FIRST_GUESS / self.plan.inverse.relative_damp
-        needed = _MARGIN / (max(gain, 1.0) * float(torch.where(active, merit, 0).amax()))
-        least = torch.finfo(self.plan.factors).eps ** 0.7  # of the digits of the factors, these are left to the border
+        needed = _MARGIN / (max(gain, 1.0) * float(torch.where(active, tolerance_ratio, 0).amax()))
+        least = (
+            torch.finfo(self.plan.factor_dtype).eps ** 0.7
+        )  # of the digits of the factors, these are left to the border
         return min(max(needed, least), _MARGIN)
 
     def _image(self, A: LinearOperator, u: Tensor) -> Tensor:
@@ -215,7 +217,7 @@ class Outer:
             return self.A.adjoint(self.y - image)
         return self.f - self.A.adjoint(image)
 
-    def _merit(self, u: Tensor, image: Tensor, g: Tensor) -> Tensor:
+    def _tolerance_ratio(self, u: Tensor, image: Tensor, g: Tensor) -> Tensor:
         """The remainder in units of its target; at most 1 where the certificate will hold."""
         g_norm, rtol = self.space.norm(g), self.tolerances.rtol
         if self.y is None:
@@ -245,12 +247,12 @@ class Outer:
             least = torch.maximum(self.share * self.mu * x_norm, rounding * norm)
             target = torch.where(self.mu > 0, torch.minimum(target, least), target)
         downhill = total / ((1 + self.tolerances.eps**0.5) * self.given_norm).clamp_min(unit)  # from x = 0
-        merit = torch.minimum(by_residual, torch.maximum(g_norm / target.clamp_min(unit), downhill))
-        return torch.where(g_norm == 0, 0, merit)
+        tolerance_ratio = torch.minimum(by_residual, torch.maximum(g_norm / target.clamp_min(unit), downhill))
+        return torch.where(g_norm == 0, 0, tolerance_ratio)
 
     def warn(self, plan: object) -> None:
         """Warn of items that have missed their target by far, for want of a certificate that would tell."""
-        failed = self.merit > 10
+        failed = self.tolerance_ratio > 10
         if bool(failed.any()):
             text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r})"
             warnings.warn(text, ConvergenceWarning, stacklevel=4)
@@ -277,12 +279,16 @@ class Outer:
         return self._scaled_back(self.image, self.image_space)
 
 
-def iterated(plan: Bordered, **options: Any) -> Outer:
+def iterated(plan: BorderedProblem, **options: Any) -> Outer:
     """The outer iteration, run; once more without factors of the border that have lost too many digits for it."""
     outer = Outer(plan, **options)
     outer.run()
-    if isinstance(plan.inverse.direct, DirectInverse) and bool((outer.merit > 1).any()) and not outer.exhausted:
-        plan.inverse.iterate()
+    if (
+        isinstance(plan.inverse.direct, DirectInverse)
+        and bool((outer.tolerance_ratio > 1).any())
+        and not outer.exhausted
+    ):
+        plan.inverse.give_up_factors()
         outer = Outer(plan, **options)
         outer.run()
     return outer

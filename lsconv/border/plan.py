@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import Limits, allowed_bytes, check_fits, plan_bytes, spared
+from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import least_shift, needs_double
@@ -43,6 +43,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
+from lsconv.operators.memory import allowed_bytes, check_fits
 
 __all__ = ["BorderPlan"]
 
@@ -123,7 +124,7 @@ class BorderPlan(Plan):
     @torch.no_grad()
     def _factor(self, dtype: torch.dtype) -> None:
         """Make the factors, in this real dtype."""
-        self.factors = dtype
+        self.factor_dtype = dtype
         floor = least_shift(dtype, damped=self._damped)
         scaled = self._narrow if dtype == self.A.weight.real.dtype else self.scaled
         limits = self._limits
@@ -161,7 +162,7 @@ class BorderPlan(Plan):
         """
         tolerances = self.tolerances(rtol, atol)
         y = y.detach().to(self.precise.dtype)
-        factors = self._factors(y, self.A.out_shape)
+        factors = self._usable_factors(y, self.A.out_shape)
         if factors is not None and tolerances.rtol >= ONE_PASS:
             solution = self._certified(
                 y, self._corrected(self._scaled_back(factors.solution(y)), y, tolerances), tolerances
@@ -178,7 +179,7 @@ class BorderPlan(Plan):
         return confirmed(iterate(), lambda: iterate(deep=True), ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: Outer | None = None) -> Solution:
-        arithmetic = self.factors if outer is None else self.precise.dtype
+        arithmetic = self.factor_dtype if outer is None else self.precise.dtype
         judge = Judge(
             self.precise,
             tolerances,
@@ -187,16 +188,16 @@ class BorderPlan(Plan):
             operator_norm=self._least_norm,
             norm_bound=self._norm,
             rcond=self.rcond,
-            thorough=not self._damped,
+            judges_unrounded=not self._damped,
             null_share=self._null_share(tolerances),
-            formed=torch.finfo(arithmetic).eps if self.inverse.side == "residual" else None,
+            range_eps=torch.finfo(arithmetic).eps if self.inverse.side == "residual" else None,
             sees_null_space=lambda: self._deficient,
         )
         if outer is None:  # what this does not certify is iterated for
             return judge.solution(x, y)
         judge = replace(judge, operator_norm=torch.maximum(outer.norm_a * self.unit, self._least_norm))
         solution = judge.solution(x, y, iterations=outer.iterations)
-        bare = replace(judge, null_share=None, formed=None, sees_null_space=None)
+        bare = replace(judge, null_share=None, range_eps=None, sees_null_space=None)
         again = functools.partial(bare.solution, y=y, iterations=outer.iterations)
         return cleared(solution, x, y, self.precise, tolerances, self._shortest, again)
 
@@ -206,14 +207,14 @@ class BorderPlan(Plan):
             warnings.simplefilter("ignore", ConvergenceWarning)
             return lsqr(self.precise, y, rtol=rtol, max_iter=500).x
 
-    def _factors(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
+    def _usable_factors(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
         """The factors of the border that solve the problem itself, for data of this shape; None to iterate."""
-        factors = self.inverse.expect(tuple(given.shape[: given.ndim - len(item_shape)]))
+        factors = self.inverse.prepare(tuple(given.shape[: given.ndim - len(item_shape)]))
         return factors if factors is not None and factors.exact else None
 
     def _trusted(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
         """Return these factors if a right-hand side like noise is certified; the probe is made once."""
-        factors = self._factors(given, item_shape)
+        factors = self._usable_factors(given, item_shape)
         if factors is None or not self._damped:
             return None
         if self._probed is not factors:
@@ -301,7 +302,7 @@ class BorderPlan(Plan):
     def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``, and which items missed the tolerance."""
         if y is not None and self.inverse.side == "solution" and bool((self.damp < _TINY_DAMP * self._norm).any()):
-            solution = self.solve(y)  # the merit does not see the null space
+            solution = self.solve(y)  # the tolerance_ratio does not see the null space
             return solution.x, ~solution.converged
         given, item_shape = (v, self.A.in_shape) if y is None else (y, self.A.out_shape)
         assert given is not None
@@ -310,7 +311,7 @@ class BorderPlan(Plan):
             return answer, torch.zeros((), dtype=torch.bool, device=answer.device)
         outer = self._run(y=y, v=v)
         answer = outer.x if y is not None else outer.dual()
-        return answer.to(self.A.dtype), outer.merit > 1
+        return answer.to(self.A.dtype), outer.tolerance_ratio > 1
 
     @functools.cached_property
     def _least_norm(self) -> Tensor:
@@ -363,9 +364,9 @@ class BorderPlan(Plan):
     def _outer(self, **options: Any) -> Outer:
         """The outer iteration, once more with factors in float64, for good, where those in float32 did not do."""
         outer = iterated(self, **options)
-        precise = double(self.factors)
-        out_of_reach = bool((outer.merit > 1).any()) and not outer.exhausted
-        if self.factors != precise and out_of_reach and self._needed(precise) <= self._allowed():
+        precise = double(self.factor_dtype)
+        out_of_reach = bool((outer.tolerance_ratio > 1).any()) and not outer.exhausted
+        if self.factor_dtype != precise and out_of_reach and self._needed(precise) <= self._allowed():
             self._factor(precise)
             outer = Outer(self, **options)
             outer.run()

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import Limits, allowed_bytes, check_fits, plan_bytes, spared
+from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import least_shift, needs_double
@@ -37,6 +37,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import WORK_BYTES, broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
+from lsconv.operators.memory import allowed_bytes, check_fits
 
 __all__ = ["StackedPlan"]
 
@@ -92,7 +93,7 @@ class StackedPlan(Plan):
         self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
         scaled = A.with_parameters([weight / over_items(self.unit.to(real), A.ndim + 2)])
         self._memory_limit, self._limits = memory_limit, limits
-        self.factors, self.inverse = self._factor(scaled, terms)
+        self.factor_dtype, self.inverse = self._factor(scaled, terms)
         precise_L = L.to(dtype=double(A.dtype))
         self.problem = Penalised(A.with_parameters([weight]).to(dtype=double(A.dtype)), self.damp, precise_L)
         self.precise = self.problem.stack
@@ -161,9 +162,9 @@ class StackedPlan(Plan):
             ])  # fmt: skip
         tolerances = self.tolerances(rtol, atol)
         data = self.problem.data(y, x_prior)
-        factors = self.inverse.expect(tuple(batch))
+        factors = self.inverse.prepare(tuple(batch))
         if factors is not None and tolerances.rtol >= ONE_PASS:
-            own = self.problem.rest(y, x_prior)
+            own = self.problem.data_beside_prior(y, x_prior)
             x = factors.solution(own) / over_items(self.unit, len(self.A.in_shape))
             solution = self._certified(y, x, x_prior, tolerances)
             if settled(solution):
@@ -199,7 +200,7 @@ class StackedPlan(Plan):
         """The solution for ``y``, without the certificate."""
         wide = y.detach().to(self.precise.dtype)
         batch = broadcast_shapes(y.shape[: y.ndim - len(self.A.out_shape)], self.inverse.embedding.batch_shape)
-        factors = self.inverse.expect(tuple(batch))
+        factors = self.inverse.prepare(tuple(batch))
         if factors is None:
             x = iterated(self, y=self.problem.data(wide), tolerances=self.tolerances(rtol)).x
         else:

@@ -21,7 +21,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.frequency_inverse import invert, invert_with_penalty, norm_from_below
+from lsconv.fourier.frequency_inverse import invert, invert_with_penalty, symbol_norm_from_below
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
@@ -187,7 +187,7 @@ class CirculantPlan:
         self.undecided = torch.zeros(self.batch_shape, dtype=torch.bool, device=A.device)
         S = double_symbol(A, self.embedding)
         mu = per_block(self.damp.double().square(), self.embedding)
-        self.norm = norm_from_below(S).reshape(*self.batch_shape, -1).amax(-1)
+        self.norm = symbol_norm_from_below(S).reshape(*self.batch_shape, -1).amax(-1)
         if penalty is None:
             items = math.prod(self.batch_shape)
             found = invert(S, mu, self.rcond, items=items, rtol=0.1 * direct_rtol(A.dtype))
@@ -214,7 +214,7 @@ class CirculantPlan:
 
     def solve_unrounded(self, y: Tensor) -> Tensor:
         """:meth:`solve` in the precision of the matrices, for y of A's dtype or of double precision."""
-        batch, _ = self.embedding.rest(tuple(y.shape[: y.ndim - len(self.A.out_shape)]))
+        batch, _ = self.embedding.split_batch(tuple(y.shape[: y.ndim - len(self.A.out_shape)]))
         y = y.to(self.dtype)
         return self.embedding.inputs_from_grid(self.inverse.on_grid(self.embedding.outputs_to_grid(y)), batch)
 
@@ -228,7 +228,7 @@ class CirculantPlan:
         self.A.check_input(x)
         if self._inverse_adjoint is None:
             self._inverse_adjoint = self.inverse.H
-        batch, _ = self.embedding.rest(tuple(x.shape[: x.ndim - len(self.A.in_shape)]))
+        batch, _ = self.embedding.split_batch(tuple(x.shape[: x.ndim - len(self.A.in_shape)]))
         on_grid = self._inverse_adjoint.on_grid(self.embedding.inputs_to_grid(x.to(self.dtype)))
         return self.embedding.outputs_from_grid(on_grid, batch).to(self.A.dtype)
 

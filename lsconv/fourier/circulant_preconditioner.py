@@ -148,7 +148,7 @@ class CirculantPreconditioner(LinearOperator):
             return self._windows[depth](x, lambda z: self._through(depth + 1, z))
         grid = self._embedding
         core = grid.in_shape if self._on_inputs else grid.out_shape
-        batch, _ = grid.rest(tuple(x.shape[: x.ndim - len(core)]))
+        batch, _ = grid.split_batch(tuple(x.shape[: x.ndim - len(core)]))
         if self._on_inputs:
             return grid.inputs_from_grid(self._inverse.on_grid(grid.inputs_to_grid(x)), batch)
         return grid.outputs_from_grid(self._inverse.on_grid(grid.outputs_to_grid(x)), batch)

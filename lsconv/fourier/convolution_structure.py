@@ -190,7 +190,7 @@ def _terms(chain: Chain) -> list[tuple[Factor, Tensor]]:
 
 def _embedding(A: LinearOperator, grid: tuple[int, ...] | None = None, batch_shape: tuple[int, ...] = ()) -> Embedding:
     assert isinstance(A, Convolution)
-    return Embedding(_block_circulant_of(A), grid, batch_shape, apart=True)
+    return Embedding(_block_circulant_of(A), grid, batch_shape, separate_margins=True)
 
 
 def _block_circulant_of(A: Convolution) -> Convolution:

@@ -69,7 +69,7 @@ class Axis:
         ]
 
 
-def _axis(convolution: Convolution, a: int, grid: int | None, held: bool, apart: bool) -> Axis:
+def _axis(convolution: Convolution, a: int, grid: int | None, held: bool, separate_margins: bool) -> Axis:
     n_in, n_out = convolution.spatial_in[a], convolution.spatial_out[a]
     stride, dilation = convolution.stride[a], convolution.dilation[a]
     left = convolution.padding[a][0]
@@ -86,7 +86,7 @@ def _axis(convolution: Convolution, a: int, grid: int | None, held: bool, apart:
     needed = max(axis.inputs(0) + max(before, after), n_out)
     if grid is not None:
         length = max(grid, needed)
-    elif apart:
+    elif separate_margins:
         length = good_fft_length(max(axis.inputs(0) + before + after, n_out))
     else:
         length = short_fft_length(needed)
@@ -108,8 +108,8 @@ class Embedding:
             least-norm answer.
         grid: grid sizes to use instead of the next good FFT lengths; raised where they are too small.
         constrained: per axis, hold the grid cells beyond the inputs at zero even where no output reads them.
-        apart: without ``grid``, a longer one on which the outputs of the two ends read zeros of their own (N = n + 2p),
-            for those who use the block-circulant operator without its border.
+        separate_margins: without ``grid``, a longer one on which the outputs of the two ends read zeros of their own
+            (N = n + 2p), for those who use the block-circulant operator without its border.
 
     Raises:
         MethodError: the convolution is no truncated block-circulant operator.
@@ -123,14 +123,15 @@ class Embedding:
         *,
         only_read: bool = False,
         constrained: tuple[bool, ...] | None = None,
-        apart: bool = False,
+        separate_margins: bool = False,
     ) -> None:
         if not self.exists(convolution):
             raise MethodError(f"{convolution!r} is no truncated block-circulant operator")
         self.ndim = convolution.ndim
         held = constrained or (False,) * self.ndim
         self.axes = tuple(
-            _axis(convolution, a, None if grid is None else grid[a], held[a], apart) for a in range(self.ndim)
+            _axis(convolution, a, None if grid is None else grid[a], held[a], separate_margins)
+            for a in range(self.ndim)
         )
         self.grid = tuple(axis.grid for axis in self.axes)
         self.stride = convolution.stride
@@ -182,7 +183,7 @@ class Embedding:
 
     # ------------------------------------------------------------------ tensors
 
-    def rest(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    def split_batch(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         """The batch dimensions after broadcasting with the operator's own, and the number of items beyond those."""
         full = tuple(broadcast_shapes(batch, self.batch_shape))
         shared, _ = batch_order(len(full), self.batch_shape)
@@ -203,7 +204,7 @@ class Embedding:
         return x.permute(0, 1, 2, *phases, *positions).reshape(*x.shape[:2], self.in_channels, *self.grid)
 
     def inputs_from_grid(self, z: Tensor, batch: tuple[int, ...]) -> Tensor:
-        """The inverse of :meth:`inputs_to_grid`, cropping to the inputs; ``batch`` as :meth:`rest` returned it."""
+        """The inverse of :meth:`inputs_to_grid`, cropping to the inputs; ``batch`` is that of :meth:`split_batch`."""
         if any(s > 1 for s in self.stride):
             z = z.reshape(*z.shape[:2], -1, *(len(read) for read in self.read), *self.grid)
             for a, read in enumerate(self.read):
@@ -225,14 +226,14 @@ class Embedding:
         return torch.nn.functional.pad(y, pad)
 
     def outputs_from_grid(self, z: Tensor, batch: tuple[int, ...]) -> Tensor:
-        """The inverse of :meth:`outputs_to_grid`, cropping to the outputs; ``batch`` as :meth:`rest` returned it."""
+        """The inverse of :meth:`outputs_to_grid`, cropping to the outputs; ``batch`` is that of :meth:`split_batch`."""
         for a, axis in enumerate(self.axes):
             z = z.narrow(3 + a, 0, axis.n_out)
         return in_items(z, batch, self.out_shape, self.batch_shape)
 
     def _blocks(self, tensor: Tensor, item_shape: tuple[int, ...]) -> Tensor:
         tensor, batch = in_blocks(tensor, len(item_shape), self.batch_shape)
-        _, rest = self.rest(batch)
+        _, rest = self.split_batch(batch)
         return tensor.reshape(rest, self.blocks, item_shape[0] // self.groups, *item_shape[1:])
 
     def per_item(self, values: Tensor, batch: tuple[int, ...]) -> Tensor:

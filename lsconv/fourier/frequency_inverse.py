@@ -22,7 +22,13 @@ from lsconv.fourier.batched_linalg import inverse as lu_inverse
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.dtypes import ROUNDING
 
-__all__ = ["FrequencyInverse", "invert", "invert_with_penalty", "norm_from_below", "singular_values_by_frequency"]
+__all__ = [
+    "FrequencyInverse",
+    "invert",
+    "invert_with_penalty",
+    "singular_values_by_frequency",
+    "symbol_norm_from_below",
+]
 
 # The norm from below: the largest singular value of this many matrices, those of the largest Frobenius norms. A smooth
 # symbol has its maximum among them, and random matrices differ by a few percent.
@@ -51,7 +57,7 @@ def singular_values_by_frequency(matrices: Tensor) -> Tensor:
     return norms.unsqueeze(-1) if column else norms
 
 
-def norm_from_below(S: FrequencyMatrices) -> Tensor:
+def symbol_norm_from_below(S: FrequencyMatrices) -> Tensor:
     """A lower bound of the largest singular value of each block; exact where the matrices are rows or columns."""
     size = frobenius(S.matrices).flatten(1)
     if min(S.rows, S.columns) > 1:
@@ -91,7 +97,7 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
         some = (~kept).nonzero().flatten()
         matrices, mu, highest = matrices[some], mu[some], highest[some]
     if len(matrices):
-        zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(norm_from_below(S))[some], False
+        zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(symbol_norm_from_below(S))[some], False
         while True:
             cutoff, margin = rcond * norm.unsqueeze(-1), ROUNDING * eps * highest.unsqueeze(-1)
             found, values = _decomposed(matrices, mu, torch.where(zero, cutoff, -1.0))

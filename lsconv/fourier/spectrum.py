@@ -24,7 +24,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 
-__all__ = ["cond", "gram_inverse_trace", "gram_logdet", "logdet", "norm", "singular_values"]
+__all__ = ["circulant_logdet", "cond", "gram_inverse_trace", "gram_logdet", "norm", "singular_values"]
 
 
 @torch.no_grad()
@@ -194,7 +194,7 @@ def cond(A: LinearOperator) -> Tensor:
 
 
 @torch.no_grad()
-def logdet(A: Convolution) -> Tensor:
+def circulant_logdet(A: Convolution) -> Tensor:
     r""":math:`\log |\det A|` of a square block-circulant convolution, :math:`\sum_\omega \log |\det S(\omega)|`.
 
     Args:
@@ -212,10 +212,10 @@ def logdet(A: Convolution) -> Tensor:
 
     Example:
         >>> A = lsconv.Conv1d(torch.tensor([[[0.0, 2.0, 0.0]]]), in_size=4, padding=1, padding_mode="circular")
-        >>> lsconv.fourier.spectrum.logdet(A).exp()
+        >>> lsconv.fourier.spectrum.circulant_logdet(A).exp()
         tensor(16.)
     """
-    embedding, S = _circulant(A, "logdet")
+    embedding, S = _circulant(A, "circulant_logdet")
     if S.rows != S.columns or A.in_numel != A.out_numel:
         raise MethodError(
             f"logdet: A maps {A.in_numel} to {A.out_numel} numbers, it has no determinant; use gram_logdet(A, damp)"

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lsconv.border.normal_inverse import BorderInverse
 from lsconv.errors import LsconvError
+from lsconv.inverse.plans.small_matrices import SMALL_MATRICES
 from lsconv.inverse.route import penalty_plan, route
-from lsconv.inverse.small_matrices import SMALL_MATRICES
-from lsconv.krylov.loop.problem import as_operator
+from lsconv.krylov.loop.problem import accept_operator
 from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 
@@ -77,7 +77,7 @@ def explain(
         >>> print(lsconv.explain(A).reasons[0])
         the outputs read disjoint patches, or all of the input at once: one small matrix per group
     """
-    A = as_operator(A)
+    A = accept_operator(A)
     numbers = torch.Generator().manual_seed(0)
     y = torch.randn(*A.batch_shape, *A.out_shape, dtype=A.dtype, generator=numbers).to(A.device)
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from lsconv.errors import MethodError
 from lsconv.inverse.bounded import bounded_least_squares
 from lsconv.inverse.observation import Observation
-from lsconv.inverse.plans import KRYLOV_ONLY, KrylovPlan
+from lsconv.inverse.plans.krylov_plan import KRYLOV_ONLY, KrylovPlan
 from lsconv.inverse.route import route
 from lsconv.inverse.sharded import solves_shards
 from lsconv.inverse.solve import Fallback, solve, started
 from lsconv.krylov.gradients.attach import LeastSquares, attach, start_as_prior
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
-from lsconv.krylov.loop.problem import as_complex, as_operator, prepare
+from lsconv.krylov.loop.problem import accept_operator, as_complex, prepare
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
@@ -125,7 +125,7 @@ def lstsq(
         >>> bool(solution.converged), bool(torch.dist(A(solution.x), y) < 1e-4 * y.norm())
         (True, True)
     """
-    A = as_operator(A, y)
+    A = accept_operator(A, y)
     A.check_output(y, "y")
     observation = Observation.of(A, observed, weights)
     A, y = observation.operator(A), observation.data(y)

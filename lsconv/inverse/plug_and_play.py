@@ -17,7 +17,7 @@ from lsconv.inverse.observation import Observation
 from lsconv.inverse.total_variation import batch_of, check_bounds, refuse_gradient, reported
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
-from lsconv.krylov.loop.problem import as_operator, check_damp, prepare
+from lsconv.krylov.loop.problem import accept_operator, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Identity
@@ -93,7 +93,7 @@ def plug_and_play(
         >>> lsconv.plug_and_play(A, A(torch.rand(1, 24, 24)), smooth, 1e-1, max_iter=200).x.shape
         torch.Size([1, 24, 24])
     """
-    A = as_operator(A, y)
+    A = accept_operator(A, y)
     refuse_gradient("plug_and_play", A, None, {"y": y, "rho": rho, "weights": weights})
     A.check_output(y, "y")
     observation = Observation.of(A, observed, weights)

@@ -19,7 +19,7 @@ from lsconv.inverse.solve import Fallback, solve, started
 from lsconv.krylov.gradients.attach import LeastSquares, adjoint_answer, attach, needs_gradient, start_as_prior
 from lsconv.krylov.gradients.parameters import parameters_of
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
-from lsconv.krylov.loop.problem import as_operator, check_damp, prepare
+from lsconv.krylov.loop.problem import accept_operator, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, together
 from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
@@ -83,7 +83,7 @@ def pinv(
         >>> Ap.dot_test() < 1e-6
         True
     """
-    A = as_operator(A)
+    A = accept_operator(A)
     observation = Observation.of(A, observed, weights)
     A = observation.operator(A)
     if any(hidden_by_vmap(t) for t in (damp, *parameters_of(A)) if isinstance(t, Tensor)):

@@ -22,22 +22,24 @@ from lsconv.errors import (
 )
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.embedding import Embedding
-from lsconv.inverse.adjoint_plan import AdjointPlan
-from lsconv.inverse.dense_stack import DenseStack
-from lsconv.inverse.krylov_choice import krylov_plan
-from lsconv.inverse.masks_per_item import MasksPerItemPlan
-from lsconv.inverse.missing import MissingBorderPlan, MissingPlan, are_scattered
-from lsconv.inverse.plans import (
-    KRYLOV,
-    FourierPlan,
-    KrylovPlan,
-    KrylovStack,
+from lsconv.inverse.plans.adjoint_plan import AdjointPlan
+from lsconv.inverse.plans.dense_stack import DenseStack
+from lsconv.inverse.plans.fourier_plan import FourierPlan
+from lsconv.inverse.plans.krylov_choice import krylov_plan
+from lsconv.inverse.plans.krylov_plan import KRYLOV, KrylovPlan, KrylovStack
+from lsconv.inverse.plans.masks_per_item import MasksPerItemPlan
+from lsconv.inverse.plans.missing import MissingBorderPlan, MissingPlan, are_scattered
+from lsconv.inverse.plans.reduced_plan import ReducedPlan
+from lsconv.inverse.plans.small_matrices import (
+    SMALL_MATRICES,
+    cheap_small_matrices,
+    rank_options,
+    reduction,
+    small_matrices,
 )
-from lsconv.inverse.reduced_plan import ReducedPlan
-from lsconv.inverse.small_matrices import SMALL_MATRICES, cheap_small_matrices, deciding, reduction, small_matrices
-from lsconv.inverse.trial_plan import TrialPlan, trial
-from lsconv.inverse.varying import VaryingPlan
-from lsconv.inverse.weighted import WeightedPlan
+from lsconv.inverse.plans.trial_plan import TrialPlan, trial
+from lsconv.inverse.plans.varying import VaryingPlan
+from lsconv.inverse.plans.weighted import WeightedPlan
 from lsconv.krylov.plan import PATIENCE, Plan
 from lsconv.operators.algebra import Adjoint, Product, Scaled
 from lsconv.operators.base import LinearOperator
@@ -142,7 +144,7 @@ def route(
         raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
     chosen = _check_rcond(rcond, damp, method)
     auto = method == "auto" and not started
-    smaller = None if method == "svd" else reduction(A, whole=not auto)
+    smaller = None if method == "svd" else reduction(A, keep_shapes=not auto)
     if smaller is not None:
         plan = route(
             smaller.B,
@@ -162,7 +164,7 @@ def route(
         )
         if composed is not None:
             return composed
-    decided = deciding(A, memory_limit, rcond)
+    decided = rank_options(A, memory_limit, rcond)
     if method in SMALL_MATRICES:
         return small_matrices(A, damp, method, **decided)
     structured = A if isinstance(A, Convolution) and Embedding.exists(A) else None
@@ -219,7 +221,7 @@ def penalty_plan(
         composed = _with_rows(A, damp, method, memory_limit, L) or _varying(A, damp, method, L)
         if composed is not None:
             return composed
-    smaller = reduction(A, whole=True)
+    smaller = reduction(A, keep_shapes=True)
     A = A if smaller is None else smaller.B
     damping = torch.as_tensor(damp)
     if method != "lsmr" and bool((damping > 0).all()):
@@ -263,7 +265,7 @@ def _check_rcond(rcond: Any, damp: Tensor | float, method: str) -> bool:
 
 def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None) -> SingularValuePlan:
     """The dense decomposition."""
-    return SingularValuePlan(A, damp, **deciding(A, memory_limit, rcond))
+    return SingularValuePlan(A, damp, **rank_options(A, memory_limit, rcond))
 
 
 def _with_rcond(
@@ -356,7 +358,7 @@ def _with_rows(
     if isinstance(inner.worker, (BorderPlan, StackedPlan)):
         inverse = inner.worker.inverse
         # with the missing outputs in the border an answer costs about two on the border alone
-        if inverse.unknowns and inverse.expect(tuple(inverse.embedding.batch_shape), solves=2) is None:
+        if inverse.unknowns and inverse.prepare(tuple(inverse.embedding.batch_shape), solves=2) is None:
             for plan in (MissingBorderPlan, MasksPerItemPlan):
                 with contextlib.suppress(MethodError):
                     return plan(A, rows, damping, L)
@@ -370,7 +372,7 @@ def _varying(
     if not bool((torch.as_tensor(damp) > 0).all()):
         return None
     try:
-        return VaryingPlan(A, damp, L, worth=method == "auto")
+        return VaryingPlan(A, damp, L, refuse_if_slower=method == "auto")
     except MethodError:
         return None
 
@@ -380,7 +382,7 @@ def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -
     damping = torch.as_tensor(damp)
     if bool((damping == 0).all()):
         try:
-            return CapacitancePlan(A, tuple(damping.shape), memory_limit=memory_limit, worth=True)
+            return CapacitancePlan(A, tuple(damping.shape), memory_limit=memory_limit, refuse_if_slower=True)
         except (MethodError, PlanMemoryError):
             pass  # the iteration needs neither a square symbol nor the memory of a dense matrix
     return BorderPlan(A, damp, memory_limit=memory_limit)

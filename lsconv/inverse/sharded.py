@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from lsconv.errors import ArgumentError
-from lsconv.krylov.loop.problem import as_operator
+from lsconv.krylov.loop.problem import accept_operator
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -34,7 +34,7 @@ def solves_shards(function: F) -> F:
         tensors = sys.modules.get("torch.distributed.tensor")
         if tensors is None or not isinstance(y, tensors.DTensor):
             return function(A, y, *args, **options)
-        operator = as_operator(A, y)
+        operator = accept_operator(A, y)
         if not _convolves(operator):
             return function(A, y, *args, **options)  # torch's own products of DTensors are right
         batch = y.ndim - len(operator.out_shape)

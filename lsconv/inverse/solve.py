@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, MethodError
-from lsconv.inverse.plans import KRYLOV_ONLY
+from lsconv.inverse.plans.krylov_plan import KRYLOV_ONLY
 from lsconv.inverse.route import fallback
 from lsconv.krylov.gradients.attach import LeastSquares
 from lsconv.krylov.loop.batched_scalars import ItemSpace

@@ -26,7 +26,7 @@ from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.lstsq import lstsq
 from lsconv.inverse.observation import Observation, mask_of_data
-from lsconv.inverse.plans import KrylovPlan, PenalisedBackward, PenalisedPlan
+from lsconv.inverse.plans.krylov_plan import KrylovPlan, PenalisedBackward, PenalisedPlan
 from lsconv.inverse.route import penalty_fallback, penalty_plan, route
 from lsconv.inverse.sharded import solves_shards
 from lsconv.inverse.solve import Fallback, with_fallback, without_items
@@ -35,7 +35,7 @@ from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.parameters import parameters_of, rebuild
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.penalised import Penalised
-from lsconv.krylov.loop.problem import as_complex, as_operator, check_damp, prepare
+from lsconv.krylov.loop.problem import accept_operator, as_complex, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
@@ -144,7 +144,7 @@ def tikhonov(
         >>> bool(solution.converged), bool((solution.x - x).abs().max() < 1e-2)
         (True, True)
     """
-    A = as_operator(A, y)
+    A = accept_operator(A, y)
     L = _check_penalty(L, A)
     A.check_output(y, "y")
     observation = Observation.of(A, observed, weights)
@@ -177,12 +177,12 @@ def tikhonov(
         return replace(solution, selection=selection)
 
     options = {"rtol": rtol, "atol": atol, "max_iter": max_iter}
-    solver = _Routed(method, memory_limit, x0, check_finite, raise_on_failure, selection, options)
+    solver = _RoutedWithPenalty(method, memory_limit, x0, check_finite, raise_on_failure, selection, options)
     return attach(solver, LeastSquares(A, y, strength, L, x_prior), rtol=rtol)
 
 
 @dataclass(frozen=True)
-class _Routed:
+class _RoutedWithPenalty:
     """The plan that :func:`route` or :func:`penalty_plan` finds, made for the problem and solved with once."""
 
     method: str
@@ -293,7 +293,7 @@ def _check_penalty(L: OperatorLike | None, A: LinearOperator) -> LinearOperator 
         if isinstance(L, Identity) and L.in_shape != A.in_shape:
             raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
         return None
-    L = as_operator(L, name="L").for_dtype(A.dtype)
+    L = accept_operator(L, name="L").for_dtype(A.dtype)
     if L.in_shape != A.in_shape:
         raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
     if L.dtype != A.dtype:

@@ -20,7 +20,7 @@ from lsconv.inverse.solve import without_items
 from lsconv.krylov.gradients.parameters import any_requires_grad, parameters_of
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
-from lsconv.krylov.loop.problem import as_operator, check_damp, prepare
+from lsconv.krylov.loop.problem import accept_operator, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.operators.algebra import Product, Scaled, VStack
 from lsconv.operators.base import LinearOperator
@@ -125,8 +125,8 @@ def total_variation(
         >>> bool(solution.converged), bool((solution.x - x).abs().max() < 0.1)
         (True, True)
     """
-    A = as_operator(A, y)
-    L = None if L is None else as_operator(L, name="L").for_dtype(A.dtype)
+    A = accept_operator(A, y)
+    L = None if L is None else accept_operator(L, name="L").for_dtype(A.dtype)
     refuse_gradient("total_variation", A, L, {"y": y, "weight": weight, "weights": weights})
     if observed is not None or weights is not None:
         A.check_output(y, "y")

@@ -160,7 +160,7 @@ class _Refinement:
             tolerances,
             0.0 if problem.damp is None else problem.damp,
             rounding=tolerances.rounding,
-            short=EXCUSED,
+            length_limit=EXCUSED,
             square=square,
         )
         self.directions: list[tuple[Tensor, Tensor]] = []
@@ -182,7 +182,7 @@ class _Refinement:
         certificate = self._certify(x)
         running = running & ~certificate.converged
         limit = torch.zeros_like(running)
-        idle, best = torch.zeros_like(self.iterations), certificate.merit
+        idle, best = torch.zeros_like(self.iterations), certificate.tolerance_ratio
         for step in range(max_refinements):
             if not bool(running.any()):
                 break
@@ -193,15 +193,15 @@ class _Refinement:
             new = self._certify(candidate)
             after = folded.codomain.safe_norm(folded.residual(candidate, running))
             # Far from the answer the objective tells what a step is worth, near to it only the certificate does.
-            better = running & ((new.merit < certificate.merit) | (after < (1 - 1e-8) * before))
+            better = running & ((new.tolerance_ratio < certificate.tolerance_ratio) | (after < (1 - 1e-8) * before))
             x = torch.where(folded.domain.spread(better).bool(), candidate, x)
             # items that did not take the step have no direction to remember
             d, image = self.directions[-1]
             self.directions[-1] = d * folded.domain.spread(better), image * folded.codomain.spread(better)
             certificate = Certificate(*(torch.where(better, getattr(new, name), getattr(certificate, name))
                                         for name in Certificate.__dataclass_fields__))  # fmt: skip
-            idle = torch.where(certificate.merit < _PROGRESS * best, 0, idle + 1)
-            best = torch.minimum(best, certificate.merit)
+            idle = torch.where(certificate.tolerance_ratio < _PROGRESS * best, 0, idle + 1)
+            best = torch.minimum(best, certificate.tolerance_ratio)
             consistent = consistent & (after < _CONSISTENT * before)
             running = running & ~certificate.converged & (idle < _PATIENCE)
             limit = running & (step == max_refinements - 1)

@@ -13,11 +13,11 @@ from lsconv.krylov.loop.certificate import Norms
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution, Status
 
-__all__ = ["Certificate", "joined"]
+__all__ = ["WholeCertificate", "joined"]
 
 
 @dataclass(frozen=True)
-class Certificate:
+class WholeCertificate:
     """The judgement of one x by the judge of all methods, with the steps that led to x.
 
     Attributes:
@@ -38,7 +38,7 @@ class Certificate:
         return self.status in (Status.RESIDUAL, Status.GRADIENT, Status.ZERO, Status.ROUNDED)
 
     @classmethod
-    def of(cls, judge: Judge, norms: Norms) -> Certificate:
+    def of(cls, judge: Judge, norms: Norms) -> WholeCertificate:
         """Have an x of these norms judged."""
         found = judge.judged(norms)
         status = Status.STAGNATION
@@ -54,7 +54,7 @@ class Certificate:
 
 
 def joined(
-    certificates: Sequence[Certificate], x: Any, batch: tuple[int, ...], damp: float, device: torch.device
+    certificates: Sequence[WholeCertificate], x: Any, batch: tuple[int, ...], damp: float, device: torch.device
 ) -> Solution:
     """The solution of a batch."""
 

@@ -23,7 +23,7 @@ from lsconv.krylov.loop.certificate import Norms
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Status
 from lsconv.operators.dtypes import double
-from lsconv.tiled.certificate import Certificate
+from lsconv.tiled.certificate import WholeCertificate
 from lsconv.tiled.field import Field
 from lsconv.tiled.passes import Passes
 from lsconv.tiled.storage import Storage
@@ -126,7 +126,7 @@ class Iteration:
         self.directions = Directions(passes, storage, observed)
         self.x = storage.vector("x")
 
-    def run(self, max_iter: int, begin: Callable[[Field], float] | None = None, patience: int = 60) -> Certificate:
+    def run(self, max_iter: int, begin: Callable[[Field], float] | None = None, patience: int = 60) -> WholeCertificate:
         """Iterate; returns the certificate of :attr:`x`.
 
         Args:
@@ -173,8 +173,8 @@ class Iteration:
             rounded = replace(certificate, status=limit)
         return replace(rounded, iterations=step)
 
-    def _judged(self, norms: Norms) -> Certificate:
-        return Certificate.of(self.judge, norms)
+    def _judged(self, norms: Norms) -> WholeCertificate:
+        return WholeCertificate.of(self.judge, norms)
 
     def _begin(self, begin: Callable[[Field], float] | None) -> tuple[int, float | None]:
         """Make the first x, or take up what an earlier run has left: its step, and the steps' length to come."""
@@ -208,7 +208,7 @@ class Iteration:
         rate = min((moves[-1] / first) ** (1 / several), 0.99) if first else 0.0
         return moves[-1] * rate / (1 - rate)
 
-    def _rounded(self, certificate: Certificate) -> Certificate | None:
+    def _rounded(self, certificate: WholeCertificate) -> WholeCertificate | None:
         """The certificate of x as it is returned: rounded to the dtype of the data."""
         narrow = self.storage.dtype
         if narrow == self.wide or self.x.array.dtype == self.storage.vector("x").array.dtype:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lsconv.operators.fft_convolution import short_fft_length
 
-__all__ = ["Layout", "candidates"]
+__all__ = ["TileLayout", "candidates"]
 
 
 @dataclass(frozen=True)
-class Axis:
+class TileAxis:
     """The tiles along one axis.
 
     Attributes:
@@ -78,19 +78,19 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TileLayout:
     """The tiles of a field, by axis."""
 
-    axes: tuple[Axis, ...]
+    axes: tuple[TileAxis, ...]
 
     @classmethod
-    def of(cls, field: Sequence[int], kernel_size: Sequence[int], core: Sequence[int], *, wraps: bool) -> Layout:
+    def of(cls, field: Sequence[int], kernel_size: Sequence[int], core: Sequence[int], *, wraps: bool) -> TileLayout:
         """The tiles whose cores are about so long; an axis that wraps has three or one."""
         axes = []
         for n, k, cells in zip(field, kernel_size, core, strict=True):
             count = max(round(n / cells), 1)
             count = 1 if wraps and count < 3 else count
-            axes.append(Axis(n, count, max(min(k, n // count // 2), 1), k, wraps))
+            axes.append(TileAxis(n, count, max(min(k, n // count // 2), 1), k, wraps))
         return cls(tuple(axes))
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 from lsconv.border.penalty import Filter
 from lsconv.operators.dtypes import double
 from lsconv.operators.varying_convolution import VaryingConvolution
-from lsconv.tiled.layout import Layout
+from lsconv.tiled.layout import TileLayout
 
 __all__ = ["LocalKernels"]
 
@@ -43,7 +43,7 @@ class LocalKernels:
     def __init__(
         self,
         A: VaryingConvolution,
-        layout: Layout,
+        layout: TileLayout,
         damp: Tensor,
         weights: Tensor | None = None,
         terms: Sequence[Filter] | None = None,

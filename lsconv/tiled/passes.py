@@ -31,7 +31,7 @@ from lsconv.krylov.loop.certificate import Norms
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 from lsconv.tiled.field import Field
-from lsconv.tiled.layout import Axis
+from lsconv.tiled.layout import TileAxis
 from lsconv.tiled.pencil import PencilInverse
 from lsconv.tiled.ranks import Ranks
 from lsconv.tiled.regions import Kind, Region, Regions
@@ -69,7 +69,7 @@ class Passes:
         A: Convolution,
         terms: Sequence[Filter],
         damp: float,
-        axes: Sequence[Axis],
+        axes: Sequence[TileAxis],
         overlap: Sequence[int],
         wraps: Sequence[bool],
         ranks: Ranks,
@@ -354,7 +354,7 @@ class Passes:
             else:
                 damp = torch.tensor(self.damp, dtype=torch.float64, device=A.device)
                 inverse = normal_inverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp), limits=self.limits)
-            inverse.expect((), 2 * sum(region.kind == kind for region in self.tiles.all))
+            inverse.prepare((), 2 * sum(region.kind == kind for region in self.tiles.all))
             self._inverses[kind] = inverse
         return self._inverses[kind]
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.border.system.krylov import Recycling, gmres
+from lsconv.border.system.krylov import Recycling, border_gmres
 from lsconv.border.truncated_circulant import Positions
 from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
 from lsconv.fourier.symbol import FrequencyMatrices
@@ -183,7 +183,9 @@ class PencilSystem:
 
     def solve(self, b: Tensor, tolerance: float, max_iter: int) -> tuple[Tensor, int, float]:
         """The unknowns to a relative residual, the iterations, and the residual that was reached."""
-        u, count = gmres(self.product, self.precondition, b, tolerance, max_iter, 1, self._restart, self._recycling)
+        u, count = border_gmres(
+            self.product, self.precondition, b, tolerance, max_iter, 1, self._restart, self._recycling
+        )
         left = torch.linalg.vector_norm(b - self.product(u)) / torch.linalg.vector_norm(b)
         return u, int(count.max()), float(left.nan_to_num(0.0))
 

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import free_bytes
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
 from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.solution import Solution, report
@@ -31,7 +30,8 @@ from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol, double
-from lsconv.tiled.certificate import Certificate, joined
+from lsconv.operators.memory import free_bytes
+from lsconv.tiled.certificate import WholeCertificate, joined
 from lsconv.tiled.field import ArrayLike, Field
 from lsconv.tiled.iteration import Iteration
 from lsconv.tiled.passes import Passes
@@ -187,7 +187,7 @@ class Plan:
 
     def _solve(
         self, y: Field, out: Field, item: tuple[int, ...], batch: tuple[int, ...], tolerances: Tolerances, max_iter: int
-    ) -> Certificate:
+    ) -> WholeCertificate:
         """Solve for one batch item."""
         regions = self.passes.halos, self.passes.tiles
         needed = [r.output_rows() for r in regions]

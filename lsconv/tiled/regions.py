@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lsconv.operators.convolution import Convolution
-from lsconv.tiled.layout import Axis
+from lsconv.tiled.layout import TileAxis
 
 __all__ = ["Region", "Regions", "local_convolution"]
 
@@ -66,7 +66,7 @@ class Regions:
     def __init__(
         self,
         A: Convolution,
-        axes: Sequence[Axis],
+        axes: Sequence[TileAxis],
         overlap: Sequence[int],
         wraps: Sequence[bool],
         others: Sequence[Convolution] = (),
@@ -74,7 +74,7 @@ class Regions:
         self.A, self.wraps = A, tuple(wraps)
         self._padded = [tuple(any(C.padding[a][side] for C in (A, *others)) for side in (0, 1)) for a in range(A.ndim)]
         self.axes = tuple(
-            Axis(axis.cells, axis.count, o, 0, w, axis.first, axis.last)
+            TileAxis(axis.cells, axis.count, o, 0, w, axis.first, axis.last)
             for axis, o, w in zip(axes, overlap, wraps, strict=True)
         )
         self.size = tuple(axis.size(True) for axis in self.axes)

@@ -40,7 +40,7 @@ from lsconv.operators.fft_convolution import transform_cost
 from lsconv.operators.padding import pad, pad_adjoint
 from lsconv.operators.varying_convolution import VaryingConvolution
 from lsconv.operators.windows import add_windows, read_windows
-from lsconv.tiled.layout import Layout, candidates
+from lsconv.tiled.layout import TileLayout, candidates
 from lsconv.tiled.local_kernels import LocalKernels
 
 __all__ = ["SchwarzInverse", "SchwarzPreconditioner"]
@@ -55,7 +55,7 @@ class SchwarzInverse:
         L: the penalty; None: the identity.
         weights: W, ``(*batch, *out_shape)``, of which the mean over the batch and a tile counts; None: ones.
         core: cells between tiles, per axis; None: those for which the estimate of the work is least.
-        worth: refuse where LSMR should take less time.
+        refuse_if_slower: refuse where LSMR should take less time.
 
     Raises:
         MethodError: L is not made of convolutions, or shares no grid with A; or the tiles would not pay.
@@ -70,17 +70,17 @@ class SchwarzInverse:
         weights: Tensor | None = None,
         core: Sequence[int] | None = None,
         *,
-        worth: bool = False,
+        refuse_if_slower: bool = False,
     ) -> None:
         self.A, self.damp, self.L = A, damp, L
         self.terms = None if L is None else _terms(A, L)
         wraps = A.padding_mode == "circular" and any(map(any, A.padding))
         lengths = candidates(A.spatial_in, A.kernel_size) if core is None else [core]
-        layouts = [Layout.of(A.spatial_in, A.kernel_size, cells, wraps=wraps) for cells in lengths]
+        layouts = [TileLayout.of(A.spatial_in, A.kernel_size, cells, wraps=wraps) for cells in lengths]
         every = [LocalKernels(A, layout, damp, weights, self.terms) for layout in layouts]
         self.local = min(every, key=self._estimate)
         self.layout = self.local.layout
-        if worth and L is None and self._estimate(self.local) > self._estimate_of_lsmr():
+        if refuse_if_slower and L is None and self._estimate(self.local) > self._estimate_of_lsmr():
             raise MethodError("A: LSMR should take less time than tiles for this damp; method='border' insists on them")
         self.groups = self._groups()
 
@@ -177,7 +177,7 @@ class SchwarzInverse:
             if mirror is not None or not Penalty.serves(core, terms):
                 raise MethodError(f"L: {self.L!r} and {A!r} are not convolutions on one grid")
             inverse = normal_inverse(core, 0.0, floor=floor, penalty=Penalty(core, terms, damp))
-        inverse.expect(tuple(inverse.embedding.batch_shape), math.ceil(self.local.iterations))
+        inverse.prepare(tuple(inverse.embedding.batch_shape), math.ceil(self.local.iterations))
         return inverse
 
     def describe(self) -> str:

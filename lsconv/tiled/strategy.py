@@ -19,7 +19,7 @@ from lsconv.operators.dtypes import double
 from lsconv.operators.elementary import Identity
 from lsconv.tiled.decay import Decay
 from lsconv.tiled.iteration import Directions
-from lsconv.tiled.layout import Axis
+from lsconv.tiled.layout import TileAxis
 from lsconv.tiled.pencil import pencil_bytes
 from lsconv.tiled.ranks import Ranks
 from lsconv.tiled.regions import Regions
@@ -49,7 +49,7 @@ class Strategy:
     path: str
     why: str
     whole_fits: bool
-    axes: tuple[Axis, ...]
+    axes: tuple[TileAxis, ...]
     overlap: tuple[int, ...]
     wraps: tuple[bool, ...]
     rate: float
@@ -83,7 +83,7 @@ class Strategy:
         whole = whole_bytes(A, terms, damp) if not masked else max_memory + 1
         several, shared = ranks.size > 1, None
 
-        def tiles(core: Sequence[int]) -> tuple[tuple[Axis, ...], tuple[int, ...], int]:
+        def tiles(core: Sequence[int]) -> tuple[tuple[TileAxis, ...], tuple[int, ...], int]:
             """The cores, overlap and bytes for cores of about this size; the overlap is the same on all ranks."""
             axes = _axes(A, core, rows, wraps)
             least = (A.spatial_in[0] // ranks.size, *A.spatial_in[1:])
@@ -142,7 +142,7 @@ class Strategy:
         )
 
 
-def _is_cut(axis: Axis) -> bool:
+def _is_cut(axis: TileAxis) -> bool:
     """Tell whether a tile is shorter than the field along an axis."""
     return axis.count > 1 or axis.length < axis.cells
 
@@ -158,12 +158,12 @@ def _wraps(A: Convolution) -> tuple[bool, ...]:
     return wraps
 
 
-def _axes(A: Convolution, core: Sequence[int], rows: slice, wraps: Sequence[bool]) -> tuple[Axis, ...]:
+def _axes(A: Convolution, core: Sequence[int], rows: slice, wraps: Sequence[bool]) -> tuple[TileAxis, ...]:
     axes = []
     for a, (n, cells) in enumerate(zip(A.spatial_in, core, strict=True)):
         first, last = (rows.start, rows.stop) if a == 0 else (0, n)
         count = min(max(round((last - first) / cells), 1), last - first)
-        axes.append(Axis(n, count, 0, 0, wraps[a], first, last))
+        axes.append(TileAxis(n, count, 0, 0, wraps[a], first, last))
     return tuple(axes)
 
 
@@ -190,7 +190,7 @@ def _tile_bytes(
     A: Convolution,
     terms: Sequence[Filter],
     damp: float,
-    axes: Sequence[Axis],
+    axes: Sequence[TileAxis],
     overlap: Sequence[int],
     wraps: Sequence[bool],
 ) -> int:

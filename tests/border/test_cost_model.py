@@ -80,7 +80,7 @@ def test_iterations_end_when_they_have_cost_what_the_factors_do(padding: int) ->
     A = lsconv.Conv2d(psf.disk(3)[None, None], in_size=(96, 96), padding=padding)
     inverse = normal_inverse(A, 1e-4, floor=1e-13, limits=Limits(at_once=0, dense_unknowns=0))
     assert isinstance(inverse, BorderInverse)
-    affordable = inverse.model.factors(inverse._cost) / inverse.model.iteration(1)
+    affordable = inverse.model.factor_work(inverse._cost) / inverse.model.iteration(1)
     shape = A.out_shape if inverse.side == "residual" else A.in_shape
     count = int(inverse(torch.randn(shape, dtype=F64), 1e-12)[1])
     assert affordable <= count < affordable + 1

@@ -131,7 +131,7 @@ def test_a_limit_on_the_iterations_is_no_reason_for_other_factors() -> None:
     A = lsconv.Conv2d(torch.randn(8, 8, 3, 3), (48, 48))
     plan = BorderPlan(A, limits=Limits(at_once=0))
     assert not plan.solve(torch.randn(A.out_shape), max_iter=1).converged
-    assert plan.factors == torch.float32
+    assert plan.factor_dtype == torch.float32
 
 
 @pytest.mark.parametrize("padding", [0, 7])
@@ -143,7 +143,7 @@ def test_float32_data_need_one_step_after_the_first(padding: int) -> None:
     y = torch.nn.functional.interpolate(torch.rand(1, 1, 16, 16), size=A.out_shape[1:], mode="nearest")[0]
     plan = BorderPlan(A, 0.1, limits=ITERATED)
     outer = iterated(plan, y=y.double(), tolerances=Tolerances.of(torch.float32, 1e-6, 0.0))
-    assert bool((outer.merit <= 1).all())
+    assert bool((outer.tolerance_ratio <= 1).all())
     assert outer.steps == 2
 
 

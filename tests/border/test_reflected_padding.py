@@ -15,7 +15,7 @@ from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import MethodError, PlanMemoryError
-from lsconv.inverse.plans import KrylovPlan
+from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.inverse.route import route
 from tests.oracles import dense_tikhonov
 

@@ -20,7 +20,7 @@ def _random(A: Convolution, shape: tuple[int, ...], *batch: int) -> torch.Tensor
 
 
 def _through_the_grid(A: Convolution, x: torch.Tensor, embedding: Embedding) -> torch.Tensor:
-    batch, _ = embedding.rest(tuple(x.shape[: x.ndim - len(A.in_shape)]))
+    batch, _ = embedding.split_batch(tuple(x.shape[: x.ndim - len(A.in_shape)]))
     y = symbol(A, embedding).on_grid(embedding.inputs_to_grid(x))
     return embedding.outputs_from_grid(y, batch)
 
@@ -49,7 +49,7 @@ def test_adjoint_runs_backwards_through_the_grid(zero_padded_convolutions: Any, 
     A = data.draw(zero_padded_convolutions())
     embedding = Embedding(A)
     y = _random(A, A.out_shape, *A.batch_shape)
-    batch, _ = embedding.rest(A.batch_shape)
+    batch, _ = embedding.split_batch(A.batch_shape)
     x = embedding.inputs_from_grid(symbol(A, embedding).H.on_grid(embedding.outputs_to_grid(y)), batch)
     torch.testing.assert_close(x, A.H(y), rtol=1e-11, atol=1e-11)
 
@@ -74,7 +74,7 @@ def test_cropping_undoes_embedding_and_embedding_is_an_isometry(
     ):
         x = _random(A, shape, 2, *A.batch_shape)
         on_grid = there(x)
-        assert torch.equal(back(on_grid, embedding.rest((2, *A.batch_shape))[0]), x)
+        assert torch.equal(back(on_grid, embedding.split_batch((2, *A.batch_shape))[0]), x)
         torch.testing.assert_close(on_grid.norm(), x.norm())
 
 

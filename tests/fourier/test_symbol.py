@@ -51,7 +51,7 @@ def test_symbol_diagonalises_the_dense_matrix(circular_convolutions: Any, data: 
     dense = A.to_dense()
     gram = FrequencyMatrices(S.grid, S.matrices.mH @ S.matrices)
     eye = torch.eye(A.in_numel, dtype=A.dtype).reshape(A.in_numel, *(1 for _ in A.batch_shape), *A.in_shape)
-    batch, _ = embedding.rest((A.in_numel, *(1 for _ in A.batch_shape)))
+    batch, _ = embedding.split_batch((A.in_numel, *(1 for _ in A.batch_shape)))
     columns = embedding.inputs_from_grid(gram.on_grid(embedding.inputs_to_grid(eye)), batch).flatten(-A.ndim - 1)
     torch.testing.assert_close(columns.movedim(0, -1), dense.mH @ dense, rtol=1e-10, atol=1e-10)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.inverse.deconvolve import deconvolve
+from lsconv.inverse.images.deconvolve import deconvolve
 
 Action = Callable[[lsconv.Convolution], object]
 

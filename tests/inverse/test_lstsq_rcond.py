@@ -9,7 +9,7 @@ import lsconv
 from lsconv.errors import ArgumentError, MethodError
 from lsconv.factored.kronecker import SeparablePlan
 from lsconv.factored.singular_values import SingularValuePlan
-from lsconv.inverse.plans import FourierPlan
+from lsconv.inverse.plans.fourier_plan import FourierPlan
 
 KERNEL = torch.tensor([[[1.0, 0.0, 1.0]]])
 DTYPES = (torch.float32, torch.float64)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import lsconv
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, NonFiniteError, ShapeError
+from lsconv.inverse.plans.weighted import WeightedPlan
 from lsconv.inverse.route import penalty_plan, route
-from lsconv.inverse.weighted import WeightedPlan
 
 F64 = torch.float64
 
@@ -108,11 +108,11 @@ def test_at_a_small_damp_positive_weights_need_no_second_opinion(ratio: float) -
         w = numbers(*blur.in_shape, seed=3).flatten()
         w = w - range_of_M @ (range_of_M.T @ w)
         x = (exact + part * exact.norm() * w / w.norm()).reshape(blur.in_shape)
-        assert bool(plan._strays(x, weights.sqrt() * y, 1e-9)) == found
+        assert bool(plan._null_suspects(x, weights.sqrt() * y, 1e-9)) == found
     for damp in (1e-7, 1e-12):  # below the shift that the border can have
         plan = route(lsconv.Diagonal(weights.sqrt()) @ blur, damp)
         assert isinstance(plan, WeightedPlan)
-        assert plan.inverse.exact or bool(plan._strays(exact.reshape(blur.in_shape), weights.sqrt() * y, 1e-9))
+        assert plan.inverse.exact or bool(plan._null_suspects(exact.reshape(blur.in_shape), weights.sqrt() * y, 1e-9))
     assert not plan.inverse.exact
 
 

@@ -9,7 +9,8 @@ import lsconv
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.plan import BorderPlan
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
-from lsconv.inverse.plans import FourierPlan, KrylovPlan
+from lsconv.inverse.plans.fourier_plan import FourierPlan
+from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.inverse.route import route
 
 
@@ -35,7 +36,7 @@ def test_a_square_operator_is_iterated_on_where_factorising_costs_more() -> None
     weight[..., 15, 15], weight[..., 0, 0] = 4.0, 1.0
     A = lsconv.Conv2d(weight, (900, 900), padding=15)
     with pytest.raises(MethodError, match="cost more to factorise"):
-        CapacitancePlan(A, worth=True)
+        CapacitancePlan(A, refuse_if_slower=True)
 
 
 def test_uncropped_circular_goes_to_fourier_and_cropped_to_the_border() -> None:

@@ -12,7 +12,7 @@ from lsconv.border.cost_model import plan_bytes
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import ConvergenceWarning, PlanMemoryError
-from lsconv.inverse.plans import KrylovStack
+from lsconv.inverse.plans.krylov_plan import KrylovStack
 from lsconv.inverse.route import penalty_plan
 from tests.oracles import dense_tikhonov
 
@@ -342,7 +342,7 @@ def test_the_estimate_of_a_plan_with_a_penalty_covers_what_it_keeps(padding: int
     plan = StackedPlan(A, L, 0.5)
     terms = as_convolutions(L, 2)
     assert terms is not None
-    factors = A.to(dtype=plan.factors)
+    factors = A.to(dtype=plan.factor_dtype)
     assert plan.inverse.nbytes <= plan_bytes(factors, penalty=Penalty(factors, terms, plan.damp))
 
 

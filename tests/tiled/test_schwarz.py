@@ -103,6 +103,6 @@ def test_the_damping_is_raised_where_zeros_of_the_transfer_function_move() -> No
 def test_tiles_that_do_not_pay_are_refused() -> None:
     A = field(40)
     with pytest.raises(MethodError, match="LSMR should take less time"):
-        SchwarzInverse(A, torch.tensor(10.0, dtype=F64), worth=True)
+        SchwarzInverse(A, torch.tensor(10.0, dtype=F64), refuse_if_slower=True)
     with pytest.raises(MethodError, match="made of convolutions"):
         SchwarzInverse(A, torch.tensor(0.1, dtype=F64), lsconv.Diagonal(torch.ones(A.in_shape, dtype=F64)))

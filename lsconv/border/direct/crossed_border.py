@@ -48,7 +48,7 @@ class CrossedBorder:
         return CrossedBorder(self.grid[::-1], self.columns, self.rows)
 
     @property
-    def rest(self) -> int:
+    def column_cells(self) -> int:
         """The cells of V'."""
         return sum(n * (self.grid[1] - m) for n, m in zip(self.rows, self.columns, strict=True))
 
@@ -60,7 +60,7 @@ class CrossedBorder:
     @property
     def shortest(self) -> bool:
         """Tell whether V' is no larger than it would be with rows for columns."""
-        return self.rest <= self.turned.rest
+        return self.column_cells <= self.turned.column_cells
 
     @property
     def height(self) -> int:

@@ -57,7 +57,7 @@ class DirectBorder:
         self.strip = Strip(columns, border, definite=definite) if border.depth else None
         self.schur: SchurInverse | None = None
         self._height, self._rows = border.height, border.grid[0]
-        if not border.rest:
+        if not border.column_cells:
             return
         one = len(border.rows) == 1 or one_channel_saddle(border, definite=definite)
         even = one and Q.grid.real and is_even(spectrum, condition)
@@ -259,7 +259,7 @@ class DirectInverse:
     ) -> tuple[Tensor, Tensor, None]:
         """Do as :meth:`NormalInverse.continued`, without an iteration."""
         z = self.normal(f.to(self._S.matrices.dtype if f.is_complex() else self._root.dtype)).to(f.dtype)
-        batch, _ = self.embedding.rest(tuple(f.shape[: f.ndim - self.embedding.ndim - 1]))
+        batch, _ = self.embedding.split_batch(tuple(f.shape[: f.ndim - self.embedding.ndim - 1]))
         return z, torch.zeros(batch, dtype=torch.int64, device=f.device), None
 
     def describe(self) -> str:
@@ -274,7 +274,7 @@ class DirectInverse:
     def _run(self, what: _Pass, tensor: Tensor) -> Tensor:
         """The answer of a pass for ``tensor``, of outputs or inputs."""
         embedding, grid = self.embedding, self._grid
-        batch, _ = embedding.rest(tuple(tensor.shape[: tensor.ndim - embedding.ndim - 1]))
+        batch, _ = embedding.split_batch(tuple(tensor.shape[: tensor.ndim - embedding.ndim - 1]))
         t = embedding.outputs_to_grid(tensor) if what.outputs[0] else embedding.inputs_to_grid(tensor)
         if self._border is not None:
             t = t.reshape(*t.shape[:3], *self._plane)

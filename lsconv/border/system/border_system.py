@@ -33,11 +33,12 @@ import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border, Kernel, gathered
-from lsconv.border.cost_model import CostModel, FactorCost, Limits, allowed_bytes
-from lsconv.border.system.krylov import Recycling, conjugate_gradients, gmres
+from lsconv.border.cost_model import CostModel, FactorCost, Limits
+from lsconv.border.system.krylov import Recycling, border_gmres, conjugate_gradients
 from lsconv.border.system.strip_product import StripOperator, Strips
 from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["BorderProblem", "BorderSystem", "Schwarz", "Subdomain", "SubdomainSum"]
 
@@ -55,7 +56,7 @@ class BorderProblem:
         model: the work of an iteration, which knows the blocks, and whether Q is positive definite on the border.
         restricted: every cell takes its correction from one subdomain; False: additive.
         limits: on the preconditioner and on factors.
-        whole: precondition by the inverse on the whole border, whatever its size.
+        one_matrix: precondition by the inverse on the whole border, whatever its size.
     """
 
     matrices: FrequencyMatrices
@@ -63,7 +64,7 @@ class BorderProblem:
     model: CostModel
     restricted: bool = False
     limits: Limits = field(default_factory=Limits)
-    whole: bool = False
+    one_matrix: bool = False
 
     def product(self, u: Tensor) -> Tensor:
         """``(Q u)`` on the border for border vectors ``(rhs, blocks, size)``, over the whole grid."""
@@ -143,13 +144,13 @@ class Schwarz:
         self.subdomains: list[Subdomain] = []
         self.sum: SubdomainSum | None = None  # of their corrections
         self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
-        self.factors: DenseInverse | None = None  # of the whole border
+        self.whole_inverse: DenseInverse | None = None  # of the whole border
         border, matrices, limits = problem.border, problem.matrices, problem.limits
         entries = border.size**2 * matrices.matrices.shape[0]
         small = border.size <= limits.dense_unknowns and entries <= 8 * limits.dense_unknowns**2
         kernel = border.kernel(matrices)
-        if problem.whole or small:
-            self.factors = DenseInverse(kernel.dense(border), definite=problem.model.definite)
+        if problem.one_matrix or small:
+            self.whole_inverse = DenseInverse(kernel.dense(border), definite=problem.model.definite)
             return
         self._numbering = border.numbering()
         used = [a for a, members in enumerate(border.members) if members.any()]
@@ -218,12 +219,12 @@ class Schwarz:
     @property
     def nbytes(self) -> int:
         """Bytes of the inverses and of what goes with them."""
-        more = sum(part.nbytes for part in (self.strips, self.factors, self.sum) if part is not None)
+        more = sum(part.nbytes for part in (self.strips, self.whole_inverse, self.sum) if part is not None)
         return more + sum(subdomain.inverse.nbytes for subdomain in self.subdomains)
 
     def __call__(self, r: Tensor) -> Tensor:
         """``M^{-1} r`` for border vectors ``(rhs, blocks, size)``."""
-        apply = self.sum if self.factors is None else self.factors
+        apply = self.sum if self.whole_inverse is None else self.whole_inverse
         assert apply is not None
         return apply(r)
 
@@ -257,8 +258,8 @@ class BorderSystem:
         self._recycling = Recycling(_RESTART if spare is None or vectors * item <= spare else 0)
         # the work that iterations may still cost before factors take their place
         self._budget = math.inf
-        if cost is not None and problem.limits.later and self.schwarz.factors is None:
-            self._budget = problem.model.factors(cost)
+        if cost is not None and problem.limits.later and self.schwarz.whole_inverse is None:
+            self._budget = problem.model.factor_work(cost)
 
     def __call__(self, u: Tensor) -> Tensor:
         """The operator times border vectors ``(rhs, blocks, size)``."""
@@ -291,7 +292,7 @@ class BorderSystem:
         left = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
         check_every = 1 if b.device.type == "cpu" else 10
         if self._flexible:
-            u, count = gmres(self, self.schwarz, r, left, max_iter, check_every, _RESTART, self._recycling)
+            u, count = border_gmres(self, self.schwarz, r, left, max_iter, check_every, _RESTART, self._recycling)
         else:
             u, count = conjugate_gradients(self, self.schwarz, r, left, max_iter, check_every)
         return u if start is None else start + u, count

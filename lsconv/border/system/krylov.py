@@ -23,7 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Pair", "Recycling", "conjugate_gradients", "deflate", "gmres"]
+__all__ = ["Pair", "Recycling", "border_gmres", "conjugate_gradients", "deflate"]
 
 Pair = tuple[Tensor, Tensor]  # vectors and their images, (blocks, vectors, size) each
 # A cycle is kept if at least this part of the singular values that it has seen is as far from one as this factor.
@@ -77,7 +77,7 @@ def conjugate_gradients(
     return u, iterations
 
 
-def gmres(
+def border_gmres(
     apply: _Map,
     precondition: _Map,
     b: Tensor,

@@ -37,12 +37,12 @@ from lsconv.inverse.damping.weighted_surrogate import (
     constant_weight_in_kernel,
     weighted_convolution,
 )
-from lsconv.inverse.identical_groups import SharedGroups
-from lsconv.inverse.missing import are_scattered
+from lsconv.inverse.images.identical_groups import SharedGroups
 from lsconv.inverse.observation import Observation
+from lsconv.inverse.plans.missing import are_scattered
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
-from lsconv.krylov.loop.problem import as_operator, prepare
+from lsconv.krylov.loop.problem import accept_operator, prepare
 from lsconv.operators.algebra import Product
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -75,7 +75,7 @@ def choose_damp(
     weights: Tensor | None = None,
     noise_std: float | Tensor | None = None,
     trace: str = "auto",
-    likeness: bool = True,
+    surrogate: bool = True,
 ) -> Selection:
     r"""The damp of :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|L(x - x_{prior})\|^2` by a rule, per batch item.
 
@@ -101,7 +101,7 @@ def choose_damp(
         trace: "auto", "exact" or "stochastic". "auto" takes exact traces when they are cheap: circular convolutions,
             borders of up to 1024 unknowns per block, and problems of up to 1024 unknowns (2048 of volumes
             and where there is no border), whose matrices are decomposed. "exact" goes on to 4096.
-        likeness: search large convolutions on a surrogate first (the tapered data, or windows), then refine on the
+        surrogate: search large convolutions on a surrogate first (the tapered data, or windows), then refine on the
             whole. False: on the whole alone.
 
     Returns:
@@ -129,7 +129,7 @@ def choose_damp(
         raise ArgumentError(f"damp: expected a number, or a rule: one of {rules}, got {rule!r}")
     if trace not in ("auto", "exact", "stochastic"):
         raise ArgumentError(f'trace: expected "auto", "exact" or "stochastic", got {trace!r}')
-    A = as_operator(A, y)
+    A = accept_operator(A, y)
     if observed is not None or weights is not None:
         A.check_output(y, "y")
         observation = Observation.of(A, observed, weights)
@@ -142,7 +142,7 @@ def choose_damp(
     if zero is not None:
         problem = prepare(A, torch.where(zero, 0, y), check_finite=False, name="y")
     data, batch = problem.y, tuple(problem.batch)
-    L = None if L is None else as_operator(L, name="L").for_dtype(A.dtype)
+    L = None if L is None else accept_operator(L, name="L").for_dtype(A.dtype)
     if L is not None and L.in_shape != A.in_shape:
         raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
     if x_prior is not None:
@@ -167,7 +167,7 @@ def choose_damp(
         A, L, data = shared.A, shared.L, shared.split(data)
     else:
         data = data.unsqueeze(0)
-    path, coarse = _paths(A, data, L, trace, likeness, count, determinant=rule == "evidence")
+    path, coarse = _paths(A, data, L, trace, surrogate, count, determinant=rule == "evidence")
     nullity = (
         path.nullity if isinstance(path, DensePath) else null_dimension(L) * len(data) if rule == "evidence" else 0
     )
@@ -252,7 +252,7 @@ def _paths(
     y: Tensor,
     L: LinearOperator | None,
     trace: str,
-    likeness: bool,
+    surrogate: bool,
     count: Tensor,
     *,
     determinant: bool,
@@ -285,9 +285,9 @@ def _paths(
     coarse: DampPath | None = None
     whole = A if isinstance(A, Convolution) else _unmasked(A)
     weighted = weighted_convolution(A)
-    if likeness and weighted is not None and TaperedPath.serves(weighted[1], L):
+    if surrogate and weighted is not None and TaperedPath.serves(weighted[1], L):
         coarse = WeightedTaperedPath(weighted[1], weighted[0], y, L)
-    elif likeness and whole is not None:
+    elif surrogate and whole is not None:
         if TaperedPath.serves(whole, L):
             filled = y if whole is A else interpolated(y, A.operators[0].mask)  # type: ignore[attr-defined]
             coarse = TaperedPath(whole, filled, L, determinant=determinant)
@@ -339,7 +339,7 @@ def _message(
     rule: str, path: DampPath, coarse: DampPath | None, search: Search, norm: Tensor, low: Tensor, high: Tensor
 ) -> str:
     how = "no traces needed" if rule not in WITH_TRACE else "exact traces" if path.exact else "stochastic traces"
-    parts = [f"{rule}: {search.count} damps, {how}" + (", searched on a likeness first" if coarse is not None else "")]
+    parts = [f"{rule}: {search.count} damps, {how}" + (", searched on a surrogate first" if coarse is not None else "")]
     t, zero = search.best(), norm == 0
     width = (high - low) * 1e-3
     at_low, at_high = (t <= torch.maximum(low, search.least()) + width) & ~zero, (t >= high - width) & ~zero

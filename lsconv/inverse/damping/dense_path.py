@@ -21,12 +21,12 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import allowed_bytes
 from lsconv.factored.direct_plan import WORK_ARRAYS
 from lsconv.inverse.damping.paths import Evaluation
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import ROUNDING, double
+from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["DensePath"]
 

@@ -30,7 +30,7 @@ class Selection:
             squared ("discrepancy"), or the curvature maximised ("lcurve"); ``(points, *batch)``.
         trace_error: standard error of the influence trace, 0 where it is exact and NaN where the rule needs none;
             ``(points, *batch)``.
-        likeness: ``(damps, values)`` of the surrogate that the search began with, or None.
+        surrogate: ``(damps, values)`` of the surrogate that the search began with, or None.
         message: what was done, and which items met an end of the range.
 
     Example:
@@ -46,7 +46,7 @@ class Selection:
     damps: Tensor
     values: Tensor
     trace_error: Tensor
-    likeness: tuple[Tensor, Tensor] | None
+    surrogate: tuple[Tensor, Tensor] | None
     message: str
 
     def plot(self, ax: Any = None) -> Any:
@@ -68,8 +68,8 @@ class Selection:
         for (curve, value), damp in zip(_curves(self.damps, self.values), chosen, strict=True):
             (line,) = ax.plot(curve, value, marker=".", linewidth=1, label="exact")
             ax.axvline(damp, color=line.get_color(), linestyle="--", linewidth=1, label=f"chosen: {damp:.3g}")
-        if self.likeness is not None:
-            for curve, value in _curves(*self.likeness):
+        if self.surrogate is not None:
+            for curve, value in _curves(*self.surrogate):
                 ax.plot(curve, value, color="0.6", linewidth=0.8, zorder=1, label="surrogate")
         ax.set_xscale("log")
         if self.rule in ("gcv", "discrepancy", "upre") and bool((self.values > 0).all()):

@@ -19,8 +19,8 @@ from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.damping.paths import TOLERANCE, Evaluation
+from lsconv.inverse.plans.weighted import WeightedPlan
 from lsconv.inverse.route import penalty_plan, route
-from lsconv.inverse.weighted import WeightedPlan
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
@@ -251,7 +251,7 @@ class BorderPath(_Probed):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The inverse applied from a start that fits, or from none."""
         if start is not None:
-            lead = inverse.embedding.rest(tuple(f.shape[: f.ndim - inverse.embedding.ndim - 1]))[1]
+            lead = inverse.embedding.split_batch(tuple(f.shape[: f.ndim - inverse.embedding.ndim - 1]))[1]
             fits = start.shape[:2] == (lead, inverse.embedding.blocks) and start.dtype == f.dtype
             start = start if fits else None
         return inverse.continued(f, tolerance, 300, start)

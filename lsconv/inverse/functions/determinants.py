@@ -20,7 +20,7 @@ from lsconv.inverse.functions.square import square_slogdet
 from lsconv.inverse.functions.stochastic import Estimate, Probes, log_determinant, trace_of_inverse
 from lsconv.inverse.functions.triangular import triangular_factor
 from lsconv.krylov.gradients.parameters import any_requires_grad, parameters_of
-from lsconv.krylov.loop.problem import as_operator
+from lsconv.krylov.loop.problem import accept_operator
 from lsconv.operators.algebra import Adjoint, Product
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -168,7 +168,7 @@ def slogdet(A: Any) -> SignAndLog:
         >>> (sign * logabsdet.exp()).round()
         tensor(-32., dtype=torch.float64)
     """
-    A = as_operator(A)
+    A = accept_operator(A)
     if A.in_numel != A.out_numel:
         raise ShapeError(f"A: expected a square operator, got {A.in_shape} -> {A.out_shape}; logdet(A, damp) takes it")
     real_dtype(A.dtype)
@@ -207,7 +207,7 @@ class _Problem:
 
 
 def _problem(A: Any, damp: float | Tensor, L: Any) -> _Problem:
-    A = as_operator(A)
+    A = accept_operator(A)
     dtype = real_dtype(A.dtype)
     if not isinstance(damp, (int, float, Tensor)) or (isinstance(damp, Tensor) and damp.is_complex()):
         raise ArgumentTypeError(f"damp: expected a real number or a tensor of them, got {damp!r}")
@@ -215,7 +215,7 @@ def _problem(A: Any, damp: float | Tensor, L: Any) -> _Problem:
     if not hidden_by_vmap(strength) and not bool(((strength > 0) & torch.isfinite(strength)).all()):
         raise ArgumentError(f"damp: expected finite positive numbers, got {damp}")
     if L is not None:
-        L = as_operator(L, name="L").for_dtype(A.dtype)
+        L = accept_operator(L, name="L").for_dtype(A.dtype)
         if L.in_shape != A.in_shape:
             raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
     wide = torch.complex128 if A.is_complex or (L is not None and L.is_complex) else torch.float64

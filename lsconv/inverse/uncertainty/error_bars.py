@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.inverse.identical_groups import SharedGroups
+from lsconv.inverse.images.identical_groups import SharedGroups
 from lsconv.inverse.uncertainty.posterior import noise_level, posterior_std
 from lsconv.operators.base import LinearOperator
 

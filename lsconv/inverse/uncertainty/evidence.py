@@ -25,7 +25,7 @@ from lsconv.inverse.damping.measured import zero_rows
 from lsconv.inverse.functions.determinants import logdet
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.inverse.uncertainty.posterior import positive
-from lsconv.krylov.loop.problem import as_operator
+from lsconv.krylov.loop.problem import accept_operator
 from lsconv.operators.observed import observed
 from lsconv.operators.transforms import untraced
 
@@ -83,7 +83,7 @@ def log_evidence(
         >>> torch.allclose(lsconv.log_evidence(A, y, 0.3, noise_std=0.1), normal.log_prob(y.flatten()))
         True
     """
-    A = as_operator(A, y)
+    A = accept_operator(A, y)
     real_dtype(A.dtype)
     if A.is_complex or (isinstance(y, Tensor) and y.is_complex()):
         raise DtypeError("A: the evidence is that of real data; give the real and the imaginary part as two channels")
@@ -94,7 +94,7 @@ def log_evidence(
     A, y = A.to(dtype=torch.float64), y.double()
     if not bool(torch.isfinite(observed(A, y)).all()):
         raise NonFiniteError("y: contains NaN or infinity where it is measured; put lsconv.Mask(isfinite) before A")
-    L = None if L is None else as_operator(L, name="L").to(dtype=torch.float64)
+    L = None if L is None else accept_operator(L, name="L").to(dtype=torch.float64)
     prior = None if x_prior is None else x_prior.double()
     mu = torch.as_tensor(damp, dtype=torch.float64, device=A.device).square()
     log_determinant = logdet(A, damp, L, exact=exact)

@@ -34,7 +34,7 @@ from lsconv.inverse.functions.triangular import triangular_factor
 from lsconv.inverse.pseudo_inverse import pinv
 from lsconv.inverse.route import penalty_plan
 from lsconv.inverse.tikhonov import tikhonov
-from lsconv.krylov.loop.problem import as_operator
+from lsconv.krylov.loop.problem import accept_operator
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.transforms import untraced
@@ -92,7 +92,7 @@ def posterior_samples(
         >>> samples.shape
         torch.Size([8, 1, 16, 16])
     """
-    A = as_operator(A, y)
+    A = accept_operator(A, y)
     if count < 1:
         raise ArgumentError(f"count: expected at least one sample, got {count}")
     posterior = _Posterior.of(A, damp, L)
@@ -147,7 +147,7 @@ def posterior_std(
         >>> torch.allclose(std.flatten(), 0.1 * torch.linalg.inv(N).diagonal().sqrt())
         True
     """
-    A = as_operator(A) if y is None else as_operator(A, y)
+    A = accept_operator(A) if y is None else accept_operator(A, y)
     if count < 1:
         raise ArgumentError(f"count: expected at least one sample, got {count}")
     if noise_std is None and y is None:
@@ -200,7 +200,7 @@ def noise_level(A: Any, y: Tensor, damp: float | Tensor, *, L: Any = None, x_pri
         >>> 0.04 < lsconv.noise_level(A, y, 3.0, L=lsconv.Gradient((1, 400), 1)) < 0.06
         tensor(True)
     """
-    A = as_operator(A, y)
+    A = accept_operator(A, y)
     solution = tikhonov(A, y, damp, L=L, x_prior=x_prior)
     posterior = _Posterior.of(A, damp, L)
     with torch.enable_grad():
@@ -233,7 +233,7 @@ class _Posterior:
     @classmethod
     def of(cls, A: LinearOperator, damp: float | Tensor, L: Any) -> _Posterior:
         real_dtype(A.dtype)
-        L = None if L is None else as_operator(L, name="L").for_dtype(A.dtype)
+        L = None if L is None else accept_operator(L, name="L").for_dtype(A.dtype)
         if L is not None and L.in_shape != A.in_shape:
             raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
         strength = positive(damp, A, "damp")

@@ -25,7 +25,7 @@ from lsconv.krylov.gradients.attach import LeastSquares, attach, start_as_prior
 from lsconv.krylov.gradients.backward_solves import Inverse, gram_by_cg, normal_by_apply
 from lsconv.krylov.gradients.parameters import any_requires_grad, parameters_of
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
-from lsconv.krylov.loop.problem import as_complex, as_operator
+from lsconv.krylov.loop.problem import accept_operator, as_complex
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.scipy import OperatorLike
@@ -139,7 +139,7 @@ def differentiable(
         if not any_requires_grad(*tensors):
             return method(A, b, **options)
         rest = {name: value for name, value in options.items() if name != "damp"}
-        operator, damping = as_operator(A, b), 0.0 if given is None else given
+        operator, damping = accept_operator(A, b), 0.0 if given is None else given
         x0 = as_complex(x0, operator)
         prior = None if square or chooses_damp else start_as_prior(operator, damping, x0)
         solver = _MethodSolver(method, transposed or method, given is not None, chooses_damp, rest)

@@ -76,7 +76,7 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
 def _settled(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
     """The solution, with its doubts about the null space of A settled."""
     tolerances = options.tolerances
-    judge = Judge(problem.A, tolerances, solution.damp, rounding=tolerances.rounding, short=EXCUSED)
+    judge = Judge(problem.A, tolerances, solution.damp, rounding=tolerances.rounding, length_limit=EXCUSED)
     again = functools.partial(judge.solution, y=problem.y, iterations=solution.iterations)
     shortest = functools.partial(_shortest, problem, options, build)
     return cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, again)

@@ -50,7 +50,7 @@ class Certificate:
             relative to ``||x|| + rtol ||y|| / ||A||``; infinity without damping.
         null_reach: ``||A|| ||z||``, z = (y - Ax) / damp^2, relative to the same: times epsilon it bounds what the
             rounding of ``x = A^H z`` leaves in the null space.
-        merit: the smaller of the two norms in units of its bound; at most 1 where converged.
+        tolerance_ratio: the smaller of the two norms in units of its bound; at most 1 where converged.
         gradient_bound: the bound that the gradient has to reach.
     """
 
@@ -64,7 +64,7 @@ class Certificate:
     objective: Scalar
     null_part: Scalar
     null_reach: Scalar
-    merit: Scalar
+    tolerance_ratio: Scalar
     gradient_bound: Scalar
 
     @property

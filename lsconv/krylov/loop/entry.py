@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning
-from lsconv.krylov.loop.problem import as_operator
+from lsconv.krylov.loop.problem import accept_operator
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
@@ -52,13 +52,13 @@ def serves_empty_batches(
             given |= options
             A, y = given[first], given[second]
             A = filled(A, A.ndim - 2) if isinstance(A, Tensor) else A
-            operator = as_operator(A, y)
+            operator = accept_operator(A, y)
             shapes = {n: t.shape for n, t in given.items() if isinstance(t, Tensor) and n != first}
             shapes.pop("L", None)
             ndims = {n: len(operator.in_shape) if n in _LIKE_X else 0 for n in shapes} | {second: len(item(operator))}
             if "penalty_data" in shapes:
                 L = given.get("L")
-                ndims["penalty_data"] = len(operator.in_shape if L is None else as_operator(L, name="L").out_shape)
+                ndims["penalty_data"] = len(operator.in_shape if L is None else accept_operator(L, name="L").out_shape)
             own = given[first].shape[:-2] if isinstance(given[first], Tensor) else operator.batch_shape
             try:
                 batch = broadcast_shapes(own, *(shape[: len(shape) - ndims[n]] for n, shape in shapes.items()))

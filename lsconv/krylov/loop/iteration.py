@@ -102,11 +102,11 @@ class _Loop:
                     self.damp = self.selection()[0]
                 new = self._certify(self.extract(x_new))
                 if z is None or certificate is None:
-                    z, certificate, improved = x_new, new, new.merit == new.merit
+                    z, certificate, improved = x_new, new, new.tolerance_ratio == new.tolerance_ratio
                     carried = carried_new
                 else:
-                    worse = new.merit >= certificate.merit
-                    improved = new.merit < 0.5 * certificate.merit
+                    worse = new.tolerance_ratio >= certificate.tolerance_ratio
+                    improved = new.tolerance_ratio < 0.5 * certificate.tolerance_ratio
                     worse = where(excused, (new.converged == 0) | (new.objective >= certificate.objective), worse)
                     settled = (monitor.codes == Cause.CLAIMED) & (new.objective > 0.5 * certificate.objective)
                     self.confirmed = self.confirmed | (excused & settled)
@@ -115,13 +115,13 @@ class _Loop:
                         carried = _chosen(worse, carried, carried_new)
                     certificate = _choose(worse, certificate, new)
                 excused = certificate.excused & (self.confirmed == 0)
-                retry = (certificate.converged == 0) & improved & (unbounded(certificate.merit) == 0)
+                retry = (certificate.converged == 0) & improved & (unbounded(certificate.tolerance_ratio) == 0)
                 retry = (
                     (retry | excused) & (monitor.codes == Cause.CLAIMED) & (monitor.iterations < self.options.max_iter)
                 )
                 if self.stopped or not any_item(retry):
                     break
-                monitor.resume(retry, certificate.merit)
+                monitor.resume(retry, certificate.tolerance_ratio)
                 # before their successors are made: the two are never alive together
                 del method, x_new, carried_new, new
         finally:
@@ -192,10 +192,10 @@ class _Loop:
             self.damp,
             rounding=tolerances.rounding,
             operator_norm=self.monitor.operator_norm,
-            short=EXCUSED,
+            length_limit=EXCUSED,
             square=self.square,
             null_share=where(self.damp > 0, tolerances.null_share, math.inf),
-            formed=tolerances.eps if problem.x0 is None and problem.N is None else None,
+            range_eps=tolerances.eps if problem.x0 is None and problem.N is None else None,
         )
 
     def _finish(self, method: Method, x: Tensor, certificate: Certificate, carried: Tensor | None) -> Solution:
@@ -219,8 +219,8 @@ class _Loop:
         met = (residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
         doubtful = 0 * met
         # a start or N takes the iterates out of the range of A^H, and [A, damp I] their rounding where s is large
-        if judge.formed is None or problem.M is not None or method.leaves_range:
-            doubtful = met & judge.strays(certificate)
+        if judge.range_eps is None or problem.M is not None or method.leaves_range:
+            doubtful = met & judge.null_suspects(certificate)
         causes = [
             (codes & (Cause.CLAIMED | Cause.STUCK), Status.STAGNATION),
             (codes & Cause.CONDITION, Status.CONDITION_LIMIT),

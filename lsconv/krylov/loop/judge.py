@@ -62,17 +62,18 @@ class Judge:
         norm_bound: an upper bound of ``||A||`` for the rounding, per item; None takes the lower bound.
         rcond: singular values up to ``rcond ||A||`` count as zero, so that no solution is longer than
             ``||y|| / (rcond ||A||)``, and no longer x makes the rounding larger.
-        short: an x longer than ``||y|| / (short ||A||)`` makes the rounding no larger either, though nothing counts as
-            zero: :data:`~lsconv.krylov.loop.stopping.EXCUSED`, where a longer one shows small singular values.
+        length_limit: an x longer than ``||y|| / (length_limit ||A||)`` makes the rounding no larger either, though
+            nothing counts as zero: :data:`~lsconv.krylov.loop.stopping.EXCUSED`, where a longer one shows small
+            singular values.
         truncated: without damping these singular values are cut off: they may leave ``rcond ||A|| ||r||`` of a
             gradient.
         square: for a square system that has a solution, only the residual decides.
         null_share: the part in the null space of A that x may have, as :attr:`Certificate.null_part`, where the way it
             is found does not exclude one, and infinity elsewhere; None: infinity everywhere.
-        formed: epsilon of the arithmetic that computes x as ``A^H z``, so that only its rounding leads into the null
+        range_eps: epsilon of the arithmetic that computes x as ``A^H z``, so that only its rounding leads into the null
             space; None: x is not of that form.
         sees_null_space: the items of which A may have a null space; asked where the share is exceeded.
-        thorough: where storing x excuses its gradient, the x before rounding has to meet the tolerance.
+        judges_unrounded: where storing x excuses its gradient, the x before rounding has to meet the tolerance.
     """
 
     A: LinearOperator
@@ -83,13 +84,13 @@ class Judge:
     operator_norm: Scalar | None = None
     norm_bound: Scalar | None = None
     rcond: float = 0.0
-    short: float = 0.0
+    length_limit: float = 0.0
     truncated: bool = False
     square: bool = False
     null_share: Scalar | None = None
-    formed: float | None = None
+    range_eps: float | None = None
     sees_null_space: Callable[[], Tensor] | None = None
-    thorough: bool = False
+    judges_unrounded: bool = False
 
     def certify(
         self,
@@ -171,7 +172,9 @@ class Judge:
             norm_a = maximum(norm_a, hypot(sharper if single else sharper.expand(y_norm.shape), damp))
             g_bound = tolerances.gradient_bound(norm_a, total)
         upper = norm_a if self.norm_bound is None else self.norm_bound
-        least = at_least(maximum(max(rcond, self.short) * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny)
+        least = at_least(
+            maximum(max(rcond, self.length_limit) * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny
+        )
         # where eps ||A|| ||x|| exceeds the tolerance the residual is rounding, and proves nothing
         known = torch.finfo(A.dtype).eps * norm_a * x_norm <= 30 * r_bound
         # with the residual at its bound the whole length of x enters the rounding
@@ -195,9 +198,11 @@ class Judge:
         gradient_ok = (g_norm <= g_bound) & no_worse & kept & (not self.square)
         excused = gradient_ok & (residual_ok == 0) & (met == 0) & (solved == 0)
         smallest = torch.finfo(scalar_dtype(A.device)).tiny
-        merit = total / at_least(r_bound, smallest)
+        tolerance_ratio = total / at_least(r_bound, smallest)
         if not self.square:
-            merit = minimum(merit, maximum(g_norm / at_least(g_bound, smallest), total / at_least(highest, smallest)))
+            tolerance_ratio = minimum(
+                tolerance_ratio, maximum(g_norm / at_least(g_bound, smallest), total / at_least(highest, smallest))
+            )
         # y is known to rtol at best, and moves x by rtol ||y|| / ||A|| at least
         unit = damp * damp * (x_norm + tolerances.rtol * divide(y_norm, norm_a))
         null_part, null_reach = quotient(g_norm, unit), quotient(norm_a * r_norm, unit)
@@ -212,7 +217,7 @@ class Judge:
             total,
             null_part,
             null_reach,
-            merit,
+            tolerance_ratio,
             g_bound,
         )
 
@@ -225,11 +230,11 @@ class Judge:
                 return None
             raise
 
-    def strays(self, certificate: Certificate) -> Scalar:
+    def null_suspects(self, certificate: Certificate) -> Scalar:
         """The items whose x may have a larger part in the null space of A than it may have."""
         share, part = math.inf if self.null_share is None else self.null_share, certificate.null_part
-        if self.formed is not None:
-            part = minimum(part, self.formed * certificate.null_reach)
+        if self.range_eps is not None:
+            part = minimum(part, self.range_eps * certificate.null_reach)
         return (unbounded(share) == 0) & ((part <= share) == 0)
 
     def solution(
@@ -277,26 +282,26 @@ class Judge:
         narrowed = answer.dtype != x.dtype
         storing = judge
         if narrowed:  # storing an x that is not long rounds its gradient, and excuses that
-            short = max(self.rcond, self.short, EXCUSED)
-            storing = replace(judge, rounding=self.tolerances.eps, rcond=0.0, short=short, truncated=False)
+            limit = max(self.rcond, self.length_limit, EXCUSED)
+            storing = replace(judge, rounding=self.tolerances.eps, rcond=0.0, length_limit=limit, truncated=False)
         certificate = storing.certify(stored, y, prior_norm=prior_norm, single=single, sharpen=not narrowed)
         converged, unrounded = certificate.converged, certificate
         rounded = doubtful = converged != converged  # no item
         if narrowed:
             # a stored x is no longer A^H z, whose null part its residual and length bound; they are nearly the same
-            strays = replace(judge, formed=None).strays(certificate)
+            strays = replace(judge, range_eps=None).null_suspects(certificate)
             doubts = self.null_share is not None and any_item(
-                strays & (judge.strays(certificate) | certificate.excused)
+                strays & (judge.null_suspects(certificate) | certificate.excused)
             )
-            doubts = doubts or (self.thorough and any_item(certificate.excused))
+            doubts = doubts or (self.judges_unrounded and any_item(certificate.excused))
             if doubts or any_item(converged == 0):
                 unrounded = judge.certify(x, y, prior_norm=prior_norm, single=single)
                 rounded = unrounded.converged & certificate.no_worse & (converged == 0)
-                if self.thorough:
+                if self.judges_unrounded:
                     converged = converged & (unrounded.converged | (certificate.excused == 0))
         zero = certificate.data_norm == 0
         if self.null_share is not None:
-            doubtful = (converged | rounded) & (zero == 0) & judge.strays(unrounded)
+            doubtful = (converged | rounded) & (zero == 0) & judge.null_suspects(unrounded)
             if self.sees_null_space is not None and any_item(doubtful):
                 seen = self.sees_null_space()
                 doubtful = doubtful & (bool(seen) if single else seen)

@@ -40,7 +40,7 @@ class Monitor:
         self.operator_norm = 0 * y_norm
         self.rows: list[tuple[Scalar, Scalar, Scalar, Scalar]] = []
 
-    def resume(self, items: Scalar, merit: Scalar) -> None:
+    def resume(self, items: Scalar, tolerance_ratio: Scalar) -> None:
         """Resume the items whose claim the audit refused, with tighter bounds; all others rest.
 
         The audit knows A better than the estimates do, which have ``||A||`` from below only. With the same bounds an
@@ -48,10 +48,10 @@ class Monitor:
 
         Args:
             items: which.
-            merit: by how much they missed, of the certificate; more than 1.
+            tolerance_ratio: by how much they missed, of the certificate; more than 1.
         """
         self.codes, self.running = where(items, 0, self.codes), items
-        tighter = where(items, at_least(0.9 / merit, 0.5), 1.0)
+        tighter = where(items, at_least(0.9 / tolerance_ratio, 0.5), 1.0)
         self.rtol = maximum(self.rtol * tighter, self.eps + 0 * tighter)
         self.residual_bound = maximum(self.residual_bound * tighter, self.eps * self.y_norm)
         self.atol = self.atol * tighter

@@ -20,10 +20,10 @@ from lsconv.operators.dtypes import remedy
 from lsconv.operators.observed import observed
 from lsconv.operators.scipy import OperatorLike
 
-__all__ = ["Problem", "as_complex", "as_operator", "prepare"]
+__all__ = ["Problem", "accept_operator", "as_complex", "prepare"]
 
 
-def as_operator(A: OperatorLike, b: Any = None, name: str = "A") -> LinearOperator:
+def accept_operator(A: OperatorLike, b: Any = None, name: str = "A") -> LinearOperator:
     """``A`` as a LinearOperator, on the device of the right-hand side, complex where that is.
 
     Args:
@@ -39,7 +39,7 @@ def as_operator(A: OperatorLike, b: Any = None, name: str = "A") -> LinearOperat
         DeviceError: A is on the meta device.
 
     Example:
-        >>> as_operator(torch.ones(3, 2))
+        >>> accept_operator(torch.ones(3, 2))
         Dense((2,) -> (3,), torch.float32, cpu)
     """
     from lsconv.operators import scipy
@@ -156,7 +156,7 @@ def prepare(
         NonFiniteError: for NaN or infinity in b or x0, unless ``check_finite=False``.
         PreconditionerError: when M or N do not have the right shapes.
     """
-    A = as_operator(A, b)
+    A = accept_operator(A, b)
     if square and A.in_shape != A.out_shape:
         raise ShapeError(f"A: this method needs a square operator, got {A.in_shape} -> {A.out_shape}; use lsconv.lsmr")
     if A.dtype in (torch.float16, torch.bfloat16):

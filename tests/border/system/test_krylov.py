@@ -13,10 +13,10 @@ import lsconv
 from lsconv.border.cost_model import Limits
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
 from lsconv.border.reflected_padding import Mirror
-from lsconv.border.system.krylov import Recycling, conjugate_gradients, deflate, gmres
+from lsconv.border.system.krylov import Recycling, border_gmres, conjugate_gradients, deflate
 
 DTYPES = [torch.float64, torch.complex128]
-every_iteration = pytest.mark.parametrize("iteration", [conjugate_gradients, gmres])
+every_iteration = pytest.mark.parametrize("iteration", [conjugate_gradients, border_gmres])
 
 
 def _system(dtype: torch.dtype, n: int = 12, *, definite: bool = True, seed: int = 3) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ def test_solves_the_dense_system(iteration: Any, dtype: torch.dtype, check_every
 def test_gmres_solves_indefinite_and_unsymmetric_systems(dtype: torch.dtype) -> None:
     A, b = _system(dtype, definite=False)
     for matrix in (A, A + 0.3 * torch.randn(A.shape, dtype=dtype).triu(1)):
-        u, _ = gmres(_map(matrix), _same, b, 1e-11, 100, 1)
+        u, _ = border_gmres(_map(matrix), _same, b, 1e-11, 100, 1)
         torch.testing.assert_close(u, torch.linalg.solve(matrix, b.unsqueeze(-1)).squeeze(-1), rtol=1e-8, atol=1e-8)
 
 
@@ -117,7 +117,7 @@ def test_eigenvector_is_solved_in_one_iteration_without_breakdown(iteration: Any
 
 def test_gmres_restarts() -> None:
     A, b = _system(torch.float64, 60)
-    u, count = gmres(_map(A), _same, b, 1e-8, 400, 1, restart=10)
+    u, count = border_gmres(_map(A), _same, b, 1e-8, 400, 1, restart=10)
     assert ((b - _map(A)(u)).norm(dim=-1) <= 1.01e-8 * b.norm(dim=-1)).all()
     assert (count > 10).all()
 
@@ -133,7 +133,7 @@ def test_iteration_limit_is_kept(iteration: Any, limit: int) -> None:
 def test_gmres_ends_finite_on_a_singular_inconsistent_system() -> None:
     A = torch.diag(torch.tensor([1.0, 2.0, 3.0, 0.0], dtype=torch.float64)).expand(2, 4, 4)
     b = torch.ones(1, 2, 4, dtype=torch.float64)
-    u, _ = gmres(_map(A), _same, b, 1e-10, 50, 1)
+    u, _ = border_gmres(_map(A), _same, b, 1e-10, 50, 1)
     assert u.isfinite().all()
     assert (b - _map(A)(u)).norm() <= 1.001 * b.norm()
 
@@ -146,7 +146,7 @@ def test_gmres_stays_finite_after_its_systems_have_ended(scale: float, check_eve
     Q = torch.linalg.qr(torch.randn(2, 3, 3, generator=g))[0]
     A = (Q * torch.tensor([1.0, 0.3, 0.1])) @ Q.mT * scale
     b = torch.stack([Q[..., 0], torch.randn(2, 3, generator=g), torch.zeros(2, 3)])
-    u, count = gmres(_map(A), _same, b, 1e-2, 60, check_every, restart=7)
+    u, count = border_gmres(_map(A), _same, b, 1e-2, 60, check_every, restart=7)
     assert count.tolist() == [[1, 1], [3, 3], [0, 0]]
     assert ((b - _map(A)(u)).norm(dim=-1) <= 1.01e-2 * b.norm(dim=-1)).all()
 
@@ -154,7 +154,7 @@ def test_gmres_stays_finite_after_its_systems_have_ended(scale: float, check_eve
 def test_gmres_keeps_its_promise_with_a_preconditioner_in_float32() -> None:
     Q, b = _system(torch.float64, 60, definite=False)
     rough = torch.linalg.inv(Q + 0.05 * torch.randn(60, 60, dtype=torch.float64)).float()
-    u, _ = gmres(_map(Q), lambda v: (v.float().unsqueeze(-2) @ rough.mT).squeeze(-2).double(), b, 1e-11, 100, 1)
+    u, _ = border_gmres(_map(Q), lambda v: (v.float().unsqueeze(-2) @ rough.mT).squeeze(-2).double(), b, 1e-11, 100, 1)
     left = torch.linalg.vector_norm(b - _map(Q)(u), dim=-1) / torch.linalg.vector_norm(b, dim=-1)
     assert float(left.max()) < 1.1e-11
 
@@ -174,7 +174,7 @@ def _inverse(name: str, corners: bool, device: str = "cpu") -> BorderInverse:
 @every_iteration
 @pytest.mark.parametrize("name", ["valid", "full"])
 def test_the_host_reads_once_per_check(host_reads: Any, iteration: Any, name: str) -> None:
-    inverse = _inverse(name, iteration is gmres)
+    inverse = _inverse(name, iteration is border_gmres)
     b = torch.randn(2, 1, inverse.border.size, dtype=torch.float64)
     system, counts = inverse.on_border, []
     for iterations in (20, 40):
@@ -188,7 +188,7 @@ def test_the_host_reads_once_per_check(host_reads: Any, iteration: Any, name: st
 @every_iteration
 @pytest.mark.parametrize("name", ["valid", "full"])
 def test_no_synchronisation_between_two_looks_on_a_gpu(iteration: Any, name: str) -> None:
-    inverse = _inverse(name, iteration is gmres, "cuda")
+    inverse = _inverse(name, iteration is border_gmres, "cuda")
     b = torch.randn(2, 1, inverse.border.size, dtype=torch.float64, device="cuda")
     applied = 0
 
@@ -235,7 +235,7 @@ def _solve(Q: Tensor, b: Tensor, recycling: Recycling | None, tolerance: float =
     def apply(v: Tensor) -> Tensor:
         return (Q @ v.unsqueeze(-1)).squeeze(-1)
 
-    u, count = gmres(apply, _identity, b, tolerance, 200, 1, 100, recycling=recycling, **options)
+    u, count = border_gmres(apply, _identity, b, tolerance, 200, 1, 100, recycling=recycling, **options)
     left = torch.linalg.vector_norm(b - apply(u), dim=-1)
     if not options:
         assert bool((left <= 1.01 * tolerance * torch.linalg.vector_norm(b, dim=-1)).all())

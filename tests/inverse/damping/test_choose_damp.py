@@ -341,10 +341,10 @@ def test_a_window_of_data_is_the_data_of_the_windowed_operator() -> None:
 
 def test_large_data_searched_on_windows_choose_what_the_whole_chooses() -> None:
     A, y = problem(n=280, dtype=torch.float32)
-    whole = choose_damp(A, y, "gcv", trace="stochastic", likeness=False)
+    whole = choose_damp(A, y, "gcv", trace="stochastic", surrogate=False)
     quick = choose_damp(A, y, "gcv", trace="stochastic")
-    assert "on a likeness" in quick.message
-    assert "on a likeness" not in whole.message
+    assert "on a surrogate" in quick.message
+    assert "on a surrogate" not in whole.message
     torch.testing.assert_close(quick.damp, whole.damp, rtol=0.2, atol=0)
     assert quick.damp.dtype == torch.float32
 

@@ -170,6 +170,6 @@ def test_a_large_masked_image_is_searched_through_its_border_and_chooses_as_its_
     L = lsconv.Gradient(A.in_shape, ndim=2, dtype=DOUBLE)
     noise = {"noise_std": 0.05} if rule in WITH_NOISE else {}
     chosen = choose_damp(A, torch.where(seen, y, torch.nan), rule, L=L, observed=seen, trace="stochastic", **noise)
-    assert "searched on a likeness first" in chosen.message
+    assert "searched on a surrogate first" in chosen.message
     exact = choose_damp(A, y, rule, L=L, observed=seen, trace="exact", **noise)
     assert abs(float(chosen.damp.log() - exact.damp.log())) < 0.3

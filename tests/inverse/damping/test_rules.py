@@ -147,7 +147,7 @@ def test_200_choices_are_within_one_per_cent_of_the_dense_minimum(first: int) ->
 
 @pytest.mark.parametrize(("padding", "noise"), [(0, 0.2), pytest.param((1, 2, 2), 0.05, marks=pytest.mark.slow)])
 def test_a_stack_of_few_slices_is_searched_in_few_looks(padding: Any, noise: float) -> None:
-    """Its likeness, whose edges weigh, only says where to begin."""
+    """Its surrogate, whose edges weigh, only says where to begin."""
     profile = torch.exp(-((torch.arange(5, dtype=DOUBLE) - 2) ** 2) / 2)
     kernel = profile[1:4, None, None] * profile[:, None] * profile
     A = lsconv.Conv3d(kernel[None, None] / kernel.sum(), (8, 10, 10), padding=padding)
@@ -158,6 +158,6 @@ def test_a_stack_of_few_slices_is_searched_in_few_looks(padding: Any, noise: flo
     curve = Curve(A, y, L, torch.ones(A.out_shape, dtype=torch.bool), noise)
     for rule in ("gcv", "upre", "discrepancy", "evidence"):
         selection = choose_damp(A, y, rule, L=L, noise_std=noise if rule in WITH_NOISE else None, trace="stochastic")
-        assert "on a likeness first" in selection.message
+        assert "on a surrogate first" in selection.message
         assert len(selection.damps) <= 7
         assert curve.excess(rule, selection.damp) < 0.01

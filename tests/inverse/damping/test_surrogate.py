@@ -1,4 +1,4 @@
-"""The tapered likeness against dense algebra where it is exact, and against the exact rules where it is a likeness."""
+"""The tapered surrogate against dense algebra where it is exact, and against the exact rules where it approximates."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_on_a_circular_convolution_it_is_dense_algebra(penalty: str | None, dila
     }[penalty]()
     assert TaperedPath.serves(A, L)
     y = torch.randn(1, *A.out_shape, dtype=DOUBLE)
-    y = y - y.mean((-2, -1), keepdim=True)  # which the likeness leaves out
+    y = y - y.mean((-2, -1), keepdim=True)  # which the surrogate leaves out
     path = TaperedPath(A, y, L)
     M, P = A.to_dense(), torch.eye(A.in_numel, dtype=DOUBLE) if L is None else L.to_dense()
     damp = 0.4
@@ -94,13 +94,13 @@ def test_its_minimum_is_near_that_of_the_whole_data(scene: str, penalty: bool) -
     L = lsconv.Gradient(A.in_shape) if penalty else None
     prior = torch.full(A.in_shape, float(y.mean()))
     quick = choose_damp(A, y, "gcv", L=L, x_prior=prior)
-    assert "on a likeness first" in quick.message
-    assert quick.likeness is not None
-    damps, values = quick.likeness
+    assert "on a surrogate first" in quick.message
+    assert quick.surrogate is not None
+    damps, values = quick.surrogate
     near = float(damps[values.argmin()])
     assert near == pytest.approx(float(quick.damp), rel=0.35)
     assert quick.damps.shape[0] <= 4  # looks at the whole are dear
-    whole = choose_damp(A, y, "gcv", L=L, x_prior=prior, likeness=False)
+    whole = choose_damp(A, y, "gcv", L=L, x_prior=prior, surrogate=False)
     torch.testing.assert_close(quick.damp, whole.damp, rtol=0.05, atol=0)
 
 
@@ -132,7 +132,7 @@ def test_its_minimum_for_a_small_volume_is_within_a_factor_of_four(
     L = lsconv.Gradient(A.in_shape, ndim=3) if penalty else None
     assert TaperedPath.serves(A, L)
     selection = choose_damp(A, y, "gcv", L=L)
-    assert selection.likeness is not None
-    damps, values = selection.likeness
+    assert selection.surrogate is not None
+    damps, values = selection.surrogate
     ratio = float(damps[values.argmin()] / selection.damp)
     assert 1 / 4 < ratio < 4

@@ -1,4 +1,4 @@
-"""The damp of weighted data against the curve of the dense matrices, and their likeness where it is a known one."""
+"""The damp of weighted data against the curve of the dense matrices, and their surrogate where it is a known one."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_damp_of_weighted_data_is_within_a_hundredth_of_the_least_criterion(
     L = lsconv.Gradient(A.in_shape, ndim=2, dtype=DOUBLE) if penalised else None
     noise = {"noise_std": 1.0} if rule == "upre" else {}
     chosen = choose_damp(A, y, rule, L=L, weights=std**-2, trace="stochastic", **noise)
-    assert "searched on a likeness first" in chosen.message
+    assert "searched on a surrogate first" in chosen.message
 
     B = lsconv.Diagonal(1 / std) @ A
     scale = torch.tensor(100.0, dtype=DOUBLE)

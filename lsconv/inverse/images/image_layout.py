@@ -18,7 +18,7 @@ from lsconv.errors import (
     ShapeError,
     warn,
 )
-from lsconv.inverse.saturation import saturation_level
+from lsconv.inverse.images.saturation import saturation_level
 
 __all__ = ["Layout", "spatial_axes"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 import lsconv
 from lsconv.border.missing_blocks import MissingBlocks
 from lsconv.border.plan import BorderPlan
-from lsconv.inverse.masks_per_item import MasksPerItemPlan
-from lsconv.inverse.missing import MissingBorderPlan, MissingPlan
+from lsconv.inverse.plans.masks_per_item import MasksPerItemPlan
+from lsconv.inverse.plans.missing import MissingBorderPlan, MissingPlan
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.observed import MeasuredRows
@@ -249,7 +249,7 @@ def test_what_an_answer_leaves_of_the_data_is_found_in_one_pass() -> None:
     for damp in (0.1, 1e-3):
         plan = route(A, damp)
         assert isinstance(plan, BorderPlan)
-        plan.inverse.expect((2,), solves=1000)
+        plan.inverse.prepare((2,), solves=1000)
         expected = y - A(plan.apply(y))
         assert (plan.remainder(y) - expected).norm() < 1e-9 * y.norm()
         wide = A.to(dtype=torch.float32)

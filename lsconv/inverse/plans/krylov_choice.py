@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentTypeError, MethodError
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.inverse.plans import LEAST_SQUARES, SQUARE, KrylovPlan
+from lsconv.inverse.plans.krylov_plan import LEAST_SQUARES, SQUARE, KrylovPlan
 from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.operators.base import LinearOperator
 
@@ -22,7 +22,7 @@ def krylov_plan(
     Args:
         A: the operator.
         damp: the damping.
-        method: a name of :data:`~lsconv.inverse.plans.KRYLOV`.
+        method: a name of :data:`~lsconv.inverse.plans.krylov_plan.KRYLOV`.
         preconditioner: "auto", "circulant", None or an operator.
 
     Raises:

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, MethodError
 from lsconv.factored.batch_axes import Reduction
-from lsconv.inverse.blur import blur_operator, level_for_mean, middle_of
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.rules import RULES
-from lsconv.inverse.image_layout import Layout
-from lsconv.inverse.image_noise import Measurement, check_meaning
-from lsconv.inverse.image_tikhonov import image_tikhonov
+from lsconv.inverse.images.blur import blur_operator, level_for_mean, middle_of
+from lsconv.inverse.images.image_layout import Layout
+from lsconv.inverse.images.image_noise import Measurement, check_meaning
+from lsconv.inverse.images.image_tikhonov import image_tikhonov
+from lsconv.inverse.images.point_spread import Origin, normalised, origin_of
 from lsconv.inverse.plug_and_play import plug_and_play
-from lsconv.inverse.point_spread import Origin, normalised, origin_of
 from lsconv.inverse.poisson import by_discrepancy, penalised_poisson
 from lsconv.inverse.total_variation import check_bounds, check_options, total_variation
 from lsconv.inverse.uncertainty.error_bars import error_bars as standard_deviations

@@ -87,11 +87,11 @@ class NormalIteration(Plan):
             self.A.dtype,
             operator_norm=norm,
             null_share=share,
-            sees_null_space=lambda: self._strays(x, data, share),
+            sees_null_space=lambda: self._null_suspects(x, data, share),
         )
         return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 
-    def _strays(self, x: Tensor, data: Tensor, share: float) -> Tensor:
+    def _null_suspects(self, x: Tensor, data: Tensor, share: float) -> Tensor:
         """The items whose x may have a larger part in the null space of A, which the gradient alone does not show."""
         return torch.ones((), dtype=torch.bool, device=x.device)
 

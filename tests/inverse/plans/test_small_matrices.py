@@ -14,8 +14,9 @@ from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.kronecker import SeparablePlan
 from lsconv.factored.normal_equations import NormalEquationsPlan
 from lsconv.factored.patch_matrix import PatchPlan
-from lsconv.inverse.plans import FourierPlan, KrylovPlan
-from lsconv.inverse.reduced_plan import ReducedPlan
+from lsconv.inverse.plans.fourier_plan import FourierPlan
+from lsconv.inverse.plans.krylov_plan import KrylovPlan
+from lsconv.inverse.plans.reduced_plan import ReducedPlan
 from lsconv.inverse.route import route
 from lsconv.krylov.loop.solution import Status
 from lsconv.operators.dtypes import default_rcond

@@ -128,7 +128,7 @@ class MissingPlan(Plan):
             max_iter: limit on the iterations on the missing outputs.
         """
         tolerances = self.tolerances(rtol, atol)
-        rest = self.problem.rest(y, x_prior)
+        rest = self.problem.data_beside_prior(y, x_prior)
         x, iterations, strays = self._filled(rest, tolerances, max_iter)
         judge = self.problem.judge(
             tolerances,
@@ -307,8 +307,8 @@ class MissingBorderPlan(MissingPlan):
             penalty = Penalty(core, terms, self.damp)
         self.filled = Penalised(Mask(~lost, dtype=core.dtype) @ core, self.damp, L)
         self.scaled, self.scaled_damp = self.filled.stack, self.filled.shift
-        self.unit, self.read, self.factors = torch.ones_like(self.damp), None, core.weight.real.dtype
-        floor = least_shift(self.factors, damped=True)
+        self.unit, self.read, self.factor_dtype = torch.ones_like(self.damp), None, core.weight.real.dtype
+        floor = least_shift(self.factor_dtype, damped=True)
         self.inverse = normal_inverse(core, self.scaled_damp, floor=floor, penalty=penalty, missing=lost)
         if L is None:
             self.read = self.inverse.embedding.read_inputs()
@@ -317,7 +317,7 @@ class MissingBorderPlan(MissingPlan):
         tolerances = Tolerances.of(self.core.dtype, tolerances.rtol, tolerances.atol)
         data = self.filled.data(self.lifting.data(y) * self._ratio.reshape(()))
         outer = iterated(self, y=data, tolerances=tolerances, max_iter=max_iter)
-        return outer.x, outer.iterations, torch.full_like(outer.merit > 1, self.inverse.side != "residual")
+        return outer.x, outer.iterations, torch.full_like(outer.tolerance_ratio > 1, self.inverse.side != "residual")
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
         rtol = direct_rtol(self.A.dtype, rtol)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ShapeError
-from lsconv.inverse.image_layout import spatial_axes
-from lsconv.inverse.point_spread import Origin, origin_of
+from lsconv.inverse.images.image_layout import spatial_axes
+from lsconv.inverse.images.point_spread import Origin, origin_of
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.varying_convolution import VaryingConvolution
 

@@ -2,9 +2,9 @@ r"""The plan of a convolution whose outputs count differently, through the borde
 
 .. math:: \min_x \sum_i w_i |(Ax)_i - y_i|^2 + \mathrm{damp}^2 \|Lx\|^2
 
-Flexible conjugate gradients solve its normal equations (:mod:`lsconv.inverse.normal_iteration`). The preconditioner is
-:math:`(\bar w A^HA + \mathrm{damp}^2 L^HL)^{-1}`, exact through the border of A: what is left to the iteration is how
-far the weights are from their mean, as the blur sees them.
+Flexible conjugate gradients solve its normal equations (:mod:`lsconv.inverse.plans.normal_iteration`). The
+preconditioner is :math:`(\bar w A^HA + \mathrm{damp}^2 L^HL)^{-1}`, exact through the border of A: what is left to the
+iteration is how far the weights are from their mean, as the blur sees them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
-from lsconv.inverse.normal_iteration import NormalIteration
+from lsconv.inverse.plans.normal_iteration import NormalIteration
 from lsconv.krylov.loop.batched_scalars import binary_unit
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -60,9 +60,9 @@ class WeightedPlan(NormalIteration):
         self.ratio = torch.where(weights > 0, weights, torch.inf).amin(-1).reciprocal() * weights.amax(-1)
         self.inverse = _border_inverse(core, self.damp / mean.sqrt(), L)
         self.own_batch = tuple(self.inverse.embedding.batch_shape)
-        self.inverse.expect(self.own_batch, 10)
+        self.inverse.prepare(self.own_batch, 10)
 
-    def _strays(self, x: Tensor, data: Tensor, share: float) -> Tensor:
+    def _null_suspects(self, x: Tensor, data: Tensor, share: float) -> Tensor:
         """The items whose x may have a larger part in the null space of A than its share.
 
         Positive weights leave the null space as it is, and along it the preconditioner divides a gradient by the shift
@@ -70,7 +70,7 @@ class WeightedPlan(NormalIteration):
         of another shift than the damping's says nothing.
         """
         if not (self._positive and self.inverse.exact):
-            return super()._strays(x, data, share)
+            return super()._null_suspects(x, data, share)
         space = self.space
         g = self.stack.adjoint(data - self.stack.apply(x)) - space.spread(self.mu) * x
         unit = binary_unit(space.safe_norm(g))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import CALL_WORK, allowed_bytes
+from lsconv.border.cost_model import CALL_WORK
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import DirectPlan
@@ -21,8 +21,9 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol
+from lsconv.operators.memory import allowed_bytes
 
-__all__ = ["SMALL_MATRICES", "cheap_small_matrices", "deciding", "reduction", "small_matrices"]
+__all__ = ["SMALL_MATRICES", "cheap_small_matrices", "rank_options", "reduction", "small_matrices"]
 
 SMALL_MATRICES = ("matrix", "separable", "normal")
 # Operations of dense matrices that take the time of an answer of the border (of one of hundreds of iterations), in
@@ -30,17 +31,17 @@ SMALL_MATRICES = ("matrix", "separable", "normal")
 _BORDER_TRANSFORMS, _KRYLOV_TRANSFORMS = 200, 2000
 
 
-def reduction(A: LinearOperator, *, whole: bool) -> Reduction | None:
-    """The smaller convolution that A is, or None; with ``whole`` only one that takes and gives what A does."""
+def reduction(A: LinearOperator, *, keep_shapes: bool) -> Reduction | None:
+    """The smaller convolution that A is, or None; with ``keep_shapes`` only one that takes and gives what A does."""
     if not isinstance(A, Convolution):
         return None
     way = Reduction.trimmed(A)
-    if way is None and not (whole or PatchPlan.serves(A)):
+    if way is None and not (keep_shapes or PatchPlan.serves(A)):
         way = Reduction.without_batch_axes(A)
-    return way if way is None or way.same_shapes or not whole else None
+    return way if way is None or way.same_shapes or not keep_shapes else None
 
 
-def deciding(A: LinearOperator, memory_limit: int | None, rcond: float | None) -> dict[str, Any]:
+def rank_options(A: LinearOperator, memory_limit: int | None, rcond: float | None) -> dict[str, Any]:
     """The options that every direct plan takes."""
     return {
         "rcond": default_rcond(A.dtype) if rcond is None else float(rcond),

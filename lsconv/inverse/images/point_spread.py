@@ -27,7 +27,7 @@ def normalised(psf: Tensor, ndim: int) -> Tensor:
         ArgumentError: a sum that is negative, or zero beside the values.
 
     Example:
-        >>> from lsconv.inverse.point_spread import normalised
+        >>> from lsconv.inverse.images.point_spread import normalised
         >>> normalised(torch.tensor([0.5, 0.505]), 1)
         tensor([0.4975, 0.5025])
     """
@@ -61,7 +61,7 @@ def origin_of(psf: Tensor, ndim: int, origin: Origin) -> tuple[int, ...]:
         ArgumentError, ShapeError: an unknown word, or no index of the PSF.
 
     Example:
-        >>> from lsconv.inverse.point_spread import origin_of
+        >>> from lsconv.inverse.images.point_spread import origin_of
         >>> origin_of(torch.tensor([0.0, 3.0, 1.0, 1.0]), 1, "peak")
         (1,)
     """

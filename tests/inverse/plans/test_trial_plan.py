@@ -8,9 +8,9 @@ import torch
 import lsconv
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.plan import BorderPlan
+from lsconv.inverse.plans.trial_plan import TrialPlan
 from lsconv.inverse.route import fallback, route
 from lsconv.inverse.solve import Fallback, solve
-from lsconv.inverse.trial_plan import TrialPlan
 from lsconv.krylov.loop.solution import Status
 from tests.oracles import dense_tikhonov
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.inverse.missing import MissingBorderPlan, MissingPlan
+from lsconv.inverse.plans.missing import MissingBorderPlan, MissingPlan
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes

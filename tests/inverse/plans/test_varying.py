@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.inverse.plans import KrylovPlan
+from lsconv.inverse.plans.krylov_plan import KrylovPlan
+from lsconv.inverse.plans.varying import VaryingPlan
 from lsconv.inverse.route import penalty_plan, route
-from lsconv.inverse.varying import VaryingPlan
 
 F64 = torch.float64
 

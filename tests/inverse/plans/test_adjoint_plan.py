@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lsconv
-from lsconv.inverse.adjoint_plan import AdjointPlan
+from lsconv.inverse.plans.adjoint_plan import AdjointPlan
 from lsconv.inverse.route import route
 from lsconv.operators.dtypes import direct_rtol
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.inverse.normal_iteration import NormalIteration
+from lsconv.inverse.plans.normal_iteration import NormalIteration
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.dtypes import double
 from lsconv.operators.observed import MeasuredRows
@@ -23,7 +23,7 @@ class VaryingPlan(NormalIteration):
         A: the operator, with a mask or weights before it where there are some.
         damp: the damping, > 0, a number or one per batch item.
         L: the penalty; None: the identity.
-        worth: refuse where LSMR should take less time.
+        refuse_if_slower: refuse where LSMR should take less time.
 
     Raises:
         MethodError: the tiles do not serve A or L, or would not pay.
@@ -34,7 +34,12 @@ class VaryingPlan(NormalIteration):
 
     @torch.no_grad()
     def __init__(
-        self, A: LinearOperator, damp: Tensor | float, L: LinearOperator | None = None, *, worth: bool = False
+        self,
+        A: LinearOperator,
+        damp: Tensor | float,
+        L: LinearOperator | None = None,
+        *,
+        refuse_if_slower: bool = False,
     ) -> None:
         rows = None if isinstance(A, VaryingConvolution) else MeasuredRows.of(A)
         core = A if rows is None else rows.core
@@ -44,7 +49,7 @@ class VaryingPlan(NormalIteration):
         core = core.with_parameters([tensor.detach() for tensor in core.parameters()]).to(dtype=double(A.dtype))
         weights = None if rows is None else rows.weights
         penalty = None if L is None else L.to(dtype=core.dtype)
-        self.inverse = SchwarzInverse(core, self.damp, penalty, weights, worth=worth)
+        self.inverse = SchwarzInverse(core, self.damp, penalty, weights, refuse_if_slower=refuse_if_slower)
         self.own_batch = tuple(self.damp.shape)
         self.wide = rows is not None or A.out_numel < A.in_numel
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lsconv.inverse.admm.proximal import Bounds
 from lsconv.inverse.damping.choose_damp import choose_damp
-from lsconv.inverse.identical_groups import SharedGroups
+from lsconv.inverse.images.identical_groups import SharedGroups
 from lsconv.inverse.tikhonov import tikhonov
 from lsconv.krylov.loop.solution import Solution, together
 from lsconv.operators.base import LinearOperator

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, NonFiniteError
-from lsconv.inverse.image_layout import Layout
+from lsconv.inverse.images.image_layout import Layout
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Diagonal, Mask
 

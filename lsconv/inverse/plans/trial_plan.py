@@ -13,7 +13,7 @@ from torch import Tensor
 from lsconv.border.cost_model import CostModel, dense_cost, plan_bytes
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.inverse.plans import KrylovPlan
+from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.krylov.loop.batched_scalars import divide
 from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.options import IterationState
@@ -55,7 +55,7 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
     if one_sided and blur and unit_stride and not undamped:
         factors = dense_cost(border, definite=True)
         model = CostModel(A.groups, grid[0], 1, definite=True)
-        most = int(model.factors(factors) / (1.5 * iteration))
+        most = int(model.factor_work(factors) / (1.5 * iteration))
         return TrialPlan(A, damp, most, preconditioned=True) if 3 * most >= _FEWEST_ITERATIONS else None
     most = int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(damping.shape)) / iteration)
     if most < _FEWEST_ITERATIONS:
@@ -135,9 +135,9 @@ class TrialPlan(KrylovPlan):
             self.dtype,
             rounding=Tolerances.of(A.dtype, tolerances.rtol, 0.0).rounding,
             operator_norm=norm,
-            short=EXCUSED,
+            length_limit=EXCUSED,
             null_share=torch.where(little, torch.inf, share),
-            formed=rounding,
+            range_eps=rounding,
         )
         judged = judge.solution(
             found.x.to(precise.dtype),

@@ -1,0 +1,58 @@
+"""The memory of a device: what is free, what a plan may use, and a refusal where it needs more."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from lsconv.errors import ArgumentError, PlanMemoryError
+
+__all__ = ["allowed_bytes", "check_fits", "free_bytes"]
+
+
+def check_fits(needed: int, allowed: int, what: object, method: str = "border") -> None:
+    """Refuse a plan that needs more bytes than are allowed.
+
+    Args:
+        needed: bytes of the plan.
+        allowed: bytes that it may use.
+        what: the plan is for.
+        method: the method is.
+
+    Raises:
+        PlanMemoryError: it does.
+    """
+    if needed > allowed:
+        raise PlanMemoryError(
+            f'method="{method}": the plan for {what} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed '
+            f'(memory_limit=). Use method="lsmr" with CirculantPreconditioner, which needs a few vectors, float32, or '
+            f"solve groups of channels apart."
+        )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a device, in bytes."""
+    if device.type == "cuda":
+        # and what torch holds without using it
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def allowed_bytes(limit: int | None, device: torch.device) -> int:
+    """The bytes that a plan may use: ``limit``, or 60 % of what is free on the device.
+
+    Raises:
+        ArgumentError: the limit is negative.
+    """
+    if limit is not None and limit < 0:
+        raise ArgumentError(f"memory_limit: expected a number of bytes >= 0 or None, got {limit}")
+    return int(0.6 * free_bytes(device)) if limit is None else limit
