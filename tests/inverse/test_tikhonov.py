@@ -349,11 +349,11 @@ def test_the_estimate_of_a_plan_with_a_penalty_covers_what_it_keeps(padding: int
 def test_float32_data_have_float32_factors_where_those_in_float64_would_not_fit() -> None:
     A = lsconv.Conv2d(torch.rand(1, 1, 5, 5) / 25, in_size=(64, 64))
     L = lsconv.Gradient(A.in_shape)
-    assert StackedPlan(A, L, 1e-4).factors == torch.float64
+    assert StackedPlan(A, L, 1e-4).factor_dtype == torch.float64
     terms = as_convolutions(L, 2)
     assert terms is not None
     needed = plan_bytes(A, penalty=Penalty(A, terms, torch.tensor(1e-4)))
-    assert StackedPlan(A, L, 1e-4, memory_limit=needed).factors == torch.float32
+    assert StackedPlan(A, L, 1e-4, memory_limit=needed).factor_dtype == torch.float32
 
 
 def with_penalty_data(L_of):
