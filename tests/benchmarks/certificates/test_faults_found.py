@@ -50,6 +50,7 @@ FAULTS = [
     (500000228, "auto"),  # x in the range of the whole A^H and not of the masked one
     (500000388, "auto"),
     (500001095, "tikhonov"),  # a null vector next to the rounding of the capacitance matrix
+    (8200000105, "tikhonov, Laplacian"),  # an error along small singular values within the rounding of the gradient
     (510000684, "lsqr"),  # an x so long that only singular values which count as zero can have led to it
     (510000539, "border"),  # a part in the null space below the rounding of the gradient
     (527000201, "cg, normal"),  # the residual of a singular system does not see what x has in its null space
