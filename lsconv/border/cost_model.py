@@ -125,7 +125,7 @@ class CostModel:
         return self.blocks * (cost.setup + _ENTRY_WORK * cost.entries)
 
     def bytes(self, cost: FactorCost) -> float:
-        """The bytes that there are at a time while the factors are made, in double precision."""
+        """The peak bytes while the factors are made, in double precision."""
         return 8 * self.blocks * cost.peak
 
     def reading(self, cost: FactorCost) -> float:

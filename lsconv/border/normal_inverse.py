@@ -116,7 +116,7 @@ class NormalInverse(ABC):
         """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none."""
         return self.problem.nullity(deficient=self._deficient)
 
-    def prepare(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
+    def factorise_if_cheaper(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
         """Make the factors if they are cheaper than so many solves by iteration, and return them.
 
         Args:
@@ -138,7 +138,7 @@ class NormalInverse(ABC):
     def continued(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Do as calling it, from the border unknowns ``start`` of an earlier call; returns also those of this one."""
+        """Apply the inverse, from the border unknowns ``start``; return also the iterations and the border unknowns."""
 
     def describe(self) -> str:
         """Grid, border, memory and precision, for the ``repr`` of a plan."""
@@ -196,7 +196,7 @@ class BorderInverse(NormalInverse):
     """The inverse through the system on a border.
 
     Attributes:
-        stage: by which means the border is solved; :meth:`prepare`, an iteration, :meth:`go_direct` and
+        stage: by which means the border is solved; :meth:`factorise_if_cheaper`, an iteration, :meth:`go_direct` and
             :meth:`give_up_factors` lead from one to the next, in this order.
         border: the border cells.
         system: the block-circulant operator whose system on the border is solved.
@@ -279,14 +279,14 @@ class BorderInverse(NormalInverse):
         """The number of unknowns on the border of one block."""
         return self.border.size
 
-    def prepare(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
+    def factorise_if_cheaper(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
         """Make the factors if they are cheaper than so many solves by iteration, and return them."""
         limits = self.problem.request.limits
         if self.stage is Stage.UNDECIDED and not self.problem.request.one_matrix:
             cost, expected, fits = self.forecast(batch)
             if cost <= solves * (expected if limits.at_once is None else limits.at_once) and fits:
                 self.go_direct()
-        return super().prepare(batch)
+        return super().factorise_if_cheaper(batch)
 
     def forecast(self, batch: tuple[int, ...]) -> tuple[float, float, bool]:
         """The cost of the factors in iterations, the iterations expected, and whether the factors fit in memory."""
@@ -303,7 +303,7 @@ class BorderInverse(NormalInverse):
     def continued(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Do as calling it, from the border unknowns ``start`` of an earlier call; returns also those of this one."""
+        """Apply the inverse, from the border unknowns ``start``; return also the iterations and the border unknowns."""
         if self.direct is not None:
             return self.direct.continued(f, tolerance, max_iter, start)
         embedding, residual, mirror = self.embedding, self.side == "residual", self.problem.what.mirror

@@ -103,7 +103,7 @@ class NullSpaces:
         self._counts = counts
         self.nullity, most = nullity, int(nullity.max())
         null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, kept, strict=True)]
-        # once more without the other candidates, whose extensions are so long that these were rounding beside them
+        # again without the candidates left out: null vectors were rounding beside their long extensions
         null = [orthonormalised(v, overlap.between(v)) for v, overlap in zip(null, overlaps, strict=True)]
         # B C^-1 R^T R C^-H B^T is the overlap less S S^H, which is nothing next to it on null
         coupling = [overlap(v) for overlap, v in zip(overlaps, null, strict=True)]

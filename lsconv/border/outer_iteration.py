@@ -234,7 +234,7 @@ class Outer:
         by_residual = total / bound.clamp_min(unit)
         norm = self.plan.inverse.norm_bound
         rounding = 4 * torch.finfo(self.A.dtype).eps * (norm * x_norm + self.given_norm)
-        if self.A.dtype != self.plan.A.dtype:  # well below the rounding of storing an x that is not long
+        if self.A.dtype != self.plan.A.dtype:  # x is stored in float32: where it is short, 5 % of that rounding will do
             stored = 0.05 * self.tolerances.eps * (norm * x_norm + self.given_norm)
             rounding = torch.where(EXCUSED * norm * x_norm <= self.given_norm, stored, rounding)
         if self.deep:

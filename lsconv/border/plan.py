@@ -209,7 +209,7 @@ class BorderPlan(Plan):
 
     def _usable_factors(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
         """The factors of the border that solve the problem itself, for data of this shape; None to iterate."""
-        factors = self.inverse.prepare(tuple(given.shape[: given.ndim - len(item_shape)]))
+        factors = self.inverse.factorise_if_cheaper(tuple(given.shape[: given.ndim - len(item_shape)]))
         return factors if factors is not None and factors.exact else None
 
     def _trusted(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
@@ -227,7 +227,7 @@ class BorderPlan(Plan):
         return factors if self._precise_enough else None
 
     def _corrected(self, x: Tensor, y: Tensor, tolerances: Tolerances) -> Tensor:
-        """An answer less what its gradient leads to, where a part in the null space may hide in that."""
+        """Take one Newton step from x, where rounding of the gradient could hide a part in the null space."""
         if not self._hides_null_space(tolerances):
             return x
         space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)

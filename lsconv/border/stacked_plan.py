@@ -162,7 +162,7 @@ class StackedPlan(Plan):
             ])  # fmt: skip
         tolerances = self.tolerances(rtol, atol)
         data = self.problem.data(y, x_prior)
-        factors = self.inverse.prepare(tuple(batch))
+        factors = self.inverse.factorise_if_cheaper(tuple(batch))
         if factors is not None and tolerances.rtol >= ONE_PASS:
             own = self.problem.data_beside_prior(y, x_prior)
             x = factors.solution(own) / over_items(self.unit, len(self.A.in_shape))
@@ -200,7 +200,7 @@ class StackedPlan(Plan):
         """The solution for ``y``, without the certificate."""
         wide = y.detach().to(self.precise.dtype)
         batch = broadcast_shapes(y.shape[: y.ndim - len(self.A.out_shape)], self.inverse.embedding.batch_shape)
-        factors = self.inverse.prepare(tuple(batch))
+        factors = self.inverse.factorise_if_cheaper(tuple(batch))
         if factors is None:
             x = iterated(self, y=self.problem.data(wide), tolerances=self.tolerances(rtol)).x
         else:

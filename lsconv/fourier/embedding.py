@@ -97,7 +97,7 @@ class Embedding:
     """The periodic grid of a convolution, and the way of its tensors to and from it.
 
     On the grid a tensor has shape ``(rhs, blocks, channels, *grid)``: ``blocks`` are the independent symbols (kernels
-    per batch item times groups) and ``rest`` the remaining batch items.
+    per batch item times groups) and ``rhs`` the remaining batch items.
 
     Args:
         convolution: the operator; padding mode "zeros" or "circular" (then the stride must divide every input size

@@ -172,7 +172,7 @@ class _Quadratic:
         """The norms of the natural residual, and of the largest term of the gradient."""
         image, y = self.A.apply(x), self.y
         g = self.gradient(x, image - y)
-        if self.at_least is not None:  # data above which Ax stands are no force
+        if self.at_least is not None:  # a datum that Ax already exceeds pulls at nothing
             met = self.at_least & (image > y)
             image, y = image.masked_fill(met, 0), y.masked_fill(met, 0)
         forces = torch.maximum(self.space.norm(self.A.adjoint(y)), self.space.norm(self.A.adjoint(image)))

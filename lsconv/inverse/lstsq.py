@@ -85,9 +85,10 @@ def lstsq(
             weight 0 are missing, and the gradient by such a weight is 0. None: ones.
         method: "auto", "matrix" (exact; 1x1 kernels and others that read disjoint patches), "separable" (exact for
             every damp at once; a separable kernel with any padding mode, stride and dilation), "normal" (few unknowns
-            that the data determine well), "fourier" (exact; circular padding), "border" (exact; any but circular
-            padding), "svd" (exact; any small operator, by its dense matrix), or a Krylov method: "lsmr", "lsqr",
-            "cgls", "craig"; "cg", "minres", "gmres" (square A, ``damp=0``); "hybrid" (which chooses the damping). See
+            that the data determine well), "fourier" (exact; circular padding), "border" (exact; zero padding, and
+            circular whose outputs are cropped; reflect and replicate with stride 1 and damp > 0), "svd" (exact; any
+            small operator, by its dense matrix), or a Krylov method: "lsmr", "lsqr", "cgls", "craig"; "cg", "minres",
+            "gmres" (square A, ``damp=0``); "hybrid" (which chooses the damping). See
             :func:`lsconv.inverse.route.route` for the choice of "auto" and what each serves.
         preconditioner: for the Krylov methods: "auto", "circulant", None, or an operator.
         rtol: relative tolerance on residual or gradient. None: 1e-6 in float32 and 1e-10 in float64 for the exact

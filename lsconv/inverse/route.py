@@ -358,7 +358,7 @@ def _with_rows(
     if isinstance(inner.worker, (BorderPlan, StackedPlan)):
         inverse = inner.worker.inverse
         # with the missing outputs in the border an answer costs about two on the border alone
-        if inverse.unknowns and inverse.prepare(tuple(inverse.embedding.batch_shape), solves=2) is None:
+        if inverse.unknowns and inverse.factorise_if_cheaper(tuple(inverse.embedding.batch_shape), solves=2) is None:
             for plan in (MissingBorderPlan, MasksPerItemPlan):
                 with contextlib.suppress(MethodError):
                     return plan(A, rows, damping, L)

@@ -17,11 +17,11 @@ def check_fits(needed: int, allowed: int, what: object, method: str = "border") 
     Args:
         needed: bytes of the plan.
         allowed: bytes that it may use.
-        what: the plan is for.
-        method: the method is.
+        what: the operator that the plan is for.
+        method: its name in the message.
 
     Raises:
-        PlanMemoryError: it does.
+        PlanMemoryError: more are needed than are allowed.
     """
     if needed > allowed:
         raise PlanMemoryError(

@@ -354,7 +354,7 @@ class Passes:
             else:
                 damp = torch.tensor(self.damp, dtype=torch.float64, device=A.device)
                 inverse = normal_inverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp), limits=self.limits)
-            inverse.prepare((), 2 * sum(region.kind == kind for region in self.tiles.all))
+            inverse.factorise_if_cheaper((), 2 * sum(region.kind == kind for region in self.tiles.all))
             self._inverses[kind] = inverse
         return self._inverses[kind]
 

@@ -177,7 +177,7 @@ class SchwarzInverse:
             if mirror is not None or not Penalty.serves(core, terms):
                 raise MethodError(f"L: {self.L!r} and {A!r} are not convolutions on one grid")
             inverse = normal_inverse(core, 0.0, floor=floor, penalty=Penalty(core, terms, damp))
-        inverse.prepare(tuple(inverse.embedding.batch_shape), math.ceil(self.local.iterations))
+        inverse.factorise_if_cheaper(tuple(inverse.embedding.batch_shape), math.ceil(self.local.iterations))
         return inverse
 
     def describe(self) -> str:

@@ -12,7 +12,7 @@ from lsconv.border.outer_iteration import iterated
 from lsconv.border.plan import BorderPlan
 from lsconv.krylov.loop.stopping import Tolerances
 
-ALLOWED = 1.2  # times the counts of the design's table
+ALLOWED = 1.2  # times the counts that were measured when the method was chosen
 
 
 ITERATED = Limits(at_once=0, later=False)
@@ -107,6 +107,8 @@ def test_an_answer_out_of_reach_is_called_that(damp: float) -> None:
     solution = BorderPlan(A, damp).solve(y, rtol=1e-15)
     residual = y.double() - A.to(dtype=torch.float64)(solution.x.double())
     torch.testing.assert_close(solution.residual_norm, residual.norm(), rtol=1e-9, atol=0)
+    # with damping the gradient at rounding excuses it; without, it is called out of reach
+    assert bool(solution.converged) or solution.status.name in ("STAGNATION", "RANK_DEFICIENT", "ITERATION_LIMIT")
     if solution.converged:
         gradient = A.to(dtype=torch.float64).H(residual) - damp**2 * solution.x.double()
         # x may be so large that storing it in float32 leaves more than the data's rounding

@@ -72,17 +72,17 @@ class DirectBorder:
             self._write = waves.mH.contiguous()
             self._read = (waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]).mT.contiguous()
 
-    def clear(self, u: list[Tensor], t: Iterable[Tensor], *, apart: bool) -> None:
+    def clear(self, u: list[Tensor], t: Iterable[Tensor], *, on_others: bool) -> None:
         """Add unknowns on the border to the spectra u, in parts and in place, such that ``Q u`` vanishes there.
 
         Args:
             u: ``(rhs, blocks, channels, *frequencies)`` each.
             t: ``Q u``.
-            apart: u is zero, t a list of other spectra, and ``t + Q u`` is to vanish.
+            on_others: u is zero, t a list of other spectra, and ``t + Q u`` is to vanish.
         """
 
         def remainder(own: Tensor, known: Tensor) -> Tensor:
-            return self._Q(own).add_(known) if apart else self._Q(own)
+            return self._Q(own).add_(known) if on_others else self._Q(own)
 
         values = []
         for own, known in zip(u, t, strict=True):
@@ -93,7 +93,7 @@ class DirectBorder:
         if self.schur is None or not values:
             return
         solved = self.schur(torch.cat(values)).split([part.shape[0] for part in u])
-        for own, known, v in zip(u, t if apart else u, solved, strict=True):
+        for own, known, v in zip(u, t if on_others else u, solved, strict=True):
             self._subtract_columns(own, v)
             if self.strip is not None:
                 self.strip.clear(own, remainder(own, known))
@@ -301,14 +301,14 @@ class DirectInverse:
             u = [part.new_zeros(*part.shape[:2], columns.rows, *part.shape[3:]) for part in f]
             for part, spectrum in zip(f, u, strict=True):
                 spectrum[:, :, own] = part
-            self._border.clear(u, map(columns, f), apart=False)
+            self._border.clear(u, map(columns, f), on_others=False)
             return u
         if self._E is None:
-            self._border.clear(f, map(self._P, f), apart=False)
+            self._border.clear(f, map(self._P, f), on_others=False)
             return f
         t = [self._E(self._P(part)) for part in f]
         u = [torch.zeros_like(part, memory_format=torch.contiguous_format) for part in t]
-        self._border.clear(u, t, apart=True)
+        self._border.clear(u, t, on_others=True)
         assert self._back is not None
         return [part.sub_(self._back(spectrum)) for part, spectrum in zip(f, u, strict=True)]
 

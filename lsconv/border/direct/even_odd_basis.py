@@ -81,7 +81,7 @@ class SchurInverse:
             return torch.stack([z.real, z.imag.flip(-1, -2)], dim=2)
         if self._present is None:
             return self._in_basis(values.squeeze(2)).unsqueeze(2)
-        flat = values.movedim(-2, 2)  # columns, channels, rows
+        flat = values.movedim(-2, 2)  # of shape (columns, channels, rows)
         vectors = flat.flatten(2).index_select(-1, self._present)
         solved = self._inverse(vectors)
         if solved.shape[-1] < math.prod(flat.shape[2:]):
@@ -177,7 +177,9 @@ class _Symmetry:
         size = images[0].numel() if even else (len(cells) + 1) // 2
         self._images = torch.stack([image.flatten()[:size] for image in images])
         fixed = self._images == self._images[:1]
-        self._absent = ((self.signs < 0)[..., None] & fixed).any(1)  # signs, cells of the first part
+        self._absent = ((self.signs < 0)[..., None] & fixed).any(
+            1
+        )  # of shape (signs, cells): a cell that is its own image
         times = fixed.sum(0).double()
         self.log_multiplicity = float((times.log() * ~self._absent).sum())
         self._source = torch.empty_like(cells)

@@ -105,7 +105,7 @@ def border_gmres(
         u = u + correction
         iterations += count
         done += int(count.max())
-        if int(count.max()) < size:  # by its recursion, which the outer iteration verifies
+        if int(count.max()) < size:  # it ended by its recursive residual; the outer iteration computes the true one
             break
         r = b - apply(u)
         if not bool((_norm(r) < 0.5 * beta).any()):  # what a whole cycle does not halve is out of reach
@@ -334,7 +334,7 @@ class Recycling:
 
 
 def deflate(pair: Pair, r: Tensor) -> tuple[Tensor, Tensor]:
-    """A solution for the part of ``r`` in the span of the images, and the rest of r; ``(rhs, blocks, size)``."""
+    """Solve for the part of ``r`` that kept images span; return that and what is left of r, ``(rhs, blocks, size)``."""
     vectors, images = pair
     left = r.movedim(0, -1)
     parts = images.conj() @ left

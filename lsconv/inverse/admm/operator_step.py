@@ -100,7 +100,7 @@ class NormalStep:
         square = self.plan.unit.double() ** 2
         g = g / over_items(square, len(self.stack.in_shape)).to(g.dtype)
         inverse = self.plan.inverse  # whose factors may be more precise than the data
-        inverse.prepare(tuple(g.shape[: g.ndim - len(self.stack.in_shape)]))
+        inverse.factorise_if_cheaper(tuple(g.shape[: g.ndim - len(self.stack.in_shape)]))
         embedding = inverse.embedding
         mu = inverse.shift.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
         g = g + self._per_channel(mu, self.x) * self.x

@@ -173,7 +173,7 @@ class Copies(Itself):
         self.share = pad_adjoint(ones, pairs, mode).reciprocal()
 
     def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
-        """Take the proximal step, as in :class:`SplitImage`, for the copies together."""
+        """Take the proximal step of all copies of a cell at once: they share one value."""
         rolled = s.roll(self.shifts, self.axes)
         window = self.layout.window(rolled, self.padded)
         mean = pad_adjoint(window, self.pairs, self.mode) * self.share

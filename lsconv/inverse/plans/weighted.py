@@ -60,7 +60,7 @@ class WeightedPlan(NormalIteration):
         self.ratio = torch.where(weights > 0, weights, torch.inf).amin(-1).reciprocal() * weights.amax(-1)
         self.inverse = _border_inverse(core, self.damp / mean.sqrt(), L)
         self.own_batch = tuple(self.inverse.embedding.batch_shape)
-        self.inverse.prepare(self.own_batch, 10)
+        self.inverse.factorise_if_cheaper(self.own_batch, 10)
 
     def _null_suspects(self, x: Tensor, data: Tensor, share: float) -> Tensor:
         """The items whose x may have a larger part in the null space of A than its share.

@@ -80,7 +80,7 @@ class PsfModel:
         )
 
     def kernel(self, x: Tensor, size: int | None) -> Tensor:
-        """The PSF of parameters as the search has them."""
+        """The PSF for a vector of the search's parameters, which are logarithms and radians."""
         values = [torch.rad2deg(v) if name == "angle" else v.exp() for name, v in zip(self.names, x, strict=True)]
         return self.make(*values, size=size) if self.sized else self.make(*values)
 

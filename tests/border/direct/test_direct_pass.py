@@ -166,7 +166,7 @@ def damaged(by: Tensor) -> tuple[BorderPlan, lsconv.Convolution]:
     """A plan whose factors are multiplied by these numbers."""
     A = lsconv.Conv2d(torch.rand(1, 1, 5, 5, dtype=F64), (24, 24))
     plan = BorderPlan(A, 0.5, limits=AT_ONCE)
-    plan.inverse.prepare(())
+    plan.inverse.factorise_if_cheaper(())
     assert isinstance(plan.inverse.direct, DirectInverse)
     plan.inverse.direct._P.matrices.mul_(by)
     return plan, A
