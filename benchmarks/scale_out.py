@@ -136,6 +136,7 @@ def rank(number: int, ranks: int, size: int, meeting: str, answers: Any) -> None
         "cells of its tiles / its own": f"{len(tiles.all) * math.prod(tiles.size) / (own * size):.2f}",
         "CPU s": f"{spent:.2f}",
     })  # fmt: skip
+    dist.barrier()  # no rank is gone while another still speaks to it
     dist.destroy_process_group()
 
 
@@ -188,6 +189,7 @@ def share(number: int, ranks: int, size: int, name: str, damp: float, meeting: s
         "images transformed": transforms if work["transform"] else 0.0, "CPU s": spent,
         "MB sent": (plan.ranks.sent - sent) / 1e6,
     })  # fmt: skip
+    dist.barrier()  # no rank is gone while another still speaks to it
     dist.destroy_process_group()
 
 
