@@ -45,6 +45,7 @@ class Rank:
 
     values: Tensor
     kept: Tensor
+    never_misses = True
     fallback = None
     rank: Tensor
     undecided: Tensor
@@ -218,11 +219,6 @@ class DirectPlan(Plan):
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^+ g``."""
         return self.normal_solve(g, rtol=rtol)
-
-    def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``; nothing iterates, and no item misses."""
-        answer = self.apply(y) if y is not None else self.adjoint(v)  # type: ignore[arg-type]
-        return answer, torch.zeros((), dtype=torch.bool, device=answer.device)
 
     def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
         """The tolerances of a solve."""

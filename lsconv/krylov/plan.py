@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.solution import Solution
@@ -28,6 +29,7 @@ class Plan:
         options: what :meth:`solve` takes beyond rtol, atol and max_iter.
         iterates: every iteration applies A itself, and max_iter limits these: the plan has no setup that another
             could be built on.
+        never_misses: nothing iterates, so that every answer is as good as the factors.
         fallback: what answers the items that the plan leaves unconverged, where the dense decomposition of A is not
             quick: "svd" (nothing else), "lsmr", "preconditioned lsmr" or "border"; None: nothing, not even that.
         patience: the iterations after which its answer no longer pays beside that of the fallback; None: it has all
@@ -40,6 +42,7 @@ class Plan:
     reason: ClassVar[str] = ""
     options: frozenset[str] = frozenset()
     iterates: ClassVar[bool] = False
+    never_misses: ClassVar[bool] = False
     fallback: str | None = "svd"
     patience: int | None = None
     exhausted: bool = False
@@ -76,7 +79,10 @@ class Plan:
 
         None where only :meth:`solve` can tell.
         """
-        return None
+        if not self.never_misses:
+            return None
+        answer = self.apply(y) if y is not None else self.adjoint(v)  # type: ignore[arg-type]
+        return answer, torch.zeros((), dtype=torch.bool, device=answer.device)
 
     def with_damp(self, damp: Tensor | float) -> Plan | None:
         """The plan for another damping with the factors of this one; None where it has none to share."""

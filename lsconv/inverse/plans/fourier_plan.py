@@ -22,6 +22,7 @@ __all__ = ["FourierPlan"]
 class FourierPlan(Plan):
     """The exact inverse of a block-circulant operator (:class:`CirculantPlan`), with certificates."""
 
+    never_misses = True
     reason = "nothing is cropped from a circular convolution: one small matrix per frequency"
 
     def __init__(
@@ -72,11 +73,6 @@ class FourierPlan(Plan):
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
         return normal_by_apply(self.A, self.plan.damp, lambda y, _: self.plan.solve(y), g, rtol=rtol)
-
-    def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``; nothing iterates, and no item misses."""
-        answer = self.apply(y) if y is not None else self.adjoint(v)  # type: ignore[arg-type]
-        return answer, torch.zeros((), dtype=torch.bool, device=answer.device)
 
     def __repr__(self) -> str:
         return (
