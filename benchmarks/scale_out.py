@@ -103,15 +103,9 @@ def accuracy(size: int, tile: int, cases: Sequence[tuple[str, float]]) -> list[d
 # ------------------------------------------------------------------ ranks
 
 
-def rank(number: int, ranks: int, size: int, meeting: str, answers: Any) -> None:
+def traffic_of(mesh: Any, size: int) -> dict[str, Any]:
     """Solve as one of several processes, and report what was sent."""
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=ranks)
-    mesh = init_device_mesh("cpu", (ranks,))
+    ranks = mesh.size()
     A, y = problem("box 9", size)
     plan = lsconv.tiled.Plan(A, damp=0.1, tile=size // 4, overlap=24, mesh=mesh)
     data = y[:, plan.y_rows].clone()
@@ -128,16 +122,28 @@ def rank(number: int, ranks: int, size: int, meeting: str, answers: Any) -> None
     def foreign(rows: tuple[int, int]) -> int:
         return max(min(rows[1], size) - max(rows[0], 0) - own, 0)
 
-    answers.put({
-        "ranks": ranks, "rank": number, "steps": steps, "certified": bool(solution.converged),
+    return {
+        "ranks": ranks, "rank": plan.ranks.rank, "steps": steps, "certified": bool(solution.converged),
         "MB sent a step": f"{(2 * sent - plan.ranks.sent) / between / 1e6:.3f}",
         "MB received a step": f"{(2 * received - plan.ranks.received) / between / 1e6:.3f}",
         "MB received a step, by the formula": f"{(foreign(tiles.rows()) + foreign(halos.rows())) * width / 1e6:.3f}",
         "cells of its tiles / its own": f"{len(tiles.all) * math.prod(tiles.size) / (own * size):.2f}",
         "CPU s": f"{spent:.2f}",
-    })  # fmt: skip
+    }  # fmt: skip
+
+
+def as_rank(number: int, program: Any, ranks: int, given: tuple[Any, ...], meeting: str, answers: Any) -> None:
+    """Run a program as one of several processes, and report what it finds."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=ranks)
+    answers.put(program(init_device_mesh("cpu", (ranks,)), *given))
     dist.barrier()  # no rank is gone while another still speaks to it
     dist.destroy_process_group()
+    os._exit(0)  # a thread of gloo that still lets go of a tensor aborts an interpreter that is being taken down
 
 
 def spawned(program: Any, ranks: int, *given: Any) -> list[dict[str, Any]]:
@@ -145,25 +151,19 @@ def spawned(program: Any, ranks: int, *given: Any) -> list[dict[str, Any]]:
     context = torch.multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(program, (ranks, *given, f"{folder}/meeting", answers), nprocs=ranks)
+        torch.multiprocessing.spawn(as_rank, (program, ranks, given, f"{folder}/meeting", answers), nprocs=ranks)
     return sorted((answers.get() for _ in range(ranks)), key=lambda row: row["rank"])
 
 
 def traffic(size: int, counts: Sequence[int]) -> list[dict[str, Any]]:
     """A row for every rank of 1, 2, 4 processes."""
-    return [row for ranks in counts for row in spawned(rank, ranks, size)]
+    return [row for ranks in counts for row in spawned(traffic_of, ranks, size)]
 
 
-def share(number: int, ranks: int, size: int, name: str, damp: float, meeting: str, answers: Any) -> None:
+def work_of(mesh: Any, size: int, name: str, damp: float) -> dict[str, Any]:
     """Solve as one of several processes, and report the work that was done and sent."""
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=ranks)
     A, y = problem(name, size)
-    plan = lsconv.tiled.Plan(A, damp=damp, tile=size // 4, mesh=init_device_mesh("cpu", (ranks,)))
+    plan = lsconv.tiled.Plan(A, damp=damp, tile=size // 4, mesh=mesh)
     data, passes = y[:, plan.y_rows].clone(), plan.passes
     plan.solve(data, max_iter=1)  # which makes the factors
     work = {"tiles": 0, "transform": 0, "iterations": 0}
@@ -182,15 +182,13 @@ def share(number: int, ranks: int, size: int, name: str, damp: float, meeting: s
     if work["transform"]:
         part = passes.pencil.grid.part
         transforms = work["transform"] * 2 * (part.stop - part.start) / passes.pencil.grid.frequencies[1]
-    answers.put({
-        "rank": number, "blur": name, "damp": damp, "ranks": ranks, "path": plan.path,
+    return {
+        "rank": plan.ranks.rank, "blur": name, "damp": damp, "ranks": mesh.size(), "path": plan.path,
         "certified": bool(solution.converged), "steps": int(solution.iterations),
         "border iterations": work["iterations"], "images solved by tiles": tiles,
         "images transformed": transforms if work["transform"] else 0.0, "CPU s": spent,
         "MB sent": (plan.ranks.sent - sent) / 1e6,
-    })  # fmt: skip
-    dist.barrier()  # no rank is gone while another still speaks to it
-    dist.destroy_process_group()
+    }  # fmt: skip
 
 
 def scaling(size: int, counts: Sequence[int], cases: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
@@ -199,7 +197,7 @@ def scaling(size: int, counts: Sequence[int], cases: Sequence[tuple[str, float]]
     for name, damp in cases:
         alone = 0.0
         for ranks in counts:
-            found = spawned(share, ranks, size, name, damp)
+            found = spawned(work_of, ranks, size, name, damp)
             row = {key: found[0][key] for key in found[0] if key != "rank"}
             for key, digits in (("images solved by tiles", 2), ("images transformed", 2), ("CPU s", 2), ("MB sent", 1)):
                 row[key] = f"{max(each[key] for each in found):.{digits}f}"
