@@ -105,7 +105,11 @@ def separable_svd(A: Convolution) -> tuple[list[Tensor], Tensor, list[Tensor]] |
     if factors is None:
         return None
     matrices = [factors.channels, *(_axis_matrix(A, a, u) for a, u in enumerate(factors.axes))]
-    parts = [torch.linalg.svd(m.expand(1, A.groups, *m.shape[-2:]), full_matrices=False) for m in matrices]
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for a, matrix in enumerate(matrices):
+        same = a > 1 and _alike(matrix, matrices[a - 1])
+        whole = matrix.expand(1, A.groups, *matrix.shape[-2:])
+        parts.append(parts[-1] if same else torch.linalg.svd(whole, full_matrices=False))
     values = parts[0][1][0]
     for _, spectrum, _ in parts[1:]:
         values = values.unsqueeze(-1) * spectrum[0].reshape(A.groups, *(1 for _ in values.shape[1:]), -1)
@@ -175,7 +179,7 @@ class SeparablePlan(DirectPlan):
         for a, matrix in enumerate(matrices):
             if (a == 0 and alone) or (a > 1 and _is_identity(A, a - 1)):
                 U, V, values = None, None, matrix.abs().amax(-1)
-            elif a > 1 and matrix.shape == matrices[a - 1].shape and torch.equal(matrix, matrices[a - 1]):
+            elif a > 1 and _alike(matrix, matrices[a - 1]):
                 U, V, values = self._left[-1], self._right[-1], spectra[-1]
             else:
                 U, values, Vh = torch.linalg.svd(matrix, full_matrices=False)
@@ -320,6 +324,11 @@ def _axis_matrix(A: Convolution, a: int, u: Tensor) -> Tensor:
         padding_mode=A.padding_mode, check_finite=False,
     )  # fmt: skip
     return one.to_dense()
+
+
+def _alike(matrix: Tensor, before: Tensor) -> bool:
+    """Tell whether the axis before has the same matrix, and so the same decomposition."""
+    return matrix.shape == before.shape and torch.equal(matrix, before)
 
 
 def _sides(A: Convolution) -> list[tuple[int, int]]:

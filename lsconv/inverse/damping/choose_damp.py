@@ -23,12 +23,14 @@ from lsconv.factored.batch_axes import Reduction
 from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.spectrum import norm as spectral_norm
+from lsconv.inverse.damping.decomposed_path import DecomposedPath
 from lsconv.inverse.damping.dense_path import DensePath
 from lsconv.inverse.damping.measured import interpolated, zero_rows
 from lsconv.inverse.damping.paths import DampPath, ExactPath, FilterPath
 from lsconv.inverse.damping.rules import RULES, WITH_NOISE, WITH_TRACE, Criterion
 from lsconv.inverse.damping.search import LocalSearch, Search
 from lsconv.inverse.damping.selection import Selection
+from lsconv.inverse.damping.separable_path import SeparablePath
 from lsconv.inverse.damping.stochastic_paths import BorderPath, SolverPath
 from lsconv.inverse.damping.subimages import as_windows
 from lsconv.inverse.damping.surrogate import TaperedPath
@@ -99,8 +101,8 @@ def choose_damp(
         noise_std: standard deviation of the noise in every entry of y (of the whole complex number), a number or one
             per batch item; for "discrepancy" and "upre".
         trace: "auto", "exact" or "stochastic". "auto" takes exact traces when they are cheap: circular convolutions,
-            borders of up to 1024 unknowns per block, and problems of up to 1024 unknowns (2048 of volumes
-            and where there is no border), whose matrices are decomposed. "exact" goes on to 4096.
+            borders of up to 1024 unknowns per block, problems of up to 1024 unknowns (2048 of volumes and where there
+            is no border), whose matrices are decomposed, and separable kernels without L. "exact" goes on to 4096.
         surrogate: search large convolutions on a surrogate first (the tapered data, or windows), then refine on the
             whole. False: on the whole alone.
 
@@ -169,7 +171,7 @@ def choose_damp(
         data = data.unsqueeze(0)
     path, coarse = _paths(A, data, L, trace, surrogate, count, determinant=rule == "evidence")
     nullity = (
-        path.nullity if isinstance(path, DensePath) else null_dimension(L) * len(data) if rule == "evidence" else 0
+        path.nullity if isinstance(path, DecomposedPath) else null_dimension(L) * len(data) if rule == "evidence" else 0
     )
     criterion = Criterion(rule, None if noise is None else noise / unit, nullity)
     search = Search(
@@ -277,6 +279,8 @@ def _paths(
         unknowns = DEFAULT_LIMITS.dense_unknowns * (1 if border and len(A.in_shape) < 4 else 2)
         if DensePath.serves(A, L, EXACT_UNKNOWNS if trace == "exact" else unknowns):
             return DensePath(A, y, L, _scale(A, L), count), None
+        if isinstance(A, Convolution) and SeparablePath.serves(A, L):
+            return SeparablePath(A, y, count), None
     if trace == "exact":
         raise MethodError(
             f'trace: "exact" needs at most {EXACT_UNKNOWNS} unknowns, or a convolution with zero or circular padding, '

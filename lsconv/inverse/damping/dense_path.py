@@ -2,13 +2,8 @@ r"""The damp path of a small problem, from one decomposition of its matrices.
 
 With :math:`S = A^HA + c^2 L^HL = W \Sigma W^H`, :math:`T = W \Sigma^{-1/2}` and the singular value decomposition
 :math:`A T = U \operatorname{diag}(\sqrt w)\, Q^H`, the columns of :math:`X = T Q` are orthogonal for A and for L at
-once: :math:`X^HA^HAX = \operatorname{diag}(w)` and :math:`X^HL^HLX = \operatorname{diag}(p)`. With
-:math:`\beta = U^Hy` everything is a sum,
-
-.. math::
-    \|r\|^2 = \|y - U\beta\|^2 + \sum (1 - f)^2 |\beta|^2, \quad \operatorname{tr} H = \sum f, \quad
-    \|Lx\|^2 = \sum \frac{p w |\beta|^2}{(w + \mu p)^2}, \qquad f = \frac{w}{w + \mu p}.
-
+once: :math:`X^HA^HAX = \operatorname{diag}(w)` and :math:`X^HL^HLX = \operatorname{diag}(p)`, as
+:class:`~lsconv.inverse.damping.decomposed_path.DecomposedPath` wants it, with :math:`\beta = U^Hy`.
 Directions that neither A nor L sees are left out. Without L the decomposition is the singular value decomposition of A.
 
 Golub and Van Loan, "Matrix Computations" (2013), section 8.7.4, for the pair of matrices.
@@ -22,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lsconv.factored.direct_plan import WORK_ARRAYS
-from lsconv.inverse.damping.paths import Evaluation
+from lsconv.inverse.damping.decomposed_path import DecomposedPath
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import ROUNDING, double
@@ -31,7 +26,7 @@ from lsconv.operators.memory import allowed_bytes
 __all__ = ["DensePath"]
 
 
-class DensePath:
+class DensePath(DecomposedPath):
     """The damp path of any operator and penalty with few unknowns, by decompositions.
 
     Args:
@@ -44,8 +39,6 @@ class DensePath:
     Attributes:
         nullity: dimension of the null space of L as far as A sees it, ``batch``.
     """
-
-    exact = True
 
     @torch.no_grad()
     def __init__(self, A: LinearOperator, y: Tensor, L: LinearOperator | None, scale: Tensor, count: Tensor) -> None:
@@ -75,7 +68,7 @@ class DensePath:
         beta = U.mH @ items
         outside = torch.linalg.vector_norm(items - U @ beta, dim=-2).square()
         self.outside = outside.squeeze(-1).sum(0)
-        self.beta = beta.squeeze(-1).abs().square().sum(0)
+        self.energies = beta.squeeze(-1).abs().square().sum(0)
         self.nullity = self.together * ((self.p == 0) & (self.w > 0)).sum(-1).expand(self.batch)
 
     @staticmethod
@@ -86,26 +79,3 @@ class DensePath:
         smaller = min(m, n) if L is None else n
         fits = 8 * WORK_ARRAYS * items * n * rows <= allowed_bytes(None, A.device)
         return items * n * smaller * rows <= unknowns**3 and fits
-
-    def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
-        """Everything at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""
-        mu = damp.double().square().unsqueeze(-1)
-        w, p = self.w, self.p
-        both = w + mu * p
-        seen = both > 0
-        both = torch.where(seen, both, 1)
-        f, fitted = w / both, p * w * self.beta / both.square()
-
-        def total(values: Tensor) -> Tensor:
-            return values.sum(-1).expand(self.batch)
-
-        logdet = torch.where(seen, both.log(), 0) - torch.where(p > 0, mu.log(), 0)
-        return Evaluation(
-            self.outside.expand(self.batch) + total((1 - f).square() * self.beta),
-            total(fitted),
-            self.together * total(f),
-            torch.zeros(self.batch, dtype=torch.float64, device=w.device),
-            self.together * total(logdet),
-            -2 * total(p * fitted / both),
-            -self.together * total(f * (1 - f)),
-        )

@@ -7,19 +7,20 @@ What the rules of :mod:`lsconv.inverse.damping.choose_damp` need of a problem is
 penalty ``||L x||^2``, the trace of the influence matrix H and, for some, a determinant or a derivative. A path computes
 them:
 
-=====================  ==============================================  =============================================
-path                   serves                                          trace
-=====================  ==============================================  =============================================
-:class:`ExactPath`     convolutions with a small border or none        exact, from the border
-:class:`FilterPath`    circular convolution with a circular L          exact, from the symbols
-:class:`DensePath`     everything with few unknowns                    exact, from the matrices
-:class:`BorderPath`    convolutions with any border, windows of them   stochastic, all probes in one border solve
-:class:`SolverPath`    everything else                                 stochastic, all probes in one solve
-=====================  ==============================================  =============================================
+======================  ===============================================  =============================================
+path                    serves                                          trace
+======================  ===============================================  =============================================
+:class:`ExactPath`      convolutions with a small border or none        exact, from the border
+:class:`FilterPath`     circular convolution with a circular L          exact, from the symbols
+:class:`DensePath`      everything with few unknowns                    exact, from the matrices
+:class:`SeparablePath`  separable convolutions                          exact, from the axes
+:class:`BorderPath`     convolutions with any border, windows of them   stochastic, all probes in one border solve
+:class:`SolverPath`     everything else                                 stochastic, all probes in one solve
+======================  ===============================================  =============================================
 
-The third is in :mod:`lsconv.inverse.damping.dense_path`, the last two are in
-:mod:`lsconv.inverse.damping.stochastic_paths`. A surrogate of large data, for finding where to look, is
-:class:`~lsconv.inverse.damping.surrogate.TaperedPath`.
+The third and fourth are in :mod:`lsconv.inverse.damping.dense_path` and
+:mod:`lsconv.inverse.damping.separable_path`, the last two are in :mod:`lsconv.inverse.damping.stochastic_paths`. A
+surrogate of large data, for finding where to look, is :class:`~lsconv.inverse.damping.surrogate.TaperedPath`.
 
 All data have one dimension more than the batch, in front: channels or windows that share everything else, summed over.
 """

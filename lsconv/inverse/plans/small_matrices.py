@@ -23,7 +23,7 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol
 from lsconv.operators.memory import allowed_bytes
 
-__all__ = ["SMALL_MATRICES", "cheap_small_matrices", "rank_options", "reduction", "small_matrices"]
+__all__ = ["SMALL_MATRICES", "cheap_small_matrices", "rank_options", "reduction", "separable_factors", "small_matrices"]
 
 SMALL_MATRICES = ("matrix", "separable", "normal")
 # Operations of dense matrices that take the time of an answer of the border (of one of hundreds of iterations), in
@@ -90,18 +90,21 @@ def _patches(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> D
     return PatchPlan(A, damp, **decided)
 
 
-def _axes(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> DirectPlan | None:
-    """The matrices of the axes, where they should cost less than the border, or than iterations without one."""
+def separable_factors(A: Convolution, *, damped: bool) -> Factors | None:
+    """The kernel as a product, where decomposing its axes should cost less than the border, or than iterations."""
     bordered = Embedding.exists(A)
     factors = None if bordered and Embedding(A).is_circulant else Factors.of(A)
     if factors is None:
         return None
     cells = max(A.in_numel, A.out_numel)
-    fast = bordered and bool((torch.as_tensor(damp) > 0).all())
-    allowed = (_BORDER_TRANSFORMS if fast else _KRYLOV_TRANSFORMS) * 5 * cells * math.log2(2 * cells)
-    if sum(SeparablePlan.flops(A, factors)) > max(CALL_WORK, allowed):
-        return None
-    return SeparablePlan(A, damp, factors=factors, **decided)
+    allowed = (_BORDER_TRANSFORMS if bordered and damped else _KRYLOV_TRANSFORMS) * 5 * cells * math.log2(2 * cells)
+    return factors if sum(SeparablePlan.flops(A, factors)) <= max(CALL_WORK, allowed) else None
+
+
+def _axes(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> DirectPlan | None:
+    """The matrices of the axes."""
+    factors = separable_factors(A, damped=bool((torch.as_tensor(damp) > 0).all()))
+    return None if factors is None else SeparablePlan(A, damp, factors=factors, **decided)
 
 
 def _normal_equations(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> DirectPlan | None:

@@ -1,0 +1,57 @@
+"""The damp path of a convolution with a separable kernel, from the singular values of its axes.
+
+The Kronecker products of the decompositions of the axes are that of A, for any padding mode, stride and dilation: a
+scan of damps costs sums over the singular values, and no solve. Of a kernel that was rounded when it was stored the
+nearest separable one is taken, which is as far from it as its own rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lsconv.factored.kronecker import along_axes, separable_svd
+from lsconv.inverse.damping.decomposed_path import DecomposedPath
+from lsconv.inverse.plans.small_matrices import separable_factors
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
+
+__all__ = ["SeparablePath"]
+
+
+class SeparablePath(DecomposedPath):
+    """The damp path without a penalty operator of a separable convolution with one kernel for all batch items.
+
+    Args:
+        A: the convolution.
+        y: data ``(together, *batch, *out_shape)``, summed over the first dimension; zero where A has a zero row.
+        count: number of measured data.
+    """
+
+    @torch.no_grad()
+    def __init__(self, A: Convolution, y: Tensor, count: Tensor) -> None:
+        parts = separable_svd(A)
+        assert parts is not None
+        left, values, _ = parts
+        self.together, self.count = y.shape[0], count
+        self.batch = tuple(y.shape[1 : y.ndim - len(A.out_shape)])
+        y = y.to(double(A.dtype))
+        beta = along_axes([U.mH for U in left], y)
+        first = len(self.batch) + 1
+        square = all(U.shape[-1] == U.shape[-2] for U in left)
+        outside = 0 * y[..., :1] if square else y - along_axes(left, beta)
+        self.outside = outside.abs().square().flatten(first).sum(-1).sum(0)
+        self.energies = beta.abs().square().flatten(first).sum(0)
+        self.w = values.square().flatten()
+        self.p = torch.ones_like(self.w)
+        largest = values.max()
+        self.scale = torch.where(largest > 0, largest, 1).expand(self.batch)
+        self.nullity = torch.zeros(self.batch, dtype=torch.int64, device=A.device)
+
+    @staticmethod
+    def serves(A: LinearOperator, L: LinearOperator | None) -> bool:
+        """Tell whether A is such a convolution, and decomposing its axes costs less than solves by any other way."""
+        if not isinstance(A, Convolution) or A.batch_shape or L is not None:
+            return False
+        return separable_factors(A, damped=True) is not None
