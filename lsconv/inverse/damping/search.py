@@ -257,7 +257,26 @@ class LocalSearch(Search):
         last = torch.where(enclosed, nearest, outer)
         rise, distance = _at(rises, last).abs(), (self.aim - _at(t, last)).abs()
         gain = 0.5 * rise * (distance if self.criterion.rule != "discrepancy" else 1)
+        if self.criterion.needs_slope and len(t) > 1:
+            cubic = self._cubic_minimum(low, high, rises)
+            known = enclosed & torch.isfinite(cubic)
+            # the secant is a digit behind the cubic: where they meet, the cubic is closer still
+            slope = (_at(rises, high) - _at(rises, low)) / (_at(t, high) - _at(t, low))
+            gain = torch.where(known, torch.minimum(gain, 0.5 * slope * (cubic - inside).square()), gain)
+            self.aim = torch.where(known, cubic, self.aim)
         return torch.where(distance > 0, gain, 0)
+
+    def _cubic_minimum(self, low: Tensor, high: Tensor, rises: Tensor) -> Tensor:
+        """The minimum of the cubic with the logarithms of the values at two points and their slopes; NaN for none.
+
+        Nocedal and Wright, "Numerical Optimization" (2006), equation 3.59.
+        """
+        t, values, _ = self._curve()
+        a, b, before, after = _at(t, low), _at(t, high), _at(rises, low), _at(rises, high)
+        steepness = (_at(values, high).log() - _at(values, low).log()) / (b - a)
+        middle = before + after - 3 * steepness
+        root = (middle.square() - before * after).sqrt()
+        return b - (b - a) * (after + root - middle) / (after - before + 2 * root)
 
     def best(self) -> Tensor:
         """The best damp of every item, ``batch``."""
