@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-START = "print('started', flush=True); from lsconv_command import main; main()"
+START = "from lsconv_command import main; print('started', flush=True); main()"
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="another kind of interruption")
 
