@@ -29,6 +29,7 @@ from lsconv.operators.difference import Gradient, Laplacian
 from lsconv.operators.dtypes import double
 from lsconv.operators.elementary import Identity
 from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
+from lsconv.operators.padding_modes import MODES
 
 __all__ = ["Penalty", "as_convolutions"]
 
@@ -67,7 +68,7 @@ def as_convolutions(L: LinearOperator, spatial_ndim: int) -> list[Filter] | None
     if len(L.in_shape) != spatial_ndim + 1:
         return None
     if isinstance(L, Convolution):
-        served = all(s == 1 for s in L.stride) and L.padding_mode in ("zeros", "circular") and Embedding.exists(L)
+        served = all(s == 1 for s in L.stride) and Embedding.exists(L)
         return [Filter(L, one)] if served else None
     if isinstance(L, Identity):
         weight = torch.ones(L.in_shape[0], *(1,) * (spatial_ndim + 1), dtype=L.dtype, device=L.device)
@@ -162,7 +163,7 @@ class Penalty:
     @staticmethod
     def serves(convolution: Convolution, terms: Sequence[Filter]) -> bool:
         """Tell whether A and L are crops of block-circulant operators on one grid and with the same blocks."""
-        if any(s != 1 for s in convolution.stride) or convolution.padding_mode not in ("zeros", "circular"):
+        if any(s != 1 for s in convolution.stride) or not Embedding.exists(convolution):
             return False
         parts = [_unwrapped(part) for part in (convolution, *(term.convolution for term in terms))]
         if any(part.groups % convolution.groups for part in parts[1:]) or any(part.batch_shape for part in parts[1:]):
@@ -199,7 +200,7 @@ class Penalty:
 
     def _outside(self, convolution: Convolution, embedding: Embedding, a: int) -> list[int]:
         n, size = convolution.spatial_in[a], embedding.grid[a]
-        if convolution.padding_mode == "circular":
+        if _is_circular(convolution):
             return list(range(convolution.spatial_out[a], size))
         taps = _taps(convolution, a)
         return [i for i in range(convolution.spatial_out[a], size) if any((i + tau) % size < n for tau in taps)]
@@ -212,14 +213,14 @@ def _taps(convolution: Convolution, a: int) -> list[int]:
 
 def _overhang(convolution: Convolution, a: int) -> tuple[int, int]:
     """Count the cells before and after the inputs that the outputs of a zero-padded axis read."""
-    if convolution.padding_mode == "circular":
+    if _is_circular(convolution):
         return 0, 0
     taps = _taps(convolution, a)
     return max(-min(taps), 0), max(convolution.spatial_out[a] - 1 + max(taps) - (convolution.spatial_in[a] - 1), 0)
 
 
 def _is_circular(convolution: Convolution) -> bool:
-    return convolution.padding_mode == "circular"
+    return MODES[convolution.padding_mode].periodic
 
 
 def _unwrapped(convolution: Convolution) -> Convolution:

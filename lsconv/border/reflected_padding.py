@@ -31,6 +31,7 @@ from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.padding import pad
+from lsconv.operators.padding_modes import MODES
 
 __all__ = ["Mirror", "MirroredBorder", "MirroredKernel"]
 
@@ -39,7 +40,7 @@ class Mirror:
     """The valid convolution in a convolution with reflect or replicate padding, and which cell copies which.
 
     Args:
-        A: a convolution of stride 1 with padding mode "reflect" or "replicate".
+        A: a convolution of stride 1 whose padding copies cells of the inside, as "reflect" and "replicate" do.
 
     Attributes:
         convolution: V.
@@ -73,7 +74,7 @@ class Mirror:
     @staticmethod
     def exists(A: LinearOperator) -> bool:
         """Tell whether A is of the kind that is served."""
-        return isinstance(A, Convolution) and A.padding_mode in ("reflect", "replicate") and set(A.stride) == {1}
+        return isinstance(A, Convolution) and MODES[A.padding_mode].copies and set(A.stride) == {1}
 
     def border(self, embedding: Embedding, root: Tensor) -> MirroredBorder:
         """The unknowns on the grid of V; ``root`` is the square root of mu per block."""

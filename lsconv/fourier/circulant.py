@@ -25,6 +25,7 @@ from lsconv.fourier.frequency_inverse import invert, invert_with_penalty, symbol
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
+from lsconv.operators.padding_modes import MODES
 
 __all__ = [
     "CirculantPlan",
@@ -84,12 +85,12 @@ def is_block_circulant(A: Any) -> bool:
 
 
 def _why_not(A: Convolution, what: str) -> str:
-    if A.padding_mode == "zeros":
+    if MODES[A.padding_mode].zero:
         return (
             f"{what}: {A!r} is not block-circulant: with zero padding the outputs at the edges differ from those "
             "inside; method 'border' serves zero padding of every kind exactly"
         )
-    if A.padding_mode != "circular":
+    if not MODES[A.padding_mode].periodic:
         return f"{what}: padding_mode={A.padding_mode!r} is not block-circulant; use a Krylov method (lsqr, lsmr)"
     periodic = tuple(-(-n // s) for n, s in zip(A.spatial_in, A.stride, strict=True))
     return (

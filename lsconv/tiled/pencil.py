@@ -92,7 +92,7 @@ class PencilInverse:
 
 def pencil_bytes(A: Convolution, terms: Sequence[Filter], damp: float, ranks: int) -> int | None:
     """The bytes that a rank needs, the vectors of a solve included; None where there is no such inverse."""
-    if A.ndim < 2 or A.padding_mode in ("reflect", "replicate"):
+    if A.ndim < 2 or not Embedding.exists(A):
         return None
     what = _outline(A, terms, damp)
     grid, columns, rows = what.embedding.grid, what.symbol.columns, what.symbol.rows

@@ -38,6 +38,7 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 from lsconv.operators.fft_convolution import transform_cost
 from lsconv.operators.padding import pad, pad_adjoint
+from lsconv.operators.padding_modes import MODES
 from lsconv.operators.varying_convolution import VaryingConvolution
 from lsconv.operators.windows import add_windows, read_windows
 from lsconv.tiled.layout import TileLayout, candidates
@@ -74,7 +75,7 @@ class SchwarzInverse:
     ) -> None:
         self.A, self.damp, self.L = A, damp, L
         self.terms = None if L is None else _terms(A, L)
-        wraps = A.padding_mode == "circular" and any(map(any, A.padding))
+        wraps = MODES[A.padding_mode].periodic and any(map(any, A.padding))
         lengths = candidates(A.spatial_in, A.kernel_size) if core is None else [core]
         layouts = [TileLayout.of(A.spatial_in, A.kernel_size, cells, wraps=wraps) for cells in lengths]
         every = [LocalKernels(A, layout, damp, weights, self.terms) for layout in layouts]
@@ -90,7 +91,7 @@ class SchwarzInverse:
         """Estimate the work of a solve with its setup, in transforms."""
         layout, A = local.layout, self.A
         inside, edge = layout.counts
-        half_open = A.padding_mode == "zeros" and not any(map(any, A.padding))
+        half_open = MODES[A.padding_mode].zero and not any(map(any, A.padding))
         tiles = edge * transform_cost(layout.size(False)) * (10 if half_open else 60)  # a saddle point costs more
         setup = 18 * tiles
         tiles += 5 * inside * transform_cost(layout.size(True))

@@ -319,7 +319,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         (MethodError, "a kernel per batch item", lsconv.Conv2d(kernel[None, None, None], (40, 40)), {"damp": 1.0}),
         (MethodError, "as many outputs as inputs",
          lsconv.Conv2d(kernel[None, None], (40, 40), padding=2, padding_mode="circular"), {"damp": 1.0}),
-        (MethodError, "no border plan in three dimensions",
+        (MethodError, "no border plan in 3 dimensions",
          lsconv.Conv3d(torch.ones(1, 1, 3, 3, 3), (9, 9, 9), padding=1, padding_mode="reflect"), {"damp": 1.0}),
         (MethodError, "L: tiles serve penalties", lsconv.Conv2d(kernel[None, None], (40, 40), padding=1,
          padding_mode="reflect"), {"damp": 1.0, "L": lsconv.Gradient((1, 40, 40))}),
