@@ -38,7 +38,7 @@ from lsconv.krylov.loop.null_space import cleared, loses_part
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsqr import lsqr
-from lsconv.krylov.plan import PATIENCE, Plan
+from lsconv.krylov.plan import PATIENCE, LastResort, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
@@ -117,7 +117,8 @@ class BorderPlan(Plan):
         if not self._damped:
             self._refuse_deficient()
         valid = self.inverse.form == "valid" and self._damped
-        self.fallback, self.in_range = "preconditioned lsmr" if valid else "lsmr", self.inverse.side == "residual"
+        self.fallback = LastResort.PRECONDITIONED_LSMR if valid else LastResort.LSMR
+        self.in_range = self.inverse.side == "residual"
         # the border of a volume has no factors that would end an iteration
         self.patience = PATIENCE if valid and A.ndim == 3 else None
 

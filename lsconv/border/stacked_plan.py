@@ -32,7 +32,7 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
-from lsconv.krylov.plan import Plan
+from lsconv.krylov.plan import PenalisedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import WORK_BYTES, broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
@@ -42,7 +42,7 @@ from lsconv.operators.memory import allowed_bytes, check_fits
 __all__ = ["StackedPlan"]
 
 
-class StackedPlan(Plan):
+class StackedPlan(PenalisedPlan):
     """Setup for one convolution, penalty and damp > 0; :meth:`solve` answers right-hand sides.
 
     Args:

@@ -26,7 +26,7 @@ from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.lstsq import lstsq
 from lsconv.inverse.observation import Observation, mask_of_data
-from lsconv.inverse.plans.krylov_plan import KrylovPlan, PenalisedBackward, PenalisedPlan
+from lsconv.inverse.plans.krylov_plan import KrylovPlan, PenalisedBackward
 from lsconv.inverse.route import penalty_fallback, penalty_plan, route
 from lsconv.inverse.sharded import solves_shards
 from lsconv.inverse.solve import Fallback, with_fallback, without_items
@@ -37,7 +37,7 @@ from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.problem import accept_operator, as_complex, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.plan import Plan
+from lsconv.krylov.plan import PenalisedPlan, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import double, remedy
@@ -198,7 +198,7 @@ class _RoutedWithPenalty:
         A, L, x_prior = problem.A, problem.L, problem.x_prior
         data = prepare(A, problem.y, damp=problem.damp, x0=self.x0, check_finite=self.check_finite, name="y")
         damping = check_damp(problem.damp, A)
-        plan: Plan | PenalisedPlan
+        plan: Plan
         inverse: Inverse
         if L is None or not bool((damping > 0).any()):
             plan = self._plan(A, damping)

@@ -32,7 +32,7 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
-from lsconv.krylov.plan import Plan
+from lsconv.krylov.plan import LastResort, PenalisedPlan, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution, norm_bound
@@ -61,7 +61,7 @@ def are_scattered(missing: Tensor, ndim: int) -> bool:
     return float(planes.mean()) < 0.4 and solid <= largest_piece(int(planes.sum()), planes.numel())
 
 
-class MissingPlan(Plan):
+class MissingPlan(PenalisedPlan):
     """Setup for a convolution some of whose outputs are masked; :meth:`solve` answers right-hand sides.
 
     Args:
@@ -73,7 +73,7 @@ class MissingPlan(Plan):
     """
 
     reason = "outputs are missing: the plan of the whole convolution, and an iteration on what is missing"
-    fallback = "lsmr"
+    fallback = LastResort.LSMR
 
     def __init__(
         self,

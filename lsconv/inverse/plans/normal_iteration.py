@@ -20,7 +20,7 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import SQUARE_SHARE
-from lsconv.krylov.plan import Plan
+from lsconv.krylov.plan import LastResort, PenalisedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import direct_rtol, double
@@ -28,7 +28,7 @@ from lsconv.operators.dtypes import direct_rtol, double
 __all__ = ["NormalIteration"]
 
 
-class NormalIteration(Plan):
+class NormalIteration(PenalisedPlan):
     """The answers of a plan that iterates on the normal equations; a plan adds :attr:`inverse`.
 
     Args:
@@ -44,7 +44,7 @@ class NormalIteration(Plan):
     """
 
     iterates = True
-    fallback = "lsmr"
+    fallback = LastResort.LSMR
     inverse: Callable[[Tensor, float], tuple[Any, ...]]
     own_batch: tuple[int, ...] = ()
     wide: bool = True

@@ -20,6 +20,7 @@ from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import EXCUSED, SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsmr import lsmr
+from lsconv.krylov.plan import LastResort
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol
@@ -90,7 +91,7 @@ class TrialPlan(KrylovPlan):
 
     reason = "the setup of the border would cost more than LSMR may need: LSMR first, then the border"
     options = frozenset()
-    fallback = "border"
+    fallback = LastResort.BORDER
 
     def __init__(
         self, A: LinearOperator, damp: Tensor | float, most: int | None, *, preconditioned: bool = False
