@@ -148,7 +148,7 @@ def tikhonov(
     L = _check_penalty(L, A)
     A.check_output(y, "y")
     observation = Observation.of(A, observed, weights)
-    A, y = observation.operator(A), observation.data(y)
+    A, y = observation.operator(A), observation.weighted(y)
     if at_least is not None:
         at_least = mask_of_data("at_least", at_least, A, "a datum is a lower bound")
     x_prior, x0 = _check_prior(as_complex(x_prior, A), A), as_complex(x0, A)

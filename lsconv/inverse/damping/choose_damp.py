@@ -133,7 +133,7 @@ def choose_damp(
     if observed is not None or weights is not None:
         A.check_output(y, "y")
         observation = Observation.of(A, observed, weights)
-        A, y = observation.operator(A), observation.data(y)
+        A, y = observation.operator(A), observation.weighted(y)
     A = constant_weight_in_kernel(A)
     smaller = Reduction.trimmed(A) if isinstance(A, Convolution) else None
     A = smaller.B if smaller is not None and smaller.same_shapes else A
