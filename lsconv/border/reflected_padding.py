@@ -74,7 +74,12 @@ class Mirror:
     @staticmethod
     def exists(A: LinearOperator) -> bool:
         """Tell whether A is of the kind that is served."""
-        return isinstance(A, Convolution) and MODES[A.padding_mode].copies and set(A.stride) == {1}
+        return (
+            isinstance(A, Convolution)
+            and MODES[A.padding_mode].copies
+            and any(map(any, A.padding))
+            and set(A.stride) == {1}
+        )
 
     def border(self, embedding: Embedding, root: Tensor) -> MirroredBorder:
         """The unknowns on the grid of V; ``root`` is the square root of mu per block."""

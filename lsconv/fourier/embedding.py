@@ -151,9 +151,10 @@ class Embedding:
     @staticmethod
     def exists(convolution: Convolution) -> bool:
         """True when the convolution is a truncated block-circulant operator."""
-        if MODES[convolution.padding_mode].zero:
-            return True
-        return MODES[convolution.padding_mode].periodic and all(
+        mode = MODES[convolution.padding_mode]
+        if not mode.periodic:
+            return mode.zero or not any(map(any, convolution.padding))
+        return all(
             n % s == 0 and m <= n // s
             for n, m, s in zip(convolution.spatial_in, convolution.spatial_out, convolution.stride, strict=True)
         )

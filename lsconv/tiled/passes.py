@@ -348,7 +348,7 @@ class Passes:
         if kind not in self._inverses:
             A, terms = self._local(self.tiles, kind)
             floor = least_shift(torch.float64, damped=True)
-            mirror = Mirror(A) if Mirror.exists(A) and any(map(any, A.padding)) else None
+            mirror = Mirror(A) if Mirror.exists(A) else None
             if not terms:
                 inverse = normal_inverse(A, self.damp, floor=floor, side="solution", mirror=mirror, limits=self.limits)
             else:

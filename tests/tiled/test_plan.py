@@ -98,6 +98,7 @@ def test_mirrored_paddings_are_solved_by_tiles(mode: str) -> None:
     A = lsconv.Conv2d(lsconv.psf.gaussian(1.0, size=7).to(F64)[None, None], (60, 72), padding="same", padding_mode=mode)
     y = torch.randn(1, 60, 72, generator=torch.Generator().manual_seed(1), dtype=F64)
     check(A, y, 0.2, tile=30, overlap=16)
+    check(A, y, 1.0, tile=16, overlap=8)  # tiles that meet no edge pad nothing
 
 
 @pytest.mark.parametrize("out, into", [(2, 3), (3, 2), (1, 3)])
