@@ -28,7 +28,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +45,8 @@ from lsconv.border.cost_model import (
 )
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_problem import NormalProblem, Request
+from lsconv.border.penalty import Filter, Penalty
+from lsconv.border.reflected_padding import Mirror
 from lsconv.border.system.border_system import BorderProblem, BorderSystem, Schwarz
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.convolution import Convolution
@@ -58,19 +59,34 @@ _CONDITION = {True: 2.5e9, False: 1e6}
 
 
 def normal_inverse(
-    convolution: Convolution, damp: Tensor | float = 0.0, *, floor: float, limits: Limits | None = None, **asked: Any
+    convolution: Convolution,
+    damp: Tensor | float = 0.0,
+    terms: Sequence[Filter] = (),
+    *,
+    floor: float,
+    side: str | None = None,
+    missing: Tensor | None = None,
+    limits: Limits | None = None,
 ) -> NormalInverse:
     r"""The inverse of a normal operator of A, regularised by ``mu``, to the accuracy of its border iteration.
 
     ``side == "residual"``: :math:`f \mapsto (AA^H + \mu)^{-1} f` on outputs, for A with at least as many columns per
-    frequency as rows. ``side == "solution"``: :math:`g \mapsto (A^HA + \mu)^{-1} g` on inputs, for the others.
+    frequency as rows. ``side == "solution"``: :math:`g \mapsto (A^HA + \mu)^{-1} g` on inputs, for the others, where
+    there is a penalty, and where padding copies cells.
 
     Args:
-        convolution, damp, floor, asked: the fields of :class:`~lsconv.border.normal_problem.Request`.
+        convolution: A, in the dtype to compute in.
+        damp: the damping, a number or one per batch item.
+        terms: the penalty L, as :func:`~lsconv.border.penalty.common_grid_filters` gives it; none: the identity.
+        floor, side, missing: as of :class:`~lsconv.border.normal_problem.Request`.
         limits: by which means a border is solved; None: those of the cost model.
     """
     damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
-    return _inverse_of(Request(convolution, damp, floor, limits=spared(limits, None, 0), **asked))
+    penalty = Penalty(convolution, terms, damp) if terms else None
+    shift = damp.new_zeros(()) if terms else damp  # damp L is in the rows of the penalty
+    mirror = Mirror(convolution) if Mirror.exists(convolution) else None
+    limits = spared(limits, None, 0)
+    return _inverse_of(Request(convolution, shift, floor, side, penalty, mirror, limits, missing=missing))
 
 
 def _inverse_of(request: Request) -> NormalInverse:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.operators.algebra import Scaled, VStack
@@ -31,7 +32,7 @@ from lsconv.operators.elementary import Identity
 from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
 from lsconv.operators.padding_modes import MODES
 
-__all__ = ["Penalty", "as_convolutions"]
+__all__ = ["Filter", "Penalty", "as_convolutions", "common_grid_filters"]
 
 # A grid is made longer than the inputs where their number has a prime factor above this, as 1038 = 6 * 173 has and 1056
 # has not, and it grows by no more than this share.
@@ -76,6 +77,20 @@ def as_convolutions(L: LinearOperator, spatial_ndim: int) -> list[Filter] | None
     if isinstance(L, (Gradient, Laplacian)) and L.ndim == spatial_ndim:
         return _differences(L, one)
     return None
+
+
+def common_grid_filters(A: LinearOperator, L: LinearOperator | None) -> list[Filter]:
+    """L as convolutions on one grid with A; none for the identity, L = None.
+
+    Raises:
+        MethodError: there is no such grid.
+    """
+    if L is None:
+        return []
+    terms = as_convolutions(L.to(dtype=A.dtype), A.ndim) if isinstance(A, Convolution) else None
+    if not isinstance(A, Convolution) or terms is None or not Penalty.serves(A, terms):
+        raise MethodError(f"L: {L!r} and {A!r} are not convolutions on one grid; use method='lsmr'")
+    return terms
 
 
 def _differences(L: Gradient | Laplacian, one: Tensor) -> list[Filter] | None:

@@ -131,8 +131,7 @@ class BorderPlan(Plan):
         limits = self._limits
         if self._memory_limit is not None:
             limits = spared(limits, self._memory_limit, self._needed(dtype))
-        mirror = Mirror(scaled) if self._mirrored else None
-        self.inverse = normal_inverse(scaled, self.scaled_damp, floor=floor, mirror=mirror, limits=limits)
+        self.inverse = normal_inverse(scaled, self.scaled_damp, floor=floor, limits=limits)
         self._norm = self.inverse.norm_bound * self.unit  # an upper bound of ||A||, per item
         read = None if self._mirrored else self.inverse.embedding.read_inputs()
         self.read = None if read is None else read.to(self.A.device)
