@@ -36,20 +36,15 @@ from lsconv.border.border_set import Border
 from lsconv.border.cost_model import (
     CostModel,
     FactorCost,
-    Limits,
     cheapest_grid,
     expected_iterations,
     items_at_once,
-    spared,
     whole_cost,
 )
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_problem import NormalProblem, Request
-from lsconv.border.penalty import Filter, Penalty
-from lsconv.border.reflected_padding import Mirror
 from lsconv.border.system.border_system import BorderProblem, BorderSystem, Schwarz
 from lsconv.fourier.symbol import FrequencyMatrices
-from lsconv.operators.convolution import Convolution
 from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["BorderInverse", "CirculantInverse", "DefiniteInverse", "NormalInverse", "SaddleInverse", "normal_inverse"]
@@ -58,38 +53,12 @@ __all__ = ["BorderInverse", "CirculantInverse", "DefiniteInverse", "NormalInvers
 _CONDITION = {True: 2.5e9, False: 1e6}
 
 
-def normal_inverse(
-    convolution: Convolution,
-    damp: Tensor | float = 0.0,
-    terms: Sequence[Filter] = (),
-    *,
-    floor: float,
-    side: str | None = None,
-    missing: Tensor | None = None,
-    limits: Limits | None = None,
-) -> NormalInverse:
+def normal_inverse(request: Request) -> NormalInverse:
     r"""The inverse of a normal operator of A, regularised by ``mu``, to the accuracy of its border iteration.
 
     ``side == "residual"``: :math:`f \mapsto (AA^H + \mu)^{-1} f` on outputs, for A with at least as many columns per
-    frequency as rows. ``side == "solution"``: :math:`g \mapsto (A^HA + \mu)^{-1} g` on inputs, for the others, where
-    there is a penalty, and where padding copies cells.
-
-    Args:
-        convolution: A, in the dtype to compute in.
-        damp: the damping, a number or one per batch item.
-        terms: the penalty L, as :func:`~lsconv.border.penalty.common_grid_filters` gives it; none: the identity.
-        floor, side, missing: as of :class:`~lsconv.border.normal_problem.Request`.
-        limits: by which means a border is solved; None: those of the cost model.
+    frequency as rows. ``side == "solution"``: :math:`g \mapsto (A^HA + \mu)^{-1} g` on inputs, for the others.
     """
-    damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
-    penalty = Penalty(convolution, terms, damp) if terms else None
-    shift = damp.new_zeros(()) if terms else damp  # damp L is in the rows of the penalty
-    mirror = Mirror(convolution) if Mirror.exists(convolution) else None
-    limits = spared(limits, None, 0)
-    return _inverse_of(Request(convolution, shift, floor, side, penalty, mirror, limits, missing=missing))
-
-
-def _inverse_of(request: Request) -> NormalInverse:
     problem = NormalProblem(request)
     if problem.form == "circulant":
         return CirculantInverse(problem)
@@ -269,7 +238,7 @@ class BorderInverse(NormalInverse):
                 NormalProblem(replace(request.precise(), side=self.side, one_matrix=self._shortest))
             )
         else:
-            self.direct = _inverse_of(replace(request, side=self.side, one_matrix=True))
+            self.direct = normal_inverse(replace(request, side=self.side, one_matrix=True))
 
     @property
     def on_border(self) -> BorderSystem:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import Limits
-from lsconv.border.penalty import Penalty
+from lsconv.border.cost_model import DEFAULT_LIMITS, Limits
+from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.truncated_circulant import StrongestWave, TruncatedCirculant, truncated_circulant
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
@@ -82,6 +82,34 @@ class Request:
     limits: Limits = field(default_factory=Limits)
     one_matrix: bool = False
     missing: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        convolution: Convolution,
+        damp: Tensor | float = 0.0,
+        terms: Sequence[Filter] = (),
+        *,
+        floor: float,
+        side: str | None = None,
+        missing: Tensor | None = None,
+        limits: Limits | None = None,
+    ) -> Request:
+        """The normal operator ``A^H A + damp^2 L^H L``, or that of the residual side, whatever pads A.
+
+        Args:
+            convolution: A, in the dtype to compute in.
+            damp: the damping, a number or one per batch item.
+            terms: L, as :func:`~lsconv.border.penalty.common_grid_filters` gives it; none: the identity.
+            floor, side, missing: the fields.
+            limits: by which means a border is solved; None: those of the cost model.
+        """
+        damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
+        penalty = Penalty(convolution, terms, damp) if terms else None
+        shift = damp.new_zeros(()) if terms else damp  # damp L is in the rows of the penalty
+        mirror = Mirror(convolution) if Mirror.exists(convolution) else None
+        limits = DEFAULT_LIMITS if limits is None else limits
+        return cls(convolution, shift, floor, side, penalty, mirror, limits, missing=missing)
 
     @property
     def crossed(self) -> bool:

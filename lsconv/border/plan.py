@@ -26,7 +26,7 @@ from torch import Tensor
 from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
 from lsconv.border.normal_inverse import normal_inverse
-from lsconv.border.normal_problem import least_shift, needs_double
+from lsconv.border.normal_problem import Request, least_shift, needs_double
 from lsconv.border.outer_iteration import Outer, confirmed, iterated, settled
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
@@ -131,7 +131,7 @@ class BorderPlan(Plan):
         limits = self._limits
         if self._memory_limit is not None:
             limits = spared(limits, self._memory_limit, self._needed(dtype))
-        self.inverse = normal_inverse(scaled, self.scaled_damp, floor=floor, limits=limits)
+        self.inverse = normal_inverse(Request.of(scaled, self.scaled_damp, floor=floor, limits=limits))
         self._norm = self.inverse.norm_bound * self.unit  # an upper bound of ||A||, per item
         read = None if self._mirrored else self.inverse.embedding.read_inputs()
         self.read = None if read is None else read.to(self.A.device)

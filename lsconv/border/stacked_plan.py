@@ -23,7 +23,7 @@ from torch import Tensor
 from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
-from lsconv.border.normal_problem import least_shift, needs_double
+from lsconv.border.normal_problem import Request, least_shift, needs_double
 from lsconv.border.outer_iteration import Outer, confirmed, iterated, settled
 from lsconv.border.penalty import Filter, Penalty, common_grid_filters
 from lsconv.errors import ArgumentError
@@ -111,21 +111,21 @@ class StackedPlan(PenalisedPlan):
         limits = spared(self._limits, self._memory_limit, needed)
         floor = {dtype: least_shift(dtype, damped=True) for dtype in (real, double(real))}
         if double(real) == real:
-            return real, normal_inverse(scaled, damp, terms, floor=floor[real], limits=limits)
+            return real, normal_inverse(Request.of(scaled, damp, terms, floor=floor[real], limits=limits))
         wide = scaled.to(dtype=double(scaled.dtype))
         needed = plan_bytes(wide, penalty=Penalty(wide, terms, damp))
         too_much = needed > allowed
         coarse = torch.finfo(real).eps
         if any(penalty.constrained):  # the saddle form cannot do without a floor
             if too_much or not needs_double(scaled, damp):
-                return real, normal_inverse(scaled, damp, terms, floor=floor[real], limits=limits)
+                return real, normal_inverse(Request.of(scaled, damp, terms, floor=floor[real], limits=limits))
         elif too_much or not needs_double(scaled, damp, coarse**0.5):
-            inverse = normal_inverse(scaled, damp, terms, floor=0.0, limits=limits)
+            inverse = normal_inverse(Request.of(scaled, damp, terms, floor=0.0, limits=limits))
             # whose condition number leaves two digits to float32
             if too_much or bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() * coarse < 1e-2):
                 return real, inverse
         real, limits = double(real), spared(self._limits, self._memory_limit, needed)
-        return real, normal_inverse(wide, damp, terms, floor=floor[real], limits=limits)
+        return real, normal_inverse(Request.of(wide, damp, terms, floor=floor[real], limits=limits))
 
     @torch.no_grad()
     def solve(

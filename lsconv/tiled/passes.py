@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lsconv.border.cost_model import Limits
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
-from lsconv.border.normal_problem import least_shift
+from lsconv.border.normal_problem import Request, least_shift
 from lsconv.border.penalty import Filter
 from lsconv.errors import NonFiniteError
 from lsconv.krylov.loop.batched_scalars import divide
@@ -347,7 +347,7 @@ class Passes:
         if kind not in self._inverses:
             A, terms = self._local(self.tiles, kind)
             floor = least_shift(torch.float64, damped=True)
-            inverse = normal_inverse(A, self.damp, terms, floor=floor, side="solution", limits=self.limits)
+            inverse = normal_inverse(Request.of(A, self.damp, terms, floor=floor, side="solution", limits=self.limits))
             inverse.factorise_if_cheaper((), 2 * sum(region.kind == kind for region in self.tiles.all))
             self._inverses[kind] = inverse
         return self._inverses[kind]

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
-from lsconv.border.normal_problem import least_shift, needs_double
+from lsconv.border.normal_problem import Request, least_shift, needs_double
 from lsconv.border.penalty import Filter, Penalty, as_convolutions
 from lsconv.errors import MethodError
 from lsconv.operators.base import LinearOperator
@@ -172,7 +172,7 @@ class SchwarzInverse:
             terms.append(Filter(local, term.factor))
         if terms and not Penalty.serves(core, terms):
             raise MethodError(f"L: {self.L!r} and {A!r} are not convolutions on one grid")
-        inverse = normal_inverse(core, damp, terms, floor=floor, side="solution")
+        inverse = normal_inverse(Request.of(core, damp, terms, floor=floor, side="solution"))
         inverse.factorise_if_cheaper(tuple(inverse.embedding.batch_shape), math.ceil(self.local.iterations))
         return inverse
 

@@ -8,6 +8,7 @@ import torch
 import lsconv
 from lsconv.border.cost_model import Limits
 from lsconv.border.normal_inverse import normal_inverse
+from lsconv.border.normal_problem import Request
 from lsconv.border.outer_iteration import iterated
 from lsconv.border.plan import BorderPlan
 from lsconv.krylov.loop.stopping import Tolerances
@@ -56,7 +57,7 @@ def test_iterations_stay_within_the_table(name: str) -> None:
         iterations = _iterations(weight, n, padding, damp, rtol)
     else:  # the factors are exact: the table counts one solve of the border system
         A = lsconv.Conv2d(weight, (n, n), padding=padding)
-        inverse = normal_inverse(A, damp, floor=1e-10, limits=ITERATED)
+        inverse = normal_inverse(Request.of(A, damp, floor=1e-10, limits=ITERATED))
         y = A(torch.randn(A.in_shape, dtype=A.dtype))
         iterations = int(inverse(y if inverse.side == "residual" else A.H(y), rtol)[1])
     assert 0 < iterations <= ALLOWED * expected

@@ -37,7 +37,7 @@ def fold_symmetric(inside: Tensor, before: Tensor, after: Tensor, axis: int) -> 
 
 
 def fold_odd(inside: Tensor, before: Tensor, after: Tensor, axis: int) -> None:
-    """Of ``2 x_0 - x_k`` before the border."""
+    """The adjoint of ``2 x_0 - x_k`` before the border."""
     n, left, right = inside.shape[axis], before.shape[axis], after.shape[axis]
     inside.narrow(axis, min(1, left), left).sub_(before.flip(axis))
     inside.narrow(axis, n - 1 - right if right else 0, right).sub_(after.flip(axis))

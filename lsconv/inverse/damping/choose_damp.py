@@ -216,7 +216,7 @@ def _confirmed(path: DampPath, criterion: Criterion, around: Search) -> Search:
 
 
 def _in_own_units(criterion: Criterion, values: Tensor, unit: Tensor, count: int | Tensor) -> Tensor:
-    """What a rule looked at, for data in their own units, which were divided by ``unit``."""
+    """The criterion looked at, for data in their own units, which were divided by ``unit``."""
     if criterion.rule == "lcurve":
         return -values
     if criterion.rule == "evidence":  # dimensions of y^2 under the logarithm

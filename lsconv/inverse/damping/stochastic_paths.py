@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
+from lsconv.border.normal_problem import Request
 from lsconv.border.penalty import common_grid_filters
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.fourier.batched_linalg import frobenius
@@ -188,7 +189,7 @@ class BorderPath(_Probed):
 
     def _inverse(self, A: Convolution, L: LinearOperator | None, damp: Tensor) -> NormalInverse:
         floor = 0.0 if L is None or torch.finfo(A.dtype).bits < 64 else 1e-13
-        return normal_inverse(A, damp, common_grid_filters(A, L), floor=floor, missing=self.missing)
+        return normal_inverse(Request.of(A, damp, common_grid_filters(A, L), floor=floor, missing=self.missing))
 
     def _factors(self, damp: Tensor) -> tuple[Convolution, LinearOperator | None, NormalInverse]:
         least = float(damp.min())

@@ -22,7 +22,7 @@ from torch import Tensor
 from lsconv.border.border_set import largest_piece
 from lsconv.border.missing_blocks import MissingBlocks
 from lsconv.border.normal_inverse import normal_inverse
-from lsconv.border.normal_problem import least_shift
+from lsconv.border.normal_problem import Request, least_shift
 from lsconv.border.outer_iteration import iterated
 from lsconv.border.penalty import Penalty, common_grid_filters
 from lsconv.errors import MethodError
@@ -302,7 +302,7 @@ class MissingBorderPlan(MissingPlan):
         self.scaled, self.scaled_damp = self.filled.stack, self.filled.shift
         self.unit, self.read, self.factor_dtype = torch.ones_like(self.damp), None, core.weight.real.dtype
         floor = least_shift(self.factor_dtype, damped=True)
-        self.inverse = normal_inverse(core, self.damp, terms, floor=floor, missing=lost)
+        self.inverse = normal_inverse(Request.of(core, self.damp, terms, floor=floor, missing=lost))
         if L is None:
             self.read = self.inverse.embedding.read_inputs()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
-from lsconv.border.normal_problem import least_shift
+from lsconv.border.normal_problem import Request, least_shift
 from lsconv.border.penalty import common_grid_filters
 from lsconv.errors import MethodError
 from lsconv.inverse.plans.normal_iteration import NormalIteration
@@ -58,7 +58,7 @@ class WeightedPlan(NormalIteration):
         self.ratio = torch.where(weights > 0, weights, torch.inf).amin(-1).reciprocal() * weights.amax(-1)
         floor = least_shift(core.weight.real.dtype, damped=True)
         terms = common_grid_filters(core, L)
-        self.inverse = normal_inverse(core, self.damp / mean.sqrt(), terms, floor=floor, side="solution")
+        self.inverse = normal_inverse(Request.of(core, self.damp / mean.sqrt(), terms, floor=floor, side="solution"))
         self.own_batch = tuple(self.inverse.embedding.batch_shape)
         self.inverse.factorise_if_cheaper(self.own_batch, 10)
 

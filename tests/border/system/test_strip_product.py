@@ -10,6 +10,7 @@ import torch
 import lsconv
 from lsconv.border.cost_model import Limits
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
+from lsconv.border.normal_problem import Request
 from lsconv.border.penalty import as_convolutions
 from lsconv.border.plan import BorderPlan
 
@@ -17,7 +18,7 @@ ITERATED = Limits(at_once=0, later=False)
 
 
 def border_inverse(A: lsconv.Convolution, damp: Any, **options: Any) -> BorderInverse:
-    inverse = normal_inverse(A, damp, limits=ITERATED, **options)
+    inverse = normal_inverse(Request.of(A, damp, limits=ITERATED, **options))
     assert isinstance(inverse, BorderInverse)
     return inverse
 
