@@ -83,7 +83,7 @@ class NormalInverse(ABC):
         self.problem = problem
         self.direct: NormalInverse | DirectInverse | None = None
         self.embedding, self.form, self.side = problem.embedding, problem.form, problem.side
-        self.convolution, self.scale, self.norm_bound = problem.what.convolution, problem.scale, problem.norm_bound
+        self.convolution, self.scale, self.norm_bound = problem.truncated.convolution, problem.scale, problem.norm_bound
         self.relative_damp, self.damped = problem.relative_damp, problem.damped
         self.strongest = problem.strongest
 
@@ -221,12 +221,12 @@ class BorderInverse(NormalInverse):
 
     def _cost_of_factors(self) -> tuple[bool, FactorCost]:
         """The cost of the factors that may take the place of the iteration, on the shortest grid or not."""
-        what, request = self.problem.what, self.problem.request
+        truncated, request = self.problem.truncated, self.problem.request
         if self._crossed:
             # above this condition rounding would hide that the kernel is not even
             least = min(self.condition, 1e6 if self.definite else 1e3)
-            return cheapest_grid(what, self.system, request.penalty, self.model, least)
-        onto = what.convolution if request.crossed and request.penalty is None else None
+            return cheapest_grid(truncated, self.system, request.penalty, self.model, least)
+        onto = truncated.convolution if request.crossed and request.penalty is None else None
         return True, whole_cost(self.embedding, self.form, onto, self.border)
 
     def go_direct(self) -> None:
@@ -291,7 +291,7 @@ class BorderInverse(NormalInverse):
         """Apply the inverse, from the border unknowns ``start``; return also the iterations and the border unknowns."""
         if self.direct is not None:
             return self.direct.continued(f, tolerance, max_iter, start)
-        embedding, residual, mirror = self.embedding, self.side == "residual", self.problem.what.mirror
+        embedding, residual, mirror = self.embedding, self.side == "residual", self.problem.truncated.mirror
         if start is not None and start.shape[-1] != self.border.size:
             start = None  # the unknowns of another grid
         batch, _ = embedding.split_batch(tuple(f.shape[: f.ndim - embedding.ndim - 1]))
@@ -335,8 +335,8 @@ class DefiniteInverse(BorderInverse):
     """
 
     def _cells(self, problem: NormalProblem) -> Border:
-        what = problem.what
-        positions = what.out_border if self.form == "valid" else what.in_border
+        truncated = problem.truncated
+        positions = truncated.out_border if self.form == "valid" else truncated.in_border
         return Border(self.embedding.grid, positions, self.convolution.device)
 
     def _solve(
@@ -363,10 +363,10 @@ class SaddleInverse(BorderInverse):
         self._root = problem.shift.sqrt()[..., 0].unsqueeze(0)  # shaped to divide (rhs, blocks, channels, *grid)
 
     def _cells(self, problem: NormalProblem) -> Border:
-        what = problem.what
-        if what.mirror is not None:
-            return what.mirror.border(self.embedding, problem.shift.sqrt().flatten())
-        return Border(self.embedding.grid, what.out_border + what.in_border, self.convolution.device)
+        truncated = problem.truncated
+        if truncated.mirror is not None:
+            return truncated.mirror.border(self.embedding, problem.shift.sqrt().flatten())
+        return Border(self.embedding.grid, truncated.out_border + truncated.in_border, self.convolution.device)
 
     def _solve(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None

@@ -152,7 +152,7 @@ class NormalProblem:
         symbol: the symbol of a convolution on a grid, or of some frequencies of it.
 
     Attributes:
-        what: the truncated circulant.
+        truncated: the truncated circulant.
         side: that of the unknowns.
         smaller_side: that of the smaller Gram matrices.
         squared: the smaller Gram matrices, one per frequency.
@@ -170,7 +170,7 @@ class NormalProblem:
     ) -> None:
         damp, penalty, mirror = request.damp, request.penalty, request.mirror
         self.request = request
-        self.what = truncated_circulant(
+        self.truncated = truncated_circulant(
             request.convolution,
             tuple(damp.shape),
             penalty,
@@ -179,10 +179,10 @@ class NormalProblem:
             missing=request.missing is not None,
             symbol=symbol,
         )
-        embedding, S = self.embedding, self.what.symbol
+        embedding, S = self.embedding, self.truncated.symbol
         self.smaller_side = "residual" if S.rows <= S.columns else "solution"
         stacked = penalty is not None or mirror is not None
-        self.side = "solution" if stacked else request.side or _choose_side(self.what)
+        self.side = "solution" if stacked else request.side or _choose_side(self.truncated)
         self.squared = gram(S.matrices, self.smaller_side)
         self.scale = largest_eigenvalue(self.squared)
         self.wanted = embedding.per_block(damp) ** 2
@@ -204,7 +204,7 @@ class NormalProblem:
     @property
     def embedding(self) -> Embedding:
         """The grid."""
-        return self.what.embedding
+        return self.truncated.embedding
 
     def missing_cells(self) -> Tensor:
         """The outputs that are not measured, on the grid: ``(channels, *grid)``."""
@@ -214,12 +214,12 @@ class NormalProblem:
     @property
     def form(self) -> str:
         """The form of the truncation: "circulant", "valid", "full" or "saddle"."""
-        return self.what.form
+        return self.truncated.form
 
     @property
     def symbol(self) -> FrequencyMatrices:
         """The symbol of the circulant."""
-        return self.what.symbol
+        return self.truncated.symbol
 
     @property
     def shift(self) -> Tensor:
@@ -258,7 +258,7 @@ class NormalProblem:
         if turned:
             grid = Grid(S.grid.sizes[::-1], real=S.grid.real)
             S = FrequencyMatrices(grid, grid.transform(S.kernel().mT).movedim((1, 2), (-2, -1)))
-        plane.what = replace(self.what, symbol=S)
+        plane.truncated = replace(self.truncated, symbol=S)
         plane.squared = gram(S.matrices, self.smaller_side)
         return plane
 
@@ -268,7 +268,7 @@ class NormalProblem:
 
     def strongest(self) -> Tensor:
         """The inputs that A makes longest, nearly: the wave of the largest singular value, ``(*batch, *in_shape)``."""
-        return self._strongest.inputs(self.embedding, real=not self.what.convolution.is_complex)
+        return self._strongest.inputs(self.embedding, real=not self.truncated.convolution.is_complex)
 
     def nullity(self, *, deficient: bool) -> str:
         """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none.
@@ -301,14 +301,14 @@ class NormalProblem:
         return bool(((share > 0.1) & (self.mu > self.wanted)).any())
 
 
-def _choose_side(what: TruncatedCirculant) -> str:
-    embedding, rows, columns = what.embedding, what.symbol.rows, what.symbol.columns
+def _choose_side(truncated: TruncatedCirculant) -> str:
+    embedding, rows, columns = truncated.embedding, truncated.symbol.rows, truncated.symbol.columns
     m, n = math.prod(embedding.out_shape), math.prod(embedding.in_shape)
     if m > n or rows > columns:
         return "solution"
     # z of the saddle form is -r / sqrt(mu), whose digits cancel where A is nearly singular; a square A has no null
     # space from which x would have to be kept away
-    return "solution" if what.form == "saddle" and rows == columns and m == n else "residual"
+    return "solution" if truncated.form == "saddle" and rows == columns and m == n else "residual"
 
 
 def needs_double(A: Convolution, damp: Tensor, least: float = _LEAST_DAMP) -> bool:

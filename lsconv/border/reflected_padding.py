@@ -25,7 +25,7 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.border.border_set import Border, Kernel, gathered
+from lsconv.border.border_set import Border, BorderEntries, gathered
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
@@ -33,7 +33,7 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.padding import pad
 from lsconv.operators.padding_modes import MODES
 
-__all__ = ["Mirror", "MirroredBorder", "MirroredKernel"]
+__all__ = ["Mirror", "MirroredBorder", "MirroredEntries"]
 
 
 class Mirror:
@@ -153,9 +153,9 @@ class MirroredBorder(Border):
         own = torch.cat([real[:, None], cells[:, 1:]], dim=1)
         return own, copied, torch.where(multiplier, -1.0, 1.0).double()
 
-    def kernel(self, Q: FrequencyMatrices) -> Kernel:
+    def entries(self, Q: FrequencyMatrices) -> BorderEntries:
         """The entries of the system between the unknowns."""
-        return MirroredKernel(Q, self)
+        return MirroredEntries(Q, self)
 
     def _numbers(self, cells: Tensor) -> Tensor:
         numbers = cells[:, 0]
@@ -178,7 +178,7 @@ class MirroredBorder(Border):
         return b
 
 
-class MirroredKernel(Kernel):
+class MirroredEntries(BorderEntries):
     """The entries of the system between unknowns; along a strip as if nothing were copied across its ends."""
 
     def __init__(self, Q: FrequencyMatrices, border: MirroredBorder) -> None:

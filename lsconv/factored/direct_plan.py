@@ -122,13 +122,14 @@ class DirectPlan(Plan):
         needed = self._bytes()
         if allowed is not None and needed > allowed:
             raise PlanMemoryError(
-                f"{self._what} of {A!r} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed (memory_limit=)"
+                f"{self._factors_name} of {A!r} needs about {needed:.3g} bytes, "
+                f"and {allowed:.3g} are allowed (memory_limit=)"
             )
         self._factorise()
 
     # ------------------------------------------------------------------ what a subclass provides, in double precision
 
-    _what: str  # needs the memory
+    _factors_name: str  # in the message where they do not fit
 
     def _bytes(self) -> int:
         """The bytes that the factors take."""

@@ -53,7 +53,7 @@ class NormalEquationsPlan(DirectPlan):
 
     reason = "x has few unknowns: their normal equations are one small matrix"
     in_range = False
-    _what = "the matrix of the normal equations"
+    _factors_name = "the matrix of the normal equations"
 
     def _bytes(self) -> int:
         return self.bytes_for(self.A, tuple(self.damp.shape))

@@ -59,7 +59,7 @@ class PatchPlan(DirectPlan):
 
     A: Convolution
     reason = "the outputs read disjoint patches, or all of the input at once: one small matrix per group"
-    _what = "the matrix of the patches"
+    _factors_name = "the matrix of the patches"
 
     def _bytes(self) -> int:
         return self.bytes_for(self.A, tuple(self.damp.shape))

@@ -79,8 +79,8 @@ def singular_values(A: LinearOperator, k: int | None = None) -> Tensor:
     return values[..., :k].to(dtype)
 
 
-def _double_singular_values(A: Convolution, what: str = "singular_values") -> Tensor:
-    embedding, S = _circulant(A, what)
+def _double_singular_values(A: Convolution, name: str = "singular_values") -> Tensor:
+    embedding, S = _circulant(A, name)
     values = singular_values_by_frequency(S.matrices).flatten(1, -2)  # blocks, frequencies, min(rows, columns)
     weights = S.grid.weights(A.device, torch.float64).flatten().long()
     values = values.repeat_interleave(weights, dim=1)
@@ -89,10 +89,10 @@ def _double_singular_values(A: Convolution, what: str = "singular_values") -> Te
     return values[..., : min(A.out_numel, A.in_numel)]
 
 
-def _circulant(A: Convolution, what: str) -> tuple[Embedding, FrequencyMatrices]:
+def _circulant(A: Convolution, name: str) -> tuple[Embedding, FrequencyMatrices]:
     real_dtype(A.dtype)
     try:
-        embedding = block_circulant(A, what=what)
+        embedding = block_circulant(A, name=name)
     except MethodError as error:
         raise MethodError(f"{error}; for a small operator there is also torch.linalg.svdvals(A.to_dense())") from None
     return embedding, double_symbol(A, embedding)

@@ -208,8 +208,8 @@ class _RoutedWithPenalty:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 # no fallback where the caller gave x0 or max_iter, which it would not follow
-                asked = self.method in ("auto", "border") and self.x0 is None and options["max_iter"] is None
-                second = Fallback(A, damping, plan) if asked else None
+                may_fall_back = self.method in ("auto", "border") and self.x0 is None and options["max_iter"] is None
+                second = Fallback(A, damping, plan) if may_fall_back else None
                 solution = _with_prior(plan, A, data.y, damping, x_prior, options, second)
                 inverse = plan = plan if second is None else second.answering
         else:
@@ -218,12 +218,12 @@ class _RoutedWithPenalty:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 solution = plan.solve(data.y, x_prior=x_prior, **self.options, **start)
-            asked = self.method == "auto" and self.x0 is None and self.options["max_iter"] is None
+            may_fall_back = self.method == "auto" and self.x0 is None and self.options["max_iter"] is None
             doubtful = ~solution.converged
             if solution.excused is not None:  # an error along small singular values may hide in the rounding
                 doubtful = doubtful | solution.excused
             doubtful = doubtful & ~data.nonfinite
-            other_plan = penalty_fallback(A, L, damping, plan) if asked and bool(doubtful.any()) else None
+            other_plan = penalty_fallback(A, L, damping, plan) if may_fall_back and bool(doubtful.any()) else None
             if other_plan is not None:
                 other = other_plan.solve(data.y, x_prior=x_prior, rtol=self.options["rtol"], atol=self.options["atol"])
                 solution, plan = solution.replaced(doubtful & other.converged, other), other_plan

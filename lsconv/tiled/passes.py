@@ -90,7 +90,7 @@ class Passes:
         self.halos = Regions(self.wide, axes, reach, wraps, others)
         self.tiles = Regions(self.wide, axes, [max(o, 1) for o in overlap], wraps, others)
         self.step = 0
-        self.tick: Callable[[str], None] = lambda what: None
+        self.tick: Callable[[str], None] = lambda stage: None
         self._convolutions: dict[tuple[Any, ...], tuple[Convolution, list[Filter]]] = {}
         self._inverses: dict[Kind, NormalInverse] = {}
         self._pencil: PencilInverse | None = None
@@ -248,7 +248,7 @@ class Passes:
 
     def _run(
         self,
-        what: str,
+        stage: str,
         regions: Regions,
         read: Callable[[Region], T],
         work: Callable[[Region, T], Tensor],
@@ -265,7 +265,7 @@ class Passes:
                 values = work(region, given)
                 if into is not None:
                     write(into, region, values)
-                self.tick(what)
+                self.tick(stage)
 
     def _ahead(
         self, regions: Sequence[Region], read: Callable[[Region], T], add: bool, written: Callable[[], None]
