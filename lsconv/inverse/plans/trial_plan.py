@@ -28,9 +28,12 @@ from lsconv.operators.fft_convolution import short_fft_length, transform_cost
 
 __all__ = ["TrialPlan", "trial"]
 
-# Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
-# iterations below which LSMR is not tried; a preconditioned one does the work of three.
-_OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 8e6, 30
+# The setup of the border is known by its bytes, each of which takes the time of so many operations of LSMR.
+_OPERATIONS_PER_BYTE = 25
+# The calls of one iteration take the time of so many operations: on small problems they are all that it costs.
+_CALLS = 8e6
+# LSMR that may take fewer iterations is not tried, as it would seldom end; a preconditioned one does the work of three.
+_FEWEST_ITERATIONS = 30
 
 
 def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
