@@ -30,8 +30,8 @@ from lsconv.operators.padding_modes import MODES
 __all__ = [
     "CirculantPlan",
     "block_circulant",
+    "circulant_embedding",
     "double_symbol",
-    "is_block_circulant",
     "per_block",
     "real_dtype",
 ]
@@ -67,21 +67,21 @@ def block_circulant(A: Any, batch_shape: tuple[int, ...] = (), *, name: str = "f
             f"{name}: needs a convolution, got {type(A).__name__}; "
             "use a Krylov method (lsqr, lsmr), which takes any operator"
         )
-    if Embedding.exists(A):
-        for grid in (None, (1,) * A.ndim):  # a pointwise convolution needs no grid of a good FFT length
-            embedding = Embedding(A, grid, batch_shape)
-            if embedding.is_circulant:
-                return embedding
-    raise MethodError(_why_not(A, name))
+    embedding = circulant_embedding(A, batch_shape)
+    if embedding is None:
+        raise MethodError(_why_not(A, name))
+    return embedding
 
 
-def is_block_circulant(A: Any) -> bool:
-    """Tell whether A is a convolution on a circle that nothing crops."""
-    try:
-        block_circulant(A)
-    except MethodError:
-        return False
-    return True
+def circulant_embedding(A: Any, batch_shape: tuple[int, ...] = ()) -> Embedding | None:
+    """The grid of a convolution on a circle that nothing crops; None of any other operator."""
+    if not isinstance(A, Convolution) or not Embedding.exists(A):
+        return None
+    for grid in (None, (1,) * A.ndim):  # a pointwise convolution needs no grid of a good FFT length
+        embedding = Embedding(A, grid, batch_shape)
+        if embedding.is_circulant:
+            return embedding
+    return None
 
 
 def _why_not(A: Convolution, name: str) -> str:

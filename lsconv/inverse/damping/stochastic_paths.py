@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import Request
-from lsconv.border.penalty import common_grid_filters
+from lsconv.border.penalty import Penalty, as_convolutions, common_grid_filters
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
@@ -181,11 +181,8 @@ class BorderPath(_Probed):
         """Tell whether the border method does."""
         if not isinstance(A, Convolution) or not Embedding.exists(A):
             return False
-        try:
-            common_grid_filters(A, L)
-        except MethodError:
-            return False
-        return True
+        terms = [] if L is None else as_convolutions(L, A.ndim)
+        return terms is not None and (not terms or Penalty.serves(A, terms))
 
     def _inverse(self, A: Convolution, L: LinearOperator | None, damp: Tensor) -> NormalInverse:
         floor = 0.0 if L is None or torch.finfo(A.dtype).bits < 64 else 1e-13
