@@ -116,8 +116,8 @@ def print_error(message: str) -> int:
     return 2
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(f"lsconv {lsconv.__version__}")
         raise typer.Exit
 
@@ -336,7 +336,7 @@ def demo(
     for problem, (reference, rows) in zip(problems, answers, strict=True):
         failed = [] if reference.verified else ["reference"]
         failed += [row.method for row in rows if row.method.startswith("lsconv") and not row.converged]
-        failures += [f"{what} of '{problem.title}'" for what in failed]
+        failures += [f"{way} of '{problem.title}'" for way in failed]
     if failures:
         print("lsconv: not converged:", "; ".join(failures), file=sys.stderr)
         raise typer.Exit(1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
 from lsconv.operators.fft_convolution import FEW_WAVES
 
-__all__ = ["Border", "Kernel", "between_borders", "gathered", "largest_piece", "near_cells", "scattered"]
+__all__ = ["Border", "BorderEntries", "between_borders", "gathered", "largest_piece", "near_cells", "scattered"]
 
 
 class Border:
@@ -74,9 +74,9 @@ class Border:
         """``(rhs, blocks, channels, *grid)`` to ``(rhs, blocks, size)``."""
         return gathered(z.flatten(2), self.index)
 
-    def kernel(self, Q: FrequencyMatrices) -> Kernel:
+    def entries(self, Q: FrequencyMatrices) -> BorderEntries:
         """The entries of a block-circulant operator between the unknowns."""
-        return Kernel(Q, self)
+        return BorderEntries(Q, self)
 
     def numbering(self) -> Tensor:
         """The number of every border cell, -1 elsewhere: ``(channels, *grid)`` on the CPU."""
@@ -117,7 +117,7 @@ class Border:
         return ((places[:, None] + torch.arange(-overlap, overlap + 1)) % self.grid[a]).unique()
 
 
-class Kernel:
+class BorderEntries:
     """The entries of a block-circulant Q between cells.
 
     Args:

@@ -41,7 +41,7 @@ from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.plan import Plan
+from lsconv.krylov.plan import LastResort, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
@@ -81,7 +81,7 @@ class CapacitancePlan(Plan):
     """
 
     reason = "a square convolution without damping: the capacitance matrix of its border is factorised"
-    fallback = "lsmr"
+    fallback = LastResort.LSMR
 
     def __init__(
         self,

@@ -43,11 +43,12 @@ __all__ = [
     "whole_cost",
 ]
 
-# The overhead of the calls of one iteration, or of any other answer, in operations.
+# The calls of one iteration, or of any other answer, take the time of so many operations: small borders cost no more.
 CALL_WORK = 3e7
-# A number of the factors: made room for, gathered and added up while they are made, and read in a solve with them
-# (benchmarks/kept_plan.py prints both).
-_ENTRY_WORK, _READ_WORK = 150, 12
+# A number of the factors is made room for, gathered and added up, in the time of so many operations of its arithmetic.
+_ENTRY_WORK = 150
+# A solve reads that number from memory in the time of so many (benchmarks/kept_plan.py prints both).
+_READ_WORK = 12
 
 
 @dataclass(frozen=True)

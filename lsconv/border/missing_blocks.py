@@ -47,10 +47,12 @@ class MissingBlocks:
         if tuple(damp.shape) != own:  # the items share their blocks, which only precondition
             damp = damp.log().mean().exp()
         batched = tuple(damp.shape) or convolution.batch_shape
-        what = truncated_circulant(convolution, own if batched else tuple(damp.shape), penalty)
-        kernel = FrequencyMatrices(what.symbol.grid, _complement(what.symbol.matrices, what.embedding, damp, penalty))
-        grid, pieces = what.embedding.grid, list[tuple[int, Tensor]]()
-        self.embedding = Embedding(what.convolution, grid, own)
+        truncated = truncated_circulant(convolution, own if batched else tuple(damp.shape), penalty)
+        kernel = FrequencyMatrices(
+            truncated.symbol.grid, _complement(truncated.symbol.matrices, truncated.embedding, damp, penalty)
+        )
+        grid, pieces = truncated.embedding.grid, list[tuple[int, Tensor]]()
+        self.embedding = Embedding(truncated.convolution, grid, own)
         cells = self.embedding.outputs_to_grid(missing.to(torch.uint8))[0].cpu()
         count = int(cells.sum())
         most = largest_piece(count, cells.numel())

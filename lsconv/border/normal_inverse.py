@@ -28,7 +28,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,18 +36,15 @@ from lsconv.border.border_set import Border
 from lsconv.border.cost_model import (
     CostModel,
     FactorCost,
-    Limits,
     cheapest_grid,
     expected_iterations,
     items_at_once,
-    spared,
     whole_cost,
 )
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_problem import NormalProblem, Request
 from lsconv.border.system.border_system import BorderProblem, BorderSystem, Schwarz
 from lsconv.fourier.symbol import FrequencyMatrices
-from lsconv.operators.convolution import Convolution
 from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["BorderInverse", "CirculantInverse", "DefiniteInverse", "NormalInverse", "SaddleInverse", "normal_inverse"]
@@ -57,23 +53,12 @@ __all__ = ["BorderInverse", "CirculantInverse", "DefiniteInverse", "NormalInvers
 _CONDITION = {True: 2.5e9, False: 1e6}
 
 
-def normal_inverse(
-    convolution: Convolution, damp: Tensor | float = 0.0, *, floor: float, limits: Limits | None = None, **asked: Any
-) -> NormalInverse:
+def normal_inverse(request: Request) -> NormalInverse:
     r"""The inverse of a normal operator of A, regularised by ``mu``, to the accuracy of its border iteration.
 
     ``side == "residual"``: :math:`f \mapsto (AA^H + \mu)^{-1} f` on outputs, for A with at least as many columns per
     frequency as rows. ``side == "solution"``: :math:`g \mapsto (A^HA + \mu)^{-1} g` on inputs, for the others.
-
-    Args:
-        convolution, damp, floor, asked: the fields of :class:`~lsconv.border.normal_problem.Request`.
-        limits: by which means a border is solved; None: those of the cost model.
     """
-    damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
-    return _inverse_of(Request(convolution, damp, floor, limits=spared(limits, None, 0), **asked))
-
-
-def _inverse_of(request: Request) -> NormalInverse:
     problem = NormalProblem(request)
     if problem.form == "circulant":
         return CirculantInverse(problem)
@@ -98,7 +83,7 @@ class NormalInverse(ABC):
         self.problem = problem
         self.direct: NormalInverse | DirectInverse | None = None
         self.embedding, self.form, self.side = problem.embedding, problem.form, problem.side
-        self.convolution, self.scale, self.norm_bound = problem.what.convolution, problem.scale, problem.norm_bound
+        self.convolution, self.scale, self.norm_bound = problem.truncated.convolution, problem.scale, problem.norm_bound
         self.relative_damp, self.damped = problem.relative_damp, problem.damped
         self.strongest = problem.strongest
 
@@ -236,12 +221,12 @@ class BorderInverse(NormalInverse):
 
     def _cost_of_factors(self) -> tuple[bool, FactorCost]:
         """The cost of the factors that may take the place of the iteration, on the shortest grid or not."""
-        what, request = self.problem.what, self.problem.request
+        truncated, request = self.problem.truncated, self.problem.request
         if self._crossed:
             # above this condition rounding would hide that the kernel is not even
             least = min(self.condition, 1e6 if self.definite else 1e3)
-            return cheapest_grid(what, self.system, request.penalty, self.model, least)
-        onto = what.convolution if request.crossed and request.penalty is None else None
+            return cheapest_grid(truncated, self.system, request.penalty, self.model, least)
+        onto = truncated.convolution if request.crossed and request.penalty is None else None
         return True, whole_cost(self.embedding, self.form, onto, self.border)
 
     def go_direct(self) -> None:
@@ -253,7 +238,7 @@ class BorderInverse(NormalInverse):
                 NormalProblem(replace(request.precise(), side=self.side, one_matrix=self._shortest))
             )
         else:
-            self.direct = _inverse_of(replace(request, side=self.side, one_matrix=True))
+            self.direct = normal_inverse(replace(request, side=self.side, one_matrix=True))
 
     @property
     def on_border(self) -> BorderSystem:
@@ -306,7 +291,7 @@ class BorderInverse(NormalInverse):
         """Apply the inverse, from the border unknowns ``start``; return also the iterations and the border unknowns."""
         if self.direct is not None:
             return self.direct.continued(f, tolerance, max_iter, start)
-        embedding, residual, mirror = self.embedding, self.side == "residual", self.problem.what.mirror
+        embedding, residual, mirror = self.embedding, self.side == "residual", self.problem.truncated.mirror
         if start is not None and start.shape[-1] != self.border.size:
             start = None  # the unknowns of another grid
         batch, _ = embedding.split_batch(tuple(f.shape[: f.ndim - embedding.ndim - 1]))
@@ -350,8 +335,8 @@ class DefiniteInverse(BorderInverse):
     """
 
     def _cells(self, problem: NormalProblem) -> Border:
-        what = problem.what
-        positions = what.out_border if self.form == "valid" else what.in_border
+        truncated = problem.truncated
+        positions = truncated.out_border if self.form == "valid" else truncated.in_border
         return Border(self.embedding.grid, positions, self.convolution.device)
 
     def _solve(
@@ -378,10 +363,10 @@ class SaddleInverse(BorderInverse):
         self._root = problem.shift.sqrt()[..., 0].unsqueeze(0)  # shaped to divide (rhs, blocks, channels, *grid)
 
     def _cells(self, problem: NormalProblem) -> Border:
-        what = problem.what
-        if what.mirror is not None:
-            return what.mirror.border(self.embedding, problem.shift.sqrt().flatten())
-        return Border(self.embedding.grid, what.out_border + what.in_border, self.convolution.device)
+        truncated = problem.truncated
+        if truncated.mirror is not None:
+            return truncated.mirror.border(self.embedding, problem.shift.sqrt().flatten())
+        return Border(self.embedding.grid, truncated.out_border + truncated.in_border, self.convolution.device)
 
     def _solve(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None

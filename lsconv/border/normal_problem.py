@@ -10,14 +10,14 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import Limits
-from lsconv.border.penalty import Penalty
+from lsconv.border.cost_model import DEFAULT_LIMITS, Limits
+from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.truncated_circulant import StrongestWave, TruncatedCirculant, truncated_circulant
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
@@ -83,6 +83,34 @@ class Request:
     one_matrix: bool = False
     missing: Tensor | None = None
 
+    @classmethod
+    def of(
+        cls,
+        convolution: Convolution,
+        damp: Tensor | float = 0.0,
+        terms: Sequence[Filter] = (),
+        *,
+        floor: float,
+        side: str | None = None,
+        missing: Tensor | None = None,
+        limits: Limits | None = None,
+    ) -> Request:
+        """The normal operator ``A^H A + damp^2 L^H L``, or that of the residual side, whatever pads A.
+
+        Args:
+            convolution: A, in the dtype to compute in.
+            damp: the damping, a number or one per batch item.
+            terms: L, as :func:`~lsconv.border.penalty.common_grid_filters` gives it; none: the identity.
+            floor, side, missing: the fields.
+            limits: by which means a border is solved; None: those of the cost model.
+        """
+        damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
+        penalty = Penalty(convolution, terms, damp) if terms else None
+        shift = damp.new_zeros(()) if terms else damp  # damp L is in the rows of the penalty
+        mirror = Mirror(convolution) if Mirror.exists(convolution) else None
+        limits = DEFAULT_LIMITS if limits is None else limits
+        return cls(convolution, shift, floor, side, penalty, mirror, limits, missing=missing)
+
     @property
     def crossed(self) -> bool:
         """Tell whether the border is one of rows and columns alone."""
@@ -124,7 +152,7 @@ class NormalProblem:
         symbol: the symbol of a convolution on a grid, or of some frequencies of it.
 
     Attributes:
-        what: the truncated circulant.
+        truncated: the truncated circulant.
         side: that of the unknowns.
         smaller_side: that of the smaller Gram matrices.
         squared: the smaller Gram matrices, one per frequency.
@@ -142,7 +170,7 @@ class NormalProblem:
     ) -> None:
         damp, penalty, mirror = request.damp, request.penalty, request.mirror
         self.request = request
-        self.what = truncated_circulant(
+        self.truncated = truncated_circulant(
             request.convolution,
             tuple(damp.shape),
             penalty,
@@ -151,10 +179,10 @@ class NormalProblem:
             missing=request.missing is not None,
             symbol=symbol,
         )
-        embedding, S = self.embedding, self.what.symbol
+        embedding, S = self.embedding, self.truncated.symbol
         self.smaller_side = "residual" if S.rows <= S.columns else "solution"
         stacked = penalty is not None or mirror is not None
-        self.side = "solution" if stacked else request.side or _choose_side(self.what)
+        self.side = "solution" if stacked else request.side or _choose_side(self.truncated)
         self.squared = gram(S.matrices, self.smaller_side)
         self.scale = largest_eigenvalue(self.squared)
         self.wanted = embedding.per_block(damp) ** 2
@@ -176,7 +204,7 @@ class NormalProblem:
     @property
     def embedding(self) -> Embedding:
         """The grid."""
-        return self.what.embedding
+        return self.truncated.embedding
 
     def missing_cells(self) -> Tensor:
         """The outputs that are not measured, on the grid: ``(channels, *grid)``."""
@@ -186,12 +214,12 @@ class NormalProblem:
     @property
     def form(self) -> str:
         """The form of the truncation: "circulant", "valid", "full" or "saddle"."""
-        return self.what.form
+        return self.truncated.form
 
     @property
     def symbol(self) -> FrequencyMatrices:
         """The symbol of the circulant."""
-        return self.what.symbol
+        return self.truncated.symbol
 
     @property
     def shift(self) -> Tensor:
@@ -230,7 +258,7 @@ class NormalProblem:
         if turned:
             grid = Grid(S.grid.sizes[::-1], real=S.grid.real)
             S = FrequencyMatrices(grid, grid.transform(S.kernel().mT).movedim((1, 2), (-2, -1)))
-        plane.what = replace(self.what, symbol=S)
+        plane.truncated = replace(self.truncated, symbol=S)
         plane.squared = gram(S.matrices, self.smaller_side)
         return plane
 
@@ -240,7 +268,7 @@ class NormalProblem:
 
     def strongest(self) -> Tensor:
         """The inputs that A makes longest, nearly: the wave of the largest singular value, ``(*batch, *in_shape)``."""
-        return self._strongest.inputs(self.embedding, real=not self.what.convolution.is_complex)
+        return self._strongest.inputs(self.embedding, real=not self.truncated.convolution.is_complex)
 
     def nullity(self, *, deficient: bool) -> str:
         """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none.
@@ -273,14 +301,14 @@ class NormalProblem:
         return bool(((share > 0.1) & (self.mu > self.wanted)).any())
 
 
-def _choose_side(what: TruncatedCirculant) -> str:
-    embedding, rows, columns = what.embedding, what.symbol.rows, what.symbol.columns
+def _choose_side(truncated: TruncatedCirculant) -> str:
+    embedding, rows, columns = truncated.embedding, truncated.symbol.rows, truncated.symbol.columns
     m, n = math.prod(embedding.out_shape), math.prod(embedding.in_shape)
     if m > n or rows > columns:
         return "solution"
     # z of the saddle form is -r / sqrt(mu), whose digits cancel where A is nearly singular; a square A has no null
     # space from which x would have to be kept away
-    return "solution" if what.form == "saddle" and rows == columns and m == n else "residual"
+    return "solution" if truncated.form == "saddle" and rows == columns and m == n else "residual"
 
 
 def needs_double(A: Convolution, damp: Tensor, least: float = _LEAST_DAMP) -> bool:

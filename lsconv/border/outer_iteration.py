@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from torch import Tensor
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import NormalInverse
 from lsconv.errors import ConvergenceWarning
-from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.flexible_direction import FlexibleDirection
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.operators.base import LinearOperator
@@ -67,13 +68,43 @@ class BorderedProblem(Protocol):
         ...
 
 
+class _Arithmetic(NamedTuple):
+    """The operator and the spaces of unknowns and images, in one dtype."""
+
+    A: LinearOperator
+    space: ItemSpace
+    image_space: ItemSpace
+
+    def to(self, dtype: torch.dtype) -> _Arithmetic:
+        A = self.A.to(dtype=dtype)
+        return _Arithmetic(A, *(ItemSpace(s.item_shape, dtype, A.device) for s in self[1:]))
+
+
+@dataclass(frozen=True)
+class _Iterate:
+    """An iterate: u, its image, what the normal equations leave, and that in units of its target."""
+
+    u: Tensor
+    image: Tensor
+    g: Tensor
+    ratio: Tensor
+
+
 class Outer:
     r"""Flexible conjugate gradients on the normal equations of A, preconditioned by the border inverse.
 
     Residual side: :math:`(AA^H + \mu) u = y` (or ``A v``), ``x = A^H u``. Solution side:
     :math:`(A^HA + \mu) u = A^H y` (or ``v``), ``x = u``. ``image`` is ``A^H u`` or ``A u`` respectively; ``g`` is what
     the normal equations leave.
+
+    Attributes:
+        tolerance_ratio: that of the best iterate, in units of its target.
+        steps: taken.
+        iterations: on the border, per item.
     """
+
+    tolerance_ratio: Tensor
+    _narrow: bool  # steps are taken in narrower arithmetic than the remainder is computed in
 
     def __init__(
         self,
@@ -116,73 +147,86 @@ class Outer:
 
     def run(self) -> None:
         """Iterate until every item meets its target or no longer improves; ``u`` and ``image`` are the best found."""
-        A, space, image_space = self.A, self.space, self.image_space
-        narrow = self.plan.inverse.convolution.dtype
-        # Steps run in the dtype of the data, and the remainder is recomputed in float64 now and then. Not for undamped
-        # x, where the factors amplify rounding in the null space of A and no residual shows it; and not with exact
-        # factors, whose steps are deeper than float32 products are accurate.
-        fast = narrow != A.dtype and not self.plan.inverse.exact
-        fast = fast and (self.residual_side or bool((self.mu > 0).all()))
-        if fast:
-            A = A.to(dtype=narrow)
-            space, image_space = (ItemSpace(s.item_shape, narrow, A.device) for s in (space, image_space))
-        u, g = torch.zeros_like(self.f), self.f
-        image = g.new_zeros(*self.batch, *image_space.item_shape)
-        self.u, self.image = u, image
-        self.tolerance_ratio: Tensor  # of the best found: what is left in units of the target
-        p: Tensor | None = None
-        g_old: Tensor | None = None
-        rho: Tensor | None = None
-        tolerance_ratio = self._tolerance_ratio(u, image, g)
-        best, start = torch.full_like(tolerance_ratio, torch.inf), tolerance_ratio
+        self._choose_arithmetic()
+        direction, at = FlexibleDirection(self.mu), self._origin()
+        self.u, self.image = at.u, at.image
+        self.tolerance_ratio = torch.full_like(at.ratio, torch.inf)
         gain = 0.0  # what a step leaves of the remainder, in units of its border tolerance
-        waited, since = torch.zeros_like(self.iterations), 0  # steps without halving; steps since g was computed
-        for _ in range(_OUTER_LIMIT):
-            if since == 0:
-                better = tolerance_ratio < best
-                self.u = torch.where(self._mask(better, self.space), u, self.u)
-                self.image = torch.where(self._mask(better, self.image_space), image, self.image)
-                waited = torch.where(tolerance_ratio < 0.5 * best, 0, waited + 1)
-                best, start = torch.where(better, tolerance_ratio, best), tolerance_ratio
-                self.tolerance_ratio = best
-                active = (best > 1) & (waited < _PATIENCE)
-                if not bool(active.any()) or self.exhausted:
-                    break
-                if fast and bool((waited > 0).logical_and(active).any()):
-                    fast, A, space, image_space = False, self.A, self.space, self.image_space
-                    p = p if p is None else p.to(A.dtype)
-            g = g.to(space.dtype)
-            tolerance, before = self._border_tolerance(tolerance_ratio, active, gain), tolerance_ratio
-            limit = () if self.max_iter is None else (self.max_iter - int(self.iterations.max()),)
-            d, count = self.plan.inverse(g.to(narrow), tolerance, *limit)
-            self.steps += 1
-            d = d.to(space.dtype)
-            self.iterations += count * active
-            new_rho = space.inner(d, g)
-            if p is None or rho is None or g_old is None:
-                p = d
-            else:
-                p = d + space.spread(divide(new_rho - space.inner(d, g_old.to(space.dtype)), rho)) * p
-            p_image = self._image(A, p)
-            image_norm, p_norm = image_space.norm(p_image), space.norm(p)
-            self.norm_a = torch.fmax(self.norm_a, divide(image_norm, p_norm))
-            alpha = divide(space.inner(p, g), image_norm**2 + self.mu * p_norm**2) * active
-            u = u + self.space.spread(alpha) * p
-            image = image + self.image_space.spread(alpha) * p_image
-            g_old, rho = g, new_rho
-            if fast:
-                back = A.apply(p_image) if self.residual_side else A.adjoint(p_image)
-                g = g - space.spread(alpha) * (back + space.spread(self.mu) * p)
-                tolerance_ratio, since = self._tolerance_ratio(u, image, g.to(self.A.dtype)), since + 1
-                going = tolerance_ratio > torch.clamp(_RECURSION_FALL * start, min=1.0)
-                active = active & (tolerance_ratio > 1)
-                if since < _PATIENCE and bool((active & going).any()) and not self.exhausted:
-                    continue
-                image = self._image(self.A, u)
-            g, since = self._remainder(image) - self.space.spread(self.mu) * u, 0
-            tolerance_ratio = self._tolerance_ratio(u, image, g)
-            seen = float((tolerance_ratio / (before * tolerance)).where(active & (before > 0), 0).amax())
-            gain = max(gain, min(seen, _FIRST_GAIN) if gain == 0 else seen, 1.0)
+        waited = torch.zeros_like(self.iterations)  # rounds without halving
+        while self.steps < _OUTER_LIMIT:
+            waited = torch.where(at.ratio < 0.5 * self.tolerance_ratio, 0, waited + 1)
+            self._keep(at)
+            active = (self.tolerance_ratio > 1) & (waited < _PATIENCE)
+            if not bool(active.any()) or self.exhausted:
+                break
+            if self._narrow and bool((waited > 0).logical_and(active).any()):
+                self._arithmetic, self._narrow = self._wide, False
+            at, gain = self._round(direction, at, active, gain)
+
+    def _choose_arithmetic(self) -> None:
+        """Take steps in the dtype of the factors where that is narrower, and where no digits are lost by it.
+
+        Not for undamped x, where the factors amplify rounding in the null space of A and no residual shows it; and not
+        with exact factors, whose steps are deeper than float32 products are accurate.
+        """
+        narrow = self.plan.inverse.convolution.dtype
+        self._wide = _Arithmetic(self.A, self.space, self.image_space)
+        self._narrow = (
+            narrow != self.A.dtype and not self.plan.inverse.exact and (self.residual_side or bool((self.mu > 0).all()))
+        )
+        self._arithmetic = self._wide.to(narrow) if self._narrow else self._wide
+
+    def _origin(self) -> _Iterate:
+        u, g = torch.zeros_like(self.f), self.f
+        image = g.new_zeros(*self.batch, *self.image_space.item_shape)
+        return _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
+
+    def _keep(self, at: _Iterate) -> None:
+        """Keep the iterate for the items where it is the best so far."""
+        better = at.ratio < self.tolerance_ratio
+        self.u = torch.where(self._mask(better, self.space), at.u, self.u)
+        self.image = torch.where(self._mask(better, self.image_space), at.image, self.image)
+        self.tolerance_ratio = torch.where(better, at.ratio, self.tolerance_ratio)
+
+    def _round(self, direction: FlexibleDirection, at: _Iterate, active: Tensor, gain: float) -> tuple[_Iterate, float]:
+        """Take one step, or in narrow arithmetic several whose remainder a recursion carries; then compute it.
+
+        Returns the iterate and the gain that the last step has shown.
+        """
+        start, count = at.ratio, 0
+        while True:
+            tolerance, before = self._border_tolerance(at.ratio, active, gain), at.ratio
+            at = self._step(direction, at, active, tolerance)
+            if not self._narrow:
+                break
+            count += 1
+            going = at.ratio > torch.clamp(_RECURSION_FALL * start, min=1.0)
+            active = active & (at.ratio > 1)
+            last = count == _PATIENCE or self.steps == _OUTER_LIMIT or self.exhausted
+            if last or not bool((active & going).any()):
+                at = replace(at, image=self._image(self.A, at.u))
+                break
+        g = self._remainder(at.image) - self.space.spread(self.mu) * at.u
+        at = replace(at, g=g, ratio=self._tolerance_ratio(at.u, at.image, g))
+        seen = float((at.ratio / (before * tolerance)).where(active & (before > 0), 0).amax())
+        return at, max(gain, min(seen, _FIRST_GAIN) if gain == 0 else seen, 1.0)
+
+    def _step(self, direction: FlexibleDirection, at: _Iterate, active: Tensor, tolerance: float) -> _Iterate:
+        """Go one step along the next direction; in narrow arithmetic the remainder is that of the recursion."""
+        A, space, image_space = self._arithmetic
+        g = at.g.to(space.dtype)
+        limit = () if self.max_iter is None else (self.max_iter - int(self.iterations.max()),)
+        z, count = self.plan.inverse(g.to(self.plan.inverse.convolution.dtype), tolerance, *limit)
+        self.steps += 1
+        self.iterations += count * active
+        p, image, alpha = direction.step(z.to(space.dtype), g, space, image_space, lambda p: self._image(A, p))
+        self.norm_a, alpha = direction.norm, alpha * active
+        u, total = at.u + self.space.spread(alpha) * p, at.image + self.image_space.spread(alpha) * image
+        if not self._narrow:
+            return replace(at, u=u, image=total)
+        back = A.apply(image) if self.residual_side else A.adjoint(image)
+        g = g - space.spread(alpha) * (back + space.spread(self.mu) * p)
+        return _Iterate(u, total, g, self._tolerance_ratio(u, total, g.to(self.A.dtype)))
 
     @property
     def exhausted(self) -> bool:

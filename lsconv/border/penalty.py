@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.operators.algebra import Scaled, VStack
@@ -29,8 +30,9 @@ from lsconv.operators.difference import Gradient, Laplacian
 from lsconv.operators.dtypes import double
 from lsconv.operators.elementary import Identity
 from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
+from lsconv.operators.padding_modes import MODES
 
-__all__ = ["Penalty", "as_convolutions"]
+__all__ = ["Filter", "Penalty", "as_convolutions", "common_grid_filters"]
 
 # A grid is made longer than the inputs where their number has a prime factor above this, as 1038 = 6 * 173 has and 1056
 # has not, and it grows by no more than this share.
@@ -67,7 +69,7 @@ def as_convolutions(L: LinearOperator, spatial_ndim: int) -> list[Filter] | None
     if len(L.in_shape) != spatial_ndim + 1:
         return None
     if isinstance(L, Convolution):
-        served = all(s == 1 for s in L.stride) and L.padding_mode in ("zeros", "circular") and Embedding.exists(L)
+        served = all(s == 1 for s in L.stride) and Embedding.exists(L)
         return [Filter(L, one)] if served else None
     if isinstance(L, Identity):
         weight = torch.ones(L.in_shape[0], *(1,) * (spatial_ndim + 1), dtype=L.dtype, device=L.device)
@@ -75,6 +77,20 @@ def as_convolutions(L: LinearOperator, spatial_ndim: int) -> list[Filter] | None
     if isinstance(L, (Gradient, Laplacian)) and L.ndim == spatial_ndim:
         return _differences(L, one)
     return None
+
+
+def common_grid_filters(A: LinearOperator, L: LinearOperator | None) -> list[Filter]:
+    """L as convolutions on one grid with A; none for the identity, L = None.
+
+    Raises:
+        MethodError: there is no such grid.
+    """
+    if L is None:
+        return []
+    terms = as_convolutions(L.to(dtype=A.dtype), A.ndim) if isinstance(A, Convolution) else None
+    if not isinstance(A, Convolution) or terms is None or not Penalty.serves(A, terms):
+        raise MethodError(f"L: {L!r} and {A!r} are not convolutions on one grid; use method='lsmr'")
+    return terms
 
 
 def _differences(L: Gradient | Laplacian, one: Tensor) -> list[Filter] | None:
@@ -162,7 +178,7 @@ class Penalty:
     @staticmethod
     def serves(convolution: Convolution, terms: Sequence[Filter]) -> bool:
         """Tell whether A and L are crops of block-circulant operators on one grid and with the same blocks."""
-        if any(s != 1 for s in convolution.stride) or convolution.padding_mode not in ("zeros", "circular"):
+        if any(s != 1 for s in convolution.stride) or not Embedding.exists(convolution):
             return False
         parts = [_unwrapped(part) for part in (convolution, *(term.convolution for term in terms))]
         if any(part.groups % convolution.groups for part in parts[1:]) or any(part.batch_shape for part in parts[1:]):
@@ -199,7 +215,7 @@ class Penalty:
 
     def _outside(self, convolution: Convolution, embedding: Embedding, a: int) -> list[int]:
         n, size = convolution.spatial_in[a], embedding.grid[a]
-        if convolution.padding_mode == "circular":
+        if _is_circular(convolution):
             return list(range(convolution.spatial_out[a], size))
         taps = _taps(convolution, a)
         return [i for i in range(convolution.spatial_out[a], size) if any((i + tau) % size < n for tau in taps)]
@@ -212,14 +228,14 @@ def _taps(convolution: Convolution, a: int) -> list[int]:
 
 def _overhang(convolution: Convolution, a: int) -> tuple[int, int]:
     """Count the cells before and after the inputs that the outputs of a zero-padded axis read."""
-    if convolution.padding_mode == "circular":
+    if _is_circular(convolution):
         return 0, 0
     taps = _taps(convolution, a)
     return max(-min(taps), 0), max(convolution.spatial_out[a] - 1 + max(taps) - (convolution.spatial_in[a] - 1), 0)
 
 
 def _is_circular(convolution: Convolution) -> bool:
-    return convolution.padding_mode == "circular"
+    return MODES[convolution.padding_mode].periodic
 
 
 def _unwrapped(convolution: Convolution) -> Convolution:

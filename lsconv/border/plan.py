@@ -26,7 +26,7 @@ from torch import Tensor
 from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
 from lsconv.border.normal_inverse import normal_inverse
-from lsconv.border.normal_problem import least_shift, needs_double
+from lsconv.border.normal_problem import Request, least_shift, needs_double
 from lsconv.border.outer_iteration import Outer, confirmed, iterated, settled
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
@@ -38,7 +38,7 @@ from lsconv.krylov.loop.null_space import cleared, loses_part
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsqr import lsqr
-from lsconv.krylov.plan import PATIENCE, Plan
+from lsconv.krylov.plan import PATIENCE, LastResort, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
@@ -117,7 +117,8 @@ class BorderPlan(Plan):
         if not self._damped:
             self._refuse_deficient()
         valid = self.inverse.form == "valid" and self._damped
-        self.fallback, self.in_range = "preconditioned lsmr" if valid else "lsmr", self.inverse.side == "residual"
+        self.fallback = LastResort.PRECONDITIONED_LSMR if valid else LastResort.LSMR
+        self.in_range = self.inverse.side == "residual"
         # the border of a volume has no factors that would end an iteration
         self.patience = PATIENCE if valid and A.ndim == 3 else None
 
@@ -130,8 +131,7 @@ class BorderPlan(Plan):
         limits = self._limits
         if self._memory_limit is not None:
             limits = spared(limits, self._memory_limit, self._needed(dtype))
-        mirror = Mirror(scaled) if self._mirrored else None
-        self.inverse = normal_inverse(scaled, self.scaled_damp, floor=floor, mirror=mirror, limits=limits)
+        self.inverse = normal_inverse(Request.of(scaled, self.scaled_damp, floor=floor, limits=limits))
         self._norm = self.inverse.norm_bound * self.unit  # an upper bound of ||A||, per item
         read = None if self._mirrored else self.inverse.embedding.read_inputs()
         self.read = None if read is None else read.to(self.A.device)

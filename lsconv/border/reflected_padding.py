@@ -25,21 +25,22 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.border.border_set import Border, Kernel, gathered
+from lsconv.border.border_set import Border, BorderEntries, gathered
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.padding import pad
+from lsconv.operators.padding_modes import MODES
 
-__all__ = ["Mirror", "MirroredBorder", "MirroredKernel"]
+__all__ = ["Mirror", "MirroredBorder", "MirroredEntries"]
 
 
 class Mirror:
     """The valid convolution in a convolution with reflect or replicate padding, and which cell copies which.
 
     Args:
-        A: a convolution of stride 1 with padding mode "reflect" or "replicate".
+        A: a convolution of stride 1 whose padding copies cells of the inside, as "reflect" and "replicate" do.
 
     Attributes:
         convolution: V.
@@ -73,7 +74,12 @@ class Mirror:
     @staticmethod
     def exists(A: LinearOperator) -> bool:
         """Tell whether A is of the kind that is served."""
-        return isinstance(A, Convolution) and A.padding_mode in ("reflect", "replicate") and set(A.stride) == {1}
+        return (
+            isinstance(A, Convolution)
+            and MODES[A.padding_mode].copies
+            and any(map(any, A.padding))
+            and set(A.stride) == {1}
+        )
 
     def border(self, embedding: Embedding, root: Tensor) -> MirroredBorder:
         """The unknowns on the grid of V; ``root`` is the square root of mu per block."""
@@ -147,9 +153,9 @@ class MirroredBorder(Border):
         own = torch.cat([real[:, None], cells[:, 1:]], dim=1)
         return own, copied, torch.where(multiplier, -1.0, 1.0).double()
 
-    def kernel(self, Q: FrequencyMatrices) -> Kernel:
+    def entries(self, Q: FrequencyMatrices) -> BorderEntries:
         """The entries of the system between the unknowns."""
-        return MirroredKernel(Q, self)
+        return MirroredEntries(Q, self)
 
     def _numbers(self, cells: Tensor) -> Tensor:
         numbers = cells[:, 0]
@@ -172,7 +178,7 @@ class MirroredBorder(Border):
         return b
 
 
-class MirroredKernel(Kernel):
+class MirroredEntries(BorderEntries):
     """The entries of the system between unknowns; along a strip as if nothing were copied across its ends."""
 
     def __init__(self, Q: FrequencyMatrices, border: MirroredBorder) -> None:

@@ -23,16 +23,16 @@ from torch import Tensor
 from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
-from lsconv.border.normal_problem import least_shift, needs_double
+from lsconv.border.normal_problem import Request, least_shift, needs_double
 from lsconv.border.outer_iteration import Outer, confirmed, iterated, settled
-from lsconv.border.penalty import Filter, Penalty, as_convolutions
-from lsconv.errors import ArgumentError, MethodError
+from lsconv.border.penalty import Filter, Penalty, common_grid_filters
+from lsconv.errors import ArgumentError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
-from lsconv.krylov.plan import Plan
+from lsconv.krylov.plan import PenalisedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import WORK_BYTES, broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
@@ -42,7 +42,7 @@ from lsconv.operators.memory import allowed_bytes, check_fits
 __all__ = ["StackedPlan"]
 
 
-class StackedPlan(Plan):
+class StackedPlan(PenalisedPlan):
     """Setup for one convolution, penalty and damp > 0; :meth:`solve` answers right-hand sides.
 
     Args:
@@ -81,9 +81,8 @@ class StackedPlan(Plan):
         memory_limit: int | None = None,
         limits: Limits | None = None,
     ) -> None:
-        terms = as_convolutions(L, A.ndim) if isinstance(A, Convolution) else None
-        if not isinstance(A, Convolution) or terms is None or not Penalty.serves(A, terms):
-            raise MethodError(f"L: {L!r} and {A!r} are not convolutions on one grid; use method='lsmr'")
+        terms = common_grid_filters(A, L)
+        assert isinstance(A, Convolution)
         self.A, self.L = A, L
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
         if not bool((self.damp > 0).all()):
@@ -112,22 +111,21 @@ class StackedPlan(Plan):
         limits = spared(self._limits, self._memory_limit, needed)
         floor = {dtype: least_shift(dtype, damped=True) for dtype in (real, double(real))}
         if double(real) == real:
-            return real, normal_inverse(scaled, 0.0, floor=floor[real], penalty=penalty, limits=limits)
+            return real, normal_inverse(Request.of(scaled, damp, terms, floor=floor[real], limits=limits))
         wide = scaled.to(dtype=double(scaled.dtype))
-        wide_penalty = Penalty(wide, terms, damp)
-        needed = plan_bytes(wide, penalty=wide_penalty)
+        needed = plan_bytes(wide, penalty=Penalty(wide, terms, damp))
         too_much = needed > allowed
         coarse = torch.finfo(real).eps
         if any(penalty.constrained):  # the saddle form cannot do without a floor
             if too_much or not needs_double(scaled, damp):
-                return real, normal_inverse(scaled, 0.0, floor=floor[real], penalty=penalty, limits=limits)
+                return real, normal_inverse(Request.of(scaled, damp, terms, floor=floor[real], limits=limits))
         elif too_much or not needs_double(scaled, damp, coarse**0.5):
-            inverse = normal_inverse(scaled, 0.0, floor=0.0, penalty=penalty, limits=limits)
+            inverse = normal_inverse(Request.of(scaled, damp, terms, floor=0.0, limits=limits))
             # whose condition number leaves two digits to float32
             if too_much or bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() * coarse < 1e-2):
                 return real, inverse
         real, limits = double(real), spared(self._limits, self._memory_limit, needed)
-        return real, normal_inverse(wide, 0.0, floor=floor[real], penalty=wide_penalty, limits=limits)
+        return real, normal_inverse(Request.of(wide, damp, terms, floor=floor[real], limits=limits))
 
     @torch.no_grad()
     def solve(

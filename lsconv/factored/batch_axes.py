@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.padding_modes import MODES
 
 __all__ = ["Reduction"]
 
@@ -44,7 +45,7 @@ class Reduction:
         """Without the zero margins of the kernel; None where there are none."""
         weight = A.weight.detach()
         sides = [_margins(weight, a) for a in range(-A.ndim, 0)]
-        free = A.padding_mode == "zeros" or not any(map(any, A.padding))
+        free = MODES[A.padding_mode].zero or not any(map(any, A.padding))
         padding, inputs = [], []
         for a, (before, after) in enumerate(sides):
             left, right = A.padding[a]
@@ -72,7 +73,7 @@ class Reduction:
     def without_batch_axes(cls, A: Convolution) -> Reduction | None:
         """With the axes along which the kernel has extent one in the batch; None where there are none, or no others."""
         folded = tuple(
-            a for a in range(A.ndim) if A.kernel_size[a] == 1 and (A.padding_mode == "zeros" or not any(A.padding[a]))
+            a for a in range(A.ndim) if A.kernel_size[a] == 1 and (MODES[A.padding_mode].zero or not any(A.padding[a]))
         )
         if not folded or len(folded) == A.ndim:
             return None

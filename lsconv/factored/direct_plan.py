@@ -14,8 +14,7 @@ from lsconv.errors import PlanMemoryError
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances
-from lsconv.krylov.plan import Plan
+from lsconv.krylov.plan import LastResort, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.dtypes import ROUNDING, double
@@ -45,8 +44,6 @@ class Rank:
 
     values: Tensor
     kept: Tensor
-    never_misses = True
-    fallback = None
     rank: Tensor
     undecided: Tensor
     largest: Tensor
@@ -102,6 +99,9 @@ class DirectPlan(Plan):
         norm: an upper bound of ``||A||``, up to rounding, ``A.batch_shape``.
     """
 
+    never_misses = True
+    fallback = LastResort.NOTHING
+    rtol: float
     rank: Tensor
     undecided: Tensor
     norm: Tensor
@@ -122,13 +122,14 @@ class DirectPlan(Plan):
         needed = self._bytes()
         if allowed is not None and needed > allowed:
             raise PlanMemoryError(
-                f"{self._what} of {A!r} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed (memory_limit=)"
+                f"{self._factors_name} of {A!r} needs about {needed:.3g} bytes, "
+                f"and {allowed:.3g} are allowed (memory_limit=)"
             )
         self._factorise()
 
     # ------------------------------------------------------------------ what a subclass provides, in double precision
 
-    _what: str  # needs the memory
+    _factors_name: str  # in the message where they do not fit
 
     def _bytes(self) -> int:
         """The bytes that the factors take."""
@@ -219,10 +220,6 @@ class DirectPlan(Plan):
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^+ g``."""
         return self.normal_solve(g, rtol=rtol)
-
-    def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
-        """The tolerances of a solve."""
-        return Tolerances.of(self.A.dtype, self.rtol if rtol is None else rtol, atol)
 
     def __repr__(self) -> str:
         name, A = type(self).__name__, self.A

@@ -163,7 +163,7 @@ class SeparablePlan(DirectPlan):
 
     A: Convolution
     reason = "the kernel is a product of one kernel per axis: the singular values of each axis give all others"
-    _what = 'method="separable": the factors'
+    _factors_name = 'method="separable": the factors'
 
     def _bytes(self) -> int:
         return self.bytes_for(self.A)

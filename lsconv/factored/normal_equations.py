@@ -26,6 +26,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
+from lsconv.operators.padding_modes import MODES
 
 __all__ = ["NormalEquationsPlan"]
 
@@ -52,7 +53,7 @@ class NormalEquationsPlan(DirectPlan):
 
     reason = "x has few unknowns: their normal equations are one small matrix"
     in_range = False
-    _what = "the matrix of the normal equations"
+    _factors_name = "the matrix of the normal equations"
 
     def _bytes(self) -> int:
         return self.bytes_for(self.A, tuple(self.damp.shape))
@@ -146,7 +147,7 @@ def _is_toeplitz(A: LinearOperator) -> bool:
     """Tell whether the Gram matrix is block Toeplitz: every product of a tap and an input is part of an output."""
     return (
         isinstance(A, Convolution)
-        and A.padding_mode == "zeros"
+        and MODES[A.padding_mode].zero
         and all(stride == 1 for stride in A.stride)
         and all(min(pair) >= extent - 1 for pair, extent in zip(A.padding, A.kernel_extent, strict=True))
     )
@@ -157,7 +158,7 @@ def _is_displaced(A: LinearOperator) -> bool:
     return (
         isinstance(A, Convolution)
         and A.ndim > 1
-        and A.padding_mode == "zeros"
+        and MODES[A.padding_mode].zero
         and A.groups == 1
         and all(stride == 1 for stride in A.stride)
         and min(A.in_shape[1], A.out_shape[1]) > 2

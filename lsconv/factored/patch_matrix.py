@@ -26,6 +26,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
+from lsconv.operators.padding_modes import MODES
 
 __all__ = ["PatchPlan"]
 
@@ -58,7 +59,7 @@ class PatchPlan(DirectPlan):
 
     A: Convolution
     reason = "the outputs read disjoint patches, or all of the input at once: one small matrix per group"
-    _what = "the matrix of the patches"
+    _factors_name = "the matrix of the patches"
 
     def _bytes(self) -> int:
         return self.bytes_for(self.A, tuple(self.damp.shape))
@@ -106,7 +107,7 @@ class PatchPlan(DirectPlan):
     @staticmethod
     def serves(A: LinearOperator) -> bool:
         """Tell whether the outputs of A read disjoint patches."""
-        if not isinstance(A, Convolution) or (A.padding_mode != "zeros" and any(map(any, A.padding))):
+        if not isinstance(A, Convolution) or (not MODES[A.padding_mode].zero and any(map(any, A.padding))):
             return False
         for stride, dilation, taps, outputs in zip(A.stride, A.dilation, A.kernel_size, A.spatial_out, strict=True):
             common = math.gcd(stride, dilation)

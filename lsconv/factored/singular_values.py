@@ -43,7 +43,7 @@ class SingularValuePlan(DirectPlan):
     """
 
     reason = "the problem is small: its matrix is decomposed"
-    _what = "the singular value decomposition"
+    _factors_name = "the singular value decomposition"
 
     def _bytes(self) -> int:
         return self.bytes_for(self.A)

@@ -25,12 +25,13 @@ from lsconv.fourier.frequency_inverse import invert, invert_with_penalty, symbol
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
+from lsconv.operators.padding_modes import MODES
 
 __all__ = [
     "CirculantPlan",
     "block_circulant",
+    "circulant_embedding",
     "double_symbol",
-    "is_block_circulant",
     "per_block",
     "real_dtype",
 ]
@@ -50,50 +51,50 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
-def block_circulant(A: Any, batch_shape: tuple[int, ...] = (), *, what: str = "fourier") -> Embedding:
+def block_circulant(A: Any, batch_shape: tuple[int, ...] = (), *, name: str = "fourier") -> Embedding:
     """The grid on which the convolution A is block-circulant, nothing cropped.
 
     Args:
         A: the operator.
         batch_shape: further batch dimensions whose items get blocks of their own.
-        what: the name to begin an error message with.
+        name: that of the function, to begin an error message with.
 
     Raises:
         MethodError: A is no convolution, or not block-circulant; the message names what serves it.
     """
     if not isinstance(A, Convolution):
         raise MethodError(
-            f"{what}: needs a convolution, got {type(A).__name__}; "
+            f"{name}: needs a convolution, got {type(A).__name__}; "
             "use a Krylov method (lsqr, lsmr), which takes any operator"
         )
-    if Embedding.exists(A):
-        for grid in (None, (1,) * A.ndim):  # a pointwise convolution needs no grid of a good FFT length
-            embedding = Embedding(A, grid, batch_shape)
-            if embedding.is_circulant:
-                return embedding
-    raise MethodError(_why_not(A, what))
+    embedding = circulant_embedding(A, batch_shape)
+    if embedding is None:
+        raise MethodError(_why_not(A, name))
+    return embedding
 
 
-def is_block_circulant(A: Any) -> bool:
-    """Tell whether A is a convolution on a circle that nothing crops."""
-    try:
-        block_circulant(A)
-    except MethodError:
-        return False
-    return True
+def circulant_embedding(A: Any, batch_shape: tuple[int, ...] = ()) -> Embedding | None:
+    """The grid of a convolution on a circle that nothing crops; None of any other operator."""
+    if not isinstance(A, Convolution) or not Embedding.exists(A):
+        return None
+    for grid in (None, (1,) * A.ndim):  # a pointwise convolution needs no grid of a good FFT length
+        embedding = Embedding(A, grid, batch_shape)
+        if embedding.is_circulant:
+            return embedding
+    return None
 
 
-def _why_not(A: Convolution, what: str) -> str:
-    if A.padding_mode == "zeros":
+def _why_not(A: Convolution, name: str) -> str:
+    if MODES[A.padding_mode].zero:
         return (
-            f"{what}: {A!r} is not block-circulant: with zero padding the outputs at the edges differ from those "
+            f"{name}: {A!r} is not block-circulant: with zero padding the outputs at the edges differ from those "
             "inside; method 'border' serves zero padding of every kind exactly"
         )
-    if A.padding_mode != "circular":
-        return f"{what}: padding_mode={A.padding_mode!r} is not block-circulant; use a Krylov method (lsqr, lsmr)"
+    if not MODES[A.padding_mode].periodic:
+        return f"{name}: padding_mode={A.padding_mode!r} is not block-circulant; use a Krylov method (lsqr, lsmr)"
     periodic = tuple(-(-n // s) for n, s in zip(A.spatial_in, A.stride, strict=True))
     return (
-        f"{what}: a circular convolution is block-circulant when stride {A.stride} divides the input sizes "
+        f"{name}: a circular convolution is block-circulant when stride {A.stride} divides the input sizes "
         f"{A.spatial_in} and the padding makes the outputs fill the grid, {periodic} (here {A.spatial_out}); otherwise "
         "use a Krylov method (lsqr, lsmr)"
     )

@@ -26,6 +26,7 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient, Laplacian
 from lsconv.operators.elementary import Crop, Diagonal, Identity, Mask
 from lsconv.operators.padding import Pad
+from lsconv.operators.padding_modes import MODES
 
 __all__ = ["Chain", "Factor", "gram", "read"]
 
@@ -87,7 +88,7 @@ def read(A: LinearOperator, adjoint: bool) -> Chain:
     for factor in factors[:core]:
         good = isinstance(factor.operator, (Crop, Mask, Diagonal, Identity))
         if isinstance(factor.operator, Pad):
-            good = factor.adjoint or factor.operator.mode == "zeros"
+            good = factor.adjoint or MODES[factor.operator.mode].zero
         if not good:
             raise MethodError(
                 f"CirculantPreconditioner: {factor.operator!r} stands between the convolution and the side that is "

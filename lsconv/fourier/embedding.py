@@ -26,6 +26,7 @@ from lsconv.errors import MethodError
 from lsconv.operators.batch_layout import batch_order, broadcast_shapes, in_blocks, in_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
+from lsconv.operators.padding_modes import MODES
 
 __all__ = ["Axis", "Embedding"]
 
@@ -76,7 +77,7 @@ def _axis(convolution: Convolution, a: int, grid: int | None, held: bool, separa
     taps = tuple(
         ((dilation * t - left) % stride, (dilation * t - left) // stride) for t in range(convolution.kernel_size[a])
     )
-    if convolution.padding_mode == "circular":
+    if MODES[convolution.padding_mode].periodic:
         return Axis(n_in // stride, stride, n_in, n_out, taps, constrained=False)
     axis = Axis(1, stride, n_in, n_out, taps, constrained=False)
     before = max(max(-tau for _, tau in taps), 0)
@@ -150,9 +151,10 @@ class Embedding:
     @staticmethod
     def exists(convolution: Convolution) -> bool:
         """True when the convolution is a truncated block-circulant operator."""
-        if convolution.padding_mode == "zeros":
-            return True
-        return convolution.padding_mode == "circular" and all(
+        mode = MODES[convolution.padding_mode]
+        if not mode.periodic:
+            return mode.zero or not any(map(any, convolution.padding))
+        return all(
             n % s == 0 and m <= n // s
             for n, m, s in zip(convolution.spatial_in, convolution.spatial_out, convolution.stride, strict=True)
         )

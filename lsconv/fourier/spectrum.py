@@ -16,7 +16,7 @@ from lsconv.errors import ArgumentError, ConvergenceWarning, MethodError
 from lsconv.factored.kronecker import separable_singular_values
 from lsconv.factored.singular_values import DENSE_ENTRIES
 from lsconv.fourier.batched_linalg import log_abs_det
-from lsconv.fourier.circulant import block_circulant, double_symbol, is_block_circulant, real_dtype
+from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol, real_dtype
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_inverse import singular_values_by_frequency
 from lsconv.fourier.symbol import FrequencyMatrices
@@ -63,7 +63,7 @@ def singular_values(A: LinearOperator, k: int | None = None) -> Tensor:
     if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
         raise ArgumentError(f"k: expected a number >= 1 of singular values, or None for all, got {k!r}")
     values: Tensor | None
-    if is_block_circulant(A):
+    if circulant_embedding(A) is not None:
         assert isinstance(A, Convolution)
         values = _double_singular_values(A)
     else:
@@ -79,8 +79,8 @@ def singular_values(A: LinearOperator, k: int | None = None) -> Tensor:
     return values[..., :k].to(dtype)
 
 
-def _double_singular_values(A: Convolution, what: str = "singular_values") -> Tensor:
-    embedding, S = _circulant(A, what)
+def _double_singular_values(A: Convolution, name: str = "singular_values") -> Tensor:
+    embedding, S = _circulant(A, name)
     values = singular_values_by_frequency(S.matrices).flatten(1, -2)  # blocks, frequencies, min(rows, columns)
     weights = S.grid.weights(A.device, torch.float64).flatten().long()
     values = values.repeat_interleave(weights, dim=1)
@@ -89,10 +89,10 @@ def _double_singular_values(A: Convolution, what: str = "singular_values") -> Te
     return values[..., : min(A.out_numel, A.in_numel)]
 
 
-def _circulant(A: Convolution, what: str) -> tuple[Embedding, FrequencyMatrices]:
+def _circulant(A: Convolution, name: str) -> tuple[Embedding, FrequencyMatrices]:
     real_dtype(A.dtype)
     try:
-        embedding = block_circulant(A, what=what)
+        embedding = block_circulant(A, name=name)
     except MethodError as error:
         raise MethodError(f"{error}; for a small operator there is also torch.linalg.svdvals(A.to_dense())") from None
     return embedding, double_symbol(A, embedding)
@@ -105,7 +105,7 @@ def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -
     rtol = torch.finfo(dtype).eps ** (1 / 3) if rtol is None else rtol
     if not rtol > 0:
         raise ArgumentError(f"rtol: expected a positive number, got {rtol}")
-    if is_block_circulant(A):
+    if circulant_embedding(A) is not None:
         assert isinstance(A, Convolution)
         embedding, S = _circulant(A, "norm")
         largest = singular_values_by_frequency(S.matrices).flatten(1).amax(1)
@@ -178,7 +178,7 @@ def cond(A: LinearOperator) -> Tensor:
         tensor(5.)
     """
     dtype = real_dtype(A.dtype)
-    if is_block_circulant(A):
+    if circulant_embedding(A) is not None:
         assert isinstance(A, Convolution)
         values = _double_singular_values(A, "cond")
     elif A.in_numel * A.out_numel <= DENSE_ENTRIES:

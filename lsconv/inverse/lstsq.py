@@ -129,7 +129,7 @@ def lstsq(
     A = accept_operator(A, y)
     A.check_output(y, "y")
     observation = Observation.of(A, observed, weights)
-    A, y = observation.operator(A), observation.data(y)
+    A, y = observation.operator(A), observation.weighted(y)
     if bounds is not None:
         given = {"method": method != "auto", "preconditioner": preconditioner != "auto", "atol": atol, "rcond": rcond}
         taken = [name for name, value in given.items() if value] + sorted(set(options) - {"x0"})
@@ -173,8 +173,10 @@ class _Routed:
         )
         # no fallback where the caller gave x0, a callback or max_iter, which it would not follow
         own = {name for name in ("x0", "callback", "max_iter") if options.get(name) is not None}
-        asked = self.method in ("auto", "border") and (not own or (self.method == "auto" and not plan.worker.iterates))
-        second = Fallback(A, damp, plan, self.rcond) if asked else None
+        may_fall_back = self.method in ("auto", "border") and (
+            not own or (self.method == "auto" and not plan.worker.iterates)
+        )
+        second = Fallback(A, damp, plan, self.rcond) if may_fall_back else None
         solution = solve(plan, data.y, data.nonfinite, second=second, **options)
         if self.method == "hybrid":  # the backward pass takes the damping as chosen
             return solution, KrylovPlan(A, solution.damp, "lsmr")

@@ -73,11 +73,9 @@ class Observation:
             return A
         return Mask(self.observed, self.observed.ndim - len(A.out_shape), dtype=A.dtype) @ A
 
-    def data(self, y: Tensor) -> Tensor:
-        """``W^{1/2} y``, zero where nothing was measured, whatever stands there."""
-        if self.root is not None:
-            return torch.where(self.root.detach() > 0, y, 0) * self.root
-        return y if self.observed is None else torch.where(self.observed, y, 0)
+    def weighted(self, y: Tensor) -> Tensor:
+        """``W^{1/2} y``; the mask of :meth:`operator` is applied where a solve begins (:func:`prepare`)."""
+        return y if self.root is None else torch.where(self.root.detach() > 0, y, 0) * self.root
 
 
 def mask_of_data(name: str, given: Any, A: LinearOperator, meaning: str) -> Tensor:

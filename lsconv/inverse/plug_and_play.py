@@ -97,7 +97,7 @@ def plug_and_play(
     refuse_gradient("plug_and_play", A, None, {"y": y, "rho": rho, "weights": weights})
     A.check_output(y, "y")
     observation = Observation.of(A, observed, weights)
-    A, y = observation.operator(A), observation.data(y)
+    A, y = observation.operator(A), observation.weighted(y)
     problem = prepare(A, y, x0=x0, name="y")
     strength = check_damp(rho, A)
     if not bool((strength > 0).all()):

@@ -25,6 +25,7 @@ from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, on_parts, over_items, select
 from lsconv.operators.dtypes import direct_rtol
+from lsconv.operators.observed import observed as measured
 from lsconv.operators.scipy import OperatorLike
 from lsconv.operators.transforms import hidden_by_vmap, untraced
 
@@ -192,15 +193,15 @@ class PseudoInverse(LinearOperator):
     @serves_empty_batches(lambda inverse: inverse.in_shape)
     def apply(self, x: Tensor) -> Tensor:
         """The solution for ``x``; NaN, with a warning, for the items that are not finite."""
-        return attach(_Applied(self), LeastSquares(self.operator, self.observation.data(x), self.damp))
+        return attach(_Applied(self), LeastSquares(self.operator, self.observation.weighted(x), self.damp))
 
     @untraced
     @serves_empty_batches()
     def adjoint(self, y: Tensor) -> Tensor:
         """The adjoint of :meth:`apply`."""
         if needs_gradient(self.operator, y, self.damp):
-            return self.observation.data(adjoint_answer(self.plan, self.operator, y, self.damp))
-        return self.observation.data(_nan_items(self._backward, y.detach(), self.out_shape, self.in_shape))
+            return self.observation.weighted(adjoint_answer(self.plan, self.operator, y, self.damp))
+        return self.observation.weighted(_nan_items(self._backward, y.detach(), self.out_shape, self.in_shape))
 
     def _forward(self, y: Tensor, second: Fallback | None) -> Tensor:
         if second is None:
@@ -238,7 +239,7 @@ class PseudoInverse(LinearOperator):
         if isinstance(y, Tensor) and y.is_complex() and not self.is_complex:
             return self._solve_parts(y, check_finite=check_finite, raise_on_failure=raise_on_failure, **options)
         self.operator.check_output(y, "y")
-        y = self.observation.data(y)
+        y = self.observation.weighted(y)
         start = start_as_prior(self.operator, self.damp, options.get("x0"))
         solver = _Solved(self, check_finite, {**options, "raise_on_failure": raise_on_failure})
         problem = LeastSquares(self.operator, y, self.damp, x_prior=start)
@@ -275,7 +276,7 @@ class _Applied:
         """The x, NaN for the items that are not finite, and the plan that gave it."""
         inverse, second = self.inverse, self.inverse._second()
         forward = lambda y: inverse._forward(y, second)
-        x = _nan_items(forward, problem.y.detach(), inverse.in_shape, inverse.out_shape)
+        x = _nan_items(forward, measured(inverse.operator, problem.y.detach()), inverse.in_shape, inverse.out_shape)
         return x, inverse.plan if second is None else second.answering
 
 

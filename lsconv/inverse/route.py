@@ -40,7 +40,7 @@ from lsconv.inverse.plans.small_matrices import (
 from lsconv.inverse.plans.trial_plan import TrialPlan, trial
 from lsconv.inverse.plans.varying import VaryingPlan
 from lsconv.inverse.plans.weighted import WeightedPlan
-from lsconv.krylov.plan import PATIENCE, Plan
+from lsconv.krylov.plan import PATIENCE, LastResort, PenalisedPlan, Plan
 from lsconv.operators.algebra import Adjoint, Product, Scaled
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
@@ -207,7 +207,7 @@ def penalty_plan(
     *,
     method: str = "auto",
     memory_limit: int | None = None,
-) -> StackedPlan | KrylovStack | MissingPlan | VaryingPlan | WeightedPlan:
+) -> PenalisedPlan:
     """The plan for a general L and damp > 0: exact where A and L are convolutions on one grid, otherwise LSMR.
 
     Raises:
@@ -296,31 +296,29 @@ def fallback(
 
     A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.
     """
-    name = plan.worker.fallback
-    if name is None:
+    resort = plan.worker.fallback
+    if resort is LastResort.NOTHING:
         return None
     if SingularValuePlan.is_quick(A):
         return _svd(A, damp, None, rcond)
-    if name == "border":
+    if resort is LastResort.BORDER:
         try:
             return _border(A, damp, None)
         except (MethodError, PlanMemoryError):
             return krylov_plan(A, damp, "lsmr")
-    if name == "svd" or rcond is not None:
+    if resort is LastResort.DENSE or rcond is not None:
         return None
-    if name == "preconditioned lsmr":
+    if resort is LastResort.PRECONDITIONED_LSMR:
         return TrialPlan(A, damp, None, preconditioned=True)
     # LSMR is no last resort where another iteration of A has failed
-    return KrylovPlan(A, damp, name, max_iter=None if plan.worker.iterates else PATIENCE)
+    return KrylovPlan(A, damp, "lsmr", max_iter=None if plan.worker.iterates else PATIENCE)
 
 
-def penalty_fallback(
-    A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: Plan
-) -> DenseStack | KrylovStack | None:
+def penalty_fallback(A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: Plan) -> PenalisedPlan | None:
     """The plan that is asked about items with a penalty that "auto" leaves unconverged; None where there is none."""
     if DenseStack.is_quick(A, L, damp):
         return DenseStack(A, L, damp)
-    return KrylovStack(A, L, damp) if plan.worker.fallback == "lsmr" else None
+    return KrylovStack(A, L, damp) if plan.worker.fallback is LastResort.LSMR else None
 
 
 def _transposed(A: LinearOperator, damp: Tensor | float, method: str, memory_limit: int | None) -> AdjointPlan | None:

@@ -80,10 +80,10 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
     plan = second.plan()
     if plan is None:
         return solution
-    asked = {name: value for name, value in options.items() if name in _COMMON}
+    common = {name: value for name, value in options.items() if name in _COMMON}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        other = plan.solve(y, **asked)
+        other = plan.solve(y, **common)
     objectives = [
         torch.hypot(answer.residual_norm, answer.damp * ItemSpace(second.A.in_shape, y.dtype, y.device).norm(answer.x))
         for answer in (solution, other)

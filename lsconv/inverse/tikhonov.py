@@ -26,7 +26,7 @@ from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.lstsq import lstsq
 from lsconv.inverse.observation import Observation, mask_of_data
-from lsconv.inverse.plans.krylov_plan import KrylovPlan, PenalisedBackward, PenalisedPlan
+from lsconv.inverse.plans.krylov_plan import KrylovPlan, PenalisedBackward
 from lsconv.inverse.route import penalty_fallback, penalty_plan, route
 from lsconv.inverse.sharded import solves_shards
 from lsconv.inverse.solve import Fallback, with_fallback, without_items
@@ -37,7 +37,7 @@ from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.problem import accept_operator, as_complex, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.plan import Plan
+from lsconv.krylov.plan import PenalisedPlan, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import double, remedy
@@ -148,7 +148,7 @@ def tikhonov(
     L = _check_penalty(L, A)
     A.check_output(y, "y")
     observation = Observation.of(A, observed, weights)
-    A, y = observation.operator(A), observation.data(y)
+    A, y = observation.operator(A), observation.weighted(y)
     if at_least is not None:
         at_least = mask_of_data("at_least", at_least, A, "a datum is a lower bound")
     x_prior, x0 = _check_prior(as_complex(x_prior, A), A), as_complex(x0, A)
@@ -198,7 +198,7 @@ class _RoutedWithPenalty:
         A, L, x_prior = problem.A, problem.L, problem.x_prior
         data = prepare(A, problem.y, damp=problem.damp, x0=self.x0, check_finite=self.check_finite, name="y")
         damping = check_damp(problem.damp, A)
-        plan: Plan | PenalisedPlan
+        plan: Plan
         inverse: Inverse
         if L is None or not bool((damping > 0).any()):
             plan = self._plan(A, damping)
@@ -208,8 +208,8 @@ class _RoutedWithPenalty:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 # no fallback where the caller gave x0 or max_iter, which it would not follow
-                asked = self.method in ("auto", "border") and self.x0 is None and options["max_iter"] is None
-                second = Fallback(A, damping, plan) if asked else None
+                may_fall_back = self.method in ("auto", "border") and self.x0 is None and options["max_iter"] is None
+                second = Fallback(A, damping, plan) if may_fall_back else None
                 solution = _with_prior(plan, A, data.y, damping, x_prior, options, second)
                 inverse = plan = plan if second is None else second.answering
         else:
@@ -218,12 +218,12 @@ class _RoutedWithPenalty:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 solution = plan.solve(data.y, x_prior=x_prior, **self.options, **start)
-            asked = self.method == "auto" and self.x0 is None and self.options["max_iter"] is None
+            may_fall_back = self.method == "auto" and self.x0 is None and self.options["max_iter"] is None
             doubtful = ~solution.converged
             if solution.excused is not None:  # an error along small singular values may hide in the rounding
                 doubtful = doubtful | solution.excused
             doubtful = doubtful & ~data.nonfinite
-            other_plan = penalty_fallback(A, L, damping, plan) if asked and bool(doubtful.any()) else None
+            other_plan = penalty_fallback(A, L, damping, plan) if may_fall_back and bool(doubtful.any()) else None
             if other_plan is not None:
                 other = other_plan.solve(data.y, x_prior=x_prior, rtol=self.options["rtol"], atol=self.options["atol"])
                 solution, plan = solution.replaced(doubtful & other.converged, other), other_plan

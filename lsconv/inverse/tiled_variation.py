@@ -27,6 +27,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.difference import Gradient
 from lsconv.operators.dtypes import double
+from lsconv.operators.padding_modes import MODES
 from lsconv.tiled.field import ArrayLike, Field
 from lsconv.tiled.plan import Plan
 from lsconv.tiled.progress import Progress
@@ -92,7 +93,7 @@ def tiled_total_variation(
     if tiles.get("observed") is not None:
         raise MethodError("observed: total variation by tiles has no missing data; use total_variation")
     operator = check_operator(A, in_size, padding, "zeros")
-    if operator.padding_mode != "zeros":
+    if not MODES[operator.padding_mode].zero:
         raise MethodError(
             f"A: total variation by tiles has zero padding, got padding_mode={operator.padding_mode!r}; use "
             f"total_variation"

@@ -133,7 +133,7 @@ def total_variation(
         if weights is not None and noise == "poisson":
             raise ArgumentError('weights: are of noise="gaussian"; with Poisson noise say observed=')
         observation = Observation.of(A, observed, weights)
-        A, y = observation.operator(A), observation.data(y)
+        A, y = observation.operator(A), observation.weighted(y)
     if at_least is not None:
         if noise == "poisson":
             raise ArgumentError('at_least: is of noise="gaussian"; with Poisson noise leave such data out by observed=')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import ClassVar
 
 import torch
@@ -12,10 +13,20 @@ from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.dtypes import direct_rtol
 
-__all__ = ["PATIENCE", "Plan"]
+__all__ = ["PATIENCE", "LastResort", "PenalisedPlan", "Plan"]
 
 # Iterations of one method on what another may answer, or has left open.
 PATIENCE = 500
+
+
+class LastResort(enum.Enum):
+    """The plan that answers the items that another leaves unconverged."""
+
+    NOTHING = enum.auto()  # the plan is a decomposition itself
+    DENSE = enum.auto()  # the decomposition of the matrix where that is quick, which all below try first
+    LSMR = enum.auto()
+    PRECONDITIONED_LSMR = enum.auto()
+    BORDER = enum.auto()
 
 
 class Plan:
@@ -30,11 +41,11 @@ class Plan:
         iterates: every iteration applies A itself, and max_iter limits these: the plan has no setup that another
             could be built on.
         never_misses: nothing iterates, so that every answer is as good as the factors.
-        fallback: what answers the items that the plan leaves unconverged, where the dense decomposition of A is not
-            quick: "svd" (nothing else), "lsmr", "preconditioned lsmr" or "border"; None: nothing, not even that.
+        fallback: what answers the items that the plan leaves unconverged.
         patience: the iterations after which its answer no longer pays beside that of the fallback; None: it has all
             that it takes.
         exhausted: the solves have cost what the setup of the fallback does, which answers from now on.
+        rtol: the relative tolerance of a solve that is given none; None: :meth:`default_rtol` of the dtype.
         in_range: x is computed as ``A^H z``, so that only rounding leads out of the range of ``A^H``.
     """
 
@@ -43,9 +54,10 @@ class Plan:
     options: frozenset[str] = frozenset()
     iterates: ClassVar[bool] = False
     never_misses: ClassVar[bool] = False
-    fallback: str | None = "svd"
+    fallback: LastResort = LastResort.DENSE
     patience: int | None = None
     exhausted: bool = False
+    rtol: float | None = None
     in_range: bool = True
 
     def solve(
@@ -88,9 +100,15 @@ class Plan:
         """The plan for another damping with the factors of this one; None where it has none to share."""
         return None
 
+    @staticmethod
+    def default_rtol(dtype: torch.dtype) -> float:
+        """The relative tolerance where neither the solve nor the plan has one."""
+        return direct_rtol(dtype)
+
     def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
-        """The tolerances of a solve: 1e-6 in float32 and 1e-10 in float64 where there is no rtol."""
-        return Tolerances.of(self.A.dtype, direct_rtol(self.A.dtype, rtol), atol)
+        """The tolerances of a solve."""
+        dtype, rtol = self.A.dtype, self.rtol if rtol is None else rtol
+        return Tolerances.of(dtype, self.default_rtol(dtype) if rtol is None else rtol, atol)
 
     @property
     def worker(self) -> Plan:
@@ -100,3 +118,23 @@ class Plan:
     def reasons(self) -> list[str]:
         """The reasons for which "auto" takes this plan, and those inside it, a sentence each."""
         return [self.reason]
+
+
+class PenalisedPlan(Plan):
+    r"""The setup of one method for :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2\|L(x - x_{prior})\|^2`."""
+
+    def solve(
+        self,
+        y: Tensor,
+        *,
+        x_prior: Tensor | None = None,
+        rtol: float | None = None,
+        atol: float = 0.0,
+        max_iter: int | None = None,
+    ) -> Solution:
+        """The certified solution for ``y``."""
+        raise NotImplementedError
+
+    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
+        """``(A^H A + damp^2 L^H L)^{-1} g``, where ``damp > 0``."""
+        raise NotImplementedError

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
 from lsconv.operators.checks import require_finite
-from lsconv.operators.padding import Pairs, is_int, normalise_pairs
+from lsconv.operators.padding import is_int, normalise_pairs
+from lsconv.operators.padding_modes import Pairs
 
 __all__ = ["check_weight", "positive_ints", "resolve_padding", "spatial_dimensions"]
 

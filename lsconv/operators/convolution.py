@@ -25,7 +25,8 @@ from lsconv.operators.direct_convolution import DirectConvolution
 from lsconv.operators.elementary import Crop
 from lsconv.operators.fft_convolution import FrequencyGrid, direct_cost, fft_cost
 from lsconv.operators.modules import PlainModule, TransposedModule, check_module, convolution_arguments
-from lsconv.operators.padding import check_pairs, most_readers
+from lsconv.operators.padding import check_pairs
+from lsconv.operators.padding_modes import MODES
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -392,5 +393,6 @@ def norm_bound(A: Convolution) -> Tensor:
     rows = size.sum(-1).amax(-1)
     columns = size.unflatten(-2, (A.groups, -1)).sum(-2).flatten(-2).amax(-1)
     axes = zip(A.spatial_in, A.padding, A.stride, A.spatial_out, strict=True)
-    copies = [most_readers(A.padding_mode, *axis) for axis in axes]
-    return (rows * columns * math.prod(copies)).sqrt()
+    mode = MODES[A.padding_mode]
+    sums = [mode.column_sum(*axis) * (mode.row_sum if any(axis[1]) else 1) for axis in axes]
+    return (rows * columns * math.prod(sums)).sqrt()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lsconv.operators.padding import Pairs, pad, pad_adjoint
+from lsconv.operators.padding import pad, pad_adjoint
+from lsconv.operators.padding_modes import MODES, Pairs
 
 __all__ = ["DirectConvolution"]
 
@@ -44,7 +45,7 @@ class DirectConvolution:
 
         The split is the one of torch, whose result depends on it in the last bit.
         """
-        if self.mode != "zeros":
+        if not MODES[self.mode].zero:
             return (0,) * len(self.padding), self.padding
         symmetric = tuple(min(pair) for pair in self.padding)
         return symmetric, tuple((left - s, right - s) for (left, right), s in zip(self.padding, symmetric, strict=True))

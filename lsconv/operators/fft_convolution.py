@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from lsconv.operators.batch_layout import WORK_BYTES
-from lsconv.operators.padding import Pairs, pad, pad_adjoint
+from lsconv.operators.padding import pad, pad_adjoint
+from lsconv.operators.padding_modes import MODES, Pairs
 
 __all__ = [
     "FEW_WAVES",
@@ -223,7 +224,7 @@ class FrequencyGrid:
         left = tuple(pair[0] for pair in padding)
         padded = tuple(n + sum(pair) for n, pair in zip(spatial_in, padding, strict=True))
         dense = tuple(n - e + 1 for n, e in zip(padded, extent, strict=True))
-        if mode == "zeros":
+        if MODES[mode].zero:
             # The last bound keeps two taps of a kernel wider than the inputs from falling on the same cell.
             needed = [
                 max(n + max(pair), d, e) for n, pair, d, e in zip(spatial_in, padding, dense, extent, strict=True)
@@ -233,7 +234,7 @@ class FrequencyGrid:
         before = cls(
             tuple(map(good_fft_length, padded)), padded, padding, mode, (0,) * len(left), dense, stride, dilation
         )
-        if mode == "circular" and all(max(d, e) <= n for d, e, n in zip(dense, extent, spatial_in, strict=True)):
+        if MODES[mode].periodic and all(max(d, e) <= n for d, e, n in zip(dense, extent, spatial_in, strict=True)):
             exact = cls(spatial_in, spatial_in, nothing, mode, left, dense, stride, dilation)
             return min(exact, before, key=lambda choice: transform_cost(choice.grid))
         return before

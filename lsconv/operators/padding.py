@@ -1,12 +1,7 @@
-r"""torch's padding modes as linear maps, each with its exact adjoint.
-
-Padding is separable: along one axis of length n it is a matrix P of shape (left + n + right, n) with one 1 per row
-(or, for zeros, at most one), and the adjoint P^T sums every padded cell back into the cell that it was read from.
-"""
+r"""Padding as a linear map with its exact adjoint, in the modes of :mod:`lsconv.operators.padding_modes`."""
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -16,23 +11,9 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.padding_modes import MODES, Pairs
 
-__all__ = [
-    "MODES",
-    "Pad",
-    "Pairs",
-    "check_pairs",
-    "is_int",
-    "most_readers",
-    "normalise_pairs",
-    "pad",
-    "pad_adjoint",
-    "widest",
-]
-
-Pairs = tuple[tuple[int, int], ...]
-
-MODES = ("zeros", "circular", "reflect", "replicate")
+__all__ = ["Pad", "check_pairs", "is_int", "normalise_pairs", "pad", "pad_adjoint"]
 
 
 def pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str = "zeros") -> Tensor:
@@ -51,16 +32,7 @@ def pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str = "zeros") -> Ten
         >>> pad(torch.tensor([1.0, 2.0, 3.0]), [(2, 1)], "reflect")
         tensor([3., 2., 1., 2., 3., 2.])
     """
-    if not any(map(any, pairs)):
-        return x
-    flat_pairs = [amount for pair in reversed(pairs) for amount in pair]
-    if mode == "zeros" or x.numel() == 0:  # torch's other modes refuse an empty batch
-        return torch.nn.functional.pad(x, flat_pairs)
-    axes = len(pairs)
-    # The other modes of torch take exactly one batch and one channel dimension in front of the padded axes.
-    image = x.reshape(1, -1, *x.shape[-axes:]) if x.ndim != axes + 2 else x
-    padded = torch.nn.functional.pad(image, flat_pairs, mode)
-    return padded if x.ndim == axes + 2 else padded.reshape(*x.shape[:-axes], *padded.shape[-axes:])
+    return MODES[mode].pad(x, pairs) if any(map(any, pairs)) else x
 
 
 def pad_adjoint(y: Tensor, pairs: Sequence[tuple[int, int]], mode: str = "zeros") -> Tensor:
@@ -79,27 +51,16 @@ def pad_adjoint(y: Tensor, pairs: Sequence[tuple[int, int]], mode: str = "zeros"
         >>> pad_adjoint(torch.tensor([1.0, 10.0, 100.0, 1000.0]), [(1, 1)], "replicate")
         tensor([  11., 1100.])
     """
+    fold = MODES[mode].fold
     for axis, (left, right) in enumerate(pairs, start=-len(pairs)):
         if left == right == 0:
             continue
         size = y.shape[axis] - left - right
-        inner = y.narrow(axis, left, size)
-        if mode == "zeros":
-            y = inner
-            continue
-        head, tail = y.narrow(axis, 0, left), y.narrow(axis, left + size, right)
-        y = inner.clone()
-        if mode == "circular":
-            y.narrow(axis, size - left, left).add_(head)
-            y.narrow(axis, 0, right).add_(tail)
-        elif mode == "reflect":
-            y.narrow(axis, min(1, left), left).add_(head.flip(axis))
-            y.narrow(axis, size - 1 - right if right else 0, right).add_(tail.flip(axis))
-        elif mode == "replicate":
-            y.narrow(axis, 0, 1).add_(head.sum(axis, keepdim=True))
-            y.narrow(axis, size - 1, 1).add_(tail.sum(axis, keepdim=True))
-        else:
-            raise ArgumentError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
+        before, after = y.narrow(axis, 0, left), y.narrow(axis, left + size, right)
+        y = y.narrow(axis, left, size)
+        if fold is not None:
+            y = y.clone()
+            fold(y, before, after, axis)
     return y
 
 
@@ -148,17 +109,12 @@ def check_pairs(pairs: Pairs, sizes: Sequence[int], mode: str) -> None:
     """
     if mode not in MODES:
         raise ArgumentError(f"padding_mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
-    limits = [widest(mode, size) for size in sizes]
+    limits = [MODES[mode].widest(size) for size in sizes]
     if any(limit is not None and max(pair) > limit for pair, limit in zip(pairs, limits, strict=True)):
         raise ArgumentError(
             f"padding: {mode!r} padding reads the inside, of which sizes {tuple(sizes)} allow at most {tuple(limits)} "
             f"per side, got {pairs}"
         )
-
-
-def widest(mode: str, size: int) -> int | None:
-    """The most cells that a mode pads one side of an axis by; None: any number."""
-    return {"reflect": size - 1, "circular": size}.get(mode)
 
 
 class Pad(LinearOperator):
@@ -211,9 +167,9 @@ class Pad(LinearOperator):
         # Leading axes that are not padded are dropped, so that torch's limit counts only the axes that are.
         while len(pairs) > 1 and not any(pairs[0]):
             pairs = pairs[1:]
-        if mode != "zeros" and len(pairs) > 3:
-            raise ShapeError(f"padding: {mode!r} pads at most 3 axes, got {len(pairs)} for shape {shape}")
         check_pairs(pairs, shape[-len(pairs) :], mode)
+        if not MODES[mode].zero and len(pairs) > 3:
+            raise ShapeError(f"padding: {mode!r} pads at most 3 axes, got {len(pairs)} for shape {shape}")
         padded = [left + size + right for size, (left, right) in zip(shape[-len(pairs) :], pairs, strict=True)]
         super().__init__(
             shape,
@@ -236,14 +192,3 @@ class Pad(LinearOperator):
 def is_int(value: Any) -> bool:
     """Tell whether ``value`` is an integer, Python's or numpy's, and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def most_readers(mode: str, size: int, pair: tuple[int, int], stride: int, outputs: int) -> int:
-    """Count the outputs along an axis that may read one input by one tap: padding copies inputs."""
-    if mode == "circular":
-        return -(-outputs // (size // math.gcd(size, stride)))
-    if mode == "reflect":
-        return 1 + (pair[0] > 0) + (pair[1] > 0)
-    if mode == "replicate":
-        return 1 + (sum(pair) if size == 1 else max(pair))
-    return 1

@@ -24,7 +24,8 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.checks import require_finite
 from lsconv.operators.convolution import Convolution, may_cache
 from lsconv.operators.fft_convolution import short_fft_length, transform_cost
-from lsconv.operators.padding import Pairs, check_pairs, pad, pad_adjoint
+from lsconv.operators.padding import check_pairs, pad, pad_adjoint
+from lsconv.operators.padding_modes import Pairs
 from lsconv.operators.transforms import transforming
 from lsconv.operators.windows import add_windows, placed, read_windows
 

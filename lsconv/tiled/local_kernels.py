@@ -28,7 +28,7 @@ class LocalKernels:
         layout: the tiles.
         damp: the damping, a number or one per batch item.
         weights: of the data, ``(*batch, *out_shape)``; None: ones.
-        terms: the penalty; None: the identity.
+        terms: the penalty; none: the identity.
 
     Attributes:
         shares: of every kernel in the tile's, ``(tiles, K)``.
@@ -46,7 +46,7 @@ class LocalKernels:
         layout: TileLayout,
         damp: Tensor,
         weights: Tensor | None = None,
-        terms: Sequence[Filter] | None = None,
+        terms: Sequence[Filter] = (),
     ) -> None:
         self.layout = layout
         sampled = _samples(A.weights.detach().to(double(A.dtype)), self._places(A))  # tiles, samples, K
@@ -65,7 +65,7 @@ class LocalKernels:
             functions, mean = (t.unflatten(-1, (channels, -1)).sum(-2) for t in (functions, mean))
         spread = (functions * counts[:, None]).sum(1) - mean
         L = torch.ones((), dtype=torch.float64, device=A.device)
-        if terms is not None:
+        if terms:
             L = sum(_size_of(term, A) for term in terms)  # type: ignore[assignment]
             L = L + 1e-3 * L.mean()
         wanted = damp.double().unsqueeze(-1).square() / self.weights

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from lsconv.border.cost_model import Limits
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
-from lsconv.border.normal_problem import least_shift
-from lsconv.border.penalty import Filter, Penalty
-from lsconv.border.reflected_padding import Mirror
+from lsconv.border.normal_problem import Request, least_shift
+from lsconv.border.penalty import Filter
 from lsconv.errors import NonFiniteError
 from lsconv.krylov.loop.batched_scalars import divide
 from lsconv.krylov.loop.certificate import Norms
@@ -91,7 +90,7 @@ class Passes:
         self.halos = Regions(self.wide, axes, reach, wraps, others)
         self.tiles = Regions(self.wide, axes, [max(o, 1) for o in overlap], wraps, others)
         self.step = 0
-        self.tick: Callable[[str], None] = lambda what: None
+        self.tick: Callable[[str], None] = lambda stage: None
         self._convolutions: dict[tuple[Any, ...], tuple[Convolution, list[Filter]]] = {}
         self._inverses: dict[Kind, NormalInverse] = {}
         self._pencil: PencilInverse | None = None
@@ -249,7 +248,7 @@ class Passes:
 
     def _run(
         self,
-        what: str,
+        stage: str,
         regions: Regions,
         read: Callable[[Region], T],
         work: Callable[[Region, T], Tensor],
@@ -266,7 +265,7 @@ class Passes:
                 values = work(region, given)
                 if into is not None:
                     write(into, region, values)
-                self.tick(what)
+                self.tick(stage)
 
     def _ahead(
         self, regions: Sequence[Region], read: Callable[[Region], T], add: bool, written: Callable[[], None]
@@ -348,12 +347,7 @@ class Passes:
         if kind not in self._inverses:
             A, terms = self._local(self.tiles, kind)
             floor = least_shift(torch.float64, damped=True)
-            mirror = Mirror(A) if Mirror.exists(A) and any(map(any, A.padding)) else None
-            if not terms:
-                inverse = normal_inverse(A, self.damp, floor=floor, side="solution", mirror=mirror, limits=self.limits)
-            else:
-                damp = torch.tensor(self.damp, dtype=torch.float64, device=A.device)
-                inverse = normal_inverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp), limits=self.limits)
+            inverse = normal_inverse(Request.of(A, self.damp, terms, floor=floor, side="solution", limits=self.limits))
             inverse.factorise_if_cheaper((), 2 * sum(region.kind == kind for region in self.tiles.all))
             self._inverses[kind] = inverse
         return self._inverses[kind]

@@ -42,20 +42,20 @@ class PencilInverse:
     """
 
     def __init__(self, A: Convolution, terms: Sequence[Filter], damp: float, ranks: Ranks) -> None:
-        what = _outline(A, terms, damp)
-        self.grid = PencilGrid(what.embedding.grid, A.spatial_in, ranks)
+        truncated = _outline(A, terms, damp)
+        self.grid = PencilGrid(truncated.embedding.grid, A.spatial_in, ranks)
         own = torch.tensor(0.0 if terms else damp, dtype=torch.float64, device=A.device)
         floor = least_shift(torch.float64, damped=True)
         request = Request(A, own, floor, side="solution", penalty=_penalty(A, terms, damp))
         problem = NormalProblem(request, symbol=self.grid.symbol)
         problem.mu = ranks.largest(problem.mu)  # a floor is known from all frequencies only
-        parts, what = problem.circulant_parts(), problem.what
+        parts, truncated = problem.circulant_parts(), problem.truncated
         self.form, self.groups, self.inverse, self.across = problem.form, A.groups, parts.inverse, parts.across
         self.iterations, self.left = 0, 0.0
         self._rows, self._root = problem.symbol.rows, problem.shift.sqrt()[..., 0]
         self.system: PencilSystem | None = None
         if self.form != "circulant":
-            self.border = PencilBorder(self.grid, _positions(what), A.device)
+            self.border = PencilBorder(self.grid, _positions(truncated), A.device)
             self.system = PencilSystem(parts.system, self.border, definite=self.form != "saddle")
 
     def __call__(self, g: Tensor, tolerance: float, max_iter: int = 300) -> Tensor:
@@ -92,16 +92,16 @@ class PencilInverse:
 
 def pencil_bytes(A: Convolution, terms: Sequence[Filter], damp: float, ranks: int) -> int | None:
     """The bytes that a rank needs, the vectors of a solve included; None where there is no such inverse."""
-    if A.ndim < 2 or A.padding_mode in ("reflect", "replicate"):
+    if A.ndim < 2 or not Embedding.exists(A):
         return None
-    what = _outline(A, terms, damp)
-    grid, columns, rows = what.embedding.grid, what.symbol.columns, what.symbol.rows
+    truncated = _outline(A, terms, damp)
+    grid, columns, rows = truncated.embedding.grid, truncated.symbol.columns, truncated.symbol.rows
     if grid[1] // 2 + 1 < ranks or A.spatial_in[0] < ranks:
         return None
-    across = rows**2 + rows * columns if what.form == "valid" else 0
-    matrices = A.groups * ((rows + columns) ** 2 if what.form == "saddle" else columns**2 + across)
+    across = rows**2 + rows * columns if truncated.form == "valid" else 0
+    matrices = A.groups * ((rows + columns) ** 2 if truncated.form == "saddle" else columns**2 + across)
     spectra = A.groups * (rows + 6 * columns)
-    border, positions = 0, _positions(what)
+    border, positions = 0, _positions(truncated)
     for a, n in enumerate(grid):
         cells = len(strip_cells(positions, a))
         along = A.groups * math.prod(grid) // n
@@ -128,7 +128,7 @@ def _outline(A: Convolution, terms: Sequence[Filter], damp: float) -> TruncatedC
     return truncated_circulant(A, (), _penalty(A, terms, damp), symbol=symbol)
 
 
-def _positions(what: TruncatedCirculant) -> Any:
+def _positions(truncated: TruncatedCirculant) -> Any:
     """The border positions of the unknowns of each form."""
-    both = {"valid": what.out_border, "full": what.in_border, "circulant": []}
-    return both.get(what.form, what.out_border + what.in_border)
+    both = {"valid": truncated.out_border, "full": truncated.in_border, "circulant": []}
+    return both.get(truncated.form, truncated.out_border + truncated.in_border)

@@ -27,15 +27,15 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def tick(self, what: str) -> None:
+    def tick(self, stage: str) -> None:
         """Count a tile of a pass."""
         if self.bar is not None:
-            self.bar.set_description(f"step {self.plan.passes.step}, {what}", refresh=False)
+            self.bar.set_description(f"step {self.plan.passes.step}, {stage}", refresh=False)
             self.bar.update(1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.plan.passes.tick = lambda what: None
+        self.plan.passes.tick = lambda stage: None
         if self.bar is not None:
             self.bar.close()

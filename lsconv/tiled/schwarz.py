@@ -29,15 +29,15 @@ import torch
 from torch import Tensor
 
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
-from lsconv.border.normal_problem import least_shift, needs_double
+from lsconv.border.normal_problem import Request, least_shift, needs_double
 from lsconv.border.penalty import Filter, Penalty, as_convolutions
-from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import MethodError
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 from lsconv.operators.fft_convolution import transform_cost
 from lsconv.operators.padding import pad, pad_adjoint
+from lsconv.operators.padding_modes import MODES
 from lsconv.operators.varying_convolution import VaryingConvolution
 from lsconv.operators.windows import add_windows, read_windows
 from lsconv.tiled.layout import TileLayout, candidates
@@ -73,8 +73,8 @@ class SchwarzInverse:
         refuse_if_slower: bool = False,
     ) -> None:
         self.A, self.damp, self.L = A, damp, L
-        self.terms = None if L is None else _terms(A, L)
-        wraps = A.padding_mode == "circular" and any(map(any, A.padding))
+        self.terms = [] if L is None else _terms(A, L)
+        wraps = MODES[A.padding_mode].periodic and any(map(any, A.padding))
         lengths = candidates(A.spatial_in, A.kernel_size) if core is None else [core]
         layouts = [TileLayout.of(A.spatial_in, A.kernel_size, cells, wraps=wraps) for cells in lengths]
         every = [LocalKernels(A, layout, damp, weights, self.terms) for layout in layouts]
@@ -90,7 +90,7 @@ class SchwarzInverse:
         """Estimate the work of a solve with its setup, in transforms."""
         layout, A = local.layout, self.A
         inside, edge = layout.counts
-        half_open = A.padding_mode == "zeros" and not any(map(any, A.padding))
+        half_open = MODES[A.padding_mode].zero and not any(map(any, A.padding))
         tiles = edge * transform_cost(layout.size(False)) * (10 if half_open else 60)  # a saddle point costs more
         setup = 18 * tiles
         tiles += 5 * inside * transform_cost(layout.size(True))
@@ -165,18 +165,14 @@ class SchwarzInverse:
         wide = core.to(dtype=double(core.dtype))
         core = wide if precise else wide.to(dtype=torch.complex64 if core.is_complex else torch.float32)
         floor = least_shift(core.weight.real.dtype, damped=True)
-        mirror = Mirror(core) if Mirror.exists(core) else None
-        if self.terms is None:
-            inverse = normal_inverse(core, damp, floor=floor, side="solution", mirror=mirror)
-        else:
-            terms = []
-            for term in self.terms:
-                weight, groups = term.convolution.weight.to(core.dtype), term.convolution.groups
-                own = convolution(weight[:1], 0) if A.shared else convolution(weight, 0, groups)
-                terms.append(Filter(own, term.factor))
-            if mirror is not None or not Penalty.serves(core, terms):
-                raise MethodError(f"L: {self.L!r} and {A!r} are not convolutions on one grid")
-            inverse = normal_inverse(core, 0.0, floor=floor, penalty=Penalty(core, terms, damp))
+        terms = []
+        for term in self.terms:
+            weight, groups = term.convolution.weight.to(core.dtype), term.convolution.groups
+            local = convolution(weight[:1], 0) if A.shared else convolution(weight, 0, groups)
+            terms.append(Filter(local, term.factor))
+        if terms and not Penalty.serves(core, terms):
+            raise MethodError(f"L: {self.L!r} and {A!r} are not convolutions on one grid")
+        inverse = normal_inverse(Request.of(core, damp, terms, floor=floor, side="solution"))
         inverse.factorise_if_cheaper(tuple(inverse.embedding.batch_shape), math.ceil(self.local.iterations))
         return inverse
 

@@ -17,6 +17,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 from lsconv.operators.elementary import Identity
+from lsconv.operators.padding_modes import MODES
 from lsconv.tiled.decay import Decay
 from lsconv.tiled.iteration import Directions
 from lsconv.tiled.layout import TileAxis
@@ -148,7 +149,7 @@ def _is_cut(axis: TileAxis) -> bool:
 
 
 def _wraps(A: Convolution) -> tuple[bool, ...]:
-    wraps = tuple(A.padding_mode == "circular" and any(pair) for pair in A.padding)
+    wraps = tuple(MODES[A.padding_mode].periodic and any(pair) for pair in A.padding)
     for wrap, pair, k in zip(wraps, A.padding, A.kernel_extent, strict=True):
         if wrap and sum(pair) != k - 1:
             raise MethodError(
@@ -240,8 +241,9 @@ def check_operator(A: Any, in_size: Any, padding: Any, padding_mode: str) -> Con
         )
     if A.dtype not in (torch.float32, torch.float64):
         raise DtypeError(f"A: tiles serve float32 and float64, got {A.dtype}")
-    if A.padding_mode in ("reflect", "replicate") and A.ndim > 2:
-        raise MethodError(f"padding_mode: {A.padding_mode!r} has no border plan in three dimensions; use 'zeros'")
+    mode = MODES[A.padding_mode]
+    if not (mode.zero or mode.periodic or (mode.copies and A.ndim < 3)):
+        raise MethodError(f"padding_mode: {A.padding_mode!r} has no border plan in {A.ndim} dimensions; use 'zeros'")
     return A
 
 
@@ -257,7 +259,7 @@ def penalty_terms(A: Convolution, L: LinearOperator | None) -> list[Filter]:
     if L.in_shape != A.in_shape:
         raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")
     terms = as_convolutions(L, A.ndim)
-    if terms is None or A.padding_mode in ("reflect", "replicate") or not Penalty.serves(A, terms):
+    if terms is None or not Penalty.serves(A, terms):
         raise MethodError(
             f"L: tiles serve penalties made of convolutions beside zero or circular padding (with lsconv.Gradient, "
             f"boundary='periodic' beside circular padding), got {L!r} beside {A!r}"

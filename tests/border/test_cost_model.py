@@ -10,6 +10,7 @@ from lsconv import psf
 from lsconv.border.cost_model import CostModel, FactorCost, Limits, expected_iterations, free_bytes, items_at_once
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
+from lsconv.border.normal_problem import Request
 from lsconv.border.plan import BorderPlan
 from lsconv.border.system.border_system import BorderSystem
 
@@ -68,7 +69,7 @@ def test_a_small_border_is_factorised_before_any_iteration() -> None:
 def test_a_plan_that_is_used_again_and_again_goes_over_to_factors_before_a_solve(spare: int | None) -> None:
     A = lsconv.Conv2d(psf.disk(3)[None, None], in_size=(96, 96))
     limits = Limits(at_once=0, spare_bytes=spare)
-    inverse = normal_inverse(A, 1e-1 * float(lsconv.norm(A)), floor=1e-13, limits=limits)
+    inverse = normal_inverse(Request.of(A, 1e-1 * float(lsconv.norm(A)), floor=1e-13, limits=limits))
     f = torch.randn(A.out_shape, dtype=F64)
     counts = [int(inverse(f, 1e-3)[1]) for _ in range(40)]
     assert counts[0] > 0
@@ -78,7 +79,7 @@ def test_a_plan_that_is_used_again_and_again_goes_over_to_factors_before_a_solve
 @pytest.mark.parametrize("padding", [0, 3])
 def test_iterations_end_when_they_have_cost_what_the_factors_do(padding: int) -> None:
     A = lsconv.Conv2d(psf.disk(3)[None, None], in_size=(96, 96), padding=padding)
-    inverse = normal_inverse(A, 1e-4, floor=1e-13, limits=Limits(at_once=0, dense_unknowns=0))
+    inverse = normal_inverse(Request.of(A, 1e-4, floor=1e-13, limits=Limits(at_once=0, dense_unknowns=0)))
     assert isinstance(inverse, BorderInverse)
     affordable = inverse.model.factor_work(inverse._cost) / inverse.model.iteration(1)
     shape = A.out_shape if inverse.side == "residual" else A.in_shape
@@ -89,7 +90,7 @@ def test_iterations_end_when_they_have_cost_what_the_factors_do(padding: int) ->
 
 def test_factors_that_cost_no_less_to_use_are_never_earned() -> None:
     A = lsconv.Conv2d(torch.rand(1, 1, 5, 5, dtype=F64), in_size=(40, 40))
-    inverse = normal_inverse(A, 1.0, floor=1e-13, limits=Limits(at_once=0, dense_unknowns=0))
+    inverse = normal_inverse(Request.of(A, 1.0, floor=1e-13, limits=Limits(at_once=0, dense_unknowns=0)))
     assert isinstance(inverse, BorderInverse)
     system = BorderSystem(inverse.on_border.problem, FactorCost(1.0, 100 * inverse.model.iteration(1), 0.0))
     b = torch.randn(1, 1, inverse.border.size, dtype=F64)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import lsconv
 from lsconv.border.cost_model import Limits
 from lsconv.border.normal_inverse import normal_inverse
+from lsconv.border.normal_problem import Request
 from lsconv.border.plan import BorderPlan
-from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.inverse.route import route
@@ -125,6 +125,6 @@ def test_gradients(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_bound_of_the_norm_holds(mode: str) -> None:
     A = lsconv.Conv2d(torch.ones(1, 1, 5, 5, dtype=torch.float64), in_size=(9, 8), padding=2, padding_mode=mode)
-    inverse = normal_inverse(A, 1.0, floor=1e-13, mirror=Mirror(A))
+    inverse = normal_inverse(Request.of(A, 1.0, floor=1e-13))
     largest = float(torch.linalg.matrix_norm(A.to_dense(), 2))
     assert largest <= float(inverse.norm_bound) <= 5 * largest

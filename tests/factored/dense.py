@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import lsconv
+from lsconv.krylov.plan import LastResort
 
 RCOND = 1e-9
 
@@ -58,6 +59,11 @@ def check_maps(plan: Any, damp: float, *, rank: bool = True) -> None:
     ndim = len(A.in_shape)
     solution = plan.solve(y)
     assert solution.converged.all(), str(solution)
+    attempted = plan.attempt(y)  # nothing iterates: an answer needs no certificate, and has no fallback
+    assert attempted is not None
+    assert not attempted[1].any()
+    assert torch.equal(attempted[0], plan.apply(y))
+    assert plan.fallback is LastResort.NOTHING
     assert solution.x.dtype == A.dtype
     assert solution.x.is_contiguous()
     assert error(solution.x, y, P, ndim) < eps

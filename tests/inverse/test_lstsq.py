@@ -48,6 +48,8 @@ def _check_against_dense(case: Any, reference: Any, method: str, by_border: Any,
         assert torch.where(dense.full_rank, doubted & right, ~solution.converged | right).all()
     else:
         assert (~solution.converged | right).all()
+        easy = dense.full_rank & (dense.condition < 10)  # to doubt every answer is no way to be right
+        assert (solution.converged | ~easy).all()
 
 
 @every_method
@@ -79,7 +81,7 @@ def test_what_claims_to_have_converged_in_single_precision_is_right(
     case = data.draw(cases((torch.float32, torch.complex64)))
     dense = reference(*case.arguments)
     assume(bool((dense.condition < 1e3).all()))
-    _check_against_dense(case, reference, "border", by_border, "never")
+    _check_against_dense(case, reference, "border", by_border, "well conditioned")
 
 
 @given(data=st.data())
@@ -92,7 +94,7 @@ def test_what_claims_to_have_converged_with_an_iterative_border_is_right(
         except lsconv.MethodError:
             return by_border(A, y, damp)
 
-    _check_against_dense(data.draw(cases()), reference, "border", iterative, "never")
+    _check_against_dense(data.draw(cases()), reference, "border", iterative, "well conditioned")
 
 
 @given(data=st.data())

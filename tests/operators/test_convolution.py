@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from lsconv.errors import ShapeError
 from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution, norm_bound
-from lsconv.operators.padding import MODES, widest
+from lsconv.operators.padding_modes import MODES
 
 CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 DOUBLE = (torch.float64, torch.complex128)
@@ -59,7 +59,7 @@ def convolutions(
     draw: st.DrawFn,
     dtypes: tuple[torch.dtype, ...] = DTYPES,
     kernel_batches: tuple[tuple[int, ...], ...] = ((),),
-    modes: tuple[str, ...] = MODES,
+    modes: tuple[str, ...] = tuple(MODES),
     asymmetric: bool = True,
 ) -> Case:
     ndim = draw(st.sampled_from([1, 2, 2, 2, 3]))
@@ -67,7 +67,7 @@ def convolutions(
     sizes, kernels, strides, dilations, paddings = [], [], [], [], []
     for _ in range(ndim):
         size = draw(st.integers(1, 9 if ndim < 3 else 5))
-        limit = widest(mode, size)
+        limit = MODES[mode].widest(size)
         most = 5 if limit is None else min(limit, 5)
         left = draw(st.integers(0, most))
         right = draw(st.integers(0, most)) if asymmetric and draw(st.booleans()) else left
@@ -324,7 +324,7 @@ def test_the_bound_of_the_norm_is_one_and_is_met_by_averages(mode: str, groups: 
 def test_the_bound_of_the_norm_counts_the_copies_that_padding_makes(
     mode: str, size: int, padding: Any, stride: int
 ) -> None:
-    limit = widest(mode, size)
+    limit = MODES[mode].widest(size)
     if limit is not None and (padding if isinstance(padding, int) else max(padding)) > limit:
         pytest.skip("more padding than torch makes")
     for weight in (torch.ones(1, 1, 2, dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)):

@@ -8,15 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
-from lsconv.operators.padding import MODES, Pad, widest
+from lsconv.operators.padding import Pad
+from lsconv.operators.padding_modes import MODES
 
 
 @st.composite
 def pads(draw: st.DrawFn) -> tuple[Pad, list[int]]:
     """A padding and its amounts in the order of torch's own call."""
-    mode = draw(st.sampled_from(MODES))
+    mode = draw(st.sampled_from(tuple(MODES)))
     sizes = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
-    limits = [6 if widest(mode, n) is None else widest(mode, n) for n in sizes]
+    widest = [MODES[mode].widest(n) for n in sizes]
+    limits = [6 if limit is None else limit for limit in widest]
     pairs = [(draw(st.integers(0, limit)), draw(st.integers(0, limit))) for limit in limits]
     dtype = draw(st.sampled_from([torch.float64, torch.complex128]))
     channels = draw(st.sampled_from([(), (2,), (2, 3)]))

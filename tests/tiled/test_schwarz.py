@@ -1,4 +1,4 @@
-"""The additive Schwarz preconditioner: a partition of unity, Hermitian, exact for one tile, and near the inverse."""
+"""The additive Schwarz preconditioner: Hermitian, exact for one tile, and near the inverse."""
 
 from __future__ import annotations
 
@@ -10,29 +10,7 @@ import torch
 import lsconv
 from lsconv.errors import MethodError
 from lsconv.tiled.schwarz import SchwarzInverse
-
-F64 = torch.float64
-
-
-def blur(sigma: float, size: int = 7) -> torch.Tensor:
-    profile = torch.exp(-0.5 * ((torch.arange(size, dtype=F64) - size // 2) / sigma) ** 2)
-    return profile[:, None] * profile / profile.sum() ** 2
-
-
-def field(n: int, padding: Any = 0, mode: str = "zeros", **options: Any) -> lsconv.VaryingConvolution:
-    """A blur that grows across the field."""
-    kernels = torch.stack([blur(0.7), blur(0.9), blur(0.9), blur(1.2)])
-    positions = [(n / 4, n / 4), (n / 4, 3 * n / 4), (3 * n / 4, n / 4), (3 * n / 4, 3 * n / 4)]
-    return lsconv.VaryingConvolution.from_grid(
-        kernels, positions, (n, n), padding=padding, padding_mode=mode, **options
-    )
-
-
-def matrix(M: SchwarzInverse) -> torch.Tensor:
-    """The matrix of the preconditioner."""
-    n = M.A.in_numel
-    rows = M(torch.eye(n, dtype=F64).reshape(n, *M.A.in_shape), 1e-8)[0]
-    return rows.reshape(n, n).mT
+from tests.tiled.varying import F64, blur, field, matrix
 
 
 @pytest.mark.parametrize("padding, mode", [(0, "zeros"), ("same", "zeros"), ("same", "circular"), ("same", "reflect")])
@@ -76,33 +54,3 @@ def test_tiles_are_near_the_inverse(padding: Any, mode: str, most: float, with_p
     assert float(values[-1] / values[0]) < most
     own = torch.linalg.eigvalsh(normal)
     assert float(own[-1] / own[0]) > 30 * most / 4
-
-
-def test_squares_of_the_windows_sum_to_one() -> None:
-    for mode, padding in (("zeros", 0), ("circular", "same")):
-        M = SchwarzInverse(field(41, padding, mode), torch.tensor(0.1, dtype=F64), core=(13, 13))
-        ones = torch.ones(1, 41, 41, dtype=F64)
-        total = torch.zeros_like(ones)
-        for group in M.groups:
-            for start, window in zip(group.starts.tolist(), group.windows, strict=True):
-                for i, j in ((i, j) for i in range(window.shape[1]) for j in range(window.shape[2])):
-                    margin = M.layout.axes[0].margin
-                    total[0, (start[0] + i - margin) % 41, (start[1] + j - margin) % 41] += window[0, i, j] ** 2
-        torch.testing.assert_close(total, ones)
-
-
-def test_the_damping_is_raised_where_zeros_of_the_transfer_function_move() -> None:
-    kernels = torch.zeros(2, 9, 9, dtype=F64)
-    kernels[0, 4], kernels[1, :, 4] = 1 / 9, 1 / 9
-    A = lsconv.VaryingConvolution.from_grid(kernels, [(0.0, 10.0), (0.0, 54.0)], (64, 64))
-    for damp, raised in ((1e-3, True), (1.0, False)):
-        M = SchwarzInverse(A, torch.tensor(damp, dtype=F64), core=(32, 32))
-        assert (M.local.factor > 10) == raised
-
-
-def test_tiles_that_do_not_pay_are_refused() -> None:
-    A = field(40)
-    with pytest.raises(MethodError, match="LSMR should take less time"):
-        SchwarzInverse(A, torch.tensor(10.0, dtype=F64), refuse_if_slower=True)
-    with pytest.raises(MethodError, match="made of convolutions"):
-        SchwarzInverse(A, torch.tensor(0.1, dtype=F64), lsconv.Diagonal(torch.ones(A.in_shape, dtype=F64)))

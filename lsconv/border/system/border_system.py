@@ -32,7 +32,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from lsconv.border.border_set import Border, Kernel, gathered
+from lsconv.border.border_set import Border, BorderEntries, gathered
 from lsconv.border.cost_model import CostModel, FactorCost, Limits
 from lsconv.border.system.krylov import Recycling, border_gmres, conjugate_gradients
 from lsconv.border.system.strip_product import StripOperator, Strips
@@ -148,36 +148,42 @@ class Schwarz:
         border, matrices, limits = problem.border, problem.matrices, problem.limits
         entries = border.size**2 * matrices.matrices.shape[0]
         small = border.size <= limits.dense_unknowns and entries <= 8 * limits.dense_unknowns**2
-        kernel = border.kernel(matrices)
+        border_entries = border.entries(matrices)
         if problem.one_matrix or small:
-            self.whole_inverse = DenseInverse(kernel.dense(border), definite=problem.model.definite)
+            self.whole_inverse = DenseInverse(border_entries.dense(border), definite=problem.model.definite)
             return
         self._numbering = border.numbering()
         used = [a for a, members in enumerate(border.members) if members.any()]
         product = matrices.elementwise and len(border.grid) == 2 and border.cellwise
         strips: list[StripOperator] = []
         for a in used:
-            subdomain = self._subdomain(kernel, (a,), border.corner((a,), 0), strips if product else None)
+            subdomain = self._subdomain(border_entries, (a,), border.corner((a,), 0), strips if product else None)
             self.subdomains.append(subdomain)
         if product:  # which makes iterations cheap and wide corners a waste
-            self.strips = Strips.of(kernel.whole(), self._numbering, border.members, strips, real=matrices.grid.real)
+            self.strips = Strips.of(
+                border_entries.whole(), self._numbering, border.members, strips, real=matrices.grid.real
+            )
         crossed = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if limits.corners else []
         self._overlaps = {axes: self._overlap(axes) for axes in crossed}
         for axes, overlap in self._overlaps.items():
             if overlap:
-                self.subdomains.append(self._subdomain(kernel, axes, border.corner(axes, overlap)))
+                self.subdomains.append(self._subdomain(border_entries, axes, border.corner(axes, overlap)))
         for cells in border.pieces:
-            self.subdomains.append(self._subdomain(kernel, tuple(range(len(border.grid))), cells))
+            self.subdomains.append(self._subdomain(border_entries, tuple(range(len(border.grid))), cells))
         self.sum = SubdomainSum(self.subdomains, border.size, self.owners() if problem.restricted else None)
 
     def _subdomain(
-        self, kernel: Kernel, axes: tuple[int, ...], cells: Tensor, strips: list[StripOperator] | None = None
+        self,
+        border_entries: BorderEntries,
+        axes: tuple[int, ...],
+        cells: Tensor,
+        strips: list[StripOperator] | None = None,
     ) -> Subdomain:
         """The cells over the whole of the other axes; the product with Q on them is added to ``strips``."""
-        definite, grid, device = self.problem.model.definite, self.border.grid, kernel.Q.matrices.device
+        definite, grid, device = self.problem.model.definite, self.border.grid, border_entries.Q.matrices.device
         index = border_index(self._numbering, axes, cells)
-        matrices = kernel.between(axes, cells).contiguous()
-        others = Grid(tuple(n for a, n in enumerate(grid) if a not in axes), real=kernel.Q.grid.real)
+        matrices = border_entries.between(axes, cells).contiguous()
+        others = Grid(tuple(n for a, n in enumerate(grid) if a not in axes), real=border_entries.Q.grid.real)
         if strips is not None:  # before the inverse overwrites the matrices
             strips.append(StripOperator(index.to(device), FrequencyMatrices(others, matrices.clone())))
         inverse: DenseInverse | FrequencyMatrices

@@ -40,6 +40,7 @@ from lsconv.operators.difference import Gradient
 from lsconv.operators.dtypes import default_rcond
 from lsconv.operators.elementary import Identity
 from lsconv.operators.fft_convolution import good_fft_length
+from lsconv.operators.padding_modes import MODES
 
 __all__ = ["ExtendedGrid"]
 
@@ -61,7 +62,7 @@ class ExtendedGrid:
     def __init__(self, A: Convolution, terms: Sequence[Term], batch: tuple[int, ...]) -> None:
         if not isinstance(A, Convolution) or any(s != 1 for s in A.stride):
             raise MethodError("A: the extended grid needs a convolution of stride 1")
-        self.repeated = (A.padding, A.padding_mode) if A.padding_mode in ("reflect", "replicate") else None
+        self.repeated = (A.padding, A.padding_mode) if MODES[A.padding_mode].copies else None
         if self.repeated is not None:  # without the padding, whose cells are then unknowns of their own
             A = Convolution(
                 A.weight, A.spatial_in, A.stride, A.padding, A.dilation, A.groups, backend=A.backend, check_finite=False
@@ -80,12 +81,12 @@ class ExtendedGrid:
             raise MethodError("A and L are no crops of block-circulant operators on one grid")
         penalty = Penalty(A, flat, torch.ones((), dtype=torch.float64, device=A.device))
         self.held = any(penalty.constrained)
-        if A.padding_mode == "circular":
+        if MODES[A.padding_mode].periodic:
             if self.held:
                 raise MethodError("A is circular and L reads beyond the edge")
             self.grid_sizes = A.spatial_in
         else:
-            periodic = any(part.convolution.padding_mode == "circular" for part in flat)
+            periodic = any(MODES[part.convolution.padding_mode].periodic for part in flat)
             self.grid_sizes = tuple(
                 n if periodic and not held else max(size, good_fft_length(max(n, m)))
                 for n, m, size, held in zip(A.spatial_in, A.spatial_out, penalty.grid, penalty.constrained, strict=True)

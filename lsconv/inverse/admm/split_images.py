@@ -17,7 +17,8 @@ from lsconv.fourier.symbol import FrequencyMatrices, Grid
 from lsconv.inverse.admm.proximal import Term
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
-from lsconv.operators.padding import Pairs, pad, pad_adjoint
+from lsconv.operators.padding import pad, pad_adjoint
+from lsconv.operators.padding_modes import Pairs
 
 __all__ = ["Copies", "Differences", "Filtered", "GridLayout", "Itself", "SplitImage"]
 

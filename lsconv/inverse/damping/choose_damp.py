@@ -131,37 +131,17 @@ def choose_damp(
         raise ArgumentError(f"damp: expected a number, or a rule: one of {rules}, got {rule!r}")
     if trace not in ("auto", "exact", "stochastic"):
         raise ArgumentError(f'trace: expected "auto", "exact" or "stochastic", got {trace!r}')
-    A = accept_operator(A, y)
-    if observed is not None or weights is not None:
-        A.check_output(y, "y")
-        observation = Observation.of(A, observed, weights)
-        A, y = observation.operator(A), observation.data(y)
-    A = constant_weight_in_kernel(A)
-    smaller = Reduction.trimmed(A) if isinstance(A, Convolution) else None
-    A = smaller.B if smaller is not None and smaller.same_shapes else A
-    problem = prepare(A, y, check_finite=False, name="y")
-    zero = zero_rows(A)
-    if zero is not None:
-        problem = prepare(A, torch.where(zero, 0, y), check_finite=False, name="y")
-    data, batch = problem.y, tuple(problem.batch)
+    A, data, zero = _data(A, y, observed, weights)
     L = None if L is None else accept_operator(L, name="L").for_dtype(A.dtype)
     if L is not None and L.in_shape != A.in_shape:
         raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
     if x_prior is not None:
         A.check_input(x_prior, "x_prior")
         data = data - A.apply(x_prior.detach())
-        batch = tuple(data.shape[: data.ndim - len(A.out_shape)])
-    count = _count(A, zero).expand(batch)
-    if not bool(count.any()):
-        raise ArgumentError(
-            "y: no entry is measured (all rows of A are zero), so nothing tells the damp; give a number"
-        )
-    if not bool(count.all()):
-        empty = int((count == 0).sum())
-        warn(f"y: {empty} of {count.numel()} item(s) have no measured entry, so nothing tells their damp", InputWarning)
+    batch = tuple(data.shape[: data.ndim - len(A.out_shape)])
+    count, noise = _count(A, zero, batch), _noise(rule, noise_std, batch, A)
     space = ItemSpace(A.out_shape, A.dtype, A.device)
     norm = space.safe_norm(data).double()
-    noise = _noise(rule, noise_std, batch, A)
     unit = torch.where(norm > 0, norm, 1)
     data = (data / space.spread(unit)).expand(*batch, *A.out_shape)
     shared = SharedGroups.of(A, L)
@@ -174,39 +154,76 @@ def choose_damp(
         path.nullity if isinstance(path, DecomposedPath) else null_dimension(L) * len(data) if rule == "evidence" else 0
     )
     criterion = Criterion(rule, None if noise is None else noise / unit, nullity)
-    search = Search(
-        path if coarse is None else coarse, criterion, needs_trace=rule in WITH_TRACE, slope=rule == "lcurve"
-    )
-    low, high = (math.log(end) + search.path.scale.double().log() for end in _RANGE)
-    density = _CURVATURE_PER_DECADE if rule == "lcurve" else _PER_DECADE
-    search.scan(low, high, points=1 + round(math.log10(_RANGE[1] / _RANGE[0]) * density))
-    search.refine(6 if coarse is None or coarse.exact else 2)
+    first = _scanned(path if coarse is None else coarse, criterion, exact=coarse is None or coarse.exact)
+    search = first if coarse is None else _confirmed(path, criterion, first)
     seen = None
-    if coarse is not None:
-        seen = (search.sorted()[0].exp(), search.values() * (path.count / coarse.count * unit.square()))
-        if rule == "lcurve":
-            search = Search(path, criterion, needs_trace=False, slope=True, around=search)
-        else:
-            search = LocalSearch(path, criterion, needs_trace=rule in WITH_TRACE, around=search)
-        search.settle()
-    t, evaluations = search.sorted()
-    values, _ = criterion(evaluations, t, path.count)
+    if coarse is not None and rule in ("gcv", "discrepancy", "upre"):
+        seen = (first.sorted()[0].exp(), first.values() * (path.count / coarse.count * unit.square()))
+    low, high = _range(first)
     chosen = torch.where(norm > 0, search.best(), high.expand(batch)).exp()
-    if rule == "lcurve":
-        values = -values
-    elif rule != "evidence":
-        values = values * unit.square()
-    else:  # dimensions of y^2 under the logarithm
-        values = values + (path.count - criterion.nullity) * 2 * unit.log()
+    t, evaluations = search.sorted()
     return Selection(
         rule,
         chosen.to(real_dtype(A.dtype)),
         t.exp(),
-        values,
+        _in_own_units(criterion, criterion(evaluations, t, path.count)[0], unit, path.count),
         evaluations.trace_error,
-        seen if rule in ("gcv", "discrepancy", "upre") else None,
+        seen,
         _message(rule, path, coarse, search, norm, low, high),
     )
+
+
+def _data(
+    A: OperatorLike, y: Tensor, observed: Tensor | None, weights: Tensor | None
+) -> tuple[LinearOperator, Tensor, Tensor | None]:
+    """Return A with what counts of its data, in its shortest form, these data, and the rows that are zero."""
+    A = accept_operator(A, y)
+    if observed is not None or weights is not None:
+        A.check_output(y, "y")
+        observation = Observation.of(A, observed, weights)
+        A, y = observation.operator(A), observation.weighted(y)
+    A = constant_weight_in_kernel(A)
+    smaller = Reduction.trimmed(A) if isinstance(A, Convolution) else None
+    A = smaller.B if smaller is not None and smaller.same_shapes else A
+    problem = prepare(A, y, check_finite=False, name="y")
+    zero = zero_rows(A)
+    if zero is not None:
+        problem = prepare(A, torch.where(zero, 0, y), check_finite=False, name="y")
+    return A, problem.y, zero
+
+
+def _range(search: Search) -> tuple[Tensor, Tensor]:
+    """The ends of the range searched, as logarithms."""
+    scale = search.path.scale.double().log()
+    return math.log(_RANGE[0]) + scale, math.log(_RANGE[1]) + scale
+
+
+def _scanned(path: DampPath, criterion: Criterion, *, exact: bool) -> Search:
+    """Scan the whole range, and refine around the best point."""
+    search = Search(path, criterion, needs_trace=criterion.rule in WITH_TRACE, slope=criterion.rule == "lcurve")
+    density = _CURVATURE_PER_DECADE if criterion.rule == "lcurve" else _PER_DECADE
+    search.scan(*_range(search), points=1 + round(math.log10(_RANGE[1] / _RANGE[0]) * density))
+    search.refine(6 if exact else 2)
+    return search
+
+
+def _confirmed(path: DampPath, criterion: Criterion, around: Search) -> Search:
+    """Let the whole data have the last word, around the best point of a search on a surrogate."""
+    if criterion.rule == "lcurve":
+        search = Search(path, criterion, needs_trace=False, slope=True, around=around)
+    else:
+        search = LocalSearch(path, criterion, needs_trace=criterion.rule in WITH_TRACE, around=around)
+    search.settle()
+    return search
+
+
+def _in_own_units(criterion: Criterion, values: Tensor, unit: Tensor, count: int | Tensor) -> Tensor:
+    """The criterion looked at, for data in their own units, which were divided by ``unit``."""
+    if criterion.rule == "lcurve":
+        return -values
+    if criterion.rule == "evidence":  # dimensions of y^2 under the logarithm
+        return values + (count - criterion.nullity) * 2 * unit.log()
+    return values * unit.square()
 
 
 def _noise(rule: str, noise_std: float | Tensor | None, batch: tuple[int, ...], A: LinearOperator) -> Tensor | None:
@@ -225,11 +242,25 @@ def _noise(rule: str, noise_std: float | Tensor | None, batch: tuple[int, ...], 
         raise ShapeError(f"noise_std: shape {tuple(noise.shape)} does not broadcast to the batch {batch}") from None
 
 
-def _count(A: LinearOperator, zero: Tensor | None) -> Tensor:
-    """The number of measured data, ``A.batch_shape``."""
+def _count(A: LinearOperator, zero: Tensor | None, batch: tuple[int, ...]) -> Tensor:
+    """The number of measured data, ``batch``.
+
+    Raises:
+        ArgumentError: there are none; a warning where only some items have none.
+    """
     if zero is None:
-        return torch.tensor(float(A.out_numel), dtype=torch.float64, device=A.device)
-    return (~zero).flatten(len(A.batch_shape)).sum(-1).double()
+        count = torch.tensor(float(A.out_numel), dtype=torch.float64, device=A.device)
+    else:
+        count = (~zero).flatten(len(A.batch_shape)).sum(-1).double()
+    count = count.expand(batch)
+    if not bool(count.any()):
+        raise ArgumentError(
+            "y: no entry is measured (all rows of A are zero), so nothing tells the damp; give a number"
+        )
+    if not bool(count.all()):
+        empty = int((count == 0).sum())
+        warn(f"y: {empty} of {count.numel()} item(s) have no measured entry, so nothing tells their damp", InputWarning)
+    return count
 
 
 def null_dimension(L: LinearOperator | None) -> int:

@@ -36,7 +36,7 @@ from torch import Tensor
 from lsconv.border.influence import ExactInfluence
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
-from lsconv.fourier.circulant import block_circulant, double_symbol, is_block_circulant, per_block
+from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol, per_block
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -146,7 +146,7 @@ class FilterPath:
         terms = as_convolutions(L, A.ndim) if isinstance(A, Convolution) else None
         if not isinstance(A, Convolution) or terms is None or not Penalty.serves(A, terms):
             return None
-        embedding = block_circulant(A) if is_block_circulant(A) else None
+        embedding = circulant_embedding(A)
         penalty = Penalty(A, terms, torch.ones((), dtype=torch.float64, device=A.device))
         if embedding is None or penalty.grid != embedding.grid or any(map(any, penalty.border(embedding))):
             return None

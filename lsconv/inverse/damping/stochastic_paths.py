@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
-from lsconv.border.penalty import Penalty, as_convolutions
+from lsconv.border.normal_problem import Request
+from lsconv.border.penalty import Penalty, as_convolutions, common_grid_filters
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
@@ -181,15 +182,11 @@ class BorderPath(_Probed):
         if not isinstance(A, Convolution) or not Embedding.exists(A):
             return False
         terms = [] if L is None else as_convolutions(L, A.ndim)
-        return terms is not None and (L is None or Penalty.serves(A, terms))
+        return terms is not None and (not terms or Penalty.serves(A, terms))
 
     def _inverse(self, A: Convolution, L: LinearOperator | None, damp: Tensor) -> NormalInverse:
-        if L is None:
-            return normal_inverse(A, damp, floor=0.0, missing=self.missing)
-        terms = as_convolutions(L, A.ndim)
-        assert terms is not None  # served
-        floor = 1e-13 if torch.finfo(A.dtype).bits == 64 else 0.0
-        return normal_inverse(A, 0.0, floor=floor, penalty=Penalty(A, terms, damp.double()), missing=self.missing)
+        floor = 0.0 if L is None or torch.finfo(A.dtype).bits < 64 else 1e-13
+        return normal_inverse(Request.of(A, damp, common_grid_filters(A, L), floor=floor, missing=self.missing))
 
     def _factors(self, damp: Tensor) -> tuple[Convolution, LinearOperator | None, NormalInverse]:
         least = float(damp.min())

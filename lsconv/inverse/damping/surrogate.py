@@ -33,6 +33,7 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient, Laplacian
 from lsconv.operators.elementary import Identity
 from lsconv.operators.fft_convolution import good_fft_length
+from lsconv.operators.padding_modes import MODES
 
 __all__ = ["TaperedPath", "fading", "without_padding"]
 
@@ -170,7 +171,7 @@ def without_padding(A: Convolution) -> list[tuple[int, int]]:
     """
     found = []
     for n, extent, (left, _), outputs in zip(A.spatial_in, A.kernel_extent, A.padding, A.spatial_out, strict=True):
-        if A.padding_mode == "circular":
+        if MODES[A.padding_mode].periodic:
             found.append((0, outputs))
             continue
         count = min(n - extent + left, outputs - 1) - left + 1
@@ -186,7 +187,7 @@ def fading(sizes: tuple[int, ...], A: Convolution) -> Tensor:
         place = (torch.arange(n, dtype=torch.float64, device=A.device) + 0.5) / n
         edge = torch.minimum(place, 1 - place) / (0.5 * _TAPER[A.ndim])
         window = torch.where(edge < 1, 0.5 - 0.5 * torch.cos(math.pi * edge.clamp_max(1)), 1)
-        if A.padding_mode == "circular":
+        if MODES[A.padding_mode].periodic:
             window = torch.ones_like(window)
         weight = weight.unsqueeze(-1) * window.to(real)
     return weight

@@ -30,6 +30,7 @@ from lsconv.krylov.loop.problem import check_damp
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient
+from lsconv.operators.padding_modes import MODES
 from lsconv.operators.transforms import untraced
 from lsconv.operators.varying_convolution import VaryingConvolution
 
@@ -299,7 +300,7 @@ class _Restoration:
 
     def gradient(self) -> Gradient:
         A = self.A
-        boundary = "periodic" if A.padding_mode == "circular" else "neumann"
+        boundary = "periodic" if MODES[A.padding_mode].periodic else "neumann"
         return Gradient(A.in_shape, ndim=A.ndim, boundary=boundary, dtype=A.dtype, device=A.device)
 
     def _with_quadratic(self, L: Gradient | None) -> Solution:

@@ -13,7 +13,7 @@ from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.plan import Plan
+from lsconv.krylov.plan import LastResort, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.dtypes import default_rcond
 
@@ -33,7 +33,7 @@ class AdjointPlan(Plan):
     """
 
     reason = "the adjoint of a convolution is solved with by the plan of the convolution"
-    fallback = "lsmr"
+    fallback = LastResort.LSMR
 
     def __init__(self, A: LinearOperator, plan: Plan, damp: Tensor | float) -> None:
         self.A, self.plan = A, plan

@@ -8,14 +8,14 @@ from torch import Tensor
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.krylov.plan import LastResort, PenalisedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
 __all__ = ["DenseStack"]
 
 
-class DenseStack:
+class DenseStack(PenalisedPlan):
     """Setup of the dense solve of ``min ||A x - y||^2 + damp^2 ||L (x - x_prior)||^2``; :meth:`solve` answers.
 
     Args:
@@ -24,8 +24,10 @@ class DenseStack:
         damp: the damping, a number or one per batch item.
     """
 
+    fallback = LastResort.NOTHING
+
     def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
-        self.dtype, self.penalty = A.dtype, L
+        self.A, self.penalty = A, L
         self.problem = _in_double(A, L, damp)
         self.plan = SingularValuePlan(self.problem.stack, rcond=default_rcond(A.dtype), rtol=direct_rtol(A.dtype))
 
@@ -36,18 +38,23 @@ class DenseStack:
 
     @torch.no_grad()
     def solve(
-        self, y: Tensor, *, x_prior: Tensor | None = None, rtol: float | None = None, atol: float = 0.0
+        self,
+        y: Tensor,
+        *,
+        x_prior: Tensor | None = None,
+        rtol: float | None = None,
+        atol: float = 0.0,
+        max_iter: int | None = None,
     ) -> Solution:
         """The certified solution for ``y``; see :func:`tikhonov`."""
         problem = self.problem
         found = self.plan.solve(problem.data(y, x_prior), rtol=rtol)
-        tolerances = Tolerances.of(self.dtype, self.plan.rtol if rtol is None else rtol, atol)
-        judge = problem.judge(tolerances, self.dtype, norm_bound=self.plan.norm)
+        judge = problem.judge(self.tolerances(rtol, atol), self.A.dtype, norm_bound=self.plan.norm)
         return problem.solution(judge, found.x, y, x_prior=x_prior, iterations=found.iterations, otherwise=found.codes)
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``."""
-        return self.plan.normal_solve(g).to(self.dtype)
+        return self.plan.normal_solve(g).to(self.A.dtype)
 
     def __repr__(self) -> str:
         return f"DenseStack(L={type(self.penalty).__name__}, {self.plan!r})"

@@ -7,7 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +23,11 @@ from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
 from lsconv.krylov.hybrid import hybrid
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution, Status, report
-from lsconv.krylov.loop.stopping import Tolerances
+from lsconv.krylov.loop.stopping import default_rtol
 from lsconv.krylov.lsmr import lsmr
 from lsconv.krylov.lsqr import lsqr
 from lsconv.krylov.minres import minres
-from lsconv.krylov.plan import Plan
+from lsconv.krylov.plan import PenalisedPlan, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import select
 
@@ -39,7 +39,6 @@ __all__ = [
     "KrylovPlan",
     "KrylovStack",
     "PenalisedBackward",
-    "PenalisedPlan",
 ]
 
 LEAST_SQUARES: dict[str, Callable[..., Solution]] = {"lsmr": lsmr, "lsqr": lsqr, "cgls": cgls, "craig": craig}
@@ -64,6 +63,7 @@ class KrylovPlan(Plan):
     reason = "no structure, or a null space that the border does not resolve: an iteration that only applies A"
     options = KRYLOV_ONLY
     iterates = True
+    default_rtol = staticmethod(default_rtol)
 
     def __init__(
         self,
@@ -75,7 +75,6 @@ class KrylovPlan(Plan):
     ) -> None:
         self.A, self.damp, self.method, self.max_iter = A, damp, method, max_iter
         self.M, self.N = preconditioners
-        self.rtol: float | None = None  # None: the method's own default
         self.spent: int | None = None
 
     def solve(
@@ -131,10 +130,6 @@ class KrylovPlan(Plan):
         rtol = self.rtol if rtol is None else rtol
         return None if self.method in SQUARE else gram_by_cg(self.A, g, rtol=rtol, N=self.N, spent=self.spent)
 
-    def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
-        """The tolerances of a solve: those of the Krylov methods where there is no rtol."""
-        return Tolerances.of(self.A.dtype, self.rtol if rtol is None else rtol, atol)
-
     def __repr__(self) -> str:
         preconditioner = self.M if self.M is not None else self.N
         return (
@@ -142,7 +137,7 @@ class KrylovPlan(Plan):
         )
 
 
-class KrylovStack(Plan):
+class KrylovStack(PenalisedPlan):
     """LSMR on ``[A; damp L]``, preconditioned where the stack has an FFT-diagonal surrogate.
 
     Args:
@@ -154,6 +149,7 @@ class KrylovStack(Plan):
     reason = "A and L share no grid: LSMR on [A; damp L]"
     options = frozenset({"x0"})
     iterates = True
+    default_rtol = staticmethod(default_rtol)
 
     def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
         self.A, self.L, self.damp = A, L, torch.as_tensor(damp, dtype=torch.float64, device=A.device)
@@ -213,29 +209,8 @@ class KrylovStack(Plan):
         dense = DenseStack(self.A, self.L, self.damp).normal_solve(g)
         return select(failed, dense, found.x)
 
-    def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
-        """The tolerances of a solve: those of LSMR where there is no rtol."""
-        return Tolerances.of(self.A.dtype, rtol, atol)
-
     def __repr__(self) -> str:
         return f"KrylovStack('lsmr', L={type(self.L).__name__}, preconditioner={self.preconditioner!r})"
-
-
-class PenalisedPlan(Protocol):
-    """The setup for one operator, penalty and damping > 0."""
-
-    def solve(
-        self,
-        y: Tensor,
-        *,
-        x_prior: Tensor | None = None,
-        rtol: float | None = None,
-        atol: float = 0.0,
-    ) -> Solution:
-        """The certified solution for ``y``."""
-
-    def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2 L^H L)^{-1} g``."""
 
 
 class PenalisedBackward:

@@ -22,9 +22,9 @@ from torch import Tensor
 from lsconv.border.border_set import largest_piece
 from lsconv.border.missing_blocks import MissingBlocks
 from lsconv.border.normal_inverse import normal_inverse
-from lsconv.border.normal_problem import least_shift
+from lsconv.border.normal_problem import Request, least_shift
 from lsconv.border.outer_iteration import iterated
-from lsconv.border.penalty import Penalty, as_convolutions
+from lsconv.border.penalty import Penalty, common_grid_filters
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
@@ -32,7 +32,7 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
-from lsconv.krylov.plan import Plan
+from lsconv.krylov.plan import LastResort, PenalisedPlan, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution, norm_bound
@@ -61,7 +61,7 @@ def are_scattered(missing: Tensor, ndim: int) -> bool:
     return float(planes.mean()) < 0.4 and solid <= largest_piece(int(planes.sum()), planes.numel())
 
 
-class MissingPlan(Plan):
+class MissingPlan(PenalisedPlan):
     """Setup for a convolution some of whose outputs are masked; :meth:`solve` answers right-hand sides.
 
     Args:
@@ -73,7 +73,7 @@ class MissingPlan(Plan):
     """
 
     reason = "outputs are missing: the plan of the whole convolution, and an iteration on what is missing"
-    fallback = "lsmr"
+    fallback = LastResort.LSMR
 
     def __init__(
         self,
@@ -97,9 +97,7 @@ class MissingPlan(Plan):
         self._norm_bound = norm_bound(self.core) * self._ratio if L is None else None
         penalty = None
         if L is not None:
-            terms = as_convolutions(L.to(dtype=self.core.dtype), self.core.ndim)
-            assert terms is not None  # the plan is that of A with them
-            penalty = Penalty(self.core, terms, self.damp / self._ratio)
+            penalty = Penalty(self.core, common_grid_filters(self.core, L), self.damp / self._ratio)
         if inner is not None:
             common = rows.missing()  # items that miss the same outputs share their blocks
             missing = self.missing if common is None else common
@@ -299,17 +297,12 @@ class MissingBorderPlan(MissingPlan):
         if lost is None or not Embedding.exists(core) or self._ratio.numel() > 1:
             raise MethodError("A: one border serves items and groups that miss the same outputs, behind zero padding")
         core = core.with_parameters([core.weight.detach() * self._ratio.reshape(())])
-        L, penalty = None if L is None else L.to(dtype=core.dtype), None
-        if L is not None:
-            terms = as_convolutions(L, core.ndim)
-            if terms is None or not Penalty.serves(core, terms):
-                raise MethodError(f"L: {L!r} and {core!r} are not convolutions on one grid")
-            penalty = Penalty(core, terms, self.damp)
+        terms, L = common_grid_filters(core, L), None if L is None else L.to(dtype=core.dtype)
         self.filled = Penalised(Mask(~lost, dtype=core.dtype) @ core, self.damp, L)
         self.scaled, self.scaled_damp = self.filled.stack, self.filled.shift
         self.unit, self.read, self.factor_dtype = torch.ones_like(self.damp), None, core.weight.real.dtype
         floor = least_shift(self.factor_dtype, damped=True)
-        self.inverse = normal_inverse(core, self.scaled_damp, floor=floor, penalty=penalty, missing=lost)
+        self.inverse = normal_inverse(Request.of(core, self.damp, terms, floor=floor, missing=lost))
         if L is None:
             self.read = self.inverse.embedding.read_inputs()
 

@@ -4,8 +4,6 @@ r"""Flexible conjugate gradients on the normal equations, with an inverse of nea
 
 The operator itself computes in every step what is left of them, in double precision: a preconditioner changes the
 number of steps and nothing else. Every item of a batch has step lengths of its own.
-
-Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
 """
 
 from __future__ import annotations
@@ -16,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.flexible_direction import FlexibleDirection
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import SQUARE_SHARE
-from lsconv.krylov.plan import Plan
+from lsconv.krylov.plan import LastResort, PenalisedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import direct_rtol, double
@@ -28,7 +27,7 @@ from lsconv.operators.dtypes import direct_rtol, double
 __all__ = ["NormalIteration"]
 
 
-class NormalIteration(Plan):
+class NormalIteration(PenalisedPlan):
     """The answers of a plan that iterates on the normal equations; a plan adds :attr:`inverse`.
 
     Args:
@@ -44,7 +43,7 @@ class NormalIteration(Plan):
     """
 
     iterates = True
-    fallback = "lsmr"
+    fallback = LastResort.LSMR
     inverse: Callable[[Tensor, float], tuple[Any, ...]]
     own_batch: tuple[int, ...] = ()
     wide: bool = True
@@ -192,31 +191,25 @@ class NormalIteration(Plan):
         x = torch.zeros(*batch, *self.A.in_shape, dtype=self.precise.dtype, device=self.A.device)
         image = x.new_zeros(*batch, *self.stack.out_shape)
         g = remainder(x, image)
-        p = before = torch.zeros_like(g)
-        rho = norm = torch.zeros(batch, dtype=torch.float64, device=x.device)
+        direction = FlexibleDirection(self.mu.expand(batch))
         iterations = torch.zeros(batch, dtype=torch.int64, device=x.device)
-        waited, best = torch.zeros_like(iterations), torch.full_like(rho, torch.inf)
+        waited, best = torch.zeros_like(iterations), torch.full_like(direction.norm, torch.inf)
         for _ in range(1000 if max_iter is None else max_iter):
             size = space.norm(g)
             waited = torch.where(size < 0.9 * best, 0, waited + 1)
             best = torch.minimum(best, size)
-            active = (size > bound(x, image, norm)) & (waited < 100 + iterations // 2)
+            active = (size > bound(x, image, direction.norm)) & (waited < 100 + iterations // 2)
             if not bool(active.any()):
                 break
             z = self.inverse(g, 1e-3)[0]
-            new = space.inner(z, g)
             if left is not None:
-                active = active & (new > left(x, image))
+                active = active & (space.inner(z, g) > left(x, image))
                 if not bool(active.any()):
                     break
-            p = z + space.spread(divide(new - space.inner(z, before), rho)) * p
-            ahead = self.stack.apply(p)
-            length, p_norm = self.images.norm(ahead), space.norm(p)
-            norm = torch.fmax(norm, divide(length, p_norm))
-            alpha = divide(space.inner(p, g), length**2 + self.mu * p_norm**2) * active
+            p, p_image, alpha = direction.step(z, g, space, self.images, self.stack.apply)
+            alpha = alpha * active
             x = x + space.spread(alpha) * p
-            image = image + self.images.spread(alpha) * ahead
-            before, rho = g, new
+            image = image + self.images.spread(alpha) * p_image
             g = remainder(x, image)
             iterations = iterations + active
-        return x, iterations, norm
+        return x, iterations, direction.norm

@@ -20,6 +20,7 @@ from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import EXCUSED, SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsmr import lsmr
+from lsconv.krylov.plan import LastResort
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol
@@ -27,9 +28,12 @@ from lsconv.operators.fft_convolution import short_fft_length, transform_cost
 
 __all__ = ["TrialPlan", "trial"]
 
-# Operations of LSMR that take the time of the border's setup, per byte of it; those that a call is worth; and the
-# iterations below which LSMR is not tried; a preconditioned one does the work of three.
-_OPERATIONS_PER_BYTE, _CALLS, _FEWEST_ITERATIONS = 25, 8e6, 30
+# The setup of the border is known by its bytes, each of which takes the time of so many operations of LSMR.
+_OPERATIONS_PER_BYTE = 25
+# The calls of one iteration take the time of so many operations: on small problems they are all that it costs.
+_CALLS = 8e6
+# LSMR that may take fewer iterations is not tried, as it would seldom end; a preconditioned one does the work of three.
+_FEWEST_ITERATIONS = 30
 
 
 def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
@@ -90,7 +94,7 @@ class TrialPlan(KrylovPlan):
 
     reason = "the setup of the border would cost more than LSMR may need: LSMR first, then the border"
     options = frozenset()
-    fallback = "border"
+    fallback = LastResort.BORDER
 
     def __init__(
         self, A: LinearOperator, damp: Tensor | float, most: int | None, *, preconditioned: bool = False

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
-from lsconv.border.normal_problem import least_shift
-from lsconv.border.penalty import Penalty, as_convolutions
-from lsconv.border.reflected_padding import Mirror
+from lsconv.border.normal_problem import Request, least_shift
+from lsconv.border.penalty import common_grid_filters
 from lsconv.errors import MethodError
-from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.normal_iteration import NormalIteration
 from lsconv.krylov.loop.batched_scalars import binary_unit
 from lsconv.operators.base import LinearOperator
@@ -58,7 +56,9 @@ class WeightedPlan(NormalIteration):
         mean = torch.where(mean > 0, mean, 1)
         self.mean, self._positive = mean, bool((weights > 0).all())
         self.ratio = torch.where(weights > 0, weights, torch.inf).amin(-1).reciprocal() * weights.amax(-1)
-        self.inverse = _border_inverse(core, self.damp / mean.sqrt(), L)
+        floor = least_shift(core.weight.real.dtype, damped=True)
+        terms = common_grid_filters(core, L)
+        self.inverse = normal_inverse(Request.of(core, self.damp / mean.sqrt(), terms, floor=floor, side="solution"))
         self.own_batch = tuple(self.inverse.embedding.batch_shape)
         self.inverse.factorise_if_cheaper(self.own_batch, 10)
 
@@ -83,17 +83,3 @@ class WeightedPlan(NormalIteration):
             f"WeightedPlan(weights up to {float(self.ratio.max()):.3g} times the least, preconditioner of the mean: "
             f"{self.inverse.describe()})"
         )
-
-
-def _border_inverse(core: Convolution, damp: Tensor, L: LinearOperator | None) -> NormalInverse:
-    """``(A^H A + damp^2 L^H L)^{-1}`` through the border, in double precision."""
-    mirror = Mirror(core) if Mirror.exists(core) else None
-    if mirror is None and not Embedding.exists(core):
-        raise MethodError(f"A: {core!r} has no border")
-    floor = least_shift(core.weight.real.dtype, damped=True)
-    if L is None:
-        return normal_inverse(core, damp, floor=floor, side="solution", mirror=mirror)
-    terms = None if mirror is not None else as_convolutions(L.to(dtype=core.dtype), core.ndim)
-    if terms is None or not Penalty.serves(core, terms):
-        raise MethodError(f"L: {L!r} and {core!r} are not convolutions on one grid")
-    return normal_inverse(core, 0.0, floor=floor, penalty=Penalty(core, terms, damp))

@@ -35,12 +35,12 @@ def attach(solver: Solver, problem: LeastSquares, *, square: bool = False, rtol:
         square: A is square and regular, so that x is ``A^{-1} y``.
         rtol: relative tolerance of the forward solve, which those of the backward pass take over.
     """
-    problem = replace(problem, y=observed(problem.A, problem.y))  # the rules below would multiply what is not
     params = (*parameters_of(problem.A), *(() if problem.L is None else parameters_of(problem.L)))
     damp = problem.damp if isinstance(problem.damp, Tensor) else None
     if not any_requires_grad(problem.y, damp, problem.x_prior, *params):
         with torch.no_grad(), no_autocast(problem.A):
             return solver.answer(problem)[0]
+    problem = replace(problem, y=observed(problem.A, problem.y))  # the rules would multiply what was not measured
     system = System(solver, problem, square, rtol)
     outputs = Solve.apply(system, problem.y, damp, problem.x_prior, *params)
     return system.result(outputs)

@@ -148,8 +148,8 @@ def _number(name: str, value: Any, kind: type[Any], least: float) -> Any:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, kind):
         wanted = "an integer" if kind is numbers.Integral else "a single number"
-        what = f"{type(given).__name__} of shape {tuple(given.shape)}" if hasattr(given, "shape") else repr(given)
-        raise ArgumentTypeError(f"{name}: expected {wanted} >= {least}, got {what}")
+        shown = f"{type(given).__name__} of shape {tuple(given.shape)}" if hasattr(given, "shape") else repr(given)
+        raise ArgumentTypeError(f"{name}: expected {wanted} >= {least}, got {shown}")
     if not value >= least:
         raise ArgumentError(f"{name}: expected a number >= {least}, got {value}")
     return value

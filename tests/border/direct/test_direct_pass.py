@@ -23,7 +23,7 @@ AT_ONCE = Limits(at_once=math.inf)
 
 
 def direct_of(A: lsconv.Convolution, damp: Tensor) -> DirectInverse:
-    side = normal_inverse(A, damp, floor=1e-13).side
+    side = normal_inverse(Request.of(A, damp, floor=1e-13)).side
     return DirectInverse(NormalProblem(Request(A, damp, 0.0, side=side)))
 
 

@@ -13,6 +13,7 @@ import lsconv
 from lsconv.border.border_set import Border
 from lsconv.border.cost_model import CostModel, Limits
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
+from lsconv.border.normal_problem import Request
 from lsconv.border.system.border_system import BorderProblem, Schwarz, Subdomain, SubdomainSum
 from lsconv.fourier.batched_linalg import DenseInverse
 from lsconv.fourier.embedding import Embedding
@@ -32,7 +33,7 @@ CASES = {
 def _inverse(name: str, limits: Limits | None = None) -> BorderInverse:
     shape, size, padding, damp = CASES[name]
     A = lsconv.Convolution(torch.randn(shape, dtype=torch.float64), size, padding=padding)
-    inverse = normal_inverse(A, damp, floor=1e-10, limits=limits)
+    inverse = normal_inverse(Request.of(A, damp, floor=1e-10, limits=limits))
     assert isinstance(inverse, BorderInverse)
     return inverse
 
@@ -65,7 +66,7 @@ def test_preconditioner_of_a_definite_border_is_hermitian_positive_definite(name
 @pytest.mark.parametrize("padding", [0, 1, 2])
 def test_restricted_every_cell_takes_its_correction_from_one_subdomain(padding: int) -> None:
     A = lsconv.Conv2d(torch.randn(2, 2, 3, 3, dtype=torch.float64), (24, 20), padding=padding)
-    inverse = normal_inverse(A, 0.1, floor=1e-10, limits=WITHOUT_DENSE)
+    inverse = normal_inverse(Request.of(A, 0.1, floor=1e-10, limits=WITHOUT_DENSE))
     assert isinstance(inverse, BorderInverse)
     schwarz = inverse.schwarz
     assert schwarz.problem.restricted
@@ -78,7 +79,7 @@ def test_restricted_every_cell_takes_its_correction_from_one_subdomain(padding: 
 
 
 def _iterations(A: lsconv.Convolution, damp: float, corners: bool) -> int:
-    inverse = normal_inverse(A, damp, floor=1e-10, limits=replace(WITHOUT_DENSE, corners=corners))
+    inverse = normal_inverse(Request.of(A, damp, floor=1e-10, limits=replace(WITHOUT_DENSE, corners=corners)))
     shape = A.out_shape if inverse.side == "residual" else A.in_shape
     _, iterations = inverse(torch.randn(shape, dtype=A.dtype), 1e-8)
     return int(iterations)
@@ -90,7 +91,7 @@ def _iterations(A: lsconv.Convolution, damp: float, corners: bool) -> int:
 )
 def test_corners_save_iterations(channels: tuple[int, int], padding: int, damp: float, form: str) -> None:
     A = lsconv.Conv2d(torch.randn(*channels, 3, 3, dtype=torch.float64), (32, 32), padding=padding)
-    assert normal_inverse(A, damp, floor=1e-10).form == form
+    assert normal_inverse(Request.of(A, damp, floor=1e-10)).form == form
     with_corners, strips_only = _iterations(A, damp, True), _iterations(A, damp, False)
     assert with_corners < strips_only
 

@@ -10,14 +10,15 @@ import torch
 import lsconv
 from lsconv.border.cost_model import Limits
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
-from lsconv.border.penalty import Penalty, as_convolutions
+from lsconv.border.normal_problem import Request
+from lsconv.border.penalty import as_convolutions
 from lsconv.border.plan import BorderPlan
 
 ITERATED = Limits(at_once=0, later=False)
 
 
 def border_inverse(A: lsconv.Convolution, damp: Any, **options: Any) -> BorderInverse:
-    inverse = normal_inverse(A, damp, limits=ITERATED, **options)
+    inverse = normal_inverse(Request.of(A, damp, limits=ITERATED, **options))
     assert isinstance(inverse, BorderInverse)
     return inverse
 
@@ -29,8 +30,7 @@ def inverse_of(case: str, dtype: torch.dtype, n: tuple[int, int] = (230, 190), d
         A = lsconv.Conv2d(torch.rand(1, 1, 3, 4, dtype=dtype), in_size=n)
         terms = as_convolutions(lsconv.Gradient(A.in_shape, dtype=dtype), 2)
         assert terms is not None
-        penalty = Penalty(A, terms, torch.tensor(damp, dtype=torch.float64))
-        return border_inverse(A, 0.0, floor=0.0, penalty=penalty)
+        return border_inverse(A, damp, terms=terms, floor=0.0)
     shape, padding = {
         "valid": ((1, 1, 5, 3), 0),
         "valid, two channels": ((2, 2, 3, 3), 0),

@@ -2,62 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
-from torch import Tensor
 
 import lsconv
-from lsconv.inverse import plug_and_play as plug_and_play_module
-from lsconv.inverse.admm import sparse_problem
 from lsconv.inverse.admm.optimality import optimality
-from lsconv.inverse.admm.proximal import Term, gaussian_term, poisson_term, sparsity_term
+from lsconv.inverse.admm.proximal import gaussian_term, sparsity_term
 from lsconv.inverse.plug_and_play import equilibrium
-
-DOUBLE = torch.float64
-WEIGHT = 0.05
-
-
-def problem() -> tuple[lsconv.Convolution, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    A = lsconv.Conv2d(torch.rand(1, 1, 3, 3, dtype=DOUBLE, generator=generator) / 5, (8, 9))
-    x = torch.zeros(1, 8, 9, dtype=DOUBLE)
-    x[:, 2:6, 3:7] = 1
-    return A, A(x) + 0.03 * torch.randn(A.out_shape, dtype=DOUBLE, generator=generator)
-
-
-def total_variation_terms(A: lsconv.Convolution, y: Tensor, huber: float = 0.0) -> list[Term]:
-    weight = torch.tensor(WEIGHT, dtype=DOUBLE)
-    return [gaussian_term(A, y), sparsity_term(lsconv.Gradient(A.in_shape, dtype=DOUBLE), weight, (0, 1), huber)]
-
-
-@functools.cache
-def optimum(steps: int = 6000) -> tuple[Tensor, Tensor]:
-    """The minimiser and the dual variable of the differences, by the method of Chambolle and Pock on matrices."""
-    A, y = problem()
-    matrix, G = A.to_dense(), lsconv.Gradient(A.in_shape, dtype=DOUBLE).to_dense()
-    step = 0.99 / torch.linalg.matrix_norm(torch.cat([matrix, G]), 2)
-    x = bar = torch.zeros(A.in_numel, dtype=DOUBLE)
-    p, q = torch.zeros(A.out_numel, dtype=DOUBLE), torch.zeros(2 * A.in_numel, dtype=DOUBLE)
-    for _ in range(steps):
-        p = (p + step * (matrix @ bar - y.flatten())) / (1 + step)
-        q = (q + step * (G @ bar)).reshape(2, -1)
-        q = (q / (q.norm(dim=0) / WEIGHT).clamp_min(1)).flatten()
-        new = x - step * (matrix.mT @ p + G.mT @ q)
-        bar, x = 2 * new - x, new
-    return x.reshape(A.in_shape), q.reshape(2, *A.in_shape)
-
-
-def objective(A: lsconv.Convolution, y: Tensor, x: Tensor) -> float:
-    gradient = lsconv.Gradient(A.in_shape, dtype=DOUBLE)(x)
-    return float(0.5 * (A(x) - y).square().sum() + WEIGHT * torch.linalg.vector_norm(gradient, dim=0).sum())
-
-
-def certificate(A: lsconv.Convolution, y: Tensor, x: Tensor, q: Tensor, bounds=None):
-    return optimality(
-        total_variation_terms(A, y), [torch.zeros_like(y), q], x, bounds=bounds, norms=[1.0, 3.0], rounding=1e-16
-    )
+from tests.inverse.admm.denoising import DOUBLE, WEIGHT, certificate, objective, optimum, problem
 
 
 def test_the_optimum_of_another_method_is_certified() -> None:
@@ -125,98 +77,6 @@ def test_the_certificate_does_not_depend_on_units() -> None:
     )  # fmt: skip
     torch.testing.assert_close(large.stationarity, once.stationarity)
     torch.testing.assert_close(large.complementarity, once.complementarity)
-
-
-def term_of(kind: str, L: lsconv.Identity, data: Tensor) -> Term:
-    weight = torch.tensor(0.7, dtype=DOUBLE)
-    return {
-        "gaussian": gaussian_term(L, data),
-        "sparsity": sparsity_term(L, weight, (0,)),
-        "huber": sparsity_term(L, weight, (0,), 0.5),
-        "poisson": poisson_term(L, data, 0.3),
-    }[kind]
-
-
-@pytest.mark.parametrize("kind", ["sparsity", "huber", "poisson"])
-def test_fenchel_young_gaps_are_never_negative_and_vanish_at_the_subgradient(kind: str) -> None:
-    generator = torch.Generator().manual_seed(1)
-    L = lsconv.Identity((2, 1, 4, 4), dtype=DOUBLE)
-    counts = torch.poisson(3 * torch.rand(L.out_shape, dtype=DOUBLE, generator=generator))
-    term = term_of(kind, L, counts)
-    v = torch.rand(L.out_shape, dtype=DOUBLE, generator=generator).requires_grad_()
-    (subgradient,) = torch.autograd.grad(term.value(v), v)
-    assert float(term.gap(v.detach(), term.dual(subgradient, v.detach()))) == pytest.approx(0, abs=1e-12)
-    for _ in range(20):
-        p = term.dual(torch.randn(L.out_shape, dtype=DOUBLE, generator=generator), v.detach())
-        assert float(term.gap(v.detach(), p)) > 1e-3
-
-
-@pytest.mark.parametrize("kind", ["gaussian", "sparsity", "huber", "poisson"])
-def test_proximal_steps_minimise(kind: str) -> None:
-    generator = torch.Generator().manual_seed(2)
-    L = lsconv.Identity((2, 1, 3, 3), dtype=DOUBLE)
-    data = torch.poisson(3 * torch.rand(L.out_shape, dtype=DOUBLE, generator=generator))
-    term = term_of(kind, L, data)
-    v = torch.randn(L.out_shape, dtype=DOUBLE, generator=generator)
-    rho = torch.tensor(1.3, dtype=DOUBLE)
-    z = torch.empty_like(v)
-    term.prox(v, rho.reshape(1, 1, 1, 1), z)
-
-    def value(z: Tensor) -> float:
-        return float(term.value(z) + rho / 2 * (z - v).square().sum())
-
-    for _ in range(50):
-        other = z + 10 ** float(-4 * torch.rand((), generator=generator)) * torch.randn(
-            v.shape, dtype=DOUBLE, generator=generator
-        )
-        assert (kind == "poisson" and bool((other < -0.3).any())) or value(other) > value(z)
-
-
-def test_an_answer_that_was_tampered_with_is_not_called_converged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the iteration believes of itself counts for nothing."""
-    A, y = problem()
-
-    def tampered(module, **changes):
-        original = module.admm
-
-        def admm(*args, **options):
-            result = original(*args, **options)
-            object.__setattr__(result, "x", 1.05 * result.x)
-            return result
-
-        monkeypatch.setattr(module, "admm", admm)
-
-    assert bool(lsconv.total_variation(A, y, WEIGHT).converged)
-    assert bool(lsconv.plug_and_play(A, y, lambda v: 0.8 * v, 0.5).converged)
-    tampered(sparse_problem)
-    tampered(plug_and_play_module)
-    with pytest.warns(lsconv.ConvergenceWarning):
-        assert not bool(lsconv.total_variation(A, y, WEIGHT).converged)
-    with pytest.warns(lsconv.ConvergenceWarning):
-        assert not bool(lsconv.plug_and_play(A, y, lambda v: 0.8 * v, 0.5).converged)
-
-
-def test_what_is_reported_is_what_a_dense_computation_finds() -> None:
-    """The residual, and with a smooth penalty (Huber, everywhere below its threshold) the gradient too."""
-    A, y = problem()
-    huber = 100.0
-    solution = lsconv.total_variation(A, y, WEIGHT, huber=huber, rtol=1e-4)
-    x, matrix = solution.x.flatten(), A.to_dense()
-    G = lsconv.Gradient(A.in_shape, dtype=DOUBLE).to_dense()
-    left = matrix.mT @ (matrix @ x - y.flatten()) + WEIGHT / huber * (G.mT @ (G @ x))
-    assert float(solution.residual_norm) == pytest.approx(float((matrix @ x - y.flatten()).norm()), rel=1e-12)
-    assert float(left.norm()) <= 2e-3 * float((matrix.mT @ y.flatten()).norm())
-    exact = torch.linalg.solve(matrix.mT @ matrix + WEIGHT / huber * G.mT @ G, matrix.mT @ y.flatten())
-    assert float((x - exact).norm()) <= 2e-2 * float(exact.norm())
-
-
-def test_an_iteration_limit_is_no_convergence() -> None:
-    A, y = problem()
-    with pytest.warns(lsconv.ConvergenceWarning):
-        solution = lsconv.total_variation(A, y, WEIGHT, rtol=1e-6, max_iter=5)
-    assert not bool(solution.converged)
-    assert solution.status is lsconv.Status.ITERATION_LIMIT
-    assert int(solution.iterations) == 5
 
 
 def test_the_fixed_point_residual_of_a_linear_denoiser() -> None:

@@ -1,0 +1,99 @@
+r"""The table of torch's padding modes: all that the package asks of one, in one row each.
+
+Padding is separable: along one axis of length n a mode is a matrix P of shape (left + n + right, n). Each row of the
+four modes holds one 1, or for zeros at most one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+__all__ = ["MODES", "PaddingMode", "Pairs"]
+
+Pairs = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class PaddingMode:
+    """A padding mode.
+
+    Attributes:
+        pad: the padding itself, ``pad(x, pairs)``, of the last ``len(pairs)`` axes.
+        fold: its adjoint along one axis, ``fold(inside, before, after, axis)``: adds to the inside, in place, what the
+            padded cells before and after it are made of. None where they are made of nothing.
+        widest: the most cells that one side of an axis of length n is padded by, ``widest(n)``; None: any number.
+        column_sum: a bound of the sums of the moduli of a column of P, of the rows that one tap of a kernel reads,
+            ``column_sum(n, (left, right), stride, outputs)``.
+        row_sum: the largest sum of the moduli of a row of P.
+        zero: whether all that is padded is zero.
+        periodic: whether it is the other side of the axis.
+        copies: whether every padded cell copies one cell of the inside, and not round the axis.
+    """
+
+    pad: Callable[[Tensor, Sequence[tuple[int, int]]], Tensor]
+    fold: Callable[[Tensor, Tensor, Tensor, int], None] | None
+    widest: Callable[[int], int | None] = lambda n: None
+    column_sum: Callable[[int, tuple[int, int], int, int], float] = lambda n, pair, stride, outputs: 1
+    row_sum: float = 1.0
+    zero: bool = False
+    periodic: bool = False
+    copies: bool = False
+
+
+def _torch_pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str = "constant") -> Tensor:
+    flat_pairs = [amount for pair in reversed(pairs) for amount in pair]
+    if mode == "constant" or x.numel() == 0:  # torch's other modes refuse an empty batch
+        return torch.nn.functional.pad(x, flat_pairs)
+    axes = len(pairs)
+    # The other modes of torch take exactly one batch and one channel dimension in front of the padded axes.
+    image = x.reshape(1, -1, *x.shape[-axes:]) if x.ndim != axes + 2 else x
+    padded = torch.nn.functional.pad(image, flat_pairs, mode)
+    return padded if x.ndim == axes + 2 else padded.reshape(*x.shape[:-axes], *padded.shape[-axes:])
+
+
+def _fold_circular(inside: Tensor, before: Tensor, after: Tensor, axis: int) -> None:
+    left, right, size = before.shape[axis], after.shape[axis], inside.shape[axis]
+    inside.narrow(axis, size - left, left).add_(before)
+    inside.narrow(axis, 0, right).add_(after)
+
+
+def _fold_reflect(inside: Tensor, before: Tensor, after: Tensor, axis: int) -> None:
+    left, right, size = before.shape[axis], after.shape[axis], inside.shape[axis]
+    inside.narrow(axis, min(1, left), left).add_(before.flip(axis))
+    inside.narrow(axis, size - 1 - right if right else 0, right).add_(after.flip(axis))
+
+
+def _fold_replicate(inside: Tensor, before: Tensor, after: Tensor, axis: int) -> None:
+    inside.narrow(axis, 0, 1).add_(before.sum(axis, keepdim=True))
+    inside.narrow(axis, inside.shape[axis] - 1, 1).add_(after.sum(axis, keepdim=True))
+
+
+MODES = {
+    "zeros": PaddingMode(pad=_torch_pad, fold=None, zero=True),
+    "circular": PaddingMode(
+        pad=partial(_torch_pad, mode="circular"),
+        fold=_fold_circular,
+        widest=lambda n: n,
+        column_sum=lambda n, pair, stride, outputs: -(-outputs // (n // math.gcd(n, stride))),
+        periodic=True,
+    ),
+    "reflect": PaddingMode(
+        pad=partial(_torch_pad, mode="reflect"),
+        fold=_fold_reflect,
+        widest=lambda n: n - 1,
+        column_sum=lambda n, pair, stride, outputs: 1 + (pair[0] > 0) + (pair[1] > 0),
+        copies=True,
+    ),
+    "replicate": PaddingMode(
+        pad=partial(_torch_pad, mode="replicate"),
+        fold=_fold_replicate,
+        column_sum=lambda n, pair, stride, outputs: 1 + (sum(pair) if n == 1 else max(pair)),
+        copies=True,
+    ),
+}
