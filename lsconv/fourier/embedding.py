@@ -79,8 +79,9 @@ def _axis(convolution: Convolution, a: int, grid: int | None, held: bool, separa
     if convolution.padding_mode == "circular":
         return Axis(n_in // stride, stride, n_in, n_out, taps, constrained=False)
     axis = Axis(1, stride, n_in, n_out, taps, constrained=False)
-    before = max(max(-tau for _, tau in taps), 0)
-    after = max(max(n_out + tau - axis.inputs(phase) for phase, tau in taps), 0)
+    before = max(-taps[0][1], 0)
+    # the last taps have every phase, each where it reaches furthest
+    after = max(max(n_out + tau - axis.inputs(phase) for phase, tau in taps[-stride:]), 0)
     # without overhang the inputs may fill the grid; otherwise the outputs of both ends read the same zeros (N = n + p),
     # because every further cell is border and costs iterations
     needed = max(axis.inputs(0) + max(before, after), n_out)

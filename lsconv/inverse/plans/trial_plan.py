@@ -14,6 +14,7 @@ from lsconv.border.cost_model import CostModel, dense_cost, plan_bytes
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
+from lsconv.krylov.loop.batch_groups import in_groups
 from lsconv.krylov.loop.batched_scalars import divide
 from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.options import IterationState
@@ -106,20 +107,27 @@ class TrialPlan(KrylovPlan):
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
         """The solution for ``y``, to the tolerance of the direct methods and with their certificate, in float64."""
-        tolerances = self.tolerances(rtol, atol)
+        self.spent = 0
+        answer = functools.partial(self._answer, tolerances=self.tolerances(rtol, atol), max_iter=max_iter)
+        solution = answer(y, self.damp) if self.M or self.N else in_groups(self.A, y, self.damp, answer)
+        self.total += self.spent
+        return solution
+
+    def _answer(self, y: Tensor, damp: Tensor | float, *, tolerances: Tolerances, max_iter: int | None) -> Solution:
+        """The solution for a group of right-hand sides."""
         precise, A = self.precise, self.A
         # where x leaves a tenth of the data, a certificate of a single-precision x would not show its null-space part
         if A.dtype != precise.dtype:
-            narrow = _rounds_little(self.damp, self._norm, 0.1 * tolerances.eps, tolerances)
+            narrow = _rounds_little(damp, self._norm, 0.1 * tolerances.eps, tolerances)
             A = self.A if bool(narrow.all()) else precise
         own: dict[str, Any] = {"max_iter": max_iter}
         if self.most is not None:
             most = 2 * self.most if max_iter is None else min(max_iter, 2 * self.most)
             own = {"max_iter": most, "callback": _Limit(self.most, tolerances.rtol)}
-        found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=atol, **self._terms(self.M, self.N), **own)
+        terms = {**self._terms(self.M, self.N), "damp": damp}
+        found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=tolerances.atol, **terms, **own)
         ended = torch.where(found.codes == Status.CALLBACK.code, Status.ITERATION_LIMIT.code, found.codes)
-        self.spent = int(found.iterations.max())
-        self.total += self.spent
+        self.spent = max(self.spent or 0, int(found.iterations.max()))
         norm = None if found.history is None else found.history.largest_norm
         # the iterates of a preconditioner on the side of x are not of the form A^H z
         rounding = torch.finfo(A.dtype).eps if self.N is None else None
@@ -138,6 +146,7 @@ class TrialPlan(KrylovPlan):
             length_limit=EXCUSED,
             null_share=torch.where(little, torch.inf, share),
             range_eps=rounding,
+            sharpened=lambda: self._norm,
         )
         judged = judge.solution(
             found.x.to(precise.dtype),
