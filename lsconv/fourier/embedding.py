@@ -15,6 +15,7 @@ item, are independent blocks of the same C.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from itertools import product
@@ -70,13 +71,26 @@ class Axis:
 
 
 def _axis(convolution: Convolution, a: int, grid: int | None, held: bool, separate_margins: bool) -> Axis:
-    n_in, n_out = convolution.spatial_in[a], convolution.spatial_out[a]
-    stride, dilation = convolution.stride[a], convolution.dilation[a]
-    left = convolution.padding[a][0]
-    taps = tuple(
-        ((dilation * t - left) % stride, (dilation * t - left) // stride) for t in range(convolution.kernel_size[a])
-    )
-    if convolution.padding_mode == "circular":
+    sizes = convolution.spatial_in[a], convolution.spatial_out[a], convolution.kernel_size[a]
+    steps = convolution.stride[a], convolution.dilation[a], convolution.padding[a][0]
+    return _axis_of(*sizes, *steps, convolution.padding_mode == "circular", grid, held, separate_margins)
+
+
+@functools.lru_cache(16)  # whoever chooses a plan asks several times
+def _axis_of(
+    n_in: int,
+    n_out: int,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    left: int,
+    circular: bool,
+    grid: int | None,
+    held: bool,
+    separate_margins: bool,
+) -> Axis:
+    taps = tuple(divmod(dilation * t - left, stride)[::-1] for t in range(kernel_size))
+    if circular:
         return Axis(n_in // stride, stride, n_in, n_out, taps, constrained=False)
     axis = Axis(1, stride, n_in, n_out, taps, constrained=False)
     before = max(-taps[0][1], 0)

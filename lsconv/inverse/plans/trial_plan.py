@@ -38,9 +38,10 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
 
     The bytes of the border's plan are the measure of its setup. Blurs, and square operators without damping, take
     hundreds or thousands of iterations; layers, whose symbol is a matrix, often some tens. So do blurs that read as
-    much as the field: few of their singular values are above the damping, and their border is the field. Blurs of a
-    stride, and of volumes, most of which is border, are tried where the damping bounds the iterations. The long border
-    of an impulse response is one dense matrix, whose factorisation is the measure.
+    much as the field: few of their singular values are above the damping, and their border is the field. Other blurs
+    are tried where the damping bounds the iterations: strongly damped ones, and, since most of those is border, blurs
+    of a stride and of volumes. The long border of an impulse response is one dense matrix, whose factorisation is the
+    measure.
     """
     assert isinstance(A, Convolution)
     shapes, damping = sorted((A.in_numel, A.out_numel)), torch.as_tensor(damp, dtype=torch.float64)
@@ -63,11 +64,25 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
         return None
     if blur and not undamped:
         covers = unit_stride and all(2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True))
+        if covers:
+            return TrialPlan(A, damp, most)
+        plane = unit_stride and A.ndim < 3
+        # a plane's border is factorised in an eighth of the time, and its symbol shows the norm of kernels of any sign
+        most = most // 8 if plane else most
+        norm = _symbol_norm(A, grid) if plane else norm_bound(A)
         # the bound of conjugate gradients, of which a blur takes two thirds and more
-        needed = 0.5 * norm_bound(A) / damping.to(A.device) * math.log(2 / direct_rtol(A.dtype))
-        ends = not (unit_stride and A.ndim < 3) and bool((needed <= (1.5 if unit_stride else 1) * most).all())
-        return TrialPlan(A, damp, most) if covers or ends else None
+        needed = 0.5 * norm / damping.to(A.device) * math.log(2 / direct_rtol(A.dtype))
+        ends = bool((needed <= (1.5 if A.ndim == 3 and unit_stride else 1) * most).all())
+        return TrialPlan(A, damp, most, expected=float(needed.max())) if ends else None
     return None if blur and unit_stride else TrialPlan(A, damp, most)
+
+
+def _symbol_norm(A: Convolution, grid: list[int]) -> Tensor:
+    """The largest of the symbols of a blur: the norm of its circulant."""
+    weight = A.weight.detach()
+    transform = torch.fft.fftn if A.is_complex else torch.fft.rfftn
+    symbol = transform(weight, s=grid, dim=tuple(range(-A.ndim, 0)))
+    return symbol.abs().double().flatten(len(A.batch_shape)).amax(-1)
 
 
 class TrialPlan(KrylovPlan):
@@ -84,6 +99,7 @@ class TrialPlan(KrylovPlan):
         damp: the damping.
         most: the limit; None: there is none.
         preconditioned: by the circulant inverse, in double precision throughout.
+        expected: iterations that a right-hand side is expected to take; None: not known.
 
     Attributes:
         total: the iterations of all solves.
@@ -94,14 +110,20 @@ class TrialPlan(KrylovPlan):
     fallback = "border"
 
     def __init__(
-        self, A: LinearOperator, damp: Tensor | float, most: int | None, *, preconditioned: bool = False
+        self,
+        A: LinearOperator,
+        damp: Tensor | float,
+        most: int | None,
+        *,
+        preconditioned: bool = False,
+        expected: float | None = None,
     ) -> None:
         precise = in_double(A)
         M = CirculantPreconditioner(precise, damp) if preconditioned else None
         sides = (M, None) if M is None or M.side == "residual" else (None, M)
         super().__init__(precise if preconditioned else A, damp, "lsmr", sides)
         self.precise, self.dtype = precise, A.dtype
-        self.most, self.rtol, self.total = most, direct_rtol(A.dtype), 0
+        self.most, self.rtol, self.total, self.expected = most, direct_rtol(A.dtype), 0, expected
 
     def solve(  # type: ignore[override]  # nothing else to choose
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
@@ -175,6 +197,12 @@ class TrialPlan(KrylovPlan):
         assert isinstance(A, Convolution)
         blur = (A.c_in + A.c_out) // A.groups <= 2 and bool((torch.as_tensor(self.damp) > 0).all())
         return self.most is not None and self.total >= self.most and blur
+
+    def gives_way(self, y: Tensor) -> bool:
+        """Tell whether :attr:`exhausted`, or whether so many right-hand sides are expected to take twice the limit."""
+        items = y.numel() // self.A.out_numel
+        many = self.most is not None and self.expected is not None and items * self.expected > 2 * self.most
+        return many or self.exhausted
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``."""

@@ -11,6 +11,7 @@ from lsconv.border.plan import BorderPlan
 from lsconv.inverse.plans.trial_plan import TrialPlan
 from lsconv.inverse.route import fallback, route
 from lsconv.inverse.solve import Fallback, solve
+from lsconv.krylov.loop import batch_groups
 from lsconv.krylov.loop.solution import Status
 from tests.oracles import dense_tikhonov
 
@@ -86,6 +87,46 @@ def test_a_strided_blur_that_is_kept_goes_over_to_the_border() -> None:
     assert kept.converged.all()
     assert inverse.plan.total == total  # LSMR was not asked
     assert (kept.x - first.x).norm() < 1e-8 * first.x.norm()
+
+
+def test_strongly_damped_planes_are_tried_and_a_batch_that_would_cost_more_goes_to_the_border() -> None:
+    weight = torch.randn(16, 1, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 5
+    A = lsconv.Conv2d(weight, (18, 18), padding=2, groups=16)
+    assert isinstance(route(A, 0.05), BorderPlan)
+    inverse = lsconv.pinv(A, damp=1.0)
+    assert isinstance(inverse.plan, TrialPlan)
+    y = torch.randn(12, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert not inverse.plan.gives_way(y[:1])
+    assert inverse.plan.gives_way(y)
+    solution = inverse.solve(y)
+    assert solution.converged.all()
+    assert inverse.plan.total == 0  # LSMR was not asked
+    alone = inverse.solve(y[0])
+    assert alone.converged
+    assert inverse.plan.total > 0
+    torch.testing.assert_close(alone.x, solution.x[0], rtol=1e-7, atol=1e-9)
+    channel = lsconv.Conv2d(weight[:1], (18, 18), padding=2)
+    exact = dense_tikhonov(channel, y[:, :1], 1.0)
+    torch.testing.assert_close(solution.x[:, :1], exact.reshape(12, 1, 18, 18), rtol=1e-6, atol=1e-8)
+
+
+def test_large_items_are_tried_in_groups_with_their_own_damping(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)) / 6
+    A = lsconv.Conv2d(weight, (12, 12), stride=2, padding=1)
+    y = torch.randn(3, 2, *A.out_shape, generator=torch.Generator().manual_seed(1))
+    damp = torch.tensor([[0.3, 0.2], [0.5, 0.4], [0.3, 0.3]])
+    whole = TrialPlan(A, damp, 60).solve(y)
+    monkeypatch.setattr(batch_groups, "CACHE_BYTES", 4 * A.in_numel * 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    plan = TrialPlan(A, damp, 60)
+    parts = plan.solve(y)
+    assert parts.converged.all()
+    assert plan.total == int(parts.iterations.max())
+    torch.testing.assert_close(parts.x, whole.x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts.damp, whole.damp)
+    for item in ((0, 1), (2, 0)):
+        exact = dense_tikhonov(A, y[item], float(damp[item])).flatten()
+        assert (parts.x[item].double().flatten() - exact).norm() < 1e-5 * exact.norm()
 
 
 def test_a_tall_layer_with_little_damping_ends_in_the_trial_and_rounding_does_not_reach_its_null_space() -> None:
