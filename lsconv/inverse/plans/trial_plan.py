@@ -40,8 +40,8 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
     hundreds or thousands of iterations; layers, whose symbol is a matrix, often some tens. So do blurs that read as
     much as the field: few of their singular values are above the damping, and their border is the field. Other blurs
     are tried where the damping bounds the iterations: strongly damped ones, and, since most of those is border, blurs
-    of a stride and of volumes. The long border of an impulse response is one dense matrix, whose factorisation is the
-    measure.
+    of a stride and of volumes. The long border of an impulse response, and that of a volume without padding, is one
+    dense matrix, whose factorisation is the measure; there the circulant preconditioner serves.
     """
     assert isinstance(A, Convolution)
     shapes, damping = sorted((A.in_numel, A.out_numel)), torch.as_tensor(damp, dtype=torch.float64)
@@ -52,13 +52,17 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
     grid = [short_fft_length(n + k - 1) for n, k in zip(A.spatial_in, A.kernel_extent, strict=True)]
     iteration = 4 * min(direct, 10 * (A.c_in + A.c_out) * transform_cost(grid)) + _CALLS
     blur, unit_stride = (A.c_in + A.c_out) // A.groups <= 2, all(step == 1 for step in A.stride)
-    border = A.kernel_extent[0] - 1
-    one_sided = A.ndim == 1 and abs(A.spatial_in[0] - A.spatial_out[0]) == border
-    if one_sided and blur and unit_stride and not undamped:
-        factors = dense_cost(border, definite=True)
-        model = CostModel(A.groups, grid[0], 1, definite=True)
+    rtol = direct_rtol(A.dtype)
+    if blur and unit_stride and not undamped and A.ndim != 2 and _one_sided(A):
+        factors = dense_cost(_border_cells(A), definite=True)
+        model = CostModel(A.groups, math.prod(grid), 1, definite=True)
         most = int(model.factor_work(factors) / (1.5 * iteration))
-        return TrialPlan(A, damp, most, preconditioned=True) if 3 * most >= _FEWEST_ITERATIONS else None
+        if A.ndim == 1:
+            return TrialPlan(A, damp, most, preconditioned=True) if 3 * most >= _FEWEST_ITERATIONS else None
+        # the circulant takes the root of the bound of conjugate gradients, two to five times
+        expected = 4 * float((0.5 * norm_bound(A) / damping.to(A.device) * math.log(2 / rtol)).sqrt().max())
+        if expected <= most:
+            return TrialPlan(A, damp, int(min(most, 4 * expected)), preconditioned=True, expected=expected)
     most = int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(damping.shape)) / iteration)
     if most < _FEWEST_ITERATIONS:
         return None
@@ -71,10 +75,22 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
         most = most // 8 if plane else most
         norm = _symbol_norm(A, grid) if plane else norm_bound(A)
         # the bound of conjugate gradients, of which a blur takes two thirds and more
-        needed = 0.5 * norm / damping.to(A.device) * math.log(2 / direct_rtol(A.dtype))
+        needed = 0.5 * norm / damping.to(A.device) * math.log(2 / rtol)
         ends = bool((needed <= (1.5 if A.ndim == 3 and unit_stride else 1) * most).all())
         return TrialPlan(A, damp, most, expected=float(needed.max())) if ends else None
     return None if blur and unit_stride else TrialPlan(A, damp, most)
+
+
+def _one_sided(A: Convolution) -> bool:
+    """Tell whether only outputs, or only inputs, are cropped, and as many as there can be."""
+    sizes = list(zip(A.spatial_in, A.spatial_out, A.kernel_extent, strict=True))
+    return any(all(sign * (n - m) == k - 1 for n, m, k in sizes) for sign in (1, -1))
+
+
+def _border_cells(A: Convolution) -> int:
+    """The number of border cells of a one-sided convolution."""
+    pairs = list(zip(A.spatial_in, A.spatial_out, strict=True))
+    return math.prod(map(max, pairs)) - math.prod(map(min, pairs))
 
 
 def _symbol_norm(A: Convolution, grid: list[int]) -> Tensor:

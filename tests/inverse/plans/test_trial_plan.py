@@ -8,6 +8,7 @@ import torch
 import lsconv
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.plan import BorderPlan
+from lsconv.factored.normal_equations import NormalEquationsPlan
 from lsconv.inverse.plans.trial_plan import TrialPlan
 from lsconv.inverse.route import fallback, route
 from lsconv.inverse.solve import Fallback, solve
@@ -71,6 +72,24 @@ def test_a_volume_is_tried_where_damping_bounds_the_iterations(
     exact = dense_tikhonov(A, y, 0.2).flatten(1)
     error = (solution.x.double().flatten(1) - exact).norm() / exact.norm()
     assert error < (1e-5 if dtype == torch.float32 else 1e-8)
+
+
+@pytest.mark.parametrize("padding", [0, (2, 4, 4)])
+def test_a_volume_cropped_on_one_side_is_tried_with_the_preconditioner(padding: int | tuple[int, ...]) -> None:
+    """Unless its border is a small matrix, or the damping leaves many iterations."""
+    kernel = torch.rand(1, 1, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    A = lsconv.Conv3d(kernel / kernel.sum(), (8, 16, 16), padding=padding)
+    plan = route(A, 0.2)
+    assert isinstance(plan, TrialPlan)
+    assert plan.M is not None or plan.N is not None
+    assert isinstance(route(A, 1e-4), BorderPlan)
+    small = lsconv.Conv3d(kernel / kernel.sum(), (5, 8, 8), padding=padding)
+    assert isinstance(route(small, 1e-2).worker, (BorderPlan, NormalEquationsPlan))
+    y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    solution = plan.solve(y)
+    assert solution.converged.all()
+    plain = lsconv.cgls(A, y, damp=0.2, rtol=1e-12).x
+    assert (solution.x - plain).norm() < 1e-8 * plain.norm()
 
 
 def test_a_strided_blur_that_is_kept_goes_over_to_the_border() -> None:
