@@ -15,6 +15,7 @@ item, are independent blocks of the same C.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from itertools import product
@@ -71,17 +72,31 @@ class Axis:
 
 
 def _axis(convolution: Convolution, a: int, grid: int | None, held: bool, separate_margins: bool) -> Axis:
-    n_in, n_out = convolution.spatial_in[a], convolution.spatial_out[a]
-    stride, dilation = convolution.stride[a], convolution.dilation[a]
-    left = convolution.padding[a][0]
-    taps = tuple(
-        ((dilation * t - left) % stride, (dilation * t - left) // stride) for t in range(convolution.kernel_size[a])
-    )
-    if MODES[convolution.padding_mode].periodic:
+    sizes = convolution.spatial_in[a], convolution.spatial_out[a], convolution.kernel_size[a]
+    steps = convolution.stride[a], convolution.dilation[a], convolution.padding[a][0]
+    return _axis_of(*sizes, *steps, MODES[convolution.padding_mode].periodic, grid, held, separate_margins)
+
+
+@functools.lru_cache(16)  # whoever chooses a plan asks several times
+def _axis_of(
+    n_in: int,
+    n_out: int,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    left: int,
+    periodic: bool,
+    grid: int | None,
+    held: bool,
+    separate_margins: bool,
+) -> Axis:
+    taps = tuple(divmod(dilation * t - left, stride)[::-1] for t in range(kernel_size))
+    if periodic:
         return Axis(n_in // stride, stride, n_in, n_out, taps, constrained=False)
     axis = Axis(1, stride, n_in, n_out, taps, constrained=False)
-    before = max(max(-tau for _, tau in taps), 0)
-    after = max(max(n_out + tau - axis.inputs(phase) for phase, tau in taps), 0)
+    before = max(-taps[0][1], 0)
+    # the last taps have every phase, each where it reaches furthest
+    after = max(max(n_out + tau - axis.inputs(phase) for phase, tau in taps[-stride:]), 0)
     # without overhang the inputs may fill the grid; otherwise the outputs of both ends read the same zeros (N = n + p),
     # because every further cell is border and costs iterations
     needed = max(axis.inputs(0) + max(before, after), n_out)

@@ -82,9 +82,10 @@ def route(
     or few unknowns, damped                                     ill-conditioned
     damped layer (several channels), or blur with a kernel of   "lsmr" for as many iterations as cost what the setup
     the size of the field, whose border takes long to set up;   of the border does, then "border" for what is left, and
-    strongly damped, blurs of a stride or of a volume;          for blurs "border" once all solves have cost as much;
-    undamped where rows and columns differ much; in one         preconditioned in the last case
-    dimension, damped blurs with a long kernel
+    other blurs strongly damped, of a stride or of a volume     for blurs "border" once all solves have cost as much,
+    less so; undamped where rows and columns differ much;       or a batch is expected to; preconditioned in the last
+    damped: a long kernel in one dimension, volumes without     two cases
+    padding
     convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit, or where
                                                                 damp = 0 and the shapes imply a null space
     convolution of stride 1, reflect or replicate padding       "border" in one or two dimensions with damp > 0 and at

@@ -43,7 +43,7 @@ def solve(
         raise ArgumentTypeError(
             f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | KRYLOV_ONLY))}"
         )
-    if second is not None and plan.worker.exhausted:
+    if second is not None and plan.worker.gives_way(y):
         plan = second.plan() or plan
     extra = sorted(set(options) - _COMMON - plan.options)
     if extra:

@@ -82,6 +82,10 @@ class Plan:
         """``(A^H A)^{-1} g`` for A of full column rank; None where it would cost more than :meth:`adjoint`."""
         return None
 
+    def gives_way(self, y: Tensor) -> bool:
+        """Tell whether the fallback is to answer ``y``."""
+        return self.exhausted
+
     def remainder(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """``y - A x`` of the x for ``y``."""
         return y - self.A.apply(self.apply(y, rtol=rtol))

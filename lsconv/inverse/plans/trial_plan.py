@@ -14,6 +14,7 @@ from lsconv.border.cost_model import CostModel, dense_cost, plan_bytes
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
+from lsconv.krylov.loop.batch_groups import in_groups
 from lsconv.krylov.loop.batched_scalars import divide
 from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.options import IterationState
@@ -41,9 +42,10 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
 
     The bytes of the border's plan are the measure of its setup. Blurs, and square operators without damping, take
     hundreds or thousands of iterations; layers, whose symbol is a matrix, often some tens. So do blurs that read as
-    much as the field: few of their singular values are above the damping, and their border is the field. Blurs of a
-    stride, and of volumes, most of which is border, are tried where the damping bounds the iterations. The long border
-    of an impulse response is one dense matrix, whose factorisation is the measure.
+    much as the field: few of their singular values are above the damping, and their border is the field. Other blurs
+    are tried where the damping bounds the iterations: strongly damped ones, and, since most of those is border, blurs
+    of a stride and of volumes. The long border of an impulse response, and that of a volume without padding, is one
+    dense matrix, whose factorisation is the measure; there the circulant preconditioner serves.
     """
     assert isinstance(A, Convolution)
     shapes, damping = sorted((A.in_numel, A.out_numel)), torch.as_tensor(damp, dtype=torch.float64)
@@ -54,23 +56,53 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
     grid = [short_fft_length(n + k - 1) for n, k in zip(A.spatial_in, A.kernel_extent, strict=True)]
     iteration = 4 * min(direct, 10 * (A.c_in + A.c_out) * transform_cost(grid)) + _CALLS
     blur, unit_stride = (A.c_in + A.c_out) // A.groups <= 2, all(step == 1 for step in A.stride)
-    border = A.kernel_extent[0] - 1
-    one_sided = A.ndim == 1 and abs(A.spatial_in[0] - A.spatial_out[0]) == border
-    if one_sided and blur and unit_stride and not undamped:
-        factors = dense_cost(border, definite=True)
-        model = CostModel(A.groups, grid[0], 1, definite=True)
+    rtol = direct_rtol(A.dtype)
+    if blur and unit_stride and not undamped and A.ndim != 2 and _one_sided(A):
+        factors = dense_cost(_border_cells(A), definite=True)
+        model = CostModel(A.groups, math.prod(grid), 1, definite=True)
         most = int(model.factor_work(factors) / (1.5 * iteration))
-        return TrialPlan(A, damp, most, preconditioned=True) if 3 * most >= _FEWEST_ITERATIONS else None
+        if A.ndim == 1:
+            return TrialPlan(A, damp, most, preconditioned=True) if 3 * most >= _FEWEST_ITERATIONS else None
+        # the circulant takes the root of the bound of conjugate gradients, two to five times
+        expected = 4 * float((0.5 * norm_bound(A) / damping.to(A.device) * math.log(2 / rtol)).sqrt().max())
+        if expected <= most:
+            return TrialPlan(A, damp, int(min(most, 4 * expected)), preconditioned=True, expected=expected)
     most = int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(damping.shape)) / iteration)
     if most < _FEWEST_ITERATIONS:
         return None
     if blur and not undamped:
         covers = unit_stride and all(2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True))
+        if covers:
+            return TrialPlan(A, damp, most)
+        plane = unit_stride and A.ndim < 3
+        # a plane's border is factorised in an eighth of the time, and its symbol shows the norm of kernels of any sign
+        most = most // 8 if plane else most
+        norm = _symbol_norm(A, grid) if plane else norm_bound(A)
         # the bound of conjugate gradients, of which a blur takes two thirds and more
-        needed = 0.5 * norm_bound(A) / damping.to(A.device) * math.log(2 / direct_rtol(A.dtype))
-        ends = not (unit_stride and A.ndim < 3) and bool((needed <= (1.5 if unit_stride else 1) * most).all())
-        return TrialPlan(A, damp, most) if covers or ends else None
+        needed = 0.5 * norm / damping.to(A.device) * math.log(2 / rtol)
+        ends = bool((needed <= (1.5 if A.ndim == 3 and unit_stride else 1) * most).all())
+        return TrialPlan(A, damp, most, expected=float(needed.max())) if ends else None
     return None if blur and unit_stride else TrialPlan(A, damp, most)
+
+
+def _one_sided(A: Convolution) -> bool:
+    """Tell whether only outputs, or only inputs, are cropped, and as many as there can be."""
+    sizes = list(zip(A.spatial_in, A.spatial_out, A.kernel_extent, strict=True))
+    return any(all(sign * (n - m) == k - 1 for n, m, k in sizes) for sign in (1, -1))
+
+
+def _border_cells(A: Convolution) -> int:
+    """The number of border cells of a one-sided convolution."""
+    pairs = list(zip(A.spatial_in, A.spatial_out, strict=True))
+    return math.prod(map(max, pairs)) - math.prod(map(min, pairs))
+
+
+def _symbol_norm(A: Convolution, grid: list[int]) -> Tensor:
+    """The largest of the symbols of a blur: the norm of its circulant."""
+    weight = A.weight.detach()
+    transform = torch.fft.fftn if A.is_complex else torch.fft.rfftn
+    symbol = transform(weight, s=grid, dim=tuple(range(-A.ndim, 0)))
+    return symbol.abs().double().flatten(len(A.batch_shape)).amax(-1)
 
 
 class TrialPlan(KrylovPlan):
@@ -87,6 +119,7 @@ class TrialPlan(KrylovPlan):
         damp: the damping.
         most: the limit; None: there is none.
         preconditioned: by the circulant inverse, in double precision throughout.
+        expected: iterations that a right-hand side is expected to take; None: not known.
 
     Attributes:
         total: the iterations of all solves.
@@ -97,33 +130,46 @@ class TrialPlan(KrylovPlan):
     fallback = LastResort.BORDER
 
     def __init__(
-        self, A: LinearOperator, damp: Tensor | float, most: int | None, *, preconditioned: bool = False
+        self,
+        A: LinearOperator,
+        damp: Tensor | float,
+        most: int | None,
+        *,
+        preconditioned: bool = False,
+        expected: float | None = None,
     ) -> None:
         precise = in_double(A)
         M = CirculantPreconditioner(precise, damp) if preconditioned else None
         sides = (M, None) if M is None or M.side == "residual" else (None, M)
         super().__init__(precise if preconditioned else A, damp, "lsmr", sides)
         self.precise, self.dtype = precise, A.dtype
-        self.most, self.rtol, self.total = most, direct_rtol(A.dtype), 0
+        self.most, self.rtol, self.total, self.expected = most, direct_rtol(A.dtype), 0, expected
 
     def solve(  # type: ignore[override]  # nothing else to choose
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
         """The solution for ``y``, to the tolerance of the direct methods and with their certificate, in float64."""
-        tolerances = self.tolerances(rtol, atol)
+        self.spent = 0
+        answer = functools.partial(self._answer, tolerances=self.tolerances(rtol, atol), max_iter=max_iter)
+        solution = answer(y, self.damp) if self.M or self.N else in_groups(self.A, y, self.damp, answer)
+        self.total += self.spent
+        return solution
+
+    def _answer(self, y: Tensor, damp: Tensor | float, *, tolerances: Tolerances, max_iter: int | None) -> Solution:
+        """The solution for a group of right-hand sides."""
         precise, A = self.precise, self.A
         # where x leaves a tenth of the data, a certificate of a single-precision x would not show its null-space part
         if A.dtype != precise.dtype:
-            narrow = _rounds_little(self.damp, self._norm, 0.1 * tolerances.eps, tolerances)
+            narrow = _rounds_little(damp, self._norm, 0.1 * tolerances.eps, tolerances)
             A = self.A if bool(narrow.all()) else precise
         own: dict[str, Any] = {"max_iter": max_iter}
         if self.most is not None:
             most = 2 * self.most if max_iter is None else min(max_iter, 2 * self.most)
             own = {"max_iter": most, "callback": _Limit(self.most, tolerances.rtol)}
-        found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=atol, **self._terms(self.M, self.N), **own)
+        terms = {**self._terms(self.M, self.N), "damp": damp}
+        found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=tolerances.atol, **terms, **own)
         ended = torch.where(found.codes == Status.CALLBACK.code, Status.ITERATION_LIMIT.code, found.codes)
-        self.spent = int(found.iterations.max())
-        self.total += self.spent
+        self.spent = max(self.spent or 0, int(found.iterations.max()))
         norm = None if found.history is None else found.history.largest_norm
         # the iterates of a preconditioner on the side of x are not of the form A^H z
         rounding = torch.finfo(A.dtype).eps if self.N is None else None
@@ -142,6 +188,7 @@ class TrialPlan(KrylovPlan):
             length_limit=EXCUSED,
             null_share=torch.where(little, torch.inf, share),
             range_eps=rounding,
+            sharpened=lambda: self._norm,
         )
         judged = judge.solution(
             found.x.to(precise.dtype),
@@ -170,6 +217,12 @@ class TrialPlan(KrylovPlan):
         assert isinstance(A, Convolution)
         blur = (A.c_in + A.c_out) // A.groups <= 2 and bool((torch.as_tensor(self.damp) > 0).all())
         return self.most is not None and self.total >= self.most and blur
+
+    def gives_way(self, y: Tensor) -> bool:
+        """Tell whether :attr:`exhausted`, or whether so many right-hand sides are expected to take twice the limit."""
+        items = y.numel() // self.A.out_numel
+        many = self.most is not None and self.expected is not None and items * self.expected > 2 * self.most
+        return many or self.exhausted
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``."""

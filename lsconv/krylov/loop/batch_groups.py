@@ -18,7 +18,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from lsconv.krylov.loop.batched_scalars import Scalar
+from lsconv.krylov.loop.batched_scalars import Scalar, scalar_dtype
 from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers, pass_multipliers
@@ -28,10 +28,11 @@ from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import History, Solution, report
 from lsconv.krylov.loop.stopping import EXCUSED
-from lsconv.operators.batch_layout import CACHE_BYTES
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import CACHE_BYTES, broadcast_shapes
 from lsconv.operators.transforms import transforming
 
-__all__ = ["Setup", "group_size", "solve", "unmodified"]
+__all__ = ["Setup", "group_size", "in_groups", "solve", "unmodified"]
 
 
 # From a problem to what builds the method at a start, and what takes x out of its iterate.
@@ -96,13 +97,19 @@ def _shortest(problem: Problem, options: Options, build: Setup, y: Tensor, rtol:
 def group_size(problem: Problem, options: Options, threads: int) -> int:
     """Count the items to be solved at once, by so many threads."""
     A, items = problem.A, math.prod(problem.batch)
+    watched = options.callback is not None or options.progress
+    if watched or problem.M is not None or problem.N is not None:
+        return items
+    return _fitting(A, problem.y, items, threads)
+
+
+def _fitting(A: LinearOperator, y: Tensor, items: int, threads: int) -> int:
+    """Count the items whose vectors the caches hold."""
     numel = max(A.in_numel, A.out_numel)
     limit = CACHE_BYTES * min(threads, 4)  # more threads wait for the same memory
     if A.device.type != "cpu" or items == 1 or numel * A.dtype.itemsize * items <= limit:
         return items
-    if options.callback is not None or options.progress or type(problem.y) is not Tensor:
-        return items
-    if problem.M is not None or problem.N is not None or transforming() or torch.compiler.is_compiling():
+    if type(y) is not Tensor or transforming() or torch.compiler.is_compiling():
         return items
     # An operator is solved with in groups if all it reads is tensors that are small and shared by all items.
     known = A.capturable and math.prod(A.batch_shape) == 1
@@ -110,6 +117,28 @@ def group_size(problem: Problem, options: Options, threads: int) -> int:
         return items
     size = limit // (numel * A.dtype.itemsize)
     return size if size > 2 else 1  # a single item's scalars are the host's own, which two do not make up for
+
+
+def in_groups(
+    A: LinearOperator, y: Tensor, damp: Tensor | float, answer: Callable[[Tensor, Tensor], Solution]
+) -> Solution:
+    """The answer to all data, where more than an iteration is made of a group: its certificate in another dtype.
+
+    Args:
+        A: the operator.
+        y: right-hand sides ``(*batch, *out_shape)``.
+        damp: the damping, a number or one per batch item.
+        answer: that of a group, from its data and its damping.
+    """
+    damping = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device)
+    item = len(A.out_shape)
+    batch = broadcast_shapes(y.shape[: y.ndim - item], damping.shape, A.batch_shape)
+    items = math.prod(batch)
+    size = _fitting(A, y, items, torch.get_num_threads())
+    if size >= items:
+        return answer(y, damping)
+    y, damping = y.expand(*batch, *A.out_shape).flatten(0, -item - 1), damping.expand(batch).flatten()
+    return _joined([answer(*part) for part in zip(y.split(size), damping.split(size), strict=True)], batch)
 
 
 def _part(problem: Problem, first: int, last: int) -> Problem:

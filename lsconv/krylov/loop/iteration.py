@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import PreconditionerError
-from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, unbounded, where
+from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, hypot, unbounded, where
 from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
-from lsconv.krylov.loop.judge import Judge
+from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.lagrange_multipliers import record_multipliers
 from lsconv.krylov.loop.method import Cause, Method
 from lsconv.krylov.loop.monitor import Monitor
@@ -81,6 +81,7 @@ class _Loop:
         self.damp: Scalar = 0.0 if problem.damp is None else problem.scalar(problem.damp)
         # items whose rounding is known to be all that is left; the damping that a method chooses promises no x
         self.confirmed: Scalar = (0 * self.y_norm == 1) if selection is None else (0 * self.y_norm == 0)
+        self._bound: Scalar | None = None
         self.stopped = False
         self.bar: Any = None
 
@@ -194,9 +195,17 @@ class _Loop:
             operator_norm=self.monitor.operator_norm,
             length_limit=EXCUSED,
             square=self.square,
+            sharpened=self._sharpened,
             null_share=where(self.damp > 0, tolerances.null_share, math.inf),
             range_eps=tolerances.eps if problem.x0 is None and problem.N is None else None,
         )
+
+    def _sharpened(self) -> Scalar:
+        """A better bound of ``||A||``, found once for all certificates."""
+        if self._bound is None:
+            self._bound = norm_from_below(self.problem.A, single=self.problem.single)
+            self.monitor.raise_norm(hypot(self._bound, self.damp + 0 * self._bound))
+        return self._bound
 
     def _finish(self, method: Method, x: Tensor, certificate: Certificate, carried: Tensor | None) -> Solution:
         """Make the solution of the last pass, and say why every item ended."""

@@ -74,6 +74,7 @@ class Judge:
             space; None: x is not of that form.
         sees_null_space: the items of which A may have a null space; asked where the share is exceeded.
         judges_unrounded: where storing x excuses its gradient, the x before rounding has to meet the tolerance.
+        sharpened: finds a better lower bound of ``||A||``, asked where that may decide; None: :func:`norm_from_below`.
     """
 
     A: LinearOperator
@@ -91,6 +92,7 @@ class Judge:
     range_eps: float | None = None
     sees_null_space: Callable[[], Tensor] | None = None
     judges_unrounded: bool = False
+    sharpened: Callable[[], Scalar] | None = None
 
     def certify(
         self,
@@ -111,8 +113,16 @@ class Judge:
             sharpen: find a better bound of ``||A||`` where that may decide.
         """
         norms = self._measured(x, y, prior_norm, single)
-        sharpen = sharpen and not self.square and type(y) is Tensor
-        return self.judged(norms, (lambda: norm_from_below(self.A, single=single)) if sharpen else None)
+        return self.judged(norms, self._sharpening(y, single) if sharpen else None)
+
+    def _sharpening(self, y: Tensor, single: bool) -> Callable[[], Scalar] | None:
+        """The way to a better bound of ``||A||``; None where none is wanted."""
+        if self.square or type(y) is not Tensor:
+            return None
+        found = self.sharpened
+        if found is None:
+            return lambda: norm_from_below(self.A, single=single)
+        return lambda: _number(found()) if single else found()
 
     def _measured(self, x: Tensor, y: Tensor, prior_norm: Tensor | None, single: bool) -> Norms:
         space, A = OneItem if single else ItemSpace, self.A
@@ -284,7 +294,8 @@ class Judge:
         if narrowed:  # storing an x that is not long rounds its gradient, and excuses that
             limit = max(self.rcond, self.length_limit, EXCUSED)
             storing = replace(judge, rounding=self.tolerances.eps, rcond=0.0, length_limit=limit, truncated=False)
-        certificate = storing.certify(stored, y, prior_norm=prior_norm, single=single, sharpen=not narrowed)
+        norms = storing._measured(stored, y, prior_norm, single)
+        certificate = storing.judged(norms, None if narrowed else judge._sharpening(y, single))
         converged, unrounded = certificate.converged, certificate
         rounded = doubtful = converged != converged  # no item
         if narrowed:
@@ -295,7 +306,9 @@ class Judge:
             )
             doubts = doubts or (self.judges_unrounded and any_item(certificate.excused))
             if doubts or any_item(converged == 0):
-                unrounded = judge.certify(x, y, prior_norm=prior_norm, single=single)
+                if not (single and torch.equal(stored, x)):
+                    norms = judge._measured(x, y, prior_norm, single)
+                unrounded = judge.judged(norms, judge._sharpening(y, single))
                 rounded = unrounded.converged & certificate.no_worse & (converged == 0)
                 if self.judges_unrounded:
                     converged = converged & (unrounded.converged | (certificate.excused == 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.krylov.loop.batched_scalars import Scalar, at_least, maximum, unbounded, where
+from lsconv.krylov.loop.batched_scalars import Scalar, at_least, divide, maximum, unbounded, where
 from lsconv.krylov.loop.method import Cause, Method
 from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
@@ -55,6 +55,14 @@ class Monitor:
         self.rtol = maximum(self.rtol * tighter, self.eps + 0 * tighter)
         self.residual_bound = maximum(self.residual_bound * tighter, self.eps * self.y_norm)
         self.atol = self.atol * tighter
+
+    def raise_norm(self, bound: Scalar) -> None:
+        """Record a larger lower bound of ``||A||``; what :meth:`test` asks stays: :meth:`resume` tightens it enough."""
+        raised = _raised(self.operator_norm, bound + 0 * self.operator_norm)
+        share = divide(self.operator_norm, raised)
+        self.rtol, self.atol, self.operator_norm = self.rtol * share, self.atol * share, raised
+        residual, gradient, _, running = self.rows[-1]
+        self.rows[-1] = (residual, gradient, raised, running)
 
     def count(self) -> None:
         """One iteration more for the items that are running."""

@@ -8,9 +8,11 @@ import torch
 import lsconv
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.plan import BorderPlan
+from lsconv.factored.normal_equations import NormalEquationsPlan
 from lsconv.inverse.plans.trial_plan import TrialPlan
 from lsconv.inverse.route import fallback, route
 from lsconv.inverse.solve import Fallback, solve
+from lsconv.krylov.loop import batch_groups
 from lsconv.krylov.loop.solution import Status
 from tests.oracles import dense_tikhonov
 
@@ -72,6 +74,24 @@ def test_a_volume_is_tried_where_damping_bounds_the_iterations(
     assert error < (1e-5 if dtype == torch.float32 else 1e-8)
 
 
+@pytest.mark.parametrize("padding", [0, (2, 4, 4)])
+def test_a_volume_cropped_on_one_side_is_tried_with_the_preconditioner(padding: int | tuple[int, ...]) -> None:
+    """Unless its border is a small matrix, or the damping leaves many iterations."""
+    kernel = torch.rand(1, 1, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    A = lsconv.Conv3d(kernel / kernel.sum(), (8, 16, 16), padding=padding)
+    plan = route(A, 0.2)
+    assert isinstance(plan, TrialPlan)
+    assert plan.M is not None or plan.N is not None
+    assert isinstance(route(A, 1e-4), BorderPlan)
+    small = lsconv.Conv3d(kernel / kernel.sum(), (5, 8, 8), padding=padding)
+    assert isinstance(route(small, 1e-2).worker, (BorderPlan, NormalEquationsPlan))
+    y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    solution = plan.solve(y)
+    assert solution.converged.all()
+    plain = lsconv.cgls(A, y, damp=0.2, rtol=1e-12).x
+    assert (solution.x - plain).norm() < 1e-8 * plain.norm()
+
+
 def test_a_strided_blur_that_is_kept_goes_over_to_the_border() -> None:
     weight = torch.randn(3, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     A = lsconv.Conv2d(weight / 3, (48, 48), stride=2, padding=1, groups=3)
@@ -86,6 +106,60 @@ def test_a_strided_blur_that_is_kept_goes_over_to_the_border() -> None:
     assert kept.converged.all()
     assert inverse.plan.total == total  # LSMR was not asked
     assert (kept.x - first.x).norm() < 1e-8 * first.x.norm()
+
+
+def planes() -> lsconv.Convolution:
+    """A depthwise layer."""
+    weight = torch.randn(24, 1, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 7
+    return lsconv.Conv2d(weight, (24, 24), padding=3, groups=24)
+
+
+def test_strongly_damped_planes_are_tried_unless_a_batch_would_cost_more() -> None:
+    A = planes()
+    plan = route(A, 1.0)
+    assert isinstance(plan, TrialPlan)
+    y = torch.randn(12, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert not plan.gives_way(y[:1])
+    assert plan.gives_way(y)
+    item = y[0, :1].expand(A.out_shape).clone()
+    solution = plan.solve(item)
+    assert solution.converged
+    channel = lsconv.Conv2d(A.weight[:1], (24, 24), padding=3)
+    exact = dense_tikhonov(channel, item[:1], 1.0).reshape(1, 24, 24)
+    assert (solution.x[:1] - exact).norm() < 1e-8 * exact.norm()
+
+
+@pytest.mark.slow
+def test_planes_with_less_damping_and_batches_of_planes_go_to_the_border() -> None:
+    A = planes()
+    assert isinstance(route(A, 0.05), BorderPlan)
+    inverse = lsconv.pinv(A, damp=1.0)
+    y = torch.randn(12, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    solution = inverse.solve(y)
+    assert solution.converged.all()
+    assert inverse.plan.total == 0  # LSMR was not asked
+    alone = inverse.solve(y[0])
+    assert inverse.plan.total > 0
+    assert (alone.x - solution.x[0]).norm() < 1e-8 * alone.x.norm()
+
+
+def test_large_items_are_tried_in_groups_with_their_own_damping(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)) / 6
+    A = lsconv.Conv2d(weight, (12, 12), stride=2, padding=1)
+    y = torch.randn(3, 2, *A.out_shape, generator=torch.Generator().manual_seed(1))
+    damp = torch.tensor([[0.3, 0.2], [0.5, 0.4], [0.3, 0.3]])
+    whole = TrialPlan(A, damp, 60).solve(y)
+    monkeypatch.setattr(batch_groups, "CACHE_BYTES", 4 * A.in_numel * 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    plan = TrialPlan(A, damp, 60)
+    parts = plan.solve(y)
+    assert parts.converged.all()
+    assert plan.total == int(parts.iterations.max())
+    torch.testing.assert_close(parts.x, whole.x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts.damp, whole.damp)
+    for item in ((0, 1), (2, 0)):
+        exact = dense_tikhonov(A, y[item], float(damp[item])).flatten()
+        assert (parts.x[item].double().flatten() - exact).norm() < 1e-5 * exact.norm()
 
 
 def test_a_tall_layer_with_little_damping_ends_in_the_trial_and_rounding_does_not_reach_its_null_space() -> None:
