@@ -166,7 +166,8 @@ def dense_cost(size: int, *, definite: bool) -> FactorCost:
 
 
 def crossed_cost(border: CrossedBorder, *, definite: bool, real: bool, even: bool) -> FactorCost:
-    """The cost of :class:`~lsconv.border.direct.direct_pass.DirectBorder`, for each block."""
+    """The cost of :class:`~lsconv.border.direct.direct_pass.DirectInverse`, for each block; the axes are its choice."""
+    border = border if border.shortest else border.turned
     channels, grid = len(border.rows), border.grid
     frequencies = grid[0] * (grid[1] // 2 + 1 if real else grid[1])
     saddle = real and one_channel_saddle(border, definite=definite)
