@@ -21,7 +21,6 @@ from lsconv.border.direct.hodlr import HodlrSchur
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.truncated_circulant import TruncatedCirculant
-from lsconv.fourier.batched_linalg import LEAST_FACTORED
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.batch_layout import WORK_BYTES
@@ -192,8 +191,9 @@ def crossed_cost(border: CrossedBorder, *, definite: bool, real: bool, even: boo
     spectra = 2 * frequencies * (channels**2 + 4 * channels**2)
     if HodlrSchur.serves(border, definite=definite, real=real, even=even):
         # as many waves as half of a leaf: three products with each, and half of the matrix is put together
-        factors = copies * size**2 * (3 * LEAST_FACTORED / 2 + _ENTRY_WORK / 2)
-        entries = copies * size * LEAST_FACTORED * (1 + math.log2(size / LEAST_FACTORED) / 2)
+        leaf = HodlrSchur.leaf(border, even=even)
+        factors = copies * size**2 * (3 / 2 * leaf + _ENTRY_WORK / 2)
+        entries = copies * size * leaf * (1 + math.log2(size / leaf) / 2)
         return FactorCost(factors + products, entries + strip, copies * size**2 / 2 + 2 * between + strip + spectra)
     return FactorCost(factors + products, entries + strip, 2 * entries + 2 * between + strip + spectra)
 

@@ -50,7 +50,8 @@ class HodlrInverse:
         self, block: Callable[[int, int, int], Tensor], size: int, unit: int = 1, leaf: int = LEAST_FACTORED
     ) -> None:
         self._size, self.low_rank = size, False
-        for depth in range(int(math.log2(max(size / leaf, 1))), 2, -1):
+        deepest = int(math.log2(max(size / leaf, 1)))
+        for depth in range(deepest, max(deepest - 2, 2), -1):
             self._leaf = unit * math.ceil(size / 2**depth / unit)
             self._whole = 2**depth * self._leaf
             leaves = torch.stack([block(i, i, self._leaf) for i in range(0, self._whole, self._leaf)], 1)
@@ -69,7 +70,7 @@ class HodlrInverse:
                 if not self.low_rank:
                     break
             if self.low_rank or self._levels:
-                return  # larger leaves mend the ranks of the first level only
+                return  # leaves of twice the size mend the ranks of the first level only
 
     def _join(self, B: Tensor) -> bool:
         """Compress the blocks between the halves of the next level, ``(blocks, nodes, half, half)``.
@@ -92,9 +93,10 @@ class HodlrInverse:
             rank = int((rho > least).sum(-1).amax())
             if rank < width:
                 break
-            if 2 * width > half:
+            expected = width * math.log(least) / math.log(min(float(rho[..., -1].amax()), 1 - least))
+            if 2 * expected > half:  # of a geometric decay
                 return False
-            width *= 2
+            width = int(9 / 8 * max(expected, width)) + 1
         if 2 * rank > half or bool((rho >= 1).any()):
             return False
         turned = torch.stack([left.mT[..., :rank, :], right[..., :rank, :]], 2).flatten(1, 2)
@@ -162,15 +164,23 @@ class HodlrSchur:
     def serves(cls, border: CrossedBorder, *, definite: bool, real: bool, even: bool) -> bool:
         """Tell whether it is worth a trial: from three halvings of the unknowns on."""
         size = border.column_cells / (4 if even else 2)
-        return definite and real and len(border.rows) == 1 and bool(border.depth) and size >= 8 * LEAST_FACTORED
+        one = definite and real and len(border.rows) == 1 and bool(border.depth)
+        return one and size >= 8 * cls.leaf(border, even=even)
 
-    def __init__(self, entries: Tensor, border: CrossedBorder, *, even: bool, leaf: int = LEAST_FACTORED) -> None:
+    @classmethod
+    def leaf(cls, border: CrossedBorder, *, even: bool) -> int:
+        """The least unknowns of a leaf: it is twice as high as the border is wide, as ranks fill lower ones."""
+        return max(LEAST_FACTORED, border.width**2 * (1 if even else 2))
+
+    def __init__(self, entries: Tensor, border: CrossedBorder, *, even: bool, leaf: int | None = None) -> None:
         self._entries: Tensor = entries[:, :, 0, :, 0]
         self._height, self._width, self._even = border.height, border.width, even
         self._basis = ReversalBasis(self._height, self._width, entries.device, even=even)
         self._columns = (self._width + 1) // 2 if even else self._width
         size = self._basis.absent.shape[-1]
-        self._inverse = HodlrInverse(self._block, size, self._columns, leaf)
+        self._inverse = HodlrInverse(
+            self._block, size, self._columns, self.leaf(border, even=even) if leaf is None else leaf
+        )
         self.low_rank = self._inverse.low_rank
         self.size = len(self._basis.signs) * size
         del self._entries

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv import psf
 from lsconv.border.cost_model import Limits
 from lsconv.border.direct.crossed_border import crossed_border, is_even
 from lsconv.border.direct.direct_pass import DirectInverse
@@ -29,7 +28,7 @@ def hierarchical(matrices: Tensor, leaf: int) -> HodlrInverse:
         whole[:, :size, :size] = matrices
         return whole[:, first : first + count, second : second + count]
 
-    return HodlrInverse(block, size, leaf=leaf)
+    return HodlrInverse(block, size, 1, leaf)
 
 
 def test_matrices_whose_halves_see_each_other_by_few_waves_are_inverted() -> None:
@@ -113,10 +112,11 @@ def test_a_kept_plan_of_a_large_image_is_certified_after_one_pass(dtype: torch.d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spare", [None, 2**28])
+@pytest.mark.parametrize("spare", [None, 0])
 def test_large_ranks_leave_it_to_dense_factors_where_they_fit_and_to_the_iteration(spare: int | None) -> None:
-    A = lsconv.Conv2d(psf.disk(5)[None, None].to(F64), (900, 900))
-    damp = 1e-3 * float(A.weight.sum())
+    weight = torch.rand(1, 1, 15, 15, dtype=F64, generator=torch.Generator().manual_seed(0))
+    A = lsconv.Conv2d(weight, (320, 320))
+    damp = 1e-2 * float(A.weight.sum())
     plan = BorderPlan(A, damp, limits=Limits(at_once=0, spare_bytes=spare))
     plan.inverse.go_direct()
     direct = plan.inverse.direct
