@@ -17,6 +17,7 @@ import torch
 
 from lsconv.border.border_set import Border
 from lsconv.border.direct.crossed_border import CrossedBorder, crossed_border, is_even, one_channel_saddle
+from lsconv.border.direct.hodlr import HodlrSchur
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.truncated_circulant import TruncatedCirculant
@@ -167,7 +168,8 @@ def dense_cost(size: int, *, definite: bool) -> FactorCost:
 
 
 def crossed_cost(border: CrossedBorder, *, definite: bool, real: bool, even: bool) -> FactorCost:
-    """The cost of :class:`~lsconv.border.direct.direct_pass.DirectBorder`, for each block."""
+    """The cost of :class:`~lsconv.border.direct.direct_pass.DirectInverse`, for each block; the axes are its choice."""
+    border = border if border.shortest else border.turned
     channels, grid = len(border.rows), border.grid
     frequencies = grid[0] * (grid[1] // 2 + 1 if real else grid[1])
     saddle = real and one_channel_saddle(border, definite=definite)
@@ -188,6 +190,12 @@ def crossed_cost(border: CrossedBorder, *, definite: bool, real: bool, even: boo
     entries = copies * size**2 * (1 if real and not saddle else 2)
     strip = (channels * border.depth) ** 2 * frequencies / grid[0] * 2
     spectra = 2 * frequencies * (channels**2 + 4 * channels**2)
+    if HodlrSchur.serves(border, definite=definite, real=real, even=even):
+        # as many waves as half of a leaf: three products with each, and half of the matrix is put together
+        leaf = HodlrSchur.leaf(border, even=even)
+        factors = copies * size**2 * (3 / 2 * leaf + _ENTRY_WORK / 2)
+        entries = copies * size * leaf * (1 + math.log2(size / leaf) / 2)
+        return FactorCost(factors + products, entries + strip, copies * size**2 / 2 + 2 * between + strip + spectra)
     return FactorCost(factors + products, entries + strip, 2 * entries + 2 * between + strip + spectra)
 
 

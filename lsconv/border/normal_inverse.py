@@ -44,6 +44,7 @@ from lsconv.border.cost_model import (
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_problem import NormalProblem, Request
 from lsconv.border.system.border_system import BorderProblem, BorderSystem, Schwarz
+from lsconv.errors import PlanMemoryError
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.memory import allowed_bytes
 
@@ -230,13 +231,15 @@ class BorderInverse(NormalInverse):
         return True, whole_cost(self.embedding, self.form, onto, self.border)
 
     def go_direct(self) -> None:
-        """Factorise the border, for good."""
+        """Factorise the border, for good; iterate for good where its ranks are large and dense factors do not fit."""
         self._system, self.stage = None, Stage.FACTORS
         request = self.problem.request
         if self._crossed:
-            self.direct = DirectInverse(
-                NormalProblem(replace(request.precise(), side=self.side, one_matrix=self._shortest))
-            )
+            problem = NormalProblem(replace(request.precise(), side=self.side, one_matrix=self._shortest))
+            try:
+                self.direct = DirectInverse(problem)
+            except PlanMemoryError:
+                self.give_up_factors()
         else:
             self.direct = normal_inverse(replace(request, side=self.side, one_matrix=True))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "LEAST_FACTORED",
     "DenseInverse",
     "frobenius",
     "hermitian_inverse",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 # Smaller matrices are inverted, and so are those on a GPU, which waits for every row of a triangular solve.
-_LEAST_FACTORED = 256
+LEAST_FACTORED = 256
 
 # Matrices of fewer rows are factorised without the blocks on which it goes wrong (seen from 151 rows on).
 _LEAST_ROWS = 64
@@ -142,7 +143,7 @@ class DenseInverse:
         size, on_gpu = matrices.shape[-1], matrices.device.type != "cpu"
         self.pivots: Tensor | None = None
         self.kind = "inverse"
-        if size < _LEAST_FACTORED or on_gpu:
+        if size < LEAST_FACTORED or on_gpu:
             self.factors = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
             return
         if definite:

@@ -104,6 +104,18 @@ def test_a_worse_condition_lets_expect_more_iterations() -> None:
     assert expected_iterations(1e4) == pytest.approx(2 * expected_iterations(1e2))
 
 
+def test_a_tall_image_costs_as_much_to_factorise_as_a_wide_one() -> None:
+    weight = psf.disk(3)[None, None]
+    tall, wide = (
+        BorderPlan(lsconv.Conv2d(weight, in_size), 1e-2, limits=Limits(at_once=0)).inverse
+        for in_size in ((400, 40), (40, 400))
+    )
+    assert isinstance(tall, BorderInverse)
+    assert isinstance(wide, BorderInverse)
+    assert tall._cost.setup == pytest.approx(wide._cost.setup, rel=0.05)
+    assert tall._cost.entries == pytest.approx(wide._cost.entries, rel=0.05)
+
+
 def test_definite_systems_cost_less() -> None:
     definite, mixed = (CostModel(2, 100, 3, definite=flag) for flag in (True, False))
     first, fourth = definite.iteration(2) - definite.iteration(1), definite.iteration(5) - definite.iteration(4)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder, crossed_border, is_even, one_channel_saddle
 from lsconv.border.direct.even_odd_basis import SchurInverse
+from lsconv.border.direct.hodlr import HodlrSchur
 from lsconv.border.direct.schur_complement import column_blocks
 from lsconv.border.direct.strip import Strip
 from lsconv.border.normal_problem import NormalProblem
@@ -29,6 +30,7 @@ from lsconv.border.penalty import Penalty
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, product
 from lsconv.operators.batch_layout import CACHE_BYTES
 from lsconv.operators.fft_convolution import FEW_WAVES, plane_waves
+from lsconv.operators.memory import allowed_bytes, check_fits
 
 __all__ = [
     "ONE_PASS",
@@ -47,22 +49,36 @@ class DirectBorder:
         border: the cells it is restricted to.
         definite: whether it is positive definite.
         condition: a bound of its condition: up to its rounding an even operator is taken for even.
+        allowed: bytes that dense factors may take where hierarchical ones do not serve.
+
+    Raises:
+        PlanMemoryError: they would take more.
     """
 
-    def __init__(self, Q: FrequencyMatrices, border: CrossedBorder, *, definite: bool, condition: float) -> None:
+    def __init__(
+        self, Q: FrequencyMatrices, border: CrossedBorder, *, definite: bool, condition: float, allowed: int
+    ) -> None:
         self._along, self._real = Grid(border.grid[1:], real=Q.grid.real), Q.grid.real
         self._Q = Q
         spectrum = Q.matrices
         columns = torch.fft.ifft(spectrum, dim=1)
         self.strip = Strip(columns, border, definite=definite) if border.depth else None
-        self.schur: SchurInverse | None = None
+        self.schur: SchurInverse | HodlrSchur | None = None
         self._height, self._rows = border.height, border.grid[0]
         if not border.column_cells:
             return
         one = len(border.rows) == 1 or one_channel_saddle(border, definite=definite)
         even = one and Q.grid.real and is_even(spectrum, condition)
         entries = column_blocks(spectrum, columns, self.strip, border, self._along, definite=definite, even=even)
-        self.schur = SchurInverse(entries, border, definite=definite, even=even)
+        if HodlrSchur.serves(border, definite=definite, real=self._real, even=even):
+            hierarchical = HodlrSchur(entries, border, even=even)
+            if hierarchical.low_rank:
+                self.schur = hierarchical
+            else:  # matrices of a half or quarter of the cells, while they are factorised
+                needed = 16 * entries.shape[0] * border.column_cells**2 // (4 if even else 2)
+                check_fits(needed, allowed, "the border")
+        if self.schur is None:
+            self.schur = SchurInverse(entries, border, definite=definite, even=even)
         (n,), (f,) = self._along.sizes, self._along.frequencies
         self._before = n - border.width
         self._read: Tensor | None = None
@@ -180,7 +196,10 @@ class DirectInverse:
         self._border: DirectBorder | None = None
         if border is not None:
             condition = problem.condition(self._P)
-            self._border = DirectBorder(parts.system, border, definite=self.form != "saddle", condition=condition)
+            allowed = allowed_bytes(problem.request.limits.spare_bytes, parts.system.matrices.device)
+            self._border = DirectBorder(
+                parts.system, border, definite=self.form != "saddle", condition=condition, allowed=allowed
+            )
         self._solution, self._dual, self._normal = self._passes(self.side, penalty)
 
     def _passes(self, side: str, penalty: Penalty | None) -> tuple[_Pass, _Pass | None, _Pass]:

@@ -27,7 +27,7 @@ from torch import Tensor
 from lsconv.border.direct.crossed_border import CrossedBorder, one_channel_saddle
 from lsconv.fourier.batched_linalg import DenseInverse
 
-__all__ = ["SchurInverse"]
+__all__ = ["ReversalBasis", "SchurInverse"]
 
 
 class SchurInverse:
@@ -46,9 +46,9 @@ class SchurInverse:
         self._exchanged = one_channel_saddle(border, definite=definite) and not entries.is_complex()
         alone = channels == 1 and not entries.is_complex()
         self._present = None if alone or self._exchanged else _present(border, entries.device)
-        self._symmetry: _Symmetry | None = None
+        self._symmetry: ReversalBasis | None = None
         if even or alone:
-            self._symmetry = _Symmetry(border.width, border.height, entries.device, even=even)
+            self._symmetry = ReversalBasis(border.width, border.height, entries.device, even=even)
         self._inverse = DenseInverse(self._matrices(entries), definite=definite)
 
     def _matrices(self, entries: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def _assembled(width: int, block: _Block, device: torch.device) -> Tensor:
     return matrix.view(blocks, width * rows, width * columns)
 
 
-class _Symmetry:
+class ReversalBasis:
     """Reversals of the cells, and the coordinates in which each is a sign.
 
     A coordinate is of a cell of the first half, or quarter, and a sign for each reversal. Where a reversal leaves the
@@ -177,11 +177,11 @@ class _Symmetry:
         size = images[0].numel() if even else (len(cells) + 1) // 2
         self._images = torch.stack([image.flatten()[:size] for image in images])
         fixed = self._images == self._images[:1]
-        self._absent = ((self.signs < 0)[..., None] & fixed).any(
+        self.absent = ((self.signs < 0)[..., None] & fixed).any(
             1
         )  # of shape (signs, cells): a cell that is its own image
         times = fixed.sum(0).double()
-        self.log_multiplicity = float((times.log() * ~self._absent).sum())
+        self.log_multiplicity = float((times.log() * ~self.absent).sum())
         self._source = torch.empty_like(cells)
         self._source[self._images.flatten()] = torch.arange(self._images.numel(), device=device)
         self._weights = times[self._source % len(times)] / len(images)
@@ -202,10 +202,10 @@ class _Symmetry:
         """
         found = [self._folded(entries, signs.tolist()) for signs in self.signs]
         matrices = torch.stack(found, 1)
-        if bool(self._absent.any()):
-            there = ~self._absent
+        if bool(self.absent.any()):
+            there = ~self.absent
             matrices *= there[:, None] & there[..., None]
-            matrices.diagonal(dim1=-2, dim2=-1).add_(self._absent)
+            matrices.diagonal(dim1=-2, dim2=-1).add_(self.absent)
         return matrices
 
     def _folded(self, entries: Tensor, signs: list[float]) -> Tensor:

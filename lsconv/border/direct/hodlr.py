@@ -1,0 +1,245 @@
+r"""The Schur complement of a crossed border by hierarchical low-rank blocks, for images whose dense factors are large.
+
+Two pieces of the columns V' see each other by few waves, nearly however long they are. Ordered along the columns and
+halved again and again, a positive definite :math:`S = \begin{pmatrix} S_1 & B \\ B^H & S_2 \end{pmatrix}` with
+:math:`S_i = W_i W_i^H` is factorised from the leaves up:
+
+.. math:: K = W_1^{-1} B W_2^{-H} \approx U \operatorname{diag}(\rho) V^H, \qquad
+          S \approx W W^H, \quad W = \begin{pmatrix} W_1 & \\ & W_2 \end{pmatrix}
+          \begin{pmatrix} I & K \\ K^H & I \end{pmatrix}^{1/2} ,
+
+the root being the identity but for the planes of :math:`(u_i, 0)` and :math:`(0, v_i)`. All :math:`\rho < 1`, so that
+no truncation makes S indefinite, and a pass without those of :math:`\rho \le \epsilon` leaves about :math:`\epsilon`
+of an error. The range of K is found by its products with a few vectors, some more than the level below has waves. Where
+the waves would take more memory than the blocks, dense factors are made, or none.
+
+Ambikasaran, O'Neil and Singh, "Fast symmetric factorization of hierarchical matrices with applications",
+arXiv:1405.0223 (2014); Halko, Martinsson and Tropp, SIAM Review 53 (2011), for the range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lsconv.border.direct.crossed_border import CrossedBorder
+from lsconv.border.direct.even_odd_basis import ReversalBasis
+from lsconv.fourier.batched_linalg import LEAST_FACTORED
+
+__all__ = ["HodlrInverse", "HodlrSchur"]
+
+
+class HodlrInverse:
+    """The inverses of symmetric positive definite matrices whose halves see each other by few waves.
+
+    Args:
+        block: the entries ``(blocks, size, size)`` of the cells from a first row, and from another; both are multiples
+            of the size. What is beyond the matrix is that of an identity.
+        size: of the matrices.
+        unit: sizes of leaves are multiples of it.
+        leaf: the least size of a leaf; there are eight at least.
+
+    Attributes:
+        low_rank: whether the ranks are small; otherwise nothing else may be used.
+    """
+
+    def __init__(
+        self, block: Callable[[int, int, int], Tensor], size: int, unit: int = 1, leaf: int = LEAST_FACTORED
+    ) -> None:
+        self._size, self.low_rank = size, False
+        deepest = int(math.log2(max(size / leaf, 1)))
+        for depth in range(deepest, max(deepest - 2, 2), -1):
+            self._leaf = unit * math.ceil(size / 2**depth / unit)
+            self._whole = 2**depth * self._leaf
+            leaves = torch.stack([block(i, i, self._leaf) for i in range(0, self._whole, self._leaf)], 1)
+            factors, info = torch.linalg.cholesky_ex(leaves)
+            if bool((info > 0).any()):
+                return
+            self._log_diagonal = 2 * factors.diagonal(dim1=-2, dim2=-1).log().sum((-1, -2))
+            eye = torch.eye(self._leaf, dtype=factors.dtype, device=factors.device)
+            self._roots = torch.linalg.solve_triangular(factors, eye.expand_as(factors), upper=False)
+            del leaves, factors
+            self._levels: list[tuple[Tensor, Tensor]] = []
+            for level in range(depth):
+                half = self._leaf * 2**level
+                starts = range(0, self._whole, 2 * half)
+                self.low_rank = self._join(torch.stack([block(i, i + half, half) for i in starts], 1))
+                if not self.low_rank:
+                    break
+            if self.low_rank or self._levels:
+                return  # leaves of twice the size mend the ranks of the first level only
+
+    def _join(self, B: Tensor) -> bool:
+        """Compress the blocks between the halves of the next level, ``(blocks, nodes, half, half)``.
+
+        Returns:
+            whether the waves take less memory than the blocks, and S is definite.
+        """
+        half = B.shape[-1]
+        least = torch.finfo(B.dtype).eps ** 0.5  # smaller correlations, squared, are lost beside 1
+        width = (9 * self._levels[-1][1].shape[-1]) // 8 + 1 if self._levels else half // 4
+        while True:
+            # nearly independent vectors, without random numbers, which vmap refuses
+            numbers = torch.arange(half * width, dtype=B.dtype, device=B.device)
+            probe = torch.sin(numbers * numbers).view(width, half)
+            first, second = _halves(self._down(probe.expand(B.shape[0], 2 * B.shape[1], width, half)))
+            Y = self._up(torch.stack([second @ B.mT, first @ B], 2).flatten(1, 2))
+            Q = torch.linalg.qr(Y.mT)[0].mT
+            first, second = _halves(self._down(Q))
+            left, rho, right = torch.linalg.svd((first @ B) @ second.mT)
+            rank = int((rho > least).sum(-1).amax())
+            if rank < width:
+                break
+            expected = width * math.log(least) / math.log(min(float(rho[..., -1].amax()), 1 - least))
+            if 2 * expected > half:  # of a geometric decay
+                return False
+            width = int(9 / 8 * max(expected, width)) + 1
+        if 2 * rank > half or bool((rho >= 1).any()):
+            return False
+        turned = torch.stack([left.mT[..., :rank, :], right[..., :rank, :]], 2).flatten(1, 2)
+        self._levels.append((turned @ Q, rho[..., None, None, :rank]))
+        return True
+
+    def _up(self, x: Tensor) -> Tensor:
+        """``W^-1`` times the rows of ``(blocks, nodes, rhs, half)``."""
+        x = self._leaves(x, self._roots.mT)
+        for level in self._levels:
+            x = _turned(x, *level)
+        return x
+
+    def _down(self, x: Tensor) -> Tensor:
+        """``W^-H`` times the rows of ``(blocks, nodes, rhs, half)``."""
+        for level in reversed(self._levels):
+            x = _turned(x, *level)
+        return self._leaves(x, self._roots)
+
+    def _leaves(self, x: Tensor, matrices: Tensor) -> Tensor:
+        parts = x.unflatten(-1, (-1, self._leaf)).transpose(2, 3).flatten(1, 2)
+        return (parts @ matrices).unflatten(1, (x.shape[1], -1)).transpose(2, 3).flatten(3)
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """The inverses times ``r`` of shape ``(rhs, blocks, size)``."""
+        padded = torch.nn.functional.pad(r, (0, self._whole - self._size))
+        return self._down(self._up(padded.movedim(0, 1).unsqueeze(1))).squeeze(1).movedim(1, 0)[..., : self._size]
+
+    @property
+    def logdet(self) -> Tensor:
+        """``log det`` of the matrices, ``(blocks,)``."""
+        return sum((torch.log1p(-rho.square()).flatten(1).sum(-1) for _, rho in self._levels), start=self._log_diagonal)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors."""
+        return self._roots.nbytes + sum(factors.nbytes for level in self._levels for factors in level)
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the second halves of every node."""
+    first, second = x.unflatten(1, (-1, 2)).unbind(2)
+    return first, second
+
+
+def _turned(x: Tensor, waves: Tensor, rho: Tensor) -> Tensor:
+    """The rows of x times the inverse root of ``[[I, K], [K^H, I]]``, K having these waves and correlations."""
+    shape, (_, halves, _, half) = x.shape, waves.shape
+    x = x.unflatten(-1, (-1, half)).transpose(2, 3).flatten(1, 2)
+    t = (x @ waves.mT).unflatten(1, (halves // 2, 2))
+    plus, minus = (1 + rho).rsqrt(), (1 - rho).rsqrt()
+    t = ((plus + minus) / 2 - 1) * t + (plus - minus) / 2 * t.flip(2)
+    x = x + t.flatten(1, 2) @ waves
+    return x.unflatten(1, (shape[1], -1)).transpose(2, 3).reshape(shape)
+
+
+class HodlrSchur:
+    """The inverse of the Schur complement of an operator of one real channel, positive definite.
+
+    It takes the place of :class:`~lsconv.border.direct.even_odd_basis.SchurInverse`, whose arguments it has; cells are
+    ordered row by row, so that halves of the unknowns are halves of the columns.
+    """
+
+    @classmethod
+    def serves(cls, border: CrossedBorder, *, definite: bool, real: bool, even: bool) -> bool:
+        """Tell whether it is worth a trial: from three halvings of the unknowns on."""
+        size = border.column_cells / (4 if even else 2)
+        one = definite and real and len(border.rows) == 1 and bool(border.depth)
+        return one and size >= 8 * cls.leaf(border, even=even)
+
+    @classmethod
+    def leaf(cls, border: CrossedBorder, *, even: bool) -> int:
+        """The least unknowns of a leaf: it is twice as high as the border is wide, as ranks fill lower ones."""
+        return max(LEAST_FACTORED, border.width**2 * (1 if even else 2))
+
+    def __init__(self, entries: Tensor, border: CrossedBorder, *, even: bool, leaf: int | None = None) -> None:
+        self._entries: Tensor = entries[:, :, 0, :, 0]
+        self._height, self._width, self._even = border.height, border.width, even
+        self._basis = ReversalBasis(self._height, self._width, entries.device, even=even)
+        self._columns = (self._width + 1) // 2 if even else self._width
+        size = self._basis.absent.shape[-1]
+        self._inverse = HodlrInverse(
+            self._block, size, self._columns, self.leaf(border, even=even) if leaf is None else leaf
+        )
+        self.low_rank = self._inverse.low_rank
+        self.size = len(self._basis.signs) * size
+        del self._entries
+
+    def _block(self, first: int, second: int, size: int) -> Tensor:
+        """The entries between the cells from ``first`` and from ``second`` on, ``(blocks * signs, size, size)``."""
+        e, signs, width, half = self._entries, self._basis.signs.tolist(), self._width, (self._height + 1) // 2
+        (top, bottom), (left, right) = (
+            (min(start // self._columns, half), min((start + size) // self._columns, half)) for start in (first, second)
+        )
+        matrix = e.new_zeros(
+            e.shape[0], len(signs), size // self._columns, self._columns, size // self._columns, self._columns
+        )
+        rows, others = slice(top, bottom), torch.arange(self._columns, device=e.device)
+        here, there = slice(left, right), slice(self._height - right, self._height - left)
+        direct, image = e[:, :, rows, here], e[:, :, rows, there].flip(-1)
+        if self._even:
+            kept = [torch.add(direct, image, alpha=sign) for sign in (1.0, -1.0)]
+        else:
+            back, back_image = e[:, :, here, rows].mT, e[:, :, there, rows].mT.flip(-1)
+        for i in range(self._columns):
+            into = matrix[:, :, : bottom - top, i, : right - left]
+            if self._even:
+                near, far = ([part[:, d.abs()] for part in kept] for d in (i - others, i + others + 1 - width))
+                found = [torch.add(near[s[2] < 0], far[s[2] < 0], alpha=s[1]) for s in signs]
+            else:
+                near_, far_ = _lined(direct, back, i - others), _lined(image, back_image, i + others + 1 - width)
+                found = [torch.add(near_, far_, alpha=s[1]) for s in signs]
+            for number, part in enumerate(found):
+                into[:, number] = part.permute(0, 2, 3, 1)
+        matrix = matrix.view(e.shape[0], len(signs), size, size)
+        absent = torch.nn.functional.pad(self._basis.absent, (0, max(first, second) + size), value=True)
+        on, across = absent[:, first : first + size], absent[:, second : second + size]
+        if bool(on.any()) or bool(across.any()):
+            matrix *= ~on[:, :, None] & ~across[:, None]
+        if first == second:
+            matrix.diagonal(dim1=-2, dim2=-1).add_(on)
+        return matrix.flatten(0, 1)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """``S^-1`` times ``values`` of shape ``(rhs, blocks, 1, width, height)``."""
+        cells = values.squeeze(2).mT
+        parts = self._basis.parts(cells.flatten(2))
+        solved = self._basis.joined(self._inverse(parts.flatten(1, 2)).view(parts.shape))
+        return solved.view(cells.shape).mT.unsqueeze(2)
+
+    def logdet(self) -> Tensor:
+        """``log |det S|`` by block."""
+        by_sign = self._inverse.logdet.unflatten(0, (-1, len(self._basis.signs)))
+        return by_sign.sum(1) - self._basis.log_multiplicity
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors."""
+        return self._inverse.nbytes
+
+
+def _lined(ahead: Tensor, back: Tensor, distances: Tensor) -> Tensor:
+    """The entries at distances that rise or fall, those at negative ones being ``back``."""
+    positive = distances >= 0
+    parts = [back[:, -distances[~positive]], ahead[:, distances[positive]]]
+    return torch.cat(parts[::-1] if bool(positive[0]) else parts, 1)
