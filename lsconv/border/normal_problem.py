@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import DEFAULT_LIMITS, Limits
+from lsconv.border import cost_model
+from lsconv.border.cost_model import Limits
 from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.truncated_circulant import StrongestWave, TruncatedCirculant, truncated_circulant
@@ -108,7 +109,7 @@ class Request:
         penalty = Penalty(convolution, terms, damp) if terms else None
         shift = damp.new_zeros(()) if terms else damp  # damp L is in the rows of the penalty
         mirror = Mirror(convolution) if Mirror.exists(convolution) else None
-        limits = DEFAULT_LIMITS if limits is None else limits
+        limits = cost_model.DEFAULT_LIMITS if limits is None else limits
         return cls(convolution, shift, floor, side, penalty, mirror, limits, missing=missing)
 
     @property
