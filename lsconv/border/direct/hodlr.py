@@ -162,10 +162,10 @@ class HodlrSchur:
 
     @classmethod
     def serves(cls, border: CrossedBorder, *, definite: bool, real: bool, even: bool) -> bool:
-        """Tell whether it is worth a trial: from three halvings of the unknowns on."""
+        """Tell whether it is worth a trial: with three halvings, and ranks, of half a squared width, that are small."""
         size = border.column_cells / (4 if even else 2)
         one = definite and real and len(border.rows) == 1 and bool(border.depth)
-        return one and size >= 8 * cls.leaf(border, even=even)
+        return one and size >= 8 * LEAST_FACTORED and border.height >= 64 * border.width
 
     @classmethod
     def leaf(cls, border: CrossedBorder, *, even: bool) -> int:
