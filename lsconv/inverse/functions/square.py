@@ -73,5 +73,5 @@ def _of_symbol(S: FrequencyMatrices) -> tuple[Tensor, Tensor]:
 
 def _signed(sign: Tensor, logabs: Tensor, A: Convolution, embedding: Embedding) -> tuple[Tensor, Tensor]:
     batch = (*embedding.batch_shape, -1)
-    sign = sign if A.is_complex else sign.real
+    sign = sign if A.is_complex else sign.real.sgn()  # a product of phases is one up to rounding
     return sign.reshape(batch).prod(-1), logabs.reshape(batch).sum(-1)
