@@ -95,13 +95,14 @@ def separable_singular_values(A: Convolution) -> Tensor | None:
 
 
 @torch.no_grad()
-def separable_svd(A: Convolution) -> tuple[list[Tensor], Tensor, list[Tensor]] | None:
+def separable_svd(A: Convolution, factors: Factors | None = None) -> tuple[list[Tensor], Tensor, list[Tensor]] | None:
     """The decompositions ``U, values, V`` of a convolution's axes, channels first; None where it is not separable.
 
     U and V have a factor per axis, ``(1, groups, ...)``, and the values, of a convolution with one kernel for all batch
-    items, are ``(groups, *ranks)``, the products along all axes.
+    items, are ``(groups, *ranks)``, the products along all axes. ``factors`` are those of the kernel, where
+    they are known.
     """
-    factors = Factors.of(A)
+    factors = Factors.of(A) if factors is None else factors
     if factors is None:
         return None
     matrices = [factors.channels, *(_axis_matrix(A, a, u) for a, u in enumerate(factors.axes))]

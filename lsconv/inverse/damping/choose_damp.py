@@ -310,8 +310,9 @@ def _paths(
         unknowns = DEFAULT_LIMITS.dense_unknowns * (1 if border and len(A.in_shape) < 4 else 2)
         if DensePath.serves(A, L, EXACT_UNKNOWNS if trace == "exact" else unknowns):
             return DensePath(A, y, L, _scale(A, L), count), None
-        if isinstance(A, Convolution) and SeparablePath.serves(A, L):
-            return SeparablePath(A, y, count), None
+        separable = SeparablePath.where_cheap(A, y, L, count)
+        if separable is not None:
+            return separable, None
     if trace == "exact":
         raise MethodError(
             f'trace: "exact" needs at most {EXACT_UNKNOWNS} unknowns, or a convolution with zero or circular padding, '

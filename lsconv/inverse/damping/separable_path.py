@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.factored.kronecker import along_axes, separable_svd
+from lsconv.factored.kronecker import Factors, along_axes, separable_svd
 from lsconv.inverse.damping.decomposed_path import DecomposedPath
 from lsconv.inverse.plans.small_matrices import separable_factors
 from lsconv.operators.base import LinearOperator
@@ -27,11 +27,12 @@ class SeparablePath(DecomposedPath):
         A: the convolution.
         y: data ``(together, *batch, *out_shape)``, summed over the first dimension; zero where A has a zero row.
         count: number of measured data.
+        factors: those of its kernel.
     """
 
     @torch.no_grad()
-    def __init__(self, A: Convolution, y: Tensor, count: Tensor) -> None:
-        parts = separable_svd(A)
+    def __init__(self, A: Convolution, y: Tensor, count: Tensor, factors: Factors | None = None) -> None:
+        parts = separable_svd(A, factors)
         assert parts is not None
         left, values, _ = parts
         self.together, self.count = y.shape[0], count
@@ -49,9 +50,10 @@ class SeparablePath(DecomposedPath):
         self.scale = torch.where(largest > 0, largest, 1).expand(self.batch)
         self.nullity = torch.zeros(self.batch, dtype=torch.int64, device=A.device)
 
-    @staticmethod
-    def serves(A: LinearOperator, L: LinearOperator | None) -> bool:
-        """Tell whether A is such a convolution, and decomposing its axes costs less than solves by any other way."""
+    @classmethod
+    def where_cheap(cls, A: LinearOperator, y: Tensor, L: LinearOperator | None, count: Tensor) -> SeparablePath | None:
+        """The path, where A is such a convolution and decomposing its axes costs less than solves by any other way."""
         if not isinstance(A, Convolution) or A.batch_shape or L is not None:
-            return False
-        return separable_factors(A, damped=True) is not None
+            return None
+        factors = separable_factors(A, damped=True)
+        return None if factors is None else cls(A, y, count, factors)
