@@ -20,6 +20,7 @@ from lsconv.errors import (
     PlanMemoryError,
     warn,
 )
+from lsconv.factored.axis_channels import AxisAsChannels
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.adjoint_plan import AdjointPlan
@@ -29,6 +30,7 @@ from lsconv.inverse.plans.krylov_choice import krylov_plan
 from lsconv.inverse.plans.krylov_plan import KRYLOV, KrylovPlan, KrylovStack
 from lsconv.inverse.plans.masks_per_item import MasksPerItemPlan
 from lsconv.inverse.plans.missing import MissingBorderPlan, MissingPlan, are_scattered
+from lsconv.inverse.plans.planes import Planes
 from lsconv.inverse.plans.reduced_plan import ReducedPlan
 from lsconv.inverse.plans.small_matrices import (
     SMALL_MATRICES,
@@ -290,9 +292,7 @@ def _with_rcond(
     return _svd(A, damp, memory_limit, rcond)
 
 
-def fallback(
-    A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None
-) -> KrylovPlan | SingularValuePlan | BorderPlan | CapacitancePlan | None:
+def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None) -> Plan | None:
     """The plan that is asked about the items that "auto" leaves unconverged; None where there is no other way.
 
     A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.
@@ -376,8 +376,13 @@ def _varying(
         return None
 
 
-def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> BorderPlan | CapacitancePlan:
+def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> Plan:
     """The border method: direct where it can be and that is worth it, else by iteration."""
+    volume = Planes.of(A, damp, memory_limit)
+    if volume is not None and isinstance(A, Convolution):
+        way = AxisAsChannels.of(A, volume.axis)
+        with contextlib.suppress(MethodError, PlanMemoryError):  # the volume's own takes less memory
+            return ReducedPlan(way, BorderPlan(way.B, damp, memory_limit=memory_limit), damp)
     damping = torch.as_tensor(damp)
     if bool((damping == 0).all()):
         try:

@@ -14,6 +14,7 @@ from lsconv.border.cost_model import CostModel, dense_cost, plan_bytes
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
+from lsconv.inverse.plans.planes import Planes, is_one_sided
 from lsconv.krylov.loop.batch_groups import in_groups
 from lsconv.krylov.loop.batched_scalars import divide
 from lsconv.krylov.loop.judge import Judge, norm_from_below
@@ -57,17 +58,22 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
     iteration = 4 * min(direct, 10 * (A.c_in + A.c_out) * transform_cost(grid)) + _CALLS
     blur, unit_stride = (A.c_in + A.c_out) // A.groups <= 2, all(step == 1 for step in A.stride)
     rtol = direct_rtol(A.dtype)
-    if blur and unit_stride and not undamped and A.ndim != 2 and _one_sided(A):
-        factors = dense_cost(_border_cells(A), definite=True)
-        model = CostModel(A.groups, math.prod(grid), 1, definite=True)
-        most = int(model.factor_work(factors) / (1.5 * iteration))
+    volume = Planes.of(A, damp)
+    if blur and unit_stride and not undamped and A.ndim != 2 and (volume is not None or is_one_sided(A, range(A.ndim))):
+        if volume is None:
+            factors = dense_cost(_border_cells(A), definite=True)
+            work = CostModel(A.groups, math.prod(grid), 1, definite=True).factor_work(factors)
+        else:
+            work = volume.work
+        most = int(work / (1.5 * iteration))
         if A.ndim == 1:
             return TrialPlan(A, damp, most, preconditioned=True) if 3 * most >= _FEWEST_ITERATIONS else None
         # the circulant takes the root of the bound of conjugate gradients, two to five times
         expected = 4 * float((0.5 * norm_bound(A) / damping.to(A.device) * math.log(2 / rtol)).sqrt().max())
         if expected <= most:
             return TrialPlan(A, damp, int(min(most, 4 * expected)), preconditioned=True, expected=expected)
-    most = int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(damping.shape)) / iteration)
+    work = _OPERATIONS_PER_BYTE * plan_bytes(A, tuple(damping.shape)) if volume is None else volume.work
+    most = int(work / iteration)
     if most < _FEWEST_ITERATIONS:
         return None
     if blur and not undamped:
@@ -83,12 +89,6 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
         ends = bool((needed <= (1.5 if A.ndim == 3 and unit_stride else 1) * most).all())
         return TrialPlan(A, damp, most, expected=float(needed.max())) if ends else None
     return None if blur and unit_stride else TrialPlan(A, damp, most)
-
-
-def _one_sided(A: Convolution) -> bool:
-    """Tell whether only outputs, or only inputs, are cropped, and as many as there can be."""
-    sizes = list(zip(A.spatial_in, A.spatial_out, A.kernel_extent, strict=True))
-    return any(all(sign * (n - m) == k - 1 for n, m, k in sizes) for sign in (1, -1))
 
 
 def _border_cells(A: Convolution) -> int:

@@ -1,0 +1,69 @@
+"""Which volumes are answered as images whose channels are their planes, and what the setup of that costs.
+
+The border of an image is a line, which factors eliminate; that of a volume is a surface, which only iterations answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsconv.fourier.embedding import Embedding
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.fft_convolution import good_fft_length
+from lsconv.operators.memory import allowed_bytes
+
+__all__ = ["Planes", "is_one_sided"]
+
+# Complex numbers that a frequency takes, in squares of the planes: the symbol, two inverses, the border and its kernel.
+_SQUARES = 6
+# Operations of LSMR in the time of a byte of that, and of the inverses per frequency, in cubes of the planes
+# (benchmarks/routes.py shows both sides of the choice).
+_BYTE_WORK, _CUBE_WORK = 25, 130
+
+
+@dataclass(frozen=True)
+class Planes:
+    """The planes of a volume along one of its axes, as channels of an image.
+
+    Attributes:
+        axis: which one.
+        bytes: what the border's plan of the image takes.
+        work: operations of its setup, in those of LSMR.
+    """
+
+    axis: int
+    bytes: int
+    work: float
+
+    @classmethod
+    def of(cls, A: LinearOperator, damp: Tensor | float, memory_limit: int | None = None) -> Planes | None:
+        """The planes that cost least; None for what is no volume, and where they would not fit.
+
+        Along the other axes only outputs or only inputs are cropped: the border is definite then, and its factors pay.
+        """
+        if not (isinstance(A, Convolution) and A.ndim == 3 and A.c_in == A.c_out == A.groups and Embedding.exists(A)):
+            return None
+        blocks = A.groups * math.prod(torch.broadcast_shapes(A.batch_shape, torch.as_tensor(damp).shape))
+        found = []
+        for axis in range(A.ndim):
+            others = [a for a in range(A.ndim) if a != axis]
+            if is_one_sided(A, others):
+                grid = [good_fft_length(max(A.spatial_in[a], A.spatial_out[a])) for a in others]
+                frequencies = blocks * math.prod(grid) // (1 if A.is_complex else 2)
+                most, least = (pick(A.spatial_in[axis], A.spatial_out[axis]) for pick in (max, min))
+                taken = _SQUARES * frequencies * most**2 * A.dtype.to_complex().itemsize
+                found.append(cls(axis, taken, _BYTE_WORK * taken + _CUBE_WORK * frequencies * least**3))
+        cheapest = min(found, key=lambda way: way.work, default=None)
+        return cheapest if cheapest is not None and cheapest.bytes <= allowed_bytes(memory_limit, A.device) else None
+
+
+def is_one_sided(A: Convolution, axes: Sequence[int]) -> bool:
+    """Tell whether only outputs, or only inputs, are cropped along these axes, and as many as there can be."""
+    sizes = [(A.spatial_in[a] - A.spatial_out[a], A.kernel_extent[a] - 1) for a in axes]
+    return any(all(sign * cropped == most for cropped, most in sizes) for sign in (1, -1))
