@@ -37,9 +37,9 @@ from lsconv.border.cost_model import (
     CostModel,
     FactorCost,
     cheapest_grid,
+    direct_cost,
     expected_iterations,
     items_at_once,
-    whole_cost,
 )
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_problem import NormalProblem, Request
@@ -228,7 +228,7 @@ class BorderInverse(NormalInverse):
             least = min(self.condition, 1e6 if self.definite else 1e3)
             return cheapest_grid(truncated, self.system, request.penalty, self.model, least)
         onto = truncated.convolution if request.crossed and request.penalty is None else None
-        return True, whole_cost(self.embedding, self.form, onto, self.border)
+        return True, direct_cost(self.embedding, self.form, onto, self.border)
 
     def go_direct(self) -> None:
         """Factorise the border, for good; iterate for good where its ranks are large and dense factors do not fit."""
@@ -322,9 +322,9 @@ class BorderInverse(NormalInverse):
     @property
     def nbytes(self) -> int:
         """Bytes of the factors kept."""
-        own = 0 if self.direct is None else self.direct.nbytes
+        factors = 0 if self.direct is None else self.direct.nbytes
         kept = {id(m): m.nbytes for m in self._matrices()}
-        return own + sum(kept.values()) + (0 if self._system is None else self._system.nbytes)
+        return factors + sum(kept.values()) + (0 if self._system is None else self._system.nbytes)
 
     def _matrices(self) -> list[FrequencyMatrices]:
         return [self.inverse, self.system, *([] if self.across is None else [self.across])]
@@ -376,8 +376,8 @@ class SaddleInverse(BorderInverse):
     ) -> tuple[Tensor, Tensor, Tensor]:
         # [f; 0] gives z = -r / sqrt(mu), r the first block; [0; g] gives x = second block / sqrt(mu)
         every, rows, residual = slice(None), self.problem.symbol.rows, self.side == "residual"
-        own = slice(0, rows) if residual else slice(rows, None)
-        t = self.inverse.block(every, own).on_grid(f)
+        block = slice(0, rows) if residual else slice(rows, None)
+        t = self.inverse.block(every, block).on_grid(f)
         u, iterations = self.on_border.solve(-self.border.gather(t), tolerance, max_iter, start)
-        z = self.inverse.block(own, every).on_grid(self.border.scatter(u)).add_(t[:, :, own])
+        z = self.inverse.block(block, every).on_grid(self.border.scatter(u)).add_(t[:, :, block])
         return z.div_(-self._root if residual else self._root), iterations, u

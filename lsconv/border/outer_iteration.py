@@ -127,8 +127,8 @@ class Outer:
         self.space, self.image_space = (outputs, inputs) if self.residual_side else (inputs, outputs)
         given, shape = (y, A.out_shape) if y is not None else (v, A.in_shape)
         assert given is not None
-        own = plan.inverse.embedding.batch_shape
-        self.batch = broadcast_shapes(given.shape[: given.ndim - len(shape)], own)
+        factor_batch = plan.inverse.embedding.batch_shape
+        self.batch = broadcast_shapes(given.shape[: given.ndim - len(shape)], factor_batch)
         given = given.expand(*self.batch, *shape)
         self.unit = binary_unit(ItemSpace(shape, A.dtype, A.device).norm(given))
         given = given / over_items(self.unit, len(shape))

@@ -196,9 +196,9 @@ class Penalty:
         """The symbol's rows, ``(blocks, *frequencies, rows, columns)``, for the embedding of A."""
         parts = []
         for convolution, factor in self.terms:
-            own = Embedding(convolution, embedding.grid)
-            matrices = symbol(convolution, own).matrices
-            groups, fine = embedding.groups, own.groups // embedding.groups
+            symbol_grid = Embedding(convolution, embedding.grid)
+            matrices = symbol(convolution, symbol_grid).matrices
+            groups, fine = embedding.groups, symbol_grid.groups // embedding.groups
             matrices = _block_diagonal(matrices.unflatten(0, (groups, fine)))
             scale = factor.expand(embedding.batch_shape).reshape(-1, 1, *(1 for _ in matrices.shape[1:]))
             parts.append((scale * matrices).flatten(0, 1))
@@ -270,6 +270,6 @@ def _block_diagonal(matrices: Tensor) -> Tensor:
     if fine == 1:
         return matrices[:, 0]
     lead = (matrices.shape[0], *matrices.shape[2:-2])
-    whole = matrices.new_zeros(*lead, fine, rows, fine, columns)
-    whole.diagonal(dim1=-4, dim2=-2).copy_(matrices.movedim(1, -1))
-    return whole.reshape(*lead, fine * rows, fine * columns)
+    diagonal_blocks = matrices.new_zeros(*lead, fine, rows, fine, columns)
+    diagonal_blocks.diagonal(dim1=-4, dim2=-2).copy_(matrices.movedim(1, -1))
+    return diagonal_blocks.reshape(*lead, fine * rows, fine * columns)

@@ -151,7 +151,7 @@ class StackedPlan(PenalisedPlan):
             () if x_prior is None else x_prior.shape[: x_prior.ndim - len(self.A.in_shape)],
             self.inverse.embedding.batch_shape,
         )
-        if self._is_apart(batch):
+        if self._solves_one_by_one(batch):
             data = y.expand(*batch, *self.A.out_shape)
             priors = [None] * batch[0] if x_prior is None else list(x_prior.expand(*batch, *self.A.in_shape))
             return _stacked([
@@ -162,8 +162,8 @@ class StackedPlan(PenalisedPlan):
         data = self.problem.data(y, x_prior)
         factors = self.inverse.factorise_if_cheaper(tuple(batch))
         if factors is not None and tolerances.rtol >= ONE_PASS:
-            own = self.problem.data_beside_prior(y, x_prior)
-            x = factors.solution(own) / over_items(self.unit, len(self.A.in_shape))
+            data_alone = self.problem.data_beside_prior(y, x_prior)
+            x = factors.solution(data_alone) / over_items(self.unit, len(self.A.in_shape))
             solution = self._certified(y, x, x_prior, tolerances)
             if settled(solution):
                 return solution
@@ -186,7 +186,7 @@ class StackedPlan(PenalisedPlan):
         iterations = 0 if outer is None else outer.iterations
         return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 
-    def _is_apart(self, batch: Sequence[int]) -> bool:
+    def _solves_one_by_one(self, batch: Sequence[int]) -> bool:
         """Tell whether the items of the first dimension, which share their factors, are solved for one by one."""
         if len(batch) <= len(self.inverse.embedding.batch_shape) or batch[0] < 2 or self.A.device.type != "cpu":
             return False

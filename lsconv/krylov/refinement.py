@@ -224,13 +224,13 @@ class _Refinement:
             r = folded.residual(x, excused)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                rest = self.solver(folded.A, r, rtol=self.tolerances.rtol, check_finite=False, **options)
-            self.iterations = self.iterations + rest.iterations * excused
+                correction = self.solver(folded.A, r, rtol=self.tolerances.rtol, check_finite=False, **options)
+            self.iterations = self.iterations + correction.iterations * excused
             before = folded.codomain.safe_norm(r)
-            doubtful = doubtful | (excused & ~rest.converged)
-            better = excused & rest.converged & (rest.residual_norm < before)
-            x = torch.where(folded.domain.spread(better).bool(), x + rest.x, x)
-            excused = better & (rest.residual_norm <= 0.5 * before) & self._certify(x).excused
+            doubtful = doubtful | (excused & ~correction.converged)
+            better = excused & correction.converged & (correction.residual_norm < before)
+            x = torch.where(folded.domain.spread(better).bool(), x + correction.x, x)
+            excused = better & (correction.residual_norm <= 0.5 * before) & self._certify(x).excused
         return x, doubtful | excused
 
     def _step(self, d: Tensor, r: Tensor, running: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class AdjointPlan(Plan):
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
-        return normal_by_apply(self.A, self.damp, lambda y, own: self.apply(y, rtol=own), g, rtol=rtol)
+        return normal_by_apply(self.A, self.damp, lambda y, tolerance: self.apply(y, rtol=tolerance), g, rtol=rtol)
 
     def reasons(self) -> list[str]:
         """The reasons of this plan, and of the one inside it."""

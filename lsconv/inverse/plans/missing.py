@@ -126,8 +126,8 @@ class MissingPlan(PenalisedPlan):
             max_iter: limit on the iterations on the missing outputs.
         """
         tolerances = self.tolerances(rtol, atol)
-        rest = self.problem.data_beside_prior(y, x_prior)
-        x, iterations, strays = self._filled(rest, tolerances, max_iter)
+        data = self.problem.data_beside_prior(y, x_prior)
+        x, iterations, strays = self._filled(data, tolerances, max_iter)
         judge = self.problem.judge(
             tolerances,
             self.A.dtype,
@@ -233,9 +233,9 @@ class MissingPlan(PenalisedPlan):
             return v.flatten(-item)[..., places]
 
         def placed(v: Tensor) -> Tensor:
-            whole = v.new_zeros(*v.shape[:-1], self.core.out_numel)
-            whole[..., places] = v
-            return whole.unflatten(-1, self.core.out_shape)
+            full = v.new_zeros(*v.shape[:-1], self.core.out_numel)
+            full[..., places] = v
+            return full.unflatten(-1, self.core.out_shape)
 
         missing = gathered(self.missing)
         r, z = gathered(b), gathered(self.blocks(b))

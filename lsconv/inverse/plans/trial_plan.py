@@ -162,12 +162,12 @@ class TrialPlan(KrylovPlan):
         if A.dtype != precise.dtype:
             narrow = _rounds_little(damp, self._norm, 0.1 * tolerances.eps, tolerances)
             A = self.A if bool(narrow.all()) else precise
-        own: dict[str, Any] = {"max_iter": max_iter}
+        limits: dict[str, Any] = {"max_iter": max_iter}
         if self.most is not None:
             most = 2 * self.most if max_iter is None else min(max_iter, 2 * self.most)
-            own = {"max_iter": most, "callback": _Limit(self.most, tolerances.rtol)}
+            limits = {"max_iter": most, "callback": _Limit(self.most, tolerances.rtol)}
         terms = {**self._terms(self.M, self.N), "damp": damp}
-        found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=tolerances.atol, **terms, **own)
+        found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=tolerances.atol, **terms, **limits)
         ended = torch.where(found.codes == Status.CALLBACK.code, Status.ITERATION_LIMIT.code, found.codes)
         self.spent = max(self.spent or 0, int(found.iterations.max()))
         norm = None if found.history is None else found.history.largest_norm

@@ -50,7 +50,7 @@ class VaryingPlan(NormalIteration):
         weights = None if rows is None else rows.weights
         penalty = None if L is None else L.to(dtype=core.dtype)
         self.inverse = SchwarzInverse(core, self.damp, penalty, weights, refuse_if_slower=refuse_if_slower)
-        self.own_batch = tuple(self.damp.shape)
+        self.factor_batch = tuple(self.damp.shape)
         self.wide = rows is not None or A.out_numel < A.in_numel
 
     def __repr__(self) -> str:

@@ -111,12 +111,12 @@ def normal_by_apply(
     rtol *= float((damping / torch.hypot(norm_a, damping)).min()) ** share
     v: Tensor | None = None
     size, met = torch.full_like(g_norm + mu, torch.inf), torch.zeros_like(g_norm + mu, dtype=torch.bool)
-    rest = g
+    remainder = g
     for _ in range(_MOST_REFINEMENTS):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what counts is the residual below
             x = apply(image, rtol)
-        step = (rest - x) * domain.spread(1 / mu)
+        step = (remainder - x) * domain.spread(1 / mu)
         trial = step if v is None else v + step
         av = A.apply(trial)
         back = A.adjoint(av)
@@ -136,8 +136,8 @@ def normal_by_apply(
         size = torch.where(better, norm, size)
         if not bool(improving.any()):
             break
-        rest = torch.where(spread, left, 0) * domain.spread(improving)
-        image = A.apply(rest)
+        remainder = torch.where(spread, left, 0) * domain.spread(improving)
+        image = A.apply(remainder)
     assert v is not None
     failed = ~met & (g_norm > 0)
     if bool(failed.any()):

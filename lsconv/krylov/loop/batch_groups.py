@@ -166,8 +166,8 @@ def _joined(solutions: list[Solution], batch: torch.Size) -> Solution:
         values: list[Tensor | None] = [getattr(solution, name) for solution in solutions]
         if any(value is None for value in values):
             return None
-        whole = torch.cat(values)  # type: ignore[arg-type]
-        return whole.reshape(*batch, *whole.shape[1:])
+        joined = torch.cat(values)  # type: ignore[arg-type]
+        return joined.reshape(*batch, *joined.shape[1:])
 
     names = [field.name for field in fields(Solution) if field.name not in ("history", "selection")]
     histories = [solution.history for solution in solutions if solution.history is not None]
