@@ -29,6 +29,7 @@ from lsconv.border.penalty import Filter, Penalty, common_grid_filters
 from lsconv.errors import ArgumentError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.evidence import NormBounds
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
@@ -180,8 +181,7 @@ class StackedPlan(PenalisedPlan):
         judge = self.problem.judge(
             tolerances,
             self.A.dtype,
-            operator_norm=None if outer is None else outer.norm_a * self.unit,
-            norm_bound=self.inverse.norm_bound * self.unit,
+            norm=NormBounds(None if outer is None else outer.norm_a * self.unit, self.inverse.norm_bound * self.unit),
         )
         iterations = 0 if outer is None else outer.iterations
         return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)

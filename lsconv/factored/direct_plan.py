@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lsconv.errors import PlanMemoryError
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
+from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import LastResort, Plan
@@ -187,9 +188,8 @@ class DirectPlan(Plan):
             tolerances,
             damp,
             A.dtype,
-            norm_bound=self.norm,
-            rcond=self.rcond,
-            truncated=True,
+            norm=NormBounds(upper=self.norm),
+            rank=RankThreshold(self.rcond, truncated=True),
         )
         x = x.expand(*batch, *A.in_shape)
         solution = judge.solution(x, data).with_rank(self.rank, self.undecided)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
+from lsconv.krylov.loop.evidence import NormBounds
 from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.solution import Solution, report
 from lsconv.krylov.loop.stopping import Tolerances
@@ -287,7 +288,7 @@ class Plan:
             self._norm = float(norm_from_below(A))
         A = self.passes.wide
         upper = max(float(norm_bound(A)), self._norm)
-        return Judge(A, tolerances, self.damp, operator_norm=math.hypot(self._norm, self.damp), norm_bound=upper)
+        return Judge(A, tolerances, self.damp, norm=NormBounds(math.hypot(self._norm, self.damp), upper))
 
     def _key(self, batch: tuple[int, ...]) -> str:
         """The problem, for a restart."""

@@ -29,6 +29,7 @@ from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
@@ -131,8 +132,8 @@ class MissingPlan(PenalisedPlan):
         judge = self.problem.judge(
             tolerances,
             self.A.dtype,
-            norm_bound=self._norm_bound,
-            null_share=torch.where(strays, tolerances.null_share, torch.inf),
+            norm=NormBounds(upper=self._norm_bound),
+            null_space=NullSpaceBound(torch.where(strays, tolerances.null_share, torch.inf)),
         )
         return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 

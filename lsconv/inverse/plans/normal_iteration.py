@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound
 from lsconv.krylov.loop.flexible_direction import FlexibleDirection
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
@@ -84,9 +85,8 @@ class NormalIteration(PenalisedPlan):
         judge = self.problem.judge(
             tolerances,
             self.A.dtype,
-            operator_norm=norm,
-            null_share=share,
-            sees_null_space=lambda: self._null_suspects(x, data, share),
+            norm=NormBounds(norm),
+            null_space=NullSpaceBound(share, exists=lambda: self._null_suspects(x, data, share)),
         )
         return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 

@@ -16,6 +16,7 @@ from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.krylov.loop.batch_groups import in_groups
 from lsconv.krylov.loop.batched_scalars import divide
+from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status
@@ -184,11 +185,9 @@ class TrialPlan(KrylovPlan):
             found.damp,
             self.dtype,
             rounding=Tolerances.of(A.dtype, tolerances.rtol, 0.0).rounding,
-            operator_norm=norm,
-            length_limit=EXCUSED,
-            null_share=torch.where(little, torch.inf, share),
-            range_eps=rounding,
-            sharpened=lambda: self._norm,
+            norm=NormBounds(norm, sharper=lambda: self._norm),
+            rank=RankThreshold(length_limit=EXCUSED),
+            null_space=NullSpaceBound(torch.where(little, torch.inf, share), rounding),
         )
         judged = judge.solution(
             found.x.to(precise.dtype),

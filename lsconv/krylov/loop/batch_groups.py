@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import Scalar, scalar_dtype
+from lsconv.krylov.loop.evidence import RankThreshold
 from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers, pass_multipliers
@@ -77,7 +78,8 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
 def _settled(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
     """The solution, with its doubts about the null space of A settled."""
     tolerances = options.tolerances
-    judge = Judge(problem.A, tolerances, solution.damp, rounding=tolerances.rounding, length_limit=EXCUSED)
+    judge = Judge(problem.A, tolerances, solution.damp, rounding=tolerances.rounding,
+                  rank=RankThreshold(length_limit=EXCUSED))  # fmt: skip
     again = functools.partial(judge.solution, y=problem.y, iterations=solution.iterations)
     shortest = functools.partial(_shortest, problem, options, build)
     return cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, again)
