@@ -104,16 +104,16 @@ class PencilBorder:
             spectra: ``(blocks, positions, *frequencies here)`` of every strip.
             at: the dimension of each of which a process has some frequencies, and these.
         """
-        spectra = []
+        padded = []
         for strip, s, (d, part) in zip(self.strips, spectra, at, strict=True):
             count = self.grid.frequencies[strip.others[d - 2]]
             full = s.new_zeros(*s.shape[:d], count, *s.shape[d + 1 :])
             full.narrow(d, part.start, part.stop - part.start).copy_(s)
-            spectra.append(full)
-        flat = torch.cat([torch.view_as_real(s).flatten() for s in spectra])
-        parts = self.grid.ranks.total(flat).split([2 * s.numel() for s in spectra])
+            padded.append(full)
+        flat = torch.cat([torch.view_as_real(s).flatten() for s in padded])
+        parts = self.grid.ranks.total(flat).split([2 * s.numel() for s in padded])
         pieces = []
-        for strip, s, part in zip(self.strips, spectra, parts, strict=True):
+        for strip, s, part in zip(self.strips, padded, parts, strict=True):
             # of a sum over half of the second axis the real part is the sum over all
             t = torch.view_as_complex(part.view(*s.shape, 2))
             dims = [2 + d for d, b in enumerate(strip.others) if b != 1]
