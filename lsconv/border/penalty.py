@@ -34,9 +34,9 @@ from lsconv.operators.padding_modes import MODES
 
 __all__ = ["Filter", "Penalty", "as_convolutions", "common_grid_filters"]
 
-# A grid is made longer than the inputs where their number has a prime factor above this, as 1038 = 6 * 173 has and 1056
-# has not, and it grows by no more than this share.
-_FAST_FACTOR, _GROWTH = 13, 0.15
+# A grid is made longer than the inputs where their number has a prime factor that transforms are slow for, as
+# 1038 = 6 * 173 has and 1056 has not, and it grows by no more than this share.
+_GROWTH = 0.15
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,7 @@ class Penalty:
             if held:
                 grid.append(short_fft_length(n + max(before, after)) if tight else good_fft_length(n + before + after))
             elif (
-                tight
-                or _largest_factor(n) <= _FAST_FACTOR
-                or longer > (1 + _GROWTH) * n
-                or any(map(_is_circular, parts))
+                tight or short_fft_length(2 * n) == 2 * n or longer > (1 + _GROWTH) * n or any(map(_is_circular, parts))
             ):
                 grid.append(n)
             else:
@@ -246,17 +243,6 @@ def _unwrapped(convolution: Convolution) -> Convolution:
         convolution.weight, convolution.spatial_in, convolution.stride, convolution.padding, convolution.dilation,
         convolution.groups, backend=convolution.backend, check_finite=False,
     )  # fmt: skip
-
-
-def _largest_factor(n: int) -> int:
-    """The largest prime factor."""
-    largest, factor = 1, 2
-    while n > 1:
-        if n % factor:
-            factor += 1
-        else:
-            largest, n = factor, n // factor
-    return largest
 
 
 def _wraps(convolution: Convolution, a: int) -> bool:

@@ -28,7 +28,7 @@ from lsconv.inverse.damping.dense_path import DensePath
 from lsconv.inverse.damping.measured import interpolated, zero_rows
 from lsconv.inverse.damping.paths import DampPath, ExactPath, FilterPath
 from lsconv.inverse.damping.rules import RULES, WITH_NOISE, WITH_TRACE, Criterion
-from lsconv.inverse.damping.search import LocalSearch, Search
+from lsconv.inverse.damping.search import PER_DECADE, LocalSearch, Search
 from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.damping.separable_path import SeparablePath
 from lsconv.inverse.damping.stochastic_paths import BorderPath, SolverPath
@@ -58,8 +58,8 @@ __all__ = ["RULES", "Selection", "choose_damp", "null_dimension"]
 # The range searched, in units of the norm of A over that of L. Below it m - tr H, which falls like damp**2, is lost in
 # the rounding of the border's factors, which grows like eps / damp**2.
 _RANGE = (1e-5, 10.0)
-# Points per decade of the first scan; the curvature of the L-curve, whose corners are sharp, costs no trace.
-_PER_DECADE, _CURVATURE_PER_DECADE = 2, 5
+# Points per decade of the curvature of the L-curve, whose corners are sharp; it costs no trace.
+_CURVATURE_PER_DECADE = 5
 
 
 @torch.no_grad()
@@ -201,7 +201,7 @@ def _range(search: Search) -> tuple[Tensor, Tensor]:
 def _scanned(path: DampPath, criterion: Criterion, *, exact: bool) -> Search:
     """Scan the whole range, and refine around the best point."""
     search = Search(path, criterion, needs_trace=criterion.rule in WITH_TRACE, slope=criterion.rule == "lcurve")
-    density = _CURVATURE_PER_DECADE if criterion.rule == "lcurve" else _PER_DECADE
+    density = _CURVATURE_PER_DECADE if criterion.rule == "lcurve" else PER_DECADE
     search.scan(*_range(search), points=1 + round(math.log10(_RANGE[1] / _RANGE[0]) * density))
     search.refine(6 if exact else 2)
     return search

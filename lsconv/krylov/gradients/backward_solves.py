@@ -20,7 +20,6 @@ __all__ = ["Inverse", "gram_by_cg", "normal_by_apply", "report_failure", "set_ba
 
 Hook = Callable[[str], None]
 _hook: Hook | None = None
-_MOST_REFINEMENTS = 10
 # A recomputed residual may exceed by this what the recursion of the solver took for the tolerance.
 _SLACK = 10
 
@@ -112,7 +111,7 @@ def normal_by_apply(
     v: Tensor | None = None
     size, met = torch.full_like(g_norm + mu, torch.inf), torch.zeros_like(g_norm + mu, dtype=torch.bool)
     remainder = g
-    for _ in range(_MOST_REFINEMENTS):
+    while True:  # every step halves the residual of an item that is not met, or is the last
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what counts is the residual below
             x = apply(image, rtol)
