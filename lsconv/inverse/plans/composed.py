@@ -24,6 +24,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 from lsconv.operators.observed import MeasuredRows
+from lsconv.operators.varying_convolution import VaryingConvolution
 
 __all__ = ["measured_rows", "reduced", "transposed", "trimmed", "varying"]
 
@@ -46,7 +47,7 @@ def trimmed(A: LinearOperator, request: PlanRequest) -> Plan | None:
 def measured_rows(A: LinearOperator, request: PlanRequest) -> Plan | None:
     """The plan of a convolution behind a mask, crop or diagonal, through that of the convolution."""
     damp, L, rows = torch.as_tensor(request.damp, dtype=torch.float64), request.L, None
-    if _takes_composed(request) and isinstance(A, (Product, Scaled)) and request.damped:
+    if isinstance(A, (Product, Scaled)) and _takes_composed(request) and request.damped:
         rows = MeasuredRows.of(A)
     if rows is None or not isinstance(rows.core, Convolution):
         return None
@@ -73,7 +74,7 @@ def measured_rows(A: LinearOperator, request: PlanRequest) -> Plan | None:
 
 def transposed(A: LinearOperator, request: PlanRequest) -> Plan | None:
     """The adjoint of the plan of a convolution, unless an iteration would serve that."""
-    if not (_takes_composed(request) and isinstance(A, Adjoint) and isinstance(A.operator, Convolution)):
+    if not (isinstance(A, Adjoint) and isinstance(A.operator, Convolution) and _takes_composed(request)):
         return None
     plan = _of_core(A.operator, request.damp, request)
     return None if plan.worker.iterates else AdjointPlan(A, plan, request.damp)
@@ -81,6 +82,8 @@ def transposed(A: LinearOperator, request: PlanRequest) -> Plan | None:
 
 def varying(A: LinearOperator, request: PlanRequest) -> Plan | None:
     """The plan of a convolution whose kernel varies, unless LSMR should be faster."""
+    if not isinstance(A, (VaryingConvolution, Product, Scaled)):
+        return None
     if not (_takes_composed(request) and VaryingPlan.serves(A) and request.damped):
         return None
     try:
