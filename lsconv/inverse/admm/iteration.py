@@ -38,7 +38,6 @@ __all__ = ["Image", "QuadraticStep", "admm"]
 
 # After these iterations the penalties are balanced; later they stay, so that the iteration converges.
 _BALANCE_AT = (10, 20, 40, 80, 160, 320)
-_BALANCE_RATIO = 3.0
 _BALANCE_RANGE = 100.0
 # A primal residual this much smaller than the dual one was the best balance on images.
 _PRIMAL_WEIGHT = 4.0
@@ -213,9 +212,8 @@ def _balance(
     for j, term in enumerate(terms):
         if term.balanced:
             ratio = (_PRIMAL_WEIGHT * primal[j] / dual[j].clamp_min(1e-30)).clamp(1e-2, 1e2)
-            far = active & ((ratio > _BALANCE_RATIO) | (ratio < 1 / _BALANCE_RATIO))
             bounded = (rho[j] * ratio.sqrt()).clamp(first[j] / _BALANCE_RANGE, first[j] * _BALANCE_RANGE) / rho[j]
-            change = torch.where(far, bounded, 1.0)
+            change = torch.where(active, bounded, 1.0)
             common = rho[j] * change / first[j]
             if not one_penalty:  # bounds and held cells need no less than they began with
                 common = common.clamp_min(1)

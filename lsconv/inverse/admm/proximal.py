@@ -173,9 +173,9 @@ def sparsity_term(L: LinearOperator, weight: Tensor, groups: tuple[int, ...] = (
             return v.abs()
         # torch reduces over a few leading entries slowly: they are added up
         parts = (v.real, v.imag) if v.is_complex() else (v,)
-        first, *rest = [entry for part in parts for entry in part.unbind(dims[0])]
+        first, *others = [entry for part in parts for entry in part.unbind(dims[0])]
         size = first.square()
-        for entry in rest:
+        for entry in others:
             size.addcmul_(entry, entry)
         size = size.unsqueeze(dims[0])
         return (size.sum(dims[1:], keepdim=True) if dims[1:] else size).sqrt_()

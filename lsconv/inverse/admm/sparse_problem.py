@@ -148,8 +148,8 @@ class SparseProblem:
                 K = term.operator
                 image_norm = ItemSpace(K.out_shape, K.dtype, K.device).norm(view.item(image))
                 # what is flat up to rounding has no size
-                whole = self.step.x if self.level is None else self.step.x + self.level
-                noise = 1e-4 * self.norms[self.terms.index(term)] * inputs.norm(whole)
+                recovered = self.step.x if self.level is None else self.step.x + self.level
+                noise = 1e-4 * self.norms[self.terms.index(term)] * inputs.norm(recovered)
                 size = torch.where(image_norm > noise, image_norm, torch.nan) / math.sqrt(term.entries)
                 usual = data * square / self.norms[self.terms.index(term)] ** 2
                 value = term.weight / size  # so that the first threshold is the root mean square
