@@ -107,7 +107,7 @@ class ExtendedGrid:
         self.layout = GridLayout(self.grid, batch, A.in_shape[0], A.groups, A.spatial_in, A.dtype, A.device)
         S = _repeated(symbol(self.A, embedding), embedding)
         self.data: SpectralImage | None = None
-        if self.first.quadratic and SpectralImage.serves(self.A, self.grid):
+        if self.first.quadratic and SpectralImage.serves(self.A, self.grid, self.layout.blocks):
             self.data = SpectralImage(self.A, S, rho, self.layout.blocks)
             self.terms = self.terms[1:]
         self.images = [self._image(term, embedding, S) for term in self.terms]

@@ -14,10 +14,13 @@ written by transforms of a narrow grid. The iterates are those of
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.operators.batch_layout import CACHE_BYTES
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import good_fft_length
 
@@ -46,17 +49,22 @@ class SpectralImage:
         self.strips = [_Strip(convolution, S, a, blocks) for a in cropped]
 
     @staticmethod
-    def serves(convolution: Convolution, grid: Grid) -> bool:
-        """Tell whether the strips fit on the grid, and their transforms are fewer than those that they save."""
+    def serves(convolution: Convolution, grid: Grid, blocks: int) -> bool:
+        """Tell whether the strips fit on the grid, and are read and written in less time than they save.
+
+        The four arrays of an image that fits in the cache are passed over in the time of the calls that strips take;
+        elsewhere than on a CPU nobody has measured how large an image must be.
+        """
+        pairs = [(a, n, m) for a, (n, m) in enumerate(zip(grid.sizes, convolution.spatial_out, strict=True)) if n > m]
+        if not pairs:
+            return True
         rows, columns = convolution.out_shape[0], convolution.in_shape[0]
-        share = 0.0
-        for a, (n, m) in enumerate(zip(grid.sizes, convolution.spatial_out, strict=True)):
-            if n > m:
-                length = good_fft_length(n - m + _span(convolution, a) - 1)
-                if length > n:
-                    return False
-                share += length / n
-        return share * (rows + columns) < rows
+        image = blocks * (rows // convolution.groups) * math.prod(grid.sizes) * convolution.weight.element_size()
+        if convolution.device.type != "cpu" or 4 * image <= CACHE_BYTES:
+            return False
+        lengths = [good_fft_length(n - m + _span(convolution, a) - 1) for a, n, m in pairs]
+        shares = [length / n for length, (_, n, _) in zip(lengths, pairs, strict=True)]
+        return max(shares) <= 1 and sum(shares) * (rows + columns) < rows
 
     def normal(self) -> Tensor:
         """``rho C^H C`` per frequency: ``(blocks or 1, *frequencies, columns, columns)``."""
