@@ -76,7 +76,7 @@ class QuadraticStep(Protocol):
         """Prepare for other penalties, one per term and batch item."""
         ...
 
-    def step(self, reflected: Sequence[Tensor]) -> list[Tensor]:
+    def step(self, reflected: Sequence[Tensor], relaxation: float) -> list[Tensor]:
         """The images of the minimiser for ``2 z - s``, given half of that, which may be overwritten."""
         ...
 
@@ -138,7 +138,7 @@ def admm(
     for k in range(1, max_iter + 1):
         for j in range(count):
             torch.sub(z[j], s[j], alpha=0.5, out=reflected[j])
-        images = step.step(reflected)
+        images = step.step(reflected, relaxation)
         for j in range(count):
             s[j].add_(images[j], alpha=relaxation).sub_(z[j], alpha=relaxation)
         z, old = old, z

@@ -82,7 +82,7 @@ class NormalStep:
             return
         self.tolerance = torch.finfo(self.plan.A.dtype).eps ** 0.5
 
-    def step(self, reflected: Sequence[Tensor]) -> list[Tensor]:
+    def step(self, reflected: Sequence[Tensor], relaxation: float) -> list[Tensor]:
         """The images of the minimiser, given half of the reflected images."""
         space = ItemSpace(self.operators[0].in_shape, self.x.dtype, self.x.device)
         g = torch.zeros_like(self.x) if self.h is None else self.h
