@@ -45,7 +45,7 @@ def measure(case: Case, repeats: int, *, batch: int = 1, device: str = "cpu") ->
     # the outer products keep the dtype of the data; the factors may have another
     inverse = plan.inverse
     assert isinstance(inverse, BorderInverse)
-    system, grid, schwarz = inverse.system, inverse.system.grid, inverse.schwarz
+    system, grid, schwarz = inverse.system, inverse.system.grid, inverse.begin_iteration().schwarz
     lead, inner = (batch, inverse.embedding.blocks), inverse.convolution.dtype
     b = torch.randn(*lead, inverse.border.size, dtype=inner, device=device)
     flexible = schwarz.problem.restricted or inverse.form == "saddle"
@@ -53,7 +53,7 @@ def measure(case: Case, repeats: int, *, batch: int = 1, device: str = "cpu") ->
     spectrum = grid.transform(image)
 
     check_every = 1 if device == "cpu" else 10
-    apply, precondition = inverse.on_border, inverse.schwarz
+    apply, precondition = inverse.begin_iteration(), inverse.begin_iteration().schwarz
 
     def iterate() -> Any:  # to no tolerance, so that all the steps are taken
         if flexible:
@@ -64,7 +64,7 @@ def measure(case: Case, repeats: int, *, batch: int = 1, device: str = "cpu") ->
         "forward": lambda: grid.transform(image),
         "inverse": lambda: grid.inverse(spectrum),
         "product": lambda: system(spectrum),
-        "system": lambda: inverse.on_border(b),
+        "system": lambda: inverse.begin_iteration()(b),
         "preconditioner": lambda: schwarz(b),
         "iterations": iterate,
         "solve": lambda: plan.solve(y),

@@ -67,8 +67,8 @@ def gaussian(
     reach = [4 * math.hypot(down, across), 4 * math.hypot(right, along)]
     y, x = _grid(_axes(reach, size, spacing, widths))
     # rows point down, so that a turn counter-clockwise takes (x, -y) to its coordinates along the Gaussian's own axes
-    own_x, own_y = x * cosine - y * sine, x * sine + y * cosine
-    return _normalised(torch.exp(-0.5 * ((own_y / widths[0]).square() + (own_x / widths[1]).square())))
+    turned_x, turned_y = x * cosine - y * sine, x * sine + y * cosine
+    return _normalised(torch.exp(-0.5 * ((turned_y / widths[0]).square() + (turned_x / widths[1]).square())))
 
 
 def disk(radius: Parameter, *, size: Size = None, spacing: Spacing = 1.0) -> Tensor:
@@ -116,10 +116,10 @@ def _quarter_area(y: Tensor, x: Tensor, r: Tensor) -> Tensor:
 
     def integral(t: Tensor) -> Tensor:
         # arcsin has no derivative at one, where the area is a quarter of the circle
-        whole = t >= r
-        ratio = torch.where(whole, 0, t / r)
+        full = t >= r
+        ratio = torch.where(full, 0, t / r)
         part = 0.5 * (t * half_chord(t) + r.square() * ratio.asin())
-        return torch.where(whole, math.pi / 4 * r.square(), part)
+        return torch.where(full, math.pi / 4 * r.square(), part)
 
     start = torch.where(inside, 0, half_chord(y))
     outside = y * start + integral(x) - integral(start)

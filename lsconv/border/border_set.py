@@ -127,13 +127,13 @@ class BorderEntries:
 
     def __init__(self, Q: FrequencyMatrices, border: Border) -> None:
         self.Q, self.grid = Q, border.grid
-        self._whole: Tensor | None = None
+        self._kernel: Tensor | None = None
 
-    def whole(self) -> Tensor:
+    def full_kernel(self) -> Tensor:
         """The first block column, ``(blocks, channels, channels, *grid)``."""
-        if self._whole is None:
-            self._whole = self.Q.kernel()
-        return self._whole
+        if self._kernel is None:
+            self._kernel = self.Q.kernel()
+        return self._kernel
 
     def between(self, axes: tuple[int, ...], cells: Tensor) -> Tensor:
         """One matrix per frequency of the other axes: ``(blocks, *other frequencies, cells, cells)``."""
@@ -150,7 +150,7 @@ class BorderEntries:
             return Q.at_lags(axes, list(present))[pairs]
         if len(axes) == len(self.grid):
             return self.within(cells)
-        kernel = self.whole().movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
+        kernel = self.full_kernel().movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))
         lags = [table[w[:, None], w[None, :]] for table, w in zip(tables, which, strict=True)]
         pairs = (slice(None), channel[:, None], channel[None, :], *lags)
         block = kernel[pairs]  # blocks, cells, cells, *others
@@ -159,14 +159,14 @@ class BorderEntries:
 
     def dense(self, border: Border) -> Tensor:
         """All entries between the cells of a border: ``(blocks, size, size)``."""
-        return between_borders(self.whole(), border, border)
+        return between_borders(self.full_kernel(), border, border)
 
     def within(self, cells: Tensor, outer: Tensor | None = None) -> Tensor:
         """The entries between cells, or only the rows of these numbers of them: ``(blocks, outer, cells)``.
 
         An entry's place in the part of the kernel around lag zero is a difference of one number per cell.
         """
-        kernel, device = self.whole(), self.whole().device
+        kernel, device = self.full_kernel(), self.full_kernel().device
         channel, *places = cells.unbind(1)
         row, column = channel * kernel.shape[2], channel.clone()
         for a, (p, n) in enumerate(zip(places, self.grid, strict=True)):

@@ -39,6 +39,7 @@ from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import LastResort, Plan
@@ -198,9 +199,8 @@ class CapacitancePlan(Plan):
             tolerances,
             self.damp,
             self.A.dtype,
-            norm_bound=self.norm_bound.reshape(*self.unit.shape, -1).amax(-1) * self.unit,
-            rcond=self.rcond,
-            truncated=True,
+            norm=NormBounds(upper=self.norm_bound.reshape(*self.unit.shape, -1).amax(-1) * self.unit),
+            rank=RankThreshold(self.rcond, truncated=True),
         )
         solution = judge.solution(x, y.detach().to(self.precise.dtype))
         items = self.embedding.batch_shape

@@ -37,11 +37,11 @@ __all__ = [
     "cheapest_grid",
     "crossed_cost",
     "dense_cost",
+    "direct_cost",
     "expected_iterations",
     "items_at_once",
     "plan_bytes",
     "spared",
-    "whole_cost",
 ]
 
 # The calls of one iteration, or of any other answer, take the time of so many operations: small borders cost no more.
@@ -234,7 +234,7 @@ def cheapest_grid(
     return best, costs[best]
 
 
-def whole_cost(embedding: Embedding, form: str, convolution: Convolution | None, border: Border) -> FactorCost:
+def direct_cost(embedding: Embedding, form: str, convolution: Convolution | None, border: Border) -> FactorCost:
     """The cost of factorising the whole border as one matrix, on the shortest grid where the convolution is given."""
     size = border.size
     if convolution is not None:

@@ -47,17 +47,17 @@ class PrincipalMinor:
     def __init__(self, mask: Tensor) -> None:
         self.mask, self.grid = mask, tuple(mask.shape[1:])
         splits = [self._split(axis) for axis in range(len(self.grid))]
-        sizes = [max(len(lines), len(rest)) for lines, rest in splits]
+        sizes = [max(len(lines), len(remainder)) for lines, remainder in splits]
         self.axis = min(range(len(self.grid)), key=sizes.__getitem__)
         self.size = sizes[self.axis]
-        self.lines, self.rest = splits[self.axis]
+        self.lines, self.remainder = splits[self.axis]
 
     def _split(self, axis: int) -> tuple[Tensor, Tensor]:
         """Whole lines across ``axis``, rows of (channel, place), and the cells beside them, of (channel, *places)."""
         mask = self.mask.movedim(1 + axis, 1)
-        whole = mask.flatten(2).all(-1) if mask.ndim > 2 else mask
-        beside = mask & ~over_items(whole, len(mask.shape[2:]))
-        return whole.nonzero(), beside.nonzero()
+        full = mask.flatten(2).all(-1) if mask.ndim > 2 else mask
+        beside = mask & ~over_items(full, len(mask.shape[2:]))
+        return full.nonzero(), beside.nonzero()
 
     def slogdet(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
         """Sign and logarithm of the absolute value of the determinant, of shape ``(blocks,)``.
@@ -76,34 +76,36 @@ class PrincipalMinor:
             lags = (rows[:, 1, None] - columns[None, :, 1]) % n
             return G[:, rows[:, 0, None], columns[None, :, 0], lags].movedim(-1, 1)  # blocks, frequencies, r, c
 
-        lines, rest = self.lines.to(kernel.device), self.rest.to(kernel.device)
+        lines, remainder = self.lines.to(kernel.device), self.remainder.to(kernel.device)
         sign, logabs = kernel.new_ones(len(kernel)), kernel.real.new_zeros(len(kernel))
         D = between(lines, lines)
         if len(lines):
-            own_sign, own = slogdet(D)
+            line_sign, line_logabs = slogdet(D)
             if real:  # those of a conjugate pair multiply to one
-                own_sign = own_sign[:, weights == 1]
-            own_sign = own_sign.prod(-1)
-            sign, logabs = sign * (own_sign.real if real else own_sign), logabs + (own * weights).sum(-1)
-        if not len(rest):
+                line_sign = line_sign[:, weights == 1]
+            line_sign = line_sign.prod(-1)
+            sign, logabs = sign * (line_sign.real if real else line_sign), logabs + (line_logabs * weights).sum(-1)
+        if not len(remainder):
             return sign, logabs
-        lags = [(rest[:, None, 1 + a] - rest[None, :, 1 + a]) % size for a, size in enumerate((n, *others))]
-        pairs = (slice(None), rest[:, 0, None], rest[None, :, 0], *lags)
+        lags = [(remainder[:, None, 1 + a] - remainder[None, :, 1 + a]) % size for a, size in enumerate((n, *others))]
+        pairs = (slice(None), remainder[:, 0, None], remainder[None, :, 0], *lags)
         S = kernel[pairs]
         if len(lines):
-            S = S - self._through_lines(D, between, lines, rest, along, weights)
-        rest_sign, rest_logabs = slogdet(S)
-        return sign * rest_sign, logabs + rest_logabs
+            S = S - self._through_lines(D, between, lines, remainder, along, weights)
+        schur_sign, schur_logabs = slogdet(S)
+        return sign * schur_sign, logabs + schur_logabs
 
     @staticmethod
-    def _through_lines(D: Tensor, between: object, lines: Tensor, rest: Tensor, along: Grid, weights: Tensor) -> Tensor:
+    def _through_lines(
+        D: Tensor, between: object, lines: Tensor, remainder: Tensor, along: Grid, weights: Tensor
+    ) -> Tensor:
         """The entries that the cells beside the lines lose between them when the lines are eliminated."""
         assert callable(between)
-        rows, which = rest[:, :2].unique(dim=0, return_inverse=True)
+        rows, which = remainder[:, :2].unique(dim=0, return_inverse=True)
         left, right = between(rows, lines), solve(D, between(lines, rows))
-        turns = torch.zeros(*along.frequencies, len(rest), dtype=torch.float64, device=rest.device)
+        turns = torch.zeros(*along.frequencies, len(remainder), dtype=torch.float64, device=remainder.device)
         for a, (size, count) in enumerate(zip(along.sizes, along.frequencies, strict=True)):
-            steps = torch.arange(count, device=rest.device)[:, None] * rest[None, :, 2 + a] % size
+            steps = torch.arange(count, device=remainder.device)[:, None] * remainder[None, :, 2 + a] % size
             turns += (steps.double() / size).reshape(count, *(1 for _ in along.sizes[a + 1 :]), -1)
         waves = torch.polar(torch.ones_like(turns), 2 * math.pi * turns).flatten(0, -2).to(D)  # frequencies, cells
         share = weights / math.prod(along.sizes)

@@ -115,7 +115,7 @@ class ExactInfluence:
         self.grid = Grid(embedding.grid, real=not A.is_complex)
         self.rows, self.columns = S.shape[-2:]
         self.U, self.sigma, self.Vh = _thin_svd(S)
-        self.own_blocks = S.shape[0]
+        self.symbol_blocks = S.shape[0]
         largest = self.sigma.flatten(1).amax(1).reshape(-1, embedding.groups).amax(1)
         self.scale = (
             largest.reshape(A.batch_shape) if largest.numel() > 1 else largest.reshape(()).expand(A.batch_shape)
@@ -138,10 +138,10 @@ class ExactInfluence:
         embedding = Embedding(self.A, self.grid.sizes, tuple(damp.shape), only_read=True)
         blocks, groups = embedding.blocks, embedding.groups
         mu = (damp**2).expand(embedding.batch_shape).reshape(-1, 1).expand(-1, groups).reshape(-1)
-        own = torch.arange(self.own_blocks, device=self.A.device)
-        if self.own_blocks > groups:
-            own = own.reshape(*self.A.batch_shape, groups)
-        own = own.expand(*embedding.batch_shape, groups).reshape(-1)
+        which = torch.arange(self.symbol_blocks, device=self.A.device)
+        if self.symbol_blocks > groups:
+            which = which.reshape(*self.A.batch_shape, groups)
+        which = which.expand(*embedding.batch_shape, groups).reshape(-1)
         data, batch = None, embedding.batch_shape
         if y is not None:
             y = y.to(self.A.dtype)
@@ -149,14 +149,14 @@ class ExactInfluence:
             data = embedding.outputs_to_grid(y)
         chunk = max(1, self._work_bytes // self._bytes_per_block())
         parts = [
-            self._blocks(mu[start : start + chunk], own[start : start + chunk],
+            self._blocks(mu[start : start + chunk], which[start : start + chunk],
                          None if data is None else data[:, start : start + chunk], slope)
             for start in range(0, blocks, chunk)
         ]  # fmt: skip
         trace = torch.cat([part[0] for part in parts]).unsqueeze(0)
         logdet = torch.cat([part[1] for part in parts]).unsqueeze(0)
-        rest = 1 if data is None else data.shape[0]
-        values = [v.expand(rest, blocks) for v in (trace, logdet)]
+        rhs = 1 if data is None else data.shape[0]
+        values = [v.expand(rhs, blocks) for v in (trace, logdet)]
         if data is None:
             values += [torch.full_like(values[0], torch.nan)] * 3
         else:
@@ -169,10 +169,10 @@ class ExactInfluence:
         return 16 * (2 * cells * size**2) + 16 * 3 * self.unknowns**2
 
     def _blocks(
-        self, mu: Tensor, own: Tensor, data: Tensor | None, slope: bool
+        self, mu: Tensor, which: Tensor, data: Tensor | None, slope: bool
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Trace, determinant and norms of some blocks."""
-        sigma_sq = self.sigma[own] ** 2
+        sigma_sq = self.sigma[which] ** 2
         shaped = mu.reshape(-1, *(1 for _ in sigma_sq.shape[1:]))
         f = shaped / (sigma_sq + shaped)
         weights = self.grid.weights(mu.device, torch.float64).unsqueeze(-1)
@@ -181,18 +181,18 @@ class ExactInfluence:
         factor = None
         if self.border is not None:
             h = (shaped * sigma_sq).sqrt() / (sigma_sq + shaped)
-            dense = self._dense(self._matrices(own, f, h, cropped=True, difference=False))
+            dense = self._dense(self._matrices(which, f, h, cropped=True, difference=False))
             factor = _BorderFactor(
                 dense, definite=not (self.has_out and self.has_in), sign=-1.0 if self.has_out else 1.0
             )
-            change = self._dense(self._matrices(own, f * (1 - f), h * (0.5 - f), cropped=True, difference=True))
+            change = self._dense(self._matrices(which, f * (1 - f), h * (0.5 - f), cropped=True, difference=True))
             trace = trace - factor.trace_of_solve(change)
             logdet = logdet + factor.logdet
         nothing = torch.full_like(trace, torch.nan).unsqueeze(0)
         if data is None:
             return trace, logdet, (nothing, nothing, nothing)
         h = (shaped * sigma_sq).sqrt() / (sigma_sq + shaped)
-        Q = FrequencyMatrices(self.grid, self._matrices(own, f, h, cropped=False, difference=False))
+        Q = FrequencyMatrices(self.grid, self._matrices(which, f, h, cropped=False, difference=False))
         zero = data.new_zeros(*data.shape[:2], self.columns, *data.shape[3:])
         both = self._solve(Q, factor, torch.cat([data, zero], dim=2))
         root = mu.sqrt()
@@ -226,9 +226,9 @@ class ExactInfluence:
         correction[:, :, part] = self.border.scatter(u)
         return self._interior(z + Q.on_grid(correction))
 
-    def _matrices(self, own: Tensor, f: Tensor, h: Tensor, *, cropped: bool, difference: bool) -> Tensor:
+    def _matrices(self, which: Tensor, f: Tensor, h: Tensor, *, cropped: bool, difference: bool) -> Tensor:
         """Q per frequency, or its derivative, from its factors f and h; ``cropped``: the sides with a border alone."""
-        U, Vh = self.U[own], self.Vh[own]
+        U, Vh = self.U[which], self.Vh[which]
         out, inside = not cropped or self.has_out, not cropped or self.has_in
         rows, columns = self.rows if out else 0, self.columns if inside else 0
         Q = U.new_empty(*U.shape[:-2], rows + columns, rows + columns)

@@ -38,21 +38,21 @@ class MissingBlocks:
     """
 
     def __init__(self, convolution: Convolution, damp: Tensor, missing: Tensor, penalty: Penalty | None = None) -> None:
-        own = tuple(missing.shape[: missing.ndim - convolution.ndim - 1])
+        batch = tuple(missing.shape[: missing.ndim - convolution.ndim - 1])
         if not Embedding.exists(convolution):
             convolution = Convolution(
                 convolution.weight, convolution.spatial_in, convolution.stride, convolution.padding,
                 convolution.dilation, convolution.groups, check_finite=False,
             )  # fmt: skip
-        if tuple(damp.shape) != own:  # the items share their blocks, which only precondition
+        if tuple(damp.shape) != batch:  # the items share their blocks, which only precondition
             damp = damp.log().mean().exp()
         batched = tuple(damp.shape) or convolution.batch_shape
-        truncated = truncated_circulant(convolution, own if batched else tuple(damp.shape), penalty)
+        truncated = truncated_circulant(convolution, batch if batched else tuple(damp.shape), penalty)
         kernel = FrequencyMatrices(
             truncated.symbol.grid, _complement(truncated.symbol.matrices, truncated.embedding, damp, penalty)
         )
         grid, pieces = truncated.embedding.grid, list[tuple[int, Tensor]]()
-        self.embedding = Embedding(truncated.convolution, grid, own)
+        self.embedding = Embedding(truncated.convolution, grid, batch)
         cells = self.embedding.outputs_to_grid(missing.to(torch.uint8))[0].cpu()
         count = int(cells.sum())
         most = largest_piece(count, cells.numel())
@@ -89,17 +89,17 @@ class MissingBlocks:
 def _complement(S: Tensor, embedding: Embedding, damp: Tensor, penalty: Penalty | None) -> Tensor:
     """T per frequency, ``(blocks, *frequencies, rows, rows)`` with the rows of A."""
     if penalty is not None:
-        own = S[..., : embedding.out_channels, :]
+        rows = S[..., : embedding.out_channels, :]
         normal = gram(S, "solution")
         # what neither A nor L sees has no inverse
         normal.diagonal(dim1=-2, dim2=-1).add_(10 * torch.finfo(S.dtype).eps * float(normal.abs().amax()))
     else:
-        own = S
+        rows = S
         mu = embedding.per_block(damp.to(S.real.dtype)).square().reshape(-1, *(1 for _ in range(S.ndim - 1)))
         if S.shape[-2] <= S.shape[-1]:
             return mu * hermitian_inverse(shifted(gram(S, "residual"), mu).contiguous())
         normal = shifted(gram(S, "solution"), mu)
-    T = -(own @ hermitian_inverse(normal.contiguous()) @ own.mH)
+    T = -(rows @ hermitian_inverse(normal.contiguous()) @ rows.mH)
     T.diagonal(dim1=-2, dim2=-1).add_(1)
     return T
 

@@ -37,13 +37,13 @@ from lsconv.border.cost_model import (
     CostModel,
     FactorCost,
     cheapest_grid,
+    direct_cost,
     expected_iterations,
     items_at_once,
-    whole_cost,
 )
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_problem import NormalProblem, Request
-from lsconv.border.system.border_system import BorderProblem, BorderSystem, Schwarz
+from lsconv.border.system.border_system import BorderProblem, BorderSystem
 from lsconv.errors import PlanMemoryError
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.memory import allowed_bytes
@@ -182,8 +182,8 @@ class BorderInverse(NormalInverse):
     """The inverse through the system on a border.
 
     Attributes:
-        stage: by which means the border is solved; :meth:`factorise_if_cheaper`, an iteration, :meth:`go_direct` and
-            :meth:`give_up_factors` lead from one to the next, in this order.
+        stage: by which means the border is solved; :meth:`factorise_if_cheaper`, :meth:`begin_iteration`,
+            :meth:`go_direct` and :meth:`give_up_factors` lead from one to the next, in this order.
         border: the border cells.
         system: the block-circulant operator whose system on the border is solved.
         across: the map from the side of the unknowns to that of the border; None where they are the same.
@@ -216,7 +216,7 @@ class BorderInverse(NormalInverse):
 
     @abstractmethod
     def _solve(
-        self, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
+        self, on_border: BorderSystem, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The inverse on the grid applied to ``f``, the border iterations, and the border unknowns."""
 
@@ -228,24 +228,25 @@ class BorderInverse(NormalInverse):
             least = min(self.condition, 1e6 if self.definite else 1e3)
             return cheapest_grid(truncated, self.system, request.penalty, self.model, least)
         onto = truncated.convolution if request.crossed and request.penalty is None else None
-        return True, whole_cost(self.embedding, self.form, onto, self.border)
+        return True, direct_cost(self.embedding, self.form, onto, self.border)
 
     def go_direct(self) -> None:
         """Factorise the border, for good; iterate for good where its ranks are large and dense factors do not fit."""
         self._system, self.stage = None, Stage.FACTORS
-        request = self.problem.request
         if self._crossed:
-            problem = NormalProblem(replace(request.precise(), side=self.side, one_matrix=self._shortest))
+            # the symbol anew, in double precision and on the grid of the factors, is a hundredth of their work
+            precise = replace(self.problem.request.precise(), side=self.side, one_matrix=self._shortest)
             try:
-                self.direct = DirectInverse(problem)
+                self.direct = DirectInverse(NormalProblem(precise))
             except PlanMemoryError:
                 self.give_up_factors()
         else:
-            self.direct = normal_inverse(replace(request, side=self.side, one_matrix=True))
+            self.direct = normal_inverse(replace(self.problem.request, side=self.side, one_matrix=True))
 
-    @property
-    def on_border(self) -> BorderSystem:
-        """The system on the border with its preconditioner, made when first asked for."""
+    def begin_iteration(self) -> BorderSystem:
+        """Make the system on the border with its preconditioner, once; undecided before, the border is iterated on."""
+        if self.stage is Stage.UNDECIDED:
+            self.stage = Stage.ITERATION
         if self._system is None:
             request = self.problem.request
             restricted = request.limits.corners and (self.exact or not self.definite)
@@ -253,14 +254,7 @@ class BorderInverse(NormalInverse):
                 self.system, self.border, self.model, restricted, request.limits, request.one_matrix
             )
             self._system = BorderSystem(problem, self._cost if self.stage is not Stage.ITERATION_ONLY else None)
-            if self.stage is Stage.UNDECIDED:
-                self.stage = Stage.ITERATION
         return self._system
-
-    @property
-    def schwarz(self) -> Schwarz:
-        """The preconditioner of the border system."""
-        return self.on_border.schwarz
 
     @property
     def unknowns(self) -> int:
@@ -294,7 +288,8 @@ class BorderInverse(NormalInverse):
         """Apply the inverse, from the border unknowns ``start``; return also the iterations and the border unknowns."""
         if self.direct is not None:
             return self.direct.continued(f, tolerance, max_iter, start)
-        embedding, residual, mirror = self.embedding, self.side == "residual", self.problem.truncated.mirror
+        on_border, embedding, residual = self.begin_iteration(), self.embedding, self.side == "residual"
+        mirror = self.problem.truncated.mirror
         if start is not None and start.shape[-1] != self.border.size:
             start = None  # the unknowns of another grid
         batch, _ = embedding.split_batch(tuple(f.shape[: f.ndim - embedding.ndim - 1]))
@@ -302,15 +297,16 @@ class BorderInverse(NormalInverse):
         t = embedding.outputs_to_grid(f_in) if residual else embedding.inputs_to_grid(f_in)
         each = self.embedding.blocks * t.element_size()
         arrays = each * max(t.shape[2], self.system.rows) * math.prod(t.shape[3:])
-        many = items_at_once(arrays, each * self.on_border.work_vectors * self.border.size, t.device)
+        many = items_at_once(arrays, each * on_border.work_vectors * self.border.size, t.device)
         if many < t.shape[0] and isinstance(tolerance, float):
             starts: Sequence[Tensor | None] = [None] * t.shape[0] if start is None else start.split(many)
-            found = [self._solve(part, tolerance, max_iter, u) for part, u in zip(t.split(many), starts, strict=False)]
+            pairs = zip(t.split(many), starts, strict=False)
+            found = [self._solve(on_border, part, tolerance, max_iter, u) for part, u in pairs]
             z, iterations, u = (torch.cat(parts) for parts in zip(*found, strict=True))
         else:
-            z, iterations, u = self._solve(t, tolerance, max_iter, start)
+            z, iterations, u = self._solve(on_border, t, tolerance, max_iter, start)
         count = embedding.per_item(iterations, batch).amax(-1)
-        if self.on_border.spent:
+        if on_border.spent:
             self.go_direct()
             z, more, again = self.continued(f, tolerance, max_iter)
             return z, count + more, again
@@ -322,9 +318,9 @@ class BorderInverse(NormalInverse):
     @property
     def nbytes(self) -> int:
         """Bytes of the factors kept."""
-        own = 0 if self.direct is None else self.direct.nbytes
+        factors = 0 if self.direct is None else self.direct.nbytes
         kept = {id(m): m.nbytes for m in self._matrices()}
-        return own + sum(kept.values()) + (0 if self._system is None else self._system.nbytes)
+        return factors + sum(kept.values()) + (0 if self._system is None else self._system.nbytes)
 
     def _matrices(self) -> list[FrequencyMatrices]:
         return [self.inverse, self.system, *([] if self.across is None else [self.across])]
@@ -343,13 +339,13 @@ class DefiniteInverse(BorderInverse):
         return Border(self.embedding.grid, positions, self.convolution.device)
 
     def _solve(
-        self, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
+        self, on_border: BorderSystem, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         grid = self.inverse.grid
         spectrum = grid.transform(f)
         t = self.inverse(spectrum)
         b = self.border.gather(grid.inverse(t if self.across is None else self.across(t)))
-        u, iterations = self.on_border.solve(b.neg() if self.across is None else b, tolerance, max_iter, start)
+        u, iterations = on_border.solve(b.neg() if self.across is None else b, tolerance, max_iter, start)
         correction = grid.transform(self.border.scatter(u))
         if self.across is not None:
             correction = self.across.H(correction)
@@ -372,12 +368,12 @@ class SaddleInverse(BorderInverse):
         return Border(self.embedding.grid, truncated.out_border + truncated.in_border, self.convolution.device)
 
     def _solve(
-        self, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
+        self, on_border: BorderSystem, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         # [f; 0] gives z = -r / sqrt(mu), r the first block; [0; g] gives x = second block / sqrt(mu)
         every, rows, residual = slice(None), self.problem.symbol.rows, self.side == "residual"
-        own = slice(0, rows) if residual else slice(rows, None)
-        t = self.inverse.block(every, own).on_grid(f)
-        u, iterations = self.on_border.solve(-self.border.gather(t), tolerance, max_iter, start)
-        z = self.inverse.block(own, every).on_grid(self.border.scatter(u)).add_(t[:, :, own])
+        block = slice(0, rows) if residual else slice(rows, None)
+        t = self.inverse.block(every, block).on_grid(f)
+        u, iterations = on_border.solve(-self.border.gather(t), tolerance, max_iter, start)
+        z = self.inverse.block(block, every).on_grid(self.border.scatter(u)).add_(t[:, :, block])
         return z.div_(-self._root if residual else self._root), iterations, u

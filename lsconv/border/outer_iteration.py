@@ -35,15 +35,11 @@ __all__ = ["BorderedProblem", "Outer", "confirmed", "iterated", "settled"]
 _OUTER_LIMIT = 40
 # Steps without halving after which an item ends, and after which a float32 recursion is replaced by the remainder.
 _PATIENCE = 5
-# The reduction of every item after which a float32 recursion is replaced too: it loses digits against its start.
-_RECURSION_FALL = 1e-4
 # What a step is to leave, in units of the target. A fixed border residual, or one that ignores what the steps before
 # have left, takes up to twice the iterations.
 _MARGIN = 0.3
 # The border residual of a step that the floor of the factors limits anyway, by less in float64.
 _FLOORED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-# An upper limit of the gain learned from the first step, in which the misfit falls too, in units of its tolerance.
-_FIRST_GAIN = 30.0
 # The gain before the first step, in units of damp / sigma_max.
 _FIRST_GUESS = 0.1
 
@@ -127,8 +123,8 @@ class Outer:
         self.space, self.image_space = (outputs, inputs) if self.residual_side else (inputs, outputs)
         given, shape = (y, A.out_shape) if y is not None else (v, A.in_shape)
         assert given is not None
-        own = plan.inverse.embedding.batch_shape
-        self.batch = broadcast_shapes(given.shape[: given.ndim - len(shape)], own)
+        factor_batch = plan.inverse.embedding.batch_shape
+        self.batch = broadcast_shapes(given.shape[: given.ndim - len(shape)], factor_batch)
         given = given.expand(*self.batch, *shape)
         self.unit = binary_unit(ItemSpace(shape, A.dtype, A.device).norm(given))
         given = given / over_items(self.unit, len(shape))
@@ -200,7 +196,8 @@ class Outer:
             if not self._narrow:
                 break
             count += 1
-            going = at.ratio > torch.clamp(_RECURSION_FALL * start, min=1.0)
+            # half of the digits below its start the recursion has lost its own
+            going = at.ratio > torch.clamp(torch.finfo(torch.float32).eps ** 0.5 * start, min=1.0)
             active = active & (at.ratio > 1)
             last = count == _PATIENCE or self.steps == _OUTER_LIMIT or self.exhausted
             if last or not bool((active & going).any()):
@@ -209,7 +206,7 @@ class Outer:
         g = self._remainder(at.image) - self.space.spread(self.mu) * at.u
         at = replace(at, g=g, ratio=self._tolerance_ratio(at.u, at.image, g))
         seen = float((at.ratio / (before * tolerance)).where(active & (before > 0), 0).amax())
-        return at, max(gain, min(seen, _FIRST_GAIN) if gain == 0 else seen, 1.0)
+        return at, max(gain, seen, 1.0)
 
     def _step(self, direction: FlexibleDirection, at: _Iterate, active: Tensor, tolerance: float) -> _Iterate:
         """Go one step along the next direction; in narrow arithmetic the remainder is that of the recursion."""

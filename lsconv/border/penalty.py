@@ -34,9 +34,9 @@ from lsconv.operators.padding_modes import MODES
 
 __all__ = ["Filter", "Penalty", "as_convolutions", "common_grid_filters"]
 
-# A grid is made longer than the inputs where their number has a prime factor above this, as 1038 = 6 * 173 has and 1056
-# has not, and it grows by no more than this share.
-_FAST_FACTOR, _GROWTH = 13, 0.15
+# A grid is made longer than the inputs where their number has a prime factor that transforms are slow for, as
+# 1038 = 6 * 173 has and 1056 has not, and it grows by no more than this share.
+_GROWTH = 0.15
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,7 @@ class Penalty:
             if held:
                 grid.append(short_fft_length(n + max(before, after)) if tight else good_fft_length(n + before + after))
             elif (
-                tight
-                or _largest_factor(n) <= _FAST_FACTOR
-                or longer > (1 + _GROWTH) * n
-                or any(map(_is_circular, parts))
+                tight or short_fft_length(2 * n) == 2 * n or longer > (1 + _GROWTH) * n or any(map(_is_circular, parts))
             ):
                 grid.append(n)
             else:
@@ -196,9 +193,9 @@ class Penalty:
         """The symbol's rows, ``(blocks, *frequencies, rows, columns)``, for the embedding of A."""
         parts = []
         for convolution, factor in self.terms:
-            own = Embedding(convolution, embedding.grid)
-            matrices = symbol(convolution, own).matrices
-            groups, fine = embedding.groups, own.groups // embedding.groups
+            symbol_grid = Embedding(convolution, embedding.grid)
+            matrices = symbol(convolution, symbol_grid).matrices
+            groups, fine = embedding.groups, symbol_grid.groups // embedding.groups
             matrices = _block_diagonal(matrices.unflatten(0, (groups, fine)))
             scale = factor.expand(embedding.batch_shape).reshape(-1, 1, *(1 for _ in matrices.shape[1:]))
             parts.append((scale * matrices).flatten(0, 1))
@@ -248,17 +245,6 @@ def _unwrapped(convolution: Convolution) -> Convolution:
     )  # fmt: skip
 
 
-def _largest_factor(n: int) -> int:
-    """The largest prime factor."""
-    largest, factor = 1, 2
-    while n > 1:
-        if n % factor:
-            factor += 1
-        else:
-            largest, n = factor, n // factor
-    return largest
-
-
 def _wraps(convolution: Convolution, a: int) -> bool:
     taps = _taps(convolution, a)
     return min(taps) < 0 or convolution.spatial_out[a] - 1 + max(taps) > convolution.spatial_in[a] - 1
@@ -270,6 +256,6 @@ def _block_diagonal(matrices: Tensor) -> Tensor:
     if fine == 1:
         return matrices[:, 0]
     lead = (matrices.shape[0], *matrices.shape[2:-2])
-    whole = matrices.new_zeros(*lead, fine, rows, fine, columns)
-    whole.diagonal(dim1=-4, dim2=-2).copy_(matrices.movedim(1, -1))
-    return whole.reshape(*lead, fine * rows, fine * columns)
+    diagonal_blocks = matrices.new_zeros(*lead, fine, rows, fine, columns)
+    diagonal_blocks.diagonal(dim1=-4, dim2=-2).copy_(matrices.movedim(1, -1))
+    return diagonal_blocks.reshape(*lead, fine * rows, fine * columns)

@@ -33,6 +33,7 @@ from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.null_space import cleared, loses_part
 from lsconv.krylov.loop.solution import Solution
@@ -185,19 +186,21 @@ class BorderPlan(Plan):
             tolerances,
             self.damp,
             self.A.dtype,
-            operator_norm=self._least_norm,
-            norm_bound=self._norm,
-            rcond=self.rcond,
             judges_unrounded=not self._damped,
-            null_share=self._null_share(tolerances),
-            range_eps=torch.finfo(arithmetic).eps if self.inverse.side == "residual" else None,
-            sees_null_space=lambda: self._deficient,
+            norm=NormBounds(self._least_norm, self._norm),
+            rank=RankThreshold(self.rcond),
+            null_space=NullSpaceBound(
+                self._null_share(tolerances),
+                torch.finfo(arithmetic).eps if self.inverse.side == "residual" else None,
+                lambda: self._deficient,
+            ),
         )
         if outer is None:  # what this does not certify is iterated for
             return judge.solution(x, y)
-        judge = replace(judge, operator_norm=torch.maximum(outer.norm_a * self.unit, self._least_norm))
+        least = torch.maximum(outer.norm_a * self.unit, self._least_norm)
+        judge = replace(judge, norm=NormBounds(least, self._norm))
         solution = judge.solution(x, y, iterations=outer.iterations)
-        bare = replace(judge, null_share=None, range_eps=None, sees_null_space=None)
+        bare = replace(judge, null_space=NullSpaceBound())
         again = functools.partial(bare.solution, y=y, iterations=outer.iterations)
         return cleared(solution, x, y, self.precise, tolerances, self._shortest, again)
 

@@ -128,8 +128,8 @@ class MirroredBorder(Border):
         self._sources = [
             torch.cat([source, torch.arange(len(source), n)]) for source, n in zip(sources, grid, strict=True)
         ]
-        own, source, sign = self.terms(tuple(range(len(grid))), self.mask.nonzero())
-        self._own, self._source = (self._numbers(cells).to(root.device) for cells in (own, source))
+        acted, source, sign = self.terms(tuple(range(len(grid))), self.mask.nonzero())
+        self._acted, self._source = (self._numbers(cells).to(root.device) for cells in (acted, source))
         self._sign = sign.to(root)
         margin, outside = len(source), int((sign > 0).sum()) - len(source)
         self._multipliers = slice(outside, outside + margin)
@@ -150,8 +150,8 @@ class MirroredBorder(Border):
         copied = torch.stack(
             [real, *(self._sources[a][cells[:, 1 + d]] for d, a in enumerate(axes))], dim=1
         )[multiplier]  # fmt: skip
-        own = torch.cat([real[:, None], cells[:, 1:]], dim=1)
-        return own, copied, torch.where(multiplier, -1.0, 1.0).double()
+        acted = torch.cat([real[:, None], cells[:, 1:]], dim=1)
+        return acted, copied, torch.where(multiplier, -1.0, 1.0).double()
 
     def entries(self, Q: FrequencyMatrices) -> BorderEntries:
         """The entries of the system between the unknowns."""
@@ -166,14 +166,14 @@ class MirroredBorder(Border):
     def scatter(self, b: Tensor) -> Tensor:
         """F: ``(rhs, blocks, size)`` to ``(rhs, blocks, rows + columns, *grid)``."""
         z = b.new_zeros(*b.shape[:2], math.prod(self.cells))
-        z.index_add_(-1, self._own, b * self._sign)
+        z.index_add_(-1, self._acted, b * self._sign)
         z.index_add_(-1, self._source, b[..., self._multipliers])
         return z.reshape(*b.shape[:2], *self.cells)
 
     def gather(self, z: Tensor) -> Tensor:
         """F^T: ``(rhs, blocks, rows + columns, *grid)`` to ``(rhs, blocks, size)``."""
         z = z.flatten(2)
-        b = gathered(z, self._own).mul_(self._sign)
+        b = gathered(z, self._acted).mul_(self._sign)
         b[..., self._multipliers] += gathered(z, self._source)
         return b
 
@@ -188,11 +188,11 @@ class MirroredEntries(BorderEntries):
     def between(self, axes: tuple[int, ...], cells: Tensor) -> Tensor:
         """One matrix per frequency of the other axes: ``(blocks, *other frequencies, cells, cells)``."""
         border = self.border
-        own, copied, sign = border.terms(axes, cells)
-        distinct, where = torch.cat([own, copied]).unique(dim=0, return_inverse=True)
+        acted, copied, sign = border.terms(axes, cells)
+        distinct, where = torch.cat([acted, copied]).unique(dim=0, return_inverse=True)
         entries = super().between(axes, distinct)
         device = entries.device
-        at, at_copied = where[: len(own)].to(device), where[len(own) :].to(device)
+        at, at_copied = where[: len(acted)].to(device), where[len(acted) :].to(device)
         multipliers, signs = (sign < 0).nonzero().flatten().to(device), sign.to(device, entries.real.dtype)
         rows = entries.index_select(-2, at) * signs[:, None]
         rows.index_add_(-2, multipliers, entries.index_select(-2, at_copied))

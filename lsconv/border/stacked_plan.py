@@ -29,6 +29,7 @@ from lsconv.border.penalty import Filter, Penalty, common_grid_filters
 from lsconv.errors import ArgumentError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.evidence import NormBounds
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
@@ -151,7 +152,7 @@ class StackedPlan(PenalisedPlan):
             () if x_prior is None else x_prior.shape[: x_prior.ndim - len(self.A.in_shape)],
             self.inverse.embedding.batch_shape,
         )
-        if self._is_apart(batch):
+        if self._solves_one_by_one(batch):
             data = y.expand(*batch, *self.A.out_shape)
             priors = [None] * batch[0] if x_prior is None else list(x_prior.expand(*batch, *self.A.in_shape))
             return _stacked([
@@ -162,8 +163,8 @@ class StackedPlan(PenalisedPlan):
         data = self.problem.data(y, x_prior)
         factors = self.inverse.factorise_if_cheaper(tuple(batch))
         if factors is not None and tolerances.rtol >= ONE_PASS:
-            own = self.problem.data_beside_prior(y, x_prior)
-            x = factors.solution(own) / over_items(self.unit, len(self.A.in_shape))
+            data_alone = self.problem.data_beside_prior(y, x_prior)
+            x = factors.solution(data_alone) / over_items(self.unit, len(self.A.in_shape))
             solution = self._certified(y, x, x_prior, tolerances)
             if settled(solution):
                 return solution
@@ -180,13 +181,12 @@ class StackedPlan(PenalisedPlan):
         judge = self.problem.judge(
             tolerances,
             self.A.dtype,
-            operator_norm=None if outer is None else outer.norm_a * self.unit,
-            norm_bound=self.inverse.norm_bound * self.unit,
+            norm=NormBounds(None if outer is None else outer.norm_a * self.unit, self.inverse.norm_bound * self.unit),
         )
         iterations = 0 if outer is None else outer.iterations
         return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 
-    def _is_apart(self, batch: Sequence[int]) -> bool:
+    def _solves_one_by_one(self, batch: Sequence[int]) -> bool:
         """Tell whether the items of the first dimension, which share their factors, are solved for one by one."""
         if len(batch) <= len(self.inverse.embedding.batch_shape) or batch[0] < 2 or self.A.device.type != "cpu":
             return False

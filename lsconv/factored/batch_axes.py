@@ -88,17 +88,17 @@ class Reduction:
             start = first * stride - left
             outputs[a] = slice(first, end, 1)
             inputs[a] = slice(start, start + stride * (end - first - 1) + 1, stride)
-        rest = [a for a in range(A.ndim) if a not in folded]
+        kept = [a for a in range(A.ndim) if a not in folded]
         weight = A.weight.detach()
-        shape = (*weight.shape[: -A.ndim], *(A.kernel_size[a] for a in rest))
+        shape = (*weight.shape[: -A.ndim], *(A.kernel_size[a] for a in kept))
         if A.batch_shape:
             shape = (*A.batch_shape, *(1 for _ in folded), *shape[len(A.batch_shape) :])
         B = Convolution(
             weight.reshape(shape),
-            tuple(A.spatial_in[a] for a in rest),
-            tuple(A.stride[a] for a in rest),
-            [A.padding[a] for a in rest],
-            tuple(A.dilation[a] for a in rest),
+            tuple(A.spatial_in[a] for a in kept),
+            tuple(A.stride[a] for a in kept),
+            [A.padding[a] for a in kept],
+            tuple(A.dilation[a] for a in kept),
             A.groups,
             A.padding_mode,
             A.backend,
@@ -156,10 +156,10 @@ class Reduction:
         z = z.movedim(list(range(channel, channel + len(moved))), moved) if moved else z
         if z.shape[channel:] == item:
             return z.contiguous()
-        whole = z.new_zeros(*z.shape[:channel], *item)
+        full = z.new_zeros(*z.shape[:channel], *item)
         cells: tuple[Any, ...] = (..., *kept)
-        whole[cells] = z
-        return whole
+        full[cells] = z
+        return full
 
 
 def _margins(weight: Tensor, a: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lsconv.errors import PlanMemoryError
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
+from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import LastResort, Plan
@@ -32,14 +33,14 @@ _REFINED = 1e-2
 
 @dataclass(frozen=True)
 class Rank:
-    """The rank that a threshold decides, for singular values ``(*own, *coefficients)``.
+    """The rank that a threshold decides, for singular values ``(*batch, *coefficients)``.
 
     Attributes:
         values: the singular values; those that are rounding are zero.
         kept: True where they exceed the threshold.
-        rank: how many do, ``own``.
-        undecided: True where one stands on the threshold, up to rounding, ``own``.
-        largest: the largest singular value, ``own``.
+        rank: how many do, ``batch``.
+        undecided: True where one stands on the threshold, up to rounding, ``batch``.
+        largest: the largest singular value, ``batch``.
     """
 
     values: Tensor
@@ -58,16 +59,16 @@ class Rank:
             rcond: values up to ``rcond`` times the largest count as zero.
             size: the larger side of the matrix that was decomposed, which its rounding grows with.
         """
-        own = values.shape[: values.ndim - ndim]
-        flat = values.reshape(*own, -1)
-        largest = flat.amax(-1) if flat.shape[-1] else values.new_zeros(own)
-        top = largest.reshape(*own, *(1 for _ in range(ndim)))
+        batch = values.shape[: values.ndim - ndim]
+        flat = values.reshape(*batch, -1)
+        largest = flat.amax(-1) if flat.shape[-1] else values.new_zeros(batch)
+        top = largest.reshape(*batch, *(1 for _ in range(ndim)))
         eps = torch.finfo(values.dtype).eps
         # a zero comes out as rounding, of which a tiny damp would make much
         values = torch.where(values > size * eps * top, values, 0.0)
         kept = values > rcond * top
         near = ((values - rcond * top).abs() <= ROUNDING * eps * top) & (values > ROUNDING * eps * top)
-        return cls(values, kept, kept.reshape(*own, -1).sum(-1), near.reshape(*own, -1).any(-1), largest)
+        return cls(values, kept, kept.reshape(*batch, -1).sum(-1), near.reshape(*batch, -1).any(-1), largest)
 
 
 def inverse_values(values: Tensor, kept: Tensor, mu: Tensor, power: int = 1) -> Tensor:
@@ -177,8 +178,8 @@ class DirectPlan(Plan):
         A, precise = self.A, self.precise
         wide = y.detach().to(double(A.dtype))
         x = self._inverse(wide).to(precise.dtype).contiguous()
-        own = x.shape[: x.ndim - len(A.in_shape)]
-        batch = broadcast_shapes(own, y.shape[: y.ndim - len(A.out_shape)], self.damp.shape)
+        given = x.shape[: x.ndim - len(A.in_shape)]
+        batch = broadcast_shapes(given, y.shape[: y.ndim - len(A.out_shape)], self.damp.shape)
         data, damp = wide.to(precise.dtype).expand(*batch, *A.out_shape), self.damp.expand(batch)
         tolerances = self.tolerances(rtol, atol)
 
@@ -187,9 +188,8 @@ class DirectPlan(Plan):
             tolerances,
             damp,
             A.dtype,
-            norm_bound=self.norm,
-            rcond=self.rcond,
-            truncated=True,
+            norm=NormBounds(upper=self.norm),
+            rank=RankThreshold(self.rcond, truncated=True),
         )
         x = x.expand(*batch, *A.in_shape)
         solution = judge.solution(x, data).with_rank(self.rank, self.undecided)

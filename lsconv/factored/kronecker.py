@@ -60,20 +60,20 @@ class Factors:
         if A.groups > 1 and bool((kernel == kernel[:, :1]).all()):
             kernel = kernel[:, :1]
         axes: list[Tensor] = []
-        rest = kernel
+        scale = kernel
         for a in range(4, kernel.ndim):
             unfolded = kernel.movedim(a, 2).flatten(3)
             if not _rank_one(unfolded, tolerance):
                 return None
             u = _leading(unfolded)
             axes.append(u)
-            rest = torch.einsum("kgoit...,kgt->kgoi...", rest, u.conj())
-        product = over_items(rest, len(axes))
+            scale = torch.einsum("kgoit...,kgt->kgoi...", scale, u.conj())
+        product = over_items(scale, len(axes))
         for a, u in enumerate(axes, start=4):
             product = product * u.reshape(*u.shape[:2], *(u.shape[2] if b == a else 1 for b in range(2, kernel.ndim)))
         error, size = _norm_bound(kernel - product), _norm_bound(kernel)
         wide = ROUNDING * torch.finfo(kernel.dtype).eps
-        return cls(rest, tuple(axes), torch.where(error <= wide * size, 0.0, error))
+        return cls(scale, tuple(axes), torch.where(error <= wide * size, 0.0, error))
 
 
 @torch.no_grad()
@@ -109,8 +109,8 @@ def separable_svd(A: Convolution, factors: Factors | None = None) -> tuple[list[
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for a, matrix in enumerate(matrices):
         same = a > 1 and _alike(matrix, matrices[a - 1])
-        whole = matrix.expand(1, A.groups, *matrix.shape[-2:])
-        parts.append(parts[-1] if same else torch.linalg.svd(whole, full_matrices=False))
+        per_group = matrix.expand(1, A.groups, *matrix.shape[-2:])
+        parts.append(parts[-1] if same else torch.linalg.svd(per_group, full_matrices=False))
     values = parts[0][1][0]
     for _, spectrum, _ in parts[1:]:
         values = values.unsqueeze(-1) * spectrum[0].reshape(A.groups, *(1 for _ in values.shape[1:]), -1)
@@ -294,11 +294,11 @@ class SeparablePlan(DirectPlan):
 
 
 def _rank_one(unfolded: Tensor, tolerance: float) -> bool:
-    """Tell whether matrices ``(..., taps, rest)`` are of rank one within ``tolerance``."""
-    taps, rest = unfolded.shape[-2:]
-    if min(taps, rest) == 1:
+    """Tell whether matrices ``(..., taps, others)`` are of rank one within ``tolerance``."""
+    taps, others = unfolded.shape[-2:]
+    if min(taps, others) == 1:
         return True
-    if rest > taps:  # squares see what is far from rank one, at little cost
+    if others > taps:  # squares see what is far from rank one, at little cost
         squares = torch.linalg.eigvalsh(unfolded @ unfolded.mH)
         if bool((squares[..., -2] > 1e-12 * squares[..., -1]).any()):
             return False

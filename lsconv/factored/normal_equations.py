@@ -62,23 +62,23 @@ class NormalEquationsPlan(DirectPlan):
         A = self.A
         form = _toeplitz_gram if _is_toeplitz(A) else _displaced_gram if _is_displaced(A) else _gram
         matrix = form(self.precise)
-        self._own = tuple(broadcast_shapes(A.batch_shape, self.damp.shape))
+        self._batch = tuple(broadcast_shapes(A.batch_shape, self.damp.shape))
         # scaled, so that nothing under- or overflows, and a zero matrix shows itself
         size = matrix.diagonal(dim1=-2, dim2=-1).real.amax(-1)
         self._unit = torch.where(size > 0, size, 1.0)
         matrix = matrix / self._unit[..., None, None]
         mu = self.damp.square() / self._unit
-        shifted = matrix.expand(*self._own, *matrix.shape[-2:]).clone(memory_format=torch.contiguous_format)
-        shifted.diagonal(dim1=-2, dim2=-1).add_(mu.expand(self._own).unsqueeze(-1))
+        shifted = matrix.expand(*self._batch, *matrix.shape[-2:]).clone(memory_format=torch.contiguous_format)
+        shifted.diagonal(dim1=-2, dim2=-1).add_(mu.expand(self._batch).unsqueeze(-1))
         self._factor, failed = torch.linalg.cholesky_ex(shifted)
         if bool(failed.any()):
             raise MethodError(f"the normal equations of {A!r} are singular to double precision")
         largest = torch.linalg.matrix_norm(matrix, 1)
         smallest = self._smallest()
         condition = float(((largest + mu) / smallest).max())
-        undamped = self.damp.expand(self._own) == 0
+        undamped = self.damp.expand(self._batch) == 0
         # the smallest is an estimate from above
-        near = smallest.sqrt() <= 10 * self.rcond * largest.expand(self._own).sqrt()
+        near = smallest.sqrt() <= 10 * self.rcond * largest.expand(self._batch).sqrt()
         if condition > _MOST_CONDITION or bool((undamped & near).any()):
             raise MethodError(f"the normal equations of {A!r} have the condition number {condition:.1e}")
         contraction = 10 * torch.finfo(matrix.real.dtype).eps * math.sqrt(A.in_numel) * condition
@@ -98,8 +98,8 @@ class NormalEquationsPlan(DirectPlan):
         """Bytes that the matrices take."""
         itemsize = 16 if A.dtype.is_complex else 8
         responses = (A.in_numel + A.out_numel) // A.in_shape[1] if _is_displaced(A) else 0
-        own = math.prod(broadcast_shapes(A.batch_shape, damp_shape))
-        return WORK_ARRAYS * itemsize * own * A.in_numel * (A.in_numel + _dense_rows(A) + responses)
+        systems = math.prod(broadcast_shapes(A.batch_shape, damp_shape))
+        return WORK_ARRAYS * itemsize * systems * A.in_numel * (A.in_numel + _dense_rows(A) + responses)
 
     # ------------------------------------------------------------------ the maps
 
@@ -108,8 +108,8 @@ class NormalEquationsPlan(DirectPlan):
         n = self.A.in_numel
         # no direction is special to it, and vmap allows no random numbers
         v = torch.arange(1, n + 1, dtype=torch.float64, device=self.A.device).square().cos()
-        v = v.to(self._factor.dtype).unsqueeze(-1).expand(*self._own, n, 1)
-        size = torch.ones(self._own, dtype=torch.float64, device=v.device)
+        v = v.to(self._factor.dtype).unsqueeze(-1).expand(*self._batch, n, 1)
+        size = torch.ones(self._batch, dtype=torch.float64, device=v.device)
         for _ in range(6):
             v = torch.cholesky_solve(v / torch.linalg.vector_norm(v, dim=(-2, -1), keepdim=True), self._factor)
             size = torch.linalg.vector_norm(v, dim=(-2, -1))
@@ -117,9 +117,9 @@ class NormalEquationsPlan(DirectPlan):
 
     def _solve_once(self, g: Tensor) -> Tensor:
         item = self.A.in_shape
-        batch = broadcast_shapes(g.shape[: g.ndim - len(item)], self._own)
+        batch = broadcast_shapes(g.shape[: g.ndim - len(item)], self._batch)
         columns = g.reshape(*g.shape[: g.ndim - len(item)], -1, 1)
-        if not self._own:  # all items as columns of one solve
+        if not self._batch:  # all items as columns of one solve
             x = torch.cholesky_solve(columns.reshape(-1, self.A.in_numel).mT, self._factor).mT
         else:
             x = torch.cholesky_solve(columns.expand(*batch, *columns.shape[-2:]), self._factor)
@@ -190,50 +190,50 @@ def _toeplitz_gram(A: LinearOperator) -> Tensor:
     for channel in range(A.c_in):
         at: tuple[Any, ...] = (channel, ..., channel, *(n - 1 for n in sizes))
         impulses[at] = 1
-    lags = wide.adjoint(wide.apply(impulses))  # inputs, *own, inputs, *lags
-    lags = lags.movedim(0, len(A.batch_shape) + 1)  # *own, inputs of row, inputs of column, *lags
+    lags = wide.adjoint(wide.apply(impulses))  # inputs, *batch, inputs, *lags
+    lags = lags.movedim(0, len(A.batch_shape) + 1)  # *batch, inputs of row, inputs of column, *lags
     for a, n in enumerate(sizes):
         place = torch.arange(n, device=A.device)
         index = place[:, None] - place + n - 1
         axis = lags.ndim - A.ndim - a + 2 * a  # the axes before have become two
         lags = lags.index_select(axis, index.flatten()).unflatten(axis, (n, n))
-    own = len(A.batch_shape)
-    rows, columns = range(own + 2, lags.ndim, 2), range(own + 3, lags.ndim, 2)
+    lead = len(A.batch_shape)
+    rows, columns = range(lead + 2, lags.ndim, 2), range(lead + 3, lags.ndim, 2)
     n = A.in_numel
-    return lags.permute(*range(own), own, *rows, own + 1, *columns).reshape(*A.batch_shape, n, n)
+    return lags.permute(*range(lead), lead, *rows, lead + 1, *columns).reshape(*A.batch_shape, n, n)
 
 
 def _displaced_gram(A: LinearOperator) -> Tensor:
     """``A^H A`` from the responses to the inputs that are first along the first axis, and what a shift changes."""
     assert isinstance(A, Convolution)
-    own, channels, (length, *rest) = A.batch_shape, A.c_in, A.spatial_in
-    across = math.prod(rest)
+    batch, channels, (length, *others) = A.batch_shape, A.c_in, A.spatial_in
+    across = math.prod(others)
     inputs = torch.zeros(channels * across, channels, length, across, dtype=A.dtype, device=A.device)
     number = torch.arange(channels * across, device=A.device)
     inputs[number, number // across, 0, number % across] = 1
-    inputs = inputs.reshape(-1, *(1 for _ in own), *A.in_shape)
-    column = A.adjoint(A.apply(inputs)).movedim(0, -1).reshape(*own, channels, length, across, channels, across)
+    inputs = inputs.reshape(-1, *(1 for _ in batch), *A.in_shape)
+    column = A.adjoint(A.apply(inputs)).movedim(0, -1).reshape(*batch, channels, length, across, channels, across)
     leaving, entering = (_outputs_at(A, place) for place in (A.spatial_out[0] - 1, -1))
     change = entering.mH @ entering - leaving.mH @ leaving
-    change = change.reshape(*own, channels, length, across, channels, length, across)
+    change = change.reshape(*batch, channels, length, across, channels, length, across)
     gram = torch.empty_like(change)
     gram[..., 0, :] = column
-    gram[..., 0, :, :, :, :] = column.permute(*range(len(own)), *(len(own) + k for k in (3, 4, 0, 1, 2))).conj()
+    gram[..., 0, :, :, :, :] = column.permute(*range(len(batch)), *(len(batch) + k for k in (3, 4, 0, 1, 2))).conj()
     for i in range(length - 1):
         gram[..., i + 1, :, :, 1:, :] = gram[..., i, :, :, :-1, :] + change[..., i, :, :, :-1, :]
-    return gram.reshape(*own, A.in_numel, A.in_numel)
+    return gram.reshape(*batch, A.in_numel, A.in_numel)
 
 
 def _outputs_at(A: Convolution, place: int) -> Tensor:
-    """The rows of A for outputs at one place along the first axis, inside or beyond, ``(*own, rows, columns)``."""
-    own, ndim = len(A.batch_shape), A.ndim
+    """The rows of A for outputs at one place along the first axis, inside or beyond, ``(*batch, rows, columns)``."""
+    lead, ndim = len(A.batch_shape), A.ndim
     matrix = torch.nn.functional.pad(A.weight.detach(), (0, 1) * ndim)  # a zero for what is no tap
     for a, (taps, step, (left, _)) in enumerate(zip(A.kernel_size, A.dilation, A.padding, strict=True)):
         outputs = torch.tensor([place]) if a == 0 else torch.arange(A.spatial_out[a])
         distance = torch.arange(A.spatial_in[a]) - outputs[:, None] + left
         tap = torch.where(distance % step == 0, distance // step, taps)
         tap = torch.where((tap >= 0) & (tap < taps), tap, taps).to(A.device)
-        axis = own + 2 + 2 * a
+        axis = lead + 2 + 2 * a
         matrix = matrix.index_select(axis, tap.flatten()).unflatten(axis, tuple(tap.shape))
-    outputs_first = [own, *range(own + 2, own + 2 + 2 * ndim, 2), own + 1, *range(own + 3, own + 2 + 2 * ndim, 2)]
-    return matrix.permute(*range(own), *outputs_first).reshape(*A.batch_shape, -1, A.in_numel)
+    outputs_first = [lead, *range(lead + 2, lead + 2 + 2 * ndim, 2), lead + 1, *range(lead + 3, lead + 2 + 2 * ndim, 2)]
+    return matrix.permute(*range(lead), *outputs_first).reshape(*A.batch_shape, -1, A.in_numel)

@@ -66,13 +66,12 @@ class PatchPlan(DirectPlan):
 
     def _factorise(self) -> None:
         A = self.A
-        self._own = tuple(broadcast_shapes(A.batch_shape, self.damp.shape))
+        self._batch = tuple(broadcast_shapes(A.batch_shape, self.damp.shape))
         self._stride, self._dilation = A.stride, A.dilation
         runs = [_runs(A, a) for a in range(A.ndim)]
         self._parts = [part for part in product(*runs) if all(run.taps for run in part)]
         kernel = A.weight.detach().to(double(A.dtype))
-        kernel = kernel.unflatten(-A.ndim - 2, (A.groups, -1))  # *own, groups, outputs, inputs, *taps
-        whole = tuple(A.kernel_size)
+        kernel = kernel.unflatten(-A.ndim - 2, (A.groups, -1))  # *batch, groups, outputs, inputs, *taps
         self._factors: list[tuple[Tensor, Tensor, Tensor]] = []
         found: dict[tuple[tuple[int, int], ...], int] = {}
         self._factor_of: list[int] = []
@@ -85,18 +84,18 @@ class PatchPlan(DirectPlan):
                 found[taps] = len(self._factors)
                 self._factors.append(torch.linalg.svd(block.flatten(-A.ndim - 1), full_matrices=False))
             self._factor_of.append(found[taps])
-        self._decide(whole)
+        self._decide()
 
-    def _decide(self, whole: tuple[int, ...]) -> None:
+    def _decide(self) -> None:
         """The rank, of all positions together, and the values that are kept."""
         A = self.A
-        own = A.batch_shape
+        batch = A.batch_shape
         spectra = [values for _, values, _ in self._factors]
-        size = max(A.c_out // A.groups, A.c_in // A.groups * math.prod(whole))
-        together = torch.cat([v.flatten(-2) for v in spectra], -1) if spectra else self.damp.new_zeros(*own, 0)
+        size = max(A.c_out // A.groups, A.c_in // A.groups * math.prod(A.kernel_size))
+        together = torch.cat([v.flatten(-2) for v in spectra], -1) if spectra else self.damp.new_zeros(*batch, 0)
         decided = Rank.of(together, 1, self.rcond, size)
         self.undecided, self.norm = decided.undecided, decided.largest
-        self.rank = torch.zeros(own, dtype=torch.int64, device=A.device)
+        self.rank = torch.zeros(batch, dtype=torch.int64, device=A.device)
         sizes = [v.shape[-1] * v.shape[-2] for v in spectra]
         values, kept = decided.values.split(sizes, -1), decided.kept.split(sizes, -1)
         self._values = [v.unflatten(-1, s.shape[-2:]) for v, s in zip(values, spectra, strict=True)]
@@ -122,22 +121,24 @@ class PatchPlan(DirectPlan):
         """Bytes that the factors take."""
         itemsize = 16 if A.dtype.is_complex else 8
         parts = math.prod(len(_runs(A, a)) for a in range(A.ndim))
-        own = math.prod(broadcast_shapes(A.batch_shape, damp_shape))
-        return WORK_ARRAYS * itemsize * parts * own * A.weight.shape[-A.ndim - 1] * A.c_out * math.prod(A.kernel_size)
+        systems = math.prod(broadcast_shapes(A.batch_shape, damp_shape))
+        return (
+            WORK_ARRAYS * itemsize * parts * systems * A.weight.shape[-A.ndim - 1] * A.c_out * math.prod(A.kernel_size)
+        )
 
     # ------------------------------------------------------------------ the maps
 
     def _bases(self, index: int) -> tuple[Tensor, Tensor]:
         """Left and right singular vectors, one set per block."""
         U, _, Vh = self._factors[index]
-        left, right = (M.expand(*self._own, *M.shape[-3:]).flatten(0, -3) for M in (U, Vh.mH))
+        left, right = (M.expand(*self._batch, *M.shape[-3:]).flatten(0, -3) for M in (U, Vh.mH))
         return left, right
 
     def _filter(self, index: int, power: int) -> Tensor:
         """The filtered singular values per block, as a column."""
         mu = self.damp.square().reshape(*self.damp.shape, 1, 1)
         weight = inverse_values(self._values[index], self._kept[index], mu, power)
-        return weight.expand(*self._own, *weight.shape[-2:]).flatten(0, -2).unsqueeze(-1)
+        return weight.expand(*self._batch, *weight.shape[-2:]).flatten(0, -2).unsqueeze(-1)
 
     # the two bases one after the other: their product would lose the digits that are small singular values'
 
@@ -148,7 +149,7 @@ class PatchPlan(DirectPlan):
             U, V = self._bases(index)
             patches, columns = self._patches(x, part), _columns(self._positions(y, part), len(part))
             patches.copy_((V @ ((U.mH @ columns) * self._filter(index, 1))).reshape(patches.shape))
-        return in_items(x, batch, self.A.in_shape, self._own)
+        return in_items(x, batch, self.A.in_shape, self._batch)
 
     def _inverse_adjoint(self, v: Tensor) -> Tensor:
         v, batch = self._blocks(v, self.A.in_shape)
@@ -157,11 +158,11 @@ class PatchPlan(DirectPlan):
             U, V = self._bases(index)
             positions, columns = self._positions(y, part), _columns(self._patches(v, part), len(part))
             positions.copy_((U @ ((V.mH @ columns) * self._filter(index, 1))).reshape(positions.shape))
-        return in_items(y, batch, self.A.out_shape, self._own)
+        return in_items(y, batch, self.A.out_shape, self._batch)
 
     def _normal(self, g: Tensor) -> Tensor:
         g, batch = self._blocks(g, self.A.in_shape)
-        mu = self.damp.square().expand(self._own).reshape(-1, 1).expand(-1, self._groups)
+        mu = self.damp.square().expand(self._batch).reshape(-1, 1).expand(-1, self._groups)
         mu = mu.reshape(-1, *(1 for _ in self.A.in_shape))
         # what no output reads, and what K does not see, is for the damping alone
         unseen = torch.where(mu > 0, 1 / torch.where(mu > 0, mu, 1.0), 0.0)
@@ -172,7 +173,7 @@ class PatchPlan(DirectPlan):
             seen = V.mH @ columns
             inside = V @ (seen * self._filter(index, 0))
             patches.copy_((inside + (columns - V @ seen) * unseen.reshape(-1, 1, 1)).reshape(patches.shape))
-        return in_items(x, batch, self.A.in_shape, self._own)
+        return in_items(x, batch, self.A.in_shape, self._batch)
 
     # ------------------------------------------------------------------ tensors as columns
 
@@ -182,9 +183,9 @@ class PatchPlan(DirectPlan):
 
     def _blocks(self, tensor: Tensor, item: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
         """``(*batch, *item)`` as ``(items, blocks, channels of a group, *spatial)``."""
-        tensor, batch = in_blocks(tensor, len(item), self._own)
-        blocks = math.prod(self._own) * self._groups
-        return tensor.reshape(math.prod(batch) // math.prod(self._own), blocks, -1, *item[1:]), batch
+        tensor, batch = in_blocks(tensor, len(item), self._batch)
+        blocks = math.prod(self._batch) * self._groups
+        return tensor.reshape(math.prod(batch) // math.prod(self._batch), blocks, -1, *item[1:]), batch
 
     def _positions(self, y: Tensor, part: tuple[_Run, ...]) -> Tensor:
         """The outputs of a part, as a view ``(blocks, channels, items, *outputs)``."""

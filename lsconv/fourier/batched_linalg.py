@@ -99,7 +99,7 @@ def solve(matrices: Tensor, columns: Tensor) -> Tensor:
     if not _one_by_one(matrices):
         return torch.linalg.solve(matrices, columns)
     flat = zip(matrices.flatten(0, -3), columns.flatten(0, -3), strict=True)
-    return torch.stack([torch.linalg.solve(matrix, own) for matrix, own in flat]).reshape(columns.shape)
+    return torch.stack([torch.linalg.solve(matrix, right) for matrix, right in flat]).reshape(columns.shape)
 
 
 def frobenius(matrices: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ def _window(factor: Factor, delta: Tensor) -> Callable[[Tensor, Callable[[Tensor
 
     def through(x: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
         inside = factor.apply_adjoint(x)
-        rest = x - factor.apply(inside)
-        return factor.apply(inner(inside)) + rest * beyond.reshape(*beyond.shape, *dims).to(x.dtype)
+        complement = x - factor.apply(inside)
+        return factor.apply(inner(inside)) + complement * beyond.reshape(*beyond.shape, *dims).to(x.dtype)
 
     return through

@@ -214,10 +214,10 @@ def _channelwise(A: LinearOperator, embedding: Embedding, adjoint: bool, real: b
     kernels = A.kernels.detach()
     size = [k + s - 1 for k, s in zip(kernels.shape[1:], embedding.stride, strict=True)]
     weight = kernels.new_zeros(len(embedding.phases), kernels.shape[0], *size)
-    for own, phase in zip(weight, embedding.phases, strict=True):
+    for kernels_of_phase, phase in zip(weight, embedding.phases, strict=True):
         window = [slice(f, f + k) for f, k in zip(phase, kernels.shape[1:], strict=True)]
         place = (slice(None), *window)
-        own[place] = kernels
+        kernels_of_phase[place] = kernels
     if any(k > n for k, n in zip(size, fine, strict=True)):
         raise MethodError(f"CirculantPreconditioner: {A!r} reaches beyond a grid of {fine}")
     weight = weight.flatten(0, 1).unsqueeze(1).to(torch.float64 if real else dtype)

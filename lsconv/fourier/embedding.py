@@ -250,8 +250,8 @@ class Embedding:
 
     def _blocks(self, tensor: Tensor, item_shape: tuple[int, ...]) -> Tensor:
         tensor, batch = in_blocks(tensor, len(item_shape), self.batch_shape)
-        _, rest = self.split_batch(batch)
-        return tensor.reshape(rest, self.blocks, item_shape[0] // self.groups, *item_shape[1:])
+        _, rhs = self.split_batch(batch)
+        return tensor.reshape(rhs, self.blocks, item_shape[0] // self.groups, *item_shape[1:])
 
     def per_item(self, values: Tensor, batch: tuple[int, ...]) -> Tensor:
         """``(rhs, blocks)`` to ``(*batch, groups)``."""
@@ -265,8 +265,8 @@ class Embedding:
 
     def weight_blocks(self, weight: Tensor) -> Tensor:
         """``weight`` as ``(blocks, out_channels, in_channels/groups, *kernel_size)``; one block per group if shared."""
-        own = weight.shape[: weight.ndim - self.ndim - 2]
-        weight = weight.expand(*(self.batch_shape if own else ()), *weight.shape[len(own) :])
+        batch = weight.shape[: weight.ndim - self.ndim - 2]
+        weight = weight.expand(*(self.batch_shape if batch else ()), *weight.shape[len(batch) :])
         return weight.reshape(-1, self.out_channels, weight.shape[-self.ndim - 1], *self.kernel_size)
 
     def kernel_to_grid(self, weight: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class FrequencyMatrices:
         """The matrices times ``spectra`` of shape ``(rhs, blocks, columns, *frequencies)``."""
         if self.elementwise:
             return self.multiply(spectra)
-        vectors = spectra.movedim(0, -1).movedim(1, -1).contiguous()  # blocks, *frequencies, rest, columns
+        vectors = spectra.movedim(0, -1).movedim(1, -1).contiguous()  # blocks, *frequencies, rhs, columns
         if vectors.is_complex() and not self.matrices.is_complex():
             pairs = torch.view_as_real(vectors).movedim(-1, -2).flatten(-3, -2)
             product = (pairs @ self.matrices.mT).unflatten(-2, (-1, 2)).movedim(-2, -1).contiguous()

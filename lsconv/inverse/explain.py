@@ -10,20 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.border.influence import EXACT_UNKNOWNS
 from lsconv.border.normal_inverse import BorderInverse
 from lsconv.errors import LsconvError
 from lsconv.inverse.plans.small_matrices import SMALL_MATRICES
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.krylov.loop.problem import accept_operator
-from lsconv.krylov.plan import Plan
+from lsconv.krylov.plan import PATIENCE, Plan
 from lsconv.operators.base import LinearOperator
 
 __all__ = ["Explanation", "explain"]
-
-# Iterations after which a measured Krylov method counts as too slow.
-_MOST_ITERATIONS = 300
-# Bytes up to which a whole matrix is decomposed to be measured.
-_DENSE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,8 @@ def explain(
     y = torch.randn(*A.batch_shape, *A.out_shape, dtype=A.dtype, generator=numbers).to(A.device)
 
     def plan_by(method: str) -> Any:
-        limit = _DENSE_BYTES if memory_limit is None and method in ("normal", "svd") else memory_limit
+        # a matrix is decomposed to be measured where it is no larger than the largest dense factor of a border
+        limit = 16 * EXACT_UNKNOWNS**2 if memory_limit is None and method in ("normal", "svd") else memory_limit
         if L is None:
             return route(A, damp, method=method, memory_limit=limit)
         return penalty_plan(A, L, damp, method=method, memory_limit=limit)
@@ -116,7 +113,7 @@ def _outlook(inverse: BorderInverse) -> str:
 
 def _measured(plan_by: Any, method: str, y: Tensor) -> str:
     """Time a method, or say why it does not serve."""
-    limit = {"max_iter": _MOST_ITERATIONS} if method == "lsmr" else {}
+    limit = {"max_iter": PATIENCE} if method == "lsmr" else {}
     start = time.perf_counter()
     try:
         plan = plan_by(method)

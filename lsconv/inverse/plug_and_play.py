@@ -166,10 +166,10 @@ def equilibrium(
     inputs, outputs = ItemSpace(A.in_shape, A.dtype, A.device), ItemSpace(A.out_shape, A.dtype, A.device)
     r = y - A.apply(x)
     u = A.adjoint(r) / inputs.spread(rho)
-    own = u if bounds is None else duals[0] / inputs.spread(rho)
-    left = inputs.norm(x - denoiser(x + own))
+    offset = u if bounds is None else duals[0] / inputs.spread(rho)
+    left = inputs.norm(x - denoiser(x + offset))
     if bounds is not None:
-        left = torch.maximum(left, inputs.norm(x - (x + u - own).clamp(*bounds)))
+        left = torch.maximum(left, inputs.norm(x - (x + u - offset).clamp(*bounds)))
     size = inputs.norm(x).clamp_min(torch.finfo(torch.float64).tiny)
     return Equilibrium(left / size, torch.zeros_like(left), rho * left, 0.5 * outputs.norm(r) ** 2)
 

@@ -1,8 +1,7 @@
-"""Which method answers which (operator, damping): one table in one function, and one for problems with a penalty."""
+"""Which method answers which (operator, damping): a ladder of rules, of which the first that has a plan decides."""
 
 from __future__ import annotations
 
-import contextlib
 import numbers
 from typing import Any
 
@@ -13,41 +12,26 @@ from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.stacked_plan import StackedPlan
-from lsconv.errors import (
-    ArgumentError,
-    DtypeError,
-    MethodError,
-    PlanMemoryError,
-    warn,
-)
-from lsconv.factored.axis_channels import AxisAsChannels
+from lsconv.errors import ArgumentError, DtypeError, MethodError, PlanMemoryError, warn
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.embedding import Embedding
-from lsconv.inverse.plans.adjoint_plan import AdjointPlan
+from lsconv.inverse.plans.composed import measured_rows, reduced, transposed, trimmed, varying
 from lsconv.inverse.plans.dense_stack import DenseStack
 from lsconv.inverse.plans.fourier_plan import FourierPlan
 from lsconv.inverse.plans.krylov_choice import krylov_plan
 from lsconv.inverse.plans.krylov_plan import KRYLOV, KrylovPlan, KrylovStack
-from lsconv.inverse.plans.masks_per_item import MasksPerItemPlan
-from lsconv.inverse.plans.missing import MissingBorderPlan, MissingPlan, are_scattered
-from lsconv.inverse.plans.planes import Planes
-from lsconv.inverse.plans.reduced_plan import ReducedPlan
+from lsconv.inverse.plans.planes import planes_plan
+from lsconv.inverse.plans.request import PlanRequest, Rule, is_embedded
 from lsconv.inverse.plans.small_matrices import (
     SMALL_MATRICES,
     cheap_small_matrices,
     rank_options,
-    reduction,
     small_matrices,
 )
 from lsconv.inverse.plans.trial_plan import TrialPlan, trial
-from lsconv.inverse.plans.varying import VaryingPlan
-from lsconv.inverse.plans.weighted import WeightedPlan
 from lsconv.krylov.plan import PATIENCE, LastResort, PenalisedPlan, Plan
-from lsconv.operators.algebra import Adjoint, Product, Scaled
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import double
-from lsconv.operators.observed import MeasuredRows
 
 __all__ = ["METHODS", "fallback", "penalty_fallback", "penalty_plan", "route"]
 
@@ -68,49 +52,54 @@ def route(
 ) -> Plan:
     r"""The plan that solves :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2\|x\|^2`.
 
-    With ``method="auto"``:
+    The rules are asked in this order; with ``method="auto"`` they decide:
 
-    ==========================================================  ==================================================
-    operator                                                    method
-    ==========================================================  ==================================================
-    kernel that reads disjoint patches (1x1, or no larger than  "matrix": one small matrix per group
-    the stride), or reads all of the input at once
-    kernel of extent one along some axes                        that of the kernel without these axes, which become
-                                                                batch dimensions
-    circular convolution that nothing crops                     "fourier"
-    separable kernel, any padding mode, stride and dilation     "separable", where the decomposition of the axes costs
-                                                                less than the alternatives
-    kernel longer than x (deconvolution for a short response),  "normal": the normal equations, where they are not too
-    or few unknowns, damped                                     ill-conditioned
-    damped layer (several channels), or blur with a kernel of   "lsmr" for as many iterations as cost what the setup
-    the size of the field, whose border takes long to set up;   of the border does, then "border" for what is left, and
-    other blurs strongly damped, of a stride or of a volume     for blurs "border" once all solves have cost as much,
-    less so; undamped where rows and columns differ much;       or a batch is expected to; preconditioned in the last
-    damped: a long kernel in one dimension, volumes without     two cases
-    padding
-    convolution with zero padding, or circular with crop        "border"; LSMR where its plan would not fit, or where
-                                                                damp = 0 and the shapes imply a null space
-    convolution of stride 1, reflect or replicate padding       "border" in one or two dimensions with damp > 0 and at
-                                                                most four channels a group, in and out together;
-                                                                otherwise LSMR
-    mask, crop or constant diagonal before one of these,        the plan of the whole, and conjugate gradients on the
-    damped, that leaves out less than 40 % and no large gap     outputs left out (:class:`MissingPlan`); or these as
-                                                                cells of the border (:class:`MissingBorderPlan`), a
-                                                                border for each mask of a batch
-                                                                (:class:`MasksPerItemPlan`)
-    adjoint of one of these (a transposed convolution)          the adjoint of its plan (:class:`AdjointPlan`)
-    varying diagonal before a convolution, damped               conjugate gradients, preconditioned by the border of the
-                                                                mean weight (:class:`WeightedPlan`)
-    convolution whose kernel varies, damped, with such a row    conjugate gradients, preconditioned by tiles with local
-    or not                                                      kernels (:class:`VaryingPlan`), where that pays
-    any other operator                                          "lsmr", preconditioned where that is safe
-    ==========================================================  ==================================================
+    ==============  ====================================================  ============================================
+    rule            operator                                              method
+    ==============  ====================================================  ============================================
+    reduced         kernel of extent one along some axes, or with         that of the kernel without these axes, which
+                    margins of zeros                                      become batch dimensions, or without margins
+    measured_rows   mask, crop or constant diagonal before a              the plan of the convolution, and conjugate
+                    convolution, damped, that leaves out less than 40 %   gradients on the outputs left out
+                    and no large gap                                      (:class:`MissingPlan`); or these as cells of
+                                                                          the border (:class:`MissingBorderPlan`), a
+                                                                          border for each mask of a batch
+                                                                          (:class:`MasksPerItemPlan`)
+                    varying diagonal before a convolution, damped         conjugate gradients, preconditioned by the
+                                                                          border of the mean weight
+                                                                          (:class:`WeightedPlan`)
+    transposed      adjoint of a convolution (a transposed convolution)   the adjoint of its plan
+                                                                          (:class:`AdjointPlan`)
+    varying         convolution whose kernel varies, damped, behind a     conjugate gradients, preconditioned by tiles
+                    mask or diagonal or not                               with local kernels (:class:`VaryingPlan`),
+                                                                          where that pays
+    small           kernel that reads disjoint patches (1x1, or no        "matrix": one small matrix per group
+                    larger than the stride), or all of the input at once
+                    separable kernel, any padding mode, stride and        "separable", where the decomposition of the
+                    dilation                                              axes costs less than the alternatives
+                    kernel longer than x (deconvolution for a short       "normal": the normal equations, where they
+                    response), or few unknowns, damped                    are not too ill-conditioned
+    circulant       circular convolution that nothing crops               "fourier"
+    dense           no convolution, and an ``rcond`` of the user's        "svd" (:class:`SingularValuePlan`)
+    thresholded     convolution, and an ``rcond`` of the user's           "svd" where that is quick, else "border"
+                                                                          where that is direct, else "svd"
+    tried           damped layer (several channels), or blur with a       "lsmr" for as many iterations as cost what
+                    kernel of the size of the field, whose border takes   the setup of the border does, then "border"
+                    long to set up; other blurs strongly damped, of a     for what is left, and for blurs "border"
+                    stride or of a volume less so; undamped where rows    once all solves have cost as much, or a batch
+                    and columns differ much; damped: a long kernel in     is expected to; preconditioned in the last
+                    one dimension, volumes without padding                two cases
+    bordered        convolution with zero padding, or circular with crop  "border"; the next where its plan would not
+                                                                          fit, or where damp = 0 and the shapes imply
+                                                                          a null space
+                    convolution of stride 1, reflect or replicate         "border" in one or two dimensions with
+                    padding                                               damp > 0 and at most four channels a group,
+                                                                          in and out together
+    iterated        any other operator                                    "lsmr", preconditioned where that is safe
+    ==============  ====================================================  ============================================
 
-    Margins of zeros around a kernel are trimmed before.
-
-    An ``rcond`` of the user's goes to "matrix", "separable", "normal" and "fourier", to "border" where that is direct,
-    and else to "svd", the dense decomposition (:class:`SingularValuePlan`); the iterations decide no rank. For small
-    problems "svd" also gives the answers that the others are not sure of (:func:`fallback`).
+    An ``rcond`` of the user's goes to "matrix", "separable", "normal" and "fourier" too; the iterations decide no rank.
+    For small problems "svd" also gives the answers that the others are not sure of (:func:`fallback`).
 
     "border" is direct (:class:`CapacitancePlan`) for ``damp = 0`` and a square operator whose border can be factorised
     in the time of some two hundred iterations, and otherwise iterates on the border (:class:`BorderPlan`).
@@ -145,62 +134,12 @@ def route(
         raise ArgumentError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     if A.dtype in (torch.float16, torch.bfloat16):
         raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
-    chosen = _check_rcond(rcond, damp, method)
-    auto = method == "auto" and not started
-    smaller = None if method == "svd" else reduction(A, keep_shapes=not auto)
-    if smaller is not None:
-        plan = route(
-            smaller.B,
-            smaller.damp(damp),
-            method=method,
-            preconditioner=preconditioner,
-            memory_limit=memory_limit,
-            rcond=rcond,
-            started=started,
-        )
-        return plan if smaller.same_shapes else ReducedPlan(smaller, plan, damp)
-    if method in ("auto", "border") and not started and not chosen:
-        composed = (
-            _with_rows(A, damp, method, memory_limit)
-            or _transposed(A, damp, method, memory_limit)
-            or _varying(A, damp, method)
-        )
-        if composed is not None:
-            return composed
-    decided = rank_options(A, memory_limit, rcond)
-    if method in SMALL_MATRICES:
-        return small_matrices(A, damp, method, **decided)
-    structured = A if isinstance(A, Convolution) and Embedding.exists(A) else None
-    direct = cheap_small_matrices(A, damp, **decided) if auto else None
-    if direct is not None:
-        return direct
-    if method == "fourier" or (method == "auto" and structured is not None and Embedding(structured).is_circulant):
-        try:
-            return FourierPlan(A, damp, rcond=rcond, memory_limit=memory_limit)
-        except PlanMemoryError as error:
-            if method == "fourier" or chosen:
-                raise
-            warn(f"falling back to LSMR. {error}")
-            return KrylovPlan(A, damp, "lsmr")
-    if method == "svd" or (chosen and method == "auto" and structured is None):
-        return _svd(A, damp, memory_limit, rcond)
-    if chosen:
-        return _with_rcond(A, damp, memory_limit, rcond, method)
-    if method == "border":
-        return _border(A, damp, memory_limit)
-    bordered = structured is not None or _mirrors_well(A, damp)
-    first = trial(A, damp) if auto and structured is not None else None
-    if first is not None:
-        return first
-    if method == "auto" and bordered:
-        try:
-            return _border(A, damp, memory_limit)
-        except MethodError:
-            pass  # a null space at damp = 0, which LSMR handles
-        except PlanMemoryError as error:
-            warn(f"falling back to LSMR. {error}")
-    name = "lsmr" if method == "auto" else method
-    return krylov_plan(A, damp, name, preconditioner)
+    request = PlanRequest(
+        _first, damp, method, preconditioner=preconditioner, memory_limit=memory_limit, rcond=rcond, started=started
+    )
+    _check_rcond(request)
+    plan: Plan = _first(A, request)
+    return plan
 
 
 def penalty_plan(
@@ -220,50 +159,156 @@ def penalty_plan(
     """
     if method not in ("auto", "fourier", "border", "lsmr"):
         raise ArgumentError(f'method: with L expected one of "auto", "fourier", "border", "lsmr", got {method!r}')
-    if method in ("auto", "border"):
-        composed = _with_rows(A, damp, method, memory_limit, L) or _varying(A, damp, method, L)
-        if composed is not None:
-            return composed
-    smaller = reduction(A, keep_shapes=True)
-    A = A if smaller is None else smaller.B
+    plan: PenalisedPlan = _first(A, PlanRequest(_first, damp, method, L, memory_limit=memory_limit))
+    return plan
+
+
+# ---------------------------------------------------------------------- the rules
+
+
+def small(A: LinearOperator, request: PlanRequest) -> Plan | None:
+    """The plan of small matrices that was asked for, or that is cheaper than all others."""
+    if request.method not in SMALL_MATRICES and not request.free:
+        return None
+    options = rank_options(A, request.memory_limit, request.rcond)
+    if request.free:
+        return cheap_small_matrices(A, request.damp, **options)
+    return small_matrices(A, request.damp, request.method, **options)
+
+
+def circulant(A: LinearOperator, request: PlanRequest) -> Plan | None:
+    """The inverse of every frequency's matrix, where nothing crops the circulant."""
+    if request.method != "fourier" and not (request.method == "auto" and _is_circulant(A)):
+        return None
+    try:
+        return FourierPlan(A, request.damp, rcond=request.rcond, memory_limit=request.memory_limit)
+    except PlanMemoryError as error:
+        if request.method == "fourier" or request.decides_rank:
+            raise
+        warn(f"falling back to LSMR. {error}")
+        return KrylovPlan(A, request.damp, "lsmr")
+
+
+def dense(A: LinearOperator, request: PlanRequest) -> Plan | None:
+    """The singular values of the matrix: asked for, or where nothing else decides a rank."""
+    if request.method == "svd" or (request.method == "auto" and request.decides_rank and not is_embedded(A)):
+        return _svd(A, request.damp, request.memory_limit, request.rcond)
+    return None
+
+
+def thresholded(A: LinearOperator, request: PlanRequest) -> Plan | None:
+    """A plan that takes the user's threshold: the dense decomposition of a small A, else the direct border."""
+    if not request.decides_rank:
+        return None
+    damp, limit, rcond = request.damp, request.memory_limit, request.rcond
+    if request.method == "auto" and SingularValuePlan.is_quick(A):
+        return _svd(A, damp, limit, rcond)
     damping = torch.as_tensor(damp)
-    if method != "lsmr" and bool((damping > 0).all()):
-        try:
-            plan = StackedPlan(A, L, damp, memory_limit=memory_limit)
-        except (MethodError, PlanMemoryError) as error:
-            if method != "auto":
-                raise
-            if isinstance(error, PlanMemoryError):
-                warn(f"falling back to LSMR. {error}")
-        else:
-            if method == "fourier" and plan.inverse.form != "circulant":
-                raise MethodError(f'method: "fourier" needs A and L circular, here {plan!r}; use method="border"')
-            return plan
-    elif method in ("fourier", "border"):
-        raise MethodError(f'method: {method!r} with L needs damp > 0 in every item; use method="lsmr"')
-    return KrylovStack(A, L, damp)
+    try:
+        if bool((damping == 0).all()):
+            return CapacitancePlan(A, tuple(damping.shape), memory_limit=limit, rcond=rcond)
+        raise MethodError("some items have damp > 0")
+    except (MethodError, PlanMemoryError) as error:
+        if request.method == "border":
+            raise MethodError(
+                f'rcond: method="border" decides a rank where it is direct, and here it is not ({error}); use '
+                f'method="{"fourier" if _is_circulant(A) else "svd"}", or damp > 0'
+            ) from None
+    return _svd(A, damp, limit, rcond)
 
 
-def _mirrors_well(A: LinearOperator, damp: Tensor | float) -> bool:
+def tried(A: LinearOperator, request: PlanRequest) -> Plan | None:
+    """LSMR before the border, where it should converge in less than the setup of the border takes."""
+    return trial(A, request.damp) if request.free and is_embedded(A) else None
+
+
+def bordered(A: LinearOperator, request: PlanRequest) -> Plan | None:
+    """The border method: asked for, or where it serves A and fits."""
+    if request.method == "border":
+        return _border(A, request.damp, request.memory_limit)
+    if request.method != "auto" or not (is_embedded(A) or _mirrors_well(A, request)):
+        return None
+    try:
+        return _border(A, request.damp, request.memory_limit)
+    except MethodError:
+        return None  # a null space at damp = 0, which LSMR handles
+    except PlanMemoryError as error:
+        warn(f"falling back to LSMR. {error}")
+        return None
+
+
+def iterated(A: LinearOperator, request: PlanRequest) -> Plan:
+    """The Krylov method that was asked for, or LSMR."""
+    name = "lsmr" if request.method == "auto" else request.method
+    return krylov_plan(A, request.damp, name, request.preconditioner)
+
+
+def stacked(A: LinearOperator, request: PlanRequest) -> PenalisedPlan | None:
+    """The border or the frequencies of A and L together, where they are convolutions on one grid."""
+    method, L = request.method, request.L
+    assert L is not None
+    if method == "lsmr" or not request.damped:
+        if method in ("fourier", "border"):
+            raise MethodError(f'method: {method!r} with L needs damp > 0 in every item; use method="lsmr"')
+        return None
+    try:
+        plan = StackedPlan(A, L, request.damp, memory_limit=request.memory_limit)
+    except (MethodError, PlanMemoryError) as error:
+        if method != "auto":
+            raise
+        if isinstance(error, PlanMemoryError):
+            warn(f"falling back to LSMR. {error}")
+        return None
+    if method == "fourier" and plan.inverse.form != "circulant":
+        raise MethodError(f'method: "fourier" needs A and L circular, here {plan!r}; use method="border"')
+    return plan
+
+
+def iterated_stack(A: LinearOperator, request: PlanRequest) -> PenalisedPlan:
+    """LSMR on the stack of A and L."""
+    assert request.L is not None
+    return KrylovStack(A, request.L, request.damp)
+
+
+RULES: tuple[Rule, ...] = (
+    reduced, measured_rows, transposed, varying, small, circulant, dense, thresholded, tried, bordered, iterated,
+)  # fmt: skip
+PENALTY_RULES: tuple[Rule, ...] = (measured_rows, varying, trimmed, stacked, iterated_stack)
+
+
+def _first(A: LinearOperator, request: PlanRequest) -> Any:
+    """The plan of the first rule that has one; the last always does."""
+    plans = (rule(A, request) for rule in (RULES if request.L is None else PENALTY_RULES))
+    return next(plan for plan in plans if plan is not None)
+
+
+# ---------------------------------------------------------------------- what the rules ask and make
+
+
+def _is_circulant(A: LinearOperator) -> bool:
+    """Tell whether A is a convolution whose circulant nothing crops."""
+    return isinstance(A, Convolution) and Embedding.exists(A) and Embedding(A).is_circulant
+
+
+def _mirrors_well(A: LinearOperator, request: PlanRequest) -> bool:
     """Tell whether reflect or replicate padding is better served by the border than by LSMR."""
-    if not (isinstance(A, Convolution) and Mirror.exists(A) and bool((torch.as_tensor(damp) > 0).all())):
+    if not (isinstance(A, Convolution) and Mirror.exists(A) and request.damped):
         return False
     return A.ndim <= 2 and (A.c_in + A.c_out) // A.groups <= _MIRRORED_CHANNELS
 
 
-def _check_rcond(rcond: Any, damp: Tensor | float, method: str) -> bool:
-    """Tell whether there is a rank to decide and the user's threshold for it."""
+def _check_rcond(request: PlanRequest) -> None:
+    """Refuse an rcond that is no threshold, and one for a method that decides no rank."""
+    rcond: Any = request.rcond
     if rcond is None:
-        return False
+        return
     if isinstance(rcond, bool) or not isinstance(rcond, numbers.Real) or not 0 <= float(rcond) < 1:
         raise ArgumentError(f"rcond: expected a number in [0, 1) or None, got {rcond!r}")
-    chosen = bool((torch.as_tensor(damp) == 0).any())
-    if chosen and method in KRYLOV:
+    if request.decides_rank and request.method in KRYLOV:
         raise MethodError(
-            f'rcond: method "{method}" decides no rank; use method="auto", "separable", "fourier", "border" or "svd", '
-            f"or damp > 0"
+            f'rcond: method "{request.method}" decides no rank; use method="auto", "separable", "fourier", "border" or '
+            f'"svd", or damp > 0'
         )
-    return chosen
 
 
 def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None) -> SingularValuePlan:
@@ -271,25 +316,21 @@ def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcon
     return SingularValuePlan(A, damp, **rank_options(A, memory_limit, rcond))
 
 
-def _with_rcond(
-    A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None, method: str
-) -> CapacitancePlan | SingularValuePlan:
-    """A plan that takes the user's threshold: the dense decomposition of a small A, else the direct border."""
-    if method == "auto" and SingularValuePlan.is_quick(A):
-        return _svd(A, damp, memory_limit, rcond)
+def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> Plan:
+    """The border method: of the planes of a volume, direct where it can be and that is worth it, else by iteration."""
+    volume = planes_plan(A, damp, memory_limit)
+    if volume is not None:
+        return volume
     damping = torch.as_tensor(damp)
-    try:
-        if bool((damping == 0).all()):
-            return CapacitancePlan(A, tuple(damping.shape), memory_limit=memory_limit, rcond=rcond)
-        raise MethodError("some items have damp > 0")
-    except (MethodError, PlanMemoryError) as error:
-        if method == "border":
-            circulant = isinstance(A, Convolution) and Embedding.exists(A) and Embedding(A).is_circulant
-            raise MethodError(
-                f'rcond: method="border" decides a rank where it is direct, and here it is not ({error}); use '
-                f'method="{"fourier" if circulant else "svd"}", or damp > 0'
-            ) from None
-    return _svd(A, damp, memory_limit, rcond)
+    if bool((damping == 0).all()):
+        try:
+            return CapacitancePlan(A, tuple(damping.shape), memory_limit=memory_limit, refuse_if_slower=True)
+        except (MethodError, PlanMemoryError):
+            pass  # the iteration needs neither a square symbol nor the memory of a dense matrix
+    return BorderPlan(A, damp, memory_limit=memory_limit)
+
+
+# ---------------------------------------------------------------------- the last resort
 
 
 def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None) -> Plan | None:
@@ -320,73 +361,3 @@ def penalty_fallback(A: LinearOperator, L: LinearOperator, damp: Tensor | float,
     if DenseStack.is_quick(A, L, damp):
         return DenseStack(A, L, damp)
     return KrylovStack(A, L, damp) if plan.worker.fallback is LastResort.LSMR else None
-
-
-def _transposed(A: LinearOperator, damp: Tensor | float, method: str, memory_limit: int | None) -> AdjointPlan | None:
-    """The plan of the adjoint of a convolution; None for other operators, and where an iteration would serve it."""
-    if not (isinstance(A, Adjoint) and isinstance(A.operator, Convolution)):
-        return None
-    plan = route(A.operator, damp, method=method, memory_limit=memory_limit)
-    return None if plan.worker.iterates else AdjointPlan(A, plan, damp)
-
-
-def _with_rows(
-    A: LinearOperator, damp: Tensor | float, method: str, memory_limit: int | None, L: LinearOperator | None = None
-) -> MissingPlan | WeightedPlan | None:
-    """The plan of a convolution behind a mask, crop or diagonal, through that of the convolution; None without one."""
-    damping, rows = torch.as_tensor(damp, dtype=torch.float64), None
-    if isinstance(A, (Product, Scaled)) and bool((damping > 0).all()):
-        rows = MeasuredRows.of(A)
-    if rows is None or not isinstance(rows.core, Convolution):
-        return None
-    weight = rows.uniform()
-    if weight is not None and not are_scattered(rows.scale == 0, rows.core.ndim):
-        return None
-    try:
-        if weight is None:
-            return WeightedPlan(A, rows, damping, L)
-        core_damp, B = damping / weight.double().sqrt(), rows.core.to(dtype=double(A.dtype))
-        if L is None:
-            inner: Plan = route(B, core_damp, method=method, memory_limit=memory_limit)
-        else:
-            inner = penalty_plan(B, L.to(dtype=B.dtype), core_damp, method=method, memory_limit=memory_limit)
-    except MethodError:
-        return None
-    if inner.worker.iterates:
-        return None
-    if isinstance(inner.worker, (BorderPlan, StackedPlan)):
-        inverse = inner.worker.inverse
-        # with the missing outputs in the border an answer costs about two on the border alone
-        if inverse.unknowns and inverse.factorise_if_cheaper(tuple(inverse.embedding.batch_shape), solves=2) is None:
-            for plan in (MissingBorderPlan, MasksPerItemPlan):
-                with contextlib.suppress(MethodError):
-                    return plan(A, rows, damping, L)
-    return MissingPlan(A, rows, inner, damping, L)
-
-
-def _varying(
-    A: LinearOperator, damp: Tensor | float, method: str, L: LinearOperator | None = None
-) -> VaryingPlan | None:
-    """The plan of a convolution whose kernel varies; None for other operators, and where LSMR should be faster."""
-    if not bool((torch.as_tensor(damp) > 0).all()):
-        return None
-    try:
-        return VaryingPlan(A, damp, L, refuse_if_slower=method == "auto")
-    except MethodError:
-        return None
-
-
-def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> Plan:
-    """The border method: direct where it can be and that is worth it, else by iteration."""
-    volume = Planes.of(A, damp, memory_limit)
-    if volume is not None and isinstance(A, Convolution):
-        way = AxisAsChannels.of(A, volume.axis)
-        with contextlib.suppress(MethodError, PlanMemoryError):  # the volume's own takes less memory
-            return ReducedPlan(way, BorderPlan(way.B, damp, memory_limit=memory_limit), damp)
-    damping = torch.as_tensor(damp)
-    if bool((damping == 0).all()):
-        try:
-            return CapacitancePlan(A, tuple(damping.shape), memory_limit=memory_limit, refuse_if_slower=True)
-        except (MethodError, PlanMemoryError):
-            pass  # the iteration needs neither a square symbol nor the memory of a dense matrix
-    return BorderPlan(A, damp, memory_limit=memory_limit)

@@ -66,9 +66,9 @@ def _wrapped(solution: Solution, y: Any, kind: Any) -> Solution:
         value = getattr(solution, field.name)
         if isinstance(value, Tensor) and value.ndim >= batch:
             shape = (*y.shape[:batch], *value.shape[batch:])
-            whole = value.new_empty(shape, device="meta")
+            layout = value.new_empty(shape, device="meta")
             found[field.name] = kind.from_local(
-                value.contiguous(), y.device_mesh, y.placements, run_check=False, shape=whole.shape,
-                stride=whole.stride(),
+                value.contiguous(), y.device_mesh, y.placements, run_check=False, shape=layout.shape,
+                stride=layout.stride(),
             )  # fmt: skip
     return replace(solution, history=None, **found)

@@ -34,6 +34,7 @@ from lsconv.krylov.gradients.attach import LeastSquares, attach
 from lsconv.krylov.gradients.backward_solves import Inverse
 from lsconv.krylov.gradients.parameters import parameters_of, rebuild
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
+from lsconv.krylov.loop.evidence import NormBounds
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.problem import accept_operator, as_complex, check_damp, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report
@@ -265,7 +266,7 @@ def _with_prior(
     judge = problem.judge(
         plan.tolerances(options["rtol"], options["atol"]),
         A.dtype,
-        norm_bound=norm_bound(A) if isinstance(A, Convolution) else None,
+        norm=NormBounds(upper=norm_bound(A) if isinstance(A, Convolution) else None),
     )
     judged = problem.solution(
         judge,

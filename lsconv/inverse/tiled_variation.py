@@ -320,13 +320,13 @@ class _Problem:
                 p = self.term.dual(self.rho * (now - z), v)
                 data, force = A.adjoint(r)[core], self.G.adjoint(p)[core]
                 back = self.G.adjoint(z - self._shrunk(old))[core]
-                own, inside = r[passes.halos.own_outputs(region)], (slice(None), *core)
+                misfit, inside = r[passes.halos.core_outputs(region)], (slice(None), *core)
                 v, z, p = v[inside], z[inside], p[inside]
-                squares = (data + force, data, force, own, part[core], v - z, v, z, self.rho * back)
+                squares = (data + force, data, force, misfit, part[core], v - z, v, z, self.rho * back)
                 found = [values.square().sum() for values in squares]
                 sums.add_(torch.stack([*found, self.term.value(v), self.term.gap(v, p)]))
         sums = passes.ranks.total(sums)
-        left, data, force, r, size, apart, image, split, back = sums[:9].sqrt()
+        left, data, force, r, size, splitting, image, split, back = sums[:9].sqrt()
         rounding = 2 * torch.finfo(self.A.dtype).eps
         bound = self.weight * math.sqrt(self.entries)
         allowed_gap = rounding * (self.norm_g * size * bound)
@@ -338,5 +338,5 @@ class _Problem:
             complementarity=(sums[10] - allowed_gap).clamp_min(0) / objective.clamp_min(tiny),
             gradient_norm=left, objective=objective, forces=largest,
         )  # fmt: skip
-        primal = apart / torch.maximum(image, split).clamp_min(tiny)
+        primal = splitting / torch.maximum(image, split).clamp_min(tiny)
         return _Judged(verdict, float(r), float(primal), float(back / force.clamp_min(tiny)))

@@ -113,8 +113,8 @@ class _CG(Method):
             space, x_norm = problem.domain, problem.domain.safe_norm(x)
             along = x * space.spread(divide(1.0, x_norm))
             curvature = abs(space.inner(along, problem.A.apply(along)))
-            assert judge.operator_norm is not None
-            regular = curvature * judge.tolerances.conlim >= judge.operator_norm
+            assert judge.norm.lower is not None
+            regular = curvature * judge.tolerances.conlim >= judge.norm.lower
             residual_ok = residual_ok & (regular | (x_norm == 0))
         return residual_ok, certificate.gradient_ok
 

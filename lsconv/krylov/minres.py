@@ -128,8 +128,8 @@ class _MINRES(Method):
             negligible, space = judge.tolerances.eps**0.5, problem.domain
             small = certificate.residual_norm <= 4 * negligible * space.safe_norm(problem.y)
             along = abs(space.inner(x, problem.y - problem.A.apply(x)))
-            apart = along <= negligible * space.safe_norm(x) * certificate.residual_norm
-            gradient_ok = gradient_ok & ((certificate.excused == 0) | (small == 0) | apart)
+            orthogonal = along <= negligible * space.safe_norm(x) * certificate.residual_norm
+            gradient_ok = gradient_ok & ((certificate.excused == 0) | (small == 0) | orthogonal)
         return certificate.residual_ok, gradient_ok
 
     def step(self, running: Scalar) -> None:
@@ -164,10 +164,10 @@ class _MINRES(Method):
         gbar = self.s * self.dbar - self.c * alpha
         self.epsilon = self.s * self.beta
         self.dbar = -self.c * self.beta
-        rest = hypot(gbar, self.dbar)
-        # ||A r_{k-1}|| = phibar_{k-1} rest. Where that is negligible r_{k-1} is a least-squares residual, and the step
-        # that is due would divide by the (nearly) singular pivot: x stays.
-        self.self_converged = done = rest <= self.negligible * self.weighted_norm
+        residual_in_range = hypot(gbar, self.dbar)
+        # ||A r_{k-1}|| = phibar_{k-1} residual_in_range. Where that is negligible r_{k-1} is a least-squares residual,
+        # and the step that is due would divide by the (nearly) singular pivot: x stays.
+        self.self_converged = done = residual_in_range <= self.negligible * self.weighted_norm
         moving = active * (done == 0)
         self.c, self.s, gamma = rotation(gbar, self.beta)
         inverse = divide(active, gamma)
@@ -175,7 +175,7 @@ class _MINRES(Method):
         space.add(self.w_previous, inverse, v, out=self.w_previous)
         self.w, self.w_previous = self.w_previous, self.w
         space.add(self.x, self.c * self.phibar * moving, self.w, out=self.x)
-        self.gradient = divide(rest, self.weighted_norm) * self.operator_norm * self.residual
+        self.gradient = divide(residual_in_range, self.weighted_norm) * self.operator_norm * self.residual
         self.phibar = where(done, self.phibar, self.s * self.phibar)
         if self.r is None:
             self.residual = self.phibar

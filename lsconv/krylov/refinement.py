@@ -29,6 +29,7 @@ from lsconv.krylov.loop.batched_scalars import binary_unit, divide
 from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.damping import augmented_rows
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
+from lsconv.krylov.loop.evidence import NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.null_space import cleared
 from lsconv.krylov.loop.problem import Problem, prepare
@@ -160,8 +161,8 @@ class _Refinement:
             tolerances,
             0.0 if problem.damp is None else problem.damp,
             rounding=tolerances.rounding,
-            length_limit=EXCUSED,
             square=square,
+            rank=RankThreshold(length_limit=EXCUSED),
         )
         self.directions: list[tuple[Tensor, Tensor]] = []
         self.iterations = torch.zeros(problem.batch, dtype=torch.int64, device=problem.A.device)
@@ -224,13 +225,13 @@ class _Refinement:
             r = folded.residual(x, excused)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                rest = self.solver(folded.A, r, rtol=self.tolerances.rtol, check_finite=False, **options)
-            self.iterations = self.iterations + rest.iterations * excused
+                correction = self.solver(folded.A, r, rtol=self.tolerances.rtol, check_finite=False, **options)
+            self.iterations = self.iterations + correction.iterations * excused
             before = folded.codomain.safe_norm(r)
-            doubtful = doubtful | (excused & ~rest.converged)
-            better = excused & rest.converged & (rest.residual_norm < before)
-            x = torch.where(folded.domain.spread(better).bool(), x + rest.x, x)
-            excused = better & (rest.residual_norm <= 0.5 * before) & self._certify(x).excused
+            doubtful = doubtful | (excused & ~correction.converged)
+            better = excused & correction.converged & (correction.residual_norm < before)
+            x = torch.where(folded.domain.spread(better).bool(), x + correction.x, x)
+            excused = better & (correction.residual_norm <= 0.5 * before) & self._certify(x).excused
         return x, doubtful | excused
 
     def _step(self, d: Tensor, r: Tensor, running: Tensor) -> Tensor:
@@ -292,7 +293,7 @@ class _Refinement:
         share = self.tolerances.null_share
         # the inner solves round into the null space of A
         part = None if problem.damp is None else torch.where(problem.damp > 0, share, torch.inf)
-        solution = self.judged(x, replace(self.judge, null_share=part))
+        solution = self.judged(x, replace(self.judge, null_space=NullSpaceBound(part)))
         codes = torch.where(limit & ~solution.converged, Status.ITERATION_LIMIT.code, solution.codes)
         codes = torch.where(doubtful, Status.STAGNATION.code, codes)
         return replace(solution, codes=codes, converged=solution.converged & ~doubtful)

@@ -281,12 +281,14 @@ class Tikhonov(Inversion):
             if self.L is not None and not over_complex:
                 x = self._penalised(A, self.L, data, damp, prior)
             else:
-                rest = data if prior is None else data - A(prior)
+                misfit = data if prior is None else data - A(prior)
                 if self.L is None:
-                    x = self._inverse(A, rest, damp, self.log_damp)
+                    x = self._inverse(A, misfit, damp, self.log_damp)
                 else:
                     L = self.L
-                    x = on_parts(lambda part: self._penalised(A, L, part, damp), rest, len(A.out_shape), A.batch_shape)
+                    x = on_parts(
+                        lambda part: self._penalised(A, L, part, damp), misfit, len(A.out_shape), A.batch_shape
+                    )
                 x = x if prior is None else prior + x
         return self._result(x, y)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentTypeError, DtypeError, ShapeError
+from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.checks import check_tensor, is_numpy
 from lsconv.operators.dtypes import adopts_dtype, canonical_device, for_dtype
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["LinearOperator"]
-
-_DENSE_ENTRIES = 2**20  # outputs that columns of a dense matrix are made of at a time
 
 
 class LinearOperator:
@@ -214,7 +213,7 @@ class LinearOperator:
         basis = basis.reshape(n, *(1 for _ in self.batch_shape), *self.in_shape)
         basis = basis.expand(n, *self.batch_shape, *self.in_shape)
         # in parts: torch's convolution copies its input once for every tap
-        parts = basis.split(max(1, _DENSE_ENTRIES // max(1, self.out_numel)))
+        parts = basis.split(max(1, WORK_BYTES // max(1, self.out_numel * self.dtype.itemsize)))
         columns = torch.cat([self.apply(part) for part in parts]) if len(parts) > 1 else self.apply(basis)
         return columns.reshape(n, *self.batch_shape, self.out_numel).movedim(0, -1)
 

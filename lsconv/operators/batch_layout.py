@@ -82,53 +82,53 @@ def select(items: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
     return torch.where(over_items(items, chosen.ndim - items.ndim), chosen, others)
 
 
-def on_parts(function: Callable[[Tensor], Tensor], x: Tensor, item_ndim: int, own_shape: _Shape) -> Tensor:
+def on_parts(function: Callable[[Tensor], Tensor], x: Tensor, item_ndim: int, operator_batch: _Shape) -> Tensor:
     """A real linear function of complex ``x``: of its real and imaginary parts, as one batch.
 
     Args:
         function: of real tensors ``(*batch, *item)``.
         x: complex, ``(*batch, *item)``.
         item_ndim: number of dimensions of an item.
-        own_shape: the operator's batch shape.
+        operator_batch: the batch shape of the operator.
     """
-    missing = max(len(own_shape) - (x.ndim - item_ndim), 0)
+    missing = max(len(operator_batch) - (x.ndim - item_ndim), 0)
     parts = torch.stack([x.real, x.imag])
     real, imaginary = function(parts.reshape(2, *(1 for _ in range(missing)), *x.shape)).unbind(0)
     return torch.complex(real, imaginary)
 
 
-def batch_order(batch_ndim: int, own_shape: _Shape) -> tuple[list[int], list[int]]:
+def batch_order(batch_ndim: int, operator_batch: _Shape) -> tuple[list[int], list[int]]:
     """The batch dimensions that share the parameters, and those along which these differ.
 
     Args:
         batch_ndim: number of batch dimensions after broadcasting.
-        own_shape: the operator's batch shape.
+        operator_batch: the batch shape of the operator.
     """
-    first = batch_ndim - len(own_shape)
-    own = [first + dim for dim, size in enumerate(own_shape) if size > 1]
-    return [dim for dim in range(batch_ndim) if dim not in own], own
+    first = batch_ndim - len(operator_batch)
+    differing = [first + dim for dim, size in enumerate(operator_batch) if size > 1]
+    return [dim for dim in range(batch_ndim) if dim not in differing], differing
 
 
-def in_blocks(x: Tensor, item_ndim: int, own_shape: _Shape) -> tuple[Tensor, _Shape]:
-    """``(*batch, *item)`` as ``(*sharing, *own, *item)``, and the broadcast batch dimensions.
+def in_blocks(x: Tensor, item_ndim: int, operator_batch: _Shape) -> tuple[Tensor, _Shape]:
+    """``(*batch, *item)`` as ``(*sharing, *differing, *item)``, and the broadcast batch dimensions.
 
     Args:
-        x: the tensor; broadcast with ``own_shape``.
+        x: the tensor; broadcast with ``operator_batch``.
         item_ndim: number of dimensions of an item.
-        own_shape: the operator's batch shape.
+        operator_batch: the batch shape of the operator.
     """
     batch = tuple(x.shape[: x.ndim - item_ndim])
-    if own_shape:
+    if operator_batch:
         item = x.shape[x.ndim - item_ndim :]
-        batch = tuple(broadcast_shapes(batch, own_shape))
+        batch = tuple(broadcast_shapes(batch, operator_batch))
         x = x.expand(*batch, *item)
-    shared, own = batch_order(len(batch), own_shape)
-    return (x.permute(*shared, *own, *range(len(batch), x.ndim)) if own else x), batch
+    shared, differing = batch_order(len(batch), operator_batch)
+    return (x.permute(*shared, *differing, *range(len(batch), x.ndim)) if differing else x), batch
 
 
-def in_items(z: Tensor, batch: _Shape, item_shape: _Shape, own_shape: _Shape) -> Tensor:
+def in_items(z: Tensor, batch: _Shape, item_shape: _Shape, operator_batch: _Shape) -> Tensor:
     """The inverse of :func:`in_blocks`; the leading dimensions of ``z`` may be flattened in any way."""
-    shared, own = batch_order(len(batch), own_shape)
-    order = shared + own
+    shared, differing = batch_order(len(batch), operator_batch)
+    order = shared + differing
     z = z.reshape(*(batch[dim] for dim in order), *item_shape)
-    return z.permute(*(order.index(dim) for dim in range(len(batch))), *range(len(batch), z.ndim)) if own else z
+    return z.permute(*(order.index(dim) for dim in range(len(batch))), *range(len(batch), z.ndim)) if differing else z

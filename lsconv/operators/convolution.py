@@ -280,8 +280,8 @@ class Convolution(LinearOperator):
     def _items_to_channels(self, x: Tensor, item_shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
         """``(*batch, c, *spatial)`` as ``(items, kernels * c, *spatial)``, and the broadcast batch dimensions."""
         x, batch = in_blocks(x, len(item_shape), self.batch_shape)
-        shared, own = batch_order(len(batch), self.batch_shape)
-        items, kernels = math.prod([batch[dim] for dim in shared]), math.prod([batch[dim] for dim in own])
+        shared, differing = batch_order(len(batch), self.batch_shape)
+        items, kernels = math.prod([batch[dim] for dim in shared]), math.prod([batch[dim] for dim in differing])
         return x.reshape(items, kernels * item_shape[0], *item_shape[1:]), batch
 
     # ------------------------------------------------------------------ sizes and text

@@ -131,10 +131,10 @@ class Gradient(_Difference):
     def kernels(self) -> Tensor:
         """The kernel of every component."""
         kernels = torch.zeros(self.ndim, *(2,) * self.ndim, dtype=self.dtype, device=self.device)
-        own = (0,) * self.ndim
+        origin = (0,) * self.ndim
         for component, step in enumerate(self.spacing):
             right = tuple(int(axis == component) for axis in range(self.ndim))
-            kernels[component][own] = -1 / step
+            kernels[component][origin] = -1 / step
             kernels[component][right] = 1 / step
         return kernels
 
@@ -157,8 +157,8 @@ class Gradient(_Difference):
         nothing = torch.zeros_like(last)
         # y[i] was read from x[i + 1] and, with a minus, from x[i]; what the last one reads depends on the boundary.
         from_right = torch.cat([last if self.boundary == "periodic" else nothing, inside], dim=axis)
-        from_own = torch.cat([inside, nothing], dim=axis) if self.boundary == "neumann" else y
-        return (from_right - from_own) / step
+        from_left = torch.cat([inside, nothing], dim=axis) if self.boundary == "neumann" else y
+        return (from_right - from_left) / step
 
 
 class Laplacian(_Difference):

@@ -54,7 +54,7 @@ class DirectConvolution:
         """The convolution of ``x``, bit for bit torch's but for half precision on the CPU."""
         symmetric, extra = self.split_padding
         x = pad(x, extra, self.mode)
-        return _whole(_CONV[len(self.stride) - 1], x, weight, self.stride, symmetric, self.dilation, groups)
+        return _convolve(_CONV[len(self.stride) - 1], x, weight, self.stride, symmetric, self.dilation, groups)
 
     def adjoint(self, y: Tensor, weight: Tensor, groups: int) -> Tensor:
         """The adjoint on ``y``, by torch's transposed convolution."""
@@ -67,7 +67,7 @@ class DirectConvolution:
             )
         ]
         function = _CONV_TRANSPOSE[len(self.stride) - 1]
-        x = _whole(function, y, weight.conj(), self.stride, symmetric, output_padding, groups, self.dilation)
+        x = _convolve(function, y, weight.conj(), self.stride, symmetric, output_padding, groups, self.dilation)
         return pad_adjoint(x, extra, self.mode)
 
     def flips(self, dtype: torch.dtype, device: torch.device, c_out: int, c_in: int) -> bool:
@@ -96,11 +96,11 @@ class DirectConvolution:
         """The adjoint on ``y``, by the kernels that :meth:`flipped` gives; where :meth:`flips` says so."""
         symmetric, extra = self.split_padding
         margins = tuple(e - 1 - p for e, p in zip(self.extent, symmetric, strict=True))
-        x = _whole(_CONV[len(self.stride) - 1], y, flipped, 1, margins, self.dilation, groups)
+        x = _convolve(_CONV[len(self.stride) - 1], y, flipped, 1, margins, self.dilation, groups)
         return pad_adjoint(x, extra, self.mode)
 
 
-def _whole(function: Callable[..., Tensor], x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+def _convolve(function: Callable[..., Tensor], x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
     """``function(x, weight, None, *arguments)``; half precision on the CPU is computed in float32 and rounded."""
     # oneDNN's half-precision convolutions on processors with AMX give garbage for some small inputs, or crash.
     if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):

@@ -62,24 +62,24 @@ def _converts(A: LinearOperator) -> bool:
 
 def of_one_dtype(where: str, operators: Sequence[LinearOperator]) -> tuple[LinearOperator, ...]:
     """Convert operators to one dtype: the common one of those that were given theirs."""
-    own = [operator.dtype for operator in operators if not adopts_dtype(operator)]
-    if not own:
+    dtypes = [operator.dtype for operator in operators if not adopts_dtype(operator)]
+    if not dtypes:
         return tuple(operators)
-    dtype = functools.reduce(torch.promote_types, own)
+    dtype = functools.reduce(torch.promote_types, dtypes)
     result = tuple(operator.for_dtype(dtype) for operator in operators)
     for operator in result:
         if operator.dtype != dtype:
-            others = " and ".join(dict.fromkeys(map(str, own)))
+            others = " and ".join(dict.fromkeys(map(str, dtypes)))
             raise DtypeError(
                 f"{where}: operators have different dtypes, {others}; convert {operator!r} with .to(dtype={dtype})"
             )
     return result
 
 
-def remedy(name: str, given: torch.dtype, other: str, own: torch.dtype) -> str:
+def remedy(name: str, given: torch.dtype, other: str, operator_dtype: torch.dtype) -> str:
     """Advice about two dtypes that differ, by which no digit and no imaginary part is lost."""
-    both = torch.promote_types(given, own)
-    if both == own:
+    both = torch.promote_types(given, operator_dtype)
+    if both == operator_dtype:
         return f"convert with {name}.to(dtype={both})"
     if both == given:
         return f"convert the operator with {other}.to(dtype={both})"

@@ -160,8 +160,8 @@ def _checked(
     call: _Function, shape: tuple[int, ...], tensors: Sequence[Tensor], dtype: torch.dtype, device: torch.device | str
 ) -> tuple[int, ...]:
     """The shape of an output item of a function that the checks have shown to be linear."""
-    own = [t.clone() for t in tensors]  # the checks must not change the buffers of a module in training mode
-    f = lambda x: call(x, *own)
+    copies = [t.clone() for t in tensors]  # the checks must not change the buffers of a module in training mode
+    f = lambda x: call(x, *copies)
     x = _random(2, shape, dtype, device)
     y = _result(f(x), x)
     tolerance = _tolerance(dtype)

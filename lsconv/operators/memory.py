@@ -27,7 +27,7 @@ def check_fits(needed: int, allowed: int, what: object, method: str = "border") 
         raise PlanMemoryError(
             f'method="{method}": the plan for {what} needs about {needed:.3g} bytes, and {allowed:.3g} are allowed '
             f'(memory_limit=). Use method="lsmr" with CirculantPreconditioner, which needs a few vectors, float32, or '
-            f"solve groups of channels apart."
+            f"solve groups of channels separately."
         )
 
 

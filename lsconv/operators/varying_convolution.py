@@ -169,24 +169,24 @@ class VaryingConvolution(LinearOperator):
         """The sum of the convolutions of ``x``."""
         x = x.unsqueeze(-self.ndim - 1) if self.shared else x
         windows = self._windows()
-        y = self._apply_whole(x) if windows is None else self._apply_windows(windows, x)
+        y = self._apply_stacked(x) if windows is None else self._apply_windows(windows, x)
         return y.squeeze(-self.ndim - 1) if self.shared else y
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The sum of the transposed convolutions of ``y``, of the inputs' size."""
         y = y.unsqueeze(-self.ndim - 1) if self.shared else y
         windows = self._windows()
-        x = self._adjoint_whole(y) if windows is None else self._adjoint_windows(windows, y)
+        x = self._adjoint_stacked(y) if windows is None else self._adjoint_windows(windows, y)
         return x.squeeze(-self.ndim - 1) if self.shared else x
 
-    def _apply_whole(self, x: Tensor) -> Tensor:
-        core, each, weights = self._whole(), -self.ndim - 2, self.weights.unsqueeze(1)
+    def _apply_stacked(self, x: Tensor) -> Tensor:
+        core, each, weights = self._stacked(), -self.ndim - 2, self.weights.unsqueeze(1)
         if self.form == "before":
             return core.apply((x.unsqueeze(each) * weights).flatten(each, each + 1))
         return (core.apply(x).unflatten(each + 1, (len(weights), -1)) * weights).sum(each)
 
-    def _adjoint_whole(self, y: Tensor) -> Tensor:
-        core, each, weights = self._whole(), -self.ndim - 2, self.weights.unsqueeze(1).conj()
+    def _adjoint_stacked(self, y: Tensor) -> Tensor:
+        core, each, weights = self._stacked(), -self.ndim - 2, self.weights.unsqueeze(1).conj()
         if self.form == "before":
             return (core.adjoint(y).unflatten(each + 1, (len(weights), -1)) * weights).sum(each)
         return core.adjoint((y.unsqueeze(each) * weights).flatten(each, each + 1))
@@ -223,7 +223,7 @@ class VaryingConvolution(LinearOperator):
 
     # ------------------------------------------------------------------ what is kept
 
-    def _whole(self) -> Convolution:
+    def _stacked(self) -> Convolution:
         """All kernels as one convolution."""
 
         def make() -> Convolution:
@@ -281,8 +281,8 @@ class VaryingConvolution(LinearOperator):
             self._weights_of_convolutions(), wide if after else size, padding=0 if after else margins,
             check_finite=False,
         )  # fmt: skip
-        own = torch.stack([part[slices] for part, slices in zip(weights, placed(starts, size), strict=True)])
-        return _Windows(core, own.unsqueeze(1), starts, wide if after else size, size if after else wide)
+        local_weights = torch.stack([part[slices] for part, slices in zip(weights, placed(starts, size), strict=True)])
+        return _Windows(core, local_weights.unsqueeze(1), starts, wide if after else size, size if after else wide)
 
     def _kept(self, name: str, tensors: list[Tensor], make: Callable[[], Any]) -> Any:
         """The result of ``make`` from the tensors, kept under ``name`` until one of them changes."""

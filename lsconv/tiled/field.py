@@ -78,7 +78,7 @@ class Field:
     def read(self, start: Sequence[int], size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
         """A box, ``(channels, *size)``; cells beyond the field are zero, or those of the other side."""
         per_axis = [
-            pieces(s, n, whole, wrap) for s, n, whole, wrap in zip(start, size, self.size, self.wraps, strict=True)
+            pieces(s, n, length, wrap) for s, n, length, wrap in zip(start, size, self.size, self.wraps, strict=True)
         ]
         found: Tensor | None = None
         for places in itertools.product(*per_axis):
@@ -137,8 +137,8 @@ class Field:
     def add(self, start: Sequence[int], values: Tensor) -> None:
         """Add a box ``(channels, *size)`` to the cells, to those of other processes by way of :attr:`spills`."""
         per_axis = [
-            pieces(s, n, whole, wrap)
-            for s, n, whole, wrap in zip(start, values.shape[1:], self.size, self.wraps, strict=True)
+            pieces(s, n, length, wrap)
+            for s, n, length, wrap in zip(start, values.shape[1:], self.size, self.wraps, strict=True)
         ]
         for places in itertools.product(*per_axis):
             for offset, rows, array in self._rows(*places[0][1:], self.spills):
@@ -172,8 +172,8 @@ class Field:
         return self._tensor(self.array[self._index(self.array, cells)]).contiguous()
 
 
-def pieces(start: int, count: int, whole: int, wraps: bool) -> list[tuple[int, int, int]]:
-    """The runs of cells within 0 to ``whole`` that an interval has: (place in the interval, first cell, number).
+def pieces(start: int, count: int, size: int, wraps: bool) -> list[tuple[int, int, int]]:
+    """The runs of cells within 0 to ``size`` that an interval has: (place in the interval, first cell, number).
 
     Example:
         >>> from lsconv.tiled.field import pieces
@@ -181,12 +181,12 @@ def pieces(start: int, count: int, whole: int, wraps: bool) -> list[tuple[int, i
         ([(0, 6, 2), (2, 0, 3)], [(2, 0, 3)])
     """
     if not wraps:
-        low, high = max(start, 0), min(start + count, whole)
+        low, high = max(start, 0), min(start + count, size)
         return [(low - start, low, high - low)] if low < high else []
     found, place = [], 0
     while place < count:
-        at = (start + place) % whole
-        number = min(whole - at, count - place)
+        at = (start + place) % size
+        number = min(size - at, count - place)
         found.append((place, at, number))
         place += number
     return found

@@ -62,12 +62,12 @@ class Directions:
         beta, alpha, energy = self._scalars(fields)
         norms = torch.zeros(3, dtype=torch.float64, device=passes.A.device)
 
-        def advance(at: Tensor, z: Tensor, hz: Tensor, rest: Tensor, *old: Tensor) -> list[Tensor | None]:
+        def advance(at: Tensor, z: Tensor, hz: Tensor, residual: Tensor, *old: Tensor) -> list[Tensor | None]:
             for b, direction, image in zip(beta, old[::2], old[1::2], strict=True):
                 z, hz = z - b * direction, hz - b * image
-            new, rest = at + alpha * z, rest - alpha * hz
-            norms.add_(torch.stack([(alpha * z).square().sum(), new.square().sum(), rest.square().sum()]))
-            return [None, z, hz, rest, *[None] * len(old), new]
+            new, residual = at + alpha * z, residual - alpha * hz
+            norms.add_(torch.stack([(alpha * z).square().sum(), new.square().sum(), residual.square().sum()]))
+            return [None, z, hz, residual, *[None] * len(old), new]
 
         passes.update([x, *fields, to], advance, reads=1 + len(fields))
         self.kept.append((p, w, energy))
@@ -78,10 +78,10 @@ class Directions:
         """The beta of every direction that is kept, alpha, and ``<p, Hp>``."""
         sums = torch.zeros(2 + 2 * len(self.kept), dtype=torch.float64, device=self.passes.A.device)
 
-        def dots(z: Tensor, hz: Tensor, rest: Tensor, *old: Tensor) -> list[None]:
-            pairs = [(z, rest), (z, hz)]
+        def dots(z: Tensor, hz: Tensor, residual: Tensor, *old: Tensor) -> list[None]:
+            pairs = [(z, residual), (z, hz)]
             for direction, image in zip(old[::2], old[1::2], strict=True):
-                pairs += [(image, z), (direction, rest)]
+                pairs += [(image, z), (direction, residual)]
             sums.add_(torch.stack([(a * b).sum() for a, b in pairs]))
             return [None] * (3 + len(old))
 
@@ -141,7 +141,7 @@ class Iteration:
         norms = self.passes.gradient(self.x, self.y, self.observed, g)
         certificate = self._judged(norms)
         left = self.rate * norms.x if left is None else left
-        moves, rests, best, waited = [norms.x], [norms.gradient], math.inf, 0
+        moves, gradients, best, waited = [norms.x], [norms.gradient], math.inf, 0
         while step < max_iter and waited < patience:
             self.passes.step = step + 1
             if certificate.holds and left <= self.rtol * norms.x:
@@ -150,20 +150,20 @@ class Iteration:
                     return replace(rounded, iterations=step)
             name = "x-even" if step % 2 else "x-odd"
             to = storage.vector(name, self.wide)
-            moved, length, rest = self.directions.step(self.x, to, g)
+            moved, length, gradient = self.directions.step(self.x, to, g)
             step, self.x = step + 1, to
             moves.append(moved)
-            left = min(self._left(moves, length), rest / self.passes.least if self.passes.least else math.inf)
-            rests.append(rest)
-            slow = len(rests) > 3 and rests[-1] > 0.3 * rests[-4]
+            left = min(self._left(moves, length), gradient / self.passes.least if self.passes.least else math.inf)
+            gradients.append(gradient)
+            slow = len(gradients) > 3 and gradients[-1] > 0.3 * gradients[-4]
             if slow and left > self.rtol * length and not self.passes.symmetric:
                 self.passes.symmetric = True
                 self.directions.kept.clear()
-            waited = 0 if rest < 0.9 * best else waited + 1
-            best = min(best, rest)
+            waited = 0 if gradient < 0.9 * best else waited + 1
+            best = min(best, gradient)
             storage.save({"step": step, "x": name, "left": left})
-            norms = replace(norms, gradient=rest, x=length)
-            if (rest <= certificate.gradient_bound and left <= self.rtol * length) or not waited < patience:
+            norms = replace(norms, gradient=gradient, x=length)
+            if (gradient <= certificate.gradient_bound and left <= self.rtol * length) or not waited < patience:
                 norms = self.passes.gradient(self.x, self.y, self.observed, g)
                 certificate = self._judged(norms)
         certificate = self._judged(self.passes.gradient(self.x, self.y, self.observed, g))

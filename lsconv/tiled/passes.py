@@ -126,14 +126,14 @@ class Passes:
             residual = data - image
             if mask is not None:
                 residual, data, image = residual * mask, data * mask, image * mask
-            own = self.halos.own_outputs(region)
+            outputs = self.halos.core_outputs(region)
             core = region.inside
             penalty = self._penalty(self.halos, region.kind, part)[core]
             g = A.adjoint(residual)[core] - self.damp**2 * penalty
             here = part[core]
-            squares = (data[own], residual[own], g, here)
+            squares = (data[outputs], residual[outputs], g, here)
             found = [values.square().sum() for values in squares]
-            found += [(here * penalty).sum(), image[own].square().sum()]
+            found += [(here * penalty).sum(), image[outputs].square().sum()]
             sums.add_(torch.stack(found))
             return g
 

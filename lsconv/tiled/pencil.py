@@ -44,9 +44,9 @@ class PencilInverse:
     def __init__(self, A: Convolution, terms: Sequence[Filter], damp: float, ranks: Ranks) -> None:
         truncated = _outline(A, terms, damp)
         self.grid = PencilGrid(truncated.embedding.grid, A.spatial_in, ranks)
-        own = torch.tensor(0.0 if terms else damp, dtype=torch.float64, device=A.device)
+        shift = torch.tensor(0.0 if terms else damp, dtype=torch.float64, device=A.device)
         floor = least_shift(torch.float64, damped=True)
-        request = Request(A, own, floor, side="solution", penalty=_penalty(A, terms, damp))
+        request = Request(A, shift, floor, side="solution", penalty=_penalty(A, terms, damp))
         problem = NormalProblem(request, symbol=self.grid.symbol)
         problem.mu = ranks.largest(problem.mu)  # a floor is known from all frequencies only
         parts, truncated = problem.circulant_parts(), problem.truncated
@@ -75,10 +75,10 @@ class PencilInverse:
             return self.inverse(spectrum)
         border = self.border
         if self.form == "saddle":
-            every, own = slice(None), slice(self._rows, None)
-            t = self.inverse.block(every, own)(spectrum)
+            every, rows = slice(None), slice(self._rows, None)
+            t = self.inverse.block(every, rows)(spectrum)
             u, self.iterations, self.left = self.system.solve(-border.gather(t), tolerance, max_iter)
-            z = self.inverse.block(own, every)(border.spectrum(u)).add_(t[:, :, own])
+            z = self.inverse.block(rows, every)(border.spectrum(u)).add_(t[:, :, rows])
             return z.div_(self._root)
         t = self.inverse(spectrum)
         b = border.gather(t if self.across is None else self.across(t))
@@ -113,8 +113,8 @@ def pencil_bytes(A: Convolution, terms: Sequence[Filter], damp: float, ranks: in
 def _penalty(A: Convolution, terms: Sequence[Filter], damp: float) -> Penalty | None:
     if not terms:
         return None
-    own = [Filter(t.convolution.to(dtype=A.dtype), t.factor.to(A.dtype)) for t in terms]
-    return Penalty(A, own, torch.tensor(damp, dtype=torch.float64, device=A.device))
+    filters = [Filter(t.convolution.to(dtype=A.dtype), t.factor.to(A.dtype)) for t in terms]
+    return Penalty(A, filters, torch.tensor(damp, dtype=torch.float64, device=A.device))
 
 
 def _outline(A: Convolution, terms: Sequence[Filter], damp: float) -> TruncatedCirculant:

@@ -94,8 +94,8 @@ class PencilBorder:
             d = 2 + strip.others.index(1)
             part = self.grid.part
             piece = torch.fft.rfft(piece, dim=d).narrow(d, part.start, part.stop - part.start)
-        rest = [2 + d for d, b in enumerate(strip.others) if b != 1]
-        return torch.fft.fftn(piece, dim=rest) if rest else piece
+        dims = [2 + d for d, b in enumerate(strip.others) if b != 1]
+        return torch.fft.fftn(piece, dim=dims) if dims else piece
 
     def back(self, spectra: Sequence[Tensor], at: Sequence[tuple[int, slice]]) -> Tensor:
         """The vector of the strips' spectra, the sum over processes of what each has.
@@ -104,20 +104,20 @@ class PencilBorder:
             spectra: ``(blocks, positions, *frequencies here)`` of every strip.
             at: the dimension of each of which a process has some frequencies, and these.
         """
-        whole = []
+        padded = []
         for strip, s, (d, part) in zip(self.strips, spectra, at, strict=True):
             count = self.grid.frequencies[strip.others[d - 2]]
             full = s.new_zeros(*s.shape[:d], count, *s.shape[d + 1 :])
             full.narrow(d, part.start, part.stop - part.start).copy_(s)
-            whole.append(full)
-        flat = torch.cat([torch.view_as_real(s).flatten() for s in whole])
-        parts = self.grid.ranks.total(flat).split([2 * s.numel() for s in whole])
+            padded.append(full)
+        flat = torch.cat([torch.view_as_real(s).flatten() for s in padded])
+        parts = self.grid.ranks.total(flat).split([2 * s.numel() for s in padded])
         pieces = []
-        for strip, s, part in zip(self.strips, whole, parts, strict=True):
+        for strip, s, part in zip(self.strips, padded, parts, strict=True):
             # of a sum over half of the second axis the real part is the sum over all
             t = torch.view_as_complex(part.view(*s.shape, 2))
-            rest = [2 + d for d, b in enumerate(strip.others) if b != 1]
-            t = torch.fft.ifftn(t, dim=rest) if rest else t
+            dims = [2 + d for d, b in enumerate(strip.others) if b != 1]
+            t = torch.fft.ifftn(t, dim=dims) if dims else t
             if 1 in strip.others:
                 t = torch.fft.irfft(t, n=self.grid.sizes[1], dim=2 + strip.others.index(1))
             pieces.append(t.real if t.is_complex() else t)
@@ -133,8 +133,8 @@ class PencilBorder:
                 share = (grid.sizes[0], grid.part.stop - grid.part.start, *grid.sizes[2:])
                 total = s.new_zeros(len(s), self.channels, *share)
             for channel in strip.channel.unique().tolist():
-                own = (strip.channel == channel).nonzero().flatten().to(s.device)
-                product = torch.tensordot(waves[own], s[:, own], ([0], [1]))
+                cells = (strip.channel == channel).nonzero().flatten().to(s.device)
+                product = torch.tensordot(waves[cells], s[:, cells], ([0], [1]))
                 total[:, channel] += product.movedim(0, 1 + strip.axis)
         assert total is not None
         return total.unsqueeze(0)
@@ -149,9 +149,9 @@ class PencilBorder:
             blocks, _, *freq = share.shape[1:]
             found = share.new_empty(blocks, len(strip.place), *(n for a, n in enumerate(freq) if a != strip.axis))
             for channel in strip.channel.unique().tolist():
-                own = (strip.channel == channel).nonzero().flatten().to(share.device)
-                product = torch.tensordot(waves[own], share[0, :, channel], ([1], [1 + strip.axis]))
-                found[:, own] = product.movedim(0, 1)
+                cells = (strip.channel == channel).nonzero().flatten().to(share.device)
+                product = torch.tensordot(waves[cells], share[0, :, channel], ([1], [1 + strip.axis]))
+                found[:, cells] = product.movedim(0, 1)
             spectra.append(found)
             # across the second axis every process has a part of each sum
             every = (2, slice(0, grid.frequencies[strip.others[0]]))
@@ -205,8 +205,8 @@ class PencilSystem:
             spectra.append((inverse @ s.movedim(1, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 1))
         z = border.back(spectra, self._shares)
         if self._corner is not None:
-            near, own, dense = self._corner
-            z[..., near[own]] = dense(r[..., near])[..., own]
+            near, inner, dense = self._corner
+            z[..., near[inner]] = dense(r[..., near])[..., inner]
         return z
 
     def _share(self, strip: Strip) -> tuple[int, slice]:
@@ -255,7 +255,7 @@ class PencilSystem:
             offset += strip.mask.numel()
         index, place, channel = torch.cat(numbers), torch.cat(places), torch.cat(firsts)
         inner = [self._window(a, overlap // 2) for a in range(2)]
-        own = torch.isin(place[:, 0], inner[0]) & torch.isin(place[:, 1], inner[1])
+        within = torch.isin(place[:, 0], inner[0]) & torch.isin(place[:, 1], inner[1])
         m = self.Q.matrices
         kernel, at = m, []
         for a in range(2):
@@ -270,7 +270,7 @@ class PencilSystem:
         entries = grid.ranks.total(kernel.real.contiguous())  # lags of 1, lags of 0, blocks, rows, columns
         rows = channel.to(m.device)
         dense = entries.movedim(2, -1)[at[1], at[0], rows[:, None], rows[None, :]].movedim(-1, 0).contiguous()
-        return index.to(m.device), own.nonzero().flatten().to(m.device), DenseInverse(dense, definite=self.definite)
+        return index.to(m.device), within.nonzero().flatten().to(m.device), DenseInverse(dense, definite=self.definite)
 
     def _window(self, a: int, overlap: int) -> Tensor:
         """The positions along an axis within ``overlap`` of the border's, from the end of their widest gap on."""

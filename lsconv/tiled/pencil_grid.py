@@ -51,8 +51,8 @@ class PencilGrid:
         for a in self._others:
             s = torch.fft.fft(s, n=self.sizes[a], dim=2 + a)
         if self.ranks.size > 1:
-            rest = s.shape[4:]
-            shapes = [(*s.shape[:2], _length(r), _length(self.part), *rest) for r in self._rows]
+            others = s.shape[4:]
+            shapes = [(*s.shape[:2], _length(r), _length(self.part), *others) for r in self._rows]
             s = torch.cat(self.ranks.all_to_all([s[:, :, :, p] for p in self._parts], shapes), dim=2)
         return torch.fft.fft(s, n=self.sizes[0], dim=2)
 
@@ -60,8 +60,8 @@ class PencilGrid:
         """The inverse of :meth:`transform`."""
         s = torch.fft.ifft(share, dim=2)[:, :, : self.inputs[0]]
         if self.ranks.size > 1:
-            own = _length(self._rows[self.ranks.rank])
-            shapes = [(*s.shape[:2], own, _length(p), *s.shape[4:]) for p in self._parts]
+            rows = _length(self._rows[self.ranks.rank])
+            shapes = [(*s.shape[:2], rows, _length(p), *s.shape[4:]) for p in self._parts]
             s = torch.cat(self.ranks.all_to_all([s[:, :, r] for r in self._rows], shapes), dim=3)
         for a in self._others:
             s = torch.fft.ifft(s, dim=2 + a).narrow(2 + a, 0, self.inputs[a])

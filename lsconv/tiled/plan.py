@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, DtypeError, ShapeError
+from lsconv.krylov.loop.evidence import NormBounds
 from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.solution import Solution, report
 from lsconv.krylov.loop.stopping import Tolerances
@@ -39,7 +40,7 @@ from lsconv.tiled.progress import Progress
 from lsconv.tiled.ranks import Ranks
 from lsconv.tiled.storage import Storage
 from lsconv.tiled.strategy import Strategy, check_operator, penalty_terms
-from lsconv.tiled.whole import WholePlan
+from lsconv.tiled.untiled import UntiledPlan
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -134,9 +135,9 @@ class Plan:
             threaded=strategy.out_of_core, symmetric=strategy.symmetric, shared=self.path == "pencil",
             limits=strategy.limits,
         )  # fmt: skip
-        self.whole = None
-        if self.path != "tiles" and strategy.whole_fits:
-            self.whole = WholePlan(self.A, self.terms, L, self.damp, self.max_memory)
+        self.untiled = None
+        if self.path != "tiles" and strategy.untiled_fits:
+            self.untiled = UntiledPlan(self.A, self.terms, L, self.damp, self.max_memory)
         self._norm: float | None = None
 
     # ------------------------------------------------------------------ answers
@@ -226,12 +227,12 @@ class Plan:
             self.passes.update([x], lambda here: [torch.zeros_like(here)])
             self.passes.gradient(x, y, self.observed, g)
             self.passes.correct(g, x, tolerance)
-            if self.passes.pencil.left <= 1e3 * tolerance or self.whole is None:
+            if self.passes.pencil.left <= 1e3 * tolerance or self.untiled is None:
                 return 1.0
             self.path, self.passes.shared = "whole", False
             self.why += "; its border did not converge there, and one rank can have the whole"
-        assert self.whole is not None
-        self.whole.write(self.ranks, y, x, rtol)
+        assert self.untiled is not None
+        self.untiled.write(self.ranks, y, x, rtol)
         return 0.0
 
     # ------------------------------------------------------------------ checks and descriptions
@@ -287,7 +288,7 @@ class Plan:
             self._norm = float(norm_from_below(A))
         A = self.passes.wide
         upper = max(float(norm_bound(A)), self._norm)
-        return Judge(A, tolerances, self.damp, operator_norm=math.hypot(self._norm, self.damp), norm_bound=upper)
+        return Judge(A, tolerances, self.damp, norm=NormBounds(math.hypot(self._norm, self.damp), upper))
 
     def _key(self, batch: tuple[int, ...]) -> str:
         """The problem, for a restart."""

@@ -171,10 +171,10 @@ class Ranks:
         with self._lost():
             dist.all_gather_object(table, mine, group=self.group)
         others = [rank for rank in range(self.size) if rank != self.rank]
-        whole, wraps = field.size[0], field.wraps[0]
+        size, wraps = field.size[0], field.wraps[0]
         return _Runs(
-            [(o, *run) for o in others for run in _shared(mine[:2], table[o][2:], whole, wraps)],
-            [(o, *run) for o in others for run in _shared(table[o][:2], needed, whole, wraps)],
+            [(o, *run) for o in others for run in _shared(mine[:2], table[o][2:], size, wraps)],
+            [(o, *run) for o in others for run in _shared(table[o][:2], needed, size, wraps)],
         )
 
     def _send(self, parts: list[tuple[int, Tensor]], received: list[tuple[int, Tensor]]) -> None:
@@ -206,11 +206,11 @@ def _rows_like(field: Field, count: int) -> Tensor:
     return like.new_zeros(*like.shape[:axis], count, *like.shape[axis + 1 :])
 
 
-def _shared(owned: tuple[int, int], needed: tuple[int, int], whole: int, wraps: bool) -> list[tuple[int, int]]:
+def _shared(owned: tuple[int, int], needed: tuple[int, int], size: int, wraps: bool) -> list[tuple[int, int]]:
     """The runs of rows (first, number) that one rank has and another needs."""
     first, end = needed
     runs = []
-    for _, at, count in pieces(first, min(end - first, whole), whole, wraps):
+    for _, at, count in pieces(first, min(end - first, size), size, wraps):
         low, high = max(at, owned[0]), min(at + count, owned[1])
         if low < high:
             runs.append((low, high - low))

@@ -138,9 +138,9 @@ class Regions:
             for s, edges, (left, _) in zip(region.start, region.kind, self.A.padding, strict=True)
         )
 
-    def own_outputs(self, region: Region) -> tuple[slice, ...]:
+    def core_outputs(self, region: Region) -> tuple[slice, ...]:
         """The outputs that count as those of this core, each being one core's, within the region's, of all channels."""
-        own = []
+        slices = []
         for a, (c, n, o) in enumerate(zip(region.core, region.core_size, self.outputs(region), strict=True)):
             left, cells, m = self.A.padding[a][0], self.A.spatial_in[a], self.A.spatial_out[a]
             low, high = c, c + n
@@ -148,8 +148,8 @@ class Regions:
                 shift = left - (self.A.kernel_extent[a] - 1) // 2
                 low, high = min(max(c + shift, 0), m) if c else 0, min(max(c + n + shift, 0), m)
                 high = m if c + n == cells else high
-            own.append(slice(low - o, max(high, low) - o))
-        return (slice(None), *own)
+            slices.append(slice(low - o, max(high, low) - o))
+        return (slice(None), *slices)
 
 
 def local_convolution(A: Convolution, size: Sequence[int], kind: Kind) -> Convolution:

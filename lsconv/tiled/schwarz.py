@@ -202,8 +202,8 @@ def _terms(A: VaryingConvolution, L: LinearOperator) -> list[Filter]:
     """L as convolutions, of which a channel has its own where the kernels of A know no channels."""
     terms = as_convolutions(L.to(dtype=A.dtype), A.ndim)
     channels = A.in_shape[0]
-    apart = terms is not None and all(term.convolution.groups == channels for term in terms)
-    if terms is None or (A.shared and channels > 1 and not apart):
+    per_channel = terms is not None and all(term.convolution.groups == channels for term in terms)
+    if terms is None or (A.shared and channels > 1 and not per_channel):
         raise MethodError(f"L: expected a penalty made of convolutions of each channel, got {L!r}")
     return terms
 

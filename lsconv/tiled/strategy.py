@@ -24,7 +24,7 @@ from lsconv.tiled.layout import TileAxis
 from lsconv.tiled.pencil import pencil_bytes
 from lsconv.tiled.ranks import Ranks
 from lsconv.tiled.regions import Regions
-from lsconv.tiled.whole import whole_bytes
+from lsconv.tiled.untiled import untiled_bytes
 
 __all__ = ["Strategy", "check_operator", "penalty_terms"]
 
@@ -36,7 +36,7 @@ class Strategy:
     Attributes:
         path: "tiles", "whole" or "pencil".
         why: its reason.
-        whole_fits: one process can solve the whole.
+        untiled_fits: one process can solve the whole.
         axes: the cores of this rank.
         overlap: cells around them, per axis.
         wraps: per axis, whether A wraps around.
@@ -49,7 +49,7 @@ class Strategy:
 
     path: str
     why: str
-    whole_fits: bool
+    untiled_fits: bool
     axes: tuple[TileAxis, ...]
     overlap: tuple[int, ...]
     wraps: tuple[bool, ...]
@@ -81,7 +81,7 @@ class Strategy:
         decay = Decay(A, terms, damp, {1: 4096, 2: 512, 3: 96}[A.ndim])
         rtol = 1e-7 if double(A.dtype) != A.dtype else 1e-11
         vectors = A.c_in * (rows.stop - rows.start) * math.prod(A.spatial_in[1:]) * 8 * (3 + 2 * Directions.most)
-        whole = whole_bytes(A, terms, damp) if not masked else max_memory + 1
+        untiled = untiled_bytes(A, terms, damp) if not masked else max_memory + 1
         several, shared = ranks.size > 1, None
 
         def tiles(core: Sequence[int]) -> tuple[tuple[TileAxis, ...], tuple[int, ...], int]:
@@ -111,8 +111,8 @@ class Strategy:
         tile_cells = (min(c + 2 * o, axis.cells) for c, o, axis in zip(cores, cells, axes, strict=True))
         cost = math.prod(tile_cells) / math.prod(cores) * (1 + 1.5 * steps) if cut else 1.0
         path, why = "tiles", f"beyond {min(cut)} cells {rate:.1e} of the inverse is left" if cut else "one tile is all"
-        if whole <= max_memory and tile is None and ranks.size == 1 and not stored:
-            path, why = "whole", f"it takes {whole / 2**20:.0f} MiB, and {max_memory / 2**20:.0f} are allowed"
+        if untiled <= max_memory and tile is None and ranks.size == 1 and not stored:
+            path, why = "whole", f"it takes {untiled / 2**20:.0f} MiB, and {max_memory / 2**20:.0f} are allowed"
         elif (steps > 4 or cost > (20 if several else 40)) and isinstance(overlap, str):
             why = f"{why}, which are about {steps} steps of tiles, {cost:.0f} times the work of a solve without overlap"
             shared = (
@@ -120,18 +120,20 @@ class Strategy:
             )
             if shared is not None and shared <= max_memory:
                 path, why = "pencil", f"{why}; the whole, shared, takes {shared / 2**20:.0f} MiB a rank"
-            elif whole <= max_memory and (steps > 4 * ranks.size or cost > 40 * ranks.size):
-                path, why = "whole", f"{why}; one border solve of the whole takes {whole / 2**20:.0f} MiB"
+            elif untiled <= max_memory and (steps > 4 * ranks.size or cost > 40 * ranks.size):
+                path, why = "whole", f"{why}; one border solve of the whole takes {untiled / 2**20:.0f} MiB"
             elif not masked:
                 each = "" if shared is None else f" on one rank, {shared / 2**20:.0f} on each"
-                why += f"; the whole would take {whole / 2**20:.0f} MiB{each}, and {max_memory / 2**20:.0f} are allowed"
+                why += (
+                    f"; the whole would take {untiled / 2**20:.0f} MiB{each}, and {max_memory / 2**20:.0f} are allowed"
+                )
         inside = 0 if out_of_core else vectors
-        used = {"whole": whole, "pencil": (shared or 0) + inside, "tiles": needed + inside}[path]
+        used = {"whole": untiled, "pencil": (shared or 0) + inside, "tiles": needed + inside}[path]
         limits = spared(None, max(max_memory - used, 0), 0)
         return cls(
             path,
             why,
-            whole <= max_memory,
+            untiled <= max_memory,
             axes,
             cells,
             wraps,
@@ -203,8 +205,8 @@ def _tile_bytes(
         local = regions.convolution(kind)
         penalty = None
         if terms:
-            own = [Filter(regions.convolution(kind, t.convolution.to(dtype=wide.dtype)), t.factor) for t in terms]
-            penalty = Penalty(local, own, torch.tensor(damp, dtype=torch.float64, device=A.device))
+            filters = [Filter(regions.convolution(kind, t.convolution.to(dtype=wide.dtype)), t.factor) for t in terms]
+            penalty = Penalty(local, filters, torch.tensor(damp, dtype=torch.float64, device=A.device))
         plans.append(plan_bytes(local, penalty=penalty))
     # a third of a plan's peak, which all kinds have one after the other, is kept; a pass has ten arrays at a time
     kept = max(plans) + (sum(plans) - max(plans)) // 3

@@ -92,7 +92,7 @@ def test_factors_that_cost_no_less_to_use_are_never_earned() -> None:
     A = lsconv.Conv2d(torch.rand(1, 1, 5, 5, dtype=F64), in_size=(40, 40))
     inverse = normal_inverse(Request.of(A, 1.0, floor=1e-13, limits=Limits(at_once=0, dense_unknowns=0)))
     assert isinstance(inverse, BorderInverse)
-    system = BorderSystem(inverse.on_border.problem, FactorCost(1.0, 100 * inverse.model.iteration(1), 0.0))
+    system = BorderSystem(inverse.begin_iteration().problem, FactorCost(1.0, 100 * inverse.model.iteration(1), 0.0))
     b = torch.randn(1, 1, inverse.border.size, dtype=F64)
     for _ in range(3):
         system.solve(b, 1e-6, 1000, None)

@@ -11,7 +11,7 @@ from lsconv.border.plan import BorderPlan
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, DtypeError, MethodError, PlanMemoryError
 from lsconv.inverse.plans.fourier_plan import FourierPlan
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
-from lsconv.inverse.route import route
+from lsconv.inverse.route import RULES, route
 
 
 def conv(padding: object = 0, mode: str = "zeros", stride: int = 1, size: int = 20) -> lsconv.Convolution:
@@ -141,3 +141,9 @@ def test_factors_kept_fit_the_estimate_the_limit_is_held_against(padding: int, s
     plan = route(A, method="border")
     assert isinstance(plan, CapacitancePlan if padding == 1 else BorderPlan)
     assert getattr(plan, "inverse", plan).nbytes <= plan_bytes(A)
+
+
+def test_the_table_lists_the_rules_in_the_order_in_which_they_are_asked() -> None:
+    table = (route.__doc__ or "").split("=\n")[2]
+    listed = [line.split()[0] for line in table.splitlines() if line.startswith("    ") and line[4].isalpha()]
+    assert listed == [rule.__name__ for rule in RULES]  # type: ignore[attr-defined]

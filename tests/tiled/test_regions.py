@@ -26,7 +26,7 @@ def test_a_tile_computes_the_outputs_of_the_whole_and_each_is_one_tiles(boundary
         rows, columns = (places(*axis) for axis in zip(region.start, tiles.size, A.spatial_in, strict=True))
         local = tiles.convolution(region.kind)
         found = local(x[:, rows][:, :, columns])
-        first, own = tiles.outputs(region), tiles.own_outputs(region)
+        first, own = tiles.outputs(region), tiles.core_outputs(region)
         rows, columns = (
             places(o + part.start, part.stop - part.start, n)
             for o, part, n in zip(first, own[1:], A.spatial_out, strict=True)

@@ -97,22 +97,22 @@ class DirectBorder:
             on_others: u is zero, t a list of other spectra, and ``t + Q u`` is to vanish.
         """
 
-        def remainder(own: Tensor, known: Tensor) -> Tensor:
-            return self._Q(own).add_(known) if on_others else self._Q(own)
+        def remainder(spectrum: Tensor, known: Tensor) -> Tensor:
+            return self._Q(spectrum).add_(known) if on_others else self._Q(spectrum)
 
         values = []
-        for own, known in zip(u, t, strict=True):
+        for spectrum, known in zip(u, t, strict=True):
             if self.strip is not None:
-                self.strip.clear(own, known)
+                self.strip.clear(spectrum, known)
             if self.schur is not None:
-                values.append(self._columns(known if self.strip is None else remainder(own, known)))
+                values.append(self._columns(known if self.strip is None else remainder(spectrum, known)))
         if self.schur is None or not values:
             return
         solved = self.schur(torch.cat(values)).split([part.shape[0] for part in u])
-        for own, known, v in zip(u, t if on_others else u, solved, strict=True):
-            self._subtract_columns(own, v)
+        for spectrum, known, v in zip(u, t if on_others else u, solved, strict=True):
+            self._subtract_columns(spectrum, v)
             if self.strip is not None:
-                self.strip.clear(own, remainder(own, known))
+                self.strip.clear(spectrum, remainder(spectrum, known))
 
     def _columns(self, t: Tensor) -> Tensor:
         """The values at the columns V' of the spectrum t: ``(rhs, blocks, channels, width, height)``."""
@@ -152,14 +152,14 @@ class _Pass:
         after: from f + u to the spectrum of the answer, one after the other.
         outputs: whether what is given is of outputs, and whether the answer is.
         before: from the spectrum of what is given to f; None where that is f.
-        own: which components of the saddle operator f has.
+        rows: which components of the saddle operator f has.
         over: what the answer is divided by.
     """
 
     after: tuple[FrequencyMatrices, ...]
     outputs: tuple[bool, bool]
     before: FrequencyMatrices | None = None
-    own: slice | None = None
+    rows: slice | None = None
     over: Tensor | None = None
 
 
@@ -210,13 +210,13 @@ class DirectInverse:
         if self.form == "saddle":
             first, second = slice(0, S.rows), slice(S.rows, None)
             to_first, to_second = P.block(first, slice(None)), P.block(second, slice(None))
-            normal = _Pass((to_second,), (False, False), own=second, over=self._root)
+            normal = _Pass((to_second,), (False, False), rows=second, over=self._root)
             if penalty is not None:
-                return _Pass((to_second,), (True, False), before=adjoint, own=second, over=self._root), None, normal
+                return _Pass((to_second,), (True, False), before=adjoint, rows=second, over=self._root), None, normal
             if residual:
-                normal = _Pass((to_first,), (True, True), own=first, over=-self._root)
-            dual = _Pass((to_first,), (False, True), own=second)
-            return _Pass((to_second,), (True, False), own=first), dual, normal
+                normal = _Pass((to_first,), (True, True), rows=first, over=-self._root)
+            dual = _Pass((to_first,), (False, True), rows=second)
+            return _Pass((to_second,), (True, False), rows=first), dual, normal
         normal = _Pass((P,), (residual, residual))
         if not residual:
             return (
@@ -302,7 +302,7 @@ class DirectInverse:
         if what.before is not None:
             parts = [what.before(part).contiguous() for part in parts]
         if self._border is not None:
-            parts = self._with_border(parts, what.own)
+            parts = self._with_border(parts, what.rows)
         for matrices in what.after:
             parts = [matrices(part) for part in parts]
         nothing = t.new_empty(0, t.shape[1], what.after[-1].rows, *grid.sizes)
@@ -312,14 +312,14 @@ class DirectInverse:
         z = (z.mT if self._transposed else z).reshape(*z.shape[:3], *embedding.grid)
         return embedding.outputs_from_grid(z, batch) if what.outputs[1] else embedding.inputs_from_grid(z, batch)
 
-    def _with_border(self, f: list[Tensor], own: slice | None) -> list[Tensor]:
+    def _with_border(self, f: list[Tensor], rows: slice | None) -> list[Tensor]:
         """F with the unknowns of the border, of which ``after`` makes the answer; overwrites f, spectra in parts."""
         assert self._border is not None
-        if own is not None:
-            columns = self._P.block(slice(None), own)
+        if rows is not None:
+            columns = self._P.block(slice(None), rows)
             u = [part.new_zeros(*part.shape[:2], columns.rows, *part.shape[3:]) for part in f]
             for part, spectrum in zip(f, u, strict=True):
-                spectrum[:, :, own] = part
+                spectrum[:, :, rows] = part
             self._border.clear(u, map(columns, f), on_others=False)
             return u
         if self._E is None:

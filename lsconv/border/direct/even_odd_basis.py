@@ -54,14 +54,14 @@ class SchurInverse:
     def _matrices(self, entries: Tensor) -> Tensor:
         symmetry, width = self._symmetry, self._width
         if self._exchanged:
-            own, other = entries[:, :, 0, :, 0], entries[:, :, 0, :, 1]
+            same, other = entries[:, :, 0, :, 0], entries[:, :, 0, :, 1]
             if symmetry is not None:
                 products = symmetry.signs[:, -1].reshape(-1, 1, 1)
-                return torch.complex(symmetry.matrices(own), products * symmetry.matrices(other)).flatten(0, 1)
+                return torch.complex(symmetry.matrices(same), products * symmetry.matrices(other)).flatten(0, 1)
             back = entries[:, :, 1, :, 0].mT
             return torch.complex(
-                _assembled(width, lambda i, j: _at(own, i - j), own.device),
-                _assembled(width, lambda i, j: _at(other, i + j + 1 - width, back).flip(-1), own.device),
+                _assembled(width, lambda i, j: _at(same, i - j), same.device),
+                _assembled(width, lambda i, j: _at(other, i + j + 1 - width, back).flip(-1), same.device),
             )
         if symmetry is not None:
             return symmetry.matrices(entries[:, :, 0, :, 0]).flatten(0, 1)
@@ -85,8 +85,8 @@ class SchurInverse:
         vectors = flat.flatten(2).index_select(-1, self._present)
         solved = self._inverse(vectors)
         if solved.shape[-1] < math.prod(flat.shape[2:]):
-            whole = solved.new_zeros(*solved.shape[:2], math.prod(flat.shape[2:]))
-            solved = whole.index_copy_(-1, self._present, solved)
+            padded = solved.new_zeros(*solved.shape[:2], math.prod(flat.shape[2:]))
+            solved = padded.index_copy_(-1, self._present, solved)
         return solved.reshape(flat.shape).movedim(2, -2)
 
     def _in_basis(self, v: Tensor) -> Tensor:

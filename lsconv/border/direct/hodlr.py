@@ -53,8 +53,8 @@ class HodlrInverse:
         deepest = int(math.log2(max(size / leaf, 1)))
         for depth in range(deepest, max(deepest - 2, 2), -1):
             self._leaf = unit * math.ceil(size / 2**depth / unit)
-            self._whole = 2**depth * self._leaf
-            leaves = torch.stack([block(i, i, self._leaf) for i in range(0, self._whole, self._leaf)], 1)
+            self._padded_size = 2**depth * self._leaf
+            leaves = torch.stack([block(i, i, self._leaf) for i in range(0, self._padded_size, self._leaf)], 1)
             factors, info = torch.linalg.cholesky_ex(leaves)
             if bool((info > 0).any()):
                 return
@@ -65,7 +65,7 @@ class HodlrInverse:
             self._levels: list[tuple[Tensor, Tensor]] = []
             for level in range(depth):
                 half = self._leaf * 2**level
-                starts = range(0, self._whole, 2 * half)
+                starts = range(0, self._padded_size, 2 * half)
                 self.low_rank = self._join(torch.stack([block(i, i + half, half) for i in starts], 1))
                 if not self.low_rank:
                     break
@@ -122,7 +122,7 @@ class HodlrInverse:
 
     def __call__(self, r: Tensor) -> Tensor:
         """The inverses times ``r`` of shape ``(rhs, blocks, size)``."""
-        padded = torch.nn.functional.pad(r, (0, self._whole - self._size))
+        padded = torch.nn.functional.pad(r, (0, self._padded_size - self._size))
         return self._down(self._up(padded.movedim(0, 1).unsqueeze(1))).squeeze(1).movedim(1, 0)[..., : self._size]
 
     @property

@@ -79,12 +79,12 @@ def column_blocks(
     right = right.permute(0, 2, 3, 1, 4).flatten(1, 2)
     if even:
         left, right, waves = left.real.contiguous(), right.real.contiguous(), waves.real
-    apart = along.real and not even  # of real functions only the real part, that of the vectors of both parts
-    right = (torch.view_as_real(right.contiguous()) if apart else right).flatten(2).mH
+    split_complex = along.real and not even  # of real functions only the real part, that of the vectors of both parts
+    right = (torch.view_as_real(right.contiguous()) if split_complex else right).flatten(2).mH
     S = right.new_empty(blocks, len(distances), outer * top, channels * height)
     for number, wave in enumerate(waves):
         shifted = left * wave[:, None]
-        torch.matmul((torch.view_as_real(shifted) if apart else shifted).flatten(2), right, out=S[:, number])
+        torch.matmul((torch.view_as_real(shifted) if split_complex else shifted).flatten(2), right, out=S[:, number])
     S = S.unflatten(-1, (channels, height)).unflatten(2, (outer, top))
     if not definite:
         return S.neg_().add_(entries)

@@ -60,7 +60,7 @@ class Strip:
 
     def _solve(self, rows: Tensor) -> Tensor:
         """``D^-1`` times ``rows`` of shape ``(rhs, blocks, channels, rows, frequencies)``."""
-        vectors = rows.flatten(2, 3).permute(1, 3, 2, 0)  # blocks, frequencies, channels * rows, rest
+        vectors = rows.flatten(2, 3).permute(1, 3, 2, 0)  # blocks, frequencies, channels * rows, rhs
         return (self.inverse @ vectors).permute(3, 0, 2, 1).reshape(rows.shape)
 
     def logdet(self) -> Tensor:

@@ -115,8 +115,8 @@ class SubdomainSum:
         if owner is not None:
             number = torch.repeat_interleave(torch.tensor(self._lengths))
             index = self._index.cpu()
-            own = (owner[index] == number).nonzero().flatten()
-            self._places = torch.empty(size, dtype=torch.int64).index_copy_(0, index[own], own).to(self._index.device)
+            kept = (owner[index] == number).nonzero().flatten()
+            self._places = torch.empty(size, dtype=torch.int64).index_copy_(0, index[kept], kept).to(self._index.device)
 
     @property
     def nbytes(self) -> int:
@@ -126,7 +126,7 @@ class SubdomainSum:
     def __call__(self, r: Tensor) -> Tensor:
         """The sum for border vectors ``(rhs, blocks, size)``."""
         cells = gathered(r, self._index).split(self._lengths, dim=-1)
-        z = torch.cat([solve(own) for solve, own in zip(self._subdomains, cells, strict=True)], dim=-1)
+        z = torch.cat([solve(values) for solve, values in zip(self._subdomains, cells, strict=True)], dim=-1)
         if self._places is not None:
             return gathered(z, self._places)
         return torch.zeros_like(r).index_add_(-1, self._index, z)
@@ -144,13 +144,13 @@ class Schwarz:
         self.subdomains: list[Subdomain] = []
         self.sum: SubdomainSum | None = None  # of their corrections
         self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
-        self.whole_inverse: DenseInverse | None = None  # of the whole border
+        self.full_inverse: DenseInverse | None = None  # of the whole border
         border, matrices, limits = problem.border, problem.matrices, problem.limits
         entries = border.size**2 * matrices.matrices.shape[0]
         small = border.size <= limits.dense_unknowns and entries <= 8 * limits.dense_unknowns**2
         border_entries = border.entries(matrices)
         if problem.one_matrix or small:
-            self.whole_inverse = DenseInverse(border_entries.dense(border), definite=problem.model.definite)
+            self.full_inverse = DenseInverse(border_entries.dense(border), definite=problem.model.definite)
             return
         self._numbering = border.numbering()
         used = [a for a, members in enumerate(border.members) if members.any()]
@@ -161,7 +161,7 @@ class Schwarz:
             self.subdomains.append(subdomain)
         if product:  # which makes iterations cheap and wide corners a waste
             self.strips = Strips.of(
-                border_entries.whole(), self._numbering, border.members, strips, real=matrices.grid.real
+                border_entries.full_kernel(), self._numbering, border.members, strips, real=matrices.grid.real
             )
         crossed = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if limits.corners else []
         self._overlaps = {axes: self._overlap(axes) for axes in crossed}
@@ -225,12 +225,12 @@ class Schwarz:
     @property
     def nbytes(self) -> int:
         """Bytes of the inverses and of what goes with them."""
-        more = sum(part.nbytes for part in (self.strips, self.whole_inverse, self.sum) if part is not None)
+        more = sum(part.nbytes for part in (self.strips, self.full_inverse, self.sum) if part is not None)
         return more + sum(subdomain.inverse.nbytes for subdomain in self.subdomains)
 
     def __call__(self, r: Tensor) -> Tensor:
         """``M^{-1} r`` for border vectors ``(rhs, blocks, size)``."""
-        apply = self.sum if self.whole_inverse is None else self.whole_inverse
+        apply = self.sum if self.full_inverse is None else self.full_inverse
         assert apply is not None
         return apply(r)
 
@@ -264,7 +264,7 @@ class BorderSystem:
         self._recycling = Recycling(_RESTART if spare is None or vectors * item <= spare else 0)
         # the work that iterations may still cost before factors take their place
         self._budget = math.inf
-        if cost is not None and problem.limits.later and self.schwarz.whole_inverse is None:
+        if cost is not None and problem.limits.later and self.schwarz.full_inverse is None:
             self._budget = problem.model.factor_work(cost)
 
     def __call__(self, u: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def _cycle(
 ) -> tuple[Tensor, Tensor]:
     """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed."""
     known = None if recycling is None else recycling.pair
-    whole = _norm(r)
+    full_norm = _norm(r)
     count = torch.zeros(r.shape[:2], dtype=torch.int64, device=r.device)
     if known is not None:
         u, r = deflate(known, r)
@@ -144,10 +144,10 @@ def _cycle(
     y = _coefficients(R, Q[..., 0, :].conj() * space.beta, count)
     correction = (y.unsqueeze(-2) @ space.searched).squeeze(-2)
     if known is not None:
-        parts = (space.deflated @ y.unsqueeze(-1)).squeeze(-1)  # rest, blocks, vectors
+        parts = (space.deflated @ y.unsqueeze(-1)).squeeze(-1)  # rhs, blocks, vectors
         correction = u + correction - (known[0].mT @ parts.movedim(0, -1)).movedim(-1, 0)
     if recycling is not None:
-        residuals = torch.cat([whole, space.residuals[..., 1:]], dim=-1) / whole
+        residuals = torch.cat([full_norm, space.residuals[..., 1:]], dim=-1) / full_norm
         recycling.learn(known, space.deflated[0], space.searched[0], space.basis[0], Q[0], R[0], residuals[0])
     return correction, count
 

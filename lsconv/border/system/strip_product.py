@@ -113,8 +113,8 @@ class Strips:
     @property
     def nbytes(self) -> int:
         """Bytes of the matrices."""
-        own = sum(strip.matrices.nbytes for strip in self.strips)
-        return own + (0 if self.corner is None else self.corner.matrices.nbytes)
+        strips = sum(strip.matrices.nbytes for strip in self.strips)
+        return strips + (0 if self.corner is None else self.corner.matrices.nbytes)
 
 
 class _Corner:
@@ -144,13 +144,13 @@ class _Corner:
 
     def add(self, u: Tensor, out: Tensor) -> Tensor:
         """Add it to the product ``out``."""
-        rest = u.shape[0]
-        z = u.new_zeros(2 * rest, u.shape[1], math.prod(self.shape))
+        rhs = u.shape[0]
+        z = u.new_zeros(2 * rhs, u.shape[1], math.prod(self.shape))
         for half, (numbers, places) in enumerate(self.only):
-            z[half * rest : (half + 1) * rest].index_copy_(-1, places, gathered(u, numbers))
+            z[half * rhs : (half + 1) * rhs].index_copy_(-1, places, gathered(u, numbers))
         z = self.matrices.on_grid(z.unflatten(-1, self.shape)).flatten(2)
         for half, (numbers, places) in enumerate(self.to):
-            out.index_add_(-1, numbers, gathered(z[half * rest : (half + 1) * rest], places))
+            out.index_add_(-1, numbers, gathered(z[half * rhs : (half + 1) * rhs], places))
         return out
 
 
@@ -172,15 +172,15 @@ def _reach(profile: Tensor, dtype: torch.dtype) -> int | None:
         dtype: of the kernel.
     """
     n = profile.shape[1]
-    whole = profile.sum(1, keepdim=True)
+    total = profile.sum(1, keepdim=True)
     eps = torch.finfo(dtype).eps
     floor = profile.amin(1, keepdim=True)
-    if bool((floor * n > (ROUNDING * eps) ** 2 * whole).any()):
+    if bool((floor * n > (ROUNDING * eps) ** 2 * total).any()):
         return None
     distance = torch.minimum(torch.arange(n), n - torch.arange(n)).to(profile.device)
     folded = profile.new_zeros(profile.shape[0], n // 2 + 1).index_add_(1, distance, (profile - 4 * floor).clamp_min(0))
     beyond = folded.flip(1).cumsum(1).flip(1)  # at the distance or farther
-    far = beyond > default_rcond(dtype) ** 2 * whole
+    far = beyond > default_rcond(dtype) ** 2 * total
     reach = int(far.sum(1).amax())
     return reach if reach < n // 2 else None
 

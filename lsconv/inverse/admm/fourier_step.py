@@ -9,10 +9,12 @@ leaves a quadratic step that is diagonal in Fourier,
 
 .. math:: \Big(\sum_j \rho_j C_j^H C_j\Big) x = \sum_j \rho_j C_j^H r_j,
 
-and the crop goes into the proximal step, where it costs nothing: cells without data are free there. Input cells that
-the padding holds at zero are one more term; so are those that reflecting or replicating padding makes copies of others,
-whose proximal step is the mean over the copies. The alternative, an exact border solve in every iteration, takes 0.6 to
-1 times the iterations and five times as many Fourier transforms in each (``python -m benchmarks total_variation``).
+and the crop goes into the proximal step, where it costs nothing: cells without data are free there. The image of a
+quadratic data term need not even be formed (:mod:`lsconv.inverse.admm.spectral_image`), which leaves two transforms of
+the grid to an iteration. Input cells that the padding holds at zero are one more term; so are those that reflecting or
+replicating padding makes copies of others, whose proximal step is the mean over the copies. The alternative, an exact
+border solve in every iteration, takes 0.6 to 1 times the iterations and five times as many Fourier transforms in each
+(``python -m benchmarks total_variation``).
 
 Almeida and Figueiredo, "Deconvolving images with unknown boundaries using the alternating direction method of
 multipliers", IEEE Trans. Image Processing 22 (2013).
@@ -31,6 +33,7 @@ from lsconv.fourier.batched_linalg import hermitian_inverse
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.inverse.admm.proximal import Term
+from lsconv.inverse.admm.spectral_image import SpectralImage
 from lsconv.inverse.admm.split_images import Copies, Differences, Filtered, GridLayout, Itself, SplitImage
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.operators.base import LinearOperator
@@ -52,6 +55,11 @@ class ExtendedGrid:
         A: the convolution of the data term.
         terms: that of the data first, then penalties whose operators are Gradient, Identity or single convolutions.
         batch: the batch dimensions.
+        rho: the penalty of a quadratic data term, which stays.
+
+    Attributes:
+        terms: the terms that the iteration splits off, which are not that of the data where ``data`` does it here.
+        data: the image of a quadratic data term; None: the iteration has all images.
 
     Raises:
         MethodError: the operators are not crops of block-circulant ones on one grid.
@@ -59,7 +67,7 @@ class ExtendedGrid:
 
     one_penalty = False
 
-    def __init__(self, A: Convolution, terms: Sequence[Term], batch: tuple[int, ...]) -> None:
+    def __init__(self, A: Convolution, terms: Sequence[Term], batch: tuple[int, ...], rho: float) -> None:
         if not isinstance(A, Convolution) or any(s != 1 for s in A.stride):
             raise MethodError("A: the extended grid needs a convolution of stride 1")
         self.repeated = (A.padding, A.padding_mode) if MODES[A.padding_mode].copies else None
@@ -67,7 +75,7 @@ class ExtendedGrid:
             A = Convolution(
                 A.weight, A.spatial_in, A.stride, A.padding, A.dilation, A.groups, backend=A.backend, check_finite=False
             )
-        self.A, self.batch, self.terms = A, batch, list(terms)
+        self.A, self.batch, self.terms, self.first = A, batch, list(terms), terms[0]
         parts = []
         for term in self.terms[1:]:
             if self.repeated is not None and not _reads_inputs_alone(term.operator):
@@ -97,7 +105,12 @@ class ExtendedGrid:
         embedding = Embedding(A, self.grid_sizes, batch, only_read=True, constrained=penalty.constrained)
         self.grid = Grid(self.grid_sizes, real=not A.is_complex)
         self.layout = GridLayout(self.grid, batch, A.in_shape[0], A.groups, A.spatial_in, A.dtype, A.device)
-        self.images = [self._image(term, k, embedding) for k, term in enumerate(self.terms)]
+        S = _repeated(symbol(self.A, embedding), embedding)
+        self.data: SpectralImage | None = None
+        if self.first.quadratic and SpectralImage.serves(self.A, self.grid, self.layout.blocks):
+            self.data = SpectralImage(self.A, S, rho, self.layout.blocks)
+            self.terms = self.terms[1:]
+        self.images = [self._image(term, embedding, S) for term in self.terms]
         dtype = A.dtype.to_real()
         # relative to the largest eigenvalue; the limit does not depend on it, because what it adds pulls to the last x
         self.floor = 10 * default_rcond(dtype)
@@ -109,10 +122,10 @@ class ExtendedGrid:
         """Tell whether the term's step can hold the cells beyond the inputs; one with a weight counts cells once."""
         return isinstance(term.operator, Identity) and (self.repeated is None or term.weight is None)
 
-    def _image(self, term: Term, k: int, embedding: Embedding) -> SplitImage:
+    def _image(self, term: Term, embedding: Embedding, S: FrequencyMatrices) -> SplitImage:
         K = term.operator
-        if k == 0:
-            return Filtered(self.layout, self.A, _repeated(symbol(self.A, embedding), embedding))
+        if term is self.first:
+            return Filtered(self.layout, self.A, S)
         if isinstance(K, Identity):
             if self.repeated is None:
                 return Itself(self.layout, held=self.held)
@@ -131,7 +144,7 @@ class ExtendedGrid:
     def set_penalties(self, rho: Sequence[Tensor]) -> None:
         """The inverse for other penalties, one per term and batch item."""
         self.rho = [value.to(self.A.dtype.to_real()) for value in rho]
-        normal: Tensor | None = None
+        normal = None if self.data is None else self.data.normal()
         for image, value in zip(self.images, self.rho, strict=True):
             weights = self._per_block(value, len(self.grid_sizes) + 2)
             part = image.normal() * weights
@@ -147,8 +160,15 @@ class ExtendedGrid:
         # a product of real and complex numbers takes four times as long
         self._inverse = FrequencyMatrices(self.grid, hermitian_inverse(normal).to(self.A.dtype.to_complex()))
 
-    def step(self, reflected: Sequence[Tensor]) -> list[Tensor]:
+    def step(self, reflected: Sequence[Tensor], relaxation: float) -> list[Tensor]:
         """The images ``C_j x`` of the minimiser, given the ``r_j / 2``."""
+        spectrum = self._solve(self._force(reflected))
+        if self.data is not None:
+            self.data.advance(self.layout.blocked(self._x), spectrum, relaxation)
+        return self._apply()
+
+    def _force(self, reflected: Sequence[Tensor]) -> Tensor:
+        """The spectrum of ``sum_j rho_j C_j^H r_j``, given the ``r_j / 2``."""
         spectrum: Tensor | None = None
         plain: Tensor | None = None
         for image, value, r in zip(self.images, self.rho, reflected, strict=True):
@@ -158,15 +178,23 @@ class ExtendedGrid:
             else:
                 back = image.adjoint(r).mul_(2 * over_items(value, len(self.grid_sizes) + 1))
                 plain = back if plain is None else plain.add_(back)
+        force: Tensor | None = None
+        if self.data is not None:
+            plain = torch.zeros_like(self._x) if plain is None else plain
+            force = self.data.force(self.layout.blocked(plain))
         if plain is not None:
             part = self.grid.transform(self.layout.blocked(plain))
             spectrum = part if spectrum is None else spectrum.add_(part)
         assert spectrum is not None
+        return spectrum if force is None else spectrum.add_(force)
+
+    def _solve(self, force: Tensor) -> Tensor:
+        """The spectrum of the minimiser, of that of the force, which is overwritten."""
         if self._spectrum is not None:
-            spectrum = spectrum.addcmul_(self._spectrum, self._mu)
-        self._spectrum = self._inverse(spectrum)
+            force = force.addcmul_(self._spectrum, self._mu)
+        self._spectrum = self._inverse(force)
         self._x = self.grid.inverse(self._spectrum).reshape(self._x.shape)
-        return self._apply()
+        return self._spectrum
 
     def _apply(self) -> list[Tensor]:
         assert self._spectrum is not None
@@ -176,12 +204,21 @@ class ExtendedGrid:
         """The images of a first x: the one given, or the answer to quadratic terms with penalties ``rho``."""
         if x is not None:
             self._x = self._extended(x, self.A.in_shape)
-            self._spectrum = self.grid.transform(self.layout.blocked(self._x))
-            return self._apply()
-        data = self._extended(y, self.A.out_shape)
-        self.set_penalties(rho)
-        shapes = [image.shape for image in self.images[1:]]
-        return self.step([data / 2, *(data.new_zeros(*self.batch, *shape) for shape in shapes)])
+            self._spectrum = spectrum = self.grid.transform(self.layout.blocked(self._x))
+        else:
+            self.set_penalties(rho)
+            data = self._extended(y, self.A.out_shape)
+            if self.data is None:
+                shapes = [image.shape for image in self.images[1:]]
+                force = self._force([data / 2, *(data.new_zeros(*self.batch, *shape) for shape in shapes)])
+            else:
+                force = self.data.back(self.grid.transform(self.layout.blocked(data))).mul_(self.data.rho)
+            spectrum = self._solve(force)
+        if self.data is not None:
+            known = y.new_zeros(*self.batch, self.A.out_shape[0], *self.grid_sizes)
+            self.layout.window(known, self.A.spatial_out).copy_(y)
+            self.data.begin(self.layout.blocked(self._x), spectrum, self.layout.blocked(known))
+        return self._apply()
 
     @property
     def x(self) -> Tensor:

@@ -38,7 +38,6 @@ __all__ = ["Image", "QuadraticStep", "admm"]
 
 # After these iterations the penalties are balanced; later they stay, so that the iteration converges.
 _BALANCE_AT = (10, 20, 40, 80, 160, 320)
-_BALANCE_RATIO = 3.0
 _BALANCE_RANGE = 100.0
 # A primal residual this much smaller than the dual one was the best balance on images.
 _PRIMAL_WEIGHT = 4.0
@@ -77,7 +76,7 @@ class QuadraticStep(Protocol):
         """Prepare for other penalties, one per term and batch item."""
         ...
 
-    def step(self, reflected: Sequence[Tensor]) -> list[Tensor]:
+    def step(self, reflected: Sequence[Tensor], relaxation: float) -> list[Tensor]:
         """The images of the minimiser for ``2 z - s``, given half of that, which may be overwritten."""
         ...
 
@@ -139,7 +138,7 @@ def admm(
     for k in range(1, max_iter + 1):
         for j in range(count):
             torch.sub(z[j], s[j], alpha=0.5, out=reflected[j])
-        images = step.step(reflected)
+        images = step.step(reflected, relaxation)
         for j in range(count):
             s[j].add_(images[j], alpha=relaxation).sub_(z[j], alpha=relaxation)
         z, old = old, z
@@ -213,9 +212,8 @@ def _balance(
     for j, term in enumerate(terms):
         if term.balanced:
             ratio = (_PRIMAL_WEIGHT * primal[j] / dual[j].clamp_min(1e-30)).clamp(1e-2, 1e2)
-            far = active & ((ratio > _BALANCE_RATIO) | (ratio < 1 / _BALANCE_RATIO))
             bounded = (rho[j] * ratio.sqrt()).clamp(first[j] / _BALANCE_RANGE, first[j] * _BALANCE_RANGE) / rho[j]
-            change = torch.where(far, bounded, 1.0)
+            change = torch.where(active, bounded, 1.0)
             common = rho[j] * change / first[j]
             if not one_penalty:  # bounds and held cells need no less than they began with
                 common = common.clamp_min(1)

@@ -50,7 +50,7 @@ class NormalStep:
         self.A, self.terms, self.x = A, list(terms), x
         self.one_penalty = A is not None
         self.operators = [term.operator for term in terms]
-        self.images = [_Whole() for _ in terms]
+        self.images = [_OperatorImage() for _ in terms]
         self.h = None if A is None or y is None else A.adjoint(y)
         self.start: Tensor | None = None
         self.plan: StackedPlan | None = None
@@ -82,7 +82,7 @@ class NormalStep:
             return
         self.tolerance = torch.finfo(self.plan.A.dtype).eps ** 0.5
 
-    def step(self, reflected: Sequence[Tensor]) -> list[Tensor]:
+    def step(self, reflected: Sequence[Tensor], relaxation: float) -> list[Tensor]:
         """The images of the minimiser, given half of the reflected images."""
         space = ItemSpace(self.operators[0].in_shape, self.x.dtype, self.x.device)
         g = torch.zeros_like(self.x) if self.h is None else self.h
@@ -95,8 +95,8 @@ class NormalStep:
         if self.plan is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                rest = g - self.normal.apply(self.x)
-                return self.x + cg(self.normal, rest, M=self.preconditioner, rtol=_REDUCTION, max_iter=50).x
+                gradient = g - self.normal.apply(self.x)
+                return self.x + cg(self.normal, gradient, M=self.preconditioner, rtol=_REDUCTION, max_iter=50).x
         square = self.plan.unit.double() ** 2
         g = g / over_items(square, len(self.stack.in_shape)).to(g.dtype)
         inverse = self.plan.inverse  # whose factors may be more precise than the data
@@ -114,7 +114,7 @@ class NormalStep:
         return over_items(spread, len(self.stack.in_shape) - 1)
 
 
-class _Whole:
+class _OperatorImage:
     """An image that is the operator's own."""
 
     def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:

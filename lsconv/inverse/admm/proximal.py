@@ -43,6 +43,7 @@ class Term:
         entries: how many magnitudes an item has.
         weight: what they are multiplied by, per batch item.
         stiffness: how much the dual variable changes with ``K x``, per batch item; None: as much.
+        quadratic: whether the term is ``1/2 ||K x - y||^2``.
     """
 
     operator: LinearOperator
@@ -55,6 +56,7 @@ class Term:
     entries: int = 1
     weight: Tensor | None = None
     stiffness: Tensor | None = None
+    quadratic: bool = False
 
 
 def gaussian_term(A: LinearOperator, y: Tensor, scale: Tensor | None = None, at_least: Tensor | None = None) -> Term:
@@ -89,6 +91,7 @@ def gaussian_term(A: LinearOperator, y: Tensor, scale: Tensor | None = None, at_
         value=lambda v: 0.5 * space.norm(residual(v)) ** 2,
         dual=lambda p, v: scaled(residual(v)),
         gap=lambda v, p: torch.zeros(v.shape[: v.ndim - len(A.out_shape)], dtype=torch.float64, device=v.device),
+        quadratic=scale is None,
     )
 
 
@@ -173,9 +176,9 @@ def sparsity_term(L: LinearOperator, weight: Tensor, groups: tuple[int, ...] = (
             return v.abs()
         # torch reduces over a few leading entries slowly: they are added up
         parts = (v.real, v.imag) if v.is_complex() else (v,)
-        first, *rest = [entry for part in parts for entry in part.unbind(dims[0])]
+        first, *others = [entry for part in parts for entry in part.unbind(dims[0])]
         size = first.square()
-        for entry in rest:
+        for entry in others:
             size.addcmul_(entry, entry)
         size = size.unsqueeze(dims[0])
         return (size.sum(dims[1:], keepdim=True) if dims[1:] else size).sqrt_()

@@ -94,9 +94,9 @@ class SparseProblem:
         try:
             if not (extended and isinstance(A, Convolution)):
                 raise MethodError(f"{A!r} is no convolution")
-            self.step = ExtendedGrid(A, split, self.batch)
+            self.step = ExtendedGrid(A, split, self.batch, _DATA_PENALTY["gaussian"])
             self.images = self.step.begin(x0, y, [self._first(term) for term in self.step.terms])
-            self.skipped = 0
+            self.skipped = int(self.step.data is not None)
         except MethodError:
             x = torch.zeros(*self.batch, *A.in_shape, dtype=A.dtype, device=A.device) if x0 is None else x0.clone()
             if x0 is None:
@@ -105,7 +105,7 @@ class SparseProblem:
             self.skipped = int(gaussian and scale is None)
             self.step = NormalStep(A if self.skipped else None, y, split[self.skipped :], x)
             self.images = self.step.begin()
-            self.box = None if self.box is None else self.box - self.skipped
+        self.box = None if self.box is None else self.box - self.skipped
 
     def _level(self) -> Tensor:
         """``(*batch, *in_shape)``: per item the constant that explains most of y."""
@@ -148,8 +148,8 @@ class SparseProblem:
                 K = term.operator
                 image_norm = ItemSpace(K.out_shape, K.dtype, K.device).norm(view.item(image))
                 # what is flat up to rounding has no size
-                whole = self.step.x if self.level is None else self.step.x + self.level
-                noise = 1e-4 * self.norms[self.terms.index(term)] * inputs.norm(whole)
+                recovered = self.step.x if self.level is None else self.step.x + self.level
+                noise = 1e-4 * self.norms[self.terms.index(term)] * inputs.norm(recovered)
                 size = torch.where(image_norm > noise, image_norm, torch.nan) / math.sqrt(term.entries)
                 usual = data * square / self.norms[self.terms.index(term)] ** 2
                 value = term.weight / size  # so that the first threshold is the root mean square
@@ -179,7 +179,7 @@ class SparseProblem:
         done = max_iter // 2
         other = self._again(x0=first.x)
         second = other.run(rtol, max_iter - done, callback and (lambda k, x: callback(k + done, x)))
-        duals = [torch.zeros_like(self.y)] * other.skipped + second.duals
+        duals = [torch.zeros_like(self.y)] * (other.skipped - self.skipped) + second.duals
         return concatenate(first, replace(second, duals=duals), done)
 
     def _run(

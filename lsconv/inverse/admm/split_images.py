@@ -191,6 +191,8 @@ class Differences(SplitImage):
         self.spacing, self.ndim = gradient.spacing, gradient.ndim
         self.free = gradient.boundary == "neumann"
         self.shape = (gradient.ndim, layout.channels, *layout.grid.sizes)
+        # overwritten by the next image: a new one of this size costs as much as the differences
+        self._image = torch.empty(*layout.batch, *self.shape, dtype=layout.dtype, device=layout.device)
 
     def normal(self) -> Tensor:
         """``C^H C`` per frequency."""
@@ -205,7 +207,7 @@ class Differences(SplitImage):
 
     def apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
         """``C x``, of x or of its spectrum."""
-        out = x.new_empty(*self.layout.batch, *self.shape)
+        out = self._image
         for a, h in enumerate(self.spacing):
             axis, part = a - self.ndim, out.select(-self.ndim - 2, a)
             n = x.shape[axis]

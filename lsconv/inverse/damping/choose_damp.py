@@ -28,7 +28,7 @@ from lsconv.inverse.damping.dense_path import DensePath
 from lsconv.inverse.damping.measured import interpolated, zero_rows
 from lsconv.inverse.damping.paths import DampPath, ExactPath, FilterPath
 from lsconv.inverse.damping.rules import RULES, WITH_NOISE, WITH_TRACE, Criterion
-from lsconv.inverse.damping.search import LocalSearch, Search
+from lsconv.inverse.damping.search import PER_DECADE, LocalSearch, Search
 from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.damping.separable_path import SeparablePath
 from lsconv.inverse.damping.stochastic_paths import BorderPath, SolverPath
@@ -58,8 +58,8 @@ __all__ = ["RULES", "Selection", "choose_damp", "null_dimension"]
 # The range searched, in units of the norm of A over that of L. Below it m - tr H, which falls like damp**2, is lost in
 # the rounding of the border's factors, which grows like eps / damp**2.
 _RANGE = (1e-5, 10.0)
-# Points per decade of the first scan; the curvature of the L-curve, whose corners are sharp, costs no trace.
-_PER_DECADE, _CURVATURE_PER_DECADE = 2, 5
+# Points per decade of the curvature of the L-curve, whose corners are sharp; it costs no trace.
+_CURVATURE_PER_DECADE = 5
 
 
 @torch.no_grad()
@@ -166,7 +166,7 @@ def choose_damp(
         rule,
         chosen.to(real_dtype(A.dtype)),
         t.exp(),
-        _in_own_units(criterion, criterion(evaluations, t, path.count)[0], unit, path.count),
+        _in_data_units(criterion, criterion(evaluations, t, path.count)[0], unit, path.count),
         evaluations.trace_error,
         seen,
         _message(rule, path, coarse, search, norm, low, high),
@@ -201,7 +201,7 @@ def _range(search: Search) -> tuple[Tensor, Tensor]:
 def _scanned(path: DampPath, criterion: Criterion, *, exact: bool) -> Search:
     """Scan the whole range, and refine around the best point."""
     search = Search(path, criterion, needs_trace=criterion.rule in WITH_TRACE, slope=criterion.rule == "lcurve")
-    density = _CURVATURE_PER_DECADE if criterion.rule == "lcurve" else _PER_DECADE
+    density = _CURVATURE_PER_DECADE if criterion.rule == "lcurve" else PER_DECADE
     search.scan(*_range(search), points=1 + round(math.log10(_RANGE[1] / _RANGE[0]) * density))
     search.refine(6 if exact else 2)
     return search
@@ -217,7 +217,7 @@ def _confirmed(path: DampPath, criterion: Criterion, around: Search) -> Search:
     return search
 
 
-def _in_own_units(criterion: Criterion, values: Tensor, unit: Tensor, count: int | Tensor) -> Tensor:
+def _in_data_units(criterion: Criterion, values: Tensor, unit: Tensor, count: int | Tensor) -> Tensor:
     """The criterion looked at, for data in their own units, which were divided by ``unit``."""
     if criterion.rule == "lcurve":
         return -values
@@ -319,15 +319,15 @@ def _paths(
             f'and with L both circular; got {A!r} and L={L!r}; use trace="stochastic"'
         )
     coarse: DampPath | None = None
-    whole = A if isinstance(A, Convolution) else _unmasked(A)
+    unmasked = A if isinstance(A, Convolution) else _unmasked(A)
     weighted = weighted_convolution(A)
     if surrogate and weighted is not None and TaperedPath.serves(weighted[1], L):
         coarse = WeightedTaperedPath(weighted[1], weighted[0], y, L)
-    elif surrogate and whole is not None:
-        if TaperedPath.serves(whole, L):
-            filled = y if whole is A else interpolated(y, A.operators[0].mask)  # type: ignore[attr-defined]
-            coarse = TaperedPath(whole, filled, L, determinant=determinant)
-        elif whole is A:
+    elif surrogate and unmasked is not None:
+        if TaperedPath.serves(unmasked, L):
+            filled = y if unmasked is A else interpolated(y, A.operators[0].mask)  # type: ignore[attr-defined]
+            coarse = TaperedPath(unmasked, filled, L, determinant=determinant)
+        elif unmasked is A:
             small = as_windows(A, y, L)
             coarse = None if small is None else _stochastic(small.A, small.y.flatten(0, 1), small.L)
     if coarse is None:
@@ -345,10 +345,10 @@ def _stochastic(
     local: bool = False,
 ) -> BorderPath | SolverPath:
     scale = _scale(A, L) if scale is None else scale
-    whole = A if isinstance(A, Convolution) else _unmasked(A)
-    if whole is not None and BorderPath.serves(whole, L):
-        missing = None if whole is A else ~A.operators[0].mask  # type: ignore[attr-defined]
-        return BorderPath(whole, y, scale, L, count, local=local, missing=missing)
+    unmasked = A if isinstance(A, Convolution) else _unmasked(A)
+    if unmasked is not None and BorderPath.serves(unmasked, L):
+        missing = None if unmasked is A else ~A.operators[0].mask  # type: ignore[attr-defined]
+        return BorderPath(unmasked, y, scale, L, count, local=local, missing=missing)
     return SolverPath(A, y, L, scale, count, local=local)
 
 
@@ -356,12 +356,12 @@ def _unmasked(A: LinearOperator) -> Convolution | None:
     """The convolution behind one mask for all items and groups, of which few outputs are missing; else None."""
     if not isinstance(A, Product) or len(A.operators) != 2 or not isinstance(A.operators[0], Mask):
         return None
-    whole = A.operators[1]
-    if not isinstance(whole, Convolution) or not Embedding.exists(whole):
+    unmasked = A.operators[1]
+    if not isinstance(unmasked, Convolution) or not Embedding.exists(unmasked):
         return None
     lost = MeasuredRows.of(A)
-    missing = None if lost is None or A.operators[0].batch_shape else lost.missing(whole.groups)
-    return whole if missing is not None and are_scattered(missing, whole.ndim) else None
+    missing = None if lost is None or A.operators[0].batch_shape else lost.missing(unmasked.groups)
+    return unmasked if missing is not None and are_scattered(missing, unmasked.ndim) else None
 
 
 def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:

@@ -24,7 +24,7 @@ class DecomposedPath:
     """A :class:`~lsconv.inverse.damping.paths.DampPath` of sums over the directions of a decomposition.
 
     Attributes:
-        w: the squares of the singular values, ``(*own batch, directions)``.
+        w: the squares of the singular values, ``(*batch, directions)``.
         p: those of the penalty, alike.
         energies: ``|beta|^2``, summed over the data that are seen together, ``(*batch, directions)``.
         outside: ``||y - U beta||^2``, ``batch``.

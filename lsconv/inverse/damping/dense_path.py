@@ -73,7 +73,7 @@ class DensePath(DecomposedPath):
 
     @staticmethod
     def serves(A: LinearOperator, L: LinearOperator | None, unknowns: int) -> bool:
-        """Tell whether decomposing A's matrices, one per own batch item, costs no more than one of so many unknowns."""
+        """Tell whether decomposing A's matrices, one per batch item, costs no more than one of so many unknowns."""
         items, m, n = math.prod(A.batch_shape), A.out_numel, A.in_numel
         rows = m if L is None else max(m, n, L.out_numel // 8)  # the products with L are fast
         smaller = min(m, n) if L is None else n

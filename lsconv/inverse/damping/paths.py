@@ -181,8 +181,8 @@ class FilterPath:
         derivative = torch.full_like(pen, torch.nan)
         if slope:
             derivative = -2 * _inner(r.flatten(2), predicted.on_grid(r).flatten(2)) / mu.flatten() ** 2
-        rest = rss.shape[0]
-        values = [rss, pen, *(v.expand(rest, -1) for v in (freedom, logdet)), derivative]
+        rhs = rss.shape[0]
+        values = [rss, pen, *(v.expand(rhs, -1) for v in (freedom, logdet)), derivative]
         all_data = (self.y.shape[0], *self.batch)
         rss, pen, freedom, logdet, derivative = (embedding.per_item(v, all_data).sum(-1).sum(0) for v in values)
         unknown = torch.full_like(freedom, torch.nan)

@@ -6,6 +6,7 @@ damp that a surrogate chose, with Newton's steps towards the zero of a derivativ
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor
 from lsconv.inverse.damping.paths import TOLERANCE, DampPath, Evaluation
 from lsconv.inverse.damping.rules import Criterion
 
-__all__ = ["LocalSearch", "Search"]
+__all__ = ["PER_DECADE", "LocalSearch", "Search"]
 
 # A scan with a stochastic path, whose small damps are dear, ends so many points after every item has seen its best.
 _PATIENCE = 4
+# Points per decade of a first scan. No step of a local search is longer than those of the scan.
+PER_DECADE = 2
+_LONGEST = math.log(10) / PER_DECADE
 _STEP = 0.3  # of log damp: the first bracket around a damp known roughly
-_LONGEST = 1.1  # the longest step of a local search: a factor of three
 _LOOKS = 8  # the most of a local search
 
 

@@ -90,8 +90,8 @@ class _Probed:
         if math.prod(self.batch) > 1 or len(self.probes) == 1:
             return self._solve(damp, self.y, "data"), self._solve(damp, self.probes, "probes", rough=True)
         many = self.y.shape[0]
-        whole = torch.cat([self.y, self.probes.expand(-1, *self.batch, *self.A.out_shape)])
-        r, penalty = self._solve(damp, whole, "both")
+        right = torch.cat([self.y, self.probes.expand(-1, *self.batch, *self.A.out_shape)])
+        r, penalty = self._solve(damp, right, "both")
         return (r[:many], penalty[:many]), (r[many:], penalty[many:])
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
@@ -169,7 +169,7 @@ class BorderPath(_Probed):
         self.scale, self.L = scale.expand(self.batch), L
         if not self.serves(A, L):
             raise MethodError(f"L: {L!r} and {A!r} are not convolutions on one grid")
-        self.own: Convolution = A
+        self.A: Convolution = A
         self.precise = A.to(dtype=double(A.dtype))
         self.precise_L = None if L is None else L.to(dtype=double(A.dtype))
         self.fine_below = 0.0  # damps up to this need double precision
@@ -190,19 +190,19 @@ class BorderPath(_Probed):
 
     def _factors(self, damp: Tensor) -> tuple[Convolution, LinearOperator | None, NormalInverse]:
         least = float(damp.min())
-        if torch.finfo(self.own.dtype).bits == 32 and least > self.fine_below:
+        if torch.finfo(self.A.dtype).bits == 32 and least > self.fine_below:
             if self.L is None:
                 enough = bool((damp**2 >= 1e-5 * self.scale.square()).all())
-                inverse = self._inverse(self.own, None, damp) if enough else None
+                inverse = self._inverse(self.A, None, damp) if enough else None
             else:
-                inverse = self._inverse(self.own, self.L, damp)
+                inverse = self._inverse(self.A, self.L, damp)
                 # what the definite forms invert; the saddle form's matrices say less
                 largest = frobenius(inverse.inverse.matrices).amax()
                 enough = inverse.form != "saddle" and bool(
                     largest * inverse.scale.amax() * torch.finfo(torch.float32).eps < 2 * TOLERANCE
                 )
             if inverse is not None and enough:
-                return self.own, self.L, inverse
+                return self.A, self.L, inverse
             self.fine_below = least
         return self.precise, self.precise_L, self._inverse(self.precise, self.precise_L, damp)
 
@@ -234,7 +234,7 @@ class BorderPath(_Probed):
             tolerance *= 0.1
         if start is not None and u is not None:
             self.starts[start] = u
-        return (r + unmeasured).to(self.own.dtype), penalty
+        return (r + unmeasured).to(self.A.dtype), penalty
 
     def _is_balanced(self, y: Tensor, r: Tensor, damp: Tensor, penalty: Tensor, bound: float) -> bool:
         """Tell whether ``<Ax, r> = mu ||Lx||^2``, as of the solution, within this part of ``||r||^2``."""

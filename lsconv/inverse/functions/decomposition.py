@@ -79,7 +79,7 @@ def svd(A: Convolution) -> SingularValueDecomposition:
     real_dtype(A.dtype)
     if not isinstance(A, Convolution) or A.batch_shape:
         raise MethodError(f"svd: expected a convolution with one kernel for all batch items, got {A!r}")
-    embedding = _whole_circulant(A)
+    embedding = _uncropped_circulant(A)
     if embedding is not None:
         return _of_circulant(A, embedding)
     parts = separable_svd(A)
@@ -96,14 +96,14 @@ def svd(A: Convolution) -> SingularValueDecomposition:
     )
 
 
-def _whole_circulant(A: Convolution) -> Embedding | None:
+def _uncropped_circulant(A: Convolution) -> Embedding | None:
     """The grid of a block-circulant convolution all of whose cells are inputs."""
     try:
         embedding = block_circulant(A)
     except MethodError:
         return None
-    whole = embedding.in_channels * math.prod(embedding.grid) * embedding.groups == A.in_numel
-    return embedding if whole else None
+    uncropped = embedding.in_channels * math.prod(embedding.grid) * embedding.groups == A.in_numel
+    return embedding if uncropped else None
 
 
 Maps = Sequence[Callable[[Tensor], Tensor]]
@@ -129,8 +129,8 @@ def _of_circulant(A: Convolution, embedding: Embedding) -> SingularValueDecompos
     if S.grid.real:
         U, values, V = _conjugate_pairs(S, U, values, V)
         half = values.shape[-2]
-        rest = _opposite(values, len(S.grid.sizes) - 1)[..., 1 : S.grid.sizes[-1] - half + 1, :].flip(-2)
-        values = torch.cat([values, rest], -2)
+        mirrored = _opposite(values, len(S.grid.sizes) - 1)[..., 1 : S.grid.sizes[-1] - half + 1, :].flip(-2)
+        values = torch.cat([values, mirrored], -2)
     shape = (embedding.groups * values.shape[-1], *S.grid.sizes)
     dims = S.grid.dims
 
@@ -171,16 +171,16 @@ def _conjugate_pairs(S: FrequencyMatrices, U: Tensor, values: Tensor, V: Tensor)
     others = S.grid.sizes[:-1]
     index = torch.arange(math.prod(others), device=U.device).reshape(others)
     opposite = _opposite(index[None, ..., None, None], len(others))[0, ..., 0, 0]
-    first, own = ((each[..., None, None]) for each in (index < opposite, index == opposite))
+    first, self_conjugate = ((each[..., None, None]) for each in (index < opposite, index == opposite))
     U, values, V = U.clone(), values.clone(), V.clone()
     for plane in {0, S.grid.sizes[-1] // 2} if S.grid.sizes[-1] % 2 == 0 else {0}:
         at: Any = (slice(None), *(slice(None) for _ in others), plane)
         real_U, real_values, real_Vh = torch.linalg.svd(S.matrices[at].real, full_matrices=False)
-        for whole, real in ((U, real_U), (V, real_Vh.mT)):
-            mirrored = _opposite(whole[at].unsqueeze(-3), len(others)).squeeze(-3).conj()
-            whole[at] = torch.where(own, real.to(whole.dtype), torch.where(first, whole[at], mirrored))
+        for vectors, real in ((U, real_U), (V, real_Vh.mT)):
+            mirrored = _opposite(vectors[at].unsqueeze(-3), len(others)).squeeze(-3).conj()
+            vectors[at] = torch.where(self_conjugate, real.to(vectors.dtype), torch.where(first, vectors[at], mirrored))
         mirrored = _opposite(values[at].unsqueeze(-2), len(others)).squeeze(-2)
-        values[at] = torch.where(own[..., 0], real_values, torch.where(first[..., 0], values[at], mirrored))
+        values[at] = torch.where(self_conjugate[..., 0], real_values, torch.where(first[..., 0], values[at], mirrored))
     return U, values, V
 
 

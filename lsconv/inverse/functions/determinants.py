@@ -307,9 +307,9 @@ def _exact_logdet(problem: _Problem) -> Tensor:
     A = problem.A
     if isinstance(A, Adjoint) and problem.L is None:  # A^H A and A A^H share all eigenvalues but mu
         return _exact_logdet(replace(problem, A=A.operator)) + (A.in_numel - A.out_numel) * _shift(problem).log()
-    whole = _truncated(problem)
-    if whole is not None:
-        return whole.logdet(_shift(problem))
+    truncated = _truncated(problem)
+    if truncated is not None:
+        return truncated.logdet(_shift(problem))
     R, idle = _triangular(problem)
     return 2 * R.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1) + idle * problem.damp.square().log()
 
@@ -318,9 +318,9 @@ def _exact_trace(problem: _Problem) -> Tensor:
     A = problem.A
     if isinstance(A, Adjoint) and problem.L is None:
         return _exact_trace(replace(problem, A=A.operator)) + (A.in_numel - A.out_numel) / _shift(problem)
-    whole = _truncated(problem)
-    if whole is not None:  # the derivative of the log-determinant by a shift
-        found: Tensor = torch.func.grad(lambda shift: whole.logdet(shift).sum())(_shift(problem))
+    truncated = _truncated(problem)
+    if truncated is not None:  # the derivative of the log-determinant by a shift
+        found: Tensor = torch.func.grad(lambda shift: truncated.logdet(shift).sum())(_shift(problem))
         return found
     R, idle = _triangular(problem)
     inverse = torch.linalg.solve_triangular(R, torch.eye(R.shape[-1], dtype=R.dtype, device=R.device), upper=True)
@@ -348,14 +348,14 @@ def _followed(problem: _Problem) -> bool:
 
 
 def _stochastic_logdet(problem: _Problem, probes: Probes) -> Estimate:
-    whole = _truncated(problem, max_unknowns=None)
-    if whole is None:
+    truncated = _truncated(problem, max_unknowns=None)
+    if truncated is None:
         return _of_normal(problem, probes, log_determinant, lambda mu, idle: idle * mu.log())
-    value, inverse = whole.parts(_shift(problem))
+    value, inverse = truncated.parts(_shift(problem))
     error = torch.zeros_like(value)
-    if whole.minor is not None:
-        cells = whole.minor.mask.flatten().nonzero().flatten().to(value.device)
-        shape = tuple(whole.minor.mask.shape)
+    if truncated.minor is not None:
+        cells = truncated.minor.mask.flatten().nonzero().flatten().to(value.device)
+        shape = tuple(truncated.minor.mask.shape)
 
         def apply(z: Tensor) -> Tensor:
             on_grid = z.new_zeros(*z.shape[:-1], math.prod(shape)).index_copy(-1, cells, z)
@@ -364,7 +364,7 @@ def _stochastic_logdet(problem: _Problem, probes: Probes) -> Estimate:
         start = probes.draw((len(value), len(cells)), problem.A.parameters()[0])
         found = log_determinant(apply, start, 1, derivatives=_followed(problem))
         value, error = value + found.value, found.standard_error
-    batch = (*whole.embedding.batch_shape, -1)
+    batch = (*truncated.embedding.batch_shape, -1)
     return Estimate(value.reshape(batch).sum(-1), error.reshape(batch).square().sum(-1).sqrt())
 
 

@@ -92,8 +92,8 @@ def leading_vector(
         lanczos.advance(min(10, max_iter - lanczos.steps))
         values, vectors = torch.linalg.eigh(lanczos.tridiagonal())
         # what follows an invariant subspace is a block without weight on the start, and no part of A^H A
-        own = vectors[..., 0, :].abs() > torch.finfo(values.dtype).eps
-        best = torch.where(own, values, 0).argmax(-1, keepdim=True)
+        real = vectors[..., 0, :].abs() > torch.finfo(values.dtype).eps
+        best = torch.where(real, values, 0).argmax(-1, keepdim=True)
         largest = values.gather(-1, best)[..., 0]
         top = vectors.gather(-1, best[..., None, :].expand(*vectors.shape[:-1], 1))[..., 0]
         # ||A^H A v - sigma^2 v|| is sigma times the residual of the triplet

@@ -51,8 +51,8 @@ def square_slogdet(A: Convolution) -> tuple[Tensor, Tensor] | None:
         )
     inverse = FrequencyMatrices(S.grid, torch.linalg.inv(S.matrices))
     sign, logabs = _of_symbol(S)
-    more, rest = minor.slogdet(inverse.kernel())
-    return _signed(sign * more, logabs + rest, A, embedding)
+    more, minor_logabs = minor.slogdet(inverse.kernel())
+    return _signed(sign * more, logabs + minor_logabs, A, embedding)
 
 
 def _condition(S: FrequencyMatrices) -> float:

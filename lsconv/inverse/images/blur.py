@@ -42,7 +42,7 @@ def blur_operator(
     .. math:: y[i] = \sum_j \mathrm{psf}[j]\, x[i - j + c]
 
     a true convolution, c being the PSF's centre, its pixel ``size // 2`` on every axis unless ``origin`` says another;
-    channels are blurred apart.
+    channels are blurred separately.
 
     Args:
         psf: ``(*size)``, or with ``ndim`` given ``(*batch, 1 or channels, *size)``; its scale is the operator's.

@@ -115,8 +115,8 @@ def deconvolve(
 
     Args:
         image: a tensor or array of any number type, ``(*batch, *size)``, or with ``channels`` set
-            ``(*batch, C, *size)`` or ``(*batch, *size, C)``. Every batch item is restored apart, the channels of an
-            item together.
+            ``(*batch, C, *size)`` or ``(*batch, *size, C)``. Every batch item is restored separately, the channels of
+            an item together.
         psf: the point spread function, ``(*size)``, as many axes as the image has spatial ones. With ``ndim`` given
             it may have more in front: ``(*batch, *size)``, or ``(*batch, 1 or C, *size)`` where there are channels.
         boundary: "unknown" (the image shows a part of a larger scene), "zero", "periodic" or "reflect".
@@ -257,9 +257,9 @@ def _check_choices(damp: Any, prior: Any, weight: Any, noise: str, options: dict
     taker = "a denoiser" if callable(prior) else variation
     unknown = sorted(set(options) - set(_OPTIONS[taker]))
     if unknown:
-        own = list(inspect.signature(deconvolve).parameters)[2:-1]
+        known = list(inspect.signature(deconvolve).parameters)[2:-1]
         raise ArgumentTypeError(
-            f"{', '.join(unknown)}: {taker} takes no such option; deconvolve has {', '.join(own)}; for {taker} also "
+            f"{', '.join(unknown)}: {taker} takes no such option; deconvolve has {', '.join(known)}; for {taker} also "
             f"{', '.join(_OPTIONS[taker])}"
         )
 
@@ -314,8 +314,8 @@ class _Restoration:
         rows = None if certain.rows is None else certain.rows.expand(certain.y.shape)[cells]
         inside = replace(self, A=B, measured=replace(certain, y=certain.y[cells], rows=rows))
         mean = level_for_mean(B, self.measured.mean(tuple(range(-B.ndim, 0))))
-        own = {"L": None if L is None else inside.gradient(), "x_prior": mean, "noise_std": solve.pop("noise_std")}
-        selection = choose_damp(*inside.measured.weighted(B), self.damp, **own)
+        options = {"L": None if L is None else inside.gradient(), "x_prior": mean, "noise_std": solve.pop("noise_std")}
+        selection = choose_damp(*inside.measured.weighted(B), self.damp, **options)
         solve["damp"] = selection.damp
         found = image_tikhonov(A, y, L, self.middle, self.bounds, solve, self.measured.at_least)
         return replace(found, selection=selection)

@@ -49,10 +49,10 @@ def image_tikhonov(
         return replace(found, selection=selection)
     shared = SharedGroups.of(A)
     if shared is not None:
-        apart = None if L is None else Gradient(shared.A.in_shape, ndim=ndim, boundary=L.boundary, dtype=A.dtype,
+        gradient = None if L is None else Gradient(shared.A.in_shape, ndim=ndim, boundary=L.boundary, dtype=A.dtype,
                                                 device=A.device)  # fmt: skip
         rows = None if at_least is None else shared.split(at_least)
-        found = image_tikhonov(shared.A, shared.split(y), apart, shared.split(middle), bounds, solve, rows)
+        found = image_tikhonov(shared.A, shared.split(y), gradient, shared.split(middle), bounds, solve, rows)
         return together(replace(found, x=shared.join(found.x)))
     if bounds is not None or at_least is not None:
         prior = middle.expand(*middle.shape[: -ndim - 1], *A.in_shape)

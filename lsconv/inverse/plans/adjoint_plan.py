@@ -11,6 +11,7 @@ from lsconv.errors import ConvergenceWarning
 from lsconv.factored.direct_plan import in_double
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
+from lsconv.krylov.loop.evidence import RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import LastResort, Plan
@@ -53,7 +54,7 @@ class AdjointPlan(Plan):
             self.tolerances(rtol, atol),
             self.damp,
             self.A.dtype,
-            rcond=default_rcond(self.A.dtype),
+            rank=RankThreshold(default_rcond(self.A.dtype)),
         )
         return judge.solution(x.to(precise.dtype), y.to(precise.dtype))
 
@@ -70,7 +71,7 @@ class AdjointPlan(Plan):
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
-        return normal_by_apply(self.A, self.damp, lambda y, own: self.apply(y, rtol=own), g, rtol=rtol)
+        return normal_by_apply(self.A, self.damp, lambda y, tolerance: self.apply(y, rtol=tolerance), g, rtol=rtol)
 
     def reasons(self) -> list[str]:
         """The reasons of this plan, and of the one inside it."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lsconv.factored.singular_values import SingularValuePlan
+from lsconv.krylov.loop.evidence import NormBounds
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import LastResort, PenalisedPlan
@@ -49,7 +50,7 @@ class DenseStack(PenalisedPlan):
         """The certified solution for ``y``; see :func:`tikhonov`."""
         problem = self.problem
         found = self.plan.solve(problem.data(y, x_prior), rtol=rtol)
-        judge = problem.judge(self.tolerances(rtol, atol), self.A.dtype, norm_bound=self.plan.norm)
+        judge = problem.judge(self.tolerances(rtol, atol), self.A.dtype, norm=NormBounds(upper=self.plan.norm))
         return problem.solution(judge, found.x, y, x_prior=x_prior, iterations=found.iterations, otherwise=found.codes)
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:

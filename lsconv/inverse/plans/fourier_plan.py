@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
+from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.plan import Plan
@@ -53,9 +54,8 @@ class FourierPlan(Plan):
             plan.damp,
             A.dtype,
             rounding=torch.finfo(plan.dtype).eps,
-            operator_norm=plan.norm,
-            rcond=plan.rcond,
-            truncated=True,
+            norm=NormBounds(plan.norm),
+            rank=RankThreshold(plan.rcond, truncated=True),
         )
         solution = judge.solution(x.to(self.precise.dtype), y.to(self.precise.dtype))
         if plan.rank is None:

@@ -32,7 +32,7 @@ def krylov_plan(
     if method in LEAST_SQUARES:
         return KrylovPlan(A, damp, method, _preconditioner(A, damp, preconditioner, method))
     _check_suits(A, damp, method)
-    return KrylovPlan(A, damp, method, _own_preconditioner(A, method, preconditioner))
+    return KrylovPlan(A, damp, method, _square_preconditioner(A, method, preconditioner))
 
 
 def _check_suits(A: LinearOperator, damp: Tensor | float, method: str) -> None:
@@ -63,7 +63,7 @@ def _is_hermitian(A: LinearOperator) -> bool:
     return bool(torch.dist(image, mirrored) <= tolerance * torch.linalg.vector_norm(image))
 
 
-def _own_preconditioner(
+def _square_preconditioner(
     A: LinearOperator, method: str, preconditioner: LinearOperator | str | None
 ) -> tuple[LinearOperator | None, None]:
     """The M of a square method: the one given, or none."""

@@ -21,6 +21,7 @@ from lsconv.krylov.craig import craig
 from lsconv.krylov.gmres import gmres
 from lsconv.krylov.gradients.backward_solves import gram_by_cg, normal_by_apply
 from lsconv.krylov.hybrid import hybrid
+from lsconv.krylov.loop.evidence import NormBounds
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import default_rtol
@@ -179,7 +180,7 @@ class KrylovStack(PenalisedPlan):
             found = lsmr(self.stack, data, N=self.preconditioner, rtol=rtol, atol=atol, max_iter=max_iter, x0=start)
         norm = None if found.history is None else found.history.largest_norm
         solution = self.problem.solution(
-            self.problem.judge(self.tolerances(rtol, atol), self.A.dtype, operator_norm=norm),
+            self.problem.judge(self.tolerances(rtol, atol), self.A.dtype, norm=NormBounds(norm)),
             found.x,
             y,
             x_prior=x_prior,

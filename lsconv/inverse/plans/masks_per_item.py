@@ -39,9 +39,9 @@ class MasksPerItemPlan(MissingPlan):
         super().__init__(A, rows, None, damp, L)
         if self.damp.ndim > 0 or rows.core.batch_shape:
             raise MethodError("A: a border for each mask serves one damp and one kernel")
-        own = rows.scale.shape[: rows.scale.ndim - len(rows.core.out_shape)]
-        scales, groups = rows.weights.sqrt().reshape(math.prod(own), -1).unique(dim=0, return_inverse=True)
-        self.groups, self.scales = groups.reshape(own), scales.reshape(-1, *rows.core.out_shape)
+        mask_batch = rows.scale.shape[: rows.scale.ndim - len(rows.core.out_shape)]
+        scales, groups = rows.weights.sqrt().reshape(math.prod(mask_batch), -1).unique(dim=0, return_inverse=True)
+        self.groups, self.scales = groups.reshape(mask_batch), scales.reshape(-1, *rows.core.out_shape)
         self.plans = []
         for scale in self.scales.to(rows.core.dtype):
             R = Diagonal(scale)
@@ -70,17 +70,17 @@ class MasksPerItemPlan(MissingPlan):
         """
         batch = broadcast_shapes(given.shape[: given.ndim - len(item)], self.groups.shape)
         first = len(batch) - self.groups.ndim
-        own = self.groups.expand(batch[first:]).flatten()
-        given = given.expand(*batch, *item).reshape(*batch[:first], len(own), *item)
+        groups = self.groups.expand(batch[first:]).flatten()
+        given = given.expand(*batch, *item).reshape(*batch[:first], len(groups), *item)
         found: list[Tensor] = []
         for number, plan in enumerate(self.plans):
-            places = (own == number).nonzero()[:, 0]
+            places = (groups == number).nonzero()[:, 0]
             parts = solve(plan, given.index_select(first, places))
             if not found:
-                found = [part.new_empty(*batch[:first], len(own), *part.shape[first + 1 :]) for part in parts]
-            for whole, part in zip(found, parts, strict=True):
-                whole.index_copy_(first, places, part)
-        return [whole.reshape(*batch, *whole.shape[first + 1 :]) for whole in found]
+                found = [part.new_empty(*batch[:first], len(groups), *part.shape[first + 1 :]) for part in parts]
+            for result, part in zip(found, parts, strict=True):
+                result.index_copy_(first, places, part)
+        return [result.reshape(*batch, *result.shape[first + 1 :]) for result in found]
 
     def __repr__(self) -> str:
         return f"MasksPerItemPlan({len(self.plans)} masks, the first by {self.plans[0]!r})"

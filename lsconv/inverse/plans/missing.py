@@ -29,6 +29,7 @@ from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
+from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
@@ -126,13 +127,13 @@ class MissingPlan(PenalisedPlan):
             max_iter: limit on the iterations on the missing outputs.
         """
         tolerances = self.tolerances(rtol, atol)
-        rest = self.problem.data_beside_prior(y, x_prior)
-        x, iterations, strays = self._filled(rest, tolerances, max_iter)
+        data = self.problem.data_beside_prior(y, x_prior)
+        x, iterations, strays = self._filled(data, tolerances, max_iter)
         judge = self.problem.judge(
             tolerances,
             self.A.dtype,
-            norm_bound=self._norm_bound,
-            null_share=torch.where(strays, tolerances.null_share, torch.inf),
+            norm=NormBounds(upper=self._norm_bound),
+            null_space=NullSpaceBound(torch.where(strays, tolerances.null_share, torch.inf)),
         )
         return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 
@@ -233,9 +234,9 @@ class MissingPlan(PenalisedPlan):
             return v.flatten(-item)[..., places]
 
         def placed(v: Tensor) -> Tensor:
-            whole = v.new_zeros(*v.shape[:-1], self.core.out_numel)
-            whole[..., places] = v
-            return whole.unflatten(-1, self.core.out_shape)
+            full = v.new_zeros(*v.shape[:-1], self.core.out_numel)
+            full[..., places] = v
+            return full.unflatten(-1, self.core.out_shape)
 
         missing = gathered(self.missing)
         r, z = gathered(b), gathered(self.blocks(b))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
+from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound
 from lsconv.krylov.loop.flexible_direction import FlexibleDirection
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
@@ -38,14 +39,14 @@ class NormalIteration(PenalisedPlan):
     Attributes:
         inverse: the preconditioner, which takes a remainder and a relative tolerance; what it returns begins with the
             preconditioned remainder.
-        own_batch: the batch dimensions of the preconditioner.
+        factor_batch: the batch dimensions of the preconditioner.
         wide: A has fewer outputs than inputs, or as good as that, so that x may lie in its null space.
     """
 
     iterates = True
     fallback = LastResort.LSMR
     inverse: Callable[[Tensor, float], tuple[Any, ...]]
-    own_batch: tuple[int, ...] = ()
+    factor_batch: tuple[int, ...] = ()
     wide: bool = True
 
     def __init__(self, A: LinearOperator, damp: Tensor | float, L: LinearOperator | None = None) -> None:
@@ -84,9 +85,8 @@ class NormalIteration(PenalisedPlan):
         judge = self.problem.judge(
             tolerances,
             self.A.dtype,
-            operator_norm=norm,
-            null_share=share,
-            sees_null_space=lambda: self._null_suspects(x, data, share),
+            norm=NormBounds(norm),
+            null_space=NullSpaceBound(share, exists=lambda: self._null_suspects(x, data, share)),
         )
         return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 
@@ -167,8 +167,8 @@ class NormalIteration(PenalisedPlan):
         return x * self.space.spread(unit)
 
     def _batch(self, tensor: Tensor, item: tuple[int, ...]) -> torch.Size:
-        own = tensor.shape[: tensor.ndim - len(item)]
-        return broadcast_shapes(own, self.damp.shape, self.A.batch_shape, self.own_batch)
+        batch = tensor.shape[: tensor.ndim - len(item)]
+        return broadcast_shapes(batch, self.damp.shape, self.A.batch_shape, self.factor_batch)
 
     def _iterate(
         self,

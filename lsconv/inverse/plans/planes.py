@@ -12,16 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lsconv.border.plan import BorderPlan
+from lsconv.errors import MethodError, PlanMemoryError
+from lsconv.factored.axis_channels import AxisAsChannels
 from lsconv.fourier.embedding import Embedding
+from lsconv.inverse.plans.reduced_plan import ReducedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import good_fft_length
 from lsconv.operators.memory import allowed_bytes
 
-__all__ = ["Planes", "is_one_sided"]
+__all__ = ["Planes", "is_one_sided", "planes_plan"]
 
-# Complex numbers that a frequency takes, in squares of the planes: the symbol, two inverses, the border and its kernel.
-_SQUARES = 6
 # Operations of LSMR in the time of a byte of that, and of the inverses per frequency, in cubes of the planes
 # (benchmarks/routes.py shows both sides of the choice).
 _BYTE_WORK, _CUBE_WORK = 25, 130
@@ -43,24 +45,43 @@ class Planes:
 
     @classmethod
     def of(cls, A: LinearOperator, damp: Tensor | float, memory_limit: int | None = None) -> Planes | None:
-        """The planes that cost least; None for what is no volume, and where they would not fit.
+        """The planes that cost least; None for what is no volume of one channel a group, and where they do not fit.
 
-        Along the other axes only outputs or only inputs are cropped: the border is definite then, and its factors pay.
+        Without damping only outputs or only inputs may be cropped along the other axes, so that the border is definite.
         """
         if not (isinstance(A, Convolution) and A.ndim == 3 and A.c_in == A.c_out == A.groups and Embedding.exists(A)):
             return None
-        blocks = A.groups * math.prod(torch.broadcast_shapes(A.batch_shape, torch.as_tensor(damp).shape))
-        found = []
+        damping = torch.as_tensor(damp)
+        blocks = A.groups * math.prod(torch.broadcast_shapes(A.batch_shape, damping.shape))
+        damped, found = bool((damping > 0).all()), []
         for axis in range(A.ndim):
             others = [a for a in range(A.ndim) if a != axis]
-            if is_one_sided(A, others):
-                grid = [good_fft_length(max(A.spatial_in[a], A.spatial_out[a])) for a in others]
-                frequencies = blocks * math.prod(grid) // (1 if A.is_complex else 2)
-                most, least = (pick(A.spatial_in[axis], A.spatial_out[axis]) for pick in (max, min))
-                taken = _SQUARES * frequencies * most**2 * A.dtype.to_complex().itemsize
-                found.append(cls(axis, taken, _BYTE_WORK * taken + _CUBE_WORK * frequencies * least**3))
+            one_sided = is_one_sided(A, others)
+            if any(A.stride[a] > 1 for a in others) or not (damped or one_sided):
+                continue
+            grid = [good_fft_length(max(A.spatial_in[a], A.spatial_out[a])) for a in others]
+            frequencies = blocks * math.prod(grid) // (1 if A.is_complex else 2)
+            n, m = A.spatial_in[axis], A.spatial_out[axis]
+            least = min(n, m)
+            border = max(n, m) if one_sided else n + m
+            # the symbol, the smaller normal matrix and its inverse, the border and its kernel
+            taken = frequencies * (n * m + 2 * least**2 + 3 * border**2) * A.dtype.to_complex().itemsize
+            inverses = frequencies * (least if one_sided else border) ** 3
+            found.append(cls(axis, taken, _BYTE_WORK * taken + _CUBE_WORK * inverses))
         cheapest = min(found, key=lambda way: way.work, default=None)
         return cheapest if cheapest is not None and cheapest.bytes <= allowed_bytes(memory_limit, A.device) else None
+
+
+def planes_plan(A: LinearOperator, damp: Tensor | float, memory_limit: int | None = None) -> ReducedPlan | None:
+    """The border's plan of the planes of a volume; None where they do not serve."""
+    way = Planes.of(A, damp, memory_limit)
+    if way is None or not isinstance(A, Convolution):
+        return None
+    try:
+        image = AxisAsChannels.of(A, way.axis)
+        return ReducedPlan(image, BorderPlan(image.B, damp, memory_limit=memory_limit), damp)
+    except (MethodError, PlanMemoryError):
+        return None
 
 
 def is_one_sided(A: Convolution, axes: Sequence[int]) -> bool:

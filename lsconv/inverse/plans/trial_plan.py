@@ -17,6 +17,7 @@ from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.inverse.plans.planes import Planes, is_one_sided
 from lsconv.krylov.loop.batch_groups import in_groups
 from lsconv.krylov.loop.batched_scalars import divide
+from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status
@@ -59,7 +60,7 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
     blur, unit_stride = (A.c_in + A.c_out) // A.groups <= 2, all(step == 1 for step in A.stride)
     rtol = direct_rtol(A.dtype)
     volume = Planes.of(A, damp)
-    if blur and unit_stride and not undamped and A.ndim != 2 and (volume is not None or is_one_sided(A, range(A.ndim))):
+    if blur and unit_stride and not undamped and A.ndim != 2 and is_one_sided(A, range(A.ndim)):
         if volume is None:
             factors = dense_cost(_border_cells(A), definite=True)
             work = CostModel(A.groups, math.prod(grid), 1, definite=True).factor_work(factors)
@@ -162,12 +163,12 @@ class TrialPlan(KrylovPlan):
         if A.dtype != precise.dtype:
             narrow = _rounds_little(damp, self._norm, 0.1 * tolerances.eps, tolerances)
             A = self.A if bool(narrow.all()) else precise
-        own: dict[str, Any] = {"max_iter": max_iter}
+        limits: dict[str, Any] = {"max_iter": max_iter}
         if self.most is not None:
             most = 2 * self.most if max_iter is None else min(max_iter, 2 * self.most)
-            own = {"max_iter": most, "callback": _Limit(self.most, tolerances.rtol)}
+            limits = {"max_iter": most, "callback": _Limit(self.most, tolerances.rtol)}
         terms = {**self._terms(self.M, self.N), "damp": damp}
-        found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=tolerances.atol, **terms, **own)
+        found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=tolerances.atol, **terms, **limits)
         ended = torch.where(found.codes == Status.CALLBACK.code, Status.ITERATION_LIMIT.code, found.codes)
         self.spent = max(self.spent or 0, int(found.iterations.max()))
         norm = None if found.history is None else found.history.largest_norm
@@ -184,11 +185,9 @@ class TrialPlan(KrylovPlan):
             found.damp,
             self.dtype,
             rounding=Tolerances.of(A.dtype, tolerances.rtol, 0.0).rounding,
-            operator_norm=norm,
-            length_limit=EXCUSED,
-            null_share=torch.where(little, torch.inf, share),
-            range_eps=rounding,
-            sharpened=lambda: self._norm,
+            norm=NormBounds(norm, sharper=lambda: self._norm),
+            rank=RankThreshold(length_limit=EXCUSED),
+            null_space=NullSpaceBound(torch.where(little, torch.inf, share), rounding),
         )
         judged = judge.solution(
             found.x.to(precise.dtype),

@@ -41,8 +41,7 @@ class VaryingPlan(NormalIteration):
         *,
         refuse_if_slower: bool = False,
     ) -> None:
-        rows = None if isinstance(A, VaryingConvolution) else MeasuredRows.of(A)
-        core = A if rows is None else rows.core
+        rows, core = _behind(A)
         if not isinstance(core, VaryingConvolution):
             raise MethodError(f"A: expected a VaryingConvolution, with weights before it or not, got {A!r}")
         super().__init__(A, damp, L)
@@ -50,8 +49,19 @@ class VaryingPlan(NormalIteration):
         weights = None if rows is None else rows.weights
         penalty = None if L is None else L.to(dtype=core.dtype)
         self.inverse = SchwarzInverse(core, self.damp, penalty, weights, refuse_if_slower=refuse_if_slower)
-        self.own_batch = tuple(self.damp.shape)
+        self.factor_batch = tuple(self.damp.shape)
         self.wide = rows is not None or A.out_numel < A.in_numel
+
+    @staticmethod
+    def serves(A: LinearOperator) -> bool:
+        """Tell whether A is a convolution whose kernel varies, with a mask or weights before it or not."""
+        return isinstance(_behind(A)[1], VaryingConvolution)
 
     def __repr__(self) -> str:
         return f"VaryingPlan({self.A.in_shape} -> {self.A.out_shape}, {self.inverse.describe()})"
+
+
+def _behind(A: LinearOperator) -> tuple[MeasuredRows | None, LinearOperator]:
+    """The mask or weights before an operator, and the operator behind them."""
+    rows = None if isinstance(A, VaryingConvolution) else MeasuredRows.of(A)
+    return rows, A if rows is None else rows.core

@@ -59,8 +59,8 @@ class WeightedPlan(NormalIteration):
         floor = least_shift(core.weight.real.dtype, damped=True)
         terms = common_grid_filters(core, L)
         self.inverse = normal_inverse(Request.of(core, self.damp / mean.sqrt(), terms, floor=floor, side="solution"))
-        self.own_batch = tuple(self.inverse.embedding.batch_shape)
-        self.inverse.factorise_if_cheaper(self.own_batch, 10)
+        self.factor_batch = tuple(self.inverse.embedding.batch_shape)
+        self.inverse.factorise_if_cheaper(self.factor_batch, 10)
 
     def _null_suspects(self, x: Tensor, data: Tensor, share: float) -> Tensor:
         """The items whose x may have a larger part in the null space of A than its share.

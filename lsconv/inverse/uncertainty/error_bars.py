@@ -35,8 +35,8 @@ def error_bars(
     shared = SharedGroups.of(A, L)
     if shared is not None and (L is None or shared.L is not None):
         prior = x_prior.expand(*x_prior.shape[: x_prior.ndim - len(A.in_shape)], *A.in_shape)
-        apart = error_bars(shared.A, shared.split(y), damp, shared.L, shared.split(prior), noise_std, count)
-        return shared.join(apart.expand(shared.groups, *apart.shape[-damp.ndim - len(A.in_shape) :]))
+        bars = error_bars(shared.A, shared.split(y), damp, shared.L, shared.split(prior), noise_std, count)
+        return shared.join(bars.expand(shared.groups, *bars.shape[-damp.ndim - len(A.in_shape) :]))
     sigma = noise_level(A, y, damp, L=L, x_prior=x_prior) if noise_std is None else noise_std
     generator = torch.Generator(A.device).manual_seed(0)
     std: Tensor = posterior_std(A, damp, noise_std=sigma, L=L, count=count, generator=generator)

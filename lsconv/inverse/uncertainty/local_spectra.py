@@ -206,10 +206,10 @@ class LocalSpectra:
         relative = [contrasts * slope / M for slope in slopes] + [noise / M]
         scores = torch.stack([(self._counts * (ratio - 1) * r).sum((-2, -1)) for r in relative], -1)
         by_contrast = contrasts * mean / M
-        own = (self._counts * by_contrast.square()).sum((-2, -1)).clamp_min(1e-12)
+        curvature = (self._counts * by_contrast.square()).sum((-2, -1)).clamp_min(1e-12)
         mixed = torch.stack([(self._counts * r * by_contrast).sum((-2, -1)) for r in relative], -1)
-        whole = torch.stack([torch.stack([(self._counts * r * s).sum() for r in relative]) for s in relative])
-        return Fit(x, value, scores, whole - (mixed / own[:, None]).T @ mixed)
+        information = torch.stack([torch.stack([(self._counts * r * s).sum() for r in relative]) for s in relative])
+        return Fit(x, value, scores, information - (mixed / curvature[:, None]).T @ mixed)
 
     def maximise(self, x: Tensor, *, held: int = 0, iterations: int = 40) -> Fit:
         """The maximum near x, by Fisher scoring with Levenberg and Marquardt's damping, within the bounds.

@@ -99,7 +99,7 @@ class PsfModel:
             for name, v, std in zip(self.names, x, deviations, strict=False)
         }
 
-    def apart(self, x: Tensor, y: Tensor) -> float:
+    def distance(self, x: Tensor, y: Tensor) -> float:
         """The largest difference of two sets of parameters, relative to the value or in radians modulo a half turn."""
         gaps = []
         for name, a, b in zip(self.names, x.tolist(), y.tolist(), strict=False):
@@ -137,13 +137,13 @@ class PsfSearch:
         heights = [self.spectra.value(x) for x in starts] if len(starts) > most else [0.0] * len(starts)
         chosen: list[Tensor] = []
         for index in sorted(range(len(starts)), key=heights.__getitem__):
-            if len(chosen) < most and all(self.model.apart(starts[index], other) > 0.36 for other in chosen):
+            if len(chosen) < most and all(self.model.distance(starts[index], other) > 0.36 for other in chosen):
                 chosen.append(starts[index])
         begun = sorted((self.spectra.maximise(x, iterations=8) for x in chosen), key=lambda fit: fit.value)
         ended = [self.spectra.maximise(fit.x) if fit.value < begun[0].value + 200 else fit for fit in begun]
         found: list[Fit] = []
         for fit in sorted(ended, key=lambda fit: fit.value):
-            if all(self.model.apart(fit.x, other.x) > 0.03 for other in found):
+            if all(self.model.distance(fit.x, other.x) > 0.03 for other in found):
                 found.append(fit)
         return found
 

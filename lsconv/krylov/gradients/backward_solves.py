@@ -20,7 +20,6 @@ __all__ = ["Inverse", "gram_by_cg", "normal_by_apply", "report_failure", "set_ba
 
 Hook = Callable[[str], None]
 _hook: Hook | None = None
-_MOST_REFINEMENTS = 10
 # A recomputed residual may exceed by this what the recursion of the solver took for the tolerance.
 _SLACK = 10
 
@@ -111,12 +110,12 @@ def normal_by_apply(
     rtol *= float((damping / torch.hypot(norm_a, damping)).min()) ** share
     v: Tensor | None = None
     size, met = torch.full_like(g_norm + mu, torch.inf), torch.zeros_like(g_norm + mu, dtype=torch.bool)
-    rest = g
-    for _ in range(_MOST_REFINEMENTS):
+    remainder = g
+    while True:  # every step halves the residual of an item that is not met, or is the last
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what counts is the residual below
             x = apply(image, rtol)
-        step = (rest - x) * domain.spread(1 / mu)
+        step = (remainder - x) * domain.spread(1 / mu)
         trial = step if v is None else v + step
         av = A.apply(trial)
         back = A.adjoint(av)
@@ -136,8 +135,8 @@ def normal_by_apply(
         size = torch.where(better, norm, size)
         if not bool(improving.any()):
             break
-        rest = torch.where(spread, left, 0) * domain.spread(improving)
-        image = A.apply(rest)
+        remainder = torch.where(spread, left, 0) * domain.spread(improving)
+        image = A.apply(remainder)
     assert v is not None
     failed = ~met & (g_norm > 0)
     if bool(failed.any()):

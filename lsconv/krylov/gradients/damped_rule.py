@@ -88,9 +88,11 @@ class Solve(torch.autograd.Function):
             lv, lo = (v, offset) if L is None else (L.apply(v), L.apply(offset))
             damp_bar, mu = _damp_bar(damping, lv, lo, A if L is None else L)
             if L is not None and any(needed[system.count :]):
-                rest, ndim = params[system.count :], len(L.out_shape)
+                L_params, ndim = params[system.count :], len(L.out_shape)
                 cotangents = [-over_items(mu, ndim) * lo, -over_items(mu, ndim) * lv]
-                bars[system.count :] = parameter_vjp(L, False, rest, needed[system.count :], [v, offset], cotangents)
+                bars[system.count :] = parameter_vjp(
+                    L, False, L_params, needed[system.count :], [v, offset], cotangents
+                )
             if prior is not None:
                 prior_bar = over_items(mu, len(A.in_shape)) * (lv if L is None else L.adjoint(lv))
         if not system.all_damped:
@@ -104,10 +106,10 @@ class Solve(torch.autograd.Function):
                 down = gu - A.adjoint(u)
                 prior_bar = down if prior_bar is None else prior_bar + down
                 if any(needed[: system.count]):
-                    own = parameter_vjp(
+                    A_bars = parameter_vjp(
                         A, False, params[: system.count], needed[: system.count], [prior.expand_as(x)], [-u]
                     )
-                    bars[: system.count] = plus(bars[: system.count], own)
+                    bars[: system.count] = plus(bars[: system.count], A_bars)
         if damp is not None and damp_bar is None:
             damp_bar = torch.zeros_like(damp)  # x depends on its square
         return (None, fit(y_bar, y), fit(damp_bar, damp), fit(prior_bar, prior), *bars)
@@ -137,11 +139,11 @@ class Solve(torch.autograd.Function):
             A = system.operators(params)[0]
             outputs = len(A.out_shape)
             # x is the prior plus the pseudo-inverse of what the prior leaves, y - A prior
-            rest, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
-            moved = torch.zeros_like(rest) if dy is None else dy.expand_as(rest)
+            data, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
+            moved = torch.zeros_like(data) if dy is None else dy.expand_as(data)
             if prior is not None:
                 drest = parameter_jvp(
-                    lambda p, *own: -rebuild(system.A, own).apply(p),
+                    lambda p, *values: -rebuild(system.A, values).apply(p),
                     [prior, *params[: system.count]],
                     [dprior, *dparams[: system.count]],
                 )
@@ -150,7 +152,7 @@ class Solve(torch.autograd.Function):
             dx = dx + pseudo_tangent(
                 system,
                 False,
-                system.only(rest, False, outputs),
+                system.only(data, False, outputs),
                 system.only(part, False),
                 system.only(moved, False, outputs),
                 params,
@@ -165,8 +167,8 @@ class Solve(torch.autograd.Function):
     ) -> Any:
         """The mapped dimension becomes a batch dimension."""
         ndims = [len(system.A.out_shape), 0, len(system.A.in_shape)]
-        moved, own = batch_vmapped_axis(system, info.batch_size, (y, damp, prior), ndims, params, in_dims[1:])
-        outputs = Solve.apply(system, *moved, *own)
+        moved, moved_params = batch_vmapped_axis(system, info.batch_size, (y, damp, prior), ndims, params, in_dims[1:])
+        outputs = Solve.apply(system, *moved, *moved_params)
         if in_dims[2] is not None and system.some_damped and not system.all_damped:
             raise MethodError("vmap: mapped over, damp has to be positive in every item or zero in every item; without "
                               "vmap a batch takes one damp per item")  # fmt: skip
@@ -232,8 +234,8 @@ class NormalSolve(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], system: System, g: Tensor, damp: Any, *params: Any) -> Any:
         """The mapped dimension becomes a batch dimension."""
         ndims = [len(system.A.in_shape), 0]
-        moved, own = batch_vmapped_axis(system, info.batch_size, (g, damp), ndims, params, in_dims[1:])
-        return NormalSolve.apply(system, *moved, *own), 0
+        moved, moved_params = batch_vmapped_axis(system, info.batch_size, (g, damp), ndims, params, in_dims[1:])
+        return NormalSolve.apply(system, *moved, *moved_params), 0
 
 
 # ------------------------------------------------------------------------------------------------- pieces

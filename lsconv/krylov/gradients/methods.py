@@ -138,11 +138,11 @@ def differentiable(
             tensors += parameters_of(A)
         if not any_requires_grad(*tensors):
             return method(A, b, **options)
-        rest = {name: value for name, value in options.items() if name != "damp"}
+        others = {name: value for name, value in options.items() if name != "damp"}
         operator, damping = accept_operator(A, b), 0.0 if given is None else given
         x0 = as_complex(x0, operator)
         prior = None if square or chooses_damp else start_as_prior(operator, damping, x0)
-        solver = _MethodSolver(method, transposed or method, given is not None, chooses_damp, rest)
+        solver = _MethodSolver(method, transposed or method, given is not None, chooses_damp, others)
         problem = LeastSquares(operator, b, damping, x_prior=prior)
         return attach(solver, problem, square=square, rtol=options.get("rtol"))
 

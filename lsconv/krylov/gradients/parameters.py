@@ -70,22 +70,22 @@ def parameter_vjp(
     places = [index for index, need in enumerate(needed) if need]
     d, c = (torch.stack(torch.broadcast_tensors(*tensors)) for tensors in (directions, cotangents))
 
-    def image(*own: Tensor) -> Tensor:
+    def image(*values: Tensor) -> Tensor:
         everything = list(params)
-        for index, tensor in zip(places, own, strict=True):
+        for index, tensor in zip(places, values, strict=True):
             everything[index] = tensor
         B = rebuild(A, everything)
         return B.adjoint(d) if transposed else B.apply(d)
 
-    own = [params[index] for index in places]
+    values = [params[index] for index in places]
     with no_autocast(A):
         if transforming():
-            bars = torch.func.vjp(image, *own)[1](c)
+            bars = torch.func.vjp(image, *values)[1](c)
         else:
             again = torch.is_grad_enabled()
             with torch.enable_grad():
                 # aliases: d and c may depend on the parameters as well, and are to be held fixed
-                alias = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in own]
+                alias = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in values]
                 bars = torch.autograd.grad(image(*alias), alias, c, create_graph=again, allow_unused=True)
     result: list[Tensor | None] = [None] * len(params)
     for index, bar in zip(places, bars, strict=True):
@@ -104,7 +104,7 @@ def parameter_jvp(
     places = [index for index, tangent in enumerate(tangents) if tangent is not None]
     if not places:
         return None
-    own = [primals[index] for index in places]
+    values = [primals[index] for index in places]
 
     def image(*moved: Tensor) -> Tensor:
         everything = list(primals)
@@ -114,5 +114,5 @@ def parameter_jvp(
 
     zero = torch.zeros_like(function(*primals))
     along = tuple(tangents[index] for index in places)
-    result: Tensor = torch.func.vjp(lambda c: torch.func.vjp(image, *own)[1](c), zero)[1](along)[0]
+    result: Tensor = torch.func.vjp(lambda c: torch.func.vjp(image, *values)[1](c), zero)[1](along)[0]
     return result

@@ -86,7 +86,7 @@ class PseudoSolve(torch.autograd.Function):
         """The mapped dimension becomes a batch dimension."""
         ndims = [len(system.A.out_shape), len(system.A.in_shape)]
         known = None if in_dims[2] is None else known
-        moved, own = batch_vmapped_axis(
+        moved, moved_params = batch_vmapped_axis(
             system,
             info.batch_size,
             (y, known),
@@ -94,7 +94,7 @@ class PseudoSolve(torch.autograd.Function):
             params,
             (in_dims[3], in_dims[2], *in_dims[4:]),
         )
-        return PseudoSolve.apply(system, transposed, moved[1], moved[0], *own), 0
+        return PseudoSolve.apply(system, transposed, moved[1], moved[0], *moved_params), 0
 
 
 # ---------------------------------------------------------------------------------------------- the rule
@@ -111,11 +111,11 @@ def pseudo_backward(
     z: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Cotangents of y and of A's parameters in ``x = A^+ y`` (of ``A^H`` when ``transposed``); z where it is known."""
-    own, needed = params[: system.count], needed[: system.count]
+    A_params, needed = params[: system.count], needed[: system.count]
     if not any(needed):
-        return PseudoSolve.apply(system, not transposed, None, g, *own), [None] * system.count
+        return PseudoSolve.apply(system, not transposed, None, g, *A_params), [None] * system.count
     system.check_unweighted()
-    A = rebuild(system.A, own)
+    A = rebuild(system.A, A_params)
     B = A.H if transposed else A
     outputs, inputs = len(B.out_shape), len(B.in_shape)
     probing = transforming()  # under a transform values cannot be looked at
@@ -127,18 +127,18 @@ def pseudo_backward(
         q = system.call("gram_solve", g, inputs, inputs)
         u = None if q is None else A.apply(q)
         if u is not None and q is not None and system.negligible(g - A.adjoint(u), g, inputs):
-            return u, parameter_vjp(system.A, False, own, needed, [x, q], torch.broadcast_tensors(-u, r))
-    u = PseudoSolve.apply(system, not transposed, None, g, *own)
+            return u, parameter_vjp(system.A, False, A_params, needed, [x, q], torch.broadcast_tensors(-u, r))
+    u = PseudoSolve.apply(system, not transposed, None, g, *A_params)
     directions, cotangents = [x], [-u]
     if r is not None:
         if not fits:
-            directions.append(PseudoSolve.apply(system, transposed, None, u, *own))
+            directions.append(PseudoSolve.apply(system, transposed, None, u, *A_params))
             cotangents.append(r)
         w = g - B.adjoint(u)
         if probing or not system.negligible(w, g, inputs):
             directions.append(w)
-            cotangents.append(PseudoSolve.apply(system, not transposed, z, x, *own))
-    return u, parameter_vjp(system.A, transposed, own, needed, directions, cotangents)
+            cotangents.append(PseudoSolve.apply(system, not transposed, z, x, *A_params))
+    return u, parameter_vjp(system.A, transposed, A_params, needed, directions, cotangents)
 
 
 def pseudo_tangent(
@@ -152,10 +152,10 @@ def pseudo_tangent(
     z: Tensor | None = None,
 ) -> Tensor:
     """Tangent of ``x = A^+ y`` (of ``A^H`` when ``transposed``); z where it is known."""
-    own, tangents = params[: system.count], tangents[: system.count]
+    A_params, tangents = params[: system.count], tangents[: system.count]
 
     def inverse(right: Tensor, adjoint: bool = False, known: Tensor | None = None) -> Tensor:
-        answer: Tensor = PseudoSolve.apply(system, transposed != adjoint, known, right, *own)
+        answer: Tensor = PseudoSolve.apply(system, transposed != adjoint, known, right, *A_params)
         return answer
 
     if all(tangent is None for tangent in tangents):
@@ -163,18 +163,18 @@ def pseudo_tangent(
     system.check_unweighted()
 
     def image(v: Tensor, adjoint: bool = False) -> Tensor:
-        def of(*own: Tensor) -> Tensor:
-            A = rebuild(system.A, own)
+        def of(*A_params: Tensor) -> Tensor:
+            A = rebuild(system.A, A_params)
             return A.adjoint(v) if transposed != adjoint else A.apply(v)
 
-        moved = parameter_jvp(of, own, tangents)
+        moved = parameter_jvp(of, A_params, tangents)
         assert moved is not None
         return moved
 
     dy = dy - image(x)
     if system.square:
         return inverse(dy)
-    A = rebuild(system.A, own)
+    A = rebuild(system.A, A_params)
     B = A.H if transposed else A
     r = y - B.apply(x)
     if transforming() or not system.negligible(r, y, len(B.out_shape)):

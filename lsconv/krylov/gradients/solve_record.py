@@ -55,8 +55,8 @@ class System:
     def __init__(self, solver: Solver | None, problem: LeastSquares, square: bool, rtol: float | None) -> None:
         self.solver, self.A, self.L, self.square, self.rtol = solver, problem.A, problem.L, square, rtol
         self.damp_given = problem.damp
-        own = parameters_of(self.A)
-        self.count, self.varies = len(own), any_requires_grad(*own)
+        A_params = parameters_of(self.A)
+        self.count, self.varies = len(A_params), any_requires_grad(*A_params)
         self.inverse: Inverse | None = None
         self.solution: Solution | None = None
         self.has_multipliers = False
@@ -151,11 +151,11 @@ class System:
                     f"there is no gradient by what A is made of (by the data there is); use damp > 0, or drop {name}"
                 )
 
-    def negligible(self, part: Tensor, whole: Tensor, item_ndim: int) -> bool:
-        """Tell whether ``part`` is what the tolerance leaves of ``whole``, in every item."""
+    def negligible(self, part: Tensor, total: Tensor, item_ndim: int) -> bool:
+        """Tell whether ``part`` is what the tolerance leaves of ``total``, in every item."""
         # safe: the squares of a cotangent of 1e-30 are beyond float32
         size, scale = (
-            ItemSpace(t.shape[t.ndim - item_ndim :], t.dtype, t.device).safe_norm(t.detach()) for t in (part, whole)
+            ItemSpace(t.shape[t.ndim - item_ndim :], t.dtype, t.device).safe_norm(t.detach()) for t in (part, total)
         )
         rtol = max(Tolerances.of(self.A.dtype, None, 0.0).rtol, self.rtol or 0.0)
         return bool((size <= 10 * rtol * scale).all())

@@ -36,7 +36,7 @@ def batch_vmapped_axis(
         params: what A and L are made of.
         dims: where the mapped dimension is in each of tensors and params.
     """
-    data, own = dims[: len(tensors)], dims[len(tensors) :]
+    data, param_dims = dims[: len(tensors)], dims[len(tensors) :]
     moved = [t if t is None or dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, data, strict=True)]
     if data[0] is None:
         assert moved[0] is not None
@@ -45,7 +45,7 @@ def batch_vmapped_axis(
     batches = [
         0 if t is None else t.ndim - ndim - is_mapped for t, ndim, is_mapped in zip(moved, ndims, mapped, strict=True)
     ]
-    plain = [p.select(dim, 0) if dim is not None else p for p, dim in zip(params, own, strict=True)]
+    plain = [p.select(dim, 0) if dim is not None else p for p, dim in zip(params, param_dims, strict=True)]
     operators = [operator for operator in system.operators(plain) if operator is not None]
     longest = max(*batches, *(len(operator.batch_shape) for operator in operators))
     for index, (tensor, batch) in enumerate(zip(moved, batches, strict=True)):
@@ -53,7 +53,7 @@ def batch_vmapped_axis(
             moved[index] = tensor.reshape(size, *(1 for _ in range(longest - batch)), *tensor.shape[1:])
     return moved, [
         p if dim is None else _kernel_per_item(system, plain, index, p.movedim(dim, 0), longest)
-        for index, (p, dim) in enumerate(zip(params, own, strict=True))
+        for index, (p, dim) in enumerate(zip(params, param_dims, strict=True))
     ]
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import Scalar, scalar_dtype
+from lsconv.krylov.loop.evidence import RankThreshold
 from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers, pass_multipliers
@@ -77,7 +78,8 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
 def _settled(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
     """The solution, with its doubts about the null space of A settled."""
     tolerances = options.tolerances
-    judge = Judge(problem.A, tolerances, solution.damp, rounding=tolerances.rounding, length_limit=EXCUSED)
+    judge = Judge(problem.A, tolerances, solution.damp, rounding=tolerances.rounding,
+                  rank=RankThreshold(length_limit=EXCUSED))  # fmt: skip
     again = functools.partial(judge.solution, y=problem.y, iterations=solution.iterations)
     shortest = functools.partial(_shortest, problem, options, build)
     return cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, again)
@@ -166,8 +168,8 @@ def _joined(solutions: list[Solution], batch: torch.Size) -> Solution:
         values: list[Tensor | None] = [getattr(solution, name) for solution in solutions]
         if any(value is None for value in values):
             return None
-        whole = torch.cat(values)  # type: ignore[arg-type]
-        return whole.reshape(*batch, *whole.shape[1:])
+        joined = torch.cat(values)  # type: ignore[arg-type]
+        return joined.reshape(*batch, *joined.shape[1:])
 
     names = [field.name for field in fields(Solution) if field.name not in ("history", "selection")]
     histories = [solution.history for solution in solutions if solution.history is not None]

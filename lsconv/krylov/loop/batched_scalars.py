@@ -76,14 +76,14 @@ class ItemSpace:
         while rows < len(self.item_shape) and math.prod(self.item_shape[-rows:]) < _ROW // 16:
             rows += 1
         self._row_dims = tuple(range(-rows, 0)) if self.item_shape else ()
-        self._rest_dims = tuple(range(-(len(self.item_shape) - rows), 0))
+        self._outer_dims = tuple(range(-(len(self.item_shape) - rows), 0))
         self._chunked = bool(self.item_shape) and math.prod(self.item_shape[-rows:]) > 4 * _ROW
 
     # ------------------------------------------------------------------ from vectors to scalars
 
     def norm(self, v: Tensor) -> Tensor:
         """Euclidean norm of every item."""
-        return _whole(self._norm(v))
+        return _gathered(self._norm(v))
 
     def _norm(self, v: Tensor) -> Tensor:
         if not self.item_shape:
@@ -91,9 +91,9 @@ class ItemSpace:
         if self._chunked:
             return self._chunked_norm(v.flatten(v.ndim - len(self.item_shape)))
         rows: Tensor = torch.linalg.vector_norm(v, dim=self._row_dims)
-        if not self._rest_dims:
+        if not self._outer_dims:
             return rows.to(self.scalar)
-        total: Tensor = torch.linalg.vector_norm(rows, dim=self._rest_dims, dtype=self.scalar)
+        total: Tensor = torch.linalg.vector_norm(rows, dim=self._outer_dims, dtype=self.scalar)
         return total
 
     def _chunked_norm(self, flat: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class ItemSpace:
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """Real part of ``<u, v> = sum(conj(u) v)`` of every item."""
-        return _whole(self._inner(u, v))
+        return _gathered(self._inner(u, v))
 
     def _inner(self, u: Tensor, v: Tensor) -> Tensor:
         if not self.item_shape:
@@ -225,7 +225,7 @@ def _safe_range(dtype: torch.dtype) -> tuple[float, float]:
     return (torch.finfo(torch.float64).tiny ** 0.45, 1e138) if wide else (1e-15, 1e15)
 
 
-def _whole(scalars: Tensor) -> Tensor:
+def _gathered(scalars: Tensor) -> Tensor:
     """The scalars as every device needs them: a reduction over a vector in parts (DTensor) is one in parts itself."""
     gather = getattr(scalars, "full_tensor", None)
     return scalars if gather is None else gather()

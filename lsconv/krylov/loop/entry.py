@@ -59,9 +59,11 @@ def serves_empty_batches(
             if "penalty_data" in shapes:
                 L = given.get("L")
                 ndims["penalty_data"] = len(operator.in_shape if L is None else accept_operator(L, name="L").out_shape)
-            own = given[first].shape[:-2] if isinstance(given[first], Tensor) else operator.batch_shape
+            parameter_batch = given[first].shape[:-2] if isinstance(given[first], Tensor) else operator.batch_shape
             try:
-                batch = broadcast_shapes(own, *(shape[: len(shape) - ndims[n]] for n, shape in shapes.items()))
+                batch = broadcast_shapes(
+                    parameter_batch, *(shape[: len(shape) - ndims[n]] for n, shape in shapes.items())
+                )
             except RuntimeError:
                 return function(*args, **kwargs)  # which refuses them
             if 0 not in batch or tuple(y.shape[y.ndim - ndims[second] :]) != item(operator):

@@ -21,6 +21,7 @@ from lsconv.errors import PreconditionerError
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, hypot, unbounded, where
 from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
+from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.lagrange_multipliers import record_multipliers
 from lsconv.krylov.loop.method import Cause, Method
@@ -192,12 +193,13 @@ class _Loop:
             tolerances,
             self.damp,
             rounding=tolerances.rounding,
-            operator_norm=self.monitor.operator_norm,
-            length_limit=EXCUSED,
             square=self.square,
-            sharpened=self._sharpened,
-            null_share=where(self.damp > 0, tolerances.null_share, math.inf),
-            range_eps=tolerances.eps if problem.x0 is None and problem.N is None else None,
+            norm=NormBounds(self.monitor.operator_norm, sharper=self._sharpened),
+            rank=RankThreshold(length_limit=EXCUSED),
+            null_space=NullSpaceBound(
+                where(self.damp > 0, tolerances.null_share, math.inf),
+                tolerances.eps if problem.x0 is None and problem.N is None else None,
+            ),
         )
 
     def _sharpened(self) -> Scalar:
@@ -228,7 +230,7 @@ class _Loop:
         met = (residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
         doubtful = 0 * met
         # a start or N takes the iterates out of the range of A^H, and [A, damp I] their rounding where s is large
-        if judge.range_eps is None or problem.M is not None or method.leaves_range:
+        if judge.null_space.range_eps is None or problem.M is not None or method.leaves_range:
             doubtful = met & judge.null_suspects(certificate)
         causes = [
             (codes & (Cause.CLAIMED | Cause.STUCK), Status.STAGNATION),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from lsconv.krylov.loop.batched_scalars import (
     where,
 )
 from lsconv.krylov.loop.certificate import Certificate, Norms
+from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.solution import History, Solution, Status
 from lsconv.krylov.loop.stopping import EXCUSED, Tolerances, most_condition
 from lsconv.operators.base import LinearOperator
@@ -57,24 +58,11 @@ class Judge:
         dtype: dtype that x is returned in; None: that in which it is found.
         rounding: epsilon of the arithmetic that finds x: a gradient below
             ``8 rounding ||A|| (||A|| ||x|| + ||y||)`` is zero to that arithmetic; None: that of A.
-        operator_norm: a lower bound of ``||A||`` per item where one is known; it is raised by what A and its adjoint
-            do to the vectors met.
-        norm_bound: an upper bound of ``||A||`` for the rounding, per item; None takes the lower bound.
-        rcond: singular values up to ``rcond ||A||`` count as zero, so that no solution is longer than
-            ``||y|| / (rcond ||A||)``, and no longer x makes the rounding larger.
-        length_limit: an x longer than ``||y|| / (length_limit ||A||)`` makes the rounding no larger either, though
-            nothing counts as zero: :data:`~lsconv.krylov.loop.stopping.EXCUSED`, where a longer one shows small
-            singular values.
-        truncated: without damping these singular values are cut off: they may leave ``rcond ||A|| ||r||`` of a
-            gradient.
         square: for a square system that has a solution, only the residual decides.
-        null_share: the part in the null space of A that x may have, as :attr:`Certificate.null_part`, where the way it
-            is found does not exclude one, and infinity elsewhere; None: infinity everywhere.
-        range_eps: epsilon of the arithmetic that computes x as ``A^H z``, so that only its rounding leads into the null
-            space; None: x is not of that form.
-        sees_null_space: the items of which A may have a null space; asked where the share is exceeded.
         judges_unrounded: where storing x excuses its gradient, the x before rounding has to meet the tolerance.
-        sharpened: finds a better lower bound of ``||A||``, asked where that may decide; None: :func:`norm_from_below`.
+        norm: bounds of ``||A||``.
+        rank: the singular values that count as zero.
+        null_space: the part in the null space of A that x may have.
     """
 
     A: LinearOperator
@@ -82,17 +70,11 @@ class Judge:
     damp: Scalar = 0.0
     dtype: torch.dtype | None = None
     rounding: float | None = None
-    operator_norm: Scalar | None = None
-    norm_bound: Scalar | None = None
-    rcond: float = 0.0
-    length_limit: float = 0.0
-    truncated: bool = False
     square: bool = False
-    null_share: Scalar | None = None
-    range_eps: float | None = None
-    sees_null_space: Callable[[], Tensor] | None = None
     judges_unrounded: bool = False
-    sharpened: Callable[[], Scalar] | None = None
+    norm: NormBounds = field(default_factory=NormBounds)
+    rank: RankThreshold = field(default_factory=RankThreshold)
+    null_space: NullSpaceBound = field(default_factory=NullSpaceBound)
 
     def certify(
         self,
@@ -119,7 +101,7 @@ class Judge:
         """The way to a better bound of ``||A||``; None where none is wanted."""
         if self.square or type(y) is not Tensor:
             return None
-        found = self.sharpened
+        found = self.norm.sharper
         if found is None:
             return lambda: norm_from_below(self.A, single=single)
         return lambda: _number(found()) if single else found()
@@ -166,13 +148,13 @@ class Judge:
             norms: tensors of the batch shape, or Python numbers for one item.
             sharpen: finds a better bound of ``||A||``, where that may decide; None: there is none.
         """
-        A, tolerances, rcond = self.A, self.tolerances, self.rcond
+        A, tolerances, rank, rcond = self.A, self.tolerances, self.rank, self.rank.rcond
         single, y_norm, x_norm = not isinstance(norms.y, Tensor), norms.y, norms.x
         r_norm, g_norm = norms.residual, norms.gradient
         damp = self._damp(() if single else tuple(y_norm.shape), single)
         norm_a = hypot(norms.operator, damp)
-        if self.operator_norm is not None:
-            norm_a = maximum(norm_a, self.operator_norm)
+        if self.norm.lower is not None:
+            norm_a = maximum(norm_a, self.norm.lower)
         total = hypot(r_norm, damp * norms.penalty)
         r_bound, g_bound = tolerances.residual_bound(y_norm), tolerances.gradient_bound(norm_a, total)
         # the bound of a gradient that is near it may only be low because that of ||A|| is
@@ -181,9 +163,9 @@ class Judge:
             sharper = sharpen()
             norm_a = maximum(norm_a, hypot(sharper if single else sharper.expand(y_norm.shape), damp))
             g_bound = tolerances.gradient_bound(norm_a, total)
-        upper = norm_a if self.norm_bound is None else self.norm_bound
+        upper = norm_a if self.norm.upper is None else self.norm.upper
         least = at_least(
-            maximum(max(rcond, self.length_limit) * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny
+            maximum(max(rcond, rank.length_limit) * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny
         )
         # where eps ||A|| ||x|| exceeds the tolerance the residual is rounding, and proves nothing
         known = torch.finfo(A.dtype).eps * norm_a * x_norm <= 30 * r_bound
@@ -197,7 +179,7 @@ class Judge:
             left = left + 16 * tolerances.eps * upper * norms.prior
             r_bound, highest = maximum(r_bound, left), highest + left
         met, g_bound = g_norm <= g_bound, maximum(g_bound, upper * left)
-        if self.truncated:
+        if rank.truncated:
             g_bound = maximum(g_bound, where(damp > 0, 0.0, rcond * upper * r_norm))
         finite = unbounded(x_norm) == 0
         no_worse = (total <= highest) & finite
@@ -242,9 +224,10 @@ class Judge:
 
     def null_suspects(self, certificate: Certificate) -> Scalar:
         """The items whose x may have a larger part in the null space of A than it may have."""
-        share, part = math.inf if self.null_share is None else self.null_share, certificate.null_part
-        if self.range_eps is not None:
-            part = minimum(part, self.range_eps * certificate.null_reach)
+        null_space, part = self.null_space, certificate.null_part
+        share = math.inf if null_space.share is None else null_space.share
+        if null_space.range_eps is not None:
+            part = minimum(part, null_space.range_eps * certificate.null_reach)
         return (unbounded(share) == 0) & ((part <= share) == 0)
 
     def solution(
@@ -282,8 +265,9 @@ class Judge:
         single = batch.numel() == 1 and type(x) is type(y) is Tensor and A.device.type == "cpu"
         code = otherwise.code if isinstance(otherwise, Status) else otherwise
         if single:
-            norm, bound, share = map(_number, (self.operator_norm, self.norm_bound, self.null_share))
-            judge = replace(self, damp=_number(damp), operator_norm=norm, norm_bound=bound, null_share=share)
+            norm = replace(self.norm, lower=_number(self.norm.lower), upper=_number(self.norm.upper))
+            null_space = replace(self.null_space, share=_number(self.null_space.share))
+            judge = replace(self, damp=_number(damp), norm=norm, null_space=null_space)
             code = _number(code)
         else:
             judge = replace(self, damp=damp)
@@ -292,16 +276,17 @@ class Judge:
         narrowed = answer.dtype != x.dtype
         storing = judge
         if narrowed:  # storing an x that is not long rounds its gradient, and excuses that
-            limit = max(self.rcond, self.length_limit, EXCUSED)
-            storing = replace(judge, rounding=self.tolerances.eps, rcond=0.0, length_limit=limit, truncated=False)
+            limit = max(self.rank.rcond, self.rank.length_limit, EXCUSED)
+            storing = replace(judge, rounding=self.tolerances.eps, rank=RankThreshold(length_limit=limit))
         norms = storing._measured(stored, y, prior_norm, single)
         certificate = storing.judged(norms, None if narrowed else judge._sharpening(y, single))
         converged, unrounded = certificate.converged, certificate
         rounded = doubtful = converged != converged  # no item
         if narrowed:
             # a stored x is no longer A^H z, whose null part its residual and length bound; they are nearly the same
-            strays = replace(judge, range_eps=None).null_suspects(certificate)
-            doubts = self.null_share is not None and any_item(
+            bare = replace(judge, null_space=replace(judge.null_space, range_eps=None))
+            strays = bare.null_suspects(certificate)
+            doubts = self.null_space.share is not None and any_item(
                 strays & (judge.null_suspects(certificate) | certificate.excused)
             )
             doubts = doubts or (self.judges_unrounded and any_item(certificate.excused))
@@ -313,10 +298,10 @@ class Judge:
                 if self.judges_unrounded:
                     converged = converged & (unrounded.converged | (certificate.excused == 0))
         zero = certificate.data_norm == 0
-        if self.null_share is not None:
+        if self.null_space.share is not None:
             doubtful = (converged | rounded) & (zero == 0) & judge.null_suspects(unrounded)
-            if self.sees_null_space is not None and any_item(doubtful):
-                seen = self.sees_null_space()
+            if self.null_space.exists is not None and any_item(doubtful):
+                seen = self.null_space.exists()
                 doubtful = doubtful & (bool(seen) if single else seen)
         codes = where(rounded, Status.ROUNDED.code, code)
         codes = where(certificate.gradient_ok & converged, Status.GRADIENT.code, codes)

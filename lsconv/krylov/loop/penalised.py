@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.loop.batched_scalars import ItemSpace
+from lsconv.krylov.loop.evidence import NullSpaceBound
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
@@ -69,7 +70,7 @@ class Penalised:
     def judge(self, tolerances: Tolerances, dtype: torch.dtype, **evidence: Any) -> Judge:
         """The judge of the stack, for an x that is returned in this dtype; with L the gradient shows all of x."""
         judge = Judge(self.stack, tolerances, self.shift, dtype, **evidence)
-        return judge if self.L is None else replace(judge, null_share=None, sees_null_space=None)
+        return judge if self.L is None else replace(judge, null_space=NullSpaceBound())
 
     def solution(self, judge: Judge, d: Tensor, y: Tensor, *, x_prior: Tensor | None = None, **how: Any) -> Solution:
         """The certified ``x = x_prior + d``, whose residual is that of A; ``how`` is as for :meth:`Judge.solution`."""

@@ -46,7 +46,7 @@ def _matrix(function: Any, n: int) -> torch.Tensor:
 def test_a_small_border_is_inverted_exactly(name: str) -> None:
     inverse = _inverse(name)
     n = inverse.border.size
-    product = _matrix(inverse.on_border, n) @ _matrix(inverse.schwarz, n)
+    product = _matrix(inverse.begin_iteration(), n) @ _matrix(inverse.begin_iteration().schwarz, n)
     torch.testing.assert_close(product, torch.eye(n, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
@@ -68,7 +68,7 @@ def test_restricted_every_cell_takes_its_correction_from_one_subdomain(padding: 
     A = lsconv.Conv2d(torch.randn(2, 2, 3, 3, dtype=torch.float64), (24, 20), padding=padding)
     inverse = normal_inverse(Request.of(A, 0.1, floor=1e-10, limits=WITHOUT_DENSE))
     assert isinstance(inverse, BorderInverse)
-    schwarz = inverse.schwarz
+    schwarz = inverse.begin_iteration().schwarz
     assert schwarz.problem.restricted
     assert len(schwarz.subdomains) == 3
     owner, r = schwarz.owners(), torch.randn(2, 1, schwarz.border.size, dtype=torch.float64)

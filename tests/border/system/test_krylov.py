@@ -178,10 +178,10 @@ def _inverse(name: str, corners: bool, device: str = "cpu") -> BorderInverse:
 def test_the_host_reads_once_per_check(host_reads: Any, iteration: Any, name: str) -> None:
     inverse = _inverse(name, iteration is border_gmres)
     b = torch.randn(2, 1, inverse.border.size, dtype=torch.float64)
-    system, counts = inverse.on_border, []
+    system, counts = inverse.begin_iteration(), []
     for iterations in (20, 40):
         with host_reads() as reads:
-            iteration(system, inverse.schwarz, b, 0.0 * b[..., :1], iterations, 10)
+            iteration(system, inverse.begin_iteration().schwarz, b, 0.0 * b[..., :1], iterations, 10)
         counts.append(reads.count)
     assert counts[1] - counts[0] == 2
 
@@ -199,11 +199,11 @@ def test_no_synchronisation_between_two_looks_on_a_gpu(iteration: Any, name: str
         applied += 1
         if applied == 11:  # the host has looked after ten, and will after twenty
             torch.cuda.set_sync_debug_mode("error")
-        return inverse.on_border(v)
+        return inverse.begin_iteration()(v)
 
     try:
         with pytest.raises(RuntimeError, match="synchroniz"):
-            iteration(apply, inverse.schwarz, b, 0.0 * b[..., :1], 40, 10)
+            iteration(apply, inverse.begin_iteration().schwarz, b, 0.0 * b[..., :1], 40, 10)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert applied == 20
@@ -314,7 +314,7 @@ def test_a_plan_for_replicated_edges_recycles() -> None:
     counts = [int(inverse(torch.randn(A.in_shape, dtype=F64), 1e-6)[1]) for _ in range(3)]
     assert 2 * counts[2] < counts[0]
     assert isinstance(plain, BorderInverse)
-    plain.on_border._recycling.most = 0
+    plain.begin_iteration()._recycling.most = 0
     f = torch.randn(A.in_shape, dtype=F64)
     expected = plain(f, 1e-10)[0]
     torch.testing.assert_close(inverse(f, 1e-10)[0], expected, rtol=0, atol=1e-6 * float(expected.abs().max()))

@@ -40,10 +40,14 @@ OPERATORS = {
 }
 
 
-def both(A: lsconv.Convolution, L: lsconv.LinearOperator | None = None, weight: float = 0.02) -> list[SparseProblem]:
+def data_of(A: lsconv.Convolution) -> Tensor:
     generator = torch.Generator().manual_seed(2)
-    truth = (torch.rand(*A.batch_shape, *A.in_shape, dtype=DOUBLE, generator=generator) > 0.5).double()
-    y = A(truth) + 0.02 * torch.randn(*A.batch_shape, *A.out_shape, dtype=DOUBLE, generator=generator)
+    truth = (torch.rand(*A.batch_shape, *A.in_shape, dtype=DOUBLE, generator=generator) > 0.5).to(A.dtype)
+    return A(truth) + 0.02 * torch.randn(*A.batch_shape, *A.out_shape, dtype=DOUBLE, generator=generator)
+
+
+def both(A: lsconv.Convolution, L: lsconv.LinearOperator | None = None, weight: float = 0.02) -> list[SparseProblem]:
+    y = data_of(A)
     L = lsconv.Gradient(A.in_shape, ndim=A.ndim, dtype=DOUBLE) if L is None else L
     groups = (0, 1) if isinstance(L, lsconv.Gradient) else ()
 
@@ -95,15 +99,19 @@ def test_penalties_of_every_kind_are_served(make) -> None:
 @pytest.mark.parametrize("name", OPERATORS)
 def test_the_quadratic_step_is_the_dense_one(name: str) -> None:
     """Of the images on the grid: C from the step itself, column by column; the minimiser by a dense solve."""
-    step = both(OPERATORS[name]())[0].step
-    assert isinstance(step, ExtendedGrid)
+    A = OPERATORS[name]()
+    gradient = lsconv.Gradient(A.in_shape, ndim=A.ndim, dtype=DOUBLE)
+    one = torch.ones((), dtype=DOUBLE)  # a diagonal, so that the data term has an image too
+    terms = [gaussian_term(A, data_of(A), one), sparsity_term(gradient, one.expand(A.batch_shape), (0, 1))]
+    step = ExtendedGrid(A, terms, A.batch_shape, 0.1)
+    assert step.data is None
     generator = torch.Generator().manual_seed(3)
     rho = [torch.full(step.batch, value, dtype=DOUBLE) for value in (0.7, 0.2, 0.4)[: len(step.terms)]]
     step.set_penalties(rho)
     shapes = [(*step.batch, *image.shape) for image in step.images]
     reflected = [torch.randn(shape, dtype=DOUBLE, generator=generator) for shape in shapes]
     for _ in range(3):  # what regularises the division pulls to the last x, and is gone after a few steps
-        images = step.step([r / 2 for r in reflected])
+        images = step.step([r / 2 for r in reflected], 1.8)
     left = [
         value.reshape(*value.shape, *(1,) * (image.ndim - value.ndim)) * (image - r)
         for value, image, r in zip(rho, list(images), reflected, strict=True)
@@ -121,41 +129,93 @@ def test_the_quadratic_step_is_the_dense_one(name: str) -> None:
 def test_operators_without_a_grid_are_refused() -> None:
     A = lsconv.Conv2d(kernel(1, 1, 3, 3), (9, 9), stride=2)
     with pytest.raises(MethodError, match="stride 1"):
-        ExtendedGrid(A, [gaussian_term(A, torch.zeros(A.out_shape, dtype=DOUBLE))], ())
+        ExtendedGrid(A, [gaussian_term(A, torch.zeros(A.out_shape, dtype=DOUBLE))], (), 0.1)
     B = lsconv.Conv2d(kernel(1, 1, 3, 3), (9, 9))
     dense = lsconv.Dense(torch.eye(81, dtype=DOUBLE).reshape(81, 81), in_shape=(1, 9, 9), out_shape=(81,))
     term = sparsity_term(dense, torch.ones((), dtype=DOUBLE))
     with pytest.raises(MethodError, match="no convolution"):
-        ExtendedGrid(B, [gaussian_term(B, torch.zeros(B.out_shape, dtype=DOUBLE)), term], ())
+        ExtendedGrid(B, [gaussian_term(B, torch.zeros(B.out_shape, dtype=DOUBLE)), term], (), 0.1)
 
 
-@pytest.mark.parametrize("size", [48, 96])
-def test_an_iteration_takes_four_transforms_and_their_number_does_not_grow(size: int, monkeypatch) -> None:
-    counts = {"transforms": 0}
+WIDE = {
+    "valid": lambda: lsconv.Conv2d(kernel(1, 1, 3, 2), (30, 33)),
+    "same, uneven": lambda: lsconv.Convolution(kernel(1, 1, 4, 2), (40, 27), padding=[(1, 2), (0, 1)]),
+    "full": lambda: lsconv.Conv2d(kernel(1, 1, 3, 3), (40, 31), padding=2),
+    "circular": lambda: lsconv.Conv2d(kernel(1, 1, 3, 3), (8, 7), padding=1, padding_mode="circular"),
+    "circular, cropped": lambda: lsconv.Convolution(
+        kernel(1, 1, 3, 3), (30, 32), padding=[(1, 0), (0, 2)], padding_mode="circular"
+    ),
+    "dilated": lambda: lsconv.Conv2d(kernel(1, 1, 2, 2), (38, 39), dilation=3),
+    "two channels to three": lambda: lsconv.Conv2d(kernel(3, 2, 2, 3), (37, 36)),
+    "three groups": lambda: lsconv.Conv2d(kernel(3, 1, 3, 3), (37, 36), groups=3),
+    "one dimension": lambda: lsconv.Conv1d(kernel(1, 1, 4), (60,), padding=1),
+    "three dimensions": lambda: lsconv.Conv3d(kernel(1, 1, 2, 2, 2), (16, 15, 20)),
+    "reflect": lambda: lsconv.Convolution(
+        kernel(1, 1, 3, 4), (40, 41), padding=[(1, 1), (1, 2)], padding_mode="reflect"
+    ),
+    "a kernel per item": lambda: lsconv.Conv2d(kernel(2, 1, 1, 3, 3), (37, 30)),
+    "complex": lambda: lsconv.Conv2d(torch.complex(kernel(1, 1, 3, 3), kernel(1, 1, 3, 3).mT), (37, 30)),
+}
+
+
+@pytest.mark.parametrize(("name", "given"), [*((name, False) for name in WIDE), ("valid", True)])
+def test_a_data_image_kept_as_a_spectrum_changes_no_iterate(name: str, given: bool) -> None:
+    """A diagonal of ones is the same problem, whose data term has its image on the grid."""
+    A = WIDE[name]()
+    items = 1 + 2**15 // data_of(A).numel()  # an image beyond the cache
+    y = data_of(A) * torch.linspace(1, 2, items, dtype=DOUBLE).reshape(-1, *(1,) * (len(A.batch_shape) + A.ndim + 1))
+    gradient = lsconv.Gradient(A.in_shape, ndim=A.ndim, dtype=A.dtype)
+    x0 = torch.ones(A.in_shape, dtype=A.dtype).expand(items, *A.batch_shape, *A.in_shape) / 2 if given else None
+    found = []
+    for scale in (None, torch.ones((), dtype=DOUBLE)):
+
+        def terms(A: lsconv.LinearOperator, y: Tensor, scale: Tensor | None = scale) -> list[Term]:
+            return [gaussian_term(A, y, scale), sparsity_term(gradient, torch.tensor(0.02, dtype=DOUBLE), (0, 1))]
+
+        problem = SparseProblem(A, y, terms, x0=x0)
+        assert isinstance(problem.step, ExtendedGrid)
+        assert (problem.step.data is None) == (scale is not None)
+        found.append(problem._run(0.0, 12, None).x)
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9 * float(found[1].abs().max()))
+
+
+@pytest.mark.parametrize("size", [270, 300])
+@pytest.mark.parametrize("diagonal", [None, torch.ones(())], ids=["a quadratic term", "a diagonal"])
+def test_an_iteration_takes_two_transforms_or_four(size: int, diagonal: Tensor | None, monkeypatch) -> None:
+    """Of the whole grid: the image of a quadratic data term takes two narrow ones, there and back, for an axis."""
+    A = lsconv.blur_operator(torch.ones(5, 5) / 25, (size, size))
+    step = blurred(A, diagonal).step
+    assert isinstance(step, ExtendedGrid)
+    step.set_penalties([torch.ones(())] * len(step.images))
+    images = [torch.zeros(*image.shape) for image in step.images]
+    whole, narrow = step.grid.sizes, []
+    counts = {"whole": 0}
     for name in ("rfftn", "irfftn"):
         original = getattr(torch.fft, name)
 
-        def counting(*args, original=original, **options):
-            counts["transforms"] += 1
-            return original(*args, **options)
+        def counting(tensor, *args, original=original, **options):
+            result = original(tensor, *args, **options)
+            sizes = max(tensor.shape[-2:], result.shape[-2:], key=lambda shape: shape[-1])
+            if tuple(sizes) == whole:
+                counts["whole"] += 1
+            else:
+                narrow.append(sizes)
+            return result
 
         monkeypatch.setattr(torch.fft, name, counting)
-    A = lsconv.blur_operator(torch.ones(5, 5) / 25, (size, size))
-    step = both_float32(A).step
-    step.set_penalties([torch.ones(()), torch.ones(())])
-    images = [torch.zeros(*image.shape) for image in step.images]
-    counts["transforms"] = 0
     for _ in range(3):
-        step.step(images)
-    assert counts["transforms"] == 3 * 4
+        step.step(images, 1.8)
+    assert counts["whole"] == 3 * (2 if diagonal is None else 4)
+    assert len(narrow) == (3 * 2 * 4 if diagonal is None else 0)
+    assert all(3 * sizes[0] * sizes[1] <= whole[0] * whole[1] for sizes in narrow)
 
 
-def both_float32(A: lsconv.Convolution) -> SparseProblem:
+def blurred(A: lsconv.Convolution, diagonal: Tensor | None = None) -> SparseProblem:
     y = torch.rand(A.out_shape, generator=torch.Generator().manual_seed(0))
 
     def terms(A: lsconv.LinearOperator, y: Tensor) -> list[Term]:
         gradient = lsconv.Gradient(A.in_shape, dtype=A.dtype)
-        return [gaussian_term(A, y), sparsity_term(gradient, torch.tensor(1e-2, dtype=DOUBLE), (0, 1))]
+        return [gaussian_term(A, y, diagonal), sparsity_term(gradient, torch.tensor(1e-2, dtype=DOUBLE), (0, 1))]
 
     return SparseProblem(A, y, terms)
 

@@ -131,7 +131,7 @@ def test_failures_of_every_kind_of_backward_solve_reach_the_hook(monkeypatch: py
             x = solve(A, y)
             with monkeypatch.context() as patch:
                 patch.setattr("lsconv.border.outer_iteration._OUTER_LIMIT", 1)
-                patch.setattr(backward_solves, "_MOST_REFINEMENTS", 1)
+                patch.setattr(backward_solves, "_SLACK", 0)
                 options = Options.of
                 patch.setattr(Options, "of", lambda *a, of=options, **o: of(*a, **{**o, "max_iter": 1}))
                 heard.clear()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import lsconv
+from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Status
 from lsconv.krylov.loop.stopping import Tolerances
@@ -37,7 +38,7 @@ def test_length_excuses_no_objective_above_that_at_zero(power: int, dtype: torch
     x = exact + 10.0**power / sigma * v
     tolerances = Tolerances.of(dtype, None, 0.0)
     assert float((A(x) - y).norm()) > float(y.norm())
-    certificate = Judge(A, tolerances, rounding=eps, norm_bound=torch.tensor(1.0).double()).certify(x, y)
+    certificate = Judge(A, tolerances, rounding=eps, norm=NormBounds(upper=torch.tensor(1.0).double())).certify(x, y)
     assert not bool(certificate.no_worse)
     assert not bool(certificate.converged)
     assert bool(Judge(A, tolerances, rounding=eps).certify(exact, y).converged)
@@ -74,9 +75,9 @@ def test_singular_values_cut_off_may_leave_their_gradient() -> None:
     A = Dense(torch.diag(torch.tensor([1.0, 1e-3], dtype=torch.float64)))
     y, x = torch.tensor([1.0, 1.0]).double(), torch.tensor([1.0, 0.0]).double()  # right at rank 1
     tolerances = Tolerances.of(torch.float64, None, 0.0)
-    assert bool(Judge(A, tolerances, rcond=1e-2, truncated=True).certify(x, y).converged)
-    assert not bool(Judge(A, tolerances, rcond=1e-2).certify(x, y).converged)
-    assert not bool(Judge(A, tolerances, rcond=1e-4, truncated=True).certify(x, y).converged)
+    assert bool(Judge(A, tolerances, rank=RankThreshold(1e-2, truncated=True)).certify(x, y).converged)
+    assert not bool(Judge(A, tolerances, rank=RankThreshold(1e-2)).certify(x, y).converged)
+    assert not bool(Judge(A, tolerances, rank=RankThreshold(1e-4, truncated=True)).certify(x, y).converged)
 
 
 def test_with_damping_nothing_is_cut_off() -> None:
@@ -84,7 +85,7 @@ def test_with_damping_nothing_is_cut_off() -> None:
     y, damp = torch.ones(3, dtype=torch.float64), 0.5
     s = torch.tensor([1.0, 0.3, 0.05], dtype=torch.float64)
     exact = s / (s**2 + damp**2) * y
-    judge = Judge(A, Tolerances.of(torch.float64, None, 0.0), damp, rcond=0.1, truncated=True)
+    judge = Judge(A, Tolerances.of(torch.float64, None, 0.0), damp, rank=RankThreshold(0.1, truncated=True))
     assert bool(judge.certify(exact, y).converged)
     assert not bool(judge.certify(1.02 * exact, y).converged)
     assert not bool(judge.solution(1.02 * exact, y).converged)
@@ -112,7 +113,7 @@ def test_a_part_in_the_null_space_is_seen_at_large_damping_only() -> None:
         assert bool(Judge(A, tolerances, damp).certify(exact, y).null_part <= share) == (damp > 1e-4)
         wrong = exact + torch.tensor([0.0, 1e-3])
         assert Judge(A, tolerances, damp).certify(wrong, y).null_part > share
-        solution = Judge(A, tolerances, damp, null_share=share).solution(wrong, y)
+        solution = Judge(A, tolerances, damp, null_space=NullSpaceBound(share)).solution(wrong, y)
         assert not bool(solution.converged)
 
 
@@ -122,7 +123,7 @@ def test_a_residual_is_not_small_by_chance() -> None:
     y = torch.ones(2, dtype=torch.float64)
     tolerances = Tolerances.of(torch.float64, None, 0.0)
     norm, x = torch.tensor(1.0, dtype=torch.float64), torch.tensor([1.0, 2.0**46], dtype=torch.float64)
-    long = Judge(Dense(matrix), tolerances, operator_norm=norm).certify(x, y)
+    long = Judge(Dense(matrix), tolerances, norm=NormBounds(norm)).certify(x, y)
     assert float(long.residual_norm) == 0
     assert not bool(long.residual_ok)
     matrix[1, 1] = 1e-3

@@ -21,10 +21,10 @@ from lsconv.operators.dtypes import double
 from lsconv.tiled.field import Field
 from lsconv.tiled.ranks import Ranks
 
-__all__ = ["WholePlan", "whole_bytes"]
+__all__ = ["UntiledPlan", "untiled_bytes"]
 
 
-class WholePlan:
+class UntiledPlan:
     """The plan of the whole image, made by the first rank when it is first asked.
 
     Args:
@@ -72,7 +72,7 @@ class WholePlan:
         return self._plan.solve(y, rtol=0.01 * rtol).x
 
 
-def whole_bytes(A: Convolution, terms: Sequence[Filter], damp: float) -> int:
+def untiled_bytes(A: Convolution, terms: Sequence[Filter], damp: float) -> int:
     """The bytes of such a plan, with the vectors of a solve."""
     wide = A.to(dtype=double(A.dtype))
     penalty = None

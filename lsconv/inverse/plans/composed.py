@@ -1,0 +1,104 @@
+"""The rules for operators that another one is behind: their plans are made through the plan of that one."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from lsconv.border.plan import BorderPlan
+from lsconv.border.stacked_plan import StackedPlan
+from lsconv.errors import MethodError
+from lsconv.inverse.plans.adjoint_plan import AdjointPlan
+from lsconv.inverse.plans.masks_per_item import MasksPerItemPlan
+from lsconv.inverse.plans.missing import MissingBorderPlan, MissingPlan, are_scattered
+from lsconv.inverse.plans.reduced_plan import ReducedPlan
+from lsconv.inverse.plans.request import PlanRequest
+from lsconv.inverse.plans.small_matrices import reduction
+from lsconv.inverse.plans.varying import VaryingPlan
+from lsconv.inverse.plans.weighted import WeightedPlan
+from lsconv.krylov.plan import Plan
+from lsconv.operators.algebra import Adjoint, Product, Scaled
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import double
+from lsconv.operators.observed import MeasuredRows
+from lsconv.operators.varying_convolution import VaryingConvolution
+
+__all__ = ["measured_rows", "reduced", "transposed", "trimmed", "varying"]
+
+
+def reduced(A: LinearOperator, request: PlanRequest) -> Plan | None:
+    """The plan of the smaller convolution that A is: along batch axes, or without the zero margins of its kernel."""
+    smaller = None if request.method == "svd" else reduction(A, keep_shapes=not request.free)
+    if smaller is None:
+        return None
+    plan: Plan = request.plan(smaller.B, damp=smaller.damp(request.damp))
+    return plan if smaller.same_shapes else ReducedPlan(smaller, plan, request.damp)
+
+
+def trimmed(A: LinearOperator, request: PlanRequest) -> Plan | None:
+    """The plan of the convolution without the zero margins of its kernel, which takes and gives what A does."""
+    smaller = reduction(A, keep_shapes=True)
+    return None if smaller is None else request.plan(smaller.B)
+
+
+def measured_rows(A: LinearOperator, request: PlanRequest) -> Plan | None:
+    """The plan of a convolution behind a mask, crop or diagonal, through that of the convolution."""
+    damp, L, rows = torch.as_tensor(request.damp, dtype=torch.float64), request.L, None
+    if isinstance(A, (Product, Scaled)) and _takes_composed(request) and request.damped:
+        rows = MeasuredRows.of(A)
+    if rows is None or not isinstance(rows.core, Convolution):
+        return None
+    weight = rows.uniform()
+    if weight is not None and not are_scattered(rows.scale == 0, rows.core.ndim):
+        return None
+    try:
+        if weight is None:
+            return WeightedPlan(A, rows, damp, L)
+        inner = _of_core(rows.core.to(dtype=double(A.dtype)), damp / weight.double().sqrt(), request)
+    except MethodError:
+        return None
+    if inner.worker.iterates:
+        return None
+    if isinstance(inner.worker, (BorderPlan, StackedPlan)):
+        inverse = inner.worker.inverse
+        # with the missing outputs in the border an answer costs about two on the border alone
+        if inverse.unknowns and inverse.factorise_if_cheaper(tuple(inverse.embedding.batch_shape), solves=2) is None:
+            for plan in (MissingBorderPlan, MasksPerItemPlan):
+                with contextlib.suppress(MethodError):
+                    return plan(A, rows, damp, L)
+    return MissingPlan(A, rows, inner, damp, L)
+
+
+def transposed(A: LinearOperator, request: PlanRequest) -> Plan | None:
+    """The adjoint of the plan of a convolution, unless an iteration would serve that."""
+    if not (isinstance(A, Adjoint) and isinstance(A.operator, Convolution) and _takes_composed(request)):
+        return None
+    plan = _of_core(A.operator, request.damp, request)
+    return None if plan.worker.iterates else AdjointPlan(A, plan, request.damp)
+
+
+def varying(A: LinearOperator, request: PlanRequest) -> Plan | None:
+    """The plan of a convolution whose kernel varies, unless LSMR should be faster."""
+    if not isinstance(A, (VaryingConvolution, Product, Scaled)):
+        return None
+    if not (_takes_composed(request) and VaryingPlan.serves(A) and request.damped):
+        return None
+    try:
+        return VaryingPlan(A, request.damp, request.L, refuse_if_slower=request.method == "auto")
+    except MethodError:  # the tiles do not serve L, or would not pay
+        return None
+
+
+def _takes_composed(request: PlanRequest) -> bool:
+    """Tell whether a plan may be made of another: it is asked for no method that it could not pass on."""
+    return request.method in ("auto", "border") and not request.started and not request.decides_rank
+
+
+def _of_core(core: Convolution, damp: Tensor | float, request: PlanRequest) -> Plan:
+    """The plan of the convolution behind A, in its dtype."""
+    L = None if request.L is None else request.L.to(dtype=core.dtype)
+    plan: Plan = request.plan(core, damp=damp, L=L, preconditioner="auto", rcond=None)
+    return plan

@@ -1,0 +1,69 @@
+"""PlanRequest: what a plan is asked for, beside its operator, as the rules of the choice read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lsconv.fourier.embedding import Embedding
+from lsconv.krylov.plan import Plan
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["PlanRequest", "Rule", "is_embedded"]
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    r"""A damping, a penalty, and what the caller wants of the plan for an operator.
+
+    Attributes:
+        ladder: the choice itself, for the operators that another one is made of.
+        damp: the damping, a number or one per batch item.
+        method: the method asked for, or "auto".
+        L: the penalty; None: the identity.
+        preconditioner: of a Krylov method.
+        memory_limit: bytes that the plan may use; None: what the device has.
+        rcond: the user's threshold for the rank; None: that of the dtype.
+        started: the caller has options that only a Krylov method takes.
+    """
+
+    ladder: Callable[[LinearOperator, PlanRequest], Any]
+    damp: Tensor | float
+    method: str
+    L: LinearOperator | None = None
+    preconditioner: LinearOperator | str | None = "auto"
+    memory_limit: int | None = None
+    rcond: float | None = None
+    started: bool = False
+
+    @property
+    def free(self) -> bool:
+        """Any plan may be taken, whatever options it knows."""
+        return self.method == "auto" and not self.started
+
+    @property
+    def damped(self) -> bool:
+        """Every item is damped."""
+        return bool((torch.as_tensor(self.damp) > 0).all())
+
+    @property
+    def decides_rank(self) -> bool:
+        """There is a rank to decide, by the user's threshold."""
+        return self.rcond is not None and bool((torch.as_tensor(self.damp) == 0).any())
+
+    def plan(self, A: LinearOperator, **changes: Any) -> Any:
+        """The plan for another operator and the same request, but for ``changes``."""
+        return self.ladder(A, replace(self, **changes))
+
+
+Rule: TypeAlias = Callable[[LinearOperator, PlanRequest], Plan | None]
+
+
+def is_embedded(A: LinearOperator) -> bool:
+    """Tell whether A is a convolution that truncates a block-circulant operator."""
+    return isinstance(A, Convolution) and Embedding.exists(A)
