@@ -141,12 +141,12 @@ class Outer:
         else:
             self.f = A.apply(given) if self.residual_side else given
             self.given_norm = inputs.norm(given)
-        self.norm_a = torch.zeros_like(self.given_norm)
-        self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=A.device)
-        self.steps = 0
 
     def run(self) -> None:
         """Iterate until every item meets its target or no longer improves; ``u`` and ``image`` are the best found."""
+        self.norm_a = torch.zeros_like(self.given_norm)
+        self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=self.A.device)
+        self.steps = 0
         self._choose_arithmetic()
         direction, at = FlexibleDirection(self.mu), self._origin()
         self.u, self.image = at.u, at.image
@@ -178,12 +178,15 @@ class Outer:
 
     def _origin(self) -> _Iterate:
         u, g = torch.zeros_like(self.f), self.f
-        image = g.new_zeros(*self.batch, *self.image_space.item_shape)
+        image = g.new_zeros(()).expand(*self.batch, *self.image_space.item_shape)
         return _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
 
     def _keep(self, at: _Iterate) -> None:
         """Keep the iterate for the items where it is the best so far."""
         better = at.ratio < self.tolerance_ratio
+        if bool(better.all()):  # which copies nothing
+            self.u, self.image, self.tolerance_ratio = at.u, at.image, at.ratio
+            return
         self.u = torch.where(self._mask(better, self.space), at.u, self.u)
         self.image = torch.where(self._mask(better, self.image_space), at.image, self.image)
         self.tolerance_ratio = torch.where(better, at.ratio, self.tolerance_ratio)
@@ -221,7 +224,7 @@ class Outer:
         self.iterations += count * active
         p, image, alpha = direction.step(z.to(space.dtype), g, space, image_space, lambda p: self._image(A, p))
         self.norm_a, alpha = direction.norm, alpha * active
-        u, total = at.u + self.space.spread(alpha) * p, at.image + self.image_space.spread(alpha) * image
+        u, total = self.space.add(at.u, alpha, p), self.image_space.add(at.image, alpha, image)
         if not self._narrow:
             return replace(at, u=u, image=total)
         back = A.apply(image) if self.residual_side else A.adjoint(image)
@@ -326,6 +329,7 @@ class Outer:
 def iterated(plan: BorderedProblem, **options: Any) -> Outer:
     """The outer iteration, run; once more without factors of the border that have lost too many digits for it."""
     outer = Outer(plan, **options)
+    del options  # with data that it has scaled
     outer.run()
     if (
         isinstance(plan.inverse.direct, DirectInverse)
@@ -333,7 +337,6 @@ def iterated(plan: BorderedProblem, **options: Any) -> Outer:
         and not outer.exhausted
     ):
         plan.inverse.give_up_factors()
-        outer = Outer(plan, **options)
         outer.run()
     return outer
 

@@ -158,36 +158,35 @@ class Schwarz:
         if problem.one_matrix or small:
             self.whole_inverse = DenseInverse(border_entries.dense(border), definite=problem.model.definite)
             return
-        self._numbering = border.numbering()
+        numbering = border.numbering()
         used = [a for a, members in enumerate(border.members) if members.any()]
         product = matrices.elementwise and len(border.grid) == 2 and border.cellwise
         strips: list[StripOperator] = []
         for a in used:
-            subdomain = self._subdomain(border_entries, (a,), border.corner((a,), 0), strips if product else None)
-            self.subdomains.append(subdomain)
+            cells = border.corner((a,), 0)
+            self.subdomains.append(self._subdomain(border_entries, numbering, (a,), cells, strips if product else None))
         if product:  # which makes iterations cheap and wide corners a waste
-            self.strips = Strips.of(
-                border_entries.whole(), self._numbering, border.members, strips, real=matrices.grid.real
-            )
+            self.strips = Strips.of(border_entries.whole(), numbering, border.members, strips, real=matrices.grid.real)
         crossed = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if limits.corners else []
         self._overlaps = {axes: self._overlap(axes) for axes in crossed}
         for axes, overlap in self._overlaps.items():
             if overlap:
-                self.subdomains.append(self._subdomain(border_entries, axes, border.corner(axes, overlap)))
+                self.subdomains.append(self._subdomain(border_entries, numbering, axes, border.corner(axes, overlap)))
         for cells in border.pieces:
-            self.subdomains.append(self._subdomain(border_entries, tuple(range(len(border.grid))), cells))
+            self.subdomains.append(self._subdomain(border_entries, numbering, tuple(range(len(border.grid))), cells))
         self.sum = SubdomainSum(self.subdomains, border.size, self.owners() if problem.restricted else None)
 
     def _subdomain(
         self,
         border_entries: BorderEntries,
+        numbering: Tensor,
         axes: tuple[int, ...],
         cells: Tensor,
         strips: list[StripOperator] | None = None,
     ) -> Subdomain:
         """The cells over the whole of the other axes; the product with Q on them is added to ``strips``."""
         definite, grid, device = self.problem.model.definite, self.border.grid, border_entries.Q.device
-        index = border_index(self._numbering, axes, cells)
+        index = border_index(numbering, axes, cells)
         matrices = border_entries.between(axes, cells).contiguous()
         others = Grid(tuple(n for a, n in enumerate(grid) if a not in axes), real=border_entries.Q.grid.real)
         if strips is not None:  # before the inverse overwrites the matrices
@@ -216,7 +215,7 @@ class Schwarz:
 
     def owners(self) -> Tensor:
         """The owner of every cell: the last corner within half of whose overlap it lies, or else its first strip."""
-        owner = torch.full((self.border.size,), -1)
+        owner, numbering = torch.full((self.border.size,), -1), self.border.numbering()
         parts = len(self.subdomains) - len(self.border.pieces)
         for number, subdomain in enumerate(self.subdomains):
             if len(subdomain.axes) == 1 or number >= parts:
@@ -225,7 +224,7 @@ class Schwarz:
             else:
                 overlap = self._overlaps[subdomain.axes]
                 cells = self.border.corner(subdomain.axes, overlap // 2 if overlap > 1 else overlap)
-                owner[border_index(self._numbering, subdomain.axes, cells).flatten()] = number
+                owner[border_index(numbering, subdomain.axes, cells).flatten()] = number
         return owner
 
     @property
