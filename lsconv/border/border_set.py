@@ -13,8 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from lsconv.fourier.symbol import FrequencyMatrices, Grid
-from lsconv.operators.fft_convolution import FEW_WAVES
+from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices, Grid
 
 __all__ = ["Border", "BorderEntries", "between_borders", "gathered", "largest_piece", "near_cells", "scattered"]
 
@@ -74,7 +73,7 @@ class Border:
         """``(rhs, blocks, channels, *grid)`` to ``(rhs, blocks, size)``."""
         return gathered(z.flatten(2), self.index)
 
-    def entries(self, Q: FrequencyMatrices) -> BorderEntries:
+    def entries(self, Q: FrequencyMatrices | FactoredCapacitance) -> BorderEntries:
         """The entries of a block-circulant operator between the unknowns."""
         return BorderEntries(Q, self)
 
@@ -125,7 +124,7 @@ class BorderEntries:
         border: the border whose cells are asked about.
     """
 
-    def __init__(self, Q: FrequencyMatrices, border: Border) -> None:
+    def __init__(self, Q: FrequencyMatrices | FactoredCapacitance, border: Border) -> None:
         self.Q, self.grid = Q, border.grid
         self._kernel: Tensor | None = None
 
@@ -143,7 +142,7 @@ class BorderEntries:
         distinct, which = zip(*(p.unique(return_inverse=True) for p in places), strict=True)
         tables = [(p[:, None] - p[None, :]) % self.grid[a] for p, a in zip(distinct, axes, strict=True)]
         present, numbers = zip(*(table.unique(return_inverse=True) for table in tables), strict=True)
-        if not Q.elementwise and sum(len(p) for p in present) <= FEW_WAVES:
+        if Q.reads_lags(axes, sum(len(p) for p in present)):
             lags = [table[w[:, None], w[None, :]] for table, w in zip(numbers, which, strict=True)]
             lead = (slice(None),) * (1 + len(self.grid) - len(axes))
             pairs = (*lead, *lags, channel[:, None], channel[None, :])

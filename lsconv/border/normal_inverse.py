@@ -43,9 +43,10 @@ from lsconv.border.cost_model import (
 )
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_problem import NormalProblem, Request
+from lsconv.border.stack_system import StackRows
 from lsconv.border.system.border_system import BorderProblem, BorderSystem
 from lsconv.errors import PlanMemoryError
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices
 from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["BorderInverse", "CirculantInverse", "DefiniteInverse", "NormalInverse", "SaddleInverse", "normal_inverse"]
@@ -186,6 +187,7 @@ class BorderInverse(NormalInverse):
             :meth:`go_direct` and :meth:`give_up_factors` lead from one to the next, in this order.
         border: the border cells.
         system: the block-circulant operator whose system on the border is solved.
+        stack: the rows of a volume with a penalty on the border; None of other problems.
         across: the map from the side of the unknowns to that of the border; None where they are the same.
         condition: a bound of the condition number of that operator.
     """
@@ -195,14 +197,22 @@ class BorderInverse(NormalInverse):
     def __init__(self, problem: NormalProblem) -> None:
         super().__init__(problem)
         parts = problem.circulant_parts()
-        self.inverse, self.system, self.across, self._deficient = (
-            parts.inverse, parts.system, parts.across, parts.deficient,
-        )  # fmt: skip
+        self.inverse, self.across, self._deficient = parts.inverse, parts.across, parts.deficient
+        self.system: FrequencyMatrices | FactoredCapacitance
+        if problem.is_stacked_volume and parts.across is not None:
+            self.system = FactoredCapacitance(parts.inverse, parts.across)
+        else:
+            self.system = parts.system
         self.border = self._cells(problem)
         if problem.request.missing is not None:
             self.border = self.border.with_cells(problem.missing_cells())
         definite, request = self.definite, problem.request
-        self.model = CostModel(self.embedding.blocks, math.prod(self.embedding.grid), self.system.rows, definite)
+        self.stack: StackRows | None = None
+        if isinstance(self.system, FactoredCapacitance):
+            assert request.penalty is not None
+            self.stack = StackRows(self.inverse, self.system.E, self.border, request.penalty.taps(self.embedding))
+        channels = self.system.rows if self.stack is None else self.stack.transforms
+        self.model = CostModel(self.embedding.blocks, math.prod(self.embedding.grid), channels, definite)
         self.condition = problem.condition(self.inverse)
         crossed = request.crossed and not request.one_matrix and self.embedding.ndim <= 2
         self._crossed = crossed and (request.penalty is not None or self.condition <= _CONDITION[definite])
@@ -226,6 +236,7 @@ class BorderInverse(NormalInverse):
         if self._crossed:
             # above this condition rounding would hide that the kernel is not even
             least = min(self.condition, 1e6 if self.definite else 1e3)
+            assert isinstance(self.system, FrequencyMatrices)
             return cheapest_grid(truncated, self.system, request.penalty, self.model, least)
         onto = truncated.convolution if request.crossed and request.penalty is None else None
         return True, direct_cost(self.embedding, self.form, onto, self.border)
@@ -249,9 +260,10 @@ class BorderInverse(NormalInverse):
             self.stage = Stage.ITERATION
         if self._system is None:
             request = self.problem.request
-            restricted = request.limits.corners and (self.exact or not self.definite)
+            # the strips of a stacked volume, added up, take no more iterations, and those keep few vectors
+            restricted = request.limits.corners and (self.exact or not self.definite) and self.stack is None
             problem = BorderProblem(
-                self.system, self.border, self.model, restricted, request.limits, request.one_matrix
+                self.system, self.border, self.model, restricted, request.limits, request.one_matrix, self.stack
             )
             self._system = BorderSystem(problem, self._cost if self.stage is not Stage.ITERATION_ONLY else None)
         return self._system
@@ -322,7 +334,7 @@ class BorderInverse(NormalInverse):
         kept = {id(m): m.nbytes for m in self._matrices()}
         return factors + sum(kept.values()) + (0 if self._system is None else self._system.nbytes)
 
-    def _matrices(self) -> list[FrequencyMatrices]:
+    def _matrices(self) -> list[FrequencyMatrices | FactoredCapacitance]:
         return [self.inverse, self.system, *([] if self.across is None else [self.across])]
 
 
@@ -344,11 +356,15 @@ class DefiniteInverse(BorderInverse):
         grid = self.inverse.grid
         spectrum = grid.transform(f)
         t = self.inverse(spectrum)
-        b = self.border.gather(grid.inverse(t if self.across is None else self.across(t)))
-        u, iterations = on_border.solve(b.neg() if self.across is None else b, tolerance, max_iter, start)
-        correction = grid.transform(self.border.scatter(u))
-        if self.across is not None:
-            correction = self.across.H(correction)
+        if self.stack is not None:
+            u, iterations = on_border.solve(self.stack.values(t), tolerance, max_iter, start)
+            correction = self.stack.spectrum(u)
+        else:
+            b = self.border.gather(grid.inverse(t if self.across is None else self.across(t)))
+            u, iterations = on_border.solve(b.neg() if self.across is None else b, tolerance, max_iter, start)
+            correction = grid.transform(self.border.scatter(u))
+            if self.across is not None:
+                correction = self.across.H(correction)
         return grid.inverse(self.inverse(spectrum + correction)), iterations, u
 
 

@@ -134,15 +134,23 @@ class CirculantParts:
 
     Attributes:
         inverse: P, that of the block-circulant normal operator, or of the saddle operator.
-        system: Q, which is restricted to the border: P, or the capacitance ``I - E P E^H``.
         across: E, from the side of the unknowns to that of the border; None where they are the same.
         deficient: the smaller Gram matrix is seen to be singular at most frequencies.
     """
 
     inverse: FrequencyMatrices
-    system: FrequencyMatrices
     across: FrequencyMatrices | None = None
     deficient: bool = False
+
+    @functools.cached_property
+    def system(self) -> FrequencyMatrices:
+        """Q, which is restricted to the border: P, or the capacitance ``I - E P E^H``."""
+        if self.across is None:
+            return self.inverse
+        E = self.across.matrices
+        capacitance = product(product(E, self.inverse.matrices), E.mH).neg_()
+        capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
+        return FrequencyMatrices(self.inverse.grid, capacitance)
 
 
 class NormalProblem:
@@ -227,24 +235,25 @@ class NormalProblem:
         """The shift, in the dtype of the matrices and of a shape that broadcasts with them."""
         return self.mu.to(self.squared.real.dtype).reshape(-1, *(1 for _ in self.squared.shape[1:]))
 
+    @property
+    def is_stacked_volume(self) -> bool:
+        """Tell whether it is that of a volume of one channel with a penalty: a column of rows."""
+        return self.request.penalty is not None and self.embedding.ndim > 2 and self.symbol.columns == 1
+
     def circulant_parts(self) -> CirculantParts:
-        """Invert the block-circulant operator, and find that of the border."""
+        """Invert the block-circulant operator."""
         S, side = self.symbol, self.side
         if self.form == "saddle":
             saddle, smaller = saddle_inverse(S.matrices, self.squared, self.shift)
             Q = FrequencyMatrices(S.grid, saddle)
-            return CirculantParts(Q, Q, deficient=self.rank_deficient(smaller))
+            return CirculantParts(Q, deficient=self.rank_deficient(smaller))
         least = side == self.smaller_side
         squared = self.squared if least else gram(S.matrices, side)
         P = FrequencyMatrices(S.grid, hermitian_inverse(shifted(squared, self.shift).contiguous()))
         deficient = least and self.rank_deficient(P.matrices)
         if self.form == "circulant" or (self.form == "valid") == (side == "residual"):
-            return CirculantParts(P, P, deficient=deficient)
-        across = S if side == "solution" else S.H
-        E = across.matrices
-        capacitance = product(product(E, P.matrices), E.mH).neg_()
-        capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
-        return CirculantParts(P, FrequencyMatrices(S.grid, capacitance), across, deficient)
+            return CirculantParts(P, deficient=deficient)
+        return CirculantParts(P, S if side == "solution" else S.H, deficient)
 
     def condition(self, inverse: FrequencyMatrices) -> float:
         """A bound of the condition number of the block-circulant operator with this inverse."""

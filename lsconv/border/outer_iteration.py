@@ -94,11 +94,14 @@ class Outer:
     the normal equations leave.
 
     Attributes:
+        u: the best iterate.
+        image: that of u, where it is x.
         tolerance_ratio: that of the best iterate, in units of its target.
         steps: taken.
         iterations: on the border, per item.
     """
 
+    image: Tensor | None
     tolerance_ratio: Tensor
     _narrow: bool  # steps are taken in narrower arithmetic than the remainder is computed in
 
@@ -137,15 +140,15 @@ class Outer:
         else:
             self.f = A.apply(given) if self.residual_side else given
             self.given_norm = inputs.norm(given)
-        self.norm_a = torch.zeros_like(self.given_norm)
-        self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=A.device)
-        self.steps = 0
 
     def run(self) -> None:
-        """Iterate until every item meets its target or no longer improves; ``u`` and ``image`` are the best found."""
+        """Iterate until every item meets its target or no longer improves; ``u`` is the best found."""
+        self.norm_a = torch.zeros_like(self.given_norm)
+        self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=self.A.device)
+        self.steps = 0
         self._choose_arithmetic()
         direction, at = FlexibleDirection(self.mu), self._origin()
-        self.u, self.image = at.u, at.image
+        self.u, self.image = at.u, at.image if self.residual_side else None
         self.tolerance_ratio = torch.full_like(at.ratio, torch.inf)
         gain = 0.0  # what a step leaves of the remainder, in units of its border tolerance
         waited = torch.zeros_like(self.iterations)  # rounds without halving
@@ -174,14 +177,19 @@ class Outer:
 
     def _origin(self) -> _Iterate:
         u, g = torch.zeros_like(self.f), self.f
-        image = g.new_zeros(*self.batch, *self.image_space.item_shape)
+        image = g.new_zeros(()).expand(*self.batch, *self.image_space.item_shape)
         return _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
 
     def _keep(self, at: _Iterate) -> None:
         """Keep the iterate for the items where it is the best so far."""
         better = at.ratio < self.tolerance_ratio
+        if bool(better.all()):  # which copies nothing
+            self.u, self.tolerance_ratio = at.u, at.ratio
+            self.image = at.image if self.residual_side else None
+            return
         self.u = torch.where(self._mask(better, self.space), at.u, self.u)
-        self.image = torch.where(self._mask(better, self.image_space), at.image, self.image)
+        if self.image is not None:
+            self.image = torch.where(self._mask(better, self.image_space), at.image, self.image)
         self.tolerance_ratio = torch.where(better, at.ratio, self.tolerance_ratio)
 
     def _round(self, direction: FlexibleDirection, at: _Iterate, active: Tensor, gain: float) -> tuple[_Iterate, float]:
@@ -218,9 +226,10 @@ class Outer:
         self.iterations += count * active
         p, image, alpha = direction.step(z.to(space.dtype), g, space, image_space, lambda p: self._image(A, p))
         self.norm_a, alpha = direction.norm, alpha * active
-        u, total = at.u + self.space.spread(alpha) * p, at.image + self.image_space.spread(alpha) * image
+        u = self.space.add(at.u, alpha, p)
         if not self._narrow:
-            return replace(at, u=u, image=total)
+            return replace(at, u=u, image=self.image_space.add(at.image, alpha, image, out=image))
+        total = self.image_space.add(at.image, alpha, image)
         back = A.apply(image) if self.residual_side else A.adjoint(image)
         g = g - space.spread(alpha) * (back + space.spread(self.mu) * p)
         return _Iterate(u, total, g, self._tolerance_ratio(u, total, g.to(self.A.dtype)))
@@ -309,6 +318,7 @@ class Outer:
     def x(self) -> Tensor:
         """The solution, in the units of y."""
         if self.residual_side:
+            assert self.image is not None
             return self._scaled_back(self.image, self.image_space)
         x = self._scaled_back(self.u, self.space)
         return x if self.y is None or self.plan.read is None else x * self.plan.read
@@ -317,12 +327,13 @@ class Outer:
         """``u`` on the residual side, ``A u`` on the solution side: what the adjoint of the inverse gives."""
         if self.residual_side:
             return self._scaled_back(self.u, self.space)
-        return self._scaled_back(self.image, self.image_space)
+        return self._scaled_back(self._image(self.A, self.u), self.image_space)
 
 
 def iterated(plan: BorderedProblem, **options: Any) -> Outer:
     """The outer iteration, run; once more without factors of the border that have lost too many digits for it."""
     outer = Outer(plan, **options)
+    del options  # with data that it has scaled
     outer.run()
     if (
         isinstance(plan.inverse.direct, DirectInverse)
@@ -330,7 +341,6 @@ def iterated(plan: BorderedProblem, **options: Any) -> Outer:
         and not outer.exhausted
     ):
         plan.inverse.give_up_factors()
-        outer = Outer(plan, **options)
         outer.run()
     return outer
 

@@ -32,7 +32,7 @@ from lsconv.operators.elementary import Identity
 from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
 from lsconv.operators.padding_modes import MODES
 
-__all__ = ["Filter", "Penalty", "as_convolutions", "common_grid_filters"]
+__all__ = ["Filter", "Penalty", "Taps", "as_convolutions", "common_grid_filters"]
 
 # A grid is made longer than the inputs where their number has a prime factor that transforms are slow for, as
 # 1038 = 6 * 173 has and 1056 has not, and it grows by no more than this share.
@@ -114,6 +114,25 @@ def _differences(L: Gradient | Laplacian, one: Tensor) -> list[Filter] | None:
             Filter(Convolution(weight, L.in_shape[1:], padding=padding, groups=channels, padding_mode=mode), one)
         )
     return terms or None
+
+
+@dataclass(frozen=True)
+class Taps:
+    """A row of a stack of one column by its taps.
+
+    Attributes:
+        offsets: of the cells that it reads, ``(taps, axes)``.
+        weights: ``(blocks, taps)``.
+    """
+
+    offsets: Tensor
+    weights: Tensor
+
+    def cells(self, mask: Tensor) -> Tensor:
+        """The numbers of the cells that it reads at places of a grid: ``(places, taps)``."""
+        numbers = torch.arange(mask.numel()).reshape(mask.shape)
+        places = (mask.nonzero()[:, None] + self.offsets) % torch.tensor(mask.shape)
+        return numbers[places.unbind(-1)]
 
 
 class Penalty:
@@ -201,6 +220,17 @@ class Penalty:
             parts.append((scale * matrices).flatten(0, 1))
         blocks = max(part.shape[0] for part in parts)
         return torch.cat([part.expand(blocks, *part.shape[1:]) for part in parts], dim=-2)
+
+    def taps(self, embedding: Embedding) -> list[Taps]:
+        """The rows by their taps, in the order of :meth:`rows`, where the inputs of a block have one channel."""
+        rows = []
+        for convolution, factor in self.terms:
+            axes = [torch.tensor(_taps(convolution, a)) for a in range(convolution.ndim)]
+            offsets = torch.cartesian_prod(*axes).reshape(-1, convolution.ndim)
+            weight = convolution.weight.detach().reshape(embedding.groups, -1, len(offsets))
+            scale = factor.expand(embedding.batch_shape).reshape(-1, 1, 1, 1).to(weight.dtype)
+            rows += [Taps(offsets, weights) for weights in (scale * weight).flatten(0, 1).unbind(1)]
+        return rows
 
     def border(self, embedding: Embedding) -> list[list[list[int]]]:
         """Border positions per row and axis: those of A, then in the order of :meth:`rows`."""

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border, BorderEntries, gathered
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.padding import pad
@@ -153,7 +153,7 @@ class MirroredBorder(Border):
         acted = torch.cat([real[:, None], cells[:, 1:]], dim=1)
         return acted, copied, torch.where(multiplier, -1.0, 1.0).double()
 
-    def entries(self, Q: FrequencyMatrices) -> BorderEntries:
+    def entries(self, Q: FrequencyMatrices | FactoredCapacitance) -> BorderEntries:
         """The entries of the system between the unknowns."""
         return MirroredEntries(Q, self)
 
@@ -181,7 +181,7 @@ class MirroredBorder(Border):
 class MirroredEntries(BorderEntries):
     """The entries of the system between unknowns; along a strip as if nothing were copied across its ends."""
 
-    def __init__(self, Q: FrequencyMatrices, border: MirroredBorder) -> None:
+    def __init__(self, Q: FrequencyMatrices | FactoredCapacitance, border: MirroredBorder) -> None:
         super().__init__(Q, border)
         self.border = border
 

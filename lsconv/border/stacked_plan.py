@@ -24,7 +24,7 @@ from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import Request, least_shift, needs_double
-from lsconv.border.outer_iteration import Outer, confirmed, iterated, settled
+from lsconv.border.outer_iteration import confirmed, iterated, settled
 from lsconv.border.penalty import Filter, Penalty, common_grid_filters
 from lsconv.errors import ArgumentError
 from lsconv.fourier.batched_linalg import frobenius
@@ -160,7 +160,6 @@ class StackedPlan(PenalisedPlan):
                 for item, prior in zip(data, priors, strict=True)
             ])  # fmt: skip
         tolerances = self.tolerances(rtol, atol)
-        data = self.problem.data(y, x_prior)
         factors = self.inverse.factorise_if_cheaper(tuple(batch))
         if factors is not None and tolerances.rtol >= ONE_PASS:
             data_alone = self.problem.data_beside_prior(y, x_prior)
@@ -170,20 +169,23 @@ class StackedPlan(PenalisedPlan):
                 return solution
 
         def iterate(*, deep: bool = False) -> Solution:
-            outer = iterated(self, y=data, tolerances=tolerances, max_iter=max_iter, deep=deep)
-            return self._certified(y, outer.x, x_prior, tolerances, outer)
+            outer = iterated(self, y=self.problem.data(y, x_prior), tolerances=tolerances, max_iter=max_iter, deep=deep)
+            x, norm, iterations = outer.x, outer.norm_a * self.unit, outer.iterations
+            del outer  # whose vectors the certificate has no use for
+            return self._certified(y, x, x_prior, tolerances, norm, iterations)
 
         return confirmed(iterate(), lambda: iterate(deep=True), ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(
-        self, y: Tensor, x: Tensor, x_prior: Tensor | None, tolerances: Tolerances, outer: Outer | None = None
+        self,
+        y: Tensor,
+        x: Tensor,
+        x_prior: Tensor | None,
+        tolerances: Tolerances,
+        norm: Tensor | None = None,
+        iterations: Tensor | int = 0,
     ) -> Solution:
-        judge = self.problem.judge(
-            tolerances,
-            self.A.dtype,
-            norm=NormBounds(None if outer is None else outer.norm_a * self.unit, self.inverse.norm_bound * self.unit),
-        )
-        iterations = 0 if outer is None else outer.iterations
+        judge = self.problem.judge(tolerances, self.A.dtype, norm=NormBounds(norm, self.inverse.norm_bound * self.unit))
         return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 
     def _solves_one_by_one(self, batch: Sequence[int]) -> bool:

@@ -22,6 +22,7 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import FEW_WAVES, inverse_transform, plane_waves
 
 __all__ = [
+    "FactoredCapacitance",
     "FrequencyMatrices",
     "Grid",
     "gram",
@@ -90,6 +91,7 @@ class FrequencyMatrices:
         else:  # row by row; a conjugate that is put off would be made for every product
             matrices = matrices.contiguous().resolve_conj()
         self.matrices = matrices
+        self.blocks, self.dtype, self.device = matrices.shape[0], matrices.dtype, matrices.device
 
     @property
     def H(self) -> FrequencyMatrices:  # noqa: N802 - the field's name for the adjoint
@@ -133,11 +135,16 @@ class FrequencyMatrices:
         part = FrequencyMatrices.__new__(FrequencyMatrices)
         part.grid, part.elementwise, part.matrices = self.grid, self.elementwise, self.matrices[..., rows, columns]
         part.rows, part.columns = part.matrices.shape[-2:]
+        part.blocks, part.dtype, part.device = self.blocks, self.dtype, self.device
         return part
 
     def map(self, function: Callable[[Tensor], Tensor]) -> FrequencyMatrices:
         """Another operator whose matrices are a function of these."""
         return FrequencyMatrices(self.grid, function(self.matrices))
+
+    def reads_lags(self, axes: tuple[int, ...], lags: int) -> bool:
+        """Tell whether :meth:`at_lags` is the way to entries at so many lags, and not the kernel."""
+        return not self.elementwise and lags <= FEW_WAVES
 
     def at_lags(self, axes: tuple[int, ...], lags: list[Tensor]) -> Tensor:
         """The first block column at some lags along ``axes``, still as frequencies along the other axes.
@@ -173,6 +180,48 @@ class FrequencyMatrices:
     def kernel(self) -> Tensor:
         """The first block column: ``(blocks, rows, columns, *grid.sizes)``."""
         return self.grid.inverse(self.matrices.movedim((-2, -1), (1, 2)))
+
+
+class FactoredCapacitance:
+    """``I - E P E^H`` for E of one column, of which P and E alone are kept: a row of the matrices is made at a time.
+
+    Args:
+        P: one number per frequency.
+        E: one column.
+    """
+
+    elementwise = False
+
+    def __init__(self, P: FrequencyMatrices, E: FrequencyMatrices) -> None:
+        self.P, self.E, self.grid = P, E, E.grid
+        self.rows = self.columns = E.rows
+        self.blocks, self.dtype, self.device = E.blocks, E.dtype, E.device
+        self.nbytes = 0  # beside its factors
+
+    def _row(self, row: int) -> FrequencyMatrices:
+        """A row of ``-E P E^H``."""
+        E = self.E.matrices
+        own = (E[..., row : row + 1, :] * self.P.matrices).neg_()
+        return FrequencyMatrices(self.grid, own * E.mH, elementwise=True)
+
+    def kernel(self) -> Tensor:
+        """The first block column: ``(blocks, rows, columns, *grid.sizes)``."""
+        kernel = torch.cat([self._row(row).kernel() for row in range(self.rows)], dim=1)
+        kernel.flatten(3)[..., 0].diagonal(dim1=1, dim2=2).add_(1)
+        return kernel
+
+    def reads_lags(self, axes: tuple[int, ...], lags: int) -> bool:
+        """Tell whether :meth:`at_lags` is the way to entries at so many lags: but for all axes, where the kernel is."""
+        return len(axes) < len(self.grid.sizes)
+
+    def at_lags(self, axes: tuple[int, ...], lags: list[Tensor]) -> Tensor:
+        """The first block column at some lags, as :meth:`FrequencyMatrices.at_lags` gives it, made a row at a time."""
+        rows = torch.cat([self._row(row).at_lags(axes, lags) for row in range(self.rows)], dim=-2)
+        at_zero = torch.ones((), dtype=torch.bool)
+        for places in lags:
+            at_zero = at_zero.unsqueeze(-1) & (places == 0)
+        rows.diagonal(dim1=-2, dim2=-1).add_(at_zero.to(rows.device).unsqueeze(-1))
+        return rows
 
 
 def symbol(convolution: Convolution, embedding: Embedding | None = None) -> FrequencyMatrices:

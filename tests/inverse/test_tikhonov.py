@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.border import stacked_plan
 from lsconv.border.cost_model import plan_bytes
+from lsconv.border.outer_iteration import Outer
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import ConvergenceWarning, PlanMemoryError
@@ -306,14 +306,14 @@ def test_items_solved_one_by_one_have_the_answers_of_all_together(
     together = plan.solve(y, x_prior=prior, rtol=1e-12)
     plan.work_bytes = 0
     calls = 0
-    run = stacked_plan.Outer.run
+    run = Outer.run
 
-    def counted(outer: stacked_plan.Outer) -> None:
+    def counted(outer: Outer) -> None:
         nonlocal calls
         calls += 1
         run(outer)
 
-    monkeypatch.setattr(stacked_plan.Outer, "run", counted)
+    monkeypatch.setattr(Outer, "run", counted)
     apart = plan.solve(y, x_prior=prior, rtol=1e-12)
     assert calls == 3
     for name in ("x", "residual_norm", "damp"):

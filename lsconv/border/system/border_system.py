@@ -34,10 +34,11 @@ from torch import Tensor
 
 from lsconv.border.border_set import Border, BorderEntries, gathered
 from lsconv.border.cost_model import CostModel, FactorCost, Limits
+from lsconv.border.stack_system import StackRows
 from lsconv.border.system.krylov import Recycling, border_gmres, conjugate_gradients
 from lsconv.border.system.strip_product import StripOperator, Strips
 from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
-from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices, Grid
 from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["BorderProblem", "BorderSystem", "Schwarz", "Subdomain", "SubdomainSum"]
@@ -57,17 +58,22 @@ class BorderProblem:
         restricted: every cell takes its correction from one subdomain; False: additive.
         limits: on the preconditioner and on factors.
         one_matrix: precondition by the inverse on the whole border, whatever its size.
+        stack: the rows of a stack of which Q is the capacitance by factors.
     """
 
-    matrices: FrequencyMatrices
+    matrices: FrequencyMatrices | FactoredCapacitance
     border: Border
     model: CostModel
     restricted: bool = False
     limits: Limits = field(default_factory=Limits)
     one_matrix: bool = False
+    stack: StackRows | None = None
 
     def product(self, u: Tensor) -> Tensor:
         """``(Q u)`` on the border for border vectors ``(rhs, blocks, size)``, over the whole grid."""
+        if self.stack is not None:
+            return self.stack.product(u)
+        assert isinstance(self.matrices, FrequencyMatrices)
         product = self.border.gather(self.matrices.on_grid(self.border.scatter(u)))
         return product if self.border.diagonal is None else product.addcmul_(self.border.diagonal, u)
 
@@ -146,42 +152,43 @@ class Schwarz:
         self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
         self.full_inverse: DenseInverse | None = None  # of the whole border
         border, matrices, limits = problem.border, problem.matrices, problem.limits
-        entries = border.size**2 * matrices.matrices.shape[0]
+        entries = border.size**2 * matrices.blocks
         small = border.size <= limits.dense_unknowns and entries <= 8 * limits.dense_unknowns**2
         border_entries = border.entries(matrices)
         if problem.one_matrix or small:
             self.full_inverse = DenseInverse(border_entries.dense(border), definite=problem.model.definite)
             return
-        self._numbering = border.numbering()
+        numbering = border.numbering()
         used = [a for a, members in enumerate(border.members) if members.any()]
         product = matrices.elementwise and len(border.grid) == 2 and border.cellwise
         strips: list[StripOperator] = []
         for a in used:
-            subdomain = self._subdomain(border_entries, (a,), border.corner((a,), 0), strips if product else None)
-            self.subdomains.append(subdomain)
+            cells = border.corner((a,), 0)
+            self.subdomains.append(self._subdomain(border_entries, numbering, (a,), cells, strips if product else None))
         if product:  # which makes iterations cheap and wide corners a waste
             self.strips = Strips.of(
-                border_entries.full_kernel(), self._numbering, border.members, strips, real=matrices.grid.real
+                border_entries.full_kernel(), numbering, border.members, strips, real=matrices.grid.real
             )
         crossed = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if limits.corners else []
         self._overlaps = {axes: self._overlap(axes) for axes in crossed}
         for axes, overlap in self._overlaps.items():
             if overlap:
-                self.subdomains.append(self._subdomain(border_entries, axes, border.corner(axes, overlap)))
+                self.subdomains.append(self._subdomain(border_entries, numbering, axes, border.corner(axes, overlap)))
         for cells in border.pieces:
-            self.subdomains.append(self._subdomain(border_entries, tuple(range(len(border.grid))), cells))
+            self.subdomains.append(self._subdomain(border_entries, numbering, tuple(range(len(border.grid))), cells))
         self.sum = SubdomainSum(self.subdomains, border.size, self.owners() if problem.restricted else None)
 
     def _subdomain(
         self,
         border_entries: BorderEntries,
+        numbering: Tensor,
         axes: tuple[int, ...],
         cells: Tensor,
         strips: list[StripOperator] | None = None,
     ) -> Subdomain:
         """The cells over the whole of the other axes; the product with Q on them is added to ``strips``."""
-        definite, grid, device = self.problem.model.definite, self.border.grid, border_entries.Q.matrices.device
-        index = border_index(self._numbering, axes, cells)
+        definite, grid, device = self.problem.model.definite, self.border.grid, border_entries.Q.device
+        index = border_index(numbering, axes, cells)
         matrices = border_entries.between(axes, cells).contiguous()
         others = Grid(tuple(n for a, n in enumerate(grid) if a not in axes), real=border_entries.Q.grid.real)
         if strips is not None:  # before the inverse overwrites the matrices
@@ -199,7 +206,7 @@ class Schwarz:
         problem, grid = self.problem, self.border.grid
         limit = problem.limits.corner_unknowns
         if len(grid) == 2:  # in volumes a corner is a line of such matrices
-            flops = 2 * problem.model.iteration(1) / len(problem.matrices.matrices)
+            flops = 2 * problem.model.iteration(1) / problem.matrices.blocks
             limit = max(limit, round((flops * (3 if problem.model.definite else 1.5)) ** (1 / 3)))
         others = math.prod(n for a, n in enumerate(grid) if a not in axes)
         most = min(limit, 2 * limit // math.isqrt(others))
@@ -210,7 +217,7 @@ class Schwarz:
 
     def owners(self) -> Tensor:
         """The owner of every cell: the last corner within half of whose overlap it lies, or else its first strip."""
-        owner = torch.full((self.border.size,), -1)
+        owner, numbering = torch.full((self.border.size,), -1), self.border.numbering()
         parts = len(self.subdomains) - len(self.border.pieces)
         for number, subdomain in enumerate(self.subdomains):
             if len(subdomain.axes) == 1 or number >= parts:
@@ -219,7 +226,7 @@ class Schwarz:
             else:
                 overlap = self._overlaps[subdomain.axes]
                 cells = self.border.corner(subdomain.axes, overlap // 2 if overlap > 1 else overlap)
-                owner[border_index(self._numbering, subdomain.axes, cells).flatten()] = number
+                owner[border_index(numbering, subdomain.axes, cells).flatten()] = number
         return owner
 
     @property
@@ -257,7 +264,7 @@ class BorderSystem:
         strips = self.schwarz.strips
         self.product = problem.product if strips is None else strips
         self._flexible = problem.restricted or not problem.model.definite  # by GMRES
-        dtype, real = problem.matrices.matrices.dtype, problem.matrices.grid.real
+        dtype, real = problem.matrices.dtype, problem.matrices.grid.real
         vectors = 2 * _RESTART * problem.model.blocks * problem.border.size
         item = (dtype.to_real() if real else dtype.to_complex()).itemsize
         spare = problem.limits.spare_bytes
@@ -306,7 +313,7 @@ class BorderSystem:
     def _factors_fit(self) -> bool:
         """Tell whether there is memory for the factors of the whole border; without it, iterate for good."""
         assert self._cost is not None
-        allowed = allowed_bytes(self.problem.limits.spare_bytes, self.problem.matrices.matrices.device)
+        allowed = allowed_bytes(self.problem.limits.spare_bytes, self.problem.matrices.device)
         self.spent = self.problem.model.bytes(self._cost) <= allowed
         if not self.spent:
             self._budget = math.inf

@@ -13,6 +13,7 @@ from torch import Tensor
 from lsconv.border.cost_model import CostModel, dense_cost, plan_bytes
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
+from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.inverse.plans.planes import Planes, is_one_sided
 from lsconv.krylov.loop.batch_groups import in_groups
@@ -44,7 +45,7 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
 
     The bytes of the border's plan are the measure of its setup. Blurs, and square operators without damping, take
     hundreds or thousands of iterations; layers, whose symbol is a matrix, often some tens. So do blurs that read as
-    much as the field: few of their singular values are above the damping, and their border is the field. Other blurs
+    much as the field, unless their border is as small: few of their singular values are above the damping. Other blurs
     are tried where the damping bounds the iterations: strongly damped ones, and, since most of those is border, blurs
     of a stride and of volumes. The long border of an impulse response, and that of a volume without padding, is one
     dense matrix, whose factorisation is the measure; there the circulant preconditioner serves.
@@ -80,7 +81,12 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
     if blur and not undamped:
         covers = unit_stride and all(2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True))
         if covers:
-            return TrialPlan(A, damp, most)
+            # of the bound of conjugate gradients it takes a fourth and less
+            expected = float((norm_bound(A) / damping.to(A.device) * math.log(2 / rtol)).max()) / 8
+            definite = _one_sided(A)
+            model = CostModel(A.groups, math.prod(grid), 1, definite)
+            allowed = int(model.factor_work(dense_cost(_border_cells(A), definite=definite)) / iteration)
+            return TrialPlan(A, damp, min(most, allowed), expected=expected) if expected <= allowed else None
         plane = unit_stride and A.ndim < 3
         # a plane's border is factorised in an eighth of the time, and its symbol shows the norm of kernels of any sign
         most = most // 8 if plane else most
@@ -93,9 +99,9 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
 
 
 def _border_cells(A: Convolution) -> int:
-    """The number of border cells of a one-sided convolution."""
-    pairs = list(zip(A.spatial_in, A.spatial_out, strict=True))
-    return math.prod(map(max, pairs)) - math.prod(map(min, pairs))
+    """The number of border cells of a convolution of one channel a group, on its shortest grid."""
+    grid = math.prod(Embedding(A, (1,) * A.ndim).grid)
+    return sum(grid - math.prod(sizes) for sizes in (A.spatial_in, A.spatial_out))
 
 
 def _symbol_norm(A: Convolution, grid: list[int]) -> Tensor:

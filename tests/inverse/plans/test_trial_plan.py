@@ -57,6 +57,20 @@ def test_a_kernel_of_the_size_of_the_field_is_tried_and_a_strided_blur_where_dam
     assert isinstance(route(strided, 1e-3), BorderPlan)
 
 
+@pytest.mark.parametrize(
+    ("size", "taps", "damp", "tried"), [(7, 7, 0.02, False), (48, 49, 0.1, True), (24, 25, 2e-3, False)]
+)
+def test_a_kernel_of_the_size_of_the_field_goes_to_the_border_where_that_is_small(
+    size: int, taps: int, damp: float, tried: bool
+) -> None:
+    groups = 64 if size < 8 else 1
+    weight = torch.rand(groups, 1, taps, taps) / taps**2
+    A = lsconv.Conv2d(weight, (size, size), padding=taps // 2, groups=groups)
+    assert isinstance(route(A, damp), TrialPlan if tried else BorderPlan)
+    solution = lsconv.lstsq(A, torch.randn(2, *A.out_shape), damp=damp)
+    assert bool(solution.converged.all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("padding", [0, (2, 3, 3)])
 def test_a_volume_is_tried_where_damping_bounds_the_iterations(
