@@ -101,8 +101,10 @@ def route(
     An ``rcond`` of the user's goes to "matrix", "separable", "normal" and "fourier" too; the iterations decide no rank.
     For small problems "svd" also gives the answers that the others are not sure of (:func:`fallback`).
 
-    "border" is direct (:class:`CapacitancePlan`) for ``damp = 0`` and a square operator whose border can be factorised
-    in the time of some two hundred iterations, and otherwise iterates on the border (:class:`BorderPlan`).
+    A volume of one channel a group and few planes along an axis goes to "border" as an image whose channels are these
+    planes (:class:`Planes`). "border" is direct (:class:`CapacitancePlan`) for ``damp = 0`` and a square operator whose
+    border can be factorised in the time of some two hundred iterations, and otherwise iterates on the border
+    (:class:`BorderPlan`).
 
     A Krylov method is used as asked for, where it solves the problem posed:
 

@@ -16,17 +16,14 @@ from lsconv.border.plan import BorderPlan
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.factored.axis_channels import AxisAsChannels
 from lsconv.fourier.embedding import Embedding
+from lsconv.inverse.plans.lsmr_cost import SETUP_BYTE_WORK, iteration_work, iterations_needed
 from lsconv.inverse.plans.reduced_plan import ReducedPlan
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.convolution import Convolution
+from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.fft_convolution import good_fft_length
 from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["Planes", "is_one_sided", "planes_plan"]
-
-# Operations of LSMR in the time of a byte of that, and of the inverses per frequency, in cubes of the planes
-# (benchmarks/routes.py shows both sides of the choice).
-_BYTE_WORK, _CUBE_WORK = 25, 130
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,8 @@ class Planes:
     def of(cls, A: LinearOperator, damp: Tensor | float, memory_limit: int | None = None) -> Planes | None:
         """The planes that cost least; None for what is no volume of one channel a group, and where they do not fit.
 
-        Without damping only outputs or only inputs may be cropped along the other axes, so that the border is definite.
+        The border is definite where only outputs, or only inputs, are cropped along the other axes. Elsewhere, and with
+        damping, planes are for volumes whose factors cost no more than twice the iterations of LSMR.
         """
         if not (isinstance(A, Convolution) and A.ndim == 3 and A.c_in == A.c_out == A.groups and Embedding.exists(A)):
             return None
@@ -57,7 +55,7 @@ class Planes:
         for axis in range(A.ndim):
             others = [a for a in range(A.ndim) if a != axis]
             one_sided = is_one_sided(A, others)
-            if any(A.stride[a] > 1 for a in others) or not (damped or one_sided):
+            if any(A.stride[a] > 1 for a in others) or not (one_sided or (damped and _factors_pay(A, damping, axis))):
                 continue
             grid = [good_fft_length(max(A.spatial_in[a], A.spatial_out[a])) for a in others]
             frequencies = blocks * math.prod(grid) // (1 if A.is_complex else 2)
@@ -66,10 +64,20 @@ class Planes:
             border = max(n, m) if one_sided else n + m
             # the symbol, the smaller normal matrix and its inverse, the border and its kernel
             taken = frequencies * (n * m + 2 * least**2 + 3 * border**2) * A.dtype.to_complex().itemsize
-            inverses = frequencies * (least if one_sided else border) ** 3
-            found.append(cls(axis, taken, _BYTE_WORK * taken + _CUBE_WORK * inverses))
+            # the products and inverses of matrices take as many operations more for each number as they have rows
+            found.append(cls(axis, taken, (SETUP_BYTE_WORK + border) * taken))
         cheapest = min(found, key=lambda way: way.work, default=None)
         return cheapest if cheapest is not None and cheapest.bytes <= allowed_bytes(memory_limit, A.device) else None
+
+
+def _factors_pay(A: Convolution, damping: Tensor, axis: int) -> bool:
+    """Tell whether the factors of a border of inputs and outputs cost no more than twice what LSMR takes."""
+    others = [a for a in range(A.ndim) if a != axis]
+    lines = [(A.kernel_extent[a] - 1) * A.spatial_in[b] for a, b in (others, others[::-1])]
+    unknowns = (A.spatial_in[axis] + A.spatial_out[axis]) / 2 * min(lines)
+    # complex, in triangular factors, whose operations take a third of the time of those of LSMR
+    factors = 8 / 9 * A.groups * unknowns**3
+    return factors <= 2 * iteration_work(A) * float(iterations_needed(A, damping, norm_bound(A)).max())
 
 
 def planes_plan(A: LinearOperator, damp: Tensor | float, memory_limit: int | None = None) -> ReducedPlan | None:
