@@ -10,7 +10,7 @@ same place, with less padding, or where that becomes negative, of a part of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Reduction:
     inputs: tuple[slice, ...]
     outputs: tuple[slice, ...]
     folded: tuple[int, ...] = ()
+    reason: ClassVar[str] = "the kernel has margins of zeros, or an extent of one along some axes, which are a batch"
 
     @classmethod
     def trimmed(cls, A: Convolution) -> Reduction | None:

@@ -20,6 +20,7 @@ from lsconv.inverse.plans.dense_stack import DenseStack
 from lsconv.inverse.plans.fourier_plan import FourierPlan
 from lsconv.inverse.plans.krylov_choice import krylov_plan
 from lsconv.inverse.plans.krylov_plan import KRYLOV, KrylovPlan, KrylovStack
+from lsconv.inverse.plans.planes import planes_plan
 from lsconv.inverse.plans.request import PlanRequest, Rule, is_embedded
 from lsconv.inverse.plans.small_matrices import (
     SMALL_MATRICES,
@@ -100,8 +101,10 @@ def route(
     An ``rcond`` of the user's goes to "matrix", "separable", "normal" and "fourier" too; the iterations decide no rank.
     For small problems "svd" also gives the answers that the others are not sure of (:func:`fallback`).
 
-    "border" is direct (:class:`CapacitancePlan`) for ``damp = 0`` and a square operator whose border can be factorised
-    in the time of some two hundred iterations, and otherwise iterates on the border (:class:`BorderPlan`).
+    A volume of one channel a group and few planes along an axis goes to "border" as an image whose channels are these
+    planes (:class:`Planes`). "border" is direct (:class:`CapacitancePlan`) for ``damp = 0`` and a square operator whose
+    border can be factorised in the time of some two hundred iterations, and otherwise iterates on the border
+    (:class:`BorderPlan`).
 
     A Krylov method is used as asked for, where it solves the problem posed:
 
@@ -315,8 +318,11 @@ def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcon
     return SingularValuePlan(A, damp, **rank_options(A, memory_limit, rcond))
 
 
-def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> BorderPlan | CapacitancePlan:
-    """The border method: direct where it can be and that is worth it, else by iteration."""
+def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> Plan:
+    """The border method: of the planes of a volume, direct where it can be and that is worth it, else by iteration."""
+    volume = planes_plan(A, damp, memory_limit)
+    if volume is not None:
+        return volume
     damping = torch.as_tensor(damp)
     if bool((damping == 0).all()):
         try:
@@ -329,9 +335,7 @@ def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -
 # ---------------------------------------------------------------------- the last resort
 
 
-def fallback(
-    A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None
-) -> KrylovPlan | SingularValuePlan | BorderPlan | CapacitancePlan | None:
+def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None) -> Plan | None:
     """The plan that is asked about the items that "auto" leaves unconverged; None where there is no other way.
 
     A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.

@@ -1,4 +1,4 @@
-"""The plan of a convolution that is a smaller one, along batch axes or without the zero margins of its kernel."""
+"""The plan of a convolution that is another one: smaller, or with an axis in its batch or its channels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ConvergenceWarning
+from lsconv.factored.axis_channels import AxisAsChannels
 from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import in_double
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
@@ -23,17 +24,15 @@ __all__ = ["ReducedPlan"]
 
 
 class ReducedPlan(Plan):
-    """The plan of the smaller convolution B in ``A = Q B P^H`` (:class:`Reduction`), serving A.
+    """The plan of the convolution B in ``A = Q B P^H``, serving A.
 
     Args:
-        reduction: what B, P and Q are.
+        reduction: what B, P and Q are; they only change shapes where an axis becomes channels.
         plan: the plan for B.
         damp: the damping of A, a number or one per batch item.
     """
 
-    reason = "the kernel has margins of zeros, or an extent of one along some axes, which are a batch"
-
-    def __init__(self, reduction: Reduction, plan: Plan, damp: Tensor | float) -> None:
+    def __init__(self, reduction: Reduction | AxisAsChannels, plan: Plan, damp: Tensor | float) -> None:
         self.reduction, self.plan, self.A = reduction, plan, reduction.A
         self.damp = torch.as_tensor(damp, dtype=scalar_dtype(self.A.device), device=self.A.device)
 
@@ -125,7 +124,7 @@ class ReducedPlan(Plan):
 
     def reasons(self) -> list[str]:
         """The reasons of this plan, and of the one inside it."""
-        return [self.reason, *self.plan.reasons()]
+        return [self.reduction.reason, *self.plan.reasons()]
 
     def __repr__(self) -> str:
         return f"ReducedPlan({self.A.in_shape} -> {self.A.out_shape}, {self.plan!r})"

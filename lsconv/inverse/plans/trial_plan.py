@@ -15,6 +15,8 @@ from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
+from lsconv.inverse.plans.lsmr_cost import SETUP_BYTE_WORK, iteration_work, iterations_needed, transform_grid
+from lsconv.inverse.plans.planes import Planes, is_one_sided
 from lsconv.krylov.loop.batch_groups import in_groups
 from lsconv.krylov.loop.batched_scalars import divide
 from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
@@ -27,14 +29,9 @@ from lsconv.krylov.plan import LastResort
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol
-from lsconv.operators.fft_convolution import short_fft_length, transform_cost
 
 __all__ = ["TrialPlan", "trial"]
 
-# The setup of the border is known by its bytes, each of which takes the time of so many operations of LSMR.
-_OPERATIONS_PER_BYTE = 25
-# The calls of one iteration take the time of so many operations: on small problems they are all that it costs.
-_CALLS = 8e6
 # LSMR that may take fewer iterations is not tried, as it would seldom end; a preconditioned one does the work of three.
 _FEWEST_ITERATIONS = 30
 
@@ -54,48 +51,42 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
     undamped = bool((damping == 0).any())
     if undamped and shapes[1] < 1.5 * shapes[0]:
         return None
-    direct = A.out_numel * A.c_in // A.groups * math.prod(A.kernel_size)
-    grid = [short_fft_length(n + k - 1) for n, k in zip(A.spatial_in, A.kernel_extent, strict=True)]
-    iteration = 4 * min(direct, 10 * (A.c_in + A.c_out) * transform_cost(grid)) + _CALLS
+    grid, iteration = transform_grid(A), iteration_work(A)
     blur, unit_stride = (A.c_in + A.c_out) // A.groups <= 2, all(step == 1 for step in A.stride)
-    rtol = direct_rtol(A.dtype)
-    if blur and unit_stride and not undamped and A.ndim != 2 and _one_sided(A):
-        factors = dense_cost(_border_cells(A), definite=True)
-        model = CostModel(A.groups, math.prod(grid), 1, definite=True)
-        most = int(model.factor_work(factors) / (1.5 * iteration))
+    volume = Planes.of(A, damp)
+    if blur and unit_stride and not undamped and A.ndim != 2 and is_one_sided(A, range(A.ndim)):
+        if volume is None:
+            factors = dense_cost(_border_cells(A), definite=True)
+            work = CostModel(A.groups, math.prod(grid), 1, definite=True).factor_work(factors)
+        else:
+            work = volume.work
+        most = int(work / (1.5 * iteration))
         if A.ndim == 1:
             return TrialPlan(A, damp, most, preconditioned=True) if 3 * most >= _FEWEST_ITERATIONS else None
         # the circulant takes the root of the bound of conjugate gradients, two to five times
-        expected = 4 * float((0.5 * norm_bound(A) / damping.to(A.device) * math.log(2 / rtol)).sqrt().max())
+        expected = 4 * float(iterations_needed(A, damp, norm_bound(A)).sqrt().max())
         if expected <= most:
             return TrialPlan(A, damp, int(min(most, 4 * expected)), preconditioned=True, expected=expected)
-    most = int(_OPERATIONS_PER_BYTE * plan_bytes(A, tuple(damping.shape)) / iteration)
+    work = SETUP_BYTE_WORK * plan_bytes(A, tuple(damping.shape)) if volume is None else volume.work
+    most = int(work / iteration)
     if most < _FEWEST_ITERATIONS:
         return None
     if blur and not undamped:
         covers = unit_stride and all(2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True))
         if covers:
             # of the bound of conjugate gradients it takes a fourth and less
-            expected = float((norm_bound(A) / damping.to(A.device) * math.log(2 / rtol)).max()) / 8
-            definite = _one_sided(A)
+            expected = float(iterations_needed(A, damp, norm_bound(A)).max()) / 4
+            definite = is_one_sided(A, range(A.ndim))
             model = CostModel(A.groups, math.prod(grid), 1, definite)
             allowed = int(model.factor_work(dense_cost(_border_cells(A), definite=definite)) / iteration)
             return TrialPlan(A, damp, min(most, allowed), expected=expected) if expected <= allowed else None
         plane = unit_stride and A.ndim < 3
         # a plane's border is factorised in an eighth of the time, and its symbol shows the norm of kernels of any sign
         most = most // 8 if plane else most
-        norm = _symbol_norm(A, grid) if plane else norm_bound(A)
-        # the bound of conjugate gradients, of which a blur takes two thirds and more
-        needed = 0.5 * norm / damping.to(A.device) * math.log(2 / rtol)
+        needed = iterations_needed(A, damp, _symbol_norm(A, grid) if plane else norm_bound(A))
         ends = bool((needed <= (1.5 if A.ndim == 3 and unit_stride else 1) * most).all())
         return TrialPlan(A, damp, most, expected=float(needed.max())) if ends else None
     return None if blur and unit_stride else TrialPlan(A, damp, most)
-
-
-def _one_sided(A: Convolution) -> bool:
-    """Tell whether only outputs, or only inputs, are cropped, and as many as there can be."""
-    sizes = list(zip(A.spatial_in, A.spatial_out, A.kernel_extent, strict=True))
-    return any(all(sign * (n - m) == k - 1 for n, m, k in sizes) for sign in (1, -1))
 
 
 def _border_cells(A: Convolution) -> int:

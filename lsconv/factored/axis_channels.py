@@ -1,0 +1,95 @@
+r"""A convolution whose short axis becomes channels: a volume of few planes is an image of as many channels.
+
+Along an axis of n inputs and m outputs the convolution is a matrix of ``m x n`` for every kernel tap of the other axes,
+so that
+
+.. math:: A[(o, a), (i, b)] = \sum_t K[o, i, t]\; T_t[a, b]
+
+is the weight of a convolution B over the other axes, whose channels are the pairs of a channel and a plane. Padding,
+stride and dilation of the axis are in the matrices T. It is A itself in other words: x and y only change their shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lsconv.operators.convolution import Convolution
+
+__all__ = ["AxisAsChannels"]
+
+
+@dataclass(frozen=True)
+class AxisAsChannels:
+    """The convolution B with one axis among its channels, and the way of tensors to and from it.
+
+    Attributes:
+        A: the convolution.
+        B: that with one axis less.
+        axis: which one of A became channels.
+    """
+
+    A: Convolution
+    B: Convolution
+    axis: int
+    folded: ClassVar[tuple[int, ...]] = ()
+    drops_outputs: ClassVar[bool] = False
+    reads_all: ClassVar[bool] = True
+    reason: ClassVar[str] = "the planes of the volume are channels of an image, whose border is a line"
+
+    @classmethod
+    def of(cls, A: Convolution, axis: int) -> AxisAsChannels:
+        """B for an axis of A, of at least two."""
+        n, m, taps = A.spatial_in[axis], A.spatial_out[axis], A.kernel_size[axis]
+        weight = A.weight.detach()
+        each_tap = torch.eye(taps, dtype=weight.dtype, device=weight.device).unsqueeze(1)
+        line = Convolution(each_tap, (n,), (A.stride[axis],), [A.padding[axis]], (A.dilation[axis],), 1, A.padding_mode)
+        T = line.to_dense().reshape(taps, m, n)
+        weight = weight.movedim(axis - A.ndim, -1)
+        weight = torch.einsum("...oirt,tab->...oaibr", weight.flatten(-A.ndim, -2), T)
+        other = [a for a in range(A.ndim) if a != axis]
+        shape = (A.c_out * m, A.c_in // A.groups * n, *(A.kernel_size[a] for a in other))
+        B = Convolution(
+            weight.reshape(*A.batch_shape, *shape),
+            tuple(A.spatial_in[a] for a in other),
+            tuple(A.stride[a] for a in other),
+            [A.padding[a] for a in other],
+            tuple(A.dilation[a] for a in other),
+            A.groups,
+            A.padding_mode,
+            A.backend,
+            check_finite=False,
+        )
+        return cls(A, B, axis)
+
+    def damp(self, damp: Tensor | float) -> Tensor | float:
+        """The damping of B, which is that of A."""
+        return damp
+
+    def inputs_of(self, x: Tensor) -> Tensor:
+        """The inputs of A as those of B."""
+        return self._to_channels(x)
+
+    def outputs_of(self, y: Tensor) -> Tensor:
+        """The outputs of A as those of B."""
+        return self._to_channels(y)
+
+    def to_inputs(self, x: Tensor) -> Tensor:
+        """The inputs of B as those of A."""
+        return self._from_channels(x, self.A.in_shape)
+
+    def to_outputs(self, y: Tensor) -> Tensor:
+        """The outputs of B as those of A."""
+        return self._from_channels(y, self.A.out_shape)
+
+    def _to_channels(self, z: Tensor) -> Tensor:
+        channel = z.ndim - self.A.ndim - 1
+        return z.movedim(channel + 1 + self.axis, channel + 1).flatten(channel, channel + 1)
+
+    def _from_channels(self, z: Tensor, item: tuple[int, ...]) -> Tensor:
+        channel = z.ndim - self.A.ndim
+        z = z.unflatten(channel, (item[0], item[1 + self.axis]))
+        return z.movedim(channel + 1, channel + 1 + self.axis).contiguous()

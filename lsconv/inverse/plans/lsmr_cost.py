@@ -1,0 +1,35 @@
+"""The cost of LSMR on a convolution: the operations of an iteration, and how many iterations a damping leaves."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import direct_rtol
+from lsconv.operators.fft_convolution import short_fft_length, transform_cost
+
+__all__ = ["SETUP_BYTE_WORK", "iteration_work", "iterations_needed", "transform_grid"]
+
+# The setup of the border is known by its bytes, each of which takes the time of so many operations of LSMR.
+SETUP_BYTE_WORK = 25
+# The calls of one iteration take the time of so many operations: on small problems they are all that it costs.
+_CALLS = 8e6
+
+
+def transform_grid(A: Convolution) -> list[int]:
+    """The grid on which A is applied by Fourier transforms."""
+    return [short_fft_length(n + k - 1) for n, k in zip(A.spatial_in, A.kernel_extent, strict=True)]
+
+
+def iteration_work(A: Convolution) -> float:
+    """The operations of an iteration: A and its adjoint, directly or by transforms."""
+    direct = A.out_numel * A.c_in // A.groups * math.prod(A.kernel_size)
+    return 4 * min(direct, 10 * (A.c_in + A.c_out) * transform_cost(transform_grid(A))) + _CALLS
+
+
+def iterations_needed(A: Convolution, damp: Tensor | float, norm: Tensor) -> Tensor:
+    """The bound of conjugate gradients for a damping, of which a blur takes two thirds and more."""
+    return 0.5 * norm / torch.as_tensor(damp, dtype=torch.float64, device=A.device) * math.log(2 / direct_rtol(A.dtype))

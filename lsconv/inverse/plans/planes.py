@@ -1,0 +1,98 @@
+"""Which volumes are answered as images whose channels are their planes, and what the setup of that costs.
+
+The border of an image is a line, which factors eliminate; that of a volume is a surface, which only iterations answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsconv.border.plan import BorderPlan
+from lsconv.errors import MethodError, PlanMemoryError
+from lsconv.factored.axis_channels import AxisAsChannels
+from lsconv.fourier.embedding import Embedding
+from lsconv.inverse.plans.lsmr_cost import SETUP_BYTE_WORK, iteration_work, iterations_needed
+from lsconv.inverse.plans.reduced_plan import ReducedPlan
+from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution, norm_bound
+from lsconv.operators.fft_convolution import good_fft_length
+from lsconv.operators.memory import allowed_bytes
+
+__all__ = ["Planes", "is_one_sided", "planes_plan"]
+
+
+@dataclass(frozen=True)
+class Planes:
+    """The planes of a volume along one of its axes, as channels of an image.
+
+    Attributes:
+        axis: which one.
+        bytes: what the border's plan of the image takes.
+        work: operations of its setup, in those of LSMR.
+    """
+
+    axis: int
+    bytes: int
+    work: float
+
+    @classmethod
+    def of(cls, A: LinearOperator, damp: Tensor | float, memory_limit: int | None = None) -> Planes | None:
+        """The planes that cost least; None for what is no volume of one channel a group, and where they do not fit.
+
+        The border is definite where only outputs, or only inputs, are cropped along the other axes. Elsewhere, and with
+        damping, planes are for volumes whose factors cost no more than twice the iterations of LSMR.
+        """
+        if not (isinstance(A, Convolution) and A.ndim == 3 and A.c_in == A.c_out == A.groups and Embedding.exists(A)):
+            return None
+        damping = torch.as_tensor(damp)
+        blocks = A.groups * math.prod(torch.broadcast_shapes(A.batch_shape, damping.shape))
+        damped, found = bool((damping > 0).all()), []
+        for axis in range(A.ndim):
+            others = [a for a in range(A.ndim) if a != axis]
+            one_sided = is_one_sided(A, others)
+            if any(A.stride[a] > 1 for a in others) or not (one_sided or (damped and _factors_pay(A, damping, axis))):
+                continue
+            grid = [good_fft_length(max(A.spatial_in[a], A.spatial_out[a])) for a in others]
+            frequencies = blocks * math.prod(grid) // (1 if A.is_complex else 2)
+            n, m = A.spatial_in[axis], A.spatial_out[axis]
+            least = min(n, m)
+            border = max(n, m) if one_sided else n + m
+            # the symbol, the smaller normal matrix and its inverse, the border and its kernel
+            taken = frequencies * (n * m + 2 * least**2 + 3 * border**2) * A.dtype.to_complex().itemsize
+            # the products and inverses of matrices take as many operations more for each number as they have rows
+            found.append(cls(axis, taken, (SETUP_BYTE_WORK + border) * taken))
+        cheapest = min(found, key=lambda way: way.work, default=None)
+        return cheapest if cheapest is not None and cheapest.bytes <= allowed_bytes(memory_limit, A.device) else None
+
+
+def _factors_pay(A: Convolution, damping: Tensor, axis: int) -> bool:
+    """Tell whether the factors of a border of inputs and outputs cost no more than twice what LSMR takes."""
+    others = [a for a in range(A.ndim) if a != axis]
+    lines = [(A.kernel_extent[a] - 1) * A.spatial_in[b] for a, b in (others, others[::-1])]
+    unknowns = (A.spatial_in[axis] + A.spatial_out[axis]) / 2 * min(lines)
+    # complex, in triangular factors, whose operations take a third of the time of those of LSMR
+    factors = 8 / 9 * A.groups * unknowns**3
+    return factors <= 2 * iteration_work(A) * float(iterations_needed(A, damping, norm_bound(A)).max())
+
+
+def planes_plan(A: LinearOperator, damp: Tensor | float, memory_limit: int | None = None) -> ReducedPlan | None:
+    """The border's plan of the planes of a volume; None where they do not serve."""
+    way = Planes.of(A, damp, memory_limit)
+    if way is None or not isinstance(A, Convolution):
+        return None
+    try:
+        image = AxisAsChannels.of(A, way.axis)
+        return ReducedPlan(image, BorderPlan(image.B, damp, memory_limit=memory_limit), damp)
+    except (MethodError, PlanMemoryError):
+        return None
+
+
+def is_one_sided(A: Convolution, axes: Sequence[int]) -> bool:
+    """Tell whether only outputs, or only inputs, are cropped along these axes, and as many as there can be."""
+    sizes = [(A.spatial_in[a] - A.spatial_out[a], A.kernel_extent[a] - 1) for a in axes]
+    return any(all(sign * cropped == most for cropped, most in sizes) for sign in (1, -1))
