@@ -271,7 +271,9 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
     has_out, has_in = (any(any(axes) for axes in border) for border in (out_border, in_border))
     size = rows + columns if (has_out and has_in) or mirror is not None else rows if has_out else columns
     # symbol, inverse of the smaller normal operator with its work space, border system and the spatial kernel of it
-    entries = rows * columns + 2 * min(rows, columns) ** 2 + 3 * size**2
+    by_factors = penalty is not None and columns == 1 and size == rows and len(embedding.grid) > 2
+    system = size if by_factors else size**2  # a row at a time, or all of it
+    entries = rows * columns + 2 * min(rows, columns) ** 2 + 3 * system
     total = frequencies * entries
     positions = (out_border if has_out else []) + (in_border if has_in else [])
     # a small border, and otherwise the corners, are dense subdomains: the inverse and the work space of making it

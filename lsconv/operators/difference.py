@@ -146,19 +146,18 @@ class Gradient(_Difference):
     def adjoint(self, y: Tensor) -> Tensor:
         """The negative divergence of ``y``."""
         parts = y.unbind(dim=-len(self.out_shape))
-        total = self._transposed(parts[0], *self._axes()[0])
-        for part, (axis, step) in zip(parts[1:], self._axes()[1:], strict=True):
-            total = total + self._transposed(part, axis, step)
+        total = torch.zeros_like(parts[0])
+        for part, (axis, step) in zip(parts, self._axes(), strict=True):
+            n = part.shape[axis]
+            inside, last = part.narrow(axis, 0, n - 1), part.narrow(axis, n - 1, 1)
+            # a difference was read from x[i + 1] and, with a minus, from x[i]; the last one's depends on the boundary
+            total.narrow(axis, 1, n - 1).add_(inside, alpha=1 / step)
+            total.narrow(axis, 0, n - 1).sub_(inside, alpha=1 / step)
+            if self.boundary != "neumann":
+                total.narrow(axis, n - 1, 1).sub_(last, alpha=1 / step)
+            if self.boundary == "periodic":
+                total.narrow(axis, 0, 1).add_(last, alpha=1 / step)
         return total
-
-    def _transposed(self, y: Tensor, axis: int, step: float) -> Tensor:
-        n = y.shape[axis]
-        inside, last = y.narrow(axis, 0, n - 1), y.narrow(axis, n - 1, 1)
-        nothing = torch.zeros_like(last)
-        # y[i] was read from x[i + 1] and, with a minus, from x[i]; what the last one reads depends on the boundary.
-        from_right = torch.cat([last if self.boundary == "periodic" else nothing, inside], dim=axis)
-        from_left = torch.cat([inside, nothing], dim=axis) if self.boundary == "neumann" else y
-        return (from_right - from_left) / step
 
 
 class Laplacian(_Difference):

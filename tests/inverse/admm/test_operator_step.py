@@ -27,7 +27,7 @@ def test_repeated_steps_lead_to_the_minimiser(mode: str) -> None:
     step = NormalStep(A, y, [sparsity_term(L, torch.tensor(1.0, dtype=F64))], torch.zeros(A.in_shape, dtype=F64))
     step.set_penalties([rho])
     for _ in range(8):
-        images = step.step([r])
+        images = step.step([r], 1.0)
     D, G = A.to_dense(), L.to_dense()
     exact = torch.linalg.solve(D.mT @ D + rho * G.mT @ G, D.mT @ y.flatten() + 2 * rho * G.mT @ r.flatten())
     torch.testing.assert_close(step.x.flatten(), exact, rtol=1e-6, atol=1e-7)
@@ -46,7 +46,7 @@ def test_without_a_data_term_every_image_has_a_penalty_of_its_own() -> None:
     step.set_penalties(rho)
     reflected = [torch.randn(shape, dtype=F64, generator=generator) for shape in (A.out_shape, A.in_shape)]
     for _ in range(12):
-        step.step(reflected)
+        step.step(reflected, 1.0)
     D, eye = A.to_dense(), torch.eye(A.in_numel, dtype=F64)
     right = 2 * rho[0] * D.mT @ reflected[0].flatten() + 2 * rho[1] * reflected[1].flatten()
     exact = torch.linalg.solve(rho[0] * D.mT @ D + rho[1] * eye, right)

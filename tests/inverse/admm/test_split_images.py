@@ -27,7 +27,7 @@ def image(name: str) -> SplitImage:
 
 
 def apply(split: SplitImage, x: Tensor) -> Tensor:
-    return split.apply(x, LAYOUT.grid.transform(LAYOUT.blocked(x)))
+    return split.apply(x, LAYOUT.grid.transform(LAYOUT.blocked(x))).clone()  # the next image may overwrite it
 
 
 def dense(split: SplitImage) -> Tensor:
