@@ -136,9 +136,8 @@ class BorderPlan(Plan):
         self.factor_dtype = dtype
         floor = least_shift(dtype, damped=self._damped)
         scaled = self._scaled_in_dtype if dtype == self.A.weight.real.dtype else self.scaled
-        limits = self._limits
-        if self._memory_limit is not None:
-            limits = spared(limits, self._memory_limit, self._needed(dtype))
+        allowed = self._memory_limit
+        limits = self._limits if allowed is None else spared(self._limits, allowed, self._needed(dtype))
         self.inverse = normal_inverse(Request.of(scaled, self.scaled_damp, floor=floor, limits=limits))
         self._norm = self.inverse.norm_bound * self.unit  # an upper bound of ||A||, per item
         read = None if self._mirrored else self.inverse.embedding.read_inputs()
