@@ -79,7 +79,7 @@ class NormalInverse(ABC):
     """
 
     inverse: FrequencyMatrices
-    _deficient: bool  # the smaller Gram matrix is singular at most frequencies
+    _deficient: bool  # the smaller Gram matrix is singular at the majority of frequencies
 
     def __init__(self, problem: NormalProblem) -> None:
         self.problem = problem
@@ -216,8 +216,8 @@ class BorderInverse(NormalInverse):
         self.condition = problem.condition(self.inverse)
         crossed = request.crossed and not request.one_matrix and self.embedding.ndim <= 2
         self._crossed = crossed and (request.penalty is not None or self.condition <= _CONDITION[definite])
-        self._shortest, self._cost = self._cost_of_factors()
-        self._system: BorderSystem | None = None
+        self._on_shortest_grid, self._cost = self._cost_of_factors()
+        self._border_system: BorderSystem | None = None
         self.stage = Stage.UNDECIDED
 
     @abstractmethod
@@ -243,10 +243,11 @@ class BorderInverse(NormalInverse):
 
     def go_direct(self) -> None:
         """Factorise the border, for good; iterate for good where its ranks are large and dense factors do not fit."""
-        self._system, self.stage = None, Stage.FACTORS
+        self._border_system, self.stage = None, Stage.FACTORS
         if self._crossed:
             # the symbol anew, in double precision and on the grid of the factors, is a hundredth of their work
-            precise = replace(self.problem.request.precise(), side=self.side, one_matrix=self._shortest)
+            # one_matrix only chooses the shortest grid: DirectInverse makes no such matrix
+            precise = replace(self.problem.request.precise(), side=self.side, one_matrix=self._on_shortest_grid)
             try:
                 self.direct = DirectInverse(NormalProblem(precise))
             except PlanMemoryError:
@@ -258,15 +259,15 @@ class BorderInverse(NormalInverse):
         """Make the system on the border with its preconditioner, once; undecided before, the border is iterated on."""
         if self.stage is Stage.UNDECIDED:
             self.stage = Stage.ITERATION
-        if self._system is None:
+        if self._border_system is None:
             request = self.problem.request
             # the strips of a stacked volume, added up, take no more iterations, and those keep few vectors
             restricted = request.limits.corners and (self.exact or not self.definite) and self.stack is None
             problem = BorderProblem(
                 self.system, self.border, self.model, restricted, request.limits, request.one_matrix, self.stack
             )
-            self._system = BorderSystem(problem, self._cost if self.stage is not Stage.ITERATION_ONLY else None)
-        return self._system
+            self._border_system = BorderSystem(problem, self._cost if self.stage is not Stage.ITERATION_ONLY else None)
+        return self._border_system
 
     @property
     def unknowns(self) -> int:
@@ -292,7 +293,7 @@ class BorderInverse(NormalInverse):
     def give_up_factors(self) -> None:
         """Do without factors, which have lost too many digits, for good."""
         super().give_up_factors()
-        self._system, self.stage = None, Stage.ITERATION_ONLY
+        self._border_system, self.stage = None, Stage.ITERATION_ONLY
 
     def continued(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
@@ -332,7 +333,7 @@ class BorderInverse(NormalInverse):
         """Bytes of the factors kept."""
         factors = 0 if self.direct is None else self.direct.nbytes
         kept = {id(m): m.nbytes for m in self._matrices()}
-        return factors + sum(kept.values()) + (0 if self._system is None else self._system.nbytes)
+        return factors + sum(kept.values()) + (0 if self._border_system is None else self._border_system.nbytes)
 
     def _matrices(self) -> list[FrequencyMatrices | FactoredCapacitance]:
         return [self.inverse, self.system, *([] if self.across is None else [self.across])]

@@ -135,7 +135,7 @@ class CirculantParts:
     Attributes:
         inverse: P, that of the block-circulant normal operator, or of the saddle operator.
         across: E, from the side of the unknowns to that of the border; None where they are the same.
-        deficient: the smaller Gram matrix is seen to be singular at most frequencies.
+        deficient: the smaller Gram matrix is seen to be singular at the majority of frequencies.
     """
 
     inverse: FrequencyMatrices
@@ -170,7 +170,7 @@ class NormalProblem:
         mu: the shift, per block.
         norm_bound: a bound of ``||A||``, per batch item.
         relative_damp: the least root of mu, relative to the largest singular value.
-        damped: whether that is the damping of A, and not a floor under a penalty.
+        damped: whether there is no penalty and mu > 0; without damping mu is the floor.
         exact: whether mu is the wanted one, up to rounding.
     """
 
@@ -284,7 +284,7 @@ class NormalProblem:
         """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none.
 
         Args:
-            deficient: the smaller Gram matrix is singular at most frequencies.
+            deficient: the smaller Gram matrix is singular at the majority of frequencies.
         """
         embedding, rows, columns = self.embedding, self.symbol.rows, self.symbol.columns
         excess = rows - columns
@@ -300,11 +300,11 @@ class NormalProblem:
                 "A has fewer outputs than inputs, but more rows than columns per frequency, and therefore a null space"
             )
         if deficient:
-            return "the symbol of A is rank-deficient at most frequencies"
+            return "the symbol of A is rank-deficient at the majority of frequencies"
         return ""
 
     def rank_deficient(self, smaller_inverse: Tensor) -> bool:
-        """Tell whether the smaller Gram matrix, whose shifted inverse this is, is singular at most frequencies."""
+        """Tell whether the smaller Gram matrix, of which this is the shifted inverse, is mostly singular."""
         if bool((self.mu == self.wanted).all()):
             return False
         share = (self.shift[..., 0, 0] * frobenius(smaller_inverse)).flatten(1).median(-1).values

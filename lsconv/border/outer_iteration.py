@@ -29,7 +29,7 @@ from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 
-__all__ = ["BorderedProblem", "Outer", "confirmed", "iterated", "settled"]
+__all__ = ["Outer", "OuterPlan", "confirmed", "iterated", "needs_no_iteration"]
 
 # Steps of all items together.
 _OUTER_LIMIT = 40
@@ -44,8 +44,16 @@ _FLOORED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 _FIRST_GUESS = 0.1
 
 
-class BorderedProblem(Protocol):
-    """The part of a plan that the outer iteration needs."""
+class OuterPlan(Protocol):
+    """The part of a plan that the outer iteration needs.
+
+    Attributes:
+        scaled_damp: the damping of ``scaled``.
+        unit: a power of two per item, by which A is divided.
+        inverse: of the normal operator, nearly.
+        factor_dtype: the real dtype of its factors.
+        read: the inputs that some output reads; None: all.
+    """
 
     scaled_damp: Tensor
     unit: Tensor
@@ -107,7 +115,7 @@ class Outer:
 
     def __init__(
         self,
-        plan: BorderedProblem,
+        plan: OuterPlan,
         *,
         tolerances: Tolerances,
         y: Tensor | None = None,
@@ -117,7 +125,8 @@ class Outer:
         deep: bool = False,
     ) -> None:
         self.deep = deep  # beyond what rounding excuses, as far as the steps lead
-        self.share = share  # of x, that what the gradient leaves along small singular values may have
+        # the largest part of x that errors along small singular values may have; None: rtol alone decides
+        self.share = share
         self.plan, self.A, self.tolerances = plan, plan.scaled, tolerances
         self.max_iter = max_iter  # border iterations in all
         self.residual_side = plan.inverse.side == "residual"
@@ -330,7 +339,7 @@ class Outer:
         return self._scaled_back(self._image(self.A, self.u), self.image_space)
 
 
-def iterated(plan: BorderedProblem, **options: Any) -> Outer:
+def iterated(plan: OuterPlan, **options: Any) -> Outer:
     """The outer iteration, run; once more without factors of the border that have lost too many digits for it."""
     outer = Outer(plan, **options)
     del options  # with data that it has scaled
@@ -345,7 +354,7 @@ def iterated(plan: BorderedProblem, **options: Any) -> Outer:
     return outer
 
 
-def settled(solution: Solution) -> bool:
+def needs_no_iteration(solution: Solution) -> bool:
     """Tell whether all items have converged, and none by the rounding of its gradient alone."""
     return bool(solution.converged.all()) and (solution.excused is None or not bool(solution.excused.any()))
 

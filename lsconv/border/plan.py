@@ -27,7 +27,7 @@ from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import Request, least_shift, needs_double
-from lsconv.border.outer_iteration import Outer, confirmed, iterated, settled
+from lsconv.border.outer_iteration import Outer, confirmed, iterated, needs_no_iteration
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
 from lsconv.fourier.embedding import Embedding
@@ -64,6 +64,11 @@ class BorderPlan(Plan):
         rcond: singular values up to ``rcond ||A||`` count as zero where ``damp = 0``; None: :func:`default_rcond`.
         memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
         limits: by which means a border is solved; None: those of the cost model.
+
+    Attributes:
+        unit: a power of two per kernel; everything is computed for A / unit.
+        scaled: A / unit, in float64.
+        precise: A in float64, for the certificate.
 
     Raises:
         MethodError: A is no such convolution.
@@ -107,9 +112,11 @@ class BorderPlan(Plan):
             weight = A.weight.detach()
             # everything is computed for A / unit, so that no Gram matrix overflows in float32
             self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
-            self._narrow = A.with_parameters([weight / over_items(self.unit.to(weight.real.dtype), A.ndim + 2)])
+            self._scaled_in_dtype = A.with_parameters(
+                [weight / over_items(self.unit.to(weight.real.dtype), A.ndim + 2)]
+            )
             self.scaled_damp = self.damp / self.unit
-            self.scaled = self._narrow.to(dtype=double(A.dtype))
+            self.scaled = self._scaled_in_dtype.to(dtype=double(A.dtype))
             self.precise = A.with_parameters([weight]).to(dtype=double(A.dtype))
         self._memory_limit, self._limits = memory_limit, limits
         self._factor(self._factor_dtype(dtype))
@@ -119,7 +126,7 @@ class BorderPlan(Plan):
             self._refuse_deficient()
         valid = self.inverse.form == "valid" and self._damped
         self.fallback = LastResort.PRECONDITIONED_LSMR if valid else LastResort.LSMR
-        self.in_range = self.inverse.side == "residual"
+        self.x_in_range_of_adjoint = self.inverse.side == "residual"
         # the border of a volume has no factors that would end an iteration
         self.patience = PATIENCE if valid and A.ndim == 3 else None
 
@@ -128,10 +135,9 @@ class BorderPlan(Plan):
         """Make the factors, in this real dtype."""
         self.factor_dtype = dtype
         floor = least_shift(dtype, damped=self._damped)
-        scaled = self._narrow if dtype == self.A.weight.real.dtype else self.scaled
-        limits = self._limits
-        if self._memory_limit is not None:
-            limits = spared(limits, self._memory_limit, self._needed(dtype))
+        scaled = self._scaled_in_dtype if dtype == self.A.weight.real.dtype else self.scaled
+        allowed = self._memory_limit
+        limits = self._limits if allowed is None else spared(self._limits, allowed, self._needed(dtype))
         self.inverse = normal_inverse(Request.of(scaled, self.scaled_damp, floor=floor, limits=limits))
         self._norm = self.inverse.norm_bound * self.unit  # an upper bound of ||A||, per item
         read = None if self._mirrored else self.inverse.embedding.read_inputs()
@@ -139,9 +145,7 @@ class BorderPlan(Plan):
 
     def _refuse_deficient(self) -> None:
         """Refuse operators whose null space (or that of the adjoint) the border system would have to resolve."""
-        inverse = self.inverse
-        reason = inverse.nullity()
-        if reason:
+        if reason := self.inverse.nullity():
             raise MethodError(
                 f'method="border" with damp=0: {reason}, so a solution found through the border need not be the one of '
                 f'minimum norm; use method="lsmr", or damp > 0 ({self.A!r})'
@@ -168,7 +172,7 @@ class BorderPlan(Plan):
             solution = self._certified(
                 y, self._corrected(self._scaled_back(factors.solution(y)), y, tolerances), tolerances
             )
-            if settled(solution):
+            if needs_no_iteration(solution):
                 return solution
         # errors along singular values below damp stand in the gradient by damp^2 alone
         share = None if self.inverse.side == "residual" else SQUARE_SHARE
@@ -192,7 +196,7 @@ class BorderPlan(Plan):
             null_space=NullSpaceBound(
                 self._null_share(tolerances),
                 torch.finfo(arithmetic).eps if self.inverse.side == "residual" else None,
-                lambda: self._deficient,
+                lambda: self._loses_null_part,
             ),
         )
         if outer is None:  # what this does not certify is iterated for
@@ -245,14 +249,14 @@ class BorderPlan(Plan):
             return False
         rounding = torch.finfo(self.precise.dtype).eps
         faint = (self.damp > 0) & (self.damp.square() * tolerances.null_share < rounding * self._norm.square())
-        return bool(faint.any()) and bool(self._deficient.any())
+        return bool(faint.any()) and bool(self._loses_null_part.any())
 
     def _scaled_back(self, scaled: Tensor) -> Tensor:
         """The answer of the factors of A / unit, in units of A."""
         return scaled.div_(over_items(self.unit, len(self.A.in_shape)))
 
     def _null_share(self, tolerances: Tolerances) -> Tensor:
-        """The part in the null space of A that x may have; 0 where undamped, for :attr:`_deficient` to decide."""
+        """The part in the null space of A that x may have; 0 where undamped, for :attr:`_loses_null_part` to decide."""
         share, damped = tolerances.null_share, self.damp > 0
         if self.inverse.side == "residual":
             return torch.where(damped, share, torch.inf)
@@ -264,7 +268,7 @@ class BorderPlan(Plan):
         return torch.where(damped, shares, 0.0)
 
     @functools.cached_property
-    def _deficient(self) -> Tensor:
+    def _loses_null_part(self) -> Tensor:
         """The items in which a part of a random x is lost on the way through A and back: A is rank-deficient there."""
         batch = torch.Size(self.inverse.embedding.batch_shape)
         return loses_part(self.precise, batch, lambda y: self._run(y=y, rtol=direct_rtol(torch.float64)).x)
@@ -335,8 +339,8 @@ class BorderPlan(Plan):
         if self.inverse.side == "residual" or unread:  # inputs that no output reads are not on the grid
             rtol = direct_rtol(self.A.dtype, rtol)
             wide = g.to(self.precise.dtype)
-            # share: a gradient by damp sees v in the row space only, outside of which it may be (norm / damp)^2 larger
-            v = normal_by_apply(self.precise, self.damp, self._applied, wide, rtol=rtol, share=1.0)
+            # a gradient by damp sees v in the row space only, outside of which it may be (norm / damp)^2 larger
+            v = normal_by_apply(self.precise, self.damp, self._applied, wide, rtol=rtol, extra_digits=1.0)
             return v.to(self.A.dtype)
         wide = g.detach().to(self.precise.dtype)
         factors = self._trusted(wide, self.A.in_shape)

@@ -57,8 +57,8 @@ class StackRows:
     def spectrum(self, u: Tensor) -> Tensor:
         """The adjoint."""
         grid, rows, lead = self._rows.grid, self._rows.rows, u.shape[:2]
-        own = scattered(u[..., : len(self._index)], self._index, rows * math.prod(grid.sizes))
-        spectra = grid.transform(own.reshape(*lead, rows, *grid.sizes))
+        on_grid = scattered(u[..., : len(self._index)], self._index, rows * math.prod(grid.sizes))
+        spectra = grid.transform(on_grid.reshape(*lead, rows, *grid.sizes))
         matrices = self._rows.matrices[..., 0].movedim(-1, 1)  # blocks, rows, *frequencies
         spectrum = spectra[:, :, :1].mul_(matrices[:, :1].conj())
         for row in range(1, rows):
@@ -92,7 +92,7 @@ class _Reads:
         counts = members.flatten(1).sum(1).tolist()
         if not taps or sum(len(row.offsets) * n for row, n in zip(taps, counts, strict=True)) > members[0].numel():
             return None
-        cells = torch.cat([row.cells(own).flatten() for row, own in zip(taps, members, strict=True)])
+        cells = torch.cat([row.cells(cells).flatten() for row, cells in zip(taps, members, strict=True)])
         reads = [torch.full((n,), len(row.offsets)) for row, n in zip(taps, counts, strict=True)]
         owners = torch.arange(sum(counts)).repeat_interleave(torch.cat(reads))
         weights = torch.cat([row.weights.repeat(1, n) for row, n in zip(taps, counts, strict=True)], dim=-1)

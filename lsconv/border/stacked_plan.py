@@ -24,7 +24,7 @@ from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import Request, least_shift, needs_double
-from lsconv.border.outer_iteration import confirmed, iterated, settled
+from lsconv.border.outer_iteration import confirmed, iterated, needs_no_iteration
 from lsconv.border.penalty import Filter, Penalty, common_grid_filters
 from lsconv.errors import ArgumentError
 from lsconv.fourier.batched_linalg import frobenius
@@ -99,7 +99,7 @@ class StackedPlan(PenalisedPlan):
         self.precise = self.problem.stack
         of_unit = Penalised(scaled.to(dtype=double(A.dtype)), self.damp / self.unit, precise_L)
         self.scaled, self.scaled_damp = of_unit.stack, of_unit.shift
-        self.in_range = self.inverse.side == "residual"
+        self.x_in_range_of_adjoint = self.inverse.side == "residual"
         self.read: Tensor | None = None  # L reads every input
 
     def _factor(self, scaled: Convolution, terms: Sequence[Filter]) -> tuple[torch.dtype, NormalInverse]:
@@ -165,7 +165,7 @@ class StackedPlan(PenalisedPlan):
             data_alone = self.problem.data_beside_prior(y, x_prior)
             x = factors.solution(data_alone) / over_items(self.unit, len(self.A.in_shape))
             solution = self._certified(y, x, x_prior, tolerances)
-            if settled(solution):
+            if needs_no_iteration(solution):
                 return solution
 
         def iterate(*, deep: bool = False) -> Solution:

@@ -52,7 +52,7 @@ class NormalEquationsPlan(DirectPlan):
     """
 
     reason = "x has few unknowns: their normal equations are one small matrix"
-    in_range = False
+    x_in_range_of_adjoint = False
     _factors_name = "the matrix of the normal equations"
 
     def _bytes(self) -> int:

@@ -201,8 +201,8 @@ class FactoredCapacitance:
     def _row(self, row: int) -> FrequencyMatrices:
         """A row of ``-E P E^H``."""
         E = self.E.matrices
-        own = (E[..., row : row + 1, :] * self.P.matrices).neg_()
-        return FrequencyMatrices(self.grid, own * E.mH, elementwise=True)
+        row_of_EP = (E[..., row : row + 1, :] * self.P.matrices).neg_()
+        return FrequencyMatrices(self.grid, row_of_EP * E.mH, elementwise=True)
 
     def kernel(self) -> Tensor:
         """The first block column: ``(blocks, rows, columns, *grid.sizes)``."""

@@ -13,7 +13,7 @@ from lsconv.inverse.observation import Observation
 from lsconv.inverse.plans.krylov_plan import KRYLOV_ONLY, KrylovPlan
 from lsconv.inverse.route import route
 from lsconv.inverse.sharded import solves_shards
-from lsconv.inverse.solve import Fallback, solve, started
+from lsconv.inverse.solve import Fallback, solve, with_start
 from lsconv.krylov.gradients.attach import LeastSquares, attach, start_as_prior
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import accept_operator, as_complex, prepare
@@ -160,7 +160,7 @@ class _Routed:
 
     def answer(self, problem: LeastSquares) -> tuple[Solution, Plan]:
         """The solution, and the plan that gave it."""
-        A, damp, options = problem.A, problem.damp, started(self.options, problem)
+        A, damp, options = problem.A, problem.damp, with_start(self.options, problem)
         data = prepare(A, problem.y, damp=damp, check_finite=self.check_finite, name="y")
         plan = route(
             A,
@@ -169,7 +169,7 @@ class _Routed:
             preconditioner=self.preconditioner,
             memory_limit=self.memory_limit,
             rcond=self.rcond,
-            started=any(options.get(name) is not None for name in KRYLOV_ONLY),
+            needs_krylov=any(options.get(name) is not None for name in KRYLOV_ONLY),
         )
         # no fallback where the caller gave x0, a callback or max_iter, which it would not follow
         krylov_options = {name for name in ("x0", "callback", "max_iter") if options.get(name) is not None}

@@ -15,7 +15,7 @@ from torch import Tensor
 from lsconv.errors import ConvergenceWarning, MethodError, warn
 from lsconv.inverse.observation import Observation
 from lsconv.inverse.route import route
-from lsconv.inverse.solve import Fallback, solve, started
+from lsconv.inverse.solve import Fallback, solve, with_start
 from lsconv.krylov.gradients.attach import LeastSquares, adjoint_answer, attach, needs_gradient, start_as_prior
 from lsconv.krylov.gradients.parameters import parameters_of
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
@@ -292,7 +292,7 @@ class _Solved:
         """The solution, and the plan that gave it."""
         plan, second = self.inverse.plan, self.inverse._second()
         data = prepare(self.inverse.operator, problem.y, damp=problem.damp, check_finite=self.check_finite, name="y")
-        solution = solve(plan, data.y, data.nonfinite, second=second, **started(self.options, problem))
+        solution = solve(plan, data.y, data.nonfinite, second=second, **with_start(self.options, problem))
         return solution, plan if second is None else second.answering
 
 

@@ -48,7 +48,7 @@ def route(
     preconditioner: LinearOperator | str | None = "auto",
     memory_limit: int | None = None,
     rcond: float | None = None,
-    started: bool = False,
+    needs_krylov: bool = False,
 ) -> Plan:
     r"""The plan that solves :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2\|x\|^2`.
 
@@ -125,8 +125,8 @@ def route(
     another solution than the minimum-norm one, and on the residual side weighs inconsistent data.
     The square methods use an operator given as ``preconditioner`` as their M; "hybrid" takes none.
 
-    With ``started`` the caller has options that only a Krylov method takes (a start, a callback), and "auto" leaves out
-    the small matrices.
+    With ``needs_krylov`` the caller has options that only a Krylov method takes (a start, a callback), and "auto"
+    leaves out the small matrices.
 
     Raises:
         MethodError: the method cannot serve the operator; the message names one that can.
@@ -137,7 +137,13 @@ def route(
     if A.dtype in (torch.float16, torch.bfloat16):
         raise DtypeError(f"A: {A.dtype} can be applied, not inverted; convert with A.to(dtype=torch.float32)")
     request = PlanRequest(
-        _first, damp, method, preconditioner=preconditioner, memory_limit=memory_limit, rcond=rcond, started=started
+        _first,
+        damp,
+        method,
+        preconditioner=preconditioner,
+        memory_limit=memory_limit,
+        rcond=rcond,
+        needs_krylov=needs_krylov,
     )
     _check_rcond(request)
     plan: Plan = _first(A, request)

@@ -20,7 +20,7 @@ from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 
-__all__ = ["Fallback", "solve", "started", "with_fallback", "without_items"]
+__all__ = ["Fallback", "solve", "with_fallback", "with_start", "without_items"]
 
 _COMMON = {"rtol", "atol", "max_iter"}
 
@@ -43,7 +43,7 @@ def solve(
         raise ArgumentTypeError(
             f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | KRYLOV_ONLY))}"
         )
-    if second is not None and plan.worker.gives_way(y):
+    if second is not None and plan.worker.gives_way(y):  # trials that have cost the border's setup, or would
         plan = second.plan() or plan
     extra = sorted(set(options) - _COMMON - plan.options)
     if extra:
@@ -63,7 +63,7 @@ def solve(
     return solution
 
 
-def started(options: dict[str, Any], problem: LeastSquares) -> dict[str, Any]:
+def with_start(options: dict[str, Any], problem: LeastSquares) -> dict[str, Any]:
     """The options with the start that stays in the answer."""
     return options if problem.x_prior is None else {**options, "x0": problem.x_prior}
 

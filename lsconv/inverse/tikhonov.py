@@ -237,8 +237,8 @@ class _RoutedWithPenalty:
 
     def _plan(self, A: LinearOperator, damping: Tensor) -> Plan:
         """The plan without a penalty; a damped start needs the preconditioner on the solution side."""
-        started = self.x0 is not None
-        plan = route(A, damping, method=self.method, memory_limit=self.memory_limit, started=started)
+        needs_krylov = self.x0 is not None
+        plan = route(A, damping, method=self.method, memory_limit=self.memory_limit, needs_krylov=needs_krylov)
         if self.x0 is None or not isinstance(plan, KrylovPlan) or plan.M is None:
             return plan
         return KrylovPlan(A, damping, plan.method, (None, CirculantPreconditioner(A, damping, side="solution")))

@@ -46,7 +46,8 @@ class Plan:
             that it takes.
         exhausted: the solves have cost what the setup of the fallback does, which answers from now on.
         rtol: the relative tolerance of a solve that is given none; None: :meth:`default_rtol` of the dtype.
-        in_range: x is computed as ``A^H z``, so that only rounding leads out of the range of ``A^H``.
+        x_in_range_of_adjoint: x is computed as ``A^H z``, so that only rounding leads out of the range of
+            ``A^H``; read of plans that do not iterate.
     """
 
     A: LinearOperator
@@ -58,7 +59,7 @@ class Plan:
     patience: int | None = None
     exhausted: bool = False
     rtol: float | None = None
-    in_range: bool = True
+    x_in_range_of_adjoint: bool = True
 
     def solve(
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None

@@ -94,7 +94,7 @@ def varying(A: LinearOperator, request: PlanRequest) -> Plan | None:
 
 def _takes_composed(request: PlanRequest) -> bool:
     """Tell whether a plan may be made of another: it is asked for no method that it could not pass on."""
-    return request.method in ("auto", "border") and not request.started and not request.decides_rank
+    return request.method in ("auto", "border") and not request.needs_krylov and not request.decides_rank
 
 
 def _of_core(core: Convolution, damp: Tensor | float, request: PlanRequest) -> Plan:

@@ -215,7 +215,7 @@ class MissingPlan(PenalisedPlan):
         size = inputs.norm(x)
         part = inputs.norm(self.core.adjoint(left)) + rounding * divide(space.norm(image), size)
         strays = part > tolerances.null_share * mu * size
-        return x * self._over_inputs(unit), iterations, strays | (not self.inner.worker.in_range)
+        return x * self._over_inputs(unit), iterations, strays | (not self.inner.worker.x_in_range_of_adjoint)
 
     def _iterate(self, b: Tensor, bound: Callable[[Tensor], Tensor], most: int = 500) -> tuple[Tensor, Tensor]:
         """``K t = b`` by conjugate gradients, and the iterations per item.
@@ -318,7 +318,7 @@ class MissingBorderPlan(MissingPlan):
         wide = g.detach().to(self.core.dtype)
         if self.inverse.side == "residual":
             apply = lambda data, rtol: self._filled(data, Tolerances.of(self.core.dtype, rtol, 0.0), None)[0]
-            return normal_by_apply(self.precise, self.damp, apply, wide, rtol=rtol, share=1.0)
+            return normal_by_apply(self.precise, self.damp, apply, wide, rtol=rtol, extra_digits=1.0)
         return iterated(self, v=wide, tolerances=Tolerances.of(self.core.dtype, rtol, 0.0)).x
 
     def __repr__(self) -> str:

@@ -29,7 +29,7 @@ class PlanRequest:
         preconditioner: of a Krylov method.
         memory_limit: bytes that the plan may use; None: what the device has.
         rcond: the user's threshold for the rank; None: that of the dtype.
-        started: the caller has options that only a Krylov method takes.
+        needs_krylov: the caller has options that only a Krylov method takes.
     """
 
     ladder: Callable[[LinearOperator, PlanRequest], Any]
@@ -39,12 +39,12 @@ class PlanRequest:
     preconditioner: LinearOperator | str | None = "auto"
     memory_limit: int | None = None
     rcond: float | None = None
-    started: bool = False
+    needs_krylov: bool = False
 
     @property
     def free(self) -> bool:
         """Any plan may be taken, whatever options it knows."""
-        return self.method == "auto" and not self.started
+        return self.method == "auto" and not self.needs_krylov
 
     @property
     def damped(self) -> bool:

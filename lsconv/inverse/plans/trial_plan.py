@@ -39,12 +39,15 @@ _FEWEST_ITERATIONS = 30
 def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
     """LSMR for as many iterations as cost what the border's setup does; None where they would not do.
 
-    The bytes of the border's plan are the measure of its setup. Blurs, and square operators without damping, take
-    hundreds or thousands of iterations; layers, whose symbol is a matrix, often some tens. So do blurs that read as
-    much as the field, unless their border is as small: few of their singular values are above the damping. Other blurs
-    are tried where the damping bounds the iterations: strongly damped ones, and, since most of those is border, blurs
-    of a stride and of volumes. The long border of an impulse response, and that of a volume without padding, is one
-    dense matrix, whose factorisation is the measure; there the circulant preconditioner serves.
+    ``most`` is that number, known by the bytes of the border's plan or by the planes of a volume, and ``expected`` are
+    those that LSMR should take: it is tried where they are fewer. In this order:
+
+    - undamped operators that are nearly square: never;
+    - kernels in one dimension, and volumes without padding: preconditioned by the circulant, and measured by the
+      factorisation of their border, one dense matrix;
+    - kernels over half of the field: few of their singular values are above the damping, and their border is the field;
+    - other blurs: where the damping bounds the iterations;
+    - layers, whose symbol is a matrix and whose iterations are often some tens: always.
     """
     assert isinstance(A, Convolution)
     shapes, damping = sorted((A.in_numel, A.out_numel)), torch.as_tensor(damp, dtype=torch.float64)
@@ -72,8 +75,10 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
     if most < _FEWEST_ITERATIONS:
         return None
     if blur and not undamped:
-        covers = unit_stride and all(2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True))
-        if covers:
+        kernel_over_half_field = unit_stride and all(
+            2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True)
+        )
+        if kernel_over_half_field:
             # of the bound of conjugate gradients it takes a fourth and less
             expected = float(iterations_needed(A, damp, norm_bound(A)).max()) / 4
             definite = is_one_sided(A, range(A.ndim))
@@ -84,8 +89,8 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
         # a plane's border is factorised in an eighth of the time, and its symbol shows the norm of kernels of any sign
         most = most // 8 if plane else most
         needed = iterations_needed(A, damp, _symbol_norm(A, grid) if plane else norm_bound(A))
-        ends = bool((needed <= (1.5 if A.ndim == 3 and unit_stride else 1) * most).all())
-        return TrialPlan(A, damp, most, expected=float(needed.max())) if ends else None
+        converges_in_time = bool((needed <= (1.5 if A.ndim == 3 and unit_stride else 1) * most).all())
+        return TrialPlan(A, damp, most, expected=float(needed.max())) if converges_in_time else None
     return None if blur and unit_stride else TrialPlan(A, damp, most)
 
 

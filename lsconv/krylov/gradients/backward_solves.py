@@ -77,7 +77,7 @@ def normal_by_apply(
     g: Tensor,
     *,
     rtol: float | None,
-    share: float = 0.5,
+    extra_digits: float = 0.5,
 ) -> Tensor:
     r"""``v = (A^H A + mu)^{-1} g`` by one more solve of the same kind: that for the data ``A g``.
 
@@ -88,8 +88,8 @@ def normal_by_apply(
     .. math:: \|g - H v\| \le \mathrm{rtol}\, \|A\|\, \|(A v,\ \mathrm{damp}\,(v - g / \mu))\| ,
 
     and is made here of what A itself says. Relative to g the right side is up to ``rtol ||A|| / damp``, more than a
-    forward solve with a small r leaves: ``share`` of these digits are asked for in addition. An answer that fails the
-    test is refined by the same solver.
+    forward solve with a small r leaves: ``extra_digits`` of these, as a part, are asked for in addition. An answer that
+    fails the test is refined by the same solver.
 
     Args:
         A: the operator.
@@ -97,7 +97,8 @@ def normal_by_apply(
         apply: the answer for data, to a relative tolerance.
         g: right-hand sides.
         rtol: the forward's relative tolerance.
-        share: 1 for a residual of ``rtol ||g||``, 0 for the forward's test as it is.
+        extra_digits: the exponent of ``damp / ||A||`` by which rtol is smaller: 1 for a residual of ``rtol ||g||``, 0
+            for the forward's test as it is.
     """
     domain, codomain = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
     damping = check_damp(damp, A)
@@ -107,7 +108,7 @@ def normal_by_apply(
     g_norm = domain.norm(g)
     image = A.apply(g)
     norm_a = divide(codomain.norm(image), g_norm)
-    rtol *= float((damping / torch.hypot(norm_a, damping)).min()) ** share
+    rtol *= float((damping / torch.hypot(norm_a, damping)).min()) ** extra_digits
     v: Tensor | None = None
     size, met = torch.full_like(g_norm + mu, torch.inf), torch.zeros_like(g_norm + mu, dtype=torch.bool)
     remainder = g

@@ -110,8 +110,8 @@ class _Loop:
                     worse = new.tolerance_ratio >= certificate.tolerance_ratio
                     improved = new.tolerance_ratio < 0.5 * certificate.tolerance_ratio
                     worse = where(excused, (new.converged == 0) | (new.objective >= certificate.objective), worse)
-                    settled = (monitor.codes == Cause.CLAIMED) & (new.objective > 0.5 * certificate.objective)
-                    self.confirmed = self.confirmed | (excused & settled)
+                    no_longer_falls = (monitor.codes == Cause.CLAIMED) & (new.objective > 0.5 * certificate.objective)
+                    self.confirmed = self.confirmed | (excused & no_longer_falls)
                     z = _chosen(worse, z, x_new)
                     if carried is not None and carried_new is not None:
                         carried = _chosen(worse, carried, carried_new)

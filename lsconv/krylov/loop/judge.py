@@ -173,12 +173,12 @@ class Judge:
         solved = (r_norm <= r_bound) & known
         longest = where(solved, x_norm, minimum(x_norm, y_norm / least))
         rounding = torch.finfo(A.dtype).eps if self.rounding is None else self.rounding
-        left = 8 * rounding * (upper * longest + y_norm)
+        rounding_level = 8 * rounding * (upper * longest + y_norm)
         highest = (1 + math.sqrt(tolerances.eps)) * y_norm
         if norms.prior is not None:
-            left = left + 16 * tolerances.eps * upper * norms.prior
-            r_bound, highest = maximum(r_bound, left), highest + left
-        met, g_bound = g_norm <= g_bound, maximum(g_bound, upper * left)
+            rounding_level = rounding_level + 16 * tolerances.eps * upper * norms.prior
+            r_bound, highest = maximum(r_bound, rounding_level), highest + rounding_level
+        met, g_bound = g_norm <= g_bound, maximum(g_bound, upper * rounding_level)
         if rank.truncated:
             g_bound = maximum(g_bound, where(damp > 0, 0.0, rcond * upper * r_norm))
         finite = unbounded(x_norm) == 0
@@ -186,8 +186,8 @@ class Judge:
         residual_ok = (total <= r_bound) & finite & known
         # a longer x has been led along singular values that count as zero
         reach = max(tolerances.conlim, most_condition(tolerances.eps), 1 / rcond if rcond > 0 else 0.0)
-        kept = (damp > 0) | (norm_a * x_norm <= reach * y_norm)
-        gradient_ok = (g_norm <= g_bound) & no_worse & kept & (not self.square)
+        not_cut_off = (damp > 0) | (norm_a * x_norm <= reach * y_norm)
+        gradient_ok = (g_norm <= g_bound) & no_worse & not_cut_off & (not self.square)
         excused = gradient_ok & (residual_ok == 0) & (met == 0) & (solved == 0)
         smallest = torch.finfo(scalar_dtype(A.device)).tiny
         tolerance_ratio = total / at_least(r_bound, smallest)

@@ -57,7 +57,9 @@ def test_no_rule_has_a_plan_for_an_operator_that_is_not_made_of_others(rule: Rul
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "lsmr"}, {"started": True}, {"damp": 0.0, "rcond": 1e-6}], ids=["method", "start", "rcond"]
+    "options",
+    [{"method": "lsmr"}, {"needs_krylov": True}, {"damp": 0.0, "rcond": 1e-6}],
+    ids=["method", "start", "rcond"],
 )
 @pytest.mark.parametrize("name", ["mask", "weights", "adjoint"])
 def test_no_plan_is_made_of_another_that_could_not_do_what_is_asked(name: str, options: dict[str, Any]) -> None:
