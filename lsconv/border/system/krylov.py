@@ -189,18 +189,18 @@ class _Arnoldi:
         k, last = self.k, self.m + self.k
         z = precondition(self._basis[:, last].unflatten(0, self.lead))
         self._searched[:, k] = z.flatten(0, 1)
-        w = apply(z).flatten(0, 1).unsqueeze(-1)
+        w = apply(z).flatten(0, 1).unsqueeze(1)  # a row: products with columns are many times slower in a batch
         basis = self._basis[:, : last + 1]
         # classical Gram-Schmidt twice is as good as modified, and batched
-        h = torch.bmm(basis, w.conj()).conj()
-        w = torch.baddbmm(w, basis.mT, h, alpha=-1)
-        more = torch.bmm(basis, w.conj()).conj()
-        w = torch.baddbmm(w, basis.mT, more, alpha=-1)
-        length = torch.linalg.vector_norm(w, dim=1)
+        h = torch.bmm(w.conj(), basis.mT).conj()
+        w = torch.baddbmm(w, h, basis, alpha=-1)
+        more = torch.bmm(w.conj(), basis.mT).conj()
+        w = torch.baddbmm(w, more, basis, alpha=-1)
+        length = torch.linalg.vector_norm(w, dim=2)
         divisor = _divisor(length)
-        self._basis[:, last + 1] = w.squeeze(-1) / divisor
+        self._basis[:, last + 1] = w.squeeze(1) / divisor
         column = self._coefficients[..., k]
-        column[:, : last + 1] = (h + more).squeeze(-1)
+        column[:, : last + 1] = (h + more).squeeze(1)
         column[:, last + 1] = length.squeeze(-1)
         left = torch.linalg.vecdot(column[:, self.m : last + 1], self._t[:, : k + 1]).unsqueeze(-1)
         self._t[:, k + 1 : k + 2] = -left / length
