@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lsconv.factored.batch_axes import on_axes
 from lsconv.operators.convolution import Convolution
 
 __all__ = ["AxisAsChannels"]
@@ -52,18 +53,7 @@ class AxisAsChannels:
         weight = torch.einsum("...oirt,tab->...oaibr", weight.flatten(-A.ndim, -2), T)
         other = [a for a in range(A.ndim) if a != axis]
         shape = (A.c_out * m, A.c_in // A.groups * n, *(A.kernel_size[a] for a in other))
-        B = Convolution(
-            weight.reshape(*A.batch_shape, *shape),
-            tuple(A.spatial_in[a] for a in other),
-            tuple(A.stride[a] for a in other),
-            [A.padding[a] for a in other],
-            tuple(A.dilation[a] for a in other),
-            A.groups,
-            A.padding_mode,
-            A.backend,
-            check_finite=False,
-        )
-        return cls(A, B, axis)
+        return cls(A, on_axes(A, weight.reshape(*A.batch_shape, *shape), other), axis)
 
     def damp(self, damp: Tensor | float) -> Tensor | float:
         """The damping of B, which is that of A."""

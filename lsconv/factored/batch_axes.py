@@ -9,6 +9,7 @@ same place, with less padding, or where that becomes negative, of a part of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.padding_modes import MODES
 
-__all__ = ["Reduction"]
+__all__ = ["Reduction", "on_axes"]
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,7 @@ class Reduction:
         shape = (*weight.shape[: -A.ndim], *(A.kernel_size[a] for a in kept))
         if A.batch_shape:
             shape = (*A.batch_shape, *(1 for _ in folded), *shape[len(A.batch_shape) :])
-        B = Convolution(
-            weight.reshape(shape),
-            tuple(A.spatial_in[a] for a in kept),
-            tuple(A.stride[a] for a in kept),
-            [A.padding[a] for a in kept],
-            tuple(A.dilation[a] for a in kept),
-            A.groups,
-            A.padding_mode,
-            A.backend,
-            check_finite=False,
-        )
+        B = on_axes(A, weight.reshape(shape), kept)
         return cls(A, B, tuple(inputs), tuple(outputs), folded)
 
     @property
@@ -160,6 +151,21 @@ class Reduction:
         cells: tuple[Any, ...] = (..., *kept)
         full[cells] = z
         return full
+
+
+def on_axes(A: Convolution, weight: Tensor, axes: Sequence[int]) -> Convolution:
+    """The convolution of another weight along some of the axes of A."""
+    return Convolution(
+        weight,
+        tuple(A.spatial_in[a] for a in axes),
+        tuple(A.stride[a] for a in axes),
+        [A.padding[a] for a in axes],
+        tuple(A.dilation[a] for a in axes),
+        A.groups,
+        A.padding_mode,
+        A.backend,
+        check_finite=False,
+    )
 
 
 def _margins(weight: Tensor, a: int) -> tuple[int, int]:

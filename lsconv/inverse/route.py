@@ -227,7 +227,7 @@ def thresholded(A: LinearOperator, request: PlanRequest) -> Plan | None:
 
 def tried(A: LinearOperator, request: PlanRequest) -> Plan | None:
     """LSMR before the border, where it should converge in less than the setup of the border takes."""
-    return trial(A, request.damp) if request.free and is_embedded(A) else None
+    return trial(A, request.damp, request.memory_limit) if request.free and is_embedded(A) else None
 
 
 def bordered(A: LinearOperator, request: PlanRequest) -> Plan | None:

@@ -36,7 +36,7 @@ __all__ = ["TrialPlan", "trial"]
 _FEWEST_ITERATIONS = 30
 
 
-def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
+def trial(A: LinearOperator, damp: Tensor | float, memory_limit: int | None = None) -> TrialPlan | None:
     """LSMR for as many iterations as cost what the border's setup does; None where they would not do.
 
     ``most`` is that number, known by the bytes of the border's plan or by the planes of a volume, and ``expected`` are
@@ -56,7 +56,7 @@ def trial(A: LinearOperator, damp: Tensor | float) -> TrialPlan | None:
         return None
     grid, iteration = transform_grid(A), iteration_work(A)
     blur, unit_stride = (A.c_in + A.c_out) // A.groups <= 2, all(step == 1 for step in A.stride)
-    volume = Planes.of(A, damp)
+    volume = Planes.of(A, damp, memory_limit)
     if blur and unit_stride and not undamped and A.ndim != 2 and is_one_sided(A, range(A.ndim)):
         if volume is None:
             factors = dense_cost(_border_cells(A), definite=True)
