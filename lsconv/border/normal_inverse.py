@@ -235,9 +235,9 @@ class BorderInverse(NormalInverse):
         truncated, request = self.problem.truncated, self.problem.request
         if self._crossed:
             # above this condition rounding would hide that the kernel is not even
-            least = min(self.condition, 1e6 if self.definite else 1e3)
+            even_condition = min(self.condition, 1e6 if self.definite else 1e3)
             assert isinstance(self.system, FrequencyMatrices)
-            return cheapest_grid(truncated, self.system, request.penalty, self.model, least)
+            return cheapest_grid(truncated, self.system, request.penalty, self.model, even_condition)
         onto = truncated.convolution if request.crossed and request.penalty is None else None
         return True, direct_cost(self.embedding, self.form, onto, self.border)
 
@@ -321,8 +321,8 @@ class BorderInverse(NormalInverse):
         count = embedding.per_item(iterations, batch).amax(-1)
         if on_border.spent:
             self.go_direct()
-            z, more, again = self.continued(f, tolerance, max_iter)
-            return z, count + more, again
+            z, further, unknowns = self.continued(f, tolerance, max_iter)
+            return z, count + further, unknowns
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
         if residual and self.problem.request.missing is not None:
             z = z.masked_fill(self.problem.request.missing, 0)
@@ -332,8 +332,8 @@ class BorderInverse(NormalInverse):
     def nbytes(self) -> int:
         """Bytes of the factors kept."""
         factors = 0 if self.direct is None else self.direct.nbytes
-        kept = {id(m): m.nbytes for m in self._matrices()}
-        return factors + sum(kept.values()) + (0 if self._border_system is None else self._border_system.nbytes)
+        distinct = {id(m): m.nbytes for m in self._matrices()}
+        return factors + sum(distinct.values()) + (0 if self._border_system is None else self._border_system.nbytes)
 
     def _matrices(self) -> list[FrequencyMatrices | FactoredCapacitance]:
         return [self.inverse, self.system, *([] if self.across is None else [self.across])]

@@ -121,34 +121,34 @@ class Outer:
         y: Tensor | None = None,
         v: Tensor | None = None,
         max_iter: int | None = None,
-        share: float | None = None,
-        deep: bool = False,
+        error_share: float | None = None,
+        beyond_rounding: bool = False,
     ) -> None:
-        self.deep = deep  # beyond what rounding excuses, as far as the steps lead
+        self.beyond_rounding = beyond_rounding  # beyond what rounding excuses, as far as the steps lead
         # the largest part of x that errors along small singular values may have; None: rtol alone decides
-        self.share = share
+        self.error_share = error_share
         self.plan, self.A, self.tolerances = plan, plan.scaled, tolerances
         self.max_iter = max_iter  # border iterations in all
         self.residual_side = plan.inverse.side == "residual"
         A = self.A
         inputs, outputs = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
         self.space, self.image_space = (outputs, inputs) if self.residual_side else (inputs, outputs)
-        given, shape = (y, A.out_shape) if y is not None else (v, A.in_shape)
-        assert given is not None
+        data, shape = (y, A.out_shape) if y is not None else (v, A.in_shape)
+        assert data is not None
         factor_batch = plan.inverse.embedding.batch_shape
-        self.batch = broadcast_shapes(given.shape[: given.ndim - len(shape)], factor_batch)
-        given = given.expand(*self.batch, *shape)
-        self.unit = binary_unit(ItemSpace(shape, A.dtype, A.device).norm(given))
-        given = given / over_items(self.unit, len(shape))
-        self.y = given if y is not None else None
+        self.batch = broadcast_shapes(data.shape[: data.ndim - len(shape)], factor_batch)
+        data = data.expand(*self.batch, *shape)
+        self.unit = binary_unit(ItemSpace(shape, A.dtype, A.device).norm(data))
+        data = data / over_items(self.unit, len(shape))
+        self.y = data if y is not None else None
         self.damp = plan.scaled_damp.expand(self.batch)
         self.mu = self.damp**2
         if y is not None:
-            self.f = given if self.residual_side else A.adjoint(given)
-            self.given_norm = outputs.norm(given)
+            self.f = data if self.residual_side else A.adjoint(data)
+            self.given_norm = outputs.norm(data)
         else:
-            self.f = A.apply(given) if self.residual_side else given
-            self.given_norm = inputs.norm(given)
+            self.f = A.apply(data) if self.residual_side else data
+            self.given_norm = inputs.norm(data)
 
     def run(self) -> None:
         """Iterate until every item meets its target or no longer improves; ``u`` is the best found."""
@@ -156,20 +156,20 @@ class Outer:
         self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=self.A.device)
         self.steps = 0
         self._choose_arithmetic()
-        direction, at = FlexibleDirection(self.mu), self._origin()
-        self.u, self.image = at.u, at.image if self.residual_side else None
-        self.tolerance_ratio = torch.full_like(at.ratio, torch.inf)
+        direction, iterate = FlexibleDirection(self.mu), self._origin()
+        self.u, self.image = iterate.u, iterate.image if self.residual_side else None
+        self.tolerance_ratio = torch.full_like(iterate.ratio, torch.inf)
         gain = 0.0  # what a step leaves of the remainder, in units of its border tolerance
-        waited = torch.zeros_like(self.iterations)  # rounds without halving
+        stalled = torch.zeros_like(self.iterations)  # rounds without halving
         while self.steps < _OUTER_LIMIT:
-            waited = torch.where(at.ratio < 0.5 * self.tolerance_ratio, 0, waited + 1)
-            self._keep(at)
-            active = (self.tolerance_ratio > 1) & (waited < _PATIENCE)
+            stalled = torch.where(iterate.ratio < 0.5 * self.tolerance_ratio, 0, stalled + 1)
+            self._keep(iterate)
+            active = (self.tolerance_ratio > 1) & (stalled < _PATIENCE)
             if not bool(active.any()) or self.exhausted:
                 break
-            if self._narrow and bool((waited > 0).logical_and(active).any()):
+            if self._narrow and bool((stalled > 0).logical_and(active).any()):
                 self._arithmetic, self._narrow = self._wide, False
-            at, gain = self._round(direction, at, active, gain)
+            iterate, gain = self._round(direction, iterate, active, gain)
 
     def _choose_arithmetic(self) -> None:
         """Take steps in the dtype of the factors where that is narrower, and where no digits are lost by it.
@@ -189,56 +189,58 @@ class Outer:
         image = g.new_zeros(()).expand(*self.batch, *self.image_space.item_shape)
         return _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
 
-    def _keep(self, at: _Iterate) -> None:
+    def _keep(self, iterate: _Iterate) -> None:
         """Keep the iterate for the items where it is the best so far."""
-        better = at.ratio < self.tolerance_ratio
+        better = iterate.ratio < self.tolerance_ratio
         if bool(better.all()):  # which copies nothing
-            self.u, self.tolerance_ratio = at.u, at.ratio
-            self.image = at.image if self.residual_side else None
+            self.u, self.tolerance_ratio = iterate.u, iterate.ratio
+            self.image = iterate.image if self.residual_side else None
             return
-        self.u = torch.where(self._mask(better, self.space), at.u, self.u)
+        self.u = torch.where(self._mask(better, self.space), iterate.u, self.u)
         if self.image is not None:
-            self.image = torch.where(self._mask(better, self.image_space), at.image, self.image)
-        self.tolerance_ratio = torch.where(better, at.ratio, self.tolerance_ratio)
+            self.image = torch.where(self._mask(better, self.image_space), iterate.image, self.image)
+        self.tolerance_ratio = torch.where(better, iterate.ratio, self.tolerance_ratio)
 
-    def _round(self, direction: FlexibleDirection, at: _Iterate, active: Tensor, gain: float) -> tuple[_Iterate, float]:
+    def _round(
+        self, direction: FlexibleDirection, iterate: _Iterate, active: Tensor, gain: float
+    ) -> tuple[_Iterate, float]:
         """Take one step, or in narrow arithmetic several whose remainder a recursion carries; then compute it.
 
         Returns the iterate and the gain that the last step has shown.
         """
-        start, count = at.ratio, 0
+        start, count = iterate.ratio, 0
         while True:
-            tolerance, before = self._border_tolerance(at.ratio, active, gain), at.ratio
-            at = self._step(direction, at, active, tolerance)
+            tolerance, before = self._border_tolerance(iterate.ratio, active, gain), iterate.ratio
+            iterate = self._step(direction, iterate, active, tolerance)
             if not self._narrow:
                 break
             count += 1
             # half of the digits below its start the recursion has lost its own
-            going = at.ratio > torch.clamp(torch.finfo(torch.float32).eps ** 0.5 * start, min=1.0)
-            active = active & (at.ratio > 1)
+            going = iterate.ratio > torch.clamp(torch.finfo(torch.float32).eps ** 0.5 * start, min=1.0)
+            active = active & (iterate.ratio > 1)
             last = count == _PATIENCE or self.steps == _OUTER_LIMIT or self.exhausted
             if last or not bool((active & going).any()):
-                at = replace(at, image=self._image(self.A, at.u))
+                iterate = replace(iterate, image=self._image(self.A, iterate.u))
                 break
-        g = self._remainder(at.image) - self.space.spread(self.mu) * at.u
-        at = replace(at, g=g, ratio=self._tolerance_ratio(at.u, at.image, g))
-        seen = float((at.ratio / (before * tolerance)).where(active & (before > 0), 0).amax())
-        return at, max(gain, seen, 1.0)
+        g = self._residual(iterate.image) - self.space.spread(self.mu) * iterate.u
+        iterate = replace(iterate, g=g, ratio=self._tolerance_ratio(iterate.u, iterate.image, g))
+        observed = float((iterate.ratio / (before * tolerance)).where(active & (before > 0), 0).amax())
+        return iterate, max(gain, observed, 1.0)
 
-    def _step(self, direction: FlexibleDirection, at: _Iterate, active: Tensor, tolerance: float) -> _Iterate:
+    def _step(self, direction: FlexibleDirection, iterate: _Iterate, active: Tensor, tolerance: float) -> _Iterate:
         """Go one step along the next direction; in narrow arithmetic the remainder is that of the recursion."""
         A, space, image_space = self._arithmetic
-        g = at.g.to(space.dtype)
+        g = iterate.g.to(space.dtype)
         limit = () if self.max_iter is None else (self.max_iter - int(self.iterations.max()),)
         z, count = self.plan.inverse(g.to(self.plan.inverse.convolution.dtype), tolerance, *limit)
         self.steps += 1
         self.iterations += count * active
         p, image, alpha = direction.step(z.to(space.dtype), g, space, image_space, lambda p: self._image(A, p))
         self.norm_a, alpha = direction.norm, alpha * active
-        u = self.space.add(at.u, alpha, p)
+        u = self.space.add(iterate.u, alpha, p)
         if not self._narrow:
-            return replace(at, u=u, image=self.image_space.add(at.image, alpha, image, out=image))
-        total = self.image_space.add(at.image, alpha, image)
+            return replace(iterate, u=u, image=self.image_space.add(iterate.image, alpha, image, out=image))
+        total = self.image_space.add(iterate.image, alpha, image)
         back = A.apply(image) if self.residual_side else A.adjoint(image)
         g = g - space.spread(alpha) * (back + space.spread(self.mu) * p)
         return _Iterate(u, total, g, self._tolerance_ratio(u, total, g.to(self.A.dtype)))
@@ -259,16 +261,16 @@ class Outer:
             return _FLOORED_TOLERANCE[self.plan.factor_dtype]
         if gain == 0 and self.plan.inverse.damped:
             gain = _FIRST_GUESS / self.plan.inverse.relative_damp
-        needed = _MARGIN / (max(gain, 1.0) * float(torch.where(active, tolerance_ratio, 0).amax()))
-        least = (
+        wanted = _MARGIN / (max(gain, 1.0) * float(torch.where(active, tolerance_ratio, 0).amax()))
+        finest = (
             torch.finfo(self.plan.factor_dtype).eps ** 0.7
         )  # of the digits of the factors, these are left to the border
-        return min(max(needed, least), _MARGIN)
+        return min(max(wanted, finest), _MARGIN)
 
     def _image(self, A: LinearOperator, u: Tensor) -> Tensor:
         return A.adjoint(u) if self.residual_side else A.apply(u)
 
-    def _remainder(self, image: Tensor) -> Tensor:
+    def _residual(self, image: Tensor) -> Tensor:
         """``f - A A^H u`` or ``f - A^H A u``; for data y as ``A^H (y - A u)``, which cancels nothing."""
         if self.residual_side:
             return self.f - self.A.apply(image)
@@ -296,15 +298,15 @@ class Outer:
         if self.A.dtype != self.plan.A.dtype:  # x is stored in float32: where it is short, 5 % of that rounding will do
             stored = 0.05 * self.tolerances.eps * (norm * x_norm + self.given_norm)
             rounding = torch.where(EXCUSED * norm * x_norm <= self.given_norm, stored, rounding)
-        if self.deep:
+        if self.beyond_rounding:
             rounding = torch.zeros_like(rounding)
         # the certificate judges the gradient: g, or A^H g on the residual side, where norm bounds what A^H does to it
         target = torch.maximum(rtol * total * self.norm_a, rounding * norm)
         if self.residual_side:
             target = torch.where(self.mu == 0, bound, target / norm)
-        elif self.share is not None:
-            least = torch.maximum(self.share * self.mu * x_norm, rounding * norm)
-            target = torch.where(self.mu > 0, torch.minimum(target, least), target)
+        elif self.error_share is not None:
+            finest = torch.maximum(self.error_share * self.mu * x_norm, rounding * norm)
+            target = torch.where(self.mu > 0, torch.minimum(target, finest), target)
         downhill = total / ((1 + self.tolerances.eps**0.5) * self.given_norm).clamp_min(unit)  # from x = 0
         tolerance_ratio = torch.minimum(by_residual, torch.maximum(g_norm / target.clamp_min(unit), downhill))
         return torch.where(g_norm == 0, 0, tolerance_ratio)
@@ -359,20 +361,20 @@ def needs_no_iteration(solution: Solution) -> bool:
     return bool(solution.converged.all()) and (solution.excused is None or not bool(solution.excused.any()))
 
 
-def confirmed(first: Solution, again: Callable[[], Solution], space: ItemSpace) -> Solution:
-    """The first solution where a second, iterated on beyond the rounding that excuses a gradient, says the same.
+def confirmed(solve: Callable[[bool], Solution], space: ItemSpace) -> Solution:
+    """Solve, and where a gradient is excused by its rounding solve again beyond that, and compare the two.
 
-    Rounding as large as the gradient hides errors along small singular values. Where the two differ by more than a
-    tenth, the second counts if it needs no excuse, and otherwise neither does.
+    Rounding as large as the gradient hides errors along small singular values. Where the two solutions differ by more
+    than a tenth, the second counts if it needs no excuse, and otherwise neither has converged.
 
     Args:
-        first: a solution with :attr:`Solution.excused`.
-        again: makes the second; asked where an item is excused.
+        solve: makes a solution with :attr:`Solution.excused`; True: iterate on beyond the rounding of the gradient.
         space: of x.
     """
+    first = solve(False)
     if first.excused is None or not bool(first.excused.any()):
         return first
-    second = again()
+    second = solve(True)
     assert second.excused is not None
     agree = space.safe_norm(second.x - first.x) <= 0.1 * space.safe_norm(first.x)
     better = first.excused & second.converged & (second.gradient_norm < first.gradient_norm) & (agree | ~second.excused)

@@ -168,13 +168,15 @@ class StackedPlan(PenalisedPlan):
             if needs_no_iteration(solution):
                 return solution
 
-        def iterate(*, deep: bool = False) -> Solution:
-            outer = iterated(self, y=self.problem.data(y, x_prior), tolerances=tolerances, max_iter=max_iter, deep=deep)
+        options: dict[str, Any] = {"tolerances": tolerances, "max_iter": max_iter}
+
+        def iterate(beyond_rounding: bool) -> Solution:
+            outer = iterated(self, y=self.problem.data(y, x_prior), beyond_rounding=beyond_rounding, **options)
             x, norm, iterations = outer.x, outer.norm_a * self.unit, outer.iterations
             del outer  # whose vectors the certificate has no use for
             return self._certified(y, x, x_prior, tolerances, norm, iterations)
 
-        return confirmed(iterate(), lambda: iterate(deep=True), ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
+        return confirmed(iterate, ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(
         self,

@@ -89,12 +89,12 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
     undecided = torch.zeros_like(mu, dtype=torch.bool)
     some: slice | Tensor = slice(None)
     if min(S.rows, S.columns) > 1:
-        kept = undecided.clone()
+        accepted = undecided.clone()
         for part in _chunks(matrices):
             inverse[part], lost = _eliminated(matrices[part], mu[part])
             smallest = 1 / frobenius(inverse[part])  # at most the smallest singular value
-            kept[part] = (lost * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * highest[part]))
-        some = (~kept).nonzero().flatten()
+            accepted[part] = (lost * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * highest[part]))
+        some = (~accepted).nonzero().flatten()
         matrices, mu, highest = matrices[some], mu[some], highest[some]
     if len(matrices):
         zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(symbol_norm_from_below(S))[some], False

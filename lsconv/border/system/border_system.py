@@ -121,8 +121,10 @@ class SubdomainSum:
         if owner is not None:
             number = torch.repeat_interleave(torch.tensor(self._lengths))
             index = self._index.cpu()
-            kept = (owner[index] == number).nonzero().flatten()
-            self._places = torch.empty(size, dtype=torch.int64).index_copy_(0, index[kept], kept).to(self._index.device)
+            chosen = (owner[index] == number).nonzero().flatten()
+            self._places = (
+                torch.empty(size, dtype=torch.int64).index_copy_(0, index[chosen], chosen).to(self._index.device)
+            )
 
     @property
     def nbytes(self) -> int:
@@ -302,12 +304,12 @@ class BorderSystem:
         r = b if start is None else b - self(start)
         bound = tolerance * torch.linalg.vector_norm(b, dim=-1, keepdim=True)
         norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
-        left = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
+        relative = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
         check_every = 1 if b.device.type == "cpu" else 10
         if self._flexible:
-            u, count = border_gmres(self, self.schwarz, r, left, max_iter, check_every, _RESTART, self._recycling)
+            u, count = border_gmres(self, self.schwarz, r, relative, max_iter, check_every, _RESTART, self._recycling)
         else:
-            u, count = conjugate_gradients(self, self.schwarz, r, left, max_iter, check_every)
+            u, count = conjugate_gradients(self, self.schwarz, r, relative, max_iter, check_every)
         return u if start is None else start + u, count
 
     def _factors_fit(self) -> bool:

@@ -202,8 +202,8 @@ class _Arnoldi:
         column = self._coefficients[..., k]
         column[:, : last + 1] = (h + more).squeeze(1)
         column[:, last + 1] = length.squeeze(-1)
-        left = torch.linalg.vecdot(column[:, self.m : last + 1], self._t[:, : k + 1]).unsqueeze(-1)
-        self._t[:, k + 1 : k + 2] = -left / length
+        dot = torch.linalg.vecdot(column[:, self.m : last + 1], self._t[:, : k + 1]).unsqueeze(-1)
+        self._t[:, k + 1 : k + 2] = -dot / length
         self.k = k + 1
         return divisor.isfinite().unflatten(0, self.lead)
 
@@ -336,9 +336,9 @@ class Recycling:
 def deflate(pair: Pair, r: Tensor) -> tuple[Tensor, Tensor]:
     """Solve for the part of ``r`` that kept images span; return that and what is left of r, ``(rhs, blocks, size)``."""
     vectors, images = pair
-    left = r.movedim(0, -1)
-    parts = images.conj() @ left
-    left = left - images.mT @ parts
-    more = images.conj() @ left
-    left = left - images.mT @ more
-    return (vectors.mT @ (parts + more)).movedim(-1, 0), left.movedim(-1, 0).contiguous()
+    residual = r.movedim(0, -1)
+    parts = images.conj() @ residual
+    residual = residual - images.mT @ parts
+    correction = images.conj() @ residual
+    residual = residual - images.mT @ correction
+    return (vectors.mT @ (parts + correction)).movedim(-1, 0), residual.movedim(-1, 0).contiguous()

@@ -88,10 +88,10 @@ class Strips:
         work = sum(strip.index.numel() for strip in strips)
         if len(strips) == 1:
             return cls(strips, None, work)
-        windows, strength = [], _strength(kernel)
+        windows, squares = [], _squared_entries(kernel)
         for a in range(2):
-            reach = _reach(strength.sum(2 - a, dtype=torch.float64), kernel.dtype)
-            window = None if reach is None else _window(members[a].any(0), reach)
+            decay_length = _decay_length(squares.sum(2 - a, dtype=torch.float64), kernel.dtype)
+            window = None if decay_length is None else _window(members[a].any(0), decay_length)
             if window is None:
                 return None
             windows.append(window)
@@ -137,24 +137,24 @@ class _Corner:
         places = torch.arange(channels * math.prod(grid.sizes)).reshape(channels, *grid.sizes)
         places = places[:, : len(windows[0]), : len(windows[1])]
         self.shape = (channels, *grid.sizes)
-        self.only = [
+        self.sources = [
             (numbers[cells].to(device), places[cells].to(device)) for cells in (second & ~first, first & ~second)
         ]
-        self.to = [(numbers[cells].to(device), places[cells].to(device)) for cells in (first, second & ~first)]
+        self.targets = [(numbers[cells].to(device), places[cells].to(device)) for cells in (first, second & ~first)]
 
     def add(self, u: Tensor, out: Tensor) -> Tensor:
         """Add it to the product ``out``."""
         rhs = u.shape[0]
         z = u.new_zeros(2 * rhs, u.shape[1], math.prod(self.shape))
-        for half, (numbers, places) in enumerate(self.only):
+        for half, (numbers, places) in enumerate(self.sources):
             z[half * rhs : (half + 1) * rhs].index_copy_(-1, places, gathered(u, numbers))
         z = self.matrices.on_grid(z.unflatten(-1, self.shape)).flatten(2)
-        for half, (numbers, places) in enumerate(self.to):
+        for half, (numbers, places) in enumerate(self.targets):
             out.index_add_(-1, numbers, gathered(z[half * rhs : (half + 1) * rhs], places))
         return out
 
 
-def _strength(kernel: Tensor) -> Tensor:
+def _squared_entries(kernel: Tensor) -> Tensor:
     """The squares of the kernel summed over its entries, ``(blocks, *grid)``; one by one is a tenth of a reduction."""
     parts = torch.view_as_real(kernel).unbind(-1) if kernel.is_complex() else (kernel,)
     first, *others = [entry for part in parts for row in part.unbind(1) for entry in row.unbind(1)]
@@ -164,7 +164,7 @@ def _strength(kernel: Tensor) -> Tensor:
     return total
 
 
-def _reach(profile: Tensor, dtype: torch.dtype) -> int | None:
+def _decay_length(profile: Tensor, dtype: torch.dtype) -> int | None:
     """The distance beyond which a kernel is rounding; None where it reaches half way round.
 
     Args:
@@ -181,16 +181,16 @@ def _reach(profile: Tensor, dtype: torch.dtype) -> int | None:
     folded = profile.new_zeros(profile.shape[0], n // 2 + 1).index_add_(1, distance, (profile - 4 * floor).clamp_min(0))
     beyond = folded.flip(1).cumsum(1).flip(1)  # at the distance or farther
     far = beyond > default_rcond(dtype) ** 2 * total
-    reach = int(far.sum(1).amax())
-    return reach if reach < n // 2 else None
+    decay_length = int(far.sum(1).amax())
+    return decay_length if decay_length < n // 2 else None
 
 
-def _window(border: Tensor, reach: int) -> Tensor | None:
+def _window(border: Tensor, decay_length: int) -> Tensor | None:
     """The positions within ``reach`` of those of the border, around the circle; None if scattered."""
     n, places = len(border), border.nonzero().flatten()
     gaps = torch.cat([places[1:], places[:1] + n]) - places
     last = int(gaps.argmax())
     first, span = int(places[(last + 1) % len(places)]), n - int(gaps[last]) + 1
-    if span + 2 * reach >= n:
+    if span + 2 * decay_length >= n:
         return None
-    return (first - reach + torch.arange(span + 2 * reach)) % n
+    return (first - decay_length + torch.arange(span + 2 * decay_length)) % n
