@@ -169,8 +169,6 @@ class NormalProblem:
         wanted: ``damp^2`` per block.
         mu: the shift, per block.
         norm_bound: a bound of ``||A||``, per batch item.
-        relative_damp: the least root of mu, relative to the largest singular value.
-        damped: whether there is no penalty and mu > 0; without damping mu is the floor.
         exact: whether mu is the wanted one, up to rounding.
     """
 
@@ -204,8 +202,6 @@ class NormalProblem:
         self.norm_bound = groups.amax(-1).double().sqrt()
         if mirror is not None:
             self.norm_bound = torch.minimum(mirror.gain * self.norm_bound, mirror.bound)
-        self.relative_damp = float((self.mu / self.scale.to(self.mu)).amin().sqrt())
-        self.damped = penalty is None and self.relative_damp > 0
         self.exact = bool((self.mu == self.wanted).all()) or (
             penalty is not None and floor <= least_shift(torch.float64, damped=True)
         )

@@ -1,10 +1,7 @@
 r"""The outer iteration of the border method: flexible conjugate gradients on the normal equations of A.
 
 The border inverse, at the precision and the regularisation of its factors, preconditions them; A itself, in float64,
-says what they leave. For float32 data most steps need not ask A that precisely: conjugate gradients carry their
-remainder along by a recursion, for which float32 products do, and only where the recursion
-claims a target is the remainder computed, in float64 and from the solution itself. Where the two disagree the
-iteration goes on from the computed one; where that stops helping every step is taken in float64.
+computes the residual in every step: the factors change the number of steps and nothing else.
 
 Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
 """
@@ -14,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,15 +30,13 @@ __all__ = ["Outer", "OuterPlan", "confirmed", "iterated", "needs_no_iteration"]
 
 # Steps of all items together.
 _OUTER_LIMIT = 40
-# Steps without halving after which an item ends, and after which a float32 recursion is replaced by the remainder.
+# Steps without halving after which an item ends.
 _PATIENCE = 5
 # What a step is to leave, in units of the target. A fixed border residual, or one that ignores what the steps before
 # have left, takes up to twice the iterations.
 _MARGIN = 0.3
 # The border residual of a step that the floor of the factors limits anyway, by less in float64.
 _FLOORED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-# The gain before the first step, in units of damp / sigma_max.
-_FIRST_GUESS = 0.1
 
 
 class OuterPlan(Protocol):
@@ -72,21 +67,9 @@ class OuterPlan(Protocol):
         ...
 
 
-class _Arithmetic(NamedTuple):
-    """The operator and the spaces of unknowns and images, in one dtype."""
-
-    A: LinearOperator
-    space: ItemSpace
-    image_space: ItemSpace
-
-    def to(self, dtype: torch.dtype) -> _Arithmetic:
-        A = self.A.to(dtype=dtype)
-        return _Arithmetic(A, *(ItemSpace(s.item_shape, dtype, A.device) for s in self[1:]))
-
-
 @dataclass(frozen=True)
 class _Iterate:
-    """An iterate: u, its image, what the normal equations leave, and that in units of its target."""
+    """An iterate: u, its image, the residual g of the normal equations, and the norm of g in units of its target."""
 
     u: Tensor
     image: Tensor
@@ -98,20 +81,28 @@ class Outer:
     r"""Flexible conjugate gradients on the normal equations of A, preconditioned by the border inverse.
 
     Residual side: :math:`(AA^H + \mu) u = y` (or ``A v``), ``x = A^H u``. Solution side:
-    :math:`(A^HA + \mu) u = A^H y` (or ``v``), ``x = u``. ``image`` is ``A^H u`` or ``A u`` respectively; ``g`` is what
-    the normal equations leave.
+    :math:`(A^HA + \mu) u = A^H y` (or ``v``), ``x = u``. ``image`` is ``A^H u`` or ``A u`` respectively; ``g`` is the
+    residual of the normal equations.
+
+    Args:
+        plan: the operator, and the inverse that preconditions.
+        tolerances: of the certificate.
+        y: data of the least-squares problem; None where ``v`` is given.
+        v: the right-hand side of the normal equations on inputs, instead of ``y``.
+        max_iter: limit on the border iterations of all steps together.
+        error_share: the part of x that errors along small singular values may have; None: rtol alone decides.
+        beyond_rounding: go on where the gradient is within its rounding, as far as the steps lead.
 
     Attributes:
         u: the best iterate.
         image: that of u, where it is x.
-        tolerance_ratio: that of the best iterate, in units of its target.
-        steps: taken.
-        iterations: on the border, per item.
+        tolerance_ratio: the norm of its g in units of its target; at most 1 where the certificate will hold.
+        steps: the steps taken.
+        iterations: the iterations on the border, per item.
     """
 
     image: Tensor | None
     tolerance_ratio: Tensor
-    _narrow: bool  # steps are taken in narrower arithmetic than the remainder is computed in
 
     def __init__(
         self,
@@ -124,11 +115,8 @@ class Outer:
         error_share: float | None = None,
         beyond_rounding: bool = False,
     ) -> None:
-        self.beyond_rounding = beyond_rounding  # beyond what rounding excuses, as far as the steps lead
-        # the largest part of x that errors along small singular values may have; None: rtol alone decides
-        self.error_share = error_share
         self.plan, self.A, self.tolerances = plan, plan.scaled, tolerances
-        self.max_iter = max_iter  # border iterations in all
+        self.max_iter, self.error_share, self.beyond_rounding = max_iter, error_share, beyond_rounding
         self.residual_side = plan.inverse.side == "residual"
         A = self.A
         inputs, outputs = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
@@ -155,42 +143,29 @@ class Outer:
         self.norm_a = torch.zeros_like(self.given_norm)
         self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=self.A.device)
         self.steps = 0
-        self._choose_arithmetic()
         direction, iterate = FlexibleDirection(self.mu), self._origin()
         self.u, self.image = iterate.u, iterate.image if self.residual_side else None
         self.tolerance_ratio = torch.full_like(iterate.ratio, torch.inf)
-        gain = 0.0  # what a step leaves of the remainder, in units of its border tolerance
-        stalled = torch.zeros_like(self.iterations)  # rounds without halving
-        while self.steps < _OUTER_LIMIT:
+        gain = 1.0  # the residual that a step has left, in units of its border tolerance
+        stalled = torch.zeros_like(self.iterations)  # steps without halving
+        while True:
             stalled = torch.where(iterate.ratio < 0.5 * self.tolerance_ratio, 0, stalled + 1)
-            self._keep(iterate)
+            self._update_best(iterate)
             active = (self.tolerance_ratio > 1) & (stalled < _PATIENCE)
-            if not bool(active.any()) or self.exhausted:
+            if self.steps == _OUTER_LIMIT or self.exhausted or not bool(active.any()):
                 break
-            if self._narrow and bool((stalled > 0).logical_and(active).any()):
-                self._arithmetic, self._narrow = self._wide, False
-            iterate, gain = self._round(direction, iterate, active, gain)
-
-    def _choose_arithmetic(self) -> None:
-        """Take steps in the dtype of the factors where that is narrower, and where no digits are lost by it.
-
-        Not for undamped x, where the factors amplify rounding in the null space of A and no residual shows it; and not
-        with exact factors, whose steps are deeper than float32 products are accurate.
-        """
-        narrow = self.plan.inverse.convolution.dtype
-        self._wide = _Arithmetic(self.A, self.space, self.image_space)
-        self._narrow = (
-            narrow != self.A.dtype and not self.plan.inverse.exact and (self.residual_side or bool((self.mu > 0).all()))
-        )
-        self._arithmetic = self._wide.to(narrow) if self._narrow else self._wide
+            tolerance, before = self._border_tolerance(iterate.ratio, active, gain), iterate.ratio
+            iterate = self._step(direction, iterate, active, tolerance)
+            observed = float((iterate.ratio / (before * tolerance)).where(active & (before > 0), 0).amax())
+            gain = max(gain, observed)
 
     def _origin(self) -> _Iterate:
         u, g = torch.zeros_like(self.f), self.f
         image = g.new_zeros(()).expand(*self.batch, *self.image_space.item_shape)
         return _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
 
-    def _keep(self, iterate: _Iterate) -> None:
-        """Keep the iterate for the items where it is the best so far."""
+    def _update_best(self, iterate: _Iterate) -> None:
+        """Take the iterate for the items where it is the best so far."""
         better = iterate.ratio < self.tolerance_ratio
         if bool(better.all()):  # which copies nothing
             self.u, self.tolerance_ratio = iterate.u, iterate.ratio
@@ -201,49 +176,19 @@ class Outer:
             self.image = torch.where(self._mask(better, self.image_space), iterate.image, self.image)
         self.tolerance_ratio = torch.where(better, iterate.ratio, self.tolerance_ratio)
 
-    def _round(
-        self, direction: FlexibleDirection, iterate: _Iterate, active: Tensor, gain: float
-    ) -> tuple[_Iterate, float]:
-        """Take one step, or in narrow arithmetic several whose remainder a recursion carries; then compute it.
-
-        Returns the iterate and the gain that the last step has shown.
-        """
-        start, count = iterate.ratio, 0
-        while True:
-            tolerance, before = self._border_tolerance(iterate.ratio, active, gain), iterate.ratio
-            iterate = self._step(direction, iterate, active, tolerance)
-            if not self._narrow:
-                break
-            count += 1
-            # half of the digits below its start the recursion has lost its own
-            going = iterate.ratio > torch.clamp(torch.finfo(torch.float32).eps ** 0.5 * start, min=1.0)
-            active = active & (iterate.ratio > 1)
-            last = count == _PATIENCE or self.steps == _OUTER_LIMIT or self.exhausted
-            if last or not bool((active & going).any()):
-                iterate = replace(iterate, image=self._image(self.A, iterate.u))
-                break
-        g = self._residual(iterate.image) - self.space.spread(self.mu) * iterate.u
-        iterate = replace(iterate, g=g, ratio=self._tolerance_ratio(iterate.u, iterate.image, g))
-        observed = float((iterate.ratio / (before * tolerance)).where(active & (before > 0), 0).amax())
-        return iterate, max(gain, observed, 1.0)
-
     def _step(self, direction: FlexibleDirection, iterate: _Iterate, active: Tensor, tolerance: float) -> _Iterate:
-        """Go one step along the next direction; in narrow arithmetic the remainder is that of the recursion."""
-        A, space, image_space = self._arithmetic
-        g = iterate.g.to(space.dtype)
+        """Go one step along the next direction, found to the relative residual ``tolerance`` on the border."""
         limit = () if self.max_iter is None else (self.max_iter - int(self.iterations.max()),)
-        z, count = self.plan.inverse(g.to(self.plan.inverse.convolution.dtype), tolerance, *limit)
+        z, count = self.plan.inverse(iterate.g.to(self.plan.inverse.convolution.dtype), tolerance, *limit)
         self.steps += 1
         self.iterations += count * active
-        p, image, alpha = direction.step(z.to(space.dtype), g, space, image_space, lambda p: self._image(A, p))
+        z = z.to(self.A.dtype)
+        p, image, alpha = direction.step(z, iterate.g, self.space, self.image_space, self._image)
         self.norm_a, alpha = direction.norm, alpha * active
         u = self.space.add(iterate.u, alpha, p)
-        if not self._narrow:
-            return replace(iterate, u=u, image=self.image_space.add(iterate.image, alpha, image, out=image))
-        total = self.image_space.add(iterate.image, alpha, image)
-        back = A.apply(image) if self.residual_side else A.adjoint(image)
-        g = g - space.spread(alpha) * (back + space.spread(self.mu) * p)
-        return _Iterate(u, total, g, self._tolerance_ratio(u, total, g.to(self.A.dtype)))
+        image = self.image_space.add(iterate.image, alpha, image, out=image)
+        g = self._residual(image) - self.space.spread(self.mu) * u
+        return _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
 
     @property
     def exhausted(self) -> bool:
@@ -259,16 +204,15 @@ class Outer:
         """
         if not self.plan.inverse.exact:
             return _FLOORED_TOLERANCE[self.plan.factor_dtype]
-        if gain == 0 and self.plan.inverse.damped:
-            gain = _FIRST_GUESS / self.plan.inverse.relative_damp
-        wanted = _MARGIN / (max(gain, 1.0) * float(torch.where(active, tolerance_ratio, 0).amax()))
+        wanted = _MARGIN / (gain * float(torch.where(active, tolerance_ratio, 0).amax()))
         finest = (
             torch.finfo(self.plan.factor_dtype).eps ** 0.7
         )  # of the digits of the factors, these are left to the border
         return min(max(wanted, finest), _MARGIN)
 
-    def _image(self, A: LinearOperator, u: Tensor) -> Tensor:
-        return A.adjoint(u) if self.residual_side else A.apply(u)
+    def _image(self, u: Tensor) -> Tensor:
+        """``A^H u`` on the residual side, ``A u`` on the solution side."""
+        return self.A.adjoint(u) if self.residual_side else self.A.apply(u)
 
     def _residual(self, image: Tensor) -> Tensor:
         """``f - A A^H u`` or ``f - A^H A u``; for data y as ``A^H (y - A u)``, which cancels nothing."""
@@ -279,7 +223,7 @@ class Outer:
         return self.f - self.A.adjoint(image)
 
     def _tolerance_ratio(self, u: Tensor, image: Tensor, g: Tensor) -> Tensor:
-        """The remainder in units of its target; at most 1 where the certificate will hold."""
+        """The norm of the residual g in units of its target; at most 1 where the certificate will hold."""
         g_norm, rtol = self.space.norm(g), self.tolerances.rtol
         if self.y is None:
             scale = self.given_norm * (torch.ones_like(g_norm) if not self.residual_side else self.norm_a)
@@ -338,7 +282,7 @@ class Outer:
         """``u`` on the residual side, ``A u`` on the solution side: what the adjoint of the inverse gives."""
         if self.residual_side:
             return self._scaled_back(self.u, self.space)
-        return self._scaled_back(self._image(self.A, self.u), self.image_space)
+        return self._scaled_back(self._image(self.u), self.image_space)
 
 
 def iterated(plan: OuterPlan, **options: Any) -> Outer:
