@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.cost_model import Limits, plan_bytes, spared
-from lsconv.border.direct.direct_pass import ONE_PASS, DirectInverse
+from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import Request, least_shift, needs_double
 from lsconv.border.outer_iteration import Outer, confirmed, iterated, needs_no_iteration
@@ -166,7 +166,7 @@ class BorderPlan(Plan):
         tolerances = self.tolerances(rtol, atol)
         y = y.detach().to(self.precise.dtype)
         factors = self._usable_factors(y, self.A.out_shape)
-        if factors is not None and tolerances.rtol >= ONE_PASS:
+        if factors is not None:
             solution = self._certified(
                 y, self._corrected(self._scaled_back(factors.solution(y)), y, tolerances), tolerances
             )

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from lsconv.border.cost_model import Limits, plan_bytes, spared
-from lsconv.border.direct.direct_pass import ONE_PASS
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import Request, least_shift, needs_double
 from lsconv.border.outer_iteration import confirmed, iterated, needs_no_iteration
@@ -161,7 +160,7 @@ class StackedPlan(PenalisedPlan):
             ])  # fmt: skip
         tolerances = self.tolerances(rtol, atol)
         factors = self.inverse.factorise_if_cheaper(tuple(batch))
-        if factors is not None and tolerances.rtol >= ONE_PASS:
+        if factors is not None:
             data_alone = self.problem.data_beside_prior(y, x_prior)
             x = factors.solution(data_alone) / over_items(self.unit, len(self.A.in_shape))
             solution = self._certified(y, x, x_prior, tolerances)

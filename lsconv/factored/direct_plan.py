@@ -23,12 +23,12 @@ from lsconv.operators.dtypes import ROUNDING, double
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["WORK_ARRAYS", "DirectPlan", "Rank", "in_double", "inverse_values", "refinements"]
+__all__ = ["CONTRACTION", "WORK_ARRAYS", "DirectPlan", "Rank", "in_double", "inverse_values", "refinements"]
 
 # Matrix, factors and LAPACK's work array, in numbers of the matrix.
 WORK_ARRAYS = 6
-# What refinement leaves of the error, in units of the tolerance.
-_REFINED = 1e-2
+# A step of refinement that leaves more of the error than this is no sound one: the problem is refused.
+CONTRACTION = 0.1
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def inverse_values(values: Tensor, kept: Tensor, mu: Tensor, power: int = 1) -> 
 
 
 def refinements(contraction: float, rtol: float) -> int:
-    """The steps that bring an error, each of which leaves a part ``contraction`` of it, below the tolerance."""
+    """Count the steps, each of which leaves ``contraction`` of the error, that bring it below a hundredth of rtol."""
     if contraction == 0:
         return 0
-    return max(0, math.ceil(math.log(_REFINED * rtol) / math.log(contraction)) - 1)
+    return max(0, math.ceil(math.log(0.01 * rtol) / math.log(contraction)) - 1)
 
 
 class DirectPlan(Plan):

@@ -23,15 +23,12 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, Rank, inverse_values, refinements
+from lsconv.factored.direct_plan import CONTRACTION, WORK_ARRAYS, DirectPlan, Rank, inverse_values, refinements
 from lsconv.operators.batch_layout import broadcast_shapes, in_blocks, in_items, over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import ROUNDING, double
 
 __all__ = ["Factors", "SeparablePlan", "along_axes", "separable_singular_values", "separable_svd"]
-
-# What a step of refinement may leave of the error.
-_CONTRACTION = 0.1
 
 
 @dataclass(frozen=True)
@@ -207,11 +204,11 @@ class SeparablePlan(DirectPlan):
         """Choose the steps of iterative refinement that make up for the error of the factors."""
         error = self._product.error.reshape(self.A.batch_shape)
         worst = float(torch.where(error > 0, 2 * error / self.damp, 0.0).max())
-        if worst > _CONTRACTION:
+        if worst > CONTRACTION:
             largest = float(error.max())
             raise MethodError(
                 f'method="separable": the kernel is separable up to {largest:.1e}, which needs damp > '
-                f'{2 * largest / _CONTRACTION:.1e}, got {self.A!r}; give a float64 kernel, or use method="border" or '
+                f'{2 * largest / CONTRACTION:.1e}, got {self.A!r}; give a float64 kernel, or use method="border" or '
                 f'"lsmr"'
             )
         self._steps = refinements(worst, self.rtol)

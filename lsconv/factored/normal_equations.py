@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.factored.direct_plan import WORK_ARRAYS, DirectPlan, refinements
+from lsconv.factored.direct_plan import CONTRACTION, WORK_ARRAYS, DirectPlan, refinements
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
@@ -29,9 +29,6 @@ from lsconv.operators.dtypes import double
 from lsconv.operators.padding_modes import MODES
 
 __all__ = ["NormalEquationsPlan"]
-
-# The condition number of the Gram matrix up to which refinement gains three digits a step and more.
-_MOST_CONDITION = 1e9
 
 
 class NormalEquationsPlan(DirectPlan):
@@ -79,9 +76,9 @@ class NormalEquationsPlan(DirectPlan):
         undamped = self.damp.expand(self._batch) == 0
         # the smallest is an estimate from above
         near = smallest.sqrt() <= 10 * self.rcond * largest.expand(self._batch).sqrt()
-        if condition > _MOST_CONDITION or bool((undamped & near).any()):
-            raise MethodError(f"the normal equations of {A!r} have the condition number {condition:.1e}")
         contraction = 10 * torch.finfo(matrix.real.dtype).eps * math.sqrt(A.in_numel) * condition
+        if contraction > CONTRACTION or bool((undamped & near).any()):
+            raise MethodError(f"the normal equations of {A!r} have the condition number {condition:.1e}")
         self._steps = max(1, refinements(contraction, self.rtol))
         self.norm = (largest * self._unit).sqrt()
         self.rank = torch.full(A.batch_shape, A.in_numel, device=A.device)

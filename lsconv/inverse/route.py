@@ -1,7 +1,8 @@
-"""Which method answers which (operator, damping): a ladder of rules, of which the first that has a plan decides."""
+"""The choice of a method for an operator and its damping: the first rule of a list that has a plan decides."""
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 from typing import Any
 
@@ -13,6 +14,7 @@ from lsconv.border.plan import BorderPlan
 from lsconv.border.reflected_padding import Mirror
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import ArgumentError, DtypeError, MethodError, PlanMemoryError, warn
+from lsconv.factored.axis_channels import AxisAsChannels
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.composed import measured_rows, reduced, transposed, trimmed, varying
@@ -20,7 +22,8 @@ from lsconv.inverse.plans.dense_stack import DenseStack
 from lsconv.inverse.plans.fourier_plan import FourierPlan
 from lsconv.inverse.plans.krylov_choice import krylov_plan
 from lsconv.inverse.plans.krylov_plan import KRYLOV, KrylovPlan, KrylovStack
-from lsconv.inverse.plans.planes import planes_plan
+from lsconv.inverse.plans.planes import Planes
+from lsconv.inverse.plans.reduced_plan import ReducedPlan
 from lsconv.inverse.plans.request import PlanRequest, Rule, is_embedded
 from lsconv.inverse.plans.small_matrices import (
     SMALL_MATRICES,
@@ -83,13 +86,13 @@ def route(
     dense           no convolution, and an ``rcond`` of the user's        "svd" (:class:`SingularValuePlan`)
     thresholded     convolution, and an ``rcond`` of the user's           "svd" where that is quick, else "border"
                                                                           where that is direct, else "svd"
-    tried           damped layer (several channels), or blur with a       "lsmr" for as many iterations as cost what
+    bordered        damped layer (several channels), or blur with a       "lsmr" for as many iterations as cost what
                     kernel of the size of the field, whose border takes   the setup of the border does, then "border"
                     long to set up; other blurs strongly damped, of a     for what is left, and for blurs "border"
                     stride or of a volume less so; undamped where rows    once all solves have cost as much, or a batch
                     and columns differ much; damped: a long kernel in     is expected to; preconditioned in the last
                     one dimension, volumes without padding                two cases
-    bordered        convolution with zero padding, or circular with crop  "border"; the next where its plan would not
+                    convolution with zero padding, or circular with crop  "border"; the next where its plan would not
                                                                           fit, or where damp = 0 and the shapes imply
                                                                           a null space
                     convolution of stride 1, reflect or replicate         "border" in one or two dimensions with
@@ -225,19 +228,19 @@ def thresholded(A: LinearOperator, request: PlanRequest) -> Plan | None:
     return _svd(A, damp, limit, rcond)
 
 
-def tried(A: LinearOperator, request: PlanRequest) -> Plan | None:
-    """LSMR before the border, where it should converge in less than the setup of the border takes."""
-    return trial(A, request.damp, request.memory_limit) if request.free and is_embedded(A) else None
-
-
 def bordered(A: LinearOperator, request: PlanRequest) -> Plan | None:
-    """The border method: asked for, or where it serves A and fits."""
+    """The border method, asked for or where it serves A and fits; LSMR where that should take less than its setup."""
+    damp, limit = request.damp, request.memory_limit
     if request.method == "border":
-        return _border(A, request.damp, request.memory_limit)
+        return _border(A, damp, limit, Planes.of(A, damp, limit))
     if request.method != "auto" or not (is_embedded(A) or _mirrors_well(A, request)):
         return None
+    planes = Planes.of(A, damp, limit)
+    tried = trial(A, damp, planes) if request.free and isinstance(A, Convolution) and is_embedded(A) else None
+    if tried is not None:
+        return tried
     try:
-        return _border(A, request.damp, request.memory_limit)
+        return _border(A, damp, limit, planes)
     except MethodError:
         return None  # a null space at damp = 0, which LSMR handles
     except PlanMemoryError as error:
@@ -279,7 +282,7 @@ def iterated_stack(A: LinearOperator, request: PlanRequest) -> PenalisedPlan:
 
 
 RULES: tuple[Rule, ...] = (
-    reduced, measured_rows, transposed, varying, small, circulant, dense, thresholded, tried, bordered, iterated,
+    reduced, measured_rows, transposed, varying, small, circulant, dense, thresholded, bordered, iterated,
 )  # fmt: skip
 PENALTY_RULES: tuple[Rule, ...] = (measured_rows, varying, trimmed, stacked, iterated_stack)
 
@@ -324,11 +327,12 @@ def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcon
     return SingularValuePlan(A, damp, **rank_options(A, memory_limit, rcond))
 
 
-def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None) -> Plan:
+def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, planes: Planes | None) -> Plan:
     """The border method: of the planes of a volume, direct where it can be and that is worth it, else by iteration."""
-    volume = planes_plan(A, damp, memory_limit)
-    if volume is not None:
-        return volume
+    if planes is not None and isinstance(A, Convolution):
+        with contextlib.suppress(MethodError, PlanMemoryError):  # the volume itself may be served
+            image = AxisAsChannels.of(A, planes.axis)
+            return ReducedPlan(image, BorderPlan(image.B, damp, memory_limit=memory_limit), damp)
     damping = torch.as_tensor(damp)
     if bool((damping == 0).all()):
         try:
@@ -353,7 +357,7 @@ def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float |
         return _svd(A, damp, None, rcond)
     if resort is LastResort.BORDER:
         try:
-            return _border(A, damp, None)
+            return _border(A, damp, None, Planes.of(A, damp))
         except (MethodError, PlanMemoryError):
             return krylov_plan(A, damp, "lsmr")
     if resort is LastResort.DENSE or rcond is not None:

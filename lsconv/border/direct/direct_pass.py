@@ -32,13 +32,7 @@ from lsconv.operators.batch_layout import CACHE_BYTES
 from lsconv.operators.fft_convolution import FEW_WAVES, plane_waves
 from lsconv.operators.memory import allowed_bytes, check_fits
 
-__all__ = [
-    "ONE_PASS",
-    "DirectInverse",
-]
-
-# The tightest relative tolerance for which one pass is tried alone; for less its rounding is iterated away.
-ONE_PASS = 1e-11
+__all__ = ["DirectInverse"]
 
 
 class DirectBorder:

@@ -1,4 +1,4 @@
-"""Which volumes are answered as images whose channels are their planes, and what the setup of that costs.
+"""The volumes that are answered as images whose channels are their planes, and what the setup of that costs.
 
 The border of an image is a line, which factors eliminate; that of a volume is a surface, which only iterations answer.
 """
@@ -12,18 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsconv.border.plan import BorderPlan
-from lsconv.errors import MethodError, PlanMemoryError
-from lsconv.factored.axis_channels import AxisAsChannels
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.lsmr_cost import SETUP_BYTE_WORK, iteration_work, iterations_needed
-from lsconv.inverse.plans.reduced_plan import ReducedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.fft_convolution import good_fft_length
 from lsconv.operators.memory import allowed_bytes
 
-__all__ = ["Planes", "is_one_sided", "planes_plan"]
+__all__ = ["Planes", "is_one_sided"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +27,9 @@ class Planes:
     """The planes of a volume along one of its axes, as channels of an image.
 
     Attributes:
-        axis: which one.
-        bytes: what the border's plan of the image takes.
-        work: operations of its setup, in those of LSMR.
+        axis: the axis that becomes channels.
+        bytes: the bytes of the border's plan of the image.
+        work: the time of its setup, in operations of an iteration of LSMR.
     """
 
     axis: int
@@ -42,10 +38,15 @@ class Planes:
 
     @classmethod
     def of(cls, A: LinearOperator, damp: Tensor | float, memory_limit: int | None = None) -> Planes | None:
-        """The planes that cost least; None for what is no volume of one channel a group, and where they do not fit.
+        """The axis whose planes cost least; None for what is no volume of one channel a group, or where none serves.
 
-        The border is definite where only outputs, or only inputs, are cropped along the other axes. Elsewhere, and with
-        damping, planes are for volumes whose factors cost no more than twice the iterations of LSMR.
+        An axis serves where only outputs, or only inputs, are cropped along the other two: their border is definite.
+        Otherwise a damped volume is served whose factors cost no more than twice the iterations of LSMR.
+
+        Args:
+            A: the operator.
+            damp: the damping, a number or one per batch item.
+            memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
         """
         if not (isinstance(A, Convolution) and A.ndim == 3 and A.c_in == A.c_out == A.groups and Embedding.exists(A)):
             return None
@@ -78,18 +79,6 @@ def _factors_pay(A: Convolution, damping: Tensor, axis: int) -> bool:
     # complex, in triangular factors, whose operations take a third of the time of those of LSMR
     factors = 8 / 9 * A.groups * unknowns**3
     return factors <= 2 * iteration_work(A) * float(iterations_needed(A, damping, norm_bound(A)).max())
-
-
-def planes_plan(A: LinearOperator, damp: Tensor | float, memory_limit: int | None = None) -> ReducedPlan | None:
-    """The border's plan of the planes of a volume; None where they do not serve."""
-    planes = Planes.of(A, damp, memory_limit)
-    if planes is None or not isinstance(A, Convolution):
-        return None
-    try:
-        image = AxisAsChannels.of(A, planes.axis)
-        return ReducedPlan(image, BorderPlan(image.B, damp, memory_limit=memory_limit), damp)
-    except (MethodError, PlanMemoryError):
-        return None
 
 
 def is_one_sided(A: Convolution, axes: Sequence[int]) -> bool:

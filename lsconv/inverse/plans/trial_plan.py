@@ -32,15 +32,15 @@ from lsconv.operators.dtypes import direct_rtol
 
 __all__ = ["TrialPlan", "trial"]
 
-# LSMR that may take fewer iterations is not tried, as it would seldom end; a preconditioned one does the work of three.
+# LSMR that may take fewer iterations seldom ends in them; a preconditioned one does the work of three.
 _FEWEST_ITERATIONS = 30
 
 
-def trial(A: LinearOperator, damp: Tensor | float, memory_limit: int | None = None) -> TrialPlan | None:
-    """LSMR for as many iterations as cost what the border's setup does; None where they would not do.
+def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialPlan | None:
+    """The plan of LSMR for as many iterations as cost what the border's setup does; None where it should take more.
 
-    ``most`` is that number, known by the bytes of the border's plan or by the planes of a volume, and ``expected`` are
-    those that LSMR should take: it is tried where they are fewer. In this order:
+    The cost of the setup is known by the bytes of the border's plan, or by the planes of a volume; the iterations that
+    LSMR should take by the damping. In this order:
 
     - undamped operators that are nearly square: never;
     - kernels in one dimension, and volumes without padding: preconditioned by the circulant, and measured by the
@@ -48,21 +48,24 @@ def trial(A: LinearOperator, damp: Tensor | float, memory_limit: int | None = No
     - kernels over half of the field: few of their singular values are above the damping, and their border is the field;
     - other blurs: where the damping bounds the iterations;
     - layers, whose symbol is a matrix and whose iterations are often some tens: always.
+
+    Args:
+        A: a convolution that the border serves.
+        damp: the damping, a number or one per batch item.
+        planes: A as an image of planes, where it is such a volume.
     """
-    assert isinstance(A, Convolution)
     shapes, damping = sorted((A.in_numel, A.out_numel)), torch.as_tensor(damp, dtype=torch.float64)
     undamped = bool((damping == 0).any())
     if undamped and shapes[1] < 1.5 * shapes[0]:
         return None
     grid, iteration = transform_grid(A), iteration_work(A)
     blur, unit_stride = (A.c_in + A.c_out) // A.groups <= 2, all(step == 1 for step in A.stride)
-    volume = Planes.of(A, damp, memory_limit)
     if blur and unit_stride and not undamped and A.ndim != 2 and is_one_sided(A, range(A.ndim)):
-        if volume is None:
+        if planes is None:
             factors = dense_cost(_border_cells(A), definite=True)
             work = CostModel(A.groups, math.prod(grid), 1, definite=True).factor_work(factors)
         else:
-            work = volume.work
+            work = planes.work
         most = int(work / (1.5 * iteration))
         if A.ndim == 1:
             return TrialPlan(A, damp, most, preconditioned=True) if 3 * most >= _FEWEST_ITERATIONS else None
@@ -70,7 +73,7 @@ def trial(A: LinearOperator, damp: Tensor | float, memory_limit: int | None = No
         expected = 4 * float(iterations_needed(A, damp, norm_bound(A)).sqrt().max())
         if expected <= most:
             return TrialPlan(A, damp, int(min(most, 4 * expected)), preconditioned=True, expected=expected)
-    work = SETUP_BYTE_WORK * plan_bytes(A, tuple(damping.shape)) if volume is None else volume.work
+    work = SETUP_BYTE_WORK * plan_bytes(A, tuple(damping.shape)) if planes is None else planes.work
     most = int(work / iteration)
     if most < _FEWEST_ITERATIONS:
         return None
