@@ -15,20 +15,23 @@ from torch import Tensor
 
 from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices, Grid
 
-__all__ = ["Border", "BorderEntries", "between_borders", "gathered", "largest_piece", "near_cells", "scattered"]
+__all__ = ["Border", "BorderEntries", "between_borders", "gathered", "largest_block", "scattered", "split_at_gaps"]
 
 
 class Border:
-    """The border cells of a periodic grid, numbered one after the other.
+    """The border cells of a periodic grid, numbered in the order of channel and position.
 
     Args:
         grid: sizes of the periodic grid.
-        positions: border positions per channel and axis; a cell is on the border when it is so along any axis.
+        positions: border positions per channel and axis; a cell is on the border if any of its coordinates is one.
         device: where the index tensors live.
 
     Attributes:
-        diagonal: what an operator restricted to the border has on its diagonal besides; None for nothing.
-        pieces: cells that belong to no position along an axis, near ones together: rows of channel, *positions*.
+        mask: True on the border, ``(channels, *grid)`` on the CPU.
+        index: the border cells as places in the flattened grid, ``(size,)``.
+        members: for every axis the border positions of each channel, bool ``(channels, positions)``.
+        diagonal: added to the diagonal of an operator restricted to the border, ``(blocks, size)``; None for nothing.
+        pieces: further cells, of :meth:`with_cells`, in groups of near ones: rows of channel, *positions*.
     """
 
     diagonal: Tensor | None = None
@@ -37,7 +40,6 @@ class Border:
     def __init__(self, grid: tuple[int, ...], positions: list[list[list[int]]], device: torch.device) -> None:
         self.grid = grid
         self.channels = len(positions)
-        # whether a position along an axis makes a cell a border cell, per channel
         self.members = [torch.zeros(self.channels, n, dtype=torch.bool) for n in grid]
         for channel, axes in enumerate(positions):
             for a, places in enumerate(axes):
@@ -51,14 +53,14 @@ class Border:
         self.index = index.to(device)
 
     def with_cells(self, cells: Tensor) -> Border:
-        """The border with further cells of its first channels, ``(channels, *grid)``, bool."""
+        """Add cells, a bool mask ``(channels, *grid)`` of the first channels, and return the larger border."""
         union = copy.copy(self)
         union.mask = self.mask.clone()
         union.mask[: len(cells)] |= cells.cpu()
         union.index = union.mask.flatten().nonzero().flatten().to(self.index.device)
         union.size = union.index.numel()
         places = (union.mask & ~self.mask).nonzero()
-        union.pieces = tuple(places[part] for part in near_cells(places, largest_piece(len(places), cells.numel())))
+        union.pieces = tuple(places[part] for part in split_at_gaps(places, largest_block(len(places), cells.numel())))
         return union
 
     def scatter(self, b: Tensor) -> Tensor:
@@ -132,7 +134,15 @@ class BorderEntries:
         return self._kernel
 
     def between(self, axes: tuple[int, ...], cells: Tensor) -> Tensor:
-        """One matrix per frequency of the other axes: ``(blocks, *other frequencies, cells, cells)``."""
+        """The entries between cells that extend over the whole of the other axes, along which Q is circulant.
+
+        Args:
+            axes: the axes across which the cells are given.
+            cells: rows of channel, *positions along the axes*.
+
+        Returns:
+            One matrix per frequency of the other axes, ``(blocks, *other frequencies, cells, cells)``.
+        """
         Q = self.Q
         channel, *places = cells.unbind(1)
         # few positions lie along an axis, however many cells
@@ -158,9 +168,13 @@ class BorderEntries:
         return between_borders(self.full_kernel(), border, border)
 
     def within(self, cells: Tensor, outer: Tensor | None = None) -> Tensor:
-        """The entries between cells, or only the rows of these numbers of them: ``(blocks, outer, cells)``.
+        """The dense entries between cells, ``(blocks, outer, cells)``.
 
-        An entry's place in the part of the kernel around lag zero is a difference of one number per cell.
+        The place of an entry in the kernel, cut out around lag zero, is the difference of one number for each cell.
+
+        Args:
+            cells: rows of channel, *positions*.
+            outer: the numbers of the cells whose rows are made; None: all.
         """
         kernel, device = self.full_kernel(), self.full_kernel().device
         channel, *places = cells.unbind(1)
@@ -186,8 +200,8 @@ def between_borders(kernel: Tensor, inner: Border, outer: Border) -> Tensor:
         outer: the border in its domain.
     """
     transposed = kernel.new_empty(len(kernel), outer.size, inner.size)
-    for columns, q, to in _alike(outer):
-        for rows, p, at in _alike(inner):
+    for columns, q, to in _channels_by_border(outer):
+        for rows, p, starts_of in _channels_by_border(inner):
             lags = torch.zeros((), dtype=torch.int64)
             for a, n in enumerate(inner.grid):
                 lags = lags * n + (p[:, a] - q[:, a, None]) % n
@@ -199,51 +213,65 @@ def between_borders(kernel: Tensor, inner: Border, outer: Border) -> Tensor:
                 if len(rows) == inner.channels:
                     target.unflatten(-1, (len(rows), len(p))).copy_(part)
                 else:
-                    where = (at[:, None] + torch.arange(len(p))).flatten().to(kernel.device)
+                    where = (starts_of[:, None] + torch.arange(len(p))).flatten().to(kernel.device)
                     target.index_copy_(-1, where, part.flatten(2))
     return transposed.mT
 
 
-def _alike(border: Border) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Channels with the same border: their numbers, the positions ``(cells, axes)``, the numbers of the first cells."""
+def _channels_by_border(border: Border) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Group the channels whose border cells have the same positions.
+
+    Returns:
+        For every group its channels ``(count,)``, the positions ``(cells, axes)`` that they share, and for each channel
+        the number that its first cell has on the border, ``(count,)``.
+    """
     flat = border.mask.flatten(1)
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), flat.sum(1).cumsum(0)[:-1]])
-    kinds, kind = torch.unique(flat, dim=0, return_inverse=True)
+    masks, mask_of = torch.unique(flat, dim=0, return_inverse=True)
     groups = []
-    for number, mask in enumerate(kinds):
-        channels = (kind == number).nonzero().flatten()
+    for number, mask in enumerate(masks):
+        channels = (mask_of == number).nonzero().flatten()
         groups.append((channels, mask.reshape(border.grid).nonzero(), starts[channels]))
     return groups
 
 
-def largest_piece(count: int, cells: int) -> int:
-    """The size of dense blocks, of so many cells of so large a grid, that are made in the time of some transforms."""
+def largest_block(count: int, cells: int) -> int:
+    """The size of the dense blocks of ``count`` cells whose factors take the time of some transforms of the grid.
+
+    There are ``count / size`` blocks of ``size^3 / 3`` operations each, and a transform takes some hundred a cell.
+
+    Args:
+        count: cells in blocks.
+        cells: of the grid.
+    """
     operations = 2000 * cells
     return math.isqrt(3 * operations // max(count, 1))
 
 
-def near_cells(places: Tensor, most: int, members: Tensor | None = None) -> list[Tensor]:
-    """Parts of at most so many cells, cut at the widest gap in the middle half along an axis.
+def split_at_gaps(places: Tensor, most: int, members: Tensor | None = None) -> list[Tensor]:
+    """Split cells, again and again in two, until no part has more than ``most``.
+
+    Each cut is across the axis, and in the middle half of the cells, that has the widest gap between neighbours.
 
     Args:
-        places: rows of channel, *positions*.
-        most: cells of a part.
-        members: the rows to part; None: all.
+        places: the cells, rows of channel, *positions*.
+        most: the cells of a part; less than two: no parts are made of more cells than that.
+        members: the numbers of the rows to split; None: all.
 
     Returns:
-        The numbers of the rows of every part; none where ``most`` is less than two, and they are more.
+        The numbers of the rows of every part.
     """
     members = torch.arange(len(places)) if members is None else members
     if len(members) <= most or most < 2:
         return [members] if 0 < len(members) <= most else []
-    quarter, found = len(members) // 4, []
+    quarter, cuts = len(members) // 4, []
     for a in range(1, places.shape[1]):
         ordered, order = places[members, a].sort()
         gaps = ordered.diff()[quarter : len(members) - quarter]
         cut = int(gaps.argmax())
-        found.append((int(gaps[cut]), int(ordered[-1] - ordered[0]), quarter + cut + 1, order))
-    *_, cut, order = max(found, key=lambda each: each[:2])
-    return [part for half in (order[:cut], order[cut:]) for part in near_cells(places, most, members[half])]
+        cuts.append((int(gaps[cut]), int(ordered[-1] - ordered[0]), quarter + cut + 1, order))
+    *_, cut, order = max(cuts, key=lambda each: each[:2])
+    return [part for half in (order[:cut], order[cut:]) for part in split_at_gaps(places, most, members[half])]
 
 
 def gathered(v: Tensor, index: Tensor) -> Tensor:

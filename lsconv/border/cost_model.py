@@ -1,10 +1,10 @@
-"""The work of a border, of an iteration on it and of its factors on which grid, and the bytes of a plan.
+"""The cost model of the border: of one iteration, of the factors and of a solve with them, and the bytes of a plan.
 
-A plan iterates until its iterations have cost what the factors of the whole border would, and then makes them, for
-good. Each way costs then at most twice what the better one would have cost from the beginning. Factors that cost less
-than the iterations that a border of this condition is expected to take are made before any.
+A plan iterates until its iterations have cost what the factors of the border would, and then makes the factors, for
+good: it costs at most twice what the better of the two would have cost from the beginning. Factors that cost less than
+the iterations that a border of this condition is expected to take are made before any iteration.
 
-All work is in floating-point operations of a factorisation; what moves memory instead is charged those that a
+The unit of work is one floating-point operation of a factorisation. Memory traffic counts as the operations that a
 factorisation does in the same time.
 """
 
@@ -44,25 +44,25 @@ __all__ = [
     "spared",
 ]
 
-# The calls of one iteration, or of any other answer, take the time of so many operations: small borders cost no more.
+# The overhead of calling torch in one iteration, in operations: on small borders it is all that an iteration costs.
 CALL_WORK = 3e7
-# A number of the factors is made room for, gathered and added up, in the time of so many operations of its arithmetic.
+# Assembling one entry of the matrix that is factorised takes the time of so many operations.
 _ENTRY_WORK = 150
-# A solve reads that number from memory in the time of so many (benchmarks/kept_plan.py prints both).
+# Reading one entry of the factors in a solve takes the time of so many (benchmarks/kept_plan.py prints both).
 _READ_WORK = 12
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits up to which a border is solved by one means or another.
+    """The limits between solving a border by factors and by iteration, and of its preconditioner.
 
     Attributes:
-        at_once: factors that cost no more than so many iterations are made before any; None: than are expected.
-        later: factors are made when the iterations have cost as much; False: iterate, whatever that costs.
-        dense_unknowns: the border unknowns, of up to eight blocks, whose inverse is the preconditioner.
-        corners: the preconditioner takes the corners too, where strips of the border cross.
-        corner_unknowns: the unknowns of a corner of the preconditioner, up to which it grows.
-        spare_bytes: what factors may take; None: 60 % of what is free then.
+        at_once: factors that cost up to so many iterations are made before any; None: up to the expected number.
+        later: make factors when the iterations have cost as much; False: iterate, whatever that costs.
+        dense_unknowns: borders of up to so many unknowns are preconditioned by their dense inverse.
+        corners: precondition with the corners too, where strips of the border cross.
+        corner_unknowns: a corner overlaps with its strips until it has so many unknowns.
+        spare_bytes: bytes that factors may take; None: 60 % of what is free when they are made.
     """
 
     at_once: float | None = None
@@ -81,7 +81,13 @@ DEFAULT_LIMITS = Limits()
 
 
 def spared(limits: Limits | None, memory_limit: int | None, needed: int) -> Limits:
-    """The limits of a plan that needs so many bytes besides factors, of those that it may use; None: the default."""
+    """Limit the bytes of the factors to those that a plan leaves of its memory limit.
+
+    Args:
+        limits: the other limits; None: the default.
+        memory_limit: bytes that the plan may use; None: no limit.
+        needed: bytes of the plan without factors.
+    """
     limits = DEFAULT_LIMITS if limits is None else limits
     return limits if memory_limit is None else replace(limits, spare_bytes=memory_limit - needed)
 
@@ -91,9 +97,9 @@ class FactorCost:
     """The cost of factors of a border.
 
     Attributes:
-        setup: flops of making them.
-        entries: numbers that are kept.
-        peak: numbers that there are at a time while they are made.
+        setup: floating-point operations of making them.
+        entries: the numbers that they consist of.
+        peak: the numbers in memory at a time while they are made.
     """
 
     setup: float
@@ -118,12 +124,12 @@ class CostModel:
     definite: bool
 
     def iteration(self, rhs: int) -> float:
-        """One iteration for ``rhs`` right-hand sides a block (benchmarks/border_iteration.py prints its parts)."""
+        """The work of one iteration for ``rhs`` right-hand sides a block (see benchmarks/border_iteration.py)."""
         each = self.channels * (20 * math.log2(self.cells) + 16 * self.channels)
         return CALL_WORK + float(self._weight * rhs * self.blocks * self.cells * each)
 
     def factor_work(self, cost: FactorCost) -> float:
-        """Factors of this cost for each of the blocks."""
+        """The work of making factors of this cost for each of the blocks."""
         return self.blocks * (cost.setup + _ENTRY_WORK * cost.entries)
 
     def bytes(self, cost: FactorCost) -> float:
@@ -135,12 +141,12 @@ class CostModel:
         return self.blocks * _READ_WORK * cost.entries
 
     def solve(self, cost: FactorCost, transform: float) -> float:
-        """A solve with factors of this cost.
+        """The work of one solve with factors of this cost.
 
         Args:
-            cost: of the factors.
-            transform: of a transform of their grid, as :func:`~lsconv.operators.fft_convolution.transform_cost` has it,
-                for all channels.
+            cost: that of the factors.
+            transform: the cost of a transform of their grid, for all channels, as
+                :func:`~lsconv.operators.fft_convolution.transform_cost` has it.
         """
         passes = 4 * self._weight  # there and back, of the data and of what the border adds
         return self.reading(cost) + self.blocks * passes * (20 * transform + 16 * self.channels**2 * self.cells)
@@ -154,7 +160,7 @@ def expected_iterations(condition: float) -> float:
     """The iterations that a border is expected to take: 1.5 times the binary logarithm of the condition.
 
     With the Schwarz preconditioner their number grows with that logarithm, and not with the root of the condition: most
-    blurs take 0.8 to 3 times it. Where the factors cost as much, they leave the cheaper plan behind.
+    blurs take 0.8 to 3 times it.
 
     Args:
         condition: of the normal equations, the square of that of A with its damping.
@@ -241,7 +247,14 @@ def cheapest_grid(
 
 
 def direct_cost(embedding: Embedding, form: str, convolution: Convolution | None, border: Border) -> FactorCost:
-    """The cost of factorising the whole border as one matrix, on the shortest grid where the convolution is given."""
+    """The cost of factorising the whole border as one matrix.
+
+    Args:
+        embedding: the grid of the operator.
+        form: "valid", "full" or "saddle".
+        convolution: the operator where its border is factorised on its shortest grid; None: on that of ``embedding``.
+        border: the border there.
+    """
     size = border.size
     if convolution is not None:
         shortest = Embedding(convolution, (1,) * embedding.ndim, embedding.batch_shape, only_read=True)

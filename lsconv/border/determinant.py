@@ -53,7 +53,14 @@ class PrincipalMinor:
         self.lines, self.others_beside = splits[self.axis]
 
     def _split(self, axis: int) -> tuple[Tensor, Tensor]:
-        """Whole lines across ``axis``, rows of (channel, place), and the cells beside them, of (channel, *places)."""
+        """Split the cells into lines that lie in the set as a whole and the other cells.
+
+        Args:
+            axis: the axis that the lines are perpendicular to.
+
+        Returns:
+            The lines, rows of (channel, position along the axis), and the other cells, rows of (channel, *positions).
+        """
         mask = self.mask.movedim(1 + axis, 1)
         full = mask.flatten(2).all(-1) if mask.ndim > 2 else mask
         beside = mask & ~over_items(full, len(mask.shape[2:]))
@@ -102,7 +109,16 @@ class PrincipalMinor:
     def _through_lines(
         D: Tensor, between: object, lines: Tensor, others_beside: Tensor, along: Grid, weights: Tensor
     ) -> Tensor:
-        """The entries that the cells beside the lines lose between them when the lines are eliminated."""
+        """The part that eliminating the lines subtracts from the entries between the other cells.
+
+        Args:
+            D: the operator between the lines, one matrix per frequency along them.
+            between: the operator between any rows of (channel, position), likewise.
+            lines: the lines.
+            others_beside: the other cells.
+            along: the transform along the lines.
+            weights: of its frequencies.
+        """
         assert callable(between)
         rows, which = others_beside[:, :2].unique(dim=0, return_inverse=True)
         to_lines, from_lines = between(rows, lines), solve(D, between(lines, rows))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.border.border_set import largest_piece, near_cells
+from lsconv.border.border_set import largest_block, split_at_gaps
 from lsconv.border.penalty import Penalty
 from lsconv.border.truncated_circulant import truncated_circulant
 from lsconv.fourier.batched_linalg import hermitian_inverse
@@ -55,10 +55,10 @@ class MissingBlocks:
         self.embedding = Embedding(truncated.convolution, grid, batch)
         cells = self.embedding.outputs_to_grid(missing.to(torch.uint8))[0].cpu()
         count = int(cells.sum())
-        most = largest_piece(count, cells.numel())
+        most = largest_block(count, cells.numel())
         for number, members in enumerate(cells):
             places = members.nonzero()
-            pieces += [(number, places[part]) for part in near_cells(places, most)]
+            pieces += [(number, places[part]) for part in split_at_gaps(places, most)]
         size = max((len(places) for _, places in pieces), default=0)
         self.index = torch.full((len(pieces), size), cells.numel())  # one past the end: nothing
         entries = kernel.kernel()

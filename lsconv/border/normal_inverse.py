@@ -86,6 +86,7 @@ class NormalInverse(ABC):
         self.direct: NormalInverse | DirectInverse | None = None
         self.embedding, self.form, self.side = problem.embedding, problem.form, problem.side
         self.convolution, self.scale, self.norm_bound = problem.truncated.convolution, problem.scale, problem.norm_bound
+        self.relative_damp, self.damped = problem.relative_damp, problem.damped
         self.strongest = problem.strongest
 
     @property

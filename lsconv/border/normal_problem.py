@@ -1,4 +1,4 @@
-r"""A normal operator of a truncated circulant: which of the two, its shift, and bounds of it.
+r"""A normal operator of a truncated circulant: on inputs or on outputs, its shift, and bounds of it.
 
 The side is that of the unknowns, ``residual`` for :math:`AA^H + \mu` on outputs and ``solution`` for
 :math:`A^HA + \mu` on inputs. The shift :math:`\mu` is ``damp^2``, or a floor where that would make the matrices per
@@ -38,8 +38,8 @@ from lsconv.operators.dtypes import ROUNDING, double
 
 __all__ = ["CirculantParts", "NormalProblem", "Request", "least_shift", "needs_double"]
 
-# Factors in float32 lose a factor sigma_max^2 / damp^2 of their seven digits. Where damp is below this part of
-# sigma_max they make so many more steps that factors in float64, for the same float32 data, are faster.
+# Factors in float32 lose a factor sigma_max^2 / damp^2 of their accuracy. Below this damp / sigma_max the steps that
+# this adds cost more than factors in float64.
 _LEAST_DAMP = 0.03
 
 # Without a damp the smallest singular value is unknown. A lower floor loses digits in the factors, a higher one costs
@@ -163,12 +163,14 @@ class NormalProblem:
     Attributes:
         truncated: the truncated circulant.
         side: that of the unknowns.
-        smaller_side: that of the smaller Gram matrices.
-        squared: the smaller Gram matrices, one per frequency.
+        smaller_side: the side on which the symbol's Gram matrices are smaller, ``S S^H`` or ``S^H S``.
+        squared: these, one per frequency.
         scale: a bound of the largest singular value squared, per block.
-        wanted: ``damp^2`` per block.
-        mu: the shift, per block.
+        wanted: ``damp^2``, per block.
+        mu: the shift that is used, ``damp^2`` or the floor, per block.
         norm_bound: a bound of ``||A||``, per batch item.
+        relative_damp: the least root of mu, relative to the largest singular value.
+        damped: whether there is no penalty and mu > 0; without damping mu is the floor.
         exact: whether mu is the wanted one, up to rounding.
     """
 
@@ -202,6 +204,8 @@ class NormalProblem:
         self.norm_bound = groups.amax(-1).double().sqrt()
         if mirror is not None:
             self.norm_bound = torch.minimum(mirror.gain * self.norm_bound, mirror.bound)
+        self.relative_damp = float((self.mu / self.scale.to(self.mu)).amin().sqrt())
+        self.damped = penalty is None and self.relative_damp > 0
         self.exact = bool((self.mu == self.wanted).all()) or (
             penalty is not None and floor <= least_shift(torch.float64, damped=True)
         )

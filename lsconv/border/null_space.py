@@ -16,11 +16,11 @@ from lsconv.operators.dtypes import ROUNDING
 
 __all__ = ["ExtensionGram", "NullSpaces"]
 
-# Below so many eps of the largest an eigenvalue is taken for the rounding of zero.
+# An eigenvalue below so many eps of the largest is rounding of zero: products of a few thousand terms lose as much.
 _ROUNDING = 1e3
-# The least singular value of S, relative to the largest, on the directions whose lifts vanish.
+# The relative cutoff of the pseudo-inverse of S on directions whose extensions vanish.
 _LEAST_MOVED = 1e-10
-# How many small singular values are looked for at first; four times as many while all are too small.
+# The number of small singular values computed at first; it is quadrupled while all of them count as zero.
 _FIRST_VECTORS = 8
 
 
@@ -89,7 +89,12 @@ class NullSpaces:
             found = [nearest_null(direction.restrict(v), v, gram.between(v)) for direction, gram, v in parts]
 
     def _add_null_vectors(self, found: list[tuple[Tensor, Tensor]], grams: list[ExtensionGram]) -> bool:
-        """Keep those of the vectors found that belong to the null spaces; say whether these have grown."""
+        """Add the vectors that belong to the null spaces; tell whether these have grown.
+
+        Args:
+            found: for A and for A^H, the ratios of :func:`nearest_null` and the vectors.
+            grams: the Gram matrices of the extensions, likewise.
+        """
         counted = [ratio < self.rcond for ratio, _ in found]
         self.resolved = not any(bool((~k & (r < self._noise)).any()) for (r, _), k in zip(found, counted, strict=True))
         band = (self.rcond / 2 if self._chosen else 0 * self.rcond).clamp_min(ROUNDING * torch.finfo(torch.float64).eps)

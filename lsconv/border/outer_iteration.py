@@ -28,15 +28,17 @@ from lsconv.operators.batch_layout import broadcast_shapes, over_items
 
 __all__ = ["Outer", "OuterPlan", "confirmed", "iterated", "needs_no_iteration"]
 
-# Steps of all items together.
+# The limit on the steps of a solve: what converges more slowly is left to the fallback.
 _OUTER_LIMIT = 40
 # Steps without halving after which an item ends.
 _PATIENCE = 5
-# What a step is to leave, in units of the target. A fixed border residual, or one that ignores what the steps before
-# have left, takes up to twice the iterations.
+# The residual that a step aims at, in units of its target: below one, as the border's residual predicts it roughly.
 _MARGIN = 0.3
-# The border residual of a step that the floor of the factors limits anyway, by less in float64.
+# The border residual of a step whose gain the floor of the factors limits; the floor of float64 is lower.
 _FLOORED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+# The gain before the first step, in units of sigma_max / damp: without it a first step may stop short of the share of x
+# in the null space of A that the certificate allows.
+_FIRST_GUESS = 0.1
 
 
 class OuterPlan(Protocol):
@@ -146,7 +148,7 @@ class Outer:
         direction, iterate = FlexibleDirection(self.mu), self._origin()
         self.u, self.image = iterate.u, iterate.image if self.residual_side else None
         self.tolerance_ratio = torch.full_like(iterate.ratio, torch.inf)
-        gain = 1.0  # the residual that a step has left, in units of its border tolerance
+        gain = 0.0  # the residual that a step has left, in units of its border tolerance
         stalled = torch.zeros_like(self.iterations)  # steps without halving
         while True:
             stalled = torch.where(iterate.ratio < 0.5 * self.tolerance_ratio, 0, stalled + 1)
@@ -157,7 +159,7 @@ class Outer:
             tolerance, before = self._border_tolerance(iterate.ratio, active, gain), iterate.ratio
             iterate = self._step(direction, iterate, active, tolerance)
             observed = float((iterate.ratio / (before * tolerance)).where(active & (before > 0), 0).amax())
-            gain = max(gain, observed)
+            gain = max(gain, observed, 1.0)
 
     def _origin(self) -> _Iterate:
         u, g = torch.zeros_like(self.f), self.f
@@ -196,18 +198,17 @@ class Outer:
         return self.max_iter is not None and int(self.iterations.max()) >= self.max_iter
 
     def _border_tolerance(self, tolerance_ratio: Tensor, active: Tensor, gain: float) -> float:
-        """The relative residual of the border system that this step needs.
+        """The relative residual to which this step solves the border system.
 
-        Where the factors are those of the wanted operator: what takes the worst item to its target, a step leaving
-        ``gain`` times as much as its border system. Where they are not, a step that the difference limits anyway has
-        the plan's.
+        A step leaves ``gain`` times the residual of its border system, so that the worst item needs the reciprocal of
+        that and of its tolerance ratio. Where the factors have a floor, that limits the step instead.
         """
         if not self.plan.inverse.exact:
             return _FLOORED_TOLERANCE[self.plan.factor_dtype]
-        wanted = _MARGIN / (gain * float(torch.where(active, tolerance_ratio, 0).amax()))
-        finest = (
-            torch.finfo(self.plan.factor_dtype).eps ** 0.7
-        )  # of the digits of the factors, these are left to the border
+        if gain == 0 and self.plan.inverse.damped:
+            gain = _FIRST_GUESS / self.plan.inverse.relative_damp
+        wanted = _MARGIN / (max(gain, 1.0) * float(torch.where(active, tolerance_ratio, 0).amax()))
+        finest = torch.finfo(self.plan.factor_dtype).eps ** 0.7  # the border's residual has no more digits
         return min(max(wanted, finest), _MARGIN)
 
     def _image(self, u: Tensor) -> Tensor:

@@ -34,8 +34,7 @@ from lsconv.operators.padding_modes import MODES
 
 __all__ = ["Filter", "Penalty", "Taps", "as_convolutions", "common_grid_filters"]
 
-# A grid is made longer than the inputs where their number has a prime factor that transforms are slow for, as
-# 1038 = 6 * 173 has and 1056 has not, and it grows by no more than this share.
+# An axis of the grid is lengthened by up to this part where transforms are slow for its length, as for 1038 = 6 * 173.
 _GROWTH = 0.15
 
 
@@ -118,11 +117,11 @@ def _differences(L: Gradient | Laplacian, one: Tensor) -> list[Filter] | None:
 
 @dataclass(frozen=True)
 class Taps:
-    """A row of a stack of one column by its taps.
+    """One row of a stack whose inputs have one channel, as the taps of its kernel.
 
     Attributes:
-        offsets: of the cells that it reads, ``(taps, axes)``.
-        weights: ``(blocks, taps)``.
+        offsets: the offsets of the cells that it reads, ``(taps, axes)``.
+        weights: the weight of each, ``(blocks, taps)``.
     """
 
     offsets: Tensor

@@ -47,9 +47,9 @@ from lsconv.operators.memory import allowed_bytes, check_fits
 
 __all__ = ["BorderPlan"]
 
-# Below this part of ||A|| a damping, or none, leaves a part in the null space unseen by the iteration.
+# Below this damp / ||A|| the iteration does not see a part of x in the null space of A: the certificate has to.
 _TINY_DAMP = 1e-4
-# Below this one a part in the null space of A does not stand out of the rounding of a gradient in float64.
+# Below this damp / ||A|| such a part is hidden by the rounding of a gradient in float64.
 _INVISIBLE_DAMP = 5e-6
 
 
@@ -220,7 +220,7 @@ class BorderPlan(Plan):
         return factors if factors is not None and factors.exact else None
 
     def _trusted(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
-        """Return these factors if a right-hand side like noise is certified; the probe is made once."""
+        """Return the factors if their answer for a right-hand side like noise is certified; it is tried once."""
         factors = self._usable_factors(given, item_shape)
         if factors is None or not self._damped:
             return None

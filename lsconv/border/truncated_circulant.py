@@ -23,15 +23,15 @@ Positions = list[list[list[int]]]  # per channel and axis, those that make a cel
 
 @dataclass(frozen=True)
 class TruncatedCirculant:
-    r"""A truncated block-circulant operator :math:`R_{out} C R_{in}^T`, and what makes it one.
+    r"""A convolution, with or without a penalty below it, as :math:`R_{out} C R_{in}^T` with C block-circulant.
 
     Attributes:
-        convolution: what is embedded; without the padding where a mirror or a penalty takes care of it.
-        embedding: its grid.
-        symbol: one matrix per frequency, for every block or one for all.
-        out_border: positions of the outputs that the truncation removes.
-        in_border: those of the inputs.
-        form: "circulant", "valid" (outputs are removed), "full" (inputs are) or "saddle" (both).
+        convolution: the convolution whose grid it is; without reflect or replicate padding.
+        embedding: its periodic grid.
+        symbol: C, one matrix per frequency; one set for all blocks, or one for each.
+        out_border: the positions, per row of C and axis, of the outputs that R_out removes.
+        in_border: those of the inputs that R_in removes, per column and axis.
+        form: "circulant" (nothing is removed), "valid" (outputs are), "full" (inputs are) or "saddle" (both).
         penalty: further rows below the convolution, if any.
         mirror: the reflect or replicate padding of the convolution, if any.
     """
@@ -70,8 +70,8 @@ def truncated_circulant(
     if penalty is not None:
         convolution, embedding = penalty.convolution, penalty.embedding(batch_shape)
         S = _per_block(symbol(convolution, embedding), embedding)
-        more, blocks = penalty.rows(embedding, symbol).to(S.matrices.dtype), embedding.blocks
-        S = S.map(lambda m: torch.cat([part.expand(blocks, *part.shape[1:]) for part in (m, more)], dim=-2))
+        penalty_rows, blocks = penalty.rows(embedding, symbol).to(S.matrices.dtype), embedding.blocks
+        S = S.map(lambda m: torch.cat([part.expand(blocks, *part.shape[1:]) for part in (m, penalty_rows)], dim=-2))
         out_border = penalty.border(embedding)
     else:
         convolution = convolution if mirror is None else mirror.convolution

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsconv.border.border_set import Border, near_cells
+from lsconv.border.border_set import Border, split_at_gaps
 
 
 @st.composite
@@ -58,14 +58,14 @@ def test_further_cells_are_numbered_with_the_border_and_parted_by_gaps() -> None
     assert border.pieces == ()
 
 
-def test_near_cells_stay_together() -> None:
+def test_split_at_gaps_stay_together() -> None:
     generator = torch.Generator().manual_seed(0)
     clusters = [
         torch.randint(0, 5, (20, 2), generator=generator) + torch.tensor(at) for at in ([0, 0], [40, 2], [3, 60])
     ]
     places = torch.cat([torch.zeros(60, 1, dtype=torch.int64), torch.cat(clusters)], 1)
-    parts = near_cells(places, 25)
+    parts = split_at_gaps(places, 25)
     assert sorted(len(part) for part in parts) == [20, 20, 20]
     assert sorted(torch.cat(parts).tolist()) == list(range(60))
     assert {tuple(sorted(part.tolist())) for part in parts} == {tuple(range(s, s + 20)) for s in (0, 20, 40)}
-    assert near_cells(places, 1) == []
+    assert split_at_gaps(places, 1) == []

@@ -83,30 +83,30 @@ class DirectBorder:
             self._read = (waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]).mT.contiguous()
 
     def clear(self, u: list[Tensor], t: Iterable[Tensor], *, on_others: bool) -> None:
-        """Add unknowns on the border to the spectra u, in parts and in place, such that ``Q u`` vanishes there.
+        """Add to the spectra u, in place, those of vectors on the border such that ``Q u`` vanishes on the border.
 
         Args:
-            u: ``(rhs, blocks, channels, *frequencies)`` each.
-            t: ``Q u``.
-            on_others: u is zero, t a list of other spectra, and ``t + Q u`` is to vanish.
+            u: spectra ``(rhs, blocks, channels, *frequencies)``, one for each group of right-hand sides.
+            t: ``Q u`` of each.
+            on_others: u is zero and t is a list of any spectra; then ``t + Q u`` is to vanish instead.
         """
 
-        def residual(spectrum: Tensor, known: Tensor) -> Tensor:
-            return self._Q(spectrum).add_(known) if on_others else self._Q(spectrum)
+        def image(spectrum: Tensor, offset: Tensor) -> Tensor:
+            return self._Q(spectrum).add_(offset) if on_others else self._Q(spectrum)
 
         values = []
-        for spectrum, known in zip(u, t, strict=True):
+        for spectrum, offset in zip(u, t, strict=True):
             if self.strip is not None:
-                self.strip.clear(spectrum, known)
+                self.strip.clear(spectrum, offset)
             if self.schur is not None:
-                values.append(self._columns(known if self.strip is None else residual(spectrum, known)))
+                values.append(self._columns(offset if self.strip is None else image(spectrum, offset)))
         if self.schur is None or not values:
             return
         solved = self.schur(torch.cat(values)).split([part.shape[0] for part in u])
-        for spectrum, known, v in zip(u, t if on_others else u, solved, strict=True):
+        for spectrum, offset, v in zip(u, t if on_others else u, solved, strict=True):
             self._subtract_columns(spectrum, v)
             if self.strip is not None:
-                self.strip.clear(spectrum, residual(spectrum, known))
+                self.strip.clear(spectrum, image(spectrum, offset))
 
     def _columns(self, t: Tensor) -> Tensor:
         """The values at the columns V' of the spectrum t: ``(rhs, blocks, channels, width, height)``."""
@@ -116,7 +116,12 @@ class DirectBorder:
         return values.real if self._real else values
 
     def _subtract_columns(self, u: Tensor, v: Tensor) -> None:
-        """Subtract what has the values v at the columns V' alone from a spectrum, in place."""
+        """Subtract from a spectrum, in place, that of the vector with the values v on V' and zeros elsewhere.
+
+        Args:
+            u: ``(rhs, blocks, channels, *frequencies)``.
+            v: ``(rhs, blocks, channels, width, height)``.
+        """
         if self._write is None:
             v = self._along.transform(torch.nn.functional.pad(v.mT, (self._before, 0)))
             u -= torch.fft.fft(v, n=self._rows, dim=-2)
@@ -140,14 +145,14 @@ class DirectBorder:
 
 @dataclass(frozen=True)
 class _Pass:
-    """A way through the pass.
+    """The operators around the border's in one pass: data -> before -> f; f + u -> after -> answer.
 
     Attributes:
-        after: from f + u to the spectrum of the answer, one after the other.
-        outputs: whether what is given is of outputs, and whether the answer is.
-        before: from the spectrum of what is given to f; None where that is f.
-        rows: which components of the saddle operator f has.
-        over: what the answer is divided by.
+        after: the operators from f + u to the spectrum of the answer, in the order in which they are applied.
+        outputs: True for outputs of A, False for inputs: of the data, and of the answer.
+        before: the operator from the spectrum of the data to f; None: the identity.
+        rows: the components of the saddle operator that f has; None for a definite system.
+        over: the divisor of the answer; None: one.
     """
 
     after: tuple[FrequencyMatrices, ...]
@@ -284,30 +289,35 @@ class DirectInverse:
             f"{self._S.matrices.device}"
         )
 
-    def _run(self, steps: _Pass, tensor: Tensor) -> Tensor:
+    def _run(self, stages: _Pass, tensor: Tensor) -> Tensor:
         """The answer of a pass for ``tensor``, of outputs or inputs."""
         embedding, grid = self.embedding, self._grid
         batch, _ = embedding.split_batch(tuple(tensor.shape[: tensor.ndim - embedding.ndim - 1]))
-        t = embedding.outputs_to_grid(tensor) if steps.outputs[0] else embedding.inputs_to_grid(tensor)
+        t = embedding.outputs_to_grid(tensor) if stages.outputs[0] else embedding.inputs_to_grid(tensor)
         if self._border is not None:
             t = t.reshape(*t.shape[:3], *self._plane)
             t = t.mT if self._transposed else t
-        parts = [grid.transform(part) for part in t.split(self._together(t))] if t.shape[0] else []
-        if steps.before is not None:
-            parts = [steps.before(part).contiguous() for part in parts]
+        parts = [grid.transform(part) for part in t.split(self._group_size(t))] if t.shape[0] else []
+        if stages.before is not None:
+            parts = [stages.before(part).contiguous() for part in parts]
         if self._border is not None:
-            parts = self._with_border(parts, steps.rows)
-        for matrices in steps.after:
+            parts = self._with_border(parts, stages.rows)
+        for matrices in stages.after:
             parts = [matrices(part) for part in parts]
-        nothing = t.new_empty(0, t.shape[1], steps.after[-1].rows, *grid.sizes)
+        nothing = t.new_empty(0, t.shape[1], stages.after[-1].rows, *grid.sizes)
         z = torch.cat([nothing, *map(grid.inverse, parts)]) if len(parts) != 1 else grid.inverse(parts[0])
-        if steps.over is not None:
-            z = z.div_(steps.over)
+        if stages.over is not None:
+            z = z.div_(stages.over)
         z = (z.mT if self._transposed else z).reshape(*z.shape[:3], *embedding.grid)
-        return embedding.outputs_from_grid(z, batch) if steps.outputs[1] else embedding.inputs_from_grid(z, batch)
+        return embedding.outputs_from_grid(z, batch) if stages.outputs[1] else embedding.inputs_from_grid(z, batch)
 
     def _with_border(self, f: list[Tensor], rows: slice | None) -> list[Tensor]:
-        """F with the unknowns of the border, of which ``after`` makes the answer; overwrites f, spectra in parts."""
+        """Add the border's unknowns u to the spectra f, and return f + u.
+
+        Args:
+            f: spectra, one for each group of right-hand sides; overwritten.
+            rows: the components of the saddle operator that f has; None for a definite system.
+        """
         assert self._border is not None
         if rows is not None:
             columns = self._P.block(slice(None), rows)
@@ -325,8 +335,8 @@ class DirectInverse:
         assert self._back is not None
         return [part.sub_(self._back(spectrum)) for part, spectrum in zip(f, u, strict=True)]
 
-    def _together(self, t: Tensor) -> int:
-        """The right-hand sides that go through the pass together: their spectra stay in the cache of a CPU."""
+    def _group_size(self, t: Tensor) -> int:
+        """The number of right-hand sides of a group, whose spectra stay in the cache of a CPU."""
         if t.device.type != "cpu":
             return max(1, t.shape[0])
         one = math.prod(t.shape[1:]) * t.element_size()

@@ -60,14 +60,14 @@ class SchurInverse:
                 return torch.complex(symmetry.matrices(same), products * symmetry.matrices(other)).flatten(0, 1)
             back = entries[:, :, 1, :, 0].mT
             return torch.complex(
-                _assembled(width, lambda i, j: _at(same, i - j), same.device),
-                _assembled(width, lambda i, j: _at(other, i + j + 1 - width, back).flip(-1), same.device),
+                _block_matrix(width, lambda i, j: _at_distances(same, i - j), same.device),
+                _block_matrix(width, lambda i, j: _at_distances(other, i + j + 1 - width, back).flip(-1), same.device),
             )
         if symmetry is not None:
             return symmetry.matrices(entries[:, :, 0, :, 0]).flatten(0, 1)
         # (blocks, distances, channels * rows, the same) to cells in the order of columns, channels, rows
         flat = entries.flatten(-2).flatten(2, 3)
-        matrix = _assembled(width, lambda i, j: _at(flat, i - j), flat.device)
+        matrix = _block_matrix(width, lambda i, j: _at_distances(flat, i - j), flat.device)
         assert self._present is not None
         if len(self._present) < matrix.shape[-1]:
             matrix = matrix.index_select(-1, self._present).index_select(-2, self._present)
@@ -94,8 +94,10 @@ class SchurInverse:
         cells = v.flatten(2)
         if self._symmetry is None:
             return self._inverse(cells).reshape(v.shape)
-        parts = self._symmetry.parts(cells)
-        return self._symmetry.joined(self._inverse(parts.flatten(1, 2)).view(parts.shape)).view(v.shape)
+        coordinates = self._symmetry.to_coordinates(cells)
+        return self._symmetry.from_coordinates(self._inverse(coordinates.flatten(1, 2)).view(coordinates.shape)).view(
+            v.shape
+        )
 
     def logdet(self) -> Tensor:
         """``log |det S|`` by block."""
@@ -125,7 +127,7 @@ def _present(border: CrossedBorder, device: torch.device) -> Tensor:
     return (columns[..., None] & rows).flatten().nonzero().flatten().to(device)
 
 
-def _at(entries: Tensor, distances: Tensor, back: Tensor | None = None) -> Tensor:
+def _at_distances(entries: Tensor, distances: Tensor, back: Tensor | None = None) -> Tensor:
     """The entries at distances; ``back``, by default their adjoints, are those at the opposite ones."""
     back = entries.mH if back is None else back
     ahead = (distances >= 0)[:, None, None]
@@ -138,8 +140,14 @@ class _Block(Protocol):
         ...
 
 
-def _assembled(width: int, block: _Block, device: torch.device) -> Tensor:
-    """The matrix ``(blocks, size, size)`` of the blocks of all pairs of columns."""
+def _block_matrix(width: int, block: _Block, device: torch.device) -> Tensor:
+    """Put the blocks of all pairs of columns into one matrix, ``(blocks, width * rows, width * rows)``.
+
+    Args:
+        width: the number of columns.
+        block: the blocks ``(blocks, others, rows, rows)`` between one column and others, given by their numbers.
+        device: of the matrix.
+    """
     others = torch.arange(width, device=device)
     first = block(0, others)
     blocks, _, rows, columns = first.shape
@@ -150,65 +158,66 @@ def _assembled(width: int, block: _Block, device: torch.device) -> Tensor:
 
 
 class ReversalBasis:
-    """Reversals of the cells, and the coordinates in which each is a sign.
+    """The basis of even and odd parts of vectors on a rectangle: sums and differences with their mirror images.
 
-    A coordinate is of a cell of the first half, or quarter, and a sign for each reversal. Where a reversal leaves the
-    cell as it is there is none of the sign -: its equation is that it is zero.
+    A matrix that reversals of the cells leave as it is has one diagonal block in this basis for each choice of signs:
+    even (+) or odd (-) under each reversal. The coordinates of a block belong to the cells of the first half, or
+    quarter. A cell that is its own image has no odd part: the block has a one on the diagonal there instead.
 
     Args:
-        width, height: of the cells.
-        device: where they are.
-        even: rows and columns may be reversed separately, not only all cells.
+        width, height: the sizes of the rectangle.
+        device: where the index tensors live.
+        even: reversals of rows and of columns separately (four blocks); False: of the order of all cells (two blocks).
 
     Attributes:
-        signs: for every combination of the reversals, ``(signs, combinations)``.
-        log_multiplicity: the logarithm of the determinant that the coordinates add.
+        signs: the sign of each image in each block, ``(blocks of the matrix, images)``.
+        absent: True for cells without a part of that sign, ``(blocks of the matrix, cells)``.
+        log_multiplicity: the sum of the blocks' log-determinants less that of the matrix.
     """
 
     def __init__(self, width: int, height: int, device: torch.device, *, even: bool) -> None:
         cells = torch.arange(width * height, device=device)
         self._shape, self._even = (width, height), even
-        one = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64, device=device)
-        images, self.signs = [cells.view(width, height), cells.flip(0).view(width, height)], one
+        hadamard = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64, device=device)
+        images, self.signs = [cells.view(width, height), cells.flip(0).view(width, height)], hadamard
         if even:
             images = [image for half in (images[0], images[0].flip(0)) for image in (half, half.flip(1))]
-            self.signs = torch.kron(one, one)
+            self.signs = torch.kron(hadamard, hadamard)
             images = [image[: (width + 1) // 2, : (height + 1) // 2] for image in images]
         size = images[0].numel() if even else (len(cells) + 1) // 2
         self._images = torch.stack([image.flatten()[:size] for image in images])
         fixed = self._images == self._images[:1]
-        self.absent = ((self.signs < 0)[..., None] & fixed).any(
-            1
-        )  # of shape (signs, cells): a cell that is its own image
-        times = fixed.sum(0).double()
-        self.log_multiplicity = float((times.log() * ~self.absent).sum())
+        self.absent = ((self.signs < 0)[..., None] & fixed).any(1)
+        multiplicity = fixed.sum(0).double()
+        self.log_multiplicity = float((multiplicity.log() * ~self.absent).sum())
         self._source = torch.empty_like(cells)
         self._source[self._images.flatten()] = torch.arange(self._images.numel(), device=device)
-        self._weights = times[self._source % len(times)] / len(images)
+        self._weights = multiplicity[self._source % len(multiplicity)] / len(images)
 
-    def parts(self, v: Tensor) -> Tensor:
-        """The coordinates of ``(rhs, blocks, cells)``, ``(rhs, blocks, signs, size)``."""
+    def to_coordinates(self, v: Tensor) -> Tensor:
+        """The coordinates ``(rhs, blocks, signs, size)`` of vectors ``(rhs, blocks, cells)``: sums of signed images."""
         return self.signs.to(v) @ v[..., self._images]
 
-    def joined(self, parts: Tensor) -> Tensor:
-        """The vector whose matrix has these solutions."""
-        return (self.signs.to(parts) @ parts).flatten(2)[..., self._source] * self._weights
+    def from_coordinates(self, coordinates: Tensor) -> Tensor:
+        """The vectors ``(rhs, blocks, cells)`` of coordinates ``(rhs, blocks, signs, size)``: the inverse map."""
+        return (self.signs.to(coordinates) @ coordinates).flatten(2)[..., self._source] * self._weights
 
     def matrices(self, entries: Tensor) -> Tensor:
-        """The matrix of every sign, ``(blocks, signs, size, size)``.
+        """The diagonal blocks of a matrix in this basis, ``(blocks, signs, size, size)``.
 
         Args:
-            entries: ``(blocks, distances, height, height)``, or half of the first rows where even.
+            entries: of the matrix between columns at the distances 0, 1, ...: ``(blocks, distances, height, height)``;
+                where even the first half of the rows.
         """
-        found = [self._folded(entries, signs.tolist()) for signs in self.signs]
-        matrices = torch.stack(found, 1)
+        by_sign = [self._matrix(entries, signs.tolist()) for signs in self.signs]
+        matrices = torch.stack(by_sign, 1)
         if bool(self.absent.any()):
-            there = ~self.absent
-            matrices *= there[:, None] & there[..., None]
+            present = ~self.absent
+            matrices *= present[:, None] & present[..., None]
             matrices.diagonal(dim1=-2, dim2=-1).add_(self.absent)
         return matrices
 
-    def _folded(self, entries: Tensor, signs: list[float]) -> Tensor:
+    def _matrix(self, entries: Tensor, signs: list[float]) -> Tensor:
         width, height = self._shape
         columns, rows, last, size = (width + 1) // 2, (height + 1) // 2, width - 1, self._images.shape[1]
 
@@ -216,8 +225,10 @@ class ReversalBasis:
             return torch.add(entries[:, (i - j).abs()], entries[:, (i + j - last).abs()], alpha=signs[2])
 
         def of_any(i: int, j: Tensor) -> Tensor:
-            return torch.add(_at(entries, i - j), _at(entries, i + j - last).flip(-1), alpha=signs[1])
+            return torch.add(
+                _at_distances(entries, i - j), _at_distances(entries, i + j - last).flip(-1), alpha=signs[1]
+            )
 
         if self._even:
             entries = torch.add(entries, entries.flip(3), alpha=signs[1])[..., :rows, :rows]
-        return _assembled(columns, of_even if self._even else of_any, entries.device)[:, :size, :size]
+        return _block_matrix(columns, of_even if self._even else of_any, entries.device)[:, :size, :size]

@@ -33,11 +33,11 @@ __all__ = ["HodlrInverse", "HodlrSchur"]
 
 
 class HodlrInverse:
-    """The inverses of symmetric positive definite matrices whose halves see each other by few waves.
+    """The inverses of symmetric positive definite matrices whose off-diagonal blocks have low rank.
 
     Args:
-        block: the entries ``(blocks, size, size)`` of the cells from a first row, and from another; both are multiples
-            of the size. What is beyond the matrix is that of an identity.
+        block: a function of a first row, a first column and a size: the square block ``(blocks, size, size)`` there.
+            Rows and columns are multiples of the size; beyond the matrix it continues as an identity.
         size: of the matrices.
         unit: sizes of leaves are multiples of it.
         leaf: the least size of a leaf; there are eight at least.
@@ -66,17 +66,20 @@ class HodlrInverse:
             for level in range(depth):
                 half = self._leaf * 2**level
                 starts = range(0, self._padded_size, 2 * half)
-                self.low_rank = self._join(torch.stack([block(i, i + half, half) for i in starts], 1))
+                self.low_rank = self._compress_level(torch.stack([block(i, i + half, half) for i in starts], 1))
                 if not self.low_rank:
                     break
             if self.low_rank or self._levels:
                 return  # leaves of twice the size mend the ranks of the first level only
 
-    def _join(self, B: Tensor) -> bool:
-        """Compress the blocks between the halves of the next level, ``(blocks, nodes, half, half)``.
+    def _compress_level(self, B: Tensor) -> bool:
+        """Find the singular vectors of K between the halves of the next level, and add the level.
+
+        Args:
+            B: the blocks of S between the halves, ``(blocks, nodes, half, half)``.
 
         Returns:
-            whether the waves take less memory than the blocks, and S is definite.
+            True where they take less memory than the blocks and S is definite; otherwise no level is added.
         """
         half = B.shape[-1]
         least = torch.finfo(B.dtype).eps ** 0.5  # smaller correlations, squared, are lost beside 1
@@ -85,10 +88,10 @@ class HodlrInverse:
             # nearly independent vectors, without random numbers, which vmap refuses
             numbers = torch.arange(half * width, dtype=B.dtype, device=B.device)
             probe = torch.sin(numbers * numbers).view(width, half)
-            first, second = _halves(self._down(probe.expand(B.shape[0], 2 * B.shape[1], width, half)))
-            Y = self._up(torch.stack([second @ B.mT, first @ B], 2).flatten(1, 2))
+            first, second = _halves(self._inverse_root_adjoint(probe.expand(B.shape[0], 2 * B.shape[1], width, half)))
+            Y = self._inverse_root(torch.stack([second @ B.mT, first @ B], 2).flatten(1, 2))
             Q = torch.linalg.qr(Y.mT)[0].mT
-            first, second = _halves(self._down(Q))
+            first, second = _halves(self._inverse_root_adjoint(Q))
             left, rho, right = torch.linalg.svd((first @ B) @ second.mT)
             rank = int((rho > least).sum(-1).amax())
             if rank < width:
@@ -99,31 +102,35 @@ class HodlrInverse:
             width = int(9 / 8 * max(expected, width)) + 1
         if 2 * rank > half or bool((rho >= 1).any()):
             return False
-        turned = torch.stack([left.mT[..., :rank, :], right[..., :rank, :]], 2).flatten(1, 2)
-        self._levels.append((turned @ Q, rho[..., None, None, :rank]))
+        singular_vectors = torch.stack([left.mT[..., :rank, :], right[..., :rank, :]], 2).flatten(1, 2)
+        self._levels.append((singular_vectors @ Q, rho[..., None, None, :rank]))
         return True
 
-    def _up(self, x: Tensor) -> Tensor:
+    def _inverse_root(self, x: Tensor) -> Tensor:
         """``W^-1`` times the rows of ``(blocks, nodes, rhs, half)``."""
         x = self._leaves(x, self._roots.mT)
         for level in self._levels:
-            x = _turned(x, *level)
+            x = _node_inverse_root(x, *level)
         return x
 
-    def _down(self, x: Tensor) -> Tensor:
+    def _inverse_root_adjoint(self, x: Tensor) -> Tensor:
         """``W^-H`` times the rows of ``(blocks, nodes, rhs, half)``."""
         for level in reversed(self._levels):
-            x = _turned(x, *level)
+            x = _node_inverse_root(x, *level)
         return self._leaves(x, self._roots)
 
     def _leaves(self, x: Tensor, matrices: Tensor) -> Tensor:
-        parts = x.unflatten(-1, (-1, self._leaf)).transpose(2, 3).flatten(1, 2)
-        return (parts @ matrices).unflatten(1, (x.shape[1], -1)).transpose(2, 3).flatten(3)
+        pieces = x.unflatten(-1, (-1, self._leaf)).transpose(2, 3).flatten(1, 2)
+        return (pieces @ matrices).unflatten(1, (x.shape[1], -1)).transpose(2, 3).flatten(3)
 
     def __call__(self, r: Tensor) -> Tensor:
         """The inverses times ``r`` of shape ``(rhs, blocks, size)``."""
         padded = torch.nn.functional.pad(r, (0, self._padded_size - self._size))
-        return self._down(self._up(padded.movedim(0, 1).unsqueeze(1))).squeeze(1).movedim(1, 0)[..., : self._size]
+        return (
+            self._inverse_root_adjoint(self._inverse_root(padded.movedim(0, 1).unsqueeze(1)))
+            .squeeze(1)
+            .movedim(1, 0)[..., : self._size]
+        )
 
     @property
     def logdet(self) -> Tensor:
@@ -142,8 +149,14 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _turned(x: Tensor, waves: Tensor, rho: Tensor) -> Tensor:
-    """The rows of x times the inverse root of ``[[I, K], [K^H, I]]``, K having these waves and correlations."""
+def _node_inverse_root(x: Tensor, waves: Tensor, rho: Tensor) -> Tensor:
+    """Multiply the rows of x, node by node, with the inverse root of ``[[I, K], [K^H, I]]``.
+
+    Args:
+        x: ``(blocks, nodes, rhs, cells)``.
+        waves: the singular vectors of K of every half, ``(blocks, halves, rank, half)``.
+        rho: its singular values.
+    """
     shape, (_, halves, _, half) = x.shape, waves.shape
     x = x.unflatten(-1, (-1, half)).transpose(2, 3).flatten(1, 2)
     t = (x @ waves.mT).unflatten(1, (halves // 2, 2))
@@ -162,14 +175,14 @@ class HodlrSchur:
 
     @classmethod
     def serves(cls, border: CrossedBorder, *, definite: bool, real: bool, even: bool) -> bool:
-        """Tell whether it is worth a trial: with three halvings, and ranks, of half a squared width, that are small."""
+        """Tell whether to try it: S is halved three times or more, and so high that ranks of width^2 / 2 are low."""
         size = border.column_cells / (4 if even else 2)
         one = definite and real and len(border.rows) == 1 and bool(border.depth)
         return one and size >= 8 * LEAST_FACTORED and border.height >= 64 * border.width
 
     @classmethod
     def leaf(cls, border: CrossedBorder, *, even: bool) -> int:
-        """The least unknowns of a leaf: it is twice as high as the border is wide, as ranks fill lower ones."""
+        """The least unknowns of a leaf: twice as high as the border is wide, since lower ones have full rank."""
         return max(LEAST_FACTORED, border.width**2 * (1 if even else 2))
 
     def __init__(self, entries: Tensor, border: CrossedBorder, *, even: bool, leaf: int | None = None) -> None:
@@ -195,21 +208,24 @@ class HodlrSchur:
             e.shape[0], len(signs), size // self._columns, self._columns, size // self._columns, self._columns
         )
         rows, others = slice(top, bottom), torch.arange(self._columns, device=e.device)
-        here, there = slice(left, right), slice(self._height - right, self._height - left)
-        direct, image = e[:, :, rows, here], e[:, :, rows, there].flip(-1)
+        columns, mirrored = slice(left, right), slice(self._height - right, self._height - left)
+        direct, image = e[:, :, rows, columns], e[:, :, rows, mirrored].flip(-1)
         if self._even:
-            kept = [torch.add(direct, image, alpha=sign) for sign in (1.0, -1.0)]
+            sums = [torch.add(direct, image, alpha=sign) for sign in (1.0, -1.0)]
         else:
-            back, back_image = e[:, :, here, rows].mT, e[:, :, there, rows].mT.flip(-1)
+            back, back_image = e[:, :, columns, rows].mT, e[:, :, mirrored, rows].mT.flip(-1)
         for i in range(self._columns):
             into = matrix[:, :, : bottom - top, i, : right - left]
             if self._even:
-                near, far = ([part[:, d.abs()] for part in kept] for d in (i - others, i + others + 1 - width))
-                found = [torch.add(near[s[2] < 0], far[s[2] < 0], alpha=s[1]) for s in signs]
+                near, far = ([part[:, d.abs()] for part in sums] for d in (i - others, i + others + 1 - width))
+                by_sign = [torch.add(near[s[2] < 0], far[s[2] < 0], alpha=s[1]) for s in signs]
             else:
-                near_, far_ = _lined(direct, back, i - others), _lined(image, back_image, i + others + 1 - width)
-                found = [torch.add(near_, far_, alpha=s[1]) for s in signs]
-            for number, part in enumerate(found):
+                near_, far_ = (
+                    _at_distances(direct, back, i - others),
+                    _at_distances(image, back_image, i + others + 1 - width),
+                )
+                by_sign = [torch.add(near_, far_, alpha=s[1]) for s in signs]
+            for number, part in enumerate(by_sign):
                 into[:, number] = part.permute(0, 2, 3, 1)
         matrix = matrix.view(e.shape[0], len(signs), size, size)
         absent = torch.nn.functional.pad(self._basis.absent, (0, max(first, second) + size), value=True)
@@ -223,8 +239,8 @@ class HodlrSchur:
     def __call__(self, values: Tensor) -> Tensor:
         """``S^-1`` times ``values`` of shape ``(rhs, blocks, 1, width, height)``."""
         cells = values.squeeze(2).mT
-        parts = self._basis.parts(cells.flatten(2))
-        solved = self._basis.joined(self._inverse(parts.flatten(1, 2)).view(parts.shape))
+        coordinates = self._basis.to_coordinates(cells.flatten(2))
+        solved = self._basis.from_coordinates(self._inverse(coordinates.flatten(1, 2)).view(coordinates.shape))
         return solved.view(cells.shape).mT.unsqueeze(2)
 
     def logdet(self) -> Tensor:
@@ -238,8 +254,8 @@ class HodlrSchur:
         return self._inverse.nbytes
 
 
-def _lined(ahead: Tensor, back: Tensor, distances: Tensor) -> Tensor:
-    """The entries at distances that rise or fall, those at negative ones being ``back``."""
+def _at_distances(ahead: Tensor, back: Tensor, distances: Tensor) -> Tensor:
+    """Pick the entries at rising or falling distances: ``ahead`` at those from zero on, ``back`` at negative ones."""
     positive = distances >= 0
-    parts = [back[:, -distances[~positive]], ahead[:, distances[positive]]]
-    return torch.cat(parts[::-1] if bool(positive[0]) else parts, 1)
+    pieces = [back[:, -distances[~positive]], ahead[:, distances[positive]]]
+    return torch.cat(pieces[::-1] if bool(positive[0]) else pieces, 1)

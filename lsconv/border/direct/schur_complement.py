@@ -64,10 +64,10 @@ def column_blocks(
     entries = torch.zeros((), dtype=torch.float64, device=device)
     if strip is None or not definite:
         kernel = along.inverse(columns.movedim(2, -1))[..., : border.width]  # blocks, rows, channels, channels, columns
-        ahead = torch.arange(height, device=device)
-        there = ahead < torch.tensor(border.rows, device=device)[:, None]
-        lags = (ahead[:top, None] - ahead) % border.grid[0]
-        entries = kernel[:, lags, :outer].permute(0, 5, 3, 1, 4, 2) * there[:outer, :top, None, None] * there
+        rows_above = torch.arange(height, device=device)
+        present = rows_above < torch.tensor(border.rows, device=device)[:, None]
+        lags = (rows_above[:top, None] - rows_above) % border.grid[0]
+        entries = kernel[:, lags, :outer].permute(0, 5, 3, 1, 4, 2) * present[:outer, :top, None, None] * present
     if strip is None:
         return entries
     left, right = _generators(spectrum, columns, strip, border) if definite else _coupling(columns, strip, border)
@@ -103,9 +103,9 @@ def _coupling(columns: Tensor, strip: Strip, border: CrossedBorder) -> tuple[Ten
         ``(blocks, frequencies, channels, height, channels * rows of H)`` each.
     """
     (n, _), device = border.grid, columns.device
-    ahead, rows = torch.arange(border.height, device=device), torch.arange(n - border.depth, n, device=device)
-    there = (ahead < torch.tensor(border.rows, device=device)[:, None])[..., None]
-    X = columns[:, (ahead[:, None] - rows) % n].permute(0, 3, 4, 1, 5, 2).flatten(4) * there
+    rows_above, rows = torch.arange(border.height, device=device), torch.arange(n - border.depth, n, device=device)
+    present = (rows_above < torch.tensor(border.rows, device=device)[:, None])[..., None]
+    X = columns[:, (rows_above[:, None] - rows) % n].permute(0, 3, 4, 1, 5, 2).flatten(4) * present
     return (X.flatten(2, 3) @ strip.inverse).reshape(X.shape), X
 
 
@@ -125,15 +125,15 @@ def _generators(spectrum: Tensor, columns: Tensor, strip: Strip, border: Crossed
     at_rows = _entries(columns, lags, twice)
     h = strip.inverse @ at_rows
     sources[:, rows] -= h.unflatten(2, (channels, len(rows))).permute(0, 3, 1, 2, 4)
-    found = torch.fft.ifft(spectrum @ torch.fft.fft(sources, dim=1), dim=1)
+    solved = torch.fft.ifft(spectrum @ torch.fft.fft(sources, dim=1), dim=1)
     del sources
-    ahead = torch.arange(border.height, device=device)
-    there = (ahead < torch.tensor(border.rows, device=device)[:, None])[..., None]  # channels, rows, 1
-    found = found[:, : border.height].permute(0, 2, 3, 1, 4) * there  # blocks, frequencies, channels, rows, sources
-    x, z = found[..., :channels], found[..., channels:]
+    rows_above = torch.arange(border.height, device=device)
+    present = (rows_above < torch.tensor(border.rows, device=device)[:, None])[..., None]  # channels, rows, 1
+    solved = solved[:, : border.height].permute(0, 2, 3, 1, 4) * present  # blocks, frequencies, channels, rows, sources
+    x, z = solved[..., :channels], solved[..., channels:]
     x0, zn = x[:, :, :, 0], z[:, :, every, last]
     x0, zn = (torch.where(empty[:, None] & empty, torch.eye(channels, device=device).to(d), d) for d in (x0, zn))
-    z = torch.nn.functional.pad(z[:, :, :, :-1], (0, 0, 1, 0)) * there
+    z = torch.nn.functional.pad(z[:, :, :, :-1], (0, 0, 1, 0)) * present
     left = torch.cat([_over(x, x0), -_over(z, zn)], dim=-1)
     return left, torch.cat([x, z], dim=-1)
 

@@ -29,14 +29,14 @@ class Strip:
     def __init__(self, columns: Tensor, border: CrossedBorder, *, definite: bool) -> None:
         (n, _), device = border.grid, columns.device
         rows = torch.arange(n - border.depth, n)
-        there = (rows >= torch.tensor(border.rows)[:, None]).flatten().to(device)  # channels * rows
+        present = (rows >= torch.tensor(border.rows)[:, None]).flatten().to(device)  # channels * rows
         lags = (rows[:, None] - rows) % n
         D = columns[:, lags.to(device)].permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)  # blocks, frequencies
-        both = there[:, None] & there
-        D = torch.where(both, D, torch.eye(len(there), dtype=D.dtype, device=device))
+        pairs = present[:, None] & present
+        D = torch.where(pairs, D, torch.eye(len(present), dtype=D.dtype, device=device))
         self.inverse = hermitian_inverse(D.contiguous()) if definite else indefinite_inverse(D)
-        self.inverse *= both
-        self._there, self._depth, self._rows = there, border.depth, n
+        self.inverse *= pairs
+        self._present, self._depth, self._rows = present, border.depth, n
         self._read: Tensor | None = None
         self._write: Tensor | None = None
         if border.depth <= FEW_WAVES:
@@ -65,7 +65,7 @@ class Strip:
 
     def logdet(self) -> Tensor:
         """``log |det D|`` of every frequency, ``(blocks, frequencies)``."""
-        inverse = self.inverse + torch.diag((~self._there).to(self.inverse))
+        inverse = self.inverse + torch.diag((~self._present).to(self.inverse))
         return -torch.linalg.slogdet(inverse)[1]
 
     @property

@@ -218,8 +218,8 @@ class Schwarz:
     @property
     def nbytes(self) -> int:
         """Bytes of the inverses and of what goes with them."""
-        more = sum(part.nbytes for part in (self.full_inverse, self.sum) if part is not None)
-        return more + sum(subdomain.inverse.nbytes for subdomain in self.subdomains)
+        further = sum(part.nbytes for part in (self.full_inverse, self.sum) if part is not None)
+        return further + sum(subdomain.inverse.nbytes for subdomain in self.subdomains)
 
     def __call__(self, r: Tensor) -> Tensor:
         """``M^{-1} r`` for border vectors ``(rhs, blocks, size)``."""
@@ -277,8 +277,8 @@ class BorderSystem:
             self._budget -= max(0.0, taken * each - self.problem.model.reading(self._cost))
         if taken < limit or limit == max_iter or self._factors_fit():
             return u, count
-        u, more = self._iterate(b, tolerance, max_iter - taken, u)
-        return u, count + more
+        u, further = self._iterate(b, tolerance, max_iter - taken, u)
+        return u, count + further
 
     def _iterate(
         self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None

@@ -1,4 +1,4 @@
-"""The rules for operators that another one is behind: their plans are made through the plan of that one."""
+"""The rules for operators made of a convolution: masked, weighted, transposed, reduced; they use its plan."""
 
 from __future__ import annotations
 

@@ -13,14 +13,14 @@ from lsconv.operators.fft_convolution import short_fft_length, transform_cost
 
 __all__ = ["SETUP_BYTE_WORK", "iteration_work", "iterations_needed", "transform_grid"]
 
-# The setup of the border is known by its bytes, each of which takes the time of so many operations of LSMR.
+# Each byte of the border's plan takes, in its setup, the time of so many operations of LSMR.
 SETUP_BYTE_WORK = 25
-# The calls of one iteration take the time of so many operations: on small problems they are all that it costs.
+# The overhead of calling torch in one iteration of LSMR, in its operations: a third of the calls of one on the border.
 _CALLS = 8e6
 
 
 def transform_grid(A: Convolution) -> list[int]:
-    """The grid on which A is applied by Fourier transforms."""
+    """The sizes of the grid on which A is applied by Fourier transforms."""
     return [short_fft_length(n + k - 1) for n, k in zip(A.spatial_in, A.kernel_extent, strict=True)]
 
 
@@ -31,5 +31,11 @@ def iteration_work(A: Convolution) -> float:
 
 
 def iterations_needed(A: Convolution, damp: Tensor | float, norm: Tensor) -> Tensor:
-    """The bound of conjugate gradients for a damping, of which a blur takes two thirds and more."""
+    """The iterations after which the bound of conjugate gradients meets the default tolerance, per item.
+
+    Args:
+        A: the operator.
+        damp: the damping, > 0.
+        norm: a bound of ``||A||``.
+    """
     return 0.5 * norm / torch.as_tensor(damp, dtype=torch.float64, device=A.device) * math.log(2 / direct_rtol(A.dtype))

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lsconv.border.border_set import largest_piece
+from lsconv.border.border_set import largest_block
 from lsconv.border.missing_blocks import MissingBlocks
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import Request, least_shift
@@ -45,9 +45,9 @@ __all__ = ["MissingBorderPlan", "MissingPlan", "are_scattered"]
 
 
 def are_scattered(missing: Tensor, ndim: int) -> bool:
-    """Tell whether missing outputs are few, and in clusters small enough for blocks of their own.
+    """Tell whether missing outputs are few, and their clusters small enough to be blocks of the preconditioner.
 
-    The inside of a large gap is seen by no output: its modes are as good as undetermined, and many.
+    No output reads the inside of a large gap, which leaves many modes as good as undetermined.
 
     Args:
         missing: ``(*batch, channels, *size)``, bool.
@@ -59,7 +59,7 @@ def are_scattered(missing: Tensor, ndim: int) -> bool:
     pool = (torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d)[ndim - 1]
     padded = torch.nn.functional.pad(planes, (1, 1) * ndim)  # the padding of a pool needs as much of an axis
     solid = int((pool(padded, 3, 1) > 1 - 1e-9).sum())  # outputs whose neighbours are all missing
-    return float(planes.mean()) < 0.4 and solid <= largest_piece(int(planes.sum()), planes.numel())
+    return float(planes.mean()) < 0.4 and solid <= largest_block(int(planes.sum()), planes.numel())
 
 
 class MissingPlan(PenalisedPlan):
@@ -167,10 +167,13 @@ class MissingPlan(PenalisedPlan):
     # ------------------------------------------------------------------ the missing outputs
 
     def _filled_in(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The answer for data, the iterations per item, and the items that may reach into the null space of A.
+        """Solve for the missing outputs t, and for x with them filled in.
 
-        ``x = A^H z`` of the whole convolution with ``damp^2 z = y + Et - Ax``, of which the part at the missing outputs
-        leaves the range of the masked ``A^H``.
+        x is ``A^H z`` of the whole convolution, ``damp^2 z = y + Et - Ax``. What z has at the missing outputs, the
+        residual of the system of t, is outside of the range of the masked ``A^H``.
+
+        Returns:
+            x, the iterations per item, and the items whose x may have a part in the null space of A.
         """
         space, rtol = self.space, tolerances.rtol
         data = self.measured.data(y)
@@ -187,7 +190,7 @@ class MissingPlan(PenalisedPlan):
         filled, iterations = data, torch.zeros(batch, dtype=torch.int64, device=y.device)
         smallest_total = torch.maximum(rtol * norm, tolerances.atol / (unit * self._ratio))
         rounding = torch.finfo(data.dtype).eps * norm
-        for _ in range(3):  # what rounding has left is made up for from there
+        for _ in range(3):  # again from the computed residual, which rounding has parted from the recursion's
             objective = space.inner(filled, filled - image)
             # of this x: that of the data as they came, with zeros where none are, may be much longer than the answer
             gain = divide(inputs.norm(self.core.adjoint(residual)), space.norm(residual))
@@ -222,11 +225,11 @@ class MissingPlan(PenalisedPlan):
         )
 
     def _iterate(self, b: Tensor, bound: Callable[[Tensor], Tensor], most: int = 500) -> tuple[Tensor, Tensor]:
-        """``K t = b`` by conjugate gradients, and the iterations per item.
+        """Solve ``K t = b`` by conjugate gradients, and the iterations per item.
 
         Args:
             b: right-hand sides, zero where outputs were measured.
-            bound: the norm to which what is left of b has to fall, of how far the objective has.
+            bound: the norm that the residual has to fall to, as a function of the decrease of the objective so far.
             most: limit on the iterations.
         """
         # vectors hold the outputs that some item misses, a small part of all

@@ -2,8 +2,8 @@ r"""Flexible conjugate gradients on the normal equations, with an inverse of nea
 
 .. math:: (A^HA + \mathrm{damp}^2 L^HL)\, x = A^H y
 
-The operator itself computes in every step what is left of them, in double precision: a preconditioner changes the
-number of steps and nothing else. Every item of a batch has step lengths of its own.
+The operator itself computes their residual in every step, in double precision: a preconditioner changes the number of
+steps and nothing else. Every item of a batch has step lengths of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["NormalIteration"]
 
 
 class NormalIteration(PenalisedPlan):
-    """The answers of a plan that iterates on the normal equations; a plan adds :attr:`inverse`.
+    """Conjugate gradients on the normal equations, for plans that bring a preconditioner, :attr:`inverse`.
 
     Args:
         A: the operator.
@@ -37,8 +37,8 @@ class NormalIteration(PenalisedPlan):
         L: the penalty; None: the identity.
 
     Attributes:
-        inverse: the preconditioner, which takes a remainder and a relative tolerance; what it returns begins with the
-            preconditioned remainder.
+        inverse: the preconditioner, a function of a residual of the normal equations and a relative tolerance whose
+            first result is the preconditioned residual.
         factor_batch: the batch dimensions of the preconditioner.
         wide: A has fewer outputs than inputs, or as good as that, so that x may lie in its null space.
     """
@@ -184,10 +184,11 @@ class NormalIteration(PenalisedPlan):
 
         Args:
             batch: the batch dimensions.
-            remainder: of the normal equations, for x and its image.
-            bound: of the norm of that, for x, its image and the norm of the stack.
+            residual: that of the normal equations, of x and its image.
+            bound: the norm that it has to fall to, of x, its image and the norm of the stack.
             max_iter: limit on the iterations.
-            left: the square of the preconditioned remainder that may be left, for x and its image; None: any.
+            error_bound: the squared error in the norm of the preconditioner that suffices, of x and its image; None: go
+                on to ``bound``.
         """
         space = self.space
         x = torch.zeros(*batch, *self.A.in_shape, dtype=self.precise.dtype, device=self.A.device)

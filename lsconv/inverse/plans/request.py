@@ -1,4 +1,4 @@
-"""PlanRequest: what a plan is asked for, beside its operator, as the rules of the choice read it."""
+"""PlanRequest: the damping, penalty and options for which a plan is chosen, as the rules of the choice read them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["PlanRequest", "Rule", "is_embedded"]
 
 @dataclass(frozen=True)
 class PlanRequest:
-    r"""A damping, a penalty, and what the caller wants of the plan for an operator.
+    r"""A damping, a penalty, and the options of the caller, for which a plan is chosen.
 
     Attributes:
-        ladder: the choice itself, for the operators that another one is made of.
+        choose: the choice of a plan, for rules that ask for the plan of another operator.
         damp: the damping, a number or one per batch item.
         method: the method asked for, or "auto".
         L: the penalty; None: the identity.
@@ -32,7 +32,7 @@ class PlanRequest:
         needs_krylov: the caller has options that only a Krylov method takes.
     """
 
-    ladder: Callable[[LinearOperator, PlanRequest], Any]
+    choose: Callable[[LinearOperator, PlanRequest], Any]
     damp: Tensor | float
     method: str
     L: LinearOperator | None = None
@@ -58,7 +58,7 @@ class PlanRequest:
 
     def plan(self, A: LinearOperator, **changes: Any) -> Any:
         """The plan for another operator and the same request, but for ``changes``."""
-        return self.ladder(A, replace(self, **changes))
+        return self.choose(A, replace(self, **changes))
 
 
 Rule: TypeAlias = Callable[[LinearOperator, PlanRequest], Plan | None]

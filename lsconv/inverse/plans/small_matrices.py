@@ -1,4 +1,4 @@
-"""Which convolutions are made of small matrices, and where decomposing these costs less than any other way."""
+"""Convolutions that are made of small matrices, where decomposing these costs less than iterations or the border."""
 
 from __future__ import annotations
 
@@ -26,13 +26,18 @@ from lsconv.operators.memory import allowed_bytes
 __all__ = ["SMALL_MATRICES", "cheap_small_matrices", "rank_options", "reduction", "separable_factors", "small_matrices"]
 
 SMALL_MATRICES = ("matrix", "separable", "normal")
-# Operations of dense matrices that take the time of an answer of the border (of one of hundreds of iterations), in
-# those of a Fourier transform of the field: benchmarks/routes.py shows both sides of the choice.
+# The time of an answer of the border, and of one by hundreds of iterations, in Fourier transforms of the field, each
+# of as many operations of dense matrices as take its time (benchmarks/routes.py compares both sides of the choice).
 _BORDER_TRANSFORMS, _KRYLOV_TRANSFORMS = 200, 2000
 
 
 def reduction(A: LinearOperator, *, keep_shapes: bool) -> Reduction | None:
-    """The smaller convolution that A is, or None; with ``keep_shapes`` only one that takes and gives what A does."""
+    """Reduce A to a smaller convolution; None where it is none.
+
+    Args:
+        A: the operator.
+        keep_shapes: take only a reduction that leaves the shapes of inputs and outputs as they are.
+    """
     if not isinstance(A, Convolution):
         return None
     smaller = Reduction.trimmed(A)
@@ -51,7 +56,7 @@ def rank_options(A: LinearOperator, memory_limit: int | None, rcond: float | Non
 
 
 def small_matrices(A: LinearOperator, damp: Tensor | float, method: str, **decided: Any) -> DirectPlan:
-    """The plan that was asked for.
+    """Make the plan of the method asked for: "matrix", "separable" or "normal".
 
     Raises:
         MethodError: A is not made of such matrices.
@@ -91,7 +96,7 @@ def _patches(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> D
 
 
 def separable_factors(A: Convolution, *, damped: bool) -> Factors | None:
-    """The kernel as a product, where decomposing its axes should cost less than the border, or than iterations."""
+    """The kernel's factors along the axes, where decomposing them should cost less than the border or iterations do."""
     bordered = Embedding.exists(A)
     factors = None if bordered and Embedding(A).is_circulant else Factors.of(A)
     if factors is None:

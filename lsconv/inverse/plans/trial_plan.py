@@ -265,16 +265,23 @@ class TrialPlan(KrylovPlan):
 
 
 def _rounds_little(damp: Tensor | float, norm: Tensor, eps: float, tolerances: Tolerances) -> Tensor:
-    """The items along whose null space rounding in units of eps adds no more to x than it may have there."""
+    """Tell of which items rounding adds less to x along the null space of A than the certificate allows.
+
+    Args:
+        damp: the damping.
+        norm: ``||A||``, per item.
+        eps: the rounding of the arithmetic.
+        tolerances: with the part in the null space that x may have.
+    """
     damping = torch.as_tensor(damp, dtype=torch.float64, device=norm.device)
     return (damping == 0) | (eps * norm.square() <= tolerances.null_share * damping.square())
 
 
 class _Limit:
-    """The callback that ends a trial which is not about to end by itself.
+    """The callback that stops a trial at its limit, unless extrapolation says that it soon converges.
 
     Args:
-        most: iterations after which it decides.
+        most: the iterations after which it decides.
         rtol: the tolerance of the gradient.
     """
 

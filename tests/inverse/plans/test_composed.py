@@ -32,10 +32,10 @@ MADE_OF_OTHERS: dict[str, tuple[Rule, lsconv.LinearOperator]] = {
 
 
 def request(**options: Any) -> PlanRequest:
-    def ladder(A: lsconv.LinearOperator, inner: PlanRequest) -> Any:
+    def choose(A: lsconv.LinearOperator, inner: PlanRequest) -> Any:
         return route(A, inner.damp, method=inner.method)
 
-    return PlanRequest(ladder, **{"damp": 0.3, "method": "auto", **options})
+    return PlanRequest(choose, **{"damp": 0.3, "method": "auto", **options})
 
 
 @pytest.mark.parametrize("name", MADE_OF_OTHERS)
