@@ -239,7 +239,9 @@ class Convolution(LinearOperator):
                 direct = direct_cost(dtype, groups, c_in, c_out, taps, math.prod(self.spatial_in), items, False)
             else:
                 direct = direct_cost(dtype, groups, c_out, c_in, taps, cells, items, transposed)
-            by_fft = fft_cost(dtype, groups, c_out, c_in, self._grid.grid, items, kernels_too=not key[2])
+            # Two products of a certificate and those of some iterations share one transform of the kernels; while
+            # autograd follows them it is made in every call.
+            by_fft = fft_cost(dtype, groups, c_out, c_in, self._grid.grid, items, 10 if key[2] else 1)
             choices[key] = by_fft < direct
         return choices[key]
 
