@@ -86,7 +86,9 @@ class _Arithmetic(NamedTuple):
 
 @dataclass(frozen=True)
 class _Iterate:
-    """An iterate: u, its image, what the normal equations leave, and that in units of its target."""
+    """An iterate: u, its image (less the data where it lies among them), the residual g of the normal equations, and
+    that in units of its target.
+    """
 
     u: Tensor
     image: Tensor
@@ -98,8 +100,8 @@ class Outer:
     r"""Flexible conjugate gradients on the normal equations of A, preconditioned by the border inverse.
 
     Residual side: :math:`(AA^H + \mu) u = y` (or ``A v``), ``x = A^H u``. Solution side:
-    :math:`(A^HA + \mu) u = A^H y` (or ``v``), ``x = u``. ``image`` is ``A^H u`` or ``A u`` respectively; ``g`` is what
-    the normal equations leave.
+    :math:`(A^HA + \mu) u = A^H y` (or ``v``), ``x = u``. ``image`` is ``A^H u`` or ``A u - y`` respectively; ``g`` is
+    what the normal equations leave.
 
     Attributes:
         u: the best iterate.
@@ -139,16 +141,17 @@ class Outer:
         self.batch = broadcast_shapes(given.shape[: given.ndim - len(shape)], factor_batch)
         given = given.expand(*self.batch, *shape)
         self.unit = binary_unit(ItemSpace(shape, A.dtype, A.device).norm(given))
-        given = given / over_items(self.unit, len(shape))
-        self.y = given if y is not None else None
+        wide = (given / over_items(self.unit, len(shape))).to(A.dtype)
+        # a power of two leaves the digits of y, so that its own dtype holds it
+        self.y = wide.to(given.dtype) if y is not None else None
         self.damp = plan.scaled_damp.expand(self.batch)
         self.mu = self.damp**2
-        if y is not None:
-            self.f = given if self.residual_side else A.adjoint(given)
-            self.given_norm = outputs.norm(given)
-        else:
-            self.f = A.apply(given) if self.residual_side else given
-            self.given_norm = inputs.norm(given)
+        self.given_norm = (outputs if y is not None else inputs).norm(wide)
+        self.f = None  # A^H y, needed once
+        if y is None:
+            self.f = A.apply(wide) if self.residual_side else wide
+        elif self.residual_side:
+            self.f = wide
 
     def run(self) -> None:
         """Iterate until every item meets its target or no longer improves; ``u`` is the best found."""
@@ -185,8 +188,13 @@ class Outer:
         self._arithmetic = self._wide.to(narrow) if self._narrow else self._wide
 
     def _origin(self) -> _Iterate:
-        u, g = torch.zeros_like(self.f), self.f
-        image = g.new_zeros(()).expand(*self.batch, *self.image_space.item_shape)
+        if self.f is None:
+            assert self.y is not None
+            image = -self.y.to(self.A.dtype)
+            g = self.A.adjoint(image).neg_()
+        else:
+            image, g = self.f.new_zeros(*self.batch, *self.image_space.item_shape), self.f
+        u = torch.zeros_like(g)
         return _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
 
     def _keep(self, at: _Iterate) -> None:
@@ -218,7 +226,8 @@ class Outer:
             active = active & (at.ratio > 1)
             last = count == _PATIENCE or self.steps == _OUTER_LIMIT or self.exhausted
             if last or not bool((active & going).any()):
-                at = replace(at, image=self._image(self.A, at.u))
+                image = self._image(self.A, at.u)
+                at = replace(at, image=image if self.residual_side or self.y is None else image - self.y)
                 break
         g = self._remainder(at.image) - self.space.spread(self.mu) * at.u
         at = replace(at, g=g, ratio=self._tolerance_ratio(at.u, at.image, g))
@@ -237,7 +246,8 @@ class Outer:
         self.norm_a, alpha = direction.norm, alpha * active
         u = self.space.add(at.u, alpha, p)
         if not self._narrow:
-            return replace(at, u=u, image=self.image_space.add(at.image, alpha, image, out=image))
+            kept = self.residual_side  # as x, while on the other side the image before is of no more use
+            return replace(at, u=u, image=self.image_space.add(at.image, alpha, image, out=image if kept else at.image))
         total = self.image_space.add(at.image, alpha, image)
         back = A.apply(image) if self.residual_side else A.adjoint(image)
         g = g - space.spread(alpha) * (back + space.spread(self.mu) * p)
@@ -269,12 +279,9 @@ class Outer:
         return A.adjoint(u) if self.residual_side else A.apply(u)
 
     def _remainder(self, image: Tensor) -> Tensor:
-        """``f - A A^H u`` or ``f - A^H A u``; for data y as ``A^H (y - A u)``, which cancels nothing."""
-        if self.residual_side:
-            return self.f - self.A.apply(image)
-        if self.y is not None:
-            return self.A.adjoint(self.y - image)
-        return self.f - self.A.adjoint(image)
+        """``f - A A^H u`` or ``f - A^H A u``; for data y as ``-A^H (A u - y)``, which cancels nothing."""
+        back = self.A.apply(image) if self.residual_side else self.A.adjoint(image)
+        return -back if self.f is None else self.f - back
 
     def _tolerance_ratio(self, u: Tensor, image: Tensor, g: Tensor) -> Tensor:
         """The remainder in units of its target; at most 1 where the certificate will hold."""
@@ -283,11 +290,11 @@ class Outer:
             scale = self.given_norm * (torch.ones_like(g_norm) if not self.residual_side else self.norm_a)
             return torch.where(g_norm == 0, 0, g_norm / (rtol * scale))
         unit = torch.finfo(g_norm.dtype).tiny
-        u_norm, image_norm = self.space.norm(u), self.image_space.norm(image)
-        x_norm = image_norm if self.residual_side else u_norm
-        misfit = self.space.norm(g + self.space.spread(self.mu) * u) if self.residual_side else (
-            self.image_space.norm(self.y - image)
-        )  # fmt: skip
+        image_norm = self.image_space.norm(image)
+        if self.residual_side:
+            x_norm, misfit = image_norm, self.space.norm(g + self.space.spread(self.mu) * u)
+        else:
+            x_norm, misfit = self.space.norm(u), image_norm
         total = torch.hypot(misfit, self.damp * x_norm)
         bound = torch.maximum(rtol * self.given_norm, self.tolerances.atol / self.unit)
         by_residual = total / bound.clamp_min(unit)

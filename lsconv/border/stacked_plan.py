@@ -169,12 +169,17 @@ class StackedPlan(PenalisedPlan):
                 return solution
 
         def iterate(*, deep: bool = False) -> Solution:
-            outer = iterated(self, y=self.problem.data(y, x_prior), tolerances=tolerances, max_iter=max_iter, deep=deep)
+            outer = iterated(self, y=self._data(y, x_prior), tolerances=tolerances, max_iter=max_iter, deep=deep)
             x, norm, iterations = outer.x, outer.norm_a * self.unit, outer.iterations
             del outer  # whose vectors the certificate has no use for
             return self._certified(y, x, x_prior, tolerances, norm, iterations)
 
         return confirmed(iterate(), lambda: iterate(deep=True), ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
+
+    def _data(self, y: Tensor, x_prior: Tensor | None = None) -> Tensor:
+        """The data of the stack; in the dtype of y where that holds them exactly."""
+        data = self.problem.data(y, x_prior)
+        return data.to(y.dtype) if x_prior is None else data
 
     def _certified(
         self,
@@ -198,13 +203,12 @@ class StackedPlan(PenalisedPlan):
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, without the certificate."""
-        wide = y.detach().to(self.precise.dtype)
         batch = broadcast_shapes(y.shape[: y.ndim - len(self.A.out_shape)], self.inverse.embedding.batch_shape)
         factors = self.inverse.factorise_if_cheaper(tuple(batch))
         if factors is None:
-            x = iterated(self, y=self.problem.data(wide), tolerances=self.tolerances(rtol)).x
+            x = iterated(self, y=self._data(y), tolerances=self.tolerances(rtol)).x
         else:
-            x = factors.solution(wide) / over_items(self.unit, len(self.A.in_shape))
+            x = factors.solution(y.detach().to(self.precise.dtype)) / over_items(self.unit, len(self.A.in_shape))
         return x.to(self.A.dtype)
 
     @torch.no_grad()
