@@ -136,12 +136,12 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
         matrices, mu, highest = matrices[at], mu[at], highest[at]
     inverse, some = matrices.mT.new_empty(matrices.mT.shape), torch.arange(len(mu), device=mu.device)
     if min(S.rows, S.columns) > 1:
-        kept = torch.zeros_like(mu, dtype=torch.bool)
+        accepted = torch.zeros_like(mu, dtype=torch.bool)
         for part in _chunks(matrices):
             inverse[part], lost = _eliminated(matrices[part], mu[part])
             smallest = 1 / frobenius(inverse[part])  # at most the smallest singular value
-            kept[part] = (lost * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * highest[part]))
-        some = (~kept).nonzero().flatten()
+            accepted[part] = (lost * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * highest[part]))
+        some = (~accepted).nonzero().flatten()
         matrices, mu, highest = matrices[some], mu[some], highest[some]
     if len(matrices):
         there = at[some]

@@ -87,7 +87,7 @@ class Plan:
         """Tell whether the fallback is to answer ``y``."""
         return self.exhausted
 
-    def remainder(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+    def residual(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """``y - A x`` of the x for ``y``."""
         return y - self.A.apply(self.apply(y, rtol=rtol))
 
@@ -116,8 +116,11 @@ class Plan:
         return Tolerances.of(dtype, self.default_rtol(dtype) if rtol is None else rtol, atol)
 
     @property
-    def worker(self) -> Plan:
-        """The plan that does the work: of a smaller problem, where this one is a door to it."""
+    def innermost(self) -> Plan:
+        """The plan that solves in the end: this one, or that of a smaller problem, whose answers it only puts in place.
+
+        Its attributes (:attr:`iterates`, :attr:`fallback`, :attr:`patience`) are those that count.
+        """
         return self
 
     def reasons(self) -> list[str]:

@@ -266,12 +266,12 @@ def _check_choices(damp: Any, prior: Any, weight: Any, noise: str, options: dict
 
 def _without_margins(A: Convolution, first: list[int], size: tuple[int, ...]) -> tuple[Convolution, list[int]]:
     """The blur without the zeros around its PSF, and the image's first pixel in its field, which may be smaller."""
-    way = Reduction.trimmed(A)
-    if way is None:
+    trimmed = Reduction.trimmed(A)
+    if trimmed is None:
         return A, first
-    moved = [start - cells.start for start, cells in zip(first, way.inputs, strict=True)]
-    inside = all(m >= 0 and m + n <= field for m, n, field in zip(moved, size, way.B.spatial_in, strict=True))
-    return (way.B, moved) if inside else (A, first)
+    moved = [start - cells.start for start, cells in zip(first, trimmed.inputs, strict=True)]
+    inside = all(m >= 0 and m + n <= field for m, n, field in zip(moved, size, trimmed.B.spatial_in, strict=True))
+    return (trimmed.B, moved) if inside else (A, first)
 
 
 @dataclass(frozen=True, eq=False)
