@@ -356,7 +356,7 @@ def iterated(plan: OuterPlan, **options: Any) -> Outer:
 
 def needs_no_iteration(solution: Solution) -> bool:
     """Tell whether all items have converged, and none by the rounding of its gradient alone."""
-    return bool(solution.converged.all()) and (solution.excused is None or not bool(solution.excused.any()))
+    return solution.all_converged and (solution.excused is None or not bool(solution.excused.any()))
 
 
 def confirmed(first: Solution, again: Callable[[], Solution], space: ItemSpace) -> Solution:
