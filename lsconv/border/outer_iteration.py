@@ -303,7 +303,7 @@ def iterated(make: Callable[[], Outer]) -> Outer:
 
 def needs_no_iteration(solution: Solution) -> bool:
     """Tell whether all items have converged, and none by the rounding of its gradient alone."""
-    return bool(solution.converged.all()) and (solution.excused is None or not bool(solution.excused.any()))
+    return solution.all_converged and (solution.excused is None or not bool(solution.excused.any()))
 
 
 def confirmed(solve: Callable[[bool], Solution], space: ItemSpace) -> Solution:

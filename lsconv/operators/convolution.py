@@ -10,6 +10,7 @@ kernel, of exactly the input's size, followed by the adjoint of the padding.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, overload
@@ -241,8 +242,10 @@ class Convolution(LinearOperator):
                 direct = direct_cost(dtype, groups, c_out, c_in, taps, cells, items, transposed)
             # Two products of a certificate and those of some iterations share one transform of the kernels; while
             # autograd follows them it is made in every call.
-            by_fft = fft_cost(dtype, groups, c_out, c_in, self._grid.grid, items, 10 if key[2] else 1)
-            choices[key] = by_fft < direct
+            products = 10 if key[2] else 1
+            by_fft = functools.partial(fft_cost, dtype, groups, c_out, c_in, items=items, products=products)
+            # a grid of one cell costs the least, and its call alone may cost more
+            choices[key] = by_fft(grid=(1,)) < direct and by_fft(grid=self._grid.grid) < direct
         return choices[key]
 
     def _spectrum(self) -> Tensor:
@@ -275,6 +278,8 @@ class Convolution(LinearOperator):
 
     def _grouped_weight(self) -> tuple[Tensor, int]:
         """All kernels in one weight, one behind the other, and the number of groups that keeps them apart."""
+        if not self.batch_shape:
+            return self.weight, self.groups
         kernels = math.prod(self.batch_shape)
         weight = self.weight.reshape(kernels * self.c_out, *self.weight.shape[-self.ndim - 1 :])
         return weight, kernels * self.groups

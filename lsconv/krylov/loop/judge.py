@@ -265,8 +265,9 @@ class Judge:
         single = batch.numel() == 1 and type(x) is type(y) is Tensor and A.device.type == "cpu"
         code = otherwise.code if isinstance(otherwise, Status) else otherwise
         if single:
-            norm = replace(self.norm, lower=_number(self.norm.lower), upper=_number(self.norm.upper))
-            null_space = replace(self.null_space, share=_number(self.null_space.share))
+            norm, bound = self.norm, self.null_space
+            norm = NormBounds(_number(norm.lower), _number(norm.upper), norm.sharper)
+            null_space = NullSpaceBound(_number(bound.share), bound.range_eps, bound.exists)
             judge = replace(self, damp=_number(damp), norm=norm, null_space=null_space)
             code = _number(code)
         else:
@@ -283,13 +284,12 @@ class Judge:
         converged, unrounded = certificate.converged, certificate
         rounded = doubtful = converged != converged  # no item
         if narrowed:
-            # a stored x is no longer A^H z, whose null part its residual and length bound; they are nearly the same
-            bare = replace(judge, null_space=replace(judge.null_space, range_eps=None))
-            strays = bare.null_suspects(certificate)
-            doubts = self.null_space.share is not None and any_item(
-                strays & (judge.null_suspects(certificate) | certificate.excused)
-            )
-            doubts = doubts or (self.judges_unrounded and any_item(certificate.excused))
+            doubts = self.judges_unrounded and any_item(certificate.excused)
+            if self.null_space.share is not None and not doubts:
+                # a stored x is no longer A^H z, whose null part its residual and length bound; they are nearly the same
+                bare = replace(judge, null_space=replace(judge.null_space, range_eps=None))
+                strays = bare.null_suspects(certificate)
+                doubts = any_item(strays & (judge.null_suspects(certificate) | certificate.excused))
             if doubts or any_item(converged == 0):
                 if not (single and torch.equal(stored, x)):
                     norms = judge._measured(x, y, prior_norm, single)
