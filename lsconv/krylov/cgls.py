@@ -130,7 +130,7 @@ class _CGLS(Method):
         if self.dual is not None:
             self.dual.update_direction(0 * self.root, divide(active, self.root), self.r)
         # With M the residual falls in the norm of M, and its plain norm is not known from that.
-        self.known_fall = _Fall() if problem.single and self.M is None else None
+        self.known_fall = _Fall() if problem.host_scalars and self.M is None else None
         self._estimates(0.0)
 
     def solution(self) -> Tensor:

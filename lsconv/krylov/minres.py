@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lsconv.krylov.golub_kahan import unit
+from lsconv.krylov.golub_kahan import normalise
 from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, divide, hypot, maximum, rotation, where
 from lsconv.krylov.loop.certificate import Certificate
@@ -108,7 +108,7 @@ class _MINRES(Method):
         norm: Scalar = self.space.safe_norm(r)
         self.raw = self.space.scale(r, divide(active, norm))
         zero, self.one = 0 * active, 0 * active + 1
-        scale, self.v, v_norm, self.failure = unit(self.raw, self.one, active, self.M, self.space)
+        scale, self.v, v_norm, self.failure = normalise(self.raw, self.one, active, self.M, self.space)
         self.v_norm = self.one if v_norm is None else v_norm
         self.r = None if self.M is None else self.raw.clone()
         self.previous = torch.zeros_like(self.raw)
@@ -146,7 +146,7 @@ class _MINRES(Method):
         if self.M is None:
             # The old v is needed once more, for w: it is what `previous` now holds.
             v = self.previous
-        self.beta, self.v, v_norm, kernel = unit(self.raw, None, active, self.M, space)
+        self.beta, self.v, v_norm, kernel = normalise(self.raw, None, active, self.M, space)
         self.v_norm = self.one if v_norm is None else v_norm
         if kernel is not None:
             self.failure = kernel if self.failure is None else self.failure | kernel

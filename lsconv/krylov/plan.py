@@ -116,7 +116,7 @@ class Plan:
         return Tolerances.of(dtype, self.default_rtol(dtype) if rtol is None else rtol, atol)
 
     @property
-    def worker(self) -> Plan:
+    def innermost(self) -> Plan:
         """The plan that does the work: of a smaller problem, where this one is a door to it."""
         return self
 

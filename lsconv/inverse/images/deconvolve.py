@@ -25,7 +25,7 @@ from lsconv.inverse.poisson import by_discrepancy, penalised_poisson
 from lsconv.inverse.total_variation import check_bounds, check_options, total_variation
 from lsconv.inverse.uncertainty.error_bars import error_bars as standard_deviations
 from lsconv.krylov.gradients.parameters import any_requires_grad
-from lsconv.krylov.loop.entry import checks_numbers, cut, filled
+from lsconv.krylov.loop.entry import checks_numbers, with_item_of, without_item
 from lsconv.krylov.loop.problem import check_damp
 from lsconv.krylov.loop.solution import Solution
 from lsconv.operators.convolution import Convolution
@@ -198,10 +198,12 @@ def deconvolve(
     centre = origin_of(kernel, layout.ndim, origin)
     batch = y.shape[: -layout.ndim - 1]
     if 0 in batch:  # solved with an item of zeros, which is cut away in the end
-        measured = Measurement(filled(y, len(batch)), counts=None if noise == "gaussian" else filled(y, len(batch)))
+        measured = Measurement(
+            with_item_of(y, len(batch)), counts=None if noise == "gaussian" else with_item_of(y, len(batch))
+        )
         y = measured.y
-        damp = filled(damp, damp.ndim, 1) if isinstance(damp, Tensor) else damp
-        weight = filled(weight, weight.ndim, 1) if isinstance(weight, Tensor) else weight
+        damp = with_item_of(damp, damp.ndim, 1) if isinstance(damp, Tensor) else damp
+        weight = with_item_of(weight, weight.ndim, 1) if isinstance(weight, Tensor) else weight
     A = blur_operator(kernel, layout.size(y), boundary=boundary, channels=y.shape[-layout.ndim - 1], ndim=layout.ndim,
                       origin=centre, positions=positions)  # fmt: skip
     if isinstance(damp, Tensor):
@@ -239,7 +241,7 @@ def deconvolve(
         x, std = x[window], None if std is None else std[window]
     std = None if std is None else layout.floating(std, image)
     solution = replace(solution, x=layout.answer(x, image), std=std)
-    return cut(solution, batch) if 0 in batch else solution
+    return without_item(solution, batch) if 0 in batch else solution
 
 
 def _check_choices(damp: Any, prior: Any, weight: Any, noise: str, options: dict[str, Any]) -> None:

@@ -215,7 +215,7 @@ class MissingPlan(PenalisedPlan):
         size = inputs.norm(x)
         part = inputs.norm(self.core.adjoint(left)) + rounding * divide(space.norm(image), size)
         strays = part > tolerances.null_share * mu * size
-        return x * self._over_inputs(unit), iterations, strays | (not self.inner.worker.x_in_range_of_adjoint)
+        return x * self._over_inputs(unit), iterations, strays | (not self.inner.innermost.x_in_range_of_adjoint)
 
     def _iterate(self, b: Tensor, bound: Callable[[Tensor], Tensor], most: int = 500) -> tuple[Tensor, Tensor]:
         """``K t = b`` by conjugate gradients, and the iterations per item.

@@ -118,9 +118,9 @@ class ReducedPlan(Plan):
         return self.plan.tolerances(rtol, atol)
 
     @property
-    def worker(self) -> Plan:
+    def innermost(self) -> Plan:
         """The plan for B, or inside that."""
-        return self.plan.worker
+        return self.plan.innermost
 
     def reasons(self) -> list[str]:
         """The reasons of this plan, and of the one inside it."""

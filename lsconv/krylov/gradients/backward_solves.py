@@ -120,8 +120,8 @@ def normal_by_apply(
         trial = step if v is None else v + step
         av = A.apply(trial)
         back = A.adjoint(av)
-        left = g - back - trial * domain.spread(mu)
-        norm, av_norm = domain.norm(left), codomain.norm(av)
+        residual = g - back - trial * domain.spread(mu)
+        norm, av_norm = domain.norm(residual), codomain.norm(av)
         norm_a = torch.maximum(
             norm_a, torch.fmax(divide(av_norm, domain.norm(trial)), divide(domain.norm(back), av_norm))
         )
@@ -136,7 +136,7 @@ def normal_by_apply(
         size = torch.where(better, norm, size)
         if not bool(improving.any()):
             break
-        remainder = torch.where(spread, left, 0) * domain.spread(improving)
+        remainder = torch.where(spread, residual, 0) * domain.spread(improving)
         image = A.apply(remainder)
     assert v is not None
     failed = ~met & (g_norm > 0)

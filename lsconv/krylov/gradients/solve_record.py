@@ -14,7 +14,7 @@ from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.krylov.gradients.backward_solves import Inverse, report_failure
 from lsconv.krylov.gradients.parameters import any_requires_grad, no_autocast, parameters_of, rebuild
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, scalar_dtype
-from lsconv.krylov.loop.entry import cut, filled
+from lsconv.krylov.loop.entry import with_item_of, without_item
 from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers
 from lsconv.krylov.loop.problem import check_damp
 from lsconv.krylov.loop.solution import Solution
@@ -79,7 +79,7 @@ class System:
             else:
                 answer, self.inverse = self.solver.answer(problem)
         chosen = isinstance(answer, Solution) and damp is None and bool((answer.damp != given).any())
-        self.look_at(answer.damp if chosen else given)
+        self.set_damping(answer.damp if chosen else given)
         z = kept.of(answer if isinstance(answer, Tensor) else answer.x)
         self.has_multipliers = z is not None
         more = () if z is None else (z,)
@@ -89,7 +89,7 @@ class System:
         self.solution = replace(answer, **dict.fromkeys(_TENSORS))
         return *(getattr(answer, name) for name in _TENSORS), *more
 
-    def look_at(self, damp: Any) -> None:
+    def set_damping(self, damp: Any) -> None:
         """Keep the damping, and whether all or some items have one."""
         self.damp = check_damp(damp, self.A)
         self.some_damped = not self.square and bool((self.damp > 0).any())
@@ -102,14 +102,14 @@ class System:
         found: dict[str, Any] = dict(zip(_TENSORS, outputs[: len(_TENSORS)], strict=True))
         return replace(self.solution, **found)
 
-    def only(self, g: Tensor, damped: bool, item_ndim: int | None = None) -> Tensor:
+    def mask_items(self, g: Tensor, damped: bool, item_ndim: int | None = None) -> Tensor:
         """``g`` with zeros for the items that are not damped, or for those that are."""
         if self.all_damped == damped and (self.all_damped or not self.some_damped):
             return g
         mask = (self.damp > 0) == damped
         return torch.where(over_items(mask, len(self.A.in_shape) if item_ndim is None else item_ndim), g, 0)
 
-    def call(self, name: str, g: Tensor, item_ndim: int, result_ndim: int) -> Tensor | None:
+    def scaled_solve(self, name: str, g: Tensor, item_ndim: int, result_ndim: int) -> Tensor | None:
         """``inverse.name(g)``: scaled, so that a cotangent of 1e-30 keeps its digits; NaN stays in its item."""
         if g.numel() == 0:
             batch = broadcast_shapes(g.shape[: g.ndim - item_ndim], self.A.batch_shape, self.damp.shape)
@@ -165,6 +165,6 @@ def _answer_nothing(solver: Solver, problem: LeastSquares) -> tuple[Any, Inverse
     A = problem.A
     data: list[tuple[Any, int]] = [(problem.y, len(A.out_shape)), (problem.damp, 0), (problem.x_prior, len(A.in_shape))]
     batches = [t.shape[: t.ndim - ndim] for t, ndim in data if isinstance(t, Tensor)]
-    y, damp, x_prior = (filled(t, t.ndim - ndim) if isinstance(t, Tensor) else t for t, ndim in data)
+    y, damp, x_prior = (with_item_of(t, t.ndim - ndim) if isinstance(t, Tensor) else t for t, ndim in data)
     answer, inverse = solver.answer(LeastSquares(A, y, damp, problem.L, x_prior))
-    return cut(answer, broadcast_shapes(A.batch_shape, *batches)), inverse
+    return without_item(answer, broadcast_shapes(A.batch_shape, *batches)), inverse

@@ -24,7 +24,7 @@ from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers, pass_multipliers
 from lsconv.krylov.loop.method import Method
-from lsconv.krylov.loop.null_space import cleared
+from lsconv.krylov.loop.null_space import settle_null_space
 from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import History, Solution, report
@@ -56,7 +56,7 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     if size >= items:
         start, extract = build(problem)
         solution = iterate(problem, options, start, extract=extract, square=square, name=name, quiet=True)
-        solution = _cleared(solution, problem, options, build)
+        solution = _settled(solution, problem, options, build)
         report(solution, name, raise_on_failure=options.raise_on_failure)
         return solution
     solutions, multipliers = [], []
@@ -70,19 +70,19 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     found = [z for z in multipliers if z is not None]
     if len(found) == len(solutions):
         pass_multipliers(solution.x, torch.cat(found).reshape(*problem.batch, *problem.A.out_shape))
-    solution = _cleared(solution, problem, options, build)
+    solution = _settled(solution, problem, options, build)
     report(solution, name, raise_on_failure=options.raise_on_failure)
     return solution
 
 
-def _cleared(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
+def _settled(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
     """The solution, with its doubts about the null space of A settled."""
     tolerances = options.tolerances
     judge = Judge(problem.A, tolerances, solution.damp, rounding=tolerances.rounding,
                   rank=RankThreshold(length_limit=EXCUSED))  # fmt: skip
     again = functools.partial(judge.solution, y=problem.y, iterations=solution.iterations)
     shortest = functools.partial(_shortest, problem, options, build)
-    return cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, again)
+    return settle_null_space(solution, solution.x, problem.y, problem.A, tolerances, shortest, again)
 
 
 def _shortest(problem: Problem, options: Options, build: Setup, y: Tensor, rtol: float) -> Tensor:
@@ -147,17 +147,17 @@ def _part(problem: Problem, first: int, last: int) -> Problem:
     """The items from ``first`` to ``last``, with one batch dimension."""
     lead = len(problem.batch)
 
-    def cut(tensor: Tensor | None) -> Tensor | None:
+    def part(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.reshape(-1, *tensor.shape[lead:])[first:last]
 
-    damp = cut(problem.damp)
-    values = {name: cut(getattr(problem, name)) for name in ("y", "x0", "nonfinite", "zero")}
+    damp = part(problem.damp)
+    values = {name: part(getattr(problem, name)) for name in ("y", "x0", "nonfinite", "zero")}
     return replace(
         problem,
         **values,  # type: ignore[arg-type]
         damp=damp if damp is not None and bool((damp > 0).any()) else None,
         batch=torch.Size((last - first,)),
-        single=last - first == 1,
+        host_scalars=last - first == 1,
     )
 
 

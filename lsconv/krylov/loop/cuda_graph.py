@@ -87,7 +87,7 @@ def recorder_for(problem: Problem, method: Method) -> Recorder | None:
     """A recorder, where the iterations of ``method`` may be and are worth being replayed."""
     A = problem.A
     make = RECORDERS.get(A.device.type)
-    if make is None or problem.single or not method.uniform:
+    if make is None or problem.host_scalars or not method.uniform:
         return None
     if not all(P.capturable for P in (A, problem.M, problem.N) if P is not None):
         return None

@@ -81,7 +81,7 @@ def augmented_columns(
     inner = replace(problem, A=operator, damp=None)
 
     def start(z: Tensor | None, running: Scalar) -> Method:
-        return _BesideMethod(build(inner, z, running), inner, damp)
+        return _AugmentedColumnsMethod(build(inner, z, running), inner, damp)
 
     return start, lambda z: operator.split(z)[0].clone()
 
@@ -92,7 +92,7 @@ def _damping(problem: Problem, shape: tuple[int, ...]) -> LinearOperator:
     return Scaled(Identity(shape, problem.A.dtype, problem.A.device), problem.damp)
 
 
-class _BesideMethod(Method):
+class _AugmentedColumnsMethod(Method):
     """A method on (x, s), with the estimates of the problem in x alone.
 
     With rho = y - A x - damp s, in the row space of [A, damp I], the residual (y - A x, damp x) has the norm

@@ -145,7 +145,7 @@ class _Loop:
 
         advance: Callable[[], None] = iterate_once
         for step in range(self.options.max_iter + 1):
-            if step % every == 0 and not self._look(method, step):
+            if step % every == 0 and not self._synchronise(method, step):
                 break
             if monitor.running is False:  # known at once where the scalars are the host's
                 break
@@ -155,7 +155,7 @@ class _Loop:
             advance()
         return method
 
-    def _look(self, method: Method, step: int) -> bool:
+    def _synchronise(self, method: Method, step: int) -> bool:
         """The only place where the host waits for the device: is anything still running?"""
         running = any_item(self.monitor.running)
         if self.options.progress:
@@ -184,7 +184,7 @@ class _Loop:
     # ------------------------------------------------------------------ the certificate and the answer
 
     def _certify(self, x: Tensor) -> Certificate:
-        return self._judge().certify(x, self.problem.y, single=self.problem.single)
+        return self._judge().certify(x, self.problem.y, host_scalars=self.problem.host_scalars)
 
     def _judge(self) -> Judge:
         problem, tolerances = self.problem, self.options.tolerances
@@ -205,7 +205,7 @@ class _Loop:
     def _sharpened(self) -> Scalar:
         """A better bound of ``||A||``, found once for all certificates."""
         if self._bound is None:
-            self._bound = norm_from_below(self.problem.A, single=self.problem.single)
+            self._bound = norm_from_below(self.problem.A, host_scalars=self.problem.host_scalars)
             self.monitor.raise_norm(hypot(self._bound, self.damp + 0 * self._bound))
         return self._bound
 

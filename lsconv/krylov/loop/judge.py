@@ -82,7 +82,7 @@ class Judge:
         y: Tensor,
         *,
         prior_norm: Tensor | None = None,
-        single: bool = False,
+        host_scalars: bool = False,
         sharpen: bool = True,
     ) -> Certificate:
         """Recompute residual and gradient of ``x``, and judge them.
@@ -91,32 +91,32 @@ class Judge:
             x: ``(*batch, *in_shape)``; not finite, it converges nowhere.
             y: ``(*batch, *out_shape)``.
             prior_norm: norm of the prior, where x and y are what a prior leaves of them: they carry its rounding.
-            single: there is one item, and scalars are Python numbers, here and in the certificate.
+            host_scalars: there is one item, and scalars are Python numbers, here and in the certificate.
             sharpen: find a better bound of ``||A||`` where that may decide.
         """
-        norms = self._measured(x, y, prior_norm, single)
-        return self.judged(norms, self._sharpening(y, single) if sharpen else None)
+        norms = self._measured(x, y, prior_norm, host_scalars)
+        return self.certificate_of(norms, self._sharpening(y, host_scalars) if sharpen else None)
 
-    def _sharpening(self, y: Tensor, single: bool) -> Callable[[], Scalar] | None:
+    def _sharpening(self, y: Tensor, host_scalars: bool) -> Callable[[], Scalar] | None:
         """The way to a better bound of ``||A||``; None where none is wanted."""
         if self.square or type(y) is not Tensor:
             return None
         found = self.norm.sharper
         if found is None:
-            return lambda: norm_from_below(self.A, single=single)
-        return lambda: _number(found()) if single else found()
+            return lambda: norm_from_below(self.A, host_scalars=host_scalars)
+        return lambda: _number(found()) if host_scalars else found()
 
-    def _measured(self, x: Tensor, y: Tensor, prior_norm: Tensor | None, single: bool) -> Norms:
-        space, A = OneItem if single else ItemSpace, self.A
+    def _measured(self, x: Tensor, y: Tensor, prior_norm: Tensor | None, host_scalars: bool) -> Norms:
+        space, A = OneItem if host_scalars else ItemSpace, self.A
         domain, codomain = space(A.in_shape, A.dtype, A.device), space(A.out_shape, A.dtype, A.device)
         batch = broadcast_shapes(
             x.shape[: x.ndim - len(A.in_shape)], y.shape[: y.ndim - len(A.out_shape)], A.batch_shape
         )
 
         def spread_out(scalar: Scalar) -> Scalar:
-            return scalar if single else scalar.expand(batch)
+            return scalar if host_scalars else scalar.expand(batch)
 
-        damp = self._damp(batch, single)
+        damp = self._damp(batch, host_scalars)
         y_norm, x_norm = spread_out(codomain.safe_norm(y)), spread_out(domain.safe_norm(x))
         ax = A.apply(x)
         bound = divide(spread_out(codomain.safe_norm(ax)), x_norm)
@@ -136,12 +136,12 @@ class Judge:
             g_norm = spread_out(domain.safe_norm(g)) * unit
         return Norms(y_norm, x_norm, r_norm, g_norm, x_norm, bound, prior_norm)
 
-    def _damp(self, batch: tuple[int, ...], single: bool) -> Scalar:
-        if single:
+    def _damp(self, batch: tuple[int, ...], host_scalars: bool) -> Scalar:
+        if host_scalars:
             return self.damp
         return torch.as_tensor(self.damp, dtype=scalar_dtype(self.A.device), device=self.A.device).expand(batch)
 
-    def judged(self, norms: Norms, sharpen: Callable[[], Scalar] | None = None) -> Certificate:
+    def certificate_of(self, norms: Norms, sharpen: Callable[[], Scalar] | None = None) -> Certificate:
         """Judge an x by its norms alone.
 
         Args:
@@ -149,9 +149,9 @@ class Judge:
             sharpen: finds a better bound of ``||A||``, where that may decide; None: there is none.
         """
         A, tolerances, rank, rcond = self.A, self.tolerances, self.rank, self.rank.rcond
-        single, y_norm, x_norm = not isinstance(norms.y, Tensor), norms.y, norms.x
+        host_scalars, y_norm, x_norm = not isinstance(norms.y, Tensor), norms.y, norms.x
         r_norm, g_norm = norms.residual, norms.gradient
-        damp = self._damp(() if single else tuple(y_norm.shape), single)
+        damp = self._damp(() if host_scalars else tuple(y_norm.shape), host_scalars)
         norm_a = hypot(norms.operator, damp)
         if self.norm.lower is not None:
             norm_a = maximum(norm_a, self.norm.lower)
@@ -161,7 +161,7 @@ class Judge:
         close = (g_norm > g_bound) & (g_norm <= 1e4 * g_bound) & (total > r_bound)
         if sharpen is not None and any_item(close):
             sharper = sharpen()
-            norm_a = maximum(norm_a, hypot(sharper if single else sharper.expand(y_norm.shape), damp))
+            norm_a = maximum(norm_a, hypot(sharper if host_scalars else sharper.expand(y_norm.shape), damp))
             g_bound = tolerances.gradient_bound(norm_a, total)
         upper = norm_a if self.norm.upper is None else self.norm.upper
         least = at_least(
@@ -197,7 +197,7 @@ class Judge:
             )
         # y is known to rtol at best, and moves x by rtol ||y|| / ||A|| at least
         unit = damp * damp * (x_norm + tolerances.rtol * divide(y_norm, norm_a))
-        null_part, null_reach = quotient(g_norm, unit), quotient(norm_a * r_norm, unit)
+        null_part, null_rounding = quotient(g_norm, unit), quotient(norm_a * r_norm, unit)
         return Certificate(
             y_norm,
             r_norm,
@@ -208,7 +208,7 @@ class Judge:
             excused,
             total,
             null_part,
-            null_reach,
+            null_rounding,
             tolerance_ratio,
             g_bound,
         )
@@ -227,7 +227,7 @@ class Judge:
         null_space, part = self.null_space, certificate.null_part
         share = math.inf if null_space.share is None else null_space.share
         if null_space.range_eps is not None:
-            part = minimum(part, null_space.range_eps * certificate.null_reach)
+            part = minimum(part, null_space.range_eps * certificate.null_rounding)
         return (unbounded(share) == 0) & ((part <= share) == 0)
 
     def solution(
@@ -262,24 +262,24 @@ class Judge:
         answer = answer if self.dtype is None else answer.to(self.dtype)
         stored = answer.to(x.dtype) if prior is None else answer.to(x.dtype) - prior
         # numbers for a single item, which wait for nothing and are cheaper
-        single = batch.numel() == 1 and type(x) is type(y) is Tensor and A.device.type == "cpu"
+        host_scalars = batch.numel() == 1 and type(x) is type(y) is Tensor and A.device.type == "cpu"
         code = otherwise.code if isinstance(otherwise, Status) else otherwise
-        if single:
+        if host_scalars:
             norm = replace(self.norm, lower=_number(self.norm.lower), upper=_number(self.norm.upper))
             null_space = replace(self.null_space, share=_number(self.null_space.share))
             judge = replace(self, damp=_number(damp), norm=norm, null_space=null_space)
             code = _number(code)
         else:
             judge = replace(self, damp=damp)
-        space = OneItem if single else ItemSpace
+        space = OneItem if host_scalars else ItemSpace
         prior_norm = None if prior is None else space(A.in_shape, A.dtype, A.device).safe_norm(prior)
         narrowed = answer.dtype != x.dtype
         storing = judge
         if narrowed:  # storing an x that is not long rounds its gradient, and excuses that
             limit = max(self.rank.rcond, self.rank.length_limit, EXCUSED)
             storing = replace(judge, rounding=self.tolerances.eps, rank=RankThreshold(length_limit=limit))
-        norms = storing._measured(stored, y, prior_norm, single)
-        certificate = storing.judged(norms, None if narrowed else judge._sharpening(y, single))
+        norms = storing._measured(stored, y, prior_norm, host_scalars)
+        certificate = storing.certificate_of(norms, None if narrowed else judge._sharpening(y, host_scalars))
         converged, unrounded = certificate.converged, certificate
         rounded = doubtful = converged != converged  # no item
         if narrowed:
@@ -291,9 +291,9 @@ class Judge:
             )
             doubts = doubts or (self.judges_unrounded and any_item(certificate.excused))
             if doubts or any_item(converged == 0):
-                if not (single and torch.equal(stored, x)):
-                    norms = judge._measured(x, y, prior_norm, single)
-                unrounded = judge.judged(norms, judge._sharpening(y, single))
+                if not (host_scalars and torch.equal(stored, x)):
+                    norms = judge._measured(x, y, prior_norm, host_scalars)
+                unrounded = judge.certificate_of(norms, judge._sharpening(y, host_scalars))
                 rounded = unrounded.converged & certificate.no_worse & (converged == 0)
                 if self.judges_unrounded:
                     converged = converged & (unrounded.converged | (certificate.excused == 0))
@@ -302,7 +302,7 @@ class Judge:
             doubtful = (converged | rounded) & (zero == 0) & judge.null_suspects(unrounded)
             if self.null_space.exists is not None and any_item(doubtful):
                 seen = self.null_space.exists()
-                doubtful = doubtful & (bool(seen) if single else seen)
+                doubtful = doubtful & (bool(seen) if host_scalars else seen)
         codes = where(rounded, Status.ROUNDED.code, code)
         codes = where(certificate.gradient_ok & converged, Status.GRADIENT.code, codes)
         codes = where(certificate.residual_ok, Status.RESIDUAL.code, codes)
@@ -314,7 +314,7 @@ class Judge:
             excused = unrounded.excused & (converged | rounded)
 
         def per_item(values: Scalar, dtype: torch.dtype | None = None) -> Tensor:
-            if single and not isinstance(values, Tensor):
+            if host_scalars and not isinstance(values, Tensor):
                 return torch.full(batch, values, dtype=dtype)
             return torch.as_tensor(values, dtype=dtype, device=A.device).expand(batch)
 
@@ -336,15 +336,15 @@ def _number(value: Scalar) -> Scalar:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def norm_from_below(A: LinearOperator, steps: int = 6, *, single: bool = False) -> Scalar:
+def norm_from_below(A: LinearOperator, steps: int = 6, *, host_scalars: bool = False) -> Scalar:
     """A lower bound of ``||A||``, per item, by a few steps of the power method from random numbers.
 
     Args:
         A: the operator.
         steps: how many.
-        single: there is one item, and the bound is a Python number.
+        host_scalars: there is one item, and the bound is a Python number.
     """
-    space = OneItem if single else ItemSpace
+    space = OneItem if host_scalars else ItemSpace
     domain, codomain = space(A.in_shape, A.dtype, A.device), space(A.out_shape, A.dtype, A.device)
     generator = torch.Generator(device=A.device).manual_seed(0)
     v = torch.randn(*A.batch_shape, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)

@@ -95,7 +95,7 @@ class Monitor:
     def history(self) -> History:
         """The rows of every item, closed up: an item that rested while another restarted has no gap."""
         problem = self.problem
-        if problem.single:
+        if problem.host_scalars:
             rows = torch.tensor([row[:3] for row in self.rows if row[3]], dtype=problem.domain.scalar).reshape(-1, 3)
             return History(*(column.reshape(-1, *problem.batch) for column in rows.unbind(-1)))
         residual, gradient, norm, alive = (torch.stack(column) for column in zip(*self.rows, strict=True))

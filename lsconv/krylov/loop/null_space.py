@@ -20,13 +20,13 @@ from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["LOST", "cleared", "loses_part"]
+__all__ = ["LOST_SHARE", "misses_null_part", "settle_null_space"]
 
 # The part of the share that one null vector has of a random vector which counts as lost: rounding loses less.
-LOST = 1e-3
+LOST_SHARE = 1e-3
 
 
-def loses_part(A: LinearOperator, batch: torch.Size, solve: Callable[[Tensor], Tensor]) -> Tensor:
+def misses_null_part(A: LinearOperator, batch: torch.Size, solve: Callable[[Tensor], Tensor]) -> Tensor:
     """The items in which a part of random vectors does not come back from A, ``batch``.
 
     Args:
@@ -35,14 +35,14 @@ def loses_part(A: LinearOperator, batch: torch.Size, solve: Callable[[Tensor], T
         solve: the method, from data to x.
     """
     generator = torch.Generator(device=A.device).manual_seed(0)
-    # of one its share is below LOST of what is expected once in a thousand times
+    # of one its share is below LOST_SHARE of what is expected once in a thousand times
     w = torch.randn(2, *batch, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
     space = ItemSpace(A.in_shape, A.dtype, A.device)
     lost = space.norm(solve(A.apply(w)) - w)
-    return ~(lost <= LOST / math.sqrt(A.in_numel) * space.norm(w)).all(0)
+    return ~(lost <= LOST_SHARE / math.sqrt(A.in_numel) * space.norm(w)).all(0)
 
 
-def cleared(
+def settle_null_space(
     solution: Solution,
     x: Tensor,
     y: Tensor,

@@ -80,7 +80,7 @@ class Problem:
         batch: the batch dimensions.
         nonfinite: items whose data are not finite.
         zero: items whose right-hand side is zero.
-        single: there is one item, on the CPU, and the method's scalars are Python numbers.
+        host_scalars: there is one item, on the CPU, and the method's scalars are Python numbers.
         multipliers: the method is to find z with ``x = A^H z`` as well
             (:mod:`lsconv.krylov.loop.lagrange_multipliers`).
     """
@@ -94,22 +94,22 @@ class Problem:
     batch: torch.Size
     nonfinite: Tensor
     zero: Tensor
-    single: bool = False
+    host_scalars: bool = False
     multipliers: bool = False
 
     @functools.cached_property
     def domain(self) -> ItemSpace:
         """Arithmetic on tensors shaped like x."""
-        return (OneItem if self.single else ItemSpace)(self.A.in_shape, self.A.dtype, self.A.device)
+        return (OneItem if self.host_scalars else ItemSpace)(self.A.in_shape, self.A.dtype, self.A.device)
 
     @functools.cached_property
     def codomain(self) -> ItemSpace:
         """Arithmetic on tensors shaped like y."""
-        return (OneItem if self.single else ItemSpace)(self.A.out_shape, self.A.dtype, self.A.device)
+        return (OneItem if self.host_scalars else ItemSpace)(self.A.out_shape, self.A.dtype, self.A.device)
 
     def scalar(self, values: Tensor) -> Scalar:
         """A tensor of shape ``batch`` as the methods' kind of scalar."""
-        return values.item() if self.single else values
+        return values.item() if self.host_scalars else values
 
     def tensor(self, scalar: Scalar) -> Tensor:
         """The inverse of :meth:`scalar`."""
@@ -147,7 +147,7 @@ def prepare(
 ) -> Problem:
     """Check the arguments of a solver and broadcast them to one batch.
 
-    With ``host_scalars`` the problem of a single item on the CPU is :attr:`Problem.single`.
+    With ``host_scalars`` the problem of a single item on the CPU is :attr:`Problem.host_scalars`.
 
     Raises:
         ArgumentError: for a negative or non-finite damp.
@@ -190,9 +190,11 @@ def prepare(
     damped = damping.expand(batch) if bool((damping > 0).any()) else None
     # Reading a value costs nothing where the host holds it itself. It does of a tensor that is spread over devices
     # (DTensor), and cannot be done under torch's function transforms.
-    single = host_scalars and A.device.type == "cpu" and math.prod(batch) == 1 and type(y) is Tensor
+    host_scalars = host_scalars and A.device.type == "cpu" and math.prod(batch) == 1 and type(y) is Tensor
     plain = damped is None and M is None and N is None and x0 is None
-    return Problem(A, y, x0, damped, M, N, torch.Size(batch), nonfinite, zero, single, plain and multipliers_wanted(A))
+    return Problem(
+        A, y, x0, damped, M, N, torch.Size(batch), nonfinite, zero, host_scalars, plain and multipliers_wanted(A)
+    )
 
 
 def _preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator) -> LinearOperator | None:

@@ -85,7 +85,7 @@ def test_the_answer_is_that_of_the_dense_matrix(padding: Any, damp: float, dtype
     A = volume((5, 8, 9), dtype=dtype, padding=padding)
     plan = route(A, damp, method="border")
     assert isinstance(plan, ReducedPlan)
-    assert isinstance(plan.worker, BorderPlan)
+    assert isinstance(plan.innermost, BorderPlan)
     y = data(A, 2)
     solution = plan.solve(y)
     assert solution.converged.all()
@@ -145,7 +145,7 @@ def test_a_plan_that_is_kept_factorises_the_border_of_the_planes() -> None:
     y = data(A)
     for _ in range(40):
         inverse(y)
-    worker = inverse.plan.worker
+    worker = inverse.plan.innermost
     assert isinstance(worker, BorderPlan)
     assert worker.inverse.direct is not None
     solution = inverse.solve(y)

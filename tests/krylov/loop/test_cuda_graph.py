@@ -56,7 +56,7 @@ LEAST_SQUARES: list[Any] = [cgls, lsqr, lsmr]
 OPTIONS: list[dict[str, Any]] = [{}, {"damp": 0.3}, {"M": 1}, {"N": 1}, {"damp": 0.3, "M": 1}, {"damp": 0.3, "x0": 1}]
 
 
-def filled(options: dict[str, Any], m: int, n: int, dtype: torch.dtype) -> dict[str, Any]:
+def with_item_of(options: dict[str, Any], m: int, n: int, dtype: torch.dtype) -> dict[str, Any]:
     options = dict(options)
     for side, size in (("M", m), ("N", n)):
         if side in options:
@@ -74,7 +74,7 @@ def test_least_squares_is_replayed_bit_for_bit(
 ) -> None:
     """Items that stop at once, early and late; damping, preconditioners, a start."""
     A = matrix(16, 11, dtype)
-    b, options = staggered(A, data(3, 16, dtype=dtype)), filled(options, 16, 11, dtype)
+    b, options = staggered(A, data(3, 16, dtype=dtype)), with_item_of(options, 16, 11, dtype)
     solve = lambda: solver(Dense(A), b, check_every=3, **options)
     solution = solve()
     assert emulator.replays > 3
@@ -101,7 +101,7 @@ def test_a_hermitian_system_is_replayed_bit_for_bit(
 @pytest.mark.parametrize("options", [{}, {"M": 1}, {"N": 1}, {"damp": 0.2}], ids=["plain", "M", "N", "damp"])
 def test_craig_is_replayed_bit_for_bit(options: dict[str, Any], emulator: Any) -> None:
     A = matrix(11, 16)
-    b, options = staggered(A, data(3, 11)), filled(options, 11, 16, torch.float64)
+    b, options = staggered(A, data(3, 11)), with_item_of(options, 11, 16, torch.float64)
     solve = lambda: craig(Dense(A), b, check_every=3, **options)
     solution = solve()
     assert emulator.replays > 3
