@@ -86,8 +86,6 @@ def cg(
 class _CG(Method):
     """The iteration, scaled: x and r are in units of the first residual, p of the newest one: float32 has a range."""
 
-    uniform = True
-
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.A, self.M, self.space = problem.A, problem.M, problem.domain
         space, active = self.space, self.space.active(running)

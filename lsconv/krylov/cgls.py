@@ -111,8 +111,6 @@ class _CGLS(Method):
     range of float32 long before A and b do.
     """
 
-    uniform = True
-
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.A, self.M, self.N = problem.A, problem.M, problem.N
         self.damp: Scalar | None = None if problem.damp is None else problem.scalar(problem.damp)

@@ -117,7 +117,6 @@ class _CRAIG(Method):
     """Forward substitution with the bidiagonal: ``zeta_k = -(beta_k / alpha_k) zeta_{k-1}``, ``x += zeta_k v_k``."""
 
     leaves_range = True
-    uniform = True
 
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.process = process = GolubKahan(problem, x, running)

@@ -97,8 +97,6 @@ class _MINRES(Method):
     ``v`` is a unit vector in the inner product of M, ``raw`` the same before M is applied to it.
     """
 
-    uniform = True
-
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.A, self.M, self.space = problem.A, problem.M, problem.domain
         self.negligible = 4 * torch.finfo(self.A.dtype).eps ** 0.5

@@ -105,7 +105,6 @@ class _AugmentedColumnsMethod(Method):
 
     def __init__(self, inner: Method, problem: Problem, damp: Scalar) -> None:
         self.inner, self.space, self.damp = inner, problem.domain, damp
-        self.uniform = inner.uniform
         self.eps = torch.finfo(problem.A.dtype).eps
         self._read()
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from lsconv.errors import PreconditionerError
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, hypot, unbounded, where
 from lsconv.krylov.loop.certificate import Certificate
-from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
 from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.lagrange_multipliers import record_multipliers
@@ -138,21 +137,14 @@ class _Loop:
         method = self.start(z, monitor.running)
         monitor.test(method, record=not monitor.rows)
 
-        def iterate_once() -> None:
-            method.step(monitor.running)
-            monitor.count()
-            monitor.test(method)
-
-        advance: Callable[[], None] = iterate_once
         for step in range(self.options.max_iter + 1):
             if step % every == 0 and not self._synchronise(method, step):
                 break
             if monitor.running is False:  # known at once where the scalars are the host's
                 break
-            if step == every:
-                recorder = recorder_for(self.problem, method)
-                advance = advance if recorder is None else Recorded(advance, method, monitor, recorder)
-            advance()
+            method.step(monitor.running)
+            monitor.count()
+            monitor.test(method)
         return method
 
     def _synchronise(self, method: Method, step: int) -> bool:
@@ -162,7 +154,6 @@ class _Loop:
             self._show(method)
         if self.options.callback is not None and running:
             residual, gradient, _, _ = self.monitor.rows[-1]
-            # copies, which a callback may keep: a replayed iteration overwrites its tensors
             now = [self.problem.tensor(scalar).clone() for scalar in (self.monitor.running, residual, gradient)]
             state = IterationState(step, now[0], now[1], now[2], lambda: self.extract(method.solution()).clone())
             if self.options.callback(state):

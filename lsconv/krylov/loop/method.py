@@ -41,13 +41,9 @@ class Method:
         self_converged: None, or items that the method declares finished by a test of its own, which is audited.
         failure: None, or bits of :class:`Cause` for items that cannot go on.
         leaves_range: the rounding of its iterates may lie in the null space of A where damping is folded in.
-        uniform: every step after the first does the same operations on tensors of the same shapes, and all that
-            changes is in tensors, in attributes of the method or of objects there: a recording may then stand for it
-            (:mod:`lsconv.krylov.loop.cuda_graph`).
     """
 
     leaves_range: bool = False
-    uniform: bool = False
 
     residual: Scalar
     gradient: Scalar | None = None
