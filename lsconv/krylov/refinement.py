@@ -199,8 +199,7 @@ class _Refinement:
             # items that did not take the step have no direction to remember
             d, image = self.directions[-1]
             self.directions[-1] = d * folded.domain.spread(better), image * folded.codomain.spread(better)
-            certificate = Certificate(*(torch.where(better, getattr(new, name), getattr(certificate, name))
-                                        for name in Certificate.__dataclass_fields__))  # fmt: skip
+            certificate = new.select(better, certificate)
             idle = torch.where(certificate.tolerance_ratio < _PROGRESS * best, 0, idle + 1)
             best = torch.minimum(best, certificate.tolerance_ratio)
             consistent = consistent & (after < _CONSISTENT * before)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from lsconv.krylov.loop.batched_scalars import Scalar
+from lsconv.krylov.loop.batched_scalars import Scalar, where
 
 __all__ = ["Certificate", "Norms"]
 
@@ -66,6 +66,11 @@ class Certificate:
     null_rounding: Scalar
     tolerance_ratio: Scalar
     gradient_bound: Scalar
+
+    def select(self, items: Scalar, other: Certificate) -> Certificate:
+        """Return this certificate for these items, and the other for the rest."""
+        names = (field.name for field in fields(self))
+        return Certificate(**{name: where(items, getattr(self, name), getattr(other, name)) for name in names})
 
     @property
     def converged(self) -> Scalar:

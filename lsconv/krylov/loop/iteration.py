@@ -114,7 +114,7 @@ class _Loop:
                     z = _chosen(worse, z, x_new)
                     if carried is not None and carried_new is not None:
                         carried = _chosen(worse, carried, carried_new)
-                    certificate = _choose(worse, certificate, new)
+                    certificate = certificate.select(worse, new)
                 excused = certificate.excused & (self.confirmed == 0)
                 retry = (certificate.converged == 0) & improved & (unbounded(certificate.tolerance_ratio) == 0)
                 retry = (
@@ -222,7 +222,7 @@ class _Loop:
         doubtful = 0 * met
         # a start or N takes the iterates out of the range of A^H, and [A, damp I] their rounding where s is large
         if judge.null_space.range_eps is None or problem.M is not None or method.leaves_range:
-            doubtful = met & judge.null_suspects(certificate)
+            doubtful = met & judge.exceeds_null_share(certificate)
         causes = [
             (codes & (Cause.CLAIMED | Cause.STUCK), Status.STAGNATION),
             (codes & Cause.CONDITION, Status.CONDITION_LIMIT),
@@ -254,11 +254,6 @@ class _Loop:
         if carried is not None and not any_item((certificate.residual_ok | zero | unsolved) == 0):
             record_multipliers(problem.A, x, carried, self.options.tolerances.rtol)
         return solution
-
-
-def _choose(items: Scalar, a: Certificate, b: Certificate) -> Certificate:
-    pairs = ((getattr(a, name), getattr(b, name)) for name in Certificate.__dataclass_fields__)
-    return Certificate(*(where(items, one, other) for one, other in pairs))
 
 
 def _chosen(items: Scalar, a: Tensor, b: Tensor) -> Tensor:
