@@ -16,7 +16,7 @@ from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, binary_unit, divide, maximum, root
 from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.judge import Judge
-from lsconv.krylov.loop.method import Cause, Method, Proofs
+from lsconv.krylov.loop.method import Cause, Converged, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
@@ -104,7 +104,7 @@ class _CG(Method):
     def solution(self) -> Tensor:
         return self.x * self.space.spread(self.unit)
 
-    def proofs(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Proofs:
+    def converged(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Converged:
         residual_ok = certificate.residual_ok
         if any_item(residual_ok):
             # x^H A x shows a singular A, of which A x is only the rounding: the shortest x has no part there

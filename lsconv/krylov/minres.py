@@ -20,7 +20,7 @@ from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, divide, hypot, maximum, rotation, where
 from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.judge import Judge
-from lsconv.krylov.loop.method import Method, Proofs
+from lsconv.krylov.loop.method import Converged, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
@@ -119,7 +119,7 @@ class _MINRES(Method):
     def solution(self) -> Tensor:
         return self.x
 
-    def proofs(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Proofs:
+    def converged(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Converged:
         gradient_ok = certificate.gradient_ok
         if problem.M is None and any_item(gradient_ok & certificate.excused):
             # a residual so small may be what MINRES leaves out as singular, along which the shortest x has no part
