@@ -98,7 +98,7 @@ class _CG(Method):
         self.residual = r_norm * self.unit
         z, self.root = self._precondition(r_norm)
         self.p = z * space.spread(divide(active, self.root))
-        self.operator_norm = self.carried = 0 * self.unit
+        self.operator_norm = self.next_diagonal = 0 * self.unit
         self.least = torch.finfo(problem.A.dtype).eps ** 2
 
     def solution(self) -> Tensor:
@@ -122,7 +122,7 @@ class _CG(Method):
         delta: Scalar = space.inner(self.p, q)
         if self.M is None:
             # A diagonal entry of the Lanczos matrix of A, whose norm it cannot exceed.
-            self.operator_norm = maximum(self.operator_norm, delta + self.carried)
+            self.operator_norm = maximum(self.operator_norm, delta + self.next_diagonal)
         # a curvature below the square of rounding is none, and the step that it asks for would overflow
         indefinite = (delta <= self.least * self.operator_norm) & (active > 0)
         self.failure = self.failure | indefinite * Cause.CURVATURE
@@ -134,7 +134,7 @@ class _CG(Method):
         previous = self.root
         z, self.root = self._precondition(r_norm)
         ratio = divide(self.root, previous)
-        self.carried = ratio * ratio * delta
+        self.next_diagonal = ratio * ratio * delta
         space.combine(self.p, ratio * active, divide(active, self.root), z)
 
     def _precondition(self, r_norm: Scalar) -> tuple[Tensor, Scalar]:

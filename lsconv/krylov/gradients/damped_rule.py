@@ -54,7 +54,7 @@ class Solve(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep what the backward needs."""
+        """Save the tensors that :meth:`backward` and :meth:`jvp` read."""
         ctx.system, *tensors = inputs
         ctx.mark_non_differentiable(*output[1:])
         z = output[-1] if ctx.system.has_multipliers else None
@@ -104,8 +104,8 @@ class Solve(torch.autograd.Function):
         if not system.all_damped:
             # undamped: x is the prior plus the pseudo-inverse of what the prior leaves, y - A prior
             gu = system.mask_items(g, False)
-            left, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
-            u, more = pseudo_backward(system, False, left, part, gu, params, needed, z)
+            data, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
+            u, more = pseudo_backward(system, False, data, part, gu, params, needed, z)
             y_bar = y_bar + u
             bars[: system.count] = add_optional(bars[: system.count], more)
             if prior is not None:
@@ -131,7 +131,7 @@ class Solve(torch.autograd.Function):
         dx: Any = 0
         if system.some_damped:
 
-            def left(y: Tensor, damp: Tensor, prior: Tensor, *params: Tensor) -> Tensor:
+            def right_hand_side(y: Tensor, damp: Tensor, prior: Tensor, *params: Tensor) -> Tensor:
                 A, L = system.operators(params)
                 offset = x - prior
                 pulled = offset if L is None else L.adjoint(L.apply(offset))
@@ -139,7 +139,7 @@ class Solve(torch.autograd.Function):
 
             damping: Tensor = system.damp if damp is None else damp
             p = torch.zeros_like(x) if prior is None else prior
-            rhs = parameter_jvp(left, [y, damping, p, *params], [dy, ddamp, dprior, *dparams])
+            rhs = parameter_jvp(right_hand_side, [y, damping, p, *params], [dy, ddamp, dprior, *dparams])
             dx = 0 if rhs is None else NormalSolve.apply(system, system.mask_items(rhs, True), damp, *params)
         if not system.all_damped:
             A = system.operators(params)[0]
@@ -148,12 +148,12 @@ class Solve(torch.autograd.Function):
             data, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
             moved = torch.zeros_like(data) if dy is None else dy.expand_as(data)
             if prior is not None:
-                drest = parameter_jvp(
+                ddata = parameter_jvp(
                     lambda p, *values: -rebuild(system.A, values).apply(p),
                     [prior, *params[: system.count]],
                     [dprior, *dparams[: system.count]],
                 )
-                moved = moved if drest is None else moved + drest
+                moved = moved if ddata is None else moved + ddata
                 dx = dx if dprior is None else dx + system.mask_items(dprior.expand_as(x), False)
             dx = dx + pseudo_tangent(
                 system,
@@ -194,7 +194,7 @@ class NormalSolve(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep what the backward needs."""
+        """Save the tensors that :meth:`backward` and :meth:`jvp` read."""
         ctx.system, _, *tensors = inputs
         ctx.save_for_backward(output, *tensors)
         ctx.save_for_forward(output, *tensors)

@@ -1,4 +1,4 @@
-"""One solve as the derivative rules see it: how to run it, what it left behind, and the solves it offers to them."""
+"""System: one solve as the derivative rules share it, with its answer, its damping and its backward solves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lsconv.operators.batch_layout import broadcast_shapes, over_items
 
 __all__ = ["LeastSquares", "Solver", "System"]
 
-# What there is of it always; the rest, None by default, is about the values of this solve and has no derivatives.
+# The fields that every solution has as tensors; the optional ones are no output of the autograd function.
 _TENSORS = tuple(field.name for field in fields(Solution) if field.default is MISSING)
 
 
@@ -50,7 +50,17 @@ class Solver(Protocol):
 
 
 class System:
-    """One solve as the derivative rules share it; none of it is followed by autograd."""
+    """One solve as the derivative rules share it; autograd follows none of its tensors.
+
+    Attributes:
+        A, L: the operators.
+        count: number of parameters of A; those of L come after them.
+        square: A is square and regular.
+        inverse: the solves of the backward pass, after :meth:`solve`.
+        has_multipliers: the forward solve has found the multipliers too.
+        damp: the damping, after :meth:`set_damping`.
+        some_damped, all_damped: some, or all, items have one.
+    """
 
     def __init__(self, solver: Solver | None, problem: LeastSquares, square: bool, rtol: float | None) -> None:
         self.solver, self.A, self.L, self.square, self.rtol = solver, problem.A, problem.L, square, rtol
@@ -62,17 +72,17 @@ class System:
         self.has_multipliers = False
 
     def operators(self, params: Sequence[Tensor]) -> tuple[LinearOperator, LinearOperator | None]:
-        """A and L made of the tensors given."""
+        """Return A and L with these tensors for parameters."""
         A = rebuild(self.A, params[: self.count])
         return A, None if self.L is None else rebuild(self.L, params[self.count :])
 
     def solve(self, y: Tensor, damp: Tensor | None, x_prior: Tensor | None, params: Sequence[Tensor]) -> Any:
-        """Run, keep what the backward needs, and return the tensors of the solution, then its multipliers if found."""
+        """Solve, keep the inverse and the damping, and return the tensors of the solution and its multipliers if any."""
         assert self.solver is not None
         A, L = self.operators([p.detach() for p in params])
         prior = None if x_prior is None else x_prior.detach()
         given = self.damp_given if damp is None else damp.detach()
-        with torch.no_grad(), no_autocast(A), collect_multipliers(self.varies and prior is None) as kept:
+        with torch.no_grad(), no_autocast(A), collect_multipliers(self.varies and prior is None) as collected:
             problem = LeastSquares(A, y.detach(), given, L, prior)
             if y.numel() == 0:  # torch.func.vmap over nothing
                 answer, self.inverse = _answer_nothing(self.solver, problem)
@@ -80,12 +90,12 @@ class System:
                 answer, self.inverse = self.solver.answer(problem)
         chosen = isinstance(answer, Solution) and damp is None and bool((answer.damp != given).any())
         self.set_damping(answer.damp if chosen else given)
-        z = kept.of(answer if isinstance(answer, Tensor) else answer.x)
+        z = collected.of(answer if isinstance(answer, Tensor) else answer.x)
         self.has_multipliers = z is not None
         more = () if z is None else (z,)
         if isinstance(answer, Tensor):
             return answer, *more
-        # without the tensors that autograd follows: these lead to what holds this, which would live until a collection
+        # without its tensors: autograd's outputs refer to this object, and a reference back would keep both alive
         self.solution = replace(answer, **dict.fromkeys(_TENSORS))
         return *(getattr(answer, name) for name in _TENSORS), *more
 
@@ -96,21 +106,30 @@ class System:
         self.all_damped = not self.square and bool((self.damp > 0).all())
 
     def result(self, outputs: tuple[Tensor, ...]) -> Any:
-        """The outputs of :class:`Solve` as a :class:`Solution`, or bare."""
+        """Return the outputs of :class:`Solve` as a :class:`Solution`, or the tensor that the solver answered with."""
         if self.solution is None:
             return outputs[0]
         found: dict[str, Any] = dict(zip(_TENSORS, outputs[: len(_TENSORS)], strict=True))
         return replace(self.solution, **found)
 
     def mask_items(self, g: Tensor, damped: bool, item_ndim: int | None = None) -> Tensor:
-        """``g`` with zeros for the items that are not damped, or for those that are."""
+        """Return ``g`` with zeros for the items without damping (``damped``), or for those with one."""
         if self.all_damped == damped and (self.all_damped or not self.some_damped):
             return g
         mask = (self.damp > 0) == damped
         return torch.where(over_items(mask, len(self.A.in_shape) if item_ndim is None else item_ndim), g, 0)
 
     def scaled_solve(self, name: str, g: Tensor, item_ndim: int, result_ndim: int) -> Tensor | None:
-        """``inverse.name(g)``: scaled, so that a cotangent of 1e-30 keeps its digits; NaN stays in its item."""
+        """Return ``inverse.name(g)``, by a solve for a scaled g; NaN stays in its item.
+
+        Scaling keeps the digits of a cotangent of 1e-30.
+
+        Args:
+            name: of a method of :class:`Inverse`.
+            g: the right-hand side.
+            item_ndim: dimensions of an item of g.
+            result_ndim: those of an item of the result.
+        """
         if g.numel() == 0:
             batch = broadcast_shapes(g.shape[: g.ndim - item_ndim], self.A.batch_shape, self.damp.shape)
             return g.new_zeros(*batch, *(self.A.out_shape if name == "adjoint" else self.A.in_shape))
@@ -138,7 +157,7 @@ class System:
         return answer
 
     def check_unweighted(self) -> None:
-        """Refuse what Golub and Pereyra do not cover: a preconditioner that chooses among the answers.
+        """Refuse a preconditioner that chooses among several answers, which Golub and Pereyra's rule does not know.
 
         Raises:
             MethodError: M with more rows than columns, or N with fewer.
@@ -152,7 +171,7 @@ class System:
                 )
 
     def negligible(self, part: Tensor, total: Tensor, item_ndim: int) -> bool:
-        """Tell whether ``part`` is what the tolerance leaves of ``total``, in every item."""
+        """Tell whether ``part`` is within the tolerance of zero beside ``total``, in every item."""
         # safe: the squares of a cotangent of 1e-30 are beyond float32
         size, scale = (
             ItemSpace(t.shape[t.ndim - item_ndim :], t.dtype, t.device).safe_norm(t.detach()) for t in (part, total)

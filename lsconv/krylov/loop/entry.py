@@ -1,7 +1,7 @@
-"""The entry of every public function: options that are numbers are checked, and an empty batch has an empty answer.
+"""Decorators of the public functions: options that are numbers are checked, and an empty batch gets an empty answer.
 
-That is the answer for a batch of one item of zeros, without the item: so the arguments are checked, and shapes, dtypes
-and what an answer consists of are those of any batch, in one place.
+An empty batch is solved with an item of zeros, which is then taken away. So its arguments are checked, and its answer
+has the fields, shapes and dtypes of any other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["checks_numbers", "serves_empty_batches", "with_item_of", "without_it
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _LIKE_X = ("x0", "x_prior")
-_ABOUT_ITEMS = ("callback", "progress", "raise_on_failure")  # there is nothing to watch or to fail
+_ABOUT_ITEMS = ("callback", "progress", "raise_on_failure")  # an empty batch has no item to watch, or to fail
 
 
 def serves_empty_batches(
@@ -81,7 +81,7 @@ def serves_empty_batches(
 
 
 def with_item_of(tensor: Tensor, batch_ndim: int, value: float = 0) -> Tensor:
-    """A tensor with an item of ``value`` joined to every empty batch dimension; autograd follows."""
+    """Join an item of ``value`` to every empty batch dimension of a tensor; autograd follows."""
     for dim in range(batch_ndim):
         if tensor.shape[dim] == 0:
             item = tensor.new_full((*tensor.shape[:dim], 1, *tensor.shape[dim + 1 :]), value)
@@ -90,7 +90,7 @@ def with_item_of(tensor: Tensor, batch_ndim: int, value: float = 0) -> Tensor:
 
 
 def without_item(answer: Any, batch: Sequence[int], *, of_items: bool = True) -> Any:
-    """The part of an answer for data of :func:`with_item_of` that an empty batch has.
+    """Take the joined item of :func:`with_item_of` out of an answer.
 
     Args:
         answer: a tensor or an array, or what holds some.

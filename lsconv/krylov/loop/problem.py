@@ -119,13 +119,13 @@ class Problem:
         return torch.full(self.batch, scalar, dtype=dtype, device=self.A.device)
 
     def residual(self, x: Tensor | None, running: Scalar) -> Tensor:
-        """``y - A x``, and zero for the items that are not running; a tensor of its own."""
+        """Return ``y - A x`` in a new tensor, with zeros for the items that are not running."""
         r = self.y if x is None else self.y - self.A.apply(x)
         return r * self.codomain.spread(running)
 
     def start(self, x: Tensor | None) -> Tensor:
-        """A tensor of its own to iterate on: a copy of ``x``, or zeros."""
-        if x is None and type(self.y) is not Tensor:  # in parts on several devices, as only A knows
+        """Return a new tensor to iterate on: a copy of ``x``, or zeros."""
+        if x is None and type(self.y) is not Tensor:  # a DTensor, in parts on several devices as A lays it out
             return torch.zeros_like(self.A.adjoint(self.y), memory_format=torch.contiguous_format)
         if x is None:
             return torch.zeros(*self.batch, *self.A.in_shape, dtype=self.A.dtype, device=self.A.device)
@@ -188,8 +188,7 @@ def prepare(
         y = y.masked_fill(codomain.spread(nonfinite).bool(), 0)
     zero = (codomain.safe_norm(y) == 0) & ~nonfinite
     damped = damping.expand(batch) if bool((damping > 0).any()) else None
-    # Reading a value costs nothing where the host holds it itself. It does of a tensor that is spread over devices
-    # (DTensor), and cannot be done under torch's function transforms.
+    # a value of a DTensor, or under a function transform, cannot be read for nothing
     host_scalars = host_scalars and A.device.type == "cpu" and math.prod(batch) == 1 and type(y) is Tensor
     plain = damped is None and M is None and N is None and x0 is None
     return Problem(
