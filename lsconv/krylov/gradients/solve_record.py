@@ -77,7 +77,7 @@ class System:
         return A, None if self.L is None else rebuild(self.L, params[self.count :])
 
     def solve(self, y: Tensor, damp: Tensor | None, x_prior: Tensor | None, params: Sequence[Tensor]) -> Any:
-        """Solve, keep the inverse and the damping, and return the tensors of the solution and its multipliers if any."""
+        """Solve, keep the inverse and the damping, and return the tensors of the solution and any multipliers."""
         assert self.solver is not None
         A, L = self.operators([p.detach() for p in params])
         prior = None if x_prior is None else x_prior.detach()
