@@ -14,8 +14,6 @@ __all__ = ["EXCUSED", "SQUARE_SHARE", "Tolerances", "default_rtol", "most_condit
 # Rounding excuses the gradient of an x up to ||y|| / (EXCUSED ||A||) long: a longer one has parts along small singular
 # values, and an error there would hide in that rounding.
 EXCUSED = 0.03
-# The null-space part that a damped x may have, in units of rtol ||x||.
-_NULL_SHARE = 10.0
 # The null-space part of x, relative to x, from which an answer of a square or tall A is looked at again.
 SQUARE_SHARE = 0.1
 
@@ -68,8 +66,8 @@ class Tolerances:
 
     @property
     def null_share(self) -> float:
-        """The part in the null space of A that x may have, relative to x."""
-        return _NULL_SHARE * max(self.rtol, self.eps)
+        """The part in the null space of A that a damped x may have, relative to x: ten times the relative tolerance."""
+        return 10 * max(self.rtol, self.eps)
 
     def residual_bound(self, y_norm: Scalar) -> Scalar:
         """The bound that the residual norm has to reach."""
