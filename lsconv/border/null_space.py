@@ -11,7 +11,7 @@ from torch import Tensor
 from lsconv.border.border_set import Border, between_borders
 from lsconv.border.capacitance import Capacitance
 from lsconv.fourier.symbol import FrequencyMatrices
-from lsconv.krylov.loop.null_space import LOST
+from lsconv.krylov.loop.null_space import LOST_SHARE
 from lsconv.operators.dtypes import ROUNDING
 
 __all__ = ["ExtensionGram", "NullSpaces"]
@@ -135,7 +135,9 @@ class NullSpaces:
         w = w.masked_fill_(direction.zero, 0)
         d = w - self.capacitance.on_grid(C.on_grid(w).masked_fill_(back.zero, 0), adjoint)
         d = d - direction.null_part(d, back)
-        lost = torch.linalg.vector_norm(d.flatten(2), dim=-1) > LOST * torch.linalg.vector_norm(w.flatten(2), dim=-1)
+        lost = torch.linalg.vector_norm(d.flatten(2), dim=-1) > LOST_SHARE * torch.linalg.vector_norm(
+            w.flatten(2), dim=-1
+        )
         v = direction.free.gather(C.on_grid(d)) * lost.unsqueeze(-1)
         return torch.nn.functional.normalize(v, dim=-1).movedim(0, -1)
 

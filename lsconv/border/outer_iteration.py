@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -83,8 +83,8 @@ class Outer:
     r"""Flexible conjugate gradients on the normal equations of A, preconditioned by the border inverse.
 
     Residual side: :math:`(AA^H + \mu) u = y` (or ``A v``), ``x = A^H u``. Solution side:
-    :math:`(A^HA + \mu) u = A^H y` (or ``v``), ``x = u``. ``image`` is ``A^H u`` or ``A u`` respectively; ``g`` is the
-    residual of the normal equations.
+    :math:`(A^HA + \mu) u = A^H y` (or ``v``), ``x = u``. ``image`` is ``A^H u`` on the residual side and ``A u - y`` on
+    the other, so that no vector of data need be kept. ``g`` is the residual of the normal equations.
 
     Args:
         plan: the operator, and the inverse that preconditions.
@@ -130,22 +130,27 @@ class Outer:
         data = data.expand(*self.batch, *shape)
         self.unit = binary_unit(ItemSpace(shape, A.dtype, A.device).norm(data))
         data = data / over_items(self.unit, len(shape))
-        self.y = data if y is not None else None
         self.damp = plan.scaled_damp.expand(self.batch)
         self.mu = self.damp**2
-        if y is not None:
-            self.f = data if self.residual_side else A.adjoint(data)
-            self.given_norm = outputs.norm(data)
+        self.given_norm = (inputs if y is None else outputs).norm(data)
+        self.norm_a = torch.zeros_like(self.given_norm)
+        self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=A.device)
+        self.steps = 0
+        self.has_data = y is not None
+        self.f: Tensor | None = None  # the right-hand side; with data on the solution side the images have it
+        if self.has_data and not self.residual_side:
+            image = data.neg()
+            g = A.adjoint(image).neg_()
         else:
-            self.f = A.apply(data) if self.residual_side else data
-            self.given_norm = inputs.norm(data)
+            self.f = g = A.apply(data) if self.residual_side and not self.has_data else data
+            image = g.new_zeros(*self.batch, *self.image_space.item_shape)
+        u = torch.zeros_like(g)
+        self._origin: _Iterate | None = _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
 
     def run(self) -> None:
-        """Iterate until every item meets its target or no longer improves; ``u`` is the best found."""
-        self.norm_a = torch.zeros_like(self.given_norm)
-        self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=self.A.device)
-        self.steps = 0
-        direction, iterate = FlexibleDirection(self.mu), self._origin()
+        """Iterate, once, until every item meets its target or no longer improves; ``u`` is the best found."""
+        assert self._origin is not None
+        direction, iterate, self._origin = FlexibleDirection(self.mu), self._origin, None
         self.u, self.image = iterate.u, iterate.image if self.residual_side else None
         self.tolerance_ratio = torch.full_like(iterate.ratio, torch.inf)
         gain = 0.0  # the residual that a step has left, in units of its border tolerance
@@ -160,11 +165,6 @@ class Outer:
             iterate = self._step(direction, iterate, active, tolerance)
             observed = float((iterate.ratio / (before * tolerance)).where(active & (before > 0), 0).amax())
             gain = max(gain, observed, 1.0)
-
-    def _origin(self) -> _Iterate:
-        u, g = torch.zeros_like(self.f), self.f
-        image = g.new_zeros(()).expand(*self.batch, *self.image_space.item_shape)
-        return _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
 
     def _update_best(self, iterate: _Iterate) -> None:
         """Take the iterate for the items where it is the best so far."""
@@ -188,7 +188,9 @@ class Outer:
         p, image, alpha = direction.step(z, iterate.g, self.space, self.image_space, self._image)
         self.norm_a, alpha = direction.norm, alpha * active
         u = self.space.add(iterate.u, alpha, p)
-        image = self.image_space.add(iterate.image, alpha, image, out=image)
+        # the image before is x on the residual side, and may be the best; on the other side it is of no more use
+        into = image if self.residual_side else iterate.image
+        image = self.image_space.add(iterate.image, alpha, image, out=into)
         g = self._residual(image) - self.space.spread(self.mu) * u
         return _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
 
@@ -216,25 +218,22 @@ class Outer:
         return self.A.adjoint(u) if self.residual_side else self.A.apply(u)
 
     def _residual(self, image: Tensor) -> Tensor:
-        """``f - A A^H u`` or ``f - A^H A u``; for data y as ``A^H (y - A u)``, which cancels nothing."""
-        if self.residual_side:
-            return self.f - self.A.apply(image)
-        if self.y is not None:
-            return self.A.adjoint(self.y - image)
-        return self.f - self.A.adjoint(image)
+        """``f - A A^H u`` or ``f - A^H A u``; for data y as ``-A^H (A u - y)``, which cancels nothing."""
+        normal = self.A.apply(image) if self.residual_side else self.A.adjoint(image)
+        return -normal if self.f is None else self.f - normal
 
     def _tolerance_ratio(self, u: Tensor, image: Tensor, g: Tensor) -> Tensor:
         """The norm of the residual g in units of its target; at most 1 where the certificate will hold."""
         g_norm, rtol = self.space.norm(g), self.tolerances.rtol
-        if self.y is None:
+        if not self.has_data:
             scale = self.given_norm * (torch.ones_like(g_norm) if not self.residual_side else self.norm_a)
             return torch.where(g_norm == 0, 0, g_norm / (rtol * scale))
         unit = torch.finfo(g_norm.dtype).tiny
-        u_norm, image_norm = self.space.norm(u), self.image_space.norm(image)
-        x_norm = image_norm if self.residual_side else u_norm
-        misfit = self.space.norm(g + self.space.spread(self.mu) * u) if self.residual_side else (
-            self.image_space.norm(self.y - image)
-        )  # fmt: skip
+        image_norm = self.image_space.norm(image)
+        if self.residual_side:
+            x_norm, misfit = image_norm, self.space.norm(g + self.space.spread(self.mu) * u)
+        else:
+            x_norm, misfit = self.space.norm(u), image_norm
         total = torch.hypot(misfit, self.damp * x_norm)
         bound = torch.maximum(rtol * self.given_norm, self.tolerances.atol / self.unit)
         by_residual = total / bound.clamp_min(unit)
@@ -277,7 +276,7 @@ class Outer:
             assert self.image is not None
             return self._scaled_back(self.image, self.image_space)
         x = self._scaled_back(self.u, self.space)
-        return x if self.y is None or self.plan.read is None else x * self.plan.read
+        return x if not self.has_data or self.plan.read is None else x * self.plan.read
 
     def dual(self) -> Tensor:
         """``u`` on the residual side, ``A u`` on the solution side: what the adjoint of the inverse gives."""
@@ -286,24 +285,26 @@ class Outer:
         return self._scaled_back(self._image(self.u), self.image_space)
 
 
-def iterated(plan: OuterPlan, **options: Any) -> Outer:
-    """The outer iteration, run; once more without factors of the border that have lost too many digits for it."""
-    outer = Outer(plan, **options)
-    del options  # with data that it has scaled
+def iterated(make: Callable[[], Outer]) -> Outer:
+    """The outer iteration, run; once more without factors of the border that have lost too many digits for it.
+
+    Args:
+        make: prepares it; asked again where a run is repeated, so that none holds the data for that.
+    """
+    outer = make()
     outer.run()
-    if (
-        isinstance(plan.inverse.direct, DirectInverse)
-        and bool((outer.tolerance_ratio > 1).any())
-        and not outer.exhausted
-    ):
-        plan.inverse.give_up_factors()
+    inverse = outer.plan.inverse
+    missed = bool((outer.tolerance_ratio > 1).any()) and not outer.exhausted
+    if isinstance(inverse.direct, DirectInverse) and missed:
+        inverse.give_up_factors()
+        outer = make()
         outer.run()
     return outer
 
 
 def needs_no_iteration(solution: Solution) -> bool:
     """Tell whether all items have converged, and none by the rounding of its gradient alone."""
-    return bool(solution.converged.all()) and (solution.excused is None or not bool(solution.excused.any()))
+    return solution.all_converged and (solution.excused is None or not bool(solution.excused.any()))
 
 
 def confirmed(solve: Callable[[bool], Solution], space: ItemSpace) -> Solution:

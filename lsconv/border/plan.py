@@ -34,7 +34,7 @@ from lsconv.krylov.gradients.backward_solves import normal_by_apply
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, divide
 from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge
-from lsconv.krylov.loop.null_space import cleared, loses_part
+from lsconv.krylov.loop.null_space import misses_null_part, settle_null_space
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsqr import lsqr
@@ -206,7 +206,7 @@ class BorderPlan(Plan):
         solution = judge.solution(x, y, iterations=outer.iterations)
         bare = replace(judge, null_space=NullSpaceBound())
         again = functools.partial(bare.solution, y=y, iterations=outer.iterations)
-        return cleared(solution, x, y, self.precise, tolerances, self._shortest, again)
+        return settle_null_space(solution, x, y, self.precise, tolerances, self._shortest, again)
 
     def _shortest(self, y: Tensor, rtol: float) -> Tensor:
         """The least-norm solution for consistent data, by an iteration that stays in the range of ``A^H``."""
@@ -271,7 +271,7 @@ class BorderPlan(Plan):
     def _loses_null_part(self) -> Tensor:
         """The items in which a part of a random x is lost on the way through A and back: A is rank-deficient there."""
         batch = torch.Size(self.inverse.embedding.batch_shape)
-        return loses_part(self.precise, batch, lambda y: self._run(y=y, rtol=direct_rtol(torch.float64)).x)
+        return misses_null_part(self.precise, batch, lambda y: self._run(y=y, rtol=direct_rtol(torch.float64)).x)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
@@ -370,7 +370,7 @@ class BorderPlan(Plan):
 
     def _outer(self, **options: Any) -> Outer:
         """The outer iteration, once more with factors in float64, for good, where those in float32 did not do."""
-        outer = iterated(self, **options)
+        outer = iterated(lambda: Outer(self, **options))
         precise = double(self.factor_dtype)
         out_of_reach = bool((outer.tolerance_ratio > 1).any()) and not outer.exhausted
         if self.factor_dtype != precise and out_of_reach and self._needed(precise) <= self._allowed():

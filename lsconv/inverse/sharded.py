@@ -1,4 +1,4 @@
-"""Tensors in parts on several devices (DTensor) given to a solve: a batch in parts is solved where it is."""
+"""Tensors in parts on several devices (DTensor) at the entry of a solve: a batch in parts is solved where it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plan: the setup of one method for one operator and damping, and what whoever chooses among plans needs of it."""
+"""Plan: the interface of every method's setup, for one operator and damping."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LastResort(enum.Enum):
 class Plan:
     r"""The setup of one method for :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2\|x\|^2`, kept for many y.
 
-    A subclass solves; its class attributes and small methods say the rest, so that nobody asks for its type.
+    The attributes are what the choice among plans reads.
 
     Attributes:
         A: the operator.
@@ -42,9 +42,8 @@ class Plan:
             could be built on.
         never_misses: nothing iterates, so that every answer is as good as the factors.
         fallback: what answers the items that the plan leaves unconverged.
-        patience: the iterations after which its answer no longer pays beside that of the fallback; None: it has all
-            that it takes.
-        exhausted: the solves have cost what the setup of the fallback does, which answers from now on.
+        patience: the most iterations on an item before the fallback is asked; None: no limit.
+        exhausted: the solves so far have cost what the setup of the fallback does, and so it answers from now on.
         rtol: the relative tolerance of a solve that is given none; None: :meth:`default_rtol` of the dtype.
         x_in_range_of_adjoint: x is computed as ``A^H z``, so that only rounding leads out of the range of
             ``A^H``; read of plans that do not iterate.
