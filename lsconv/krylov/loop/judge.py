@@ -222,11 +222,16 @@ class Judge:
                 return None
             raise
 
-    def null_suspects(self, certificate: Certificate) -> Scalar:
-        """The items whose x may have a larger part in the null space of A than it may have."""
+    def null_suspects(self, certificate: Certificate, *, stored: bool = False) -> Scalar:
+        """The items whose x may have a larger part in the null space of A than it may have.
+
+        Args:
+            certificate: that of x.
+            stored: x is rounded to its dtype, and no longer ``A^H z``, whose null part its residual and length bound.
+        """
         null_space, part = self.null_space, certificate.null_part
         share = math.inf if null_space.share is None else null_space.share
-        if null_space.range_eps is not None:
+        if null_space.range_eps is not None and not stored:
             part = minimum(part, null_space.range_eps * certificate.null_reach)
         return (unbounded(share) == 0) & ((part <= share) == 0)
 
@@ -286,9 +291,8 @@ class Judge:
         if narrowed:
             doubts = self.judges_unrounded and any_item(certificate.excused)
             if self.null_space.share is not None and not doubts:
-                # a stored x is no longer A^H z, whose null part its residual and length bound; they are nearly the same
-                bare = replace(judge, null_space=replace(judge.null_space, range_eps=None))
-                strays = bare.null_suspects(certificate)
+                # residual and length are nearly those of the x before rounding
+                strays = judge.null_suspects(certificate, stored=True)
                 doubts = any_item(strays & (judge.null_suspects(certificate) | certificate.excused))
             if doubts or any_item(converged == 0):
                 if not (single and torch.equal(stored, x)):
