@@ -109,6 +109,21 @@ def _axis_of(
     return Axis(length, stride, n_in, n_out, taps, constrained=before > 0 or after > 0 or held)
 
 
+@functools.lru_cache(16)
+def _read_inputs(axis: Axis) -> tuple[bool, ...] | None:
+    """Which inputs of an axis some output reads; None when all are read."""
+    phase, tau = torch.tensor(axis.taps).mT
+    first = tau % axis.grid
+    # a tap reads a run of positions, which may go round the grid once: its ends, counted up
+    ends = torch.zeros(axis.stride, 2 * axis.grid + 1, dtype=torch.int64)
+    one = torch.ones_like(first)
+    ends.index_put_((phase, first), one, accumulate=True)
+    ends.index_put_((phase, first + axis.n_out), -one, accumulate=True)
+    count = ends.cumsum(1)
+    reads = (count[:, : axis.grid] + count[:, axis.grid : -1] > 0).mT.flatten()[: axis.n_in]
+    return None if bool(reads.all()) else tuple(reads.tolist())
+
+
 class Embedding:
     """The periodic grid of a convolution, and the way of its tensors to and from it.
 
@@ -184,19 +199,13 @@ class Embedding:
 
         A stride beyond the kernel, or one that does not divide, leaves some out; x is zero there in every answer.
         """
+        reads = [_read_inputs(axis) for axis in self.axes]
+        if all(read is None for read in reads):
+            return None
         mask = torch.ones((), dtype=torch.bool)
-        for axis in self.axes:
-            phase, tau = torch.tensor(axis.taps).mT
-            first = tau % axis.grid
-            # a tap reads a run of positions, which may go round the grid once: its ends, counted up
-            ends = torch.zeros(axis.stride, 2 * axis.grid + 1, dtype=torch.int64)
-            one = torch.ones_like(first)
-            ends.index_put_((phase, first), one, accumulate=True)
-            ends.index_put_((phase, first + axis.n_out), -one, accumulate=True)
-            count = ends.cumsum(1)
-            reads = (count[:, : axis.grid] + count[:, axis.grid : -1] > 0).mT.flatten()[: axis.n_in]
-            mask = mask.unsqueeze(-1) & reads
-        return None if bool(mask.all()) else mask
+        for axis, read in zip(self.axes, reads, strict=True):
+            mask = mask.unsqueeze(-1) & torch.tensor(read or (True,) * axis.n_in)
+        return mask
 
     # ------------------------------------------------------------------ tensors
 

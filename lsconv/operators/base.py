@@ -244,17 +244,27 @@ class LinearOperator:
             per_item: let them have further leading dimensions, one value per batch item, where the operator takes that;
                 a :class:`Convolution` and a :class:`Dense` do.
         """
-        expected = self.parameters()
-        if len(parameters) != len(expected):
-            raise ArgumentTypeError(f"parameters: expected {len(expected)} tensors, got {len(parameters)}")
-        for index, (new, old) in enumerate(zip(parameters, expected, strict=True)):
+        count, given = 0, list(parameters)
+
+        def put(old: Tensor) -> Tensor:
+            nonlocal count
+            if not (old.is_floating_point() or old.is_complex()):
+                return old
+            index, count = count, count + 1
+            if index >= len(given):
+                return old
+            new = given[index]
             if (new.shape, new.dtype, new.device) != (old.shape, old.dtype, old.device):
                 raise ShapeError(
                     f"parameters[{index}]: expected {old.dtype} {tuple(old.shape)} on {old.device}, "
                     f"got {new.dtype} {tuple(new.shape)} on {new.device}"
                 )
-        replacements = iter(parameters)
-        return self._map(lambda t: next(replacements) if t.is_floating_point() or t.is_complex() else t)
+            return new
+
+        result = self._map(put)
+        if count != len(given):
+            raise ArgumentTypeError(f"parameters: expected {count} tensors, got {len(given)}")
+        return result
 
     def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the operator to another device, or to another dtype, or both; itself where nothing changes.

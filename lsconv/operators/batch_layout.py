@@ -104,6 +104,8 @@ def batch_order(batch_ndim: int, operator_batch: _Shape) -> tuple[list[int], lis
         batch_ndim: number of batch dimensions after broadcasting.
         operator_batch: the batch shape of the operator.
     """
+    if not operator_batch:
+        return list(range(batch_ndim)), []
     first = batch_ndim - len(operator_batch)
     differing = [first + dim for dim, size in enumerate(operator_batch) if size > 1]
     return [dim for dim in range(batch_ndim) if dim not in differing], differing
@@ -129,6 +131,8 @@ def in_blocks(x: Tensor, item_ndim: int, operator_batch: _Shape) -> tuple[Tensor
 def in_items(z: Tensor, batch: _Shape, item_shape: _Shape, operator_batch: _Shape) -> Tensor:
     """The inverse of :func:`in_blocks`; the leading dimensions of ``z`` may be flattened in any way."""
     shared, differing = batch_order(len(batch), operator_batch)
+    if not differing:
+        return z.reshape(*batch, *item_shape)
     order = shared + differing
     z = z.reshape(*(batch[dim] for dim in order), *item_shape)
-    return z.permute(*(order.index(dim) for dim in range(len(batch))), *range(len(batch), z.ndim)) if differing else z
+    return z.permute(*(order.index(dim) for dim in range(len(batch))), *range(len(batch), z.ndim))

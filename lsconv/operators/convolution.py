@@ -10,7 +10,6 @@ kernel, of exactly the input's size, followed by the adjoint of the padding.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, overload
@@ -214,13 +213,11 @@ class Convolution(LinearOperator):
 
     @property
     def _grid(self) -> FrequencyGrid:
-        grid: FrequencyGrid | None = self.__dict__.get("_cached_grid")
-        if grid is None:
-            grid = FrequencyGrid.of(
+        if "_cached_grid" not in self.__dict__:
+            self._cached_grid = FrequencyGrid.of(
                 self.spatial_in, self.kernel_extent, self.padding, self.padding_mode, self.stride, self.dilation
             )
-            self._cached_grid = grid
-        return grid
+        return self._cached_grid
 
     def _uses_fft(self, items: int, transposed: bool) -> bool:
         """Tell whether the FFT serves ``items`` batch items, by request or because it should be clearly faster."""
@@ -241,9 +238,10 @@ class Convolution(LinearOperator):
             else:
                 direct = direct_cost(dtype, groups, c_out, c_in, taps, cells, items, transposed)
             # the products of a certificate and of some iterations share the kernels' transforms, but not under autograd
-            by_fft = functools.partial(fft_cost, dtype, groups, c_out, c_in, items=items, products=10 if key[2] else 1)
+            products = 10 if key[2] else 1
+            by_fft = lambda grid: fft_cost(dtype, groups, c_out, c_in, grid, items, products)
             # a grid of one cell costs the least, and its call alone may cost more
-            choices[key] = by_fft(grid=(1,)) < direct and by_fft(grid=self._grid.grid) < direct
+            choices[key] = by_fft((1,)) < direct and by_fft(self._grid.grid) < direct
         return choices[key]
 
     def _spectrum(self) -> Tensor:

@@ -33,6 +33,7 @@ class DirectConvolution:
         symmetric: the padding that torch's convolution does itself, per axis. The split is the one of torch, whose
             result depends on it in the last bit.
         extra: the padding that is left to be done before it.
+        reversible: the adjoint is a convolution of such a kind, with flipped kernels, in at most two dimensions.
     """
 
     spatial_in: tuple[int, ...]
@@ -43,12 +44,16 @@ class DirectConvolution:
     dilation: tuple[int, ...]
     symmetric: tuple[int, ...] = dataclasses.field(init=False)
     extra: Pairs = dataclasses.field(init=False)
+    reversible: bool = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         symmetric = tuple(min(pair) if MODES[self.mode].zero else 0 for pair in self.padding)
         extra = tuple((left - s, right - s) for (left, right), s in zip(self.padding, symmetric, strict=True))
         object.__setattr__(self, "symmetric", symmetric)
         object.__setattr__(self, "extra", extra)
+        reversible = len(self.stride) <= 2 and all(step == 1 for step in self.stride)
+        reversible = reversible and all(p < e for p, e in zip(symmetric, self.extent, strict=True))
+        object.__setattr__(self, "reversible", reversible)
 
     def apply(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
         """The convolution of ``x``, bit for bit torch's but for half precision on the CPU."""
@@ -75,13 +80,7 @@ class DirectConvolution:
         the channels to be gathered are few (benchmarks/convolution_backend.py): float64 gathers
         them in memory, and so does everything in three dimensions.
         """
-        return (
-            device.type == "cpu"
-            and len(self.stride) <= 2
-            and all(step == 1 for step in self.stride)
-            and all(p < e for p, e in zip(self.symmetric, self.extent, strict=True))
-            and (dtype.to_real() != torch.float64 or c_out <= c_in)
-        )
+        return device.type == "cpu" and self.reversible and (dtype.to_real() != torch.float64 or c_out <= c_in)
 
     def flipped(self, weight: Tensor, groups: int) -> Tensor:
         """The kernels of the adjoint as a convolution."""

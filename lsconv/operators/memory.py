@@ -38,11 +38,11 @@ def free_bytes(device: torch.device) -> int:
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
     try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
+        with open("/proc/meminfo", "rb", buffering=0) as file:
+            name, amount, _ = file.read(256).splitlines()[2].split()  # after those of the total and of what is free
+        if name == b"MemAvailable:":
+            return int(amount) * 1024
+    except (OSError, IndexError, ValueError):
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 

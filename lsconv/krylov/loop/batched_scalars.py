@@ -228,6 +228,7 @@ def _row_length(count: int) -> int | None:
     return next((row for row in range(_ROW, _ROW // 4, -1) if count % row == 0), None)
 
 
+@functools.cache
 def _safe_range(dtype: torch.dtype) -> tuple[float, float]:
     """The norms beyond which squares may have left the range of the dtype."""
     return (torch.finfo(torch.float64).tiny ** 0.45, 1e138) if dtype in _DOUBLE else (1e-15, 1e15)

@@ -234,11 +234,16 @@ class Judge:
                 return None
             raise
 
-    def exceeds_null_share(self, certificate: Certificate) -> Scalar:
-        """The items whose x may have a larger part in the null space of A than :attr:`null_space` allows."""
+    def exceeds_null_share(self, certificate: Certificate, *, stored: bool = False) -> Scalar:
+        """The items whose x may have a larger part in the null space of A than :attr:`null_space` allows.
+
+        Args:
+            certificate: that of x.
+            stored: x is rounded to its dtype, and no longer ``A^H z``, whose null part its residual and length bound.
+        """
         bound, part = self.null_space, certificate.null_part
         share = math.inf if bound.share is None else bound.share
-        if bound.range_eps is not None:
+        if bound.range_eps is not None and not stored:
             part = minimum(part, bound.range_eps * certificate.null_rounding)
         return (unbounded(share) == 0) & ((part <= share) == 0)
 
@@ -291,10 +296,12 @@ class Judge:
                 if self.judges_unrounded:
                     converged = converged & (before_rounding.converged | (certificate.excused == 0))
         zero = certificate.data_norm == 0
-        doubtful = (converged | rounded) & (zero == 0) & judge.exceeds_null_share(before_rounding)
-        if self.null_space.exists is not None and any_item(doubtful):
-            exists = self.null_space.exists()
-            doubtful = doubtful & (bool(exists) if host_scalars else exists)
+        doubtful = converged != converged  # no item
+        if self.null_space.share is not None:
+            doubtful = (converged | rounded) & (zero == 0) & judge.exceeds_null_share(before_rounding)
+            if self.null_space.exists is not None and any_item(doubtful):
+                exists = self.null_space.exists()
+                doubtful = doubtful & (bool(exists) if host_scalars else exists)
         code = otherwise.code if isinstance(otherwise, Status) else otherwise
         codes = where(rounded, Status.ROUNDED.code, _number(code) if host_scalars else code)
         codes = where(certificate.gradient_ok & converged, Status.GRADIENT.code, codes)
@@ -346,9 +353,8 @@ class Judge:
         if self.judges_unrounded:
             doubtful = doubtful | certificate.excused
         if self.null_space.share is not None and not any_item(doubtful):
-            # a stored x is no longer A^H z, whose null part its residual and length bound; they are nearly the same
-            not_in_range = replace(self, null_space=replace(self.null_space, range_eps=None))
-            doubtful = not_in_range.exceeds_null_share(certificate) & (
+            # residual and length are nearly those of the x before rounding
+            doubtful = self.exceeds_null_share(certificate, stored=True) & (
                 self.exceeds_null_share(certificate) | certificate.excused
             )
         if not any_item(doubtful):
