@@ -102,7 +102,9 @@ class _Loop:
                     carried_new = carried + carried_new
                 if self.selection is not None:
                     self.damp = self.selection()[0]
-                new = self._certify(self.extract(x_new))
+                # another pass costs less than a better bound of ||A||, which is for those that one has not helped
+                claimed = any_item(monitor.codes & Cause.CLAIMED != 0)
+                new = self._certify(self.extract(x_new), sharpen=certificate is not None or not claimed)
                 if z is None or certificate is None:
                     z, certificate, improved = x_new, new, new.tolerance_ratio == new.tolerance_ratio
                     carried = carried_new
@@ -183,8 +185,8 @@ class _Loop:
 
     # ------------------------------------------------------------------ the certificate and the answer
 
-    def _certify(self, x: Tensor) -> Certificate:
-        return self._judge().certify(x, self.problem.y, single=self.problem.single)
+    def _certify(self, x: Tensor, *, sharpen: bool) -> Certificate:
+        return self._judge().certify(x, self.problem.y, single=self.problem.single, sharpen=sharpen)
 
     def _judge(self) -> Judge:
         problem, tolerances = self.problem, self.options.tolerances
