@@ -38,6 +38,7 @@ __all__ = [
     "crossed_cost",
     "dense_cost",
     "direct_cost",
+    "direct_work",
     "expected_iterations",
     "items_at_once",
     "plan_bytes",
@@ -263,6 +264,25 @@ def direct_cost(embedding: Embedding, form: str, convolution: Convolution | None
         inside = (math.prod(n - len(along) for n, along in zip(shortest.grid, axes, strict=True)) for axes in positions)
         size = sum(math.prod(shortest.grid) - cells for cells in inside)
     return dense_cost(size, definite=form != "saddle")
+
+
+def direct_work(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> tuple[float, float]:
+    """The work of the setup of a plan with factors, and that of a solve with them, from the shapes alone.
+
+    Args:
+        convolution: one in one or two dimensions, whose padding is zeros.
+        damp_shape: the shape of the damping.
+    """
+    embedding = Embedding(convolution, (1,) * convolution.ndim, damp_shape, only_read=True)
+    sides = [border for border in (embedding.output_border(), embedding.input_border()) if any(map(any, border))]
+    definite, channels, cells = len(sides) < 2, sum(map(len, sides)), math.prod(embedding.grid)
+    border = CrossedBorder.of(embedding.grid, [axes for side in sides for axes in side])
+    cost = crossed_cost(border, definite=definite, real=not convolution.is_complex, even=False)
+    model = CostModel(embedding.blocks, cells, channels, definite)
+    # three matrices per frequency, and the elimination that inverts them
+    spectra = FactorCost(4 * cells * channels**3, 3 / 2 * cells * channels**2, 0)
+    setup = model.factor_work(cost) + model.factor_work(spectra)
+    return setup, model.solve(cost, channels * transform_cost(embedding.grid))
 
 
 def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penalty: Penalty | None = None) -> int:

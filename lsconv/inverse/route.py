@@ -88,10 +88,10 @@ def route(
                                                                           where that is direct, else "svd"
     bordered        damped layer (several channels), or blur with a       "lsmr" for as many iterations as cost what
                     kernel of the size of the field, whose border takes   the setup of the border does, then "border"
-                    long to set up; other blurs strongly damped, of a     for what is left, and for blurs "border"
-                    stride or of a volume less so; undamped where rows    once all solves have cost as much, or a batch
-                    and columns differ much; damped: a long kernel in     is expected to; preconditioned in the last
-                    one dimension, volumes without padding                two cases
+                    long to set up; other blurs strongly damped, of a     for what is left, and where damped once all
+                    stride or of a volume less so; undamped where rows    solves have cost as much and factors answer
+                    and columns differ much; damped: a long kernel in     faster, or a batch is expected to;
+                    one dimension, volumes without padding                preconditioned in the last two cases
                     convolution with zero padding, or circular with crop  "border"; the next where its plan would not
                                                                           fit, or where damp = 0 and the shapes imply
                                                                           a null space
@@ -357,9 +357,17 @@ def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float |
         return _svd(A, damp, None, rcond)
     if resort is LastResort.BORDER:
         try:
-            return _border(A, damp, None, Planes.of(A, damp))
+            border = _border(A, damp, None, Planes.of(A, damp))
         except (MethodError, PlanMemoryError):
             return krylov_plan(A, damp, "lsmr")
+        if (
+            isinstance(plan.innermost, TrialPlan)
+            and plan.innermost.exhausted
+            and isinstance(border.innermost, BorderPlan)
+        ):
+            # as many answers are expected again as there have been
+            border.innermost.inverse.factorise_if_cheaper((), plan.innermost.solved)
+        return border
     if resort is LastResort.DENSE or rcond is not None:
         return None
     if resort is LastResort.PRECONDITIONED_LSMR:

@@ -10,7 +10,8 @@ With preconditioners the ``u`` are orthonormal in the inner product of M and the
 
 Golub and Kahan, "Calculating the singular values and pseudo-inverse of a matrix", SIAM J. Numer. Anal. B 2 (1965); the
 preconditioned form as in Arioli and Orban, "Iterative Solution of Symmetric Quasi-Definite Linear
-Systems", SIAM (2017).
+Systems", SIAM (2017); the norm of the bidiagonal matrix as in Bischof, "Incremental condition estimation", SIAM J.
+Matrix Anal. Appl. 11 (1990).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, divide, hypot, maximum, root
+from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, divide, hypot, maximum, root, rotation
 from lsconv.krylov.loop.method import Cause
 from lsconv.krylov.loop.problem import Problem
 from lsconv.operators.base import LinearOperator
@@ -65,7 +66,7 @@ class GolubKahan:
         self.domain.scale(self.raw_v, divide(active, norm))
         scale, self.v, self.v_norm = self._normalise(self.raw_v, self.one, active, self.N, self.domain)
         self.alpha = norm * scale
-        self.weighted_norm = self.alpha
+        self.weighted_norm, self.bidiagonal = self.alpha, _BidiagonalNorm(self.alpha, self.one)
 
     def step(self, active: Scalar) -> None:
         """Next ``beta, u, alpha, v``; items with ``active = 0`` become and stay zero."""
@@ -79,14 +80,15 @@ class GolubKahan:
         ahu = self.A.adjoint(self.u)
         # (alpha, beta) is a column of the bidiagonal, whose norm is ||A|| at most (without preconditioners).
         self.weighted_norm = maximum(self.weighted_norm, hypot(alpha, self.beta))
-        if self.plain:
-            self.operator_norm = self.weighted_norm
-        else:
+        if not self.plain:
             bound = divide(self.domain.norm(ahu), self.codomain.norm(self.u))
             self.operator_norm = maximum(self.operator_norm, bound)
         self.domain.add(ahu, -self.beta, self.raw_v, out=self.raw_v)
         del ahu
         self.alpha, self.v, self.v_norm = self._normalise(self.raw_v, None, active, self.N, self.domain)
+        self.weighted_norm = maximum(self.weighted_norm, self.bidiagonal.extended(self.beta, self.alpha))
+        if self.plain:
+            self.operator_norm = self.weighted_norm
 
     def _normalise(
         self, raw: Tensor, norm: Scalar | None, active: Scalar, P: LinearOperator | None, space: ItemSpace
@@ -95,6 +97,31 @@ class GolubKahan:
         if kernel is not None:
             self.failure = self.failure | kernel
         return length, image, self.one if norm is None else norm
+
+
+class _BidiagonalNorm:
+    """A lower bound of the norm of a bidiagonal matrix that grows, by a unit vector that grows with it.
+
+    The vector is close to the left singular vector of the largest singular value, of an upper bidiagonal matrix. Of it
+    only the last component meets the next column.
+
+    Args:
+        alpha: the only entry of the first matrix.
+        one: 1 per item.
+    """
+
+    def __init__(self, alpha: Scalar, one: Scalar) -> None:
+        self.bound, self.last = alpha, one
+
+    def extended(self, beta: Scalar, alpha: Scalar) -> Scalar:
+        """The bound for one more column, beta above alpha: the norm of ``[[bound, last beta], [0, alpha]]``."""
+        above = self.last * beta
+        norm = 0.5 * (hypot(self.bound + alpha, above) + hypot(self.bound - alpha, above))
+        first, above, alpha = (divide(entry, norm) for entry in (self.bound, above, alpha))
+        # the squares of the components of that matrix's singular vector are as 1 - alpha^2 to 1 - first^2 - above^2
+        _, self.last, _ = rotation(root(1 - alpha * alpha), root(1 - first * first - above * above))
+        self.bound = norm
+        return norm
 
 
 def normalise(

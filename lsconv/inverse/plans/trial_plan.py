@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import CostModel, dense_cost, plan_bytes
+from lsconv.border.cost_model import CostModel, dense_cost, direct_work, plan_bytes
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.fourier.embedding import Embedding
@@ -20,7 +20,7 @@ from lsconv.inverse.plans.planes import Planes, is_one_sided
 from lsconv.krylov.loop.batch_groups import in_groups
 from lsconv.krylov.loop.batched_scalars import divide
 from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
-from lsconv.krylov.loop.judge import Judge, norm_from_below
+from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import EXCUSED, SQUARE_SHARE, Tolerances
@@ -128,7 +128,8 @@ class TrialPlan(KrylovPlan):
         expected: iterations that a right-hand side is expected to take; None: not known.
 
     Attributes:
-        total: the iterations of all solves.
+        total: the iterations of all right-hand sides.
+        solved: the right-hand sides.
     """
 
     reason = "the setup of the border would cost more than LSMR may need: LSMR first, then the border"
@@ -148,8 +149,9 @@ class TrialPlan(KrylovPlan):
         M = CirculantPreconditioner(precise, damp) if preconditioned else None
         sides = (M, None) if M is None or M.side == "residual" else (None, M)
         super().__init__(precise if preconditioned else A, damp, "lsmr", sides)
-        self.precise, self.dtype = precise, A.dtype
-        self.most, self.rtol, self.total, self.expected = most, direct_rtol(A.dtype), 0, expected
+        self.precise, self.dtype, self._narrow = precise, A.dtype, self.A.dtype != precise.dtype
+        self.most, self.rtol, self.expected = most, direct_rtol(A.dtype), expected
+        self.total = self.solved = 0
 
     def solve(  # type: ignore[override]  # nothing else to choose
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
@@ -158,25 +160,14 @@ class TrialPlan(KrylovPlan):
         self.spent = 0
         answer = functools.partial(self._answer, tolerances=self.tolerances(rtol, atol), max_iter=max_iter)
         solution = answer(y, self.damp) if self.M or self.N else in_groups(self.A, y, self.damp, answer)
-        self.total += self.spent
+        self.total, self.solved = self.total + int(solution.iterations.sum()), self.solved + solution.iterations.numel()
         return solution
 
     def _answer(self, y: Tensor, damp: Tensor | float, *, tolerances: Tolerances, max_iter: int | None) -> Solution:
         """The solution for a group of right-hand sides."""
-        precise, A = self.precise, self.A
-        # where x leaves a tenth of the data, a certificate of a single-precision x would not show its null-space part
-        if A.dtype != precise.dtype:
-            narrow = _rounds_little(damp, self._norm, 0.1 * tolerances.eps, tolerances)
-            A = self.A if bool(narrow.all()) else precise
-        limits: dict[str, Any] = {"max_iter": max_iter}
-        if self.most is not None:
-            most = 2 * self.most if max_iter is None else min(max_iter, 2 * self.most)
-            limits = {"max_iter": most, "callback": _Limit(self.most, tolerances.rtol)}
-        terms = {**self._terms(self.M, self.N), "damp": damp}
-        found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=tolerances.atol, **terms, **limits)
+        precise = self.precise
+        found, A, norm = self._found(y, damp, tolerances, max_iter)
         ended = torch.where(found.codes == Status.CALLBACK.code, Status.ITERATION_LIMIT.code, found.codes)
-        self.spent = max(self.spent or 0, int(found.iterations.max()))
-        norm = None if found.history is None else found.history.largest_norm
         # the iterates of a preconditioner on the side of x are not of the form A^H z
         rounding = torch.finfo(A.dtype).eps if self.N is None else None
         rounds_little, null_share = found.damp == 0, tolerances.null_share
@@ -190,7 +181,7 @@ class TrialPlan(KrylovPlan):
             found.damp,
             self.dtype,
             rounding=Tolerances.of(A.dtype, tolerances.rtol, 0.0).rounding,
-            norm=NormBounds(norm, sharper=lambda: self._norm),
+            norm=NormBounds(norm, sharper=None if norm is None or self.M or self.N else lambda: norm),
             rank=RankThreshold(length_limit=EXCUSED),
             null_space=NullSpaceBound(torch.where(rounds_little, torch.inf, null_share), rounding),
         )
@@ -211,16 +202,61 @@ class TrialPlan(KrylovPlan):
             converged=judged.converged & ~blind,
         )
 
+    def _found(
+        self, y: Tensor, damp: Tensor | float, tolerances: Tolerances, max_iter: int | None
+    ) -> tuple[Solution, LinearOperator, Tensor | None]:
+        """The solution of LSMR, the operator that it applied, and the lower bound of ``||A||`` that it met."""
+        limits: dict[str, Any] = {"max_iter": max_iter}
+        if self.most is not None:
+            most = 2 * self.most if max_iter is None else min(max_iter, 2 * self.most)
+            limits = {"max_iter": most, "callback": _Limit(self.most, tolerances.rtol)}
+        terms = {**self._terms(self.M, self.N), "damp": damp}
+        # where x leaves a tenth of the data, a certificate of a single-precision x would not show its null-space part
+        rounds_little = functools.partial(_rounds_little, damp, eps=0.1 * tolerances.eps, tolerances=tolerances)
+        spent, narrow = 0, self._narrow and bool(rounds_little(self._gain(y)).all())
+        while True:
+            A = self.A if narrow else self.precise
+            found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=tolerances.atol, **terms, **limits)
+            spent += int(found.iterations.max())
+            norm = None if found.history is None else found.history.largest_norm
+            if not narrow or norm is None or bool(rounds_little(norm).all()):
+                self.spent = max(self.spent or 0, spent)
+                return found, A, norm
+            self._narrow = narrow = False  # the iteration has met a larger norm than the data show
+
+    def _gain(self, y: Tensor) -> Tensor:
+        """``||A^H y|| / ||y||``, a lower bound of ``||A||`` per item."""
+        images, data = self.A.adjoint(y.to(self.A.dtype)), y
+        lengths = (torch.linalg.vector_norm(t.flatten(-len(shape)), dim=-1, dtype=torch.float64)
+                   for t, shape in ((images, self.A.in_shape), (data, self.A.out_shape)))  # fmt: skip
+        return divide(*lengths)
+
     @property
     def exhausted(self) -> bool:  # type: ignore[override]
-        """Tell whether all solves together have taken the limit, and the other plan is the faster once it is made.
+        """Tell whether all solves together have cost the setup of the other plan, which is the faster once it is made.
 
-        The border of damped blurs is, whose factors take little memory; that of layers may be too large to keep.
+        With factors it is where a solve with them costs less than an iteration's; a blur's is without them.
         """
+        if self.most is None or not bool((torch.as_tensor(self.damp) > 0).all()):
+            return False
         A = self.A
         assert isinstance(A, Convolution)
-        blur = (A.c_in + A.c_out) // A.groups <= 2 and bool((torch.as_tensor(self.damp) > 0).all())
-        return self.most is not None and self.total >= self.most and blur
+        if (A.c_in + A.c_out) // A.groups <= 2 and self.total >= self.most:
+            return True
+        setup, each = self._factors
+        spent = self.total * iteration_work(A)
+        return spent >= setup and spent > each * self.solved
+
+    @functools.cached_property
+    def _factors(self) -> tuple[float, float]:
+        """The work of the border's factors and of a solve with them, in operations of LSMR."""
+        A = self.A
+        assert isinstance(A, Convolution)
+        if A.ndim == 3:
+            return math.inf, math.inf
+        setup, each = direct_work(A, tuple(torch.as_tensor(self.damp).shape))
+        # a product with factors takes a third of the time of the same operations of a convolution
+        return setup, each / 3
 
     def gives_way(self, y: Tensor) -> bool:
         """Tell whether :attr:`exhausted`, or whether so many right-hand sides are expected to take twice the limit."""
@@ -250,12 +286,6 @@ class TrialPlan(KrylovPlan):
     def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
         """The tolerances of a solve, those of the direct methods."""
         return Tolerances.of(self.dtype, self.rtol if rtol is None else rtol, atol)
-
-    @functools.cached_property
-    def _norm(self) -> Tensor:
-        """``||A||``, from below."""
-        with torch.no_grad():
-            return norm_from_below(self.A, 3)
 
     def __repr__(self) -> str:
         limit = "" if self.most is None else f", at most {self.most} iterations"
@@ -289,15 +319,16 @@ class _Limit:
         self.most, self.rtol = most, rtol
 
     def __call__(self, state: IterationState) -> bool:
+        now = (state.iteration, state.gradient_norm, state.residual_norm)
         if state.iteration == 0:
-            # a lower bound of ||A||: the forecast is late rather than early
-            self.goal = self.rtol * divide(state.gradient_norm, state.residual_norm)
-        relative = divide(state.gradient_norm, state.residual_norm)
+            self.start = now
         if state.iteration <= self.most // 2:
-            self.half, self.at = relative, state.iteration
+            self.half = now
         if state.iteration < self.most:
             return False
-        fall = (self.half / relative).log() / max(state.iteration - self.at, 1)
-        remaining = (relative / self.goal).log() / fall
+        first, half, relative = (divide(*norms) for _, *norms in (self.start, self.half, now))
+        fall = (half / relative).log() / max(state.iteration - self.half[0], 1)
+        # the first is a lower bound of ||A||: the forecast is late rather than early
+        remaining = (relative / (self.rtol * first)).log() / fall
         soon = (remaining <= 2 * self.most - state.iteration) & (fall > 0)
         return not bool(soon[state.running].all())

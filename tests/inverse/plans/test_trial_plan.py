@@ -7,6 +7,7 @@ import torch
 
 import lsconv
 from lsconv.border.capacitance_plan import CapacitancePlan
+from lsconv.border.normal_inverse import Stage
 from lsconv.border.plan import BorderPlan
 from lsconv.inverse.plans.trial_plan import TrialPlan
 from lsconv.inverse.route import fallback, route
@@ -153,6 +154,25 @@ def test_planes_with_less_damping_and_batches_of_planes_go_to_the_border() -> No
     assert (alone.x - solution.x[0]).norm() < 1e-8 * alone.x.norm()
 
 
+def test_a_layer_that_is_kept_goes_over_to_factors_where_a_solve_with_them_costs_less() -> None:
+    weight = torch.randn(3, 2, 5, 5, generator=torch.Generator().manual_seed(0)) / 50**0.5
+    y = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(1))
+    A = lsconv.Conv2d(weight, (32, 32), padding=2)
+    inverse = lsconv.pinv(A, damp=0.1)
+    assert isinstance(inverse.plan, TrialPlan)
+    first = inverse.solve(y)
+    for _ in range(4):
+        kept = inverse.solve(y)
+    assert inverse.plan.exhausted
+    border = inverse.fallback.plan()
+    assert isinstance(border, BorderPlan)
+    assert border.inverse.stage is Stage.FACTORS
+    assert kept.converged.all()
+    exact = lsconv.cgls(A.to(dtype=torch.float64), y.double(), damp=0.1, rtol=1e-12).x
+    assert (kept.x.double() - exact).norm() < 1e-5 * exact.norm()
+    assert (first.x - exact).norm() < 1e-4 * exact.norm()
+
+
 def test_large_items_are_tried_in_groups_with_their_own_damping(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)) / 6
     A = lsconv.Conv2d(weight, (12, 12), stride=2, padding=1)
@@ -164,7 +184,8 @@ def test_large_items_are_tried_in_groups_with_their_own_damping(monkeypatch: pyt
     plan = TrialPlan(A, damp, 60)
     parts = plan.solve(y)
     assert parts.converged.all()
-    assert plan.total == int(parts.iterations.max())
+    assert plan.total == int(parts.iterations.sum())
+    assert plan.solved == 6
     torch.testing.assert_close(parts.x, whole.x, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(parts.damp, whole.damp)
     for item in ((0, 1), (2, 0)):
