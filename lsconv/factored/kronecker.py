@@ -240,8 +240,8 @@ class SeparablePlan(DirectPlan):
     def _inverse(self, y: Tensor) -> Tensor:
         x = self._map(y, self.A.out_shape, self._left, self._right, self.A.in_shape)
         for _ in range(self._steps):
-            left = self.precise.adjoint(y - self.precise.apply(x))
-            x = x + self._approximate_normal(left - self._damped(x))
+            gradient = self.precise.adjoint(y - self.precise.apply(x))
+            x = x + self._approximate_normal(gradient - self._damped(x))
         return x
 
     def _inverse_adjoint(self, v: Tensor) -> Tensor:

@@ -346,7 +346,7 @@ def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float |
 
     A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.
     """
-    resort = plan.worker.fallback
+    resort = plan.innermost.fallback
     if resort is LastResort.NOTHING:
         return None
     if SingularValuePlan.is_quick(A):
@@ -361,11 +361,11 @@ def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float |
     if resort is LastResort.PRECONDITIONED_LSMR:
         return TrialPlan(A, damp, None, preconditioned=True)
     # LSMR is no last resort where another iteration of A has failed
-    return KrylovPlan(A, damp, "lsmr", max_iter=None if plan.worker.iterates else PATIENCE)
+    return KrylovPlan(A, damp, "lsmr", max_iter=None if plan.innermost.iterates else PATIENCE)
 
 
 def penalty_fallback(A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: Plan) -> PenalisedPlan | None:
     """The plan that is asked about items with a penalty that "auto" leaves unconverged; None where there is none."""
     if DenseStack.is_quick(A, L, damp):
         return DenseStack(A, L, damp)
-    return KrylovStack(A, L, damp) if plan.worker.fallback is LastResort.LSMR else None
+    return KrylovStack(A, L, damp) if plan.innermost.fallback is LastResort.LSMR else None

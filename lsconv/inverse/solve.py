@@ -43,7 +43,7 @@ def solve(
         raise ArgumentTypeError(
             f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | KRYLOV_ONLY))}"
         )
-    if second is not None and plan.worker.gives_way(y):  # trials that have cost the border's setup, or would
+    if second is not None and plan.innermost.gives_way(y):  # trials that have cost the border's setup, or would
         plan = second.plan() or plan
     extra = sorted(set(options) - _COMMON - plan.options)
     if extra:
@@ -118,7 +118,7 @@ class Fallback:
     @property
     def patience(self) -> int | None:
         """The iterations after which the first plan's answer no longer pays; None: it has all that it takes."""
-        return self.first.worker.patience if self.rcond is None else None
+        return self.first.innermost.patience if self.rcond is None else None
 
     def for_another_solve(self) -> Fallback:
         """A fallback whose answer is still the first plan's; both share the fallback's plan."""

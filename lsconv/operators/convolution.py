@@ -237,7 +237,8 @@ class Convolution(LinearOperator):
                 direct = direct_cost(dtype, groups, c_in, c_out, taps, math.prod(self.spatial_in), items, False)
             else:
                 direct = direct_cost(dtype, groups, c_out, c_in, taps, cells, items, transposed)
-            by_fft = lambda grid: fft_cost(dtype, groups, c_out, c_in, grid, items, kernels_too=not key[2])
+            # the products of a certificate and of some iterations share the kernels' transforms, but not under autograd
+            by_fft = lambda grid: fft_cost(dtype, groups, c_out, c_in, grid, items, products=10 if key[2] else 1)
             # a grid of one cell costs the least, and its call alone may cost more
             choices[key] = by_fft((1,)) < direct and by_fft(self._grid.grid) < direct
         return choices[key]
@@ -272,8 +273,6 @@ class Convolution(LinearOperator):
 
     def _grouped_weight(self) -> tuple[Tensor, int]:
         """All kernels in one weight, one behind the other, and the number of groups that keeps them apart."""
-        if not self.batch_shape:
-            return self.weight, self.groups
         kernels = math.prod(self.batch_shape)
         weight = self.weight.reshape(kernels * self.c_out, *self.weight.shape[-self.ndim - 1 :])
         return weight, kernels * self.groups
@@ -374,9 +373,7 @@ def may_cache(weight: Tensor) -> bool:
     Not while autograd follows the weight, nor for inference tensors, which do not count their changes and cannot
     enter a graph later, nor while torch.compile traces, which cannot see either.
     """
-    if torch.compiler.is_compiling():
-        return False
-    if weight.requires_grad and torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or (weight.requires_grad and torch.is_grad_enabled()):
         return False
     return not (weight.is_inference() or torch.is_inference_mode_enabled())
 

@@ -83,11 +83,13 @@ def parameter_vjp(
         if transforming():
             bars = torch.func.vjp(image, *values)[1](c)
         else:
-            again = torch.is_grad_enabled()
+            twice_differentiable = torch.is_grad_enabled()
             with torch.enable_grad():
                 # aliases: d and c may depend on the parameters as well, and are to be held fixed
                 alias = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in values]
-                bars = torch.autograd.grad(image(*alias), alias, c, create_graph=again, allow_unused=True)
+                bars = torch.autograd.grad(
+                    image(*alias), alias, c, create_graph=twice_differentiable, allow_unused=True
+                )
     result: list[Tensor | None] = [None] * len(params)
     for index, bar in zip(places, bars, strict=True):
         result[index] = bar

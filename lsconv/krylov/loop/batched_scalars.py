@@ -85,7 +85,7 @@ class ItemSpace:
     # ------------------------------------------------------------------ from vectors to scalars
 
     def norm(self, v: Tensor) -> Tensor:
-        """Euclidean norm of every item."""
+        """The Euclidean norm of every item, ``batch``."""
         return _gathered(self._norm(v))
 
     def _norm(self, v: Tensor) -> Tensor:
@@ -125,11 +125,11 @@ class ItemSpace:
         unit = binary_unit(torch.where(torch.isfinite(size), size, 1.0))
         precise = precise / unit.reshape(*unit.shape, *self._ones)
         scaled = (torch.linalg.vector_norm(precise, dim=dims) if dims else precise.abs()) * unit
-        # Only where it is needed: an item's norm may not depend on its neighbours.
+        # the others keep theirs: an item's norm may not depend on its neighbours
         return torch.where((norm >= smallest) & (norm <= largest), norm, scaled.to(self.scalar))
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
-        """Real part of ``<u, v> = sum(conj(u) v)`` of every item."""
+        """The real part of ``<u, v> = sum(conj(u) v)`` of every item, ``batch``."""
         return _gathered(self._inner(u, v))
 
     def _inner(self, u: Tensor, v: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class OneItem(ItemSpace):
 
 @functools.cache
 def _row_length(count: int) -> int | None:
-    """A length into which so many entries divide; any of about the right size serves a contiguous vector."""
+    """A row length that divides so many entries, near the longest that float32 sums well; None: there is none."""
     return next((row for row in range(_ROW, _ROW // 4, -1) if count % row == 0), None)
 
 
@@ -235,7 +235,7 @@ def _safe_range(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def _gathered(scalars: Tensor) -> Tensor:
-    """The scalars as every device needs them: a reduction over a vector in parts (DTensor) is one in parts itself."""
+    """The scalars in whole on every device: the reduction of a DTensor, a vector in parts, is in parts itself."""
     gather = getattr(scalars, "full_tensor", None)
     return scalars if gather is None else gather()
 
@@ -318,14 +318,14 @@ def where(condition: Any, a: Scalar, b: Scalar) -> Scalar:
 
 
 def unbounded(a: Scalar) -> Any:
-    """Tell whether it is infinite or NaN."""
+    """Tell, per item, whether a number is infinite or NaN."""
     if isinstance(a, Tensor):
         return (a - a).ne(0)  # inf - inf and NaN are not 0
     return not math.isfinite(a)
 
 
 def any_item(items: Scalar) -> bool:
-    """Tell whether it holds for an item; the host waits for the device to know."""
+    """Tell whether a condition holds for at least one item; the host waits for the device."""
     return bool(items.any()) if isinstance(items, Tensor) else bool(items)
 
 

@@ -80,7 +80,7 @@ class Problem:
         N: inverse preconditioner on the solution side.
         batch: the batch dimensions.
         nonfinite: items whose data are not finite.
-        single: there is one item, on the CPU, and the method's scalars are Python numbers.
+        host_scalars: there is one item, on the CPU, and the method's scalars are Python numbers.
         multipliers: the method is to find z with ``x = A^H z`` as well
             (:mod:`lsconv.krylov.loop.lagrange_multipliers`).
     """
@@ -93,18 +93,18 @@ class Problem:
     N: LinearOperator | None
     batch: torch.Size
     nonfinite: Tensor
-    single: bool = False
+    host_scalars: bool = False
     multipliers: bool = False
 
     @functools.cached_property
     def domain(self) -> ItemSpace:
         """Arithmetic on tensors shaped like x."""
-        return (OneItem if self.single else ItemSpace)(self.A.in_shape, self.A.dtype, self.A.device)
+        return (OneItem if self.host_scalars else ItemSpace)(self.A.in_shape, self.A.dtype, self.A.device)
 
     @functools.cached_property
     def codomain(self) -> ItemSpace:
         """Arithmetic on tensors shaped like y."""
-        return (OneItem if self.single else ItemSpace)(self.A.out_shape, self.A.dtype, self.A.device)
+        return (OneItem if self.host_scalars else ItemSpace)(self.A.out_shape, self.A.dtype, self.A.device)
 
     @functools.cached_property
     def zero(self) -> Tensor:
@@ -113,7 +113,7 @@ class Problem:
 
     def scalar(self, values: Tensor) -> Scalar:
         """A tensor of shape ``batch`` as the methods' kind of scalar."""
-        return values.item() if self.single else values
+        return values.item() if self.host_scalars else values
 
     def tensor(self, scalar: Scalar) -> Tensor:
         """The inverse of :meth:`scalar`."""
@@ -123,13 +123,13 @@ class Problem:
         return torch.full(self.batch, scalar, dtype=dtype, device=self.A.device)
 
     def residual(self, x: Tensor | None, running: Scalar) -> Tensor:
-        """``y - A x``, and zero for the items that are not running; a tensor of its own."""
+        """Return ``y - A x`` in a new tensor, with zeros for the items that are not running."""
         r = self.y if x is None else self.y - self.A.apply(x)
         return r * self.codomain.spread(running)
 
     def start(self, x: Tensor | None) -> Tensor:
-        """A tensor of its own to iterate on: a copy of ``x``, or zeros."""
-        if x is None and type(self.y) is not Tensor:  # in parts on several devices, as only A knows
+        """Return a new tensor to iterate on: a copy of ``x``, or zeros."""
+        if x is None and type(self.y) is not Tensor:  # a DTensor, in parts on several devices as A lays it out
             return torch.zeros_like(self.A.adjoint(self.y), memory_format=torch.contiguous_format)
         if x is None:
             return torch.zeros(*self.batch, *self.A.in_shape, dtype=self.A.dtype, device=self.A.device)
@@ -151,7 +151,7 @@ def prepare(
 ) -> Problem:
     """Check the arguments of a solver and broadcast them to one batch.
 
-    With ``host_scalars`` the problem of a single item on the CPU is :attr:`Problem.single`.
+    With ``host_scalars`` the problem of a single item on the CPU is :attr:`Problem.host_scalars`.
 
     Raises:
         ArgumentError: for a negative or non-finite damp.
@@ -191,11 +191,11 @@ def prepare(
             x0 = x0.masked_fill(over_items(nonfinite, len(A.in_shape)), 0)
         y = y.masked_fill(over_items(nonfinite, len(A.out_shape)), 0)
     damped = damping.expand(batch) if bool((damping > 0).any()) else None
-    # Reading a value costs nothing where the host holds it itself. It does of a tensor that is spread over devices
-    # (DTensor), and cannot be done under torch's function transforms.
-    single = host_scalars and A.device.type == "cpu" and math.prod(batch) == 1 and type(y) is Tensor
+    # a value of a DTensor, or under a function transform, cannot be read for nothing
+    host_scalars = host_scalars and A.device.type == "cpu" and math.prod(batch) == 1 and type(y) is Tensor
     plain = damped is None and M is None and N is None and x0 is None
-    return Problem(A, y, x0, damped, M, N, torch.Size(batch), nonfinite, single, plain and multipliers_wanted(A))
+    plain = plain and multipliers_wanted(A)
+    return Problem(A, y, x0, damped, M, N, torch.Size(batch), nonfinite, host_scalars, plain)
 
 
 def _preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator) -> LinearOperator | None:
