@@ -238,8 +238,7 @@ class Convolution(LinearOperator):
             else:
                 direct = direct_cost(dtype, groups, c_out, c_in, taps, cells, items, transposed)
             # the products of a certificate and of some iterations share the kernels' transforms, but not under autograd
-            products = 10 if key[2] else 1
-            by_fft = lambda grid: fft_cost(dtype, groups, c_out, c_in, grid, items, products)
+            by_fft = lambda grid: fft_cost(dtype, groups, c_out, c_in, grid, items, products=10 if key[2] else 1)
             # a grid of one cell costs the least, and its call alone may cost more
             choices[key] = by_fft((1,)) < direct and by_fft(self._grid.grid) < direct
         return choices[key]
