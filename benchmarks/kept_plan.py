@@ -60,7 +60,7 @@ def measure(case: str, A: lsconv.Convolution, relative_damp: float, repeats: int
     first_seconds, plan = timed(lambda: _solved(A, damp, y[0]))
     again, _ = timed(lambda: _solved(A, damp, y[0]))
     setup = math.nan
-    inverse: Any = plan.worker.inverse  # type: ignore[attr-defined]
+    inverse: Any = plan.innermost.inverse  # type: ignore[attr-defined]
     for _ in range(_SOLVES):
         if inverse.direct is None:
             plan.solve(y[0])

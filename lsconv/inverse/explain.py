@@ -96,7 +96,7 @@ def explain(
 
 def _reasons(plan: Plan) -> list[str]:
     """The reasons of this plan and those inside it, and of the border's factors."""
-    inverse = getattr(plan.worker, "inverse", None)
+    inverse = getattr(plan.innermost, "inverse", None)
     return [*plan.reasons(), *([_outlook(inverse)] if isinstance(inverse, BorderInverse) else [])]
 
 

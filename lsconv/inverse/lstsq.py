@@ -174,7 +174,7 @@ class _Routed:
         # no fallback where the caller gave x0, a callback or max_iter, which it would not follow
         krylov_options = {name for name in ("x0", "callback", "max_iter") if options.get(name) is not None}
         may_fall_back = self.method in ("auto", "border") and (
-            not krylov_options or (self.method == "auto" and not plan.worker.iterates)
+            not krylov_options or (self.method == "auto" and not plan.innermost.iterates)
         )
         second = Fallback(A, damp, plan, self.rcond) if may_fall_back else None
         solution = solve(plan, data.y, data.nonfinite, second=second, **options)

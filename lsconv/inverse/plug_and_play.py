@@ -167,11 +167,13 @@ def equilibrium(
     r = y - A.apply(x)
     u = A.adjoint(r) / inputs.spread(rho)
     offset = u if bounds is None else duals[0] / inputs.spread(rho)
-    left = inputs.norm(x - denoiser(x + offset))
+    residual_norm = inputs.norm(x - denoiser(x + offset))
     if bounds is not None:
-        left = torch.maximum(left, inputs.norm(x - (x + u - offset).clamp(*bounds)))
+        residual_norm = torch.maximum(residual_norm, inputs.norm(x - (x + u - offset).clamp(*bounds)))
     size = inputs.norm(x).clamp_min(torch.finfo(torch.float64).tiny)
-    return Equilibrium(left / size, torch.zeros_like(left), rho * left, 0.5 * outputs.norm(r) ** 2)
+    return Equilibrium(
+        residual_norm / size, torch.zeros_like(residual_norm), rho * residual_norm, 0.5 * outputs.norm(r) ** 2
+    )
 
 
 def _denoiser_term(identity: Identity, denoiser: Callable[[Tensor], Tensor]) -> Term:

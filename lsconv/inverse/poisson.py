@@ -43,7 +43,7 @@ def penalised_poisson(
     damp: Tensor,
     *,
     L: LinearOperator | None,
-    middle: Tensor,
+    x_prior: Tensor,
     background: float | Tensor,
     bounds: Bounds | None,
     x0: Tensor | None = None,
@@ -62,7 +62,7 @@ def penalised_poisson(
         y: counts, ``(*batch, *out_shape)``.
         damp: one per batch item.
         L: the penalty; None: the identity.
-        middle: m, ``(*batch, *in_shape)``.
+        x_prior: what the penalty pulls to, ``(*batch, *in_shape)``.
         background: photons without x.
         bounds: of x.
         x0: where to start.
@@ -75,27 +75,27 @@ def penalised_poisson(
     rtol = RTOL[A.dtype.to_real()] if rtol is None else rtol
     box = (-torch.inf, None) if bounds is None else bounds
     strength = damp.to(torch.float64).expand(batch)
-    f = _Likelihood(A, problem.y, strength, L, middle, background)
+    f = _Likelihood(A, problem.y, strength, L, x_prior, background)
     wide = torch.float64
     precise = _Likelihood(A.to(dtype=wide), problem.y.to(wide), strength, None if L is None else L.to(dtype=wide),
-                          middle.to(wide), background)  # fmt: skip
-    x = (middle if x0 is None else x0).expand(*batch, *A.in_shape).clamp(*box)
+                          x_prior.to(wide), background)  # fmt: skip
+    x = (x_prior if x0 is None else x0).expand(*batch, *A.in_shape).clamp(*box)
     value = f.value(x)
     accuracy, finest = 1e-2, 1e-3 * rtol
     iterations = torch.zeros(batch, dtype=torch.int64, device=A.device)
     for k in range(max_iter + 1):
-        left, forces = precise.certificate(x.double(), box)
-        active = (left > rtol * forces) & torch.isfinite(left)
+        gradient_norm, forces = precise.certificate(x.double(), box)
+        active = (gradient_norm > rtol * forces) & torch.isfinite(gradient_norm)
         if k == max_iter or not bool(active.any()):
             break
         iterations += active
-        ratio = float((left / forces)[active].max())
+        ratio = float((gradient_norm / forces)[active].max())
         inner = max(accuracy * min(ratio, 1.0), finest)
         weights, target = f.weights(x)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             proposed = bounded_least_squares(
-                "deconvolve", Diagonal(weights, len(batch)) @ A, weights * target, box, strength, L=L, x_prior=middle,
+                "deconvolve", Diagonal(weights, len(batch)) @ A, weights * target, box, strength, L=L, x_prior=x_prior,
                 x0=x, rtol=inner,
             ).x  # fmt: skip
         step, length, before = proposed - x, active.double(), value
@@ -116,17 +116,17 @@ def penalised_poisson(
         if still and inner == finest:
             break
         accuracy = 0.01 * accuracy if still else accuracy
-    left, forces = precise.certificate(x.double(), box)
+    gradient_norm, forces = precise.certificate(x.double(), box)
     rounding = 4 * torch.finfo(A.dtype).eps * precise.rounding_force(x.double())
-    met = (left <= rtol * forces) | (left <= rounding)
+    met = (gradient_norm <= rtol * forces) | (gradient_norm <= rounding)
     codes = torch.where(met, Status.OPTIMALITY.code, Status.ITERATION_LIMIT.code)
     solution = Solution(
         x=x,
-        codes=torch.where(torch.isfinite(left), codes, Status.NON_FINITE.code),
+        codes=torch.where(torch.isfinite(gradient_norm), codes, Status.NON_FINITE.code),
         converged=met,
         iterations=iterations,
         residual_norm=ItemSpace(A.out_shape, wide, A.device).safe_norm(precise.y - precise.means(x.double())),
-        gradient_norm=left,
+        gradient_norm=gradient_norm,
         damp=strength,
     )
     return reported(solution, problem.nonfinite.expand(batch), "deconvolve", raise_on_failure)
@@ -136,10 +136,10 @@ class _Likelihood:
     """The objective, its derivatives and its certificate."""
 
     def __init__(
-        self, A: LinearOperator, y: Tensor, damp: Tensor, L: LinearOperator | None, middle: Tensor,
+        self, A: LinearOperator, y: Tensor, damp: Tensor, L: LinearOperator | None, x_prior: Tensor,
         background: float | Tensor,
     ) -> None:  # fmt: skip
-        self.A, self.y, self.damp, self.L, self.middle = A, y, damp, L, middle
+        self.A, self.y, self.damp, self.L, self.x_prior = A, y, damp, L, x_prior
         self.background = background.to(A.dtype) if isinstance(background, Tensor) else background
         self.space = ItemSpace(A.in_shape, A.dtype, A.device)
         self.mean = float(y.double().mean().clamp_min(1e-300))
@@ -153,7 +153,7 @@ class _Likelihood:
         safe = torch.where(t > 0, t, torch.where(y > 0, 0.0, 1.0))
         entries = torch.xlogy(y, torch.where(y > 0, y / safe, 1.0)) - y + t
         entries = torch.where(t < -1e-6 * self.mean, torch.inf, entries)  # beyond rounding
-        d = x - self.middle
+        d = x - self.x_prior
         penalty = (d if self.L is None else self.L.apply(d)).double()
         penalty = penalty.square().flatten(len(self.damp.shape)).sum(-1)
         return entries.flatten(len(self.damp.shape)).sum(-1) + 0.5 * self.damp.square() * penalty
@@ -167,7 +167,7 @@ class _Likelihood:
     def forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
         t = self.means(x)
         slope = 1 - torch.where(self.y > 0, self.y / t.clamp_min(torch.finfo(t.dtype).tiny), 0.0)
-        d = x - self.middle
+        d = x - self.x_prior
         pull = self.space.spread(self.damp.square()) * (d if self.L is None else self.L.adjoint(self.L.apply(d)))
         return self.A.adjoint(slope), pull
 
@@ -257,8 +257,8 @@ def by_discrepancy(
         if bool((over.abs() < within).all()):
             break
         high, low = torch.where(over > 0, strength, high), torch.where(over > 0, low, strength)
-        middle = (low * high).sqrt()
+        centre = (low * high).sqrt()
         bracketed = (low > 0) & torch.isfinite(high)
-        following = torch.where(bracketed, middle, torch.where(over > 0, strength / 2, strength * 2))
+        following = torch.where(bracketed, centre, torch.where(over > 0, strength / 2, strength * 2))
         strength = torch.where(over.abs() < within, strength, following)
     return solve(strength, start_at)

@@ -346,7 +346,7 @@ def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float |
 
     A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.
     """
-    resort = plan.worker.fallback
+    resort = plan.innermost.fallback
     if resort is LastResort.NOTHING:
         return None
     if SingularValuePlan.is_quick(A):
@@ -356,20 +356,21 @@ def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float |
             border = _border(A, damp, None)
         except (MethodError, PlanMemoryError):
             return krylov_plan(A, damp, "lsmr")
-        if isinstance(plan.worker, TrialPlan) and plan.worker.exhausted and isinstance(border.worker, BorderPlan):
+        first, then = plan.innermost, border.innermost
+        if isinstance(first, TrialPlan) and first.exhausted and isinstance(then, BorderPlan):
             # as many answers are expected again as there have been
-            border.worker.inverse.factorise_if_cheaper((), plan.worker.solved)
+            then.inverse.factorise_if_cheaper(tuple(then.inverse.embedding.batch_shape), first.solved)
         return border
     if resort is LastResort.DENSE or rcond is not None:
         return None
     if resort is LastResort.PRECONDITIONED_LSMR:
         return TrialPlan(A, damp, None, preconditioned=True)
     # LSMR is no last resort where another iteration of A has failed
-    return KrylovPlan(A, damp, "lsmr", max_iter=None if plan.worker.iterates else PATIENCE)
+    return KrylovPlan(A, damp, "lsmr", max_iter=None if plan.innermost.iterates else PATIENCE)
 
 
 def penalty_fallback(A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: Plan) -> PenalisedPlan | None:
     """The plan that is asked about items with a penalty that "auto" leaves unconverged; None where there is none."""
     if DenseStack.is_quick(A, L, damp):
         return DenseStack(A, L, damp)
-    return KrylovStack(A, L, damp) if plan.worker.fallback is LastResort.LSMR else None
+    return KrylovStack(A, L, damp) if plan.innermost.fallback is LastResort.LSMR else None

@@ -1,4 +1,4 @@
-"""Tensors in parts on several devices (DTensor) at the door of a solve: a batch in parts is solved where it is."""
+"""Tensors in parts on several devices (DTensor) at the entry of a solve: a batch in parts is solved where it is."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def solve(
         raise ArgumentTypeError(
             f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | KRYLOV_ONLY))}"
         )
-    if second is not None and plan.worker.gives_way(y):  # trials that have cost the border's setup, or would
+    if second is not None and plan.innermost.gives_way(y):  # trials that have cost the border's setup, or would
         plan = second.plan() or plan
     extra = sorted(set(options) - _COMMON - plan.options)
     if extra:
@@ -74,10 +74,7 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
     A rank-deficient operator whose other singular values are well separated from zero is no trouble for LSMR; one whose
     singular values fall to zero gradually is, and then the one that fits the data better stays.
     """
-    doubtful = ~solution.converged
-    if not bool(doubtful.any()):
-        return solution
-    plan = second.plan()
+    plan = None if solution.all_converged else second.plan()
     if plan is None:
         return solution
     common = {name: value for name, value in options.items() if name in _COMMON}
@@ -89,7 +86,7 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
         for answer in (solution, other)
     ]
     undecided = other.codes == Status.RANK_UNDECIDED.code
-    better = doubtful & (other.converged | undecided | (objectives[1] < objectives[0]))
+    better = ~solution.converged & (other.converged | undecided | (objectives[1] < objectives[0]))
     return solution.replaced(better, other)
 
 
@@ -121,7 +118,7 @@ class Fallback:
     @property
     def patience(self) -> int | None:
         """The iterations after which the first plan's answer no longer pays; None: it has all that it takes."""
-        return self.first.worker.patience if self.rcond is None else None
+        return self.first.innermost.patience if self.rcond is None else None
 
     def for_another_solve(self) -> Fallback:
         """A fallback whose answer is still the first plan's; both share the fallback's plan."""

@@ -16,7 +16,7 @@ from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, binary_unit, divide, maximum, root
 from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.judge import Judge
-from lsconv.krylov.loop.method import Cause, Method, Proofs
+from lsconv.krylov.loop.method import Cause, Converged, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
@@ -86,8 +86,6 @@ def cg(
 class _CG(Method):
     """The iteration, scaled: x and r are in units of the first residual, p of the newest one: float32 has a range."""
 
-    uniform = True
-
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.A, self.M, self.space = problem.A, problem.M, problem.domain
         space, active = self.space, self.space.active(running)
@@ -100,13 +98,13 @@ class _CG(Method):
         self.residual = r_norm * self.unit
         z, self.root = self._precondition(r_norm)
         self.p = z * space.spread(divide(active, self.root))
-        self.operator_norm = self.carried = 0 * self.unit
+        self.operator_norm = self.next_diagonal = 0 * self.unit
         self.least = torch.finfo(problem.A.dtype).eps ** 2
 
     def solution(self) -> Tensor:
         return self.x * self.space.spread(self.unit)
 
-    def proofs(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Proofs:
+    def converged(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Converged:
         residual_ok = certificate.residual_ok
         if any_item(residual_ok):
             # x^H A x shows a singular A, of which A x is only the rounding: the shortest x has no part there
@@ -124,7 +122,7 @@ class _CG(Method):
         delta: Scalar = space.inner(self.p, q)
         if self.M is None:
             # A diagonal entry of the Lanczos matrix of A, whose norm it cannot exceed.
-            self.operator_norm = maximum(self.operator_norm, delta + self.carried)
+            self.operator_norm = maximum(self.operator_norm, delta + self.next_diagonal)
         # a curvature below the square of rounding is none, and the step that it asks for would overflow
         indefinite = (delta <= self.least * self.operator_norm) & (active > 0)
         self.failure = self.failure | indefinite * Cause.CURVATURE
@@ -136,7 +134,7 @@ class _CG(Method):
         previous = self.root
         z, self.root = self._precondition(r_norm)
         ratio = divide(self.root, previous)
-        self.carried = ratio * ratio * delta
+        self.next_diagonal = ratio * ratio * delta
         space.combine(self.p, ratio * active, divide(active, self.root), z)
 
     def _precondition(self, r_norm: Scalar) -> tuple[Tensor, Scalar]:

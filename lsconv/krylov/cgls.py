@@ -111,8 +111,6 @@ class _CGLS(Method):
     range of float32 long before A and b do.
     """
 
-    uniform = True
-
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.A, self.M, self.N = problem.A, problem.M, problem.N
         self.damp: Scalar | None = None if problem.damp is None else problem.scalar(problem.damp)
@@ -123,14 +121,14 @@ class _CGLS(Method):
         self.r = self.codomain.scale(r, 1 / self.unit)
         self.x = self.domain.scale(problem.start(x), 1 / self.unit)
         self.failure = None if self.M is None and self.N is None else (self.unit < 0) * Cause.NOT_DEFINITE
-        self.operator_norm = self.weighted_norm = self.carried = 0 * self.unit
+        self.operator_norm = self.weighted_norm = self.next_diagonal = 0 * self.unit
         g, self.root = self._gradient()
         self.p = g * self.domain.spread(divide(active, self.root))
         self.dual = CGLSMultipliers(self.r, self.codomain) if problem.multipliers else None
         if self.dual is not None:
             self.dual.update_direction(0 * self.root, divide(active, self.root), self.r)
         # With M the residual falls in the norm of M, and its plain norm is not known from that.
-        self.known_fall = _Fall() if problem.single and self.M is None else None
+        self.known_fall = _Fall() if problem.host_scalars and self.M is None else None
         self._estimates(0.0)
 
     def solution(self) -> Tensor:
@@ -152,7 +150,7 @@ class _CGLS(Method):
         previous = self.root
         g, self.root = self._gradient()
         ratio = divide(self.root, previous)
-        self.carried = ratio * ratio * delta
+        self.next_diagonal = ratio * ratio * delta
         domain.combine(self.p, ratio * active, divide(active, self.root), g)
         if self.dual is not None:
             self.dual.update_direction(ratio * active, divide(active, self.root), self.r)
@@ -170,7 +168,7 @@ class _CGLS(Method):
                 delta, bound = delta + shift * shift, hypot(bound, self.damp)
             self.operator_norm = maximum(self.operator_norm, bound)
         # A diagonal entry of the Lanczos matrix of A^H M A + damp^2, whose norm it cannot exceed.
-        self.weighted_norm = maximum(self.weighted_norm, root(delta + self.carried))
+        self.weighted_norm = maximum(self.weighted_norm, root(delta + self.next_diagonal))
         if self.failure is None:
             self.operator_norm = self.weighted_norm
         return delta

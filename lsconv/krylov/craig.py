@@ -24,7 +24,7 @@ from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.damping import augmented_columns
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.lagrange_multipliers import CRAIGMultipliers
-from lsconv.krylov.loop.method import Cause, Method, Proofs
+from lsconv.krylov.loop.method import Cause, Converged, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
@@ -117,7 +117,6 @@ class _CRAIG(Method):
     """Forward substitution with the bidiagonal: ``zeta_k = -(beta_k / alpha_k) zeta_{k-1}``, ``x += zeta_k v_k``."""
 
     leaves_range = True
-    uniform = True
 
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.process = process = GolubKahan(problem, x, running)
@@ -134,7 +133,7 @@ class _CRAIG(Method):
     def solution(self) -> Tensor:
         return self.x
 
-    def proofs(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Proofs:
+    def converged(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Converged:
         # without damping, and far from consistent, a system has no least-norm solution
         y_norm, tolerances = problem.codomain.safe_norm(problem.y), judge.tolerances
         bound = maximum(tolerances.residual_bound(y_norm), tolerances.eps * y_norm)

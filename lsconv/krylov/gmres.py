@@ -127,17 +127,17 @@ class _GMRES(Method):
         self.unit = binary_unit(self.space.safe_norm(problem.y))
         self.V = torch.empty(self.items, restart + 1, self.n, dtype=A.dtype, device=A.device)
         self.Z = self.V if precondition is None else torch.empty_like(self.V[:, :restart])
-        small = double(A.dtype)
-        self.small = small if self.space.scalar == torch.float64 else A.dtype
-        self.G = torch.zeros(self.items, restart + 1, restart + 1, dtype=self.small, device=A.device)
-        self.R = torch.zeros(self.items, restart, restart, dtype=self.small, device=A.device)
+        small_dtype = double(A.dtype)
+        self.small_dtype = small_dtype if self.space.scalar == torch.float64 else A.dtype
+        self.G = torch.zeros(self.items, restart + 1, restart + 1, dtype=self.small_dtype, device=A.device)
+        self.R = torch.zeros(self.items, restart, restart, dtype=self.small_dtype, device=A.device)
         self.failure: Tensor = torch.zeros_like(running, dtype=torch.int64)
         self.operator_norm = torch.zeros_like(self.unit)
-        self._begin(x is not None, running)
+        self._start_cycle(x is not None, running)
 
     # ------------------------------------------------------------------ cycles
 
-    def _begin(self, started: bool, running: Tensor) -> None:
+    def _start_cycle(self, started: bool, running: Tensor) -> None:
         """Residual of the current x as the first basis vector."""
         active = running.to(self.space.scalar)
         r = self.problem.residual(self.x if started else None, running)
@@ -149,11 +149,11 @@ class _GMRES(Method):
         self.j = 0
         self.residual = (self.beta.reshape(self.problem.batch)) * self.unit
 
-    def _close(self, running: Tensor) -> None:
+    def _end_cycle(self, running: Tensor) -> None:
         """End of a cycle: move x, and give up on items that the cycle hardly helped."""
         before = self.beta
         self.x = self.solution()
-        self._begin(True, running)
+        self._start_cycle(True, running)
         idle = (self.beta > _STANDSTILL * before).reshape(self.problem.batch)
         self.failure = self.failure | idle * Cause.STUCK
 
@@ -162,7 +162,7 @@ class _GMRES(Method):
         if self.j == 0:
             return self.x.clone()
         k = self.j
-        g = self.beta.reshape(-1, 1, 1).to(self.small) * self.G[:, :k, :1]
+        g = self.beta.reshape(-1, 1, 1).to(self.small_dtype) * self.G[:, :k, :1]
         y = torch.linalg.solve_triangular(self.R[:, :k, :k], g, upper=True)
         y = (y * self.unit.reshape(-1, 1, 1)).to(self.V.dtype)
         move = torch.bmm(y.mT, self.Z[:, :k])
@@ -172,7 +172,7 @@ class _GMRES(Method):
 
     def step(self, running: Tensor) -> None:
         if self.j == self.restart:
-            self._close(running)
+            self._end_cycle(running)
         j, active = self.j, running.reshape(-1).to(self.space.scalar)
         z = self.V[:, j].reshape(self.x.shape)
         if self.precondition is not None:
@@ -198,7 +198,7 @@ class _GMRES(Method):
         w.baddbmm_(h, basis, alpha=-1)
         again = torch.bmm(w, basis.mH)
         w.baddbmm_(again, basis, alpha=-1)
-        return (h.to(self.small) + again.to(self.small))[:, 0]
+        return (h.to(self.small_dtype) + again.to(self.small_dtype))[:, 0]
 
     def _rotate(self, j: int, h: Tensor, norm: Tensor, active: Tensor) -> None:
         """Append a column to ``H = G^H R``: all former rotations at once, then one new rotation of rows j and j+1."""
@@ -210,7 +210,7 @@ class _GMRES(Method):
         c = torch.where(moving, divide(pivot, r), 0)
         s = torch.where(moving, divide(norm, r), 1)
         self.R[:, :j, j] = torch.where(moving.unsqueeze(-1), column[:, :j], 0)
-        self.R[:, j, j] = torch.where(moving, r, 1).to(self.small)
+        self.R[:, j, j] = torch.where(moving, r, 1).to(self.small_dtype)
         upper, lower = self.G[:, j].clone(), self.G[:, j + 1].clone()
         c, s = c.unsqueeze(-1), s.unsqueeze(-1)
         self.G[:, j] = c.conj() * upper + s * lower

@@ -24,7 +24,7 @@ from lsconv.krylov.loop.method import Cause
 from lsconv.krylov.loop.problem import Problem
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["GolubKahan", "unit"]
+__all__ = ["GolubKahan", "normalise"]
 
 
 class GolubKahan:
@@ -57,14 +57,14 @@ class GolubKahan:
         self.u = self.raw_u
         self.failure: Scalar | None = None if self.plain else (self.r_norm < 0) * Cause.NOT_DEFINITE
         self.u_norm = self.v_norm = self.one = active * 0 + 1
-        scale, self.u, self.u_norm = self._unit(self.raw_u, self.one, active, self.M, self.codomain)
+        scale, self.u, self.u_norm = self._normalise(self.raw_u, self.one, active, self.M, self.codomain)
         self.beta = self.r_norm * scale
         ahu = self.A.adjoint(self.u)
         self.raw_v = torch.empty_like(ahu, memory_format=torch.contiguous_format).copy_(ahu)
         norm: Scalar = self.domain.safe_norm(self.raw_v)
         self.operator_norm = norm if self.plain else divide(norm, self.codomain.norm(self.u))
         self.domain.scale(self.raw_v, divide(active, norm))
-        scale, self.v, self.v_norm = self._unit(self.raw_v, self.one, active, self.N, self.domain)
+        scale, self.v, self.v_norm = self._normalise(self.raw_v, self.one, active, self.N, self.domain)
         self.alpha = norm * scale
         self.weighted_norm, self.bidiagonal = self.alpha, _BidiagonalNorm(self.alpha, self.one)
 
@@ -76,7 +76,7 @@ class GolubKahan:
             self.av = av.clone()
         self.codomain.add(av, -alpha, self.raw_u, out=self.raw_u)
         del av  # before A^H allocates its result: the two are never alive together
-        self.beta, self.u, self.u_norm = self._unit(self.raw_u, None, active, self.M, self.codomain)
+        self.beta, self.u, self.u_norm = self._normalise(self.raw_u, None, active, self.M, self.codomain)
         ahu = self.A.adjoint(self.u)
         # (alpha, beta) is a column of the bidiagonal, whose norm is ||A|| at most (without preconditioners).
         self.weighted_norm = maximum(self.weighted_norm, hypot(alpha, self.beta))
@@ -85,15 +85,15 @@ class GolubKahan:
             self.operator_norm = maximum(self.operator_norm, bound)
         self.domain.add(ahu, -self.beta, self.raw_v, out=self.raw_v)
         del ahu
-        self.alpha, self.v, self.v_norm = self._unit(self.raw_v, None, active, self.N, self.domain)
+        self.alpha, self.v, self.v_norm = self._normalise(self.raw_v, None, active, self.N, self.domain)
         self.weighted_norm = maximum(self.weighted_norm, self.bidiagonal.extended(self.beta, self.alpha))
         if self.plain:
             self.operator_norm = self.weighted_norm
 
-    def _unit(
+    def _normalise(
         self, raw: Tensor, norm: Scalar | None, active: Scalar, P: LinearOperator | None, space: ItemSpace
     ) -> tuple[Scalar, Tensor, Scalar]:
-        length, image, norm, kernel = unit(raw, norm, active, P, space)
+        length, image, norm, kernel = normalise(raw, norm, active, P, space)
         if kernel is not None:
             self.failure = self.failure | kernel
         return length, image, self.one if norm is None else norm
@@ -124,7 +124,7 @@ class _BidiagonalNorm:
         return norm
 
 
-def unit(
+def normalise(
     raw: Tensor, norm: Scalar | None, active: Scalar, P: LinearOperator | None, space: ItemSpace
 ) -> tuple[Scalar, Tensor, Scalar | None, Scalar | None]:
     """Scale ``raw`` in place to length 1 in the inner product of P.

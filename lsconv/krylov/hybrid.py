@@ -172,19 +172,19 @@ class _Hybrid(Method):
         self.problem, self.A, self.target = problem, problem.A, target
         A = problem.A
         self.items, self.n, self.m = math.prod(problem.batch), math.prod(A.in_shape), math.prod(A.out_shape)
-        self.left = ItemSpace((self.m,), A.dtype, A.device)
-        self.right = ItemSpace((self.n,), A.dtype, A.device)
+        self.codomain = ItemSpace((self.m,), A.dtype, A.device)
+        self.domain = ItemSpace((self.n,), A.dtype, A.device)
         self.U = torch.empty(self.items, steps + 1, self.m, dtype=A.dtype, device=A.device)
         self.V = torch.empty(self.items, steps + 1, self.n, dtype=A.dtype, device=A.device)
-        active = running.reshape(-1).to(self.left.scalar)
+        active = running.reshape(-1).to(self.codomain.scalar)
         r = problem.residual(None, running)
         self.beta_first = problem.codomain.safe_norm(r).reshape(-1)
-        self.U[:, 0].copy_(r.reshape(self.items, self.m)).mul_(self.left.spread(divide(active, self.beta_first)))
-        self.B = torch.zeros(self.items, steps + 1, steps, dtype=self.left.scalar, device=A.device)
+        self.U[:, 0].copy_(r.reshape(self.items, self.m)).mul_(self.codomain.spread(divide(active, self.beta_first)))
+        self.B = torch.zeros(self.items, steps + 1, steps, dtype=self.codomain.scalar, device=A.device)
         self.k = 0
-        self.alpha = self._append(self.V, 0, self.A.adjoint(self._item(self.U, 0, A.out_shape)), self.right, active)
+        self.alpha = self._append(self.V, 0, self.A.adjoint(self._item(self.U, 0, A.out_shape)), self.domain, active)
         batch = problem.batch
-        self.damp = torch.zeros(batch, dtype=self.left.scalar, device=A.device)
+        self.damp = torch.zeros(batch, dtype=self.codomain.scalar, device=A.device)
         self.score, self.weight = torch.full_like(self.damp, torch.nan), torch.full_like(self.damp, torch.nan)
         self.weights = torch.zeros_like(self.damp)
         self.residual = self.beta_first.reshape(batch)
@@ -208,14 +208,14 @@ class _Hybrid(Method):
         return length * active
 
     def step(self, running: Tensor) -> None:
-        k, active, A = self.k, running.reshape(-1).to(self.left.scalar), self.A
+        k, active, A = self.k, running.reshape(-1).to(self.codomain.scalar), self.A
         image = A.apply(self._item(self.V, k, A.in_shape))
-        beta = self._append(self.U, k + 1, image, self.left, active)
+        beta = self._append(self.U, k + 1, image, self.codomain, active)
         self.B[:, k, k], self.B[:, k + 1, k] = self.alpha * active, beta
         column = torch.hypot(self.alpha, beta).reshape(self.problem.batch)
         self.operator_norm = torch.maximum(self.operator_norm, column)
         image = A.adjoint(self._item(self.U, k + 1, A.out_shape))
-        self.alpha = self._append(self.V, k + 1, image, self.right, active)
+        self.alpha = self._append(self.V, k + 1, image, self.domain, active)
         self.k = k + 1
         self._choose(running)
 

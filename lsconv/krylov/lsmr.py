@@ -112,8 +112,6 @@ def lsmr(
 class LSMR(Method):
     """The iteration, from any start; see :func:`lsmr`."""
 
-    uniform = True
-
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.process = process = GolubKahan(problem, x, running, keep_av=problem.M is not None)
         self.domain = problem.domain

@@ -100,8 +100,6 @@ def lsqr(
 
 
 class _LSQR(Method):
-    uniform = True
-
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.process = process = GolubKahan(problem, x, running)
         self.domain = problem.domain

@@ -15,12 +15,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lsconv.krylov.golub_kahan import unit
+from lsconv.krylov.golub_kahan import normalise
 from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, divide, hypot, maximum, rotation, where
 from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.judge import Judge
-from lsconv.krylov.loop.method import Method, Proofs
+from lsconv.krylov.loop.method import Converged, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
@@ -97,8 +97,6 @@ class _MINRES(Method):
     ``v`` is a unit vector in the inner product of M, ``raw`` the same before M is applied to it.
     """
 
-    uniform = True
-
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.A, self.M, self.space = problem.A, problem.M, problem.domain
         self.negligible = 4 * torch.finfo(self.A.dtype).eps ** 0.5
@@ -108,7 +106,7 @@ class _MINRES(Method):
         norm: Scalar = self.space.safe_norm(r)
         self.raw = self.space.scale(r, divide(active, norm))
         zero, self.one = 0 * active, 0 * active + 1
-        scale, self.v, v_norm, self.failure = unit(self.raw, self.one, active, self.M, self.space)
+        scale, self.v, v_norm, self.failure = normalise(self.raw, self.one, active, self.M, self.space)
         self.v_norm = self.one if v_norm is None else v_norm
         self.r = None if self.M is None else self.raw.clone()
         self.previous = torch.zeros_like(self.raw)
@@ -121,7 +119,7 @@ class _MINRES(Method):
     def solution(self) -> Tensor:
         return self.x
 
-    def proofs(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Proofs:
+    def converged(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Converged:
         gradient_ok = certificate.gradient_ok
         if problem.M is None and any_item(gradient_ok & certificate.excused):
             # a residual so small may be what MINRES leaves out as singular, along which the shortest x has no part
@@ -146,7 +144,7 @@ class _MINRES(Method):
         if self.M is None:
             # The old v is needed once more, for w: it is what `previous` now holds.
             v = self.previous
-        self.beta, self.v, v_norm, kernel = unit(self.raw, None, active, self.M, space)
+        self.beta, self.v, v_norm, kernel = normalise(self.raw, None, active, self.M, space)
         self.v_norm = self.one if v_norm is None else v_norm
         if kernel is not None:
             self.failure = kernel if self.failure is None else self.failure | kernel

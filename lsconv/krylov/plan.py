@@ -1,4 +1,4 @@
-"""Plan: the setup of one method for one operator and damping, and what whoever chooses among plans needs of it."""
+"""Plan: the interface of every method's setup, for one operator and damping."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LastResort(enum.Enum):
 class Plan:
     r"""The setup of one method for :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2\|x\|^2`, kept for many y.
 
-    A subclass solves; its class attributes and small methods say the rest, so that nobody asks for its type.
+    The attributes are what the choice among plans reads.
 
     Attributes:
         A: the operator.
@@ -42,9 +42,8 @@ class Plan:
             could be built on.
         never_misses: nothing iterates, so that every answer is as good as the factors.
         fallback: what answers the items that the plan leaves unconverged.
-        patience: the iterations after which its answer no longer pays beside that of the fallback; None: it has all
-            that it takes.
-        exhausted: the solves have cost what the setup of the fallback does, which answers from now on.
+        patience: the most iterations on an item before the fallback is asked; None: no limit.
+        exhausted: the solves so far have cost what the setup of the fallback does, and so it answers from now on.
         rtol: the relative tolerance of a solve that is given none; None: :meth:`default_rtol` of the dtype.
         x_in_range_of_adjoint: x is computed as ``A^H z``, so that only rounding leads out of the range of
             ``A^H``; read of plans that do not iterate.
@@ -87,7 +86,7 @@ class Plan:
         """Tell whether the fallback is to answer ``y``."""
         return self.exhausted
 
-    def remainder(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+    def residual(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """``y - A x`` of the x for ``y``."""
         return y - self.A.apply(self.apply(y, rtol=rtol))
 
@@ -116,8 +115,11 @@ class Plan:
         return Tolerances.of(dtype, self.default_rtol(dtype) if rtol is None else rtol, atol)
 
     @property
-    def worker(self) -> Plan:
-        """The plan that does the work: of a smaller problem, where this one is a door to it."""
+    def innermost(self) -> Plan:
+        """The plan that solves in the end: this one, or that of a smaller problem, whose answers it only puts in place.
+
+        Its attributes (:attr:`iterates`, :attr:`fallback`, :attr:`patience`) are those that count.
+        """
         return self
 
     def reasons(self) -> list[str]:

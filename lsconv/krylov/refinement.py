@@ -31,7 +31,7 @@ from lsconv.krylov.loop.damping import augmented_rows
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.evidence import NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge
-from lsconv.krylov.loop.null_space import cleared
+from lsconv.krylov.loop.null_space import settle_null_space
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution, Status, report
 from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
@@ -127,7 +127,7 @@ def refine(
     with torch.no_grad():
         solution = loop.run(max_refinements)
         shortest = functools.partial(loop.shortest, max_refinements=max_refinements)
-        solution = cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, loop.judged)
+        solution = settle_null_space(solution, solution.x, problem.y, problem.A, tolerances, shortest, loop.solution_of)
     report(solution, "refine", raise_on_failure=raise_on_failure)
     return solution
 
@@ -169,8 +169,7 @@ class _Refinement:
 
     def shortest(self, y: Tensor, rtol: float, max_refinements: int) -> Tensor:
         """The refinement to the least-norm solution for consistent data, without damping and from zero."""
-        zero, none = self.problem.codomain.safe_norm(y) == 0, torch.zeros_like(self.problem.nonfinite)
-        problem = replace(self.problem, y=y, damp=None, x0=None, zero=zero, nonfinite=none)
+        problem = replace(self.problem, y=y, damp=None, x0=None, nonfinite=torch.zeros_like(self.problem.nonfinite))
         exact = replace(self.tolerances, rtol=rtol, atol=0.0)
         loop = _Refinement(problem, self.solver, self.inner_dtype, exact, self.square, True, self.options)
         return loop.run(max_refinements).x
@@ -199,8 +198,7 @@ class _Refinement:
             # items that did not take the step have no direction to remember
             d, image = self.directions[-1]
             self.directions[-1] = d * folded.domain.spread(better), image * folded.codomain.spread(better)
-            certificate = Certificate(*(torch.where(better, getattr(new, name), getattr(certificate, name))
-                                        for name in Certificate.__dataclass_fields__))  # fmt: skip
+            certificate = new.select(better, certificate)
             idle = torch.where(certificate.tolerance_ratio < _PROGRESS * best, 0, idle + 1)
             best = torch.minimum(best, certificate.tolerance_ratio)
             consistent = consistent & (after < _CONSISTENT * before)
@@ -279,7 +277,7 @@ class _Refinement:
             options["M"], options["N"] = options.pop("N", None), options.pop("M", None)
         scaled = (y * space.spread(running / unit)).to(self.inner_dtype)
         with warnings.catch_warnings():
-            # An inner solve need not converge; what it achieved is judged in float64.
+            # An inner solve need not converge; what it achieved is solution_of in float64.
             warnings.simplefilter("ignore", ConvergenceWarning)
             solution = self.solver(A, scaled, check_finite=False, **options)
         self.iterations = self.iterations + solution.iterations
@@ -293,12 +291,12 @@ class _Refinement:
         share = self.tolerances.null_share
         # the inner solves round into the null space of A
         part = None if problem.damp is None else torch.where(problem.damp > 0, share, torch.inf)
-        solution = self.judged(x, replace(self.judge, null_space=NullSpaceBound(part)))
+        solution = self.solution_of(x, replace(self.judge, null_space=NullSpaceBound(part)))
         codes = torch.where(limit & ~solution.converged, Status.ITERATION_LIMIT.code, solution.codes)
         codes = torch.where(doubtful, Status.STAGNATION.code, codes)
         return replace(solution, codes=codes, converged=solution.converged & ~doubtful)
 
-    def judged(self, x: Tensor, judge: Judge | None = None) -> Solution:
+    def solution_of(self, x: Tensor, judge: Judge | None = None) -> Solution:
         """The solution that x is, as a judge has it; None: that of every step."""
         judge = self.judge if judge is None else judge
         return judge.solution(x, self.problem.y, iterations=self.iterations)

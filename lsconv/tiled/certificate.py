@@ -40,7 +40,7 @@ class WholeCertificate:
     @classmethod
     def of(cls, judge: Judge, norms: Norms) -> WholeCertificate:
         """Have an x of these norms judged."""
-        found = judge.judged(norms)
+        found = judge.certificate_of(norms)
         status = Status.STAGNATION
         if norms.y == 0 and norms.x == 0:
             status = Status.ZERO

@@ -139,7 +139,9 @@ class Passes:
 
         self._run("gradient", self.halos, read, work, into)
         y_norm, residual, gradient, x_norm, penalty, image = self.ranks.total(sums).clamp_min(0).sqrt().tolist()
-        return Norms(y_norm, x_norm, residual, gradient, penalty, divide(image, x_norm))
+        return Norms(
+            y=y_norm, x=x_norm, residual=residual, gradient=gradient, penalty=penalty, operator=divide(image, x_norm)
+        )
 
     def product(self, z: Field, observed: Field | None, into: Field) -> None:
         """Write ``H z``."""

@@ -8,6 +8,7 @@ import torch
 from lsconv.errors import ArgumentTypeError, DtypeError, NonFiniteError, ShapeError
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Crop, Dense, Diagonal, FromFunctions, Identity, Mask
+from lsconv.operators.scipy import from_scipy
 
 DTYPES = [torch.float64, torch.complex128]
 
@@ -121,3 +122,18 @@ def test_a_matrix_is_replaced_by_one_per_item_only_where_that_is_asked_for() -> 
     for given, per_item in ((matrices, False), (matrices.mT, True)):
         with pytest.raises(ShapeError, match=r"parameters\[0\]"):
             A.with_parameters([given], per_item=per_item)
+
+
+def test_a_subclass_says_for_itself_whether_it_is_capturable() -> None:
+    class Counting(Diagonal):
+        """Counts its calls, which a recorded graph would not."""
+
+    diagonal = torch.linspace(1, 3, 12)
+    assert Diagonal(diagonal).capturable
+    assert not Counting(diagonal).capturable
+    assert not Dense(torch.eye(3).to_sparse()).capturable
+    assert not from_scipy(torch.eye(3).numpy()).capturable
+    functions = FromFunctions((12,), (12,), torch.neg, torch.neg)
+    assert not (Diagonal(diagonal) @ functions).capturable
+    functions.capturable = True
+    assert (Diagonal(diagonal) @ functions).capturable

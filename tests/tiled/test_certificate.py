@@ -20,7 +20,7 @@ def test_norms_measured_by_tiles_are_judged_as_those_of_the_whole() -> None:
         options = {"channels": True, "wraps": plan.wraps}
         fields = Field(x, A.spatial_in, **options), Field(y, A.spatial_out, **options)
         streamed = plan.passes.gradient(*fields, None, None)
-        found, whole = judge.judged(streamed), judge.certify(x, y, single=True)
+        found, whole = judge.certificate_of(streamed), judge.certify(x, y, host_scalars=True)
         assert bool(found.converged) == bool(whole.converged) == converged
         for name in ("residual_norm", "objective"):
             assert getattr(found, name) == pytest.approx(getattr(whole, name), rel=1e-6)

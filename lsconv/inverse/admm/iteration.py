@@ -36,10 +36,9 @@ from lsconv.operators.batch_layout import over_items, select
 
 __all__ = ["Image", "QuadraticStep", "admm"]
 
-# After these iterations the penalties are balanced; later they stay, so that the iteration converges.
-_BALANCE_AT = (10, 20, 40, 80, 160, 320)
-_BALANCE_RANGE = 100.0
-# A primal residual this much smaller than the dual one was the best balance on images.
+
+# Balanced are the dual residual and this many times the primal one: at 1, reflecting boundaries take an eighth more
+# iterations.
 _PRIMAL_WEIGHT = 4.0
 
 
@@ -109,10 +108,11 @@ def admm(
         rtol: relative tolerance.
         max_iter: limit on the iterations.
         relaxation: the over-relaxation, in (0, 2).
-        check_every: iterations between two looks at the certificate, at least; without a callback more while it is far
+        check_every: iterations between two certificates, at least; without a callback more while the last one is far
             from the tolerance.
-        balance: adapt the penalties of the balanced terms; with a denoiser as the prior they are part of the model.
-        callback: called with the iteration and x at every look; returning True stops.
+        balance: balance the penalties after ``check_every`` iterations and whenever their number has doubled, so that
+            they change less and less, and the iteration converges; with a denoiser they are part of the model.
+        callback: called with the iteration and x at every certificate; returning True stops.
     """
     if max_iter < 1:
         raise ArgumentError(f"max_iter: expected an integer >= 1, got {max_iter}")
@@ -133,8 +133,8 @@ def admm(
     met = torch.zeros_like(active)
     iterations = torch.zeros(batch, dtype=torch.int64, device=s[0].device)
     rows: list[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]] = []
-    kept: tuple[Tensor, list[Tensor]] | None = None
-    stopped, look = False, check_every
+    best: tuple[Tensor, list[Tensor]] | None = None
+    stopped, next_certificate, next_balance = False, check_every, check_every
     for k in range(1, max_iter + 1):
         for j in range(count):
             torch.sub(z[j], s[j], alpha=0.5, out=reflected[j])
@@ -144,42 +144,45 @@ def admm(
         z, old = old, z
         proximal()
         iterations += active
-        balancing = balance and k in _BALANCE_AT
-        if k not in (look, max_iter):
+        if k not in (next_certificate, max_iter):
             continue
         split = [step.images[j].item(z[j]) for j in range(count)]
         duals = [step.images[j].item(s[j]).sub(split[j]).mul_(_spread(rho[j], split[j])) for j in range(count)]
         x = answer(step.x, split)
-        verdict = judge(x, duals)
+        certificate = judge(x, duals)
         changes = [now - step.images[j].item(old[j]) for j, now in enumerate(split)]
         primal, dual = _residuals(terms, [step.images[j].item(images[j]) for j in range(count)], split, changes,
                                   duals, rho)  # fmt: skip
-        now_met = verdict.met(rtol)
+        now_met = certificate.met(rtol)
         worst_dual = dual[-1]
-        rows.append((k, torch.stack(primal).amax(0), worst_dual, verdict.stationarity, verdict.complementarity,
-                     verdict.objective, _shown(terms, rho)))  # fmt: skip
-        kept = _keep(kept, (x, duals), active)
+        rows.append((k, torch.stack(primal).amax(0), worst_dual, certificate.stationarity, certificate.complementarity,
+                     certificate.objective, _shown(terms, rho)))  # fmt: skip
+        best = _keep(best, (x, duals), active)
         met = met | (now_met & active)
-        active = active & ~now_met & torch.isfinite(verdict.stationarity)
-        if callback is not None and callback(k, kept[0]):
+        active = active & ~now_met & torch.isfinite(certificate.stationarity)
+        if callback is not None and callback(k, best[0]):
             stopped = bool(active.any())
             break
         if not bool(active.any()):
             break
-        look = k + check_every if callback is not None else _next_look(rows, active, rtol, check_every)
-        if balancing:
+        if balance and k == next_balance:
+            next_balance *= 2
             _balance(terms, rho, first, primal, dual, active, s, z, step.one_penalty)
             step.set_penalties(rho)
-    assert kept is not None
+        next_certificate = k + check_every
+        if callback is None:
+            next_certificate = min(_forecast(rows, active, rtol, check_every), max(next_balance, next_certificate))
+    assert best is not None
     columns = list(zip(*rows, strict=True))
     history = SplittingHistory(torch.tensor(columns[0]), *(torch.stack(column) for column in columns[1:]))
-    return SplittingResult(*kept, iterations, met, stopped, history)
+    return SplittingResult(*best, iterations, met, stopped, history)
 
 
-def _next_look(rows: Sequence[tuple[Any, ...]], active: Tensor, rtol: float, step: int) -> int:
-    """The iteration at which to look again: most of the way to where the certificates will fall below ``rtol``.
+def _forecast(rows: Sequence[tuple[Any, ...]], active: Tensor, rtol: float, step: int) -> int:
+    """Forecast the iteration for the next certificate, from how the last two fell.
 
-    It is at most twice the last one, and no later than the next balance.
+    A certificate costs a few iterations, so the next one is taken at 0.7 of the way to ``rtol``, and after at most as
+    many iterations as there were.
     """
     k = rows[-1][0]
     worst = [float(torch.maximum(row[3], row[4]).where(active, 0).amax()) for row in rows[-2:]]
@@ -187,8 +190,7 @@ def _next_look(rows: Sequence[tuple[Any, ...]], active: Tensor, rtol: float, ste
     if rtol == 0 or not rtol < now < before:
         return k + step
     ahead = 0.7 * math.log(now / rtol) / math.log(before / now) * (k - rows[-2][0])
-    most = min([k, *(at - k for at in _BALANCE_AT if at > k)])
-    return k + max(step, int(min(ahead, most)) // step * step)
+    return k + max(step, int(min(ahead, k)) // step * step)
 
 
 def _balance(
@@ -202,7 +204,17 @@ def _balance(
     z: Sequence[Tensor],
     one_penalty: bool,
 ) -> None:
-    """Other penalties where the residuals of a term are far apart; ``rho`` and ``s = z + u`` are changed in place."""
+    """Balance primal and dual residual of every term by its penalty; ``rho`` and ``s = z + u`` change in place.
+
+    Args:
+        terms: the terms; those that are ``balanced`` get penalties of their own, those that ``follow`` a common factor.
+        rho: the penalties.
+        first: those to begin with.
+        primal, dual: relative residuals, per term.
+        active: the items that iterate.
+        s, z: the state, whose unscaled multipliers ``rho (s - z)`` stay.
+        one_penalty: all terms have the same.
+    """
     common = torch.ones_like(rho[0])
 
     def scale(j: int, change: Tensor) -> None:
@@ -212,8 +224,7 @@ def _balance(
     for j, term in enumerate(terms):
         if term.balanced:
             ratio = (_PRIMAL_WEIGHT * primal[j] / dual[j].clamp_min(1e-30)).clamp(1e-2, 1e2)
-            bounded = (rho[j] * ratio.sqrt()).clamp(first[j] / _BALANCE_RANGE, first[j] * _BALANCE_RANGE) / rho[j]
-            change = torch.where(active, bounded, 1.0)
+            change = torch.where(active, ratio.sqrt(), 1.0)
             common = rho[j] * change / first[j]
             if not one_penalty:  # bounds and held cells need no less than they began with
                 common = common.clamp_min(1)
@@ -230,13 +241,14 @@ def _spread(values: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _shown(terms: Sequence[Term], rho: Sequence[Tensor]) -> Tensor:
+    """The penalty that the history has: that of the first balanced term."""
     return next((value for term, value in zip(terms, rho, strict=True) if term.balanced), rho[-1]).clone()
 
 
 def _keep(
     kept: tuple[Tensor, list[Tensor]] | None, found: tuple[Tensor, list[Tensor]], active: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """The state of the items that are still active; finished ones keep theirs."""
+    """Replace the x and the duals of the items that are still active; finished ones keep theirs."""
     if kept is None or bool(active.all()):
         return found[0].clone(), found[1]
     return select(active, found[0], kept[0]), [

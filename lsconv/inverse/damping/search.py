@@ -17,13 +17,10 @@ from lsconv.inverse.damping.rules import Criterion
 
 __all__ = ["PER_DECADE", "LocalSearch", "Search"]
 
-# A scan with a stochastic path, whose small damps are dear, ends so many points after every item has seen its best.
-_PATIENCE = 4
-# Points per decade of a first scan. No step of a local search is longer than those of the scan.
+# Points per decade of a first scan: criteria change by less than their range in half a decade.
 PER_DECADE = 2
-_LONGEST = math.log(10) / PER_DECADE
-_STEP = 0.3  # of log damp: the first bracket around a damp known roughly
-_LOOKS = 8  # the most of a local search
+# The step of a scan, in log damp: the longest of a local search.
+_SCAN_STEP = math.log(10) / PER_DECADE
 
 
 class Search:
@@ -47,9 +44,10 @@ class Search:
         self.count: int = 0 if around is None else around.count
         self.low = self.high = torch.zeros(())
         self.open = around is not None
+        self.step = 0.25 * _SCAN_STEP  # of the first bracket around a damp known roughly
         if around is not None:
             self.low, self.high = around.low, around.high
-            for step in (-_STEP, _STEP, 0.0):
+            for step in (-self.step, self.step, 0.0):
                 self.add(around.best().expand(path.batch) + step)
 
     def add(self, t: Tensor, *, slope: bool = False) -> None:
@@ -69,16 +67,18 @@ class Search:
         self.low, self.high = low.expand(self.path.batch), high.expand(self.path.batch)
         for step in torch.linspace(1, 0, points, dtype=torch.float64).tolist():
             self.add(self.low + step * (self.high - self.low))
-            if not self.path.exact and not self.slope and len(self.points) > _PATIENCE and self._is_past():
+            if not self.path.exact and not self.slope and self._is_past():
                 break
 
     def _is_past(self) -> bool:
-        """Tell whether every item's best lies well above the smallest damp seen."""
+        """Tell whether every item's best lies two decades above the smallest damp seen: small damps are dear."""
+        beyond = 2 * PER_DECADE
+        if len(self.points) <= beyond:
+            return False
         t, values, root = self._curve()
         if root is not None:
-            below = root < 0
-            return bool((below & (t < t[_PATIENCE])).any(0).all()) if len(t) > _PATIENCE else False
-        return bool((values.argmin(0) >= _PATIENCE).all())
+            return bool(((root < 0) & (t < t[beyond])).any(0).all())
+        return bool((values.argmin(0) >= beyond).all())
 
     def sorted(self) -> tuple[Tensor, Evaluation]:
         """Points in ascending order, ``(points, *batch)``."""
@@ -113,7 +113,7 @@ class Search:
             return torch.where(usable & (index > 0) & (index < len(t) - 1), vertex, _at(t, index))
         index, found = self._bracket(values, root)
         above = (index + 1).clamp_max(len(t) - 1)
-        inside = _at(t, index) + self._share(root, index, above) * (_at(t, above) - _at(t, index))
+        inside = _at(t, index) + self._fraction(root, index, above) * (_at(t, above) - _at(t, index))
         # A function with several minima may be lowest at an end that it falls towards.
         low, high = (root[0] >= 0) & torch.isfinite(values[0]), root[-1] < 0
         lowest = torch.where(found, torch.minimum(_at(values, index), _at(values, above)), torch.inf)
@@ -128,7 +128,7 @@ class Search:
         return torch.where(torch.isfinite(values), t, torch.inf).amin(0).nan_to_num(posinf=0.0)
 
     def settle(self) -> None:
-        """Look further where the points of a search around a damp have not enclosed the best one."""
+        """Add a point where those of a search around a damp have not enclosed the best one."""
         t, values, root = self._curve()
         index = self._lowest(values)
         enclosed = self._bracket(values, root)[1] if root is not None else (index > 0) & (index < len(t) - 1)
@@ -177,7 +177,7 @@ class Search:
         return vertex.nan_to_num(0.0, 0.0, 0.0), usable & torch.isfinite(vertex)
 
     @staticmethod
-    def _share(root: Tensor, index: Tensor, above: Tensor) -> Tensor:
+    def _fraction(root: Tensor, index: Tensor, above: Tensor) -> Tensor:
         """The zero of the secant between two points, from 0 to 1."""
         below = _at(root, index)
         return (-below / (_at(root, above) - below)).nan_to_num(0.5).clamp(0.0, 1.0)
@@ -186,17 +186,17 @@ class Search:
         """The secant's zero, kept off the ends of the bracket; every third step halves the bracket."""
         index, found = self._bracket(values, root)
         above = (index + 1).clamp_max(len(t) - 1)
-        share = self._share(root, index, above).clamp(0.02, 0.98)
+        fraction = self._fraction(root, index, above).clamp(0.02, 0.98)
         if step % 3 == 2:
-            share = torch.full_like(share, 0.5)
-        inside = _at(t, index) + share * (_at(t, above) - _at(t, index))
+            fraction = torch.full_like(fraction, 0.5)
+        inside = _at(t, index) + fraction * (_at(t, above) - _at(t, index))
         down, up = self._beyond(t)
         return torch.where(found, inside, torch.where(root[0] >= 0, down, up))
 
     def _beyond(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The points to evaluate next where the best one is the smallest seen, or the largest."""
         if self.open:
-            return torch.maximum(t[0] - _STEP, self.low), torch.minimum(t[-1] + _STEP, self.high)
+            return torch.maximum(t[0] - self.step, self.low), torch.minimum(t[-1] + self.step, self.high)
         return 0.5 * (t[0] + t[1]), 0.5 * (t[-1] + t[-2])
 
 
@@ -216,16 +216,16 @@ class LocalSearch(Search):
         self.rises: list[Tensor] = []
         self.aim = around.best().expand(path.batch)
         # The surrogate has the curvature of the whole, nearly.
-        before, after = (self._rise_of(around.path, self.aim + step) for step in (-_STEP, _STEP))
-        self.curvature = (after - before) / (2 * _STEP)
+        before, after = (self._rise_of(around.path, self.aim + step) for step in (-self.step, self.step))
+        self.curvature = (after - before) / (2 * self.step)
 
     def _rise_of(self, path: DampPath, t: Tensor) -> Tensor:
         e = path.evaluate(t.exp(), slope=True, trace=self.needs_trace)
         return self.criterion.rise(e, t, path.count).expand(self.path.batch)
 
     def settle(self) -> None:
-        """Look until nothing is to be gained."""
-        for _ in range(_LOOKS):
+        """Evaluate until nothing is to be gained, at most as often as a scan of the whole range would."""
+        for _ in range(round(float((self.high - self.low).max()) / _SCAN_STEP)):
             self.add(self.aim, slope=self.criterion.needs_slope)
             self.rises.append(self.criterion.rise(self.evaluations[-1], self.points[-1], self.path.count))
             zero = self.evaluations[0].residual_norm_sq == 0  # every damp is the same to data that are zero
@@ -233,7 +233,7 @@ class LocalSearch(Search):
                 return
 
     def _next(self) -> Tensor:
-        """Aim at the zero, and predict how much the criterion gains there; ``batch``."""
+        """Set :attr:`aim` to the zero that is expected, and return the gain predicted there, ``batch``."""
         t, order = torch.stack(self.points).sort(0)
         rises = torch.stack(self.rises).gather(0, order)
         # a damp at which m - tr H is lost in its error is too small
@@ -242,44 +242,25 @@ class LocalSearch(Search):
         above = torch.where((rises >= 0).any(0), above, len(t))
         high, low = above.clamp_max(len(t) - 1), (above - 1).clamp_min(0)
         enclosed = (above > 0) & (above < len(t))
-        share = self._share(rises, low, high)
-        share = torch.where(torch.isinf(_at(rises, low)), 0.5, share)
-        inside = _at(t, low) + share * (_at(t, high) - _at(t, low))
-        nearest = torch.where(share < 0.5, low, high)
+        fraction = self._fraction(rises, low, high)
+        fraction = torch.where(torch.isinf(_at(rises, low)), 0.5, fraction)
+        inside = _at(t, low) + fraction * (_at(t, high) - _at(t, low))
+        nearest = torch.where(fraction < 0.5, low, high)
         outer = torch.where(above > 0, len(t) - 1, 0)  # falling everywhere, or rising everywhere
         if len(t) > 1:
             beside = torch.where(above > 0, len(t) - 2, 1)
             secant = (_at(rises, outer) - _at(rises, beside)) / (_at(t, outer) - _at(t, beside))
             self.curvature = torch.where(torch.isfinite(secant) & ~enclosed, secant, self.curvature)
         newton = -_at(rises, outer) / self.curvature
-        onwards = torch.where(above > 0, 1.0, -1.0)
-        step = torch.where((self.curvature > 0) & torch.isfinite(newton), newton, _LONGEST * onwards)
-        outside = _at(t, outer) + step.clamp(-_LONGEST, _LONGEST)
+        direction = torch.where(above > 0, 1.0, -1.0)
+        step = torch.where((self.curvature > 0) & torch.isfinite(newton), newton, _SCAN_STEP * direction)
+        outside = _at(t, outer) + step.clamp(-_SCAN_STEP, _SCAN_STEP)
         outside = torch.maximum(torch.minimum(outside, self.high), self.low)
         self.aim = torch.where(enclosed, inside, outside)
         last = torch.where(enclosed, nearest, outer)
         rise, distance = _at(rises, last).abs(), (self.aim - _at(t, last)).abs()
         gain = 0.5 * rise * (distance if self.criterion.rule != "discrepancy" else 1)
-        if self.criterion.needs_slope and len(t) > 1:
-            cubic = self._cubic_minimum(low, high, rises)
-            known = enclosed & torch.isfinite(cubic)
-            # the secant is a digit behind the cubic: where they meet, the cubic is closer still
-            slope = (_at(rises, high) - _at(rises, low)) / (_at(t, high) - _at(t, low))
-            gain = torch.where(known, torch.minimum(gain, 0.5 * slope * (cubic - inside).square()), gain)
-            self.aim = torch.where(known, cubic, self.aim)
         return torch.where(distance > 0, gain, 0)
-
-    def _cubic_minimum(self, low: Tensor, high: Tensor, rises: Tensor) -> Tensor:
-        """The minimum of the cubic with the logarithms of the values at two points and their slopes; NaN for none.
-
-        Nocedal and Wright, "Numerical Optimization" (2006), equation 3.59.
-        """
-        t, values, _ = self._curve()
-        a, b, before, after = _at(t, low), _at(t, high), _at(rises, low), _at(rises, high)
-        steepness = (_at(values, high).log() - _at(values, low).log()) / (b - a)
-        middle = before + after - 3 * steepness
-        root = (middle.square() - before * after).sqrt()
-        return b - (b - a) * (after + root - middle) / (after - before + 2 * root)
 
     def best(self) -> Tensor:
         """The best damp of every item, ``batch``."""

@@ -22,7 +22,7 @@ from lsconv.inverse.images.point_spread import Origin, origin_of
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.varying_convolution import VaryingConvolution
 
-__all__ = ["blur_operator", "level_for_mean", "middle_of"]
+__all__ = ["blur_operator", "central_blur", "level_for_mean"]
 
 _PADDING_MODES = {"unknown": "zeros", "zero": "zeros", "periodic": "circular", "reflect": "reflect"}
 
@@ -118,8 +118,8 @@ def level_for_mean(A: Convolution | VaryingConvolution, mean: Tensor) -> Tensor:
     return level.expand(*level.shape[: -A.ndim], *A.spatial_in)
 
 
-def middle_of(A: VaryingConvolution) -> tuple[Convolution, tuple[Any, ...]]:
-    """The blur by the kernel in the middle, for half of every axis of the image, and the pixels that these are."""
+def central_blur(A: VaryingConvolution) -> tuple[Convolution, tuple[Any, ...]]:
+    """Return the blur by the kernel in the centre for half of every axis of the image, and where these pixels are."""
     at = tuple(n // 2 for n in A.spatial_out)
     place: tuple[Any, ...] = (slice(None), *at)
     kernel = torch.tensordot(A.weights[place], A.kernels, 1)

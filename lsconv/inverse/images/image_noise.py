@@ -21,10 +21,27 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, NonFiniteError
 from lsconv.inverse.images.image_layout import Layout
+from lsconv.krylov.loop.entry import with_item_of
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Diagonal, Mask
 
-__all__ = ["Measurement", "check_meaning"]
+__all__ = ["Measurement", "NoiseModel", "check_meaning"]
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseModel:
+    """The noise of an image as :func:`lsconv.deconvolve` is told of it: its arguments of these names, as given."""
+
+    noise: str
+    noise_std: Any
+    observed: Any
+    weights: Any
+    saturated: Any
+    one_sided: bool
+    background: Any
+    gain: Any
+    offset: Any
+    read_noise: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,38 +69,25 @@ class Measurement:
     at_least: Tensor | None = None
 
     @classmethod
-    def of(
-        cls,
-        layout: Layout,
-        image: Any,
-        noise: str,
-        noise_std: Any,
-        camera: dict[str, Any],
-        *,
-        observed: Any = None,
-        weights: Any = None,
-        saturated: Any = None,
-        one_sided: bool = False,
-    ) -> Measurement:
-        """The measurement that the arguments of :func:`lsconv.deconvolve` describe, checked.
+    def of(cls, layout: Layout, image: Any, model: NoiseModel) -> Measurement:
+        """Return the measurement that an image and what is said of its noise describe, checked.
 
         Args:
             layout: of the image.
             image: as given.
-            noise: "gaussian" or "poisson".
-            noise_std: a number, one per batch item, a map, or None.
-            camera: background, gain, offset and read_noise, each a number or a map.
-            observed: which pixels were measured, or None for all that are numbers.
-            weights: a map of the weights of the squares, or None.
-            saturated: the level from which pixels are saturated, "auto" or None.
-            one_sided: saturated pixels are lower bounds, and not missing.
+            model: the noise.
+
+        Raises:
+            ArgumentError, NonFiniteError: the arguments contradict each other, or nothing was measured.
         """
-        if one_sided and (saturated is None or noise != "gaussian"):
+        noise, noise_std, weights = model.noise, model.noise_std, model.weights
+        if model.one_sided and (model.saturated is None or noise != "gaussian"):
             raise ArgumentError('one_sided: is about the pixels that saturated= names, and of noise="gaussian"')
         if noise not in ("gaussian", "poisson"):
             raise ArgumentError(f'noise: expected "gaussian" or "poisson", got {noise!r}')
-        y, keep, bounded = layout.image(image, observed, saturated, one_sided=one_sided)
-        maps = {name: layout.map(name, value, image, y) for name, value in camera.items()}
+        y, keep, bounded = layout.image(image, model.observed, model.saturated, one_sided=model.one_sided)
+        camera = ("background", "gain", "offset", "read_noise")
+        maps = {name: layout.map(name, getattr(model, name), image, y) for name in camera}
         for name, value in maps.items():
             low = 0 if name in ("gain", "read_noise") or (name == "background" and noise == "poisson") else -torch.inf
             if not bool(torch.isfinite(value).all()) or not bool(
@@ -95,7 +99,7 @@ class Measurement:
             for name in ("gain", "read_noise"):
                 if bool((maps[name] != (name == "gain")).any()):
                     raise ArgumentError(f'{name}: is of the photons of noise="poisson"; noise_std is in grey levels')
-            y = _kept(y - maps["background"] - maps["offset"], keep)
+            y = _zero_where_missing(y - maps["background"] - maps["offset"], keep)
             rows, usual, mapped = cls._weights(layout, image, y, keep, noise_std)
             if weights is not None:
                 if mapped:
@@ -121,17 +125,17 @@ class Measurement:
         photons = (y - maps["offset"]) / maps["gain"] + maps["read_noise"].square()
         if bool((maps["read_noise"] > 0).any()):
             photons = photons.clamp_min(0)
-        if bool((_kept(photons, keep) < 0).any()):
+        if bool((_zero_where_missing(photons, keep) < 0).any()):
             raise ArgumentError("image: counts must be >= 0 for Poisson noise; add back what was subtracted, and give "
                                 "it as background=")  # fmt: skip
         gain = maps["gain"]
         sensitivity = None if keep is None and bool((gain == 1).all()) else (1 / gain).expand(y.shape)
         if sensitivity is not None:
-            sensitivity = _kept(sensitivity, keep).contiguous()
+            sensitivity = _zero_where_missing(sensitivity, keep).contiguous()
         rows = None if keep is None else keep.to(y.dtype)
         expected = maps["background"] / gain + maps["read_noise"].square()
-        y = _kept(y - maps["offset"] - maps["background"], keep)
-        return cls(y, rows, None, _kept(photons, keep), expected, sensitivity)
+        y = _zero_where_missing(y - maps["offset"] - maps["background"], keep)
+        return cls(y, rows, None, _zero_where_missing(photons, keep), expected, sensitivity)
 
     @staticmethod
     def _weights(
@@ -165,11 +169,11 @@ class Measurement:
 
     def weighted(self, A: LinearOperator) -> tuple[LinearOperator, Tensor]:
         """The operator and the data of the least-squares problem."""
-        return _before(A, self.rows), self.y if self.rows is None else self.y * self.rows
+        return _with_rows(A, self.rows), self.y if self.rows is None else self.y * self.rows
 
     def photon_operator(self, A: LinearOperator) -> LinearOperator:
         """The operator from x in grey levels to photons."""
-        return _before(A, self.sensitivity)
+        return _with_rows(A, self.sensitivity)
 
     def mean(self, axes: tuple[int, ...]) -> Tensor:
         """The mean of y over the measured pixels."""
@@ -178,8 +182,18 @@ class Measurement:
         measured = (self.rows > 0).to(self.rows.dtype).expand(self.y.shape)
         return (self.y * measured).sum(axes, keepdim=True) / measured.sum(axes, keepdim=True).clamp_min(1)
 
-    def seen(self) -> Tensor:
-        """The measured pixels, in a row where some are missing."""
+    @property
+    def measured_pixels(self) -> Tensor | None:
+        """True where pixels were measured, which broadcasts with y; None: everywhere."""
+        return None if self.rows is None else self.rows > 0
+
+    def with_item(self, batch_ndim: int) -> Measurement:
+        """Return the measurement of an empty batch with an item of zeros joined to it, of equal weight everywhere."""
+        y = with_item_of(self.y, batch_ndim)
+        return Measurement(y, counts=None if self.counts is None else y)
+
+    def measured_values(self) -> Tensor:
+        """Return the values of the measured pixels, in a row where some are missing."""
         return self.y if self.rows is None else self.y[(self.rows > 0).expand(self.y.shape)]
 
     def variance(self, ndim: int) -> Tensor:
@@ -214,11 +228,11 @@ class Measurement:
         return (square.sum(axes) / number) / torch.where(photons > 0, photons, 1)
 
 
-def _kept(values: Tensor, keep: Tensor | None) -> Tensor:
+def _zero_where_missing(values: Tensor, keep: Tensor | None) -> Tensor:
     return values if keep is None else torch.where(keep, values, 0)
 
 
-def _before(A: LinearOperator, rows: Tensor | None) -> LinearOperator:
+def _with_rows(A: LinearOperator, rows: Tensor | None) -> LinearOperator:
     """``diag(rows) A``, by a mask where rows are zeros and ones."""
     if rows is None:
         return A

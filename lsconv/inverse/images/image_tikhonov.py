@@ -23,9 +23,9 @@ def image_tikhonov(
     A: LinearOperator,
     y: Tensor,
     L: Gradient | None,
-    middle: Tensor,
+    x_prior: Tensor,
     bounds: Bounds | None,
-    solve: dict[str, Any],
+    options: dict[str, Any],
     at_least: Tensor | None = None,
 ) -> Solution:
     """Tikhonov's answer; channels under one PSF are one problem with many data, but for the damp, which they share.
@@ -34,31 +34,31 @@ def image_tikhonov(
         A: the blur, or rows of it.
         y: the data.
         L: the penalty; None: the identity.
-        middle: what it pulls to, ``(*batch, *in_shape)``.
+        x_prior: what it pulls to, ``(*batch, *in_shape)``.
         bounds: lowest and highest value of x, or None.
-        solve: the options of :func:`lsconv.tikhonov`, damp among them.
+        options: the options of :func:`lsconv.tikhonov`, damp among them.
         at_least: where the data are lower bounds; None: nowhere.
     """
     ndim = len(A.in_shape) - 1
-    if isinstance(solve["damp"], str):
+    if isinstance(options["damp"], str):
         certain = None if at_least is None else ~at_least
         selection = choose_damp(
-            A, y, solve["damp"], L=L, x_prior=middle, noise_std=solve.pop("noise_std"), observed=certain
+            A, y, options["damp"], L=L, x_prior=x_prior, noise_std=options.pop("noise_std"), observed=certain
         )
-        found = image_tikhonov(A, y, L, middle, bounds, {**solve, "damp": selection.damp}, at_least)
+        found = image_tikhonov(A, y, L, x_prior, bounds, {**options, "damp": selection.damp}, at_least)
         return replace(found, selection=selection)
     shared = SharedGroups.of(A)
     if shared is not None:
         gradient = None if L is None else Gradient(shared.A.in_shape, ndim=ndim, boundary=L.boundary, dtype=A.dtype,
                                                 device=A.device)  # fmt: skip
         rows = None if at_least is None else shared.split(at_least)
-        found = image_tikhonov(shared.A, shared.split(y), gradient, shared.split(middle), bounds, solve, rows)
+        found = image_tikhonov(shared.A, shared.split(y), gradient, shared.split(x_prior), bounds, options, rows)
         return together(replace(found, x=shared.join(found.x)))
     if bounds is not None or at_least is not None:
-        prior = middle.expand(*middle.shape[: -ndim - 1], *A.in_shape)
-        return tikhonov(A, y, L=L, x_prior=prior, bounds=bounds, at_least=at_least, **solve)
+        prior = x_prior.expand(*x_prior.shape[: -ndim - 1], *A.in_shape)
+        return tikhonov(A, y, L=L, x_prior=prior, bounds=bounds, at_least=at_least, **options)
     # Where the constant alone explains the image, what is left of it is rounding and meets no relative tolerance.
     norms = torch.linalg.vector_norm(y.flatten(-ndim - 1), dim=-1)
-    solve.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))
+    options.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))
     # differences do not see the constant m; it keeps its digits all the same
-    return tikhonov(A, y, L=L, x_prior=middle, **solve)
+    return tikhonov(A, y, L=L, x_prior=x_prior, **options)

@@ -60,10 +60,10 @@ def measured_rows(A: LinearOperator, request: PlanRequest) -> Plan | None:
         inner = _of_core(rows.core.to(dtype=double(A.dtype)), damp / weight.double().sqrt(), request)
     except MethodError:
         return None
-    if inner.worker.iterates:
+    if inner.innermost.iterates:
         return None
-    if isinstance(inner.worker, (BorderPlan, StackedPlan)):
-        inverse = inner.worker.inverse
+    if isinstance(inner.innermost, (BorderPlan, StackedPlan)):
+        inverse = inner.innermost.inverse
         # with the missing outputs in the border an answer costs about two on the border alone
         if inverse.unknowns and inverse.factorise_if_cheaper(tuple(inverse.embedding.batch_shape), solves=2) is None:
             for plan in (MissingBorderPlan, MasksPerItemPlan):
@@ -77,7 +77,7 @@ def transposed(A: LinearOperator, request: PlanRequest) -> Plan | None:
     if not (isinstance(A, Adjoint) and isinstance(A.operator, Convolution) and _takes_composed(request)):
         return None
     plan = _of_core(A.operator, request.damp, request)
-    return None if plan.worker.iterates else AdjointPlan(A, plan, request.damp)
+    return None if plan.innermost.iterates else AdjointPlan(A, plan, request.damp)
 
 
 def varying(A: LinearOperator, request: PlanRequest) -> Plan | None:

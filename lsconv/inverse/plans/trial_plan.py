@@ -167,11 +167,11 @@ class TrialPlan(KrylovPlan):
         ended = torch.where(found.codes == Status.CALLBACK.code, Status.ITERATION_LIMIT.code, found.codes)
         # the iterates of a preconditioner on the side of x are not of the form A^H z
         rounding = torch.finfo(A.dtype).eps if self.N is None else None
-        little, share = found.damp == 0, tolerances.null_share
+        rounds_little, null_share = found.damp == 0, tolerances.null_share
         if rounding is None:
-            share = share if A.in_numel > A.out_numel else SQUARE_SHARE
+            null_share = null_share if A.in_numel > A.out_numel else SQUARE_SHARE
         elif norm is not None:
-            little = _rounds_little(found.damp, norm, rounding, tolerances)
+            rounds_little = _rounds_little(found.damp, norm, rounding, tolerances)
         judge = Judge(
             precise,
             tolerances,
@@ -180,7 +180,7 @@ class TrialPlan(KrylovPlan):
             rounding=Tolerances.of(A.dtype, tolerances.rtol, 0.0).rounding,
             norm=NormBounds(norm, sharper=None if norm is None or self.M or self.N else lambda: norm),
             rank=RankThreshold(length_limit=EXCUSED),
-            null_space=NullSpaceBound(torch.where(little, torch.inf, share), rounding),
+            null_space=NullSpaceBound(torch.where(rounds_little, torch.inf, null_share), rounding),
         )
         judged = judge.solution(
             found.x.to(precise.dtype),
@@ -319,6 +319,6 @@ class _Limit:
         first, half, relative = (divide(*norms) for _, *norms in (self.start, self.half, now))
         fall = (half / relative).log() / max(state.iteration - self.half[0], 1)
         # the first is a lower bound of ||A||: the forecast is late rather than early
-        left = (relative / (self.rtol * first)).log() / fall
-        soon = (left <= 2 * self.most - state.iteration) & (fall > 0)
+        remaining = (relative / (self.rtol * first)).log() / fall
+        soon = (remaining <= 2 * self.most - state.iteration) & (fall > 0)
         return not bool(soon[state.running].all())

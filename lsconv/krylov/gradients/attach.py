@@ -50,13 +50,13 @@ def adjoint_answer(inverse: Inverse, A: LinearOperator, v: Tensor, damp: Any) ->
     """``A (A^H A + damp^2)^+ v``, the adjoint of ``inverse.apply``, with its gradients."""
     system = System(None, LeastSquares(A, v, damp), False, None)
     system.inverse = inverse
-    system.look_at(damp)
+    system.set_damping(damp)
     given, params = damp if isinstance(damp, Tensor) else None, parameters_of(A)
     answer: Any = 0
     if system.some_damped:
-        answer = A.apply(NormalSolve.apply(system, system.only(v, True), given, *params))
+        answer = A.apply(NormalSolve.apply(system, system.mask_items(v, True), given, *params))
     if not system.all_damped:
-        answer = answer + PseudoSolve.apply(system, True, None, system.only(v, False), *params)
+        answer = answer + PseudoSolve.apply(system, True, None, system.mask_items(v, False), *params)
     return answer
 
 

@@ -1,4 +1,4 @@
-"""The solves of a backward pass: what a method must offer for it, and who hears when one did not converge."""
+"""The solves of a backward pass: the interface of a solver, two of its methods, and the report of a failure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SLACK = 10
 
 
 def set_backward_failure_hook(hook: Hook | None) -> Hook | None:
-    """Say who hears of a backward solve that did not converge, and return who heard of it before.
+    """Set the function that is told of backward solves that did not converge, and return the one before.
 
     Args:
         hook: called with one sentence per failed solve; None: a :class:`ConvergenceWarning`, the default.
@@ -55,7 +55,7 @@ def report_failure(message: object) -> None:
 
 
 class Inverse(Protocol):
-    """A solver as a backward pass needs it; ``rtol`` is the forward's. None of these is followed by autograd."""
+    """The solves that a backward pass asks of a solver, to the ``rtol`` of the forward solve; autograd follows none."""
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The answer for ``y``."""
@@ -120,8 +120,8 @@ def normal_by_apply(
         trial = step if v is None else v + step
         av = A.apply(trial)
         back = A.adjoint(av)
-        left = g - back - trial * domain.spread(mu)
-        norm, av_norm = domain.norm(left), codomain.norm(av)
+        residual = g - back - trial * domain.spread(mu)
+        norm, av_norm = domain.norm(residual), codomain.norm(av)
         norm_a = torch.maximum(
             norm_a, torch.fmax(divide(av_norm, domain.norm(trial)), divide(domain.norm(back), av_norm))
         )
@@ -136,7 +136,7 @@ def normal_by_apply(
         size = torch.where(better, norm, size)
         if not bool(improving.any()):
             break
-        remainder = torch.where(spread, left, 0) * domain.spread(improving)
+        remainder = torch.where(spread, residual, 0) * domain.spread(improving)
         image = A.apply(remainder)
     assert v is not None
     failed = ~met & (g_norm > 0)
@@ -155,10 +155,10 @@ def gram_by_cg(
     spent: int | None = None,
     max_iter: int | None = None,
 ) -> Tensor:
-    """``(A^H A)^{-1} g`` by conjugate gradients; it is for the caller to see whether it converged.
+    """``(A^H A)^{-1} g`` by conjugate gradients; the caller has to check whether it converged.
 
-    Where A turns out not to have full column rank there is nothing to converge to. A solve takes about as many
-    iterations as the forward one (``spent``) and is given up after twice as many: the caller has another way.
+    Without full column rank there is nothing to converge to. So the solve is given up after twice the iterations of the
+    forward one (``spent``), and the caller solves with ``A^H`` instead.
     """
     if spent is not None:
         max_iter = min(2 * spent + 20, 10_000 if max_iter is None else max_iter)

@@ -28,7 +28,13 @@ from torch import Tensor
 
 from lsconv.errors import MethodError
 from lsconv.krylov.gradients.parameters import any_requires_grad, parameter_jvp, parameter_vjp, rebuild
-from lsconv.krylov.gradients.pseudo_inverse_rule import PseudoSolve, fit, plus, pseudo_backward, pseudo_tangent
+from lsconv.krylov.gradients.pseudo_inverse_rule import (
+    PseudoSolve,
+    add_optional,
+    pseudo_backward,
+    pseudo_tangent,
+    unbroadcast,
+)
 from lsconv.krylov.gradients.solve_record import System
 from lsconv.krylov.gradients.vmap import batch_vmapped_axis, under_old_vmap
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
@@ -48,7 +54,7 @@ class Solve(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep what the backward needs."""
+        """Save the tensors that :meth:`backward` and :meth:`jvp` read."""
         ctx.system, *tensors = inputs
         ctx.mark_non_differentiable(*output[1:])
         z = output[-1] if ctx.system.has_multipliers else None
@@ -67,7 +73,7 @@ class Solve(torch.autograd.Function):
             # of y alone x is a linear function, damped or not, and the plans know its adjoint
             return (
                 None,
-                fit(PseudoSolve.apply(system, True, None, g, *params), y),
+                unbroadcast(PseudoSolve.apply(system, True, None, g, *params), y),
                 *(None for _ in range(2 + len(params))),
             )
         A, L = system.operators(params)
@@ -75,7 +81,7 @@ class Solve(torch.autograd.Function):
         damp_bar = prior_bar = None
         bars: list[Tensor | None] = [None] * len(params)
         if system.some_damped:
-            v = NormalSolve.apply(system, system.only(g, True), damp, *params)
+            v = NormalSolve.apply(system, system.mask_items(g, True), damp, *params)
             av = A.apply(v)
             y_bar = av
             if any(needed[: system.count]):
@@ -97,11 +103,11 @@ class Solve(torch.autograd.Function):
                 prior_bar = over_items(mu, len(A.in_shape)) * (lv if L is None else L.adjoint(lv))
         if not system.all_damped:
             # undamped: x is the prior plus the pseudo-inverse of what the prior leaves, y - A prior
-            gu = system.only(g, False)
-            left, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
-            u, more = pseudo_backward(system, False, left, part, gu, params, needed, z)
+            gu = system.mask_items(g, False)
+            data, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
+            u, more = pseudo_backward(system, False, data, part, gu, params, needed, z)
             y_bar = y_bar + u
-            bars[: system.count] = plus(bars[: system.count], more)
+            bars[: system.count] = add_optional(bars[: system.count], more)
             if prior is not None:
                 down = gu - A.adjoint(u)
                 prior_bar = down if prior_bar is None else prior_bar + down
@@ -109,10 +115,10 @@ class Solve(torch.autograd.Function):
                     A_bars = parameter_vjp(
                         A, False, params[: system.count], needed[: system.count], [prior.expand_as(x)], [-u]
                     )
-                    bars[: system.count] = plus(bars[: system.count], A_bars)
+                    bars[: system.count] = add_optional(bars[: system.count], A_bars)
         if damp is not None and damp_bar is None:
             damp_bar = torch.zeros_like(damp)  # x depends on its square
-        return (None, fit(y_bar, y), fit(damp_bar, damp), fit(prior_bar, prior), *bars)
+        return (None, unbroadcast(y_bar, y), unbroadcast(damp_bar, damp), unbroadcast(prior_bar, prior), *bars)
 
     @staticmethod
     @under_old_vmap
@@ -125,7 +131,7 @@ class Solve(torch.autograd.Function):
         dx: Any = 0
         if system.some_damped:
 
-            def left(y: Tensor, damp: Tensor, prior: Tensor, *params: Tensor) -> Tensor:
+            def right_hand_side(y: Tensor, damp: Tensor, prior: Tensor, *params: Tensor) -> Tensor:
                 A, L = system.operators(params)
                 offset = x - prior
                 pulled = offset if L is None else L.adjoint(L.apply(offset))
@@ -133,8 +139,8 @@ class Solve(torch.autograd.Function):
 
             damping: Tensor = system.damp if damp is None else damp
             p = torch.zeros_like(x) if prior is None else prior
-            rhs = parameter_jvp(left, [y, damping, p, *params], [dy, ddamp, dprior, *dparams])
-            dx = 0 if rhs is None else NormalSolve.apply(system, system.only(rhs, True), damp, *params)
+            rhs = parameter_jvp(right_hand_side, [y, damping, p, *params], [dy, ddamp, dprior, *dparams])
+            dx = 0 if rhs is None else NormalSolve.apply(system, system.mask_items(rhs, True), damp, *params)
         if not system.all_damped:
             A = system.operators(params)[0]
             outputs = len(A.out_shape)
@@ -142,19 +148,19 @@ class Solve(torch.autograd.Function):
             data, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
             moved = torch.zeros_like(data) if dy is None else dy.expand_as(data)
             if prior is not None:
-                drest = parameter_jvp(
+                ddata = parameter_jvp(
                     lambda p, *values: -rebuild(system.A, values).apply(p),
                     [prior, *params[: system.count]],
                     [dprior, *dparams[: system.count]],
                 )
-                moved = moved if drest is None else moved + drest
-                dx = dx if dprior is None else dx + system.only(dprior.expand_as(x), False)
+                moved = moved if ddata is None else moved + ddata
+                dx = dx if dprior is None else dx + system.mask_items(dprior.expand_as(x), False)
             dx = dx + pseudo_tangent(
                 system,
                 False,
-                system.only(data, False, outputs),
-                system.only(part, False),
-                system.only(moved, False, outputs),
+                system.mask_items(data, False, outputs),
+                system.mask_items(part, False),
+                system.mask_items(moved, False, outputs),
                 params,
                 dparams,
                 z,
@@ -182,13 +188,13 @@ class NormalSolve(torch.autograd.Function):
     def forward(system: System, g: Tensor, damp: Tensor | None, *params: Tensor) -> Tensor:
         """Solve."""
         ndim = len(system.A.in_shape)
-        v = system.call("normal_solve", g, ndim, ndim)
+        v = system.scaled_solve("normal_solve", g, ndim, ndim)
         assert v is not None
         return v
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep what the backward needs."""
+        """Save the tensors that :meth:`backward` and :meth:`jvp` read."""
         ctx.system, _, *tensors = inputs
         ctx.save_for_backward(output, *tensors)
         ctx.save_for_forward(output, *tensors)
@@ -201,7 +207,7 @@ class NormalSolve(torch.autograd.Function):
         v, damp, *params = ctx.saved_tensors
         needed, count = ctx.needs_input_grad[3:], system.count
         A, L = system.operators(params)
-        w = NormalSolve.apply(system, system.only(h, True), damp, *params)
+        w = NormalSolve.apply(system, system.mask_items(h, True), damp, *params)
         bars: list[Tensor | None] = [None] * len(params)
         if any(needed[:count]):
             bars[:count] = parameter_vjp(A, False, params[:count], needed[:count], [v, w], [-A.apply(w), -A.apply(v)])
@@ -210,7 +216,7 @@ class NormalSolve(torch.autograd.Function):
         if L is not None and any(needed[count:]):
             scale = -over_items(mu, len(L.out_shape))
             bars[count:] = parameter_vjp(L, False, params[count:], needed[count:], [v, w], [scale * lw, scale * lv])
-        return (None, w, fit(damp_bar, damp), *bars)
+        return (None, w, unbroadcast(damp_bar, damp), *bars)
 
     @staticmethod
     @under_old_vmap
@@ -226,7 +232,7 @@ class NormalSolve(torch.autograd.Function):
 
         moved = parameter_jvp(image, [system.damp if damp is None else damp, *params], [ddamp, *dparams])
         right = torch.zeros_like(v) if dg is None else dg
-        right = right if moved is None else right - system.only(moved, True)
+        right = right if moved is None else right - system.mask_items(moved, True)
         dv: Tensor = NormalSolve.apply(system, right, damp, *params)
         return dv
 

@@ -60,7 +60,7 @@ class MethodInverse:
         M, N = self.M, self.N
         if "N" not in inspect.signature(self.method).parameters:
             if M is not None and not isinstance(M, LinearOperator):
-                M = None  # a function, whose adjoint nobody knows
+                M = None  # a function has no adjoint
             return self._run(self.transposed, self.A.H, v, rtol, None if M is None else M.H, None)
         return self._run(self.transposed, self.A.H, v, rtol, N, M)
 
@@ -76,16 +76,16 @@ class MethodInverse:
         self, method: Callable[..., Solution], A: LinearOperator, b: Tensor, rtol: float | None, M: Any, N: Any
     ) -> Tensor:
         known = inspect.signature(method).parameters
-        kept = {
+        passed = {
             n: v
             for n, v in self.options.items()
             if n in ("atol", "conlim", "max_iter", "check_every", "restart") and n in known
         }
-        kept |= {} if M is None else {"M": M}
-        kept |= {} if N is None else {"N": N}
+        passed |= {} if M is None else {"M": M}
+        passed |= {} if N is None else {"N": N}
         if "damp" in known:
-            kept["damp"] = self.damp
-        return method(A, b, rtol=rtol, check_finite=False, **kept).x
+            passed["damp"] = self.damp
+        return method(A, b, rtol=rtol, check_finite=False, **passed).x
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ of :math:`A d` along the tangents of the parameters (:func:`parameter_jvp`): one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -46,7 +46,8 @@ def any_requires_grad(*tensors: Tensor | None) -> bool:
 
 def no_autocast(A: LinearOperator) -> Any:
     """A context in which A and the solves compute in their own dtype."""
-    return torch.autocast(A.device.type, enabled=False)
+    device = A.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def parameter_vjp(
@@ -82,11 +83,13 @@ def parameter_vjp(
         if transforming():
             bars = torch.func.vjp(image, *values)[1](c)
         else:
-            again = torch.is_grad_enabled()
+            twice_differentiable = torch.is_grad_enabled()
             with torch.enable_grad():
                 # aliases: d and c may depend on the parameters as well, and are to be held fixed
                 alias = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in values]
-                bars = torch.autograd.grad(image(*alias), alias, c, create_graph=again, allow_unused=True)
+                bars = torch.autograd.grad(
+                    image(*alias), alias, c, create_graph=twice_differentiable, allow_unused=True
+                )
     result: list[Tensor | None] = [None] * len(params)
     for index, bar in zip(places, bars, strict=True):
         result[index] = bar

@@ -34,7 +34,7 @@ from lsconv.krylov.gradients.solve_record import System
 from lsconv.krylov.gradients.vmap import batch_vmapped_axis, under_old_vmap
 from lsconv.operators.transforms import transforming
 
-__all__ = ["PseudoSolve", "fit", "plus", "pseudo_backward", "pseudo_tangent"]
+__all__ = ["PseudoSolve", "add_optional", "pseudo_backward", "pseudo_tangent", "unbroadcast"]
 
 
 class PseudoSolve(torch.autograd.Function):
@@ -51,13 +51,13 @@ class PseudoSolve(torch.autograd.Function):
         given, found = len(system.A.out_shape), len(system.A.in_shape)
         if transposed:
             given, found = found, given
-        answer = system.call("adjoint" if transposed else "apply", y, given, found)
+        answer = system.scaled_solve("adjoint" if transposed else "apply", y, given, found)
         assert answer is not None
         return answer
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep what the backward needs."""
+        """Save the tensors that :meth:`backward` and :meth:`jvp` read."""
         ctx.system, ctx.transposed, _, *tensors = inputs
         ctx.save_for_backward(output, *tensors)
         ctx.save_for_forward(output, *tensors)
@@ -68,7 +68,7 @@ class PseudoSolve(torch.autograd.Function):
         """The cotangents of the inputs."""
         x, y, *params = ctx.saved_tensors
         y_bar, bars = pseudo_backward(ctx.system, ctx.transposed, y, x, g, params, ctx.needs_input_grad[4:])
-        return (None, None, None, fit(y_bar, y), *bars)
+        return (None, None, None, unbroadcast(y_bar, y), *bars)
 
     @staticmethod
     @under_old_vmap
@@ -118,13 +118,13 @@ def pseudo_backward(
     A = rebuild(system.A, A_params)
     B = A.H if transposed else A
     outputs, inputs = len(B.out_shape), len(B.in_shape)
-    probing = transforming()  # under a transform values cannot be looked at
+    values_hidden = transforming()
     r = None if system.square else y - B.apply(x)
-    fits = r is None or (not probing and system.negligible(r, y, outputs))
+    fits = r is None or (not values_hidden and system.negligible(r, y, outputs))
     # a square A that leaves a residual is singular
-    if not (fits or probing or transposed or torch.is_grad_enabled()) and B.out_numel > B.in_numel:
+    if not (fits or values_hidden or transposed or torch.is_grad_enabled()) and B.out_numel > B.in_numel:
         # u = A q with q = (A^H A)^-1 g: one solve for what takes two otherwise
-        q = system.call("gram_solve", g, inputs, inputs)
+        q = system.scaled_solve("gram_solve", g, inputs, inputs)
         u = None if q is None else A.apply(q)
         if u is not None and q is not None and system.negligible(g - A.adjoint(u), g, inputs):
             return u, parameter_vjp(system.A, False, A_params, needed, [x, q], torch.broadcast_tensors(-u, r))
@@ -135,7 +135,7 @@ def pseudo_backward(
             directions.append(PseudoSolve.apply(system, transposed, None, u, *A_params))
             cotangents.append(r)
         w = g - B.adjoint(u)
-        if probing or not system.negligible(w, g, inputs):
+        if values_hidden or not system.negligible(w, g, inputs):
             directions.append(w)
             cotangents.append(PseudoSolve.apply(system, not transposed, z, x, *A_params))
     return u, parameter_vjp(system.A, transposed, A_params, needed, directions, cotangents)
@@ -186,13 +186,13 @@ def pseudo_tangent(
 # ------------------------------------------------------------------------------------------------- pieces
 
 
-def fit(bar: Any, tensor: Tensor | None) -> Tensor | None:
-    """A cotangent summed over the dimensions that broadcasting made, in the dtype of its tensor."""
+def unbroadcast(bar: Any, tensor: Tensor | None) -> Tensor | None:
+    """Sum a cotangent over the dimensions that broadcasting made, in the dtype of its tensor."""
     if bar is None or tensor is None:
         return None
     return bar.sum_to_size(tensor.shape).to(tensor.dtype)
 
 
-def plus(left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor | None]:
-    """Sums, where None is zero."""
+def add_optional(left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor | None]:
+    """Add the lists entry by entry; None stands for zero."""
     return [b if a is None else a if b is None else a + b for a, b in zip(left, right, strict=True)]

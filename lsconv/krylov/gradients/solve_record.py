@@ -1,4 +1,4 @@
-"""One solve as the derivative rules see it: how to run it, what it left behind, and the solves it offers to them."""
+"""System: one solve as the derivative rules share it, with its answer, its damping and its backward solves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.krylov.gradients.backward_solves import Inverse, report_failure
 from lsconv.krylov.gradients.parameters import any_requires_grad, no_autocast, parameters_of, rebuild
 from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit, scalar_dtype
-from lsconv.krylov.loop.entry import cut, filled
+from lsconv.krylov.loop.entry import with_item_of, without_item
 from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers
 from lsconv.krylov.loop.problem import check_damp
 from lsconv.krylov.loop.solution import Solution
@@ -24,7 +24,7 @@ from lsconv.operators.batch_layout import broadcast_shapes, over_items
 
 __all__ = ["LeastSquares", "Solver", "System"]
 
-# What there is of it always; the rest, None by default, is about the values of this solve and has no derivatives.
+# The fields that every solution has as tensors; the optional ones are no output of the autograd function.
 _TENSORS = tuple(field.name for field in fields(Solution) if field.default is MISSING)
 
 
@@ -50,7 +50,17 @@ class Solver(Protocol):
 
 
 class System:
-    """One solve as the derivative rules share it; none of it is followed by autograd."""
+    """One solve as the derivative rules share it; autograd follows none of its tensors.
+
+    Attributes:
+        A, L: the operators.
+        count: number of parameters of A; those of L come after them.
+        square: A is square and regular.
+        inverse: the solves of the backward pass, after :meth:`solve`.
+        has_multipliers: the forward solve has found the multipliers too.
+        damp: the damping, after :meth:`set_damping`.
+        some_damped, all_damped: some, or all, items have one.
+    """
 
     def __init__(self, solver: Solver | None, problem: LeastSquares, square: bool, rtol: float | None) -> None:
         self.solver, self.A, self.L, self.square, self.rtol = solver, problem.A, problem.L, square, rtol
@@ -62,55 +72,64 @@ class System:
         self.has_multipliers = False
 
     def operators(self, params: Sequence[Tensor]) -> tuple[LinearOperator, LinearOperator | None]:
-        """A and L made of the tensors given."""
+        """Return A and L with these tensors for parameters."""
         A = rebuild(self.A, params[: self.count])
         return A, None if self.L is None else rebuild(self.L, params[self.count :])
 
     def solve(self, y: Tensor, damp: Tensor | None, x_prior: Tensor | None, params: Sequence[Tensor]) -> Any:
-        """Run, keep what the backward needs, and return the tensors of the solution, then its multipliers if found."""
+        """Solve, keep the inverse and the damping, and return the tensors of the solution and any multipliers."""
         assert self.solver is not None
         A, L = self.operators([p.detach() for p in params])
         prior = None if x_prior is None else x_prior.detach()
         given = self.damp_given if damp is None else damp.detach()
-        with torch.no_grad(), no_autocast(A), collect_multipliers(self.varies and prior is None) as kept:
+        with torch.no_grad(), no_autocast(A), collect_multipliers(self.varies and prior is None) as collected:
             problem = LeastSquares(A, y.detach(), given, L, prior)
             if y.numel() == 0:  # torch.func.vmap over nothing
                 answer, self.inverse = _answer_nothing(self.solver, problem)
             else:
                 answer, self.inverse = self.solver.answer(problem)
         chosen = isinstance(answer, Solution) and damp is None and bool((answer.damp != given).any())
-        self.look_at(answer.damp if chosen else given)
-        z = kept.of(answer if isinstance(answer, Tensor) else answer.x)
+        self.set_damping(answer.damp if chosen else given)
+        z = collected.of(answer if isinstance(answer, Tensor) else answer.x)
         self.has_multipliers = z is not None
         more = () if z is None else (z,)
         if isinstance(answer, Tensor):
             return answer, *more
-        # without the tensors that autograd follows: these lead to what holds this, which would live until a collection
+        # without its tensors: autograd's outputs refer to this object, and a reference back would keep both alive
         self.solution = replace(answer, **dict.fromkeys(_TENSORS))
         return *(getattr(answer, name) for name in _TENSORS), *more
 
-    def look_at(self, damp: Any) -> None:
+    def set_damping(self, damp: Any) -> None:
         """Keep the damping, and whether all or some items have one."""
         self.damp = check_damp(damp, self.A)
         self.some_damped = not self.square and bool((self.damp > 0).any())
         self.all_damped = not self.square and bool((self.damp > 0).all())
 
     def result(self, outputs: tuple[Tensor, ...]) -> Any:
-        """The outputs of :class:`Solve` as a :class:`Solution`, or bare."""
+        """Return the outputs of :class:`Solve` as a :class:`Solution`, or the tensor that the solver answered with."""
         if self.solution is None:
             return outputs[0]
         found: dict[str, Any] = dict(zip(_TENSORS, outputs[: len(_TENSORS)], strict=True))
         return replace(self.solution, **found)
 
-    def only(self, g: Tensor, damped: bool, item_ndim: int | None = None) -> Tensor:
-        """``g`` with zeros for the items that are not damped, or for those that are."""
+    def mask_items(self, g: Tensor, damped: bool, item_ndim: int | None = None) -> Tensor:
+        """Return ``g`` with zeros for the items without damping (``damped``), or for those with one."""
         if self.all_damped == damped and (self.all_damped or not self.some_damped):
             return g
         mask = (self.damp > 0) == damped
         return torch.where(over_items(mask, len(self.A.in_shape) if item_ndim is None else item_ndim), g, 0)
 
-    def call(self, name: str, g: Tensor, item_ndim: int, result_ndim: int) -> Tensor | None:
-        """``inverse.name(g)``: scaled, so that a cotangent of 1e-30 keeps its digits; NaN stays in its item."""
+    def scaled_solve(self, name: str, g: Tensor, item_ndim: int, result_ndim: int) -> Tensor | None:
+        """Return ``inverse.name(g)``, by a solve for a scaled g; NaN stays in its item.
+
+        Scaling keeps the digits of a cotangent of 1e-30.
+
+        Args:
+            name: of a method of :class:`Inverse`.
+            g: the right-hand side.
+            item_ndim: dimensions of an item of g.
+            result_ndim: those of an item of the result.
+        """
         if g.numel() == 0:
             batch = broadcast_shapes(g.shape[: g.ndim - item_ndim], self.A.batch_shape, self.damp.shape)
             return g.new_zeros(*batch, *(self.A.out_shape if name == "adjoint" else self.A.in_shape))
@@ -138,7 +157,7 @@ class System:
         return answer
 
     def check_unweighted(self) -> None:
-        """Refuse what Golub and Pereyra do not cover: a preconditioner that chooses among the answers.
+        """Refuse a preconditioner that chooses among several answers, which Golub and Pereyra's rule does not know.
 
         Raises:
             MethodError: M with more rows than columns, or N with fewer.
@@ -152,7 +171,7 @@ class System:
                 )
 
     def negligible(self, part: Tensor, total: Tensor, item_ndim: int) -> bool:
-        """Tell whether ``part`` is what the tolerance leaves of ``total``, in every item."""
+        """Tell whether ``part`` is within the tolerance of zero beside ``total``, in every item."""
         # safe: the squares of a cotangent of 1e-30 are beyond float32
         size, scale = (
             ItemSpace(t.shape[t.ndim - item_ndim :], t.dtype, t.device).safe_norm(t.detach()) for t in (part, total)
@@ -165,6 +184,6 @@ def _answer_nothing(solver: Solver, problem: LeastSquares) -> tuple[Any, Inverse
     A = problem.A
     data: list[tuple[Any, int]] = [(problem.y, len(A.out_shape)), (problem.damp, 0), (problem.x_prior, len(A.in_shape))]
     batches = [t.shape[: t.ndim - ndim] for t, ndim in data if isinstance(t, Tensor)]
-    y, damp, x_prior = (filled(t, t.ndim - ndim) if isinstance(t, Tensor) else t for t, ndim in data)
+    y, damp, x_prior = (with_item_of(t, t.ndim - ndim) if isinstance(t, Tensor) else t for t, ndim in data)
     answer, inverse = solver.answer(LeastSquares(A, y, damp, problem.L, x_prior))
-    return cut(answer, broadcast_shapes(A.batch_shape, *batches)), inverse
+    return without_item(answer, broadcast_shapes(A.batch_shape, *batches)), inverse

@@ -1,11 +1,10 @@
-"""Large right-hand sides on a CPU are solved one group after the other: a batch that outgrows the caches costs more.
+"""Solves on a CPU, a large batch in groups of items whose vectors stay in the caches.
 
-Items of a batch share the cost of every call, which counts while they are small. On a CPU large ones share only memory
-that is too slow: together they leave the caches at every pass, and results too large for the allocator to keep are
-fresh pages every time. ``python -m benchmarks krylov_overhead`` times both.
+Small items are solved together, because they share the cost of every call. Large ones would leave the caches at every
+pass over the vectors. ``python -m benchmarks krylov_overhead`` times both.
 
-That is so for an operator which is small beside the vectors, as a convolution is. One that is large (a matrix, a
-preconditioner) is read once for a whole batch, so there the batch stays together; as it does where somebody watches.
+A batch stays together where the operator is large beside the vectors (a matrix, a preconditioner), since it is then
+read once for all items, and where a callback or a progress bar watches.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from lsconv.krylov.loop.iteration import iterate
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.lagrange_multipliers import collect_multipliers, pass_multipliers
 from lsconv.krylov.loop.method import Method
-from lsconv.krylov.loop.null_space import cleared
+from lsconv.krylov.loop.null_space import settle_null_space
 from lsconv.krylov.loop.options import Options
 from lsconv.krylov.loop.problem import Problem
 from lsconv.krylov.loop.solution import History, Solution, report
@@ -36,12 +35,12 @@ from lsconv.operators.transforms import transforming
 __all__ = ["Setup", "group_size", "in_groups", "solve", "unmodified"]
 
 
-# From a problem to what builds the method at a start, and what takes x out of its iterate.
+# A function of a problem that returns two: one builds the method at a start, the other takes x out of its iterate.
 Setup = Callable[[Problem], tuple[Callable[["Tensor | None", Scalar], Method], Callable[[Tensor], Tensor]]]
 
 
 def unmodified(method: Callable[[Problem, Tensor | None, Scalar], Method]) -> Setup:
-    """The way to build a method that works on the problem as it is."""
+    """Return the setup of a method that works on the problem as it is, and whose iterate is x."""
     return lambda problem: (lambda x, running: method(problem, x, running), lambda z: z)
 
 
@@ -56,40 +55,39 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     if size >= items:
         start, extract = build(problem)
         solution = iterate(problem, options, start, extract=extract, square=square, name=name, quiet=True)
-        solution = _cleared(solution, problem, options, build)
+        solution = _settled(solution, problem, options, build)
         report(solution, name, raise_on_failure=options.raise_on_failure)
         return solution
     solutions, multipliers = [], []
     for first in range(0, items, size):
         part = _part(problem, first, min(first + size, items))
         start, extract = build(part)
-        with collect_multipliers(problem.multipliers) as kept:
+        with collect_multipliers(problem.multipliers) as collected:
             solutions.append(iterate(part, options, start, extract=extract, square=square, name=name, quiet=True))
-        multipliers.append(kept.of(solutions[-1].x))
+        multipliers.append(collected.of(solutions[-1].x))
     solution = _joined(solutions, problem.batch)
     found = [z for z in multipliers if z is not None]
     if len(found) == len(solutions):
         pass_multipliers(solution.x, torch.cat(found).reshape(*problem.batch, *problem.A.out_shape))
-    solution = _cleared(solution, problem, options, build)
+    solution = _settled(solution, problem, options, build)
     report(solution, name, raise_on_failure=options.raise_on_failure)
     return solution
 
 
-def _cleared(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
-    """The solution, with its doubts about the null space of A settled."""
+def _settled(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
+    """The solution, after items that may have a part in the null space of A were compared with the shortest one."""
     tolerances = options.tolerances
     judge = Judge(problem.A, tolerances, solution.damp, rounding=tolerances.rounding,
                   rank=RankThreshold(length_limit=EXCUSED))  # fmt: skip
-    again = functools.partial(judge.solution, y=problem.y, iterations=solution.iterations)
+    certify = functools.partial(judge.solution, y=problem.y, iterations=solution.iterations)
     shortest = functools.partial(_shortest, problem, options, build)
-    return cleared(solution, solution.x, problem.y, problem.A, tolerances, shortest, again)
+    return settle_null_space(solution, solution.x, problem.y, problem.A, tolerances, shortest, certify)
 
 
 def _shortest(problem: Problem, options: Options, build: Setup, y: Tensor, rtol: float) -> Tensor:
     """The least-norm solution for consistent data, by the same method without damping, preconditioner and start."""
-    zero, none = problem.codomain.safe_norm(y) == 0, torch.zeros_like(problem.nonfinite)
-    plain = replace(problem, y=y, damp=None, M=None, N=None, x0=None, zero=problem.tensor(zero), nonfinite=none,
-                    multipliers=False)  # fmt: skip
+    none = torch.zeros_like(problem.nonfinite)
+    plain = replace(problem, y=y, damp=None, M=None, N=None, x0=None, nonfinite=none, multipliers=False)
     start, extract = build(plain)
     exact = replace(options.tolerances, rtol=rtol, atol=0.0)
     silent = replace(options, tolerances=exact, callback=None, progress=False)
@@ -97,7 +95,7 @@ def _shortest(problem: Problem, options: Options, build: Setup, y: Tensor, rtol:
 
 
 def group_size(problem: Problem, options: Options, threads: int) -> int:
-    """Count the items to be solved at once, by so many threads."""
+    """Return the number of items to solve at once, by so many threads."""
     A, items = problem.A, math.prod(problem.batch)
     watched = options.callback is not None or options.progress
     if watched or problem.M is not None or problem.N is not None:
@@ -106,7 +104,7 @@ def group_size(problem: Problem, options: Options, threads: int) -> int:
 
 
 def _fitting(A: LinearOperator, y: Tensor, items: int, threads: int) -> int:
-    """Count the items whose vectors the caches hold."""
+    """Return the number of items whose vectors fit the caches together; all of them where grouping does not pay."""
     numel = max(A.in_numel, A.out_numel)
     limit = CACHE_BYTES * min(threads, 4)  # more threads wait for the same memory
     if A.device.type != "cpu" or items == 1 or numel * A.dtype.itemsize * items <= limit:
@@ -114,8 +112,8 @@ def _fitting(A: LinearOperator, y: Tensor, items: int, threads: int) -> int:
     if type(y) is not Tensor or transforming() or torch.compiler.is_compiling():
         return items
     # An operator is solved with in groups if all it reads is tensors that are small and shared by all items.
-    known = A.capturable and math.prod(A.batch_shape) == 1
-    if not known or sum(tensor.numel() for tensor in A.parameters()) > numel:
+    only_tensors = A.capturable and math.prod(A.batch_shape) == 1
+    if not only_tensors or sum(tensor.numel() for tensor in A.parameters()) > numel:
         return items
     size = limit // (numel * A.dtype.itemsize)
     return size if size > 2 else 1  # a single item's scalars are the host's own, which two do not make up for
@@ -124,13 +122,13 @@ def _fitting(A: LinearOperator, y: Tensor, items: int, threads: int) -> int:
 def in_groups(
     A: LinearOperator, y: Tensor, damp: Tensor | float, answer: Callable[[Tensor, Tensor], Solution]
 ) -> Solution:
-    """The answer to all data, where more than an iteration is made of a group: its certificate in another dtype.
+    """The solution for all data, group by group, of a function that also certifies it in a dtype of its own.
 
     Args:
         A: the operator.
         y: right-hand sides ``(*batch, *out_shape)``.
         damp: the damping, a number or one per batch item.
-        answer: that of a group, from its data and its damping.
+        answer: from the data and the damping of a group to its solution.
     """
     damping = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device)
     item = len(A.out_shape)
@@ -144,20 +142,20 @@ def in_groups(
 
 
 def _part(problem: Problem, first: int, last: int) -> Problem:
-    """The items from ``first`` to ``last``, with one batch dimension."""
+    """The problem of the items from ``first`` to ``last``, with one batch dimension."""
     lead = len(problem.batch)
 
-    def cut(tensor: Tensor | None) -> Tensor | None:
+    def part(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.reshape(-1, *tensor.shape[lead:])[first:last]
 
-    damp = cut(problem.damp)
-    values = {name: cut(getattr(problem, name)) for name in ("y", "x0", "nonfinite", "zero")}
+    damp = part(problem.damp)
+    values = {name: part(getattr(problem, name)) for name in ("y", "x0", "nonfinite")}
     return replace(
         problem,
         **values,  # type: ignore[arg-type]
         damp=damp if damp is not None and bool((damp > 0).any()) else None,
         batch=torch.Size((last - first,)),
-        single=last - first == 1,
+        host_scalars=last - first == 1,
     )
 
 

@@ -46,6 +46,7 @@ Scalar: TypeAlias = Any
 
 # One row of the two-level reductions: short enough that a float32 sum over it is accurate, long enough to be fast.
 _ROW = 1024
+_DOUBLE = (torch.float64, torch.complex128)
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:
@@ -72,28 +73,31 @@ class ItemSpace:
         self.dtype = dtype
         self.scalar = scalar_dtype(device)
         self._ones = (1,) * len(self.item_shape)
+
+    @functools.cached_property
+    def _rows(self) -> int:
+        """The number of dimensions of an item that make a row of the two-level reductions."""
         rows = 1
         while rows < len(self.item_shape) and math.prod(self.item_shape[-rows:]) < _ROW // 16:
             rows += 1
-        self._row_dims = tuple(range(-rows, 0)) if self.item_shape else ()
-        self._outer_dims = tuple(range(-(len(self.item_shape) - rows), 0))
-        self._chunked = bool(self.item_shape) and math.prod(self.item_shape[-rows:]) > 4 * _ROW
+        return rows
 
     # ------------------------------------------------------------------ from vectors to scalars
 
     def norm(self, v: Tensor) -> Tensor:
-        """Euclidean norm of every item."""
+        """The Euclidean norm of every item, ``batch``."""
         return _gathered(self._norm(v))
 
     def _norm(self, v: Tensor) -> Tensor:
         if not self.item_shape:
             return v.abs().to(self.scalar)
-        if self._chunked:
+        if math.prod(self.item_shape[-self._rows :]) > 4 * _ROW:
             return self._chunked_norm(v.flatten(v.ndim - len(self.item_shape)))
-        rows: Tensor = torch.linalg.vector_norm(v, dim=self._row_dims)
-        if not self._outer_dims:
+        rows: Tensor = torch.linalg.vector_norm(v, dim=tuple(range(-self._rows, 0)))
+        if self._rows == len(self.item_shape):
             return rows.to(self.scalar)
-        total: Tensor = torch.linalg.vector_norm(rows, dim=self._outer_dims, dtype=self.scalar)
+        outer = tuple(range(self._rows - len(self.item_shape), 0))
+        total: Tensor = torch.linalg.vector_norm(rows, dim=outer, dtype=self.scalar)
         return total
 
     def _chunked_norm(self, flat: Tensor) -> Tensor:
@@ -121,11 +125,11 @@ class ItemSpace:
         unit = binary_unit(torch.where(torch.isfinite(size), size, 1.0))
         precise = precise / unit.reshape(*unit.shape, *self._ones)
         scaled = (torch.linalg.vector_norm(precise, dim=dims) if dims else precise.abs()) * unit
-        # Only where it is needed: an item's norm may not depend on its neighbours.
+        # the others keep theirs: an item's norm may not depend on its neighbours
         return torch.where((norm >= smallest) & (norm <= largest), norm, scaled.to(self.scalar))
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
-        """Real part of ``<u, v> = sum(conj(u) v)`` of every item."""
+        """The real part of ``<u, v> = sum(conj(u) v)`` of every item, ``batch``."""
         return _gathered(self._inner(u, v))
 
     def _inner(self, u: Tensor, v: Tensor) -> Tensor:
@@ -168,14 +172,19 @@ class OneItem(ItemSpace):
     def __init__(self, item_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(item_shape, dtype, device)
         self._largest = torch.finfo(dtype).max
-        self._one = torch.ones(1, dtype=dtype)
-        self._row = _row_length(math.prod(self.item_shape))
+
+    @functools.cached_property
+    def _one(self) -> Tensor:
+        return torch.ones(1, dtype=self.dtype)
 
     def norm(self, v: Tensor) -> Scalar:
         """Euclidean norm."""
-        if self._row is None or not v.is_contiguous():  # a result cut out of a longer one would be copied into rows
+        if v.dtype in _DOUBLE:
+            return torch.linalg.vector_norm(v).item()
+        row = _row_length(math.prod(self.item_shape))
+        if row is None or not v.is_contiguous():  # a result cut out of a longer one would be copied into rows
             return super().norm(v).item()
-        rows = torch.linalg.vector_norm(v.reshape(-1, self._row), dim=-1)
+        rows = torch.linalg.vector_norm(v.reshape(-1, row), dim=-1)
         return torch.linalg.vector_norm(rows, dtype=self.scalar).item()
 
     def safe_norm(self, v: Tensor) -> Scalar:
@@ -215,18 +224,17 @@ class OneItem(ItemSpace):
 
 @functools.cache
 def _row_length(count: int) -> int | None:
-    """A length into which so many entries divide; any of about the right size serves a contiguous vector."""
+    """A row length that divides so many entries, near the longest that float32 sums well; None: there is none."""
     return next((row for row in range(_ROW, _ROW // 4, -1) if count % row == 0), None)
 
 
 def _safe_range(dtype: torch.dtype) -> tuple[float, float]:
     """The norms beyond which squares may have left the range of the dtype."""
-    wide = dtype in (torch.float64, torch.complex128)
-    return (torch.finfo(torch.float64).tiny ** 0.45, 1e138) if wide else (1e-15, 1e15)
+    return (torch.finfo(torch.float64).tiny ** 0.45, 1e138) if dtype in _DOUBLE else (1e-15, 1e15)
 
 
 def _gathered(scalars: Tensor) -> Tensor:
-    """The scalars as every device needs them: a reduction over a vector in parts (DTensor) is one in parts itself."""
+    """The scalars in whole on every device: the reduction of a DTensor, a vector in parts, is in parts itself."""
     gather = getattr(scalars, "full_tensor", None)
     return scalars if gather is None else gather()
 
@@ -309,14 +317,14 @@ def where(condition: Any, a: Scalar, b: Scalar) -> Scalar:
 
 
 def unbounded(a: Scalar) -> Any:
-    """Tell whether it is infinite or NaN."""
+    """Tell, per item, whether a number is infinite or NaN."""
     if isinstance(a, Tensor):
         return (a - a).ne(0)  # inf - inf and NaN are not 0
     return not math.isfinite(a)
 
 
 def any_item(items: Scalar) -> bool:
-    """Tell whether it holds for an item; the host waits for the device to know."""
+    """Tell whether a condition holds for at least one item; the host waits for the device."""
     return bool(items.any()) if isinstance(items, Tensor) else bool(items)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from lsconv.krylov.loop.batched_scalars import Scalar
+from lsconv.krylov.loop.batched_scalars import Scalar, where
 
 __all__ = ["Certificate", "Norms"]
 
@@ -48,7 +48,7 @@ class Certificate:
         objective: ``sqrt(||y - Ax||^2 + damp^2 ||x||^2)``.
         null_part: a bound of the part of x in the null space of A, which stands in the gradient times ``damp^2``,
             relative to ``||x|| + rtol ||y|| / ||A||``; infinity without damping.
-        null_reach: ``||A|| ||z||``, z = (y - Ax) / damp^2, relative to the same: times epsilon it bounds what the
+        null_rounding: ``||A|| ||z||``, z = (y - Ax) / damp^2, relative to the same: times epsilon it bounds what the
             rounding of ``x = A^H z`` leaves in the null space.
         tolerance_ratio: the smaller of the two norms in units of its bound; at most 1 where converged.
         gradient_bound: the bound that the gradient has to reach.
@@ -63,9 +63,14 @@ class Certificate:
     excused: Scalar
     objective: Scalar
     null_part: Scalar
-    null_reach: Scalar
+    null_rounding: Scalar
     tolerance_ratio: Scalar
     gradient_bound: Scalar
+
+    def select(self, items: Scalar, other: Certificate) -> Certificate:
+        """Return this certificate for these items, and the other for the rest."""
+        names = (field.name for field in fields(self))
+        return Certificate(**{name: where(items, getattr(self, name), getattr(other, name)) for name in names})
 
     @property
     def converged(self) -> Scalar:

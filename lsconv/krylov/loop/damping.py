@@ -1,10 +1,10 @@
-r"""The two ways to fold damping into the operator, so that neither a start nor a preconditioner moves the answer.
+r"""Damping as rows or columns beside A, so that neither a start nor a preconditioner changes the answer.
 
-*Below*: :math:`\min \|[A; \mathrm{damp}\,I]\,x - [y; 0]\|`. From any start, and with any preconditioner on the solution
-side, its answer is that of the damped problem.
+*Augmented rows*: :math:`\min \|[A; \mathrm{damp}\,I]\,x - [y; 0]\|`. From any start, and with any preconditioner on the
+solution side, its answer is that of the damped problem.
 
-*Beside*: the least-norm solution of :math:`[A, \mathrm{damp}\,I]\,(x, s) = y`. It is the same x, the system is
-consistent, and a consistent system keeps its solution when a preconditioner on the residual side reweights it.
+*Augmented columns*: the least-norm solution of :math:`[A, \mathrm{damp}\,I]\,(x, s) = y`. It is the same x, the system
+is consistent, and a consistent system keeps its solution when a preconditioner on the residual side reweights it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,6 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Identity
 
 __all__ = ["Build", "augmented_columns", "augmented_rows", "folded"]
-
-# Over the lower bound of ||A|| that stands for it in the estimate of a gradient. Any number above their ratio will do,
-# which is mostly 1.0 to 1.2: a larger one costs the few iterations that gain its factor, a smaller one a claim that its
-# audit refuses, and then a restart with tighter bounds (Monitor.resume).
-_MARGIN = 1.25
 
 Build = Callable[[Problem, "Tensor | None", Scalar], Method]
 
@@ -81,7 +76,7 @@ def augmented_columns(
     inner = replace(problem, A=operator, damp=None)
 
     def start(z: Tensor | None, running: Scalar) -> Method:
-        return _BesideMethod(build(inner, z, running), inner, damp)
+        return _AugmentedColumnsMethod(build(inner, z, running), inner, damp)
 
     return start, lambda z: operator.split(z)[0].clone()
 
@@ -92,7 +87,7 @@ def _damping(problem: Problem, shape: tuple[int, ...]) -> LinearOperator:
     return Scaled(Identity(shape, problem.A.dtype, problem.A.device), problem.damp)
 
 
-class _BesideMethod(Method):
+class _AugmentedColumnsMethod(Method):
     """A method on (x, s), with the estimates of the problem in x alone.
 
     With rho = y - A x - damp s, in the row space of [A, damp I], the residual (y - A x, damp x) has the norm
@@ -100,12 +95,11 @@ class _BesideMethod(Method):
 
     Where y is inconsistent s is as large as ||y - A x|| / damp, and rho does not fall below its rounding, of
     eps ||A|| ||(x, s)||. Below ``damp = eps^0.25 ||A|| / 10`` or so the default tolerance is therefore out of reach,
-    of any method that takes M: the item is declared finished there, and its audit says what was reached.
+    of any method that takes M: the item is declared finished there, and its certificate says what was reached.
     """
 
     def __init__(self, inner: Method, problem: Problem, damp: Scalar) -> None:
         self.inner, self.space, self.damp = inner, problem.domain, damp
-        self.uniform = inner.uniform
         self.eps = torch.finfo(problem.A.dtype).eps
         self._read()
 
@@ -122,5 +116,5 @@ class _BesideMethod(Method):
         self.operator_norm = inner.operator_norm
         self.condition, self.failure = inner.condition, inner.failure
         self.residual = hypot(rho, self.damp * z_norm)
-        self.gradient = _MARGIN * self.operator_norm * rho
+        self.gradient = self.operator_norm * rho
         self.self_converged = 2 * rho <= self.eps * self.operator_norm * z_norm

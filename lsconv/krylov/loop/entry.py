@@ -1,7 +1,7 @@
-"""The entry of every public function: options that are numbers are checked, and an empty batch has an empty answer.
+"""Decorators of the public functions: options that are numbers are checked, and an empty batch gets an empty answer.
 
-That is the answer for a batch of one item of zeros, without the item: so the arguments are checked, and shapes, dtypes
-and what an answer consists of are those of any batch, in one place.
+An empty batch is solved with an item of zeros, which is then taken away. So its arguments are checked, and its answer
+has the fields, shapes and dtypes of any other.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from lsconv.krylov.loop.problem import accept_operator
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 
-__all__ = ["checks_numbers", "cut", "filled", "serves_empty_batches"]
+__all__ = ["checks_numbers", "serves_empty_batches", "with_item_of", "without_item"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _LIKE_X = ("x0", "x_prior")
-_ABOUT_ITEMS = ("callback", "progress", "raise_on_failure")  # there is nothing to watch or to fail
+_ABOUT_ITEMS = ("callback", "progress", "raise_on_failure")  # an empty batch has no item to watch, or to fail
 
 
 def serves_empty_batches(
@@ -51,7 +51,7 @@ def serves_empty_batches(
             options = given.pop("options", {})
             given |= options
             A, y = given[first], given[second]
-            A = filled(A, A.ndim - 2) if isinstance(A, Tensor) else A
+            A = with_item_of(A, A.ndim - 2) if isinstance(A, Tensor) else A
             operator = accept_operator(A, y)
             shapes = {n: t.shape for n, t in given.items() if isinstance(t, Tensor) and n != first}
             shapes.pop("L", None)
@@ -69,19 +69,19 @@ def serves_empty_batches(
             if 0 not in batch or tuple(y.shape[y.ndim - ndims[second] :]) != item(operator):
                 return function(*args, **kwargs)
             for n in shapes:
-                given[n] = filled(given[n], given[n].ndim - ndims[n], 0 if ndims[n] else 1)
+                given[n] = with_item_of(given[n], given[n].ndim - ndims[n], 0 if ndims[n] else 1)
             given = {n: value for n, value in given.items() if n not in _ABOUT_ITEMS}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                return cut(function(**{**given, first: A}), batch)
+                return without_item(function(**{**given, first: A}), batch)
 
         return cast(_Function, run)
 
     return decorate
 
 
-def filled(tensor: Tensor, batch_ndim: int, value: float = 0) -> Tensor:
-    """A tensor with an item of ``value`` joined to every empty batch dimension; autograd follows."""
+def with_item_of(tensor: Tensor, batch_ndim: int, value: float = 0) -> Tensor:
+    """Join an item of ``value`` to every empty batch dimension of a tensor; autograd follows."""
     for dim in range(batch_ndim):
         if tensor.shape[dim] == 0:
             item = tensor.new_full((*tensor.shape[:dim], 1, *tensor.shape[dim + 1 :]), value)
@@ -89,8 +89,8 @@ def filled(tensor: Tensor, batch_ndim: int, value: float = 0) -> Tensor:
     return tensor
 
 
-def cut(answer: Any, batch: Sequence[int], *, of_items: bool = True) -> Any:
-    """The part of an answer for :func:`filled` data that an empty batch has.
+def without_item(answer: Any, batch: Sequence[int], *, of_items: bool = True) -> Any:
+    """Take the joined item of :func:`with_item_of` out of an answer.
 
     Args:
         answer: a tensor or an array, or what holds some.
@@ -104,9 +104,12 @@ def cut(answer: Any, batch: Sequence[int], *, of_items: bool = True) -> Any:
         where = [slice(None)] * rows + [slice(0, size) for size in batch]
         return answer[tuple(where)]
     if isinstance(answer, tuple):
-        return tuple(cut(value, batch, of_items=of_items) for value in answer)
+        return tuple(without_item(value, batch, of_items=of_items) for value in answer)
     if is_dataclass(answer) and not isinstance(answer, type):
-        parts = {f.name: cut(getattr(answer, f.name), batch, of_items=f.name in ("x", "std")) for f in fields(answer)}
+        parts = {
+            f.name: without_item(getattr(answer, f.name), batch, of_items=f.name in ("x", "std"))
+            for f in fields(answer)
+        }
         return replace(answer, **parts)
     return answer
 

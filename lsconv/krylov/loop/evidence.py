@@ -1,4 +1,4 @@
-"""The evidence that an answer is judged with beside its norms: bounds of ||A||, the rank, and the null space of A."""
+"""The evidence on an operator beside the norms of an answer: bounds of ||A||, the rank, the null-space part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class NormBounds:
     Attributes:
         lower: a lower bound where one is known; it is raised by what A and its adjoint do to the vectors met.
         upper: an upper bound, for the rounding; None takes the lower one.
-        sharper: finds a better lower bound, asked where that may decide; None: the power method.
+        sharper: finds a better lower bound, called only where that may decide; None: the power method.
     """
 
     lower: Scalar | None = None
@@ -51,11 +51,11 @@ class NullSpaceBound:
     """The part in the null space of A that x may have.
 
     Attributes:
-        share: of x, as :attr:`Certificate.null_part`, where the way it is found does not exclude one, and infinity
-            elsewhere; None: infinity everywhere.
+        share: the bound of :attr:`Certificate.null_part`; infinity for items whose method finds x in the range of
+            ``A^H``; None: for all.
         range_eps: epsilon of the arithmetic that computes x as ``A^H z``, so that only its rounding leads into the null
             space; None: x is not of that form.
-        exists: the items of which A may have a null space; asked where the share is exceeded.
+        exists: finds the items for which A may have a null space, called only where the share is exceeded.
     """
 
     share: Scalar | None = None

@@ -1,4 +1,4 @@
-"""The loop around every method: masks, stopping tests, restarts after a failed audit, callback, progress, history.
+"""The loop around every method: stopping tests, restarts after a refused certificate, callback, progress, history.
 
 A method is an object with one ``step``. It never decides when to stop; it keeps three estimates, and the loop compares
 them on the device at every iteration, so that an item stops at the same iteration whatever ``check_every`` is. What the
@@ -20,7 +20,6 @@ from torch import Tensor
 from lsconv.errors import PreconditionerError
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, at_least, hypot, unbounded, where
 from lsconv.krylov.loop.certificate import Certificate
-from lsconv.krylov.loop.cuda_graph import Recorded, recorder_for
 from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge, norm_from_below
 from lsconv.krylov.loop.lagrange_multipliers import record_multipliers
@@ -65,6 +64,8 @@ def iterate(
 
 
 class _Loop:
+    """One solve: the arguments of :func:`iterate`, and where its items are."""
+
     def __init__(
         self,
         problem: Problem,
@@ -80,91 +81,89 @@ class _Loop:
         self.y_norm: Scalar = problem.codomain.safe_norm(problem.y)
         self.monitor = Monitor(problem, options, self.y_norm, square=square)
         self.damp: Scalar = 0.0 if problem.damp is None else problem.scalar(problem.damp)
-        # items whose rounding is known to be all that is left; the damping that a method chooses promises no x
+        # Items whose excused gradient another pass has not made smaller: only rounding is left. With a damping that the
+        # method chooses there is no other pass.
         self.confirmed: Scalar = (0 * self.y_norm == 1) if selection is None else (0 * self.y_norm == 0)
-        self._bound: Scalar | None = None
+        self._sharper_norm: Scalar | None = None
         self.stopped = False
         self.bar: Any = None
 
     @torch.no_grad()
     def run(self) -> Solution:
-        """Run passes until no item may be retried: iterate, certify, restart what claimed too much."""
-        problem, monitor = self.problem, self.monitor
-        z: Tensor | None = problem.x0
-        carried: Tensor | None = None
-        certificate: Certificate | None = None
+        """Iterate and certify, and again from where items are whose estimates claimed too much, while that helps."""
+        monitor = self.monitor
+        iterate, multipliers, certificate = self.problem.x0, None, None
         excused: Scalar = 0 * self.y_norm == 1
         try:
             while True:
-                method = self._one_pass(z)
-                x_new, carried_new = method.solution(), method.multipliers()
-                if carried is not None and carried_new is not None:
-                    carried_new = carried + carried_new
+                method = self._one_pass(iterate)
+                new_iterate, new_multipliers = method.solution(), method.multipliers()
+                if multipliers is not None and new_multipliers is not None:
+                    new_multipliers = multipliers + new_multipliers
                 if self.selection is not None:
                     self.damp = self.selection()[0]
                 # another pass costs less than a better bound of ||A||, which is for those that one has not helped
                 claimed = any_item(monitor.codes & Cause.CLAIMED != 0)
-                new = self._certify(self.extract(x_new), sharpen=certificate is not None or not claimed)
-                if z is None or certificate is None:
-                    z, certificate, improved = x_new, new, new.tolerance_ratio == new.tolerance_ratio
-                    carried = carried_new
+                new = self._judge().certify(
+                    self.extract(new_iterate),
+                    self.problem.y,
+                    host_scalars=self.problem.host_scalars,
+                    sharpen=certificate is not None or not claimed,
+                )
+                if iterate is None or certificate is None:
+                    improved = new.tolerance_ratio == new.tolerance_ratio
+                    iterate, multipliers, certificate = new_iterate, new_multipliers, new
                 else:
-                    worse = new.tolerance_ratio >= certificate.tolerance_ratio
                     improved = new.tolerance_ratio < 0.5 * certificate.tolerance_ratio
-                    worse = where(excused, (new.converged == 0) | (new.objective >= certificate.objective), worse)
+                    worse = where(
+                        excused,
+                        (new.converged == 0) | (new.objective >= certificate.objective),
+                        new.tolerance_ratio >= certificate.tolerance_ratio,
+                    )
                     no_longer_falls = (monitor.codes == Cause.CLAIMED) & (new.objective > 0.5 * certificate.objective)
                     self.confirmed = self.confirmed | (excused & no_longer_falls)
-                    z = _chosen(worse, z, x_new)
-                    if carried is not None and carried_new is not None:
-                        carried = _chosen(worse, carried, carried_new)
-                    certificate = _choose(worse, certificate, new)
+                    iterate = _select(worse, iterate, new_iterate)
+                    if multipliers is not None and new_multipliers is not None:
+                        multipliers = _select(worse, multipliers, new_multipliers)
+                    certificate = certificate.select(worse, new)
                 excused = certificate.excused & (self.confirmed == 0)
-                retry = (certificate.converged == 0) & improved & (unbounded(certificate.tolerance_ratio) == 0)
-                retry = (
-                    (retry | excused) & (monitor.codes == Cause.CLAIMED) & (monitor.iterations < self.options.max_iter)
-                )
+                refused = (certificate.converged == 0) & improved & (unbounded(certificate.tolerance_ratio) == 0)
+                may_go_on = (monitor.codes == Cause.CLAIMED) & (monitor.iterations < self.options.max_iter)
+                retry = (refused | excused) & may_go_on
                 if self.stopped or not any_item(retry):
                     break
                 monitor.resume(retry, certificate.tolerance_ratio)
                 # before their successors are made: the two are never alive together
-                del method, x_new, carried_new, new
+                del method, new_iterate, new_multipliers, new
         finally:
             if self.bar is not None:
                 self.bar.close()
-        return self._finish(method, self.extract(z), certificate, carried)
+        return self._finish(method, self.extract(iterate), certificate, multipliers)
 
     # ------------------------------------------------------------------ one pass: start, step, test
 
-    def _one_pass(self, z: Tensor | None) -> Method:
+    def _one_pass(self, start: Tensor | None) -> Method:
+        """Iterate from a start until every item claims to have converged, or cannot go on."""
         monitor, every = self.monitor, self.options.check_every
-        method = self.start(z, monitor.running)
+        method = self.start(start, monitor.running)
         monitor.test(method, record=not monitor.rows)
-
-        def iterate_once() -> None:
-            method.step(monitor.running)
-            monitor.count()
-            monitor.test(method)
-
-        advance: Callable[[], None] = iterate_once
         for step in range(self.options.max_iter + 1):
-            if step % every == 0 and not self._look(method, step):
+            if step % every == 0 and not self._synchronise(method, step):
                 break
             if monitor.running is False:  # known at once where the scalars are the host's
                 break
-            if step == every:
-                recorder = recorder_for(self.problem, method)
-                advance = advance if recorder is None else Recorded(advance, method, monitor, recorder)
-            advance()
+            method.step(monitor.running)
+            monitor.count()
+            monitor.test(method)
         return method
 
-    def _look(self, method: Method, step: int) -> bool:
-        """The only place where the host waits for the device: is anything still running?"""
+    def _synchronise(self, method: Method, step: int) -> bool:
+        """Tell whether an item is running, after the callback and the bar; only here the host waits for the device."""
         running = any_item(self.monitor.running)
         if self.options.progress:
             self._show(method)
         if self.options.callback is not None and running:
             residual, gradient, _, _ = self.monitor.rows[-1]
-            # copies, which a callback may keep: a replayed iteration overwrites its tensors
             now = [self.problem.tensor(scalar).clone() for scalar in (self.monitor.running, residual, gradient)]
             state = IterationState(step, now[0], now[1], now[2], lambda: self.extract(method.solution()).clone())
             if self.options.callback(state):
@@ -185,10 +184,8 @@ class _Loop:
 
     # ------------------------------------------------------------------ the certificate and the answer
 
-    def _certify(self, x: Tensor, *, sharpen: bool) -> Certificate:
-        return self._judge().certify(x, self.problem.y, single=self.problem.single, sharpen=sharpen)
-
     def _judge(self) -> Judge:
+        """The judge of an answer, with the norm of A that the iterations have met so far."""
         problem, tolerances = self.problem, self.options.tolerances
         return Judge(
             problem.A,
@@ -196,7 +193,7 @@ class _Loop:
             self.damp,
             rounding=tolerances.rounding,
             square=self.square,
-            norm=NormBounds(self.monitor.operator_norm, sharper=self._sharpened),
+            norm=NormBounds(self.monitor.operator_norm, sharper=self._sharpen),
             rank=RankThreshold(length_limit=EXCUSED),
             null_space=NullSpaceBound(
                 where(self.damp > 0, tolerances.null_share, math.inf),
@@ -204,14 +201,14 @@ class _Loop:
             ),
         )
 
-    def _sharpened(self) -> Scalar:
-        """A better bound of ``||A||``, found once for all certificates."""
-        if self._bound is None:
-            self._bound = norm_from_below(self.problem.A, single=self.problem.single)
-            self.monitor.raise_norm(hypot(self._bound, self.damp + 0 * self._bound))
-        return self._bound
+    def _sharpen(self) -> Scalar:
+        """Return a better lower bound of ``||A||``, found once for all certificates."""
+        if self._sharper_norm is None:
+            self._sharper_norm = norm_from_below(self.problem.A, host_scalars=self.problem.host_scalars)
+            self.monitor.raise_norm(hypot(self._sharper_norm, self.damp + 0 * self._sharper_norm))
+        return self._sharper_norm
 
-    def _finish(self, method: Method, x: Tensor, certificate: Certificate, carried: Tensor | None) -> Solution:
+    def _finish(self, method: Method, x: Tensor, certificate: Certificate, multipliers: Tensor | None) -> Solution:
         """Make the solution of the last pass, and say why every item ended."""
         problem, codes = self.problem, self.monitor.codes
         if any_item(codes & Cause.NOT_DEFINITE):
@@ -222,18 +219,18 @@ class _Loop:
         zero, unsolved = problem.scalar(problem.zero), problem.scalar(problem.nonfinite) | (codes & Cause.OVERFLOW != 0)
         if any_item(zero | unsolved):
             for items, value in ((zero, 0.0), (unsolved, torch.nan)):
-                x = _chosen(items, torch.full_like(x, value), x)
+                x = _select(items, torch.full_like(x, value), x)
         status: Scalar = 0 * codes + Status.ITERATION_LIMIT.code
         if self.stopped:
             status = where(codes == 0, Status.CALLBACK.code, status)
         judge = self._judge()
-        residual_ok, gradient_ok = method.proofs(problem, x, certificate, judge)
+        residual_ok, gradient_ok = method.converged(problem, x, certificate, judge)
         gradient_ok = gradient_ok & ((certificate.excused == 0) | self.confirmed)
         met = (residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
         doubtful = 0 * met
         # a start or N takes the iterates out of the range of A^H, and [A, damp I] their rounding where s is large
         if judge.null_space.range_eps is None or problem.M is not None or method.leaves_range:
-            doubtful = met & judge.null_suspects(certificate)
+            doubtful = met & judge.exceeds_null_share(certificate)
         causes = [
             (codes & (Cause.CLAIMED | Cause.STUCK), Status.STAGNATION),
             (codes & Cause.CONDITION, Status.CONDITION_LIMIT),
@@ -262,18 +259,13 @@ class _Loop:
             history=self.monitor.history(),
             selection=None if self.selection is None else self.selection()[1],
         )
-        if carried is not None and not any_item((certificate.residual_ok | zero | unsolved) == 0):
-            record_multipliers(problem.A, x, carried, self.options.tolerances.rtol)
+        if multipliers is not None and not any_item((certificate.residual_ok | zero | unsolved) == 0):
+            record_multipliers(problem.A, x, multipliers, self.options.tolerances.rtol)
         return solution
 
 
-def _choose(items: Scalar, a: Certificate, b: Certificate) -> Certificate:
-    pairs = ((getattr(a, name), getattr(b, name)) for name in Certificate.__dataclass_fields__)
-    return Certificate(*(where(items, one, other) for one, other in pairs))
-
-
-def _chosen(items: Scalar, a: Tensor, b: Tensor) -> Tensor:
-    """The vectors a of the items, b of the others."""
+def _select(items: Scalar, a: Tensor, b: Tensor) -> Tensor:
+    """Return the vectors ``a`` for these items, ``b`` for the others."""
     if isinstance(items, Tensor):
         return select(items, a, b)
     return a if items else b

@@ -81,8 +81,8 @@ class Judge:
         x: Tensor,
         y: Tensor,
         *,
-        prior_norm: Tensor | None = None,
-        single: bool = False,
+        prior_norm: Scalar | None = None,
+        host_scalars: bool = False,
         sharpen: bool = True,
     ) -> Certificate:
         """Recompute residual and gradient of ``x``, and judge them.
@@ -91,126 +91,138 @@ class Judge:
             x: ``(*batch, *in_shape)``; not finite, it converges nowhere.
             y: ``(*batch, *out_shape)``.
             prior_norm: norm of the prior, where x and y are what a prior leaves of them: they carry its rounding.
-            single: there is one item, and scalars are Python numbers, here and in the certificate.
+            host_scalars: there is one item, and scalars are Python numbers, here and in the certificate.
             sharpen: find a better bound of ``||A||`` where that may decide.
         """
-        norms = self._measured(x, y, prior_norm, single)
-        return self.judged(norms, self._sharpening(y, single) if sharpen else None)
+        norms = self._measure(x, y, prior_norm, host_scalars)
+        return self.certificate_of(norms, self._sharper_norm(y, host_scalars) if sharpen else None)
 
-    def _sharpening(self, y: Tensor, single: bool) -> Callable[[], Scalar] | None:
-        """The way to a better bound of ``||A||``; None where none is wanted."""
+    def _sharper_norm(self, y: Tensor, host_scalars: bool) -> Callable[[], Scalar] | None:
+        """A function that finds a better lower bound of ``||A||``; None where the gradient decides nothing."""
         if self.square or type(y) is not Tensor:
             return None
-        found = self.norm.sharper
-        if found is None:
-            return lambda: norm_from_below(self.A, single=single)
-        return lambda: _number(found()) if single else found()
+        sharper = self.norm.sharper
+        if sharper is None:
+            return lambda: norm_from_below(self.A, host_scalars=host_scalars)
+        return lambda: _number(sharper()) if host_scalars else sharper()
 
-    def _measured(self, x: Tensor, y: Tensor, prior_norm: Tensor | None, single: bool) -> Norms:
-        space, A = OneItem if single else ItemSpace, self.A
+    def _measure(self, x: Tensor, y: Tensor, prior_norm: Scalar | None, host_scalars: bool) -> Norms:
+        """Apply A to x and its adjoint to the residual, and take the norms of all that is met."""
+        space, A = OneItem if host_scalars else ItemSpace, self.A
         domain, codomain = space(A.in_shape, A.dtype, A.device), space(A.out_shape, A.dtype, A.device)
         batch = broadcast_shapes(
             x.shape[: x.ndim - len(A.in_shape)], y.shape[: y.ndim - len(A.out_shape)], A.batch_shape
         )
 
-        def spread_out(scalar: Scalar) -> Scalar:
-            return scalar if single else scalar.expand(batch)
+        def norm(space: ItemSpace, v: Tensor) -> Scalar:
+            length = space.safe_norm(v)
+            return length if host_scalars else length.expand(batch)
 
-        damp = self._damp(batch, single)
-        y_norm, x_norm = spread_out(codomain.safe_norm(y)), spread_out(domain.safe_norm(x))
+        damp = self._damp(batch, host_scalars)
+        y_norm, x_norm = norm(codomain, y), norm(domain, x)
         ax = A.apply(x)
-        bound = divide(spread_out(codomain.safe_norm(ax)), x_norm)
+        operator_norm = divide(norm(codomain, ax), x_norm)
         residual = y - ax
         del ax
-        r_norm = spread_out(codomain.safe_norm(residual))
+        r_norm = norm(codomain, residual)
         # a gradient that underflows would be certified as zero
-        faint = bound * r_norm < torch.finfo(A.dtype).tiny ** 0.75
-        unit = where(faint, binary_unit(r_norm), 1.0)
-        g = self._adjoint(codomain.scale(residual, 1 / unit) if any_item(faint) else residual)
+        underflows = operator_norm * r_norm < torch.finfo(A.dtype).tiny ** 0.75
+        scale = where(underflows, binary_unit(r_norm), 1.0)
+        g = self._adjoint(codomain.scale(residual, 1 / scale) if any_item(underflows) else residual)
         if g is None:
             g_norm = math.nan * r_norm
         else:
-            bound = maximum(bound, divide(spread_out(domain.safe_norm(g)) * unit, r_norm))
+            operator_norm = maximum(operator_norm, divide(norm(domain, g) * scale, r_norm))
             if any_item(damp > 0):
-                g = domain.add(g, -damp * damp / unit, x)
-            g_norm = spread_out(domain.safe_norm(g)) * unit
-        return Norms(y_norm, x_norm, r_norm, g_norm, x_norm, bound, prior_norm)
+                g = domain.add(g, -damp * damp / scale, x)
+            g_norm = norm(domain, g) * scale
+        return Norms(
+            y=y_norm,
+            x=x_norm,
+            residual=r_norm,
+            gradient=g_norm,
+            penalty=x_norm,
+            operator=operator_norm,
+            prior=prior_norm,
+        )
 
-    def _damp(self, batch: tuple[int, ...], single: bool) -> Scalar:
-        if single:
+    def _damp(self, batch: tuple[int, ...], host_scalars: bool) -> Scalar:
+        """The damping as a scalar of the kind that the norms have."""
+        if host_scalars:
             return self.damp
         return torch.as_tensor(self.damp, dtype=scalar_dtype(self.A.device), device=self.A.device).expand(batch)
 
-    def judged(self, norms: Norms, sharpen: Callable[[], Scalar] | None = None) -> Certificate:
+    def certificate_of(self, norms: Norms, sharpen: Callable[[], Scalar] | None = None) -> Certificate:
         """Judge an x by its norms alone.
 
         Args:
             norms: tensors of the batch shape, or Python numbers for one item.
-            sharpen: finds a better bound of ``||A||``, where that may decide; None: there is none.
+            sharpen: finds a better lower bound of ``||A||``, where that may decide; None: there is none.
         """
-        A, tolerances, rank, rcond = self.A, self.tolerances, self.rank, self.rank.rcond
-        single, y_norm, x_norm = not isinstance(norms.y, Tensor), norms.y, norms.x
+        tolerances, rank, rcond = self.tolerances, self.rank, self.rank.rcond
+        eps, smallest = torch.finfo(self.A.dtype).eps, torch.finfo(scalar_dtype(self.A.device)).tiny
+        host_scalars, y_norm, x_norm = not isinstance(norms.y, Tensor), norms.y, norms.x
         r_norm, g_norm = norms.residual, norms.gradient
-        damp = self._damp(() if single else tuple(y_norm.shape), single)
-        norm_a = hypot(norms.operator, damp)
+        damp = self._damp(() if host_scalars else tuple(y_norm.shape), host_scalars)
+        operator_norm = hypot(norms.operator, damp)
         if self.norm.lower is not None:
-            norm_a = maximum(norm_a, self.norm.lower)
-        total = hypot(r_norm, damp * norms.penalty)
-        r_bound, g_bound = tolerances.residual_bound(y_norm), tolerances.gradient_bound(norm_a, total)
-        # the bound of a gradient that is near it may only be low because that of ||A|| is
-        close = (g_norm > g_bound) & (g_norm <= 1e4 * g_bound) & (total > r_bound)
-        if sharpen is not None and any_item(close):
+            operator_norm = maximum(operator_norm, self.norm.lower)
+        objective, objective_at_zero = hypot(r_norm, damp * norms.penalty), (1 + math.sqrt(tolerances.eps)) * y_norm
+        residual_bound = tolerances.residual_bound(y_norm)
+        gradient_bound = tolerances.gradient_bound(operator_norm, objective)
+        # the bound of a gradient that is near it may be low only because that of ||A|| is
+        near = (g_norm > gradient_bound) & (g_norm <= 1e4 * gradient_bound) & (objective > residual_bound)
+        if sharpen is not None and any_item(near):
             sharper = sharpen()
-            norm_a = maximum(norm_a, hypot(sharper if single else sharper.expand(y_norm.shape), damp))
-            g_bound = tolerances.gradient_bound(norm_a, total)
-        upper = norm_a if self.norm.upper is None else self.norm.upper
-        least = at_least(
-            maximum(max(rcond, rank.length_limit) * norm_a, 2 * damp), torch.finfo(scalar_dtype(A.device)).tiny
-        )
-        # where eps ||A|| ||x|| exceeds the tolerance the residual is rounding, and proves nothing
-        known = torch.finfo(A.dtype).eps * norm_a * x_norm <= 30 * r_bound
-        # with the residual at its bound the whole length of x enters the rounding
-        solved = (r_norm <= r_bound) & known
-        longest = where(solved, x_norm, minimum(x_norm, y_norm / least))
-        rounding = torch.finfo(A.dtype).eps if self.rounding is None else self.rounding
-        rounding_level = 8 * rounding * (upper * longest + y_norm)
-        highest = (1 + math.sqrt(tolerances.eps)) * y_norm
-        if norms.prior is not None:
-            rounding_level = rounding_level + 16 * tolerances.eps * upper * norms.prior
-            r_bound, highest = maximum(r_bound, rounding_level), highest + rounding_level
-        met, g_bound = g_norm <= g_bound, maximum(g_bound, upper * rounding_level)
-        if rank.truncated:
-            g_bound = maximum(g_bound, where(damp > 0, 0.0, rcond * upper * r_norm))
-        finite = unbounded(x_norm) == 0
-        no_worse = (total <= highest) & finite
-        residual_ok = (total <= r_bound) & finite & known
-        # a longer x has been led along singular values that count as zero
-        reach = max(tolerances.conlim, most_condition(tolerances.eps), 1 / rcond if rcond > 0 else 0.0)
-        not_cut_off = (damp > 0) | (norm_a * x_norm <= reach * y_norm)
-        gradient_ok = (g_norm <= g_bound) & no_worse & not_cut_off & (not self.square)
-        excused = gradient_ok & (residual_ok == 0) & (met == 0) & (solved == 0)
-        smallest = torch.finfo(scalar_dtype(A.device)).tiny
-        tolerance_ratio = total / at_least(r_bound, smallest)
-        if not self.square:
-            tolerance_ratio = minimum(
-                tolerance_ratio, maximum(g_norm / at_least(g_bound, smallest), total / at_least(highest, smallest))
+            operator_norm = maximum(
+                operator_norm, hypot(sharper if host_scalars else sharper.expand(y_norm.shape), damp)
             )
+            gradient_bound = tolerances.gradient_bound(operator_norm, objective)
+        upper_norm = operator_norm if self.norm.upper is None else self.norm.upper
+        # where eps ||A|| ||x|| exceeds the tolerance the residual is rounding, and proves nothing
+        resolved = eps * operator_norm * x_norm <= 30 * residual_bound
+        residual_met = (r_norm <= residual_bound) & resolved
+        # the length of x that its rounding is excused for: all of it where the residual is met, else at most that of a
+        # solution whose singular values are above the threshold
+        threshold = at_least(maximum(max(rcond, rank.length_limit) * operator_norm, 2 * damp), smallest)
+        excused_length = where(residual_met, x_norm, minimum(x_norm, y_norm / threshold))
+        rounding = eps if self.rounding is None else self.rounding
+        rounding_level = 8 * rounding * (upper_norm * excused_length + y_norm)
+        if norms.prior is not None:
+            rounding_level = rounding_level + 16 * tolerances.eps * upper_norm * norms.prior
+            residual_bound = maximum(residual_bound, rounding_level)
+            objective_at_zero = objective_at_zero + rounding_level
+        gradient_met = g_norm <= gradient_bound
+        gradient_bound = maximum(gradient_bound, upper_norm * rounding_level)
+        if rank.truncated:
+            gradient_bound = maximum(gradient_bound, where(damp > 0, 0.0, rcond * upper_norm * r_norm))
+        finite = unbounded(x_norm) == 0
+        no_worse = (objective <= objective_at_zero) & finite
+        residual_ok = (objective <= residual_bound) & finite & resolved
+        # a longer x has been led along singular values that count as zero
+        most_condition_number = max(tolerances.conlim, most_condition(tolerances.eps), 1 / rcond if rcond > 0 else 0.0)
+        short = (damp > 0) | (operator_norm * x_norm <= most_condition_number * y_norm)
+        gradient_ok = (g_norm <= gradient_bound) & no_worse & short & (not self.square)
+        tolerance_ratio = objective / at_least(residual_bound, smallest)
+        if not self.square:
+            gradient_ratio = g_norm / at_least(gradient_bound, smallest)
+            objective_ratio = objective / at_least(objective_at_zero, smallest)
+            tolerance_ratio = minimum(tolerance_ratio, maximum(gradient_ratio, objective_ratio))
         # y is known to rtol at best, and moves x by rtol ||y|| / ||A|| at least
-        unit = damp * damp * (x_norm + tolerances.rtol * divide(y_norm, norm_a))
-        null_part, null_reach = quotient(g_norm, unit), quotient(norm_a * r_norm, unit)
+        x_scale = damp * damp * (x_norm + tolerances.rtol * divide(y_norm, operator_norm))
         return Certificate(
-            y_norm,
-            r_norm,
-            g_norm,
-            residual_ok,
-            gradient_ok,
-            no_worse,
-            excused,
-            total,
-            null_part,
-            null_reach,
-            tolerance_ratio,
-            g_bound,
+            data_norm=y_norm,
+            residual_norm=r_norm,
+            gradient_norm=g_norm,
+            residual_ok=residual_ok,
+            gradient_ok=gradient_ok,
+            no_worse=no_worse,
+            excused=gradient_ok & (residual_ok == 0) & (gradient_met == 0) & (residual_met == 0),
+            objective=objective,
+            null_part=quotient(g_norm, x_scale),
+            null_rounding=quotient(operator_norm * r_norm, x_scale),
+            tolerance_ratio=tolerance_ratio,
+            gradient_bound=gradient_bound,
         )
 
     def _adjoint(self, residual: Tensor) -> Tensor | None:
@@ -222,12 +234,12 @@ class Judge:
                 return None
             raise
 
-    def null_suspects(self, certificate: Certificate) -> Scalar:
-        """The items whose x may have a larger part in the null space of A than it may have."""
-        null_space, part = self.null_space, certificate.null_part
-        share = math.inf if null_space.share is None else null_space.share
-        if null_space.range_eps is not None:
-            part = minimum(part, null_space.range_eps * certificate.null_reach)
+    def exceeds_null_share(self, certificate: Certificate) -> Scalar:
+        """The items whose x may have a larger part in the null space of A than :attr:`null_space` allows."""
+        bound, part = self.null_space, certificate.null_part
+        share = math.inf if bound.share is None else bound.share
+        if bound.range_eps is not None:
+            part = minimum(part, bound.range_eps * certificate.null_rounding)
         return (unbounded(share) == 0) & ((part <= share) == 0)
 
     def solution(
@@ -260,64 +272,45 @@ class Judge:
         x, y, damp = x.expand(*batch, *A.in_shape), y.expand(*batch, *A.out_shape), damp.expand(batch)
         answer = x if prior is None else prior + x
         answer = answer if self.dtype is None else answer.to(self.dtype)
-        stored = answer.to(x.dtype) if prior is None else answer.to(x.dtype) - prior
+        returned = answer.to(x.dtype) if prior is None else answer.to(x.dtype) - prior
         # numbers for a single item, which wait for nothing and are cheaper
-        single = batch.numel() == 1 and type(x) is type(y) is Tensor and A.device.type == "cpu"
-        code = otherwise.code if isinstance(otherwise, Status) else otherwise
-        if single:
-            norm = replace(self.norm, lower=_number(self.norm.lower), upper=_number(self.norm.upper))
-            null_space = replace(self.null_space, share=_number(self.null_space.share))
-            judge = replace(self, damp=_number(damp), norm=norm, null_space=null_space)
-            code = _number(code)
-        else:
-            judge = replace(self, damp=damp)
-        space = OneItem if single else ItemSpace
+        host_scalars = batch.numel() == 1 and type(x) is type(y) is Tensor and A.device.type == "cpu"
+        judge = self._with_host_scalars(damp) if host_scalars else replace(self, damp=damp)
+        space = OneItem if host_scalars else ItemSpace
         prior_norm = None if prior is None else space(A.in_shape, A.dtype, A.device).safe_norm(prior)
-        narrowed = answer.dtype != x.dtype
-        storing = judge
-        if narrowed:  # storing an x that is not long rounds its gradient, and excuses that
-            limit = max(self.rank.rcond, self.rank.length_limit, EXCUSED)
-            storing = replace(judge, rounding=self.tolerances.eps, rank=RankThreshold(length_limit=limit))
-        norms = storing._measured(stored, y, prior_norm, single)
-        certificate = storing.judged(norms, None if narrowed else judge._sharpening(y, single))
-        converged, unrounded = certificate.converged, certificate
-        rounded = doubtful = converged != converged  # no item
-        if narrowed:
-            # a stored x is no longer A^H z, whose null part its residual and length bound; they are nearly the same
-            bare = replace(judge, null_space=replace(judge.null_space, range_eps=None))
-            strays = bare.null_suspects(certificate)
-            doubts = self.null_space.share is not None and any_item(
-                strays & (judge.null_suspects(certificate) | certificate.excused)
-            )
-            doubts = doubts or (self.judges_unrounded and any_item(certificate.excused))
-            if doubts or any_item(converged == 0):
-                if not (single and torch.equal(stored, x)):
-                    norms = judge._measured(x, y, prior_norm, single)
-                unrounded = judge.judged(norms, judge._sharpening(y, single))
-                rounded = unrounded.converged & certificate.no_worse & (converged == 0)
+        if answer.dtype == x.dtype:
+            certificate = before_rounding = judge.certify(x, y, prior_norm=prior_norm, host_scalars=host_scalars)
+            converged = certificate.converged
+            rounded = converged != converged  # no item
+        else:
+            certificate, before_rounding = judge._certify_rounded(x, returned, y, prior_norm, host_scalars)
+            converged = certificate.converged
+            rounded = converged != converged
+            if before_rounding is not certificate:
+                rounded = before_rounding.converged & certificate.no_worse & (converged == 0)
                 if self.judges_unrounded:
-                    converged = converged & (unrounded.converged | (certificate.excused == 0))
+                    converged = converged & (before_rounding.converged | (certificate.excused == 0))
         zero = certificate.data_norm == 0
-        if self.null_space.share is not None:
-            doubtful = (converged | rounded) & (zero == 0) & judge.null_suspects(unrounded)
-            if self.null_space.exists is not None and any_item(doubtful):
-                seen = self.null_space.exists()
-                doubtful = doubtful & (bool(seen) if single else seen)
-        codes = where(rounded, Status.ROUNDED.code, code)
+        doubtful = (converged | rounded) & (zero == 0) & judge.exceeds_null_share(before_rounding)
+        if self.null_space.exists is not None and any_item(doubtful):
+            exists = self.null_space.exists()
+            doubtful = doubtful & (bool(exists) if host_scalars else exists)
+        code = otherwise.code if isinstance(otherwise, Status) else otherwise
+        codes = where(rounded, Status.ROUNDED.code, _number(code) if host_scalars else code)
         codes = where(certificate.gradient_ok & converged, Status.GRADIENT.code, codes)
         codes = where(certificate.residual_ok, Status.RESIDUAL.code, codes)
         codes = where(doubtful, Status.RANK_DEFICIENT.code, codes)
         codes = where(zero & converged, Status.ZERO.code, codes)
         codes = where(unbounded(certificate.residual_norm), Status.NON_FINITE.code, codes)
-        excused = None
-        if unrounded is not certificate or not narrowed:
-            excused = unrounded.excused & (converged | rounded)
 
         def per_item(values: Scalar, dtype: torch.dtype | None = None) -> Tensor:
-            if single and not isinstance(values, Tensor):
+            if host_scalars and not isinstance(values, Tensor):
                 return torch.full(batch, values, dtype=dtype)
             return torch.as_tensor(values, dtype=dtype, device=A.device).expand(batch)
 
+        excused = None
+        if answer.dtype == x.dtype or before_rounding is not certificate:
+            excused = per_item(before_rounding.excused & (converged | rounded))
         return Solution(
             x=answer,
             codes=per_item(codes),
@@ -327,8 +320,40 @@ class Judge:
             gradient_norm=per_item(certificate.gradient_norm, damp.dtype),
             damp=damp,
             history=history,
-            excused=None if excused is None else per_item(excused),
+            excused=excused,
         )
+
+    def _with_host_scalars(self, damp: Tensor) -> Judge:
+        """This judge for a single item, with Python numbers for scalars."""
+        norm, bound = self.norm, self.null_space
+        norm = NormBounds(_number(norm.lower), _number(norm.upper), norm.sharper)
+        null_space = NullSpaceBound(_number(bound.share), bound.range_eps, bound.exists)
+        return replace(self, damp=_number(damp), norm=norm, null_space=null_space)
+
+    def _certify_rounded(
+        self, x: Tensor, returned: Tensor, y: Tensor, prior_norm: Scalar | None, host_scalars: bool
+    ) -> tuple[Certificate, Certificate]:
+        """Certify x as it is returned in a coarser dtype, and before that rounding where the first leaves a doubt.
+
+        Returns:
+            Both certificates; twice the same where there is no doubt.
+        """
+        # storing an x that is not long rounds its gradient, and excuses that
+        length_limit = max(self.rank.rcond, self.rank.length_limit, EXCUSED)
+        storing = replace(self, rounding=self.tolerances.eps, rank=RankThreshold(length_limit=length_limit))
+        certificate = storing.certify(returned, y, prior_norm=prior_norm, host_scalars=host_scalars, sharpen=False)
+        doubtful = certificate.converged == 0
+        if self.judges_unrounded:
+            doubtful = doubtful | certificate.excused
+        if self.null_space.share is not None and not any_item(doubtful):
+            # a stored x is no longer A^H z, whose null part its residual and length bound; they are nearly the same
+            not_in_range = replace(self, null_space=replace(self.null_space, range_eps=None))
+            doubtful = not_in_range.exceeds_null_share(certificate) & (
+                self.exceeds_null_share(certificate) | certificate.excused
+            )
+        if not any_item(doubtful):
+            return certificate, certificate
+        return certificate, self.certify(x, y, prior_norm=prior_norm, host_scalars=host_scalars)
 
 
 def _number(value: Scalar) -> Scalar:
@@ -336,15 +361,15 @@ def _number(value: Scalar) -> Scalar:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def norm_from_below(A: LinearOperator, steps: int = 6, *, single: bool = False) -> Scalar:
+def norm_from_below(A: LinearOperator, steps: int = 6, *, host_scalars: bool = False) -> Scalar:
     """A lower bound of ``||A||``, per item, by a few steps of the power method from random numbers.
 
     Args:
         A: the operator.
         steps: how many.
-        single: there is one item, and the bound is a Python number.
+        host_scalars: there is one item, and the bound is a Python number.
     """
-    space = OneItem if single else ItemSpace
+    space = OneItem if host_scalars else ItemSpace
     domain, codomain = space(A.in_shape, A.dtype, A.device), space(A.out_shape, A.dtype, A.device)
     generator = torch.Generator(device=A.device).manual_seed(0)
     v = torch.randn(*A.batch_shape, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)

@@ -29,9 +29,9 @@ CGLS and CRAIG have it simpler: the directions of CGLS are made of gradients :ma
 in CRAIG's :math:`x_k = x_{k-1} + \zeta_k v_k` each :math:`v_k` is :math:`A^H p_k` with
 :math:`\alpha_k p_k = u_k - \beta_k p_{k-1}`.
 
-What of y is outside the range of A would enter z, and grows there: of an answer with a residual nothing is kept, and a
-solve has to find its z. Neither is a z that misses x, which :func:`record_multipliers` finds out by one application of
-:math:`A^H`.
+The part of y outside the range of A would enter z, and grow there. So no z is handed over for an answer with a
+residual, nor one that misses x, which :func:`record_multipliers` finds out by one application of :math:`A^H`; a solve
+finds z then.
 """
 
 from __future__ import annotations
@@ -72,47 +72,47 @@ class Collected:
     z: Tensor | None = None
 
     def of(self, x: Tensor) -> Tensor | None:
-        """The multipliers of just this tensor."""
+        """The multipliers of this answer; None where they belong to another tensor, or were not found."""
         return self.z if x is self.x else None
 
 
-_kept: ContextVar[Collected | None] = ContextVar("_kept", default=None)
+_collector: ContextVar[Collected | None] = ContextVar("_collector", default=None)
 
 
 @contextmanager
 def collect_multipliers(wanted: bool) -> Iterator[Collected]:
     """Collect the last multipliers of the methods that can find them, where ``wanted``."""
-    kept = Collected()
-    token = _kept.set(kept if wanted else None)
+    collected = Collected()
+    token = _collector.set(collected if wanted else None)
     try:
-        yield kept
+        yield collected
     finally:
-        _kept.reset(token)
+        _collector.reset(token)
 
 
 def multipliers_wanted(A: LinearOperator) -> bool:
     """Tell whether multipliers are collected. Of full column rank, A has derivatives that need none."""
-    return _kept.get() is not None and math.prod(A.out_shape) < math.prod(A.in_shape)
+    return _collector.get() is not None and math.prod(A.out_shape) < math.prod(A.in_shape)
 
 
 def record_multipliers(A: LinearOperator, x: Tensor, z: Tensor, rtol: float) -> None:
     """Hand over ``z``, found along with the answer x of a consistent system, if ``A^H z`` is x to the tolerance."""
-    kept = _kept.get()
-    if kept is None:
+    collected = _collector.get()
+    if collected is None:
         return
-    kept.x = kept.z = None
+    collected.x = collected.z = None
     space = ItemSpace(A.in_shape, A.dtype, A.device)
-    missed, size = space.safe_norm(x - A.adjoint(z)), space.safe_norm(x)
-    good = missed <= max(rtol, _ROUNDING * torch.finfo(A.dtype).eps) * size
+    error, size = space.safe_norm(x - A.adjoint(z)), space.safe_norm(x)
+    good = error <= max(rtol, _ROUNDING * torch.finfo(A.dtype).eps) * size
     if bool((good | ~torch.isfinite(size)).all()):
         pass_multipliers(x, z)
 
 
 def pass_multipliers(x: Tensor, z: Tensor) -> None:
-    """``z`` is what belongs to the answer ``x``."""
-    kept = _kept.get()
-    if kept is not None:
-        kept.x, kept.z = x, z
+    """Hand over ``z`` as the multipliers of the answer ``x``."""
+    collected = _collector.get()
+    if collected is not None:
+        collected.x, collected.z = x, z
 
 
 class _Multipliers:

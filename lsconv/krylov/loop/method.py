@@ -1,4 +1,4 @@
-"""A method as the loop needs it: one step, an iterate, and estimates to compare with the tolerances."""
+"""A Krylov method as the loop needs it: one step, an iterate, and estimates to compare with the tolerances."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.problem import Problem
 
-__all__ = ["Cause", "Method", "Proofs"]
+__all__ = ["Cause", "Converged", "Method"]
 
-# The items that the residual proves, and those that the gradient does.
-Proofs: TypeAlias = "tuple[Scalar, Scalar]"
+# The items that have converged by their residual, and those that have by their gradient.
+Converged: TypeAlias = "tuple[Scalar, Scalar]"
 
 
 class Cause(IntEnum):
-    """The causes for which an item stops, as bits of its code; the last three are a method's own."""
+    """The causes for which an item stops, as bits of its code.
+
+    CLAIMED: the estimates meet the tolerance. CONDITION: the condition number passed its limit. OVERFLOW: an estimate
+    is not finite. LIMIT: no iteration is left. Of a method itself: CURVATURE, A is not definite; NOT_DEFINITE, a
+    preconditioner is not; STUCK, going on would not improve x.
+    """
 
     CLAIMED = 1
     CONDITION = 2
@@ -38,16 +43,13 @@ class Method:
         gradient: estimate of the gradient norm, or None where the method has none.
         operator_norm: a lower bound of ``||A||``.
         condition: an estimate of the condition number from below, or None.
-        self_converged: None, or items that the method declares finished by a test of its own, which is audited.
+        self_converged: None, or items that the method declares finished by a test of its own, which the certificate
+            then confirms or not.
         failure: None, or bits of :class:`Cause` for items that cannot go on.
         leaves_range: the rounding of its iterates may lie in the null space of A where damping is folded in.
-        uniform: every step after the first does the same operations on tensors of the same shapes, and all that
-            changes is in tensors, in attributes of the method or of objects there: a recording may then stand for it
-            (:mod:`lsconv.krylov.loop.cuda_graph`).
     """
 
     leaves_range: bool = False
-    uniform: bool = False
 
     residual: Scalar
     gradient: Scalar | None = None
@@ -65,16 +67,16 @@ class Method:
         raise NotImplementedError
 
     def multipliers(self) -> Tensor | None:
-        """Find z with ``A^H z`` the way from the start to the iterate; None where the method does not find it."""
+        """Return z with ``x - x_0 = A^H z``, of the iterate x and the start x_0; None: the method does not know it."""
         return None
 
-    def proofs(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Proofs:
-        """The items whose residual, and those whose gradient, proves x, where the tests of them are met.
+    def converged(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Converged:
+        """Return the items that converged by their residual, and by their gradient; a method may refuse some.
 
         Args:
             problem: as the user posed it.
             x: the answer.
             certificate: that of x.
-            judge: who gave it.
+            judge: that gave it.
         """
         return certificate.residual_ok, certificate.gradient_ok

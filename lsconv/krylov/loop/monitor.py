@@ -1,4 +1,4 @@
-"""The stopping tests of one solve, item by item and on the device, and the record of what was compared."""
+"""The stopping tests of one solve, item by item and on the device, and the history of the estimates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Monitor:
         tolerances = options.tolerances
         self.atol: Scalar = tolerances.atol
         self.has_atol, self.conlim = tolerances.atol > 0, tolerances.conlim
-        # Below the rounding of the dtype an estimate is a number without a meaning, so there a claim is due anyway.
+        # An estimate below the rounding of the dtype means nothing: the bounds are no smaller.
         self.eps, self.y_norm = tolerances.eps, y_norm
         self.residual_bound = maximum(tolerances.residual_bound(y_norm), self.eps * y_norm)
         self.rtol: Scalar = max(tolerances.rtol, self.eps)
@@ -41,14 +41,14 @@ class Monitor:
         self.rows: list[tuple[Scalar, Scalar, Scalar, Scalar]] = []
 
     def resume(self, items: Scalar, tolerance_ratio: Scalar) -> None:
-        """Resume the items whose claim the audit refused, with tighter bounds; all others rest.
+        """Let these items iterate again with tighter bounds; all others rest.
 
-        The audit knows A better than the estimates do, which have ``||A||`` from below only. With the same bounds an
-        item would claim at once what has just been refused.
+        With the same bounds an item would claim at once what its certificate has just refused: the estimates know only
+        a lower bound of ``||A||``.
 
         Args:
-            items: which.
-            tolerance_ratio: by how much they missed, of the certificate; more than 1.
+            items: those whose certificate does not confirm what the estimates claimed.
+            tolerance_ratio: that of the certificate, more than 1.
         """
         self.codes, self.running = where(items, 0, self.codes), items
         tighter = where(items, at_least(0.9 / tolerance_ratio, 0.5), 1.0)
@@ -57,19 +57,19 @@ class Monitor:
         self.atol = self.atol * tighter
 
     def raise_norm(self, bound: Scalar) -> None:
-        """Record a larger lower bound of ``||A||``; what :meth:`test` asks stays: :meth:`resume` tightens it enough."""
+        """Record a larger lower bound of ``||A||``, and lower rtol and atol so that the bound of the gradient stays."""
         raised = _raised(self.operator_norm, bound + 0 * self.operator_norm)
-        share = divide(self.operator_norm, raised)
-        self.rtol, self.atol, self.operator_norm = self.rtol * share, self.atol * share, raised
+        ratio = divide(self.operator_norm, raised)
+        self.rtol, self.atol, self.operator_norm = self.rtol * ratio, self.atol * ratio, raised
         residual, gradient, _, running = self.rows[-1]
         self.rows[-1] = (residual, gradient, raised, running)
 
     def count(self) -> None:
-        """One iteration more for the items that are running."""
+        """Count an iteration of the items that are running."""
         self.iterations += self.running
 
     def test(self, method: Method, record: bool = True) -> None:
-        """Find out which items are still running."""
+        """Stop the items whose estimates meet the tolerance, or that cannot go on; ``record`` keeps the estimates."""
         residual, norm = method.residual, method.operator_norm
         gradient = residual if method.gradient is None else method.gradient
         self.operator_norm = _raised(self.operator_norm, norm)
@@ -93,9 +93,9 @@ class Monitor:
         self.running = (self.codes == 0) & self.running
 
     def history(self) -> History:
-        """The rows of every item, closed up: an item that rested while another restarted has no gap."""
+        """The estimates of every item without the iterations in which it rested while another went on."""
         problem = self.problem
-        if problem.single:
+        if problem.host_scalars:
             rows = torch.tensor([row[:3] for row in self.rows if row[3]], dtype=problem.domain.scalar).reshape(-1, 3)
             return History(*(column.reshape(-1, *problem.batch) for column in rows.unbind(-1)))
         residual, gradient, norm, alive = (torch.stack(column) for column in zip(*self.rows, strict=True))

@@ -20,14 +20,14 @@ from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 
-__all__ = ["LOST", "cleared", "loses_part"]
+__all__ = ["LOST_SHARE", "misses_null_part", "settle_null_space"]
 
-# The part of the share that one null vector has of a random vector which counts as lost: rounding loses less.
-LOST = 1e-3
+# Where less than this part of the share that a null vector has in a random vector is lost, rounding lost it.
+LOST_SHARE = 1e-3
 
 
-def loses_part(A: LinearOperator, batch: torch.Size, solve: Callable[[Tensor], Tensor]) -> Tensor:
-    """The items in which a part of random vectors does not come back from A, ``batch``.
+def misses_null_part(A: LinearOperator, batch: torch.Size, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    """Tell in which items A has a null space, by random vectors that do not come back from ``A x``, ``batch``.
 
     Args:
         A: the operator.
@@ -35,14 +35,14 @@ def loses_part(A: LinearOperator, batch: torch.Size, solve: Callable[[Tensor], T
         solve: the method, from data to x.
     """
     generator = torch.Generator(device=A.device).manual_seed(0)
-    # of one its share is below LOST of what is expected once in a thousand times
+    # the share of a null vector in one random vector is below LOST_SHARE of the expected one once in a thousand times
     w = torch.randn(2, *batch, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
     space = ItemSpace(A.in_shape, A.dtype, A.device)
     lost = space.norm(solve(A.apply(w)) - w)
-    return ~(lost <= LOST / math.sqrt(A.in_numel) * space.norm(w)).all(0)
+    return ~(lost <= LOST_SHARE / math.sqrt(A.in_numel) * space.norm(w)).all(0)
 
 
-def cleared(
+def settle_null_space(
     solution: Solution,
     x: Tensor,
     y: Tensor,
@@ -51,22 +51,21 @@ def cleared(
     shortest: Callable[[Tensor, float], Tensor],
     judge: Callable[[Tensor], Solution],
 ) -> Solution:
-    """The solution, with the items in doubt settled by the shortest solution of ``A x' = A x``.
+    """Settle the items in doubt of a solution by the shortest solution of ``A x' = A x``.
 
-    An item next to it has converged as it is. Where x' is another vector, it takes the place of x if it has converged,
-    and ``A x' = A x`` to the tolerance.
-    With damping the null-space part of x is also that of ``d = x - A^H (y - A x) / damp^2``, which is next to nothing,
-    so that fewer digits of the shortest solution of ``A d' = A d`` do.
+    An item with x next to x' has converged as it is. Where x' is another vector, it takes the place of x if it has
+    converged, and ``A x' = A x`` to the tolerance. With damping the null-space part of x is also that of ``d = x - A^H
+    (y - A x) / damp^2``, which is next to nothing, so that fewer digits of the shortest solution of ``A d' = A d`` do.
 
     Args:
         solution: items in doubt have the status :attr:`Status.RANK_DEFICIENT`.
-        x: what it was made of, in the dtype of A.
+        x: the x that it was made of, in the dtype of A.
         y: the data.
         A: the operator.
         tolerances: of the solve.
         shortest: the least-norm solution for consistent data, to a tolerance, by a method that stays in the range of
             ``A^H``.
-        judge: the certified solution that an x is.
+        judge: from an x to its certified solution.
     """
     doubtful = solution.codes == Status.RANK_DEFICIENT.code
     if not bool(doubtful.any()):

@@ -53,7 +53,7 @@ class Penalised:
         return self.damp if self.L is None else torch.zeros_like(self.damp)
 
     def data_beside_prior(self, y: Tensor, x_prior: Tensor | None) -> Tensor:
-        """The data that the prior leaves, ``y - A x_prior``."""
+        """Return the data of d, ``y - A x_prior``."""
         y = y.detach().to(self.A.dtype)
         return y if x_prior is None else y - self.A.apply(x_prior.detach().to(self.A.dtype))
 
@@ -68,7 +68,7 @@ class Penalised:
         return self.stack.blocks.join([y.expand(*batch, *A.out_shape), zero])
 
     def judge(self, tolerances: Tolerances, dtype: torch.dtype, **evidence: Any) -> Judge:
-        """The judge of the stack, for an x that is returned in this dtype; with L the gradient shows all of x."""
+        """Return the judge of the stack for an x returned in this dtype; with L it bounds no null-space part."""
         judge = Judge(self.stack, tolerances, self.shift, dtype, **evidence)
         return judge if self.L is None else replace(judge, null_space=NullSpaceBound())
 

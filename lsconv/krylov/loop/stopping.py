@@ -1,4 +1,4 @@
-"""Tolerances: how small a residual or a gradient has to be, and the excuses and shares that go with them."""
+"""Tolerances: how small a residual or a gradient has to be, and how large a null-space part may be."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from lsconv.krylov.loop.batched_scalars import Scalar, at_least
 
 __all__ = ["EXCUSED", "SQUARE_SHARE", "Tolerances", "default_rtol", "most_condition"]
 
-# The rounding of the gradient excuses an x up to ||y|| / (EXCUSED ||A||) long. A longer one shows small singular
-# values, and an error along these hides in that rounding.
+# Rounding excuses the gradient of an x up to ||y|| / (EXCUSED ||A||) long: a longer one has parts along small singular
+# values, and an error there would hide in that rounding.
 EXCUSED = 0.03
-# The part of x in the null space of A, in units of rtol, that a damped answer may have.
-_NULL_SHARE = 10.0
-# The same where A has at least as many outputs as inputs, relative to x.
+# The null-space part of x, relative to x, from which an answer of a square or tall A is looked at again.
 SQUARE_SHARE = 0.1
 
 
@@ -68,8 +66,8 @@ class Tolerances:
 
     @property
     def null_share(self) -> float:
-        """The part in the null space of A that x may have, relative to x."""
-        return _NULL_SHARE * max(self.rtol, self.eps)
+        """The part in the null space of A that a damped x may have, relative to x: ten times the relative tolerance."""
+        return 10 * max(self.rtol, self.eps)
 
     def residual_bound(self, y_norm: Scalar) -> Scalar:
         """The bound that the residual norm has to reach."""
