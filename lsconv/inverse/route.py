@@ -360,13 +360,10 @@ def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float |
             border = _border(A, damp, None, Planes.of(A, damp))
         except (MethodError, PlanMemoryError):
             return krylov_plan(A, damp, "lsmr")
-        if (
-            isinstance(plan.innermost, TrialPlan)
-            and plan.innermost.exhausted
-            and isinstance(border.innermost, BorderPlan)
-        ):
+        first, then = plan.innermost, border.innermost
+        if isinstance(first, TrialPlan) and first.exhausted and isinstance(then, BorderPlan):
             # as many answers are expected again as there have been
-            border.innermost.inverse.factorise_if_cheaper((), plan.innermost.solved)
+            then.inverse.factorise_if_cheaper(tuple(then.inverse.embedding.batch_shape), first.solved)
         return border
     if resort is LastResort.DENSE or rcond is not None:
         return None

@@ -104,7 +104,12 @@ class _Loop:
                     self.damp = self.selection()[0]
                 # another pass costs less than a better bound of ||A||, which is for those that one has not helped
                 claimed = any_item(monitor.codes & Cause.CLAIMED != 0)
-                new = self._certify(self.extract(new_iterate), sharpen=certificate is not None or not claimed)
+                new = self._judge().certify(
+                    self.extract(new_iterate),
+                    self.problem.y,
+                    host_scalars=self.problem.host_scalars,
+                    sharpen=certificate is not None or not claimed,
+                )
                 if iterate is None or certificate is None:
                     improved = new.tolerance_ratio == new.tolerance_ratio
                     iterate, multipliers, certificate = new_iterate, new_multipliers, new
@@ -178,11 +183,6 @@ class _Loop:
         self.bar.update(int(self.problem.tensor(self.monitor.iterations).max()) - self.bar.n)
 
     # ------------------------------------------------------------------ the certificate and the answer
-
-    def _certify(self, x: Tensor, *, sharpen: bool) -> Certificate:
-        """The certificate of x; where ``sharpen``, with a better bound of the norm of A for items that miss by it."""
-        problem = self.problem
-        return self._judge().certify(x, problem.y, host_scalars=problem.host_scalars, sharpen=sharpen)
 
     def _judge(self) -> Judge:
         """The judge of an answer, with the norm of A that the iterations have met so far."""
