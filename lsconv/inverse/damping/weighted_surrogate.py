@@ -28,7 +28,9 @@ from lsconv.operators.fft_convolution import good_fft_length
 
 __all__ = ["WeightedTaperedPath", "constant_weight_in_kernel", "weighted_convolution"]
 
-_RATIO = 4.0  # between the weights for which the solutions are computed, eight at the most
+# The ratio of neighbours among the weights, at most eight, for which solutions are computed; between, they are
+# interpolated.
+_RATIO = 4.0
 
 
 class WeightedTaperedPath:
@@ -75,8 +77,8 @@ class WeightedTaperedPath:
         if self.real:
             number[..., 1 : (self.grid[-1] + 1) // 2] = 2
         self.number = number / math.prod(self.grid)
-        mean = self._back(
-            self._forth(self.w.to(self.z.dtype))
+        mean = self._inverse_transform(
+            self._transform(self.w.to(self.z.dtype))
             * spread
             / spread.flatten(-ndim)[..., 0].reshape(*spread.shape[:-ndim], *(1,) * ndim)
         )
@@ -87,14 +89,14 @@ class WeightedTaperedPath:
         self.levels = [low * (high / low) ** (k / max(1, steps)) for k in range(steps + 1)]
         place = (self.around.clamp(low, high) / low).log() * (steps / math.log(high / low) if steps else 0)
         self.shares = [(1 - (place - k).abs()).clamp_min(0) for k in range(steps + 1)]
-        self.spectrum = self._forth(self.w * self.z / torch.where(self.around > 0, self.around, 1))
+        self.spectrum = self._transform(self.w * self.z / torch.where(self.around > 0, self.around, 1))
         size = (self.w.mean(self.dims) * self.s.flatten(-ndim).amax(-1)).amax(-1)
         self.scale = (size / penalty.amax()).sqrt().expand(self.batch)
 
-    def _forth(self, z: Tensor) -> Tensor:
+    def _transform(self, z: Tensor) -> Tensor:
         return torch.fft.rfftn(z, dim=self.dims) if self.real else torch.fft.fftn(z, dim=self.dims)
 
-    def _back(self, z: Tensor) -> Tensor:
+    def _inverse_transform(self, z: Tensor) -> Tensor:
         if self.real:
             return torch.fft.irfftn(z, self.grid, dim=self.dims)
         return torch.fft.ifftn(z, dim=self.dims)
@@ -105,7 +107,7 @@ class WeightedTaperedPath:
 
     @torch.no_grad()
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
-        """Everything at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""
+        """Return residual, penalty and trace at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""
         mu = damp.double().square()
         over = over_items(mu, self.ndim + 1)
         fit = change = torch.zeros_like(self.z)
@@ -114,10 +116,10 @@ class WeightedTaperedPath:
             both = level * self.s + over * self.p
             f = self.s / torch.where(both > 0, both, 1)
             slower = -f * over * self.p / torch.where(both > 0, both, 1)
-            fit = fit + share * self._back(level * f * self.spectrum)
+            fit = fit + share * self._inverse_transform(level * f * self.spectrum)
             h = h + share * (f * self.number).sum(self.dims, keepdim=True)
             if slope:
-                change = change + share * self._back(level * slower * self.spectrum)
+                change = change + share * self._inverse_transform(level * slower * self.spectrum)
                 rise = rise + share * (slower * self.number).sum(self.dims, keepdim=True)
         more = (self.w - self.around).clamp_min(0)
         alone = 1 + more * h
