@@ -373,9 +373,9 @@ def _interpolation(positions: Any, count: int, size: tuple[int, ...]) -> Tensor:
         hats = torch.ones(1, n, dtype=torch.float64)
         if len(places) > 1:
             right = torch.searchsorted(places, cells).clamp(1, len(places) - 1)
-            share = ((cells - places[right - 1]) / (places[right] - places[right - 1])).clamp(0, 1)
+            fraction = ((cells - places[right - 1]) / (places[right] - places[right - 1])).clamp(0, 1)
             hats = torch.zeros(len(places), n, dtype=torch.float64)
-            hats.scatter_(0, (right - 1)[None], 1 - share[None]).scatter_(0, right[None], share[None])
+            hats.scatter_(0, (right - 1)[None], 1 - fraction[None]).scatter_(0, right[None], fraction[None])
         weights = weights * hats[index].reshape(count, *(n if a == axis else 1 for a in range(len(size))))
     if total != count or len(points.unique(dim=0)) != count:
         raise ArgumentError(

@@ -96,7 +96,7 @@ class Passes:
         self._pencil: PencilInverse | None = None
 
     @property
-    def least(self) -> float:
+    def smallest_eigenvalue(self) -> float:
         """A lower bound of the eigenvalues of H."""
         return 0.0 if self.terms else self.damp**2
 

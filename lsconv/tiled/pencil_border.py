@@ -186,8 +186,8 @@ class PencilSystem:
         u, count = border_gmres(
             self.product, self.precondition, b, tolerance, max_iter, 1, self._restart, self._recycling
         )
-        left = torch.linalg.vector_norm(b - self.product(u)) / torch.linalg.vector_norm(b)
-        return u, int(count.max()), float(left.nan_to_num(0.0))
+        residual = torch.linalg.vector_norm(b - self.product(u)) / torch.linalg.vector_norm(b)
+        return u, int(count.max()), float(residual.nan_to_num(0.0))
 
     def product(self, u: Tensor) -> Tensor:
         """``Q u`` on the border."""

@@ -123,8 +123,8 @@ class Ranks:
                 f"group (init_process_group(timeout=)): {error}"
             ) from error
 
-    def least(self, value: int) -> int:
-        """The least of a number over all ranks."""
+    def minimum(self, value: int) -> int:
+        """The smallest of a number over all ranks."""
         if self.size > 1:
             found = torch.tensor(value, device=self.device)
             with self._lost():

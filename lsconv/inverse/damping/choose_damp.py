@@ -381,7 +381,7 @@ def _message(
     parts = [f"{rule}: {search.count} damps, {how}" + (", searched on a surrogate first" if coarse is not None else "")]
     t, zero = search.best(), norm == 0
     width = (high - low) * 1e-3
-    at_low, at_high = (t <= torch.maximum(low, search.least()) + width) & ~zero, (t >= high - width) & ~zero
+    at_low, at_high = (t <= torch.maximum(low, search.smallest()) + width) & ~zero, (t >= high - width) & ~zero
     if bool(at_low.any()):
         why = " (noise_std is below what A can leave of y)" if rule == "discrepancy" else " (no noise to be seen)"
         parts.append(f"{int(at_low.sum())} item(s) at the smallest damp searched{why}")

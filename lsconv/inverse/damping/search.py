@@ -122,7 +122,7 @@ class Search:
         neither = torch.where(found, inside, torch.where(root[0] >= 0, t[0], t[-1]))
         return torch.where(low, t[0], torch.where(high, t[-1], neither))
 
-    def least(self) -> Tensor:
+    def smallest(self) -> Tensor:
         """The smallest point at which the criterion has a value, ``batch``."""
         t, values, _ = self._curve()
         return torch.where(torch.isfinite(values), t, torch.inf).amin(0).nan_to_num(posinf=0.0)
@@ -266,7 +266,7 @@ class LocalSearch(Search):
         """The best damp of every item, ``batch``."""
         return self.aim
 
-    def least(self) -> Tensor:
+    def smallest(self) -> Tensor:
         """The smallest damp that may be evaluated, ``batch``."""
         return self.low
 

@@ -189,8 +189,8 @@ class BorderPath(_Probed):
         return normal_inverse(Request.of(A, damp, common_grid_filters(A, L), floor=floor, missing=self.missing))
 
     def _factors(self, damp: Tensor) -> tuple[Convolution, LinearOperator | None, NormalInverse]:
-        least = float(damp.min())
-        if torch.finfo(self.A.dtype).bits == 32 and least > self.fine_below:
+        smallest = float(damp.min())
+        if torch.finfo(self.A.dtype).bits == 32 and smallest > self.fine_below:
             if self.L is None:
                 enough = bool((damp**2 >= 1e-5 * self.scale.square()).all())
                 inverse = self._inverse(self.A, None, damp) if enough else None
@@ -203,7 +203,7 @@ class BorderPath(_Probed):
                 )
             if inverse is not None and enough:
                 return self.A, self.L, inverse
-            self.fine_below = least
+            self.fine_below = smallest
         return self.precise, self.precise_L, self._inverse(self.precise, self.precise_L, damp)
 
     def _solve(

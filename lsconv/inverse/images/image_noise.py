@@ -266,8 +266,8 @@ def check_meaning(y: Tensor, bounds: Any, noise_std: Any, scale: float) -> None:
         )
     if bounds is None or scale <= 0:
         return
-    least, most = (end if end is None else float(end) * scale for end in bounds)
-    lowest, highest = (-torch.inf if least is None else least), (torch.inf if most is None else most)
+    low_end, high_end = (end if end is None else float(end) * scale for end in bounds)
+    lowest, highest = (-torch.inf if low_end is None else low_end), (torch.inf if high_end is None else high_end)
     inside = ((data >= lowest) & (data <= highest)).double().mean()
     if not lowest <= float(data.median()) <= highest and float(inside) < 0.05:
         raise ArgumentError(
