@@ -79,7 +79,7 @@ class Inversion(nn.Module):
         return y if bias is None else y - bias.to(A.dtype).reshape(-1, *(1 for _ in A.out_shape[1:]))
 
     def _inverse(self, A: LinearOperator, y: Tensor, damp: float | Tensor, *sources: Tensor) -> Tensor:
-        """The answer for y, with the plan kept from before where nothing has changed."""
+        """Return the answer for y, by the cached plan where nothing has changed."""
         sources = (self.conv.weight, *sources)
         if any(map(is_functorch_wrapped_tensor, sources)):
             return lstsq(
@@ -120,7 +120,7 @@ class Inversion(nn.Module):
             )
 
     def _plan(self, A: LinearOperator, sources: tuple[Tensor, ...], make: Callable[[], Any], more: Any = None) -> Any:
-        """The result of ``make`` for these sources, that of the last time if nothing has changed since."""
+        """Return ``make()``, cached until one of the sources or the key changes."""
         if any(not s.is_leaf or s.is_inference() for s in sources):
             return make()  # a weight made anew every time, or one without a version
         state = [(s.data_ptr(), s._version, s.dtype, s.device) for s in sources]
@@ -214,7 +214,7 @@ class PseudoInverse(Inversion):
 
 
 class Tikhonov(Inversion):
-    r"""Regularised inversion with a damping that can be learned: the one to train through, whatever the weight.
+    r"""Regularised inversion with a damping that can be learned; it can be trained through for every weight.
 
     Singular values below damp are not inverted, so that x and its gradients are bounded by ``1 / damp`` and its square.
     With damp well below the smallest singular value it is :class:`PseudoInverse`.

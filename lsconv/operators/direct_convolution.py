@@ -41,7 +41,7 @@ class DirectConvolution:
 
     @property
     def split_padding(self) -> tuple[tuple[int, ...], Pairs]:
-        """The padding that torch's convolution does itself, and what is left to be done before it.
+        """The padding that torch's convolution does itself, and the rest, which is done before it.
 
         The split is the one of torch, whose result depends on it in the last bit.
         """

@@ -361,7 +361,7 @@ def work_groups(items: Tensor, bytes_each: int, dim: int = 0, *, work_bytes: int
 
 
 def inverse_transform(spectra: Tensor, sizes: Sequence[int], *, real: bool, work_bytes: int = WORK_BYTES) -> Tensor:
-    """From frequencies to a grid of ``sizes``, the last dimensions; what is large is done a part at a time.
+    """Transform frequencies back to a grid of ``sizes``, the last dimensions; a large batch is transformed in parts.
 
     Args:
         spectra: ``(..., *frequencies)``, where ``real`` with half of the frequencies of the last axis.

@@ -15,7 +15,7 @@ __all__ = ["MeasuredRows", "observed"]
 
 
 def observed(A: LinearOperator, y: Tensor) -> Tensor:
-    """``y`` with zeros where a mask (or a zero of a diagonal) in front of A drops the row, whatever stood there.
+    """Return ``y`` with zeros where a mask (or a zero of a diagonal) in front of A drops the row.
 
     Args:
         A: the operator.

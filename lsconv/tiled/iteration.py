@@ -75,7 +75,7 @@ class Directions:
         return step, length, gradient
 
     def _scalars(self, fields: list[Field]) -> tuple[list[float], float, float]:
-        """The beta of every direction that is kept, alpha, and ``<p, Hp>``."""
+        """Return the beta of every former direction, alpha, and ``<p, Hp>``."""
         sums = torch.zeros(2 + 2 * len(self.former), dtype=torch.float64, device=self.passes.A.device)
 
         def dots(z: Tensor, hz: Tensor, residual: Tensor, *old: Tensor) -> list[None]:
@@ -203,7 +203,7 @@ class Iteration:
         return 0, None
 
     def _remaining(self, moves: list[float], length: float) -> float:
-        """The length of the steps to come, from those that were made: a geometric series, or none at rounding."""
+        """Predict the length of the steps to come by the geometric series of those made; zero at rounding."""
         if len(moves) > 4 and 0.9 * max(moves[-4:-1]) <= moves[-1] <= 100 * self.rtol * length:
             return 0.0
         several = min(len(moves) - 1, 5)

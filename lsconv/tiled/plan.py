@@ -221,7 +221,7 @@ class Plan:
             yield self.storage / "-".join(map(str, item)) if self.storage is not None and item else self.storage
 
     def _begin(self, vectors: Storage, y: Field, rtol: float, x: Field) -> float:
-        """Write a first x by a solve of the whole; returns the part of an error that it is known to leave."""
+        """Write a first x by a solve of the whole, and return a bound of its relative error."""
         if self.path == "pencil":
             g, tolerance = vectors.vector("g", double(self.A.dtype)), max(0.1 * rtol, 1e-8)
             self.passes.update([x], lambda here: [torch.zeros_like(here)])

@@ -86,7 +86,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block that communicates with nobody, and raise on every rank what went wrong on one.
+        """Run a block without communication, and raise the error of one rank on all of them.
 
         Raises:
             NonFiniteError: data of a rank are not finite.
@@ -193,7 +193,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class _Runs:
-    """Runs of rows (other rank, first, number): those that others need of mine, and I of theirs."""
+    """Runs of rows (other rank, first, number) to send, and to receive."""
 
     mine: list[tuple[int, int, int]]
     theirs: list[tuple[int, int, int]]
