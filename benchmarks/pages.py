@@ -52,10 +52,21 @@ def _chosen(rows: Iterable[Row], columns: Sequence[str]) -> list[dict[str, Any]]
 
 
 def _question(content: Content) -> list[Table]:
-    valid = ("method", "seconds", "/ circular fft2", "/ circular rfft2", "/ lsconv", "residual", "null-space part")
-    padded = ("method", "seconds", "/ lsconv", "residual", "error of x")
+    columns = {
+        "no padding": (
+            "method",
+            "seconds",
+            "/ circular fft2",
+            "/ circular rfft2",
+            "/ lsconv",
+            "residual",
+            "null-space part",
+        ),
+        "circular padding": ("method", "seconds", "/ circular fft2", "/ circular rfft2", "residual", "error of x"),
+        "padding=1": ("method", "seconds", "/ lsconv", "residual", "error of x"),
+    }
     return [
-        Table(t["title"], _chosen(t["rows"], padded if "padding=1" in t["title"] else valid))
+        Table(t["title"], _chosen(t["rows"], next(names for kind, names in columns.items() if kind in t["title"])))
         for t in content["tables"]
         if not t["title"].startswith("8 -> 8")
     ]

@@ -16,16 +16,15 @@ share is a system
 .. math:: Q_{BB}\, u = b, \qquad Q \in \{P,\; 1 - E P E^H,\; J^{-1}\}
 
 of the inverse P itself, of a capacitance matrix (E is C where the border is on the other side than the unknowns, or
-its adjoint), or of the saddle operator J where inputs and outputs are cropped. It is
-solved in one of two ways, by what they cost (``cost_model``):
+its adjoint), or of the saddle operator J where inputs and outputs are cropped. It is solved in one of two ways, by what
+they cost (``cost_model``):
 
 * by factors (``direct``). A border of a plane is rows H and columns V'. H is eliminated frequency by frequency,
   :math:`D_\omega^{-1}` (``direct/strip``). What is left of V' is a Schur complement S, formed by its displacement rank
   (``direct/schur_complement``) and split by its symmetries (``direct/even_odd_basis``); of a large image its halves see
   each other by few waves (``direct/hodlr``). A solve is one pass over the spectrum (``direct/direct_pass``);
-* by iteration (``system``): conjugate gradients or GMRES (``system/krylov``), products with Q over the grid or along
-  the strips (``system/strip_product``), preconditioned by :math:`\sum_T R_T^T D_T Q_{TT}^{-1} R_T` over strips and
-  corners (``system/border_system``).
+* by iteration (``system``): conjugate gradients or GMRES (``system/krylov``) with products over the grid,
+  preconditioned by :math:`\sum_T R_T^T D_T Q_{TT}^{-1} R_T` over strips and corners (``system/border_system``).
 
 Either inverse preconditions conjugate gradients on :math:`(A^HA + \mu) x = A^H y` with A itself in double precision
 (``outer_iteration``), which makes the answer that of the wanted :math:`\mu` and certifies it. A plan is made once and

@@ -27,12 +27,10 @@ class Border:
         device: where the index tensors live.
 
     Attributes:
-        cellwise: whether every unknown is the value of one cell.
         diagonal: what an operator restricted to the border has on its diagonal besides; None for nothing.
         pieces: cells that belong to no position along an axis, near ones together: rows of channel, *positions*.
     """
 
-    cellwise = True
     diagonal: Tensor | None = None
     pieces: tuple[Tensor, ...] = ()
 
@@ -59,7 +57,6 @@ class Border:
         union.mask[: len(cells)] |= cells.cpu()
         union.index = union.mask.flatten().nonzero().flatten().to(self.index.device)
         union.size = union.index.numel()
-        union.cellwise = False  # the product along strips does not know the others
         places = (union.mask & ~self.mask).nonzero()
         union.pieces = tuple(places[part] for part in near_cells(places, largest_piece(len(places), cells.numel())))
         return union

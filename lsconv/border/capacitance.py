@@ -23,8 +23,8 @@ def static_lu(matrices: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     factors, pivots, _ = lu_factor_in_place(matrices)
     diagonal = factors.diagonal(dim1=-2, dim2=-1)
     size = diagonal.abs()
-    least = torch.finfo(factors.dtype).eps * scale[:, None]
-    diagonal.copy_(torch.where(size < least, least.to(diagonal.dtype), diagonal))
+    smallest_pivot = torch.finfo(factors.dtype).eps * scale[:, None]
+    diagonal.copy_(torch.where(size < smallest_pivot, smallest_pivot.to(diagonal.dtype), diagonal))
     return factors, pivots
 
 

@@ -200,7 +200,11 @@ def crossed_cost(border: CrossedBorder, *, definite: bool, real: bool, even: boo
 
 
 def cheapest_grid(
-    what: TruncatedCirculant, system: FrequencyMatrices, penalty: Penalty | None, model: CostModel, condition: float
+    truncated: TruncatedCirculant,
+    system: FrequencyMatrices,
+    penalty: Penalty | None,
+    model: CostModel,
+    condition: float,
 ) -> tuple[bool, FactorCost]:
     """Tell whether factors are on the shortest grid, not on one that transforms well, and what they cost there.
 
@@ -211,15 +215,17 @@ def cheapest_grid(
         model: of the work.
         condition: of the system, up to whose rounding it is even.
     """
-    definite, real = what.form != "saddle", system.grid.real
+    definite, real = truncated.form != "saddle", system.grid.real
     if penalty is not None:
         penalty = penalty.precise()
-        embeddings = {False: penalty.embedding(what.embedding.batch_shape)}
+        embeddings = {False: penalty.embedding(truncated.embedding.batch_shape)}
     else:
-        convolution = what.convolution
-        least = Embedding(convolution, (1,) * convolution.ndim, what.embedding.batch_shape, only_read=True)
-        embeddings = {False: what.embedding, True: least}
-    borders = {shortest: crossed_border(what.form, embedding, penalty) for shortest, embedding in embeddings.items()}
+        convolution = truncated.convolution
+        shortest_grid = Embedding(convolution, (1,) * convolution.ndim, truncated.embedding.batch_shape, only_read=True)
+        embeddings = {False: truncated.embedding, True: shortest_grid}
+    borders = {
+        shortest: crossed_border(truncated.form, embedding, penalty) for shortest, embedding in embeddings.items()
+    }
     one = len(borders[False].rows) == 1 or one_channel_saddle(borders[False], definite=definite)
     even = one and real and len(system.grid.sizes) == 2 and is_even(system.matrices, condition)
     costs = {
@@ -259,9 +265,9 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
         embedding = penalty.embedding(damp_shape)
         out_border = penalty.border(embedding)
     else:
-        held = None if mirror is None else (True,) * convolution.ndim
+        constrained = None if mirror is None else (True,) * convolution.ndim
         inner = convolution if mirror is None else mirror.convolution
-        embedding = Embedding(inner, batch_shape=damp_shape, only_read=True, constrained=held)
+        embedding = Embedding(inner, batch_shape=damp_shape, only_read=True, constrained=constrained)
         out_border = embedding.output_border()
     rows, columns = len(out_border), embedding.in_channels
     cells = math.prod(embedding.grid)

@@ -47,10 +47,10 @@ class PrincipalMinor:
     def __init__(self, mask: Tensor) -> None:
         self.mask, self.grid = mask, tuple(mask.shape[1:])
         splits = [self._split(axis) for axis in range(len(self.grid))]
-        sizes = [max(len(lines), len(remainder)) for lines, remainder in splits]
+        sizes = [max(len(lines), len(others_beside)) for lines, others_beside in splits]
         self.axis = min(range(len(self.grid)), key=sizes.__getitem__)
         self.size = sizes[self.axis]
-        self.lines, self.remainder = splits[self.axis]
+        self.lines, self.others_beside = splits[self.axis]
 
     def _split(self, axis: int) -> tuple[Tensor, Tensor]:
         """Whole lines across ``axis``, rows of (channel, place), and the cells beside them, of (channel, *places)."""
@@ -76,7 +76,7 @@ class PrincipalMinor:
             lags = (rows[:, 1, None] - columns[None, :, 1]) % n
             return G[:, rows[:, 0, None], columns[None, :, 0], lags].movedim(-1, 1)  # blocks, frequencies, r, c
 
-        lines, remainder = self.lines.to(kernel.device), self.remainder.to(kernel.device)
+        lines, others_beside = self.lines.to(kernel.device), self.others_beside.to(kernel.device)
         sign, logabs = kernel.new_ones(len(kernel)), kernel.real.new_zeros(len(kernel))
         D = between(lines, lines)
         if len(lines):
@@ -85,36 +85,39 @@ class PrincipalMinor:
                 line_sign = line_sign[:, weights == 1]
             line_sign = line_sign.prod(-1)
             sign, logabs = sign * (line_sign.real if real else line_sign), logabs + (line_logabs * weights).sum(-1)
-        if not len(remainder):
+        if not len(others_beside):
             return sign, logabs
-        lags = [(remainder[:, None, 1 + a] - remainder[None, :, 1 + a]) % size for a, size in enumerate((n, *others))]
-        pairs = (slice(None), remainder[:, 0, None], remainder[None, :, 0], *lags)
+        lags = [
+            (others_beside[:, None, 1 + a] - others_beside[None, :, 1 + a]) % size
+            for a, size in enumerate((n, *others))
+        ]
+        pairs = (slice(None), others_beside[:, 0, None], others_beside[None, :, 0], *lags)
         S = kernel[pairs]
         if len(lines):
-            S = S - self._through_lines(D, between, lines, remainder, along, weights)
+            S = S - self._through_lines(D, between, lines, others_beside, along, weights)
         schur_sign, schur_logabs = slogdet(S)
         return sign * schur_sign, logabs + schur_logabs
 
     @staticmethod
     def _through_lines(
-        D: Tensor, between: object, lines: Tensor, remainder: Tensor, along: Grid, weights: Tensor
+        D: Tensor, between: object, lines: Tensor, others_beside: Tensor, along: Grid, weights: Tensor
     ) -> Tensor:
         """The entries that the cells beside the lines lose between them when the lines are eliminated."""
         assert callable(between)
-        rows, which = remainder[:, :2].unique(dim=0, return_inverse=True)
-        left, right = between(rows, lines), solve(D, between(lines, rows))
-        turns = torch.zeros(*along.frequencies, len(remainder), dtype=torch.float64, device=remainder.device)
+        rows, which = others_beside[:, :2].unique(dim=0, return_inverse=True)
+        to_lines, from_lines = between(rows, lines), solve(D, between(lines, rows))
+        phases = torch.zeros(*along.frequencies, len(others_beside), dtype=torch.float64, device=others_beside.device)
         for a, (size, count) in enumerate(zip(along.sizes, along.frequencies, strict=True)):
-            steps = torch.arange(count, device=remainder.device)[:, None] * remainder[None, :, 2 + a] % size
-            turns += (steps.double() / size).reshape(count, *(1 for _ in along.sizes[a + 1 :]), -1)
-        waves = torch.polar(torch.ones_like(turns), 2 * math.pi * turns).flatten(0, -2).to(D)  # frequencies, cells
-        share = weights / math.prod(along.sizes)
-        left = left[:, :, which] * (waves * share[:, None]).unsqueeze(-1)
-        right = right[..., which] * waves.conj().unsqueeze(-2)
-        left, right = left.movedim(2, 1).flatten(2), right.flatten(1, 2)
+            steps = torch.arange(count, device=others_beside.device)[:, None] * others_beside[None, :, 2 + a] % size
+            phases += (steps.double() / size).reshape(count, *(1 for _ in along.sizes[a + 1 :]), -1)
+        waves = torch.polar(torch.ones_like(phases), 2 * math.pi * phases).flatten(0, -2).to(D)  # frequencies, cells
+        scale = weights / math.prod(along.sizes)
+        to_lines = to_lines[:, :, which] * (waves * scale[:, None]).unsqueeze(-1)
+        from_lines = from_lines[..., which] * waves.conj().unsqueeze(-2)
+        to_lines, from_lines = to_lines.movedim(2, 1).flatten(2), from_lines.flatten(1, 2)
         if not along.real:
-            return left @ right
-        return torch.cat([left.real, -left.imag], -1) @ torch.cat([right.real, right.imag], -2)
+            return to_lines @ from_lines
+        return torch.cat([to_lines.real, -to_lines.imag], -1) @ torch.cat([from_lines.real, from_lines.imag], -2)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,6 @@ class NormalInverse(ABC):
         self.direct: NormalInverse | DirectInverse | None = None
         self.embedding, self.form, self.side = problem.embedding, problem.form, problem.side
         self.convolution, self.scale, self.norm_bound = problem.truncated.convolution, problem.scale, problem.norm_bound
-        self.relative_damp, self.damped = problem.relative_damp, problem.damped
         self.strongest = problem.strongest
 
     @property
@@ -235,9 +234,9 @@ class BorderInverse(NormalInverse):
         truncated, request = self.problem.truncated, self.problem.request
         if self._crossed:
             # above this condition rounding would hide that the kernel is not even
-            least = min(self.condition, 1e6 if self.definite else 1e3)
+            even_condition = min(self.condition, 1e6 if self.definite else 1e3)
             assert isinstance(self.system, FrequencyMatrices)
-            return cheapest_grid(truncated, self.system, request.penalty, self.model, least)
+            return cheapest_grid(truncated, self.system, request.penalty, self.model, even_condition)
         onto = truncated.convolution if request.crossed and request.penalty is None else None
         return True, direct_cost(self.embedding, self.form, onto, self.border)
 
@@ -321,8 +320,8 @@ class BorderInverse(NormalInverse):
         count = embedding.per_item(iterations, batch).amax(-1)
         if on_border.spent:
             self.go_direct()
-            z, more, again = self.continued(f, tolerance, max_iter)
-            return z, count + more, again
+            z, further, unknowns = self.continued(f, tolerance, max_iter)
+            return z, count + further, unknowns
         z = embedding.outputs_from_grid(z, batch) if residual else embedding.inputs_from_grid(z, batch)
         if residual and self.problem.request.missing is not None:
             z = z.masked_fill(self.problem.request.missing, 0)
@@ -332,8 +331,8 @@ class BorderInverse(NormalInverse):
     def nbytes(self) -> int:
         """Bytes of the factors kept."""
         factors = 0 if self.direct is None else self.direct.nbytes
-        kept = {id(m): m.nbytes for m in self._matrices()}
-        return factors + sum(kept.values()) + (0 if self._border_system is None else self._border_system.nbytes)
+        distinct = {id(m): m.nbytes for m in self._matrices()}
+        return factors + sum(distinct.values()) + (0 if self._border_system is None else self._border_system.nbytes)
 
     def _matrices(self) -> list[FrequencyMatrices | FactoredCapacitance]:
         return [self.inverse, self.system, *([] if self.across is None else [self.across])]

@@ -169,8 +169,6 @@ class NormalProblem:
         wanted: ``damp^2`` per block.
         mu: the shift, per block.
         norm_bound: a bound of ``||A||``, per batch item.
-        relative_damp: the least root of mu, relative to the largest singular value.
-        damped: whether there is no penalty and mu > 0; without damping mu is the floor.
         exact: whether mu is the wanted one, up to rounding.
     """
 
@@ -204,8 +202,6 @@ class NormalProblem:
         self.norm_bound = groups.amax(-1).double().sqrt()
         if mirror is not None:
             self.norm_bound = torch.minimum(mirror.gain * self.norm_bound, mirror.bound)
-        self.relative_damp = float((self.mu / self.scale.to(self.mu)).amin().sqrt())
-        self.damped = penalty is None and self.relative_damp > 0
         self.exact = bool((self.mu == self.wanted).all()) or (
             penalty is not None and floor <= least_shift(torch.float64, damped=True)
         )
@@ -247,10 +243,10 @@ class NormalProblem:
             saddle, smaller = saddle_inverse(S.matrices, self.squared, self.shift)
             Q = FrequencyMatrices(S.grid, saddle)
             return CirculantParts(Q, deficient=self.rank_deficient(smaller))
-        least = side == self.smaller_side
-        squared = self.squared if least else gram(S.matrices, side)
+        on_smaller_side = side == self.smaller_side
+        squared = self.squared if on_smaller_side else gram(S.matrices, side)
         P = FrequencyMatrices(S.grid, hermitian_inverse(shifted(squared, self.shift).contiguous()))
-        deficient = least and self.rank_deficient(P.matrices)
+        deficient = on_smaller_side and self.rank_deficient(P.matrices)
         if self.form == "circulant" or (self.form == "valid") == (side == "residual"):
             return CirculantParts(P, deficient=deficient)
         return CirculantParts(P, S if side == "solution" else S.H, deficient)
@@ -307,8 +303,8 @@ class NormalProblem:
         """Tell whether the smaller Gram matrix, of which this is the shifted inverse, is mostly singular."""
         if bool((self.mu == self.wanted).all()):
             return False
-        share = (self.shift[..., 0, 0] * frobenius(smaller_inverse)).flatten(1).median(-1).values
-        return bool(((share > 0.1) & (self.mu > self.wanted)).any())
+        singular_part = (self.shift[..., 0, 0] * frobenius(smaller_inverse)).flatten(1).median(-1).values
+        return bool(((singular_part > 0.1) & (self.mu > self.wanted)).any())
 
 
 def _choose_side(truncated: TruncatedCirculant) -> str:
@@ -321,6 +317,6 @@ def _choose_side(truncated: TruncatedCirculant) -> str:
     return "solution" if truncated.form == "saddle" and rows == columns and m == n else "residual"
 
 
-def needs_double(A: Convolution, damp: Tensor, least: float = _LEAST_DAMP) -> bool:
+def needs_double(A: Convolution, damp: Tensor, threshold: float = _LEAST_DAMP) -> bool:
     """Tell whether a damped problem with float32 data is better served by factors in float64."""
-    return bool(((damp > 0) & (damp < least * norm_bound(A))).any() and (damp > 0).all())
+    return bool(((damp > 0) & (damp < threshold * norm_bound(A))).any() and (damp > 0).all())

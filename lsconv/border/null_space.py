@@ -14,7 +14,7 @@ from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.krylov.loop.null_space import LOST_SHARE
 from lsconv.operators.dtypes import ROUNDING
 
-__all__ = ["NullSpaces", "Overlap"]
+__all__ = ["ExtensionGram", "NullSpaces"]
 
 # Below so many eps of the largest an eigenvalue is taken for the rounding of zero.
 _ROUNDING = 1e3
@@ -69,44 +69,44 @@ class NullSpaces:
         if bool((sigma[:, 0] > limit * inverse_norm).all()):
             # a null vector of A is at most ||C^-1|| times as long as that of S: values above this exclude one
             return
-        overlaps = [Overlap(direction.inverse, direction.free) for direction in self.capacitance.directions]
+        grams = [ExtensionGram(direction.inverse, direction.free) for direction in self.capacitance.directions]
         while True:
-            parts = zip(self.capacitance.directions, overlaps, reversed(vectors), strict=True)
-            found = [nearest_null(direction.restrict(v), v, overlap.between(v)) for direction, overlap, v in parts]
+            parts = zip(self.capacitance.directions, grams, reversed(vectors), strict=True)
+            found = [nearest_null(direction.restrict(v), v, gram.between(v)) for direction, gram, v in parts]
             if count == size or all(bool((ratio.amax(-1) > limit).all()) for ratio, _ in found):
                 break
             count = min(4 * count, size)
             _, *vectors = small_singular_vectors(capacitance, count)
         candidates = list(reversed(vectors))
-        while self._take(found, overlaps) and candidates[0].shape[-1] < size:
-            lost = [self._lost(C, adjoint) for C, adjoint in ((symbol, False), (symbol.H, True))]
+        while self._add_null_vectors(found, grams) and candidates[0].shape[-1] < size:
+            lost = [self._lost_part(C, adjoint) for C, adjoint in ((symbol, False), (symbol.H, True))]
             if not any(bool(v.any()) for v in lost):
                 break
             candidates = [
                 torch.linalg.qr(torch.cat([v, more], dim=-1)).Q for v, more in zip(candidates, lost, strict=True)
             ]
-            parts = zip(self.capacitance.directions, overlaps, candidates, strict=True)
-            found = [nearest_null(direction.restrict(v), v, overlap.between(v)) for direction, overlap, v in parts]
+            parts = zip(self.capacitance.directions, grams, candidates, strict=True)
+            found = [nearest_null(direction.restrict(v), v, gram.between(v)) for direction, gram, v in parts]
 
-    def _take(self, found: list[tuple[Tensor, Tensor]], overlaps: list[Overlap]) -> bool:
+    def _add_null_vectors(self, found: list[tuple[Tensor, Tensor]], grams: list[ExtensionGram]) -> bool:
         """Keep those of the vectors found that belong to the null spaces; say whether these have grown."""
-        kept = [ratio < self.rcond for ratio, _ in found]
-        self.resolved = not any(bool((~k & (r < self._noise)).any()) for (r, _), k in zip(found, kept, strict=True))
+        counted = [ratio < self.rcond for ratio, _ in found]
+        self.resolved = not any(bool((~k & (r < self._noise)).any()) for (r, _), k in zip(found, counted, strict=True))
         band = (self.rcond / 2 if self._chosen else 0 * self.rcond).clamp_min(ROUNDING * torch.finfo(torch.float64).eps)
         near = [((r - self.rcond).abs() <= band) & (self.rcond > 0) for r, _ in found]
         self.undecided = sum((n.any(-1) for n in near), self.undecided)
-        counts = torch.stack([k.sum(-1) for k in kept])
+        counts = torch.stack([k.sum(-1) for k in counted])
         nullity = counts.amax(0)
-        self.largest = max(float(torch.where(k, r, 0).amax()) for (r, _), k in zip(found, kept, strict=True))
+        self.largest = max(float(torch.where(k, r, 0).amax()) for (r, _), k in zip(found, counted, strict=True))
         if not bool((counts > self._counts).any()):  # of either: the null space of A^H may be found before that of A
             return False
         self._counts = counts
         self.nullity, most = nullity, int(nullity.max())
-        null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, kept, strict=True)]
+        null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, counted, strict=True)]
         # again without the candidates left out: null vectors were rounding beside their long extensions
-        null = [orthonormalised(v, overlap.between(v)) for v, overlap in zip(null, overlaps, strict=True)]
+        null = [orthonormalised(v, gram.between(v)) for v, gram in zip(null, grams, strict=True)]
         # B C^-1 R^T R C^-H B^T is the overlap less S S^H, which is nothing next to it on null
-        coupling = [overlap(v) for overlap, v in zip(overlaps, null, strict=True)]
+        coupling = [gram(v) for gram, v in zip(grams, null, strict=True)]
         forward, adjoint = self.capacitance.directions
         directions = (
             replace(forward, null=null[0], coupling=coupling[1]),
@@ -115,7 +115,7 @@ class NullSpaces:
         self.capacitance = replace(self.capacitance, directions=directions)
         return True
 
-    def _lost(self, C: FrequencyMatrices, adjoint: bool) -> Tensor:
+    def _lost_part(self, C: FrequencyMatrices, adjoint: bool) -> Tensor:
         """The part of random vectors that is lost through A and back beyond the null space found, on the border.
 
         Args:
@@ -158,11 +158,11 @@ def small_singular_vectors(capacitance: Capacitance, count: int, steps: int = 2)
     for _ in range(steps):
         for adjoint in (True, False):
             v = torch.linalg.qr(capacitance.solve(v, adjoint=adjoint)).Q
-    left, inverse, rows = torch.linalg.svd(capacitance.solve(v, adjoint=True), full_matrices=False)
-    return inverse.reciprocal(), left, v @ rows.mH
+    left_vectors, inverse, rows = torch.linalg.svd(capacitance.solve(v, adjoint=True), full_matrices=False)
+    return inverse.reciprocal(), left_vectors, v @ rows.mH
 
 
-class Overlap:
+class ExtensionGram:
     r"""The inner products of the extensions of border vectors, cropped nowhere: :math:`P = B C^{-H} C^{-1} B^T`.
 
     By Parseval those of few vectors V need one transform each and no image,
@@ -205,7 +205,7 @@ class Overlap:
         return self.border.gather(back).movedim(0, -1)
 
 
-def nearest_null(images: Tensor, v: Tensor, overlap: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_null(images: Tensor, v: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     """Coordinates of orthonormal extensions in the span of vectors, by falling nearness to the null space.
 
     Args:
@@ -218,17 +218,17 @@ def nearest_null(images: Tensor, v: Tensor, overlap: Tensor) -> tuple[Tensor, Te
         For each a bound of ``||A x|| / (||C|| ||x||)``, smallest first, as A extend(v) = -R_out C B_in^T S v; and the
         coordinates.
     """
-    values, vectors = torch.linalg.eigh(overlap - images.mH @ images)  # what the crop takes away is S v
+    values, vectors = torch.linalg.eigh(gram - images.mH @ images)  # what the crop takes away is S v
     # directions whose extension is rounding are free: adding them to others changes S v, and no extension
-    left = (values > _ROUNDING * torch.finfo(values.dtype).eps * values[..., -1:]).unsqueeze(-2)
-    whiten = vectors * torch.where(left, values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt().unsqueeze(-2), 0)
-    free = vectors * ~left
+    nonzero = (values > _ROUNDING * torch.finfo(values.dtype).eps * values[..., -1:]).unsqueeze(-2)
+    whiten = vectors * torch.where(nonzero, values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt().unsqueeze(-2), 0)
+    free = vectors * ~nonzero
     moved = images @ free
     whiten = whiten - free @ (torch.linalg.pinv(moved, rtol=_LEAST_MOVED) @ (images @ whiten))
     cropped = images @ whiten
-    far = (1 + torch.linalg.matrix_norm(cropped))[..., None, None] * ~left  # the free ones are no null vectors
-    far = torch.diag_embed(far.squeeze(-2)).to(cropped)
-    _, ratio, rows = torch.linalg.svd(torch.cat([cropped, far], dim=-2), full_matrices=False)
+    excluded = (1 + torch.linalg.matrix_norm(cropped))[..., None, None] * ~nonzero  # the free ones are no null vectors
+    excluded = torch.diag_embed(excluded.squeeze(-2)).to(cropped)
+    _, ratio, rows = torch.linalg.svd(torch.cat([cropped, excluded], dim=-2), full_matrices=False)
     return ratio.flip(-1), (v @ (whiten @ rows.mH)).flip(-1)
 
 
@@ -240,6 +240,6 @@ def orthonormalised(v: Tensor, gram: Tensor) -> Tensor:
         gram: their inner products, ``(blocks, k, k)``.
     """
     values, vectors = torch.linalg.eigh(gram)
-    left = values > _ROUNDING * torch.finfo(values.dtype).eps * values[..., -1:]
-    root = torch.where(left, torch.where(left, values, 1.0).rsqrt(), 0.0)
+    nonzero = values > _ROUNDING * torch.finfo(values.dtype).eps * values[..., -1:]
+    root = torch.where(nonzero, torch.where(nonzero, values, 1.0).rsqrt(), 0.0)
     return v @ (vectors * root.unsqueeze(-2)) @ vectors.mH

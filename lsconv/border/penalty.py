@@ -160,12 +160,12 @@ class Penalty:
         parts = [convolution, *(term.convolution for term in terms)]
         grid, constrained = [], []
         for a, n in enumerate(convolution.spatial_in):
-            reach = [_overhang(part, a) for part in parts]
-            before, after = max(b for b, _ in reach), max(b for _, b in reach)
-            held = before > 0 or after > 0
-            constrained.append(held)
+            overhangs = [_overhang(part, a) for part in parts]
+            before, after = max(b for b, _ in overhangs), max(b for _, b in overhangs)
+            reads_beyond = before > 0 or after > 0
+            constrained.append(reads_beyond)
             longer = short_fft_length(n + max(part.kernel_extent[a] for part in parts))
-            if held:
+            if reads_beyond:
                 grid.append(short_fft_length(n + max(before, after)) if tight else good_fft_length(n + before + after))
             elif (
                 tight or short_fft_length(2 * n) == 2 * n or longer > (1 + _GROWTH) * n or any(map(_is_circular, parts))
@@ -200,9 +200,9 @@ class Penalty:
         if any(part.groups % convolution.groups for part in parts[1:]) or any(part.batch_shape for part in parts[1:]):
             return False
         for a, n in enumerate(convolution.spatial_in):
-            held = any(_overhang(part, a) != (0, 0) for part in parts)
+            reads_beyond = any(_overhang(part, a) != (0, 0) for part in parts)
             wraps = any(_is_circular(part) for part in parts)  # then n is the period, of every axis
-            if (held and wraps) or (wraps and any(part.spatial_out[a] > n for part in parts)):
+            if (reads_beyond and wraps) or (wraps and any(part.spatial_out[a] > n for part in parts)):
                 return False
         return True
 

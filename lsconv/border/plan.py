@@ -5,9 +5,8 @@ r"""The exact solve of a truncated convolution through its border: a plan, made 
 :class:`~lsconv.border.normal_inverse.NormalInverse` inverts :math:`AA^H + \mu'` or :math:`A^HA + \mu'` to the accuracy
 of its factors, with :math:`\mu' > \mu` where the symbol is nearly singular for the precision of the factors. An outer
 flexible conjugate gradient iteration, whose residuals A itself computes in float64, makes the answer that of the wanted
-:math:`\mu`: the regularisation of the factors changes the number of outer steps and nothing else.
-On the residual side the
-iteration runs in the data space, ``x = A^H z``, so that x is orthogonal to the null space of A by construction.
+:math:`\mu`: the regularisation of the factors changes the number of outer steps and nothing else. On the residual side
+the iteration runs in the data space, ``x = A^H z``, so that x is orthogonal to the null space of A by construction.
 
 Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000), for the outer iteration.
 """
@@ -112,9 +111,8 @@ class BorderPlan(Plan):
             weight = A.weight.detach()
             # everything is computed for A / unit, so that no Gram matrix overflows in float32
             self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
-            self._scaled_in_dtype = A.with_parameters(
-                [weight / over_items(self.unit.to(weight.real.dtype), A.ndim + 2)]
-            )
+            unit = over_items(self.unit.to(weight.real.dtype), A.ndim + 2)
+            self._scaled_in_dtype = A.with_parameters([weight / unit])
             self.scaled_damp = self.damp / self.unit
             self.scaled = self._scaled_in_dtype.to(dtype=double(A.dtype))
             self.precise = A.with_parameters([weight]).to(dtype=double(A.dtype))
@@ -175,13 +173,15 @@ class BorderPlan(Plan):
             if needs_no_iteration(solution):
                 return solution
         # errors along singular values below damp stand in the gradient by damp^2 alone
-        share = None if self.inverse.side == "residual" else SQUARE_SHARE
+        error_share = None if self.inverse.side == "residual" else SQUARE_SHARE
 
-        def iterate(*, deep: bool = False) -> Solution:
-            outer = self._outer(y=y, tolerances=tolerances, max_iter=max_iter, share=share, deep=deep)
+        options: dict[str, Any] = {"y": y, "tolerances": tolerances, "max_iter": max_iter, "error_share": error_share}
+
+        def iterate(beyond_rounding: bool) -> Solution:
+            outer = self._outer(**options, beyond_rounding=beyond_rounding)
             return self._certified(y, self._corrected(outer.x, y, tolerances), tolerances, outer)
 
-        return confirmed(iterate(), lambda: iterate(deep=True), ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
+        return confirmed(iterate, ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: Outer | None = None) -> Solution:
         arithmetic = self.factor_dtype if outer is None else self.precise.dtype
@@ -191,7 +191,7 @@ class BorderPlan(Plan):
             self.damp,
             self.A.dtype,
             judges_unrounded=not self._damped,
-            norm=NormBounds(self._least_norm, self._norm),
+            norm=NormBounds(self._norm_from_below, self._norm),
             rank=RankThreshold(self.rcond),
             null_space=NullSpaceBound(
                 self._null_share(tolerances),
@@ -201,8 +201,8 @@ class BorderPlan(Plan):
         )
         if outer is None:  # what this does not certify is iterated for
             return judge.solution(x, y)
-        least = torch.maximum(outer.norm_a * self.unit, self._least_norm)
-        judge = replace(judge, norm=NormBounds(least, self._norm))
+        from_below = torch.maximum(outer.norm_a * self.unit, self._norm_from_below)
+        judge = replace(judge, norm=NormBounds(from_below, self._norm))
         solution = judge.solution(x, y, iterations=outer.iterations)
         bare = replace(judge, null_space=NullSpaceBound())
         again = functools.partial(bare.solution, y=y, iterations=outer.iterations)
@@ -257,14 +257,14 @@ class BorderPlan(Plan):
 
     def _null_share(self, tolerances: Tolerances) -> Tensor:
         """The part in the null space of A that x may have; 0 where undamped, for :attr:`_loses_null_part` to decide."""
-        share, damped = tolerances.null_share, self.damp > 0
+        null_share, damped = tolerances.null_share, self.damp > 0
         if self.inverse.side == "residual":
-            return torch.where(damped, share, torch.inf)
+            return torch.where(damped, null_share, torch.inf)
         # Where A has as many outputs as inputs, errors along small singular values are of the same size. Factors with a
         # floor above damp^2 take less of the null space away in every step, and so do all where damp is tiny.
         wide = self.A.out_numel < self.A.in_numel
         strict = wide or not self.inverse.exact
-        shares = torch.where(strict | (self.damp < _INVISIBLE_DAMP * self._norm), share, SQUARE_SHARE)
+        shares = torch.where(strict | (self.damp < _INVISIBLE_DAMP * self._norm), null_share, SQUARE_SHARE)
         return torch.where(damped, shares, 0.0)
 
     @functools.cached_property
@@ -285,7 +285,7 @@ class BorderPlan(Plan):
         return self._corrected(x, y, self.tolerances(rtol))
 
     @torch.no_grad()
-    def remainder(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+    def residual(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """``y - A x``, which is ``mu (A A^H + mu)^{-1} y``; in one pass where there are factors."""
         wide = y.detach().to(self.precise.dtype)
         factors = self._trusted(wide, self.A.out_shape)
@@ -321,7 +321,7 @@ class BorderPlan(Plan):
         return answer.to(self.A.dtype), outer.tolerance_ratio > 1
 
     @functools.cached_property
-    def _least_norm(self) -> Tensor:
+    def _norm_from_below(self) -> Tensor:
         """A lower bound of ``||A||``, per item: what A does to the wave that its symbol makes longest."""
         domain, codomain = (
             ItemSpace(s, self.precise.dtype, self.A.device) for s in (self.A.in_shape, self.A.out_shape)
@@ -370,7 +370,7 @@ class BorderPlan(Plan):
 
     def _outer(self, **options: Any) -> Outer:
         """The outer iteration, once more with factors in float64, for good, where those in float32 did not do."""
-        outer = iterated(self, **options)
+        outer = iterated(lambda: Outer(self, **options))
         precise = double(self.factor_dtype)
         out_of_reach = bool((outer.tolerance_ratio > 1).any()) and not outer.exhausted
         if self.factor_dtype != precise and out_of_reach and self._needed(precise) <= self._allowed():

@@ -112,8 +112,6 @@ class MirroredBorder(Border):
         diagonal: what the system has on its diagonal besides ``F^T Q F``, ``(blocks, size)``.
     """
 
-    cellwise = False
-
     def __init__(
         self,
         grid: tuple[int, ...],

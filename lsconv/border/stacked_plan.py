@@ -24,7 +24,7 @@ from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import ONE_PASS
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import Request, least_shift, needs_double
-from lsconv.border.outer_iteration import confirmed, iterated, needs_no_iteration
+from lsconv.border.outer_iteration import Outer, confirmed, iterated, needs_no_iteration
 from lsconv.border.penalty import Filter, Penalty, common_grid_filters
 from lsconv.errors import ArgumentError
 from lsconv.fourier.batched_linalg import frobenius
@@ -168,13 +168,17 @@ class StackedPlan(PenalisedPlan):
             if needs_no_iteration(solution):
                 return solution
 
-        def iterate(*, deep: bool = False) -> Solution:
-            outer = iterated(self, y=self.problem.data(y, x_prior), tolerances=tolerances, max_iter=max_iter, deep=deep)
+        options: dict[str, Any] = {"tolerances": tolerances, "max_iter": max_iter}
+
+        def iterate(beyond_rounding: bool) -> Solution:
+            outer = iterated(
+                lambda: Outer(self, y=self.problem.data(y, x_prior), beyond_rounding=beyond_rounding, **options)
+            )
             x, norm, iterations = outer.x, outer.norm_a * self.unit, outer.iterations
             del outer  # whose vectors the certificate has no use for
             return self._certified(y, x, x_prior, tolerances, norm, iterations)
 
-        return confirmed(iterate(), lambda: iterate(deep=True), ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
+        return confirmed(iterate, ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(
         self,
@@ -198,13 +202,12 @@ class StackedPlan(PenalisedPlan):
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, without the certificate."""
-        wide = y.detach().to(self.precise.dtype)
         batch = broadcast_shapes(y.shape[: y.ndim - len(self.A.out_shape)], self.inverse.embedding.batch_shape)
         factors = self.inverse.factorise_if_cheaper(tuple(batch))
         if factors is None:
-            x = iterated(self, y=self.problem.data(wide), tolerances=self.tolerances(rtol)).x
+            x = iterated(lambda: Outer(self, y=self.problem.data(y), tolerances=self.tolerances(rtol))).x
         else:
-            x = factors.solution(wide) / over_items(self.unit, len(self.A.in_shape))
+            x = factors.solution(y.detach().to(self.precise.dtype)) / over_items(self.unit, len(self.A.in_shape))
         return x.to(self.A.dtype)
 
     @torch.no_grad()
@@ -217,7 +220,7 @@ class StackedPlan(PenalisedPlan):
                 reached, a :class:`ConvergenceWarning` says so.
         """
         wide = g.detach().to(self.precise.dtype)
-        outer = iterated(self, v=wide, tolerances=self.tolerances(rtol))
+        outer = iterated(lambda: Outer(self, v=wide, tolerances=self.tolerances(rtol)))
         outer.warn(self)
         return (outer.x / over_items(self.unit, len(self.A.in_shape))).to(self.A.dtype)
 

@@ -75,9 +75,9 @@ def truncated_circulant(
         out_border = penalty.border(embedding)
     else:
         convolution = convolution if mirror is None else mirror.convolution
-        least = (1,) * convolution.ndim if shortest else None
-        held = None if mirror is None else (True,) * convolution.ndim
-        embedding = Embedding(convolution, least, batch_shape, only_read=True, constrained=held)
+        minimal = (1,) * convolution.ndim if shortest else None
+        constrained = None if mirror is None else (True,) * convolution.ndim
+        embedding = Embedding(convolution, minimal, batch_shape, only_read=True, constrained=constrained)
         S = _per_block(symbol(convolution, embedding), embedding)
         out_border = embedding.output_border()
     in_border = embedding.input_border()

@@ -89,12 +89,12 @@ class Reduction:
             start = first * stride - left
             outputs[a] = slice(first, end, 1)
             inputs[a] = slice(start, start + stride * (end - first - 1) + 1, stride)
-        kept = [a for a in range(A.ndim) if a not in folded]
+        remaining = [a for a in range(A.ndim) if a not in folded]
         weight = A.weight.detach()
-        shape = (*weight.shape[: -A.ndim], *(A.kernel_size[a] for a in kept))
+        shape = (*weight.shape[: -A.ndim], *(A.kernel_size[a] for a in remaining))
         if A.batch_shape:
             shape = (*A.batch_shape, *(1 for _ in folded), *shape[len(A.batch_shape) :])
-        B = on_axes(A, weight.reshape(shape), kept)
+        B = on_axes(A, weight.reshape(shape), remaining)
         return cls(A, B, tuple(inputs), tuple(outputs), folded)
 
     @property
@@ -105,12 +105,12 @@ class Reduction:
     @property
     def drops_outputs(self) -> bool:
         """True where some outputs of A read no input."""
-        return any(kept.stop - kept.start < n for kept, n in zip(self.outputs, self.A.spatial_out, strict=True))
+        return any(cells.stop - cells.start < n for cells, n in zip(self.outputs, self.A.spatial_out, strict=True))
 
     @property
     def reads_all(self) -> bool:
         """True where every input of A is one of B."""
-        return all(kept == slice(0, n, 1) for kept, n in zip(self.inputs, self.A.spatial_in, strict=True))
+        return all(cells == slice(0, n, 1) for cells, n in zip(self.inputs, self.A.spatial_in, strict=True))
 
     def damp(self, damp: Tensor | float) -> Tensor | float:
         """The damping for B's batch."""
@@ -134,21 +134,21 @@ class Reduction:
         """``Q y``."""
         return self._place(y, self.outputs, self.A.out_shape)
 
-    def _select(self, z: Tensor, kept: tuple[slice, ...]) -> Tensor:
-        cells: tuple[Any, ...] = (..., *kept)
+    def _select(self, z: Tensor, slices: tuple[slice, ...]) -> Tensor:
+        cells: tuple[Any, ...] = (..., *slices)
         z = z[cells]
         channel = z.ndim - self.A.ndim - 1
         moved = [z.ndim - self.A.ndim + a for a in self.folded]
         return z.movedim(moved, list(range(channel, channel + len(moved)))) if moved else z
 
-    def _place(self, z: Tensor, kept: tuple[slice, ...], item: tuple[int, ...]) -> Tensor:
+    def _place(self, z: Tensor, slices: tuple[slice, ...], item: tuple[int, ...]) -> Tensor:
         channel = z.ndim - self.B.ndim - 1 - len(self.folded)
         moved = [z.ndim - self.A.ndim + a for a in self.folded]
         z = z.movedim(list(range(channel, channel + len(moved))), moved) if moved else z
         if z.shape[channel:] == item:
             return z.contiguous()
         full = z.new_zeros(*z.shape[:channel], *item)
-        cells: tuple[Any, ...] = (..., *kept)
+        cells: tuple[Any, ...] = (..., *slices)
         full[cells] = z
         return full
 

@@ -193,7 +193,7 @@ class DirectPlan(Plan):
         )
         x = x.expand(*batch, *A.in_shape)
         solution = judge.solution(x, data).with_rank(self.rank, self.undecided)
-        if bool(solution.converged.all()):
+        if solution.all_converged:
             return solution
         # a damping far below ||A|| shows the rounding of the factors in the gradient: one step of refinement
         items = (*batch, *(1 for _ in A.in_shape))

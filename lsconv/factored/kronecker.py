@@ -16,6 +16,7 @@ Van Loan, "The ubiquitous Kronecker product", J. Comput. Appl. Math. 123 (2000).
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -239,8 +240,8 @@ class SeparablePlan(DirectPlan):
     def _inverse(self, y: Tensor) -> Tensor:
         x = self._map(y, self.A.out_shape, self._left, self._right, self.A.in_shape)
         for _ in range(self._steps):
-            left = self.precise.adjoint(y - self.precise.apply(x))
-            x = x + self._approximate_normal(left - self._damped(x))
+            gradient = self.precise.adjoint(y - self.precise.apply(x))
+            x = x + self._approximate_normal(gradient - self._damped(x))
         return x
 
     def _inverse_adjoint(self, v: Tensor) -> Tensor:
@@ -257,15 +258,14 @@ class SeparablePlan(DirectPlan):
 
     def _approximate_normal(self, g: Tensor) -> Tensor:
         """The normal solve of the product."""
-        seen = self._map(g, self.A.in_shape, self._right, self._right, self.A.in_shape, power=0)
-        if all(V is None or V.shape[-1] == V.shape[-2] for V in self._right):
-            return seen
+        through = functools.partial(self._map, g, self.A.in_shape, self._right, self._right, self.A.in_shape)
+        damped = self.damp > 0
+        if all(V is None or V.shape[-1] == V.shape[-2] for V in self._right) or not bool(damped.any()):
+            return through(power=0)
+        # of a null space only the damping has an inverse: (A^H A + mu)^-1 = (1 - A^H A (A^H A + mu)^-1) / mu
+        undamped = 0.0 if bool(damped.all()) else through(power=0)
         mu = over_items(self.damp.square(), len(self.A.in_shape))
-        if not bool((mu > 0).any()):
-            return seen
-        inside = self._map(g, self.A.in_shape, self._right, self._right, self.A.in_shape, power=None)
-        # the null space, which only the damping inverts
-        return seen + torch.where(mu > 0, (g - inside) / torch.where(mu > 0, mu, 1.0), 0.0)
+        return torch.where(mu > 0, (g - through(power=2)) / torch.where(mu > 0, mu, 1.0), undamped)
 
     def _map(
         self,
@@ -274,20 +274,19 @@ class SeparablePlan(DirectPlan):
         into: list[Tensor | None],
         out_of: list[Tensor | None],
         result: tuple[int, ...],
-        power: int | None = 1,
+        power: int = 1,
     ) -> Tensor:
-        """``out_of f(values) into^H z``, f being that of :func:`inverse_values`, or one for no power."""
+        """``out_of f(values) into^H z``, f being that of :func:`inverse_values`."""
         A = self.A
         full = broadcast_shapes(z.shape[: z.ndim - len(item)], self.damp.shape)
         z, batch = in_blocks(z.expand(*full, *item), len(item), A.batch_shape)
         z = z.reshape(-1, self._kernels, A.groups, item[0] // A.groups, *item[1:])
         for a, factor in enumerate(into, start=3):
             z = z if factor is None else _along(z, factor.mH, a)
-        if power is not None:
-            mu, _ = in_blocks(self.damp.square().expand(batch).unsqueeze(-1), 1, A.batch_shape)
-            mu = mu.reshape(-1, self._kernels, *(1 for _ in range(z.ndim - 2)))
-            mu = mu[:1] if self.damp.ndim == 0 else mu
-            z = z * inverse_values(self._values, self._kept, mu, power)
+        mu, _ = in_blocks(self.damp.square().expand(batch).unsqueeze(-1), 1, A.batch_shape)
+        mu = mu.reshape(-1, self._kernels, *(1 for _ in range(z.ndim - 2)))
+        mu = mu[:1] if self.damp.ndim == 0 else mu
+        z = z * inverse_values(self._values, self._kept, mu, power)
         for a, factor in enumerate(out_of, start=3):
             z = z if factor is None else _along(z, factor, a)
         return in_items(z, batch, result, A.batch_shape)

@@ -213,27 +213,34 @@ def _displaced_gram(A: LinearOperator) -> Tensor:
     inputs[number, number // across, 0, number % across] = 1
     inputs = inputs.reshape(-1, *(1 for _ in batch), *A.in_shape)
     column = A.adjoint(A.apply(inputs)).movedim(0, -1).reshape(*batch, channels, length, across, channels, across)
-    leaving, entering = (_outputs_at(A, place) for place in (A.spatial_out[0] - 1, -1))
-    change = entering.mH @ entering - leaving.mH @ leaving
+    rows = _outputs_at(A, (-1, A.spatial_out[0] - 1))  # that which a shift brings in, and that which it takes out
+    signed = rows * torch.tensor([1, -1], device=A.device)[:, None, None]
+    change = rows.flatten(len(batch), -2).mH @ signed.flatten(len(batch), -2)
     change = change.reshape(*batch, channels, length, across, channels, length, across)
     gram = torch.empty_like(change)
     gram[..., 0, :] = column
     gram[..., 0, :, :, :, :] = column.permute(*range(len(batch)), *(len(batch) + k for k in (3, 4, 0, 1, 2))).conj()
+    before, after, more = (z.narrow(-2, j, length - 1).unbind(-5) for z, j in ((gram, 0), (gram, 1), (change, 0)))
     for i in range(length - 1):
-        gram[..., i + 1, :, :, 1:, :] = gram[..., i, :, :, :-1, :] + change[..., i, :, :, :-1, :]
+        torch.add(before[i], more[i], out=after[i + 1])
     return gram.reshape(*batch, A.in_numel, A.in_numel)
 
 
-def _outputs_at(A: Convolution, place: int) -> Tensor:
-    """The rows of A for outputs at one place along the first axis, inside or beyond, ``(*batch, rows, columns)``."""
+def _outputs_at(A: Convolution, places: tuple[int, ...]) -> Tensor:
+    """The rows of A for outputs at places along the first axis, inside or beyond.
+
+    Returns:
+        ``(*batch, channels, places, outputs, columns)``.
+    """
     lead, ndim = len(A.batch_shape), A.ndim
     matrix = torch.nn.functional.pad(A.weight.detach(), (0, 1) * ndim)  # a zero for what is no tap
     for a, (taps, step, (left, _)) in enumerate(zip(A.kernel_size, A.dilation, A.padding, strict=True)):
-        outputs = torch.tensor([place]) if a == 0 else torch.arange(A.spatial_out[a])
+        outputs = torch.tensor(places) if a == 0 else torch.arange(A.spatial_out[a])
         distance = torch.arange(A.spatial_in[a]) - outputs[:, None] + left
         tap = torch.where(distance % step == 0, distance // step, taps)
         tap = torch.where((tap >= 0) & (tap < taps), tap, taps).to(A.device)
         axis = lead + 2 + 2 * a
         matrix = matrix.index_select(axis, tap.flatten()).unflatten(axis, tuple(tap.shape))
     outputs_first = [lead, *range(lead + 2, lead + 2 + 2 * ndim, 2), lead + 1, *range(lead + 3, lead + 2 + 2 * ndim, 2)]
-    return matrix.permute(*range(lead), *outputs_first).reshape(*A.batch_shape, -1, A.in_numel)
+    matrix = matrix.permute(*range(lead), *outputs_first)
+    return matrix.reshape(*A.batch_shape, A.c_out, len(places), -1, A.in_numel)

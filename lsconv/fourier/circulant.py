@@ -21,7 +21,7 @@ from torch import Tensor
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
 from lsconv.fourier.batched_linalg import frobenius
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.frequency_inverse import invert, invert_with_penalty, symbol_norm_from_below
+from lsconv.fourier.frequency_inverse import FactoredInverse, invert, invert_with_penalty, symbol_norm_from_below
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
@@ -138,7 +138,7 @@ class CirculantPlan:
         damp: the damping, as a tensor.
         batch_shape: batch dimensions of the plan, those of A and of damp; they broadcast with those of ``y``.
         norm: a lower bound of ``||A||``, per item of ``batch_shape``; exact for one channel.
-        inverse: the matrices per frequency, in double precision where single would lose digits of the answer.
+        inverse: the inverses per frequency, in double precision where single would lose digits of the answer.
         rcond: the threshold of the rank, relative to the largest singular value.
         rank: how many singular values of A exceed it, per batch item; None where there is damping everywhere.
         undecided: the batch items where rounding decides that, as a singular value stands on the threshold.
@@ -185,6 +185,7 @@ class CirculantPlan:
             raise ArgumentError(f"rcond: expected a number in [0, 1), got {rcond}")
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         self.rank: Tensor | None = None
+        self.inverse: FrequencyMatrices | FactoredInverse
         self.undecided = torch.zeros(self.batch_shape, dtype=torch.bool, device=A.device)
         S = double_symbol(A, self.embedding)
         mu = per_block(self.damp.double().square(), self.embedding)
@@ -192,16 +193,17 @@ class CirculantPlan:
         if penalty is None:
             items = math.prod(self.batch_shape)
             found = invert(S, mu, self.rcond, items=items, rtol=0.1 * direct_rtol(A.dtype))
-            inverse = found.matrices
+            self.inverse = found.inverse
             if bool((self.damp == 0).any()):
                 self.rank = found.rank.reshape(self.batch_shape)
                 self.undecided = found.undecided.reshape(self.batch_shape)
         else:
-            inverse = invert_with_penalty(S, mu, penalty)
-        largest = frobenius(S.matrices).flatten(1).amax(1) * frobenius(inverse).flatten(1).amax(1)
-        single = real_dtype(A.dtype) == torch.float32 and bool((largest <= _SINGLE_CONDITION).all())
-        self.inverse = FrequencyMatrices(S.grid, inverse.to(torch.complex64 if single else torch.complex128))
-        self._inverse_adjoint: FrequencyMatrices | None = None
+            self.inverse = FrequencyMatrices(S.grid, invert_with_penalty(S, mu, penalty))
+        if isinstance(self.inverse, FrequencyMatrices) and real_dtype(A.dtype) == torch.float32:
+            largest = frobenius(S.matrices).flatten(1).amax(1) * frobenius(self.inverse.matrices).flatten(1).amax(1)
+            if bool((largest <= _SINGLE_CONDITION).all()):
+                self.inverse = self.inverse.map(lambda inverse: inverse.to(torch.complex64))
+        self._inverse_adjoint: FrequencyMatrices | FactoredInverse | None = None
 
     @property
     def nbytes(self) -> int:
@@ -222,7 +224,7 @@ class CirculantPlan:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the arithmetic: that of A, or double precision."""
-        return double(self.A.dtype) if self.inverse.matrices.real.dtype == torch.float64 else self.A.dtype
+        return double(self.A.dtype) if self.inverse.dtype == torch.complex128 else self.A.dtype
 
     def solve_adjoint(self, x: Tensor) -> Tensor:
         """The adjoint of :meth:`solve`: ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``."""

@@ -181,9 +181,9 @@ def _window(factor: Factor, delta: Tensor) -> Callable[[Tensor, Callable[[Tensor
         item = tuple(range(-len(operator.in_shape), 0))
         diagonal = operator.diagonal.detach()
         size = diagonal.abs()
-        least = size.amax(item, keepdim=True) * _LEAST
-        least = torch.where(least > 0, least, 1)
-        inverse = torch.where(size >= least, diagonal.reciprocal(), least.reciprocal().to(diagonal.dtype))
+        smallest = size.amax(item, keepdim=True) * _LEAST
+        smallest = torch.where(smallest > 0, smallest, 1)
+        inverse = torch.where(size >= smallest, diagonal.reciprocal(), smallest.reciprocal().to(diagonal.dtype))
         left, right = (inverse, inverse.conj()) if factor.adjoint else (inverse.conj(), inverse)
         return lambda x, inner: left * inner(right * x)
     if isinstance(operator, Pad if factor.adjoint else Crop):  # L^H is injective: no complement

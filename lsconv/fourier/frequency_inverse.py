@@ -2,8 +2,8 @@ r"""The inverses of a symbol, one small matrix per frequency: by elimination whe
 
 .. math:: X(\omega) = (S^H S + \mu)^{-1} S^H, \qquad X = S^+ \text{ where } \mu = 0.
 
-A square S without damping is inverted by LU factors, and every other one by the Cholesky factors of the smaller of
-:math:`S^H S + \mu` and :math:`S S^H + \mu`. What this loses is known afterwards, from the norms of both; frequencies
+A square S without damping keeps its LU factors, and every other one is inverted by the Cholesky factors of the smaller
+of :math:`S^H S + \mu` and :math:`S S^H + \mu`. What this loses is known afterwards, from the norms of both; frequencies
 where it is too much, or where S may not have full rank, are decomposed again, by singular values.
 """
 
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, MethodError, ShapeError
-from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse, lu_factor
 from lsconv.fourier.batched_linalg import inverse as lu_inverse
-from lsconv.fourier.symbol import FrequencyMatrices
+from lsconv.fourier.symbol import FrequencyMatrices, Grid
 from lsconv.operators.dtypes import ROUNDING
 
 __all__ = [
+    "FactoredInverse",
     "FrequencyInverse",
     "invert",
     "invert_with_penalty",
@@ -35,17 +36,60 @@ __all__ = [
 _MATRICES_FOR_NORM = 64
 
 
+class FactoredInverse:
+    """The inverses of square matrices, one per block and frequency, by their LU factors.
+
+    Args:
+        grid: the periodic grid.
+        factors: ``(blocks * frequencies, size, size)``.
+        pivots: their row exchanges.
+        at: the matrices that have an inverse of their own, as indices; their factors are replaced by the identity.
+        inverses: these inverses.
+        adjoint: for the adjoint of the inverse.
+    """
+
+    def __init__(
+        self, grid: Grid, factors: Tensor, pivots: Tensor, at: Tensor, inverses: Tensor, *, adjoint: bool = False
+    ) -> None:
+        self.grid, self.factors, self.pivots, self.at, self.inverses = grid, factors, pivots, at, inverses
+        self._adjoint, self.dtype = adjoint, factors.dtype
+        if not adjoint and len(at):
+            factors[at] = torch.eye(factors.shape[-1]).to(factors)
+            pivots[at] = torch.arange(1, factors.shape[-1] + 1).to(pivots)
+
+    @property
+    def H(self) -> FactoredInverse:  # noqa: N802 - the field's name for the adjoint
+        """The adjoint operator."""
+        return FactoredInverse(self.grid, self.factors, self.pivots, self.at, self.inverses.mH, adjoint=True)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors and inverses."""
+        return sum(t.numel() * t.element_size() for t in (self.factors, self.pivots, self.inverses))
+
+    def on_grid(self, tensor: Tensor) -> Tensor:
+        """The operator applied to a tensor ``(rhs, blocks, channels, *grid.sizes)``."""
+        if tensor.numel() == 0:  # which some FFTs refuse
+            return tensor
+        spectra = self.grid.transform(tensor).movedim((0, 2), (-1, -2))  # blocks, *frequencies, channels, rhs
+        vectors = spectra.flatten(0, -3)
+        product = torch.linalg.lu_solve(self.factors, self.pivots, vectors, adjoint=self._adjoint)
+        if len(self.at):
+            product = product.index_copy(0, self.at, self.inverses @ vectors[self.at])
+        return self.grid.inverse(product.reshape(spectra.shape).movedim((-1, -2), (0, 2)))
+
+
 @dataclass(frozen=True)
 class FrequencyInverse:
     """The inverses of a symbol, and what they tell about its rank.
 
     Attributes:
-        matrices: ``(blocks, *frequencies, columns, rows)``.
+        inverse: the operator.
         rank: how many singular values exceed the threshold, per item (all of them where there is damping).
         undecided: the items of which one stands on the threshold, up to rounding.
     """
 
-    matrices: Tensor
+    inverse: FrequencyMatrices | FactoredInverse
     rank: Tensor
     undecided: Tensor
 
@@ -85,19 +129,23 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
 
     matrices, mu = S.matrices.reshape(-1, S.rows, S.columns), mu.repeat_interleave(size.shape[1])
     highest = per_matrix(size)
-    inverse, rank = matrices.mT.new_empty(matrices.mT.shape), torch.full_like(mu, min(S.rows, S.columns))
-    undecided = torch.zeros_like(mu, dtype=torch.bool)
-    some: slice | Tensor = slice(None)
+    rank, undecided = torch.full_like(mu, min(S.rows, S.columns)), torch.zeros_like(mu, dtype=torch.bool)
+    factored, at = None, torch.arange(len(mu), device=mu.device)
+    if S.rows == S.columns and not S.elementwise and not bool(mu.any()):
+        factored, at = _factored(matrices, 2 * rcond * highest)
+        matrices, mu, highest = matrices[at], mu[at], highest[at]
+    inverse, some = matrices.mT.new_empty(matrices.mT.shape), torch.arange(len(mu), device=mu.device)
     if min(S.rows, S.columns) > 1:
-        kept = undecided.clone()
+        accepted = torch.zeros_like(mu, dtype=torch.bool)
         for part in _chunks(matrices):
             inverse[part], lost = _eliminated(matrices[part], mu[part])
             smallest = 1 / frobenius(inverse[part])  # at most the smallest singular value
-            kept[part] = (lost * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * highest[part]))
-        some = (~kept).nonzero().flatten()
+            accepted[part] = (lost * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * highest[part]))
+        some = (~accepted).nonzero().flatten()
         matrices, mu, highest = matrices[some], mu[some], highest[some]
     if len(matrices):
-        zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(symbol_norm_from_below(S))[some], False
+        there = at[some]
+        zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(symbol_norm_from_below(S))[there], False
         while True:
             cutoff, margin = rcond * norm.unsqueeze(-1), ROUNDING * eps * highest.unsqueeze(-1)
             found, values = _decomposed(matrices, mu, torch.where(zero, cutoff, -1.0))
@@ -106,21 +154,39 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
             )
             if exact or not bool(near.any()):
                 break
-            norm = highest = per_matrix(singular_values_by_frequency(S.matrices))[some]
+            norm = highest = per_matrix(singular_values_by_frequency(S.matrices))[there]
             exact = True
-        inverse[some], undecided[some] = found, near.any(-1)
-        rank[some] = (values > torch.where(zero, cutoff, -1.0)).sum(-1).to(rank)
+        inverse[some], undecided[there] = found, near.any(-1)
+        rank[there] = (values > torch.where(zero, cutoff, -1.0)).sum(-1).to(rank)
     weights = S.grid.weights(rank.device, rank.dtype).flatten()
     return FrequencyInverse(
-        inverse.reshape(*S.matrices.shape[:-2], S.columns, S.rows),
+        FrequencyMatrices(S.grid, inverse.reshape(*S.matrices.shape[:-2], S.columns, S.rows))
+        if factored is None
+        else FactoredInverse(S.grid, *factored, at, inverse),
         (rank.reshape(items, -1, len(weights)) * weights).sum((-2, -1)).long(),
         undecided.reshape(items, -1).any(-1),
     )
 
 
+def _factored(S: Tensor, least: Tensor, *, chance: float = 1e-8) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """LU factors and pivots, and the indices of the matrices whose smallest singular value may be below ``least``.
+
+    The inverses times two random vectors estimate their norms; the chance is that of a matrix to be overlooked.
+
+    Source:
+        Dixon, "Estimating extremal eigenvalues and condition numbers of matrices", SIAM J. Numer. Anal. 20 (1983).
+    """
+    factors, pivots, _ = lu_factor(S)
+    probes = torch.randn(S.shape[-1], 2, dtype=torch.complex128, generator=torch.Generator().manual_seed(0)).to(S)
+    found = torch.linalg.vector_norm(torch.linalg.lu_solve(factors, pivots, probes.expand(len(S), -1, -1)), dim=-2)
+    # |v^H z| of a unit vector v is below d with a chance of d^2, for either probe
+    safe = chance**0.25 / found.amax(-1) > least
+    return (factors, pivots), (~safe).nonzero().flatten()
+
+
 def _chunks(matrices: Tensor, chunk_bytes: int = 2**27) -> Iterator[slice]:
     """A bounded number of matrices at a time, for the work memory."""
-    step = max(1, chunk_bytes // (matrices[:1].numel() * matrices.element_size()))
+    step = max(1, chunk_bytes // (matrices.shape[1:].numel() * matrices.element_size()))
     return (slice(start, start + step) for start in range(0, len(matrices), step))
 
 

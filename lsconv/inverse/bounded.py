@@ -93,20 +93,20 @@ def bounded_least_squares(
         start = start + x_prior
     x, iterations, stagnated = _iterate(quadratic, start, bounds, rtol, 500 if max_iter is None else max_iter)
     precise = quadratic.in_double()
-    left, forces = precise.certificate(x.double(), bounds)
+    gradient_norm, forces = precise.certificate(x.double(), bounds)
     rounding = torch.finfo(A.dtype).eps * 4 * forces
-    met = (left <= rtol * forces) | (left <= rounding)
-    zero = torch.isfinite(left)
+    met = (gradient_norm <= rtol * forces) | (gradient_norm <= rounding)
+    finite = torch.isfinite(gradient_norm)
     failed = torch.where(stagnated, Status.STAGNATION.code, Status.ITERATION_LIMIT.code)
     codes = torch.where(met, Status.OPTIMALITY.code, failed)
-    codes = torch.where(zero & ~problem.nonfinite.expand(batch), codes, Status.NON_FINITE.code)
+    codes = torch.where(finite & ~problem.nonfinite.expand(batch), codes, Status.NON_FINITE.code)
     solution = Solution(
         x=x,
         codes=codes,
         converged=met & ~problem.nonfinite.expand(batch),
         iterations=iterations,
         residual_norm=precise.data_space.safe_norm(precise.counted(precise.A.apply(x.double()) - precise.y)),
-        gradient_norm=left,
+        gradient_norm=gradient_norm,
         damp=damping.expand(batch).to(A.dtype),
     )
     if not bool(solution.converged.all()):
@@ -205,8 +205,8 @@ def _iterate(
     stagnated = torch.zeros_like(active)
     iterations = torch.zeros(batch, dtype=torch.int64, device=x.device)
     for k in range(max_iter + 1):
-        left, forces = f.certificate(state.x, bounds)
-        active = active & (left > 0.5 * rtol * forces) & torch.isfinite(left)
+        gradient_norm, forces = f.certificate(state.x, bounds)
+        active = active & (gradient_norm > 0.5 * rtol * forces) & torch.isfinite(gradient_norm)
         if k == max_iter or not bool(active.any()):
             break
         iterations += active
@@ -249,7 +249,7 @@ def _search(
     length: Tensor,
     bounds: tuple[float | None, float | None],
     active: Tensor,
-    share: float = 1e-4,
+    sufficient: float = 1e-4,
 ) -> _State:
     """The first of ever shorter steps on the projected path with that share of the linear decrease."""
     space, x = f.space, state.x
@@ -263,7 +263,7 @@ def _search(
         if f.damped:
             pull = f.penalty(step)
             beyond, product = beyond + 0.5 * space.inner(step, pull), product + pull
-        good = open_ & (slope + beyond <= share * slope) & (slope < 0)
+        good = open_ & (slope + beyond <= sufficient * slope) & (slope < 0)
         where, rows = (s.spread(good.double()).bool() for s in (space, f.data_space))
         chosen = _State(
             torch.where(where, x + step, chosen.x),

@@ -84,12 +84,12 @@ def penalised_poisson(
     accuracy, finest = 1e-2, 1e-3 * rtol
     iterations = torch.zeros(batch, dtype=torch.int64, device=A.device)
     for k in range(max_iter + 1):
-        residual, forces = precise.certificate(x.double(), box)
-        active = (residual > rtol * forces) & torch.isfinite(residual)
+        gradient_norm, forces = precise.certificate(x.double(), box)
+        active = (gradient_norm > rtol * forces) & torch.isfinite(gradient_norm)
         if k == max_iter or not bool(active.any()):
             break
         iterations += active
-        ratio = float((residual / forces)[active].max())
+        ratio = float((gradient_norm / forces)[active].max())
         inner = max(accuracy * min(ratio, 1.0), finest)
         weights, target = f.weights(x)
         with warnings.catch_warnings():
@@ -116,17 +116,17 @@ def penalised_poisson(
         if still and inner == finest:
             break
         accuracy = 0.01 * accuracy if still else accuracy
-    residual, forces = precise.certificate(x.double(), box)
+    gradient_norm, forces = precise.certificate(x.double(), box)
     rounding = 4 * torch.finfo(A.dtype).eps * precise.rounding_force(x.double())
-    met = (residual <= rtol * forces) | (residual <= rounding)
+    met = (gradient_norm <= rtol * forces) | (gradient_norm <= rounding)
     codes = torch.where(met, Status.OPTIMALITY.code, Status.ITERATION_LIMIT.code)
     solution = Solution(
         x=x,
-        codes=torch.where(torch.isfinite(residual), codes, Status.NON_FINITE.code),
+        codes=torch.where(torch.isfinite(gradient_norm), codes, Status.NON_FINITE.code),
         converged=met,
         iterations=iterations,
         residual_norm=ItemSpace(A.out_shape, wide, A.device).safe_norm(precise.y - precise.means(x.double())),
-        gradient_norm=residual,
+        gradient_norm=gradient_norm,
         damp=strength,
     )
     return reported(solution, problem.nonfinite.expand(batch), "deconvolve", raise_on_failure)

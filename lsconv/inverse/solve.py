@@ -74,10 +74,7 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
     A rank-deficient operator whose other singular values are well separated from zero is no trouble for LSMR; one whose
     singular values fall to zero gradually is, and then the one that fits the data better stays.
     """
-    doubtful = ~solution.converged
-    if not bool(doubtful.any()):
-        return solution
-    plan = second.plan()
+    plan = None if solution.all_converged else second.plan()
     if plan is None:
         return solution
     common = {name: value for name, value in options.items() if name in _COMMON}
@@ -89,7 +86,7 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
         for answer in (solution, other)
     ]
     undecided = other.codes == Status.RANK_UNDECIDED.code
-    better = doubtful & (other.converged | undecided | (objectives[1] < objectives[0]))
+    better = ~solution.converged & (other.converged | undecided | (objectives[1] < objectives[0]))
     return solution.replaced(better, other)
 
 

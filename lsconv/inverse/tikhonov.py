@@ -278,7 +278,7 @@ def _with_prior(
     )
     # next to its prior x may be at rounding where what is added to it is not; without damping that shows no null space
     ranks = (solution.codes == Status.RANK_DEFICIENT.code) | (solution.codes == Status.RANK_UNDECIDED.code)
-    kept = ~solution.converged & (ranks | (judged.damp == 0) | ~judged.converged)
+    unresolved = ~solution.converged & (ranks | (judged.damp == 0) | ~judged.converged)
     # the solve knew a better bound of ||A||, and adding the prior has changed nothing
     same = (judged.residual_norm <= _SAME * solution.residual_norm) & (
         judged.gradient_norm <= _SAME * solution.gradient_norm
@@ -286,8 +286,8 @@ def _with_prior(
     same = same & solution.converged & ~judged.converged
     return replace(
         judged,
-        codes=torch.where(kept | same, solution.codes, judged.codes),
-        converged=(judged.converged & ~kept) | same,
+        codes=torch.where(unresolved | same, solution.codes, judged.codes),
+        converged=(judged.converged & ~unresolved) | same,
         rank=solution.rank,
     )
 

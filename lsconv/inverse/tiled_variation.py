@@ -326,7 +326,7 @@ class _Problem:
                 found = [values.square().sum() for values in squares]
                 sums.add_(torch.stack([*found, self.term.value(v), self.term.gap(v, p)]))
         sums = passes.ranks.total(sums)
-        left, data, force, r, size, splitting, image, split, back = sums[:9].sqrt()
+        gradient, data, force, r, size, splitting, image, split, back = sums[:9].sqrt()
         rounding = 2 * torch.finfo(self.A.dtype).eps
         bound = self.weight * math.sqrt(self.entries)
         allowed_gap = rounding * (self.norm_g * size * bound)
@@ -334,9 +334,9 @@ class _Problem:
         objective, tiny = 0.5 * r**2 + sums[9], torch.finfo(torch.float64).tiny
         largest = torch.maximum(data, force)
         verdict = Optimality(
-            stationarity=(left - allowed_force).clamp_min(0) / largest.clamp_min(tiny),
+            stationarity=(gradient - allowed_force).clamp_min(0) / largest.clamp_min(tiny),
             complementarity=(sums[10] - allowed_gap).clamp_min(0) / objective.clamp_min(tiny),
-            gradient_norm=left, objective=objective, forces=largest,
+            gradient_norm=gradient, objective=objective, forces=largest,
         )  # fmt: skip
         primal = splitting / torch.maximum(image, split).clamp_min(tiny)
         return _Judged(verdict, float(r), float(primal), float(back / force.clamp_min(tiny)))

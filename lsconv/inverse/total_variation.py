@@ -207,9 +207,9 @@ def sparse_solution(
         return solution
     wide = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
     space = ItemSpace(wide.out_shape, wide.dtype, wide.device)
-    left = y.to(wide.dtype) - wide.apply(solution.x.to(wide.dtype))
-    left = left if at_least is None else torch.where(at_least, left.clamp_min(0), left)
-    return replace(solution, residual_norm=space.safe_norm(left))
+    residual = y.to(wide.dtype) - wide.apply(solution.x.to(wide.dtype))
+    residual = residual if at_least is None else torch.where(at_least, residual.clamp_min(0), residual)
+    return replace(solution, residual_norm=space.safe_norm(residual))
 
 
 def _peeled(A: LinearOperator) -> tuple[LinearOperator, Tensor | None]:

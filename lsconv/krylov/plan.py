@@ -86,7 +86,7 @@ class Plan:
         """Tell whether the fallback is to answer ``y``."""
         return self.exhausted
 
-    def remainder(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
+    def residual(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """``y - A x`` of the x for ``y``."""
         return y - self.A.apply(self.apply(y, rtol=rtol))
 
@@ -116,7 +116,10 @@ class Plan:
 
     @property
     def innermost(self) -> Plan:
-        """The plan that solves: that of the smaller problem where this one reduces to it, else itself."""
+        """The plan that solves in the end: this one, or that of a smaller problem, whose answers it only puts in place.
+
+        Its attributes (:attr:`iterates`, :attr:`fallback`, :attr:`patience`) are those that count.
+        """
         return self
 
     def reasons(self) -> list[str]:

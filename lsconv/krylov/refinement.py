@@ -169,8 +169,7 @@ class _Refinement:
 
     def shortest(self, y: Tensor, rtol: float, max_refinements: int) -> Tensor:
         """The refinement to the least-norm solution for consistent data, without damping and from zero."""
-        zero, none = self.problem.codomain.safe_norm(y) == 0, torch.zeros_like(self.problem.nonfinite)
-        problem = replace(self.problem, y=y, damp=None, x0=None, zero=zero, nonfinite=none)
+        problem = replace(self.problem, y=y, damp=None, x0=None, nonfinite=torch.zeros_like(self.problem.nonfinite))
         exact = replace(self.tolerances, rtol=rtol, atol=0.0)
         loop = _Refinement(problem, self.solver, self.inner_dtype, exact, self.square, True, self.options)
         return loop.run(max_refinements).x

@@ -112,10 +112,14 @@ class Scaled(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         """``alpha A x``."""
+        if self.in_numel < self.out_numel:
+            return self.operator.apply(self._scale(self.alpha, x, self.in_shape))
         return self._scale(self.alpha, self.operator.apply(x), self.out_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """``conj(alpha) A^H y``."""
+        if self.out_numel < self.in_numel:
+            return self.operator.adjoint(self._scale(self.alpha.conj(), y, self.out_shape))
         return self._scale(self.alpha.conj(), self.operator.adjoint(y), self.in_shape)
 
     @staticmethod

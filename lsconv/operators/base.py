@@ -8,7 +8,6 @@ The adjoint is taken in the standard inner product ``<u, v> = sum(conj(u) * v)``
 
 from __future__ import annotations
 
-import copy
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -297,7 +296,7 @@ class LinearOperator:
         device: torch.device | None = None,
     ) -> Self:
         """A copy with ``function`` applied to every tensor held, here and in the operators this one is made of."""
-        clone = copy.copy(self)
+        clone = object.__new__(type(self))
         clone.__dict__ = {
             name: _converted(value, function, dtype, device)
             for name, value in self.__dict__.items()
@@ -368,6 +367,8 @@ def _converted(
         return function(value)
     if isinstance(value, LinearOperator):
         return value._map(function, dtype, device)
-    if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, LinearOperator)) for v in value):
-        return type(value)(_converted(v, function, dtype, device) for v in value)
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            if isinstance(part, (Tensor, LinearOperator)):
+                return type(value)(_converted(v, function, dtype, device) for v in value)
     return value

@@ -10,6 +10,7 @@ kernel, of exactly the input's size, followed by the adjoint of the padding.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, overload
@@ -239,8 +240,10 @@ class Convolution(LinearOperator):
                 direct = direct_cost(dtype, groups, c_in, c_out, taps, math.prod(self.spatial_in), items, False)
             else:
                 direct = direct_cost(dtype, groups, c_out, c_in, taps, cells, items, transposed)
-            by_fft = fft_cost(dtype, groups, c_out, c_in, self._grid.grid, items, kernels_too=not key[2])
-            choices[key] = by_fft < direct
+            # the products of a certificate and of some iterations share the kernels' transforms, but not under autograd
+            by_fft = functools.partial(fft_cost, dtype, groups, c_out, c_in, items=items, products=10 if key[2] else 1)
+            # a grid of one cell costs the least, and its call alone may cost more
+            choices[key] = by_fft(grid=(1,)) < direct and by_fft(grid=self._grid.grid) < direct
         return choices[key]
 
     def _spectrum(self) -> Tensor:
@@ -373,9 +376,7 @@ def may_cache(weight: Tensor) -> bool:
     Not while autograd follows the weight, nor for inference tensors, which do not count their changes and cannot
     enter a graph later, nor while torch.compile traces, which cannot see either.
     """
-    if torch.compiler.is_compiling():
-        return False
-    if weight.requires_grad and torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or (weight.requires_grad and torch.is_grad_enabled()):
         return False
     return not (weight.is_inference() or torch.is_inference_mode_enabled())
 

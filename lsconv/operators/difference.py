@@ -140,8 +140,14 @@ class Gradient(_Difference):
 
     def apply(self, x: Tensor) -> Tensor:
         """The differences of ``x``, stacked in front of the item's axes."""
-        parts = [(self._neighbour(x, axis, right=True) - x) / step for axis, step in self._axes()]
-        return torch.stack(parts, dim=-len(self.out_shape))
+        component = -len(self.out_shape)
+        result = torch.stack([x] * self.ndim, component).neg_()
+        for index, (axis, step) in enumerate(self._axes()):
+            part, last = result.select(component, index), x.shape[axis] - 1
+            part.narrow(axis, 0, last).add_(x.narrow(axis, 1, last))
+            part.narrow(axis, last, 1).add_(self._beyond(x, axis, right=True))
+            part.div_(step)
+        return result
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The negative divergence of ``y``."""

@@ -30,6 +30,9 @@ class DirectConvolution:
         mode: mode of the padding.
         stride: step between outputs.
         dilation: step between the taps of the kernel.
+        symmetric: the padding that torch's convolution does itself, per axis. The split is the one of torch, whose
+            result depends on it in the last bit.
+        extra: the padding that is left to be done before it.
     """
 
     spatial_in: tuple[int, ...]
@@ -38,27 +41,22 @@ class DirectConvolution:
     mode: str
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
+    symmetric: tuple[int, ...] = dataclasses.field(init=False)
+    extra: Pairs = dataclasses.field(init=False)
 
-    @property
-    def split_padding(self) -> tuple[tuple[int, ...], Pairs]:
-        """The padding that torch's convolution does itself, and the rest, which is done before it.
-
-        The split is the one of torch, whose result depends on it in the last bit.
-        """
-        if not MODES[self.mode].zero:
-            return (0,) * len(self.padding), self.padding
-        symmetric = tuple(min(pair) for pair in self.padding)
-        return symmetric, tuple((left - s, right - s) for (left, right), s in zip(self.padding, symmetric, strict=True))
+    def __post_init__(self) -> None:
+        symmetric = tuple(min(pair) if MODES[self.mode].zero else 0 for pair in self.padding)
+        extra = tuple((left - s, right - s) for (left, right), s in zip(self.padding, symmetric, strict=True))
+        object.__setattr__(self, "symmetric", symmetric)
+        object.__setattr__(self, "extra", extra)
 
     def apply(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
         """The convolution of ``x``, bit for bit torch's but for half precision on the CPU."""
-        symmetric, extra = self.split_padding
-        x = pad(x, extra, self.mode)
-        return _convolve(_CONV[len(self.stride) - 1], x, weight, self.stride, symmetric, self.dilation, groups)
+        x = pad(x, self.extra, self.mode)
+        return _convolve(_CONV[len(self.stride) - 1], x, weight, self.stride, self.symmetric, self.dilation, groups)
 
     def adjoint(self, y: Tensor, weight: Tensor, groups: int) -> Tensor:
         """The adjoint on ``y``, by torch's transposed convolution."""
-        symmetric, extra = self.split_padding
         # Several input sizes give the same output size when stride > 1; output_padding restores the one we have.
         output_padding = [
             (size + left + right - extent) % stride
@@ -67,8 +65,8 @@ class DirectConvolution:
             )
         ]
         function = _CONV_TRANSPOSE[len(self.stride) - 1]
-        x = _convolve(function, y, weight.conj(), self.stride, symmetric, output_padding, groups, self.dilation)
-        return pad_adjoint(x, extra, self.mode)
+        x = _convolve(function, y, weight.conj(), self.stride, self.symmetric, output_padding, groups, self.dilation)
+        return pad_adjoint(x, self.extra, self.mode)
 
     def flips(self, dtype: torch.dtype, device: torch.device, c_out: int, c_in: int) -> bool:
         """Tell whether the adjoint is better written as a convolution with the flipped kernels.
@@ -77,12 +75,11 @@ class DirectConvolution:
         the channels to be gathered are few (benchmarks/convolution_backend.py): float64 gathers
         them in memory, and so does everything in three dimensions.
         """
-        symmetric, _ = self.split_padding
         return (
             device.type == "cpu"
             and len(self.stride) <= 2
             and all(step == 1 for step in self.stride)
-            and all(p < e for p, e in zip(symmetric, self.extent, strict=True))
+            and all(p < e for p, e in zip(self.symmetric, self.extent, strict=True))
             and (dtype.to_real() != torch.float64 or c_out <= c_in)
         )
 
@@ -94,10 +91,9 @@ class DirectConvolution:
 
     def adjoint_by_flipped(self, y: Tensor, flipped: Tensor, groups: int) -> Tensor:
         """The adjoint on ``y``, by the kernels that :meth:`flipped` gives; where :meth:`flips` says so."""
-        symmetric, extra = self.split_padding
-        margins = tuple(e - 1 - p for e, p in zip(self.extent, symmetric, strict=True))
+        margins = tuple(e - 1 - p for e, p in zip(self.extent, self.symmetric, strict=True))
         x = _convolve(_CONV[len(self.stride) - 1], y, flipped, 1, margins, self.dilation, groups)
-        return pad_adjoint(x, extra, self.mode)
+        return pad_adjoint(x, self.extra, self.mode)
 
 
 def _convolve(function: Callable[..., Tensor], x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:

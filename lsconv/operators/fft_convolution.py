@@ -165,7 +165,7 @@ def direct_cost(
 
 
 def fft_cost(
-    dtype: torch.dtype, groups: int, c_out: int, c_in: int, grid: Sequence[int], items: int, kernels_too: bool
+    dtype: torch.dtype, groups: int, c_out: int, c_in: int, grid: Sequence[int], items: int, products: int
 ) -> float:
     """Nanoseconds that the FFT takes beyond those of a call of torch's convolution.
 
@@ -176,12 +176,12 @@ def fft_cost(
         c_in: input channels of a group.
         grid: cells per axis.
         items: batch items.
-        kernels_too: whether the kernels are transformed in every call, as they are while autograd follows them.
+        products: how many share one transform of the kernels.
     """
     real = dtype.to_real()
-    transforms = items * groups * (c_out + c_in) + (groups * c_out * c_in if kernels_too else 0)
-    products = items * groups * c_out * c_in * math.prod(grid)
-    nanoseconds = transforms * transform_cost(grid) * _COST[real].transform + products * _COST[real].product
+    transforms = items * groups * (c_out + c_in) + groups * c_out * c_in / products
+    entries = items * groups * c_out * c_in * math.prod(grid)
+    nanoseconds = transforms * transform_cost(grid) * _COST[real].transform + entries * _COST[real].product
     return nanoseconds * (2 if dtype.is_complex else 1) + _COST[real].call
 
 

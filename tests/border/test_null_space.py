@@ -14,7 +14,7 @@ from lsconv.border import capacitance_plan, null_space
 from lsconv.border.border_set import Border
 from lsconv.border.capacitance import Capacitance, static_lu
 from lsconv.border.capacitance_plan import CapacitancePlan
-from lsconv.border.null_space import Overlap
+from lsconv.border.null_space import ExtensionGram
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 
@@ -64,9 +64,9 @@ def test_lifts_have_the_inner_products_of_the_dense_inverse_be_they_few_or_many(
     v = torch.randn(len(dense), border.size, border.channels + 2, generator=generator, dtype=dtype)
     tolerance = 20 * torch.finfo(dtype).eps * float(expected.abs().max())
     for k in (1, border.channels, border.channels + 2):  # the last by the dense matrix
-        overlap, part = Overlap(inverse, border), v[..., :k]
-        for got, wanted in ((overlap.between(part), part.mH.to(expected) @ expected @ part.to(expected)),
-                            (overlap(part), expected @ part.to(expected))):  # fmt: skip
+        gram, part = ExtensionGram(inverse, border), v[..., :k]
+        for got, wanted in ((gram.between(part), part.mH.to(expected) @ expected @ part.to(expected)),
+                            (gram(part), expected @ part.to(expected))):  # fmt: skip
             scale = float(wanted.abs().max()) / float(expected.abs().max())
             torch.testing.assert_close(got.to(wanted), wanted, rtol=0, atol=tolerance * max(scale, 1.0))
 

@@ -13,9 +13,11 @@ from torch import Tensor
 import lsconv
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
 from lsconv.fourier.circulant import CirculantPlan, block_circulant
+from lsconv.fourier.frequency_inverse import FactoredInverse
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.operators.convolution import Conv1d, Conv2d, Conv3d, Convolution
 from lsconv.operators.difference import Gradient
+from lsconv.operators.dtypes import double
 from lsconv.operators.elementary import Dense
 
 
@@ -295,3 +297,24 @@ def test_a_rank_deficient_symbol_with_a_small_damp_keeps_the_gradient_small() ->
     A = lsconv.Conv2d(weight * (3.1 / weight.norm()), in_size=(1, 1), stride=(1, 2))
     y = torch.randn(2, 1, 1, dtype=torch.complex128)
     assert bool(lsconv.lstsq(A, y, damp=0.01).converged)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+def test_factors_give_way_to_singular_values_where_a_frequency_lacks_rank(dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    weight = torch.randn(6, 6, 3, dtype=dtype)
+    weight[:3, :, 1] -= weight[:3].sum(-1)  # three rows of the matrix of frequency 0 vanish
+    A = Conv1d(weight, in_size=8, padding=1, padding_mode="circular")
+    plan, D = CirculantPlan(A), A.to_dense()
+    assert isinstance(plan.inverse, FactoredInverse)
+    assert 1 <= len(plan.inverse.at) < 8
+    assert plan.rank is not None
+    assert int(plan.rank) == 6 * 8 - 3
+    expected = torch.linalg.pinv(D.to(double(dtype)), rtol=1e-6).to(dtype)
+    close = {"rtol": 0, "atol": (1e-4 if dtype == torch.float32 else 1e-11) * float(expected.abs().max())}
+    torch.testing.assert_close(_matrix(plan), expected, **close)
+    torch.testing.assert_close(_matrix(plan, adjoint=True), expected.mH, **close)
+    y = torch.randn(2, 6, 8, dtype=dtype, requires_grad=True)
+    v = torch.randn(2, 6, 8, dtype=dtype)
+    (gradient,) = torch.autograd.grad(plan.solve(y), y, v)
+    torch.testing.assert_close(gradient, plan.solve_adjoint(v), **close)

@@ -97,7 +97,7 @@ class DirectBorder:
             on_others: u is zero, t a list of other spectra, and ``t + Q u`` is to vanish.
         """
 
-        def remainder(spectrum: Tensor, known: Tensor) -> Tensor:
+        def residual(spectrum: Tensor, known: Tensor) -> Tensor:
             return self._Q(spectrum).add_(known) if on_others else self._Q(spectrum)
 
         values = []
@@ -105,14 +105,14 @@ class DirectBorder:
             if self.strip is not None:
                 self.strip.clear(spectrum, known)
             if self.schur is not None:
-                values.append(self._columns(known if self.strip is None else remainder(spectrum, known)))
+                values.append(self._columns(known if self.strip is None else residual(spectrum, known)))
         if self.schur is None or not values:
             return
         solved = self.schur(torch.cat(values)).split([part.shape[0] for part in u])
         for spectrum, known, v in zip(u, t if on_others else u, solved, strict=True):
             self._subtract_columns(spectrum, v)
             if self.strip is not None:
-                self.strip.clear(spectrum, remainder(spectrum, known))
+                self.strip.clear(spectrum, residual(spectrum, known))
 
     def _columns(self, t: Tensor) -> Tensor:
         """The values at the columns V' of the spectrum t: ``(rhs, blocks, channels, width, height)``."""
@@ -268,8 +268,8 @@ class DirectInverse:
         else:
             cells = math.prod(embedding.grid)
             here = embedding.out_channels * cells if residual else embedding.in_channels * cells
-            kept = sum(self._interior) if self._border is not None and self._E is None else here
-            more = (outputs if residual else inputs) - kept
+            distinct = sum(self._interior) if self._border is not None and self._E is None else here
+            more = (outputs if residual else inputs) - distinct
         total = (total + more * log_mu if more else total).expand(embedding.blocks)
         return total.reshape(*embedding.batch_shape, embedding.groups).sum(-1)
 
@@ -290,27 +290,27 @@ class DirectInverse:
             f"{self._S.matrices.device}"
         )
 
-    def _run(self, what: _Pass, tensor: Tensor) -> Tensor:
+    def _run(self, steps: _Pass, tensor: Tensor) -> Tensor:
         """The answer of a pass for ``tensor``, of outputs or inputs."""
         embedding, grid = self.embedding, self._grid
         batch, _ = embedding.split_batch(tuple(tensor.shape[: tensor.ndim - embedding.ndim - 1]))
-        t = embedding.outputs_to_grid(tensor) if what.outputs[0] else embedding.inputs_to_grid(tensor)
+        t = embedding.outputs_to_grid(tensor) if steps.outputs[0] else embedding.inputs_to_grid(tensor)
         if self._border is not None:
             t = t.reshape(*t.shape[:3], *self._plane)
             t = t.mT if self._transposed else t
         parts = [grid.transform(part) for part in t.split(self._together(t))] if t.shape[0] else []
-        if what.before is not None:
-            parts = [what.before(part).contiguous() for part in parts]
+        if steps.before is not None:
+            parts = [steps.before(part).contiguous() for part in parts]
         if self._border is not None:
-            parts = self._with_border(parts, what.rows)
-        for matrices in what.after:
+            parts = self._with_border(parts, steps.rows)
+        for matrices in steps.after:
             parts = [matrices(part) for part in parts]
-        nothing = t.new_empty(0, t.shape[1], what.after[-1].rows, *grid.sizes)
+        nothing = t.new_empty(0, t.shape[1], steps.after[-1].rows, *grid.sizes)
         z = torch.cat([nothing, *map(grid.inverse, parts)]) if len(parts) != 1 else grid.inverse(parts[0])
-        if what.over is not None:
-            z = z.div_(what.over)
+        if steps.over is not None:
+            z = z.div_(steps.over)
         z = (z.mT if self._transposed else z).reshape(*z.shape[:3], *embedding.grid)
-        return embedding.outputs_from_grid(z, batch) if what.outputs[1] else embedding.inputs_from_grid(z, batch)
+        return embedding.outputs_from_grid(z, batch) if steps.outputs[1] else embedding.inputs_from_grid(z, batch)
 
     def _with_border(self, f: list[Tensor], rows: slice | None) -> list[Tensor]:
         """F with the unknowns of the border, of which ``after`` makes the answer; overwrites f, spectra in parts."""
@@ -343,5 +343,5 @@ class DirectInverse:
         """Bytes of the factors kept."""
         passes = [p for p in (self._solution, self._dual, self._normal) if p is not None]
         used = [m for p in passes for m in (*p.after, p.before) if m is not None]
-        kept = {m.matrices.data_ptr(): m.nbytes for m in (*used, self._P, self._E, self._back) if m is not None}
-        return sum(kept.values()) + (0 if self._border is None else self._border.nbytes)
+        distinct = {m.matrices.data_ptr(): m.nbytes for m in (*used, self._P, self._E, self._back) if m is not None}
+        return sum(distinct.values()) + (0 if self._border is None else self._border.nbytes)

@@ -88,8 +88,9 @@ def column_blocks(
     S = S.unflatten(-1, (channels, height)).unflatten(2, (outer, top))
     if not definite:
         return S.neg_().add_(entries)
+    before, after = (S.narrow(-1, first, height - 1).unbind(3) for first in (0, 1))
     for row in range(1, top):
-        S[:, :, :, row, :, 1:] += S[:, :, :, row - 1, :, :-1]
+        after[row].add_(before[row - 1])
     return S
 
 

@@ -1,6 +1,5 @@
 """The system on the border, solved by a preconditioned Krylov iteration.
 
 ``border_system`` is the system with its Schwarz preconditioner, and says when factors would cost no more. ``krylov``
-iterates, and keeps what GMRES has found out for the next system. ``strip_product`` applies the operator along the
-strips of a plane, where that is cheaper than over the whole grid.
+iterates, and keeps what GMRES has found out for the next system.
 """

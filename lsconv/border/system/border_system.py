@@ -36,7 +36,6 @@ from lsconv.border.border_set import Border, BorderEntries, gathered
 from lsconv.border.cost_model import CostModel, FactorCost, Limits
 from lsconv.border.stack_system import StackRows
 from lsconv.border.system.krylov import Recycling, border_gmres, conjugate_gradients
-from lsconv.border.system.strip_product import StripOperator, Strips
 from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
 from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices, Grid
 from lsconv.operators.memory import allowed_bytes
@@ -121,8 +120,10 @@ class SubdomainSum:
         if owner is not None:
             number = torch.repeat_interleave(torch.tensor(self._lengths))
             index = self._index.cpu()
-            kept = (owner[index] == number).nonzero().flatten()
-            self._places = torch.empty(size, dtype=torch.int64).index_copy_(0, index[kept], kept).to(self._index.device)
+            chosen = (owner[index] == number).nonzero().flatten()
+            self._places = (
+                torch.empty(size, dtype=torch.int64).index_copy_(0, index[chosen], chosen).to(self._index.device)
+            )
 
     @property
     def nbytes(self) -> int:
@@ -149,7 +150,6 @@ class Schwarz:
         self.problem, self.border = problem, problem.border
         self.subdomains: list[Subdomain] = []
         self.sum: SubdomainSum | None = None  # of their corrections
-        self.strips: Strips | None = None  # the product with Q on the border, where it needs no whole grid
         self.full_inverse: DenseInverse | None = None  # of the whole border
         border, matrices, limits = problem.border, problem.matrices, problem.limits
         entries = border.size**2 * matrices.blocks
@@ -160,15 +160,8 @@ class Schwarz:
             return
         numbering = border.numbering()
         used = [a for a, members in enumerate(border.members) if members.any()]
-        product = matrices.elementwise and len(border.grid) == 2 and border.cellwise
-        strips: list[StripOperator] = []
         for a in used:
-            cells = border.corner((a,), 0)
-            self.subdomains.append(self._subdomain(border_entries, numbering, (a,), cells, strips if product else None))
-        if product:  # which makes iterations cheap and wide corners a waste
-            self.strips = Strips.of(
-                border_entries.full_kernel(), numbering, border.members, strips, real=matrices.grid.real
-            )
+            self.subdomains.append(self._subdomain(border_entries, numbering, (a,), border.corner((a,), 0)))
         crossed = [axes for n in range(2, len(used) + 1) for axes in combinations(used, n)] if limits.corners else []
         self._overlaps = {axes: self._overlap(axes) for axes in crossed}
         for axes, overlap in self._overlaps.items():
@@ -179,20 +172,13 @@ class Schwarz:
         self.sum = SubdomainSum(self.subdomains, border.size, self.owners() if problem.restricted else None)
 
     def _subdomain(
-        self,
-        border_entries: BorderEntries,
-        numbering: Tensor,
-        axes: tuple[int, ...],
-        cells: Tensor,
-        strips: list[StripOperator] | None = None,
+        self, border_entries: BorderEntries, numbering: Tensor, axes: tuple[int, ...], cells: Tensor
     ) -> Subdomain:
-        """The cells over the whole of the other axes; the product with Q on them is added to ``strips``."""
+        """The subdomain of ``cells``, rows of channel, *positions along the axes*, over the whole of the other axes."""
         definite, grid, device = self.problem.model.definite, self.border.grid, border_entries.Q.device
         index = border_index(numbering, axes, cells)
         matrices = border_entries.between(axes, cells).contiguous()
         others = Grid(tuple(n for a, n in enumerate(grid) if a not in axes), real=border_entries.Q.grid.real)
-        if strips is not None:  # before the inverse overwrites the matrices
-            strips.append(StripOperator(index.to(device), FrequencyMatrices(others, matrices.clone())))
         inverse: DenseInverse | FrequencyMatrices
         if others.sizes:
             inverses = hermitian_inverse(matrices) if definite else indefinite_inverse(matrices)
@@ -232,7 +218,7 @@ class Schwarz:
     @property
     def nbytes(self) -> int:
         """Bytes of the inverses and of what goes with them."""
-        more = sum(part.nbytes for part in (self.strips, self.full_inverse, self.sum) if part is not None)
+        more = sum(part.nbytes for part in (self.full_inverse, self.sum) if part is not None)
         return more + sum(subdomain.inverse.nbytes for subdomain in self.subdomains)
 
     def __call__(self, r: Tensor) -> Tensor:
@@ -261,8 +247,6 @@ class BorderSystem:
     def __init__(self, problem: BorderProblem, cost: FactorCost | None) -> None:
         self.problem, self.spent, self._cost = problem, False, cost
         self.schwarz = Schwarz(problem)
-        strips = self.schwarz.strips
-        self.product = problem.product if strips is None else strips
         self._flexible = problem.restricted or not problem.model.definite  # by GMRES
         dtype, real = problem.matrices.dtype, problem.matrices.grid.real
         vectors = 2 * _RESTART * problem.model.blocks * problem.border.size
@@ -276,7 +260,7 @@ class BorderSystem:
 
     def __call__(self, u: Tensor) -> Tensor:
         """The operator times border vectors ``(rhs, blocks, size)``."""
-        return self.product(u)
+        return self.problem.product(u)
 
     def solve(self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """The border unknowns to a relative residual of ``tolerance``, from ``start``, and the iterations.
@@ -302,12 +286,12 @@ class BorderSystem:
         r = b if start is None else b - self(start)
         bound = tolerance * torch.linalg.vector_norm(b, dim=-1, keepdim=True)
         norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
-        left = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
+        relative = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
         check_every = 1 if b.device.type == "cpu" else 10
         if self._flexible:
-            u, count = border_gmres(self, self.schwarz, r, left, max_iter, check_every, _RESTART, self._recycling)
+            u, count = border_gmres(self, self.schwarz, r, relative, max_iter, check_every, _RESTART, self._recycling)
         else:
-            u, count = conjugate_gradients(self, self.schwarz, r, left, max_iter, check_every)
+            u, count = conjugate_gradients(self, self.schwarz, r, relative, max_iter, check_every)
         return u if start is None else start + u, count
 
     def _factors_fit(self) -> bool:

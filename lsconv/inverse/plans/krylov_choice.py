@@ -56,11 +56,11 @@ def _is_hermitian(A: LinearOperator) -> bool:
     v = torch.randn(shape, generator=generator, dtype=torch.promote_types(A.dtype, torch.float32)).to(A.device)
     image = A.apply(v)
     try:
-        mirrored = A.adjoint(v)
+        adjoint_image = A.adjoint(v)
     except NotImplementedError:
         return True
     tolerance = torch.finfo(A.dtype).eps ** 0.5
-    return bool(torch.dist(image, mirrored) <= tolerance * torch.linalg.vector_norm(image))
+    return bool(torch.dist(image, adjoint_image) <= tolerance * torch.linalg.vector_norm(image))
 
 
 def _square_preconditioner(
@@ -101,7 +101,7 @@ def _preconditioner(
     damping = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
     # craig's damped problem is that of [A, damp I], which knows no N
     side = "residual" if method == "craig" and bool((damping > 0).any()) else None
-    share = torch.finfo(A.dtype).eps / default_rtol(A.dtype)
+    rounding = torch.finfo(A.dtype).eps / default_rtol(A.dtype)
     if preconditioner == "auto":
         if not bool((damping > 0).all()):
             return None, None
@@ -111,12 +111,12 @@ def _preconditioner(
             return None, None
         # Below this damping the gradient does not show whether the part of x that N puts into the null space of A has
         # gone again; and M divides the residual's part outside the range of A, with its rounding, by damp.
-        least = (share**0.5 if circulant.side == "solution" else share) * circulant.norm
-        if not bool((damping >= least).all()):
+        smallest_damp = (rounding**0.5 if circulant.side == "solution" else rounding) * circulant.norm
+        if not bool((damping >= smallest_damp).all()):
             return None, None
     else:
         damped = bool((damping > 0).all())
         circulant = CirculantPreconditioner(A, damp if damped else None, side=side)
-        if side is None and damped and not bool((damping >= share * circulant.norm).all()):
+        if side is None and damped and not bool((damping >= rounding * circulant.norm).all()):
             circulant = CirculantPreconditioner(A, damp, side="solution")
     return (circulant, None) if circulant.side == "residual" else (None, circulant)

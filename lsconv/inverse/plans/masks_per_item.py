@@ -47,12 +47,12 @@ class MasksPerItemPlan(MissingPlan):
             R = Diagonal(scale)
             self.plans.append(MissingBorderPlan(R @ rows.core, MeasuredRows(rows.core, scale, R), self.damp, L))
 
-    def _filled(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _filled_in(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
         def answer(plan: MissingBorderPlan, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return plan._filled(plan.rows.scale.to(data.dtype) * data, tolerances, max_iter)
+            return plan._filled_in(plan.rows.scale.to(data.dtype) * data, tolerances, max_iter)
 
-        x, iterations, strays = self._by_mask(answer, self.lifting.data(y), self.core.out_shape)
-        return x, iterations, strays
+        x, iterations, may_leave_range = self._by_mask(answer, self.measured.data(y), self.core.out_shape)
+        return x, iterations, may_leave_range
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
         (v,) = self._by_mask(lambda plan, part: (plan._normal(part, rtol),), g, self.core.in_shape)
@@ -72,15 +72,15 @@ class MasksPerItemPlan(MissingPlan):
         first = len(batch) - self.groups.ndim
         groups = self.groups.expand(batch[first:]).flatten()
         given = given.expand(*batch, *item).reshape(*batch[:first], len(groups), *item)
-        found: list[Tensor] = []
+        results: list[Tensor] = []
         for number, plan in enumerate(self.plans):
             places = (groups == number).nonzero()[:, 0]
             parts = solve(plan, given.index_select(first, places))
-            if not found:
-                found = [part.new_empty(*batch[:first], len(groups), *part.shape[first + 1 :]) for part in parts]
-            for result, part in zip(found, parts, strict=True):
+            if not results:
+                results = [part.new_empty(*batch[:first], len(groups), *part.shape[first + 1 :]) for part in parts]
+            for result, part in zip(results, parts, strict=True):
                 result.index_copy_(first, places, part)
-        return [result.reshape(*batch, *result.shape[first + 1 :]) for result in found]
+        return [result.reshape(*batch, *result.shape[first + 1 :]) for result in results]
 
     def __repr__(self) -> str:
         return f"MasksPerItemPlan({len(self.plans)} masks, the first by {self.plans[0]!r})"

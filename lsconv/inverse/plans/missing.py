@@ -23,7 +23,7 @@ from lsconv.border.border_set import largest_piece
 from lsconv.border.missing_blocks import MissingBlocks
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import Request, least_shift
-from lsconv.border.outer_iteration import iterated
+from lsconv.border.outer_iteration import Outer, iterated
 from lsconv.border.penalty import Penalty, common_grid_filters
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
@@ -90,7 +90,7 @@ class MissingPlan(PenalisedPlan):
         weight = rows.uniform()
         assert weight is not None
         self.core, self.precise = (B.to(dtype=double(A.dtype)) for B in (rows.core, A))
-        self.lifting = MeasuredRows(self.core, rows.scale.to(self.core.dtype), rows.rows.to(dtype=self.core.dtype))
+        self.measured = MeasuredRows(self.core, rows.scale.to(self.core.dtype), rows.rows.to(dtype=self.core.dtype))
         self.missing = rows.scale == 0
         self.problem = Penalised(self.precise, self.damp, None if L is None else L.to(dtype=self.precise.dtype))
         self._ratio = weight.double().sqrt()
@@ -128,19 +128,19 @@ class MissingPlan(PenalisedPlan):
         """
         tolerances = self.tolerances(rtol, atol)
         data = self.problem.data_beside_prior(y, x_prior)
-        x, iterations, strays = self._filled(data, tolerances, max_iter)
+        x, iterations, may_leave_range = self._filled_in(data, tolerances, max_iter)
         judge = self.problem.judge(
             tolerances,
             self.A.dtype,
             norm=NormBounds(upper=self._norm_bound),
-            null_space=NullSpaceBound(torch.where(strays, tolerances.null_share, torch.inf)),
+            null_space=NullSpaceBound(torch.where(may_leave_range, tolerances.null_share, torch.inf)),
         )
         return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The solution for ``y``, bare."""
-        return self._filled(y.detach().to(self.precise.dtype), self.tolerances(rtol), None)[0].to(self.A.dtype)
+        return self._filled_in(y.detach().to(self.precise.dtype), self.tolerances(rtol), None)[0].to(self.A.dtype)
 
     @torch.no_grad()
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
@@ -166,14 +166,14 @@ class MissingPlan(PenalisedPlan):
 
     # ------------------------------------------------------------------ the missing outputs
 
-    def _filled(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _filled_in(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """The answer for data, the iterations per item, and the items that may reach into the null space of A.
 
         ``x = A^H z`` of the whole convolution with ``damp^2 z = y + Et - Ax``, of which the part at the missing outputs
         leaves the range of the masked ``A^H``.
         """
         space, rtol = self.space, tolerances.rtol
-        data = self.lifting.data(y)
+        data = self.measured.data(y)
         batch = broadcast_shapes(data.shape[: data.ndim - len(self.core.out_shape)], self.damp.shape)
         unit = binary_unit(space.safe_norm(data))
         data = (data / space.spread(unit)).expand(*batch, *self.core.out_shape)
@@ -183,39 +183,43 @@ class MissingPlan(PenalisedPlan):
         )
         x = self.inner.apply(data)
         image = self.core.apply(x)
-        left, norm = torch.where(self.missing, image, 0), space.norm(data)
+        residual, norm = torch.where(self.missing, image, 0), space.norm(data)
         filled, iterations = data, torch.zeros(batch, dtype=torch.int64, device=y.device)
-        least = torch.maximum(rtol * norm, tolerances.atol / (unit * self._ratio))
+        smallest_total = torch.maximum(rtol * norm, tolerances.atol / (unit * self._ratio))
         rounding = torch.finfo(data.dtype).eps * norm
         for _ in range(3):  # what rounding has left is made up for from there
             objective = space.inner(filled, filled - image)
             # of this x: that of the data as they came, with zeros where none are, may be much longer than the answer
-            gain = divide(inputs.norm(self.core.adjoint(left)), space.norm(left))
-            ranged = tolerances.null_share / 2 * mu * divide(inputs.norm(x), gain)
+            gain = divide(inputs.norm(self.core.adjoint(residual)), space.norm(residual))
+            range_bound = tolerances.null_share / 2 * mu * divide(inputs.norm(x), gain)
 
-            def bound(fallen: Tensor, objective: Tensor = objective, ranged: Tensor = ranged) -> Tensor:
-                total = torch.maximum((objective - fallen).clamp_min(0).sqrt(), least)
+            def bound(decrease: Tensor, objective: Tensor = objective, range_bound: Tensor = range_bound) -> Tensor:
+                total = torch.maximum((objective - decrease).clamp_min(0).sqrt(), smallest_total)
                 # the rest of the tolerance is the inner plan's
-                return torch.maximum(torch.minimum(rtol * total / 3, ranged), rounding)
+                return torch.maximum(torch.minimum(rtol * total / 3, range_bound), rounding)
 
-            size = space.norm(left)
+            size = space.norm(residual)
             if not bool((size > bound(torch.zeros_like(size))).any()):
                 break
             most = 500 if max_iter is None else max_iter - int(iterations.max())
             if most <= 0:
                 break
-            t, count = self._iterate(left, bound, most)
+            t, count = self._iterate(residual, bound, most)
             iterations = iterations + count
             filled = filled + t
             x = self.inner.apply(filled)
             image = self.core.apply(x)
-            left = torch.where(self.missing, image - filled, 0)
-            if not bool((space.norm(left) < 0.5 * size).any()):
+            residual = torch.where(self.missing, image - filled, 0)
+            if not bool((space.norm(residual) < 0.5 * size).any()):
                 break
         size = inputs.norm(x)
-        part = inputs.norm(self.core.adjoint(left)) + rounding * divide(space.norm(image), size)
-        strays = part > tolerances.null_share * mu * size
-        return x * self._over_inputs(unit), iterations, strays | (not self.inner.innermost.x_in_range_of_adjoint)
+        part = inputs.norm(self.core.adjoint(residual)) + rounding * divide(space.norm(image), size)
+        may_leave_range = part > tolerances.null_share * mu * size
+        return (
+            x * self._over_inputs(unit),
+            iterations,
+            may_leave_range | (not self.inner.innermost.x_in_range_of_adjoint),
+        )
 
     def _iterate(self, b: Tensor, bound: Callable[[Tensor], Tensor], most: int = 500) -> tuple[Tensor, Tensor]:
         """``K t = b`` by conjugate gradients, and the iterations per item.
@@ -241,19 +245,19 @@ class MissingPlan(PenalisedPlan):
         missing = gathered(self.missing)
         r, z = gathered(b), gathered(self.blocks(b))
         t, p, rho = torch.zeros_like(r), z, space.inner(r, z)
-        fallen = torch.zeros_like(rho)
+        decrease = torch.zeros_like(rho)
         count = torch.zeros(rho.shape, dtype=torch.int64, device=b.device)
         for _ in range(most):
-            active = (space.norm(r) > bound(fallen)) & (rho > 0)
+            active = (space.norm(r) > bound(decrease)) & (rho > 0)
             if not bool(active.any()):
                 break
-            q = torch.where(missing, gathered(self.inner.remainder(placed(p))), p)
+            q = torch.where(missing, gathered(self.inner.residual(placed(p))), p)
             curvature = space.inner(p, q)
             active = active & (curvature > 0)
             alpha = divide(rho, curvature) * active
             t = t + space.spread(alpha) * p
             r = r - space.spread(alpha) * q
-            fallen = fallen + alpha * rho
+            decrease = decrease + alpha * rho
             count = count + active
             z = gathered(self.blocks(placed(r)))
             new = space.inner(r, z)
@@ -264,10 +268,10 @@ class MissingPlan(PenalisedPlan):
         return over_items(values, len(self.core.in_shape))
 
     def __repr__(self) -> str:
-        share = 100 * float(self.missing.double().mean())
+        percentage = 100 * float(self.missing.double().mean())
         pieces = len(self.blocks.index)
         return (
-            f"MissingPlan({share:.2g} % of the outputs missing, in {pieces} block(s) of up to "
+            f"MissingPlan({percentage:.2g} % of the outputs missing, in {pieces} block(s) of up to "
             f"{self.blocks.index.shape[-1]}, by {self.inner!r})"
         )
 
@@ -307,20 +311,21 @@ class MissingBorderPlan(MissingPlan):
         if L is None:
             self.read = self.inverse.embedding.read_inputs()
 
-    def _filled(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _filled_in(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
         tolerances = Tolerances.of(self.core.dtype, tolerances.rtol, tolerances.atol)
-        data = self.filled.data(self.lifting.data(y) * self._ratio.reshape(()))
-        outer = iterated(self, y=data, tolerances=tolerances, max_iter=max_iter)
+        data = self.filled.data(self.measured.data(y) * self._ratio.reshape(()))
+        outer = iterated(lambda: Outer(self, y=data, tolerances=tolerances, max_iter=max_iter))
         return outer.x, outer.iterations, torch.full_like(outer.tolerance_ratio > 1, self.inverse.side != "residual")
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
         rtol = direct_rtol(self.A.dtype, rtol)
         wide = g.detach().to(self.core.dtype)
         if self.inverse.side == "residual":
-            apply = lambda data, rtol: self._filled(data, Tolerances.of(self.core.dtype, rtol, 0.0), None)[0]
+            apply = lambda data, rtol: self._filled_in(data, Tolerances.of(self.core.dtype, rtol, 0.0), None)[0]
             return normal_by_apply(self.precise, self.damp, apply, wide, rtol=rtol, extra_digits=1.0)
-        return iterated(self, v=wide, tolerances=Tolerances.of(self.core.dtype, rtol, 0.0)).x
+        tolerances = Tolerances.of(self.core.dtype, rtol, 0.0)
+        return iterated(lambda: Outer(self, v=wide, tolerances=tolerances)).x
 
     def __repr__(self) -> str:
-        share = 100 * float(self.missing.double().mean())
-        return f"MissingBorderPlan({share:.2g} % of the outputs missing, {self.inverse.describe()})"
+        percentage = 100 * float(self.missing.double().mean())
+        return f"MissingBorderPlan({percentage:.2g} % of the outputs missing, {self.inverse.describe()})"

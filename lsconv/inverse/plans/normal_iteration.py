@@ -80,17 +80,17 @@ class NormalIteration(PenalisedPlan):
         """
         tolerances = self.tolerances(rtol, atol)
         data = self.problem.data(y, x_prior)
-        share = tolerances.null_share if self.wide else SQUARE_SHARE
-        x, iterations, norm = self._least_squares(data, tolerances.rtol, atol, max_iter, share=share)
+        null_share = tolerances.null_share if self.wide else SQUARE_SHARE
+        x, iterations, norm = self._least_squares(data, tolerances.rtol, atol, max_iter, null_share=null_share)
         judge = self.problem.judge(
             tolerances,
             self.A.dtype,
             norm=NormBounds(norm),
-            null_space=NullSpaceBound(share, exists=lambda: self._null_suspects(x, data, share)),
+            null_space=NullSpaceBound(null_share, exists=lambda: self._null_suspects(x, data, null_share)),
         )
         return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 
-    def _null_suspects(self, x: Tensor, data: Tensor, share: float) -> Tensor:
+    def _null_suspects(self, x: Tensor, data: Tensor, null_share: float) -> Tensor:
         """The items whose x may have a larger part in the null space of A, which the gradient alone does not show."""
         return torch.ones((), dtype=torch.bool, device=x.device)
 
@@ -124,7 +124,7 @@ class NormalIteration(PenalisedPlan):
         max_iter: int | None,
         *,
         tolerance: float = 0.0,
-        share: float = 1.0,
+        null_share: float = 1.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The x for data of the stack, iterations, and a lower bound of the norm of the stack."""
         images, batch = self.images, self._batch(data, self.stack.out_shape)
@@ -132,9 +132,9 @@ class NormalIteration(PenalisedPlan):
         unit = binary_unit(images.safe_norm(data))
         data = data * images.spread(1 / unit)
         size = images.norm(data)
-        least = torch.maximum(rtol * size, atol / unit)
+        smallest_total = torch.maximum(rtol * size, atol / unit)
 
-        def remainder(x: Tensor, image: Tensor) -> Tensor:
+        def residual(x: Tensor, image: Tensor) -> Tensor:
             return self.stack.adjoint(data - image) - self.space.spread(self.mu) * x
 
         def bound(x: Tensor, image: Tensor, norm: Tensor) -> Tensor:
@@ -142,14 +142,16 @@ class NormalIteration(PenalisedPlan):
             total = torch.hypot(images.norm(data - image), self.mu.sqrt() * x_norm)
             rounding = torch.finfo(data.dtype).eps * (norm * x_norm + size)
             # along small singular values the gradient shows an error in x times damp^2 alone
-            seen = share / 2 * self.mu * x_norm if self.L is None else torch.full_like(norm, torch.inf)
-            return torch.maximum(torch.minimum(norm * rtol * torch.maximum(total, least) / 2, seen), norm * rounding)
+            visible = null_share / 2 * self.mu * x_norm if self.L is None else torch.full_like(norm, torch.inf)
+            return torch.maximum(
+                torch.minimum(norm * rtol * torch.maximum(total, smallest_total) / 2, visible), norm * rounding
+            )
 
-        def left(x: Tensor, image: Tensor) -> Tensor:
+        def error_bound(x: Tensor, image: Tensor) -> Tensor:
             objective = images.norm(data - image).square() + self.mu * self.space.norm(x).square()
             return tolerance**2 * objective
 
-        x, iterations, norm = self._iterate(batch, remainder, bound, max_iter, left if tolerance else None)
+        x, iterations, norm = self._iterate(batch, residual, bound, max_iter, error_bound if tolerance else None)
         return x * self.space.spread(unit), iterations, norm
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
@@ -160,10 +162,10 @@ class NormalIteration(PenalisedPlan):
         g = g.expand(*batch, *self.A.in_shape)
         goal = 0.1 * rtol * self.space.norm(g)
 
-        def remainder(x: Tensor, image: Tensor) -> Tensor:
+        def residual(x: Tensor, image: Tensor) -> Tensor:
             return g - self.stack.adjoint(image) - self.space.spread(self.mu) * x
 
-        x, _, _ = self._iterate(batch, remainder, lambda x, image, norm: goal, None)
+        x, _, _ = self._iterate(batch, residual, lambda x, image, norm: goal, None)
         return x * self.space.spread(unit)
 
     def _batch(self, tensor: Tensor, item: tuple[int, ...]) -> torch.Size:
@@ -173,10 +175,10 @@ class NormalIteration(PenalisedPlan):
     def _iterate(
         self,
         batch: torch.Size,
-        remainder: Callable[[Tensor, Tensor], Tensor],
+        residual: Callable[[Tensor, Tensor], Tensor],
         bound: Callable[[Tensor, Tensor, Tensor], Tensor],
         max_iter: int | None,
-        left: Callable[[Tensor, Tensor], Tensor] | None = None,
+        error_bound: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The iteration: x, its length per item, and the largest ``||stack p|| / ||p||`` met.
 
@@ -190,26 +192,26 @@ class NormalIteration(PenalisedPlan):
         space = self.space
         x = torch.zeros(*batch, *self.A.in_shape, dtype=self.precise.dtype, device=self.A.device)
         image = x.new_zeros(*batch, *self.stack.out_shape)
-        g = remainder(x, image)
+        g = residual(x, image)
         direction = FlexibleDirection(self.mu.expand(batch))
         iterations = torch.zeros(batch, dtype=torch.int64, device=x.device)
-        waited, best = torch.zeros_like(iterations), torch.full_like(direction.norm, torch.inf)
+        stalled, best = torch.zeros_like(iterations), torch.full_like(direction.norm, torch.inf)
         for _ in range(1000 if max_iter is None else max_iter):
             size = space.norm(g)
-            waited = torch.where(size < 0.9 * best, 0, waited + 1)
+            stalled = torch.where(size < 0.9 * best, 0, stalled + 1)
             best = torch.minimum(best, size)
-            active = (size > bound(x, image, direction.norm)) & (waited < 100 + iterations // 2)
+            active = (size > bound(x, image, direction.norm)) & (stalled < 100 + iterations // 2)
             if not bool(active.any()):
                 break
             z = self.inverse(g, 1e-3)[0]
-            if left is not None:
-                active = active & (space.inner(z, g) > left(x, image))
+            if error_bound is not None:
+                active = active & (space.inner(z, g) > error_bound(x, image))
                 if not bool(active.any()):
                     break
             p, p_image, alpha = direction.step(z, g, space, self.images, self.stack.apply)
             alpha = alpha * active
             x = x + space.spread(alpha) * p
             image = image + self.images.spread(alpha) * p_image
-            g = remainder(x, image)
+            g = residual(x, image)
             iterations = iterations + active
         return x, iterations, direction.norm

@@ -60,13 +60,13 @@ class Planes:
             grid = [good_fft_length(max(A.spatial_in[a], A.spatial_out[a])) for a in others]
             frequencies = blocks * math.prod(grid) // (1 if A.is_complex else 2)
             n, m = A.spatial_in[axis], A.spatial_out[axis]
-            least = min(n, m)
+            smaller = min(n, m)
             border = max(n, m) if one_sided else n + m
             # the symbol, the smaller normal matrix and its inverse, the border and its kernel
-            taken = frequencies * (n * m + 2 * least**2 + 3 * border**2) * A.dtype.to_complex().itemsize
+            needed = frequencies * (n * m + 2 * smaller**2 + 3 * border**2) * A.dtype.to_complex().itemsize
             # the products and inverses of matrices take as many operations more for each number as they have rows
-            found.append(cls(axis, taken, (SETUP_BYTE_WORK + border) * taken))
-        cheapest = min(found, key=lambda way: way.work, default=None)
+            found.append(cls(axis, needed, (SETUP_BYTE_WORK + border) * needed))
+        cheapest = min(found, key=lambda planes: planes.work, default=None)
         return cheapest if cheapest is not None and cheapest.bytes <= allowed_bytes(memory_limit, A.device) else None
 
 
@@ -82,11 +82,11 @@ def _factors_pay(A: Convolution, damping: Tensor, axis: int) -> bool:
 
 def planes_plan(A: LinearOperator, damp: Tensor | float, memory_limit: int | None = None) -> ReducedPlan | None:
     """The border's plan of the planes of a volume; None where they do not serve."""
-    way = Planes.of(A, damp, memory_limit)
-    if way is None or not isinstance(A, Convolution):
+    planes = Planes.of(A, damp, memory_limit)
+    if planes is None or not isinstance(A, Convolution):
         return None
     try:
-        image = AxisAsChannels.of(A, way.axis)
+        image = AxisAsChannels.of(A, planes.axis)
         return ReducedPlan(image, BorderPlan(image.B, damp, memory_limit=memory_limit), damp)
     except (MethodError, PlanMemoryError):
         return None

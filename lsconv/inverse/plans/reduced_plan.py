@@ -46,13 +46,13 @@ class ReducedPlan(Plan):
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
         """The certified solution for ``y``; where axes are folded, each of their slices has met the tolerance."""
-        way = self.reduction
+        reduction = self.reduction
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            parts = self.plan.solve(way.outputs_of(y), rtol=rtol, atol=atol, max_iter=max_iter)
-        solution = replace(parts, x=way.to_inputs(parts.x))
-        if way.folded:
-            count = len(way.folded)
+            parts = self.plan.solve(reduction.outputs_of(y), rtol=rtol, atol=atol, max_iter=max_iter)
+        solution = replace(parts, x=reduction.to_inputs(parts.x))
+        if reduction.folded:
+            count = len(reduction.folded)
             flat: dict[str, Any] = {
                 name: value.flatten(-count).movedim(-1, 0)
                 for name, value in vars(parts).items()
@@ -60,7 +60,7 @@ class ReducedPlan(Plan):
             }
             rank = flat.pop("rank", None)
             solution = replace(together(replace(solution, **flat)), rank=None if rank is None else rank.sum(0))
-        return self._with_dropped(solution, y, rtol, atol) if way.drops_outputs else solution
+        return self._with_dropped(solution, y, rtol, atol) if reduction.drops_outputs else solution
 
     def _with_dropped(self, solution: Solution, y: Tensor, rtol: float | None, atol: float) -> Solution:
         """The solution with the norms of A's own residual, to which the outputs belong that read nothing."""
@@ -69,10 +69,10 @@ class ReducedPlan(Plan):
             solution.x.to(precise.dtype), y.to(precise.dtype)
         )
         # what nothing explains may be most of y
-        left = (solution.codes == Status.RESIDUAL.code) & ~certificate.residual_ok
+        unexplained = (solution.codes == Status.RESIDUAL.code) & ~certificate.residual_ok
         return replace(
             solution,
-            codes=torch.where(left, Status.GRADIENT.code, solution.codes),
+            codes=torch.where(unexplained, Status.GRADIENT.code, solution.codes),
             residual_norm=certificate.residual_norm,
             gradient_norm=certificate.gradient_norm,
         )
@@ -90,13 +90,13 @@ class ReducedPlan(Plan):
     @torch.no_grad()
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
-        way = self.reduction
-        inner = way.inputs_of(g)
-        x = way.to_inputs(self.plan.normal_solve(inner, rtol=rtol))
-        if way.reads_all:
+        reduction = self.reduction
+        inner = reduction.inputs_of(g)
+        x = reduction.to_inputs(self.plan.normal_solve(inner, rtol=rtol))
+        if reduction.reads_all:
             return x
         mu = over_items(self.damp.square().to(g.real.dtype), len(self.A.in_shape))
-        unread = g - way.to_inputs(inner)
+        unread = g - reduction.to_inputs(inner)
         return x + torch.where(mu > 0, unread / torch.where(mu > 0, mu, 1), 0)
 
     @torch.no_grad()
@@ -107,11 +107,13 @@ class ReducedPlan(Plan):
 
     def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``, where the plan for B misses no item."""
-        way = self.reduction
-        found = self.plan.attempt(None if y is None else way.outputs_of(y), None if v is None else way.inputs_of(v))
+        reduction = self.reduction
+        found = self.plan.attempt(
+            None if y is None else reduction.outputs_of(y), None if v is None else reduction.inputs_of(v)
+        )
         if found is None or bool(found[1].any()):
             return None
-        return (way.to_inputs if y is not None else way.to_outputs)(found[0]), found[1].new_zeros(())
+        return (reduction.to_inputs if y is not None else reduction.to_outputs)(found[0]), found[1].new_zeros(())
 
     def tolerances(self, rtol: float | None, atol: float = 0.0) -> Tolerances:
         """The tolerances of a solve, those of the plan for B."""
@@ -119,7 +121,7 @@ class ReducedPlan(Plan):
 
     @property
     def innermost(self) -> Plan:
-        """The plan for B, or inside that."""
+        """The plan that solves for B, or what that one reduces to."""
         return self.plan.innermost
 
     def reasons(self) -> list[str]:

@@ -35,10 +35,10 @@ def reduction(A: LinearOperator, *, keep_shapes: bool) -> Reduction | None:
     """The smaller convolution that A is, or None; with ``keep_shapes`` only one that takes and gives what A does."""
     if not isinstance(A, Convolution):
         return None
-    way = Reduction.trimmed(A)
-    if way is None and not (keep_shapes or PatchPlan.serves(A)):
-        way = Reduction.without_batch_axes(A)
-    return way if way is None or way.same_shapes or not keep_shapes else None
+    smaller = Reduction.trimmed(A)
+    if smaller is None and not (keep_shapes or PatchPlan.serves(A)):
+        smaller = Reduction.without_batch_axes(A)
+    return smaller if smaller is None or smaller.same_shapes or not keep_shapes else None
 
 
 def rank_options(A: LinearOperator, memory_limit: int | None, rcond: float | None) -> dict[str, Any]:
@@ -62,8 +62,8 @@ def small_matrices(A: LinearOperator, damp: Tensor | float, method: str, **decid
         return SeparablePlan(A, damp, **decided)
     if method == "matrix" and isinstance(A, Convolution) and PatchPlan.serves(A):
         return PatchPlan(A, damp, **decided)
-    what = "a separable kernel" if method == "separable" else "outputs that read disjoint patches"
-    raise MethodError(f'method: "{method}" needs a convolution with {what}, got {A!r}; use method="auto"')
+    needed = "a separable kernel" if method == "separable" else "outputs that read disjoint patches"
+    raise MethodError(f'method: "{method}" needs a convolution with {needed}, got {A!r}; use method="auto"')
 
 
 def cheap_small_matrices(A: LinearOperator, damp: Tensor | float, **decided: Any) -> DirectPlan | None:

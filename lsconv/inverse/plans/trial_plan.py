@@ -176,11 +176,11 @@ class TrialPlan(KrylovPlan):
         norm = None if found.history is None else found.history.largest_norm
         # the iterates of a preconditioner on the side of x are not of the form A^H z
         rounding = torch.finfo(A.dtype).eps if self.N is None else None
-        little, share = found.damp == 0, tolerances.null_share
+        rounds_little, null_share = found.damp == 0, tolerances.null_share
         if rounding is None:
-            share = share if A.in_numel > A.out_numel else SQUARE_SHARE
+            null_share = null_share if A.in_numel > A.out_numel else SQUARE_SHARE
         elif norm is not None:
-            little = _rounds_little(found.damp, norm, rounding, tolerances)
+            rounds_little = _rounds_little(found.damp, norm, rounding, tolerances)
         judge = Judge(
             precise,
             tolerances,
@@ -189,7 +189,7 @@ class TrialPlan(KrylovPlan):
             rounding=Tolerances.of(A.dtype, tolerances.rtol, 0.0).rounding,
             norm=NormBounds(norm, sharper=lambda: self._norm),
             rank=RankThreshold(length_limit=EXCUSED),
-            null_space=NullSpaceBound(torch.where(little, torch.inf, share), rounding),
+            null_space=NullSpaceBound(torch.where(rounds_little, torch.inf, null_share), rounding),
         )
         judged = judge.solution(
             found.x.to(precise.dtype),
@@ -288,6 +288,6 @@ class _Limit:
         if state.iteration < self.most:
             return False
         fall = (self.half / relative).log() / max(state.iteration - self.at, 1)
-        left = (relative / self.goal).log() / fall
-        soon = (left <= 2 * self.most - state.iteration) & (fall > 0)
+        remaining = (relative / self.goal).log() / fall
+        soon = (remaining <= 2 * self.most - state.iteration) & (fall > 0)
         return not bool(soon[state.running].all())

@@ -62,7 +62,7 @@ class WeightedPlan(NormalIteration):
         self.factor_batch = tuple(self.inverse.embedding.batch_shape)
         self.inverse.factorise_if_cheaper(self.factor_batch, 10)
 
-    def _null_suspects(self, x: Tensor, data: Tensor, share: float) -> Tensor:
+    def _null_suspects(self, x: Tensor, data: Tensor, null_share: float) -> Tensor:
         """The items whose x may have a larger part in the null space of A than its share.
 
         Positive weights leave the null space as it is, and along it the preconditioner divides a gradient by the shift
@@ -70,13 +70,13 @@ class WeightedPlan(NormalIteration):
         of another shift than the damping's says nothing.
         """
         if not (self._positive and self.inverse.exact):
-            return super()._null_suspects(x, data, share)
+            return super()._null_suspects(x, data, null_share)
         space = self.space
         g = self.stack.adjoint(data - self.stack.apply(x)) - space.spread(self.mu) * x
         unit = binary_unit(space.safe_norm(g))
         part = space.norm(self.inverse(g * space.spread(1 / unit), 1e-3)[0]) * unit / self.mean
         part = part + 1e-3 * space.safe_norm(g) / self.mu
-        return ~(part <= share * space.norm(x))
+        return ~(part <= null_share * space.norm(x))
 
     def __repr__(self) -> str:
         return (

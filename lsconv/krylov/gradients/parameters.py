@@ -8,7 +8,7 @@ of :math:`A d` along the tangents of the parameters (:func:`parameter_jvp`): one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -46,7 +46,8 @@ def any_requires_grad(*tensors: Tensor | None) -> bool:
 
 def no_autocast(A: LinearOperator) -> Any:
     """A context in which A and the solves compute in their own dtype."""
-    return torch.autocast(A.device.type, enabled=False)
+    device = A.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def parameter_vjp(

@@ -86,9 +86,8 @@ def _settled(solution: Solution, problem: Problem, options: Options, build: Setu
 
 def _shortest(problem: Problem, options: Options, build: Setup, y: Tensor, rtol: float) -> Tensor:
     """The least-norm solution for consistent data, by the same method without damping, preconditioner and start."""
-    zero, none = problem.codomain.safe_norm(y) == 0, torch.zeros_like(problem.nonfinite)
-    plain = replace(problem, y=y, damp=None, M=None, N=None, x0=None, zero=problem.tensor(zero), nonfinite=none,
-                    multipliers=False)  # fmt: skip
+    none = torch.zeros_like(problem.nonfinite)
+    plain = replace(problem, y=y, damp=None, M=None, N=None, x0=None, nonfinite=none, multipliers=False)
     start, extract = build(plain)
     exact = replace(options.tolerances, rtol=rtol, atol=0.0)
     silent = replace(options, tolerances=exact, callback=None, progress=False)
@@ -150,7 +149,7 @@ def _part(problem: Problem, first: int, last: int) -> Problem:
         return None if tensor is None else tensor.reshape(-1, *tensor.shape[lead:])[first:last]
 
     damp = part(problem.damp)
-    values = {name: part(getattr(problem, name)) for name in ("y", "x0", "nonfinite", "zero")}
+    values = {name: part(getattr(problem, name)) for name in ("y", "x0", "nonfinite")}
     return replace(
         problem,
         **values,  # type: ignore[arg-type]

@@ -46,6 +46,7 @@ Scalar: TypeAlias = Any
 
 # One row of the two-level reductions: short enough that a float32 sum over it is accurate, long enough to be fast.
 _ROW = 1024
+_DOUBLE = (torch.float64, torch.complex128)
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:
@@ -72,12 +73,14 @@ class ItemSpace:
         self.dtype = dtype
         self.scalar = scalar_dtype(device)
         self._ones = (1,) * len(self.item_shape)
+
+    @functools.cached_property
+    def _rows(self) -> int:
+        """The number of dimensions of an item that make a row of the two-level reductions."""
         rows = 1
         while rows < len(self.item_shape) and math.prod(self.item_shape[-rows:]) < _ROW // 16:
             rows += 1
-        self._row_dims = tuple(range(-rows, 0)) if self.item_shape else ()
-        self._outer_dims = tuple(range(-(len(self.item_shape) - rows), 0))
-        self._chunked = bool(self.item_shape) and math.prod(self.item_shape[-rows:]) > 4 * _ROW
+        return rows
 
     # ------------------------------------------------------------------ from vectors to scalars
 
@@ -85,13 +88,14 @@ class ItemSpace:
         """The Euclidean norm of every item, ``batch``."""
         total: Tensor
         if not self.item_shape:
-            total = v.abs().to(self.scalar)
-        elif self._chunked:
+            total = v.abs()
+        elif math.prod(self.item_shape[-self._rows :]) > 4 * _ROW:
             total = self._chunked_norm(v.flatten(v.ndim - len(self.item_shape)))
         else:
-            total = torch.linalg.vector_norm(v, dim=self._row_dims)
-            if self._outer_dims:
-                total = torch.linalg.vector_norm(total, dim=self._outer_dims, dtype=self.scalar)
+            total = torch.linalg.vector_norm(v, dim=tuple(range(-self._rows, 0)))
+            if self._rows < len(self.item_shape):
+                outer = tuple(range(self._rows - len(self.item_shape), 0))
+                total = torch.linalg.vector_norm(total, dim=outer, dtype=self.scalar)
         return _gathered(total.to(self.scalar))
 
     def _chunked_norm(self, flat: Tensor) -> Tensor:
@@ -162,14 +166,19 @@ class OneItem(ItemSpace):
     def __init__(self, item_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(item_shape, dtype, device)
         self._largest = torch.finfo(dtype).max
-        self._one = torch.ones(1, dtype=dtype)
-        self._row = _row_length(math.prod(self.item_shape))
+
+    @functools.cached_property
+    def _one(self) -> Tensor:
+        return torch.ones(1, dtype=self.dtype)
 
     def norm(self, v: Tensor) -> Scalar:
         """Euclidean norm."""
-        if self._row is None or not v.is_contiguous():  # a result cut out of a longer one would be copied into rows
+        if v.dtype in _DOUBLE:
+            return torch.linalg.vector_norm(v).item()
+        row = _row_length(math.prod(self.item_shape))
+        if row is None or not v.is_contiguous():  # a result cut out of a longer one would be copied into rows
             return super().norm(v).item()
-        rows = torch.linalg.vector_norm(v.reshape(-1, self._row), dim=-1)
+        rows = torch.linalg.vector_norm(v.reshape(-1, row), dim=-1)
         return torch.linalg.vector_norm(rows, dtype=self.scalar).item()
 
     def safe_norm(self, v: Tensor) -> Scalar:
@@ -215,8 +224,7 @@ def _row_length(count: int) -> int | None:
 
 def _safe_range(dtype: torch.dtype) -> tuple[float, float]:
     """The norms beyond which squares may have left the range of the dtype."""
-    wide = dtype in (torch.float64, torch.complex128)
-    return (torch.finfo(torch.float64).tiny ** 0.45, 1e138) if wide else (1e-15, 1e15)
+    return (torch.finfo(torch.float64).tiny ** 0.45, 1e138) if dtype in _DOUBLE else (1e-15, 1e15)
 
 
 def _gathered(scalars: Tensor) -> Tensor:

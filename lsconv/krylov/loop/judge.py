@@ -325,8 +325,9 @@ class Judge:
 
     def _with_host_scalars(self, damp: Tensor) -> Judge:
         """This judge for a single item, with Python numbers for scalars."""
-        norm = replace(self.norm, lower=_number(self.norm.lower), upper=_number(self.norm.upper))
-        null_space = replace(self.null_space, share=_number(self.null_space.share))
+        norm, bound = self.norm, self.null_space
+        norm = NormBounds(_number(norm.lower), _number(norm.upper), norm.sharper)
+        null_space = NullSpaceBound(_number(bound.share), bound.range_eps, bound.exists)
         return replace(self, damp=_number(damp), norm=norm, null_space=null_space)
 
     def _certify_rounded(
@@ -344,11 +345,12 @@ class Judge:
         doubtful = certificate.converged == 0
         if self.judges_unrounded:
             doubtful = doubtful | certificate.excused
-        # a stored x is no longer A^H z, whose null part its residual and length bound; they are nearly the same
-        not_in_range = replace(self, null_space=replace(self.null_space, range_eps=None))
-        doubtful = doubtful | (
-            not_in_range.exceeds_null_share(certificate) & (self.exceeds_null_share(certificate) | certificate.excused)
-        )
+        if self.null_space.share is not None and not any_item(doubtful):
+            # a stored x is no longer A^H z, whose null part its residual and length bound; they are nearly the same
+            not_in_range = replace(self, null_space=replace(self.null_space, range_eps=None))
+            doubtful = not_in_range.exceeds_null_share(certificate) & (
+                self.exceeds_null_share(certificate) | certificate.excused
+            )
         if not any_item(doubtful):
             return certificate, certificate
         return certificate, self.certify(x, y, prior_norm=prior_norm, host_scalars=host_scalars)

@@ -15,7 +15,8 @@ from lsconv.errors import ArgumentError, ArgumentTypeError, DeviceError, DtypeEr
 from lsconv.krylov.loop.batched_scalars import ItemSpace, OneItem, Scalar, scalar_dtype
 from lsconv.krylov.loop.lagrange_multipliers import multipliers_wanted
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.batch_layout import broadcast_shapes
+from lsconv.operators.batch_layout import broadcast_shapes, over_items
+from lsconv.operators.checks import require_finite
 from lsconv.operators.dtypes import remedy
 from lsconv.operators.observed import observed
 from lsconv.operators.scipy import OperatorLike
@@ -79,7 +80,6 @@ class Problem:
         N: inverse preconditioner on the solution side.
         batch: the batch dimensions.
         nonfinite: items whose data are not finite.
-        zero: items whose right-hand side is zero.
         host_scalars: there is one item, on the CPU, and the method's scalars are Python numbers.
         multipliers: the method is to find z with ``x = A^H z`` as well
             (:mod:`lsconv.krylov.loop.lagrange_multipliers`).
@@ -93,7 +93,6 @@ class Problem:
     N: LinearOperator | None
     batch: torch.Size
     nonfinite: Tensor
-    zero: Tensor
     host_scalars: bool = False
     multipliers: bool = False
 
@@ -106,6 +105,11 @@ class Problem:
     def codomain(self) -> ItemSpace:
         """Arithmetic on tensors shaped like y."""
         return (OneItem if self.host_scalars else ItemSpace)(self.A.out_shape, self.A.dtype, self.A.device)
+
+    @functools.cached_property
+    def zero(self) -> Tensor:
+        """The items whose right-hand side is zero."""
+        return self.tensor(self.codomain.safe_norm(self.y) == 0) & ~self.nonfinite
 
     def scalar(self, values: Tensor) -> Scalar:
         """A tensor of shape ``batch`` as the methods' kind of scalar."""
@@ -161,9 +165,10 @@ def prepare(
         raise ShapeError(f"A: this method needs a square operator, got {A.in_shape} -> {A.out_shape}; use lsconv.lsmr")
     if A.dtype in (torch.float16, torch.bfloat16):
         raise DtypeError(f"A: {A.dtype} is too coarse to iterate in; convert with A.to(dtype=torch.float32)")
-    A.check_output(b, name)
+    shapes = [A.check_output(b, name), A.batch_shape]
     b = observed(A, b)
-    shapes = [A.check_output(b, name, finite=check_finite), A.batch_shape]
+    if check_finite:
+        require_finite(b, name, len(A.out_shape))
     if x0 is not None:
         x0 = as_complex(x0, A)
         shapes.append(A.check_input(x0, "x0", finite=check_finite))
@@ -176,24 +181,21 @@ def prepare(
         raise ShapeError(f"{name}: the batch dimensions of {name}, x0, damp, M, N and the operator do not broadcast: "
                          f"{[tuple(shape) for shape in shapes]} and damp {tuple(damping.shape)}") from None  # fmt: skip
     y = b.detach().expand(*batch, *A.out_shape)
-    codomain, domain = (ItemSpace(shape, A.dtype, A.device) for shape in (A.out_shape, A.in_shape))
     nonfinite = torch.zeros(batch, dtype=torch.bool, device=A.device)
     if x0 is not None:
         x0 = x0.detach().expand(*batch, *A.in_shape)
     if not check_finite:
-        nonfinite = ~_finite(y, codomain)
+        nonfinite = ~_finite(y, len(A.out_shape))
         if x0 is not None:
-            nonfinite = nonfinite | ~_finite(x0, domain)
-            x0 = x0.masked_fill(domain.spread(nonfinite).bool(), 0)
-        y = y.masked_fill(codomain.spread(nonfinite).bool(), 0)
-    zero = (codomain.safe_norm(y) == 0) & ~nonfinite
+            nonfinite = nonfinite | ~_finite(x0, len(A.in_shape))
+            x0 = x0.masked_fill(over_items(nonfinite, len(A.in_shape)), 0)
+        y = y.masked_fill(over_items(nonfinite, len(A.out_shape)), 0)
     damped = damping.expand(batch) if bool((damping > 0).any()) else None
     # a value of a DTensor, or under a function transform, cannot be read for nothing
     host_scalars = host_scalars and A.device.type == "cpu" and math.prod(batch) == 1 and type(y) is Tensor
     plain = damped is None and M is None and N is None and x0 is None
-    return Problem(
-        A, y, x0, damped, M, N, torch.Size(batch), nonfinite, zero, host_scalars, plain and multipliers_wanted(A)
-    )
+    plain = plain and multipliers_wanted(A)
+    return Problem(A, y, x0, damped, M, N, torch.Size(batch), nonfinite, host_scalars, plain)
 
 
 def _preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator) -> LinearOperator | None:
@@ -223,11 +225,13 @@ def check_damp(damp: Any, A: LinearOperator) -> Tensor:
     if isinstance(damp, Tensor) and (damp.is_complex() or damp.dtype == torch.bool):
         raise DtypeError(f"damp: expected real numbers, got {damp.dtype}")
     damping = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device).detach()
-    if not bool(((damping >= 0) & torch.isfinite(damping)).all()):
+    values: Any = damping if isinstance(damp, Tensor) else damp
+    inside = (values >= 0) & (values <= torch.finfo(damping.dtype).max)  # NaN is not
+    if not (bool(inside.all()) if isinstance(inside, Tensor) else inside):
         raise ArgumentError(f"damp: expected finite numbers >= 0, got {damp}")
     return damping
 
 
-def _finite(v: Tensor, space: ItemSpace) -> Tensor:
+def _finite(v: Tensor, item_ndim: int) -> Tensor:
     finite = torch.isfinite(v)
-    return finite.flatten(v.ndim - len(space.item_shape)).all(-1) if space.item_shape else finite
+    return finite.flatten(v.ndim - item_ndim).all(-1) if item_ndim else finite

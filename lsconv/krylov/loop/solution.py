@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -164,6 +165,11 @@ class Solution:
     excused: Tensor | None = None
     std: Any = None
 
+    @functools.cached_property
+    def all_converged(self) -> bool:
+        """True where every item converged; the host waits for the device once."""
+        return bool(self.converged.all())
+
     @property
     def nullity(self) -> Tensor | None:
         """The dimension of the null space of A at this rank, which x is orthogonal to, ``batch``; None as for rank."""
@@ -197,7 +203,7 @@ class Solution:
         Raises:
             ConvergenceError: names the items that did not, and why.
         """
-        if not bool(self.converged.all()):
+        if not self.all_converged:
             raise ConvergenceError(self.failure_text())
         return self
 
@@ -293,6 +299,8 @@ def report(solution: Solution, name: object, *, raise_on_failure: bool = False) 
     Raises:
         ConvergenceError: with ``raise_on_failure``.
     """
+    if solution.all_converged:
+        return
     failed = ~solution.converged & (solution.codes != Status.CALLBACK.code)
     if bool(failed.any()):
         text = f"{name}: {int(failed.sum())} of {failed.numel()} item(s) did not converge. {solution.failure_text()}"

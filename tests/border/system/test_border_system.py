@@ -14,6 +14,8 @@ from lsconv.border.border_set import Border
 from lsconv.border.cost_model import CostModel, Limits
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
 from lsconv.border.normal_problem import Request
+from lsconv.border.penalty import common_grid_filters
+from lsconv.border.plan import BorderPlan
 from lsconv.border.system.border_system import BorderProblem, Schwarz, Subdomain, SubdomainSum
 from lsconv.fourier.batched_linalg import DenseInverse
 from lsconv.fourier.embedding import Embedding
@@ -181,3 +183,33 @@ def test_it_is_the_dense_operator_between_the_border_cells(channels: int, dtype:
         BorderProblem(matrices, border, CostModel(2, 42, channels, False)).product(u),
         torch.einsum("bij,rbj->rbi", dense, u),
     )
+
+
+ITERATED = Limits(at_once=0, later=False)
+
+
+@pytest.mark.parametrize("rtol", [1e-6, 1e-9])
+def test_a_plan_that_iterates_solves_the_normal_equations(rtol: float) -> None:
+    A = lsconv.Conv2d(torch.rand(1, 1, 5, 5, dtype=torch.float64), in_size=(120, 90))
+    y = torch.randn(2, *A.out_shape, dtype=torch.float64)
+    solution = BorderPlan(A, 20.0, limits=ITERATED).solve(y, rtol=rtol)
+    assert bool(solution.converged.all())
+    gradient = A.adjoint(y - A(solution.x)) - 400 * solution.x  # of curvature 400 and more
+    assert torch.linalg.vector_norm(gradient / 400) < 10 * rtol * torch.linalg.vector_norm(solution.x)
+
+
+@pytest.mark.parametrize("case", ["valid", "same", "gradient"])
+def test_a_batch_has_the_answers_of_its_items_alone_and_goes_on_from_them(case: str) -> None:
+    torch.manual_seed(0)
+    A = lsconv.Conv2d(
+        torch.rand(1, 1, 3, 5, dtype=torch.float64), in_size=(120, 90), padding=(1 if case == "same" else 0, 0)
+    )
+    L = lsconv.Gradient(A.in_shape, dtype=torch.float64) if case == "gradient" else None
+    inverse = normal_inverse(Request.of(A, 4.0, common_grid_filters(A, L), floor=1e-10, limits=ITERATED))
+    f = torch.randn(3, *(A.in_shape if inverse.side == "solution" else A.out_shape), dtype=torch.float64)
+    batch, _, u = inverse.continued(f, 1e-12)
+    alone = torch.stack([inverse.continued(item, 1e-12)[0] for item in f])
+    torch.testing.assert_close(alone, batch, rtol=0, atol=1e-10 * float(batch.abs().max()))
+    again, iterations, _ = inverse.continued(f, 1e-9, start=u)
+    assert int(iterations.max()) == 0
+    torch.testing.assert_close(again, batch, rtol=0, atol=1e-10 * float(batch.abs().max()))

@@ -281,12 +281,6 @@ def test_the_same_system_again_takes_no_iteration() -> None:
     assert _solve(Q, 3 * b, recycling, tolerance=1e-8) == 0
 
 
-def test_nothing_is_kept_where_the_values_lie_together() -> None:
-    recycling = Recycling(100)
-    _solve(_operator(torch.linspace(0.6, 1.9, SIZE, dtype=F64)), torch.randn(1, 2, SIZE, dtype=F64), recycling)
-    assert recycling.pair is None
-
-
 def test_nothing_is_kept_beyond_the_limit() -> None:
     Q, b = _operator(_outliers()), torch.randn(1, 2, SIZE, dtype=F64)
     small = Recycling(20)

@@ -251,9 +251,9 @@ def test_what_an_answer_leaves_of_the_data_is_found_in_one_pass() -> None:
         assert isinstance(plan, BorderPlan)
         plan.inverse.factorise_if_cheaper((2,), solves=1000)
         expected = y - A(plan.apply(y))
-        assert (plan.remainder(y) - expected).norm() < 1e-9 * y.norm()
+        assert (plan.residual(y) - expected).norm() < 1e-9 * y.norm()
         wide = A.to(dtype=torch.float32)
-        assert apart(BorderPlan(wide, damp).remainder(y.float()).double(), expected) < 1e-4
+        assert apart(BorderPlan(wide, damp).residual(y.float()).double(), expected) < 1e-4
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1.0, 1e30])

@@ -121,7 +121,7 @@ def test_the_other_answers_of_the_plan_are_those_of_the_dense_matrix() -> None:
         (plan.apply(y), torch.linalg.solve(normal, M.mT @ y.flatten())),
         (plan.adjoint(v), M @ torch.linalg.solve(normal, v.flatten())),
         (plan.normal_solve(v), torch.linalg.solve(normal, v.flatten())),
-        (plan.remainder(y), y.flatten() - M @ torch.linalg.solve(normal, M.mT @ y.flatten())),
+        (plan.residual(y), y.flatten() - M @ torch.linalg.solve(normal, M.mT @ y.flatten())),
     ]:
         assert (answer.flatten() - exact).norm() < 1e-8 * exact.norm()
 
@@ -145,9 +145,9 @@ def test_a_plan_that_is_kept_factorises_the_border_of_the_planes() -> None:
     y = data(A)
     for _ in range(40):
         inverse(y)
-    worker = inverse.plan.innermost
-    assert isinstance(worker, BorderPlan)
-    assert worker.inverse.direct is not None
+    innermost = inverse.plan.innermost
+    assert isinstance(innermost, BorderPlan)
+    assert innermost.inverse.direct is not None
     solution = inverse.solve(y)
     assert int(solution.iterations.max()) == 0
     x = lsconv.cgls(A, y, damp=1e-2, rtol=1e-12).x

@@ -130,7 +130,7 @@ def test_failures_of_every_kind_of_backward_solve_reach_the_hook(monkeypatch: py
             y = torch.randn(A.out_shape, dtype=D, requires_grad=True)
             x = solve(A, y)
             with monkeypatch.context() as patch:
-                patch.setattr("lsconv.border.outer_iteration._OUTER_LIMIT", 1)
+                patch.setattr("lsconv.border.outer_iteration._OUTER_LIMIT", 0)
                 patch.setattr(backward_solves, "_SLACK", 0)
                 options = Options.of
                 patch.setattr(Options, "of", lambda *a, of=options, **o: of(*a, **{**o, "max_iter": 1}))

@@ -63,7 +63,7 @@ def test_an_iteration_on_a_device_never_touches_the_host(name: str, damped: bool
     M = P if preconditioned else None
     N = P if preconditioned and name not in ("cg", "minres", "craig") else None
     no = torch.zeros(batch, dtype=torch.bool, device=device)
-    problem = Problem(A, torch.ones(2, 3, 6, 5, device=device), None, damp, M, N, batch, no, no)
+    problem = Problem(A, torch.ones(2, 3, 6, 5, device=device), None, damp, M, N, batch, no)
     for space in (problem.domain, problem.codomain):
         space.safe_norm = space.norm  # type: ignore[method-assign] # the start may look at its norms; here it cannot
     options = Options(Tolerances.of(torch.float32, None, 1e-9), 1000, 10, None, False, False)
