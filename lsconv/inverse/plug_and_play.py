@@ -132,15 +132,22 @@ def plug_and_play(
     result = admm(step, step.begin(), rho=[strength] * len(terms), batch=tuple(batch), judge=judge, answer=answer,
                   rtol=rtol, max_iter=max_iter, relaxation=1.6, check_every=5, balance=False,
                   callback=callback)  # fmt: skip
-    verdict = equilibrium(A, data, denoised, strength, result.x, result.duals, bounds)
+    certificate = equilibrium(A, data, denoised, strength, result.x, result.duals, bounds)
     residual = ItemSpace(A.out_shape, A.dtype, A.device).safe_norm(data - A.apply(result.x))
-    solution = to_solution(result, verdict, residual, rtol, strength.sqrt())
+    solution = to_solution(result, certificate, residual, rtol, strength.sqrt())
     return reported(solution, problem.nonfinite.expand(batch), "plug_and_play", raise_on_failure)
 
 
 @dataclass(frozen=True, eq=False)
 class Equilibrium:
-    """The fixed-point residual, relative to x and times rho, and the data term, per batch item."""
+    """The distance from a fixed point, per batch item.
+
+    Attributes:
+        stationarity: the norm of the fixed-point residual, relative to that of x.
+        complementarity: zero.
+        gradient_norm: the norm of the fixed-point residual times rho.
+        objective: the data term.
+    """
 
     stationarity: Tensor
     complementarity: Tensor
@@ -162,22 +169,34 @@ def equilibrium(
     duals: list[Tensor],
     bounds: Bounds | None = None,
 ) -> Equilibrium:
-    """The fixed-point residual of x; with bounds the first dual says which part of the force is the denoiser's."""
+    """Measure how far x is from a fixed point of plug-and-play.
+
+    At a fixed point the force of the data, ``u = A^H (y - A x) / rho``, moves x to where the denoiser moves it back:
+    ``x = denoiser(x + u)``. With bounds the denoiser takes a part p of that force, its dual variable over rho, and the
+    bounds the rest: ``x = denoiser(x + p)`` and ``x = clamp(x + u - p)``.
+
+    Args:
+        A: the operator.
+        y: its data.
+        denoiser: the denoiser.
+        rho: the penalty, per batch item.
+        x: the x to judge.
+        duals: the dual variables, that of the denoiser first; read with bounds alone.
+        bounds: lowest and highest value of x.
+    """
     inputs, outputs = ItemSpace(A.in_shape, A.dtype, A.device), ItemSpace(A.out_shape, A.dtype, A.device)
     r = y - A.apply(x)
     u = A.adjoint(r) / inputs.spread(rho)
-    offset = u if bounds is None else duals[0] / inputs.spread(rho)
-    residual_norm = inputs.norm(x - denoiser(x + offset))
+    force = u if bounds is None else duals[0] / inputs.spread(rho)
+    residual = inputs.norm(x - denoiser(x + force))
     if bounds is not None:
-        residual_norm = torch.maximum(residual_norm, inputs.norm(x - (x + u - offset).clamp(*bounds)))
+        residual = torch.maximum(residual, inputs.norm(x - (x + u - force).clamp(*bounds)))
     size = inputs.norm(x).clamp_min(torch.finfo(torch.float64).tiny)
-    return Equilibrium(
-        residual_norm / size, torch.zeros_like(residual_norm), rho * residual_norm, 0.5 * outputs.norm(r) ** 2
-    )
+    return Equilibrium(residual / size, torch.zeros_like(residual), rho * residual, 0.5 * outputs.norm(r) ** 2)
 
 
 def _denoiser_term(identity: Identity, denoiser: Callable[[Tensor], Tensor]) -> Term:
-    """A denoiser as a term of ADMM: it has a proximal step, and no value of an objective."""
+    """Return a denoiser as a term of ADMM: its proximal step is the denoiser, and it has no objective."""
 
     def nothing(v: Tensor) -> Tensor:
         return torch.zeros(v.shape[: v.ndim - len(identity.out_shape)], dtype=torch.float64, device=v.device)

@@ -99,7 +99,7 @@ class _CG(Method):
         z, self.root = self._precondition(r_norm)
         self.p = z * space.spread(divide(active, self.root))
         self.operator_norm = self.next_diagonal = 0 * self.unit
-        self.least = torch.finfo(problem.A.dtype).eps ** 2
+        self.negligible = torch.finfo(problem.A.dtype).eps ** 2
 
     def solution(self) -> Tensor:
         return self.x * self.space.spread(self.unit)
@@ -124,7 +124,7 @@ class _CG(Method):
             # A diagonal entry of the Lanczos matrix of A, whose norm it cannot exceed.
             self.operator_norm = maximum(self.operator_norm, delta + self.next_diagonal)
         # a curvature below the square of rounding is none, and the step that it asks for would overflow
-        indefinite = (delta <= self.least * self.operator_norm) & (active > 0)
+        indefinite = (delta <= self.negligible * self.operator_norm) & (active > 0)
         self.failure = self.failure | indefinite * Cause.CURVATURE
         step = divide(active * (indefinite == 0), delta) * self.root
         space.add(self.x, step, self.p, out=self.x)

@@ -43,12 +43,10 @@ from lsconv.operators.scipy import OperatorLike
 __all__ = ["refine"]
 
 _LOWER = {torch.float64: torch.float32, torch.complex128: torch.complex64}
-# After so many steps that left more than this part of the residual or gradient, no further one is worth while.
+# After so many steps that each left more than this part of the tolerance ratio, an item counts as stagnating.
 _PATIENCE, _PROGRESS = 3, 0.9
-# How many directions a step is taken in.
+# Directions of a step. Inner solves that are cut short need those of former steps to converge at all.
 _DIRECTIONS = 8
-# A system counts as consistent where one inner solve leaves at most this part of ||r||.
-_CONSISTENT = 0.1
 
 
 @checks_numbers
@@ -133,6 +131,8 @@ def refine(
 
 
 class _Refinement:
+    """One refinement: the problem, its inner solver in low precision, and the judge in float64."""
+
     def __init__(
         self,
         problem: Problem,
@@ -201,7 +201,7 @@ class _Refinement:
             certificate = new.select(better, certificate)
             idle = torch.where(certificate.tolerance_ratio < _PROGRESS * best, 0, idle + 1)
             best = torch.minimum(best, certificate.tolerance_ratio)
-            consistent = consistent & (after < _CONSISTENT * before)
+            consistent = consistent & (after < 0.5 * before)  # the residual is no longer halved: it does not vanish
             running = running & ~certificate.converged & (idle < _PATIENCE)
             limit = running & (step == max_refinements - 1)
         x, doubtful = self._confirm(x, certificate.excused, max_refinements)
@@ -297,6 +297,6 @@ class _Refinement:
         return replace(solution, codes=codes, converged=solution.converged & ~doubtful)
 
     def solution_of(self, x: Tensor, judge: Judge | None = None) -> Solution:
-        """The solution that x is, as a judge has it; None: that of every step."""
+        """Return the certified solution with this x, by another judge or (None) by that of every step."""
         judge = self.judge if judge is None else judge
         return judge.solution(x, self.problem.y, iterations=self.iterations)

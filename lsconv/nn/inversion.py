@@ -57,10 +57,10 @@ class Inversion(nn.Module):
 
     def refresh(self) -> None:
         """Forget the plan; needed only after a change of the weight that torch does not count."""
-        self._kept: tuple[Any, tuple[Tensor, ...], Any] | None = None
+        self._cached: tuple[Any, tuple[Tensor, ...], Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}  # copies and pickles make their own
+        return {**self.__dict__, "_cached": None}  # copies and pickles make their own
 
     def _operator(self, spatial_out: Sequence[int], in_size: Sequence[int] | None = None) -> LinearOperator:
         size = self.in_size or in_size or input_size(self.conv, spatial_out)
@@ -79,7 +79,7 @@ class Inversion(nn.Module):
         return y if bias is None else y - bias.to(A.dtype).reshape(-1, *(1 for _ in A.out_shape[1:]))
 
     def _inverse(self, A: LinearOperator, y: Tensor, damp: float | Tensor, *sources: Tensor) -> Tensor:
-        """The answer for y, with the plan kept from before where nothing has changed."""
+        """Return the answer for y, by the cached plan where nothing has changed."""
         sources = (self.conv.weight, *sources)
         if any(map(is_functorch_wrapped_tensor, sources)):
             return lstsq(
@@ -120,21 +120,21 @@ class Inversion(nn.Module):
             )
 
     def _plan(self, A: LinearOperator, sources: tuple[Tensor, ...], make: Callable[[], Any], more: Any = None) -> Any:
-        """The result of ``make`` for these sources, that of the last time if nothing has changed since."""
+        """Return ``make()``, cached until one of the sources or the key changes."""
         if any(not s.is_leaf or s.is_inference() for s in sources):
             return make()  # a weight made anew every time, or one without a version
         state = [(s.data_ptr(), s._version, s.dtype, s.device) for s in sources]
         key = (state, A.in_shape, A.dtype, self.method, more)
-        kept = self._kept
+        cached = self._cached
         if (
-            kept is None
-            or kept[0] != key
-            or len(kept[1]) != len(sources)
-            or any(a is not b for a, b in zip(kept[1], sources, strict=True))
+            cached is None
+            or cached[0] != key
+            or len(cached[1]) != len(sources)
+            or any(a is not b for a, b in zip(cached[1], sources, strict=True))
         ):
             # the sources stay alive with the plan, so that no other tensor can take their addresses
-            self._kept = kept = key, sources, make()
-        return kept[2]
+            self._cached = cached = key, sources, make()
+        return cached[2]
 
     def _result(self, x: Tensor, y: Tensor) -> Tensor:
         """In the dtype of ``y``, unless autocast is at work, under which x keeps the dtype of the solve."""
@@ -214,7 +214,7 @@ class PseudoInverse(Inversion):
 
 
 class Tikhonov(Inversion):
-    r"""Regularised inversion with a damping that can be learned: the one to train through, whatever the weight.
+    r"""Regularised inversion with a damping that can be learned; it can be trained through for every weight.
 
     Singular values below damp are not inverted, so that x and its gradients are bounded by ``1 / damp`` and its square.
     With damp well below the smallest singular value it is :class:`PseudoInverse`.

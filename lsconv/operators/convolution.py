@@ -199,7 +199,7 @@ class Convolution(LinearOperator):
         if self._uses_fft(len(items), transposed=True):
             x = self._grid.adjoint(items, self._spectrum())
         elif self._flips:
-            flipped = self._kept("flipped", lambda: self._direct.flipped(weight, groups))
+            flipped = self._cached("flipped", lambda: self._direct.flipped(weight, groups))
             x = self._direct.adjoint_by_flipped(items, flipped, groups)
         else:
             x = self._direct.adjoint(items, weight, groups)
@@ -247,10 +247,10 @@ class Convolution(LinearOperator):
         """The symbol of the kernels."""
         weight, groups = self._grouped_weight()
         weight = weight.reshape(groups, self.c_out // self.groups, *weight.shape[1:])
-        return self._kept("spectrum", lambda: self._grid.spectrum(weight))
+        return self._cached("spectrum", lambda: self._grid.spectrum(weight))
 
-    def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """The result of ``make`` from the weight, kept under ``name`` until the weight changes."""
+    def _cached(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return ``make()``, cached under ``name`` until the weight changes."""
         if not may_cache(self.weight):
             return make()
         name = f"_cached_{name}"
@@ -368,7 +368,7 @@ def module_convolution(
 
 
 def may_cache(weight: Tensor) -> bool:
-    """Tell whether what is computed from ``weight`` now may be used again.
+    """Tell whether a tensor computed from ``weight`` may be cached.
 
     Not while autograd follows the weight, nor for inference tensors, which do not count their changes and cannot
     enter a graph later, nor while torch.compile traces, which cannot see either.

@@ -61,14 +61,14 @@ class _Difference(LinearOperator):
         return list(zip(range(-self.ndim, 0), self.spacing, strict=True))
 
     def _beyond(self, x: Tensor, axis: int, right: bool) -> Tensor:
-        """The cells just beyond the right (or the left) border along ``axis``."""
+        """Return the cells one step beyond the right (or the left) border along ``axis``."""
         last = x.shape[axis] - 1
         if self.boundary == "dirichlet":
             return torch.zeros_like(x.narrow(axis, 0, 1))
         return x.narrow(axis, last if right == (self.boundary == "neumann") else 0, 1)
 
     def _neighbour(self, x: Tensor, axis: int, right: bool) -> Tensor:
-        """For every cell its right (or left) neighbour."""
+        """Return for every cell its right (or left) neighbour."""
         inside = x.narrow(axis, 1 if right else 0, x.shape[axis] - 1)
         beyond = self._beyond(x, axis, right)
         return torch.cat([inside, beyond] if right else [beyond, inside], dim=axis)

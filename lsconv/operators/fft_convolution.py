@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 
-# Up to so many positions of an axis are read and written by a product with a wave for each, and kernels of as many taps
-# transformed so; a transform of all costs less for more.
+# The most positions of an axis that are read and written by a product with plane waves; beyond, an FFT of the whole
+# axis costs less.
 FEW_WAVES = 48
 
 
@@ -239,10 +239,6 @@ class FrequencyGrid:
             return min(exact, before, key=lambda choice: transform_cost(choice.grid))
         return before
 
-    @property
-    def _axes(self) -> tuple[int, ...]:
-        return tuple(range(-len(self.grid), 0))
-
     def spectrum(self, weight: Tensor) -> Tensor:
         """The symbol of every kernel on the grid.
 
@@ -261,7 +257,7 @@ class FrequencyGrid:
             dilated[_window(extent, self.dilation)] = weight
             weight = dilated
         placed = pad(weight, [(0, n - e) for n, e in zip(self.grid, extent, strict=True)])
-        placed = torch.roll(placed, [-s for s in self.shift], self._axes)
+        placed = torch.roll(placed, [-s for s in self.shift], tuple(range(-len(self.grid), 0)))
         return self._transform(placed.conj().resolve_conj()).conj().resolve_conj()
 
     def _sum_over_taps(self, weight: Tensor) -> Tensor:
@@ -308,7 +304,7 @@ class FrequencyGrid:
 
     def _transform(self, x: Tensor) -> Tensor:
         transform = torch.fft.fftn if x.is_complex() else torch.fft.rfftn
-        result: Tensor = transform(x, s=self.grid, dim=self._axes)
+        result: Tensor = transform(x, s=self.grid, dim=tuple(range(-len(self.grid), 0)))
         return result
 
 
@@ -318,7 +314,7 @@ def _window(sizes: Sequence[int], steps: Sequence[int]) -> tuple[Any, ...]:
 
 
 def _in_groups(function: Callable[[Tensor, Tensor], Tensor], items: Tensor, spectrum: Tensor, most: int) -> Tensor:
-    """The function of some items after the other, so many at once as their spectra allow."""
+    """Apply a function to groups of items, as many at once as their spectra may take bytes."""
     groups, c_out, c_in, *grid = spectrum.shape
     one = groups * max(c_out, c_in) * math.prod(grid) * spectrum.element_size()
     parts = [function(some, spectrum) for some in work_groups(items, one, work_bytes=most)]
@@ -351,7 +347,7 @@ def _without_factors(n: int, primes: Sequence[int]) -> int:
 
 
 def work_groups(items: Tensor, bytes_each: int, dim: int = 0, *, work_bytes: int = WORK_BYTES) -> Sequence[Tensor]:
-    """The items along a dimension in groups whose arrays a CPU's allocator uses again; all of them elsewhere.
+    """Split the items along a dimension into groups whose arrays a CPU's allocator uses again; one group elsewhere.
 
     Args:
         items: the items.
@@ -365,7 +361,7 @@ def work_groups(items: Tensor, bytes_each: int, dim: int = 0, *, work_bytes: int
 
 
 def inverse_transform(spectra: Tensor, sizes: Sequence[int], *, real: bool, work_bytes: int = WORK_BYTES) -> Tensor:
-    """From frequencies to a grid of ``sizes``, the last dimensions; what is large is done a part at a time.
+    """Transform frequencies back to a grid of ``sizes``, the last dimensions; a large batch is transformed in parts.
 
     Args:
         spectra: ``(..., *frequencies)``, where ``real`` with half of the frequencies of the last axis.

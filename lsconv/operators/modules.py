@@ -31,7 +31,7 @@ ConvModule: TypeAlias = PlainModule | TransposedModule
 
 
 def check_module(module: Any, name: str, dimensions: int | None = None) -> ConvModule:
-    """Return a convolution module (of so many dimensions), and refuse all else with a word on what serves it.
+    """Return a convolution module (of so many dimensions), and refuse others with advice.
 
     Raises:
         ArgumentTypeError: it is none.

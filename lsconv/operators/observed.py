@@ -15,7 +15,7 @@ __all__ = ["MeasuredRows", "observed"]
 
 
 def observed(A: LinearOperator, y: Tensor) -> Tensor:
-    """``y`` with zeros where a mask (or a zero of a diagonal) in front of A drops the row, whatever stood there.
+    """Return ``y`` with zeros where a mask (or a zero of a diagonal) in front of A drops the row.
 
     Args:
         A: the operator.
@@ -84,8 +84,8 @@ class MeasuredRows:
         """
         weights = self.weights.flatten(self.scale.ndim - len(self.core.out_shape))
         most = weights.amax(-1)
-        least = torch.where(weights > 0, weights, torch.inf).amin(-1)
-        if not (bool((least >= most).all()) and bool((most > 0).all())):
+        smallest = torch.where(weights > 0, weights, torch.inf).amin(-1)
+        if not (bool((smallest >= most).all()) and bool((most > 0).all())):
             return None
         return most.flatten()[0] if most.numel() and bool((most == most.flatten()[0]).all()) else most
 

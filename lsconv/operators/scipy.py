@@ -189,7 +189,7 @@ class _Multiplication(torch.autograd.Function):
 
 
 def as_operator(A: OperatorLike, name: str = "A") -> LinearOperator:
-    """``A`` as a :class:`LinearOperator`, whatever kind of operator or matrix it is.
+    """Return an operator or matrix of any kind as a :class:`LinearOperator`.
 
     Args:
         A: an lsconv operator, a matrix ``(*batch, m, n)`` as a dense tensor or ``(m, n)`` as a sparse one, a

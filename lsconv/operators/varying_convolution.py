@@ -234,7 +234,7 @@ class VaryingConvolution(LinearOperator):
                 stacked, self.spatial_in, padding=self.padding, padding_mode=self.padding_mode, check_finite=False
             )
 
-        return self._kept("whole", [self.kernels], make)
+        return self._cached("whole", [self.kernels], make)
 
     def _weights_of_convolutions(self) -> Tensor:
         """The kernels ``(K, c_out, c_in, *kernel_size)``."""
@@ -244,11 +244,11 @@ class VaryingConvolution(LinearOperator):
         """The windows, where they cost less than the whole field; None too where a weight of zero has a slope."""
         if not may_cache(self.weights) or transforming():
             return None
-        place = self._kept("place", [self.weights], self._place)
+        place = self._cached("place", [self.weights], self._place)
         if place is None:
             return None
         starts, size = place
-        return self._kept("windows", [self.kernels, self.weights], lambda: self._make_windows(starts, size))
+        return self._cached("windows", [self.kernels, self.weights], lambda: self._make_windows(starts, size))
 
     def _place(self) -> tuple[Tensor, tuple[int, ...]] | None:
         """The first cells ``(K, ndim)`` of the windows of weights, and their size; None where they do not pay."""
@@ -284,8 +284,8 @@ class VaryingConvolution(LinearOperator):
         local_weights = torch.stack([part[slices] for part, slices in zip(weights, placed(starts, size), strict=True)])
         return _Windows(core, local_weights.unsqueeze(1), starts, wide if after else size, size if after else wide)
 
-    def _kept(self, name: str, tensors: list[Tensor], make: Callable[[], Any]) -> Any:
-        """The result of ``make`` from the tensors, kept under ``name`` until one of them changes."""
+    def _cached(self, name: str, tensors: list[Tensor], make: Callable[[], Any]) -> Any:
+        """Return ``make()``, cached under ``name`` until one of the tensors changes."""
         if not all(map(may_cache, tensors)):
             return make()
         name, state = f"_cached_{name}", [(t, t._version) for t in tensors]
@@ -373,9 +373,9 @@ def _interpolation(positions: Any, count: int, size: tuple[int, ...]) -> Tensor:
         hats = torch.ones(1, n, dtype=torch.float64)
         if len(places) > 1:
             right = torch.searchsorted(places, cells).clamp(1, len(places) - 1)
-            share = ((cells - places[right - 1]) / (places[right] - places[right - 1])).clamp(0, 1)
+            fraction = ((cells - places[right - 1]) / (places[right] - places[right - 1])).clamp(0, 1)
             hats = torch.zeros(len(places), n, dtype=torch.float64)
-            hats.scatter_(0, (right - 1)[None], 1 - share[None]).scatter_(0, right[None], share[None])
+            hats.scatter_(0, (right - 1)[None], 1 - fraction[None]).scatter_(0, right[None], fraction[None])
         weights = weights * hats[index].reshape(count, *(n if a == axis else 1 for a in range(len(size))))
     if total != count or len(points.unique(dim=0)) != count:
         raise ArgumentError(

@@ -155,7 +155,7 @@ class Field:
                     self._release(part.nbytes)
 
     def _release(self, nbytes: int) -> None:
-        """Let go of the pages of a file that reading and writing have mapped; the file keeps what was written."""
+        """Release the mapped pages of a file; its contents stay."""
         self._mapped += nbytes
         if self._mapped < 2**26 or not isinstance(self.array, np.memmap) or self.array.mode == "c":
             return

@@ -40,25 +40,25 @@ class Directions:
         storage: of the vectors.
         observed: ones where data were measured; None: everywhere.
         most: directions that are kept.
-        kept: direction, image and ``<p, Hp>`` of each.
+        former: direction, image and ``<p, Hp>`` of each.
     """
 
     passes: Passes
     storage: Storage
     observed: Field | None
     most: int = 4
-    kept: list[tuple[Field, Field, float]] = field(default_factory=list)
+    former: list[tuple[Field, Field, float]] = field(default_factory=list)
 
     def step(self, x: Field, to: Field, g: Field) -> tuple[float, float, float]:
         """Take one step from ``x`` to ``to``, and update g; returns the norms of the step, of x and of g."""
-        passes, number = self.passes, len(self.kept)
+        passes, number = self.passes, len(self.former)
         if number == self.most:
-            p, w, _ = self.kept.pop(0)
+            p, w, _ = self.former.pop(0)
         else:
             p, w = self.storage.vector(f"direction{number}"), self.storage.vector(f"image{number}")
         passes.correct(g, p)
         passes.product(p, self.observed, w)
-        fields = [p, w, g, *(f for old, image, _ in self.kept for f in (old, image))]
+        fields = [p, w, g, *(f for old, image, _ in self.former for f in (old, image))]
         beta, alpha, energy = self._scalars(fields)
         norms = torch.zeros(3, dtype=torch.float64, device=passes.A.device)
 
@@ -70,13 +70,13 @@ class Directions:
             return [None, z, hz, residual, *[None] * len(old), new]
 
         passes.update([x, *fields, to], advance, reads=1 + len(fields))
-        self.kept.append((p, w, energy))
-        step, length, left = passes.ranks.total(norms).sqrt().tolist()
-        return step, length, left
+        self.former.append((p, w, energy))
+        step, length, gradient = passes.ranks.total(norms).sqrt().tolist()
+        return step, length, gradient
 
     def _scalars(self, fields: list[Field]) -> tuple[list[float], float, float]:
-        """The beta of every direction that is kept, alpha, and ``<p, Hp>``."""
-        sums = torch.zeros(2 + 2 * len(self.kept), dtype=torch.float64, device=self.passes.A.device)
+        """Return the beta of every former direction, alpha, and ``<p, Hp>``."""
+        sums = torch.zeros(2 + 2 * len(self.former), dtype=torch.float64, device=self.passes.A.device)
 
         def dots(z: Tensor, hz: Tensor, residual: Tensor, *old: Tensor) -> list[None]:
             pairs = [(z, residual), (z, hz)]
@@ -88,7 +88,7 @@ class Directions:
         self.passes.update(fields, dots)
         along, energy, *pairs = self.passes.ranks.total(sums).tolist()
         beta = []
-        for (_, _, before), product, descent in zip(self.kept, pairs[::2], pairs[1::2], strict=True):
+        for (_, _, before), product, descent in zip(self.former, pairs[::2], pairs[1::2], strict=True):
             beta.append(product / before if before else 0.0)
             energy, along = energy - beta[-1] * product, along - beta[-1] * descent
         return beta, along / energy if energy > 0 else 0.0, energy
@@ -136,15 +136,15 @@ class Iteration:
         """
         storage = self.storage
         self.passes.step = 0
-        step, left = self._begin(begin)
+        step, remaining = self._begin(begin)
         g = storage.vector("g", self.wide)
         norms = self.passes.gradient(self.x, self.y, self.observed, g)
         certificate = self._judged(norms)
-        left = self.rate * norms.x if left is None else left
+        remaining = self.rate * norms.x if remaining is None else remaining
         moves, gradients, best, waited = [norms.x], [norms.gradient], math.inf, 0
         while step < max_iter and waited < patience:
             self.passes.step = step + 1
-            if certificate.holds and left <= self.rtol * norms.x:
+            if certificate.holds and remaining <= self.rtol * norms.x:
                 rounded = self._rounded(certificate)
                 if rounded is not None:
                     return replace(rounded, iterations=step)
@@ -153,22 +153,25 @@ class Iteration:
             moved, length, gradient = self.directions.step(self.x, to, g)
             step, self.x = step + 1, to
             moves.append(moved)
-            left = min(self._left(moves, length), gradient / self.passes.least if self.passes.least else math.inf)
+            remaining = min(
+                self._remaining(moves, length),
+                gradient / self.passes.smallest_eigenvalue if self.passes.smallest_eigenvalue else math.inf,
+            )
             gradients.append(gradient)
             slow = len(gradients) > 3 and gradients[-1] > 0.3 * gradients[-4]
-            if slow and left > self.rtol * length and not self.passes.symmetric:
+            if slow and remaining > self.rtol * length and not self.passes.symmetric:
                 self.passes.symmetric = True
-                self.directions.kept.clear()
+                self.directions.former.clear()
             waited = 0 if gradient < 0.9 * best else waited + 1
             best = min(best, gradient)
-            storage.save({"step": step, "x": name, "left": left})
+            storage.save({"step": step, "x": name, "left": remaining})
             norms = replace(norms, gradient=gradient, x=length)
-            if (gradient <= certificate.gradient_bound and left <= self.rtol * length) or not waited < patience:
+            if (gradient <= certificate.gradient_bound and remaining <= self.rtol * length) or not waited < patience:
                 norms = self.passes.gradient(self.x, self.y, self.observed, g)
                 certificate = self._judged(norms)
         certificate = self._judged(self.passes.gradient(self.x, self.y, self.observed, g))
         rounded = self._rounded(certificate) if certificate.holds else None
-        if rounded is None or left > 100 * self.rtol * norms.x:
+        if rounded is None or remaining > 100 * self.rtol * norms.x:
             limit = Status.ITERATION_LIMIT if step >= max_iter else Status.STAGNATION
             rounded = replace(certificate, status=limit)
         return replace(rounded, iterations=step)
@@ -177,14 +180,14 @@ class Iteration:
         return WholeCertificate.of(self.judge, norms)
 
     def _begin(self, begin: Callable[[Field], float] | None) -> tuple[int, float | None]:
-        """Make the first x, or take up what an earlier run has left: its step, and the steps' length to come."""
+        """Make the first x, or read that of an earlier run: its step, and the length of the steps to come."""
         storage, ranks = self.storage, self.passes.ranks
         state = storage.saved() or {"step": -1, "x": "x", "left": None, "tiles": 0}
         # ranks may have been stopped in different steps, and any x serves to go on from
-        least, most = ranks.least(state["step"]), -ranks.least(-state["step"])
-        if least >= 0:
+        lowest, highest = ranks.minimum(state["step"]), -ranks.minimum(-state["step"])
+        if lowest >= 0:
             self.x = storage.vector(state["x"], storage.dtype if state["x"] == "x" else self.wide)
-            return least, state["left"] if least == most else math.inf
+            return lowest, state["left"] if lowest == highest else math.inf
         self.x = storage.vector("x")
         if begin is not None:
             self.rate = begin(self.x)
@@ -199,8 +202,8 @@ class Iteration:
         storage.save({"step": 0, "x": "x", "left": None})
         return 0, None
 
-    def _left(self, moves: list[float], length: float) -> float:
-        """The length of the steps to come, from those that were made: a geometric series, or none at rounding."""
+    def _remaining(self, moves: list[float], length: float) -> float:
+        """Predict the length of the steps to come by the geometric series of those made; zero at rounding."""
         if len(moves) > 4 and 0.9 * max(moves[-4:-1]) <= moves[-1] <= 100 * self.rtol * length:
             return 0.0
         several = min(len(moves) - 1, 5)

@@ -96,7 +96,7 @@ class Passes:
         self._pencil: PencilInverse | None = None
 
     @property
-    def least(self) -> float:
+    def smallest_eigenvalue(self) -> float:
         """A lower bound of the eigenvalues of H."""
         return 0.0 if self.terms else self.damp**2
 
@@ -232,7 +232,7 @@ class Passes:
     def update(
         self, fields: Sequence[Field], work: Callable[..., Sequence[Tensor | None]], reads: int | None = None
     ) -> None:
-        """Replace the cells of fields, core by core, by what a function makes of them.
+        """Replace the cells of fields by a function of them, core by core.
 
         Args:
             fields: the fields.
@@ -272,7 +272,7 @@ class Passes:
     def _ahead(
         self, regions: Sequence[Region], read: Callable[[Region], T], add: bool, written: Callable[[], None]
     ) -> Iterator[tuple[Region, T, Callable[[Field, Region, Tensor], None]]]:
-        """Every region with what it reads, which a thread has read while the one before was computed."""
+        """Iterate over the regions with the cells that they read; a thread reads the next while one is computed."""
 
         def write(into: Field, region: Region, values: Tensor) -> None:
             if add:

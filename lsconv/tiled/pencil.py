@@ -38,7 +38,7 @@ class PencilInverse:
 
     Attributes:
         iterations: of the border, in the last call.
-        left: the relative residual that it reached there.
+        residual: the relative residual that it reached there.
     """
 
     def __init__(self, A: Convolution, terms: Sequence[Filter], damp: float, ranks: Ranks) -> None:
@@ -51,7 +51,7 @@ class PencilInverse:
         problem.mu = ranks.largest(problem.mu)  # a floor is known from all frequencies only
         parts, truncated = problem.circulant_parts(), problem.truncated
         self.form, self.groups, self.inverse, self.across = problem.form, A.groups, parts.inverse, parts.across
-        self.iterations, self.left = 0, 0.0
+        self.iterations, self.residual = 0, 0.0
         self._rows, self._root = problem.symbol.rows, problem.shift.sqrt()[..., 0]
         self.system: PencilSystem | None = None
         if self.form != "circulant":
@@ -77,13 +77,13 @@ class PencilInverse:
         if self.form == "saddle":
             every, rows = slice(None), slice(self._rows, None)
             t = self.inverse.block(every, rows)(spectrum)
-            u, self.iterations, self.left = self.system.solve(-border.gather(t), tolerance, max_iter)
+            u, self.iterations, self.residual = self.system.solve(-border.gather(t), tolerance, max_iter)
             z = self.inverse.block(rows, every)(border.spectrum(u)).add_(t[:, :, rows])
             return z.div_(self._root)
         t = self.inverse(spectrum)
         b = border.gather(t if self.across is None else self.across(t))
         b = b.neg() if self.across is None else b
-        u, self.iterations, self.left = self.system.solve(b, tolerance, max_iter)
+        u, self.iterations, self.residual = self.system.solve(b, tolerance, max_iter)
         correction = border.spectrum(u)
         if self.across is not None:
             correction = self.across.H(correction)

@@ -98,7 +98,7 @@ class PencilBorder:
         return torch.fft.fftn(piece, dim=dims) if dims else piece
 
     def back(self, spectra: Sequence[Tensor], at: Sequence[tuple[int, slice]]) -> Tensor:
-        """The vector of the strips' spectra, the sum over processes of what each has.
+        """Return the vector of the strips' spectra, summed over the processes.
 
         Args:
             spectra: ``(blocks, positions, *frequencies here)`` of every strip.
@@ -186,8 +186,8 @@ class PencilSystem:
         u, count = border_gmres(
             self.product, self.precondition, b, tolerance, max_iter, 1, self._restart, self._recycling
         )
-        left = torch.linalg.vector_norm(b - self.product(u)) / torch.linalg.vector_norm(b)
-        return u, int(count.max()), float(left.nan_to_num(0.0))
+        residual = torch.linalg.vector_norm(b - self.product(u)) / torch.linalg.vector_norm(b)
+        return u, int(count.max()), float(residual.nan_to_num(0.0))
 
     def product(self, u: Tensor) -> Tensor:
         """``Q u`` on the border."""
@@ -235,7 +235,7 @@ class PencilSystem:
         return hermitian_inverse(pairs) if self.definite else indefinite_inverse(pairs)
 
     def _crossed(self, most: int) -> tuple[Tensor, Tensor, DenseInverse]:
-        """The unknowns near the corner, those of them that take its correction, and the inverse there."""
+        """Return the unknowns near the corner, those among them that the correction goes to, and the inverse there."""
         border, grid = self.border, self.border.grid
         overlap = min(grid.sizes) // 4
         while overlap > 0 and self._count(overlap) > most:

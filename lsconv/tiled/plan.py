@@ -122,7 +122,7 @@ class Plan:
         if self.ranks.size > self.A.spatial_in[0]:
             raise ArgumentError(f"mesh: {self.ranks.size} ranks for the {self.A.spatial_in[0]} rows of x; use fewer")
         self.storage = None if storage is None else Path(storage)
-        self.max_memory = self.ranks.least(free_bytes(self.A.device) // 4 if max_memory is None else int(max_memory))
+        self.max_memory = self.ranks.minimum(free_bytes(self.A.device) // 4 if max_memory is None else int(max_memory))
         strategy = Strategy.choose(
             self.A, self.terms, self.damp, tile, overlap, self.max_memory, self.ranks, self.x_rows,
             masked=observed is not None, stored=self.storage is not None,
@@ -221,13 +221,13 @@ class Plan:
             yield self.storage / "-".join(map(str, item)) if self.storage is not None and item else self.storage
 
     def _begin(self, vectors: Storage, y: Field, rtol: float, x: Field) -> float:
-        """Write a first x by a solve of the whole; returns the part of an error that it is known to leave."""
+        """Write a first x by a solve of the whole, and return a bound of its relative error."""
         if self.path == "pencil":
             g, tolerance = vectors.vector("g", double(self.A.dtype)), max(0.1 * rtol, 1e-8)
             self.passes.update([x], lambda here: [torch.zeros_like(here)])
             self.passes.gradient(x, y, self.observed, g)
             self.passes.correct(g, x, tolerance)
-            if self.passes.pencil.left <= 1e3 * tolerance or self.untiled is None:
+            if self.passes.pencil.residual <= 1e3 * tolerance or self.untiled is None:
                 return 1.0
             self.path, self.passes.shared = "whole", False
             self.why += "; its border did not converge there, and one rank can have the whole"

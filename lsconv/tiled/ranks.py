@@ -86,7 +86,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block that communicates with nobody, and raise on every rank what went wrong on one.
+        """Run a block without communication, and raise the error of one rank on all of them.
 
         Raises:
             NonFiniteError: data of a rank are not finite.
@@ -123,8 +123,8 @@ class Ranks:
                 f"group (init_process_group(timeout=)): {error}"
             ) from error
 
-    def least(self, value: int) -> int:
-        """The least of a number over all ranks."""
+    def minimum(self, value: int) -> int:
+        """The smallest of a number over all ranks."""
         if self.size > 1:
             found = torch.tensor(value, device=self.device)
             with self._lost():
@@ -193,7 +193,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class _Runs:
-    """Runs of rows (other rank, first, number): those that others need of mine, and I of theirs."""
+    """Runs of rows (other rank, first, number) to send, and to receive."""
 
     mine: list[tuple[int, int, int]]
     theirs: list[tuple[int, int, int]]

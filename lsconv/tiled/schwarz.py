@@ -199,7 +199,7 @@ class _Group:
 
 
 def _terms(A: VaryingConvolution, L: LinearOperator) -> list[Filter]:
-    """L as convolutions, of which a channel has its own where the kernels of A know no channels."""
+    """L as convolutions, one for every channel where A has the same kernels in all channels."""
     terms = as_convolutions(L.to(dtype=A.dtype), A.ndim)
     channels = A.in_shape[0]
     per_channel = terms is not None and all(term.convolution.groups == channels for term in terms)

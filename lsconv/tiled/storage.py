@@ -35,7 +35,7 @@ class Storage:
             folder.mkdir(parents=True, exist_ok=True)
 
     def vector(self, name: str, dtype: torch.dtype | None = None) -> Field:
-        """A vector, with whatever its file holds."""
+        """A vector with the present contents of its file."""
         if name not in self._vectors:
             dtype = self.dtype if dtype is None else dtype
             if self.folder is None:

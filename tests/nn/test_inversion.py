@@ -22,15 +22,15 @@ def test_plan_is_made_again_only_when_the_weight_changed() -> None:
     layer = lsconv.nn.PseudoInverse(torch.nn.Conv1d(1, 2, 3))
     y = torch.randn(1, 2, 10)
     first = layer(y)
-    plan = layer._kept[2]
+    plan = layer._cached[2]
     layer(y)
-    assert layer._kept[2] is plan
+    assert layer._cached[2] is plan
     with torch.no_grad():
         layer.conv.weight.mul_(2)
         layer.conv.bias.zero_()
     expected = lsconv.lstsq(lsconv.Conv1d(layer.conv.weight.detach(), in_size=12), y).x
     torch.testing.assert_close(layer(y), expected, rtol=1e-4, atol=1e-5)
-    assert layer._kept[2] is not plan
+    assert layer._cached[2] is not plan
     assert not torch.allclose(layer(y), first)
 
 
@@ -213,10 +213,10 @@ def test_copies_pickles_and_dtypes_of_every_module(name: str) -> None:
 def test_learned_damping_makes_a_new_plan_after_a_step_and_only_then() -> None:
     layer, (y,) = _module("Tikhonov")
     layer(y)
-    plan = layer._kept[2]
+    plan = layer._cached[2]
     layer(y).sum().backward()  # a backward pass changes no weight
     layer(2 * y)
-    assert layer._kept[2] is plan
+    assert layer._cached[2] is plan
     torch.optim.SGD([layer.log_damp], lr=0.1).step()
     expected = lsconv.lstsq(
         lsconv.Conv1d(layer.conv.weight.detach(), in_size=8, padding=2),
@@ -224,7 +224,7 @@ def test_learned_damping_makes_a_new_plan_after_a_step_and_only_then() -> None:
         damp=layer.damp.item(),
     ).x
     torch.testing.assert_close(layer(y), expected, rtol=1e-4, atol=1e-5)
-    assert layer._kept[2] is not plan
+    assert layer._cached[2] is not plan
 
 
 def test_plan_of_a_penalty_is_made_again_only_when_something_changed() -> None:
@@ -239,15 +239,15 @@ def test_plan_of_a_penalty_is_made_again_only_when_something_changed() -> None:
         return lsconv.tikhonov(A, data, layer.damp.detach(), L=L, x_prior=prior).x
 
     torch.testing.assert_close(layer(y, prior), expected(), rtol=1e-4, atol=1e-5)
-    plan = layer._kept[2]
+    plan = layer._cached[2]
     layer(2 * y).sum().backward()
-    assert layer._kept[2] is plan
+    assert layer._cached[2] is plan
     for change in (penalty.weight, layer.conv.weight, layer.log_damp):
         with torch.no_grad():
             change.mul_(1.5)
         torch.testing.assert_close(layer(y, prior), expected(), rtol=1e-4, atol=1e-5)
-        assert layer._kept[2] is not plan
-        plan = layer._kept[2]
+        assert layer._cached[2] is not plan
+        plan = layer._cached[2]
 
 
 def test_another_penalty_without_tensors_is_another_plan() -> None:

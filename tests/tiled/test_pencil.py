@@ -55,7 +55,7 @@ def test_it_is_the_inverse_of_the_normal_operator(
     B = torch.eye(A.in_numel, dtype=F64) if L is None else L.to_dense()
     exact = torch.linalg.solve(D.mT @ D + 0.05**2 * B.mT @ B, g.flatten()).reshape(g.shape)
     assert float(torch.dist(inverse(g, 1e-12), exact) / exact.norm()) < 1e-8
-    assert inverse.left <= 1e-10
+    assert inverse.residual <= 1e-10
     assert pencil_bytes(A, terms, 0.05, 2) < pencil_bytes(A, terms, 0.05, 1)
 
 

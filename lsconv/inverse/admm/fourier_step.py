@@ -230,7 +230,7 @@ class ExtendedGrid:
         return values.reshape(*(1,) * dim, -1, *(1,) * ones)
 
     def _extended(self, values: Tensor, item_shape: tuple[int, ...]) -> Tensor:
-        """Values on the grid: beyond their edge a ramp to the other side, or zero where cells are held at it."""
+        """Extend values to the grid, by a ramp from their last cell to their first; by zeros where cells are held."""
         values = values.expand(*self.batch, *item_shape)
         zero = self.held and self.repeated is None
         for a, size in enumerate(self.grid_sizes):
@@ -250,9 +250,9 @@ class ExtendedGrid:
 
 
 def _reads_inputs_alone(L: LinearOperator) -> bool:
-    """Tell whether a penalty reads no cell beyond the edge and the iteration is quick with it.
+    """Tell whether a penalty reads cells inside the edge only: the identity, or differences that end at it.
 
-    Other convolutions beside copies took up to 50 times the iterations of the operators themselves (random kernels).
+    Beside reflect or replicate padding only these are served on the grid: other convolutions converge slowly there.
     """
     return isinstance(L, Identity) or (isinstance(L, Gradient) and L.boundary == "neumann")
 
@@ -266,7 +266,7 @@ def _repeated(S: FrequencyMatrices, embedding: Embedding) -> FrequencyMatrices:
 
 
 def _nothing(identity: Identity) -> Term:
-    """No term, for the cells held at zero."""
+    """Return a term of no weight, whose image holds the cells beyond the inputs at zero."""
     ndim = len(identity.out_shape)
     space = ItemSpace(identity.out_shape, identity.dtype, identity.device)
 

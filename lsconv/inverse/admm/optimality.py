@@ -96,12 +96,12 @@ def optimality(
         t = divide(size, forces)
         step = inputs.spread(torch.where(t > 0, t, 1.0)).to(x.dtype)
         total = (x - (x - step * total).clamp(*bounds)) / step
-    left = inputs.norm(total)
+    residual = inputs.norm(total)
     tiny = torch.finfo(torch.float64).tiny
     return Optimality(
-        stationarity=(left - allowed_force).clamp_min(0) / forces.clamp_min(tiny),
+        stationarity=(residual - allowed_force).clamp_min(0) / forces.clamp_min(tiny),
         complementarity=(gap - allowed_gap).clamp_min(0) / objective.clamp_min(tiny),
-        gradient_norm=left,
+        gradient_norm=residual,
         objective=objective,
         forces=forces,
     )

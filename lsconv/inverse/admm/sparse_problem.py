@@ -187,10 +187,10 @@ class SparseProblem:
     ) -> SplittingResult:
 
         def judge(x: Tensor, duals: list[Tensor]) -> Optimality:
-            verdict = self.certificate(x, duals, self.terms)
-            if self.precise is not self.terms and bool(verdict.met(rtol).any()):
-                verdict = self.certificate(x, duals, self.precise)
-            return verdict
+            certificate = self.certificate(x, duals, self.terms)
+            if self.precise is not self.terms and bool(certificate.met(rtol).any()):
+                certificate = self.certificate(x, duals, self.precise)
+            return certificate
 
         def answer(x: Tensor, split: list[Tensor]) -> Tensor:
             if self.level is not None:
@@ -211,8 +211,8 @@ class SparseProblem:
 
     def solution(self, result: SplittingResult, rtol: float, weight: Tensor) -> Solution:
         """The answer, with everything that is reported recomputed from it in double precision."""
-        verdict = self.certificate(result.x, result.duals, self.precise)
+        certificate = self.certificate(result.x, result.duals, self.precise)
         data = self.precise[0].operator
         outputs = ItemSpace(data.out_shape, data.dtype, data.device)
         residual = outputs.safe_norm(self.y.to(data.dtype) - data.apply(result.x.to(data.dtype)))
-        return to_solution(result, verdict, residual, rtol, weight)
+        return to_solution(result, certificate, residual, rtol, weight)

@@ -3,10 +3,10 @@ r"""The choice of damp: generalised cross-validation, discrepancy principle, UPR
 The rules are those of :mod:`lsconv.inverse.damping.rules`. Every one is searched on a logarithmic grid over all damps
 that the arithmetic resolves, then refined around its best point. Large convolutions are searched on a surrogate first:
 the tapered data as a circular convolution (:mod:`lsconv.inverse.damping.surrogate`) or, where the symbols are matrices,
-windows of the data: any window that reads no padding is data of the same model, with a smaller unknown, so the same
-noise and the same prior ask for the same damp. The whole data then have the last word, at one to eight damps: the
-search ends where next to nothing of the criterion is to be gained. Problems of few unknowns are decomposed
-(:mod:`lsconv.inverse.damping.dense_path`).
+windows of the data: a window that reads no padding obeys the same model with a smaller unknown, so that the same noise
+and the same prior ask for the same damp. The search then goes on with the whole data around the best damp of the
+surrogate, and ends where next to nothing of the criterion is to be gained, mostly after one to three damps. Problems of
+few unknowns are decomposed (:mod:`lsconv.inverse.damping.dense_path`).
 """
 
 from __future__ import annotations
@@ -154,12 +154,12 @@ def choose_damp(
         path.nullity if isinstance(path, DecomposedPath) else null_dimension(L) * len(data) if rule == "evidence" else 0
     )
     criterion = Criterion(rule, None if noise is None else noise / unit, nullity)
-    first = _scanned(path if coarse is None else coarse, criterion, exact=coarse is None or coarse.exact)
-    search = first if coarse is None else _confirmed(path, criterion, first)
-    seen = None
+    scan = _scanned(path if coarse is None else coarse, criterion, exact=coarse is None or coarse.exact)
+    search = scan if coarse is None else _confirmed(path, criterion, scan)
+    surrogate_curve = None
     if coarse is not None and rule in ("gcv", "discrepancy", "upre"):
-        seen = (first.sorted()[0].exp(), first.values() * (path.count / coarse.count * unit.square()))
-    low, high = _range(first)
+        surrogate_curve = (scan.sorted()[0].exp(), scan.values() * (path.count / coarse.count * unit.square()))
+    low, high = _range(scan)
     chosen = torch.where(norm > 0, search.best(), high.expand(batch)).exp()
     t, evaluations = search.sorted()
     return Selection(
@@ -168,7 +168,7 @@ def choose_damp(
         t.exp(),
         _in_data_units(criterion, criterion(evaluations, t, path.count)[0], unit, path.count),
         evaluations.trace_error,
-        seen,
+        surrogate_curve,
         _message(rule, path, coarse, search, norm, low, high),
     )
 
@@ -176,7 +176,10 @@ def choose_damp(
 def _data(
     A: OperatorLike, y: Tensor, observed: Tensor | None, weights: Tensor | None
 ) -> tuple[LinearOperator, Tensor, Tensor | None]:
-    """Return A with what counts of its data, in its shortest form, these data, and the rows that are zero."""
+    """Return A for the measured data, these data, and the rows of A that are zero.
+
+    Zero margins are taken off its kernel, and constant weights taken into it.
+    """
     A = accept_operator(A, y)
     if observed is not None or weights is not None:
         A.check_output(y, "y")
@@ -208,7 +211,7 @@ def _scanned(path: DampPath, criterion: Criterion, *, exact: bool) -> Search:
 
 
 def _confirmed(path: DampPath, criterion: Criterion, around: Search) -> Search:
-    """Let the whole data have the last word, around the best point of a search on a surrogate."""
+    """Search with the whole data around the best damp of a search on a surrogate."""
     if criterion.rule == "lcurve":
         search = Search(path, criterion, needs_trace=False, slope=True, around=around)
     else:
@@ -218,7 +221,7 @@ def _confirmed(path: DampPath, criterion: Criterion, around: Search) -> Search:
 
 
 def _in_data_units(criterion: Criterion, values: Tensor, unit: Tensor, count: int | Tensor) -> Tensor:
-    """The criterion looked at, for data in their own units, which were divided by ``unit``."""
+    """Return the values that the rule reports, for data in their own units, which were divided by ``unit``."""
     if criterion.rule == "lcurve":
         return -values
     if criterion.rule == "evidence":  # dimensions of y^2 under the logarithm
@@ -290,7 +293,7 @@ def _paths(
     *,
     determinant: bool,
 ) -> tuple[DampPath, DampPath | None]:
-    """The path of the whole data, and that of a surrogate, or None where the whole is cheap."""
+    """Return the damp path of the whole data, and that of a surrogate; None where the whole is cheap or has none."""
     embedded = isinstance(A, Convolution) and Embedding.exists(A)
     if trace != "stochastic" and L is None and embedded:
         try:
@@ -378,7 +381,7 @@ def _message(
     parts = [f"{rule}: {search.count} damps, {how}" + (", searched on a surrogate first" if coarse is not None else "")]
     t, zero = search.best(), norm == 0
     width = (high - low) * 1e-3
-    at_low, at_high = (t <= torch.maximum(low, search.least()) + width) & ~zero, (t >= high - width) & ~zero
+    at_low, at_high = (t <= torch.maximum(low, search.smallest()) + width) & ~zero, (t >= high - width) & ~zero
     if bool(at_low.any()):
         why = " (noise_std is below what A can leave of y)" if rule == "discrepancy" else " (no noise to be seen)"
         parts.append(f"{int(at_low.sum())} item(s) at the smallest damp searched{why}")

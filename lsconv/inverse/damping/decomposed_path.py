@@ -25,10 +25,10 @@ class DecomposedPath:
 
     Attributes:
         w: the squares of the singular values, ``(*batch, directions)``.
-        p: those of the penalty, alike.
-        energies: ``|beta|^2``, summed over the data that are seen together, ``(*batch, directions)``.
+        p: those of the penalty, ``(*batch, directions)``.
+        energies: ``|beta|^2``, summed over the data that share a damp, ``(*batch, directions)``.
         outside: ``||y - U beta||^2``, ``batch``.
-        together: how many data are seen together.
+        together: the number of data that share a damp.
         nullity: dimension of the null space of the penalty as far as A sees it, ``batch``.
     """
 
@@ -44,18 +44,18 @@ class DecomposedPath:
     scale: Tensor
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
-        """Everything at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""
+        """Return residual, penalty and trace at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""
         mu = damp.double().square().unsqueeze(-1)
         w, p = self.w, self.p
         both = w + mu * p
-        seen = both > 0
-        both = torch.where(seen, both, 1)
+        nonzero = both > 0
+        both = torch.where(nonzero, both, 1)
         f, fitted = w / both, p * w * self.energies / both.square()
 
         def total(values: Tensor) -> Tensor:
             return values.sum(-1).expand(self.batch)
 
-        logdet = torch.where(seen, both.log(), 0) - torch.where(p > 0, mu.log(), 0)
+        logdet = torch.where(nonzero, both.log(), 0) - torch.where(p > 0, mu.log(), 0)
         return Evaluation(
             self.outside.expand(self.batch) + total((1 - f).square() * self.energies),
             total(fitted),

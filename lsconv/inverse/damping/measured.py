@@ -1,4 +1,4 @@
-"""Rows of an operator that are zero: what stands there in the data is no measurement, and what could stand there."""
+"""Rows of an operator that are zero, where data are no measurements, and values interpolated there."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["interpolated", "zero_rows"]
 
 
 def zero_rows(A: LinearOperator) -> Tensor | None:
-    """Find the outputs that are zero whatever x is: what a Mask, a padding, or a zero on a diagonal leaves.
+    """Find the rows of A that are zero: those of a Mask, of a padding, of a zero on a diagonal.
 
-    They are the exact zeros of ``A x`` for two random x. So the rows are found of whatever A is composed of, products,
-    stacks, sums and adjoints, functions and SciPy operators alike. Not found are those that A computes as rounding
-    errors, as a convolution by FFT does where it reads nothing but zeros.
+    They are the exact zeros of ``A x`` for two random x, which finds them in any operator, products, stacks, functions
+    and SciPy operators alike. Rows that A computes as rounding errors are not found: those of a convolution by FFT that
+    read nothing but zeros.
 
     Returns:
         A bool tensor ``(*A.batch_shape, *A.out_shape)``, or None where there are none.
@@ -32,7 +32,7 @@ def zero_rows(A: LinearOperator) -> Tensor | None:
     shape, real = (*A.batch_shape, *A.in_shape), torch.empty(0, dtype=A.dtype).real.dtype
     zero: Tensor | None = None
     for _ in range(2):  # one x may cancel in a row such as (1, -1)
-        # Away from zero: a row of the identity is none.
+        # entries away from zero, since a row of the identity shows one of them
         x = torch.rand(shape, dtype=real, generator=generator).add_(1)
         x = torch.where(torch.randint(2, shape, generator=generator, dtype=torch.bool), x, -x)
         found = A.apply(x.to(A.device, A.dtype)) == 0
@@ -44,7 +44,7 @@ def zero_rows(A: LinearOperator) -> Tensor | None:
 
 
 def interpolated(y: Tensor, mask: Tensor) -> Tensor:
-    """Data with the mean of what is measured around them where nothing is.
+    """Fill unmeasured data with the mean of the measured ones around them.
 
     Args:
         y: ``(*batch, *out_shape)``, channels first.
@@ -56,9 +56,9 @@ def interpolated(y: Tensor, mask: Tensor) -> Tensor:
     known, values = mask, filled.reshape(-1, *mask.shape)
     parts = torch.view_as_real(values).movedim(-1, 0).flatten(0, 1) if y.is_complex() else values
     while not bool(known.all()):
-        share = pool(weight, 3, 1, 1)
-        means = pool(parts * weight, 3, 1, 1) / share.clamp_min(1e-6)
-        found = (share[0] > 0) & ~known
+        count = pool(weight, 3, 1, 1)
+        means = pool(parts * weight, 3, 1, 1) / count.clamp_min(1e-6)
+        found = (count[0] > 0) & ~known
         parts = torch.where(found, means, parts)
         known = known | found
         weight = known.to(weight.dtype)[None]

@@ -3,7 +3,7 @@ r"""Damp paths: residual, penalty and influence trace of the Tikhonov solutions 
 .. math:: x(\mu) = \arg\min_x \|Ax - y\|^2 + \mu \|Lx\|^2, \qquad \mu = \mathrm{damp}^2, \qquad
           H(\mu) = A(A^HA + \mu L^HL)^{-1}A^H
 
-What the rules of :mod:`lsconv.inverse.damping.choose_damp` need of a problem is the residual ``||A x - y||^2``, the
+The rules of :mod:`lsconv.inverse.damping.rules` need of a problem the residual ``||A x - y||^2``, the
 penalty ``||L x||^2``, the trace of the influence matrix H and, for some, a determinant or a derivative. A path computes
 them:
 
@@ -22,7 +22,7 @@ The third and fourth are in :mod:`lsconv.inverse.damping.dense_path` and
 :mod:`lsconv.inverse.damping.separable_path`, the last two are in :mod:`lsconv.inverse.damping.stochastic_paths`. A
 surrogate of large data, for finding where to look, is :class:`~lsconv.inverse.damping.surrogate.TaperedPath`.
 
-All data have one dimension more than the batch, in front: channels or windows that share everything else, summed over.
+All data have one dimension in front of the batch: channels or windows that share a damp, which is summed over.
 """
 
 from __future__ import annotations
@@ -89,12 +89,13 @@ class DampPath(Protocol):
     exact: bool
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
-        """Everything at ``damp`` of shape ``batch``, or that of one for all items, ``(1,) * len(batch)``.
+        """Return residual, penalty and trace at ``damp``, of shape ``batch`` or, for one of all items, ``(1,) *
+        len(batch)``.
 
         Args:
             damp: positive.
             slope: compute the derivative of the penalty.
-            trace: False spares a stochastic path its probes; the trace is then NaN.
+            trace: compute the trace; False leaves it NaN where it is stochastic, and spares its probes.
         """
 
 
@@ -112,7 +113,7 @@ class ExactPath:
         self.scale = influence.scale.expand(self.batch)
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
-        """Everything at ``damp``; see :class:`DampPath`."""
+        """Return residual, penalty and trace at ``damp``; see :class:`DampPath`."""
         found = self.influence.at(damp, self.y, slope=slope)
         all_data = (self.together, *self.batch)
         return Evaluation(
@@ -153,7 +154,7 @@ class FilterPath:
         return penalty.rows(embedding).to(torch.complex128)
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
-        """Everything at ``damp``; see :class:`DampPath`."""
+        """Return residual, penalty and trace at ``damp``; see :class:`DampPath`."""
         embedding = block_circulant(self.A, tuple(damp.shape))
         S = double_symbol(self.A, embedding)
         P = (

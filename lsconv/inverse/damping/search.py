@@ -1,4 +1,4 @@
-"""The search for a damp, every batch item on its own.
+"""The search for the best damp along a damp path, every batch item on its own.
 
 :class:`Search` scans a logarithmic grid, then refines by parabolas or secants. :class:`LocalSearch` starts from the
 damp that a surrogate chose, with Newton's steps towards the zero of a derivative and secants once it is enclosed.
@@ -24,14 +24,14 @@ _SCAN_STEP = math.log(10) / PER_DECADE
 
 
 class Search:
-    """Points on the curve of a criterion, and where its best one is; ``t`` is log damp.
+    """A search over a grid of damps, refined where the criterion is best; ``t`` is log damp.
 
     Args:
         path: the problem.
         criterion: values to minimise, and optionally a function that rises through the zero to find.
-        needs_trace: whether the criterion looks at the trace.
-        slope: whether it looks at the derivative of the penalty.
-        around: an earlier search of a problem alike, whose best damp to start from.
+        needs_trace: the criterion reads the trace.
+        slope: it reads the derivative of the penalty.
+        around: the search on a surrogate, whose best damp to start from.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Search:
         neither = torch.where(found, inside, torch.where(root[0] >= 0, t[0], t[-1]))
         return torch.where(low, t[0], torch.where(high, t[-1], neither))
 
-    def least(self) -> Tensor:
+    def smallest(self) -> Tensor:
         """The smallest point at which the criterion has a value, ``batch``."""
         t, values, _ = self._curve()
         return torch.where(torch.isfinite(values), t, torch.inf).amin(0).nan_to_num(posinf=0.0)
@@ -266,8 +266,8 @@ class LocalSearch(Search):
         """The best damp of every item, ``batch``."""
         return self.aim
 
-    def least(self) -> Tensor:
-        """The smallest damp that would have been looked at, ``batch``."""
+    def smallest(self) -> Tensor:
+        """The smallest damp that may be evaluated, ``batch``."""
         return self.low
 
 

@@ -34,14 +34,14 @@ class SeparablePath(DecomposedPath):
     def __init__(self, A: Convolution, y: Tensor, count: Tensor, factors: Factors | None = None) -> None:
         parts = separable_svd(A, factors)
         assert parts is not None
-        left, values, _ = parts
+        left_vectors, values, _ = parts
         self.together, self.count = y.shape[0], count
         self.batch = tuple(y.shape[1 : y.ndim - len(A.out_shape)])
         y = y.to(double(A.dtype))
-        beta = along_axes([U.mH for U in left], y)
+        beta = along_axes([U.mH for U in left_vectors], y)
         first = len(self.batch) + 1
-        square = all(U.shape[-1] == U.shape[-2] for U in left)
-        outside = 0 * y[..., :1] if square else y - along_axes(left, beta)
+        square = all(U.shape[-1] == U.shape[-2] for U in left_vectors)
+        outside = 0 * y[..., :1] if square else y - along_axes(left_vectors, beta)
         self.outside = outside.abs().square().flatten(first).sum(-1).sum(0)
         self.energies = beta.abs().square().flatten(first).sum(0)
         self.w = values.square().flatten()

@@ -37,7 +37,7 @@ _PROBED_NUMBERS = 2**17
 
 
 class _Probed:
-    """The base of the stochastic paths: a map from data to residuals, and probes.
+    """The base of the stochastic paths: residuals of the data and of random probes.
 
     Args:
         A: the operator.
@@ -67,7 +67,7 @@ class _Probed:
         self._draw(_probes_of(_PROBED_NUMBERS // 4 if local else _PROBED_NUMBERS, A) if probes is None else probes)
 
     def _draw(self, probes: int) -> None:
-        """Make so many probes of random signs."""
+        """Draw so many probes of random signs, the same every time."""
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (probes, *self.A.out_shape), generator=generator) * 2 - 1
         self.probes = signs.to(self.A.device, self.A.dtype).reshape(-1, *(1 for _ in self.batch), *self.A.out_shape)
@@ -80,13 +80,13 @@ class _Probed:
         Args:
             damp: the damp.
             data: data or probes.
-            start: the name under which later damps start from these solutions; None: they do not.
-            rough: the errors are of second order in what is asked for.
+            start: the name under which the solution is kept, to start from at the next damp; None: it is not kept.
+            rough: the result enters a quadratic form alone, where errors of the solution are of second order.
         """
         raise NotImplementedError
 
     def _both(self, damp: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Data and probes: as one batch where these are small, and calls are what costs."""
+        """Solve for data and probes, as one batch where there is one item, which spares calls."""
         if math.prod(self.batch) > 1 or len(self.probes) == 1:
             return self._solve(damp, self.y, "data"), self._solve(damp, self.probes, "probes", rough=True)
         many = self.y.shape[0]
@@ -95,7 +95,7 @@ class _Probed:
         return (r[:many], penalty[:many]), (r[many:], penalty[many:])
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
-        """Everything at ``damp``; see :class:`DampPath`."""
+        """Return residual, penalty and trace at ``damp``; see :class:`DampPath`."""
         (r, penalty), probed = self._both(damp) if trace else (self._solve(damp, self.y, "data"), None)
         influence = error = change = torch.full_like(penalty[0], torch.nan)
         if probed is not None:
@@ -110,8 +110,8 @@ class _Probed:
             else:  # the variance is at most 2 ||I - H||_F^2, and the eigenvalues of I - H at most 1
                 error = self.together * (2 * free.mean(0).clamp_min(0) / probes).sqrt()
             if self.local and 2 * probes <= _probes_of(4 * _PROBED_NUMBERS, self.A):
-                vague = error > 0.01 * (self.count - influence)
-                if bool((vague & (self.space.norm(self.y).amax(0) > 0)).any()):
+                uncertain = error > 0.01 * (self.count - influence)
+                if bool((uncertain & (self.space.norm(self.y).amax(0) > 0)).any()):
                     self._draw(2 * probes)
                     return self.evaluate(damp, slope=slope, trace=trace)
         derivative = torch.full_like(penalty[0], torch.nan)
@@ -178,7 +178,7 @@ class BorderPath(_Probed):
 
     @staticmethod
     def serves(A: LinearOperator, L: LinearOperator | None) -> bool:
-        """Tell whether the border method does."""
+        """Tell whether the border method serves A and L."""
         if not isinstance(A, Convolution) or not Embedding.exists(A):
             return False
         terms = [] if L is None else as_convolutions(L, A.ndim)
@@ -189,8 +189,8 @@ class BorderPath(_Probed):
         return normal_inverse(Request.of(A, damp, common_grid_filters(A, L), floor=floor, missing=self.missing))
 
     def _factors(self, damp: Tensor) -> tuple[Convolution, LinearOperator | None, NormalInverse]:
-        least = float(damp.min())
-        if torch.finfo(self.A.dtype).bits == 32 and least > self.fine_below:
+        smallest = float(damp.min())
+        if torch.finfo(self.A.dtype).bits == 32 and smallest > self.fine_below:
             if self.L is None:
                 enough = bool((damp**2 >= 1e-5 * self.scale.square()).all())
                 inverse = self._inverse(self.A, None, damp) if enough else None
@@ -203,7 +203,7 @@ class BorderPath(_Probed):
                 )
             if inverse is not None and enough:
                 return self.A, self.L, inverse
-            self.fine_below = least
+            self.fine_below = smallest
         return self.precise, self.precise_L, self._inverse(self.precise, self.precise_L, damp)
 
     def _solve(
@@ -246,7 +246,7 @@ class BorderPath(_Probed):
     def _continued(
         inverse: NormalInverse, f: Tensor, start: Tensor | None, tolerance: float
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The inverse applied from a start that fits, or from none."""
+        """Apply the inverse, from the start where it has the shape of this problem, or else from zero."""
         if start is not None:
             lead = inverse.embedding.split_batch(tuple(f.shape[: f.ndim - inverse.embedding.ndim - 1]))[1]
             fits = start.shape[:2] == (lead, inverse.embedding.blocks) and start.dtype == f.dtype

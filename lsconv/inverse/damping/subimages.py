@@ -61,8 +61,10 @@ def as_windows(A: Convolution, y: Tensor, L: LinearOperator | None, data: int = 
             first + (count // 2 - size) // 2, first + count // 2 + (count // 2 - size) // 2]  # fmt: skip
         starts.append(middles)
         sizes.append(size)
-    share = math.prod(len(places) * size for places, size in zip(starts, sizes, strict=True)) / math.prod(A.spatial_out)
-    if 2 * share > 1:
+    fraction = math.prod(len(places) * size for places, size in zip(starts, sizes, strict=True)) / math.prod(
+        A.spatial_out
+    )
+    if 2 * fraction > 1:
         return None
     parts = []
     lead = y.ndim - A.ndim

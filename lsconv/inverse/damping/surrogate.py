@@ -143,7 +143,7 @@ class TaperedPath:
         self.number, self.seen = number, number * (p > 0)
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
-        """Everything at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""
+        """Return residual, penalty and trace at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""
         mu = damp.double().square().unsqueeze(-1)
         f = mu / (self.q + mu)
         fitted = self.power * self.q / (self.q + mu).square()

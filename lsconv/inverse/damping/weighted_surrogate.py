@@ -28,7 +28,9 @@ from lsconv.operators.fft_convolution import good_fft_length
 
 __all__ = ["WeightedTaperedPath", "constant_weight_in_kernel", "weighted_convolution"]
 
-_RATIO = 4.0  # between the weights for which the solutions are computed, eight at the most
+# The ratio of neighbours among the weights, at most eight, for which solutions are computed; between, they are
+# interpolated.
+_RATIO = 4.0
 
 
 class WeightedTaperedPath:
@@ -75,8 +77,8 @@ class WeightedTaperedPath:
         if self.real:
             number[..., 1 : (self.grid[-1] + 1) // 2] = 2
         self.number = number / math.prod(self.grid)
-        mean = self._back(
-            self._forth(self.w.to(self.z.dtype))
+        mean = self._inverse_transform(
+            self._transform(self.w.to(self.z.dtype))
             * spread
             / spread.flatten(-ndim)[..., 0].reshape(*spread.shape[:-ndim], *(1,) * ndim)
         )
@@ -86,15 +88,15 @@ class WeightedTaperedPath:
         steps = math.ceil(math.log(high / low) / math.log(_RATIO)) if high > 0 else 0
         self.levels = [low * (high / low) ** (k / max(1, steps)) for k in range(steps + 1)]
         place = (self.around.clamp(low, high) / low).log() * (steps / math.log(high / low) if steps else 0)
-        self.shares = [(1 - (place - k).abs()).clamp_min(0) for k in range(steps + 1)]
-        self.spectrum = self._forth(self.w * self.z / torch.where(self.around > 0, self.around, 1))
+        self.interpolation = [(1 - (place - k).abs()).clamp_min(0) for k in range(steps + 1)]
+        self.spectrum = self._transform(self.w * self.z / torch.where(self.around > 0, self.around, 1))
         size = (self.w.mean(self.dims) * self.s.flatten(-ndim).amax(-1)).amax(-1)
         self.scale = (size / penalty.amax()).sqrt().expand(self.batch)
 
-    def _forth(self, z: Tensor) -> Tensor:
+    def _transform(self, z: Tensor) -> Tensor:
         return torch.fft.rfftn(z, dim=self.dims) if self.real else torch.fft.fftn(z, dim=self.dims)
 
-    def _back(self, z: Tensor) -> Tensor:
+    def _inverse_transform(self, z: Tensor) -> Tensor:
         if self.real:
             return torch.fft.irfftn(z, self.grid, dim=self.dims)
         return torch.fft.ifftn(z, dim=self.dims)
@@ -105,20 +107,20 @@ class WeightedTaperedPath:
 
     @torch.no_grad()
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
-        """Everything at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""
+        """Return residual, penalty and trace at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""
         mu = damp.double().square()
         over = over_items(mu, self.ndim + 1)
         fit = change = torch.zeros_like(self.z)
         h = rise = torch.zeros_like(self.around)
-        for level, share in zip(self.levels, self.shares, strict=True):
+        for level, near in zip(self.levels, self.interpolation, strict=True):
             both = level * self.s + over * self.p
             f = self.s / torch.where(both > 0, both, 1)
             slower = -f * over * self.p / torch.where(both > 0, both, 1)
-            fit = fit + share * self._back(level * f * self.spectrum)
-            h = h + share * (f * self.number).sum(self.dims, keepdim=True)
+            fit = fit + near * self._inverse_transform(level * f * self.spectrum)
+            h = h + near * (f * self.number).sum(self.dims, keepdim=True)
             if slope:
-                change = change + share * self._back(level * slower * self.spectrum)
-                rise = rise + share * (slower * self.number).sum(self.dims, keepdim=True)
+                change = change + near * self._inverse_transform(level * slower * self.spectrum)
+                rise = rise + near * (slower * self.number).sum(self.dims, keepdim=True)
         more = (self.w - self.around).clamp_min(0)
         alone = 1 + more * h
         change = change / alone - fit * more * rise / alone.square()
@@ -152,13 +154,13 @@ def constant_weight_in_kernel(A: LinearOperator) -> LinearOperator:
         return A
     diagonal, core = weighted
     items = diagonal.flatten(diagonal.ndim - len(core.out_shape))
-    kept = items != 0
-    factor = items.gather(-1, kept.to(torch.uint8).argmax(-1, keepdim=True))
-    if bool(((items != factor) & kept).any()):
+    nonzero = items != 0
+    factor = items.gather(-1, nonzero.to(torch.uint8).argmax(-1, keepdim=True))
+    if bool(((items != factor) & nonzero).any()):
         return A
     axes = (1,) * (core.weight.ndim - len(core.batch_shape))
     scaled = core.with_parameters([core.weight * factor.reshape(*factor.shape[:-1], *axes)], per_item=True)
-    if bool(kept.all()):
+    if bool(nonzero.all()):
         return scaled
     mask = (diagonal != 0).reshape(-1, *core.out_shape)
     if bool((mask == mask[0]).all()):

@@ -167,7 +167,7 @@ def _of_circulant(A: Convolution, embedding: Embedding) -> SingularValueDecompos
 
 
 def _conjugate_pairs(S: FrequencyMatrices, U: Tensor, values: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The factors with those of opposite frequencies conjugate, where the half spectrum has both of a pair."""
+    """Make the factors of opposite frequencies conjugate where the half spectrum has both of a pair."""
     others = S.grid.sizes[:-1]
     index = torch.arange(math.prod(others), device=U.device).reshape(others)
     opposite = _opposite(index[None, ..., None, None], len(others))[0, ..., 0, 0]

@@ -189,7 +189,7 @@ def slogdet(A: Any) -> SignAndLog:
 
 @dataclass(frozen=True)
 class _Problem:
-    """``A^H A + mu L^H L`` in double precision, with what was asked of it.
+    """The normal operator ``A^H A + mu L^H L`` in double precision, and the options of a call.
 
     Attributes:
         A: the operator.

@@ -22,7 +22,7 @@ __all__ = ["leading_vector", "norm"]
 
 @untraced
 def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -> Tensor:
-    r"""The spectral norm of A, its largest singular value, differentiable by what A is made of.
+    r"""The spectral norm of A, its largest singular value, differentiable by the tensors that A is made of.
 
     Block-circulant convolutions: exact, from the symbol. Every other operator, zero-padded convolutions among them: the
     Lanczos process from a fixed random start, a lower bound that grows to the norm. It stops when the residual of its

@@ -29,7 +29,7 @@ def triangular_factor(A: LinearOperator, L: LinearOperator | None, damp: Tensor,
     parts = [M.to(wide), damp[..., None, None] * below.to(wide)]
     R = torch.linalg.qr(torch.cat([part.expand(*batch, *part.shape[-2:]) for part in parts], -2)).R
     pivots = R.detach().diagonal(dim1=-2, dim2=-1).abs()
-    least = A.in_numel * torch.finfo(pivots.dtype).eps * pivots.amax(-1, keepdim=True)
-    if not hidden_by_vmap(R) and not bool((pivots > least).all()):
+    smallest = A.in_numel * torch.finfo(pivots.dtype).eps * pivots.amax(-1, keepdim=True)
+    if not hidden_by_vmap(R) and not bool((pivots > smallest).all()):
         raise torch.linalg.LinAlgError("a pivot is zero")  # type: ignore[attr-defined]
     return R

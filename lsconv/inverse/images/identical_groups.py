@@ -29,7 +29,7 @@ class SharedGroups:
 
     @classmethod
     def of(cls, A: LinearOperator, L: LinearOperator | None = None) -> SharedGroups | None:
-        """The group, or None where there is one only, the kernels differ, or L does not act on the groups alike."""
+        """Return one group of A; None: there is one only, the kernels differ, or L acts on the groups differently."""
         if not isinstance(A, Convolution) or A.groups == 1:
             return None
         channels = A.c_in // A.groups
@@ -52,5 +52,5 @@ class SharedGroups:
         return z.unflatten(-self.A.ndim - 1, (self.groups, -1)).movedim(-self.A.ndim - 2, 0)
 
     def join(self, z: Tensor) -> Tensor:
-        """The way back from :meth:`split`."""
+        """Invert :meth:`split`."""
         return z.movedim(0, -self.A.ndim - 2).flatten(-self.A.ndim - 2, -self.A.ndim - 1)

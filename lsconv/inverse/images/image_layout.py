@@ -27,7 +27,13 @@ _REAL = ("int", "uint", "float", "bfloat", "bool")
 
 @dataclass(frozen=True)
 class Layout:
-    """The axes and values of what the user gave, as ``(*batch, channels, *size)`` in floating point."""
+    """The axes of an image: how it becomes ``(*batch, channels, *size)`` in floating point.
+
+    Attributes:
+        ndim: number of spatial axes.
+        channels: "first", "last" or None.
+        dtype: that the image is solved in.
+    """
 
     ndim: int
     channels: str | None
@@ -35,7 +41,7 @@ class Layout:
 
     @classmethod
     def of(cls, image: Any, psf: Any, channels: Any, ndim: int | None) -> Layout:
-        """The layout of what the user gave, checked."""
+        """Return the layout of an image under a PSF, from the arguments of :func:`lsconv.deconvolve`, checked."""
         for name, value in (("image", image), ("psf", psf)):
             if not isinstance(value, (Tensor, np.ndarray)):
                 raise ArgumentTypeError(f"{name}: expected a torch.Tensor or a NumPy array, got {type(value).__name__}")
@@ -68,9 +74,9 @@ class Layout:
     def image(
         self, image: Any, observed: Any = None, saturated: Any = None, *, one_sided: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """``(*batch, channels, *size)`` with zeros in place of missing pixels, and which of them were measured.
+        """Return the pixels as ``(*batch, channels, *size)``, which were measured, and which are lower bounds.
 
-        The third is where only a lower bound was. None stands for all pixels, and for none of them.
+        Missing pixels are zero. The second is None where all were measured, the third where none is a lower bound.
 
         Args:
             image: as given.
@@ -121,7 +127,8 @@ class Layout:
         return y, keep, bounded
 
     def map(self, name: str, value: Any, image: Any, y: Tensor) -> Tensor:
-        """A number, a number per batch item, or a map of the image's or its spatial shape, to broadcast with y.
+        """Return a number, one per batch item, or a map of the image's or its spatial shape, shaped to broadcast with
+        y.
 
         Raises:
             ArgumentTypeError, NonFiniteError, ShapeError: it is none of these.
@@ -150,7 +157,7 @@ class Layout:
         )
 
     def _mask(self, observed: Any, image: Any) -> Tensor:
-        """Which pixels were observed, in the image's shape.
+        """The pixels that were observed, in the image's shape.
 
         Raises:
             ArgumentTypeError, DtypeError, ShapeError: it is no mask of the image.
@@ -177,7 +184,7 @@ class Layout:
         return values.movedim(-1, -self.ndim - 1) if self.channels == "last" else values
 
     def kernel(self, psf: Any, image: Any) -> Tensor:
-        """``(*batch, 1 or channels, *size)`` or ``(*size)``."""
+        """Return the PSF as ``(*batch, 1 or channels, *size)`` or ``(*size)``, checked."""
         kernel = _tensor(psf, self.dtype.to_real())
         if isinstance(image, Tensor):
             kernel = kernel.to(image.device)
@@ -259,7 +266,7 @@ def _name(dtype: Any) -> str:
 
 
 def _rounded(x: Tensor, image: Any) -> Any:
-    """``x`` rounded and cut off to the integers of the image's type, of which the largest may have no floating twin."""
+    """Round ``x`` to integers in the range of the image's type, whose largest may have no equal in floating point."""
     limits = np.iinfo(_name(image.dtype))
     rounded = x.detach().double().round()
     high = float(limits.max) if limits.bits < 64 else float(np.nextafter(float(limits.max), 0))

@@ -46,7 +46,7 @@ class NoiseModel:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """The measurement of the blurred field that an image is.
+    """The measurement of the blurred field: the image, and how well each of its pixels was measured.
 
     Attributes:
         y: the image less background and offset, ``(*batch, channels, *size)``, zero where it is missing.
@@ -54,7 +54,7 @@ class Measurement:
         noise_std: standard deviation of the noise in ``rows * y``, or None.
         counts: photons; None: the noise is Gaussian.
         expected: photons without x.
-        mapped: whether a map of the noise has given the rows.
+        mapped: a map of the noise has given the rows.
         sensitivity: photons per grey level, zero where pixels are missing, which broadcasts with y; None: ones.
         at_least: where y is a lower bound of the truth; None: nowhere.
     """
@@ -161,7 +161,7 @@ class Measurement:
         return (weights if rows is None else weights * rows).contiguous(), float(usual), True
 
     def certain(self) -> Measurement:
-        """The measurement without its lower bounds, as if these pixels were missing."""
+        """Return the measurement without its lower bounds, as if these pixels were missing."""
         if self.at_least is None:
             return self
         rows = (~self.at_least).to(self.y.dtype)
@@ -266,8 +266,8 @@ def check_meaning(y: Tensor, bounds: Any, noise_std: Any, scale: float) -> None:
         )
     if bounds is None or scale <= 0:
         return
-    least, most = (end if end is None else float(end) * scale for end in bounds)
-    lowest, highest = (-torch.inf if least is None else least), (torch.inf if most is None else most)
+    low_end, high_end = (end if end is None else float(end) * scale for end in bounds)
+    lowest, highest = (-torch.inf if low_end is None else low_end), (torch.inf if high_end is None else high_end)
     inside = ((data >= lowest) & (data <= highest)).double().mean()
     if not lowest <= float(data.median()) <= highest and float(inside) < 0.05:
         raise ArgumentError(

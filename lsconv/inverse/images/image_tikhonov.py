@@ -28,7 +28,7 @@ def image_tikhonov(
     options: dict[str, Any],
     at_least: Tensor | None = None,
 ) -> Solution:
-    """Tikhonov's answer; channels under one PSF are one problem with many data, but for the damp, which they share.
+    """Return Tikhonov's answer; channels under one PSF are solved as one problem with many data and one damp.
 
     Args:
         A: the blur, or rows of it.
@@ -57,8 +57,8 @@ def image_tikhonov(
     if bounds is not None or at_least is not None:
         prior = x_prior.expand(*x_prior.shape[: -ndim - 1], *A.in_shape)
         return tikhonov(A, y, L=L, x_prior=prior, bounds=bounds, at_least=at_least, **options)
-    # Where the constant alone explains the image, what is left of it is rounding and meets no relative tolerance.
+    # an image that the constant explains leaves rounding, which meets no relative tolerance
     norms = torch.linalg.vector_norm(y.flatten(-ndim - 1), dim=-1)
     options.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))
-    # differences do not see the constant m; it keeps its digits all the same
+    # differences do not see the constant x_prior, which taken off leaves more digits to the rest
     return tikhonov(A, y, L=L, x_prior=x_prior, **options)

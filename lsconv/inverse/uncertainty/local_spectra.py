@@ -171,15 +171,15 @@ class LocalSpectra:
     @torch.no_grad()
     def contrasts(self, mean: Tensor, noise: Tensor) -> Tensor:
         """The contrasts of largest likelihood, by Fisher scoring of their logarithms."""
-        least = 1e-4 * noise / mean.max()
+        floor = 1e-4 * noise / mean.max()
         excess = ((self.periodograms - noise) * self._counts).sum((-2, -1)) / (mean * self._counts).sum()
-        found = excess.clamp_min(1000 * least)
+        found = excess.clamp_min(1000 * floor)
         for _ in range(12):
             M = found[:, None, None] * mean + noise
-            share = 1 - noise / M
-            slope = (self._counts * share * (self.periodograms / M - 1)).sum((-2, -1))
-            curvature = (self._counts * share.square()).sum((-2, -1))
-            found = (found * torch.exp((slope / curvature.clamp_min(1e-12)).clamp(-2, 2))).clamp_min(least)
+            signal = 1 - noise / M
+            slope = (self._counts * signal * (self.periodograms / M - 1)).sum((-2, -1))
+            curvature = (self._counts * signal.square()).sum((-2, -1))
+            found = (found * torch.exp((slope / curvature.clamp_min(1e-12)).clamp(-2, 2))).clamp_min(floor)
         return found
 
     def value(self, x: Tensor) -> float:
@@ -228,9 +228,9 @@ class LocalSpectra:
             normal[fixed], normal[:, fixed], slope[fixed] = 0, 0, 0
             normal.diagonal()[fixed] = 1
             # of a PSF far smaller than a pixel the image says nothing
-            least = torch.diag(normal.diagonal().clamp_min(1e-12 * float(normal.diagonal().max())))
+            scale = torch.diag(normal.diagonal().clamp_min(1e-12 * float(normal.diagonal().max())))
             while damping < 1e6:
-                step = torch.linalg.solve(normal + damping * least, slope).clamp(-0.5, 0.5)
+                step = torch.linalg.solve(normal + damping * scale, slope).clamp(-0.5, 0.5)
                 trial = torch.minimum(torch.maximum(best.x + step, self.lower), self.upper)
                 value = self.value(trial)
                 if value < best.value:

@@ -254,7 +254,7 @@ class _Posterior:
         return solve(noise(A.out_shape), prior / spread if L is None else spread * L.adjoint(prior))
 
     def _solver(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The solution for noise in the data and what the prior adds."""
+        """The solution for noise in the data and a random part of the prior."""
         A, L = self.A, self.L
         if L is None:
             inverse = pinv(A, damp=self.damp)

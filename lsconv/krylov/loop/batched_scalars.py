@@ -86,19 +86,17 @@ class ItemSpace:
 
     def norm(self, v: Tensor) -> Tensor:
         """The Euclidean norm of every item, ``batch``."""
-        return _gathered(self._norm(v))
-
-    def _norm(self, v: Tensor) -> Tensor:
+        total: Tensor
         if not self.item_shape:
-            return v.abs().to(self.scalar)
-        if math.prod(self.item_shape[-self._rows :]) > 4 * _ROW:
-            return self._chunked_norm(v.flatten(v.ndim - len(self.item_shape)))
-        rows: Tensor = torch.linalg.vector_norm(v, dim=tuple(range(-self._rows, 0)))
-        if self._rows == len(self.item_shape):
-            return rows.to(self.scalar)
-        outer = tuple(range(self._rows - len(self.item_shape), 0))
-        total: Tensor = torch.linalg.vector_norm(rows, dim=outer, dtype=self.scalar)
-        return total
+            total = v.abs()
+        elif math.prod(self.item_shape[-self._rows :]) > 4 * _ROW:
+            total = self._chunked_norm(v.flatten(v.ndim - len(self.item_shape)))
+        else:
+            total = torch.linalg.vector_norm(v, dim=tuple(range(-self._rows, 0)))
+            if self._rows < len(self.item_shape):
+                outer = tuple(range(self._rows - len(self.item_shape), 0))
+                total = torch.linalg.vector_norm(total, dim=outer, dtype=self.scalar)
+        return _gathered(total.to(self.scalar))
 
     def _chunked_norm(self, flat: Tensor) -> Tensor:
         """Norm over one long dimension: float32 within rows, float64 across them."""
@@ -130,13 +128,9 @@ class ItemSpace:
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """The real part of ``<u, v> = sum(conj(u) v)`` of every item, ``batch``."""
-        return _gathered(self._inner(u, v))
-
-    def _inner(self, u: Tensor, v: Tensor) -> Tensor:
-        if not self.item_shape:
-            return (u.conj() * v).real.to(self.scalar)
-        rows: Tensor = torch.linalg.vecdot(u, v, dim=-1).real.to(self.scalar)
-        return rows.sum(dim=tuple(range(1 - len(self.item_shape), 0))) if len(self.item_shape) > 1 else rows
+        rows = torch.linalg.vecdot(u, v, dim=-1).real if self.item_shape else (u.conj() * v).real
+        rows = rows.to(self.scalar)
+        return _gathered(rows.sum(tuple(range(1 - len(self.item_shape), 0))) if len(self.item_shape) > 1 else rows)
 
     # ------------------------------------------------------------------ from scalars to vectors
 
