@@ -94,10 +94,11 @@ class System:
         self.has_multipliers = z is not None
         more = () if z is None else (z,)
         if isinstance(answer, Tensor):
-            return answer, *more
+            return _no_view(answer), *more
         # without its tensors: autograd's outputs refer to this object, and a reference back would keep both alive
         self.solution = replace(answer, **dict.fromkeys(_TENSORS))
-        return *(getattr(answer, name) for name in _TENSORS), *more
+        tensors = [getattr(answer, name) for name in _TENSORS]
+        return _no_view(tensors[0]), *tensors[1:], *more
 
     def set_damping(self, damp: Any) -> None:
         """Keep the damping, and whether all or some items have one."""
@@ -178,6 +179,11 @@ class System:
         )
         rtol = max(Tolerances.of(self.A.dtype, None, 0.0).rtol, self.rtol or 0.0)
         return bool((size <= 10 * rtol * scale).all())
+
+
+def _no_view(x: Tensor) -> Tensor:
+    """An x of its own memory: a tangent of a view is also one of its base, and a batched tangent has another layout."""
+    return x if x._base is None else x.clone()
 
 
 def _answer_nothing(solver: Solver, problem: LeastSquares) -> tuple[Any, Inverse]:
