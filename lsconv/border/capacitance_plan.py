@@ -134,6 +134,11 @@ class CapacitancePlan(Plan):
             )
 
     def _find(self, matrices: FrequencyMatrices, inner: Border, outer: Border, chosen: bool) -> NullSpaces:
+        """Factorise the capacitance matrix, set :attr:`norm_bound`, and look for null spaces.
+
+        Raises:
+            MethodError: the symbol is singular, or nearly so.
+        """
         inverse, info = batched_linalg.inverse(matrices.matrices)
         norms = [frobenius(m).flatten(1).amax(-1) for m in (matrices.matrices, inverse)]
         condition = norms[0] * norms[1]

@@ -213,14 +213,17 @@ def cheapest_grid(
     model: CostModel,
     condition: float,
 ) -> tuple[bool, FactorCost]:
-    """Tell whether factors are on the shortest grid, not on one that transforms well, and what they cost there.
+    """Tell whether factors are cheaper on the shortest grid than on one that transforms well, and what they cost there.
 
     Args:
-        what: the operator.
+        truncated: the truncated circulant.
         system: the block-circulant operator whose border is factorised.
         penalty: further rows.
         model: of the work.
         condition: of the system, up to whose rounding it is even.
+
+    Returns:
+        True for the shortest grid, and the cost on the grid chosen.
     """
     definite, real = truncated.form != "saddle", system.grid.real
     if penalty is not None:

@@ -13,9 +13,8 @@ of A are principal submatrices, or low-rank changes, of block-circulant ones:
 
 With P the inverse of the block-circulant operator (one small matrix per frequency), the inverse of a principal
 submatrix is :math:`P_{II} - P_{IB} (P_{BB})^{-1} P_{BI}`, and that of a low-rank change follows from the Woodbury
-identity with the
-capacitance matrix :math:`I - C_B P C_B^H`. Either way what remains to be solved is a system on the border, whose size
-does not grow with the area and whose iteration count hardly grows at all.
+identity with the capacitance matrix :math:`I - C_B P C_B^H`. Either way what remains to be solved is a system on the
+border, whose size does not grow with the area and whose iteration count hardly grows at all.
 
 Where the input is padded by reflected or replicated cells, the copies are further unknowns, held to what they copy by
 multipliers: the saddle form, with a border of its own (:mod:`lsconv.border.reflected_padding`).
@@ -214,7 +213,7 @@ class BorderInverse(NormalInverse):
         channels = self.system.rows if self.stack is None else self.stack.transforms
         self.model = CostModel(self.embedding.blocks, math.prod(self.embedding.grid), channels, definite)
         self.condition = problem.condition(self.inverse)
-        crossed = request.crossed and not request.one_matrix and self.embedding.ndim <= 2
+        crossed = request.crossed and not request.shortest_grid and self.embedding.ndim <= 2
         self._crossed = crossed and (request.penalty is not None or self.condition <= _CONDITION[definite])
         self._on_shortest_grid, self._cost = self._cost_of_factors()
         self._border_system: BorderSystem | None = None
@@ -246,14 +245,13 @@ class BorderInverse(NormalInverse):
         self._border_system, self.stage = None, Stage.FACTORS
         if self._crossed:
             # the symbol anew, in double precision and on the grid of the factors, is a hundredth of their work
-            # one_matrix only chooses the shortest grid: DirectInverse makes no such matrix
-            precise = replace(self.problem.request.precise(), side=self.side, one_matrix=self._on_shortest_grid)
+            precise = replace(self.problem.request.precise(), side=self.side, shortest_grid=self._on_shortest_grid)
             try:
                 self.direct = DirectInverse(NormalProblem(precise))
             except PlanMemoryError:
                 self.give_up_factors()
         else:
-            self.direct = normal_inverse(replace(self.problem.request, side=self.side, one_matrix=True))
+            self.direct = normal_inverse(replace(self.problem.request, side=self.side, shortest_grid=True))
 
     def begin_iteration(self) -> BorderSystem:
         """Make the system on the border with its preconditioner, once; undecided before, the border is iterated on."""
@@ -264,7 +262,7 @@ class BorderInverse(NormalInverse):
             # the strips of a stacked volume, added up, take no more iterations, and those keep few vectors
             restricted = request.limits.corners and (self.exact or not self.definite) and self.stack is None
             problem = BorderProblem(
-                self.system, self.border, self.model, restricted, request.limits, request.one_matrix, self.stack
+                self.system, self.border, self.model, restricted, request.limits, request.shortest_grid, self.stack
             )
             self._border_system = BorderSystem(problem, self._cost if self.stage is not Stage.ITERATION_ONLY else None)
         return self._border_system
@@ -277,7 +275,7 @@ class BorderInverse(NormalInverse):
     def factorise_if_cheaper(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
         """Make the factors if they are cheaper than so many solves by iteration, and return them."""
         limits = self.problem.request.limits
-        if self.stage is Stage.UNDECIDED and not self.problem.request.one_matrix:
+        if self.stage is Stage.UNDECIDED and not self.problem.request.shortest_grid:
             cost, expected, fits = self.forecast(batch)
             if cost <= solves * (expected if limits.at_once is None else limits.at_once) and fits:
                 self.go_direct()
@@ -319,7 +317,7 @@ class BorderInverse(NormalInverse):
         else:
             z, iterations, u = self._solve(on_border, t, tolerance, max_iter, start)
         count = embedding.per_item(iterations, batch).amax(-1)
-        if on_border.spent:
+        if on_border.budget_used_up:
             self.go_direct()
             z, further, unknowns = self.continued(f, tolerance, max_iter)
             return z, count + further, unknowns

@@ -70,7 +70,7 @@ class Request:
         penalty: further rows ``damp L`` below A; then "solution" is the side.
         mirror: the padding of A, where it is reflect or replicate; then "solution" is the side, and damp > 0.
         limits: which means solve a border of which size.
-        one_matrix: on the shortest grid, to factorise the border as one matrix.
+        shortest_grid: on the shortest grid, that of factors, not on one that transforms well.
         missing: outputs that are not measured, ``out_shape``, the same for every item and group; not with a mirror.
     """
 
@@ -81,7 +81,7 @@ class Request:
     penalty: Penalty | None = None
     mirror: Mirror | None = None
     limits: Limits = field(default_factory=Limits)
-    one_matrix: bool = False
+    shortest_grid: bool = False
     missing: Tensor | None = None
 
     @classmethod
@@ -184,7 +184,7 @@ class NormalProblem:
             tuple(damp.shape),
             penalty,
             mirror,
-            shortest=request.one_matrix,
+            shortest=request.shortest_grid,
             missing=request.missing is not None,
             symbol=symbol,
         )
@@ -203,7 +203,7 @@ class NormalProblem:
         groups = self.scale.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
         self.norm_bound = groups.amax(-1).double().sqrt()
         if mirror is not None:
-            self.norm_bound = torch.minimum(mirror.gain * self.norm_bound, mirror.bound)
+            self.norm_bound = torch.minimum(mirror.norm * self.norm_bound, mirror.bound)
         self.relative_damp = float((self.mu / self.scale.to(self.mu)).amin().sqrt())
         self.damped = penalty is None and self.relative_damp > 0
         self.exact = bool((self.mu == self.wanted).all()) or (

@@ -34,10 +34,10 @@ _OUTER_LIMIT = 40
 _PATIENCE = 5
 # The residual that a step aims at, in units of its target: below one, as the border's residual predicts it roughly.
 _MARGIN = 0.3
-# The border residual of a step whose gain the floor of the factors limits; the floor of float64 is lower.
+# The border residual of a step whose growth the floor of the factors limits; the floor of float64 is lower.
 _FLOORED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-# The gain before the first step, in units of sigma_max / damp: without it a first step may stop short of the share of x
-# in the null space of A that the certificate allows.
+# The growth before the first step, in units of sigma_max / damp: without it a first step may stop short of the share
+# of x in the null space of A that the certificate allows.
 _FIRST_GUESS = 0.1
 
 
@@ -99,6 +99,7 @@ class Outer:
         u: the best iterate.
         image: that of u, where it is x.
         tolerance_ratio: the norm of its g in units of its target; at most 1 where the certificate will hold.
+        norm_a: the largest ``||A p|| / ||p||`` of a step, a lower bound of the norm of the scaled A.
         steps: the steps taken.
         iterations: the iterations on the border, per item.
     """
@@ -153,7 +154,7 @@ class Outer:
         direction, iterate, self._origin = FlexibleDirection(self.mu), self._origin, None
         self.u, self.image = iterate.u, iterate.image if self.residual_side else None
         self.tolerance_ratio = torch.full_like(iterate.ratio, torch.inf)
-        gain = 0.0  # the residual that a step has left, in units of its border tolerance
+        growth = 0.0  # the residual that a step has left, in units of its border tolerance
         stalled = torch.zeros_like(self.iterations)  # steps without halving
         while True:
             stalled = torch.where(iterate.ratio < 0.5 * self.tolerance_ratio, 0, stalled + 1)
@@ -161,10 +162,10 @@ class Outer:
             active = (self.tolerance_ratio > 1) & (stalled < _PATIENCE)
             if self.steps == _OUTER_LIMIT or self.exhausted or not bool(active.any()):
                 break
-            tolerance, before = self._border_tolerance(iterate.ratio, active, gain), iterate.ratio
+            tolerance, before = self._border_tolerance(iterate.ratio, active, growth), iterate.ratio
             iterate = self._step(direction, iterate, active, tolerance)
             observed = float((iterate.ratio / (before * tolerance)).where(active & (before > 0), 0).amax())
-            gain = max(gain, observed, 1.0)
+            growth = max(growth, observed, 1.0)
 
     def _update_best(self, iterate: _Iterate) -> None:
         """Take the iterate for the items where it is the best so far."""
@@ -199,17 +200,17 @@ class Outer:
         """Tell whether the limit on the border iterations has been reached."""
         return self.max_iter is not None and int(self.iterations.max()) >= self.max_iter
 
-    def _border_tolerance(self, tolerance_ratio: Tensor, active: Tensor, gain: float) -> float:
+    def _border_tolerance(self, tolerance_ratio: Tensor, active: Tensor, growth: float) -> float:
         """The relative residual to which this step solves the border system.
 
-        A step leaves ``gain`` times the residual of its border system, so that the worst item needs the reciprocal of
+        A step leaves ``growth`` times the residual of its border system, so that the worst item needs the reciprocal of
         that and of its tolerance ratio. Where the factors have a floor, that limits the step instead.
         """
         if not self.plan.inverse.exact:
             return _FLOORED_TOLERANCE[self.plan.factor_dtype]
-        if gain == 0 and self.plan.inverse.damped:
-            gain = _FIRST_GUESS / self.plan.inverse.relative_damp
-        wanted = _MARGIN / (max(gain, 1.0) * float(torch.where(active, tolerance_ratio, 0).amax()))
+        if growth == 0 and self.plan.inverse.damped:
+            growth = _FIRST_GUESS / self.plan.inverse.relative_damp
+        wanted = _MARGIN / (max(growth, 1.0) * float(torch.where(active, tolerance_ratio, 0).amax()))
         finest = torch.finfo(self.plan.factor_dtype).eps ** 0.7  # the border's residual has no more digits
         return min(max(wanted, finest), _MARGIN)
 

@@ -46,7 +46,7 @@ class Mirror:
         convolution: V.
         margin: the positions of the margin per axis.
         sources: for every position of the padded image the one that it copies, per axis.
-        gain: the norm of the padding.
+        norm: that of the padding.
         bound: of the norm of A per batch item, the root of its largest row sum times its largest column sum.
     """
 
@@ -62,7 +62,7 @@ class Mirror:
             self.sources.append(source)
             self.margin.append([*range(left), *range(left + n, left + n + right)])
             copies *= int(source.bincount().max())
-        self.gain = math.sqrt(copies)
+        self.norm = math.sqrt(copies)
         sizes_of = A.with_parameters([A.weight.detach().abs().to(A.dtype)])
         item = tuple(range(-A.ndim - 1, 0))
         rows, columns = (

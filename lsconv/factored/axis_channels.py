@@ -43,7 +43,7 @@ class AxisAsChannels:
 
     @classmethod
     def of(cls, A: Convolution, axis: int) -> AxisAsChannels:
-        """B for an axis of A, of at least two."""
+        """Make B from A, which has at least two axes, by turning ``axis`` into channels."""
         n, m, taps = A.spatial_in[axis], A.spatial_out[axis], A.kernel_size[axis]
         weight = A.weight.detach()
         each_tap = torch.eye(taps, dtype=weight.dtype, device=weight.device).unsqueeze(1)

@@ -51,7 +51,7 @@ class Rank:
 
     @classmethod
     def of(cls, values: Tensor, ndim: int, rcond: float, size: int) -> Rank:
-        """Decide it.
+        """Decide the rank of these singular values.
 
         Args:
             values: the singular values.

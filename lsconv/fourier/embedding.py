@@ -90,6 +90,7 @@ def _axis_of(
     held: bool,
     separate_margins: bool,
 ) -> Axis:
+    """The axis of an embedding, of numbers alone, so that equal ones are looked up."""
     taps = tuple(divmod(dilation * t - left, stride)[::-1] for t in range(kernel_size))
     if periodic:
         return Axis(n_in // stride, stride, n_in, n_out, taps, constrained=False)

@@ -320,11 +320,11 @@ def saddle_inverse(S: Tensor, squared: Tensor, mu: Tensor) -> tuple[Tensor, Tens
     if rows <= columns:
         W = smaller
         WS = W @ S
-        V = _other(S.mH @ WS, mu)
+        V = _complement_over_mu(S.mH @ WS, mu)
     else:
         V = smaller
         WS = S @ V
-        W = _other(WS @ S.mH, mu)
+        W = _complement_over_mu(WS @ S.mH, mu)
     root = mu.sqrt()
     inverse = S.new_empty(*W.shape[:-2], rows + columns, rows + columns)
     torch.mul(W, -root, out=inverse[..., :rows, :rows])
@@ -334,7 +334,7 @@ def saddle_inverse(S: Tensor, squared: Tensor, mu: Tensor) -> tuple[Tensor, Tens
     return inverse, smaller
 
 
-def _other(projected: Tensor, mu: Tensor) -> Tensor:
+def _complement_over_mu(projected: Tensor, mu: Tensor) -> Tensor:
     """``(I - projected) / mu``; overwrites ``projected``."""
     projected.neg_().diagonal(dim1=-2, dim2=-1).add_(1)
     return projected.div_(mu)

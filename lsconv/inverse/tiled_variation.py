@@ -99,7 +99,7 @@ def tiled_total_variation(
             f"total_variation"
         )
     channels = not isinstance(A, Tensor) or A.ndim == operator.ndim + 2
-    problem = _Problem(operator, channels, float(weight), isotropic, coupled, tiles)
+    problem = _TiledVariation(operator, channels, float(weight), isotropic, coupled, tiles)
     plan = problem.plan
     batch = plan.check(y)
     shape = (*batch, *plan.item_shape(operator.c_in, operator.spatial_in, plan.x_rows))
@@ -143,8 +143,21 @@ class _Judged:
     dual: float
 
 
-class _Problem:
-    """One problem with its penalty rho, and the plan of the quadratic step for it."""
+class _TiledVariation:
+    """Total variation of one item in tiles, by ADMM: the penalty rho, and the plan of the quadratic step for it.
+
+    Args:
+        A: the convolution.
+        channels: the image has a dimension of channels.
+        weight: that of the variation.
+        isotropic: the differences along the axes share a norm.
+        coupled: those of the channels do.
+        tiles: options of the tiled plan.
+
+    Attributes:
+        typical_rho: a tenth of the curvature of the data term over that of the differences.
+        exact: the quadratic step needs no iteration.
+    """
 
     def __init__(
         self, A: Convolution, channels: bool, weight: float, isotropic: bool, coupled: bool, tiles: dict[str, Any]
@@ -156,8 +169,8 @@ class _Problem:
         self.entries = A.ndim * A.in_numel // together
         self.norm_a, self.norm_g = float(norm_bound(A)), 2 * math.sqrt(A.ndim)
         # as for the whole: a part of the curvature of the data term
-        self.usual = 0.1 * (self.norm_a / self.norm_g) ** 2
-        self._set_penalty(0.2 * self.usual)
+        self.typical_rho = 0.1 * (self.norm_a / self.norm_g) ** 2
+        self._set_penalty(0.2 * self.typical_rho)
 
     def _set_penalty(self, rho: float) -> None:
         """Make the plan of the quadratic step with this penalty."""
@@ -199,7 +212,9 @@ class _Problem:
         # the quadratic problem, whose differences are the size of the first threshold
         self._step(x, s, y, work, 1.0)
         size = self._size(s[1]) / math.sqrt(self.entries)
-        first = min(max(self.weight / size if size else self.usual, 1e-4 * self.usual), 1e3 * self.usual)
+        first = min(
+            max(self.weight / size if size else self.typical_rho, 1e-4 * self.typical_rho), 1e3 * self.typical_rho
+        )
         self._rescale(first, s[1], y, bar)
         x.reverse()
         s.reverse()

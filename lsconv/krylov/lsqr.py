@@ -100,6 +100,8 @@ def lsqr(
 
 
 class _LSQR(Method):
+    """The iteration of LSQR: the QR factorisation of the bidiagonal matrix, a rotation a step."""
+
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.process = process = GolubKahan(problem, x, running)
         self.domain = problem.domain

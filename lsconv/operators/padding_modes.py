@@ -28,8 +28,8 @@ class PaddingMode:
         fold: its adjoint along one axis, ``fold(inside, before, after, axis)``: adds to the inside, in place, what the
             padded cells before and after it are made of. None where they are made of nothing.
         widest: the most cells that one side of an axis of length n is padded by, ``widest(n)``; None: any number.
-        column_sum: a bound of the sums of the moduli of a column of P, of the rows that one tap of a kernel reads,
-            ``column_sum(n, (left, right), stride, outputs)``.
+        column_sum: an upper bound of how often one tap of a kernel reads one input cell, weighted by the moduli in P,
+            ``column_sum(n, (left, right), stride, outputs)``; it enters the bound of ``||A||``.
         row_sum: the largest sum of the moduli of a row of P.
         zero: whether all that is padded is zero.
         periodic: whether it is the other side of the axis.

@@ -96,7 +96,7 @@ def test_factors_that_cost_no_less_to_use_are_never_earned() -> None:
     b = torch.randn(1, 1, inverse.border.size, dtype=F64)
     for _ in range(3):
         system.solve(b, 1e-6, 1000, None)
-    assert not system.spent
+    assert not system.budget_used_up
 
 
 def test_a_worse_condition_lets_expect_more_iterations() -> None:

@@ -82,17 +82,18 @@ class DirectBorder:
             self._write = waves.mH.contiguous()
             self._read = (waves * (self._along.weights(spectrum.device, spectrum.dtype) / n)[:, None]).mT.contiguous()
 
-    def clear(self, u: list[Tensor], t: Iterable[Tensor], *, on_others: bool) -> None:
+    def clear(self, u: list[Tensor], t: Iterable[Tensor], *, from_zero: bool) -> None:
         """Add to the spectra u, in place, those of vectors on the border such that ``Q u`` vanishes on the border.
 
         Args:
             u: spectra ``(rhs, blocks, channels, *frequencies)``, one for each group of right-hand sides.
             t: ``Q u`` of each.
-            on_others: u is zero and t is a list of any spectra; then ``t + Q u`` is to vanish instead.
+            from_zero: the Woodbury form, where the border is of the other side: u is zero, t holds spectra
+                ``E P f``, and ``t + Q u`` is to vanish on the border.
         """
 
         def image(spectrum: Tensor, offset: Tensor) -> Tensor:
-            return self._Q(spectrum).add_(offset) if on_others else self._Q(spectrum)
+            return self._Q(spectrum).add_(offset) if from_zero else self._Q(spectrum)
 
         values = []
         for spectrum, offset in zip(u, t, strict=True):
@@ -103,7 +104,7 @@ class DirectBorder:
         if self.schur is None or not values:
             return
         solved = self.schur(torch.cat(values)).split([part.shape[0] for part in u])
-        for spectrum, offset, v in zip(u, t if on_others else u, solved, strict=True):
+        for spectrum, offset, v in zip(u, t if from_zero else u, solved, strict=True):
             self._subtract_columns(spectrum, v)
             if self.strip is not None:
                 self.strip.clear(spectrum, image(spectrum, offset))
@@ -324,14 +325,14 @@ class DirectInverse:
             u = [part.new_zeros(*part.shape[:2], columns.rows, *part.shape[3:]) for part in f]
             for part, spectrum in zip(f, u, strict=True):
                 spectrum[:, :, rows] = part
-            self._border.clear(u, map(columns, f), on_others=False)
+            self._border.clear(u, map(columns, f), from_zero=False)
             return u
         if self._E is None:
-            self._border.clear(f, map(self._P, f), on_others=False)
+            self._border.clear(f, map(self._P, f), from_zero=False)
             return f
         t = [self._E(self._P(part)) for part in f]
         u = [torch.zeros_like(part, memory_format=torch.contiguous_format) for part in t]
-        self._border.clear(u, t, on_others=True)
+        self._border.clear(u, t, from_zero=True)
         assert self._back is not None
         return [part.sub_(self._back(spectrum)) for part, spectrum in zip(f, u, strict=True)]
 

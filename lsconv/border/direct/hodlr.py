@@ -221,8 +221,8 @@ class HodlrSchur:
                 by_sign = [torch.add(near[s[2] < 0], far[s[2] < 0], alpha=s[1]) for s in signs]
             else:
                 near_, far_ = (
-                    _at_distances(direct, back, i - others),
-                    _at_distances(image, back_image, i + others + 1 - width),
+                    _concatenated_by_distance(direct, back, i - others),
+                    _concatenated_by_distance(image, back_image, i + others + 1 - width),
                 )
                 by_sign = [torch.add(near_, far_, alpha=s[1]) for s in signs]
             for number, part in enumerate(by_sign):
@@ -254,7 +254,7 @@ class HodlrSchur:
         return self._inverse.nbytes
 
 
-def _at_distances(ahead: Tensor, back: Tensor, distances: Tensor) -> Tensor:
+def _concatenated_by_distance(ahead: Tensor, back: Tensor, distances: Tensor) -> Tensor:
     """Pick the entries at rising or falling distances: ``ahead`` at those from zero on, ``back`` at negative ones."""
     positive = distances >= 0
     pieces = [back[:, -distances[~positive]], ahead[:, distances[positive]]]

@@ -135,7 +135,7 @@ def _generators(spectrum: Tensor, columns: Tensor, strip: Strip, border: Crossed
     x0, zn = x[:, :, :, 0], z[:, :, every, last]
     x0, zn = (torch.where(empty[:, None] & empty, torch.eye(channels, device=device).to(d), d) for d in (x0, zn))
     z = torch.nn.functional.pad(z[:, :, :, :-1], (0, 0, 1, 0)) * present
-    left = torch.cat([_over(x, x0), -_over(z, zn)], dim=-1)
+    left = torch.cat([_right_divided(x, x0), -_right_divided(z, zn)], dim=-1)
     return left, torch.cat([x, z], dim=-1)
 
 
@@ -146,9 +146,14 @@ def _entries(columns: Tensor, lags: Tensor, channel: Tensor) -> Tensor:
     return entries.permute(2, 3, 4, 0, 1).flatten(2, 3)
 
 
-def _over(x: Tensor, diagonal: Tensor) -> Tensor:
-    """``x diagonal^-1``, for ``x`` of shape ``(..., channels, rows, channels)``."""
-    if diagonal.shape[-1] == 1:
-        return x / diagonal.unsqueeze(-3)
+def _right_divided(x: Tensor, block: Tensor) -> Tensor:
+    """``x block^-1``, along the last axis of x.
+
+    Args:
+        x: ``(..., channels, rows, channels)``.
+        block: ``(..., channels, channels)``.
+    """
+    if block.shape[-1] == 1:
+        return x / block.unsqueeze(-3)
     flat = x.flatten(-3, -2)
-    return torch.linalg.solve_ex(diagonal, flat, left=False)[0].unflatten(-2, x.shape[-3:-1])
+    return torch.linalg.solve_ex(block, flat, left=False)[0].unflatten(-2, x.shape[-3:-1])

@@ -241,11 +241,11 @@ class BorderSystem:
         cost: of the factors of the whole border, for each block; None to iterate, whatever that costs.
 
     Attributes:
-        spent: whether the iterations have cost what the factors would, for which there is memory.
+        budget_used_up: whether the iterations have cost what the factors would, for which there is memory.
     """
 
     def __init__(self, problem: BorderProblem, cost: FactorCost | None) -> None:
-        self.problem, self.spent, self._cost = problem, False, cost
+        self.problem, self.budget_used_up, self._cost = problem, False, cost
         self.schwarz = Schwarz(problem)
         self._flexible = problem.restricted or not problem.model.definite  # by GMRES
         dtype, real = problem.matrices.dtype, problem.matrices.grid.real
@@ -265,7 +265,7 @@ class BorderSystem:
     def solve(self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """The border unknowns to a relative residual of ``tolerance``, from ``start``, and the iterations.
 
-        The unknowns are of no use where :attr:`spent` is true.
+        The unknowns are of no use where :attr:`budget_used_up` is true.
         """
         if self._budget <= 0 and self._factors_fit():
             return torch.zeros_like(b), torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
@@ -298,10 +298,10 @@ class BorderSystem:
         """Tell whether there is memory for the factors of the whole border; without it, iterate for good."""
         assert self._cost is not None
         allowed = allowed_bytes(self.problem.limits.spare_bytes, self.problem.matrices.device)
-        self.spent = self.problem.model.bytes(self._cost) <= allowed
-        if not self.spent:
+        self.budget_used_up = self.problem.model.bytes(self._cost) <= allowed
+        if not self.budget_used_up:
             self._budget = math.inf
-        return self.spent
+        return self.budget_used_up
 
     @property
     def work_vectors(self) -> int:

@@ -77,7 +77,7 @@ class SparseProblem:
         self.terms = terms(A, y)
         wide = double(A.dtype)
         self.precise = self.terms if A.dtype == wide else terms(A.to(dtype=wide), y.to(wide))
-        # up to a tenth
+        # after three power steps within about a tenth
         self.norms = [float(norm_from_below(term.operator, steps=3).amax()) for term in self.terms]
         split = list(self.terms)
         self.level = self._level() if centred and gaussian and bounds is None else None

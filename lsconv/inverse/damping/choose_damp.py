@@ -368,7 +368,7 @@ def _unmasked(A: LinearOperator) -> Convolution | None:
 
 
 def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:
-    """The norm of A over that of L within some per cent; 1 for that of zero."""
+    """``||A|| / ||L||`` within about a tenth, or ``||A||`` without L; a norm of zero counts as 1."""
     norms = [spectral_norm(operator, rtol=0.1).double() for operator in (A, L) if operator is not None]
     sizes = [torch.where(size > 0, size, 1) for size in norms]
     return sizes[0] if L is None else sizes[0] / sizes[1]

@@ -294,5 +294,5 @@ def _norm_sq(x: Tensor, item: tuple[int, ...]) -> Tensor:
 
 
 def _probes_of(numbers: int, A: LinearOperator) -> int:
-    """The number of probes that make so many numbers, at most 128."""
+    """The number of probes that fill ``numbers`` entries of data, at most 128."""
     return min(128, max(1, -(-numbers // A.out_numel)))

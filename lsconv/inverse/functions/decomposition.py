@@ -123,6 +123,7 @@ def _decomposition(A: Convolution, values: Tensor, left: Maps, right: Maps) -> S
 
 
 def _of_circulant(A: Convolution, embedding: Embedding) -> SingularValueDecomposition:
+    """Decompose a block-circulant A by its symbol; for real A in the real basis of cosines plus sines (Hartley)."""
     S = double_symbol(A, embedding)
     U, values, Vh = torch.linalg.svd(S.matrices, full_matrices=False)
     V = Vh.mH

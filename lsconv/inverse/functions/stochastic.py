@@ -82,6 +82,7 @@ def _converged(
     function: Callable[[Tensor], Tensor],
     limit: int = 500,
 ) -> tuple[Lanczos, Tensor]:
+    """Run Lanczos from ``start`` until the quadratures of ``function`` no longer change, and return it with them."""
     lanczos = Lanczos(apply, start, item_ndim)
     most = min(limit, math.prod(start.shape[start.ndim - item_ndim :]))
     last = torch.full_like(lanczos.norm, math.nan)
@@ -107,12 +108,12 @@ def _estimate(values: Tensor, moving: Tensor | None = None) -> Estimate:
     """The mean of the values, with the derivatives of another mean."""
     value, error = values.mean(0), values.std(0) / math.sqrt(len(values))
     if moving is not None:
-        value, error = _Moving.apply(value, moving.mean(0)), _held(error)
+        value, error = _ValueWithDerivativesOf.apply(value, moving.mean(0)), _held(error)
     return Estimate(value, error)
 
 
-class _Moving(torch.autograd.Function):
-    """A value with the derivatives of another tensor of its shape; no_grad and detach keep those of forward mode."""
+class _ValueWithDerivativesOf(torch.autograd.Function):
+    """The first argument, with the derivatives of the second; detach and no_grad would keep its own tangents."""
 
     generate_vmap_rule = True
 
@@ -138,7 +139,7 @@ class _Moving(torch.autograd.Function):
 
 def _held(value: Tensor) -> Tensor:
     """The value without derivatives."""
-    held: Tensor = _Moving.apply(value, torch.zeros_like(value))
+    held: Tensor = _ValueWithDerivativesOf.apply(value, torch.zeros_like(value))
     return held
 
 

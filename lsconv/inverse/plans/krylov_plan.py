@@ -76,7 +76,7 @@ class KrylovPlan(Plan):
     ) -> None:
         self.A, self.damp, self.method, self.max_iter = A, damp, method, max_iter
         self.M, self.N = preconditioners
-        self.spent: int | None = None
+        self.last_iterations: int | None = None
 
     def solve(
         self,
@@ -99,7 +99,7 @@ class KrylovPlan(Plan):
         terms = self._terms(self.M, self.N)
         rtol, max_iter = self.rtol if rtol is None else rtol, self.max_iter if max_iter is None else max_iter
         solution = method(self.A, y, rtol=rtol, atol=atol, max_iter=max_iter, **terms, **options)
-        self.spent = int(solution.iterations.max())
+        self.last_iterations = int(solution.iterations.max())
         return solution
 
     def _terms(self, M: LinearOperator | None, N: LinearOperator | None) -> dict[str, Any]:
@@ -129,7 +129,11 @@ class KrylovPlan(Plan):
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^{-1} g``."""
         rtol = self.rtol if rtol is None else rtol
-        return None if self.method in SQUARE else gram_by_cg(self.A, g, rtol=rtol, N=self.N, spent=self.spent)
+        return (
+            None
+            if self.method in SQUARE
+            else gram_by_cg(self.A, g, rtol=rtol, N=self.N, forward_iterations=self.last_iterations)
+        )
 
     def __repr__(self) -> str:
         preconditioner = self.M if self.M is not None else self.N

@@ -32,7 +32,7 @@ from lsconv.operators.dtypes import direct_rtol
 
 __all__ = ["TrialPlan", "trial"]
 
-# LSMR that may take fewer iterations seldom ends in them; a preconditioned one does the work of three.
+# With a smaller limit LSMR seldom arrives, so that no trial is made.
 _FEWEST_ITERATIONS = 30
 
 
@@ -43,8 +43,7 @@ def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialP
     LSMR should take by the damping. In this order:
 
     - undamped operators that are nearly square: never;
-    - kernels in one dimension, and volumes without padding: preconditioned by the circulant, and measured by the
-      factorisation of their border, one dense matrix;
+    - kernels in one dimension, and volumes without padding: preconditioned by the circulant;
     - kernels over half of the field: few of their singular values are above the damping, and their border is the field;
     - other blurs: where the damping bounds the iterations;
     - layers, whose symbol is a matrix and whose iterations are often some tens: always.
@@ -54,47 +53,72 @@ def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialP
         damp: the damping, a number or one per batch item.
         planes: A as an image of planes, where it is such a volume.
     """
-    shapes, damping = sorted((A.in_numel, A.out_numel)), torch.as_tensor(damp, dtype=torch.float64)
+    fewer, more = sorted((A.in_numel, A.out_numel))
+    damping = torch.as_tensor(damp, dtype=torch.float64)
     undamped = bool((damping == 0).any())
-    if undamped and shapes[1] < 1.5 * shapes[0]:
+    if undamped and more < 1.5 * fewer:
         return None
-    grid, iteration = transform_grid(A), iteration_work(A)
+    iteration = iteration_work(A)
     blur, unit_stride = (A.c_in + A.c_out) // A.groups <= 2, all(step == 1 for step in A.stride)
     if blur and unit_stride and not undamped and A.ndim != 2 and is_one_sided(A, range(A.ndim)):
-        if planes is None:
-            factors = dense_cost(_border_cells(A), definite=True)
-            work = CostModel(A.groups, math.prod(grid), 1, definite=True).factor_work(factors)
-        else:
-            work = planes.work
-        most = int(work / (1.5 * iteration))
-        if A.ndim == 1:
-            return TrialPlan(A, damp, most, preconditioned=True) if 3 * most >= _FEWEST_ITERATIONS else None
-        # the circulant takes the root of the bound of conjugate gradients, two to five times
-        expected = 4 * float(iterations_needed(A, damp, norm_bound(A)).sqrt().max())
-        if expected <= most:
-            return TrialPlan(A, damp, int(min(most, 4 * expected)), preconditioned=True, expected=expected)
-    work = SETUP_BYTE_WORK * plan_bytes(A, tuple(damping.shape)) if planes is None else planes.work
-    most = int(work / iteration)
-    if most < _FEWEST_ITERATIONS:
+        preconditioned = _preconditioned(A, damp, planes, iteration)
+        if preconditioned is not None or A.ndim == 1:
+            return preconditioned
+    setup = SETUP_BYTE_WORK * plan_bytes(A, tuple(damping.shape)) if planes is None else planes.work
+    limit = int(setup / iteration)
+    if limit < _FEWEST_ITERATIONS or (blur and undamped and unit_stride):
         return None
-    if blur and not undamped:
-        kernel_over_half_field = unit_stride and all(
-            2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True)
-        )
-        if kernel_over_half_field:
-            # of the bound of conjugate gradients it takes a fourth and less
-            expected = float(iterations_needed(A, damp, norm_bound(A)).max()) / 4
-            definite = is_one_sided(A, range(A.ndim))
-            model = CostModel(A.groups, math.prod(grid), 1, definite)
-            allowed = int(model.factor_work(dense_cost(_border_cells(A), definite=definite)) / iteration)
-            return TrialPlan(A, damp, min(most, allowed), expected=expected) if expected <= allowed else None
-        plane = unit_stride and A.ndim < 3
-        # a plane's border is factorised in an eighth of the time, and its symbol shows the norm of kernels of any sign
-        most = most // 8 if plane else most
-        needed = iterations_needed(A, damp, _symbol_norm(A, grid) if plane else norm_bound(A))
-        converges_in_time = bool((needed <= (1.5 if A.ndim == 3 and unit_stride else 1) * most).all())
-        return TrialPlan(A, damp, most, expected=float(needed.max())) if converges_in_time else None
-    return None if blur and unit_stride else TrialPlan(A, damp, most)
+    if not blur or undamped:
+        return TrialPlan(A, damp, limit)
+    if unit_stride and all(2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True)):
+        return _with_kernel_over_half_the_field(A, damp, limit, iteration)
+    return _bounded_by_damping(A, damp, limit, plane=unit_stride and A.ndim < 3)
+
+
+def _preconditioned(A: Convolution, damp: Tensor | float, planes: Planes | None, iteration: float) -> TrialPlan | None:
+    """LSMR preconditioned by the circulant, measured by the factorisation of the border, one dense matrix or planes."""
+    if planes is None:
+        model = CostModel(A.groups, math.prod(transform_grid(A)), 1, definite=True)
+        work = model.factor_work(dense_cost(_border_cells(A), definite=True))
+    else:
+        work = planes.work
+    limit = int(work / (1.5 * iteration))
+    if A.ndim == 1:  # an iteration with the preconditioner does the work of three
+        return TrialPlan(A, damp, limit, preconditioned=True) if 3 * limit >= _FEWEST_ITERATIONS else None
+    # the circulant takes the root of the bound of conjugate gradients, two to five times
+    expected = 4 * float(iterations_needed(A, damp, norm_bound(A)).sqrt().max())
+    if expected > limit:
+        return None
+    return TrialPlan(A, damp, int(min(limit, 4 * expected)), preconditioned=True, expected=expected)
+
+
+def _with_kernel_over_half_the_field(
+    A: Convolution, damp: Tensor | float, limit: int, iteration: float
+) -> TrialPlan | None:
+    """LSMR where it should cost no more than the factors of a border that is as large as the field."""
+    # of the bound of conjugate gradients it takes a fourth and less
+    expected = float(iterations_needed(A, damp, norm_bound(A)).max()) / 4
+    definite = is_one_sided(A, range(A.ndim))
+    model = CostModel(A.groups, math.prod(transform_grid(A)), 1, definite)
+    allowed = int(model.factor_work(dense_cost(_border_cells(A), definite=definite)) / iteration)
+    return TrialPlan(A, damp, min(limit, allowed), expected=expected) if expected <= allowed else None
+
+
+def _bounded_by_damping(A: Convolution, damp: Tensor | float, limit: int, *, plane: bool) -> TrialPlan | None:
+    """LSMR where the bound of conjugate gradients is within the limit.
+
+    Args:
+        A: a blur.
+        damp: its damping.
+        limit: the iterations that cost what the border's setup does.
+        plane: it is an image or a line of stride one.
+    """
+    # a plane's border is factorised in an eighth of the time, and its symbol shows the norm of kernels of any sign
+    limit = limit // 8 if plane else limit
+    needed = iterations_needed(A, damp, _symbol_norm(A, transform_grid(A)) if plane else norm_bound(A))
+    volume = A.ndim == 3 and all(step == 1 for step in A.stride)
+    converges_in_time = bool((needed <= (1.5 if volume else 1) * limit).all())
+    return TrialPlan(A, damp, limit, expected=float(needed.max())) if converges_in_time else None
 
 
 def _border_cells(A: Convolution) -> int:
@@ -157,7 +181,7 @@ class TrialPlan(KrylovPlan):
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
         """The solution for ``y``, to the tolerance of the direct methods and with their certificate, in float64."""
-        self.spent = 0
+        self.last_iterations = 0
         answer = functools.partial(self._answer, tolerances=self.tolerances(rtol, atol), max_iter=max_iter)
         solution = answer(y, self.damp) if self.M or self.N else in_groups(self.A, y, self.damp, answer)
         self.total, self.solved = self.total + int(solution.iterations.sum()), self.solved + solution.iterations.numel()
@@ -213,18 +237,18 @@ class TrialPlan(KrylovPlan):
         terms = {**self._terms(self.M, self.N), "damp": damp}
         # where x leaves a tenth of the data, a certificate of a single-precision x would not show its null-space part
         rounds_little = functools.partial(_rounds_little, damp, eps=0.1 * tolerances.eps, tolerances=tolerances)
-        spent, narrow = 0, self._narrow and bool(rounds_little(self._gain(y)).all())
+        spent, narrow = 0, self._narrow and bool(rounds_little(self._norm_from_data(y)).all())
         while True:
             A = self.A if narrow else self.precise
             found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=tolerances.atol, **terms, **limits)
             spent += int(found.iterations.max())
             norm = None if found.history is None else found.history.largest_norm
             if not narrow or norm is None or bool(rounds_little(norm).all()):
-                self.spent = max(self.spent or 0, spent)
+                self.last_iterations = max(self.last_iterations or 0, spent)
                 return found, A, norm
             self._narrow = narrow = False  # the iteration has met a larger norm than the data show
 
-    def _gain(self, y: Tensor) -> Tensor:
+    def _norm_from_data(self, y: Tensor) -> Tensor:
         """``||A^H y|| / ||y||``, a lower bound of ``||A||`` per item."""
         images, data = self.A.adjoint(y.to(self.A.dtype)), y
         lengths = (torch.linalg.vector_norm(t.flatten(-len(shape)), dim=-1, dtype=torch.float64)

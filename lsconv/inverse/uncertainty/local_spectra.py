@@ -278,8 +278,9 @@ class LocalSpectra:
     # photographs differ from Gaussian ones, as the scatter of the scores shows.
     _tempering = 16.0
 
-    # What photographs are off by that are no Gaussian processes, in standard errors of the likelihood: no scatter of
-    # scores shows it. With it the 90 % interval holds 9 of 10 on four photographs of benchmarks/semi_blind.
+    # The error of the model, in standard errors of the likelihood: photographs are no Gaussian processes, which the
+    # scatter of the scores does not show. With it the 90 % interval holds 9 of 10 on four photographs of
+    # benchmarks/semi_blind.
     model_error = 2.0
 
     def _pull(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -152,16 +152,16 @@ def gram_by_cg(
     *,
     rtol: float | None,
     N: LinearOperator | None = None,
-    spent: int | None = None,
+    forward_iterations: int | None = None,
     max_iter: int | None = None,
 ) -> Tensor:
     """``(A^H A)^{-1} g`` by conjugate gradients; the caller has to check whether it converged.
 
     Without full column rank there is nothing to converge to. So the solve is given up after twice the iterations of the
-    forward one (``spent``), and the caller solves with ``A^H`` instead.
+    forward one (``forward_iterations``), and the caller solves with ``A^H`` instead.
     """
-    if spent is not None:
-        max_iter = min(2 * spent + 20, 10_000 if max_iter is None else max_iter)
+    if forward_iterations is not None:
+        max_iter = min(2 * forward_iterations + 20, 10_000 if max_iter is None else max_iter)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return cg(A.H @ A, g, M=N, rtol=rtol, max_iter=max_iter, check_finite=False).x

@@ -49,7 +49,7 @@ class MethodInverse:
     ) -> None:
         self.method, self.transposed, self.A, self.damp, self.options = method, transposed, A, damp, options
         self.M, self.N = options.get("M"), options.get("N")
-        self.spent: int | None = None  # iterations of the forward solve
+        self.last_iterations: int | None = None  # iterations of the forward solve
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The answer for ``y``."""
@@ -70,7 +70,14 @@ class MethodInverse:
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^{-1} g``."""
-        return gram_by_cg(self.A, g, rtol=rtol, N=self.N, spent=self.spent, max_iter=self.options.get("max_iter"))
+        return gram_by_cg(
+            self.A,
+            g,
+            rtol=rtol,
+            N=self.N,
+            forward_iterations=self.last_iterations,
+            max_iter=self.options.get("max_iter"),
+        )
 
     def _run(
         self, method: Callable[..., Solution], A: LinearOperator, b: Tensor, rtol: float | None, M: Any, N: Any
@@ -105,7 +112,7 @@ class _MethodSolver:
         start = {} if problem.x_prior is None else {"x0": problem.x_prior}
         solution = self.method(problem.A, problem.y, **damped, **{**self.options, **start})
         inverse = MethodInverse(self.method, self.transposed, problem.A, problem.damp, self.options)
-        inverse.spent = int(solution.iterations.max())
+        inverse.last_iterations = int(solution.iterations.max())
         return solution, inverse
 
 

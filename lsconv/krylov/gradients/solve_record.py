@@ -85,7 +85,7 @@ class System:
         with torch.no_grad(), no_autocast(A), collect_multipliers(self.varies and prior is None) as collected:
             problem = LeastSquares(A, y.detach(), given, L, prior)
             if y.numel() == 0:  # torch.func.vmap over nothing
-                answer, self.inverse = _answer_nothing(self.solver, problem)
+                answer, self.inverse = _answer_empty_batch(self.solver, problem)
             else:
                 answer, self.inverse = self.solver.answer(problem)
         chosen = isinstance(answer, Solution) and damp is None and bool((answer.damp != given).any())
@@ -186,7 +186,8 @@ def _no_view(x: Tensor) -> Tensor:
     return x if x._base is None else x.clone()
 
 
-def _answer_nothing(solver: Solver, problem: LeastSquares) -> tuple[Any, Inverse]:
+def _answer_empty_batch(solver: Solver, problem: LeastSquares) -> tuple[Any, Inverse]:
+    """The answer for a batch without items, in the shapes and dtypes of a solve for one item of zeros."""
     A = problem.A
     data: list[tuple[Any, int]] = [(problem.y, len(A.out_shape)), (problem.damp, 0), (problem.x_prior, len(A.in_shape))]
     batches = [t.shape[: t.ndim - ndim] for t, ndim in data if isinstance(t, Tensor)]

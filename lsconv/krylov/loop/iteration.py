@@ -102,7 +102,7 @@ class _Loop:
                     new_multipliers = multipliers + new_multipliers
                 if self.selection is not None:
                     self.damp = self.selection()[0]
-                # another pass costs less than a better bound of ||A||, which is for those that one has not helped
+                # first another pass; the sharper bound of ||A||, which costs more, only where a pass has not helped
                 claimed = any_item(monitor.codes & Cause.CLAIMED != 0)
                 new = self._judge().certify(
                     self.extract(new_iterate),
