@@ -36,7 +36,8 @@ from lsconv.operators.batch_layout import over_items, select
 
 __all__ = ["Image", "QuadraticStep", "admm"]
 
-
+# A penalty stays within so many times the first: where x is constant one residual vanishes, and no balance exists.
+_BALANCE_RANGE = 100.0
 # Balanced are the dual residual and this many times the primal one: at 1, reflecting boundaries take an eighth more
 # iterations.
 _PRIMAL_WEIGHT = 4.0
@@ -224,7 +225,8 @@ def _balance(
     for j, term in enumerate(terms):
         if term.balanced:
             ratio = (_PRIMAL_WEIGHT * primal[j] / dual[j].clamp_min(1e-30)).clamp(1e-2, 1e2)
-            change = torch.where(active, ratio.sqrt(), 1.0)
+            bounded = (rho[j] * ratio.sqrt()).clamp(first[j] / _BALANCE_RANGE, first[j] * _BALANCE_RANGE) / rho[j]
+            change = torch.where(active, bounded, 1.0)
             common = rho[j] * change / first[j]
             if not one_penalty:  # bounds and held cells need no less than they began with
                 common = common.clamp_min(1)

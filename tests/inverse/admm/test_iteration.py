@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import lsconv
 from tests.inverse.admm.denoising import WEIGHT, problem
@@ -15,3 +16,11 @@ def test_an_iteration_limit_is_no_convergence() -> None:
     assert not bool(solution.converged)
     assert solution.status is lsconv.Status.ITERATION_LIMIT
     assert int(solution.iterations) == 5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_penalties_stay_in_range_where_the_answer_is_nearly_constant(seed: int) -> None:
+    """Without structure in the data one residual vanishes beside the other, and balancing them would never end."""
+    data = torch.rand(20, 24, generator=torch.Generator().manual_seed(seed))
+    solution = lsconv.deconvolve(data, torch.ones(3, 3) / 9, prior="tv")
+    assert bool(solution.converged)
