@@ -64,12 +64,12 @@ class Border:
         return union
 
     def scatter(self, b: Tensor) -> Tensor:
-        """``(rhs, blocks, size)`` to ``(rhs, blocks, channels, *grid)``, zero off the border."""
+        """Write unknowns ``(rhs, blocks, size)`` into zeros on the grid, ``(rhs, blocks, channels, *grid)``."""
         z = scattered(b, self.index, self.channels * math.prod(self.grid))
         return z.reshape(*b.shape[:2], self.channels, *self.grid)
 
     def gather(self, z: Tensor) -> Tensor:
-        """``(rhs, blocks, channels, *grid)`` to ``(rhs, blocks, size)``."""
+        """Read the unknowns ``(rhs, blocks, size)`` from a tensor on the grid, ``(rhs, blocks, channels, *grid)``."""
         return gathered(z.flatten(2), self.index)
 
     def entries(self, Q: FrequencyMatrices | FactoredCapacitance) -> BorderEntries:

@@ -207,7 +207,16 @@ def _eliminated(S: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _decomposed(S: Tensor, mu: Tensor, cutoff: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverses by singular values, those up to the cutoff left out, and the singular values."""
+    """Invert by singular values: ``V f(s) U^H`` with ``f(s) = s / (s^2 + mu)`` above the cutoff, and 0 up to it.
+
+    Args:
+        S: ``(matrices, rows, columns)``.
+        mu: ``(matrices,)``.
+        cutoff: ``(matrices, 1)``, absolute.
+
+    Returns:
+        ``(matrices, columns, rows)``, and the singular values ``(matrices, min(rows, columns))``.
+    """
     inverse, values = S.mT.new_empty(S.mT.shape), mu.new_empty(len(S), min(S.shape[-2:]))
     for part in _chunks(S):
         inverse[part], values[part] = _filtered(S[part], mu[part].unsqueeze(-1), cutoff[part])
@@ -215,6 +224,7 @@ def _decomposed(S: Tensor, mu: Tensor, cutoff: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _filtered(S: Tensor, mu: Tensor, cutoff: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`_decomposed`, all at once."""
     if min(S.shape[-2:]) == 1:  # the singular vectors are S itself and 1
         s = singular_values_by_frequency(S)
         return S.mH * _inverse_or_zero(s * s + mu, s > cutoff).unsqueeze(-1), s

@@ -109,7 +109,7 @@ class SchurInverse:
 
     @property
     def size(self) -> int:
-        """The number of unknowns, of all signs together."""
+        """The number of unknowns of S: of its even and odd blocks together, cells that pad them included."""
         signs = 1 if self._symmetry is None else len(self._symmetry.signs)
         return signs * self._inverse.factors.shape[-1]
 

@@ -199,7 +199,18 @@ class HodlrSchur:
         del self._entries
 
     def _block(self, first: int, second: int, size: int) -> Tensor:
-        """The entries between the cells from ``first`` and from ``second`` on, ``(blocks * signs, size, size)``."""
+        """Form the dense block of S between two ranges of cells, in the even and odd basis.
+
+        An entry is a sum of two of Q's: that between the two cells, and that between one and the mirror image of the
+        other, with the sign of the basis. Cells that only pad the columns get rows and columns of the identity.
+
+        Args:
+            first, second: where the ranges begin.
+            size: of both, a multiple of the number of columns.
+
+        Returns:
+            ``(blocks * signs, size, size)``.
+        """
         e, signs, width, half = self._entries, self._basis.signs.tolist(), self._width, (self._height + 1) // 2
         (top, bottom), (left, right) = (
             (min(start // self._columns, half), min((start + size) // self._columns, half)) for start in (first, second)

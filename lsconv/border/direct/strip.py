@@ -47,8 +47,8 @@ class Strip:
         """Subtract the rows ``D^-1 t`` of one spectrum from another, in place: with ``t = Q u``, Q u vanishes there.
 
         Args:
-            u: ``(rhs, blocks, channels, *frequencies)``.
-            t: the same.
+            u: the spectrum that is changed, ``(rhs, blocks, channels, *frequencies)``.
+            t: the spectrum whose rows are read, of that shape.
         """
         if self._read is None:
             rows = self._solve(torch.fft.ifft(t, dim=-2)[..., self._rows - self._depth :, :])
