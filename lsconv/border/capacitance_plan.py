@@ -116,6 +116,7 @@ class CapacitancePlan(Plan):
             raise MethodError(f"{A!r}: singular values up to {found.largest:.1e} ||A|| would count as zero")
 
     def _check(self, inner: Border, outer: Border, memory_limit: int | None, refuse_if_slower: bool) -> None:
+        """Refuse borders of other shapes than square, and what is slower or larger than allowed."""
         embedding = self.embedding
         if not 0 < inner.size == outer.size or not _is_complement(inner, outer, embedding):
             raise MethodError(f"{self.A!r}: {outer.size} unknowns and {inner.size} equations on the border")

@@ -93,6 +93,7 @@ def common_grid_filters(A: LinearOperator, L: LinearOperator | None) -> list[Fil
 
 
 def _differences(L: Gradient | Laplacian, one: Tensor) -> list[Filter] | None:
+    """The filters of a gradient or Laplacian, one per component; None where they are no crops of a convolution."""
     if isinstance(L, Laplacian) and L.boundary == "neumann":
         return None  # its rows at the edge are no crop of those inside
     terms = []

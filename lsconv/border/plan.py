@@ -184,6 +184,7 @@ class BorderPlan(Plan):
         return confirmed(iterate, ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: Outer | None = None) -> Solution:
+        """Judge x by A in float64, with the norms and null-space bounds that this plan knows."""
         arithmetic = self.factor_dtype if outer is None else self.precise.dtype
         judge = Judge(
             self.precise,
@@ -199,7 +200,7 @@ class BorderPlan(Plan):
                 lambda: self._loses_null_part,
             ),
         )
-        if outer is None:  # what this does not certify is iterated for
+        if outer is None:
             return judge.solution(x, y)
         from_below = torch.maximum(outer.norm_a * self.unit, self._norm_from_below)
         judge = replace(judge, norm=NormBounds(from_below, self._norm))
@@ -317,8 +318,7 @@ class BorderPlan(Plan):
             answer = self.apply(given) if v is None else self.adjoint(given)
             return answer, torch.zeros((), dtype=torch.bool, device=answer.device)
         outer = self._run(y=y, v=v)
-        answer = outer.x if y is not None else outer.dual()
-        return answer.to(self.A.dtype), outer.tolerance_ratio > 1
+        return (outer.dual() if y is None else outer.x).to(self.A.dtype), outer.tolerance_ratio > 1
 
     @functools.cached_property
     def _norm_from_below(self) -> Tensor:

@@ -168,6 +168,7 @@ class SeparablePlan(DirectPlan):
         return self.bytes_for(self.A)
 
     def _factorise(self) -> None:
+        """Decompose channels and axes, each once: their singular vectors, and the products of their singular values."""
         A, factors = self.A, self._product
         self._kernels = math.prod(A.batch_shape)
         self._left: list[Tensor | None] = []

@@ -56,6 +56,7 @@ class NormalEquationsPlan(DirectPlan):
         return self.bytes_for(self.A, tuple(self.damp.shape))
 
     def _factorise(self) -> None:
+        """Form the Gram matrix of A, scaled, and its Cholesky factor; refuse where refinement would not converge."""
         A = self.A
         form = _toeplitz_gram if _is_toeplitz(A) else _displaced_gram if _is_displaced(A) else _gram
         matrix = form(self.precise)

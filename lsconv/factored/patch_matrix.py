@@ -65,6 +65,7 @@ class PatchPlan(DirectPlan):
         return self.bytes_for(self.A, tuple(self.damp.shape))
 
     def _factorise(self) -> None:
+        """Decompose the matrix of every kind of patch: whole ones, and those that the edges cut."""
         A = self.A
         self._batch = tuple(broadcast_shapes(A.batch_shape, self.damp.shape))
         self._stride, self._dilation = A.stride, A.dilation
@@ -161,6 +162,7 @@ class PatchPlan(DirectPlan):
         return in_items(y, batch, self.A.out_shape, self._batch)
 
     def _normal(self, g: Tensor) -> Tensor:
+        """``(A^H A + damp^2)^+ g`` for ``g`` of shape ``(*batch, *in_shape)``."""
         g, batch = self._blocks(g, self.A.in_shape)
         mu = self.damp.square().expand(self._batch).reshape(-1, 1).expand(-1, self._groups)
         mu = mu.reshape(-1, *(1 for _ in self.A.in_shape))

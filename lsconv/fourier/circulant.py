@@ -85,6 +85,7 @@ def circulant_embedding(A: Any, batch_shape: tuple[int, ...] = ()) -> Embedding 
 
 
 def _why_not(A: Convolution, name: str) -> str:
+    """The message that says why A is not block-circulant, and what serves it."""
     if MODES[A.padding_mode].zero:
         return (
             f"{name}: {A!r} is not block-circulant: with zero padding the outputs at the edges differ from those "

@@ -114,6 +114,7 @@ def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -
 
 
 def _golub_kahan_norm(A: LinearOperator, rtol: float, max_iter: int, check_every: int = 10) -> Tensor:
+    """The norm of A from the bidiagonal matrix of Golub and Kahan, until its residual is below ``rtol``, per item."""
     batch, item = A.batch_shape, tuple(range(len(A.batch_shape), len(A.batch_shape) + len(A.in_shape)))
     out_item = tuple(range(len(batch), len(batch) + len(A.out_shape)))
 

@@ -213,6 +213,7 @@ class PseudoInverse(LinearOperator):
         return solve(self.plan, y, healthy, second=second).x
 
     def _backward(self, v: Tensor) -> Tensor:
+        """The adjoint of the answer, from the second plan for items that the first has missed."""
         second = self._second()
         found = None if second is None else self.plan.attempt(v=v)
         if second is None or found is None:

@@ -293,6 +293,7 @@ def _with_prior(
 
 
 def _check_penalty(L: OperatorLike | None, A: LinearOperator) -> LinearOperator | None:
+    """L as an operator on the inputs of A, in its dtype and on its device; None for the identity."""
     if L is None or isinstance(L, Identity):
         if isinstance(L, Identity) and L.in_shape != A.in_shape:
             raise ShapeError(f"L: in_shape {L.in_shape} differs from that of A, {A.in_shape}")

@@ -202,6 +202,7 @@ class _TiledVariation:
     def _iterate(
         self, vectors: Storage, splits: Storage, y: Field, rtol: float, max_iter: int, bar: Progress
     ) -> tuple[Field, _Judged, int]:
+        """Iterate from zero until the certificate is met, and return x, its certificate and the iterations."""
         x, s = (
             [vectors.vector(f"x-{name}") for name in ("even", "odd")],
             [splits.vector(f"x-split-{name}") for name in ("even", "odd")],

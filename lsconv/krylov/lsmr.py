@@ -175,6 +175,7 @@ class LSMR(Method):
         self._norms()
 
     def _norms(self) -> None:
+        """Set the norms of A and of the gradient as the tests need them, with what M or N does to them."""
         process = self.process
         self.failure = process.failure
         norm = process.operator_norm

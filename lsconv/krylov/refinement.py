@@ -175,6 +175,7 @@ class _Refinement:
         return loop.run(max_refinements).x
 
     def run(self, max_refinements: int) -> Solution:
+        """Refine until the certificate is met or corrections no longer help."""
         problem, folded = self.problem, self.folded
         x = problem.start(problem.x0)
         running = ~(problem.nonfinite | problem.zero)

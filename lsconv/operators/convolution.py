@@ -287,6 +287,7 @@ class Convolution(LinearOperator):
     # ------------------------------------------------------------------ sizes and text
 
     def _output_size(self) -> tuple[int, ...]:
+        """The spatial size of the outputs."""
         sizes = tuple(
             (size + left + right - extent) // stride + 1
             for size, (left, right), extent, stride in zip(

@@ -277,6 +277,7 @@ class FrequencyGrid:
         return _in_groups(self._apply, x, spectrum, work_bytes)
 
     def _apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
+        """:meth:`apply`, all items at once."""
         groups, c_out, c_in = spectrum.shape[:3]
         x = pad(x, self.before, self.mode)
         frequencies = self._transform(x.reshape(x.shape[0], groups, c_in, *self.source))
@@ -289,6 +290,7 @@ class FrequencyGrid:
         return _in_groups(self._adjoint, y, spectrum, work_bytes)
 
     def _adjoint(self, y: Tensor, spectrum: Tensor) -> Tensor:
+        """:meth:`adjoint`, all items at once."""
         groups, c_out, c_in = spectrum.shape[:3]
         if any(s > 1 for s in self.stride):
             dense = y.new_zeros(*y.shape[:2], *self.dense)

@@ -341,6 +341,7 @@ def _check_kernels(kernels: Any, ndim: int, check_finite: bool) -> None:
 
 
 def _check_weights(weights: Any, kernels: Tensor, size: tuple[int, ...], form: str, check_finite: bool) -> None:
+    """Refuse weights of another type, shape, dtype or device than the kernels need."""
     if not isinstance(weights, Tensor):
         raise ArgumentTypeError(f"weights: expected a torch.Tensor (K, *size), got {type(weights).__name__}")
     wanted = (len(kernels), *size)

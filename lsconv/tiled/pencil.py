@@ -71,6 +71,7 @@ class PencilInverse:
         return self.grid.inverse(z[0]).flatten(0, 1)
 
     def _solved(self, spectrum: Tensor, tolerance: float, max_iter: int) -> Tensor:
+        """The solution for a spectrum of data on this rank, through the border, as a spectrum."""
         if self.system is None:
             return self.inverse(spectrum)
         border = self.border

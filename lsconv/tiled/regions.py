@@ -81,6 +81,7 @@ class Regions:
         self.all = [self._region(tile) for tile in itertools.product(*(range(axis.count) for axis in axes))]
 
     def _region(self, tile: tuple[int, ...]) -> Region:
+        """The region of one tile: its core, its margins and which ends of the image it touches."""
         core, core_size, start = [], [], []
         kind: list[tuple[bool, bool] | None] = []
         for i, axis, size, wrap, (left, right) in zip(

@@ -52,6 +52,7 @@ class SchurInverse:
         self._inverse = DenseInverse(self._matrices(entries), definite=definite)
 
     def _matrices(self, entries: Tensor) -> Tensor:
+        """The dense blocks of S, ``(blocks * signs, size, size)``, from its entries by distance; one per sign."""
         symmetry, width = self._symmetry, self._width
         if self._exchanged:
             same, other = entries[:, :, 0, :, 0], entries[:, :, 0, :, 1]
@@ -218,6 +219,7 @@ class ReversalBasis:
         return matrices
 
     def _matrix(self, entries: Tensor, signs: list[float]) -> Tensor:
+        """The block of S for one choice of signs, ``(blocks, size, size)``: sums over the mirror images of a cell."""
         width, height = self._shape
         columns, rows, last, size = (width + 1) // 2, (height + 1) // 2, width - 1, self._images.shape[1]
 

@@ -283,6 +283,7 @@ class BorderSystem:
     def _iterate(
         self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        """Solve with ``b`` to a relative tolerance from ``start``, and return u and the iterations per item."""
         r = b if start is None else b - self(start)
         bound = tolerance * torch.linalg.vector_norm(b, dim=-1, keepdim=True)
         norm = torch.linalg.vector_norm(r, dim=-1, keepdim=True)

@@ -123,6 +123,7 @@ class ExtendedGrid:
         return isinstance(term.operator, Identity) and (self.repeated is None or term.weight is None)
 
     def _image(self, term: Term, embedding: Embedding, S: FrequencyMatrices) -> SplitImage:
+        """The way in which the split image of a term is made from the spectrum of x."""
         K = term.operator
         if term is self.first:
             return Filtered(self.layout, self.A, S)

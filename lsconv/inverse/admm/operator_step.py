@@ -92,6 +92,7 @@ class NormalStep:
         return [K.apply(self.x) for K in self.operators]
 
     def _solve(self, g: Tensor) -> Tensor:
+        """Solve the normal equations for ``g`` nearly: a few digits, from the x before."""
         if self.plan is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)

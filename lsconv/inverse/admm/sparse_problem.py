@@ -185,6 +185,7 @@ class SparseProblem:
     def _run(
         self, rtol: float, max_iter: int, callback: Callable[[int, Tensor], bool | None] | None
     ) -> SplittingResult:
+        """Run ADMM, with certificates in double precision once those in the dtype of the data are met."""
 
         def judge(x: Tensor, duals: list[Tensor]) -> Optimality:
             certificate = self.certificate(x, duals, self.terms)

@@ -230,6 +230,7 @@ def _in_data_units(criterion: Criterion, values: Tensor, unit: Tensor, count: in
 
 
 def _noise(rule: str, noise_std: float | Tensor | None, batch: tuple[int, ...], A: LinearOperator) -> Tensor | None:
+    """The standard deviation of the noise per item, checked; None for the rules that estimate it."""
     if noise_std is None:
         if rule in WITH_NOISE:
             raise ArgumentError(f"noise_std: {rule!r} needs the standard deviation of the noise in y; 'gcv' does not")
@@ -347,6 +348,7 @@ def _stochastic(
     *,
     local: bool = False,
 ) -> BorderPath | SolverPath:
+    """The path of stochastic traces: by the border of a convolution where there is one, else by a solver."""
     scale = _scale(A, L) if scale is None else scale
     unmasked = A if isinstance(A, Convolution) else _unmasked(A)
     if unmasked is not None and BorderPath.serves(unmasked, L):
@@ -377,6 +379,7 @@ def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:
 def _message(
     rule: str, path: DampPath, coarse: DampPath | None, search: Search, norm: Tensor, low: Tensor, high: Tensor
 ) -> str:
+    """Say how damps were searched, and which items ended at an edge of the range."""
     how = "no traces needed" if rule not in WITH_TRACE else "exact traces" if path.exact else "stochastic traces"
     parts = [f"{rule}: {search.count} damps, {how}" + (", searched on a surrogate first" if coarse is not None else "")]
     t, zero = search.best(), norm == 0

@@ -106,6 +106,7 @@ class Criterion:
         return -q * (1 + 2 * slope * (1 + q)) / ((1 + q * q) ** 1.5 * slope.abs()), None
 
     def _evidence(self, e: Evaluation, t: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Minus twice the log evidence at the best noise variance, and a logarithm that is zero at its minimum."""
         dof = count - self.nullity
         penalty = (2 * t).exp() * e.penalty_norm_sq
         quadratic = e.residual_norm_sq + penalty

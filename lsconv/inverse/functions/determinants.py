@@ -207,6 +207,7 @@ class _Problem:
 
 
 def _problem(A: Any, damp: float | Tensor, L: Any) -> _Problem:
+    """Check the arguments and take them to double precision."""
     A = accept_operator(A)
     dtype = real_dtype(A.dtype)
     if not isinstance(damp, (int, float, Tensor)) or (isinstance(damp, Tensor) and damp.is_complex()):
@@ -237,6 +238,7 @@ def _answer(
     generator: torch.Generator | None,
     return_error: bool,
 ) -> Any:
+    """The exact value where it is wanted or cheap, else the estimate from probes with its standard error."""
     if probes < 2:
         raise ArgumentError(f"probes: expected at least two, which have a standard error, got {probes}")
     reason, value = "", None
@@ -348,6 +350,7 @@ def _followed(problem: _Problem) -> bool:
 
 
 def _stochastic_logdet(problem: _Problem, probes: Probes) -> Estimate:
+    """Estimate the log-determinant: exactly on the grid, from probes on the border."""
     truncated = _truncated(problem, max_unknowns=None)
     if truncated is None:
         return _of_normal(problem, probes, log_determinant, lambda mu, idle: idle * mu.log())

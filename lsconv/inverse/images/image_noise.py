@@ -141,6 +141,7 @@ class Measurement:
     def _weights(
         layout: Layout, image: Any, y: Tensor, keep: Tensor | None, noise_std: Any
     ) -> tuple[Tensor | None, float | Tensor | None, bool]:
+        """The weights of the pixels, the common standard deviation, and whether a map gave the weights."""
         rows = None if keep is None else keep.to(y.real.dtype if y.is_complex() else y.dtype)
         if noise_std is None:
             return rows, None, False

@@ -155,6 +155,7 @@ class NormalIteration(PenalisedPlan):
         return x * self.space.spread(unit), iterations, norm
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
+        """``(A^H A + damp^2 L^H L)^{-1} g`` to a relative residual of ``rtol``."""
         rtol = direct_rtol(self.A.dtype, rtol)
         batch = self._batch(g, self.A.in_shape)
         unit = binary_unit(self.space.safe_norm(g.detach().to(self.precise.dtype)))

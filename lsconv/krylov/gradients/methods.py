@@ -82,6 +82,7 @@ class MethodInverse:
     def _run(
         self, method: Callable[..., Solution], A: LinearOperator, b: Tensor, rtol: float | None, M: Any, N: Any
     ) -> Tensor:
+        """Solve with the options of the forward solve that this method takes."""
         known = inspect.signature(method).parameters
         passed = {
             n: v
@@ -97,6 +98,8 @@ class MethodInverse:
 
 @dataclass(frozen=True)
 class _MethodSolver:
+    """A Krylov method as a solver whose answer can be differentiated; ``transposed`` solves with the adjoint of A."""
+
     method: Callable[..., Solution]
     transposed: Callable[..., Solution]
     takes_damp: bool

@@ -199,6 +199,7 @@ def prepare(
 
 
 def _preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator) -> LinearOperator | None:
+    """P as an operator on items of this shape, in the dtype and on the device of A, or None."""
     if P is None:
         return None
     if not isinstance(P, LinearOperator):
