@@ -78,7 +78,7 @@ class NormalEquationsPlan(DirectPlan):
         # the smallest is an estimate from above
         near = smallest.sqrt() <= 10 * self.rcond * largest.expand(self._batch).sqrt()
         contraction = 10 * torch.finfo(matrix.real.dtype).eps * math.sqrt(A.in_numel) * condition
-        if contraction > CONTRACTION or bool((undamped & near).any()):
+        if not contraction <= CONTRACTION or bool((undamped & near).any()):
             raise MethodError(f"the normal equations of {A!r} have the condition number {condition:.1e}")
         self._steps = max(1, refinements(contraction, self.rtol))
         self.norm = (largest * self._unit).sqrt()

@@ -131,8 +131,9 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
     highest = per_matrix(size)
     rank, undecided = torch.full_like(mu, min(S.rows, S.columns)), torch.zeros_like(mu, dtype=torch.bool)
     factored, at = None, torch.arange(len(mu), device=mu.device)
+    unstable = torch.zeros_like(undecided)
     if S.rows == S.columns and not S.elementwise and not bool(mu.any()):
-        factored, at = _factored(matrices, 2 * rcond * highest)
+        factored, at, unstable = _factored(matrices, 2 * rcond * highest)
         matrices, mu, highest = matrices[at], mu[at], highest[at]
     inverse, some = matrices.mT.new_empty(matrices.mT.shape), torch.arange(len(mu), device=mu.device)
     if min(S.rows, S.columns) > 1:
@@ -141,7 +142,7 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
             inverse[part], lost = _eliminated(matrices[part], mu[part])
             smallest = 1 / frobenius(inverse[part])  # at most the smallest singular value
             accepted[part] = (lost * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * highest[part]))
-        some = (~accepted).nonzero().flatten()
+        some = (~accepted | unstable).nonzero().flatten()
         matrices, mu, highest = matrices[some], mu[some], highest[some]
     if len(matrices):
         there = at[some]
@@ -168,20 +169,35 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
     )
 
 
-def _factored(S: Tensor, least: Tensor, *, chance: float = 1e-8) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """LU factors and pivots, and the indices of the matrices whose smallest singular value may be below ``least``.
+def _factored(S: Tensor, least: Tensor, *, chance: float = 1e-8) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Factorise square matrices, and find those for which the factors will not do.
 
-    The inverses times two random vectors estimate their norms; the chance is that of a matrix to be overlooked.
+    The inverses times two random vectors estimate their norms, and what the factors leave of these vectors shows
+    whether elements have grown in the elimination.
+
+    Args:
+        S: ``(matrices, size, size)``.
+        least: what the smallest singular value of each has to exceed.
+        chance: that of a matrix to be overlooked.
+
+    Returns:
+        LU factors and pivots; the indices of the matrices that may have a smaller singular value, or whose factors are
+        inaccurate; which of them are inaccurate.
 
     Source:
         Dixon, "Estimating extremal eigenvalues and condition numbers of matrices", SIAM J. Numer. Anal. 20 (1983).
     """
     factors, pivots, _ = lu_factor(S)
     probes = torch.randn(S.shape[-1], 2, dtype=torch.complex128, generator=torch.Generator().manual_seed(0)).to(S)
-    found = torch.linalg.vector_norm(torch.linalg.lu_solve(factors, pivots, probes.expand(len(S), -1, -1)), dim=-2)
+    found = torch.linalg.lu_solve(factors, pivots, probes.expand(len(S), -1, -1))
+    lengths = torch.linalg.vector_norm(found, dim=-2)
     # |v^H z| of a unit vector v is below d with a chance of d^2, for either probe
-    safe = chance**0.25 / found.amax(-1) > least
-    return (factors, pivots), (~safe).nonzero().flatten()
+    safe = chance**0.25 / lengths.amax(-1) > least
+    residual = torch.linalg.vector_norm(S @ found - probes, dim=-2)
+    rounding = ROUNDING * S.shape[-1] * torch.finfo(lengths.dtype).eps
+    accurate = (residual <= rounding * frobenius(S).unsqueeze(-1) * lengths).all(-1)
+    at = (~(safe & accurate)).nonzero().flatten()
+    return (factors, pivots), at, ~accurate[at]
 
 
 def _chunks(matrices: Tensor, chunk_bytes: int = 2**27) -> Iterator[slice]:

@@ -162,6 +162,7 @@ class _Routed:
         """The solution, and the plan that gave it."""
         A, damp, options = problem.A, problem.damp, with_start(self.options, problem)
         data = prepare(A, problem.y, damp=damp, check_finite=self.check_finite, name="y")
+        damp = damp if isinstance(damp, Tensor) else float(damp)
         plan = route(
             A,
             damp,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.errors import ConvergenceWarning, MethodError, warn
+from lsconv.errors import ConvergenceWarning, MethodError, ShapeError, warn
 from lsconv.inverse.observation import Observation
 from lsconv.inverse.route import route
 from lsconv.inverse.solve import Fallback, solve, with_start
@@ -92,14 +92,15 @@ def pinv(
             "pinv: vmap hides the values that the setup needs; use lstsq inside vmap, or make pinv outside of it with "
             "a kernel or a damp per batch item"
         )
-    check_damp(damp, A)
+    if check_damp(damp, A).numel() == 0:
+        raise ShapeError("damp: expected a number or a tensor with one value per batch item, got an empty tensor")
     if method == "hybrid":
         raise MethodError(
             'method: "hybrid" chooses the damping by y, so it is no linear map; use lstsq, or "lsqr" here'
         )
-    fixed = damp.detach() if isinstance(damp, Tensor) else damp
+    damp = damp if isinstance(damp, Tensor) else float(damp)
     setup = _Setup(A, method, preconditioner, memory_limit, rcond)
-    return PseudoInverse(setup, damp, setup.plan(fixed), observation)
+    return PseudoInverse(setup, damp, setup.plan(damp.detach() if isinstance(damp, Tensor) else damp), observation)
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class PseudoInverse(LinearOperator):
             True
         """
         check_damp(damp, self.operator)
-        fixed = damp.detach() if isinstance(damp, Tensor) else damp
+        fixed = damp.detach() if isinstance(damp, Tensor) else float(damp)
         plan: Plan | None = None
         with contextlib.suppress(MethodError):
             plan = self.plan.with_damp(fixed)

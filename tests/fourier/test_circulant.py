@@ -318,3 +318,19 @@ def test_factors_give_way_to_singular_values_where_a_frequency_lacks_rank(dtype:
     v = torch.randn(2, 6, 8, dtype=dtype)
     (gradient,) = torch.autograd.grad(plan.solve(y), y, v)
     torch.testing.assert_close(gradient, plan.solve_adjoint(v), **close)
+
+
+@pytest.mark.parametrize("channels", [30, 40, 54])
+def test_factors_whose_elements_grow_are_replaced(channels: int) -> None:
+    """Wilkinson's matrix, of a small condition, whose factors grow by ``2^(n - 1)``."""
+    wilkinson = torch.eye(channels, dtype=torch.float64) - torch.ones(channels, channels, dtype=torch.float64).tril(-1)
+    wilkinson[:, -1] = 1
+    weight = torch.zeros(channels, channels, 2, 2, dtype=torch.float64)
+    weight[:, :, 0, 0], weight[:, :, 1, 1] = wilkinson, 0.1 * wilkinson
+    A = Conv2d(weight, in_size=(4, 3), padding="same", padding_mode="circular")
+    x = torch.randn(A.in_shape, dtype=torch.float64)
+    plan = CirculantPlan(A)
+    assert isinstance(plan.inverse, FactoredInverse)
+    torch.testing.assert_close(plan.solve(A(x)), x, rtol=0, atol=1e-11)
+    assert lsconv.pinv(A).dot_test() < 1e-12
+    assert bool(lsconv.lstsq(A, A(x)).converged)

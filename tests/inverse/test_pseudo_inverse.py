@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -215,3 +217,17 @@ def test_the_derivative_by_another_damping_is_that_of_a_new_plan() -> None:
     (mine,) = torch.autograd.grad(first.with_damp(damp)(y).square().sum(), damp)
     (other,) = torch.autograd.grad(lsconv.lstsq(A, y, damp=damp).x.square().sum(), damp)
     torch.testing.assert_close(mine, other)
+
+
+def test_a_damp_of_any_real_type_is_served_and_an_impossible_one_named() -> None:
+    A = lsconv.Conv2d(torch.randn(1, 1, 3, 3, dtype=torch.float64), in_size=(8, 8))
+    y = torch.randn(A.out_shape, dtype=torch.float64)
+    expected = lsconv.lstsq(A, y, damp=0.5).x
+    torch.testing.assert_close(lsconv.lstsq(A, y, damp=Fraction(1, 2)).x, expected)  # type: ignore[arg-type]
+    torch.testing.assert_close(lsconv.pinv(A, damp=Fraction(1, 2))(y), expected)  # type: ignore[arg-type]
+    torch.testing.assert_close(lsconv.lstsq(A, y, damp=1e150).x, torch.zeros_like(expected))
+    for solve in (lambda damp: lsconv.lstsq(A, y, damp=damp), lambda damp: lsconv.pinv(A, damp=damp)):
+        with pytest.raises(lsconv.ArgumentError, match="damp: expected finite"):
+            solve(10**400)
+    with pytest.raises(lsconv.ShapeError, match="damp: expected a number"):
+        lsconv.pinv(A, damp=torch.zeros(0))

@@ -18,7 +18,7 @@ from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.inverse.plans.lsmr_cost import SETUP_BYTE_WORK, iteration_work, iterations_needed, transform_grid
 from lsconv.inverse.plans.planes import Planes, is_one_sided
 from lsconv.krylov.loop.batch_groups import in_groups
-from lsconv.krylov.loop.batched_scalars import divide
+from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
 from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.options import IterationState
@@ -250,10 +250,10 @@ class TrialPlan(KrylovPlan):
 
     def _norm_from_data(self, y: Tensor) -> Tensor:
         """``||A^H y|| / ||y||``, a lower bound of ``||A||`` per item."""
-        images, data = self.A.adjoint(y.to(self.A.dtype)), y
-        lengths = (torch.linalg.vector_norm(t.flatten(-len(shape)), dim=-1, dtype=torch.float64)
-                   for t, shape in ((images, self.A.in_shape), (data, self.A.out_shape)))  # fmt: skip
-        return divide(*lengths)
+        A = self.A
+        y = y.to(A.dtype)
+        inputs, outputs = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
+        return divide(inputs.safe_norm(A.adjoint(y)), outputs.safe_norm(y))
 
     @property
     def exhausted(self) -> bool:  # type: ignore[override]

@@ -225,7 +225,10 @@ def check_damp(damp: Any, A: LinearOperator) -> Tensor:
         raise ArgumentTypeError(f"damp: expected a number or a tensor with one value per batch item, got {damp!r}")
     if isinstance(damp, Tensor) and (damp.is_complex() or damp.dtype == torch.bool):
         raise DtypeError(f"damp: expected real numbers, got {damp.dtype}")
-    damping = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device).detach()
+    try:
+        damping = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device).detach()
+    except OverflowError:
+        raise ArgumentError("damp: expected finite numbers >= 0, got one beyond double precision") from None
     values: Any = damping if isinstance(damp, Tensor) else damp
     inside = (values >= 0) & (values <= torch.finfo(damping.dtype).max)  # NaN is not
     if not (bool(inside.all()) if isinstance(inside, Tensor) else inside):

@@ -409,3 +409,16 @@ def test_an_answer_formed_in_double_precision_needs_no_probe_of_the_null_space()
     assert "_loses_null_part" not in vars(plan)
     exact = BorderPlan(A.to(dtype=torch.float64), 2e-3).solve(y.double()).x
     assert (solution.x.double() - exact).norm() < 1e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_complex_layers_are_tried_in_their_own_precision(dtype: torch.dtype, stride: int) -> None:
+    A = lsconv.Conv2d(torch.randn(6, 6, 3, 3, dtype=dtype), in_size=(12, 12), stride=stride, padding=1)
+    y = torch.randn(A.out_shape, dtype=dtype)
+    solution = lsconv.lstsq(A, y, damp=0.1)
+    assert bool(solution.converged)
+    D = A.to(dtype=torch.complex128).to_dense()
+    eye = torch.eye(D.shape[1], dtype=D.dtype)
+    expected = torch.linalg.solve(D.mH @ D + 0.01 * eye, D.mH @ y.to(D.dtype).flatten())
+    assert float((solution.x.flatten() - expected).norm() / expected.norm()) < 1e-3
