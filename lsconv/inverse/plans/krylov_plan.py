@@ -129,11 +129,9 @@ class KrylovPlan(Plan):
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^{-1} g``."""
         rtol = self.rtol if rtol is None else rtol
-        return (
-            None
-            if self.method in SQUARE
-            else gram_by_cg(self.A, g, rtol=rtol, N=self.N, forward_iterations=self.last_iterations)
-        )
+        if self.method in SQUARE:
+            return None
+        return gram_by_cg(self.A, g, rtol=rtol, N=self.N, forward_iterations=self.last_iterations)
 
     def __repr__(self) -> str:
         preconditioner = self.M if self.M is not None else self.N

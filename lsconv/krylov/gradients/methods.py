@@ -70,14 +70,8 @@ class MethodInverse:
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
         """``(A^H A)^{-1} g``."""
-        return gram_by_cg(
-            self.A,
-            g,
-            rtol=rtol,
-            N=self.N,
-            forward_iterations=self.last_iterations,
-            max_iter=self.options.get("max_iter"),
-        )
+        limits = {"forward_iterations": self.last_iterations, "max_iter": self.options.get("max_iter")}
+        return gram_by_cg(self.A, g, rtol=rtol, N=self.N, **limits)
 
     def _run(
         self, method: Callable[..., Solution], A: LinearOperator, b: Tensor, rtol: float | None, M: Any, N: Any
