@@ -181,7 +181,7 @@ class CapacitancePlan(Plan):
         data = data.detach().to(self.precise.dtype)
         space = ItemSpace(A.in_shape, A.dtype, A.device)
         shape = broadcast_shapes(self.unit.shape, self.A.batch_shape)
-        scale = space.spread((1 / self.unit).expand(shape))
+        scale = space.broadcast((1 / self.unit).expand(shape))
         x = self._once(data, adjoint) * scale
         last = torch.full((), math.inf, dtype=torch.float64, device=data.device)
         while True:  # as long as the steps halve

@@ -192,7 +192,7 @@ class Outer:
         # the image before is x on the residual side, and may be the best; on the other side it is of no more use
         into = image if self.residual_side else iterate.image
         image = self.image_space.add(iterate.image, alpha, image, out=into)
-        g = self._residual(image) - self.space.spread(self.mu) * u
+        g = self._residual(image) - self.space.broadcast(self.mu) * u
         return _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
 
     @property
@@ -232,7 +232,7 @@ class Outer:
         unit = torch.finfo(g_norm.dtype).tiny
         image_norm = self.image_space.norm(image)
         if self.residual_side:
-            x_norm, misfit = image_norm, self.space.norm(g + self.space.spread(self.mu) * u)
+            x_norm, misfit = image_norm, self.space.norm(g + self.space.broadcast(self.mu) * u)
         else:
             x_norm, misfit = self.space.norm(u), image_norm
         total = torch.hypot(misfit, self.damp * x_norm)
@@ -268,7 +268,7 @@ class Outer:
         return over_items(items, len(space.item_shape))
 
     def _scaled_back(self, tensor: Tensor, space: ItemSpace) -> Tensor:
-        return tensor * space.spread(self.unit / self.plan.unit)
+        return tensor * space.broadcast(self.unit / self.plan.unit)
 
     @property
     def x(self) -> Tensor:

@@ -239,10 +239,10 @@ class BorderPlan(Plan):
         if not self._hides_null_space(tolerances):
             return x
         space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
-        gradient = self.precise.adjoint(y - self.precise.apply(x)) - space.spread(self.damp.square()) * x
+        gradient = self.precise.adjoint(y - self.precise.apply(x)) - space.broadcast(self.damp.square()) * x
         unit = binary_unit(space.safe_norm(gradient))
-        step = self.inverse((gradient / space.spread(unit)).to(self.inverse.convolution.dtype), 1e-3)[0]
-        return x + step.to(x.dtype) * space.spread(unit / self.unit.square())
+        step = self.inverse((gradient / space.broadcast(unit)).to(self.inverse.convolution.dtype), 1e-3)[0]
+        return x + step.to(x.dtype) * space.broadcast(unit / self.unit.square())
 
     def _hides_null_space(self, tolerances: Tolerances) -> bool:
         """Tell whether a part in the null space of A, which the rounding of a gradient hides, may be in an answer."""
@@ -361,7 +361,7 @@ class BorderPlan(Plan):
         outer = self._run(v=g, rtol=rtol)
         outer.warn(self)
         space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
-        return (outer.x * space.spread(1 / self.unit)).to(self.A.dtype)
+        return (outer.x * space.broadcast(1 / self.unit)).to(self.A.dtype)
 
     def _run(self, y: Tensor | None = None, v: Tensor | None = None, rtol: float | None = None) -> Outer:
         tolerances = self.tolerances(rtol)

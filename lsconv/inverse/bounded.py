@@ -139,7 +139,7 @@ class _Quadratic:
     def penalty(self, v: Tensor) -> Tensor:
         """``damp^2 L^H L v``."""
         image = v if self.L is None else self.L.adjoint(self.L.apply(v))
-        return self.space.spread(self.damp.square()) * image
+        return self.space.broadcast(self.damp.square()) * image
 
     def counted(self, residual: Tensor) -> Tensor:
         """The part of ``Ax - y`` that counts."""
@@ -177,7 +177,7 @@ class _Quadratic:
             image, y = image.masked_fill(met, 0), y.masked_fill(met, 0)
         forces = torch.maximum(self.space.norm(self.A.adjoint(y)), self.space.norm(self.A.adjoint(image)))
         length = divide(self.space.norm(x), forces)
-        t = self.space.spread(torch.where(length > 0, length, 1.0))
+        t = self.space.broadcast(torch.where(length > 0, length, 1.0))
         return self.space.norm((x - (x - t * g).clamp(*bounds)) / t), forces
 
     def preconditioner(self) -> LinearOperator | None:
@@ -255,7 +255,7 @@ def _search(
     space, x = f.space, state.x
     chosen, open_ = state, active
     for _ in range(30):
-        step = (x + space.spread(length) * direction).clamp(*bounds) - x
+        step = (x + space.broadcast(length) * direction).clamp(*bounds) - x
         change = f.A.apply(step)
         beyond, counted = f.rise(state.residual, change)
         product = f.A.adjoint(counted)
@@ -264,7 +264,7 @@ def _search(
             pull = f.penalty(step)
             beyond, product = beyond + 0.5 * space.inner(step, pull), product + pull
         good = open_ & (slope + beyond <= sufficient * slope) & (slope < 0)
-        where, rows = (s.spread(good.double()).bool() for s in (space, f.data_space))
+        where, rows = (s.broadcast(good.double()).bool() for s in (space, f.data_space))
         chosen = _State(
             torch.where(where, x + step, chosen.x),
             torch.where(rows, state.residual + change, chosen.residual),

@@ -186,8 +186,8 @@ def equilibrium(
     """
     inputs, outputs = ItemSpace(A.in_shape, A.dtype, A.device), ItemSpace(A.out_shape, A.dtype, A.device)
     r = y - A.apply(x)
-    u = A.adjoint(r) / inputs.spread(rho)
-    force = u if bounds is None else duals[0] / inputs.spread(rho)
+    u = A.adjoint(r) / inputs.broadcast(rho)
+    force = u if bounds is None else duals[0] / inputs.broadcast(rho)
     residual = inputs.norm(x - denoiser(x + force))
     if bounds is not None:
         residual = torch.maximum(residual, inputs.norm(x - (x + u - force).clamp(*bounds)))

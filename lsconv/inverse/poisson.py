@@ -102,14 +102,14 @@ def penalised_poisson(
         # at the end the objective falls by less than its rounding
         before = before + 4 * torch.finfo(A.dtype).eps * (before.abs() + math.sqrt(A.out_numel) * f.mean)
         for _ in range(30):
-            trial = x + f.space.spread(length) * step
+            trial = x + f.space.broadcast(length) * step
             value = f.value(trial)
             worse = ~(value <= before) & (length > 0)
             if not bool(worse.any()):
                 break
             length = torch.where(worse, length / 2, length)
-        better = f.space.spread((value <= before).double()).bool()
-        moved = better & f.space.spread(active.double()).bool()
+        better = f.space.broadcast((value <= before).double()).bool()
+        moved = better & f.space.broadcast(active.double()).bool()
         still = not bool((moved & (trial != x)).any())
         x = torch.where(moved, trial, x).clamp(*box)
         value = f.value(x)
@@ -168,7 +168,7 @@ class _Likelihood:
         t = self.means(x)
         slope = 1 - torch.where(self.y > 0, self.y / t.clamp_min(torch.finfo(t.dtype).tiny), 0.0)
         d = x - self.x_prior
-        pull = self.space.spread(self.damp.square()) * (d if self.L is None else self.L.adjoint(self.L.apply(d)))
+        pull = self.space.broadcast(self.damp.square()) * (d if self.L is None else self.L.adjoint(self.L.apply(d)))
         return self.A.adjoint(slope), pull
 
     def certificate(self, x: Tensor, box: Bounds) -> tuple[Tensor, Tensor]:
@@ -177,7 +177,7 @@ class _Likelihood:
         # where the mean explains all, both forces vanish: the counts say how large one might be
         forces = torch.maximum(self.space.norm(data), self.space.norm(pull))
         forces = torch.maximum(forces, 1e-3 * self.space.norm(self.A.adjoint(torch.sqrt(self.y) / self.mean)))
-        t = self.space.spread(divide(self.space.norm(x), forces).clamp_min(1e-300)).to(x.dtype)
+        t = self.space.broadcast(divide(self.space.norm(x), forces).clamp_min(1e-300)).to(x.dtype)
         g = data + pull
         return self.space.norm((x - (x - t * g).clamp(*box)) / t), forces
 

@@ -97,19 +97,19 @@ class _CG(Method):
         r_norm: Scalar = space.norm(self.r)
         self.residual = r_norm * self.unit
         z, self.root = self._precondition(r_norm)
-        self.p = z * space.spread(divide(active, self.root))
+        self.p = z * space.broadcast(divide(active, self.root))
         self.operator_norm = self.next_diagonal = 0 * self.unit
         self.negligible = torch.finfo(problem.A.dtype).eps ** 2
 
     def solution(self) -> Tensor:
-        return self.x * self.space.spread(self.unit)
+        return self.x * self.space.broadcast(self.unit)
 
     def converged(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Converged:
         residual_ok = certificate.residual_ok
         if any_item(residual_ok):
             # x^H A x shows a singular A, of which A x is only the rounding: the shortest x has no part there
             space, x_norm = problem.domain, problem.domain.safe_norm(x)
-            along = x * space.spread(divide(1.0, x_norm))
+            along = x * space.broadcast(divide(1.0, x_norm))
             curvature = abs(space.inner(along, problem.A.apply(along)))
             assert judge.norm.lower is not None
             regular = curvature * judge.tolerances.conlim >= judge.norm.lower

@@ -123,7 +123,7 @@ class _CGLS(Method):
         self.failure = None if self.M is None and self.N is None else (self.unit < 0) * Cause.NOT_DEFINITE
         self.operator_norm = self.weighted_norm = self.next_diagonal = 0 * self.unit
         g, self.root = self._gradient()
-        self.p = g * self.domain.spread(divide(active, self.root))
+        self.p = g * self.domain.broadcast(divide(active, self.root))
         self.dual = CGLSMultipliers(self.r, self.codomain) if problem.multipliers else None
         if self.dual is not None:
             self.dual.update_direction(0 * self.root, divide(active, self.root), self.r)
@@ -132,10 +132,10 @@ class _CGLS(Method):
         self._estimates(0.0)
 
     def solution(self) -> Tensor:
-        return self.x * self.domain.spread(self.unit)
+        return self.x * self.domain.broadcast(self.unit)
 
     def multipliers(self) -> Tensor | None:
-        return None if self.dual is None else self.dual.z * self.codomain.spread(self.unit)
+        return None if self.dual is None else self.dual.z * self.codomain.broadcast(self.unit)
 
     def step(self, running: Scalar) -> None:
         domain, codomain = self.domain, self.codomain

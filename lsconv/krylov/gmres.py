@@ -142,9 +142,9 @@ class _GMRES(Method):
         active = running.to(self.space.scalar)
         r = self.problem.residual(self.x if started else None, running)
         first = self.V[:, 0]
-        first.copy_(r.mul_(self.space.spread(1 / self.unit)).reshape(self.items, self.n))
+        first.copy_(r.mul_(self.space.broadcast(1 / self.unit)).reshape(self.items, self.n))
         self.beta = self.flat.norm(first)
-        first.mul_(self.flat.spread(divide(active.reshape(-1), self.beta)))
+        first.mul_(self.flat.broadcast(divide(active.reshape(-1), self.beta)))
         self.G.zero_().diagonal(dim1=-2, dim2=-1).fill_(1)
         self.j = 0
         self.residual = (self.beta.reshape(self.problem.batch)) * self.unit
@@ -187,7 +187,7 @@ class _GMRES(Method):
             self.operator_norm = torch.maximum(self.operator_norm, total.reshape(self.problem.batch))
         # A remainder below the rounding of the projection is no direction: the subspace is invariant.
         norm = norm * (norm > 10 * torch.finfo(self.V.dtype).eps * total)
-        w.mul_(self.flat.spread(divide(active, norm)).unsqueeze(1))
+        w.mul_(self.flat.broadcast(divide(active, norm)).unsqueeze(1))
         self._rotate(j, h, norm, active)
         self.j = j + 1
         self.residual = (self.beta * self.G[:, j + 1, 0].abs()).reshape(self.problem.batch) * self.unit

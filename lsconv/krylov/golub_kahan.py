@@ -153,6 +153,6 @@ def normalise(
     small = torch.finfo(space.dtype).eps * norm * space.norm(image)
     kernel = ((square <= small) & (norm > 0) & (active > 0)) * Cause.NOT_DEFINITE
     scale = divide(active, length)
-    image = image * space.spread(scale)  # first: P may have given back its argument
+    image = image * space.broadcast(scale)  # first: P may have given back its argument
     space.scale(raw, scale)
     return length, image, norm * scale, kernel

@@ -179,7 +179,7 @@ class _Hybrid(Method):
         active = running.reshape(-1).to(self.codomain.scalar)
         r = problem.residual(None, running)
         self.beta_first = problem.codomain.safe_norm(r).reshape(-1)
-        self.U[:, 0].copy_(r.reshape(self.items, self.m)).mul_(self.codomain.spread(divide(active, self.beta_first)))
+        self.U[:, 0].copy_(r.reshape(self.items, self.m)).mul_(self.codomain.broadcast(divide(active, self.beta_first)))
         self.B = torch.zeros(self.items, steps + 1, steps, dtype=self.codomain.scalar, device=A.device)
         self.k = 0
         self.alpha = self._append(self.V, 0, self.A.adjoint(self._item(self.U, 0, A.out_shape)), self.domain, active)
@@ -204,7 +204,7 @@ class _Hybrid(Method):
         length = space.norm(slot[:, 0])
         # Below the rounding of the projection nothing is left but rounding: the space is exhausted.
         length = length * ~(length <= 10 * torch.finfo(space.dtype).eps * before)
-        slot.mul_(space.spread(divide(active, length)).unsqueeze(1))
+        slot.mul_(space.broadcast(divide(active, length)).unsqueeze(1))
         return length * active
 
     def step(self, running: Tensor) -> None:

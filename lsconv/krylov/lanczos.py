@@ -38,12 +38,12 @@ class Lanczos:
         self._alphas: list[Tensor] = []
         self._betas: list[Tensor] = []
         self._last = torch.zeros_like(start)
-        self._next = start / self._spread(self.norm)
+        self._next = start / self._broadcast(self.norm)
 
     def _inner(self, u: Tensor, v: Tensor) -> Tensor:
         return (u.conj() * v).real.flatten(u.ndim - self._ndim).sum(-1)
 
-    def _spread(self, values: Tensor) -> Tensor:
+    def _broadcast(self, values: Tensor) -> Tensor:
         return over_items(values, self._ndim)
 
     @property
@@ -58,9 +58,9 @@ class Lanczos:
             q = self._next
             w = self._apply(q)
             if self._betas:
-                w = w - self._spread(self._betas[-1]) * self._last
+                w = w - self._broadcast(self._betas[-1]) * self._last
             alpha = self._inner(q, w)
-            w = w - self._spread(alpha) * q
+            w = w - self._broadcast(alpha) * q
             beta = self._inner(w, w).sqrt()
             # an invariant subspace is found: what follows it is a block of its own, without weight
             alive = self._inner(q, q) > 0.5
@@ -69,7 +69,7 @@ class Lanczos:
             self._alphas.append(torch.where(alive, alpha, 1))
             self._betas.append(beta)
             self._last = q
-            self._next = torch.where(self._spread(beta) > 0, w / self._spread(torch.where(beta > 0, beta, 1)), 0)
+            self._next = torch.where(self._broadcast(beta) > 0, w / self._broadcast(torch.where(beta > 0, beta, 1)), 0)
 
     @property
     def remainder(self) -> Tensor:
@@ -93,24 +93,20 @@ class Lanczos:
     @torch.no_grad()
     def combination(self, coordinates: Tensor) -> Tensor:
         """``Q c`` for coordinates ``(*starts, steps)``, by the recurrence once more."""
-        total, last, q = torch.zeros_like(self._start), self._start, self._start / self._spread(self.norm)
+        total, last, q = torch.zeros_like(self._start), self._start, self._start / self._broadcast(self.norm)
         for k in range(self.steps):
-            total = total + self._spread(coordinates[..., k]) * q
+            total = total + self._broadcast(coordinates[..., k]) * q
             if k == self.steps - 1:
                 break
-            w = self._apply(q) - self._spread(self._alphas[k]) * q
+            w = self._apply(q) - self._broadcast(self._alphas[k]) * q
             if k:
-                w = w - self._spread(self._betas[k - 1]) * last
+                w = w - self._broadcast(self._betas[k - 1]) * last
             beta = self._betas[k]
-            last, q = q, torch.where(self._spread(beta) > 0, w / self._spread(torch.where(beta > 0, beta, 1)), 0)
+            last, q = q, torch.where(self._broadcast(beta) > 0, w / self._broadcast(torch.where(beta > 0, beta, 1)), 0)
         return total
 
     def solution(self) -> Tensor:
         """``N^-1 v`` for every start, to the accuracy of as many steps of the conjugate gradients."""
         first = torch.zeros_like(self.tridiagonal()[..., 0])
         first[..., 0] = 1
-        return self.combination(self._spread_one(self.norm) * torch.linalg.solve(self.tridiagonal(), first))
-
-    @staticmethod
-    def _spread_one(values: Tensor) -> Tensor:
-        return values.unsqueeze(-1)
+        return self.combination(self.norm.unsqueeze(-1) * torch.linalg.solve(self.tridiagonal(), first))

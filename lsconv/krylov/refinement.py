@@ -195,10 +195,10 @@ class _Refinement:
             after = folded.codomain.safe_norm(folded.residual(candidate, running))
             # Far from the answer the objective tells what a step is worth, near to it only the certificate does.
             better = running & ((new.tolerance_ratio < certificate.tolerance_ratio) | (after < (1 - 1e-8) * before))
-            x = torch.where(folded.domain.spread(better).bool(), candidate, x)
+            x = torch.where(folded.domain.broadcast(better).bool(), candidate, x)
             # items that did not take the step have no direction to remember
             d, image = self.directions[-1]
-            self.directions[-1] = d * folded.domain.spread(better), image * folded.codomain.spread(better)
+            self.directions[-1] = d * folded.domain.broadcast(better), image * folded.codomain.broadcast(better)
             certificate = new.select(better, certificate)
             idle = torch.where(certificate.tolerance_ratio < _PROGRESS * best, 0, idle + 1)
             best = torch.minimum(best, certificate.tolerance_ratio)
@@ -229,7 +229,7 @@ class _Refinement:
             before = folded.codomain.safe_norm(r)
             doubtful = doubtful | (excused & ~correction.converged)
             better = excused & correction.converged & (correction.residual_norm < before)
-            x = torch.where(folded.domain.spread(better).bool(), x + correction.x, x)
+            x = torch.where(folded.domain.broadcast(better).bool(), x + correction.x, x)
             excused = better & (correction.residual_norm <= 0.5 * before) & self._certify(x).excused
         return x, doubtful | excused
 
@@ -243,10 +243,10 @@ class _Refinement:
         image = folded.A.apply(d)
         for direction, direction_image in self.directions:
             c = self._coefficient(direction_image, image)
-            d = d - folded.domain.spread(c) * direction
-            image = image - folded.codomain.spread(c) * direction_image
+            d = d - folded.domain.broadcast(c) * direction
+            image = image - folded.codomain.broadcast(c) * direction_image
         self.directions = [*self.directions[1 - _DIRECTIONS :], (d, image)]
-        return folded.domain.spread(self._coefficient(image, r) * running) * d
+        return folded.domain.broadcast(self._coefficient(image, r) * running) * d
 
     def _coefficient(self, q: Tensor, v: Tensor) -> Tensor:
         """``<q, v> / <q, q>`` per item."""
@@ -262,9 +262,9 @@ class _Refinement:
         folded = self.folded
         two_stage = running & ~consistent
         if not self.square and bool(two_stage.any()):
-            g = folded.A.adjoint(r) * folded.domain.spread(two_stage)
+            g = folded.A.adjoint(r) * folded.domain.broadcast(two_stage)
             w = self._solve(self.low.H, g, folded.domain, two_stage, swap=True)
-            r = torch.where(folded.codomain.spread(two_stage).bool(), w, r)
+            r = torch.where(folded.codomain.broadcast(two_stage).bool(), w, r)
         d = self._solve(self.low, r, folded.codomain, running)
         if self.least_norm:
             d = folded.A.adjoint(self._solve(self.low.H, d, folded.domain, running, swap=True))
@@ -276,7 +276,7 @@ class _Refinement:
         options = dict(self.options)
         if swap:
             options["M"], options["N"] = options.pop("N", None), options.pop("M", None)
-        scaled = (y * space.spread(running / unit)).to(self.inner_dtype)
+        scaled = (y * space.broadcast(running / unit)).to(self.inner_dtype)
         with warnings.catch_warnings():
             # An inner solve need not converge; what it achieved is solution_of in float64.
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -287,8 +287,8 @@ class _Refinement:
 
     def _finish(self, x: Tensor, limit: Tensor, doubtful: Tensor) -> Solution:
         problem = self.problem
-        x = x.masked_fill(problem.domain.spread(problem.zero).bool(), 0)
-        x = x.masked_fill(problem.domain.spread(problem.nonfinite).bool(), torch.nan)
+        x = x.masked_fill(problem.domain.broadcast(problem.zero).bool(), 0)
+        x = x.masked_fill(problem.domain.broadcast(problem.nonfinite).bool(), torch.nan)
         share = self.tolerances.null_share
         # the inner solves round into the null space of A
         part = None if problem.damp is None else torch.where(problem.damp > 0, share, torch.inf)

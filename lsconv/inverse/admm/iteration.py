@@ -127,7 +127,7 @@ def admm(
 
     def proximal() -> None:
         for j in range(count):
-            step.images[j].proximal(terms[j], s[j], _spread(rho[j], s[j]), z[j])
+            step.images[j].proximal(terms[j], s[j], _broadcast(rho[j], s[j]), z[j])
 
     proximal()
     active = torch.ones(batch, dtype=torch.bool, device=s[0].device)
@@ -148,7 +148,7 @@ def admm(
         if k not in (next_certificate, max_iter):
             continue
         split = [step.images[j].item(z[j]) for j in range(count)]
-        duals = [step.images[j].item(s[j]).sub(split[j]).mul_(_spread(rho[j], split[j])) for j in range(count)]
+        duals = [step.images[j].item(s[j]).sub(split[j]).mul_(_broadcast(rho[j], split[j])) for j in range(count)]
         x = answer(step.x, split)
         certificate = judge(x, duals)
         changes = [now - step.images[j].item(old[j]) for j, now in enumerate(split)]
@@ -220,7 +220,7 @@ def _balance(
 
     def scale(j: int, change: Tensor) -> None:
         rho[j] = rho[j] * change
-        s[j].sub_(z[j]).div_(_spread(change, s[j])).add_(z[j])
+        s[j].sub_(z[j]).div_(_broadcast(change, s[j])).add_(z[j])
 
     for j, term in enumerate(terms):
         if term.balanced:
@@ -236,7 +236,7 @@ def _balance(
             scale(j, torch.where(active, common * first[j] / rho[j], 1.0))
 
 
-def _spread(values: Tensor, tensor: Tensor) -> Tensor:
+def _broadcast(values: Tensor, tensor: Tensor) -> Tensor:
     """One value per batch item, shaped to multiply."""
     dtype = tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
     return over_items(values.to(dtype), tensor.ndim - values.ndim)
@@ -277,7 +277,7 @@ def _residuals(
         tiny = torch.finfo(torch.float64).tiny
         size = torch.maximum(space.norm(image), space.norm(z))
         primal.append(space.norm(image - z) / size.clamp_min(tiny))
-        force, back = domain.norm(K.adjoint(p)), K.adjoint(_spread(value, change) * change)
+        force, back = domain.norm(K.adjoint(p)), K.adjoint(_broadcast(value, change) * change)
         dual.append(domain.norm(back) / force.clamp_min(tiny))
         total = back if total is None else total + back
         largest = force if largest is None else torch.maximum(largest, force)

@@ -87,7 +87,7 @@ class NormalStep:
         space = ItemSpace(self.operators[0].in_shape, self.x.dtype, self.x.device)
         g = torch.zeros_like(self.x) if self.h is None else self.h
         for K, rho, r in zip(self.operators, self.rho, reflected, strict=True):
-            g = g + space.spread(2 * rho) * K.adjoint(r)
+            g = g + space.broadcast(2 * rho) * K.adjoint(r)
         self.x = self._solve(g)
         return [K.apply(self.x) for K in self.operators]
 

@@ -94,7 +94,7 @@ def optimality(
         allowed_force = allowed_force + rounding * norm * (p_norm if term.balanced else moved)
     if bounds is not None:
         t = divide(size, forces)
-        step = inputs.spread(torch.where(t > 0, t, 1.0)).to(x.dtype)
+        step = inputs.broadcast(torch.where(t > 0, t, 1.0)).to(x.dtype)
         total = (x - (x - step * total).clamp(*bounds)) / step
     residual = inputs.norm(total)
     tiny = torch.finfo(torch.float64).tiny

@@ -168,7 +168,7 @@ def sparsity_term(L: LinearOperator, weight: Tensor, groups: tuple[int, ...] = (
     ndim = len(L.out_shape)
     dims = tuple(group - ndim for group in groups)
 
-    def spread(v: Tensor) -> Tensor:
+    def weight_like(v: Tensor) -> Tensor:
         return over_items(weight, ndim).to(v.real.dtype if v.is_complex() else v.dtype)
 
     def magnitude(v: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def sparsity_term(L: LinearOperator, weight: Tensor, groups: tuple[int, ...] = (
         return values.flatten(values.ndim - ndim).sum(-1, dtype=torch.float64)
 
     def prox(v: Tensor, rho: Tensor, out: Tensor) -> None:
-        size, threshold = magnitude(v), spread(v) / rho
+        size, threshold = magnitude(v), weight_like(v) / rho
         small = size <= huber + threshold if huber > 0 else None
         tiny = torch.finfo(size.dtype).tiny
         size = torch.maximum(size, threshold.clamp_min(tiny), out=size)
@@ -203,7 +203,7 @@ def sparsity_term(L: LinearOperator, weight: Tensor, groups: tuple[int, ...] = (
         return weight.double() * total(size)
 
     def dual(p: Tensor, v: Tensor) -> Tensor:
-        bound = spread(p)
+        bound = weight_like(p)
         size = magnitude(p).clamp_min(torch.finfo(bound.dtype).tiny)
         return p * (bound / size).clamp_max(1)
 
@@ -212,11 +212,11 @@ def sparsity_term(L: LinearOperator, weight: Tensor, groups: tuple[int, ...] = (
         inner = inner.sum(dims, keepdim=True) if dims else inner
         size = magnitude(v)
         if huber == 0:
-            return total(spread(v) * size - inner)
+            return total(weight_like(v) * size - inner)
         # weight h(v) + huber/(2 weight) |p|^2 - <p, v>
         h = torch.where(size <= huber, size**2 / (2 * huber), size - huber / 2)
         tiny = torch.finfo(size.dtype).tiny
-        return total(spread(v) * h + huber / (2 * spread(v).clamp_min(tiny)) * magnitude(p) ** 2 - inner)
+        return total(weight_like(v) * h + huber / (2 * weight_like(v).clamp_min(tiny)) * magnitude(p) ** 2 - inner)
 
     together = math.prod(L.out_shape[group] for group in groups)
     return Term(L, prox, value, dual, gap, balanced=True, entries=math.prod(L.out_shape) // together,

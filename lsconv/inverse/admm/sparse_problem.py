@@ -113,7 +113,7 @@ class SparseProblem:
         one = torch.ones(*self.batch, *self.A.in_shape, dtype=self.A.dtype, device=self.A.device)
         image = self.A.apply(one)
         inputs = ItemSpace(self.A.in_shape, self.A.dtype, self.A.device)
-        return inputs.spread(divide(outputs.inner(image, self.y), outputs.norm(image) ** 2)) * one
+        return inputs.broadcast(divide(outputs.inner(image, self.y), outputs.norm(image) ** 2)) * one
 
     def _data_penalty(self) -> Tensor:
         """The penalty of the data's image: a part of the second derivative of the data term by ``Ax``, about."""

@@ -143,7 +143,7 @@ def choose_damp(
     space = ItemSpace(A.out_shape, A.dtype, A.device)
     norm = space.safe_norm(data).double()
     unit = torch.where(norm > 0, norm, 1)
-    data = (data / space.spread(unit)).expand(*batch, *A.out_shape)
+    data = (data / space.broadcast(unit)).expand(*batch, *A.out_shape)
     shared = SharedGroups.of(A, L)
     if shared is not None:
         A, L, data = shared.A, shared.L, shared.split(data)

@@ -179,7 +179,7 @@ class MissingPlan(PenalisedPlan):
         data = self.measured.data(y)
         batch = broadcast_shapes(data.shape[: data.ndim - len(self.core.out_shape)], self.damp.shape)
         unit = binary_unit(space.safe_norm(data))
-        data = (data / space.spread(unit)).expand(*batch, *self.core.out_shape)
+        data = (data / space.broadcast(unit)).expand(*batch, *self.core.out_shape)
         inputs, mu = (
             ItemSpace(self.core.in_shape, self.core.dtype, self.core.device),
             (self.damp / self._ratio).square(),
@@ -258,13 +258,13 @@ class MissingPlan(PenalisedPlan):
             curvature = space.inner(p, q)
             active = active & (curvature > 0)
             alpha = divide(rho, curvature) * active
-            t = t + space.spread(alpha) * p
-            r = r - space.spread(alpha) * q
+            t = t + space.broadcast(alpha) * p
+            r = r - space.broadcast(alpha) * q
             decrease = decrease + alpha * rho
             count = count + active
             z = gathered(self.blocks(placed(r)))
             new = space.inner(r, z)
-            p, rho = z + space.spread(divide(new, rho)) * p, torch.where(active, new, 0)
+            p, rho = z + space.broadcast(divide(new, rho)) * p, torch.where(active, new, 0)
         return placed(t), count
 
     def _over_inputs(self, values: Tensor) -> Tensor:

@@ -130,12 +130,12 @@ class NormalIteration(PenalisedPlan):
         images, batch = self.images, self._batch(data, self.stack.out_shape)
         data = data.expand(*batch, *self.stack.out_shape)
         unit = binary_unit(images.safe_norm(data))
-        data = data * images.spread(1 / unit)
+        data = data * images.broadcast(1 / unit)
         size = images.norm(data)
         smallest_total = torch.maximum(rtol * size, atol / unit)
 
         def residual(x: Tensor, image: Tensor) -> Tensor:
-            return self.stack.adjoint(data - image) - self.space.spread(self.mu) * x
+            return self.stack.adjoint(data - image) - self.space.broadcast(self.mu) * x
 
         def bound(x: Tensor, image: Tensor, norm: Tensor) -> Tensor:
             x_norm = self.space.norm(x)
@@ -152,22 +152,22 @@ class NormalIteration(PenalisedPlan):
             return tolerance**2 * objective
 
         x, iterations, norm = self._iterate(batch, residual, bound, max_iter, error_bound if tolerance else None)
-        return x * self.space.spread(unit), iterations, norm
+        return x * self.space.broadcast(unit), iterations, norm
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
         """``(A^H A + damp^2 L^H L)^{-1} g`` to a relative residual of ``rtol``."""
         rtol = direct_rtol(self.A.dtype, rtol)
         batch = self._batch(g, self.A.in_shape)
         unit = binary_unit(self.space.safe_norm(g.detach().to(self.precise.dtype)))
-        g = g.detach().to(self.precise.dtype) * self.space.spread(1 / unit)
+        g = g.detach().to(self.precise.dtype) * self.space.broadcast(1 / unit)
         g = g.expand(*batch, *self.A.in_shape)
         goal = 0.1 * rtol * self.space.norm(g)
 
         def residual(x: Tensor, image: Tensor) -> Tensor:
-            return g - self.stack.adjoint(image) - self.space.spread(self.mu) * x
+            return g - self.stack.adjoint(image) - self.space.broadcast(self.mu) * x
 
         x, _, _ = self._iterate(batch, residual, lambda x, image, norm: goal, None)
-        return x * self.space.spread(unit)
+        return x * self.space.broadcast(unit)
 
     def _batch(self, tensor: Tensor, item: tuple[int, ...]) -> torch.Size:
         batch = tensor.shape[: tensor.ndim - len(item)]
@@ -212,8 +212,8 @@ class NormalIteration(PenalisedPlan):
                     break
             p, p_image, alpha = direction.step(z, g, space, self.images, self.stack.apply)
             alpha = alpha * active
-            x = x + space.spread(alpha) * p
-            image = image + self.images.spread(alpha) * p_image
+            x = x + space.broadcast(alpha) * p
+            image = image + self.images.broadcast(alpha) * p_image
             g = residual(x, image)
             iterations = iterations + active
         return x, iterations, direction.norm

@@ -72,9 +72,9 @@ class WeightedPlan(NormalIteration):
         if not (self._positive and self.inverse.exact):
             return super()._null_suspects(x, data, null_share)
         space = self.space
-        g = self.stack.adjoint(data - self.stack.apply(x)) - space.spread(self.mu) * x
+        g = self.stack.adjoint(data - self.stack.apply(x)) - space.broadcast(self.mu) * x
         unit = binary_unit(space.safe_norm(g))
-        part = space.norm(self.inverse(g * space.spread(1 / unit), 1e-3)[0]) * unit / self.mean
+        part = space.norm(self.inverse(g * space.broadcast(1 / unit), 1e-3)[0]) * unit / self.mean
         part = part + 1e-3 * space.safe_norm(g) / self.mu
         return ~(part <= null_share * space.norm(x))
 

@@ -116,27 +116,27 @@ def normal_by_apply(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what counts is the residual below
             x = apply(image, rtol)
-        step = (remainder - x) * domain.spread(1 / mu)
+        step = (remainder - x) * domain.broadcast(1 / mu)
         trial = step if v is None else v + step
         av = A.apply(trial)
         back = A.adjoint(av)
-        residual = g - back - trial * domain.spread(mu)
+        residual = g - back - trial * domain.broadcast(mu)
         norm, av_norm = domain.norm(residual), codomain.norm(av)
         norm_a = torch.maximum(
             norm_a, torch.fmax(divide(av_norm, domain.norm(trial)), divide(domain.norm(back), av_norm))
         )
-        total = torch.hypot(av_norm, damping * domain.norm(trial - g * domain.spread(1 / mu)))
+        total = torch.hypot(av_norm, damping * domain.norm(trial - g * domain.broadcast(1 / mu)))
         bound = _SLACK * torch.minimum(rtol * torch.hypot(norm_a, damping) * total, rtol**0.5 * g_norm)
         bound = torch.maximum(bound, 8 * torch.finfo(A.dtype).eps * g_norm)
         better = norm < size
-        spread = domain.spread(better).real.bool()
-        v = trial if v is None else torch.where(spread, trial, v)
+        accepted = domain.broadcast(better).real.bool()
+        v = trial if v is None else torch.where(accepted, trial, v)
         met = torch.where(better, norm <= bound, met)
         improving = better & (norm < 0.5 * size) & ~met
         size = torch.where(better, norm, size)
         if not bool(improving.any()):
             break
-        remainder = torch.where(spread, residual, 0) * domain.spread(improving)
+        remainder = torch.where(accepted, residual, 0) * domain.broadcast(improving)
         image = A.apply(remainder)
     assert v is not None
     failed = ~met & (g_norm > 0)

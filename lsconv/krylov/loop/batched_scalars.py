@@ -134,17 +134,17 @@ class ItemSpace:
 
     # ------------------------------------------------------------------ from scalars to vectors
 
-    def spread(self, scalar: Tensor) -> Tensor:
+    def broadcast(self, scalar: Tensor) -> Tensor:
         """A scalar per item in the vectors' dtype, shaped to multiply them."""
         return scalar.to(self.dtype).reshape(scalar.shape + self._ones)
 
     def add(self, a: Tensor, scalar: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         """``a + scalar b``; in ``out``, which may be a or b, or in a tensor of its own."""
-        return torch.addcmul(a, b, self.spread(scalar), out=out)
+        return torch.addcmul(a, b, self.broadcast(scalar), out=out)
 
     def scale(self, v: Tensor, scalar: Tensor) -> Tensor:
         """``scalar v``, in place."""
-        return v.mul_(self.spread(scalar))
+        return v.mul_(self.broadcast(scalar))
 
     def combine(self, v: Tensor, factor: Tensor, scalar: Tensor, b: Tensor) -> Tensor:
         """``factor v + scalar b``, in v."""
@@ -191,7 +191,7 @@ class OneItem(ItemSpace):
         """Real part of the inner product."""
         return super().inner(u, v).item()
 
-    def spread(self, scalar: Scalar) -> Scalar:
+    def broadcast(self, scalar: Scalar) -> Scalar:
         """The number itself; infinite where the vectors' dtype cannot hold it, which torch refuses in numbers."""
         if -self._largest <= scalar <= self._largest or scalar != scalar:
             return scalar
@@ -199,7 +199,7 @@ class OneItem(ItemSpace):
 
     def add(self, a: Tensor, scalar: Scalar, b: Tensor, out: Tensor | None = None) -> Tensor:
         """``a + scalar b``."""
-        factor = self.spread(scalar)
+        factor = self.broadcast(scalar)
         return a.add_(b, alpha=factor) if out is a else torch.add(a, b, alpha=factor, out=out)
 
     def combine(self, v: Tensor, factor: Scalar, scalar: Scalar, b: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class OneItem(ItemSpace):
             return super().combine(v, factor, scalar, b)
         # The outer product with a vector of one entry is the only sum of two scaled vectors that torch makes in one
         # pass over memory.
-        v.view(-1, 1).addr_(b.view(-1), self._one, beta=self.spread(factor), alpha=self.spread(scalar))
+        v.view(-1, 1).addr_(b.view(-1), self._one, beta=self.broadcast(factor), alpha=self.broadcast(scalar))
         return v
 
     def active(self, running: Scalar) -> Scalar:

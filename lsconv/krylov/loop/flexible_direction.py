@@ -46,7 +46,7 @@ class FlexibleDirection:
             p = z
         else:
             change = rho - space.inner(z, self._g.to(z.dtype))
-            p = z + space.spread(divide(change, self._rho)) * self._p.to(z.dtype)
+            p = z + space.broadcast(divide(change, self._rho)) * self._p.to(z.dtype)
         image = apply(p)
         length, p_norm = images.norm(image), space.norm(p)
         self.norm = torch.fmax(self.norm, divide(length, p_norm))

@@ -380,6 +380,6 @@ def norm_from_below(A: LinearOperator, steps: int = 6, *, host_scalars: bool = F
     generator = torch.Generator(device=A.device).manual_seed(0)
     v = torch.randn(*A.batch_shape, *A.in_shape, dtype=A.dtype, device=A.device, generator=generator)
     for _ in range(steps):
-        image = A.apply(v * domain.spread(divide(1.0, domain.safe_norm(v))))
+        image = A.apply(v * domain.broadcast(divide(1.0, domain.safe_norm(v))))
         v = A.adjoint(image)
     return codomain.safe_norm(image)

@@ -71,17 +71,17 @@ def settle_null_space(
     if not bool(doubtful.any()):
         return solution
     space = ItemSpace(A.in_shape, A.dtype, A.device)
-    x = torch.where(space.spread(doubtful).bool(), x, 0)
+    x = torch.where(space.broadcast(doubtful).bool(), x, 0)
     allowed = tolerances.null_share * space.safe_norm(x)
     clear = torch.zeros_like(doubtful)
     damped = doubtful & (solution.damp > 0)
     if bool(damped.any()):
-        mu = space.spread(torch.where(damped, solution.damp.square(), 1.0))
-        d = torch.where(space.spread(damped).bool(), x - A.adjoint(y - A.apply(x)) / mu, 0)
+        mu = space.broadcast(torch.where(damped, solution.damp.square(), 1.0))
+        d = torch.where(space.broadcast(damped).bool(), x - A.adjoint(y - A.apply(x)) / mu, 0)
         digits = torch.where(damped, divide(allowed, space.safe_norm(d)), 1.0).amin()
         d = d - shortest(A.apply(d), min(max(0.1 * float(digits), 10 * tolerances.eps), 0.1))
         clear = damped & (space.safe_norm(d) <= allowed)
-    x = torch.where(space.spread(clear).bool(), 0, x)
+    x = torch.where(space.broadcast(clear).bool(), 0, x)
     # going on to rounding would fit the rounding of A x
     other = x if bool((clear == doubtful).all()) else shortest(A.apply(x), 0.1 * tolerances.rtol)
     clear = clear | (doubtful & (space.safe_norm(other - x) <= allowed))

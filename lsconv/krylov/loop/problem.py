@@ -125,7 +125,7 @@ class Problem:
     def residual(self, x: Tensor | None, running: Scalar) -> Tensor:
         """Return ``y - A x`` in a new tensor, with zeros for the items that are not running."""
         r = self.y if x is None else self.y - self.A.apply(x)
-        return r * self.codomain.spread(running)
+        return r * self.codomain.broadcast(running)
 
     def start(self, x: Tensor | None) -> Tensor:
         """Return a new tensor to iterate on: a copy of ``x``, or zeros."""
