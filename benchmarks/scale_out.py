@@ -116,7 +116,7 @@ def traffic_of(mesh: Any, size: int) -> dict[str, Any]:
     shorter = plan.solve(data, max_iter=1)
     between = max(steps - int(shorter.iterations), 1)
     own = plan.x_rows.stop - plan.x_rows.start
-    tiles, halos = plan.passes.tiles, plan.passes.halos
+    tiles, halos = plan.passes.tile_regions, plan.passes.gradient_regions
     width = A.spatial_in[1] * 8
 
     def foreign(rows: tuple[int, int]) -> int:
@@ -178,7 +178,7 @@ def work_of(mesh: Any, size: int, name: str, damp: float) -> dict[str, Any]:
     begun = time.process_time()
     solution = plan.solve(data)
     spent = time.process_time() - begun
-    tiles = work["tiles"] * math.prod(passes.tiles.size) / size**2
+    tiles = work["tiles"] * math.prod(passes.tile_regions.size) / size**2
     if work["transform"]:
         part = passes.pencil.grid.part
         transforms = work["transform"] * 2 * (part.stop - part.start) / passes.pencil.grid.frequencies[1]

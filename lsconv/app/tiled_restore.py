@@ -100,7 +100,7 @@ class TiledRestoring:
         steps = int(solution.iterations.max())
         line = (
             f"{target}: PSF {'×'.join(map(str, kernel.size))}, boundary {self.work.boundary}, prior {self.work.prior}, "
-            f"damp {damp:.3g}{chosen}, tiles of {'×'.join(map(str, plan.passes.tiles.size))}, {steps} step(s)"
+            f"damp {damp:.3g}{chosen}, tiles of {'×'.join(map(str, plan.passes.tile_regions.size))}, {steps} step(s)"
         )
         return (line + f"\n  {plan}" if self.work.verbose else line), bool(solution.converged.all())
 

@@ -178,8 +178,8 @@ class _TiledVariation:
         penalty = Gradient(A.in_shape, ndim=A.ndim, dtype=A.dtype, device=A.device)
         self.plan = Plan(A, damp=math.sqrt(rho), L=penalty, **self.tiles)
         self.plan.channels = self.channels
-        self.exact = self.plan.passes.shared or self.plan.strategy.rate < 1e-4
-        region = (A.c_in, *self.plan.passes.halos.size)
+        self.exact = self.plan.passes.shared or self.plan.strategy.first_pass_error < 1e-4
+        region = (A.c_in, *self.plan.passes.gradient_regions.size)
         self.G = Gradient(region, ndim=A.ndim, dtype=self.wide, device=A.device)
         self.term = sparsity_term(self.G, torch.tensor(self.weight, dtype=self.wide, device=A.device), self.groups)
 
@@ -238,7 +238,7 @@ class _TiledVariation:
     def _begin(self, y: Field, bar: Progress) -> None:
         passes = self.plan.passes
         passes.tick = bar.tick
-        self.plan.ranks.exchange(y, passes.halos.output_rows())
+        self.plan.ranks.exchange(y, passes.gradient_regions.output_rows())
 
     def _rescale(self, rho: float, s: Field, y: Field, bar: Progress) -> None:
         """Take another penalty, the dual variables rho (s - z) being kept."""
@@ -265,7 +265,7 @@ class _TiledVariation:
         return z
 
     def _read(self, field: Field, region: Region) -> Tensor:
-        return field.read(region.start, self.plan.passes.halos.size, self.wide)
+        return field.read(region.start, self.plan.passes.gradient_regions.size, self.wide)
 
     def _step(self, x: list[Field], s: list[Field], y: Field, work: list[Field], relaxation: float) -> None:
         """One iteration from ``x[0], s[0]`` to ``x[1], s[1]``."""
@@ -273,9 +273,9 @@ class _TiledVariation:
         self._forces(x[0], s[0], y, g)
         passes.correct(g, d, 1e-4)
         length = 1.0 if self.exact else self._length(g, d, w)
-        passes.ranks.exchange(d, passes.halos.rows())
-        with passes.ranks.together():
-            for region in passes.halos.all:
+        passes.ranks.exchange(d, passes.gradient_regions.rows())
+        with passes.ranks.raise_on_all():
+            for region in passes.gradient_regions.all:
                 new, core = self._read(x[0], region).add_(self._read(d, region), alpha=length), region.inside
                 here, inside = self._image(s[0].read(region.core, region.core_size, self.wide)), (slice(None), *core)
                 moved = self.G.apply(new)[inside] - self._shrunk(here)
@@ -286,11 +286,11 @@ class _TiledVariation:
         """Write the descent ``A^H (y - A x) + rho G^H (2 z - s - G x)`` of the quadratic step."""
         passes = self.plan.passes
         for field in (x, s):
-            passes.ranks.exchange(field, passes.halos.rows())
-        with passes.ranks.together():
-            for region in passes.halos.all:
-                A, part, v = passes.local(region), self._read(x, region), self._image(self._read(s, region))
-                data = y.read(passes.halos.outputs(region), A.spatial_out, self.wide)
+            passes.ranks.exchange(field, passes.gradient_regions.rows())
+        with passes.ranks.raise_on_all():
+            for region in passes.gradient_regions.all:
+                A, part, v = passes.local_operator(region), self._read(x, region), self._image(self._read(s, region))
+                data = y.read(passes.gradient_regions.outputs(region), A.spatial_out, self.wide)
                 if not bool(torch.isfinite(data.sum())):
                     raise NonFiniteError(f"y: contains NaN or infinity in what tile {region.tile} reads")
                 target = 2 * self._shrunk(v) - v - self.G.apply(part)
@@ -324,19 +324,19 @@ class _TiledVariation:
         """The certificate of x as it is returned, and how far the last step has moved."""
         passes, sums = self.plan.passes, torch.zeros(11, dtype=self.wide, device=self.A.device)
         for field in (x, *s):
-            passes.ranks.exchange(field, passes.halos.rows())
-        with passes.ranks.together():
-            for region in passes.halos.all:
-                A, core = passes.local(region), region.inside
+            passes.ranks.exchange(field, passes.gradient_regions.rows())
+        with passes.ranks.raise_on_all():
+            for region in passes.gradient_regions.all:
+                A, core = passes.local_operator(region), region.inside
                 part = self._read(x, region).to(self.A.dtype).to(self.wide)
-                r = A.apply(part) - y.read(passes.halos.outputs(region), A.spatial_out, self.wide)
+                r = A.apply(part) - y.read(passes.gradient_regions.outputs(region), A.spatial_out, self.wide)
                 v = self.G.apply(part)
                 now, old = (self._image(self._read(field, region)) for field in s)
                 z = self._shrunk(now)
                 p = self.term.dual(self.rho * (now - z), v)
                 data, force = A.adjoint(r)[core], self.G.adjoint(p)[core]
                 back = self.G.adjoint(z - self._shrunk(old))[core]
-                misfit, inside = r[passes.halos.core_outputs(region)], (slice(None), *core)
+                misfit, inside = r[passes.gradient_regions.core_outputs(region)], (slice(None), *core)
                 v, z, p = v[inside], z[inside], p[inside]
                 squares = (data + force, data, force, misfit, part[core], v - z, v, z, self.rho * back)
                 found = [values.square().sum() for values in squares]

@@ -1,4 +1,4 @@
-"""The certificate of a whole problem, from norms that passes over its tiles have added up."""
+"""The certificate of the whole problem, from norms summed over the tiles."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from lsconv.krylov.loop.certificate import Norms
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution, Status
 
-__all__ = ["WholeCertificate", "joined"]
+__all__ = ["WholeCertificate", "batch_solution"]
 
 
 @dataclass(frozen=True)
 class WholeCertificate:
-    """The judgement of one x by the judge of all methods, with the steps that led to x.
+    """The certificate of one approximate solution x of the whole problem.
 
     Attributes:
-        norms: residual, gradient and the rest.
-        status: why it is the answer, or is not.
-        gradient_bound: what the gradient has to reach.
-        iterations: outer steps.
+        norms: the norms of y, x, residual, gradient and penalty, summed over all tiles.
+        status: the test that x meets, or the reason why it meets none.
+        gradient_bound: the largest gradient norm that passes the test.
+        iterations: steps of the outer iteration that led to x.
     """
 
     norms: Norms
@@ -34,12 +34,12 @@ class WholeCertificate:
 
     @property
     def holds(self) -> bool:
-        """Tell whether a test is met."""
+        """Tell whether x has passed one of the tests."""
         return self.status in (Status.RESIDUAL, Status.GRADIENT, Status.ZERO, Status.ROUNDED)
 
     @classmethod
     def of(cls, judge: Judge, norms: Norms) -> WholeCertificate:
-        """Have an x of these norms judged."""
+        """Apply the tests of ``judge`` to the norms of an x."""
         found = judge.certificate_of(norms)
         status = Status.STAGNATION
         if norms.y == 0 and norms.x == 0:
@@ -53,10 +53,10 @@ class WholeCertificate:
         return cls(norms, status, found.gradient_bound)
 
 
-def joined(
+def batch_solution(
     certificates: Sequence[WholeCertificate], x: Any, batch: tuple[int, ...], damp: float, device: torch.device
 ) -> Solution:
-    """The solution of a batch."""
+    """Assemble the certificates of all batch items and their x into one :class:`Solution`."""
 
     def column(values: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device).reshape(batch)

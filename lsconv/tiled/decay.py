@@ -1,9 +1,9 @@
 r"""The decay of the inverse of a normal operator away from a cell, which says how far tiles have to overlap.
 
-Away from edges the inverse is the convolution with the inverse transform of
-:math:`(\hat A^H \hat A + \mathrm{damp}^2 |\hat L|^2)^{-1}`. A tile that is cut ``overlap`` cells outside its core is
-wrong in the core by about the share of that kernel that lies beyond: the part by which one pass of all tiles, and then
-every step of the iteration, falls short.
+Away from the edges of the image :math:`(A^H A + \mathrm{damp}^2 L^H L)^{-1}` is the convolution with a kernel G, the
+inverse Fourier transform of :math:`(\hat A^H \hat A + \mathrm{damp}^2 |\hat L|^2)^{-1}`. A tile that ends ``overlap``
+cells outside its core lacks the part of G that is longer. The norm of that part, relative to the norm of G, estimates
+the relative error in the core after one pass over all tiles, and the factor by which each later step reduces it.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ __all__ = ["Decay"]
 
 
 class Decay:
-    """The tail of the inverse's kernel.
+    """The norm of the kernel G of the inverse outside boxes of growing size.
 
     Args:
         A: the convolution.
-        terms: the penalty; empty: the identity.
+        terms: the penalty L as convolutions; empty: the identity.
         damp: the damping.
-        longest: cells per axis of the grid that the kernel is looked at on.
+        grid_size: cells per axis of the periodic grid on which G is computed.
 
     Attributes:
-        kernel: cells of the longest axis of the kernel.
-        tails: ``tails[o]``, the share of the kernel farther than o cells along some axis, which falls.
+        kernel_extent: cells of A's kernel along its longest axis.
+        tails: ``tails[o]`` is the norm of G at a distance of o cells or more along some axis, over that of G.
     """
 
-    def __init__(self, A: Convolution, terms: Sequence[Filter], damp: float, longest: int) -> None:
-        grid = [max(longest, 2 * k) for k in A.kernel_extent]
+    def __init__(self, A: Convolution, terms: Sequence[Filter], damp: float, grid_size: int) -> None:
+        grid = [max(grid_size, 2 * k) for k in A.kernel_extent]
         S = _symbol(A, grid)
         normal = S.mH @ S
         mu = damp**2
@@ -45,7 +45,7 @@ class Decay:
             for term in terms:
                 rows = _symbol(term.convolution, grid)
                 normal = normal + mu * float(term.factor) ** 2 * (rows.mH @ rows)
-            # a constant, which a difference does not see, is A's to determine
+            # L may vanish at frequency zero, and A too: a shift at the level of rounding keeps the matrices invertible.
             shift = 1e-14 * normal.diagonal(dim1=-2, dim2=-1).real.amax()
         else:
             shift = torch.as_tensor(mu)
@@ -54,57 +54,58 @@ class Decay:
         kernel = torch.fft.ifftn(torch.linalg.inv(normal), dim=axes).abs().square().sum((-2, -1))
         distance = torch.zeros(grid, dtype=torch.int64)
         for a, n in enumerate(grid):
-            along = torch.arange(n).minimum(n - torch.arange(n)).reshape(-1, *(1,) * (A.ndim - a - 1))
-            distance = torch.maximum(distance, along)
+            per_axis = torch.arange(n).minimum(n - torch.arange(n)).reshape(-1, *(1,) * (A.ndim - a - 1))
+            distance = torch.maximum(distance, per_axis)
         shells = torch.zeros(max(grid) // 2 + 1, dtype=torch.float64)
         shells.index_add_(0, distance.flatten(), kernel.flatten().double())
         beyond = shells.flip(0).cumsum(0).flip(0)
-        self.kernel = max(A.kernel_extent)
+        self.kernel_extent = max(A.kernel_extent)
         self.tails = (beyond / beyond[0]).sqrt().tolist()
 
-    def rate(self, overlap: int) -> float:
-        """The part of an error that one pass leaves; rows of half a kernel are missing at the edges of tiles."""
-        return min(2 * self._tail(max(overlap - (self.kernel - 1) // 2, 0)), 1.0)
+    def first_pass_error(self, overlap: int) -> float:
+        """Estimate the relative error after one pass; a tile lacks the outputs within half a kernel of its edges."""
+        return min(2 * self._tail(max(overlap - (self.kernel_extent - 1) // 2, 0)), 1.0)
 
     def contraction(self, overlap: int) -> float:
-        """The part that every further step leaves, whose error is along the edges of cores and as wide as a kernel."""
-        return self._tail(max(overlap - self.kernel + 1, 0))
+        """Estimate the factor by which each later step reduces the error, which lies within a kernel of core edges."""
+        return self._tail(max(overlap - self.kernel_extent + 1, 0))
 
     def _tail(self, overlap: int) -> float:
+        """The relative norm of G farther than ``overlap`` cells, extrapolated where the grid is not that long."""
         if overlap < len(self.tails) - 1:
             return min(float(self.tails[overlap + 1]), 1.0)
-        # beyond the grid the tail falls as over its last half, as far as the rounding of the transform lets it be seen
+        # G decays exponentially, so the mean decay over the outer half of the grid is continued.
         half = len(self.tails) // 2
-        fall = (self.tails[-2] / self.tails[half]) ** (1 / max(len(self.tails) - 2 - half, 1))
-        return float(self.tails[-2] * fall ** (overlap + 2 - len(self.tails)))
+        factor = (self.tails[-2] / self.tails[half]) ** (1 / max(len(self.tails) - 2 - half, 1))
+        return float(self.tails[-2] * factor ** (overlap + 2 - len(self.tails)))
 
     def steps(self, overlap: int, rtol: float) -> int:
-        """The steps to expect after the first pass, roughly."""
-        if self.rate(overlap) <= rtol:
+        """Estimate the number of steps to ``rtol`` after the first pass."""
+        if self.first_pass_error(overlap) <= rtol:
             return 0
-        fall = min(max(self.contraction(overlap), 1e-16), 0.99)
-        # as measured for boxes and motions
-        fall = fall if fall <= 0.01 else fall**0.3
-        return max(math.ceil(math.log(rtol) / math.log(fall)) - 1, 1)
+        factor = min(max(self.contraction(overlap), 1e-16), 0.99)
+        # Slow contractions are slower than the tail says: the exponent is fitted to box and motion blurs.
+        factor = factor if factor <= 0.01 else factor**0.3
+        return max(math.ceil(math.log(rtol) / math.log(factor)) - 1, 1)
 
     def overlap(self, core: Sequence[int], largest: int, rtol: float) -> int:
-        """The overlap for which the passes that lead to ``rtol`` cost least, among multiples of four."""
+        """Choose the overlap, of 8, 12, 16, ... ``largest`` cells, for which reaching ``rtol`` takes least work."""
 
         def cost(overlap: int) -> float:
-            # a step takes an application of A and of its adjoint besides
+            # A later step applies A and its adjoint once more than the first pass does.
             return math.prod((c + 2 * overlap) / c for c in core) * (1 + 1.5 * self.steps(overlap, rtol))
 
         return min(range(min(8, largest), max(largest, 8) + 1, 4), key=cost)
 
 
 def _symbol(A: Convolution, grid: Sequence[int]) -> Tensor:
-    """The transfer functions, ``(*grid, c_out, c_in)``, the groups as blocks of the diagonal."""
+    """The transfer functions of A, ``(*grid, c_out, c_in)``; groups are diagonal blocks of these matrices."""
     weight = A.weight.detach().to(double(A.dtype)).cpu()
     dense = weight.new_zeros(A.c_out, A.c_in, *A.kernel_extent)
     rows, columns = A.c_out // A.groups, A.c_in // A.groups
     taps = tuple(slice(None, None, d) for d in A.dilation)
     for g in range(A.groups):
-        place: Any = (slice(g * rows, (g + 1) * rows), slice(g * columns, (g + 1) * columns), *taps)
-        dense[place] = weight[g * rows : (g + 1) * rows]
+        block: Any = (slice(g * rows, (g + 1) * rows), slice(g * columns, (g + 1) * columns), *taps)
+        dense[block] = weight[g * rows : (g + 1) * rows]
     axes = tuple(range(2, 2 + A.ndim))
     return torch.fft.fftn(dense, s=list(grid), dim=axes).movedim((0, 1), (-2, -1))

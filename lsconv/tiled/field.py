@@ -1,4 +1,4 @@
-"""A field of which this process has some rows, in an array of any kind: read and written by boxes of cells."""
+"""A field of which this process stores some rows, in an array of any kind: read and written by boxes of cells."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ class ArrayLike(Protocol):
 
 
 class Field:
-    """The rows ``first`` to ``first + rows`` of a field ``(*channels, *size)``.
+    """The rows ``first`` to ``first + rows`` of a field ``(*channels, *size)``, and the access to boxes of cells of it.
 
     Args:
-        array: the rows here, along the first spatial axis, after batch dimensions if any.
+        array: the rows that this process stores, ``(*batch, *channels, rows, *size[1:])``.
         size: spatial size of the whole field.
-        channels: the axis of channels is there; without it, boxes have one.
-        wraps: per axis, whether the first cell is the neighbour of the last.
-        first: the first row here.
-        item: which of the batch items is meant.
-        dtype: of what is read; None: that of the array.
-        device: of what is read.
+        channels: the array has an axis of channels; without it, boxes are read with one channel.
+        wraps: per axis, whether the field is periodic: its last cell is followed by its first.
+        first: the number, in the whole field, of the first row that is stored here.
+        item: the index of the batch item that the field is.
+        dtype: the type of the tensors that are read; None: that of the array.
+        device: the device of the tensors that are read.
 
     Attributes:
-        rows: how many are here.
-        halos: rows of other processes, each with the number of the first.
-        spills: what is added to rows of other processes, likewise.
+        rows: the number of rows that are stored here.
+        halos: copies of rows of other processes: (number of the first row, values).
+        remote_sums: sums to be added to rows of other processes: (number of the first row, values).
 
     Example:
         >>> from lsconv.tiled.field import Field
@@ -73,18 +73,18 @@ class Field:
         self._mapped = 0
         self.rows = int(array.shape[len(array.shape) - len(self.size)])
         self.halos: list[tuple[int, Tensor]] = []
-        self.spills: list[tuple[int, Tensor]] = []
+        self.remote_sums: list[tuple[int, Tensor]] = []
 
     def read(self, start: Sequence[int], size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-        """A box, ``(channels, *size)``; cells beyond the field are zero, or those of the other side."""
+        """Read a box ``(channels, *size)``; cells outside the field are zero, or wrap around to the other side."""
         per_axis = [
             pieces(s, n, length, wrap) for s, n, length, wrap in zip(start, size, self.size, self.wraps, strict=True)
         ]
         found: Tensor | None = None
         for places in itertools.product(*per_axis):
-            for offset, rows, array in self._rows(*places[0][1:], self.halos):
+            for offset, rows, array in self._array_rows(*places[0][1:], self.halos):
                 cells = (slice(rows, rows + offset[1]), *(slice(at, at + n) for _, at, n in places[1:]))
-                part = self._part(array, cells, dtype)
+                part = self._read_cells(array, cells, dtype)
                 if found is None:
                     found = torch.zeros(part.shape[0], *size, dtype=part.dtype, device=part.device)
                 target = [slice(None), slice(places[0][0] + offset[0], places[0][0] + offset[0] + offset[1])]
@@ -93,10 +93,14 @@ class Field:
         assert found is not None, (start, size, self.first, self.rows)
         return found
 
-    def _rows(
+    def _array_rows(
         self, at: int, count: int, others: list[tuple[int, Tensor]]
     ) -> list[tuple[tuple[int, int], int, ArrayLike]]:
-        """The arrays that hold rows ``at`` to ``at + count``: (offset, number) of the rows, and their place there."""
+        """Find the arrays that hold rows ``at`` to ``at + count``: the stored one, and those of other processes' rows.
+
+        Returns:
+            For each array ((offset of its rows in the interval, number of rows), first row within the array, array).
+        """
         found = []
         for first, array, rows in (
             (self.first, self.array, self.rows),
@@ -107,23 +111,26 @@ class Field:
                 found.append(((low - at, high - low), low - first, array))
         return found
 
-    def _part(self, array: ArrayLike, cells: tuple[slice, ...], dtype: torch.dtype | None) -> Tensor:
+    def _read_cells(self, array: ArrayLike, cells: tuple[slice, ...], dtype: torch.dtype | None) -> Tensor:
+        """Read cells of one array, as a tensor with an axis of channels."""
         part = self._tensor(array[self._index(array, cells)], dtype)
         self._release(part.nbytes)
         return part if self.channels else part.unsqueeze(0)
 
     def _index(self, array: ArrayLike, cells: Sequence[slice]) -> tuple[Any, ...]:
+        """The index of spatial cells in an array, which has batch dimensions only if it is the stored one."""
         item = self.item if array is self.array else ()
         return (*item, *([slice(None)] if self.channels else []), *cells)
 
     def _tensor(self, values: Any, dtype: torch.dtype | None = None) -> Tensor:
+        """Convert values of an array to a tensor; NumPy's are copied, in the byte order of the machine."""
         if not isinstance(values, Tensor):
             values = np.asarray(values)
             values = torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
         return values.detach().to(device=self.device, dtype=dtype or self.dtype or values.dtype)
 
     def write(self, start: Sequence[int], values: Tensor) -> None:
-        """Write a box ``(channels, *size)`` of rows that are here."""
+        """Write a box ``(channels, *size)``, all of whose rows are stored here."""
         cells = [slice(s, s + n) for s, n in zip(start, values.shape[1:], strict=True)]
         cells[0] = slice(cells[0].start - self.first, cells[0].stop - self.first)
         index = self._index(self.array, cells)
@@ -135,13 +142,13 @@ class Field:
         self._release(values.nbytes)
 
     def add(self, start: Sequence[int], values: Tensor) -> None:
-        """Add a box ``(channels, *size)`` to the cells, to those of other processes by way of :attr:`spills`."""
+        """Add a box ``(channels, *size)`` to the field; sums for rows of other processes go to :attr:`remote_sums`."""
         per_axis = [
             pieces(s, n, length, wrap)
             for s, n, length, wrap in zip(start, values.shape[1:], self.size, self.wraps, strict=True)
         ]
         for places in itertools.product(*per_axis):
-            for offset, rows, array in self._rows(*places[0][1:], self.spills):
+            for offset, rows, array in self._array_rows(*places[0][1:], self.remote_sums):
                 cells = (slice(rows, rows + offset[1]), *(slice(at, at + n) for _, at, n in places[1:]))
                 index = self._index(array, cells)
                 source = [slice(None), slice(places[0][0] + offset[0], places[0][0] + offset[0] + offset[1])]
@@ -155,7 +162,7 @@ class Field:
                     self._release(part.nbytes)
 
     def _release(self, nbytes: int) -> None:
-        """Release the mapped pages of a file; its contents stay."""
+        """Release the memory of mapped pages now and then, lest a whole file stays in memory."""
         self._mapped += nbytes
         if self._mapped < 2**26 or not isinstance(self.array, np.memmap) or self.array.mode == "c":
             return
@@ -166,14 +173,14 @@ class Field:
         if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             base.madvise(mmap.MADV_DONTNEED)
 
-    def part(self, first: int, count: int) -> Tensor:
-        """Rows that are here, as one tensor on the device: ``(*channels, count, ...)``."""
+    def stored_rows(self, first: int, count: int) -> Tensor:
+        """Rows ``first`` to ``first + count``, all stored here, as one tensor ``(*channels, count, *size[1:])``."""
         cells = [slice(first - self.first, first - self.first + count), *(slice(0, n) for n in self.size[1:])]
         return self._tensor(self.array[self._index(self.array, cells)]).contiguous()
 
 
 def pieces(start: int, count: int, size: int, wraps: bool) -> list[tuple[int, int, int]]:
-    """The runs of cells within 0 to ``size`` that an interval has: (place in the interval, first cell, number).
+    """Split an interval of cells into runs inside a field: (offset in the interval, first cell, number of cells).
 
     Example:
         >>> from lsconv.tiled.field import pieces

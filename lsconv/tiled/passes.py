@@ -1,12 +1,13 @@
-r"""The passes over a field: each reads regions with halos, computes, and writes cores, a thread reading ahead.
+r"""The passes over a field: each reads regions with halos, computes, and writes cores; a thread reads ahead.
 
-With :math:`H = A^H W A + \mathrm{damp}^2 L^H L` (W zero where nothing was measured, else one) there are
+With :math:`H = A^H W A + \mathrm{damp}^2 L^H L` (W zero where nothing was measured, else one) they compute
 
 - the gradient :math:`A^H W (y - Ax) - \mathrm{damp}^2 L^HL x`, with the norms of a certificate,
 - the product :math:`H z`,
 - the Schwarz preconditioner :math:`\sum_t P_t^T (A_t^H A_t + \mathrm{damp}^2 L_t^H L_t)^{-1} R_t`, where :math:`R_t`
-  takes a region out of the field and :math:`P_t` its core; or, where regions overlap by less than the inverse reaches
-  and conjugate gradients need a Hermitian one, both with the root of a smooth partition of unity in their places.
+  cuts region t out of the field and :math:`P_t` cuts out its core (restricted additive Schwarz, not Hermitian); or,
+  where conjugate gradients converge slowly with that one, a Hermitian form, in which the root of a smooth partition of
+  unity multiplies the region before and after the inverse.
 
 Cai and Sarkis, "A restricted additive Schwarz preconditioner", SIAM J. Sci. Comput. 21 (1999).
 """
@@ -41,25 +42,27 @@ T = TypeVar("T")
 
 
 class Passes:
-    """The passes of one problem.
+    """The passes over the tiles of one problem.
 
     Args:
         A: the convolution.
-        terms: the penalty; empty: the identity.
+        terms: the penalty L as convolutions; empty: the identity.
         damp: the damping.
-        axes: the cores.
-        overlap: of tiles, per axis.
-        wraps: per axis, whether A wraps around.
-        ranks: the processes.
-        threaded: read and write by a thread of its own.
-        symmetric: precondition by the Hermitian form; a solve that is slow without sets it.
-        shared: precondition by the inverse of the whole, shared by the ranks, in place of the tiles.
-        limits: by which means the border of a tile is solved.
+        axes: the cores along each axis.
+        overlap: cells by which a tile of the preconditioner exceeds its core, per axis.
+        wraps: per axis, whether A is circular.
+        ranks: the processes that share the field.
+        threaded: read and write in a thread of its own.
+        symmetric: use the Hermitian form of the preconditioner; :class:`Iteration` sets it where convergence is slow.
+        shared: precondition by the inverse of the whole, computed by all ranks, in place of the tiles.
+        limits: the memory and the choice of solver for the border of a tile.
 
     Attributes:
-        halos: the regions of gradients and products.
-        tiles: those of the preconditioner.
-        step: the outer step, 0 being the first pass.
+        A_double: A in double precision.
+        terms_double: the terms in double precision.
+        gradient_regions: a core and the halo that gradients and products read, one for every core.
+        tile_regions: a core and its overlap, on which the preconditioner inverts, one for every core.
+        step: the number of the outer step, 0 being the first pass.
         tick: called after every tile with the name of the pass.
     """
 
@@ -81,14 +84,14 @@ class Passes:
         self.A, self.terms, self.damp, self.ranks, self.threaded, self.limits = A, terms, damp, ranks, threaded, limits
         self.symmetric, self.shared = symmetric, shared
         wide = double(A.dtype)
-        self.wide = A.to(dtype=wide)
-        self.wide_terms = [Filter(t.convolution.to(dtype=wide), t.factor.to(wide)) for t in terms]
+        self.A_double = A.to(dtype=wide)
+        self.terms_double = [Filter(t.convolution.to(dtype=wide), t.factor.to(wide)) for t in terms]
         reach = [
             max([k - 1, *(t.convolution.kernel_extent[a] - 1 for t in terms)]) for a, k in enumerate(A.kernel_extent)
         ]
         others = [t.convolution for t in terms]
-        self.halos = Regions(self.wide, axes, reach, wraps, others)
-        self.tiles = Regions(self.wide, axes, [max(o, 1) for o in overlap], wraps, others)
+        self.gradient_regions = Regions(self.A_double, axes, reach, wraps, others)
+        self.tile_regions = Regions(self.A_double, axes, [max(o, 1) for o in overlap], wraps, others)
         self.step = 0
         self.tick: Callable[[str], None] = lambda stage: None
         self._convolutions: dict[tuple[Any, ...], tuple[Convolution, list[Filter]]] = {}
@@ -103,32 +106,34 @@ class Passes:
     # ------------------------------------------------------------------ the passes
 
     def gradient(self, x: Field, y: Field, observed: Field | None, into: Field | None, rounded: Any = None) -> Norms:
-        """Write the gradient at x, and return the norms.
+        """Write the gradient at x, and return the norms of a certificate, summed over the field.
 
         Args:
-            x: the field.
+            x: the iterate.
             y: the data.
             observed: ones where y was measured; None: everywhere.
-            into: the field to write to; None: nowhere.
-            rounded: a function of an x that is read, for the norms of what it makes of it.
+            into: the field to write the gradient to; None: only the norms are wanted.
+            rounded: applied to x as it is read, such as a rounding to single precision; None: x is taken as it is.
         """
-        self.ranks.exchange(x, self.halos.rows())
+        regions = self.gradient_regions
+        self.ranks.exchange(x, regions.rows())
         sums = torch.zeros(6, dtype=torch.float64, device=self.A.device)
 
         def read(region: Region) -> tuple[Tensor, Tensor, Tensor | None]:
-            values = x.read(region.start, self.halos.size, self.wide.dtype)
-            return values if rounded is None else rounded(values), *self._data(self.halos, region, y, observed)
+            values = x.read(region.start, regions.size, self.A_double.dtype)
+            values = values if rounded is None else rounded(values)
+            return values, *self._data(regions, region, y, observed)
 
-        def work(region: Region, given: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-            part, data, mask = given
-            A, _ = self._local(self.halos, region.kind)
+        def work(region: Region, inputs: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+            part, data, mask = inputs
+            A, _ = self._local_operators(self.gradient_regions, region.kind)
             image = A.apply(part)
             residual = data - image
             if mask is not None:
                 residual, data, image = residual * mask, data * mask, image * mask
-            outputs = self.halos.core_outputs(region)
+            outputs = self.gradient_regions.core_outputs(region)
             core = region.inside
-            penalty = self._penalty(self.halos, region.kind, part)[core]
+            penalty = self._penalty(self.gradient_regions, region.kind, part)[core]
             g = A.adjoint(residual)[core] - self.damp**2 * penalty
             here = part[core]
             squares = (data[outputs], residual[outputs], g, here)
@@ -137,7 +142,7 @@ class Passes:
             sums.add_(torch.stack(found))
             return g
 
-        self._run("gradient", self.halos, read, work, into)
+        self._for_each("gradient", self.gradient_regions, read, work, into)
         y_norm, residual, gradient, x_norm, penalty, image = self.ranks.total(sums).clamp_min(0).sqrt().tolist()
         return Norms(
             y=y_norm, x=x_norm, residual=residual, gradient=gradient, penalty=penalty, operator=divide(image, x_norm)
@@ -145,89 +150,89 @@ class Passes:
 
     def product(self, z: Field, observed: Field | None, into: Field) -> None:
         """Write ``H z``."""
-        self.ranks.exchange(z, self.halos.rows())
+        self.ranks.exchange(z, self.gradient_regions.rows())
 
         def read(region: Region) -> tuple[Tensor, Tensor | None]:
-            part = z.read(region.start, self.halos.size, self.wide.dtype)
-            return part, self._mask(self.halos, region, observed)
+            part = z.read(region.start, self.gradient_regions.size, self.A_double.dtype)
+            return part, self._mask(self.gradient_regions, region, observed)
 
-        def work(region: Region, given: tuple[Tensor, Tensor | None]) -> Tensor:
-            part, mask = given
-            A, _ = self._local(self.halos, region.kind)
+        def work(region: Region, inputs: tuple[Tensor, Tensor | None]) -> Tensor:
+            part, mask = inputs
+            A, _ = self._local_operators(self.gradient_regions, region.kind)
             image = A.apply(part)
             back = A.adjoint(image if mask is None else image * mask)
             core = region.inside
-            return back[core] + self.damp**2 * self._penalty(self.halos, region.kind, part)[core]
+            return back[core] + self.damp**2 * self._penalty(self.gradient_regions, region.kind, part)[core]
 
-        self._run("product", self.halos, read, work, into)
+        self._for_each("product", self.gradient_regions, read, work, into)
 
     def correct(self, g: Field, into: Field, tolerance: float = 1e-4) -> None:
-        """Write the preconditioned ``g``, the borders of tiles solved to this tolerance."""
+        """Write the preconditioned ``g``, the borders of tiles solved to a relative ``tolerance``."""
         if self.shared:
-            self._all_rows(g, into, tolerance)
+            self._apply_whole_inverse(g, into, tolerance)
             return
-        rows = self.tiles.rows()
+        rows = self.tile_regions.rows()
         self.ranks.exchange(g, rows)
 
         def read(region: Region) -> Tensor:
-            return g.read(region.start, self.tiles.size, self.wide.dtype)
+            return g.read(region.start, self.tile_regions.size, self.A_double.dtype)
 
         def restricted(region: Region, part: Tensor) -> Tensor:
             return self.inverse(region.kind)(part, tolerance)[0][region.inside]
 
         def symmetric(region: Region, part: Tensor) -> Tensor:
-            window = self.tiles.window(region).to(part)
+            window = self.tile_regions.window(region).to(part)
             return self.inverse(region.kind)(part * window, tolerance)[0] * window
 
         if not self.symmetric:
-            self._run("tiles", self.tiles, read, restricted, into)
+            self._for_each("tiles", self.tile_regions, read, restricted, into)
             return
         self.update([into], lambda z: [torch.zeros_like(z)])
-        self.ranks.open_spills(into, rows)
-        self._run("tiles", self.tiles, read, symmetric, into, add=True)
-        self.ranks.collect(into, rows)
+        self.ranks.open_remote_sums(into, rows)
+        self._for_each("tiles", self.tile_regions, read, symmetric, into, add=True)
+        self.ranks.send_remote_sums(into, rows)
 
-    def _all_rows(self, g: Field, into: Field, tolerance: float) -> None:
-        """Write the inverse of the whole applied to ``g``."""
+    def _apply_whole_inverse(self, g: Field, into: Field, tolerance: float) -> None:
+        """Write the inverse of the whole normal operator applied to ``g``."""
         first = (g.first, *(0 for _ in g.size[1:]))
-        with self.ranks.together(), torch.no_grad():
-            rows = g.read(first, (g.rows, *g.size[1:]), self.wide.dtype)
+        with self.ranks.raise_on_all(), torch.no_grad():
+            rows = g.read(first, (g.rows, *g.size[1:]), self.A_double.dtype)
         with torch.no_grad():
             found = self.pencil(rows, tolerance)
-        with self.ranks.together():
+        with self.ranks.raise_on_all():
             into.write(first, found)
         self.tick("transform")
 
     @property
     def pencil(self) -> PencilInverse:
-        """The inverse of the whole; all ranks ask for it together."""
+        """The inverse of the whole normal operator, made when it is first used, by all ranks at the same time."""
         if self._pencil is None:
-            self._pencil = PencilInverse(self.wide, self.wide_terms, self.damp, self.ranks)
+            self._pencil = PencilInverse(self.A_double, self.terms_double, self.damp, self.ranks)
         return self._pencil
 
-    def first(
+    def solve_tiles(
         self, y: Field, observed: Field | None, into: Field, tolerance: float, done: int, written: Callable[[], None]
     ) -> None:
-        """Write the solutions of the tiles for their own data.
+        """Write the first x: the core of the solution of every tile for the data of that tile alone.
 
         Args:
             y: the data.
             observed: ones where y was measured; None: everywhere.
             into: the field to write to.
-            tolerance: to which the borders of tiles are solved.
-            done: how many tiles are there already.
-            written: called after every tile.
+            tolerance: relative, to which the borders of tiles are solved.
+            done: the number of tiles that an earlier run has written.
+            written: called after every tile that is written.
         """
 
         def read(region: Region) -> tuple[Tensor, Tensor | None]:
-            return self._data(self.tiles, region, y, observed)
+            return self._data(self.tile_regions, region, y, observed)
 
-        def work(region: Region, given: tuple[Tensor, Tensor | None]) -> Tensor:
-            A, _ = self._local(self.tiles, region.kind)
-            found = self.inverse(region.kind)(A.adjoint(given[0]), tolerance)[0]
+        def work(region: Region, inputs: tuple[Tensor, Tensor | None]) -> Tensor:
+            A, _ = self._local_operators(self.tile_regions, region.kind)
+            found = self.inverse(region.kind)(A.adjoint(inputs[0]), tolerance)[0]
             return found[region.inside]
 
-        self._run("tiles", self.tiles, read, work, into, done=done, written=written)
+        self._for_each("tiles", self.tile_regions, read, work, into, done=done, written=written)
 
     def update(
         self, fields: Sequence[Field], work: Callable[..., Sequence[Tensor | None]], reads: int | None = None
@@ -236,19 +241,19 @@ class Passes:
 
         Args:
             fields: the fields.
-            work: of the cells of one core of each; None leaves a field as it is.
-            reads: how many of the fields, the first ones, the function is given; None: all.
+            work: maps the values of the fields on one core to new values of each; None leaves a field as it is.
+            reads: the number of fields, from the first on, whose values ``work`` takes; None: all.
         """
-        with self.ranks.together(), torch.no_grad():
-            for region in self.halos.all:
-                parts = [field.read(region.core, region.core_size, self.wide.dtype) for field in fields[:reads]]
+        with self.ranks.raise_on_all(), torch.no_grad():
+            for region in self.gradient_regions.all:
+                parts = [field.read(region.core, region.core_size, self.A_double.dtype) for field in fields[:reads]]
                 for field, values in zip(fields, work(*parts), strict=True):
                     if values is not None:
                         field.write(region.core, values)
 
-    # ------------------------------------------------------------------ their parts
+    # ------------------------------------------------------------------ reading, computing, writing
 
-    def _run(
+    def _for_each(
         self,
         stage: str,
         regions: Regions,
@@ -260,19 +265,19 @@ class Passes:
         done: int = 0,
         written: Callable[[], None] = lambda: None,
     ) -> None:
-        """Read, compute and write every core, or add every region, those of one kind one after the other."""
-        with self.ranks.together(), torch.no_grad():
+        """Read, compute and write the core of every region, or add the whole region; regions of one kind in a row."""
+        with self.ranks.raise_on_all(), torch.no_grad():
             ordered = sorted(regions.all, key=lambda r: str(r.kind))[done:]
-            for region, given, write in self._ahead(ordered, read, add, written):
-                values = work(region, given)
+            for region, inputs, write in self._prefetched(ordered, read, add, written):
+                values = work(region, inputs)
                 if into is not None:
                     write(into, region, values)
                 self.tick(stage)
 
-    def _ahead(
+    def _prefetched(
         self, regions: Sequence[Region], read: Callable[[Region], T], add: bool, written: Callable[[], None]
     ) -> Iterator[tuple[Region, T, Callable[[Field, Region, Tensor], None]]]:
-        """Iterate over the regions with the cells that they read; a thread reads the next while one is computed."""
+        """Iterate over (region, what ``read`` returned, a function that writes), reading ahead in a thread."""
 
         def write(into: Field, region: Region, values: Tensor) -> None:
             if add:
@@ -288,24 +293,24 @@ class Passes:
         with ThreadPoolExecutor(1) as thread:
             pending: list[Future[None]] = []
 
-            def later(into: Field, region: Region, values: Tensor) -> None:
+            def write_in_thread(into: Field, region: Region, values: Tensor) -> None:
                 pending.append(thread.submit(write, into, region, values))
 
-            ahead = thread.submit(read, regions[0])
+            next_inputs = thread.submit(read, regions[0])
             for place, region in enumerate(regions):
-                given = ahead.result()
+                inputs = next_inputs.result()
                 if place + 1 < len(regions):
-                    ahead = thread.submit(read, regions[place + 1])
+                    next_inputs = thread.submit(read, regions[place + 1])
                 while len(pending) > 1:
                     pending.pop(0).result()
-                yield region, given, later
+                yield region, inputs, write_in_thread
             for future in pending:
                 future.result()
 
     def _data(self, regions: Regions, region: Region, y: Field, observed: Field | None) -> tuple[Tensor, Tensor | None]:
-        """The data of a region, and its mask; NaN that was not measured is not read."""
-        size = self._local(regions, region.kind)[0].spatial_out
-        data = y.read(regions.outputs(region), size, self.wide.dtype)
+        """The data of a region, and its mask; unmeasured data, which may be NaN, are zero."""
+        size = self._local_operators(regions, region.kind)[0].spatial_out
+        data = y.read(regions.outputs(region), size, self.A_double.dtype)
         mask = self._mask(regions, region, observed)
         data = data if mask is None else torch.where(mask > 0, data, 0)
         if not bool(torch.isfinite(data.sum())):
@@ -315,16 +320,17 @@ class Passes:
     def _mask(self, regions: Regions, region: Region, observed: Field | None) -> Tensor | None:
         if observed is None:
             return None
-        size = self._local(regions, region.kind)[0].spatial_out
-        return observed.read(regions.outputs(region), size, self.wide.dtype)
+        size = self._local_operators(regions, region.kind)[0].spatial_out
+        return observed.read(regions.outputs(region), size, self.A_double.dtype)
 
     def _place(self, region: Region) -> str:
+        """The cells of a core and their rank, for an error message."""
         cells = ", ".join(f"{c}:{c + n}" for c, n in zip(region.core, region.core_size, strict=True))
         return f" (cells {cells}" + (f", rank {self.ranks.rank})" if self.ranks.size > 1 else ")")
 
     def _penalty(self, regions: Regions, kind: Kind, x: Tensor) -> Tensor:
         """``L^H L x`` in a region."""
-        terms = self._local(regions, kind)[1]
+        terms = self._local_operators(regions, kind)[1]
         if not terms:
             return x
         total = torch.zeros_like(x)
@@ -332,29 +338,29 @@ class Passes:
             total += float(term.factor) ** 2 * term.convolution.adjoint(term.convolution.apply(x))
         return total
 
-    def _local(self, regions: Regions, kind: Kind) -> tuple[Convolution, list[Filter]]:
-        """The convolutions within regions of one kind, made once."""
+    def _local_operators(self, regions: Regions, kind: Kind) -> tuple[Convolution, list[Filter]]:
+        """A and the terms of L restricted to regions of one kind, made once for each."""
         key = (regions.size, kind)
         if key not in self._convolutions:
-            terms = [Filter(regions.convolution(kind, term.convolution), term.factor) for term in self.wide_terms]
+            terms = [Filter(regions.convolution(kind, term.convolution), term.factor) for term in self.terms_double]
             self._convolutions[key] = regions.convolution(kind), terms
         return self._convolutions[key]
 
-    def local(self, region: Region) -> Convolution:
-        """A within the region of a gradient."""
-        return self._local(self.halos, region.kind)[0]
+    def local_operator(self, region: Region) -> Convolution:
+        """A restricted to a region of gradients."""
+        return self._local_operators(self.gradient_regions, region.kind)[0]
 
     def inverse(self, kind: Kind) -> NormalInverse:
-        """The inverse that all tiles of one kind share."""
+        """The inverse of the normal operator of tiles of one kind, made once for each."""
         if kind not in self._inverses:
-            A, terms = self._local(self.tiles, kind)
+            A, terms = self._local_operators(self.tile_regions, kind)
             floor = least_shift(torch.float64, damped=True)
             inverse = normal_inverse(Request.of(A, self.damp, terms, floor=floor, side="solution", limits=self.limits))
-            inverse.factorise_if_cheaper((), 2 * sum(region.kind == kind for region in self.tiles.all))
+            inverse.factorise_if_cheaper((), 2 * sum(region.kind == kind for region in self.tile_regions.all))
             self._inverses[kind] = inverse
         return self._inverses[kind]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the inverses made."""
+        """Bytes of the inverses that have been made."""
         return sum(inverse.nbytes for inverse in self._inverses.values())

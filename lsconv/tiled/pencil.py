@@ -1,8 +1,9 @@
-r"""The inverse of the whole normal operator on the ranks: a shared transform, and a border that every process has.
+r"""The inverse of the whole normal operator on several ranks: frequencies are shared, the border is replicated.
 
-The formulas are those of :mod:`lsconv.border.normal_inverse`, with the frequencies shared
-(:mod:`lsconv.tiled.pencil_grid`) and the border replicated (:mod:`lsconv.tiled.pencil_border`): one large transform and
-its inverse a solve, whatever the number of border iterations.
+The formulas are those of :mod:`lsconv.border.normal_inverse`. In the pencil decomposition of the Fourier transform
+(:mod:`lsconv.tiled.pencil_grid`) every rank has some of the frequencies; every rank has all unknowns of the border
+(:mod:`lsconv.tiled.pencil_border`). A solve then takes one distributed transform and its inverse, however many
+iterations the border takes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
 from lsconv.operators.convolution import Convolution
 from lsconv.tiled.pencil_border import PencilBorder, PencilSystem, strip_cells
-from lsconv.tiled.pencil_grid import PencilGrid, shared_cells
+from lsconv.tiled.pencil_grid import PencilGrid, share_size
 from lsconv.tiled.ranks import Ranks
 
 __all__ = ["PencilInverse", "pencil_bytes"]
@@ -32,23 +33,23 @@ class PencilInverse:
 
     Args:
         A: the convolution, in double precision, of two axes or more.
-        terms: the penalty; empty: the identity.
+        terms: the penalty L as convolutions; empty: the identity.
         damp: the damping.
         ranks: the processes.
 
     Attributes:
-        iterations: of the border, in the last call.
-        residual: the relative residual that it reached there.
+        iterations: iterations on the border in the last call.
+        residual: the relative residual of the border's equations in the last call.
     """
 
     def __init__(self, A: Convolution, terms: Sequence[Filter], damp: float, ranks: Ranks) -> None:
-        truncated = _outline(A, terms, damp)
+        truncated = _structure(A, terms, damp)
         self.grid = PencilGrid(truncated.embedding.grid, A.spatial_in, ranks)
         shift = torch.tensor(0.0 if terms else damp, dtype=torch.float64, device=A.device)
         floor = least_shift(torch.float64, damped=True)
         request = Request(A, shift, floor, side="solution", penalty=_penalty(A, terms, damp))
         problem = NormalProblem(request, symbol=self.grid.symbol)
-        problem.mu = ranks.largest(problem.mu)  # a floor is known from all frequencies only
+        problem.mu = ranks.maximum(problem.mu)  # the least shift depends on all frequencies, and so on all ranks
         parts, truncated = problem.circulant_parts(), problem.truncated
         self.form, self.groups, self.inverse, self.across = problem.form, A.groups, parts.inverse, parts.across
         self.iterations, self.residual = 0, 0.0
@@ -59,19 +60,19 @@ class PencilInverse:
             self.system = PencilSystem(parts.system, self.border, definite=self.form != "saddle")
 
     def __call__(self, g: Tensor, tolerance: float, max_iter: int = 300) -> Tensor:
-        """The inverse applied to a field whose rows here are ``g``, ``(channels, rows, *inputs)``.
+        """Apply the inverse to a field of which this rank has the rows ``g``, ``(channels, rows, *inputs)``.
 
         Args:
-            g: the rows.
-            tolerance: relative, of the border.
-            max_iter: limit on the iterations on it.
+            g: the rows of this rank.
+            tolerance: relative, to which the border's equations are solved.
+            max_iter: limit on the iterations on the border.
         """
         spectrum = self.grid.transform(g.unflatten(0, (self.groups, -1))).unsqueeze(0)
-        z = self._solved(spectrum, tolerance, max_iter)
+        z = self._solve(spectrum, tolerance, max_iter)
         return self.grid.inverse(z[0]).flatten(0, 1)
 
-    def _solved(self, spectrum: Tensor, tolerance: float, max_iter: int) -> Tensor:
-        """The solution for a spectrum of data on this rank, through the border, as a spectrum."""
+    def _solve(self, spectrum: Tensor, tolerance: float, max_iter: int) -> Tensor:
+        """Solve, through the border, for data given by the frequencies of this rank; the solution has the same form."""
         if self.system is None:
             return self.inverse(spectrum)
         border = self.border
@@ -92,10 +93,10 @@ class PencilInverse:
 
 
 def pencil_bytes(A: Convolution, terms: Sequence[Filter], damp: float, ranks: int) -> int | None:
-    """The bytes that a rank needs, the vectors of a solve included; None where there is no such inverse."""
+    """Estimate the bytes on a rank, with the vectors of a solve; None where the inverse cannot be made."""
     if A.ndim < 2 or not Embedding.exists(A):
         return None
-    truncated = _outline(A, terms, damp)
+    truncated = _structure(A, terms, damp)
     grid, columns, rows = truncated.embedding.grid, truncated.symbol.columns, truncated.symbol.rows
     if grid[1] // 2 + 1 < ranks or A.spatial_in[0] < ranks:
         return None
@@ -106,20 +107,21 @@ def pencil_bytes(A: Convolution, terms: Sequence[Filter], damp: float, ranks: in
     for a, n in enumerate(grid):
         cells = len(strip_cells(positions, a))
         along = A.groups * math.prod(grid) // n
-        # two bases of GMRES and two that it recycles, of a hundred vectors each, if it comes to that
+        # GMRES and the subspace that it recycles have up to two bases of a hundred vectors each.
         border += 8 * along * cells * 410 + 16 * along * cells**2 // ranks
-    return 16 * (2 * matrices + spectra) * shared_cells(grid, ranks) + border
+    return 16 * (2 * matrices + spectra) * share_size(grid, ranks) + border
 
 
 def _penalty(A: Convolution, terms: Sequence[Filter], damp: float) -> Penalty | None:
+    """The penalty beside A, in A's type; None where it is the identity."""
     if not terms:
         return None
     filters = [Filter(t.convolution.to(dtype=A.dtype), t.factor.to(A.dtype)) for t in terms]
     return Penalty(A, filters, torch.tensor(damp, dtype=torch.float64, device=A.device))
 
 
-def _outline(A: Convolution, terms: Sequence[Filter], damp: float) -> TruncatedCirculant:
-    """The truncated circulant with one frequency in place of all: its grid, form and border."""
+def _structure(A: Convolution, terms: Sequence[Filter], damp: float) -> TruncatedCirculant:
+    """The truncated circulant without its symbol, which its grid, form and border do not depend on."""
 
     def symbol(convolution: Convolution, embedding: Embedding) -> FrequencyMatrices:
         shape = (convolution.groups, *(1 for _ in embedding.grid), embedding.out_channels, embedding.in_channels)
@@ -130,6 +132,6 @@ def _outline(A: Convolution, terms: Sequence[Filter], damp: float) -> TruncatedC
 
 
 def _positions(truncated: TruncatedCirculant) -> Any:
-    """The border positions of the unknowns of each form."""
+    """The border positions, per channel and axis, of the unknowns that the truncated circulant's form has."""
     both = {"valid": truncated.out_border, "full": truncated.in_border, "circulant": []}
     return both.get(truncated.form, truncated.out_border + truncated.in_border)

@@ -1,15 +1,16 @@
-r"""The border of a grid whose frequencies several processes have: replicated, solved without large transforms.
+r"""The border of a grid whose frequencies are shared by ranks: replicated on all, solved without large transforms.
 
-The border cells lie in strips, one or more positions along an axis over the whole of the others. With Q block-circulant
-the spectrum of a border vector is a sum over strips of a short transform along the strip times a plane wave across it,
-and so is the way back,
+The border is made of strips: strip a has some positions p along axis a, and all cells of the other axes. For a vector u
+on the border the spectrum, and the block-circulant Q applied to it and read on the border, need only transforms along
+the strips,
 
 .. math:: \hat u(k) = \sum_a \sum_{p} e^{-2\pi i k_a p / N_a}\, \hat u_{a,p}(k_{\ne a}), \qquad
           (Qu)_{a,p} = F^{-1} \frac{1}{N_a} \sum_{k_a} e^{2\pi i k_a p / N_a}\, Q(k)\, \hat u(k) .
 
-Every process does so on its share of the frequencies, and one sum over the processes gives the product everywhere. The
-preconditioner is that of :mod:`lsconv.border.system.border_system`, restricted: strips, whose frequencies are shared,
-and in two dimensions the corner where they cross.
+where the inverse transform runs over the frequencies other than :math:`k_a`. Every rank computes its share of the
+frequencies, and a sum over the ranks gives all of them the product. The preconditioner is the restricted additive
+Schwarz one of :mod:`lsconv.border.system.border_system`: the inverse of Q on each strip, and in two dimensions on the
+corner where the strips cross.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ class Strip:
     """The border cells at some positions along one axis.
 
     Attributes:
-        axis: the axis across.
-        others: the axes along.
-        channel: of each position.
-        place: the position of each, on the CPU as the channels are.
-        mask: ones for the cells that belong to no strip of an axis before, ``(positions, *along)``.
+        axis: the axis a across the strip, along which it has some positions only.
+        others: the axes along the strip, of which it has all cells.
+        channel: the channel of each position, on the CPU.
+        place: each position, on the CPU.
+        mask: ones for cells that are in no strip of an earlier axis, else zeros, ``(positions, *others)``.
     """
 
     axis: int
@@ -49,15 +50,15 @@ class Strip:
 
 
 class PencilBorder:
-    """The border cells, and vectors on them, ``(1, blocks, size)``, the same on every process.
+    """The border cells, and transforms of vectors on them, ``(1, blocks, size)``, which all ranks have.
 
     Args:
         grid: the grid.
         positions: border positions per channel and axis.
-        device: of the vectors.
+        device: the device of the vectors.
 
     Attributes:
-        size: entries of a vector; cells in two strips have a second one that stays zero.
+        size: entries of a vector; a cell where two strips cross has one in each, and the second is always zero.
     """
 
     def __init__(self, grid: PencilGrid, positions: Positions, device: torch.device) -> None:
@@ -78,18 +79,18 @@ class PencilBorder:
         self._lengths = [strip.mask.numel() for strip in self.strips]
         self.size = sum(self._lengths)
 
-    def pieces(self, u: Tensor) -> list[Tensor]:
-        """The part of every strip, ``(blocks, positions, *along)``."""
+    def strip_values(self, u: Tensor) -> list[Tensor]:
+        """Split a vector into its values on each strip, ``(blocks, positions, *others)``."""
         parts = u[0].split(self._lengths, dim=-1)
         return [part.unflatten(-1, strip.mask.shape) for part, strip in zip(parts, self.strips, strict=True)]
 
-    def joined(self, pieces: Sequence[Tensor]) -> Tensor:
-        """The vector of such parts, without the cells that belong to another strip."""
+    def vector(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Join values on the strips to a vector, those outside of the masks dropped; undoes :meth:`strip_values`."""
         parts = [(piece * strip.mask).flatten(1) for piece, strip in zip(pieces, self.strips, strict=True)]
         return torch.cat(parts, dim=-1).unsqueeze(0)
 
-    def along(self, strip: Strip, piece: Tensor) -> Tensor:
-        """The transform along a strip, of its frequencies here."""
+    def transform_along(self, strip: Strip, piece: Tensor) -> Tensor:
+        """Transform the values on a strip along it, and keep the frequencies of this rank."""
         if 1 in strip.others:
             d = 2 + strip.others.index(1)
             part = self.grid.part
@@ -97,15 +98,15 @@ class PencilBorder:
         dims = [2 + d for d, b in enumerate(strip.others) if b != 1]
         return torch.fft.fftn(piece, dim=dims) if dims else piece
 
-    def back(self, spectra: Sequence[Tensor], at: Sequence[tuple[int, slice]]) -> Tensor:
-        """Return the vector of the strips' spectra, summed over the processes.
+    def from_spectra(self, spectra: Sequence[Tensor], shares: Sequence[tuple[int, slice]]) -> Tensor:
+        """Transform spectra along the strips back to a vector, summed over the ranks.
 
         Args:
-            spectra: ``(blocks, positions, *frequencies here)`` of every strip.
-            at: the dimension of each of which a process has some frequencies, and these.
+            spectra: for every strip the frequencies of this rank, ``(blocks, positions, *frequencies)``.
+            shares: for every strip the dimension along which the ranks share frequencies, and those of this rank.
         """
         padded = []
-        for strip, s, (d, part) in zip(self.strips, spectra, at, strict=True):
+        for strip, s, (d, part) in zip(self.strips, spectra, shares, strict=True):
             count = self.grid.frequencies[strip.others[d - 2]]
             full = s.new_zeros(*s.shape[:d], count, *s.shape[d + 1 :])
             full.narrow(d, part.start, part.stop - part.start).copy_(s)
@@ -114,20 +115,20 @@ class PencilBorder:
         parts = self.grid.ranks.total(flat).split([2 * s.numel() for s in padded])
         pieces = []
         for strip, s, part in zip(self.strips, padded, parts, strict=True):
-            # of a sum over half of the second axis the real part is the sum over all
+            # The sum over half of the frequencies of a real field has the real part of the sum over all.
             t = torch.view_as_complex(part.view(*s.shape, 2))
             dims = [2 + d for d, b in enumerate(strip.others) if b != 1]
             t = torch.fft.ifftn(t, dim=dims) if dims else t
             if 1 in strip.others:
                 t = torch.fft.irfft(t, n=self.grid.sizes[1], dim=2 + strip.others.index(1))
             pieces.append(t.real if t.is_complex() else t)
-        return self.joined(pieces)
+        return self.vector(pieces)
 
     def spectrum(self, u: Tensor) -> Tensor:
-        """The spectrum of a vector on the share, ``(1, blocks, channels, *share)``."""
+        """The spectrum of a border vector at the frequencies of this rank, ``(1, blocks, channels, *share)``."""
         grid, total = self.grid, None
-        for strip, piece in zip(self.strips, self.pieces(u), strict=True):
-            s = self.along(strip, piece)
+        for strip, piece in zip(self.strips, self.strip_values(u), strict=True):
+            s = self.transform_along(strip, piece)
             waves = grid.waves(strip.axis, strip.place, s.dtype, s.device).conj()
             if total is None:
                 share = (grid.sizes[0], grid.part.stop - grid.part.start, *grid.sizes[2:])
@@ -140,8 +141,8 @@ class PencilBorder:
         return total.unsqueeze(0)
 
     def gather(self, share: Tensor) -> Tensor:
-        """The values on the border of a spectrum on the shares of all processes."""
-        grid, spectra, at = self.grid, [], []
+        """Read on the border the field whose spectrum the ranks share; all get the whole border vector."""
+        grid, spectra, shares = self.grid, [], []
         for strip in self.strips:
             waves = grid.waves(strip.axis, strip.place, share.dtype, share.device) / grid.sizes[strip.axis]
             if strip.axis == 1:
@@ -153,36 +154,42 @@ class PencilBorder:
                 product = torch.tensordot(waves[cells], share[0, :, channel], ([1], [1 + strip.axis]))
                 found[:, cells] = product.movedim(0, 1)
             spectra.append(found)
-            # across the second axis every process has a part of each sum
+            # The sum over frequencies of the second axis is only partial on each rank.
             every = (2, slice(0, grid.frequencies[strip.others[0]]))
-            at.append(every if strip.axis == 1 else (2 + strip.others.index(1), grid.part))
-        return self.back(spectra, at)
+            shares.append(every if strip.axis == 1 else (2 + strip.others.index(1), grid.part))
+        return self.from_spectra(spectra, shares)
 
 
 class PencilSystem:
-    """The system of a block-circulant Q on a border.
+    """The equations ``Q_BB u = b`` of a block-circulant Q restricted to a border B, solved by preconditioned GMRES.
 
     Args:
-        Q: its matrices on the share.
+        Q: the matrices of Q at the frequencies of this rank.
         border: the border.
-        definite: whether it is positive definite there.
-        corner: unknowns of the corner of the preconditioner, about, whose inverse every process has.
+        definite: Q is positive definite on the border.
+        corner_unknowns: the most unknowns of the corner block of the preconditioner, whose inverse every rank has.
         restart: basis vectors of GMRES.
     """
 
     def __init__(
-        self, Q: FrequencyMatrices, border: PencilBorder, *, definite: bool, corner: int = 2048, restart: int = 100
+        self,
+        Q: FrequencyMatrices,
+        border: PencilBorder,
+        *,
+        definite: bool,
+        corner_unknowns: int = 2048,
+        restart: int = 100,
     ) -> None:
         self.Q, self.border, self.definite = Q, border, definite
         self._shares = [self._share(strip) for strip in border.strips]
         self._inverses = [self._inverse(strip, share) for strip, share in zip(border.strips, self._shares, strict=True)]
         self._corner: tuple[Tensor, Tensor, DenseInverse] | None = None
         if len(border.strips) == len(border.grid.sizes) == 2:
-            self._corner = self._crossed(corner)
+            self._corner = self._corner_block(corner_unknowns)
         self._restart, self._recycling = restart, Recycling(restart)
 
     def solve(self, b: Tensor, tolerance: float, max_iter: int) -> tuple[Tensor, int, float]:
-        """The unknowns to a relative residual, the iterations, and the residual that was reached."""
+        """Solve to a relative residual; return the unknowns, the iterations, and the residual that was reached."""
         u, count = border_gmres(
             self.product, self.precondition, b, tolerance, max_iter, 1, self._restart, self._recycling
         )
@@ -190,34 +197,34 @@ class PencilSystem:
         return u, int(count.max()), float(residual.nan_to_num(0.0))
 
     def product(self, u: Tensor) -> Tensor:
-        """``Q u`` on the border."""
+        """``Q_BB u``."""
         return self.border.gather(self.Q(self.border.spectrum(u)))
 
     def precondition(self, r: Tensor) -> Tensor:
-        """The strips' inverses, each for its own cells, and that of the corner for those near it."""
+        """Apply the inverse of every strip to its cells, and that of the corner block to those near the corner."""
         border, spectra = self.border, []
         for strip, piece, (d, part), inverse in zip(
-            border.strips, border.pieces(r), self._shares, self._inverses, strict=True
+            border.strips, border.strip_values(r), self._shares, self._inverses, strict=True
         ):
-            s = border.along(strip, piece)
+            s = border.transform_along(strip, piece)
             if strip.axis == 1:
                 s = s.narrow(d, part.start, part.stop - part.start)
             spectra.append((inverse @ s.movedim(1, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 1))
-        z = border.back(spectra, self._shares)
+        z = border.from_spectra(spectra, self._shares)
         if self._corner is not None:
             near, inner, dense = self._corner
             z[..., near[inner]] = dense(r[..., near])[..., inner]
         return z
 
     def _share(self, strip: Strip) -> tuple[int, slice]:
-        """The dimension of a strip's spectrum that is shared, and the frequencies here."""
+        """The dimension of a strip's spectrum along which the ranks share frequencies, and those of this rank."""
         grid = self.border.grid
         if strip.axis != 1:
             return 2 + strip.others.index(1), grid.part
         return 2, grid.ranks.rows(grid.sizes[strip.others[0]])
 
     def _inverse(self, strip: Strip, share: tuple[int, slice]) -> Tensor:
-        """The inverses of Q between the positions of a strip, ``(blocks, *frequencies here, positions, positions)``."""
+        """The inverses of Q restricted to a strip, ``(blocks, *frequencies of this rank, positions, positions)``."""
         grid, place, channel = self.border.grid, strip.place, strip.channel
         lags, which = (place[:, None] - place[None, :]).unique(return_inverse=True)
         m = self.Q.matrices
@@ -234,11 +241,11 @@ class PencilSystem:
         pairs = found[which.to(m.device), channel[:, None], channel[None, :]].movedim((0, 1), (-2, -1)).contiguous()
         return hermitian_inverse(pairs) if self.definite else indefinite_inverse(pairs)
 
-    def _crossed(self, most: int) -> tuple[Tensor, Tensor, DenseInverse]:
-        """Return the unknowns near the corner, those among them that the correction goes to, and the inverse there."""
+    def _corner_block(self, max_unknowns: int) -> tuple[Tensor, Tensor, DenseInverse]:
+        """The corner block: its unknowns, those of them that are corrected (restricted Schwarz), and its inverse."""
         border, grid = self.border, self.border.grid
         overlap = min(grid.sizes) // 4
-        while overlap > 0 and self._count(overlap) > most:
+        while overlap > 0 and self._corner_size(overlap) > max_unknowns:
             overlap -= max(1, overlap // 8)
         windows = [self._window(a, overlap) for a in range(2)]
         numbers, places, firsts = [], [], []
@@ -259,9 +266,9 @@ class PencilSystem:
         m = self.Q.matrices
         kernel, at = m, []
         for a in range(2):
-            # counted from the beginning of the window, so that few lags occur
-            turned = (place[:, a] - windows[a][0]) % grid.sizes[a]
-            lags, which = (turned[:, None] - turned[None, :]).unique(return_inverse=True)
+            # Positions relative to the beginning of the window have fewer distinct lags than those that wrap around.
+            offset_place = (place[:, a] - windows[a][0]) % grid.sizes[a]
+            lags, which = (offset_place[:, None] - offset_place[None, :]).unique(return_inverse=True)
             waves = grid.waves(a, lags, m.dtype, m.device) / grid.sizes[a]
             if a == 1:
                 waves = waves * grid.weights(m.device)
@@ -273,19 +280,19 @@ class PencilSystem:
         return index.to(m.device), within.nonzero().flatten().to(m.device), DenseInverse(dense, definite=self.definite)
 
     def _window(self, a: int, overlap: int) -> Tensor:
-        """The positions along an axis within ``overlap`` of the border's, from the end of their widest gap on."""
+        """The positions along an axis within ``overlap`` of the border, in cyclic order from the widest gap on."""
         n = self.border.grid.sizes[a]
         places = torch.tensor(sorted({p for axes in self.border.positions for p in axes[a]}))
         near = ((places[:, None] + torch.arange(-overlap, overlap + 1)) % n).unique()
         gaps = torch.diff(near, prepend=near[-1:] - n)
         return near.roll(-int(gaps.argmax()))
 
-    def _count(self, overlap: int) -> int:
-        """The unknowns near the corner, about."""
+    def _corner_size(self, overlap: int) -> int:
+        """Estimate the number of unknowns of the corner block for an overlap."""
         lengths = [len(self._window(a, overlap)) for a in range(2)]
         return sum(len(axes[0]) * lengths[1] + len(axes[1]) * lengths[0] for axes in self.border.positions)
 
 
 def strip_cells(positions: Positions, a: int) -> list[tuple[int, int]]:
-    """The (channel, position) of the strip of an axis."""
+    """The border positions along an axis, as (channel, position)."""
     return [(channel, place) for channel, axes in enumerate(positions) for place in axes[a]]

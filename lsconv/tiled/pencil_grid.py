@@ -1,10 +1,12 @@
-r"""The Fourier transform of a field whose rows several processes have: a share of the frequencies on each.
+r"""The distributed Fourier transform of a field whose rows the ranks share: every rank gets some frequencies.
 
 .. math:: \text{rows} \xrightarrow{\ \text{rfft along the others}\ } \xrightarrow{\ \text{all to all}\ }
           \text{share} \xrightarrow{\ \text{fft along the rows}\ } \text{frequencies of the share}
 
-The second axis is halved, since fields are real, and split: a process has some of its frequencies, and all of the other
-axes. Pippig, "PFFT: an extension of FFTW to massively parallel architectures", SIAM J. Sci. Comput. 35 (2013).
+Fields are real, so half of the frequencies of the second axis are enough; a rank has a share of these, and all
+frequencies of the other axes.
+
+Pippig, "PFFT: an extension of FFTW to massively parallel architectures", SIAM J. Sci. Comput. 35 (2013).
 """
 
 from __future__ import annotations
@@ -21,20 +23,20 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import plane_waves
 from lsconv.tiled.ranks import Ranks, rows_of
 
-__all__ = ["PencilGrid", "shared_cells"]
+__all__ = ["PencilGrid", "share_size"]
 
 
 class PencilGrid:
-    """A periodic grid of two axes or more, on the ranks.
+    """A periodic grid of two axes or more, whose rows and frequencies the ranks share.
 
     Args:
-        sizes: of the grid.
-        inputs: the cells per axis, from 0 on, of fields; the grid is zero beyond.
+        sizes: cells of the grid, per axis.
+        inputs: cells of a field, per axis; the grid is zero outside the field.
         ranks: the processes; the rows of a field are shared by :func:`~lsconv.tiled.ranks.rows_of`.
 
     Attributes:
-        part: the frequencies of the second axis that this process has.
-        frequencies: how many there are per axis, on all processes.
+        part: the frequencies of the second axis that this rank has.
+        frequencies: the number of frequencies per axis, on all ranks together.
     """
 
     def __init__(self, sizes: Sequence[int], inputs: Sequence[int], ranks: Ranks) -> None:
@@ -46,7 +48,7 @@ class PencilGrid:
         self._others = range(2, len(sizes))
 
     def transform(self, rows: Tensor) -> Tensor:
-        """The share, ``(blocks, channels, *share)``, of rows here, ``(blocks, channels, rows, *inputs)``."""
+        """Transform a field: its rows here, ``(blocks, channels, rows, *inputs)``, to the spectrum's share here."""
         s = torch.fft.rfft(rows, n=self.sizes[1], dim=3)
         for a in self._others:
             s = torch.fft.fft(s, n=self.sizes[a], dim=2 + a)
@@ -68,12 +70,12 @@ class PencilGrid:
         return torch.fft.irfft(s, n=self.sizes[1], dim=3)[:, :, :, : self.inputs[1]]
 
     def waves(self, a: int, places: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """``exp(2 pi i place frequency / size)`` along an axis, ``(places, its frequencies here)``."""
+        """``exp(2 pi i place frequency / size)`` along axis a, ``(places, frequencies of this rank)``."""
         found = plane_waves(places.cpu(), self.sizes[a], self.frequencies[a])
         return (found[:, self.part] if a == 1 else found).to(device=device, dtype=dtype)
 
     def weights(self, device: torch.device) -> Tensor:
-        """The frequencies of the second axis that each one here stands for, 2 for a conjugate pair."""
+        """The weights in sums over the second axis: 2 for a frequency that stands for a conjugate pair, else 1."""
         weights = torch.full((self.frequencies[1],), 2.0, dtype=torch.float64)
         weights[0] = 1
         if self.sizes[1] % 2 == 0:
@@ -81,7 +83,7 @@ class PencilGrid:
         return weights[self.part].to(device)
 
     def symbol(self, convolution: Convolution, embedding: Embedding) -> FrequencyMatrices:
-        """The symbol of a convolution of stride 1 on the share, axis by axis as a sum over its taps."""
+        """The symbol of a convolution of stride 1 at the frequencies of this rank, by sums over its taps."""
         k = embedding.weight_blocks(convolution.weight.detach())
         k = k.movedim((1, 2), (-2, -1)).to(k.dtype.to_complex()).contiguous()  # blocks, *taps, rows, columns
         for a in reversed(range(embedding.ndim)):
@@ -94,6 +96,6 @@ def _length(part: slice) -> int:
     return int(part.stop - part.start)
 
 
-def shared_cells(grid: Sequence[int], ranks: int) -> int:
-    """The frequencies of the largest share."""
+def share_size(grid: Sequence[int], ranks: int) -> int:
+    """The number of frequencies of the rank that has most."""
     return -(-(grid[1] // 2 + 1) // ranks) * math.prod(grid) // grid[1]

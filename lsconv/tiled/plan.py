@@ -2,9 +2,9 @@ r"""The whole problem by tiles: in memory, out of core and on many ranks, with t
 
 .. math:: \min_x \|Ax - y\|^2 + \mathrm{damp}^2 \|Lx\|^2
 
-The first pass solves every tile for its own data and keeps the cores; where that is not enough, flexible conjugate
-gradients on the whole problem (:mod:`lsconv.tiled.iteration`) take the tiles as preconditioner. The gradient of the
-whole, recomputed with halos, is the certificate.
+The first pass solves every tile for its own data and keeps the cores. Where that is not accurate enough, flexible
+conjugate gradients on the whole problem (:mod:`lsconv.tiled.iteration`) follow, preconditioned by the tiles. The
+gradient of the whole problem, recomputed from x, is the certificate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol, double
 from lsconv.operators.memory import free_bytes
-from lsconv.tiled.certificate import WholeCertificate, joined
+from lsconv.tiled.certificate import WholeCertificate, batch_solution
 from lsconv.tiled.field import ArrayLike, Field
 from lsconv.tiled.iteration import Iteration
 from lsconv.tiled.passes import Passes
@@ -111,9 +111,9 @@ class Plan:
         mesh: DeviceMesh | None = None,
         observed: ArrayLike | None = None,
     ) -> None:
-        self.channels = not (isinstance(A, Tensor) and in_size is not None and A.ndim == _count(in_size))
+        self.channels = not (isinstance(A, Tensor) and in_size is not None and A.ndim == _ndim(in_size))
         self.A = check_operator(A, in_size, padding, padding_mode)
-        self.damp = _checked_damp(damp)
+        self.damp = _check_damp(damp)
         self.L = L
         self.terms = penalty_terms(self.A, L)
         self.ranks = Ranks(mesh, self.A.device)
@@ -129,7 +129,7 @@ class Plan:
         )  # fmt: skip
         self.strategy, self.path, self.why, self.memory = strategy, strategy.path, strategy.why, strategy.bytes
         self.wraps = strategy.wraps
-        self.observed = None if observed is None else self._observed(observed)
+        self.observed = None if observed is None else self._mask_field(observed)
         self.passes = Passes(
             self.A, self.terms, self.damp, strategy.axes, strategy.overlap, self.wraps, self.ranks,
             threaded=strategy.out_of_core, symmetric=strategy.symmetric, shared=self.path == "pencil",
@@ -182,7 +182,7 @@ class Plan:
                 data = self.field(y, self.A.spatial_out, self.y_rows, item)
                 target = self.field(out, self.A.spatial_in, self.x_rows, item)
                 found.append(self._solve(data, target, item, batch, tolerances, max_iter))
-        solution = joined(found, out, batch, self.damp, self.A.device)
+        solution = batch_solution(found, out, batch, self.damp, self.A.device)
         report(solution, self)
         return solution
 
@@ -190,7 +190,7 @@ class Plan:
         self, y: Field, out: Field, item: tuple[int, ...], batch: tuple[int, ...], tolerances: Tolerances, max_iter: int
     ) -> WholeCertificate:
         """Solve for one batch item."""
-        regions = self.passes.halos, self.passes.tiles
+        regions = self.passes.gradient_regions, self.passes.tile_regions
         needed = [r.output_rows() for r in regions]
         for field in (y, self.observed):
             if field is not None:
@@ -198,14 +198,16 @@ class Plan:
         shape = (self.A.c_in, out.rows, *self.A.spatial_in[1:])
         options = {"channels": True, "wraps": self.wraps, "first": self.x_rows.start, "device": self.A.device}
         with self.folder(item) as folder:
-            vectors = Storage(folder, self._key(batch), shape, self.A.dtype, size=self.A.spatial_in, **options)
+            vectors = Storage(
+                folder, self._problem_digest(batch), shape, self.A.dtype, size=self.A.spatial_in, **options
+            )
             iteration = Iteration(
                 self.passes, vectors, y, self.observed, self._judge(tolerances), rtol=tolerances.rtol,
-                rate=self._rate(),
+                first_pass_error=self._first_pass_error(),
             )  # fmt: skip
             begin = None
             if self.path != "tiles":
-                begin = functools.partial(self._begin, vectors, y, tolerances.rtol)
+                begin = functools.partial(self._first_iterate, vectors, y, tolerances.rtol)
             certificate = iteration.run(max_iter, begin)
             self.passes.update([iteration.x, out], lambda x: [None, x], reads=1)
             vectors.remove()
@@ -213,15 +215,15 @@ class Plan:
 
     @contextlib.contextmanager
     def folder(self, item: tuple[int, ...] = ()) -> Iterator[Path | None]:
-        """The folder for the vectors of a batch item, a temporary one where there is no storage; None: memory."""
+        """The folder for the vectors of a batch item, a temporary one where the user gave none; None: memory."""
         if self.storage is None and self.strategy.out_of_core:
             with tempfile.TemporaryDirectory(prefix="lsconv-") as name:
                 yield Path(name)
         else:
             yield self.storage / "-".join(map(str, item)) if self.storage is not None and item else self.storage
 
-    def _begin(self, vectors: Storage, y: Field, rtol: float, x: Field) -> float:
-        """Write a first x by a solve of the whole, and return a bound of its relative error."""
+    def _first_iterate(self, vectors: Storage, y: Field, rtol: float, x: Field) -> float:
+        """Write a first x by one solve of the whole image, and return a bound of its relative error."""
         if self.path == "pencil":
             g, tolerance = vectors.vector("g", double(self.A.dtype)), max(0.1 * rtol, 1e-8)
             self.passes.update([x], lambda here: [torch.zeros_like(here)])
@@ -253,19 +255,19 @@ class Plan:
         return shape[: len(shape) - len(wanted)]
 
     def item_shape(self, channels: int, size: Sequence[int], rows: slice) -> tuple[int, ...]:
-        """The shape of these rows of x or y, without the axis of channels where the user's have none."""
+        """The shape of these rows of x or y, without the axis of channels where the user's arrays have none."""
         lead = (channels,) if self.channels else ()
         return (*lead, rows.stop - rows.start, *size[1:])
 
     def field(self, array: ArrayLike, size: Sequence[int], rows: slice, item: tuple[int, ...] = ()) -> Field:
-        """These rows of x or y as a field."""
+        """Wrap an array of these rows of x or y as a :class:`Field`."""
         return Field(
             array, size, channels=self.channels, wraps=self.wraps, first=rows.start, item=item, dtype=self.A.dtype,
             device=self.A.device,
         )  # fmt: skip
 
-    def _observed(self, observed: ArrayLike) -> Field:
-        """The mask as a field."""
+    def _mask_field(self, observed: ArrayLike) -> Field:
+        """Check the mask ``observed``, and wrap it as a :class:`Field`."""
         plane = self.item_shape(self.A.c_out, self.A.spatial_out, self.y_rows)[-self.A.ndim :]
         shape = tuple(int(n) for n in observed.shape)
         if shape not in (plane, (self.A.c_out, *plane)):
@@ -275,25 +277,26 @@ class Plan:
             dtype=self.A.dtype, device=self.A.device,
         )  # fmt: skip
 
-    def _rate(self) -> float:
-        """The part of an error that the first pass is known to leave."""
+    def _first_pass_error(self) -> float:
+        """The relative error that the first pass is known to leave; 1 where none is known."""
         if self.observed is not None:
             return 1.0
-        return self.strategy.rate if self.path == "tiles" else 1.0
+        return self.strategy.first_pass_error if self.path == "tiles" else 1.0
 
     def _judge(self, tolerances: Tolerances) -> Judge:
+        """The tests of the certificate, with a lower bound of ||A|| from a part of the field, estimated once."""
         if self._norm is None:
             size = [min(n, max(4 * k, 64)) for n, k in zip(self.A.spatial_in, self.A.kernel_extent, strict=True)]
-            A = Convolution(self.passes.wide.weight, size, dilation=self.A.dilation, groups=self.A.groups)
+            A = Convolution(self.passes.A_double.weight, size, dilation=self.A.dilation, groups=self.A.groups)
             self._norm = float(norm_from_below(A))
-        A = self.passes.wide
+        A = self.passes.A_double
         upper = max(float(norm_bound(A)), self._norm)
         return Judge(A, tolerances, self.damp, norm=NormBounds(math.hypot(self._norm, self.damp), upper))
 
-    def _key(self, batch: tuple[int, ...]) -> str:
-        """The problem, for a restart."""
+    def _problem_digest(self, batch: tuple[int, ...]) -> str:
+        """A hash by which a restart tells whether the files of a folder are of this problem."""
         digest = hashlib.sha256(np.ascontiguousarray(self.A.weight.detach().cpu().numpy()).tobytes())
-        said = (
+        description = (
             self.A,
             self.damp,
             repr(self.L),
@@ -303,7 +306,7 @@ class Plan:
             self.A.padding,
             self.A.dilation,
         )
-        digest.update(repr(said).encode())
+        digest.update(repr(description).encode())
         return digest.hexdigest()
 
     def __repr__(self) -> str:
@@ -312,17 +315,19 @@ class Plan:
         ranks = f", rank {self.ranks.rank} of {self.ranks.size}" if self.ranks.size > 1 else ""
         return (
             f"Plan({self.A.in_shape} -> {self.A.out_shape}, damp={self.damp:g}, path={self.path!r} because {self.why}; "
-            f"{tiles} tiles of {self.passes.tiles.size} overlapping by {overlap}{ranks}, about "
+            f"{tiles} tiles of {self.passes.tile_regions.size} overlapping by {overlap}{ranks}, about "
             f"{self.memory / 2**20:.0f} MiB)"
         )
 
 
-def _count(in_size: int | Sequence[int]) -> int:
+def _ndim(in_size: int | Sequence[int]) -> int:
     return 1 if isinstance(in_size, int) else len(in_size)
 
 
-def _checked_damp(damp: Any) -> float:
+def _check_damp(damp: Any) -> float:
     value = math.nan if damp is None else float(damp)
     if not 0 < value < math.inf:
-        raise ArgumentError(f"damp: expected a number > 0, without which a tile has no say of its own, got {damp}")
+        raise ArgumentError(
+            f"damp: expected a number > 0, because a tile has no unique answer without damping, got {damp}"
+        )
     return value

@@ -9,11 +9,11 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """A bar of tqdm, of the first rank.
+    """A progress bar of tqdm that counts tiles, shown by the first rank.
 
     Args:
-        plan: the plan, whose passes tell of tiles.
-        shown: show it.
+        plan: the plan; its passes call :meth:`tick` after every tile.
+        shown: show the bar.
     """
 
     def __init__(self, plan: Any, shown: bool) -> None:

@@ -1,4 +1,4 @@
-"""The processes that share a field by rows: halos are sent to whoever reads them, sums and failures are everyone's."""
+"""The processes that share a field by rows: they exchange halos, and all have the same sums and errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Ranks", "rows_of"]
 
 
 def rows_of(size: int, rank: int, ranks: int) -> slice:
-    """The rows of a field of ``size`` rows that a rank has.
+    """The rows, of a field of ``size`` rows, that a rank stores.
 
     Example:
         >>> from lsconv.tiled.ranks import rows_of
@@ -33,13 +33,13 @@ def rows_of(size: int, rank: int, ranks: int) -> slice:
 
 
 class Ranks:
-    """The ranks of a mesh of one dimension; None: this process alone.
+    """The ranks of a DeviceMesh of one dimension, and the communication between them; without a mesh, one rank.
 
     Attributes:
-        rank: the number of this one.
-        size: how many there are.
-        sent: bytes of halos that this rank has sent.
-        received: bytes that it has received.
+        rank: the number of this rank.
+        size: the number of ranks.
+        sent: bytes that this rank has sent to single ranks.
+        received: bytes that it has received from them.
     """
 
     def __init__(self, mesh: DeviceMesh | None, device: torch.device) -> None:
@@ -55,29 +55,29 @@ class Ranks:
         self.rank, self.size = mesh.get_local_rank(), mesh.size()
 
     def rows(self, size: int) -> slice:
-        """The rows of a field of ``size`` rows that this rank has."""
+        """The rows, of a field of ``size`` rows, that this rank stores."""
         return rows_of(size, self.rank, self.size)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks."""
+        """Sum a tensor over all ranks, in place."""
         if self.size > 1:
-            with self._lost():
+            with self._as_rank_error():
                 dist.all_reduce(values, group=self.group)
         return values
 
-    def largest(self, values: Tensor) -> Tensor:
-        """The largest of a tensor over all ranks."""
+    def maximum(self, values: Tensor) -> Tensor:
+        """Take the largest of a tensor over all ranks, entry by entry and in place."""
         if self.size > 1:
-            with self._lost():
+            with self._as_rank_error():
                 dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
         return values
 
     def all_to_all(self, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """Send a complex tensor to every rank, and receive one of each, of these shapes."""
+        """Send ``parts[r]`` to each rank r, and receive from each a complex tensor of the shape ``shapes[r]``."""
         mine = torch.cat([torch.view_as_real(part.contiguous()).flatten() for part in parts])
         sizes = [2 * math.prod(shape) for shape in shapes]
         theirs = mine.new_empty(sum(sizes))
-        with self._lost():
+        with self._as_rank_error():
             dist.all_to_all_single(theirs, mine, sizes, [2 * part.numel() for part in parts], group=self.group)
         self.sent += mine.nbytes - parts[self.rank].nbytes
         self.received += theirs.nbytes - sizes[self.rank] * theirs.itemsize
@@ -85,12 +85,12 @@ class Ranks:
         return [torch.view_as_complex(part.view(*shape, 2)) for part, shape in received]
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Run a block without communication, and raise the error of one rank on all of them.
+    def raise_on_all(self) -> Iterator[None]:
+        """Run a block without communication, and raise an error of one rank on all, lest the others wait for it.
 
         Raises:
             NonFiniteError: data of a rank are not finite.
-            RankError: anything else failed on another rank.
+            RankError: another rank has failed otherwise.
         """
         if self.size == 1:
             yield
@@ -100,19 +100,19 @@ class Ranks:
             yield
         except Exception as caught:
             error = caught
-        said: list[Any] = [None] * self.size
+        messages: list[Any] = [None] * self.size
         mine = None if error is None else (isinstance(error, NonFiniteError), f"{type(error).__name__}: {error}")
-        with self._lost():
-            dist.all_gather_object(said, mine, group=self.group)
+        with self._as_rank_error():
+            dist.all_gather_object(messages, mine, group=self.group)
         if error is not None:
             raise error
-        for rank, text in enumerate(said):
+        for rank, text in enumerate(messages):
             if text is not None:
                 raise (NonFiniteError if text[0] else RankError)(f"rank {rank} failed: {text[1]}")
 
     @contextlib.contextmanager
-    def _lost(self) -> Iterator[None]:
-        """Say that a rank is gone, where torch says that a collective call failed."""
+    def _as_rank_error(self) -> Iterator[None]:
+        """Turn a failure of a collective call of torch into a :class:`RankError`."""
         try:
             yield
         except LsconvError:
@@ -124,66 +124,66 @@ class Ranks:
             ) from error
 
     def minimum(self, value: int) -> int:
-        """The smallest of a number over all ranks."""
+        """The smallest of the ranks' values of an integer."""
         if self.size > 1:
             found = torch.tensor(value, device=self.device)
-            with self._lost():
+            with self._as_rank_error():
                 dist.all_reduce(found, dist.ReduceOp.MIN, group=self.group)
             value = int(found)
         return value
 
     def exchange(self, field: Field, needed: tuple[int, int]) -> None:
-        """Fetch the rows ``needed`` of a field that other ranks have into its halos.
+        """Copy the rows ``needed`` of a field that other ranks store into its ``halos``.
 
         Args:
             field: the field; all ranks pass theirs.
-            needed: the first row and the end; beyond the edges of a field that wraps they are those of the other side.
+            needed: the first row and the end; outside a periodic field they are the rows of its other side.
         """
         field.halos = []
         if self.size > 1:
             runs = self._runs(field, needed)
-            field.halos = [(first, _rows_like(field, count)) for _, first, count in runs.theirs]
-            parts = [(other, field.part(first, count)) for other, first, count in runs.mine]
-            self._send(parts, [(other, halo) for (other, *_), (_, halo) in zip(runs.theirs, field.halos, strict=True)])
+            field.halos = [(first, _rows_like(field, count)) for _, first, count in runs.receive]
+            parts = [(other, field.stored_rows(first, count)) for other, first, count in runs.send]
+            self._send(parts, [(other, halo) for (other, *_), (_, halo) in zip(runs.receive, field.halos, strict=True)])
 
-    def open_spills(self, field: Field, needed: tuple[int, int]) -> None:
-        """Make room for what is added to the rows ``needed`` that other ranks have."""
-        field.spills = []
+    def open_remote_sums(self, field: Field, needed: tuple[int, int]) -> None:
+        """Make ``remote_sums`` of zeros for the rows ``needed`` that other ranks store, for :meth:`Field.add`."""
+        field.remote_sums = []
         if self.size > 1:
             runs = self._runs(field, needed)
-            field.spills = [(first, _rows_like(field, count)) for _, first, count in runs.theirs]
+            field.remote_sums = [(first, _rows_like(field, count)) for _, first, count in runs.receive]
 
-    def collect(self, field: Field, needed: tuple[int, int]) -> None:
-        """Send the spills of a field to the ranks that have these rows, which add them."""
+    def send_remote_sums(self, field: Field, needed: tuple[int, int]) -> None:
+        """Send the ``remote_sums`` of a field to the ranks that store these rows, which add them to theirs."""
         if self.size > 1:
             runs = self._runs(field, needed)
-            parts = [(other, spill) for (other, *_), (_, spill) in zip(runs.theirs, field.spills, strict=True)]
-            received = [(other, _rows_like(field, count)) for other, _, count in runs.mine]
+            parts = [(other, part) for (other, *_), (_, part) in zip(runs.receive, field.remote_sums, strict=True)]
+            received = [(other, _rows_like(field, count)) for other, _, count in runs.send]
             self._send(parts, received)
-            field.spills = []
-            for (_, first, _), (_, part) in zip(runs.mine, received, strict=True):
+            field.remote_sums = []
+            for (_, first, _), (_, part) in zip(runs.send, received, strict=True):
                 field.add((first, *(0 for _ in field.size[1:])), part if field.channels else part.unsqueeze(0))
 
     def _runs(self, field: Field, needed: tuple[int, int]) -> _Runs:
-        """The rows that other ranks need of mine, and I of theirs, in an order that sender and receiver share."""
+        """The runs of rows to send and to receive, in the same order on the sender and on the receiver."""
         table: list[Any] = [None] * self.size
         mine = (field.first, field.first + field.rows, *needed)
-        with self._lost():
+        with self._as_rank_error():
             dist.all_gather_object(table, mine, group=self.group)
         others = [rank for rank in range(self.size) if rank != self.rank]
         size, wraps = field.size[0], field.wraps[0]
         return _Runs(
-            [(o, *run) for o in others for run in _shared(mine[:2], table[o][2:], size, wraps)],
-            [(o, *run) for o in others for run in _shared(table[o][:2], needed, size, wraps)],
+            [(o, *run) for o in others for run in _needed_runs(mine[:2], table[o][2:], size, wraps)],
+            [(o, *run) for o in others for run in _needed_runs(table[o][:2], needed, size, wraps)],
         )
 
     def _send(self, parts: list[tuple[int, Tensor]], received: list[tuple[int, Tensor]]) -> None:
-        """Send tensors to ranks, and receive those of others, without an order among them."""
+        """Send tensors to ranks and receive others, (rank, tensor), all at once so that no cycle of ranks waits."""
         sends = [dist.P2POp(dist.isend, part, self._global(other), self.group) for other, part in parts]
         receives = [dist.P2POp(dist.irecv, part, self._global(other), self.group) for other, part in received]
         self.sent += sum(part.nbytes for _, part in parts)
         self.received += sum(part.nbytes for _, part in received)
-        with self._lost():
+        with self._as_rank_error():
             for request in dist.batch_isend_irecv([*sends, *receives]) if sends or receives else []:
                 request.wait()
 
@@ -193,21 +193,21 @@ class Ranks:
 
 @dataclass(frozen=True)
 class _Runs:
-    """Runs of rows (other rank, first, number) to send, and to receive."""
+    """Runs of consecutive rows, (other rank, first row, number of rows), to send and to receive."""
 
-    mine: list[tuple[int, int, int]]
-    theirs: list[tuple[int, int, int]]
+    send: list[tuple[int, int, int]]
+    receive: list[tuple[int, int, int]]
 
 
 def _rows_like(field: Field, count: int) -> Tensor:
-    """Zeros for so many rows of a field."""
-    like = field.part(field.first, 0)
+    """Zeros for ``count`` rows of a field, of the type and channels of those stored."""
+    like = field.stored_rows(field.first, 0)
     axis = like.ndim - len(field.size)
     return like.new_zeros(*like.shape[:axis], count, *like.shape[axis + 1 :])
 
 
-def _shared(owned: tuple[int, int], needed: tuple[int, int], size: int, wraps: bool) -> list[tuple[int, int]]:
-    """The runs of rows (first, number) that one rank has and another needs."""
+def _needed_runs(owned: tuple[int, int], needed: tuple[int, int], size: int, wraps: bool) -> list[tuple[int, int]]:
+    """The runs of rows (first, number) that one rank stores and another needs."""
     first, end = needed
     runs = []
     for _, at, count in pieces(first, min(end - first, size), size, wraps):

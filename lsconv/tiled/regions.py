@@ -1,8 +1,9 @@
-r"""The field in regions of one size that overlap, and the convolution within each: cut inside, itself at the edges.
+r"""The field in overlapping regions of one size, and the restriction of a convolution to each.
 
-A region's convolution reads the cells of the region alone. Where the region ends inside the field the outputs that
-would read beyond are left out (``padding=0``), where it ends with the field the padding is that of A. So all regions
-inside are of one kind, and with a "valid" or a circular A all of all; there are :math:`3^d` kinds at most.
+The restricted convolution reads the cells of its region alone. At a boundary of the region inside the field it has no
+padding, so that outputs which would read other cells are left out; at the edge of the field it has the padding of A.
+So all regions that touch no padded edge have the same convolution: they are of one kind. There are at most :math:`3^d`
+kinds in d dimensions, and only one where A is "valid" or circular.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from lsconv.tiled.layout import TileAxis
 
 __all__ = ["Region", "Regions", "local_convolution"]
 
-# Per axis: whether the region begins, and ends, with a padding of the field; None: it is all of an axis that wraps.
+# Per axis: whether the first and the last cell touch a padded edge of the field; None: the region is a periodic axis.
 Kind = tuple["tuple[bool, bool] | None", ...]
 
 
@@ -28,11 +29,11 @@ class Region:
     """One region.
 
     Attributes:
-        tile: its number along every axis.
-        core: the first cell of its core.
-        core_size: cells of the core.
-        start: the first cell of the region, which may be one beyond an edge that wraps.
-        kind: at which padded edges of the field it ends.
+        tile: its index, one number per axis.
+        core: the first cell of its core, per axis.
+        core_size: cells of the core, per axis.
+        start: the first cell of the region, per axis; outside the field where the region crosses a periodic edge.
+        kind: the padded edges of the field that it touches.
     """
 
     tile: tuple[int, ...]
@@ -49,14 +50,14 @@ class Region:
 
 
 class Regions:
-    """All regions whose cores are in the rows of this process.
+    """The regions whose cores are in the rows of this process.
 
     Args:
         A: the convolution of the whole field.
-        axes: the cores.
-        overlap: cells around a core that its region has, at least, per axis.
-        wraps: per axis, whether A wraps around.
-        others: further convolutions of the same inputs, whose padding makes the edges differ too.
+        axes: the cores along each axis.
+        overlap: the least number of cells by which a region exceeds its core on each side, per axis.
+        wraps: per axis, whether A is circular.
+        others: further convolutions with the inputs of A, such as penalties, whose padded edges count too.
 
     Attributes:
         size: cells of a region, per axis.
@@ -81,7 +82,7 @@ class Regions:
         self.all = [self._region(tile) for tile in itertools.product(*(range(axis.count) for axis in axes))]
 
     def _region(self, tile: tuple[int, ...]) -> Region:
-        """The region of one tile: its core, its margins and which ends of the image it touches."""
+        """The region of one tile."""
         core, core_size, start = [], [], []
         kind: list[tuple[bool, bool] | None] = []
         for i, axis, size, wrap, (left, right) in zip(
@@ -100,26 +101,26 @@ class Regions:
         return Region(tile, tuple(core), tuple(core_size), tuple(start), tuple(kind))
 
     def rows(self) -> tuple[int, int]:
-        """The rows of inputs that the regions read, the first and the end."""
+        """The interval of rows of inputs that the regions read, the first row and the end."""
         return min(r.start[0] for r in self.all), max(r.start[0] for r in self.all) + self.size[0]
 
     def window(self, region: Region) -> Tensor:
-        """The root of the region's share of a partition of unity, on its cells."""
+        """The window of a region on its own cells; the squares of all windows sum to one in every cell of the field."""
         product = torch.ones((), dtype=torch.float64)
         for axis, s, c, n, size in zip(self.axes, region.start, region.core, region.core_size, self.size, strict=True):
             places = torch.arange(s, s + size, dtype=torch.float64) + 0.5
-            turns = (-axis.cells, 0, axis.cells) if axis.wraps and n < axis.cells else (0,)
+            shifts = (-axis.cells, 0, axis.cells) if axis.wraps and n < axis.cells else (0,)
             share = torch.zeros_like(places)
-            for turn in turns:
-                begins, ends = (((places + turn - e) / (2 * axis.overlap) + 0.5).clamp(0, 1) for e in (c, c + n))
-                begins = torch.ones_like(places) if c == 0 and (not axis.wraps or len(turns) == 1) else begins
-                last = c + n == axis.cells and (not axis.wraps or len(turns) == 1)
-                share += begins - (torch.zeros_like(places) if last else ends)
+            for shift in shifts:
+                rise, fall = (((places + shift - e) / (2 * axis.overlap) + 0.5).clamp(0, 1) for e in (c, c + n))
+                rise = torch.ones_like(places) if c == 0 and (not axis.wraps or len(shifts) == 1) else rise
+                last = c + n == axis.cells and (not axis.wraps or len(shifts) == 1)
+                share += rise - (torch.zeros_like(places) if last else fall)
             product = product[..., None] * share.sqrt()
         return product
 
     def output_rows(self) -> tuple[int, int]:
-        """The rows of outputs that the regions' convolutions have, the first and the end."""
+        """The interval of rows of outputs that the convolutions of the regions have, the first row and the end."""
         k, (left, right) = self.A.kernel_extent[0], self.A.padding[0]
         firsts, ends = [], []
         for region in self.all:
@@ -129,18 +130,18 @@ class Regions:
         return min(firsts), max(ends)
 
     def convolution(self, kind: Kind, of: Convolution | None = None) -> Convolution:
-        """The convolution within regions of this kind: A, or another with the inputs of A, such as a penalty."""
+        """Restrict A, or another convolution with the inputs of A such as a penalty, to regions of this kind."""
         return local_convolution(self.A if of is None else of, self.size, kind)
 
     def outputs(self, region: Region) -> tuple[int, ...]:
-        """The first output of A that the region's convolution has."""
+        """The position, in the output of A, of the first output of the region's convolution."""
         return tuple(
             s + (0 if edges is None or edges[0] else left)
             for s, edges, (left, _) in zip(region.start, region.kind, self.A.padding, strict=True)
         )
 
     def core_outputs(self, region: Region) -> tuple[slice, ...]:
-        """The outputs that count as those of this core, each being one core's, within the region's, of all channels."""
+        """The outputs, within those of the region, that belong to its core; every output of A belongs to one core."""
         slices = []
         for a, (c, n, o) in enumerate(zip(region.core, region.core_size, self.outputs(region), strict=True)):
             left, cells, m = self.A.padding[a][0], self.A.spatial_in[a], self.A.spatial_out[a]
@@ -154,7 +155,7 @@ class Regions:
 
 
 def local_convolution(A: Convolution, size: Sequence[int], kind: Kind) -> Convolution:
-    """The part of a convolution within a region of the field."""
+    """Restrict a convolution to a region of ``size`` cells, with A's padding at the edges that ``kind`` names."""
     padding = [
         pair if edges is None else (pair[0] if edges[0] else 0, pair[1] if edges[1] else 0)
         for pair, edges in zip(A.padding, kind, strict=True)

@@ -1,16 +1,16 @@
-r"""An additive Schwarz preconditioner: the field in overlapping tiles, each solved with the kernel of its place.
+r"""An additive Schwarz preconditioner: the field in overlapping tiles, each solved with its own mean kernel.
 
 .. math:: M^{-1} = \sum_t R_t^T \Phi_t\, (m_t A_t^H A_t + \mu_t L^H L)^{-1}\, \Phi_t R_t, \qquad
           \sum_t R_t^T \Phi_t^2 R_t = I
 
 :math:`R_t` takes tile t out of the field, :math:`\Phi_t` is the root of a smooth partition of unity, :math:`A_t` the
 convolution with the mean kernel of the tile, :math:`m_t` the mean weight of the data there. The square root keeps the
-sum Hermitian, so that conjugate gradients stay what they are. A tile that meets the edge of the field is solved through
-its border, exactly; one inside is taken for periodic, which its window hides.
+sum Hermitian, as conjugate gradients require. A tile that touches the edge of the field is solved exactly, through its
+border; one inside is solved as a periodic field, whose error is along the edges of the tile, where the window is small.
 
-Where the kernel varies within a tile, the zeros of its transfer function move about, and the inverse at one of them
-would be too large beside it. So the damping of a tile is raised until the variance of the transfer function is no more
-than what the normal operator of the tile is itself:
+Where the kernel varies within a tile, the zeros of the transfer function :math:`\hat h` vary too, and near a zero of
+the mean :math:`\hat h_t` the inverse would be much too large for the kernels beside it. So the damping of a tile is
+raised until the normal operator of the tile is no smaller than the variance of :math:`\hat h` within it:
 
 .. math:: \mu_t |\hat L|^2 \ge \mathrm{Var}_t \hat h - |\hat h_t|^2 .
 
@@ -53,9 +53,9 @@ class SchwarzInverse:
         A: the operator.
         damp: the damping, > 0, a number or one per batch item.
         L: the penalty; None: the identity.
-        weights: W, ``(*batch, *out_shape)``, of which the mean over the batch and a tile counts; None: ones.
-        core: cells between tiles, per axis; None: those for which the estimate of the work is least.
-        refuse_if_slower: refuse where LSMR should take less time.
+        weights: W, ``(*batch, *out_shape)``, averaged over the batch and over each tile; None: ones.
+        core: cells of a tile's core, per axis; None: the size with the least estimated work.
+        refuse_if_slower: refuse where LSMR is estimated to take less time.
 
     Raises:
         MethodError: L is not made of convolutions, or shares no grid with A; or the tiles would not pay.
@@ -77,8 +77,8 @@ class SchwarzInverse:
         wraps = MODES[A.padding_mode].periodic and any(map(any, A.padding))
         lengths = candidates(A.spatial_in, A.kernel_size) if core is None else [core]
         layouts = [TileLayout.of(A.spatial_in, A.kernel_size, cells, wraps=wraps) for cells in lengths]
-        every = [LocalKernels(A, layout, damp, weights, self.terms) for layout in layouts]
-        self.local = min(every, key=self._estimate)
+        by_layout = [LocalKernels(A, layout, damp, weights, self.terms) for layout in layouts]
+        self.local = min(by_layout, key=self._estimate)
         self.layout = self.local.layout
         if refuse_if_slower and L is None and self._estimate(self.local) > self._estimate_of_lsmr():
             raise MethodError("A: LSMR should take less time than tiles for this damp; method='border' insists on them")
@@ -90,14 +90,15 @@ class SchwarzInverse:
         """Estimate the work of a solve with its setup, in transforms."""
         layout, A = local.layout, self.A
         inside, edge = layout.counts
-        half_open = MODES[A.padding_mode].zero and not any(map(any, A.padding))
-        tiles = edge * transform_cost(layout.size(False)) * (10 if half_open else 60)  # a saddle point costs more
+        valid = MODES[A.padding_mode].zero and not any(map(any, A.padding))
+        # Padded tiles are solved in their saddle-point form, of twice the unknowns and indefinite.
+        tiles = edge * transform_cost(layout.size(False)) * (10 if valid else 60)
         setup = 18 * tiles
         tiles += 5 * inside * transform_cost(layout.size(True))
         return setup + local.iterations * (tiles + A.work)
 
     def _estimate_of_lsmr(self) -> float:
-        """The fewest transforms that LSMR may take, whose iterations are nearly in proportion to ``||A|| / damp``."""
+        """Estimate the transforms of a solve by LSMR; the iterations grow nearly in proportion to ``||A|| / damp``."""
         local = self.local
         largest = local.norm * float(local.weights.amax()) ** 0.5
         return (6.5 + 4.2 * (largest / float(self.damp.amin())) ** 0.85) * self.A.work
@@ -105,7 +106,7 @@ class SchwarzInverse:
     # ------------------------------------------------------------------ the inverse
 
     def __call__(self, g: Tensor, tolerance: float) -> tuple[Tensor]:
-        """The preconditioned ``g``, ``(*batch, *in_shape)``."""
+        """Apply the preconditioner to ``g``, ``(*batch, *in_shape)``, the borders of tiles solved to ``tolerance``."""
         A = self.A
         margins = [(axis.margin, axis.margin) for axis in self.layout.axes]
         x = pad(g, margins, "circular")
@@ -121,7 +122,7 @@ class SchwarzInverse:
     # ------------------------------------------------------------------ the tiles
 
     def _groups(self) -> list[_Group]:
-        """The tiles inside, and those that meet an edge, each kind as one batch."""
+        """Group the tiles by the edges of the field that they touch, and invert each group as one batch."""
         layout, A, local = self.layout, self.A, self.local
         kinds: dict[Any, list[int]] = {}
         for t, tile in enumerate(layout.tiles):
@@ -131,7 +132,7 @@ class SchwarzInverse:
             periodic, tiles = padding is None, [layout.tiles[t] for t in chosen]
             starts = torch.tensor([layout.start(tile, periodic) for tile in tiles])
             windows = torch.stack([layout.window(tile, periodic) for tile in tiles]).unsqueeze(1)
-            kernels = torch.tensordot(local.shares[chosen].to(A.dtype), A.kernels.detach(), 1)
+            kernels = torch.tensordot(local.coefficients[chosen].to(A.dtype), A.kernels.detach(), 1)
             kernels = kernels[:, None, None] if A.shared else kernels
             scale = local.weights[chosen].reciprocal().reshape(-1, *(1,) * (A.ndim + 1))
             inverse = self._inverse(kernels, padding, local.damp[..., chosen])
@@ -140,7 +141,7 @@ class SchwarzInverse:
         return groups
 
     def _padding(self, tile: tuple[int, ...]) -> tuple[tuple[int, int], ...] | None:
-        """The padding of a tile, that of A where it meets an edge; None inside."""
+        """The padding of a tile: that of A where it touches an edge, else none; None for a tile solved as periodic."""
         if self.layout.is_inside(tile):
             return None
         found = []
@@ -150,7 +151,7 @@ class SchwarzInverse:
         return tuple(found)
 
     def _inverse(self, kernels: Tensor, padding: tuple[tuple[int, int], ...] | None, damp: Tensor) -> NormalInverse:
-        """The inverse of tiles of one kind, with one kernel and damping each."""
+        """The inverse of the normal operators of tiles with the same padding, with one kernel and damping each."""
         A, size = self.A, self.layout.size(padding is None)
 
         def convolution(weight: Tensor, around: Any, groups: int = 1) -> Convolution:
@@ -179,8 +180,8 @@ class SchwarzInverse:
     def describe(self) -> str:
         """Tiles, overlap, the forecast and memory, for the ``repr`` of a plan."""
         count = " x ".join(str(axis.count) for axis in self.layout.axes)
-        factor = self.local.factor
-        raised = f", damp raised up to {factor:.2g} times" if factor > 1 else ""
+        ratio = self.local.damp_ratio
+        raised = f", damp raised up to {ratio:.2g} times" if ratio > 1 else ""
         nbytes = sum(group.inverse.nbytes for group in self.groups)
         return (
             f"{count} tiles overlapping by {self.layout.axes[0].overlap}{raised}, about {self.local.iterations:.0f} "
@@ -190,7 +191,14 @@ class SchwarzInverse:
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """Tiles of one kind: where they are, their windows, and the inverse of all as one batch."""
+    """Tiles of one kind, as one batch of n.
+
+    Attributes:
+        starts: the first cell of each, ``(n, ndim)``.
+        windows: the root of the partition of unity on each, ``(n, 1, *size)``.
+        scale: one over the mean weight of the data of each, ``(n, 1, ...)``.
+        inverse: the inverse of their normal operators.
+    """
 
     starts: Tensor
     windows: Tensor
@@ -199,7 +207,7 @@ class _Group:
 
 
 def _terms(A: VaryingConvolution, L: LinearOperator) -> list[Filter]:
-    """L as convolutions, one for every channel where A has the same kernels in all channels."""
+    """Take L apart into convolutions, channel by channel where A has the same kernels in all channels."""
     terms = as_convolutions(L.to(dtype=A.dtype), A.ndim)
     channels = A.in_shape[0]
     per_channel = terms is not None and all(term.convolution.groups == channels for term in terms)
@@ -209,7 +217,7 @@ def _terms(A: VaryingConvolution, L: LinearOperator) -> list[Filter]:
 
 
 class SchwarzPreconditioner(LinearOperator):
-    """The inverse as an operator, its own adjoint.
+    """A :class:`SchwarzInverse` as a Hermitian operator, its borders solved to a fixed tolerance.
 
     Args:
         inverse: the inverse.
@@ -221,7 +229,7 @@ class SchwarzPreconditioner(LinearOperator):
         self._inverse = inverse
 
     def apply(self, x: Tensor) -> Tensor:
-        """The preconditioned ``x``."""
+        """Apply the preconditioner."""
         return self._inverse(x, 1e-3)[0]
 
     def adjoint(self, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The vectors of a solve, in memory or in memory-mapped files of a folder, and what of it a restart goes on from."""
+"""The vectors of a solve, in memory or in memory-mapped files, and the state from which a restart continues."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Storage:
     """Vectors of one problem, made when they are first asked for.
 
     Args:
-        folder: of their files; None: memory.
-        key: of the problem, by which a restart knows it.
-        shape: of a vector, of the rows of this process.
-        dtype: of the vectors, unless one asks for another.
-        options: of the fields.
+        folder: the folder of the files; None: memory.
+        key: a hash of the problem; a state saved for another is not restored.
+        shape: the shape of the part of a vector that this process stores.
+        dtype: the type of a vector for which :meth:`vector` is given none.
+        options: the keyword arguments of :class:`~lsconv.tiled.field.Field`.
     """
 
     def __init__(self, folder: Path | None, key: str, shape: Sequence[int], dtype: torch.dtype, **options: Any) -> None:
@@ -35,7 +35,7 @@ class Storage:
             folder.mkdir(parents=True, exist_ok=True)
 
     def vector(self, name: str, dtype: torch.dtype | None = None) -> Field:
-        """A vector with the present contents of its file."""
+        """Get a vector by its name: zeros in memory, or what its file has."""
         if name not in self._vectors:
             dtype = self.dtype if dtype is None else dtype
             if self.folder is None:
@@ -49,7 +49,7 @@ class Storage:
         return self._vectors[name]
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write what a restart needs, whole or not at all; the vectors that it names are not written to again."""
+        """Save the state for a restart, replacing the file at once; vectors named in it must not change afterwards."""
         if self.folder is None:
             return
         text = json.dumps({"problem": self.key, **state})
@@ -58,7 +58,7 @@ class Storage:
         os.replace(draft, self._file("state.json"))
 
     def saved(self) -> dict[str, Any] | None:
-        """The state that was saved for this very problem, or None."""
+        """The state that was saved for the same problem; None where there is none."""
         if self.folder is None:
             return None
         with contextlib.suppress(OSError, ValueError):
@@ -76,6 +76,6 @@ class Storage:
                     file.unlink()
 
     def _file(self, name: str) -> Path:
-        # ranks may share the folder
         assert self.folder is not None
+        # The first row of this rank tells its files from those of other ranks in the same folder.
         return self.folder / f"{self.options.get('first', 0)}-{name}"

@@ -1,4 +1,4 @@
-"""The strategy of a solve: tiles of which size and overlap, in memory or out of core, or the whole; and why."""
+"""The strategy of a solve: tiles of a size and overlap, in memory or out of core, or the whole at once; and why."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ __all__ = ["Strategy", "check_operator", "penalty_terms"]
 
 @dataclass(frozen=True)
 class Strategy:
-    """The choice.
+    """The strategy that was chosen.
 
     Attributes:
-        path: "tiles", "whole" or "pencil".
-        why: its reason.
-        untiled_fits: one process can solve the whole.
-        axes: the cores of this rank.
-        overlap: cells around them, per axis.
-        wraps: per axis, whether A wraps around.
-        rate: the part of an error that a pass of all tiles leaves.
-        out_of_core: the vectors go to files.
-        symmetric: the tiles precondition by their Hermitian form.
-        bytes: of memory, about.
-        limits: by which means the border of a tile is solved.
+        path: "tiles"; "whole", one border solve of the whole image by one rank; or "pencil", one that all ranks share.
+        why: the reason of that choice, in words.
+        untiled_fits: one rank has memory for a solve of the whole image.
+        axes: the cores of this rank, along each axis.
+        overlap: cells by which a tile exceeds its core on each side, per axis.
+        wraps: per axis, whether A is circular.
+        first_pass_error: the relative error that one pass over all tiles leaves, estimated.
+        out_of_core: the vectors are kept in files.
+        symmetric: the preconditioner starts in its Hermitian form.
+        bytes: the memory that a solve takes, estimated.
+        limits: the memory and the choice of solver for the border of a tile.
     """
 
     path: str
@@ -53,7 +53,7 @@ class Strategy:
     axes: tuple[TileAxis, ...]
     overlap: tuple[int, ...]
     wraps: tuple[bool, ...]
-    rate: float
+    first_pass_error: float
     out_of_core: bool
     symmetric: bool
     bytes: int
@@ -74,21 +74,22 @@ class Strategy:
         masked: bool,
         stored: bool,
     ) -> Strategy:
-        """Choose from the decay of the inverse and the memory; the parameters are those of the plan."""
+        """Choose by the decay of the inverse and by the memory; the parameters are those of :class:`Plan`."""
         if overlap != "auto" and not (isinstance(overlap, int) and overlap >= 1):
             raise ArgumentError(f'overlap: expected "auto" or a number of cells >= 1, got {overlap!r}')
         wraps = _wraps(A)
         decay = Decay(A, terms, damp, {1: 4096, 2: 512, 3: 96}[A.ndim])
         rtol = 1e-7 if double(A.dtype) != A.dtype else 1e-11
-        vectors = A.c_in * (rows.stop - rows.start) * math.prod(A.spatial_in[1:]) * 8 * (3 + 2 * Directions.most)
+        count = 3 + 2 * Directions.max_directions
+        vectors = count * A.c_in * (rows.stop - rows.start) * math.prod(A.spatial_in[1:]) * 8
         untiled = untiled_bytes(A, terms, damp) if not masked else max_memory + 1
         several, shared = ranks.size > 1, None
 
         def tiles(core: Sequence[int]) -> tuple[tuple[TileAxis, ...], tuple[int, ...], int]:
-            """The cores, overlap and bytes for cores of about this size; the overlap is the same on all ranks."""
+            """Lay out cores of about this size: (axes, overlap per axis, bytes); all ranks find the same overlap."""
             axes = _axes(A, core, rows, wraps)
-            least = (A.spatial_in[0] // ranks.size, *A.spatial_in[1:])
-            nominal = [min(n, c) for n, c in zip(least, core, strict=True)]
+            shortest = (A.spatial_in[0] // ranks.size, *A.spatial_in[1:])
+            nominal = [min(n, c) for n, c in zip(shortest, core, strict=True)]
             cut = [n for n, axis in zip(nominal, axes, strict=True) if _is_cut(axis)]
             cells = decay.overlap(cut, min(cut), rtol) if isinstance(overlap, str) and cut else overlap
             per_axis = tuple(int(cells) if _is_cut(axis) else axis.cells for axis in axes)
@@ -106,11 +107,11 @@ class Strategy:
             )
         out_of_core = stored or needed + vectors > max_memory
         cut = [o for o, axis in zip(cells, axes, strict=True) if _is_cut(axis)]
-        rate, steps = (decay.rate(min(cut)), decay.steps(min(cut), rtol)) if cut else (0.0, 0)
+        error, steps = (decay.first_pass_error(min(cut)), decay.steps(min(cut), rtol)) if cut else (0.0, 0)
         cores = [axis.length / axis.count for axis in axes]
         tile_cells = (min(c + 2 * o, axis.cells) for c, o, axis in zip(cores, cells, axes, strict=True))
         cost = math.prod(tile_cells) / math.prod(cores) * (1 + 1.5 * steps) if cut else 1.0
-        path, why = "tiles", f"beyond {min(cut)} cells {rate:.1e} of the inverse is left" if cut else "one tile is all"
+        path, why = "tiles", f"beyond {min(cut)} cells {error:.1e} of the inverse is left" if cut else "one tile is all"
         if untiled <= max_memory and tile is None and ranks.size == 1 and not stored:
             path, why = "whole", f"it takes {untiled / 2**20:.0f} MiB, and {max_memory / 2**20:.0f} are allowed"
         elif (steps > 4 or cost > (20 if several else 40)) and isinstance(overlap, str):
@@ -137,7 +138,7 @@ class Strategy:
             axes,
             cells,
             wraps,
-            rate,
+            error,
             out_of_core,
             bool(cut) and decay.contraction(min(cut)) > 0.05,
             used,
@@ -151,6 +152,7 @@ def _is_cut(axis: TileAxis) -> bool:
 
 
 def _wraps(A: Convolution) -> tuple[bool, ...]:
+    """Tell per axis whether A is circular, and refuse circular padding of another width than the kernel's."""
     wraps = tuple(MODES[A.padding_mode].periodic and any(pair) for pair in A.padding)
     for wrap, pair, k in zip(wraps, A.padding, A.kernel_extent, strict=True):
         if wrap and sum(pair) != k - 1:
@@ -162,6 +164,7 @@ def _wraps(A: Convolution) -> tuple[bool, ...]:
 
 
 def _axes(A: Convolution, core: Sequence[int], rows: slice, wraps: Sequence[bool]) -> tuple[TileAxis, ...]:
+    """Cut the rows of this rank, and the other axes, into cores of about ``core`` cells."""
     axes = []
     for a, (n, cells) in enumerate(zip(A.spatial_in, core, strict=True)):
         first, last = (rows.start, rows.stop) if a == 0 else (0, n)
@@ -178,7 +181,7 @@ def _per_axis(tile: int | Sequence[int], A: Convolution) -> tuple[int, ...]:
 
 
 def _candidates(A: Convolution, rows: slice) -> list[tuple[int, ...]]:
-    """Cores to choose from, the largest first: halves of the longest axis, down to twice the kernel."""
+    """List core sizes, the largest first: the longest axis is halved again and again, down to twice the kernel."""
     size = [rows.stop - rows.start, *A.spatial_in[1:]]
     least = [max(2 * k, 16) for k in A.kernel_extent]
     found = [tuple(size)]
@@ -197,27 +200,29 @@ def _tile_bytes(
     overlap: Sequence[int],
     wraps: Sequence[bool],
 ) -> int:
-    """The bytes of the inverses of all kinds of tiles, and of a pass's arrays."""
-    wide = A.to(dtype=double(A.dtype))
-    regions = Regions(wide, axes, overlap, wraps, [t.convolution for t in terms])
+    """Estimate the bytes of the inverses of all kinds of tiles, and of the arrays of a pass."""
+    A_double = A.to(dtype=double(A.dtype))
+    regions = Regions(A_double, axes, overlap, wraps, [t.convolution for t in terms])
     plans = []
     for kind in {region.kind for region in regions.all}:
         local = regions.convolution(kind)
         penalty = None
         if terms:
-            filters = [Filter(regions.convolution(kind, t.convolution.to(dtype=wide.dtype)), t.factor) for t in terms]
+            filters = [
+                Filter(regions.convolution(kind, t.convolution.to(dtype=A_double.dtype)), t.factor) for t in terms
+            ]
             penalty = Penalty(local, filters, torch.tensor(damp, dtype=torch.float64, device=A.device))
         plans.append(plan_bytes(local, penalty=penalty))
-    # a third of a plan's peak, which all kinds have one after the other, is kept; a pass has ten arrays at a time
-    kept = max(plans) + (sum(plans) - max(plans)) // 3
-    return kept + 10 * 8 * max(A.c_in, A.c_out) * math.prod(regions.size)
+    # Setups run one after the other and keep a third of their peak; a pass holds ten arrays of a region's size.
+    inverses = max(plans) + (sum(plans) - max(plans)) // 3
+    return inverses + 10 * 8 * max(A.c_in, A.c_out) * math.prod(regions.size)
 
 
 def check_operator(A: Any, in_size: Any, padding: Any, padding_mode: str) -> Convolution:
-    """The convolution, of a kernel where that is given.
+    """Make A a convolution, of a kernel where that is given, and refuse one that tiles do not serve.
 
     Raises:
-        ArgumentTypeError, ShapeError, DtypeError, MethodError: it is none that tiles serve.
+        ArgumentTypeError, ShapeError, DtypeError, MethodError: A, or an argument beside it, does not serve.
     """
     if isinstance(A, Tensor):
         if in_size is None:
@@ -237,9 +242,9 @@ def check_operator(A: Any, in_size: Any, padding: Any, padding_mode: str) -> Con
             f"A: expected a Convolution or a kernel, got {type(A).__name__}; other operators have no tiles, use lstsq"
         )
     if set(A.stride) != {1} or A.batch_shape:
-        said = f"stride {A.stride}" if not A.batch_shape else f"a kernel per batch item {A.batch_shape}"
+        given = f"stride {A.stride}" if not A.batch_shape else f"a kernel per batch item {A.batch_shape}"
         raise MethodError(
-            f"A: tiles serve convolutions of stride 1 with one kernel for all items, got {said}; use lstsq"
+            f"A: tiles serve convolutions of stride 1 with one kernel for all items, got {given}; use lstsq"
         )
     if A.dtype not in (torch.float32, torch.float64):
         raise DtypeError(f"A: tiles serve float32 and float64, got {A.dtype}")
@@ -250,10 +255,10 @@ def check_operator(A: Any, in_size: Any, padding: Any, padding_mode: str) -> Con
 
 
 def penalty_terms(A: Convolution, L: LinearOperator | None) -> list[Filter]:
-    """The penalty as convolutions; empty for the identity.
+    """Take the penalty L apart into convolutions, none for the identity.
 
     Raises:
-        MethodError: it is not made of convolutions, or shares no grid with A.
+        MethodError: L is not made of convolutions, or shares no grid with A.
     """
     if L is None or isinstance(L, Identity):
         return []

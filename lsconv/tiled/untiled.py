@@ -1,4 +1,4 @@
-"""One border solve of the whole image, for problems whose inverse reaches too far for tiles."""
+"""One border solve of the whole image, for problems whose inverse decays too slowly for tiles."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["UntiledPlan", "untiled_bytes"]
 
 
 class UntiledPlan:
-    """The plan of the whole image, made by the first rank when it is first asked.
+    """The plan for the whole image, made on the first rank when the first data come.
 
     Args:
         A: the convolution.
-        terms: the penalty as convolutions; empty: the identity.
+        terms: L as convolutions; empty: the identity.
         L: the penalty.
         damp: the damping.
-        max_memory: bytes that it may take.
+        max_memory: bytes that the plan may take.
     """
 
     def __init__(
@@ -42,22 +42,22 @@ class UntiledPlan:
         self._plan: Any = None
 
     def write(self, ranks: Ranks, y: Field, x: Field, rtol: float) -> None:
-        """Solve for all rows of y, and write the rows of x that are here."""
+        """Solve on the first rank for all rows of y, and write the rows of x on each rank."""
         A, first, y = self.A, ranks.rank == 0, copy.copy(y)
         m, n = A.spatial_out, A.spatial_in
         ranks.exchange(y, (0, m[0]) if first else (0, 0))
         found = torch.zeros(A.c_in, n[0] if first else 0, *n[1:], dtype=double(A.dtype), device=A.device)
-        with ranks.together():
+        with ranks.raise_on_all():
             if first:
                 found = self.solve(y.read((0,) * A.ndim, m, double(A.dtype)), rtol)
         answer = Field(found, n, channels=True, wraps=(False,) * A.ndim, first=0, device=A.device)
         ranks.exchange(answer, (x.first, x.first + x.rows))
-        with ranks.together():
+        with ranks.raise_on_all():
             start = (x.first, *(0,) * (A.ndim - 1))
             x.write(start, answer.read(start, (x.rows, *n[1:])))
 
     def solve(self, y: Tensor, rtol: float) -> Tensor:
-        """The answer for all rows."""
+        """Solve for all rows of y, ``(c_out, *size)``."""
         if self._plan is None:
             A = self.A.to(dtype=double(self.A.dtype))
             if self.terms:
@@ -73,10 +73,12 @@ class UntiledPlan:
 
 
 def untiled_bytes(A: Convolution, terms: Sequence[Filter], damp: float) -> int:
-    """The bytes of such a plan, with the vectors of a solve."""
-    wide = A.to(dtype=double(A.dtype))
+    """Estimate the bytes of an :class:`UntiledPlan`, with the vectors of a solve."""
+    A_double = A.to(dtype=double(A.dtype))
     penalty = None
     if terms:
-        penalty = Penalty(wide, [Filter(t.convolution.to(dtype=wide.dtype), t.factor) for t in terms],
+        penalty = Penalty(A_double, [Filter(t.convolution.to(dtype=A_double.dtype), t.factor) for t in terms],
                           torch.tensor(damp, dtype=torch.float64, device=A.device))  # fmt: skip
-    return plan_bytes(wide, penalty=penalty) + 10 * wide.dtype.itemsize * max(wide.in_numel, wide.out_numel)
+    return plan_bytes(A_double, penalty=penalty) + 10 * A_double.dtype.itemsize * max(
+        A_double.in_numel, A_double.out_numel
+    )

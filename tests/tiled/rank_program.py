@@ -127,10 +127,11 @@ def in_files(mesh: DeviceMesh, folder: Path) -> None:
         warnings.simplefilter("ignore")
         plan.solve(y[:, plan.y_rows].numpy(), out=out, max_iter=2)
     # as if the second rank had been stopped in the first pass, and the other had not
-    vectors = Storage(folder / "work", plan._key(()), (1, len(out[0]), 83), F64, size=A.spatial_in, channels=True,
+    digest = plan._problem_digest(())
+    vectors = Storage(folder / "work", digest, (1, len(out[0]), 83), F64, size=A.spatial_in, channels=True,
                       wraps=plan.wraps, first=plan.x_rows.start)  # fmt: skip
     vectors.vector("x").array[:] = 0
-    vectors.save({"step": -mesh.get_local_rank(), "x": "x", "left": None, "tiles": 1})
+    vectors.save({"step": -mesh.get_local_rank(), "x": "x", "distance": None, "tiles": 1})
     solution = plan.solve(y[:, plan.y_rows].numpy(), out=out)
     reference = lsconv.lstsq(A, y, damp=0.03, rtol=1e-13)
     assert solution.x is out

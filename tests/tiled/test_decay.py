@@ -42,7 +42,9 @@ def test_the_tails_are_those_of_the_dense_inverse(damp: float, penalised: bool) 
 
 def test_more_overlap_or_more_damping_leaves_less_and_takes_fewer_steps() -> None:
     A = lsconv.Conv2d(torch.full((1, 1, 5, 5), 0.04, dtype=F64), (64, 64))
-    rates = {damp: [Decay(A, [], damp, 64).rate(overlap) for overlap in range(0, 40, 4)] for damp in (0.05, 0.5)}
+    rates = {
+        damp: [Decay(A, [], damp, 64).first_pass_error(overlap) for overlap in range(0, 40, 4)] for damp in (0.05, 0.5)
+    }
     for falling in rates.values():
         assert all(0 <= after <= before <= 1 for before, after in itertools.pairwise(falling))
     assert all(strong <= weak for weak, strong in zip(rates[0.05], rates[0.5], strict=True))

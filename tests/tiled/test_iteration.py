@@ -46,9 +46,9 @@ def test_the_gradient_that_is_carried_along_is_that_of_x() -> None:
 
 def test_directions_are_conjugate_and_their_images_are_those_of_the_normal_operator() -> None:
     _, H, _, directions, _, g = steps(4)
-    P = torch.stack([values(p) for p, _, _ in directions.former])
-    W = torch.stack([values(w) for _, w, _ in directions.former])
-    energies = torch.tensor([energy for *_, energy in directions.former], dtype=F64)
+    P = torch.stack([values(p) for p, _, _ in directions.previous])
+    W = torch.stack([values(w) for _, w, _ in directions.previous])
+    energies = torch.tensor([energy for *_, energy in directions.previous], dtype=F64)
     torch.testing.assert_close(W, P @ H, rtol=1e-9, atol=1e-12)
     scaled = P @ H @ P.mT / (energies[:, None] * energies).sqrt()
     torch.testing.assert_close(scaled, torch.eye(len(P), dtype=F64), rtol=0, atol=1e-8)
@@ -60,7 +60,7 @@ def test_no_more_directions_are_kept_than_said_and_every_step_lowers_the_error()
     errors = []
     for count in (1, 3, 6):
         _, H, b, directions, x, _ = steps(count)
-        assert len(directions.former) == min(count, directions.most)
+        assert len(directions.previous) == min(count, directions.max_directions)
         off = values(x) - torch.linalg.solve(H, b)
         errors.append(float(off @ H @ off))
     assert errors[0] > errors[1] > errors[2] > 0
@@ -73,7 +73,9 @@ def test_the_iteration_ends_at_the_dense_answer_or_says_that_it_has_not() -> Non
                       device=A.device)  # fmt: skip
     data = Field(y.clone(), A.spatial_out, channels=True, wraps=(False, False), first=0, device=A.device)
     tolerances = Tolerances.of(F64, 1e-8, 0.0)
-    iteration = Iteration(plan.passes, storage, data, None, plan._judge(tolerances), rtol=tolerances.rtol, rate=1.0)
+    iteration = Iteration(
+        plan.passes, storage, data, None, plan._judge(tolerances), rtol=tolerances.rtol, first_pass_error=1.0
+    )
     early = iteration.run(1)
     assert early.status is lsconv.Status.ITERATION_LIMIT
     certificate = iteration.run(200)

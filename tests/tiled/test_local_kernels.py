@@ -17,7 +17,7 @@ def test_the_damping_is_raised_where_zeros_of_the_transfer_function_move() -> No
     A = lsconv.VaryingConvolution.from_grid(kernels, [(0.0, 10.0), (0.0, 54.0)], (64, 64))
     for damp, raised in ((1e-3, True), (1.0, False)):
         M = SchwarzInverse(A, torch.tensor(damp, dtype=F64), core=(32, 32))
-        assert (M.local.factor > 10) == raised
+        assert (M.local.damp_ratio > 10) == raised
 
 
 def test_tiles_that_do_not_pay_are_refused() -> None:

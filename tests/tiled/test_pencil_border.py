@@ -25,7 +25,7 @@ def border() -> PencilBorder:
 def on_grid(border: PencilBorder, u: torch.Tensor) -> torch.Tensor:
     """The border vector laid out by hand."""
     field = torch.zeros(GRID, dtype=F64)
-    rows, columns = border.pieces(u)
+    rows, columns = border.strip_values(u)
     field[[6, 7]] += rows[0]
     field[:, 5] += columns[0, 0]
     return field
@@ -34,7 +34,7 @@ def on_grid(border: PencilBorder, u: torch.Tensor) -> torch.Tensor:
 def test_cells_in_two_strips_belong_to_the_first() -> None:
     found = border()
     assert strip_cells(POSITIONS, 0) == [(0, 6), (0, 7)]
-    ones = found.joined([torch.ones(1, *strip.mask.shape, dtype=F64) for strip in found.strips])
+    ones = found.vector([torch.ones(1, *strip.mask.shape, dtype=F64) for strip in found.strips])
     field = on_grid(found, ones)
     expected = torch.zeros(GRID, dtype=F64)
     expected[[6, 7]] = 1
@@ -45,7 +45,7 @@ def test_cells_in_two_strips_belong_to_the_first() -> None:
 def test_the_spectrum_of_a_border_vector_is_that_of_its_cells() -> None:
     found = border()
     pieces = [torch.randn(1, *strip.mask.shape, dtype=F64) for strip in found.strips]
-    u = found.joined(pieces)
+    u = found.vector(pieces)
     spectrum = found.spectrum(u)[0, 0, 0]
     torch.testing.assert_close(spectrum, torch.fft.fft2(on_grid(found, u))[:, : GRID[1] // 2 + 1])
 

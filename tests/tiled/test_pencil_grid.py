@@ -8,7 +8,7 @@ import torch
 import lsconv
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import symbol
-from lsconv.tiled.pencil_grid import PencilGrid, shared_cells
+from lsconv.tiled.pencil_grid import PencilGrid, share_size
 from lsconv.tiled.ranks import Ranks
 
 F64 = torch.float64
@@ -39,4 +39,4 @@ def test_the_symbol_is_that_of_the_convolution_with_the_other_axis_halved() -> N
 
 def test_the_shares_of_all_ranks_hold_the_grid() -> None:
     for ranks in (1, 2, 3, 5):
-        assert ranks * shared_cells((12, 10), ranks) >= 12 * 6
+        assert ranks * share_size((12, 10), ranks) >= 12 * 6

@@ -14,7 +14,7 @@ def test_a_tile_computes_the_outputs_of_the_whole_and_each_is_one_tiles(boundary
     A, _ = problem("box", boundary, (83, 98))
     x = torch.randn(A.in_shape, dtype=F64)
     y = A(x)
-    tiles = lsconv.tiled.Plan(A, damp=1.0, tile=20, overlap=12).passes.tiles
+    tiles = lsconv.tiled.Plan(A, damp=1.0, tile=20, overlap=12).passes.tile_regions
     cells, outputs = torch.zeros(A.spatial_in), torch.zeros(A.spatial_out)
     assert len(tiles.all) == 20
 

@@ -39,7 +39,7 @@ def test_memory_is_stated_and_bounds_the_tiles() -> None:
     A, _ = problem("gauss", "valid", (2000, 2100))
     large, small = (lsconv.tiled.Plan(A, damp=0.1, max_memory=m, storage="unused") for m in (2**31, 2**29))
     assert small.memory <= 2**29
-    assert small.passes.tiles.size < large.passes.tiles.size
+    assert small.passes.tile_regions.size < large.passes.tile_regions.size
     with pytest.raises(PlanMemoryError, match="max_memory"):
         lsconv.tiled.Plan(A, damp=0.1, max_memory=2**20)
 
