@@ -220,8 +220,8 @@ def _inverse_and_logdet(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cholesky_solve(eye.expand_as(matrices), factor), logdet
 
 
-def twisted(convolution: Convolution, grid: tuple[int, ...], turns: float = 0.5) -> Convolution:
-    """A similar convolution, of stride 1 and with zero padding, whose symbol has frequencies between the grid's.
+def twisted(convolution: Convolution, grid: tuple[int, ...], shift: float = 0.5) -> Convolution:
+    """Make a similar convolution, of stride 1 and with zero padding, whose symbol is A's at shifted frequencies.
 
     ``D^H A D`` with a diagonal D of phases has the kernel of A times phases, and the determinant of A; the symbol of A
     may have a zero at a frequency of the grid, such as the mean, without A being singular.
@@ -229,12 +229,12 @@ def twisted(convolution: Convolution, grid: tuple[int, ...], turns: float = 0.5)
     Args:
         convolution: A.
         grid: the grid sizes.
-        turns: by how much of a frequency, of every axis.
+        shift: the shift of the frequencies along every axis, as a part of their spacing.
     """
     phase = torch.zeros((), dtype=torch.float64, device=convolution.device)
     for a, (n, k) in enumerate(zip(grid, convolution.kernel_size, strict=True)):
         places = convolution.dilation[a] * torch.arange(k, device=phase.device) - convolution.padding[a][0]
-        phase = phase.unsqueeze(-1) + places.double() * (2 * math.pi * turns / n)
+        phase = phase.unsqueeze(-1) + places.double() * (2 * math.pi * shift / n)
     weight = convolution.weight * torch.polar(torch.ones_like(phase), phase)
     return Convolution(
         weight, convolution.spatial_in, 1, convolution.padding, convolution.dilation, convolution.groups,

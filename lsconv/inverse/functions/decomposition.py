@@ -1,12 +1,14 @@
-r"""svd: the singular value decomposition of a convolution, its factors as operators.
+r"""svd: the singular value decomposition of a convolution, with the factors as operators.
 
 A block-circulant :math:`A = F^{-1} \hat S(\omega) F`, with :math:`\hat S = \hat U \Sigma \hat V^H` per frequency, has
 
 .. math:: A = U \operatorname{diag}(\Sigma)\, V^H, \qquad U = F^{-1} \hat U F\, W, \quad V = F^{-1} \hat V F\, W,
 
-W the unitary transform that diagonalises :math:`F^{-1} \Sigma F`: for real operators Hartley's, where
-:math:`\hat U` and :math:`\hat V` of conjugate frequencies are conjugate, so that all is real; else the inverse Fourier
-transform. A convolution with a separable kernel has the Kronecker products of the decompositions of its axes.
+where W is unitary and diagonalises :math:`F^{-1} \Sigma F`. For a complex A it is the inverse Fourier transform. For a
+real A it is the Hartley transform, and :math:`\hat U` and :math:`\hat V` are made complex conjugate at opposite
+frequencies; then U and V are real.
+
+A convolution with a separable kernel has the Kronecker products of the decompositions of its axes.
 
 Sedghi, Gupta, Long, ICLR 2019; Bracewell, "Discrete Hartley transform" (1983).
 """
@@ -97,7 +99,7 @@ def svd(A: Convolution) -> SingularValueDecomposition:
 
 
 def _uncropped_circulant(A: Convolution) -> Embedding | None:
-    """The grid of a block-circulant convolution all of whose cells are inputs."""
+    """The grid of a block-circulant convolution whose cells are all inputs; None where A is not such a convolution."""
     try:
         embedding = block_circulant(A)
     except MethodError:
@@ -110,12 +112,12 @@ Maps = Sequence[Callable[[Tensor], Tensor]]
 
 
 def _decomposition(A: Convolution, values: Tensor, left: Maps, right: Maps) -> SingularValueDecomposition:
-    """Make the operators U and V of maps that compute in double precision, each with its adjoint."""
+    """Make the operators U and V of pairs (map, its adjoint), which compute in double precision."""
     shape = tuple(values.shape)
 
     def operator(item: tuple[int, ...], maps: Maps) -> FromFunctions:
-        there, back = ((lambda z, f=f: f(z.to(double(A.dtype))).to(A.dtype)) for f in maps)
-        return FromFunctions(shape, item, there, back, dtype=A.dtype, device=A.device)
+        forward, adjoint = ((lambda z, f=f: f(z.to(double(A.dtype))).to(A.dtype)) for f in maps)
+        return FromFunctions(shape, item, forward, adjoint, dtype=A.dtype, device=A.device)
 
     return SingularValueDecomposition(
         operator(A.out_shape, left), values.to(real_dtype(A.dtype)), operator(A.in_shape, right)
@@ -123,7 +125,7 @@ def _decomposition(A: Convolution, values: Tensor, left: Maps, right: Maps) -> S
 
 
 def _of_circulant(A: Convolution, embedding: Embedding) -> SingularValueDecomposition:
-    """Decompose a block-circulant A by its symbol; for real A in the real basis of cosines plus sines (Hartley)."""
+    """Decompose a block-circulant A by its symbol; for real A in the basis of the Hartley transform."""
     S = double_symbol(A, embedding)
     U, values, Vh = torch.linalg.svd(S.matrices, full_matrices=False)
     V = Vh.mH
@@ -145,17 +147,17 @@ def _of_circulant(A: Convolution, embedding: Embedding) -> SingularValueDecompos
         return from_coefficients(z) if S.grid.real else torch.fft.fftn(z, dim=dims, norm="ortho")
 
     def maps(matrices: Tensor, to_grid: Callable[..., Tensor], from_grid: Callable[..., Tensor]) -> Maps:
-        there = FrequencyMatrices(S.grid, matrices)
-        back = there.H
+        operator = FrequencyMatrices(S.grid, matrices)
+        operator_adjoint = operator.H
 
         def apply(z: Tensor) -> Tensor:
             batch = tuple(z.shape[: z.ndim - len(shape)])
             blocks = z.reshape(-1, embedding.groups, matrices.shape[-1], *S.grid.sizes)
-            return from_grid(there.on_grid(from_coefficients(blocks)), batch)
+            return from_grid(operator.on_grid(from_coefficients(blocks)), batch)
 
         def adjoint(x: Tensor) -> Tensor:
             batch = tuple(x.shape[: x.ndim - len(shape)])
-            return to_coefficients(back.on_grid(to_grid(x))).reshape(*batch, *shape)
+            return to_coefficients(operator_adjoint.on_grid(to_grid(x))).reshape(*batch, *shape)
 
         return apply, adjoint
 
@@ -168,10 +170,15 @@ def _of_circulant(A: Convolution, embedding: Embedding) -> SingularValueDecompos
 
 
 def _conjugate_pairs(S: FrequencyMatrices, U: Tensor, values: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Make the factors of opposite frequencies conjugate where the half spectrum has both of a pair."""
+    """Make the factors at opposite frequencies conjugate, where the halved spectrum holds both.
+
+    That is the case on the planes where the frequency of the last axis is zero or half of the sampling frequency. A
+    frequency that is its own opposite gets real factors.
+    """
     others = S.grid.sizes[:-1]
     index = torch.arange(math.prod(others), device=U.device).reshape(others)
     opposite = _opposite(index[None, ..., None, None], len(others))[0, ..., 0, 0]
+    # One of each pair is computed, and the other one is its conjugate.
     first, self_conjugate = ((each[..., None, None]) for each in (index < opposite, index == opposite))
     U, values, V = U.clone(), values.clone(), V.clone()
     for plane in {0, S.grid.sizes[-1] // 2} if S.grid.sizes[-1] % 2 == 0 else {0}:
@@ -186,6 +193,6 @@ def _conjugate_pairs(S: FrequencyMatrices, U: Tensor, values: Tensor, V: Tensor)
 
 
 def _opposite(z: Tensor, count: int) -> Tensor:
-    """``(blocks, *frequencies, ...)`` at the opposite of the first ``count`` frequencies."""
+    """Reorder ``(blocks, *frequencies, ...)`` so that k is replaced by -k along the first ``count`` axes."""
     dims = tuple(range(1, 1 + count))
     return z.flip(dims).roll((1,) * count, dims) if count else z

@@ -93,7 +93,9 @@ def logdet(
         torch.Size([1, 1, 3, 3])
     """
     problem = _problem(A, damp, L)
-    return _answer(problem, _exact_logdet, _stochastic_logdet, "logdet", exact, probes, generator, return_error)
+    return _exact_or_estimated(
+        problem, _exact_logdet, _stochastic_logdet, "logdet", exact, probes, generator, return_error
+    )
 
 
 @untraced
@@ -113,14 +115,7 @@ def trace_inverse(
     derivative by a shift it is. Estimates probe all unknowns.
 
     Args:
-        A: an operator; also a matrix, or a SciPy LinearOperator.
-        damp: the damping, positive, a number or a tensor that broadcasts with ``A.batch_shape``.
-        L: the penalty, an operator on ``A.in_shape``; None: the identity.
-        exact: True refuses where no exact value fits; False always estimates; None estimates where it has to, and warns
-            with the standard error.
-        probes: random vectors of an estimate.
-        generator: their source; None: always the same ones.
-        return_error: return the pair of the value and its standard error (zero where the value is exact).
+        A, damp, L, exact, probes, generator, return_error: as for :func:`logdet`.
 
     Returns:
         Real tensor of A's precision, of the broadcast shape of ``A.batch_shape``, ``L.batch_shape`` and damp.
@@ -135,7 +130,9 @@ def trace_inverse(
         True
     """
     problem = _problem(A, damp, L)
-    return _answer(problem, _exact_trace, _stochastic_trace, "trace_inverse", exact, probes, generator, return_error)
+    return _exact_or_estimated(
+        problem, _exact_trace, _stochastic_trace, "trace_inverse", exact, probes, generator, return_error
+    )
 
 
 @untraced
@@ -172,15 +169,15 @@ def slogdet(A: Any) -> SignAndLog:
     if A.in_numel != A.out_numel:
         raise ShapeError(f"A: expected a square operator, got {A.in_shape} -> {A.out_shape}; logdet(A, damp) takes it")
     real_dtype(A.dtype)
-    wide = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
-    found = square_slogdet(wide) if isinstance(wide, Convolution) else None
+    A_double = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+    found = square_slogdet(A_double) if isinstance(A_double, Convolution) else None
     if found is None:
         if A.in_numel > EXACT_UNKNOWNS:
             raise MethodError(
                 f"A: determinants are exact for square convolutions of stride 1 with zero or circular padding, and for "
                 f"up to {EXACT_UNKNOWNS} unknowns; got {A!r}"
             )
-        found = dense_slogdet(wide.to_dense())
+        found = dense_slogdet(A_double.to_dense())
     return SignAndLog(found[0].to(A.dtype), found[1].to(real_dtype(A.dtype)))
 
 
@@ -189,14 +186,14 @@ def slogdet(A: Any) -> SignAndLog:
 
 @dataclass(frozen=True)
 class _Problem:
-    """The normal operator ``A^H A + mu L^H L`` in double precision, and the options of a call.
+    """The normal operator ``A^H A + damp^2 L^H L`` in double precision, with the shape and type of the answer.
 
     Attributes:
         A: the operator.
         L: the penalty; None: the identity.
-        damp: as a tensor.
+        damp: the damping, float64.
         batch: the batch dimensions of the answer.
-        dtype: that of the answer.
+        dtype: the type of the answer.
     """
 
     A: LinearOperator
@@ -207,7 +204,7 @@ class _Problem:
 
 
 def _problem(A: Any, damp: float | Tensor, L: Any) -> _Problem:
-    """Check the arguments and take them to double precision."""
+    """Check the arguments, and convert them to double precision."""
     A = accept_operator(A)
     dtype = real_dtype(A.dtype)
     if not isinstance(damp, (int, float, Tensor)) or (isinstance(damp, Tensor) and damp.is_complex()):
@@ -219,8 +216,8 @@ def _problem(A: Any, damp: float | Tensor, L: Any) -> _Problem:
         L = accept_operator(L, name="L").for_dtype(A.dtype)
         if L.in_shape != A.in_shape:
             raise ShapeError(f"L: maps {L.in_shape}, expected A's in_shape {A.in_shape}")
-    wide = torch.complex128 if A.is_complex or (L is not None and L.is_complex) else torch.float64
-    A, L = A.to(dtype=wide), None if L is None else L.to(dtype=wide)
+    double = torch.complex128 if A.is_complex or (L is not None and L.is_complex) else torch.float64
+    A, L = A.to(dtype=double), None if L is None else L.to(dtype=double)
     try:
         batch = tuple(broadcast_shapes(A.batch_shape, strength.shape, *(() if L is None else (L.batch_shape,))))
     except RuntimeError:
@@ -228,23 +225,23 @@ def _problem(A: Any, damp: float | Tensor, L: Any) -> _Problem:
     return _Problem(A, L, strength, batch, dtype)
 
 
-def _answer(
+def _exact_or_estimated(
     problem: _Problem,
-    exactly: Any,
-    stochastically: Any,
+    compute: Any,
+    estimate: Any,
     name: str,
     exact: bool | None,
     probes: int,
     generator: torch.Generator | None,
     return_error: bool,
 ) -> Any:
-    """The exact value where it is wanted or cheap, else the estimate from probes with its standard error."""
+    """Return the value of ``compute``, which is exact, or where it raises MethodError that of ``estimate``."""
     if probes < 2:
         raise ArgumentError(f"probes: expected at least two, which have a standard error, got {probes}")
     reason, value = "", None
     if exact is not False:
         try:
-            value = exactly(problem)
+            value = compute(problem)
         except (MethodError, PlanMemoryError) as error:
             reason = str(error)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
@@ -257,14 +254,14 @@ def _answer(
         return (value, torch.zeros_like(value)) if return_error else value
     if exact:
         raise MethodError(f"{name}: {reason}")
-    found = stochastically(problem, Probes(probes, generator))
-    value, spread = (part.to(problem.dtype).expand(problem.batch) for part in (found.value, found.standard_error))
+    found = estimate(problem, Probes(probes, generator))
+    value, std_error = (part.to(problem.dtype).expand(problem.batch) for part in (found.value, found.standard_error))
     if return_error:
-        return value, spread
+        return value, std_error
     if exact is None:
         warn(
-            f"{name}: estimated with {probes} probes, standard error {float(spread.max()):.2g} ({reason}); exact=False "
-            "or return_error=True asks for an estimate, exact=True refuses it",
+            f"{name}: estimated with {probes} probes, standard error {float(std_error.max()):.2g} ({reason}); "
+            "exact=False or return_error=True asks for an estimate, exact=True refuses it",
             UserWarning,
         )
     return value
@@ -274,21 +271,21 @@ def _answer(
 
 
 def _truncated(problem: _Problem, *, max_unknowns: int | None = EXACT_UNKNOWNS) -> TruncatedNormal | None:
-    """The problem on a grid; None where it is no convolution with convolutional penalty."""
-    A, dropped = problem.A, None
+    """The problem as a truncated circulant; None where L, or A without its mask or crop, is no convolution."""
+    A, unmeasured = problem.A, None
     if isinstance(A, Product) and len(A.operators) == 2:
         window, convolution = A.operators
         if not isinstance(convolution, Convolution):
             return None
         if not isinstance(window, (Mask, Crop)) or window.batch_shape:
             return None
-        # rows of zeros are rows that are not there
+        # A row of zeros adds nothing to A^H A: an output that a mask hides is as if it were cropped.
         ones = torch.ones(convolution.out_shape, dtype=A.dtype, device=A.device)
-        dropped = (window.adjoint(window.apply(ones)) == 0).unflatten(0, (convolution.groups, -1))
+        unmeasured = (window.adjoint(window.apply(ones)) == 0).unflatten(0, (convolution.groups, -1))
         A = convolution
-        if not bool((dropped == dropped[:1]).all()):
+        if not bool((unmeasured == unmeasured[:1]).all()):
             return None
-        dropped = dropped[0]
+        unmeasured = unmeasured[0]
     if not isinstance(A, Convolution) or not Embedding.exists(A):
         return None
     penalty: tuple[list[Filter], Tensor] | None = None
@@ -297,26 +294,29 @@ def _truncated(problem: _Problem, *, max_unknowns: int | None = EXACT_UNKNOWNS) 
         if terms is None or not Penalty.serves(A, terms):
             return None
         penalty = terms, problem.damp
-    return truncated_normal(A, problem.batch, penalty, dropped, max_unknowns=max_unknowns)
+    return truncated_normal(A, problem.batch, penalty, unmeasured, max_unknowns=max_unknowns)
 
 
 def _shift(problem: _Problem) -> Tensor:
+    """The multiple of the identity in the normal operator: ``damp^2``, or 0 where there is a penalty L."""
     mu = problem.damp.square() if problem.L is None else torch.zeros_like(problem.damp)
     return mu.expand(problem.batch)
 
 
 def _exact_logdet(problem: _Problem) -> Tensor:
+    """The log-determinant by the border, or by a dense factor of a small problem; else MethodError."""
     A = problem.A
-    if isinstance(A, Adjoint) and problem.L is None:  # A^H A and A A^H share all eigenvalues but mu
+    if isinstance(A, Adjoint) and problem.L is None:  # A^H A and A A^H have the same eigenvalues but for zeros
         return _exact_logdet(replace(problem, A=A.operator)) + (A.in_numel - A.out_numel) * _shift(problem).log()
     truncated = _truncated(problem)
     if truncated is not None:
         return truncated.logdet(_shift(problem))
-    R, idle = _triangular(problem)
-    return 2 * R.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1) + idle * problem.damp.square().log()
+    R, surplus = _triangular(problem)
+    return 2 * R.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1) + surplus * problem.damp.square().log()
 
 
 def _exact_trace(problem: _Problem) -> Tensor:
+    """The trace of the inverse by the border, or by a dense factor of a small problem; else MethodError."""
     A = problem.A
     if isinstance(A, Adjoint) and problem.L is None:
         return _exact_trace(replace(problem, A=A.operator)) + (A.in_numel - A.out_numel) / _shift(problem)
@@ -324,36 +324,37 @@ def _exact_trace(problem: _Problem) -> Tensor:
     if truncated is not None:  # the derivative of the log-determinant by a shift
         found: Tensor = torch.func.grad(lambda shift: truncated.logdet(shift).sum())(_shift(problem))
         return found
-    R, idle = _triangular(problem)
+    R, surplus = _triangular(problem)
     inverse = torch.linalg.solve_triangular(R, torch.eye(R.shape[-1], dtype=R.dtype, device=R.device), upper=True)
-    return inverse.abs().square().sum((-2, -1)) + idle / problem.damp.square()
+    return inverse.abs().square().sum((-2, -1)) + surplus / problem.damp.square()
 
 
 def _triangular(problem: _Problem) -> tuple[Tensor, int]:
-    """The triangular factor of the normal operator, or of ``A A^H + mu`` if it is smaller, and how much smaller."""
+    """The triangular factor of the normal operator, or of ``A A^H + damp^2`` if that is smaller, and by how much."""
     A, L = problem.A, problem.L
-    idle = max(A.in_numel - A.out_numel, 0) if L is None else 0
-    if A.in_numel - idle > EXACT_UNKNOWNS:
+    surplus = max(A.in_numel - A.out_numel, 0) if L is None else 0
+    if A.in_numel - surplus > EXACT_UNKNOWNS:
         raise MethodError(
             f"there are exact values for convolutions with zero or circular padding, masked or cropped, with "
             f"convolutional penalties, and for up to {EXACT_UNKNOWNS} unknowns"
         )
-    return triangular_factor(A.H if idle else A, L, problem.damp, problem.batch), idle
+    return triangular_factor(A.H if surplus else A, L, problem.damp, problem.batch), surplus
 
 
 # ------------------------------------------------------------------------------------------------- estimates
 
 
-def _followed(problem: _Problem) -> bool:
+def _needs_gradient(problem: _Problem) -> bool:
+    """Tell whether damp, or a tensor that A or L is made of, has derivatives."""
     L = () if problem.L is None else parameters_of(problem.L)
     return any_requires_grad(problem.damp, *parameters_of(problem.A), *L)
 
 
 def _stochastic_logdet(problem: _Problem, probes: Probes) -> Estimate:
-    """Estimate the log-determinant: exactly on the grid, from probes on the border."""
+    """Estimate the log-determinant: that of the circulant is exact, that of the border is estimated from probes."""
     truncated = _truncated(problem, max_unknowns=None)
     if truncated is None:
-        return _of_normal(problem, probes, log_determinant, lambda mu, idle: idle * mu.log())
+        return _estimate_normal(problem, probes, log_determinant, lambda mu, surplus: surplus * mu.log())
     value, inverse = truncated.parts(_shift(problem))
     error = torch.zeros_like(value)
     if truncated.minor is not None:
@@ -365,18 +366,22 @@ def _stochastic_logdet(problem: _Problem, probes: Probes) -> Estimate:
             return inverse.on_grid(on_grid.unflatten(-1, shape)).flatten(2).index_select(-1, cells)
 
         start = probes.draw((len(value), len(cells)), problem.A.parameters()[0])
-        found = log_determinant(apply, start, 1, derivatives=_followed(problem))
+        found = log_determinant(apply, start, 1, derivatives=_needs_gradient(problem))
         value, error = value + found.value, found.standard_error
     batch = (*truncated.embedding.batch_shape, -1)
     return Estimate(value.reshape(batch).sum(-1), error.reshape(batch).square().sum(-1).sqrt())
 
 
 def _stochastic_trace(problem: _Problem, probes: Probes) -> Estimate:
-    return _of_normal(problem, probes, trace_of_inverse, lambda mu, idle: idle / mu)
+    """Estimate the trace of the inverse."""
+    return _estimate_normal(problem, probes, trace_of_inverse, lambda mu, surplus: surplus / mu)
 
 
-def _of_normal(problem: _Problem, probes: Probes, function: Any, of_idle: Any) -> Estimate:
-    """A function of the normal operator, or of ``A A^H + mu`` where that is smaller, with probes of their length."""
+def _estimate_normal(problem: _Problem, probes: Probes, function: Any, of_surplus: Any) -> Estimate:
+    """Estimate a function of the normal operator, or of ``A A^H + damp^2`` where that is smaller.
+
+    ``of_surplus`` takes ``damp^2`` and the number of eigenvalues ``damp^2`` that the smaller one lacks.
+    """
     A, L = problem.A, problem.L
     damp = problem.damp.expand(problem.batch)
     smaller = L is None and A.out_numel < A.in_numel
@@ -388,9 +393,8 @@ def _of_normal(problem: _Problem, probes: Probes, function: Any, of_idle: Any) -
             return A.apply(A.adjoint(z)) + mu * z
         return A.adjoint(A.apply(z)) + mu * (z if L is None else L.adjoint(L.apply(z)))
 
-    like = torch.zeros((), dtype=A.dtype, device=A.device)
-    start = probes.draw((*problem.batch, *shape), like)
-    found: Estimate = function(apply, start, len(shape), derivatives=_followed(problem))
+    start = probes.draw((*problem.batch, *shape), torch.zeros((), dtype=A.dtype, device=A.device))
+    found: Estimate = function(apply, start, len(shape), derivatives=_needs_gradient(problem))
     if not smaller:
         return found
-    return Estimate(found.value + of_idle(damp.square(), A.in_numel - A.out_numel), found.standard_error)
+    return Estimate(found.value + of_surplus(damp.square(), A.in_numel - A.out_numel), found.standard_error)

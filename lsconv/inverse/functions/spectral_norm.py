@@ -66,8 +66,8 @@ def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -
         v = leading_vector(A, rtol=rtol, max_iter=max_iter)
         return torch.linalg.vector_norm(A.apply(v).flatten(len(A.batch_shape)), dim=-1)
     assert isinstance(A, Convolution)
-    wide = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
-    values = singular_values_by_frequency(symbol(wide, embedding).matrices)
+    A_double = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+    values = singular_values_by_frequency(symbol(A_double, embedding).matrices)
     return values.reshape(*embedding.batch_shape, -1).amax(-1).to(dtype)
 
 
@@ -75,14 +75,14 @@ def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -
 def leading_vector(
     A: LinearOperator, *, rtol: float, max_iter: int, start: Tensor | None = None, warning: bool = True
 ) -> Tensor:
-    """The unit vector v, ``(*batch_shape, *in_shape)``, of the largest ``||A v||``; it has no derivative.
+    """The leading right singular vector, ``(*batch_shape, *in_shape)``, by Lanczos on ``A^H A``; without derivative.
 
     Args:
         A: the operator.
         rtol: tolerance of the residual, relative to the norm.
         max_iter: limit on the iterations.
-        start: where to start; None: a fixed random vector.
-        warning: say when the limit is met.
+        start: the start of the process; None: a fixed random vector.
+        warning: warn when the limit is met.
     """
     if start is None:
         generator = torch.Generator().manual_seed(0)
@@ -91,12 +91,13 @@ def leading_vector(
     while True:
         lanczos.advance(min(10, max_iter - lanczos.steps))
         values, vectors = torch.linalg.eigh(lanczos.tridiagonal())
-        # what follows an invariant subspace is a block without weight on the start, and no part of A^H A
-        real = vectors[..., 0, :].abs() > torch.finfo(values.dtype).eps
-        best = torch.where(real, values, 0).argmax(-1, keepdim=True)
+        # After an invariant subspace the tridiagonal matrix goes on with arbitrary entries; these eigenvectors have no
+        # part of the start.
+        genuine = vectors[..., 0, :].abs() > torch.finfo(values.dtype).eps
+        best = torch.where(genuine, values, 0).argmax(-1, keepdim=True)
         largest = values.gather(-1, best)[..., 0]
         top = vectors.gather(-1, best[..., None, :].expand(*vectors.shape[:-1], 1))[..., 0]
-        # ||A^H A v - sigma^2 v|| is sigma times the residual of the triplet
+        # ||A^H A v - sigma^2 v|| is sigma times the residual ||A^H u - sigma v|| of the singular triplet.
         residual = (lanczos.remainder * top[..., -1]).abs()
         if bool((residual <= rtol * largest).all()):
             break

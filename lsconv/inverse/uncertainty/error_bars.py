@@ -1,4 +1,4 @@
-"""Error bars of a restored image: the standard deviations of its pixels, its channels together where they are alike."""
+"""Error bars of a restored image: the standard deviations of its pixels, those of equal channels in one computation."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ def error_bars(
 
     Args:
         A, y, damp, L, x_prior: the problem as solved.
-        noise_std: of the entries of y; None: read off the residual, channel by channel where these are alike.
-        count: samples where there are too many unknowns for an exact map; the same numbers are drawn every time.
+        noise_std: standard deviation of the noise in the entries of y; None: estimated from the residual, for each
+            channel where all channels have the same kernels.
+        count: number of samples where the unknowns are too many for an exact map; their seed is fixed.
 
     Returns:
         ``(*batch, *in_shape)``.
     """
+    # Where A and L treat all channels alike, one channel is the operator and the channels are a batch.
     shared = SharedGroups.of(A, L)
     if shared is not None and (L is None or shared.L is not None):
         prior = x_prior.expand(*x_prior.shape[: x_prior.ndim - len(A.in_shape)], *A.in_shape)

@@ -1,12 +1,12 @@
 r"""The evidence: the likelihood of the data under Gaussian noise and a Gaussian prior, x integrated out.
 
-Completing the square, with :math:`\mu = \mathrm{damp}^2`, m measured data, q the nullity of L, n unknowns and
-:math:`\bar x` the Tikhonov solution,
+Completing the square, with :math:`\mu = \mathrm{damp}^2`, m measured data, n unknowns, q the dimension of the null
+space of L, :math:`{\det}_+` the product of the positive eigenvalues and :math:`\bar x` the Tikhonov solution,
 
 .. math:: -2 \log p(y) = (m - q) \log(2\pi\sigma^2) + \frac{\|A\bar x - y\|^2 + \mu \|L\bar x\|^2}{\sigma^2}
           + \log\det(A^HA + \mu L^HL) - (n - q) \log\mu - \log {\det}_+ L^HL ,
 
-for q > 0 the restricted likelihood, in which the part of x that the prior leaves flat is integrated with weight one.
+where for q > 0 it is the restricted likelihood: the null space of L, on which the prior is flat, is integrated over.
 Harville, "Bayesian inference for variance components using only error contrasts" (1974).
 """
 
@@ -101,26 +101,27 @@ def log_evidence(
     x = tikhonov(A, y, damp, L=L, x_prior=prior).x
     offset = x if prior is None else x - prior
     quadratic = _square(observed(A, y) - A.apply(x), len(A.out_shape))
-    pulled, ndim = (offset, len(A.in_shape)) if L is None else (L.apply(offset), len(L.out_shape))
-    quadratic = quadratic + mu * _square(pulled, ndim)
-    zero, flat = zero_rows(A), null_dimension(L)
+    penalised, ndim = (offset, len(A.in_shape)) if L is None else (L.apply(offset), len(L.out_shape))
+    quadratic = quadratic + mu * _square(penalised, ndim)
+    zero, nullity = zero_rows(A), null_dimension(L)
     measured = A.out_numel if zero is None else A.out_numel - zero.flatten(zero.ndim - len(A.out_shape)).sum(-1)
-    freedom = torch.as_tensor(measured - flat, dtype=torch.float64, device=A.device)
-    if not bool((freedom > 0).all()):
-        least = int(freedom.min()) + flat
+    degrees_of_freedom = torch.as_tensor(measured - nullity, dtype=torch.float64, device=A.device)
+    if not bool((degrees_of_freedom > 0).all()):
+        least = int(degrees_of_freedom.min()) + nullity
         raise ArgumentError(
-            f"y: {least} of {A.out_numel} data are measured, and the penalty leaves {flat} constants free: "
+            f"y: {least} of {A.out_numel} data are measured, and the penalty leaves {nullity} constants free: "
             "none is left to judge by"
         )
     if noise_std is None:
-        variance = quadratic / freedom
+        variance = quadratic / degrees_of_freedom
         if not bool((variance.detach() > 0).all()):
             raise ArgumentError("y: is fitted exactly, so the noise cannot be found from it; give noise_std")
     else:
         variance = torch.as_tensor(noise_std, dtype=torch.float64, device=A.device).square()
-    value = freedom * (2 * math.pi * variance).log() + quadratic / variance
-    return -(value + log_determinant - (A.in_numel - flat) * mu.log()) / 2
+    value = degrees_of_freedom * (2 * math.pi * variance).log() + quadratic / variance
+    return -(value + log_determinant - (A.in_numel - nullity) * mu.log()) / 2
 
 
 def _square(z: Tensor, item_ndim: int) -> Tensor:
+    """``||z||^2`` of every batch item."""
     return z.square().flatten(z.ndim - item_ndim).sum(-1)

@@ -4,7 +4,8 @@ Under the model
 
 .. math:: y = Ax + e, \quad e \sim N(0, \sigma^2), \qquad x \sim N(x_{prior}, (\sigma / \mathrm{damp})^2 (L^HL)^{-1}),
 
-flat along the null space of L, the posterior of x is Gaussian with the mean that :func:`lsconv.tikhonov` computes and
+with a prior that is flat on the null space of L, the posterior of x is Gaussian with the mean that
+:func:`lsconv.tikhonov` computes and
 the covariance :math:`\sigma^2 N^{-1}`, :math:`N = A^HA + \mathrm{damp}^2 L^HL`. A sample is the solution for perturbed
 data and a perturbed prior,
 
@@ -176,7 +177,7 @@ def posterior_std(
 @torch.no_grad()
 @untraced
 def noise_level(A: Any, y: Tensor, damp: float | Tensor, *, L: Any = None, x_prior: Tensor | None = None) -> Tensor:
-    r"""The standard deviation of the noise in y as the residual shows it.
+    r"""Estimate the standard deviation of the noise in y from the residual.
 
     .. math:: \hat\sigma^2 = \|y - Ax\|^2 / (m - \operatorname{tr} H), \qquad
               \operatorname{tr} H = n - \tfrac12\, \mathrm{damp}\, \partial_{\mathrm{damp}} \log\det N,
@@ -205,24 +206,24 @@ def noise_level(A: Any, y: Tensor, damp: float | Tensor, *, L: Any = None, x_pri
     posterior = _Posterior.of(A, damp, L)
     with torch.enable_grad():
         strength = posterior.damp.detach().expand(posterior.batch).clone().requires_grad_()
-        wide = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
-        value, _ = logdet(wide, strength, posterior.L, return_error=True)
+        A_double = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+        value, _ = logdet(A_double, strength, posterior.L, return_error=True)
         (slope,) = torch.autograd.grad(value.sum(), strength)
-    freedom = A.in_numel - strength.detach() * slope / 2
+    degrees_of_freedom = A.in_numel - strength.detach() * slope / 2
     zero = zero_rows(A)
     measured = A.out_numel if zero is None else A.out_numel - zero.flatten(-len(A.out_shape)).sum(-1)
-    return solution.residual_norm.double() / (measured - freedom).sqrt()
+    return solution.residual_norm.double() / (measured - degrees_of_freedom).sqrt()
 
 
 @dataclass(frozen=True)
 class _Posterior:
-    """The covariance ``N^-1``, of noise of standard deviation one.
+    """The posterior covariance ``N^-1`` for noise of standard deviation one, ``N = A^H A + damp^2 L^H L``.
 
     Attributes:
         A: the operator.
         L: the penalty; None: the identity.
-        damp: as a tensor.
-        batch: the batch dimensions of all three.
+        damp: the damping, float64.
+        batch: the batch dimensions of A, L and damp together.
     """
 
     A: LinearOperator
@@ -232,6 +233,7 @@ class _Posterior:
 
     @classmethod
     def of(cls, A: LinearOperator, damp: float | Tensor, L: Any) -> _Posterior:
+        """Check the arguments of a public function."""
         real_dtype(A.dtype)
         L = None if L is None else accept_operator(L, name="L").for_dtype(A.dtype)
         if L is not None and L.in_shape != A.in_shape:
@@ -249,18 +251,21 @@ class _Posterior:
             return torch.randn(*batch, *shape, dtype=A.dtype, device=A.device, generator=generator)
 
         damp = self.damp.to(noise(()).real.dtype)
-        spread = over_items(damp, len(A.in_shape))
+        damp = over_items(damp, len(A.in_shape))
         prior = noise(A.in_shape if L is None else L.out_shape)
-        return solve(noise(A.out_shape), prior / spread if L is None else spread * L.adjoint(prior))
+        return solve(noise(A.out_shape), prior / damp if L is None else damp * L.adjoint(prior))
 
     def _solver(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The solution for noise in the data and a random part of the prior."""
+        """A function of noise in the data and a sample of the prior that solves for a sample of the posterior.
+
+        The second argument is a sample x of the prior where L is the identity, else ``damp L^H`` of noise.
+        """
         A, L = self.A, self.L
         if L is None:
             inverse = pinv(A, damp=self.damp)
             return lambda data, prior: prior + inverse(data - A.apply(prior))
         plan = penalty_plan(A, L, self.damp)
-        return lambda data, pulled: plan.normal_solve(A.adjoint(data) + pulled)
+        return lambda data, prior: plan.normal_solve(A.adjoint(data) + prior)
 
     def exact(self) -> Tensor:
         """``sqrt((N^-1)_ii)`` in double precision."""
@@ -270,10 +275,10 @@ class _Posterior:
 
 
 def positive(value: Any, A: LinearOperator, name: str = "noise_std") -> Tensor:
-    """The value in double precision, one number per batch item.
+    """Check that an argument is a positive number, or one per batch item, and return it in double precision.
 
     Raises:
-        ArgumentError: it is not positive, a rule, or a map with an entry per datum.
+        ArgumentError: it is not positive, is the name of a rule, or has an entry for every datum.
     """
     if isinstance(value, str):
         raise ArgumentError(f"{name}: expected positive numbers, got {value!r}; choose_damp finds a damp by a rule")

@@ -202,7 +202,7 @@ def estimate_psf(
 
 
 def _planes(image: Any, observed: Any, channels: str | None) -> Tensor:
-    """``(planes, height, width)`` in double precision, NaN where it is not measured."""
+    """Bring the image to ``(planes, height, width)`` in double precision, NaN where it is not measured."""
     if channels not in (None, "first", "last"):
         raise ArgumentError(f'channels: expected "first", "last" or None, got {channels!r}')
     missing = np.ma.getmaskarray(image) if isinstance(image, np.ma.MaskedArray) else None
@@ -210,45 +210,52 @@ def _planes(image: Any, observed: Any, channels: str | None) -> Tensor:
     if values.is_complex():
         raise DtypeError("image: expected real values, got complex ones; a spectrum of intensities is what is modelled")
     values = values.detach().double()
-    seen = None if observed is None else torch.as_tensor(observed).to(values.device)
+    mask = None if observed is None else torch.as_tensor(observed).to(values.device)
     if missing is not None:
         values = values.masked_fill(torch.as_tensor(missing), math.nan)
     if channels == "last" and values.ndim > 2:
         values = values.movedim(-1, 0)
-        seen = seen.movedim(-1, 0) if seen is not None and seen.ndim == values.ndim else seen
+        mask = mask.movedim(-1, 0) if mask is not None and mask.ndim == values.ndim else mask
     if values.ndim < 2:
         raise ShapeError(f"image: expected (*planes, height, width), got {tuple(values.shape)}")
-    if seen is not None:
-        if seen.dtype != torch.bool:
-            raise DtypeError(f"observed: expected bool, True where pixels were measured, got {seen.dtype}")
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise DtypeError(f"observed: expected bool, True where pixels were measured, got {mask.dtype}")
         try:
-            values = values.masked_fill(~seen, math.nan)
+            values = values.masked_fill(~mask, math.nan)
         except RuntimeError:
             raise ShapeError(
-                f"observed: {tuple(seen.shape)} does not broadcast with the image, {tuple(values.shape)}"
+                f"observed: {tuple(mask.shape)} does not broadcast with the image, {tuple(values.shape)}"
             ) from None
     return values.reshape(-1, *values.shape[-2:])
 
 
 def _estimate(search: PsfSearch, fits: list[Fit], window: int, gaussian: Fit | None) -> PsfEstimate:
-    """The answer that the maxima of the likelihood give, beside that of a Gaussian."""
+    """Make the estimate of the maxima of the likelihood, the highest first, and judge it.
+
+    Args:
+        search: the search that found them.
+        fits: the maxima.
+        window: side of the windows.
+        gaussian: the highest maximum under a Gaussian PSF, with which the model is compared; None: no comparison.
+    """
     best, model, spectra = fits[0], search.model, search.spectra
     covariance = spectra.covariance(best)
     std = model.errors(best.x, spectra.model_error**2 * covariance)
     count = len(model.names)
-    narrow = torch.linalg.pinv(best.information + spectra.precision(), hermitian=True).diagonal()[0]
-    misfit = max(1.0, float(covariance[0, 0] / narrow))
+    ideal_variance = torch.linalg.pinv(best.information + spectra.precision(), hermitian=True).diagonal()[0]
+    misfit = max(1.0, float(covariance[0, 0] / ideal_variance))
 
     def rivals(others: list[Fit]) -> bool:
-        return any((fit.value - best.value) / misfit < 3 for fit in others)  # at 20 to 1 it is no rival
+        return any((fit.value - best.value) / misfit < 3 for fit in others)  # exp(3) is a likelihood ratio of 20
 
-    usual, spread = spectra.law.exponent
-    # a third of a length, or of a radian
+    exponent_mean, exponent_std = spectra.law.exponent
+    # The search has logarithms and radians: a standard error of 1/3 is a third of a length, or of a radian.
     wide = bool((covariance.diagonal()[:count].sqrt() > 1 / 3).any()) or not bool(torch.isfinite(covariance).all())
     verdicts = {
         PsfStatus.AT_BOUND: search.at_bound(best.x),
         PsfStatus.FLAT: wide,
-        PsfStatus.UNUSUAL_SCENE: abs(float(best.x[-3]) - usual) > 5 * spread,
+        PsfStatus.UNUSUAL_SCENE: abs(float(best.x[-3]) - exponent_mean) > 5 * exponent_std,
         PsfStatus.MULTIMODAL: rivals(fits[1:]),
         PsfStatus.NOT_THIS_BLUR: gaussian is not None and rivals([gaussian]),
     }

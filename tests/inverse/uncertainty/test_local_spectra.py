@@ -83,7 +83,7 @@ def test_the_contrasts_are_the_maxima_of_every_windows_likelihood(spectra: Local
 
     def value(contrasts: Tensor) -> Tensor:
         M = contrasts[:, None, None] * mean + noise
-        return (spectra._counts * (M.log() + spectra.periodograms / M)).sum((1, 2))
+        return (spectra._weights * (M.log() + spectra.periodograms / M)).sum((1, 2))
 
     assert (value(found) <= value(found * 1.01)).all()
     least = 1e-4 * noise / mean.max()  # where a window shows nothing
@@ -92,13 +92,13 @@ def test_the_contrasts_are_the_maxima_of_every_windows_likelihood(spectra: Local
 
 def test_a_maximum_is_reached_within_the_bounds_with_what_is_held(spectra: LocalSpectra) -> None:
     whole = spectra.maximise(X)
-    held = spectra.maximise(X, held=2)
+    held = spectra.maximise(X, fixed_count=2)
     assert torch.equal(held.x[:2], X[:2])
     assert whole.value <= held.value <= spectra.value(X)
     assert (whole.x >= spectra.lower).all() and (whole.x <= spectra.upper).all()  # noqa: PT018
     inner = (whole.x > spectra.lower) & (whole.x < spectra.upper)
     normal = (whole.information + spectra.precision())[inner][:, inner]
-    slope = (whole.scores.sum(0) - spectra._pull(whole.x)[1])[inner]
+    slope = (whole.scores.sum(0) - spectra._prior(whole.x)[1])[inner]
     assert inner.sum() >= 4
     assert (torch.linalg.solve(normal, slope).abs() < 0.1 * torch.linalg.inv(normal).diagonal().sqrt()).all()
 
@@ -116,7 +116,7 @@ def test_windows_with_a_missing_pixel_are_left_out(spectra: LocalSpectra) -> Non
 
 def test_white_noise_has_periodograms_of_its_variance() -> None:
     spectra = spectra_of(0.3 * torch.randn(1, 320, 320, dtype=DOUBLE), 32)
-    inner = spectra._counts > 0
+    inner = spectra._weights > 0
     assert float(spectra.periodograms[:, inner].mean()) == pytest.approx(0.09, rel=0.02)
 
 
