@@ -1,9 +1,8 @@
 """Factors, inverses and determinants of batches of dense matrices.
 
-On a CPU torch factorises the matrices of a batch on several threads at once, and MKL's row exchanges do not bear that:
-the factors of two matrices of 160 rows are off by orders of magnitude, or the pivots are zero and what follows raises
-(pytorch issue 142815; torch 2.5 to 2.13). One after
-the other, as here, they are right, and MKL has all the threads for each.
+On a CPU torch factorises the matrices of a batch by LU in several threads at once, and MKL's row exchanges are not
+safe there: from about 150 rows on, factors and pivots can be wrong without an error (pytorch issue 142815; torch 2.5 to
+2.13). The functions here factorise such matrices one after the other, with all threads for each.
 """
 
 from __future__ import annotations
@@ -27,20 +26,21 @@ __all__ = [
     "solve",
 ]
 
-# Smaller matrices are inverted, and so are those on a GPU, which waits for every row of a triangular solve.
+# Smaller matrices are inverted instead of factorised, and all matrices on a GPU, where triangular solves are slow.
 LEAST_FACTORED = 256
 
-# Matrices of fewer rows are factorised without the blocks on which it goes wrong (seen from 151 rows on).
+# Smaller matrices are factorised without blocking, which the error needs; it was seen from 151 rows on.
 _LEAST_ROWS = 64
 
 
 def _one_by_one(matrices: Tensor) -> bool:
+    """Tell whether torch would factorise these matrices in several threads at once, and possibly wrongly."""
     on_cpu = matrices.device.type == "cpu" and torch.get_num_threads() > 1
     return on_cpu and matrices.shape[-1] >= _LEAST_ROWS and matrices.shape[:-2].numel() > 1
 
 
 def lu_factor(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors, pivots and info, as ``torch.linalg.lu_factor_ex`` gives them."""
+    """Factorise by LU; return factors, pivots and info as ``torch.linalg.lu_factor_ex`` does."""
     if not _one_by_one(matrices):
         factors, pivots, info = torch.linalg.lu_factor_ex(matrices)
         return factors, pivots, info
@@ -48,7 +48,7 @@ def lu_factor(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def lu_factor_in_place(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Factorise as :func:`lu_factor`, in the storage of the matrices where they lie column by column."""
+    """Factorise as :func:`lu_factor` does, in the storage of the matrices if that is column-major."""
     lead, rows = matrices.shape[:-2], matrices.shape[-1]
     if not _one_by_one(matrices):
         pivots, info = (torch.empty(0, dtype=torch.int32, device=matrices.device) for _ in range(2))
@@ -65,7 +65,7 @@ def lu_factor_in_place(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def inverse(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverses and info, as ``torch.linalg.inv_ex`` gives them."""
+    """Invert; return the inverses and info as ``torch.linalg.inv_ex`` does."""
     if not _one_by_one(matrices):
         inverses, info = torch.linalg.inv_ex(matrices)
         return inverses, info
@@ -103,7 +103,7 @@ def solve(matrices: Tensor, columns: Tensor) -> Tensor:
 
 
 def frobenius(matrices: Tensor) -> Tensor:
-    """The Frobenius norms of matrices, as one reduction over the memory of each (torch's takes 70 times as long)."""
+    """The Frobenius norms of matrices, by one reduction over contiguous memory, which torch's own does not use."""
     if not matrices.is_contiguous():
         matrices = matrices.mT
     if matrices.is_complex():
@@ -112,9 +112,9 @@ def frobenius(matrices: Tensor) -> Tensor:
 
 
 def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:
-    """The inverses of Hermitian positive definite matrices, a chunk at a time to bound the work memory.
+    """Invert Hermitian positive definite matrices in place, a chunk at a time to bound the work memory.
 
-    They overwrite the matrices. Where the Cholesky factorisation breaks down they are NaN.
+    Where the Cholesky factorisation breaks down they are NaN.
     """
     size = matrices.shape[-1]
     if size <= 1:
@@ -124,19 +124,21 @@ def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:
     for start in range(0, flat.shape[0], chunk):
         part = flat[start : start + chunk]
         factor, info = torch.linalg.cholesky_ex(part)
-        # cholesky_inverse raises where a factor is exactly singular
+        # cholesky_inverse raises for singular factors, so these are replaced first, and their inverses by NaN below.
         factor[info > 0] = torch.eye(size, dtype=factor.dtype, device=factor.device)
-        part.copy_(torch.cholesky_inverse(factor).mT.conj())  # the same again, read along LAPACK's columns
+        part.copy_(
+            torch.cholesky_inverse(factor).mT.conj()
+        )  # Hermitian, so this only undoes LAPACK's column-major order
         part[info > 0] = math.nan
     return matrices
 
 
 class DenseInverse:
-    """The inverses of Hermitian matrices, by their factors where these are cheaper.
+    """Apply the inverses of Hermitian matrices, stored as inverses when small, else as Cholesky or LU factors.
 
     Args:
         matrices: ``(blocks, size, size)``; may be overwritten.
-        definite: whether they are positive definite.
+        definite: the matrices are positive definite.
     """
 
     def __init__(self, matrices: Tensor, *, definite: bool) -> None:
@@ -155,7 +157,7 @@ class DenseInverse:
         self.kind = "lu"
 
     def __call__(self, r: Tensor) -> Tensor:
-        """The inverses times ``r`` of shape ``(rhs, blocks, size)``."""
+        """Multiply the inverses with ``r`` of shape ``(rhs, blocks, size)``."""
         b = r.movedim(0, -1).to(self.factors.dtype)
         if self.kind == "inverse":
             z = self.factors @ b
@@ -183,7 +185,7 @@ class DenseInverse:
 
 
 def indefinite_inverse(matrices: Tensor) -> Tensor:
-    """The inverses; of singular ones what a preconditioner can use."""
+    """Invert Hermitian matrices that may be indefinite; singular ones get their pseudo-inverse."""
     inverses, info = inverse(matrices)
     if bool((info > 0).any()):
         inverses[info > 0] = torch.linalg.pinv(matrices[info > 0], hermitian=True)

@@ -36,7 +36,8 @@ __all__ = [
     "real_dtype",
 ]
 
-# Single precision keeps seven digits, of which a condition beyond this leaves fewer than an answer to 1e-6 needs.
+# The largest condition, in Frobenius norms, for which single precision is used: a larger one costs too many of its
+# seven digits for an answer to 1e-6.
 _SINGLE_CONDITION = 4.0
 
 
@@ -52,15 +53,15 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def block_circulant(A: Any, batch_shape: tuple[int, ...] = (), *, name: str = "fourier") -> Embedding:
-    """The grid on which the convolution A is block-circulant, nothing cropped.
+    """Find the periodic grid on which the convolution A is block-circulant without any cropping.
 
     Args:
         A: the operator.
         batch_shape: further batch dimensions whose items get blocks of their own.
-        name: that of the function, to begin an error message with.
+        name: the name of the calling function, for error messages.
 
     Raises:
-        MethodError: A is no convolution, or not block-circulant; the message names what serves it.
+        MethodError: A is no convolution, or not block-circulant; the message names methods that solve it.
     """
     if not isinstance(A, Convolution):
         raise MethodError(
@@ -74,10 +75,10 @@ def block_circulant(A: Any, batch_shape: tuple[int, ...] = (), *, name: str = "f
 
 
 def circulant_embedding(A: Any, batch_shape: tuple[int, ...] = ()) -> Embedding | None:
-    """The grid of a convolution on a circle that nothing crops; None of any other operator."""
+    """Find the grid as :func:`block_circulant` does; None where A is not block-circulant."""
     if not isinstance(A, Convolution) or not Embedding.exists(A):
         return None
-    for grid in (None, (1,) * A.ndim):  # a pointwise convolution needs no grid of a good FFT length
+    for grid in (None, (1,) * A.ndim):  # a pointwise convolution is circulant only on a grid of its own size
         embedding = Embedding(A, grid, batch_shape)
         if embedding.is_circulant:
             return embedding
@@ -85,7 +86,7 @@ def circulant_embedding(A: Any, batch_shape: tuple[int, ...] = ()) -> Embedding 
 
 
 def _why_not(A: Convolution, name: str) -> str:
-    """The message that says why A is not block-circulant, and what serves it."""
+    """Compose the message that says why A is not block-circulant, and which methods solve it."""
     if MODES[A.padding_mode].zero:
         return (
             f"{name}: {A!r} is not block-circulant: with zero padding the outputs at the edges differ from those "
@@ -106,13 +107,13 @@ def double_symbol(A: Convolution, embedding: Embedding) -> FrequencyMatrices:
     """The symbol of A on the grid of ``embedding``, in double precision, one block per block of the embedding."""
     double = torch.complex128 if A.is_complex else torch.float64
     matrices = symbol(A.to(dtype=double), embedding).matrices
-    if matrices.shape[0] != embedding.blocks:  # one kernel for all: the same groups for every batch item
+    if matrices.shape[0] != embedding.blocks:  # one kernel for all batch items: its matrices are repeated for each
         matrices = matrices.repeat(embedding.blocks // matrices.shape[0], *(1 for _ in matrices.shape[1:]))
     return FrequencyMatrices(Grid(embedding.grid, real=not A.is_complex), matrices)
 
 
 def per_block(values: Tensor, embedding: Embedding) -> Tensor:
-    """Values per batch item, of a shape that broadcasts to ``embedding.batch_shape``, as one per block."""
+    """Repeat values per batch item for the blocks (batch items times groups); they broadcast to the batch shape."""
     return values.expand(embedding.batch_shape).reshape(-1, 1).expand(-1, embedding.groups).reshape(-1)
 
 

@@ -1,13 +1,13 @@
 r"""The FFT-diagonal preconditioner: a block-circulant approximation of the normal operator, inverted exactly.
 
 T. Chan, "An optimal circulant preconditioner for Toeplitz systems" (1988), and Hanke, Nagy, Plemmons, "Preconditioned
-iterative regularization for ill-posed problems" (1993), for the idea; here the circulant operator is the one that A is
-a truncation of, and the inverse is compressed to the cells of A:
+iterative regularization for ill-posed problems" (1993), for the idea. Here the circulant operator is the one that A is
+a truncation of, with the symbol S, and R restricts its periodic grid to the outputs (or inputs) of A:
 
 .. math:: M = R\, F^{-1} \operatorname{diag}\big((S S^H + \delta^2)^{-1}\big) F\, R^T .
 
-A compression of a Hermitian positive definite operator is Hermitian positive definite, with the same bounds. The same
-sandwich of a *pseudo*-inverse would not be definite, and would change the answer.
+The restriction of a Hermitian positive definite operator is Hermitian positive definite, with the same bounds on its
+eigenvalues. That of a *pseudo*-inverse can be singular, and would change the answer.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CirculantPreconditioner"]
 
-# The least that is inverted, times the norm of A without a damp, and times the largest entry of a diagonal: a smaller
-# one helps blurs and hurts operators with singular symbols.
-_LEAST = 1e-3
+# The damping of the preconditioner, relative to the norm of A, where the solve has none, and the smallest entry of a
+# diagonal that is inverted, relative to its largest. Less would help blurs and harm operators with a singular symbol.
+_RELATIVE_FLOOR = 1e-3
 
 
 class CirculantPreconditioner(LinearOperator):
@@ -54,15 +54,15 @@ class CirculantPreconditioner(LinearOperator):
     rounding. (``sigma`` is the norm of the block-circulant operator, from above, within the eighth root of the number
     of channels.)
 
-    How much it saves depends on how much of A the periodic operator explains: most for zero padding, a factor of two
-    for blurs with reflect and replicate padding, and nothing where random kernels meet these, or a symbol that is
-    singular (square "same" convolutions with random kernels): such operators want damping first.
+    How many iterations it saves depends on how close A is to the periodic operator: most for zero padding, a factor of
+    two for blurs with reflect and replicate padding, and none for random kernels with these, or where the symbol is
+    singular (square "same" convolutions with random kernels). Give such operators a damping first.
 
     Args:
         A: a convolution, or an operator made of one: scaled, adjoint, in a product with Crop, Mask, Diagonal, Pad, or
             in ``vstack`` (solution side) or ``hstack`` (residual side) with others, with Gradient, Laplacian, Identity.
-        damp: the damping that the solver is given, a number or a tensor with one per batch item: both should be the
-            same, the counts grow with the mismatch. None: ``1e-3 * sigma``, for a solve without damping.
+        damp: the damping that the solver is given, a number or a tensor with one per batch item; with another one
+            the solver takes more iterations. None: ``1e-3 * sigma``, for a solve without damping.
         side: ``"residual"`` (give it to the solver as M) or ``"solution"`` (as N). None: residual when A is wide or
             square (``out_numel <= in_numel``), solution when it is tall. A vstack is always the solution's, an hstack
             the residual's.
@@ -97,11 +97,11 @@ class CirculantPreconditioner(LinearOperator):
         if side not in (None, "residual", "solution"):
             raise ArgumentError(f"side: expected 'residual' (for M) or 'solution' (for N), got {side!r}")
         dtype = real_dtype(A.dtype)
-        wanted = None if damp is None else torch.as_tensor(damp, dtype=torch.float64, device=A.device)
-        if wanted is not None and not bool((torch.isfinite(wanted) & (wanted >= 0)).all()):
+        given_damp = None if damp is None else torch.as_tensor(damp, dtype=torch.float64, device=A.device)
+        if given_damp is not None and not bool((torch.isfinite(given_damp) & (given_damp >= 0)).all()):
             raise ArgumentError(f"damp: expected finite numbers >= 0, got {damp}")
         try:
-            batch_shape = broadcast_shapes(A.batch_shape, () if wanted is None else wanted.shape)
+            batch_shape = broadcast_shapes(A.batch_shape, () if given_damp is None else given_damp.shape)
         except RuntimeError:
             raise ShapeError(
                 f"damp: shape {tuple(torch.as_tensor(damp).shape)} does not broadcast with the operator's batch_shape "
@@ -110,12 +110,12 @@ class CirculantPreconditioner(LinearOperator):
         self.side = _side(A) if side is None else side
         shape = A.out_shape if self.side == "residual" else A.in_shape
         super().__init__(shape, shape, dtype=A.dtype, device=A.device, batch_shape=batch_shape)
-        self._operator, self._wanted = A, damp
+        self._operator, self._damp_argument = A, damp
         chain = read(A, adjoint=self.side == "solution")
         approximation, self._embedding = gram(chain, tuple(batch_shape))
         assert chain.core is not None
         self._on_inputs = chain.core.adjoint
-        delta = self._damping(approximation.matrices, wanted)
+        delta = self._damping(approximation.matrices, given_damp)
         shift = per_block(delta.square(), self._embedding).reshape(-1, *(1 for _ in approximation.matrices.shape[1:-1]))
         matrices = approximation.matrices.expand(self._embedding.blocks, *approximation.matrices.shape[1:])
         matrices = matrices.clone(memory_format=torch.contiguous_format)
@@ -125,15 +125,15 @@ class CirculantPreconditioner(LinearOperator):
         self.damp = delta.to(dtype)
         self._windows = [_window(factor, delta) for factor in chain.windows]
 
-    def _damping(self, gram_matrices: Tensor, wanted: Tensor | None) -> Tensor:
-        """delta, of shape ``batch_shape``."""
+    def _damping(self, gram_matrices: Tensor, given_damp: Tensor | None) -> Tensor:
+        """Set :attr:`norm`, and return the damping delta that is used, of shape ``batch_shape``."""
         squared = frobenius(gram_matrices @ gram_matrices).flatten(1).amax(1).sqrt()
         norm = squared.expand(self._embedding.blocks).reshape(*self.batch_shape, -1).amax(-1).sqrt()
         if not bool((norm > 0).all()):
             norm = torch.where(norm > 0, norm, 1)  # the zero operator: any definite matrix serves
         self.norm = norm
         floor = 10 * torch.finfo(self.dtype).eps ** 0.5
-        return torch.maximum(norm * _LEAST if wanted is None else wanted, norm * floor)
+        return torch.maximum(norm * _RELATIVE_FLOOR if given_damp is None else given_damp, norm * floor)
 
     def apply(self, x: Tensor) -> Tensor:
         """``M x``."""
@@ -144,6 +144,7 @@ class CirculantPreconditioner(LinearOperator):
         return self._through(0, y)
 
     def _through(self, depth: int, x: Tensor) -> Tensor:
+        """Apply the preconditioner of the chain from the window of this number on, innermost the circulant inverse."""
         if depth < len(self._windows):
             return self._windows[depth](x, lambda z: self._through(depth + 1, z))
         grid = self._embedding
@@ -159,42 +160,43 @@ class CirculantPreconditioner(LinearOperator):
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> Self:
-        # Nothing here is a parameter: no gradient goes through a preconditioner. Another dtype or device needs a new
+        # A preconditioner has no parameters, since no gradient passes through it; another dtype or device needs a new
         # setup.
         if dtype is None and device is None:
             return self
-        damp: Any = self._wanted.to(device) if isinstance(self._wanted, Tensor) else self._wanted
+        damp: Any = self._damp_argument.to(device) if isinstance(self._damp_argument, Tensor) else self._damp_argument
         return type(self)(self._operator.to(device, dtype), damp, side=self.side)
 
 
 def _side(A: LinearOperator) -> str:
+    """The side that is preconditioned by default."""
     if isinstance(A, (VStack, HStack)):
         return "solution" if isinstance(A, VStack) else "residual"
     return "residual" if A.out_numel <= A.in_numel else "solution"
 
 
 def _window(factor: Factor, delta: Tensor) -> Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]:
-    """Make the preconditioner of a window times an operator from that of the operator."""
+    """Make a function (x, inner) that applies the preconditioner of ``L B``, L being the window and inner that of B."""
     operator = factor.operator
     if isinstance(operator, Diagonal):
-        # (L K K^H L^H)^-1 = L^-H (K K^H)^-1 L^-1; entries near zero are raised, so that the inverse exists
+        # (L B B^H L^H)^-1 = L^-H (B B^H)^-1 L^-1, with entries of L near zero raised, so that it has an inverse
         item = tuple(range(-len(operator.in_shape), 0))
         diagonal = operator.diagonal.detach()
         size = diagonal.abs()
-        smallest = size.amax(item, keepdim=True) * _LEAST
+        smallest = size.amax(item, keepdim=True) * _RELATIVE_FLOOR
         smallest = torch.where(smallest > 0, smallest, 1)
         inverse = torch.where(size >= smallest, diagonal.reciprocal(), smallest.reciprocal().to(diagonal.dtype))
         left, right = (inverse, inverse.conj()) if factor.adjoint else (inverse.conj(), inverse)
         return lambda x, inner: left * inner(right * x)
-    if isinstance(operator, Pad if factor.adjoint else Crop):  # L^H is injective: no complement
+    if isinstance(operator, Pad if factor.adjoint else Crop):  # L L^H is the identity
         return lambda x, inner: factor.apply(inner(factor.apply_adjoint(x)))
-    # L L^H is a projection (the identity for a crop); on its complement A A^H + damp^2 is damp^2
-    beyond = delta.square().reciprocal()
+    # L L^H is a projection, and on its complement L B B^H L^H + delta^2 is delta^2.
+    inverse_shift = delta.square().reciprocal()
     dims = (1,) * len(operator.in_shape if factor.adjoint else operator.out_shape)
 
-    def through(x: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
+    def apply(x: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
         inside = factor.apply_adjoint(x)
         complement = x - factor.apply(inside)
-        return factor.apply(inner(inside)) + complement * beyond.reshape(*beyond.shape, *dims).to(x.dtype)
+        return factor.apply(inner(inside)) + complement * inverse_shift.reshape(*inverse_shift.shape, *dims).to(x.dtype)
 
-    return through
+    return apply

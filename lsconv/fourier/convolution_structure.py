@@ -1,12 +1,12 @@
 r"""The convolution in an operator made of operators: a chain of windows, one core, and weights.
 
-Preconditioning needs no exact structure, only a good approximation of :math:`A A^H`. So A is read as
+A preconditioner needs only an approximation of :math:`A A^H`. So A is factorised as
 
-.. math:: A = L_1 L_2 \cdots K \cdots E,
+.. math:: A = L_1 L_2 \cdots K \cdots E
 
-windows L on the output side (crops, masks, diagonals) that are kept as they are, a core K whose Gram operator
-:math:`K K^H` is replaced by a block-circulant one, and factors E on the input side of which only the mean square
-counts. Reading :math:`A^H` in the same way gives the approximation of :math:`A^H A`.
+with windows L on the output side (crops, masks, diagonals), which are kept exactly; a core K, whose Gram operator
+:math:`K K^H` is replaced by a block-circulant one; and factors E on the input side, which are replaced by their root
+mean square. The same factorisation of :math:`A^H` gives the approximation of :math:`A^H A`.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ class Factor:
 
     Attributes:
         operator: the operator.
-        adjoint: True when its adjoint stands in the product.
+        adjoint: the product has the adjoint of the operator.
     """
 
     operator: LinearOperator
     adjoint: bool
 
     def apply(self, x: Tensor) -> Tensor:
-        """The factor applied to ``x``."""
+        """Apply the factor to ``x``."""
         return self.operator.adjoint(x) if self.adjoint else self.operator.apply(x)
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """The adjoint of the factor applied to ``y``."""
+        """Apply the adjoint of the factor to ``y``."""
         return self.operator.apply(y) if self.adjoint else self.operator.adjoint(y)
 
 
 @dataclass(frozen=True)
 class Chain:
-    """An operator read as windows, a core and a weight.
+    """An operator as a product of windows, a core and a scalar weight.
 
     Attributes:
         windows: the factors on the output side, the outermost first.
-        core: the factor whose Gram operator is replaced.
-        weight: mean square of everything else, a real tensor that broadcasts with the batch dimensions.
+        core: the factor whose Gram operator is replaced by a block-circulant one.
+        weight: the mean square of all other factors, a real tensor that broadcasts with the batch dimensions.
     """
 
     windows: list[Factor] = field(default_factory=list)
@@ -73,10 +73,10 @@ class Chain:
 
 
 def read(A: LinearOperator, adjoint: bool) -> Chain:
-    """Read A, or its adjoint, as a chain of factors.
+    """Split A, or its adjoint, into windows, core and weight.
 
     Raises:
-        MethodError: there is no convolution in A, or something stands where its structure is of no help.
+        MethodError: there is no convolution in A, or a factor has no place in a chain.
     """
     factors, weight = _factors(A, adjoint)
     cores = [i for i, factor in enumerate(factors) if isinstance(factor.operator, (Convolution, VStack, HStack))]
@@ -116,6 +116,7 @@ def _factors(A: LinearOperator, adjoint: bool) -> tuple[list[Factor], Tensor]:
 
 
 def _mean_square(operator: LinearOperator) -> Tensor | float:
+    """The mean of the squared entries of a factor on the input side of the core."""
     if isinstance(operator, (Crop, Identity, Pad)):
         return 1.0
     if isinstance(operator, (Mask, Diagonal)):
@@ -129,10 +130,10 @@ def _mean_square(operator: LinearOperator) -> Tensor | float:
 
 @torch.no_grad()
 def gram(chain: Chain, batch_shape: tuple[int, ...]) -> tuple[FrequencyMatrices, Embedding]:
-    """The block-circulant approximation of ``core core^H``, weighted, in double precision, and the grid it lives on.
+    """Make the block-circulant approximation of ``weight K K^H``, K the core, in double precision, with its grid.
 
     Args:
-        chain: what :func:`read` found.
+        chain: the chain, from :func:`read`.
         batch_shape: batch dimensions whose items get blocks of their own.
 
     Raises:
@@ -166,7 +167,7 @@ def gram(chain: Chain, batch_shape: tuple[int, ...]) -> tuple[FrequencyMatrices,
 
 
 def _terms(chain: Chain) -> list[tuple[Factor, Tensor]]:
-    """The operators whose Gram operators add up to the core's, with their weights."""
+    """Operators, with weights, whose Gram operators add up to that of the core: the parts of a stack, or itself."""
     core, weight = chain.core, chain.weight
     assert core is not None
     assert weight is not None
@@ -190,19 +191,20 @@ def _terms(chain: Chain) -> list[tuple[Factor, Tensor]]:
 
 
 def _embedding(A: LinearOperator, grid: tuple[int, ...] | None = None, batch_shape: tuple[int, ...] = ()) -> Embedding:
+    """The periodic grid of a convolution, with enough zeros that its two ends do not interact."""
     assert isinstance(A, Convolution)
     return Embedding(_block_circulant_of(A), grid, batch_shape, separate_margins=True)
 
 
 def _block_circulant_of(A: Convolution) -> Convolution:
-    """A, or where it is not a truncated block-circulant operator, the same convolution with zero padding."""
+    """Return A, or the same convolution with zero padding where A is not a truncated block-circulant operator."""
     if Embedding.exists(A):
         return A
     return Convolution(A.weight, A.spatial_in, A.stride, A.padding, A.dilation, A.groups)
 
 
 def _channelwise(A: LinearOperator, embedding: Embedding, adjoint: bool, real: bool) -> Tensor:
-    """The Gram matrices of an operator that treats every channel alike, on the polyphase channels of a grid."""
+    """The Gram matrices, on a grid with polyphase channels, of an operator that treats every channel alike."""
     channels = embedding.in_channels if adjoint else embedding.out_channels
     dtype = torch.complex128
     if isinstance(A, Identity):
@@ -216,8 +218,7 @@ def _channelwise(A: LinearOperator, embedding: Embedding, adjoint: bool, real: b
     weight = kernels.new_zeros(len(embedding.phases), kernels.shape[0], *size)
     for kernels_of_phase, phase in zip(weight, embedding.phases, strict=True):
         window = [slice(f, f + k) for f, k in zip(phase, kernels.shape[1:], strict=True)]
-        place = (slice(None), *window)
-        kernels_of_phase[place] = kernels
+        kernels_of_phase[(slice(None), *window)] = kernels
     if any(k > n for k, n in zip(size, fine, strict=True)):
         raise MethodError(f"CirculantPreconditioner: {A!r} reaches beyond a grid of {fine}")
     weight = weight.flatten(0, 1).unsqueeze(1).to(torch.float64 if real else dtype)
@@ -226,5 +227,5 @@ def _channelwise(A: LinearOperator, embedding: Embedding, adjoint: bool, real: b
     S = symbol(periodic).matrices
     one = S.mH @ S
     eye = torch.eye(channels // len(embedding.phases), dtype=dtype, device=A.device)
-    spread: Tensor = torch.einsum("ij,...kl->...ikjl", eye, one)
-    return spread.flatten(-4, -3).flatten(-2, -1)
+    per_channel: Tensor = torch.einsum("ij,...kl->...ikjl", eye, one)
+    return per_channel.flatten(-4, -3).flatten(-2, -1)

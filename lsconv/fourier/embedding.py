@@ -5,12 +5,12 @@ strided convolution becomes a stride-1 convolution of ``s`` times as many channe
 
 .. math:: y[i] = \sum_{\phi,\tau} K_\phi[\tau]\, x_\phi[i + \tau].
 
-On a periodic grid of ``N`` positions that is long enough for no read to wrap onto an input cell,
+On a periodic grid of ``N`` positions, so long that no output reads an input by wrapping around,
 
 .. math:: A = R_{out}\, C\, R_{in}^T,
 
-with C block-circulant and the R's cropping the grid to the outputs and to the inputs. Groups, and kernels per batch
-item, are independent blocks of the same C.
+with C block-circulant; :math:`R_{out}` and :math:`R_{in}` restrict the grid to the outputs and inputs. Groups, and
+kernels per batch item, are independent blocks of the same C.
 """
 
 from __future__ import annotations
@@ -71,13 +71,14 @@ class Axis:
         ]
 
 
-def _axis(convolution: Convolution, a: int, grid: int | None, held: bool, separate_margins: bool) -> Axis:
+def _axis(convolution: Convolution, a: int, grid: int | None, zeros: bool, separate_margins: bool) -> Axis:
+    """The axis a of an embedding; ``zeros``: cells outside the inputs are constrained even if no output reads them."""
     sizes = convolution.spatial_in[a], convolution.spatial_out[a], convolution.kernel_size[a]
     steps = convolution.stride[a], convolution.dilation[a], convolution.padding[a][0]
-    return _axis_of(*sizes, *steps, MODES[convolution.padding_mode].periodic, grid, held, separate_margins)
+    return _axis_of(*sizes, *steps, MODES[convolution.padding_mode].periodic, grid, zeros, separate_margins)
 
 
-@functools.lru_cache(16)  # whoever chooses a plan asks several times
+@functools.lru_cache(16)  # the choice of a plan makes the same embedding several times
 def _axis_of(
     n_in: int,
     n_out: int,
@@ -87,19 +88,18 @@ def _axis_of(
     left: int,
     periodic: bool,
     grid: int | None,
-    held: bool,
+    zeros: bool,
     separate_margins: bool,
 ) -> Axis:
-    """The axis of an embedding, of numbers alone, so that equal ones are looked up."""
+    """Make the axis of an embedding from numbers alone, which the cache can compare."""
     taps = tuple(divmod(dilation * t - left, stride)[::-1] for t in range(kernel_size))
     if periodic:
         return Axis(n_in // stride, stride, n_in, n_out, taps, constrained=False)
     axis = Axis(1, stride, n_in, n_out, taps, constrained=False)
     before = max(-taps[0][1], 0)
-    # the last taps have every phase, each where it reaches furthest
+    # Among the last ``stride`` taps is the farthest of every phase.
     after = max(max(n_out + tau - axis.inputs(phase) for phase, tau in taps[-stride:]), 0)
-    # without overhang the inputs may fill the grid; otherwise the outputs of both ends read the same zeros (N = n + p),
-    # because every further cell is border and costs iterations
+    # The outputs at both ends read the same zeros (N = n + p), because every further cell would enlarge the border.
     needed = max(axis.inputs(0) + max(before, after), n_out)
     if grid is not None:
         length = max(grid, needed)
@@ -107,26 +107,26 @@ def _axis_of(
         length = good_fft_length(max(axis.inputs(0) + before + after, n_out))
     else:
         length = short_fft_length(needed)
-    return Axis(length, stride, n_in, n_out, taps, constrained=before > 0 or after > 0 or held)
+    return Axis(length, stride, n_in, n_out, taps, constrained=before > 0 or after > 0 or zeros)
 
 
 @functools.lru_cache(16)
 def _read_inputs(axis: Axis) -> tuple[bool, ...] | None:
-    """Which inputs of an axis some output reads; None when all are read."""
+    """Mark the inputs of an axis that some output reads; None when all are read."""
     phase, tau = torch.tensor(axis.taps).mT
     first = tau % axis.grid
-    # a tap reads a run of positions, which may go round the grid once: its ends, counted up
+    # A tap reads a run of positions that may wrap around once; the sums over starts and ends of runs count the reads.
     ends = torch.zeros(axis.stride, 2 * axis.grid + 1, dtype=torch.int64)
     one = torch.ones_like(first)
     ends.index_put_((phase, first), one, accumulate=True)
     ends.index_put_((phase, first + axis.n_out), -one, accumulate=True)
     count = ends.cumsum(1)
-    reads = (count[:, : axis.grid] + count[:, axis.grid : -1] > 0).mT.flatten()[: axis.n_in]
-    return None if bool(reads.all()) else tuple(reads.tolist())
+    is_read = (count[:, : axis.grid] + count[:, axis.grid : -1] > 0).mT.flatten()[: axis.n_in]
+    return None if bool(is_read.all()) else tuple(is_read.tolist())
 
 
 class Embedding:
-    """The periodic grid of a convolution, and the way of its tensors to and from it.
+    """The periodic grid of a convolution, and the transfer of tensors to and from it.
 
     On the grid a tensor has shape ``(rhs, blocks, channels, *grid)``: ``blocks`` are the independent symbols (kernels
     per batch item times groups) and ``rhs`` the remaining batch items.
@@ -136,12 +136,12 @@ class Embedding:
             and the outputs must fit the grid).
         batch_shape: more batch dimensions whose items get blocks of their own (one damp per item), broadcast with the
             operator's.
-        only_read: leave out the phases that no tap reads (stride beyond the kernel); their inputs are zero in every
-            least-norm answer.
+        only_read: leave out the phases that no tap reads, which occur where the stride exceeds the kernel; their inputs
+            are zero in every least-norm answer.
         grid: grid sizes to use instead of the next good FFT lengths; raised where they are too small.
-        constrained: per axis, hold the grid cells beyond the inputs at zero even where no output reads them.
-        separate_margins: without ``grid``, a longer one on which the outputs of the two ends read zeros of their own
-            (N = n + 2p), for those who use the block-circulant operator without its border.
+        constrained: per axis, constrain the grid cells outside the inputs to zero even where no output reads them.
+        separate_margins: without ``grid``, make it so long (N = n + 2p) that the outputs at the two ends read different
+            zeros; for uses of the block-circulant operator without a border.
 
     Raises:
         MethodError: the convolution is no truncated block-circulant operator.
@@ -160,9 +160,9 @@ class Embedding:
         if not self.exists(convolution):
             raise MethodError(f"{convolution!r} is no truncated block-circulant operator")
         self.ndim = convolution.ndim
-        held = constrained or (False,) * self.ndim
+        constrained_axes = constrained or (False,) * self.ndim
         self.axes = tuple(
-            _axis(convolution, a, None if grid is None else grid[a], held[a], separate_margins)
+            _axis(convolution, a, None if grid is None else grid[a], constrained_axes[a], separate_margins)
             for a in range(self.ndim)
         )
         self.grid = tuple(axis.grid for axis in self.axes)
@@ -196,22 +196,22 @@ class Embedding:
         return all(not axis.constrained and axis.n_out == axis.grid for axis in self.axes)
 
     def read_inputs(self) -> Tensor | None:
-        """Which inputs some output reads, of the spatial input shape; None when all are read.
+        """Mark the inputs that some output reads, in the spatial shape of the input; None when all are read.
 
-        A stride beyond the kernel, or one that does not divide, leaves some out; x is zero there in every answer.
+        Some are not read where the stride exceeds the kernel or does not divide; x is zero there in least-norm answers.
         """
-        reads = [_read_inputs(axis) for axis in self.axes]
-        if all(read is None for read in reads):
+        is_read = [_read_inputs(axis) for axis in self.axes]
+        if all(read is None for read in is_read):
             return None
         mask = torch.ones((), dtype=torch.bool)
-        for axis, read in zip(self.axes, reads, strict=True):
+        for axis, read in zip(self.axes, is_read, strict=True):
             mask = mask.unsqueeze(-1) & torch.tensor(read or (True,) * axis.n_in)
         return mask
 
     # ------------------------------------------------------------------ tensors
 
     def split_batch(self, batch: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-        """The batch dimensions after broadcasting with the operator's own, and the number of items beyond those."""
+        """Return the batch dimensions broadcast with the operator's, and ``rhs``: the items that share each block."""
         full = tuple(broadcast_shapes(batch, self.batch_shape))
         shared, _ = batch_order(len(full), self.batch_shape)
         return full, math.prod(full[dim] for dim in shared)
@@ -259,16 +259,17 @@ class Embedding:
         return in_items(z, batch, self.out_shape, self.batch_shape)
 
     def _blocks(self, tensor: Tensor, item_shape: tuple[int, ...]) -> Tensor:
+        """``(*batch, *item_shape)`` as ``(rhs, blocks, channels per group, *size)``."""
         tensor, batch = in_blocks(tensor, len(item_shape), self.batch_shape)
         _, rhs = self.split_batch(batch)
         return tensor.reshape(rhs, self.blocks, item_shape[0] // self.groups, *item_shape[1:])
 
     def per_item(self, values: Tensor, batch: tuple[int, ...]) -> Tensor:
-        """``(rhs, blocks)`` to ``(*batch, groups)``."""
+        """Reorder values per right-hand side and block, ``(rhs, blocks)``, to ``(*batch, groups)``."""
         return in_items(values, batch, (self.groups,), self.batch_shape)
 
     def per_block(self, values: Tensor) -> Tensor:
-        """Values that broadcast with the batch dimensions, one per block."""
+        """Repeat values that broadcast with the batch dimensions, for the groups: one per block."""
         return values.expand(self.batch_shape).reshape(-1, 1).expand(-1, self.groups).reshape(-1)
 
     # ------------------------------------------------------------------ kernel and border

@@ -1,10 +1,10 @@
-r"""The inverses of a symbol, one small matrix per frequency: by elimination where that keeps the digits, else by SVD.
+r"""The inverses of a symbol, one small matrix per frequency: by elimination where that is accurate, else by SVD.
 
 .. math:: X(\omega) = (S^H S + \mu)^{-1} S^H, \qquad X = S^+ \text{ where } \mu = 0.
 
-A square S without damping keeps its LU factors, and every other one is inverted by the Cholesky factors of the smaller
-of :math:`S^H S + \mu` and :math:`S S^H + \mu`. What this loses is known afterwards, from the norms of both; frequencies
-where it is too much, or where S may not have full rank, are decomposed again, by singular values.
+A square S without damping keeps its LU factors; every other one is inverted by Cholesky factors of the smaller of
+:math:`S^H S + \mu` and :math:`S S^H + \mu`. The loss of digits is then estimated from the norms of matrix and inverse.
+Frequencies where it is too large, or where S may not have full rank, are inverted again by singular values.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ __all__ = [
     "symbol_norm_from_below",
 ]
 
-# The norm from below: the largest singular value of this many matrices, those of the largest Frobenius norms. A smooth
-# symbol has its maximum among them, and random matrices differ by a few percent.
+# The norm is bounded from below by the singular values of this many matrices, those of the largest Frobenius norms: a
+# smooth symbol has its maximum among them, and random matrices differ by a few percent.
 _MATRICES_FOR_NORM = 64
 
 
@@ -42,10 +42,10 @@ class FactoredInverse:
     Args:
         grid: the periodic grid.
         factors: ``(blocks * frequencies, size, size)``.
-        pivots: their row exchanges.
-        at: the matrices that have an inverse of their own, as indices; their factors are replaced by the identity.
-        inverses: these inverses.
-        adjoint: for the adjoint of the inverse.
+        pivots: the pivots of the factors.
+        at: indices of the matrices whose factors are not used, but ``inverses``; the factors are set to the identity.
+        inverses: the inverses of the matrices ``at``.
+        adjoint: the operator is the adjoint of the inverse.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class FactoredInverse:
         return sum(t.numel() * t.element_size() for t in (self.factors, self.pivots, self.inverses))
 
     def on_grid(self, tensor: Tensor) -> Tensor:
-        """The operator applied to a tensor ``(rhs, blocks, channels, *grid.sizes)``."""
+        """Apply the operator to a tensor ``(rhs, blocks, channels, *grid.sizes)``."""
         if tensor.numel() == 0:  # which some FFTs refuse
             return tensor
         spectra = self.grid.transform(tensor).movedim((0, 2), (-1, -2))  # blocks, *frequencies, channels, rhs
@@ -81,12 +81,12 @@ class FactoredInverse:
 
 @dataclass(frozen=True)
 class FrequencyInverse:
-    """The inverses of a symbol, and what they tell about its rank.
+    """The inverses of a symbol, with its numerical rank.
 
     Attributes:
-        inverse: the operator.
-        rank: how many singular values exceed the threshold, per item (all of them where there is damping).
-        undecided: the items of which one stands on the threshold, up to rounding.
+        inverse: the inverse as an operator.
+        rank: the number of singular values above the threshold, per item; all of them where there is damping.
+        undecided: the items with a singular value that equals the threshold up to rounding.
     """
 
     inverse: FrequencyMatrices | FactoredInverse
@@ -95,7 +95,7 @@ class FrequencyInverse:
 
 
 def singular_values_by_frequency(matrices: Tensor) -> Tensor:
-    """``(..., rows, columns)`` to ``(..., min(rows, columns))``, descending."""
+    """The singular values of matrices ``(..., rows, columns)``, descending: ``(..., min(rows, columns))``."""
     column = min(matrices.shape[-2:]) == 1
     norms: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1)) if column else torch.linalg.svdvals(matrices)
     return norms.unsqueeze(-1) if column else norms
@@ -118,47 +118,53 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
         S: the symbol, in double precision.
         mu: ``damp^2``, one per block.
         rcond: where mu is 0, singular values up to ``rcond`` times the largest of the same item count as zero.
-        items: how many items the blocks belong to, in their order.
-        rtol: what the inverses may be off by, relative to the gradient that they leave.
+        items: the number of batch items; each has the same number of consecutive blocks.
+        rtol: the relative error of the gradient that the answer may have by rounding.
     """
     size = frobenius(S.matrices).flatten(1)
     per_item, eps = size.numel() // items, torch.finfo(size.dtype).eps
 
     def per_matrix(per_block: Tensor) -> Tensor:
+        """The largest value of each item, for each of its matrices."""
         return per_block.reshape(items, -1).amax(1).repeat_interleave(per_item)
 
     matrices, mu = S.matrices.reshape(-1, S.rows, S.columns), mu.repeat_interleave(size.shape[1])
-    highest = per_matrix(size)
+    norm_bound = per_matrix(size)
     rank, undecided = torch.full_like(mu, min(S.rows, S.columns)), torch.zeros_like(mu, dtype=torch.bool)
     factored, at = None, torch.arange(len(mu), device=mu.device)
     unstable = torch.zeros_like(undecided)
     if S.rows == S.columns and not S.elementwise and not bool(mu.any()):
-        factored, at, unstable = _factored(matrices, 2 * rcond * highest)
-        matrices, mu, highest = matrices[at], mu[at], highest[at]
+        factored, at, unstable = _lu_factors(matrices, 2 * rcond * norm_bound)
+        matrices, mu, norm_bound = matrices[at], mu[at], norm_bound[at]
     inverse, some = matrices.mT.new_empty(matrices.mT.shape), torch.arange(len(mu), device=mu.device)
     if min(S.rows, S.columns) > 1:
         accepted = torch.zeros_like(mu, dtype=torch.bool)
         for part in _chunks(matrices):
-            inverse[part], lost = _eliminated(matrices[part], mu[part])
-            smallest = 1 / frobenius(inverse[part])  # at most the smallest singular value
-            accepted[part] = (lost * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * highest[part]))
+            inverse[part], amplification = _inverse_by_elimination(matrices[part], mu[part])
+            smallest = 1 / frobenius(inverse[part])  # a lower bound of the smallest singular value
+            accepted[part] = (amplification * eps <= rtol) & (
+                (mu[part] > 0) | (smallest > 2 * rcond * norm_bound[part])
+            )
         some = (~accepted | unstable).nonzero().flatten()
-        matrices, mu, highest = matrices[some], mu[some], highest[some]
+        matrices, mu, norm_bound = matrices[some], mu[some], norm_bound[some]
     if len(matrices):
-        there = at[some]
-        zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(symbol_norm_from_below(S))[there], False
+        todo = at[some]
+        zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(symbol_norm_from_below(S))[todo], False
         while True:
-            cutoff, margin = rcond * norm.unsqueeze(-1), ROUNDING * eps * highest.unsqueeze(-1)
-            found, values = _decomposed(matrices, mu, torch.where(zero, cutoff, -1.0))
+            cutoff, margin = rcond * norm.unsqueeze(-1), ROUNDING * eps * norm_bound.unsqueeze(-1)
+            found, values = _inverse_by_svd(matrices, mu, torch.where(zero, cutoff, -1.0))
             near = (
-                zero & (cutoff > 0) & (values >= cutoff - margin) & (values <= rcond * highest.unsqueeze(-1) + margin)
+                zero
+                & (cutoff > 0)
+                & (values >= cutoff - margin)
+                & (values <= rcond * norm_bound.unsqueeze(-1) + margin)
             )
             if exact or not bool(near.any()):
                 break
-            norm = highest = per_matrix(singular_values_by_frequency(S.matrices))[there]
+            norm = norm_bound = per_matrix(singular_values_by_frequency(S.matrices))[todo]
             exact = True
-        inverse[some], undecided[there] = found, near.any(-1)
-        rank[there] = (values > torch.where(zero, cutoff, -1.0)).sum(-1).to(rank)
+        inverse[some], undecided[todo] = found, near.any(-1)
+        rank[todo] = (values > torch.where(zero, cutoff, -1.0)).sum(-1).to(rank)
     weights = S.grid.weights(rank.device, rank.dtype).flatten()
     return FrequencyInverse(
         FrequencyMatrices(S.grid, inverse.reshape(*S.matrices.shape[:-2], S.columns, S.rows))
@@ -169,16 +175,16 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
     )
 
 
-def _factored(S: Tensor, least: Tensor, *, chance: float = 1e-8) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """Factorise square matrices, and find those for which the factors will not do.
+def _lu_factors(S: Tensor, least: Tensor, *, chance: float = 1e-8) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Factorise square matrices by LU, and find those that need an SVD.
 
-    The inverses times two random vectors estimate their norms, and what the factors leave of these vectors shows
-    whether elements have grown in the elimination.
+    The inverses times two random vectors estimate the norms of the inverses, and the residuals show whether the
+    elimination was stable.
 
     Args:
         S: ``(matrices, size, size)``.
-        least: what the smallest singular value of each has to exceed.
-        chance: that of a matrix to be overlooked.
+        least: the bound that the smallest singular value of each has to exceed.
+        chance: the probability that a matrix with a smaller one is not found.
 
     Returns:
         LU factors and pivots; the indices of the matrices that may have a smaller singular value, or whose factors are
@@ -191,7 +197,7 @@ def _factored(S: Tensor, least: Tensor, *, chance: float = 1e-8) -> tuple[tuple[
     probes = torch.randn(S.shape[-1], 2, dtype=torch.complex128, generator=torch.Generator().manual_seed(0)).to(S)
     found = torch.linalg.lu_solve(factors, pivots, probes.expand(len(S), -1, -1))
     lengths = torch.linalg.vector_norm(found, dim=-2)
-    # |v^H z| of a unit vector v is below d with a chance of d^2, for either probe
+    # For a unit vector v and a probe z, |v^H z| < d has probability d^2; for both probes d^4.
     safe = chance**0.25 / lengths.amax(-1) > least
     residual = torch.linalg.vector_norm(S @ found - probes, dim=-2)
     rounding = ROUNDING * S.shape[-1] * torch.finfo(lengths.dtype).eps
@@ -201,13 +207,13 @@ def _factored(S: Tensor, least: Tensor, *, chance: float = 1e-8) -> tuple[tuple[
 
 
 def _chunks(matrices: Tensor, chunk_bytes: int = 2**27) -> Iterator[slice]:
-    """A bounded number of matrices at a time, for the work memory."""
+    """Slices of a bounded number of matrices, to bound the work memory."""
     step = max(1, chunk_bytes // (matrices.shape[1:].numel() * matrices.element_size()))
     return (slice(start, start + step) for start in range(0, len(matrices), step))
 
 
-def _eliminated(S: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverses by elimination, and the factors by which they enlarge rounding."""
+def _inverse_by_elimination(S: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
+    """Invert by LU or Cholesky factors; return the inverses, and bounds of how much these amplify rounding."""
     rows, columns = S.shape[-2:]
     if rows == columns and not bool(mu.any()):
         inverse, info = lu_inverse(S)
@@ -217,12 +223,12 @@ def _eliminated(S: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
     gram.diagonal(dim1=-2, dim2=-1).add_(mu.unsqueeze(-1))
     size = frobenius(gram)
     inverse = hermitian_inverse(gram.contiguous())
-    # where S is rank-deficient, the gradient of the answer loses the square
-    lost = (size * frobenius(inverse)).square()
-    return (S.mH @ inverse if rows < columns else inverse @ S.mH), lost
+    # Where S is rank-deficient, rounding in the gradient is amplified by the square of this condition number.
+    amplification = (size * frobenius(inverse)).square()
+    return (S.mH @ inverse if rows < columns else inverse @ S.mH), amplification
 
 
-def _decomposed(S: Tensor, mu: Tensor, cutoff: Tensor) -> tuple[Tensor, Tensor]:
+def _inverse_by_svd(S: Tensor, mu: Tensor, cutoff: Tensor) -> tuple[Tensor, Tensor]:
     """Invert by singular values: ``V f(s) U^H`` with ``f(s) = s / (s^2 + mu)`` above the cutoff, and 0 up to it.
 
     Args:
@@ -235,13 +241,13 @@ def _decomposed(S: Tensor, mu: Tensor, cutoff: Tensor) -> tuple[Tensor, Tensor]:
     """
     inverse, values = S.mT.new_empty(S.mT.shape), mu.new_empty(len(S), min(S.shape[-2:]))
     for part in _chunks(S):
-        inverse[part], values[part] = _filtered(S[part], mu[part].unsqueeze(-1), cutoff[part])
+        inverse[part], values[part] = _inverse_by_svd_at_once(S[part], mu[part].unsqueeze(-1), cutoff[part])
     return inverse, values
 
 
-def _filtered(S: Tensor, mu: Tensor, cutoff: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`_decomposed`, all at once."""
-    if min(S.shape[-2:]) == 1:  # the singular vectors are S itself and 1
+def _inverse_by_svd_at_once(S: Tensor, mu: Tensor, cutoff: Tensor) -> tuple[Tensor, Tensor]:
+    """Do as :func:`_inverse_by_svd`, without chunks."""
+    if min(S.shape[-2:]) == 1:  # rows and columns are their own singular vectors
         s = singular_values_by_frequency(S)
         return S.mH * _inverse_or_zero(s * s + mu, s > cutoff).unsqueeze(-1), s
     U, s, Vh = torch.linalg.svd(S, full_matrices=False)
@@ -250,6 +256,7 @@ def _filtered(S: Tensor, mu: Tensor, cutoff: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _inverse_or_zero(values: Tensor, keep: Tensor) -> Tensor:
+    """``1 / values`` where ``keep`` is true and the value is positive, else 0."""
     keep = keep & (values > 0)
     return torch.where(keep, values, 1).reciprocal() * keep
 

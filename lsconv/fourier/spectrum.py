@@ -21,6 +21,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.frequency_inverse import singular_values_by_frequency
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import double
 
@@ -80,16 +81,18 @@ def singular_values(A: LinearOperator, k: int | None = None) -> Tensor:
 
 
 def _double_singular_values(A: Convolution, name: str = "singular_values") -> Tensor:
+    """All singular values of a block-circulant convolution, float64, descending, ``(*batch, min(m, n))``."""
     embedding, S = _circulant(A, name)
     values = singular_values_by_frequency(S.matrices).flatten(1, -2)  # blocks, frequencies, min(rows, columns)
     weights = S.grid.weights(A.device, torch.float64).flatten().long()
     values = values.repeat_interleave(weights, dim=1)
     values = values.reshape(*embedding.batch_shape, -1).sort(dim=-1, descending=True).values
-    # grid cells of a strided pointwise convolution that are no inputs give zeros of their own
+    # On the grid of a strided pointwise convolution some cells are no inputs; they add singular values of zero.
     return values[..., : min(A.out_numel, A.in_numel)]
 
 
 def _circulant(A: Convolution, name: str) -> tuple[Embedding, FrequencyMatrices]:
+    """The grid and the symbol of a block-circulant convolution; ``name``: the calling function, for messages."""
     real_dtype(A.dtype)
     try:
         embedding = block_circulant(A, name=name)
@@ -114,25 +117,25 @@ def norm(A: LinearOperator, *, rtol: float | None = None, max_iter: int = 500) -
 
 
 def _golub_kahan_norm(A: LinearOperator, rtol: float, max_iter: int, check_every: int = 10) -> Tensor:
-    """The norm of A from the bidiagonal matrix of Golub and Kahan, until its residual is below ``rtol``, per item."""
+    """Estimate the norm of A, per item, by Golub-Kahan bidiagonalisation to a relative residual of ``rtol``."""
     batch, item = A.batch_shape, tuple(range(len(A.batch_shape), len(A.batch_shape) + len(A.in_shape)))
     out_item = tuple(range(len(batch), len(batch) + len(A.out_shape)))
 
     def unit(z: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        largest = z.abs().amax(dims, keepdim=True)  # by which squares neither overflow nor underflow
+        """The normalised vectors, and their norms."""
+        largest = z.abs().amax(dims, keepdim=True)  # divided out, lest squares overflow or underflow
         z = z / torch.where(largest > 0, largest, 1)
         size = torch.linalg.vector_norm(z, dim=dims, keepdim=True)
         return z / torch.where(size > 0, size, 1), (size.double() * largest.double()).reshape(batch)
 
-    generator = torch.Generator().manual_seed(0)
+    generator, real = torch.Generator().manual_seed(0), real_dtype(A.dtype)
     v, _ = unit(torch.randn(*batch, *A.in_shape, dtype=A.dtype, generator=generator).to(A.device), item)
     u, alpha = unit(A.apply(v), out_item)
     alphas, betas = [alpha], []
     sigma: Tensor = alpha
     residual = torch.full_like(alpha, math.inf)
     for k in range(1, max_iter + 1):
-        spread = alphas[-1].to(real_dtype(A.dtype))
-        v, beta = unit(A.adjoint(u) - spread.reshape(*batch, *(1 for _ in item)) * v, item)
+        v, beta = unit(A.adjoint(u) - over_items(alphas[-1].to(real), len(item)) * v, item)
         betas.append(beta)
         if k % check_every == 0 or k == max_iter or k >= min(A.in_numel, A.out_numel):
             bidiagonal = torch.diag_embed(torch.stack(alphas, -1))
@@ -142,8 +145,7 @@ def _golub_kahan_norm(A: LinearOperator, rtol: float, max_iter: int, check_every
             sigma, residual = s[..., 0], beta * P[..., -1, 0].abs()
             if bool((residual <= rtol * sigma).all()):
                 return sigma
-        spread = beta.to(real_dtype(A.dtype))
-        u, alpha = unit(A.apply(v) - spread.reshape(*batch, *(1 for _ in out_item)) * u, out_item)
+        u, alpha = unit(A.apply(v) - over_items(beta.to(real), len(out_item)) * u, out_item)
         alphas.append(alpha)
     worst = float((residual / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)).max())
     warnings.warn(
@@ -278,7 +280,7 @@ def gram_inverse_trace(A: Convolution, damp: float | Tensor) -> Tensor:
 
 
 def _gram_eigenvalues(A: Convolution, damp: float | Tensor) -> tuple[Tensor, Tensor]:
-    """The eigenvalues ``sigma^2 + damp^2``, and ``damp^2``, the eigenvalue where A A^H has none."""
+    """The eigenvalues ``sigma^2 + damp^2`` of ``A A^H + damp^2``, and ``damp^2``, that on the null space of ``A^H``."""
     mu = torch.as_tensor(damp, dtype=torch.float64, device=A.device).square()
     if not bool((mu > 0).all()):
         raise ArgumentError(f"damp: expected positive numbers, got {damp}")

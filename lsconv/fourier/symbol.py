@@ -53,7 +53,7 @@ class Grid:
         self.frequencies = (*sizes[:-1], sizes[-1] // 2 + 1) if real and sizes else sizes
 
     def transform(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
-        """Grid to frequencies; into ``out`` where it is given."""
+        """Transform from the grid to frequencies; into ``out`` where it is given."""
         if not self.sizes:
             return tensor
         if self.real:
@@ -61,11 +61,11 @@ class Grid:
         return torch.fft.fftn(tensor, dim=self.dims, out=out)
 
     def inverse(self, tensor: Tensor) -> Tensor:
-        """Frequencies to grid."""
+        """Transform from frequencies to the grid."""
         return inverse_transform(tensor, self.sizes, real=self.real)
 
     def weights(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The frequencies that each kept one stands for, 2 for a conjugate pair, shape ``frequencies``."""
+        """The weights of stored frequencies in sums over all: 2 for one that stands for a conjugate pair, else 1."""
         weights = torch.ones(self.frequencies, device=device, dtype=dtype)
         if self.real:
             weights[..., 1 : (self.sizes[-1] + 1) // 2] = 2
@@ -78,7 +78,7 @@ class FrequencyMatrices:
     Args:
         grid: the periodic grid.
         matrices: shape ``(blocks, *grid.frequencies, rows, columns)``, complex (real where all are real).
-        elementwise: multiply entry by entry in the layout of the transforms; None: where the matrices are small.
+        elementwise: multiply entry by entry in the layout of the transforms; None: only if the matrices are small.
     """
 
     def __init__(self, grid: Grid, matrices: Tensor, *, elementwise: bool | None = None) -> None:
@@ -88,7 +88,7 @@ class FrequencyMatrices:
         self.elementwise = few if elementwise is None else elementwise
         if self.elementwise:  # the entries of one (row, column) contiguous over the frequencies
             matrices = matrices.movedim((-2, -1), (1, 2)).contiguous().movedim((1, 2), (-2, -1))
-        else:  # row by row; a conjugate that is put off would be made for every product
+        else:  # a lazy conjugate would be computed again for every product
             matrices = matrices.contiguous().resolve_conj()
         self.matrices = matrices
         self.blocks, self.dtype, self.device = matrices.shape[0], matrices.dtype, matrices.device
@@ -104,7 +104,7 @@ class FrequencyMatrices:
         return self.matrices.numel() * self.matrices.element_size()
 
     def __call__(self, spectra: Tensor) -> Tensor:
-        """The matrices times ``spectra`` of shape ``(rhs, blocks, columns, *frequencies)``."""
+        """Multiply the matrices with ``spectra`` of shape ``(rhs, blocks, columns, *frequencies)``."""
         if self.elementwise:
             return self.multiply(spectra)
         vectors = spectra.movedim(0, -1).movedim(1, -1).contiguous()  # blocks, *frequencies, rhs, columns
@@ -120,12 +120,14 @@ class FrequencyMatrices:
         """Multiply entry by entry, in the layout of the transforms; into ``out`` where it is given."""
         factors = self.matrices.movedim((-2, -1), (1, 2))  # blocks, rows, columns, *frequencies
         product = torch.mul(factors[:, :, 0], spectra[:, :, :1], out=out)
-        for column in range(1, self.columns):  # few: in place, where one sum would write all the products first
+        for column in range(
+            1, self.columns
+        ):  # accumulated in place, because a sum over columns would store every product first
             product.addcmul_(factors[:, :, column], spectra[:, :, column : column + 1])
         return product
 
     def on_grid(self, tensor: Tensor) -> Tensor:
-        """The operator applied to a tensor ``(rhs, blocks, columns, *grid.sizes)``."""
+        """Apply the operator to a tensor ``(rhs, blocks, columns, *grid.sizes)``."""
         if tensor.numel() == 0:  # which some FFTs refuse
             return tensor.new_zeros(*tensor.shape[:2], self.rows, *self.grid.sizes)
         return self.grid.inverse(self(self.grid.transform(tensor)))
@@ -139,15 +141,15 @@ class FrequencyMatrices:
         return part
 
     def map(self, function: Callable[[Tensor], Tensor]) -> FrequencyMatrices:
-        """Another operator whose matrices are a function of these."""
+        """Make the operator whose matrices are ``function`` of these."""
         return FrequencyMatrices(self.grid, function(self.matrices))
 
     def reads_lags(self, axes: tuple[int, ...], lags: int) -> bool:
-        """Tell whether :meth:`at_lags` is the way to entries at so many lags, and not the kernel."""
+        """Tell whether :meth:`at_lags` costs less than :meth:`kernel` for so many lags along ``axes``."""
         return not self.elementwise and lags <= FEW_WAVES
 
     def at_lags(self, axes: tuple[int, ...], lags: list[Tensor]) -> Tensor:
-        """The first block column at some lags along ``axes``, still as frequencies along the other axes.
+        """The first block column at given lags along ``axes``, and at all frequencies of the other axes.
 
         Returns:
             ``(blocks, *other frequencies, *lags, rows, columns)``, the other frequencies halved as in the :class:`Grid`
@@ -158,7 +160,9 @@ class FrequencyMatrices:
         m = self.matrices
         for a, places in zip(axes, lags, strict=True):
             waves = plane_waves(places.cpu(), grid.sizes[a], grid.frequencies[a]) / grid.sizes[a]
-            if grid.real and a == ndim - 1:  # a conjugate pair is one term here, and added below
+            if (
+                grid.real and a == ndim - 1
+            ):  # one frequency of each conjugate pair is summed; the other one is added below
                 half = torch.ones(grid.frequencies[a], dtype=torch.float64)
                 half[0] = 0.5
                 if grid.sizes[a] % 2 == 0:
@@ -183,11 +187,11 @@ class FrequencyMatrices:
 
 
 class FactoredCapacitance:
-    """``I - E P E^H`` for E of one column, of which P and E alone are kept: a row of the matrices is made at a time.
+    """``I - E P E^H`` for E of one column; P and E are stored, and a row of the product is computed when needed.
 
     Args:
         P: one number per frequency.
-        E: one column.
+        E: one column per frequency.
     """
 
     elementwise = False
@@ -196,7 +200,7 @@ class FactoredCapacitance:
         self.P, self.E, self.grid = P, E, E.grid
         self.rows = self.columns = E.rows
         self.blocks, self.dtype, self.device = E.blocks, E.dtype, E.device
-        self.nbytes = 0  # beside its factors
+        self.nbytes = 0  # P and E are counted by their owner
 
     def _row(self, row: int) -> FrequencyMatrices:
         """A row of ``-E P E^H``."""
@@ -211,11 +215,11 @@ class FactoredCapacitance:
         return kernel
 
     def reads_lags(self, axes: tuple[int, ...], lags: int) -> bool:
-        """Tell whether :meth:`at_lags` is the way to entries at so many lags: but for all axes, where the kernel is."""
+        """Tell whether :meth:`at_lags` costs less than :meth:`kernel`: always, but for lags along all axes."""
         return len(axes) < len(self.grid.sizes)
 
     def at_lags(self, axes: tuple[int, ...], lags: list[Tensor]) -> Tensor:
-        """The first block column at some lags, as :meth:`FrequencyMatrices.at_lags` gives it, made a row at a time."""
+        """Compute as :meth:`FrequencyMatrices.at_lags`, a row at a time."""
         rows = torch.cat([self._row(row).at_lags(axes, lags) for row in range(self.rows)], dim=-2)
         at_zero = torch.ones((), dtype=torch.bool)
         for places in lags:
@@ -264,7 +268,7 @@ def symbol(convolution: Convolution, embedding: Embedding | None = None) -> Freq
 
 
 def _from_taps(convolution: Convolution, embedding: Embedding, grid: Grid) -> Tensor:
-    """The symbol of a stride-1 convolution, axis by axis as a sum over the few taps, frequencies first."""
+    """The symbol of a convolution of stride 1, by a sum over the taps of one axis after the other."""
     k = embedding.weight_blocks(convolution.weight)
     k = k.movedim((1, 2), (-2, -1)).to(k.dtype.to_complex()).contiguous()  # blocks, *taps, rows, columns
     shape = list(k.shape)
@@ -294,14 +298,14 @@ def shifted(matrices: Tensor, mu: Tensor) -> Tensor:
 
 
 def largest_eigenvalue(squared: Tensor) -> Tensor:
-    """The largest eigenvalue over the frequencies, per block, from above within the fourth root of the size."""
+    """Bound the largest eigenvalue of each block from above, to a factor of the fourth root of the matrix size."""
     flat = squared.flatten(1, -3)
     square = flat @ flat if squared.shape[-1] > 1 else flat.abs() ** 2
     return frobenius(square).amax(-1).sqrt()
 
 
 def saddle_inverse(S: Tensor, squared: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The inverse of the saddle form, and its smaller part, W or V.
+    r"""Invert the saddle-point form; return the inverse, and the smaller of W and V.
 
     .. math::
         \begin{pmatrix} -\sqrt\mu & S \\ S^H & \sqrt\mu \end{pmatrix}^{-1}
@@ -313,7 +317,7 @@ def saddle_inverse(S: Tensor, squared: Tensor, mu: Tensor) -> tuple[Tensor, Tens
     Args:
         S: the symbol, ``(blocks, *frequencies, rows, columns)``.
         squared: the smaller Gram matrix of S.
-        mu: shaped to broadcast with that, not zero.
+        mu: the damping squared, positive, of a shape that broadcasts with ``squared``.
     """
     rows, columns = S.shape[-2:]
     smaller = hermitian_inverse(shifted(squared, mu).contiguous())
