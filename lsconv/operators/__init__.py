@@ -5,7 +5,7 @@ with its two backends ``direct_convolution`` and ``fft_convolution``, ``padding`
 convolutions in ``elementary``, and those made of others in ``algebra``; ``linear_function`` makes them of torch's
 modules and functions, ``scipy`` converts to and from SciPy.
 
-Below them: ``arguments`` checks what torch's signature allows, ``modules`` reads it off torch's modules, ``checks`` the
-tensors that meet an operator; ``batch_layout`` lays out operators with parameters per item, ``transforms`` keeps
-torch.compile out of solves.
+They use: ``arguments``, which checks the arguments of torch's convolution, and ``modules``, which takes them from
+torch's modules; ``checks`` and ``dtypes`` of tensors and operators; ``batch_layout`` for operators with parameters per
+item; ``windows`` and ``observed``; ``memory``; and ``transforms``, which keeps torch.compile out of solves.
 """

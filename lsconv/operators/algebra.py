@@ -54,7 +54,7 @@ class Adjoint(LinearOperator):
 
 
 class Complexified(LinearOperator):
-    """A real operator on complex tensors, ``A (u + iv) = A u + i A v``, whatever it is made of."""
+    """A real operator applied to complex tensors, ``A (u + iv) = A u + i A v``; it works for every real A."""
 
     _only_torch = True
 
@@ -81,7 +81,7 @@ class Complexified(LinearOperator):
         if isinstance(device, torch.dtype):
             return self.to(dtype=device)
         if dtype is not None and not dtype.is_complex:
-            return super().to(dtype=dtype)  # which refuses
+            return super().to(dtype=dtype)  # raises
         return type(self)(self.operator.to(device, None if dtype is None else dtype.to_real()))
 
 
@@ -197,6 +197,7 @@ class _Blocks:
             self.shape = (sum(self.sizes),)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Put items of the single operators side by side, their batch dimensions broadcast."""
         batch = broadcast_shapes(
             *(part.shape[: part.ndim - len(shape)] for part, shape in zip(parts, self.shapes, strict=True))
         )
@@ -208,6 +209,7 @@ class _Blocks:
         )
 
     def split(self, tensor: Tensor) -> list[Tensor]:
+        """Take the items of the single operators apart; undoes :meth:`join`."""
         parts = tensor.split(self.sizes, dim=-len(self.shape))
         if self.along_first:
             return list(parts)
@@ -350,6 +352,7 @@ def block_diag(operators: Sequence[LinearOperator]) -> BlockDiagonal:
 
 
 def _operators(where: str, operators: Sequence[LinearOperator]) -> tuple[LinearOperator, ...]:
+    """Check that there are operators, and convert them to one dtype; ``where`` is the function, for messages."""
     operators = tuple(operators)
     if not operators:
         raise ShapeError(f"{where}: expected at least one operator, got none")
@@ -360,6 +363,7 @@ def _operators(where: str, operators: Sequence[LinearOperator]) -> tuple[LinearO
 
 
 def _flatten(operators: Sequence[LinearOperator], kind: type[Sum] | type[Product]) -> tuple[LinearOperator, ...]:
+    """Replace sums within a sum, or products within a product, by their operators."""
     flat: list[LinearOperator] = []
     for operator in operators:
         flat.extend(operator.operators if isinstance(operator, kind) else [operator])
@@ -367,7 +371,7 @@ def _flatten(operators: Sequence[LinearOperator], kind: type[Sum] | type[Product
 
 
 def _common(where: str, operators: Sequence[LinearOperator]) -> dict[str, Any]:
-    """dtype, device and batch_shape that the operators share."""
+    """The dtype, device and batch_shape of an operator made of these, as keyword arguments."""
     first = operators[0]
     for other in operators[1:]:
         if other.device != first.device:

@@ -58,7 +58,7 @@ class LinearOperator:
     dtype: torch.dtype
     device: torch.device
 
-    # Whether apply and adjoint of this very class may be recorded; see `capturable`.
+    # apply and adjoint of this class, not of a subclass, may be recorded in a CUDA graph; see `capturable`.
     _only_torch: ClassVar[bool] = False
 
     _dtype_omitted: bool = False  # see `for_dtype`
@@ -136,7 +136,7 @@ class LinearOperator:
         given: bool | None = self.__dict__.get("_capturable")
         if given is not None:
             return given
-        # Looked up in the class itself: what a subclass overrides is not known.
+        # Looked up in the class itself, because a subclass may override apply or adjoint.
         return type(self).__dict__.get("_only_torch", False) and all(part.capturable for part in self._parts())
 
     @capturable.setter
@@ -211,7 +211,7 @@ class LinearOperator:
         basis = torch.eye(n, dtype=self.dtype, device=self.device)
         basis = basis.reshape(n, *(1 for _ in self.batch_shape), *self.in_shape)
         basis = basis.expand(n, *self.batch_shape, *self.in_shape)
-        # in parts: torch's convolution copies its input once for every tap
+        # a few columns at a time, because torch's convolution copies its input once for every tap
         parts = basis.split(max(1, WORK_BYTES // max(1, self.out_numel * self.dtype.itemsize)))
         columns = torch.cat([self.apply(part) for part in parts]) if len(parts) > 1 else self.apply(basis)
         return columns.reshape(n, *self.batch_shape, self.out_numel).movedim(0, -1)
@@ -372,7 +372,7 @@ def _is_scalar(value: Any) -> bool:
 def _converted(
     value: Any, function: Callable[[Tensor], Tensor], dtype: torch.dtype | None, device: torch.device | None
 ) -> Any:
-    """An attribute of an operator with ``function`` applied to every tensor in it."""
+    """Apply ``function`` to every tensor in an attribute of an operator: a tensor, an operator, or a list of them."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, LinearOperator):

@@ -1,8 +1,8 @@
-"""The layout of batch items beside operators with parameters per item.
+"""The order of batch dimensions for operators with parameters per batch item.
 
-An operator's own batch dimensions broadcast with those of its arguments. Items along dimensions that the operator
-lacks, or in which it has size one, share its parameters; the others have parameters of their own. Computations want the
-sharing items first and the others, one block each, behind them.
+An operator's own batch dimensions broadcast with those of its arguments. Along dimensions that the operator lacks, or
+in which it has size one, items share parameters; along the others each index has its own, and is called a block. Arrays
+are reordered to ``(*sharing, *differing, *item)``: first the dimensions that share, then one index per block.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = [
     "select",
 ]
 
-# The most bytes of arrays made together on a CPU. Beyond 32 MiB glibc's malloc takes every array from the system anew,
-# a page fault for every 4 KiB, and a transform works on some copies of what it is given.
+# The most bytes of an array that a batched computation makes on a CPU. A transform also makes a few copies, and arrays
+# of more than 32 MiB are slow, because glibc's malloc returns them to the system and takes them anew each time.
 WORK_BYTES = 2**24
-# The most bytes of the vectors that a thread of a CPU works on again and again: what its cache holds.
+# The most bytes of the vectors that a thread of a CPU iterates on: about the size of its cache.
 CACHE_BYTES = 2**20
 
 _Shape = tuple[int, ...]
 
 
 def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
-    """The shape that tensors of these shapes broadcast to.
+    """Return the shape that tensors of these shapes broadcast to.
 
     ``torch.broadcast_shapes`` does the same, but imports SymPy when it is first called.
 
@@ -72,7 +72,7 @@ def over_items(values: Tensor, item_ndim: int) -> Tensor:
 
 
 def select(items: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
-    """Take ``chosen`` for the batch items that are marked, and ``others`` for the rest.
+    """Select, per batch item, ``chosen`` where ``items`` is true and ``others`` elsewhere.
 
     Args:
         items: bool, ``batch``.
@@ -83,10 +83,10 @@ def select(items: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
 
 
 def on_parts(function: Callable[[Tensor], Tensor], x: Tensor, item_ndim: int, operator_batch: _Shape) -> Tensor:
-    """A real linear function of complex ``x``: of its real and imaginary parts, as one batch.
+    """Apply a real linear function to complex ``x``: to real and imaginary part, as one batch.
 
     Args:
-        function: of real tensors ``(*batch, *item)``.
+        function: takes real tensors ``(*batch, *item)``.
         x: complex, ``(*batch, *item)``.
         item_ndim: number of dimensions of an item.
         operator_batch: the batch shape of the operator.
@@ -98,7 +98,7 @@ def on_parts(function: Callable[[Tensor], Tensor], x: Tensor, item_ndim: int, op
 
 
 def batch_order(batch_ndim: int, operator_batch: _Shape) -> tuple[list[int], list[int]]:
-    """The batch dimensions that share the parameters, and those along which these differ.
+    """Return the batch dimensions along which items share parameters, and those along which they differ.
 
     Args:
         batch_ndim: number of batch dimensions after broadcasting.
@@ -112,7 +112,7 @@ def batch_order(batch_ndim: int, operator_batch: _Shape) -> tuple[list[int], lis
 
 
 def in_blocks(x: Tensor, item_ndim: int, operator_batch: _Shape) -> tuple[Tensor, _Shape]:
-    """``(*batch, *item)`` as ``(*sharing, *differing, *item)``, and the broadcast batch dimensions.
+    """Reorder ``(*batch, *item)`` to ``(*sharing, *differing, *item)``; return it with the broadcast batch dimensions.
 
     Args:
         x: the tensor; broadcast with ``operator_batch``.
@@ -129,7 +129,7 @@ def in_blocks(x: Tensor, item_ndim: int, operator_batch: _Shape) -> tuple[Tensor
 
 
 def in_items(z: Tensor, batch: _Shape, item_shape: _Shape, operator_batch: _Shape) -> Tensor:
-    """The inverse of :func:`in_blocks`; the leading dimensions of ``z`` may be flattened in any way."""
+    """Undo :func:`in_blocks`; the leading dimensions of ``z`` may be flattened in any way."""
     shared, differing = batch_order(len(batch), operator_batch)
     if not differing:
         return z.reshape(*batch, *item_shape)

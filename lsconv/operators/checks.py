@@ -26,7 +26,7 @@ def require_finite(tensor: Tensor, name: str, item_ndim: int) -> None:
     """
     if hidden_by_vmap(tensor) or tensor.is_meta:
         return
-    # NaN and infinity survive a sum: one pass clears nearly every tensor. The sum of finite numbers may overflow.
+    # A finite sum shows in one pass that all entries are finite; the sum of finite numbers may still overflow.
     if bool(torch.isfinite(tensor.detach().sum())):
         return
     finite = torch.isfinite(tensor)
@@ -47,7 +47,7 @@ def check_tensor(A: LinearOperator, tensor: Any, name: str, which: str, *, finit
     Args:
         A: the operator.
         tensor: the tensor.
-        name: of the tensor, for messages.
+        name: the name of the tensor, for messages.
         which: "in_shape" or "out_shape".
         finite: refuse NaN and infinity too.
 
@@ -86,5 +86,5 @@ def check_tensor(A: LinearOperator, tensor: Any, name: str, which: str, *, finit
 
 
 def is_numpy(value: Any) -> bool:
-    """Tell whether a value is numpy's, without importing numpy."""
+    """Tell whether a value is of a type of NumPy, without importing NumPy."""
     return type(value).__module__.split(".")[0] == "numpy"

@@ -209,10 +209,12 @@ class Convolution(LinearOperator):
 
     @property
     def _flips(self) -> bool:
+        """The adjoint is computed as a convolution with flipped kernels."""
         return self._direct.flips(self.dtype, self.device, self.c_out, self.c_in)
 
     @property
     def _grid(self) -> FrequencyGrid:
+        """The grid of the FFT backend."""
         if "_cached_grid" not in self.__dict__:
             self._cached_grid = FrequencyGrid.of(
                 self.spatial_in, self.kernel_extent, self.padding, self.padding_mode, self.stride, self.dilation
@@ -220,8 +222,8 @@ class Convolution(LinearOperator):
         return self._cached_grid
 
     def _uses_fft(self, items: int, transposed: bool) -> bool:
-        """Tell whether the FFT serves ``items`` batch items, by request or because it should be clearly faster."""
-        if self.backend == "direct" or self.dtype in _HALF or items == 0:  # FFTs of nothing are refused by some
+        """Tell whether ``items`` batch items are convolved by FFT: by request, or because it should be faster."""
+        if self.backend == "direct" or self.dtype in _HALF or items == 0:  # some FFTs refuse empty tensors
             return False
         if self.backend == "fft":
             return True
@@ -230,16 +232,16 @@ class Convolution(LinearOperator):
         if key not in choices:
             groups = math.prod(self.batch_shape) * self.groups
             c_out, c_in = self.c_out // self.groups, self.c_in // self.groups
-            # The model was measured on CPUs. Elsewhere float32's constants, the ones that favour torch, stand for all.
+            # The constants are those of CPUs. On other devices float32's are used, which favour torch's convolution.
             dtype = self.dtype if self.device.type == "cpu" else torch.float32
             taps, cells = math.prod(self.kernel_size), math.prod(self.spatial_out)
             if transposed and self._flips:
                 direct = direct_cost(dtype, groups, c_in, c_out, taps, math.prod(self.spatial_in), items, False)
             else:
                 direct = direct_cost(dtype, groups, c_out, c_in, taps, cells, items, transposed)
-            # the products of a certificate and of some iterations share the kernels' transforms, but not under autograd
+            # The transform of the kernels is kept for about ten products, except under autograd.
             by_fft = lambda grid: fft_cost(dtype, groups, c_out, c_in, grid, items, products=10 if key[2] else 1)
-            # a grid of one cell costs the least, and its call alone may cost more
+            # The grid is only computed where the FFT could win on the smallest one.
             choices[key] = by_fft((1,)) < direct and by_fft(self._grid.grid) < direct
         return choices[key]
 
@@ -272,7 +274,7 @@ class Convolution(LinearOperator):
         return type(self)(parameters[0], *geometry, self.backend, check_finite=False)
 
     def _grouped_weight(self) -> tuple[Tensor, int]:
-        """All kernels in one weight, one behind the other, and the number of groups that keeps them apart."""
+        """Return the kernels of all batch items as the groups of one weight, and the number of groups."""
         kernels = math.prod(self.batch_shape)
         weight = self.weight.reshape(kernels * self.c_out, *self.weight.shape[-self.ndim - 1 :])
         return weight, kernels * self.groups
@@ -361,7 +363,7 @@ class Conv3d(Convolution):
 def module_convolution(
     kind: type[Convolution], weight: Tensor, arguments: dict[str, Any], outputs: tuple[int, ...] | None
 ) -> LinearOperator:
-    """The convolution that a module is, or is the adjoint of: arguments and outputs by ``convolution_arguments``."""
+    """Make the operator of a module from the arguments and outputs that ``convolution_arguments`` returns."""
     C = kind(weight, **arguments)
     if outputs in (None, C.spatial_out):
         return C

@@ -16,7 +16,7 @@ from lsconv.operators.base import LinearOperator
 
 __all__ = ["Gradient", "Laplacian"]
 
-# What lies beyond the border: its own mirror image, the other side, or zero.
+# The padding mode for each boundary: the border cell repeated, the other side, or zero.
 _PADDING_MODES = {"neumann": "replicate", "periodic": "circular", "dirichlet": "zeros"}
 
 
@@ -61,7 +61,7 @@ class _Difference(LinearOperator):
         return list(zip(range(-self.ndim, 0), self.spacing, strict=True))
 
     def _beyond(self, x: Tensor, axis: int, right: bool) -> Tensor:
-        """Return the cells one step beyond the right (or the left) border along ``axis``."""
+        """Return the cells one step outside the right (or left) border along ``axis``."""
         last = x.shape[axis] - 1
         if self.boundary == "dirichlet":
             return torch.zeros_like(x.narrow(axis, 0, 1))
@@ -156,7 +156,8 @@ class Gradient(_Difference):
         for part, (axis, step) in zip(parts, self._axes(), strict=True):
             n = part.shape[axis]
             inside, last = part.narrow(axis, 0, n - 1), part.narrow(axis, n - 1, 1)
-            # a difference was read from x[i + 1] and, with a minus, from x[i]; the last one's depends on the boundary
+            # The adjoint adds difference i to x[i + 1] and subtracts it from x[i]; the last one depends on the
+            # boundary.
             total.narrow(axis, 1, n - 1).add_(inside, alpha=1 / step)
             total.narrow(axis, 0, n - 1).sub_(inside, alpha=1 / step)
             if self.boundary != "neumann":

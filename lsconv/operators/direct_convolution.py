@@ -1,4 +1,4 @@
-"""torch's own convolution as a backend: what it pads itself, and its adjoint, transposed or by flipped kernels."""
+"""torch's own convolution as a backend, with its adjoint: a transposed convolution, or one with flipped kernels."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ class DirectConvolution:
         mode: mode of the padding.
         stride: step between outputs.
         dilation: step between the taps of the kernel.
-        symmetric: the padding that torch's convolution does itself, per axis. The split is the one of torch, whose
-            result depends on it in the last bit.
-        extra: the padding that is left to be done before it.
-        reversible: the adjoint is a convolution of such a kind, with flipped kernels, in at most two dimensions.
+        symmetric: the padding that torch's convolution does itself, per axis. It is split as torch does, so that
+            results agree in the last bit.
+        extra: the padding that is done before it.
+        reversible: the adjoint can be computed as a convolution with flipped kernels: stride 1, at most two axes, and
+            no more padding than the kernel is long.
     """
 
     spatial_in: tuple[int, ...]
@@ -61,7 +62,7 @@ class DirectConvolution:
         return _convolve(_CONV[len(self.stride) - 1], x, weight, self.stride, self.symmetric, self.dilation, groups)
 
     def adjoint(self, y: Tensor, weight: Tensor, groups: int) -> Tensor:
-        """The adjoint on ``y``, by torch's transposed convolution."""
+        """Apply the adjoint, by torch's transposed convolution."""
         # Several input sizes give the same output size when stride > 1; output_padding restores the one we have.
         output_padding = [
             (size + left + right - extent) % stride
@@ -76,9 +77,8 @@ class DirectConvolution:
     def flips(self, dtype: torch.dtype, device: torch.device, c_out: int, c_in: int) -> bool:
         """Tell whether the adjoint is better written as a convolution with the flipped kernels.
 
-        At stride 1 the two are the same sums. On CPUs torch's convolution is the faster one as long as
-        the channels to be gathered are few (benchmarks/convolution_backend.py): float64 gathers
-        them in memory, and so does everything in three dimensions.
+        At stride 1 both compute the same sums. On CPUs a convolution is faster than a transposed one, except for many
+        channels in float64 or three dimensions, where torch copies them first (benchmarks/convolution_backend.py).
         """
         return device.type == "cpu" and self.reversible and (dtype.to_real() != torch.float64 or c_out <= c_in)
 
@@ -89,7 +89,7 @@ class DirectConvolution:
         return kernels.conj().resolve_conj().reshape(groups * weight.shape[1], -1, *weight.shape[2:])
 
     def adjoint_by_flipped(self, y: Tensor, flipped: Tensor, groups: int) -> Tensor:
-        """The adjoint on ``y``, by the kernels that :meth:`flipped` gives; where :meth:`flips` says so."""
+        """Apply the adjoint, as a convolution with the kernels of :meth:`flipped`."""
         margins = tuple(e - 1 - p for e, p in zip(self.extent, self.symmetric, strict=True))
         x = _convolve(_CONV[len(self.stride) - 1], y, flipped, 1, margins, self.dilation, groups)
         return pad_adjoint(x, self.extra, self.mode)
@@ -97,7 +97,7 @@ class DirectConvolution:
 
 def _convolve(function: Callable[..., Tensor], x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
     """``function(x, weight, None, *arguments)``; half precision on the CPU is computed in float32 and rounded."""
-    # oneDNN's half-precision convolutions on processors with AMX give garbage for some small inputs, or crash.
+    # oneDNN's half-precision convolutions on processors with AMX return wrong values for some small inputs, or crash.
     if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
         return function(x.float(), weight.float(), None, *arguments).to(x.dtype)
     return function(x, weight, None, *arguments)

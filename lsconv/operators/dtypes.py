@@ -1,4 +1,4 @@
-"""Dtype and device of an operator beside those of what it meets: adopted, made complex, or refused with advice."""
+"""The dtype of an operator beside those of others and of tensors: adopted, made complex, or refused with advice."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = [
     "remedy",
 ]
 
-# So many eps of the largest singular value is what a decomposition may be off by in the others.
+# The error of a computed singular value is assumed to be at most this many eps times the largest one.
 ROUNDING = 8
 
 
 def for_dtype(A: LinearOperator, dtype: torch.dtype, *, once: bool = False) -> LinearOperator:
-    """A for tensors of ``dtype``; see :meth:`LinearOperator.for_dtype`.
+    """Convert A for tensors of ``dtype``; see :meth:`LinearOperator.for_dtype`.
 
     Args:
         A: the operator.
-        dtype: of the tensors.
-        once: it is for one application, so that a copy of its tensors in a complex dtype is not worth it.
+        dtype: the dtype of the tensors.
+        once: A will be applied once only, so that its own tensors are not copied to a complex dtype.
     """
     from lsconv.operators.algebra import Complexified
 
@@ -49,19 +49,19 @@ def for_dtype(A: LinearOperator, dtype: torch.dtype, *, once: bool = False) -> L
 
 
 def adopts_dtype(A: LinearOperator) -> bool:
-    """Tell whether A, or all that it is made of, was made without a dtype."""
+    """Tell whether A, or every operator that it is made of, was created without a dtype."""
     parts = A._parts()
     return A._dtype_omitted or (bool(parts) and all(map(adopts_dtype, parts)))
 
 
 def _converts(A: LinearOperator) -> bool:
-    """Tell whether A can be made to act on complex tensors by ``A.to``: operators of others may not."""
+    """Tell whether ``A.to`` can make A complex: only if all its parts are lsconv's own, which hold only tensors."""
     known = type(A).__dict__.get("_only_torch", False) and type(A)._map.__qualname__ == "LinearOperator._map"
     return known and all(map(_converts, A._parts()))
 
 
 def of_one_dtype(where: str, operators: Sequence[LinearOperator]) -> tuple[LinearOperator, ...]:
-    """Convert operators to one dtype: the common one of those that were given theirs."""
+    """Convert operators to one dtype, the one that those created with a dtype promote to."""
     dtypes = [operator.dtype for operator in operators if not adopts_dtype(operator)]
     if not dtypes:
         return tuple(operators)
@@ -77,7 +77,7 @@ def of_one_dtype(where: str, operators: Sequence[LinearOperator]) -> tuple[Linea
 
 
 def remedy(name: str, given: torch.dtype, other: str, operator_dtype: torch.dtype) -> str:
-    """Advice about two dtypes that differ, by which no digit and no imaginary part is lost."""
+    """Advise which of two dtypes to convert, so that neither precision nor an imaginary part is lost."""
     both = torch.promote_types(given, operator_dtype)
     if both == operator_dtype:
         return f"convert with {name}.to(dtype={both})"
@@ -108,7 +108,7 @@ def direct_rtol(dtype: torch.dtype, rtol: float | None = None) -> float:
 def default_rcond(dtype: torch.dtype) -> float:
     """The part of ``||A||`` up to which singular values count as zero: 1e-7 in float32, 1e-12 in float64.
 
-    Rounding the data to float32 changes them by 6e-8: what a smaller singular value makes of that would drown the rest
-    of x. In float64 the factors themselves are not known better.
+    Rounding to float32 changes the data by 6e-8 of their norm, which a smaller singular value would amplify to more
+    than the size of x. In float64 the bound is the accuracy of the factors.
     """
     return 1e-7 if torch.finfo(dtype).bits == 32 else 1e-12

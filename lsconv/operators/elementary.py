@@ -16,7 +16,7 @@ from lsconv.operators.batch_layout import on_parts
 from lsconv.operators.checks import require_finite
 
 if TYPE_CHECKING:
-    # In typing from Python 3.11 on; the checker has its own copy.
+    # Self is in typing from Python 3.11 on only.
     from typing_extensions import Self
 
 __all__ = ["Crop", "Dense", "Diagonal", "FromFunctions", "Identity", "Mask"]
@@ -243,7 +243,7 @@ class Dense(LinearOperator):
         self.matrix = matrix
         self.is_sparse = sparse
         if sparse:
-            self.capturable = False  # what torch's sparse products do on the host is its own affair
+            self.capturable = False  # torch's sparse products may synchronise with the host
 
     def apply(self, x: Tensor) -> Tensor:
         """``M x``."""
@@ -263,6 +263,7 @@ class Dense(LinearOperator):
         return type(self)(parameters[0], self.in_shape, self.out_shape)
 
     def _multiply(self, matrix: Tensor, x: Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
+        """Multiply a matrix with items of shape ``source``, to items of shape ``target``."""
         if x.is_complex() and not self.is_complex:
             by_parts = lambda part: self._multiply(matrix, part, source, target)
             return on_parts(by_parts, x, len(source), self.batch_shape)
@@ -348,7 +349,7 @@ class FromFunctions(LinearOperator):
 
 
 def _to_csr(matrix: Tensor) -> Tensor:
-    with warnings.catch_warnings():  # torch calls its CSR tensors beta, once a process; nothing for a caller to act on
+    with warnings.catch_warnings():  # torch warns once that its CSR tensors are in beta, which a caller cannot change
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return matrix.to_sparse_csr()
 

@@ -1,7 +1,7 @@
 r"""Convolution by FFT: the backend for large kernels.
 
-A convolution is a circulant on a periodic grid, seen through two crops (Reeves 2005 calls the cells outside them the
-border). With the dilated kernel placed at the cells (d t - l) mod N of a grid of N cells per axis,
+A convolution is a circulant on a periodic grid, restricted to some inputs and some outputs (Reeves 2005 calls the other
+cells the border). With the dilated kernel placed at the cells (d t - l) mod N of a grid of N cells per axis,
 
     y = crop_out F^-1 conj(F K) F crop_in^T x,          x = crop_in F^-1 (F K)^T F crop_out^T y   (the adjoint),
 
@@ -38,25 +38,26 @@ __all__ = [
 ]
 
 
-# The most positions of an axis that are read and written by a product with plane waves; beyond, an FFT of the whole
-# axis costs less.
+# Up to this many positions of an axis are transformed by a product with plane waves; for more, an FFT of the axis costs
+# less.
 FEW_WAVES = 48
 
 
 class _Nanoseconds(NamedTuple):
     """The cost of a convolution by parts, on one core of an x86 server (AVX-512, torch 2.13, MKL and oneDNN).
 
-    Fitted by hand to the table that ``python -m benchmarks.convolution_backend`` prints, towards torch's own
-    convolution where it scatters.
+    The values are fitted by hand to the table of ``python -m benchmarks.convolution_backend``; where that scatters they
+    favour torch's own convolution.
 
     Attributes:
-        gather: of torch's convolution, per tap, output cell and channel read; forward and transposed.
-        gather_lone: the same where a group has one channel only, which leaves nothing to vectorise over.
-        gather_fresh: the same where the columns of the matrix product of float64 are fresh memory in every call.
-        multiply: of torch's convolution, per tap, output cell and pair of channels.
-        transform: of the FFT, per cell, channel and factor log2(cells).
-        product: of the FFT, per cell and pair of channels.
-        call: of the FFT, beyond a call of torch's convolution.
+        gather: torch's convolution, reading: per tap, output cell and input channel; (forward, transposed).
+        gather_lone: ``gather`` for groups of one channel, over which nothing can be vectorised.
+        gather_fresh: ``gather`` in float64 where the columns of torch's matrix product are too large to be reused
+            memory.
+        multiply: torch's convolution, arithmetic: per tap, output cell and pair of channels.
+        transform: the transforms of the FFT: per cell, channel and factor log2(cells).
+        product: the products of the FFT: per cell and pair of channels.
+        call: the overhead of a call of the FFT over one of torch's convolution.
     """
 
     gather: tuple[float, float]
@@ -68,7 +69,7 @@ class _Nanoseconds(NamedTuple):
     call: float = 92e3
 
 
-# The FFT's costs are set higher than measured, so that it is taken where it is clearly faster.
+# The costs of the FFT are set above the measured ones, so that it is chosen only where it is clearly faster.
 _COST = {
     torch.float32: _Nanoseconds((0.3, 0.5), (0.8, 2.0), None, 0.015, 0.39, 0.65),
     torch.float64: _Nanoseconds((0.6, 1.5), (0.6, 1.5), 7.5, 0.06, 0.52, 1.95),
@@ -96,7 +97,7 @@ def good_fft_length(n: int) -> int:
 
 
 def short_fft_length(n: int) -> int:
-    """The smallest even length of at least ``n`` without prime factors above 13, for grids of which every cell costs.
+    """The smallest even length of at least ``n`` without prime factors above 13, for grids with a border to be solved.
 
     Per cell it takes somewhat longer than the lengths of :func:`good_fft_length`.
 
@@ -132,7 +133,7 @@ def transform_cost(grid: Sequence[int]) -> float:
 def direct_cost(
     dtype: torch.dtype, groups: int, c_out: int, c_in: int, taps: int, cells: int, items: int, transposed: bool
 ) -> float:
-    """Nanoseconds that torch's convolution takes, beyond those of a call: three real ones for a complex one.
+    """Estimate the nanoseconds of torch's convolution, without the overhead of a call; a complex one is three real.
 
     Args:
         dtype: float32, float64, complex64 or complex128.
@@ -142,14 +143,14 @@ def direct_cost(
         taps: taps of a kernel.
         cells: output cells of a channel.
         items: batch items.
-        transposed: for the adjoint.
+        transposed: estimate the adjoint.
     """
     real = dtype.to_real()
     cost = _COST[real]
     gather = (cost.gather_lone if c_out == c_in == 1 else cost.gather)[transposed]
     channels = c_in
     if cost.gather_fresh is not None:
-        # groups are convolved one after the other, so the columns are those of one group
+        # torch convolves one group after the other, so its matrix of columns is that of one group
         if c_in * taps * cells * real.itemsize > 2 * WORK_BYTES:
             gather = cost.gather_fresh
     elif transposed:
@@ -167,7 +168,7 @@ def direct_cost(
 def fft_cost(
     dtype: torch.dtype, groups: int, c_out: int, c_in: int, grid: Sequence[int], items: int, products: int
 ) -> float:
-    """Nanoseconds that the FFT takes beyond those of a call of torch's convolution.
+    """Estimate the nanoseconds of a convolution by FFT, without the overhead of a call of torch's convolution.
 
     Args:
         dtype: float32, float64, complex64 or complex128.
@@ -176,7 +177,7 @@ def fft_cost(
         c_in: input channels of a group.
         grid: cells per axis.
         items: batch items.
-        products: how many share one transform of the kernels.
+        products: the number of convolutions that share one transform of the kernels.
     """
     real = dtype.to_real()
     transforms = items * groups * (c_out + c_in) + groups * c_out * c_in / products
@@ -187,15 +188,15 @@ def fft_cost(
 
 @dataclasses.dataclass(frozen=True)
 class FrequencyGrid:
-    """The places of inputs, outputs and kernel of one convolution on the periodic grid.
+    """The periodic grid of one convolution, and the positions of inputs, outputs and kernel on it.
 
     Attributes:
         grid: cells per axis.
         source: size of the tensor that is transformed: the inputs' size, or that of the padded inputs.
         before: padding done before the transform, ``(left, right)`` per axis.
         mode: mode of the padding done before.
-        shift: left padding per axis that the grid does by itself.
-        dense: outputs per axis at stride 1.
+        shift: left padding per axis that needs no cells, because reads wrap around to zeros or to the other side.
+        dense: number of outputs per axis at stride 1.
         stride: step between outputs.
         dilation: step between the taps of the kernel.
     """
@@ -225,7 +226,7 @@ class FrequencyGrid:
         padded = tuple(n + sum(pair) for n, pair in zip(spatial_in, padding, strict=True))
         dense = tuple(n - e + 1 for n, e in zip(padded, extent, strict=True))
         if MODES[mode].zero:
-            # The last bound keeps two taps of a kernel wider than the inputs from falling on the same cell.
+            # The last bound keeps two taps of a kernel that is wider than the inputs off the same cell.
             needed = [
                 max(n + max(pair), d, e) for n, pair, d, e in zip(spatial_in, padding, dense, extent, strict=True)
             ]
@@ -261,7 +262,7 @@ class FrequencyGrid:
         return self._transform(placed.conj().resolve_conj()).conj().resolve_conj()
 
     def _sum_over_taps(self, weight: Tensor) -> Tensor:
-        """:meth:`spectrum`, one axis after the other as a sum over its taps."""
+        """Compute :meth:`spectrum` by a sum over the taps of one axis after the other."""
         real, ndim = not weight.is_complex(), len(self.grid)
         frequencies = (*self.grid[:-1], self.grid[-1] // 2 + 1) if real else self.grid
         places = zip(weight.shape[-ndim:], self.dilation, self.shift, self.grid, frequencies, strict=True)
@@ -277,7 +278,7 @@ class FrequencyGrid:
         return _in_groups(self._apply, x, spectrum, work_bytes)
 
     def _apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
-        """:meth:`apply`, all items at once."""
+        """Compute :meth:`apply` for all items at once."""
         groups, c_out, c_in = spectrum.shape[:3]
         x = pad(x, self.before, self.mode)
         frequencies = self._transform(x.reshape(x.shape[0], groups, c_in, *self.source))
@@ -290,7 +291,7 @@ class FrequencyGrid:
         return _in_groups(self._adjoint, y, spectrum, work_bytes)
 
     def _adjoint(self, y: Tensor, spectrum: Tensor) -> Tensor:
-        """:meth:`adjoint`, all items at once."""
+        """Compute :meth:`adjoint` for all items at once."""
         groups, c_out, c_in = spectrum.shape[:3]
         if any(s > 1 for s in self.stride):
             dense = y.new_zeros(*y.shape[:2], *self.dense)
@@ -311,22 +312,22 @@ class FrequencyGrid:
 
 
 def _window(sizes: Sequence[int], steps: Sequence[int]) -> tuple[Any, ...]:
-    """The index of every step-th of the first cells of the last axes."""
+    """The index of the first ``sizes`` cells of the last axes, every ``steps``-th of them."""
     return (Ellipsis, *(slice(0, size, step) for size, step in zip(sizes, steps, strict=True)))
 
 
-def _in_groups(function: Callable[[Tensor, Tensor], Tensor], items: Tensor, spectrum: Tensor, most: int) -> Tensor:
-    """Apply a function to groups of items, as many at once as their spectra may take bytes."""
+def _in_groups(function: Callable[[Tensor, Tensor], Tensor], items: Tensor, spectrum: Tensor, max_bytes: int) -> Tensor:
+    """Apply a function to groups of items whose spectra take at most ``max_bytes``."""
     groups, c_out, c_in, *grid = spectrum.shape
     one = groups * max(c_out, c_in) * math.prod(grid) * spectrum.element_size()
-    parts = [function(some, spectrum) for some in work_groups(items, one, work_bytes=most)]
+    parts = [function(some, spectrum) for some in work_groups(items, one, work_bytes=max_bytes)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _multiply(spectrum: Tensor, x: Tensor) -> Tensor:
     """``sum_c spectrum[g, o, c, f] x[e, g, c, f]`` for every item e, group g and frequency f."""
-    # One pass per channel, because batches of tiny complex products are slow and want both factors reordered. Not in
-    # place, because torch.func.vmap has no rule for addcmul_.
+    # One pass per channel, because batched products of tiny complex matrices are slow and need both factors reordered.
+    # Not in place, because torch.func.vmap has no rule for addcmul_.
     total = spectrum[:, :, 0] * x[:, :, :1]
     for channel in range(1, x.shape[2]):
         total = torch.addcmul(total, spectrum[:, :, channel], x[:, :, channel : channel + 1])
@@ -349,12 +350,12 @@ def _without_factors(n: int, primes: Sequence[int]) -> int:
 
 
 def work_groups(items: Tensor, bytes_each: int, dim: int = 0, *, work_bytes: int = WORK_BYTES) -> Sequence[Tensor]:
-    """Split the items along a dimension into groups whose arrays a CPU's allocator uses again; one group elsewhere.
+    """Split items into groups whose arrays take at most ``work_bytes`` on a CPU; on other devices there is one group.
 
     Args:
         items: the items.
-        bytes_each: of the arrays that are made of one item.
-        dim: the dimension.
+        bytes_each: bytes of the arrays that are made of one item.
+        dim: the dimension of the items.
         work_bytes: the most bytes of a group.
     """
     if items.device.type != "cpu" or items.shape[dim] * bytes_each <= work_bytes:
@@ -367,7 +368,7 @@ def inverse_transform(spectra: Tensor, sizes: Sequence[int], *, real: bool, work
 
     Args:
         spectra: ``(..., *frequencies)``, where ``real`` with half of the frequencies of the last axis.
-        sizes: of the grid; none for scalars.
+        sizes: sizes of the grid; empty for scalars.
         real: True when the arrays on the grid are real.
         work_bytes: the most bytes of a part.
     """

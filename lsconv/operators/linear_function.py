@@ -1,7 +1,7 @@
 r"""as_operator: the operator of a linear module or function of torch, with its adjoint by autograd.
 
-The vector-Jacobian product of a linear f is its adjoint, wherever it is taken; it is taken at zero. Of complex f too:
-by torch's convention of gradients it is :math:`A^H y`.
+The vector-Jacobian product of a linear f is its adjoint at every point; it is computed at zero. For complex f it is
+:math:`A^H y` too, by torch's convention for gradients.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def as_operator(
     if linear_part:
         affine = call
         call = lambda x, *tensors: affine(x, *tensors) - affine(x.new_zeros(1, *shape), *tensors)
-    out_shape = _checked(call, shape, parameters, dtype, device)
+    out_shape = _check_linear(call, shape, parameters, dtype, device)
     A = FromFunctions(
         shape,
         out_shape,
@@ -94,13 +94,13 @@ def as_operator(
         C = Convolution.from_module(function, shape[1:]).to(A.device, A.dtype)
         with torch.no_grad():
             x = _random(1, shape, A.dtype, A.device)
-            if _differ(C(x), A(x)) <= _tolerance(A.dtype):  # not so where a subclass or a hook computes something else
+            if _differ(C(x), A(x)) <= _tolerance(A.dtype):  # a subclass or a hook may compute something else
                 return C
     return A
 
 
 def _with_its_tensors(module: nn.Module) -> tuple[_Function, tuple[Tensor, ...]]:
-    """A module as a function of its input, parameters and buffers, and these."""
+    """Return a module as a function of its input, parameters and buffers, and the latter as a tuple."""
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
     def call(x: Tensor, *tensors: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def _with_its_tensors(module: nn.Module) -> tuple[_Function, tuple[Tensor, ...]]
 def _by_items(
     function: _Function, x: Tensor, tensors: Sequence[Tensor], item: tuple[int, ...], result: tuple[int, ...]
 ) -> Tensor:
-    """``function(x)`` with all batch dimensions as one, which is what torch's modules take."""
+    """Apply ``function`` to x with its batch dimensions flattened to one, as torch's modules require."""
     batch = x.shape[: x.ndim - len(item)]
     if math.prod(batch) == 0:
         return x.new_zeros(*batch, *result)
@@ -125,14 +125,14 @@ def _transposed(call: _Function, shape: tuple[int, ...]) -> _Function:
 
     def adjoint(y: Tensor, *tensors: Tensor) -> Tensor:
         if transforming():
-            pull = torch.func.vjp(lambda x: call(x, *tensors), y.new_zeros(len(y), *shape))[1]
-            pulled: Tensor = pull(y)[0]
-            return pulled
-        follow = torch.is_grad_enabled() and any(t.requires_grad for t in (y, *tensors))
+            vjp = torch.func.vjp(lambda x: call(x, *tensors), y.new_zeros(len(y), *shape))[1]
+            x: Tensor = vjp(y)[0]
+            return x
+        create_graph = torch.is_grad_enabled() and any(t.requires_grad for t in (y, *tensors))
         with torch.inference_mode(False), torch.enable_grad():
             y = y.clone() if y.is_inference() else y
             x = y.new_zeros(len(y), *shape).requires_grad_()
-            return torch.autograd.grad(call(x, *tensors), x, y, create_graph=follow)[0]
+            return torch.autograd.grad(call(x, *tensors), x, y, create_graph=create_graph)[0]
 
     return adjoint
 
@@ -145,25 +145,25 @@ def _random(items: int, shape: tuple[int, ...], dtype: torch.dtype, device: torc
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """A bound for the rounding of f and for nothing else."""
+    """The largest relative difference that is attributed to rounding."""
     return min(1000 * torch.finfo(dtype).eps, 0.1)
 
 
 def _differ(a: Tensor, b: Tensor) -> float:
-    """``||a - b||`` over the larger of both norms."""
+    """The relative difference ``||a - b|| / max(||a||, ||b||)``."""
     size = torch.maximum(torch.linalg.vector_norm(a), torch.linalg.vector_norm(b))
     return float(torch.linalg.vector_norm(a - b) / size) if size > 0 else 0.0
 
 
 @torch.no_grad()
-def _checked(
+def _check_linear(
     call: _Function, shape: tuple[int, ...], tensors: Sequence[Tensor], dtype: torch.dtype, device: torch.device | str
 ) -> tuple[int, ...]:
-    """The shape of an output item of a function that the checks have shown to be linear."""
+    """Check on random inputs that a function is linear, item by item, and return the shape of an output item."""
     copies = [t.clone() for t in tensors]  # the checks must not change the buffers of a module in training mode
     f = lambda x: call(x, *copies)
     x = _random(2, shape, dtype, device)
-    y = _result(f(x), x)
+    y = _check_result(f(x), x)
     tolerance = _tolerance(dtype)
     u, v = x[:1], x[1:]
     fu, fv, f0 = f(u), f(v), f(torch.zeros_like(u))
@@ -195,8 +195,8 @@ def _checked(
     return tuple(y.shape[1:])
 
 
-def _result(y: Any, x: Tensor) -> Tensor:
-    """Check that the output of a function for x has the type and the batch that an operator gives."""
+def _check_result(y: Any, x: Tensor) -> Tensor:
+    """Check that a function returns a tensor with one item for each of x, of x's dtype and device."""
     if not isinstance(y, Tensor):
         raise ArgumentTypeError(f"function: expected it to return a torch.Tensor, got {type(y).__name__}")
     if y.ndim < 1 or len(y) != len(x):
@@ -215,7 +215,7 @@ def _result(y: Any, x: Tensor) -> Tensor:
 
 
 def _check_adjoint(A: LinearOperator) -> None:
-    """Refuse a function that does something behind autograd's back."""
+    """Refuse a function whose adjoint by autograd fails the dot test, because autograd does not follow all of it."""
     reason = ""
     try:
         error = A.dot_test(generator=torch.Generator(A.device).manual_seed(0))

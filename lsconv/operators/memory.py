@@ -17,8 +17,8 @@ def check_fits(needed: int, allowed: int, what: object, method: str = "border") 
     Args:
         needed: bytes of the plan.
         allowed: bytes that it may use.
-        what: the operator that the plan is for.
-        method: its name in the message.
+        what: the operator, for the message.
+        method: the name of the method, for the message.
 
     Raises:
         PlanMemoryError: more are needed than are allowed.
@@ -34,12 +34,12 @@ def check_fits(needed: int, allowed: int, what: object, method: str = "border") 
 def free_bytes(device: torch.device) -> int:
     """Free memory of a device, in bytes."""
     if device.type == "cuda":
-        # and what torch holds without using it
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + held
+        # torch reuses what it has reserved and does not use.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     try:
         with open("/proc/meminfo", "rb", buffering=0) as file:
-            name, amount, _ = file.read(256).splitlines()[2].split()  # after those of the total and of what is free
+            name, amount, _ = file.read(256).splitlines()[2].split()  # the third line, after MemTotal and MemFree
         if name == b"MemAvailable:":
             return int(amount) * 1024
     except (OSError, IndexError, ValueError):

@@ -48,7 +48,7 @@ def check_module(module: Any, name: str, dimensions: int | None = None) -> ConvM
 
 
 def advice(module: Any) -> str:
-    """The end of a sentence that refuses a module: what inverts it."""
+    """The end of an error message about a module: the operator to use instead."""
     if isinstance(module, ConvModule):
         return f"; use lsconv.Conv{len(module.kernel_size)}d, or lsconv.Convolution for any number of dimensions"
     if isinstance(module, nn.Linear):
@@ -61,10 +61,12 @@ def advice(module: Any) -> str:
 def convolution_arguments(
     module: ConvModule, in_size: int | Sequence[int]
 ) -> tuple[dict[str, Any], tuple[int, ...] | None]:
-    """The arguments of the convolution C with the module's weight, and of a transposed one the outputs of C it reads.
+    """Return the arguments of the convolution C with the module's weight, and the outputs of C that the module uses.
+
+    The second is None for a plain module, which uses all of them.
 
     Args:
-        module: a plain one is C, a transposed one its adjoint.
+        module: a plain module is C, a transposed one the adjoint of C.
         in_size: spatial size of the module's inputs.
     """
     arguments: dict[str, Any] = {
@@ -78,7 +80,7 @@ def convolution_arguments(
     if not isinstance(module, TransposedModule):
         return arguments, None
     sizes = positive_ints("in_size", in_size, len(module.kernel_size), ShapeError)
-    axes = zip(sizes, module.stride, _of_one_cell(module), strict=True)
+    axes = zip(sizes, module.stride, _extent(module), strict=True)
     arguments["in_size"] = tuple((n - 1) * s + extent for n, s, extent in axes)
     if min(arguments["in_size"]) < 1:
         raise ShapeError(f"in_size: {module} makes an empty output of {sizes}")
@@ -89,16 +91,16 @@ def input_size(module: ConvModule, spatial_out: Sequence[int]) -> tuple[int, ...
     """The smallest input that gives ``spatial_out``, as ``torch.nn.ConvTranspose`` takes it by default."""
     if module.padding == "same":
         return tuple(spatial_out)
-    sizes = zip(spatial_out, module.stride, _of_one_cell(module), strict=True)
+    sizes = zip(spatial_out, module.stride, _extent(module), strict=True)
     if isinstance(module, TransposedModule):
         return tuple((n - extent) // s + 1 for n, s, extent in sizes)
     return tuple((n - 1) * s + extent for n, s, extent in sizes)
 
 
-def _of_one_cell(module: ConvModule) -> tuple[int, ...]:
-    """The size that belongs to one cell: of the input that gives one output, or of the output of one input."""
+def _extent(module: ConvModule) -> tuple[int, ...]:
+    """The size of the input that gives one output; of a transposed module the size of the output of one input."""
     none = (0,) * len(module.kernel_size)
     padding = none if isinstance(module.padding, str) else module.padding
-    more = module.output_padding if isinstance(module, TransposedModule) else none
-    axes = zip(module.dilation, module.kernel_size, padding, more, strict=True)
+    output_padding = module.output_padding if isinstance(module, TransposedModule) else none
+    axes = zip(module.dilation, module.kernel_size, padding, output_padding, strict=True)
     return tuple(dilation * (kernel - 1) + 1 - 2 * int(pad) + int(extra) for dilation, kernel, pad, extra in axes)

@@ -1,4 +1,4 @@
-"""Data that an operator cannot reach, and the outputs that it takes: masks, crops and weights before an operator."""
+"""Masks, crops and weights on the outputs of an operator: the data that they drop, and the operator behind them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["MeasuredRows", "observed"]
 
 
 def observed(A: LinearOperator, y: Tensor) -> Tensor:
-    """Return ``y`` with zeros where a mask (or a zero of a diagonal) in front of A drops the row.
+    """Return ``y`` with zeros where a mask, or a zero of a diagonal, makes the row of A zero.
 
     Args:
         A: the operator.
@@ -43,8 +43,10 @@ def observed(A: LinearOperator, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class MeasuredRows:
-    r"""An operator ``R A`` that only selects and scales the outputs of A: :math:`\|RAx - y\|^2` is
-    :math:`\sum_i w_i |(Ax)_i - z_i|^2` over the outputs i of A, with ``w = |scale|^2``.
+    r"""An operator ``R A`` with R selecting and scaling outputs of A.
+
+    Least squares with it are weighted ones with A: :math:`\|RAx - y\|^2 = \sum_i w_i |(Ax)_i - z_i|^2` up to a
+    constant, over the outputs i of A, with the weights ``w = |scale|^2`` and data z (:meth:`data`).
 
     Attributes:
         core: A.
@@ -58,14 +60,14 @@ class MeasuredRows:
 
     @classmethod
     def of(cls, A: LinearOperator) -> MeasuredRows | None:
-        """The rows of a product of masks, crops, diagonals and one more operator; None of any other operator."""
+        """Split a product of masks, crops, diagonals and one more operator; None for any other operator."""
         factor, product = torch.ones(()), A
         while isinstance(product, Scaled) and product.alpha.ndim == 0:
             factor, product = factor * product.alpha.detach(), product.operator
         if not isinstance(product, Product):
             return None
         *rows, core = product.operators
-        if not all(_takes_outputs(row) for row in rows):
+        if not all(_selects_and_scales(row) for row in rows):
             return None
         R: LinearOperator = Product(rows) * factor if len(rows) > 1 else rows[0] * factor
         R = R.to(dtype=core.dtype)
@@ -78,36 +80,33 @@ class MeasuredRows:
         return self.scale.abs().square()
 
     def uniform(self) -> Tensor | None:
-        """The one weight that all outputs in the data have; by batch item of ``scale`` where items have different ones.
-
-        None where an item has several.
-        """
+        """The weight of all measured outputs, one number or one per batch item; None where an item has several."""
         weights = self.weights.flatten(self.scale.ndim - len(self.core.out_shape))
-        most = weights.amax(-1)
+        largest = weights.amax(-1)
         smallest = torch.where(weights > 0, weights, torch.inf).amin(-1)
-        if not (bool((smallest >= most).all()) and bool((most > 0).all())):
+        if not (bool((smallest >= largest).all()) and bool((largest > 0).all())):
             return None
-        return most.flatten()[0] if most.numel() and bool((most == most.flatten()[0]).all()) else most
+        return largest.flatten()[0] if largest.numel() and bool((largest == largest.flatten()[0]).all()) else largest
 
     def missing(self, groups: int = 1) -> Tensor | None:
-        """The outputs of A that no data are of, ``core.out_shape``; None where items or groups miss different ones.
+        """Mark the outputs of A that were not measured, ``core.out_shape``; None where items or groups differ in them.
 
         Args:
-            groups: of the first axis of ``core.out_shape``.
+            groups: the number of groups of channels, the first axis of ``core.out_shape``.
         """
         shape = self.core.out_shape
-        lost = (self.scale == 0).reshape(-1, *shape)
-        parts = lost.reshape(-1, groups, shape[0] // groups, *shape[1:])
-        return lost[0] if bool((parts == parts[:1, :1]).all()) else None
+        unmeasured = (self.scale == 0).reshape(-1, *shape)
+        parts = unmeasured.reshape(-1, groups, shape[0] // groups, *shape[1:])
+        return unmeasured[0] if bool((parts == parts[:1, :1]).all()) else None
 
     def data(self, y: Tensor) -> Tensor:
-        """The data z of A for data of ``R A``, zero where there are none."""
+        """Convert data y of ``R A`` to data z of A, zero where nothing was measured."""
         weights = self.weights
-        lifted = self.rows.to(dtype=y.dtype).adjoint(y)
-        return torch.where(weights > 0, lifted / torch.where(weights > 0, weights, 1).to(y.real.dtype), 0)
+        weighted = self.rows.to(dtype=y.dtype).adjoint(y)
+        return torch.where(weights > 0, weighted / torch.where(weights > 0, weights, 1).to(y.real.dtype), 0)
 
 
-def _takes_outputs(row: LinearOperator) -> bool:
+def _selects_and_scales(row: LinearOperator) -> bool:
     """Tell whether every output of an operator is one of its inputs times a number."""
     inner = row.operator if isinstance(row, Scaled) else row
     return isinstance(inner, (Mask, Diagonal, Crop, Identity))

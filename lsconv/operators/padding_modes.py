@@ -1,4 +1,4 @@
-r"""The table of torch's padding modes: all that the package asks of one, in one row each.
+r"""The table of torch's padding modes, one row each with all properties that the package uses.
 
 Padding is separable: along one axis of length n a mode is a matrix P of shape (left + n + right, n). Each row of the
 four modes holds one 1, or for zeros at most one.
@@ -25,15 +25,15 @@ class PaddingMode:
 
     Attributes:
         pad: the padding itself, ``pad(x, pairs)``, of the last ``len(pairs)`` axes.
-        fold: its adjoint along one axis, ``fold(inside, before, after, axis)``: adds to the inside, in place, what the
-            padded cells before and after it are made of. None where they are made of nothing.
-        widest: the most cells that one side of an axis of length n is padded by, ``widest(n)``; None: any number.
+        fold: its adjoint along one axis, ``fold(inside, before, after, axis)``: adds the padded cells before and after
+            the inside, in place, to the cells that they are copies of. None where padded cells are zero.
+        widest: the most cells by which one side of an axis of length n can be padded, ``widest(n)``; None: any number.
         column_sum: an upper bound of how often one tap of a kernel reads one input cell, weighted by the moduli in P,
             ``column_sum(n, (left, right), stride, outputs)``; it enters the bound of ``||A||``.
         row_sum: the largest sum of the moduli of a row of P.
-        zero: whether all that is padded is zero.
-        periodic: whether it is the other side of the axis.
-        copies: whether every padded cell copies one cell of the inside, and not round the axis.
+        zero: padded cells are zero.
+        periodic: padded cells are those of the other side of the axis.
+        copies: every padded cell is a copy of one inside cell near the same side.
     """
 
     pad: Callable[[Tensor, Sequence[tuple[int, int]]], Tensor]

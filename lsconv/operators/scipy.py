@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OperatorLike", "as_operator", "from_scipy", "to_scipy"]
 
-# What every function takes for A: an operator, a dense or sparse matrix, or SciPy's of either kind.
+# The types that every function accepts for A: an operator, a dense or sparse matrix, or SciPy's of either kind.
 OperatorLike: TypeAlias = (
     "LinearOperator | Tensor | scipy_linalg.LinearOperator | scipy_sparse.sparray | scipy_sparse.spmatrix"
 )
@@ -176,7 +176,7 @@ class FromScipy(LinearOperator):
 
 
 class _Multiplication(torch.autograd.Function):
-    """A product with a matrix autograd cannot see into: the gradient of ``A x`` is ``A^H`` on the incoming one."""
+    """The product ``A x`` for autograd, which does not see into SciPy: the backward pass applies ``A^H``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, operator: FromScipy, adjoint: bool) -> Tensor:

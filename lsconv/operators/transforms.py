@@ -1,7 +1,7 @@
-"""Functions inside torch's transforms: kept out of torch.compile, and told of vmap and functorch, which hide values.
+"""Functions under torch's transforms: kept out of torch.compile, and able to tell vmap and functorch.
 
-A solve looks at values (has it converged?), and its scalars are Python numbers on the host: traced, every iteration
-would be a graph of its own. So it runs as it is, between two graphs.
+A solve reads values on the host, to see whether it has converged, so torch.compile would break its graph in every
+iteration. It is therefore not compiled, and runs between two graphs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def untraced(function: _Function) -> _Function:
     """Keep torch.compile out of a function; outside of a compilation this costs one test.
 
-    As ``torch.compiler.disable``, but that is only applied, and torch's compiler, which takes seconds, only imported
-    when something is being compiled.
+    It does what ``torch.compiler.disable`` does, but imports torch's compiler, which takes seconds, only when something
+    is being compiled.
     """
     disabled: list[Callable[..., Any]] = []
 
@@ -38,7 +38,7 @@ def untraced(function: _Function) -> _Function:
 
 
 def transforming() -> bool:
-    """Tell whether torch.func transforms are running, under which values are hidden and requires_grad says little."""
+    """Tell whether a transform of torch.func runs, which hides values of tensors and what requires gradients."""
     active = getattr(torch._C, "_are_functorch_transforms_active", None)
     return bool(active and active())
 

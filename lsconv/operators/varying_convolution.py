@@ -1,11 +1,11 @@
-r"""Convolution whose kernel varies over the field: kernels for the whole field, and what each of them counts where.
+r"""Convolution whose kernel varies over the field: a sum of convolutions with one kernel each, weighted by pixel.
 
 .. math:: A = \sum_k \mathrm{diag}(w_k)\, H_k \quad\text{("after")} \qquad
           A = \sum_k H_k\, \mathrm{diag}(w_k) \quad\text{("before")}
 
-Without more, all kernels are one convolution of K times the channels. Where every weight is zero over most of the
-field, as between the points at which PSFs were measured, each kernel is applied to a window around its own part only,
-all windows of one size and in one batch.
+In general all K kernels are one convolution of K times the channels. Where every weight is zero over most of the field,
+as for PSFs measured on a grid, each kernel is applied only to a window around the pixels where its weight is not zero;
+the windows have one size and are one batch.
 """
 
 from __future__ import annotations
@@ -192,17 +192,19 @@ class VaryingConvolution(LinearOperator):
         return core.adjoint((y.unsqueeze(each) * weights).flatten(each, each + 1))
 
     def _apply_windows(self, windows: _Windows, x: Tensor) -> Tensor:
+        """Apply A window by window."""
         parts = read_windows(pad(x, self.padding, self.padding_mode), windows.starts, windows.inputs)
         if self.form == "after":
             return add_windows(windows.core.apply(parts) * windows.weights, windows.starts, self.spatial_out)
-        # an output is written from as far before the window as the kernel reaches
+        # The outputs of a window begin a kernel's length before it, which may be outside the field.
         margins = [k - 1 for k in self.kernel_size]
-        wide = [n + 2 * m for n, m in zip(self.spatial_out, margins, strict=True)]
-        y = add_windows(windows.core.apply(parts * windows.weights), windows.starts, wide)
+        padded_size = [n + 2 * m for n, m in zip(self.spatial_out, margins, strict=True)]
+        y = add_windows(windows.core.apply(parts * windows.weights), windows.starts, padded_size)
         cells: tuple[Any, ...] = (..., *(slice(m, m + n) for n, m in zip(self.spatial_out, margins, strict=True)))
         return y[cells]
 
     def _adjoint_windows(self, windows: _Windows, y: Tensor) -> Tensor:
+        """Apply the adjoint window by window."""
         weights = windows.weights.conj()
         padded = [n + sum(pair) for n, pair in zip(self.spatial_in, self.padding, strict=True)]
         if self.form == "after":
@@ -214,14 +216,14 @@ class VaryingConvolution(LinearOperator):
 
     @property
     def work(self) -> float:
-        """The transforms of one application and one adjoint, as ``transform_cost`` counts them."""
+        """The work of one application and one adjoint, in the unit of ``transform_cost``."""
         windows, count = self._windows(), len(self.kernels)
         if windows is not None:
             return 4 * count * transform_cost(list(map(short_fft_length, windows.core.spatial_in)))
         padded = [short_fft_length(n + sum(pair)) for n, pair in zip(self.spatial_in, self.padding, strict=True)]
         return 2 * (count + 1) * transform_cost(padded)
 
-    # ------------------------------------------------------------------ what is kept
+    # ------------------------------------------------------------------ cached convolutions and windows
 
     def _stacked(self) -> Convolution:
         """All kernels as one convolution."""
@@ -241,7 +243,7 @@ class VaryingConvolution(LinearOperator):
         return self.kernels[:, None, None] if self.shared else self.kernels
 
     def _windows(self) -> _Windows | None:
-        """The windows, where they cost less than the whole field; None too where a weight of zero has a slope."""
+        """The windows; None where they save nothing, or weights have derivatives, which zero weights have as well."""
         if not may_cache(self.weights) or transforming():
             return None
         place = self._cached("place", [self.weights], self._place)
@@ -251,7 +253,7 @@ class VaryingConvolution(LinearOperator):
         return self._cached("windows", [self.kernels, self.weights], lambda: self._make_windows(starts, size))
 
     def _place(self) -> tuple[Tensor, tuple[int, ...]] | None:
-        """The first cells ``(K, ndim)`` of the windows of weights, and their size; None where they do not pay."""
+        """The first cells ``(K, ndim)`` of the windows, and their size; None where they save nothing."""
         weights = self.weights.detach()
         if self.form == "before":
             weights = pad(weights, self.padding, self.padding_mode)
@@ -266,23 +268,26 @@ class VaryingConvolution(LinearOperator):
             longest = max(int((high - low).amax()) + 1, 1)
             first.append(low.clamp_max(n - longest))
             size.append(longest)
-        # a transform of every window there and back, against one of x and one of every product
+        # Windows take two transforms each, the whole field one of x and one for every kernel.
         count = len(weights)
         if 2 * count * math.prod(size) >= (count + 1) * math.prod(weights.shape[1:]):
             return None
         return torch.stack(first, 1), tuple(size)
 
     def _make_windows(self, starts: Tensor, size: tuple[int, ...]) -> _Windows:
+        """Make the windows of ``size`` pixels that begin at ``starts``."""
         margins = [k - 1 for k in self.kernel_size]
-        wide = tuple(n + m for n, m in zip(size, margins, strict=True))
+        padded_size = tuple(n + m for n, m in zip(size, margins, strict=True))
         after = self.form == "after"
         weights = self.weights if after else pad(self.weights, self.padding, self.padding_mode)
         core = Convolution(
-            self._weights_of_convolutions(), wide if after else size, padding=0 if after else margins,
+            self._weights_of_convolutions(), padded_size if after else size, padding=0 if after else margins,
             check_finite=False,
         )  # fmt: skip
         local_weights = torch.stack([part[slices] for part, slices in zip(weights, placed(starts, size), strict=True)])
-        return _Windows(core, local_weights.unsqueeze(1), starts, wide if after else size, size if after else wide)
+        return _Windows(
+            core, local_weights.unsqueeze(1), starts, padded_size if after else size, size if after else padded_size
+        )
 
     def _cached(self, name: str, tensors: list[Tensor], make: Callable[[], Any]) -> Any:
         """Return ``make()``, cached under ``name`` until one of the tensors changes."""
@@ -307,7 +312,7 @@ class _Windows:
 
     Attributes:
         core: the convolution of a window with its kernel, of batch shape ``(K,)``.
-        weights: ``(K, 1, *size)``.
+        weights: the weights of each kernel in its window, ``(K, 1, *size)``.
         starts: the first cell of every window, ``(K, ndim)``.
         inputs: size of a window of inputs.
         outputs: size of a window of outputs.
@@ -328,6 +333,7 @@ def _output_size(size: tuple[int, ...], padding: Pairs, taps: tuple[int, ...]) -
 
 
 def _check_kernels(kernels: Any, ndim: int, check_finite: bool) -> None:
+    """Refuse kernels of a wrong type or shape."""
     if not isinstance(kernels, Tensor):
         raise ArgumentTypeError(f"kernels: expected a torch.Tensor (K, *kernel_size), got {type(kernels).__name__}")
     if kernels.ndim not in (ndim + 1, ndim + 3) or kernels.numel() == 0:
@@ -360,7 +366,7 @@ def _check_weights(weights: Any, kernels: Tensor, size: tuple[int, ...], form: s
 
 
 def _interpolation(positions: Any, count: int, size: tuple[int, ...]) -> Tensor:
-    """The weights ``(count, *size)`` of multilinear interpolation between points on a grid, constant beyond it."""
+    """The weights ``(count, *size)`` of multilinear interpolation between grid points, constant outside the grid."""
     points = torch.as_tensor(positions, dtype=torch.float64).cpu()
     if points.shape != (count, len(size)):
         raise ShapeError(f"positions: expected shape ({count}, {len(size)}), a point for each kernel, got "
@@ -371,13 +377,13 @@ def _interpolation(positions: Any, count: int, size: tuple[int, ...]) -> Tensor:
         places, index = points[:, axis].unique(return_inverse=True)
         total *= len(places)
         cells = torch.arange(n, dtype=torch.float64)
-        hats = torch.ones(1, n, dtype=torch.float64)
+        hat_functions = torch.ones(1, n, dtype=torch.float64)
         if len(places) > 1:
             right = torch.searchsorted(places, cells).clamp(1, len(places) - 1)
             fraction = ((cells - places[right - 1]) / (places[right] - places[right - 1])).clamp(0, 1)
-            hats = torch.zeros(len(places), n, dtype=torch.float64)
-            hats.scatter_(0, (right - 1)[None], 1 - fraction[None]).scatter_(0, right[None], fraction[None])
-        weights = weights * hats[index].reshape(count, *(n if a == axis else 1 for a in range(len(size))))
+            hat_functions = torch.zeros(len(places), n, dtype=torch.float64)
+            hat_functions.scatter_(0, (right - 1)[None], 1 - fraction[None]).scatter_(0, right[None], fraction[None])
+        weights = weights * hat_functions[index].reshape(count, *(n if a == axis else 1 for a in range(len(size))))
     if total != count or len(points.unique(dim=0)) != count:
         raise ArgumentError(
             f"positions: {count} points are no grid, which has every combination of its coordinates once (here "

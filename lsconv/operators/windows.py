@@ -1,4 +1,4 @@
-"""Windows of a field, of one size and anywhere: read as a batch, and added up in their places."""
+"""Windows of a field, all of one size: read as a batch, and its adjoint, which adds them up."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["add_windows", "placed", "read_windows"]
 
 
 def placed(starts: Tensor, size: Sequence[int]) -> list[tuple[slice, ...]]:
-    """The cells of windows that begin at ``starts``, ``(windows, axes)``."""
+    """The slices of windows that begin at ``starts``, ``(windows, axes)``."""
     return [tuple(slice(s, s + n) for s, n in zip(start, size, strict=True)) for start in starts.tolist()]
 
 
 def read_windows(x: Tensor, starts: Tensor, size: Sequence[int]) -> Tensor:
-    """The windows of ``x``, ``(*batch, channels, *field)``, as ``(*batch, windows, channels, *size)``.
+    """Read windows of ``x``, ``(*batch, channels, *field)``, as ``(*batch, windows, channels, *size)``.
 
     Args:
         x: the field.
         starts: the first cell of every window, ``(windows, axes)``.
-        size: of a window.
+        size: the size of a window.
 
     Example:
         >>> from lsconv.operators.windows import read_windows
@@ -39,12 +39,12 @@ def read_windows(x: Tensor, starts: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def add_windows(windows: Tensor, starts: Tensor, size: Sequence[int]) -> Tensor:
-    """The sum of windows, each in its place: the adjoint of :func:`read_windows`.
+    """Add windows to a field of zeros, each at its start: the adjoint of :func:`read_windows`.
 
     Args:
         windows: ``(*batch, windows, channels, *window)``.
         starts: the first cell of every window, ``(windows, axes)``.
-        size: of the field.
+        size: the size of the field.
     """
     ndim = len(size)
     x = windows.new_zeros(*windows.shape[: -ndim - 2], windows.shape[-ndim - 1], *size)
