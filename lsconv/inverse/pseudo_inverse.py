@@ -20,7 +20,7 @@ from lsconv.krylov.gradients.attach import LeastSquares, adjoint_answer, attach,
 from lsconv.krylov.gradients.parameters import parameters_of
 from lsconv.krylov.loop.entry import checks_numbers, serves_empty_batches
 from lsconv.krylov.loop.problem import accept_operator, check_damp, prepare
-from lsconv.krylov.loop.solution import Solution, together
+from lsconv.krylov.loop.solution import Solution, join_parts
 from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, on_parts, over_items, select
@@ -259,7 +259,7 @@ class PseudoInverse(LinearOperator):
 
         self.for_dtype(y.dtype).check_input(y, "y")
         x = on_parts(solve, y, len(self.in_shape), self.batch_shape)
-        return together(replace(parts[0], x=x))
+        return join_parts(replace(parts[0], x=x))
 
     def _map(self, *args: Any, **kwargs: Any) -> PseudoInverse:
         raise MethodError("pinv: a plan does not move; make pinv(A.to(...)) instead")

@@ -84,7 +84,10 @@ def cg(
 
 
 class _CG(Method):
-    """The iteration, scaled: x and r are in units of the first residual, p of the newest one: float32 has a range."""
+    """The iteration on scaled vectors, whose squares stay in the range of float32.
+
+    x and r are divided by the norm of the first residual, p by that of the newest one.
+    """
 
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
         self.A, self.M, self.space = problem.A, problem.M, problem.domain
@@ -107,10 +110,11 @@ class _CG(Method):
     def converged(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Converged:
         residual_ok = certificate.residual_ok
         if any_item(residual_ok):
-            # x^H A x shows a singular A, of which A x is only the rounding: the shortest x has no part there
+            # x^H A x near rounding shows that x lies in the null space of a singular A, where the shortest x has no
+            # part.
             space, x_norm = problem.domain, problem.domain.safe_norm(x)
-            along = x * space.broadcast(divide(1.0, x_norm))
-            curvature = abs(space.inner(along, problem.A.apply(along)))
+            direction = x * space.broadcast(divide(1.0, x_norm))
+            curvature = abs(space.inner(direction, problem.A.apply(direction)))
             assert judge.norm.lower is not None
             regular = curvature * judge.tolerances.conlim >= judge.norm.lower
             residual_ok = residual_ok & (regular | (x_norm == 0))
@@ -123,7 +127,7 @@ class _CG(Method):
         if self.M is None:
             # A diagonal entry of the Lanczos matrix of A, whose norm it cannot exceed.
             self.operator_norm = maximum(self.operator_norm, delta + self.next_diagonal)
-        # a curvature below the square of rounding is none, and the step that it asks for would overflow
+        # A curvature p^H A p below eps^2 ||A|| is zero up to rounding, and its step length would overflow.
         indefinite = (delta <= self.negligible * self.operator_norm) & (active > 0)
         self.failure = self.failure | indefinite * Cause.CURVATURE
         step = divide(active * (indefinite == 0), delta) * self.root

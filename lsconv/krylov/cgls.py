@@ -105,10 +105,10 @@ def cgls(
 
 
 class _CGLS(Method):
-    """The iteration, scaled: x and r are in units of the first residual, p of the newest gradient.
+    """The iteration on scaled vectors, whose squares stay in the range of float32.
 
-    The textbook vectors p and A p have lengths of the order of ||A||, ||A||^2 times that of b, whose squares leave the
-    range of float32 long before A and b do.
+    x and r are divided by the norm of the first residual, p by that of the newest gradient. Unscaled, p and A p are of
+    the order of ``||A|| ||b||`` and ``||A||^2 ||b||``, whose squares can overflow although A and b are harmless.
     """
 
     def __init__(self, problem: Problem, x: Tensor | None, running: Scalar) -> None:
@@ -127,8 +127,8 @@ class _CGLS(Method):
         self.dual = CGLSMultipliers(self.r, self.codomain) if problem.multipliers else None
         if self.dual is not None:
             self.dual.update_direction(0 * self.root, divide(active, self.root), self.r)
-        # With M the residual falls in the norm of M, and its plain norm is not known from that.
-        self.known_fall = _Fall() if problem.host_scalars and self.M is None else None
+        # With M the recurrence gives the residual in the norm of M, from which its Euclidean norm does not follow.
+        self.residual_recurrence = _ResidualRecurrence() if problem.host_scalars and self.M is None else None
         self._estimates(0.0)
 
     def solution(self) -> Tensor:
@@ -157,7 +157,7 @@ class _CGLS(Method):
         self._estimates(step * previous)
 
     def _curvature(self, q: Tensor) -> Scalar:
-        """``p^H (A^H M A + damp^2) p``, and what it tells about the norm of A."""
+        """Return ``p^H (A^H M A + damp^2) p``, and raise the lower bounds of the norm of A by it."""
         q_norm: Scalar = self.codomain.norm(q)
         delta = q_norm * q_norm if self.M is None else self.codomain.inner(q, self.M.apply(q))
         if self.damp is not None or self.failure is not None:
@@ -174,7 +174,7 @@ class _CGLS(Method):
         return delta
 
     def _gradient(self) -> tuple[Tensor, Scalar]:
-        """``N s`` with ``s = A^H M r - damp^2 x``, and the square root of ``s^H N s``."""
+        """Return ``N s`` with ``s = A^H M r - damp^2 x``, and the square root of ``s^H N s``."""
         weighted = self.r if self.M is None else self.M.apply(self.r)
         s = self.A.adjoint(weighted)
         self.weighted_r: Scalar | None = None
@@ -191,7 +191,7 @@ class _CGLS(Method):
         return g, self._root(s, g, self.domain)
 
     def _root(self, v: Tensor, image: Tensor, space: ItemSpace) -> Scalar:
-        """The length of v in the inner product of a preconditioner whose image of v is given."""
+        """The norm of v in the inner product of a preconditioner P, from ``image = P v``."""
         square, norm = space.inner(v, image), space.norm(v)
         if self.failure is not None:
             small = torch.finfo(space.dtype).eps * norm * space.norm(image)
@@ -199,46 +199,46 @@ class _CGLS(Method):
         return root(square)
 
     def _residual_norm(self) -> Scalar:
-        """``||(r, damp x)||``, measured."""
+        """``||(r, damp x)||``, computed from the vectors."""
         r_norm: Scalar = self.codomain.norm(self.r)
         return r_norm if self.damp is None else hypot(r_norm, self.damp * self.domain.norm(self.x))
 
     def _estimates(self, decrease: Scalar) -> None:
-        """After a step that has taken ``decrease`` from ``||r||^2 + damp^2 ||x||^2``."""
-        fall = self.known_fall
-        norm = self._residual_norm() if fall is None else fall.norm(decrease, self._residual_norm)
+        """Set the estimates after a step that reduced ``||r||^2 + damp^2 ||x||^2`` by ``decrease``."""
+        recurrence = self.residual_recurrence
+        norm = self._residual_norm() if recurrence is None else recurrence.norm(decrease, self._residual_norm)
         self.residual = norm * self.unit
         self.gradient = self.s_norm * self.unit
         if self.weighted_r is not None:
-            # The weighted gradient, relative to its own norms: the plain one does not vanish where M reweights.
+            # With M the gradient A^H M r vanishes at the answer, A^H r does not: it is tested relative to its own
+            # norms.
             self.weighted_norm = maximum(self.weighted_norm, divide(self.root, self.weighted_r))
             relative = divide(self.root, self.weighted_norm * self.weighted_r)
             self.gradient = relative * self.operator_norm * self.residual
 
 
-class _Fall:
-    r"""The residual norm of one item without a pass over r (and x) at most iterations.
+class _ResidualRecurrence:
+    r"""The residual norm of one item, which most iterations get without a pass over r and x.
 
     The residual after a step is orthogonal to the step that it took, so that
 
     .. math:: \|\bar r_{k+1}\|^2 = \|\bar r_k\|^2 - \|\bar A p_k\|^2 \mathrm{step}_k^2 .
 
-    A difference loses the digits by which it is smaller than what it was taken from, and in rounded arithmetic the
-    orthogonality is lost slowly. So the norm is measured again where a quarter of the square is left, and now and then
-    anyway.
+    The difference cancels digits, and rounding slowly spoils the orthogonality. So the norm is computed from the
+    vectors whenever its square has fallen to a quarter, and every eighth step.
     """
 
-    _LEFT, _STEPS = 0.25, 8
+    _RECOMPUTE_BELOW, _RECOMPUTE_AFTER = 0.25, 8
 
     def __init__(self) -> None:
         self.measured = self.square = 0.0
         self.steps = 0
 
     def norm(self, decrease: float, measure: Callable[[], Scalar]) -> Scalar:
-        """The norm after a step that has taken ``decrease`` from its square."""
+        """The norm after a step that reduced its square by ``decrease``; ``measure`` computes it from the vectors."""
         self.square -= decrease
         self.steps += 1
-        if self.square > self._LEFT * self.measured and self.steps < self._STEPS:
+        if self.square > self._RECOMPUTE_BELOW * self.measured and self.steps < self._RECOMPUTE_AFTER:
             return math.sqrt(self.square)
         norm: Scalar = measure()
         self.measured = self.square = norm * norm

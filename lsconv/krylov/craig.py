@@ -109,7 +109,7 @@ def craig(
     return solve(problem, options, build, name="craig")
 
 
-# Within so many tolerances of solvable a system counts as consistent for the gradient.
+# A system whose residual is within this many tolerances counts as consistent when its gradient is tested.
 _CONSISTENT = 100.0
 
 
@@ -134,7 +134,7 @@ class _CRAIG(Method):
         return self.x
 
     def converged(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Converged:
-        # without damping, and far from consistent, a system has no least-norm solution
+        # An undamped system that is far from consistent has no least-norm solution.
         y_norm, tolerances = problem.codomain.safe_norm(problem.y), judge.tolerances
         bound = maximum(tolerances.residual_bound(y_norm), tolerances.eps * y_norm)
         near = (judge.damp > 0) | (certificate.residual_norm <= _CONSISTENT * bound)
@@ -146,11 +146,11 @@ class _CRAIG(Method):
     def step(self, running: Scalar) -> None:
         process = self.process
         zeta = -divide(process.beta, process.alpha) * self.zeta
-        # ||x|| >= |zeta|. A step that only a condition number beyond this dtype could explain means that alpha is
-        # rounding: the Krylov space is exhausted, and b has a part outside the range of A.
+        # ||x|| >= |zeta|. A zeta that implies a condition number beyond the dtype means that alpha is only rounding:
+        # the Krylov space is exhausted, and b has a part outside the range of A.
         exhausted = running & ((process.alpha == 0) | (abs(zeta) * process.weighted_norm > self.limit))
         active = self.space.active(running & (exhausted == 0))
-        # A^H maps the columns of U_k L_k^{-H} to unit vectors: their lengths are lower bounds of that of the inverse
+        # A^H maps the columns of U_k L_k^{-H} to unit vectors, so that their norms are lower bounds of ||A^+||.
         self.column = quotient(hypot(1.0 + 0 * self.column, process.beta * self.column), process.alpha)
         self.inverse_norm = maximum(self.inverse_norm, self.column)
         self.condition = self.inverse_norm * process.weighted_norm
@@ -158,7 +158,8 @@ class _CRAIG(Method):
         if self.dual is not None:
             self.dual.step(zeta, process.beta, divide(active, process.alpha), process.u)
         process.step(active)
-        # r = -beta_{k+1} zeta_k u_{k+1}; u is a unit vector in the norm of M, and the test wants the plain norm.
+        # r = -beta_{k+1} zeta_k u_{k+1}; u has norm one in the inner product of M, but the test is of the Euclidean
+        # norm.
         residual = process.beta * abs(zeta) * process.u_norm
         self.residual = where(exhausted, self.residual, residual)
         self.zeta = zeta

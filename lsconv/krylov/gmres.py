@@ -29,7 +29,7 @@ from lsconv.operators.scipy import OperatorLike
 
 __all__ = ["gmres"]
 
-# A cycle that leaves more than this part of the residual will not converge in any time that matters.
+# An item is given up when a cycle reduces its residual by less than this factor.
 _STANDSTILL = 0.9999
 
 
@@ -104,10 +104,10 @@ def gmres(
 
 
 class _GMRES(Method):
-    """One cycle after another; the basis is ``(items, restart + 1, n)``, so that projections are matrix products.
+    """Restarted cycles of GMRES; the basis is ``(items, restart + 1, n)``, so that projections are matrix products.
 
-    A frozen item gets basis vectors that are zero, the rotation that hands its residual on unchanged, and a unit column
-    in R: its coefficients stay what they were when it stopped.
+    An item that has stopped gets basis vectors of zeros, identity rotations and unit columns in R, which leave its
+    coefficients as they were.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class _GMRES(Method):
     # ------------------------------------------------------------------ cycles
 
     def _start_cycle(self, started: bool, running: Tensor) -> None:
-        """Residual of the current x as the first basis vector."""
+        """Begin a cycle with the residual of the current x as the first basis vector."""
         active = running.to(self.space.scalar)
         r = self.problem.residual(self.x if started else None, running)
         first = self.V[:, 0]
@@ -150,7 +150,7 @@ class _GMRES(Method):
         self.residual = (self.beta.reshape(self.problem.batch)) * self.unit
 
     def _end_cycle(self, running: Tensor) -> None:
-        """End of a cycle: move x, and give up on items that the cycle hardly helped."""
+        """End a cycle: update x, and give up the items whose residual it has hardly reduced."""
         before = self.beta
         self.x = self.solution()
         self._start_cycle(True, running)
@@ -185,7 +185,7 @@ class _GMRES(Method):
         total = torch.hypot(torch.linalg.vector_norm(h, dim=-1), norm)
         if self.precondition is None:
             self.operator_norm = torch.maximum(self.operator_norm, total.reshape(self.problem.batch))
-        # A remainder below the rounding of the projection is no direction: the subspace is invariant.
+        # A remainder below the rounding of the projection has no direction, because the subspace is invariant.
         norm = norm * (norm > 10 * torch.finfo(self.V.dtype).eps * total)
         w.mul_(self.flat.broadcast(divide(active, norm)).unsqueeze(1))
         self._rotate(j, h, norm, active)
@@ -193,7 +193,7 @@ class _GMRES(Method):
         self.residual = (self.beta * self.G[:, j + 1, 0].abs()).reshape(self.problem.batch) * self.unit
 
     def _orthogonalise(self, w: Tensor, basis: Tensor) -> Tensor:
-        """Classical Gram-Schmidt twice, in place; the coefficients, in the dtype of the small matrices."""
+        """Orthogonalise w in place by classical Gram-Schmidt, twice; return the coefficients."""
         h = torch.bmm(w, basis.mH)
         w.baddbmm_(h, basis, alpha=-1)
         again = torch.bmm(w, basis.mH)
@@ -201,7 +201,7 @@ class _GMRES(Method):
         return (h.to(self.small_dtype) + again.to(self.small_dtype))[:, 0]
 
     def _rotate(self, j: int, h: Tensor, norm: Tensor, active: Tensor) -> None:
-        """Append a column to ``H = G^H R``: all former rotations at once, then one new rotation of rows j and j+1."""
+        """Append a column to ``H = G^H R``: apply all previous rotations, then a new one of rows j and j+1."""
         column = torch.bmm(self.G[:, : j + 1, : j + 1], h.unsqueeze(-1))[..., 0]
         pivot = column[:, j]
         r = torch.hypot(pivot.abs(), norm)

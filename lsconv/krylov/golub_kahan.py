@@ -28,13 +28,13 @@ __all__ = ["GolubKahan", "normalise"]
 
 
 class GolubKahan:
-    """One Golub-Kahan process per batch item, held in one m-vector and one n-vector (twice that with M, with N).
+    """One Golub-Kahan process per batch item, which stores the vectors u and v (and their images under M and N).
 
-    Items that are not running have ``u = v = 0`` and stay there: their iterates cannot move, and cannot overflow.
+    Items that are not running have ``u = v = 0``, so that their iterates neither change nor overflow.
 
     Attributes:
         alpha, beta: the newest entries of the bidiagonal, ``batch``.
-        u, v: what A^H and A are applied to.
+        u, v: the vectors to which A^H and A are applied.
         raw_u, raw_v: u and v before preconditioning (the same tensors without one).
         v_norm, u_norm: Euclidean norms of raw_v and raw_u; 1 without a preconditioner.
         operator_norm: a lower bound of ``||A||``.
@@ -52,7 +52,7 @@ class GolubKahan:
         active = self.domain.active(running)
         r = problem.residual(x, running)
         self.r_norm: Scalar = self.codomain.safe_norm(r)
-        # Normalise first: in float32 the squares inside an inner product with M r could leave the range.
+        # r is normalised before M is applied, because the squares in r^H M r could overflow in float32.
         self.raw_u = self.codomain.scale(r, divide(active, self.r_norm))
         self.u = self.raw_u
         self.failure: Scalar | None = None if self.plain else (self.r_norm < 0) * Cause.NOT_DEFINITE
@@ -75,10 +75,10 @@ class GolubKahan:
         if self.keep_av:
             self.av = av.clone()
         self.codomain.add(av, -alpha, self.raw_u, out=self.raw_u)
-        del av  # before A^H allocates its result: the two are never alive together
+        del av  # freed before A^H allocates its result
         self.beta, self.u, self.u_norm = self._normalise(self.raw_u, None, active, self.M, self.codomain)
         ahu = self.A.adjoint(self.u)
-        # (alpha, beta) is a column of the bidiagonal, whose norm is ||A|| at most (without preconditioners).
+        # (alpha, beta) is a column of the bidiagonal matrix, whose norm is at most ||A|| without preconditioners.
         self.weighted_norm = maximum(self.weighted_norm, hypot(alpha, self.beta))
         if not self.plain:
             bound = divide(self.domain.norm(ahu), self.codomain.norm(self.u))
@@ -100,10 +100,10 @@ class GolubKahan:
 
 
 class _BidiagonalNorm:
-    """A lower bound of the norm of a bidiagonal matrix that grows, by a unit vector that grows with it.
+    """A lower bound of the norm of a growing upper bidiagonal matrix B, by incremental condition estimation.
 
-    The vector is close to the left singular vector of the largest singular value, of an upper bidiagonal matrix. Of it
-    only the last component meets the next column.
+    The bound is ``||B^H w||`` for a unit vector w near the leading left singular vector. w is not stored: the next
+    column of B meets only its last component.
 
     Args:
         alpha: the only entry of the first matrix.
@@ -131,10 +131,10 @@ def normalise(
 
     Args:
         raw: the vector.
-        norm: its Euclidean norm; None computes it where it is needed.
+        norm: its Euclidean norm; None: it is computed if needed.
         active: 0 for items whose vector is to become zero, 1 for the others.
         P: the preconditioner; None for the identity.
-        space: where the vector lives.
+        space: the arithmetic of the vector.
 
     Returns:
         The length that it had; P applied to the scaled vector; the scaled vector's Euclidean norm, None for 1; and
@@ -149,10 +149,10 @@ def normalise(
     image = P.apply(raw)
     square = space.inner(raw, image)
     length = root(square)
-    # Zero and negative lengths of nonzero vectors cannot come from a positive definite P; allow for rounding.
+    # A nonzero vector of length zero or less, up to rounding, shows that P is not positive definite.
     small = torch.finfo(space.dtype).eps * norm * space.norm(image)
     kernel = ((square <= small) & (norm > 0) & (active > 0)) * Cause.NOT_DEFINITE
     scale = divide(active, length)
-    image = image * space.broadcast(scale)  # first: P may have given back its argument
+    image = image * space.broadcast(scale)  # before raw is scaled in place, because P may have returned its argument
     space.scale(raw, scale)
     return length, image, norm * scale, kernel

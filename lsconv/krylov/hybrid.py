@@ -37,7 +37,7 @@ __all__ = ["HybridSelection", "hybrid"]
 
 @dataclass(frozen=True, eq=False)
 class HybridSelection:
-    """The damping that :func:`hybrid` chose, and the curve that it chose it on.
+    """The damping that :func:`hybrid` chose, with the value of the function that it minimised.
 
     Attributes:
         rule: "gcv" or "discrepancy".
@@ -139,7 +139,7 @@ def hybrid(
         if x is None:
             chosen.append(_Hybrid(problem, running, max_iter, target))
             return chosen[0]
-        # A restart keeps the damping: the choice is made, and what is left is an ordinary damped problem.
+        # A restart keeps the damping that was chosen, and solves an ordinary damped problem.
         return LSMR(augmented_rows(replace(problem, damp=chosen[0].damp)), x, running)
 
     def selection() -> tuple[Tensor, HybridSelection]:
@@ -150,7 +150,7 @@ def hybrid(
 
 
 def _target(problem: Problem, rule: str, noise_std: float | Tensor | None, safety: float) -> Tensor | None:
-    """The residual norm that the discrepancy principle aims at."""
+    """The residual norm of the discrepancy principle: ``safety`` times the expected norm of the noise."""
     if rule == "gcv":
         return None
     if noise_std is None:
@@ -163,9 +163,10 @@ def _target(problem: Problem, rule: str, noise_std: float | Tensor | None, safet
 
 
 class _Hybrid(Method):
-    """Golub-Kahan with both bases kept; the small problem is solved again at every step.
+    """Golub-Kahan with stored bases; the projected problem is solved anew at every step.
 
-    A frozen item keeps its damping, and its bidiagonal grows by zeros, which leave the projected solution as it is.
+    An item that has stopped keeps its damping, and its bidiagonal matrix grows by zeros, which leave its solution as it
+    was.
     """
 
     def __init__(self, problem: Problem, running: Tensor, steps: int, target: Tensor | None) -> None:
@@ -195,14 +196,14 @@ class _Hybrid(Method):
         return basis[:, index].reshape(*self.problem.batch, *shape)
 
     def _append(self, basis: Tensor, index: int, image: Tensor, space: ItemSpace, active: Tensor) -> Tensor:
-        """Orthogonalise ``image`` against the basis, put it in its place at length one, and return its length."""
+        """Orthogonalise ``image`` against the basis, append it normalised, and return its norm."""
         slot = basis[:, index : index + 1]
         slot.copy_(image.reshape(slot.shape))
         before = space.norm(slot[:, 0])
         for _ in range(2 if index else 0):
             slot.baddbmm_(torch.bmm(slot, basis[:, :index].mH), basis[:, :index], alpha=-1)
         length = space.norm(slot[:, 0])
-        # Below the rounding of the projection nothing is left but rounding: the space is exhausted.
+        # A remainder below the rounding of the projection shows that the Krylov space is exhausted.
         length = length * ~(length <= 10 * torch.finfo(space.dtype).eps * before)
         slot.mul_(space.broadcast(divide(active, length)).unsqueeze(1))
         return length * active
@@ -220,7 +221,7 @@ class _Hybrid(Method):
         self._choose(running)
 
     def _choose(self, running: Tensor) -> None:
-        """Damping, residual and gradient of the projected problem."""
+        """Choose the damping on the projected problem, and set the estimates of residual and gradient."""
         batch = self.problem.batch
         small = Projected(self.B[:, : self.k + 1, : self.k], self.beta_first)
         if self.target is None:
@@ -237,7 +238,7 @@ class _Hybrid(Method):
         r = -(self.B[:, : self.k + 1, : self.k] @ self.y.unsqueeze(-1))[..., 0]
         r[:, 0] += self.beta_first
         total = torch.hypot(torch.linalg.vector_norm(r, dim=-1), small.norm(self.damp.reshape(-1)))
-        # The gradient of the damped problem is what alpha carries beyond the basis.
+        # The gradient of the damped problem is the component along the next v, whose coefficient has the factor alpha.
         self.residual = total.reshape(batch)
         self.gradient = (self.alpha * r[:, -1].abs()).reshape(batch)
 

@@ -24,11 +24,11 @@ __all__ = ["Lanczos"]
 
 
 class Lanczos:
-    """The process from many starts at once.
+    """The Lanczos process, from many starts at once, for Q and T with ``Q^H N Q = T``.
 
     Args:
-        apply: the operator, Hermitian.
-        start: the starts, ``(*starts, *item)``; not zero.
+        apply: applies the Hermitian operator N.
+        start: the vectors v to start from, ``(*starts, *item)``; not zero.
         item_ndim: the number of dimensions of an item.
     """
 
@@ -48,12 +48,12 @@ class Lanczos:
 
     @property
     def steps(self) -> int:
-        """Steps taken."""
+        """The number of steps taken."""
         return len(self._alphas)
 
     @torch.no_grad()
     def advance(self, steps: int) -> None:
-        """Take more steps."""
+        """Take ``steps`` more steps."""
         for _ in range(steps):
             q = self._next
             w = self._apply(q)
@@ -62,7 +62,7 @@ class Lanczos:
             alpha = self._inner(q, w)
             w = w - self._broadcast(alpha) * q
             beta = self._inner(w, w).sqrt()
-            # an invariant subspace is found: what follows it is a block of its own, without weight
+            # After an invariant subspace T continues with a decoupled block, which has no weight in the quadrature.
             alive = self._inner(q, q) > 0.5
             scale = alpha.abs() + (self._betas[-1] if self._betas else 0)
             beta = torch.where(alive & (beta > 8 * torch.finfo(beta.dtype).eps * scale), beta, 0)
@@ -73,26 +73,26 @@ class Lanczos:
 
     @property
     def remainder(self) -> Tensor:
-        """The norm of what the last step left: the residual of a Ritz vector is this times its last coordinate."""
+        """The newest off-diagonal entry beta; times the last coordinate of a Ritz vector it is that one's residual."""
         return self._betas[-1]
 
     def tridiagonal(self) -> Tensor:
         """T, of shape ``(*starts, steps, steps)``."""
         T = torch.diag_embed(torch.stack(self._alphas, -1))
         if self.steps > 1:
-            beside = torch.stack(self._betas[:-1], -1)
-            T = T + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
+            off_diagonal = torch.stack(self._betas[:-1], -1)
+            T = T + torch.diag_embed(off_diagonal, 1) + torch.diag_embed(off_diagonal, -1)
         return T
 
     def quadrature(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """``v^H f(N) v`` for every start."""
+        """Approximate ``v^H f(N) v`` for every start v."""
         values, vectors = torch.linalg.eigh(self.tridiagonal())
         weights = vectors[..., 0, :].square()
         return self.norm.square() * torch.where(weights > 0, weights * function(values), 0).sum(-1)
 
     @torch.no_grad()
     def combination(self, coordinates: Tensor) -> Tensor:
-        """``Q c`` for coordinates ``(*starts, steps)``, by the recurrence once more."""
+        """Compute ``Q c`` for coordinates c, ``(*starts, steps)``, by running the recurrence again."""
         total, last, q = torch.zeros_like(self._start), self._start, self._start / self._broadcast(self.norm)
         for k in range(self.steps):
             total = total + self._broadcast(coordinates[..., k]) * q
@@ -106,7 +106,7 @@ class Lanczos:
         return total
 
     def solution(self) -> Tensor:
-        """``N^-1 v`` for every start, to the accuracy of as many steps of the conjugate gradients."""
+        """Approximate ``N^-1 v`` for every start v, as conjugate gradients do in as many steps."""
         first = torch.zeros_like(self.tridiagonal()[..., 0])
         first[..., 0] = 1
         return self.combination(self.norm.unsqueeze(-1) * torch.linalg.solve(self.tridiagonal(), first))

@@ -28,7 +28,7 @@ from lsconv.krylov.loop.batched_scalars import (
     root,
     rotation,
 )
-from lsconv.krylov.loop.damping import folded
+from lsconv.krylov.loop.damping import augmented
 from lsconv.krylov.loop.lagrange_multipliers import LSMRMultipliers
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.options import IterationState, Options
@@ -106,7 +106,7 @@ def lsmr(
     problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, conlim=conlim, max_iter=max_iter, check_every=check_every,
                          callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
-    return solve(problem, options, lambda part: folded(part, LSMR), name="lsmr")
+    return solve(problem, options, lambda part: augmented(part, LSMR), name="lsmr")
 
 
 class LSMR(Method):
@@ -175,18 +175,19 @@ class LSMR(Method):
         self._norms()
 
     def _norms(self) -> None:
-        """Set the norms of A and of the gradient as the tests need them, with what M or N does to them."""
+        """Set the estimates of the norms of A and of the gradient, which M and N change."""
         process = self.process
         self.failure = process.failure
         norm = process.operator_norm
         self.operator_norm = norm if self.damp is None else hypot(norm, self.damp)
         self.gradient = abs(self.zetabar)
         if process.M is not None:
-            # The weighted gradient, relative to its own norms: the plain one does not vanish where M reweights.
+            # With M the gradient A^H M r vanishes at the answer, A^H r does not: it is tested relative to its own
+            # norms.
             weighted = self.estimate.value if self.image is None else self.image.weighted
             self.gradient = divide(self.gradient, process.weighted_norm * weighted) * self.operator_norm * self.residual
         elif process.N is not None:
-            # The gradient is a sum of all v, whose lengths differ where N is what makes them orthogonal.
+            # The gradient is a combination of all v, which are orthonormal only in the inner product of N.
             self.v_norm = maximum(self.v_norm, process.v_norm)
             self.gradient = self.gradient * self.v_norm
 

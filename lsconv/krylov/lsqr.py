@@ -18,7 +18,7 @@ from torch import Tensor
 from lsconv.krylov.golub_kahan import GolubKahan
 from lsconv.krylov.loop.batch_groups import solve
 from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, minimum, quotient, rotation
-from lsconv.krylov.loop.damping import folded
+from lsconv.krylov.loop.damping import augmented
 from lsconv.krylov.loop.lagrange_multipliers import LSQRMultipliers
 from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.options import IterationState, Options
@@ -96,7 +96,7 @@ def lsqr(
     problem = prepare(A, b, damp=damp, M=M, N=N, x0=x0, check_finite=check_finite, host_scalars=True)
     options = Options.of(problem, rtol=rtol, atol=atol, conlim=conlim, max_iter=max_iter, check_every=check_every,
                          callback=callback, progress=progress, raise_on_failure=raise_on_failure)  # fmt: skip
-    return solve(problem, options, lambda part: folded(part, _LSQR), name="lsqr")
+    return solve(problem, options, lambda part: augmented(part, _LSQR), name="lsqr")
 
 
 class _LSQR(Method):
@@ -112,7 +112,7 @@ class _LSQR(Method):
         self.rhobar, self.phibar = process.alpha, process.beta
         self.damped_away = self.largest = 0 * process.one
         self.smallest = math.inf * process.one
-        # r itself, known only up to scale: with M the recurrence's norm is M's, and the tests want the plain one.
+        # The residual vector up to a factor: with M the recurrence gives only its norm in the inner product of M.
         self.r = None if problem.M is None else process.raw_u.clone()
         self.residual = process.r_norm
         self.gradient = self._gradient(self.phibar * process.alpha)
@@ -164,6 +164,7 @@ class _LSQR(Method):
         norm = process.operator_norm
         self.operator_norm = norm if self.damp is None else hypot(norm, self.damp)
         if process.M is not None:
-            # The weighted gradient, relative to its own norms: the plain one does not vanish where M reweights.
+            # With M the gradient A^H M r vanishes at the answer, A^H r does not: it is tested relative to its own
+            # norms.
             return divide(gradient, process.weighted_norm * self.phibar) * self.operator_norm * self.residual
         return gradient if process.N is None else gradient * process.v_norm

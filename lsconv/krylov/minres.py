@@ -122,7 +122,7 @@ class _MINRES(Method):
     def converged(self, problem: Problem, x: Tensor, certificate: Certificate, judge: Judge) -> Converged:
         gradient_ok = certificate.gradient_ok
         if problem.M is None and any_item(gradient_ok & certificate.excused):
-            # a residual so small may be what MINRES leaves out as singular, along which the shortest x has no part
+            # MINRES may have left out a small eigenvalue as singular, along which the shortest x has no part.
             negligible, space = judge.tolerances.eps**0.5, problem.domain
             small = certificate.residual_norm <= 4 * negligible * space.safe_norm(problem.y)
             along = abs(space.inner(x, problem.y - problem.A.apply(x)))
@@ -155,7 +155,7 @@ class _MINRES(Method):
         self._advance(v, alpha, active)
 
     def _advance(self, v: Tensor, alpha: Scalar, active: Scalar) -> None:
-        """One more column of R, one more direction, and the step along it."""
+        """Append a column to R and a direction to w, and step along it."""
         space = self.space
         epsilon = self.epsilon
         delta = self.c * self.dbar + self.s * alpha
@@ -164,7 +164,7 @@ class _MINRES(Method):
         self.dbar = -self.c * self.beta
         residual_in_range = hypot(gbar, self.dbar)
         # ||A r_{k-1}|| = phibar_{k-1} residual_in_range. Where that is negligible r_{k-1} is a least-squares residual,
-        # and the step that is due would divide by the (nearly) singular pivot: x stays.
+        # and x is not changed, because the step would divide by a (nearly) singular pivot.
         self.self_converged = done = residual_in_range <= self.negligible * self.weighted_norm
         moving = active * (done == 0)
         self.c, self.s, gamma = rotation(gbar, self.beta)

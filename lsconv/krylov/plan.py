@@ -15,7 +15,7 @@ from lsconv.operators.dtypes import direct_rtol
 
 __all__ = ["PATIENCE", "LastResort", "PenalisedPlan", "Plan"]
 
-# Iterations of one method on what another may answer, or has left open.
+# The limit on iterations of one method on items that another may solve, or has not solved.
 PATIENCE = 500
 
 
@@ -83,7 +83,7 @@ class Plan:
         return None
 
     def gives_way(self, y: Tensor) -> bool:
-        """Tell whether the fallback is to answer ``y``."""
+        """Tell whether ``y`` is to be solved by the fallback instead."""
         return self.exhausted
 
     def residual(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
@@ -91,9 +91,9 @@ class Plan:
         return y - self.A.apply(self.apply(y, rtol=rtol))
 
     def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``, and which items missed the tolerance.
+        """Compute :meth:`apply` of ``y``, or :meth:`adjoint` of ``v``, and mark the items that missed the tolerance.
 
-        None where only :meth:`solve` can tell.
+        The marks are None where only :meth:`solve` finds that out.
         """
         if not self.never_misses:
             return None
@@ -101,7 +101,7 @@ class Plan:
         return answer, torch.zeros((), dtype=torch.bool, device=answer.device)
 
     def with_damp(self, damp: Tensor | float) -> Plan | None:
-        """The plan for another damping with the factors of this one; None where it has none to share."""
+        """The plan for another damping that shares the factors of this one; None where these depend on the damping."""
         return None
 
     @staticmethod
@@ -116,9 +116,9 @@ class Plan:
 
     @property
     def innermost(self) -> Plan:
-        """The plan that solves in the end: this one, or that of a smaller problem, whose answers it only puts in place.
+        """The plan that does the work: this one, or that of a smaller problem to which this one reduces its data.
 
-        Its attributes (:attr:`iterates`, :attr:`fallback`, :attr:`patience`) are those that count.
+        The choice among plans reads :attr:`iterates`, :attr:`fallback` and :attr:`patience` of that one.
         """
         return self
 

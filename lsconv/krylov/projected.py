@@ -81,7 +81,7 @@ class Projected:
             trace = self.k + 1 - omega.unsqueeze(-1) * self._filters(damp).sum(-1)
             return self.residual(damp) ** 2 / trace**2
 
-        # A grid first, because the function may have several minima; then finer ones around the lowest point.
+        # The function may have several minima: a coarse grid is followed by finer ones around the lowest point.
         top = torch.log10(torch.where(self.largest > 0, self.largest, 1.0)) + 1
         low, high = top + math.log10(torch.finfo(top.dtype).eps), top
         steps = torch.linspace(0, 1, 64, dtype=top.dtype, device=top.device)
@@ -97,11 +97,11 @@ class Projected:
     # ------------------------------------------------------------------ discrepancy principle
 
     def discrepancy(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The damping whose residual norm is ``target`` (0 where even no damping leaves more), and that norm."""
+        """Find the damping whose residual norm is ``target`` (0 if that has a larger one); return it and the norm."""
         top = torch.log10(torch.where(self.largest > 0, self.largest, 1.0))
-        decades = -math.log10(torch.finfo(top.dtype).eps)  # all that double precision resolves
+        decades = -math.log10(torch.finfo(top.dtype).eps)  # the range that double precision resolves
         low, high = top - decades, top + decades
-        for _ in range(60):  # to the last digit
+        for _ in range(60):  # bisection to the last digit
             middle = 0.5 * (low + high)
             above = self.residual(10**middle) > target
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)

@@ -43,9 +43,9 @@ from lsconv.operators.scipy import OperatorLike
 __all__ = ["refine"]
 
 _LOWER = {torch.float64: torch.float32, torch.complex128: torch.complex64}
-# After so many steps that each left more than this part of the tolerance ratio, an item counts as stagnating.
+# An item stagnates after so many steps without a reduction of its tolerance ratio by this factor.
 _PATIENCE, _PROGRESS = 3, 0.9
-# Directions of a step. Inner solves that are cut short need those of former steps to converge at all.
+# The number of directions of a step: inexact inner solves converge only with those of previous steps.
 _DIRECTIONS = 8
 
 
@@ -150,12 +150,12 @@ class _Refinement:
             square,
             options,
         )
-        # With damping folded in, the loop knows one problem only: min ||A x - y||.
-        self.folded = problem if problem.damp is None else augmented_rows(problem)
+        # With damping the rows damp I are appended to A, so that the loop solves min ||A x - y|| only.
+        self.augmented = problem if problem.damp is None else augmented_rows(problem)
         self.least_norm = least_norm
-        self.low: LinearOperator = self.folded.A.to(dtype=inner_dtype)
+        self.low: LinearOperator = self.augmented.A.to(dtype=inner_dtype)
         self.inner_dtype = inner_dtype
-        # what the inner solves round away lies in the null space of A too
+        # the length of x is bounded, because the rounding of the inner solves has parts in the null space of A
         self.judge = Judge(
             problem.A,
             tolerances,
@@ -176,77 +176,77 @@ class _Refinement:
 
     def run(self, max_refinements: int) -> Solution:
         """Refine until the certificate is met or corrections no longer help."""
-        problem, folded = self.problem, self.folded
+        problem, augmented = self.problem, self.augmented
         x = problem.start(problem.x0)
         running = ~(problem.nonfinite | problem.zero)
         consistent = torch.ones_like(running)
         certificate = self._certify(x)
         running = running & ~certificate.converged
         limit = torch.zeros_like(running)
-        idle, best = torch.zeros_like(self.iterations), certificate.tolerance_ratio
+        stalled, best = torch.zeros_like(self.iterations), certificate.tolerance_ratio
         for step in range(max_refinements):
             if not bool(running.any()):
                 break
-            r = folded.residual(x, running)
-            before = folded.codomain.safe_norm(r)
+            r = augmented.residual(x, running)
+            before = augmented.codomain.safe_norm(r)
             d = self._correction(r, running, consistent)
             candidate = x + self._step(d, r, running)
             new = self._certify(candidate)
-            after = folded.codomain.safe_norm(folded.residual(candidate, running))
-            # Far from the answer the objective tells what a step is worth, near to it only the certificate does.
+            after = augmented.codomain.safe_norm(augmented.residual(candidate, running))
+            # Far from the answer a step is accepted by the objective, near it only by the certificate.
             better = running & ((new.tolerance_ratio < certificate.tolerance_ratio) | (after < (1 - 1e-8) * before))
-            x = torch.where(folded.domain.broadcast(better).bool(), candidate, x)
-            # items that did not take the step have no direction to remember
+            x = torch.where(augmented.domain.broadcast(better).bool(), candidate, x)
+            # Items that did not take the step have no direction to be made conjugate to.
             d, image = self.directions[-1]
-            self.directions[-1] = d * folded.domain.broadcast(better), image * folded.codomain.broadcast(better)
+            self.directions[-1] = d * augmented.domain.broadcast(better), image * augmented.codomain.broadcast(better)
             certificate = new.select(better, certificate)
-            idle = torch.where(certificate.tolerance_ratio < _PROGRESS * best, 0, idle + 1)
+            stalled = torch.where(certificate.tolerance_ratio < _PROGRESS * best, 0, stalled + 1)
             best = torch.minimum(best, certificate.tolerance_ratio)
-            consistent = consistent & (after < 0.5 * before)  # the residual is no longer halved: it does not vanish
-            running = running & ~certificate.converged & (idle < _PATIENCE)
+            consistent = consistent & (after < 0.5 * before)  # a residual that is no longer halved will not vanish
+            running = running & ~certificate.converged & (stalled < _PATIENCE)
             limit = running & (step == max_refinements - 1)
         x, doubtful = self._confirm(x, certificate.excused, max_refinements)
         return self._finish(x, limit, doubtful)
 
-    def _confirm(self, x: Tensor, excused: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """Solve in float64 for what is left of the items whose gradient only rounding excuses.
+    def _confirm(self, x: Tensor, excused: Tensor, max_solves: int) -> tuple[Tensor, Tensor]:
+        """Correct, by solves in float64, the items that passed only because of the rounding of their gradient.
 
-        An error along small singular values hides in that rounding, and the inner solves do not see it.
+        An error along small singular values can hide in that rounding, and the inner solves do not find it.
 
         Returns:
-            x, and the items that stay in doubt.
+            x, and the items that are still in doubt.
         """
-        folded, doubtful = self.folded, torch.zeros_like(excused)
+        augmented, doubtful = self.augmented, torch.zeros_like(excused)
         options = {name: value for name, value in self.options.items() if name not in ("M", "N")}
-        for _ in range(most):
+        for _ in range(max_solves):
             if not bool(excused.any()):
                 break
-            r = folded.residual(x, excused)
+            r = augmented.residual(x, excused)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                correction = self.solver(folded.A, r, rtol=self.tolerances.rtol, check_finite=False, **options)
+                correction = self.solver(augmented.A, r, rtol=self.tolerances.rtol, check_finite=False, **options)
             self.iterations = self.iterations + correction.iterations * excused
-            before = folded.codomain.safe_norm(r)
+            before = augmented.codomain.safe_norm(r)
             doubtful = doubtful | (excused & ~correction.converged)
             better = excused & correction.converged & (correction.residual_norm < before)
-            x = torch.where(folded.domain.broadcast(better).bool(), x + correction.x, x)
+            x = torch.where(augmented.domain.broadcast(better).bool(), x + correction.x, x)
             excused = better & (correction.residual_norm <= 0.5 * before) & self._certify(x).excused
         return x, doubtful | excused
 
     def _step(self, d: Tensor, r: Tensor, running: Tensor) -> Tensor:
-        """The best step in float64 along d and the last few directions: generalised conjugate residuals.
+        """The step in float64 that minimises the residual along d and the last few directions (conjugate residuals).
 
-        Their images are kept orthogonal, so that one coefficient is left to find. An exact inner solve needs only d; an
-        inexact one gets from the former directions what a flexible Krylov method would get.
+        Images under A are kept orthogonal, so that the step has one coefficient. The previous directions make inexact
+        inner solves a flexible Krylov method; an exact one needs only d.
         """
-        folded = self.folded
-        image = folded.A.apply(d)
+        augmented = self.augmented
+        image = augmented.A.apply(d)
         for direction, direction_image in self.directions:
             c = self._coefficient(direction_image, image)
-            d = d - folded.domain.broadcast(c) * direction
-            image = image - folded.codomain.broadcast(c) * direction_image
+            d = d - augmented.domain.broadcast(c) * direction
+            image = image - augmented.codomain.broadcast(c) * direction_image
         self.directions = [*self.directions[1 - _DIRECTIONS :], (d, image)]
-        return folded.domain.broadcast(self._coefficient(image, r) * running) * d
+        return augmented.domain.broadcast(self._coefficient(image, r) * running) * d
 
     def _coefficient(self, q: Tensor, v: Tensor) -> Tensor:
         """``<q, v> / <q, q>`` per item."""
@@ -259,26 +259,26 @@ class _Refinement:
 
     def _correction(self, r: Tensor, running: Tensor, consistent: Tensor) -> Tensor:
         """``A^+ r`` for consistent items, ``(A^H A)^+ A^H r`` for the others, each by low-precision solves."""
-        folded = self.folded
+        augmented = self.augmented
         two_stage = running & ~consistent
         if not self.square and bool(two_stage.any()):
-            g = folded.A.adjoint(r) * folded.domain.broadcast(two_stage)
-            w = self._solve(self.low.H, g, folded.domain, two_stage, swap=True)
-            r = torch.where(folded.codomain.broadcast(two_stage).bool(), w, r)
-        d = self._solve(self.low, r, folded.codomain, running)
+            g = augmented.A.adjoint(r) * augmented.domain.broadcast(two_stage)
+            w = self._solve(self.low.H, g, augmented.domain, two_stage, swap=True)
+            r = torch.where(augmented.codomain.broadcast(two_stage).bool(), w, r)
+        d = self._solve(self.low, r, augmented.codomain, running)
         if self.least_norm:
-            d = folded.A.adjoint(self._solve(self.low.H, d, folded.domain, running, swap=True))
+            d = augmented.A.adjoint(self._solve(self.low.H, d, augmented.domain, running, swap=True))
         return d
 
     def _solve(self, A: LinearOperator, y: Tensor, space: Any, running: Tensor, swap: bool = False) -> Tensor:
-        """One inner solve, in units of the right-hand side, so that nothing leaves the range of the low precision."""
+        """Solve in low precision for a right-hand side scaled to norm one, which keeps it in range."""
         unit = binary_unit(space.safe_norm(y))
         options = dict(self.options)
         if swap:
             options["M"], options["N"] = options.pop("N", None), options.pop("M", None)
         scaled = (y * space.broadcast(running / unit)).to(self.inner_dtype)
         with warnings.catch_warnings():
-            # An inner solve need not converge; what it achieved is solution_of in float64.
+            # An inner solve need not converge, because its result is judged in float64.
             warnings.simplefilter("ignore", ConvergenceWarning)
             solution = self.solver(A, scaled, check_finite=False, **options)
         self.iterations = self.iterations + solution.iterations
@@ -290,7 +290,7 @@ class _Refinement:
         x = x.masked_fill(problem.domain.broadcast(problem.zero).bool(), 0)
         x = x.masked_fill(problem.domain.broadcast(problem.nonfinite).bool(), torch.nan)
         share = self.tolerances.null_share
-        # the inner solves round into the null space of A
+        # The rounding of the inner solves has parts in the null space of A.
         part = None if problem.damp is None else torch.where(problem.damp > 0, share, torch.inf)
         solution = self.solution_of(x, replace(self.judge, null_space=NullSpaceBound(part)))
         codes = torch.where(limit & ~solution.converged, Status.ITERATION_LIMIT.code, solution.codes)

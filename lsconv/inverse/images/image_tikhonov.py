@@ -1,4 +1,4 @@
-"""Tikhonov's answer for an image under a quadratic prior, whose mean is kept and whose colours may share a blur."""
+"""Tikhonov restoration of an image under a quadratic prior around a constant; channels under one PSF share a setup."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lsconv.inverse.admm.proximal import Bounds
 from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.images.identical_groups import SharedGroups
 from lsconv.inverse.tikhonov import tikhonov
-from lsconv.krylov.loop.solution import Solution, together
+from lsconv.krylov.loop.solution import Solution, join_parts
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.difference import Gradient
 
@@ -28,16 +28,16 @@ def image_tikhonov(
     options: dict[str, Any],
     at_least: Tensor | None = None,
 ) -> Solution:
-    """Return Tikhonov's answer; channels under one PSF are solved as one problem with many data and one damp.
+    """Solve by Tikhonov regularisation; channels under one PSF are one problem with many data and one damp.
 
     Args:
-        A: the blur, or rows of it.
+        A: the blur, with rows multiplied or masked.
         y: the data.
         L: the penalty; None: the identity.
-        x_prior: what it pulls to, ``(*batch, *in_shape)``.
+        x_prior: the constant image in the penalty ``||L (x - x_prior)||``, ``(*batch, *in_shape)``.
         bounds: lowest and highest value of x, or None.
         options: the options of :func:`lsconv.tikhonov`, damp among them.
-        at_least: where the data are lower bounds; None: nowhere.
+        at_least: True where the data are lower bounds; None: nowhere.
     """
     ndim = len(A.in_shape) - 1
     if isinstance(options["damp"], str):
@@ -53,12 +53,12 @@ def image_tikhonov(
                                                 device=A.device)  # fmt: skip
         rows = None if at_least is None else shared.split(at_least)
         found = image_tikhonov(shared.A, shared.split(y), gradient, shared.split(x_prior), bounds, options, rows)
-        return together(replace(found, x=shared.join(found.x)))
+        return join_parts(replace(found, x=shared.join(found.x)))
     if bounds is not None or at_least is not None:
         prior = x_prior.expand(*x_prior.shape[: -ndim - 1], *A.in_shape)
         return tikhonov(A, y, L=L, x_prior=prior, bounds=bounds, at_least=at_least, **options)
-    # an image that the constant explains leaves rounding, which meets no relative tolerance
+    # The residual of a constant image is rounding, which needs an absolute tolerance.
     norms = torch.linalg.vector_norm(y.flatten(-ndim - 1), dim=-1)
     options.setdefault("atol", 8 * torch.finfo(y.dtype).eps * float(norms.detach().min()))
-    # differences do not see the constant x_prior, which taken off leaves more digits to the rest
+    # The gradient of the constant x_prior is zero; solving for the difference to it keeps more digits.
     return tikhonov(A, y, L=L, x_prior=x_prior, **options)

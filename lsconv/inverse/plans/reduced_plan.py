@@ -15,7 +15,7 @@ from lsconv.factored.batch_axes import Reduction
 from lsconv.factored.direct_plan import in_double
 from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.krylov.loop.judge import Judge
-from lsconv.krylov.loop.solution import Solution, Status, together
+from lsconv.krylov.loop.solution import Solution, Status, join_parts
 from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.krylov.plan import Plan
 from lsconv.operators.batch_layout import over_items
@@ -59,7 +59,7 @@ class ReducedPlan(Plan):
                 if isinstance(value, Tensor) and name not in ("x", "excused")
             }
             rank = flat.pop("rank", None)
-            solution = replace(together(replace(solution, **flat)), rank=None if rank is None else rank.sum(0))
+            solution = replace(join_parts(replace(solution, **flat)), rank=None if rank is None else rank.sum(0))
         return self._with_dropped(solution, y, rtol, atol) if reduction.drops_outputs else solution
 
     def _with_dropped(self, solution: Solution, y: Tensor, rtol: float | None, atol: float) -> Solution:

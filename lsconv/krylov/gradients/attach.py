@@ -27,20 +27,21 @@ __all__ = ["LeastSquares", "Solver", "adjoint_answer", "attach", "needs_gradient
 
 
 def attach(solver: Solver, problem: LeastSquares, *, square: bool = False, rtol: float | None = None) -> Any:
-    """The answer of a solver, with the gradients of its x.
+    """Solve, and give the x of the answer its gradients.
 
     Args:
-        solver: answers, and says how the backward pass solves.
+        solver: solves, and provides the solves of the backward pass.
         problem: the problem; y, damp, x_prior and the parameters of A and L receive gradients where they require them.
-        square: A is square and regular, so that x is ``A^{-1} y``.
-        rtol: relative tolerance of the forward solve, which those of the backward pass take over.
+        square: A is square and regular, so that ``x = A^{-1} y``.
+        rtol: relative tolerance of the forward solve, which the backward solves use too.
     """
     params = (*parameters_of(problem.A), *(() if problem.L is None else parameters_of(problem.L)))
     damp = problem.damp if isinstance(problem.damp, Tensor) else None
     if not any_requires_grad(problem.y, damp, problem.x_prior, *params):
         with torch.no_grad(), no_autocast(problem.A):
             return solver.answer(problem)[0]
-    problem = replace(problem, y=observed(problem.A, problem.y))  # the rules would multiply what was not measured
+    # The rules multiply with y, and unmeasured data may be NaN.
+    problem = replace(problem, y=observed(problem.A, problem.y))
     system = System(solver, problem, square, rtol)
     outputs = Solve.apply(system, problem.y, damp, problem.x_prior, *params)
     return system.result(outputs)
@@ -61,9 +62,10 @@ def adjoint_answer(inverse: Inverse, A: LinearOperator, v: Tensor, damp: Any) ->
 
 
 def start_as_prior(A: LinearOperator, damp: Any, x0: Any) -> Tensor | None:
-    """The part of a start that stays in the answer, and so has a gradient: x0 for the items without damping.
+    """The prior that a start is: x0 for the items without damping, zero for the others.
 
-    Their answer is ``x0 + A^+ (y - A x0)``, with x0 for the prior; that of the others does not depend on x0.
+    Without damping the answer is ``x0 + A^+ (y - A x0)``, so that it has a gradient by x0; with damping it does not
+    depend on x0.
 
     Returns:
         ``x_prior`` for :func:`attach`; None where there is no such item.

@@ -1,4 +1,4 @@
-"""The solves of a backward pass: the interface of a solver, two of its methods, and the report of a failure."""
+"""The solves of a backward pass: their interface, two implementations of them, and the report of a failure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Inverse", "gram_by_cg", "normal_by_apply", "report_failure", "set_ba
 
 Hook = Callable[[str], None]
 _hook: Hook | None = None
-# A recomputed residual may exceed by this what the recursion of the solver took for the tolerance.
+# A recomputed residual may exceed the tolerance by this factor, because the solver stopped by a recurrence for it.
 _SLACK = 10
 
 
@@ -55,7 +55,7 @@ def report_failure(message: object) -> None:
 
 
 class Inverse(Protocol):
-    """The solves that a backward pass asks of a solver, to the ``rtol`` of the forward solve; autograd follows none."""
+    """The interface of the solves of a backward pass, to the ``rtol`` of the forward solve and without autograd."""
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
         """The answer for ``y``."""
@@ -102,7 +102,7 @@ def normal_by_apply(
     """
     domain, codomain = (ItemSpace(shape, A.dtype, A.device) for shape in (A.in_shape, A.out_shape))
     damping = check_damp(damp, A)
-    damping = torch.where(damping > 0, damping, 1.0)  # items without damping are asked for zero
+    damping = torch.where(damping > 0, damping, 1.0)  # items without damping get zero, and any shift serves them
     mu = damping**2
     rtol = Tolerances.of(A.dtype, rtol, 0.0).rtol
     g_norm = domain.norm(g)
@@ -112,9 +112,9 @@ def normal_by_apply(
     v: Tensor | None = None
     size, met = torch.full_like(g_norm + mu, torch.inf), torch.zeros_like(g_norm + mu, dtype=torch.bool)
     remainder = g
-    while True:  # every step halves the residual of an item that is not met, or is the last
+    while True:  # ends when no step halves the residual of an item any more
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # what counts is the residual below
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the residual is checked below
             x = apply(image, rtol)
         step = (remainder - x) * domain.broadcast(1 / mu)
         trial = step if v is None else v + step
@@ -155,10 +155,10 @@ def gram_by_cg(
     forward_iterations: int | None = None,
     max_iter: int | None = None,
 ) -> Tensor:
-    """``(A^H A)^{-1} g`` by conjugate gradients; the caller has to check whether it converged.
+    """Compute ``(A^H A)^{-1} g`` by conjugate gradients; the caller has to check whether they converged.
 
-    Without full column rank there is nothing to converge to. So the solve is given up after twice the iterations of the
-    forward one (``forward_iterations``), and the caller solves with ``A^H`` instead.
+    Without full column rank they do not. So they stop after twice the iterations of the forward solve
+    (``forward_iterations``), and the caller solves with ``A^H`` instead.
     """
     if forward_iterations is not None:
         max_iter = min(2 * forward_iterations + 20, 10_000 if max_iter is None else max_iter)

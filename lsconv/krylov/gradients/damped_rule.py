@@ -15,8 +15,8 @@ For a cotangent g let :math:`v = H^{-1} g`. Then :math:`\mathrm{Re}\langle g, dx
 Without damping the rule is that of Golub and Pereyra (:mod:`lsconv.krylov.gradients.pseudo_inverse_rule`).
 
 In forward mode dx is the answer of the first equation for the tangents, or that of Golub and Pereyra applied to y.
-Parameters meet these matrices in applications of A alone (:mod:`lsconv.krylov.gradients.parameters`). Every rule is
-made of differentiable pieces, so it has derivatives of its own.
+Derivatives by the parameters of A need only applications of A (:mod:`lsconv.krylov.gradients.parameters`). Every rule
+is composed of differentiable functions, so that higher derivatives exist.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ class Solve(torch.autograd.Function):
     @staticmethod
     @under_old_vmap
     def backward(ctx: Any, g: Tensor, *_: Any) -> Any:
-        """The cotangents of the inputs."""
+        """Return the cotangents of the inputs."""
         system: System = ctx.system
         x, z, y, damp, prior, *params = ctx.saved_tensors
         needed = ctx.needs_input_grad[4:]
         if system.L is None and not any(ctx.needs_input_grad[2:]) and not any_requires_grad(damp, prior, *params):
-            # of y alone x is a linear function, damped or not, and the plans know its adjoint
+            # x is linear in y, damped or not, and plans have its adjoint
             return (
                 None,
                 unbroadcast(PseudoSolve.apply(system, True, None, g, *params), y),
@@ -102,7 +102,7 @@ class Solve(torch.autograd.Function):
             if prior is not None:
                 prior_bar = over_items(mu, len(A.in_shape)) * (lv if L is None else L.adjoint(lv))
         if not system.all_damped:
-            # undamped: x is the prior plus the pseudo-inverse of what the prior leaves, y - A prior
+            # undamped: x = prior + A^+ (y - A prior)
             gu = system.mask_items(g, False)
             data, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
             u, more = pseudo_backward(system, False, data, part, gu, params, needed, z)
@@ -117,7 +117,7 @@ class Solve(torch.autograd.Function):
                     )
                     bars[: system.count] = add_optional(bars[: system.count], A_bars)
         if damp is not None and damp_bar is None:
-            damp_bar = torch.zeros_like(damp)  # x depends on its square
+            damp_bar = torch.zeros_like(damp)  # at damp = 0, because x depends on damp^2
         return (None, unbroadcast(y_bar, y), unbroadcast(damp_bar, damp), unbroadcast(prior_bar, prior), *bars)
 
     @staticmethod
@@ -144,7 +144,7 @@ class Solve(torch.autograd.Function):
         if not system.all_damped:
             A = system.operators(params)[0]
             outputs = len(A.out_shape)
-            # x is the prior plus the pseudo-inverse of what the prior leaves, y - A prior
+            # x = prior + A^+ (y - A prior)
             data, part = (y, x) if prior is None else (y - A.apply(prior), x - prior)
             moved = torch.zeros_like(data) if dy is None else dy.expand_as(data)
             if prior is not None:
@@ -171,7 +171,7 @@ class Solve(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], system: System, y: Tensor, damp: Any, prior: Any, *params: Any
     ) -> Any:
-        """The mapped dimension becomes a batch dimension."""
+        """Make the mapped dimension a batch dimension."""
         ndims = [len(system.A.out_shape), 0, len(system.A.in_shape)]
         moved, moved_params = batch_vmapped_axis(system, info.batch_size, (y, damp, prior), ndims, params, in_dims[1:])
         outputs = Solve.apply(system, *moved, *moved_params)
@@ -202,7 +202,7 @@ class NormalSolve(torch.autograd.Function):
     @staticmethod
     @under_old_vmap
     def backward(ctx: Any, h: Tensor) -> Any:
-        """The cotangents of the inputs."""
+        """Return the cotangents of the inputs."""
         system: System = ctx.system
         v, damp, *params = ctx.saved_tensors
         needed, count = ctx.needs_input_grad[3:], system.count
@@ -238,7 +238,7 @@ class NormalSolve(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], system: System, g: Tensor, damp: Any, *params: Any) -> Any:
-        """The mapped dimension becomes a batch dimension."""
+        """Make the mapped dimension a batch dimension."""
         ndims = [len(system.A.in_shape), 0]
         moved, moved_params = batch_vmapped_axis(system, info.batch_size, (g, damp), ndims, params, in_dims[1:])
         return NormalSolve.apply(system, *moved, *moved_params), 0

@@ -60,7 +60,7 @@ class MethodInverse:
         M, N = self.M, self.N
         if "N" not in inspect.signature(self.method).parameters:
             if M is not None and not isinstance(M, LinearOperator):
-                M = None  # a function has no adjoint
+                M = None  # a preconditioner given as a function has no adjoint
             return self._run(self.transposed, self.A.H, v, rtol, None if M is None else M.H, None)
         return self._run(self.transposed, self.A.H, v, rtol, N, M)
 

@@ -1,6 +1,6 @@
 r"""The tensors of an operator that autograd follows, and derivatives by them from applications of A alone.
 
-Parameters never meet the matrices of a derivative rule. :math:`\bar A = \sum_k c_k d_k^H` is the derivative of
+The matrices of a derivative rule are never formed. :math:`\bar A = \sum_k c_k d_k^H` is the derivative of
 :math:`\sum_k \mathrm{Re}\langle c_k, A d_k\rangle` with c and d held fixed (:func:`parameter_vjp`), :math:`dA\,d` that
 of :math:`A d` along the tangents of the parameters (:func:`parameter_jvp`): one application of A under autograd each.
 """
@@ -30,7 +30,7 @@ def parameters_of(A: LinearOperator) -> tuple[Tensor, ...]:
 
 
 def rebuild(A: LinearOperator, params: Sequence[Tensor]) -> LinearOperator:
-    """A with other parameters, one per batch item where it takes that; A itself where it is made of none."""
+    """Rebuild A from other parameters, per batch item where A allows that; A itself where it has no parameters."""
     return A.with_parameters(params, per_item=True) if params else A
 
 
@@ -63,10 +63,10 @@ def parameter_vjp(
     Args:
         A: the operator.
         transposed: take its adjoint.
-        params: what it is made of.
-        needed: which of them.
-        directions: the d, of one shape.
-        cotangents: the c, of one shape; all pairs go through A as one batch.
+        params: the parameters of A.
+        needed: for each of them, whether its derivative is needed.
+        directions: the d, all of one shape.
+        cotangents: the c, all of one shape; A is applied to all pairs as one batch.
     """
     places = [index for index, need in enumerate(needed) if need]
     d, c = (torch.stack(torch.broadcast_tensors(*tensors)) for tensors in (directions, cotangents))
@@ -85,7 +85,7 @@ def parameter_vjp(
         else:
             twice_differentiable = torch.is_grad_enabled()
             with torch.enable_grad():
-                # aliases: d and c may depend on the parameters as well, and are to be held fixed
+                # aliases of the parameters, because d and c may depend on these and are held fixed
                 alias = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in values]
                 bars = torch.autograd.grad(
                     image(*alias), alias, c, create_graph=twice_differentiable, allow_unused=True
@@ -101,8 +101,8 @@ def parameter_jvp(
 ) -> Tensor | None:
     """Derivative of ``function(*primals)`` along the tangents; None where there are none.
 
-    It is the pull-back of the pull-back, which is linear in its cotangent: so it needs no forward mode, which torch
-    does not nest, and works for operators whose torch functions have no forward mode of their own.
+    It is computed in reverse mode, as the vector-Jacobian product of the vector-Jacobian product, which is linear in
+    its cotangent: torch does not nest forward mode, and some of its functions have none.
     """
     places = [index for index, tangent in enumerate(tangents) if tangent is not None]
     if not places:

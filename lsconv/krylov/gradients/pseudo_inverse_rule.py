@@ -65,7 +65,7 @@ class PseudoSolve(torch.autograd.Function):
     @staticmethod
     @under_old_vmap
     def backward(ctx: Any, g: Tensor) -> Any:
-        """The cotangents of the inputs."""
+        """Return the cotangents of the inputs."""
         x, y, *params = ctx.saved_tensors
         y_bar, bars = pseudo_backward(ctx.system, ctx.transposed, y, x, g, params, ctx.needs_input_grad[4:])
         return (None, None, None, unbroadcast(y_bar, y), *bars)
@@ -83,7 +83,7 @@ class PseudoSolve(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], system: System, transposed: bool, known: Any, y: Tensor, *params: Any
     ) -> Any:
-        """The mapped dimension becomes a batch dimension."""
+        """Make the mapped dimension a batch dimension."""
         ndims = [len(system.A.out_shape), len(system.A.in_shape)]
         known = None if in_dims[2] is None else known
         moved, moved_params = batch_vmapped_axis(
@@ -121,9 +121,9 @@ def pseudo_backward(
     values_hidden = transforming()
     r = None if system.square else y - B.apply(x)
     fits = r is None or (not values_hidden and system.negligible(r, y, outputs))
-    # a square A that leaves a residual is singular
+    # a square A with a nonzero residual is singular
     if not (fits or values_hidden or transposed or torch.is_grad_enabled()) and B.out_numel > B.in_numel:
-        # u = A q with q = (A^H A)^-1 g: one solve for what takes two otherwise
+        # u = A q with q = (A^H A)^-1 g takes one solve instead of two
         q = system.scaled_solve("gram_solve", g, inputs, inputs)
         u = None if q is None else A.apply(q)
         if u is not None and q is not None and system.negligible(g - A.adjoint(u), g, inputs):

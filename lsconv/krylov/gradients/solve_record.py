@@ -1,4 +1,4 @@
-"""System: one solve as the derivative rules share it, with its answer, its damping and its backward solves."""
+"""System: the record of one solve for the derivative rules: its operators, damping, answer and backward solves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Solver(Protocol):
 
 
 class System:
-    """One solve as the derivative rules share it; autograd follows none of its tensors.
+    """The record of one solve, which the derivative rules share; its tensors are detached from autograd.
 
     Attributes:
         A, L: the operators.
@@ -94,14 +94,14 @@ class System:
         self.has_multipliers = z is not None
         more = () if z is None else (z,)
         if isinstance(answer, Tensor):
-            return _no_view(answer), *more
-        # without its tensors: autograd's outputs refer to this object, and a reference back would keep both alive
+            return _own_memory(answer), *more
+        # stored without tensors, because autograd's outputs refer to this object, and a cycle would keep both alive
         self.solution = replace(answer, **dict.fromkeys(_TENSORS))
         tensors = [getattr(answer, name) for name in _TENSORS]
-        return _no_view(tensors[0]), *tensors[1:], *more
+        return _own_memory(tensors[0]), *tensors[1:], *more
 
     def set_damping(self, damp: Any) -> None:
-        """Keep the damping, and whether all or some items have one."""
+        """Store the damping, and whether all or some items are damped."""
         self.damp = check_damp(damp, self.A)
         self.some_damped = not self.square and bool((self.damp > 0).any())
         self.all_damped = not self.square and bool((self.damp > 0).all())
@@ -173,7 +173,7 @@ class System:
 
     def negligible(self, part: Tensor, total: Tensor, item_ndim: int) -> bool:
         """Tell whether ``part`` is within the tolerance of zero beside ``total``, in every item."""
-        # safe: the squares of a cotangent of 1e-30 are beyond float32
+        # a safe norm, because the squares of a cotangent of 1e-30 underflow in float32
         size, scale = (
             ItemSpace(t.shape[t.ndim - item_ndim :], t.dtype, t.device).safe_norm(t.detach()) for t in (part, total)
         )
@@ -181,8 +181,8 @@ class System:
         return bool((size <= 10 * rtol * scale).all())
 
 
-def _no_view(x: Tensor) -> Tensor:
-    """An x of its own memory: a tangent of a view is also one of its base, and a batched tangent has another layout."""
+def _own_memory(x: Tensor) -> Tensor:
+    """Copy x if it is a view, because a tangent of a view has to have the layout of its base."""
     return x if x._base is None else x.clone()
 
 

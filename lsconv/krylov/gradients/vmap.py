@@ -15,7 +15,7 @@ from lsconv.krylov.gradients.solve_record import System
 __all__ = ["batch_vmapped_axis", "under_old_vmap"]
 
 _OLD_VMAP = torch._C._parse_dispatch_key("Batched")
-_DEEPEST = 8  # nesting of torch's older vmap that is looked into
+_DEEPEST = 8  # the deepest nesting of torch's older vmap that is supported
 
 
 def batch_vmapped_axis(
@@ -26,15 +26,15 @@ def batch_vmapped_axis(
     params: Sequence[Tensor],
     dims: Sequence[int | None],
 ) -> tuple[list[Any], list[Tensor]]:
-    """Everything with the mapped dimension in front of all batch dimensions, those of the operators and of damp too.
+    """Move the mapped dimension of all tensors, operators and damp to the front of their batch dimensions.
 
     Args:
         system: the system.
-        size: of the mapped dimension.
+        size: the size of the mapped dimension.
         tensors: data, which have to carry the mapped dimension, then what may carry it (damp, prior).
         ndims: dimensions of an item in each of these.
-        params: what A and L are made of.
-        dims: where the mapped dimension is in each of tensors and params.
+        params: the parameters of A and L.
+        dims: the mapped dimension of each tensor and parameter; None: it has none.
     """
     data, param_dims = dims[: len(tensors)], dims[len(tensors) :]
     moved = [t if t is None or dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, data, strict=True)]
@@ -80,10 +80,10 @@ def _kernel_per_item(system: System, plain: list[Tensor], index: int, param: Ten
 
 
 def under_old_vmap(rule: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a ``backward`` or ``jvp`` of an autograd function serve ``is_grads_batched`` and ``vectorize=True``.
+    """Make a ``backward`` or ``jvp`` of an autograd function work with ``is_grads_batched`` and ``vectorize=True``.
 
-    torch.autograd runs these under its older vmap, which knows few operations and no vmap rule of a function. Here
-    its tensors are unwrapped, and the rule runs under torch.func.vmap.
+    torch.autograd runs these under its older vmap, which supports few operations and ignores the vmap rule of a
+    function. Here its tensors are unwrapped, and the rule is run under torch.func.vmap.
 
     Args:
         rule: takes the context, then tensors or None; returns tensors and None.

@@ -1,10 +1,11 @@
 """Solves on a CPU, a large batch in groups of items whose vectors stay in the caches.
 
-Small items are solved together, because they share the cost of every call. Large ones would leave the caches at every
-pass over the vectors. ``python -m benchmarks krylov_overhead`` times both.
+Small items are solved together, because they share the overhead of every call. Many large ones would not fit in the
+caches, and every pass over the vectors would read them from memory. ``python -m benchmarks krylov_overhead`` times
+both.
 
-A batch stays together where the operator is large beside the vectors (a matrix, a preconditioner), since it is then
-read once for all items, and where a callback or a progress bar watches.
+A batch is not split where the operator (a matrix, a preconditioner) is larger than the vectors, since it is then read
+once for all items, nor where there is a callback or a progress bar, which watch all items.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from lsconv.operators.transforms import transforming
 __all__ = ["Setup", "group_size", "in_groups", "solve", "unmodified"]
 
 
-# A function of a problem that returns two: one builds the method at a start, the other takes x out of its iterate.
+# A function of a problem that returns (a function that starts the method, a function that extracts x of its iterate).
 Setup = Callable[[Problem], tuple[Callable[["Tensor | None", Scalar], Method], Callable[[Tensor], Tensor]]]
 
 
@@ -45,7 +46,7 @@ def unmodified(method: Callable[[Problem, Tensor | None, Scalar], Method]) -> Se
 
 
 def solve(problem: Problem, options: Options, build: Setup, *, square: bool = False, name: str = "") -> Solution:
-    """:func:`iterate`, all items at once or one group after the other.
+    """Solve by :func:`iterate`, all items at once or one group after the other.
 
     Args:
         problem, options, square, name: as for :func:`iterate`.
@@ -55,27 +56,27 @@ def solve(problem: Problem, options: Options, build: Setup, *, square: bool = Fa
     if size >= items:
         start, extract = build(problem)
         solution = iterate(problem, options, start, extract=extract, square=square, name=name, quiet=True)
-        solution = _settled(solution, problem, options, build)
+        solution = _checked_null_space(solution, problem, options, build)
         report(solution, name, raise_on_failure=options.raise_on_failure)
         return solution
     solutions, multipliers = [], []
     for first in range(0, items, size):
-        part = _part(problem, first, min(first + size, items))
+        part = _group(problem, first, min(first + size, items))
         start, extract = build(part)
         with collect_multipliers(problem.multipliers) as collected:
             solutions.append(iterate(part, options, start, extract=extract, square=square, name=name, quiet=True))
         multipliers.append(collected.of(solutions[-1].x))
-    solution = _joined(solutions, problem.batch)
+    solution = _concatenate(solutions, problem.batch)
     found = [z for z in multipliers if z is not None]
     if len(found) == len(solutions):
         pass_multipliers(solution.x, torch.cat(found).reshape(*problem.batch, *problem.A.out_shape))
-    solution = _settled(solution, problem, options, build)
+    solution = _checked_null_space(solution, problem, options, build)
     report(solution, name, raise_on_failure=options.raise_on_failure)
     return solution
 
 
-def _settled(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
-    """The solution, after items that may have a part in the null space of A were compared with the shortest one."""
+def _checked_null_space(solution: Solution, problem: Problem, options: Options, build: Setup) -> Solution:
+    """Compare the items that may have a part in the null space of A with the shortest solution."""
     tolerances = options.tolerances
     judge = Judge(problem.A, tolerances, solution.damp, rounding=tolerances.rounding,
                   rank=RankThreshold(length_limit=EXCUSED))  # fmt: skip
@@ -100,48 +101,48 @@ def group_size(problem: Problem, options: Options, threads: int) -> int:
     watched = options.callback is not None or options.progress
     if watched or problem.M is not None or problem.N is not None:
         return items
-    return _fitting(A, problem.y, items, threads)
+    return _items_per_group(A, problem.y, items, threads)
 
 
-def _fitting(A: LinearOperator, y: Tensor, items: int, threads: int) -> int:
-    """Return the number of items whose vectors fit the caches together; all of them where grouping does not pay."""
+def _items_per_group(A: LinearOperator, y: Tensor, items: int, threads: int) -> int:
+    """Return the number of items whose vectors fit in the caches; all of them where splitting does not pay."""
     numel = max(A.in_numel, A.out_numel)
-    limit = CACHE_BYTES * min(threads, 4)  # more threads wait for the same memory
+    limit = CACHE_BYTES * min(threads, 4)  # more threads share the bandwidth of the memory
     if A.device.type != "cpu" or items == 1 or numel * A.dtype.itemsize * items <= limit:
         return items
     if type(y) is not Tensor or transforming() or torch.compiler.is_compiling():
         return items
-    # An operator is solved with in groups if all it reads is tensors that are small and shared by all items.
+    # The batch is split only if A is made of small tensors that all items share.
     only_tensors = A.capturable and math.prod(A.batch_shape) == 1
     if not only_tensors or sum(tensor.numel() for tensor in A.parameters()) > numel:
         return items
     size = limit // (numel * A.dtype.itemsize)
-    return size if size > 2 else 1  # a single item's scalars are the host's own, which two do not make up for
+    return size if size > 2 else 1  # one item has Python numbers for scalars, which is faster than two items together
 
 
 def in_groups(
     A: LinearOperator, y: Tensor, damp: Tensor | float, answer: Callable[[Tensor, Tensor], Solution]
 ) -> Solution:
-    """The solution for all data, group by group, of a function that also certifies it in a dtype of its own.
+    """Solve for all data, group by group, by a function that returns certified solutions.
 
     Args:
         A: the operator.
         y: right-hand sides ``(*batch, *out_shape)``.
         damp: the damping, a number or one per batch item.
-        answer: from the data and the damping of a group to its solution.
+        answer: a function of the data and the damping of a group that returns its solution.
     """
     damping = torch.as_tensor(damp, dtype=scalar_dtype(A.device), device=A.device)
     item = len(A.out_shape)
     batch = broadcast_shapes(y.shape[: y.ndim - item], damping.shape, A.batch_shape)
     items = math.prod(batch)
-    size = _fitting(A, y, items, torch.get_num_threads())
+    size = _items_per_group(A, y, items, torch.get_num_threads())
     if size >= items:
         return answer(y, damping)
     y, damping = y.expand(*batch, *A.out_shape).flatten(0, -item - 1), damping.expand(batch).flatten()
-    return _joined([answer(*part) for part in zip(y.split(size), damping.split(size), strict=True)], batch)
+    return _concatenate([answer(*part) for part in zip(y.split(size), damping.split(size), strict=True)], batch)
 
 
-def _part(problem: Problem, first: int, last: int) -> Problem:
+def _group(problem: Problem, first: int, last: int) -> Problem:
     """The problem of the items from ``first`` to ``last``, with one batch dimension."""
     lead = len(problem.batch)
 
@@ -159,8 +160,8 @@ def _part(problem: Problem, first: int, last: int) -> Problem:
     )
 
 
-def _joined(solutions: list[Solution], batch: torch.Size) -> Solution:
-    """One solution of all items."""
+def _concatenate(solutions: list[Solution], batch: torch.Size) -> Solution:
+    """Concatenate the solutions of groups to one of all items."""
 
     def join(name: str) -> Tensor | None:
         values: list[Tensor | None] = [getattr(solution, name) for solution in solutions]

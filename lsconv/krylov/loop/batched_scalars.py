@@ -1,12 +1,11 @@
 """Per-item arithmetic: every batch item is an independent linear system with scalars of its own.
 
 A vector is a tensor ``(*batch, *item_shape)``; a scalar of the method (a step length, a norm) is a tensor of shape
-``batch``, in float64 whatever the dtype of the vectors: a scalar costs nothing, and a float32 norm over half a million
-entries is wrong in its sixth digit. Nothing here looks at a value on the host, so nothing here waits for a GPU.
+``batch``, in float64 whatever the dtype of the vectors: scalars are cheap, and a float32 norm over half a million
+entries is wrong in its sixth digit. Nothing here reads a value on the host, so nothing waits for a GPU.
 
-A single item in the memory of the host has nothing to wait for: its scalars may be Python numbers
-(:class:`OneItem`), which are fifty times cheaper than tensors of one entry. The functions below take either kind, so
-that a recurrence is written once.
+The scalars of a single item on the CPU may be Python numbers (:class:`OneItem`), which are much cheaper than tensors of
+one entry. The functions below take both kinds, so that a recurrence is written once.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ __all__ = [
 # One number per batch item: a tensor of shape ``batch``, or a Python number for a single item on the CPU.
 Scalar: TypeAlias = Any
 
-# One row of the two-level reductions: short enough that a float32 sum over it is accurate, long enough to be fast.
+# The row length of two-level sums: short enough for an accurate float32 sum, long enough to be fast.
 _ROW = 1024
 _DOUBLE = (torch.float64, torch.complex128)
 
@@ -123,7 +122,7 @@ class ItemSpace:
         unit = binary_unit(torch.where(torch.isfinite(size), size, 1.0))
         precise = precise / unit.reshape(*unit.shape, *self._ones)
         scaled = (torch.linalg.vector_norm(precise, dim=dims) if dims else precise.abs()) * unit
-        # the others keep theirs: an item's norm may not depend on its neighbours
+        # Only items out of range take the scaled norm, so that no item's norm depends on the others.
         return torch.where((norm >= smallest) & (norm <= largest), norm, scaled.to(self.scalar))
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
@@ -176,7 +175,7 @@ class OneItem(ItemSpace):
         if v.dtype in _DOUBLE:
             return torch.linalg.vector_norm(v).item()
         row = _row_length(math.prod(self.item_shape))
-        if row is None or not v.is_contiguous():  # a result cut out of a longer one would be copied into rows
+        if row is None or not v.is_contiguous():  # a tensor that is not contiguous would be copied
             return super().norm(v).item()
         rows = torch.linalg.vector_norm(v.reshape(-1, row), dim=-1)
         return torch.linalg.vector_norm(rows, dtype=self.scalar).item()
@@ -192,7 +191,7 @@ class OneItem(ItemSpace):
         return super().inner(u, v).item()
 
     def broadcast(self, scalar: Scalar) -> Scalar:
-        """The number itself; infinite where the vectors' dtype cannot hold it, which torch refuses in numbers."""
+        """The number itself; infinite where the vectors' dtype cannot hold it, because torch would raise an error."""
         if -self._largest <= scalar <= self._largest or scalar != scalar:
             return scalar
         return math.copysign(math.inf, scalar)
@@ -206,8 +205,7 @@ class OneItem(ItemSpace):
         """``factor v + scalar b``, in v."""
         if not (v.is_contiguous() and b.is_contiguous()):
             return super().combine(v, factor, scalar, b)
-        # The outer product with a vector of one entry is the only sum of two scaled vectors that torch makes in one
-        # pass over memory.
+        # The outer product with a vector of one entry is torch's only sum of two scaled vectors in one pass.
         v.view(-1, 1).addr_(b.view(-1), self._one, beta=self.broadcast(factor), alpha=self.broadcast(scalar))
         return v
 
@@ -224,12 +222,12 @@ def _row_length(count: int) -> int | None:
 
 @functools.cache
 def _safe_range(dtype: torch.dtype) -> tuple[float, float]:
-    """The norms beyond which squares may have left the range of the dtype."""
+    """The smallest and the largest norm for which squares of entries stay in the range of the dtype."""
     return (torch.finfo(torch.float64).tiny ** 0.45, 1e138) if dtype in _DOUBLE else (1e-15, 1e15)
 
 
 def _gathered(scalars: Tensor) -> Tensor:
-    """The scalars in whole on every device: the reduction of a DTensor, a vector in parts, is in parts itself."""
+    """Gather scalars that a reduction of a DTensor has left distributed, so that every device has all."""
     gather = getattr(scalars, "full_tensor", None)
     return scalars if gather is None else gather()
 
@@ -238,14 +236,14 @@ def _gathered(scalars: Tensor) -> Tensor:
 
 
 def divide(numerator: Scalar, denominator: Scalar) -> Scalar:
-    """``numerator / denominator``, and exactly 0 where the denominator is 0: a finished item then stands still."""
+    """``numerator / denominator``, and exactly 0 where the denominator is 0, so that finished items do not change."""
     if isinstance(denominator, Tensor):
         return (numerator / denominator).masked_fill_(denominator == 0, 0.0)
     return numerator / denominator if denominator != 0 else 0.0
 
 
 def quotient(numerator: Scalar, denominator: Scalar) -> Scalar:
-    """``numerator / denominator`` as tensors have it: infinite, or NaN, where the denominator is 0."""
+    """``numerator / denominator`` as for tensors: infinite or NaN where the denominator is 0."""
     if isinstance(denominator, Tensor) or denominator != 0:
         return numerator / denominator
     return math.nan if numerator == 0 or numerator != numerator else math.copysign(math.inf, numerator)
@@ -269,7 +267,7 @@ def rotation(a: Scalar, b: Scalar) -> tuple[Scalar, Scalar, Scalar]:
     """
     r = hypot(a, b)
     if isinstance(r, Tensor):
-        # Only 1 / 0 is meant; a NaN stays one.
+        # Only infinities from 1 / 0 are replaced; NaN stays NaN.
         inverse: Scalar = r.reciprocal().nan_to_num_(nan=torch.nan, posinf=0.0)
     else:
         inverse = 1 / r if 2 * r >= sys.float_info.min else 0.0 * r  # whose inverse is finite
@@ -291,14 +289,14 @@ def minimum(a: Scalar, b: Scalar) -> Scalar:
 
 
 def at_least(a: Scalar, bound: float) -> Scalar:
-    """``max(a, bound)``; NaN stays one."""
+    """``max(a, bound)``; NaN stays NaN."""
     if isinstance(a, Tensor):
         return a.clamp_min(bound)
     return bound if a < bound else a
 
 
 def root(square: Scalar) -> Scalar:
-    """The square root, and 0 of what rounding has made negative."""
+    """The square root, and 0 for numbers that rounding has made negative."""
     if isinstance(square, Tensor):
         return square.clamp_min(0).sqrt()
     return 0.0 if square < 0 else math.sqrt(square)

@@ -23,21 +23,21 @@ from lsconv.operators.algebra import HStack, Scaled, VStack
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.elementary import Identity
 
-__all__ = ["Build", "augmented_columns", "augmented_rows", "folded"]
+__all__ = ["Build", "augmented", "augmented_columns", "augmented_rows"]
 
 Build = Callable[[Problem, "Tensor | None", Scalar], Method]
 
 
-def folded(
+def augmented(
     problem: Problem, build: Build
 ) -> tuple[Callable[[Tensor | None, Scalar], Method], Callable[[Tensor], Tensor]]:
-    """Build a Golub-Kahan method for a damped problem: as rows or columns where it cannot take damp itself.
+    """Build a Golub-Kahan method for a damped problem, on augmented rows or columns where the method needs them.
 
-    The bidiagonalisation of A serves ``damp`` by itself only from a zero start and without preconditioners; in the
-    other cases the method gets a folded problem.
+    Bidiagonalisation of A takes ``damp`` into account only from a zero start and without preconditioners; in all other
+    cases the method gets an augmented problem.
 
     Returns:
-        What builds the method at a start, and what takes x out of its iterate.
+        A function that starts the method, and one that extracts x from its iterate.
     """
     if problem.damp is not None and problem.M is not None:
         return augmented_columns(problem, build)
@@ -52,7 +52,7 @@ def folded(
 
 
 def augmented_rows(problem: Problem) -> Problem:
-    """The problem with ``damp I`` below A; needs damping."""
+    """The problem with the rows ``damp I`` below A, for problems with damping."""
     stack = VStack([problem.A, _damping(problem, problem.A.in_shape)])
     y = stack.blocks.join([problem.y, problem.start(None)])
     return replace(problem, A=stack, y=y, damp=None)
@@ -61,10 +61,10 @@ def augmented_rows(problem: Problem) -> Problem:
 def augmented_columns(
     problem: Problem, build: Build
 ) -> tuple[Callable[[Tensor | None, Scalar], Method], Callable[[Tensor], Tensor]]:
-    """A method on the problem with ``damp I`` beside A; items without damping keep ``s = 0``.
+    """Build a method on the problem with the columns ``damp I`` beside A; items without damping keep ``s = 0``.
 
     Raises:
-        ArgumentError: with N, or with a start: both choose another of the many ``(x, s)``.
+        ArgumentError: with N or a start, for which the solution is not the (x, s) of least norm.
     """
     if problem.x0 is not None or problem.N is not None:
         raise ArgumentError(
@@ -82,7 +82,7 @@ def augmented_columns(
 
 
 def _damping(problem: Problem, shape: tuple[int, ...]) -> LinearOperator:
-    """``damp I`` for items of this shape."""
+    """The operator ``damp I`` on items of this shape."""
     assert problem.damp is not None
     return Scaled(Identity(shape, problem.A.dtype, problem.A.device), problem.damp)
 

@@ -1,7 +1,7 @@
 """Decorators of the public functions: options that are numbers are checked, and an empty batch gets an empty answer.
 
-An empty batch is solved with an item of zeros, which is then taken away. So its arguments are checked, and its answer
-has the fields, shapes and dtypes of any other.
+An empty batch is solved for one item of zeros, which is removed from the answer. So arguments are checked as usual, and
+the answer has the usual fields, shapes and dtypes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["checks_numbers", "serves_empty_batches", "with_item_of", "without_it
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _LIKE_X = ("x0", "x_prior")
-_ABOUT_ITEMS = ("callback", "progress", "raise_on_failure")  # an empty batch has no item to watch, or to fail
+_ABOUT_ITEMS = ("callback", "progress", "raise_on_failure")  # options that do not apply to an empty batch
 
 
 def serves_empty_batches(
@@ -81,7 +81,7 @@ def serves_empty_batches(
 
 
 def with_item_of(tensor: Tensor, batch_ndim: int, value: float = 0) -> Tensor:
-    """Join an item of ``value`` to every empty batch dimension of a tensor; autograd follows."""
+    """Give every empty batch dimension of a tensor one index, filled with ``value``, such that gradients pass."""
     for dim in range(batch_ndim):
         if tensor.shape[dim] == 0:
             item = tensor.new_full((*tensor.shape[:dim], 1, *tensor.shape[dim + 1 :]), value)
@@ -90,10 +90,10 @@ def with_item_of(tensor: Tensor, batch_ndim: int, value: float = 0) -> Tensor:
 
 
 def without_item(answer: Any, batch: Sequence[int], *, of_items: bool = True) -> Any:
-    """Take the joined item of :func:`with_item_of` out of an answer.
+    """Remove the item that :func:`with_item_of` added from an answer.
 
     Args:
-        answer: a tensor or an array, or what holds some.
+        answer: a tensor or an array, or an object that has some.
         batch: the batch dimensions.
         of_items: tensors are vectors behind the batch dimensions; else scalars, or rows of scalars.
     """
@@ -120,9 +120,9 @@ _INTEGER = frozenset({"max_iter", "max_refinements", "memory_limit"}) | _POSITIV
 
 
 def checks_numbers(function: _Function) -> _Function:
-    """Let a function refuse arrays, words and fractions for its options that are single numbers, by their names.
+    """Make a function check its options that are single numbers, by their names, and refuse anything else.
 
-    A tensor of one number is taken for it.
+    A tensor of one number is accepted.
 
     Raises:
         ArgumentTypeError: an option is no number, or no integer where it counts.

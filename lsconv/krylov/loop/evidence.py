@@ -1,4 +1,4 @@
-"""The evidence on an operator beside the norms of an answer: bounds of ||A||, the rank, the null-space part."""
+"""Facts on an operator that a certificate needs beside norms: bounds of ||A||, the rank, the null space."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class NormBounds:
     """Bounds of ``||A||``, per item.
 
     Attributes:
-        lower: a lower bound where one is known; it is raised by what A and its adjoint do to the vectors met.
-        upper: an upper bound, for the rounding; None takes the lower one.
-        sharper: finds a better lower bound, called only where that may decide; None: the power method.
+        lower: a lower bound, if one is known; products with A and its adjoint raise it.
+        upper: an upper bound, for estimates of rounding; None: the lower one.
+        sharper: finds a better lower bound, called only where a test depends on it; None: the power method.
     """
 
     lower: Scalar | None = None
@@ -48,7 +48,7 @@ class RankThreshold:
 
 @dataclass(frozen=True, eq=False)
 class NullSpaceBound:
-    """The part in the null space of A that x may have.
+    """A bound of the part in the null space of A that x may have.
 
     Attributes:
         share: the bound of :attr:`Certificate.null_part`; infinity for items whose method finds x in the range of

@@ -3,7 +3,7 @@ r"""The step of flexible conjugate gradients on normal equations, whose precondi
 .. math:: p \leftarrow z + \frac{\langle z, g - g_{before}\rangle}{\rho_{before}} p, \qquad
           \alpha = \frac{\langle p, g\rangle}{\|Ap\|^2 + \mu\|p\|^2}, \qquad \rho = \langle z, g\rangle
 
-with g what the normal equations leave and z what the preconditioner makes of it.
+with g the residual of the normal equations, z the preconditioned g, and ``before`` the previous step.
 
 Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
 """
@@ -21,7 +21,7 @@ __all__ = ["FlexibleDirection"]
 
 
 class FlexibleDirection:
-    """The direction of the last step, which the next is made conjugate to; every item has step lengths of its own.
+    """The direction of the last step, to which the next one is made conjugate, item by item.
 
     Args:
         mu: the shift of the normal equations, one per batch item.

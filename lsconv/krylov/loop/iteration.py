@@ -1,11 +1,11 @@
 """The loop around every method: stopping tests, restarts after a refused certificate, callback, progress, history.
 
-A method is an object with one ``step``. It never decides when to stop; it keeps three estimates, and the loop compares
-them on the device at every iteration, so that an item stops at the same iteration whatever ``check_every`` is. What the
-estimates claim is then checked by A itself. Where the claim was wrong (rounding, or a preconditioned norm) the item
-starts again from where it is, until the claim holds or restarting no longer helps. So does an item whose gradient only
-rounding excuses: the gradient does not show what is missing along small singular values, and another pass does, whose
-data is the residual.
+A method is an object with one ``step``. It does not decide when to stop: it has estimates of residual, gradient and
+``||A||``, which the loop compares with the tolerances on the device at every iteration, so that an item stops at the
+same iteration whatever ``check_every`` is. The answer is then certified by products with A. Where the estimates were
+wrong, by rounding or by a preconditioned norm, the item is restarted from its x, until the certificate holds or
+restarts no longer help. An item is also restarted where its gradient passes only because of rounding, which can hide an
+error along small singular values: the restart solves for the residual, and would find it.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def iterate(
 
     Args:
         problem: the problem as the user posed it; the certificate is about this one.
-        options: limits, tolerances and who watches.
+        options: limits, tolerances, callback and progress bar.
         start: builds the method at a start (None for zero) for the items that are running.
-        extract: from the method's iterate to x, where the method works on a folded problem.
-        square: only the residual decides.
-        selection: the damping that the method chose, and what to report about it.
+        extract: a function from the method's iterate to x, for methods that work on an augmented problem.
+        square: convergence is tested by the residual only.
+        selection: returns the damping that the method chose, and the record of the choice.
         name: of the method, for messages.
-        quiet: leave it to the caller to :func:`report` what did not converge.
+        quiet: do not :func:`report` items that did not converge.
     """
     solution = _Loop(problem, options, start, extract, square, selection, name).run()
     if not quiet:
@@ -64,7 +64,7 @@ def iterate(
 
 
 class _Loop:
-    """One solve: the arguments of :func:`iterate`, and where its items are."""
+    """One solve: the arguments of :func:`iterate`, and the state of its items."""
 
     def __init__(
         self,
@@ -81,8 +81,8 @@ class _Loop:
         self.y_norm: Scalar = problem.codomain.safe_norm(problem.y)
         self.monitor = Monitor(problem, options, self.y_norm, square=square)
         self.damp: Scalar = 0.0 if problem.damp is None else problem.scalar(problem.damp)
-        # Items whose excused gradient another pass has not made smaller: only rounding is left. With a damping that the
-        # method chooses there is no other pass.
+        # Items for which a restart has shown that the gradient is only rounding. A method that chooses the damping is
+        # not restarted, so all of its items count as confirmed.
         self.confirmed: Scalar = (0 * self.y_norm == 1) if selection is None else (0 * self.y_norm == 0)
         self._sharper_norm: Scalar | None = None
         self.stopped = False
@@ -90,7 +90,7 @@ class _Loop:
 
     @torch.no_grad()
     def run(self) -> Solution:
-        """Iterate and certify, and again from where items are whose estimates claimed too much, while that helps."""
+        """Iterate and certify, and restart the items whose certificate refutes the estimates, while that helps."""
         monitor = self.monitor
         iterate, multipliers, certificate = self.problem.x0, None, None
         excused: Scalar = 0 * self.y_norm == 1
@@ -102,7 +102,7 @@ class _Loop:
                     new_multipliers = multipliers + new_multipliers
                 if self.selection is not None:
                     self.damp = self.selection()[0]
-                # first another pass; the sharper bound of ||A||, which costs more, only where a pass has not helped
+                # The sharper bound of ||A|| is expensive, and only computed where a restart has not helped.
                 claimed = any_item(monitor.codes & Cause.CLAIMED != 0)
                 new = self._judge().certify(
                     self.extract(new_iterate),
@@ -133,7 +133,7 @@ class _Loop:
                 if self.stopped or not any_item(retry):
                     break
                 monitor.resume(retry, certificate.tolerance_ratio)
-                # before their successors are made: the two are never alive together
+                # freed before the next pass allocates its own
                 del method, new_iterate, new_multipliers, new
         finally:
             if self.bar is not None:
@@ -143,14 +143,14 @@ class _Loop:
     # ------------------------------------------------------------------ one pass: start, step, test
 
     def _one_pass(self, start: Tensor | None) -> Method:
-        """Iterate from a start until every item claims to have converged, or cannot go on."""
+        """Iterate from a start until, by the estimates, every item has converged or cannot continue."""
         monitor, every = self.monitor, self.options.check_every
         method = self.start(start, monitor.running)
         monitor.test(method, record=not monitor.rows)
         for step in range(self.options.max_iter + 1):
             if step % every == 0 and not self._synchronise(method, step):
                 break
-            if monitor.running is False:  # known at once where the scalars are the host's
+            if monitor.running is False:  # a Python bool, which costs no synchronisation
                 break
             method.step(monitor.running)
             monitor.count()
@@ -158,7 +158,7 @@ class _Loop:
         return method
 
     def _synchronise(self, method: Method, step: int) -> bool:
-        """Tell whether an item is running, after the callback and the bar; only here the host waits for the device."""
+        """Call the callback and the progress bar, and tell whether an item runs; the host waits for the device."""
         running = any_item(self.monitor.running)
         if self.options.progress:
             self._show(method)
@@ -172,6 +172,7 @@ class _Loop:
         return running
 
     def _show(self, method: Method) -> None:
+        """Update the progress bar."""
         if self.bar is None:
             from tqdm.auto import tqdm
 
@@ -185,7 +186,7 @@ class _Loop:
     # ------------------------------------------------------------------ the certificate and the answer
 
     def _judge(self) -> Judge:
-        """The judge of an answer, with the norm of A that the iterations have met so far."""
+        """The tests of a certificate, with the lower bound of ||A|| that the iterations have found so far."""
         problem, tolerances = self.problem, self.options.tolerances
         return Judge(
             problem.A,
@@ -209,7 +210,7 @@ class _Loop:
         return self._sharper_norm
 
     def _finish(self, method: Method, x: Tensor, certificate: Certificate, multipliers: Tensor | None) -> Solution:
-        """Make the solution of the last pass, and say why every item ended."""
+        """Make the :class:`Solution` of the last pass, with the status of every item."""
         problem, codes = self.problem, self.monitor.codes
         if any_item(codes & Cause.NOT_DEFINITE):
             raise PreconditionerError(
@@ -228,7 +229,7 @@ class _Loop:
         gradient_ok = gradient_ok & ((certificate.excused == 0) | self.confirmed)
         met = (residual_ok | gradient_ok) & (problem.scalar(problem.zero) == 0)
         doubtful = 0 * met
-        # a start or N takes the iterates out of the range of A^H, and [A, damp I] their rounding where s is large
+        # A start or N takes iterates out of the range of A^H; with [A, damp I] rounding does, where s is large.
         if judge.null_space.range_eps is None or problem.M is not None or method.leaves_range:
             doubtful = met & judge.exceeds_null_share(certificate)
         causes = [

@@ -1,4 +1,4 @@
-r"""The judge of an answer, who gives its certificate: the tests shared by all methods, all of them relative.
+r"""The judge of an answer, which gives its certificate: the tests of all methods, relative to the norms of A and y.
 
 With :math:`r = y - Ax`, :math:`g = A^H r - \mathrm{damp}^2 x` and :math:`\bar r = (r, \mathrm{damp}\, x)` an item has
 converged when
@@ -7,9 +7,9 @@ converged when
           \quad\text{or}\quad \|g\| \le \|A\| \max(\mathrm{rtol}\,\|\bar r\|, \mathrm{atol})
           \ \text{and}\ \|\bar r\| \le \|y\|,
 
-where :math:`\|A\|` is a lower bound, so that the second test is never laxer than it says. A minimiser is no worse than
-x = 0, whose :math:`\|\bar r\|` is :math:`\|y\|`: the last condition refuses an x whose small gradient only says that it
-lies along small singular values. Multiplying A, y or both by a number changes no test (``atol`` is in the units of y).
+where for :math:`\|A\|` a lower bound is used, which only makes the second test stricter. The last condition, that x is
+no worse than zero, refuses an x of small gradient along small singular values. Multiplying A, y or both by a number
+changes no test (``atol`` is in the units of y).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = ["Judge", "norm_from_below"]
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    r"""The judge of what is found for one operator and damping: it measures by A itself, and judges by norms alone.
+    r"""The tests of answers for one operator and damping: norms are measured by products with A, then compared.
 
     Attributes:
         A: the operator, in the dtype to certify in.
@@ -92,13 +92,13 @@ class Judge:
             y: ``(*batch, *out_shape)``.
             prior_norm: norm of the prior, where x and y are what a prior leaves of them: they carry its rounding.
             host_scalars: there is one item, and scalars are Python numbers, here and in the certificate.
-            sharpen: find a better bound of ``||A||`` where that may decide.
+            sharpen: find a better bound of ``||A||`` where a test depends on it.
         """
         norms = self._measure(x, y, prior_norm, host_scalars)
         return self.certificate_of(norms, self._sharper_norm(y, host_scalars) if sharpen else None)
 
     def _sharper_norm(self, y: Tensor, host_scalars: bool) -> Callable[[], Scalar] | None:
-        """A function that finds a better lower bound of ``||A||``; None where the gradient decides nothing."""
+        """A function that finds a better lower bound of ``||A||``; None where the gradient is not tested."""
         if self.square or type(y) is not Tensor:
             return None
         sharper = self.norm.sharper
@@ -107,7 +107,7 @@ class Judge:
         return lambda: _number(sharper()) if host_scalars else sharper()
 
     def _measure(self, x: Tensor, y: Tensor, prior_norm: Scalar | None, host_scalars: bool) -> Norms:
-        """Apply A to x and its adjoint to the residual, and take the norms of all that is met."""
+        """Apply A to x and its adjoint to the residual, and return the norms."""
         space, A = OneItem if host_scalars else ItemSpace, self.A
         domain, codomain = space(A.in_shape, A.dtype, A.device), space(A.out_shape, A.dtype, A.device)
         batch = broadcast_shapes(
@@ -125,7 +125,7 @@ class Judge:
         residual = y - ax
         del ax
         r_norm = norm(codomain, residual)
-        # a gradient that underflows would be certified as zero
+        # scaled, because a gradient that underflows would be certified as zero
         underflows = operator_norm * r_norm < torch.finfo(A.dtype).tiny ** 0.75
         scale = where(underflows, binary_unit(r_norm), 1.0)
         g = self._adjoint(codomain.scale(residual, 1 / scale) if any_item(underflows) else residual)
@@ -157,7 +157,7 @@ class Judge:
 
         Args:
             norms: tensors of the batch shape, or Python numbers for one item.
-            sharpen: finds a better lower bound of ``||A||``, where that may decide; None: there is none.
+            sharpen: finds a better lower bound of ``||A||``, called where a test depends on it; None: there is none.
         """
         tolerances, rank, rcond = self.tolerances, self.rank, self.rank.rcond
         eps, smallest = torch.finfo(self.A.dtype).eps, torch.finfo(scalar_dtype(self.A.device)).tiny
@@ -170,7 +170,7 @@ class Judge:
         objective, objective_at_zero = hypot(r_norm, damp * norms.penalty), (1 + math.sqrt(tolerances.eps)) * y_norm
         residual_bound = tolerances.residual_bound(y_norm)
         gradient_bound = tolerances.gradient_bound(operator_norm, objective)
-        # the bound of a gradient that is near it may be low only because that of ||A|| is
+        # A gradient near its bound may exceed it only because the lower bound of ||A|| is too small.
         near = (g_norm > gradient_bound) & (g_norm <= 1e4 * gradient_bound) & (objective > residual_bound)
         if sharpen is not None and any_item(near):
             sharper = sharpen()
@@ -179,11 +179,11 @@ class Judge:
             )
             gradient_bound = tolerances.gradient_bound(operator_norm, objective)
         upper_norm = operator_norm if self.norm.upper is None else self.norm.upper
-        # where eps ||A|| ||x|| exceeds the tolerance the residual is rounding, and proves nothing
+        # Where eps ||A|| ||x|| exceeds the tolerance the residual is dominated by rounding, and proves nothing.
         resolved = eps * operator_norm * x_norm <= 30 * residual_bound
         residual_met = (r_norm <= residual_bound) & resolved
-        # the length of x that its rounding is excused for: all of it where the residual is met, else at most that of a
-        # solution whose singular values are above the threshold
+        # The rounding of the gradient is proportional to ||x||. All of it is allowed where the residual test is met,
+        # else that of an x no longer than a solution whose singular values are above the threshold.
         threshold = at_least(maximum(max(rcond, rank.length_limit) * operator_norm, 2 * damp), smallest)
         excused_length = where(residual_met, x_norm, minimum(x_norm, y_norm / threshold))
         rounding = eps if self.rounding is None else self.rounding
@@ -199,7 +199,7 @@ class Judge:
         finite = unbounded(x_norm) == 0
         no_worse = (objective <= objective_at_zero) & finite
         residual_ok = (objective <= residual_bound) & finite & resolved
-        # a longer x has been led along singular values that count as zero
+        # a longer x has components along singular values that count as zero
         most_condition_number = max(tolerances.conlim, most_condition(tolerances.eps), 1 / rcond if rcond > 0 else 0.0)
         short = (damp > 0) | (operator_norm * x_norm <= most_condition_number * y_norm)
         gradient_ok = (g_norm <= gradient_bound) & no_worse & short & (not self.square)
@@ -208,7 +208,7 @@ class Judge:
             gradient_ratio = g_norm / at_least(gradient_bound, smallest)
             objective_ratio = objective / at_least(objective_at_zero, smallest)
             tolerance_ratio = minimum(tolerance_ratio, maximum(gradient_ratio, objective_ratio))
-        # y is known to rtol at best, and moves x by rtol ||y|| / ||A|| at least
+        # An error of rtol in y changes x by rtol ||y|| / ||A|| at least.
         x_scale = damp * damp * (x_norm + tolerances.rtol * divide(y_norm, operator_norm))
         return Certificate(
             data_norm=y_norm,
@@ -226,7 +226,7 @@ class Judge:
         )
 
     def _adjoint(self, residual: Tensor) -> Tensor | None:
-        """``A^H residual``; a square system's operator may come without an adjoint."""
+        """``A^H residual``; None for the operator of a square system that has no adjoint."""
         try:
             return self.A.adjoint(residual)
         except NotImplementedError:
@@ -278,7 +278,7 @@ class Judge:
         answer = x if prior is None else prior + x
         answer = answer if self.dtype is None else answer.to(self.dtype)
         returned = answer.to(x.dtype) if prior is None else answer.to(x.dtype) - prior
-        # numbers for a single item, which wait for nothing and are cheaper
+        # a single item on the CPU has Python numbers for scalars
         host_scalars = batch.numel() == 1 and type(x) is type(y) is Tensor and A.device.type == "cpu"
         judge = self._with_host_scalars(damp) if host_scalars else replace(self, damp=damp)
         space = OneItem if host_scalars else ItemSpace
@@ -340,12 +340,12 @@ class Judge:
     def _certify_rounded(
         self, x: Tensor, returned: Tensor, y: Tensor, prior_norm: Scalar | None, host_scalars: bool
     ) -> tuple[Certificate, Certificate]:
-        """Certify x as it is returned in a coarser dtype, and before that rounding where the first leaves a doubt.
+        """Certify x rounded to its dtype, and, where that leaves a doubt, x before rounding.
 
         Returns:
-            Both certificates; twice the same where there is no doubt.
+            Both certificates; the same one twice where there is no doubt.
         """
-        # storing an x that is not long rounds its gradient, and excuses that
+        # Rounding x changes its gradient, which is allowed unless x is long.
         length_limit = max(self.rank.rcond, self.rank.length_limit, EXCUSED)
         storing = replace(self, rounding=self.tolerances.eps, rank=RankThreshold(length_limit=length_limit))
         certificate = storing.certify(returned, y, prior_norm=prior_norm, host_scalars=host_scalars, sharpen=False)
@@ -353,7 +353,7 @@ class Judge:
         if self.judges_unrounded:
             doubtful = doubtful | certificate.excused
         if self.null_space.share is not None and not any_item(doubtful):
-            # residual and length are nearly those of the x before rounding
+            # Rounding hardly changes the norms of residual and x.
             doubtful = self.exceeds_null_share(certificate, stored=True) & (
                 self.exceeds_null_share(certificate) | certificate.excused
             )
@@ -363,7 +363,7 @@ class Judge:
 
 
 def _number(value: Scalar) -> Scalar:
-    """The number that a tensor holds, and what is no tensor as it is."""
+    """Convert a tensor of one entry to a number; anything else is returned unchanged."""
     return value.item() if isinstance(value, Tensor) else value
 
 

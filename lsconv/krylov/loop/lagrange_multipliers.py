@@ -91,12 +91,12 @@ def collect_multipliers(wanted: bool) -> Iterator[Collected]:
 
 
 def multipliers_wanted(A: LinearOperator) -> bool:
-    """Tell whether multipliers are collected. Of full column rank, A has derivatives that need none."""
+    """Tell whether multipliers are collected; an A with full column rank needs none for its derivatives."""
     return _collector.get() is not None and math.prod(A.out_shape) < math.prod(A.in_shape)
 
 
 def record_multipliers(A: LinearOperator, x: Tensor, z: Tensor, rtol: float) -> None:
-    """Hand over ``z``, found along with the answer x of a consistent system, if ``A^H z`` is x to the tolerance."""
+    """Store z in the collection, for the answer x of a consistent system, if ``A^H z`` equals x to the tolerance."""
     collected = _collector.get()
     if collected is None:
         return
@@ -109,7 +109,7 @@ def record_multipliers(A: LinearOperator, x: Tensor, z: Tensor, rtol: float) -> 
 
 
 def pass_multipliers(x: Tensor, z: Tensor) -> None:
-    """Hand over ``z`` as the multipliers of the answer ``x``."""
+    """Store z in the collection as the multipliers of the answer x."""
     collected = _collector.get()
     if collected is not None:
         collected.x, collected.z = x, z
@@ -140,7 +140,7 @@ class LSQRMultipliers(_Multipliers):
     """The multipliers of LSQR."""
 
     def step(self, phibar: Scalar, inverse: Scalar) -> None:
-        """``z_k``; of ``phibar`` before the rotation, and ``1 / rho``, or 0 for an item that rests."""
+        """``z_k``; of ``phibar`` before the rotation, and ``1 / rho``, or 0 for an item that has stopped."""
         self.space.add(self.z, phibar * inverse * inverse, self.tau, out=self.z)
 
 
@@ -187,7 +187,7 @@ class CRAIGMultipliers:
         self.space, self.p, self.z = space, torch.zeros_like(u), torch.zeros_like(u)
 
     def step(self, zeta: Scalar, beta: Scalar, inverse: Scalar, u: Tensor) -> None:
-        """``p_k`` and ``z_k``; of ``1 / alpha``, or 0 for an item that rests."""
+        """``p_k`` and ``z_k``; of ``1 / alpha``, or 0 for an item that has stopped."""
         space = self.space
         space.add(space.scale(self.p, -beta * inverse), inverse, u, out=self.p)
         space.add(self.z, zeta, self.p, out=self.z)

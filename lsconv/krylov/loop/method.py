@@ -1,4 +1,4 @@
-"""A Krylov method as the loop needs it: one step, an iterate, and estimates to compare with the tolerances."""
+"""The interface between a Krylov method and the loop: one step, the iterate, and estimates of the norms."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Method:
         self_converged: None, or items that the method declares finished by a test of its own, which the certificate
             then confirms or not.
         failure: None, or bits of :class:`Cause` for items that cannot go on.
-        leaves_range: the rounding of its iterates may lie in the null space of A where damping is folded in.
+        leaves_range: rounding may give its iterates a part in the null space of A where damping is augmented columns.
     """
 
     leaves_range: bool = False
@@ -59,7 +59,7 @@ class Method:
     failure: Scalar | None = None
 
     def step(self, running: Scalar) -> None:
-        """One iteration of the items where ``running`` is True; the others stand still, whatever they contain."""
+        """Do one iteration of the items where ``running`` is true; the others do not change, whatever they contain."""
         raise NotImplementedError
 
     def solution(self) -> Tensor:

@@ -21,9 +21,9 @@ class Monitor:
 
     Attributes:
         running: the items that iterate.
-        codes: why the others stopped, bits.
-        iterations: how many each has done.
-        operator_norm: the largest lower bound of ``||A||`` met.
+        codes: the reasons why the others stopped, bits of :class:`Cause`.
+        iterations: the number of iterations of each.
+        operator_norm: the largest lower bound of ``||A||`` so far.
     """
 
     def __init__(self, problem: Problem, options: Options, y_norm: Scalar, *, square: bool) -> None:
@@ -31,7 +31,7 @@ class Monitor:
         tolerances = options.tolerances
         self.atol: Scalar = tolerances.atol
         self.has_atol, self.conlim = tolerances.atol > 0, tolerances.conlim
-        # An estimate below the rounding of the dtype means nothing: the bounds are no smaller.
+        # Estimates below the rounding of the dtype are meaningless, so no bound is smaller than that.
         self.eps, self.y_norm = tolerances.eps, y_norm
         self.residual_bound = maximum(tolerances.residual_bound(y_norm), self.eps * y_norm)
         self.rtol: Scalar = max(tolerances.rtol, self.eps)
@@ -41,14 +41,13 @@ class Monitor:
         self.rows: list[tuple[Scalar, Scalar, Scalar, Scalar]] = []
 
     def resume(self, items: Scalar, tolerance_ratio: Scalar) -> None:
-        """Let these items iterate again with tighter bounds; all others rest.
+        """Restart these items with tighter bounds; all others are stopped.
 
-        With the same bounds an item would claim at once what its certificate has just refused: the estimates know only
-        a lower bound of ``||A||``.
+        With the same bounds the estimates, which have only a lower bound of ``||A||``, would stop an item at once.
 
         Args:
-            items: those whose certificate does not confirm what the estimates claimed.
-            tolerance_ratio: that of the certificate, more than 1.
+            items: the items whose certificate refutes the estimates.
+            tolerance_ratio: the tolerance ratio of the certificate, above 1.
         """
         self.codes, self.running = where(items, 0, self.codes), items
         tighter = where(items, at_least(0.9 / tolerance_ratio, 0.5), 1.0)
@@ -93,7 +92,7 @@ class Monitor:
         self.running = (self.codes == 0) & self.running
 
     def history(self) -> History:
-        """The estimates of every item without the iterations in which it rested while another went on."""
+        """The estimates of every item, without the iterations during which only others were running."""
         problem = self.problem
         if problem.host_scalars:
             rows = torch.tensor([row[:3] for row in self.rows if row[3]], dtype=problem.domain.scalar).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""The arguments of an iteration that are common to all methods, and what a callback sees."""
+"""The arguments of an iteration that all methods have, and the state that a callback gets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["IterationState", "Options"]
 
 @dataclass(eq=False)
 class IterationState:
-    """The state that a callback sees, every ``check_every`` iterations.
+    """The state that a callback gets, every ``check_every`` iterations.
 
     Attributes:
         iteration: iterations done since the last (re)start.

@@ -1,4 +1,4 @@
-"""A least-squares problem with a penalty and a prior, as that of one operator ``[A; damp L]``, and its certificate."""
+"""A least-squares problem with a penalty and a prior, as one with the operator ``[A; damp L]``, and its certificate."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Penalised:
 
     @functools.cached_property
     def stack(self) -> LinearOperator:
-        """``[A; damp L]``, and A without L."""
+        """The operator ``[A; damp L]``; without L it is A."""
         A, L = self.A, self.L
         return A if L is None else VStack([A, L * torch.as_tensor(self.damp, dtype=A.dtype, device=A.device)])
 

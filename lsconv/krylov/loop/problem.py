@@ -62,7 +62,7 @@ def accept_operator(A: OperatorLike, b: Any = None, name: str = "A") -> LinearOp
 
 
 def as_complex(tensor: Any, A: LinearOperator) -> Any:
-    """A real tensor in the complex dtype of A, where that is of the same precision; anything else as it is."""
+    """Convert a real tensor to the complex dtype of A if that has the same precision; else return it unchanged."""
     fits = isinstance(tensor, Tensor) and A.is_complex and tensor.dtype == A.dtype.to_real()
     return tensor.to(A.dtype) if fits else tensor
 
@@ -81,7 +81,7 @@ class Problem:
         batch: the batch dimensions.
         nonfinite: items whose data are not finite.
         host_scalars: there is one item, on the CPU, and the method's scalars are Python numbers.
-        multipliers: the method is to find z with ``x = A^H z`` as well
+        multipliers: find z with ``x = A^H z`` as well
             (:mod:`lsconv.krylov.loop.lagrange_multipliers`).
     """
 
@@ -112,7 +112,7 @@ class Problem:
         return self.tensor(self.codomain.safe_norm(self.y) == 0) & ~self.nonfinite
 
     def scalar(self, values: Tensor) -> Scalar:
-        """A tensor of shape ``batch`` as the methods' kind of scalar."""
+        """Convert a tensor of shape ``batch`` to the methods' scalar: itself, or a Python number for one item."""
         return values.item() if self.host_scalars else values
 
     def tensor(self, scalar: Scalar) -> Tensor:
@@ -191,7 +191,7 @@ def prepare(
             x0 = x0.masked_fill(over_items(nonfinite, len(A.in_shape)), 0)
         y = y.masked_fill(over_items(nonfinite, len(A.out_shape)), 0)
     damped = damping.expand(batch) if bool((damping > 0).any()) else None
-    # a value of a DTensor, or under a function transform, cannot be read for nothing
+    # values of a DTensor, or under a function transform, cannot be read on the host cheaply
     host_scalars = host_scalars and A.device.type == "cpu" and math.prod(batch) == 1 and type(y) is Tensor
     plain = damped is None and M is None and N is None and x0 is None
     plain = plain and multipliers_wanted(A)
@@ -199,7 +199,7 @@ def prepare(
 
 
 def _preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator) -> LinearOperator | None:
-    """P as an operator on items of this shape, in the dtype and on the device of A, or None."""
+    """Convert a preconditioner to an operator on items of this shape, of the dtype and device of A; None stays None."""
     if P is None:
         return None
     if not isinstance(P, LinearOperator):
@@ -216,7 +216,7 @@ def _preconditioner(name: str, P: Any, shape: tuple[int, ...], A: LinearOperator
 
 
 def check_damp(damp: Any, A: LinearOperator) -> Tensor:
-    """``damp`` as a tensor on A's device.
+    """Check ``damp``, and return it as a tensor on A's device.
 
     Raises:
         ArgumentTypeError, DtypeError, ArgumentError: damp is no real number, or negative or not finite.

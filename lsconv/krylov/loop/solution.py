@@ -18,7 +18,7 @@ from lsconv.operators.batch_layout import select
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["History", "Solution", "Status", "report", "together"]
+__all__ = ["History", "Solution", "Status", "join_parts", "report"]
 
 
 class Status(enum.Enum):
@@ -208,7 +208,7 @@ class Solution:
         return self
 
     def failure_text(self) -> str:
-        """One sentence per cause of not converging, with the batch items it struck."""
+        """One sentence per cause of not converging, with the batch items concerned."""
         failed: Counter[int] = Counter()
         places: dict[int, list[str]] = {}
         codes, converged = self.codes.reshape(-1).tolist(), self.converged.reshape(-1).tolist()
@@ -268,8 +268,8 @@ def _shortened(places: list[str]) -> str:
     return ", ".join(places[:8]) + more
 
 
-def together(parts: Solution) -> Solution:
-    """The solution of problems that are one: their certificates, along the first dimension, joined.
+def join_parts(parts: Solution) -> Solution:
+    """Join the certificates of problems that are parts of one, along the first dimension, to the solution of the whole.
 
     Args:
         parts: the solution of all parts, with the ``x`` of the whole.

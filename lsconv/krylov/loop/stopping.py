@@ -11,15 +11,15 @@ from lsconv.krylov.loop.batched_scalars import Scalar, at_least
 
 __all__ = ["EXCUSED", "SQUARE_SHARE", "Tolerances", "default_rtol", "most_condition"]
 
-# Rounding excuses the gradient of an x up to ||y|| / (EXCUSED ||A||) long: a longer one has parts along small singular
-# values, and an error there would hide in that rounding.
+# A gradient within its rounding passes the test if ||x|| is at most ||y|| / (EXCUSED ||A||): a longer x has parts along
+# small singular values, and an error there could hide in that rounding.
 EXCUSED = 0.03
-# The null-space part of x, relative to x, from which an answer of a square or tall A is looked at again.
+# The null-space part of x, relative to x, above which an answer of a square or tall A is checked again.
 SQUARE_SHARE = 0.1
 
 
 def most_condition(eps: float) -> float:
-    """The condition number up to which a problem is solved: the direct methods take smaller values for zero too."""
+    """The largest condition number that is resolved; the direct methods also treat smaller singular values as zero."""
     return min(0.1 / eps, 1e12)
 
 
@@ -61,7 +61,7 @@ class Tolerances:
 
     @property
     def rounding(self) -> float:
-        """The rounding that excuses an iteration: a quarter of eps; none to who asks for more than the dtype holds."""
+        """The rounding allowed to an iteration: a quarter of eps; 0 where ``rtol`` is below the dtype's precision."""
         return 0.25 * self.eps if self.rtol >= 10 * self.eps else 0.0
 
     @property
