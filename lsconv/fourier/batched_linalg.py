@@ -126,9 +126,8 @@ def hermitian_inverse(matrices: Tensor, chunk_bytes: int = 2**27) -> Tensor:
         factor, info = torch.linalg.cholesky_ex(part)
         # cholesky_inverse raises for singular factors, so these are replaced first, and their inverses by NaN below.
         factor[info > 0] = torch.eye(size, dtype=factor.dtype, device=factor.device)
-        part.copy_(
-            torch.cholesky_inverse(factor).mT.conj()
-        )  # Hermitian, so this only undoes LAPACK's column-major order
+        # Hermitian, so this only undoes LAPACK's column-major order.
+        part.copy_(torch.cholesky_inverse(factor).mT.conj())
         part[info > 0] = math.nan
     return matrices
 

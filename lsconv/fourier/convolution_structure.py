@@ -218,7 +218,8 @@ def _channelwise(A: LinearOperator, embedding: Embedding, adjoint: bool, real: b
     weight = kernels.new_zeros(len(embedding.phases), kernels.shape[0], *size)
     for kernels_of_phase, phase in zip(weight, embedding.phases, strict=True):
         window = [slice(f, f + k) for f, k in zip(phase, kernels.shape[1:], strict=True)]
-        kernels_of_phase[(slice(None), *window)] = kernels
+        cells = (slice(None), *window)
+        kernels_of_phase[cells] = kernels
     if any(k > n for k, n in zip(size, fine, strict=True)):
         raise MethodError(f"CirculantPreconditioner: {A!r} reaches beyond a grid of {fine}")
     weight = weight.flatten(0, 1).unsqueeze(1).to(torch.float64 if real else dtype)

@@ -120,9 +120,8 @@ class FrequencyMatrices:
         """Multiply entry by entry, in the layout of the transforms; into ``out`` where it is given."""
         factors = self.matrices.movedim((-2, -1), (1, 2))  # blocks, rows, columns, *frequencies
         product = torch.mul(factors[:, :, 0], spectra[:, :, :1], out=out)
-        for column in range(
-            1, self.columns
-        ):  # accumulated in place, because a sum over columns would store every product first
+        # Accumulated in place, because a sum over columns would store every product first.
+        for column in range(1, self.columns):
             product.addcmul_(factors[:, :, column], spectra[:, :, column : column + 1])
         return product
 
@@ -160,9 +159,8 @@ class FrequencyMatrices:
         m = self.matrices
         for a, places in zip(axes, lags, strict=True):
             waves = plane_waves(places.cpu(), grid.sizes[a], grid.frequencies[a]) / grid.sizes[a]
-            if (
-                grid.real and a == ndim - 1
-            ):  # one frequency of each conjugate pair is summed; the other one is added below
+            # One frequency of each conjugate pair is summed; the other one is added below.
+            if grid.real and a == ndim - 1:
                 half = torch.ones(grid.frequencies[a], dtype=torch.float64)
                 half[0] = 0.5
                 if grid.sizes[a] % 2 == 0:
