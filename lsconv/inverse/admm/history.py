@@ -1,4 +1,4 @@
-"""The end of an ADMM run: its history, its result, and the certified solution that is made of it."""
+"""The record of an ADMM run: its history, its result, and the certified solution made from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ConvexCertificate", "SplittingHistory", "SplittingResult", "concaten
 
 
 class ConvexCertificate(Protocol):
-    """The certificate of an x."""
+    """The interface of a certificate of x, which :class:`Optimality` and that of plug-and-play have."""
 
     @property
     def stationarity(self) -> Tensor:
@@ -47,13 +47,13 @@ class ConvexCertificate(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class SplittingHistory:
-    """The history of ADMM, a row for every look at it.
+    """The history of an ADMM run, one row per certificate.
 
     Attributes:
         iterations: the iteration of every row.
         primal: ``||K_j x - z_j||`` relative to the larger of the two norms, of the worst term, ``(rows, *batch)``.
         dual: the norm of ``sum_j rho_j K_j^H (z_j - z_j,old)`` relative to the largest force ``||K_j^H p_j||``.
-        stationarity: what the forces leave, relative to the largest (the certificate; of plug-and-play: the fixed-point
+        stationarity: norm of the sum of all ``K_j^H p_j`` relative to the largest (of plug-and-play: the fixed-point
             residual).
         complementarity: the Fenchel-Young gaps relative to the objective (the certificate; of plug-and-play: 0).
         objective: the objective at x, ``(rows, *batch)``.
@@ -93,7 +93,7 @@ class SplittingHistory:
 
 @dataclass(frozen=True, eq=False)
 class SplittingResult:
-    """The end of :func:`admm`: x, the dual variables, and how it went."""
+    """The result of :func:`admm`: x, the dual variables, and the record of the iteration."""
 
     x: Tensor
     duals: list[Tensor]
@@ -104,11 +104,11 @@ class SplittingResult:
 
 
 def concatenate(first: SplittingResult, second: SplittingResult, done: int) -> SplittingResult:
-    """One result of two runs on the same terms: items that the first one has solved keep its answer.
+    """Join the results of two runs on the same terms; items that the first run solved keep its answer.
 
     Args:
-        first: after ``done`` iterations.
-        second: that of a run from there; it may have fewer dual variables, the first ones.
+        first: the result after ``done`` iterations.
+        second: the result of a run from there; it may have only the first of the dual variables.
         done: iterations of the first run.
     """
     rows = {
@@ -127,19 +127,19 @@ def concatenate(first: SplittingResult, second: SplittingResult, done: int) -> S
 
 
 def to_solution(
-    result: SplittingResult, verdict: ConvexCertificate, residual: Tensor, rtol: float, damp: Tensor
+    result: SplittingResult, certificate: ConvexCertificate, residual: Tensor, rtol: float, damp: Tensor
 ) -> Solution:
-    """The solution that ADMM ended with; what is reported of it is recomputed, and the verdict alone decides.
+    """Make a :class:`Solution` of the result of ADMM; it has converged where the recomputed certificate is met.
 
     Args:
         result: the end of :func:`admm`.
-        verdict: on ``result.x``.
+        certificate: the certificate of ``result.x``, recomputed.
         residual: norm of ``y - A x``, per batch item.
         rtol: the tolerance.
         damp: the strength of the prior.
     """
     finite = torch.isfinite(residual)
-    met = verdict.met(rtol) & finite
+    met = certificate.met(rtol) & finite
     failed = Status.CALLBACK.code if result.stopped else Status.ITERATION_LIMIT.code
     codes = torch.where(met, Status.OPTIMALITY.code, failed)
     return Solution(
@@ -148,7 +148,7 @@ def to_solution(
         converged=met,
         iterations=result.iterations,
         residual_norm=residual,
-        gradient_norm=verdict.gradient_norm,
+        gradient_norm=certificate.gradient_norm,
         damp=damp,
         history=result.history,  # type: ignore[arg-type]
     )

@@ -36,35 +36,35 @@ from lsconv.operators.batch_layout import over_items, select
 
 __all__ = ["Image", "QuadraticStep", "admm"]
 
-# A penalty stays within so many times the first: where x is constant one residual vanishes, and no balance exists.
+# A penalty parameter stays within this factor of the first one, because residuals cannot be balanced where one
+# vanishes.
 _BALANCE_RANGE = 100.0
-# Balanced are the dual residual and this many times the primal one: at 1, reflecting boundaries take an eighth more
-# iterations.
+# The dual residual is balanced with this many times the primal one; 1 takes more iterations with reflecting boundaries.
 _PRIMAL_WEIGHT = 4.0
 
 
 class Image(Protocol):
-    """One split image ``K_j x`` as the quadratic step lays it out."""
+    """The interface of one split image ``K_j x``, in the layout of the quadratic step."""
 
     def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
         """The proximal step of ``s`` into ``out``."""
         ...
 
     def item(self, z: Tensor) -> Tensor:
-        """The part of ``z`` that the term's operator has, ``(*batch, *K.out_shape)``."""
+        """The part of ``z`` that belongs to ``K_j x``, ``(*batch, *K.out_shape)``."""
         ...
 
 
 class QuadraticStep(Protocol):
-    """The quadratic step: the terms it splits, their images, and the minimiser."""
+    """The interface of a quadratic step: its terms, their split images, and the minimiser."""
 
     terms: list[Term]
     one_penalty: bool
-    """True where all terms must have the same penalty."""
+    """True if all terms must have the same penalty parameter."""
 
     @property
     def images(self) -> Sequence[Image]:
-        """One for every term."""
+        """The split images, one for every term."""
         ...
 
     @property
@@ -73,11 +73,11 @@ class QuadraticStep(Protocol):
         ...
 
     def set_penalties(self, rho: Sequence[Tensor]) -> None:
-        """Prepare for other penalties, one per term and batch item."""
+        """Set new penalty parameters, one per term and batch item."""
         ...
 
     def step(self, reflected: Sequence[Tensor], relaxation: float) -> list[Tensor]:
-        """The images of the minimiser for ``2 z - s``, given half of that, which may be overwritten."""
+        """Return the images of the minimiser, given ``(2 z_j - s_j) / 2``, which may be overwritten."""
         ...
 
 
@@ -101,11 +101,11 @@ def admm(
 
     Args:
         step: the quadratic step.
-        images: of the x to begin with.
-        rho: the penalties to begin with, one per term and batch item.
+        images: the split images of the first x.
+        rho: the first penalty parameters, one per term and batch item.
         batch: the batch dimensions.
-        judge: the certificate of ``(answer, dual variables)``.
-        answer: the x to answer with, of the minimiser and the split images ``z``.
+        judge: a function of (answer, dual variables) that returns the certificate.
+        answer: a function of (minimiser, split images z) that returns the x to be certified.
         rtol: relative tolerance.
         max_iter: limit on the iterations.
         relaxation: the over-relaxation, in (0, 2).
@@ -123,7 +123,7 @@ def admm(
     step.set_penalties(rho)
     s = [image.clone() for image in images]
     z, old = [torch.empty_like(v) for v in s], [torch.empty_like(v) for v in s]
-    reflected = [torch.empty_like(v) for v in s]  # half of it, which is one pass over the data less
+    reflected = [torch.empty_like(v) for v in s]  # (2 z - s) / 2, which takes one pass over the data less than 2 z - s
 
     def proximal() -> None:
         for j in range(count):
@@ -157,8 +157,8 @@ def admm(
         now_met = certificate.met(rtol)
         worst_dual = dual[-1]
         rows.append((k, torch.stack(primal).amax(0), worst_dual, certificate.stationarity, certificate.complementarity,
-                     certificate.objective, _shown(terms, rho)))  # fmt: skip
-        best = _keep(best, (x, duals), active)
+                     certificate.objective, _recorded_penalty(terms, rho)))  # fmt: skip
+        best = _update_active(best, (x, duals), active)
         met = met | (now_met & active)
         active = active & ~now_met & torch.isfinite(certificate.stationarity)
         if callback is not None and callback(k, best[0]):
@@ -180,7 +180,7 @@ def admm(
 
 
 def _forecast(rows: Sequence[tuple[Any, ...]], active: Tensor, rtol: float, step: int) -> int:
-    """Forecast the iteration for the next certificate, from how the last two fell.
+    """Forecast the iteration for the next certificate from the decrease of the last two.
 
     A certificate costs a few iterations, so the next one is taken at 0.7 of the way to ``rtol``, and after at most as
     many iterations as there were.
@@ -205,16 +205,17 @@ def _balance(
     z: Sequence[Tensor],
     one_penalty: bool,
 ) -> None:
-    """Balance primal and dual residual of every term by its penalty; ``rho`` and ``s = z + u`` change in place.
+    """Adapt the penalty parameters to balance primal and dual residuals; ``rho`` and ``s = z + u`` change in place.
 
     Args:
-        terms: the terms; those that are ``balanced`` get penalties of their own, those that ``follow`` a common factor.
-        rho: the penalties.
-        first: those to begin with.
+        terms: the terms; each ``balanced`` one gets a factor of its own, and those that ``follow`` the factor common to
+            the balanced ones.
+        rho: the penalty parameters.
+        first: the first penalty parameters.
         primal, dual: relative residuals, per term.
         active: the items that iterate.
-        s, z: the state, whose unscaled multipliers ``rho (s - z)`` stay.
-        one_penalty: all terms have the same.
+        s, z: the state; the multipliers ``rho (s - z)`` do not change.
+        one_penalty: all terms have the same penalty parameter.
     """
     common = torch.ones_like(rho[0])
 
@@ -228,7 +229,7 @@ def _balance(
             bounded = (rho[j] * ratio.sqrt()).clamp(first[j] / _BALANCE_RANGE, first[j] * _BALANCE_RANGE) / rho[j]
             change = torch.where(active, bounded, 1.0)
             common = rho[j] * change / first[j]
-            if not one_penalty:  # bounds and held cells need no less than they began with
+            if not one_penalty:  # the penalty of constraints is not lowered
                 common = common.clamp_min(1)
             scale(j, change)
     for j, term in enumerate(terms):
@@ -237,20 +238,20 @@ def _balance(
 
 
 def _broadcast(values: Tensor, tensor: Tensor) -> Tensor:
-    """One value per batch item, shaped to multiply."""
+    """Shape one value per batch item to multiply a tensor."""
     dtype = tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
     return over_items(values.to(dtype), tensor.ndim - values.ndim)
 
 
-def _shown(terms: Sequence[Term], rho: Sequence[Tensor]) -> Tensor:
-    """The penalty that the history has: that of the first balanced term."""
+def _recorded_penalty(terms: Sequence[Term], rho: Sequence[Tensor]) -> Tensor:
+    """The penalty parameter that the history records: that of the first balanced term."""
     return next((value for term, value in zip(terms, rho, strict=True) if term.balanced), rho[-1]).clone()
 
 
-def _keep(
+def _update_active(
     kept: tuple[Tensor, list[Tensor]] | None, found: tuple[Tensor, list[Tensor]], active: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """Replace the x and the duals of the items that are still active; finished ones keep theirs."""
+    """Replace the x and the duals of active items; finished items keep theirs."""
     if kept is None or bool(active.all()):
         return found[0].clone(), found[1]
     return select(active, found[0], kept[0]), [
@@ -266,7 +267,7 @@ def _residuals(
     duals: Sequence[Tensor],
     rho: Sequence[Tensor],
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Relative primal and dual residuals, term by term; the last dual one is that of all terms together."""
+    """The relative primal and dual residuals of every term; the last dual one is that of the sum of all terms."""
     primal, dual = [], []
     total: Tensor | None = None
     largest: Tensor | None = None

@@ -2,10 +2,10 @@ r"""ADMM's quadratic step in the operators themselves: through the border, or by
 
 .. math:: (A^HA + \rho \textstyle\sum_j K_j^H K_j)\, x = A^Hy + \rho \sum_j K_j^H r_j
 
-keeps the quadratic data term whole, for operators that are no crops of block-circulant ones, and for plug-and-play,
-whose denoiser costs more than the step. Where A and the K are convolutions it is the border solve of
-:mod:`lsconv.border.stacked_plan`, with factors kept from step to step and border unknowns that start where the last
-step left them; conjugate gradients otherwise. The small mu that the factors need is compensated by a proximal term
+does not split the quadratic data term. It serves operators that are no crops of block-circulant ones, and
+plug-and-play, whose denoiser costs more than the step. Where A and the K are convolutions it is the border solve of
+:mod:`lsconv.border.stacked_plan`, which keeps its factors and starts from the border unknowns of the last step;
+otherwise it is done by conjugate gradients. The small shift mu that the factors need is compensated by a proximal term
 :math:`\tfrac{\mu}{2}\|x - x_k\|^2`, so that the limit is exact.
 """
 
@@ -32,7 +32,7 @@ from lsconv.tiled.schwarz import SchwarzInverse, SchwarzPreconditioner
 
 __all__ = ["NormalStep"]
 
-# By how much conjugate gradients reduce what the last x leaves in every step.
+# Conjugate gradients reduce the residual of the last x by this factor in every step.
 _REDUCTION = 1e-2
 
 
@@ -42,8 +42,8 @@ class NormalStep:
     Args:
         A: operator of the quadratic data term; None: there is none.
         y: its data, ``(*batch, *out_shape)``.
-        terms: the terms split off; beside A their penalties are all the same.
-        x: where to start, ``(*batch, *in_shape)``.
+        terms: the terms that are split off; with A all of them have the same penalty parameter.
+        x: the start, ``(*batch, *in_shape)``.
     """
 
     def __init__(self, A: LinearOperator | None, y: Tensor | None, terms: Sequence[Term], x: Tensor) -> None:
@@ -60,7 +60,7 @@ class NormalStep:
         return [K.apply(self.x) for K in self.operators]
 
     def set_penalties(self, rho: Sequence[Tensor]) -> None:
-        """Factors for another rho."""
+        """Set new penalty parameters, and make the factors for them."""
         self.rho, self.plan = list(rho), None
         roots = [value.sqrt().to(K.dtype) for value, K in zip(rho, self.operators, strict=True)]
         if self.A is None:
@@ -92,7 +92,7 @@ class NormalStep:
         return [K.apply(self.x) for K in self.operators]
 
     def _solve(self, g: Tensor) -> Tensor:
-        """Solve the normal equations for ``g`` nearly: a few digits, from the x before."""
+        """Solve the normal equations for ``g`` to a few digits, starting from the previous x."""
         if self.plan is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
@@ -100,7 +100,7 @@ class NormalStep:
                 return self.x + cg(self.normal, gradient, M=self.preconditioner, rtol=_REDUCTION, max_iter=50).x
         square = self.plan.unit.double() ** 2
         g = g / over_items(square, len(self.stack.in_shape)).to(g.dtype)
-        inverse = self.plan.inverse  # whose factors may be more precise than the data
+        inverse = self.plan.inverse  # its factors may be of higher precision than the data
         inverse.factorise_if_cheaper(tuple(g.shape[: g.ndim - len(self.stack.in_shape)]))
         embedding = inverse.embedding
         mu = inverse.shift.expand(embedding.blocks).reshape(*embedding.batch_shape, embedding.groups)
@@ -111,17 +111,17 @@ class NormalStep:
     def _per_channel(self, values: Tensor, x: Tensor) -> Tensor:
         """``(*batch, groups)`` shaped to multiply x."""
         channels = self.stack.in_shape[0]
-        spread = values.repeat_interleave(channels // values.shape[-1], dim=-1).to(x.dtype)
-        return over_items(spread, len(self.stack.in_shape) - 1)
+        per_channel = values.repeat_interleave(channels // values.shape[-1], dim=-1).to(x.dtype)
+        return over_items(per_channel, len(self.stack.in_shape) - 1)
 
 
 class _OperatorImage:
-    """An image that is the operator's own."""
+    """A split image without further cells: ``K_j x`` itself."""
 
     def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
         """The proximal step of ``s`` into ``out``."""
         term.prox(s, rho, out)
 
     def item(self, z: Tensor) -> Tensor:
-        """All of it."""
+        """All of ``z``."""
         return z

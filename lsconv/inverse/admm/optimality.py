@@ -1,4 +1,4 @@
-r"""The certificate of a convex reconstruction, recomputed from x and dual variables whatever method found them.
+r"""The certificate of a convex reconstruction, computed from x and dual variables of any method.
 
 For :math:`\min_{lo \le x \le hi} \sum_j g_j(K_j x)` and dual variables :math:`p_j` in the domains of the conjugates,
 
@@ -10,9 +10,9 @@ both vanish exactly at a minimiser (Karush, Kuhn and Tucker), and for any feasib
 
 .. math:: F(x) - F(x') \le c + \langle s, x - x'\rangle,
 
-the primal-dual gap. With bounds the part of s that they can hold is no remainder: what counts is the natural residual
-:math:`(x - \Pi(x - t s))/t`, Π cutting off to the bounds, with t the size of x over that of the forces
-:math:`K_j^H p_j`.
+which bounds the primal-dual gap. With bounds, components of s that point out of them do not count: s is replaced by the
+natural residual :math:`(x - \Pi(x - t s))/t`, Π projecting onto the bounds, with t the norm of x over the largest norm
+of the forces :math:`K_j^H p_j`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Optimality:
     Attributes:
         stationarity: norm of the sum of all forces, relative to the largest of them, ``||K_j^H p_j||``.
         complementarity: the Fenchel-Young gaps, relative to the objective.
-        gradient_norm: the norm of that sum.
+        gradient_norm: the norm of the sum of all forces.
         objective: the objective at x (of the Poisson likelihood: the divergence).
         forces: the largest ``||K_j^H p_j||``.
     """
@@ -62,15 +62,15 @@ def optimality(
     norms: Sequence[float],
     rounding: float,
 ) -> Optimality:
-    """The certificate of x, computed in the dtype of the terms' operators.
+    """Compute the certificate of x, in the dtype of the terms' operators.
 
     Args:
         terms: all terms but the bounds.
-        duals: a dual variable for every term, ``(*batch, *K.out_shape)``; the term makes it one of its domain.
-        x: inside the bounds.
+        duals: a dual variable for every term, ``(*batch, *K.out_shape)``; ``term.dual`` projects it onto the domain.
+        x: the x, inside the bounds.
         bounds: lowest and highest value.
         norms: the norm of every K, up to a small factor.
-        rounding: the relative rounding error x was stored with: what that alone leaves is forgiven.
+        rounding: the relative rounding error of x; the part of both residuals that it explains is subtracted.
     """
     first = terms[0].operator
     inputs = ItemSpace(first.in_shape, first.dtype, first.device)
@@ -87,11 +87,11 @@ def optimality(
         total = total + force
         objective, gap = objective + term.value(v), gap + term.gap(v, p)
         forces = torch.maximum(forces, inputs.norm(force))
-        # of a flat image the value itself is rounding: the largest dual variable says how large
+        # In a flat image p and the value are rounding, so a bound of p is used: all entries at their largest.
         p_norm = outputs.norm(p) if term.weight is None else term.weight.double() * math.sqrt(term.entries)
         allowed_gap = allowed_gap + rounding * norm * size * p_norm
-        moved = norm * size if term.stiffness is None else norm * size * term.stiffness
-        allowed_force = allowed_force + rounding * norm * (p_norm if term.balanced else moved)
+        image_change = norm * size if term.stiffness is None else norm * size * term.stiffness
+        allowed_force = allowed_force + rounding * norm * (p_norm if term.balanced else image_change)
     if bounds is not None:
         t = divide(size, forces)
         step = inputs.broadcast(torch.where(t > 0, t, 1.0)).to(x.dtype)

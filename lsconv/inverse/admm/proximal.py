@@ -1,12 +1,11 @@
-r"""The convex terms that :func:`~lsconv.inverse.admm.iteration.admm` splits off, each with what certifies it.
+r"""The convex terms that :func:`~lsconv.inverse.admm.iteration.admm` splits off, with values, duals and gaps.
 
-A term is a convex function g of a linear image K x. Besides its proximal operator it says its value and, for a dual
-variable p in the domain of the conjugate g*, how far the pair is from :math:`p \in \partial g(v)`, the Fenchel-Young
-gap
+A term is a convex function g of a linear image v = K x. It has a proximal operator, its value and, for a dual variable
+p in the domain of the conjugate g*, the Fenchel-Young gap
 
 .. math:: g(v) + g^*(p) - \langle p, v\rangle \;\ge\; 0,
 
-which is zero exactly there (Rockafellar, "Convex Analysis", theorem 23.5).
+which is zero exactly where :math:`p \in \partial g(v)` (Rockafellar, "Convex Analysis", theorem 23.5).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from lsconv.operators.batch_layout import over_items
 
 __all__ = ["Bounds", "Term", "box_term", "gaussian_term", "poisson_term", "sparsity_term"]
 
-# The lowest and the highest value; None: none.
+# The lowest and the highest value; None: no bound.
 Bounds = tuple[float | None, float | None]
 
 
@@ -36,14 +35,14 @@ class Term:
         operator: K.
         prox: ``prox(v, rho, out)`` writes the minimiser of ``g(z) + rho/2 ||z - v||^2``; rho is shaped to multiply v.
         value: g of every item, in float64.
-        dual: ``dual(p, v)``: the dual variable to certify v with, made of p, in the domain of g*.
+        dual: ``dual(p, v)``: a dual variable near p in the domain of g*, with which v is certified.
         gap: the Fenchel-Young gap of ``(v, p)`` of every item, in float64.
-        balanced: whether the penalty of this term is adapted as the iteration goes on.
-        follows: whether its penalty rises with that of the balanced term.
-        entries: how many magnitudes an item has.
-        weight: what they are multiplied by, per batch item.
-        stiffness: how much the dual variable changes with ``K x``, per batch item; None: as much.
-        quadratic: whether the term is ``1/2 ||K x - y||^2``.
+        balanced: the penalty parameter of this term is adapted during the iteration.
+        follows: its penalty parameter rises by the same factor as that of the balanced terms.
+        entries: the number of magnitudes in the sum over an item, for sparsifying terms.
+        weight: the factor of that sum, per batch item; None: the term is no such sum.
+        stiffness: the derivative of the dual variable by ``K x``, about, per batch item; None: 1.
+        quadratic: the term is ``1/2 ||K x - y||^2``.
     """
 
     operator: LinearOperator
@@ -64,9 +63,9 @@ def gaussian_term(A: LinearOperator, y: Tensor, scale: Tensor | None = None, at_
 
     Args:
         A: the operator.
-        y: the data; zero in rows where the scale is.
+        y: the data; zero in rows where the scale is zero.
         scale: the diagonal of S, which broadcasts with y, real; a row of zero is not measured. None: ones.
-        at_least: rows whose y is a lower bound, so that only what ``S Ax`` falls short of it counts; with a scale.
+        at_least: marks rows whose y is a lower bound, which count only where ``S Ax`` is below it; needs a scale.
     """
     space = ItemSpace(A.out_shape, A.dtype, A.device)
 
@@ -162,8 +161,8 @@ def sparsity_term(L: LinearOperator, weight: Tensor, groups: tuple[int, ...] = (
     Args:
         L: the operator.
         weight: one per batch item.
-        groups: the dimensions of ``L x`` whose entries are measured together by the Euclidean norm; none: each alone.
-        huber: a magnitude in the units of ``L x``; 0: none.
+        groups: the dimensions of ``L x`` over which the Euclidean norm is taken; empty: every entry by itself.
+        huber: the magnitude in units of ``L x`` below which the function is quadratic; 0: nowhere.
     """
     ndim = len(L.out_shape)
     dims = tuple(group - ndim for group in groups)
@@ -174,7 +173,7 @@ def sparsity_term(L: LinearOperator, weight: Tensor, groups: tuple[int, ...] = (
     def magnitude(v: Tensor) -> Tensor:
         if not dims:
             return v.abs()
-        # torch reduces over a few leading entries slowly: they are added up
+        # The few entries are added one by one, because torch's sum over a short leading dimension is slow.
         parts = (v.real, v.imag) if v.is_complex() else (v,)
         first, *others = [entry for part in parts for entry in part.unbind(dims[0])]
         size = first.square()

@@ -1,4 +1,4 @@
-r"""The split image of a quadratic data term, kept as a spectrum and as values on the strips without data.
+r"""The split image of a quadratic data term, stored as a spectrum and as values on the strips without data.
 
 The proximal step of :math:`\tfrac12 |z - y|^2` is affine with the same factors in every measured cell, so that with
 :math:`\theta = \rho / (1 + \rho)` an iteration of :mod:`lsconv.inverse.admm.iteration` is linear there,
@@ -6,10 +6,10 @@ The proximal step of :math:`\tfrac12 |z - y|^2` is affine with the same factors 
 .. math:: s \leftarrow (1 - \alpha\theta)\, s + \alpha\, C x - \frac{\alpha}{1 + \rho}\, y, \qquad
           2 z - s = (2\theta - 1)\, s + \frac{2}{1 + \rho}\, y,
 
-and needs no values on the grid: v, the s of a grid that were measured everywhere, stays a spectrum. The cells of the
-strips beyond the outputs are free (z = s), and add a correction :math:`s - (2\theta - 1)\, v`. They are read and
-written by transforms of a narrow grid. The iterates are those of
-:class:`~lsconv.inverse.admm.split_images.Filtered`, for half of the transforms.
+so that it needs no values on the grid. Let v be what s would be if the whole grid were measured: v is stored as a
+spectrum. On the strips outside the outputs there are no data, so z = s there, and the difference adds a correction
+:math:`s - (2\theta - 1)\, v`. The strips are read and written by transforms of a narrow grid. The iterates are those of
+:class:`~lsconv.inverse.admm.split_images.ConvolutionImage`, with half of the transforms.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class SpectralImage:
     Tensors on the grid have the shape ``(1, blocks, channels, *grid)``.
 
     Args:
-        convolution: R C on the inputs.
+        convolution: the operator R C on the inputs.
         S: the symbol of C.
-        rho: the penalty.
-        blocks: of the tensors.
+        rho: the penalty parameter.
+        blocks: the number of blocks of the tensors.
     """
 
     def __init__(self, convolution: Convolution, S: FrequencyMatrices, rho: float, blocks: int) -> None:
@@ -50,10 +50,9 @@ class SpectralImage:
 
     @staticmethod
     def serves(convolution: Convolution, grid: Grid, blocks: int) -> bool:
-        """Tell whether the strips fit on the grid, and are read and written in less time than they save.
+        """Tell whether the strips fit on the grid, and save more time than reading and writing them takes.
 
-        The four arrays of an image that fits in the cache are passed over in the time of the calls that strips take;
-        elsewhere than on a CPU nobody has measured how large an image must be.
+        They save none for images whose four arrays fit in the cache of a CPU; other devices have not been measured.
         """
         pairs = [(a, n, m) for a, (n, m) in enumerate(zip(grid.sizes, convolution.spatial_out, strict=True)) if n > m]
         if not pairs:
@@ -71,12 +70,12 @@ class SpectralImage:
         return self._normal
 
     def begin(self, x: Tensor, spectrum: Tensor, y: Tensor) -> None:
-        """Start at the image of x.
+        """Start from the image of x.
 
         Args:
-            x: on the grid.
-            spectrum: that of x.
-            y: the data, with zeros beyond the outputs.
+            x: x on the grid.
+            spectrum: the spectrum of x.
+            y: the data, with zeros outside the outputs.
         """
         self._data = self.back(self.grid.transform(y)).mul_(self.theta)
         self._force = self._curvature(spectrum).add_(self._data, alpha=2)
@@ -85,22 +84,22 @@ class SpectralImage:
             strip.v = strip.s.clone()
 
     def force(self, x: Tensor) -> Tensor:
-        """Return the spectrum of ``rho C^H (2 z - s)`` but for what the strips correct, which is added to x.
+        """Return the spectrum of ``rho C^H (2 z - s)`` without the correction of the strips, which is added to x.
 
         Args:
-            x: on the grid, changed in place.
+            x: a tensor on the grid, changed in place.
         """
         for strip in self.strips:
             strip.write(torch.sub(strip.s, strip.v, alpha=2 * self.theta - 1).mul_(self.rho), x)
         return self._force
 
     def advance(self, x: Tensor, spectrum: Tensor, relaxation: float) -> None:
-        """Follow an iteration: ``s + relaxation (C x - z)`` for s.
+        """Do the update of an iteration, ``s <- s + relaxation (C x - z)``.
 
         Args:
             x: the minimiser on the grid.
-            spectrum: that of x.
-            relaxation: alpha.
+            spectrum: the spectrum of x.
+            relaxation: the over-relaxation alpha.
         """
         shrink = 1 - relaxation * self.theta
         change = self._curvature(spectrum).add_(self._data)
@@ -112,13 +111,13 @@ class SpectralImage:
 
 
 class _Strip:
-    """The cells beyond the outputs along one axis, and not along an axis before it; what C reads and writes for them.
+    """The cells outside the outputs along one axis but inside along earlier ones, and the application of C to them.
 
-    The inputs that they read are cut out along the axis, so that C acts on them as a circulant of few rows.
+    Only few positions along the axis are read by these cells, so that C acts as a circulant on a narrow grid.
 
     Attributes:
         s: ``z + u`` of the cells, ``(1, blocks, rows, *cells)``.
-        v: the same, were the cells measured.
+        v: what ``z + u`` would be if the cells were measured.
     """
 
     s: Tensor
@@ -132,8 +131,9 @@ class _Strip:
         span, left = _span(convolution, a), convolution.padding[a][0]
         self.length = self.width + span - 1
         first = (outputs[a] - left) % n
-        ahead = min(self.length, n - first)
-        self.parts = [(first, 0, ahead), (0, ahead, self.length - ahead)]  # the cells read go round the grid
+        until_end = min(self.length, n - first)
+        # (position on the grid, on the narrow one, number): the cells that are read may wrap around
+        self.parts = [(first, 0, until_end), (0, until_end, self.length - until_end)]
         narrow = good_fft_length(self.length)
         self.grid = Grid((*sizes[:a], narrow, *sizes[a + 1 :]), real=S.grid.real)
         taps = torch.arange(span)
@@ -144,25 +144,25 @@ class _Strip:
         column = kernel.new_zeros(shape).index_copy_(self.axis, (-taps % narrow).to(kernel.device), part)
         self.S = FrequencyMatrices(self.grid, self.grid.transform(column).movedim((1, 2), (-2, -1)))
         self.back = self.S.H.map(Tensor.resolve_conj)
-        # zero where nothing is ever written
+        # zero in the cells that are never written
         self._inputs = kernel.new_zeros(1, blocks, self.S.columns, *self.grid.sizes)
         self._outputs = kernel.new_zeros(1, blocks, self.S.rows, *self.grid.sizes)
 
     def _cells(self, narrow: Tensor) -> Tensor:
-        """A view of the cells."""
+        """The view of the strip's cells on the narrow grid."""
         narrow = narrow.narrow(self.axis, 0, self.width)
         for axis, n in self.inside:
             narrow = narrow.narrow(axis, 0, n)
         return narrow
 
     def read(self, x: Tensor) -> Tensor:
-        """``C x`` on the cells, of x on the grid."""
+        """Compute ``C x`` on the cells of the strip, for x on the grid."""
         for start, to, count in self.parts:
             self._inputs.narrow(self.axis, to, count).copy_(x.narrow(self.axis, start, count))
         return self._cells(self.S.on_grid(self._inputs))
 
     def write(self, values: Tensor, x: Tensor) -> None:
-        """Add ``C^H`` of values on the cells to x on the grid, in place."""
+        """Add ``C^H values``, for values on the cells of the strip, to x on the grid, in place."""
         self._cells(self._outputs).copy_(values)
         narrow = self.back.on_grid(self._outputs)
         for start, to, count in self.parts:
@@ -170,5 +170,5 @@ class _Strip:
 
 
 def _span(convolution: Convolution, a: int) -> int:
-    """The cells from the first tap to the last one along an axis."""
+    """The length of the dilated kernel along an axis."""
     return (convolution.kernel_size[a] - 1) * convolution.dilation[a] + 1

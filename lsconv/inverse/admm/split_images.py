@@ -1,7 +1,7 @@
-"""The images that the extended grid splits off: a convolution's, the differences of x, and x itself.
+"""The split images on the extended grid: a convolution of x, differences of x, and x itself.
 
-Every image lives on the whole grid. The operator of its term has a window of it; the cells outside are free, so that
-the proximal step leaves them as they are.
+Every image has values on the whole grid. K x, the image of its term, is a window of it; the term does not depend on the
+other cells, so that the proximal step leaves them as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lsconv.operators.difference import Gradient
 from lsconv.operators.padding import pad, pad_adjoint
 from lsconv.operators.padding_modes import Pairs
 
-__all__ = ["Copies", "Differences", "Filtered", "GridLayout", "Itself", "SplitImage"]
+__all__ = ["ConvolutionImage", "DifferenceImage", "GridLayout", "IdentityImage", "PaddedImage", "SplitImage"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class GridLayout:
         channels: input channels, in all groups.
         groups: the independent groups of channels.
         spatial_in: the sizes of x, which is the first part of the grid.
-        dtype: of the tensors.
-        device: of the tensors.
+        dtype: the type of the tensors.
+        device: the device of the tensors.
     """
 
     grid: Grid
@@ -47,17 +47,17 @@ class GridLayout:
 
     @property
     def blocks(self) -> int:
-        """The independent blocks: batch items times groups."""
+        """The number of independent blocks: batch items times groups."""
         return math.prod(self.batch) * self.groups
 
     def window(self, tensor: Tensor, sizes: Sequence[int]) -> Tensor:
-        """A view of the cells that are there."""
+        """The view of the first ``sizes`` cells of a tensor on the grid."""
         for a, n in enumerate(sizes):
             tensor = tensor.narrow(a - len(sizes), 0, n)
         return tensor
 
     def copy_outside(self, source: Tensor, target: Tensor, sizes: Sequence[int]) -> None:
-        """Copy the cells outside the window."""
+        """Copy the cells outside the window of ``sizes``."""
         ndim = len(sizes)
         for a, n in enumerate(sizes):
             beyond = source.shape[a - ndim] - n
@@ -66,12 +66,12 @@ class GridLayout:
                 source, target = source.narrow(a - ndim, 0, n), target.narrow(a - ndim, 0, n)
 
     def blocked(self, tensor: Tensor) -> Tensor:
-        """``(*batch, channels, *grid)`` as ``(1, blocks, channels/groups, *grid)``."""
+        """Reshape ``(*batch, channels, *grid)`` to ``(1, blocks, channels/groups, *grid)``."""
         return tensor.reshape(1, self.blocks, -1, *self.grid.sizes)
 
 
 class SplitImage:
-    """One split image ``C x`` of shape ``(*batch, *shape)``, and what of it the term's operator has."""
+    """One split image ``C x`` of shape ``(*batch, *shape)``, of which ``K x`` is the window of ``sizes`` cells."""
 
     shape: tuple[int, ...]
 
@@ -79,13 +79,13 @@ class SplitImage:
         self.layout, self.sizes = layout, tuple(sizes)
 
     def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
-        """The proximal step of ``s`` into ``out``; cells that the operator does not have are free."""
+        """Write the proximal step of ``s`` into ``out``; cells outside the window are copied."""
         window = self.layout.window
         term.prox(window(s, self.sizes), rho, window(out, self.sizes))
         self.layout.copy_outside(s, out, self.sizes)
 
     def item(self, z: Tensor) -> Tensor:
-        """The part of ``z`` that the operator has, ``(*batch, *K.out_shape)``."""
+        """The window of ``z`` that belongs to ``K x``, ``(*batch, *K.out_shape)``."""
         return self.layout.window(z, self.sizes)
 
     def normal(self) -> Tensor:
@@ -101,17 +101,17 @@ class SplitImage:
         raise NotImplementedError
 
 
-class Filtered(SplitImage):
-    """A convolution, through its symbol."""
+class ConvolutionImage(SplitImage):
+    """A convolution of x, by its symbol."""
 
     def __init__(self, layout: GridLayout, convolution: Convolution, S: FrequencyMatrices) -> None:
         super().__init__(layout, convolution.spatial_out)
         self.S = S
-        self.back = S  # 2 rho times its adjoint, as soon as there is a rho
+        self.back = S  # set to the adjoint times 2 rho by :meth:`weigh`
         self.shape = (convolution.out_shape[0], *layout.grid.sizes)
 
     def weigh(self, weights: Tensor) -> None:
-        """The factors of the adjoint."""
+        """Set the factors, 2 rho per block, of :meth:`adjoint_spectrum`."""
         self.back = FrequencyMatrices(self.S.grid, weights * self.S.matrices.mH)
 
     def normal(self) -> Tensor:
@@ -120,25 +120,25 @@ class Filtered(SplitImage):
         return m.abs().square().sum(-2, keepdim=True) if self.S.columns == 1 else m.mH @ m
 
     def apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
-        """``C x``, of x or of its spectrum."""
+        """``C x``, from x or from its spectrum."""
         return self.layout.grid.inverse(self.S(spectrum)).reshape(*self.layout.batch, *self.shape)
 
     def adjoint_spectrum(self, r: Tensor) -> Tensor:
-        """The spectrum of the weighted ``C^H r``."""
+        """The spectrum of ``C^H r``, times the factors of :meth:`weigh`."""
         return self.back(self.layout.grid.transform(self.layout.blocked(r)))
 
 
-class Itself(SplitImage):
-    """x, for bounds and for cells held at zero."""
+class IdentityImage(SplitImage):
+    """x itself, for bounds, and for the constraint that x is zero outside the inputs (``zero_outside``)."""
 
-    def __init__(self, layout: GridLayout, *, held: bool) -> None:
+    def __init__(self, layout: GridLayout, *, zero_outside: bool) -> None:
         super().__init__(layout, layout.spatial_in)
-        self.held = held
+        self.zero_outside = zero_outside
         self.shape = (layout.channels, *layout.grid.sizes)
 
     def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
         """Take the proximal step, as in :class:`SplitImage`."""
-        if not self.held:
+        if not self.zero_outside:
             return super().proximal(term, s, rho, out)
         window = self.layout.window
         term.prox(window(s, self.sizes), rho, window(out.zero_(), self.sizes))
@@ -149,7 +149,7 @@ class Itself(SplitImage):
         return _scalar_matrices(self.layout, 1.0)
 
     def apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
-        """``C x``, of x or of its spectrum."""
+        """``C x``, from x or from its spectrum."""
         return x
 
     def adjoint(self, r: Tensor) -> Tensor:
@@ -157,41 +157,41 @@ class Itself(SplitImage):
         return r.clone()
 
 
-class Copies(Itself):
-    r"""x, where cells beyond its edge are copies of others, as reflecting and replicating padding P makes them.
+class PaddedImage(IdentityImage):
+    r"""x with cells outside the inputs that are copies of inputs, by reflect or replicate padding P.
 
-    The nearest x of which ``s`` would be the padding is the mean over the copies, :math:`(P^H P)^{-1} P^H s`, which the
-    term's proximal step, that of a set, then takes. Cells of the grid that are no copies either are free.
+    The projection of s onto such x is the mean over the copies, :math:`(P^H P)^{-1} P^H s`, to which the term's own
+    proximal step, a projection too, is applied. Cells of the grid that are no copies are left as they are.
     """
 
     def __init__(self, layout: GridLayout, pairs: Pairs, mode: str) -> None:
-        super().__init__(layout, held=True)
+        super().__init__(layout, zero_outside=True)
         self.pairs, self.mode = pairs, mode
         self.axes = tuple(range(-len(pairs), 0))
         self.shifts = tuple(left for left, _ in pairs)
         self.padded = tuple(left + n + right for n, (left, right) in zip(self.sizes, pairs, strict=True))
         ones = torch.ones(self.padded, dtype=layout.dtype, device=layout.device)
-        self.share = pad_adjoint(ones, pairs, mode).reciprocal()
+        self.inverse_count = pad_adjoint(ones, pairs, mode).reciprocal()
 
     def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
-        """Take the proximal step of all copies of a cell at once: they share one value."""
+        """Write the proximal step, which gives all copies of a cell the same value."""
         rolled = s.roll(self.shifts, self.axes)
         window = self.layout.window(rolled, self.padded)
-        mean = pad_adjoint(window, self.pairs, self.mode) * self.share
+        mean = pad_adjoint(window, self.pairs, self.mode) * self.inverse_count
         term.prox(mean, rho, mean)
         window.copy_(pad(mean, self.pairs, self.mode))
         out.copy_(rolled.roll([-shift for shift in self.shifts], self.axes))
 
 
-class Differences(SplitImage):
-    """Periodic forward differences; those that a Neumann edge does not have are free."""
+class DifferenceImage(SplitImage):
+    """Periodic forward differences; at a Neumann edge the last one is not part of K x, and is left as it is."""
 
     def __init__(self, layout: GridLayout, gradient: Gradient) -> None:
         super().__init__(layout, layout.spatial_in)
         self.spacing, self.ndim = gradient.spacing, gradient.ndim
-        self.free = gradient.boundary == "neumann"
+        self.neumann = gradient.boundary == "neumann"
         self.shape = (gradient.ndim, layout.channels, *layout.grid.sizes)
-        # overwritten by the next image: a new one of this size costs as much as the differences
+        # one array for all iterations, because allocating it anew costs as much as the differences
         self._image = torch.empty(*layout.batch, *self.shape, dtype=layout.dtype, device=layout.device)
 
     def normal(self) -> Tensor:
@@ -206,7 +206,7 @@ class Differences(SplitImage):
         return _scalar_matrices(self.layout, total[..., : self.layout.grid.frequencies[-1]])
 
     def apply(self, x: Tensor, spectrum: Tensor) -> Tensor:
-        """``C x``, of x or of its spectrum."""
+        """``C x``, from x or from its spectrum."""
         out = self._image
         for a, h in enumerate(self.spacing):
             axis, part = a - self.ndim, out.select(-self.ndim - 2, a)
@@ -232,28 +232,28 @@ class Differences(SplitImage):
         return total
 
     def _edges(self, window: Tensor) -> list[Tensor]:
-        """The last difference along every axis, which a Neumann edge does not have."""
+        """The views of the last difference along every axis, which is not part of K x at a Neumann edge."""
         parts = [window.select(-self.ndim - 2, a) for a in range(self.ndim)]
         return [part.narrow(a - self.ndim, part.shape[a - self.ndim] - 1, 1) for a, part in enumerate(parts)]
 
     def proximal(self, term: Term, s: Tensor, rho: Tensor, out: Tensor) -> None:
         """Take the proximal step, as in :class:`SplitImage`."""
-        if not self.free:
+        if not self.neumann:
             return super().proximal(term, s, rho, out)
         edges = self._edges(self.layout.window(s, self.sizes))
-        given = [edge.clone() for edge in edges]
+        saved = [edge.clone() for edge in edges]
         for edge in edges:
             edge.zero_()
         super().proximal(term, s, rho, out)
-        for edge, other, value in zip(edges, self._edges(self.layout.window(out, self.sizes)), given, strict=True):
+        for edge, other, value in zip(edges, self._edges(self.layout.window(out, self.sizes)), saved, strict=True):
             edge.copy_(value)
             other.copy_(value)
         return None
 
     def item(self, z: Tensor) -> Tensor:
-        """The part of ``z`` that the operator has."""
+        """The window of ``z`` that belongs to ``K x``."""
         window = self.layout.window(z, self.sizes)
-        if self.free:
+        if self.neumann:
             window = window.clone()
             for edge in self._edges(window):
                 edge.zero_()

@@ -1,12 +1,12 @@
 r"""The choice of damp: generalised cross-validation, discrepancy principle, UPRE, L-curve, marginal likelihood.
 
-The rules are those of :mod:`lsconv.inverse.damping.rules`. Every one is searched on a logarithmic grid over all damps
-that the arithmetic resolves, then refined around its best point. Large convolutions are searched on a surrogate first:
-the tapered data as a circular convolution (:mod:`lsconv.inverse.damping.surrogate`) or, where the symbols are matrices,
-windows of the data: a window that reads no padding obeys the same model with a smaller unknown, so that the same noise
-and the same prior ask for the same damp. The search then goes on with the whole data around the best damp of the
-surrogate, and ends where next to nothing of the criterion is to be gained, mostly after one to three damps. Problems of
-few unknowns are decomposed (:mod:`lsconv.inverse.damping.dense_path`).
+The rules are those of :mod:`lsconv.inverse.damping.rules`. The criterion of a rule is evaluated on a logarithmic grid
+over all damps that the arithmetic resolves, and refined around the best point. For large convolutions this is done on a
+cheap surrogate: the tapered data as a circular convolution (:mod:`lsconv.inverse.damping.surrogate`) or, where the
+symbols are matrices, windows of the data, which have the same noise and prior and therefore nearly the same best damp
+(:mod:`lsconv.inverse.damping.subimages`). The search continues with the whole data around the best damp of the
+surrogate until the criterion can hardly be improved, which mostly takes one to three damps. Problems of few unknowns
+are decomposed (:mod:`lsconv.inverse.damping.dense_path`).
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ from lsconv.operators.transforms import untraced
 
 __all__ = ["RULES", "Selection", "choose_damp", "null_dimension"]
 
-# The range searched, in units of the norm of A over that of L. Below it m - tr H, which falls like damp**2, is lost in
-# the rounding of the border's factors, which grows like eps / damp**2.
+# The range that is searched, in units of the norm of A over that of L. Below it m - tr H, which is proportional to
+# damp**2, is smaller than its rounding error, which the border's factors make proportional to eps / damp**2.
 _RANGE = (1e-5, 10.0)
-# Points per decade of the curvature of the L-curve, whose corners are sharp; it costs no trace.
+# Points per decade for the L-curve, whose corners are sharp; they need no traces.
 _CURVATURE_PER_DECADE = 5
 
 
@@ -123,7 +123,7 @@ def choose_damp(
         >>> x = torch.randn(1, 36, 36)
         >>> y = A(x) + 0.01 * torch.randn(A.out_shape)
         >>> selection = lsconv.choose_damp(A, y, "evidence")
-        >>> bool(0.005 < selection.damp < 0.02)  # the noise level over that of x
+        >>> bool(0.005 < selection.damp < 0.02)  # the standard deviation of the noise over that of x
         True
     """
     if rule not in RULES:
@@ -154,8 +154,8 @@ def choose_damp(
         path.nullity if isinstance(path, DecomposedPath) else null_dimension(L) * len(data) if rule == "evidence" else 0
     )
     criterion = Criterion(rule, None if noise is None else noise / unit, nullity)
-    scan = _scanned(path if coarse is None else coarse, criterion, exact=coarse is None or coarse.exact)
-    search = scan if coarse is None else _confirmed(path, criterion, scan)
+    scan = _global_search(path if coarse is None else coarse, criterion, exact=coarse is None or coarse.exact)
+    search = scan if coarse is None else _local_search(path, criterion, scan)
     surrogate_curve = None
     if coarse is not None and rule in ("gcv", "discrepancy", "upre"):
         surrogate_curve = (scan.sorted()[0].exp(), scan.values() * (path.count / coarse.count * unit.square()))
@@ -176,9 +176,9 @@ def choose_damp(
 def _data(
     A: OperatorLike, y: Tensor, observed: Tensor | None, weights: Tensor | None
 ) -> tuple[LinearOperator, Tensor, Tensor | None]:
-    """Return A for the measured data, these data, and the rows of A that are zero.
+    """Return A with its masks and weights, the weighted data, and a mask of the rows of A that are zero.
 
-    Zero margins are taken off its kernel, and constant weights taken into it.
+    Zero margins of the kernel are cropped, and a constant weight is multiplied into the kernel.
     """
     A = accept_operator(A, y)
     if observed is not None or weights is not None:
@@ -196,13 +196,13 @@ def _data(
 
 
 def _range(search: Search) -> tuple[Tensor, Tensor]:
-    """The ends of the range searched, as logarithms."""
+    """The logarithms of the ends of the range that is searched."""
     scale = search.path.scale.double().log()
     return math.log(_RANGE[0]) + scale, math.log(_RANGE[1]) + scale
 
 
-def _scanned(path: DampPath, criterion: Criterion, *, exact: bool) -> Search:
-    """Scan the whole range, and refine around the best point."""
+def _global_search(path: DampPath, criterion: Criterion, *, exact: bool) -> Search:
+    """Evaluate the criterion over the whole range, and refine around the best point."""
     search = Search(path, criterion, needs_trace=criterion.rule in WITH_TRACE, slope=criterion.rule == "lcurve")
     density = _CURVATURE_PER_DECADE if criterion.rule == "lcurve" else PER_DECADE
     search.scan(*_range(search), points=1 + round(math.log10(_RANGE[1] / _RANGE[0]) * density))
@@ -210,27 +210,29 @@ def _scanned(path: DampPath, criterion: Criterion, *, exact: bool) -> Search:
     return search
 
 
-def _confirmed(path: DampPath, criterion: Criterion, around: Search) -> Search:
-    """Search with the whole data around the best damp of a search on a surrogate."""
+def _local_search(path: DampPath, criterion: Criterion, surrogate_search: Search) -> Search:
+    """Search with the whole data, starting from the best damp of a search on a surrogate."""
     if criterion.rule == "lcurve":
-        search = Search(path, criterion, needs_trace=False, slope=True, around=around)
+        search = Search(path, criterion, needs_trace=False, slope=True, surrogate_search=surrogate_search)
     else:
-        search = LocalSearch(path, criterion, needs_trace=criterion.rule in WITH_TRACE, around=around)
-    search.settle()
+        search = LocalSearch(
+            path, criterion, needs_trace=criterion.rule in WITH_TRACE, surrogate_search=surrogate_search
+        )
+    search.run()
     return search
 
 
 def _in_data_units(criterion: Criterion, values: Tensor, unit: Tensor, count: int | Tensor) -> Tensor:
-    """Return the values that the rule reports, for data in their own units, which were divided by ``unit``."""
+    """Convert values of the criterion from data divided by ``unit`` to data in the user's units."""
     if criterion.rule == "lcurve":
         return -values
-    if criterion.rule == "evidence":  # dimensions of y^2 under the logarithm
+    if criterion.rule == "evidence":  # it has the logarithm of a quantity of the dimension of y^2
         return values + (count - criterion.nullity) * 2 * unit.log()
     return values * unit.square()
 
 
 def _noise(rule: str, noise_std: float | Tensor | None, batch: tuple[int, ...], A: LinearOperator) -> Tensor | None:
-    """The standard deviation of the noise per item, checked; None for the rules that estimate it."""
+    """Check the standard deviation of the noise, and expand it to the batch; None for rules that estimate it."""
     if noise_std is None:
         if rule in WITH_NOISE:
             raise ArgumentError(f"noise_std: {rule!r} needs the standard deviation of the noise in y; 'gcv' does not")
@@ -247,10 +249,10 @@ def _noise(rule: str, noise_std: float | Tensor | None, batch: tuple[int, ...], 
 
 
 def _count(A: LinearOperator, zero: Tensor | None, batch: tuple[int, ...]) -> Tensor:
-    """The number of measured data, ``batch``.
+    """Count the measured data, ``batch``; warn where some items have none.
 
     Raises:
-        ArgumentError: there are none; a warning where only some items have none.
+        ArgumentError: no item has any.
     """
     if zero is None:
         count = torch.tensor(float(A.out_numel), dtype=torch.float64, device=A.device)
@@ -268,18 +270,18 @@ def _count(A: LinearOperator, zero: Tensor | None, batch: tuple[int, ...]) -> Te
 
 
 def null_dimension(L: LinearOperator | None) -> int:
-    """Dimension of the null space of L: the tensors that are constant along its last axes, or none."""
+    """The dimension of the null space of L, which is assumed to be constants along the last axes, or empty."""
     if L is None:
         return 0
     generator = torch.Generator().manual_seed(0)
 
-    def constant_beyond(axes: int) -> Tensor:
+    def constant_along_last(axes: int) -> Tensor:
         x = torch.randn(*L.in_shape[:axes], *(1 for _ in L.in_shape[axes:]), dtype=L.dtype, generator=generator)
         return x.to(L.device).expand(*L.batch_shape, *L.in_shape)
 
-    size = torch.linalg.vector_norm(L.apply(constant_beyond(len(L.in_shape))))
+    size = torch.linalg.vector_norm(L.apply(constant_along_last(len(L.in_shape))))
     for axes in reversed(range(len(L.in_shape))):
-        if bool(torch.linalg.vector_norm(L.apply(constant_beyond(axes))) <= 1e-5 * size):
+        if bool(torch.linalg.vector_norm(L.apply(constant_along_last(axes))) <= 1e-5 * size):
             return math.prod(L.in_shape[:axes])
     return 0
 
@@ -294,7 +296,7 @@ def _paths(
     *,
     determinant: bool,
 ) -> tuple[DampPath, DampPath | None]:
-    """Return the damp path of the whole data, and that of a surrogate; None where the whole is cheap or has none."""
+    """Return the damp path of the whole data, and that of a surrogate; None where the first is cheap or none serves."""
     embedded = isinstance(A, Convolution) and Embedding.exists(A)
     if trace != "stochastic" and L is None and embedded:
         try:
@@ -310,7 +312,7 @@ def _paths(
             return FilterPath(A, y, penalty, count), None
     border = isinstance(A, Convolution) and BorderPath.serves(A, L)
     if trace != "stochastic":
-        # without a border, or with that of a small volume, the stochastic search is dearer
+        # The stochastic search is more expensive without a border, and for small volumes, so that more are decomposed.
         unknowns = DEFAULT_LIMITS.dense_unknowns * (1 if border and len(A.in_shape) < 4 else 2)
         if DensePath.serves(A, L, EXACT_UNKNOWNS if trace == "exact" else unknowns):
             return DensePath(A, y, L, _scale(A, L), count), None
@@ -348,7 +350,7 @@ def _stochastic(
     *,
     local: bool = False,
 ) -> BorderPath | SolverPath:
-    """The path of stochastic traces: by the border of a convolution where there is one, else by a solver."""
+    """The path with stochastic traces: through the border for a convolution that has one, else by a solver."""
     scale = _scale(A, L) if scale is None else scale
     unmasked = A if isinstance(A, Convolution) else _unmasked(A)
     if unmasked is not None and BorderPath.serves(unmasked, L):
@@ -358,19 +360,19 @@ def _stochastic(
 
 
 def _unmasked(A: LinearOperator) -> Convolution | None:
-    """The convolution behind one mask for all items and groups, of which few outputs are missing; else None."""
+    """The convolution under a mask of few missing outputs, the same for all items and groups; else None."""
     if not isinstance(A, Product) or len(A.operators) != 2 or not isinstance(A.operators[0], Mask):
         return None
     unmasked = A.operators[1]
     if not isinstance(unmasked, Convolution) or not Embedding.exists(unmasked):
         return None
-    lost = MeasuredRows.of(A)
-    missing = None if lost is None or A.operators[0].batch_shape else lost.missing(unmasked.groups)
+    rows = MeasuredRows.of(A)
+    missing = None if rows is None or A.operators[0].batch_shape else rows.missing(unmasked.groups)
     return unmasked if missing is not None and are_scattered(missing, unmasked.ndim) else None
 
 
 def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:
-    """``||A|| / ||L||`` within about a tenth, or ``||A||`` without L; a norm of zero counts as 1."""
+    """Estimate ``||A|| / ||L||``, or ``||A||`` without L, to about a tenth; norms of zero count as 1."""
     norms = [spectral_norm(operator, rtol=0.1).double() for operator in (A, L) if operator is not None]
     sizes = [torch.where(size > 0, size, 1) for size in norms]
     return sizes[0] if L is None else sizes[0] / sizes[1]
@@ -379,7 +381,7 @@ def _scale(A: LinearOperator, L: LinearOperator | None) -> Tensor:
 def _message(
     rule: str, path: DampPath, coarse: DampPath | None, search: Search, norm: Tensor, low: Tensor, high: Tensor
 ) -> str:
-    """Say how damps were searched, and which items ended at an edge of the range."""
+    """Compose the message of a :class:`Selection`: the kind of search, and the items at an end of the range."""
     how = "no traces needed" if rule not in WITH_TRACE else "exact traces" if path.exact else "stochastic traces"
     parts = [f"{rule}: {search.count} damps, {how}" + (", searched on a surrogate first" if coarse is not None else "")]
     t, zero = search.best(), norm == 0

@@ -1,4 +1,4 @@
-r"""The damp path of a problem whose operator and penalty are diagonal together.
+r"""The damp path of a problem whose operator and penalty are diagonalised by the same decomposition.
 
 With vectors X such that :math:`X^HA^HAX = \operatorname{diag}(w)` and :math:`X^HL^HLX = \operatorname{diag}(p)`, and
 :math:`\beta = U^Hy` for the orthonormal U along AX, everything is a sum:
@@ -24,12 +24,12 @@ class DecomposedPath:
     """A :class:`~lsconv.inverse.damping.paths.DampPath` of sums over the directions of a decomposition.
 
     Attributes:
-        w: the squares of the singular values, ``(*batch, directions)``.
-        p: those of the penalty, ``(*batch, directions)``.
+        w: the squared singular values of the operator, ``(*batch, directions)``.
+        p: the squared singular values of the penalty, ``(*batch, directions)``.
         energies: ``|beta|^2``, summed over the data that share a damp, ``(*batch, directions)``.
         outside: ``||y - U beta||^2``, ``batch``.
-        together: the number of data that share a damp.
-        nullity: dimension of the null space of the penalty as far as A sees it, ``batch``.
+        shared: the number of data vectors, such as channels, that share a damp.
+        nullity: dimension of the part of the null space of the penalty on which A is not zero, ``batch``.
     """
 
     exact = True
@@ -37,7 +37,7 @@ class DecomposedPath:
     p: Tensor
     energies: Tensor
     outside: Tensor
-    together: int
+    shared: int
     nullity: Tensor
     count: int | Tensor
     batch: tuple[int, ...]
@@ -59,9 +59,9 @@ class DecomposedPath:
         return Evaluation(
             self.outside.expand(self.batch) + total((1 - f).square() * self.energies),
             total(fitted),
-            self.together * total(f),
+            self.shared * total(f),
             torch.zeros(self.batch, dtype=torch.float64, device=w.device),
-            self.together * total(logdet),
+            self.shared * total(logdet),
             -2 * total(p * fitted / both),
-            -self.together * total(f * (1 - f)),
+            -self.shared * total(f * (1 - f)),
         )

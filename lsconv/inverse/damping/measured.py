@@ -1,4 +1,4 @@
-"""Rows of an operator that are zero, where data are no measurements, and values interpolated there."""
+"""Rows of an operator that are zero, in which data are not measurements, and interpolation of such data."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def zero_rows(A: LinearOperator) -> Tensor | None:
     generator = torch.Generator().manual_seed(0)
     shape, real = (*A.batch_shape, *A.in_shape), torch.empty(0, dtype=A.dtype).real.dtype
     zero: Tensor | None = None
-    for _ in range(2):  # one x may cancel in a row such as (1, -1)
-        # entries away from zero, since a row of the identity shows one of them
+    for _ in range(2):  # twice, because one x may cancel in a row such as (1, -1)
+        # entries away from zero, because a row may read one of them only
         x = torch.rand(shape, dtype=real, generator=generator).add_(1)
         x = torch.where(torch.randint(2, shape, generator=generator, dtype=torch.bool), x, -x)
         found = A.apply(x.to(A.device, A.dtype)) == 0
@@ -48,7 +48,7 @@ def interpolated(y: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         y: ``(*batch, *out_shape)``, channels first.
-        mask: True where data were measured, ``out_shape``; somewhere at least.
+        mask: True where data were measured, ``out_shape``; not False everywhere.
     """
     ndim = mask.ndim - 1
     pool = (torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d)[ndim - 1]

@@ -36,7 +36,7 @@ from torch import Tensor
 from lsconv.border.influence import ExactInfluence
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
-from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol, per_block
+from lsconv.fourier.circulant import block_circulant, circulant_embedding, double_symbol
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -45,22 +45,22 @@ from lsconv.operators.dtypes import double
 
 __all__ = ["TOLERANCE", "DampPath", "Evaluation", "ExactPath", "FilterPath"]
 
-# The relative accuracy of stochastic traces, and of the solves that they take.
+# The relative accuracy of stochastic traces, and of the solves for them.
 TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The Tikhonov solution at one damp, as the rules see it; tensors of shape ``batch``, float64.
+    """The quantities of a Tikhonov solution that the rules use, at one damp; tensors of shape ``batch``, float64.
 
     Attributes:
         residual_norm_sq: ``||A x - y||^2``.
         penalty_norm_sq: ``||L x||^2``.
-        trace: of the influence matrix H.
+        trace: the trace of the influence matrix H.
         trace_error: standard error of the trace; 0 where it is exact.
         logdet: ``log det(A^H A + mu L^H L) - rank(L) log mu`` up to a constant; NaN where it is not known.
-        penalty_slope: derivative of the penalty with respect to mu; NaN unless asked for. That of the residual is
-            ``-mu`` times as much.
+        penalty_slope: derivative of the penalty with respect to mu; NaN unless requested. The derivative of the
+            residual is ``-mu`` times this.
         trace_slope: derivative of the trace with respect to log mu; NaN where it is not known.
     """
 
@@ -74,13 +74,13 @@ class Evaluation:
 
 
 class DampPath(Protocol):
-    """A problem, seen as a function of damp.
+    """The interface of a damp path: the quantities of the rules as functions of damp, for one problem.
 
     Attributes:
-        count: number of measured data, ``m``, a number or ``batch``; where A has a zero row there is none.
+        count: number m of measured data, a number or ``batch``; zero rows of A are not measured.
         batch: batch dimensions.
         scale: norm of A over that of L, up to a small factor: the unit of damp, ``batch``.
-        exact: True when the traces are.
+        exact: the traces are exact.
     """
 
     count: int | Tensor
@@ -95,12 +95,12 @@ class DampPath(Protocol):
         Args:
             damp: positive.
             slope: compute the derivative of the penalty.
-            trace: compute the trace; False leaves it NaN where it is stochastic, and spares its probes.
+            trace: compute the trace; False: a stochastic one is NaN, which saves its probes.
         """
 
 
 class ExactPath:
-    """A convolution with a small border or none, L the identity: see :class:`ExactInfluence`."""
+    """The path of a convolution with a small border or none, L the identity, by :class:`ExactInfluence`."""
 
     exact = True
 
@@ -108,14 +108,14 @@ class ExactPath:
         self.influence, self.y = influence, y
         self.count: int | Tensor = count
         A = influence.A
-        self.together = y.shape[0]
+        self.shared = y.shape[0]
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         self.scale = influence.scale.expand(self.batch)
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Return residual, penalty and trace at ``damp``; see :class:`DampPath`."""
         found = self.influence.at(damp, self.y, slope=slope)
-        all_data = (self.together, *self.batch)
+        all_data = (self.shared, *self.batch)
         return Evaluation(
             found.residual_norm_sq.expand(all_data).sum(0),
             found.penalty_norm_sq.expand(all_data).sum(0),
@@ -128,7 +128,7 @@ class ExactPath:
 
 
 class FilterPath:
-    r"""A circular convolution with a circular L: one small matrix :math:`S^HS + \mu P^HP` per frequency."""
+    r"""The path of a circular convolution with a circular L: a small matrix :math:`S^HS + \mu P^HP` per frequency."""
 
     exact = True
 
@@ -143,7 +143,7 @@ class FilterPath:
 
     @staticmethod
     def penalty(A: LinearOperator, L: LinearOperator) -> Tensor | None:
-        """The symbol of L on the grid of A, or None where they are not circular together."""
+        """The symbol of L on the grid of A; None where A or L is not circular."""
         terms = as_convolutions(L, A.ndim) if isinstance(A, Convolution) else None
         if not isinstance(A, Convolution) or terms is None or not Penalty.serves(A, terms):
             return None
@@ -162,7 +162,7 @@ class FilterPath:
             if self.P.shape[0] == 1
             else self.P.repeat(embedding.blocks // self.P.shape[0], *(1,) * (S.matrices.ndim - 1))
         )
-        mu = per_block(damp.double().square(), embedding).reshape(-1, *(1 for _ in S.matrices.shape[1:]))
+        mu = embedding.per_block(damp.double().square()).reshape(-1, *(1 for _ in S.matrices.shape[1:]))
         normal = S.matrices.mH @ S.matrices + mu * (P.mH @ P)
         factor, _ = torch.linalg.cholesky_ex(normal)
         inverse = hermitian_inverse(normal.contiguous())

@@ -38,7 +38,7 @@ WITH_TRACE = ("gcv", "upre", "evidence")
 
 
 class Criterion:
-    """The criterion of a rule: the function to minimise, and for some a function to find the zero of.
+    """The criterion of a rule: a function to minimise, and for some rules a function whose zero is the minimum.
 
     Args:
         rule: the rule.
@@ -50,20 +50,23 @@ class Criterion:
         self.rule, self.noise, self.nullity = rule, noise, nullity
 
     def __call__(self, e: Evaluation, t: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor | None]:
-        """Values and, for the root-finding rules, a function that rises through zero; ``t`` is log damp, ascending."""
+        """Return the values, and for the root-finding rules an increasing function to find the zero of.
+
+        ``t`` is log damp, ascending along the first dimension, and ``count`` the number of data.
+        """
         function: Callable[..., tuple[Tensor, Tensor | None]] = getattr(self, f"_{self.rule}")
         return function(e, t, count)
 
     @property
     def needs_slope(self) -> bool:
-        """Tell whether :meth:`rise` looks at the slopes of an evaluation."""
+        """Tell whether :meth:`root_function` uses the slopes of an evaluation."""
         return self.rule in ("gcv", "upre")
 
-    def rise(self, e: Evaluation, t: Tensor, count: int | Tensor) -> Tensor:
-        """The function of log damp whose zero is sought; needs the slopes of ``e``.
+    def root_function(self, e: Evaluation, t: Tensor, count: int | Tensor) -> Tensor:
+        """The function of log damp whose zero is the best damp; it uses the slopes of ``e``.
 
-        It is the derivative of the logarithm of what is minimised (of the evidence: of the likelihood's mth root), and
-        of the discrepancy principle the logarithm of what its equation compares.
+        It is the derivative of the logarithm of the function to minimise (for the evidence: of the likelihood's mth
+        root); for the discrepancy principle it is the logarithm of the ratio of both sides of its equation.
         """
         mu = (2 * t).exp()
         residual_rise = -2 * mu.square() * e.penalty_slope
@@ -83,7 +86,7 @@ class Criterion:
 
     def _gcv(self, e: Evaluation, t: Tensor, count: int | Tensor) -> tuple[Tensor, None]:
         free = count - e.trace
-        # where A fits the data almost exactly the trace's error is all that is left of the difference
+        # Where A fits the data almost exactly m - tr H is smaller than the error of the trace.
         free = torch.where(
             (free > torch.finfo(free.dtype).eps ** 0.5 * count) & (free > 4 * e.trace_error), free, torch.nan
         )
@@ -99,7 +102,7 @@ class Criterion:
 
     def _lcurve(self, e: Evaluation, t: Tensor, count: int | Tensor) -> tuple[Tensor, None]:
         # With primes for d/dlog mu, X = log||r||, Y = log||Lx||: d||r||^2 = -mu d||Lx||^2, so X' = -q Y' with
-        # q = mu ||Lx||^2 / ||r||^2, and the curvature (X'Y'' - X''Y') / (X'^2 + Y'^2)^(3/2) needs q' alone, not Y''.
+        # q = mu ||Lx||^2 / ||r||^2, and the curvature (X'Y'' - X''Y') / (X'^2 + Y'^2)^(3/2) needs q' but not Y''.
         mu = (2 * t).exp()
         q = mu * e.penalty_norm_sq / e.residual_norm_sq
         slope = 0.5 * mu * e.penalty_slope / e.penalty_norm_sq
@@ -110,12 +113,13 @@ class Criterion:
         dof = count - self.nullity
         penalty = (2 * t).exp() * e.penalty_norm_sq
         quadratic = e.residual_norm_sq + penalty
-        gained = e.trace - self.nullity
+        effective_parameters = e.trace - self.nullity
         logdet = e.logdet
-        if bool(torch.isnan(logdet).any()) and t.shape[0] > 1:  # its derivative in log mu is -gained
-            steps = 0.5 * (gained[1:] + gained[:-1]) * 2 * (t[1:] - t[:-1])
+        # Without the determinant its derivative by log mu, -effective_parameters, is integrated.
+        if bool(torch.isnan(logdet).any()) and t.shape[0] > 1:
+            steps = 0.5 * (effective_parameters[1:] + effective_parameters[:-1]) * 2 * (t[1:] - t[:-1])
             tail = steps.flip(0).cumsum(0).flip(0)
             logdet = torch.cat([tail, torch.zeros_like(tail[:1])])
-        logdet = logdet.nan_to_num()  # one damp alone: a constant is free
-        root = (dof * penalty / quadratic).clamp_min(1e-300).log() - gained.clamp_min(1e-300).log()
+        logdet = logdet.nan_to_num()  # for one damp alone the constant is arbitrary
+        root = (dof * penalty / quadratic).clamp_min(1e-300).log() - effective_parameters.clamp_min(1e-300).log()
         return dof * (quadratic / dof).clamp_min(1e-300).log() + logdet, root

@@ -17,41 +17,47 @@ from lsconv.inverse.damping.rules import Criterion
 
 __all__ = ["PER_DECADE", "LocalSearch", "Search"]
 
-# Points per decade of a first scan: criteria change by less than their range in half a decade.
+# Points per decade of the first scan, because criteria vary slowly over half a decade.
 PER_DECADE = 2
-# The step of a scan, in log damp: the longest of a local search.
+# The step of a scan, in log damp; also the longest step of a local search.
 _SCAN_STEP = math.log(10) / PER_DECADE
 
 
 class Search:
-    """A search over a grid of damps, refined where the criterion is best; ``t`` is log damp.
+    """A search on a grid of damps, refined around the best one, for all batch items at once; ``t`` is log damp.
 
     Args:
-        path: the problem.
-        criterion: values to minimise, and optionally a function that rises through the zero to find.
-        needs_trace: the criterion reads the trace.
-        slope: it reads the derivative of the penalty.
-        around: the search on a surrogate, whose best damp to start from.
+        path: the damp path of the problem.
+        criterion: the criterion of the rule.
+        needs_trace: the criterion uses the trace.
+        slope: the criterion uses the derivative of the penalty.
+        surrogate_search: the search on a surrogate, from whose best damp this one starts; None: scan the range.
     """
 
     def __init__(
-        self, path: DampPath, criterion: Criterion, *, needs_trace: bool, slope: bool, around: Search | None = None
+        self,
+        path: DampPath,
+        criterion: Criterion,
+        *,
+        needs_trace: bool,
+        slope: bool,
+        surrogate_search: Search | None = None,
     ) -> None:
         self.path, self.criterion = path, criterion
         self.needs_trace, self.slope = needs_trace, slope
         self.points: list[Tensor] = []
         self.evaluations: list[Evaluation] = []
-        self.count: int = 0 if around is None else around.count
+        self.count: int = 0 if surrogate_search is None else surrogate_search.count
         self.low = self.high = torch.zeros(())
-        self.open = around is not None
-        self.step = 0.25 * _SCAN_STEP  # of the first bracket around a damp known roughly
-        if around is not None:
-            self.low, self.high = around.low, around.high
+        self.open = surrogate_search is not None
+        self.step = 0.25 * _SCAN_STEP  # the half width of the first bracket around the surrogate's damp
+        if surrogate_search is not None:
+            self.low, self.high = surrogate_search.low, surrogate_search.high
             for step in (-self.step, self.step, 0.0):
-                self.add(around.best().expand(path.batch) + step)
+                self.add(surrogate_search.best().expand(path.batch) + step)
 
     def add(self, t: Tensor, *, slope: bool = False) -> None:
-        """Evaluate at ``t`` of shape ``batch``; damps equal for all items share their factors."""
+        """Evaluate the path at ``t``, ``batch``; a damp that is equal for all items takes one set of factors."""
         batch = self.path.batch
         t = t.expand(batch)
         damp = t.exp()
@@ -71,17 +77,17 @@ class Search:
                 break
 
     def _is_past(self) -> bool:
-        """Tell whether every item's best lies two decades above the smallest damp seen: small damps are dear."""
-        beyond = 2 * PER_DECADE
-        if len(self.points) <= beyond:
+        """Tell whether every item's best damp is two decades above the smallest one; smaller ones are expensive."""
+        two_decades = 2 * PER_DECADE
+        if len(self.points) <= two_decades:
             return False
         t, values, root = self._curve()
         if root is not None:
-            return bool(((root < 0) & (t < t[beyond])).any(0).all())
-        return bool((values.argmin(0) >= beyond).all())
+            return bool(((root < 0) & (t < t[two_decades])).any(0).all())
+        return bool((values.argmin(0) >= two_decades).all())
 
     def sorted(self) -> tuple[Tensor, Evaluation]:
-        """Points in ascending order, ``(points, *batch)``."""
+        """The points in ascending order and the evaluations there, ``(points, *batch)``."""
         t, order = torch.stack(self.points).sort(0)
         stacked = (torch.stack([getattr(e, f.name) for e in self.evaluations]) for f in fields(Evaluation))
         return t, Evaluation(*(values.gather(0, order) for values in stacked))
@@ -91,16 +97,17 @@ class Search:
         return self._curve()[1]
 
     def _curve(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The points, the criterion there (infinite where it is not finite), and the root function if there is one."""
         t, e = self.sorted()
         values, root = self.criterion(e, t, self.path.count)
         values = torch.where(torch.isfinite(values), values, torch.inf)
         return t, values, None if root is None else root.nan_to_num(0.0)
 
     def _bracket(self, values: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-        """Find where the root function rises through zero: the index below, and whether there is such a place."""
+        """Find where the root function crosses zero upwards: the index below, and whether there is a crossing."""
         rises = (root[:-1] < 0) & (root[1:] >= 0)
         lowest = torch.where(rises, torch.minimum(values[:-1], values[1:]), torch.inf)
-        # values may be infinite or NaN at a crossing that is the only one
+        # values may not be finite at the only crossing
         index = torch.where(rises.any(0), torch.where(rises, lowest.nan_to_num(1e300, 1e300), torch.inf).argmin(0), 0)
         return index, rises.any(0)
 
@@ -114,7 +121,7 @@ class Search:
         index, found = self._bracket(values, root)
         above = (index + 1).clamp_max(len(t) - 1)
         inside = _at(t, index) + self._fraction(root, index, above) * (_at(t, above) - _at(t, index))
-        # A function with several minima may be lowest at an end that it falls towards.
+        # A function with several minima may be lowest at an end of the range.
         low, high = (root[0] >= 0) & torch.isfinite(values[0]), root[-1] < 0
         lowest = torch.where(found, torch.minimum(_at(values, index), _at(values, above)), torch.inf)
         low, high = low & (values[0] < lowest), high & (values[-1] < lowest)
@@ -127,8 +134,8 @@ class Search:
         t, values, _ = self._curve()
         return torch.where(torch.isfinite(values), t, torch.inf).amin(0).nan_to_num(posinf=0.0)
 
-    def settle(self) -> None:
-        """Add a point where those of a search around a damp have not enclosed the best one."""
+    def run(self) -> None:
+        """Add a point where the bracket around the surrogate's damp does not enclose the best one."""
         t, values, root = self._curve()
         index = self._lowest(values)
         enclosed = self._bracket(values, root)[1] if root is not None else (index > 0) & (index < len(t) - 1)
@@ -136,7 +143,7 @@ class Search:
             self.refine(1)
 
     def _lowest(self, values: Tensor) -> Tensor:
-        """Index of the lowest point; of a curvature, which tends to zero at both ends, of the lowest inner minimum."""
+        """The index of the lowest point; for the L-curve, whose curvature vanishes at both ends, of the lowest dip."""
         if not self.slope or len(values) < 3:
             return values.argmin(0)
         dip = (values[1:-1] <= values[:-2]) & (values[1:-1] <= values[2:]) & torch.isfinite(values[1:-1])
@@ -144,7 +151,7 @@ class Search:
         return torch.where(dip.any(0), inner, values.argmin(0))
 
     def refine(self, steps: int) -> None:
-        """Add ``steps`` points where the best is expected."""
+        """Add ``steps`` points, each where the best damp is expected."""
         for step in range(steps):
             t, values, root = self._curve()
             if root is None:
@@ -153,14 +160,14 @@ class Search:
                 self.add(self._secant(t, values, root, step))
 
     def _vertex(self, t: Tensor, values: Tensor) -> Tensor:
-        """The vertex of the parabola through the best point and its neighbours; a golden section where it is no use."""
+        """The vertex of the parabola through the best point and its neighbours, or else a golden section."""
         index = self._lowest(values)
         middle = index.clamp(1, len(t) - 2)
         a, b, c = (_at(t, middle + k) for k in (-1, 0, 1))
         vertex, usable = self._parabola(t, values, index, margin=0.02)
         golden = torch.where(c - b > b - a, b + 0.382 * (c - b), b - 0.382 * (b - a))
         vertex = torch.where(usable & ((vertex - b).abs() > 0.02 * (c - a)), vertex, golden)
-        down, up = self._beyond(t)
+        down, up = self._extension(t)
         return torch.where(index == 0, down, torch.where(index == len(t) - 1, up, vertex))
 
     @staticmethod
@@ -168,7 +175,8 @@ class Search:
         """The vertex of the parabola around a point, and whether it lies between the neighbours."""
         middle = index.clamp(1, len(t) - 2)
         (a, b, c), (fa, fb, fc) = ([_at(z, middle + k) for k in (-1, 0, 1)] for z in (t, values))
-        # a positive function is steep on one side and flat on the other: its logarithm is more of a parabola
+        # The logarithm of a positive criterion, which is steep on one side and flat on the other, is closer to a
+        # parabola.
         positive = (fa > 0) & (fb > 0) & (fc > 0)
         fa, fb, fc = (torch.where(positive, f.clamp_min(1e-300).log(), f) for f in (fa, fb, fc))
         left, right = (fb - fa) / (b - a), (fc - fb) / (c - b)
@@ -178,7 +186,7 @@ class Search:
 
     @staticmethod
     def _fraction(root: Tensor, index: Tensor, above: Tensor) -> Tensor:
-        """The zero of the secant between two points, from 0 to 1."""
+        """The position of the secant's zero between two points, from 0 to 1."""
         below = _at(root, index)
         return (-below / (_at(root, above) - below)).nan_to_num(0.5).clamp(0.0, 1.0)
 
@@ -190,55 +198,62 @@ class Search:
         if step % 3 == 2:
             fraction = torch.full_like(fraction, 0.5)
         inside = _at(t, index) + fraction * (_at(t, above) - _at(t, index))
-        down, up = self._beyond(t)
+        down, up = self._extension(t)
         return torch.where(found, inside, torch.where(root[0] >= 0, down, up))
 
-    def _beyond(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The points to evaluate next where the best one is the smallest seen, or the largest."""
+    def _extension(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The next point where the best one is the smallest so far, and where it is the largest."""
         if self.open:
             return torch.maximum(t[0] - self.step, self.low), torch.minimum(t[-1] + self.step, self.high)
         return 0.5 * (t[0] + t[1]), 0.5 * (t[-1] + t[-2])
 
 
 class LocalSearch(Search):
-    """The zero of :meth:`Criterion.rise` near the damp that a surrogate chose.
+    """A search for the zero of :meth:`Criterion.root_function` near the damp of a surrogate, by Newton and secants.
 
     Args:
-        path: the problem.
-        criterion: the rule, any but the L-curve's.
-        needs_trace: whether the criterion looks at the trace.
-        around: the search of the surrogate.
+        path: the damp path of the problem.
+        criterion: the criterion of any rule but the L-curve.
+        needs_trace: the criterion uses the trace.
+        surrogate_search: the search on the surrogate.
+
+    Attributes:
+        next_point: the log damp to evaluate next, ``batch``; at the end it is the answer.
     """
 
-    def __init__(self, path: DampPath, criterion: Criterion, *, needs_trace: bool, around: Search) -> None:
+    def __init__(self, path: DampPath, criterion: Criterion, *, needs_trace: bool, surrogate_search: Search) -> None:
         super().__init__(path, criterion, needs_trace=needs_trace, slope=False)
-        self.low, self.high, self.count = around.low, around.high, around.count
-        self.rises: list[Tensor] = []
-        self.aim = around.best().expand(path.batch)
-        # The surrogate has the curvature of the whole, nearly.
-        before, after = (self._rise_of(around.path, self.aim + step) for step in (-self.step, self.step))
+        self.low, self.high, self.count = surrogate_search.low, surrogate_search.high, surrogate_search.count
+        self.root_values: list[Tensor] = []
+        self.next_point = surrogate_search.best().expand(path.batch)
+        # The curvature of the whole problem is nearly that of the surrogate.
+        before, after = (
+            self._root_value(surrogate_search.path, self.next_point + step) for step in (-self.step, self.step)
+        )
         self.curvature = (after - before) / (2 * self.step)
 
-    def _rise_of(self, path: DampPath, t: Tensor) -> Tensor:
+    def _root_value(self, path: DampPath, t: Tensor) -> Tensor:
         e = path.evaluate(t.exp(), slope=True, trace=self.needs_trace)
-        return self.criterion.rise(e, t, path.count).expand(self.path.batch)
+        return self.criterion.root_function(e, t, path.count).expand(self.path.batch)
 
-    def settle(self) -> None:
-        """Evaluate until nothing is to be gained, at most as often as a scan of the whole range would."""
+    def run(self) -> None:
+        """Evaluate until the predicted gain is within the tolerance, at most as often as a scan would."""
         for _ in range(round(float((self.high - self.low).max()) / _SCAN_STEP)):
-            self.add(self.aim, slope=self.criterion.needs_slope)
-            self.rises.append(self.criterion.rise(self.evaluations[-1], self.points[-1], self.path.count))
-            zero = self.evaluations[0].residual_norm_sq == 0  # every damp is the same to data that are zero
+            self.add(self.next_point, slope=self.criterion.needs_slope)
+            self.root_values.append(
+                self.criterion.root_function(self.evaluations[-1], self.points[-1], self.path.count)
+            )
+            zero = self.evaluations[0].residual_norm_sq == 0  # for data of zero every damp gives the same answer
             if bool((zero | (self._next() <= 2 * TOLERANCE)).all()):
                 return
 
     def _next(self) -> Tensor:
-        """Set :attr:`aim` to the zero that is expected, and return the gain predicted there, ``batch``."""
+        """Set :attr:`next_point` to the expected zero, and return the predicted gain of the criterion, ``batch``."""
         t, order = torch.stack(self.points).sort(0)
-        rises = torch.stack(self.rises).gather(0, order)
-        # a damp at which m - tr H is lost in its error is too small
+        rises = torch.stack(self.root_values).gather(0, order)
+        # a root that is not finite shows a damp so small that m - tr H is below its error
         rises = torch.where(torch.isfinite(rises), rises, -torch.inf)
-        above = (rises >= 0).to(torch.int64).argmax(0)  # the first that rises
+        above = (rises >= 0).to(torch.int64).argmax(0)  # the first point with a root value above zero
         above = torch.where((rises >= 0).any(0), above, len(t))
         high, low = above.clamp_max(len(t) - 1), (above - 1).clamp_min(0)
         enclosed = (above > 0) & (above < len(t))
@@ -246,7 +261,7 @@ class LocalSearch(Search):
         fraction = torch.where(torch.isinf(_at(rises, low)), 0.5, fraction)
         inside = _at(t, low) + fraction * (_at(t, high) - _at(t, low))
         nearest = torch.where(fraction < 0.5, low, high)
-        outer = torch.where(above > 0, len(t) - 1, 0)  # falling everywhere, or rising everywhere
+        outer = torch.where(above > 0, len(t) - 1, 0)  # the outermost point, where all root values have one sign
         if len(t) > 1:
             beside = torch.where(above > 0, len(t) - 2, 1)
             secant = (_at(rises, outer) - _at(rises, beside)) / (_at(t, outer) - _at(t, beside))
@@ -256,20 +271,21 @@ class LocalSearch(Search):
         step = torch.where((self.curvature > 0) & torch.isfinite(newton), newton, _SCAN_STEP * direction)
         outside = _at(t, outer) + step.clamp(-_SCAN_STEP, _SCAN_STEP)
         outside = torch.maximum(torch.minimum(outside, self.high), self.low)
-        self.aim = torch.where(enclosed, inside, outside)
+        self.next_point = torch.where(enclosed, inside, outside)
         last = torch.where(enclosed, nearest, outer)
-        rise, distance = _at(rises, last).abs(), (self.aim - _at(t, last)).abs()
+        rise, distance = _at(rises, last).abs(), (self.next_point - _at(t, last)).abs()
         gain = 0.5 * rise * (distance if self.criterion.rule != "discrepancy" else 1)
         return torch.where(distance > 0, gain, 0)
 
     def best(self) -> Tensor:
         """The best damp of every item, ``batch``."""
-        return self.aim
+        return self.next_point
 
     def smallest(self) -> Tensor:
-        """The smallest damp that may be evaluated, ``batch``."""
+        """The log of the smallest damp that may be evaluated, ``batch``."""
         return self.low
 
 
 def _at(z: Tensor, index: Tensor) -> Tensor:
+    """Select one point per item of ``(points, *batch)``."""
     return z.gather(0, index.unsqueeze(0))[0]

@@ -1,4 +1,4 @@
-"""Selection: the damp a rule chose, with the curve it was chosen on."""
+"""Selection: the damp that a rule has chosen, with the criterion at all damps that were evaluated."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _LABELS = {
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The damping that a rule chose, and the curve that it was chosen on.
+    """The damping that a rule has chosen, with the criterion at all damps that were evaluated.
 
     Attributes:
         rule: the rule.
-        damp: the damp chosen, ``batch``.
-        damps: the damps looked at, ascending, ``(points, *batch)``.
-        values: what the rule looked at there: the function minimised ("gcv", "upre", "evidence"), the residual norm
+        damp: the chosen damp, ``batch``.
+        damps: the damps that were evaluated, ascending, ``(points, *batch)``.
+        values: the criterion there: the function minimised ("gcv", "upre", "evidence"), the residual norm
             squared ("discrepancy"), or the curvature maximised ("lcurve"); ``(points, *batch)``.
         trace_error: standard error of the influence trace, 0 where it is exact and NaN where the rule needs none;
             ``(points, *batch)``.

@@ -1,8 +1,8 @@
 """The damp path of a convolution with a separable kernel, from the singular values of its axes.
 
-The Kronecker products of the decompositions of the axes are that of A, for any padding mode, stride and dilation: a
-scan of damps costs sums over the singular values, and no solve. Of a kernel that was rounded when it was stored the
-nearest separable one is taken, which is as far from it as its own rounding.
+The singular value decomposition of A is the Kronecker product of those of its axes, for any padding mode, stride and
+dilation, so that a scan of damps costs sums over singular values but no solves. A kernel that is separable up to
+rounding is replaced by the nearest separable one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ __all__ = ["SeparablePath"]
 
 
 class SeparablePath(DecomposedPath):
-    """The damp path without a penalty operator of a separable convolution with one kernel for all batch items.
+    """The damp path of a separable convolution with one kernel for all batch items, L the identity.
 
     Args:
         A: the convolution.
-        y: data ``(together, *batch, *out_shape)``, summed over the first dimension; zero where A has a zero row.
+        y: data ``(shared, *batch, *out_shape)``; those along the first dimension share a damp; zero where A has a zero
+            row.
         count: number of measured data.
-        factors: those of its kernel.
+        factors: the factors of the kernel along the axes.
     """
 
     @torch.no_grad()
@@ -35,7 +36,7 @@ class SeparablePath(DecomposedPath):
         parts = separable_svd(A, factors)
         assert parts is not None
         left_vectors, values, _ = parts
-        self.together, self.count = y.shape[0], count
+        self.shared, self.count = y.shape[0], count
         self.batch = tuple(y.shape[1 : y.ndim - len(A.out_shape)])
         y = y.to(double(A.dtype))
         beta = along_axes([U.mH for U in left_vectors], y)
@@ -52,7 +53,7 @@ class SeparablePath(DecomposedPath):
 
     @classmethod
     def where_cheap(cls, A: LinearOperator, y: Tensor, L: LinearOperator | None, count: Tensor) -> SeparablePath | None:
-        """The path, where A is such a convolution and decomposing its axes costs less than solves by any other way."""
+        """Make the path; None where A is no such convolution, or decomposing its axes costs more than another path."""
         if not isinstance(A, Convolution) or A.batch_shape or L is not None:
             return None
         factors = separable_factors(A, damped=True)

@@ -1,7 +1,8 @@
 r"""Damp paths whose influence traces are estimated with random probes, for every operator and penalty.
 
-Stochastic traces are Hutchinson's: with random signs v, :math:`\mathrm E\, v^H (I - H) v = m - \operatorname{tr} H`,
-and :math:`(I - H) v` is the residual of the data v. The same probes serve every damp, so the curves are smooth.
+The estimate is Hutchinson's: for probes v of random signs :math:`\mathrm E\, v^H (I - H) v = m - \operatorname{tr} H`,
+and :math:`(I - H) v` is the residual of the problem with the data v. The same probes are used for every damp, so that
+the curves are smooth.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from lsconv.operators.dtypes import double
 
 __all__ = ["BorderPath", "SolverPath"]
 
-# Probes: as many as make (probes x data) this large. The relative standard error of m - tr H is then about
-# sqrt(2 / (probes m)) or less. A local search, which needs slopes and not differences of values, begins with a fourth
-# of them, and goes on to four times as many where m - tr H is not known to one per cent.
-_PROBED_NUMBERS = 2**17
+# The number of probes times the number m of data. The relative standard error of m - tr H is then about sqrt(2 /
+# (probes m)) or less. A local search, which needs derivatives and not differences, starts with a fourth of this, and
+# takes up to four times as much where m - tr H is not known to one per cent.
+_PROBE_ENTRIES = 2**17
 
 
-class _Probed:
+class _StochasticPath:
     """The base of the stochastic paths: residuals of the data and of random probes.
 
     Args:
         A: the operator.
-        y: data ``(together, *batch, *out_shape)``, summed over the first dimension.
+        y: data ``(shared, *batch, *out_shape)``; those along the first dimension share a damp.
         count: number of measured data, ``batch``; None: all.
-        local: the path serves a local search.
-        probes: their number; None: as many as the data ask for.
+        local: the path is for a local search.
+        probes: the number of probes; None: by the number of data.
     """
 
     exact = False
@@ -60,14 +61,14 @@ class _Probed:
     ) -> None:
         self.A, self.y = A, y
         self.space = ItemSpace(A.out_shape, A.dtype, A.device)
-        self.together = y.shape[0]
-        self.count: int | Tensor = A.out_numel * self.together if count is None else count
+        self.shared = y.shape[0]
+        self.count: int | Tensor = A.out_numel * self.shared if count is None else count
         self.batch = tuple(broadcast_shapes(y.shape[1 : y.ndim - len(A.out_shape)], A.batch_shape))
         self.local = local
-        self._draw(_probes_of(_PROBED_NUMBERS // 4 if local else _PROBED_NUMBERS, A) if probes is None else probes)
+        self._draw(_probe_count(_PROBE_ENTRIES // 4 if local else _PROBE_ENTRIES, A) if probes is None else probes)
 
     def _draw(self, probes: int) -> None:
-        """Draw so many probes of random signs, the same every time."""
+        """Draw probes of random signs, with a fixed seed."""
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (probes, *self.A.out_shape), generator=generator) * 2 - 1
         self.probes = signs.to(self.A.device, self.A.dtype).reshape(-1, *(1 for _ in self.batch), *self.A.out_shape)
@@ -75,18 +76,18 @@ class _Probed:
     def _solve(
         self, damp: Tensor, data: Tensor, start: str | None = None, *, rough: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Residual and ``||L x||^2`` for data ``(many, *batch, *out_shape)``.
+        """Solve for data ``(n, *batch, *out_shape)``; return residuals and ``||L x||^2``.
 
         Args:
             damp: the damp.
             data: data or probes.
-            start: the name under which the solution is kept, to start from at the next damp; None: it is not kept.
-            rough: the result enters a quadratic form alone, where errors of the solution are of second order.
+            start: the name under which the solution is stored, as the start for the next damp; None: it is not stored.
+            rough: a larger tolerance is enough, because the result enters a quadratic form only.
         """
         raise NotImplementedError
 
-    def _both(self, damp: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Solve for data and probes, as one batch where there is one item, which spares calls."""
+    def _solve_data_and_probes(self, damp: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Solve for data and probes; as one batch if there is one item, which saves calls."""
         if math.prod(self.batch) > 1 or len(self.probes) == 1:
             return self._solve(damp, self.y, "data"), self._solve(damp, self.probes, "probes", rough=True)
         many = self.y.shape[0]
@@ -96,20 +97,20 @@ class _Probed:
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Return residual, penalty and trace at ``damp``; see :class:`DampPath`."""
-        (r, penalty), probed = self._both(damp) if trace else (self._solve(damp, self.y, "data"), None)
+        (r, penalty), probed = self._solve_data_and_probes(damp) if trace else (self._solve(damp, self.y, "data"), None)
         influence = error = change = torch.full_like(penalty[0], torch.nan)
         if probed is not None:
             rv, _ = probed
             free = self.space.inner(self.probes.expand_as(rv), rv).double()
-            influence = self.together * (self.A.out_numel - free.mean(0))
+            influence = self.shared * (self.A.out_numel - free.mean(0))
             # d(I - H)/dlog mu = (I - H) - (I - H)^2
-            change = self.together * (self.space.norm(rv).double().square() - free).mean(0)
+            change = self.shared * (self.space.norm(rv).double().square() - free).mean(0)
             probes = free.shape[0]
             if probes >= 8:
-                error = self.together * free.std(0) / probes**0.5
-            else:  # the variance is at most 2 ||I - H||_F^2, and the eigenvalues of I - H at most 1
-                error = self.together * (2 * free.mean(0).clamp_min(0) / probes).sqrt()
-            if self.local and 2 * probes <= _probes_of(4 * _PROBED_NUMBERS, self.A):
+                error = self.shared * free.std(0) / probes**0.5
+            else:  # the variance is at most 2 ||I - H||_F^2 <= 2 tr(I - H)
+                error = self.shared * (2 * free.mean(0).clamp_min(0) / probes).sqrt()
+            if self.local and 2 * probes <= _probe_count(4 * _PROBE_ENTRIES, self.A):
                 uncertain = error > 0.01 * (self.count - influence)
                 if bool((uncertain & (self.space.norm(self.y).amax(0) > 0)).any()):
                     self._draw(2 * probes)
@@ -117,8 +118,8 @@ class _Probed:
         derivative = torch.full_like(penalty[0], torch.nan)
         if slope:
             # d(I - H)/dlog mu = (I - H) H, so d||r||^2/dlog mu = 2 r^H H r, and d||Lx||^2/dmu = -that / mu^2
-            again, _ = self._solve(damp, r, rough=True)
-            derivative = -2 * self.space.inner(r, r - again).double().sum(0) / damp.double() ** 4
+            residual_of_r, _ = self._solve(damp, r, rough=True)
+            derivative = -2 * self.space.inner(r, r - residual_of_r).double().sum(0) / damp.double() ** 4
         values = (self.space.norm(r).double().square().sum(0), penalty.sum(0), influence, error)
         nothing = torch.full(self.batch, torch.nan, dtype=torch.float64, device=self.A.device)
         rss, penalty, influence, error, derivative, change = (
@@ -127,21 +128,21 @@ class _Probed:
         return Evaluation(rss, penalty, influence, error, nothing, derivative, change)
 
 
-class BorderPath(_Probed):
-    """A truncated convolution, solved through its border to a loose tolerance; L is the identity or convolutional.
+class BorderPath(_StochasticPath):
+    """The path of a truncated convolution, solved through its border to a loose tolerance; L may be convolutional.
 
-    Computed in A's own dtype while the factors are conditioned well enough for it, in double precision otherwise. The
-    regularisation of the factors is that of the wanted damp, never a floor (in double precision with L: one far below
-    rounding). Every damp starts from the border unknowns of the one before.
+    It is computed in A's dtype while the factors are well enough conditioned, else in double precision. The factors are
+    those of the given damp, without a floor (with L in double precision: a floor far below rounding). Every damp starts
+    from the border unknowns of the previous one.
 
     Args:
         A: the convolution.
-        y: data ``(together, *batch, *out_shape)``.
+        y: data ``(shared, *batch, *out_shape)``.
         scale: norm of A over that of L.
         L: the penalty.
         count: number of measured data, ``batch``; None: all.
-        local: the path serves a local search.
-        probes: their number; None: as many as the data ask for.
+        local: the path is for a local search.
+        probes: the number of probes; None: by the number of data.
         tolerance: relative residual of the border systems of the data, to begin with; it falls until the identity that
             the solution obeys holds to within it.
         missing: outputs that are not measured, ``out_shape``; they are cells of the border, and no data.
@@ -172,7 +173,7 @@ class BorderPath(_Probed):
         self.A: Convolution = A
         self.precise = A.to(dtype=double(A.dtype))
         self.precise_L = None if L is None else L.to(dtype=double(A.dtype))
-        self.fine_below = 0.0  # damps up to this need double precision
+        self.double_below = 0.0  # the largest damp that needs double precision so far
         self.starts: dict[str, Tensor] = {}
         self.latest: tuple[Tensor, tuple[Convolution, LinearOperator | None, NormalInverse]] | None = None
 
@@ -189,28 +190,29 @@ class BorderPath(_Probed):
         return normal_inverse(Request.of(A, damp, common_grid_filters(A, L), floor=floor, missing=self.missing))
 
     def _factors(self, damp: Tensor) -> tuple[Convolution, LinearOperator | None, NormalInverse]:
+        """The inverse for a damp, with A and L in its precision: A's own if the factors are well conditioned."""
         smallest = float(damp.min())
-        if torch.finfo(self.A.dtype).bits == 32 and smallest > self.fine_below:
+        if torch.finfo(self.A.dtype).bits == 32 and smallest > self.double_below:
             if self.L is None:
                 enough = bool((damp**2 >= 1e-5 * self.scale.square()).all())
                 inverse = self._inverse(self.A, None, damp) if enough else None
             else:
                 inverse = self._inverse(self.A, self.L, damp)
-                # what the definite forms invert; the saddle form's matrices say less
+                # The bound is valid for definite forms only, not for the saddle form.
                 largest = frobenius(inverse.inverse.matrices).amax()
                 enough = inverse.form != "saddle" and bool(
                     largest * inverse.scale.amax() * torch.finfo(torch.float32).eps < 2 * TOLERANCE
                 )
             if inverse is not None and enough:
                 return self.A, self.L, inverse
-            self.fine_below = smallest
+            self.double_below = smallest
         return self.precise, self.precise_L, self._inverse(self.precise, self.precise_L, damp)
 
     def _solve(
         self, damp: Tensor, data: Tensor, start: str | None = None, *, rough: bool = False
     ) -> tuple[Tensor, Tensor]:
         if self.latest is None or not torch.equal(self.latest[0], damp):
-            self.latest = None  # the factors of one damp at a time
+            self.latest = None  # freed before the factors of another damp are made
             self.latest = damp, self._factors(damp)
         A, L, inverse = self.latest[1]
         mu = over_items(damp.double().square().to(A.weight.real.dtype), len(A.out_shape))
@@ -220,12 +222,12 @@ class BorderPath(_Probed):
         residual = inverse.side == "residual"
         f = y if residual else A.adjoint(y)
         u = None if start is None else self.starts.get(start)
-        # the errors of quadratic forms are of second order
+        # Errors of the solution enter quadratic forms in second order.
         bound = tolerance = self.tolerance * (10 if rough else 1)
         while True:
-            z, _, u = self._continued(inverse, f, u, tolerance)
+            z, _, u = self._apply_from(inverse, f, u, tolerance)
             x, r = (A.adjoint(z), mu * z) if residual else (z, y - A.apply(z))
-            if self.missing is not None:  # a missing datum has no model: it is its own residual
+            if self.missing is not None:  # a missing datum has no model, and is added to the residual below
                 r = torch.where(self.missing, 0, r)
             Lx, item = (x, A.in_shape) if L is None else (L.apply(x), L.out_shape)
             penalty = _norm_sq(Lx, item)
@@ -237,16 +239,16 @@ class BorderPath(_Probed):
         return (r + unmeasured).to(self.A.dtype), penalty
 
     def _is_balanced(self, y: Tensor, r: Tensor, damp: Tensor, penalty: Tensor, bound: float) -> bool:
-        """Tell whether ``<Ax, r> = mu ||Lx||^2``, as of the solution, within this part of ``||r||^2``."""
+        """Tell whether ``<Ax, r> = mu ||Lx||^2``, which the solution satisfies, up to ``bound ||r||^2``."""
         space = ItemSpace(self.A.out_shape, r.dtype, r.device)
-        off = (space.inner(r, y - r).double() - damp.double().square() * penalty).abs()
-        return bool((off <= bound * space.norm(r).double().square()).all())
+        imbalance = (space.inner(r, y - r).double() - damp.double().square() * penalty).abs()
+        return bool((imbalance <= bound * space.norm(r).double().square()).all())
 
     @staticmethod
-    def _continued(
+    def _apply_from(
         inverse: NormalInverse, f: Tensor, start: Tensor | None, tolerance: float
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Apply the inverse, from the start where it has the shape of this problem, or else from zero."""
+        """Apply the inverse, starting from ``start`` if that fits this problem, else from zero."""
         if start is not None:
             lead = inverse.embedding.split_batch(tuple(f.shape[: f.ndim - inverse.embedding.ndim - 1]))[1]
             fits = start.shape[:2] == (lead, inverse.embedding.blocks) and start.dtype == f.dtype
@@ -254,8 +256,8 @@ class BorderPath(_Probed):
         return inverse.continued(f, tolerance, 300, start)
 
 
-class SolverPath(_Probed):
-    """Any operator and penalty, by the plan that solves the damped problem, to a loose tolerance."""
+class SolverPath(_StochasticPath):
+    """The path of any operator and penalty, by the plan for the damped problem, to a loose tolerance."""
 
     def __init__(
         self,
@@ -275,7 +277,7 @@ class SolverPath(_Probed):
         self, damp: Tensor, data: Tensor, start: str | None = None, *, rough: bool = False
     ) -> tuple[Tensor, Tensor]:
         if self.latest is None or not torch.equal(self.latest[0], damp):
-            self.latest = None  # the setup of one damp at a time
+            self.latest = None  # freed before the setup of another damp
             self.latest = damp, route(self.A, damp) if self.L is None else penalty_plan(self.A, self.L, damp)
         plan = self.latest[1]
         y = data.expand(data.shape[0], *self.batch, *self.A.out_shape)
@@ -290,9 +292,10 @@ class SolverPath(_Probed):
 
 
 def _norm_sq(x: Tensor, item: tuple[int, ...]) -> Tensor:
+    """``||x||^2`` of every item of shape ``item``."""
     return torch.linalg.vector_norm(x.flatten(x.ndim - len(item)), dim=-1).double().square()
 
 
-def _probes_of(numbers: int, A: LinearOperator) -> int:
-    """The number of probes that fill ``numbers`` entries of data, at most 128."""
-    return min(128, max(1, -(-numbers // A.out_numel)))
+def _probe_count(entries: int, A: LinearOperator) -> int:
+    """The number of probes that have ``entries`` entries in all, at most 128."""
+    return min(128, max(1, -(-entries // A.out_numel)))

@@ -17,7 +17,7 @@ __all__ = ["Windows", "as_windows"]
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Windows as one problem.
+    """Windows of the data as one problem, with the windows as a batch dimension.
 
     Attributes:
         A: the convolution of one window, without padding.
@@ -31,18 +31,19 @@ class Windows:
 
 
 def as_windows(A: Convolution, y: Tensor, L: LinearOperator | None, data: int = 96**2) -> Windows | None:
-    """Two windows along every axis, in the middles of the halves of those outputs that read no padding.
+    """Cut two windows along every axis, from the middles of both halves of the outputs that read no padding.
 
-    A window's data obey the same model: its outputs are those of a convolution without padding on the cells they read.
+    The outputs in a window are those of a convolution without padding of the inputs that they read, so that noise and
+    prior are the same.
 
     Args:
         A: the convolution.
         y: data ``(*batch, *out_shape)``.
         L: None or a Gradient; on a window it stops at the edge.
-        data: per window and channel.
+        data: number of data per window and channel.
 
     Returns:
-        None where the windows would hold more than half of the data, or L has no counterpart on them.
+        The windows; None where they would hold more than half of the data, or L has no counterpart on them.
     """
     if L is not None and not isinstance(L, Gradient):
         return None

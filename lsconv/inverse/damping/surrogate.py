@@ -1,9 +1,8 @@
-r"""The damp path of the tapered image: a cheap surrogate of a large convolution, for finding where to look.
+r"""The damp path of the tapered image: a cheap surrogate of a large convolution, whose best damp starts a search.
 
-Data that fade to zero towards their edges are nearly those of a circular convolution, whatever lies beyond them: with a
-weight w that is smooth on the scale of the kernel, :math:`w\,(Ax) \approx A(wx)` except along the edges, and white
-noise stays white up to the slow change of its strength. Everything that a rule for damp looks at is then a sum over
-frequencies,
+Data tapered to zero at their edges are nearly those of a circular convolution: for a taper w that is smooth on the
+scale of the kernel, :math:`w\,(Ax) \approx A(wx)` except along the edges, and white noise stays white but for a slowly
+varying variance. All quantities of a rule are then sums over frequencies,
 
 .. math::
     \|r\|^2 = \tfrac1N \sum |f Y|^2, \quad \operatorname{tr} H = \sum (1 - f), \quad
@@ -11,9 +10,9 @@ frequencies,
     f = \frac{\mu p^2}{s^2 + \mu p^2},
 
 with s and p the moduli of the symbols of A and L, and Y the transform of the tapered data, scaled so that the noise
-keeps its energy. One transform serves all damps. Its minima lie within 35 % of
-the damp of those of the whole data on images of 256², and mostly within a factor of three on small volumes
-(tests/inverse/damping/test_surrogate.py); the paths of :mod:`lsconv.inverse.damping.paths` have the last word.
+keeps its energy. One transform serves all damps. The best damp is within 35 % of that of the whole data on images of
+256², and mostly within a factor of three on small volumes (tests/inverse/damping/test_surrogate.py); the search then
+goes on with a path of the whole data (:mod:`lsconv.inverse.damping.paths`).
 
 Harris, "On the use of windows for harmonic analysis with the discrete Fourier transform" (1978), for the taper.
 """
@@ -35,23 +34,23 @@ from lsconv.operators.elementary import Identity
 from lsconv.operators.fft_convolution import good_fft_length
 from lsconv.operators.padding_modes import MODES
 
-__all__ = ["TaperedPath", "fading", "without_padding"]
+__all__ = ["TaperedPath", "taper", "without_padding"]
 
-# The share of an axis, both ends together, over which the data fade to zero, by the number of axes. Most data of a
-# volume lie near its faces, and would leak: they fade all along (Hann's window).
+# The part of an axis, both ends together, over which the taper falls to zero, by the number of axes. Most data of a
+# volume are near its faces, and the discontinuity there would dominate: it gets a Hann window, which tapers all along.
 _TAPER = {1: 0.25, 2: 0.25, 3: 1.0}
-# The least size of an axis, which is also no less than the kernel.
+# The least size of an axis, which also has to be as long as the kernel.
 _LEAST_DATA = 6
 
 
 class TaperedPath:
-    """The surrogate as a :class:`~lsconv.inverse.damping.paths.DampPath`; its traces are exact, for what it is.
+    """The surrogate as a :class:`~lsconv.inverse.damping.paths.DampPath`, with exact traces of the circular problem.
 
     Args:
         A: a convolution with stride 1 and one input and output channel a group; see :meth:`serves`.
-        y: data ``(together, *batch, *out_shape)``, summed over the first dimension.
+        y: data ``(shared, *batch, *out_shape)``; those along the first dimension share a damp.
         L: the penalty.
-        determinant: compute the determinant, at half of the work of an evaluation.
+        determinant: compute the determinant, which is half of the work of an evaluation.
     """
 
     exact = True
@@ -65,8 +64,8 @@ class TaperedPath:
             inner = inner.narrow(axis, first, count)
         sizes = tuple(inner.shape[-ndim:])
         grid = tuple(good_fft_length(size) for size in sizes)
-        weight = fading(sizes, A)
-        # the constant, which would leak, is what the mean of the tapered data says
+        weight = taper(sizes, A)
+        # The mean of the tapered data is subtracted, because its spectrum would leak into other frequencies.
         level = (inner * weight).sum(tuple(range(-ndim, 0)), keepdim=True) / weight.sum()
         spectrum = (inner - level) * weight * (math.prod(grid) / weight.square().sum()).sqrt()
         self.real = not A.is_complex
@@ -80,7 +79,7 @@ class TaperedPath:
         assert found is not None
         penalty = self.symbol_power(L, A.ndim, grid)
         assert penalty is not None
-        self.together, self.ndim = y.shape[0], ndim
+        self.shared, self.ndim = y.shape[0], ndim
         self._ratios(found, penalty, power, weights)
         self.count: int | Tensor = y.shape[0] * A.out_shape[0] * math.prod(grid)
         scale = (found.flatten(-ndim - 1).amax(-1) / penalty.amax()).sqrt()
@@ -97,7 +96,10 @@ class TaperedPath:
 
     @classmethod
     def symbol_power(cls, operator: LinearOperator | None, ndim: int, grid: tuple[int, ...]) -> Tensor | None:
-        """``|symbol|^2`` of a stack of convolutions channel by channel, or None where it is none; 1 of no operator."""
+        """``|symbol|^2`` of a stack of channelwise convolutions, summed over the stack; None for other operators.
+
+        Without an operator, L the identity, it is 1.
+        """
         if operator is None:
             return torch.ones((), dtype=torch.float64)
         real = not operator.dtype.is_complex
@@ -128,19 +130,19 @@ class TaperedPath:
         return None
 
     def _ratios(self, s: Tensor, p: Tensor, power: Tensor, weights: Tensor) -> None:
-        """Flatten the frequencies: everything depends on ``q = s / p`` alone."""
+        """Store the flattened spectra; everything is a function of the ratio ``q = s / p`` of the squared symbols."""
         ndim = self.ndim
         shape = (*self.batch, *power.shape[-ndim - 1 :])
         s, p = (t.expand(*t.shape[: -ndim - 1], *shape[-ndim - 1 :]).flatten(-ndim - 1) for t in (s, p))
         number = weights.expand(shape[-ndim - 1 :]).flatten()
         constant = torch.where(p > 0, p, torch.where(s > 0, s, 1)).log()
-        self.constant = (constant * number).sum(-1)  # of the determinant
+        self.constant = (constant * number).sum(-1)  # the part of the log-determinant that does not depend on damp
         self.power = (power * weights).expand(shape).flatten(-ndim - 1)
         unit = torch.where(p > 0, s, 0).amax(-1, keepdim=True) / p.amax(-1, keepdim=True)
-        # beyond these bounds a damp that is searched fits everything or nothing
+        # At ratios outside these bounds every damp in the range fits the data completely, or not at all.
         self.q = (s / p).nan_to_num(0.0, torch.inf).clamp(1e-15 * unit, 1e10 * unit)
-        # directions in the null space of L are not in the determinant, and q does not tell them
-        self.number, self.seen = number, number * (p > 0)
+        # The determinant leaves out the null space of L, which q does not show.
+        self.number, self.penalised = number, number * (p > 0)
 
     def evaluate(self, damp: Tensor, *, slope: bool = False, trace: bool = True) -> Evaluation:
         """Return residual, penalty and trace at ``damp``; see :class:`~lsconv.inverse.damping.paths.DampPath`."""
@@ -151,23 +153,23 @@ class TaperedPath:
         def total(values: Tensor) -> Tensor:
             return values.sum(-1).expand(self.batch)
 
-        nothing = torch.full(self.batch, torch.nan, dtype=torch.float64, device=self.q.device)
-        logdet = self.constant + total(self.seen * torch.log1p(self.q / mu)) if self.determinant else nothing
+        unknown = torch.full(self.batch, torch.nan, dtype=torch.float64, device=self.q.device)
+        logdet = self.constant + total(self.penalised * torch.log1p(self.q / mu)) if self.determinant else unknown
         return Evaluation(
             total(self.power * f.square()),
             total(fitted),
-            self.together * total(self.number * (1 - f)),
-            torch.zeros_like(nothing),
-            self.together * logdet,
-            total(-2 * fitted / (self.q + mu)) if slope else nothing,
-            self.together * total(-self.number * f * (1 - f)) if slope else nothing,
+            self.shared * total(self.number * (1 - f)),
+            torch.zeros_like(unknown),
+            self.shared * logdet,
+            total(-2 * fitted / (self.q + mu)) if slope else unknown,
+            self.shared * total(-self.number * f * (1 - f)) if slope else unknown,
         )
 
 
 def without_padding(A: Convolution) -> list[tuple[int, int]]:
-    """Per axis the first output that reads no padding, and how many do not, for a stride of one.
+    """Per axis the first output that reads no padding and the number of such outputs, for a stride of one.
 
-    All of them where the padding is circular, and where those that read none are few.
+    All outputs are taken where the padding is circular, or only few read no padding.
     """
     found = []
     for n, extent, (left, _), outputs in zip(A.spatial_in, A.kernel_extent, A.padding, A.spatial_out, strict=True):
@@ -179,8 +181,8 @@ def without_padding(A: Convolution) -> list[tuple[int, int]]:
     return found
 
 
-def fading(sizes: tuple[int, ...], A: Convolution) -> Tensor:
-    """The product of Tukey's windows along the axes, one in the middle; ones where the convolution is circular."""
+def taper(sizes: tuple[int, ...], A: Convolution) -> Tensor:
+    """The taper: the product of Tukey windows along the axes; ones where the convolution is circular."""
     real = A.weight.real.dtype
     weight = torch.ones((), dtype=real, device=A.device)
     for n in sizes:

@@ -1,13 +1,14 @@
-r"""The damp path of the tapered image where data count differently: a surrogate for finding where to look.
+r"""The damp path of the tapered image with weighted data: a surrogate whose best damp starts a search.
 
-With weights that change slowly, the solution near a datum is that of a circular convolution with one weight
-:math:`\omega`, that of the data which see what it sees: the weights, averaged over the squares of the kernel twice. So
+With weights w that change slowly, the solution near a datum is that of a circular convolution with one weight
+:math:`\omega`: the mean of the weights of the data that depend on the same inputs, computed by two passes with the
+squared kernel. The fit
 
 .. math:: A x \approx F^{-1} \frac{\omega s^2}{\omega s^2 + \mu p^2} F \frac{w}{\omega} y
 
-is computed for a few :math:`\omega` and interpolated between, datum by datum. With :math:`\omega h` the mean of the
-fraction over the frequencies, a datum of more weight than its neighbours adds itself to them by the formula of Sherman
-and Morrison: its fit and its influence are divided by :math:`1 + (w - \omega)_+ h`.
+is computed for a few values of :math:`\omega`, and interpolated between them datum by datum. A datum of more weight
+than the mean is a perturbation of rank one, treated by the Sherman-Morrison formula: its fit and its influence are
+divided by :math:`1 + (w - \omega)_+ h`, where :math:`\omega h` is the mean of the fraction over the frequencies.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lsconv.inverse.damping.paths import Evaluation
-from lsconv.inverse.damping.surrogate import TaperedPath, fading, without_padding
+from lsconv.inverse.damping.surrogate import TaperedPath, taper, without_padding
 from lsconv.operators.algebra import Product
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
@@ -28,18 +29,17 @@ from lsconv.operators.fft_convolution import good_fft_length
 
 __all__ = ["WeightedTaperedPath", "constant_weight_in_kernel", "weighted_convolution"]
 
-# The ratio of neighbours among the weights, at most eight, for which solutions are computed; between, they are
-# interpolated.
+# The ratio between successive weights omega, of at most eight, for which fits are computed.
 _RATIO = 4.0
 
 
 class WeightedTaperedPath:
-    """The surrogate as a :class:`~lsconv.inverse.damping.paths.DampPath`; it knows no determinant.
+    """The surrogate as a :class:`~lsconv.inverse.damping.paths.DampPath`; it does not compute the determinant.
 
     Args:
         A: a convolution that :class:`TaperedPath` serves.
         diagonal: the roots of the weights, ``(*batch, *A.out_shape)``.
-        y: data of the weighted operator, ``(together, *batch, *A.out_shape)``, summed over the first dimension.
+        y: data of the weighted operator, ``(shared, *batch, *A.out_shape)``, summed over the first dimension.
         L: the penalty.
     """
 
@@ -57,21 +57,21 @@ class WeightedTaperedPath:
         self.grid = tuple(good_fft_length(size) for size in sizes)
         self.dims = tuple(range(-ndim, 0))
         self.real = not A.is_complex
-        taper = fading(sizes, A).double()
-        seen = (w * taper).sum(self.dims, keepdim=True)
-        level = (z * w * taper).sum(self.dims, keepdim=True) / torch.where(seen > 0, seen, 1)
-        z = (z - level) * taper * (math.prod(sizes) / taper.square().sum()).sqrt()
+        window = taper(sizes, A).double()
+        total_weight = (w * window).sum(self.dims, keepdim=True)
+        level = (z * w * window).sum(self.dims, keepdim=True) / torch.where(total_weight > 0, total_weight, 1)
+        z = (z - level) * window * (math.prod(sizes) / window.square().sum()).sqrt()
         extra = [n for g, m in zip(reversed(self.grid), reversed(sizes), strict=True) for n in (0, g - m)]
         self.z, self.w = (torch.nn.functional.pad(t, extra) for t in (z, w))
         self.count: int | Tensor = y.shape[0] * self._sum((self.w > 0).double()).sum(-1)
-        self.together = y.shape[0]
+        self.shared = y.shape[0]
         power, penalty = (TaperedPath.symbol_power(operator, ndim, self.grid) for operator in (A, L))
-        spread = TaperedPath.symbol_power(
+        squared_kernel_symbol = TaperedPath.symbol_power(
             A.with_parameters([A.weight.detach().abs().square().to(A.dtype)]), ndim, self.grid
         )
         assert power is not None
         assert penalty is not None
-        assert spread is not None
+        assert squared_kernel_symbol is not None
         self.s, self.p = power, penalty
         number = torch.ones(power.shape[-ndim:], dtype=torch.float64, device=y.device)
         if self.real:
@@ -79,17 +79,17 @@ class WeightedTaperedPath:
         self.number = number / math.prod(self.grid)
         mean = self._inverse_transform(
             self._transform(self.w.to(self.z.dtype))
-            * spread
-            / spread.flatten(-ndim)[..., 0].reshape(*spread.shape[:-ndim], *(1,) * ndim)
+            * squared_kernel_symbol
+            / squared_kernel_symbol.flatten(-ndim)[..., 0].reshape(*squared_kernel_symbol.shape[:-ndim], *(1,) * ndim)
         )
-        self.around = mean.real.clamp_min(0)
-        high = float(self.around.max())
-        low = min(high, max(_RATIO**-7 * high, float(self.around.min())))
+        self.mean_weights = mean.real.clamp_min(0)
+        high = float(self.mean_weights.max())
+        low = min(high, max(_RATIO**-7 * high, float(self.mean_weights.min())))
         steps = math.ceil(math.log(high / low) / math.log(_RATIO)) if high > 0 else 0
         self.levels = [low * (high / low) ** (k / max(1, steps)) for k in range(steps + 1)]
-        place = (self.around.clamp(low, high) / low).log() * (steps / math.log(high / low) if steps else 0)
+        place = (self.mean_weights.clamp(low, high) / low).log() * (steps / math.log(high / low) if steps else 0)
         self.interpolation = [(1 - (place - k).abs()).clamp_min(0) for k in range(steps + 1)]
-        self.spectrum = self._transform(self.w * self.z / torch.where(self.around > 0, self.around, 1))
+        self.spectrum = self._transform(self.w * self.z / torch.where(self.mean_weights > 0, self.mean_weights, 1))
         size = (self.w.mean(self.dims) * self.s.flatten(-ndim).amax(-1)).amax(-1)
         self.scale = (size / penalty.amax()).sqrt().expand(self.batch)
 
@@ -102,7 +102,7 @@ class WeightedTaperedPath:
         return torch.fft.ifftn(z, dim=self.dims)
 
     def _sum(self, values: Tensor) -> Tensor:
-        """Sum over the pixels, which leaves the channels."""
+        """Sum over the pixels."""
         return values.sum(self.dims)
 
     @torch.no_grad()
@@ -111,20 +111,20 @@ class WeightedTaperedPath:
         mu = damp.double().square()
         over = over_items(mu, self.ndim + 1)
         fit = change = torch.zeros_like(self.z)
-        h = rise = torch.zeros_like(self.around)
-        for level, near in zip(self.levels, self.interpolation, strict=True):
-            both = level * self.s + over * self.p
-            f = self.s / torch.where(both > 0, both, 1)
-            slower = -f * over * self.p / torch.where(both > 0, both, 1)
-            fit = fit + near * self._inverse_transform(level * f * self.spectrum)
-            h = h + near * (f * self.number).sum(self.dims, keepdim=True)
+        h = h_slope = torch.zeros_like(self.mean_weights)
+        for level, share in zip(self.levels, self.interpolation, strict=True):
+            denominator = level * self.s + over * self.p
+            f = self.s / torch.where(denominator > 0, denominator, 1)
+            f_slope = -f * over * self.p / torch.where(denominator > 0, denominator, 1)
+            fit = fit + share * self._inverse_transform(level * f * self.spectrum)
+            h = h + share * (f * self.number).sum(self.dims, keepdim=True)
             if slope:
-                change = change + near * self._inverse_transform(level * slower * self.spectrum)
-                rise = rise + near * (slower * self.number).sum(self.dims, keepdim=True)
-        more = (self.w - self.around).clamp_min(0)
-        alone = 1 + more * h
-        change = change / alone - fit * more * rise / alone.square()
-        fit = fit / alone
+                change = change + share * self._inverse_transform(level * f_slope * self.spectrum)
+                h_slope = h_slope + share * (f_slope * self.number).sum(self.dims, keepdim=True)
+        excess = (self.w - self.mean_weights).clamp_min(0)
+        divisor = 1 + excess * h
+        change = change / divisor - fit * excess * h_slope / divisor.square()
+        fit = fit / divisor
         r = self.z - fit
 
         def total(values: Tensor) -> Tensor:
@@ -135,19 +135,19 @@ class WeightedTaperedPath:
         return Evaluation(
             total((self.w * r.abs().square()).sum(0)),
             total((self.w * (r.conj() * fit).real).sum(0)).clamp_min(0) / mu,
-            self.together * total(self.w * h / alone),
+            self.shared * total(self.w * h / divisor),
             torch.zeros_like(unknown),
             unknown,
             -residual_rise / mu.square() if slope else unknown,
-            self.together * total(self.w * rise / alone.square()) if slope else unknown,
+            self.shared * total(self.w * h_slope / divisor.square()) if slope else unknown,
         )
 
 
 def constant_weight_in_kernel(A: LinearOperator) -> LinearOperator:
-    """Move a diagonal that is one number beside zeros into the kernel; the zeros become a mask.
+    """Multiply a diagonal of one number and zeros into the kernel of the convolution behind it; zeros become a mask.
 
     Args:
-        A: any operator; only a diagonal before a convolution is looked at.
+        A: any operator; it is returned unchanged unless it is such a diagonal times a convolution.
     """
     weighted = weighted_convolution(A)
     if weighted is None:
@@ -169,7 +169,7 @@ def constant_weight_in_kernel(A: LinearOperator) -> LinearOperator:
 
 
 def weighted_convolution(A: LinearOperator) -> tuple[Tensor, Convolution] | None:
-    """The diagonal and the convolution behind it; None of another operator."""
+    """Split a diagonal times a convolution into both; None for any other operator."""
     if not isinstance(A, Product) or len(A.operators) != 2 or not isinstance(A.operators[0], Diagonal):
         return None
     core = A.operators[1]

@@ -61,7 +61,7 @@ def agree(problems, results) -> None:
     """Both runs are certified, and at the same objective."""
     assert all(bool(result.met.all()) for result in results)
     ours, other = (
-        problem.certificate(result.x, result.duals, problem.precise).objective
+        problem.certificate(result.x, result.duals, problem.terms_double).objective
         for problem, result in zip(problems, results, strict=True)
     )
     torch.testing.assert_close(ours, other, rtol=1e-5, atol=0)
@@ -251,7 +251,7 @@ def test_bounds_hold_where_the_padding_repeats_cells(mode: str, bounds: tuple[fl
     assert isinstance(problems[0].step, ExtendedGrid)
     results = [problem.run(1e-5, 5000, None) for problem in problems]
     ours, other = (
-        problem.certificate(result.x, result.duals, problem.precise).objective
+        problem.certificate(result.x, result.duals, problem.terms_double).objective
         for problem, result in zip(problems, results, strict=True)
     )
     assert all(bool(result.met) for result in results)
@@ -307,7 +307,7 @@ def test_items_that_copies_keep_from_converging_are_finished_by_the_operators(
     assert len(seen) > 4
     assert result.history.iterations.tolist() == seen
     assert result.history.objective.shape == (len(seen), 2)
-    verdict = problem.certificate(result.x, result.duals, problem.precise)
+    verdict = problem.certificate(result.x, result.duals, problem.terms_double)
     assert bool((verdict.met(1e-4) | ~result.met).all())
     kept = alone.met
     assert torch.equal(result.x[kept], alone.x[kept])
@@ -318,6 +318,6 @@ def test_items_that_copies_keep_from_converging_are_finished_by_the_operators(
     finished = problem.run(1e-3, 1000, None)
     assert bool(finished.met.all())
     reference = SparseProblem(A, y, terms, bounds=bounds, extended=False).run(1e-3, 1000, None)
-    ours = problem.certificate(finished.x, finished.duals, problem.precise).objective
-    other = problem.certificate(reference.x, [torch.zeros_like(y), *reference.duals], problem.precise).objective
+    ours = problem.certificate(finished.x, finished.duals, problem.terms_double).objective
+    other = problem.certificate(reference.x, [torch.zeros_like(y), *reference.duals], problem.terms_double).objective
     torch.testing.assert_close(ours, other, rtol=2e-3, atol=0)

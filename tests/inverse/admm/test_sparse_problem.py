@@ -40,7 +40,7 @@ def test_the_answer_is_that_of_soft_thresholding(bounds: tuple[float, float] | N
     exact = y.sign() * (y.abs() - WEIGHT).clamp_min(0)
     exact = exact if bounds is None else exact.clamp(*bounds)
     torch.testing.assert_close(result.x, exact, rtol=0, atol=1e-5)
-    certificate = problem.certificate(result.x, result.duals, problem.precise)
+    certificate = problem.certificate(result.x, result.duals, problem.terms_double)
     objective = 0.5 * (exact - y).square().sum() + WEIGHT * exact.abs().sum()
     torch.testing.assert_close(certificate.objective, objective, rtol=1e-6, atol=0)
 
@@ -60,5 +60,5 @@ def test_the_level_left_out_is_the_constant_that_explains_most_of_the_data() -> 
     plain = SparseProblem(A, y, terms)
     results = [p.run(1e-6, 2000, None) for p in (plain, problem)]
     assert all(bool(result.met.all()) for result in results)
-    objectives = [plain.certificate(result.x, result.duals, plain.precise).objective for result in results]
+    objectives = [plain.certificate(result.x, result.duals, plain.terms_double).objective for result in results]
     torch.testing.assert_close(objectives[0], objectives[1], rtol=1e-6, atol=0)

@@ -10,7 +10,14 @@ import lsconv
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import Grid, symbol
 from lsconv.inverse.admm.proximal import sparsity_term
-from lsconv.inverse.admm.split_images import Copies, Differences, Filtered, GridLayout, Itself, SplitImage
+from lsconv.inverse.admm.split_images import (
+    ConvolutionImage,
+    DifferenceImage,
+    GridLayout,
+    IdentityImage,
+    PaddedImage,
+    SplitImage,
+)
 
 F64 = torch.float64
 SIZES, INPUTS = (6, 5), (4, 5)
@@ -20,10 +27,10 @@ LAYOUT = GridLayout(Grid(SIZES, real=True), (), 1, 1, INPUTS, F64, torch.device(
 def image(name: str) -> SplitImage:
     if name == "convolution":
         A = lsconv.Conv2d(torch.randn(2, 1, 3, 2, dtype=F64), SIZES, padding="same", padding_mode="circular")
-        return Filtered(LAYOUT, A, symbol(A, Embedding(A, SIZES)))
+        return ConvolutionImage(LAYOUT, A, symbol(A, Embedding(A, SIZES)))
     if name == "differences":
-        return Differences(LAYOUT, lsconv.Gradient((1, *INPUTS), ndim=2, spacing=(0.5, 2.0), dtype=F64))
-    return Itself(LAYOUT, held=False)
+        return DifferenceImage(LAYOUT, lsconv.Gradient((1, *INPUTS), ndim=2, spacing=(0.5, 2.0), dtype=F64))
+    return IdentityImage(LAYOUT, zero_outside=False)
 
 
 def apply(split: SplitImage, x: Tensor) -> Tensor:
@@ -56,7 +63,7 @@ def test_the_adjoint_is_the_transpose(name: str) -> None:
 def test_cells_that_the_operator_does_not_have_are_left_as_they_are() -> None:
     gradient = lsconv.Gradient((1, *INPUTS), ndim=2, dtype=F64)
     term = sparsity_term(gradient, torch.tensor(1e9, dtype=F64))
-    split = Differences(LAYOUT, gradient)
+    split = DifferenceImage(LAYOUT, gradient)
     s = torch.randn(split.shape, dtype=F64)
     out = torch.empty_like(s)
     split.proximal(term, s.clone(), torch.tensor(1.0, dtype=F64), out)
@@ -67,7 +74,7 @@ def test_cells_that_the_operator_does_not_have_are_left_as_they_are() -> None:
 
 
 def test_copies_share_their_mean() -> None:
-    split = Copies(LAYOUT, [(1, 1), (0, 0)], "replicate")
+    split = PaddedImage(LAYOUT, [(1, 1), (0, 0)], "replicate")
     term = sparsity_term(lsconv.Identity((1, *INPUTS), dtype=F64), torch.tensor(0.0, dtype=F64))
     s, out = torch.randn(1, *SIZES, dtype=F64), torch.empty(1, *SIZES, dtype=F64)
     split.proximal(term, s.clone(), torch.tensor(1.0, dtype=F64), out)
