@@ -1,6 +1,6 @@
-"""Deconvolution of images and volumes: what a picture needs around a least-squares problem.
+"""Deconvolution of images and volumes: from an image, its PSF and its noise to a least-squares problem and back.
 
 ``deconvolve`` is the entry point; ``blur`` and ``point_spread`` make the operator, ``image_layout`` names the axes,
-``image_noise`` and ``saturation`` say how well each pixel was measured; ``restoration`` solves under each prior, with
-``image_tikhonov`` and ``identical_groups`` for the quadratic ones.
+``image_noise`` and ``saturation`` describe how well each pixel was measured; ``restoration`` solves under each prior,
+with ``image_tikhonov`` and ``identical_groups`` for the quadratic ones.
 """

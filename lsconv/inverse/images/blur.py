@@ -101,11 +101,11 @@ def blur_operator(
 
 
 def level_for_mean(A: Convolution | VaryingConvolution, mean: Tensor) -> Tensor:
-    """Make the constant image, per channel, that blurs to a mean; zero where there is none.
+    """Make the constant image, per channel, whose blurred image has a given mean; zero where the PSF has no sum.
 
     Args:
         A: the blur.
-        mean: of the image, ``(*batch, channels, *ones)``.
+        mean: the mean of the blurred image, ``(*batch, channels, *ones)``.
     """
     axes = tuple(range(-A.ndim, 0))
     if isinstance(A, VaryingConvolution):
@@ -119,7 +119,7 @@ def level_for_mean(A: Convolution | VaryingConvolution, mean: Tensor) -> Tensor:
 
 
 def central_blur(A: VaryingConvolution) -> tuple[Convolution, tuple[Any, ...]]:
-    """Return the blur by the kernel in the centre for half of every axis of the image, and where these pixels are."""
+    """Return the blur of the central half of every axis by the PSF in the centre, and the slices of that half."""
     at = tuple(n // 2 for n in A.spatial_out)
     place: tuple[Any, ...] = (slice(None), *at)
     kernel = torch.tensordot(A.weights[place], A.kernels, 1)

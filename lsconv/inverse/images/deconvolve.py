@@ -165,7 +165,7 @@ def deconvolve(
     layout = Layout.of(image, psf[0] if positions is not None and getattr(psf, "ndim", 0) > 1 else psf, channels, ndim)
     measured, kernel = Measurement.of(layout, image, model), layout.kernel(psf, image)
     batch = measured.y.shape[: -layout.ndim - 1]
-    if 0 in batch:  # solved with an item of zeros, which is taken away in the end
+    if 0 in batch:  # solved for one item of zeros, which is removed at the end
         measured, regularisation = measured.with_item(len(batch)), regularisation.with_item()
     if positions is not None:
         if noise == "poisson":
@@ -189,8 +189,8 @@ def deconvolve(
     regularisation = regularisation.resolved(A, measured)
     scale = float(kernel.detach().flatten(-layout.ndim).sum(-1).mean())
     check_meaning(measured.measured_values(), regularisation.bounds, noise_std, scale)
-    crop = crop or boundary != "unknown"  # the field is the image
-    # pixel of the image in the field
+    crop = crop or boundary != "unknown"  # the field has the size of the image
+    # the first pixel of the image, in the field
     first = [k - 1 - c if boundary == "unknown" else 0 for k, c in zip(A.kernel_size, centre, strict=True)]
     if crop and isinstance(A, Convolution) and not any_requires_grad(kernel):
         A, first = _without_margins(A, first, size)
@@ -209,15 +209,15 @@ def deconvolve(
 
 
 def _without_margins(A: Convolution, first: list[int], size: tuple[int, ...]) -> tuple[Convolution, list[int]]:
-    """The blur without the zeros around its PSF, and the image's first pixel in its field.
+    """Crop the zeros around the PSF; return the blur, and the first pixel of the image in its smaller field.
 
     Args:
         A: the blur.
         first: the image's first pixel in its field.
-        size: of the image.
+        size: the size of the image.
 
     Returns:
-        Both as they are where no margin is zero, or where the smaller field would not hold the image.
+        Both unchanged where no margin is zero, or the smaller field would not contain the image.
     """
     trimmed = Reduction.trimmed(A)
     if trimmed is None:

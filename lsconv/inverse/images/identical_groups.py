@@ -1,4 +1,4 @@
-"""Groups with equal kernels, such as the colours of an image under one blur, as one group and many data."""
+"""Groups with equal kernels, such as the colours of an image under one blur, as one group with a batch of data."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["SharedGroups"]
 
 @dataclass(frozen=True)
 class SharedGroups:
-    """One group of a convolution whose groups are all alike, so that its setup is done once for all of them.
+    """One group of a convolution whose groups have equal kernels, so that the setup is done once for all of them.
 
     Attributes:
         A: the convolution of one group.
         L: the penalty on its inputs, or None.
-        groups: how many there are.
+        groups: the number of groups.
     """
 
     A: Convolution
@@ -29,7 +29,7 @@ class SharedGroups:
 
     @classmethod
     def of(cls, A: LinearOperator, L: LinearOperator | None = None) -> SharedGroups | None:
-        """Return one group of A; None: there is one only, the kernels differ, or L acts on the groups differently."""
+        """Make it; None where A has one group, kernels differ, or L is no Gradient or Laplacian of each channel."""
         if not isinstance(A, Convolution) or A.groups == 1:
             return None
         channels = A.c_in // A.groups
@@ -48,9 +48,9 @@ class SharedGroups:
         return cls(one, L, A.groups)
 
     def split(self, z: Tensor) -> Tensor:
-        """``(*batch, channels, *size)`` to ``(groups, *batch, channels of a group, *size)``."""
+        """Reshape ``(*batch, channels, *size)`` to ``(groups, *batch, channels of a group, *size)``."""
         return z.unflatten(-self.A.ndim - 1, (self.groups, -1)).movedim(-self.A.ndim - 2, 0)
 
     def join(self, z: Tensor) -> Tensor:
-        """Invert :meth:`split`."""
+        """Undo :meth:`split`."""
         return z.movedim(0, -self.A.ndim - 2).flatten(-self.A.ndim - 2, -self.A.ndim - 1)

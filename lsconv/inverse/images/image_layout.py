@@ -1,4 +1,4 @@
-"""The axes, kinds and number types of an image, brought to ``(*batch, channels, *size)`` in floating point and back."""
+"""Conversion of images of any layout and number type to ``(*batch, channels, *size)`` in floating point, and back."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _REAL = ("int", "uint", "float", "bfloat", "bool")
 
 @dataclass(frozen=True)
 class Layout:
-    """The axes of an image: how it becomes ``(*batch, channels, *size)`` in floating point.
+    """The axes of an image, and its conversion to ``(*batch, channels, *size)`` in floating point.
 
     Attributes:
         ndim: number of spatial axes.
         channels: "first", "last" or None.
-        dtype: that the image is solved in.
+        dtype: the type in which the image is restored.
     """
 
     ndim: int
@@ -41,7 +41,7 @@ class Layout:
 
     @classmethod
     def of(cls, image: Any, psf: Any, channels: Any, ndim: int | None) -> Layout:
-        """Return the layout of an image under a PSF, from the arguments of :func:`lsconv.deconvolve`, checked."""
+        """Check arguments of :func:`lsconv.deconvolve`, and make the layout of its image."""
         for name, value in (("image", image), ("psf", psf)):
             if not isinstance(value, (Tensor, np.ndarray)):
                 raise ArgumentTypeError(f"{name}: expected a torch.Tensor or a NumPy array, got {type(value).__name__}")
@@ -57,7 +57,7 @@ class Layout:
             raise ArgumentError(f'channels: expected None, "first" or "last", got {channels!r}')
         spatial = spatial_axes(psf.ndim, ndim)
         if channels is None and ndim is None:
-            channels = _colours(tuple(image.shape), tuple(psf.shape))
+            channels = _guess_channels(tuple(image.shape), tuple(psf.shape))
         if image.ndim < spatial + (channels is not None):
             raise ShapeError(
                 f"image: expected {spatial} spatial axes{'' if channels is None else ' and one of channels'} for a PSF "
@@ -74,13 +74,13 @@ class Layout:
     def image(
         self, image: Any, observed: Any = None, saturated: Any = None, *, one_sided: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return the pixels as ``(*batch, channels, *size)``, which were measured, and which are lower bounds.
+        """Convert an image to pixels ``(*batch, channels, *size)``, and masks of measured pixels and of lower bounds.
 
         Missing pixels are zero. The second is None where all were measured, the third where none is a lower bound.
 
         Args:
-            image: as given.
-            observed: True where pixels were measured, of the image's or its spatial shape.
+            image: the image of the user.
+            observed: True where pixels were measured, of the shape of the image or its spatial shape.
             saturated: the level from which pixels are saturated, "auto" or None.
             one_sided: saturated pixels are lower bounds at that level, and not missing.
         """
@@ -90,7 +90,7 @@ class Layout:
         if level is not None:
             below = _tensor((np.ma.getdata(image) if isinstance(image, np.ndarray) else image) < level, torch.bool)
             if one_sided:
-                bounded = self.inside(~below)
+                bounded = self.channels_first(~below)
             else:
                 keep = below if keep is None else keep.to(below.device) & below
         if isinstance(image, np.ma.MaskedArray):
@@ -98,7 +98,7 @@ class Layout:
             keep = mask if keep is None else keep & mask
             image = np.ma.getdata(image)
         y = _tensor(image, self.dtype)
-        if not bool(torch.isfinite(y.detach().sum())):  # the sum of finite numbers may overflow: looked at one by one
+        if not bool(torch.isfinite(y.detach().sum())):  # the sum may overflow, so entries are tested then
             nan = torch.isnan(y)
             keep = ~nan if keep is None else keep.to(nan.device) & ~nan
         if keep is not None:
@@ -106,17 +106,17 @@ class Layout:
             y = torch.where(keep, y, 0)
         if not bool(torch.isfinite(y.detach()).all()):
             raise NonFiniteError("image: contains infinity; missing pixels are NaN, or masked in a numpy.ma array")
-        y = self.inside(y).contiguous()
+        y = self.channels_first(y).contiguous()
         if bounded is not None and level is not None:
             bounded = bounded.to(y.device)
-            bounded = bounded if keep is None else bounded & self.inside(keep)
+            bounded = bounded if keep is None else bounded & self.channels_first(keep)
             bounded = bounded if bool(bounded.any()) else None
         if bounded is not None and level is not None:
             y = torch.where(bounded, y.new_tensor(level), y)
         if keep is None or bool(keep.all()):
             return y, None, bounded
         unannounced = int((~keep if given is None else given.to(y.device) & ~keep).sum())
-        keep = self.inside(keep)
+        keep = self.channels_first(keep)
         if not bool(keep.flatten(-self.ndim - 1).any(-1).all()):
             raise NonFiniteError("image: has no measured pixel, all are NaN, masked, saturated or not observed")
         if unannounced:
@@ -127,11 +127,10 @@ class Layout:
         return y, keep, bounded
 
     def map(self, name: str, value: Any, image: Any, y: Tensor) -> Tensor:
-        """Return a number, one per batch item, or a map of the image's or its spatial shape, shaped to broadcast with
-        y.
+        """Convert a number, one per batch item, or a map of the image's or its spatial shape, to broadcast with y.
 
         Raises:
-            ArgumentTypeError, NonFiniteError, ShapeError: it is none of these.
+            ArgumentTypeError, NonFiniteError, ShapeError: the value is none of these.
         """
         if isinstance(value, (str, bytes, bool)) or value is None:
             raise ArgumentTypeError(f"{name}: expected a number or a map, got {value!r}")
@@ -146,7 +145,7 @@ class Layout:
         if shape == ():
             return found
         if shape == tuple(image.shape):
-            return self.inside(found)
+            return self.channels_first(found)
         if shape == size:
             return found
         if shape == tuple(y.shape[: -self.ndim - 1]):
@@ -157,10 +156,10 @@ class Layout:
         )
 
     def _mask(self, observed: Any, image: Any) -> Tensor:
-        """The pixels that were observed, in the image's shape.
+        """Check ``observed``, and expand it to the shape of the image.
 
         Raises:
-            ArgumentTypeError, DtypeError, ShapeError: it is no mask of the image.
+            ArgumentTypeError, DtypeError, ShapeError: ``observed`` is no mask of the image.
         """
         if not isinstance(observed, (Tensor, np.ndarray)):
             raise ArgumentTypeError(f"observed: expected a bool tensor or array, got {type(observed).__name__}")
@@ -177,14 +176,14 @@ class Layout:
             return (mask.unsqueeze(-1) if channels_last else mask).expand(wanted)
         raise ShapeError(f"observed: expected the image's shape {wanted} or its size, got {shape}")
 
-    def inside(self, values: Tensor) -> Tensor:
-        """``(*batch, channels, *size)`` of a tensor in the image's layout."""
+    def channels_first(self, values: Tensor) -> Tensor:
+        """Permute a tensor in the layout of the image to ``(*batch, channels, *size)``."""
         if self.channels is None:
             return values.unsqueeze(-self.ndim - 1)
         return values.movedim(-1, -self.ndim - 1) if self.channels == "last" else values
 
     def kernel(self, psf: Any, image: Any) -> Tensor:
-        """Return the PSF as ``(*batch, 1 or channels, *size)`` or ``(*size)``, checked."""
+        """Check the PSF, and convert it to ``(*batch, 1 or channels, *size)`` or ``(*size)``."""
         kernel = _tensor(psf, self.dtype.to_real())
         if isinstance(image, Tensor):
             kernel = kernel.to(image.device)
@@ -200,11 +199,11 @@ class Layout:
         return tuple(y.shape[-self.ndim :])
 
     def answer(self, x: Tensor, image: Any) -> Any:
-        """``x`` in the kind, type and layout of the image; in floating point where that is of bools."""
+        """Convert x to the kind (tensor or array), number type and layout of the image; of bools: to floating point."""
         number = _name(image.dtype)
         if number == "bool":
             return self.floating(x, image)
-        x = self._arranged(x)
+        x = self._image_axes(x)
         if "int" in number:
             return _rounded(x, image)
         if isinstance(image, Tensor):
@@ -212,18 +211,19 @@ class Layout:
         return x.detach().cpu().numpy().astype(image.dtype.newbyteorder("="))
 
     def floating(self, x: Tensor, image: Any) -> Any:
-        """``x`` in the kind and layout of the image and in floating point, whatever the image's type is."""
-        x = self._arranged(x)
+        """Convert x to the kind and layout of the image, in floating point."""
+        x = self._image_axes(x)
         return x if isinstance(image, Tensor) else x.detach().cpu().numpy()
 
-    def _arranged(self, x: Tensor) -> Tensor:
+    def _image_axes(self, x: Tensor) -> Tensor:
+        """Undo :meth:`channels_first`."""
         if self.channels is None:
             return x.squeeze(-self.ndim - 1)
         return x.movedim(-self.ndim - 1, -1) if self.channels == "last" else x
 
 
 def spatial_axes(psf_ndim: int, ndim: int | None) -> int:
-    """The number of spatial axes: ``ndim``, or all that the PSF has."""
+    """The number of spatial axes: ``ndim``, or all axes of the PSF."""
     found = psf_ndim if ndim is None else ndim
     if isinstance(found, bool) or found not in (1, 2, 3) or psf_ndim < found:
         said = "" if ndim is None else f" and ndim={ndim!r}"
@@ -233,11 +233,11 @@ def spatial_axes(psf_ndim: int, ndim: int | None) -> int:
     return found
 
 
-def _colours(image: tuple[int, ...], psf: tuple[int, ...]) -> str | None:
-    """The channels of an image of which nothing is said: "last" for (..., H, W, 3) under a PSF of two axes.
+def _guess_channels(image: tuple[int, ...], psf: tuple[int, ...]) -> str | None:
+    """The channels of an image for which ``channels`` is not given: "last" for (..., H, W, 3) and a plane PSF.
 
     Raises:
-        ShapeError: the axes can be read in two ways.
+        ShapeError: the axes are ambiguous.
     """
     if len(psf) == 2 and len(image) >= 3 and image[-1] in (3, 4) and min(image[-3:-1]) > image[-1]:
         if image[-1] == 3:
@@ -261,12 +261,12 @@ def _colours(image: tuple[int, ...], psf: tuple[int, ...]) -> str | None:
 
 
 def _name(dtype: Any) -> str:
-    """The name of a torch or NumPy type, the same in both, whatever the order of the bytes."""
+    """The name of a torch or NumPy type, without torch's prefix and NumPy's byte order."""
     return dtype.name if isinstance(dtype, np.dtype) else str(dtype).removeprefix("torch.")
 
 
 def _rounded(x: Tensor, image: Any) -> Any:
-    """Round ``x`` to integers in the range of the image's type, whose largest may have no equal in floating point."""
+    """Round x to integers within the image's type, whose largest value floating point may not represent."""
     limits = np.iinfo(_name(image.dtype))
     rounded = x.detach().double().round()
     high = float(limits.max) if limits.bits < 64 else float(np.nextafter(float(limits.max), 0))

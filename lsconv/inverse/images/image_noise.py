@@ -1,12 +1,12 @@
-r"""The noise of an image: which pixels are measured, how precisely, and how many photons they stand for.
+r"""The noise of an image: the pixels that were measured, their standard deviations, and their photon counts.
 
-Gaussian noise of standard deviation sigma_i leaves ``y_i - b_i = (A x)_i + sigma_i n_i``; rows are divided by
-``sigma_i`` over a common sigma where it is a map. A camera of gain g (grey levels per photon) and offset o whose
-electronics add noise of r photons gives
+For Gaussian noise ``y_i - b_i = (A x)_i + sigma_i n_i`` with n of variance one. Where sigma is a map, row i is
+multiplied by ``sigma / sigma_i`` with a common sigma, so that all rows have the noise sigma. A camera of gain g (grey
+levels per photon) and offset o whose electronics add noise of r photons gives
 
 .. math:: y = g\,(\mathrm{Poisson}((A x + b)/g) + r\, n) + o ,
 
-and ``(y - o)/g + r^2`` has mean and variance ``(A x + b)/g + r^2``: it is taken for a Poisson variable itself.
+and ``(y - o)/g + r^2`` has mean and variance ``(A x + b)/g + r^2``, so that it is modelled as a Poisson variable.
 
 Snyder, Helstrom, Lanterman, Faisal and White, "Compensation for readout noise in CCD images" (1995).
 """
@@ -30,7 +30,7 @@ __all__ = ["Measurement", "NoiseModel", "check_meaning"]
 
 @dataclass(frozen=True, eq=False)
 class NoiseModel:
-    """The noise of an image as :func:`lsconv.deconvolve` is told of it: its arguments of these names, as given."""
+    """The arguments of :func:`lsconv.deconvolve` that describe the noise, under the same names and unchecked."""
 
     noise: str
     noise_std: Any
@@ -46,17 +46,17 @@ class NoiseModel:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """The measurement of the blurred field: the image, and how well each of its pixels was measured.
+    """The measurement of the blurred field: the image, with the noise of its pixels.
 
     Attributes:
         y: the image less background and offset, ``(*batch, channels, *size)``, zero where it is missing.
-        rows: what multiplies the rows of the least-squares problem, which broadcasts with y; None: ones.
-        noise_std: standard deviation of the noise in ``rows * y``, or None.
-        counts: photons; None: the noise is Gaussian.
-        expected: photons without x.
-        mapped: a map of the noise has given the rows.
+        rows: the factors of the rows of the least-squares problem, which broadcast with y; None: ones.
+        noise_std: standard deviation of the noise in ``rows * y``; None: not known.
+        counts: the photon counts; None: the noise is Gaussian.
+        expected: the expected photon counts for x = 0.
+        mapped: ``rows`` come from a map of standard deviations.
         sensitivity: photons per grey level, zero where pixels are missing, which broadcasts with y; None: ones.
-        at_least: where y is a lower bound of the truth; None: nowhere.
+        at_least: True where y is a lower bound of the blurred field; None: nowhere.
     """
 
     y: Tensor
@@ -70,12 +70,12 @@ class Measurement:
 
     @classmethod
     def of(cls, layout: Layout, image: Any, model: NoiseModel) -> Measurement:
-        """Return the measurement that an image and what is said of its noise describe, checked.
+        """Check the arguments, and make the measurement of an image.
 
         Args:
-            layout: of the image.
-            image: as given.
-            model: the noise.
+            layout: the layout of the image.
+            image: the image of the user.
+            model: the arguments about the noise.
 
         Raises:
             ArgumentError, NonFiniteError: the arguments contradict each other, or nothing was measured.
@@ -100,7 +100,7 @@ class Measurement:
                 if bool((maps[name] != (name == "gain")).any()):
                     raise ArgumentError(f'{name}: is of the photons of noise="poisson"; noise_std is in grey levels')
             y = _zero_where_missing(y - maps["background"] - maps["offset"], keep)
-            rows, usual, mapped = cls._weights(layout, image, y, keep, noise_std)
+            rows, common_std, mapped = cls._weights(layout, image, y, keep, noise_std)
             if weights is not None:
                 if mapped:
                     raise ArgumentError("weights: a map of noise_std gives them already; give one of the two")
@@ -111,7 +111,7 @@ class Measurement:
                 rows = (root if rows is None else root * rows).contiguous()
             if rows is not None and not bool((rows > 0).flatten(-layout.ndim - 1).any(-1).all()):
                 raise NonFiniteError("image: has no measured pixel, all are missing, of weight 0 or of infinite noise")
-            measurement = cls(y, rows, usual, mapped=mapped, at_least=bounded)
+            measurement = cls(y, rows, common_std, mapped=mapped, at_least=bounded)
             certain = measurement.certain().rows
             if certain is not None and not bool((certain > 0).flatten(-layout.ndim - 1).any(-1).all()):
                 raise NonFiniteError("image: has no measured pixel that is not saturated")
@@ -141,7 +141,7 @@ class Measurement:
     def _weights(
         layout: Layout, image: Any, y: Tensor, keep: Tensor | None, noise_std: Any
     ) -> tuple[Tensor | None, float | Tensor | None, bool]:
-        """The weights of the pixels, the common standard deviation, and whether a map gave the weights."""
+        """Return the factors of the rows, the common standard deviation, and whether ``noise_std`` is a map."""
         rows = None if keep is None else keep.to(y.real.dtype if y.is_complex() else y.dtype)
         if noise_std is None:
             return rows, None, False
@@ -157,19 +157,19 @@ class Measurement:
             raise ArgumentError(
                 "noise_std: a map must be > 0; pixels without a say are NaN in the image, or infinite here"
             )
-        usual = sigma[torch.isfinite(sigma)].median()
-        weights = (usual / sigma).expand(y.shape)
-        return (weights if rows is None else weights * rows).contiguous(), float(usual), True
+        common_std = sigma[torch.isfinite(sigma)].median()
+        weights = (common_std / sigma).expand(y.shape)
+        return (weights if rows is None else weights * rows).contiguous(), float(common_std), True
 
     def certain(self) -> Measurement:
-        """Return the measurement without its lower bounds, as if these pixels were missing."""
+        """Return the measurement with the pixels that are lower bounds treated as missing."""
         if self.at_least is None:
             return self
         rows = (~self.at_least).to(self.y.dtype)
         return replace(self, rows=rows if self.rows is None else rows * self.rows, at_least=None)
 
     def weighted(self, A: LinearOperator) -> tuple[LinearOperator, Tensor]:
-        """The operator and the data of the least-squares problem."""
+        """The operator and the data of the least-squares problem: A and y with their rows multiplied."""
         return _with_rows(A, self.rows), self.y if self.rows is None else self.y * self.rows
 
     def photon_operator(self, A: LinearOperator) -> LinearOperator:
@@ -189,19 +189,22 @@ class Measurement:
         return None if self.rows is None else self.rows > 0
 
     def with_item(self, batch_ndim: int) -> Measurement:
-        """Return the measurement of an empty batch with an item of zeros joined to it, of equal weight everywhere."""
+        """Return the measurement of an empty batch with one item of zeros added, of weight one everywhere."""
         y = with_item_of(self.y, batch_ndim)
         return Measurement(y, counts=None if self.counts is None else y)
 
     def measured_values(self) -> Tensor:
-        """Return the values of the measured pixels, in a row where some are missing."""
+        """Return the measured pixels: y, or a vector where some are missing."""
         return self.y if self.rows is None else self.y[(self.rows > 0).expand(self.y.shape)]
 
     def variance(self, ndim: int) -> Tensor:
-        """The variance of the noise per item: one of photons, as given, or measured on the mixed differences of y.
+        """The variance of the noise, per item: the given one, or an estimate from differences of y; 1 for photons.
+
+        The estimate is the median modulus of the mixed differences along all axes, in which a blurred image is small,
+        over that of a normal variable, 0.6745.
 
         Raises:
-            ArgumentError: it is given as zero.
+            ArgumentError: the given standard deviation is zero.
         """
         y = self.y
         if self.counts is not None:
@@ -211,15 +214,15 @@ class Measurement:
             if not bool((given > 0).all()):
                 raise ArgumentError(f"noise_std: expected positive numbers, got {self.noise_std}; or give weight=")
             return given**2
-        fine = y if self.rows is None else torch.where(self.rows > 0, y, torch.nan)
+        differences = y if self.rows is None else torch.where(self.rows > 0, y, torch.nan)
         for axis in range(-ndim, 0):
-            fine = fine.diff(dim=axis) if fine.shape[axis] > 1 else fine
-        spread = fine.abs().flatten(-ndim - 1).nanmedian(-1).values
-        variance = (torch.nan_to_num(spread) / 0.6745) ** 2
+            differences = differences.diff(dim=axis) if differences.shape[axis] > 1 else differences
+        median = differences.abs().flatten(-ndim - 1).nanmedian(-1).values
+        variance = (torch.nan_to_num(median) / 0.6745) ** 2
         return variance / 2 ** sum(size > 1 for size in y.shape[-ndim:])
 
     def curvature(self, ndim: int) -> Tensor:
-        """The mean second derivative of the likelihood of photons by the blurred field, per item."""
+        """The mean second derivative of the Poisson log-likelihood by the blurred field, per item."""
         assert self.counts is not None
         axes = tuple(range(-ndim - 1, 0))
         weights = torch.ones_like(self.counts) if self.rows is None else self.rows.expand(self.y.shape)
@@ -234,7 +237,7 @@ def _zero_where_missing(values: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def _with_rows(A: LinearOperator, rows: Tensor | None) -> LinearOperator:
-    """``diag(rows) A``, by a mask where rows are zeros and ones."""
+    """The operator ``diag(rows) A``, with a mask where the rows are zeros and ones."""
     if rows is None:
         return A
     items = rows.ndim - len(A.out_shape)
@@ -244,13 +247,13 @@ def _with_rows(A: LinearOperator, rows: Tensor | None) -> LinearOperator:
 
 
 def check_meaning(y: Tensor, bounds: Any, noise_std: Any, scale: float) -> None:
-    """Refuse bounds and noise that cannot be in the units of the image.
+    """Refuse bounds and noise whose values show that they are not in the units of the image.
 
     Args:
         y: the image less background and offset.
         bounds: ``(lowest, highest)`` or None.
         noise_std: standard deviation of the noise, or None.
-        scale: sum of the PSF, which the mean of x is multiplied by.
+        scale: sum of the PSF, the factor from the mean of x to that of the image.
 
     Raises:
         ArgumentError: the noise is larger than the range of the data; the bounds leave out nearly all data and the

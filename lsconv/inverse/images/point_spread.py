@@ -17,14 +17,14 @@ Origin = str | Sequence[int]
 
 
 def normalised(psf: Tensor, ndim: int) -> Tensor:
-    """Every kernel divided by its sum, with a warning where that changes one by more than 1 %; autograd follows.
+    """Divide every kernel by its sum, with gradients; warn where that changes one by more than 1 %.
 
     Args:
         psf: ``(..., *size)``.
         ndim: number of spatial axes.
 
     Raises:
-        ArgumentError: a sum that is negative, or zero beside the values.
+        ArgumentError: a sum is negative, or nearly zero compared with the values.
 
     Example:
         >>> from lsconv.inverse.images.point_spread import normalised
@@ -41,10 +41,13 @@ def normalised(psf: Tensor, ndim: int) -> Tensor:
                 f"psf: its values sum to {float(worst):.3g}, expected a sum > 0 to divide by; normalize_psf=False "
                 f"takes the PSF as it is"
             )
-        off = total.flatten()[(total - 1).abs().flatten().argmax()]
-        if abs(float(off) - 1) > 0.01:
-            warn(f"psf: its values sum to {float(off):.6g} and are divided by that; normalize_psf=False takes them as "
-                 f"they are", InputWarning)  # fmt: skip
+        worst_total = total.flatten()[(total - 1).abs().flatten().argmax()]
+        if abs(float(worst_total) - 1) > 0.01:
+            warn(
+                f"psf: its values sum to {float(worst_total):.6g} and are divided by that; normalize_psf=False takes "
+                "them as they are",
+                InputWarning,
+            )
     return psf / total
 
 

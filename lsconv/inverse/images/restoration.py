@@ -35,7 +35,7 @@ Denoiser = Callable[[Tensor], Tensor]
 Bounds = tuple[float | None, float | None]
 
 _ANY = ("rtol", "max_iter", "raise_on_failure")
-# The options of the solvers, as messages call them, that are the user's to give.
+# The options of each solver that a user may give; the keys are the words of error messages.
 _OPTIONS = {
     "Poisson noise": (*_ANY, "x0"),
     "a denoiser": (*_ANY, "callback"),
@@ -46,14 +46,14 @@ _OPTIONS = {
 
 @dataclass(frozen=True, eq=False)
 class Regularisation:
-    """The regularisation that :func:`lsconv.deconvolve` is asked for: its arguments of these names.
+    """The regularisation of :func:`lsconv.deconvolve`, from its arguments of the same names.
 
     Attributes:
         prior: "gradient", "tikhonov", "tv", or a denoiser.
         damp: a number, one per batch item, or a rule.
-        weight: of the total variation; None: from the noise.
+        weight: the weight of the total variation; None: chosen from the noise.
         bounds: lowest and highest value of x, or None.
-        options: those of the solver.
+        options: the options of the solver.
     """
 
     prior: str | Denoiser
@@ -63,7 +63,7 @@ class Regularisation:
     options: dict[str, Any]
 
     def check(self, noise: str, known: list[str]) -> None:
-        """Refuse what the prior does not take, before any work.
+        """Refuse arguments and options that the prior does not take, before any work is done.
 
         Args:
             noise: "gaussian" or "poisson".
@@ -94,7 +94,7 @@ class Regularisation:
             )
 
     def with_item(self) -> Regularisation:
-        """Return that of an empty batch with one item joined to it."""
+        """Return the regularisation of an empty batch with one item added."""
         damp, weight = self.damp, self.weight
         return replace(
             self,
@@ -103,10 +103,10 @@ class Regularisation:
         )
 
     def resolved(self, A: LinearOperator, measured: Measurement) -> Regularisation:
-        """Return it with the rule that "auto" stands for, the bounds of photons, and a damp on the device of A.
+        """Fill in the rule for "auto" and the bounds of photons, and move damp to the device of A.
 
         Raises:
-            ArgumentError, ArgumentTypeError: the bounds are no ends of an interval.
+            ArgumentError, ArgumentTypeError: the bounds are not the ends of an interval.
         """
         damp, bounds = self.damp, self.bounds
         if isinstance(damp, str) and damp == "auto":
@@ -121,7 +121,7 @@ class Regularisation:
         return replace(self, damp=damp, bounds=bounds, options=options)
 
     def is_quadratic(self, model: NoiseModel) -> bool:
-        """Tell whether the answer is a linear function of the image, which has gradients and standard deviations."""
+        """Tell whether the answer is linear in the image, so that it has gradients and standard deviations."""
         plain = model.noise == "gaussian" and not model.one_sided
         return plain and self.bounds is None and self.prior in ("gradient", "tikhonov")
 
@@ -132,8 +132,9 @@ class Restoration:
 
     Attributes:
         A: the blur.
-        measured: the image, and the noise in it.
-        x_prior: the constant image that blurs to the mean of the image, which quadratic priors pull to.
+        measured: the image with its noise.
+        x_prior: the constant image whose blur has the mean of the image; quadratic priors penalise the difference to
+            it.
         prior: the regularisation.
     """
 
@@ -143,7 +144,7 @@ class Restoration:
     prior: Regularisation
 
     def solve(self) -> Solution:
-        """Return the certified answer on the whole field."""
+        """Restore the image on the whole field, with a certificate."""
         name, poisson = self.prior.prior, self.measured.counts is not None
         if callable(name):
             if poisson:
@@ -154,7 +155,7 @@ class Restoration:
         return self._with_poisson_likelihood() if poisson else self._with_quadratic(self._penalty())
 
     def error_bars(self, solution: Solution, count: int) -> Tensor:
-        """Return the standard deviations of the answer on the whole field, from ``count`` samples where it is large."""
+        """The standard deviations of the answer on the whole field, from ``count`` samples if that is large."""
         A, y = self.measured.weighted(self.A)
         return standard_deviations(A, y, solution.damp, self._penalty(), self.x_prior, self.measured.noise_std, count)
 
@@ -169,9 +170,9 @@ class Restoration:
         return Gradient(A.in_shape, ndim=A.ndim, boundary=boundary, dtype=A.dtype, device=A.device)
 
     def _with_quadratic(self, L: Gradient | None) -> Solution:
-        """Tikhonov's answer with the penalty L, its damp chosen by the rule where a rule is asked for."""
+        """Restore by Tikhonov regularisation with the penalty L, and choose damp where it is a rule."""
         (A, y), damp = self.measured.weighted(self.A), self.prior.damp
-        # a map of the noise has become weights already; Tikhonov refuses a number that its rule does not use
+        # A map of standard deviations is in the weights already, and rules that need no noise refuse a number.
         ruled = isinstance(damp, str) and damp in WITH_NOISE
         noise_std = self.measured.noise_std if ruled or not self.measured.mapped else None
         selection = None
@@ -185,7 +186,7 @@ class Restoration:
     def _damp_in_the_centre(
         self, A: VaryingConvolution, rule: str, *, with_gradient: bool, noise_std: float | Tensor | None
     ) -> Selection:
-        """The damp for the central part of the image under the PSF there: a rule needs a convolution."""
+        """Choose damp for the central part of the image with the PSF there, because rules need a convolution."""
         B, cells = central_blur(A)
         certain = self.measured.certain()
         rows = None if certain.rows is None else certain.rows.expand(certain.y.shape)[cells]
@@ -195,7 +196,7 @@ class Restoration:
         return choose_damp(*centre.measured.weighted(B), rule, L=L, x_prior=x_prior, noise_std=noise_std)
 
     def _with_denoiser(self, denoiser: Denoiser) -> Solution:
-        """Plug-and-play from Tikhonov's answer, which also chooses damp where that is a rule."""
+        """Restore by plug-and-play from the Tikhonov solution, which also chooses damp where that is a rule."""
         if self.measured.at_least is not None:
             raise MethodError('one_sided: is served with prior "gradient", "tikhonov" and "tv", not with a denoiser')
         A, y = self.measured.weighted(self.A)
@@ -203,7 +204,7 @@ class Restoration:
         return plug_and_play(A, y, denoiser, start.damp**2, bounds=self.prior.bounds, x0=start.x, **self.prior.options)
 
     def _with_total_variation(self, poisson: bool) -> Solution:
-        """The answer under total variation, with the weight given, or else by the discrepancy or from the noise."""
+        """Restore with total variation; a weight that is not given follows from the noise, or the fit of photons."""
         measured, weight = self.measured, self.prior.weight
         options = {"bounds": self.prior.bounds, "at_least": measured.at_least, **self.prior.options}
         if poisson:
@@ -212,7 +213,7 @@ class Restoration:
             options.update(noise="poisson", background=measured.expected)
         else:
             A, y = measured.weighted(self.A)
-        check_options(A, y, "image", options)  # before the weight is sought, which takes time
+        check_options(A, y, "image", options)  # before the choice of the weight, which takes time
         if weight is not None or not poisson:
             return total_variation(A, y, self._variation_weight() if weight is None else weight, **options)
 
@@ -226,12 +227,12 @@ class Restoration:
     def _variation_weight(self) -> Tensor:
         r"""Half the variance of the noise over the mean ``|gradient|``, per item.
 
-        The maximum a posteriori estimate under white noise and Laplace distributed differences has this weight but for
-        the half, which is measured: differences of images have heavier tails, and eight images of scikit-image (none
-        of those of ``python -m benchmarks restoration``) under three blurs were restored best with 0.1 to 0.9 times it,
-        and half of it lost 0.24 dB on the average. The mean is that of the gradient prior's answer by GCV. Noise that
-        is not given is measured on the mixed differences of y, where a blurred image has next to nothing, by their
-        median (Donoho and Johnstone 1994). The likelihood of photons is divided by their variance already.
+        Twice this is the weight of the maximum a posteriori estimate under white noise and Laplace distributed
+        differences. The factor of one half is empirical, because differences of images have heavier tails: the best
+        factors were 0.1 to 0.9 for eight images of scikit-image (none of those of ``python -m benchmarks restoration``)
+        under three blurs, and one half lost 0.24 dB on the average. The mean gradient is that of the solution with the
+        gradient prior and GCV. The variance of noise that is not given is estimated (:meth:`Measurement.variance`,
+        after Donoho and Johnstone 1994); the Poisson likelihood needs none.
         """
         A, measured, L = self.A, self.measured.certain(), self._gradient()
         variance = measured.variance(A.ndim)
@@ -242,7 +243,7 @@ class Restoration:
         return torch.where(slope > 0, 0.5 * variance / slope.clamp_min(torch.finfo(slope.dtype).tiny), 0)
 
     def _with_poisson_likelihood(self) -> Solution:
-        """The answer under a quadratic prior and the likelihood of photons."""
+        """Restore with a quadratic prior and the Poisson likelihood."""
         measured, damp, L = self.measured, self.prior.damp, self._penalty()
         assert measured.counts is not None
         A, counts = measured.photon_operator(self.A), measured.counts

@@ -13,14 +13,14 @@ __all__ = ["saturation_level"]
 
 
 def saturation_level(image: Any, saturated: Any) -> float | None:
-    """The grey level from which pixels are saturated; None where none is.
+    """The grey level from which pixels are saturated; None where no pixel is.
 
-    With "auto" it is the largest value of an image of integers, where that is a plateau: at least four pixels have it,
-    and more than have the eight values below it together. An :class:`InputWarning` says what was found.
+    With "auto" it is the largest value of an integer image, if that is a plateau: at least four pixels have it, and
+    more than have one of the eight values below it. An :class:`InputWarning` reports what was found.
 
     Args:
         image: a tensor or array.
-        saturated: a level, "auto" or None.
+        saturated: a grey level, "auto" or None.
 
     Raises:
         ArgumentError, ArgumentTypeError: no level, or "auto" for numbers that are no integers.
