@@ -1,7 +1,7 @@
 """The border of a periodic grid: its cells, vectors on them, and the entries of an operator between them.
 
-A cell is a (channel, position) that a truncation removes. On a CPU ``index_select`` and ``index_copy_`` go entry by
-entry where there are leading axes; ``gather`` with a broadcast index, and an addition to zeros, do not.
+A cell is a (channel, position) that a truncation removes. Vectors are read by ``gather`` with a broadcast index and
+written by an addition to zeros, because ``index_select`` and ``index_copy_`` are slow on a CPU with leading axes.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Border:
     Args:
         grid: sizes of the periodic grid.
         positions: border positions per channel and axis; a cell is on the border if any of its coordinates is one.
-        device: where the index tensors live.
+        device: the device of the index tensors.
 
     Attributes:
         mask: True on the border, ``(channels, *grid)`` on the CPU.
-        index: the border cells as places in the flattened grid, ``(size,)``.
+        index: the numbers of the border cells in the flattened grid, ``(size,)``.
         members: for every axis the border positions of each channel, bool ``(channels, positions)``.
-        diagonal: added to the diagonal of an operator restricted to the border, ``(blocks, size)``; None for nothing.
+        diagonal: a diagonal that is added to an operator restricted to the border, ``(blocks, size)``; None: zero.
         pieces: further cells, of :meth:`with_cells`, in groups of near ones: rows of channel, *positions*.
     """
 
@@ -83,7 +83,7 @@ class Border:
         return numbers.reshape(self.mask.shape)
 
     def corner(self, axes: tuple[int, ...], overlap: int) -> Tensor:
-        """The border cells within ``overlap`` of where the strips of ``axes`` cross: rows of channel, *positions*."""
+        """The border cells within ``overlap`` of the crossing of strips of ``axes``: rows of channel, *positions*."""
         windows = [self._window(a, overlap if len(axes) > 1 else 0) for a in axes]
         flags = torch.zeros(self.channels, *(len(w) for w in windows), dtype=torch.bool)
         for d, (a, window) in enumerate(zip(axes, windows, strict=True)):
@@ -100,17 +100,17 @@ class Border:
 
     @functools.cached_property
     def _gaps(self) -> list[list[int]]:
-        """The cells between each border position, of any channel, and the next one; for every axis."""
+        """The distances from each border position, of any channel, to the next one, for every axis."""
         places = [members.any(0).nonzero().flatten() for members in self.members]
         return [(torch.diff(p, append=p[:1] + n) - 1).tolist() for p, n in zip(places, self.grid, strict=True)]
 
     @functools.cached_property
     def _counts(self) -> list[list[int]]:
-        """The border positions of every channel, for every axis."""
+        """The number of border positions of every channel, for every axis."""
         return [members.sum(1).tolist() for members in self.members]
 
     def _window(self, a: int, overlap: int) -> Tensor:
-        """The positions along axis ``a`` within ``overlap`` of the border's, on the circle."""
+        """The positions along axis ``a`` within ``overlap`` of a border position, on the circle."""
         places = self.members[a].any(0).nonzero().flatten()
         return ((places[:, None] + torch.arange(-overlap, overlap + 1)) % self.grid[a]).unique()
 
@@ -120,7 +120,7 @@ class BorderEntries:
 
     Args:
         Q: the operator.
-        border: the border whose cells are asked about.
+        border: the border.
     """
 
     def __init__(self, Q: FrequencyMatrices | FactoredCapacitance, border: Border) -> None:
@@ -145,7 +145,7 @@ class BorderEntries:
         """
         Q = self.Q
         channel, *places = cells.unbind(1)
-        # few positions lie along an axis, however many cells
+        # there are few positions along an axis, but many cells
         distinct, which = zip(*(p.unique(return_inverse=True) for p in places), strict=True)
         tables = [(p[:, None] - p[None, :]) % self.grid[a] for p, a in zip(distinct, axes, strict=True)]
         present, numbers = zip(*(table.unique(return_inverse=True) for table in tables), strict=True)
@@ -170,7 +170,7 @@ class BorderEntries:
     def within(self, cells: Tensor, outer: Tensor | None = None) -> Tensor:
         """The dense entries between cells, ``(blocks, outer, cells)``.
 
-        The place of an entry in the kernel, cut out around lag zero, is the difference of one number for each cell.
+        The index of an entry in the kernel around lag zero is the difference of one number per cell.
 
         Args:
             cells: rows of channel, *positions*.
@@ -190,14 +190,14 @@ class BorderEntries:
 
 
 def between_borders(kernel: Tensor, inner: Border, outer: Border) -> Tensor:
-    """A block-circulant operator between two borders, ``(blocks, inner.size, outer.size)``.
+    """The matrix of a block-circulant operator between two borders, ``(blocks, inner.size, outer.size)``.
 
     Channels with the same border positions (all, unless a stride splits them) read the kernel at the same lags.
 
     Args:
         kernel: its first block column, ``(blocks, rows, columns, *grid)``.
-        inner: the border in its range.
-        outer: the border in its domain.
+        inner: the border of the rows, in the range.
+        outer: the border of the columns, in the domain.
     """
     transposed = kernel.new_empty(len(kernel), outer.size, inner.size)
     for columns, q, to in _channels_by_border(outer):
@@ -236,22 +236,22 @@ def _channels_by_border(border: Border) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def largest_block(count: int, cells: int) -> int:
-    """The size of the dense blocks of ``count`` cells whose factors take the time of some transforms of the grid.
+    """Choose the size of dense blocks for ``count`` cells whose factors cost as much as a few transforms of the grid.
 
-    There are ``count / size`` blocks of ``size^3 / 3`` operations each, and a transform takes some hundred a cell.
+    There are ``count / size`` blocks of ``size^3 / 3`` operations each; a transform takes about a hundred per cell.
 
     Args:
-        count: cells in blocks.
-        cells: of the grid.
+        count: the number of cells in all blocks.
+        cells: the number of cells of the grid.
     """
     operations = 2000 * cells
     return math.isqrt(3 * operations // max(count, 1))
 
 
 def split_at_gaps(places: Tensor, most: int, members: Tensor | None = None) -> list[Tensor]:
-    """Split cells, again and again in two, until no part has more than ``most``.
+    """Bisect a set of cells recursively until no part has more than ``most``.
 
-    Each cut is across the axis, and in the middle half of the cells, that has the widest gap between neighbours.
+    Each cut is at the widest gap between neighbouring cells, along any axis, in the middle half of the cells.
 
     Args:
         places: the cells, rows of channel, *positions*.
@@ -288,7 +288,7 @@ def scattered(v: Tensor, index: Tensor, size: int) -> Tensor:
 
 
 def _unrolled(places: Tensor, n: int) -> Tensor:
-    """Positions on a circle of n, counted from the end of their widest gap."""
+    """Renumber positions on a circle of n from the end of their widest gap."""
     distinct = places.unique()
     gaps = torch.diff(distinct, prepend=distinct[-1:] - n)
     return (places - distinct[gaps.argmax()]) % n

@@ -1,4 +1,4 @@
-"""The factorised capacitance matrix of the border, and the two directions through a convolution by it."""
+"""The factorised capacitance matrix of the border, and the solutions by it for a convolution and its adjoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def static_lu(matrices: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """The LU factors and pivots of matrices ``(blocks, size, size)``, which may be singular, in their storage.
 
     Pivots below the rounding of ``scale``, one per block, are raised to it (static pivoting), so that a solve with a
-    singular matrix ends in large numbers along its null vectors, which is how these are found, and not in infinity.
+    singular matrix gives large components along its null vectors, by which these are found, and no infinities.
     """
     factors, pivots, _ = lu_factor_in_place(matrices)
     diagonal = factors.diagonal(dim1=-2, dim2=-1)
@@ -30,15 +30,15 @@ def static_lu(matrices: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction through the operator: from data to solution, or, for the adjoint, back.
+    """The solution of ``A x = y``, or of ``A^H x = y``, by the capacitance matrix: the borders and null space of one.
 
     Attributes:
-        inverse: C^-1, or its adjoint.
+        inverse: C^-1, or for the adjoint C^-H.
         constrained: the border where the solution is zero.
         free: the border where the image under C is unknown.
         zero: the mask of ``constrained`` on the grid.
         null: coordinates on ``free`` whose extensions, R C^-1 B^T null, are an orthonormal basis of the null space.
-        coupling: B_constrained C^-1 of the basis of the other side's null space, which the data lose.
+        coupling: B_constrained C^-1 of the basis of the null space of the adjoint, which is removed from the data.
     """
 
     inverse: FrequencyMatrices
@@ -49,7 +49,7 @@ class Direction:
     coupling: Tensor
 
     def extend(self, coordinates: Tensor) -> Tensor:
-        """``(rhs, blocks, size)`` on ``free`` to the grid, zero on ``constrained``."""
+        """Extend values on ``free``, ``(rhs, blocks, size)``, to C^-1 of them on the grid, zero on ``constrained``."""
         return self.solution(self.free.scatter(coordinates))
 
     def restrict(self, vectors: Tensor) -> Tensor:
@@ -69,12 +69,12 @@ class Direction:
 
 @dataclass(frozen=True)
 class Capacitance:
-    """The factorised capacitance matrix S, and what has been found of the null spaces of A and A^H.
+    """The factorised capacitance matrix S, with the known null vectors of A and A^H.
 
     Attributes:
         factors: the LU factors of S, ``(blocks, size, size)``.
-        pivots: their pivots.
-        directions: the direction of A^+ and that of its adjoint.
+        pivots: the pivots of the factors.
+        directions: one for A, and one for its adjoint.
     """
 
     factors: Tensor
@@ -88,7 +88,7 @@ class Capacitance:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is kept."""
+        """Bytes of the factors and null vectors."""
         tensors = [self.factors, *(t for direction in self.directions for t in (direction.null, direction.coupling))]
         inverses = sum(direction.inverse.nbytes for direction in self.directions)
         return inverses + sum(t.numel() * t.element_size() for t in tensors)
@@ -101,14 +101,14 @@ class Capacitance:
         """The solution on the grid for data on the grid, both ``(rhs, blocks, channels, *grid)``."""
         direction, back = reversed(self.directions) if adjoint else self.directions
         b = direction.constrained.gather(direction.inverse.on_grid(data)).movedim(0, -1)
-        if back.null.shape[-1]:  # the part of the data in the null space of the adjoint has no solution
+        if back.null.shape[-1]:  # data in the null space of the adjoint have no solution
             lost = back.null.mH @ b
             b = b - direction.coupling @ lost
             data = data - back.extend((back.null @ lost).movedim(-1, 0))
         w = -self.solve(b, adjoint=adjoint).movedim(-1, 0)
         x = direction.solution(data + direction.free.scatter(w))
-        if direction.null.shape[-1]:  # of all solutions the one that is orthogonal to the null space
+        if direction.null.shape[-1]:  # the minimum-norm solution is orthogonal to the null space
             x = x - direction.null_part(x, back)
-            # the LU factors of a singular S leave a part so large that its rounding counts
+            # The part that a singular S leaves can be so large that its rounding has to be removed as well.
             x = x - direction.null_part(x, back)
         return x

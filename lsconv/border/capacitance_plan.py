@@ -1,21 +1,21 @@
 r"""The direct solve of a square truncated convolution without damping, through the capacitance matrix of its border.
 
 Where as many outputs as inputs are cropped from the periodic grid ("same" padding of as many channels as outputs) and
-the block-circulant C is invertible, ``A x = y`` says that C maps x, continued by zeros on the input border, to y,
-continued by some unknown w on the output border. The zeros give w, and the border is all that is left to solve:
+the block-circulant C is invertible, ``A x = y`` means that C maps x, extended by zeros on the input border, to y,
+extended by unknown values w on the output border. The condition that x is zero on the input border determines w:
 
 .. math:: x = R_{in} C^{-1} (R_{out}^T y + B_{out}^T w), \qquad S w = -B_{in} C^{-1} R_{out}^T y,
           \qquad S = B_{in} C^{-1} B_{out}^T .
 
 On the shortest grid, N = n + p, the border of an n x n image is one cross of p rows and p columns, and S is small
-enough to be factorised once (32 channels, 3x3, n = 128: 8224 unknowns of 524288). An iteration on the border has a hard
-time here: wherever the determinant of the symbol of one axis winds around zero A has singular values that fall
-exponentially with n, and they are singular values of S. A direct solve does not mind them, and finds them: the singular
-vectors of S of small singular value are the border of vectors that A maps to nearly nothing.
+enough to be factorised once (32 channels, 3x3, n = 128: 8224 unknowns of 524288). An iteration on the border converges
+badly: where the determinant of the symbol along one axis winds around zero, A has singular values that fall
+exponentially with n, and so has S. A direct solve is not affected, and finds them: singular vectors of S of small
+singular values are the border values of vectors that A maps to nearly zero.
 
-Those whose singular value of A is provably below ``rcond * ||C||`` count as its null space, on both sides.
-The answer is then the minimum-norm least-squares solution of the operator that is A without them,
-:math:`(I - ZZ^H) A (I - XX^H)`, which differs from A by no more than that.
+Vectors whose singular value of A is provably below ``rcond * ||C||`` count as the null spaces of A and A^H. With their
+orthonormal bases X and Z the answer is the minimum-norm least-squares solution of :math:`(I - ZZ^H) A (I - XX^H)`,
+which differs from A by no more than that.
 
 Buzbee, Dorr, George and Golub, "The direct solution of the discrete Poisson equation on irregular regions", SIAM J.
 Numer. Anal. 8 (1971), for the capacitance matrix. Gohberg and Feldman, "Convolution equations and projection methods
@@ -51,7 +51,7 @@ from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["CapacitancePlan"]
 
-# A factorisation may cost as much as so many iterations: a border takes them whose singular values fall exponentially.
+# Factors may cost as much as this many iterations, which a border with exponentially falling singular values needs.
 _WORTH_ITERATIONS = 1000
 
 
@@ -63,10 +63,10 @@ class CapacitancePlan(Plan):
         damp_shape: more batch dimensions, of a damping that is zero everywhere.
         rcond: singular values up to this part of ``||C||`` count as zero; None: :func:`default_rcond`.
         memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
-        refuse_if_slower: refuse where an iteration on the border is expected to be the cheaper way.
+        refuse_if_slower: refuse where an iteration on the border is expected to cost less.
 
     Attributes:
-        nullity: how many singular values of each block count as zero.
+        nullity: the number of singular values of each block that count as zero.
         undecided: the blocks one of whose singular values stands on the threshold, up to rounding.
 
     Raises:
@@ -116,7 +116,7 @@ class CapacitancePlan(Plan):
             raise MethodError(f"{A!r}: singular values up to {found.largest:.1e} ||A|| would count as zero")
 
     def _check(self, inner: Border, outer: Border, memory_limit: int | None, refuse_if_slower: bool) -> None:
-        """Refuse borders of other shapes than square, and what is slower or larger than allowed."""
+        """Refuse borders of different sizes, and plans that are too slow or need too much memory."""
         embedding = self.embedding
         if not 0 < inner.size == outer.size or not _is_complement(inner, outer, embedding):
             raise MethodError(f"{self.A!r}: {outer.size} unknowns and {inner.size} equations on the border")
@@ -135,7 +135,7 @@ class CapacitancePlan(Plan):
             )
 
     def _find(self, matrices: FrequencyMatrices, inner: Border, outer: Border, chosen: bool) -> NullSpaces:
-        """Factorise the capacitance matrix, set :attr:`norm_bound`, and look for null spaces.
+        """Factorise the capacitance matrix, set :attr:`norm_bound`, and find the null spaces.
 
         Raises:
             MethodError: the symbol is singular, or nearly so.
@@ -143,7 +143,8 @@ class CapacitancePlan(Plan):
         inverse, info = batched_linalg.inverse(matrices.matrices)
         norms = [frobenius(m).flatten(1).amax(-1) for m in (matrices.matrices, inverse)]
         condition = norms[0] * norms[1]
-        # a group of channels that is faint beside the others of its item has smaller singular values that count as zero
+        # In a group of channels much smaller than others of its item, larger parts of its singular values count as
+        # zero.
         groups = self.embedding.groups
         faint = norms[0].reshape(-1, groups).amax(1).repeat_interleave(groups) / norms[0]
         # the inverse of the symbol has to keep half of the digits, and such a singular value to be one of the border
@@ -175,7 +176,7 @@ class CapacitancePlan(Plan):
         return embedding.inputs_from_grid(self.capacitance.on_grid(embedding.outputs_to_grid(data), False), batch)
 
     def _refined(self, data: Tensor, adjoint: bool, rtol: float | None) -> Tensor:
-        """The solution in double precision, refined with the operator itself until it no longer changes."""
+        """Solve in double precision, refining with residuals of A until the steps no longer halve."""
         rtol = direct_rtol(self.A.dtype, rtol)
         A = self.precise.H if adjoint else self.precise
         data = data.detach().to(self.precise.dtype)
@@ -184,7 +185,7 @@ class CapacitancePlan(Plan):
         scale = space.broadcast((1 / self.unit).expand(shape))
         x = self._once(data, adjoint) * scale
         last = torch.full((), math.inf, dtype=torch.float64, device=data.device)
-        while True:  # as long as the steps halve
+        while True:  # until the steps no longer halve
             step = self._once(data - A.apply(x), adjoint) * scale
             change = space.norm(step) / space.norm(x).clamp_min(torch.finfo(torch.float64).tiny)
             better = change < last / 2
@@ -274,7 +275,7 @@ def _square_embedding(A: LinearOperator) -> Embedding:
 
 
 def _is_complement(inner: Border, outer: Border, embedding: Embedding) -> bool:
-    """Tell whether the grid is inputs and input border, and outputs and output border, with nothing left over."""
+    """Tell whether inputs and input border make up the whole grid, and outputs and output border too."""
     axes = embedding.axes
     inputs = sum(
         math.prod(axis.inputs(phase) for axis, phase in zip(axes, phases, strict=True)) for phases in embedding.phases

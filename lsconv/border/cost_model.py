@@ -1,8 +1,8 @@
 """The cost model of the border: of one iteration, of the factors and of a solve with them, and the bytes of a plan.
 
-A plan iterates until its iterations have cost what the factors of the border would, and then makes the factors, for
-good: it costs at most twice what the better of the two would have cost from the beginning. Factors that cost less than
-the iterations that a border of this condition is expected to take are made before any iteration.
+A plan iterates until its iterations have cost as much as the factors of the border would, and then makes the factors
+and keeps them: it costs at most twice as much as the better of both from the beginning. Factors that cost less than the
+iterations expected for the condition of the border are made before any iteration.
 
 The unit of work is one floating-point operation of a factorisation. Memory traffic counts as the operations that a
 factorisation does in the same time.
@@ -45,11 +45,11 @@ __all__ = [
     "spared",
 ]
 
-# The overhead of calling torch in one iteration, in operations: on small borders it is all that an iteration costs.
+# The overhead of the calls of torch in one iteration, in operations; it dominates on small borders.
 CALL_WORK = 3e7
-# Assembling one entry of the matrix that is factorised takes the time of so many operations.
+# Assembling one entry of the matrix to factorise takes the time of this many operations.
 _ENTRY_WORK = 150
-# Reading one entry of the factors in a solve takes the time of so many (benchmarks/kept_plan.py prints both).
+# Reading one entry of the factors in a solve takes the time of this many (benchmarks/kept_plan.py prints both).
 _READ_WORK = 12
 
 
@@ -58,12 +58,12 @@ class Limits:
     """The limits between solving a border by factors and by iteration, and of its preconditioner.
 
     Attributes:
-        at_once: factors that cost up to so many iterations are made before any; None: up to the expected number.
-        later: make factors when the iterations have cost as much; False: iterate, whatever that costs.
-        dense_unknowns: borders of up to so many unknowns are preconditioned by their dense inverse.
+        at_once: factors that cost up to this many iterations are made before any; None: the expected number.
+        later: make factors when the iterations have cost as much; False: iterate at any cost.
+        dense_unknowns: borders of up to this many unknowns are preconditioned by their dense inverse.
         corners: precondition with the corners too, where strips of the border cross.
-        corner_unknowns: a corner overlaps with its strips until it has so many unknowns.
-        spare_bytes: bytes that factors may take; None: 60 % of what is free when they are made.
+        corner_unknowns: the overlap of a corner with its strips grows until the corner has this many unknowns.
+        spare_bytes: bytes that factors may take; None: 60 % of the memory that is free when they are made.
     """
 
     at_once: float | None = None
@@ -149,7 +149,7 @@ class CostModel:
             transform: the cost of a transform of their grid, for all channels, as
                 :func:`~lsconv.operators.fft_convolution.transform_cost` has it.
         """
-        passes = 4 * self._weight  # there and back, of the data and of what the border adds
+        passes = 4 * self._weight  # forward and inverse, of the data and of the border's correction
         return self.reading(cost) + self.blocks * passes * (20 * transform + 16 * self.channels**2 * self.cells)
 
     @property
@@ -198,7 +198,7 @@ def crossed_cost(border: CrossedBorder, *, definite: bool, real: bool, even: boo
     strip = (channels * border.depth) ** 2 * frequencies / grid[0] * 2
     spectra = 2 * frequencies * (channels**2 + 4 * channels**2)
     if HodlrSchur.serves(border, definite=definite, real=real, even=even):
-        # as many waves as half of a leaf: three products with each, and half of the matrix is put together
+        # a rank of half of a leaf: three products with each vector, and half of the matrix is assembled
         leaf = HodlrSchur.leaf(border, even=even)
         factors = copies * size**2 * (3 / 2 * leaf + _ENTRY_WORK / 2)
         entries = copies * size * leaf * (1 + math.log2(size / leaf) / 2)
@@ -213,17 +213,17 @@ def cheapest_grid(
     model: CostModel,
     condition: float,
 ) -> tuple[bool, FactorCost]:
-    """Tell whether factors are cheaper on the shortest grid than on one that transforms well, and what they cost there.
+    """Choose between the shortest grid and one of a good FFT length, by the cost of factors there.
 
     Args:
         truncated: the truncated circulant.
         system: the block-circulant operator whose border is factorised.
         penalty: further rows.
-        model: of the work.
-        condition: of the system, up to whose rounding it is even.
+        model: the model of the work.
+        condition: the condition of the system, which limits how exactly symmetries can be recognised.
 
     Returns:
-        True for the shortest grid, and the cost on the grid chosen.
+        True for the shortest grid, and the cost of factors on the chosen grid.
     """
     definite, real = truncated.form != "saddle", system.grid.real
     if penalty is not None:
@@ -244,20 +244,21 @@ def cheapest_grid(
 
     def price(shortest: bool) -> float:
         transform = system.rows * transform_cost(embeddings[shortest].grid)
-        return 10 * model.solve(costs[shortest], transform) + model.factor_work(costs[shortest])  # a plan that is kept
+        # For a plan that solves ten times.
+        return 10 * model.solve(costs[shortest], transform) + model.factor_work(costs[shortest])
 
     best = min(costs, key=price)
     return best, costs[best]
 
 
 def direct_cost(embedding: Embedding, form: str, convolution: Convolution | None, border: Border) -> FactorCost:
-    """The cost of factorising the whole border as one matrix.
+    """Estimate the cost of factorising the whole border as one matrix.
 
     Args:
         embedding: the grid of the operator.
         form: "valid", "full" or "saddle".
-        convolution: the operator where its border is factorised on its shortest grid; None: on that of ``embedding``.
-        border: the border there.
+        convolution: the operator, to factorise its border on its shortest grid; None: on that of ``embedding``.
+        border: the border on that grid.
     """
     size = border.size
     if convolution is not None:
@@ -289,7 +290,7 @@ def direct_work(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> t
 
 
 def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penalty: Penalty | None = None) -> int:
-    """An estimate of the bytes at the peak of a border plan's setup: symbol, normal inverse, border system, subdomains.
+    """Estimate the peak bytes of a border plan's setup: symbol, normal inverse, border system, subdomains.
 
     Args:
         convolution: the operator, in the dtype of the factors.
@@ -312,13 +313,13 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
     in_border = embedding.input_border() if mirror is None else 2 * [mirror.margin for _ in range(columns)]
     has_out, has_in = (any(any(axes) for axes in border) for border in (out_border, in_border))
     size = rows + columns if (has_out and has_in) or mirror is not None else rows if has_out else columns
-    # symbol, inverse of the smaller normal operator with its work space, border system and the spatial kernel of it
+    # the symbol, the inverse of the smaller normal operator with work space, the border system and its spatial kernel
     by_factors = penalty is not None and columns == 1 and size == rows and len(embedding.grid) > 2
-    system = size if by_factors else size**2  # a row at a time, or all of it
+    system = size if by_factors else size**2  # one row at a time, or all rows
     entries = rows * columns + 2 * min(rows, columns) ** 2 + 3 * system
     total = frequencies * entries
     positions = (out_border if has_out else []) + (in_border if has_in else [])
-    # a small border, and otherwise the corners, are dense subdomains: the inverse and the work space of making it
+    # dense subdomains, a small border or the corners: the inverse, and the work space for it
     inside = [math.prod(n - len(along) for n, along in zip(embedding.grid, axes, strict=True)) for axes in positions]
     total += 3 * min(DEFAULT_LIMITS.subdomain_entries(len(embedding.grid)), sum(cells - n for n in inside) ** 2)
     for a, n in enumerate(embedding.grid):
@@ -328,15 +329,15 @@ def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penal
 
 
 def items_at_once(arrays: int, vectors: int, device: torch.device) -> int:
-    """The number of right-hand sides that are solved for at once.
+    """The number of right-hand sides to solve for at once.
 
-    On a CPU as many as have arrays that its allocator reuses, elsewhere as many as half of the free memory holds with
-    the six arrays that there are at a time.
+    On a CPU their arrays are limited to the size that the allocator reuses; elsewhere the six arrays of each that exist
+    at a time may take half of the free memory.
 
     Args:
-        arrays: bytes of a work array of one of them.
-        vectors: bytes of the border vectors that its iteration keeps.
-        device: where they are.
+        arrays: bytes of a work array of one right-hand side.
+        vectors: bytes of the border vectors that the iteration for one keeps.
+        device: the device of the arrays.
     """
     if device.type == "cpu":
         return max(1, 2 * WORK_BYTES // arrays)

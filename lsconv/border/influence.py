@@ -39,20 +39,20 @@ from lsconv.operators.convolution import Convolution
 
 __all__ = ["EXACT_UNKNOWNS", "ExactInfluence", "Influence", "influence_logdet", "influence_trace"]
 
-# The most border unknowns of one block whose dense factor is made: one of 4096 takes 128 MiB in float64.
+# The most border unknowns of a block for a dense factor, which for 4096 takes 128 MiB in float64.
 EXACT_UNKNOWNS = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Influence:
-    """The effect of one damping, per batch item; all of shape ``batch``.
+    """Trace, determinant and norms for one damping; all of shape ``batch``.
 
     Attributes:
-        trace: of the influence matrix ``A (A^H A + mu)^-1 A^H``.
-        logdet: of ``I + A A^H / mu``.
+        trace: the trace of the influence matrix ``A (A^H A + mu)^-1 A^H``.
+        logdet: the log-determinant of ``I + A A^H / mu``.
         residual_norm_sq: ``||A x - y||^2``; NaN without data.
         penalty_norm_sq: ``||x||^2``; NaN without data.
-        penalty_slope: its derivative with respect to ``mu``; NaN unless asked for.
+        penalty_slope: the derivative of the latter by ``mu``; NaN unless requested.
     """
 
     trace: Tensor
@@ -102,7 +102,7 @@ class ExactInfluence:
         embedding = Embedding(self.A, only_read=True)
         out_border, in_border = embedding.output_border(), embedding.input_border()
         self.has_out, self.has_in = (any(any(axes) for axes in border) for border in (out_border, in_border))
-        # only the sides that are cropped take part in Q_BB
+        # Q_BB has only the sides that are cropped
         positions = (out_border if self.has_out else []) + (in_border if self.has_in else [])
         self.border = Border(embedding.grid, positions, A.device) if positions else None
         self.unknowns = 0 if self.border is None else self.border.size
@@ -124,7 +124,7 @@ class ExactInfluence:
 
     @torch.no_grad()
     def at(self, damp: Tensor, y: Tensor | None = None, *, slope: bool = False) -> Influence:
-        """Everything at ``damp``.
+        """Compute trace, determinant and norms at ``damp``.
 
         Args:
             damp: positive; its shape broadcasts with the batch dimensions of A and of y. Dimensions of size one share
@@ -213,7 +213,7 @@ class ExactInfluence:
         return z.masked_fill(cropped.to(z.device), 0)
 
     def _part(self) -> slice:
-        """The channels of Q that take part in the border."""
+        """The channels of Q that have border cells."""
         return slice(0 if self.has_out else self.rows, self.rows + (self.columns if self.has_in else 0))
 
     def _solve(self, Q: FrequencyMatrices, factor: _BorderFactor | None, data: Tensor) -> Tensor:
@@ -252,7 +252,7 @@ class ExactInfluence:
 
 
 def _lags(border: Border) -> Tensor:
-    """The place in a flattened kernel of the entry that couples each pair of border cells."""
+    """The index, in a flattened kernel, of the entry that couples each pair of border cells."""
     cells = border.mask.nonzero()
     channel, places = cells[:, 0], cells[:, 1:]
     index = channel[:, None] * border.channels + channel[None, :]

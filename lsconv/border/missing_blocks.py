@@ -1,14 +1,14 @@
-r"""Outputs that were not measured, as a system of their own, and its blocks: a preconditioner for it.
+r"""A preconditioner for the system of the outputs that were not measured: dense blocks of neighbouring ones.
 
-With E the embedding of the missing outputs, :math:`H = A^HA + \mu L^HL` and the influence matrix
-:math:`F = A H^{-1} A^H` of the whole data, the answer x for the measured outputs alone is that for data in which t
-stands where nothing was measured, such that the residual vanishes there:
+With E the embedding of the missing outputs, :math:`H = A^HA + \mu L^HL` and the influence matrix :math:`F = A H^{-1}
+A^H` of the complete data, the answer x for the measured outputs is that for data completed by values t of the missing
+ones, such that their residual vanishes:
 
 .. math:: x = H^{-1} A^H (y + E t), \qquad E^H(A x) = t \iff E^H (I - F) E\, t = E^H F y .
 
 The matrix is Hermitian, with eigenvalues between those of :math:`\mu (\|A\|^2 + \mu)^{-1}` and one (L the identity).
 Away from the border of the grid :math:`I - F` is the block-circulant :math:`T = I - S (S^HS + \mu |S_L|^2)^{-1} S^H`,
-whose entries decay with the distance: outputs that are near to each other make a dense block of T, far ones none.
+whose entries decay with the distance, so that blocks of T between outputs near each other approximate it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class MissingBlocks:
     """The inverse of the blocks of T, applied to outputs that are zero where they were measured.
 
     Args:
-        convolution: A; of other than zero or circular padding its zero-padded twin.
+        convolution: A; for other than zero or circular padding the same convolution with zero padding.
         damp: the damping, a number or one per batch item.
         missing: the outputs that were not measured, ``(*batch, *out_shape)``, bool.
-        penalty: further rows below A, in which the damping is; None: the identity.
+        penalty: further rows ``damp L`` below A; None: L is the identity.
     """
 
     def __init__(self, convolution: Convolution, damp: Tensor, missing: Tensor, penalty: Penalty | None = None) -> None:
@@ -44,7 +44,7 @@ class MissingBlocks:
                 convolution.weight, convolution.spatial_in, convolution.stride, convolution.padding,
                 convolution.dilation, convolution.groups, check_finite=False,
             )  # fmt: skip
-        if tuple(damp.shape) != batch:  # the items share their blocks, which only precondition
+        if tuple(damp.shape) != batch:  # all items share blocks, which is enough for a preconditioner
             damp = damp.log().mean().exp()
         batched = tuple(damp.shape) or convolution.batch_shape
         truncated = truncated_circulant(convolution, batch if batched else tuple(damp.shape), penalty)
@@ -60,7 +60,7 @@ class MissingBlocks:
             places = members.nonzero()
             pieces += [(number, places[part]) for part in split_at_gaps(places, most)]
         size = max((len(places) for _, places in pieces), default=0)
-        self.index = torch.full((len(pieces), size), cells.numel())  # one past the end: nothing
+        self.index = torch.full((len(pieces), size), cells.numel())  # one past the end, where zeros are appended
         entries = kernel.kernel()
         blocks = torch.eye(size, dtype=entries.dtype, device=entries.device).repeat(len(pieces), 1, 1)
         for row, (number, places) in enumerate(pieces):
@@ -71,12 +71,12 @@ class MissingBlocks:
             blocks[row, : len(places), : len(places)] = _between(entries[number % len(entries)], places)
         self.index = self.index.to(entries.device)
         self.inverses = hermitian_inverse(blocks)
-        # one that rounding makes indefinite helps no more than the identity
+        # a block that rounding makes indefinite is replaced by the identity
         lost = self.inverses.isnan().flatten(1).any(1)
         self.inverses[lost] = torch.eye(size, dtype=entries.dtype, device=entries.device)
 
     def __call__(self, r: Tensor) -> Tensor:
-        """The blocks' inverses times ``r`` of shape ``(*batch, *out_shape)``."""
+        """Apply the inverses of the blocks to ``r`` of shape ``(*batch, *out_shape)``."""
         batch, _ = self.embedding.split_batch(tuple(r.shape[: r.ndim - self.embedding.ndim - 1]))
         z = self.embedding.outputs_to_grid(r)
         flat = torch.nn.functional.pad(z.flatten(1), (0, 1))
@@ -91,7 +91,7 @@ def _complement(S: Tensor, embedding: Embedding, damp: Tensor, penalty: Penalty 
     if penalty is not None:
         rows = S[..., : embedding.out_channels, :]
         normal = gram(S, "solution")
-        # what neither A nor L sees has no inverse
+        # a common null vector of A and L has no inverse
         normal.diagonal(dim1=-2, dim2=-1).add_(10 * torch.finfo(S.dtype).eps * float(normal.abs().amax()))
     else:
         rows = S

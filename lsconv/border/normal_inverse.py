@@ -50,7 +50,8 @@ from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["BorderInverse", "CirculantInverse", "DefiniteInverse", "NormalInverse", "SaddleInverse", "normal_inverse"]
 
-# The condition, by definiteness, up to which factors in double precision have digits to spare: damp^-2 or damp^-1.
+# The largest condition for which factors in double precision are accurate enough, by definiteness: about damp^-2 for a
+# definite normal operator, damp^-1 for a saddle operator.
 _CONDITION = {True: 2.5e9, False: 1e6}
 
 
@@ -74,7 +75,7 @@ class NormalInverse(ABC):
 
     Attributes:
         inverse: that of the block-circulant operator, one matrix per frequency.
-        direct: the factors that have taken the place of the iteration, where they have.
+        direct: the factors of the border, once they have replaced the iteration; else None.
     """
 
     inverse: FrequencyMatrices
@@ -86,7 +87,7 @@ class NormalInverse(ABC):
         self.embedding, self.form, self.side = problem.embedding, problem.form, problem.side
         self.convolution, self.scale, self.norm_bound = problem.truncated.convolution, problem.scale, problem.norm_bound
         self.relative_damp, self.damped = problem.relative_damp, problem.damped
-        self.strongest = problem.strongest
+        self.leading_wave = problem.leading_wave
 
     @property
     def shift(self) -> Tensor:
@@ -103,20 +104,20 @@ class NormalInverse(ABC):
         return self.problem.nullity(deficient=self._deficient)
 
     def factorise_if_cheaper(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
-        """Make the factors if they are cheaper than so many solves by iteration, and return them.
+        """Make the factors if they cost less than ``solves`` solves by iteration, and return them.
 
         Args:
             batch: the batch shape.
-            solves: how many of them are expected, one after the other.
+            solves: the number of solves that are expected, one after the other.
         """
         return self.direct if isinstance(self.direct, DirectInverse) else None
 
     def give_up_factors(self) -> None:
-        """Do without factors, which have lost too many digits, for good."""
+        """Iterate from now on, because the factors have lost too many digits."""
         self.direct = None
 
     def __call__(self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000) -> tuple[Tensor, Tensor]:
-        """The inverse applied to ``f`` (outputs or inputs by ``side``), and the border iterations per batch item."""
+        """Apply the inverse to ``f``, outputs or inputs by ``side``; return also the border iterations per item."""
         z, iterations, _ = self.continued(f, tolerance, max_iter)
         return z, iterations
 
@@ -158,7 +159,7 @@ class CirculantInverse(NormalInverse):
     def continued(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
-        """The division; there are no unknowns on a border."""
+        """Divide by the symbol; there are no unknowns on a border."""
         embedding, residual = self.embedding, self.side == "residual"
         batch, _ = embedding.split_batch(tuple(f.shape[: f.ndim - embedding.ndim - 1]))
         t = embedding.outputs_to_grid(f) if residual else embedding.inputs_to_grid(f)
@@ -170,20 +171,21 @@ class CirculantInverse(NormalInverse):
 
 
 class Stage(enum.Enum):
-    """The means by which a border is solved."""
+    """The state of the choice between factors and iteration for a border."""
 
-    UNDECIDED = enum.auto()  # nothing is made: factors at once, or an iteration
-    ITERATION = enum.auto()  # until it has cost what factors would
+    UNDECIDED = enum.auto()  # neither factors nor a preconditioner have been made
+    ITERATION = enum.auto()  # iterate until that has cost as much as the factors
     FACTORS = enum.auto()
-    ITERATION_ONLY = enum.auto()  # the factors have lost too many digits
+    ITERATION_ONLY = enum.auto()  # iterate always: the factors are too large or inaccurate
 
 
 class BorderInverse(NormalInverse):
     """The inverse through the system on a border.
 
     Attributes:
-        stage: by which means the border is solved; :meth:`factorise_if_cheaper`, :meth:`begin_iteration`,
-            :meth:`go_direct` and :meth:`give_up_factors` lead from one to the next, in this order.
+        stage: the state of the choice between factors and iteration; :meth:`factorise_if_cheaper`,
+            :meth:`begin_iteration`, :meth:`go_direct` and :meth:`give_up_factors` lead from one to the next, in this
+            order.
         border: the border cells.
         system: the block-circulant operator whose system on the border is solved.
         stack: the rows of a volume with a penalty on the border; None of other problems.
@@ -227,13 +229,13 @@ class BorderInverse(NormalInverse):
     def _solve(
         self, on_border: BorderSystem, f: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The inverse on the grid applied to ``f``, the border iterations, and the border unknowns."""
+        """Apply the inverse to ``f`` on the grid; return also the border iterations and the border unknowns."""
 
     def _cost_of_factors(self) -> tuple[bool, FactorCost]:
-        """The cost of the factors that may take the place of the iteration, on the shortest grid or not."""
+        """The cost of the factors that may replace the iteration, on the cheaper of two grids."""
         truncated, request = self.problem.truncated, self.problem.request
         if self._crossed:
-            # above this condition rounding would hide that the kernel is not even
+            # at a larger condition, rounding would hide that the kernel is not even
             even_condition = min(self.condition, 1e6 if self.definite else 1e3)
             assert isinstance(self.system, FrequencyMatrices)
             return cheapest_grid(truncated, self.system, request.penalty, self.model, even_condition)
@@ -241,10 +243,10 @@ class BorderInverse(NormalInverse):
         return True, direct_cost(self.embedding, self.form, onto, self.border)
 
     def go_direct(self) -> None:
-        """Factorise the border, for good; iterate for good where its ranks are large and dense factors do not fit."""
+        """Factorise the border; if its ranks are large and dense factors do not fit in memory, iterate from now on."""
         self._border_system, self.stage = None, Stage.FACTORS
         if self._crossed:
-            # the symbol anew, in double precision and on the grid of the factors, is a hundredth of their work
+            # The symbol is computed again, in double precision and on the grid of the factors, at little of their cost.
             precise = replace(self.problem.request.precise(), side=self.side, shortest_grid=self._on_shortest_grid)
             try:
                 self.direct = DirectInverse(NormalProblem(precise))
@@ -254,12 +256,13 @@ class BorderInverse(NormalInverse):
             self.direct = normal_inverse(replace(self.problem.request, side=self.side, shortest_grid=True))
 
     def begin_iteration(self) -> BorderSystem:
-        """Make the system on the border with its preconditioner, once; undecided before, the border is iterated on."""
+        """Make the system on the border with its preconditioner, unless it exists, and iterate from now on."""
         if self.stage is Stage.UNDECIDED:
             self.stage = Stage.ITERATION
         if self._border_system is None:
             request = self.problem.request
-            # the strips of a stacked volume, added up, take no more iterations, and those keep few vectors
+            # For a stacked volume the additive form takes no more iterations, and conjugate gradients store few
+            # vectors.
             restricted = request.limits.corners and (self.exact or not self.definite) and self.stack is None
             problem = BorderProblem(
                 self.system, self.border, self.model, restricted, request.limits, request.shortest_grid, self.stack
@@ -273,7 +276,7 @@ class BorderInverse(NormalInverse):
         return self.border.size
 
     def factorise_if_cheaper(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
-        """Make the factors if they are cheaper than so many solves by iteration, and return them."""
+        """Make the factors if they cost less than ``solves`` solves by iteration, and return them."""
         limits = self.problem.request.limits
         if self.stage is Stage.UNDECIDED and not self.problem.request.shortest_grid:
             cost, expected, fits = self.forecast(batch)
@@ -289,7 +292,7 @@ class BorderInverse(NormalInverse):
         return cost, expected, self.model.bytes(self._cost) <= limit
 
     def give_up_factors(self) -> None:
-        """Do without factors, which have lost too many digits, for good."""
+        """Iterate from now on, because the factors have lost too many digits."""
         super().give_up_factors()
         self._border_system, self.stage = None, Stage.ITERATION_ONLY
 
@@ -302,7 +305,7 @@ class BorderInverse(NormalInverse):
         on_border, embedding, residual = self.begin_iteration(), self.embedding, self.side == "residual"
         mirror = self.problem.truncated.mirror
         if start is not None and start.shape[-1] != self.border.size:
-            start = None  # the unknowns of another grid
+            start = None  # the start belongs to another grid
         batch, _ = embedding.split_batch(tuple(f.shape[: f.ndim - embedding.ndim - 1]))
         f_in = f if mirror is None else mirror.padded(f)
         t = embedding.outputs_to_grid(f_in) if residual else embedding.inputs_to_grid(f_in)

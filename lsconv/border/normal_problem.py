@@ -20,7 +20,7 @@ from lsconv.border import cost_model
 from lsconv.border.cost_model import Limits
 from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.reflected_padding import Mirror
-from lsconv.border.truncated_circulant import StrongestWave, TruncatedCirculant, truncated_circulant
+from lsconv.border.truncated_circulant import LeadingWave, TruncatedCirculant, truncated_circulant
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import (
@@ -38,8 +38,8 @@ from lsconv.operators.dtypes import ROUNDING, double
 
 __all__ = ["CirculantParts", "NormalProblem", "Request", "least_shift", "needs_double"]
 
-# Factors in float32 lose a factor sigma_max^2 / damp^2 of their accuracy. Below this damp / sigma_max the steps that
-# this adds cost more than factors in float64.
+# Factors in float32 lose a factor sigma_max^2 / damp^2 of accuracy. Below this damp / sigma_max the additional outer
+# steps cost more than factors in float64.
 _LEAST_DAMP = 0.03
 
 # Without a damp the smallest singular value is unknown. A lower floor loses digits in the factors, a higher one costs
@@ -48,10 +48,10 @@ _UNDAMPED_FLOOR = 1e-10
 
 
 def least_shift(dtype: torch.dtype, *, damped: bool) -> float:
-    """The least shift for which factors are made, relative to the largest singular value squared: its rounding.
+    """The least shift of factors, relative to the largest singular value squared, which bounds their rounding.
 
     Args:
-        dtype: of the factors.
+        dtype: the type of the factors.
         damped: every item has a damp, or a penalty.
     """
     rounding = ROUNDING * torch.finfo(dtype).eps
@@ -60,7 +60,7 @@ def least_shift(dtype: torch.dtype, *, damped: bool) -> float:
 
 @dataclass(frozen=True)
 class Request:
-    """The normal operator that is asked for.
+    """The description of a normal operator.
 
     Attributes:
         convolution: A, in the dtype to compute in.
@@ -69,8 +69,8 @@ class Request:
         side: "residual" or "solution"; None chooses by the numbers of rows and columns.
         penalty: further rows ``damp L`` below A; then "solution" is the side.
         mirror: the padding of A, where it is reflect or replicate; then "solution" is the side, and damp > 0.
-        limits: which means solve a border of which size.
-        shortest_grid: on the shortest grid, that of factors, not on one that transforms well.
+        limits: the limits for solving a border by factors, and of its preconditioner.
+        shortest_grid: use the shortest grid, as factors do, instead of one of a good FFT length.
         missing: outputs that are not measured, ``out_shape``, the same for every item and group; not with a mirror.
     """
 
@@ -96,29 +96,29 @@ class Request:
         missing: Tensor | None = None,
         limits: Limits | None = None,
     ) -> Request:
-        """The normal operator ``A^H A + damp^2 L^H L``, or that of the residual side, whatever pads A.
+        """Describe ``A^H A + damp^2 L^H L``, or the operator of the residual side, for any padding of A.
 
         Args:
             convolution: A, in the dtype to compute in.
             damp: the damping, a number or one per batch item.
             terms: L, as :func:`~lsconv.border.penalty.common_grid_filters` gives it; none: the identity.
-            floor, side, missing: the fields.
-            limits: by which means a border is solved; None: those of the cost model.
+            floor, side, missing: as the fields of these names.
+            limits: as the field; None: the default of the cost model.
         """
         damp = torch.as_tensor(damp, dtype=torch.float64, device=convolution.device)
         penalty = Penalty(convolution, terms, damp) if terms else None
-        shift = damp.new_zeros(()) if terms else damp  # damp L is in the rows of the penalty
+        shift = damp.new_zeros(()) if terms else damp  # with a penalty the damping is in its rows damp L
         mirror = Mirror(convolution) if Mirror.exists(convolution) else None
         limits = cost_model.DEFAULT_LIMITS if limits is None else limits
         return cls(convolution, shift, floor, side, penalty, mirror, limits, missing=missing)
 
     @property
     def crossed(self) -> bool:
-        """Tell whether the border is one of rows and columns alone."""
+        """Tell whether the border consists of rows and columns of a plane only."""
         return self.mirror is None and self.missing is None
 
     def precise(self) -> Request:
-        """Convert the request to double precision, with the least shift that it bears."""
+        """Convert the request to double precision, with the least shift of that precision."""
         damped = self.penalty is not None or bool((self.damp > 0).all())
         return replace(
             self,
@@ -130,12 +130,12 @@ class Request:
 
 @dataclass(frozen=True)
 class CirculantParts:
-    """The block-circulant operators of which the inverse of a normal operator is made.
+    """The block-circulant operators from which the inverse of a normal operator is built.
 
     Attributes:
         inverse: P, that of the block-circulant normal operator, or of the saddle operator.
         across: E, from the side of the unknowns to that of the border; None where they are the same.
-        deficient: the smaller Gram matrix is seen to be singular at the majority of frequencies.
+        deficient: the smaller Gram matrix is numerically singular at most frequencies.
     """
 
     inverse: FrequencyMatrices
@@ -157,14 +157,14 @@ class NormalProblem:
     """A normal operator on its grid.
 
     Args:
-        request: the operator that is asked for.
+        request: the description of the operator.
         symbol: the symbol of a convolution on a grid, or of some frequencies of it.
 
     Attributes:
         truncated: the truncated circulant.
-        side: that of the unknowns.
+        side: the side of the unknowns, "residual" or "solution".
         smaller_side: the side on which the symbol's Gram matrices are smaller, ``S S^H`` or ``S^H S``.
-        squared: these, one per frequency.
+        squared: the Gram matrices of that side, one per frequency.
         scale: a bound of the largest singular value squared, per block.
         wanted: ``damp^2``, per block.
         mu: the shift that is used, ``damp^2`` or the floor, per block.
@@ -237,7 +237,7 @@ class NormalProblem:
 
     @property
     def is_stacked_volume(self) -> bool:
-        """Tell whether it is that of a volume of one channel with a penalty: a column of rows."""
+        """Tell whether A is a volume of one channel with a penalty, so that [A; damp L] has one column."""
         return self.request.penalty is not None and self.embedding.ndim > 2 and self.symbol.columns == 1
 
     def circulant_parts(self) -> CirculantParts:
@@ -256,7 +256,7 @@ class NormalProblem:
         return CirculantParts(P, S if side == "solution" else S.H, deficient)
 
     def condition(self, inverse: FrequencyMatrices) -> float:
-        """A bound of the condition number of the block-circulant operator with this inverse."""
+        """A bound of the condition number of the block-circulant operator, from its inverse."""
         scale = float(self.scale.amax())
         return float(frobenius(inverse.matrices).amax()) * (math.sqrt(scale) if self.form == "saddle" else scale)
 
@@ -273,12 +273,12 @@ class NormalProblem:
         return plane
 
     @functools.cached_property
-    def _strongest(self) -> StrongestWave:
-        return StrongestWave.of(self.symbol, self.squared)
+    def _leading_wave(self) -> LeadingWave:
+        return LeadingWave.of(self.symbol, self.squared)
 
-    def strongest(self) -> Tensor:
-        """The inputs that A makes longest, nearly: the wave of the largest singular value, ``(*batch, *in_shape)``."""
-        return self._strongest.inputs(self.embedding, real=not self.truncated.convolution.is_complex)
+    def leading_wave(self) -> Tensor:
+        """The plane wave of the symbol's largest singular value on the inputs of A, ``(*batch, *in_shape)``."""
+        return self._leading_wave.inputs(self.embedding, real=not self.truncated.convolution.is_complex)
 
     def nullity(self, *, deficient: bool) -> str:
         """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none.
@@ -304,7 +304,7 @@ class NormalProblem:
         return ""
 
     def rank_deficient(self, smaller_inverse: Tensor) -> bool:
-        """Tell whether the smaller Gram matrix, of which this is the shifted inverse, is mostly singular."""
+        """Tell from its shifted inverse whether the smaller Gram matrix is singular at most frequencies."""
         if bool((self.mu == self.wanted).all()):
             return False
         singular_part = (self.shift[..., 0, 0] * frobenius(smaller_inverse)).flatten(1).median(-1).values
@@ -322,5 +322,5 @@ def _choose_side(truncated: TruncatedCirculant) -> str:
 
 
 def needs_double(A: Convolution, damp: Tensor, threshold: float = _LEAST_DAMP) -> bool:
-    """Tell whether a damped problem with float32 data is better served by factors in float64."""
+    """Tell whether a damped problem with float32 data costs less with factors in float64."""
     return bool(((damp > 0) & (damp < threshold * norm_bound(A))).any() and (damp > 0).all())

@@ -16,7 +16,7 @@ from lsconv.operators.dtypes import ROUNDING
 
 __all__ = ["ExtensionGram", "NullSpaces"]
 
-# An eigenvalue below so many eps of the largest is rounding of zero: products of a few thousand terms lose as much.
+# Eigenvalues below this many eps of the largest count as zero, because sums of some thousand terms round as much.
 _ROUNDING = 1e3
 # The relative cutoff of the pseudo-inverse of S on directions whose extensions vanish.
 _LEAST_MOVED = 1e-10
@@ -27,8 +27,9 @@ _FIRST_VECTORS = 8
 class NullSpaces:
     """The null spaces of A and A^H to ``rcond``, as coordinates on the border.
 
-    Candidates are the singular vectors of the smallest singular values of S, and then what random vectors lose on the
-    way through A and back beyond the null space found, until they lose nothing.
+    Candidates are the singular vectors of S with the smallest singular values. Then random vectors w are compared with
+    the solution for A w: their differences outside of the known null space are further candidates, until there are
+    none.
 
     Args:
         capacitance: the capacitance matrix, on whose directions no null vector is known.
@@ -57,7 +58,8 @@ class NullSpaces:
         chosen: bool,
     ) -> None:
         self.capacitance, self.rcond, self._chosen = capacitance, rcond.unsqueeze(-1), chosen
-        self._noise = torch.finfo(torch.float64).eps * condition.unsqueeze(-1)  # of a singular value that is measured
+        # The rounding error of a computed singular value.
+        self._noise = torch.finfo(torch.float64).eps * condition.unsqueeze(-1)
         self.resolved = True
         size, limit = capacitance.size, 10 * rcond
         count = min(_FIRST_VECTORS, size)
@@ -67,7 +69,8 @@ class NullSpaces:
         self._counts = torch.zeros(2, len(sigma), dtype=torch.int64, device=sigma.device)
         self.largest = 0.0
         if bool((sigma[:, 0] > limit * inverse_norm).all()):
-            # a null vector of A is at most ||C^-1|| times as long as that of S: values above this exclude one
+            # A null vector of A is at most ||C^-1|| times as long as its border values, so larger singular values of S
+            # exclude one.
             return
         grams = [ExtensionGram(direction.inverse, direction.free) for direction in self.capacitance.directions]
         while True:
@@ -103,12 +106,12 @@ class NullSpaces:
         counts = torch.stack([k.sum(-1) for k in counted])
         nullity = counts.amax(0)
         self.largest = max(float(torch.where(k, r, 0).amax()) for (r, _), k in zip(found, counted, strict=True))
-        if not bool((counts > self._counts).any()):  # of either: the null space of A^H may be found before that of A
+        if not bool((counts > self._counts).any()):  # of A or of A^H, because that of A^H may be found first
             return False
         self._counts = counts
         self.nullity, most = nullity, int(nullity.max())
         null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, counted, strict=True)]
-        # again without the candidates left out: null vectors were rounding beside their long extensions
+        # Repeated without the rejected candidates, beside whose long extensions the null vectors were rounding.
         null = [orthonormalised(v, gram.between(v)) for v, gram in zip(null, grams, strict=True)]
         # B C^-1 R^T R C^-H B^T is the overlap less S S^H, which is nothing next to it on null
         coupling = [gram(v) for gram, v in zip(grams, null, strict=True)]
@@ -121,7 +124,7 @@ class NullSpaces:
         return True
 
     def _lost_part(self, C: FrequencyMatrices, adjoint: bool) -> Tensor:
-        """The part of random vectors that is lost through A and back beyond the null space found, on the border.
+        """The differences between random w and the solutions for A w, without the known null space, on the border.
 
         Args:
             C: the circulant that A, or A^H, is a part of.
@@ -147,8 +150,8 @@ def small_singular_vectors(capacitance: Capacitance, count: int, steps: int = 2)
 
     Args:
         capacitance: S, factorised.
-        count: how many; those at the end are the least accurate.
-        steps: of the iteration.
+        count: the number of singular values; the last ones are the least accurate.
+        steps: the number of iterations.
 
     Returns:
         The singular values ``(blocks, count)``, smallest first, and left and right vectors ``(blocks, size, count)``.
@@ -168,18 +171,18 @@ def small_singular_vectors(capacitance: Capacitance, count: int, steps: int = 2)
 
 
 class ExtensionGram:
-    r"""The inner products of the extensions of border vectors, cropped nowhere: :math:`P = B C^{-H} C^{-1} B^T`.
+    r"""The inner products of uncropped extensions of border vectors: :math:`P = B C^{-H} C^{-1} B^T`.
 
     By Parseval those of few vectors V need one transform each and no image,
 
     .. math:: V^H P V = \frac{1}{N} \sum_\omega \hat L(\omega)^H \hat L(\omega), \qquad
               \hat L(\omega) = S(\omega)^{-1} (F B^T V)(\omega) .
 
-    For more of them than there are channels, whose kernel takes as many transforms, P itself is made.
+    For more vectors than channels P itself is made, because its kernel takes one transform per channel.
 
     Args:
         inverse: C^-1.
-        border: the cells lifted from.
+        border: the cells of the vectors.
     """
 
     def __init__(self, inverse: FrequencyMatrices, border: Border) -> None:
@@ -194,7 +197,7 @@ class ExtensionGram:
         spectra = self.inverse(grid.transform(self.border.scatter(v.movedim(-1, 0))))
         weights = grid.weights(v.device, v.real.dtype).div_(math.prod(grid.sizes)).sqrt_()
         extensions = (spectra * weights).movedim(0, 1).flatten(2)  # blocks, k, rows and frequencies
-        if grid.real:  # the pairs of frequencies add up to twice the real part
+        if grid.real:  # conjugate pairs of frequencies sum to twice the real part
             extensions = torch.view_as_real(extensions).flatten(2)
         return extensions.conj() @ extensions.mT
 
@@ -211,7 +214,7 @@ class ExtensionGram:
 
 
 def nearest_null(images: Tensor, v: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of orthonormal extensions in the span of vectors, by falling nearness to the null space.
+    """Orthonormalise the extensions of vectors, ordered by how nearly they are null vectors of A.
 
     Args:
         images: ``S v``, ``(blocks, rows, k)``. Not from singular values of S^-1: next to those of null vectors the
@@ -223,22 +226,24 @@ def nearest_null(images: Tensor, v: Tensor, gram: Tensor) -> tuple[Tensor, Tenso
         For each a bound of ``||A x|| / (||C|| ||x||)``, smallest first, as A extend(v) = -R_out C B_in^T S v; and the
         coordinates.
     """
-    values, vectors = torch.linalg.eigh(gram - images.mH @ images)  # what the crop takes away is S v
-    # directions whose extension is rounding are free: adding them to others changes S v, and no extension
+    values, vectors = torch.linalg.eigh(gram - images.mH @ images)  # the crop removes S v
+    # Directions whose extension is only rounding are arbitrary: adding them changes S v, but no extension.
     nonzero = (values > _ROUNDING * torch.finfo(values.dtype).eps * values[..., -1:]).unsqueeze(-2)
     whiten = vectors * torch.where(nonzero, values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt().unsqueeze(-2), 0)
     free = vectors * ~nonzero
     moved = images @ free
     whiten = whiten - free @ (torch.linalg.pinv(moved, rtol=_LEAST_MOVED) @ (images @ whiten))
     cropped = images @ whiten
-    excluded = (1 + torch.linalg.matrix_norm(cropped))[..., None, None] * ~nonzero  # the free ones are no null vectors
+    excluded = (1 + torch.linalg.matrix_norm(cropped))[
+        ..., None, None
+    ] * ~nonzero  # the arbitrary directions are no null vectors
     excluded = torch.diag_embed(excluded.squeeze(-2)).to(cropped)
     _, ratio, rows = torch.linalg.svd(torch.cat([cropped, excluded], dim=-2), full_matrices=False)
     return ratio.flip(-1), (v @ (whiten @ rows.mH)).flip(-1)
 
 
 def orthonormalised(v: Tensor, gram: Tensor) -> Tensor:
-    """Combinations of vectors whose inner products are the identity, and zero for those of length zero.
+    """Combine vectors so that they are orthonormal in given inner products; those of length zero become zero.
 
     Args:
         v: vectors, ``(blocks, size, k)``.

@@ -1,7 +1,7 @@
 r"""The outer iteration of the border method: flexible conjugate gradients on the normal equations of A.
 
-The border inverse, at the precision and the regularisation of its factors, preconditions them; A itself, in float64,
-computes the residual in every step: the factors change the number of steps and nothing else.
+The preconditioner is the border inverse, in the precision and with the shift of its factors. The residual is computed
+in every step by products with A in float64, so that the factors affect the number of steps only.
 
 Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
 """
@@ -28,13 +28,13 @@ from lsconv.operators.batch_layout import broadcast_shapes, over_items
 
 __all__ = ["Outer", "OuterPlan", "confirmed", "iterated", "needs_no_iteration"]
 
-# The limit on the steps of a solve: what converges more slowly is left to the fallback.
+# The limit on the steps of a solve; items that converge more slowly are left to the fallback.
 _OUTER_LIMIT = 40
-# Steps without halving after which an item ends.
+# An item is stopped after this many steps without halving its residual.
 _PATIENCE = 5
-# The residual that a step aims at, in units of its target: below one, as the border's residual predicts it roughly.
+# The residual that a step aims at, relative to the target: below one, because its prediction is rough.
 _MARGIN = 0.3
-# The border residual of a step whose growth the floor of the factors limits; the floor of float64 is lower.
+# The border tolerance of a step that the floor of the factors limits; that of float64 factors is lower.
 _FLOORED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 # The growth before the first step, in units of sigma_max / damp: without it a first step may stop short of the share
 # of x in the null space of A that the certificate allows.
@@ -45,9 +45,9 @@ class OuterPlan(Protocol):
     """The part of a plan that the outer iteration needs.
 
     Attributes:
-        scaled_damp: the damping of ``scaled``.
+        scaled_damp: the damping of the scaled operator.
         unit: a power of two per item, by which A is divided.
-        inverse: of the normal operator, nearly.
+        inverse: an approximate inverse of the normal operator.
         factor_dtype: the real dtype of its factors.
         read: the inputs that some output reads; None: all.
     """
@@ -71,7 +71,7 @@ class OuterPlan(Protocol):
 
 @dataclass(frozen=True)
 class _Iterate:
-    """An iterate: u, its image, the residual g of the normal equations, and the norm of g in units of its target."""
+    """An iterate: u, its image, the residual g of the normal equations, and the norm of g relative to its target."""
 
     u: Tensor
     image: Tensor
@@ -84,7 +84,7 @@ class Outer:
 
     Residual side: :math:`(AA^H + \mu) u = y` (or ``A v``), ``x = A^H u``. Solution side:
     :math:`(A^HA + \mu) u = A^H y` (or ``v``), ``x = u``. ``image`` is ``A^H u`` on the residual side and ``A u - y`` on
-    the other, so that no vector of data need be kept. ``g`` is the residual of the normal equations.
+    the other, so that the data need not be stored. ``g`` is the residual of the normal equations.
 
     Args:
         plan: the operator, and the inverse that preconditions.
@@ -138,7 +138,9 @@ class Outer:
         self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=A.device)
         self.steps = 0
         self.has_data = y is not None
-        self.f: Tensor | None = None  # the right-hand side; with data on the solution side the images have it
+        self.f: Tensor | None = (
+            None  # the right-hand side; not needed with data on the solution side, where the image contains them
+        )
         if self.has_data and not self.residual_side:
             image = data.neg()
             g = A.adjoint(image).neg_()
@@ -149,12 +151,12 @@ class Outer:
         self._origin: _Iterate | None = _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
 
     def run(self) -> None:
-        """Iterate, once, until every item meets its target or no longer improves; ``u`` is the best found."""
+        """Iterate, once, until every item meets its target or no longer improves; ``u`` is then the best iterate."""
         assert self._origin is not None
         direction, iterate, self._origin = FlexibleDirection(self.mu), self._origin, None
         self.u, self.image = iterate.u, iterate.image if self.residual_side else None
         self.tolerance_ratio = torch.full_like(iterate.ratio, torch.inf)
-        growth = 0.0  # the residual that a step has left, in units of its border tolerance
+        growth = 0.0  # the residual after a step over its border tolerance
         stalled = torch.zeros_like(self.iterations)  # steps without halving
         while True:
             stalled = torch.where(iterate.ratio < 0.5 * self.tolerance_ratio, 0, stalled + 1)
@@ -168,9 +170,9 @@ class Outer:
             growth = max(growth, observed, 1.0)
 
     def _update_best(self, iterate: _Iterate) -> None:
-        """Take the iterate for the items where it is the best so far."""
+        """Store the iterate for the items where it is the best so far."""
         better = iterate.ratio < self.tolerance_ratio
-        if bool(better.all()):  # which copies nothing
+        if bool(better.all()):  # saves a copy
             self.u, self.tolerance_ratio = iterate.u, iterate.ratio
             self.image = iterate.image if self.residual_side else None
             return
@@ -180,7 +182,7 @@ class Outer:
         self.tolerance_ratio = torch.where(better, iterate.ratio, self.tolerance_ratio)
 
     def _step(self, direction: FlexibleDirection, iterate: _Iterate, active: Tensor, tolerance: float) -> _Iterate:
-        """Go one step along the next direction, found to the relative residual ``tolerance`` on the border."""
+        """Take one step, with the border system solved to the relative residual ``tolerance``."""
         limit = () if self.max_iter is None else (self.max_iter - int(self.iterations.max()),)
         z, count = self.plan.inverse(iterate.g.to(self.plan.inverse.convolution.dtype), tolerance, *limit)
         self.steps += 1
@@ -201,17 +203,17 @@ class Outer:
         return self.max_iter is not None and int(self.iterations.max()) >= self.max_iter
 
     def _border_tolerance(self, tolerance_ratio: Tensor, active: Tensor, growth: float) -> float:
-        """The relative residual to which this step solves the border system.
+        """Choose the relative residual to which this step solves the border system.
 
-        A step leaves ``growth`` times the residual of its border system, so that the worst item needs the reciprocal of
-        that and of its tolerance ratio. Where the factors have a floor, that limits the step instead.
+        The residual after a step is about ``growth`` times that of its border system, so that the worst item needs one
+        over ``growth`` times its tolerance ratio. Where the factors have a floor, that limits the step instead.
         """
         if not self.plan.inverse.exact:
             return _FLOORED_TOLERANCE[self.plan.factor_dtype]
         if growth == 0 and self.plan.inverse.damped:
             growth = _FIRST_GUESS / self.plan.inverse.relative_damp
         wanted = _MARGIN / (max(growth, 1.0) * float(torch.where(active, tolerance_ratio, 0).amax()))
-        finest = torch.finfo(self.plan.factor_dtype).eps ** 0.7  # the border's residual has no more digits
+        finest = torch.finfo(self.plan.factor_dtype).eps ** 0.7  # the accuracy of the border's residual
         return min(max(wanted, finest), _MARGIN)
 
     def _image(self, u: Tensor) -> Tensor:
@@ -219,12 +221,12 @@ class Outer:
         return self.A.adjoint(u) if self.residual_side else self.A.apply(u)
 
     def _residual(self, image: Tensor) -> Tensor:
-        """``f - A A^H u`` or ``f - A^H A u``; for data y as ``-A^H (A u - y)``, which cancels nothing."""
+        """``f - A A^H u`` or ``f - A^H A u``; for data y as ``-A^H (A u - y)``, which avoids cancellation."""
         normal = self.A.apply(image) if self.residual_side else self.A.adjoint(image)
         return -normal if self.f is None else self.f - normal
 
     def _tolerance_ratio(self, u: Tensor, image: Tensor, g: Tensor) -> Tensor:
-        """The norm of the residual g in units of its target; at most 1 where the certificate will hold."""
+        """The norm of the residual g relative to its target; at most 1 where the certificate will be met."""
         g_norm, rtol = self.space.norm(g), self.tolerances.rtol
         if not self.has_data:
             scale = self.given_norm * (torch.ones_like(g_norm) if not self.residual_side else self.norm_a)
@@ -252,12 +254,13 @@ class Outer:
         elif self.error_share is not None:
             finest = torch.maximum(self.error_share * self.mu * x_norm, rounding * norm)
             target = torch.where(self.mu > 0, torch.minimum(target, finest), target)
-        downhill = total / ((1 + self.tolerances.eps**0.5) * self.given_norm).clamp_min(unit)  # from x = 0
+        # Relative to the objective at x = 0.
+        downhill = total / ((1 + self.tolerances.eps**0.5) * self.given_norm).clamp_min(unit)
         tolerance_ratio = torch.minimum(by_residual, torch.maximum(g_norm / target.clamp_min(unit), downhill))
         return torch.where(g_norm == 0, 0, tolerance_ratio)
 
     def warn(self, plan: object) -> None:
-        """Warn of items that have missed their target by far, for want of a certificate that would tell."""
+        """Warn of items far from their target, for calls that return no certificate."""
         failed = self.tolerance_ratio > 10
         if bool(failed.any()):
             text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r})"
@@ -280,17 +283,17 @@ class Outer:
         return x if not self.has_data or self.plan.read is None else x * self.plan.read
 
     def dual(self) -> Tensor:
-        """``u`` on the residual side, ``A u`` on the solution side: what the adjoint of the inverse gives."""
+        """``u`` on the residual side, ``A u`` on the solution side: the result of the adjoint of the inverse."""
         if self.residual_side:
             return self._scaled_back(self.u, self.space)
         return self._scaled_back(self._image(self.u), self.image_space)
 
 
 def iterated(make: Callable[[], Outer]) -> Outer:
-    """The outer iteration, run; once more without factors of the border that have lost too many digits for it.
+    """Run the outer iteration, and repeat it without factors if those of the border have lost too many digits.
 
     Args:
-        make: prepares it; asked again where a run is repeated, so that none holds the data for that.
+        make: makes the iteration; it is called again for the repetition, so that nothing has to be stored for that.
     """
     outer = make()
     outer.run()
@@ -304,19 +307,19 @@ def iterated(make: Callable[[], Outer]) -> Outer:
 
 
 def needs_no_iteration(solution: Solution) -> bool:
-    """Tell whether all items have converged, and none by the rounding of its gradient alone."""
+    """Tell whether all items have converged, none of them only because its gradient is within rounding."""
     return solution.all_converged and (solution.excused is None or not bool(solution.excused.any()))
 
 
 def confirmed(solve: Callable[[bool], Solution], space: ItemSpace) -> Solution:
-    """Solve, and where a gradient is excused by its rounding solve again beyond that, and compare the two.
+    """Solve, and check items that pass only because of the rounding of their gradient by a second, longer solve.
 
-    Rounding as large as the gradient hides errors along small singular values. Where the two solutions differ by more
-    than a tenth, the second counts if it needs no excuse, and otherwise neither has converged.
+    Rounding of the size of the gradient can hide errors along small singular values. Where the two solutions differ by
+    more than a tenth, the second is taken if it passes without rounding, and otherwise the item has not converged.
 
     Args:
         solve: makes a solution with :attr:`Solution.excused`; True: iterate on beyond the rounding of the gradient.
-        space: of x.
+        space: the arithmetic of x.
     """
     first = solve(False)
     if first.excused is None or not bool(first.excused.any()):

@@ -2,13 +2,13 @@ r"""A convolutional penalty beside a truncated convolution: ``[A; damp L]`` as o
 
 The minimiser of :math:`\|Ax - y\|^2 + \mathrm{damp}^2 \|Lx\|^2` is the least-squares solution of the stacked system,
 and when L is made of convolutions the stack is again a circulant with cropped rows: more output channels, each with
-border positions of its own. Differences that stop at the image's edge (Neumann) are rows that the edge crops; zeros
-beyond the edge (Dirichlet, zero padding) are grid cells held at zero.
+border positions of their own. Differences that stop at the edge of the image (Neumann) are cropped rows; zeros outside
+the edge (Dirichlet, zero padding) are grid cells constrained to zero.
 
-Where neither A nor L reads beyond the inputs the grid may still be longer than these, for the sake of its FFT: rows
-that read inputs and cells beyond are cropped, rows that read no inputs are kept. The cells beyond are then a strip with
-data rows of its own (zeros), which shares no row with the inputs and comes out as zero; wide enough for A, its normal
-operator is as regular as that of the inputs.
+Where neither A nor L reads cells outside the inputs, the grid may still be longer, for a good FFT length. Rows that
+read both inputs and outside cells are then cropped, and rows that read outside cells only have data of zero. So the
+outside cells are decoupled from the inputs, and are zero in the solution. If they are at least as wide as the kernel of
+A, their normal operator is as regular as that of the inputs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lsconv.operators.padding_modes import MODES
 
 __all__ = ["Filter", "Penalty", "Taps", "as_convolutions", "common_grid_filters"]
 
-# An axis of the grid is lengthened by up to this part where transforms are slow for its length, as for 1038 = 6 * 173.
+# An axis whose length is slow to transform, such as 1038 = 6 * 173, is lengthened by up to this part.
 _GROWTH = 0.15
 
 
@@ -47,7 +47,7 @@ class Filter:
 
 
 def as_convolutions(L: LinearOperator, spatial_ndim: int) -> list[Filter] | None:
-    """L as convolutions stacked on one another (up to rows that are zero), or None where it is none.
+    """Take L apart into a stack of convolutions, up to rows of zeros; None where it is no such stack.
 
     Args:
         L: the penalty, on inputs ``(channels, *spatial)``.
@@ -79,7 +79,7 @@ def as_convolutions(L: LinearOperator, spatial_ndim: int) -> list[Filter] | None
 
 
 def common_grid_filters(A: LinearOperator, L: LinearOperator | None) -> list[Filter]:
-    """L as convolutions on one grid with A; none for the identity, L = None.
+    """Take L apart into convolutions on one grid with A; no convolutions for L = None, the identity.
 
     Raises:
         MethodError: there is no such grid.
@@ -93,13 +93,13 @@ def common_grid_filters(A: LinearOperator, L: LinearOperator | None) -> list[Fil
 
 
 def _differences(L: Gradient | Laplacian, one: Tensor) -> list[Filter] | None:
-    """The filters of a gradient or Laplacian, one per component; None where they are no crops of a convolution."""
+    """The filters of a gradient or Laplacian, one per component; None where they are not crops of convolutions."""
     if isinstance(L, Laplacian) and L.boundary == "neumann":
-        return None  # its rows at the edge are no crop of those inside
+        return None  # the rows at its edge are not those of a convolution
     terms = []
     for component, kernel in enumerate(L.kernels):
         padding = L.padding
-        if isinstance(L, Gradient):  # the kernel reaches along one axis only
+        if isinstance(L, Gradient):  # the kernel extends along one axis only
             if L.boundary == "neumann" and L.in_shape[1 + component] == 1:
                 continue  # one cell has no neighbour: rows of zeros
             cell = tuple(slice(None) if axis == component else slice(0, 1) for axis in range(L.ndim))
@@ -118,10 +118,10 @@ def _differences(L: Gradient | Laplacian, one: Tensor) -> list[Filter] | None:
 
 @dataclass(frozen=True)
 class Taps:
-    """One row of a stack whose inputs have one channel, as the taps of its kernel.
+    """One row of a stack with one input channel, as the taps of its kernel.
 
     Attributes:
-        offsets: the offsets of the cells that it reads, ``(taps, axes)``.
+        offsets: the offsets of the cells that the row reads, ``(taps, axes)``.
         weights: the weight of each, ``(blocks, taps)``.
     """
 
@@ -129,7 +129,7 @@ class Taps:
     weights: Tensor
 
     def cells(self, mask: Tensor) -> Tensor:
-        """The numbers of the cells that it reads at places of a grid: ``(places, taps)``."""
+        """The numbers of the cells that the row reads at the marked places of a grid: ``(places, taps)``."""
         numbers = torch.arange(mask.numel()).reshape(mask.shape)
         places = (mask.nonzero()[:, None] + self.offsets) % torch.tensor(mask.shape)
         return numbers[places.unbind(-1)]
@@ -142,12 +142,12 @@ class Penalty:
         convolution: A; stride 1.
         terms: L as :func:`as_convolutions` gives it.
         damp: factor of L, a number or one per batch item.
-        tight: keep the grid so short that the cropped rows are the last ones of every axis.
+        tight: use the shortest grid, on which the cropped rows are the last ones of every axis.
 
     Attributes:
         convolution: A, as a crop of a block-circulant operator on that grid.
-        grid: the grid sizes that serve A and L together.
-        constrained: per axis, whether the grid cells beyond the inputs must be held at zero.
+        grid: grid sizes for both A and L.
+        constrained: per axis, whether the grid cells outside the inputs have to be constrained to zero.
         batch_shape: the batch dimensions of the factors.
     """
 
@@ -222,7 +222,7 @@ class Penalty:
         return torch.cat([part.expand(blocks, *part.shape[1:]) for part in parts], dim=-2)
 
     def taps(self, embedding: Embedding) -> list[Taps]:
-        """The rows by their taps, in the order of :meth:`rows`, where the inputs of a block have one channel."""
+        """The taps of all rows, in the order of :meth:`rows`; only for blocks with one input channel."""
         rows = []
         for convolution, factor in self.terms:
             axes = [torch.tensor(_taps(convolution, a)) for a in range(convolution.ndim)]
@@ -254,7 +254,7 @@ def _taps(convolution: Convolution, a: int) -> list[int]:
 
 
 def _overhang(convolution: Convolution, a: int) -> tuple[int, int]:
-    """Count the cells before and after the inputs that the outputs of a zero-padded axis read."""
+    """The number of cells before and after the inputs that outputs read along a zero-padded axis."""
     if _is_circular(convolution):
         return 0, 0
     taps = _taps(convolution, a)
@@ -266,7 +266,7 @@ def _is_circular(convolution: Convolution) -> bool:
 
 
 def _unwrapped(convolution: Convolution) -> Convolution:
-    """A circular convolution that reads across no edge, as the one without padding that it is."""
+    """Return a circular convolution that reads across no edge as the same convolution without padding."""
     if not _is_circular(convolution) or any(_wraps(convolution, a) for a in range(convolution.ndim)):
         return convolution
     return Convolution(

@@ -328,7 +328,7 @@ class BorderPlan(Plan):
         )
         if self._mirrored:
             return torch.zeros((), dtype=torch.float64, device=self.A.device)
-        wave = self.inverse.strongest().to(self.precise.dtype)
+        wave = self.inverse.leading_wave().to(self.precise.dtype)
         return divide(codomain.norm(self.precise.apply(wave)), domain.norm(wave))
 
     @torch.no_grad()

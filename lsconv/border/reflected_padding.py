@@ -37,7 +37,7 @@ __all__ = ["Mirror", "MirroredBorder", "MirroredEntries"]
 
 
 class Mirror:
-    """The valid convolution in a convolution with reflect or replicate padding, and which cell copies which.
+    """A convolution with reflect or replicate padding as a valid convolution, and the cell that each padded one copies.
 
     Args:
         A: a convolution of stride 1 whose padding copies cells of the inside, as "reflect" and "replicate" do.
@@ -46,8 +46,8 @@ class Mirror:
         convolution: V.
         margin: the positions of the margin per axis.
         sources: for every position of the padded image the one that it copies, per axis.
-        norm: that of the padding.
-        bound: of the norm of A per batch item, the root of its largest row sum times its largest column sum.
+        norm: the norm of the padding.
+        bound: a bound of the norm of A per batch item, the root of its largest row sum times its largest column sum.
     """
 
     def __init__(self, A: Convolution) -> None:
@@ -73,7 +73,7 @@ class Mirror:
 
     @staticmethod
     def exists(A: LinearOperator) -> bool:
-        """Tell whether A is of the kind that is served."""
+        """Tell whether A is a convolution of stride 1 whose padding copies inside cells."""
         return (
             isinstance(A, Convolution)
             and MODES[A.padding_mode].copies
@@ -136,11 +136,11 @@ class MirroredBorder(Border):
         self.diagonal: Tensor = diagonal
 
     def terms(self, axes: tuple[int, ...], cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """On which cells of the saddle the unknowns act: rows of channel, *positions along the axes*.
+        """The cells of the saddle operator on which the unknowns act: rows of channel, *positions along the axes*.
 
         Returns:
-            Each unknown's own cell; the cells that the multipliers among them have besides, which their own copy; the
-            sign at the own cell (+1 besides).
+            The own cell of each unknown; the second cell of each multiplier, which its own cell copies; the sign at the
+            own cell (+1 at the second one).
         """
         channel = cells[:, 0]
         real = torch.where(channel >= self.rows + self.columns, channel - self.columns, channel)
@@ -177,7 +177,7 @@ class MirroredBorder(Border):
 
 
 class MirroredEntries(BorderEntries):
-    """The entries of the system between unknowns; along a strip as if nothing were copied across its ends."""
+    """The entries of the system between unknowns; along a strip, copies across its ends are neglected."""
 
     def __init__(self, Q: FrequencyMatrices | FactoredCapacitance, border: MirroredBorder) -> None:
         super().__init__(Q, border)

@@ -1,8 +1,8 @@
 r"""The system on the border of a stack of one column, :math:`I - E P E^H`, by its factors.
 
-A convolution of one channel and its penalty are a column E of rows. The product with a border vector needs no matrix of
-rows by rows per frequency, and not a transform for every row either: rows of few taps, as those of a gradient are, read
-the few cells beside their border from the grid, and write to them.
+A convolution of one channel and its penalty have a symbol E of one column. The product with a border vector then needs
+no matrix per frequency, nor a transform for every row: rows with few taps, such as those of a gradient, are applied to
+the few grid cells that they read.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ __all__ = ["StackRows"]
 
 
 class StackRows:
-    """The rows of a stack on its border: E times a spectrum of the one column, there, and the adjoint.
+    """The rows of a stack restricted to its border: E times a spectrum of one column, and the adjoint.
 
     Args:
         P: the inverse of the normal operator.
         E: the symbol of the stack.
-        border: of its rows.
-        taps: of its last rows, those of the penalty.
+        border: the border of the rows.
+        taps: the taps of the last rows, those of the penalty.
 
     Attributes:
-        transforms: there and back, in a product.
+        transforms: the number of transforms in a product.
     """
 
     def __init__(self, P: FrequencyMatrices, E: FrequencyMatrices, border: Border, taps: Sequence[Taps]) -> None:
@@ -55,7 +55,7 @@ class StackRows:
         return torch.cat([values, self._few.values(grid.inverse(spectrum).flatten(2))], dim=-1)
 
     def spectrum(self, u: Tensor) -> Tensor:
-        """The adjoint."""
+        """Apply the adjoint of :meth:`values`."""
         grid, rows, lead = self._rows.grid, self._rows.rows, u.shape[:2]
         on_grid = scattered(u[..., : len(self._index)], self._index, rows * math.prod(grid.sizes))
         spectra = grid.transform(on_grid.reshape(*lead, rows, *grid.sizes))
@@ -71,13 +71,13 @@ class StackRows:
 
 @dataclass(frozen=True)
 class _Reads:
-    """Rows of few taps on their border, as a list of the cells that they read.
+    """Rows with few taps on their border, as a list of reads, each of one cell for one unknown.
 
     Attributes:
         size: border unknowns of these rows.
-        cells: of the grid.
+        cells: the grid cell of every read.
         owners: the border unknown of every read.
-        weights: of the reads, ``(blocks, reads)``.
+        weights: the weight of every read, ``(blocks, reads)``.
     """
 
     size: int
@@ -87,7 +87,7 @@ class _Reads:
 
     @classmethod
     def of(cls, border: Border, taps: Sequence[Taps]) -> _Reads | None:
-        """The reads of the last rows of the border; None where they are more than the cells of a transform."""
+        """List the reads of the last rows of the border; None where these are more than the cells of a transform."""
         members = border.mask[border.channels - len(taps) :]
         counts = members.flatten(1).sum(1).tolist()
         if not taps or sum(len(row.offsets) * n for row, n in zip(taps, counts, strict=True)) > members[0].numel():
@@ -99,11 +99,11 @@ class _Reads:
         return cls(sum(counts), cells.to(weights.device), owners.to(weights.device), weights)
 
     def values(self, grid: Tensor) -> Tensor:
-        """The rows times tensors on the grid, ``(rhs, blocks, cells)``."""
+        """Apply the rows to tensors on the grid, ``(rhs, blocks, cells)``."""
         reads = gathered(grid, self.cells) * self.weights
         return reads.new_zeros(*grid.shape[:2], self.size).index_add_(-1, self.owners, reads)
 
     def adjoint(self, u: Tensor, cells: int) -> Tensor:
-        """The adjoint, on a grid of so many cells."""
+        """Apply the adjoint, to a grid of ``cells`` cells."""
         writes = gathered(u, self.owners) * self.weights.conj()
         return writes.new_zeros(*u.shape[:2], cells).index_add_(-1, self.cells, writes)

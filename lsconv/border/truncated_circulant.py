@@ -16,9 +16,9 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["Positions", "StrongestWave", "TruncatedCirculant", "truncated_circulant"]
+__all__ = ["LeadingWave", "Positions", "TruncatedCirculant", "truncated_circulant"]
 
-Positions = list[list[list[int]]]  # per channel and axis, those that make a cell a border cell
+Positions = list[list[list[int]]]  # per channel and axis; a cell with one of these coordinates is on the border
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ def truncated_circulant(
 
     Args:
         convolution: the operator.
-        batch_shape: of the damping.
-        penalty: further rows below it.
-        mirror: that of ``convolution``, whose padding is not zeros.
-        shortest: on the shortest grid that holds it, not on one that transforms well.
-        missing: further outputs are removed, which are not measured.
+        batch_shape: the batch shape of the damping.
+        penalty: further rows below the convolution.
+        mirror: the padding of ``convolution``, if that is reflect or replicate.
+        shortest: use the shortest grid instead of one of a good FFT length.
+        missing: further outputs that are removed, because they are not measured.
         symbol: the symbol of a convolution on a grid, or of some frequencies of it.
     """
     if penalty is not None:
         convolution, embedding = penalty.convolution, penalty.embedding(batch_shape)
-        S = _per_block(symbol(convolution, embedding), embedding)
+        S = symbol(convolution, embedding).repeated(embedding.blocks)
         penalty_rows, blocks = penalty.rows(embedding, symbol).to(S.matrices.dtype), embedding.blocks
         S = S.map(lambda m: torch.cat([part.expand(blocks, *part.shape[1:]) for part in (m, penalty_rows)], dim=-2))
         out_border = penalty.border(embedding)
@@ -78,21 +78,13 @@ def truncated_circulant(
         minimal = (1,) * convolution.ndim if shortest else None
         constrained = None if mirror is None else (True,) * convolution.ndim
         embedding = Embedding(convolution, minimal, batch_shape, only_read=True, constrained=constrained)
-        S = _per_block(symbol(convolution, embedding), embedding)
+        S = symbol(convolution, embedding).repeated(embedding.blocks)
         out_border = embedding.output_border()
     in_border = embedding.input_border()
     form = _form(missing or _any(out_border), _any(in_border))
     if mirror is not None and (any(mirror.margin) or form == "valid"):
         form = "saddle"
     return TruncatedCirculant(convolution, embedding, S, out_border, in_border, form, penalty, mirror)
-
-
-def _per_block(S: FrequencyMatrices, embedding: Embedding) -> FrequencyMatrices:
-    """Repeat the groups' symbols for every batch item; a single one broadcasts as it is."""
-    present = S.matrices.shape[0]
-    if present in (1, embedding.blocks):
-        return S
-    return S.map(lambda m: m.repeat(embedding.blocks // present, *(1 for _ in m.shape[1:])))
 
 
 def _form(has_out: bool, has_in: bool) -> str:
@@ -106,8 +98,8 @@ def _any(positions: Sequence[Sequence[Sequence[int]]]) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class StrongestWave:
-    """A plane wave of the largest singular value of a symbol, by block: A makes it nearly as long as anything.
+class LeadingWave:
+    """The plane wave of the largest singular value of a symbol, per block; ``||A x|| / ||x||`` of it is nearly ||A||.
 
     Attributes:
         frequencies: ``(blocks, axes)``.
@@ -118,8 +110,8 @@ class StrongestWave:
     vectors: Tensor
 
     @classmethod
-    def of(cls, S: FrequencyMatrices, squared: Tensor) -> StrongestWave:
-        """Find it by the largest of the Gram matrices ``squared`` of S."""
+    def of(cls, S: FrequencyMatrices, squared: Tensor) -> LeadingWave:
+        """Find it at the frequency of the largest Gram matrix; ``squared``: the Gram matrices of S."""
         sizes, flat = S.matrices.shape[1:-2], S.matrices.flatten(1, -3)
         index = frobenius(squared).flatten(1).argmax(1)
         chosen = flat[torch.arange(len(flat), device=flat.device), index]

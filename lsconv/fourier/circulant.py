@@ -32,7 +32,6 @@ __all__ = [
     "block_circulant",
     "circulant_embedding",
     "double_symbol",
-    "per_block",
     "real_dtype",
 ]
 
@@ -112,11 +111,6 @@ def double_symbol(A: Convolution, embedding: Embedding) -> FrequencyMatrices:
     return FrequencyMatrices(Grid(embedding.grid, real=not A.is_complex), matrices)
 
 
-def per_block(values: Tensor, embedding: Embedding) -> Tensor:
-    """Repeat values per batch item for the blocks (batch items times groups); they broadcast to the batch shape."""
-    return values.expand(embedding.batch_shape).reshape(-1, 1).expand(-1, embedding.groups).reshape(-1)
-
-
 class CirculantPlan:
     r"""Solves a block-circulant least-squares problem exactly, for any number of right-hand sides.
 
@@ -190,7 +184,7 @@ class CirculantPlan:
         self.inverse: FrequencyMatrices | FactoredInverse
         self.undecided = torch.zeros(self.batch_shape, dtype=torch.bool, device=A.device)
         S = double_symbol(A, self.embedding)
-        mu = per_block(self.damp.double().square(), self.embedding)
+        mu = self.embedding.per_block(self.damp.double().square())
         self.norm = symbol_norm_from_below(S).reshape(*self.batch_shape, -1).amax(-1)
         if penalty is None:
             items = math.prod(self.batch_shape)

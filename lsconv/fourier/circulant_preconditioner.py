@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ShapeError
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
-from lsconv.fourier.circulant import per_block, real_dtype
+from lsconv.fourier.circulant import real_dtype
 from lsconv.fourier.convolution_structure import Factor, gram, read
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.algebra import HStack, VStack
@@ -116,7 +116,7 @@ class CirculantPreconditioner(LinearOperator):
         assert chain.core is not None
         self._on_inputs = chain.core.adjoint
         delta = self._damping(approximation.matrices, given_damp)
-        shift = per_block(delta.square(), self._embedding).reshape(-1, *(1 for _ in approximation.matrices.shape[1:-1]))
+        shift = self._embedding.per_block(delta.square()).reshape(-1, *(1 for _ in approximation.matrices.shape[1:-1]))
         matrices = approximation.matrices.expand(self._embedding.blocks, *approximation.matrices.shape[1:])
         matrices = matrices.clone(memory_format=torch.contiguous_format)
         matrices.diagonal(dim1=-2, dim2=-1).add_(shift)

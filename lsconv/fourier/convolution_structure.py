@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lsconv.errors import MethodError
-from lsconv.fourier.circulant import double_symbol, per_block
+from lsconv.fourier.circulant import double_symbol
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
 from lsconv.operators.algebra import Adjoint, HStack, Product, Scaled, VStack
@@ -160,7 +160,7 @@ def gram(chain: Chain, batch_shape: tuple[int, ...]) -> tuple[FrequencyMatrices,
             part = S.mH @ S if adjoint else S @ S.mH
         else:
             part = _channelwise(factor.operator, first, adjoint, real)
-        part = part * per_block(weight, first).reshape(-1, *(1 for _ in part.shape[1:]))
+        part = part * first.per_block(weight).reshape(-1, *(1 for _ in part.shape[1:]))
         total = part if total is None else total + part
     assert total is not None
     return FrequencyMatrices(Grid(first.grid, real=real), total), first

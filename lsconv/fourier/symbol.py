@@ -143,6 +143,12 @@ class FrequencyMatrices:
         """Make the operator whose matrices are ``function`` of these."""
         return FrequencyMatrices(self.grid, function(self.matrices))
 
+    def repeated(self, blocks: int) -> FrequencyMatrices:
+        """Repeat the matrices of all groups for every batch item, unless there is one block, which broadcasts."""
+        if self.blocks in (1, blocks):
+            return self
+        return self.map(lambda m: m.repeat(blocks // self.blocks, *(1 for _ in m.shape[1:])))
+
     def reads_lags(self, axes: tuple[int, ...], lags: int) -> bool:
         """Tell whether :meth:`at_lags` costs less than :meth:`kernel` for so many lags along ``axes``."""
         return not self.elementwise and lags <= FEW_WAVES

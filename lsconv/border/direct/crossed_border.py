@@ -22,8 +22,8 @@ class CrossedBorder:
 
     Attributes:
         grid: sizes of the periodic grid.
-        rows: where the rows of each channel begin.
-        columns: where its columns begin.
+        rows: the first row of the border, per channel.
+        columns: the first column of the border, per channel.
     """
 
     grid: tuple[int, int]
@@ -64,17 +64,17 @@ class CrossedBorder:
 
     @property
     def height(self) -> int:
-        """The rows of V' of the channel that has most."""
+        """The largest number of rows of V' in a channel."""
         return max(self.rows)
 
     @property
     def width(self) -> int:
-        """The columns of the channel that has most."""
+        """The largest number of border columns in a channel."""
         return self.grid[1] - min(self.columns)
 
     @property
     def depth(self) -> int:
-        """The rows of H of the channel that has most."""
+        """The largest number of rows of H in a channel."""
         return self.grid[0] - min(self.rows)
 
 
@@ -86,12 +86,12 @@ def is_even(spectrum: Tensor, condition: float) -> bool:
 
 
 def crossed_border(form: str, embedding: Embedding, penalty: Penalty | None) -> CrossedBorder:
-    """The border of a truncated block-circulant operator of rows and columns.
+    """The border, of rows and columns, of a truncated block-circulant operator.
 
     Args:
         form: "valid", "full" or "saddle".
         embedding: its grid.
-        penalty: further rows, as the inverse has them.
+        penalty: the further rows below the convolution, if any.
     """
     if penalty is not None:
         embedding = penalty.embedding(embedding.batch_shape)

@@ -1,17 +1,17 @@
 r"""The Schur complement of a crossed border by hierarchical low-rank blocks, for images whose dense factors are large.
 
-Two pieces of the columns V' see each other by few waves, nearly however long they are. Ordered along the columns and
-halved again and again, a positive definite :math:`S = \begin{pmatrix} S_1 & B \\ B^H & S_2 \end{pmatrix}` with
-:math:`S_i = W_i W_i^H` is factorised from the leaves up:
+The coupling between two pieces of the columns V' has low rank, nearly independently of their length. Ordered along the
+columns and bisected recursively, a positive definite :math:`S = \begin{pmatrix} S_1 & B \\ B^H & S_2 \end{pmatrix}`
+with :math:`S_i = W_i W_i^H` is factorised from the leaves up:
 
 .. math:: K = W_1^{-1} B W_2^{-H} \approx U \operatorname{diag}(\rho) V^H, \qquad
           S \approx W W^H, \quad W = \begin{pmatrix} W_1 & \\ & W_2 \end{pmatrix}
           \begin{pmatrix} I & K \\ K^H & I \end{pmatrix}^{1/2} ,
 
 the root being the identity but for the planes of :math:`(u_i, 0)` and :math:`(0, v_i)`. All :math:`\rho < 1`, so that
-no truncation makes S indefinite, and a pass without those of :math:`\rho \le \epsilon` leaves about :math:`\epsilon`
-of an error. The range of K is found by its products with a few vectors, some more than the level below has waves. Where
-the waves would take more memory than the blocks, dense factors are made, or none.
+no truncation makes S indefinite, and a pass without those of :math:`\rho \le \epsilon` leaves about :math:`\epsilon` of
+an error. The range of K is found by products with a few vectors, some more than the rank of the level below. Where the
+singular vectors would take more memory than the blocks, dense factors are made, or none.
 
 Ambikasaran, O'Neil and Singh, "Fast symmetric factorization of hierarchical matrices with applications",
 arXiv:1405.0223 (2014); Halko, Martinsson and Tropp, SIAM Review 53 (2011), for the range.
@@ -43,7 +43,7 @@ class HodlrInverse:
         leaf: the least size of a leaf; there are eight at least.
 
     Attributes:
-        low_rank: whether the ranks are small; otherwise nothing else may be used.
+        low_rank: the ranks are small; if not, nothing else may be used.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class HodlrInverse:
                 if not self.low_rank:
                     break
             if self.low_rank or self._levels:
-                return  # leaves of twice the size mend the ranks of the first level only
+                return  # larger leaves would lower the rank of the first level only
 
     def _compress_level(self, B: Tensor) -> bool:
         """Find the singular vectors of K between the halves of the next level, and add the level.
@@ -82,10 +82,10 @@ class HodlrInverse:
             True where they take less memory than the blocks and S is definite; otherwise no level is added.
         """
         half = B.shape[-1]
-        least = torch.finfo(B.dtype).eps ** 0.5  # smaller correlations, squared, are lost beside 1
+        least = torch.finfo(B.dtype).eps ** 0.5  # the square of a smaller correlation is rounding beside 1
         width = (9 * self._levels[-1][1].shape[-1]) // 8 + 1 if self._levels else half // 4
         while True:
-            # nearly independent vectors, without random numbers, which vmap refuses
+            # vectors that are nearly independent, instead of random ones, which vmap refuses
             numbers = torch.arange(half * width, dtype=B.dtype, device=B.device)
             probe = torch.sin(numbers * numbers).view(width, half)
             first, second = _halves(self._inverse_root_adjoint(probe.expand(B.shape[0], 2 * B.shape[1], width, half)))
@@ -97,7 +97,7 @@ class HodlrInverse:
             if rank < width:
                 break
             expected = width * math.log(least) / math.log(min(float(rho[..., -1].amax()), 1 - least))
-            if 2 * expected > half:  # of a geometric decay
+            if 2 * expected > half:  # the rank that a geometric decay predicts
                 return False
             width = int(9 / 8 * max(expected, width)) + 1
         if 2 * rank > half or bool((rho >= 1).any()):

@@ -17,13 +17,13 @@ __all__ = ["Strip"]
 
 
 class Strip:
-    """``D^-1`` for each frequency along the rows, and the waves that read and write them.
+    """``D^-1`` for each frequency along the rows, and the waves that transform between H and the spectrum.
 
     Args:
         columns: the block-circulant operator, transformed back along the first axis:
             ``(blocks, rows, frequencies, channels, channels)``.
-        border: where H is.
-        definite: whether the operator is positive definite.
+        border: the border of which H is a part.
+        definite: the operator is positive definite.
     """
 
     def __init__(self, columns: Tensor, border: CrossedBorder, *, definite: bool) -> None:

@@ -11,12 +11,11 @@ The preconditioner adds the inverses of all these subdomains,
 
 .. math:: M^{-1} = \sum_T R_T^T D_T\, Q_{TT}^{-1} R_T, \quad T \text{ over the non-empty subsets of axes.}
 
-Strips alone leave the coupling around the corners, which is what the iteration then spends its time on: with the
-corners, half of the iterations remain. With :math:`D_T = I` (*additive*) :math:`M^{-1}` is Hermitian, which conjugate
-gradients need, and overlapping corrections are counted more than once. *Restricted*, the :math:`D_T` are a partition of
-the border: every cell takes its correction from one subdomain, a corner's cells from the corner as far as half of its
-overlap. That halves the iterations again where the corners decide about them, and is what makes them work for an
-indefinite Q, whose overlapping corrections cancel.
+Strips alone neglect the coupling around the corners; including the corners halves the iterations. With :math:`D_T = I`
+(*additive*) :math:`M^{-1}` is Hermitian, which conjugate gradients need, and overlapping corrections are counted more
+than once. *Restricted*, the :math:`D_T` are a partition of the border: every cell takes its correction from one
+subdomain, cells within half of the overlap of a corner from that corner. This halves the iterations again where the
+corners limit them, and it is necessary for an indefinite Q, for which overlapping corrections cancel.
 
 Cai and Sarkis, "A restricted additive Schwarz preconditioner for general sparse linear systems", SIAM J. Sci. Comput.
 21 (1999).
@@ -42,7 +41,7 @@ from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["BorderProblem", "BorderSystem", "Schwarz", "Subdomain", "SubdomainSum"]
 
-# Basis vectors of GMRES.
+# The number of basis vectors of GMRES.
 _RESTART = 100
 
 
@@ -51,9 +50,9 @@ class BorderProblem:
     """A block-circulant operator restricted to a border.
 
     Attributes:
-        matrices: the operator Q, Hermitian.
-        border: the cells it is restricted to.
-        model: the work of an iteration, which knows the blocks, and whether Q is positive definite on the border.
+        matrices: the Hermitian operator Q.
+        border: the cells to which it is restricted.
+        model: the cost model, with the number of blocks and whether Q is positive definite on the border.
         restricted: every cell takes its correction from one subdomain; False: additive.
         limits: on the preconditioner and on factors.
         one_matrix: precondition by the inverse on the whole border, whatever its size.
@@ -78,7 +77,7 @@ class BorderProblem:
 
 
 class Subdomain:
-    """A set of border cells on which Q is block-circulant, and the inverse there.
+    """A set of border cells on which Q is block-circulant, with the inverse of Q restricted to it.
 
     Args:
         index: the numbers of its border cells.
@@ -114,7 +113,9 @@ class SubdomainSum:
 
     def __init__(self, subdomains: Sequence[Subdomain], size: int, owner: Tensor | None) -> None:
         self._index = torch.cat([subdomain.index for subdomain in subdomains])
-        self._places: Tensor | None = None  # of the correction of a cell among those of all
+        self._places: Tensor | None = (
+            None  # index of the correction of each cell in the concatenation of all corrections
+        )
         self._subdomains = list(subdomains)
         self._lengths = [len(subdomain.index) for subdomain in subdomains]
         if owner is not None:
@@ -143,14 +144,14 @@ class Schwarz:
     """The Schwarz preconditioner of a border problem.
 
     Args:
-        problem: what is preconditioned.
+        problem: the border problem to be preconditioned.
     """
 
     def __init__(self, problem: BorderProblem) -> None:
         self.problem, self.border = problem, problem.border
         self.subdomains: list[Subdomain] = []
-        self.sum: SubdomainSum | None = None  # of their corrections
-        self.full_inverse: DenseInverse | None = None  # of the whole border
+        self.sum: SubdomainSum | None = None  # adds the corrections of the subdomains
+        self.full_inverse: DenseInverse | None = None  # the inverse on the whole border, if that is small
         border, matrices, limits = problem.border, problem.matrices, problem.limits
         entries = border.size**2 * matrices.blocks
         small = border.size <= limits.dense_unknowns and entries <= 8 * limits.dense_unknowns**2
@@ -188,10 +189,10 @@ class Schwarz:
         return Subdomain(index.flatten().to(device), tuple(index.shape), inverse, axes)
 
     def _overlap(self, axes: tuple[int, ...]) -> int:
-        """The overlap of a corner: as wide as its dense matrix is factorised in the time of two iterations."""
+        """The overlap of a corner, the largest for which its dense factorisation costs no more than two iterations."""
         problem, grid = self.problem, self.border.grid
         limit = problem.limits.corner_unknowns
-        if len(grid) == 2:  # in volumes a corner is a line of such matrices
+        if len(grid) == 2:  # in a volume a corner is a line, with one matrix per frequency
             flops = 2 * problem.model.iteration(1) / problem.matrices.blocks
             limit = max(limit, round((flops * (3 if problem.model.definite else 1.5)) ** (1 / 3)))
         others = math.prod(n for a, n in enumerate(grid) if a not in axes)
@@ -238,22 +239,22 @@ class BorderSystem:
 
     Args:
         problem: the operator, its border, and how it is preconditioned.
-        cost: of the factors of the whole border, for each block; None to iterate, whatever that costs.
+        cost: the cost of factors of the whole border, per block; None: iterate at any cost.
 
     Attributes:
-        budget_used_up: whether the iterations have cost what the factors would, for which there is memory.
+        budget_used_up: the iterations have cost as much as the factors would, and these fit in memory.
     """
 
     def __init__(self, problem: BorderProblem, cost: FactorCost | None) -> None:
         self.problem, self.budget_used_up, self._cost = problem, False, cost
         self.schwarz = Schwarz(problem)
-        self._flexible = problem.restricted or not problem.model.definite  # by GMRES
+        self._flexible = problem.restricted or not problem.model.definite  # solved by GMRES
         dtype, real = problem.matrices.dtype, problem.matrices.grid.real
         vectors = 2 * _RESTART * problem.model.blocks * problem.border.size
         item = (dtype.to_real() if real else dtype.to_complex()).itemsize
         spare = problem.limits.spare_bytes
         self._recycling = Recycling(_RESTART if spare is None or vectors * item <= spare else 0)
-        # the work that iterations may still cost before factors take their place
+        # the work that iterations may still cost before factors replace them
         self._budget = math.inf
         if cost is not None and problem.limits.later and self.schwarz.full_inverse is None:
             self._budget = problem.model.factor_work(cost)
@@ -263,9 +264,9 @@ class BorderSystem:
         return self.problem.product(u)
 
     def solve(self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The border unknowns to a relative residual of ``tolerance``, from ``start``, and the iterations.
+        """Solve to a relative residual of ``tolerance``, from ``start``; return the unknowns and the iterations.
 
-        The unknowns are of no use where :attr:`budget_used_up` is true.
+        If :attr:`budget_used_up` is true afterwards, the unknowns are not converged.
         """
         if self._budget <= 0 and self._factors_fit():
             return torch.zeros_like(b), torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
@@ -296,7 +297,7 @@ class BorderSystem:
         return u if start is None else start + u, count
 
     def _factors_fit(self) -> bool:
-        """Tell whether there is memory for the factors of the whole border; without it, iterate for good."""
+        """Tell whether the factors of the whole border fit in memory; if not, iterate from now on."""
         assert self._cost is not None
         allowed = allowed_bytes(self.problem.limits.spare_bytes, self.problem.matrices.device)
         self.budget_used_up = self.problem.model.bytes(self._cost) <= allowed
@@ -311,5 +312,5 @@ class BorderSystem:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the operator and of what preconditions it."""
+        """Bytes of the operator and of its preconditioner."""
         return sum(part.nbytes for part in (self.problem.matrices, self.schwarz, self._recycling))

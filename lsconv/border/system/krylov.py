@@ -1,15 +1,15 @@
 r"""The two iterations on the border: GMRES, and conjugate gradients for definite systems whose factors are regularised.
 
-They solve to a loose tolerance inside an outer iteration that computes its own residuals, so they carry no certificate,
-no history and no restarts after an audit (the Krylov floor has these): on a small image these would cost as much as
-the iteration itself. Every (rhs, block) pair is an independent system with its own step lengths.
+They solve to a loose tolerance inside an outer iteration that computes its own residuals, so they need no certificate,
+history or restarts such as those of :mod:`lsconv.krylov.loop`, which would cost as much as the iteration for a small
+image. Every (rhs, block) pair is an independent system with its own step lengths.
 
-GMRES recycles. A cycle leaves vectors :math:`U` whose images :math:`C = QU` are orthonormal. A later residual loses its
-part in the span of C at once, by :math:`U C^H r`, and the iteration goes on in the complement. The border systems of
-reflect and replicate padding, which no factors of a plane serve, have a few dozen singular values far from those of the
-rest, preconditioned; a cycle spends most of its iterations on these, and every later step of the outer iteration, and
-every later solve, would again: a kept plan takes several times as long without the recycling. Where the values form a
-continuum nothing is gained, and the vectors are given up at the next cycle.
+GMRES recycles a subspace. A cycle stores vectors :math:`U` whose images :math:`C = QU` are orthonormal. The part of a
+later residual in the span of C is solved for at once, by :math:`U C^H r`, and the iteration continues in the
+complement. The preconditioned border systems of reflect and replicate padding, for which no factors are made, have a
+few dozen outlying singular values. A cycle spends most of its iterations on these, and so would every later step of the
+outer iteration and every later solve without the recycling. Where the singular values have no outliers nothing is
+gained, and the vectors are discarded at the next cycle.
 
 Parks, de Sturler, Mackey, Johnson and Maiti, "Recycling Krylov subspaces for sequences of linear systems", SIAM J. Sci.
 Comput. 28 (2006); de Sturler, "Nested Krylov methods based on GCR", J. Comput. Appl. Math. 67 (1996).
@@ -44,9 +44,9 @@ def conjugate_gradients(
         apply: Q.
         precondition: M^-1, Hermitian positive definite.
         b: right-hand sides.
-        tolerance: relative residual at which a system is left as it is.
+        tolerance: relative residual at which a system is finished.
         max_iter: limit on the iterations.
-        check_every: the host looks every so many iterations.
+        check_every: iterations between two tests on the host.
 
     Returns:
         The solutions, and the iterations of every system, ``(rhs, blocks)``.
@@ -63,7 +63,7 @@ def conjugate_gradients(
             break
         z = precondition(r)
         rho_new = _inner(r, z)
-        # not in place: z may be a buffer of the preconditioner
+        # not in place, because z may be a buffer of the preconditioner
         p = z.clone() if p is None else torch.addcmul(z, p, _ratio(rho_new, rho))
         q = apply(p)
         alpha = _ratio(rho_new, _inner(p, q)) * active
@@ -84,10 +84,10 @@ def border_gmres(
     restart: int = 100,
     recycling: Recycling | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Solve ``Q u = b`` for any square Q by flexible GMRES (Saad 1993): what rounding does to M^-1 is in the basis.
+    """Solve ``Q u = b`` for any square Q by flexible GMRES (Saad 1993), which also tolerates rounding of M^-1.
 
-    Arguments and result as in :func:`conjugate_gradients`; ``restart`` is the number of basis vectors kept, twice, and
-    ``recycling`` what earlier systems with the same Q have left.
+    Arguments and result are as in :func:`conjugate_gradients`; ``restart`` is the number of basis vectors, of which two
+    sets are stored, and ``recycling`` the subspace of earlier systems with the same Q.
     """
     u = torch.zeros_like(b)
     bound = tolerance * _norm(b)
@@ -102,10 +102,10 @@ def border_gmres(
         u = u + correction
         iterations += count
         done += int(count.max())
-        if int(count.max()) < size:  # it ended by its recursive residual; the outer iteration computes the true one
+        if int(count.max()) < size:  # converged by the recursive residual; the outer iteration computes the true one
             break
         r = b - apply(u)
-        if not bool((_norm(r) < 0.5 * beta).any()):  # what a whole cycle does not halve is out of reach
+        if not bool((_norm(r) < 0.5 * beta).any()):  # a residual that a whole cycle does not halve will not converge
             break
     return u, iterations
 
@@ -150,19 +150,19 @@ def _cycle(
 
 
 class _Arnoldi:
-    r"""``Q Z = C D + V H``, a column at a time: orthonormal V, the images C that were kept of earlier systems, any Z.
+    r"""The Arnoldi process ``Q Z = C D + V H``: V orthonormal, C the recycled images, Z any preconditioned vectors.
 
     The residual of :math:`\min_y \|\beta e_1 - Hy\|` needs no factors of H. Its rows but the first are an upper
     triangle, so that :math:`t^HH = 0` and :math:`t_0 = 1` determine t, one entry a column,
 
     .. math:: t_{k+1} = -\frac{\sum_{i \le k} \bar h_{ik} t_i}{h_{k+1,k}},
 
-    and the residual, the part of :math:`\beta e_1` along t, is :math:`\beta / \|t\|`. (Givens rotations, which give it
-    too, are thirty calls a column.)
+    and the norm of the residual, the part of :math:`\beta e_1` along t, is :math:`\beta / \|t\|`. Givens rotations
+    would need many more calls of torch per column.
 
     Args:
-        r: what the first vector is made of, ``(rhs, blocks, n)``.
-        size: columns, at most.
+        r: the first vector before normalisation, ``(rhs, blocks, n)``.
+        size: the most columns.
         images: C, ``(blocks, vectors, n)``.
     """
 
@@ -182,11 +182,11 @@ class _Arnoldi:
         self._basis[:, self.m] = (r / _divisor(self.beta)).flatten(0, 1)
 
     def extend(self, apply: _Map, precondition: _Map) -> Tensor:
-        """One column more; whether anything is left of its image, ``(rhs, blocks, 1)``."""
+        """Add a column; return whether its image is linearly independent, ``(rhs, blocks, 1)``."""
         k, last = self.k, self.m + self.k
         z = precondition(self._basis[:, last].unflatten(0, self.lead))
         self._searched[:, k] = z.flatten(0, 1)
-        w = apply(z).flatten(0, 1).unsqueeze(1)  # a row: products with columns are many times slower in a batch
+        w = apply(z).flatten(0, 1).unsqueeze(1)  # as a row, because batched products with columns are slow
         basis = self._basis[:, : last + 1]
         # classical Gram-Schmidt twice is as good as modified, and batched
         h = torch.bmm(w.conj(), basis.mT).conj()
@@ -206,7 +206,7 @@ class _Arnoldi:
 
     @property
     def residual(self) -> Tensor:
-        """The norm of what is left of r, ``(rhs, blocks, 1)``; zero after a column of no length."""
+        """The norm of the residual, ``(rhs, blocks, 1)``; zero after a column of norm zero."""
         return (self.beta / _norm(self._t[:, : self.k + 1].unflatten(0, self.lead))).nan_to_num(nan=0.0)
 
     @property
@@ -247,7 +247,7 @@ def _coefficients(triangle: Tensor, rhs: Tensor, count: Tensor) -> Tensor:
 
 
 def _divisor(length: Tensor) -> Tensor:
-    """The divisor that normalises a vector of that norm; infinity where squares have underflowed in it."""
+    """The divisor that normalises a vector of that norm; infinity where squares in the norm have underflowed."""
     return torch.where(length > math.sqrt(torch.finfo(length.dtype).tiny), length, math.inf)
 
 
@@ -264,13 +264,13 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 class Recycling:
-    """Vectors and their orthonormal images, one set for every block.
+    """The recycled subspace: vectors and their orthonormal images under Q, one set for every block.
 
     Args:
-        most: vectors kept, at most.
+        most: the most vectors that are stored.
 
     Attributes:
-        pair: the vectors and their images; None as long as there are none.
+        pair: the vectors and their images; None: there are none.
     """
 
     def __init__(self, most: int) -> None:
@@ -288,7 +288,7 @@ class Recycling:
         triangle: Tensor,
         residuals: Tensor,
     ) -> None:
-        """Add the directions of a cycle of GMRES, or give all up where those known have spared next to no iterations.
+        """Add directions of a cycle of GMRES, or discard all where the known ones have saved hardly any iterations.
 
         Args:
             known: the vectors and images that the cycle was deflated by; None for none.
@@ -302,13 +302,13 @@ class Recycling:
         k = triangle.shape[-1]
         if known is not None and self._history is not None:
             undeflated = int((self._history > residuals[:, -1:]).sum(-1).amax())
-            if 4 * k > 3 * undeflated:  # it spares next to nothing
+            if 4 * k > 3 * undeflated:  # it saves hardly any iterations
                 self.pair, self.most = None, 0
                 return
         if deflated.shape[-2] + k > self.most or not bool(triangle.isfinite().all()):
             return
         values = torch.linalg.svdvals(triangle)
-        # where the condition is worse the images would not be those of the vectors
+        # At a worse condition rounding would make C differ from Q U.
         if not bool((values[..., -1] > math.sqrt(torch.finfo(values.dtype).eps) * values[..., 0]).all()):
             return
         if known is not None:
@@ -319,7 +319,7 @@ class Recycling:
             vectors, images = (torch.cat(both, dim=1) for both in zip(known, (vectors, images), strict=True))
         else:
             self._history = residuals.clone()
-        if self.pair is known:  # and no other thread has been here
+        if self.pair is known:  # no other thread has changed it meanwhile
             self.pair = (vectors, images)
 
     @property
@@ -329,7 +329,7 @@ class Recycling:
 
 
 def deflate(pair: Pair, r: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve for the part of ``r`` that kept images span; return that and what is left of r, ``(rhs, blocks, size)``."""
+    """Solve for the part of ``r`` in the span of the images; return it and the remaining r, ``(rhs, blocks, size)``."""
     vectors, images = pair
     residual = r.movedim(0, -1)
     parts = images.conj() @ residual
