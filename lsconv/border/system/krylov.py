@@ -36,27 +36,27 @@ class Allowance:
     """The iterations that a border may still take before its factors are made.
 
     Attributes:
-        iterations: their number.
-        exceeded: they have been taken, or as many would have to follow at the rate of convergence so far.
+        iterations: the number of iterations.
+        exceeded: they have been taken, or more than that would follow at the rate of convergence so far.
     """
 
     iterations: int
     exceeded: bool = False
 
     def ends(self, done: int, taken: int, start: Tensor, residual: Tensor, bound: Tensor) -> bool:
-        """Tell whether it is :attr:`exceeded`; a fourth of it shows the rate.
+        """Update and return :attr:`exceeded`; after a fourth of the iterations the rate of convergence is extrapolated.
 
         Args:
             done: the iterations of this cycle.
-            taken: the iterations of those before.
-            start: the norms of the residuals at its beginning.
-            residual: those now.
-            bound: those wanted.
+            taken: the iterations of all earlier cycles.
+            start: the norms of the residuals at the beginning of this cycle.
+            residual: the norms of the present residuals.
+            bound: the norms to be reached.
         """
         if not self.exceeded and 4 * done >= self.iterations:
             rate = (residual / start).log() / done
             further = torch.where(residual > bound, (bound / residual).log() / rate, 0)
-            # no rate, or a residual that grows, promises nothing
+            # NaN, or a negative number for a residual that grows, is no forecast of convergence
             self.exceeded = not bool(((further >= 0) & (further <= self.iterations)).all())
         self.exceeded = self.exceeded or done + taken >= self.iterations
         return self.exceeded
