@@ -4,8 +4,8 @@ r"""The exact solve of a truncated convolution through its border: a plan, made 
 
 :class:`~lsconv.border.normal_inverse.NormalInverse` inverts :math:`AA^H + \mu'` or :math:`A^HA + \mu'` to the accuracy
 of its factors, with :math:`\mu' > \mu` where the symbol is nearly singular for the precision of the factors. An outer
-flexible conjugate gradient iteration, whose residuals A itself computes in float64, makes the answer that of the wanted
-:math:`\mu`: the regularisation of the factors changes the number of outer steps and nothing else. On the residual side
+flexible conjugate gradient iteration, with residuals from products with A in float64, makes the answer that of
+:math:`\mu`: the shift of the factors affects the number of outer steps only. On the residual side
 the iteration runs in the data space, ``x = A^H z``, so that x is orthogonal to the null space of A by construction.
 
 Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000), for the outer iteration.
@@ -47,7 +47,7 @@ from lsconv.operators.memory import allowed_bytes, check_fits
 
 __all__ = ["BorderPlan"]
 
-# Below this damp / ||A|| the iteration does not see a part of x in the null space of A: the certificate has to.
+# Below this damp / ||A|| the iteration cannot detect a part of x in the null space of A, and the certificate has to.
 _TINY_DAMP = 1e-4
 # Below this damp / ||A|| such a part is hidden by the rounding of a gradient in float64.
 _INVISIBLE_DAMP = 5e-6
@@ -62,7 +62,7 @@ class BorderPlan(Plan):
         damp: the damping, a number or one per batch item.
         rcond: singular values up to ``rcond ||A||`` count as zero where ``damp = 0``; None: :func:`default_rcond`.
         memory_limit: bytes that the plan may use; None: 60 % of what is free on A's device.
-        limits: by which means a border is solved; None: those of the cost model.
+        limits: the limits for solving a border by factors; None: the default of the cost model.
 
     Attributes:
         unit: a power of two per kernel; everything is computed for A / unit.
@@ -109,7 +109,7 @@ class BorderPlan(Plan):
             raise MethodError(f'method="border" with padding_mode={A.padding_mode!r} needs damp > 0; use method="lsmr"')
         with torch.no_grad():
             weight = A.weight.detach()
-            # everything is computed for A / unit, so that no Gram matrix overflows in float32
+            # The plan works with A / unit, so that no Gram matrix overflows in float32.
             self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
             unit = over_items(self.unit.to(weight.real.dtype), A.ndim + 2)
             self._scaled_in_dtype = A.with_parameters([weight / unit])
@@ -125,12 +125,12 @@ class BorderPlan(Plan):
         valid = self.inverse.form == "valid" and self._damped
         self.fallback = LastResort.PRECONDITIONED_LSMR if valid else LastResort.LSMR
         self.x_in_range_of_adjoint = self.inverse.side == "residual"
-        # the border of a volume has no factors that would end an iteration
+        # there are no factors for the border of a volume
         self.patience = PATIENCE if valid and A.ndim == 3 else None
 
     @torch.no_grad()
     def _factor(self, dtype: torch.dtype) -> None:
-        """Make the factors, in this real dtype."""
+        """Make the border inverse with factors of this real dtype."""
         self.factor_dtype = dtype
         floor = least_shift(dtype, damped=self._damped)
         scaled = self._scaled_in_dtype if dtype == self.A.weight.real.dtype else self.scaled
@@ -172,7 +172,7 @@ class BorderPlan(Plan):
             )
             if needs_no_iteration(solution):
                 return solution
-        # errors along singular values below damp stand in the gradient by damp^2 alone
+        # Errors along singular values below damp enter the gradient with the factor damp^2 only.
         error_share = None if self.inverse.side == "residual" else SQUARE_SHARE
 
         options: dict[str, Any] = {"y": y, "tolerances": tolerances, "max_iter": max_iter, "error_share": error_share}
@@ -184,7 +184,7 @@ class BorderPlan(Plan):
         return confirmed(iterate, ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
     def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: Outer | None = None) -> Solution:
-        """Judge x by A in float64, with the norms and null-space bounds that this plan knows."""
+        """Certify x by products with A in float64, with the plan's bounds of the norm and of the null space."""
         arithmetic = self.factor_dtype if outer is None else self.precise.dtype
         judge = Judge(
             self.precise,
@@ -216,12 +216,12 @@ class BorderPlan(Plan):
             return lsqr(self.precise, y, rtol=rtol, max_iter=500).x
 
     def _usable_factors(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
-        """The factors of the border that solve the problem itself, for data of this shape; None to iterate."""
+        """The factors that solve the least-squares problem for data of this shape; None: iterate."""
         factors = self.inverse.factorise_if_cheaper(tuple(given.shape[: given.ndim - len(item_shape)]))
         return factors if factors is not None and factors.exact else None
 
     def _trusted(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
-        """Return the factors if their answer for a right-hand side like noise is certified; it is tried once."""
+        """Return the factors if their answer for one noise-like right-hand side is certified; this is tested once."""
         factors = self._usable_factors(given, item_shape)
         if factors is None or not self._damped:
             return None
@@ -245,7 +245,7 @@ class BorderPlan(Plan):
         return x + step.to(x.dtype) * space.broadcast(unit / self.unit.square())
 
     def _hides_null_space(self, tolerances: Tolerances) -> bool:
-        """Tell whether a part in the null space of A, which the rounding of a gradient hides, may be in an answer."""
+        """Tell whether an answer may have a part in the null space of A that the rounding of its gradient hides."""
         if self.inverse.side == "residual":
             return False
         rounding = torch.finfo(self.precise.dtype).eps
@@ -253,11 +253,11 @@ class BorderPlan(Plan):
         return bool(faint.any()) and bool(self._loses_null_part.any())
 
     def _scaled_back(self, scaled: Tensor) -> Tensor:
-        """The answer of the factors of A / unit, in units of A."""
+        """Convert an answer for A / unit to one for A."""
         return scaled.div_(over_items(self.unit, len(self.A.in_shape)))
 
     def _null_share(self, tolerances: Tolerances) -> Tensor:
-        """The part in the null space of A that x may have; 0 where undamped, for :attr:`_loses_null_part` to decide."""
+        """The bound of the part of x in the null space of A; 0 if undamped, where :attr:`_loses_null_part` decides."""
         null_share, damped = tolerances.null_share, self.damp > 0
         if self.inverse.side == "residual":
             return torch.where(damped, null_share, torch.inf)
@@ -270,7 +270,7 @@ class BorderPlan(Plan):
 
     @functools.cached_property
     def _loses_null_part(self) -> Tensor:
-        """The items in which a part of a random x is lost on the way through A and back: A is rank-deficient there."""
+        """Mark the items where the solution for A w is not the random w, which shows that A is rank-deficient."""
         batch = torch.Size(self.inverse.embedding.batch_shape)
         return misses_null_part(self.precise, batch, lambda y: self._run(y=y, rtol=direct_rtol(torch.float64)).x)
 
@@ -280,7 +280,7 @@ class BorderPlan(Plan):
         return self._applied(y.detach().to(self.precise.dtype), rtol).to(self.A.dtype)
 
     def _applied(self, y: Tensor, rtol: float | None) -> Tensor:
-        """:meth:`apply` in double precision."""
+        """Compute :meth:`apply` in double precision."""
         factors = self._trusted(y, self.A.out_shape)
         x = self._run(y=y, rtol=rtol).x if factors is None else self._scaled_back(factors.solution(y))
         return self._corrected(x, y, self.tolerances(rtol))
@@ -308,9 +308,9 @@ class BorderPlan(Plan):
 
     @torch.no_grad()
     def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """:meth:`apply` to ``y`` or :meth:`adjoint` to ``v``, and which items missed the tolerance."""
+        """Compute :meth:`apply` of ``y`` or :meth:`adjoint` of ``v``, and mark the items that missed the tolerance."""
         if y is not None and self.inverse.side == "solution" and bool((self.damp < _TINY_DAMP * self._norm).any()):
-            solution = self.solve(y)  # the tolerance_ratio does not see the null space
+            solution = self.solve(y)  # because the tolerance ratio does not show the null space
             return solution.x, ~solution.converged
         given, item_shape = (v, self.A.in_shape) if y is None else (y, self.A.out_shape)
         assert given is not None
@@ -322,7 +322,7 @@ class BorderPlan(Plan):
 
     @functools.cached_property
     def _norm_from_below(self) -> Tensor:
-        """A lower bound of ``||A||``, per item: what A does to the wave that its symbol makes longest."""
+        """A lower bound of ``||A||``, per item: from the plane wave of the symbol's largest singular value."""
         domain, codomain = (
             ItemSpace(s, self.precise.dtype, self.A.device) for s in (self.A.in_shape, self.A.out_shape)
         )
@@ -336,7 +336,7 @@ class BorderPlan(Plan):
         """``(A^H A + mu)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``, where ``damp > 0``."""
         embedding = self.inverse.embedding
         unread = any(len(phases) < step for phases, step in zip(embedding.read, embedding.stride, strict=True))
-        if self.inverse.side == "residual" or unread:  # inputs that no output reads are not on the grid
+        if self.inverse.side == "residual" or unread:  # inputs that no output reads are missing on the grid
             rtol = direct_rtol(self.A.dtype, rtol)
             wide = g.to(self.precise.dtype)
             # a gradient by damp sees v in the row space only, outside of which it may be (norm / damp)^2 larger
@@ -354,7 +354,7 @@ class BorderPlan(Plan):
         if self.inverse.side == "residual":
             return None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the caller looks at what is left, and has another way
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the caller checks, and has another method
             return self._normal(g, rtol)
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
@@ -369,7 +369,7 @@ class BorderPlan(Plan):
         return self._outer(y=y, v=v, tolerances=tolerances)
 
     def _outer(self, **options: Any) -> Outer:
-        """The outer iteration, once more with factors in float64, for good, where those in float32 did not do."""
+        """Run the outer iteration; if float32 factors fail, replace them by float64 ones for good and repeat it."""
         outer = iterated(lambda: Outer(self, **options))
         precise = double(self.factor_dtype)
         out_of_reach = bool((outer.tolerance_ratio > 1).any()) and not outer.exhausted
@@ -382,7 +382,7 @@ class BorderPlan(Plan):
     # ------------------------------------------------------------------ what it costs
 
     def _factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The real dtype of the factors, such that the plan fits into the memory allowed."""
+        """Choose the real dtype of the factors, such that the plan fits into the allowed memory."""
         allowed, precise = self._allowed(), double(dtype)
         if precise != dtype and needs_double(self.A, self.damp) and self._needed(precise) <= allowed:
             return precise

@@ -1,14 +1,14 @@
 r"""The border of a plane solved directly, in one pass over the spectrum.
 
-The pass of :class:`DirectInverse` never leaves the spectrum but for the columns of the border: the rows H are read,
-solved and written frequency by frequency (:mod:`~lsconv.border.direct.strip`), and the columns V' that are left take
-one transform along them each way and the factors of their Schur complement,
+The pass of :class:`DirectInverse` works on spectra, except for the columns of the border. The rows H are read, solved
+and written frequency by frequency (:mod:`~lsconv.border.direct.strip`); the remaining columns V' take one transform
+along them in each direction, and the factors of their Schur complement S. With D the block-circulant Q restricted to H,
 
 .. math:: u \leftarrow f - D^{-1} (Q f)_H, \qquad
           u \leftarrow u - S^{-1} (Q u)_{V'}, \qquad u \leftarrow u - D^{-1} (Q u)_H ,
 
-after which Q u vanishes on the border. Everything is computed in double precision: what an outer iteration would
-take several steps for is one pass, and the certificate says whether it did.
+after which Q u vanishes on the border. It is computed in double precision, so that one pass replaces several steps of
+an outer iteration; the certificate shows whether it was accurate enough.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ __all__ = ["DirectInverse"]
 
 
 class DirectBorder:
-    """``Q^-1`` on the border, for spectra.
+    """The inverse of Q restricted to a border, applied to spectra.
 
     Args:
         Q: the block-circulant operator, Hermitian.
-        border: the cells it is restricted to.
-        definite: whether it is positive definite.
-        condition: a bound of its condition: up to its rounding an even operator is taken for even.
-        allowed: bytes that dense factors may take where hierarchical ones do not serve.
+        border: the cells to which it is restricted.
+        definite: Q is positive definite.
+        condition: a bound of its condition, which limits how exactly symmetries can be recognised.
+        allowed: bytes that dense factors may take, where hierarchical ones are not possible.
 
     Raises:
-        PlanMemoryError: they would take more.
+        PlanMemoryError: dense factors would take more.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DirectBorder:
             hierarchical = HodlrSchur(entries, border, even=even)
             if hierarchical.low_rank:
                 self.schur = hierarchical
-            else:  # matrices of a half or quarter of the cells, while they are factorised
+            else:  # matrices of half or a quarter of the cells, in the basis of the symmetries
                 needed = 16 * entries.shape[0] * border.column_cells**2 // (4 if even else 2)
                 check_fits(needed, allowed, "the border")
         if self.schur is None:
@@ -88,8 +88,8 @@ class DirectBorder:
         Args:
             u: spectra ``(rhs, blocks, channels, *frequencies)``, one for each group of right-hand sides.
             t: ``Q u`` of each.
-            from_zero: the Woodbury form, where the border is of the other side: u is zero, t holds spectra
-                ``E P f``, and ``t + Q u`` is to vanish on the border.
+            from_zero: the Woodbury form, where the border is on the other side: u is zero, t are the spectra
+                ``E P f``, and ``t + Q u`` has to vanish on the border.
         """
 
         def image(spectrum: Tensor, offset: Tensor) -> Tensor:
@@ -146,11 +146,11 @@ class DirectBorder:
 
 @dataclass(frozen=True)
 class _Pass:
-    """The operators around the border's in one pass: data -> before -> f; f + u -> after -> answer.
+    """The operators before and after the border solve in one pass: data -> before -> f; f + u -> after -> answer.
 
     Attributes:
         after: the operators from f + u to the spectrum of the answer, in the order in which they are applied.
-        outputs: True for outputs of A, False for inputs: of the data, and of the answer.
+        outputs: whether the data, and whether the answer, are outputs of A; else they are inputs.
         before: the operator from the spectrum of the data to f; None: the identity.
         rows: the components of the saddle operator that f has; None for a definite system.
         over: the divisor of the answer; None: one.
@@ -164,9 +164,9 @@ class _Pass:
 
 
 class DirectInverse:
-    r"""The normal operator of a truncated block-circulant A inverted, and the problem itself solved, by factors.
+    r"""The inverse of the normal operator of a truncated circulant A, and the solution of the problem, by factors.
 
-    It is the inverse of :class:`~lsconv.border.normal_inverse.NormalInverse`, whose iteration it does without.
+    It computes what :class:`~lsconv.border.normal_inverse.NormalInverse` does, without its iteration.
 
     Args:
         problem: the normal operator of a convolution of one or two dimensions with zeros, or nothing, around the
@@ -174,7 +174,7 @@ class DirectInverse:
 
     Attributes:
         mu: the shift of the normal operator, per block.
-        exact: whether the shift is ``damp^2`` everywhere, or negligible beside the penalty.
+        exact: the shift is ``damp^2`` everywhere, or negligible beside the penalty.
     """
 
     def __init__(self, problem: NormalProblem) -> None:
@@ -203,9 +203,9 @@ class DirectInverse:
         self._solution, self._dual, self._normal = self._passes(self.side, penalty)
 
     def _passes(self, side: str, penalty: Penalty | None) -> tuple[_Pass, _Pass | None, _Pass]:
-        """The solution, its adjoint, and the inverse of the normal operator."""
+        """Make the passes for the solution, its adjoint, and the inverse of the normal operator."""
         S, P, residual = self._S, self._P, side == "residual"
-        # of stacked rows only those of A have data
+        # of the stacked rows, those of the penalty have data of zero
         adjoint = FrequencyMatrices(S.grid, S.matrices[..., : self.embedding.out_channels, :].mH.resolve_conj())
         if self.form == "saddle":
             first, second = slice(0, S.rows), slice(S.rows, None)
@@ -240,7 +240,7 @@ class DirectInverse:
         return self._run(self._dual, v)
 
     def normal(self, f: Tensor) -> Tensor:
-        """The inverse of the normal operator times ``f``, of outputs or inputs by the side."""
+        """Apply the inverse of the normal operator to ``f``, outputs or inputs by the side."""
         return self._run(self._normal, f)
 
     def logdet(self) -> Tensor:
@@ -276,7 +276,7 @@ class DirectInverse:
     def continued(
         self, f: Tensor, tolerance: Tensor | float, max_iter: int = 1000, start: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
-        """Do as :meth:`NormalInverse.continued`, without an iteration."""
+        """Apply the inverse, as :meth:`NormalInverse.continued` does by iteration."""
         z = self.normal(f.to(self._S.matrices.dtype if f.is_complex() else self._root.dtype)).to(f.dtype)
         batch, _ = self.embedding.split_batch(tuple(f.shape[: f.ndim - self.embedding.ndim - 1]))
         return z, torch.zeros(batch, dtype=torch.int64, device=f.device), None
@@ -291,7 +291,7 @@ class DirectInverse:
         )
 
     def _run(self, stages: _Pass, tensor: Tensor) -> Tensor:
-        """The answer of a pass for ``tensor``, of outputs or inputs."""
+        """Run a pass on ``tensor``, outputs or inputs."""
         embedding, grid = self.embedding, self._grid
         batch, _ = embedding.split_batch(tuple(tensor.shape[: tensor.ndim - embedding.ndim - 1]))
         t = embedding.outputs_to_grid(tensor) if stages.outputs[0] else embedding.inputs_to_grid(tensor)

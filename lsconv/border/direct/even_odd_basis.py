@@ -1,6 +1,6 @@
 r"""Symmetries of the Schur complement of a crossed border, which split it into smaller systems.
 
-A reversal :math:`\sigma` of the order of the cells that leaves a matrix M as it is splits it: with
+If a matrix M does not change when the order :math:`\sigma` of the cells is reversed, it splits into two blocks: with
 :math:`(F_\pm v)_x = v_x \pm v_{\sigma x}` for the first half of the cells, and the middle one with +,
 
 .. math:: M^{-1} = \tfrac12 \sum_\pm F_\pm^T N_\pm^{-1} F_\pm, \qquad (N_\pm)_{xy} = M_{xy} \pm M_{x, \sigma y} .
@@ -34,11 +34,11 @@ class SchurInverse:
     """The inverse of the Schur complement on the columns V'.
 
     Args:
-        entries: between two columns at the distances 0, 1, ...: ``(blocks, distances, channels, height, channels,
-            height)``, or half of the first rows where ``even``; as :func:`column_blocks` gives them.
-        border: where V' is.
-        definite: whether the operator is positive definite.
-        even: whether it is even along both axes, for one channel or the saddle operator of one.
+        entries: the entries between two columns at the distances 0, 1, ...: ``(blocks, distances, channels, height,
+            channels, height)``, or half of the first rows where ``even``; as :func:`column_blocks` gives them.
+        border: the border of which V' is a part.
+        definite: the operator is positive definite.
+        even: it is even along both axes; only for one channel, or the saddle operator of one.
     """
 
     def __init__(self, entries: Tensor, border: CrossedBorder, *, definite: bool, even: bool) -> None:
@@ -129,7 +129,7 @@ def _present(border: CrossedBorder, device: torch.device) -> Tensor:
 
 
 def _at_distances(entries: Tensor, distances: Tensor, back: Tensor | None = None) -> Tensor:
-    """The entries at distances; ``back``, by default their adjoints, are those at the opposite ones."""
+    """Select the entries at distances, which may be negative: those are ``back``, by default the adjoints."""
     back = entries.mH if back is None else back
     ahead = (distances >= 0)[:, None, None]
     return torch.where(ahead, entries[:, distances.clamp(min=0)], back[:, distances.neg().clamp(min=0)])
@@ -147,7 +147,7 @@ def _block_matrix(width: int, block: _Block, device: torch.device) -> Tensor:
     Args:
         width: the number of columns.
         block: the blocks ``(blocks, others, rows, rows)`` between one column and others, given by their numbers.
-        device: of the matrix.
+        device: the device of the matrix.
     """
     others = torch.arange(width, device=device)
     first = block(0, others)
@@ -161,13 +161,14 @@ def _block_matrix(width: int, block: _Block, device: torch.device) -> Tensor:
 class ReversalBasis:
     """The basis of even and odd parts of vectors on a rectangle: sums and differences with their mirror images.
 
-    A matrix that reversals of the cells leave as it is has one diagonal block in this basis for each choice of signs:
-    even (+) or odd (-) under each reversal. The coordinates of a block belong to the cells of the first half, or
-    quarter. A cell that is its own image has no odd part: the block has a one on the diagonal there instead.
+    A matrix that is invariant under reversals of the cells is block-diagonal in this basis, with one block for each
+    choice of signs: even (+) or odd (-) under each reversal. The coordinates of a block belong to the cells of the
+    first half, or quarter. A cell that is its own image has no odd part: the block has a one on the diagonal there
+    instead.
 
     Args:
         width, height: the sizes of the rectangle.
-        device: where the index tensors live.
+        device: the device of the index tensors.
         even: reversals of rows and of columns separately (four blocks); False: of the order of all cells (two blocks).
 
     Attributes:
