@@ -6,7 +6,7 @@ so that
 .. math:: A[(o, a), (i, b)] = \sum_t K[o, i, t]\; T_t[a, b]
 
 is the weight of a convolution B over the other axes, whose channels are the pairs of a channel and a plane. Padding,
-stride and dilation of the axis are in the matrices T. It is A itself in other words: x and y only change their shapes.
+stride and dilation of the axis are in the matrices T. B is the same linear map as A: x and y only change their shapes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["AxisAsChannels"]
 
 @dataclass(frozen=True)
 class AxisAsChannels:
-    """The convolution B with one axis among its channels, and the way of tensors to and from it.
+    """The convolution B with one axis of A among its channels, and the reshaping of tensors between A and B.
 
     Attributes:
         A: the convolution.
-        B: that with one axis less.
-        axis: which one of A became channels.
+        B: the convolution with one axis less.
+        axis: the axis of A that became channels.
     """
 
     A: Convolution
@@ -60,19 +60,19 @@ class AxisAsChannels:
         return damp
 
     def inputs_of(self, x: Tensor) -> Tensor:
-        """The inputs of A as those of B."""
+        """Reshape inputs of A to inputs of B."""
         return self._to_channels(x)
 
     def outputs_of(self, y: Tensor) -> Tensor:
-        """The outputs of A as those of B."""
+        """Reshape outputs of A to outputs of B."""
         return self._to_channels(y)
 
     def to_inputs(self, x: Tensor) -> Tensor:
-        """The inputs of B as those of A."""
+        """Reshape inputs of B to inputs of A."""
         return self._from_channels(x, self.A.in_shape)
 
     def to_outputs(self, y: Tensor) -> Tensor:
-        """The outputs of B as those of A."""
+        """Reshape outputs of B to outputs of A."""
         return self._from_channels(y, self.A.out_shape)
 
     def _to_channels(self, z: Tensor) -> Tensor:

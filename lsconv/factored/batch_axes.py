@@ -1,10 +1,10 @@
-r"""A convolution as a smaller one: zero margins of its kernel trimmed, axes along which it does nothing in the batch.
+r"""A convolution as a smaller one: without zero margins of its kernel, with axes of kernel size one in its batch.
 
 .. math:: A = Q\, B\, P^H, \qquad P^H P = 1,\; Q^H Q = 1, \qquad A^+ = P B^+ Q^H
 
 P and Q are selections: the inputs that some output reads, and the outputs that read some input. A kernel of extent one
-along an axis makes that axis a batch axis of B. A kernel with zeros at its margins is the kernel without them at the
-same place, with less padding, or where that becomes negative, of a part of the inputs.
+along an axis makes that axis a batch axis of B. A kernel with zeros at its margins is replaced by the kernel without
+them and less padding, or, where the padding would become negative, by a convolution of fewer inputs.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["Reduction", "on_axes"]
 
 @dataclass(frozen=True)
 class Reduction:
-    """The smaller convolution and the way of tensors to and from it.
+    """The smaller convolution B, with the maps P and Q between tensors of A and of B.
 
     Attributes:
         A: the convolution.
-        B: the smaller one; the axes folded are the last of its batch dimensions.
-        inputs: per axis of A, the cells that B knows.
-        outputs: per axis of A, the outputs that B knows.
+        B: the smaller convolution; the folded axes are the last of its batch dimensions.
+        inputs: per axis of A, the slice of inputs that B has.
+        outputs: per axis of A, the slice of outputs that B has.
         folded: the axes of A that are batch dimensions of B.
     """
 
@@ -44,7 +44,7 @@ class Reduction:
 
     @classmethod
     def trimmed(cls, A: Convolution) -> Reduction | None:
-        """Without the zero margins of the kernel; None where there are none."""
+        """Remove the zero margins of the kernel; None where there are none."""
         weight = A.weight.detach()
         sides = [_margins(weight, a) for a in range(-A.ndim, 0)]
         free = MODES[A.padding_mode].zero or not any(map(any, A.padding))
@@ -73,7 +73,7 @@ class Reduction:
 
     @classmethod
     def without_batch_axes(cls, A: Convolution) -> Reduction | None:
-        """With the axes along which the kernel has extent one in the batch; None where there are none, or no others."""
+        """Move the axes of kernel extent one to the batch; None where there are none, or no others."""
         folded = tuple(
             a for a in range(A.ndim) if A.kernel_size[a] == 1 and (MODES[A.padding_mode].zero or not any(A.padding[a]))
         )
@@ -99,7 +99,7 @@ class Reduction:
 
     @property
     def same_shapes(self) -> bool:
-        """True where B takes and gives what A does."""
+        """True where B has the shapes of A."""
         return not self.folded and self.B.in_shape == self.A.in_shape
 
     @property
@@ -113,7 +113,7 @@ class Reduction:
         return all(cells == slice(0, n, 1) for cells, n in zip(self.inputs, self.A.spatial_in, strict=True))
 
     def damp(self, damp: Tensor | float) -> Tensor | float:
-        """The damping for B's batch."""
+        """Reshape the damping for the batch of B."""
         if not isinstance(damp, Tensor) or not damp.ndim:
             return damp
         return over_items(damp, len(self.folded))
@@ -154,7 +154,7 @@ class Reduction:
 
 
 def on_axes(A: Convolution, weight: Tensor, axes: Sequence[int]) -> Convolution:
-    """The convolution of another weight along some of the axes of A."""
+    """Make a convolution with another weight along some of the axes of A."""
     return Convolution(
         weight,
         tuple(A.spatial_in[a] for a in axes),
@@ -169,6 +169,6 @@ def on_axes(A: Convolution, weight: Tensor, axes: Sequence[int]) -> Convolution:
 
 
 def _margins(weight: Tensor, a: int) -> tuple[int, int]:
-    """The zeros of an axis before the first tap at which some kernel is not zero, and after the last."""
+    """The number of taps along an axis, before and after those at which some kernel is not zero."""
     places = torch.nonzero((weight.movedim(a, 0) != 0).flatten(1).any(1)).flatten()
     return (int(places[0]), weight.shape[a] - 1 - int(places[-1])) if len(places) else (0, 0)

@@ -1,4 +1,4 @@
-"""The plans that know every singular value of A: one rule for the rank, one certificate, one interface."""
+"""The base of the plans that compute all singular values of A: the rank, the certificate and the interface."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTRACTION", "WORK_ARRAYS", "DirectPlan", "Rank", "in_double", "inverse_values", "refinements"]
 
-# Matrix, factors and LAPACK's work array, in numbers of the matrix.
+# The memory of matrix, factors and LAPACK's work array, relative to the matrix.
 WORK_ARRAYS = 6
-# A step of refinement that leaves more of the error than this is no sound one: the problem is refused.
+# If a step of refinement leaves more of the error than this, the problem is too badly conditioned, and is refused.
 CONTRACTION = 0.1
 
 
 @dataclass(frozen=True)
 class Rank:
-    """The rank that a threshold decides, for singular values ``(*batch, *coefficients)``.
+    """The numerical rank of A, from its singular values ``(*batch, *coefficients)`` and a threshold.
 
     Attributes:
-        values: the singular values; those that are rounding are zero.
+        values: the singular values; those below rounding are zero.
         kept: True where they exceed the threshold.
-        rank: how many do, ``batch``.
-        undecided: True where one stands on the threshold, up to rounding, ``batch``.
+        rank: the number of these, ``batch``.
+        undecided: True where one equals the threshold up to rounding, ``batch``.
         largest: the largest singular value, ``batch``.
     """
 
@@ -57,14 +57,14 @@ class Rank:
             values: the singular values.
             ndim: number of dimensions of the coefficients.
             rcond: values up to ``rcond`` times the largest count as zero.
-            size: the larger side of the matrix that was decomposed, which its rounding grows with.
+            size: the larger side of the decomposed matrix, to which its rounding is proportional.
         """
         batch = values.shape[: values.ndim - ndim]
         flat = values.reshape(*batch, -1)
         largest = flat.amax(-1) if flat.shape[-1] else values.new_zeros(batch)
         top = largest.reshape(*batch, *(1 for _ in range(ndim)))
         eps = torch.finfo(values.dtype).eps
-        # a zero comes out as rounding, of which a tiny damp would make much
+        # a zero is computed as rounding, which a tiny damp would amplify
         values = torch.where(values > size * eps * top, values, 0.0)
         kept = values > rcond * top
         near = ((values - rcond * top).abs() <= ROUNDING * eps * top) & (values > ROUNDING * eps * top)
@@ -78,7 +78,7 @@ def inverse_values(values: Tensor, kept: Tensor, mu: Tensor, power: int = 1) -> 
 
 
 def refinements(contraction: float, rtol: float) -> int:
-    """Count the steps, each of which leaves ``contraction`` of the error, that bring it below a hundredth of rtol."""
+    """The number of steps, each reducing the error by ``contraction``, that bring it below a hundredth of rtol."""
     if contraction == 0:
         return 0
     return max(0, math.ceil(math.log(0.01 * rtol) / math.log(contraction)) - 1)
@@ -95,8 +95,8 @@ class DirectPlan(Plan):
         allowed: bytes that the plan may use.
 
     Attributes:
-        rank: how many singular values exceed the threshold, ``A.batch_shape``.
-        undecided: the items of A one of whose singular values stands on the threshold, up to rounding.
+        rank: the number of singular values above the threshold, ``A.batch_shape``.
+        undecided: the items of A with a singular value that equals the threshold up to rounding.
         norm: an upper bound of ``||A||``, up to rounding, ``A.batch_shape``.
     """
 
@@ -130,10 +130,10 @@ class DirectPlan(Plan):
 
     # ------------------------------------------------------------------ what a subclass provides, in double precision
 
-    _factors_name: str  # in the message where they do not fit
+    _factors_name: str  # the name of the factors in the message that they do not fit in memory
 
     def _bytes(self) -> int:
-        """The bytes that the factors take."""
+        """The bytes of the factors."""
         raise NotImplementedError
 
     def _factorise(self) -> None:
@@ -141,7 +141,7 @@ class DirectPlan(Plan):
         raise NotImplementedError
 
     def _adapt(self) -> None:
-        """Make what of the factors depends on the damping."""
+        """Make the part of the factors that depends on the damping."""
         self._factorise()
 
     def _inverse(self, y: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class DirectPlan(Plan):
 
     @torch.no_grad()
     def with_damp(self, damp: Tensor | float) -> Self:
-        """The plan for another damping, with the factors of this one where they do not depend on it."""
+        """The plan for another damping, sharing the factors that do not depend on it."""
         plan = copy.copy(self)
         plan.damp = torch.as_tensor(damp, dtype=self.damp.dtype, device=self.A.device)
         plan._adapt()
@@ -195,7 +195,8 @@ class DirectPlan(Plan):
         solution = judge.solution(x, data).with_rank(self.rank, self.undecided)
         if solution.all_converged:
             return solution
-        # a damping far below ||A|| shows the rounding of the factors in the gradient: one step of refinement
+        # With a damping far below ||A|| the rounding of the factors shows in the gradient: one step of refinement is
+        # taken.
         items = (*batch, *(1 for _ in A.in_shape))
         gradient = precise.adjoint(data - precise.apply(x)) - damp.square().reshape(items) * x
         better = x + self._normal(gradient.to(wide.dtype)).to(precise.dtype)
@@ -204,7 +205,7 @@ class DirectPlan(Plan):
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``, bare."""
+        """The solution for ``y``, without a certificate."""
         return self._inverse(y.to(double(self.A.dtype))).to(self.A.dtype).contiguous()
 
     @torch.no_grad()
@@ -227,7 +228,7 @@ class DirectPlan(Plan):
 
 
 def in_double(A: LinearOperator) -> LinearOperator:
-    """A in double precision, or as it is where it does not convert."""
+    """Convert A to double precision; an A that does not convert is returned unchanged."""
     if double(A.dtype) == A.dtype:
         return A
     try:

@@ -8,8 +8,8 @@ matrices, whatever padding, stride and dilation are: M, and one one-dimensional 
 
 is the singular value decomposition of A: one setup for every damping, exact, with the rank and the null space.
 
-A kernel that was stored rounded is separable up to an error E. With damp > 0 the solve is refined by A itself, each
-step of which leaves at most :math:`2 \|E\| / \mathrm{damp}` of the error.
+A kernel that was rounded when it was stored is separable up to an error E. With damp > 0 the solve is then refined with
+residuals of A; each step multiplies the error by at most :math:`2 \|E\| / \mathrm{damp}`.
 
 Van Loan, "The ubiquitous Kronecker product", J. Comput. Appl. Math. 123 (2000).
 """
@@ -34,11 +34,11 @@ __all__ = ["Factors", "SeparablePlan", "along_axes", "separable_singular_values"
 
 @dataclass(frozen=True)
 class Factors:
-    """A kernel as a product.
+    """A separable kernel as the product of a channel matrix and one vector per axis.
 
     Attributes:
-        channels: ``(kernels, groups, outputs, inputs)``, the M above; one group where the groups are alike.
-        axes: the u above, ``(kernels, groups, taps)`` each, of norm one.
+        channels: the matrices M, ``(kernels, groups, outputs, inputs)``; one group if all groups are equal.
+        axes: the vectors u of norm one, ``(kernels, groups, taps)`` for each axis.
         error: a bound of ``||A - product||`` per kernel, ``(kernels)``; zero where it is rounding in double precision.
     """
 
@@ -49,7 +49,7 @@ class Factors:
     @classmethod
     @torch.no_grad()
     def of(cls, A: Convolution) -> Factors | None:
-        """The factors of A's kernels, or None where one of them is not separable in the precision of its dtype."""
+        """Factorise the kernels of A; None where one of them is not separable in the precision of its dtype."""
         tolerance = ROUNDING * torch.finfo(A.dtype).eps
         weight = A.weight.detach().to(double(A.dtype))
         kernel = weight.reshape(math.prod(A.batch_shape), A.groups, A.c_out // A.groups, *weight.shape[-A.ndim - 1 :])
@@ -116,7 +116,7 @@ def separable_svd(A: Convolution, factors: Factors | None = None) -> tuple[list[
 
 
 def along_axes(factors: list[Tensor], z: Tensor) -> Tensor:
-    """Matrices ``(1, groups, r, n)``, one per axis, applied to ``(*batch, groups * n, ...)``; channels come first."""
+    """Apply matrices ``(1, groups, r, n)``, one per axis, channels first, to ``(*batch, groups * n, ...)``."""
     groups = factors[0].shape[1]
     batch = z.shape[: z.ndim - len(factors)]
     z = z.reshape(-1, 1, groups, z.shape[len(batch)] // groups, *z.shape[len(batch) + 1 :])
@@ -203,7 +203,7 @@ class SeparablePlan(DirectPlan):
         self._adapt()
 
     def _adapt(self) -> None:
-        """Choose the steps of iterative refinement that make up for the error of the factors."""
+        """Choose the number of refinement steps that compensates for the error of the factors."""
         error = self._product.error.reshape(self.A.batch_shape)
         worst = float(torch.where(error > 0, 2 * error / self.damp, 0.0).max())
         if worst > CONTRACTION:
@@ -227,7 +227,7 @@ class SeparablePlan(DirectPlan):
 
     @staticmethod
     def bytes_for(A: Convolution) -> int:
-        """Bytes that the factors take, and one item on its way through them."""
+        """Bytes of the factors, and of the work arrays of one item."""
         itemsize = 16 if A.dtype.is_complex else 8
         sides = [(A.c_in // A.groups, A.c_out // A.groups), *_sides(A)]
         factors = A.groups * sum(n * m for n, m in sides)
@@ -255,12 +255,12 @@ class SeparablePlan(DirectPlan):
         return v
 
     def _approximate_normal(self, g: Tensor) -> Tensor:
-        """The normal solve of the product."""
+        """Solve the normal equations of the separable kernel, without refinement."""
         through = functools.partial(self._map, g, self.A.in_shape, self._right, self._right, self.A.in_shape)
         damped = self.damp > 0
         if all(V is None or V.shape[-1] == V.shape[-2] for V in self._right) or not bool(damped.any()):
             return through(power=0)
-        # of a null space only the damping has an inverse: (A^H A + mu)^-1 = (1 - A^H A (A^H A + mu)^-1) / mu
+        # On the null space of A the inverse is 1 / mu: (A^H A + mu)^-1 = (1 - A^H A (A^H A + mu)^-1) / mu.
         undamped = 0.0 if bool(damped.all()) else through(power=0)
         mu = over_items(self.damp.square(), len(self.A.in_shape))
         return torch.where(mu > 0, (g - through(power=2)) / torch.where(mu > 0, mu, 1.0), undamped)
@@ -295,7 +295,7 @@ def _rank_one(unfolded: Tensor, tolerance: float) -> bool:
     taps, others = unfolded.shape[-2:]
     if min(taps, others) == 1:
         return True
-    if others > taps:  # squares see what is far from rank one, at little cost
+    if others > taps:  # squares rule out matrices far from rank one at little cost
         squares = torch.linalg.eigvalsh(unfolded @ unfolded.mH)
         if bool((squares[..., -2] > 1e-12 * squares[..., -1]).any()):
             return False
@@ -325,7 +325,7 @@ def _axis_matrix(A: Convolution, a: int, u: Tensor) -> Tensor:
 
 
 def _alike(matrix: Tensor, before: Tensor) -> bool:
-    """Tell whether the axis before has the same matrix, and so the same decomposition."""
+    """Tell whether the previous axis has the same matrix, and so the same decomposition."""
     return matrix.shape == before.shape and torch.equal(matrix, before)
 
 
@@ -341,12 +341,12 @@ def _norm_bound(kernel: Tensor) -> Tensor:
 
 
 def _is_identity(A: Convolution, a: int) -> bool:
-    """Tell whether an axis is left alone, so that its factor is one."""
+    """Tell whether A acts as the identity along an axis, so that its factor is one."""
     return A.kernel_size[a] == 1 and A.stride[a] == 1 and not any(A.padding[a])
 
 
 def _along(z: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """Matrices ``(kernels, groups, r, n)`` applied along one axis of ``(items, kernels, groups, ...)``."""
+    """Apply matrices ``(kernels, groups, r, n)`` along one axis of ``(items, kernels, groups, ...)``."""
     before, after = math.prod(z.shape[3:axis]), math.prod(z.shape[axis + 1 :])
     flat = z.reshape(*z.shape[:3], before, z.shape[axis], after)
     out = torch.einsum("ikgpnq,kgrn->ikgprq", flat, matrix)

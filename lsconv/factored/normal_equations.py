@@ -1,13 +1,13 @@
-r"""The direct solve of a problem with few unknowns by its normal equations, refined by A itself.
+r"""The direct solve of a problem with few unknowns by its normal equations, refined with residuals of A.
 
 .. math:: (A^H A + \mathrm{damp}^2)\, x = A^H y
 
-The Gram matrix is as small as x is, however long the kernel: where padding lets every output be one, it is block
-Toeplitz, :math:`(A^HA)[i, j] = g[i - j]`, and formed by one application of A and its adjoint. Of any other convolution
-of stride one its blocks change by little along a diagonal: inputs moved by one along the first axis make the outputs
-moved by one, but for the row of outputs that this brings in and the one that it takes out. It squares the condition
-number: each step of refinement, :math:`x \leftarrow x + (A^HA + \mu)^{-1}(A^H(y - Ax) - \mu x)`, multiplies the error
-by about :math:`\epsilon\, \kappa(A)^2`, and A is refused where that is no small number.
+The Gram matrix has the size of x, however long the kernel is. If the padding is so wide that every product of a tap and
+an input enters some output, it is block Toeplitz, :math:`(A^HA)[i, j] = g[i - j]`, and formed by one application of A
+and its adjoint. For other convolutions of stride one its blocks change along a diagonal by a term of low rank: a shift
+of the inputs by one along the first axis shifts the outputs by one, except for one row of outputs at each end. The
+condition number is squared: each step of refinement, :math:`x \leftarrow x + (A^HA + \mu)^{-1}(A^H(y - Ax) - \mu x)`,
+multiplies the error by about :math:`\epsilon\, \kappa(A)^2`, and A is refused where that is not small.
 
 Björck, "Numerical Methods for Least Squares Problems" (1996), section 6.6.5, for the refinement.
 """
@@ -61,7 +61,7 @@ class NormalEquationsPlan(DirectPlan):
         form = _toeplitz_gram if _is_toeplitz(A) else _displaced_gram if _is_displaced(A) else _gram
         matrix = form(self.precise)
         self._batch = tuple(broadcast_shapes(A.batch_shape, self.damp.shape))
-        # scaled, so that nothing under- or overflows, and a zero matrix shows itself
+        # scaled, so that nothing under- or overflows, and a zero matrix is recognised
         size = matrix.diagonal(dim1=-2, dim2=-1).real.amax(-1)
         self._unit = torch.where(size > 0, size, 1.0)
         matrix = matrix / self._unit[..., None, None]
@@ -104,7 +104,7 @@ class NormalEquationsPlan(DirectPlan):
     def _smallest(self) -> Tensor:
         """The smallest eigenvalue of the scaled matrices, from above, by inverse iteration."""
         n = self.A.in_numel
-        # no direction is special to it, and vmap allows no random numbers
+        # a fixed vector without special direction, because vmap allows no random numbers
         v = torch.arange(1, n + 1, dtype=torch.float64, device=self.A.device).square().cos()
         v = v.to(self._factor.dtype).unsqueeze(-1).expand(*self._batch, n, 1)
         size = torch.ones(self._batch, dtype=torch.float64, device=v.device)
@@ -211,7 +211,7 @@ def _displaced_gram(A: LinearOperator) -> Tensor:
     inputs[number, number // across, 0, number % across] = 1
     inputs = inputs.reshape(-1, *(1 for _ in batch), *A.in_shape)
     column = A.adjoint(A.apply(inputs)).movedim(0, -1).reshape(*batch, channels, length, across, channels, across)
-    rows = _outputs_at(A, (-1, A.spatial_out[0] - 1))  # that which a shift brings in, and that which it takes out
+    rows = _outputs_at(A, (-1, A.spatial_out[0] - 1))  # the rows of outputs that a shift adds and removes
     signed = rows * torch.tensor([1, -1], device=A.device)[:, None, None]
     change = rows.flatten(len(batch), -2).mH @ signed.flatten(len(batch), -2)
     change = change.reshape(*batch, channels, length, across, channels, length, across)
@@ -231,7 +231,7 @@ def _outputs_at(A: Convolution, places: tuple[int, ...]) -> Tensor:
         ``(*batch, channels, places, outputs, columns)``.
     """
     lead, ndim = len(A.batch_shape), A.ndim
-    matrix = torch.nn.functional.pad(A.weight.detach(), (0, 1) * ndim)  # a zero for what is no tap
+    matrix = torch.nn.functional.pad(A.weight.detach(), (0, 1) * ndim)  # a zero in place of taps outside the kernel
     for a, (taps, step, (left, _)) in enumerate(zip(A.kernel_size, A.dilation, A.padding, strict=True)):
         outputs = torch.tensor(places) if a == 0 else torch.arange(A.spatial_out[a])
         distance = torch.arange(A.spatial_in[a]) - outputs[:, None] + left

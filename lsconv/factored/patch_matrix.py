@@ -33,7 +33,7 @@ __all__ = ["PatchPlan"]
 
 @dataclass(frozen=True)
 class _Run:
-    """Neighbouring outputs of one axis that read the same taps: those from ``tap`` on, of inputs from ``cell`` on."""
+    """A run of outputs along one axis that use the same taps, from ``tap`` on, on inputs from ``cell`` on."""
 
     output: int
     outputs: int
@@ -141,7 +141,7 @@ class PatchPlan(DirectPlan):
         weight = inverse_values(self._values[index], self._kept[index], mu, power)
         return weight.expand(*self._batch, *weight.shape[-2:]).flatten(0, -2).unsqueeze(-1)
 
-    # the two bases one after the other: their product would lose the digits that are small singular values'
+    # The bases are applied one after the other, because their product would lose small singular values in rounding.
 
     def _inverse(self, y: Tensor) -> Tensor:
         y, batch = self._blocks(y, self.A.out_shape)
@@ -166,7 +166,7 @@ class PatchPlan(DirectPlan):
         g, batch = self._blocks(g, self.A.in_shape)
         mu = self.damp.square().expand(self._batch).reshape(-1, 1).expand(-1, self._groups)
         mu = mu.reshape(-1, *(1 for _ in self.A.in_shape))
-        # what no output reads, and what K does not see, is for the damping alone
+        # on inputs that no output reads, and on the null space of K, the inverse is 1 / damp^2
         unseen = torch.where(mu > 0, 1 / torch.where(mu > 0, mu, 1.0), 0.0)
         x = g * unseen
         for part, index in zip(self._parts, self._factor_of, strict=True):

@@ -23,7 +23,7 @@ from lsconv.operators.dtypes import double
 
 __all__ = ["DENSE_ENTRIES", "SingularValuePlan"]
 
-# The most entries of a matrix that is decomposed without being asked to.
+# The most entries of a matrix for which this plan is chosen automatically.
 DENSE_ENTRIES = 2**20
 
 
@@ -97,7 +97,8 @@ class SingularValuePlan(DirectPlan):
     def _normal(self, g: Tensor) -> Tensor:
         c = self._to(g, self.A.in_shape, self.Vh)
         mu = over_items(self.damp.square(), len(self.A.in_shape))
-        outside = g - self._from(self.Vh.mH, c, self.A.in_shape)  # the null space, which only the damping inverts
+        # The part in the null space, where the inverse is 1 / damp^2
+        outside = g - self._from(self.Vh.mH, c, self.A.in_shape)
         v = self._from(self.Vh.mH, self._filtered(c, 0), self.A.in_shape)
         return v + torch.where(mu > 0, outside / torch.where(mu > 0, mu, 1.0), 0.0)
 
