@@ -127,8 +127,7 @@ def invert(
     """Invert a symbol, frequency by frequency.
 
     Args:
-        symbol: makes the symbol, in double precision; its factors are made in its memory, and it anew where that is
-            not enough.
+        symbol: makes the symbol, in double precision; it is overwritten, and made anew where it is needed again.
         mu: ``damp^2``, one per block.
         rcond: where mu is 0, singular values up to ``rcond`` times the largest of the same item count as zero.
         items: how many items the blocks belong to, in their order.
@@ -151,15 +150,21 @@ def invert(
         factored = _factored(matrices, size.flatten(), 2 * rcond * highest)
         at, matrices, unstable = factored.at, factored.matrices, factored.unstable
         mu, highest = mu[at], highest[at]
-    inverse, some = matrices.mT.new_empty(matrices.mT.shape), torch.arange(len(mu), device=mu.device)
-    if min(S.rows, S.columns) > 1:
-        accepted = torch.zeros_like(mu, dtype=torch.bool)
+    some = torch.arange(len(mu), device=mu.device)
+    if min(S.rows, S.columns) == 1 or not len(matrices):
+        inverse = matrices.mT.new_empty(matrices.mT.shape)
+    else:  # square ones are overwritten
+        inverse = matrices if S.rows == S.columns else matrices.mT.new_empty(matrices.mT.shape)
+        refused = []
         for part in _chunks(matrices):
-            inverse[part], lost = _eliminated(matrices[part], mu[part])
-            smallest = 1 / frobenius(inverse[part])  # at most the smallest singular value
-            accepted[part] = (lost * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * highest[part]))
-        some = (~accepted | unstable).nonzero().flatten()
-        matrices, mu, highest = matrices[some], mu[some], highest[some]
+            found, lost = _eliminated(matrices[part], mu[part])
+            smallest = 1 / frobenius(found)  # at most the smallest singular value
+            accepted = (lost * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * highest[part]))
+            others = (~accepted | unstable[part]).nonzero().flatten()
+            refused.append((others + part.start, matrices[part][others]))
+            inverse[part] = found
+        some, matrices = map(torch.cat, zip(*refused, strict=True))
+        mu, highest = mu[some], highest[some]
     if len(matrices):
         there = at[some]
         zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(norm_from_below)[there], False
@@ -171,8 +176,7 @@ def invert(
             )
             if exact or not bool(near.any()):
                 break
-            everything = S if factored is None else symbol()
-            norm = highest = per_matrix(singular_values_by_frequency(everything.matrices))[there]
+            norm = highest = per_matrix(singular_values_by_frequency(symbol().matrices))[there]
             exact = True
         inverse[some], undecided[there] = found, near.any(-1)
         rank[there] = (values > torch.where(zero, cutoff, -1.0)).sum(-1).to(rank)
