@@ -20,7 +20,7 @@ from lsconv.border import cost_model
 from lsconv.border.cost_model import Limits
 from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.reflected_padding import Mirror
-from lsconv.border.truncated_circulant import LeadingWave, TruncatedCirculant, truncated_circulant
+from lsconv.border.truncated_circulant import TruncatedCirculant, leading_wave, truncated_circulant
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import (
@@ -240,8 +240,9 @@ class NormalProblem:
         """Tell whether A is a volume of one channel with a penalty, so that [A; damp L] has one column."""
         return self.request.penalty is not None and self.embedding.ndim > 2 and self.symbol.columns == 1
 
+    @functools.cached_property
     def circulant_parts(self) -> CirculantParts:
-        """Invert the block-circulant operator."""
+        """The inverse of the block-circulant operator."""
         S, side = self.symbol, self.side
         if self.form == "saddle":
             saddle, smaller = saddle_inverse(S.matrices, self.squared, self.shift)
@@ -262,7 +263,11 @@ class NormalProblem:
 
     def in_a_plane(self, *, turned: bool) -> NormalProblem:
         """Lay the operator on a plane, a line being a plane of one row; with its axes exchanged if ``turned``."""
-        S, plane = self.symbol, copy.copy(self)
+        S = self.symbol
+        if len(S.grid.sizes) == 2 and not turned:
+            return self
+        plane = copy.copy(self)
+        plane.__dict__.pop("circulant_parts", None)  # on the grid as it was
         if len(S.grid.sizes) == 1:
             S = FrequencyMatrices(Grid((1, *S.grid.sizes), real=S.grid.real), S.matrices.unsqueeze(1))
         if turned:
@@ -272,13 +277,9 @@ class NormalProblem:
         plane.squared = gram(S.matrices, self.smaller_side)
         return plane
 
-    @functools.cached_property
-    def _leading_wave(self) -> LeadingWave:
-        return LeadingWave.of(self.symbol, self.squared)
-
     def leading_wave(self) -> Tensor:
         """The plane wave of the symbol's largest singular value on the inputs of A, ``(*batch, *in_shape)``."""
-        return self._leading_wave.inputs(self.embedding, real=not self.truncated.convolution.is_complex)
+        return leading_wave(self.symbol, self.squared, self.embedding)
 
     def nullity(self, *, deficient: bool) -> str:
         """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none.

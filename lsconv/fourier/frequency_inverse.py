@@ -10,16 +10,17 @@ Frequencies where it is too large, or where S may not have full rank, are invert
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, MethodError, ShapeError
-from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse, lu_factor
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse, lu_factor_in_place
 from lsconv.fourier.batched_linalg import inverse as lu_inverse
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.dtypes import ROUNDING
 
 __all__ = [
@@ -87,11 +88,15 @@ class FrequencyInverse:
         inverse: the inverse as an operator.
         rank: the number of singular values above the threshold, per item; all of them where there is damping.
         undecided: the items with a singular value that equals the threshold up to rounding.
+        norm: a lower bound of the largest singular value of each block; exact where the matrices are rows or columns.
+        largest: the largest Frobenius norm of each block.
     """
 
     inverse: FrequencyMatrices | FactoredInverse
     rank: Tensor
     undecided: Tensor
+    norm: Tensor
+    largest: Tensor
 
 
 def singular_values_by_frequency(matrices: Tensor) -> Tensor:
@@ -101,9 +106,14 @@ def singular_values_by_frequency(matrices: Tensor) -> Tensor:
     return norms.unsqueeze(-1) if column else norms
 
 
-def symbol_norm_from_below(S: FrequencyMatrices) -> Tensor:
-    """A lower bound of the largest singular value of each block; exact where the matrices are rows or columns."""
-    size = frobenius(S.matrices).flatten(1)
+def symbol_norm_from_below(S: FrequencyMatrices, size: Tensor | None = None) -> Tensor:
+    """A lower bound of the largest singular value of each block; exact where the matrices are rows or columns.
+
+    Args:
+        S: the symbol.
+        size: the Frobenius norms of its matrices, ``(blocks, frequencies)``, where they are known.
+    """
+    size = frobenius(S.matrices).flatten(1) if size is None else size
     if min(S.rows, S.columns) > 1:
         flat, at = S.matrices.flatten(1, -3), size.topk(min(_MATRICES_FOR_NORM, size.shape[1])).indices
         some = flat[torch.arange(len(flat), device=at.device).unsqueeze(1), at]
@@ -111,17 +121,21 @@ def symbol_norm_from_below(S: FrequencyMatrices) -> Tensor:
     return size.amax(1)
 
 
-def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: float) -> FrequencyInverse:
+def invert(
+    symbol: Callable[[], FrequencyMatrices], mu: Tensor, rcond: float, *, items: int, rtol: float
+) -> FrequencyInverse:
     """Invert a symbol, frequency by frequency.
 
     Args:
-        S: the symbol, in double precision.
+        symbol: makes the symbol, in double precision; it is overwritten, and made anew where it is needed again.
         mu: ``damp^2``, one per block.
         rcond: where mu is 0, singular values up to ``rcond`` times the largest of the same item count as zero.
         items: the number of batch items; each has the same number of consecutive blocks.
         rtol: the relative error of the gradient that the answer may have by rounding.
     """
+    S = symbol()
     size = frobenius(S.matrices).flatten(1)
+    largest, norm_from_below = size.amax(1), symbol_norm_from_below(S, size)
     per_item, eps = size.numel() // items, torch.finfo(size.dtype).eps
 
     def per_matrix(per_block: Tensor) -> Tensor:
@@ -129,27 +143,32 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
         return per_block.reshape(items, -1).amax(1).repeat_interleave(per_item)
 
     matrices, mu = S.matrices.reshape(-1, S.rows, S.columns), mu.repeat_interleave(size.shape[1])
-    norm_bound = per_matrix(size)
+    norm_bound = per_matrix(largest)
     rank, undecided = torch.full_like(mu, min(S.rows, S.columns)), torch.zeros_like(mu, dtype=torch.bool)
     factored, at = None, torch.arange(len(mu), device=mu.device)
     unstable = torch.zeros_like(undecided)
     if S.rows == S.columns and not S.elementwise and not bool(mu.any()):
-        factored, at, unstable = _lu_factors(matrices, 2 * rcond * norm_bound)
-        matrices, mu, norm_bound = matrices[at], mu[at], norm_bound[at]
-    inverse, some = matrices.mT.new_empty(matrices.mT.shape), torch.arange(len(mu), device=mu.device)
-    if min(S.rows, S.columns) > 1:
-        accepted = torch.zeros_like(mu, dtype=torch.bool)
+        factored = _lu_factors(matrices, size.flatten(), 2 * rcond * norm_bound)
+        at, matrices, unstable = factored.at, factored.matrices, factored.unstable
+        mu, norm_bound = mu[at], norm_bound[at]
+    some = torch.arange(len(mu), device=mu.device)
+    if min(S.rows, S.columns) == 1 or not len(matrices):
+        inverse = matrices.mT.new_empty(matrices.mT.shape)
+    else:  # square ones are overwritten
+        inverse = matrices if S.rows == S.columns else matrices.mT.new_empty(matrices.mT.shape)
+        refused = []
         for part in _chunks(matrices):
-            inverse[part], amplification = _inverse_by_elimination(matrices[part], mu[part])
-            smallest = 1 / frobenius(inverse[part])  # a lower bound of the smallest singular value
-            accepted[part] = (amplification * eps <= rtol) & (
-                (mu[part] > 0) | (smallest > 2 * rcond * norm_bound[part])
-            )
-        some = (~accepted | unstable).nonzero().flatten()
-        matrices, mu, norm_bound = matrices[some], mu[some], norm_bound[some]
+            found, amplification = _inverse_by_elimination(matrices[part], mu[part])
+            smallest = 1 / frobenius(found)  # a lower bound of the smallest singular value
+            accepted = (amplification * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * norm_bound[part]))
+            others = (~accepted | unstable[part]).nonzero().flatten()
+            refused.append((others + part.start, matrices[part][others]))
+            inverse[part] = found
+        some, matrices = map(torch.cat, zip(*refused, strict=True))
+        mu, norm_bound = mu[some], norm_bound[some]
     if len(matrices):
         todo = at[some]
-        zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(symbol_norm_from_below(S))[todo], False
+        zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(norm_from_below)[todo], False
         while True:
             cutoff, margin = rcond * norm.unsqueeze(-1), ROUNDING * eps * norm_bound.unsqueeze(-1)
             found, values = _inverse_by_svd(matrices, mu, torch.where(zero, cutoff, -1.0))
@@ -161,7 +180,7 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
             )
             if exact or not bool(near.any()):
                 break
-            norm = norm_bound = per_matrix(singular_values_by_frequency(S.matrices))[todo]
+            norm = norm_bound = per_matrix(singular_values_by_frequency(symbol().matrices))[todo]
             exact = True
         inverse[some], undecided[todo] = found, near.any(-1)
         rank[todo] = (values > torch.where(zero, cutoff, -1.0)).sum(-1).to(rank)
@@ -169,45 +188,69 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
     return FrequencyInverse(
         FrequencyMatrices(S.grid, inverse.reshape(*S.matrices.shape[:-2], S.columns, S.rows))
         if factored is None
-        else FactoredInverse(S.grid, *factored, at, inverse),
+        else FactoredInverse(S.grid, factored.factors, factored.pivots, at, inverse),
         (rank.reshape(items, -1, len(weights)) * weights).sum((-2, -1)).long(),
         undecided.reshape(items, -1).any(-1),
+        norm_from_below,
+        largest,
     )
 
 
-def _lu_factors(S: Tensor, least: Tensor, *, chance: float = 1e-8) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Factors:
+    """LU factors of square matrices, and those matrices for which the factors will not do.
+
+    Attributes:
+        factors: the factors.
+        pivots: their row exchanges.
+        at: the indices of the matrices that may have a smaller singular value, or whose factors are inaccurate.
+        matrices: these matrices.
+        unstable: which of them have inaccurate factors.
+    """
+
+    factors: Tensor
+    pivots: Tensor
+    at: Tensor
+    matrices: Tensor
+    unstable: Tensor
+
+
+def _lu_factors(S: Tensor, size: Tensor, least: Tensor, *, chance: float = 1e-8) -> _Factors:
     """Factorise square matrices by LU, and find those that need an SVD.
 
     The inverses times two random vectors estimate the norms of the inverses, and the residuals show whether the
     elimination was stable.
 
     Args:
-        S: ``(matrices, size, size)``.
+        S: ``(matrices, size, size)``; the factors take its memory.
+        size: the Frobenius norms of the matrices.
         least: the bound that the smallest singular value of each has to exceed.
         chance: the probability that a matrix with a smaller one is not found.
-
-    Returns:
-        LU factors and pivots; the indices of the matrices that may have a smaller singular value, or whose factors are
-        inaccurate; which of them are inaccurate.
 
     Source:
         Dixon, "Estimating extremal eigenvalues and condition numbers of matrices", SIAM J. Numer. Anal. 20 (1983).
     """
-    factors, pivots, _ = lu_factor(S)
+    factors, pivots = S.mT, torch.empty(S.shape[:-1], dtype=torch.int32, device=S.device)  # LAPACK's order
     probes = torch.randn(S.shape[-1], 2, dtype=torch.complex128, generator=torch.Generator().manual_seed(0)).to(S)
-    found = torch.linalg.lu_solve(factors, pivots, probes.expand(len(S), -1, -1))
-    lengths = torch.linalg.vector_norm(found, dim=-2)
-    # For a unit vector v and a probe z, |v^H z| < d has probability d^2; for both probes d^4.
-    safe = chance**0.25 / lengths.amax(-1) > least
-    residual = torch.linalg.vector_norm(S @ found - probes, dim=-2)
-    rounding = ROUNDING * S.shape[-1] * torch.finfo(lengths.dtype).eps
-    accurate = (residual <= rounding * frobenius(S).unsqueeze(-1) * lengths).all(-1)
-    at = (~(safe & accurate)).nonzero().flatten()
-    return (factors, pivots), at, ~accurate[at]
+    rounding = ROUNDING * S.shape[-1] * torch.finfo(size.dtype).eps
+    doubted = []
+    for part in _chunks(S):
+        matrices = S[part].clone()
+        _, pivots[part], _ = lu_factor_in_place(factors[part].copy_(matrices))
+        found = torch.linalg.lu_solve(factors[part], pivots[part], probes.expand(len(matrices), -1, -1))
+        lengths = torch.linalg.vector_norm(found, dim=-2)
+        # For a unit vector v and a probe z, |v^H z| < d has probability d^2; for both probes d^4.
+        safe = chance**0.25 / lengths.amax(-1) > least[part]
+        residual = torch.linalg.vector_norm((matrices @ found).sub_(probes), dim=-2)
+        accurate = (residual <= rounding * size[part].unsqueeze(-1) * lengths).all(-1)
+        at = (~(safe & accurate)).nonzero().flatten()
+        doubted.append((at + part.start, matrices[at], ~accurate[at]))
+    return _Factors(factors, pivots, *map(torch.cat, zip(*doubted, strict=True)))
 
 
-def _chunks(matrices: Tensor, chunk_bytes: int = 2**27) -> Iterator[slice]:
-    """Slices of a bounded number of matrices, to bound the work memory."""
+def _chunks(matrices: Tensor) -> Iterator[slice]:
+    """A bounded number of matrices at a time, for the work memory: four arrays of their size at once."""
+    chunk_bytes = WORK_BYTES // 4 if matrices.device.type == "cpu" else 2**27
     step = max(1, chunk_bytes // (matrices.shape[1:].numel() * matrices.element_size()))
     return (slice(start, start + step) for start in range(0, len(matrices), step))
 

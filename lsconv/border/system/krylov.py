@@ -37,28 +37,30 @@ class Allowance:
 
     Attributes:
         iterations: the number of iterations.
+        restart: the iterations of a whole cycle.
         exceeded: they have been taken, or more than that would follow at the rate of convergence so far.
     """
 
     iterations: int
+    restart: int
     exceeded: bool = False
 
-    def ends(self, done: int, taken: int, start: Tensor, residual: Tensor, bound: Tensor) -> bool:
-        """Update and return :attr:`exceeded`; after a fourth of the iterations the rate of convergence is extrapolated.
+    def ends(self, cycle: int, before: int, start: Tensor, residual: Tensor, bound: Tensor) -> bool:
+        """Update and return :attr:`exceeded`; the rate is extrapolated after a fourth of the iterations, or a cycle.
 
         Args:
-            done: the iterations of this cycle.
-            taken: the iterations of all earlier cycles.
+            cycle: the iterations of this cycle.
+            before: the iterations of all earlier cycles.
             start: the norms of the residuals at the beginning of this cycle.
             residual: the norms of the present residuals.
             bound: the norms to be reached.
         """
-        if not self.exceeded and 4 * done >= self.iterations:
-            rate = (residual / start).log() / done
+        if cycle >= min(self.iterations / 4, self.restart):
+            rate = (residual / start).log() / cycle
             further = torch.where(residual > bound, (bound / residual).log() / rate, 0)
             # NaN, or a negative number for a residual that grows, is no forecast of convergence
             self.exceeded = not bool(((further >= 0) & (further <= self.iterations)).all())
-        self.exceeded = self.exceeded or done + taken >= self.iterations
+        self.exceeded = self.exceeded or cycle + before >= self.iterations
         return self.exceeded
 
 
@@ -80,7 +82,7 @@ def conjugate_gradients(
         tolerance: relative residual at which a system is finished.
         max_iter: limit on the iterations.
         check_every: iterations between two tests on the host.
-        allowance: the iteration ends where it is exceeded; None: there is none.
+        allowance: to end where it is exceeded; None: there is none.
 
     Returns:
         The solutions, and the iterations of every system, ``(rhs, blocks)``.
@@ -139,11 +141,13 @@ def border_gmres(
         u = u + correction
         iterations += count
         done += int(count.max())
-        # The system converged by its recursive residual; the outer iteration computes the true one.
-        if int(count.max()) < size or (allowance is not None and allowance.exceeded):
+        if int(count.max()) < size:  # converged by the recursive residual; the outer iteration computes the true one
             break
         r = b - apply(u)
-        if not bool((_norm(r) < 0.5 * beta).any()):  # a residual that a whole cycle does not halve will not converge
+        norm = _norm(r)
+        if allowance is not None and allowance.ends(size, done - size, beta, norm, bound):
+            break
+        if not bool((norm < 0.5 * beta).any()):  # a residual that a whole cycle does not halve will not converge
             break
     return u, iterations
 
@@ -157,7 +161,7 @@ def _cycle(
     check_every: int,
     recycling: Recycling | None,
     allowance: Allowance | None,
-    taken: int,
+    before: int,
 ) -> tuple[Tensor, Tensor]:
     """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed."""
     known = None if recycling is None else recycling.pair
@@ -178,7 +182,7 @@ def _cycle(
         looks = done % check_every == 0
         if looks and not bool(active.any()):
             break
-        if allowance is not None and looks and allowance.ends(done, taken, space.beta, residual, bound):
+        if allowance is not None and looks and allowance.ends(done, before, space.beta, residual, bound):
             break
     Q, R = space.qr()
     y = _coefficients(R, Q[..., 0, :].conj() * space.beta, count)
