@@ -36,9 +36,6 @@ __all__ = [
     "real_dtype",
 ]
 
-# Single precision keeps seven digits, of which a condition beyond this leaves fewer than an answer to 1e-6 needs.
-_SINGLE_CONDITION = 4.0
-
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of norms and singular values: float32 or float64.
@@ -202,7 +199,8 @@ class CirculantPlan:
             self.inverse = FrequencyMatrices(S.grid, invert_with_penalty(S, mu, penalty))
         if isinstance(self.inverse, FrequencyMatrices) and real_dtype(A.dtype) == torch.float32:
             largest = frobenius(S.matrices).flatten(1).amax(1) * frobenius(self.inverse.matrices).flatten(1).amax(1)
-            if bool((largest <= _SINGLE_CONDITION).all()):
+            # where the rounding that the condition amplifies leaves an answer its tolerance
+            if bool((largest * torch.finfo(torch.float32).eps <= 0.5 * direct_rtol(torch.float32)).all()):
                 self.inverse = self.inverse.map(lambda inverse: inverse.to(torch.complex64))
         self._inverse_adjoint: FrequencyMatrices | FactoredInverse | None = None
 

@@ -71,14 +71,8 @@ class Axis:
         ]
 
 
-def _axis(convolution: Convolution, a: int, grid: int | None, held: bool, separate_margins: bool) -> Axis:
-    sizes = convolution.spatial_in[a], convolution.spatial_out[a], convolution.kernel_size[a]
-    steps = convolution.stride[a], convolution.dilation[a], convolution.padding[a][0]
-    return _axis_of(*sizes, *steps, MODES[convolution.padding_mode].periodic, grid, held, separate_margins)
-
-
 @functools.lru_cache(16)  # whoever chooses a plan asks several times
-def _axis_of(
+def _axis(
     n_in: int,
     n_out: int,
     kernel_size: int,
@@ -161,9 +155,12 @@ class Embedding:
             raise MethodError(f"{convolution!r} is no truncated block-circulant operator")
         self.ndim = convolution.ndim
         held = constrained or (False,) * self.ndim
+        sizes = zip(convolution.spatial_in, convolution.spatial_out, convolution.kernel_size, strict=True)
+        steps = zip(convolution.stride, convolution.dilation, (left for left, _ in convolution.padding), strict=True)
+        grids, periodic = grid or (None,) * self.ndim, MODES[convolution.padding_mode].periodic
         self.axes = tuple(
-            _axis(convolution, a, None if grid is None else grid[a], held[a], separate_margins)
-            for a in range(self.ndim)
+            _axis(*of_size, *of_step, periodic, length, constraint, separate_margins)
+            for of_size, of_step, length, constraint in zip(sizes, steps, grids, held, strict=True)
         )
         self.grid = tuple(axis.grid for axis in self.axes)
         self.stride = convolution.stride

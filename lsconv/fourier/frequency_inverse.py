@@ -31,10 +31,6 @@ __all__ = [
     "symbol_norm_from_below",
 ]
 
-# The norm from below: the largest singular value of this many matrices, those of the largest Frobenius norms. A smooth
-# symbol has its maximum among them, and random matrices differ by a few percent.
-_MATRICES_FOR_NORM = 64
-
 
 class FactoredInverse:
     """The inverses of square matrices, one per block and frequency, by their LU factors.
@@ -105,7 +101,9 @@ def symbol_norm_from_below(S: FrequencyMatrices) -> Tensor:
     """A lower bound of the largest singular value of each block; exact where the matrices are rows or columns."""
     size = frobenius(S.matrices).flatten(1)
     if min(S.rows, S.columns) > 1:
-        flat, at = S.matrices.flatten(1, -3), size.topk(min(_MATRICES_FOR_NORM, size.shape[1])).indices
+        # Among the matrices of the largest Frobenius norms a smooth symbol has its maximum, and random matrices differ
+        # by a few percent; the root of their number costs less than the norms did.
+        flat, at = S.matrices.flatten(1, -3), size.topk(math.isqrt(size.shape[1])).indices
         some = flat[torch.arange(len(flat), device=at.device).unsqueeze(1), at]
         size = singular_values_by_frequency(some).flatten(1)
     return size.amax(1)

@@ -128,8 +128,7 @@ def lstsq(
     """
     A = accept_operator(A, y)
     A.check_output(y, "y")
-    observation = Observation.of(A, observed, weights)
-    A, y = observation.operator(A), observation.weighted(y)
+    A, y = Observation.of(A, observed, weights).of_data(A, y)
     if bounds is not None:
         given = {"method": method != "auto", "preconditioner": preconditioner != "auto", "atol": atol, "rcond": rcond}
         taken = [name for name, value in given.items() if value] + sorted(set(options) - {"x0"})

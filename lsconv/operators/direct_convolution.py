@@ -73,15 +73,6 @@ class DirectConvolution:
         x = _convolve(function, y, weight.conj(), self.stride, self.symmetric, output_padding, groups, self.dilation)
         return pad_adjoint(x, self.extra, self.mode)
 
-    def flips(self, dtype: torch.dtype, device: torch.device, c_out: int, c_in: int) -> bool:
-        """Tell whether the adjoint is better written as a convolution with the flipped kernels.
-
-        At stride 1 the two are the same sums. On CPUs torch's convolution is the faster one as long as
-        the channels to be gathered are few (benchmarks/convolution_backend.py): float64 gathers
-        them in memory, and so does everything in three dimensions.
-        """
-        return device.type == "cpu" and self.reversible and (dtype.to_real() != torch.float64 or c_out <= c_in)
-
     def flipped(self, weight: Tensor, groups: int) -> Tensor:
         """The kernels of the adjoint as a convolution."""
         axes = tuple(range(-len(self.stride), 0))
@@ -89,7 +80,7 @@ class DirectConvolution:
         return kernels.conj().resolve_conj().reshape(groups * weight.shape[1], -1, *weight.shape[2:])
 
     def adjoint_by_flipped(self, y: Tensor, flipped: Tensor, groups: int) -> Tensor:
-        """The adjoint on ``y``, by the kernels that :meth:`flipped` gives; where :meth:`flips` says so."""
+        """The adjoint on ``y``, by the kernels that :meth:`flipped` gives; where it is :attr:`reversible`."""
         margins = tuple(e - 1 - p for e, p in zip(self.extent, self.symmetric, strict=True))
         x = _convolve(_CONV[len(self.stride) - 1], y, flipped, 1, margins, self.dilation, groups)
         return pad_adjoint(x, self.extra, self.mode)
