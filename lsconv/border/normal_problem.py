@@ -38,6 +38,10 @@ from lsconv.operators.dtypes import ROUNDING, double
 
 __all__ = ["CirculantParts", "NormalProblem", "Request", "least_shift", "needs_double"]
 
+# Factors in float32 lose a factor sigma_max^2 / damp^2 of their accuracy. Below this damp / sigma_max the steps that
+# this adds cost more than factors in float64 (at eps^(1/4), which would leave half of the digits, they already do).
+_LEAST_DAMP = 0.03
+
 # Without a damp the smallest singular value is unknown. A lower floor loses digits in the factors, and more iterations
 # stagnate (with eps^(2/3) three times as many); a higher one costs outer steps.
 _UNDAMPED_FLOOR = 1e-10
@@ -317,14 +321,6 @@ def _choose_side(truncated: TruncatedCirculant) -> str:
     return "solution" if truncated.form == "saddle" and rows == columns and m == n else "residual"
 
 
-def needs_double(A: Convolution, damp: Tensor, lost: float = 0.5) -> bool:
-    """Tell whether a damped problem with float32 data is better served by factors in float64.
-
-    Args:
-        A: the operator.
-        damp: the damping, one per batch item.
-        lost: the part of their digits that factors in float32 may lose, a factor sigma_max^2 / damp^2 of accuracy; what
-            is left decides about the steps that are taken.
-    """
-    least = torch.finfo(torch.float32).eps ** (lost / 2) * norm_bound(A)
-    return bool(((damp > 0) & (damp < least)).any() and (damp > 0).all())
+def needs_double(A: Convolution, damp: Tensor, threshold: float = _LEAST_DAMP) -> bool:
+    """Tell whether a damped problem with float32 data is better served by factors in float64."""
+    return bool(((damp > 0) & (damp < threshold * norm_bound(A))).any() and (damp > 0).all())

@@ -119,7 +119,7 @@ class StackedPlan(PenalisedPlan):
         if any(penalty.constrained):  # the saddle form cannot do without a floor
             if too_much or not needs_double(scaled, damp):
                 return real, normal_inverse(Request.of(scaled, damp, terms, floor=floor[real], limits=limits))
-        elif too_much or not needs_double(scaled, damp, lost=1.0):
+        elif too_much or not needs_double(scaled, damp, coarse**0.5):
             inverse = normal_inverse(Request.of(scaled, damp, terms, floor=0.0, limits=limits))
             # whose condition number leaves two digits to float32
             if too_much or bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() * coarse < 1e-2):

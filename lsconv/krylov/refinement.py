@@ -43,8 +43,8 @@ from lsconv.operators.scipy import OperatorLike
 __all__ = ["refine"]
 
 _LOWER = {torch.float64: torch.float32, torch.complex128: torch.complex64}
-# After so many steps that each left more than this part of the tolerance ratio, an item counts as stagnating.
-_PATIENCE, _PROGRESS = 3, 0.9
+# After so many steps in a row that did not lower its tolerance ratio, an item counts as stagnating.
+_PATIENCE = 3
 # Directions of a step. Inner solves that are cut short need those of former steps to converge at all.
 _DIRECTIONS = 8
 
@@ -200,7 +200,7 @@ class _Refinement:
             d, image = self.directions[-1]
             self.directions[-1] = d * folded.domain.spread(better), image * folded.codomain.spread(better)
             certificate = new.select(better, certificate)
-            idle = torch.where(certificate.tolerance_ratio < _PROGRESS * best, 0, idle + 1)
+            idle = torch.where(certificate.tolerance_ratio < best, 0, idle + 1)
             best = torch.minimum(best, certificate.tolerance_ratio)
             consistent = consistent & (after < 0.5 * before)  # the residual is no longer halved: it does not vanish
             running = running & ~certificate.converged & (idle < _PATIENCE)

@@ -210,7 +210,7 @@ class Convolution(LinearOperator):
     @property
     def _flips(self) -> bool:
         """Tell whether torch's adjoint is better written as a convolution with the flipped kernels, the same sums."""
-        # float64 gathers channels in memory on CPUs, as all does in three dimensions (benchmarks/convolution_backend.py)
+        # float64 gathers channels in memory on CPUs, as all does in 3-D (benchmarks/convolution_backend.py)
         few = self.dtype.to_real() != torch.float64 or self.c_out <= self.c_in
         return self.device.type == "cpu" and self._direct.reversible and few
 
