@@ -204,7 +204,8 @@ class NormalProblem:
         self.norm_bound = groups.amax(-1).double().sqrt()
         if mirror is not None:
             self.norm_bound = torch.minimum(mirror.norm * self.norm_bound, mirror.bound)
-        self.relative_damp = float((self.mu / self.scale.to(self.mu)).amin().sqrt())
+        # a zero kernel has no shift of its own, and says nothing about that of the others
+        self.relative_damp = float((self.mu / self.scale.to(self.mu)).nan_to_num(nan=1.0, posinf=1.0).amin().sqrt())
         self.damped = penalty is None and self.relative_damp > 0
         self.exact = bool((self.mu == self.wanted).all()) or (
             penalty is not None and floor <= least_shift(torch.float64, damped=True)
