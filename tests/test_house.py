@@ -29,7 +29,7 @@ ROOMS = (
     ("lsconv.inverse.damping", "lsconv.inverse.admm"),
 )
 # Tuning, flags and tables. The number falls as mechanisms go.
-MOST_CONSTANTS = 70
+MOST_CONSTANTS = 60
 # Words that a reader of the field does not know, or knows in another sense, as names in the code.
 FORBIDDEN = {
     "Again", "Effort", "GLANCE", "Kept", "Way", "any_followed", "hand_over", "keep_pages", "keeping",

@@ -42,7 +42,7 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.plan import LastResort, Plan
+from lsconv.krylov.plan import PATIENCE, LastResort, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
@@ -50,9 +50,6 @@ from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["CapacitancePlan"]
-
-# Factors may cost as much as this many iterations, which a border with exponentially falling singular values needs.
-_WORTH_ITERATIONS = 1000
 
 
 class CapacitancePlan(Plan):
@@ -122,8 +119,9 @@ class CapacitancePlan(Plan):
             raise MethodError(f"{self.A!r}: {outer.size} unknowns and {inner.size} equations on the border")
         cells, channels = math.prod(embedding.grid), embedding.in_channels
         if refuse_if_slower:
+            # those that another method would be given
             iteration = CostModel(1, cells, channels, definite=False).iteration(1)
-            if dense_cost(inner.size, definite=False).setup > _WORTH_ITERATIONS * iteration:
+            if dense_cost(inner.size, definite=False).setup > PATIENCE * iteration:
                 raise MethodError(f"{self.A!r}: {inner.size} border unknowns cost more to factorise than to iterate on")
         itemsize = 16 if self.A.is_complex else 8
         needed = embedding.blocks * itemsize * (3 * inner.size**2 + 6 * cells * channels**2)

@@ -39,11 +39,11 @@ from lsconv.operators.dtypes import ROUNDING, double
 __all__ = ["CirculantParts", "NormalProblem", "Request", "least_shift", "needs_double"]
 
 # Factors in float32 lose a factor sigma_max^2 / damp^2 of accuracy. Below this damp / sigma_max the additional outer
-# steps cost more than factors in float64.
+# steps cost more than factors in float64 (at eps^(1/4), which would leave half of the digits, they already do).
 _LEAST_DAMP = 0.03
 
-# Without a damp the smallest singular value is unknown. A lower floor loses digits in the factors, a higher one costs
-# outer steps.
+# Without a damp the smallest singular value is unknown. A lower floor loses digits in the factors, and more iterations
+# stagnate (with eps^(2/3) three times as many); a higher one costs outer steps.
 _UNDAMPED_FLOOR = 1e-10
 
 
@@ -204,7 +204,8 @@ class NormalProblem:
         self.norm_bound = groups.amax(-1).double().sqrt()
         if mirror is not None:
             self.norm_bound = torch.minimum(mirror.norm * self.norm_bound, mirror.bound)
-        self.relative_damp = float((self.mu / self.scale.to(self.mu)).amin().sqrt())
+        # a zero kernel has no shift of its own, and says nothing about that of the others
+        self.relative_damp = float((self.mu / self.scale.to(self.mu)).nan_to_num(nan=1.0, posinf=1.0).amin().sqrt())
         self.damped = penalty is None and self.relative_damp > 0
         self.exact = bool((self.mu == self.wanted).all()) or (
             penalty is not None and floor <= least_shift(torch.float64, damped=True)

@@ -26,19 +26,20 @@ from lsconv.krylov.loop.stopping import EXCUSED, Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 
-__all__ = ["Outer", "OuterPlan", "confirmed", "iterated", "needs_no_iteration"]
+__all__ = [
+    "NormalEquations",
+    "OuterPlan",
+    "OuterSolution",
+    "confirmed",
+    "iterated",
+    "needs_no_iteration",
+    "outer_iteration",
+]
 
-# The limit on the steps of a solve; items that converge more slowly are left to the fallback.
-_OUTER_LIMIT = 40
-# An item is stopped after this many steps without halving its residual.
+# An item is stopped after this many steps without halving its residual; the fallback answers it.
 _PATIENCE = 5
 # The residual that a step aims at, relative to the target: below one, because its prediction is rough.
 _MARGIN = 0.3
-# The border tolerance of a step that the floor of the factors limits; that of float64 factors is lower.
-_FLOORED_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-# The growth before the first step, in units of sigma_max / damp: without it a first step may stop short of the share
-# of x in the null space of A that the certificate allows.
-_FIRST_GUESS = 0.1
 
 
 class OuterPlan(Protocol):
@@ -79,8 +80,8 @@ class _Iterate:
     ratio: Tensor
 
 
-class Outer:
-    r"""Flexible conjugate gradients on the normal equations of A, preconditioned by the border inverse.
+class NormalEquations:
+    r"""The normal equations of A for one right-hand side, and how nearly an iterate solves them.
 
     Residual side: :math:`(AA^H + \mu) u = y` (or ``A v``), ``x = A^H u``. Solution side:
     :math:`(A^HA + \mu) u = A^H y` (or ``v``), ``x = u``. ``image`` is ``A^H u`` on the residual side and ``A u - y`` on
@@ -94,18 +95,7 @@ class Outer:
         max_iter: limit on the border iterations of all steps together.
         error_share: the part of x that errors along small singular values may have; None: rtol alone decides.
         beyond_rounding: go on where the gradient is within its rounding, as far as the steps lead.
-
-    Attributes:
-        u: the best iterate.
-        image: that of u, where it is x.
-        tolerance_ratio: the norm of its g in units of its target; at most 1 where the certificate will hold.
-        norm_a: the largest ``||A p|| / ||p||`` of a step, a lower bound of the norm of the scaled A.
-        steps: the steps taken.
-        iterations: the iterations on the border, per item.
     """
-
-    image: Tensor | None
-    tolerance_ratio: Tensor
 
     def __init__(
         self,
@@ -126,21 +116,16 @@ class Outer:
         self.space, self.image_space = (outputs, inputs) if self.residual_side else (inputs, outputs)
         data, shape = (y, A.out_shape) if y is not None else (v, A.in_shape)
         assert data is not None
-        factor_batch = plan.inverse.embedding.batch_shape
-        self.batch = broadcast_shapes(data.shape[: data.ndim - len(shape)], factor_batch)
+        self.batch = broadcast_shapes(data.shape[: data.ndim - len(shape)], plan.inverse.embedding.batch_shape)
         data = data.expand(*self.batch, *shape)
         self.unit = binary_unit(ItemSpace(shape, A.dtype, A.device).norm(data))
         data = data / over_items(self.unit, len(shape))
         self.damp = plan.scaled_damp.expand(self.batch)
         self.mu = self.damp**2
         self.given_norm = (inputs if y is None else outputs).norm(data)
-        self.norm_a = torch.zeros_like(self.given_norm)
-        self.iterations = torch.zeros(self.batch, dtype=torch.int64, device=A.device)
-        self.steps = 0
         self.has_data = y is not None
-        self.f: Tensor | None = (
-            None  # the right-hand side; not needed with data on the solution side, where the image contains them
-        )
+        # the right-hand side; not needed with data on the solution side, where the image contains them
+        self.f: Tensor | None = None
         if self.has_data and not self.residual_side:
             image = data.neg()
             g = A.adjoint(image).neg_()
@@ -148,88 +133,36 @@ class Outer:
             self.f = g = A.apply(data) if self.residual_side and not self.has_data else data
             image = g.new_zeros(*self.batch, *self.image_space.item_shape)
         u = torch.zeros_like(g)
-        self._origin: _Iterate | None = _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
+        ratio = self._tolerance_ratio(u, image, g, torch.zeros_like(self.given_norm))
+        self._origin: _Iterate | None = _Iterate(u, image, g, ratio)
 
-    def run(self) -> None:
-        """Iterate, once, until every item meets its target or no longer improves; ``u`` is then the best iterate."""
+    def start(self) -> _Iterate:
+        """Return the iterate u = 0, once, so that nobody holds its vectors."""
         assert self._origin is not None
-        direction, iterate, self._origin = FlexibleDirection(self.mu), self._origin, None
-        self.u, self.image = iterate.u, iterate.image if self.residual_side else None
-        self.tolerance_ratio = torch.full_like(iterate.ratio, torch.inf)
-        growth = 0.0  # the residual after a step over its border tolerance
-        stalled = torch.zeros_like(self.iterations)  # steps without halving
-        while True:
-            stalled = torch.where(iterate.ratio < 0.5 * self.tolerance_ratio, 0, stalled + 1)
-            self._update_best(iterate)
-            active = (self.tolerance_ratio > 1) & (stalled < _PATIENCE)
-            if self.steps == _OUTER_LIMIT or self.exhausted or not bool(active.any()):
-                break
-            tolerance, before = self._border_tolerance(iterate.ratio, active, growth), iterate.ratio
-            iterate = self._step(direction, iterate, active, tolerance)
-            observed = float((iterate.ratio / (before * tolerance)).where(active & (before > 0), 0).amax())
-            growth = max(growth, observed, 1.0)
+        origin, self._origin = self._origin, None
+        return origin
 
-    def _update_best(self, iterate: _Iterate) -> None:
-        """Store the iterate for the items where it is the best so far."""
-        better = iterate.ratio < self.tolerance_ratio
-        if bool(better.all()):  # saves a copy
-            self.u, self.tolerance_ratio = iterate.u, iterate.ratio
-            self.image = iterate.image if self.residual_side else None
-            return
-        self.u = torch.where(self._mask(better, self.space), iterate.u, self.u)
-        if self.image is not None:
-            self.image = torch.where(self._mask(better, self.image_space), iterate.image, self.image)
-        self.tolerance_ratio = torch.where(better, iterate.ratio, self.tolerance_ratio)
-
-    def _step(self, direction: FlexibleDirection, iterate: _Iterate, active: Tensor, tolerance: float) -> _Iterate:
-        """Take one step, with the border system solved to the relative residual ``tolerance``."""
-        limit = () if self.max_iter is None else (self.max_iter - int(self.iterations.max()),)
-        z, count = self.plan.inverse(iterate.g.to(self.plan.inverse.convolution.dtype), tolerance, *limit)
-        self.steps += 1
-        self.iterations += count * active
-        z = z.to(self.A.dtype)
-        p, image, alpha = direction.step(z, iterate.g, self.space, self.image_space, self._image)
-        self.norm_a, alpha = direction.norm, alpha * active
+    def step(self, iterate: _Iterate, direction: FlexibleDirection, z: Tensor, active: Tensor) -> _Iterate:
+        """Go one step along the direction that z, the preconditioned residual, leads to; other items stay."""
+        p, image, alpha = direction.step(z, iterate.g, self.space, self.image_space, self.image)
+        alpha = alpha * active
         u = self.space.add(iterate.u, alpha, p)
         # the image before is x on the residual side, and may be the best; on the other side it is of no more use
-        into = image if self.residual_side else iterate.image
-        image = self.image_space.add(iterate.image, alpha, image, out=into)
-        g = self._residual(image) - self.space.broadcast(self.mu) * u
-        return _Iterate(u, image, g, self._tolerance_ratio(u, image, g))
+        image = self.image_space.add(iterate.image, alpha, image, out=image if self.residual_side else iterate.image)
+        # f - (A A^H + mu) u or f - (A^H A + mu) u; for data y -A^H (A u - y) - mu u, which cancels nothing
+        normal = self.A.apply(image) if self.residual_side else self.A.adjoint(image)
+        g = (-normal if self.f is None else self.f - normal) - self.space.broadcast(self.mu) * u
+        return _Iterate(u, image, g, self._tolerance_ratio(u, image, g, direction.norm))
 
-    @property
-    def exhausted(self) -> bool:
-        """Tell whether the limit on the border iterations has been reached."""
-        return self.max_iter is not None and int(self.iterations.max()) >= self.max_iter
-
-    def _border_tolerance(self, tolerance_ratio: Tensor, active: Tensor, growth: float) -> float:
-        """Choose the relative residual to which this step solves the border system.
-
-        The residual after a step is about ``growth`` times that of its border system, so that the worst item needs one
-        over ``growth`` times its tolerance ratio. Where the factors have a floor, that limits the step instead.
-        """
-        if not self.plan.inverse.exact:
-            return _FLOORED_TOLERANCE[self.plan.factor_dtype]
-        if growth == 0 and self.plan.inverse.damped:
-            growth = _FIRST_GUESS / self.plan.inverse.relative_damp
-        wanted = _MARGIN / (max(growth, 1.0) * float(torch.where(active, tolerance_ratio, 0).amax()))
-        finest = torch.finfo(self.plan.factor_dtype).eps ** 0.7  # the accuracy of the border's residual
-        return min(max(wanted, finest), _MARGIN)
-
-    def _image(self, u: Tensor) -> Tensor:
+    def image(self, u: Tensor) -> Tensor:
         """``A^H u`` on the residual side, ``A u`` on the solution side."""
         return self.A.adjoint(u) if self.residual_side else self.A.apply(u)
 
-    def _residual(self, image: Tensor) -> Tensor:
-        """``f - A A^H u`` or ``f - A^H A u``; for data y as ``-A^H (A u - y)``, which avoids cancellation."""
-        normal = self.A.apply(image) if self.residual_side else self.A.adjoint(image)
-        return -normal if self.f is None else self.f - normal
-
-    def _tolerance_ratio(self, u: Tensor, image: Tensor, g: Tensor) -> Tensor:
-        """The norm of the residual g relative to its target; at most 1 where the certificate will be met."""
+    def _tolerance_ratio(self, u: Tensor, image: Tensor, g: Tensor, norm_a: Tensor) -> Tensor:
+        """The norm of the residual g in units of its target; at most 1 where the certificate will hold."""
         g_norm, rtol = self.space.norm(g), self.tolerances.rtol
         if not self.has_data:
-            scale = self.given_norm * (torch.ones_like(g_norm) if not self.residual_side else self.norm_a)
+            scale = self.given_norm * (torch.ones_like(g_norm) if not self.residual_side else norm_a)
             return torch.where(g_norm == 0, 0, g_norm / (rtol * scale))
         unit = torch.finfo(g_norm.dtype).tiny
         image_norm = self.image_space.norm(image)
@@ -248,7 +181,7 @@ class Outer:
         if self.beyond_rounding:
             rounding = torch.zeros_like(rounding)
         # the certificate judges the gradient: g, or A^H g on the residual side, where norm bounds what A^H does to it
-        target = torch.maximum(rtol * total * self.norm_a, rounding * norm)
+        target = torch.maximum(rtol * total * norm_a, rounding * norm)
         if self.residual_side:
             target = torch.where(self.mu == 0, bound, target / norm)
         elif self.error_share is not None:
@@ -259,6 +192,52 @@ class Outer:
         tolerance_ratio = torch.minimum(by_residual, torch.maximum(g_norm / target.clamp_min(unit), downhill))
         return torch.where(g_norm == 0, 0, tolerance_ratio)
 
+    def scaled_back(self, tensor: Tensor, space: ItemSpace) -> Tensor:
+        """Convert to the units of the data."""
+        return tensor * space.broadcast(self.unit / self.plan.unit)
+
+
+@dataclass(frozen=True)
+class OuterSolution:
+    """The best iterate of an outer iteration.
+
+    Attributes:
+        equations: what it solves.
+        u: the iterate.
+        image: that of u, where it is x.
+        tolerance_ratio: the norm of its g in units of its target; at most 1 where the certificate will hold.
+        norm_a: the largest ``||A p|| / ||p||`` of a step, a lower bound of the norm of the scaled A.
+        steps: the steps taken.
+        iterations: the iterations on the border, per item.
+        exhausted: whether these have reached their limit.
+    """
+
+    equations: NormalEquations
+    u: Tensor
+    image: Tensor | None
+    tolerance_ratio: Tensor
+    norm_a: Tensor
+    steps: int
+    iterations: Tensor
+    exhausted: bool
+
+    @property
+    def x(self) -> Tensor:
+        """The solution, in the units of y."""
+        equations = self.equations
+        if equations.residual_side:
+            assert self.image is not None
+            return equations.scaled_back(self.image, equations.image_space)
+        x, read = equations.scaled_back(self.u, equations.space), equations.plan.read
+        return x if not equations.has_data or read is None else x * read
+
+    def dual(self) -> Tensor:
+        """``u`` on the residual side, ``A u`` on the solution side: what the adjoint of the inverse gives."""
+        equations = self.equations
+        if equations.residual_side:
+            return equations.scaled_back(self.u, equations.space)
+        return equations.scaled_back(equations.image(self.u), equations.image_space)
+
     def warn(self, plan: object) -> None:
         """Warn of items far from their target, for calls that return no certificate."""
         failed = self.tolerance_ratio > 10
@@ -266,43 +245,70 @@ class Outer:
             text = f"{int(failed.sum())} of {failed.numel()} item(s) did not converge ({plan!r})"
             warnings.warn(text, ConvergenceWarning, stacklevel=4)
 
-    @staticmethod
-    def _mask(items: Tensor, space: ItemSpace) -> Tensor:
-        return over_items(items, len(space.item_shape))
 
-    def _scaled_back(self, tensor: Tensor, space: ItemSpace) -> Tensor:
-        return tensor * space.broadcast(self.unit / self.plan.unit)
+def outer_iteration(equations: NormalEquations) -> OuterSolution:
+    """Iterate by flexible conjugate gradients until every item meets its target or no longer improves."""
+    inverse, space, images = equations.plan.inverse, equations.space, equations.image_space
+    direction, iterate = FlexibleDirection(equations.mu), equations.start()
+    iterations = torch.zeros(equations.batch, dtype=torch.int64, device=equations.A.device)
+    stalled = torch.zeros_like(iterations)  # steps without halving
+    u, image, ratio = iterate.u, iterate.image, torch.full_like(iterate.ratio, torch.inf)  # the best so far
+    steps, growth, left = 0, 0.0, equations.max_iter
+    while True:
+        stalled = torch.where(iterate.ratio < 0.5 * ratio, 0, stalled + 1)
+        better = iterate.ratio < ratio
+        if bool(better.all()):  # saves a copy
+            u, image = iterate.u, iterate.image
+        else:
+            u = torch.where(over_items(better, len(space.item_shape)), iterate.u, u)
+            if equations.residual_side:
+                image = torch.where(over_items(better, len(images.item_shape)), iterate.image, image)
+        ratio = torch.where(better, iterate.ratio, ratio)
+        active = (ratio > 1) & (stalled < _PATIENCE)
+        exhausted = left is not None and left <= 0
+        if exhausted or not bool(active.any()):
+            break
+        tolerance = _border_tolerance(equations.plan, float(torch.where(active, iterate.ratio, 0).amax()), growth)
+        z, count = inverse(iterate.g.to(inverse.convolution.dtype), tolerance, *(() if left is None else (left,)))
+        steps, iterations = steps + 1, iterations + count * active
+        left = None if equations.max_iter is None else equations.max_iter - int(iterations.max())
+        before, iterate = iterate.ratio, equations.step(iterate, direction, z.to(equations.A.dtype), active)
+        del z
+        # the residual that a step has left, in units of its border tolerance
+        observed = float((iterate.ratio / (before * tolerance)).where(active & (before > 0), 0).amax())
+        growth = max(growth, observed, 1.0)
+    best = image if equations.residual_side else None
+    return OuterSolution(equations, u, best, ratio, direction.norm, steps, iterations, exhausted)
 
-    @property
-    def x(self) -> Tensor:
-        """The solution, in the units of y."""
-        if self.residual_side:
-            assert self.image is not None
-            return self._scaled_back(self.image, self.image_space)
-        x = self._scaled_back(self.u, self.space)
-        return x if not self.has_data or self.plan.read is None else x * self.plan.read
 
-    def dual(self) -> Tensor:
-        """``u`` on the residual side, ``A u`` on the solution side: the result of the adjoint of the inverse."""
-        if self.residual_side:
-            return self._scaled_back(self.u, self.space)
-        return self._scaled_back(self._image(self.u), self.image_space)
+def _border_tolerance(plan: OuterPlan, ratio: float, growth: float) -> float:
+    """The relative residual to which a step solves the border system.
+
+    A step leaves ``growth`` times the residual of its border system, so that the worst item needs the reciprocal of
+    that and of its tolerance ratio. Before the first step growth is taken for what it is at most, sigma_max / damp:
+    otherwise that step may stop short of the share of x in the null space of A that the certificate allows. Where the
+    factors have a floor, it limits what a step reaches, whatever the ratio is, and the border's residual is to vanish
+    beside that: once more by the margin.
+    """
+    most = 1 / plan.inverse.relative_damp if plan.inverse.damped or not plan.inverse.exact else 1.0
+    if not plan.inverse.exact:
+        return _MARGIN**2 / most
+    finest = torch.finfo(plan.factor_dtype).eps ** 0.7  # the border's residual has no more digits
+    return min(max(_MARGIN / (max(growth or most, 1.0) * ratio), finest), _MARGIN)
 
 
-def iterated(make: Callable[[], Outer]) -> Outer:
-    """Run the outer iteration, and repeat it without factors if those of the border have lost too many digits.
+def iterated(make: Callable[[], NormalEquations]) -> OuterSolution:
+    """The outer iteration; once more without factors of the border that have lost too many digits for it.
 
     Args:
-        make: makes the iteration; it is called again for the repetition, so that nothing has to be stored for that.
+        make: prepares the equations; asked again where a run is repeated, so that none holds the data for that.
     """
-    outer = make()
-    outer.run()
-    inverse = outer.plan.inverse
+    outer = outer_iteration(make())
+    inverse = outer.equations.plan.inverse
     missed = bool((outer.tolerance_ratio > 1).any()) and not outer.exhausted
     if isinstance(inverse.direct, DirectInverse) and missed:
         inverse.give_up_factors()
-        outer = make()
-        outer.run()
+        outer = outer_iteration(make())
     return outer
 
 

@@ -29,13 +29,10 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.difference import Gradient, Laplacian
 from lsconv.operators.dtypes import double
 from lsconv.operators.elementary import Identity
-from lsconv.operators.fft_convolution import good_fft_length, short_fft_length
+from lsconv.operators.fft_convolution import good_fft_length, short_fft_length, transform_cost
 from lsconv.operators.padding_modes import MODES
 
 __all__ = ["Filter", "Penalty", "Taps", "as_convolutions", "common_grid_filters"]
-
-# An axis whose length is slow to transform, such as 1038 = 6 * 173, is lengthened by up to this part.
-_GROWTH = 0.15
 
 
 @dataclass(frozen=True)
@@ -164,15 +161,13 @@ class Penalty:
             before, after = max(b for b, _ in overhangs), max(b for _, b in overhangs)
             reads_beyond = before > 0 or after > 0
             constrained.append(reads_beyond)
-            longer = short_fft_length(n + max(part.kernel_extent[a] for part in parts))
             if reads_beyond:
                 grid.append(short_fft_length(n + max(before, after)) if tight else good_fft_length(n + before + after))
-            elif (
-                tight or short_fft_length(2 * n) == 2 * n or longer > (1 + _GROWTH) * n or any(map(_is_circular, parts))
-            ):
+            elif tight or any(map(_is_circular, parts)):
                 grid.append(n)
             else:
-                grid.append(longer)
+                longer = short_fft_length(n + max(part.kernel_extent[a] for part in parts))
+                grid.append(min(n, longer, key=lambda size: transform_cost((size,))))  # as for 1038 = 6 * 173
         self.grid, self.constrained = tuple(grid), tuple(constrained)
 
     def precise(self) -> Penalty:

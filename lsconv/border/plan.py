@@ -26,7 +26,7 @@ from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import Request, least_shift, needs_double
-from lsconv.border.outer_iteration import Outer, confirmed, iterated, needs_no_iteration
+from lsconv.border.outer_iteration import NormalEquations, OuterSolution, confirmed, iterated, needs_no_iteration
 from lsconv.border.reflected_padding import Mirror
 from lsconv.errors import ConvergenceWarning, DtypeError, MethodError
 from lsconv.fourier.embedding import Embedding
@@ -183,7 +183,7 @@ class BorderPlan(Plan):
 
         return confirmed(iterate, ItemSpace(self.A.in_shape, self.A.dtype, self.A.device))
 
-    def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: Outer | None = None) -> Solution:
+    def _certified(self, y: Tensor, x: Tensor, tolerances: Tolerances, outer: OuterSolution | None = None) -> Solution:
         """Certify x by products with A in float64, with the plan's bounds of the norm and of the null space."""
         arithmetic = self.factor_dtype if outer is None else self.precise.dtype
         judge = Judge(
@@ -363,20 +363,19 @@ class BorderPlan(Plan):
         space = ItemSpace(self.A.in_shape, self.precise.dtype, self.A.device)
         return (outer.x * space.broadcast(1 / self.unit)).to(self.A.dtype)
 
-    def _run(self, y: Tensor | None = None, v: Tensor | None = None, rtol: float | None = None) -> Outer:
+    def _run(self, y: Tensor | None = None, v: Tensor | None = None, rtol: float | None = None) -> OuterSolution:
         tolerances = self.tolerances(rtol)
         y, v = (t if t is None else t.detach().to(self.precise.dtype) for t in (y, v))
         return self._outer(y=y, v=v, tolerances=tolerances)
 
-    def _outer(self, **options: Any) -> Outer:
+    def _outer(self, **options: Any) -> OuterSolution:
         """Run the outer iteration; if float32 factors fail, replace them by float64 ones for good and repeat it."""
-        outer = iterated(lambda: Outer(self, **options))
+        outer = iterated(lambda: NormalEquations(self, **options))
         precise = double(self.factor_dtype)
         out_of_reach = bool((outer.tolerance_ratio > 1).any()) and not outer.exhausted
         if self.factor_dtype != precise and out_of_reach and self._needed(precise) <= self._allowed():
             self._factor(precise)
-            outer = Outer(self, **options)
-            outer.run()
+            outer = iterated(lambda: NormalEquations(self, **options))
         return outer
 
     # ------------------------------------------------------------------ what it costs

@@ -23,7 +23,7 @@ from torch import Tensor
 from lsconv.border.cost_model import Limits, plan_bytes, spared
 from lsconv.border.normal_inverse import NormalInverse, normal_inverse
 from lsconv.border.normal_problem import Request, least_shift, needs_double
-from lsconv.border.outer_iteration import Outer, confirmed, iterated, needs_no_iteration
+from lsconv.border.outer_iteration import NormalEquations, confirmed, iterated, needs_no_iteration
 from lsconv.border.penalty import Filter, Penalty, common_grid_filters
 from lsconv.errors import ArgumentError
 from lsconv.fourier.batched_linalg import frobenius
@@ -171,7 +171,9 @@ class StackedPlan(PenalisedPlan):
 
         def iterate(beyond_rounding: bool) -> Solution:
             outer = iterated(
-                lambda: Outer(self, y=self.problem.data(y, x_prior), beyond_rounding=beyond_rounding, **options)
+                lambda: NormalEquations(
+                    self, y=self.problem.data(y, x_prior), beyond_rounding=beyond_rounding, **options
+                )
             )
             x, norm, iterations = outer.x, outer.norm_a * self.unit, outer.iterations
             del outer  # whose vectors the certificate has no use for
@@ -204,7 +206,7 @@ class StackedPlan(PenalisedPlan):
         batch = broadcast_shapes(y.shape[: y.ndim - len(self.A.out_shape)], self.inverse.embedding.batch_shape)
         factors = self.inverse.factorise_if_cheaper(tuple(batch))
         if factors is None:
-            x = iterated(lambda: Outer(self, y=self.problem.data(y), tolerances=self.tolerances(rtol))).x
+            x = iterated(lambda: NormalEquations(self, y=self.problem.data(y), tolerances=self.tolerances(rtol))).x
         else:
             x = factors.solution(y.detach().to(self.precise.dtype)) / over_items(self.unit, len(self.A.in_shape))
         return x.to(self.A.dtype)
@@ -219,7 +221,7 @@ class StackedPlan(PenalisedPlan):
                 reached, a :class:`ConvergenceWarning` says so.
         """
         wide = g.detach().to(self.precise.dtype)
-        outer = iterated(lambda: Outer(self, v=wide, tolerances=self.tolerances(rtol)))
+        outer = iterated(lambda: NormalEquations(self, v=wide, tolerances=self.tolerances(rtol)))
         outer.warn(self)
         return (outer.x / over_items(self.unit, len(self.A.in_shape))).to(self.A.dtype)
 

@@ -106,7 +106,7 @@ def separable_svd(A: Convolution, factors: Factors | None = None) -> tuple[list[
     matrices = [factors.channels, *(_axis_matrix(A, a, u) for a, u in enumerate(factors.axes))]
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for a, matrix in enumerate(matrices):
-        same = a > 1 and _alike(matrix, matrices[a - 1])
+        same = a > 1 and torch.equal(matrix, matrices[a - 1])
         per_group = matrix.expand(1, A.groups, *matrix.shape[-2:])
         parts.append(parts[-1] if same else torch.linalg.svd(per_group, full_matrices=False))
     values = parts[0][1][0]
@@ -179,7 +179,7 @@ class SeparablePlan(DirectPlan):
         for a, matrix in enumerate(matrices):
             if (a == 0 and alone) or (a > 1 and _is_identity(A, a - 1)):
                 U, V, values = None, None, matrix.abs().amax(-1)
-            elif a > 1 and _alike(matrix, matrices[a - 1]):
+            elif a > 1 and torch.equal(matrix, matrices[a - 1]):
                 U, V, values = self._left[-1], self._right[-1], spectra[-1]
             else:
                 U, values, Vh = torch.linalg.svd(matrix, full_matrices=False)
@@ -219,7 +219,9 @@ class SeparablePlan(DirectPlan):
     def flops(A: Convolution, factors: Factors) -> tuple[float, float]:
         """Floating-point operations of the setup, and of one solve for one item."""
         sizes = [(A.c_in // A.groups, A.c_out // A.groups)]
-        sizes += [side for a, side in enumerate(_sides(A)) if not _is_identity(A, a)]
+        sizes += [
+            side for a, side in enumerate(zip(A.spatial_in, A.spatial_out, strict=True)) if not _is_identity(A, a)
+        ]
         blocks = factors.channels.shape[0] * factors.channels.shape[1]
         setup = blocks * sum(20 * min(size) ** 2 * max(size) for size in set(sizes))
         width = max(A.in_numel, A.out_numel)
@@ -229,7 +231,7 @@ class SeparablePlan(DirectPlan):
     def bytes_for(A: Convolution) -> int:
         """Bytes of the factors, and of the work arrays of one item."""
         itemsize = 16 if A.dtype.is_complex else 8
-        sides = [(A.c_in // A.groups, A.c_out // A.groups), *_sides(A)]
+        sides = [(A.c_in // A.groups, A.c_out // A.groups), *zip(A.spatial_in, A.spatial_out, strict=True)]
         factors = A.groups * sum(n * m for n, m in sides)
         return WORK_ARRAYS * itemsize * math.prod(A.batch_shape) * (factors + A.in_numel + A.out_numel)
 
@@ -322,16 +324,6 @@ def _axis_matrix(A: Convolution, a: int, u: Tensor) -> Tensor:
         padding_mode=A.padding_mode, check_finite=False,
     )  # fmt: skip
     return one.to_dense()
-
-
-def _alike(matrix: Tensor, before: Tensor) -> bool:
-    """Tell whether the previous axis has the same matrix, and so the same decomposition."""
-    return matrix.shape == before.shape and torch.equal(matrix, before)
-
-
-def _sides(A: Convolution) -> list[tuple[int, int]]:
-    """The two sizes of every axis."""
-    return list(zip(A.spatial_in, A.spatial_out, strict=True))
 
 
 def _norm_bound(kernel: Tensor) -> Tensor:

@@ -36,10 +36,6 @@ __all__ = [
     "real_dtype",
 ]
 
-# The largest condition, in Frobenius norms, for which single precision is used: a larger one costs too many of its
-# seven digits for an answer to 1e-6.
-_SINGLE_CONDITION = 4.0
-
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of norms and singular values: float32 or float64.
@@ -200,7 +196,8 @@ class CirculantPlan:
         self.norm = norm.reshape(*self.batch_shape, -1).amax(-1)
         if isinstance(self.inverse, FrequencyMatrices) and real_dtype(A.dtype) == torch.float32:
             condition = largest * frobenius(self.inverse.matrices).flatten(1).amax(1)
-            if bool((condition <= _SINGLE_CONDITION).all()):
+            # where the rounding that the condition amplifies leaves an answer its tolerance
+            if bool((condition * torch.finfo(torch.float32).eps <= 0.5 * direct_rtol(torch.float32)).all()):
                 self.inverse = self.inverse.map(lambda inverse: inverse.to(torch.complex64))
         self._inverse_adjoint: FrequencyMatrices | FactoredInverse | None = None
 

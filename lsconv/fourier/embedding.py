@@ -71,15 +71,8 @@ class Axis:
         ]
 
 
-def _axis(convolution: Convolution, a: int, grid: int | None, zeros: bool, separate_margins: bool) -> Axis:
-    """The axis a of an embedding; ``zeros``: cells outside the inputs are constrained even if no output reads them."""
-    sizes = convolution.spatial_in[a], convolution.spatial_out[a], convolution.kernel_size[a]
-    steps = convolution.stride[a], convolution.dilation[a], convolution.padding[a][0]
-    return _axis_of(*sizes, *steps, MODES[convolution.padding_mode].periodic, grid, zeros, separate_margins)
-
-
-@functools.lru_cache(16)  # the choice of a plan makes the same embedding several times
-def _axis_of(
+@functools.lru_cache(16)  # whoever chooses a plan asks several times
+def _axis(
     n_in: int,
     n_out: int,
     kernel_size: int,
@@ -160,10 +153,13 @@ class Embedding:
         if not self.exists(convolution):
             raise MethodError(f"{convolution!r} is no truncated block-circulant operator")
         self.ndim = convolution.ndim
-        constrained_axes = constrained or (False,) * self.ndim
+        held = constrained or (False,) * self.ndim
+        sizes = zip(convolution.spatial_in, convolution.spatial_out, convolution.kernel_size, strict=True)
+        steps = zip(convolution.stride, convolution.dilation, (left for left, _ in convolution.padding), strict=True)
+        grids, periodic = grid or (None,) * self.ndim, MODES[convolution.padding_mode].periodic
         self.axes = tuple(
-            _axis(convolution, a, None if grid is None else grid[a], constrained_axes[a], separate_margins)
-            for a in range(self.ndim)
+            _axis(*of_size, *of_step, periodic, length, constraint, separate_margins)
+            for of_size, of_step, length, constraint in zip(sizes, steps, grids, held, strict=True)
         )
         self.grid = tuple(axis.grid for axis in self.axes)
         self.stride = convolution.stride

@@ -32,10 +32,6 @@ __all__ = [
     "symbol_norm_from_below",
 ]
 
-# The norm is bounded from below by the singular values of this many matrices, those of the largest Frobenius norms: a
-# smooth symbol has its maximum among them, and random matrices differ by a few percent.
-_MATRICES_FOR_NORM = 64
-
 
 class FactoredInverse:
     """The inverses of square matrices, one per block and frequency, by their LU factors.
@@ -115,7 +111,9 @@ def symbol_norm_from_below(S: FrequencyMatrices, size: Tensor | None = None) -> 
     """
     size = frobenius(S.matrices).flatten(1) if size is None else size
     if min(S.rows, S.columns) > 1:
-        flat, at = S.matrices.flatten(1, -3), size.topk(min(_MATRICES_FOR_NORM, size.shape[1])).indices
+        # Among the matrices of the largest Frobenius norms a smooth symbol has its maximum, and random matrices differ
+        # by a few percent; the root of their number costs less than the norms did.
+        flat, at = S.matrices.flatten(1, -3), size.topk(math.isqrt(size.shape[1])).indices
         some = flat[torch.arange(len(flat), device=at.device).unsqueeze(1), at]
         size = singular_values_by_frequency(some).flatten(1)
     return size.amax(1)

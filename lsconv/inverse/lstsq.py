@@ -128,8 +128,7 @@ def lstsq(
     """
     A = accept_operator(A, y)
     A.check_output(y, "y")
-    observation = Observation.of(A, observed, weights)
-    A, y = observation.operator(A), observation.weighted(y)
+    A, y = Observation.of(A, observed, weights).of_data(A, y)
     if bounds is not None:
         given = {"method": method != "auto", "preconditioner": preconditioner != "auto", "atol": atol, "rcond": rcond}
         taken = [name for name, value in given.items() if value] + sorted(set(options) - {"x0"})
@@ -140,10 +139,11 @@ def lstsq(
             check_finite=check_finite, **options,
         )  # fmt: skip
     options.update(rtol=rtol, atol=atol, max_iter=max_iter, raise_on_failure=raise_on_failure)
+    start = None
     if "x0" in options:
         options["x0"] = as_complex(options["x0"], A)
+        start = start_as_prior(A, damp, options["x0"])
     solver = _Routed(method, preconditioner, rcond, memory_limit, check_finite, options)
-    start = start_as_prior(A, damp, options.get("x0"))
     return attach(solver, LeastSquares(A, y, damp, x_prior=start), rtol=rtol)
 
 

@@ -65,6 +65,10 @@ class Observation:
         positive = known > 0
         return cls(observed, torch.where(positive, torch.where(positive, known, 1).sqrt(), 0))
 
+    def of_data(self, A: LinearOperator, y: Tensor) -> tuple[LinearOperator, Tensor]:
+        """``W^{1/2} A`` and ``W^{1/2} y``."""
+        return (A, y) if self.observed is self.root is None else (self.operator(A), self.weighted(y))
+
     def operator(self, A: LinearOperator) -> LinearOperator:
         """``W^{1/2} A``."""
         if self.root is not None:

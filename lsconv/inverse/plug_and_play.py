@@ -96,8 +96,7 @@ def plug_and_play(
     A = accept_operator(A, y)
     refuse_gradient("plug_and_play", A, None, {"y": y, "rho": rho, "weights": weights})
     A.check_output(y, "y")
-    observation = Observation.of(A, observed, weights)
-    A, y = observation.operator(A), observation.weighted(y)
+    A, y = Observation.of(A, observed, weights).of_data(A, y)
     problem = prepare(A, y, x0=x0, name="y")
     strength = check_damp(rho, A)
     if not bool((strength > 0).all()):

@@ -148,7 +148,8 @@ def route(
         rcond=rcond,
         needs_krylov=needs_krylov,
     )
-    _check_rcond(request)
+    if rcond is not None:
+        _check_rcond(request)
     plan: Plan = _first(A, request)
     return plan
 
@@ -311,8 +312,6 @@ def _mirrors_well(A: LinearOperator, request: PlanRequest) -> bool:
 def _check_rcond(request: PlanRequest) -> None:
     """Refuse an rcond that is no threshold, and one for a method that decides no rank."""
     rcond: Any = request.rcond
-    if rcond is None:
-        return
     if isinstance(rcond, bool) or not isinstance(rcond, numbers.Real) or not 0 <= float(rcond) < 1:
         raise ArgumentError(f"rcond: expected a number in [0, 1) or None, got {rcond!r}")
     if request.decides_rank and request.method in KRYLOV:

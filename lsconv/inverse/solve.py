@@ -51,11 +51,12 @@ def solve(
             f"{', '.join(extra)}: {plan!r} takes no such option; ask for method='lsmr' or another Krylov method"
         )
     if second is not None and max_iter is None:
-        options["max_iter"] = second.patience
+        # after that many the first plan's answer no longer pays
+        options["max_iter"] = second.first.innermost.patience if second.rcond is None else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         solution = plan.solve(y, **options)
-    if second is not None:
+    if second is not None and not solution.all_converged:
         solution = with_fallback(solution, second, y, {**options, "max_iter": max_iter})
     if bool(nonfinite.any()):
         solution = without_items(solution, nonfinite)
@@ -74,7 +75,7 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
     A rank-deficient operator whose other singular values are well separated from zero is no trouble for LSMR; one whose
     singular values fall to zero gradually is, and then the one that fits the data better stays.
     """
-    plan = None if solution.all_converged else second.plan()
+    plan = second.plan()
     if plan is None:
         return solution
     common = {name: value for name, value in options.items() if name in _COMMON}
@@ -114,11 +115,6 @@ class Fallback:
             self._made.append(fallback(self.A, self.damp, self.first, self.rcond))
         self.answering = self._made[0] or self.first
         return self._made[0]
-
-    @property
-    def patience(self) -> int | None:
-        """The iterations after which the first plan's answer no longer pays; None: it has all that it takes."""
-        return self.first.innermost.patience if self.rcond is None else None
 
     def for_another_solve(self) -> Fallback:
         """A fallback whose answer is still the first plan's; both share the fallback's plan."""

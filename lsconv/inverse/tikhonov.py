@@ -148,8 +148,7 @@ def tikhonov(
     A = accept_operator(A, y)
     L = _check_penalty(L, A)
     A.check_output(y, "y")
-    observation = Observation.of(A, observed, weights)
-    A, y = observation.operator(A), observation.weighted(y)
+    A, y = Observation.of(A, observed, weights).of_data(A, y)
     if at_least is not None:
         at_least = mask_of_data("at_least", at_least, A, "a datum is a lower bound")
     x_prior, x0 = _check_prior(as_complex(x_prior, A), A), as_complex(x0, A)
@@ -257,7 +256,7 @@ def _with_prior(
     prior = None if x_prior is None else x_prior.detach()
     data = y if prior is None else y - A.apply(prior)
     solution = plan.solve(data, **options)
-    if second is not None:
+    if second is not None and not solution.all_converged:
         solution = with_fallback(solution, second, data, options)
     if prior is None:
         return solution

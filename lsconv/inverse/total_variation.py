@@ -132,8 +132,7 @@ def total_variation(
         A.check_output(y, "y")
         if weights is not None and noise == "poisson":
             raise ArgumentError('weights: are of noise="gaussian"; with Poisson noise say observed=')
-        observation = Observation.of(A, observed, weights)
-        A, y = observation.operator(A), observation.weighted(y)
+        A, y = Observation.of(A, observed, weights).of_data(A, y)
     if at_least is not None:
         if noise == "poisson":
             raise ArgumentError('at_least: is of noise="gaussian"; with Poisson noise leave such data out by observed=')

@@ -43,8 +43,8 @@ from lsconv.operators.scipy import OperatorLike
 __all__ = ["refine"]
 
 _LOWER = {torch.float64: torch.float32, torch.complex128: torch.complex64}
-# An item stagnates after so many steps without a reduction of its tolerance ratio by this factor.
-_PATIENCE, _PROGRESS = 3, 0.9
+# An item stagnates after so many steps in a row that do not lower its tolerance ratio.
+_PATIENCE = 3
 # The number of directions of a step: inexact inner solves converge only with those of previous steps.
 _DIRECTIONS = 8
 
@@ -200,7 +200,7 @@ class _Refinement:
             d, image = self.directions[-1]
             self.directions[-1] = d * augmented.domain.broadcast(better), image * augmented.codomain.broadcast(better)
             certificate = new.select(better, certificate)
-            stalled = torch.where(certificate.tolerance_ratio < _PROGRESS * best, 0, stalled + 1)
+            stalled = torch.where(certificate.tolerance_ratio < best, 0, stalled + 1)
             best = torch.minimum(best, certificate.tolerance_ratio)
             consistent = consistent & (after < 0.5 * before)  # a residual that is no longer halved will not vanish
             running = running & ~certificate.converged & (stalled < _PATIENCE)

@@ -75,8 +75,10 @@ class LinearOperator:
         device: torch.device | str,
         batch_shape: Sequence[int] = (),
     ) -> None:
-        self.in_shape = _item_shape("in_shape", in_shape)
-        self.out_shape = _item_shape("out_shape", out_shape)
+        self.in_shape, self.out_shape = (tuple(int(size) for size in shape) for shape in (in_shape, out_shape))
+        for name, sizes in (("in_shape", self.in_shape), ("out_shape", self.out_shape)):
+            if any(size <= 0 for size in sizes):
+                raise ShapeError(f"{name}: every size must be positive, got {sizes}")
         self.batch_shape = tuple(int(size) for size in batch_shape)
         self._dtype_omitted = dtype is None
         self.dtype = dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -356,13 +358,6 @@ class LinearOperator:
     def __repr__(self) -> str:
         batch = f", batch_shape={self.batch_shape}" if self.batch_shape else ""
         return f"{type(self).__name__}({self.in_shape} -> {self.out_shape}, {self.dtype}, {self.device}{batch})"
-
-
-def _item_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(int(size) for size in shape)
-    if any(size <= 0 for size in sizes):
-        raise ShapeError(f"{name}: every size must be positive, got {sizes}")
-    return sizes
 
 
 def _is_scalar(value: Any) -> bool:

@@ -209,8 +209,9 @@ class Convolution(LinearOperator):
 
     @property
     def _flips(self) -> bool:
-        """The adjoint is computed as a convolution with flipped kernels."""
-        return self._direct.flips(self.dtype, self.device, self.c_out, self.c_in)
+        """Tell whether the adjoint is computed as a convolution with the flipped kernels, the same sums."""
+        few = self.dtype.to_real() != torch.float64 or self.c_out <= self.c_in
+        return self.device.type == "cpu" and self._direct.reversible and few
 
     @property
     def _grid(self) -> FrequencyGrid:

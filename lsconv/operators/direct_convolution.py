@@ -74,14 +74,6 @@ class DirectConvolution:
         x = _convolve(function, y, weight.conj(), self.stride, self.symmetric, output_padding, groups, self.dilation)
         return pad_adjoint(x, self.extra, self.mode)
 
-    def flips(self, dtype: torch.dtype, device: torch.device, c_out: int, c_in: int) -> bool:
-        """Tell whether the adjoint is better written as a convolution with the flipped kernels.
-
-        At stride 1 both compute the same sums. On CPUs a convolution is faster than a transposed one, except for many
-        channels in float64 or three dimensions, where torch copies them first (benchmarks/convolution_backend.py).
-        """
-        return device.type == "cpu" and self.reversible and (dtype.to_real() != torch.float64 or c_out <= c_in)
-
     def flipped(self, weight: Tensor, groups: int) -> Tensor:
         """The kernels of the adjoint as a convolution."""
         axes = tuple(range(-len(self.stride), 0))

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 import lsconv
+from lsconv.border import outer_iteration as module
 from lsconv.border.cost_model import plan_bytes
-from lsconv.border.outer_iteration import Outer
+from lsconv.border.outer_iteration import NormalEquations, OuterSolution
 from lsconv.border.penalty import Penalty, as_convolutions
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import ConvergenceWarning, PlanMemoryError
@@ -306,14 +307,14 @@ def test_items_solved_one_by_one_have_the_answers_of_all_together(
     together = plan.solve(y, x_prior=prior, rtol=1e-12)
     plan.work_bytes = 0
     calls = 0
-    run = Outer.run
+    run = module.outer_iteration
 
-    def counted(outer: Outer) -> None:
+    def counted(equations: NormalEquations) -> OuterSolution:
         nonlocal calls
         calls += 1
-        run(outer)
+        return run(equations)
 
-    monkeypatch.setattr(Outer, "run", counted)
+    monkeypatch.setattr(module, "outer_iteration", counted)
     apart = plan.solve(y, x_prior=prior, rtol=1e-12)
     assert calls == 3
     for name in ("x", "residual_norm", "damp"):

@@ -183,8 +183,7 @@ def _data(
     A = accept_operator(A, y)
     if observed is not None or weights is not None:
         A.check_output(y, "y")
-        observation = Observation.of(A, observed, weights)
-        A, y = observation.operator(A), observation.weighted(y)
+        A, y = Observation.of(A, observed, weights).of_data(A, y)
     A = constant_weight_in_kernel(A)
     smaller = Reduction.trimmed(A) if isinstance(A, Convolution) else None
     A = smaller.B if smaller is not None and smaller.same_shapes else A

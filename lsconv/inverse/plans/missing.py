@@ -23,7 +23,7 @@ from lsconv.border.border_set import largest_block
 from lsconv.border.missing_blocks import MissingBlocks
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import Request, least_shift
-from lsconv.border.outer_iteration import Outer, iterated
+from lsconv.border.outer_iteration import NormalEquations, iterated
 from lsconv.border.penalty import Penalty, common_grid_filters
 from lsconv.errors import MethodError
 from lsconv.fourier.embedding import Embedding
@@ -317,7 +317,7 @@ class MissingBorderPlan(MissingPlan):
     def _filled_in(self, y: Tensor, tolerances: Tolerances, max_iter: int | None) -> tuple[Tensor, Tensor, Tensor]:
         tolerances = Tolerances.of(self.core.dtype, tolerances.rtol, tolerances.atol)
         data = self.filled.data(self.measured.data(y) * self._ratio.reshape(()))
-        outer = iterated(lambda: Outer(self, y=data, tolerances=tolerances, max_iter=max_iter))
+        outer = iterated(lambda: NormalEquations(self, y=data, tolerances=tolerances, max_iter=max_iter))
         return outer.x, outer.iterations, torch.full_like(outer.tolerance_ratio > 1, self.inverse.side != "residual")
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
@@ -327,7 +327,7 @@ class MissingBorderPlan(MissingPlan):
             apply = lambda data, rtol: self._filled_in(data, Tolerances.of(self.core.dtype, rtol, 0.0), None)[0]
             return normal_by_apply(self.precise, self.damp, apply, wide, rtol=rtol, extra_digits=1.0)
         tolerances = Tolerances.of(self.core.dtype, rtol, 0.0)
-        return iterated(lambda: Outer(self, v=wide, tolerances=tolerances)).x
+        return iterated(lambda: NormalEquations(self, v=wide, tolerances=tolerances)).x
 
     def __repr__(self) -> str:
         percentage = 100 * float(self.missing.double().mean())

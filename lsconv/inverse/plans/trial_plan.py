@@ -17,7 +17,6 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.inverse.plans.lsmr_cost import SETUP_BYTE_WORK, iteration_work, iterations_needed, transform_grid
 from lsconv.inverse.plans.planes import Planes, is_one_sided
-from lsconv.krylov.loop.batch_groups import in_groups
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
 from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge
@@ -182,13 +181,12 @@ class TrialPlan(KrylovPlan):
     ) -> Solution:
         """The solution for ``y``, to the tolerance of the direct methods and with their certificate, in float64."""
         self.last_iterations = 0
-        answer = functools.partial(self._answer, tolerances=self.tolerances(rtol, atol), max_iter=max_iter)
-        solution = answer(y, self.damp) if self.M or self.N else in_groups(self.A, y, self.damp, answer)
+        solution = self._answer(y, self.damp, tolerances=self.tolerances(rtol, atol), max_iter=max_iter)
         self.total, self.solved = self.total + int(solution.iterations.sum()), self.solved + solution.iterations.numel()
         return solution
 
     def _answer(self, y: Tensor, damp: Tensor | float, *, tolerances: Tolerances, max_iter: int | None) -> Solution:
-        """The solution for a group of right-hand sides."""
+        """The solution, uncounted."""
         precise = self.precise
         found, A, norm = self._found(y, damp, tolerances, max_iter)
         ended = torch.where(found.codes == Status.CALLBACK.code, Status.ITERATION_LIMIT.code, found.codes)

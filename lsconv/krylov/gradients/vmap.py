@@ -15,7 +15,6 @@ from lsconv.krylov.gradients.solve_record import System
 __all__ = ["batch_vmapped_axis", "under_old_vmap"]
 
 _OLD_VMAP = torch._C._parse_dispatch_key("Batched")
-_DEEPEST = 8  # the deepest nesting of torch's older vmap that is supported
 
 
 def batch_vmapped_axis(
@@ -122,10 +121,12 @@ def _level(tensor: Tensor | None) -> int:
     """The deepest level at which torch's older vmap maps over the tensor; 0 for none."""
     if tensor is None or _OLD_VMAP is None or not torch._C._dispatch_keys(tensor).has(_OLD_VMAP):
         return 0
+    deepest = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
     # Without its level a tensor has one dimension more, of the batch's size; a level that it lacks adds one of the size
     # named here.
     return max(
         level
-        for level in range(1, _DEEPEST + 1)
+        for level in range(1, deepest + 1)
         if len({torch._remove_batch_dim(tensor, level, size, 0).shape[0] for size in (1, 2)}) == 1
     )

@@ -280,7 +280,12 @@ class Judge:
         returned = answer.to(x.dtype) if prior is None else answer.to(x.dtype) - prior
         # a single item on the CPU has Python numbers for scalars
         host_scalars = batch.numel() == 1 and type(x) is type(y) is Tensor and A.device.type == "cpu"
-        judge = self._with_host_scalars(damp) if host_scalars else replace(self, damp=damp)
+        judge = replace(self, damp=damp)
+        if host_scalars:
+            norm, bound = self.norm, self.null_space
+            norm = NormBounds(_number(norm.lower), _number(norm.upper), norm.sharper)
+            bound = NullSpaceBound(_number(bound.share), bound.range_eps, bound.exists)
+            judge = replace(self, damp=_number(damp), norm=norm, null_space=bound)
         space = OneItem if host_scalars else ItemSpace
         prior_norm = None if prior is None else space(A.in_shape, A.dtype, A.device).safe_norm(prior)
         if answer.dtype == x.dtype:
@@ -329,13 +334,6 @@ class Judge:
             history=history,
             excused=excused,
         )
-
-    def _with_host_scalars(self, damp: Tensor) -> Judge:
-        """This judge for a single item, with Python numbers for scalars."""
-        norm, bound = self.norm, self.null_space
-        norm = NormBounds(_number(norm.lower), _number(norm.upper), norm.sharper)
-        null_space = NullSpaceBound(_number(bound.share), bound.range_eps, bound.exists)
-        return replace(self, damp=_number(damp), norm=norm, null_space=null_space)
 
     def _certify_rounded(
         self, x: Tensor, returned: Tensor, y: Tensor, prior_norm: Scalar | None, host_scalars: bool

@@ -56,12 +56,8 @@ __all__ = [
     "LSQRMultipliers",
     "collect_multipliers",
     "multipliers_wanted",
-    "pass_multipliers",
     "record_multipliers",
 ]
-
-# The rounding of x - A^H z, in eps and units of ||x||: a user's tolerance may be below it.
-_ROUNDING = 200
 
 
 @dataclass
@@ -103,15 +99,9 @@ def record_multipliers(A: LinearOperator, x: Tensor, z: Tensor, rtol: float) -> 
     collected.x = collected.z = None
     space = ItemSpace(A.in_shape, A.dtype, A.device)
     error, size = space.safe_norm(x - A.adjoint(z)), space.safe_norm(x)
-    good = error <= max(rtol, _ROUNDING * torch.finfo(A.dtype).eps) * size
+    rounding = torch.finfo(A.dtype).eps * max(A.in_numel, A.out_numel)  # of sums of so many; rtol may be below it
+    good = error <= max(rtol, rounding) * size
     if bool((good | ~torch.isfinite(size)).all()):
-        pass_multipliers(x, z)
-
-
-def pass_multipliers(x: Tensor, z: Tensor) -> None:
-    """Store z in the collection as the multipliers of the answer x."""
-    collected = _collector.get()
-    if collected is not None:
         collected.x, collected.z = x, z
 
 

@@ -12,7 +12,6 @@ from lsconv.border.plan import BorderPlan
 from lsconv.inverse.plans.trial_plan import TrialPlan
 from lsconv.inverse.route import fallback, route
 from lsconv.inverse.solve import Fallback, solve
-from lsconv.krylov.loop import batch_groups
 from lsconv.krylov.loop.solution import Status
 from tests.oracles import dense_tikhonov
 
@@ -171,26 +170,6 @@ def test_a_layer_that_is_kept_goes_over_to_factors_where_a_solve_with_them_costs
     exact = lsconv.cgls(A.to(dtype=torch.float64), y.double(), damp=0.1, rtol=1e-12).x
     assert (kept.x.double() - exact).norm() < 1e-5 * exact.norm()
     assert (first.x - exact).norm() < 1e-4 * exact.norm()
-
-
-def test_large_items_are_tried_in_groups_with_their_own_damping(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)) / 6
-    A = lsconv.Conv2d(weight, (12, 12), stride=2, padding=1)
-    y = torch.randn(3, 2, *A.out_shape, generator=torch.Generator().manual_seed(1))
-    damp = torch.tensor([[0.3, 0.2], [0.5, 0.4], [0.3, 0.3]])
-    whole = TrialPlan(A, damp, 60).solve(y)
-    monkeypatch.setattr(batch_groups, "CACHE_BYTES", 4 * A.in_numel * 4)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    plan = TrialPlan(A, damp, 60)
-    parts = plan.solve(y)
-    assert parts.converged.all()
-    assert plan.total == int(parts.iterations.sum())
-    assert plan.solved == 6
-    torch.testing.assert_close(parts.x, whole.x, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(parts.damp, whole.damp)
-    for item in ((0, 1), (2, 0)):
-        exact = dense_tikhonov(A, y[item], float(damp[item])).flatten()
-        assert (parts.x[item].double().flatten() - exact).norm() < 1e-5 * exact.norm()
 
 
 def test_a_tall_layer_with_little_damping_ends_in_the_trial_and_rounding_does_not_reach_its_null_space() -> None:
@@ -383,7 +362,7 @@ def test_what_the_border_of_a_volume_leaves_open_preconditioned_lsmr_answers() -
     y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     plan = BorderPlan(A, 1e-3)
     second = Fallback(A, 1e-3, plan)
-    assert second.patience is not None
+    assert plan.patience is not None
     other = second.plan()
     assert isinstance(other, TrialPlan)
     assert other.most is None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.border.outer_iteration import Outer
+from lsconv.border import outer_iteration as module
 from lsconv.errors import ConvergenceWarning
 from lsconv.krylov.gradients import backward_solves
 from lsconv.krylov.loop.options import Options
@@ -108,8 +108,8 @@ def test_backward_takes_over_the_tolerance_of_a_krylov_method(method: str) -> No
 @pytest.mark.parametrize("path", ["border, outputs", "border, inputs", "stacked"])
 def test_backward_takes_over_the_tolerance_of_a_direct_method(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
-    run = Outer.run
-    monkeypatch.setattr(Outer, "run", lambda self: (asked.append(self.tolerances.rtol), run(self))[1])
+    run = module.outer_iteration
+    monkeypatch.setattr(module, "outer_iteration", lambda e: (asked.append(e.tolerances.rtol), run(e))[1])
     A, _ = PATHS[path](torch.randn(2, 1, 3, 3, dtype=D))
     y = torch.randn(A.out_shape, dtype=D, requires_grad=True)
     L = lsconv.Gradient((1, 6, 6), ndim=2, dtype=D) if path == "stacked" else None
@@ -130,7 +130,7 @@ def test_failures_of_every_kind_of_backward_solve_reach_the_hook(monkeypatch: py
             y = torch.randn(A.out_shape, dtype=D, requires_grad=True)
             x = solve(A, y)
             with monkeypatch.context() as patch:
-                patch.setattr("lsconv.border.outer_iteration._OUTER_LIMIT", 0)
+                patch.setattr("lsconv.border.outer_iteration._PATIENCE", 0)
                 patch.setattr(backward_solves, "_SLACK", 0)
                 options = Options.of
                 patch.setattr(Options, "of", lambda *a, of=options, **o: of(*a, **{**o, "max_iter": 1}))

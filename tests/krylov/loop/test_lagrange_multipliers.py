@@ -224,7 +224,7 @@ def test_backward_of_a_singular_operator_does_not_search_for_an_inverse_without_
 
 
 @every_method
-def test_a_batch_solved_in_groups_has_them_all(name: str) -> None:
+def test_a_large_batch_has_them_all(name: str) -> None:
     """``x = A^H z``, and no part of z is left out."""
     diagonal = torch.linspace(1, 2, 120_000, dtype=D)
     A = lsconv.Crop((120_000,), 10_000, 90_000) @ lsconv.Diagonal(diagonal)
