@@ -21,9 +21,10 @@ from lsconv.errors import ArgumentError, ShapeError
 from lsconv.operators.arguments import check_weight, positive_ints, resolve_padding, spatial_dimensions
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import batch_order, in_blocks, in_items, on_parts
+from lsconv.operators.convolution_cost import ConvolutionCost
 from lsconv.operators.direct_convolution import DirectConvolution
 from lsconv.operators.elementary import Crop
-from lsconv.operators.fft_convolution import FrequencyGrid, direct_cost, fft_cost
+from lsconv.operators.fft_convolution import FrequencyGrid
 from lsconv.operators.modules import PlainModule, TransposedModule, check_module, convolution_arguments
 from lsconv.operators.padding import check_pairs
 from lsconv.operators.padding_modes import MODES
@@ -140,6 +141,7 @@ class Convolution(LinearOperator):
             device=weight.device,
             batch_shape=weight.shape[: -self.ndim - 2],
         )
+        self._flips = self._direct.flips(self.dtype, self.device, self.c_out, self.c_in)
 
     @overload
     @classmethod
@@ -208,10 +210,6 @@ class Convolution(LinearOperator):
     # ------------------------------------------------------------------ the choice of backend
 
     @property
-    def _flips(self) -> bool:
-        return self._direct.flips(self.dtype, self.device, self.c_out, self.c_in)
-
-    @property
     def _grid(self) -> FrequencyGrid:
         if "_cached_grid" not in self.__dict__:
             self._cached_grid = FrequencyGrid.of(
@@ -228,20 +226,23 @@ class Convolution(LinearOperator):
         key = (items, transposed, may_cache(self.weight))
         choices: dict[tuple[int, bool, bool], bool] = self.__dict__.setdefault("_cached_choices", {})
         if key not in choices:
-            groups = math.prod(self.batch_shape) * self.groups
-            c_out, c_in = self.c_out // self.groups, self.c_in // self.groups
-            # The model was measured on CPUs. Elsewhere float32's constants, the ones that favour torch, stand for all.
-            dtype = self.dtype if self.device.type == "cpu" else torch.float32
-            taps, cells = math.prod(self.kernel_size), math.prod(self.spatial_out)
-            if transposed and self._flips:
-                direct = direct_cost(dtype, groups, c_in, c_out, taps, math.prod(self.spatial_in), items, False)
-            else:
-                direct = direct_cost(dtype, groups, c_out, c_in, taps, cells, items, transposed)
-            # the products of a certificate and of some iterations share the kernels' transforms, but not under autograd
-            by_fft = lambda grid: fft_cost(dtype, groups, c_out, c_in, grid, items, products=10 if key[2] else 1)
-            # a grid of one cell costs the least, and its call alone may cost more
-            choices[key] = by_fft((1,)) < direct and by_fft(self._grid.grid) < direct
+            direct, by_fft = self._nanoseconds(items, transposed, key[2])
+            choices[key] = by_fft < direct
         return choices[key]
+
+    def _nanoseconds(self, items: int, transposed: bool, cached: bool) -> tuple[float, float]:
+        # The model was measured on CPUs. Elsewhere float32's constants, the ones that favour torch, stand for all.
+        dtype = self.dtype if self.device.type == "cpu" else torch.float32
+        groups, c_out, c_in = self.groups, self.c_out // self.groups, self.c_in // self.groups
+        taps, inside, outside = map(math.prod, (self.kernel_size, self.spatial_in, self.spatial_out))
+        cost = ConvolutionCost(
+            dtype, math.prod(self.batch_shape) * groups, c_out, c_in, taps, inside, outside, self._flips
+        )
+        return cost.direct(items, transposed=transposed), cost.by_fft(items, self._grid.grid, cached=cached)
+
+    def nanoseconds(self, *, transposed: bool) -> float:
+        """The predicted time of A, or of its adjoint, for one item, beyond a call of torch's convolution."""
+        return self._nanoseconds(1, transposed, True)[self._uses_fft(1, transposed)]
 
     def _spectrum(self) -> Tensor:
         """The symbol of the kernels."""
