@@ -35,7 +35,7 @@ from torch import Tensor
 from lsconv.border.border_set import Border, BorderEntries, gathered
 from lsconv.border.cost_model import CostModel, FactorCost, Limits
 from lsconv.border.stack_system import StackRows
-from lsconv.border.system.krylov import Recycling, border_gmres, conjugate_gradients
+from lsconv.border.system.krylov import Allowance, Recycling, border_gmres, conjugate_gradients
 from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
 from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices, Grid
 from lsconv.operators.memory import allowed_bytes
@@ -270,18 +270,23 @@ class BorderSystem:
         if self._budget <= 0 and self._factors_fit():
             return torch.zeros_like(b), torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
         each = self.problem.model.iteration(b.shape[0])
-        limit = max_iter if self._budget == math.inf else min(max_iter, math.ceil(self._budget / each))
-        u, count = self._iterate(b, tolerance, limit, start)
+        allowance = None if self._budget == math.inf else Allowance(math.ceil(self._budget / each))
+        u, count = self._iterate(b, tolerance, max_iter, start, allowance)
         taken = int(count.max())
         if self._cost is not None:
             self._budget -= max(0.0, taken * each - self.problem.model.reading(self._cost))
-        if taken < limit or limit == max_iter or self._factors_fit():
+        if allowance is None or not allowance.exceeded or taken >= max_iter or self._factors_fit():
             return u, count
         u, further = self._iterate(b, tolerance, max_iter - taken, u)
         return u, count + further
 
     def _iterate(
-        self, b: Tensor, tolerance: Tensor | float, max_iter: int, start: Tensor | None
+        self,
+        b: Tensor,
+        tolerance: Tensor | float,
+        max_iter: int,
+        start: Tensor | None,
+        allowance: Allowance | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Solve with ``b`` to a relative tolerance from ``start``, and return u and the iterations per item."""
         r = b if start is None else b - self(start)
@@ -290,9 +295,11 @@ class BorderSystem:
         relative = torch.where(norm > bound, bound / norm.clamp_min(torch.finfo(norm.dtype).tiny), 2.0)
         check_every = 1 if b.device.type == "cpu" else 10
         if self._flexible:
-            u, count = border_gmres(self, self.schwarz, r, relative, max_iter, check_every, _RESTART, self._recycling)
+            u, count = border_gmres(
+                self, self.schwarz, r, relative, max_iter, check_every, _RESTART, self._recycling, allowance
+            )
         else:
-            u, count = conjugate_gradients(self, self.schwarz, r, relative, max_iter, check_every)
+            u, count = conjugate_gradients(self, self.schwarz, r, relative, max_iter, check_every, allowance)
         return u if start is None else start + u, count
 
     def _factors_fit(self) -> bool:

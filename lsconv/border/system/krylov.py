@@ -19,15 +19,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Pair", "Recycling", "border_gmres", "conjugate_gradients", "deflate"]
+__all__ = ["Allowance", "Pair", "Recycling", "border_gmres", "conjugate_gradients", "deflate"]
 
 Pair = tuple[Tensor, Tensor]  # vectors and their images, (blocks, vectors, size) each
 
 _Map = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Allowance:
+    """The iterations that a border may still take before its factors are made.
+
+    Attributes:
+        iterations: their number.
+        exceeded: they have been taken, or as many would have to follow at the rate of convergence so far.
+    """
+
+    iterations: int
+    exceeded: bool = False
+
+    def ends(self, done: int, taken: int, start: Tensor, residual: Tensor, bound: Tensor) -> bool:
+        """Tell whether it is :attr:`exceeded`; a fourth of it shows the rate.
+
+        Args:
+            done: the iterations of this cycle.
+            taken: the iterations of those before.
+            start: the norms of the residuals at its beginning.
+            residual: those now.
+            bound: those wanted.
+        """
+        if not self.exceeded and 4 * done >= self.iterations:
+            rate = (residual / start).log() / done
+            further = torch.where(residual > bound, (bound / residual).log() / rate, 0)
+            # no rate, or a residual that grows, promises nothing
+            self.exceeded = not bool(((further >= 0) & (further <= self.iterations)).all())
+        self.exceeded = self.exceeded or done + taken >= self.iterations
+        return self.exceeded
 
 
 def conjugate_gradients(
@@ -37,6 +69,7 @@ def conjugate_gradients(
     tolerance: Tensor | float,
     max_iter: int,
     check_every: int,
+    allowance: Allowance | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Solve ``Q u = b`` for Hermitian positive definite Q; vectors are ``(rhs, blocks, size)``.
 
@@ -47,6 +80,7 @@ def conjugate_gradients(
         tolerance: relative residual at which a system is left as it is.
         max_iter: limit on the iterations.
         check_every: the host looks every so many iterations.
+        allowance: to end where it is exceeded; None: there is none.
 
     Returns:
         The solutions, and the iterations of every system, ``(rhs, blocks)``.
@@ -60,6 +94,8 @@ def conjugate_gradients(
         norm = _norm(r)
         active = norm > bound
         if k % check_every == 0 and not bool(active.any()):
+            break
+        if allowance is not None and k % check_every == 0 and k and allowance.ends(k, 0, start, norm, bound):
             break
         z = precondition(r)
         rho_new = _inner(r, z)
@@ -83,6 +119,7 @@ def border_gmres(
     check_every: int,
     restart: int = 100,
     recycling: Recycling | None = None,
+    allowance: Allowance | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Solve ``Q u = b`` for any square Q by flexible GMRES (Saad 1993): what rounding does to M^-1 is in the basis.
 
@@ -98,11 +135,12 @@ def border_gmres(
         if not bool((beta > bound).any()):
             break
         size = min(restart, max_iter - done)
-        correction, count = _cycle(apply, precondition, r, bound, size, check_every, recycling)
+        correction, count = _cycle(apply, precondition, r, bound, size, check_every, recycling, allowance, done)
         u = u + correction
         iterations += count
         done += int(count.max())
-        if int(count.max()) < size:  # it ended by its recursive residual; the outer iteration computes the true one
+        # it ended by its recursive residual; the outer iteration computes the true one
+        if int(count.max()) < size or (allowance is not None and allowance.exceeded):
             break
         r = b - apply(u)
         if not bool((_norm(r) < 0.5 * beta).any()):  # what a whole cycle does not halve is out of reach
@@ -118,6 +156,8 @@ def _cycle(
     size: int,
     check_every: int,
     recycling: Recycling | None,
+    allowance: Allowance | None,
+    taken: int,
 ) -> tuple[Tensor, Tensor]:
     """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed."""
     known = None if recycling is None else recycling.pair
@@ -135,7 +175,10 @@ def _cycle(
         count += active[..., 0]
         residual = space.residual
         active = active & (residual > bound) & going
-        if done % check_every == 0 and not bool(active.any()):
+        looks = done % check_every == 0
+        if looks and not bool(active.any()):
+            break
+        if allowance is not None and looks and allowance.ends(done, taken, space.beta, residual, bound):
             break
     Q, R = space.qr()
     y = _coefficients(R, Q[..., 0, :].conj() * space.beta, count)

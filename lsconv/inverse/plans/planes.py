@@ -15,6 +15,7 @@ from torch import Tensor
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.lsmr_cost import SETUP_BYTE_WORK, iteration_work, iterations_needed
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.fft_convolution import good_fft_length
 from lsconv.operators.memory import allowed_bytes
@@ -51,7 +52,7 @@ class Planes:
         if not (isinstance(A, Convolution) and A.ndim == 3 and A.c_in == A.c_out == A.groups and Embedding.exists(A)):
             return None
         damping = torch.as_tensor(damp)
-        blocks = A.groups * math.prod(torch.broadcast_shapes(A.batch_shape, damping.shape))
+        blocks = A.groups * math.prod(broadcast_shapes(A.batch_shape, damping.shape))
         damped, found = bool((damping > 0).all()), []
         for axis in range(A.ndim):
             others = [a for a in range(A.ndim) if a != axis]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import lsconv
 from lsconv.border.cost_model import Limits
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
 from lsconv.border.normal_problem import Request
-from lsconv.border.system.krylov import Recycling, border_gmres, conjugate_gradients, deflate
+from lsconv.border.system.krylov import Allowance, Recycling, border_gmres, conjugate_gradients, deflate
 
 DTYPES = [torch.float64, torch.complex128]
 every_iteration = pytest.mark.parametrize("iteration", [conjugate_gradients, border_gmres])
@@ -47,6 +48,27 @@ def test_solves_the_dense_system(iteration: Any, dtype: torch.dtype, check_every
     torch.testing.assert_close(u, torch.linalg.solve(A, b.unsqueeze(-1)).squeeze(-1), rtol=1e-9, atol=1e-9)
     assert count.shape == (3, 2)
     assert (count <= 13).all()
+
+
+@every_iteration
+@pytest.mark.parametrize(("condition", "early"), [(1e6, True), (10.0, False)])
+def test_an_iteration_ends_early_where_its_rate_promises_more_than_it_is_allowed(
+    iteration: Any, condition: float, early: bool
+) -> None:
+    g = torch.Generator().manual_seed(3)
+    Q = torch.linalg.qr(torch.randn(1, 200, 200, generator=g, dtype=torch.float64))[0]
+    matrix = (Q * torch.logspace(0, -math.log10(condition), 200, dtype=torch.float64)) @ Q.mH
+    b = torch.randn(2, 1, 200, generator=g, dtype=torch.float64)
+    allowance = Allowance(60)
+    _, count = iteration(_map(matrix), _same, b, 1e-10, 500, 1, allowance=allowance)
+    assert allowance.exceeded == early
+    assert int(count.max()) == 15 if early else 15 < int(count.max()) < 60
+
+
+def test_data_that_are_not_finite_exceed_no_allowance_early() -> None:
+    allowance, one = Allowance(8), torch.ones(1, 1, 1)
+    assert not allowance.ends(2, 0, one, torch.full_like(one, torch.nan), 1e-9 * one)
+    assert allowance.ends(2, 0, one, 2 * one, 1e-9 * one)  # a residual that grows
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
