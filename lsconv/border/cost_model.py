@@ -234,7 +234,9 @@ def cheapest_grid(
     else:
         convolution = truncated.convolution
         shortest_grid = Embedding(convolution, (1,) * convolution.ndim, truncated.embedding.batch_shape, only_read=True)
-        embeddings = {False: truncated.embedding, True: shortest_grid}
+        embeddings = {False: truncated.embedding}
+        if shortest_grid.grid != truncated.embedding.grid:
+            embeddings[True] = shortest_grid
     borders = {
         shortest: crossed_border(truncated.form, embedding, penalty) for shortest, embedding in embeddings.items()
     }

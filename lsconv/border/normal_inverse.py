@@ -152,7 +152,7 @@ class CirculantInverse(NormalInverse):
 
     def __init__(self, problem: NormalProblem) -> None:
         super().__init__(problem)
-        parts = problem.circulant_parts()
+        parts = problem.circulant_parts
         self.inverse, self._deficient = parts.inverse, parts.deficient
 
     def continued(
@@ -195,7 +195,7 @@ class BorderInverse(NormalInverse):
 
     def __init__(self, problem: NormalProblem) -> None:
         super().__init__(problem)
-        parts = problem.circulant_parts()
+        parts = problem.circulant_parts
         self.inverse, self.across, self._deficient = parts.inverse, parts.across, parts.deficient
         self.system: FrequencyMatrices | FactoredCapacitance
         if problem.is_stacked_volume and parts.across is not None:
@@ -244,10 +244,13 @@ class BorderInverse(NormalInverse):
         """Factorise the border, for good; iterate for good where its ranks are large and dense factors do not fit."""
         self._border_system, self.stage = None, Stage.FACTORS
         if self._crossed:
-            # the symbol anew, in double precision and on the grid of the factors, is a hundredth of their work
-            precise = replace(self.problem.request.precise(), side=self.side, shortest_grid=self._on_shortest_grid)
+            given = self.problem.request
+            precise = replace(given.precise(), side=self.side, shortest_grid=self._on_shortest_grid)
+            same = given.convolution.dtype == precise.convolution.dtype and given.floor == precise.floor
             try:
-                self.direct = DirectInverse(NormalProblem(precise))
+                # the symbol anew, in double precision and on the grid of the factors, is a hundredth of large factors
+                again = self._on_shortest_grid or not same
+                self.direct = DirectInverse(NormalProblem(precise) if again else self.problem)
             except PlanMemoryError:
                 self.give_up_factors()
         else:

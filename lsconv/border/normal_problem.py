@@ -20,7 +20,7 @@ from lsconv.border import cost_model
 from lsconv.border.cost_model import Limits
 from lsconv.border.penalty import Filter, Penalty
 from lsconv.border.reflected_padding import Mirror
-from lsconv.border.truncated_circulant import StrongestWave, TruncatedCirculant, truncated_circulant
+from lsconv.border.truncated_circulant import TruncatedCirculant, strongest_wave, truncated_circulant
 from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import (
@@ -240,8 +240,9 @@ class NormalProblem:
         """Tell whether it is that of a volume of one channel with a penalty: a column of rows."""
         return self.request.penalty is not None and self.embedding.ndim > 2 and self.symbol.columns == 1
 
+    @functools.cached_property
     def circulant_parts(self) -> CirculantParts:
-        """Invert the block-circulant operator."""
+        """The inverse of the block-circulant operator."""
         S, side = self.symbol, self.side
         if self.form == "saddle":
             saddle, smaller = saddle_inverse(S.matrices, self.squared, self.shift)
@@ -262,7 +263,11 @@ class NormalProblem:
 
     def in_a_plane(self, *, turned: bool) -> NormalProblem:
         """Lay the operator on a plane, a line being a plane of one row; with its axes exchanged if ``turned``."""
-        S, plane = self.symbol, copy.copy(self)
+        S = self.symbol
+        if len(S.grid.sizes) == 2 and not turned:
+            return self
+        plane = copy.copy(self)
+        plane.__dict__.pop("circulant_parts", None)  # on the grid as it was
         if len(S.grid.sizes) == 1:
             S = FrequencyMatrices(Grid((1, *S.grid.sizes), real=S.grid.real), S.matrices.unsqueeze(1))
         if turned:
@@ -272,13 +277,9 @@ class NormalProblem:
         plane.squared = gram(S.matrices, self.smaller_side)
         return plane
 
-    @functools.cached_property
-    def _strongest(self) -> StrongestWave:
-        return StrongestWave.of(self.symbol, self.squared)
-
     def strongest(self) -> Tensor:
         """The inputs that A makes longest, nearly: the wave of the largest singular value, ``(*batch, *in_shape)``."""
-        return self._strongest.inputs(self.embedding, real=not self.truncated.convolution.is_complex)
+        return strongest_wave(self.symbol, self.squared, self.embedding)
 
     def nullity(self, *, deficient: bool) -> str:
         """Say why A or its adjoint has a null space by its structure, without damping; empty if it has none.

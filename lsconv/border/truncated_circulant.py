@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices, symbol
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["Positions", "StrongestWave", "TruncatedCirculant", "truncated_circulant"]
+__all__ = ["Positions", "TruncatedCirculant", "strongest_wave", "truncated_circulant"]
 
 Positions = list[list[list[int]]]  # per channel and axis, those that make a cell a border cell
 
@@ -105,37 +104,20 @@ def _any(positions: Sequence[Sequence[Sequence[int]]]) -> bool:
     return any(places for axes in positions for places in axes)
 
 
-@dataclass(frozen=True, eq=False)
-class StrongestWave:
-    """A plane wave of the largest singular value of a symbol, by block: A makes it nearly as long as anything.
+def strongest_wave(S: FrequencyMatrices, squared: Tensor, embedding: Embedding) -> Tensor:
+    """The inputs that a circulant makes longest, nearly: the plane wave of a large singular value.
 
-    Attributes:
-        frequencies: ``(blocks, axes)``.
-        vectors: the right singular vectors there, ``(blocks, columns)``.
+    Args:
+        S: the symbol.
+        squared: its Gram matrices, by the largest of which the frequency is chosen.
+        embedding: the inputs on the grid.
+
+    Returns:
+        ``(*batch, *in_shape)``.
     """
-
-    frequencies: Tensor
-    vectors: Tensor
-
-    @classmethod
-    def of(cls, S: FrequencyMatrices, squared: Tensor) -> StrongestWave:
-        """Find it by the largest of the Gram matrices ``squared`` of S."""
-        sizes, flat = S.matrices.shape[1:-2], S.matrices.flatten(1, -3)
-        index = frobenius(squared).flatten(1).argmax(1)
-        chosen = flat[torch.arange(len(flat), device=flat.device), index]
-        vectors = torch.linalg.svd(chosen)[2][:, 0].conj().resolve_conj()
-        frequencies = [index]
-        for n in reversed(sizes[1:]):
-            frequencies[:1] = [frequencies[0] // n, frequencies[0] % n]
-        return cls(torch.stack(frequencies, dim=1), vectors)
-
-    def inputs(self, embedding: Embedding, *, real: bool) -> Tensor:
-        """The wave on the inputs, ``(*batch, *in_shape)``."""
-        wave = torch.ones(len(self.frequencies), 1, dtype=self.vectors.dtype, device=self.vectors.device)
-        for a, n in enumerate(embedding.grid):
-            turns = (self.frequencies[:, a, None] * torch.arange(n, device=wave.device)) % n
-            phases = turns.to(wave.real.dtype) * (2 * math.pi / n)
-            wave = (wave[..., None] * torch.polar(torch.ones_like(phases), phases)[:, None]).flatten(1)
-        z = (self.vectors[..., None] * wave[:, None]).unflatten(-1, embedding.grid)
-        z = (z.real if real else z).expand(1, embedding.blocks, *z.shape[1:])
-        return embedding.inputs_from_grid(z, embedding.batch_shape)
+    flat, index = S.matrices.flatten(1, -3), frobenius(squared).flatten(1).argmax(1)
+    chosen = torch.arange(len(flat), device=flat.device), index
+    spectrum = flat.new_zeros(*flat.shape[:2], S.columns)
+    spectrum[chosen] = torch.linalg.svd(flat[chosen])[2][:, 0].conj()
+    wave = S.grid.inverse(spectrum.unflatten(1, S.grid.frequencies).movedim(-1, 1).unsqueeze(0))
+    return embedding.inputs_from_grid(wave.expand(1, embedding.blocks, *wave.shape[2:]), embedding.batch_shape)

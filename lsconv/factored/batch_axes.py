@@ -46,6 +46,8 @@ class Reduction:
     def trimmed(cls, A: Convolution) -> Reduction | None:
         """Without the zero margins of the kernel; None where there are none."""
         weight = A.weight.detach()
+        if bool((weight != 0).all()):
+            return None
         sides = [_margins(weight, a) for a in range(-A.ndim, 0)]
         free = MODES[A.padding_mode].zero or not any(map(any, A.padding))
         padding, inputs = [], []

@@ -12,6 +12,7 @@ computes in double precision whatever the operator's dtype, so that a float32 an
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -188,21 +189,23 @@ class CirculantPlan:
         self.rank: Tensor | None = None
         self.inverse: FrequencyMatrices | FactoredInverse
         self.undecided = torch.zeros(self.batch_shape, dtype=torch.bool, device=A.device)
-        S = double_symbol(A, self.embedding)
         mu = per_block(self.damp.double().square(), self.embedding)
-        self.norm = symbol_norm_from_below(S).reshape(*self.batch_shape, -1).amax(-1)
         if penalty is None:
             items = math.prod(self.batch_shape)
-            found = invert(S, mu, self.rcond, items=items, rtol=0.1 * direct_rtol(A.dtype))
-            self.inverse = found.inverse
+            make = functools.partial(double_symbol, A, self.embedding)
+            found = invert(make, mu, self.rcond, items=items, rtol=0.1 * direct_rtol(A.dtype))
+            self.inverse, norm, largest = found.inverse, found.norm, found.largest
             if bool((self.damp == 0).any()):
                 self.rank = found.rank.reshape(self.batch_shape)
                 self.undecided = found.undecided.reshape(self.batch_shape)
         else:
+            S = double_symbol(A, self.embedding)
             self.inverse = FrequencyMatrices(S.grid, invert_with_penalty(S, mu, penalty))
+            norm, largest = symbol_norm_from_below(S), frobenius(S.matrices).flatten(1).amax(1)
+        self.norm = norm.reshape(*self.batch_shape, -1).amax(-1)
         if isinstance(self.inverse, FrequencyMatrices) and real_dtype(A.dtype) == torch.float32:
-            largest = frobenius(S.matrices).flatten(1).amax(1) * frobenius(self.inverse.matrices).flatten(1).amax(1)
-            if bool((largest <= _SINGLE_CONDITION).all()):
+            condition = largest * frobenius(self.inverse.matrices).flatten(1).amax(1)
+            if bool((condition <= _SINGLE_CONDITION).all()):
                 self.inverse = self.inverse.map(lambda inverse: inverse.to(torch.complex64))
         self._inverse_adjoint: FrequencyMatrices | FactoredInverse | None = None
 

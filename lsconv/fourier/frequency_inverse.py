@@ -10,16 +10,17 @@ where it is too much, or where S may not have full rank, are decomposed again, b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lsconv.errors import ArgumentError, MethodError, ShapeError
-from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse, lu_factor
+from lsconv.fourier.batched_linalg import frobenius, hermitian_inverse, lu_factor_in_place
 from lsconv.fourier.batched_linalg import inverse as lu_inverse
 from lsconv.fourier.symbol import FrequencyMatrices, Grid
+from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.dtypes import ROUNDING
 
 __all__ = [
@@ -87,11 +88,15 @@ class FrequencyInverse:
         inverse: the operator.
         rank: how many singular values exceed the threshold, per item (all of them where there is damping).
         undecided: the items of which one stands on the threshold, up to rounding.
+        norm: a lower bound of the largest singular value of each block; exact where the matrices are rows or columns.
+        largest: the largest Frobenius norm of each block.
     """
 
     inverse: FrequencyMatrices | FactoredInverse
     rank: Tensor
     undecided: Tensor
+    norm: Tensor
+    largest: Tensor
 
 
 def singular_values_by_frequency(matrices: Tensor) -> Tensor:
@@ -101,9 +106,14 @@ def singular_values_by_frequency(matrices: Tensor) -> Tensor:
     return norms.unsqueeze(-1) if column else norms
 
 
-def symbol_norm_from_below(S: FrequencyMatrices) -> Tensor:
-    """A lower bound of the largest singular value of each block; exact where the matrices are rows or columns."""
-    size = frobenius(S.matrices).flatten(1)
+def symbol_norm_from_below(S: FrequencyMatrices, size: Tensor | None = None) -> Tensor:
+    """A lower bound of the largest singular value of each block; exact where the matrices are rows or columns.
+
+    Args:
+        S: the symbol.
+        size: the Frobenius norms of its matrices, ``(blocks, frequencies)``, where they are known.
+    """
+    size = frobenius(S.matrices).flatten(1) if size is None else size
     if min(S.rows, S.columns) > 1:
         flat, at = S.matrices.flatten(1, -3), size.topk(min(_MATRICES_FOR_NORM, size.shape[1])).indices
         some = flat[torch.arange(len(flat), device=at.device).unsqueeze(1), at]
@@ -111,42 +121,53 @@ def symbol_norm_from_below(S: FrequencyMatrices) -> Tensor:
     return size.amax(1)
 
 
-def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: float) -> FrequencyInverse:
+def invert(
+    symbol: Callable[[], FrequencyMatrices], mu: Tensor, rcond: float, *, items: int, rtol: float
+) -> FrequencyInverse:
     """Invert a symbol, frequency by frequency.
 
     Args:
-        S: the symbol, in double precision.
+        symbol: makes the symbol, in double precision; it is overwritten, and made anew where it is needed again.
         mu: ``damp^2``, one per block.
         rcond: where mu is 0, singular values up to ``rcond`` times the largest of the same item count as zero.
         items: how many items the blocks belong to, in their order.
         rtol: what the inverses may be off by, relative to the gradient that they leave.
     """
+    S = symbol()
     size = frobenius(S.matrices).flatten(1)
+    largest, norm_from_below = size.amax(1), symbol_norm_from_below(S, size)
     per_item, eps = size.numel() // items, torch.finfo(size.dtype).eps
 
     def per_matrix(per_block: Tensor) -> Tensor:
         return per_block.reshape(items, -1).amax(1).repeat_interleave(per_item)
 
     matrices, mu = S.matrices.reshape(-1, S.rows, S.columns), mu.repeat_interleave(size.shape[1])
-    highest = per_matrix(size)
+    highest = per_matrix(largest)
     rank, undecided = torch.full_like(mu, min(S.rows, S.columns)), torch.zeros_like(mu, dtype=torch.bool)
     factored, at = None, torch.arange(len(mu), device=mu.device)
     unstable = torch.zeros_like(undecided)
     if S.rows == S.columns and not S.elementwise and not bool(mu.any()):
-        factored, at, unstable = _factored(matrices, 2 * rcond * highest)
-        matrices, mu, highest = matrices[at], mu[at], highest[at]
-    inverse, some = matrices.mT.new_empty(matrices.mT.shape), torch.arange(len(mu), device=mu.device)
-    if min(S.rows, S.columns) > 1:
-        accepted = torch.zeros_like(mu, dtype=torch.bool)
+        factored = _factored(matrices, size.flatten(), 2 * rcond * highest)
+        at, matrices, unstable = factored.at, factored.matrices, factored.unstable
+        mu, highest = mu[at], highest[at]
+    some = torch.arange(len(mu), device=mu.device)
+    if min(S.rows, S.columns) == 1 or not len(matrices):
+        inverse = matrices.mT.new_empty(matrices.mT.shape)
+    else:  # square ones are overwritten
+        inverse = matrices if S.rows == S.columns else matrices.mT.new_empty(matrices.mT.shape)
+        refused = []
         for part in _chunks(matrices):
-            inverse[part], lost = _eliminated(matrices[part], mu[part])
-            smallest = 1 / frobenius(inverse[part])  # at most the smallest singular value
-            accepted[part] = (lost * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * highest[part]))
-        some = (~accepted | unstable).nonzero().flatten()
-        matrices, mu, highest = matrices[some], mu[some], highest[some]
+            found, lost = _eliminated(matrices[part], mu[part])
+            smallest = 1 / frobenius(found)  # at most the smallest singular value
+            accepted = (lost * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * highest[part]))
+            others = (~accepted | unstable[part]).nonzero().flatten()
+            refused.append((others + part.start, matrices[part][others]))
+            inverse[part] = found
+        some, matrices = map(torch.cat, zip(*refused, strict=True))
+        mu, highest = mu[some], highest[some]
     if len(matrices):
         there = at[some]
-        zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(symbol_norm_from_below(S))[there], False
+        zero, norm, exact = (mu == 0).unsqueeze(-1), per_matrix(norm_from_below)[there], False
         while True:
             cutoff, margin = rcond * norm.unsqueeze(-1), ROUNDING * eps * highest.unsqueeze(-1)
             found, values = _decomposed(matrices, mu, torch.where(zero, cutoff, -1.0))
@@ -155,7 +176,7 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
             )
             if exact or not bool(near.any()):
                 break
-            norm = highest = per_matrix(singular_values_by_frequency(S.matrices))[there]
+            norm = highest = per_matrix(singular_values_by_frequency(symbol().matrices))[there]
             exact = True
         inverse[some], undecided[there] = found, near.any(-1)
         rank[there] = (values > torch.where(zero, cutoff, -1.0)).sum(-1).to(rank)
@@ -163,45 +184,69 @@ def invert(S: FrequencyMatrices, mu: Tensor, rcond: float, *, items: int, rtol: 
     return FrequencyInverse(
         FrequencyMatrices(S.grid, inverse.reshape(*S.matrices.shape[:-2], S.columns, S.rows))
         if factored is None
-        else FactoredInverse(S.grid, *factored, at, inverse),
+        else FactoredInverse(S.grid, factored.factors, factored.pivots, at, inverse),
         (rank.reshape(items, -1, len(weights)) * weights).sum((-2, -1)).long(),
         undecided.reshape(items, -1).any(-1),
+        norm_from_below,
+        largest,
     )
 
 
-def _factored(S: Tensor, least: Tensor, *, chance: float = 1e-8) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Factors:
+    """LU factors of square matrices, and those matrices for which the factors will not do.
+
+    Attributes:
+        factors: the factors.
+        pivots: their row exchanges.
+        at: the indices of the matrices that may have a smaller singular value, or whose factors are inaccurate.
+        matrices: these matrices.
+        unstable: which of them have inaccurate factors.
+    """
+
+    factors: Tensor
+    pivots: Tensor
+    at: Tensor
+    matrices: Tensor
+    unstable: Tensor
+
+
+def _factored(S: Tensor, size: Tensor, least: Tensor, *, chance: float = 1e-8) -> _Factors:
     """Factorise square matrices, and find those for which the factors will not do.
 
     The inverses times two random vectors estimate their norms, and what the factors leave of these vectors shows
     whether elements have grown in the elimination.
 
     Args:
-        S: ``(matrices, size, size)``.
+        S: ``(matrices, size, size)``; the factors take its memory.
+        size: the Frobenius norms of the matrices.
         least: what the smallest singular value of each has to exceed.
         chance: that of a matrix to be overlooked.
-
-    Returns:
-        LU factors and pivots; the indices of the matrices that may have a smaller singular value, or whose factors are
-        inaccurate; which of them are inaccurate.
 
     Source:
         Dixon, "Estimating extremal eigenvalues and condition numbers of matrices", SIAM J. Numer. Anal. 20 (1983).
     """
-    factors, pivots, _ = lu_factor(S)
+    factors, pivots = S.mT, torch.empty(S.shape[:-1], dtype=torch.int32, device=S.device)  # LAPACK's order
     probes = torch.randn(S.shape[-1], 2, dtype=torch.complex128, generator=torch.Generator().manual_seed(0)).to(S)
-    found = torch.linalg.lu_solve(factors, pivots, probes.expand(len(S), -1, -1))
-    lengths = torch.linalg.vector_norm(found, dim=-2)
-    # |v^H z| of a unit vector v is below d with a chance of d^2, for either probe
-    safe = chance**0.25 / lengths.amax(-1) > least
-    residual = torch.linalg.vector_norm(S @ found - probes, dim=-2)
-    rounding = ROUNDING * S.shape[-1] * torch.finfo(lengths.dtype).eps
-    accurate = (residual <= rounding * frobenius(S).unsqueeze(-1) * lengths).all(-1)
-    at = (~(safe & accurate)).nonzero().flatten()
-    return (factors, pivots), at, ~accurate[at]
+    rounding = ROUNDING * S.shape[-1] * torch.finfo(size.dtype).eps
+    doubted = []
+    for part in _chunks(S):
+        matrices = S[part].clone()
+        _, pivots[part], _ = lu_factor_in_place(factors[part].copy_(matrices))
+        found = torch.linalg.lu_solve(factors[part], pivots[part], probes.expand(len(matrices), -1, -1))
+        lengths = torch.linalg.vector_norm(found, dim=-2)
+        # |v^H z| of a unit vector v is below d with a chance of d^2, for either probe
+        safe = chance**0.25 / lengths.amax(-1) > least[part]
+        residual = torch.linalg.vector_norm((matrices @ found).sub_(probes), dim=-2)
+        accurate = (residual <= rounding * size[part].unsqueeze(-1) * lengths).all(-1)
+        at = (~(safe & accurate)).nonzero().flatten()
+        doubted.append((at + part.start, matrices[at], ~accurate[at]))
+    return _Factors(factors, pivots, *map(torch.cat, zip(*doubted, strict=True)))
 
 
-def _chunks(matrices: Tensor, chunk_bytes: int = 2**27) -> Iterator[slice]:
-    """A bounded number of matrices at a time, for the work memory."""
+def _chunks(matrices: Tensor) -> Iterator[slice]:
+    """A bounded number of matrices at a time, for the work memory: four arrays of their size at once."""
+    chunk_bytes = WORK_BYTES // 4 if matrices.device.type == "cpu" else 2**27
     step = max(1, chunk_bytes // (matrices.shape[1:].numel() * matrices.element_size()))
     return (slice(start, start + step) for start in range(0, len(matrices), step))
 

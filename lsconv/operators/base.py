@@ -369,16 +369,22 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, (numbers.Number, Tensor))
 
 
+# Most attributes; torch's classes and abstract ones are slow to ask of whom they are.
+_PLAIN = frozenset({bool, int, float, str, torch.dtype, torch.device, type(None)})
+
+
 def _converted(
     value: Any, function: Callable[[Tensor], Tensor], dtype: torch.dtype | None, device: torch.device | None
 ) -> Any:
     """An attribute of an operator with ``function`` applied to every tensor in it."""
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, LinearOperator):
         return value._map(function, dtype, device)
     if isinstance(value, (list, tuple)):
         for part in value:
-            if isinstance(part, (Tensor, LinearOperator)):
+            if type(part) not in _PLAIN and isinstance(part, (Tensor, LinearOperator)):
                 return type(value)(_converted(v, function, dtype, device) for v in value)
     return value

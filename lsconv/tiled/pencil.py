@@ -49,7 +49,7 @@ class PencilInverse:
         request = Request(A, shift, floor, side="solution", penalty=_penalty(A, terms, damp))
         problem = NormalProblem(request, symbol=self.grid.symbol)
         problem.mu = ranks.largest(problem.mu)  # a floor is known from all frequencies only
-        parts, truncated = problem.circulant_parts(), problem.truncated
+        parts, truncated = problem.circulant_parts, problem.truncated
         self.form, self.groups, self.inverse, self.across = problem.form, A.groups, parts.inverse, parts.across
         self.iterations, self.residual = 0, 0.0
         self._rows, self._root = problem.symbol.rows, problem.shift.sqrt()[..., 0]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lsconv
+from lsconv import psf
 from lsconv.border.cost_model import Limits
 from lsconv.border.normal_inverse import normal_inverse
 from lsconv.border.normal_problem import Request
@@ -17,6 +18,7 @@ from lsconv.border.plan import BorderPlan
 from lsconv.errors import MethodError, PlanMemoryError
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.inverse.route import route
+from lsconv.krylov.loop.solution import Status
 from tests.oracles import dense_tikhonov
 
 MODES = ("reflect", "replicate")
@@ -128,3 +130,14 @@ def test_the_bound_of_the_norm_holds(mode: str) -> None:
     inverse = normal_inverse(Request.of(A, 1.0, floor=1e-13))
     largest = float(torch.linalg.matrix_norm(A.to_dense(), 2))
     assert largest <= float(inverse.norm_bound) <= 5 * largest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damp", [1e-3, 1e-4])
+def test_an_iteration_that_stagnates_goes_over_to_factors(damp: float) -> None:
+    """Its restarts no longer gain a digit, and the certificate would refuse what they leave."""
+    A = lsconv.Conv2d(psf.disk(4.0)[None, None], (96, 96), padding=4, padding_mode="reflect")
+    y = A(torch.rand(A.in_shape, dtype=torch.float64)) + 0.01 * torch.randn(A.out_shape, dtype=torch.float64)
+    solution = lsconv.lstsq(A, y, damp=damp)
+    assert solution.status is Status.GRADIENT
+    assert int(solution.iterations) <= 400

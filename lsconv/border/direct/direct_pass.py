@@ -43,14 +43,14 @@ class DirectBorder:
         border: the cells it is restricted to.
         definite: whether it is positive definite.
         condition: a bound of its condition: up to its rounding an even operator is taken for even.
-        allowed: bytes that dense factors may take where hierarchical ones do not serve.
+        spare_bytes: bytes that dense factors may take where hierarchical ones do not serve; None: 60 % of what is free.
 
     Raises:
         PlanMemoryError: they would take more.
     """
 
     def __init__(
-        self, Q: FrequencyMatrices, border: CrossedBorder, *, definite: bool, condition: float, allowed: int
+        self, Q: FrequencyMatrices, border: CrossedBorder, *, definite: bool, condition: float, spare_bytes: int | None
     ) -> None:
         self._along, self._real = Grid(border.grid[1:], real=Q.grid.real), Q.grid.real
         self._Q = Q
@@ -70,7 +70,7 @@ class DirectBorder:
                 self.schur = hierarchical
             else:  # matrices of a half or quarter of the cells, while they are factorised
                 needed = 16 * entries.shape[0] * border.column_cells**2 // (4 if even else 2)
-                check_fits(needed, allowed, "the border")
+                check_fits(needed, allowed_bytes(spare_bytes, spectrum.device), "the border")
         if self.schur is None:
             self.schur = SchurInverse(entries, border, definite=definite, even=even)
         (n,), (f,) = self._along.sizes, self._along.frequencies
@@ -190,15 +190,15 @@ class DirectInverse:
         self._S = S = problem.symbol
         self._grid = S.grid
         self._root = self.mu.sqrt().reshape(1, -1, 1, *(1 for _ in S.grid.sizes))
-        parts = problem.circulant_parts()
+        parts = problem.circulant_parts
         self._P, self._E = parts.inverse, parts.across
         self._back = None if self._E is None else self._E.H.map(Tensor.resolve_conj)
         self._border: DirectBorder | None = None
         if border is not None:
             condition = problem.condition(self._P)
-            allowed = allowed_bytes(problem.request.limits.spare_bytes, parts.system.matrices.device)
+            spare = problem.request.limits.spare_bytes
             self._border = DirectBorder(
-                parts.system, border, definite=self.form != "saddle", condition=condition, allowed=allowed
+                parts.system, border, definite=self.form != "saddle", condition=condition, spare_bytes=spare
             )
         self._solution, self._dual, self._normal = self._passes(self.side, penalty)
 

@@ -154,7 +154,7 @@ def _block_matrix(width: int, block: _Block, device: torch.device) -> Tensor:
     blocks, _, rows, columns = first.shape
     matrix = first.new_empty(blocks, width, rows, width, columns)
     for i in range(width):
-        matrix[:, i] = block(i, others).transpose(1, 2)
+        matrix[:, i] = (first if i == 0 else block(i, others)).transpose(1, 2)
     return matrix.view(blocks, width * rows, width * columns)
 
 
@@ -210,27 +210,30 @@ class ReversalBasis:
             entries: of the matrix between columns at the distances 0, 1, ...: ``(blocks, distances, height, height)``;
                 where even the first half of the rows.
         """
-        by_sign = [self._matrix(entries, signs.tolist()) for signs in self.signs]
-        matrices = torch.stack(by_sign, 1)
+        height, size = (self._shape[1] + 1) // 2, self._images.shape[1]
+        halves = [entries]
+        if self._even:
+            halves = [torch.add(entries, entries.flip(3), alpha=sign)[..., :height, :height] for sign in (1, -1)]
+        matrices = entries.new_empty(len(entries), len(self.signs), size, size)
+        for k, half in enumerate(halves):
+            same, image = (matrix[:, :size, :size] for matrix in self._between_columns(half))
+            torch.add(same, image, out=matrices[:, k])
+            torch.sub(same, image, out=matrices[:, len(halves) + k])
         if bool(self.absent.any()):
             present = ~self.absent
             matrices *= present[:, None] & present[..., None]
             matrices.diagonal(dim1=-2, dim2=-1).add_(self.absent)
         return matrices
 
-    def _matrix(self, entries: Tensor, signs: list[float]) -> Tensor:
-        """The block of S for one choice of signs, ``(blocks, size, size)``: sums over the mirror images of a cell."""
-        width, height = self._shape
-        columns, rows, last, size = (width + 1) // 2, (height + 1) // 2, width - 1, self._images.shape[1]
-
-        def of_even(i: int, j: Tensor) -> Tensor:
-            return torch.add(entries[:, (i - j).abs()], entries[:, (i + j - last).abs()], alpha=signs[2])
-
-        def of_any(i: int, j: Tensor) -> Tensor:
-            return torch.add(
-                _at_distances(entries, i - j), _at_distances(entries, i + j - last).flip(-1), alpha=signs[1]
-            )
-
+    def _between_columns(self, entries: Tensor) -> tuple[Tensor, Tensor]:
+        """The entries of S between the columns of the first half, and between these and the others' images."""
+        width, last = (self._shape[0] + 1) // 2, self._shape[0] - 1
         if self._even:
-            entries = torch.add(entries, entries.flip(3), alpha=signs[1])[..., :rows, :rows]
-        return _block_matrix(columns, of_even if self._even else of_any, entries.device)[:, :size, :size]
+            return (
+                _block_matrix(width, lambda i, j: entries[:, (i - j).abs()], entries.device),
+                _block_matrix(width, lambda i, j: entries[:, (i + j - last).abs()], entries.device),
+            )
+        return (
+            _block_matrix(width, lambda i, j: _at_distances(entries, i - j), entries.device),
+            _block_matrix(width, lambda i, j: _at_distances(entries, i + j - last).flip(-1), entries.device),
+        )

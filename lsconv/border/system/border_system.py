@@ -270,7 +270,7 @@ class BorderSystem:
         if self._budget <= 0 and self._factors_fit():
             return torch.zeros_like(b), torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
         each = self.problem.model.iteration(b.shape[0])
-        allowance = None if self._budget == math.inf else Allowance(math.ceil(self._budget / each))
+        allowance = None if self._budget == math.inf else Allowance(math.ceil(self._budget / each), _RESTART)
         u, count = self._iterate(b, tolerance, max_iter, start, allowance)
         taken = int(count.max())
         if self._cost is not None:

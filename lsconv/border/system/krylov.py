@@ -37,28 +37,30 @@ class Allowance:
 
     Attributes:
         iterations: their number.
+        restart: the iterations of a whole cycle.
         exceeded: they have been taken, or as many would have to follow at the rate of convergence so far.
     """
 
     iterations: int
+    restart: int
     exceeded: bool = False
 
-    def ends(self, done: int, taken: int, start: Tensor, residual: Tensor, bound: Tensor) -> bool:
-        """Tell whether it is :attr:`exceeded`; a fourth of it shows the rate.
+    def ends(self, cycle: int, before: int, start: Tensor, residual: Tensor, bound: Tensor) -> bool:
+        """Tell whether it is :attr:`exceeded`; a fourth of it, or a whole cycle, shows the rate.
 
         Args:
-            done: the iterations of this cycle.
-            taken: the iterations of those before.
+            cycle: the iterations of this cycle.
+            before: the iterations before it.
             start: the norms of the residuals at its beginning.
             residual: those now.
             bound: those wanted.
         """
-        if not self.exceeded and 4 * done >= self.iterations:
-            rate = (residual / start).log() / done
+        if cycle >= min(self.iterations / 4, self.restart):
+            rate = (residual / start).log() / cycle
             further = torch.where(residual > bound, (bound / residual).log() / rate, 0)
             # no rate, or a residual that grows, promises nothing
             self.exceeded = not bool(((further >= 0) & (further <= self.iterations)).all())
-        self.exceeded = self.exceeded or done + taken >= self.iterations
+        self.exceeded = self.exceeded or cycle + before >= self.iterations
         return self.exceeded
 
 
@@ -139,11 +141,13 @@ def border_gmres(
         u = u + correction
         iterations += count
         done += int(count.max())
-        # it ended by its recursive residual; the outer iteration computes the true one
-        if int(count.max()) < size or (allowance is not None and allowance.exceeded):
+        if int(count.max()) < size:  # it ended by its recursive residual; the outer iteration computes the true one
             break
         r = b - apply(u)
-        if not bool((_norm(r) < 0.5 * beta).any()):  # what a whole cycle does not halve is out of reach
+        norm = _norm(r)
+        if allowance is not None and allowance.ends(size, done - size, beta, norm, bound):
+            break
+        if not bool((norm < 0.5 * beta).any()):  # what a whole cycle does not halve is out of reach
             break
     return u, iterations
 
@@ -157,7 +161,7 @@ def _cycle(
     check_every: int,
     recycling: Recycling | None,
     allowance: Allowance | None,
-    taken: int,
+    before: int,
 ) -> tuple[Tensor, Tensor]:
     """One cycle of GMRES from the residual ``r``: the correction, and the iterations each system needed."""
     known = None if recycling is None else recycling.pair
@@ -178,7 +182,7 @@ def _cycle(
         looks = done % check_every == 0
         if looks and not bool(active.any()):
             break
-        if allowance is not None and looks and allowance.ends(done, taken, space.beta, residual, bound):
+        if allowance is not None and looks and allowance.ends(done, before, space.beta, residual, bound):
             break
     Q, R = space.qr()
     y = _coefficients(R, Q[..., 0, :].conj() * space.beta, count)

@@ -12,7 +12,7 @@ from torch import Tensor
 import lsconv
 from lsconv.border.cost_model import Limits
 from lsconv.border.direct.direct_pass import DirectInverse
-from lsconv.border.normal_inverse import normal_inverse
+from lsconv.border.normal_inverse import BorderInverse, normal_inverse
 from lsconv.border.normal_problem import NormalProblem, Request
 from lsconv.border.plan import BorderPlan
 from lsconv.border.stacked_plan import StackedPlan
@@ -168,6 +168,8 @@ def damaged(by: Tensor) -> tuple[BorderPlan, lsconv.Convolution]:
     plan = BorderPlan(A, 0.5, limits=AT_ONCE)
     plan.inverse.factorise_if_cheaper(())
     assert isinstance(plan.inverse.direct, DirectInverse)
+    assert isinstance(plan.inverse, BorderInverse)
+    plan.inverse.inverse = plan.inverse.system = plan.inverse.inverse.map(Tensor.clone)  # those of the iteration
     plan.inverse.direct._P.matrices.mul_(by)
     return plan, A
 

@@ -63,7 +63,7 @@ def test_the_columns_are_solved_as_by_the_dense_border(
     A = lsconv.Conv2d(smooth(*kernel, even=even)[None, None], in_size)
     damps = torch.tensor([0.3, 0.1], dtype=F64) * float(A.weight.sum())
     problem = NormalProblem(Request(A, damps, 1e-13, side="residual", shortest_grid=True))
-    Q = problem.circulant_parts().system
+    Q = problem.circulant_parts.system
     border = crossed_border(problem.form, problem.embedding, None)
     columns = torch.fft.ifft(Q.matrices, dim=1)
     strip = Strip(columns, border, definite=True)
