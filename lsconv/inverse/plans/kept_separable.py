@@ -68,3 +68,6 @@ class KeptSeparablePlan(SeparablePlan):
     def _inverse_adjoint(self, v: Tensor) -> Tensor:
         self.solved += v.numel() // self.A.in_numel
         return super()._inverse_adjoint(v)
+
+    def __repr__(self) -> str:
+        return super().__repr__().removeprefix("Kept")  # the plan that a user knows
