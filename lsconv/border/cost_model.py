@@ -11,6 +11,7 @@ factorisation does in the same time.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +21,7 @@ from lsconv.border.direct.crossed_border import CrossedBorder, crossed_border, i
 from lsconv.border.direct.hodlr import HodlrSchur
 from lsconv.border.penalty import Penalty
 from lsconv.border.reflected_padding import Mirror
-from lsconv.border.truncated_circulant import TruncatedCirculant
+from lsconv.border.truncated_circulant import Positions, TruncatedCirculant
 from lsconv.fourier.embedding import Embedding
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.operators.batch_layout import WORK_BYTES
@@ -32,6 +33,7 @@ __all__ = [
     "CALL_WORK",
     "DEFAULT_LIMITS",
     "CostModel",
+    "DirectWork",
     "FactorCost",
     "Limits",
     "cheapest_grid",
@@ -266,29 +268,75 @@ def direct_cost(embedding: Embedding, form: str, convolution: Convolution | None
     if convolution is not None:
         shortest = Embedding(convolution, (1,) * embedding.ndim, embedding.batch_shape, only_read=True)
         positions = shortest.output_border() if form != "full" else []
-        positions = positions + (shortest.input_border() if form != "valid" else [])
-        inside = (math.prod(n - len(along) for n, along in zip(shortest.grid, axes, strict=True)) for axes in positions)
-        size = sum(math.prod(shortest.grid) - cells for cells in inside)
+        size = _cells(shortest.grid, positions + (shortest.input_border() if form != "valid" else []))
     return dense_cost(size, definite=form != "saddle")
 
 
-def direct_work(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> tuple[float, float]:
-    """The work of the setup of a plan with factors, and that of a solve with them, from the shapes alone.
+def _cells(grid: Sequence[int], positions: Positions) -> int:
+    """The number of cells of a border of these positions, per channel and axis."""
+    inside = (math.prod(n - len(along) for n, along in zip(grid, axes, strict=True)) for axes in positions)
+    return sum(math.prod(grid) - cells for cells in inside)
+
+
+@dataclass(frozen=True)
+class DirectWork:
+    """The price of a plan with factors.
+
+    Attributes:
+        setup: the work of making it.
+        solve: the work of one solve.
+        bytes: the peak bytes while the factors are made.
+    """
+
+    setup: float
+    solve: float
+    bytes: float
+
+
+def direct_work(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> DirectWork:
+    """The price of the border's factors, from the shapes alone and the evenness of the kernel.
 
     Args:
-        convolution: one in one or two dimensions, whose padding is zeros.
+        convolution: one whose padding is zeros.
         damp_shape: the shape of the damping.
     """
     embedding = Embedding(convolution, (1,) * convolution.ndim, damp_shape, only_read=True)
     sides = [border for border in (embedding.output_border(), embedding.input_border()) if any(map(any, border))]
     definite, channels, cells = len(sides) < 2, sum(map(len, sides)), math.prod(embedding.grid)
-    border = CrossedBorder.of(embedding.grid, [axes for side in sides for axes in side])
-    cost = crossed_cost(border, definite=definite, real=not convolution.is_complex, even=False)
-    model = CostModel(embedding.blocks, cells, channels, definite)
+    positions, real = [axes for side in sides for axes in side], not convolution.is_complex
     # three matrices per frequency, and the elimination that inverts them
-    spectra = FactorCost(4 * cells * channels**3, 3 / 2 * cells * channels**2, 0)
-    setup = model.factor_work(cost) + model.factor_work(spectra)
-    return setup, model.solve(cost, channels * transform_cost(embedding.grid))
+    operations, entries = 4.0 * cells * channels**3, 3 / 2 * cells * channels**2
+    if convolution.ndim > 2:
+        cost = dense_cost(_cells(embedding.grid, positions), definite=definite)
+    else:
+        border = CrossedBorder.of(embedding.grid, positions)
+        cost = crossed_cost(border, definite=definite, real=real, even=_has_even_factors(convolution, border, definite))
+        border = border if border.shortest else border.turned
+        # the strip is inverted at every frequency along it, which is all that there is in one dimension
+        frequencies = border.grid[1] // 2 + 1 if real else border.grid[1]
+        operations += (4 if definite else 8) * frequencies * (channels * border.depth) ** 3
+    model = CostModel(embedding.blocks, cells, channels, definite)
+    setup = model.factor_work(cost) + model.factor_work(FactorCost(operations, entries, 0))
+    # one pass of factors costs the same in either form, of whose channels there are twice as many in the saddle's
+    solve = CALL_WORK + replace(model, definite=True).solve(cost, channels * transform_cost(embedding.grid))
+    return DirectWork(setup, solve, model.bytes(cost))
+
+
+def _has_even_factors(convolution: Convolution, border: CrossedBorder, definite: bool) -> bool:
+    """Tell whether the factors split by the symmetry of a kernel that is even along both axes."""
+    if convolution.ndim != 2 or convolution.is_complex:
+        return False
+    if not definite:
+        centred = all(
+            2 * left + 1 == n for (left, _), n in zip(convolution.padding, convolution.kernel_extent, strict=True)
+        )
+        if not (centred and one_channel_saddle(border, definite=definite)):
+            return False
+    elif len(border.rows) != 1:
+        return False
+    weight = convolution.weight.detach()
+    rounding = 100 * torch.finfo(weight.dtype).eps * torch.linalg.vector_norm(weight)
+    return all(bool(torch.dist(weight, weight.flip(axis)) <= rounding) for axis in (-2, -1))
 
 
 def plan_bytes(convolution: Convolution, damp_shape: tuple[int, ...] = (), penalty: Penalty | None = None) -> int:

@@ -56,7 +56,7 @@ class Grid:
         """Transform from the grid to frequencies; into ``out`` where it is given."""
         if not self.sizes:
             return tensor
-        if self.real:
+        if self.real and self.sizes[-1] > 1:
             return torch.fft.rfftn(tensor, dim=self.dims, out=out)
         return torch.fft.fftn(tensor, dim=self.dims, out=out)
 

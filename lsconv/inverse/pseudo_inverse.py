@@ -207,7 +207,7 @@ class PseudoInverse(LinearOperator):
     def _forward(self, y: Tensor, second: Fallback | None) -> Tensor:
         if second is None:
             return self.plan.apply(y)
-        found = self.plan.attempt(y=y)
+        found = self._answering(second).attempt(y=y)
         if found is not None and not bool(found[1].any()):
             return found[0]
         healthy = torch.zeros(y.shape[: y.ndim - len(self.in_shape)], dtype=torch.bool, device=y.device)
@@ -216,9 +216,10 @@ class PseudoInverse(LinearOperator):
     def _backward(self, v: Tensor) -> Tensor:
         """The adjoint of the answer, from the second plan for items that the first has missed."""
         second = self._second()
-        found = None if second is None else self.plan.attempt(v=v)
+        first = self.plan if second is None else self._answering(second)
+        found = None if second is None else first.attempt(v=v)
         if second is None or found is None:
-            return self.plan.adjoint(v)
+            return first.adjoint(v)
         y, missed = found
         plan = second.plan() if bool(missed.any()) else None
         if plan is None:
@@ -227,6 +228,10 @@ class PseudoInverse(LinearOperator):
             warnings.simplefilter("ignore", ConvergenceWarning)
             other = plan.adjoint(v, rtol=direct_rtol(self.dtype))
         return select(missed, other, y)
+
+    def _answering(self, second: Fallback) -> Plan:
+        """The plan that is asked first: the second one where the solves so far have cost its setup."""
+        return (second.plan() or self.plan) if self.plan.innermost.exhausted else self.plan
 
     def _second(self) -> Fallback | None:
         return None if self.fallback is None else self.fallback.for_another_solve()

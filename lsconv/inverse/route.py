@@ -20,6 +20,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.composed import measured_rows, reduced, transposed, trimmed, varying
 from lsconv.inverse.plans.dense_stack import DenseStack
 from lsconv.inverse.plans.fourier_plan import FourierPlan
+from lsconv.inverse.plans.kept_separable import KeptSeparablePlan
 from lsconv.inverse.plans.krylov_choice import krylov_plan
 from lsconv.inverse.plans.krylov_plan import KRYLOV, KrylovPlan, KrylovStack
 from lsconv.inverse.plans.planes import Planes
@@ -79,7 +80,9 @@ def route(
     small           kernel that reads disjoint patches (1x1, or no        "matrix": one small matrix per group
                     larger than the stride), or all of the input at once
                     separable kernel, any padding mode, stride and        "separable", where the decomposition of the
-                    dilation                                              axes costs less than the alternatives
+                    dilation                                              axes costs less than the alternatives; kept
+                                                                          and damped, the border's factors once they
+                                                                          would have saved their cost
                     kernel longer than x (deconvolution for a short       "normal": the normal equations, where they
                     response), or few unknowns, damped                    are not too ill-conditioned
     circulant       circular convolution that nothing crops               "fourier"
@@ -349,27 +352,28 @@ def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float |
 
     A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.
     """
-    resort = plan.innermost.fallback
+    first = plan.innermost
+    resort = first.fallback
     if resort is LastResort.NOTHING:
         return None
-    if SingularValuePlan.is_quick(A):
+    if SingularValuePlan.is_quick(A) and not first.never_misses:
         return _svd(A, damp, None, rcond)
     if resort is LastResort.BORDER:
         try:
             border = _border(A, damp, None, Planes.of(A, damp))
         except (MethodError, PlanMemoryError):
-            return krylov_plan(A, damp, "lsmr")
-        first, then = plan.innermost, border.innermost
-        if isinstance(first, TrialPlan) and first.exhausted and isinstance(then, BorderPlan):
+            return None if first.never_misses else krylov_plan(A, damp, "lsmr")
+        then, factors = border.innermost, None
+        if isinstance(first, (TrialPlan, KeptSeparablePlan)) and first.exhausted and isinstance(then, BorderPlan):
             # as many answers are expected again as there have been
-            then.inverse.factorise_if_cheaper(tuple(then.inverse.embedding.batch_shape), first.solved)
-        return border
+            factors = then.inverse.factorise_if_cheaper(tuple(then.inverse.embedding.batch_shape), first.solved)
+        return None if first.never_misses and factors is None else border
     if resort is LastResort.DENSE or rcond is not None:
         return None
     if resort is LastResort.PRECONDITIONED_LSMR:
         return TrialPlan(A, damp, None, preconditioned=True)
     # LSMR is no last resort where another iteration of A has failed
-    return KrylovPlan(A, damp, "lsmr", max_iter=None if plan.innermost.iterates else PATIENCE)
+    return KrylovPlan(A, damp, "lsmr", max_iter=None if first.iterates else PATIENCE)
 
 
 def penalty_fallback(A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: Plan) -> PenalisedPlan | None:

@@ -21,9 +21,10 @@ from lsconv.errors import ArgumentError, ShapeError
 from lsconv.operators.arguments import check_weight, positive_ints, resolve_padding, spatial_dimensions
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import batch_order, in_blocks, in_items, on_parts
+from lsconv.operators.convolution_cost import ConvolutionCost
 from lsconv.operators.direct_convolution import DirectConvolution
 from lsconv.operators.elementary import Crop
-from lsconv.operators.fft_convolution import FrequencyGrid, direct_cost, fft_cost
+from lsconv.operators.fft_convolution import FrequencyGrid
 from lsconv.operators.modules import PlainModule, TransposedModule, check_module, convolution_arguments
 from lsconv.operators.padding import check_pairs
 from lsconv.operators.padding_modes import MODES
@@ -205,8 +206,6 @@ class Convolution(LinearOperator):
             x = self._direct.adjoint(items, weight, groups)
         return in_items(x, batch, self.in_shape, self.batch_shape)
 
-    # ------------------------------------------------------------------ the choice of backend
-
     @property
     def _flips(self) -> bool:
         """Tell whether the adjoint is computed as a convolution with the flipped kernels, the same sums."""
@@ -231,20 +230,26 @@ class Convolution(LinearOperator):
         key = (items, transposed, may_cache(self.weight))
         choices: dict[tuple[int, bool, bool], bool] = self.__dict__.setdefault("_cached_choices", {})
         if key not in choices:
-            groups = math.prod(self.batch_shape) * self.groups
-            c_out, c_in = self.c_out // self.groups, self.c_in // self.groups
-            # The constants are those of CPUs. On other devices float32's are used, which favour torch's convolution.
-            dtype = self.dtype if self.device.type == "cpu" else torch.float32
-            taps, cells = math.prod(self.kernel_size), math.prod(self.spatial_out)
-            if transposed and self._flips:
-                direct = direct_cost(dtype, groups, c_in, c_out, taps, math.prod(self.spatial_in), items, False)
-            else:
-                direct = direct_cost(dtype, groups, c_out, c_in, taps, cells, items, transposed)
-            # The transform of the kernels is kept for about ten products, except under autograd.
-            by_fft = lambda grid: fft_cost(dtype, groups, c_out, c_in, grid, items, products=10 if key[2] else 1)
+            cost, cached = self._cost, key[2]
+            direct = cost.direct(items, transposed=transposed)
             # The grid is only computed where the FFT could win on the smallest one.
-            choices[key] = by_fft((1,)) < direct and by_fft(self._grid.grid) < direct
+            choices[key] = cost.by_fft(items, (1,), cached=cached) < direct
+            choices[key] = choices[key] and cost.by_fft(items, self._grid.grid, cached=cached) < direct
         return choices[key]
+
+    @property
+    def _cost(self) -> ConvolutionCost:
+        # The model was measured on CPUs. Elsewhere float32's constants, the ones that favour torch, stand for all.
+        dtype = self.dtype if self.device.type == "cpu" else torch.float32
+        taps, inside, outside = map(math.prod, (self.kernel_size, self.spatial_in, self.spatial_out))
+        channels = math.prod(self.batch_shape) * self.groups, self.c_out // self.groups, self.c_in // self.groups
+        return ConvolutionCost(dtype, *channels, taps, inside, outside, self._flips)
+
+    def nanoseconds(self, *, transposed: bool) -> float:
+        """The predicted time of A, or of its adjoint, for one item, beyond a call of torch's convolution."""
+        if self._uses_fft(1, transposed):
+            return self._cost.by_fft(1, self._grid.grid, cached=True)
+        return self._cost.direct(1, transposed=transposed)
 
     def _spectrum(self) -> Tensor:
         """The symbol of the kernels."""
@@ -291,12 +296,8 @@ class Convolution(LinearOperator):
 
     def _output_size(self) -> tuple[int, ...]:
         """The spatial size of the outputs."""
-        sizes = tuple(
-            (size + left + right - extent) // stride + 1
-            for size, (left, right), extent, stride in zip(
-                self.spatial_in, self.padding, self.kernel_extent, self.stride, strict=True
-            )
-        )
+        geometry = zip(self.spatial_in, self.padding, self.kernel_extent, self.stride, strict=True)
+        sizes = tuple((n + left + right - extent) // step + 1 for n, (left, right), extent, step in geometry)
         if any(size <= 0 for size in sizes):
             raise ShapeError(
                 f"in_size: {self.spatial_in} with padding {self.padding} is smaller than the kernel's extent "

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +27,6 @@ from lsconv.operators.padding_modes import MODES, Pairs
 __all__ = [
     "FEW_WAVES",
     "FrequencyGrid",
-    "direct_cost",
-    "fft_cost",
     "good_fft_length",
     "inverse_transform",
     "plane_waves",
@@ -41,39 +39,6 @@ __all__ = [
 # Up to this many positions of an axis are transformed by a product with plane waves; for more, an FFT of the axis costs
 # less.
 FEW_WAVES = 48
-
-
-class _Nanoseconds(NamedTuple):
-    """The cost of a convolution by parts, on one core of an x86 server (AVX-512, torch 2.13, MKL and oneDNN).
-
-    The values are fitted by hand to the table of ``python -m benchmarks.convolution_backend``; where that scatters they
-    favour torch's own convolution.
-
-    Attributes:
-        gather: torch's convolution, reading: per tap, output cell and input channel; (forward, transposed).
-        gather_lone: ``gather`` for groups of one channel, over which nothing can be vectorised.
-        gather_fresh: ``gather`` in float64 where the columns of torch's matrix product are too large to be reused
-            memory.
-        multiply: torch's convolution, arithmetic: per tap, output cell and pair of channels.
-        transform: the transforms of the FFT: per cell, channel and factor log2(cells).
-        product: the products of the FFT: per cell and pair of channels.
-        call: the overhead of a call of the FFT over one of torch's convolution.
-    """
-
-    gather: tuple[float, float]
-    gather_lone: tuple[float, float]
-    gather_fresh: float | None
-    multiply: float
-    transform: float
-    product: float
-    call: float = 92e3
-
-
-# The costs of the FFT are set above the measured ones, so that it is chosen only where it is clearly faster.
-_COST = {
-    torch.float32: _Nanoseconds((0.3, 0.5), (0.8, 2.0), None, 0.015, 0.39, 0.65),
-    torch.float64: _Nanoseconds((0.6, 1.5), (0.6, 1.5), 7.5, 0.06, 0.52, 1.95),
-}
 
 
 def good_fft_length(n: int) -> int:
@@ -128,62 +93,6 @@ def transform_cost(grid: Sequence[int]) -> float:
         factor = 1.0 if _without_factors(n, (2, 3, 5, 7, 11, 13)) == 1 else 5.0
         levels += math.log2(n) * factor * (2.5 if n > 2**13 else 1.0)
     return math.prod(grid) * levels
-
-
-def direct_cost(
-    dtype: torch.dtype, groups: int, c_out: int, c_in: int, taps: int, cells: int, items: int, transposed: bool
-) -> float:
-    """Estimate the nanoseconds of torch's convolution, without the overhead of a call; a complex one is three real.
-
-    Args:
-        dtype: float32, float64, complex64 or complex128.
-        groups: number of groups, all kernels counted.
-        c_out: output channels of a group.
-        c_in: input channels of a group.
-        taps: taps of a kernel.
-        cells: output cells of a channel.
-        items: batch items.
-        transposed: estimate the adjoint.
-    """
-    real = dtype.to_real()
-    cost = _COST[real]
-    gather = (cost.gather_lone if c_out == c_in == 1 else cost.gather)[transposed]
-    channels = c_in
-    if cost.gather_fresh is not None:
-        # torch convolves one group after the other, so its matrix of columns is that of one group
-        if c_in * taps * cells * real.itemsize > 2 * WORK_BYTES:
-            gather = cost.gather_fresh
-    elif transposed:
-        channels = max(c_out, c_in)
-    return (
-        items
-        * groups
-        * taps
-        * cells
-        * (channels * gather + c_out * c_in * cost.multiply)
-        * (3 if dtype.is_complex else 1)
-    )
-
-
-def fft_cost(
-    dtype: torch.dtype, groups: int, c_out: int, c_in: int, grid: Sequence[int], items: int, products: int
-) -> float:
-    """Estimate the nanoseconds of a convolution by FFT, without the overhead of a call of torch's convolution.
-
-    Args:
-        dtype: float32, float64, complex64 or complex128.
-        groups: number of groups, all kernels counted.
-        c_out: output channels of a group.
-        c_in: input channels of a group.
-        grid: cells per axis.
-        items: batch items.
-        products: the number of convolutions that share one transform of the kernels.
-    """
-    real = dtype.to_real()
-    transforms = items * groups * (c_out + c_in) + groups * c_out * c_in / products
-    entries = items * groups * c_out * c_in * math.prod(grid)
-    nanoseconds = transforms * transform_cost(grid) * _COST[real].transform + entries * _COST[real].product
-    return nanoseconds * (2 if dtype.is_complex else 1) + _COST[real].call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,5 +292,9 @@ def inverse_transform(spectra: Tensor, sizes: Sequence[int], *, real: bool, work
                 return torch.cat(done, dim)
             break
     dims = tuple(range(-len(sizes), 0))
-    result: Tensor = (torch.fft.irfftn if real else torch.fft.ifftn)(spectra, s=tuple(sizes), dim=dims)
+    result: Tensor
+    if real and sizes[-1] == 1:  # a last axis of one cell has no frequencies to leave out, and MKL is slow along it
+        result = torch.fft.ifftn(spectra, s=tuple(sizes), dim=dims).real.contiguous()
+    else:
+        result = (torch.fft.irfftn if real else torch.fft.ifftn)(spectra, s=tuple(sizes), dim=dims)
     return result

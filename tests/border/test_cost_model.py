@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import lsconv
 from lsconv import psf
-from lsconv.border.cost_model import CostModel, FactorCost, Limits, expected_iterations, free_bytes, items_at_once
+from lsconv.border.cost_model import (
+    CostModel,
+    FactorCost,
+    Limits,
+    direct_work,
+    expected_iterations,
+    free_bytes,
+    items_at_once,
+)
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
 from lsconv.border.normal_problem import Request
@@ -102,6 +112,30 @@ def test_factors_that_cost_no_less_to_use_are_never_earned() -> None:
 def test_a_worse_condition_lets_expect_more_iterations() -> None:
     assert expected_iterations(1.0) == 0
     assert expected_iterations(1e4) == pytest.approx(2 * expected_iterations(1e2))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "size", "options"),
+    [
+        (psf.disk(3.0, size=(9, 9))[None, None], (64, 64), {"padding": 4}),
+        (torch.randn(1, 1, 9, 9), (64, 64), {"padding": 4}),
+        (torch.randn(6, 6, 3, 3), (24, 30), {}),
+        (torch.randn(4, 2, 3, 3), (24, 24), {"padding": 1, "stride": 2}),
+        (torch.randn(1, 1, 3, 5, 5), (10, 12, 12), {"padding": (1, 2, 2)}),
+        (torch.randn(4, 4, 3, 3, 3), (6, 8, 8), {"padding": 1}),
+    ],
+)
+def test_the_price_from_the_shapes_is_that_of_the_plan(
+    kernel: torch.Tensor, size: tuple[int, ...], options: Any
+) -> None:
+    A = lsconv.Convolution(kernel.double(), size, **options)
+    inverse = BorderPlan(A, 0.1 * float(kernel.norm())).inverse
+    assert isinstance(inverse, BorderInverse)
+    own = inverse.model.factor_work(inverse._cost)
+    price = direct_work(A)
+    # the plan may take a grid that transforms well and has a larger border
+    assert 0.4 * own < price.setup < 2.5 * own
+    assert 0.4 * inverse.model.bytes(inverse._cost) < price.bytes < 2.5 * inverse.model.bytes(inverse._cost)
 
 
 def test_a_tall_image_costs_as_much_to_factorise_as_a_wide_one() -> None:

@@ -153,3 +153,11 @@ def test_parts_have_gradients_and_can_be_batched() -> None:
 def test_no_axes_are_no_transform() -> None:
     z = torch.randn(3)
     assert inverse_transform(z, (), real=True) is z
+
+
+def test_a_last_axis_of_one_cell_is_transformed_as_any_other() -> None:
+    spectra = torch.fft.rfftn(torch.randn(3, 2, 12, 1, dtype=torch.float64), dim=(-2, -1))
+    expected = torch.fft.irfftn(spectra, s=(12, 1), dim=(-2, -1))
+    found = inverse_transform(spectra, (12, 1), real=True)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected)

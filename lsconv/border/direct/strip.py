@@ -55,6 +55,10 @@ class Strip:
             u -= torch.fft.fft(torch.nn.functional.pad(rows, (0, 0, self._rows - self._depth, 0)), dim=-2)
             return
         assert self._write is not None
+        if t.shape[-1] == 1:  # a signal: one product for all right-hand sides
+            rows = self._solve((t.squeeze(-1) @ self._read.mT).unsqueeze(-1)).flatten(0, 2).squeeze(-1)
+            u.view(-1, self._rows).addmm_(rows, self._write.mT, alpha=-1)
+            return
         rows = self._solve(self._read @ t).flatten(0, 2)
         u.view(-1, *u.shape[-2:]).baddbmm_(self._write.expand(rows.shape[0], -1, -1), rows, alpha=-1)
 

@@ -114,12 +114,15 @@ class KrylovPlan(Plan):
 
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`: the same problem for ``A^H``, with the preconditioners' sides exchanged."""
+        return self._adjoint_solution(v, rtol).x
+
+    def _adjoint_solution(self, v: Tensor, rtol: float | None) -> Solution:
         rtol = self.rtol if rtol is None else rtol
         if self.method in SQUARE:
-            return KRYLOV[self.method](self.A.H, v, rtol=rtol, **self._terms(self.M and self.M.H, None)).x
+            return KRYLOV[self.method](self.A.H, v, rtol=rtol, **self._terms(self.M and self.M.H, None))
         # craig wants a consistent system, and A^H u = v need not be one; hybrid would choose another damping
         method = lsmr if self.method in ("craig", "hybrid") else LEAST_SQUARES[self.method]
-        return method(self.A.H, v, damp=self.damp, M=self.N, N=self.M, rtol=rtol).x
+        return method(self.A.H, v, damp=self.damp, M=self.N, N=self.M, rtol=rtol)
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""

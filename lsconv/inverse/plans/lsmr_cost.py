@@ -1,4 +1,7 @@
-"""The cost of LSMR on a convolution: the operations of an iteration, and how many iterations a damping leaves."""
+"""The cost of LSMR on a convolution: the work of an iteration, and how many iterations a damping leaves.
+
+The unit of work is that of the border's cost model, an operation of a factorisation, so that the two compare.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ import torch
 from torch import Tensor
 
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.convolution_cost import matrix_operations
 from lsconv.operators.dtypes import direct_rtol
-from lsconv.operators.fft_convolution import short_fft_length, transform_cost
+from lsconv.operators.fft_convolution import short_fft_length
 
 __all__ = ["SETUP_BYTE_WORK", "iteration_work", "iterations_needed", "transform_grid"]
 
-# Each byte of the border's plan takes, in its setup, the time of so many operations of LSMR.
+# Each byte of the border's plan takes, in its setup, the time of so many operations of a factorisation.
 SETUP_BYTE_WORK = 25
-# The overhead of calling torch in one iteration of LSMR, in its operations: a third of the calls of one on the border.
+# The overhead of calling torch in one iteration of LSMR: a third of the calls of one on the border.
 _CALLS = 8e6
 
 
@@ -25,9 +29,8 @@ def transform_grid(A: Convolution) -> list[int]:
 
 
 def iteration_work(A: Convolution) -> float:
-    """The operations of an iteration: A and its adjoint, directly or by transforms."""
-    direct = A.out_numel * A.c_in // A.groups * math.prod(A.kernel_size)
-    return 4 * min(direct, 10 * (A.c_in + A.c_out) * transform_cost(transform_grid(A))) + _CALLS
+    """The work of an iteration: A and its adjoint in the time of so many operations of a factorisation."""
+    return matrix_operations(A.nanoseconds(transposed=False) + A.nanoseconds(transposed=True)) + _CALLS
 
 
 def iterations_needed(A: Convolution, damp: Tensor | float, norm: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Planes:
     Attributes:
         axis: the axis that becomes channels.
         bytes: the bytes of the border's plan of the image.
-        work: the time of its setup, in operations of an iteration of LSMR.
+        work: that of its setup, in the unit of an iteration's.
     """
 
     axis: int
@@ -66,8 +66,8 @@ class Planes:
             border = max(n, m) if one_sided else n + m
             # the symbol, the smaller normal matrix and its inverse, the border and its kernel
             needed = frequencies * (n * m + 2 * smaller**2 + 3 * border**2) * A.dtype.to_complex().itemsize
-            # the products and inverses of matrices take as many operations more for each number as they have rows
-            found.append(cls(axis, needed, (SETUP_BYTE_WORK + border) * needed))
+            # products and inverses of complex matrices take four real operations more for each number and row
+            found.append(cls(axis, needed, (SETUP_BYTE_WORK + 4 * border) * needed))
         cheapest = min(found, key=lambda planes: planes.work, default=None)
         return cheapest if cheapest is not None and cheapest.bytes <= allowed_bytes(memory_limit, A.device) else None
 
@@ -77,8 +77,7 @@ def _factors_pay(A: Convolution, damping: Tensor, axis: int) -> bool:
     others = [a for a in range(A.ndim) if a != axis]
     lines = [(A.kernel_extent[a] - 1) * A.spatial_in[b] for a, b in (others, others[::-1])]
     unknowns = (A.spatial_in[axis] + A.spatial_out[axis]) / 2 * min(lines)
-    # complex, in triangular factors, whose operations take a third of the time of those of LSMR
-    factors = 8 / 9 * A.groups * unknowns**3
+    factors = 8 / 3 * A.groups * unknowns**3  # complex, in triangular factors
     return factors <= 2 * iteration_work(A) * float(iterations_needed(A, damping, norm_bound(A)).max())
 
 

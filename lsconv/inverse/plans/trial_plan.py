@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import CostModel, dense_cost, direct_work, plan_bytes
+from lsconv.border.cost_model import DirectWork, direct_work, plan_bytes
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.inverse.plans.lsmr_cost import SETUP_BYTE_WORK, iteration_work, iterations_needed, transform_grid
 from lsconv.inverse.plans.planes import Planes, is_one_sided
@@ -28,6 +27,7 @@ from lsconv.krylov.plan import LastResort
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol
+from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["TrialPlan", "trial"]
 
@@ -75,15 +75,12 @@ def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialP
 
 
 def _preconditioned(A: Convolution, damp: Tensor | float, planes: Planes | None, iteration: float) -> TrialPlan | None:
-    """LSMR preconditioned by the circulant, measured by the factorisation of the border, one dense matrix or planes."""
-    if planes is None:
-        model = CostModel(A.groups, math.prod(transform_grid(A)), 1, definite=True)
-        work = model.factor_work(dense_cost(_border_cells(A), definite=True))
-    else:
-        work = planes.work
-    limit = int(work / (1.5 * iteration))
+    """LSMR preconditioned by the circulant, for as long as the factors of the border, or of the planes, would take."""
+    work = direct_work(A, tuple(torch.as_tensor(damp).shape)).setup if planes is None else planes.work
     if A.ndim == 1:  # an iteration with the preconditioner does the work of three
-        return TrialPlan(A, damp, limit, preconditioned=True) if 3 * limit >= _FEWEST_ITERATIONS else None
+        limit = int(work / (3 * iteration))
+        return TrialPlan(A, damp, limit, preconditioned=True) if limit >= _FEWEST_ITERATIONS else None
+    limit = int(work / (1.5 * iteration))
     # the circulant takes the root of the bound of conjugate gradients, two to five times
     expected = 4 * float(iterations_needed(A, damp, norm_bound(A)).sqrt().max())
     if expected > limit:
@@ -97,9 +94,7 @@ def _with_kernel_over_half_the_field(
     """LSMR where it should cost no more than the factors of a border that is as large as the field."""
     # of the bound of conjugate gradients it takes a fourth and less
     expected = float(iterations_needed(A, damp, norm_bound(A)).max()) / 4
-    definite = is_one_sided(A, range(A.ndim))
-    model = CostModel(A.groups, math.prod(transform_grid(A)), 1, definite)
-    allowed = int(model.factor_work(dense_cost(_border_cells(A), definite=definite)) / iteration)
+    allowed = int(direct_work(A, tuple(torch.as_tensor(damp).shape)).setup / iteration)
     return TrialPlan(A, damp, min(limit, allowed), expected=expected) if expected <= allowed else None
 
 
@@ -112,18 +107,12 @@ def _bounded_by_damping(A: Convolution, damp: Tensor | float, limit: int, *, pla
         limit: the iterations that cost what the border's setup does.
         plane: it is an image or a line of stride one.
     """
-    # a plane's border is factorised in an eighth of the time, and its symbol shows the norm of kernels of any sign
-    limit = limit // 8 if plane else limit
-    needed = iterations_needed(A, damp, _symbol_norm(A, transform_grid(A)) if plane else norm_bound(A))
-    volume = A.ndim == 3 and all(step == 1 for step in A.stride)
-    converges_in_time = bool((needed <= (1.5 if volume else 1) * limit).all())
+    # a plane's border is factorised in a quarter of the time
+    limit = limit // 4 if plane else limit
+    # the symbol shows the norm of kernels of any sign
+    needed = iterations_needed(A, damp, _symbol_norm(A, transform_grid(A)) if A.ndim < 3 else norm_bound(A))
+    converges_in_time = bool((needed <= (1 if plane else 1.5) * limit).all())
     return TrialPlan(A, damp, limit, expected=float(needed.max())) if converges_in_time else None
-
-
-def _border_cells(A: Convolution) -> int:
-    """The number of border cells of a convolution of one channel a group, on its shortest grid."""
-    grid = math.prod(Embedding(A, (1,) * A.ndim).grid)
-    return sum(grid - math.prod(sizes) for sizes in (A.spatial_in, A.spatial_out))
 
 
 def _symbol_norm(A: Convolution, grid: list[int]) -> Tensor:
@@ -182,8 +171,12 @@ class TrialPlan(KrylovPlan):
         """The solution for ``y``, to the tolerance of the direct methods and with their certificate, in float64."""
         self.last_iterations = 0
         solution = self._answer(y, self.damp, tolerances=self.tolerances(rtol, atol), max_iter=max_iter)
-        self.total, self.solved = self.total + int(solution.iterations.sum()), self.solved + solution.iterations.numel()
+        self._count(solution)
         return solution
+
+    def _count(self, solution: Solution) -> None:
+        self.total += int(solution.iterations.sum())
+        self.solved += solution.iterations.numel()
 
     def _answer(self, y: Tensor, damp: Tensor | float, *, tolerances: Tolerances, max_iter: int | None) -> Solution:
         """The solution, uncounted."""
@@ -257,7 +250,7 @@ class TrialPlan(KrylovPlan):
     def exhausted(self) -> bool:  # type: ignore[override]
         """Tell whether all solves together have cost the setup of the other plan, which is the faster once it is made.
 
-        With factors it is where a solve with them costs less than an iteration's; a blur's is without them.
+        With factors they have to have cost as much beyond what solves with them do; a blur's border is faster without.
         """
         if self.most is None or not bool((torch.as_tensor(self.damp) > 0).all()):
             return False
@@ -265,20 +258,19 @@ class TrialPlan(KrylovPlan):
         assert isinstance(A, Convolution)
         if (A.c_in + A.c_out) // A.groups <= 2 and self.total >= self.most:
             return True
-        setup, each = self._factors
-        spent = self.total * iteration_work(A)
-        return spent >= setup and spent > each * self.solved
+        B = A if self._narrow else self.precise
+        assert isinstance(B, Convolution)
+        spent = self.total * iteration_work(B)
+        return spent - self._factors.solve * self.solved >= self._factors.setup
 
     @functools.cached_property
-    def _factors(self) -> tuple[float, float]:
-        """The work of the border's factors and of a solve with them, in operations of LSMR."""
+    def _factors(self) -> DirectWork:
+        """The price of the border's factors; infinite where they do not fit in memory."""
         A = self.A
         assert isinstance(A, Convolution)
-        if A.ndim == 3:
-            return math.inf, math.inf
-        setup, each = direct_work(A, tuple(torch.as_tensor(self.damp).shape))
-        # a product with factors takes a third of the time of the same operations of a convolution
-        return setup, each / 3
+        work = direct_work(A, tuple(torch.as_tensor(self.damp).shape))
+        fits = work.bytes <= allowed_bytes(None, A.device)
+        return work if fits else DirectWork(math.inf, math.inf, work.bytes)
 
     def gives_way(self, y: Tensor) -> bool:
         """Tell whether :attr:`exhausted`, or whether so many right-hand sides are expected to take twice the limit."""
@@ -292,7 +284,9 @@ class TrialPlan(KrylovPlan):
 
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`."""
-        return super().adjoint(v.to(self.A.dtype), rtol=rtol).to(self.dtype)
+        solution = self._adjoint_solution(v.to(self.A.dtype), rtol)
+        self._count(solution)
+        return solution.x.to(self.dtype)
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
         """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``; in double precision, for a difference over damp^2."""

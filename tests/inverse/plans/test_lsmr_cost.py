@@ -16,6 +16,12 @@ def test_a_long_kernel_costs_transforms_and_a_short_one_its_taps() -> None:
     assert longer < 2 * long  # not the ratio of the taps
 
 
+def test_a_layer_in_double_precision_is_priced_by_what_it_gathers() -> None:
+    A = lsconv.Conv2d(torch.randn(64, 64, 3, 3), (32, 32), padding=1)
+    single, double = (iteration_work(B) for B in (A, A.to(dtype=torch.float64)))
+    assert 2 * single < double
+
+
 def test_more_iterations_are_never_taken_than_needed() -> None:
     kernel = torch.rand(1, 1, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     A = lsconv.Conv2d(kernel / kernel.sum(), (24, 24), padding=2)

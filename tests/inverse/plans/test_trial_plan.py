@@ -114,8 +114,24 @@ def test_a_strided_blur_that_is_kept_goes_over_to_the_border() -> None:
     total = inverse.plan.total
     kept = inverse.solve(y)
     assert kept.converged.all()
+    v = torch.randn(2, *A.in_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    assert torch.allclose((inverse(y) * v).sum(), (y * inverse.adjoint(v)).sum(), rtol=1e-8)
     assert inverse.plan.total == total  # LSMR was not asked
     assert (kept.x - first.x).norm() < 1e-8 * first.x.norm()
+
+
+def test_applications_of_the_adjoint_count_as_solves_do() -> None:
+    weight = torch.randn(3, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    A = lsconv.Conv2d(weight / 3, (48, 48), stride=2, padding=1, groups=3)
+    inverse = lsconv.pinv(A, damp=0.5)
+    v = torch.randn(2, *A.in_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    first = inverse.adjoint(v)
+    inverse.plan.most = inverse.plan.total
+    assert inverse.plan.exhausted
+    kept = inverse.adjoint(v)
+    assert inverse.fallback is not None
+    assert isinstance(inverse.fallback.plan(), BorderPlan)
+    assert (kept - first).norm() < 1e-8 * first.norm()
 
 
 def planes() -> lsconv.Convolution:
