@@ -178,8 +178,6 @@ class Convolution(LinearOperator):
         C = module_convolution(cls, checked.weight, *convolution_arguments(checked, in_size))
         return C.H if isinstance(checked, TransposedModule) else C
 
-    # ------------------------------------------------------------------ the operator
-
     def apply(self, x: Tensor) -> Tensor:
         """The convolution of ``x``."""
         if x.is_complex() and not self.is_complex:
