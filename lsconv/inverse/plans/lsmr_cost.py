@@ -15,7 +15,7 @@ from lsconv.operators.convolution_cost import matrix_operations
 from lsconv.operators.dtypes import direct_rtol
 from lsconv.operators.fft_convolution import short_fft_length
 
-__all__ = ["SETUP_BYTE_WORK", "iteration_work", "iterations_needed", "transform_grid"]
+__all__ = ["SETUP_BYTE_WORK", "border_setup_work", "iteration_work", "iterations_needed", "transform_grid"]
 
 # Each byte of the border's plan takes, in its setup, the time of so many operations of a factorisation.
 SETUP_BYTE_WORK = 25
@@ -26,6 +26,11 @@ _CALLS = 8e6
 def transform_grid(A: Convolution) -> list[int]:
     """The sizes of the grid on which A is applied by Fourier transforms."""
     return [short_fft_length(n + k - 1) for n, k in zip(A.spatial_in, A.kernel_extent, strict=True)]
+
+
+def border_setup_work(size: int) -> float:
+    """The work of the setup of a border's plan of so many bytes, which calls torch as often as twenty iterations do."""
+    return SETUP_BYTE_WORK * size + 20 * _CALLS
 
 
 def iteration_work(A: Convolution) -> float:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import DirectWork, direct_work, plan_bytes
+from lsconv.border.cost_model import CostModel, DirectWork, dense_cost, direct_work, plan_bytes
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
+from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
-from lsconv.inverse.plans.lsmr_cost import SETUP_BYTE_WORK, iteration_work, iterations_needed, transform_grid
+from lsconv.inverse.plans.lsmr_cost import border_setup_work, iteration_work, iterations_needed, transform_grid
 from lsconv.inverse.plans.planes import Planes, is_one_sided
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
 from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
@@ -31,7 +32,7 @@ from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["TrialPlan", "trial"]
 
-# With a smaller limit LSMR seldom arrives, so that no trial is made.
+# LSMR seldom takes fewer: with a smaller limit no trial is made.
 _FEWEST_ITERATIONS = 30
 
 
@@ -63,7 +64,7 @@ def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialP
         preconditioned = _preconditioned(A, damp, planes, iteration)
         if preconditioned is not None or A.ndim == 1:
             return preconditioned
-    setup = SETUP_BYTE_WORK * plan_bytes(A, tuple(damping.shape)) if planes is None else planes.work
+    setup = border_setup_work(plan_bytes(A, tuple(damping.shape))) if planes is None else planes.work
     limit = int(setup / iteration)
     if limit < _FEWEST_ITERATIONS or (blur and undamped and unit_stride):
         return None
@@ -94,7 +95,11 @@ def _with_kernel_over_half_the_field(
     """LSMR where it should cost no more than the factors of a border that is as large as the field."""
     # of the bound of conjugate gradients it takes a fourth and less
     expected = float(iterations_needed(A, damp, norm_bound(A)).max()) / 4
-    allowed = int(direct_work(A, tuple(torch.as_tensor(damp).shape)).setup / iteration)
+    grid = math.prod(Embedding(A, (1,) * A.ndim).grid)
+    cells = sum(grid - math.prod(sizes) for sizes in (A.spatial_in, A.spatial_out))
+    definite = is_one_sided(A, range(A.ndim))
+    model = CostModel(A.groups, math.prod(transform_grid(A)), 1, definite)
+    allowed = int(model.factor_work(dense_cost(cells, definite=definite)) / iteration)
     return TrialPlan(A, damp, min(limit, allowed), expected=expected) if expected <= allowed else None
 
 
@@ -107,8 +112,8 @@ def _bounded_by_damping(A: Convolution, damp: Tensor | float, limit: int, *, pla
         limit: the iterations that cost what the border's setup does.
         plane: it is an image or a line of stride one.
     """
-    # a plane's border is factorised in a quarter of the time
-    limit = limit // 4 if plane else limit
+    # a plane's border is factorised in half of the time
+    limit = limit // 2 if plane else limit
     # the symbol shows the norm of kernels of any sign
     needed = iterations_needed(A, damp, _symbol_norm(A, transform_grid(A)) if A.ndim < 3 else norm_bound(A))
     converges_in_time = bool((needed <= (1 if plane else 1.5) * limit).all())
@@ -275,7 +280,8 @@ class TrialPlan(KrylovPlan):
     def gives_way(self, y: Tensor) -> bool:
         """Tell whether :attr:`exhausted`, or whether so many right-hand sides are expected to take twice the limit."""
         items = y.numel() // self.A.out_numel
-        many = self.most is not None and self.expected is not None and items * self.expected > 2 * self.most
+        expected = _FEWEST_ITERATIONS if self.expected is None else self.expected
+        many = self.most is not None and items * expected > 2 * self.most
         return many or self.exhausted
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
