@@ -285,8 +285,9 @@ def _border_tolerance(plan: OuterPlan, ratio: float, growth: float) -> float:
     """The relative residual to which a step solves the border system.
 
     A step leaves ``growth`` times the residual of its border system, so that the worst item needs the reciprocal of
-    that and of its tolerance ratio. Before the first step growth is taken for what it is at most, sigma_max / damp:
-    otherwise that step may stop short of the share of x in the null space of A that the certificate allows. Where the
+    that and of its tolerance ratio. Before the first step growth is taken for a tenth of what it is at most,
+    sigma_max / damp: with much less that step may stop short of the share of x in the null space of A that the
+    certificate allows, and with all of it the border takes a tenth more iterations than it needs. Where the
     factors have a floor, it limits what a step reaches, whatever the ratio is, and the border's residual is to vanish
     beside that: once more by the margin.
     """
@@ -294,7 +295,7 @@ def _border_tolerance(plan: OuterPlan, ratio: float, growth: float) -> float:
     if not plan.inverse.exact:
         return _MARGIN**2 / most
     finest = torch.finfo(plan.factor_dtype).eps ** 0.7  # the border's residual has no more digits
-    return min(max(_MARGIN / (max(growth or most, 1.0) * ratio), finest), _MARGIN)
+    return min(max(_MARGIN / (max(growth or most / 10, 1.0) * ratio), finest), _MARGIN)
 
 
 def iterated(make: Callable[[], NormalEquations]) -> OuterSolution:

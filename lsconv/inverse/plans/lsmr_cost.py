@@ -28,9 +28,9 @@ def transform_grid(A: Convolution) -> list[int]:
     return [short_fft_length(n + k - 1) for n, k in zip(A.spatial_in, A.kernel_extent, strict=True)]
 
 
-def border_setup_work(size: int) -> float:
-    """The work of the setup of a border's plan of so many bytes, which calls torch as often as twenty iterations do."""
-    return SETUP_BYTE_WORK * size + 20 * _CALLS
+def border_setup_work(size: int, *, calls: bool) -> float:
+    """The work of the setup of a border's plan of so many bytes; its calls of torch are those of twenty iterations."""
+    return SETUP_BYTE_WORK * size + (20 * _CALLS if calls else 0)
 
 
 def iteration_work(A: Convolution) -> float:

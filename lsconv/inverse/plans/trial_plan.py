@@ -64,7 +64,8 @@ def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialP
         preconditioned = _preconditioned(A, damp, planes, iteration)
         if preconditioned is not None or A.ndim == 1:
             return preconditioned
-    setup = border_setup_work(plan_bytes(A, tuple(damping.shape))) if planes is None else planes.work
+    # the iterations of layers are not known, so that the calls of the border's setup are not staked on them
+    setup = border_setup_work(plan_bytes(A, tuple(damping.shape)), calls=blur) if planes is None else planes.work
     limit = int(setup / iteration)
     if limit < _FEWEST_ITERATIONS or (blur and undamped and unit_stride):
         return None
