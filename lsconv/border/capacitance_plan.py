@@ -42,7 +42,7 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.plan import PATIENCE, LastResort, Plan
+from lsconv.krylov.plan import PATIENCE, FallbackKind, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
@@ -79,7 +79,7 @@ class CapacitancePlan(Plan):
     """
 
     reason = "a square convolution without damping: the capacitance matrix of its border is factorised"
-    fallback = LastResort.LSMR
+    fallback_kind = FallbackKind.LSMR
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class CapacitancePlan(Plan):
         if not found.resolved:
             raise MethodError(f"{A!r}: the rounding of its border hides which singular values count as zero")
         if rcond is not None and found.largest > default_rcond(torch.float64):
-            # the vectors found span the null space of A next to it, not the singular vectors that the threshold cuts
+            # the vectors found span the null space of a nearby A, not the singular vectors below the user's threshold
             raise MethodError(f"{A!r}: singular values up to {found.largest:.1e} ||A|| would count as zero")
 
     def _check(self, inner: Border, outer: Border, memory_limit: int | None, refuse_if_slower: bool) -> None:
@@ -119,7 +119,7 @@ class CapacitancePlan(Plan):
             raise MethodError(f"{self.A!r}: {outer.size} unknowns and {inner.size} equations on the border")
         cells, channels = math.prod(embedding.grid), embedding.in_channels
         if refuse_if_slower:
-            # those that another method would be given
+            # a factorisation that costs more than the iterations that another method may take is refused
             iteration = CostModel(1, cells, channels, definite=False).iteration(1)
             if dense_cost(inner.size, definite=False).setup > PATIENCE * iteration:
                 raise MethodError(f"{self.A!r}: {inner.size} border unknowns cost more to factorise than to iterate on")
@@ -144,9 +144,9 @@ class CapacitancePlan(Plan):
         # In a group of channels much smaller than others of its item, larger parts of its singular values count as
         # zero.
         groups = self.embedding.groups
-        faint = norms[0].reshape(-1, groups).amax(1).repeat_interleave(groups) / norms[0]
+        item_over_group = norms[0].reshape(-1, groups).amax(1).repeat_interleave(groups) / norms[0]
         # the inverse of the symbol has to keep half of the digits, and such a singular value to be one of the border
-        served = (condition <= torch.finfo(torch.float64).eps ** -0.5) & (self.rcond * faint * condition <= 1)
+        served = (condition <= torch.finfo(torch.float64).eps ** -0.5) & (self.rcond * item_over_group * condition <= 1)
         if bool((info > 0).any()) or not bool(served.all()):
             raise MethodError(f"{self.A!r}: the symbol is singular, or nearly so (condition {condition.max():.1e})")
         self.norm_bound = norms[0]
@@ -162,7 +162,7 @@ class CapacitancePlan(Plan):
             Direction(forward.H, outer, inner, zero[1], none, none),
         )
         found = Capacitance(factors, pivots, directions)
-        return NullSpaces(found, matrices, norms[1], condition, self.rcond * faint, chosen=chosen)
+        return NullSpaces(found, matrices, norms[1], condition, self.rcond * item_over_group, chosen=chosen)
 
     # ------------------------------------------------------------------ answers
 

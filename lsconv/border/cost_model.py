@@ -129,7 +129,7 @@ class CostModel:
     def iteration(self, rhs: int) -> float:
         """The work of one iteration for ``rhs`` right-hand sides a block (see benchmarks/border_iteration.py)."""
         each = self.channels * (20 * math.log2(self.cells) + 16 * self.channels)
-        return CALL_WORK + float(self._weight * rhs * self.blocks * self.cells * each)
+        return CALL_WORK + float(self._indefinite_factor * rhs * self.blocks * self.cells * each)
 
     def factor_work(self, cost: FactorCost) -> float:
         """The work of making factors of this cost for each of the blocks."""
@@ -151,11 +151,12 @@ class CostModel:
             transform: the cost of a transform of their grid, for all channels, as
                 :func:`~lsconv.operators.fft_convolution.transform_cost` has it.
         """
-        passes = 4 * self._weight  # forward and inverse, of the data and of the border's correction
+        passes = 4 * self._indefinite_factor  # forward and inverse, of the data and of the border's correction
         return self.reading(cost) + self.blocks * passes * (20 * transform + 16 * self.channels**2 * self.cells)
 
     @property
-    def _weight(self) -> int:
+    def _indefinite_factor(self) -> int:
+        """The cost of an iteration or pass relative to that of a definite system."""
         return 1 if self.definite else 3
 
 
@@ -194,7 +195,7 @@ def crossed_cost(border: CrossedBorder, *, definite: bool, real: bool, even: boo
     size = unknowns / copies
     factors = (1 if definite else 2) / 3 * multiplications * copies * size**3
     between = border.width * (channels * border.height) ** 2
-    # of real functions real and imaginary parts, of even ones the real part of half of the rows
+    # real and imaginary parts are a factor of two; even operators need the real part of half of the rows, a half
     products = 4.0 * channels * (grid[1] // 2 + 1) * between * (0.5 if even else 2.0) if border.depth else 0.0
     entries = copies * size**2 * (1 if real and not saddle else 2)
     strip = (channels * border.depth) ** 2 * frequencies / grid[0] * 2
@@ -317,7 +318,7 @@ def direct_work(convolution: Convolution, damp_shape: tuple[int, ...] = ()) -> D
         operations += (4 if definite else 8) * frequencies * (channels * border.depth) ** 3
     model = CostModel(embedding.blocks, cells, channels, definite)
     setup = model.factor_work(cost) + model.factor_work(FactorCost(operations, entries, 0))
-    # one pass of factors costs the same in either form, of whose channels there are twice as many in the saddle's
+    # the channels of a saddle are counted twice already, so that its factor of an iteration does not apply to a pass
     solve = CALL_WORK + replace(model, definite=True).solve(cost, channels * transform_cost(embedding.grid))
     return DirectWork(setup, solve, model.bytes(cost))
 

@@ -215,7 +215,7 @@ class BorderInverse(NormalInverse):
         channels = self.system.rows if self.stack is None else self.stack.transforms
         self.model = CostModel(self.embedding.blocks, math.prod(self.embedding.grid), channels, definite)
         self.condition = problem.condition(self.inverse)
-        crossed = request.crossed and not request.shortest_grid and self.embedding.ndim <= 2
+        crossed = request.crossed and not request.whole_border and self.embedding.ndim <= 2
         self._crossed = crossed and (request.penalty is not None or self.condition <= _CONDITION[definite])
         self._on_shortest_grid, self._cost = self._cost_of_factors()
         self._border_system: BorderSystem | None = None
@@ -256,7 +256,8 @@ class BorderInverse(NormalInverse):
             except PlanMemoryError:
                 self.give_up_factors()
         else:
-            self.direct = normal_inverse(replace(self.problem.request, side=self.side, shortest_grid=True))
+            on_shortest = replace(self.problem.request, side=self.side, shortest_grid=True)
+            self.direct = normal_inverse(replace(on_shortest, whole_border=True))
 
     def begin_iteration(self) -> BorderSystem:
         """Make the system on the border with its preconditioner, unless it exists, and iterate from now on."""
@@ -264,11 +265,10 @@ class BorderInverse(NormalInverse):
             self.stage = Stage.ITERATION
         if self._border_system is None:
             request = self.problem.request
-            # For a stacked volume the additive form takes no more iterations, and conjugate gradients store few
-            # vectors.
+            # For a stacked volume the additive form takes no more iterations, and conjugate gradients need few vectors.
             restricted = request.limits.corners and (self.exact or not self.definite) and self.stack is None
             problem = BorderProblem(
-                self.system, self.border, self.model, restricted, request.limits, request.shortest_grid, self.stack
+                self.system, self.border, self.model, restricted, request.limits, request.whole_border, self.stack
             )
             self._border_system = BorderSystem(problem, self._cost if self.stage is not Stage.ITERATION_ONLY else None)
         return self._border_system
@@ -281,7 +281,7 @@ class BorderInverse(NormalInverse):
     def factorise_if_cheaper(self, batch: tuple[int, ...], solves: int = 1) -> DirectInverse | None:
         """Make the factors if they cost less than ``solves`` solves by iteration, and return them."""
         limits = self.problem.request.limits
-        if self.stage is Stage.UNDECIDED and not self.problem.request.shortest_grid:
+        if self.stage is Stage.UNDECIDED and not self.problem.request.whole_border:
             cost, expected, fits = self.forecast(batch)
             if cost <= solves * (expected if limits.at_once is None else limits.at_once) and fits:
                 self.go_direct()

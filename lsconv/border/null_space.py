@@ -111,9 +111,11 @@ class NullSpaces:
         self._counts = counts
         self.nullity, most = nullity, int(nullity.max())
         null = [(v * k.unsqueeze(-2))[..., :most] for (_, v), k in zip(found, counted, strict=True)]
-        # Repeated without the rejected candidates, beside whose long extensions the null vectors were rounding.
+        # Orthonormalised again without the rejected candidates: their extensions are much longer, and the accepted
+        # vectors have lost digits beside them.
         null = [orthonormalised(v, gram.between(v)) for v, gram in zip(null, grams, strict=True)]
-        # B C^-1 R^T R C^-H B^T is the overlap less S S^H, which is nothing next to it on null
+        # the coupling B C^-1 R^T R C^-H B^T is G - S S^H, with G the Gram matrix of the extensions; S^H v = 0 on null
+        # vectors v, where it is G
         coupling = [gram(v) for gram, v in zip(grams, null, strict=True)]
         forward, adjoint = self.capacitance.directions
         directions = (

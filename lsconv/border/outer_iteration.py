@@ -72,7 +72,14 @@ class OuterPlan(Protocol):
 
 @dataclass(frozen=True)
 class _Iterate:
-    """An iterate: u, its image, the residual g of the normal equations, and the norm of g relative to its target."""
+    """An iterate of the normal equations.
+
+    Attributes:
+        u: the unknowns, ``(*batch, *space)``.
+        image: that of u, ``(*batch, *image_space)``.
+        g: the residual, of the shape of u.
+        ratio: the norm of g relative to its target, ``(*batch)``.
+    """
 
     u: Tensor
     image: Tensor
@@ -164,7 +171,7 @@ class NormalEquations:
         if not self.has_data:
             scale = self.given_norm * (torch.ones_like(g_norm) if not self.residual_side else norm_a)
             return torch.where(g_norm == 0, 0, g_norm / (rtol * scale))
-        unit = torch.finfo(g_norm.dtype).tiny
+        smallest = torch.finfo(g_norm.dtype).tiny
         image_norm = self.image_space.norm(image)
         if self.residual_side:
             x_norm, misfit = image_norm, self.space.norm(g + self.space.broadcast(self.mu) * u)
@@ -172,7 +179,7 @@ class NormalEquations:
             x_norm, misfit = self.space.norm(u), image_norm
         total = torch.hypot(misfit, self.damp * x_norm)
         bound = torch.maximum(rtol * self.given_norm, self.tolerances.atol / self.unit)
-        by_residual = total / bound.clamp_min(unit)
+        by_residual = total / bound.clamp_min(smallest)
         norm = self.plan.inverse.norm_bound
         rounding = 4 * torch.finfo(self.A.dtype).eps * (norm * x_norm + self.given_norm)
         if self.A.dtype != self.plan.A.dtype:  # x is stored in float32: where it is short, 5 % of that rounding will do
@@ -188,8 +195,8 @@ class NormalEquations:
             finest = torch.maximum(self.error_share * self.mu * x_norm, rounding * norm)
             target = torch.where(self.mu > 0, torch.minimum(target, finest), target)
         # Relative to the objective at x = 0.
-        downhill = total / ((1 + self.tolerances.eps**0.5) * self.given_norm).clamp_min(unit)
-        tolerance_ratio = torch.minimum(by_residual, torch.maximum(g_norm / target.clamp_min(unit), downhill))
+        downhill = total / ((1 + self.tolerances.eps**0.5) * self.given_norm).clamp_min(smallest)
+        tolerance_ratio = torch.minimum(by_residual, torch.maximum(g_norm / target.clamp_min(smallest), downhill))
         return torch.where(g_norm == 0, 0, tolerance_ratio)
 
     def scaled_back(self, tensor: Tensor, space: ItemSpace) -> Tensor:
@@ -282,14 +289,15 @@ def outer_iteration(equations: NormalEquations) -> OuterSolution:
 
 
 def _border_tolerance(plan: OuterPlan, ratio: float, growth: float) -> float:
-    """The relative residual to which a step solves the border system.
+    """The relative residual to which a step solves the border system: ``margin / (growth ratio)``.
 
-    A step leaves ``growth`` times the residual of its border system, so that the worst item needs the reciprocal of
-    that and of its tolerance ratio. Before the first step growth is taken for a tenth of what it is at most,
-    sigma_max / damp: with much less that step may stop short of the share of x in the null space of A that the
-    certificate allows, and with all of it the border takes a tenth more iterations than it needs. Where the
-    factors have a floor, it limits what a step reaches, whatever the ratio is, and the border's residual is to vanish
-    beside that: once more by the margin.
+    Args:
+        plan: the operator and its inverse.
+        ratio: the largest tolerance ratio of an item.
+        growth: how often a step multiplies the residual of its border system, from the steps so far; 0: none yet. The
+            first step assumes a tenth of the largest possible, sigma_max / damp. All of it costs a tenth more border
+            iterations; much less may leave more of x in the null space of A than the certificate allows. Factors with a
+            floor reach no more than that, whatever the ratio is, and there the margin counts twice.
     """
     most = 1 / plan.inverse.relative_damp if plan.inverse.damped or not plan.inverse.exact else 1.0
     if not plan.inverse.exact:

@@ -38,7 +38,7 @@ from lsconv.krylov.loop.null_space import misses_null_part, settle_null_space
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsqr import lsqr
-from lsconv.krylov.plan import PATIENCE, LastResort, Plan
+from lsconv.krylov.plan import PATIENCE, FallbackKind, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
@@ -123,7 +123,7 @@ class BorderPlan(Plan):
         if not self._damped:
             self._refuse_deficient()
         valid = self.inverse.form == "valid" and self._damped
-        self.fallback = LastResort.PRECONDITIONED_LSMR if valid else LastResort.LSMR
+        self.fallback_kind = FallbackKind.PRECONDITIONED_LSMR if valid else FallbackKind.LSMR
         self.x_in_range_of_adjoint = self.inverse.side == "residual"
         # there are no factors for the border of a volume
         self.patience = PATIENCE if valid and A.ndim == 3 else None
@@ -261,10 +261,11 @@ class BorderPlan(Plan):
         null_share, damped = tolerances.null_share, self.damp > 0
         if self.inverse.side == "residual":
             return torch.where(damped, null_share, torch.inf)
-        # Where A has as many outputs as inputs, errors along small singular values are of the same size. Factors with a
-        # floor above damp^2 take less of the null space away in every step, and so do all where damp is tiny.
-        wide = self.A.out_numel < self.A.in_numel
-        strict = wide or not self.inverse.exact
+        # Where A has as many outputs as inputs, errors along small singular values are of the same size. A step divides
+        # the part in the null space by shift / damp^2: where the factors' shift exceeds damp^2, or damp is tiny, it
+        # takes several, and the strict share is demanded.
+        fewer_outputs = self.A.out_numel < self.A.in_numel
+        strict = fewer_outputs or not self.inverse.exact
         shares = torch.where(strict | (self.damp < _INVISIBLE_DAMP * self._norm), null_share, SQUARE_SHARE)
         return torch.where(damped, shares, 0.0)
 

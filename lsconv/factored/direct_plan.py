@@ -15,7 +15,7 @@ from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.plan import LastResort, Plan
+from lsconv.krylov.plan import FallbackKind, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.dtypes import ROUNDING, double
@@ -101,7 +101,7 @@ class DirectPlan(Plan):
     """
 
     never_misses = True
-    fallback = LastResort.NOTHING
+    fallback_kind = FallbackKind.NOTHING
     rtol: float
     rank: Tensor
     undecided: Tensor

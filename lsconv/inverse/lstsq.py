@@ -177,8 +177,8 @@ class _Routed:
         may_fall_back = self.method in ("auto", "border") and (
             not krylov_options or (self.method == "auto" and not plan.innermost.iterates)
         )
-        second = Fallback(A, damp, plan, self.rcond) if may_fall_back else None
-        solution = solve(plan, data.y, data.nonfinite, second=second, **options)
+        fallback = Fallback(A, damp, plan, self.rcond) if may_fall_back else None
+        solution = solve(plan, data.y, data.nonfinite, fallback=fallback, **options)
         if self.method == "hybrid":  # the backward pass takes the damping as chosen
             return solution, KrylovPlan(A, solution.damp, "lsmr")
-        return solution, plan if second is None else second.answering
+        return solution, plan if fallback is None else fallback.answering

@@ -204,24 +204,24 @@ class PseudoInverse(LinearOperator):
             return self.observation.weighted(adjoint_answer(self.plan, self.operator, y, self.damp))
         return self.observation.weighted(_nan_items(self._backward, y.detach(), self.out_shape, self.in_shape))
 
-    def _forward(self, y: Tensor, second: Fallback | None) -> Tensor:
-        if second is None:
+    def _forward(self, y: Tensor, fallback: Fallback | None) -> Tensor:
+        if fallback is None:
             return self.plan.apply(y)
-        found = self._answering(second).attempt(y=y)
+        found = self._answering(fallback).attempt(y=y)
         if found is not None and not bool(found[1].any()):
             return found[0]
         healthy = torch.zeros(y.shape[: y.ndim - len(self.in_shape)], dtype=torch.bool, device=y.device)
-        return solve(self.plan, y, healthy, second=second).x
+        return solve(self.plan, y, healthy, fallback=fallback).x
 
     def _backward(self, v: Tensor) -> Tensor:
-        """The adjoint of the answer, from the second plan for items that the first has missed."""
-        second = self._second()
-        first = self.plan if second is None else self._answering(second)
-        found = None if second is None else first.attempt(v=v)
-        if second is None or found is None:
+        """The adjoint of the answer, from the fallback for items that the plan has missed."""
+        fallback = self._fallback()
+        first = self.plan if fallback is None else self._answering(fallback)
+        found = None if fallback is None else first.attempt(v=v)
+        if fallback is None or found is None:
             return first.adjoint(v)
         y, missed = found
-        plan = second.plan() if bool(missed.any()) else None
+        plan = fallback.plan() if bool(missed.any()) else None
         if plan is None:
             return y
         with warnings.catch_warnings():
@@ -229,11 +229,11 @@ class PseudoInverse(LinearOperator):
             other = plan.adjoint(v, rtol=direct_rtol(self.dtype))
         return select(missed, other, y)
 
-    def _answering(self, second: Fallback) -> Plan:
-        """The plan that is asked first: the second one where the solves so far have cost its setup."""
-        return (second.plan() or self.plan) if self.plan.innermost.exhausted else self.plan
+    def _answering(self, fallback: Fallback) -> Plan:
+        """The plan that is asked first: the fallback where the solves so far have cost its setup."""
+        return (fallback.plan() or self.plan) if self.plan.innermost.exhausted else self.plan
 
-    def _second(self) -> Fallback | None:
+    def _fallback(self) -> Fallback | None:
         return None if self.fallback is None else self.fallback.for_another_solve()
 
     @untraced
@@ -281,10 +281,10 @@ class _Applied:
 
     def answer(self, problem: LeastSquares) -> tuple[Tensor, Plan]:
         """The x, NaN for the items that are not finite, and the plan that gave it."""
-        inverse, second = self.inverse, self.inverse._second()
-        forward = lambda y: inverse._forward(y, second)
+        inverse, fallback = self.inverse, self.inverse._fallback()
+        forward = lambda y: inverse._forward(y, fallback)
         x = _nan_items(forward, measured(inverse.operator, problem.y.detach()), inverse.in_shape, inverse.out_shape)
-        return x, inverse.plan if second is None else second.answering
+        return x, inverse.plan if fallback is None else fallback.answering
 
 
 @dataclass(frozen=True)
@@ -297,10 +297,10 @@ class _Solved:
 
     def answer(self, problem: LeastSquares) -> tuple[Solution, Plan]:
         """The solution, and the plan that gave it."""
-        plan, second = self.inverse.plan, self.inverse._second()
+        plan, fallback = self.inverse.plan, self.inverse._fallback()
         data = prepare(self.inverse.operator, problem.y, damp=problem.damp, check_finite=self.check_finite, name="y")
-        solution = solve(plan, data.y, data.nonfinite, second=second, **with_start(self.options, problem))
-        return solution, plan if second is None else second.answering
+        solution = solve(plan, data.y, data.nonfinite, fallback=fallback, **with_start(self.options, problem))
+        return solution, plan if fallback is None else fallback.answering
 
 
 def _nan_items(

@@ -33,11 +33,11 @@ from lsconv.inverse.plans.small_matrices import (
     small_matrices,
 )
 from lsconv.inverse.plans.trial_plan import TrialPlan, trial
-from lsconv.krylov.plan import PATIENCE, LastResort, PenalisedPlan, Plan
+from lsconv.krylov.plan import PATIENCE, FallbackKind, PenalisedPlan, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 
-__all__ = ["METHODS", "fallback", "penalty_fallback", "penalty_plan", "route"]
+__all__ = ["METHODS", "fallback_plan", "penalty_fallback_plan", "penalty_plan", "route"]
 
 METHODS = ("auto", *SMALL_MATRICES, "fourier", "border", "svd", *KRYLOV)
 # Channels of a group, in and out together, up to which reflected padding goes to the border; of more LSMR is faster.
@@ -105,7 +105,7 @@ def route(
     ==============  ====================================================  ============================================
 
     An ``rcond`` of the user's goes to "matrix", "separable", "normal" and "fourier" too; the iterations decide no rank.
-    For small problems "svd" also gives the answers that the others are not sure of (:func:`fallback`).
+    For small problems "svd" also gives the answers that the others are not sure of (:func:`fallback_plan`).
 
     A volume of one channel a group and few planes along an axis goes to "border" as an image whose channels are these
     planes (:class:`Planes`). "border" is direct (:class:`CapacitancePlan`) for ``damp = 0`` and a square operator whose
@@ -347,37 +347,39 @@ def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, p
 # ---------------------------------------------------------------------- the last resort
 
 
-def fallback(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None) -> Plan | None:
+def fallback_plan(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None) -> Plan | None:
     """The plan that is asked about the items that "auto" leaves unconverged; None where there is no other way.
 
     A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.
     """
     first = plan.innermost
-    resort = first.fallback
-    if resort is LastResort.NOTHING:
+    kind = first.fallback_kind
+    if kind is FallbackKind.NOTHING:
         return None
     if SingularValuePlan.is_quick(A) and not first.never_misses:
         return _svd(A, damp, None, rcond)
-    if resort is LastResort.BORDER:
+    if kind is FallbackKind.BORDER:
         try:
             border = _border(A, damp, None, Planes.of(A, damp))
         except (MethodError, PlanMemoryError):
             return None if first.never_misses else krylov_plan(A, damp, "lsmr")
         then, factors = border.innermost, None
         if isinstance(first, (TrialPlan, KeptSeparablePlan)) and first.exhausted and isinstance(then, BorderPlan):
-            # as many answers are expected again as there have been
+            # assume that as many right-hand sides will follow as have been solved so far
             factors = then.inverse.factorise_if_cheaper(tuple(then.inverse.embedding.batch_shape), first.solved)
         return None if first.never_misses and factors is None else border
-    if resort is LastResort.DENSE or rcond is not None:
+    if kind is FallbackKind.DENSE or rcond is not None:
         return None
-    if resort is LastResort.PRECONDITIONED_LSMR:
+    if kind is FallbackKind.PRECONDITIONED_LSMR:
         return TrialPlan(A, damp, None, preconditioned=True)
-    # LSMR is no last resort where another iteration of A has failed
+    # where another iteration of A has failed, LSMR has its default limit
     return KrylovPlan(A, damp, "lsmr", max_iter=None if first.iterates else PATIENCE)
 
 
-def penalty_fallback(A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: Plan) -> PenalisedPlan | None:
+def penalty_fallback_plan(
+    A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: Plan
+) -> PenalisedPlan | None:
     """The plan that is asked about items with a penalty that "auto" leaves unconverged; None where there is none."""
     if DenseStack.is_quick(A, L, damp):
         return DenseStack(A, L, damp)
-    return KrylovStack(A, L, damp) if plan.innermost.fallback is LastResort.LSMR else None
+    return KrylovStack(A, L, damp) if plan.innermost.fallback_kind is FallbackKind.LSMR else None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, MethodError
 from lsconv.inverse.plans.krylov_plan import KRYLOV_ONLY
-from lsconv.inverse.route import fallback
+from lsconv.inverse.route import fallback_plan
 from lsconv.krylov.gradients.attach import LeastSquares
 from lsconv.krylov.loop.batched_scalars import ItemSpace
 from lsconv.krylov.loop.solution import Solution, Status, report
@@ -30,7 +30,7 @@ def solve(
     y: Tensor,
     nonfinite: Tensor,
     *,
-    second: Fallback | None = None,
+    fallback: Fallback | None = None,
     raise_on_failure: bool = False,
     **options: Any,
 ) -> Solution:
@@ -43,21 +43,22 @@ def solve(
         raise ArgumentTypeError(
             f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | KRYLOV_ONLY))}"
         )
-    if second is not None and plan.innermost.gives_way(y):  # trials that have cost the border's setup, or would
-        plan = second.plan() or plan
+    # a plan gives way where its iterations have cost, or for this y would cost, the setup of the fallback
+    if fallback is not None and plan.innermost.gives_way(y):
+        plan = fallback.plan() or plan
     extra = sorted(set(options) - _COMMON - plan.options)
     if extra:
         raise MethodError(
             f"{', '.join(extra)}: {plan!r} takes no such option; ask for method='lsmr' or another Krylov method"
         )
-    if second is not None and max_iter is None:
-        # after that many the first plan's answer no longer pays
-        options["max_iter"] = second.first.innermost.patience if second.rcond is None else None
+    if fallback is not None and max_iter is None:
+        # a plan with a fallback stops early; without one it runs to its default limit
+        options["max_iter"] = fallback.first.innermost.patience if fallback.rcond is None else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         solution = plan.solve(y, **options)
-    if second is not None and not solution.all_converged:
-        solution = with_fallback(solution, second, y, {**options, "max_iter": max_iter})
+    if fallback is not None and not solution.all_converged:
+        solution = with_fallback(solution, fallback, y, {**options, "max_iter": max_iter})
     if bool(nonfinite.any()):
         solution = without_items(solution, nonfinite)
     report(solution, plan, raise_on_failure=raise_on_failure)
@@ -69,13 +70,13 @@ def with_start(options: dict[str, Any], problem: LeastSquares) -> dict[str, Any]
     return options if problem.x_prior is None else {**options, "x0": problem.x_prior}
 
 
-def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict[str, Any]) -> Solution:
+def with_fallback(solution: Solution, fallback: Fallback, y: Tensor, options: dict[str, Any]) -> Solution:
     """The fallback's answer for the items that the plan left unconverged, or not certified to be of minimum norm.
 
     A rank-deficient operator whose other singular values are well separated from zero is no trouble for LSMR; one whose
     singular values fall to zero gradually is, and then the one that fits the data better stays.
     """
-    plan = second.plan()
+    plan = fallback.plan()
     if plan is None:
         return solution
     common = {name: value for name, value in options.items() if name in _COMMON}
@@ -83,7 +84,9 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
         warnings.simplefilter("ignore", ConvergenceWarning)
         other = plan.solve(y, **common)
     objectives = [
-        torch.hypot(answer.residual_norm, answer.damp * ItemSpace(second.A.in_shape, y.dtype, y.device).norm(answer.x))
+        torch.hypot(
+            answer.residual_norm, answer.damp * ItemSpace(fallback.A.in_shape, y.dtype, y.device).norm(answer.x)
+        )
         for answer in (solution, other)
     ]
     undecided = other.codes == Status.RANK_UNDECIDED.code
@@ -92,7 +95,7 @@ def with_fallback(solution: Solution, second: Fallback, y: Tensor, options: dict
 
 
 class Fallback:
-    """The plan of :func:`~lsconv.inverse.route.fallback`, made when an item first needs it.
+    """The plan of :func:`~lsconv.inverse.route.fallback_plan`, made when an item first needs it.
 
     Attributes:
         answering: the plan whose answer there is, for the backward pass.
@@ -112,7 +115,7 @@ class Fallback:
     def plan(self) -> Plan | None:
         """Make the plan once, let it be :attr:`answering`, and return it; None where there is no other way."""
         if not self._made:
-            self._made.append(fallback(self.A, self.damp, self.first, self.rcond))
+            self._made.append(fallback_plan(self.A, self.damp, self.first, self.rcond))
         self.answering = self._made[0] or self.first
         return self._made[0]
 

@@ -27,7 +27,7 @@ from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.lstsq import lstsq
 from lsconv.inverse.observation import Observation, mask_of_data
 from lsconv.inverse.plans.krylov_plan import KrylovPlan, PenalisedBackward
-from lsconv.inverse.route import penalty_fallback, penalty_plan, route
+from lsconv.inverse.route import penalty_fallback_plan, penalty_plan, route
 from lsconv.inverse.sharded import solves_shards
 from lsconv.inverse.solve import Fallback, with_fallback, without_items
 from lsconv.krylov.gradients.attach import LeastSquares, attach
@@ -209,9 +209,9 @@ class _RoutedWithPenalty:
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 # no fallback where the caller gave x0 or max_iter, which it would not follow
                 may_fall_back = self.method in ("auto", "border") and self.x0 is None and options["max_iter"] is None
-                second = Fallback(A, damping, plan) if may_fall_back else None
-                solution = _with_prior(plan, A, data.y, damping, x_prior, options, second)
-                inverse = plan = plan if second is None else second.answering
+                fallback = Fallback(A, damping, plan) if may_fall_back else None
+                solution = _with_prior(plan, A, data.y, damping, x_prior, options, fallback)
+                inverse = plan = plan if fallback is None else fallback.answering
         else:
             plan = penalty_plan(A, L, damping, method=self.method, memory_limit=self.memory_limit)
             start: dict[str, Any] = {"x0": self.x0} if "x0" in plan.options else {}
@@ -223,7 +223,7 @@ class _RoutedWithPenalty:
             if solution.excused is not None:  # an error along small singular values may hide in the rounding
                 doubtful = doubtful | solution.excused
             doubtful = doubtful & ~data.nonfinite
-            other_plan = penalty_fallback(A, L, damping, plan) if may_fall_back and bool(doubtful.any()) else None
+            other_plan = penalty_fallback_plan(A, L, damping, plan) if may_fall_back and bool(doubtful.any()) else None
             if other_plan is not None:
                 other = other_plan.solve(data.y, x_prior=x_prior, rtol=self.options["rtol"], atol=self.options["atol"])
                 solution, plan = solution.replaced(doubtful & other.converged, other), other_plan
@@ -250,14 +250,14 @@ def _with_prior(
     damp: Tensor,
     x_prior: Tensor | None,
     options: dict[str, Any],
-    second: Fallback | None,
+    fallback: Fallback | None,
 ) -> Solution:
     """Solve for ``x - x_prior`` and certify ``x``."""
     prior = None if x_prior is None else x_prior.detach()
     data = y if prior is None else y - A.apply(prior)
     solution = plan.solve(data, **options)
-    if second is not None and not solution.all_converged:
-        solution = with_fallback(solution, second, data, options)
+    if fallback is not None and not solution.all_converged:
+        solution = with_fallback(solution, fallback, data, options)
     if prior is None:
         return solution
     precise = A.to(dtype=double(A.dtype)) if isinstance(A, Convolution) else A

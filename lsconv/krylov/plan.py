@@ -13,17 +13,20 @@ from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.dtypes import direct_rtol
 
-__all__ = ["PATIENCE", "LastResort", "PenalisedPlan", "Plan"]
+__all__ = ["PATIENCE", "FallbackKind", "PenalisedPlan", "Plan"]
 
 # The limit on iterations of one method on items that another may solve, or has not solved.
 PATIENCE = 500
 
 
-class LastResort(enum.Enum):
-    """The plan that answers the items that another leaves unconverged."""
+class FallbackKind(enum.Enum):
+    """The plan that answers the items that another leaves unconverged.
+
+    For a small A it is the decomposition of the matrix, whatever the kind but NOTHING.
+    """
 
     NOTHING = enum.auto()  # the plan is a decomposition itself
-    DENSE = enum.auto()  # the decomposition of the matrix where that is quick, which all below try first
+    DENSE = enum.auto()  # the decomposition of a small matrix; none for a larger one
     LSMR = enum.auto()
     PRECONDITIONED_LSMR = enum.auto()
     BORDER = enum.auto()
@@ -41,7 +44,7 @@ class Plan:
         iterates: every iteration applies A itself, and max_iter limits these: the plan has no setup that another
             could be built on.
         never_misses: nothing iterates, so that every answer is as good as the factors.
-        fallback: what answers the items that the plan leaves unconverged.
+        fallback_kind: what answers the items that the plan leaves unconverged.
         patience: the most iterations on an item before the fallback is asked; None: no limit.
         exhausted: the solves so far have cost what the setup of the fallback does, and so it answers from now on.
         rtol: the relative tolerance of a solve that is given none; None: :meth:`default_rtol` of the dtype.
@@ -54,7 +57,7 @@ class Plan:
     options: frozenset[str] = frozenset()
     iterates: ClassVar[bool] = False
     never_misses: ClassVar[bool] = False
-    fallback: LastResort = LastResort.DENSE
+    fallback_kind: FallbackKind = FallbackKind.DENSE
     patience: int | None = None
     exhausted: bool = False
     rtol: float | None = None

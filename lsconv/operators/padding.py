@@ -36,7 +36,7 @@ def pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str = "zeros") -> Ten
 
 
 def pad_adjoint(y: Tensor, pairs: Sequence[tuple[int, int]], mode: str = "zeros") -> Tensor:
-    """The exact adjoint of :func:`pad`: crop, and add the padded cells to the cells that they are copies of.
+    """The exact adjoint of :func:`pad`: crop, and add each padded cell to the cells inside that it was made of.
 
     Args:
         y: tensor of shape ``(..., *(left + size + right))``.
@@ -168,8 +168,9 @@ class Pad(LinearOperator):
         while len(pairs) > 1 and not any(pairs[0]):
             pairs = pairs[1:]
         check_pairs(pairs, shape[-len(pairs) :], mode)
-        if not MODES[mode].zero and len(pairs) > 3:
-            raise ShapeError(f"padding: {mode!r} pads at most 3 axes, got {len(pairs)} for shape {shape}")
+        most = MODES[mode].most_axes
+        if most is not None and len(pairs) > most:
+            raise ShapeError(f"padding: {mode!r} pads at most {most} axes, got {len(pairs)} for shape {shape}")
         padded = [left + size + right for size, (left, right) in zip(shape[-len(pairs) :], pairs, strict=True)]
         super().__init__(
             shape,
@@ -185,7 +186,7 @@ class Pad(LinearOperator):
         return pad(x, self.padding, self.mode)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """``P^H y``: cropped, the padded cells added to the cells they are copies of."""
+        """``P^H y``: cropped, each padded cell added to the cells inside that it was made of."""
         return pad_adjoint(y, self.padding, self.mode)
 
 

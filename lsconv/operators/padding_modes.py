@@ -26,11 +26,12 @@ class PaddingMode:
     Attributes:
         pad: the padding itself, ``pad(x, pairs)``, of the last ``len(pairs)`` axes.
         fold: its adjoint along one axis, ``fold(inside, before, after, axis)``: adds the padded cells before and after
-            the inside, in place, to the cells that they are copies of. None where padded cells are zero.
+            the inside, in place, to the cells inside that they were made of. None where padded cells are zero.
         widest: the most cells by which one side of an axis of length n can be padded, ``widest(n)``; None: any number.
         column_sum: an upper bound of how often one tap of a kernel reads one input cell, weighted by the moduli in P,
             ``column_sum(n, (left, right), stride, outputs)``; it enters the bound of ``||A||``.
         row_sum: the largest sum of the moduli of a row of P.
+        most_axes: the most axes that are padded together; None: any number.
         zero: padded cells are zero.
         periodic: padded cells are those of the other side of the axis.
         copies: every padded cell is a copy of one inside cell near the same side.
@@ -41,6 +42,7 @@ class PaddingMode:
     widest: Callable[[int], int | None] = lambda n: None
     column_sum: Callable[[int, tuple[int, int], int, int], float] = lambda n, pair, stride, outputs: 1
     row_sum: float = 1.0
+    most_axes: int | None = None
     zero: bool = False
     periodic: bool = False
     copies: bool = False
@@ -77,6 +79,7 @@ def _fold_replicate(inside: Tensor, before: Tensor, after: Tensor, axis: int) ->
 MODES = {
     "zeros": PaddingMode(pad=_torch_pad, fold=None, zero=True),
     "circular": PaddingMode(
+        most_axes=3,  # of torch
         pad=partial(_torch_pad, mode="circular"),
         fold=_fold_circular,
         widest=lambda n: n,
@@ -84,6 +87,7 @@ MODES = {
         periodic=True,
     ),
     "reflect": PaddingMode(
+        most_axes=3,  # of torch
         pad=partial(_torch_pad, mode="reflect"),
         fold=_fold_reflect,
         widest=lambda n: n - 1,
@@ -91,6 +95,7 @@ MODES = {
         copies=True,
     ),
     "replicate": PaddingMode(
+        most_axes=3,  # of torch
         pad=partial(_torch_pad, mode="replicate"),
         fold=_fold_replicate,
         column_sum=lambda n, pair, stride, outputs: 1 + (sum(pair) if n == 1 else max(pair)),

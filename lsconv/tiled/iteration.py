@@ -1,4 +1,4 @@
-r"""Flexible conjugate gradient_norms on fields, preconditioned by tiles.
+r"""Flexible conjugate gradients on fields, preconditioned by tiles.
 
 H is the normal operator, g the gradient :math:`A^H W y - H x` and :math:`M^{-1}` the preconditioner
 (:mod:`lsconv.tiled.passes`). That one need not be Hermitian, so a direction is made conjugate to several before it:
@@ -6,7 +6,7 @@ H is the normal operator, g the gradient :math:`A^H W y - H x` and :math:`M^{-1}
 .. math:: p = z - \sum_j \frac{\langle H p_j, z\rangle}{\langle H p_j, p_j\rangle} p_j, \qquad
           x \leftarrow x + \frac{\langle p, g\rangle}{\langle p, Hp\rangle} p, \qquad z = M^{-1} g .
 
-Notay, "Flexible conjugate gradient_norms", SIAM J. Sci. Comput. 22 (2000).
+Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22 (2000).
 """
 
 from __future__ import annotations

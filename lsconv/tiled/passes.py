@@ -177,10 +177,10 @@ class Passes:
         def read(region: Region) -> Tensor:
             return g.read(region.start, self.tile_regions.size, self.A_double.dtype)
 
-        def restricted(region: Region, part: Tensor) -> Tensor:
+        def restricted(region: Region, part: Tensor) -> Tensor:  # of every tile its core, which no other tile writes
             return self.inverse(region.kind)(part, tolerance)[0][region.inside]
 
-        def symmetric(region: Region, part: Tensor) -> Tensor:
+        def symmetric(region: Region, part: Tensor) -> Tensor:  # windows before and after, added up: Hermitian
             window = self.tile_regions.window(region).to(part)
             return self.inverse(region.kind)(part * window, tolerance)[0] * window
 

@@ -82,7 +82,7 @@ class HodlrInverse:
             True where they take less memory than the blocks and S is definite; otherwise no level is added.
         """
         half = B.shape[-1]
-        least = torch.finfo(B.dtype).eps ** 0.5  # the square of a smaller correlation is rounding beside 1
+        least = torch.finfo(B.dtype).eps ** 0.5  # rho enters the determinant as 1 - rho^2: below it rounds to one
         width = (9 * self._levels[-1][1].shape[-1]) // 8 + 1 if self._levels else half // 4
         while True:
             # vectors that are nearly independent, instead of random ones, which vmap refuses

@@ -79,7 +79,8 @@ def column_blocks(
     right = right.permute(0, 2, 3, 1, 4).flatten(1, 2)
     if even:
         left, right, waves = left.real.contiguous(), right.real.contiguous(), waves.real
-    split_complex = along.real and not even  # of real functions only the real part, that of the vectors of both parts
+    # of a real operator only Re(left right^H) is needed: one real product, real and imaginary parts as columns
+    split_complex = along.real and not even
     right = (torch.view_as_real(right.contiguous()) if split_complex else right).flatten(2).mH
     S = right.new_empty(blocks, len(distances), outer * top, channels * height)
     for number, wave in enumerate(waves):

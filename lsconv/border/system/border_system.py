@@ -55,7 +55,7 @@ class BorderProblem:
         model: the cost model, with the number of blocks and whether Q is positive definite on the border.
         restricted: every cell takes its correction from one subdomain; False: additive.
         limits: on the preconditioner and on factors.
-        one_matrix: precondition by the inverse on the whole border, whatever its size.
+        whole_border: precondition by the inverse on the whole border, whatever its size.
         stack: the rows of a stack of which Q is the capacitance by factors.
     """
 
@@ -64,7 +64,7 @@ class BorderProblem:
     model: CostModel
     restricted: bool = False
     limits: Limits = field(default_factory=Limits)
-    one_matrix: bool = False
+    whole_border: bool = False
     stack: StackRows | None = None
 
     def product(self, u: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class Schwarz:
         entries = border.size**2 * matrices.blocks
         small = border.size <= limits.dense_unknowns and entries <= 8 * limits.dense_unknowns**2
         border_entries = border.entries(matrices)
-        if problem.one_matrix or small:
+        if problem.whole_border or small:
             self.full_inverse = DenseInverse(border_entries.dense(border), definite=problem.model.definite)
             return
         numbering = border.numbering()

@@ -9,7 +9,7 @@ from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.krylov.loop.evidence import NormBounds
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.plan import LastResort, PenalisedPlan
+from lsconv.krylov.plan import FallbackKind, PenalisedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
@@ -25,7 +25,7 @@ class DenseStack(PenalisedPlan):
         damp: the damping, a number or one per batch item.
     """
 
-    fallback = LastResort.NOTHING
+    fallback_kind = FallbackKind.NOTHING
 
     def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
         self.A, self.penalty = A, L

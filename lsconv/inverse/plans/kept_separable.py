@@ -12,7 +12,7 @@ from lsconv.border.cost_model import direct_work
 from lsconv.factored.kronecker import SeparablePlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.lsmr_cost import iteration_work
-from lsconv.krylov.plan import LastResort
+from lsconv.krylov.plan import FallbackKind
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.memory import allowed_bytes
 
@@ -39,9 +39,9 @@ class KeptSeparablePlan(SeparablePlan):
         return self.solved > 0 and self.solved >= self._most
 
     @property
-    def fallback(self) -> LastResort:  # type: ignore[override]
+    def fallback_kind(self) -> FallbackKind:  # type: ignore[override]
         """The border where the plan gives way to it."""
-        return LastResort.BORDER if self.exhausted else LastResort.NOTHING
+        return FallbackKind.BORDER if self.exhausted else FallbackKind.NOTHING
 
     @functools.cached_property
     def _most(self) -> float:

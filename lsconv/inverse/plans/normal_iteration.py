@@ -20,7 +20,7 @@ from lsconv.krylov.loop.flexible_direction import FlexibleDirection
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import SQUARE_SHARE
-from lsconv.krylov.plan import LastResort, PenalisedPlan
+from lsconv.krylov.plan import FallbackKind, PenalisedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import direct_rtol, double
@@ -44,7 +44,7 @@ class NormalIteration(PenalisedPlan):
     """
 
     iterates = True
-    fallback = LastResort.LSMR
+    fallback_kind = FallbackKind.LSMR
     inverse: Callable[[Tensor, float], tuple[Any, ...]]
     factor_batch: tuple[int, ...] = ()
     wide: bool = True

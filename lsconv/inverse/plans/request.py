@@ -43,7 +43,7 @@ class PlanRequest:
 
     @property
     def free(self) -> bool:
-        """Any plan may be taken, whatever options it knows."""
+        """True with ``method="auto"`` and no option that only Krylov methods take."""
         return self.method == "auto" and not self.needs_krylov
 
     @property

@@ -24,7 +24,7 @@ from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import EXCUSED, SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsmr import lsmr
-from lsconv.krylov.plan import LastResort
+from lsconv.krylov.plan import FallbackKind
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol
@@ -94,7 +94,7 @@ def _with_kernel_over_half_the_field(
     A: Convolution, damp: Tensor | float, limit: int, iteration: float
 ) -> TrialPlan | None:
     """LSMR where it should cost no more than the factors of a border that is as large as the field."""
-    # of the bound of conjugate gradients it takes a fourth and less
+    # for these kernels LSMR takes at most a quarter of the iterations that bound conjugate gradients
     expected = float(iterations_needed(A, damp, norm_bound(A)).max()) / 4
     grid = math.prod(Embedding(A, (1,) * A.ndim).grid)
     cells = sum(grid - math.prod(sizes) for sizes in (A.spatial_in, A.spatial_out))
@@ -113,9 +113,9 @@ def _bounded_by_damping(A: Convolution, damp: Tensor | float, limit: int, *, pla
         limit: the iterations that cost what the border's setup does.
         plane: it is an image or a line of stride one.
     """
-    # a plane's border is factorised in half of the time
+    # for images of stride one the setup takes about half of what border_setup_work says
     limit = limit // 2 if plane else limit
-    # the symbol shows the norm of kernels of any sign
+    # norm_bound is loose for kernels of mixed sign, and the largest symbol is close to ||A||
     needed = iterations_needed(A, damp, _symbol_norm(A, transform_grid(A)) if A.ndim < 3 else norm_bound(A))
     converges_in_time = bool((needed <= (1 if plane else 1.5) * limit).all())
     return TrialPlan(A, damp, limit, expected=float(needed.max())) if converges_in_time else None
@@ -152,7 +152,7 @@ class TrialPlan(KrylovPlan):
 
     reason = "the setup of the border would cost more than LSMR may need: LSMR first, then the border"
     options = frozenset()
-    fallback = LastResort.BORDER
+    fallback_kind = FallbackKind.BORDER
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class TrialPlan(KrylovPlan):
             history=found.history,
             otherwise=torch.where(found.converged, Status.STAGNATION.code, ended),
         )
-        # LSMR's own verdict stands where norms do not show it: a null space, data that are not finite, a limit reached
+        # the certificate is made of norms, which show neither a null space nor why LSMR stopped: its status is kept
         blind = torch.zeros_like(found.converged)
         for status in (Status.RANK_DEFICIENT, Status.NON_FINITE, Status.ITERATION_LIMIT):
             blind = blind | (ended == status.code)
@@ -232,7 +232,8 @@ class TrialPlan(KrylovPlan):
             most = 2 * self.most if max_iter is None else min(max_iter, 2 * self.most)
             limits = {"max_iter": most, "callback": _Limit(self.most, tolerances.rtol)}
         terms = {**self._terms(self.M, self.N), "damp": damp}
-        # where x leaves a tenth of the data, a certificate of a single-precision x would not show its null-space part
+        # in single precision only where its rounding adds less than a tenth of the null-space part that is allowed, of
+        # which a certificate of a single-precision x would show nothing
         rounds_little = functools.partial(_rounds_little, damp, eps=0.1 * tolerances.eps, tolerances=tolerances)
         spent, narrow = 0, self._narrow and bool(rounds_little(self._norm_from_data(y)).all())
         while True:
@@ -279,7 +280,11 @@ class TrialPlan(KrylovPlan):
         return work if fits else DirectWork(math.inf, math.inf, work.bytes)
 
     def gives_way(self, y: Tensor) -> bool:
-        """Tell whether :attr:`exhausted`, or whether so many right-hand sides are expected to take twice the limit."""
+        """Tell whether the fallback should solve for ``y``.
+
+        It should where the plan is :attr:`exhausted`, or where the iterations expected of all items of y exceed twice
+        the limit. Where they are not known, :data:`_FEWEST_ITERATIONS` an item are assumed.
+        """
         items = y.numel() // self.A.out_numel
         expected = _FEWEST_ITERATIONS if self.expected is None else self.expected
         many = self.most is not None and items * expected > 2 * self.most

@@ -63,11 +63,11 @@ class WeightedPlan(NormalIteration):
         self.inverse.factorise_if_cheaper(self.factor_batch, 10)
 
     def _null_suspects(self, x: Tensor, data: Tensor, null_share: float) -> Tensor:
-        """The items whose x may have a larger part in the null space of A than its share.
+        """Mark the items whose x may have a larger part in the null space of A than its share.
 
-        Positive weights leave the null space as it is, and along it the preconditioner divides a gradient by the shift
-        alone: what it makes of the gradient, to a thousandth, is no shorter than the part of x there. A preconditioner
-        of another shift than the damping's says nothing.
+        With positive weights, the weighted A has the null space of A, on which the preconditioner M divides by its
+        shift alone. The length of ``M^-1 g``, computed to a thousandth, therefore bounds that of the part of x there. Where
+        the shift of M is not that of the damping, there is no such bound.
         """
         if not (self._positive and self.inverse.exact):
             return super()._null_suspects(x, data, null_share)

@@ -140,8 +140,13 @@ class LocalSpectra:
         return torch.cat([parameters, self._prior_mean])
 
     def scene(self, x: Tensor) -> Tensor:
-        """The spectrum of the sharp scene, a power law, at the frequencies of its period."""
-        spectrum: Tensor = self._squared_frequency ** (-x[-3] / 2) * torch.exp(-x[-2] * self._squared_frequency)
+        """The power spectrum of the sharp scene, ``(period, period // 2 + 1)``, a power law.
+
+        Args:
+            x: the parameters of the PSF, then the law's exponent and softness, and the logarithm of the noise's power.
+        """
+        exponent, softness = x[-3], x[-2]
+        spectrum: Tensor = self._squared_frequency ** (-exponent / 2) * torch.exp(-softness * self._squared_frequency)
         return spectrum
 
     def expected(self, x: Tensor) -> Tensor:

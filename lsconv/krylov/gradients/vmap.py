@@ -57,13 +57,22 @@ def batch_vmapped_axis(
 
 
 def _kernel_per_item(system: System, plain: list[Tensor], index: int, param: Tensor, longest: int) -> Tensor:
-    """A parameter with the mapped dimension in front, where the operator takes that as one value per batch item."""
-    before = system.operators(plain)[index >= system.count]
+    """Put the mapped dimension of one parameter in front of its batch dimensions, if its operator accepts that.
+
+    Args:
+        system: the system.
+        plain: the parameters of A and L without the mapped dimension.
+        index: the number of the parameter.
+        param: it, with the mapped dimension first.
+        longest: the number of batch dimensions of the result.
+    """
+    of_penalty = index >= system.count  # the parameters of A come first
+    before = system.operators(plain)[of_penalty]
     assert before is not None
     missing = longest - len(before.batch_shape)
     param = param.reshape(param.shape[0], *(1 for _ in range(missing)), *param.shape[1:])
     try:
-        after = system.operators([*plain[:index], param, *plain[index + 1 :]])[index >= system.count]
+        after = system.operators([*plain[:index], param, *plain[index + 1 :]])[of_penalty]
         assert after is not None
         served = after.in_shape == before.in_shape and after.batch_shape == (
             param.shape[0], *(1 for _ in range(missing)), *before.batch_shape

@@ -34,8 +34,8 @@ class RankThreshold:
     Attributes:
         rcond: those up to ``rcond ||A||`` do, so that no solution is longer than ``||y|| / (rcond ||A||)``, and no
             longer x makes the rounding larger.
-        length_limit: an x longer than ``||y|| / (length_limit ||A||)`` makes the rounding no larger either, though
-            nothing counts as zero: :data:`~lsconv.krylov.loop.stopping.EXCUSED`, where a longer one shows small
+        length_limit: the rounding allowed grows with ``||x||`` only up to ``||y|| / (length_limit ||A||)``; 0: without
+            a limit. It decides no rank. It is :data:`~lsconv.krylov.loop.stopping.EXCUSED` where a longer x shows small
             singular values.
         truncated: without damping these singular values are cut off: they may leave ``rcond ||A|| ||r||`` of a
             gradient.

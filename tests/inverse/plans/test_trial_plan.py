@@ -10,7 +10,7 @@ from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.border.normal_inverse import Stage
 from lsconv.border.plan import BorderPlan
 from lsconv.inverse.plans.trial_plan import TrialPlan
-from lsconv.inverse.route import fallback, route
+from lsconv.inverse.route import fallback_plan, route
 from lsconv.inverse.solve import Fallback, solve
 from lsconv.krylov.loop.solution import Status
 from tests.oracles import dense_tikhonov
@@ -242,10 +242,10 @@ def test_what_it_leaves_open_the_border_answers(damp: float) -> None:
     assert not alone.converged.any()
     assert alone.status == [Status.ITERATION_LIMIT] * 2
     assert int(alone.iterations.max()) <= 2
-    second = Fallback(A, damp, short)
-    solution = solve(short, y, healthy, second=second)
+    fallback = Fallback(A, damp, short)
+    solution = solve(short, y, healthy, fallback=fallback)
     assert solution.converged.all()
-    assert second.answering is not short
+    assert fallback.answering is not short
     exact = dense_tikhonov(A, y, damp).flatten(1)
     assert (solution.x.flatten(1) - exact).norm() < 1e-8 * exact.norm()
 
@@ -254,7 +254,7 @@ def test_the_fallback_of_a_large_trial_is_the_border() -> None:
     A = lsconv.Conv2d(torch.randn(24, 12, 3, 3), (40, 40), stride=2, padding=1)
     plan = route(A, 0.3)
     assert isinstance(plan, TrialPlan)
-    assert isinstance(fallback(A, 0.3, plan, None), BorderPlan)
+    assert isinstance(fallback_plan(A, 0.3, plan, None), BorderPlan)
 
 
 @pytest.mark.parametrize("damp", [0.0, 0.2])
@@ -377,17 +377,17 @@ def test_what_the_border_of_a_volume_leaves_open_preconditioned_lsmr_answers() -
     A = ball(torch.float64)
     y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     plan = BorderPlan(A, 1e-3)
-    second = Fallback(A, 1e-3, plan)
+    fallback = Fallback(A, 1e-3, plan)
     assert plan.patience is not None
-    other = second.plan()
+    other = fallback.plan()
     assert isinstance(other, TrialPlan)
     assert other.most is None
     healthy = torch.zeros(2, dtype=torch.bool)
     with pytest.warns(lsconv.ConvergenceWarning):
-        solution = solve(plan, y, healthy, second=second, max_iter=3)
+        solution = solve(plan, y, healthy, fallback=fallback, max_iter=3)
     assert not solution.converged.any()  # the limit of the user's is one for all
     plan.patience = 3
-    solution = solve(plan, y, healthy, second=second)
+    solution = solve(plan, y, healthy, fallback=fallback)
     assert solution.converged.all()
     M = A.to_dense()
     z = torch.linalg.solve(M @ M.mT + 1e-6 * torch.eye(M.shape[0], dtype=M.dtype), y.flatten(1).mT)
