@@ -66,8 +66,8 @@ class WeightedPlan(NormalIteration):
         """Mark the items whose x may have a larger part in the null space of A than its share.
 
         With positive weights, the weighted A has the null space of A, on which the preconditioner M divides by its
-        shift alone. The length of ``M^-1 g``, computed to a thousandth, therefore bounds that of the part of x there. Where
-        the shift of M is not that of the damping, there is no such bound.
+        shift alone. The length of ``M^-1 g``, computed to a thousandth, bounds that of the part of x there, unless the
+        shift of M is not that of the damping.
         """
         if not (self._positive and self.inverse.exact):
             return super()._null_suspects(x, data, null_share)
