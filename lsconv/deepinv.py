@@ -40,11 +40,11 @@ _PADDINGS = {
     "constant": "zeros",
     "zeros": "zeros",
 }
-# The samplers walk through some dozens of gamma, once a picture: so many set-ups of a filter are kept.
-_KEPT_PLANS = 128
+# A sampler goes through some dozens of gamma for each image, and asks for the same ones again with the next image.
+_MOST_PLANS = 128
 
 
-class _KeptPlans:
+class _PlanCache:
     """The last set-ups for a filter; a copy of the physics starts with none."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class _KeptPlans:
         self._of: list[tuple[Tensor, int]] = []
 
     def plan(self, taps: Tensor, operator: Any, damp: Tensor) -> Any:
-        """``pinv(operator, damp)`` for these values of the filter, with what another damping has left of use."""
+        """``pinv(operator, damp)`` for these values of the filter, with the factors of another damping where it can."""
         if not self._of or self._of[0][0] is not taps or self._of[0][1] != taps._version:
             self._plans.clear()
             self._of = [(taps, taps._version)]
@@ -63,15 +63,15 @@ class _KeptPlans:
             other = next((p for k, p in self._plans.items() if k[: len(kind)] == kind), None)
             plan = lsconv.pinv(operator, damp=damp) if other is None else other.with_damp(damp)
         self._plans[key] = plan
-        if len(self._plans) > _KEPT_PLANS:
+        if len(self._plans) > _MOST_PLANS:
             self._plans.popitem(last=False)
         return plan
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _KeptPlans, ()
+        return _PlanCache, ()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _KeptPlans:
-        return _KeptPlans()
+    def __deepcopy__(self, memo: dict[int, Any]) -> _PlanCache:
+        return _PlanCache()
 
 
 class Blur(LinearPhysics):  # type: ignore[misc]
@@ -116,7 +116,7 @@ class Blur(LinearPhysics):  # type: ignore[misc]
             raise TypeError(f"filter: expected a torch.Tensor or None, got {type(filter).__name__}")
         self.padding = padding
         self.register_buffer("filter", filter)
-        self._kept = _KeptPlans()
+        self._plan_cache = _PlanCache()
         self.to(device)
 
     # ------------------------------------------------------------------ deepinv's interface
@@ -251,7 +251,7 @@ class Blur(LinearPhysics):  # type: ignore[misc]
         taps = self._current()
         if (taps.requires_grad or damp.requires_grad) and torch.is_grad_enabled():
             return lsconv.pinv(operator, damp=damp)
-        return self._kept.plan(taps, operator, damp)
+        return self._plan_cache.plan(taps, operator, damp)
 
     @staticmethod
     def _apart(x: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def test_a_new_filter_makes_new_plans_and_an_old_gamma_none(monkeypatch: pytest.
     for gamma in (1.0, 10.0, 1.0, 10.0):
         first = physics.prox_l2(z, y, gamma)
     assert len(made) == 1  # the second gamma has the factors of the first
-    assert len(physics._kept._plans) == 2
+    assert len(physics._plan_cache._plans) == 2
     physics.update_parameters(filter=taps(1, 1, 3, 3).flip(-1))
     assert not torch.allclose(physics.prox_l2(z, y, 10.0), first)
     physics.filter.mul_(0.5)

@@ -20,12 +20,12 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.composed import measured_rows, reduced, transposed, trimmed, varying
 from lsconv.inverse.plans.dense_stack import DenseStack
 from lsconv.inverse.plans.fourier_plan import FourierPlan
-from lsconv.inverse.plans.kept_separable import KeptSeparablePlan
 from lsconv.inverse.plans.krylov_choice import krylov_plan
 from lsconv.inverse.plans.krylov_plan import KRYLOV, KrylovPlan, KrylovStack
 from lsconv.inverse.plans.planes import Planes
 from lsconv.inverse.plans.reduced_plan import ReducedPlan
 from lsconv.inverse.plans.request import PlanRequest, Rule, is_embedded
+from lsconv.inverse.plans.separable_then_border import SeparableThenBorderPlan
 from lsconv.inverse.plans.small_matrices import (
     SMALL_MATRICES,
     cheap_small_matrices,
@@ -364,7 +364,7 @@ def fallback_plan(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: fl
         except (MethodError, PlanMemoryError):
             return None if first.never_misses else krylov_plan(A, damp, "lsmr")
         then, factors = border.innermost, None
-        if isinstance(first, (TrialPlan, KeptSeparablePlan)) and first.exhausted and isinstance(then, BorderPlan):
+        if isinstance(first, (TrialPlan, SeparableThenBorderPlan)) and first.exhausted and isinstance(then, BorderPlan):
             # assume that as many right-hand sides will follow as have been solved so far
             factors = then.inverse.factorise_if_cheaper(tuple(then.inverse.embedding.batch_shape), first.solved)
         return None if first.never_misses and factors is None else border

@@ -1,4 +1,4 @@
-r"""tikhonov: regularised least squares with a general penalty and a prior; and a plan of it that is kept."""
+r"""tikhonov: regularised least squares with a general penalty and a prior; and its plan for fixed A, L and damp."""
 
 from __future__ import annotations
 
@@ -326,19 +326,19 @@ def _prior_of(penalty_data: Any, A: LinearOperator, L: LinearOperator | None) ->
         A.check_input(penalty_data, "penalty_data", finite=True)
         return penalty_data
     L.check_output(penalty_data, "penalty_data", finite=True)
-    wide = double(A.dtype)
-    return lstsq(L.to(dtype=wide), penalty_data.to(wide)).x.to(penalty_data.dtype)
+    precise = double(A.dtype)
+    return lstsq(L.to(dtype=precise), penalty_data.to(precise)).x.to(penalty_data.dtype)
 
 
 @dataclass(frozen=True)
-class _KeptPlan:
-    """A plan that is kept, for the values of A, L and damp that it was made for."""
+class _FixedPlan:
+    """The solver of one plan, for the values of A, L and damp that the plan was made for."""
 
     A: LinearOperator
     plan: PenalisedPlan
 
     def answer(self, problem: LeastSquares) -> tuple[Tensor, Inverse]:
-        """The x for the data and the prior of the problem."""
+        """The x for the data and the prior of the problem, ``(*batch, *in_shape)``, and its backward solves."""
         data, prior = prepare(self.A, problem.y, damp=problem.damp, check_finite=False, name="y"), problem.x_prior
         nonfinite = data.nonfinite
         if prior is not None:
@@ -369,7 +369,7 @@ def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, met
     with torch.no_grad():
         plan = penalty_plan(fixed_A, fixed_L, damp.detach(), method=method)
 
-    solver = _KeptPlan(fixed_A, plan)
+    solver = _FixedPlan(fixed_A, plan)
 
     @serves_empty_batches()
     def apply(A: LinearOperator, y: Tensor, L: LinearOperator, damp: Tensor, x_prior: Tensor | None = None) -> Tensor:

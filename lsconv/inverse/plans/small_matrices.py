@@ -17,7 +17,7 @@ from lsconv.factored.kronecker import Factors, SeparablePlan
 from lsconv.factored.normal_equations import NormalEquationsPlan
 from lsconv.factored.patch_matrix import PatchPlan
 from lsconv.fourier.embedding import Embedding
-from lsconv.inverse.plans.kept_separable import KeptSeparablePlan
+from lsconv.inverse.plans.separable_then_border import SeparableThenBorderPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
@@ -110,7 +110,7 @@ def separable_factors(A: Convolution, *, damped: bool) -> Factors | None:
 def _axes(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> DirectPlan | None:
     """The matrices of the axes."""
     factors = separable_factors(A, damped=bool((torch.as_tensor(damp) > 0).all()))
-    return None if factors is None else KeptSeparablePlan(A, damp, factors=factors, **decided)
+    return None if factors is None else SeparableThenBorderPlan(A, damp, factors=factors, **decided)
 
 
 def _normal_equations(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> DirectPlan | None:

@@ -1,4 +1,4 @@
-"""Separable kernels in a plan that is kept: when the border's factors take over, and that the answers stay."""
+"""Separable kernels solved axis by axis first: when the border's factors take over, and that the answers stay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 import lsconv
 from lsconv.border.plan import BorderPlan
-from lsconv.inverse.plans.kept_separable import KeptSeparablePlan
+from lsconv.inverse.plans.separable_then_border import SeparableThenBorderPlan
 from tests.oracles import dense_tikhonov
 
 
@@ -28,7 +28,7 @@ def test_solves_answers_and_adjoints_go_over_to_the_border_and_stay_what_they_we
     bound = 1e-5 if dtype == torch.float32 else 1e-9
     inverse = lsconv.pinv(A, damp=0.1)
     plan = inverse.plan
-    assert isinstance(plan, KeptSeparablePlan)
+    assert isinstance(plan, SeparableThenBorderPlan)
     before = inverse.adjoint(v)
     assert not plan.exhausted
     plan._most = plan.solved
@@ -51,7 +51,7 @@ def test_solves_answers_and_adjoints_go_over_to_the_border_and_stay_what_they_we
 
 def test_the_border_is_priced_where_it_has_factors_and_never_without_damping() -> None:
     large = lsconv.pinv(blur(400, 3), damp=0.1).plan
-    assert isinstance(large, KeptSeparablePlan)
+    assert isinstance(large, SeparableThenBorderPlan)
     assert 0 < large._most < math.inf
     for A, damp in (
         (blur(24), 0.1),
@@ -59,7 +59,7 @@ def test_the_border_is_priced_where_it_has_factors_and_never_without_damping() -
         (blur(40, dtype=torch.float64), 0.0),
     ):
         plan = lsconv.pinv(A, damp=damp).plan
-        assert isinstance(plan, KeptSeparablePlan)
+        assert isinstance(plan, SeparableThenBorderPlan)
         assert plan._most == math.inf
 
 
@@ -68,7 +68,7 @@ def test_without_factors_of_the_border_the_plan_stays(monkeypatch: pytest.Monkey
     inverse = lsconv.pinv(A, damp=0.1)
     y = torch.randn(A.out_shape, generator=torch.Generator().manual_seed(1))
     first = inverse(y)
-    assert isinstance(inverse.plan, KeptSeparablePlan)
+    assert isinstance(inverse.plan, SeparableThenBorderPlan)
     inverse.plan._most = 1
     monkeypatch.setattr("lsconv.border.normal_inverse.BorderInverse.factorise_if_cheaper", lambda *_: None)
     assert inverse.plan.exhausted

@@ -1,4 +1,4 @@
-"""The exact solve axis by axis, by a plan that gives way to the border's factors once these are the cheaper ones."""
+"""Separable kernels solved axis by axis, until the factors of the border would have paid for themselves."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lsconv.krylov.plan import FallbackKind
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.memory import allowed_bytes
 
-__all__ = ["KeptSeparablePlan"]
+__all__ = ["SeparableThenBorderPlan"]
 
 
-class KeptSeparablePlan(SeparablePlan):
-    """:class:`SeparablePlan` until its answers have cost more than the border's, by as much as the border's factors do.
+class SeparableThenBorderPlan(SeparablePlan):
+    """A :class:`SeparablePlan` that hands over to the border after :attr:`_most` right-hand sides.
 
-    An answer axis by axis is a product of dense matrices, and one of the border a transform: which of them costs less
-    depends on the size, and on the refinement that a kernel in single precision takes.
+    A solve axis by axis multiplies by dense matrices; a solve with the factors of the border takes Fourier transforms.
+    Where the latter is cheaper, the plan hands over once the work saved so far would have paid for the factors.
 
     Attributes:
-        solved: the right-hand sides so far.
+        solved: the number of right-hand sides solved so far.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -35,17 +35,17 @@ class KeptSeparablePlan(SeparablePlan):
 
     @property
     def exhausted(self) -> bool:  # type: ignore[override]
-        """Tell whether the border's factors would have been made by now for what their answers would have saved."""
+        """Tell whether solves with the border's factors would by now have saved the cost of making these factors."""
         return self.solved > 0 and self.solved >= self._most
 
     @property
     def fallback_kind(self) -> FallbackKind:  # type: ignore[override]
-        """The border where the plan gives way to it."""
+        """The border once the plan is exhausted; nothing before, because a decomposition misses no tolerance."""
         return FallbackKind.BORDER if self.exhausted else FallbackKind.NOTHING
 
     @functools.cached_property
     def _most(self) -> float:
-        """The right-hand sides after which the plan is exhausted; infinite where an answer of the border costs more."""
+        """The number of right-hand sides after which the factors pay; infinite where they never do, or do not fit."""
         A, precise = self.A, self.precise
         assert isinstance(precise, Convolution)
         if A.ndim > 2 or not Embedding.exists(A) or not bool((self.damp > 0).all()):
@@ -70,4 +70,4 @@ class KeptSeparablePlan(SeparablePlan):
         return super()._inverse_adjoint(v)
 
     def __repr__(self) -> str:
-        return super().__repr__().removeprefix("Kept")  # the plan that a user knows
+        return super().__repr__().replace("ThenBorder", "", 1)  # the name under which the documentation has it
