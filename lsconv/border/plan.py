@@ -47,9 +47,9 @@ from lsconv.operators.memory import allowed_bytes, check_fits
 
 __all__ = ["BorderPlan"]
 
-# Below this damp / ||A|| the iteration cannot detect a part of x in the null space of A, and the certificate has to.
+# Below this damp / ||A|| the tolerance of the iteration does not show a part of x in the null space of A.
 _TINY_DAMP = 1e-4
-# Below this damp / ||A|| such a part is hidden by the rounding of a gradient in float64.
+# Below this damp / ||A|| the rounding of a gradient in float64 hides such a part.
 _INVISIBLE_DAMP = 5e-6
 
 
@@ -68,6 +68,7 @@ class BorderPlan(Plan):
         unit: a power of two per kernel; everything is computed for A / unit.
         scaled: A / unit, in float64.
         precise: A in float64, for the certificate.
+        read: True for the inputs that some output reads, ``(*spatial_in)``; None: all of them.
 
     Raises:
         MethodError: A is no such convolution.
@@ -125,7 +126,7 @@ class BorderPlan(Plan):
         valid = self.inverse.form == "valid" and self._damped
         self.fallback_kind = FallbackKind.PRECONDITIONED_LSMR if valid else FallbackKind.LSMR
         self.x_in_range_of_adjoint = self.inverse.side == "residual"
-        # there are no factors for the border of a volume
+        # the border of a volume has no factors, so that the fallback may be faster than more iterations
         self.patience = PATIENCE if valid and A.ndim == 3 else None
 
     @torch.no_grad()
@@ -216,7 +217,7 @@ class BorderPlan(Plan):
             return lsqr(self.precise, y, rtol=rtol, max_iter=500).x
 
     def _usable_factors(self, given: Tensor, item_shape: tuple[int, ...]) -> DirectInverse | None:
-        """The factors that solve the least-squares problem for data of this shape; None: iterate."""
+        """The factors that solve for ``given``, ``(*batch, *item_shape)``; None where the border is iterated on."""
         factors = self.inverse.factorise_if_cheaper(tuple(given.shape[: given.ndim - len(item_shape)]))
         return factors if factors is not None and factors.exact else None
 
@@ -261,9 +262,8 @@ class BorderPlan(Plan):
         null_share, damped = tolerances.null_share, self.damp > 0
         if self.inverse.side == "residual":
             return torch.where(damped, null_share, torch.inf)
-        # Where A has as many outputs as inputs, errors along small singular values are of the same size. A step divides
-        # the part in the null space by shift / damp^2: where the factors' shift exceeds damp^2, or damp is tiny, it
-        # takes several, and the strict share is demanded.
+        # The share is strict where A has fewer outputs than inputs, hence a null space, and where one outer step leaves
+        # a part of x in it: where the shift of the factors exceeds damp^2 (they are not exact), or damp is tiny.
         fewer_outputs = self.A.out_numel < self.A.in_numel
         strict = fewer_outputs or not self.inverse.exact
         shares = torch.where(strict | (self.damp < _INVISIBLE_DAMP * self._norm), null_share, SQUARE_SHARE)
@@ -277,7 +277,7 @@ class BorderPlan(Plan):
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + mu)^+ A^H y``, without the certificate."""
+        """``(A^H A + mu)^+ A^H y`` for ``y`` of shape ``(*batch, *out_shape)``, without the certificate."""
         return self._applied(y.detach().to(self.precise.dtype), rtol).to(self.A.dtype)
 
     def _applied(self, y: Tensor, rtol: float | None) -> Tensor:
@@ -288,21 +288,21 @@ class BorderPlan(Plan):
 
     @torch.no_grad()
     def residual(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``y - A x``, which is ``mu (A A^H + mu)^{-1} y``; in one pass where there are factors."""
-        wide = y.detach().to(self.precise.dtype)
-        factors = self._trusted(wide, self.A.out_shape)
+        """``y - A x = mu (A A^H + mu)^{-1} y``, ``(*batch, *out_shape)``; one solve where there are factors."""
+        y64 = y.detach().to(self.precise.dtype)
+        factors = self._trusted(y64, self.A.out_shape)
         if factors is None or self.inverse.side == "solution":
-            return (wide - self.precise.apply(self._applied(wide, rtol))).to(self.A.dtype)
+            return (y64 - self.precise.apply(self._applied(y64, rtol))).to(self.A.dtype)
         mu = over_items(self.scaled_damp.square(), len(self.A.out_shape))
-        return (factors.normal(wide) * mu).to(self.A.dtype)
+        return (factors.normal(y64) * mu).to(self.A.dtype)
 
     @torch.no_grad()
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
         """The adjoint of :meth:`apply`: ``A (A^H A + mu)^+ v`` for ``v`` of shape ``(*batch, *in_shape)``."""
-        wide = v.detach().to(self.precise.dtype)
-        factors = self._trusted(wide, self.A.in_shape)
+        v64 = v.detach().to(self.precise.dtype)
+        factors = self._trusted(v64, self.A.in_shape)
         if factors is not None:
-            return self._scaled_back(factors.dual(wide)).to(self.A.dtype)
+            return self._scaled_back(factors.dual(v64)).to(self.A.dtype)
         outer = self._run(v=v, rtol=rtol)
         outer.warn(self)
         return outer.dual().to(self.A.dtype)
@@ -339,14 +339,14 @@ class BorderPlan(Plan):
         unread = any(len(phases) < step for phases, step in zip(embedding.read, embedding.stride, strict=True))
         if self.inverse.side == "residual" or unread:  # inputs that no output reads are missing on the grid
             rtol = direct_rtol(self.A.dtype, rtol)
-            wide = g.to(self.precise.dtype)
-            # a gradient by damp sees v in the row space only, outside of which it may be (norm / damp)^2 larger
-            v = normal_by_apply(self.precise, self.damp, self._applied, wide, rtol=rtol, extra_digits=1.0)
+            g64 = g.to(self.precise.dtype)
+            # a gradient by damp uses the part of v in the row space of A, which may be (damp / ||A||)^2 of all of v
+            v = normal_by_apply(self.precise, self.damp, self._applied, g64, rtol=rtol, extra_digits=1.0)
             return v.to(self.A.dtype)
-        wide = g.detach().to(self.precise.dtype)
-        factors = self._trusted(wide, self.A.in_shape)
+        g64 = g.detach().to(self.precise.dtype)
+        factors = self._trusted(g64, self.A.in_shape)
         if factors is not None:
-            return self._scaled_back(self._scaled_back(factors.normal(wide))).to(self.A.dtype)
+            return self._scaled_back(self._scaled_back(factors.normal(g64))).to(self.A.dtype)
         return self._normal(g, rtol)
 
     @torch.no_grad()

@@ -40,7 +40,7 @@ from lsconv.operators.convolution import Convolution
 __all__ = ["METHODS", "fallback_plan", "penalty_fallback_plan", "penalty_plan", "route"]
 
 METHODS = ("auto", *SMALL_MATRICES, "fourier", "border", "svd", *KRYLOV)
-# Channels of a group, in and out together, up to which reflected padding goes to the border; of more LSMR is faster.
+# Up to this many channels a group, in and out together, reflected padding goes to the border; beyond, LSMR is faster.
 _MIRRORED_CHANNELS = 4
 
 
@@ -89,15 +89,16 @@ def route(
     dense           no convolution, and an ``rcond`` of the user's        "svd" (:class:`SingularValuePlan`)
     thresholded     convolution, and an ``rcond`` of the user's           "svd" where that is quick, else "border"
                                                                           where that is direct, else "svd"
-    bordered        damped layer (several channels), or blur with a       "lsmr" for as many iterations as cost what
-                    kernel of the size of the field, whose border takes   the setup of the border does, then "border"
-                    long to set up; other blurs strongly damped, of a     for what is left, and where damped once all
-                    stride or of a volume less so; undamped where rows    solves have cost as much and factors answer
-                    and columns differ much; damped: a long kernel in     faster, or a batch is expected to;
-                    one dimension, volumes without padding                preconditioned in the last two cases
-                    convolution with zero padding, or circular with crop  "border"; the next where its plan would not
-                                                                          fit, or where damp = 0 and the shapes imply
-                                                                          a null space
+    bordered        of those of the next row: layers (several channels    "lsmr" for as many iterations as cost what
+                    a group); blurs with so much damping that LSMR        the setup of the border does, then "border"
+                    should converge before the border is set up, or with  for the items that have not converged
+                    a kernel longer than half of the field; all undamped  (:class:`TrialPlan`). With damping, "border"
+                    ones only where outputs are 1.5 times as many as      alone once all solves have cost as much, or
+                    inputs, or the reverse, and blurs with a stride       where a batch is expected to. Preconditioned
+                                                                          for damped lines and volumes without padding
+                    convolution with zero padding, or circular with crop  "border"; where its plan would not fit, or
+                                                                          where damp = 0 and the shapes imply a null
+                                                                          space, the rules below
                     convolution of stride 1, reflect or replicate         "border" in one or two dimensions with
                     padding                                               damp > 0 and at most four channels a group,
                                                                           in and out together
@@ -105,7 +106,7 @@ def route(
     ==============  ====================================================  ============================================
 
     An ``rcond`` of the user's goes to "matrix", "separable", "normal" and "fourier" too; the iterations decide no rank.
-    For small problems "svd" also gives the answers that the others are not sure of (:func:`fallback_plan`).
+    For small problems "svd" also solves for the items that the others leave unconverged (:func:`fallback_plan`).
 
     A volume of one channel a group and few planes along an axis goes to "border" as an image whose channels are these
     planes (:class:`Planes`). "border" is direct (:class:`CapacitancePlan`) for ``damp = 0`` and a square operator whose
@@ -233,7 +234,7 @@ def thresholded(A: LinearOperator, request: PlanRequest) -> Plan | None:
 
 
 def bordered(A: LinearOperator, request: PlanRequest) -> Plan | None:
-    """The border method, asked for or where it serves A and fits; LSMR where that should take less than its setup."""
+    """The border method where it is asked for, or serves A and fits; LSMR first where its setup should take longer."""
     damp, limit = request.damp, request.memory_limit
     if request.method == "border":
         return _border(A, damp, limit, Planes.of(A, damp, limit))
@@ -246,7 +247,7 @@ def bordered(A: LinearOperator, request: PlanRequest) -> Plan | None:
     try:
         return _border(A, damp, limit, planes)
     except MethodError:
-        return None  # a null space at damp = 0, which LSMR handles
+        return None  # with damp = 0 the border refuses an A that has a null space, for which LSMR serves
     except PlanMemoryError as error:
         warn(f"falling back to LSMR. {error}")
         return None
@@ -330,9 +331,12 @@ def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcon
 
 
 def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, planes: Planes | None) -> Plan:
-    """The border method: of the planes of a volume, direct where it can be and that is worth it, else by iteration."""
+    """The border method: on the planes of a volume where these are given, else direct where that is faster.
+
+    BorderPlan serves where neither can be made.
+    """
     if planes is not None and isinstance(A, Convolution):
-        with contextlib.suppress(MethodError, PlanMemoryError):  # the volume itself may be served
+        with contextlib.suppress(MethodError, PlanMemoryError):  # the border may serve the volume itself
             image = AxisAsChannels.of(A, planes.axis)
             return ReducedPlan(image, BorderPlan(image.B, damp, memory_limit=memory_limit), damp)
     damping = torch.as_tensor(damp)
@@ -340,7 +344,7 @@ def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, p
         try:
             return CapacitancePlan(A, tuple(damping.shape), memory_limit=memory_limit, refuse_if_slower=True)
         except (MethodError, PlanMemoryError):
-            pass  # the iteration needs neither a square symbol nor the memory of a dense matrix
+            pass  # BorderPlan needs neither a square symbol nor the memory of a dense matrix
     return BorderPlan(A, damp, memory_limit=memory_limit)
 
 
@@ -348,9 +352,15 @@ def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, p
 
 
 def fallback_plan(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: float | None) -> Plan | None:
-    """The plan that is asked about the items that "auto" leaves unconverged; None where there is no other way.
+    """The plan that solves for the items that "auto" leaves unconverged; None where no other would do better.
 
-    A dense decomposition knows every singular value, and for small problems costs no more than a failed iteration.
+    For a small A it is the dense decomposition, which decides every rank and costs no more than a failed iteration.
+
+    Args:
+        A: the operator.
+        damp: the damping, a number or one per batch item.
+        plan: the plan of "auto".
+        rcond: the user's threshold of the rank, or None.
     """
     first = plan.innermost
     kind = first.fallback_kind
@@ -363,23 +373,23 @@ def fallback_plan(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: fl
             border = _border(A, damp, None, Planes.of(A, damp))
         except (MethodError, PlanMemoryError):
             return None if first.never_misses else krylov_plan(A, damp, "lsmr")
-        then, factors = border.innermost, None
-        if isinstance(first, (TrialPlan, SeparableThenBorderPlan)) and first.exhausted and isinstance(then, BorderPlan):
+        last, factors = border.innermost, None
+        if isinstance(first, (TrialPlan, SeparableThenBorderPlan)) and first.exhausted and isinstance(last, BorderPlan):
             # assume that as many right-hand sides will follow as have been solved so far
-            factors = then.inverse.factorise_if_cheaper(tuple(then.inverse.embedding.batch_shape), first.solved)
+            factors = last.inverse.factorise_if_cheaper(tuple(last.inverse.embedding.batch_shape), first.solved)
         return None if first.never_misses and factors is None else border
     if kind is FallbackKind.DENSE or rcond is not None:
         return None
     if kind is FallbackKind.PRECONDITIONED_LSMR:
         return TrialPlan(A, damp, None, preconditioned=True)
-    # where another iteration of A has failed, LSMR has its default limit
+    # the limit of LSMR is PATIENCE after a direct plan, and its default after an iteration, which has failed before
     return KrylovPlan(A, damp, "lsmr", max_iter=None if first.iterates else PATIENCE)
 
 
 def penalty_fallback_plan(
     A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: Plan
 ) -> PenalisedPlan | None:
-    """The plan that is asked about items with a penalty that "auto" leaves unconverged; None where there is none."""
+    """The plan that solves for the items, with a penalty, that "auto" leaves unconverged; None where there is none."""
     if DenseStack.is_quick(A, L, damp):
         return DenseStack(A, L, damp)
     return KrylovStack(A, L, damp) if plan.innermost.fallback_kind is FallbackKind.LSMR else None

@@ -1,4 +1,4 @@
-"""One solve with a plan, as every function of this folder does it: the fallback for what stays open, and the report."""
+"""One solve with a plan, shared by all functions of this folder: the fallback for unconverged items, and the report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,16 @@ def solve(
     raise_on_failure: bool = False,
     **options: Any,
 ) -> Solution:
-    """Solve with a plan, mark the items whose data are not finite, and report those that did not converge."""
+    """Solve with a plan, mark the items whose data are not finite, and report those that did not converge.
+
+    Args:
+        plan: the plan.
+        y: right-hand sides, ``(*batch, *out_shape)``.
+        nonfinite: True for the items of y that hold NaN or infinity, ``(*batch)``.
+        fallback: solves for the items that the plan leaves unconverged; None: no other plan does.
+        raise_on_failure: raise instead of warning.
+        options: those of the plan's ``solve``.
+    """
     max_iter = options.get("max_iter")
     if max_iter is not None and (isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 0):
         raise ArgumentError(f"max_iter: expected an integer >= 0 or None, got {max_iter!r}")
@@ -43,7 +52,7 @@ def solve(
         raise ArgumentTypeError(
             f"{', '.join(unknown)}: no such option; known are {', '.join(sorted(_COMMON | KRYLOV_ONLY))}"
         )
-    # a plan gives way where its iterations have cost, or for this y would cost, the setup of the fallback
+    # the fallback solves alone where the plan's iterations have cost, or for this y would cost, the fallback's setup
     if fallback is not None and plan.innermost.gives_way(y):
         plan = fallback.plan() or plan
     extra = sorted(set(options) - _COMMON - plan.options)
@@ -52,7 +61,7 @@ def solve(
             f"{', '.join(extra)}: {plan!r} takes no such option; ask for method='lsmr' or another Krylov method"
         )
     if fallback is not None and max_iter is None:
-        # a plan with a fallback stops early; without one it runs to its default limit
+        # a plan stops early where LSMR may take over its items, which LSMR does not for an rcond of the user's
         options["max_iter"] = fallback.first.innermost.patience if fallback.rcond is None else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -66,15 +75,15 @@ def solve(
 
 
 def with_start(options: dict[str, Any], problem: LeastSquares) -> dict[str, Any]:
-    """The options with the start that stays in the answer."""
+    """The options, with the prior of the problem as the start x0: its part in the null space of A stays in x."""
     return options if problem.x_prior is None else {**options, "x0": problem.x_prior}
 
 
 def with_fallback(solution: Solution, fallback: Fallback, y: Tensor, options: dict[str, Any]) -> Solution:
-    """The fallback's answer for the items that the plan left unconverged, or not certified to be of minimum norm.
+    """Replace the items that the plan left unconverged, or not certified to be of minimum norm, by the fallback's.
 
-    A rank-deficient operator whose other singular values are well separated from zero is no trouble for LSMR; one whose
-    singular values fall to zero gradually is, and then the one that fits the data better stays.
+    LSMR converges for a rank-deficient A whose nonzero singular values are well separated from zero, and not where
+    they decay to zero gradually. Where neither plan has converged, the x with the smaller objective is returned.
     """
     plan = fallback.plan()
     if plan is None:
@@ -98,12 +107,12 @@ class Fallback:
     """The plan of :func:`~lsconv.inverse.route.fallback_plan`, made when an item first needs it.
 
     Attributes:
-        answering: the plan whose answer there is, for the backward pass.
+        answering: the plan that gave the answer, which the backward pass uses: ``first`` or the fallback.
 
     Args:
         A: the operator.
         damp: the damping.
-        first: the plan whose unconverged items it answers.
+        first: the plan whose unconverged items the fallback solves for.
         rcond: the user's threshold of the rank.
     """
 
@@ -113,21 +122,21 @@ class Fallback:
         self.answering: Plan = first
 
     def plan(self) -> Plan | None:
-        """Make the plan once, let it be :attr:`answering`, and return it; None where there is no other way."""
+        """Make the plan once, set :attr:`answering` to it, and return it; None where no other plan would do better."""
         if not self._made:
             self._made.append(fallback_plan(self.A, self.damp, self.first, self.rcond))
         self.answering = self._made[0] or self.first
         return self._made[0]
 
     def for_another_solve(self) -> Fallback:
-        """A fallback whose answer is still the first plan's; both share the fallback's plan."""
+        """A copy for another solve, which begins with the first plan; both copies share the plan of the fallback."""
         other = copy.copy(self)
         other.answering = self.first
         return other
 
 
 def without_items(solution: Solution, nonfinite: Tensor) -> Solution:
-    """The solution with NaN and :attr:`Status.NON_FINITE` for the broken items."""
+    """The solution with NaN and :attr:`Status.NON_FINITE` for the items that ``nonfinite``, ``(*batch)``, marks."""
     x = solution.x
     return replace(
         solution,

@@ -121,6 +121,7 @@ class _CG(Method):
         return residual_ok, certificate.gradient_ok
 
     def step(self, running: Scalar) -> None:
+        """Compute ``q = A p``, the next iterate x and residual r, and from ``z = M r`` the next direction p."""
         space, active = self.space, self.space.active(running)
         q = self.A.apply(self.p)
         delta: Scalar = space.inner(self.p, q)

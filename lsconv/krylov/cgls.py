@@ -138,6 +138,7 @@ class _CGLS(Method):
         return None if self.dual is None else self.dual.z * self.codomain.broadcast(self.unit)
 
     def step(self, running: Scalar) -> None:
+        """Compute ``q = A p``, the next x and r, the gradient ``s = A^H M r - damp^2 x``, and the next direction p."""
         domain, codomain = self.domain, self.codomain
         active = domain.active(running)
         q = self.A.apply(self.p)

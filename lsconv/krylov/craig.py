@@ -144,6 +144,7 @@ class _CRAIG(Method):
         return None if self.dual is None else self.dual.z
 
     def step(self, running: Scalar) -> None:
+        """Compute zeta_k, add ``zeta_k v_k`` to x, and advance the bidiagonalisation to u_{k+1} and v_{k+1}."""
         process = self.process
         zeta = -divide(process.beta, process.alpha) * self.zeta
         # ||x|| >= |zeta|. A zeta that implies a condition number beyond the dtype means that alpha is only rounding:

@@ -171,6 +171,7 @@ class _GMRES(Method):
     # ------------------------------------------------------------------ one step of Arnoldi and of the QR factors
 
     def step(self, running: Tensor) -> None:
+        """Append a basis vector (Arnoldi) and a column of ``H = G^H R``; first restart where the basis is full."""
         if self.j == self.restart:
             self._end_cycle(running)
         j, active = self.j, running.reshape(-1).to(self.space.scalar)

@@ -69,7 +69,7 @@ class GolubKahan:
         self.weighted_norm, self.bidiagonal = self.alpha, _BidiagonalNorm(self.alpha, self.one)
 
     def step(self, active: Scalar) -> None:
-        """Next ``beta, u, alpha, v``; items with ``active = 0`` become and stay zero."""
+        """Compute the next ``beta, u, alpha, v``; items with ``active = 0`` become and stay zero."""
         alpha = self.alpha
         av = self.A.apply(self.v)
         if self.keep_av:
@@ -118,7 +118,8 @@ class _BidiagonalNorm:
         above = self.last * beta
         norm = 0.5 * (hypot(self.bound + alpha, above) + hypot(self.bound - alpha, above))
         first, above, alpha = (divide(entry, norm) for entry in (self.bound, above, alpha))
-        # the squares of the components of that matrix's singular vector are as 1 - alpha^2 to 1 - first^2 - above^2
+        # the squared components of the left singular vector of this matrix, divided by its norm, have the ratio
+        # (1 - alpha^2) : (1 - first^2 - above^2)
         _, self.last, _ = rotation(root(1 - alpha * alpha), root(1 - first * first - above * above))
         self.bound = norm
         return norm

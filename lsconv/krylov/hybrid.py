@@ -209,6 +209,7 @@ class _Hybrid(Method):
         return length * active
 
     def step(self, running: Tensor) -> None:
+        """Append u_{k+1} and v_{k+1} to the bases and a column to B, and choose damp on the projected problem."""
         k, active, A = self.k, running.reshape(-1).to(self.codomain.scalar), self.A
         image = A.apply(self._item(self.V, k, A.in_shape))
         beta = self._append(self.U, k + 1, image, self.codomain, active)

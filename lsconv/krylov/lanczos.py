@@ -73,7 +73,7 @@ class Lanczos:
 
     @property
     def remainder(self) -> Tensor:
-        """The newest off-diagonal entry beta; times the last coordinate of a Ritz vector it is that one's residual."""
+        """The newest off-diagonal entry beta of T; beta times a Ritz vector's last coordinate is its residual norm."""
         return self._betas[-1]
 
     def tridiagonal(self) -> Tensor:

@@ -141,7 +141,7 @@ class LSMR(Method):
         return None if self.dual is None else self.dual.z
 
     def step(self, running: Scalar) -> None:
-        """One iteration; see :meth:`Method.step`."""
+        """Advance the bidiagonalisation, update the two QR factorisations, and from them h-bar, x and h."""
         process, domain = self.process, self.domain
         active = domain.active(running)
         process.step(active)

@@ -125,6 +125,7 @@ class _LSQR(Method):
         return None if self.dual is None else self.dual.z
 
     def step(self, running: Scalar) -> None:
+        """Advance the bidiagonalisation, compute ``rho, theta, phi`` by a rotation, and with them x and w."""
         active = self.domain.active(running)
         process, domain = self.process, self.domain
         process.step(active)

@@ -131,6 +131,7 @@ class _MINRES(Method):
         return certificate.residual_ok, gradient_ok
 
     def step(self, running: Scalar) -> None:
+        """Take one Lanczos step (``alpha, beta_{k+1}, v_{k+1}``), and with it a column of R, a direction w and x."""
         space, active = self.space, self.space.active(running)
         # Lanczos: A v = beta_k v_{k-1} + alpha v_k + beta_{k+1} v_{k+1}, in place of the oldest vector.
         av = self.A.apply(self.v)
@@ -142,7 +143,7 @@ class _MINRES(Method):
         self.previous, self.raw = self.raw, self.previous
         v, beta_before = self.v, self.beta
         if self.M is None:
-            # The old v is needed once more, for w: it is what `previous` now holds.
+            # w needs the old v, which `previous` holds after the exchange above.
             v = self.previous
         self.beta, self.v, v_norm, kernel = normalise(self.raw, None, active, self.M, space)
         self.v_norm = self.one if v_norm is None else v_norm

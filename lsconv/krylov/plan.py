@@ -15,18 +15,18 @@ from lsconv.operators.dtypes import direct_rtol
 
 __all__ = ["PATIENCE", "FallbackKind", "PenalisedPlan", "Plan"]
 
-# The limit on iterations of one method on items that another may solve, or has not solved.
+# The most iterations of a method whose unconverged items have a fallback, and of LSMR as the fallback.
 PATIENCE = 500
 
 
 class FallbackKind(enum.Enum):
-    """The plan that answers the items that another leaves unconverged.
+    """The kind of plan that solves for the items that another plan leaves unconverged.
 
-    For a small A it is the decomposition of the matrix, whatever the kind but NOTHING.
+    For a small A it is the decomposition of its matrix, whatever the kind, unless that is NOTHING.
     """
 
-    NOTHING = enum.auto()  # the plan is a decomposition itself
-    DENSE = enum.auto()  # the decomposition of a small matrix; none for a larger one
+    NOTHING = enum.auto()  # no other plan would do better than this one
+    DENSE = enum.auto()  # the decomposition of the matrix of a small A; none for a larger A
     LSMR = enum.auto()
     PRECONDITIONED_LSMR = enum.auto()
     BORDER = enum.auto()
@@ -35,18 +35,18 @@ class FallbackKind(enum.Enum):
 class Plan:
     r"""The setup of one method for :math:`\min_x \|Ax - y\|^2 + \mathrm{damp}^2\|x\|^2`, kept for many y.
 
-    The attributes are what the choice among plans reads.
+    The choice among plans, :mod:`lsconv.inverse.route`, reads the attributes.
 
     Attributes:
         A: the operator.
         reason: why "auto" takes this plan, a sentence.
-        options: what :meth:`solve` takes beyond rtol, atol and max_iter.
-        iterates: every iteration applies A itself, and max_iter limits these: the plan has no setup that another
-            could be built on.
+        options: the options of :meth:`solve` beyond rtol, atol and max_iter.
+        iterates: every iteration applies A itself, and max_iter limits these, so that a plan of an operator made of A
+            gains nothing from this one.
         never_misses: nothing iterates, so that every answer is as good as the factors.
-        fallback_kind: what answers the items that the plan leaves unconverged.
-        patience: the most iterations on an item before the fallback is asked; None: no limit.
-        exhausted: the solves so far have cost what the setup of the fallback does, and so it answers from now on.
+        fallback_kind: the kind of plan that solves for the items that this plan leaves unconverged.
+        patience: the most iterations on an item before the fallback solves for it; None: no limit.
+        exhausted: the solves so far have cost what the setup of the fallback does, which solves from now on.
         rtol: the relative tolerance of a solve that is given none; None: :meth:`default_rtol` of the dtype.
         x_in_range_of_adjoint: x is computed as ``A^H z``, so that only rounding leads out of the range of
             ``A^H``; read of plans that do not iterate.
@@ -66,19 +66,19 @@ class Plan:
     def solve(
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
-        """The certified solution for ``y``."""
+        """The certified solution for ``y``, ``(*batch, *out_shape)``."""
         raise NotImplementedError
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``, without a certificate."""
+        """The solution ``(*batch, *in_shape)`` for ``y``, ``(*batch, *out_shape)``, without a certificate."""
         raise NotImplementedError
 
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The adjoint of :meth:`apply`."""
+        """The adjoint of :meth:`apply`, on v, ``(*batch, *in_shape)``."""
         raise NotImplementedError
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``."""
+        """``(A^H A + damp^2)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``, where ``damp > 0``."""
         raise NotImplementedError
 
     def gram_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor | None:
@@ -86,17 +86,17 @@ class Plan:
         return None
 
     def gives_way(self, y: Tensor) -> bool:
-        """Tell whether ``y`` is to be solved by the fallback instead."""
+        """Tell whether the fallback should solve for ``y``, ``(*batch, *out_shape)``, instead of this plan."""
         return self.exhausted
 
     def residual(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``y - A x`` of the x for ``y``."""
+        """``y - A x``, ``(*batch, *out_shape)``, with x the solution for ``y``."""
         return y - self.A.apply(self.apply(y, rtol=rtol))
 
     def attempt(self, y: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """Compute :meth:`apply` of ``y``, or :meth:`adjoint` of ``v``, and mark the items that missed the tolerance.
 
-        The marks are None where only :meth:`solve` finds that out.
+        None where only :meth:`solve` finds out which items missed it.
         """
         if not self.never_misses:
             return None
@@ -121,7 +121,7 @@ class Plan:
     def innermost(self) -> Plan:
         """The plan that does the work: this one, or that of a smaller problem to which this one reduces its data.
 
-        The choice among plans reads :attr:`iterates`, :attr:`fallback` and :attr:`patience` of that one.
+        The choice among plans reads :attr:`iterates`, :attr:`fallback_kind` and :attr:`patience` of that one.
         """
         return self
 
@@ -142,9 +142,9 @@ class PenalisedPlan(Plan):
         atol: float = 0.0,
         max_iter: int | None = None,
     ) -> Solution:
-        """The certified solution for ``y``."""
+        """The certified solution for ``y``, ``(*batch, *out_shape)``, and the prior, ``(*batch, *in_shape)``."""
         raise NotImplementedError
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2 L^H L)^{-1} g``, where ``damp > 0``."""
+        """``(A^H A + damp^2 L^H L)^{-1} g`` for ``g`` of shape ``(*batch, *in_shape)``, where ``damp > 0``."""
         raise NotImplementedError

@@ -43,9 +43,9 @@ from lsconv.operators.scipy import OperatorLike
 __all__ = ["refine"]
 
 _LOWER = {torch.float64: torch.float32, torch.complex128: torch.complex64}
-# An item stagnates after so many steps in a row that do not lower its tolerance ratio.
+# An item stagnates after this many steps in a row that do not lower its tolerance ratio.
 _PATIENCE = 3
-# The number of directions of a step: inexact inner solves converge only with those of previous steps.
+# The number of directions that a step minimises over: those of previous steps make inexact inner solves converge.
 _DIRECTIONS = 8
 
 

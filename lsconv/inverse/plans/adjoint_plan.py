@@ -28,8 +28,8 @@ class AdjointPlan(Plan):
               (A^H)^+ = (A^+)^H
 
     Args:
-        A: the adjoint that is solved with.
-        plan: that of ``A.H``.
+        A: the adjoint of a convolution.
+        plan: the plan of the convolution, ``A.H``.
         damp: the damping, a number or one per batch item.
     """
 
@@ -46,7 +46,7 @@ class AdjointPlan(Plan):
     ) -> Solution:
         """The certified solution for ``y``; ``max_iter`` has no effect."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the certificate tells
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the certificate says which items have converged
             x = self.plan.adjoint(y, rtol=rtol)
         precise = in_double(self.A)
         judge = Judge(

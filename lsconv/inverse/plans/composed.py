@@ -64,7 +64,7 @@ def measured_rows(A: LinearOperator, request: PlanRequest) -> Plan | None:
         return None
     if isinstance(inner.innermost, (BorderPlan, StackedPlan)):
         inverse = inner.innermost.inverse
-        # with the missing outputs in the border an answer costs about two on the border alone
+        # a solve with the missing outputs in the border costs about two on the border alone: factors have to pay in two
         if inverse.unknowns and inverse.factorise_if_cheaper(tuple(inverse.embedding.batch_shape), solves=2) is None:
             for plan in (MissingBorderPlan, MasksPerItemPlan):
                 with contextlib.suppress(MethodError):
@@ -73,7 +73,7 @@ def measured_rows(A: LinearOperator, request: PlanRequest) -> Plan | None:
 
 
 def transposed(A: LinearOperator, request: PlanRequest) -> Plan | None:
-    """The adjoint of the plan of a convolution, unless an iteration would serve that."""
+    """The adjoint of the plan of a convolution, unless that plan is an iteration with A itself."""
     if not (isinstance(A, Adjoint) and isinstance(A.operator, Convolution) and _takes_composed(request)):
         return None
     plan = _of_core(A.operator, request.damp, request)
@@ -88,12 +88,12 @@ def varying(A: LinearOperator, request: PlanRequest) -> Plan | None:
         return None
     try:
         return VaryingPlan(A, request.damp, request.L, refuse_if_slower=request.method == "auto")
-    except MethodError:  # the tiles do not serve L, or would not pay
+    except MethodError:  # the tiles do not serve L, or LSMR should be faster
         return None
 
 
 def _takes_composed(request: PlanRequest) -> bool:
-    """Tell whether a plan may be made of another: it is asked for no method that it could not pass on."""
+    """Tell whether the request can be passed on to the plan of another operator, of which this one is made."""
     return request.method in ("auto", "border") and not request.needs_krylov and not request.decides_rank
 
 

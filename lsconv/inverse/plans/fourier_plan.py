@@ -36,7 +36,7 @@ class FourierPlan(Plan):
     ) -> None:
         embedding = block_circulant(A, tuple(torch.as_tensor(damp).shape))
         entries = embedding.blocks * math.prod(embedding.grid) * embedding.in_channels * embedding.out_channels
-        # the symbol, its inverse and the work space of complex numbers
+        # the symbol, its inverse and as much work space, of complex numbers of 16 bytes
         check_fits(3 * 16 * entries, allowed_bytes(memory_limit, A.device), A, "fourier")
         self.plan = CirculantPlan(A, damp, rcond=rcond)  # type: ignore[arg-type]
         self.A = self.plan.A

@@ -99,7 +99,7 @@ def _preconditioner(
             f'preconditioner: expected "auto", "circulant", None or a LinearOperator, got {preconditioner!r}'
         )
     damping = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
-    # craig's damped problem is that of [A, damp I], which knows no N
+    # with damping, craig solves with [A, damp I], whose inputs are more than those of A: no N has their shape
     side = "residual" if method == "craig" and bool((damping > 0).any()) else None
     rounding = torch.finfo(A.dtype).eps / default_rtol(A.dtype)
     if preconditioner == "auto":
@@ -109,8 +109,8 @@ def _preconditioner(
             circulant = CirculantPreconditioner(A, damp, side=side)
         except MethodError:
             return None, None
-        # Below this damping the gradient does not show whether the part of x that N puts into the null space of A has
-        # gone again; and M divides the residual's part outside the range of A, with its rounding, by damp.
+        # Below this damping the gradient does not show the null-space part that N has added to x; and M divides the
+        # rounding of the residual's part outside the range of A by damp.
         smallest_damp = (rounding**0.5 if circulant.side == "solution" else rounding) * circulant.norm
         if not bool((damping >= smallest_damp).all()):
             return None, None

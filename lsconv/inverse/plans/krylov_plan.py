@@ -103,7 +103,7 @@ class KrylovPlan(Plan):
         return solution
 
     def _terms(self, M: LinearOperator | None, N: LinearOperator | None) -> dict[str, Any]:
-        """Select what the method takes of damping and preconditioners."""
+        """The arguments of the method for damping and preconditioners."""
         if self.method in LEAST_SQUARES:
             return {"damp": self.damp, "M": M, "N": N}
         return {"M": M} if self.method in SQUARE else {}
@@ -120,7 +120,7 @@ class KrylovPlan(Plan):
         rtol = self.rtol if rtol is None else rtol
         if self.method in SQUARE:
             return KRYLOV[self.method](self.A.H, v, rtol=rtol, **self._terms(self.M and self.M.H, None))
-        # craig wants a consistent system, and A^H u = v need not be one; hybrid would choose another damping
+        # craig needs a consistent system, which A^H u = v need not be; hybrid would choose another damping
         method = lsmr if self.method in ("craig", "hybrid") else LEAST_SQUARES[self.method]
         return method(self.A.H, v, damp=self.damp, M=self.N, N=self.M, rtol=rtol)
 
@@ -192,7 +192,7 @@ class KrylovStack(PenalisedPlan):
             iterations=found.iterations,
             otherwise=torch.where(found.converged, Status.STAGNATION.code, found.codes),
         )
-        # the test of LSMR itself is stricter: this certificate accepts gradients at the level of rounding
+        # the test of LSMR itself decides too: the certificate accepts gradients at the level of rounding
         return replace(
             solution,
             history=found.history,
@@ -220,7 +220,7 @@ class KrylovStack(PenalisedPlan):
 
 
 class PenalisedBackward:
-    """The backward pass of a penalised problem: L counts where ``damp > 0``, elsewhere A is alone."""
+    """The solves of the backward pass of a penalised problem: with L where ``damp > 0``, elsewhere by LSMR with A."""
 
     def __init__(self, A: LinearOperator, plan: PenalisedPlan) -> None:
         self.normal_solve = plan.normal_solve

@@ -17,9 +17,9 @@ from lsconv.operators.fft_convolution import short_fft_length
 
 __all__ = ["SETUP_BYTE_WORK", "border_setup_work", "iteration_work", "iterations_needed", "transform_grid"]
 
-# Each byte of the border's plan takes, in its setup, the time of so many operations of a factorisation.
+# The setup of the border takes the time of this many operations of a factorisation for each byte of its plan.
 SETUP_BYTE_WORK = 25
-# The overhead of calling torch in one iteration of LSMR: a third of the calls of one on the border.
+# The overhead of calling torch in one iteration of LSMR, in operations: a third of that in one on the border.
 _CALLS = 8e6
 
 
@@ -29,21 +29,28 @@ def transform_grid(A: Convolution) -> list[int]:
 
 
 def border_setup_work(size: int, *, calls: bool) -> float:
-    """The work of the setup of a border's plan of so many bytes; its calls of torch are those of twenty iterations."""
+    """The work of the setup of the border.
+
+    Args:
+        size: the bytes of the border's plan.
+        calls: add the overhead of calling torch, which is that of twenty iterations of LSMR.
+    """
     return SETUP_BYTE_WORK * size + (20 * _CALLS if calls else 0)
 
 
 def iteration_work(A: Convolution) -> float:
-    """The work of an iteration: A and its adjoint in the time of so many operations of a factorisation."""
+    """The work of one iteration of LSMR, which applies A and its adjoint."""
     return matrix_operations(A.nanoseconds(transposed=False) + A.nanoseconds(transposed=True)) + _CALLS
 
 
 def iterations_needed(A: Convolution, damp: Tensor | float, norm: Tensor) -> Tensor:
-    """The iterations after which the bound of conjugate gradients meets the default tolerance, per item.
+    """The number of iterations after which the bound of conjugate gradients meets the tolerance rtol, per item.
+
+    It is ``log(2 / rtol) ||A|| / (2 damp)``, with the default rtol of the direct methods.
 
     Args:
         A: the operator.
-        damp: the damping, > 0.
-        norm: a bound of ``||A||``.
+        damp: the damping, > 0, a number or one per batch item.
+        norm: an upper bound of ``||A||``, per item.
     """
     return 0.5 * norm / torch.as_tensor(damp, dtype=torch.float64, device=A.device) * math.log(2 / direct_rtol(A.dtype))

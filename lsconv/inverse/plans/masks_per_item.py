@@ -20,11 +20,11 @@ __all__ = ["MasksPerItemPlan"]
 
 
 class MasksPerItemPlan(MissingPlan):
-    """A :class:`MissingBorderPlan` for each of the masks; items with equal ones share it.
+    """A :class:`MissingBorderPlan` for each of the masks; items with equal masks share it.
 
     Args:
         A: the masked operator.
-        rows: what it takes of a convolution, of every item all with one weight.
+        rows: A as a convolution and the outputs that are measured, with one weight for all outputs of a batch item.
         damp: the damping, > 0, one number.
         L: the penalty; None: the identity.
 

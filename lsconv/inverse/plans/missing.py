@@ -47,7 +47,7 @@ __all__ = ["MissingBorderPlan", "MissingPlan", "are_scattered"]
 def are_scattered(missing: Tensor, ndim: int) -> bool:
     """Tell whether missing outputs are few, and their clusters small enough to be blocks of the preconditioner.
 
-    No output reads the inside of a large gap, which leaves many modes as good as undetermined.
+    Inputs that only outputs of a large gap read are determined by the damping alone.
 
     Args:
         missing: ``(*batch, channels, *size)``, bool.
@@ -57,8 +57,8 @@ def are_scattered(missing: Tensor, ndim: int) -> bool:
         return False
     planes = missing.double().reshape(-1, 1, *missing.shape[missing.ndim - ndim :])
     pool = (torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d)[ndim - 1]
-    padded = torch.nn.functional.pad(planes, (1, 1) * ndim)  # the padding of a pool needs as much of an axis
-    solid = int((pool(padded, 3, 1) > 1 - 1e-9).sum())  # outputs whose neighbours are all missing
+    padded = torch.nn.functional.pad(planes, (1, 1) * ndim)
+    solid = int((pool(padded, 3, 1) > 1 - 1e-9).sum())  # the number of outputs whose neighbours are all missing
     return float(planes.mean()) < 0.4 and solid <= largest_block(int(planes.sum()), planes.numel())
 
 
@@ -67,7 +67,7 @@ class MissingPlan(PenalisedPlan):
 
     Args:
         A: the masked operator.
-        rows: what it takes of a convolution, all with one weight per batch item.
+        rows: A as a convolution and the outputs that are measured, with one weight for all outputs of a batch item.
         inner: the plan of that convolution, in double precision, for ``damp / sqrt(weight)``.
         damp: the damping, > 0, a number or one per batch item.
         L: the penalty; None: the identity.
@@ -85,7 +85,7 @@ class MissingPlan(PenalisedPlan):
         L: LinearOperator | None = None,
     ) -> None:
         self.A, self.rows, self.L = A, rows, L
-        self.inner: Plan = inner  # type: ignore[assignment]  # None: a subclass does without
+        self.inner: Plan = inner  # type: ignore[assignment]  # None in subclasses, which do not use it
         self.damp = torch.as_tensor(damp, dtype=torch.float64, device=A.device)
         weight = rows.uniform()
         assert weight is not None
@@ -139,7 +139,7 @@ class MissingPlan(PenalisedPlan):
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``, bare."""
+        """The solution for ``y``, ``(*batch, *out_shape)``, without a certificate."""
         return self._filled_in(y.detach().to(self.precise.dtype), self.tolerances(rtol), None)[0].to(self.A.dtype)
 
     @torch.no_grad()
@@ -190,15 +190,15 @@ class MissingPlan(PenalisedPlan):
         filled, iterations = data, torch.zeros(batch, dtype=torch.int64, device=y.device)
         smallest_total = torch.maximum(rtol * norm, tolerances.atol / (unit * self._ratio))
         rounding = torch.finfo(data.dtype).eps * norm
-        for _ in range(3):  # again from the computed residual, which rounding has parted from the recursion's
+        for _ in range(3):  # each begins with the computed residual, from which rounding parts that of the recursion
             objective = space.inner(filled, filled - image)
-            # of this x: that of the data as they came, with zeros where none are, may be much longer than the answer
+            # the bound uses the newest x: the first one, for zeros as missing data, may be much longer than the answer
             gain = divide(inputs.norm(self.core.adjoint(residual)), space.norm(residual))
             range_bound = tolerances.null_share / 2 * mu * divide(inputs.norm(x), gain)
 
             def bound(decrease: Tensor, objective: Tensor = objective, range_bound: Tensor = range_bound) -> Tensor:
                 total = torch.maximum((objective - decrease).clamp_min(0).sqrt(), smallest_total)
-                # the rest of the tolerance is the inner plan's
+                # the inner plan has the other two thirds of the tolerance
                 return torch.maximum(torch.minimum(rtol * total / 3, range_bound), rounding)
 
             size = space.norm(residual)
@@ -232,7 +232,7 @@ class MissingPlan(PenalisedPlan):
             bound: the norm that the residual has to fall to, as a function of the decrease of the objective so far.
             most: limit on the iterations.
         """
-        # vectors hold the outputs that some item misses, a small part of all
+        # the vectors hold only the outputs that some item misses, which are few
         item = len(self.core.out_shape)
         places = self.missing.reshape(-1, self.core.out_numel).any(0).nonzero()[:, 0]
         space = ItemSpace((len(places),), b.dtype, b.device)
@@ -280,13 +280,13 @@ class MissingPlan(PenalisedPlan):
 
 
 class MissingBorderPlan(MissingPlan):
-    """The plan with the missing outputs in the border: their system and that of the border are one iteration.
+    """The plan with the missing outputs in the border: one iteration solves the systems of both.
 
-    For plans of A that iterate on its border for every answer. The outer iteration is that of the whole operator.
+    It is for an A whose border is iterated on in every solve. The outer iteration is that of the masked operator.
 
     Args:
         A: the masked operator.
-        rows: what it takes of a convolution, all with one weight.
+        rows: A as a convolution and the outputs that are measured, all with one weight.
         damp: the damping, > 0, a number or one per batch item.
         L: the penalty; None: the identity.
 
@@ -322,12 +322,12 @@ class MissingBorderPlan(MissingPlan):
 
     def _normal(self, g: Tensor, rtol: float | None) -> Tensor:
         rtol = direct_rtol(self.A.dtype, rtol)
-        wide = g.detach().to(self.core.dtype)
+        g64 = g.detach().to(self.core.dtype)
         if self.inverse.side == "residual":
             apply = lambda data, rtol: self._filled_in(data, Tolerances.of(self.core.dtype, rtol, 0.0), None)[0]
-            return normal_by_apply(self.precise, self.damp, apply, wide, rtol=rtol, extra_digits=1.0)
+            return normal_by_apply(self.precise, self.damp, apply, g64, rtol=rtol, extra_digits=1.0)
         tolerances = Tolerances.of(self.core.dtype, rtol, 0.0)
-        return iterated(lambda: NormalEquations(self, v=wide, tolerances=tolerances)).x
+        return iterated(lambda: NormalEquations(self, v=g64, tolerances=tolerances)).x
 
     def __repr__(self) -> str:
         percentage = 100 * float(self.missing.double().mean())

@@ -40,7 +40,7 @@ class NormalIteration(PenalisedPlan):
         inverse: the preconditioner, a function of a residual of the normal equations and a relative tolerance whose
             first result is the preconditioned residual.
         factor_batch: the batch dimensions of the preconditioner.
-        wide: A has fewer outputs than inputs, or as good as that, so that x may lie in its null space.
+        wide: A has, or may have, fewer outputs than inputs, so that x may have a part in its null space.
     """
 
     iterates = True
@@ -91,18 +91,21 @@ class NormalIteration(PenalisedPlan):
         return self.problem.solution(judge, x, y, x_prior=x_prior, iterations=iterations)
 
     def _null_suspects(self, x: Tensor, data: Tensor, null_share: float) -> Tensor:
-        """The items whose x may have a larger part in the null space of A, which the gradient alone does not show."""
+        """Mark the items whose x may have more than ``null_share`` of its length in the null space of A; here all."""
         return torch.ones((), dtype=torch.bool, device=x.device)
 
     @torch.no_grad()
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``, bare."""
+        """The solution for ``y``, ``(*batch, *out_shape)``, without a certificate."""
         rtol = direct_rtol(self.A.dtype, rtol)
         return self._least_squares(self.problem.data(y), rtol, 0.0, None)[0].to(self.A.dtype)
 
     @torch.no_grad()
     def approximate(self, y: Tensor, tolerance: float) -> Tensor:
-        """The solution for ``y`` up to so much of the root of its objective, in the norm of the normal equations."""
+        """The solution for ``y`` up to an error of ``tolerance`` times the root of its objective.
+
+        The error is in the norm of the normal equations, ``||[A; damp L] e||``.
+        """
         data = self.problem.data(y)
         return self._least_squares(data, 0.0, 0.0, None, tolerance=tolerance)[0].to(self.A.dtype)
 
@@ -126,7 +129,7 @@ class NormalIteration(PenalisedPlan):
         tolerance: float = 0.0,
         null_share: float = 1.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The x for data of the stack, iterations, and a lower bound of the norm of the stack."""
+        """The x for data of the stack ``[A; damp L]``, the iterations, and a lower bound of its norm, per item."""
         images, batch = self.images, self._batch(data, self.stack.out_shape)
         data = data.expand(*batch, *self.stack.out_shape)
         unit = binary_unit(images.safe_norm(data))
@@ -141,7 +144,7 @@ class NormalIteration(PenalisedPlan):
             x_norm = self.space.norm(x)
             total = torch.hypot(images.norm(data - image), self.mu.sqrt() * x_norm)
             rounding = torch.finfo(data.dtype).eps * (norm * x_norm + size)
-            # along small singular values the gradient shows an error in x times damp^2 alone
+            # along small singular values the gradient is damp^2 times the error of x
             visible = null_share / 2 * self.mu * x_norm if self.L is None else torch.full_like(norm, torch.inf)
             return torch.maximum(
                 torch.minimum(norm * rtol * torch.maximum(total, smallest_total) / 2, visible), norm * rounding

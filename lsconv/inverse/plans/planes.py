@@ -1,6 +1,6 @@
 """The volumes that are answered as images whose channels are their planes, and what the setup of that costs.
 
-The border of an image is a line, which factors eliminate; that of a volume is a surface, which only iterations answer.
+The border of an image is a curve, which is small enough to be factorised; that of a volume is a surface, which is not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Planes:
     Attributes:
         axis: the axis that becomes channels.
         bytes: the bytes of the border's plan of the image.
-        work: that of its setup, in the unit of an iteration's.
+        work: the work of the setup of that plan, in the unit of :func:`iteration_work`.
     """
 
     axis: int
@@ -39,10 +39,11 @@ class Planes:
 
     @classmethod
     def of(cls, A: LinearOperator, damp: Tensor | float, memory_limit: int | None = None) -> Planes | None:
-        """The axis whose planes cost least; None for what is no volume of one channel a group, or where none serves.
+        """The axis whose planes cost least; None unless A convolves volumes of one channel a group and an axis serves.
 
-        An axis serves where only outputs, or only inputs, are cropped along the other two: their border is definite.
-        Otherwise a damped volume is served whose factors cost no more than twice the iterations of LSMR.
+        An axis serves where the convolution is one-sided along the other two (:func:`is_one_sided`), which makes the
+        matrix of the border definite. Any other axis serves where ``damp > 0`` and the factors of the border cost no
+        more than twice what LSMR does.
 
         Args:
             A: the operator.
@@ -66,22 +67,25 @@ class Planes:
             border = max(n, m) if one_sided else n + m
             # the symbol, the smaller normal matrix and its inverse, the border and its kernel
             needed = frequencies * (n * m + 2 * smaller**2 + 3 * border**2) * A.dtype.to_complex().itemsize
-            # products and inverses of complex matrices take four real operations more for each number and row
+            # beside SETUP_BYTE_WORK, complex products and inverses take four real operations for each number and row
             found.append(cls(axis, needed, (SETUP_BYTE_WORK + 4 * border) * needed))
         cheapest = min(found, key=lambda planes: planes.work, default=None)
         return cheapest if cheapest is not None and cheapest.bytes <= allowed_bytes(memory_limit, A.device) else None
 
 
 def _factors_pay(A: Convolution, damping: Tensor, axis: int) -> bool:
-    """Tell whether the factors of a border of inputs and outputs cost no more than twice what LSMR takes."""
+    """Tell whether the factors of a border of inputs and outputs cost no more than twice what LSMR does."""
     others = [a for a in range(A.ndim) if a != axis]
     lines = [(A.kernel_extent[a] - 1) * A.spatial_in[b] for a, b in (others, others[::-1])]
     unknowns = (A.spatial_in[axis] + A.spatial_out[axis]) / 2 * min(lines)
-    factors = 8 / 3 * A.groups * unknowns**3  # complex, in triangular factors
+    factors = 8 / 3 * A.groups * unknowns**3  # real operations of a complex factorisation into triangles
     return factors <= 2 * iteration_work(A) * float(iterations_needed(A, damping, norm_bound(A)).max())
 
 
 def is_one_sided(A: Convolution, axes: Sequence[int]) -> bool:
-    """Tell whether only outputs, or only inputs, are cropped along these axes, and as many as there can be."""
+    """Tell whether along all these axes A has no padding, or along all of them full padding.
+
+    With kernel length k, the outputs are then k - 1 fewer than the inputs, or k - 1 more.
+    """
     sizes = [(A.spatial_in[a] - A.spatial_out[a], A.kernel_extent[a] - 1) for a in axes]
     return any(all(sign * cropped == most for cropped, most in sizes) for sign in (1, -1))

@@ -45,7 +45,10 @@ class ReducedPlan(Plan):
     def solve(
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
-        """The certified solution for ``y``; where axes are folded, each of their slices has met the tolerance."""
+        """The certified solution for ``y``, ``(*batch, *out_shape)``.
+
+        Where axes of the image are batch axes of B, an item has converged if each of its slices has.
+        """
         reduction = self.reduction
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -63,12 +66,12 @@ class ReducedPlan(Plan):
         return self._with_dropped(solution, y, rtol, atol) if reduction.drops_outputs else solution
 
     def _with_dropped(self, solution: Solution, y: Tensor, rtol: float | None, atol: float) -> Solution:
-        """The solution with the norms of A's own residual, to which the outputs belong that read nothing."""
+        """The solution with the norms of A's own residual, which includes the outputs that read nothing."""
         precise = in_double(self.A)
         certificate = Judge(precise, self.tolerances(rtol, atol), solution.damp).certify(
             solution.x.to(precise.dtype), y.to(precise.dtype)
         )
-        # what nothing explains may be most of y
+        # the outputs that read nothing may be most of y
         unexplained = (solution.codes == Status.RESIDUAL.code) & ~certificate.residual_ok
         return replace(
             solution,

@@ -22,11 +22,11 @@ class PlanRequest:
     r"""A damping, a penalty, and the options of the caller, for which a plan is chosen.
 
     Attributes:
-        choose: the choice of a plan, for rules that ask for the plan of another operator.
+        choose: the function that chooses a plan, for rules that need the plan of another operator.
         damp: the damping, a number or one per batch item.
         method: the method asked for, or "auto".
         L: the penalty; None: the identity.
-        preconditioner: of a Krylov method.
+        preconditioner: that of a Krylov method: an operator, "auto", "circulant" or None.
         memory_limit: bytes that the plan may use; None: what the device has.
         rcond: the user's threshold for the rank; None: that of the dtype.
         needs_krylov: the caller has options that only a Krylov method takes.
@@ -48,12 +48,12 @@ class PlanRequest:
 
     @property
     def damped(self) -> bool:
-        """Every item is damped."""
+        """True where ``damp > 0`` in every item."""
         return bool((torch.as_tensor(self.damp) > 0).all())
 
     @property
     def decides_rank(self) -> bool:
-        """There is a rank to decide, by the user's threshold."""
+        """True where some item has ``damp = 0`` and the user has given a threshold for the rank."""
         return self.rcond is not None and bool((torch.as_tensor(self.damp) == 0).any())
 
     def plan(self, A: LinearOperator, **changes: Any) -> Any:

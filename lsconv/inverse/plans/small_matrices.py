@@ -27,8 +27,8 @@ from lsconv.operators.memory import allowed_bytes
 __all__ = ["SMALL_MATRICES", "cheap_small_matrices", "rank_options", "reduction", "separable_factors", "small_matrices"]
 
 SMALL_MATRICES = ("matrix", "separable", "normal")
-# The time of an answer of the border, and of one by hundreds of iterations, in Fourier transforms of the field, each
-# of as many operations of dense matrices as take its time (benchmarks/routes.py compares both sides of the choice).
+# The times of a solve by the border, and of one by hundreds of iterations, in Fourier transforms of the field. One of n
+# numbers counts as 5 n log2(2n) operations of dense matrices (benchmarks/routes.py compares both sides of the choice).
 _BORDER_TRANSFORMS, _KRYLOV_TRANSFORMS = 200, 2000
 
 
@@ -57,7 +57,7 @@ def rank_options(A: LinearOperator, memory_limit: int | None, rcond: float | Non
 
 
 def small_matrices(A: LinearOperator, damp: Tensor | float, method: str, **decided: Any) -> DirectPlan:
-    """Make the plan of the method asked for: "matrix", "separable" or "normal".
+    """Make the plan of the method "matrix", "separable" or "normal" for A.
 
     Raises:
         MethodError: A is not made of such matrices.
@@ -77,7 +77,7 @@ def cheap_small_matrices(A: LinearOperator, damp: Tensor | float, **decided: Any
     if not isinstance(A, Convolution):
         return None
     for plan in (_patches, _axes, _normal_equations):
-        with contextlib.suppress(MethodError, PlanMemoryError):  # there are other ways
+        with contextlib.suppress(MethodError, PlanMemoryError):  # another kind of matrices may serve
             found = plan(A, damp, decided)
             if found is not None:
                 return found
@@ -108,15 +108,16 @@ def separable_factors(A: Convolution, *, damped: bool) -> Factors | None:
 
 
 def _axes(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> DirectPlan | None:
-    """The matrices of the axes."""
+    """The plan of one matrix per axis, for a separable kernel where that is cheap."""
     factors = separable_factors(A, damped=bool((torch.as_tensor(damp) > 0).all()))
     return None if factors is None else SeparableThenBorderPlan(A, damp, factors=factors, **decided)
 
 
 def _normal_equations(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> DirectPlan | None:
-    """The Gram matrix, where it is small, or where the border would be no smaller than x.
+    """The plan of the normal equations, where it is cheap.
 
-    Without damping they are tried where padding makes A regular and the kernel is longer than x.
+    It is where the Gram matrix is small and ``damp > 0``; and where the kernel is at least as long as x along every
+    axis, so that the border would be no smaller than x, and A has at least twice as many outputs as inputs.
     """
     damping, outputs = torch.as_tensor(damp), A.out_numel
     long = all(k >= n for k, n in zip(A.kernel_size, A.spatial_in, strict=True)) and outputs >= 2 * A.in_numel

@@ -32,26 +32,31 @@ from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["TrialPlan", "trial"]
 
-# LSMR seldom takes fewer: with a smaller limit no trial is made.
+# LSMR seldom converges in fewer iterations, so that no trial is made with a smaller limit.
 _FEWEST_ITERATIONS = 30
 
 
 def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialPlan | None:
-    """The plan of LSMR for as many iterations as cost what the border's setup does; None where it should take more.
+    """Choose whether LSMR is tried before the border is set up, and for how many iterations; None: not at all.
 
-    The cost of the setup is known by the bytes of the border's plan, or by the planes of a volume; the iterations that
-    LSMR should take by the damping. In this order:
+    The limit is the number of iterations that cost what the setup of the border does. The cost of the setup follows
+    from the bytes of the border's plan, or from :class:`Planes`. A blur has one input and one output channel in each
+    group, a layer has more. The first case that applies decides:
 
-    - undamped operators that are nearly square: never;
-    - kernels in one dimension, and volumes without padding: preconditioned by the circulant;
-    - kernels over half of the field: few of their singular values are above the damping, and their border is the field;
-    - other blurs: where the damping bounds the iterations;
-    - layers, whose symbol is a matrix and whose iterations are often some tens: always.
+    1. Undamped (some item has ``damp = 0``) and nearly square, the larger of inputs and outputs less than 1.5 times the
+       smaller: no trial.
+    2. A damped blur of lines or volumes, of stride one and without padding: LSMR preconditioned by the circulant. A
+       volume whose expected iterations are too many goes on to the other cases.
+    3. A limit below :data:`_FEWEST_ITERATIONS`, or an undamped blur of stride one: no trial.
+    4. A layer, or an undamped blur with a stride: LSMR.
+    5. A damped blur of stride one whose kernel is longer than half of the field along every axis: LSMR where the
+       expected iterations cost no more than the factors of a border that is as large as the field.
+    6. Any other damped blur: LSMR where the bound of conjugate gradients on the iterations is within the limit.
 
     Args:
         A: a convolution that the border serves.
         damp: the damping, a number or one per batch item.
-        planes: A as an image of planes, where it is such a volume.
+        planes: A as an image whose channels are its planes, where A is such a volume.
     """
     fewer, more = sorted((A.in_numel, A.out_numel))
     damping = torch.as_tensor(damp, dtype=torch.float64)
@@ -64,7 +69,7 @@ def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialP
         preconditioned = _preconditioned(A, damp, planes, iteration)
         if preconditioned is not None or A.ndim == 1:
             return preconditioned
-    # the iterations of layers are not known, so that the calls of the border's setup are not staked on them
+    # the iterations of a layer cannot be forecast: its limit leaves out the calls of torch in the border's setup
     setup = border_setup_work(plan_bytes(A, tuple(damping.shape)), calls=blur) if planes is None else planes.work
     limit = int(setup / iteration)
     if limit < _FEWEST_ITERATIONS or (blur and undamped and unit_stride):
@@ -77,13 +82,17 @@ def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialP
 
 
 def _preconditioned(A: Convolution, damp: Tensor | float, planes: Planes | None, iteration: float) -> TrialPlan | None:
-    """LSMR preconditioned by the circulant, for as long as the factors of the border, or of the planes, would take."""
+    """LSMR preconditioned by the circulant, for as long as the factors of the border, or of the planes, would take.
+
+    None where it is expected to take longer.
+    """
     work = direct_work(A, tuple(torch.as_tensor(damp).shape)).setup if planes is None else planes.work
-    if A.ndim == 1:  # an iteration with the preconditioner does the work of three
+    if A.ndim == 1:  # on a line, an iteration with the preconditioner costs as much as three without
         limit = int(work / (3 * iteration))
         return TrialPlan(A, damp, limit, preconditioned=True) if limit >= _FEWEST_ITERATIONS else None
+    # in a volume, an iteration with the preconditioner costs as much as 1.5 without
     limit = int(work / (1.5 * iteration))
-    # the circulant takes the root of the bound of conjugate gradients, two to five times
+    # with the circulant, LSMR takes two to five times the square root of the bound without a preconditioner
     expected = 4 * float(iterations_needed(A, damp, norm_bound(A)).sqrt().max())
     if expected > limit:
         return None
@@ -105,24 +114,24 @@ def _with_kernel_over_half_the_field(
 
 
 def _bounded_by_damping(A: Convolution, damp: Tensor | float, limit: int, *, plane: bool) -> TrialPlan | None:
-    """LSMR where the bound of conjugate gradients is within the limit.
+    """LSMR where the bound of conjugate gradients on its iterations is within the limit; None elsewhere.
 
     Args:
         A: a blur.
-        damp: its damping.
-        limit: the iterations that cost what the border's setup does.
-        plane: it is an image or a line of stride one.
+        damp: its damping, > 0.
+        limit: the number of iterations that cost what the border's setup does.
+        plane: A blurs images or lines, with stride one.
     """
-    # for images of stride one the setup takes about half of what border_setup_work says
+    # for these the setup of the border takes about half of what border_setup_work says
     limit = limit // 2 if plane else limit
-    # norm_bound is loose for kernels of mixed sign, and the largest symbol is close to ||A||
+    # norm_bound is far above ||A|| for kernels of mixed sign, and the norm of the symbol is close to ||A||
     needed = iterations_needed(A, damp, _symbol_norm(A, transform_grid(A)) if A.ndim < 3 else norm_bound(A))
     converges_in_time = bool((needed <= (1 if plane else 1.5) * limit).all())
     return TrialPlan(A, damp, limit, expected=float(needed.max())) if converges_in_time else None
 
 
 def _symbol_norm(A: Convolution, grid: list[int]) -> Tensor:
-    """The largest of the symbols of a blur: the norm of its circulant."""
+    """The norm of the circulant of a blur, the largest modulus of its symbol on the grid, ``(*A.batch_shape)``."""
     weight = A.weight.detach()
     transform = torch.fft.fftn if A.is_complex else torch.fft.rfftn
     symbol = transform(weight, s=grid, dim=tuple(range(-A.ndim, 0)))
@@ -130,24 +139,24 @@ def _symbol_norm(A: Convolution, grid: list[int]) -> Tensor:
 
 
 class TrialPlan(KrylovPlan):
-    r"""LSMR for as many iterations as cost what another plan's setup would, or for as many as it takes.
+    r"""LSMR with a limit on its iterations; the border solves for the items that have not converged by then.
 
-    The items that a limit leaves open are for that plan. An iteration that is then on its way to end before it has
-    taken twice as many goes on. Only :meth:`solve` has the limit, which no backward pass has.
+    Where extrapolation at the limit shows that LSMR converges within twice the limit, it goes on. The limit applies to
+    :meth:`solve`, and not to the solves of a backward pass.
 
-    What rounding adds to x along the null space of A is no more than ``eps (||A|| / damp)^2`` of x: where that may be
-    too much, the iteration is in double precision.
+    Rounding adds to x a part in the null space of A, of length at most ``eps (||A|| / damp)^2 ||x||``, eps the unit
+    roundoff. Where that may exceed what the certificate allows, LSMR runs in double precision.
 
     Args:
         A: the operator.
-        damp: the damping.
-        most: the limit; None: there is none.
-        preconditioned: by the circulant inverse, in double precision throughout.
-        expected: iterations that a right-hand side is expected to take; None: not known.
+        damp: the damping, a number or one per batch item.
+        most: the limit, the number of iterations that cost what the setup of the border does; None: no limit.
+        preconditioned: precondition by the inverse of the circulant, in double precision throughout.
+        expected: the number of iterations that a right-hand side is expected to take; None: not known.
 
     Attributes:
-        total: the iterations of all right-hand sides.
-        solved: the right-hand sides.
+        total: the number of iterations of all right-hand sides so far.
+        solved: the number of right-hand sides so far.
     """
 
     reason = "the setup of the border would cost more than LSMR may need: LSMR first, then the border"
@@ -167,14 +176,14 @@ class TrialPlan(KrylovPlan):
         M = CirculantPreconditioner(precise, damp) if preconditioned else None
         sides = (M, None) if M is None or M.side == "residual" else (None, M)
         super().__init__(precise if preconditioned else A, damp, "lsmr", sides)
-        self.precise, self.dtype, self._narrow = precise, A.dtype, self.A.dtype != precise.dtype
+        self.precise, self.dtype, self._in_single = precise, A.dtype, self.A.dtype != precise.dtype
         self.most, self.rtol, self.expected = most, direct_rtol(A.dtype), expected
         self.total = self.solved = 0
 
     def solve(  # type: ignore[override]  # nothing else to choose
         self, y: Tensor, *, rtol: float | None = None, atol: float = 0.0, max_iter: int | None = None
     ) -> Solution:
-        """The solution for ``y``, to the tolerance of the direct methods and with their certificate, in float64."""
+        """The solution for ``y``, ``(*batch, *out_shape)``, with tolerance and certificate of the direct methods."""
         self.last_iterations = 0
         solution = self._answer(y, self.damp, tolerances=self.tolerances(rtol, atol), max_iter=max_iter)
         self._count(solution)
@@ -185,17 +194,18 @@ class TrialPlan(KrylovPlan):
         self.solved += solution.iterations.numel()
 
     def _answer(self, y: Tensor, damp: Tensor | float, *, tolerances: Tolerances, max_iter: int | None) -> Solution:
-        """The solution, uncounted."""
+        """Solve by LSMR and certify with A in double precision; leaves :attr:`total` and :attr:`solved` unchanged."""
         precise = self.precise
-        found, A, norm = self._found(y, damp, tolerances, max_iter)
+        found, A, norm = self._run_lsmr(y, damp, tolerances, max_iter)
         ended = torch.where(found.codes == Status.CALLBACK.code, Status.ITERATION_LIMIT.code, found.codes)
-        # the iterates of a preconditioner on the side of x are not of the form A^H z
+        # with a preconditioner N on the side of x the iterates are not of the form A^H z, and no rounding bounds their
+        # part in the null space of A
         rounding = torch.finfo(A.dtype).eps if self.N is None else None
-        rounds_little, null_share = found.damp == 0, tolerances.null_share
+        harmless, null_share = found.damp == 0, tolerances.null_share
         if rounding is None:
             null_share = null_share if A.in_numel > A.out_numel else SQUARE_SHARE
         elif norm is not None:
-            rounds_little = _rounds_little(found.damp, norm, rounding, tolerances)
+            harmless = _rounding_is_harmless(found.damp, norm, rounding, tolerances)
         judge = Judge(
             precise,
             tolerances,
@@ -204,7 +214,7 @@ class TrialPlan(KrylovPlan):
             rounding=Tolerances.of(A.dtype, tolerances.rtol, 0.0).rounding,
             norm=NormBounds(norm, sharper=None if norm is None or self.M or self.N else lambda: norm),
             rank=RankThreshold(length_limit=EXCUSED),
-            null_space=NullSpaceBound(torch.where(rounds_little, torch.inf, null_share), rounding),
+            null_space=NullSpaceBound(torch.where(harmless, torch.inf, null_share), rounding),
         )
         judged = judge.solution(
             found.x.to(precise.dtype),
@@ -213,38 +223,44 @@ class TrialPlan(KrylovPlan):
             history=found.history,
             otherwise=torch.where(found.converged, Status.STAGNATION.code, ended),
         )
-        # the certificate is made of norms, which show neither a null space nor why LSMR stopped: its status is kept
-        blind = torch.zeros_like(found.converged)
+        # the certificate consists of norms, which do not show these three causes: there LSMR's status is returned
+        status_of_lsmr = torch.zeros_like(found.converged)
         for status in (Status.RANK_DEFICIENT, Status.NON_FINITE, Status.ITERATION_LIMIT):
-            blind = blind | (ended == status.code)
+            status_of_lsmr = status_of_lsmr | (ended == status.code)
         return replace(
             judged,
-            codes=torch.where(blind, ended, judged.codes),
-            converged=judged.converged & ~blind,
+            codes=torch.where(status_of_lsmr, ended, judged.codes),
+            converged=judged.converged & ~status_of_lsmr,
         )
 
-    def _found(
+    def _run_lsmr(
         self, y: Tensor, damp: Tensor | float, tolerances: Tolerances, max_iter: int | None
     ) -> tuple[Solution, LinearOperator, Tensor | None]:
-        """The solution of LSMR, the operator that it applied, and the lower bound of ``||A||`` that it met."""
+        """Run LSMR, in single precision where its rounding is harmless.
+
+        Returns:
+            The solution; the operator that was applied, A in single or double precision; the lower bound of ``||A||``
+            per item that the iteration has found, None if none.
+        """
         limits: dict[str, Any] = {"max_iter": max_iter}
         if self.most is not None:
             most = 2 * self.most if max_iter is None else min(max_iter, 2 * self.most)
             limits = {"max_iter": most, "callback": _Limit(self.most, tolerances.rtol)}
         terms = {**self._terms(self.M, self.N), "damp": damp}
-        # in single precision only where its rounding adds less than a tenth of the null-space part that is allowed, of
-        # which a certificate of a single-precision x would show nothing
-        rounds_little = functools.partial(_rounds_little, damp, eps=0.1 * tolerances.eps, tolerances=tolerances)
-        spent, narrow = 0, self._narrow and bool(rounds_little(self._norm_from_data(y)).all())
+        # single precision may use a tenth of the null-space part that is allowed, because no certificate of an x in
+        # single precision shows that part
+        harmless = functools.partial(_rounding_is_harmless, damp, eps=0.1 * tolerances.eps, tolerances=tolerances)
+        spent, in_single = 0, self._in_single and bool(harmless(self._norm_from_data(y)).all())
         while True:
-            A = self.A if narrow else self.precise
+            A = self.A if in_single else self.precise
             found = lsmr(A, y.to(A.dtype), rtol=tolerances.rtol, atol=tolerances.atol, **terms, **limits)
             spent += int(found.iterations.max())
             norm = None if found.history is None else found.history.largest_norm
-            if not narrow or norm is None or bool(rounds_little(norm).all()):
+            if not in_single or norm is None or bool(harmless(norm).all()):
                 self.last_iterations = max(self.last_iterations or 0, spent)
                 return found, A, norm
-            self._narrow = narrow = False  # the iteration has met a larger norm than the data show
+            # the iteration has found a larger ||A|| than the data show, and is repeated in double precision
+            self._in_single = in_single = False
 
     def _norm_from_data(self, y: Tensor) -> Tensor:
         """``||A^H y|| / ||y||``, a lower bound of ``||A||`` per item."""
@@ -255,9 +271,10 @@ class TrialPlan(KrylovPlan):
 
     @property
     def exhausted(self) -> bool:  # type: ignore[override]
-        """Tell whether all solves together have cost the setup of the other plan, which is the faster once it is made.
+        """Tell whether all solves so far have cost so much that the border should solve from now on.
 
-        With factors they have to have cost as much beyond what solves with them do; a blur's border is faster without.
+        For a blur it suffices that LSMR has taken :attr:`most` iterations, which cost what the border's setup does. For
+        every convolution it suffices that solves with the factors of the border would have saved their cost by now.
         """
         if self.most is None or not bool((torch.as_tensor(self.damp) > 0).all()):
             return False
@@ -265,14 +282,14 @@ class TrialPlan(KrylovPlan):
         assert isinstance(A, Convolution)
         if (A.c_in + A.c_out) // A.groups <= 2 and self.total >= self.most:
             return True
-        B = A if self._narrow else self.precise
+        B = A if self._in_single else self.precise
         assert isinstance(B, Convolution)
         spent = self.total * iteration_work(B)
         return spent - self._factors.solve * self.solved >= self._factors.setup
 
     @functools.cached_property
     def _factors(self) -> DirectWork:
-        """The price of the border's factors; infinite where they do not fit in memory."""
+        """The work of the border's factors, of making and of solving with them; infinite where they do not fit."""
         A = self.A
         assert isinstance(A, Convolution)
         work = direct_work(A, tuple(torch.as_tensor(self.damp).shape))
@@ -280,10 +297,10 @@ class TrialPlan(KrylovPlan):
         return work if fits else DirectWork(math.inf, math.inf, work.bytes)
 
     def gives_way(self, y: Tensor) -> bool:
-        """Tell whether the fallback should solve for ``y``.
+        """Tell whether the fallback should solve for ``y``, ``(*batch, *out_shape)``.
 
-        It should where the plan is :attr:`exhausted`, or where the iterations expected of all items of y exceed twice
-        the limit. Where they are not known, :data:`_FEWEST_ITERATIONS` an item are assumed.
+        It should where the plan is :attr:`exhausted`, or where the iterations that all items of y are expected to take
+        exceed twice the limit. Where :attr:`expected` is None, :data:`_FEWEST_ITERATIONS` are assumed of each item.
         """
         items = y.numel() // self.A.out_numel
         expected = _FEWEST_ITERATIONS if self.expected is None else self.expected
@@ -291,7 +308,7 @@ class TrialPlan(KrylovPlan):
         return many or self.exhausted
 
     def apply(self, y: Tensor, *, rtol: float | None = None) -> Tensor:
-        """The solution for ``y``."""
+        """The solution for ``y``, ``(*batch, *out_shape)``, without a limit on the iterations."""
         return super().apply(y.to(self.A.dtype), rtol=rtol).to(self.dtype)
 
     def adjoint(self, v: Tensor, *, rtol: float | None = None) -> Tensor:
@@ -301,7 +318,7 @@ class TrialPlan(KrylovPlan):
         return solution.x.to(self.dtype)
 
     def normal_solve(self, g: Tensor, *, rtol: float | None = None) -> Tensor:
-        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``; in double precision, for a difference over damp^2."""
+        """``(A^H A + damp^2)^{-1} g``, where ``damp > 0``; in double precision: it divides by damp^2."""
         precise = KrylovPlan(self.precise, self.damp, "lsmr", (self.M, self.N))
         rtol = self.rtol if rtol is None else rtol
         return precise.normal_solve(g.to(precise.A.dtype), rtol=rtol).to(g.dtype)
@@ -322,25 +339,27 @@ class TrialPlan(KrylovPlan):
         return f"TrialPlan('lsmr'{by}{limit})"
 
 
-def _rounds_little(damp: Tensor | float, norm: Tensor, eps: float, tolerances: Tolerances) -> Tensor:
-    """Tell of which items rounding adds less to x along the null space of A than the certificate allows.
+def _rounding_is_harmless(damp: Tensor | float, norm: Tensor, eps: float, tolerances: Tolerances) -> Tensor:
+    """Mark the items for which rounding adds less to the part of x in the null space of A than the certificate allows.
 
     Args:
-        damp: the damping.
+        damp: the damping, a number or one per batch item.
         norm: ``||A||``, per item.
-        eps: the rounding of the arithmetic.
-        tolerances: with the part in the null space that x may have.
+        eps: the unit roundoff of the arithmetic.
+        tolerances: their ``null_share`` is the part in the null space that is allowed, relative to ``||x||``.
     """
     damping = torch.as_tensor(damp, dtype=torch.float64, device=norm.device)
     return (damping == 0) | (eps * norm.square() <= tolerances.null_share * damping.square())
 
 
 class _Limit:
-    """The callback that stops a trial at its limit, unless extrapolation says that it soon converges.
+    """The callback that stops LSMR at its limit, unless extrapolation says that it converges within twice the limit.
+
+    With the residual r, the ratio ``||A^H r|| / ||r||`` is extrapolated as a geometric sequence to ``rtol ||A||``.
 
     Args:
-        most: the iterations after which it decides.
-        rtol: the tolerance of the gradient.
+        most: the number of iterations after which it decides.
+        rtol: the relative tolerance of the gradient.
     """
 
     def __init__(self, most: int, rtol: float) -> None:
@@ -354,9 +373,9 @@ class _Limit:
             self.half = now
         if state.iteration < self.most:
             return False
-        first, half, relative = (divide(*norms) for _, *norms in (self.start, self.half, now))
-        fall = (half / relative).log() / max(state.iteration - self.half[0], 1)
-        # the first is a lower bound of ||A||: the forecast is late rather than early
-        remaining = (relative / (self.rtol * first)).log() / fall
+        # at the start the ratio is a lower bound of ||A||, so that the forecast is of too many iterations, not too few
+        norm, half, ratio = (divide(*norms) for _, *norms in (self.start, self.half, now))
+        fall = (half / ratio).log() / max(state.iteration - self.half[0], 1)
+        remaining = (ratio / (self.rtol * norm)).log() / fall
         soon = (remaining <= 2 * self.most - state.iteration) & (fall > 0)
         return not bool(soon[state.running].all())

@@ -41,7 +41,7 @@ class VaryingPlan(NormalIteration):
         *,
         refuse_if_slower: bool = False,
     ) -> None:
-        rows, core = _behind(A)
+        rows, core = _rows_and_core(A)
         if not isinstance(core, VaryingConvolution):
             raise MethodError(f"A: expected a VaryingConvolution, with weights before it or not, got {A!r}")
         super().__init__(A, damp, L)
@@ -55,13 +55,13 @@ class VaryingPlan(NormalIteration):
     @staticmethod
     def serves(A: LinearOperator) -> bool:
         """Tell whether A is a convolution whose kernel varies, with a mask or weights before it or not."""
-        return isinstance(_behind(A)[1], VaryingConvolution)
+        return isinstance(_rows_and_core(A)[1], VaryingConvolution)
 
     def __repr__(self) -> str:
         return f"VaryingPlan({self.A.in_shape} -> {self.A.out_shape}, {self.inverse.describe()})"
 
 
-def _behind(A: LinearOperator) -> tuple[MeasuredRows | None, LinearOperator]:
-    """The mask or weights before an operator, and the operator behind them."""
+def _rows_and_core(A: LinearOperator) -> tuple[MeasuredRows | None, LinearOperator]:
+    """Split A into a mask or weights on its outputs, None where there are none, and the operator that they act on."""
     rows = None if isinstance(A, VaryingConvolution) else MeasuredRows.of(A)
     return rows, A if rows is None else rows.core

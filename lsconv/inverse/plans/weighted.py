@@ -3,8 +3,8 @@ r"""The plan of a convolution whose outputs count differently, through the borde
 .. math:: \min_x \sum_i w_i |(Ax)_i - y_i|^2 + \mathrm{damp}^2 \|Lx\|^2
 
 Flexible conjugate gradients solve its normal equations (:mod:`lsconv.inverse.plans.normal_iteration`). The
-preconditioner is :math:`(\bar w A^HA + \mathrm{damp}^2 L^HL)^{-1}`, exact through the border of A: what is left to the
-iteration is how far the weights are from their mean, as the blur sees them.
+preconditioner is :math:`(\bar w A^HA + \mathrm{damp}^2 L^HL)^{-1}`, with the mean weight :math:`\bar w`, exact through
+the border of A. The number of steps grows with the deviation of the weights, averaged by the blur, from their mean.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class WeightedPlan(NormalIteration):
 
     Args:
         A: the operator, weights included.
-        rows: what it takes of a convolution.
+        rows: A as a convolution and the weights of its outputs.
         damp: the damping, > 0, a number or one per batch item.
         L: the penalty; None: the identity.
 
