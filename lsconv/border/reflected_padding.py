@@ -15,7 +15,7 @@ is not damped, which takes :math:`\zeta = z_B` as unknowns of their own:
 With Q the inverse of the block-circulant left side and F the map from :math:`(u, \lambda, \zeta)` to the right side,
 scaled to be symmetric, what remains is :math:`(F^T Q F - \mu^{-1/2} E_\zeta)\, w = -F^T Q (y, 0)`: one unknown per
 cropped output and two per cell of the margin, one product with Q an iteration, as for zero padding. Grid cells beyond
-the padded image are read by no output that is kept; they are damped and come out as zeros.
+the padded image are read by no output that is left; they are damped, so that the solution is zero there.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ __all__ = ["Mirror", "MirroredBorder", "MirroredEntries"]
 
 
 class Mirror:
-    """A convolution with reflect or replicate padding as a valid convolution, and the cell that each padded one copies.
+    """A convolution with reflect or replicate padding, as a valid convolution V of an image whose margin copies cells.
 
     Args:
         A: a convolution of stride 1 whose padding copies cells of the inside, as "reflect" and "replicate" do.
 
     Attributes:
-        convolution: V.
-        margin: the positions of the margin per axis.
-        sources: for every position of the padded image the one that it copies, per axis.
+        pairs: the padding, ``(left, right)`` per axis.
+        convolution: V, on the padded image.
+        margin: the positions of the margin, a list per axis.
+        sources: for every position of the padded image the position that it copies, one tensor per axis.
         norm: the norm of the padding.
         bound: a bound of the norm of A per batch item, the root of its largest row sum times its largest column sum.
     """
@@ -63,11 +64,11 @@ class Mirror:
             self.margin.append([*range(left), *range(left + n, left + n + right)])
             copies *= int(source.bincount().max())
         self.norm = math.sqrt(copies)
-        sizes_of = A.with_parameters([A.weight.detach().abs().to(A.dtype)])
+        moduli = A.with_parameters([A.weight.detach().abs().to(A.dtype)])
         item = tuple(range(-A.ndim - 1, 0))
         rows, columns = (
             f(A.weight.new_ones(shape)).abs().double().amax(item)
-            for f, shape in ((sizes_of.apply, A.in_shape), (sizes_of.adjoint, A.out_shape))
+            for f, shape in ((moduli.apply, A.in_shape), (moduli.adjoint, A.out_shape))
         )
         self.bound = (rows * columns).sqrt()
 
@@ -82,12 +83,12 @@ class Mirror:
         )
 
     def border(self, embedding: Embedding, root: Tensor) -> MirroredBorder:
-        """The unknowns on the grid of V; ``root`` is the square root of mu per block."""
+        """The border of V's grid with its unknowns; ``root`` is the square root of mu, ``(blocks)``."""
         margins = [self.margin for _ in range(embedding.in_channels)]
         return MirroredBorder(embedding.grid, embedding.output_border(), margins, self.sources, root)
 
     def padded(self, x: Tensor) -> Tensor:
-        """``(..., *spatial_in)`` with zeros in the margin."""
+        """Pad x, ``(..., *spatial_in)``, with zeros in the margin."""
         return pad(x, self.pairs)
 
     def cropped(self, z: Tensor) -> Tensor:
@@ -103,13 +104,13 @@ class MirroredBorder(Border):
 
     Args:
         grid: sizes of the periodic grid.
-        outputs: the cropped outputs, positions per channel and axis.
-        margins: the margin, likewise.
-        sources: for every position the one that it copies, per axis.
-        root: the square root of mu per block.
+        outputs: the positions of the cropped outputs, a list per channel and axis.
+        margins: the positions of the margin, a list per channel and axis.
+        sources: for every position of the padded image the position that it copies, one tensor per axis.
+        root: the square root of mu, ``(blocks)``.
 
     Attributes:
-        diagonal: what the system has on its diagonal besides ``F^T Q F``, ``(blocks, size)``.
+        diagonal: what is added to the diagonal of ``F^T Q F``, ``(blocks, size)``: ``-1 / sqrt(mu)`` for each zeta.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class MirroredBorder(Border):
 
 
 class MirroredEntries(BorderEntries):
-    """The entries of the system between unknowns; along a strip, copies across its ends are neglected."""
+    """The entries of the system between unknowns; of those along a strip, copies across its ends are left out."""
 
     def __init__(self, Q: FrequencyMatrices | FactoredCapacitance, border: MirroredBorder) -> None:
         super().__init__(Q, border)

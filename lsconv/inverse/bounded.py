@@ -119,7 +119,16 @@ def bounded_least_squares(
 
 
 class _Quadratic:
-    """The objective, quadratic but for data that are lower bounds: Hessian, gradient, certificate, a preconditioner."""
+    """The objective, quadratic but for data that are lower bounds: Hessian, gradient, certificate, a preconditioner.
+
+    Args:
+        A: the operator.
+        y: data, ``(*batch, *out_shape)``.
+        damp: the damping, ``(*batch)``.
+        L: the penalty; None: the identity.
+        x_prior: what the penalty pulls to, ``(*batch, *in_shape)``; None: zero.
+        at_least: True where a datum is a lower bound; broadcasts with y. None: nowhere.
+    """
 
     def __init__(
         self, A: LinearOperator, y: Tensor, damp: Tensor, L: LinearOperator | None, x_prior: Tensor | None,
@@ -131,10 +140,10 @@ class _Quadratic:
         self.damped = bool((damp > 0).any())
 
     def in_double(self) -> _Quadratic:
-        wide = torch.float64
-        prior = None if self.prior is None else self.prior.to(wide)
-        L = None if self.L is None else self.L.to(dtype=wide)
-        return _Quadratic(self.A.to(dtype=wide), self.y.to(wide), self.damp, L, prior, self.at_least)
+        """The same objective in float64."""
+        prior = None if self.prior is None else self.prior.double()
+        L = None if self.L is None else self.L.to(dtype=torch.float64)
+        return _Quadratic(self.A.to(dtype=torch.float64), self.y.double(), self.damp, L, prior, self.at_least)
 
     def penalty(self, v: Tensor) -> Tensor:
         """``damp^2 L^H L v``."""
@@ -142,11 +151,14 @@ class _Quadratic:
         return self.space.broadcast(self.damp.square()) * image
 
     def counted(self, residual: Tensor) -> Tensor:
-        """The part of ``Ax - y`` that counts."""
+        """The residual ``Ax - y``, with zeros where Ax exceeds a datum that is a lower bound."""
         return residual if self.at_least is None else torch.where(self.at_least, residual.clamp_max(0), residual)
 
     def rise(self, residual: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
-        """The rise of the data term beyond its slope, by item, and the change of what counts, for one of ``Ax``."""
+        """The change of the data term where ``Ax`` changes by ``change``, less its linear part, per item.
+
+        Also returns the change of :meth:`counted`, ``(*batch, *out_shape)``.
+        """
         if self.at_least is None:
             return 0.5 * self.data_space.norm(change).square(), change
         before, after = self.counted(residual), self.counted(residual + change)
@@ -155,7 +167,7 @@ class _Quadratic:
         return entries.flatten(-len(self.A.out_shape)).sum(-1, dtype=torch.float64), after - before
 
     def hessian(self, v: Tensor, residual: Tensor) -> Tensor:
-        """The Hessian where ``Ax - y`` is ``residual``."""
+        """The Hessian at the x whose ``Ax - y`` is ``residual``, applied to v."""
         image = self.A.apply(v)
         if self.at_least is not None:
             image = torch.where(self.at_least & (residual > 0), 0, image)
@@ -163,16 +175,16 @@ class _Quadratic:
         return product + self.penalty(v) if self.damped else product
 
     def gradient(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The gradient; ``residual`` is ``Ax - y`` where that is known."""
+        """The gradient, ``(*batch, *in_shape)``; ``residual`` is ``Ax - y``, None: it is computed."""
         residual = self.A.apply(x) - self.y if residual is None else residual
         g = self.A.adjoint(self.counted(residual))
         return g + self.penalty(x if self.prior is None else x - self.prior) if self.damped else g
 
     def certificate(self, x: Tensor, bounds: tuple[float | None, float | None]) -> tuple[Tensor, Tensor]:
-        """The norms of the natural residual, and of the largest term of the gradient."""
+        """The norms of the natural residual, and of the larger of the two terms of the gradient, per item."""
         image, y = self.A.apply(x), self.y
         g = self.gradient(x, image - y)
-        if self.at_least is not None:  # a datum that Ax already exceeds pulls at nothing
+        if self.at_least is not None:  # a lower bound that Ax exceeds adds nothing to the gradient
             met = self.at_least & (image > y)
             image, y = image.masked_fill(met, 0), y.masked_fill(met, 0)
         forces = torch.maximum(self.space.norm(self.A.adjoint(y)), self.space.norm(self.A.adjoint(image)))
@@ -195,7 +207,7 @@ class _Quadratic:
 def _iterate(
     f: _Quadratic, x: Tensor, bounds: tuple[float | None, float | None], rtol: float, max_iter: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x, the iterations, and the items that could go no further."""
+    """Iterate from x; return x, the iterations per item, and the items whose last iteration has not changed x."""
     space, M = f.space, f.preconditioner()
     x = x.clamp(*bounds)
     residual = f.A.apply(x) - f.y
@@ -251,7 +263,17 @@ def _search(
     active: Tensor,
     sufficient: float = 1e-4,
 ) -> _State:
-    """The first of ever shorter steps on the projected path with that share of the linear decrease."""
+    """The first of ever shorter steps on the projected path with sufficient decrease.
+
+    Args:
+        f: the objective.
+        state: where the path starts.
+        direction: its direction, ``(*batch, *in_shape)``.
+        length: the first length, per item; it is halved up to 30 times.
+        bounds: those that the path is projected to.
+        active: the items that move.
+        sufficient: the share of the linear model's decrease that the objective has to fall by.
+    """
     space, x = f.space, state.x
     chosen, open_ = state, active
     for _ in range(30):

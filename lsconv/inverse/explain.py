@@ -78,7 +78,7 @@ def explain(
     y = torch.randn(*A.batch_shape, *A.out_shape, dtype=A.dtype, generator=numbers).to(A.device)
 
     def plan_by(method: str) -> Any:
-        # a matrix is decomposed to be measured where it is no larger than the largest dense factor of a border
+        # "normal" and "svd" are measured where their matrix is no larger than the largest dense factor of a border
         limit = 16 * EXACT_UNKNOWNS**2 if memory_limit is None and method in ("normal", "svd") else memory_limit
         if L is None:
             return route(A, damp, method=method, memory_limit=limit)
@@ -101,7 +101,7 @@ def _reasons(plan: Plan) -> list[str]:
 
 
 def _outlook(inverse: BorderInverse) -> str:
-    """Say whether the border is factorised or iterated on, and why."""
+    """Say whether the border is factorised or iterated on, with both costs in iterations."""
     if inverse.direct is not None:
         return "its factors are made"
     cost, expected, fits = inverse.forecast(inverse.embedding.batch_shape)

@@ -149,7 +149,7 @@ def lstsq(
 
 @dataclass(frozen=True)
 class _Routed:
-    """The plan that :func:`route` finds, made for the problem and solved with once."""
+    """The solver that makes the plan of :func:`route` for a problem, and solves with it once."""
 
     method: str
     preconditioner: LinearOperator | str | None
@@ -172,13 +172,13 @@ class _Routed:
             rcond=self.rcond,
             needs_krylov=any(options.get(name) is not None for name in KRYLOV_ONLY),
         )
-        # no fallback where the caller gave x0, a callback or max_iter, which it would not follow
+        # a fallback ignores x0, a callback and max_iter: with these there is one only for a plan that does not iterate
         krylov_options = {name for name in ("x0", "callback", "max_iter") if options.get(name) is not None}
         may_fall_back = self.method in ("auto", "border") and (
             not krylov_options or (self.method == "auto" and not plan.innermost.iterates)
         )
         fallback = Fallback(A, damp, plan, self.rcond) if may_fall_back else None
         solution = solve(plan, data.y, data.nonfinite, fallback=fallback, **options)
-        if self.method == "hybrid":  # the backward pass takes the damping as chosen
+        if self.method == "hybrid":  # the backward pass holds the chosen damping fixed
             return solution, KrylovPlan(A, solution.damp, "lsmr")
         return solution, plan if fallback is None else fallback.answering

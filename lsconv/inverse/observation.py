@@ -27,7 +27,7 @@ class Observation:
 
     Attributes:
         observed: True where data were measured, ``(*batch, *out_shape)``; None: everywhere.
-        root: the root of the weights, of such a shape, zero where nothing was measured; None: ones.
+        root: the root of the weights, ``(*batch, *out_shape)``, zero where nothing was measured; None: ones.
     """
 
     observed: Tensor | None = None
@@ -45,7 +45,8 @@ class Observation:
         if observed is not None:
             observed = mask_of_data("observed", observed, A, "data were measured")
         if weights is None and observed is not None and hidden_by_vmap(observed):
-            weights = torch.ones((), dtype=A.dtype.to_real(), device=A.device)  # vmap maps over numbers of an operator
+            # vmap maps the numbers of an operator, such as weights, and not its masks
+            weights = torch.ones((), dtype=A.dtype.to_real(), device=A.device)
         if weights is None:
             return cls(observed)
         if not isinstance(weights, Tensor):
@@ -61,7 +62,7 @@ class Observation:
                 raise NonFiniteError("weights: contains NaN or infinity; a pixel without a say has weight 0")
             if bool((known < 0).any()):
                 raise ArgumentError(f"weights: expected numbers >= 0, got {float(known.min()):g}")
-        # the root has no slope at zero, where the datum is missing whatever a small weight would do
+        # the derivative of the root is infinite at zero, where it is set to zero because the datum is missing
         positive = known > 0
         return cls(observed, torch.where(positive, torch.where(positive, known, 1).sqrt(), 0))
 
@@ -83,7 +84,7 @@ class Observation:
 
 
 def mask_of_data(name: str, given: Any, A: LinearOperator, meaning: str) -> Tensor:
-    """A bool argument that broadcasts with A's data, checked, over all of an item.
+    """Check a bool argument that broadcasts with A's data, and expand it to ``(*batch, *out_shape)``.
 
     Args:
         name: what the user calls it.
@@ -101,7 +102,7 @@ def mask_of_data(name: str, given: Any, A: LinearOperator, meaning: str) -> Tens
 
 
 def _expanded(name: str, given: Tensor, A: LinearOperator) -> Tensor:
-    """Values that broadcast with A's data, over all of an item."""
+    """Expand values that broadcast with A's data to ``(*batch, *out_shape)``."""
     shape, wanted = tuple(given.shape), A.out_shape
     inner = shape[max(0, len(shape) - len(wanted)) :]
     if any(n not in (1, m) for n, m in zip(reversed(inner), reversed(wanted), strict=False)):

@@ -76,9 +76,9 @@ def penalised_poisson(
     box = (-torch.inf, None) if bounds is None else bounds
     strength = damp.to(torch.float64).expand(batch)
     f = _Likelihood(A, problem.y, strength, L, x_prior, background)
-    wide = torch.float64
-    precise = _Likelihood(A.to(dtype=wide), problem.y.to(wide), strength, None if L is None else L.to(dtype=wide),
-                          x_prior.to(wide), background)  # fmt: skip
+    f64 = torch.float64
+    precise = _Likelihood(A.to(dtype=f64), problem.y.to(f64), strength, None if L is None else L.to(dtype=f64),
+                          x_prior.to(f64), background)  # fmt: skip
     x = (x_prior if x0 is None else x0).expand(*batch, *A.in_shape).clamp(*box)
     value = f.value(x)
     accuracy, finest = 1e-2, 1e-3 * rtol
@@ -99,7 +99,7 @@ def penalised_poisson(
                 x0=x, rtol=inner,
             ).x  # fmt: skip
         step, length, before = proposed - x, active.double(), value
-        # at the end the objective falls by less than its rounding
+        # a step near the minimum changes the objective by less than its rounding, which is allowed for
         before = before + 4 * torch.finfo(A.dtype).eps * (before.abs() + math.sqrt(A.out_numel) * f.mean)
         for _ in range(30):
             trial = x + f.space.broadcast(length) * step
@@ -125,7 +125,7 @@ def penalised_poisson(
         codes=torch.where(torch.isfinite(gradient_norm), codes, Status.NON_FINITE.code),
         converged=met,
         iterations=iterations,
-        residual_norm=ItemSpace(A.out_shape, wide, A.device).safe_norm(precise.y - precise.means(x.double())),
+        residual_norm=ItemSpace(A.out_shape, f64, A.device).safe_norm(precise.y - precise.means(x.double())),
         gradient_norm=gradient_norm,
         damp=strength,
     )
@@ -145,14 +145,15 @@ class _Likelihood:
         self.mean = float(y.double().mean().clamp_min(1e-300))
 
     def means(self, x: Tensor) -> Tensor:
+        """The expected counts ``A x + background``, ``(*batch, *out_shape)``."""
         return self.A.apply(x) + self.background
 
     def value(self, x: Tensor) -> Tensor:
-        """The divergence and the penalty, in float64."""
+        """The divergence plus the penalty, in float64, per item; infinite where an expected count is negative."""
         t, y = self.means(x).double(), self.y.double()
         safe = torch.where(t > 0, t, torch.where(y > 0, 0.0, 1.0))
         entries = torch.xlogy(y, torch.where(y > 0, y / safe, 1.0)) - y + t
-        entries = torch.where(t < -1e-6 * self.mean, torch.inf, entries)  # beyond rounding
+        entries = torch.where(t < -1e-6 * self.mean, torch.inf, entries)  # smaller negative counts are rounding
         d = x - self.x_prior
         penalty = (d if self.L is None else self.L.apply(d)).double()
         penalty = penalty.square().flatten(len(self.damp.shape)).sum(-1)
@@ -165,6 +166,7 @@ class _Likelihood:
         return curvature.sqrt(), self.A.apply(x) - (1 - self.y / t) / curvature
 
     def forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of the divergence and of the penalty, each ``(*batch, *in_shape)``."""
         t = self.means(x)
         slope = 1 - torch.where(self.y > 0, self.y / t.clamp_min(torch.finfo(t.dtype).tiny), 0.0)
         d = x - self.x_prior
@@ -172,9 +174,9 @@ class _Likelihood:
         return self.A.adjoint(slope), pull
 
     def certificate(self, x: Tensor, box: Bounds) -> tuple[Tensor, Tensor]:
-        """The natural residual, and the largest of the forces whose sum the gradient is."""
+        """The norms of the natural residual, and of the larger of the two gradients of :meth:`forces`, per item."""
         data, pull = self.forces(x)
-        # where the mean explains all, both forces vanish: the counts say how large one might be
+        # where the data agree with the prior both gradients vanish, and the noise of the counts gives their scale
         forces = torch.maximum(self.space.norm(data), self.space.norm(pull))
         forces = torch.maximum(forces, 1e-3 * self.space.norm(self.A.adjoint(torch.sqrt(self.y) / self.mean)))
         t = self.space.broadcast(divide(self.space.norm(x), forces).clamp_min(1e-300)).to(x.dtype)
@@ -182,7 +184,7 @@ class _Likelihood:
         return self.space.norm((x - (x - t * g).clamp(*box)) / t), forces
 
     def rounding_force(self, x: Tensor) -> Tensor:
-        """The change of the gradient where x changes by as much as itself."""
+        """The norm of ``A^H W |A x|``, W the second derivatives: times the unit roundoff, the gradient's rounding."""
         weights, _ = self.weights(x)
         return self.space.norm(self.A.adjoint(weights.square() * self.A.apply(x).abs()))
 

@@ -136,13 +136,13 @@ class PseudoInverse(LinearOperator):
         setup: how the plan is made.
         damp: the damping.
         plan: the plan for it.
-        observation: what of the data counts, and how much.
+        observation: the data that were measured, and their weights.
 
     Attributes:
         operator: the operator inverted.
         plan: the setup.
-        fallback: answers the items that the plan leaves unconverged, as in :func:`lstsq`; None: nothing does.
-        observation: what of the data counts, and how much; ``operator`` has it in its rows.
+        fallback: solves for the items that the plan leaves unconverged, as in :func:`lstsq`; None: nothing does.
+        observation: the data that were measured, and their weights; ``operator`` includes both.
     """
 
     def __init__(self, setup: _Setup, damp: float | Tensor, plan: Plan, observation: Observation | None = None) -> None:
@@ -165,8 +165,8 @@ class PseudoInverse(LinearOperator):
     def with_damp(self, damp: float | Tensor) -> PseudoInverse:
         """The pseudo-inverse for another damping, which shares the decompositions that do not depend on it.
 
-        These are those of separable kernels, of disjoint patches and of small matrices; for all others it is made anew,
-        for next to nothing of what a border or a circulant needs is the same.
+        The plans for separable kernels, disjoint patches and small matrices share them. All other plans are made anew,
+        because almost all factors of a border or a circulant depend on the damping.
 
         Args:
             damp: the damping, a number or a tensor with one per batch item.
@@ -193,7 +193,7 @@ class PseudoInverse(LinearOperator):
     @untraced
     @serves_empty_batches(lambda inverse: inverse.in_shape)
     def apply(self, x: Tensor) -> Tensor:
-        """The solution for ``x``; NaN, with a warning, for the items that are not finite."""
+        """The solution for the data ``x``, ``(*batch, *in_shape)``; NaN, with a warning, for nonfinite items."""
         return attach(_Applied(self), LeastSquares(self.operator, self.observation.weighted(x), self.damp))
 
     @untraced
@@ -230,7 +230,7 @@ class PseudoInverse(LinearOperator):
         return select(missed, other, y)
 
     def _answering(self, fallback: Fallback) -> Plan:
-        """The plan that is asked first: the fallback where the solves so far have cost its setup."""
+        """The plan that solves first: the fallback's where the solves so far have cost its setup, else the plan."""
         return (fallback.plan() or self.plan) if self.plan.innermost.exhausted else self.plan
 
     def _fallback(self) -> Fallback | None:
@@ -253,7 +253,7 @@ class PseudoInverse(LinearOperator):
         return attach(solver, problem, rtol=options.get("rtol"))
 
     def _solve_parts(self, y: Tensor, **options: Any) -> Solution:
-        """The solution of complex data under a real operator."""
+        """The solution for complex data and a real operator, from two solves: real and imaginary part."""
         if options.get("x0") is not None:
             raise MethodError("x0: a real plan takes none for complex y; use lstsq")
         parts: list[Solution] = []
@@ -275,7 +275,7 @@ class PseudoInverse(LinearOperator):
 
 @dataclass(frozen=True)
 class _Applied:
-    """The bare answers of a pseudo-inverse."""
+    """The solver of :meth:`PseudoInverse.apply`, whose answers have no certificate."""
 
     inverse: PseudoInverse
 
@@ -289,7 +289,7 @@ class _Applied:
 
 @dataclass(frozen=True)
 class _Solved:
-    """The solutions of a pseudo-inverse."""
+    """The solver of :meth:`PseudoInverse.solve`."""
 
     inverse: PseudoInverse
     check_finite: bool

@@ -50,7 +50,7 @@ __all__ = ["penalised_inverse", "tikhonov"]
 
 Apply = Callable[[LinearOperator, Tensor, LinearOperator, Tensor, "Tensor | None"], Tensor]
 
-# Up to this factor adding the prior leaves residual and gradient as they were.
+# The norms of residual and gradient count as unchanged by adding the prior where they grow by at most this factor.
 _SAME = 1.1
 
 
@@ -183,7 +183,7 @@ def tikhonov(
 
 @dataclass(frozen=True)
 class _RoutedWithPenalty:
-    """The plan that :func:`route` or :func:`penalty_plan` finds, made for the problem and solved with once."""
+    """The solver that makes a plan by :func:`route` or :func:`penalty_plan` for a problem, and uses it once."""
 
     method: str
     memory_limit: int | None
@@ -194,7 +194,7 @@ class _RoutedWithPenalty:
     options: dict[str, Any]
 
     def answer(self, problem: LeastSquares) -> tuple[Solution, Inverse]:
-        """The solution, and the plan that gave it as the backward pass wants it."""
+        """The solution, and the solves of its backward pass, by the plan that gave it."""
         A, L, x_prior = problem.A, problem.L, problem.x_prior
         data = prepare(A, problem.y, damp=problem.damp, x0=self.x0, check_finite=self.check_finite, name="y")
         damping = check_damp(problem.damp, A)
@@ -207,7 +207,7 @@ class _RoutedWithPenalty:
                 options = {**options, "x0": self.x0 if x_prior is None else self.x0 - x_prior}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                # no fallback where the caller gave x0 or max_iter, which it would not follow
+                # a fallback would ignore x0 and max_iter, and there is none where the caller has given them
                 may_fall_back = self.method in ("auto", "border") and self.x0 is None and options["max_iter"] is None
                 fallback = Fallback(A, damping, plan) if may_fall_back else None
                 solution = _with_prior(plan, A, data.y, damping, x_prior, options, fallback)
@@ -220,7 +220,7 @@ class _RoutedWithPenalty:
                 solution = plan.solve(data.y, x_prior=x_prior, **self.options, **start)
             may_fall_back = self.method == "auto" and self.x0 is None and self.options["max_iter"] is None
             doubtful = ~solution.converged
-            if solution.excused is not None:  # an error along small singular values may hide in the rounding
+            if solution.excused is not None:  # rounding of the gradient may hide an error along small singular values
                 doubtful = doubtful | solution.excused
             doubtful = doubtful & ~data.nonfinite
             other_plan = penalty_fallback_plan(A, L, damping, plan) if may_fall_back and bool(doubtful.any()) else None
@@ -275,10 +275,10 @@ def _with_prior(
         iterations=solution.iterations,
         history=solution.history,
     )
-    # next to its prior x may be at rounding where what is added to it is not; without damping that shows no null space
+    # where x - x_prior is small beside x_prior, the certificate of x does not show what that of x - x_prior does
     ranks = (solution.codes == Status.RANK_DEFICIENT.code) | (solution.codes == Status.RANK_UNDECIDED.code)
     unresolved = ~solution.converged & (ranks | (judged.damp == 0) | ~judged.converged)
-    # the solve knew a better bound of ||A||, and adding the prior has changed nothing
+    # the certificate of the solve had a better bound of ||A||, and holds where the prior has not changed the norms
     same = (judged.residual_norm <= _SAME * solution.residual_norm) & (
         judged.gradient_norm <= _SAME * solution.gradient_norm
     )
@@ -319,7 +319,7 @@ def _check_prior(x_prior: Any, A: LinearOperator) -> Tensor | None:
 
 
 def _prior_of(penalty_data: Any, A: LinearOperator, L: LinearOperator | None) -> Tensor:
-    """``L^+ w``, in double precision, since a small residual of it is a small change of the problem."""
+    """``L^+ w`` for w, the ``penalty_data``; in double precision, so that its error changes the problem little."""
     if not isinstance(penalty_data, Tensor):
         raise ArgumentTypeError(f"penalty_data: expected a torch.Tensor, got {type(penalty_data).__name__}")
     if L is None:

@@ -118,7 +118,7 @@ def tiled_total_variation(
     def column(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=operator.device).reshape(batch)
 
-    met = [bool(judged.verdict.met(rtol)) for judged, _ in found]
+    met = [bool(judged.optimality.met(rtol)) for judged, _ in found]
     codes = [(Status.OPTIMALITY if good else Status.ITERATION_LIMIT).code for good in met]
     solution = Solution(
         x=out,  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ def tiled_total_variation(
         converged=column(met, torch.bool),
         iterations=column([count for _, count in found], torch.int64),
         residual_norm=column([judged.residual for judged, _ in found], torch.float64),
-        gradient_norm=column([float(judged.verdict.gradient_norm) for judged, _ in found], torch.float64),
+        gradient_norm=column([float(judged.optimality.gradient_norm) for judged, _ in found], torch.float64),
         damp=column([weight] * len(found), torch.float64),
     )
     report(solution, plan)
@@ -137,7 +137,7 @@ def tiled_total_variation(
 class _Judged:
     """The certificate of an x, with the residuals that the iteration balances its penalty by."""
 
-    verdict: Optimality
+    optimality: Optimality
     residual: float
     primal: float
     dual: float
@@ -150,8 +150,8 @@ class _TiledVariation:
         A: the convolution.
         channels: the image has a dimension of channels.
         weight: that of the variation.
-        isotropic: the differences along the axes share a norm.
-        coupled: those of the channels do.
+        isotropic: the differences of a cell along all axes share a norm.
+        coupled: the differences of all channels share a norm.
         tiles: options of the tiled plan.
 
     Attributes:
@@ -163,12 +163,12 @@ class _TiledVariation:
         self, A: Convolution, channels: bool, weight: float, isotropic: bool, coupled: bool, tiles: dict[str, Any]
     ) -> None:
         self.A, self.channels, self.weight, self.tiles = A, channels, weight, tiles
-        self.wide = double(A.dtype)
+        self.double = double(A.dtype)
         self.groups = ((0,) if isotropic else ()) + ((1,) if coupled else ())
         together = (A.ndim if isotropic else 1) * (A.c_in if coupled else 1)
         self.entries = A.ndim * A.in_numel // together
         self.norm_a, self.norm_g = float(norm_bound(A)), 2 * math.sqrt(A.ndim)
-        # as for the whole: a part of the curvature of the data term
+        # the same rule as in total_variation: a part of the curvature of the data term
         self.typical_rho = 0.1 * (self.norm_a / self.norm_g) ** 2
         self._set_penalty(0.2 * self.typical_rho)
 
@@ -180,8 +180,8 @@ class _TiledVariation:
         self.plan.channels = self.channels
         self.exact = self.plan.passes.shared or self.plan.strategy.first_pass_error < 1e-4
         region = (A.c_in, *self.plan.passes.gradient_regions.size)
-        self.G = Gradient(region, ndim=A.ndim, dtype=self.wide, device=A.device)
-        self.term = sparsity_term(self.G, torch.tensor(self.weight, dtype=self.wide, device=A.device), self.groups)
+        self.G = Gradient(region, ndim=A.ndim, dtype=self.double, device=A.device)
+        self.term = sparsity_term(self.G, torch.tensor(self.weight, dtype=self.double, device=A.device), self.groups)
 
     def solve(self, y: Field, out: Field, rtol: float, max_iter: int, progress: bool) -> tuple[_Judged, int]:
         """Solve for one item; returns the certificate and the iterations."""
@@ -189,8 +189,8 @@ class _TiledVariation:
         options = {"channels": True, "wraps": plan.wraps, "first": plan.x_rows.start, "device": A.device}
         shape = (out.rows, *A.spatial_in[1:])
         with plan.folder() as folder, Progress(plan, progress) as bar:
-            vectors = Storage(folder, "", (A.c_in, *shape), self.wide, size=A.spatial_in, **options)
-            splits = Storage(folder, "", (A.ndim * A.c_in, *shape), self.wide, size=A.spatial_in, **options)
+            vectors = Storage(folder, "", (A.c_in, *shape), self.double, size=A.spatial_in, **options)
+            splits = Storage(folder, "", (A.ndim * A.c_in, *shape), self.double, size=A.spatial_in, **options)
             try:
                 x, judged, count = self._iterate(vectors, splits, y, rtol, max_iter, bar)
                 self.plan.passes.update([x, out], lambda here: [None, here], reads=1)
@@ -210,7 +210,7 @@ class _TiledVariation:
         work = [vectors.vector(name) for name in ("g", "direction", "image")]
         self._begin(y, bar)
         self.plan.passes.update([x[0], s[0]], lambda u, v: [torch.zeros_like(u), torch.zeros_like(v)])
-        # the quadratic problem, whose differences are the size of the first threshold
+        # the first step solves the quadratic problem, the size of whose differences is that of the first threshold
         self._step(x, s, y, work, 1.0)
         size = self._size(s[1]) / math.sqrt(self.entries)
         first = min(
@@ -227,9 +227,9 @@ class _TiledVariation:
             if k % 10 and k != max_iter:
                 continue
             judged = self._judged(x[0], s, y)
-            if bool(judged.verdict.met(rtol)) or k == max_iter:
+            if bool(judged.optimality.met(rtol)) or k == max_iter:
                 return x[0], judged, k
-            # the schedule and the ratio of admm
+            # the schedule of changes of rho, and the ratio of residuals, are those of :func:`admm`
             ratio = min(max(4 * judged.primal / max(judged.dual, 1e-30), 1e-2), 1e2)
             if k in (10, 20, 40, 80, 160, 320) and not 1 / 3 <= ratio <= 3:
                 self._rescale(min(max(self.rho * math.sqrt(ratio), first / 100), first * 100), s[0], y, bar)
@@ -241,7 +241,7 @@ class _TiledVariation:
         self.plan.ranks.exchange(y, passes.gradient_regions.output_rows())
 
     def _rescale(self, rho: float, s: Field, y: Field, bar: Progress) -> None:
-        """Take another penalty, the dual variables rho (s - z) being kept."""
+        """Change the penalty to ``rho``, with the dual variables ``rho (s - z)`` unchanged."""
         change = self.rho / rho
 
         def scaled(values: Tensor) -> list[Tensor]:
@@ -259,13 +259,13 @@ class _TiledVariation:
         return values.unflatten(0, (self.A.ndim, self.A.c_in))
 
     def _shrunk(self, s: Tensor) -> Tensor:
-        """The proximal step."""
+        """The proximal step z of the split image s."""
         z = torch.empty_like(s)
         self.term.prox(s, torch.tensor(self.rho, dtype=s.dtype, device=s.device), z)
         return z
 
     def _read(self, field: Field, region: Region) -> Tensor:
-        return field.read(region.start, self.plan.passes.gradient_regions.size, self.wide)
+        return field.read(region.start, self.plan.passes.gradient_regions.size, self.double)
 
     def _step(self, x: list[Field], s: list[Field], y: Field, work: list[Field], relaxation: float) -> None:
         """One iteration from ``x[0], s[0]`` to ``x[1], s[1]``."""
@@ -277,7 +277,7 @@ class _TiledVariation:
         with passes.ranks.raise_on_all():
             for region in passes.gradient_regions.all:
                 new, core = self._read(x[0], region).add_(self._read(d, region), alpha=length), region.inside
-                here, inside = self._image(s[0].read(region.core, region.core_size, self.wide)), (slice(None), *core)
+                here, inside = self._image(s[0].read(region.core, region.core_size, self.double)), (slice(None), *core)
                 moved = self.G.apply(new)[inside] - self._shrunk(here)
                 x[1].write(region.core, new[core])
                 s[1].write(region.core, here.add_(moved, alpha=relaxation).flatten(0, 1))
@@ -290,7 +290,7 @@ class _TiledVariation:
         with passes.ranks.raise_on_all():
             for region in passes.gradient_regions.all:
                 A, part, v = passes.local_operator(region), self._read(x, region), self._image(self._read(s, region))
-                data = y.read(passes.gradient_regions.outputs(region), A.spatial_out, self.wide)
+                data = y.read(passes.gradient_regions.outputs(region), A.spatial_out, self.double)
                 if not bool(torch.isfinite(data.sum())):
                     raise NonFiniteError(f"y: contains NaN or infinity in what tile {region.tile} reads")
                 target = 2 * self._shrunk(v) - v - self.G.apply(part)
@@ -298,8 +298,8 @@ class _TiledVariation:
                 into.write(region.core, g[region.inside])
 
     def _length(self, g: Field, d: Field, w: Field) -> float:
-        """The exact step along ``d``."""
-        passes, sums = self.plan.passes, torch.zeros(2, dtype=self.wide, device=self.A.device)
+        """The length of the step along ``d`` that minimises the quadratic."""
+        passes, sums = self.plan.passes, torch.zeros(2, dtype=self.double, device=self.A.device)
         passes.product(d, None, w)
 
         def dots(d: Tensor, g: Tensor, w: Tensor) -> list[None]:
@@ -311,7 +311,7 @@ class _TiledVariation:
         return along / energy if energy > 0 else 0.0
 
     def _size(self, s: Field) -> float:
-        total = torch.zeros((), dtype=self.wide, device=self.A.device)
+        total = torch.zeros((), dtype=self.double, device=self.A.device)
 
         def add(values: Tensor) -> list[None]:
             total.add_(values.square().sum())
@@ -321,15 +321,15 @@ class _TiledVariation:
         return float(self.plan.ranks.total(total).sqrt())
 
     def _judged(self, x: Field, s: list[Field], y: Field) -> _Judged:
-        """The certificate of x as it is returned, and how far the last step has moved."""
-        passes, sums = self.plan.passes, torch.zeros(11, dtype=self.wide, device=self.A.device)
+        """The certificate of x, rounded as it is returned, and the residuals of ADMM after the last step."""
+        passes, sums = self.plan.passes, torch.zeros(11, dtype=self.double, device=self.A.device)
         for field in (x, *s):
             passes.ranks.exchange(field, passes.gradient_regions.rows())
         with passes.ranks.raise_on_all():
             for region in passes.gradient_regions.all:
                 A, core = passes.local_operator(region), region.inside
-                part = self._read(x, region).to(self.A.dtype).to(self.wide)
-                r = A.apply(part) - y.read(passes.gradient_regions.outputs(region), A.spatial_out, self.wide)
+                part = self._read(x, region).to(self.A.dtype).to(self.double)
+                r = A.apply(part) - y.read(passes.gradient_regions.outputs(region), A.spatial_out, self.double)
                 v = self.G.apply(part)
                 now, old = (self._image(self._read(field, region)) for field in s)
                 z = self._shrunk(now)
@@ -349,10 +349,10 @@ class _TiledVariation:
         allowed_force = rounding * (self.norm_a**2 * size + self.norm_g * bound)
         objective, tiny = 0.5 * r**2 + sums[9], torch.finfo(torch.float64).tiny
         largest = torch.maximum(data, force)
-        verdict = Optimality(
+        optimality = Optimality(
             stationarity=(gradient - allowed_force).clamp_min(0) / largest.clamp_min(tiny),
             complementarity=(sums[10] - allowed_gap).clamp_min(0) / objective.clamp_min(tiny),
             gradient_norm=gradient, objective=objective, forces=largest,
         )  # fmt: skip
         primal = splitting / torch.maximum(image, split).clamp_min(tiny)
-        return _Judged(verdict, float(r), float(primal), float(back / force.clamp_min(tiny)))
+        return _Judged(optimality, float(r), float(primal), float(back / force.clamp_min(tiny)))

@@ -204,9 +204,9 @@ def sparse_solution(
     solution = sparse.solution(sparse.run(rtol, max_iter, callback), rtol, strength)
     if scale is None:
         return solution
-    wide = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
-    space = ItemSpace(wide.out_shape, wide.dtype, wide.device)
-    residual = y.to(wide.dtype) - wide.apply(solution.x.to(wide.dtype))
+    precise = A.to(dtype=torch.complex128 if A.is_complex else torch.float64)
+    space = ItemSpace(precise.out_shape, precise.dtype, precise.device)
+    residual = y.to(precise.dtype) - precise.apply(solution.x.to(precise.dtype))
     residual = residual if at_least is None else torch.where(at_least, residual.clamp_min(0), residual)
     return replace(solution, residual_norm=space.safe_norm(residual))
 
@@ -270,7 +270,7 @@ def check_background(background: Any, A: LinearOperator) -> float | Tensor:
 
 
 def refuse_gradient(name: str, A: LinearOperator, L: LinearOperator | None, values: dict[str, Any]) -> None:
-    """Raise where autograd would follow what the answer of ``name`` depends on, and get nothing."""
+    """Raise where autograd follows an argument of ``name``, whose answer has no gradient."""
     followed = [key for key, value in values.items() if isinstance(value, Tensor) and any_requires_grad(value)]
     followed += [key for key, op in (("A", A), ("L", L)) if op is not None and any_requires_grad(*parameters_of(op))]
     if followed:
@@ -283,7 +283,7 @@ def refuse_gradient(name: str, A: LinearOperator, L: LinearOperator | None, valu
 def _penalties(
     A: LinearOperator, *, L: LinearOperator | None, weight: Tensor, isotropic: bool, coupled: bool, huber: float
 ) -> list[Term]:
-    """The gradient with its magnitudes; or every entry of L by itself, convolution by convolution where it is some."""
+    """The terms of the penalty: the magnitudes of the gradient, or the entries of L; one for each convolution in L."""
     if L is None:
         ndim = max(len(A.in_shape) - 1, 1)
         gradient = Gradient(A.in_shape, ndim=ndim, dtype=A.dtype, device=A.device)
@@ -300,7 +300,7 @@ def _penalties(
 
 
 def check_bounds(bounds: Bounds, A: LinearOperator) -> None:
-    """Refuse bounds that are none."""
+    """Refuse bounds that are not ``(lowest, highest)`` in order, that bound nothing, or that come with a complex A."""
     if len(bounds) != 2 or A.is_complex:
         raise ArgumentError(f"bounds: expected (lowest, highest) on a real operator, got {bounds!r}")
     low, high = bounds
@@ -318,7 +318,7 @@ def _weight(weight: float | Tensor, A: LinearOperator) -> Tensor:
 
 
 def batch_of(batch: torch.Size, values: Tensor, name: str) -> torch.Size:
-    """The batch of the data and of one value per item."""
+    """The batch dimensions of the data broadcast with those of one value per item."""
     try:
         return broadcast_shapes(batch, values.shape)
     except RuntimeError:

@@ -34,8 +34,8 @@ from lsconv.operators.transforms import untraced
 
 __all__ = ["Inversion", "PseudoInverse", "RangeNull", "Tikhonov"]
 
-# Without damping x is linear in the weight only within changes of 1 / condition of it, and a step of training is not
-# much smaller than this part of it.
+# Without damping, x is linear in the weight only for relative changes below 1 / condition, which at this condition are
+# no larger than a step of training.
 _MOST_CONDITION = 1e3
 
 
@@ -60,7 +60,7 @@ class Inversion(nn.Module):
         self._cached: tuple[Any, tuple[Tensor, ...], Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cached": None}  # copies and pickles make their own
+        return {**self.__dict__, "_cached": None}  # a copy or a pickle makes a plan of its own
 
     def _operator(self, spatial_out: Sequence[int], in_size: Sequence[int] | None = None) -> LinearOperator:
         size = self.in_size or in_size or input_size(self.conv, spatial_out)
@@ -73,18 +73,17 @@ class Inversion(nn.Module):
         return A
 
     def _data(self, y: Tensor, A: LinearOperator) -> Tensor:
-        """``y - bias``, in the precision of the solve."""
+        """``y - bias``, ``(*batch, c_out, *spatial_out)``, in the precision of the solve."""
         y = _in_precision(y, A)
         bias = self.conv.bias
         return y if bias is None else y - bias.to(A.dtype).reshape(-1, *(1 for _ in A.out_shape[1:]))
 
     def _inverse(self, A: LinearOperator, y: Tensor, damp: float | Tensor, *sources: Tensor) -> Tensor:
-        """Return the answer for y, by the cached plan where nothing has changed."""
+        """The solution, ``(*batch, *in_shape)``, for y, ``(*batch, *out_shape)``, by the cached plan if it holds."""
         sources = (self.conv.weight, *sources)
         if any(map(is_functorch_wrapped_tensor, sources)):
-            return lstsq(
-                A, y, damp=damp, method=self.method, check_finite=False
-            ).x  # under torch.func values cannot be compared, so no plan is kept
+            # under torch.func values cannot be compared, so that no plan is cached
+            return lstsq(A, y, damp=damp, method=self.method, check_finite=False).x
         fixed = damp.detach() if isinstance(damp, Tensor) else damp
         undamped = not isinstance(damp, Tensor) and damp == 0
         trained = undamped and self.conv.weight.requires_grad and torch.is_grad_enabled()
@@ -104,7 +103,7 @@ class Inversion(nn.Module):
 
     @torch.no_grad()
     def _watch(self, A: LinearOperator, inverse: _Operator) -> None:
-        """Warn once, where the smallest singular value kept makes the gradient by the weight meaningless."""
+        """Warn once, where a small singular value that is inverted makes the gradient by the weight meaningless."""
         self._plans += 1
         if self._warned or self._plans & (self._plans - 1):  # at plans 1, 2, 4, 8, ... as training goes on
             return
@@ -122,7 +121,7 @@ class Inversion(nn.Module):
     def _plan(self, A: LinearOperator, sources: tuple[Tensor, ...], make: Callable[[], Any], more: Any = None) -> Any:
         """Return ``make()``, cached until one of the sources or the key changes."""
         if any(not s.is_leaf or s.is_inference() for s in sources):
-            return make()  # a weight made anew every time, or one without a version
+            return make()  # such a weight is another tensor at every call, or has no version counter
         state = [(s.data_ptr(), s._version, s.dtype, s.device) for s in sources]
         key = (state, A.in_shape, A.dtype, self.method, more)
         cached = self._cached
@@ -153,7 +152,10 @@ class Inversion(nn.Module):
 
 
 def _condition(A: LinearOperator, inverse: _Operator) -> float:
-    """``||A|| ||A^+||`` from below: within a third where the smallest singular value stands alone, by two solves."""
+    """A lower bound of ``||A|| ||A^+||``, by power iterations: six products for ``||A||``, two for ``||A^+||``.
+
+    It is within a third where the smallest singular value is well separated from the others.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def largest(B: LinearOperator, applications: int) -> float:
@@ -170,7 +172,7 @@ def _condition(A: LinearOperator, inverse: _Operator) -> float:
 
 
 def _in_precision(t: Tensor, A: LinearOperator) -> Tensor:
-    """The tensor in the precision of A; complex stays complex."""
+    """Convert a tensor to the precision of A; a complex tensor stays complex."""
     return t.to(A.dtype.to_complex() if t.is_complex() else A.dtype)
 
 
@@ -206,7 +208,7 @@ class PseudoInverse(Inversion):
 
     @untraced
     def forward(self, y: Tensor) -> Tensor:
-        """The solution x for ``y``."""
+        """The solution x, ``(*batch, c_in, *in_size)``, for ``y``, ``(*batch, c_out, *spatial_out)``."""
         with torch.autocast(y.device.type, enabled=False):
             A = self._operator(self._spatial(y))
             x = self._inverse(A, self._data(y, A), 0.0)
@@ -261,8 +263,8 @@ class Tikhonov(Inversion):
         if isinstance(L, ConvModule) and L.bias is not None:
             raise ArgumentError("L: expected a convolution without bias, got one with a bias (bias=False)")
         self.L = L
-        wide = conv.weight.dtype in (torch.float64, torch.complex128)
-        logarithm = torch.tensor(math.log(damp), dtype=torch.float64 if wide else torch.float32)
+        double = conv.weight.dtype in (torch.float64, torch.complex128)
+        logarithm = torch.tensor(math.log(damp), dtype=torch.float64 if double else torch.float32)
         self.log_damp = nn.Parameter(logarithm.to(conv.weight.device), requires_grad=learnable)
 
     @property
@@ -272,7 +274,7 @@ class Tikhonov(Inversion):
 
     @untraced
     def forward(self, y: Tensor, x_prior: Tensor | None = None) -> Tensor:
-        """The solution x for ``y``, drawn towards ``x_prior``."""
+        """The solution x for ``y``, drawn towards ``x_prior``, which has the shape of x."""
         with torch.autocast(y.device.type, enabled=False):
             A = self._operator(self._spatial(y))
             data, damp = self._data(y, A), self.damp
@@ -338,7 +340,7 @@ class RangeNull(Inversion):
 
     @untraced
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """``A^+ y + (I - A^+ A) z``."""
+        """``A^+ (y - bias) + (I - A^+ A) z``, ``(*batch, c_in, *in_size)``."""
         spatial = self._spatial(y)
         with torch.autocast(y.device.type, enabled=False):
             A = self._operator(spatial, tuple(z.shape[-len(spatial) :]))

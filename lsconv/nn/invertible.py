@@ -81,7 +81,7 @@ class InvertibleConv2d(Inversion):
 
     @untraced
     def inverse(self, y: Tensor) -> Tensor:
-        """The x with ``conv(x) = y``, by a plan that is kept while the weight does not change."""
+        """The x with ``conv(x) = y``, both ``(*batch, channels, height, width)``; caches the plan of a weight."""
         with torch.autocast(y.device.type, enabled=False):
             A = self._operator(self._spatial(y))
             x = self._inverse(A, self._data(y, A), 0.0)
@@ -105,7 +105,7 @@ class InvertibleConv2d(Inversion):
 
 
 class _ConvolutionTransform(Transform):
-    """``y = conv(x)``."""
+    """The transform ``y = conv(x)`` of images ``(channels, height, width)``."""
 
     domain = codomain = constraints.independent(constraints.real, 3)
     bijective = True
@@ -121,5 +121,5 @@ class _ConvolutionTransform(Transform):
         return self.layer.inverse(y)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """One value for all items, ``x.shape[:-3]``."""
+        """The log-determinant, ``x.shape[:-3]``: the same value for all items."""
         return self.layer.log_abs_det(x.shape[-2:]).expand(x.shape[:-3])

@@ -56,7 +56,7 @@ def spectral_norm(module: ConvModule, in_size: int | Sequence[int], *, steps: in
 
 
 class _Normalised(nn.Module):
-    """The weight over the norm, with the leading right singular vector for a buffer."""
+    """The parametrization ``weight / norm``; its buffer v is the leading right singular vector."""
 
     v: Tensor
 
@@ -64,15 +64,17 @@ class _Normalised(nn.Module):
         super().__init__()
         sizes = (in_size,) * len(module.kernel_size) if isinstance(in_size, int) else in_size
         self._given = convolution_arguments(module, sizes)
-        A = module_convolution(Convolution, module.weight, *self._given)  # or its adjoint, which has the same norm
+        # of a transposed module this is the adjoint, which has the same norm
+        A = module_convolution(Convolution, module.weight, *self._given)
         self._given[0]["check_finite"] = False
         self.steps = steps
-        self.register_buffer("v", leading_vector(A, rtol=1e-2, max_iter=500))  # whose square is the error of the norm
+        # the relative error of the norm is the square of that of its singular vector
+        self.register_buffer("v", leading_vector(A, rtol=1e-2, max_iter=500))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight divided by the norm."""
         A = module_convolution(Convolution, weight, *self._given)
         if self.training:
             self.v.copy_(leading_vector(A, rtol=0.0, max_iter=self.steps, start=self.v, warning=False))
-        # what the next use of the weight writes must not change what this one's backward pass reads
+        # a copy, because the backward pass reads v after the next use of the weight has overwritten it
         return weight / torch.linalg.vector_norm(A.apply(self.v.clone()))
