@@ -124,7 +124,7 @@ def test_units_are_known_by_all_their_names(unit: str, name: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "<OME", "<OME/>", '<OME><Image><Pixels PhysicalSizeX="wide" PhysicalSizeY="-1"/></Image></OME>']
 )
-def test_what_ome_xml_does_not_say_is_not_known(text: str) -> None:
+def test_a_calibration_that_ome_xml_lacks_is_not_known(text: str) -> None:
     assert not Calibration.of_ome_xml(text)
 
 

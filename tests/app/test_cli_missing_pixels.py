@@ -31,7 +31,7 @@ def pictures(leave: Leave) -> None:
     write_picture(Path("real.tif"), Picture(image.astype(np.float32)))
 
 
-def test_what_stands_on_bad_pixels_does_not_show(leave: Leave) -> None:
+def test_values_of_bad_pixels_do_not_show(leave: Leave) -> None:
     common = ["--gaussian", "0.8", "--damp", "0.05", "--bad-pixels", "bad.png"]
     assert leave("deblur", "image.png", *common, "-o", "one.png")[0] == 0
     code, out, _ = leave("deblur", "ruined.png", *common, "-o", "other.png", "--plot", "report.png")
@@ -63,7 +63,7 @@ def test_a_saturated_lamp_is_missing(leave: Leave, level: str) -> None:
         (("real.tif", "--saturated", "auto"), "--saturated auto: looks for the plateau"),
     ],
 )
-def test_what_does_not_fit_is_one_line(leave: Leave, words: tuple[str, ...], says: str) -> None:
+def test_a_mask_that_does_not_fit_is_reported_in_one_line(leave: Leave, words: tuple[str, ...], says: str) -> None:
     output = "x" + Path(words[0]).suffix
     code, _, error = leave("deblur", *words, "--gaussian", "0.8", "-o", output)
     assert code == 2

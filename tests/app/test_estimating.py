@@ -73,7 +73,7 @@ def test_an_image_that_does_not_tell_its_blur_is_code_one_with_a_reason(leave: L
         ("blur a.png --psf auto:disk -o b.png", "--psf auto:disk: is of lsconv deblur"),
     ],
 )
-def test_what_makes_no_sense_is_one_line_and_code_two(leave: Leave, words: str, said: str) -> None:
+def test_arguments_without_sense_are_reported_in_one_line_with_code_two(leave: Leave, words: str, said: str) -> None:
     write_picture(Path("a.png"), Picture(np.zeros((40, 40, 1), dtype="uint8")))
     code, out, err = leave(*words.split())
     assert (code, out) == (2, "")

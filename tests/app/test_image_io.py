@@ -253,7 +253,7 @@ def test_other_depths_are_rounded_to_what_the_format_holds(tmp_path: Path) -> No
         ("a.png", Picture(np.zeros((4, 4, 1), np.int16)), "negative integers"),
     ],
 )
-def test_what_a_file_cannot_hold_is_refused_and_no_file_appears(
+def test_values_that_a_format_cannot_hold_are_refused_and_no_file_appears(
     tmp_path: Path, name: str, picture: Picture, says: str
 ) -> None:
     with pytest.raises(ImageFileError, match=says):
@@ -294,7 +294,7 @@ def _saved(save: Any) -> bytes:
         ),
     ],
 )  # fmt: skip
-def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ImageFileError, match=says) as caught:
         read_picture(tmp_path / name)

@@ -69,7 +69,7 @@ def test_at_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_in_the_background_goes_on(tmp_path: Path) -> None:
+def test_an_interrupt_does_not_stop_a_process_in_the_background(tmp_path: Path) -> None:
     child = begin(["info"], tmp_path, ignoring=True)
     time.sleep(0.3)
     child.send_signal(signal.SIGINT)

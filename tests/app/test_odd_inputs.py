@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[Callable[[str], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_image_is_one_line_and_no_file(leave: Leave, name: str) -> None:
+def test_a_file_that_is_no_image_gives_one_line_and_no_file(leave: Leave, name: str) -> None:
     if name.endswith(".zarr"):
         pytest.importorskip("zarr")
     make, said = REFUSED[name]
@@ -122,7 +122,7 @@ def test_what_is_no_image_is_one_line_and_no_file(leave: Leave, name: str) -> No
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if name not in ("one.png", "row.tif")])
-def test_what_is_no_image_is_no_psf_and_no_mask_either(leave: Leave, name: str) -> None:
+def test_a_file_that_is_no_image_is_no_psf_and_no_mask_either(leave: Leave, name: str) -> None:
     if name.endswith(".zarr"):
         pytest.importorskip("zarr")
     REFUSED[name][0](name)
@@ -171,7 +171,7 @@ SERVED: dict[str, Callable[[str], Any]] = {
 
 
 @pytest.mark.parametrize("name", SERVED, ids=ascii)
-def test_what_is_odd_but_an_image_is_restored_in_its_type_and_shape(leave: Leave, name: str) -> None:
+def test_an_odd_image_is_restored_in_its_type_and_shape(leave: Leave, name: str) -> None:
     SERVED[name](name)
     before = Path(name).read_bytes()
     code, _, error = leave("deblur", f"./{name}", "--box", 3, "--damp", 0.3, "-o", "new/")

@@ -287,7 +287,7 @@ def test_folders_of_other_things_are_not_replaced(tmp_path: Path, kind: str, lea
         (lambda ome: ome["multiscales"][0]["datasets"][0].update(path="none"), "damaged or unsupported"),
     ],
 )
-def test_what_is_no_image_is_refused_by_a_sentence(
+def test_a_folder_that_is_no_image_is_refused_by_a_sentence(
     tmp_path: Path, change: Callable[[dict[str, Any]], None], said: str
 ) -> None:
     pytest.importorskip("zarr")

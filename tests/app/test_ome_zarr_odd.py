@@ -65,7 +65,7 @@ REFUSED: dict[str, tuple[Callable[[str], Any], str]] = {
 
 @pytest.mark.parametrize("tile", [(), ("--tile", 16)], ids=["whole", "tiles"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_image_is_one_line_and_no_file(leave: Leave, name: str, tile: tuple[Any, ...]) -> None:
+def test_a_folder_that_is_no_image_gives_one_line_and_no_file(leave: Leave, name: str, tile: tuple[Any, ...]) -> None:
     make_it, said = REFUSED[name]
     make_it(name)
     before = sorted(os.listdir("."))
@@ -92,7 +92,7 @@ SERVED: dict[str, Callable[[str], Any]] = {
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_what_is_odd_but_an_image_is_restored_in_its_type_and_shape(leave: Leave, name: str) -> None:
+def test_an_odd_image_is_restored_in_its_type_and_shape(leave: Leave, name: str) -> None:
     SERVED[name](name)
     given = read_picture(Path(name))
     found = []

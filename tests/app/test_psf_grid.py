@@ -91,7 +91,9 @@ def bad_table(text: str) -> None:
         (lambda: bad_table(""), ("--psf-grid", "psfs"), "a row and a column each"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_said(leave: Leave, spoil: Callable[[], None], words: tuple[str, ...], says: str) -> None:
+def test_a_grid_of_psfs_that_does_not_fit_is_reported(
+    leave: Leave, spoil: Callable[[], None], words: tuple[str, ...], says: str
+) -> None:
     spoil()
     code, _, error = leave("deblur", "image.tif", *words, "-o", "x.tif", "--damp", "0.1")
     assert (code, error.count("\n")) == (2, 1)

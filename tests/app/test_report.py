@@ -157,6 +157,6 @@ def test_the_pair_has_the_pixels_of_data_and_restoration_on_one_scale(tmp_path: 
         assert np.abs(picture - expected).max() <= 0.51
 
 
-def test_of_a_signal_there_is_no_pair(tmp_path: Path) -> None:
+def test_a_signal_gets_no_pair_of_pictures(tmp_path: Path) -> None:
     draw_pair(tmp_path, "a.npy", evidence_of(torch.rand(1, 90), torch.ones(3) / 3, damp=0.1))
     assert list(tmp_path.iterdir()) == []

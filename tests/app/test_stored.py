@@ -130,7 +130,7 @@ def test_missing_pixels_are_refused_and_nothing_is_left(leave: Leave) -> None:
 @pytest.mark.parametrize(
     "name", ["alpha.npy", "alpha.tif", "white.tif", "cut.npy", "plate.zarr", "line.npy", "bool.zarr"]
 )
-def test_what_tiles_do_not_read_is_one_line(leave: Leave, name: str) -> None:
+def test_a_file_that_tiles_do_not_read_is_reported_in_one_line(leave: Leave, name: str) -> None:
     np.save("alpha.npy", np.ones((9, 9, 4), np.uint8))
     np.save("line.npy", np.ones(50))
     write_picture(Path("alpha.tif"), Picture(np.ones((9, 9, 4), np.uint8), opacity=True))

@@ -87,7 +87,9 @@ def test_a_sample_of_windows_chooses_the_damp_of_the_whole(leave: Leave, tmp_pat
         (["--boundary", "reflect"], "--tile: is not served with --boundary reflect"),
     ],
 )
-def test_what_tiles_do_not_serve_is_refused(leave: Leave, tmp_path: Path, words: list[Any], says: str) -> None:
+def test_arguments_that_tiles_do_not_serve_are_refused(
+    leave: Leave, tmp_path: Path, words: list[Any], says: str
+) -> None:
     tifffile.imwrite(tmp_path / "in.tif", picture((40, 40)))
     code, _, error = leave("deblur", "in.tif", "--box", 3, "-o", "out.tif", "--tile", 20, *words)
     assert code == 2

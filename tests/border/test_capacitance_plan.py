@@ -194,7 +194,7 @@ def test_an_operator_of_zeros_and_its_batch() -> None:
         CapacitancePlan(lsconv.Conv1d(weight, in_size=4, padding="same"))
 
 
-def test_what_it_cannot_do_it_refuses() -> None:
+def test_operators_that_the_capacitance_plan_does_not_serve_are_refused() -> None:
     with pytest.raises(MethodError, match="3 rows and 2 columns"):
         CapacitancePlan(lsconv.Conv2d(torch.randn(3, 2, 3, 3), (8, 8), padding=1))
     with pytest.raises(MethodError, match="unknowns and 0 equations"):

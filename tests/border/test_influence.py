@@ -129,7 +129,7 @@ def test_float32_operators_are_traced_in_double() -> None:
     torch.testing.assert_close(influence_trace(A, 1e-3), exact, rtol=1e-10, atol=0)
 
 
-def test_what_cannot_be_traced_exactly_is_refused_by_name() -> None:
+def test_an_operator_without_an_exact_trace_is_refused_by_name() -> None:
     weight = torch.randn(1, 1, 3, 3)
     with pytest.raises(MethodError, match="A: exact traces need"):
         ExactInfluence(lsconv.Conv2d(weight, in_size=(8, 8), padding=1, padding_mode="reflect"))

@@ -86,7 +86,7 @@ def test_nothing_missing_is_nothing_to_do() -> None:
     assert blocks.inverses.numel() == 0
 
 
-def test_what_neither_operator_nor_penalty_sees_leaves_the_blocks_finite() -> None:
+def test_a_common_null_space_of_operator_and_penalty_leaves_the_blocks_finite() -> None:
     A = lsconv.Conv2d(numbers(1, 2, 3, 3), in_size=(9, 10), padding=1, padding_mode="circular")
     terms = as_convolutions(lsconv.Gradient(A.in_shape, ndim=2, boundary="periodic", dtype=F64), 2)
     assert terms is not None

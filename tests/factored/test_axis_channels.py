@@ -49,7 +49,7 @@ def test_every_axis_as_channels_is_the_same_map(
         torch.testing.assert_close(way.to_inputs(way.B.adjoint(way.outputs_of(y))), A.adjoint(y))
 
 
-def test_its_weight_is_toeplitz_in_the_planes() -> None:
+def test_the_weight_of_the_image_is_toeplitz_in_the_planes() -> None:
     kernel = torch.arange(1.0, 4.0).reshape(1, 1, 3, 1, 1).expand(1, 1, 3, 2, 2).contiguous()
     way = AxisAsChannels.of(lsconv.Conv3d(kernel, (4, 5, 5)), 0)
     expected = torch.tensor([[1.0, 2.0, 3.0, 0.0], [0.0, 1.0, 2.0, 3.0]])

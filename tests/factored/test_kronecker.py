@@ -117,7 +117,7 @@ def test_a_rounded_kernel_is_refused_where_the_damp_is_no_larger_than_its_error(
     SeparablePlan(A, 1e-4, rcond=RCOND, rtol=1e-6)
 
 
-def test_what_is_not_separable_is_refused() -> None:
+def test_a_kernel_that_is_not_separable_is_refused() -> None:
     with pytest.raises(MethodError, match="separable kernel"):
         SeparablePlan(lsconv.Conv2d(torch.randn(1, 1, 3, 3), (8, 8)), 0.1, rcond=RCOND, rtol=1e-6)
 

@@ -90,7 +90,7 @@ def test_a_hermitian_operator_on_the_border_is_inverted(definite: bool, size: in
     torch.testing.assert_close(inverse(border.gather(Q.on_grid(border.scatter(u)))), u, rtol=1e-7, atol=1e-7)
 
 
-def test_what_is_said_to_be_definite_and_is_not_gets_pivots() -> None:
+def test_an_indefinite_matrix_declared_definite_is_factorised_with_pivots() -> None:
     matrix = torch.diag(torch.linspace(-1, 1, 300, dtype=F64))[None]
     inverse = DenseInverse(matrix.clone(), definite=True)
     assert inverse.kind == "lu"

@@ -60,7 +60,7 @@ def test_on_a_circulant_it_is_the_inverse_of_the_normal_operator(
 @pytest.mark.parametrize("side", ["residual", "solution"])
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
 @given(data=st.data(), damp=st.sampled_from([None, 0.0, 0.1]))
-def test_it_is_hermitian_and_positive_definite_with_the_bounds_of_the_circulant(
+def test_the_preconditioner_is_hermitian_positive_definite_within_bounds_of_the_circulant(
     zero_padded_convolutions: Any, data: st.DataObject, damp: float | None, padding_mode: str, side: str
 ) -> None:
     A = data.draw(zero_padded_convolutions())

@@ -83,7 +83,7 @@ def test_float32_and_a_rule_are_served() -> None:
         ({"bounds": (0, None), "restart": 3}, MethodError),
     ],
 )
-def test_what_does_not_fit_is_refused(options: dict, error: type[Exception]) -> None:
+def test_arguments_that_do_not_fit_bounds_are_refused(options: dict, error: type[Exception]) -> None:
     A, y = problem()
     with pytest.raises(error):
         lsconv.lstsq(A, y, **options)

@@ -87,7 +87,7 @@ def test_a_complex_certificate_covers_both_parts() -> None:
         assert torch.allclose(found.residual_norm, residual)
 
 
-def test_one_part_that_is_not_finite_makes_its_item_so() -> None:
+def test_an_item_with_one_nonfinite_part_is_nonfinite() -> None:
     y = Y.clone()
     y[1, 0, 2, 2] = complex(0, torch.nan)
     with warnings.catch_warnings():

@@ -52,6 +52,6 @@ def test_a_penalty_has_its_own_methods() -> None:
     assert set(explanation.measured) == {"auto", "fourier", "border", "lsmr"}
 
 
-def test_what_lstsq_refuses_is_refused() -> None:
+def test_explain_refuses_what_lstsq_refuses() -> None:
     with pytest.raises(lsconv.DtypeError):
         lsconv.explain(lsconv.Conv2d(torch.ones(1, 1, 3, 3, dtype=torch.float16), (8, 8)))

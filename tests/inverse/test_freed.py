@@ -82,7 +82,7 @@ def test_nothing_of_a_deconvolution_is_left() -> None:
     assert _tensors_left_by(lambda: deconvolve(picture, psf)) == 0
 
 
-def test_what_is_left_is_counted() -> None:
+def test_tensors_that_an_action_leaves_alive_are_counted() -> None:
     def action() -> None:
         cycle = [torch.zeros(1)]
         cycle.append(cycle)  # type: ignore[arg-type]

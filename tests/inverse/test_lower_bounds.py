@@ -67,7 +67,7 @@ def test_items_have_lower_bounds_of_their_own() -> None:
     torch.testing.assert_close(together.x[1], lsconv.tikhonov(A, y[1], 0.1).x, rtol=0, atol=1e-6)
 
 
-def test_what_lies_above_its_bound_does_not_pull() -> None:
+def test_a_lower_bound_far_below_the_truth_does_not_change_the_solution() -> None:
     """Data far below the truth change nothing, and what is missing is the limit of a bound below everything."""
     A, y, at_least = problem(PADDINGS["valid"])
     low = torch.where(at_least, -100.0, y)

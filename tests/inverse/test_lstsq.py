@@ -75,7 +75,7 @@ def test_equals_the_dense_solution_where_the_rank_is_clear_thorough(
 
 
 @given(data=st.data())
-def test_what_claims_to_have_converged_in_single_precision_is_right(
+def test_a_solution_that_has_converged_in_single_precision_is_right(
     cases: Any, reference: Any, by_border: Any, data: Any
 ) -> None:
     case = data.draw(cases((torch.float32, torch.complex64)))
@@ -85,7 +85,7 @@ def test_what_claims_to_have_converged_in_single_precision_is_right(
 
 
 @given(data=st.data())
-def test_what_claims_to_have_converged_with_an_iterative_border_is_right(
+def test_a_solution_that_has_converged_with_an_iterative_border_is_right(
     cases: Any, reference: Any, by_border: Any, data: Any
 ) -> None:
     def iterative(A: lsconv.LinearOperator, y: torch.Tensor, damp: Any) -> lsconv.Solution:

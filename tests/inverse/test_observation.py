@@ -59,7 +59,7 @@ def denoiser(v: Tensor) -> Tensor:
         lambda A, y, **o: lsconv.plug_and_play(A, y, denoiser, 0.5, **o).x,
     ],
 )
-def test_it_is_the_problem_behind_a_mask(solve) -> None:
+def test_observed_data_give_the_solution_of_the_masked_operator(solve) -> None:
     expected = solve(lsconv.Mask(SEEN) @ A, torch.where(SEEN, Y, 0))
     for value in (0.0, 1e6, math.inf, math.nan):
         assert torch.equal(solve(A, torch.where(SEEN, Y, value), observed=SEEN), expected)
@@ -205,7 +205,9 @@ def test_total_variation_of_poisson_counts_takes_observed_but_no_weights() -> No
         ({"weights": WEIGHTS[0, 1:]}, ShapeError, "weights: shape"),
     ],
 )
-def test_what_does_not_fit_is_named(options: dict[str, object], error: type[Exception], said: str) -> None:
+def test_an_observed_or_weights_that_does_not_fit_is_named(
+    options: dict[str, object], error: type[Exception], said: str
+) -> None:
     for solve in (lambda **o: lsconv.lstsq(A, Y, **o), lambda **o: lsconv.pinv(A, **o)):
         with pytest.raises(error, match=said):
             solve(**options)

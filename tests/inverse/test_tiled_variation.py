@@ -81,7 +81,7 @@ def test_a_kernel_and_memory_maps_serve(tmp_path: Path) -> None:
     assert [file for file in (tmp_path / "work").rglob("*") if file.is_file()] == []
 
 
-def test_what_it_does_not_serve_is_refused() -> None:
+def test_arguments_that_tiles_do_not_serve_are_refused() -> None:
     A = lsconv.Conv2d(torch.ones(1, 1, 3, 3) / 9, (20, 20))
     circular = lsconv.Conv2d(torch.ones(1, 1, 3, 3) / 9, (20, 20), padding="same", padding_mode="circular")
     y = torch.ones(1, 18, 18)

@@ -169,7 +169,7 @@ def test_one_field_of_least_squares_asks_every_second_whether_to_go_on() -> None
         ({"data": np.zeros((8, 8)), "psf": PSF[:3, :3], "mask": np.zeros((8, 9))}, r"mask: is of shape \(8, 9\)"),
     ],
 )
-def test_what_does_not_fit_is_said(arguments: dict[str, Any], said: str) -> None:
+def test_an_argument_that_does_not_fit_is_named(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(lsconv.ArgumentError, match=said):
         Problem.of(settings=Settings(), **arguments)
 

@@ -150,7 +150,7 @@ def test_the_answer_lies_and_looks_like_the_image(
     assert viewer.window.docked["lsconv report"].figure.get_suptitle().startswith("cells: damp 0.2.")
 
 
-def test_of_several_levels_the_highest_is_restored(
+def test_the_highest_of_several_levels_is_restored(
     viewer: SimpleNamespace, widget: RestoreWidget, done: Callable[[RestoreWidget], None]
 ) -> None:
     data = counts(40, 44)
@@ -223,7 +223,7 @@ def test_the_button_asks_the_thread_to_end(
     assert len(viewer.layers) == 1
 
 
-def test_what_the_solver_refuses_is_said_and_the_widget_goes_on(
+def test_an_error_of_the_solver_is_shown_and_the_widget_goes_on(
     viewer: SimpleNamespace, widget: RestoreWidget, done: Callable[[RestoreWidget], None]
 ) -> None:
     widget.image.value = viewer.model.add_image(np.full((20, 22), np.nan, np.float32), contrast_limits=(0, 1))

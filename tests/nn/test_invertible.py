@@ -74,6 +74,6 @@ def test_gradients_pass_through_the_norm() -> None:
     torch.testing.assert_close(module.parametrizations.weight.original.grad, weight.grad, rtol=1e-6, atol=1e-8)
 
 
-def test_what_is_no_convolution_is_not_normalised() -> None:
+def test_a_module_that_is_no_convolution_is_not_normalised() -> None:
     with pytest.raises(lsconv.errors.ArgumentTypeError, match="Linear"):
         spectral_norm(torch.nn.Linear(2, 2), 4)  # type: ignore[type-var]

@@ -31,7 +31,7 @@ def test_the_batch_dimensions_are_what_stands_before_the_item() -> None:
         (torch.full((2, 3, 1, 5), torch.nan), lsconv.NonFiniteError, "batch item(s) (0, 0)"),
     ],
 )
-def test_what_does_not_fit_is_named(tensor: object, error: type[Exception], message: str) -> None:
+def test_a_tensor_that_does_not_fit_is_named(tensor: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
         check_tensor(A, tensor, "x", "in_shape", finite=True)
     assert message in str(caught.value)

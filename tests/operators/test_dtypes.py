@@ -33,7 +33,7 @@ HELPERS = {
 
 @pytest.mark.parametrize("name", HELPERS)
 @pytest.mark.parametrize("dtype", [torch.float32, F64, torch.complex64, torch.complex128])
-def test_it_takes_the_dtype_of_a_tensor(name: str, dtype: torch.dtype) -> None:
+def test_an_operator_without_dtype_takes_that_of_a_tensor(name: str, dtype: torch.dtype) -> None:
     x = X.to(dtype) * (1 - 0.5j if dtype.is_complex else 1)
     given, free = HELPERS[name](dtype=dtype), HELPERS[name]()
     assert torch.equal(free(x), given(x))
@@ -42,7 +42,7 @@ def test_it_takes_the_dtype_of_a_tensor(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", HELPERS)
-def test_it_takes_the_dtype_of_other_operators(name: str) -> None:
+def test_an_operator_without_dtype_takes_that_of_other_operators(name: str) -> None:
     free, given = HELPERS[name](), HELPERS[name](dtype=F64)
     other = lsconv.Dense(torch.eye(64, dtype=F64), (1, 8, 8), (1, 8, 8))
     scaled = lsconv.Dense(2 * torch.eye(given.out_numel, dtype=F64), given.out_shape, given.out_shape)

@@ -168,7 +168,7 @@ def test_restricted_a_cell_has_the_correction_of_its_owner(kind: str, blocks: in
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_it_is_the_dense_operator_between_the_border_cells(channels: int, dtype: torch.dtype) -> None:
+def test_the_border_matrix_is_the_dense_operator_between_border_cells(channels: int, dtype: torch.dtype) -> None:
     grid = Grid((7, 6), real=not dtype.is_complex)
     kernel = torch.randn(2, channels, channels, 7, 6, dtype=dtype)
     matrices = FrequencyMatrices(grid, grid.transform(kernel).movedim((1, 2), (-2, -1)))

@@ -279,7 +279,7 @@ def test_images_are_those_of_the_vectors_and_orthonormal(dtype: torch.dtype) -> 
     assert recycling.nbytes == 2 * images.numel() * images.element_size()
 
 
-def test_what_is_deflated_is_solved_for() -> None:
+def test_deflation_solves_for_the_recycled_part_of_a_residual() -> None:
     Q, recycling = _operator(_outliers()), Recycling(100)
     _solve(Q, torch.randn(1, 2, SIZE, dtype=F64), recycling)
     assert recycling.pair is not None
@@ -310,7 +310,7 @@ def test_nothing_is_kept_beyond_the_limit() -> None:
     assert small.pair is None
 
 
-def test_what_spares_nothing_is_given_up() -> None:
+def test_recycled_vectors_that_save_no_iterations_are_dropped() -> None:
     # a continuum: the vectors of one right-hand side do not serve the next
     Q, recycling = _operator(torch.linspace(0.3, 3.5, SIZE, dtype=F64)), Recycling(100)
     _solve(Q, torch.randn(1, 2, SIZE, dtype=F64), recycling, tolerance=1e-6)

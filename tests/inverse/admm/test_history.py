@@ -35,7 +35,7 @@ def test_an_answer_that_was_tampered_with_is_not_called_converged(monkeypatch: p
         assert not bool(lsconv.plug_and_play(A, y, lambda v: 0.8 * v, 0.5).converged)
 
 
-def test_what_is_reported_is_what_a_dense_computation_finds() -> None:
+def test_the_reported_history_is_that_of_a_dense_computation() -> None:
     """The residual, and with a smooth penalty (Huber, everywhere below its threshold) the gradient too."""
     A, y = problem()
     huber = 100.0

@@ -378,7 +378,7 @@ def test_where_nothing_was_measured_there_is_no_choice_and_a_word(rule: str) -> 
         lsconv.tikhonov(A, y[1], rule, observed=measured[1], **noise)
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_an_argument_that_does_not_fit_is_named() -> None:
     A, y = problem()
     with pytest.raises(ArgumentError, match=r"damp: .*'gcv', 'discrepancy', 'upre', 'lcurve', 'evidence'.*'gvc'"):
         choose_damp(A, y, "gvc")

@@ -10,7 +10,7 @@ from lsconv.inverse.damping.dense_path import DensePath
 DOUBLE = torch.float64
 
 
-def test_what_neither_operator_nor_penalty_sees_is_left_out() -> None:
+def test_the_common_null_space_of_operator_and_penalty_is_left_out() -> None:
     A = lsconv.Dense(torch.cat([torch.randn(30, 20, dtype=DOUBLE), torch.zeros(30, 3, dtype=DOUBLE)], 1))
     L = lsconv.Dense(torch.eye(23, dtype=DOUBLE)[:20].diff(dim=0))
     y = A(torch.randn(23, dtype=DOUBLE)) + 0.1 * torch.randn(30, dtype=DOUBLE)

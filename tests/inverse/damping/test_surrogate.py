@@ -82,7 +82,7 @@ SCENES = {
 
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("penalty", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_its_minimum_is_near_that_of_the_whole_data(scene: str, penalty: bool) -> None:
+def test_the_minimum_of_the_surrogate_is_near_that_of_the_whole_data(scene: str, penalty: bool) -> None:
     image = pytest.importorskip("PIL.Image")
     source = importlib.resources.files("lsconv.app") / "data" / "astronaut-256.png"
     with importlib.resources.as_file(source) as path:
@@ -120,7 +120,7 @@ def test_channels_under_one_kernel_are_chosen_for_together(rule: str) -> None:
 
 @pytest.mark.parametrize("padding", [0, (2, 3, 3)])
 @pytest.mark.parametrize("penalty", [False, True])
-def test_its_minimum_for_a_small_volume_is_within_a_factor_of_four(
+def test_the_minimum_of_the_surrogate_of_a_small_volume_is_within_a_factor_of_four(
     penalty: bool, padding: int | tuple[int, ...]
 ) -> None:
     """Nearly all of the data of such a volume lie near a face, and few of them read no padding."""

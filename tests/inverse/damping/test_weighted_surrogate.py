@@ -85,7 +85,7 @@ def test_the_likeness_of_equal_weights_is_that_of_the_convolution(penalised: boo
         torch.testing.assert_close(getattr(found, field.name), getattr(wanted, field.name), equal_nan=True)
 
 
-def test_its_slopes_are_those_of_its_values() -> None:
+def test_the_slopes_of_the_surrogate_are_those_of_its_values() -> None:
     A = blur((26, 24))
     y = A(torch.rand(A.in_shape, dtype=DOUBLE))[None]
     path = WeightedTaperedPath(A, 1 / deviation("random", A.out_shape), y, None)
@@ -97,7 +97,7 @@ def test_its_slopes_are_those_of_its_values() -> None:
     torch.testing.assert_close(residual, -mu.square() * at.penalty_slope, rtol=1e-5, atol=0)
 
 
-def test_one_weight_is_scaled_away() -> None:
+def test_one_weight_for_all_data_is_moved_into_the_kernel() -> None:
     A = blur((20, 20))
     one = torch.full((3, *A.out_shape), 2.0, dtype=DOUBLE) * torch.arange(1, 4)[:, None, None, None]
     B = lsconv.Diagonal(one, 1) @ A

@@ -69,6 +69,6 @@ def test_batches_pass_through_the_factors() -> None:
         Conv1d(randn(2, 1, 1, 3), 8, padding=1, padding_mode="circular"),
     ],
 )
-def test_what_has_no_such_factors_is_refused(A: Any) -> None:
+def test_an_operator_without_such_factors_is_refused(A: Any) -> None:
     with pytest.raises(MethodError, match="svd"):
         svd(A)

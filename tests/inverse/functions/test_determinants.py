@@ -248,7 +248,7 @@ def test_derivatives_of_a_square_determinant_are_right() -> None:
     assert torch.autograd.gradgradcheck(value, (weight,))
 
 
-def test_what_has_no_determinant_is_refused() -> None:
+def test_an_operator_without_a_determinant_is_refused() -> None:
     with pytest.raises(lsconv.errors.ShapeError, match="square"):
         slogdet(Conv2d(randn(1, 1, 3, 3), (6, 6)))
     with pytest.raises(lsconv.errors.MethodError, match="condition"):

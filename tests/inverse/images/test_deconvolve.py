@@ -157,7 +157,7 @@ def test_total_variation_is_that_of_the_blur_operator_and_keeps_bounds() -> None
         ({"noise_std": 0.0, "damp": "auto"}, ArgumentError, "noise_std: expected positive numbers, got 0.0"),
     ],
 )
-def test_what_does_not_fit_is_named(change: dict[str, Any], error: type[Exception], says: str) -> None:
+def test_an_argument_that_does_not_fit_is_named(change: dict[str, Any], error: type[Exception], says: str) -> None:
     given = {**GOOD, **change}
     with pytest.raises(error, match=says):
         lsconv.deconvolve(given.pop("image"), given.pop("psf"), **given)

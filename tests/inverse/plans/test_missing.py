@@ -68,7 +68,7 @@ def apart(x: Tensor, other: Tensor) -> float:
 
 @pytest.mark.parametrize("damp", [1.0, 1e-2])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_it_is_the_answer_without_the_missing_rows(name: str, damp: float) -> None:
+def test_a_masked_solution_is_that_without_the_missing_rows(name: str, damp: float) -> None:
     A = CONVOLUTIONS[name]
     y, keep = data(A)
     solution = lsconv.lstsq(lsconv.Mask(keep) @ A, y, damp=damp)
@@ -78,7 +78,7 @@ def test_it_is_the_answer_without_the_missing_rows(name: str, damp: float) -> No
 
 @pytest.mark.parametrize("damp", [1.0, 1e-2])
 @pytest.mark.parametrize("name", sorted(set(CONVOLUTIONS) - {"complex", "batch", "wide"}))
-def test_it_is_so_with_a_penalty_and_a_prior(name: str, damp: float) -> None:
+def test_a_masked_solution_with_a_penalty_and_a_prior_is_that_without_the_missing_rows(name: str, damp: float) -> None:
     A = CONVOLUTIONS[name]
     y, keep = data(A)
     L = lsconv.Gradient(A.in_shape, ndim=A.ndim, dtype=F64)
@@ -102,7 +102,7 @@ def test_an_exact_plan_of_the_whole_serves_the_masked_problem() -> None:
     assert isinstance(penalty_plan((lsconv.Mask(data(A)[1]) @ A).for_dtype(F64), L, 0.1), MissingPlan)
 
 
-def test_without_damping_it_is_the_least_norm_answer() -> None:
+def test_a_masked_solution_without_damping_is_the_least_norm_one() -> None:
     for name in ("valid", "same", "full", "periodic", "strided", "line", "volume", "reflect"):
         A = CONVOLUTIONS[name]
         y, keep = data(A)
@@ -114,7 +114,7 @@ def test_without_damping_it_is_the_least_norm_answer() -> None:
 
 
 @pytest.mark.parametrize("damp", [0.0, 0.1])
-def test_what_is_not_measured_changes_no_bit(damp: float) -> None:
+def test_values_of_missing_data_change_no_bit_of_the_solution(damp: float) -> None:
     A = CONVOLUTIONS["valid"]
     y, keep = data(A)
     answers = []
@@ -243,7 +243,7 @@ def test_a_small_damp_needs_no_second_opinion(damp: float, mean: float) -> None:
     assert bool(plan.solve(torch.where(keep, y, 0)).converged)
 
 
-def test_what_an_answer_leaves_of_the_data_is_found_in_one_pass() -> None:
+def test_the_residual_of_a_plan_with_factors_is_that_of_its_solution() -> None:
     A = lsconv.blur_operator(torch.rand(7, 7, dtype=F64) / 49, (40, 44))
     y = torch.randn(2, *A.out_shape, dtype=F64, generator=torch.Generator().manual_seed(0))
     for damp in (0.1, 1e-3):

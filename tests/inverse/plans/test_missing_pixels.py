@@ -43,7 +43,7 @@ def test_nan_masked_and_not_observed_are_one_problem() -> None:
     assert torch.equal(quietly(torch.tensor(IMAGE), observed=torch.tensor(SEEN)), torch.tensor(expected))
 
 
-def test_it_is_the_dense_answer_without_these_pixels() -> None:
+def test_a_restoration_with_missing_pixels_is_the_dense_one_without_them() -> None:
     A = lsconv.blur_operator(torch.tensor(PSF), IMAGE.shape)
     D = lsconv.Gradient(A.in_shape, ndim=2, dtype=torch.float64).to_dense()
     M, weights = A.to_dense(), torch.tensor(RNG.random(IMAGE.shape) + 0.1)
@@ -201,6 +201,6 @@ def test_the_level_is_found_where_there_is_a_plateau() -> None:
         ({"one_sided": True, "saturated": float(IMAGE.max()), "error_bars": True}, MethodError, "error_bars"),
     ],
 )
-def test_what_does_not_fit_is_named(options: dict[str, Any], error: type[Exception], said: str) -> None:
+def test_an_argument_that_does_not_fit_is_named(options: dict[str, Any], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         lsconv.deconvolve(IMAGE, PSF, **{"damp": 0.05, **options})

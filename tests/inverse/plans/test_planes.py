@@ -57,7 +57,7 @@ def test_images_strides_and_several_channels_have_no_planes() -> None:
     assert Planes.of(2.0 * volume((8, 9, 9)), 0.1) is None
 
 
-def test_they_are_left_where_they_would_not_fit() -> None:
+def test_planes_beyond_the_memory_limit_are_not_used() -> None:
     A = volume((6, 12, 13))
     way = Planes.of(A, 0.1)
     assert way is not None
@@ -69,7 +69,7 @@ def test_they_are_left_where_they_would_not_fit() -> None:
     assert isinstance(route(A, 1e-3, method="border"), ReducedPlan)
 
 
-def test_one_side_is_all_outputs_or_all_inputs() -> None:
+def test_a_one_sided_convolution_crops_only_outputs_or_only_inputs() -> None:
     A = volume((6, 12, 13), padding=[(0, 0), (3, 3), (2, 2)])
     assert is_one_sided(A, [0])
     assert is_one_sided(A, [1])

@@ -165,7 +165,7 @@ def test_no_data_give_no_answers_and_bad_items_stay_apart(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["patches", "blur"])
-def test_what_does_not_fit_is_answered_by_another_way(name: str) -> None:
+def test_a_plan_beyond_the_memory_limit_is_replaced_by_lsmr_with_a_warning(name: str) -> None:
     A = operator(name)
     y = normal(*A.out_shape)
     with pytest.warns(ConvergenceWarning, match="falling back to LSMR"):
@@ -221,7 +221,7 @@ def test_circular_kernels_stay_with_fourier_and_methods_asked_for_are_kept() -> 
 
 
 @pytest.mark.parametrize("method", ["matrix", "separable"])
-def test_what_has_no_small_matrices_is_refused_with_the_reason(method: str) -> None:
+def test_an_operator_without_small_matrices_is_refused_with_the_reason(method: str) -> None:
     for A in (lsconv.Dense(torch.ones(3, 3)), lsconv.Conv2d(normal(1, 1, 3, 3), (8, 8))):
         with pytest.raises(MethodError, match=method):
             route(A, 0.1, method=method)

@@ -233,7 +233,7 @@ def test_a_trial_on_its_way_to_the_end_may_take_twice_its_limit() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damp", [0.0, pytest.param(0.2, marks=pytest.mark.slow)])
-def test_what_it_leaves_open_the_border_answers(damp: float) -> None:
+def test_the_border_solves_for_items_that_a_trial_leaves_unconverged(damp: float) -> None:
     A = layer(12, 24, torch.float64)  # more unknowns than equations
     y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     short = TrialPlan(A, damp, 2)
@@ -373,7 +373,7 @@ def ball(dtype: torch.dtype) -> lsconv.Convolution:
     return lsconv.Conv3d((inside / inside.sum()).to(dtype)[None, None], (8, 22, 22))
 
 
-def test_what_the_border_of_a_volume_leaves_open_preconditioned_lsmr_answers() -> None:
+def test_preconditioned_lsmr_solves_for_items_that_the_border_of_a_volume_leaves_unconverged() -> None:
     A = ball(torch.float64)
     y = torch.randn(2, *A.out_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     plan = BorderPlan(A, 1e-3)

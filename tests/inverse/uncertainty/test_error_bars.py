@@ -29,7 +29,7 @@ def dense(image: Tensor, damp: float, prior: str, noise_std: float) -> Tensor:
 
 
 @pytest.mark.parametrize("prior", ["gradient", "tikhonov"])
-def test_they_are_the_roots_of_the_dense_covariances_diagonal(prior: str) -> None:
+def test_error_bars_are_the_roots_of_the_diagonal_of_the_dense_covariance(prior: str) -> None:
     image = torch.rand(11, 12, dtype=DOUBLE)
     solution = lsconv.deconvolve(image, PSF, damp=0.3, prior=prior, noise_std=None, error_bars=True)
     A = lsconv.blur_operator(PSF, (11, 12))
@@ -86,6 +86,6 @@ def test_missing_pixels_are_less_sure() -> None:
 @pytest.mark.parametrize(
     "options", [{"prior": "tv"}, {"bounds": (0.0, None)}, {"noise": "poisson"}, {"prior": lambda x: x, "damp": 0.1}]
 )
-def test_they_are_refused_where_the_posterior_is_not_gaussian(options: dict[str, Any]) -> None:
+def test_error_bars_are_refused_where_the_posterior_is_not_gaussian(options: dict[str, Any]) -> None:
     with pytest.raises(lsconv.MethodError, match="error_bars"):
         lsconv.deconvolve(torch.rand(12, 12), PSF.float(), error_bars=True, **options)

@@ -47,7 +47,7 @@ def test_data_that_are_not_measured_do_not_count() -> None:
     )
 
 
-def test_of_a_singular_penalty_it_is_the_limit_of_wide_priors() -> None:
+def test_the_evidence_of_a_singular_penalty_is_the_limit_of_wide_priors() -> None:
     A, sigma, damp, wide = Conv2d(randn(1, 1, 3, 3), (6, 5)), 0.3, 0.7, 1e-5
     L = Gradient(A.in_shape, dtype=DOUBLE)
     constant = torch.full((1, 30), 30**-0.5, dtype=DOUBLE)
@@ -61,7 +61,7 @@ def test_of_a_singular_penalty_it_is_the_limit_of_wide_priors() -> None:
 
 
 @pytest.mark.parametrize("penalty", [False, True])
-def test_its_maximum_over_damp_is_that_of_the_rule(penalty: bool) -> None:
+def test_the_evidence_has_its_maximum_at_the_damp_of_the_rule(penalty: bool) -> None:
     A = Conv2d(torch.rand(1, 1, 3, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)), (16, 16))
     x = randn(1, 16, 16).cumsum(-1).cumsum(-2) / 10 if penalty else randn(1, 16, 16)
     y = A(x) + 0.1 * randn(*A.out_shape, seed=1)
@@ -77,7 +77,7 @@ def test_its_maximum_over_damp_is_that_of_the_rule(penalty: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("penalty", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_its_derivatives_are_right(penalty: bool) -> None:
+def test_the_derivatives_of_the_evidence_are_those_of_finite_differences(penalty: bool) -> None:
     weight, damp = randn(1, 1, 3, 2).requires_grad_(), torch.tensor(0.7, dtype=DOUBLE, requires_grad=True)
     sigma, y = torch.tensor(0.5, dtype=DOUBLE, requires_grad=True), randn(1, 4, 5, seed=1).requires_grad_()
 

@@ -133,7 +133,7 @@ def test_the_noise_is_found_in_the_residual() -> None:
     assert float((ratio - 1).abs().max()) < 0.02
 
 
-def test_what_cannot_be_done_is_refused() -> None:
+def test_arguments_that_the_posterior_does_not_serve_are_refused() -> None:
     A = Conv2d(torch.rand(1, 1, 3, 3), (80, 80))
     with pytest.raises(lsconv.errors.MethodError, match="4096"):
         lsconv.posterior_std(A, 1.0, noise_std=1.0, exact=True)

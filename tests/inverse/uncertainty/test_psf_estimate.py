@@ -71,7 +71,7 @@ def test_noise_exponent_and_psf_are_found_too() -> None:
 
 
 @pytest.mark.slow
-def test_its_damp_restores_nearly_as_well_as_the_best() -> None:
+def test_the_estimated_damp_restores_nearly_as_well_as_the_best() -> None:
     kernel = psf.disk(3.0)
     truth = scene(134)
     A = lsconv.blur_operator(kernel, (128, 128))
@@ -124,7 +124,7 @@ def test_planes_have_one_psf_and_tell_more_of_it() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_not_measured_is_not_read() -> None:
+def test_values_of_missing_pixels_are_not_read() -> None:
     image = blurred(psf.disk(2.5), 0.02)
     mask = torch.ones(image.shape, dtype=torch.bool)
     mask[:5, 60:] = False
@@ -166,7 +166,7 @@ def test_the_curve_has_its_top_at_the_estimate() -> None:
 
 
 @pytest.mark.slow
-def test_it_reads_as_value_and_error_with_unit() -> None:
+def test_an_estimate_prints_value_and_error_with_unit() -> None:
     found = lsconv.estimate_psf(blurred(psf.motion(7.0, 30.0), 0.02), "motion")
     assert str(found).startswith("length = ")
     assert " ± " in str(found)
