@@ -206,9 +206,9 @@ class BorderPlan(Plan):
         from_below = torch.maximum(outer.norm_a * self.unit, self._norm_from_below)
         judge = replace(judge, norm=NormBounds(from_below, self._norm))
         solution = judge.solution(x, y, iterations=outer.iterations)
-        bare = replace(judge, null_space=NullSpaceBound())
-        again = functools.partial(bare.solution, y=y, iterations=outer.iterations)
-        return settle_null_space(solution, x, y, self.precise, tolerances, self._shortest, again)
+        blind = replace(judge, null_space=NullSpaceBound())  # does not judge the part of x in the null space
+        certify = functools.partial(blind.solution, y=y, iterations=outer.iterations)
+        return settle_null_space(solution, x, y, self.precise, tolerances, self._shortest, certify)
 
     def _shortest(self, y: Tensor, rtol: float) -> Tensor:
         """The least-norm solution for consistent data, by an iteration that stays in the range of ``A^H``."""
@@ -379,7 +379,7 @@ class BorderPlan(Plan):
             outer = iterated(lambda: NormalEquations(self, **options))
         return outer
 
-    # ------------------------------------------------------------------ what it costs
+    # ------------------------------------------------------------------ memory
 
     def _factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Choose the real dtype of the factors, such that the plan fits into the allowed memory."""

@@ -183,7 +183,7 @@ def penalty_plan(
 
 
 def small(A: LinearOperator, request: PlanRequest) -> Plan | None:
-    """The plan of small matrices that was asked for, or that is cheaper than all others."""
+    """The plan of small matrices that the user asked for, or one that is cheaper than all other plans."""
     if request.method not in SMALL_MATRICES and not request.free:
         return None
     options = rank_options(A, request.memory_limit, request.rcond)
@@ -206,7 +206,7 @@ def circulant(A: LinearOperator, request: PlanRequest) -> Plan | None:
 
 
 def dense(A: LinearOperator, request: PlanRequest) -> Plan | None:
-    """The singular values of the matrix: asked for, or where nothing else decides a rank."""
+    """The singular values of the matrix, where they are asked for, or where no other plan decides the rank of A."""
     if request.method == "svd" or (request.method == "auto" and request.decides_rank and not is_embedded(A)):
         return _svd(A, request.damp, request.memory_limit, request.rcond)
     return None
@@ -254,7 +254,7 @@ def bordered(A: LinearOperator, request: PlanRequest) -> Plan | None:
 
 
 def iterated(A: LinearOperator, request: PlanRequest) -> Plan:
-    """The Krylov method that was asked for, or LSMR."""
+    """The Krylov method that the user asked for, or LSMR."""
     name = "lsmr" if request.method == "auto" else request.method
     return krylov_plan(A, request.damp, name, request.preconditioner)
 
@@ -298,7 +298,7 @@ def _first(A: LinearOperator, request: PlanRequest) -> Any:
     return next(plan for plan in plans if plan is not None)
 
 
-# ---------------------------------------------------------------------- what the rules ask and make
+# ---------------------------------------------------------------------- tests and plans of the rules
 
 
 def _is_circulant(A: LinearOperator) -> bool:

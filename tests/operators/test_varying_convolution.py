@@ -69,7 +69,7 @@ def dense(A: VaryingConvolution) -> torch.Tensor:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("own_channels", [False, True])
 @pytest.mark.parametrize("mode, padding", PADDINGS)
-def test_it_is_the_sum_of_weighted_convolutions(
+def test_a_varying_convolution_is_the_sum_of_weighted_convolutions(
     ndim: int, form: str, own_channels: bool, mode: str, padding: Any
 ) -> None:
     A = example(ndim, form, padding, mode, own_channels=own_channels)

@@ -42,7 +42,7 @@ def box(*size: int) -> torch.Tensor:
         pytest.param(box(3, 3, 3), (7, 9, 8), {"padding": 1}, None, "saddle", marks=pytest.mark.slow),
     ],
 )
-def test_it_is_the_inverse_of_the_normal_operator(
+def test_the_pencil_inverts_the_normal_operator(
     weight: torch.Tensor, size: tuple[int, ...], options: dict[str, Any], edge: str | None, form: str
 ) -> None:
     A = lsconv.operators.convolution.Convolution(weight, size, **options)

@@ -50,7 +50,7 @@ def test_the_spectrum_of_a_border_vector_is_that_of_its_cells() -> None:
     torch.testing.assert_close(spectrum, torch.fft.fft2(on_grid(found, u))[:, : GRID[1] // 2 + 1])
 
 
-def test_it_lists_the_border_that_one_process_has() -> None:
+def test_the_border_of_a_pencil_is_that_of_one_process() -> None:
     A = lsconv.Conv2d(torch.rand(1, 1, 3, 3, dtype=F64), GRID)
     inverse = normal_inverse(Request.of(A, 0.1, floor=0.0, side="residual"))
     positions = inverse.problem.truncated.out_border

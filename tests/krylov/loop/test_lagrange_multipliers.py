@@ -38,7 +38,7 @@ def _exact(matrix: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize("batch", [(), (3,)])
 @pytest.mark.parametrize("rank", [12, 7])
 @pytest.mark.parametrize("condition", [pytest.param(10.0, marks=pytest.mark.slow), 1e3])
-def test_they_equal_those_of_the_dense_pseudo_inverse(
+def test_multipliers_equal_those_of_the_dense_pseudo_inverse(
     name: str, dtype: torch.dtype, batch: tuple[int, ...], rank: int, condition: float
 ) -> None:
     eps, found, allowed = torch.finfo(dtype).eps, 0.0, 0.0
@@ -190,7 +190,7 @@ def test_second_derivatives_know_that_they_depend_on_everything(name: str) -> No
 
 @every_method
 @pytest.mark.filterwarnings("ignore::lsconv.ConvergenceWarning")
-def test_they_are_forgotten_with_the_graph_and_do_not_grow_with_the_iterations(name: str) -> None:
+def test_multipliers_are_freed_with_the_graph_and_do_not_grow_with_the_iterations(name: str) -> None:
     matrix = _matrix((), 1e4, D).requires_grad_()
     y, sizes = torch.randn(12, dtype=D, requires_grad=True), []
     for limit in (3, 300):
