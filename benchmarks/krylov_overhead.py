@@ -239,7 +239,7 @@ def right_hand_sides(quick: bool) -> Table:
     return Table(
         f"{items} right-hand sides as one batch, in units of {items} single solves",
         rows,
-        "Small problems share the cost of every call; large ones take what they take alone.",
+        "Small problems share the cost of every call; large ones are, on a CPU, solved in groups that the caches hold.",
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import Scalar, any_item, binary_unit, divide, maximum, root
 from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.judge import Judge
@@ -19,7 +20,6 @@ from lsconv.krylov.loop.method import Cause, Converged, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.solve import solve, unmodified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.scipy import OperatorLike
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import ItemSpace, Scalar, binary_unit, divide, hypot, maximum, root
 from lsconv.krylov.loop.damping import augmented_columns
 from lsconv.krylov.loop.lagrange_multipliers import CGLSMultipliers
@@ -23,7 +24,6 @@ from lsconv.krylov.loop.method import Cause, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.solve import solve, unmodified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.scipy import OperatorLike
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.golub_kahan import GolubKahan
+from lsconv.krylov.loop.batch_groups import solve, unmodified
 from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, quotient, where
 from lsconv.krylov.loop.certificate import Certificate
 from lsconv.krylov.loop.damping import augmented_columns
@@ -27,7 +28,6 @@ from lsconv.krylov.loop.method import Cause, Converged, Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.solve import solve, unmodified
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.scipy import OperatorLike
 

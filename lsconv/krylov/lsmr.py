@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lsconv.krylov.golub_kahan import GolubKahan
+from lsconv.krylov.loop.batch_groups import solve
 from lsconv.krylov.loop.batched_scalars import (
     Scalar,
     divide,
@@ -33,7 +34,6 @@ from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.solve import solve
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.scipy import OperatorLike
 

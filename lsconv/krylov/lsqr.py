@@ -16,6 +16,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from lsconv.krylov.golub_kahan import GolubKahan
+from lsconv.krylov.loop.batch_groups import solve
 from lsconv.krylov.loop.batched_scalars import Scalar, divide, hypot, maximum, minimum, quotient, rotation
 from lsconv.krylov.loop.damping import augmented
 from lsconv.krylov.loop.lagrange_multipliers import LSQRMultipliers
@@ -23,7 +24,6 @@ from lsconv.krylov.loop.method import Method
 from lsconv.krylov.loop.options import IterationState, Options
 from lsconv.krylov.loop.problem import Problem, prepare
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.loop.solve import solve
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.scipy import OperatorLike
 

@@ -17,6 +17,7 @@ from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.inverse.plans.lsmr_cost import border_setup_work, iteration_work, iterations_needed, transform_grid
 from lsconv.inverse.plans.planes import Planes, is_one_sided
+from lsconv.krylov.loop.batch_groups import in_groups
 from lsconv.krylov.loop.batched_scalars import ItemSpace, divide
 from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound, RankThreshold
 from lsconv.krylov.loop.judge import Judge
@@ -185,7 +186,8 @@ class TrialPlan(KrylovPlan):
     ) -> Solution:
         """The solution for ``y``, ``(*batch, *out_shape)``, with tolerance and certificate of the direct methods."""
         self.last_iterations = 0
-        solution = self._answer(y, self.damp, tolerances=self.tolerances(rtol, atol), max_iter=max_iter)
+        answer = functools.partial(self._answer, tolerances=self.tolerances(rtol, atol), max_iter=max_iter)
+        solution = answer(y, self.damp) if self.M or self.N else in_groups(self.A, y, self.damp, answer)
         self._count(solution)
         return solution
 

@@ -1,9 +1,9 @@
 """The loop that every Krylov method runs in, in the order in which a right-hand side passes.
 
 ``entry`` checks options and answers empty batches. ``problem`` checks and broadcasts the arguments, ``options`` says
-how to iterate, ``damping`` folds damp into the operator. ``solve`` lets ``iteration`` run a ``method``; ``monitor``
-applies the tests of ``stopping``; ``judge`` makes the ``certificate`` of what was found, by norms and other
-``evidence``, with ``null_space`` where norms cannot tell; ``solution`` is what comes out.
+how to iterate, ``batch_groups`` divides a large batch, ``damping`` folds damp into the operator. ``iteration`` runs a
+``method``; ``monitor`` applies the tests of ``stopping``; ``judge`` makes the ``certificate`` of what was found, by
+norms and other ``evidence``, with ``null_space`` where norms cannot tell; ``solution`` is what comes out.
 
 ``batched_scalars`` is the arithmetic per batch item; ``penalised`` makes one problem of data and penalty;
 ``lagrange_multipliers`` are found along with least-norm answers.

@@ -56,6 +56,7 @@ __all__ = [
     "LSQRMultipliers",
     "collect_multipliers",
     "multipliers_wanted",
+    "pass_multipliers",
     "record_multipliers",
 ]
 
@@ -102,6 +103,13 @@ def record_multipliers(A: LinearOperator, x: Tensor, z: Tensor, rtol: float) -> 
     rounding = torch.finfo(A.dtype).eps * max(A.in_numel, A.out_numel)  # of sums of so many; rtol may be below it
     good = error <= max(rtol, rounding) * size
     if bool((good | ~torch.isfinite(size)).all()):
+        pass_multipliers(x, z)
+
+
+def pass_multipliers(x: Tensor, z: Tensor) -> None:
+    """Store z in the collection as the multipliers of the answer x."""
+    collected = _collector.get()
+    if collected is not None:
         collected.x, collected.z = x, z
 
 

@@ -12,6 +12,7 @@ from lsconv.border.plan import BorderPlan
 from lsconv.inverse.plans.trial_plan import TrialPlan
 from lsconv.inverse.route import fallback_plan, route
 from lsconv.inverse.solve import Fallback, solve
+from lsconv.krylov.loop import batch_groups
 from lsconv.krylov.loop.solution import Status
 from tests.oracles import dense_tikhonov
 
@@ -138,6 +139,26 @@ def planes() -> lsconv.Convolution:
     """A depthwise layer."""
     weight = torch.randn(24, 1, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 7
     return lsconv.Conv2d(weight, (24, 24), padding=3, groups=24)
+
+
+def test_large_items_are_tried_in_groups_with_their_own_damping(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)) / 6
+    A = lsconv.Conv2d(weight, (12, 12), stride=2, padding=1)
+    y = torch.randn(3, 2, *A.out_shape, generator=torch.Generator().manual_seed(1))
+    damp = torch.tensor([[0.3, 0.2], [0.5, 0.4], [0.3, 0.3]])
+    whole = TrialPlan(A, damp, 60).solve(y)
+    monkeypatch.setattr(batch_groups, "CACHE_BYTES", 4 * A.in_numel * 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    plan = TrialPlan(A, damp, 60)
+    parts = plan.solve(y)
+    assert parts.converged.all()
+    assert plan.total == int(parts.iterations.sum())
+    assert plan.solved == 6
+    torch.testing.assert_close(parts.x, whole.x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts.damp, whole.damp)
+    for item in ((0, 1), (2, 0)):
+        exact = dense_tikhonov(A, y[item], float(damp[item])).flatten()
+        assert (parts.x[item].double().flatten() - exact).norm() < 1e-5 * exact.norm()
 
 
 def test_strongly_damped_planes_are_tried_unless_a_batch_would_cost_more() -> None:
