@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lsconv
+from lsconv import psf
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.errors import MethodError, PlanMemoryError
 
@@ -215,3 +216,11 @@ def test_extreme_units() -> None:
         torch.testing.assert_close(
             CapacitancePlan(scaled).apply(y) * unit, CapacitancePlan(A).apply(y), rtol=1e-9, atol=0
         )
+
+
+@pytest.mark.slow
+def test_an_undamped_blur_of_a_large_disk_is_factorised() -> None:
+    """Its singular values fall exponentially, and no iteration of the border would converge."""
+    A = lsconv.Conv2d(psf.disk(10.0)[None, None], (192, 192), padding=10)
+    solution = lsconv.lstsq(A, A(torch.rand(A.in_shape, dtype=torch.float64)))
+    assert solution.converged.all()
