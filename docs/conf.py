@@ -67,7 +67,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|numpy|np|scipy|scipy_linalg|deepinv|matplotlib|collections|typing|typing_extensions)\..*"),
     (r"py:.*", r"(Tensor|Self|Axes|Figure|Generator|Transform|Any|Callable|Sequence|Iterable|optional|ndarray)"),
     (r"py:.*", r"(int|float|str|bool|complex|bytes|tuple|list|dict|set|type|object|None|dtype|device|enum\..*|Module)"),
-    (r"py:.*", r"(ArrayLike|OperatorLike|Bounds|Values|Denoiser|Origin|ConvModule|PlainModule|_T|_Function)"),
+    (r"py:.*", r"(ArrayLike|OperatorLike|Bounds|Values|Denoiser|Field|Origin|ConvModule|PlainModule|_T|_Function)"),
     (r"py:.*", r"IterationState|PseudoInverse\.\w+"),
     (r"py:.*", r"lsconv\.tiled\.(?!Plan).*"),
     (r"py:.*", r"lsconv\.(operators|inverse|krylov|border|fourier|factored|nn|app)\..*"),
