@@ -14,8 +14,9 @@ The diagonal matrices c and s with :math:`c^2 + s^2 = 1` leave of the normal equ
           N = c R^2 c + s R^2 s, \qquad h = (\Lambda^2 + \mathrm{damp}^2)^{-1/2}, \quad c = h \Lambda, \quad
           s = h\, \mathrm{damp}.
 
-In d dimensions :math:`1 \le R^2 \le \kappa = 2^d`, which bounds N alike, whatever kernel, size and damping are, and
-for its preconditioner :math:`M = c R^{-2} c + s R^{-2} s` Kantorovich's inequality for operators says
+For :math:`AA^T` the same holds with R inverted. In d dimensions :math:`1 \le R^2 \le \kappa = 2^d`, which bounds N
+alike, whatever kernel, size and damping are, and for its preconditioner :math:`M = c R^{-2} c + s R^{-2} s`
+Kantorovich's inequality for operators says
 
 .. math:: N^{-1} \le M \le \frac{(1 + \kappa)^2}{4 \kappa} N^{-1}:
 
@@ -114,10 +115,14 @@ class CosinePlan(DirectPlan):
             waves = (turns.to(even) * (math.pi / max(n - 1, 1))).cos()
             self._symbol = torch.tensordot(self._symbol, waves, ([a], [0])).movedim(-1, a)
         values = self._symbol.abs().flatten(-d - 1)
+        largest = values.amax(-1)
+        # a zero is computed as rounding, which a tiny damp would amplify
+        zero = self._symbol.abs() <= ROUNDING * torch.finfo(even.dtype).eps * over_items(largest, d + 1)
+        self._symbol = torch.where(zero, 0.0, self._symbol)
         # the k-th largest singular value and the k-th largest of these differ by no more than this factor
-        factor, threshold = 2 ** (d / 2), self.rcond * values.amax(-1, keepdim=True)
-        self.norm, self._smallest = factor * values.amax(-1) + self._error, values.amin(-1) / factor
-        self.rank = (values > factor**2 * threshold).sum(-1)
+        factor = 2 ** (d / 2)
+        self.norm, self._smallest = factor * largest + self._error, values.amin(-1) / factor
+        self.rank = (values > factor**2 * self.rcond * largest.unsqueeze(-1)).sum(-1)
         self.undecided = torch.zeros_like(self.rank, dtype=torch.bool)  # what rounding may decide is refused
         self._adapt()
 
@@ -135,13 +140,13 @@ class CosinePlan(DirectPlan):
         self._h = 1 / torch.hypot(self._symbol, damp)
         c, s = self._h * self._symbol, self._h * damp
         self._c = c
-        self._N, self._M = (
-            FromFunctions(A.in_shape, A.in_shape, function, function, dtype=self._h.dtype, device=A.device)
-            for function in (
-                lambda u: c * self._power(c * u, 2) + s * self._power(s * u, 2),
-                lambda u: c * self._power(c * u, -2) + s * self._power(s * u, -2),
+        self._normal_operators = {
+            power: FromFunctions(A.in_shape, A.in_shape, function, function, dtype=c.dtype, device=A.device)
+            for power, function in (
+                (2, lambda u: c * self._power(c * u, 2) + s * self._power(s * u, 2)),
+                (-2, lambda u: c * self._power(c * u, -2) + s * self._power(s * u, -2)),
             )
-        )
+        }
         ratio = (1 + 2**A.ndim) / 2 ** (1 + A.ndim / 2)  # the root of the condition of M N
         self._most = math.ceil(math.log(torch.finfo(c.dtype).eps / 2) / math.log((ratio - 1) / (ratio + 1)))
 
@@ -157,7 +162,7 @@ class CosinePlan(DirectPlan):
     def _inverse_adjoint(self, v: Tensor) -> Tensor:
         if self._steps:
             return self.precise.apply(self._normal(v))
-        return self._map(v, self._h, self._c)
+        return self._map(v, self._c, self._h, -1)
 
     def _normal(self, g: Tensor) -> Tensor:
         v = self._map(g, self._h, self._h)
@@ -166,14 +171,15 @@ class CosinePlan(DirectPlan):
             v = v + self._map(g - back - self._damped(v), self._h, self._h)
         return v
 
-    def _map(self, z: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """``Q R after N^-1 before R Q z``: a map of the even part of the kernel."""
-        b = before * self._power(self._transform(z), 1)
+    def _map(self, z: Tensor, before: Tensor, after: Tensor, power: int = 1) -> Tensor:
+        """``Q R after N^-1 before R Q z`` for the even part of the kernel, or R inverted by a power of -1."""
+        b = before * self._power(self._transform(z), power)
+        N, M = self._normal_operators[2 * power], self._normal_operators[-2 * power]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # rounding may exceed the tolerance
             # residuals of A down to a hundred-thousandth of the data meet rtol with it
-            u = cg(self._N, b, M=self._M, rtol=1e-5 * self.rtol, max_iter=self._most, check_finite=False).x
-        return self._transform(self._power(after * u, 1))
+            u = cg(N, b, M=M, rtol=1e-5 * self.rtol, max_iter=self._most, check_finite=False).x
+        return self._transform(self._power(after * u, power))
 
     def _transform(self, z: Tensor) -> Tensor:
         """``Q z``."""

@@ -69,7 +69,7 @@ def test_the_condition_of_the_preconditioned_equations_is_that_of_kantorovich(
 ) -> None:
     A = reflected(even_kernel((1,) * len(size), 1, 1, identity=0.0), size)
     plan = CosinePlan(A, damp, **OPTIONS)
-    N, M = plan._N.to_dense(), plan._M.to_dense()
+    N, M = (plan._normal_operators[power].to_dense() for power in (2, -2))
     bound = (1 + 2 ** len(size)) ** 2 / 2 ** (2 + len(size))
     for matrix, largest in ((N, 2 ** len(size)), (M @ N, bound)):
         values = torch.linalg.eigvals(matrix).real
@@ -194,8 +194,22 @@ def test_without_damping_a_singular_symbol_is_left_to_a_plan_that_finds_the_shor
     solution = lsconv.lstsq(A, y)
     assert bool(solution.converged)
     torch.testing.assert_close(solution.x, dense_tikhonov(A, y), rtol=1e-8, atol=1e-8)
-    damped = lsconv.lstsq(A, y, damp=1e-5)
-    torch.testing.assert_close(damped.x, lsconv.lstsq(A, y, damp=1e-5, method="svd").x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("damp", [1e-300, 1e-14, 1e-8, 1e-3])
+def test_a_singular_symbol_with_little_damping(damp: float) -> None:
+    K = torch.tensor([[0.3, 0.0, 0.3], [0.0, 1.2, 0.0], [0.3, 0.0, 0.3]]).double()
+    A = reflected(K[None, None], (12, 13))
+    assert float(torch.linalg.svdvals(A.to_dense())[-1]) < 1e-15
+    plan, y = CosinePlan(A, damp, **OPTIONS), numbers(*A.out_shape)
+    solution = plan.solve(y)
+    assert bool(solution.converged)
+    U, values, Vh = torch.linalg.svd(A.to_dense())
+    values = torch.where(values < 1e-14, 0, values)
+    filtered = torch.where(values > 0, values / (values**2 + damp**2), 0)
+    for x, matrix in ((solution.x, (U * filtered) @ Vh), (plan.adjoint(y), (Vh.mT * filtered) @ U.mT)):
+        expected = y.flatten() @ matrix
+        assert float(torch.dist(x.flatten(), expected) / expected.norm()) < 1e-11
 
 
 @pytest.mark.parametrize("rcond", [1e-1, 1e-3])
