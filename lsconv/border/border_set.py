@@ -148,8 +148,9 @@ class BorderEntries:
         # there are few positions along an axis, but many cells
         distinct, which = zip(*(p.unique(return_inverse=True) for p in places), strict=True)
         tables = [(p[:, None] - p[None, :]) % self.grid[a] for p, a in zip(distinct, axes, strict=True)]
-        present, numbers = zip(*(table.unique(return_inverse=True) for table in tables), strict=True)
+        present = [torch.bincount(table.flatten()).nonzero().flatten() for table in tables]
         if Q.reads_lags(axes, sum(len(p) for p in present)):
+            numbers = [torch.searchsorted(p, table) for p, table in zip(present, tables, strict=True)]
             lags = [table[w[:, None], w[None, :]] for table, w in zip(numbers, which, strict=True)]
             lead = (slice(None),) * (1 + len(self.grid) - len(axes))
             pairs = (*lead, *lags, channel[:, None], channel[None, :])
