@@ -88,7 +88,7 @@ def route(
                     kernel longer than x (deconvolution for a short       "normal": the normal equations, where they
                     response), or few unknowns, damped                    are not too ill-conditioned
                     even kernel of one channel, reflect padding that      an iteration in the basis of cosines
-                    keeps the size; undamped where rank(A) is full        (:class:`CosinePlan`)
+                    keeps the size; undamped where the rank is certain    (:class:`CosinePlan`)
     circulant       circular convolution that nothing crops               "fourier"
     dense           no convolution, and an ``rcond`` of the user's        "svd" (:class:`SingularValuePlan`)
     thresholded     convolution, and an ``rcond`` of the user's           "svd" where that is quick, else "border"

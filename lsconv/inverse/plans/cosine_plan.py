@@ -20,8 +20,8 @@ Kantorovich's inequality for operators says
 
 .. math:: N^{-1} \le M \le \frac{(1 + \kappa)^2}{4 \kappa} N^{-1}:
 
-a condition of 1.13, 1.57 or 2.54, for ten, seventeen or twenty-five steps of conjugate gradients to rounding. Without
-damping M is the inverse of N.
+a condition of 1.13, 1.57 or 2.54, for eleven, seventeen or twenty-five steps of conjugate gradients to rounding.
+Without damping, which is solved as its limit, M is the inverse of N.
 
 A kernel that is even up to an error E is replaced by its even part, and the solve refined with residuals of A. Each
 step multiplies the error by at most :math:`2 \|E\| / \sqrt{\mathrm{damp}^2 + \sigma_{min}^2}`.
@@ -60,7 +60,7 @@ class CosinePlan(DirectPlan):
 
     Raises:
         MethodError: the kernel is not even, or for this damping not closely enough; or without damping the symbol has
-            values that count as zero, or may.
+            values that are not zero and may count as zero.
         PlanMemoryError: the symbol would need more than ``allowed``.
 
     Example:
@@ -123,20 +123,26 @@ class CosinePlan(DirectPlan):
         factor = 2 ** (d / 2)
         self.norm, self._smallest = factor * largest + self._error, values.amin(-1) / factor
         self.rank = (values > factor**2 * self.rcond * largest.unsqueeze(-1)).sum(-1)
-        self.undecided = torch.zeros_like(self.rank, dtype=torch.bool)  # what rounding may decide is refused
+        self._doubtful = self.rank + zero.flatten(-d - 1).sum(-1) < A.in_numel
+        self.undecided = torch.zeros_like(self._doubtful)  # what is doubtful is refused
+        self._limit = torch.finfo(even.dtype).eps ** 2 * torch.where(largest > 0, largest, 1.0)
         self._adapt()
 
     def _adapt(self) -> None:
         """Make h, c and s for this damping, and choose the number of refinement steps."""
-        A, damp = self.A, over_items(self.damp, self.A.ndim + 1)
-        if bool(((self.damp == 0) & (self.rank < A.in_numel)).any()):
-            raise MethodError(f"damp: some singular values count as zero, or may, and damp = 0; got {A!r}")
-        worst = float((2 * self._error / torch.hypot(self.damp, self._smallest)).max())
+        A = self.A
+        self._undamped = self.damp == 0
+        if bool((self._undamped & self._doubtful).any()):
+            raise MethodError(f"damp: some singular values may count as zero, and damp = 0; got {A!r}")
+        relative = 2 * self._error / torch.hypot(self.damp, self._smallest)
+        worst = float(torch.where(self._error > 0, relative, 0.0).max())
         if worst > CONTRACTION:
             raise MethodError(
                 f"A: the kernel is even up to {float(self._error.max()):.1e}, too little for this damping"
             )
         self._steps = refinements(worst, self.rtol)
+        # the square of this damping is lost beside that of any singular value that does not count as zero
+        damp = over_items(torch.where(self._undamped, self._limit, self.damp), A.ndim + 1)
         self._h = 1 / torch.hypot(self._symbol, damp)
         c, s = self._h * self._symbol, self._h * damp
         self._c = c
@@ -156,7 +162,7 @@ class CosinePlan(DirectPlan):
         x = self._map(y, self._c, self._h)
         for _ in range(self._steps):
             gradient = self.precise.adjoint(y - self.precise.apply(x))
-            x = x + self._map(gradient - self._damped(x), self._h, self._h)
+            x = x + self._even_normal(gradient - self._damped(x))
         return x
 
     def _inverse_adjoint(self, v: Tensor) -> Tensor:
@@ -165,11 +171,20 @@ class CosinePlan(DirectPlan):
         return self._map(v, self._c, self._h, -1)
 
     def _normal(self, g: Tensor) -> Tensor:
-        v = self._map(g, self._h, self._h)
+        v = self._even_normal(g)
         for _ in range(self._steps):
             back = self.precise.adjoint(self.precise.apply(v))
-            v = v + self._map(g - back - self._damped(v), self._h, self._h)
+            v = v + self._even_normal(g - back - self._damped(v))
         return v
+
+    def _even_normal(self, g: Tensor) -> Tensor:
+        """Solve the normal equations of the even part of the kernel; without damping ``A^+ (A^+)^H g``."""
+        if not bool(self._undamped.any()):
+            return self._map(g, self._h, self._h)
+        undamped = self._map(self._map(g, self._c, self._h, -1), self._c, self._h)
+        if bool(self._undamped.all()):
+            return undamped
+        return torch.where(over_items(self._undamped, self.A.ndim + 1), undamped, self._map(g, self._h, self._h))
 
     def _map(self, z: Tensor, before: Tensor, after: Tensor, power: int = 1) -> Tensor:
         """``Q R after N^-1 before R Q z`` for the even part of the kernel, or R inverted by a power of -1."""
