@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,10 @@ from lsconv.border.border_set import Border
 from lsconv.fourier.batched_linalg import lu_factor_in_place
 from lsconv.fourier.symbol import FrequencyMatrices
 
-__all__ = ["Capacitance", "Direction", "static_lu"]
+__all__ = ["FEW_VECTORS", "Capacitance", "Direction", "static_lu"]
+
+# Products with so many vectors on the grid cost less than the transforms that make them.
+FEW_VECTORS = 8
 
 
 def static_lu(matrices: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,6 +42,8 @@ class Direction:
         zero: the mask of ``constrained`` on the grid.
         null: coordinates on ``free`` whose extensions, R C^-1 B^T null, are an orthonormal basis of the null space.
         coupling: B_constrained C^-1 of the basis of the null space of the adjoint, which is removed from the data.
+        extensions: the basis itself on the grid, ``(blocks, k, numbers)``, where its vectors are few; None: a transform
+            of ``null`` makes it anew for every product.
     """
 
     inverse: FrequencyMatrices
@@ -47,6 +52,13 @@ class Direction:
     zero: Tensor
     null: Tensor
     coupling: Tensor
+    extensions: Tensor | None = None
+
+    def with_null_space(self, null: Tensor, coupling: Tensor) -> Direction:
+        """The direction with these coordinates of its null space, and this coupling with the other one's."""
+        few = null.shape[-1] <= FEW_VECTORS
+        extensions = self.extend(null.movedim(-1, 0)).flatten(2).movedim(0, 1).contiguous() if few else None
+        return replace(self, null=null, coupling=coupling, extensions=extensions)
 
     def extend(self, coordinates: Tensor) -> Tensor:
         """Extend values on ``free``, ``(rhs, blocks, size)``, to C^-1 of them on the grid, zero on ``constrained``."""
@@ -59,8 +71,17 @@ class Direction:
 
     def null_part(self, x: Tensor, back: Direction) -> Tensor:
         """The orthogonal projection of x, on the grid, on the null space; ``back`` is the direction of the adjoint."""
-        part = self.null.mH @ back.constrained.gather(back.inverse.on_grid(x)).movedim(0, -1)
-        return self.extend((self.null @ part).movedim(-1, 0))
+        if self.extensions is None:
+            part = self.null.mH @ back.constrained.gather(back.inverse.on_grid(x)).movedim(0, -1)
+        else:
+            part = self.extensions.conj() @ x.flatten(2).movedim(0, -1)
+        return self.null_combination(part)
+
+    def null_combination(self, part: Tensor) -> Tensor:
+        """The basis of the null space times ``part``, ``(blocks, k, rhs)``, on the grid."""
+        if self.extensions is None:
+            return self.extend((self.null @ part).movedim(-1, 0))
+        return (part.mT @ self.extensions).movedim(1, 0).unflatten(-1, self.zero.shape)
 
     def solution(self, image: Tensor) -> Tensor:
         """C^-1 times an image on the grid, zero on ``constrained``."""
@@ -89,9 +110,9 @@ class Capacitance:
     @property
     def nbytes(self) -> int:
         """Bytes of the factors and null vectors."""
-        tensors = [self.factors, *(t for direction in self.directions for t in (direction.null, direction.coupling))]
+        tensors = [self.factors, *(t for d in self.directions for t in (d.null, d.coupling, d.extensions))]
         inverses = sum(direction.inverse.nbytes for direction in self.directions)
-        return inverses + sum(t.numel() * t.element_size() for t in tensors)
+        return inverses + sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def solve(self, b: Tensor, *, adjoint: bool) -> Tensor:
         """S^-1, or S^-H, times ``b`` of shape ``(blocks, size, columns)``."""
@@ -104,7 +125,7 @@ class Capacitance:
         if back.null.shape[-1]:  # data in the null space of the adjoint have no solution
             lost = back.null.mH @ b
             b = b - direction.coupling @ lost
-            data = data - back.extend((back.null @ lost).movedim(-1, 0))
+            data = data - back.null_combination(lost)
         w = -self.solve(b, adjoint=adjoint).movedim(-1, 0)
         x = direction.solution(data + direction.free.scatter(w))
         if direction.null.shape[-1]:  # the minimum-norm solution is orthogonal to the null space

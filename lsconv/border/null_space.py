@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lsconv.border.border_set import Border, between_borders
-from lsconv.border.capacitance import Capacitance
+from lsconv.border.capacitance import FEW_VECTORS, Capacitance
 from lsconv.fourier.symbol import FrequencyMatrices
 from lsconv.krylov.loop.null_space import LOST_SHARE
 from lsconv.operators.dtypes import ROUNDING
@@ -20,8 +20,6 @@ __all__ = ["ExtensionGram", "NullSpaces"]
 _ROUNDING = 1e3
 # The relative cutoff of the pseudo-inverse of S on directions whose extensions vanish.
 _LEAST_MOVED = 1e-10
-# The number of small singular values computed at first; it is quadrupled while all of them count as zero.
-_FIRST_VECTORS = 8
 
 
 class NullSpaces:
@@ -62,7 +60,7 @@ class NullSpaces:
         self._noise = torch.finfo(torch.float64).eps * condition.unsqueeze(-1)
         self.resolved = True
         size, limit = capacitance.size, 10 * rcond
-        count = min(_FIRST_VECTORS, size)
+        count = min(FEW_VECTORS, size)  # it is quadrupled while all of them count as zero
         sigma, *vectors = small_singular_vectors(capacitance, count)
         self.nullity = torch.zeros(len(sigma), dtype=torch.int64, device=sigma.device)
         self.undecided = torch.zeros_like(self.nullity, dtype=torch.bool)
@@ -119,8 +117,8 @@ class NullSpaces:
         coupling = [gram(v) for gram, v in zip(grams, null, strict=True)]
         forward, adjoint = self.capacitance.directions
         directions = (
-            replace(forward, null=null[0], coupling=coupling[1]),
-            replace(adjoint, null=null[1], coupling=coupling[0]),
+            forward.with_null_space(null[0], coupling[1]),
+            adjoint.with_null_space(null[1], coupling[0]),
         )
         self.capacitance = replace(self.capacitance, directions=directions)
         return True
@@ -135,14 +133,14 @@ class NullSpaces:
         direction, back = reversed(self.capacitance.directions) if adjoint else self.capacitance.directions
         factors = self.capacitance.factors
         generator = torch.Generator().manual_seed(int(self.nullity.max()))
-        shape = (min(_FIRST_VECTORS, self.capacitance.size), len(factors), *direction.zero.shape)
+        # two, because one has a part below LOST_SHARE of the expected along a null vector once in a thousand times
+        shape = (min(2, self.capacitance.size), len(factors), *direction.zero.shape)
         w = torch.randn(shape, generator=generator, dtype=factors.dtype).to(factors.device)
         w = w.masked_fill_(direction.zero, 0)
         d = w - self.capacitance.on_grid(C.on_grid(w).masked_fill_(back.zero, 0), adjoint)
         d = d - direction.null_part(d, back)
-        lost = torch.linalg.vector_norm(d.flatten(2), dim=-1) > LOST_SHARE * torch.linalg.vector_norm(
-            w.flatten(2), dim=-1
-        )
+        lengths = [torch.linalg.vector_norm(u.flatten(2), dim=-1) for u in (d, w)]
+        lost = lengths[0] > LOST_SHARE / math.sqrt(direction.zero.numel()) * lengths[1]
         v = direction.free.gather(C.on_grid(d)) * lost.unsqueeze(-1)
         return torch.nn.functional.normalize(v, dim=-1).movedim(0, -1)
 

@@ -152,7 +152,9 @@ class DenseInverse:
             if not bool((info > 0).any()):
                 self.kind = "cholesky"
                 return
-        self.factors, self.pivots, _ = lu_factor(matrices)
+        # a real symmetric matrix is its transpose, which stands in LAPACK's order
+        in_place = not matrices.is_complex() and matrices.is_contiguous()
+        self.factors, self.pivots, _ = lu_factor_in_place(matrices.mT) if in_place else lu_factor(matrices)
         self.kind = "lu"
 
     def __call__(self, r: Tensor) -> Tensor:

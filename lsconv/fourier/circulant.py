@@ -21,9 +21,16 @@ from torch import Tensor
 
 from lsconv.errors import ArgumentError, DtypeError, MethodError, ShapeError
 from lsconv.fourier.batched_linalg import frobenius
+from lsconv.fourier.damped_inverse import DampedInverse
 from lsconv.fourier.embedding import Embedding
-from lsconv.fourier.frequency_inverse import FactoredInverse, invert, invert_with_penalty, symbol_norm_from_below
-from lsconv.fourier.symbol import FrequencyMatrices, Grid, symbol
+from lsconv.fourier.frequency_inverse import (
+    FactoredInverse,
+    FrequencyInverse,
+    invert,
+    invert_with_penalty,
+    symbol_norm_from_below,
+)
+from lsconv.fourier.symbol import ELEMENTWISE_ENTRIES, FrequencyMatrices, Grid, symbol
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 from lsconv.operators.padding_modes import MODES
@@ -35,6 +42,9 @@ __all__ = [
     "double_symbol",
     "real_dtype",
 ]
+
+
+_Inverse = FrequencyMatrices | FactoredInverse | None
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -131,7 +141,9 @@ class CirculantPlan:
         damp: the damping, as a tensor.
         batch_shape: batch dimensions of the plan, those of A and of damp; they broadcast with those of ``y``.
         norm: a lower bound of ``||A||``, per item of ``batch_shape``; exact for one channel.
-        inverse: the inverses per frequency, in double precision where single would lose digits of the answer.
+        damped: the factors that the first answers with damping take; None where there are none, or no longer.
+        inverse: the inverses per frequency, in double precision where single would lose digits of the answer; None as
+            long as :attr:`damped` serves.
         rcond: the threshold of the rank, relative to the largest singular value.
         rank: how many singular values of A exceed it, per batch item; None where there is damping everywhere.
         undecided: the batch items where rounding decides that, as a singular value stands on the threshold.
@@ -178,33 +190,78 @@ class CirculantPlan:
             raise ArgumentError(f"rcond: expected a number in [0, 1), got {rcond}")
         self.rcond = default_rcond(A.dtype) if rcond is None else rcond
         self.rank: Tensor | None = None
-        self.inverse: FrequencyMatrices | FactoredInverse
+        self.inverse: _Inverse = None
         self.undecided = torch.zeros(self.batch_shape, dtype=torch.bool, device=A.device)
-        mu = self.embedding.per_block(self.damp.double().square())
-        if penalty is None:
-            items = math.prod(self.batch_shape)
-            make = functools.partial(double_symbol, A, self.embedding)
-            found = invert(make, mu, self.rcond, items=items, rtol=0.1 * direct_rtol(A.dtype))
-            self.inverse, norm, largest = found.inverse, found.norm, found.largest
+        self.damped = self._factorised() if penalty is None and bool((self.damp > 0).all()) else None
+        self._answers = 0
+        if self.damped is not None:
+            norm, self._largest = self.damped.norm, self.damped.largest
+        elif penalty is None:
+            found = self._inverted()
+            self.inverse, norm, self._largest = found.inverse, found.norm, found.largest
             if bool((self.damp == 0).any()):
                 self.rank = found.rank.reshape(self.batch_shape)
                 self.undecided = found.undecided.reshape(self.batch_shape)
         else:
             S = double_symbol(A, self.embedding)
-            self.inverse = FrequencyMatrices(S.grid, invert_with_penalty(S, mu, penalty))
-            norm, largest = symbol_norm_from_below(S), frobenius(S.matrices).flatten(1).amax(1)
+            self.inverse = FrequencyMatrices(S.grid, invert_with_penalty(S, self._mu, penalty))
+            norm, self._largest = symbol_norm_from_below(S), frobenius(S.matrices).flatten(1).amax(1)
         self.norm = norm.reshape(*self.batch_shape, -1).amax(-1)
-        if isinstance(self.inverse, FrequencyMatrices) and real_dtype(A.dtype) == torch.float32:
-            condition = largest * frobenius(self.inverse.matrices).flatten(1).amax(1)
-            # where the rounding that the condition amplifies leaves an answer its tolerance
-            if bool((condition * torch.finfo(torch.float32).eps <= 0.5 * direct_rtol(torch.float32)).all()):
-                self.inverse = self.inverse.map(lambda inverse: inverse.to(torch.complex64))
-        self._inverse_adjoint: FrequencyMatrices | FactoredInverse | None = None
+        self.inverse = self._rounded(self.inverse)
+        self._inverse_adjoint: _Inverse = None
+
+    def _factorised(self) -> DampedInverse | None:
+        """The factors for the first answers; None where singular values or a scaling are better."""
+        embedding = self.embedding
+        rows, columns = embedding.out_channels, embedding.in_channels
+        if min(rows, columns) == 1 or rows * columns <= ELEMENTWISE_ENTRIES:
+            return None
+        found = DampedInverse(self.A.to(dtype=double(self.A.dtype)), embedding, self.damp, self.A.dtype)
+        return None if found.steps is None else found
+
+    @property
+    def _mu(self) -> Tensor:
+        """``damp^2``, one per block."""
+        return self.embedding.per_block(self.damp.double().square())
+
+    def _inverted(self) -> FrequencyInverse:
+        """All inverses, and the rank that they show."""
+        make = functools.partial(double_symbol, self.A, self.embedding)
+        items, rtol = math.prod(self.batch_shape), 0.1 * direct_rtol(self.A.dtype)
+        return invert(make, self._mu, self.rcond, items=items, rtol=rtol)
+
+    def _rounded(self, inverse: _Inverse) -> _Inverse:
+        """Round the inverses to A's precision, where the rounding that the condition amplifies is within tolerance."""
+        if not isinstance(inverse, FrequencyMatrices) or real_dtype(self.A.dtype) == torch.float64:
+            return inverse
+        condition = self._largest * frobenius(inverse.matrices).flatten(1).amax(1)
+        if bool((condition * torch.finfo(torch.float32).eps <= 0.5 * direct_rtol(torch.float32)).all()):
+            return inverse.map(lambda inverse: inverse.to(torch.complex64))
+        return inverse
+
+    @torch.no_grad()
+    def _take_inverse(self, batch: tuple[int, ...]) -> _Inverse:
+        """The inverses, made where the factors are asked a third time, or for more answers than matrices have rows.
+
+        A solve and its derivatives are two answers; who asks a third time has kept the plan. All columns of the
+        inverses take no longer than as many answers.
+        """
+        if self.damped is not None:
+            _, rhs = self.embedding.split_batch(batch)
+            self._answers += 1
+            if self._answers <= 2 and rhs < self.damped.size:
+                return None
+            if self.damped.steps == 0:
+                self.inverse = self._rounded(self.damped.explicit(double_symbol(self.A, self.embedding)))
+            else:
+                self.inverse = self._rounded(self._inverted().inverse)
+            self.damped = None
+        return self.inverse
 
     @property
     def nbytes(self) -> int:
         """Bytes of the matrices held."""
-        return self.inverse.nbytes + (0 if self._inverse_adjoint is None else self._inverse_adjoint.nbytes)
+        return sum(held.nbytes for held in (self.inverse, self.damped, self._inverse_adjoint) if held is not None)
 
     def solve(self, y: Tensor) -> Tensor:
         """The solutions ``(*batch, *in_shape)`` for right-hand sides ``(*batch, *out_shape)``, in the dtype of A."""
@@ -214,21 +271,31 @@ class CirculantPlan:
     def solve_unrounded(self, y: Tensor) -> Tensor:
         """:meth:`solve` in the precision of the matrices, for y of A's dtype or of double precision."""
         batch, _ = self.embedding.split_batch(tuple(y.shape[: y.ndim - len(self.A.out_shape)]))
+        inverse = self._take_inverse(batch)
         y = y.to(self.dtype)
-        return self.embedding.inputs_from_grid(self.inverse.on_grid(self.embedding.outputs_to_grid(y)), batch)
+        if inverse is None:
+            assert self.damped is not None
+            return self.damped.solve(y)
+        return self.embedding.inputs_from_grid(inverse.on_grid(self.embedding.outputs_to_grid(y)), batch)
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the arithmetic: that of A, or double precision."""
-        return double(self.A.dtype) if self.inverse.dtype == torch.complex128 else self.A.dtype
+        single = self.inverse is not None and self.inverse.dtype == torch.complex64
+        return self.A.dtype if single else double(self.A.dtype)
 
     def solve_adjoint(self, x: Tensor) -> Tensor:
         """The adjoint of :meth:`solve`: ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``."""
         self.A.check_input(x)
-        if self._inverse_adjoint is None:
-            self._inverse_adjoint = self.inverse.H
         batch, _ = self.embedding.split_batch(tuple(x.shape[: x.ndim - len(self.A.in_shape)]))
-        on_grid = self._inverse_adjoint.on_grid(self.embedding.inputs_to_grid(x.to(self.dtype)))
+        inverse = self._take_inverse(batch)
+        x = x.to(self.dtype)
+        if inverse is None:
+            assert self.damped is not None
+            return self.damped.solve_adjoint(x).to(self.A.dtype)
+        if self._inverse_adjoint is None:
+            self._inverse_adjoint = inverse.H
+        on_grid = self._inverse_adjoint.on_grid(self.embedding.inputs_to_grid(x))
         return self.embedding.outputs_from_grid(on_grid, batch).to(self.A.dtype)
 
     def __repr__(self) -> str:

@@ -26,6 +26,7 @@ from lsconv.operators.dtypes import ROUNDING
 __all__ = [
     "FactoredInverse",
     "FrequencyInverse",
+    "chunks",
     "invert",
     "invert_with_penalty",
     "singular_values_by_frequency",
@@ -155,7 +156,7 @@ def invert(
     else:  # square ones are overwritten
         inverse = matrices if S.rows == S.columns else matrices.mT.new_empty(matrices.mT.shape)
         refused = []
-        for part in _chunks(matrices):
+        for part in chunks(matrices):
             found, amplification = _inverse_by_elimination(matrices[part], mu[part])
             smallest = 1 / frobenius(found)  # a lower bound of the smallest singular value
             accepted = (amplification * eps <= rtol) & ((mu[part] > 0) | (smallest > 2 * rcond * norm_bound[part]))
@@ -232,7 +233,7 @@ def _lu_factors(S: Tensor, size: Tensor, least: Tensor, *, chance: float = 1e-8)
     probes = torch.randn(S.shape[-1], 2, dtype=torch.complex128, generator=torch.Generator().manual_seed(0)).to(S)
     rounding = ROUNDING * S.shape[-1] * torch.finfo(size.dtype).eps
     doubted = []
-    for part in _chunks(S):
+    for part in chunks(S):
         matrices = S[part].clone()
         _, pivots[part], _ = lu_factor_in_place(factors[part].copy_(matrices))
         found = torch.linalg.lu_solve(factors[part], pivots[part], probes.expand(len(matrices), -1, -1))
@@ -246,7 +247,7 @@ def _lu_factors(S: Tensor, size: Tensor, least: Tensor, *, chance: float = 1e-8)
     return _Factors(factors, pivots, *map(torch.cat, zip(*doubted, strict=True)))
 
 
-def _chunks(matrices: Tensor) -> Iterator[slice]:
+def chunks(matrices: Tensor) -> Iterator[slice]:
     """A bounded number of matrices at a time, for the work memory: four arrays of their size at once."""
     chunk_bytes = WORK_BYTES // 4 if matrices.device.type == "cpu" else 2**27
     step = max(1, chunk_bytes // (matrices.shape[1:].numel() * matrices.element_size()))
@@ -281,7 +282,7 @@ def _inverse_by_svd(S: Tensor, mu: Tensor, cutoff: Tensor) -> tuple[Tensor, Tens
         ``(matrices, columns, rows)``, and the singular values ``(matrices, min(rows, columns))``.
     """
     inverse, values = S.mT.new_empty(S.mT.shape), mu.new_empty(len(S), min(S.shape[-2:]))
-    for part in _chunks(S):
+    for part in chunks(S):
         inverse[part], values[part] = _inverse_by_svd_at_once(S[part], mu[part].unsqueeze(-1), cutoff[part])
     return inverse, values
 

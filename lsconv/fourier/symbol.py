@@ -22,9 +22,11 @@ from lsconv.operators.convolution import Convolution
 from lsconv.operators.fft_convolution import FEW_WAVES, inverse_transform, plane_waves
 
 __all__ = [
+    "ELEMENTWISE_ENTRIES",
     "FactoredCapacitance",
     "FrequencyMatrices",
     "Grid",
+    "from_taps",
     "gram",
     "largest_eigenvalue",
     "product",
@@ -35,7 +37,7 @@ __all__ = [
 
 # Up to this many entries a matrix per frequency is multiplied elementwise in the layout of the FFT; above it, as a
 # batched matrix product after moving the channels last.
-_ELEMENTWISE_ENTRIES = 16
+ELEMENTWISE_ENTRIES = 16
 
 
 class Grid:
@@ -84,7 +86,7 @@ class FrequencyMatrices:
     def __init__(self, grid: Grid, matrices: Tensor, *, elementwise: bool | None = None) -> None:
         self.grid = grid
         self.rows, self.columns = matrices.shape[-2:]
-        few = self.rows * self.columns <= _ELEMENTWISE_ENTRIES
+        few = self.rows * self.columns <= ELEMENTWISE_ENTRIES
         self.elementwise = few if elementwise is None else elementwise
         if self.elementwise:  # the entries of one (row, column) contiguous over the frequencies
             matrices = matrices.movedim((-2, -1), (1, 2)).contiguous().movedim((1, 2), (-2, -1))
@@ -263,22 +265,29 @@ def symbol(convolution: Convolution, embedding: Embedding | None = None) -> Freq
         embedding = Embedding(convolution)
     grid = Grid(embedding.grid, real=not convolution.is_complex)
     entries = embedding.out_channels * embedding.in_channels
-    if entries > _ELEMENTWISE_ENTRIES and set(embedding.stride) == {1} and max(embedding.kernel_size) <= FEW_WAVES:
-        return FrequencyMatrices(grid, _from_taps(convolution, embedding, grid))
+    if entries > ELEMENTWISE_ENTRIES and set(embedding.stride) == {1} and max(embedding.kernel_size) <= FEW_WAVES:
+        k = embedding.weight_blocks(convolution.weight).movedim((1, 2), (-2, -1))
+        return FrequencyMatrices(
+            grid, from_taps(k, [torch.tensor([tau for _, tau in a.taps]) for a in embedding.axes], grid)
+        )
     kernel = embedding.kernel_to_grid(convolution.weight)
     # cross-correlation: the conjugate of the transform of the conjugate kernel
     matrices = grid.transform(kernel.conj().resolve_conj()).conj().resolve_conj()
     return FrequencyMatrices(grid, matrices.movedim((1, 2), (-2, -1)))
 
 
-def _from_taps(convolution: Convolution, embedding: Embedding, grid: Grid) -> Tensor:
-    """The symbol of a convolution of stride 1, by a sum over the taps of one axis after the other."""
-    k = embedding.weight_blocks(convolution.weight)
-    k = k.movedim((1, 2), (-2, -1)).to(k.dtype.to_complex()).contiguous()  # blocks, *taps, rows, columns
+def from_taps(k: Tensor, positions: list[Tensor], grid: Grid) -> Tensor:
+    """The symbol of a kernel of few taps, by a sum over the taps of one axis after the other.
+
+    Args:
+        k: ``(blocks, *taps, rows, columns)``.
+        positions: along every axis those of the taps.
+        grid: the periodic grid.
+    """
+    k = k.to(k.dtype.to_complex()).contiguous()
     shape = list(k.shape)
-    for a in reversed(range(embedding.ndim)):
-        positions = torch.tensor([tau for _, tau in embedding.axes[a].taps])
-        waves = plane_waves(positions, embedding.grid[a], grid.frequencies[a]).mT.to(k)
+    for a in reversed(range(len(positions))):
+        waves = plane_waves(positions[a], grid.sizes[a], grid.frequencies[a]).mT.to(k)
         k = waves @ k.reshape(math.prod(shape[: 1 + a]), shape[1 + a], -1)
         shape[1 + a] = grid.frequencies[a]
     return k.reshape(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv import psf
+from lsconv.border.capacitance import FEW_VECTORS
 from lsconv.border.capacitance_plan import CapacitancePlan
 from lsconv.errors import MethodError, PlanMemoryError
 
@@ -157,6 +159,18 @@ def test_a_null_space_of_many_dimensions() -> None:
     assert float((extensions @ solution.x.flatten()).norm()) < 1e-6 * float(solution.x.norm())
     images = torch.stack([A(part).flatten() for part in extensions.reshape(-1, 1, 96, 96)])
     assert float(torch.linalg.matrix_norm(images, 2)) < 1e-11 * float(A.weight.abs().sum())
+
+
+def test_the_few_null_vectors_kept_project_as_those_that_transforms_make_anew() -> None:
+    plan = CapacitancePlan(same(1, (48, 44), seed=1))
+    assert 1 < int(plan.nullity) <= FEW_VECTORS
+    x = torch.randn(3, 1, *plan.capacitance.directions[0].zero.shape, dtype=F64)
+    for direction, back in (plan.capacitance.directions, plan.capacitance.directions[::-1]):
+        x = x.masked_fill(direction.zero, 0)
+        made_anew = replace(direction, extensions=None)
+        projected = direction.null_part(x, back)
+        torch.testing.assert_close(projected, made_anew.null_part(x, back), rtol=0, atol=1e-9)
+        torch.testing.assert_close(direction.null_part(projected, back), projected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.slow

@@ -95,3 +95,18 @@ def test_an_indefinite_matrix_declared_definite_is_factorised_with_pivots() -> N
     inverse = DenseInverse(matrix.clone(), definite=True)
     assert inverse.kind == "lu"
     torch.testing.assert_close(inverse(matrix.mT), torch.eye(300, dtype=F64)[None].mT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_a_large_indefinite_matrix_is_solved_with_though_its_storage_is_taken(dtype: torch.dtype) -> None:
+    """Symmetric, real in the storage of the matrix itself; complex symmetric ones are not Hermitian."""
+    torch.manual_seed(0)
+    matrix = torch.randn(2, 300, 300, dtype=dtype)
+    matrix = matrix + matrix.mT
+    b = torch.randn(3, 2, 300, dtype=dtype)
+    expected = torch.stack(
+        [torch.linalg.solve(m, column).mT for m, column in zip(matrix, b.permute(1, 2, 0), strict=True)]
+    )
+    inverse = DenseInverse(matrix.clone(), definite=False)
+    assert inverse.kind == "lu"
+    torch.testing.assert_close(inverse(b), expected.transpose(0, 1), rtol=0, atol=1e-9)

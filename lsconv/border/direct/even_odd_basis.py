@@ -71,7 +71,7 @@ class SchurInverse:
         matrix = _block_matrix(width, lambda i, j: _at_distances(flat, i - j), flat.device)
         assert self._present is not None
         if len(self._present) < matrix.shape[-1]:
-            matrix = matrix.index_select(-1, self._present).index_select(-2, self._present)
+            matrix = matrix[:, self._present[:, None], self._present]
         return matrix
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -131,8 +131,10 @@ def _present(border: CrossedBorder, device: torch.device) -> Tensor:
 def _at_distances(entries: Tensor, distances: Tensor, back: Tensor | None = None) -> Tensor:
     """Select the entries at distances, which may be negative: those are ``back``, by default the adjoints."""
     back = entries.mH if back is None else back
-    ahead = (distances >= 0)[:, None, None]
-    return torch.where(ahead, entries[:, distances.clamp(min=0)], back[:, distances.neg().clamp(min=0)])
+    selected = entries.new_empty(len(entries), len(distances), *entries.shape[2:])
+    for source, ahead in ((entries, distances >= 0), (back, distances < 0)):
+        selected[:, ahead] = source[:, distances[ahead].abs()]
+    return selected
 
 
 class _Block(Protocol):
@@ -150,11 +152,13 @@ def _block_matrix(width: int, block: _Block, device: torch.device) -> Tensor:
         device: the device of the matrix.
     """
     others = torch.arange(width, device=device)
-    first = block(0, others)
-    blocks, _, rows, columns = first.shape
-    matrix = first.new_empty(blocks, width, rows, width, columns)
+    column = block(0, others)
+    blocks, _, rows, columns = column.shape
+    matrix = column.new_empty(blocks, width, rows, width, columns)
     for i in range(width):
-        matrix[:, i] = (first if i == 0 else block(i, others)).transpose(1, 2)
+        matrix[:, i] = column.transpose(1, 2)
+        if i + 1 < width:
+            column = block(i + 1, others)
     return matrix.view(blocks, width * rows, width * columns)
 
 

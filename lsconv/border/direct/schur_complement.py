@@ -21,12 +21,15 @@ inverses of Toeplitz and block Toeplitz matrices.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from lsconv.border.direct.crossed_border import CrossedBorder
 from lsconv.border.direct.strip import Strip
 from lsconv.fourier.symbol import Grid
+from lsconv.operators.batch_layout import WORK_BYTES
 from lsconv.operators.fft_convolution import plane_waves
 
 __all__ = ["column_blocks"]
@@ -67,35 +70,47 @@ def column_blocks(
         rows_above = torch.arange(height, device=device)
         present = rows_above < torch.tensor(border.rows, device=device)[:, None]
         lags = (rows_above[:top, None] - rows_above) % border.grid[0]
-        entries = kernel[:, lags, :outer].permute(0, 5, 3, 1, 4, 2) * present[:outer, :top, None, None] * present
+        entries = kernel[:, lags, :outer].permute(0, 5, 3, 1, 4, 2).contiguous()
+        entries.mul_(present[:outer, :top, None, None]).mul_(present)
     if strip is None:
         return entries
-    left, right = _generators(spectrum, columns, strip, border) if definite else _coupling(columns, strip, border)
-    blocks, distances = len(left), torch.arange(border.width)
-    weights = along.weights(device, torch.float64).to(left.dtype) / n
-    waves = plane_waves(distances, n, f).to(device, left.dtype) * weights
-    # (blocks, channels * rows, frequencies, generators)
-    left = left[:, :, :outer, :top].permute(0, 2, 3, 1, 4).flatten(1, 2)
-    right = right.permute(0, 2, 3, 1, 4).flatten(1, 2)
-    if even:
-        left, right, waves = left.real.contiguous(), right.real.contiguous(), waves.real
-    # of a real operator only Re(left right^H) is needed: one real product, real and imaginary parts as columns
-    split_complex = along.real and not even
-    right = (torch.view_as_real(right.contiguous()) if split_complex else right).flatten(2).mH
-    S = right.new_empty(blocks, len(distances), outer * top, channels * height)
-    for number, wave in enumerate(waves):
-        shifted = left * wave[:, None]
-        torch.matmul((torch.view_as_real(shifted) if split_complex else shifted).flatten(2), right, out=S[:, number])
+    if definite:
+        left, right = _generators(spectrum, columns, strip, border)
+        dtype = columns.real.dtype if even or along.real else columns.dtype
+        S = torch.empty(len(left), border.width, outer * top, channels * height, dtype=dtype, device=device)
+        products: Iterable[tuple[slice, Tensor, Tensor]] = [(slice(None), left, right)]
+    else:
+        S = entries.flatten(-2).flatten(2, 3)
+        # the factors of some frequencies at a time, because those of all take more memory than S
+        each = 3 * 16 * len(columns) * border.depth * channels**2 * height
+        step = max(1, WORK_BYTES // each) if device.type == "cpu" else f
+        parts = (slice(first, first + step) for first in range(0, f, step))
+        products = ((part, *_coupling(columns[:, :, part], strip.inverse[:, part], border)) for part in parts)
+    distances, weights = torch.arange(border.width), along.weights(device, torch.float64) / n
+    for part, left, right in products:
+        waves = plane_waves(distances, n, f)[:, part].to(device, left.dtype) * weights[part].to(left.dtype)
+        # (blocks, channels * rows, frequencies, generators)
+        left = left[:, :, :outer, :top].permute(0, 2, 3, 1, 4).flatten(1, 2)
+        right = right.permute(0, 2, 3, 1, 4).flatten(1, 2)
+        if even:
+            left, right, waves = left.real.contiguous(), right.real.contiguous(), waves.real
+        # of a real operator only Re(left right^H) is needed: one real product, real and imaginary parts as columns
+        split_complex = along.real and not even
+        right = (torch.view_as_real(right.contiguous()) if split_complex else right).flatten(2).mH
+        for number, wave in enumerate(waves):
+            shifted = left * wave[:, None]
+            shifted = (torch.view_as_real(shifted) if split_complex else shifted).flatten(2)
+            S[:, number].baddbmm_(shifted, right, beta=0 if definite else 1, alpha=1 if definite else -1)
     S = S.unflatten(-1, (channels, height)).unflatten(2, (outer, top))
     if not definite:
-        return S.neg_().add_(entries)
+        return S
     before, after = (S.narrow(-1, first, height - 1).unbind(3) for first in (0, 1))
     for row in range(1, top):
         after[row].add_(before[row - 1])
     return S
 
 
-def _coupling(columns: Tensor, strip: Strip, border: CrossedBorder) -> tuple[Tensor, Tensor]:
+def _coupling(columns: Tensor, inverse: Tensor, border: CrossedBorder) -> tuple[Tensor, Tensor]:
     r"""The factors of what H takes away, :math:`X_\omega D_\omega^{-1} X_\omega^H`.
 
     They cost as much as the displacement times half of the rows of H; the displacement of an indefinite operator is a
@@ -108,7 +123,7 @@ def _coupling(columns: Tensor, strip: Strip, border: CrossedBorder) -> tuple[Ten
     rows_above, rows = torch.arange(border.height, device=device), torch.arange(n - border.depth, n, device=device)
     present = (rows_above < torch.tensor(border.rows, device=device)[:, None])[..., None]
     X = columns[:, (rows_above[:, None] - rows) % n].permute(0, 3, 4, 1, 5, 2).flatten(4) * present
-    return (X.flatten(2, 3) @ strip.inverse).reshape(X.shape), X
+    return (X.flatten(2, 3) @ inverse).reshape(X.shape), X
 
 
 def _generators(spectrum: Tensor, columns: Tensor, strip: Strip, border: CrossedBorder) -> tuple[Tensor, Tensor]:

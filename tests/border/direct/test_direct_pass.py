@@ -11,6 +11,7 @@ from torch import Tensor
 
 import lsconv
 from lsconv.border.cost_model import Limits
+from lsconv.border.direct import schur_complement
 from lsconv.border.direct.direct_pass import DirectInverse
 from lsconv.border.normal_inverse import BorderInverse, normal_inverse
 from lsconv.border.normal_problem import NormalProblem, Request
@@ -122,6 +123,20 @@ def test_wide_borders_are_read_by_transforms(size: tuple[int, ...], taps: tuple[
     x = inverse.solution(y)
     gradient = A.adjoint(y - A(x)) - 0.01 * x
     assert float(gradient.norm()) <= 1e-11 * float(A.adjoint(y).norm())
+
+
+@pytest.mark.parametrize("channels, even", [(1, False), (1, True), (3, False)])
+def test_couplings_of_some_frequencies_at_a_time_are_those_of_all(
+    channels: int, even: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(channels, channels, 3, 5, dtype=F64)
+    weight = weight + weight.flip(-1) + weight.flip(-2) + weight.flip(-1, -2) if even else weight
+    A = lsconv.Conv2d(weight / weight.abs().sum(), (12, 9), padding=(1, 2))
+    y, damp = torch.randn(A.out_shape, dtype=F64), torch.tensor(0.1, dtype=F64)
+    at_once = direct_of(A, damp)
+    assert at_once.form == "saddle"
+    monkeypatch.setattr(schur_complement, "WORK_BYTES", 1)
+    torch.testing.assert_close(direct_of(A, damp).solution(y), at_once.solution(y), rtol=0, atol=1e-12)
 
 
 def test_no_table_of_a_long_signal_is_as_long_as_its_square() -> None:
