@@ -294,3 +294,14 @@ def test_the_page_for_contributors_names_files_that_exist() -> None:
     for name in re.findall(r"`([\w/]+\.py)`", text):
         if "NAME" not in name and "/" in name:
             assert (ROOT / "lsconv" / name).exists() or (ROOT / name).exists(), name
+
+
+def test_a_lane_of_few_files_has_all_tests_of_its_mark() -> None:
+    """``.ci/run`` names the places of these marks, and collects no others for them."""
+    places = {"distributed": "tests/tiled", "deepinv": "tests/test_deepinv.py", "napari": "tests/napari"}
+    lanes = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for mark, place in places.items():
+        assert re.search(rf'^check pytest -m ("?|".* or ){mark}\b.*{re.escape(place)}', lanes, re.MULTILINE), mark
+        marked = [path for path in (ROOT / "tests").rglob("*.py") if f"mark.{mark}" in path.read_text(encoding="utf-8")]
+        assert marked
+        assert all(str(path.relative_to(ROOT)).startswith(place) for path in marked), mark
