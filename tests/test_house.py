@@ -55,6 +55,11 @@ LONG_FILES: dict[str, int] = {}
 
 
 @functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name."""
     found = {}
@@ -67,7 +72,7 @@ def modules() -> dict[str, Path]:
 def imports(path: Path, known: dict[str, Path]) -> set[str]:
     """The modules of the package that a file imports, wherever in the file it does."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -120,7 +125,7 @@ def floor(name: str) -> int:
 def numbers(path: Path) -> Iterator[str]:
     """The names at the top of a file that stand for numbers, alone or in a tuple or table."""
     plain = (ast.Constant, ast.Name, ast.Attribute, ast.BinOp, ast.UnaryOp, ast.Tuple, ast.List, ast.Set, ast.Dict)
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in tree(path).body:
         if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
             continue
         inside = [n for n in ast.walk(node.value) if isinstance(n, ast.expr)]
@@ -168,7 +173,7 @@ def test_guests_import_the_names_that_lsconv_and_the_app_export() -> None:
     guests = {n: p for n, p in modules().items() if n.startswith(("lsconv.napari", "lsconv.deepinv"))}
     found = {}
     for name, path in guests.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lsconv"):
                 found[name, node.module] = {alias.name for alias in node.names}
     own = {place for place in found if place[1].startswith(("lsconv.napari", "lsconv.deepinv"))}
@@ -200,7 +205,7 @@ def test_the_map_of_the_house_names_every_file_by_its_first_line() -> None:
     listed = set(re.findall(r"^- `(\S+\.py)` (.+)$", page, re.MULTILINE))
     here = set()
     for path in modules().values():
-        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        docstring = ast.get_docstring(tree(path))
         assert docstring, path
         if path.name != "__init__.py":
             name = path.name if path.parent != ROOT / "lsconv" else path.relative_to(ROOT / "lsconv").as_posix()
@@ -242,7 +247,7 @@ def names_in(tree: ast.Module) -> Iterator[str]:
 def test_docstrings_begin_with_what_a_thing_is_or_does() -> None:
     found: Counter[str] = Counter()
     for path in modules().values():
-        for docstring in documented(ast.parse(path.read_text(encoding="utf-8"))):
+        for docstring in documented(tree(path)):
             first = re.match(r"\W*(\w+)", docstring)
             found[folder(path)] += first is not None and first[1] in FIRST_WORDS
     assert {name: count for name, count in found.items() if count > KNOWN_FIRST_WORDS.get(name, 0)} == {}
@@ -251,7 +256,7 @@ def test_docstrings_begin_with_what_a_thing_is_or_does() -> None:
 def test_names_are_words_of_the_field() -> None:
     found: Counter[str] = Counter()
     for path in modules().values():
-        for name in names_in(ast.parse(path.read_text(encoding="utf-8"))):
+        for name in names_in(tree(path)):
             found[folder(path)] += name.lstrip("_") in FORBIDDEN
     print({name: count for name, count in found.items() if count})
     assert {name: count for name, count in found.items() if count > KNOWN_NAMES.get(name, 0)} == {}
@@ -282,7 +287,7 @@ def test_every_public_name_is_listed_once_and_every_error_of_a_docstring_is_publ
     assert len(set(lsconv.__all__)) == len(lsconv.__all__)
     missing = [name for name in lsconv.__all__ if name not in (lsconv.__doc__ or "")]
     assert missing == []
-    named = {name for path in modules().values() for text in documented(ast.parse(path.read_text(encoding="utf-8")))
+    named = {name for path in modules().values() for text in documented(tree(path))
              for name in re.findall(r"\b[A-Z]\w+(?:Error|Warning)\b", text)}  # fmt: skip
     here = {name for name in named if hasattr(lsconv.errors, name)}
     assert here
@@ -294,3 +299,14 @@ def test_the_page_for_contributors_names_files_that_exist() -> None:
     for name in re.findall(r"`([\w/]+\.py)`", text):
         if "NAME" not in name and "/" in name:
             assert (ROOT / "lsconv" / name).exists() or (ROOT / name).exists(), name
+
+
+def test_a_lane_of_few_files_has_all_tests_of_its_mark() -> None:
+    """``.ci/run`` names the places of these marks, and collects no others for them."""
+    places = {"distributed": "tests/tiled", "deepinv": "tests/test_deepinv.py", "napari": "tests/napari"}
+    lanes = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for mark, place in places.items():
+        assert re.search(rf'^check pytest -m ("?|".* or ){mark}\b.*{re.escape(place)}', lanes, re.MULTILINE), mark
+        marked = [path for path in (ROOT / "tests").rglob("*.py") if f"mark.{mark}" in path.read_text(encoding="utf-8")]
+        assert marked
+        assert all(str(path.relative_to(ROOT)).startswith(place) for path in marked), mark

@@ -20,9 +20,10 @@ Leave = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def blurred(leave: Leave) -> Path:
-    """A photograph out of focus by three pixels."""
+    """A part of a photograph, out of focus by three pixels."""
     with resources.as_file(resources.files("lsconv.app") / "data" / "astronaut-256.png") as path:
-        assert leave("blur", path, "--disk", 3, "--noise-std", 1, "-o", "blurred.png")[0] == 0
+        write_picture(Path("sharp.png"), Picture(read_picture(path).values[:160, 40:200]))
+    assert leave("blur", "sharp.png", "--disk", 3, "--noise-std", 1, "-o", "blurred.png")[0] == 0
     return Path("blurred.png")
 
 

@@ -101,7 +101,7 @@ def test_depth_is_restored_as_a_volume_wherever_its_axis_stands(leave: Leave) ->
 
 @pytest.mark.parametrize("prior", ["gradient", pytest.param("tv", marks=pytest.mark.slow)])
 def test_counts_are_restored_as_the_library_restores_them(leave: Leave, prior: str) -> None:
-    grey = (2 * counts(24, 24) + 100).astype(np.uint16)
+    grey = (2 * counts(16, 16) + 100).astype(np.uint16)
     tifffile.imwrite("a.tif", grey)
     words = [
         "--noise",
@@ -134,7 +134,7 @@ def test_counts_are_restored_as_the_library_restores_them(leave: Leave, prior: s
     ],
 )
 def test_bounds_hold(leave: Leave, words: list[Any]) -> None:
-    np.save("a.npy", counts(20, 20).astype(np.float32) - 150)
+    np.save("a.npy", counts(14, 14).astype(np.float32) - 150)
     assert leave("deblur", "a.npy", "--gaussian", 1, *words, "-o", "b.npy")[0] == 0
     restored = np.load("b.npy")
     assert restored.min() == 0
@@ -159,7 +159,8 @@ def test_signals_are_restored_along_their_axis(leave: Leave, name: str) -> None:
     np.save("a.npy", samples)
     wavfile.write("a.wav", 8000, samples)
     np.save("psf.npy", np.array([0.25, 0.5, 0.25]))
-    assert leave("deblur", name, "--psf", "psf.npy", "--damp", 0.01, "-o", f"b{name[1:]}", "--plot", "r.png")[0] == 0
+    plot = ["--plot", "r.png"] if name == "a.npy" else []
+    assert leave("deblur", name, "--psf", "psf.npy", "--damp", 0.01, "-o", f"b{name[1:]}", *plot)[0] == 0
     restored = np.load("b.npy") if name == "a.npy" else wavfile.read("b.wav")[1]
     expected = lsconv.deconvolve(samples, np.array([0.25, 0.5, 0.25]), damp=0.01).x
     assert np.abs(restored.astype(int) - expected).max() <= 1

@@ -213,7 +213,7 @@ def test_other_formats_become_version_0_5_in_the_order_of_its_axes(tmp_path: Pat
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_times_and_channels_are_restored_apart_and_depth_as_a_volume(leave: Leave, version: str) -> None:
     zarr = pytest.importorskip("zarr")
-    values = counts(2, 2, 6, 14, 15).astype(np.uint16)
+    values = counts(2, 2, 5, 10, 11).astype(np.uint16)
     make(Path("a.ome.zarr"), values, "tczyx", version)
     line = np.array([0.25, 0.5, 0.25])
     kernel = (line[:, None, None] * line[:, None] * line).astype(np.float32)
@@ -229,8 +229,14 @@ def test_times_and_channels_are_restored_apart_and_depth_as_a_volume(leave: Leav
     assert sorted(os.listdir(".")) == ["a.ome.zarr", "b.ome.zarr", "psf.zarr"]
 
 
-@pytest.mark.parametrize(("names", "shape"), [("yx", (14, 15)), ("zyx", (6, 14, 15)), ("tczyx", (2, 2, 5, 14, 15))])
-@pytest.mark.parametrize("dtype", ["uint8", ">u2", "float32"])
+@pytest.mark.parametrize(
+    ("names", "shape", "dtype"),
+    [
+        *(("yx", (14, 15), dtype) for dtype in ("uint8", ">u2", "float32")),
+        ("zyx", (6, 14, 15), ">u2"),
+        ("tczyx", (2, 2, 4, 10, 11), "float32"),
+    ],
+)
 def test_an_image_is_restored_as_it_is_in_a_tiff(leave: Leave, names: str, shape: tuple[int, ...], dtype: str) -> None:
     zarr = pytest.importorskip("zarr")
     values = counts(*shape).astype(dtype)
@@ -313,7 +319,7 @@ def test_a_failure_while_writing_leaves_the_old_image_and_nothing_else(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-@pytest.mark.parametrize("seconds", [0.0, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.02, 0.05))])
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(0.02, marks=pytest.mark.slow)])
 def test_a_process_killed_while_writing_leaves_a_whole_image(tmp_path: Path, seconds: float) -> None:
     pytest.importorskip("zarr")
     script = (
@@ -340,14 +346,14 @@ def test_levels_of_several_blocks_are_those_of_one(tmp_path: Path, monkeypatch: 
     zarr = pytest.importorskip("zarr")
     values = counts(2, 601, 530).astype(np.uint8)
     read = read_picture(make(tmp_path / "a.zarr", values, "cyx"))
-    ome = replace(read.metadata.ome, chunks=((1, 64, 48), None))
+    ome = replace(read.metadata.ome, chunks=((1, 96, 80), None))
     picture = replace(read, metadata=replace(read.metadata, ome=ome))
     for name, pixels in (("many", 1), ("some", 2**15), ("one", 2**30)):
         monkeypatch.setattr("lsconv.app.ome_zarr._BLOCK", pixels)
         write_picture(tmp_path / f"{name}.zarr", picture)
     many, some, one = (zarr.open_group(tmp_path / f"{name}.zarr", mode="r") for name in ("many", "some", "one"))
     assert sorted(one.array_keys()) == ["0", "1", "2"]
-    assert one["2"].chunks == (1, 64, 48)
+    assert one["2"].chunks == (1, 96, 80)
     for level in ("0", "1", "2"):
         assert np.array_equal(many[level][...], one[level][...])
         assert np.array_equal(some[level][...], one[level][...])

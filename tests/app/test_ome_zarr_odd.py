@@ -96,14 +96,14 @@ def test_an_odd_image_is_restored_in_its_type_and_shape(leave: Leave, name: str)
     SERVED[name](name)
     given = read_picture(Path(name))
     found = []
-    for output, tile in (("a.zarr", ()), ("b.zarr", ("--tile", 16)), ("a.tif", ()), ("b.tif", ("--tile", 16))):
+    for output, tile in (("a.zarr", ()), ("b.zarr", ("--tile", 16)), ("a.tif", ())):
         code, _, error = leave("deblur", name, *BLUR, "-o", output, *tile)
         assert (code, error) == (0, "")
         found.append(read_picture(Path(output)))
         assert found[-1].values.shape == given.values.shape
         assert found[-1].values.dtype == given.values.dtype
         assert np.allclose(found[-1].values.astype(float), found[0].values, atol=1 if given.is_integer else 2e-3)
-    assert sorted(os.listdir(".")) == sorted([name, "a.zarr", "b.zarr", "a.tif", "b.tif"])
+    assert sorted(os.listdir(".")) == sorted([name, "a.zarr", "b.zarr", "a.tif"])
 
 
 def test_depth_before_channels_is_restored_as_a_volume_by_tiles_too(leave: Leave) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lsconv
@@ -49,6 +49,7 @@ def _problems(draw: Any) -> tuple[lsconv.Convolution, Any]:
     return A, torch.tensor([damp, 2 * damp], dtype=torch.float64) if draw(st.booleans()) else damp
 
 
+@settings(max_examples=20)
 @given(problem=_problems(), corners=st.booleans())
 def test_answers_are_those_of_dense_algebra(problem: Any, corners: bool) -> None:
     A, damp = problem
@@ -73,13 +74,13 @@ def test_a_blur_takes_few_iterations_whatever_the_size(mode: str, damp: float) -
     profile = torch.exp(-0.5 * ((torch.arange(9, dtype=torch.float64) - 4) / 1.5) ** 2)
     kernel = (profile[:, None] * profile)[None, None] / profile.sum() ** 2
     counts = []
-    for size in (48, 96, 192):
+    for size in (48, 144):
         A = lsconv.Conv2d(kernel, in_size=(size, size), padding=4, padding_mode=mode)
         solution = BorderPlan(A, damp).solve(torch.randn(A.out_shape, dtype=torch.float64), rtol=1e-8)
         assert solution.converged.all()
         counts.append(int(solution.iterations))
-    assert counts[2] <= 1.5 * counts[0] + 10
-    assert counts[2] <= {1e-1: 60, 1e-3: 250}[damp]
+    assert counts[1] <= 1.5 * counts[0] + 10
+    assert counts[1] <= {1e-1: 60, 1e-3: 250}[damp]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -121,7 +122,7 @@ def test_gradients(mode: str) -> None:
         A = lsconv.Conv2d(weight, in_size=(7, 6), padding=1, padding_mode=mode)
         return lsconv.lstsq(A, y, damp=damp, rtol=1e-12).x
 
-    assert torch.autograd.gradcheck(solve, (weight, y, damp), rtol=1e-4)
+    assert torch.autograd.gradcheck(solve, (weight, y, damp), rtol=1e-4, fast_mode=True)
 
 
 @pytest.mark.parametrize("mode", MODES)

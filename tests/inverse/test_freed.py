@@ -57,11 +57,13 @@ def _tensors_left_by(action: Callable[[], object]) -> int:
     action()  # what is kept for good is kept now
     gc.collect()
     gc.disable()
+    gc.freeze()  # of what is there already, all that the tests have imported, nothing is listed and nothing can be left
     try:
         before = _tensors()
         action()
         return _tensors() - before
     finally:
+        gc.unfreeze()
         gc.enable()
 
 

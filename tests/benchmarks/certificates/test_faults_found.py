@@ -35,12 +35,12 @@ FAULTS = [
     (51000048, "lsmr"),  # an error along small singular values hides in the rounding of the gradient
     (5000235, "tikhonov, lsmr"),
     (54000083, "refine"),  # and low precision does not see it
-    (55000077, "refine"),
+    pytest.param(55000077, "refine", marks=pytest.mark.slow),
     (64000012, "lsqr"),  # the equations are met, and what is left of the objective is the damping's
     (51000029, "cg, normal"),  # an eigenvalue of A^H A at its rounding, where the judge was wrong
     (52000043, "craig"),  # x is as long as float32 reaches
     (131000017, "craig"),  # a step along a singular value that rounding has made
-    (5000025, "tikhonov, Laplacian"),
+    pytest.param(5000025, "tikhonov, Laplacian", marks=pytest.mark.slow),
     (55000028, "tikhonov, Gradient"),  # a small stack [A; damp L] is decomposed where LSMR does not serve
     (50000347, "tikhonov, Laplacian"),
     (200000791, "border, plan"),  # rounding as large as the gradient, in the plans of the border too

@@ -67,10 +67,10 @@ def agrees(found: Tensor, expected: Tensor, condition: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "start", [pytest.param(n, marks=[pytest.mark.slow] if n > 0 else []) for n in range(0, 2000, 100)]
+    "start", [pytest.param(n, marks=[pytest.mark.slow] if n > 0 else []) for n in range(0, 600, 60)]
 )
 def test_solution_dual_and_normal_are_those_of_dense_algebra(start: int) -> None:
-    for seed in range(start, start + 100):
+    for seed in range(start, start + 60):
         A, damp = drawn(seed)
         inverse, dense = direct_of(A, damp), A.to_dense()
         batch, n = (3, *inverse.embedding.batch_shape), A.ndim + 1
@@ -223,9 +223,8 @@ def test_nan_in_one_item_leaves_the_others_alone() -> None:
     assert solution.status[1] == Status.NON_FINITE
 
 
-@pytest.mark.parametrize("start", range(0, 300, 100))
-def test_logarithms_of_determinants_come_with_the_factors(start: int) -> None:
-    for seed in range(start, start + 100):
+def test_logarithms_of_determinants_come_with_the_factors() -> None:
+    for seed in range(100, 200):
         A, damp = drawn(seed)
         inverse, dense = direct_of(A, damp), A.to_dense()
         residual = inverse.side == "residual"

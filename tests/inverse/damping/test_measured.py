@@ -74,8 +74,13 @@ def check(A: LinearOperator, y: Tensor, rule: str, L: LinearOperator | None, **o
     return selection
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kind", compositions())
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        *((kind, "gcv") for kind in compositions()),
+        *((kind, rule) for kind in ("masks", "stack", "padding beyond the kernel") for rule in RULES if rule != "gcv"),
+    ],
+)
 def test_the_choice_is_that_of_the_measured_rows(kind: str, rule: str) -> None:
     A = compositions()[kind]
     clean = A(torch.randn(A.in_shape, dtype=DOUBLE).cumsum(-1) / 4)
@@ -156,11 +161,7 @@ def test_missing_data_are_interpolated_from_what_is_around_them(shape: tuple[int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "rule",
-    ["gcv", pytest.param("evidence", marks=pytest.mark.slow), pytest.param("discrepancy", marks=pytest.mark.slow)],
-)
-def test_a_large_masked_image_is_searched_through_its_border_and_chooses_as_its_dense_matrix(rule: str) -> None:
+def test_a_large_masked_image_is_searched_through_its_border_and_chooses_as_its_dense_matrix() -> None:
     generator = torch.Generator().manual_seed(0)
     kernel = torch.rand(5, 5, dtype=DOUBLE, generator=generator)
     A = lsconv.blur_operator(kernel / kernel.sum(), (42, 46))
@@ -168,8 +169,7 @@ def test_a_large_masked_image_is_searched_through_its_border_and_chooses_as_its_
     y = A(scene) + 0.05 * torch.randn(A.out_shape, dtype=DOUBLE, generator=generator)
     seen = torch.rand(A.out_shape, generator=generator) > 0.05
     L = lsconv.Gradient(A.in_shape, ndim=2, dtype=DOUBLE)
-    noise = {"noise_std": 0.05} if rule in WITH_NOISE else {}
-    chosen = choose_damp(A, torch.where(seen, y, torch.nan), rule, L=L, observed=seen, trace="stochastic", **noise)
+    chosen = choose_damp(A, torch.where(seen, y, torch.nan), "gcv", L=L, observed=seen, trace="stochastic")
     assert "searched on a surrogate first" in chosen.message
-    exact = choose_damp(A, y, rule, L=L, observed=seen, trace="exact", **noise)
+    exact = choose_damp(A, y, "gcv", L=L, observed=seen, trace="exact")
     assert abs(float(chosen.damp.log() - exact.damp.log())) < 0.3

@@ -118,8 +118,7 @@ def test_channels_under_one_kernel_are_chosen_for_together(rule: str) -> None:
     torch.testing.assert_close(together.values[finite], beside.values[finite], rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("padding", [0, (2, 3, 3)])
-@pytest.mark.parametrize("penalty", [False, True])
+@pytest.mark.parametrize(("penalty", "padding"), [(False, (2, 3, 3)), (True, 0)])
 def test_the_minimum_of_the_surrogate_of_a_small_volume_is_within_a_factor_of_four(
     penalty: bool, padding: int | tuple[int, ...]
 ) -> None:
