@@ -282,7 +282,8 @@ class MissingPlan(PenalisedPlan):
 class MissingBorderPlan(MissingPlan):
     """The plan with the missing outputs in the border: one iteration solves the systems of both.
 
-    It is for an A whose border is iterated on in every solve. The outer iteration is that of the masked operator.
+    It is for an A whose border is iterated on in every solve: there it spares the setup and the nested iteration of
+    :class:`MissingPlan`. The outer iteration is that of the masked operator.
 
     Args:
         A: the masked operator.

@@ -4,6 +4,10 @@ r"""Flexible conjugate gradients on the normal equations, with an inverse of nea
 
 The operator itself computes their residual in every step, in double precision: a preconditioner changes the number of
 steps and nothing else. Every item of a batch has step lengths of its own.
+
+The border's own outer iteration (:mod:`lsconv.border.outer_iteration`) takes the same steps, but few: it gives up where
+five do not halve the residual, and solves the border more precisely from step to step. Here a preconditioner of another
+operator takes dozens to hundreds of steps, whose residual may stand still for long.
 """
 
 from __future__ import annotations
