@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -146,14 +147,16 @@ class BorderEntries:
         Q = self.Q
         channel, *places = cells.unbind(1)
         # there are few positions along an axis, but many cells
-        distinct, which = zip(*(p.unique(return_inverse=True) for p in places), strict=True)
+        distinct = [p.unique() for p in places]
+        which = [torch.searchsorted(d, p.contiguous()) for d, p in zip(distinct, places, strict=True)]
         tables = [(p[:, None] - p[None, :]) % self.grid[a] for p, a in zip(distinct, axes, strict=True)]
-        present, numbers = zip(*(table.unique(return_inverse=True) for table in tables), strict=True)
+        present = [torch.bincount(table.flatten()).nonzero().flatten() for table in tables]
         if Q.reads_lags(axes, sum(len(p) for p in present)):
-            lags = [table[w[:, None], w[None, :]] for table, w in zip(numbers, which, strict=True)]
+            numbers = [torch.searchsorted(p, table) for p, table in zip(present, tables, strict=True)]
+            lags = [number[w[:, None], w[None, :]] for number, w in zip(numbers, which, strict=True)]
             lead = (slice(None),) * (1 + len(self.grid) - len(axes))
-            pairs = (*lead, *lags, channel[:, None], channel[None, :])
-            return Q.at_lags(axes, list(present))[pairs]
+            pairs: Any = (*lead, *lags, channel[:, None], channel[None, :])
+            return Q.at_lags(axes, present)[pairs]
         if len(axes) == len(self.grid):
             return self.within(cells)
         kernel = self.full_kernel().movedim([3 + a for a in axes], list(range(3, 3 + len(axes))))

@@ -299,7 +299,7 @@ class NormalProblem:
         """
         embedding, rows, columns = self.embedding, self.symbol.rows, self.symbol.columns
         excess = rows - columns
-        axes = sum(axis.grid > 1 and (bool(axis.border_out()) or bool(axis.border_in(0))) for axis in embedding.axes)
+        axes = sum(axis.grid > 1 and (bool(axis.border_out) or bool(axis.border_in(0))) for axis in embedding.axes)
         m, n = math.prod(embedding.out_shape), math.prod(embedding.in_shape)
         # a generic (c + e) x c matrix polynomial in d variables loses rank somewhere when e < d
         if self.form == "valid" and excess > 0 and (excess < axes or m <= n):

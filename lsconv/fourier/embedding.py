@@ -60,6 +60,7 @@ class Axis:
         """The positions of one phase that hold a zero by constraint."""
         return list(range(self.inputs(phase), self.grid)) if self.constrained else []
 
+    @functools.cached_property
     def border_out(self) -> list[int]:
         """The positions that are not outputs although they read an input."""
         if not self.constrained:
@@ -300,7 +301,7 @@ class Embedding:
 
     def output_border(self) -> list[list[list[int]]]:
         """Border positions per output channel and axis."""
-        positions = [axis.border_out() for axis in self.axes]
+        positions = [axis.border_out for axis in self.axes]
         return [positions for _ in range(self.out_channels)]
 
     def input_border(self) -> list[list[list[int]]]:

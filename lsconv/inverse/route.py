@@ -17,6 +17,7 @@ from lsconv.errors import ArgumentError, DtypeError, MethodError, PlanMemoryErro
 from lsconv.factored.axis_channels import AxisAsChannels
 from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.embedding import Embedding
+from lsconv.inverse.plans.adjoint_plan import AdjointPlan
 from lsconv.inverse.plans.composed import measured_rows, reduced, transposed, trimmed, varying
 from lsconv.inverse.plans.fourier_plan import FourierPlan
 from lsconv.inverse.plans.krylov_choice import krylov_plan
@@ -32,6 +33,7 @@ from lsconv.inverse.plans.small_matrices import (
 )
 from lsconv.inverse.plans.trial_plan import TrialPlan, trial
 from lsconv.krylov.plan import PATIENCE, PenalisedPlan, Plan
+from lsconv.operators.algebra import Adjoint
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.dtypes import default_rcond, direct_rtol
@@ -71,7 +73,7 @@ def route(
                     mask per item where the border is iterated on         border of the mean weight
                                                                           (:class:`WeightedPlan`)
     transposed      adjoint of a convolution (a transposed convolution)   the adjoint of its plan
-                                                                          (:class:`AdjointPlan`)
+                                                                          (:class:`AdjointPlan`), LSMR first as there
     varying         convolution whose kernel varies, damped, behind a     conjugate gradients, preconditioned by tiles
                     mask or diagonal or not                               with local kernels (:class:`VaryingPlan`),
                                                                           where that pays
@@ -123,10 +125,10 @@ def route(
     "hybrid"                   every operator; it chooses the damping itself, so none may be given
     =========================  ======================================================================================
 
-    ``preconditioner="auto"`` gives the first four a :class:`CirculantPreconditioner` when A is made of a convolution
-    and damp is not too small for its side in this dtype; "circulant" takes the solution side where M is not served.
-    Without damping none is used, because on a rank-deficient operator a preconditioner on the solution side selects
-    another solution than the minimum-norm one, and on the residual side weighs inconsistent data.
+    ``preconditioner="auto"`` gives the first four a :class:`CirculantPreconditioner` when A is made of blurs (one
+    channel a group) and damp is not too small for its side in this dtype; "circulant" takes the solution side where M
+    is not served. Without damping none is used, because on a rank-deficient operator a preconditioner on the solution
+    side selects another solution than the minimum-norm one, and on the residual side weighs inconsistent data.
     The square methods use an operator given as ``preconditioner`` as their M; "hybrid" takes none.
 
     With ``needs_krylov`` the caller has options that only a Krylov method takes (a start, a callback), and "auto"
@@ -344,8 +346,10 @@ def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcon
 def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, planes: Planes | None) -> Plan:
     """The border method: on the planes of a volume where these are given, else direct where that is faster.
 
-    BorderPlan serves where neither can be made.
+    BorderPlan serves where neither can be made. The adjoint of a convolution is served by the plan of the convolution.
     """
+    if isinstance(A, Adjoint):
+        return AdjointPlan(A, _border(A.operator, damp, memory_limit, planes), damp)
     if planes is not None and isinstance(A, Convolution):
         with contextlib.suppress(MethodError, PlanMemoryError):  # the border may serve the volume itself
             image = AxisAsChannels.of(A, planes.axis)
@@ -380,10 +384,10 @@ def fallback_plan(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: fl
         return _svd(A, damp, None, rcond)
     if isinstance(first, (TrialPlan, SeparableThenBorderPlan)):
         try:
-            border = _border(A, damp, None, Planes.of(A, damp))
+            border = _border(A, damp, None, Planes.of(A.operator if isinstance(A, Adjoint) else A, damp))
         except (MethodError, PlanMemoryError):
             return None if first.never_misses else krylov_plan(A, damp, "lsmr")
-        last, factors = border.innermost, None
+        last, factors = (border.plan if isinstance(border, AdjointPlan) else border).innermost, None
         if first.exhausted and isinstance(last, BorderPlan):
             # assume that as many right-hand sides will follow as have been solved so far
             factors = last.inverse.factorise_if_cheaper(tuple(last.inverse.embedding.batch_shape), first.solved)

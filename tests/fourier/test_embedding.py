@@ -98,7 +98,7 @@ def test_outside_outputs_and_border_the_grid_reads_only_zeros(
     y = symbol(A, embedding).on_grid(embedding.inputs_to_grid(x))
     allowed = torch.ones(embedding.grid, dtype=torch.bool)
     for a, axis in enumerate(embedding.axes):
-        silent = sorted(set(range(axis.n_out, axis.grid)) - set(axis.border_out()))
+        silent = sorted(set(range(axis.n_out, axis.grid)) - set(axis.border_out))
         allowed.movedim(a, 0)[silent] = False
     assert float(y.abs()[..., ~allowed].sum()) <= 1e-11 * (1 + float(y.abs().sum()))
 
@@ -112,7 +112,7 @@ def test_every_border_output_reads_an_input(zero_padded_convolutions: Any, data:
         embedding = Embedding(line)
         y = symbol(line, embedding).on_grid(embedding.inputs_to_grid(torch.ones(line.in_shape, dtype=torch.float64)))
         axis = embedding.axes[0]
-        border = axis.border_out()
+        border = axis.border_out
         assert set(border).isdisjoint(range(axis.n_out))
         if axis.constrained:
             assert all(float(y[..., position]) > 0.5 for position in border)
@@ -153,13 +153,13 @@ def test_constrained_input_border_is_exactly_the_cells_without_an_input(
 def test_valid_convolution_has_a_border_of_kernel_width_on_the_output_side_only() -> None:
     embedding = Embedding(Conv2d(torch.ones(1, 1, 3, 5), in_size=(16, 20)))
     assert embedding.grid == (16, 20)
-    assert [axis.border_out() for axis in embedding.axes] == [[14, 15], [16, 17, 18, 19]]
+    assert [axis.border_out for axis in embedding.axes] == [[14, 15], [16, 17, 18, 19]]
     assert not any(axis.constrained for axis in embedding.axes)
 
 
 def test_full_convolution_has_a_border_on_the_input_side_only() -> None:
     embedding = Embedding(Conv1d(torch.ones(1, 1, 3), in_size=14, padding=2), (1,))
-    assert embedding.axes[0].border_out() == []
+    assert embedding.axes[0].border_out == []
     assert embedding.axes[0].border_in(0) == list(range(14, embedding.grid[0]))
 
 

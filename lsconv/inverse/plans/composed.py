@@ -15,6 +15,7 @@ from lsconv.inverse.plans.missing import MissingBorderPlan, MissingPlan, are_sca
 from lsconv.inverse.plans.reduced_plan import ReducedPlan
 from lsconv.inverse.plans.request import PlanRequest
 from lsconv.inverse.plans.small_matrices import reduction
+from lsconv.inverse.plans.trial_plan import TrialPlan
 from lsconv.inverse.plans.varying import VaryingPlan
 from lsconv.inverse.plans.weighted import WeightedPlan
 from lsconv.krylov.plan import Plan
@@ -72,10 +73,13 @@ def measured_rows(A: LinearOperator, request: PlanRequest) -> Plan | None:
 
 
 def transposed(A: LinearOperator, request: PlanRequest) -> Plan | None:
-    """The adjoint of the plan of a convolution, unless that plan is an iteration with A itself."""
+    """The adjoint of the plan of a convolution; where that is a trial of LSMR, the same trial with A."""
     if not (isinstance(A, Adjoint) and isinstance(A.operator, Convolution) and _takes_composed(request)):
         return None
     plan = _of_core(A.operator, request.damp, request)
+    if isinstance(plan, TrialPlan):
+        preconditioned = not (plan.M is None and plan.N is None)
+        return TrialPlan(A, request.damp, plan.most, preconditioned=preconditioned, expected=plan.expected)
     return None if plan.innermost.iterates else AdjointPlan(A, plan, request.damp)
 
 

@@ -9,7 +9,9 @@ from lsconv.errors import ArgumentTypeError, MethodError
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
 from lsconv.inverse.plans.krylov_plan import LEAST_SQUARES, SQUARE, KrylovPlan
 from lsconv.krylov.loop.stopping import default_rtol
+from lsconv.operators.algebra import Adjoint, HStack, Product, Scaled, VStack
 from lsconv.operators.base import LinearOperator
+from lsconv.operators.convolution import Convolution
 
 __all__ = ["krylov_plan"]
 
@@ -103,7 +105,8 @@ def _preconditioner(
     side = "residual" if method == "craig" and bool((damping > 0).any()) else None
     rounding = torch.finfo(A.dtype).eps / default_rtol(A.dtype)
     if preconditioner == "auto":
-        if not bool((damping > 0).all()):
+        # on layers the iterations that the circulant saves cost less than its matrix per frequency
+        if not bool((damping > 0).all()) or _mixes_channels(A):
             return None, None
         try:
             circulant = CirculantPreconditioner(A, damp, side=side)
@@ -120,3 +123,12 @@ def _preconditioner(
         if side is None and damped and not bool((damping >= rounding * circulant.norm).all()):
             circulant = CirculantPreconditioner(A, damp, side="solution")
     return (circulant, None) if circulant.side == "residual" else (None, circulant)
+
+
+def _mixes_channels(A: LinearOperator) -> bool:
+    """Tell whether a convolution in A has several input or output channels a group."""
+    if isinstance(A, Convolution):
+        return (A.c_in + A.c_out) // A.groups > 2
+    if isinstance(A, (Adjoint, Scaled)):
+        return _mixes_channels(A.operator)
+    return isinstance(A, (Product, VStack, HStack)) and any(_mixes_channels(part) for part in A.operators)

@@ -24,6 +24,7 @@ from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import EXCUSED, SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsmr import lsmr
+from lsconv.operators.algebra import Adjoint
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
 from lsconv.operators.dtypes import direct_rtol
@@ -113,7 +114,7 @@ class TrialPlan(KrylovPlan):
     roundoff. Where that may exceed what the certificate allows, LSMR runs in double precision.
 
     Args:
-        A: the operator.
+        A: the operator; with a limit, a convolution or the adjoint of one.
         damp: the damping, a number or one per batch item.
         most: the limit, the number of iterations that cost what the setup of the border does; None: no limit.
         preconditioned: precondition by the inverse of the circulant, in double precision throughout.
@@ -244,20 +245,16 @@ class TrialPlan(KrylovPlan):
         """
         if self.most is None or not bool((torch.as_tensor(self.damp) > 0).all()):
             return False
-        A = self.A
-        assert isinstance(A, Convolution)
+        A = _convolution(self.A if self._in_single else self.precise)
         if (A.c_in + A.c_out) // A.groups <= 2 and self.total >= self.most:
             return True
-        B = A if self._in_single else self.precise
-        assert isinstance(B, Convolution)
-        spent = self.total * iteration_work(B)
+        spent = self.total * iteration_work(A)
         return spent - self._factors.solve * self.solved >= self._factors.setup
 
     @functools.cached_property
     def _factors(self) -> DirectWork:
         """The work of the border's factors, of making and of solving with them; infinite where they do not fit."""
-        A = self.A
-        assert isinstance(A, Convolution)
+        A = _convolution(self.A)
         work = direct_work(A, tuple(torch.as_tensor(self.damp).shape))
         fits = work.bytes <= allowed_bytes(None, A.device)
         return work if fits else DirectWork(math.inf, math.inf, work.bytes)
@@ -303,6 +300,13 @@ class TrialPlan(KrylovPlan):
         preconditioner = self.M if self.M is not None else self.N
         by = "" if preconditioner is None else f", preconditioner={type(preconditioner).__name__}"
         return f"TrialPlan('lsmr'{by}{limit})"
+
+
+def _convolution(A: LinearOperator) -> Convolution:
+    """The convolution that A is, or is the adjoint of."""
+    core = A.operator if isinstance(A, Adjoint) else A
+    assert isinstance(core, Convolution)
+    return core
 
 
 def _rounding_is_harmless(damp: Tensor | float, norm: Tensor, eps: float, tolerances: Tolerances) -> Tensor:

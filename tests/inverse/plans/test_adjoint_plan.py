@@ -9,6 +9,7 @@ import torch
 
 import lsconv
 from lsconv.inverse.plans.adjoint_plan import AdjointPlan
+from lsconv.inverse.plans.trial_plan import TrialPlan
 from lsconv.inverse.route import route
 from lsconv.operators.dtypes import direct_rtol
 
@@ -72,3 +73,39 @@ def test_gradients_by_data_kernel_and_damp() -> None:
         return lsconv.lstsq(lsconv.Conv2d(weight, (6, 5)).H, y, damp=damp).x
 
     assert torch.autograd.gradcheck(answer, (weight, y, damp), atol=1e-6)
+
+
+def test_the_adjoint_of_a_layer_is_tried_by_lsmr_and_handed_to_the_factors_of_the_layer() -> None:
+    torch.manual_seed(0)
+    A = lsconv.Conv2d(torch.randn(4, 4, 3, 3, dtype=F64), (24, 24), padding=1)
+    damp = 0.01 * float(lsconv.norm(A))
+    inverse = lsconv.pinv(A.H, damp=damp)
+    assert isinstance(inverse.plan, TrialPlan)
+    D = A.H.to_dense().reshape(A.in_numel, A.out_numel)
+    normal = D.T @ D + damp**2 * torch.eye(A.out_numel, dtype=F64)
+    for _ in range(4):
+        y = torch.randn(A.in_shape, dtype=F64)
+        solution = inverse.solve(y)
+        assert bool(solution.converged)
+        expected = torch.linalg.solve(normal, D.T @ y.flatten())
+        torch.testing.assert_close(solution.x.flatten(), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+    assert inverse.plan.exhausted
+    assert inverse.fallback is not None
+    assert isinstance(inverse.fallback.plan(), AdjointPlan)
+    assert int(solution.iterations) == 0
+
+
+def test_an_answer_within_the_tolerance_of_x_is_refined_where_its_gradient_is_not() -> None:
+    torch.manual_seed(0)
+    A = lsconv.Conv2d(torch.randn(2, 2, 3, 3, dtype=F64), (16, 16), padding=1)
+    damp = 1e-3 * float(lsconv.norm(A))
+    plan = AdjointPlan(A.H, route(A, damp, method="border"), damp)
+    exact = plan.plan.adjoint
+
+    def inexact(v: torch.Tensor, *, rtol: float | None = None) -> torch.Tensor:
+        x = exact(v, rtol=rtol)
+        return x + 1e-9 * float(x.norm()) * torch.ones_like(x) / x.numel() ** 0.5
+
+    plan.plan.adjoint = inexact  # type: ignore[method-assign]
+    y = torch.randn(A.in_shape, dtype=F64)
+    assert bool(plan.solve(y).converged)

@@ -9,6 +9,7 @@ import torch
 
 import lsconv
 from lsconv.errors import ArgumentTypeError, MethodError
+from lsconv.inverse.plans.krylov_choice import krylov_plan
 from lsconv.inverse.route import METHODS
 from lsconv.krylov.loop.solution import Status
 
@@ -132,3 +133,14 @@ def test_pinv_by_any_linear_method_has_its_adjoint(method: str) -> None:
     inverse = torch.linalg.inv(A)
     assert distance(Ap(y), y @ inverse.mT) < 1e-8
     assert distance(Ap.H(y), y @ inverse.conj()) < 1e-8
+
+
+def test_blurs_are_preconditioned_by_the_circulant_and_layers_are_not() -> None:
+    blur = lsconv.Conv2d(torch.ones(2, 1, 3, 3), (12, 12), groups=2)
+    layer = lsconv.Conv2d(torch.ones(2, 2, 3, 3), (12, 12))
+    weights = lsconv.Diagonal(torch.ones(blur.out_shape))
+    for A in (blur, 2 * blur.H, weights @ blur, lsconv.vstack([blur, blur])):
+        assert krylov_plan(A, 2.0, "lsmr").N is not None or krylov_plan(A, 2.0, "lsmr").M is not None
+    for A in (layer, 2 * layer.H, weights @ layer, lsconv.vstack([layer, layer])):
+        assert krylov_plan(A, 2.0, "lsmr").N is None
+        assert krylov_plan(A, 2.0, "lsmr").M is None
