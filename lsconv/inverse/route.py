@@ -19,6 +19,7 @@ from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.adjoint_plan import AdjointPlan
 from lsconv.inverse.plans.composed import measured_rows, reduced, transposed, trimmed, varying
+from lsconv.inverse.plans.cosine_plan import CosinePlan
 from lsconv.inverse.plans.fourier_plan import FourierPlan
 from lsconv.inverse.plans.krylov_choice import krylov_plan
 from lsconv.inverse.plans.krylov_plan import KRYLOV, KrylovPlan, KrylovStack
@@ -26,11 +27,7 @@ from lsconv.inverse.plans.planes import Planes
 from lsconv.inverse.plans.reduced_plan import ReducedPlan
 from lsconv.inverse.plans.request import PlanRequest, Rule
 from lsconv.inverse.plans.separable_then_border import SeparableThenBorderPlan
-from lsconv.inverse.plans.small_matrices import (
-    SMALL_MATRICES,
-    cheap_small_matrices,
-    small_matrices,
-)
+from lsconv.inverse.plans.small_matrices import SMALL_MATRICES, cheap_small_matrices, small_matrices
 from lsconv.inverse.plans.trial_plan import TrialPlan, trial
 from lsconv.krylov.plan import PATIENCE, PenalisedPlan, Plan
 from lsconv.operators.algebra import Adjoint
@@ -79,12 +76,12 @@ def route(
                                                                           where that pays
     small           kernel that reads disjoint patches (1x1, or no        "matrix": one small matrix per group
                     larger than the stride), or all of the input at once
-                    separable kernel, any padding mode, stride and        "separable", where the decomposition of the
-                    dilation                                              axes costs less than the alternatives; kept
-                                                                          and damped, the border's factors once they
-                                                                          would have saved their cost
+                    separable kernel, any padding mode, stride and        "separable", where that costs less; kept and
+                    dilation                                              damped, the border's factors once they pay
                     kernel longer than x (deconvolution for a short       "normal": the normal equations, where they
                     response), or few unknowns, damped                    are not too ill-conditioned
+                    even kernel of one channel, reflect padding that      an iteration in the basis of cosines
+                    keeps the size; undamped where the rank is certain    (:class:`CosinePlan`)
     circulant       circular convolution that nothing crops               "fourier"
     dense           no convolution, and an ``rcond`` of the user's        "svd" (:class:`SingularValuePlan`)
     thresholded     convolution, and an ``rcond`` of the user's           "svd" where that is quick, else "border"
@@ -382,13 +379,13 @@ def fallback_plan(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: fl
         return None
     if SingularValuePlan.is_quick(A) and not first.never_misses:
         return _svd(A, damp, None, rcond)
-    if isinstance(first, (TrialPlan, SeparableThenBorderPlan)):
+    if isinstance(first, (TrialPlan, SeparableThenBorderPlan, CosinePlan)):
         try:
             border = _border(A, damp, None, Planes.of(A.operator if isinstance(A, Adjoint) else A, damp))
         except (MethodError, PlanMemoryError):
             return None if first.never_misses else krylov_plan(A, damp, "lsmr")
         last, factors = (border.plan if isinstance(border, AdjointPlan) else border).innermost, None
-        if first.exhausted and isinstance(last, BorderPlan):
+        if not isinstance(first, CosinePlan) and first.exhausted and isinstance(last, BorderPlan):
             # assume that as many right-hand sides will follow as have been solved so far
             factors = last.inverse.factorise_if_cheaper(tuple(last.inverse.embedding.batch_shape), first.solved)
         return None if first.never_misses and factors is None else border
