@@ -42,7 +42,7 @@ from lsconv.krylov.loop.batched_scalars import ItemSpace, binary_unit
 from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.plan import PATIENCE, FallbackKind, Plan
+from lsconv.krylov.plan import PATIENCE, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
@@ -79,7 +79,7 @@ class CapacitancePlan(Plan):
     """
 
     reason = "a square convolution without damping: the capacitance matrix of its border is factorised"
-    fallback_kind = FallbackKind.LSMR
+    falls_back_on_lsmr = True
 
     def __init__(
         self,
@@ -103,8 +103,9 @@ class CapacitancePlan(Plan):
             weight = A.weight.detach()
             self.unit = binary_unit(weight.abs().flatten(-A.ndim - 2).amax(-1).double())
             self.precise = A.with_parameters([weight]).to(dtype=dtype)
-            wide = weight.to(dtype) / over_items(self.unit, A.ndim + 2)
-            found = self._find(symbol(self.precise.with_parameters([wide]), embedding), inner, outer, rcond is not None)
+            scaled = weight.to(dtype) / over_items(self.unit, A.ndim + 2)
+            matrices = symbol(self.precise.with_parameters([scaled]), embedding)
+            found = self._find(matrices, inner, outer, rcond is not None)
         self.capacitance, self.nullity, self.undecided = found.capacitance, found.nullity, found.undecided
         if not found.resolved:
             raise MethodError(f"{A!r}: the rounding of its border hides which singular values count as zero")
@@ -240,9 +241,9 @@ class CapacitancePlan(Plan):
             return solution.x, ~solution.converged
         assert v is not None
         answer = self.adjoint(v)
-        wide = v.detach().to(self.precise.dtype)
+        v64 = v.detach().to(self.precise.dtype)
         judge = Judge(self.precise.H, self.tolerances(None), rounding=torch.finfo(self.A.dtype).eps)
-        back = judge.solution(answer.to(wide.dtype), wide)
+        back = judge.solution(answer.to(v64.dtype), v64)
         return answer, ~back.converged
 
     @property

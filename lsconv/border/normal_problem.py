@@ -182,6 +182,7 @@ class NormalProblem:
     ) -> None:
         damp, penalty, mirror = request.damp, request.penalty, request.mirror
         self.request = request
+        self._parts: CirculantParts | None = None
         self.truncated = truncated_circulant(
             request.convolution,
             tuple(damp.shape),
@@ -244,9 +245,14 @@ class NormalProblem:
         """Tell whether A is a volume of one channel with a penalty, so that [A; damp L] has one column."""
         return self.request.penalty is not None and self.embedding.ndim > 2 and self.symbol.columns == 1
 
-    @functools.cached_property
+    @property
     def circulant_parts(self) -> CirculantParts:
-        """The inverse of the block-circulant operator."""
+        """The inverse of the block-circulant operator, made once."""
+        if self._parts is None:
+            self._parts = self._make_parts()
+        return self._parts
+
+    def _make_parts(self) -> CirculantParts:
         S, side = self.symbol, self.side
         if self.form == "saddle":
             saddle, smaller = saddle_inverse(S.matrices, self.squared, self.shift)
@@ -271,7 +277,7 @@ class NormalProblem:
         if len(S.grid.sizes) == 2 and not turned:
             return self
         plane = copy.copy(self)
-        plane.__dict__.pop("circulant_parts", None)  # on the grid as it was
+        plane._parts = None
         if len(S.grid.sizes) == 1:
             S = FrequencyMatrices(Grid((1, *S.grid.sizes), real=S.grid.real), S.matrices.unsqueeze(1))
         if turned:

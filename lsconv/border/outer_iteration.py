@@ -295,15 +295,14 @@ def _border_tolerance(plan: OuterPlan, ratio: float, growth: float) -> float:
         plan: the operator and its inverse.
         ratio: the largest tolerance ratio of an item.
         growth: how often a step multiplies the residual of its border system, from the steps so far; 0: none yet. The
-            first step assumes a tenth of the largest possible, sigma_max / damp. All of it costs a tenth more border
-            iterations; much less may leave more of x in the null space of A than the certificate allows. Factors with a
-            floor reach no more than that, whatever the ratio is, and there the margin counts twice.
+            first step assumes the largest possible, sigma_max / damp, which needs no margin. Factors with a floor reach
+            no more than that, whatever the ratio is, and there the margin counts twice.
     """
     most = 1 / plan.inverse.relative_damp if plan.inverse.damped or not plan.inverse.exact else 1.0
     if not plan.inverse.exact:
         return _MARGIN**2 / most
     finest = torch.finfo(plan.factor_dtype).eps ** 0.7  # the border's residual has no more digits
-    return min(max(_MARGIN / (max(growth or most / 10, 1.0) * ratio), finest), _MARGIN)
+    return min(max(_MARGIN / (max(growth or _MARGIN * most, 1.0) * ratio), finest), _MARGIN)
 
 
 def iterated(make: Callable[[], NormalEquations]) -> OuterSolution:

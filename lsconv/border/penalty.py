@@ -173,10 +173,10 @@ class Penalty:
     def precise(self) -> Penalty:
         """The penalty in double precision, on a tight grid."""
         convolution, terms, damp = self._given
-        wide = double(convolution.dtype)
+        dtype = double(convolution.dtype)
         return Penalty(
-            convolution.to(dtype=wide),
-            [Filter(term.convolution.to(dtype=wide), term.factor.to(double(term.factor.dtype))) for term in terms],
+            convolution.to(dtype=dtype),
+            [Filter(term.convolution.to(dtype=dtype), term.factor.to(double(term.factor.dtype))) for term in terms],
             damp,
             tight=True,
         )

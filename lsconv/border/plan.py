@@ -38,7 +38,7 @@ from lsconv.krylov.loop.null_space import misses_null_part, settle_null_space
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsqr import lsqr
-from lsconv.krylov.plan import PATIENCE, FallbackKind, Plan
+from lsconv.krylov.plan import PATIENCE, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.convolution import Convolution
@@ -83,6 +83,7 @@ class BorderPlan(Plan):
 
     A: Convolution
     reason = "a convolution is a circulant but for its border: the border is solved for"
+    falls_back_on_lsmr = True
 
     def __init__(
         self,
@@ -123,11 +124,9 @@ class BorderPlan(Plan):
         self._precise_enough = False
         if not self._damped:
             self._refuse_deficient()
-        valid = self.inverse.form == "valid" and self._damped
-        self.fallback_kind = FallbackKind.PRECONDITIONED_LSMR if valid else FallbackKind.LSMR
         self.x_in_range_of_adjoint = self.inverse.side == "residual"
         # the border of a volume has no factors, so that the fallback may be faster than more iterations
-        self.patience = PATIENCE if valid and A.ndim == 3 else None
+        self.patience = PATIENCE if self._damped and self.inverse.form == "valid" and A.ndim == 3 else None
 
     @torch.no_grad()
     def _factor(self, dtype: torch.dtype) -> None:

@@ -112,8 +112,8 @@ class StackedPlan(PenalisedPlan):
         floor = {dtype: least_shift(dtype, damped=True) for dtype in (real, double(real))}
         if double(real) == real:
             return real, normal_inverse(Request.of(scaled, damp, terms, floor=floor[real], limits=limits))
-        wide = scaled.to(dtype=double(scaled.dtype))
-        needed = plan_bytes(wide, penalty=Penalty(wide, terms, damp))
+        precise = scaled.to(dtype=double(scaled.dtype))
+        needed = plan_bytes(precise, penalty=Penalty(precise, terms, damp))
         too_much = needed > allowed
         coarse = torch.finfo(real).eps
         if any(penalty.constrained):  # the saddle form cannot do without a floor
@@ -125,7 +125,7 @@ class StackedPlan(PenalisedPlan):
             if too_much or bool(frobenius(inverse.inverse.matrices).amax() * inverse.scale.amax() * coarse < 1e-2):
                 return real, inverse
         real, limits = double(real), spared(self._limits, self._memory_limit, needed)
-        return real, normal_inverse(Request.of(wide, damp, terms, floor=floor[real], limits=limits))
+        return real, normal_inverse(Request.of(precise, damp, terms, floor=floor[real], limits=limits))
 
     @torch.no_grad()
     def solve(
@@ -220,8 +220,8 @@ class StackedPlan(PenalisedPlan):
             rtol: relative tolerance of what is left of g; None: as in :meth:`solve`. Where ten times that is not
                 reached, a :class:`ConvergenceWarning` says so.
         """
-        wide = g.detach().to(self.precise.dtype)
-        outer = iterated(lambda: NormalEquations(self, v=wide, tolerances=self.tolerances(rtol)))
+        g64 = g.detach().to(self.precise.dtype)
+        outer = iterated(lambda: NormalEquations(self, v=g64, tolerances=self.tolerances(rtol)))
         outer.warn(self)
         return (outer.x / over_items(self.unit, len(self.A.in_shape))).to(self.A.dtype)
 

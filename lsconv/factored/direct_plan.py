@@ -15,7 +15,7 @@ from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.krylov.loop.evidence import NormBounds, RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.plan import FallbackKind, Plan
+from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.dtypes import ROUNDING, double
@@ -101,7 +101,6 @@ class DirectPlan(Plan):
     """
 
     never_misses = True
-    fallback_kind = FallbackKind.NOTHING
     rtol: float
     rank: Tensor
     undecided: Tensor
@@ -176,11 +175,11 @@ class DirectPlan(Plan):
     ) -> Solution:
         """The certified solution for ``y`` of shape ``(*batch, *out_shape)``; ``max_iter`` has no effect."""
         A, precise = self.A, self.precise
-        wide = y.detach().to(double(A.dtype))
-        x = self._inverse(wide).to(precise.dtype).contiguous()
+        data = y.detach().to(double(A.dtype))
+        x = self._inverse(data).to(precise.dtype).contiguous()
         given = x.shape[: x.ndim - len(A.in_shape)]
         batch = broadcast_shapes(given, y.shape[: y.ndim - len(A.out_shape)], self.damp.shape)
-        data, damp = wide.to(precise.dtype).expand(*batch, *A.out_shape), self.damp.expand(batch)
+        data, damp = data.to(precise.dtype).expand(*batch, *A.out_shape), self.damp.expand(batch)
         tolerances = self.tolerances(rtol, atol)
 
         judge = Judge(
@@ -199,7 +198,7 @@ class DirectPlan(Plan):
         # taken.
         items = (*batch, *(1 for _ in A.in_shape))
         gradient = precise.adjoint(data - precise.apply(x)) - damp.square().reshape(items) * x
-        better = x + self._normal(gradient.to(wide.dtype)).to(precise.dtype)
+        better = x + self._normal(gradient.to(double(A.dtype))).to(precise.dtype)
         better = torch.where(solution.converged.reshape(items), x, better)
         return judge.solution(better, data).with_rank(self.rank, self.undecided)
 

@@ -70,8 +70,8 @@ class Factors:
         for a, u in enumerate(axes, start=4):
             product = product * u.reshape(*u.shape[:2], *(u.shape[2] if b == a else 1 for b in range(2, kernel.ndim)))
         error, size = _norm_bound(kernel - product), _norm_bound(kernel)
-        wide = ROUNDING * torch.finfo(kernel.dtype).eps
-        return cls(scale, tuple(axes), torch.where(error <= wide * size, 0.0, error))
+        rounding = ROUNDING * torch.finfo(kernel.dtype).eps
+        return cls(scale, tuple(axes), torch.where(error <= rounding * size, 0.0, error))
 
 
 @torch.no_grad()

@@ -180,15 +180,15 @@ def _toeplitz_gram(A: LinearOperator) -> Tensor:
     """``A^H A`` from the response to one impulse per channel, far from the ends of a longer field."""
     assert isinstance(A, Convolution)
     sizes = A.spatial_in
-    wide = Convolution(
+    padded = Convolution(
         A.weight, tuple(2 * n - 1 for n in sizes), 1, [(e - 1, e - 1) for e in A.kernel_extent], A.dilation, A.groups,
         check_finite=False,
     )  # fmt: skip
-    impulses = torch.zeros(A.c_in, *(1 for _ in A.batch_shape), *wide.in_shape, dtype=A.dtype, device=A.device)
+    impulses = torch.zeros(A.c_in, *(1 for _ in A.batch_shape), *padded.in_shape, dtype=A.dtype, device=A.device)
     for channel in range(A.c_in):
         at: tuple[Any, ...] = (channel, ..., channel, *(n - 1 for n in sizes))
         impulses[at] = 1
-    lags = wide.adjoint(wide.apply(impulses))  # inputs, *batch, inputs, *lags
+    lags = padded.adjoint(padded.apply(impulses))  # inputs, *batch, inputs, *lags
     lags = lags.movedim(0, len(A.batch_shape) + 1)  # *batch, inputs of row, inputs of column, *lags
     for a, n in enumerate(sizes):
         place = torch.arange(n, device=A.device)

@@ -19,27 +19,24 @@ from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.adjoint_plan import AdjointPlan
 from lsconv.inverse.plans.composed import measured_rows, reduced, transposed, trimmed, varying
-from lsconv.inverse.plans.dense_stack import DenseStack
+from lsconv.inverse.plans.cosine_plan import CosinePlan
 from lsconv.inverse.plans.fourier_plan import FourierPlan
 from lsconv.inverse.plans.krylov_choice import krylov_plan
 from lsconv.inverse.plans.krylov_plan import KRYLOV, KrylovPlan, KrylovStack
 from lsconv.inverse.plans.planes import Planes
 from lsconv.inverse.plans.reduced_plan import ReducedPlan
-from lsconv.inverse.plans.request import PlanRequest, Rule, is_embedded
+from lsconv.inverse.plans.request import PlanRequest, Rule
 from lsconv.inverse.plans.separable_then_border import SeparableThenBorderPlan
-from lsconv.inverse.plans.small_matrices import (
-    SMALL_MATRICES,
-    cheap_small_matrices,
-    rank_options,
-    small_matrices,
-)
+from lsconv.inverse.plans.small_matrices import SMALL_MATRICES, cheap_small_matrices, small_matrices
 from lsconv.inverse.plans.trial_plan import TrialPlan, trial
-from lsconv.krylov.plan import PATIENCE, FallbackKind, PenalisedPlan, Plan
+from lsconv.krylov.plan import PATIENCE, PenalisedPlan, Plan
 from lsconv.operators.algebra import Adjoint
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution
+from lsconv.operators.dtypes import default_rcond, direct_rtol
+from lsconv.operators.memory import allowed_bytes
 
-__all__ = ["METHODS", "fallback_plan", "penalty_fallback_plan", "penalty_plan", "route"]
+__all__ = ["METHODS", "fallback_plan", "penalty_plan", "route"]
 
 METHODS = ("auto", *SMALL_MATRICES, "fourier", "border", "svd", *KRYLOV)
 # Up to this many channels a group, in and out together, reflected padding goes to the border; beyond, LSMR is faster.
@@ -68,11 +65,9 @@ def route(
     measured_rows   mask, crop or constant diagonal before a              the plan of the convolution, and conjugate
                     convolution, damped, that leaves out less than 40 %   gradients on the outputs left out
                     and no large gap                                      (:class:`MissingPlan`); or these as cells of
-                                                                          the border (:class:`MissingBorderPlan`), a
-                                                                          border for each mask of a batch
-                                                                          (:class:`MasksPerItemPlan`)
-                    varying diagonal before a convolution, damped         conjugate gradients, preconditioned by the
-                                                                          border of the mean weight
+                                                                          the border (:class:`MissingBorderPlan`)
+                    varying diagonal before a convolution, damped; a      conjugate gradients, preconditioned by the
+                    mask per item where the border is iterated on         border of the mean weight
                                                                           (:class:`WeightedPlan`)
     transposed      adjoint of a convolution (a transposed convolution)   the adjoint of its plan
                                                                           (:class:`AdjointPlan`), LSMR first as there
@@ -93,11 +88,10 @@ def route(
                                                                           where that is direct, else "svd"
     bordered        of those of the next row: layers (several channels    "lsmr" for as many iterations as cost what
                     a group); blurs with so much damping that LSMR        the setup of the border does, then "border"
-                    should converge before the border is set up, or with  for the items that have not converged
-                    a kernel longer than half of the field; all undamped  (:class:`TrialPlan`). With damping, "border"
-                    ones only where outputs are 1.5 times as many as      alone once all solves have cost as much, or
-                    inputs, or the reverse, and blurs with a stride       where a batch is expected to. Preconditioned
-                                                                          for damped lines and volumes without padding
+                    should converge before the border is set up;          for what has not converged
+                    undamped ones only where outputs are 1.5 times as     (:class:`TrialPlan`); "border" alone once
+                    many as inputs, or the reverse, and blurs with a      all solves have cost as much. Preconditioned
+                    stride                                                for damped lines and volumes without padding
                     convolution with zero padding, or circular with crop  "border"; where its plan would not fit, or
                                                                           where damp = 0 and the shapes imply a null
                                                                           space, the rules below
@@ -130,9 +124,8 @@ def route(
 
     ``preconditioner="auto"`` gives the first four a :class:`CirculantPreconditioner` when A is made of blurs (one
     channel a group) and damp is not too small for its side in this dtype; "circulant" takes the solution side where M
-    is not served.
-    Without damping none is used, because on a rank-deficient operator a preconditioner on the solution side selects
-    another solution than the minimum-norm one, and on the residual side weighs inconsistent data.
+    is not served. Without damping none is used, because on a rank-deficient operator a preconditioner on the solution
+    side selects another solution than the minimum-norm one, and on the residual side weighs inconsistent data.
     The square methods use an operator given as ``preconditioner`` as their M; "hybrid" takes none.
 
     With ``needs_krylov`` the caller has options that only a Krylov method takes (a start, a callback), and "auto"
@@ -189,7 +182,7 @@ def small(A: LinearOperator, request: PlanRequest) -> Plan | None:
     """The plan of small matrices that the user asked for, or one that is cheaper than all other plans."""
     if request.method not in SMALL_MATRICES and not request.free:
         return None
-    options = rank_options(A, request.memory_limit, request.rcond)
+    options = _rank_options(A, request.memory_limit, request.rcond)
     if request.free:
         return cheap_small_matrices(A, request.damp, **options)
     return small_matrices(A, request.damp, request.method, **options)
@@ -210,7 +203,7 @@ def circulant(A: LinearOperator, request: PlanRequest) -> Plan | None:
 
 def dense(A: LinearOperator, request: PlanRequest) -> Plan | None:
     """The singular values of the matrix, where they are asked for, or where no other plan decides the rank of A."""
-    if request.method == "svd" or (request.method == "auto" and request.decides_rank and not is_embedded(A)):
+    if request.method == "svd" or (request.method == "auto" and request.decides_rank and not _is_embedded(A)):
         return _svd(A, request.damp, request.memory_limit, request.rcond)
     return None
 
@@ -241,10 +234,10 @@ def bordered(A: LinearOperator, request: PlanRequest) -> Plan | None:
     damp, limit = request.damp, request.memory_limit
     if request.method == "border":
         return _border(A, damp, limit, Planes.of(A, damp, limit))
-    if request.method != "auto" or not (is_embedded(A) or _mirrors_well(A, request)):
+    if request.method != "auto" or not (_is_embedded(A) or _mirrors_well(A, request)):
         return None
     planes = Planes.of(A, damp, limit)
-    tried = trial(A, damp, planes) if request.free and isinstance(A, Convolution) and is_embedded(A) else None
+    tried = trial(A, damp, planes) if request.free and isinstance(A, Convolution) and _is_embedded(A) else None
     if tried is not None:
         return tried
     try:
@@ -304,6 +297,11 @@ def _first(A: LinearOperator, request: PlanRequest) -> Any:
 # ---------------------------------------------------------------------- tests and plans of the rules
 
 
+def _is_embedded(A: LinearOperator) -> bool:
+    """Tell whether A is a convolution that truncates a block-circulant operator."""
+    return isinstance(A, Convolution) and Embedding.exists(A)
+
+
 def _is_circulant(A: LinearOperator) -> bool:
     """Tell whether A is a convolution whose circulant nothing crops."""
     return isinstance(A, Convolution) and Embedding.exists(A) and Embedding(A).is_circulant
@@ -328,9 +326,18 @@ def _check_rcond(request: PlanRequest) -> None:
         )
 
 
+def _rank_options(A: LinearOperator, memory_limit: int | None, rcond: float | None) -> dict[str, Any]:
+    """The options that every direct plan takes."""
+    return {
+        "rcond": default_rcond(A.dtype) if rcond is None else float(rcond),
+        "rtol": direct_rtol(A.dtype),
+        "allowed": allowed_bytes(memory_limit, A.device),
+    }
+
+
 def _svd(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, rcond: float | None) -> SingularValuePlan:
     """The dense decomposition."""
-    return SingularValuePlan(A, damp, **rank_options(A, memory_limit, rcond))
+    return SingularValuePlan(A, damp, **_rank_options(A, memory_limit, rcond))
 
 
 def _border(A: LinearOperator, damp: Tensor | float, memory_limit: int | None, planes: Planes | None) -> Plan:
@@ -368,33 +375,23 @@ def fallback_plan(A: LinearOperator, damp: Tensor | float, plan: Plan, rcond: fl
         rcond: the user's threshold of the rank, or None.
     """
     first = plan.innermost
-    kind = first.fallback_kind
-    if kind is FallbackKind.NOTHING:
+    if first.never_misses and not first.exhausted:
         return None
     if SingularValuePlan.is_quick(A) and not first.never_misses:
         return _svd(A, damp, None, rcond)
-    if kind is FallbackKind.BORDER:
+    if isinstance(first, (TrialPlan, SeparableThenBorderPlan, CosinePlan)):
         try:
             border = _border(A, damp, None, Planes.of(A.operator if isinstance(A, Adjoint) else A, damp))
         except (MethodError, PlanMemoryError):
             return None if first.never_misses else krylov_plan(A, damp, "lsmr")
         last, factors = (border.plan if isinstance(border, AdjointPlan) else border).innermost, None
-        if isinstance(first, (TrialPlan, SeparableThenBorderPlan)) and first.exhausted and isinstance(last, BorderPlan):
+        if not isinstance(first, CosinePlan) and first.exhausted and isinstance(last, BorderPlan):
             # assume that as many right-hand sides will follow as have been solved so far
             factors = last.inverse.factorise_if_cheaper(tuple(last.inverse.embedding.batch_shape), first.solved)
         return None if first.never_misses and factors is None else border
-    if kind is FallbackKind.DENSE or rcond is not None:
+    if rcond is not None or not first.falls_back_on_lsmr:
         return None
-    if kind is FallbackKind.PRECONDITIONED_LSMR:
+    if isinstance(first, BorderPlan) and first.inverse.form == "valid" and bool((first.damp > 0).all()):
         return TrialPlan(A, damp, None, preconditioned=True)
     # the limit of LSMR is PATIENCE after a direct plan, and its default after an iteration, which has failed before
     return KrylovPlan(A, damp, "lsmr", max_iter=None if first.iterates else PATIENCE)
-
-
-def penalty_fallback_plan(
-    A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: Plan
-) -> PenalisedPlan | None:
-    """The plan that solves for the items, with a penalty, that "auto" leaves unconverged; None where there is none."""
-    if DenseStack.is_quick(A, L, damp):
-        return DenseStack(A, L, damp)
-    return KrylovStack(A, L, damp) if plan.innermost.fallback_kind is FallbackKind.LSMR else None

@@ -26,8 +26,9 @@ from lsconv.inverse.damping.choose_damp import choose_damp
 from lsconv.inverse.damping.selection import Selection
 from lsconv.inverse.lstsq import lstsq
 from lsconv.inverse.observation import Observation, mask_of_data
-from lsconv.inverse.plans.krylov_plan import KrylovPlan, PenalisedBackward
-from lsconv.inverse.route import penalty_fallback_plan, penalty_plan, route
+from lsconv.inverse.plans.dense_stack import DenseStack
+from lsconv.inverse.plans.krylov_plan import KrylovPlan, KrylovStack, PenalisedBackward
+from lsconv.inverse.route import penalty_plan, route
 from lsconv.inverse.sharded import solves_shards
 from lsconv.inverse.solve import Fallback, with_fallback, without_items
 from lsconv.krylov.gradients.attach import LeastSquares, attach
@@ -223,7 +224,7 @@ class _RoutedWithPenalty:
             if solution.excused is not None:  # rounding of the gradient may hide an error along small singular values
                 doubtful = doubtful | solution.excused
             doubtful = doubtful & ~data.nonfinite
-            other_plan = penalty_fallback_plan(A, L, damping, plan) if may_fall_back and bool(doubtful.any()) else None
+            other_plan = _fallback_plan(A, L, damping, plan) if may_fall_back and bool(doubtful.any()) else None
             if other_plan is not None:
                 other = other_plan.solve(data.y, x_prior=x_prior, rtol=self.options["rtol"], atol=self.options["atol"])
                 solution, plan = solution.replaced(doubtful & other.converged, other), other_plan
@@ -377,3 +378,10 @@ def penalised_inverse(A: LinearOperator, L: LinearOperator, damp: Tensor, *, met
         return x
 
     return apply
+
+
+def _fallback_plan(A: LinearOperator, L: LinearOperator, damp: Tensor | float, plan: Plan) -> PenalisedPlan | None:
+    """The plan that solves for the items, with a penalty, that "auto" leaves unconverged; None where there is none."""
+    if DenseStack.is_quick(A, L, damp):
+        return DenseStack(A, L, damp)
+    return KrylovStack(A, L, damp) if plan.innermost.falls_back_on_lsmr else None

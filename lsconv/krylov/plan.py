@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from typing import ClassVar
 
 import torch
@@ -13,23 +12,10 @@ from lsconv.krylov.loop.stopping import Tolerances
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.dtypes import direct_rtol
 
-__all__ = ["PATIENCE", "FallbackKind", "PenalisedPlan", "Plan"]
+__all__ = ["PATIENCE", "PenalisedPlan", "Plan"]
 
 # The most iterations of a method whose unconverged items have a fallback, and of LSMR as the fallback.
 PATIENCE = 500
-
-
-class FallbackKind(enum.Enum):
-    """The kind of plan that solves for the items that another plan leaves unconverged.
-
-    For a small A it is the decomposition of its matrix, whatever the kind, unless that is NOTHING.
-    """
-
-    NOTHING = enum.auto()  # no other plan would do better than this one
-    DENSE = enum.auto()  # the decomposition of the matrix of a small A; none for a larger A
-    LSMR = enum.auto()
-    PRECONDITIONED_LSMR = enum.auto()
-    BORDER = enum.auto()
 
 
 class Plan:
@@ -44,7 +30,7 @@ class Plan:
         iterates: every iteration applies A itself, and max_iter limits these, so that a plan of an operator made of A
             gains nothing from this one.
         never_misses: nothing iterates, so that every answer is as good as the factors.
-        fallback_kind: the kind of plan that solves for the items that this plan leaves unconverged.
+        falls_back_on_lsmr: LSMR solves for the items of a large A that this plan leaves unconverged; False: nothing.
         patience: the most iterations on an item before the fallback solves for it; None: no limit.
         exhausted: the solves so far have cost what the setup of the fallback does, which solves from now on.
         rtol: the relative tolerance of a solve that is given none; None: :meth:`default_rtol` of the dtype.
@@ -57,7 +43,7 @@ class Plan:
     options: frozenset[str] = frozenset()
     iterates: ClassVar[bool] = False
     never_misses: ClassVar[bool] = False
-    fallback_kind: FallbackKind = FallbackKind.DENSE
+    falls_back_on_lsmr: ClassVar[bool] = False
     patience: int | None = None
     exhausted: bool = False
     rtol: float | None = None
@@ -121,7 +107,7 @@ class Plan:
     def innermost(self) -> Plan:
         """The plan that does the work: this one, or that of a smaller problem to which this one reduces its data.
 
-        The choice among plans reads :attr:`iterates`, :attr:`fallback_kind` and :attr:`patience` of that one.
+        The choice among plans reads :attr:`iterates`, :attr:`falls_back_on_lsmr` and :attr:`patience` of that one.
         """
         return self
 

@@ -229,10 +229,8 @@ class Convolution(LinearOperator):
         choices: dict[tuple[int, bool, bool], bool] = self.__dict__.setdefault("_cached_choices", {})
         if key not in choices:
             cost, cached = self._cost, key[2]
-            direct = cost.direct(items, transposed=transposed)
-            # The grid is only computed where the FFT could win on the smallest one.
-            choices[key] = cost.by_fft(items, (1,), cached=cached) < direct
-            choices[key] = choices[key] and cost.by_fft(items, self._grid.grid, cached=cached) < direct
+            by_fft = cost.by_fft(items, self._grid.grid, cached=cached)
+            choices[key] = by_fft < cost.direct(items, transposed=transposed)
         return choices[key]
 
     @property

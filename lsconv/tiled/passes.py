@@ -83,9 +83,9 @@ class Passes:
     ) -> None:
         self.A, self.terms, self.damp, self.ranks, self.threaded, self.limits = A, terms, damp, ranks, threaded, limits
         self.symmetric, self.shared = symmetric, shared
-        wide = double(A.dtype)
-        self.A_double = A.to(dtype=wide)
-        self.terms_double = [Filter(t.convolution.to(dtype=wide), t.factor.to(wide)) for t in terms]
+        dtype = double(A.dtype)
+        self.A_double = A.to(dtype=dtype)
+        self.terms_double = [Filter(t.convolution.to(dtype=dtype), t.factor.to(dtype)) for t in terms]
         reach = [
             max([k - 1, *(t.convolution.kernel_extent[a] - 1 for t in terms)]) for a, k in enumerate(A.kernel_extent)
         ]

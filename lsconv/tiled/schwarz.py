@@ -163,8 +163,8 @@ class SchwarzInverse:
         core = convolution(kernels, padding)
         damp = damp.unsqueeze(-2) if A.shared and damp.ndim > 1 else damp
         precise = padding is not None and needs_double(core, damp)
-        wide = core.to(dtype=double(core.dtype))
-        core = wide if precise else wide.to(dtype=torch.complex64 if core.is_complex else torch.float32)
+        core64 = core.to(dtype=double(core.dtype))
+        core = core64 if precise else core64.to(dtype=torch.complex64 if core.is_complex else torch.float32)
         floor = least_shift(core.weight.real.dtype, damped=True)
         terms = []
         for term in self.terms:

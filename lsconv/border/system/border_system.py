@@ -34,15 +34,12 @@ from torch import Tensor
 from lsconv.border.border_set import Border, BorderEntries, gathered
 from lsconv.border.cost_model import CostModel, FactorCost, Limits
 from lsconv.border.stack_system import StackRows
-from lsconv.border.system.krylov import Allowance, Recycling, border_gmres, conjugate_gradients
+from lsconv.border.system.krylov import RESTART, Allowance, Recycling, border_gmres, conjugate_gradients
 from lsconv.fourier.batched_linalg import DenseInverse, hermitian_inverse, indefinite_inverse
 from lsconv.fourier.symbol import FactoredCapacitance, FrequencyMatrices, Grid
 from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["BorderProblem", "BorderSystem", "Schwarz", "Subdomain", "SubdomainSum"]
-
-# The number of basis vectors of GMRES.
-_RESTART = 100
 
 
 @dataclass(frozen=True)
@@ -250,10 +247,10 @@ class BorderSystem:
         self.schwarz = Schwarz(problem)
         self._flexible = problem.restricted or not problem.model.definite  # solved by GMRES
         dtype, real = problem.matrices.dtype, problem.matrices.grid.real
-        vectors = 2 * _RESTART * problem.model.blocks * problem.border.size
+        vectors = 2 * RESTART * problem.model.blocks * problem.border.size
         item = (dtype.to_real() if real else dtype.to_complex()).itemsize
         spare = problem.limits.spare_bytes
-        self._recycling = Recycling(_RESTART if spare is None or vectors * item <= spare else 0)
+        self._recycling = Recycling(RESTART if spare is None or vectors * item <= spare else 0)
         # the work that iterations may still cost before factors replace them
         self._budget = math.inf
         if cost is not None and problem.limits.later and self.schwarz.full_inverse is None:
@@ -271,7 +268,7 @@ class BorderSystem:
         if self._budget <= 0 and self._factors_fit():
             return torch.zeros_like(b), torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
         each = self.problem.model.iteration(b.shape[0])
-        allowance = None if self._budget == math.inf else Allowance(math.ceil(self._budget / each), _RESTART)
+        allowance = None if self._budget == math.inf else Allowance(math.ceil(self._budget / each))
         u, count = self._iterate(b, tolerance, max_iter, start, allowance)
         taken = int(count.max())
         if self._cost is not None:
@@ -297,7 +294,7 @@ class BorderSystem:
         check_every = 1 if b.device.type == "cpu" else 10
         if self._flexible:
             u, count = border_gmres(
-                self, self.schwarz, r, relative, max_iter, check_every, _RESTART, self._recycling, allowance
+                self, self.schwarz, r, relative, max_iter, check_every, recycling=self._recycling, allowance=allowance
             )
         else:
             u, count = conjugate_gradients(self, self.schwarz, r, relative, max_iter, check_every, allowance)
@@ -315,7 +312,7 @@ class BorderSystem:
     @property
     def work_vectors(self) -> int:
         """The number of border vectors that an iteration keeps for a right-hand side."""
-        return 2 * _RESTART if self._flexible else 4
+        return 2 * RESTART if self._flexible else 4
 
     @property
     def nbytes(self) -> int:

@@ -24,11 +24,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Allowance", "Pair", "Recycling", "border_gmres", "conjugate_gradients", "deflate"]
+__all__ = ["RESTART", "Allowance", "Pair", "Recycling", "border_gmres", "conjugate_gradients", "deflate"]
 
 Pair = tuple[Tensor, Tensor]  # vectors and their images, (blocks, vectors, size) each
 
 _Map = Callable[[Tensor], Tensor]
+# The basis vectors of a cycle of GMRES.
+RESTART = 100
 
 
 @dataclass
@@ -37,12 +39,10 @@ class Allowance:
 
     Attributes:
         iterations: the number of iterations.
-        restart: the iterations of a whole cycle.
         exceeded: they have been taken, or more than that would follow at the rate of convergence so far.
     """
 
     iterations: int
-    restart: int
     exceeded: bool = False
 
     def ends(self, cycle: int, before: int, start: Tensor, residual: Tensor, bound: Tensor) -> bool:
@@ -55,7 +55,7 @@ class Allowance:
             residual: the norms of the present residuals.
             bound: the norms to be reached.
         """
-        if cycle >= min(self.iterations / 4, self.restart):
+        if cycle >= min(self.iterations / 4, RESTART):
             rate = (residual / start).log() / cycle
             further = torch.where(residual > bound, (bound / residual).log() / rate, 0)
             # NaN, or a negative number for a residual that grows, is no forecast of convergence
@@ -119,7 +119,7 @@ def border_gmres(
     tolerance: Tensor | float,
     max_iter: int,
     check_every: int,
-    restart: int = 100,
+    restart: int = RESTART,
     recycling: Recycling | None = None,
     allowance: Allowance | None = None,
 ) -> tuple[Tensor, Tensor]:

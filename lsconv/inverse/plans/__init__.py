@@ -4,6 +4,6 @@
 the border: ``trial_plan`` iterates first, ``separable_then_border`` solves axis by axis first. ``cosine_plan`` serves
 even kernels with reflect padding. ``request`` is what the rules of ``inverse/route`` read. ``composed`` has the rules
 whose plans are made of other plans: ``small_matrices`` (which of them are cheap), ``reduced_plan`` (a smaller
-convolution), ``adjoint_plan``, ``missing`` and ``masks_per_item`` (outputs left out), and those of
-``normal_iteration``: ``weighted`` and ``varying``.
+convolution), ``adjoint_plan``, ``missing`` (outputs left out), and those of ``normal_iteration``: ``weighted`` and
+``varying``.
 """

@@ -14,7 +14,7 @@ from lsconv.krylov.loop.batched_scalars import scalar_dtype
 from lsconv.krylov.loop.evidence import RankThreshold
 from lsconv.krylov.loop.judge import Judge
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.plan import FallbackKind, Plan
+from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import over_items
 from lsconv.operators.dtypes import default_rcond
@@ -35,7 +35,7 @@ class AdjointPlan(Plan):
     """
 
     reason = "the adjoint of a convolution is solved with by the plan of the convolution"
-    fallback_kind = FallbackKind.LSMR
+    falls_back_on_lsmr = True
 
     def __init__(self, A: LinearOperator, plan: Plan, damp: Tensor | float) -> None:
         self.A, self.plan = A, plan

@@ -11,7 +11,6 @@ from lsconv.border.plan import BorderPlan
 from lsconv.border.stacked_plan import StackedPlan
 from lsconv.errors import MethodError
 from lsconv.inverse.plans.adjoint_plan import AdjointPlan
-from lsconv.inverse.plans.masks_per_item import MasksPerItemPlan
 from lsconv.inverse.plans.missing import MissingBorderPlan, MissingPlan, are_scattered
 from lsconv.inverse.plans.reduced_plan import ReducedPlan
 from lsconv.inverse.plans.request import PlanRequest
@@ -67,9 +66,9 @@ def measured_rows(A: LinearOperator, request: PlanRequest) -> Plan | None:
         inverse = inner.innermost.inverse
         # a solve with the missing outputs in the border costs about two on the border alone: factors have to pay in two
         if inverse.unknowns and inverse.factorise_if_cheaper(tuple(inverse.embedding.batch_shape), solves=2) is None:
-            for plan in (MissingBorderPlan, MasksPerItemPlan):
-                with contextlib.suppress(MethodError):
-                    return plan(A, rows, damp, L)
+            plan = WeightedPlan if rows.missing(rows.core.groups) is None else MissingBorderPlan
+            with contextlib.suppress(MethodError):
+                return plan(A, rows, damp, L)
     return MissingPlan(A, rows, inner, damp, L)
 
 

@@ -41,7 +41,6 @@ from torch import Tensor
 from lsconv.errors import ConvergenceWarning, MethodError
 from lsconv.factored.direct_plan import CONTRACTION, DirectPlan, refinements
 from lsconv.krylov.cg import cg
-from lsconv.krylov.plan import FallbackKind
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution
@@ -74,7 +73,6 @@ class CosinePlan(DirectPlan):
     A: Convolution
     reason = "reflect padding and an even kernel: cosines nearly diagonalise A, and an iteration on them does the rest"
     never_misses = False
-    fallback_kind = FallbackKind.BORDER
     _factors_name = "the symbol in the basis of cosines"
 
     @staticmethod

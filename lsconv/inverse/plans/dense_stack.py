@@ -9,7 +9,7 @@ from lsconv.factored.singular_values import SingularValuePlan
 from lsconv.krylov.loop.evidence import NormBounds
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
-from lsconv.krylov.plan import FallbackKind, PenalisedPlan
+from lsconv.krylov.plan import PenalisedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.dtypes import default_rcond, direct_rtol, double
 
@@ -24,8 +24,6 @@ class DenseStack(PenalisedPlan):
         L: the penalty.
         damp: the damping, a number or one per batch item.
     """
-
-    fallback_kind = FallbackKind.NOTHING
 
     def __init__(self, A: LinearOperator, L: LinearOperator, damp: Tensor | float) -> None:
         self.A, self.penalty = A, L

@@ -10,10 +10,12 @@ import math
 import torch
 from torch import Tensor
 
+from lsconv.border.cost_model import direct_work, plan_bytes
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.convolution_cost import matrix_operations
 from lsconv.operators.dtypes import direct_rtol
 from lsconv.operators.fft_convolution import short_fft_length
+from lsconv.operators.memory import allowed_bytes
 
 __all__ = ["SETUP_BYTE_WORK", "border_setup_work", "iteration_work", "iterations_needed", "transform_grid"]
 
@@ -28,14 +30,12 @@ def transform_grid(A: Convolution) -> list[int]:
     return [short_fft_length(n + k - 1) for n, k in zip(A.spatial_in, A.kernel_extent, strict=True)]
 
 
-def border_setup_work(size: int, *, calls: bool) -> float:
-    """The work of the setup of the border.
-
-    Args:
-        size: the bytes of the border's plan.
-        calls: add the overhead of calling torch, which is that of twenty iterations of LSMR.
-    """
-    return SETUP_BYTE_WORK * size + (20 * _CALLS if calls else 0)
+def border_setup_work(A: Convolution, damp_shape: tuple[int, ...] = ()) -> float:
+    """The work of the first solve by the border: with factors, or by iteration where these cost more or do not fit."""
+    factors = direct_work(A, damp_shape)
+    iterated = SETUP_BYTE_WORK * plan_bytes(A, damp_shape)
+    fit = factors.bytes <= allowed_bytes(None, A.device)
+    return min(factors.setup + factors.solve, iterated) if fit else iterated
 
 
 def iteration_work(A: Convolution) -> float:

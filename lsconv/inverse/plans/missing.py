@@ -33,7 +33,7 @@ from lsconv.krylov.loop.evidence import NormBounds, NullSpaceBound
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import Tolerances
-from lsconv.krylov.plan import FallbackKind, PenalisedPlan, Plan
+from lsconv.krylov.plan import PenalisedPlan, Plan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes, over_items
 from lsconv.operators.convolution import Convolution, norm_bound
@@ -74,7 +74,7 @@ class MissingPlan(PenalisedPlan):
     """
 
     reason = "outputs are missing: the plan of the whole convolution, and an iteration on what is missing"
-    fallback_kind = FallbackKind.LSMR
+    falls_back_on_lsmr = True
 
     def __init__(
         self,
@@ -282,7 +282,8 @@ class MissingPlan(PenalisedPlan):
 class MissingBorderPlan(MissingPlan):
     """The plan with the missing outputs in the border: one iteration solves the systems of both.
 
-    It is for an A whose border is iterated on in every solve. The outer iteration is that of the masked operator.
+    It is for an A whose border is iterated on in every solve: there it spares the setup and the nested iteration of
+    :class:`MissingPlan`. The outer iteration is that of the masked operator.
 
     Args:
         A: the masked operator.

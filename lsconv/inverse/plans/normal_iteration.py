@@ -4,6 +4,10 @@ r"""Flexible conjugate gradients on the normal equations, with an inverse of nea
 
 The operator itself computes their residual in every step, in double precision: a preconditioner changes the number of
 steps and nothing else. Every item of a batch has step lengths of its own.
+
+The border's own outer iteration (:mod:`lsconv.border.outer_iteration`) takes the same steps, but few: it gives up where
+five do not halve the residual, and solves the border more precisely from step to step. Here a preconditioner of another
+operator takes dozens to hundreds of steps, whose residual may stand still for long.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from lsconv.krylov.loop.flexible_direction import FlexibleDirection
 from lsconv.krylov.loop.penalised import Penalised
 from lsconv.krylov.loop.solution import Solution
 from lsconv.krylov.loop.stopping import SQUARE_SHARE
-from lsconv.krylov.plan import FallbackKind, PenalisedPlan
+from lsconv.krylov.plan import PenalisedPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.dtypes import direct_rtol, double
@@ -40,14 +44,14 @@ class NormalIteration(PenalisedPlan):
         inverse: the preconditioner, a function of a residual of the normal equations and a relative tolerance whose
             first result is the preconditioned residual.
         factor_batch: the batch dimensions of the preconditioner.
-        wide: A has, or may have, fewer outputs than inputs, so that x may have a part in its null space.
+        has_null_space: A has, or may have, fewer outputs than inputs, so that x may have a part in its null space.
     """
 
     iterates = True
-    fallback_kind = FallbackKind.LSMR
+    falls_back_on_lsmr = True
     inverse: Callable[[Tensor, float], tuple[Any, ...]]
     factor_batch: tuple[int, ...] = ()
-    wide: bool = True
+    has_null_space: bool = True
 
     def __init__(self, A: LinearOperator, damp: Tensor | float, L: LinearOperator | None = None) -> None:
         self.A, self.L = A, L
@@ -80,7 +84,7 @@ class NormalIteration(PenalisedPlan):
         """
         tolerances = self.tolerances(rtol, atol)
         data = self.problem.data(y, x_prior)
-        null_share = tolerances.null_share if self.wide else SQUARE_SHARE
+        null_share = tolerances.null_share if self.has_null_space else SQUARE_SHARE
         x, iterations, norm = self._least_squares(data, tolerances.rtol, atol, max_iter, null_share=null_share)
         judge = self.problem.judge(
             tolerances,

@@ -9,12 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from lsconv.fourier.embedding import Embedding
 from lsconv.krylov.plan import Plan
 from lsconv.operators.base import LinearOperator
-from lsconv.operators.convolution import Convolution
 
-__all__ = ["PlanRequest", "Rule", "is_embedded"]
+__all__ = ["PlanRequest", "Rule"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,3 @@ class PlanRequest:
 
 
 Rule: TypeAlias = Callable[[LinearOperator, PlanRequest], Plan | None]
-
-
-def is_embedded(A: LinearOperator) -> bool:
-    """Tell whether A is a convolution that truncates a block-circulant operator."""
-    return isinstance(A, Convolution) and Embedding.exists(A)

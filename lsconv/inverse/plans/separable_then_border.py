@@ -12,7 +12,6 @@ from lsconv.border.cost_model import direct_work
 from lsconv.factored.kronecker import SeparablePlan
 from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.lsmr_cost import iteration_work
-from lsconv.krylov.plan import FallbackKind
 from lsconv.operators.convolution import Convolution
 from lsconv.operators.memory import allowed_bytes
 
@@ -37,11 +36,6 @@ class SeparableThenBorderPlan(SeparablePlan):
     def exhausted(self) -> bool:  # type: ignore[override]
         """Tell whether solves with the border's factors would by now have saved the cost of making these factors."""
         return self.solved > 0 and self.solved >= self._most
-
-    @property
-    def fallback_kind(self) -> FallbackKind:  # type: ignore[override]
-        """The border once the plan is exhausted; nothing before, because a decomposition misses no tolerance."""
-        return FallbackKind.BORDER if self.exhausted else FallbackKind.NOTHING
 
     @functools.cached_property
     def _most(self) -> float:

@@ -22,10 +22,8 @@ from lsconv.inverse.plans.separable_then_border import SeparableThenBorderPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
 from lsconv.operators.convolution import Convolution
-from lsconv.operators.dtypes import default_rcond, direct_rtol
-from lsconv.operators.memory import allowed_bytes
 
-__all__ = ["SMALL_MATRICES", "cheap_small_matrices", "rank_options", "reduction", "separable_factors", "small_matrices"]
+__all__ = ["SMALL_MATRICES", "cheap_small_matrices", "reduction", "separable_factors", "small_matrices"]
 
 SMALL_MATRICES = ("matrix", "separable", "normal")
 # The times of a solve by the border, and of one by hundreds of iterations, in Fourier transforms of the field. One of n
@@ -46,15 +44,6 @@ def reduction(A: LinearOperator, *, keep_shapes: bool) -> Reduction | None:
     if smaller is None and not (keep_shapes or PatchPlan.serves(A)):
         smaller = Reduction.without_batch_axes(A)
     return smaller if smaller is None or smaller.same_shapes or not keep_shapes else None
-
-
-def rank_options(A: LinearOperator, memory_limit: int | None, rcond: float | None) -> dict[str, Any]:
-    """The options that every direct plan takes."""
-    return {
-        "rcond": default_rcond(A.dtype) if rcond is None else float(rcond),
-        "rtol": direct_rtol(A.dtype),
-        "allowed": allowed_bytes(memory_limit, A.device),
-    }
 
 
 def small_matrices(A: LinearOperator, damp: Tensor | float, method: str, **decided: Any) -> DirectPlan:

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsconv.border.cost_model import CostModel, DirectWork, dense_cost, direct_work, plan_bytes
+from lsconv.border.cost_model import DirectWork, direct_work
 from lsconv.factored.direct_plan import in_double
 from lsconv.fourier.circulant_preconditioner import CirculantPreconditioner
-from lsconv.fourier.embedding import Embedding
 from lsconv.inverse.plans.krylov_plan import KrylovPlan
 from lsconv.inverse.plans.lsmr_cost import border_setup_work, iteration_work, iterations_needed, transform_grid
 from lsconv.inverse.plans.planes import Planes, is_one_sided
@@ -25,7 +24,6 @@ from lsconv.krylov.loop.options import IterationState
 from lsconv.krylov.loop.solution import Solution, Status
 from lsconv.krylov.loop.stopping import EXCUSED, SQUARE_SHARE, Tolerances
 from lsconv.krylov.lsmr import lsmr
-from lsconv.krylov.plan import FallbackKind
 from lsconv.operators.algebra import Adjoint
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.convolution import Convolution, norm_bound
@@ -41,9 +39,9 @@ _FEWEST_ITERATIONS = 30
 def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialPlan | None:
     """Choose whether LSMR is tried before the border is set up, and for how many iterations; None: not at all.
 
-    The limit is the number of iterations that cost what the setup of the border does. The cost of the setup follows
-    from the bytes of the border's plan, or from :class:`Planes`. A blur has one input and one output channel in each
-    group, a layer has more. The first case that applies decides:
+    The limit is the number of iterations that cost what the setup of the border does (:func:`border_setup_work`, or
+    that of :class:`Planes`). A blur has one input and one output channel in each group, a layer has more. The first
+    case that applies decides:
 
     1. Undamped (some item has ``damp = 0``) and nearly square, the larger of inputs and outputs less than 1.5 times the
        smaller: no trial.
@@ -51,9 +49,7 @@ def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialP
        volume whose expected iterations are too many goes on to the other cases.
     3. A limit below :data:`_FEWEST_ITERATIONS`, or an undamped blur of stride one: no trial.
     4. A layer, or an undamped blur with a stride: LSMR.
-    5. A damped blur of stride one whose kernel is longer than half of the field along every axis: LSMR where the
-       expected iterations cost no more than the factors of a border that is as large as the field.
-    6. Any other damped blur: LSMR where the bound of conjugate gradients on the iterations is within the limit.
+    5. A damped blur: LSMR where the bound of conjugate gradients on the iterations is within the limit.
 
     Args:
         A: a convolution that the border serves.
@@ -71,16 +67,15 @@ def trial(A: Convolution, damp: Tensor | float, planes: Planes | None) -> TrialP
         preconditioned = _preconditioned(A, damp, planes, iteration)
         if preconditioned is not None or A.ndim == 1:
             return preconditioned
-    # the iterations of a layer cannot be forecast: its limit leaves out the calls of torch in the border's setup
-    setup = border_setup_work(plan_bytes(A, tuple(damping.shape)), calls=blur) if planes is None else planes.work
+    setup = border_setup_work(A, tuple(damping.shape)) if planes is None else planes.work
     limit = int(setup / iteration)
     if limit < _FEWEST_ITERATIONS or (blur and undamped and unit_stride):
         return None
     if not blur or undamped:
         return TrialPlan(A, damp, limit)
-    if unit_stride and all(2 * k > n for k, n in zip(A.kernel_extent, A.spatial_in, strict=True)):
-        return _with_kernel_over_half_the_field(A, damp, limit, iteration)
-    return _bounded_by_damping(A, damp, limit, plane=unit_stride and A.ndim < 3)
+    # norm_bound is far above ||A|| for kernels of mixed sign, and the norm of the symbol is close to ||A||
+    needed = iterations_needed(A, damp, _symbol_norm(A, transform_grid(A)) if A.ndim < 3 else norm_bound(A))
+    return TrialPlan(A, damp, limit, expected=float(needed.max())) if bool((needed <= limit).all()) else None
 
 
 def _preconditioned(A: Convolution, damp: Tensor | float, planes: Planes | None, iteration: float) -> TrialPlan | None:
@@ -101,37 +96,6 @@ def _preconditioned(A: Convolution, damp: Tensor | float, planes: Planes | None,
     return TrialPlan(A, damp, int(min(limit, 4 * expected)), preconditioned=True, expected=expected)
 
 
-def _with_kernel_over_half_the_field(
-    A: Convolution, damp: Tensor | float, limit: int, iteration: float
-) -> TrialPlan | None:
-    """LSMR where it should cost no more than the factors of a border that is as large as the field."""
-    # for these kernels LSMR takes at most a quarter of the iterations that bound conjugate gradients
-    expected = float(iterations_needed(A, damp, norm_bound(A)).max()) / 4
-    grid = math.prod(Embedding(A, (1,) * A.ndim).grid)
-    cells = sum(grid - math.prod(sizes) for sizes in (A.spatial_in, A.spatial_out))
-    definite = is_one_sided(A, range(A.ndim))
-    model = CostModel(A.groups, math.prod(transform_grid(A)), 1, definite)
-    allowed = int(model.factor_work(dense_cost(cells, definite=definite)) / iteration)
-    return TrialPlan(A, damp, min(limit, allowed), expected=expected) if expected <= allowed else None
-
-
-def _bounded_by_damping(A: Convolution, damp: Tensor | float, limit: int, *, plane: bool) -> TrialPlan | None:
-    """LSMR where the bound of conjugate gradients on its iterations is within the limit; None elsewhere.
-
-    Args:
-        A: a blur.
-        damp: its damping, > 0.
-        limit: the number of iterations that cost what the border's setup does.
-        plane: A blurs images or lines, with stride one.
-    """
-    # for these the setup of the border takes about half of what border_setup_work says
-    limit = limit // 2 if plane else limit
-    # norm_bound is far above ||A|| for kernels of mixed sign, and the norm of the symbol is close to ||A||
-    needed = iterations_needed(A, damp, _symbol_norm(A, transform_grid(A)) if A.ndim < 3 else norm_bound(A))
-    converges_in_time = bool((needed <= (1 if plane else 1.5) * limit).all())
-    return TrialPlan(A, damp, limit, expected=float(needed.max())) if converges_in_time else None
-
-
 def _symbol_norm(A: Convolution, grid: list[int]) -> Tensor:
     """The norm of the circulant of a blur, the largest modulus of its symbol on the grid, ``(*A.batch_shape)``."""
     weight = A.weight.detach()
@@ -143,8 +107,8 @@ def _symbol_norm(A: Convolution, grid: list[int]) -> Tensor:
 class TrialPlan(KrylovPlan):
     r"""LSMR with a limit on its iterations; the border solves for the items that have not converged by then.
 
-    Where extrapolation at the limit shows that LSMR converges within twice the limit, it goes on. The limit applies to
-    :meth:`solve`, and not to the solves of a backward pass.
+    Where LSMR has half of its digits at the limit, it goes on, to twice the limit. The limit applies to :meth:`solve`,
+    and not to the solves of a backward pass.
 
     Rounding adds to x a part in the null space of A, of length at most ``eps (||A|| / damp)^2 ||x||``, eps the unit
     roundoff. Where that may exceed what the certificate allows, LSMR runs in double precision.
@@ -163,7 +127,6 @@ class TrialPlan(KrylovPlan):
 
     reason = "the setup of the border would cost more than LSMR may need: LSMR first, then the border"
     options = frozenset()
-    fallback_kind = FallbackKind.BORDER
 
     def __init__(
         self,
@@ -277,7 +240,8 @@ class TrialPlan(KrylovPlan):
         """Tell whether all solves so far have cost so much that the border should solve from now on.
 
         For a blur it suffices that LSMR has taken :attr:`most` iterations, which cost what the border's setup does. For
-        every convolution it suffices that solves with the factors of the border would have saved their cost by now.
+        a layer, whose border may take longer in every solve than LSMR, solves with the factors of the border have to
+        have saved their cost by now.
         """
         if self.most is None or not bool((torch.as_tensor(self.damp) > 0).all()):
             return False
@@ -359,29 +323,18 @@ def _rounding_is_harmless(damp: Tensor | float, norm: Tensor, eps: float, tolera
 
 
 class _Limit:
-    """The callback that stops LSMR at its limit, unless extrapolation says that it converges within twice the limit.
-
-    With the residual r, the ratio ``||A^H r|| / ||r||`` is extrapolated as a geometric sequence to ``rtol ||A||``.
+    """The callback that stops LSMR at its limit, unless it has half of its digits by then and as many may follow.
 
     Args:
         most: the number of iterations after which it decides.
-        rtol: the relative tolerance of the gradient.
+        rtol: the relative tolerance of ``||A^H r|| / ||r||``, r the residual, whose first value is about ``||A||``.
     """
 
     def __init__(self, most: int, rtol: float) -> None:
         self.most, self.rtol = most, rtol
 
     def __call__(self, state: IterationState) -> bool:
-        now = (state.iteration, state.gradient_norm, state.residual_norm)
+        ratio = divide(state.gradient_norm, state.residual_norm)
         if state.iteration == 0:
-            self.start = now
-        if state.iteration <= self.most // 2:
-            self.half = now
-        if state.iteration < self.most:
-            return False
-        # at the start the ratio is a lower bound of ||A||, so that the forecast is of too many iterations, not too few
-        norm, half, ratio = (divide(*norms) for _, *norms in (self.start, self.half, now))
-        fall = (half / ratio).log() / max(state.iteration - self.half[0], 1)
-        remaining = (ratio / (self.rtol * norm)).log() / fall
-        soon = (remaining <= 2 * self.most - state.iteration) & (fall > 0)
-        return not bool(soon[state.running].all())
+            self.start = ratio
+        return state.iteration >= self.most and not bool((ratio <= self.rtol**0.5 * self.start)[state.running].all())

@@ -50,7 +50,7 @@ class VaryingPlan(NormalIteration):
         penalty = None if L is None else L.to(dtype=core.dtype)
         self.inverse = SchwarzInverse(core, self.damp, penalty, weights, refuse_if_slower=refuse_if_slower)
         self.factor_batch = tuple(self.damp.shape)
-        self.wide = rows is not None or A.out_numel < A.in_numel
+        self.has_null_space = rows is not None or A.out_numel < A.in_numel
 
     @staticmethod
     def serves(A: LinearOperator) -> bool:

@@ -39,7 +39,7 @@ class WeightedPlan(NormalIteration):
         MethodError: the convolution, or L, is not served by the border.
     """
 
-    reason = "the weights vary: an iteration, preconditioned by the border of their mean"
+    reason = "weights, or masks of items, vary: an iteration, preconditioned by the border of their mean"
     inverse: NormalInverse
 
     @torch.no_grad()

@@ -59,14 +59,14 @@ def test_an_iteration_ends_early_where_its_rate_promises_more_than_it_is_allowed
     Q = torch.linalg.qr(torch.randn(1, 200, 200, generator=g, dtype=torch.float64))[0]
     matrix = (Q * torch.logspace(0, -math.log10(condition), 200, dtype=torch.float64)) @ Q.mH
     b = torch.randn(2, 1, 200, generator=g, dtype=torch.float64)
-    allowance = Allowance(60, 100)
+    allowance = Allowance(60)
     _, count = iteration(_map(matrix), _same, b, 1e-10, 500, 1, allowance=allowance)
     assert allowance.exceeded == early
     assert int(count.max()) == 15 if early else 15 < int(count.max()) < 60
 
 
 def test_data_that_are_not_finite_exceed_no_allowance_early() -> None:
-    allowance, one = Allowance(8, 100), torch.ones(1, 1, 1)
+    allowance, one = Allowance(8), torch.ones(1, 1, 1)
     assert not allowance.ends(2, 0, one, torch.full_like(one, torch.nan), 1e-9 * one)
     assert allowance.ends(2, 0, one, 2 * one, 1e-9 * one)  # a residual that grows
 

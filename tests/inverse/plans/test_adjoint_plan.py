@@ -77,7 +77,7 @@ def test_gradients_by_data_kernel_and_damp() -> None:
 
 def test_the_adjoint_of_a_layer_is_tried_by_lsmr_and_handed_to_the_factors_of_the_layer() -> None:
     torch.manual_seed(0)
-    A = lsconv.Conv2d(torch.randn(4, 4, 3, 3, dtype=F64), (24, 24), padding=1)
+    A = lsconv.Conv2d(torch.randn(16, 16, 3, 3, dtype=F64), (12, 12), padding=1)
     damp = 0.01 * float(lsconv.norm(A))
     inverse = lsconv.pinv(A.H, damp=damp)
     assert isinstance(inverse.plan, TrialPlan)

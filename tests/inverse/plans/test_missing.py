@@ -12,8 +12,8 @@ from torch import Tensor
 import lsconv
 from lsconv.border.missing_blocks import MissingBlocks
 from lsconv.border.plan import BorderPlan
-from lsconv.inverse.plans.masks_per_item import MasksPerItemPlan
 from lsconv.inverse.plans.missing import MissingBorderPlan, MissingPlan
+from lsconv.inverse.plans.weighted import WeightedPlan
 from lsconv.inverse.route import penalty_plan, route
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.observed import MeasuredRows
@@ -204,14 +204,13 @@ def test_items_with_the_same_mask_go_through_one_border() -> None:
 
 
 @pytest.mark.parametrize("with_penalty", [False, True])
-def test_every_mask_may_have_a_border_of_its_own(with_penalty: bool) -> None:
+def test_items_may_miss_different_outputs_in_the_border_of_the_mean(with_penalty: bool) -> None:
     A = CONVOLUTIONS["valid"]
     L = lsconv.Gradient(A.in_shape).to(dtype=F64) if with_penalty else None
     keep = torch.rand(4, *A.out_shape, generator=torch.Generator().manual_seed(2)) > 0.1
     keep[2] = keep[0]
     B, y = 2 * lsconv.Mask(keep, 1) @ A, kernel(2, 4, *A.out_shape)
-    plan = MasksPerItemPlan(B, MeasuredRows.of(B), 0.1, L)
-    assert len(plan.plans) == 3
+    plan = WeightedPlan(B, MeasuredRows.of(B), 0.1, L)
     prior = kernel(*A.in_shape) if with_penalty else None
     solution = plan.solve(torch.where(keep, y, 0), x_prior=prior)
     assert bool(solution.converged.all())
@@ -226,8 +225,6 @@ def test_every_mask_may_have_a_border_of_its_own(with_penalty: bool) -> None:
         assert apart(plan.normal_solve(g)[:, item], expected) < 1e-7
     images = plan.apply(torch.where(keep, v, 0))
     assert apart((images * g).sum(), (torch.where(keep, v, 0) * plan.adjoint(g)).sum()) < 1e-7
-    with pytest.raises(lsconv.MethodError, match="one damp and one kernel"):
-        MasksPerItemPlan(B, MeasuredRows.of(B), torch.full((4,), 0.1, dtype=F64), L)
 
 
 @pytest.mark.parametrize(("damp", "mean"), [(1e-3, 0.0), (1e-3, 0.5), (3e-4, 0.0)])
