@@ -27,13 +27,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lsconv.app.arguments import Kernel
     from lsconv.app.picture import rounded
     from lsconv.app.report import Evidence, report_figure
-    from lsconv.app.requests import Kernel
 
 __all__ = ["Evidence", "Kernel", "command_line", "main", "report_figure", "rounded"]
 
-_PLACES = {"Evidence": "report", "Kernel": "requests", "report_figure": "report", "rounded": "picture"}
+_PLACES = {"Evidence": "report", "Kernel": "arguments", "report_figure": "report", "rounded": "picture"}
 
 
 def __getattr__(name: str) -> Any:

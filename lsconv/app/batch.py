@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import lsconv
+from lsconv.app.arguments import UsageError
 from lsconv.app.image_io import ImageFileError
-from lsconv.app.requests import UsageError
 
-__all__ = ["Outcome", "complain", "describe", "for_each"]
+__all__ = ["Outcome", "describe", "print_error", "process_files"]
 
 Advance = Callable[[str, int, int], None]
 Work = Callable[[Path, Path, Advance], tuple[str, bool]]
@@ -42,7 +42,7 @@ class Outcome:
     remarks: list[str] = field(default_factory=list)
 
 
-def for_each(
+def process_files(
     work: Work, images: Sequence[Path], targets: Sequence[Path], *, jobs: int = 1, quiet: bool = False
 ) -> tuple[int, list[Outcome]]:
     """Work on every file, go on after those that fail, and say so.
@@ -73,7 +73,7 @@ def for_each(
 
         for outcome in _outcomes(work, images, targets, min(jobs, len(images)), advance):
             for remark in outcome.remarks:
-                complain(remark)
+                print_error(remark)
             if outcome.line is None:
                 code = 2
             else:
@@ -129,6 +129,6 @@ def describe(error: Exception) -> str:
     return str(error)
 
 
-def complain(message: str) -> None:
-    """Say what is wrong in one line on stderr."""
+def print_error(message: str) -> None:
+    """Print what is wrong as one line on stderr."""
     print("lsconv:", " ".join(message.split()), file=sys.stderr)

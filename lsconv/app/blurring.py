@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 import lsconv
+from lsconv.app.arguments import Kernel, UsageError
 from lsconv.app.image_io import check_target, read_picture, write_picture
-from lsconv.app.requests import Kernel, UsageError
 from lsconv.app.restore import Advance
 
-__all__ = ["Blurring"]
+__all__ = ["Blur"]
 
 
 @dataclass(frozen=True)
-class Blurring:
+class Blur:
     """The options of a blur; called with the names of a file and of what to write.
 
     Attributes:

@@ -20,14 +20,7 @@ from rich.table import Table
 
 import lsconv
 from lsconv.app import demo as demonstration
-from lsconv.app.batch import complain, describe, for_each
-from lsconv.app.blurring import Blurring
-from lsconv.app.estimating import estimate
-from lsconv.app.image_io import ImageFileError
-from lsconv.app.plots import check_output
-from lsconv.app.psf_grid import read_psf_grid
-from lsconv.app.report_page import write_page
-from lsconv.app.requests import (
+from lsconv.app.arguments import (
     AUTOMATIC,
     BOUNDARIES,
     UsageError,
@@ -39,8 +32,15 @@ from lsconv.app.requests import (
     parse_memory,
     plan_outputs,
 )
-from lsconv.app.restore import PRIORS, RULES, Restoring
-from lsconv.app.tiled_restore import TiledRestoring
+from lsconv.app.batch import describe, print_error, process_files
+from lsconv.app.blurring import Blur
+from lsconv.app.estimating import estimate
+from lsconv.app.image_io import ImageFileError
+from lsconv.app.plots import check_output
+from lsconv.app.psf_grid import read_psf_grid
+from lsconv.app.report_page import write_page
+from lsconv.app.restore import PRIORS, RULES, Restoration
+from lsconv.app.tiled_restore import TiledRestoration
 
 __all__ = ["app", "run"]
 
@@ -101,19 +101,16 @@ def run(arguments: Sequence[str] | None = None) -> None:
             args=list(sys.argv[1:] if arguments is None else arguments), prog_name="lsconv", standalone_mode=False
         )
     except (UsageError, ImageFileError, lsconv.LsconvError, OSError) as error:
-        code = print_error(describe(error))
+        print_error(describe(error))
+        code = 2
     except typer.Abort:
         code = 130  # interrupted, as shells count it
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's and click's errors about the command line have it
             raise
-        code = print_error(error.format_message())
+        print_error(error.format_message())
+        code = 2
     raise SystemExit(code or 0)
-
-
-def print_error(message: str) -> int:
-    complain(message)
-    return 2
 
 
 def _print_version(wanted: bool) -> None:
@@ -234,7 +231,7 @@ def deblur(
         raise UsageError("--psf-grid: is a blur of its own; give no other beside it")
     kernel = choose_psf(psf, gaussian, disk, motion, box) if psf_grid is None else read_psf_grid(psf_grid)
     files = find_images(images)
-    work = Restoring(
+    work = Restoration(
         kernel, boundary, prior, damp, weight, noise_std, choose_device(device), plot, noise, background, gain, offset,
         read_noise, (0.0 if nonnegative else low, high), origin, parse_memory(max_memory), verbose, report,
         bad_pixels, saturated, error_bars,
@@ -243,8 +240,8 @@ def deblur(
     check_plot(plot, files, targets, error_bars)
     if report is not None:
         check_writable("--report", report / "index.html")
-    restore = work if tile is None else TiledRestoring(work, tile, quiet)
-    code, outcomes = for_each(restore, files, targets, jobs=jobs, quiet=quiet)
+    restore = work if tile is None else TiledRestoration(work, tile, quiet)
+    code, outcomes = process_files(restore, files, targets, jobs=jobs, quiet=quiet)
     if report is not None:
         page = write_page(report, outcomes, targets, " ".join(["lsconv", *sys.argv[1:]]))
         if not quiet:
@@ -279,9 +276,9 @@ def blur(
     _check_boundary(boundary)
     kernel = choose_psf(psf, gaussian, disk, motion, box)
     files = find_images(images)
-    work = Blurring(kernel, boundary, noise_std, seed, choose_device(device))
+    work = Blur(kernel, boundary, noise_std, seed, choose_device(device))
     targets = plan_outputs(images, files, output)
-    code, _ = for_each(work, files, targets)
+    code, _ = process_files(work, files, targets)
     raise typer.Exit(code)
 
 

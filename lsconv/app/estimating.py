@@ -11,9 +11,9 @@ import torch
 import typer
 
 import lsconv
-from lsconv.app.batch import complain
+from lsconv.app.arguments import AUTOMATIC, UsageError, check_writable
+from lsconv.app.batch import print_error
 from lsconv.app.image_io import atomically, read_picture
-from lsconv.app.requests import AUTOMATIC, UsageError, check_writable
 
 __all__ = ["estimate"]
 
@@ -52,5 +52,5 @@ def estimate(
             np.save(file, found.psf.numpy())
     print(found)
     if not found.converged:
-        complain(f"{image}: {found.status.sentence}")
+        print_error(f"{image}: {found.status.sentence}")
         raise typer.Exit(1)

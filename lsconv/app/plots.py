@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from lsconv.app.arguments import UsageError
 from lsconv.app.image_io import atomically
-from lsconv.app.requests import UsageError
 
 __all__ = ["Panel", "check_output", "draw_comparison"]
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lsconv.app.arguments import Kernel, UsageError
 from lsconv.app.image_io import read_picture
-from lsconv.app.requests import Kernel, UsageError
 
 __all__ = ["read_psf_grid"]
 

@@ -26,9 +26,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lsconv.app.arguments import Kernel
 from lsconv.app.image_io import Picture, atomically, write_picture
 from lsconv.app.picture import quantised
-from lsconv.app.requests import Kernel
 from lsconv.app.spectra import draw_spectra
 
 __all__ = ["Evidence", "Whiteness", "draw_pair", "draw_report", "report_figure", "whiteness"]

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 import lsconv
+from lsconv.app.arguments import Kernel, UsageError
 from lsconv.app.image_io import Picture, check_target, read_picture, write_picture
 from lsconv.app.report import Evidence, draw_pair, draw_report
-from lsconv.app.requests import Kernel, UsageError
 
-__all__ = ["PRIORS", "RULES", "Restoring"]
+__all__ = ["PRIORS", "RULES", "Restoration"]
 
 RULES = ("gcv", "discrepancy", "upre", "lcurve", "evidence")
 PRIORS = ("gradient", "tikhonov", "tv")
@@ -29,7 +29,7 @@ Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Restoring:
+class Restoration:
     """The options of a restoration; called with the names of a file and of what to write.
 
     Attributes:

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 import lsconv
+from lsconv.app.arguments import UsageError
 from lsconv.app.picture import ImageFileError, rounded
-from lsconv.app.requests import UsageError
-from lsconv.app.restore import Advance, Restoring
+from lsconv.app.restore import Advance, Restoration
 from lsconv.app.stored import opened, written
 
-__all__ = ["TiledRestoring"]
+__all__ = ["TiledRestoration"]
 
 
 @dataclass(frozen=True)
-class TiledRestoring:
+class TiledRestoration:
     """The options of a restoration by tiles; called with the names of a file and of what to write.
 
     Attributes:
@@ -34,7 +34,7 @@ class TiledRestoring:
         quiet: show no progress.
     """
 
-    work: Restoring
+    work: Restoration
     tile: int
     quiet: bool = False
 

@@ -18,8 +18,8 @@ import pytest
 import tifffile
 
 import lsconv
+from lsconv.app.arguments import UsageError, find_images, plan_outputs
 from lsconv.app.image_io import ImageFileError, Metadata, Picture, check_target, read_picture, write_picture
-from lsconv.app.requests import UsageError, find_images, plan_outputs
 
 Leave = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]

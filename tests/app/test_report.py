@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import lsconv
+from lsconv.app.arguments import Kernel
 from lsconv.app.report import Evidence, draw_pair, draw_report, report_figure, whiteness
-from lsconv.app.requests import Kernel
 
 
 def correlation_by_definition(residual: np.ndarray, reach: int) -> float:
