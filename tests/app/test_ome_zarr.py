@@ -343,7 +343,7 @@ def test_levels_of_several_blocks_are_those_of_one(tmp_path: Path, monkeypatch: 
     ome = replace(read.metadata.ome, chunks=((1, 64, 48), None))
     picture = replace(read, metadata=replace(read.metadata, ome=ome))
     for name, pixels in (("many", 1), ("some", 2**15), ("one", 2**30)):
-        monkeypatch.setattr("lsconv.app.ome_zarr._BLOCK", pixels)
+        monkeypatch.setattr("lsconv.app.ome_zarr._PIXELS_AT_ONCE", pixels)
         write_picture(tmp_path / f"{name}.zarr", picture)
     many, some, one = (zarr.open_group(tmp_path / f"{name}.zarr", mode="r") for name in ("many", "some", "one"))
     assert sorted(one.array_keys()) == ["0", "1", "2"]
