@@ -165,8 +165,9 @@ class PseudoInverse(LinearOperator):
     def with_damp(self, damp: float | Tensor) -> PseudoInverse:
         """The pseudo-inverse for another damping, which shares the decompositions that do not depend on it.
 
-        The plans for separable kernels, disjoint patches and small matrices share them. All other plans are made anew,
-        because almost all factors of a border or a circulant depend on the damping.
+        The plans for separable kernels, disjoint patches, small matrices and even kernels with reflect padding share
+        them. All other plans are made anew, because almost all factors of a border or a circulant depend on the
+        damping.
 
         Args:
             damp: the damping, a number or a tensor with one per batch item.

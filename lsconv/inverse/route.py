@@ -81,12 +81,12 @@ def route(
                                                                           where that pays
     small           kernel that reads disjoint patches (1x1, or no        "matrix": one small matrix per group
                     larger than the stride), or all of the input at once
-                    separable kernel, any padding mode, stride and        "separable", where the decomposition of the
-                    dilation                                              axes costs less than the alternatives; kept
-                                                                          and damped, the border's factors once they
-                                                                          would have saved their cost
+                    separable kernel, any padding mode, stride and        "separable", where that costs less; kept and
+                    dilation                                              damped, the border's factors once they pay
                     kernel longer than x (deconvolution for a short       "normal": the normal equations, where they
                     response), or few unknowns, damped                    are not too ill-conditioned
+                    even kernel of one channel, reflect padding that      an iteration in the basis of cosines
+                    keeps the size; undamped where the rank is certain    (:class:`CosinePlan`)
     circulant       circular convolution that nothing crops               "fourier"
     dense           no convolution, and an ``rcond`` of the user's        "svd" (:class:`SingularValuePlan`)
     thresholded     convolution, and an ``rcond`` of the user's           "svd" where that is quick, else "border"

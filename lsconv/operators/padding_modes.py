@@ -35,6 +35,7 @@ class PaddingMode:
         zero: padded cells are zero.
         periodic: padded cells are those of the other side of the axis.
         copies: every padded cell is a copy of one inside cell near the same side.
+        even: padded cells continue x to a signal that is even about its first and about its last cell.
     """
 
     pad: Callable[[Tensor, Sequence[tuple[int, int]]], Tensor]
@@ -46,6 +47,7 @@ class PaddingMode:
     zero: bool = False
     periodic: bool = False
     copies: bool = False
+    even: bool = False
 
 
 def _torch_pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str = "constant") -> Tensor:
@@ -93,6 +95,7 @@ MODES = {
         widest=lambda n: n - 1,
         column_sum=lambda n, pair, stride, outputs: 1 + (pair[0] > 0) + (pair[1] > 0),
         copies=True,
+        even=True,
     ),
     "replicate": PaddingMode(
         most_axes=3,  # of torch

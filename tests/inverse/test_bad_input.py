@@ -98,6 +98,12 @@ def test_negative_or_non_finite_damp_is_refused(A: Any, y: torch.Tensor, method:
 
 
 @every_method
+def test_the_name_of_a_rule_is_sent_to_the_functions_that_take_one() -> None:
+    A = lsconv.Conv2d(torch.ones(1, 1, 3, 3), (8, 8))
+    with pytest.raises(ArgumentTypeError, match="choose_damp"):
+        lsconv.lstsq(A, torch.zeros(A.out_shape), damp="gcv")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("damp", ["strong", None, torch.tensor(1.0 + 0j)])
 def test_damp_of_another_kind_is_refused(A: Any, y: torch.Tensor, method: str, damp: Any) -> None:
     with pytest.raises((ArgumentTypeError, DtypeError), match="damp"):

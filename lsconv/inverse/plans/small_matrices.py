@@ -17,6 +17,7 @@ from lsconv.factored.kronecker import Factors, SeparablePlan
 from lsconv.factored.normal_equations import NormalEquationsPlan
 from lsconv.factored.patch_matrix import PatchPlan
 from lsconv.fourier.embedding import Embedding
+from lsconv.inverse.plans.cosine_plan import CosinePlan
 from lsconv.inverse.plans.separable_then_border import SeparableThenBorderPlan
 from lsconv.operators.base import LinearOperator
 from lsconv.operators.batch_layout import broadcast_shapes
@@ -76,7 +77,7 @@ def cheap_small_matrices(A: LinearOperator, damp: Tensor | float, **decided: Any
     """The plan of small matrices where A has one that is cheaper than all others."""
     if not isinstance(A, Convolution):
         return None
-    for plan in (_patches, _axes, _normal_equations):
+    for plan in (_patches, _axes, _normal_equations, _cosines):
         with contextlib.suppress(MethodError, PlanMemoryError):  # another kind of matrices may serve
             found = plan(A, damp, decided)
             if found is not None:
@@ -127,3 +128,8 @@ def _normal_equations(A: Convolution, damp: Tensor | float, decided: dict[str, A
     allowed = _KRYLOV_TRANSFORMS * 5 * outputs * math.log2(2 * outputs) if long else 0.0
     small = bool((damping > 0).all()) and operations <= CALL_WORK
     return NormalEquationsPlan(A, damp, **decided) if small or operations <= allowed else None
+
+
+def _cosines(A: Convolution, damp: Tensor | float, decided: dict[str, Any]) -> DirectPlan | None:
+    """The plan in the basis of cosines, for an even kernel and reflect padding."""
+    return CosinePlan(A, damp, **decided) if CosinePlan.serves(A) else None

@@ -222,7 +222,10 @@ def check_damp(damp: Any, A: LinearOperator) -> Tensor:
         ArgumentTypeError, DtypeError, ArgumentError: damp is no real number, or negative or not finite.
     """
     if not isinstance(damp, (numbers.Real, Tensor)):
-        raise ArgumentTypeError(f"damp: expected a number or a tensor with one value per batch item, got {damp!r}")
+        rule = "; tikhonov takes the name of a rule, and choose_damp finds the number" if isinstance(damp, str) else ""
+        raise ArgumentTypeError(
+            f"damp: expected a number or a tensor with one value per batch item, got {damp!r}{rule}"
+        )
     if isinstance(damp, Tensor) and (damp.is_complex() or damp.dtype == torch.bool):
         raise DtypeError(f"damp: expected real numbers, got {damp.dtype}")
     try:
