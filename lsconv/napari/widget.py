@@ -346,19 +346,9 @@ class RestoreWidget(Container):  # type: ignore[misc]
 def _restore_fields(
     problem: Problem, fields: list[Index], shown: Index | None, cancelled: threading.Event
 ) -> Generator[int, None, Restorations | None]:
-    """Restore fields one by one, as a generator.
+    """Restore fields one by one; yields the number done, and returns the restorations, or None when cancelled.
 
-    Args:
-        problem: the problem.
-        fields: the indices of the fields.
-        shown: the field whose evidence is kept for the report, or None.
-        cancelled: the event that ends the work.
-
-    Yields:
-        The number of fields done.
-
-    Returns:
-        The restorations, or None when cancelled.
+    Only the field ``shown`` keeps its evidence, for the report.
     """
     done = []
     for index in fields:
