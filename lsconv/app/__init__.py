@@ -1,7 +1,12 @@
-"""The command line, ``lsconv``, and the reading and writing of pictures; uses the library's public names only.
+"""The command line, ``lsconv``, and the reading and writing of images; uses the library's public names only.
 
-For other programs it has, beside the command line itself, the report of a restoration: :class:`Evidence` gathers what
-:func:`report_figure` draws, :class:`Kernel` is a PSF as both take it, and :func:`rounded` gives integers back.
+In the order in which an image passes: :mod:`~lsconv.app.cli` declares the options, :mod:`~lsconv.app.arguments` checks
+them, :mod:`~lsconv.app.batch` goes through the files, :mod:`~lsconv.app.image_io` reads each by its format
+(:mod:`~lsconv.app.formats`), :mod:`~lsconv.app.restore` or :mod:`~lsconv.app.tiled_restore` solves, and
+:mod:`~lsconv.app.report` draws how well the answer explains the data.
+
+Other programs may use the report: :class:`Evidence` gathers what :func:`report_figure` draws, :class:`Kernel` is a PSF
+with its number of spatial axes, and :func:`rounded` converts an answer to an image's integers.
 
 Example:
     >>> from lsconv.app import Evidence, Kernel, report_figure
@@ -27,24 +32,24 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lsconv.app.arguments import Kernel
     from lsconv.app.picture import rounded
     from lsconv.app.report import Evidence, report_figure
-    from lsconv.app.requests import Kernel
 
 __all__ = ["Evidence", "Kernel", "command_line", "main", "report_figure", "rounded"]
 
-_PLACES = {"Evidence": "report", "Kernel": "requests", "report_figure": "report", "rounded": "picture"}
+_MODULE_OF = {"Evidence": "report", "Kernel": "arguments", "report_figure": "report", "rounded": "picture"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: the command line has to start where the extra is missing."""
-    if name not in _PLACES:
+    """Import a public name on first use, so that the command line starts where the ``app`` extra is missing."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'lsconv.app' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"lsconv.app.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(f"lsconv.app.{_MODULE_OF[name]}"), name)
 
 
 def command_line() -> Callable[[], None]:
-    """Import the command line; says what to install where the ``app`` extra is missing."""
+    """Import the command line, or print what to install where the ``app`` extra is missing."""
     try:
         from lsconv.app.cli import run
     except ModuleNotFoundError as error:

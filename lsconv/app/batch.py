@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import lsconv
+from lsconv.app.arguments import UsageError
 from lsconv.app.image_io import ImageFileError
-from lsconv.app.requests import UsageError
 
-__all__ = ["Outcome", "complain", "describe", "for_each"]
+__all__ = ["Outcome", "describe", "print_error", "process_files"]
 
 Advance = Callable[[str, int, int], None]
 Work = Callable[[Path, Path, Advance], tuple[str, bool]]
@@ -31,9 +32,9 @@ class Outcome:
 
     Attributes:
         image: the file read.
-        line: what was done, or None where it failed.
+        line: a line about the file written, or None where it failed.
         converged: whether every solve converged.
-        remarks: what was amiss.
+        remarks: its error and warnings, one line each.
     """
 
     image: Path
@@ -42,29 +43,31 @@ class Outcome:
     remarks: list[str] = field(default_factory=list)
 
 
-def for_each(
+def process_files(
     work: Work, images: Sequence[Path], targets: Sequence[Path], *, jobs: int = 1, quiet: bool = False
 ) -> tuple[int, list[Outcome]]:
-    """Work on every file, go on after those that fail, and say so.
+    """Process every file, and go on after those that fail.
 
-    A line about every file goes to stdout unless ``quiet``, one about everything amiss to stderr.
+    A line about every file goes to stdout unless ``quiet``; errors and warnings go to stderr, a line each.
 
     Args:
-        work: restores or blurs one file.
+        work: restores or blurs one file; returns a line about it, and whether every solve converged.
         images: the files to read.
-        targets: the files to write.
+        targets: the files to write, one for every image.
         jobs: processes that share the files.
-        quiet: say nothing but what is amiss.
+        quiet: print errors and warnings only.
 
     Returns:
-        The exit code, 0, 1 (something did not converge) or 2 (something failed), and what came of every file.
+        The exit code, 0, 1 (something did not converge) or 2 (something failed), and the outcome of every file.
+
+    Raises:
+        UsageError: a process was killed.
     """
     code, outcomes = 0, []
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip
-    shown = console.is_terminal and not quiet
-    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         files = progress.add_task("files", total=len(images), visible=len(images) > 1)
         stage = progress.add_task("", total=None)
 
@@ -73,7 +76,7 @@ def for_each(
 
         for outcome in _outcomes(work, images, targets, min(jobs, len(images)), advance):
             for remark in outcome.remarks:
-                complain(remark)
+                print_error(remark)
             if outcome.line is None:
                 code = 2
             else:
@@ -94,27 +97,37 @@ def _outcomes(
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        yield from pool.map(_attempt, [work] * len(images), images, targets)
+    try:
+        with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+            yield from pool.map(_attempt, [work] * len(images), images, targets)
+    except BrokenProcessPool:
+        raise UsageError(
+            f"--jobs {jobs}: a process was killed, probably for want of memory; give fewer jobs, or --max-memory"
+        ) from None
 
 
 def _attempt(work: Work, image: Path, target: Path, advance: Advance = lambda *_: None) -> Outcome:
-    """Work on one file, with errors and warnings as remarks."""
+    """Process one file, with errors and warnings as remarks."""
     outcome = Outcome(image)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             outcome.line, outcome.converged = work(image, target, advance)
         except (UsageError, ImageFileError, lsconv.LsconvError, OSError, MemoryError, RuntimeError) as error:
-            if type(error) is RuntimeError and "memory" not in str(error):
+            if _is_unexpected(error):
                 raise
-            outcome.remarks.append(_about(image, error))
+            outcome.remarks.append(_remark(image, error))
     outcome.remarks += list(dict.fromkeys(f"{image}: {warning.message}" for warning in caught))
     return outcome
 
 
-def _about(image: Path, error: Exception) -> str:
-    """The error with the file's name before it, unless it is there already."""
+def _is_unexpected(error: Exception) -> bool:
+    """Tell a mistake in the program from torch's error about a lack of memory, which is a RuntimeError too."""
+    return isinstance(error, RuntimeError) and not isinstance(error, lsconv.LsconvError) and "memory" not in str(error)
+
+
+def _remark(image: Path, error: Exception) -> str:
+    """The error in words that begin with the file's name."""
     if isinstance(error, OSError) and error.filename is not None:
         return describe(error)
     if isinstance(error, (MemoryError, RuntimeError)) and not isinstance(error, lsconv.LsconvError):
@@ -123,12 +136,12 @@ def _about(image: Path, error: Exception) -> str:
 
 
 def describe(error: Exception) -> str:
-    """An error in words, a file's with the name first."""
+    """An error in words; one of the file system begins with the file's name."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
 
 
-def complain(message: str) -> None:
-    """Say what is wrong in one line on stderr."""
+def print_error(message: str) -> None:
+    """Print what is wrong as one line on stderr."""
     print("lsconv:", " ".join(message.split()), file=sys.stderr)

@@ -9,23 +9,23 @@ from pathlib import Path
 import torch
 
 import lsconv
+from lsconv.app.arguments import Kernel, UsageError
 from lsconv.app.image_io import check_target, read_picture, write_picture
-from lsconv.app.requests import Kernel, UsageError
 from lsconv.app.restore import Advance
 
-__all__ = ["Blurring"]
+__all__ = ["Blur"]
 
 
 @dataclass(frozen=True)
-class Blurring:
-    """The options of a blur; called with the names of a file and of what to write.
+class Blur:
+    """Blur files with these options; called with the name of the image to read and that of the one to write.
 
     Attributes:
-        kernel: the blur.
-        boundary: what lies beyond the image; "unknown" gives the pixels that need nothing from there.
+        kernel: the PSF.
+        boundary: what lies beyond the image; "unknown" keeps the pixels that depend on nothing beyond it.
         noise_std: standard deviation of the noise added, in the units of the image.
-        seed: of the noise.
-        device: where to compute.
+        seed: the seed of the noise, the same for every file.
+        device: the device that computes.
     """
 
     kernel: Kernel
@@ -38,16 +38,27 @@ class Blurring:
         if not (math.isfinite(self.noise_std) and self.noise_std >= 0):
             raise UsageError(f"--noise-std {self.noise_std}: expected a number >= 0")
         if self.kernel.model is not None:
-            raise UsageError(f"--psf auto:{self.kernel.model}: is of lsconv deblur; a blur has to be given")
+            raise UsageError(
+                f"--psf auto:{self.kernel.model}: estimates a blur for lsconv deblur; give lsconv blur a PSF"
+            )
 
     def __call__(self, image: Path, target: Path, advance: Advance = lambda *_: None) -> tuple[str, bool]:
-        """Blur one file; answers a line about it, and True."""
+        """Blur one file.
+
+        Args:
+            image: the file to read.
+            target: the file to write.
+            advance: told the stage, the items done and the items in all.
+
+        Returns:
+            A line about the file written, and True: nothing has to converge.
+        """
         picture = read_picture(image)
         check_target(target, picture)
         kernel = self.kernel.as_line() if picture.line and self.kernel.ndim == 2 else self.kernel
         fields = kernel.fields_of(picture)
         if not bool(torch.isfinite(fields).all()):
-            raise UsageError("contains NaN, of which no blur is known")
+            raise UsageError("contains NaN; a blur needs the value of every pixel")
         ndim, size = kernel.ndim, tuple(fields.shape[-kernel.ndim :])
         if any(k > n for k, n in zip(kernel.size, size, strict=True)):
             raise UsageError(f"the PSF's size {kernel.size} exceeds that of the image, {size}")

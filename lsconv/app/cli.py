@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -19,15 +20,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 import lsconv
-from lsconv.app import demo as demonstration
-from lsconv.app.batch import complain, describe, for_each
-from lsconv.app.blurring import Blurring
-from lsconv.app.estimating import estimate
-from lsconv.app.image_io import ImageFileError
-from lsconv.app.plots import check_output
-from lsconv.app.psf_grid import read_psf_grid
-from lsconv.app.report_page import write_page
-from lsconv.app.requests import (
+from lsconv.app import demo as comparison
+from lsconv.app.arguments import (
     AUTOMATIC,
     BOUNDARIES,
     UsageError,
@@ -39,8 +33,14 @@ from lsconv.app.requests import (
     parse_memory,
     plan_outputs,
 )
-from lsconv.app.restore import PRIORS, RULES, Restoring
-from lsconv.app.tiled_restore import TiledRestoring
+from lsconv.app.batch import describe, print_error, process_files
+from lsconv.app.blurring import Blur
+from lsconv.app.estimating import estimate
+from lsconv.app.image_io import ImageFileError
+from lsconv.app.psf_grid import read_psf_grid
+from lsconv.app.report_page import write_page
+from lsconv.app.restore import PRIORS, RULES, Restoration
+from lsconv.app.tiled_restore import TiledRestoration
 
 __all__ = ["app", "run"]
 
@@ -89,31 +89,27 @@ iterations: * the tolerance was not met. seconds: with setup, after a warm-up.""
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its exit code: 0, 1 (a solve failed), 2 (asked for wrongly).
+    """Run the command line and exit with code 0, 1 (not converged), 2 (wrong arguments or failed) or 130 (interrupted).
 
     Args:
         arguments: the words after ``lsconv``; those of this process by default.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text, as stderr knows
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be valid text
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(
-            args=list(sys.argv[1:] if arguments is None else arguments), prog_name="lsconv", standalone_mode=False
-        )
+        code = app(args=words, prog_name="lsconv", standalone_mode=False, obj=["lsconv", *words])
     except (UsageError, ImageFileError, lsconv.LsconvError, OSError) as error:
-        code = print_error(describe(error))
+        print_error(describe(error))
+        code = 2
     except typer.Abort:
-        code = 130  # interrupted, as shells count it
+        code = 130  # 128 + SIGINT, as shells report it
     except Exception as error:
-        if not hasattr(error, "format_message"):  # typer's and click's errors about the command line have it
+        if not hasattr(error, "format_message"):  # only errors of typer and click about the arguments have it
             raise
-        code = print_error(error.format_message())
+        print_error(error.format_message())
+        code = 2
     raise SystemExit(code or 0)
-
-
-def print_error(message: str) -> int:
-    complain(message)
-    return 2
 
 
 def _print_version(wanted: bool) -> None:
@@ -139,6 +135,7 @@ def overview(
 
 @app.command()
 def deblur(
+    context: typer.Context,
     images: ImagesArgument,
     output: OutputOption,
     psf: PsfOption = None,
@@ -224,7 +221,7 @@ def deblur(
     Example, with a picture photo.png:
       lsconv blur photo.png --disk 3 --noise-std 2 -o blurred.png
       lsconv deblur blurred.png --disk 3 -o restored.png --plot report.png
-    """  # noqa: D301 - a backspace, which tells click not to fill the lines
+    """  # noqa: D301 - a backspace, which makes click keep the line breaks
     _check_boundary(boundary)
     if quiet and verbose:
         raise UsageError("--quiet, --verbose: give one of them")
@@ -234,7 +231,7 @@ def deblur(
         raise UsageError("--psf-grid: is a blur of its own; give no other beside it")
     kernel = choose_psf(psf, gaussian, disk, motion, box) if psf_grid is None else read_psf_grid(psf_grid)
     files = find_images(images)
-    work = Restoring(
+    work = Restoration(
         kernel, boundary, prior, damp, weight, noise_std, choose_device(device), plot, noise, background, gain, offset,
         read_noise, (0.0 if nonnegative else low, high), origin, parse_memory(max_memory), verbose, report,
         bad_pixels, saturated, error_bars,
@@ -243,10 +240,10 @@ def deblur(
     check_plot(plot, files, targets, error_bars)
     if report is not None:
         check_writable("--report", report / "index.html")
-    restore = work if tile is None else TiledRestoring(work, tile, quiet)
-    code, outcomes = for_each(restore, files, targets, jobs=jobs, quiet=quiet)
+    restore = work if tile is None else TiledRestoration(work, tile, quiet)
+    code, outcomes = process_files(restore, files, targets, jobs=jobs, quiet=quiet)
     if report is not None:
-        page = write_page(report, outcomes, targets, " ".join(["lsconv", *sys.argv[1:]]))
+        page = write_page(report, outcomes, targets, shlex.join(map(str, context.obj)))
         if not quiet:
             print(f"report: {page}")
     raise typer.Exit(code)
@@ -279,9 +276,9 @@ def blur(
     _check_boundary(boundary)
     kernel = choose_psf(psf, gaussian, disk, motion, box)
     files = find_images(images)
-    work = Blurring(kernel, boundary, noise_std, seed, choose_device(device))
+    work = Blur(kernel, boundary, noise_std, seed, choose_device(device))
     targets = plan_outputs(images, files, output)
-    code, _ = for_each(work, files, targets)
+    code, _ = process_files(work, files, targets)
     raise typer.Exit(code)
 
 
@@ -312,11 +309,13 @@ def demo(
 ) -> None:
     """Invert two convolutions three ways, print how well each did, and write a picture."""
     place = choose_device(device)
-    check_output(output)
+    if output.suffix.lower() != ".png":
+        raise UsageError(f"--output {output}: the picture is a PNG file, give a name that ends in .png")
+    check_writable("--output", output)
     console = Console()
     problems = [
-        demonstration.question_problem(place, quick=quick),
-        demonstration.photograph_problem(place, quick=quick),
+        comparison.question_problem(place, quick=quick),
+        comparison.photograph_problem(place, quick=quick),
     ]
     answers = _solve(problems, console)
     for problem, (reference, rows) in zip(problems, answers, strict=True):
@@ -326,47 +325,49 @@ def demo(
         damping = f"damp = {problem.damp:g} where damped. " if problem.damp else ""
         console.print(
             f"{damping}Reference in float64: residual {reference.residual:.0e}, "
-            f"orthogonal to the rest of the truth to {reference.slant:.0e}.",
+            f"orthogonal to the rest of the truth to {reference.inner_product:.0e}.",
             highlight=False,
         )
     console.print(LEGEND, highlight=False)
-    width, height = demonstration.draw(output, problems[1], answers[1][1])
+    width, height = comparison.draw(output, problems[1], answers[1][1])
     console.print(f"\nPicture: {output} ({width}×{height})", highlight=False)
     failures = []
     for problem, (reference, rows) in zip(problems, answers, strict=True):
         failed = [] if reference.verified else ["reference"]
         failed += [row.method for row in rows if row.method.startswith("lsconv") and not row.converged]
-        failures += [f"{way} of '{problem.title}'" for way in failed]
+        failures += [f"{method} of '{problem.title}'" for method in failed]
     if failures:
-        print("lsconv: not converged:", "; ".join(failures), file=sys.stderr)
+        print_error(f"not converged: {'; '.join(failures)}")
         raise typer.Exit(1)
 
 
-Answers = list[tuple[demonstration.Reference, list[demonstration.Answer]]]
+Answers = list[tuple[comparison.Reference, list[comparison.Answer]]]
 
 
-def _solve(problems: Sequence[demonstration.Problem], console: Console) -> Answers:
+def _solve(problems: Sequence[comparison.Problem], console: Console) -> Answers:
+    """Solve every problem by every method, with a progress bar; the reference and the answers of each problem."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    steps = 1 + sum(1 + len(demonstration.solvers(problem)) for problem in problems)
+    steps = 1 + sum(1 + len(comparison.solvers(problem)) for problem in problems)
     answers: Answers = []
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("warming up", total=steps)
-        demonstration.warm_up(problems[0].y.device)
+        comparison.warm_up(problems[0].y.device)
         progress.advance(task)
         for problem in problems:
             progress.update(task, description="minimum-norm reference, float64")
-            reference = demonstration.solve_reference(problem)
+            reference = comparison.solve_reference(problem)
             progress.advance(task)
             rows = []
-            for name, solve in demonstration.solvers(problem).items():
+            for name, solve in comparison.solvers(problem).items():
                 progress.update(task, description=name)
-                rows.append(demonstration.judge(problem, reference, name, solve))
+                rows.append(comparison.evaluate(problem, reference, name, solve))
                 progress.advance(task)
             answers.append((reference, rows))
     return answers
 
 
-def _table(rows: Sequence[demonstration.Answer]) -> Table:
+def _table(rows: Sequence[comparison.Answer]) -> Table:
+    """The answers to one problem as a table, a row for every method."""
     table = Table(box=MARKDOWN, header_style="bold")
     table.add_column("method", no_wrap=True)
     for heading in ("residual", "min-norm", "truth", "iterations", "seconds"):

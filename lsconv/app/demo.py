@@ -1,8 +1,8 @@
-r"""The problems that ``lsconv demo`` solves, three ways each, and how each answer is judged.
+r"""The problems that ``lsconv demo`` solves by three methods, and the measures of each answer.
 
 The reference is the minimum-norm solution :math:`A^+ A x_{true}`, the part of the truth that the data determine: the
 orthogonal projection of :math:`x_{true}` onto the range of :math:`A^H`. It is solved for in float64 from noise-free
-data and verified before anything is compared with it: it must reproduce the data, and what is left of the truth must
+data and verified before anything is compared with it: it must reproduce the data, and the rest of the truth must
 be orthogonal to it, :math:`\langle x_{mn}, x_{true} - x_{mn} \rangle = 0`.
 """
 
@@ -29,7 +29,7 @@ __all__ = [
     "Reference",
     "circular_pseudo_inverse",
     "draw",
-    "judge",
+    "evaluate",
     "motion_kernel",
     "peak_signal_to_noise",
     "photograph_problem",
@@ -50,9 +50,9 @@ class Problem:
         weight: its kernel, ``(c_out, c_in, k, k)``.
         truth: the x that y was made from, ``(batch, c_in, height, width)``.
         y: the data, ``(batch, c_out, height - k + 1, width - k + 1)``.
-        damp: the damping that suits the noise; 0 asks for the minimum-norm solution.
+        damp: the damping that suits the noise; 0 for the minimum-norm solution.
         budget: iterations given to plain LSQR.
-        offset: what was subtracted from the picture, per batch item, and is added again to show it.
+        offset: the mean that was subtracted from truth and data, per batch item, and is added again for display.
     """
 
     title: str
@@ -72,17 +72,17 @@ class Reference:
     Attributes:
         x: the solution, shaped like the truth.
         residual: :math:`\|A x - A x_{true}\| / \|A x_{true}\|`.
-        slant: :math:`|\langle x, x_{true} - x \rangle| / \|x_{true}\|^2`, zero for the projection.
+        inner_product: :math:`|\langle x, x_{true} - x \rangle| / \|x_{true}\|^2`, zero for the projection.
     """
 
     x: Tensor
     residual: float
-    slant: float
+    inner_product: float
 
     @property
     def verified(self) -> bool:
         """True when both deviations are far below every distance that the demonstration reports."""
-        return self.residual < 1e-8 and self.slant < 1e-8
+        return self.residual < 1e-8 and self.inner_product < 1e-8
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def question_problem(device: torch.device, *, quick: bool = False) -> Problem:
 def photograph_problem(device: torch.device, *, quick: bool = False) -> Problem:
     """The photograph, blurred by a motion of the camera, cropped to the pixels that need none outside it, 1% noise.
 
-    The mean of the data is subtracted from data and truth (a kernel of sum 1 keeps it), so that what the damping pulls
-    to is the average colour and not black; every method is given the same data.
+    The mean of the data is subtracted from data and truth (a kernel of sum 1 keeps it), so that the damping pulls
+    towards the average colour and not towards black; every method is given the same data.
 
     Args:
         device: where to compute.
@@ -163,7 +163,7 @@ def photograph_problem(device: torch.device, *, quick: bool = False) -> Problem:
 
 
 def motion_kernel(size: int = 15) -> Tensor:
-    """The trace of a camera that moves in an S, the hook at its end turning back: not symmetric, sum 1, float64.
+    """The PSF of a camera that moves along an S whose end turns back: not symmetric, of sum 1, float64.
 
     Args:
         size: side of the kernel in pixels.
@@ -181,17 +181,17 @@ def motion_kernel(size: int = 15) -> Tensor:
     part = places - corner
     kernel = torch.zeros(size, size, dtype=torch.float64)
     for down in (0, 1):
-        for right in (0, 1):  # every moment's light is shared among the four pixels around its place
+        for right in (0, 1):  # bilinear: the light of every moment is shared among the four nearest pixels
             light = (part[0] if down else 1 - part[0]) * (part[1] if right else 1 - part[1])
             kernel.index_put_((corner[0] + down, corner[1] + right), light, accumulate=True)
     return kernel / kernel.sum()
 
 
 def circular_pseudo_inverse(weight: Tensor, y: Tensor, in_size: tuple[int, int], *, damp: float = 0.0) -> Tensor:
-    r"""The recipe of the original question: y extended by zeros, a pseudo-inverse per frequency.
+    r"""Invert as the original question did: y extended by zeros, a pseudo-inverse per frequency.
 
-    It takes the convolution for a periodic one, and y for complete. Written in plain torch, apart from lsconv, as
-    people find it on the web.
+    This takes the convolution for a periodic one, and y for complete. It is written in plain torch, without lsconv, as
+    published on the web.
 
     Args:
         weight: kernel, ``(c_out, c_in, k, k)``.
@@ -219,7 +219,10 @@ def circular_pseudo_inverse(weight: Tensor, y: Tensor, in_size: tuple[int, int],
 
 
 def solvers(problem: Problem) -> dict[str, Solver]:
-    """The methods of the table, by their name in it."""
+    """The methods to compare, by their name in the table.
+
+    Each returns x, the iterations (None for a direct method) and whether it converged (None where it has no test).
+    """
     in_size = (problem.truth.shape[-2], problem.truth.shape[-1])
     damped = ", damped" if problem.damp else ""
 
@@ -247,7 +250,7 @@ def solvers(problem: Problem) -> dict[str, Solver]:
 
 
 def warm_up(device: torch.device) -> None:
-    """Run every method once on small problems, so that what torch sets up on first use is not counted as theirs."""
+    """Run every method once on small problems, so that torch's initialisation is not timed as part of the first."""
     for problem in (question_problem(device, quick=True), photograph_problem(device, quick=True)):
         for solve in solvers(problem).values():
             with warnings.catch_warnings():
@@ -256,24 +259,24 @@ def warm_up(device: torch.device) -> None:
 
 
 def solve_reference(problem: Problem) -> Reference:
-    """The minimum-norm solution of the noise-free problem, in float64, with what verifies it."""
+    """Solve the noise-free problem for its minimum-norm solution in float64, and measure the two conditions on it."""
     A, truth = problem.A.to(dtype=torch.float64), problem.truth.double()
     data = A(truth)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", lsconv.ConvergenceWarning)  # verified below, whatever the solver says
+        warnings.simplefilter("ignore", lsconv.ConvergenceWarning)  # verified below instead
         x = lsconv.lstsq(A, data, rtol=1e-11).x
-    slant = torch.sum(x * (truth - x)).abs() / torch.sum(truth**2)
-    return Reference(x, _relative(A(x) - data, data), float(slant))
+    inner_product = torch.sum(x * (truth - x)).abs() / torch.sum(truth**2)
+    return Reference(x, _relative(A(x) - data, data), float(inner_product))
 
 
-def judge(problem: Problem, reference: Reference, method: str, solve: Solver) -> Answer:
+def evaluate(problem: Problem, reference: Reference, method: str, solve: Solver) -> Answer:
     """Run a method, time it, and measure its answer in float64."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", lsconv.ConvergenceWarning)  # plain LSQR is meant to run out of its budget
-        _wait(problem.y)
+        warnings.simplefilter("ignore", lsconv.ConvergenceWarning)  # plain LSQR is expected to use up its budget
+        _synchronise(problem.y)
         start = time.perf_counter()
         x, iterations, converged = solve()
-        _wait(problem.y)
+        _synchronise(problem.y)
         seconds = time.perf_counter() - start
     exact, y, truth = x.double(), problem.y.double(), problem.truth.double()
     residual = _relative(problem.A.to(dtype=torch.float64)(exact) - y, y)
@@ -291,36 +294,45 @@ def peak_signal_to_noise(x: Tensor, photograph: Tensor) -> float:
     return float(-10 * torch.log10(torch.mean((x.clamp(0, 1) - photograph.clamp(0, 1)).double() ** 2)))
 
 
-def _relative(difference: Tensor, whole: Tensor) -> float:
-    return float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(whole))
+def _relative(difference: Tensor, reference: Tensor) -> float:
+    return float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(reference))
 
 
-def _wait(tensor: Tensor) -> None:
+def _synchronise(tensor: Tensor) -> None:
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)
 
 
 def draw(path: Path, problem: Problem, rows: Sequence[Answer]) -> tuple[int, int]:
-    """Draw the photograph's panels, each with its PSNR on the pixels that the data cover."""
+    """Draw the photograph, the data and three answers, each with its PSNR on the pixels that the data cover.
+
+    Args:
+        path: the PNG file to write.
+        problem: the photograph's.
+        rows: the answers in the order of :func:`solvers`.
+
+    Returns:
+        Width and height of the file in pixels.
+    """
     edge = (problem.weight.shape[-1] - 1) // 2
     photograph = problem.truth + problem.offset
     inner = photograph[..., edge:-edge, edge:-edge]
 
-    def panel(row: Answer, name: str, closer: bool = False) -> Panel:
+    def panel(row: Answer, name: str, enlarged: bool = False) -> Panel:
         pixels = row.x + problem.offset
         psnr = peak_signal_to_noise(pixels[..., edge:-edge, edge:-edge], inner)
-        return Panel(name, f"PSNR {psnr:.1f} dB", pixels[:, 0], closer)
+        return Panel(name, f"PSNR {psnr:.1f} dB", pixels[:, 0], enlarged)
 
     data = problem.y + problem.offset
     blurred = torch.nn.functional.pad(data, (edge,) * 4, value=1.0)
     psnr = peak_signal_to_noise(data, inner)
     height, width = photograph.shape[-2:]
     panels = [
-        Panel("photograph", f"{width}×{height}", photograph[:, 0], closer=True),
+        Panel("photograph", f"{width}×{height}", photograph[:, 0], enlarged=True),
         Panel("blurred, cropped, 1% noise", f"PSNR {psnr:.1f} dB", blurred[:, 0]),
         panel(rows[0], "circular pseudo-inverse"),
-        panel(rows[1], f"circular, damp={problem.damp:g}", closer=True),
-        panel(rows[-1], f"lsconv, damp={problem.damp:g}", closer=True),
+        panel(rows[1], f"circular, damp={problem.damp:g}", enlarged=True),
+        panel(rows[-1], f"lsconv, damp={problem.damp:g}", enlarged=True),
     ]
     strip = (slice(0, height // 5), slice(0, width * 3 // 5))
     caption = "PSNR against the photograph, on the middle pixels that the blurred picture covers."

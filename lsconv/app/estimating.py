@@ -1,4 +1,4 @@
-"""The command ``lsconv psf``: the PSF of an image, from the image."""
+"""The command ``lsconv psf``: the PSF of an image, estimated from the image alone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 import typer
 
 import lsconv
-from lsconv.app.batch import complain
+from lsconv.app.arguments import AUTOMATIC, UsageError, check_writable, real_path
+from lsconv.app.batch import print_error
 from lsconv.app.image_io import atomically, read_picture
-from lsconv.app.requests import AUTOMATIC, UsageError, check_writable
 
 __all__ = ["estimate"]
 
@@ -41,16 +41,18 @@ def estimate(
         if output.suffix.lower() != ".npy":
             raise UsageError(f"--output {output}: the PSF is an array, give a name that ends in .npy")
         check_writable("--output", output)
+        if real_path(output) == real_path(image):
+            raise UsageError(f"--output {output}: would replace the image; give another name")
     picture = read_picture(image)
     if picture.line:
         raise UsageError(f"{image}: is a signal; blurs are estimated in images")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", lsconv.ConvergenceWarning)  # said below
-        found = lsconv.estimate_psf(picture.colours.to(torch.float64), model)
+        warnings.simplefilter("ignore", lsconv.ConvergenceWarning)  # the status is printed below
+        estimated = lsconv.estimate_psf(picture.colours.to(torch.float64), model)
     if output is not None:
         with atomically(output) as file:
-            np.save(file, found.psf.numpy())
-    print(found)
-    if not found.converged:
-        complain(f"{image}: {found.status.sentence}")
+            np.save(file, estimated.psf.numpy())
+    print(estimated)
+    if not estimated.converged:
+        print_error(f"{image}: {estimated.status.sentence}")
         raise typer.Exit(1)

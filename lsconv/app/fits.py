@@ -15,13 +15,13 @@ __all__ = ["read_fits", "write_fits"]
 
 
 def read_fits(path: Path) -> Picture:
-    """The first image of a FITS file, with the header it came with."""
+    """Read the first image of a FITS file, with its header."""
     fits = imported(path, "FITS")
     with fits.open(path, memmap=False) as file:
-        found = [hdu for hdu in file if hdu.is_image and hdu.data is not None and hdu.data.ndim > 0]
-        if not found:
+        images = [hdu for hdu in file if hdu.is_image and hdu.data is not None and hdu.data.ndim > 0]
+        if not images:
             raise ImageFileError(f"{path}: holds no image")
-        values, header = np.asarray(found[0].data), found[0].header.copy()
+        values, header = np.asarray(images[0].data), images[0].header.copy()
     if values.ndim > 5:
         raise ImageFileError(f"{path}: an image of {values.ndim} axes is not supported, at most 5 are")
     native = values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -31,13 +31,13 @@ def read_fits(path: Path) -> Picture:
 
 
 def write_fits(file: BinaryIO, picture: Picture) -> None:
-    """The image as primary HDU under its own header, with a line of HISTORY."""
+    """Write the image as the primary HDU, with the header that it was read with and a line of HISTORY."""
     fits = imported(Path(file.name), "FITS")
     values = picture.values[0] if picture.line else picture.values
     values = np.moveaxis(values, -1, 0) if values.shape[-1] > 1 else values[..., 0]
     header = None if picture.metadata.header is None else picture.metadata.header.copy()
     hdu = fits.PrimaryHDU(values, header)
     hdu.header["HISTORY"] = f"written by lsconv {lsconv.__version__}"
-    buffer = io.BytesIO()  # astropy takes no file opened to be new
+    buffer = io.BytesIO()  # astropy refuses a file opened in mode "x"
     hdu.writeto(buffer, output_verify="silentfix")
     file.write(buffer.getbuffer())

@@ -1,4 +1,4 @@
-"""The picture formats, one reader and one writer each; :mod:`lsconv.app.image_io` is the door to them."""
+"""The image formats, a reader and a writer each; :mod:`lsconv.app.image_io` chooses among them."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ __all__ = ["FORMATS", "Format", "reader_of"]
 
 _UINT8, _UINT16 = np.dtype(np.uint8), np.dtype(np.uint16)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# What a PNG file says beside the pixels. Chunks about the coding of the pixels (PLTE, tRNS, sBIT, ...) are not among
-# them: they are no longer true of the file that is written.
-_KEPT_CHUNKS = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"pHYs", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
+# PNG's chunks of metadata. Those about the coding of the pixels (PLTE, tRNS, sBIT, ...) are left out: the file that is
+# written codes its pixels differently.
+_METADATA_CHUNKS = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"pHYs", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its limits, and the function that writes it.
+    """A file format: its limits, and the function that writes it.
 
     Attributes:
         name: the format's name.
-        write: writes a picture that the format can hold into an open file, or into a folder.
-        depths: number types it can hold, the one for everything else last; None: all.
+        write: writes an image that the format can hold into an open file, or into a folder.
+        depths: the number types that it holds; others are converted to the last. None: it holds all.
         opacity: whether it holds opacity.
         stacks: whether it holds several pages.
-        images: whether it holds images; else signals alone.
+        images: whether it holds images; False: signals only.
         folder: whether it is a folder of files.
     """
 
@@ -55,7 +55,7 @@ class Format:
 
 
 def reader_of(head: bytes) -> Callable[[Path], Picture] | None:
-    """The reader for a file that begins with these bytes, or None."""
+    """The function that reads a file with these first bytes, or None where no format has them."""
     if head.startswith(_PNG_SIGNATURE):
         return _read_png
     if head.startswith(b"\xff\xd8\xff"):
@@ -70,6 +70,7 @@ def reader_of(head: bytes) -> Callable[[Path], Picture] | None:
 
 
 def _from_pillow(values: np.ndarray[Any, Any], metadata: Metadata) -> Picture:
+    """The image of an array ``(height, width)`` or ``(height, width, channels)``; of 2 or 4 the last is opacity."""
     values = values[..., None] if values.ndim == 2 else values
     return Picture(values, values.shape[-1] in (2, 4), metadata)
 
@@ -79,7 +80,7 @@ def _from_pillow(values: np.ndarray[Any, Any], metadata: Metadata) -> Picture:
 
 def _open(path: Path, name: str) -> PillowImage.Image:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)  # large pictures are welcome
+        warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)  # large images are expected here
         return PillowImage.open(path, formats=[name])
 
 
@@ -93,9 +94,9 @@ def _read_png(path: Path) -> Picture:
             exif=image.info.get("exif"),
             resolution=image.info.get("dpi"),
             description=text.get("Description"),
-            chunks=tuple(chunk for chunk in _chunks(data) if chunk[0] in _KEPT_CHUNKS),
+            chunks=tuple(chunk for chunk in _chunks(data) if chunk[0] in _METADATA_CHUNKS),
         )
-        if data[24] == 16:  # Pillow would cut 16-bit colour to 8 bits
+        if data[24] == 16:  # Pillow truncates 16-bit colour to 8 bits
             values = np.asarray(imagecodecs.png_decode(data))
         elif image.mode == "P" or "transparency" in image.info:
             values = np.array(image.convert("RGBA" if "transparency" in image.info else "RGB"))
@@ -123,13 +124,16 @@ def _write_png(file: BinaryIO, picture: Picture) -> None:
     data = bytes(imagecodecs.png_encode(values, level=6))
     header = len(_PNG_SIGNATURE) + 25  # IHDR: 4 of length, 4 of name, 13 of data, 4 of checksum
     file.write(data[:header])
-    for name, body in picture.metadata.chunks or _described(picture.metadata):
+    for name, body in picture.metadata.chunks or _metadata_chunks(picture.metadata):
         file.write(struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)))
     file.write(data[header:])
 
 
-def _described(metadata: Metadata) -> list[tuple[bytes, bytes]]:
-    """The chunks for the metadata of another format: those of a picture of one pixel that Pillow writes with them."""
+def _metadata_chunks(metadata: Metadata) -> list[tuple[bytes, bytes]]:
+    """Name and body of the chunks for metadata from another format.
+
+    They are taken from an image of one pixel that Pillow writes with this metadata.
+    """
     text = PngInfo()
     if metadata.description and metadata.layout is None:
         text.add_itxt("Description", metadata.description)
@@ -137,19 +141,19 @@ def _described(metadata: Metadata) -> list[tuple[bytes, bytes]]:
     buffer = io.BytesIO()
     given = {name: value for name, value in options.items() if value is not None}
     PillowImage.new("L", (1, 1)).save(buffer, format="PNG", pnginfo=text, **given)
-    return [chunk for chunk in _chunks(buffer.getvalue()) if chunk[0] in _KEPT_CHUNKS]
+    return [chunk for chunk in _chunks(buffer.getvalue()) if chunk[0] in _METADATA_CHUNKS]
 
 
 def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Name and body of a PNG file's chunks, those with pixels left out."""
-    found, place = [], len(_PNG_SIGNATURE)
-    while place + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, place)
-        name = data[place + 4 : place + 8]
+    """Name and body of all chunks of a PNG file but those of pixels."""
+    chunks, start = [], len(_PNG_SIGNATURE)
+    while start + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, start)
+        name = data[start + 4 : start + 8]
         if name != b"IDAT":
-            found.append((name, data[place + 8 : place + 8 + length]))
-        place += 12 + length
-    return found
+            chunks.append((name, data[start + 8 : start + 8 + length]))
+        start += 12 + length
+    return chunks
 
 
 def _write_jpeg(file: BinaryIO, picture: Picture) -> None:
@@ -160,7 +164,7 @@ def _write_jpeg(file: BinaryIO, picture: Picture) -> None:
         comment = metadata.description.encode("utf-8")
     options: dict[str, Any] = {"icc_profile": metadata.icc, "exif": metadata.exif, "comment": comment}
     if metadata.dpi is not None:
-        options["dpi"] = (round(metadata.dpi[0]), round(metadata.dpi[1]))  # JFIF holds whole numbers
+        options["dpi"] = (round(metadata.dpi[0]), round(metadata.dpi[1]))  # JFIF has integers only
     given = {name: value for name, value in options.items() if value is not None}
     PillowImage.fromarray(values).save(file, format="JPEG", quality=95, subsampling=0, **given)
 
@@ -188,7 +192,7 @@ def _write_npy(file: BinaryIO, picture: Picture) -> None:
 
 def _read_wav(path: Path) -> Picture:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks beside the samples
+        warnings.simplefilter("ignore", wavfile.WavFileWarning)  # unknown chunks, which are skipped
         rate, values = wavfile.read(path)
     samples = values[:, None] if values.ndim == 1 else values
     return Picture(samples[None].astype(samples.dtype.newbyteorder("="), copy=False), line=True,

@@ -1,4 +1,4 @@
-"""Images read from files and written to them, whole or not at all."""
+"""Images read from files, and written to them atomically."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ __all__ = [
     "write_picture",
 ]
 
-_SWAP = (-100, 2)  # Linux: names relative to the current folder, RENAME_EXCHANGE
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # constants of Linux
 
 
 @contextmanager
 def atomically(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that becomes ``path`` when the block ends, and disappears when the block raises.
+    """Open a binary file that becomes ``path`` when the block ends, and is removed when the block raises.
 
-    The folder of ``path`` is made where it is missing. The file lies in it until then, so that the final renaming is
-    one step of the file system and no reader ever sees half a file.
+    The folder of ``path`` is made where it is missing. Until the end the file is in that folder under another name, so
+    that renaming it is one step of the file system and no reader sees half a file.
     """
-    # Named before it is made, so that an interruption at any moment leaves none behind.
+    # The name is chosen before the file is made, so that an interruption at any moment leaves none behind.
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
-        with open(str(name), "x+b") as file:  # by its name, which tifffile asks for
+        with open(str(name), "x+b") as file:  # a str, because tifffile reads file.name and expects one
             yield file
         os.replace(name, path)
     except BaseException:
@@ -57,13 +57,13 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomically_folder(path: Path, draft: Path | None = None) -> Iterator[Path]:
-    """A folder that becomes ``path`` when the block ends, and disappears when the block raises.
+    """Make a folder that becomes ``path`` when the block ends, and is removed when the block raises.
 
     Args:
         path: the folder.
-        draft: its place until then, on the same file system; None: one beside it, of a name that no other has.
+        draft: its path until then, on the same file system; None: a new name beside it.
     """
-    path = Path(os.path.realpath(path))  # a link to a folder stays one
+    path = Path(os.path.realpath(path))  # a link to a folder stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.parent / f".{path.name}.{secrets.token_hex(4)}.part" if draft is None else draft
     try:
@@ -82,11 +82,11 @@ def atomically_folder(path: Path, draft: Path | None = None) -> Iterator[Path]:
 
 
 def _swap(new: Path, old: Path) -> None:
-    """Swap two folders, in one step where the system has it."""
+    """Swap two folders; in one step where the operating system can."""
     if sys.platform == "linux":
         swap = getattr(ctypes.CDLL(None), "renameat2", None)
-        here, exchange = _SWAP
-        if swap is not None and swap(here, os.fsencode(new), here, os.fsencode(old), exchange) == 0:
+        names = (_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old))
+        if swap is not None and swap(*names, _RENAME_EXCHANGE) == 0:
             return
     aside = new.with_suffix(".old")
     old.rename(aside)
@@ -97,7 +97,7 @@ def _swap(new: Path, old: Path) -> None:
 def read_picture(path: Path) -> Picture:
     """Read a PNG, JPEG, TIFF, NPY, WAV or FITS file, recognised by its first bytes, or an OME-Zarr folder.
 
-    PNG: 1 to 16 bits, palettes come back as colour. TIFF: any number type and any axes ...YX (time, channel, depth).
+    PNG: 1 to 16 bits, palettes converted to colour. TIFF: any number type and any axes ...YX (time, channel, depth).
     OME-Zarr: the highest level, with time, channel and depth as leading axes.
     NPY: ``(samples,)``, ``(height, width)``, ``(height, width, up to 4 channels)``, ``(pages, height, width)`` or
     ``(pages, height, width, channels)``; 2 and 4 channels mean that the last one is opacity. NaN stays NaN.
@@ -109,8 +109,8 @@ def read_picture(path: Path) -> Picture:
         The :class:`Picture`.
 
     Raises:
-        ImageFileError: when the file is no such picture, is damaged, or holds infinity.
-        OSError: when the file cannot be opened.
+        ImageFileError: the file has none of these formats, is damaged, or holds infinity.
+        OSError: the file cannot be opened.
     """
     if is_image_folder(path):
         read: Callable[[Path], Picture] | None = read_ome_zarr
@@ -123,7 +123,7 @@ def read_picture(path: Path) -> Picture:
         picture = read(path)
     except (ImageFileError, MemoryError):
         raise
-    except Exception as error:  # the readers raise all kinds of errors for damaged files
+    except Exception as error:  # the readers raise many kinds of errors for damaged files
         raise ImageFileError(f"{path}: damaged or unsupported file ({error})") from None
     values = picture.values
     if values.dtype.kind not in "iufb":
@@ -136,7 +136,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def check_target(path: Path, picture: Picture) -> None:
-    """Raise :class:`ImageFileError` unless a picture like this one can be written to a file of this name."""
+    """Raise :class:`ImageFileError` unless an image like this one can be written to a file of this name."""
     target = FORMATS.get(path.suffix.lower())
     if target is None:
         raise ImageFileError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
@@ -172,37 +172,49 @@ def check_target(path: Path, picture: Picture) -> None:
 
 
 def check_labels(path: Path, metadata: Metadata) -> None:
-    """Raise :class:`ImageFileError` where replacing an image would lose labels that the image it is made of has not."""
-    ours = [] if metadata.ome is None else label_names(metadata.ome.labels)
-    lost = [name for name in label_names(path / "labels") if name not in ours]
+    """Raise :class:`ImageFileError` where replacing an OME-Zarr image would lose labels.
+
+    Args:
+        path: the image to replace.
+        metadata: that of the new image, whose own labels are written with it.
+    """
+    own = [] if metadata.ome is None else label_names(metadata.ome.labels)
+    lost = [name for name in label_names(path / "labels") if name not in own]
     if lost:
         raise ImageFileError(f"{path}: has labels ({', '.join(lost)}), which would be lost; give another name")
 
 
 def warn_of_labels(path: Path, metadata: Metadata, shape: tuple[int, ...]) -> None:
-    """Say which labels of the input an output of this shape does not get."""
+    """Warn of the labels of the input that are not written with the output.
+
+    Args:
+        path: the output.
+        metadata: that of the input.
+        shape: the shape of the output's array.
+    """
     names = [] if metadata.ome is None else label_names(metadata.ome.labels)
     folder = FORMATS[path.suffix.lower()].folder
     if names and not (folder and shape == metadata.ome.shape):
-        why = "the image is of another size" if folder else f"{FORMATS[path.suffix.lower()].name} has no place for them"
-        warnings.warn(f"labels {', '.join(names)} are not written: {why}", stacklevel=2)
+        name = FORMATS[path.suffix.lower()].name
+        reason = "the image is of another size" if folder else f"{name} has no place for them"
+        warnings.warn(f"labels {', '.join(names)} are not written: {reason}", stacklevel=2)
 
 
 def write_picture(path: Path, picture: Picture) -> None:
-    """Write a picture in the format that the file's name says, replacing the file in one step.
+    """Write an image in the format of the file's ending, replacing the file in one step.
 
-    PNG holds 8 and 16 bits, JPEG 8 (quality 95, colour at full resolution); deeper integers are rounded to what fits,
-    floating point becomes 16 bits in PNG and 8 in JPEG. TIFF, NPY and OME-Zarr hold every number. The metadata go where
-    the format has room for them: physical sizes and names of channels in TIFF and OME-Zarr, which also gets the labels
-    of the OME-Zarr image that the picture comes from; a warning says where it does not.
+    PNG holds 8 and 16 bits, JPEG 8 (quality 95, colour at full resolution); deeper integers are rounded to these,
+    floating point becomes 16 bits in PNG and 8 in JPEG. TIFF, NPY and OME-Zarr hold every number type. Metadata are
+    written where the format has a place for them: physical sizes and names of channels in TIFF and OME-Zarr, labels
+    from OME-Zarr to OME-Zarr. A warning tells of labels that are not written.
 
     Args:
         path: the file, ending in .png, .jpg, .jpeg, .tif, .tiff, .npy, .fits, .fit, .zarr or .wav.
-        picture: what to write.
+        picture: the image.
 
     Raises:
-        ImageFileError: when the format cannot hold the picture.
-        OSError: when the file cannot be written.
+        ImageFileError: the format cannot hold the image.
+        OSError: the file cannot be written.
 
     Example:
         >>> import pathlib, tempfile
@@ -218,7 +230,7 @@ def write_picture(path: Path, picture: Picture) -> None:
     if target.depths is not None and picture.values.dtype not in target.depths:
         scale = float(np.iinfo(picture.values.dtype).max) if picture.is_integer else 1.0
         picture = replace(picture, values=quantised(picture.values / scale, target.depths[-1]))
-    place: Any = atomically_folder(path) if target.folder else atomically(path)
-    with place as opened:
+    output: Any = atomically_folder(path) if target.folder else atomically(path)
+    with output as opened:
         target.write(opened, picture)
     warn_of_labels(path, picture.metadata, picture.values.shape[:-1])

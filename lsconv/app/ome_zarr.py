@@ -33,28 +33,28 @@ __all__ = [
     "write_ome_zarr",
 ]
 
-_KINDS = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
+_AXIS_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 _VERSIONS = {2: "0.4", 3: "0.5"}
 _READ = ("0.1", "0.2", "0.3", "0.4", "0.5")
-_LEAST = 256  # pixels along y and x of the smallest level
-_BLOCK = 2**22  # pixels of the pyramid that are read and written at once
+_SMALLEST_LEVEL = 256  # most pixels along y and x of the last level of a pyramid
+_PIXELS_AT_ONCE = 2**22  # of the pyramid in memory; chunks are mostly smaller, and slow one by one
 
 
 @dataclass(frozen=True)
 class Multiscale:
-    """The description of an OME-Zarr image.
+    """The metadata of an OME-Zarr image.
 
     Attributes:
-        axes: name, type and unit of every axis, in the order of the array's.
-        transformations: of its highest level: a scale, and perhaps a translation.
-        zarr_format: Zarr's, 2 or 3.
+        axes: name, type and unit of every axis, in the array's order.
+        transformations: those of the highest level: a scale, and perhaps a translation.
+        zarr_format: the version of Zarr's format, 2 or 3.
         entry: the rest of the image's entry under "multiscales".
-        ome: what stands beside "multiscales", such as "omero" with the channels' names and colours.
+        ome: the entries beside "multiscales", such as "omero" with the channels' names and colours.
         attributes: other attributes of the group.
-        chunks: the shape of a chunk, and of a shard or None.
-        shape: of the array.
+        chunks: the shape of a chunk, and the shape of a shard or None.
+        shape: the array's shape.
         labels: the folder of the image's labels, or None.
-        calibration: the names of channels where "omero" is to be made of them.
+        calibration: the names of channels from which "omero" is written, or None to leave it as it is.
     """
 
     axes: list[dict[str, Any]]
@@ -70,7 +70,7 @@ class Multiscale:
 
 
 def is_image_folder(path: Path) -> bool:
-    """Tell a folder that is one image from a folder of images, by its name or its content."""
+    """Tell a folder that is one OME-Zarr image from a folder of images, by its name or its content."""
     return path.is_dir() and (path.suffix.lower() == ".zarr" or _is_zarr(path))
 
 
@@ -79,7 +79,7 @@ def _is_zarr(path: Path) -> bool:
 
 
 def is_replaceable(path: Path) -> bool:
-    """Tell a folder that is an OME-Zarr image and no more from plates, collections and folders of other things."""
+    """True for a folder that is one OME-Zarr image, and may be overwritten; not for plates and other folders."""
     try:
         for name in ("zarr.json", ".zattrs"):
             if path.suffix.lower() == ".zarr" and (path / name).is_file():
@@ -91,40 +91,45 @@ def is_replaceable(path: Path) -> bool:
 
 
 def label_names(path: Path | None) -> list[str]:
-    """The names of the label images in an OME-Zarr image's folder of labels."""
+    """The names of the label images in an OME-Zarr image's folder "labels"; none where there is no such folder."""
     return [] if path is None or not path.is_dir() else sorted(e.name for e in path.iterdir() if _is_zarr(e))
 
 
 def open_ome_zarr(path: Path) -> tuple[Any, str, Metadata]:
-    """The array of the highest level of a group's first image, a letter for every axis, and what is said of it.
+    """Open the first image of an OME-Zarr group.
+
+    Returns:
+        The Zarr array of the highest level, a letter for every axis, and the metadata.
 
     Raises:
-        ImageFileError: it is no such group, or of a version or with axes that are not supported.
+        ImageFileError: the folder is no such group, or its version or axes are not supported.
     """
     zarr = imported(path, "OME-Zarr")
     if not _is_zarr(path):
-        raise ImageFileError(f"{path}: a folder that is no Zarr group")
+        raise ImageFileError(f"{path}: expected an OME-Zarr image, got a folder that is no Zarr group")
     group = zarr.open(path, mode="r")
     if isinstance(group, zarr.Array):
-        raise ImageFileError(f"{path}: a Zarr array alone, of which nothing is said; name its image, {path.parent}")
+        raise ImageFileError(
+            f"{path}: a Zarr array without metadata; give the image that it is in, such as {path.parent}"
+        )
     attributes = group.attrs.asdict()
     ome = attributes.pop("ome") if "ome" in attributes else {k: attributes.pop(k) for k in list(attributes)}
     if not ome.get("multiscales"):
         raise ImageFileError(
-            f"{path}: a Zarr group without multiscales; of a plate or a collection name an image, such as {path / '0'}"
+            f"{path}: a Zarr group without multiscales; of a plate or a collection give an image, such as {path / '0'}"
         )
     entry = ome.pop("multiscales")[0]
     version = str(ome.pop("version", entry.pop("version", "0.4")))
     if version[:3] not in _READ:
         raise ImageFileError(f"{path}: OME-Zarr version {version} is not supported, {_READ[0]} to {_READ[-1]} are")
     axes = [
-        {"name": axis, "type": _KINDS.get(axis, "")} if isinstance(axis, str) else axis
+        {"name": axis, "type": _AXIS_TYPES.get(axis, "")} if isinstance(axis, str) else axis
         for axis in entry.pop("axes", "tczyx")  # names alone until 0.3, nothing until 0.2
     ]
     dataset = entry.pop("datasets")[0]
     array = group[dataset["path"]]
     names = [str(axis["name"]).lower() for axis in axes]
-    letters = "".join(name.upper() if name in _KINDS else "Q" for name in names)
+    letters = "".join(name.upper() if name in _AXIS_TYPES else "Q" for name in names)
     if letters[-2:] != "YX" or len(set(letters)) < len(letters):
         raise ImageFileError(f"{path}: axes {', '.join(names)}; expected t, c, z, y, x or fewer")
     if len(axes) != array.ndim:
@@ -135,7 +140,7 @@ def open_ome_zarr(path: Path) -> tuple[Any, str, Metadata]:
         axes, steps, group.metadata.zarr_format, entry, ome, attributes, (array.chunks, getattr(array, "shards", None)),
         tuple(array.shape), labels if label_names(labels) else None,
     )  # fmt: skip
-    # those of the image come after those of its level
+    # the transformations of the image are applied after those of its level
     scales = [step["scale"] for step in [*steps, *entry.get("coordinateTransformations", [])] if "scale" in step]
     if any(len(scale) != array.ndim for scale in scales):
         raise ImageFileError(f"{path}: a scale of {[len(scale) for scale in scales]} numbers for {array.ndim} axes")
@@ -145,7 +150,7 @@ def open_ome_zarr(path: Path) -> tuple[Any, str, Metadata]:
 
 
 def read_ome_zarr(path: Path) -> Picture:
-    """The highest level of the first image of an OME-Zarr group; time, channel and depth are leading axes."""
+    """Read the highest level of the first image of an OME-Zarr group; time, channel and depth are leading axes."""
     array, axes, metadata = open_ome_zarr(path)
     values = np.asarray(array[...])
     native = values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -153,14 +158,22 @@ def read_ome_zarr(path: Path) -> Picture:
 
 
 def arrangement(path: Path, axes: str, shape: tuple[int, ...], metadata: Metadata) -> tuple[list[int], Multiscale]:
-    """The order in which the axes of an array are written, and their description: T, C, Z, Y, X; samples are channels.
+    """The order in which the axes of an array are written, T, C, Z, Y, X, and the metadata of the image written.
+
+    An image that was read from OME-Zarr keeps its order and metadata.
+
+    Args:
+        path: the image to write, for messages.
+        axes: a letter for every axis; S, the samples of a pixel, is written as C.
+        shape: the array's shape.
+        metadata: that of the file from which the image was read.
 
     Raises:
-        ImageFileError: the array has axes that the format has not.
+        ImageFileError: the array has axes for which OME-Zarr has no place.
     """
-    known = metadata.ome
-    if known is not None and len(known.axes) == len(axes):
-        return list(range(len(axes))), known
+    source = metadata.ome
+    if source is not None and len(source.axes) == len(axes):
+        return list(range(len(axes))), source
     letters = axes.replace("S", "C")
     order = sorted(range(len(letters)), key=lambda index: "TCZYX".find(letters[index]))
     if len(set(letters)) < len(letters) or set(letters) - set("TCZYX"):
@@ -168,7 +181,7 @@ def arrangement(path: Path, axes: str, shape: tuple[int, ...], metadata: Metadat
     names = [letters[index].lower() for index in order]
     steps = [metadata.steps.get(name.upper(), (1.0, "")) for name in names]
     described = [
-        {"name": name, "type": _KINDS[name], **({"unit": unit} if unit else {})}
+        {"name": name, "type": _AXIS_TYPES[name], **({"unit": unit} if unit else {})}
         for name, (_, unit) in zip(names, steps, strict=True)
     ]
     sizes = tuple(shape[index] for index in order)
@@ -180,7 +193,7 @@ def arrangement(path: Path, axes: str, shape: tuple[int, ...], metadata: Metadat
 
 
 def arranged(path: Path, picture: Picture) -> tuple[np.ndarray[Any, Any], Multiscale]:
-    """The array of a picture and its description as they are written."""
+    """The array of an image with its axes as OME-Zarr orders them, and its metadata."""
     grey = picture.values.shape[-1] == 1
     values, axes = (picture.values[..., 0], "YX") if grey else (picture.values, "YXS")
     order, multiscale = arrangement(path, picture.axes + axes, values.shape, picture.metadata)
@@ -188,9 +201,10 @@ def arranged(path: Path, picture: Picture) -> tuple[np.ndarray[Any, Any], Multis
 
 
 def write_ome_zarr(folder: Path, picture: Picture) -> None:
-    """Write the image and its pyramid of means over 2×2 pixels into a folder, in the version that it was read from.
+    """Write an image and its pyramid of means over 2×2 pixels into a folder.
 
-    Images of other formats are written in version 0.5. Further images of the group are not copied.
+    The version is that which the image was read from, 0.4 or 0.5, and 0.5 for images of other formats. Of a group of
+    several images only the first is written.
     """
     values, source = arranged(folder, picture)
     with created_ome_zarr(folder, values.shape, values.dtype, source) as array:
@@ -199,12 +213,16 @@ def write_ome_zarr(folder: Path, picture: Picture) -> None:
 
 @contextmanager
 def created_ome_zarr(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any], source: Multiscale) -> Iterator[Any]:
-    """The Zarr array of a new image, whose pyramid and description are written when the block ends.
+    """Make the Zarr array of a new image, whose pyramid and metadata are written when the block ends.
 
-    Labels of the source are copied where they are of the image's size.
+    Args:
+        folder: the image's folder, which is emptied.
+        shape: the array's shape.
+        dtype: its number type.
+        source: the metadata; its labels are copied where they are of the image's size.
     """
     zarr = imported(folder, "OME-Zarr")
-    dtype = np.dtype(dtype.str)  # of two names for int64 zarr knows one
+    dtype = np.dtype(dtype.str)  # NumPy has two types for int64, zarr knows only one
     group = zarr.open_group(folder, mode="w", zarr_format=source.zarr_format)
     if source.zarr_format == 3:
         layout: dict[str, Any] = {"dimension_names": [axis["name"] for axis in source.axes]}
@@ -214,12 +232,12 @@ def created_ome_zarr(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any],
     array = group.create_array("0", shape=shape, dtype=dtype, chunks=chunks, shards=shards, **layout)
     yield array
     levels = [array]
-    while max(levels[-1].shape[-2:]) > _LEAST:
+    while max(levels[-1].shape[-2:]) > _SMALLEST_LEVEL:
         last = levels[-1]
         size = (*shape[:-2], *(-(-n // 2) for n in last.shape[-2:]))
         level = group.create_array(str(len(levels)), shape=size, dtype=dtype, chunks=chunks, shards=shards, **layout)
-        for place in _blocks(size, shards or chunks):
-            level[place] = _halved(last, place)
+        for block in _blocks(size, shards or chunks):
+            level[block] = _halved(last, block)
         levels.append(level)
     if source.calibration is not None:
         source = replace(source, ome=source.ome | {"omero": source.calibration.omero(_limits(levels[-1]))})
@@ -229,21 +247,21 @@ def created_ome_zarr(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any],
 
 
 def _attributes(source: Multiscale, levels: int, array: Any) -> dict[str, Any]:
-    """The attributes of a group with so many levels."""
+    """The attributes of a group with this number of levels."""
     given = {step["type"]: step.get(step["type"]) for step in source.transformations}
     scale = np.array(given.get("scale") or [1.0] * array.ndim)
     translation = np.array(given.get("translation") or [0.0] * array.ndim)
     across = np.array([0.0] * (array.ndim - 2) + [1.0, 1.0])
     datasets = []
     for level in range(levels):
-        # the first pixel of a level lies in the middle of those that it is the mean of
+        # a pixel is the mean of 2**level by 2**level pixels, and lies at their centre
         shift = translation + scale * across * (2**level - 1) / 2
         steps: list[dict[str, Any]] = [{"type": "scale", "scale": (scale * (1 + across * (2**level - 1))).tolist()}]
         if shift.any():
             steps.append({"type": "translation", "translation": shift.tolist()})
         datasets.append({"path": str(level), "coordinateTransformations": steps})
     entry = {**source.entry, "axes": source.axes, "datasets": datasets, "type": "mean"}
-    entry.pop("metadata", None)  # of the pyramid that was read
+    entry.pop("metadata", None)  # describes the pyramid that was read, not this one
     version = _VERSIONS[source.zarr_format]
     if source.zarr_format == 3:
         return {**source.attributes, "ome": {**source.ome, "version": version, "multiscales": [entry]}}
@@ -251,7 +269,7 @@ def _attributes(source: Multiscale, levels: int, array: Any) -> dict[str, Any]:
 
 
 def _limits(array: Any) -> tuple[float, float]:
-    """The lowest and highest value of a number type of integers, else those of the array."""
+    """The lowest and highest value that the number type holds, for integers; else those in the array."""
     if array.dtype.kind in "iu":
         return np.iinfo(array.dtype).min, np.iinfo(array.dtype).max
     values = np.asarray(array[...], dtype=np.float64)
@@ -259,19 +277,19 @@ def _limits(array: Any) -> tuple[float, float]:
 
 
 def _blocks(shape: Sequence[int], chunk: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """The blocks that an array is made of, of whole chunks and so many that reading and writing them is worth it."""
+    """Divide an array into blocks of whole chunks, each of about ``_PIXELS_AT_ONCE`` pixels."""
     block = list(chunk)
     for axis in reversed(range(len(shape))):
-        while block[axis] < shape[axis] and math.prod(block) < _BLOCK:
+        while block[axis] < shape[axis] and math.prod(block) < _PIXELS_AT_ONCE:
             block[axis] *= 2
     starts = (range(0, n, step) for n, step in zip(shape, block, strict=True))
-    for place in itertools.product(*starts):
-        yield tuple(slice(at, min(at + step, n)) for at, step, n in zip(place, block, shape, strict=True))
+    for corner in itertools.product(*starts):
+        yield tuple(slice(at, min(at + step, n)) for at, step, n in zip(corner, block, shape, strict=True))
 
 
-def _halved(array: Any, place: tuple[slice, ...]) -> np.ndarray[Any, Any]:
-    """The means over 2×2 pixels of an array, an odd edge repeated, that make a block of the next level."""
-    source = (*place[:-2], *(slice(2 * cells.start, 2 * cells.stop) for cells in place[-2:]))
+def _halved(array: Any, block: tuple[slice, ...]) -> np.ndarray[Any, Any]:
+    """A block of the next level: the means over 2×2 pixels of an array, with an odd edge repeated."""
+    source = (*block[:-2], *(slice(2 * cells.start, 2 * cells.stop) for cells in block[-2:]))
     values = np.asarray(array[source])
     odd = [(0, 0)] * (values.ndim - 2) + [(0, n % 2) for n in values.shape[-2:]]
     padded = np.pad(values, odd, mode="edge")

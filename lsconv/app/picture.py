@@ -1,4 +1,4 @@
-"""An image in the number type of its file, with what the file says about it."""
+"""An image in the number type of its file, with the file's metadata."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import Tensor
 
 from lsconv.app.calibration import Calibration
 
-__all__ = ["ImageFileError", "Metadata", "Picture", "imported", "quantised", "rounded"]
+__all__ = ["ImageFileError", "Metadata", "Picture", "imported", "quantised", "rounded", "working_dtype"]
 
 _EXTRAS = {"OME-Zarr": ("zarr", "zarr"), "FITS": ("astropy.io.fits", "fits")}  # format: module and extra
 
 
 class ImageFileError(Exception):
-    """A file cannot be read or written as a picture; the message names the file and says why."""
+    """A file cannot be read or written as an image; the message names the file and gives the reason."""
 
 
 def imported(path: Path, format_name: str) -> Any:
-    """The module that reads and writes "OME-Zarr" or "FITS", or the line that installs it.
+    """Import the module that reads and writes "OME-Zarr" or "FITS".
 
     Raises:
-        ImageFileError: it is missing.
+        ImageFileError: it is missing; the message has the command that installs it.
     """
     module, extra = _EXTRAS[format_name]
     try:
@@ -41,7 +41,7 @@ def imported(path: Path, format_name: str) -> Any:
 
 @dataclass(frozen=True)
 class Metadata:
-    """The description that a file has of its image, apart from the pixels.
+    """The metadata of an image file.
 
     Attributes:
         icc: the ICC colour profile.
@@ -49,13 +49,13 @@ class Metadata:
         resolution: pixels per ``unit`` along the width and the height.
         unit: "inch", "cm" or "none" (only the ratio of the two resolutions means something).
         description: TIFF's ImageDescription, PNG's text "Description", JPEG's comment.
-        layout: shape and number type of the array that the description tells the layout of (ImageJ's and OME's do);
-            None for plain words.
+        layout: shape and number type of the array whose layout the description tells (ImageJ's and OME's do); None
+            for free text.
         rate: samples per second of a signal.
         header: the header of a FITS file.
         ome: the description of an OME-Zarr image (:class:`lsconv.app.ome_zarr.Multiscale`).
-        calibration: the physical steps of axes, and the names of channels, for a way to another format.
-        chunks: PNG's ancillary chunks, word for word, for a way from PNG to PNG.
+        calibration: the physical steps of axes, and the names of channels, to be written in another format.
+        chunks: PNG's ancillary chunks, name and bytes, to be written to PNG unchanged.
     """
 
     icc: bytes | None = None
@@ -80,7 +80,7 @@ class Metadata:
 
     @property
     def steps(self) -> Mapping[str, tuple[float, str]]:
-        """The physical steps of axes, those of x and y by the resolution where nothing else says them."""
+        """The physical steps of axes; x and y have those of the resolution where the calibration has none."""
         if self.resolution is None or self.unit == "none":
             return self.calibration.steps
         unit = {"cm": "centimeter"}.get(self.unit, "inch")
@@ -88,7 +88,7 @@ class Metadata:
         return {"X": (1 / across, unit), "Y": (1 / down, unit), **self.calibration.steps}
 
     def description_of(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str | None:
-        """The description, unless it tells the layout of an array of another shape or number type."""
+        """The description, or None where it tells the layout of another shape or number type than these."""
         return self.description if self.layout in (None, (shape, dtype)) else None
 
 
@@ -100,9 +100,9 @@ class Picture:
         values: ``(*leading, height, width, channels)``, channels being 1 (grey) or 3, and one more where there is
             opacity; a signal has height 1 and any number of channels.
         opacity: whether the last channel is opacity.
-        metadata: what else the file said.
-        axes: a letter for every leading axis, as TIFF names them: T time, C channel, Z depth, others for anything else;
-            given none, Z for one axis.
+        metadata: the metadata of the file.
+        axes: a letter for every leading axis, as TIFF names them: T time, C channel, Z depth, others for anything else.
+            By default Z for the last, and letters without a meaning for those before it.
         line: whether it is a signal.
     """
 
@@ -131,18 +131,18 @@ class Picture:
     def colours(self) -> Tensor:
         """The values without the opacity, ``(..., channels, height, width)``, in the units of the file.
 
-        float32, or float64 where the file holds 32 bits or more (float32 itself excepted).
+        Their number type is that of :func:`working_dtype`.
         """
         values = np.moveaxis(self.values[..., :-1] if self.opacity else self.values, -1, -3)
-        wide = self.values.dtype.itemsize > 4 or (self.is_integer and self.values.dtype.itemsize == 4)
+        wide = working_dtype(values.dtype) == torch.float64
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64 if wide else np.float32))
 
     def with_colours(self, colours: Tensor, crop: tuple[slice, ...] = (slice(None), slice(None))) -> Picture:
-        """The image with other colours, rounded and cut off to its number type, and its opacity cut by ``crop``.
+        """The image with other colours, rounded and clipped to its number type, and its opacity cropped.
 
         Args:
             colours: ``(..., channels, height, width)``, in the units of the file.
-            crop: rows and columns (before them pages) of this image that the colours stand for.
+            crop: rows and columns (before them pages) of this image that the colours cover.
         """
         values = np.moveaxis(colours.detach().cpu().numpy(), -3, -1)
         if self.is_integer:
@@ -150,13 +150,19 @@ class Picture:
         else:
             values = values > 0.5 if self.values.dtype == bool else values.astype(self.values.dtype)
         if self.opacity:
-            place: tuple[Any, ...] = (Ellipsis, *crop, slice(-1, None))
-            values = np.concatenate([values, self.values[place]], axis=-1)
+            cells: tuple[Any, ...] = (Ellipsis, *crop, slice(-1, None))
+            values = np.concatenate([values, self.values[cells]], axis=-1)
         return replace(self, values=values)
 
 
+def working_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    """The number type to compute in: float32 where it holds every value of ``dtype`` exactly, else float64."""
+    wide = dtype.itemsize > 4 or (dtype.kind in "iu" and dtype.itemsize == 4)
+    return torch.float64 if wide else torch.float32
+
+
 def rounded(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """``values`` as integers of that type, rounded and cut off.
+    """Round values to integers of a type, and clip them to its range.
 
     Example:
         >>> import numpy as np
@@ -164,13 +170,13 @@ def rounded(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[An
         [0, 3, 255]
     """
     limits = np.iinfo(dtype)
-    wide = values.astype(np.float64) if dtype.itemsize >= 4 else values  # float32 has no 2^32 - 1
+    wide = values.astype(np.float64) if dtype.itemsize >= 4 else values  # 2^32 - 1 is no float32
     high = float(limits.max) if dtype.itemsize < 8 else float(np.nextafter(float(limits.max), 0))
     return np.clip(np.rint(wide), limits.min, high).astype(dtype)
 
 
 def quantised(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """``values``, 1 being the largest integer of the type, rounded and cut off.
+    """Scale values so that 1 becomes the largest integer of a type, round them, and clip them to its range.
 
     Example:
         >>> import numpy as np

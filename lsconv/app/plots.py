@@ -1,8 +1,7 @@
-"""The picture that ``lsconv demo`` writes."""
+"""The figure that ``lsconv demo`` writes."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,39 +14,38 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from lsconv.app.image_io import atomically
-from lsconv.app.requests import UsageError
 
-__all__ = ["Panel", "check_output", "draw_comparison"]
+__all__ = ["Panel", "draw_comparison"]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture of the comparison with the words above it.
+    """An image of the comparison, with two lines of title.
 
     Attributes:
-        name: what is shown.
-        verdict: a figure about it, or an empty text.
+        name: the first line, what is shown.
+        subtitle: the second line, its size or PSNR.
         pixels: ``(channels, height, width)``, in [0, 1] (clipped for display).
-        closer: whether the enlarged strip shows it too.
+        enlarged: whether a strip of it is shown enlarged too.
     """
 
     name: str
-    verdict: str
+    subtitle: str
     pixels: Tensor
-    closer: bool = False
+    enlarged: bool = False
 
 
 def draw_comparison(
     path: Path, panels: Sequence[Panel], kernel: Tensor, strip: tuple[slice, slice], caption: str
 ) -> tuple[int, int]:
-    """Draw five panels and, as a sixth, an enlarged strip of those marked ``closer``; write them as PNG.
+    """Draw five panels and, as a sixth, a strip of those marked ``enlarged``; write the figure as PNG.
 
     Args:
         path: the file, written atomically.
-        panels: five of them; the second is the data, and the kernel is drawn into it.
+        panels: five; the second is the data, into whose corner the kernel is drawn.
         kernel: the blur, ``(k, k)``.
         strip: rows and columns of the enlarged part.
-        caption: one line below the pictures.
+        caption: one line below the panels.
 
     Returns:
         Width and height of the file in pixels.
@@ -58,19 +56,19 @@ def draw_comparison(
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(grid[index // 3, index % 3])
         _show(axes, panel.pixels)
-        axes.set_title(f"{panel.name}\n{panel.verdict}", fontsize=10)
-        if panel.closer:
+        axes.set_title(f"{panel.name}\n{panel.subtitle}", fontsize=10)
+        if panel.enlarged:
             rows, columns = strip
             size = (columns.stop - columns.start, rows.stop - rows.start)
             axes.add_patch(Rectangle((columns.start - 0.5, rows.start - 0.5), *size, fill=False, edgecolor="cyan"))
         if index == 1:
             inset = axes.inset_axes((0.03, 0.03, 0.2, 0.2))
             inset.imshow(kernel.cpu().numpy(), cmap="gray")
-            _bare(inset)
-    closer = [panel for panel in panels if panel.closer]
-    places = grid[1, 2].subgridspec(len(closer), 1, hspace=0.25)
-    for index, panel in enumerate(closer):
-        axes = figure.add_subplot(places[index])
+            _hide_ticks(inset)
+    enlarged = [panel for panel in panels if panel.enlarged]
+    cells = grid[1, 2].subgridspec(len(enlarged), 1, hspace=0.25)
+    for index, panel in enumerate(enlarged):
+        axes = figure.add_subplot(cells[index])
         _show(axes, panel.pixels[:, strip[0], strip[1]])
         axes.set_title(f"enlarged: {panel.name}", fontsize=8)
     figure.text(0.5, 0.015, caption, ha="center", fontsize=8)
@@ -81,23 +79,13 @@ def draw_comparison(
 
 
 def _show(axes: Any, pixels: Tensor) -> None:
-    picture = pixels.detach().float().cpu().clamp(0, 1)
-    if picture.shape[0] == 1:
-        picture = picture.expand(3, -1, -1)
-    axes.imshow(torch.nan_to_num(picture).permute(1, 2, 0).numpy(), interpolation="nearest")
-    _bare(axes)
+    shown = pixels.detach().float().cpu().clamp(0, 1)
+    if shown.shape[0] == 1:
+        shown = shown.expand(3, -1, -1)
+    axes.imshow(torch.nan_to_num(shown).permute(1, 2, 0).numpy(), interpolation="nearest")
+    _hide_ticks(axes)
 
 
-def _bare(axes: Any) -> None:
+def _hide_ticks(axes: Any) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
-
-
-def check_output(path: Path) -> None:
-    """Find out before minutes of work whether the picture can be written."""
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--output {path}: the picture is a PNG file, give a name that ends in .png")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"--output {path}: {'is a folder' if path.is_dir() else 'its folder does not exist'}")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--output {path}: its folder cannot be written to")

@@ -1,4 +1,4 @@
-"""The page that ``lsconv deblur --report FOLDER`` writes: a line and a picture for every file."""
+"""The page that ``lsconv deblur --report FOLDER`` writes: a line and a figure for every file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STYLE = (
     ".pair div{flex:1;overflow:hidden;cursor:grab;touch-action:none}"
     ".pair img{display:block;width:100%;image-rendering:pixelated;transform-origin:0 0}"
 )
-# One scale and one place for both pictures of a pair: the wheel zooms, dragging moves, a double click goes back.
+# Both images of a pair share scale and offset: the wheel zooms, dragging moves, a double click resets.
 _SCRIPT = """
 for (const pair of document.querySelectorAll('.pair')) {
   let scale = 1, x = 0, y = 0;
@@ -50,13 +50,16 @@ for (const pair of document.querySelectorAll('.pair')) {
 
 
 def write_page(folder: Path, outcomes: Sequence[Outcome], targets: Sequence[Path], command: str) -> Path:
-    """Write ``index.html`` beside the pictures that were drawn for the files.
+    """Write ``index.html`` beside the figures that were drawn for the files.
 
     Args:
-        folder: where the pictures lie.
-        outcomes: what came of every file.
+        folder: the folder of the figures.
+        outcomes: the outcome of every file.
         targets: the files written, one for every outcome.
-        command: the words that asked for it.
+        command: the command line, shown at the top.
+
+    Returns:
+        The page's path.
     """
     failed = sum(outcome.line is None for outcome in outcomes)
     parts = [
@@ -78,5 +81,5 @@ def write_page(folder: Path, outcomes: Sequence[Outcome], targets: Sequence[Path
     parts.append(f"<script>{_SCRIPT}</script>")
     page = folder / "index.html"
     with atomically(page) as file:
-        file.write("\n".join(parts).encode(errors="backslashreplace"))  # names of files need not be text
+        file.write("\n".join(parts).encode(errors="backslashreplace"))  # names of files need not be valid text
     return page

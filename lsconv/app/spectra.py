@@ -2,8 +2,8 @@ r"""Power spectra of images, averaged over rings of spatial frequency.
 
 .. math:: P(f) = \operatorname{mean}_{|k| \approx f} \frac{|\mathcal F(w\, (x - \bar x))(k)|^2}{\sum w^2}
 
-with a Hann window w against the jumps at the edges. White noise of variance :math:`\sigma^2` has the flat spectrum
-:math:`\sigma^2`, so what stands above that line is more than noise.
+with a Hann window w, which suppresses the jumps at the edges. White noise of variance :math:`\sigma^2` has the flat
+spectrum :math:`\sigma^2`; power above that line is signal.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 __all__ = ["draw_spectra", "radial_spectrum"]
 
-_MOST_RINGS = 64
-_BELOW = 1e4  # what is shown of the power below the noise
+_MOST_RINGS = 64  # more would be noisy, and no clearer in a small panel
+_RANGE_BELOW_NOISE = 1e4  # the factor by which the axis of power extends below the noise
 
 
 def radial_spectrum(image: Tensor) -> tuple[Tensor, Tensor]:
-    """The power spectrum of an image over the frequency, the mean of its channels.
+    """Measure the power spectrum of an image over the spatial frequency, the mean of its channels.
 
     Args:
         image: ``(channels, height, width)``; NaN counts as the mean. A height of 1 for signals.
@@ -48,18 +48,25 @@ def radial_spectrum(image: Tensor) -> tuple[Tensor, Tensor]:
     count = torch.bincount(ring[inside].clamp_max(rings - 1), minlength=rings)
     sums = [torch.bincount(ring[inside].clamp_max(rings - 1), weights=each[inside], minlength=rings)
             for each in (frequency, power)]  # fmt: skip
-    met = count > 0
-    return sums[0][met] / count[met], sums[1][met] / count[met]
+    filled = count > 0
+    return sums[0][filled] / count[filled], sums[1][filled] / count[filled]
 
 
 def draw_spectra(axes: Any, data: Tensor, restored: Tensor, noise: float) -> None:
-    """Draw the spectra of an image and its restoration, and the noise of this standard deviation as a line."""
+    """Draw the spectra of an image and its restoration, and that of white noise as a line.
+
+    Args:
+        axes: matplotlib's axes.
+        data: the image, ``(channels, height, width)``.
+        restored: the restoration, likewise.
+        noise: standard deviation of the noise, in the units of the image; 0 draws no line.
+    """
     for name, image in (("data", data), ("restoration", restored)):
         frequency, power = radial_spectrum(image)
         axes.plot(frequency.numpy(), power.clamp_min(1e-300).numpy(), linewidth=1, label=name)
     if noise > 0:
         axes.axhline(noise**2, color="0.4", linestyle="--", linewidth=1, label="noise (residual)")
-        axes.set_ylim(bottom=noise**2 / _BELOW)
+        axes.set_ylim(bottom=noise**2 / _RANGE_BELOW_NOISE)
     axes.set_yscale("log")
     axes.set_xlim(0, 0.5)
     axes.set_xlabel("cycles per pixel\nwhere the data meet the noise,\nthe prior takes over")

@@ -20,12 +20,12 @@ __all__ = ["Stored", "opened", "written"]
 
 @dataclass(frozen=True)
 class Stored:
-    """An image in a file.
+    """An image in a file, of which nothing is in memory.
 
     Attributes:
-        array: read and written by integers and slices, a memory map or a Zarr array.
-        axes: a letter for every axis of it: T time, C channel, Z depth, Y, X, S the samples of a pixel.
-        metadata: what else the file says.
+        array: a memory map or a Zarr array, read and written by integers and slices.
+        axes: a letter for every axis of the array: T time, C channel, Z depth, Y, X, S the samples of a pixel.
+        metadata: the metadata of the file.
     """
 
     array: Any
@@ -36,7 +36,7 @@ class Stored:
         """The order of the axes in which the last ``ndim`` are depth, height and width.
 
         Raises:
-            ImageFileError: an axis of depth is missing.
+            ImageFileError: the axis of depth is missing.
         """
         letters = "ZYX"[-ndim:]
         if letters[0] not in self.axes:
@@ -47,7 +47,7 @@ class Stored:
         return [axis for axis in range(len(self.axes)) if axis not in last] + last
 
     def read_as(self, order: Sequence[int]) -> Any:
-        """The array with its axes in another order, nothing of it read yet."""
+        """The array with its axes in another order, without reading it."""
         return self.array.transpose(order) if isinstance(self.array, np.ndarray) else _ZarrView(self.array, order)
 
 
@@ -56,7 +56,7 @@ class _ZarrView:
 
     Args:
         array: the Zarr array.
-        order: its axes in that order, those read by slices in the array's own.
+        order: its axes in the new order; those that are read by slices keep the array's order among themselves.
     """
 
     def __init__(self, array: Any, order: Sequence[int]) -> None:
@@ -76,18 +76,18 @@ class _ZarrView:
 
 
 def opened(image: Path) -> Stored:
-    """The image in a file, of which nothing is read yet.
+    """Open an image without reading its pixels.
 
     Raises:
-        ImageFileError: it is of a kind that is not read by slices, or no image of real numbers.
+        ImageFileError: its format cannot be read by slices, or it is no image of real numbers.
     """
     opacity = False
     if is_image_folder(image):
         try:
-            found = Stored(*open_ome_zarr(image))
+            stored = Stored(*open_ome_zarr(image))
         except (ImageFileError, MemoryError):
             raise
-        except Exception as error:  # zarr raises all kinds of errors for damaged groups
+        except Exception as error:  # zarr raises many kinds of errors for damaged groups
             raise ImageFileError(f"{image}: damaged or unsupported file ({error})") from None
     elif image.suffix.lower() == ".npy":
         try:
@@ -95,57 +95,57 @@ def opened(image: Path) -> Stored:
         except ValueError as error:
             raise ImageFileError(f"{image}: damaged or unsupported file ({error})") from None
         samples = array.ndim > 2 and array.shape[-1] <= 4
-        found = Stored(array, "QPNMZ"[5 - max(array.ndim - 2 - samples, 0) :] + "YX" + "S" * samples)
+        stored = Stored(array, "QPNMZ"[5 - max(array.ndim - 2 - samples, 0) :] + "YX" + "S" * samples)
         opacity = samples and array.shape[-1] in (2, 4)
     else:
         mapped, axes, metadata, opacity = open_tiff(image)
-        found = Stored(mapped, axes, metadata)
-    shape, dtype = tuple(found.array.shape), found.array.dtype
+        stored = Stored(mapped, axes, metadata)
+    shape, dtype = tuple(stored.array.shape), stored.array.dtype
     if dtype.kind not in "iuf" or not 2 <= len(shape) <= 5 or 0 in shape:
         raise ImageFileError(f"{image}: an array of {dtype} and shape {shape} is not an image")
     if opacity:
-        raise ImageFileError(f"{image}: has opacity, which --tile does not serve")
-    return found
+        raise ImageFileError(f"{image}: has opacity, which --tile does not serve; remove it")
+    return stored
 
 
 @contextmanager
 def written(target: Path, like: Stored, folder: Path) -> Iterator[tuple[Any, list[int]]]:
-    """A new array for an image like this one; it becomes ``target`` when the block ends, and disappears when it raises.
+    """Make an array for an image like another, which becomes ``target`` when the block ends without an error.
 
     Args:
         target: the file to write.
         like: the other image.
-        folder: beside the target, where the new one is until then; what a killed process left there is replaced.
+        folder: a folder beside the target, in which the array is until then; one left by a killed process is replaced.
 
     Yields:
-        The array, and which axis of the other image each of its axes is.
+        The array, and for each of its axes the axis of the other image that it is.
     """
     dtype = like.array.dtype.newbyteorder("=")
-    place = list(range(len(like.axes)))
+    order = list(range(len(like.axes)))
     suffix = target.suffix.lower()
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f"answer{suffix}"
     if suffix == ".zarr":
         check_labels(target, like.metadata)
-        place, multiscale = arrangement(target, like.axes, tuple(like.array.shape), like.metadata)
-        shape = tuple(like.array.shape[axis] for axis in place)
+        order, multiscale = arrangement(target, like.axes, tuple(like.array.shape), like.metadata)
+        shape = tuple(like.array.shape[axis] for axis in order)
         with atomically_folder(target, draft) as made, created_ome_zarr(made, shape, dtype, multiscale) as array:
-            yield array, place
+            yield array, order
     elif suffix in (".npy", ".tif", ".tiff"):
-        place.sort(key=lambda axis: like.axes[axis] == "S")  # samples last
-        shape = tuple(like.array.shape[axis] for axis in place)
-        axes = "".join(like.axes[axis] for axis in place)
+        order.sort(key=lambda axis: like.axes[axis] == "S")  # samples last
+        shape = tuple(like.array.shape[axis] for axis in order)
+        axes = "".join(like.axes[axis] for axis in order)
         try:
             if suffix == ".npy":
                 mapped: Any = np.lib.format.open_memmap(draft, mode="w+", dtype=dtype, shape=shape)
             else:
                 mapped = create_tiff(draft, shape, dtype, axes, like.metadata)
-            yield mapped, place
+            yield mapped, order
             mapped.flush()
             os.replace(draft, target)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
     else:
-        raise ImageFileError(f"{target}: --tile writes .zarr, .tif and .npy")
+        raise ImageFileError(f"{target}: --tile writes .zarr, .tif and .npy; give such a name")
     warn_of_labels(target, like.metadata, shape)

@@ -16,17 +16,17 @@ from lsconv.app.picture import ImageFileError, Metadata, Picture
 
 __all__ = ["create_tiff", "open_tiff", "read_tiff", "write_tiff"]
 
-# Descriptions that programs read the array's layout from: true only as long as shape and number type stay.
+# The beginnings of descriptions that tell the array's layout, and are wrong for another shape or number type.
 _LAYOUTS = ("ImageJ=", "<?xml", "<OME")
-_OWN = '{"shape"'  # the description that tifffile writes where it is given none
+_TIFFFILE = '{"shape"'  # the beginning of the description that tifffile writes by default
 _UNITS = {1: "none", 2: "inch", 3: "cm"}
 _OME_TYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float32", "float64")
 
 
 def read_tiff(path: Path) -> Picture:
-    """The picture, or stack of pictures, of a TIFF file; samples of a pixel are its channels."""
+    """Read the image, or stack of images, of a TIFF file; the samples of a pixel are its channels."""
     with tifffile.TiffFile(path) as tiff:
-        axes, metadata, opacity = _described(path, tiff)
+        axes, metadata, opacity = _describe(path, tiff)
         values = tiff.series[0].asarray()
         values = np.moveaxis(values, axes.index("S"), -1) if "S" in axes else values[..., None]
         if tiff.pages.first.photometric.name == "MINISWHITE" and values.dtype.kind == "u":
@@ -36,16 +36,19 @@ def read_tiff(path: Path) -> Picture:
 
 
 def open_tiff(path: Path) -> tuple[np.ndarray[Any, Any], str, Metadata, bool]:
-    """The memory map of an uncompressed TIFF file, a letter for every axis, its metadata, and whether it has opacity.
+    """Open an uncompressed TIFF file without reading its pixels.
+
+    Returns:
+        The memory map, a letter for every axis, the metadata, and whether the last sample is opacity.
 
     Raises:
-        ImageFileError: it has several series, is compressed or inverted, or is no TIFF file.
+        ImageFileError: the file has several series, is compressed or inverted, or is no TIFF file.
     """
     try:
         with tifffile.TiffFile(path) as tiff:
-            axes, metadata, opacity = _described(path, tiff)
+            axes, metadata, opacity = _describe(path, tiff)
             if tiff.pages.first.photometric.name == "MINISWHITE":
-                raise ValueError("0 is white here")
+                raise ValueError("its value 0 is white")
         return tifffile.memmap(path, mode="r"), axes, metadata, opacity
     except (ValueError, tifffile.TiffFileError) as error:
         raise ImageFileError(
@@ -53,8 +56,8 @@ def open_tiff(path: Path) -> tuple[np.ndarray[Any, Any], str, Metadata, bool]:
         ) from None
 
 
-def _described(path: Path, tiff: Any) -> tuple[str, Metadata, bool]:
-    """A letter for every axis, what the file says, and whether the last sample is opacity."""
+def _describe(path: Path, tiff: Any) -> tuple[str, Metadata, bool]:
+    """A letter for every axis, the metadata, and whether the last sample is opacity."""
     if len(tiff.series) != 1:
         raise ImageFileError(
             f"{path}: damaged, or {len(tiff.series)} pictures of different kinds; expected one or a stack"
@@ -70,7 +73,7 @@ def _described(path: Path, tiff: Any) -> tuple[str, Metadata, bool]:
     samples = axes.find("S")
     size = (*(n for axis, n in shape.items() if axis != samples), shape.get(samples, 1))
     description = page.description or None
-    if description is not None and description.startswith(_OWN):
+    if description is not None and description.startswith(_TIFFFILE):
         description = None
     tags = page.tags
     resolution = _resolution(*(tags[name].value if name in tags else None for name in ("XResolution", "YResolution")))
@@ -88,19 +91,20 @@ def _described(path: Path, tiff: Any) -> tuple[str, Metadata, bool]:
         metadata = replace(metadata, calibration=Calibration.of_ome_xml(description or ""))
     first, *others = axes.replace("S", "")
     if len(others) == 2 and first not in "TCZ":
-        axes = axes.replace(first, "Z")  # pages of which nothing is said
+        axes = axes.replace(first, "Z")  # pages without a named axis are taken for depth
     opacity = bool(page.extrasamples) and size[-1] in (2, 4)
     return axes, metadata, opacity
 
 
 def _resolution(x: Any, y: Any) -> tuple[float, float] | None:
+    """Pixels per unit along width and height, from TIFF's fractions; None where one is missing or zero."""
     if x is None or y is None or 0 in (*x, *y):
         return None
     return x[0] / x[1], y[0] / y[1]
 
 
 def write_tiff(file: BinaryIO, picture: Picture) -> None:
-    """Write a picture, in its own description's words where they still fit, else in OME-XML where there is a need."""
+    """Write an image, with its own description where that is still true, else with OME-XML where metadata need it."""
     values = picture.values[..., 0] if picture.values.shape[-1] == 1 else picture.values
     axes = f"{picture.axes}YX" + "S" * (picture.values.shape[-1] > 1)
     options = _options(axes, values.shape, values.dtype, picture.metadata, opacity=picture.opacity)
@@ -110,8 +114,16 @@ def write_tiff(file: BinaryIO, picture: Picture) -> None:
 def create_tiff(
     path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], axes: str, metadata: Metadata
 ) -> np.ndarray[Any, Any]:
-    """The memory map of a new TIFF file for an array with a letter for every axis, samples last."""
-    large = math.prod(shape) * dtype.itemsize > 2**31
+    """Make a TIFF file and open it as a memory map.
+
+    Args:
+        path: the file.
+        shape: the array's shape.
+        dtype: its number type.
+        axes: a letter for every axis, S (the samples of a pixel) last.
+        metadata: the metadata to write.
+    """
+    large = math.prod(shape) * dtype.itemsize > 2**31  # TIFF's offsets have 32 bits
     options = _options(axes, shape, dtype, metadata, opacity=False)
     return tifffile.memmap(path, shape=shape, dtype=dtype, bigtiff=large, **options)
 
@@ -119,7 +131,7 @@ def create_tiff(
 def _options(
     axes: str, shape: tuple[int, ...], dtype: np.dtype[Any], metadata: Metadata, *, opacity: bool
 ) -> dict[str, Any]:
-    """The words of tifffile for an array and what is said of it."""
+    """The options of tifffile that write an array and its metadata."""
     samples = shape[-1] if axes.endswith("S") else 1
     options: dict[str, Any] = {"photometric": "rgb" if samples - opacity == 3 else "minisblack", "metadata": None}
     if samples > 1:
@@ -134,17 +146,17 @@ def _options(
     if metadata.icc is not None:
         options["iccprofile"] = metadata.icc
     description = metadata.description_of(shape if axes.endswith("S") else (*shape, 1), dtype)
-    if (description is None or metadata.layout is None) and _wants_ome(axes, dtype, metadata):
-        about = {"axes": axes, **_ome_xml(axes, shape, metadata)}
-        return options | {"ome": True, "metadata": about | ({"Description": description} if description else {})}
-    # metadata=None: no description of tifffile's own, which several axes need; it takes text beyond ASCII as bytes only
+    if (description is None or metadata.layout is None) and _needs_ome_xml(axes, dtype, metadata):
+        entries = {"axes": axes, **_ome_xml(axes, shape, metadata)}
+        return options | {"ome": True, "metadata": entries | ({"Description": description} if description else {})}
+    # tifffile's own description (metadata={}) is needed to tell several leading axes apart; else None omits it
     several = description is None and len(axes.removesuffix("S")) > 3
-    said = description.encode("utf-8") if description else None
-    return options | {"ome": False, "description": said, "metadata": {} if several else None}
+    text = description.encode("utf-8") if description else None  # tifffile takes text beyond ASCII as bytes only
+    return options | {"ome": False, "description": text, "metadata": {} if several else None}
 
 
-def _wants_ome(axes: str, dtype: np.dtype[Any], metadata: Metadata) -> bool:
-    """Tell an image of which plain TIFF would lose what OME-XML can hold."""
+def _needs_ome_xml(axes: str, dtype: np.dtype[Any], metadata: Metadata) -> bool:
+    """True where OME-XML can hold the image, and plain TIFF would lose its calibration or the names of its axes."""
     leading = axes.removesuffix("S")[:-2]
     if dtype.name not in _OME_TYPES or set(leading) - set("TCZ") or len(set(leading)) < len(leading):
         return False
@@ -152,8 +164,9 @@ def _wants_ome(axes: str, dtype: np.dtype[Any], metadata: Metadata) -> bool:
 
 
 def _ome_xml(axes: str, shape: tuple[int, ...], metadata: Metadata) -> Mapping[str, Any]:
-    said = metadata.calibration.ome_xml()
+    """The calibration as entries of OME-XML, without names of channels where their number is another."""
+    entries = metadata.calibration.ome_xml()
     channels = shape[axes.index("C")] if "C" in axes else 1
     if len(metadata.calibration.channels) != channels:
-        said.pop("Channel", None)
-    return said
+        entries.pop("Channel", None)
+    return entries

@@ -16,25 +16,25 @@ import torch
 from torch import Tensor
 
 import lsconv
-from lsconv.app.picture import ImageFileError, rounded
-from lsconv.app.requests import UsageError
-from lsconv.app.restore import Advance, Restoring
+from lsconv.app.arguments import UsageError
+from lsconv.app.picture import ImageFileError, rounded, working_dtype
+from lsconv.app.restore import Advance, Restoration
 from lsconv.app.stored import opened, written
 
-__all__ = ["TiledRestoring"]
+__all__ = ["TiledRestoration"]
 
 
 @dataclass(frozen=True)
-class TiledRestoring:
-    """The options of a restoration by tiles; called with the names of a file and of what to write.
+class TiledRestoration:
+    """Restore files by tiles; called with the name of the image to read and that of the one to write.
 
     Attributes:
-        work: the restoration, of which tiles serve a part.
-        tile: cells of a tile.
+        work: the options of the restoration, some of which are refused.
+        tile: the side of a tile in pixels.
         quiet: show no progress.
     """
 
-    work: Restoring
+    work: Restoration
     tile: int
     quiet: bool = False
 
@@ -60,25 +60,35 @@ class TiledRestoring:
         }
         given = [name for name, value in refused.items() if value]
         if given:
-            raise UsageError(f"--tile: is not served with {', '.join(given)}")
+            raise UsageError(f"--tile: is not served with {', '.join(given)}; leave out one or the other")
         if work.rule() == 0:
-            raise UsageError("--damp 0: --tile needs a number > 0")
+            raise UsageError("--damp 0: --tile needs a number > 0, or a rule")
 
     def __call__(self, image: Path, target: Path, advance: Advance = lambda *_: None) -> tuple[str, bool]:
-        """Restore one file; answers a line about it, and whether every solve converged."""
+        """Restore one file.
+
+        Args:
+            image: the file to read.
+            target: the file to write.
+            advance: told the stage, the items done and the items in all.
+
+        Returns:
+            A line about the file written, and whether every solve converged.
+        """
         ndim, kernel = self.work.kernel.ndim, self.work.kernel
         stored = opened(image)
         order = stored.planes_first(ndim)
         planes = stored.read_as(order)
         size = tuple(planes.shape[-ndim:])
         if self.work.boundary != "zero" and any(k > n for k, n in zip(kernel.size, size, strict=True)):
-            raise UsageError(f"psf: its size {kernel.size} exceeds that of the image, {size}")
-        wide = stored.array.dtype.itemsize > 4 or (stored.array.dtype.kind in "iu" and stored.array.dtype.itemsize == 4)
-        psf = kernel.values.to(device=self.work.device, dtype=torch.float64 if wide else torch.float32)
+            raise UsageError(
+                f"psf: its size {kernel.size} exceeds that of the image, {size}; crop it, or use --boundary zero"
+            )
+        psf = kernel.values.to(device=self.work.device, dtype=working_dtype(stored.array.dtype))
         A = self._blur(psf, size)
         rule = self.work.rule()
         damp, chosen = (rule, "") if isinstance(rule, float) else self._damp_of_sample(psf, planes, rule)
-        # a restart with the same command finds here what was done
+        # The same command continues from this folder after an interruption.
         folder = target.parent / f".{target.name}.tiles"
         plan = lsconv.tiled.Plan(
             A.weight[0, 0], A.spatial_in, damp=damp, L=self._penalty(A), padding=A.padding, padding_mode=A.padding_mode,
@@ -90,10 +100,10 @@ class TiledRestoring:
             known = lsconv.blur_operator(psf, kernel.size, boundary="zero", origin=self.work.origin)
             start = [before for before, _ in known.padding]
         try:
-            with written(target, stored, folder) as (array, place):
-                out = _Output(array, place, order, A.spatial_in, size, start)
+            with written(target, stored, folder) as (array, axes):
+                out = _Output(array, axes, order, A.spatial_in, size, start)
                 solution = plan.solve(planes, out=out, progress=not self.quiet and sys.stderr.isatty())
-        except (ImageFileError, lsconv.LsconvError):  # which a restart would meet again
+        except (ImageFileError, lsconv.LsconvError):  # a restart would meet the same error
             shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
@@ -112,10 +122,10 @@ class TiledRestoring:
         return lsconv.Gradient(A.in_shape, ndim=A.ndim, boundary=edge, dtype=A.dtype, device=A.device)
 
     def _damp_of_sample(self, psf: Tensor, planes: Any, rule: str) -> tuple[float, str]:
-        """The damping that the rule chooses on a sample of windows together, and words about it.
+        """The damping that the rule chooses on a sample of windows together, and words about the choice.
 
-        The windows, whose surroundings are unknown, are groups of one convolution: their squared residuals and
-        influences add up, and estimate those of the whole.
+        The windows, whose surroundings are unknown, are the groups of one convolution: their squared residuals and
+        traces of the influence add up, and estimate those of the whole image.
         """
         sample = _windows(planes, self.work.kernel.ndim, self.work.kernel.size).to(psf)
         count, size = sample.shape[0], sample.shape[1:]
@@ -132,64 +142,72 @@ class TiledRestoring:
 
 
 def _windows(planes: Any, ndim: int, kernel: Sequence[int]) -> Tensor:
-    """A sample of the image, ``(windows, *size)``: three along every axis that is long, each of another plane."""
-    longest, part = {1: (16384, 4096), 2: (512, 192), 3: (128, 64)}[ndim]
+    """A sample of windows of the image, ``(windows, *size)``, for the choice of damp.
+
+    A long axis has three windows along it, evenly spaced, any other one of its whole length. Successive windows are cut
+    from planes spread over the leading axes.
+
+    Args:
+        planes: the image, ``(*leading, *size)``.
+        ndim: number of spatial axes.
+        kernel: spatial size of the PSF.
+    """
+    most, part = {1: (16384, 4096), 2: (512, 192), 3: (128, 64)}[ndim]
     along = []
     for n, k in zip(planes.shape[-ndim:], kernel, strict=True):
-        length = n if n <= max(longest, 4 * k) else max(part, 4 * k)
+        length = n if n <= max(most, 4 * k) else max(part, 4 * k)
         firsts = [0] if length == n else [round((2 * i + 1) * n / 6 - length / 2) for i in range(3)]
         along.append([slice(first, first + length) for first in firsts])
-    found, lead = list(itertools.product(*along)), planes.shape[:-ndim]
-    places = [np.unravel_index((2 * i + 1) * math.prod(lead) // (2 * len(found)), lead) if lead else ()
-              for i in range(len(found))]  # fmt: skip
-    parts = []
-    for at, cells in zip(places, found, strict=True):
-        index: Any = (*map(int, at), *cells)
-        parts.append(np.array(planes[index], dtype=np.float64))
-    return torch.from_numpy(np.stack(parts))
+    windows, leading = list(itertools.product(*along)), planes.shape[:-ndim]
+    samples = []
+    for i, cells in enumerate(windows):
+        plane = (2 * i + 1) * math.prod(leading) // (2 * len(windows))
+        index: Any = (*map(int, np.unravel_index(plane, leading) if leading else ()), *cells)
+        samples.append(np.array(planes[index], dtype=np.float64))
+    return torch.from_numpy(np.stack(samples))
 
 
 class _Output:
-    """The image's pixels of a field that is larger, rounded to the number type of the file.
+    """The output of a plan: keeps the pixels of the field that lie in the image, rounded to the file's number type.
 
     Args:
-        array: of the file, read and written by integers and slices.
-        place: the axis of the image read that each axis of the array is.
-        order: the axes of the image read as they are restored, the field's last.
+        array: the array in the file, written by integers and slices.
+        axes: for each axis of the array, the axis of the input image that it is.
+        order: the axes of the input image in the order in which they are restored, the spatial ones last.
         field: spatial size of the field.
         size: spatial size of the image.
-        start: the first cell of the field that is the image's.
+        start: the first cell of the field that lies in the image.
 
     Attributes:
-        shape: of the whole field, after the batch dimensions.
-        dtype: that of the answer.
+        shape: the batch dimensions and the spatial size of the field.
+        dtype: the number type of the answer.
     """
 
     dtype = np.dtype(np.float64)
 
     def __init__(
-        self, array: Any, place: Sequence[int], order: Sequence[int], field: Sequence[int], size: Sequence[int],
+        self, array: Any, axes: Sequence[int], order: Sequence[int], field: Sequence[int], size: Sequence[int],
         start: Sequence[int],
     ) -> None:  # fmt: skip
         self._array, self._start, self._size = array, tuple(start), tuple(size)
-        self._axes = [list(order).index(axis) for axis in place]
+        self._axes = [list(order).index(axis) for axis in axes]
         lengths = dict(zip(self._axes, array.shape, strict=True))
         self.shape = (*(lengths[axis] for axis in range(len(order) - len(field))), *field)
 
     def __getitem__(self, cells: Any) -> np.ndarray[Any, Any]:
-        """Refuse to read, which a plan does not do."""
+        """Raise NotImplementedError: a plan only writes its output."""
         raise NotImplementedError
 
     def __setitem__(self, cells: Any, values: np.ndarray[Any, Any]) -> None:
         """Write the part of the values that lies within the image."""
-        lead, cuts = cells[: -len(self._size)], cells[-len(self._size) :]
-        inner, outer = [], []
-        for cut, start, n in zip(cuts, self._start, self._size, strict=True):
-            low, high = max(cut.start, start), min(cut.stop, start + n)
+        leading, spatial = cells[: -len(self._size)], cells[-len(self._size) :]
+        source, target = [], []
+        for region, start, n in zip(spatial, self._start, self._size, strict=True):
+            low, high = max(region.start, start), min(region.stop, start + n)
             if low >= high:
                 return
-            inner.append(slice(low - cut.start, high - cut.start))
-            outer.append(slice(low - start, high - start))
-        part, dtype, place = values[tuple(inner)], self._array.dtype, (*lead, *outer)
-        found = rounded(part, dtype) if dtype.kind in "iu" else part.astype(dtype)
-        self._array[tuple(place[axis] for axis in self._axes)] = found
+            source.append(slice(low - region.start, high - region.start))
+            target.append(slice(low - start, high - start))
+        part, dtype, index = values[tuple(source)], self._array.dtype, (*leading, *target)
+        pixels = rounded(part, dtype) if dtype.kind in "iu" else part.astype(dtype)
+        self._array[tuple(index[axis] for axis in self._axes)] = pixels

@@ -1,5 +1,6 @@
 """The widget for napari, a guest that needs the extra ``napari``; it uses the public names of lsconv and lsconv.app.
 
-In the order in which an image passes: :mod:`~lsconv.napari.widget` asks for the choices, :mod:`~lsconv.napari.problem`
-makes fields of a layer and solves them in a thread, and the answer becomes a layer beside its own with a report.
+In the order in which an image passes: :mod:`~lsconv.napari.widget` offers the choices and runs a thread, in which
+:mod:`~lsconv.napari.problem` divides a layer into fields and restores them; the widget adds the answer as a layer, with
+a report. :mod:`~lsconv.napari.samples` has an image to try.
 """

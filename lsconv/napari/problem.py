@@ -1,4 +1,4 @@
-"""A layer as a problem: an image of any axes as fields that a PSF blurs, restored one by one; knows nothing of Qt."""
+"""The deconvolution problem of a layer: an image of any axes, as fields that a PSF blurs; independent of Qt."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from lsconv.app import Evidence, Kernel, rounded
 __all__ = ["MODELS", "CancelledError", "Problem", "Restored", "Settings", "psf_of"]
 
 MODELS = {"gaussian": "sigma", "disk": "radius", "motion": "length", "box": "width"}
-_CROP = {2: (160, 160), 3: (24, 96, 96)}  # pixels of a preview
+_CROP = {2: (160, 160), 3: (24, 96, 96)}  # pixels of a preview, by the axes of the PSF
 
 Index = tuple[int | slice, ...]
 Callback = Callable[[], bool]
 
 
 class CancelledError(Exception):
-    """The work was cancelled, and nothing comes of it."""
+    """The restoration was cancelled, and has no result."""
 
 
 class _Cancellable(TorchFunctionMode):
-    """A context in which every operation of torch asks first whether the work goes on, and ends it if not.
+    """A context in which every operation of torch first calls ``cancelled``.
 
     Raises:
-        CancelledError: the callback has said True.
+        CancelledError: the callback has returned True.
     """
 
     def __init__(self, cancelled: Callback) -> None:
@@ -52,8 +52,8 @@ class Settings:
     Attributes:
         boundary, noise, background, gain, prior: see :func:`lsconv.deconvolve`.
         strength: damp, or the weight of the total variation; None: chosen by a rule.
-        nonnegative: whether values below zero are excluded.
-        error_bars: whether to give the standard deviations of the pixels.
+        nonnegative: whether the values are constrained to be >= 0.
+        error_bars: whether to compute the standard deviations of the pixels.
     """
 
     boundary: str = "unknown"
@@ -66,7 +66,7 @@ class Settings:
     error_bars: bool = False
 
     def options(self) -> dict[str, Any]:
-        """The arguments of :func:`lsconv.deconvolve`."""
+        """The settings as arguments of :func:`lsconv.deconvolve`."""
         options: dict[str, Any] = {"boundary": self.boundary, "noise": self.noise, "prior": self.prior,
                                    "background": self.background, "error_bars": self.error_bars}  # fmt: skip
         if self.noise == "poisson":
@@ -83,13 +83,13 @@ class Restored:
     """The answer for one field.
 
     Attributes:
-        values: the restored field, in the image's number type and with its colours last.
-        std: the standard deviations of the pixels, the mean of colours, or None.
+        values: the restored field, ``(*size)`` or ``(*size, 3 or 4)``, in the image's number type.
+        std: the standard deviations of the pixels, ``(*size)``, the mean over the colours; or None.
         strength: the damp or weight used.
         converged: whether the certificate met its tolerance.
-        status: why the solve ended, in words.
-        evidence: for the report, or None where it is not kept.
-        remarks: warnings of the solver.
+        status: the reason why the solve ended, in words.
+        evidence: the parts of the report, or None where it is not kept.
+        remarks: the warnings of the solver.
     """
 
     values: np.ndarray[Any, Any]
@@ -102,13 +102,13 @@ class Restored:
 
 
 def psf_of(blur: str, size: float, angle: float = 0.0, depth: float = 0.0) -> Tensor:
-    """The PSF of a model, ``(*size)``.
+    """Make the PSF of a model, ``(*size)``.
 
     Args:
         blur: one of ``MODELS``.
-        size: its sigma, radius, length or width in pixels.
-        angle: of the motion, in degrees from horizontal.
-        depth: sigma of a Gaussian along depth; 0 for a PSF of two axes.
+        size: the sigma, radius, length or width in pixels, as ``MODELS`` names it.
+        angle: the direction of a motion, in degrees from horizontal.
+        depth: sigma of a Gaussian along depth, in slices; 0 for a PSF of two axes.
 
     Example:
         >>> psf_of("gaussian", 1.0).shape, psf_of("gaussian", 1.0, depth=2.0).shape, psf_of("box", 3).shape
@@ -123,15 +123,15 @@ def psf_of(blur: str, size: float, angle: float = 0.0, depth: float = 0.0) -> Te
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """An image of any axes, the axes that the PSF blurs, and how to restore it.
+    """An image of any axes, the PSF and the axes that it blurs, and the settings of the restoration.
 
     Attributes:
-        data: the image, an array or what is read like one, ``(*shape)`` or ``(*shape, 3 or 4)``.
+        data: the image, ``(*shape)`` or ``(*shape, 3 or 4)``; an array, or an object that is indexed like one.
         colour: whether the last axis is that of colours.
         psf: the PSF, ``(*size)`` with two or three axes.
-        axes: the axes of the image that it blurs.
-        mask: an array of ``shape``, bad pixels other than zero, or None.
-        settings: the choices.
+        axes: the axes of the image that the PSF blurs.
+        mask: ``(*shape)``, other than zero where pixels are bad; or None.
+        settings: the choices of the widget.
     """
 
     data: Any
@@ -152,24 +152,24 @@ class Problem:
         mask: Any = None,
         labels: Sequence[str] = (),
     ) -> Problem:
-        """Fit image, PSF and mask together.
+        """Make the problem from the data of layers.
 
         Args:
-            data: the image of a layer.
-            psf: a tensor, or the image of a layer, whose leading axes of size one are dropped.
-            settings: the choices.
-            colour: whether the last axis is that of colours.
-            mask: the labels of a layer, of the image's shape or its last axes; not zero: bad pixels.
-            labels: the names of the image's axes; depth is the one named z, else the third from the end.
+            data: the image.
+            psf: the PSF, divided by its sum; its leading axes of length one are dropped.
+            settings: the choices of the widget.
+            colour: whether the last axis of the image is that of colours.
+            mask: labels, other than zero where pixels are bad, of the image's shape or its last axes; or None.
+            labels: the names of the image's axes; depth is the axis named z, else the third from the end.
 
         Raises:
-            ArgumentError: they do not fit.
+            ArgumentError: image, PSF and mask do not fit together.
         """
         shape = tuple(data.shape[:-1] if colour else data.shape)
         kernel = torch.as_tensor(np.asarray(psf, dtype=np.float64))
         while kernel.ndim > 2 and kernel.shape[0] == 1:
             kernel = kernel[0]
-        if kernel.sum() > 0:  # a layer's values are in grey levels; what has no such sum is refused by the solver
+        if kernel.sum() > 0:  # the solver refuses any other PSF
             kernel = kernel / kernel.sum()
         if kernel.ndim not in (2, 3):
             raise lsconv.ArgumentError(f"PSF: an array of shape {tuple(kernel.shape)}, expected two or three axes")
@@ -183,46 +183,49 @@ class Problem:
         axes = plane if kernel.ndim == 2 else (depth, *plane)
         if mask is not None:
             if tuple(mask.shape) != shape[len(shape) - mask.ndim :]:
-                raise lsconv.ArgumentError(f"mask: is of shape {tuple(mask.shape)}, the image of {shape}")
+                raise lsconv.ArgumentError(
+                    f"bad pixels: of shape {tuple(mask.shape)}, expected the image's, {shape}, or its last axes"
+                )
             mask = np.broadcast_to(np.asarray(mask), shape)
         if settings.boundary != "zero":
             for axis, size in zip(axes, kernel.shape, strict=True):
                 if size > shape[axis]:
                     raise lsconv.ArgumentError(
-                        f"PSF: its size {tuple(kernel.shape)} exceeds the image's, {tuple(shape[a] for a in axes)}"
+                        f"PSF: its size {tuple(kernel.shape)} exceeds the image's, {tuple(shape[a] for a in axes)}; "
+                        f"choose a smaller one, or zero beyond the edge"
                     )
         return cls(data, colour, kernel, axes, mask, settings)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The image's shape, without colours."""
+        """The image's shape, without the axis of colours."""
         return tuple(self.data.shape[:-1] if self.colour else self.data.shape)
 
     def fields(self) -> list[Index]:
         """The indices of the fields, each an image or a volume."""
         leading = [1 if axis in self.axes else n for axis, n in enumerate(self.shape)]
-        return [self._index(place) for place in np.ndindex(*leading)]
+        return [self._index(pixel) for pixel in np.ndindex(*leading)]
 
-    def _index(self, place: Sequence[int]) -> Index:
-        return tuple(slice(None) if axis in self.axes else int(i) for axis, i in enumerate(place))
+    def _index(self, pixel: Sequence[int]) -> Index:
+        return tuple(slice(None) if axis in self.axes else int(i) for axis, i in enumerate(pixel))
 
-    def field_at(self, place: Sequence[int]) -> Index:
-        """The index of the field that holds a pixel."""
-        return self._index([min(max(int(i), 0), n - 1) for i, n in zip(place, self.shape, strict=True)])
+    def field_at(self, pixel: Sequence[int]) -> Index:
+        """The index of the field that a pixel lies in; a pixel outside the image counts as the nearest inside."""
+        return self._index([min(max(int(i), 0), n - 1) for i, n in zip(pixel, self.shape, strict=True)])
 
-    def cropped(self, place: Sequence[int]) -> tuple[Problem, tuple[slice, ...]]:
-        """A small part of one field around a pixel, and where it lies; beyond its edges nothing is assumed."""
+    def cropped(self, pixel: Sequence[int]) -> tuple[Problem, tuple[slice, ...]]:
+        """The problem of a small part of one field around a pixel, and the part's slices; the boundary is unknown."""
         largest = dict(zip(self.axes, _CROP[len(self.axes)], strict=True))
         kernel = dict(zip(self.axes, self.psf.shape, strict=True))
         window = []
-        for axis, (n, at) in enumerate(zip(self.shape, place, strict=True)):
+        for axis, (n, at) in enumerate(zip(self.shape, pixel, strict=True)):
             size = min(n, max(largest[axis], 2 * kernel[axis])) if axis in largest else 1
             start = min(max(int(at) - size // 2, 0), n - size)
             window.append(slice(start, start + size))
-        where = tuple(window)
-        mask = None if self.mask is None else self.mask[where]
+        part = tuple(window)
+        mask = None if self.mask is None else self.mask[part]
         settings = replace(self.settings, boundary="unknown", error_bars=False)
-        return replace(self, data=np.asarray(self.data[where]), mask=mask, settings=settings), where
+        return replace(self, data=np.asarray(self.data[part]), mask=mask, settings=settings), part
 
     def by_rule(self) -> Problem:
         """The problem with its strength chosen by a rule."""
@@ -233,11 +236,11 @@ class Problem:
 
         Args:
             index: one of :meth:`fields`.
-            cancelled: asked before every operation of torch; True ends the work.
+            cancelled: called before every operation of torch; True ends the restoration.
 
         Raises:
             LsconvError: the settings do not fit the data.
-            CancelledError: the callback has said True.
+            CancelledError: the callback has returned True.
         """
         values = np.asarray(self.data[index])
         colours = np.moveaxis(values[..., :3], -1, 0) if self.colour else values[None]
@@ -271,18 +274,17 @@ class Problem:
         )  # fmt: skip
 
     def _window(self, field: Tensor, x: Tensor) -> Iterator[slice]:
-        """The image's own pixels in the answer, which with boundary "unknown" is larger by the PSF less one."""
+        """The slices of the image within the answer, which boundary "unknown" extends by the PSF's size less one."""
         for size, whole, k in zip(field.shape[1:], x.shape[1:], self.psf.shape, strict=True):
             start = (k - 1 - k // 2) if whole > size else 0
             yield slice(start, start + size)
 
     def _like(self, values: np.ndarray[Any, Any], x: Tensor) -> np.ndarray[Any, Any]:
-        """The answer in the number type of the image, with its colours last and its opacity."""
-        found = x.numpy()
-        found = np.moveaxis(found, 0, -1) if self.colour else found[0]
+        """The answer in the number type of the image's ``values``, with colours last and the image's opacity."""
+        restored = np.moveaxis(x.numpy(), 0, -1) if self.colour else x[0].numpy()
         native = values.dtype.newbyteorder("=")
         if values.dtype.kind in "iu":
-            found = rounded(found, native)
+            restored = rounded(restored, native)
         else:
-            found = found > 0.5 if values.dtype == bool else found.astype(native)
-        return np.concatenate([found, values[..., 3:]], axis=-1) if self.colour else found
+            restored = restored > 0.5 if values.dtype == bool else restored.astype(native)
+        return np.concatenate([restored, values[..., 3:]], axis=-1) if self.colour else restored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 __all__ = ["RestoreWidget"]
 
 _LAYER = "a layer"
-_DECADES = 3.0  # of the slider, to both sides of the strength that a rule chose
-_DELAY = 200  # milliseconds from the last move of the slider to the preview
-_DPI = 62  # of the report, which scrolls
-_MARK = "lsconv preview"
+_DECADES = 3.0  # the slider's range to each side of the strength that a rule chose
+_DELAY = 200  # milliseconds from a move of the slider to the preview
+_DPI = 62  # makes the report about as wide as a dock widget
+_PREVIEW = "lsconv preview"  # the key in the metadata of a layer that is a preview
 
-Answer = list[tuple[Index, Restored]]
+Restorations = list[tuple[Index, Restored]]
 
 
 class RestoreWidget(Container):  # type: ignore[misc]
@@ -46,8 +46,8 @@ class RestoreWidget(Container):  # type: ignore[misc]
         napari_viewer: the viewer whose layers are offered.
 
     Attributes:
-        worker: the thread at work, or None.
-        report: the report's scroll area, which has its ``figure``, or None.
+        worker: the thread that is running, or None.
+        report: the scroll area of the last report, whose figure is its attribute ``figure``; or None.
     """
 
     def __init__(self, napari_viewer: Viewer) -> None:
@@ -56,7 +56,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
         self.worker: Any = None
         self.report: Any = None
         self._cancelled = threading.Event()
-        self._wanted: str | None = None  # a preview: "as chosen", or with the strength "by rule"
+        self._wanted: str | None = None  # the preview to come: with the strength "as chosen" or "by rule"
         self.image = ComboBox(label="image", choices=self._images, tooltip="Every time, channel and slice apart.")
         self.blur = ComboBox(label="blur", choices=(*MODELS, _LAYER), tooltip="The PSF: a model or a layer.")
         self.psf = ComboBox(label="PSF layer", choices=self._images, nullable=True, tooltip="Divided by its sum.")
@@ -99,7 +99,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
             choice.changed.connect(self._show_choices)
         self.button.changed.connect(self.restore)
         self.cancel.changed.connect(self.stop)
-        for choice in (self.automatic, self.noise, self.prior):  # the strength has another unit then
+        for choice in (self.automatic, self.noise, self.prior):  # these change the scale of the strength
             choice.changed.connect(self._centre_slider)
         for choice in (
             self.strength, self.blur, self.psf, self.size, self.angle, self.depth, self.mask, self.background,
@@ -111,7 +111,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------------- choices
 
     def _images(self, _: Any) -> list[Layer]:
-        return [each for each in self._viewer.layers if isinstance(each, Image) and _MARK not in each.metadata]
+        return [each for each in self._viewer.layers if isinstance(each, Image) and _PREVIEW not in each.metadata]
 
     def _masks(self, _: Any) -> list[Layer]:
         return [each for each in self._viewer.layers if isinstance(each, Labels)]
@@ -121,7 +121,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
             box.reset_choices()
 
     def _show_choices(self, _: Any = None) -> None:
-        """Show the numbers that the choices need, and no others."""
+        """Show the fields that apply to the choices, and hide the others."""
         blur = self.blur.value
         self.psf.visible = blur == _LAYER
         self.size.visible = blur != _LAYER
@@ -137,10 +137,10 @@ class RestoreWidget(Container):  # type: ignore[misc]
         return self.noise.value == "gaussian" and self.prior.value != "tv" and not self.nonnegative.value
 
     def problem(self) -> Problem:
-        """The problem as chosen.
+        """Make the problem from the choices.
 
         Raises:
-            ArgumentError: a choice is missing, or does not fit.
+            ArgumentError: a choice is missing, or does not fit the image.
         """
         image = self.image.value
         if image is None:
@@ -163,7 +163,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
     # ----------------------------------------------------------------------------------------------- the answer
 
     def restore(self, _: Any = None) -> None:
-        """Begin to restore the image, in a thread."""
+        """Start a thread that restores the image."""
         if self.worker is not None:
             return
         try:
@@ -172,19 +172,28 @@ class RestoreWidget(Container):  # type: ignore[misc]
             self.status.value = str(error)
             return
         fields = problem.fields()
-        shown = problem.field_at(self._place(self.image.value))
-        self.progress.max, self.progress.value = len(fields) if len(fields) > 1 else 0, 0  # of 0 it is busy
+        shown = problem.field_at(self._pixel_in_view(self.image.value))
+        self.progress.max, self.progress.value = (
+            len(fields) if len(fields) > 1 else 0,
+            0,
+        )  # a maximum of 0 shows a busy bar
         work = _restore_fields(problem, fields, shown, self._cancelled)
         self._begin(work, self._finish, self.image.value, problem, shown)
 
     def stop(self, _: Any = None) -> None:
-        """End the work before its next operation; nothing comes of it."""
+        """Stop the thread before its next operation of torch, and discard its work."""
         self._cancelled.set()
         self._wanted = None
         if self.worker is not None:
             self.status.value = "cancelling"
 
-    def _begin(self, work: Any, finish: Any, *about: Any) -> None:
+    def _begin(self, work: Any, finish: Callable[..., None], *arguments: Any) -> None:
+        """Start a thread, and show its progress.
+
+        Args:
+            work: a generator that yields the number of fields done, and returns their restorations or None.
+            finish: called with the restorations, and the further ``arguments``, unless the work is cancelled or fails.
+        """
         from napari.qt.threading import create_worker  # imports Qt
 
         self._cancelled.clear()
@@ -194,28 +203,28 @@ class RestoreWidget(Container):  # type: ignore[misc]
         def run() -> Generator[int, None, Any]:
             try:
                 return (yield from work)
-            except (lsconv.LsconvError, MemoryError, RuntimeError) as error:  # what no worker may raise or return
+            except (lsconv.LsconvError, MemoryError, RuntimeError) as error:  # shown in the status, not raised
                 return str(error) or "not enough memory"
 
-        def idle() -> None:
+        def reset() -> None:
             self.worker = None
             self.progress.max = max(1, self.progress.max)
             self.button.enabled, self.cancel.enabled = True, False
 
-        def end(found: Any) -> None:
-            idle()
-            if isinstance(found, str):
-                self.status.value = found
-            elif found is None:
+        def end(result: Any) -> None:
+            reset()
+            if isinstance(result, str):
+                self.status.value = result
+            elif result is None:
                 self.status.value = "cancelled"
             else:
-                finish(found, *about)
-            self._preview()  # where choices have changed meanwhile
+                finish(result, *arguments)
+            self._preview()  # choices may have changed meanwhile
 
         def fail(error: Exception) -> None:
-            idle()
+            reset()
             self.status.value = f"{type(error).__name__}: {error}"
-            raise error  # for napari to show
+            raise error  # napari shows it with a traceback
 
         def count(done: int) -> None:
             if finish == self._finish and self.progress.max:
@@ -225,33 +234,35 @@ class RestoreWidget(Container):  # type: ignore[misc]
         self.worker = create_worker(run, _start_thread=False, _connect=connected)
         self.worker.start()
 
-    def _finish(self, found: Answer, image: Image, problem: Problem, shown: Index) -> None:
+    def _finish(self, fields: Restorations, image: Image, problem: Problem, shown: Index) -> None:
+        """Add the layers of the answer, and show the report about the field ``shown``."""
         self.progress.value = self.progress.max
-        values = np.empty(problem.data.shape, found[0][1].values.dtype)
-        deviations = None if found[0][1].std is None else np.empty(problem.shape, found[0][1].std.dtype)
-        for index, restored in found:
+        first = fields[0][1]
+        values = np.empty(problem.data.shape, first.values.dtype)
+        deviations = None if first.std is None else np.empty(problem.shape, first.std.dtype)
+        for index, restored in fields:
             values[index] = restored.values
             if deviations is not None:
                 deviations[index] = restored.std
-        strengths = [restored.strength for _, restored in found]
-        restored = next(restored for index, restored in found if index == shown)
-        failed = sum(not each.converged for _, each in found)
-        named = "weight" if problem.settings.prior == "tv" else "damp"
-        words = f"{named} {' to '.join(dict.fromkeys(f'{each:.3g}' for each in (min(strengths), max(strengths))))}"
-        verdict = f"{failed} of {len(found)} field(s) not converged" if failed else restored.status
-        remarks = dict.fromkeys(remark for _, each in found for remark in each.remarks)
-        self.status.value = "\n".join([words, verdict, *remarks])
-        about = {"lsconv": {"version": lsconv.__version__, named: strengths, "converged": not failed,
+        strengths = [restored.strength for _, restored in fields]
+        restored = next(restored for index, restored in fields if index == shown)
+        failed = sum(not each.converged for _, each in fields)
+        name = "weight" if problem.settings.prior == "tv" else "damp"
+        strength = f"{name} {' to '.join(dict.fromkeys(f'{each:.3g}' for each in (min(strengths), max(strengths))))}"
+        status = f"{failed} of {len(fields)} field(s) not converged" if failed else restored.status
+        remarks = dict.fromkeys(remark for _, each in fields for remark in each.remarks)
+        self.status.value = "\n".join([strength, status, *remarks])
+        metadata = {"lsconv": {"version": lsconv.__version__, name: strengths, "converged": not failed,
                             **asdict(problem.settings)}}  # fmt: skip
         self._remove_preview()
-        self._viewer.add_layer(_beside(image, values, "restored", about))
+        self._viewer.add_layer(_beside(image, values, "restored", metadata))
         if deviations is not None:
-            self._viewer.add_layer(_beside(image, deviations, "standard deviation", about, plain=True))
+            self._viewer.add_layer(_beside(image, deviations, "standard deviation", metadata, plain=True))
         if restored.evidence is not None:
-            self._show_report(restored.evidence, f"{image.name}: {words}. {verdict}")
+            self._show_report(restored.evidence, f"{image.name}: {strength}. {status}")
 
     def _show_report(self, evidence: Evidence, title: str) -> None:
-        """Show the report in a dock widget, in place of the one before."""
+        """Show the report in a dock widget, in place of the previous one."""
         from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg  # imports Qt
         from qtpy.QtWidgets import QScrollArea
 
@@ -270,11 +281,11 @@ class RestoreWidget(Container):  # type: ignore[misc]
     # ---------------------------------------------------------------------------------------------- the preview
 
     def _remove_preview(self) -> None:
-        for each in [each for each in self._viewer.layers if _MARK in each.metadata]:
+        for each in [each for each in self._viewer.layers if _PREVIEW in each.metadata]:
             self._viewer.layers.remove(each)
 
-    def _place(self, image: Image) -> tuple[int, ...]:
-        """The pixel of the image at the middle of the view, in the slice that is shown."""
+    def _pixel_in_view(self, image: Image) -> tuple[int, ...]:
+        """The index of the pixel at the middle of the view, in the slice that is shown."""
         dims = self._viewer.dims
         point = list(dims.point)
         for axis, centre in zip(dims.displayed, self._viewer.camera.center[-len(dims.displayed) :], strict=True):
@@ -282,13 +293,14 @@ class RestoreWidget(Container):  # type: ignore[misc]
         return tuple(round(float(at)) for at in image.world_to_data(point[len(point) - image.ndim :]))
 
     def _centre_slider(self, _: Any = None) -> None:
-        """Let a rule choose the strength on a crop: the middle of the slider."""
-        self._want("by rule")
+        """Preview with the strength that a rule chooses, which becomes the middle of the slider."""
+        self._request_preview("by rule")
 
     def _preview_soon(self, _: Any = None) -> None:
-        self._want(self._wanted or "as chosen")
+        self._request_preview(self._wanted or "as chosen")
 
-    def _want(self, preview: str) -> None:
+    def _request_preview(self, preview: str) -> None:
+        """Start a preview after a short delay, in which further requests join it."""
         from qtpy.QtCore import QTimer  # imports Qt
 
         if self.live.value and not self.automatic.value:
@@ -296,7 +308,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
             QTimer.singleShot(_DELAY, self._preview)
 
     def _preview(self) -> None:
-        """Begin to restore a crop around the middle of the view, in a thread, where that is wanted."""
+        """Start a thread that restores a crop around the middle of the view, if a preview is requested."""
         if not self.live.value or self.automatic.value:
             self._wanted = None
         if self.worker is not None or self._wanted is None:
@@ -309,23 +321,19 @@ class RestoreWidget(Container):  # type: ignore[misc]
             return
         if by_rule:
             whole = whole.by_rule()
-        problem, where = whole.cropped(self._place(self.image.value))
+        problem, part = whole.cropped(self._pixel_in_view(self.image.value))
         work = _restore_fields(problem, problem.fields(), None, self._cancelled)
-        self._begin(work, self._show_preview, self.image.value, problem, where, by_rule)
+        self._begin(work, self._show_preview, self.image.value, problem, part, by_rule)
 
     def _show_preview(
-        self,
-        found: Answer,
-        image: Image,
-        problem: Problem,
-        where: tuple[slice, ...],
-        by_rule: bool,
+        self, fields: Restorations, image: Image, problem: Problem, part: tuple[slice, ...], by_rule: bool
     ) -> None:
-        index, restored = found[0]
+        """Show the one field of a crop as a layer, and centre the slider if a rule chose the strength."""
+        index, restored = fields[0]
         values = np.empty(problem.data.shape, restored.values.dtype)
         values[index] = restored.values
         self._remove_preview()
-        self._viewer.add_layer(_beside(image, values, "preview", {_MARK: True}, where=where))
+        self._viewer.add_layer(_beside(image, values, "preview", {_PREVIEW: True}, part=part))
         self._viewer.layers.selection = {image}
         self.status.value = f"preview: {self.strength.label.split()[-1]} {restored.strength:.3g}"
         if by_rule and restored.strength > 0:
@@ -337,50 +345,50 @@ class RestoreWidget(Container):  # type: ignore[misc]
 
 def _restore_fields(
     problem: Problem, fields: list[Index], shown: Index | None, cancelled: threading.Event
-) -> Generator[int, None, Answer | None]:
-    """Restore the fields one by one; yields how many are done, and returns None when cancelled.
+) -> Generator[int, None, Restorations | None]:
+    """Restore fields one by one; yields the number done, and returns the restorations, or None when cancelled.
 
-    The evidence is kept of the field ``shown`` alone.
+    Only the field ``shown`` keeps its evidence, for the report.
     """
-    found = []
+    done = []
     for index in fields:
         try:
             restored = problem.restore(index, cancelled.is_set)
         except CancelledError:
             return None
-        found.append((index, restored if index == shown else replace(restored, evidence=None)))
-        yield len(found)
-    return None if cancelled.is_set() else found
+        done.append((index, restored if index == shown else replace(restored, evidence=None)))
+        yield len(done)
+    return None if cancelled.is_set() else done
 
 
 def _highest(layer: Layer) -> Any:
-    """The data of a layer, of its highest level where it has several."""
+    """The data of a layer, at the highest resolution where it has several levels."""
     return layer.data[0] if layer.multiscale else layer.data
 
 
 def _beside(
-    image: Image, values: np.ndarray[Any, Any], suffix: str, about: dict[str, Any], *,
-    where: tuple[slice, ...] | None = None, plain: bool = False,
+    image: Image, values: np.ndarray[Any, Any], suffix: str, metadata: dict[str, Any], *,
+    part: tuple[slice, ...] | None = None, plain: bool = False,
 ) -> Layer:  # fmt: skip
-    """A layer that lies and looks like the image's own: its scale, place, units, axes, colours and metadata.
+    """Make a layer with the position and display of an image's: scale, translation, units, axes, colours and metadata.
 
     Args:
-        image: the layer.
-        values: its data.
-        suffix: of the layer's name.
-        about: further metadata.
-        where: the part of the image that the values are.
-        plain: whether the values are of another kind, with colours and limits of their own.
+        image: the image's layer.
+        values: the data of the new layer.
+        suffix: the end of the new layer's name, after the image's.
+        metadata: further metadata.
+        part: the slices of the image that the values cover; None: all of it.
+        plain: whether the values are of another kind, with a colour map and limits of their own.
     """
-    _, looks, kind = image.as_layer_data_tuple()
+    _, attributes, kind = image.as_layer_data_tuple()
     for key in ("multiscale", "locked_data_level", "visible", "auto_contrast", *(("rgb",) if plain else ())):
-        looks.pop(key, None)
+        attributes.pop(key, None)
     if plain:
-        looks.pop("contrast_limits")
-        looks["colormap"] = "magma"
-    looks["name"] = f"{image.name} {suffix}"
-    looks["metadata"] = {**image.metadata, **about}
-    if where is not None:
-        corner = np.asarray(image.data_to_world([part.start for part in where]))
-        looks["translate"] = image.affine.inverse(corner)
-    return Layer.create(values, looks, kind)
+        attributes.pop("contrast_limits")
+        attributes["colormap"] = "magma"
+    attributes["name"] = f"{image.name} {suffix}"
+    attributes["metadata"] = {**image.metadata, **metadata}
+    if part is not None:
+        corner = np.asarray(image.data_to_world([cells.start for cells in part]))
+        attributes["translate"] = image.affine.inverse(corner)
+    return Layer.create(values, attributes, kind)

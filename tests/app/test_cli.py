@@ -30,7 +30,7 @@ def leave(arguments: list[str]) -> int:
         (["demo", "--device", "meta"], "--device meta"),
         (["demo", "--device", "cuda:99"], "CUDA devices"),
         (["demo", "--output", "picture.jpg"], ".png"),
-        (["demo", "--output", "no/such/folder/picture.png"], "does not exist"),
+        (["demo", "--output", f"{__file__}/picture.png"], "is a file, expected a folder"),
         (["demo", "--colour"], "--colour"),
         (["invert-the-world"], "invert-the-world"),
     ],
@@ -61,12 +61,12 @@ def test_a_folder_as_output_is_refused(capsys: pytest.CaptureFixture[str], tmp_p
 def test_an_answer_that_did_not_converge_is_code_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    judge = demo.judge
+    evaluate = demo.evaluate
 
     def give_up(*arguments: Any) -> demo.Answer:
-        return dataclasses.replace(judge(*arguments), converged=False)
+        return dataclasses.replace(evaluate(*arguments), converged=False)
 
-    monkeypatch.setattr(demo, "judge", give_up)
+    monkeypatch.setattr(demo, "evaluate", give_up)
     assert leave(["demo", "--quick", "--output", str(tmp_path / "picture.png")]) == 1
     assert "not converged: lsconv of 'The question" in capsys.readouterr().err
 

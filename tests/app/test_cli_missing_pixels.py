@@ -28,6 +28,7 @@ def pictures(leave: Leave) -> None:
     lamp[20:24, 20:24] = 255
     write_picture(Path("lamp.png"), Picture(lamp))
     write_picture(Path("small.png"), Picture(bad[1:]))
+    np.save("ones.npy", bad[..., 0] // 255)
     write_picture(Path("real.tif"), Picture(image.astype(np.float32)))
 
 
@@ -40,6 +41,14 @@ def test_values_of_bad_pixels_do_not_show(leave: Leave) -> None:
     assert np.array_equal(read_picture(Path("one.png")).values, read_picture(Path("other.png")).values)
     report = read_picture(Path("report.png")).values[..., :3].astype(int)
     assert int(((report[..., 0] > 200) & (report[..., 1:].max(-1) < 60)).sum()) > 100  # a red line
+
+
+def test_the_opacity_of_a_mask_marks_no_pixel(leave: Leave) -> None:
+    bad = read_picture(Path("bad.png")).values
+    write_picture(Path("opaque.png"), Picture(np.concatenate([bad, np.full_like(bad, 255)], -1), opacity=True))
+    code, out, _ = leave("deblur", "image.png", "--box", 3, "--damp", 0.1, "--bad-pixels", "opaque.png", "-o", "x.png")
+    assert code == 0
+    assert "204 pixel(s) missing" in out
 
 
 @pytest.mark.parametrize("level", ["255", "auto"])
@@ -59,6 +68,10 @@ def test_a_saturated_lamp_is_missing(leave: Leave, level: str) -> None:
     [
         (("image.png", "--bad-pixels", "small.png"), "is of (31, 34) pixels, the image of (32, 34)"),
         (("image.png", "--bad-pixels", "none.png"), "none.png"),
+        (
+            ("image.png", "--bad-pixels", "ones.npy"),
+            "--bad-pixels ones.npy: has no white pixel, its largest",
+        ),
         (("image.png", "--saturated", "bright"), "--saturated bright: expected a grey level or auto"),
         (("real.tif", "--saturated", "auto"), "--saturated auto: looks for the plateau"),
     ],

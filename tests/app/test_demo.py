@@ -75,8 +75,8 @@ def test_the_recipe_of_the_question_misses_the_minimum_norm_solution_and_lsconv_
     problem = demo.question_problem(CPU, quick=True)
     reference = demo.solve_reference(problem)
     solvers = demo.solvers(problem)
-    circular = demo.judge(problem, reference, "circular", solvers["circular pinv"])
-    ours = demo.judge(problem, reference, "lsconv", solvers["lsconv"])
+    circular = demo.evaluate(problem, reference, "circular", solvers["circular pinv"])
+    ours = demo.evaluate(problem, reference, "lsconv", solvers["lsconv"])
     assert circular.distance > 0.1
     assert ours.converged
     assert ours.distance < 0.01
@@ -85,7 +85,7 @@ def test_the_recipe_of_the_question_misses_the_minimum_norm_solution_and_lsconv_
 def test_lsconv_restores_the_photograph_better_than_the_same_damping_on_a_circle() -> None:
     problem = demo.photograph_problem(CPU, quick=True)
     reference = demo.solve_reference(problem)
-    rows = {name: demo.judge(problem, reference, name, solve) for name, solve in demo.solvers(problem).items()}
+    rows = {name: demo.evaluate(problem, reference, name, solve) for name, solve in demo.solvers(problem).items()}
     assert rows["lsconv, damped"].error < 0.9 * rows["circular pinv, damped"].error
     assert rows["circular pinv, damped"].error < rows["circular pinv"].error
 
@@ -102,8 +102,8 @@ def test_the_reference_is_the_dense_pseudo_inverse() -> None:
 
 
 def test_a_wrong_reference_does_not_pass_as_verified() -> None:
-    assert not demo.Reference(torch.zeros(1), residual=1e-3, slant=0.0).verified
-    assert not demo.Reference(torch.zeros(1), residual=0.0, slant=1e-3).verified
+    assert not demo.Reference(torch.zeros(1), residual=1e-3, inner_product=0.0).verified
+    assert not demo.Reference(torch.zeros(1), residual=0.0, inner_product=1e-3).verified
 
 
 def test_the_motion_kernel_is_a_centred_asymmetric_average() -> None:

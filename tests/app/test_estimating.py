@@ -69,9 +69,10 @@ def test_an_image_that_does_not_tell_its_blur_is_code_one_with_a_reason(leave: L
     [
         ("psf a.png --model lens", "--model lens: expected one of gaussian, disk, motion"),
         ("psf a.png --model disk -o psf.png", "--output psf.png: the PSF is an array"),
+        ("psf a.npy --model disk -o a.npy", "--output a.npy: would replace the image"),
         ("deblur a.png --psf auto:lens -o b.png", "--psf auto:lens: expected auto:gaussian"),
         ("deblur a.png --psf auto:disk --origin peak -o b.png", "--psf auto:disk: is of images and centred blurs"),
-        ("blur a.png --psf auto:disk -o b.png", "--psf auto:disk: is of lsconv deblur"),
+        ("blur a.png --psf auto:disk -o b.png", "--psf auto:disk: estimates a blur for lsconv deblur"),
     ],
 )
 def test_arguments_without_sense_are_reported_in_one_line_with_code_two(leave: Leave, words: str, said: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lsconv.app.image_io import ImageFileError, Picture, check_target, read_picture, write_picture
-from lsconv.app.restore import Restoring
+from lsconv.app.restore import Restoration
 
 
 def test_without_astropy_the_line_that_installs_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,12 +44,12 @@ def test_an_image_in_an_extension_with_missing_pixels_is_restored(tmp_path: Path
 
     fits = pytest.importorskip("astropy.io.fits")
     import lsconv
-    from lsconv.app.requests import choose_psf
+    from lsconv.app.arguments import choose_psf
 
     image = np.random.default_rng(0).random((20, 22)).astype(np.float32)
     image[3, 4] = np.nan
     fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(image, name="SCI")]).writeto(tmp_path / "a.fits")
-    work = Restoring(choose_psf(None, 1.0, None, None, None), "unknown", "gradient", "0.3", None, None,
+    work = Restoration(choose_psf(None, 1.0, None, None, None), "unknown", "gradient", "0.3", None, None,
                      torch.device("cpu"))  # fmt: skip
     with pytest.warns(lsconv.InputWarning, match="1 of 440 pixels"):
         _, converged = work(tmp_path / "a.fits", tmp_path / "b.fits")

@@ -50,6 +50,7 @@ def test_a_folder_becomes_a_folder_with_a_page_about_all(leave: Leave, jobs: int
     assert sorted(os.listdir("page")) == sorted([*drawn, "index.html"])
     page = Path("page/index.html").read_text()
     assert "2 of 3 files restored" in page
+    assert "<code>lsconv deblur in --gaussian 1 --damp 0.2 -o out --report page" in page
     assert page.count("<figure class=pair>") == 2
     for name in drawn:
         assert f"src='{name}'" in page
@@ -174,6 +175,17 @@ def test_quiet_says_nothing_verbose_says_why_and_version_the_version(leave: Leav
     assert "by the rule gcv" in out
     assert "PSF centre at 4, 4" in out
     assert leave("--version") == (0, f"lsconv {lsconv.__version__}\n", "")
+
+
+def test_verbose_names_the_plan_that_the_solver_takes_at_a_periodic_border(leave: Leave) -> None:
+    """The penalty is periodic there too, so that one product of FFTs inverts."""
+    np.save("a.npy", np.random.default_rng(0).random((20, 22)).astype(np.float32))
+    code, out, _ = leave("deblur", "a.npy", "--box", 3, "--damp", 0.1, "--boundary", "periodic", "-o", "x.npy", "-v")
+    A = lsconv.blur_operator(lsconv.psf.box(3).float(), (20, 22), boundary="periodic")
+    expected = lsconv.explain(A, 0.1, lsconv.Gradient(A.in_shape, boundary="periodic")).plan
+    assert code == 0
+    assert f"plan {expected}\n" in out
+    assert expected != lsconv.explain(A, 0.1, lsconv.Gradient(A.in_shape)).plan
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")

@@ -18,8 +18,8 @@ import pytest
 import tifffile
 
 import lsconv
+from lsconv.app.arguments import UsageError, find_images, plan_outputs
 from lsconv.app.image_io import ImageFileError, Metadata, Picture, check_target, read_picture, write_picture
-from lsconv.app.requests import UsageError, find_images, plan_outputs
 
 Leave = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
@@ -349,7 +349,7 @@ def test_levels_of_several_blocks_are_those_of_one(tmp_path: Path, monkeypatch: 
     ome = replace(read.metadata.ome, chunks=((1, 96, 80), None))
     picture = replace(read, metadata=replace(read.metadata, ome=ome))
     for name, pixels in (("many", 1), ("some", 2**15), ("one", 2**30)):
-        monkeypatch.setattr("lsconv.app.ome_zarr._BLOCK", pixels)
+        monkeypatch.setattr("lsconv.app.ome_zarr._PIXELS_AT_ONCE", pixels)
         write_picture(tmp_path / f"{name}.zarr", picture)
     many, some, one = (zarr.open_group(tmp_path / f"{name}.zarr", mode="r") for name in ("many", "some", "one"))
     assert sorted(one.array_keys()) == ["0", "1", "2"]

@@ -57,7 +57,7 @@ REFUSED: dict[str, tuple[Callable[[str], Any], str]] = {
     "nan.zarr": (lambda n: make(n, np.full((20, 21), np.nan, np.float32)), "NaN"),
     "scale.zarr": (lambda n: make(n, scale=[1, 2, 3]), "a scale of [3] numbers for 2 axes"),
     "damaged.zarr": (damage, "damaged"),
-    "array.zarr": (lambda n: make("of.zarr").joinpath("0").rename(n), "a Zarr array alone"),
+    "array.zarr": (lambda n: make("of.zarr").joinpath("0").rename(n), "a Zarr array without metadata"),
     "twice.zarr": (lambda n: make(n, np.stack([GREY] * 2), axes=["y", "y", "x"]), "axes y, y, x"),
     "folder.zarr": (lambda n: Path(n).mkdir(), "a folder that is no Zarr group"),
 }

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import lsconv
+from lsconv.app.arguments import Kernel
 from lsconv.app.report import Evidence, draw_pair, draw_report, report_figure, whiteness
-from lsconv.app.requests import Kernel
 
 
 def correlation_by_definition(residual: np.ndarray, reach: int) -> float:
@@ -31,7 +31,7 @@ def correlation_by_definition(residual: np.ndarray, reach: int) -> float:
 
 def test_the_correlation_is_the_largest_of_the_definitions() -> None:
     residual = np.random.default_rng(0).standard_normal((24, 30))
-    assert whiteness(torch.from_numpy(residual), reach=5).correlation == pytest.approx(
+    assert whiteness(torch.from_numpy(residual), max_shift=5).correlation == pytest.approx(
         correlation_by_definition(residual, 5), abs=1e-12
     )
 
@@ -46,7 +46,7 @@ def test_a_copy_shifted_by_a_vector_is_found_at_that_vector(shift: tuple[int, in
 
 
 def test_white_noise_is_called_white_in_about_99_of_100_cases() -> None:
-    white = sum(whiteness(torch.randn(48, 48), reach=8).white for _ in range(300))
+    white = sum(whiteness(torch.randn(48, 48), max_shift=8).white for _ in range(300))
     assert white >= 290
 
 

@@ -166,7 +166,7 @@ def test_one_field_of_least_squares_asks_every_second_whether_to_go_on() -> None
         ({"data": np.zeros((8, 8)), "psf": VOLUME}, "PSF: has 3 axes, the image 2"),
         ({"data": np.zeros((8, 8)), "psf": np.ones(5)}, r"PSF: an array of shape \(5,\)"),
         ({"data": np.zeros((8, 8)), "psf": np.ones((9, 3)) / 27}, r"its size \(9, 3\) exceeds the image's, \(8, 8\)"),
-        ({"data": np.zeros((8, 8)), "psf": PSF[:3, :3], "mask": np.zeros((8, 9))}, r"mask: is of shape \(8, 9\)"),
+        ({"data": np.zeros((8, 8)), "psf": PSF[:3, :3], "mask": np.zeros((8, 9))}, r"bad pixels: of shape \(8, 9\)"),
     ],
 )
 def test_an_argument_that_does_not_fit_is_named(arguments: dict[str, Any], said: str) -> None:

@@ -304,4 +304,4 @@ def test_masks_of_another_shape_are_refused_by_a_sentence(viewer: SimpleNamespac
     assert type(labels) is Labels
     widget.mask.value = labels
     widget.restore()
-    assert widget.status.value == "mask: is of shape (5, 5), the image of (20, 22)"
+    assert widget.status.value == "bad pixels: of shape (5, 5), expected the image's, (20, 22), or its last axes"

@@ -29,27 +29,30 @@ __all__ = [
     "find_images",
     "parse_memory",
     "plan_outputs",
+    "real_path",
 ]
 
 AUTOMATIC = ("gaussian", "disk", "motion")  # the models of a blur that are estimated
 BOUNDARIES = ("unknown", "zero", "periodic", "reflect")
-_LARGEST = 2000.0  # pixels; a slip of the decimal point should not ask for gigabytes
+_MAX_EXTENT = 2000.0  # pixels; a misplaced decimal point would make a PSF of gigabytes
 
 
 class UsageError(Exception):
-    """A request that cannot be served; the message is all that the user needs to see."""
+    """An option of the command line is wrong; the message names it, what was given and what was expected."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A point spread function.
+    """A point spread function (PSF).
 
     Attributes:
-        values: ``(*size)``, or ``(channels, *size)`` with one for each colour or channel; every one sums to one.
-        ndim: number of its spatial axes: 1 for signals, 2 for images, 3 for stacks.
-        total: the sum that its file was divided by, where that is off one by over 1 %.
-        model: how to estimate it from each image, whose estimate takes the place of the values; None: it is known.
-        positions: of PSFs ``(K, *size)`` that vary across the image, the pixels where they are; None: there is one.
+        values: ``(*size)``; ``(channels, *size)`` with one PSF for each colour or channel; or ``(K, *size)`` at the
+            ``positions``. Each sums to one.
+        ndim: number of spatial axes: 1 for signals, 2 for images, 3 for stacks.
+        total: the sum that the values of its file were divided by, where it differs from one by over 1 %; else None.
+        model: the model whose parameters are estimated from each image, in place of the values; None: they are known.
+        positions: ``(K, ndim)``, the pixels at which PSFs that vary across the image were measured; None: one PSF
+            holds everywhere.
     """
 
     values: Tensor
@@ -60,29 +63,29 @@ class Kernel:
 
     @property
     def channels(self) -> int:
-        """Kernels for one colour or channel each, or 0."""
+        """The number of colours or channels with a PSF of their own; 0 where all share one."""
         return self.values.shape[0] if self.values.ndim > self.ndim and self.positions is None else 0
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Its spatial size."""
+        """The PSF's spatial size."""
         return tuple(self.values.shape[-self.ndim :])
 
     def fields_of(self, picture: Picture) -> Tensor:
-        """The image as ``(items, channels, *size)``: what the PSF blurs last, every other axis among the items.
+        """The image as ``(items, channels, *size)``: the axes that the PSF blurs last, all others among the items.
 
         Raises:
-            UsageError: a PSF of three axes without depth, or of one for an image; a number of channels that does not
-                fit.
+            UsageError: the PSF has three axes and the image no depth, or one axis and the image is no signal; or their
+                numbers of channels differ.
         """
         colours = picture.colours
-        if self.channels and self.channels not in (colours.shape[-3], self._channels(picture)):
+        if self.channels and self.channels not in (colours.shape[-3], _channel_count(picture)):
             raise UsageError(
-                f"--psf: it has {self.channels} channels, the image has {self._channels(picture) or colours.shape[-3]}"
+                f"--psf: it has {self.channels} channels, the image has {_channel_count(picture) or colours.shape[-3]}"
             )
         if picture.line != (self.ndim == 1):
-            said = "a signal needs a PSF of one axis" if picture.line else "a PSF of one axis needs a signal"
-            raise UsageError(f"--psf: {said} (an NPY array); --gaussian and --box serve signals")
+            mismatch = "a signal needs a PSF of one axis" if picture.line else "a PSF of one axis needs a signal"
+            raise UsageError(f"--psf: {mismatch} (an NPY array); --gaussian and --box serve signals")
         if self.ndim == 3:
             if "Z" not in picture.axes:
                 raise UsageError(
@@ -94,8 +97,14 @@ class Kernel:
         return colours.reshape(-1, *colours.shape[-self.ndim - 1 :])
 
     def picture_of(self, fields: Tensor, picture: Picture, crop: tuple[slice, ...] | None = None) -> Picture:
-        """The way back from :meth:`fields_of`, with what of the opacity ``crop`` leaves."""
-        leading = [n for n, _ in self._items(picture)]
+        """The image whose :meth:`fields_of` these are.
+
+        Args:
+            fields: ``(items, channels, *size)``.
+            picture: the image that the fields were made from; gives the axes, number type, opacity and metadata.
+            crop: slices of the spatial axes of ``picture`` that the fields cover; None: all of it.
+        """
+        leading = [n for n, _ in self._item_axes(picture)]
         colours = fields.reshape(*leading, *fields.shape[1:])
         if self.ndim == 3:
             colours = colours.movedim(-3, picture.axes.index("Z"))
@@ -105,34 +114,34 @@ class Kernel:
 
     def of_item(self, picture: Picture, item: int) -> Tensor:
         """The PSF of one of the items of :meth:`fields_of`, ``(*size)`` or ``(channels, *size)``."""
-        if not self.channels or not self._channels(picture):
+        if not self.channels or not _channel_count(picture):
             return self.values
-        kept = self._items(picture)
-        place = np.unravel_index(item, [n for n, _ in kept])
-        return self.values[int(place[[name for _, name in kept].index("C")])]
+        axes = self._item_axes(picture)
+        index = np.unravel_index(item, [n for n, _ in axes])
+        return self.values[int(index[[name for _, name in axes].index("C")])]
 
     def place_of(self, picture: Picture, item: int) -> str:
         """The place of an item of :meth:`fields_of` in words, such as "time 2 of 3, channel 1 of 2"."""
-        kept = self._items(picture)
-        place = np.unravel_index(item, [n for n, _ in kept]) if kept else ()
+        axes = self._item_axes(picture)
+        index = np.unravel_index(item, [n for n, _ in axes]) if axes else ()
         words = {"T": "time", "C": "channel", "Z": "slice"}
         return ", ".join(
             f"{words.get(name, f'axis {name}')} {int(at) + 1} of {n}"
-            for at, (n, name) in zip(place, kept, strict=True)
+            for at, (n, name) in zip(index, axes, strict=True)
             if n > 1
         )
 
-    def _items(self, picture: Picture) -> list[tuple[int, str]]:
-        """Size and letter of the axes along which items lie."""
+    def _item_axes(self, picture: Picture) -> list[tuple[int, str]]:
+        """The size and letter of every axis along which the items lie."""
         axes = zip(picture.values.shape, picture.axes, strict=False)
         return [(size, name) for size, name in axes if self.ndim < 3 or name != "Z"]
 
-    def _channels(self, picture: Picture) -> int:
-        """The channels that are images of their own, or 0."""
-        return picture.values.shape[picture.axes.index("C")] if "C" in picture.axes else 0
-
     def as_line(self) -> Kernel:
-        """The PSF of one axis that a separable one is made of, for signals."""
+        """The PSF of one axis whose product with another is this separable one, for signals.
+
+        Raises:
+            UsageError: it is not separable, or not one PSF of two axes.
+        """
         rows, columns = self.values.sum(0), self.values.sum(1)
         if (
             self.positions is not None
@@ -143,23 +152,32 @@ class Kernel:
         return Kernel(rows, 1)
 
 
+def _channel_count(picture: Picture) -> int:
+    """The length of the axis of channels (C), 0 where there is none; colours are on an axis of their own."""
+    return picture.values.shape[picture.axes.index("C")] if "C" in picture.axes else 0
+
+
 def choose_psf(
     file: Path | str | None, gaussian: float | None, disk: float | None, motion: str | None, box: int | None
 ) -> Kernel:
-    """The point spread function asked for, by exactly one of the five.
+    """Make the PSF from the one of five options that was given.
 
-    A file is a picture (one colour channel for all, or three for one each), a stack of pictures, or an NPY array of two
-    or three axes. It is divided by its sum. ``auto:MODEL`` in its place says that the PSF is estimated.
+    Args:
+        file: an image (of three colours: one PSF for each), a stack of images, or an NPY array of one to three axes,
+            which is divided by its sum; or ``auto:MODEL`` for a PSF that is estimated from each image.
+        gaussian: sigma in pixels.
+        disk: radius in pixels.
+        motion: ``LENGTH,ANGLE`` in pixels and degrees from horizontal.
+        box: width in pixels.
 
     Raises:
-        UsageError: none or several were given, or one that makes no sense.
+        UsageError: none or several were given, or one out of range.
         ImageFileError, OSError: the file cannot be read.
     """
     given = {"--psf": file, "--gaussian": gaussian, "--disk": disk, "--motion": motion, "--box": box}
     names = [name for name, value in given.items() if value is not None]
     if len(names) != 1:
-        said = f"got {', '.join(names)}" if names else "got none"
-        raise UsageError(f"give one of {', '.join(given)} as the blur, {said}")
+        raise UsageError(f"give one of {', '.join(given)} as the blur, got {', '.join(names) or 'none'}")
     if file is not None and str(file).startswith("auto:"):
         model = str(file).removeprefix("auto:")
         if model not in AUTOMATIC:
@@ -173,7 +191,7 @@ def choose_psf(
         return _by_formula("--disk", disk, formulas.disk, disk)
     if box is not None:
         return _by_formula("--box", box, formulas.box, box)
-    assert motion is not None  # the only one left; for the type checker
+    assert motion is not None  # for the type checker: exactly one was given
     try:
         length, angle = (float(word) for word in motion.split(","))
     except ValueError:
@@ -182,8 +200,9 @@ def choose_psf(
 
 
 def _by_formula(name: str, extent: float, formula: Callable[..., Tensor], *arguments: float) -> Kernel:
-    if extent > _LARGEST:
-        raise UsageError(f"{name} {extent:g}: at most {_LARGEST:g} pixels are served")
+    """The PSF that a formula gives; ``extent``, in pixels, sets its size."""
+    if extent > _MAX_EXTENT:
+        raise UsageError(f"{name} {extent:g}: expected at most {_MAX_EXTENT:g} pixels")
     try:
         return Kernel(formula(*arguments), 2)
     except ValueError as error:
@@ -191,9 +210,13 @@ def _by_formula(name: str, extent: float, formula: Callable[..., Tensor], *argum
 
 
 def _from_file(path: Path) -> Kernel:
+    """The PSF in an image file, divided by its sum."""
     picture = read_picture(path)
     if path.suffix.lower() == ".npy" and picture.values.ndim == 3 and picture.values.shape[-1] > 1:
-        values, ndim = torch.from_numpy(picture.values.astype(np.float64)), 3  # an array of three axes is no colours
+        values, ndim = (
+            torch.from_numpy(picture.values.astype(np.float64)),
+            3,
+        )  # a stack: its last axis is width, not colour
     elif picture.line:
         values, ndim = picture.colours.double()[..., 0, :], 1
     else:
@@ -210,14 +233,14 @@ def _from_file(path: Path) -> Kernel:
     sums = values.sum(tuple(range(-ndim, 0)), keepdim=True)
     if not bool((sums > 0).all()):
         raise UsageError(f"--psf {path}: its values sum to {sums.min():g}, expected a sum > 0")
-    off = sums.flatten()[(sums.flatten() - 1).abs().argmax()]
+    total = float(sums.flatten()[(sums.flatten() - 1).abs().argmax()])
     values = values / sums
     values = values[0] if values.ndim > ndim and len(values) == 1 else values
-    return Kernel(values, ndim, float(off) if abs(float(off) - 1) > 0.01 else None)
+    return Kernel(values, ndim, total if abs(total - 1) > 0.01 else None)
 
 
 def find_images(given: Sequence[Path]) -> list[Path]:
-    """The files named, and the images in the folders named, in the order of their names.
+    """List the files that were given, and the images in the folders that were given, sorted by name.
 
     Raises:
         UsageError: a folder has no image.
@@ -237,15 +260,15 @@ def find_images(given: Sequence[Path]) -> list[Path]:
 
 
 def plan_outputs(given: Sequence[Path], images: Sequence[Path], output: str) -> list[Path]:
-    """The file to write for every image: ``output`` itself, or one of the image's name in the folder ``output``.
+    """Name the file to write for every image: ``output`` itself, or one of the image's name in the folder ``output``.
 
     Args:
-        given: the files and folders that were named.
+        given: the files and folders on the command line.
         images: the files to read.
-        output: a file, or a folder; a slash at its end says so, which a Path has not.
+        output: a file, or a folder; text, because a slash at its end means a folder, and a Path drops it.
 
     Raises:
-        UsageError: outputs that cannot be written, that coincide, or that would replace an input.
+        UsageError: an output cannot be written, coincides with another, or would replace an input.
     """
     place = Path(output)
     zarr = place.suffix.lower() == ".zarr"
@@ -264,24 +287,24 @@ def plan_outputs(given: Sequence[Path], images: Sequence[Path], output: str) -> 
         twice = {target.name for target in targets if targets.count(target) > 1}
         if twice:
             raise UsageError(f"--output {output}: two images would both become {sorted(twice)[0]}")
-    inputs = [_real(image) for image in images]
+    inputs = [real_path(image) for image in images]
     for target in targets:
         check_writable("--output", target)
-        if any(_real(target).is_relative_to(image) for image in inputs):
+        if any(real_path(target).is_relative_to(image) for image in inputs):
             raise UsageError(f"--output {target}: would replace an input; give another name or folder")
     return targets
 
 
-def _real(path: Path) -> Path:
-    """The path without links; unlike ``Path.resolve`` it takes those that lead in a circle."""
+def real_path(path: Path) -> Path:
+    """The path with its links followed; unlike ``Path.resolve`` it accepts links that lead in a circle."""
     return Path(os.path.realpath(path))
 
 
 def parse_memory(text: str | None) -> int | None:
-    """Bytes of a size such as 500M, 4G or 4GB.
+    """Convert a size such as 500M, 4G or 4GB to bytes.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is no size, or not positive.
 
     Example:
         >>> parse_memory("1.5G")
@@ -306,11 +329,11 @@ def check_plot(
     """Raise :class:`UsageError` unless the report and the error bars can be written."""
     if error_bars is not None:
         if len(images) > 1:
-            raise UsageError("--error-bars: are those of one image")
+            raise UsageError("--error-bars: is one file, for one image; run lsconv deblur for each")
         if error_bars.suffix.lower() not in (".tif", ".tiff", ".npy", ".fits", ".zarr"):
             raise UsageError(f"--error-bars {error_bars}: are real numbers, give a name in .tif, .npy, .fits or .zarr")
         check_writable("--error-bars", error_bars)
-        if _real(error_bars) in (_real(targets[0]), _real(images[0])):
+        if real_path(error_bars) in (real_path(targets[0]), real_path(images[0])):
             raise UsageError(f"--error-bars {error_bars}: is also the name of the image")
     if plot is None:
         return
@@ -319,12 +342,12 @@ def check_plot(
     if plot.suffix.lower() != ".png":
         raise UsageError(f"--plot {plot}: the report is a PNG file, give a name that ends in .png")
     check_writable("--plot", plot)
-    if _real(plot) in (_real(targets[0]), _real(images[0])):
+    if real_path(plot) in (real_path(targets[0]), real_path(images[0])):
         raise UsageError(f"--plot {plot}: is also the name of the image")
 
 
 def check_writable(option: str, path: Path) -> None:
-    """Raise :class:`UsageError` unless a file can be written there, once the folders that are missing are made."""
+    """Raise :class:`UsageError` unless a file can be written there; missing folders on the way are no obstacle."""
     if path.is_dir() and not is_replaceable(path):
         raise UsageError(f"{option} {path}: is a folder")
     if path.is_file() and path.suffix.lower() == ".zarr":
@@ -337,10 +360,10 @@ def check_writable(option: str, path: Path) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name.
+    """The torch device of that name.
 
     Raises:
-        UsageError: there is none, or it is neither a CPU nor a CUDA device.
+        UsageError: the machine does not have it, or it is neither a CPU nor a CUDA device.
     """
     try:
         device = torch.device(name)
