@@ -1,4 +1,4 @@
-"""LSMR tried before the border: for as many iterations as cost what the border's setup would, with a forecast."""
+"""LSMR tried before the border: for as many iterations as cost what the border's setup would."""
 
 from __future__ import annotations
 
